@@ -1,0 +1,110 @@
+# fedround: everything that a developer does starts here. `make` alone lists the targets.
+
+PYTHON ?= python3
+NPM    ?= npm
+# More words for the command that a target runs: make test ARGS='-k layers'
+ARGS   ?=
+
+VENV       := .venv
+PROTO_VENV := .venv-proto
+TOOLS      := .tools
+BIN        := $(VENV)/bin
+PIP        := -m pip install --quiet --disable-pip-version-check
+
+# Generated code refuses runtimes older than its generator, so the generator is the oldest that the client supports. It
+# lives in an environment of its own: it wants an older protobuf than the one that fedround runs on.
+GRPCIO_TOOLS  := 1.76.0
+MYPY_PROTOBUF := 5.1.0
+BUF           := 1.75.0
+
+PROTOS   := $(sort $(wildcard protos/fedround/v1/*.proto))
+# Files without a service would get an empty _pb2_grpc.py.
+SERVICES := $(shell grep -l '^service ' $(PROTOS))
+
+SHELL         := bash
+.SHELLFLAGS   := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install demo test check lint types proto proto-check proto-lint bench clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+
+install: $(VENV)/.installed ## Set up the environment in .venv
+
+demo: install ## Watch five clients train one model through a real server
+	@$(BIN)/fedround demo --output demo $(ARGS)
+
+test: install ## Run the tests
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: lint types proto-check proto-lint ## Check style, types, protos and generated code
+
+lint: install
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+
+types: install
+	@$(BIN)/mypy
+
+proto: $(PROTO_VENV)/.installed ## Write generated/ from protos/
+	@$(generate); rm -f generated/fedround/v1/*_pb2* && cp -R "$$fresh"/. generated/
+	@echo "generated/ is written"
+
+proto-check: $(PROTO_VENV)/.installed ## Fail when generated/ is not what protos/ say
+	@$(generate); diff -rq -x __pycache__ -x py.typed "$$fresh" generated >&2 || \
+	{ echo "generated/ is stale: run 'make proto' and commit what it writes." >&2; exit 1; }
+	@echo "generated/ is up to date"
+
+# buf comes with npm. The binary is in the package, so no install script has to run.
+ifneq ($(shell command -v $(NPM) 2>/dev/null),)
+proto-lint: $(TOOLS)/.installed
+	@$(TOOLS)/node_modules/.bin/buf lint protos
+	@echo "buf lint: no findings"
+else
+proto-lint:
+	@echo "buf lint: SKIPPED, there is no npm to install buf with"
+endif
+
+bench: install ## Measure rounds; writes benchmarks/results.json
+	@$(BIN)/python benchmarks/round.py $(ARGS)
+
+clean: ## Remove environments, caches and what was built; never fedround-data
+	@rm -rf $(VENV) $(PROTO_VENV) $(TOOLS) build demo dist benchmarks/results.json
+	@rm -rf .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	@find benchmarks client examples generated server tests -name __pycache__ -prune -exec rm -rf {} +
+
+# The stubs of all protos, in a new folder $$fresh that goes with the shell.
+define generate
+fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && export PATH="$(CURDIR)/$(PROTO_VENV)/bin:$$PATH" && \
+python -m grpc_tools.protoc -Iprotos --python_out="$$fresh" --mypy_out=quiet:"$$fresh" $(PROTOS) && \
+python -m grpc_tools.protoc -Iprotos --grpc_python_out="$$fresh" --mypy_grpc_out=quiet:"$$fresh" $(SERVICES) || exit 1
+endef
+
+# Stamps: an environment is made again when what it is made from has changed.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(need_python)
+	@echo "Installing fedround into $(VENV); this takes a few minutes the first time"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python $(PIP) -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(PROTO_VENV)/.installed: Makefile
+	$(need_python)
+	@echo "Installing the code generator into $(PROTO_VENV)"
+	@test -x $(PROTO_VENV)/bin/python || $(PYTHON) -m venv $(PROTO_VENV)
+	@$(PROTO_VENV)/bin/python $(PIP) grpcio-tools==$(GRPCIO_TOOLS) mypy-protobuf==$(MYPY_PROTOBUF)
+	@touch $@
+
+$(TOOLS)/.installed: Makefile
+	@echo "Installing buf into $(TOOLS)"
+	@mkdir -p $(TOOLS)
+	@$(NPM) install --prefix $(TOOLS) --ignore-scripts --no-audit --no-fund --loglevel=error @bufbuild/buf@$(BUF)
+	@touch $@
+
+define need_python
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+{ echo "fedround needs Python 3.11 or newer. Name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; }
+@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+{ echo "$(PYTHON) has no venv module. On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+endef

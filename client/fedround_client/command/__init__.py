@@ -1,0 +1,62 @@
+"""The `fedround` command."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedround_client.client import DEFAULT_SERVER
+from fedround_client.command import convert, demo, model, serve, training, user
+from fedround_client.command.session import Group, Session
+
+app = typer.Typer(
+    name="fedround",
+    cls=Group,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,  # a traceback with locals would show the token
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Federated learning over gRPC: run a server, steer trainings, fetch models.",
+)
+app.add_typer(user.app, name="user")
+app.add_typer(training.app, name="training")
+app.add_typer(model.app, name="model")
+app.command("convert")(convert.convert)
+app.command("serve", context_settings=serve.PASS_THROUGH)(serve.serve)
+app.command("demo", context_settings=serve.PASS_THROUGH)(demo.demo)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        try:
+            typer.echo(version("fedround"))
+        except PackageNotFoundError:
+            typer.echo("unknown: fedround is not installed, but run from its sources")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    context: typer.Context,
+    server: Annotated[str, typer.Option(envvar="FEDROUND_SERVER", help="HOST:PORT of the server.")] = DEFAULT_SERVER,
+    token: Annotated[
+        str, typer.Option(envvar="FEDROUND_TOKEN", help="Your token. Others may see it here: prefer the environment.")
+    ] = "",
+    token_file: Annotated[Path | None, typer.Option(help="File with your token; goes before the environment.")] = None,
+    tls_ca: Annotated[Path | None, typer.Option(help="PEM file of the authority behind the server.")] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="PEM file of your certificate.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM file of its key.")] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Plaintext, also to another machine.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Federated learning over gRPC: run a server, steer trainings, fetch models."""
+    context.obj = Session(server, token, token_file, tls_ca, tls_cert, tls_key, insecure)
+
+
+def main() -> None:
+    """Runs the command. Exits with 0, with 1 after an error, with 2 if it was called wrongly, with 130 on Ctrl-C."""
+    app(prog_name="fedround")

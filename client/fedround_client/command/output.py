@@ -1,0 +1,109 @@
+"""Results for people (tables) and for programs (protobuf JSON) on stdout."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from enum import StrEnum
+from typing import Annotated, Any, TypeAlias, TypeVar
+
+import typer
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.table import Table
+
+from fedround_client.transfer import Progress as Report
+
+
+class Format(StrEnum):
+    """How results are printed."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+FormatOption: TypeAlias = Annotated[Format, typer.Option("--format", help="A table for people, or JSON for programs.")]
+
+Item = TypeVar("Item", bound=Message)
+Columns: TypeAlias = Mapping[str, Callable[[Item], object]]
+
+
+def as_dict(message: Message) -> dict[str, Any]:
+    """The message as protobuf JSON, with the names of the .proto files and with zeros."""
+    return MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+
+
+def show(message: Message, form: Format) -> None:
+    """Prints one message, as JSON or with a line for each field that has a value."""
+    if form is Format.JSON:
+        typer.echo(json.dumps(as_dict(message), indent=2))
+        return
+    table = Table.grid(padding=(0, 2))
+    for name, value in _flat(as_dict(message)):
+        table.add_row(_plain(name), _plain(value))
+    _console().print(table)
+
+
+def show_all(messages: Iterable[Item], columns: Columns[Item], form: Format) -> None:
+    """Prints messages, as a JSON array or with a row for each."""
+    if form is Format.JSON:
+        typer.echo(json.dumps([as_dict(message) for message in messages], indent=2))
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name in columns:
+        table.add_column(name, overflow="fold")
+    for message in messages:
+        table.add_row(*(_plain(value(message)) for value in columns.values()))
+    _console().print(table)
+
+
+def when(moment: Timestamp) -> str:
+    """A moment as people read it, in local time; empty if unset."""
+    if not moment.ByteSize():
+        return ""
+    return moment.ToDatetime().astimezone().isoformat(" ", "seconds")
+
+
+def state_name(name: str) -> str:
+    """An enum's name without its prefix: TRAINING_STATE_ONGOING is ONGOING."""
+    for prefix in ("TRAINING_STATE_", "ROUND_STATE_", "ROUND_KIND_", "ROLE_"):
+        name = name.removeprefix(prefix)
+    return name
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Report | None]:
+    """Shows the progress of a transfer on stderr while it lasts, if that is a terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _flat(item, f"{name}.{key}" if name else key)
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _flat(item, f"{name}.{index}")
+    elif value not in ("", None):
+        yield name, str(value)
+
+
+def _plain(value: object) -> str:
+    """The value without anything that would steer a terminal, or be markup."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in str(value))
+
+
+def _console() -> Console:
+    # Into a pipe or a file nothing is folded: ids stay in one piece.
+    return Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 10_000)

@@ -1,0 +1,86 @@
+"""What the commands share: the client made of the global options, and errors told in one line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import grpc
+import typer
+from typer.core import TyperGroup
+
+from fedround_client.client import Client, connect
+from fedround_client.errors import FedroundError, TokenMissing
+from fedround_client.tensors import TensorError
+
+
+class Group(TyperGroup):
+    """Prints expected errors as one line on stderr, and exits with 1."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Invokes the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except FedroundError as error:
+            fail(str(error))
+        except TensorError as error:
+            fail(f"MODEL_FORMAT: {error}")
+        except TimeoutError as error:
+            fail(f"TIMEOUT: {error}")
+        except OSError as error:
+            fail(f"FILE: {error}")
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+
+
+def fail(text: str) -> NoReturn:
+    """Prints the error and exits with 1."""
+    typer.echo("error: " + " ".join(text.split()), err=True)
+    raise typer.Exit(1)
+
+
+@dataclass(frozen=True)
+class Session:
+    """The global options."""
+
+    server: str
+    token: str
+    token_file: Path | None
+    tls_ca: Path | None
+    tls_cert: Path | None
+    tls_key: Path | None
+    insecure: bool
+
+    def client(self) -> Client:
+        """Makes the client.
+
+        Raises:
+            TokenMissing: No option and no variable gives a token.
+            OSError: A file cannot be read.
+        """
+        token = self.token_file.read_text().strip() if self.token_file is not None else self.token
+        if not token:
+            raise TokenMissing(
+                grpc.StatusCode.UNAUTHENTICATED,
+                "TOKEN_MISSING",
+                "Set FEDROUND_TOKEN, or pass --token-file. The first start of a server writes the admin's token to"
+                " DATA_DIR/admin.token, by default fedround-data/admin.token where the server runs.",
+            )
+        try:
+            return connect(
+                self.server,
+                token,
+                tls_ca=self.tls_ca,
+                tls_cert=self.tls_cert,
+                tls_key=self.tls_key,
+                insecure=True if self.insecure else None,
+            )
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
+
+
+def client_of(context: typer.Context) -> Client:
+    """Makes the client that the global options ask for."""
+    session: Session = context.find_object(Session) or context.obj
+    return session.client()

@@ -1,0 +1,1 @@
+"""A federated training from end to end on this machine: `fedround demo`."""

@@ -1,0 +1,51 @@
+"""One client of the demo, as a process: takes part in the training, then tries to do as well alone."""
+
+import argparse
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import fedround_client as fr
+from fedround_client.demo import network
+from fedround_client.demo.data import Digits
+from fedround_client.demo.messages import Message
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the client. Its token is in the environment's FEDROUND_TOKEN."""
+    options = _parse(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    images, held_out = Digits.read(options.images), Digits.read(options.held_out)
+    order_seed = network.derive_seed(options.seed, options.number)
+
+    def train(model: network.State, round: fr.Round) -> fr.Update:
+        Message("training", round.number).say()
+        trained = network.train(model, images, options.local_epochs, network.derive_seed(order_seed, round.number))
+        accuracy = network.accuracy(trained, held_out)
+        Message("trained", round.number, (accuracy,)).say()
+        return fr.Update(trained, len(images), {"accuracy": accuracy})
+
+    with fr.connect(options.server) as client:
+        client.participate(train, training_id=options.training_id)
+
+    Message("alone").say()
+    start = network.initial_state(options.seed)
+    curve = network.learning_curve(start, images, held_out, options.rounds, options.local_epochs, order_seed)
+    Message("done", accuracies=tuple(curve)).say()
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="One client of `fedround demo`.")
+    parser.add_argument("--server", required=True)
+    parser.add_argument("--training-id", required=True)
+    parser.add_argument("--images", type=Path, required=True, help="npz file with the client's own images")
+    parser.add_argument("--held-out", type=Path, required=True, help="npz file with the images to grade it with")
+    parser.add_argument("--number", type=int, required=True, help="which client this is")
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--rounds", type=int, required=True, help="how many rounds' worth of epochs to train alone")
+    parser.add_argument("--local-epochs", type=int, required=True)
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""Models: stored on the server, version by version."""
+
+from __future__ import annotations
+
+import io
+import uuid
+from collections.abc import Iterator
+from os import PathLike
+from pathlib import Path
+from typing import Any, overload
+
+from fedround.v1 import model_pb2
+from fedround.v1.model_pb2 import MetricReport, Model, ModelSpec, UploadModelRequest
+from fedround_client.rpc import ATTEMPTS, Rpc
+from fedround_client.tensors import Framework, from_safetensors
+from fedround_client.transfer import ModelSource, Payload, Progress, download, upload
+
+
+class ModelCalls:
+    """The calls of ModelService."""
+
+    _rpc: Rpc
+
+    def upload_model(
+        self, model: ModelSource, *, name: str = "", description: str = "", progress: Progress | None = None
+    ) -> Model:
+        """Stores a model as version 0 of a new one; a cut upload goes on where it was. For actors.
+
+        Args:
+            model: A state dict of numpy arrays or torch tensors, or the path of a safetensors file.
+            name: For people, at most 200 characters.
+            description: For people, at most 10,000 characters.
+            progress: Told how many bytes of how many are sent.
+
+        Raises:
+            TensorError: The state dict cannot be written as safetensors.
+            ModelFormat: The file is not safetensors as the server takes it.
+            ModelTooLarge: It is larger than the server takes.
+        """
+        payload = Payload.of(model)
+        upload_id = str(uuid.uuid4())
+
+        def first(offset: int) -> UploadModelRequest:
+            spec = ModelSpec(
+                name=name,
+                description=description,
+                sha256=payload.sha256,
+                size_bytes=payload.size_bytes,
+                upload_id=upload_id,
+                offset=offset,
+            )
+            return UploadModelRequest(spec=spec)
+
+        return upload(
+            self._rpc,
+            self._rpc.models.UploadModel,
+            payload,
+            upload_id,
+            first,
+            lambda chunk: UploadModelRequest(chunk=chunk),
+            progress=progress,
+        ).model
+
+    def get_model(self, model_id: str) -> Model:
+        """Answers what a model is: its latest version, its tensors' names, shapes and dtypes.
+
+        Raises:
+            ModelNotFound: You have no such model.
+        """
+        return self._rpc.unary(self._rpc.models.GetModel, model_pb2.GetModelRequest(model_id=model_id)).model
+
+    def models(self) -> Iterator[Model]:
+        """Iterates over your models, the newest first, fetching page after page."""
+        for page in self._rpc.pages(self._rpc.models.GetModels, model_pb2.GetModelsRequest()):
+            yield from page.models
+
+    @overload
+    def download_model(
+        self,
+        model_id: str,
+        version: int | None = None,
+        *,
+        to: None = None,
+        framework: Framework = "numpy",
+        attempts: int | None = ATTEMPTS,
+        progress: Progress | None = None,
+    ) -> dict[str, Any]: ...
+    @overload
+    def download_model(
+        self,
+        model_id: str,
+        version: int | None = None,
+        *,
+        to: str | PathLike[str],
+        attempts: int | None = ATTEMPTS,
+        progress: Progress | None = None,
+    ) -> Path: ...
+    def download_model(
+        self,
+        model_id: str,
+        version: int | None = None,
+        *,
+        to: str | PathLike[str] | None = None,
+        framework: Framework = "numpy",
+        attempts: int | None = ATTEMPTS,
+        progress: Progress | None = None,
+    ) -> dict[str, Any] | Path:
+        """Fetches a version of a model and verifies its SHA-256; a cut download goes on where it was.
+
+        Args:
+            model_id: UUID of a model of yours, or of a training that you take part in.
+            version: Number of updates of the global model so far; None for the latest one.
+            to: Path of a safetensors file to write; it appears once it is complete. None to get the tensors.
+            framework: "numpy" for arrays, "torch" for tensors.
+            attempts: How many in a row may fail without progress; None for any number.
+            progress: Told how many bytes of how many have arrived.
+
+        Returns:
+            np.ndarray or torch.Tensor by name; or the path, if there is one.
+
+        Raises:
+            ModelNotFound: You have no such model, or it has no such version.
+            DigestMismatch: The bytes were damaged.
+            TensorError: The model has tensors (bfloat16) that numpy cannot hold; ask for "torch".
+            OSError: The file cannot be written.
+        """
+        if to is None:
+            buffer = io.BytesIO()
+            download(self._rpc, model_id, version, buffer, attempts=attempts, progress=progress)
+            return from_safetensors(buffer.getvalue(), framework)
+        target = Path(to)
+        part = target.with_name(f".{target.name}.{uuid.uuid4()}.part")
+        try:
+            with part.open("xb") as file:
+                download(self._rpc, model_id, version, file, attempts=attempts, progress=progress)
+            return part.replace(target)
+        finally:
+            part.unlink(missing_ok=True)
+
+    def remove_model(self, model_id: str) -> None:
+        """Removes a model with all its versions; refused while a training that has not ended needs it.
+
+        Raises:
+            ModelNotFound: You have no such model.
+            FailedPrecondition: A training needs it.
+        """
+        self._rpc.unary(self._rpc.models.RemoveModel, model_pb2.RemoveModelRequest(model_id=model_id))
+
+    def metrics(self, model_id: str) -> Iterator[MetricReport]:
+        """Iterates over the metrics reported on a model, by round; a round's weighted means come first.
+
+        Raises:
+            ModelNotFound: You have no such model.
+        """
+        request = model_pb2.GetMetricsRequest(model_id=model_id)
+        for page in self._rpc.pages(self._rpc.models.GetMetrics, request):
+            yield from page.reports

@@ -1,0 +1,233 @@
+"""Taking part in trainings: wait for a round, fetch its model, do the user's work, hand in the result."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, TypeAlias
+
+import grpc
+
+from fedround.v1.event_pb2 import Event, ModelInfo, RoundKind, RoundStarted
+from fedround.v1.training_pb2 import TRAINING_STATE_COMPLETED, TRAINING_STATE_ERROR, Training
+from fedround_client.errors import (
+    CursorExpired,
+    NotInCohort,
+    RemovedFromTraining,
+    RoundNotOpen,
+    TrainingEnded,
+    TrainingNotFound,
+    UnsupportedRound,
+    UpdateExists,
+    from_event,
+)
+from fedround_client.round import RoundCalls
+from fedround_client.rpc import Response, Rpc
+from fedround_client.subscription import LAST, Subscription
+from fedround_client.tensors import Framework, StateDict, from_safetensors
+from fedround_client.training import TrainingCalls
+from fedround_client.transfer import download
+from fedround_client.user import UserCalls
+
+logger = logging.getLogger(__name__)
+
+_TOO_LATE = (UpdateExists, RoundNotOpen, NotInCohort, TrainingEnded, TrainingNotFound)
+_ENDED = (TRAINING_STATE_COMPLETED, TRAINING_STATE_ERROR)
+
+
+@dataclass(frozen=True)
+class Round:
+    """What a round asks for.
+
+    Attributes:
+        training_id: UUID of the training.
+        number: Number of the round, from 0.
+        kind: "TRAIN" or "EVALUATE".
+        model_version: Version of the model that is handed over: updates of the global model so far.
+        deadline: When the round ends at the latest, in UTC; None means without end.
+        fed_prox_mu: Add mu / 2 * ||w - w_global||^2 to the loss; 0.0 unless the aggregation is FedProx.
+        metric_names: Metrics that an evaluation has to report.
+    """
+
+    training_id: str
+    number: int
+    kind: str
+    model_version: int
+    deadline: datetime | None = None
+    fed_prox_mu: float = 0.0
+    metric_names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Update:
+    """What training a model gave.
+
+    Attributes:
+        model: Tensors with the names, shapes and dtypes of the round's model; numpy arrays or torch tensors.
+        num_examples: Examples that it was trained on, its weight; from 1.
+        metrics: Finite numbers to keep with the update.
+    """
+
+    model: StateDict
+    num_examples: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Participation:
+    """How taking part in a training ended.
+
+    Attributes:
+        training_id: UUID of the training.
+        model_id: UUID of the trained model.
+        model_version: Its last version.
+        rounds: How many of this participant's updates and reports were accepted.
+    """
+
+    training_id: str
+    model_id: str
+    model_version: int
+    rounds: int
+
+
+Train: TypeAlias = Callable[
+    [dict[str, Any], Round], Update | tuple[StateDict, int] | tuple[StateDict, int, Mapping[str, float]]
+]
+Evaluate: TypeAlias = Callable[[dict[str, Any], Round], tuple[Mapping[str, float], int]]
+
+
+class Participant(UserCalls, TrainingCalls, RoundCalls):
+    """One run of `Client.participate`, which documents it."""
+
+    def __init__(
+        self,
+        rpc: Rpc,
+        train: Train,
+        evaluate: Evaluate | None,
+        *,
+        training_id: str | None,
+        until_finished: bool,
+        framework: Framework,
+    ) -> None:
+        """Takes the arguments of `Client.participate`."""
+        self._rpc = rpc
+        self._user_id = ""
+        self._train = train
+        self._evaluate = evaluate
+        self._training_id = training_id or ""
+        self._until_finished = until_finished or bool(training_id)
+        self._framework = framework
+        self._rounds: dict[str, int] = {}
+        self._model: tuple[str, bytes] = ("", b"")
+
+    def run(self) -> Participation:
+        """Takes part until the end."""
+        self._user_id = self._patiently(self.myself).user_id
+        # What was over before is no news: a subscription to all trainings may begin with it.
+        over = set() if self._training_id else self._patiently(self._over)
+        while True:
+            try:
+                for event in Subscription(self._rpc, self._training_id):
+                    if event.training_id not in over:
+                        result = self._handle(event)
+                        if result is not None:
+                            return result
+                raise TrainingNotFound(
+                    grpc.StatusCode.NOT_FOUND,
+                    "TRAINING_NOT_FOUND",
+                    f"The events of training {self._training_id} ended without a last one.",
+                )
+            except CursorExpired as error:
+                logger.warning("Starting again at the current round: %s", error)
+
+    def _over(self) -> set[str]:
+        return {training.training_id for training in self.trainings("CLIENT") if training.state in _ENDED}
+
+    def _handle(self, event: Event) -> Participation | None:
+        kind = event.WhichOneof("payload")
+        if kind == "round_started":
+            self._take_part(event.training_id, event.round_started)
+            return None
+        error = from_event(event)
+        if kind == "client_removed" and event.client_removed.client_id == self._user_id:
+            error = RemovedFromTraining(
+                grpc.StatusCode.ABORTED,
+                "CLIENT_REMOVED",
+                f"This participant was removed from training {event.training_id}.",
+                {"training_id": event.training_id},
+            )
+        rounds = self._rounds.pop(event.training_id, 0) if error or kind in LAST else 0
+        if error is not None:
+            if self._until_finished:
+                raise error
+            logger.warning("Training %s goes on without this participant, or not at all: %s", event.training_id, error)
+        if kind != "training_finished":
+            return None
+        finished = event.training_finished
+        logger.info("Training %s is finished: model version %d", event.training_id, finished.model_version)
+        result = Participation(event.training_id, finished.model_id, finished.model_version, rounds)
+        return result if self._until_finished else None
+
+    def _take_part(self, training_id: str, started: RoundStarted) -> None:
+        try:
+            if self._is_over(training_id, started):
+                logger.info("Round %d of training %s is over already.", started.round, training_id)
+                return
+            self._do(training_id, started)
+            self._rounds[training_id] = self._rounds.get(training_id, 0) + 1
+        except _TOO_LATE as error:
+            logger.warning("Round %d of training %s goes on without this: %s", started.round, training_id, error)
+
+    def _is_over(self, training_id: str, started: RoundStarted) -> bool:
+        """Spares the work for a round that was closed while this participant was away or busy."""
+        training: Training = self._patiently(lambda: self.get_training(training_id))
+        return training.state in _ENDED or training.round > started.round
+
+    def _do(self, training_id: str, started: RoundStarted) -> None:
+        round_ = _round(training_id, started)
+        if round_.kind == "TRAIN":
+            logger.info("Round %d of training %s: training", round_.number, training_id)
+            given = self._train(self._fetch(started.model), round_)
+            update = given if isinstance(given, Update) else Update(*given)
+            self.submit_update(
+                training_id, round_.number, update.model, update.num_examples, update.metrics, attempts=None
+            )
+        elif round_.kind == "EVALUATE" and self._evaluate is not None:
+            logger.info("Round %d of training %s: evaluating", round_.number, training_id)
+            metrics, num_examples = self._evaluate(self._fetch(started.model), round_)
+            self._patiently(lambda: self.submit_metrics(training_id, round_.number, metrics, num_examples))
+        else:
+            need = "an evaluate function: participate(train, evaluate)" if round_.kind == "EVALUATE" else "a newer SDK"
+            raise UnsupportedRound(
+                grpc.StatusCode.UNIMPLEMENTED,
+                "UNSUPPORTED_ROUND",
+                f"Round {round_.number} of training {training_id} has the kind {round_.kind}, which needs {need}.",
+                {"training_id": training_id},
+            )
+
+    def _fetch(self, info: ModelInfo) -> dict[str, Any]:
+        """Downloads the model unless it is the one fetched last; reads it anew, as the user may change the arrays."""
+        if self._model[0] != info.sha256:
+            buffer = io.BytesIO()
+            fetched = download(self._rpc, info.model_id, info.version, buffer, attempts=None)
+            self._model = (fetched.sha256, buffer.getvalue())
+        return from_safetensors(self._model[1], self._framework)
+
+    def _patiently(self, call: Callable[[], Response]) -> Response:
+        """Repeats a call until the server is there to answer it."""
+        return self._rpc.retrying(None)(call)
+
+
+def _round(training_id: str, started: RoundStarted) -> Round:
+    return Round(
+        training_id=training_id,
+        number=started.round,
+        kind=RoundKind.Name(started.kind).removeprefix("ROUND_KIND_"),
+        model_version=started.model.version,
+        deadline=started.deadline.ToDatetime(tzinfo=UTC) if started.HasField("deadline") else None,
+        fed_prox_mu=started.aggregation.fed_prox.mu,
+        metric_names=tuple(started.metric_names),
+    )

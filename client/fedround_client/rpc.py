@@ -1,0 +1,144 @@
+"""Calls to the server: the caller's token on each, typed exceptions from each, back-off between attempts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Protocol, TypeVar
+
+import grpc
+from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
+from tenacity.wait import wait_base
+
+from fedround.v1 import model_pb2_grpc, round_pb2_grpc, training_pb2_grpc, user_pb2_grpc
+from fedround_client.clock import Clock
+from fedround_client.errors import FedroundError, from_rpc_error
+
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+Item = TypeVar("Item", covariant=True)
+PagedRequest = TypeVar("PagedRequest", bound="_PagedRequest")
+Page = TypeVar("Page", bound="_Page")
+
+UNARY_TIMEOUT = 60.0
+PAGE_SIZE = 1000
+ATTEMPTS = 8
+"""How often a transfer is tried without a byte of progress before it is given up."""
+
+# Full jitter: many participants that lose the server at once must not come back at once.
+BACKOFF: wait_base = wait_random_exponential(multiplier=0.5, max=30)
+
+
+class Stream(Protocol[Item]):
+    """A server stream being read; reading it raises grpc.RpcError."""
+
+    def __iter__(self) -> Iterator[Item]:
+        """Iterates over what is still to come."""
+
+    def __next__(self) -> Item:
+        """Waits for the next message."""
+
+    def cancel(self) -> object:
+        """Ends the call, from any thread."""
+
+
+class _PagedRequest(Protocol):
+    page_size: int
+    page_token: str
+
+
+class _Page(Protocol):
+    next_page_token: str
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the call that raised this may be tried again."""
+    return isinstance(error, FedroundError) and error.transient
+
+
+class Rpc:
+    """The stubs of one channel, and how they are called."""
+
+    def __init__(self, channel: grpc.Channel, *, token: str | None, address: str, clock: Clock) -> None:
+        """Takes the channel; whoever opened it closes it.
+
+        Args:
+            channel: A grpc channel, or a fake one.
+            token: The caller's token; None sends none.
+            address: Where the channel leads, for error messages.
+            clock: Tells the time between attempts.
+        """
+        self.users = user_pb2_grpc.UserServiceStub(channel)
+        self.trainings = training_pb2_grpc.TrainingServiceStub(channel)
+        self.models = model_pb2_grpc.ModelServiceStub(channel)
+        self.rounds = round_pb2_grpc.RoundServiceStub(channel)
+        self.clock = clock
+        self.address = address
+        self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
+
+    @contextmanager
+    def typed_errors(self) -> Iterator[None]:
+        """Turns every grpc.RpcError raised inside into a FedroundError."""
+        try:
+            yield
+        except grpc.RpcError as error:
+            raise from_rpc_error(error, self.address) from error
+
+    def unary(self, method: grpc.UnaryUnaryMultiCallable[Request, Response], request: Request) -> Response:
+        """Calls a unary method; the channel itself repeats those that may be repeated.
+
+        Raises:
+            FedroundError: The call failed.
+        """
+        with self.typed_errors():
+            return method(request, timeout=UNARY_TIMEOUT, metadata=self._metadata)
+
+    def pages(self, method: grpc.UnaryUnaryMultiCallable[PagedRequest, Page], request: PagedRequest) -> Iterator[Page]:
+        """Calls a method that lists things until its last page.
+
+        Raises:
+            FedroundError: A call failed.
+        """
+        request.page_size = PAGE_SIZE
+        while True:
+            page = self.unary(method, request)
+            yield page
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    def send(self, method: grpc.StreamUnaryMultiCallable[Request, Response], requests: Iterator[Request]) -> Response:
+        """Calls a client-streaming method once.
+
+        Raises:
+            FedroundError: The call failed.
+        """
+        with self.typed_errors():
+            return method(requests, metadata=self._metadata)
+
+    def open(self, method: grpc.UnaryStreamMultiCallable[Request, Response], request: Request) -> Stream[Response]:
+        """Opens a server stream, to be read within typed_errors and cancelled at the end."""
+        return method(request, metadata=self._metadata)
+
+    def retrying(self, attempts: int | None, nap: Callable[[float], None] | None = None) -> Retrying:
+        """Attempts at something that may meet transient errors, with back-off between them.
+
+        Args:
+            attempts: How many in a row may fail; None for any number. Setting the attempt_number of the
+                attempt's retry_state to 1 begins the row again, after progress.
+            nap: Sleeps so many seconds; the clock's own by default.
+
+        Returns:
+            What `for attempt in ...: with attempt: ...` loops over. The last error is raised as it is.
+        """
+
+        def stop(state: RetryCallState) -> bool:
+            return attempts is not None and state.attempt_number >= attempts
+
+        return Retrying(
+            sleep=nap or self.clock.sleep_for,
+            wait=BACKOFF,
+            stop=stop,
+            retry=retry_if_exception(is_transient),
+            reraise=True,
+        )

@@ -1,0 +1,209 @@
+"""Trainings: created, steered and watched by their actor."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Literal, TypeAlias
+
+from google.protobuf.duration_pb2 import Duration
+
+from fedround.v1 import training_pb2
+from fedround.v1.aggregation_pb2 import Aggregation, FedAvg, FedProx
+from fedround.v1.event_pb2 import Event
+from fedround.v1.training_pb2 import CreateTrainingRequest, RoundPolicy, Training, TrainingSpec
+from fedround_client.errors import from_event
+from fedround_client.rpc import Rpc
+from fedround_client.subscription import Subscription
+from fedround_client.transfer import ModelSource, Payload, Progress, upload
+
+EvaluationName: TypeAlias = Literal["EVERY_ROUND", "FINAL_ONLY", "NEVER"]
+TrainingRoleName: TypeAlias = Literal["ACTOR", "CLIENT"]
+
+
+class TrainingCalls:
+    """The calls of TrainingService, and waiting for what comes of a training."""
+
+    _rpc: Rpc
+
+    def create_training(
+        self,
+        model: ModelSource | None = None,
+        *,
+        name: str,
+        target_num_updates: int,
+        model_id: str = "",
+        description: str = "",
+        metric_names: Iterable[str] = (),
+        client_ids: Iterable[str] = (),
+        aggregation: FedAvg | FedProx | Aggregation | None = None,
+        min_updates: int = 0,
+        deadline: float | None = None,
+        evaluation: EvaluationName = "EVERY_ROUND",
+        max_num_examples: int = 0,
+        request_id: str | None = None,
+        progress: Progress | None = None,
+    ) -> Training:
+        """Creates a training; a cut upload goes on where it was. For actors.
+
+        Args:
+            model: The initial model: a state dict of numpy arrays or torch tensors, or the path of a safetensors file.
+            name: For people, at most 200 characters.
+            target_num_updates: How many updates of the global model the training makes, from 1.
+            model_id: UUID of a stored model of yours, to train instead of `model`.
+            description: For people, at most 10,000 characters.
+            metric_names: Metrics that every evaluation report must carry.
+            client_ids: UUIDs of the users to register at once.
+            aggregation: How updates become the next model; FedAvg by default.
+            min_updates: A round closes with so many updates; 0 waits for every participant.
+            deadline: Seconds that a round may stay open; None for any time.
+            evaluation: When participants evaluate the model, if there are metric_names.
+            max_num_examples: The most that an update may claim; 0 for the server's limit.
+            request_id: UUID that makes a repeated create answer the first one's training; made up by default.
+            progress: Told how many bytes of how many are sent.
+
+        Raises:
+            TypeError: Both or none of model and model_id are given.
+            TensorError: The state dict cannot be written as safetensors.
+            ModelFormat: The file is not safetensors as the server takes it.
+            UnknownClients: Some client ids are no users; nothing was created.
+            FieldInvalid: Something else is refused; field_violations names it.
+        """
+        if (model is None) == (not model_id):
+            raise TypeError("create_training takes either a model or the model_id of a stored one.")
+        payload = Payload.of(model) if model is not None else Payload(0, "", b"")
+        upload_id = str(uuid.uuid4()) if model is not None else ""
+        spec = TrainingSpec(
+            name=name,
+            description=description,
+            model_id=model_id,
+            model_sha256=payload.sha256,
+            model_size_bytes=payload.size_bytes,
+            target_num_updates=target_num_updates,
+            metric_names=metric_names,
+            client_ids=client_ids,
+            aggregation=_aggregation(aggregation),
+            round_policy=RoundPolicy(min_updates=min_updates, deadline=_duration(deadline)),
+            evaluation=training_pb2.Evaluation.Value(f"EVALUATION_{evaluation}"),
+            max_num_examples=max_num_examples,
+            request_id=request_id or str(uuid.uuid4()),
+        )
+        return upload(
+            self._rpc,
+            self._rpc.trainings.CreateTraining,
+            payload,
+            upload_id,
+            lambda offset: CreateTrainingRequest(spec=spec, upload_id=upload_id, offset=offset),
+            lambda chunk: CreateTrainingRequest(chunk=chunk),
+            progress=progress,
+        ).training
+
+    def start_training(self, training_id: str) -> Training:
+        """Starts the first round.
+
+        Raises:
+            NoParticipants: Nobody is registered.
+            TrainingNotInitial: It was started before.
+        """
+        request = training_pb2.StartTrainingRequest(training_id=training_id, request_id=str(uuid.uuid4()))
+        return self._rpc.unary(self._rpc.trainings.StartTraining, request).training
+
+    def get_training(self, training_id: str) -> Training:
+        """Answers a training that you created or take part in.
+
+        Raises:
+            TrainingNotFound: You have no such training.
+        """
+        request = training_pb2.GetTrainingRequest(training_id=training_id)
+        return self._rpc.unary(self._rpc.trainings.GetTraining, request).training
+
+    def trainings(self, role: TrainingRoleName = "ACTOR") -> Iterator[Training]:
+        """Iterates over your trainings, the newest first, fetching page after page.
+
+        Args:
+            role: "ACTOR" for those that you created, "CLIENT" for those that you take part in.
+        """
+        request = training_pb2.GetTrainingsRequest(role=training_pb2.TrainingRole.Value(f"TRAINING_ROLE_{role}"))
+        for page in self._rpc.pages(self._rpc.trainings.GetTrainings, request):
+            yield from page.trainings
+
+    def register_clients(self, training_id: str, client_ids: Iterable[str]) -> Training:
+        """Registers users as participants; in a running training they join with the next round.
+
+        Raises:
+            UnknownClients: Some ids are no users; nothing was changed.
+            TrainingEnded: The training is over.
+        """
+        request = training_pb2.RegisterClientsRequest(training_id=training_id, client_ids=client_ids)
+        return self._rpc.unary(self._rpc.trainings.RegisterClients, request).training
+
+    def remove_clients(self, training_id: str, client_ids: Iterable[str]) -> Training:
+        """Removes participants; their updates of the open round do not count. Participants may remove themselves.
+
+        Raises:
+            UnknownClients: Some ids are no participants; nothing was changed.
+            LastParticipant: A running training keeps at least one.
+            TrainingEnded: The training is over.
+        """
+        request = training_pb2.RemoveClientsRequest(training_id=training_id, client_ids=client_ids)
+        return self._rpc.unary(self._rpc.trainings.RemoveClients, request).training
+
+    def remove_training(self, training_id: str, *, force: bool = False) -> None:
+        """Removes a training; its model and the versions so far stay.
+
+        Raises:
+            TrainingRunning: It runs, and force is not given.
+        """
+        request = training_pb2.RemoveTrainingRequest(training_id=training_id, force=force)
+        self._rpc.unary(self._rpc.trainings.RemoveTraining, request)
+
+    def watch(
+        self, training_id: str | None = None, *, resume_after: int | Mapping[str, int] | None = None
+    ) -> Iterator[Event]:
+        """Iterates over what happens, across lost connections and server restarts, each event once and in order.
+
+        Args:
+            training_id: UUID of the training; iteration ends after its last event. None for all of yours, without end.
+            resume_after: The last sequence that you know (for all trainings: by training id); None starts at the
+                current round, or before the start at the beginning.
+
+        Raises:
+            TrainingNotFound: You have no such training.
+            CursorExpired: The log does not reach the sequence.
+        """
+        cursors = {training_id or "": resume_after} if isinstance(resume_after, int) else resume_after
+        return iter(Subscription(self._rpc, training_id or "", resume_after=cursors))
+
+    def wait(self, training_id: str, timeout: float | None = None) -> Training:
+        """Returns a training once it is completed.
+
+        Args:
+            training_id: UUID of the training.
+            timeout: Seconds; None for any time.
+
+        Raises:
+            TimeoutError: It has not ended in time.
+            TrainingFailed: It ended in ERROR.
+            TrainingRemoved: It was removed.
+        """
+        for event in Subscription(self._rpc, training_id, timeout=timeout):
+            error = from_event(event)
+            if error is not None:
+                raise error
+        return self.get_training(training_id)
+
+
+def _aggregation(choice: FedAvg | FedProx | Aggregation | None) -> Aggregation | None:
+    if isinstance(choice, FedAvg):
+        return Aggregation(fed_avg=choice)
+    if isinstance(choice, FedProx):
+        return Aggregation(fed_prox=choice)
+    return choice
+
+
+def _duration(seconds: float | None) -> Duration | None:
+    if seconds is None:
+        return None
+    duration = Duration()
+    duration.FromNanoseconds(round(seconds * 1e9))
+    return duration

@@ -1,0 +1,185 @@
+"""Model files on their way up and down: in chunks, resumed by offset after a cut, verified by SHA-256."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import BinaryIO, TypeAlias, TypeVar
+
+import grpc
+
+from fedround.v1.event_pb2 import ModelInfo
+from fedround.v1.model_pb2 import DownloadModelRequest
+from fedround.v1.round_pb2 import GetUploadRequest
+from fedround_client.errors import DigestMismatch, ServerUnavailable
+from fedround_client.rpc import ATTEMPTS, Rpc
+from fedround_client.tensors import StateDict, to_safetensors
+
+CHUNK = 3 * 2**18
+
+ModelSource: TypeAlias = StateDict | str | PathLike[str]
+"""A state dict, or the path of a safetensors file."""
+
+Progress: TypeAlias = Callable[[int, int], None]
+"""Told how many bytes of how many are done; called from any thread."""
+
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+
+
+@dataclass(frozen=True)
+class Payload:
+    """A file to be sent.
+
+    Attributes:
+        size_bytes: Its size.
+        sha256: Its SHA-256 in hex.
+    """
+
+    size_bytes: int
+    sha256: str
+    _source: bytes | Path
+
+    @classmethod
+    def of(cls, model: ModelSource) -> Payload:
+        """Takes a state dict into memory as safetensors, or measures a file, which must not change until it is sent.
+
+        Raises:
+            TensorError: The state dict cannot be written as safetensors.
+            OSError: The file cannot be read.
+        """
+        if isinstance(model, Mapping):
+            data = to_safetensors(model)
+            return cls(len(data), hashlib.sha256(data).hexdigest(), data)
+        path = Path(model)
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            return cls(file.tell(), digest, path)
+
+    def chunks(self, offset: int) -> Iterator[tuple[bytes, int]]:
+        """Cuts what lies behind the offset into chunks, each with the position of its end, in bytes."""
+        if isinstance(self._source, bytes):
+            for start in range(offset, self.size_bytes, CHUNK):
+                chunk = self._source[start : start + CHUNK]
+                yield chunk, start + len(chunk)
+            return
+        with self._source.open("rb") as file:
+            file.seek(offset)
+            while chunk := file.read(CHUNK):
+                yield chunk, file.tell()
+
+
+def upload(
+    rpc: Rpc,
+    method: grpc.StreamUnaryMultiCallable[Request, Response],
+    payload: Payload,
+    upload_id: str,
+    first: Callable[[int], Request],
+    more: Callable[[bytes], Request],
+    *,
+    attempts: int | None = ATTEMPTS,
+    progress: Progress | None = None,
+) -> Response:
+    """Sends a file, and goes on from where the server got to whenever the connection is cut.
+
+    Args:
+        rpc: Calls the server.
+        method: The client-streaming method.
+        payload: The file.
+        upload_id: UUID that the server knows the upload by; empty if there is nothing to go on with.
+        first: Makes the first message of a stream that starts at an offset in bytes.
+        more: Makes a message of a chunk.
+        attempts: How many in a row may fail without progress; None for any number.
+        progress: Told of every chunk.
+
+    Returns:
+        The server's answer.
+
+    Raises:
+        FedroundError: The server refused, or the attempts are used up.
+    """
+
+    def messages(offset: int) -> Iterator[Request]:
+        yield first(offset)
+        for chunk, end in payload.chunks(offset):
+            yield more(chunk)
+            if progress is not None:
+                progress(end, payload.size_bytes)
+
+    committed, begun = 0, False
+    for attempt in rpc.retrying(attempts):
+        with attempt:
+            if begun and upload_id:
+                offset = rpc.unary(rpc.rounds.GetUpload, GetUploadRequest(upload_id=upload_id)).committed_size
+                if offset > committed:
+                    attempt.retry_state.attempt_number = 1
+                committed = offset
+            begun = True
+            return rpc.send(method, messages(committed))
+    raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def download(
+    rpc: Rpc,
+    model_id: str,
+    version: int | None,
+    sink: BinaryIO,
+    *,
+    attempts: int | None = ATTEMPTS,
+    progress: Progress | None = None,
+) -> ModelInfo:
+    """Fetches a version of a model, and goes on from where it got to whenever the connection is cut.
+
+    Args:
+        rpc: Calls the server.
+        model_id: UUID of the model.
+        version: The version; None for the latest.
+        sink: Where the bytes are written to.
+        attempts: How many in a row may fail without progress; None for any number.
+        progress: Told of every chunk.
+
+    Returns:
+        What was fetched; the bytes written have its size and its SHA-256.
+
+    Raises:
+        DigestMismatch: The bytes do not have the digest that the server told.
+        FedroundError: The server refused, or the attempts are used up.
+    """
+    digest = hashlib.sha256()
+    info: ModelInfo | None = None
+    received = 0
+    for attempt in rpc.retrying(attempts):
+        with attempt, rpc.typed_errors():
+            # After a cut the same version is asked for again, even if the latest one is another by now.
+            wanted = info.version if info is not None else version
+            request = DownloadModelRequest(model_id=model_id, version=wanted, offset=received)
+            stream = rpc.open(rpc.models.DownloadModel, request)
+            try:
+                for response in stream:
+                    if response.HasField("info"):
+                        info = response.info
+                    if response.chunk:
+                        sink.write(response.chunk)
+                        digest.update(response.chunk)
+                        received += len(response.chunk)
+                        attempt.retry_state.attempt_number = 1
+                        if progress is not None and info is not None:
+                            progress(received, info.size_bytes)
+            finally:
+                stream.cancel()
+            if info is None or received < info.size_bytes:
+                raise ServerUnavailable(
+                    grpc.StatusCode.UNAVAILABLE, "UNAVAILABLE", f"The download ended early, after {received} bytes."
+                )
+    if info is None:
+        raise AssertionError("unreachable: the last attempt has an info or raises")
+    if digest.hexdigest() != info.sha256:
+        raise DigestMismatch(
+            grpc.StatusCode.DATA_LOSS,
+            "DIGEST_MISMATCH",
+            f"Model {model_id} version {info.version} arrived with SHA-256 {digest.hexdigest()}, not {info.sha256}.",
+        )
+    return info

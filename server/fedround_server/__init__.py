@@ -1,0 +1,1 @@
+"""fedround's coordination server for federated learning."""

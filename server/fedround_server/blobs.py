@@ -1,0 +1,203 @@
+"""Immutable files by the SHA-256 of what they contain, and the uploads that become them.
+
+Layout of the folder: objects/AA/SHA256 are the blobs, uploads/USER/UPLOAD are resumable uploads, tmp/ holds what is
+swept at the start.
+"""
+
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Self
+
+from fedround_server.domain.errors import UploadOffset
+from fedround_server.domain.model import BlobRef
+
+READ_SIZE = 1 << 20
+# How old a blob without a row must be before it is collected: its transaction may be under way.
+UNREFERENCED_SECONDS = 24 * 3600
+
+
+class BlobWriter:
+    """A file that is being received: hashes while it writes. A `with` block closes it, whatever happens.
+
+    Without `keep`, leaving the block removes what was not committed; a resumable upload stays for the next try.
+    """
+
+    def __init__(self, path: Path, *, keep: bool) -> None:
+        """Opens or creates the file and moves behind what it contains.
+
+        Args:
+            path: Where the bytes go until they are committed.
+            keep: Whether the file stays if it was not committed.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self.size_bytes = 0
+        self._keep = keep
+        self._hash = hashlib.sha256()
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+
+    def __enter__(self) -> Self:
+        """Enters the block."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Closes the file, and removes it unless it is kept."""
+        os.close(self._descriptor)
+        if not self._keep:
+            self.path.unlink(missing_ok=True)
+
+    def replay(self, see: Callable[[bytes], None]) -> None:
+        """Reads what an earlier try left, hashes it, and shows it to `see`."""
+        while data := os.read(self._descriptor, READ_SIZE):
+            self._hash.update(data)
+            self.size_bytes += len(data)
+            see(data)
+
+    def rewind(self, offset: int) -> None:
+        """Drops everything behind offset, before anything is read or written."""
+        os.ftruncate(self._descriptor, offset)
+
+    def write(self, data: bytes) -> None:
+        """Appends data."""
+        self._hash.update(data)
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self._descriptor, view) :]
+        self.size_bytes += len(data)
+
+    @property
+    def blob(self) -> BlobRef:
+        """What was received so far, as a blob."""
+        return BlobRef(self._hash.hexdigest(), self.size_bytes)
+
+    def sync(self) -> None:
+        """Forces the file to disk."""
+        os.fsync(self._descriptor)
+
+    def discard(self) -> None:
+        """Has leaving the block remove the file, even a resumable one: another try could not mend it."""
+        self._keep = False
+
+
+class BlobStore:
+    """A folder of blobs."""
+
+    def __init__(self, root: Path) -> None:
+        """Makes the folder's layout.
+
+        Args:
+            root: The folder.
+        """
+        self._objects = root / "objects"
+        self._uploads = root / "uploads"
+        self._tmp = root / "tmp"
+        for folder in (self._objects, self._uploads, self._tmp):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def path(self, sha256: str) -> Path:
+        """Returns where a blob is, or would be."""
+        return self._objects / sha256[:2] / sha256
+
+    def temporary(self, name: str) -> Path:
+        """Returns a place for a file that does not outlive the process."""
+        return self._tmp / name
+
+    def upload(self, user_id: str, upload_id: str | None, offset: int, name: str) -> BlobWriter:
+        """Opens the place that an upload is written to.
+
+        Args:
+            user_id: Whose upload it is: upload ids of different users never meet.
+            upload_id: Makes it resumable; None for one try.
+            offset: Where it goes on, in bytes.
+            name: A name for an upload without an id.
+
+        Raises:
+            UploadOffset: The upload does not stand at that offset.
+        """
+        if upload_id is None:
+            if offset:
+                raise UploadOffset(offset, 0)
+            return BlobWriter(self.temporary(name), keep=False)
+        path = self._uploads / user_id / upload_id
+        committed = self.upload_size(user_id, upload_id)
+        if offset > committed:
+            raise UploadOffset(offset, committed)
+        writer = BlobWriter(path, keep=True)
+        writer.rewind(offset)
+        return writer
+
+    def upload_size(self, user_id: str, upload_id: str) -> int:
+        """Returns how many bytes of a resumable upload are here; 0 for an unknown one."""
+        try:
+            return (self._uploads / user_id / upload_id).stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def forget_user(self, user_id: str) -> None:
+        """Removes a user's resumable uploads."""
+        shutil.rmtree(self._uploads / user_id, ignore_errors=True)
+
+    def adopt(self, source: Path, blob: BlobRef) -> None:
+        """Turns a file into a blob, durably. The file must be on disk (fsync) already.
+
+        The same bytes may be here already: then they stay, touched, so that they are not collected just now.
+        """
+        target = self.path(blob.sha256)
+        if not target.parent.exists():
+            target.parent.mkdir(exist_ok=True)
+            _sync_folder(self._objects)
+        source.chmod(0o400)
+        source.replace(target)
+        os.utime(target)
+        _sync_folder(target.parent)
+
+    def open(self, sha256: str, offset: int) -> BinaryIO:
+        """Opens a blob for reading from an offset."""
+        file = self.path(sha256).open("rb", buffering=0)
+        file.seek(offset)
+        return file
+
+    def sweep(self) -> None:
+        """Removes what an earlier process left in tmp; before serving only."""
+        for path in self._tmp.iterdir():
+            path.unlink()
+
+    def collect(self, in_use: Collection[str]) -> int:
+        """Removes old blobs that nothing needs, and resumable uploads that nobody went on with.
+
+        Args:
+            in_use: Digests that are needed.
+
+        Returns:
+            How many blobs were removed.
+        """
+        oldest = time.time() - UNREFERENCED_SECONDS
+        removed = 0
+        for path in _files(self._objects):
+            if path.name not in in_use and path.stat().st_mtime < oldest:
+                path.unlink()
+                removed += 1
+        for path in _files(self._uploads):
+            if path.stat().st_mtime < oldest:
+                path.unlink()
+        return removed
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for sub in list(folder.iterdir()):
+        yield from list(sub.iterdir())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

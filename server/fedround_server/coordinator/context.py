@@ -1,0 +1,97 @@
+"""What all use cases share."""
+
+import asyncio
+import uuid
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, ParamSpec, Protocol, TypeVar
+
+from fedround_server.blobs import BlobStore
+from fedround_server.engine.worker import Engine
+from fedround_server.hub import Hub
+from fedround_server.store import Store
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Clock(Protocol):
+    """Time, so that tests can tell it."""
+
+    def now(self) -> datetime:
+        """Returns the wall time, aware, in UTC."""
+
+    async def sleep(self, duration: timedelta) -> None:
+        """Waits, by a clock that nobody sets."""
+
+
+class SystemClock:
+    """The machine's time."""
+
+    def now(self) -> datetime:
+        """Returns the wall time."""
+        return datetime.now(UTC)
+
+    async def sleep(self, duration: timedelta) -> None:
+        """Waits by the monotonic clock."""
+        await asyncio.sleep(max(0.0, duration.total_seconds()))
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much of everything.
+
+    Attributes:
+        max_model_bytes: Size of a model or update file.
+        max_open_trainings: Trainings of one actor that are not ended.
+        heartbeat: How long a subscription stays silent.
+    """
+
+    max_model_bytes: int = 16 << 30
+    max_open_trainings: int = 1000
+    heartbeat: timedelta = timedelta(seconds=20)
+
+
+@dataclass(frozen=True)
+class Context:
+    """The parts that use cases join."""
+
+    store: Store
+    blobs: BlobStore
+    engine: Engine
+    hub: Hub
+    tasks: asyncio.TaskGroup
+    limits: Limits = field(default_factory=Limits)
+    clock: Clock = field(default_factory=SystemClock)
+    new_id: Callable[[], str] = lambda: str(uuid.uuid4())
+
+
+async def to_the_end(work: Coroutine[Any, Any, R]) -> R:
+    """Awaits work that must not stop half way: a caller that is cancelled leaves, the work goes on.
+
+    A commit without what follows it (wake subscribers, aggregate the round that it closed) would wait for a restart.
+    """
+    task = asyncio.create_task(work)
+    _under_way.add(task)
+    task.add_done_callback(_under_way.discard)
+    return await asyncio.shield(task)
+
+
+async def in_thread(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Runs blocking work in a thread; a caller that is cancelled leaves after its end, so that no file is closed under it."""
+    task = asyncio.create_task(asyncio.to_thread(function, *args, **kwargs))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
+
+
+async def settle() -> None:
+    """Waits for work that was not to stop half way."""
+    if _under_way:
+        await asyncio.wait(_under_way)
+
+
+_under_way: set[asyncio.Task[Any]] = set()

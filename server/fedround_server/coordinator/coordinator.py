@@ -1,0 +1,51 @@
+"""All use cases together."""
+
+from fedround_server.coordinator.context import Context, in_thread, settle
+from fedround_server.coordinator.model import Models
+from fedround_server.coordinator.round import Rounds
+from fedround_server.coordinator.subscription import Subscriptions
+from fedround_server.coordinator.training import Trainings
+from fedround_server.coordinator.upload import Uploads
+from fedround_server.coordinator.user import Users
+from datetime import timedelta
+
+COLLECTION_INTERVAL = timedelta(hours=1)
+
+
+class Coordinator:
+    """What the server can do, by noun."""
+
+    def __init__(self, context: Context) -> None:
+        """Joins the use cases over one context."""
+        self._context = context
+        self.uploads = Uploads(context)
+        self.users = Users(context)
+        self.models = Models(context, self.uploads)
+        self.rounds = Rounds(context, self.uploads, self.users)
+        self.trainings = Trainings(context, self.uploads, self.rounds)
+        self.subscriptions = Subscriptions(context)
+
+    async def recover(self) -> None:
+        """Takes up what an earlier process left, and begins to collect what nobody needs; before serving."""
+        await in_thread(self._context.blobs.sweep)
+        await self.rounds.recover()
+        self._context.tasks.create_task(self._collect(), name="collect blobs")
+
+    async def remove_user(self, user_id: str) -> None:
+        """Removes a user, and goes on with the trainings that it left.
+
+        Raises:
+            UserNotFound: There is no such user.
+            LastAdmin: Nobody would be left to manage users.
+        """
+        await self.rounds.settle_left(await self.users.remove(user_id))
+
+    async def close(self) -> None:
+        """Waits for work that must not stop half way."""
+        await settle()
+
+    async def _collect(self) -> None:
+        while True:
+            in_use = await self._context.store.models.digests_in_use()
+            await in_thread(self._context.blobs.collect, in_use)
+            await self._context.clock.sleep(COLLECTION_INTERVAL)

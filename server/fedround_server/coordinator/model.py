@@ -1,0 +1,76 @@
+"""Use cases about models."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import datetime
+
+from fedround_server.coordinator.context import Context
+from fedround_server.coordinator.upload import Incoming, Uploads
+from fedround_server.domain.errors import OffsetOutOfRange
+from fedround_server.domain.model import Model, ModelVersion, NewModel
+from fedround_server.domain.update import MetricReport
+
+CHUNK = 3 << 18
+"""768 KiB: a multiple of three, so that a JSON client can concatenate base64 chunks."""
+
+
+class Models:
+    """What can be done with models."""
+
+    def __init__(self, context: Context, uploads: Uploads) -> None:
+        """Joins what is needed."""
+        self._context = context
+        self._uploads = uploads
+
+    async def upload(self, name: str, description: str, incoming: Incoming) -> Model:
+        """Stores a model file as version 0 of a new model.
+
+        Raises:
+            FedroundError: The file is refused, as `Uploads.receive` tells.
+        """
+        received = await self._uploads.receive(incoming, None)
+        model = NewModel(name, description, received.manifest, received.blob)
+        return await self._context.store.models.create(
+            self._context.new_id(), incoming.user_id, model, self._context.clock.now()
+        )
+
+    async def get(self, model_id: str, user_id: str) -> Model:
+        """Returns a model that the user owns or takes part in training."""
+        return await self._context.store.models.get(model_id, user_id)
+
+    async def list(self, owner_id: str, before: tuple[datetime, str] | None, limit: int) -> list[Model]:
+        """Returns the owner's models, the newest first."""
+        return await self._context.store.models.list(owner_id, before, limit)
+
+    async def get_version(self, model_id: str, version: int | None, user_id: str) -> ModelVersion:
+        """Returns a version of a model, by default the latest.
+
+        Raises:
+            ModelNotFound: There is none for the user.
+        """
+        return await self._context.store.models.get_version(model_id, version, user_id)
+
+    async def read(self, version: ModelVersion, offset: int) -> AsyncIterator[bytes]:
+        """Reads a version's file in chunks, from an offset.
+
+        Raises:
+            OffsetOutOfRange: The offset lies behind the end of the file.
+        """
+        if offset > version.blob.size_bytes:
+            raise OffsetOutOfRange(f"offset: the file ends at {version.blob.size_bytes}, before {offset}")
+        with self._context.blobs.open(version.blob.sha256, offset) as file:
+            while chunk := await asyncio.to_thread(file.read, CHUNK):
+                yield chunk
+
+    async def remove(self, model_id: str, owner_id: str) -> None:
+        """Removes a model.
+
+        Raises:
+            ModelNotFound: The user owns no such model.
+            ModelInUse: A training that is not ended needs it.
+        """
+        await self._context.store.models.remove(model_id, owner_id, self._context.clock.now())
+
+    async def metrics(self, model_id: str, user_id: str, skip: int, limit: int) -> list[MetricReport]:
+        """Returns the metrics reported on a model, by round."""
+        return await self._context.store.models.metrics(model_id, user_id, skip, limit)

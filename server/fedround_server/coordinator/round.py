@@ -1,0 +1,200 @@
+"""Use cases about rounds: the commit protocol."""
+
+import asyncio
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from fedround_server.coordinator.context import Context, in_thread, to_the_end
+from fedround_server.coordinator.upload import Incoming, Uploads
+from fedround_server.coordinator.user import Users
+from fedround_server.domain.errors import Unavailable
+from fedround_server.domain.model import BlobRef
+from fedround_server.domain.round import Round, RoundKind, RoundMember, RoundState
+from fedround_server.domain.update import NewUpdate, Update
+from fedround_server.engine.job import AggregationFailed, AggregationJob
+from fedround_server.engine.worker import WorkerLost
+from fedround_server.store.round import AggregationTask
+
+log = logging.getLogger(__name__)
+RETRY = timedelta(seconds=1)
+# A report of an evaluation round brings no file.
+NO_FILE = BlobRef("", 0)
+
+
+@dataclass(frozen=True, slots=True)
+class MemberView:
+    """A member of a round's cohort, as the actor sees it."""
+
+    member: RoundMember
+    last_seen: datetime | None
+    uploaded_bytes: int
+
+
+class Rounds:
+    """What can be done with rounds, and what they do by themselves."""
+
+    def __init__(self, context: Context, uploads: Uploads, users: Users) -> None:
+        """Begins with no aggregation and no deadline under way; `recover` finds those of an earlier process."""
+        self._context = context
+        self._store = context.store.rounds
+        self._uploads = uploads
+        self._users = users
+        self._aggregations: set[str] = set()
+        self._again: set[str] = set()
+        self._deadlines: dict[str, asyncio.Task[None]] = {}
+
+    async def submit(
+        self, training_id: str, number: int, num_examples: int, metrics: Mapping[str, float], incoming: Incoming
+    ) -> Update:
+        """Accepts an update. When it returns, the update is on disk and will be counted once.
+
+        Raises:
+            FedroundError: The update is refused, as `RoundVerbs.admit` and `Uploads.receive` tell.
+        """
+        blob = BlobRef(str(incoming.sha256), int(incoming.size_bytes or 0))
+        new = NewUpdate(training_id, number, incoming.user_id, blob, num_examples, metrics)
+        admission = await self._store.admit(new)
+        if admission.receipt is not None:
+            return admission.receipt
+        await self._uploads.receive(incoming, admission.manifest)
+        return await to_the_end(self._accept(new, RoundKind.TRAIN))
+
+    async def submit_metrics(
+        self, training_id: str, number: int, user_id: str, num_examples: int, metrics: Mapping[str, float]
+    ) -> None:
+        """Accepts a report of an evaluation round.
+
+        Raises:
+            FedroundError: The report is refused, as `RoundVerbs.submit` tells.
+        """
+        new = NewUpdate(training_id, number, user_id, NO_FILE, num_examples, metrics)
+        await to_the_end(self._accept(new, RoundKind.EVALUATE))
+
+    async def explain(self, training_id: str, number: int | None, actor_id: str) -> tuple[Round, list[MemberView]]:
+        """Returns a round with what is known of its members.
+
+        Raises:
+            FedroundError: As `RoundVerbs.explain` tells.
+        """
+        found, members = await self._store.explain(training_id, number, actor_id)
+        views = [
+            MemberView(
+                member,
+                self._users.last_seen(member.user_id),
+                0 if member.arrive_time else self._uploads.progress(training_id, member.user_id),
+            )
+            for member in members
+        ]
+        return found, views
+
+    async def recover(self) -> None:
+        """Takes up what an earlier process left; before serving."""
+        for left in await self._store.unfinished():
+            if left.state is RoundState.AGGREGATING:
+                self.aggregate_soon(left.training_id)
+                continue
+            now = self._context.clock.now()
+            await self._judge(left.training_id, left.number, due=left.deadline is not None and now >= left.deadline)
+            await self.watch_deadline(left.training_id)
+
+    def aggregate_soon(self, training_id: str) -> None:
+        """Starts the aggregation of a closed round in the background, unless it is under way."""
+        # The one under way may have looked for closed rounds just before this one was closed.
+        self._again.add(training_id)
+        if training_id not in self._aggregations:
+            self._aggregations.add(training_id)
+            self._context.tasks.create_task(self._aggregate(training_id), name=f"aggregate {training_id}")
+
+    async def watch_deadline(self, training_id: str) -> None:
+        """Arms the timer of the open round's deadline, and disarms that of the round before."""
+        self.forget(training_id)
+        current = await self._store.current(training_id)
+        if current is None or current.state is not RoundState.OPEN or current.deadline is None:
+            return
+        left = current.deadline - self._context.clock.now()
+        self._deadlines[training_id] = self._context.tasks.create_task(
+            self._expire(training_id, current.number, left), name=f"deadline {training_id}"
+        )
+
+    async def settle_left(self, training_ids: Iterable[str]) -> None:
+        """Goes on with trainings that a removed user left."""
+        for training_id in training_ids:
+            if await self._store.find_aggregation(training_id) is not None:
+                self.aggregate_soon(training_id)
+
+    def forget(self, training_id: str) -> None:
+        """Disarms a training's deadline."""
+        timer = self._deadlines.pop(training_id, None)
+        if timer is not None and timer is not asyncio.current_task():
+            timer.cancel()
+
+    async def _accept(self, new: NewUpdate, kind: RoundKind) -> Update:
+        update, closed = await self._store.submit(self._context.new_id(), new, kind, self._context.clock.now())
+        self._context.hub.notify(new.training_id)
+        if closed:
+            self.aggregate_soon(new.training_id)
+        return update
+
+    async def _judge(self, training_id: str, number: int, *, due: bool) -> None:
+        if await self._store.judge(training_id, number, due=due, now=self._context.clock.now()):
+            self.aggregate_soon(training_id)
+        self._context.hub.notify(training_id)
+
+    async def _expire(self, training_id: str, number: int, left: timedelta) -> None:
+        await self._context.clock.sleep(left)
+        while True:
+            try:
+                await to_the_end(self._judge(training_id, number, due=True))
+            except Unavailable as error:
+                log.warning("deadline of training %s: %s", training_id, error)
+                await self._context.clock.sleep(RETRY)
+            else:
+                return
+
+    async def _aggregate(self, training_id: str) -> None:
+        try:
+            while True:
+                self._again.discard(training_id)
+                try:
+                    task = await self._store.find_aggregation(training_id)
+                    if task is not None:
+                        await self._finish(task)
+                    elif training_id not in self._again:
+                        return
+                except Unavailable as error:
+                    log.warning("aggregation of training %s: %s", training_id, error)
+                    await self._context.clock.sleep(RETRY)
+        finally:
+            self._aggregations.discard(training_id)
+
+    async def _finish(self, task: AggregationTask) -> None:
+        """Aggregates a closed round and commits the result, or the failure."""
+        closed = task.round
+        now = self._context.clock.now
+        try:
+            result = await self._compute(task) if closed.kind is RoundKind.TRAIN else None
+        except (AggregationFailed, WorkerLost, OSError) as error:
+            log.exception("round %s of training %s cannot be aggregated", closed.number, closed.training_id)
+            await self._store.fail(
+                closed.training_id, closed.number, closed.epoch, "AGGREGATION_FAILED", str(error), now()
+            )
+        else:
+            await self._store.commit(closed.training_id, closed.number, closed.epoch, result, now())
+        self._context.hub.notify(closed.training_id)
+        await self.watch_deadline(closed.training_id)
+
+    async def _compute(self, task: AggregationTask) -> BlobRef:
+        blobs = self._context.blobs
+        job = AggregationJob(
+            model=blobs.path(task.model.sha256),
+            updates=tuple(blobs.path(update.blob.sha256) for update in task.updates),
+            weights=tuple(update.num_examples for update in task.updates),
+            algorithm=task.spec.aggregation.algorithm,
+            options=task.spec.aggregation.options,
+        )
+        target = blobs.temporary(self._context.new_id())
+        result = await self._context.engine.aggregate(job, target)
+        await in_thread(blobs.adopt, target, result)
+        return result

@@ -1,0 +1,103 @@
+"""Use cases about trainings."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from fedround_server.coordinator.context import Context, to_the_end
+from fedround_server.coordinator.round import Rounds
+from fedround_server.coordinator.upload import Incoming, Uploads
+from fedround_server.domain.model import NewModel
+from fedround_server.domain.training import Training, TrainingSpec
+
+
+class Trainings:
+    """What can be done with trainings."""
+
+    def __init__(self, context: Context, uploads: Uploads, rounds: Rounds) -> None:
+        """Joins what is needed."""
+        self._context = context
+        self._store = context.store.trainings
+        self._uploads = uploads
+        self._rounds = rounds
+
+    async def create(self, actor_id: str, spec: TrainingSpec, incoming: Incoming | None) -> Training:
+        """Creates a training, whole or not at all.
+
+        Args:
+            actor_id: Who creates it.
+            spec: What to train; names a stored model unless one is incoming.
+            incoming: The model's file.
+
+        Raises:
+            UnknownClients: Some client_ids are of no user.
+            ModelNotFound: The actor owns no such model.
+            Quota: The actor has too many trainings.
+            FedroundError: The file is refused, as `Uploads.receive` tells.
+        """
+        quota = self._context.limits.max_open_trainings
+        made = await self._store.prepare(actor_id, spec, quota)
+        if made is not None:
+            return made
+        model = None
+        if incoming is not None:
+            received = await self._uploads.receive(incoming, None)
+            model = NewModel(spec.name, spec.description, received.manifest, received.blob)
+        return await to_the_end(self._create(actor_id, spec, model, quota))
+
+    async def get(self, training_id: str, user_id: str) -> Training:
+        """Returns a training that the user steers or takes part in."""
+        return await self._store.get(training_id, user_id)
+
+    async def list(
+        self, user_id: str, *, as_actor: bool, before: tuple[datetime, str] | None, limit: int
+    ) -> list[Training]:
+        """Returns the trainings that a user steers (or takes part in), the newest first."""
+        return await self._store.list(user_id, as_actor=as_actor, before=before, limit=limit)
+
+    async def register(self, training_id: str, actor_id: str, client_ids: Sequence[str]) -> Training:
+        """Registers clients as participants."""
+        return await to_the_end(self._register(training_id, actor_id, client_ids))
+
+    async def remove_clients(self, training_id: str, caller_id: str, client_ids: Sequence[str]) -> Training:
+        """Removes participants; the open round is judged anew at once."""
+        return await to_the_end(self._remove_clients(training_id, caller_id, client_ids))
+
+    async def remove(self, training_id: str, actor_id: str, *, force: bool) -> None:
+        """Removes a training; its model stays."""
+        await to_the_end(self._remove(training_id, actor_id, force))
+
+    async def start(self, training_id: str, actor_id: str, request_id: str | None) -> Training:
+        """Starts a training: its first round opens."""
+        return await to_the_end(self._start(training_id, actor_id, request_id))
+
+    async def _create(self, actor_id: str, spec: TrainingSpec, model: NewModel | None, quota: int) -> Training:
+        new_id = self._context.new_id
+        training = await self._store.create(
+            new_id(), actor_id, spec, model, new_id(), quota, self._context.clock.now()
+        )
+        self._context.hub.notify(actor_id, *training.participant_ids)
+        return training
+
+    async def _register(self, training_id: str, actor_id: str, client_ids: Sequence[str]) -> Training:
+        training = await self._store.register(training_id, actor_id, client_ids, self._context.clock.now())
+        self._context.hub.notify(training_id, *client_ids)
+        return training
+
+    async def _remove_clients(self, training_id: str, caller_id: str, client_ids: Sequence[str]) -> Training:
+        now = self._context.clock.now()
+        training, closed = await self._store.remove_clients(training_id, caller_id, client_ids, now)
+        self._context.hub.notify(training_id)
+        if closed:
+            self._rounds.aggregate_soon(training_id)
+        return training
+
+    async def _remove(self, training_id: str, actor_id: str, force: bool) -> None:
+        await self._store.remove(training_id, actor_id, force=force, now=self._context.clock.now())
+        self._rounds.forget(training_id)
+        self._context.hub.notify(training_id)
+
+    async def _start(self, training_id: str, actor_id: str, request_id: str | None) -> Training:
+        training = await self._store.start(training_id, actor_id, request_id, self._context.clock.now())
+        self._context.hub.notify(training_id)
+        await self._rounds.watch_deadline(training_id)
+        return training

@@ -1,0 +1,173 @@
+"""Takes in files: checks while they arrive, and makes blobs of them."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+
+from fedround_server.blobs import BlobWriter
+from fedround_server.coordinator.context import Context, in_thread
+from fedround_server.domain.errors import (
+    DigestMismatch,
+    FieldInvalid,
+    InvalidArgument,
+    ModelFormat,
+    ModelTooLarge,
+    UpdateNotFinite,
+    UploadIncomplete,
+)
+from fedround_server.domain.model import BlobRef, Manifest
+from fedround_server.engine.manifest import HeaderGate, Layout
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """A file that a caller sends.
+
+    Attributes:
+        user_id: Who sends it.
+        chunks: Its bytes from offset on, in pieces.
+        sha256: Declared digest, lower-case hex.
+        size_bytes: Declared size of the whole file.
+        upload_id: Makes the upload resumable.
+        offset: Where the chunks start in the file.
+        training_id: The training that an update is for.
+    """
+
+    user_id: str
+    chunks: AsyncIterator[bytes]
+    sha256: str | None
+    size_bytes: int | None
+    upload_id: str | None = None
+    offset: int = 0
+    training_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A file that is a blob now."""
+
+    blob: BlobRef
+    manifest: Manifest
+
+
+class Uploads:
+    """Uploads under way, and those that wait for their next try."""
+
+    def __init__(self, context: Context) -> None:
+        """Begins with none under way."""
+        self._context = context
+        self._owners: dict[tuple[str, str], asyncio.Task[object]] = {}
+        self._updates: dict[tuple[str, str], BlobWriter] = {}
+
+    def committed_size(self, user_id: str, upload_id: str) -> int:
+        """Returns how much of a resumable upload is here, in bytes."""
+        return self._context.blobs.upload_size(user_id, upload_id)
+
+    def progress(self, training_id: str, user_id: str) -> int:
+        """Returns how many bytes of a participant's update are here, of an upload under way."""
+        writer = self._updates.get((training_id, user_id))
+        return 0 if writer is None else writer.size_bytes
+
+    async def receive(self, incoming: Incoming, expected: Manifest | None) -> Received:
+        """Takes a file in. When it returns, the file is on disk, whole, checked and under its digest.
+
+        Args:
+            incoming: The file.
+            expected: What it must contain; None for any acceptable model.
+
+        Raises:
+            ModelTooLarge: It is over the limit.
+            ModelFormat: It is no acceptable safetensors file.
+            UpdateMismatch: Its tensors are not the expected ones.
+            UpdateNotFinite: It contains NaN or Inf.
+            UploadIncomplete: The stream ended early.
+            DigestMismatch: The bytes are not the declared ones.
+            UploadOffset: A resumed upload stands elsewhere.
+        """
+        self._check_limit(incoming.size_bytes)
+        blobs = self._context.blobs
+        async with self._own(incoming):
+            with blobs.upload(incoming.user_id, incoming.upload_id, incoming.offset, self._context.new_id()) as writer:
+                try:
+                    with self._watch(incoming, writer):
+                        layout = await self._take(incoming, HeaderGate(expected), writer)
+                    await self._check_finite(writer)
+                except (InvalidArgument, DigestMismatch, ModelTooLarge):
+                    writer.discard()
+                    raise
+                await in_thread(_store, self._context, writer)
+                return Received(writer.blob, layout.manifest)
+
+    async def _take(self, incoming: Incoming, gate: HeaderGate, writer: BlobWriter) -> Layout:
+        if incoming.offset:
+            await in_thread(writer.replay, gate.feed)
+        async for chunk in incoming.chunks:
+            gate.feed(chunk)
+            self._check_room(incoming, gate.layout, writer.size_bytes + len(chunk))
+            writer.write(chunk)
+        size = writer.size_bytes
+        described = None if gate.layout is None else gate.layout.size_bytes
+        if incoming.size_bytes is not None and size < incoming.size_bytes:
+            raise UploadIncomplete(size, incoming.size_bytes)
+        if incoming.size_bytes is None and (described is None or size < described):
+            raise UploadIncomplete(size, described)
+        if incoming.sha256 is not None and writer.blob.sha256 != incoming.sha256:
+            raise DigestMismatch(
+                f"the file's SHA-256 is {writer.blob.sha256}, declared was {incoming.sha256}: send it again"
+            )
+        if gate.layout is None or size < gate.layout.size_bytes:
+            raise ModelFormat(f"the file is cut: its header describes more than the {size} bytes that it has")
+        return gate.layout
+
+    def _check_room(self, incoming: Incoming, layout: Layout | None, size: int) -> None:
+        if incoming.size_bytes is not None and size > incoming.size_bytes:
+            raise FieldInvalid("size_bytes", f"the file is larger than the {incoming.size_bytes} bytes declared")
+        if layout is not None:
+            self._check_limit(layout.size_bytes)
+            if size > layout.size_bytes:
+                raise ModelFormat(f"the file goes on behind its last tensor, at byte {layout.size_bytes}")
+
+    def _check_limit(self, size: int | None) -> None:
+        limit = self._context.limits.max_model_bytes
+        if size is not None and size > limit:
+            raise ModelTooLarge(f"the file has {size} bytes, the server takes {limit}: ask the operator for more")
+
+    async def _check_finite(self, writer: BlobWriter) -> None:
+        name = await self._context.engine.find_not_finite(writer.path)
+        if name is not None:
+            raise UpdateNotFinite(f"tensor {name!r} contains NaN or Inf: nothing of the file was taken")
+
+    @asynccontextmanager
+    async def _own(self, incoming: Incoming) -> AsyncIterator[None]:
+        """Makes the caller the only writer of a resumable upload: an older try, whose connection is gone, ends."""
+        if incoming.upload_id is None:
+            yield
+            return
+        key = (incoming.user_id, incoming.upload_id)
+        me = asyncio.current_task()
+        assert me is not None
+        while (older := self._owners.get(key)) is not None:
+            older.cancel()
+            await asyncio.wait([older])
+        self._owners[key] = me
+        try:
+            yield
+        finally:
+            del self._owners[key]
+
+    @contextmanager
+    def _watch(self, incoming: Incoming, writer: BlobWriter) -> Iterator[None]:
+        """Shows an update's progress while it arrives."""
+        key = (incoming.training_id or "", incoming.user_id)
+        self._updates[key] = writer
+        try:
+            yield
+        finally:
+            if self._updates.get(key) is writer:
+                del self._updates[key]
+
+
+def _store(context: Context, writer: BlobWriter) -> None:
+    writer.sync()
+    context.blobs.adopt(writer.path, writer.blob)

@@ -1,0 +1,110 @@
+"""Events: what happens in a training, as a log without gaps."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from fedround_server.domain.model import BlobRef
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """A model version by reference."""
+
+    model_id: str
+    version: int
+    blob: BlobRef
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingStarted:
+    """The training was started, or somebody was registered in a running one."""
+
+    target_num_updates: int
+    model: ModelInfo
+
+
+@dataclass(frozen=True, slots=True)
+class RoundStarted:
+    """A round was opened."""
+
+    round: int
+    kind: str
+    model: ModelInfo
+    deadline: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateAccepted:
+    """An update or a report was accepted."""
+
+    update_id: str
+    round: int
+    participant_id: str
+    num_examples: int
+    updates_arrived: int
+    updates_expected: int
+
+
+@dataclass(frozen=True, slots=True)
+class RoundClosed:
+    """A round's result is committed."""
+
+    round: int
+    kind: str
+    model_version: int
+    num_updates: int
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class ClientRemoved:
+    """A participant was removed."""
+
+    client_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingFinished:
+    """The target is reached."""
+
+    model_id: str
+    model_version: int
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingFailed:
+    """The training ended in ERROR."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingRemoved:
+    """The training was removed."""
+
+
+Payload = (
+    TrainingStarted
+    | RoundStarted
+    | UpdateAccepted
+    | RoundClosed
+    | ClientRemoved
+    | TrainingFinished
+    | TrainingFailed
+    | TrainingRemoved
+)
+
+LAST_OF_A_TRAINING = (TrainingFinished, TrainingFailed, TrainingRemoved)
+"""After one of these, nothing happens in a training but its removal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One entry of a training's log."""
+
+    training_id: str
+    sequence: int
+    create_time: datetime
+    payload: Payload

@@ -1,0 +1,96 @@
+"""Models: their tensors, and one immutable file a version."""
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from math import prod
+
+
+class Dtype(enum.Enum):
+    """The tensor types that fedround accepts, by their safetensors names; the value is the size in bytes."""
+
+    F64 = ("F64", 8)
+    F32 = ("F32", 4)
+    F16 = ("F16", 2)
+    BF16 = ("BF16", 2)
+    I64 = ("I64", 8)
+    I32 = ("I32", 4)
+    I16 = ("I16", 2)
+    I8 = ("I8", 1)
+    U8 = ("U8", 1)
+    BOOL = ("BOOL", 1)
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes an element."""
+        return self.value[1]
+
+    @property
+    def is_floating(self) -> bool:
+        """Whether it is averaged; integers and booleans are not."""
+        return self in (Dtype.F64, Dtype.F32, Dtype.F16, Dtype.BF16)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """Type and shape of one tensor."""
+
+    dtype: Dtype
+    shape: tuple[int, ...]
+
+    @property
+    def num_elements(self) -> int:
+        """Product of the shape; 1 for a scalar."""
+        return prod(self.shape)
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the tensor's data."""
+        return self.num_elements * self.dtype.itemsize
+
+
+Manifest = Mapping[str, TensorSpec]
+"""What a model consists of: tensor name -> type and shape. Every update must have exactly the model's."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlobRef:
+    """An immutable file, by what it contains."""
+
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelVersion:
+    """One version of a model; version = updates of the global model that made it."""
+
+    model_id: str
+    version: int
+    blob: BlobRef
+    create_time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model, with its latest version."""
+
+    model_id: str
+    name: str
+    description: str
+    owner_id: str
+    source_model_id: str | None
+    manifest: Manifest
+    latest: ModelVersion
+    create_time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class NewModel:
+    """A model to store."""
+
+    name: str
+    description: str
+    manifest: Manifest
+    blob: BlobRef

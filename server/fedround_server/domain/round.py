@@ -1,0 +1,101 @@
+"""Rounds: one ask-and-collect cycle each, and the policy that closes them."""
+
+import enum
+from dataclasses import dataclass
+from datetime import datetime
+
+from fedround_server.domain.training import RoundPolicy, TrainingSpec, evaluates
+
+
+class RoundKind(enum.Enum):
+    """What a round asks of its cohort."""
+
+    TRAIN = "TRAIN"
+    SWAG = "SWAG"
+    EVALUATE = "EVALUATE"
+
+
+class RoundState(enum.Enum):
+    """Where a round is in its life."""
+
+    OPEN = "OPEN"
+    AGGREGATING = "AGGREGATING"
+    DONE = "DONE"
+    ABANDONED = "ABANDONED"
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """A round.
+
+    Attributes:
+        model_version: The version that it started from.
+        epoch: Counts closings; an aggregation may commit only under the epoch that it was started with (fencing).
+        arrived: Updates or reports of present members of the cohort.
+        expected: How many of them close the round.
+    """
+
+    training_id: str
+    number: int
+    kind: RoundKind
+    state: RoundState
+    epoch: int
+    model_version: int
+    arrived: int
+    expected: int
+    open_time: datetime
+    deadline: datetime | None
+    done_time: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class RoundMember:
+    """A member of a round's cohort; arrive_time is None while its update or report is missing."""
+
+    user_id: str
+    name: str
+    arrive_time: datetime | None
+
+
+class Verdict(enum.Enum):
+    """What the close policy says of an open round."""
+
+    WAIT = "WAIT"
+    CLOSE = "CLOSE"
+    FAIL = "FAIL"
+
+
+def expected_updates(policy: RoundPolicy, cohort_size: int) -> int:
+    """Returns how many updates close a round of that cohort."""
+    return min(policy.min_updates, cohort_size) if policy.min_updates else cohort_size
+
+
+def judge(arrived: int, expected: int, *, due: bool) -> Verdict:
+    """The close policy; evaluated on every cause: update, deadline, removed participant, start-up.
+
+    Args:
+        arrived: Updates that count.
+        expected: How many close the round; 0 when the cohort is empty.
+        due: Whether the deadline has passed.
+    """
+    if expected > 0 and arrived >= expected:
+        return Verdict.CLOSE
+    if expected == 0 or due:
+        return Verdict.FAIL
+    return Verdict.WAIT
+
+
+def next_round(spec: TrainingSpec, kind: RoundKind, model_version: int) -> RoundKind | None:
+    """Tells what follows a round.
+
+    Args:
+        spec: What to train.
+        kind: The kind of the round that is done.
+        model_version: The model's version after that round.
+
+    Returns:
+        The kind of the next round; None when the training is complete.
+    """
+    if kind is RoundKind.TRAIN and evaluates(spec, model_version):
+        return RoundKind.EVALUATE
+    return RoundKind.TRAIN if model_version < spec.target_num_updates else None

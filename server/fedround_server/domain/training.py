@@ -1,0 +1,140 @@
+"""Trainings: what an actor asked for, and where it is in its life."""
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+MAX_NUM_EXAMPLES = 2**31
+MAX_TARGET_NUM_UPDATES = 1_000_000
+
+
+class TrainingState(enum.Enum):
+    """Where a training is in its life."""
+
+    INITIAL = "INITIAL"
+    ONGOING = "ONGOING"
+    SWAG_ROUND = "SWAG_ROUND"
+    COMPLETED = "COMPLETED"
+    ERROR = "ERROR"
+
+    @property
+    def is_running(self) -> bool:
+        """Whether rounds are under way."""
+        return self in (TrainingState.ONGOING, TrainingState.SWAG_ROUND)
+
+    @property
+    def is_ended(self) -> bool:
+        """Whether nothing will happen any more."""
+        return self in (TrainingState.COMPLETED, TrainingState.ERROR)
+
+
+TRANSITIONS: Mapping[TrainingState, frozenset[TrainingState]] = {
+    TrainingState.INITIAL: frozenset({TrainingState.ONGOING}),
+    TrainingState.ONGOING: frozenset({TrainingState.SWAG_ROUND, TrainingState.COMPLETED, TrainingState.ERROR}),
+    TrainingState.SWAG_ROUND: frozenset({TrainingState.ONGOING, TrainingState.COMPLETED, TrainingState.ERROR}),
+    TrainingState.COMPLETED: frozenset(),
+    TrainingState.ERROR: frozenset(),
+}
+"""The whole life of a training: from each state, where it may go."""
+
+
+class Evaluation(enum.Enum):
+    """When participants are asked to evaluate the global model."""
+
+    EVERY_ROUND = "EVERY_ROUND"
+    FINAL_ONLY = "FINAL_ONLY"
+    NEVER = "NEVER"
+
+
+class LateUpdates(enum.Enum):
+    """What happens to an update that arrives after its round was closed."""
+
+    REJECT = "REJECT"
+
+
+@dataclass(frozen=True, slots=True)
+class RoundPolicy:
+    """When a round closes.
+
+    Attributes:
+        min_updates: So many updates close the round; 0 means one from every member of the cohort.
+        deadline: How long a round may stay open; None means without end.
+        late_updates: What happens to updates that come too late.
+    """
+
+    min_updates: int = 0
+    deadline: timedelta | None = None
+    late_updates: LateUpdates = LateUpdates.REJECT
+
+
+@dataclass(frozen=True, slots=True)
+class Aggregation:
+    """An aggregator by its registry name, with its options."""
+
+    algorithm: str = "fed_avg"
+    options: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSpec:
+    """What to train, and how; the defaults are filled in."""
+
+    name: str
+    description: str
+    target_num_updates: int
+    metric_names: tuple[str, ...]
+    client_ids: tuple[str, ...]
+    aggregation: Aggregation
+    round_policy: RoundPolicy
+    evaluation: Evaluation
+    max_num_examples: int
+    model_id: str | None = None
+    request_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingFailure:
+    """Why a training ended in ERROR."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """A training as it is now.
+
+    Attributes:
+        round: Number of the current round, from 0; after the end, of the last one.
+        updates_arrived: Updates or reports of the current round.
+        updates_expected: How many of them close the current round; 0 before the start.
+        model_version: Updates of the global model so far.
+        last_sequence: Sequence of the last event in the training's log.
+    """
+
+    training_id: str
+    spec: TrainingSpec
+    actor_id: str
+    participant_ids: tuple[str, ...]
+    state: TrainingState
+    round: int
+    updates_arrived: int
+    updates_expected: int
+    model_id: str
+    model_version: int
+    failure: TrainingFailure | None
+    last_sequence: int
+    create_time: datetime
+    start_time: datetime | None
+    update_time: datetime
+
+
+def evaluates(spec: TrainingSpec, model_version: int) -> bool:
+    """Tells whether a model version is evaluated by the participants.
+
+    A training without metric names has nothing to ask for, so it has no evaluation rounds.
+    """
+    if not spec.metric_names or spec.evaluation is Evaluation.NEVER:
+        return False
+    return spec.evaluation is Evaluation.EVERY_ROUND or model_version >= spec.target_num_updates

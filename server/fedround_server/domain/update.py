@@ -1,0 +1,65 @@
+"""Updates: what participants submit."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from fedround_server.domain.model import BlobRef
+
+
+@dataclass(frozen=True, slots=True)
+class NewUpdate:
+    """An update whose file is stored, to be accepted."""
+
+    training_id: str
+    round: int
+    user_id: str
+    blob: BlobRef
+    num_examples: int
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """An accepted update."""
+
+    update_id: str
+    training_id: str
+    round: int
+    user_id: str
+    blob: BlobRef
+    num_examples: int
+    accept_time: datetime
+
+    @property
+    def sort_key(self) -> str:
+        """Canonical order of a round's updates: by participant, whatever the order of arrival."""
+        return self.user_id
+
+
+@dataclass(frozen=True, slots=True)
+class MetricReport:
+    """Metrics of one round by one reporter, or aggregated (reporter_id is None)."""
+
+    training_id: str
+    round: int
+    kind: str
+    model_version: int
+    reporter_id: str | None
+    num_examples: int
+    metrics: Mapping[str, float]
+
+
+def weighted_means(reports: list[tuple[Mapping[str, float], int]]) -> dict[str, float]:
+    """Averages metrics, weighted by example count, each over those that reported it.
+
+    Args:
+        reports: (metrics, num_examples) in canonical order.
+    """
+    sums: dict[str, float] = {}
+    weights: dict[str, int] = {}
+    for metrics, num_examples in reports:
+        for name, value in metrics.items():
+            sums[name] = sums.get(name, 0.0) + value * num_examples
+            weights[name] = weights.get(name, 0) + num_examples
+    return {name: sums[name] / weights[name] for name in sorted(sums)}

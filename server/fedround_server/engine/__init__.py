@@ -1,0 +1,1 @@
+"""Numbers: the gate for model files, and aggregation. Importing this package does not import torch."""

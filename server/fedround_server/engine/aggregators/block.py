@@ -1,0 +1,36 @@
+"""What an aggregator is, and what it gets."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """The same elements of every update.
+
+    Attributes:
+        updates: One tensor an update, each of shape (elements,) in the model's floating dtype, in canonical order.
+            Not to be written to.
+        weights: num_examples of each update, >= 1.
+        model: These elements of the model that the round started from; shape and dtype like an update.
+        options: The options of the training's aggregation.
+    """
+
+    updates: Sequence[Tensor]
+    weights: Sequence[int]
+    model: Tensor
+    options: Mapping[str, float]
+
+
+class Aggregator(Protocol):
+    """A pure function of one block."""
+
+    def __call__(self, block: Block, /) -> Tensor:
+        """Aggregates one block.
+
+        Returns:
+            Shape (elements,), float64; the caller rounds it to the model's dtype.
+        """

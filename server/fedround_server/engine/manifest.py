@@ -1,0 +1,199 @@
+"""The header of a safetensors file: what it says, and whether that may be believed.
+
+The format: 8 bytes with the length of a JSON header (little-endian), the header, then the tensors' data. The header
+maps each name to {"dtype", "shape", "data_offsets": [begin, end]}, counted from the end of the header.
+(https://github.com/huggingface/safetensors)
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from fedround_server.domain.errors import ModelFormat, UpdateMismatch
+from fedround_server.domain.model import Dtype, Manifest, TensorSpec
+
+PREFIX = 8
+MAX_HEADER = 4 << 20
+MAX_TENSORS = 20_000
+MAX_RANK = 16
+MAX_NAME = 512
+MAX_DIMENSION = 1 << 48
+METADATA = "__metadata__"
+NAME = re.compile(r"[^\x00-\x1f\x7f\\]+")
+PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A checked header.
+
+    Attributes:
+        manifest: Type and shape of each tensor.
+        offsets: Where each tensor's data begins in the file, in bytes.
+        data_start: Where the data begins in the file, in bytes.
+        size_bytes: Size of the whole file.
+    """
+
+    manifest: Manifest
+    offsets: Mapping[str, int]
+    data_start: int
+    size_bytes: int
+
+
+class HeaderGate:
+    """Reads a header from the chunks of a file, and refuses it as soon as it can be known to be bad."""
+
+    def __init__(self, expected: Manifest | None = None) -> None:
+        """Begins before the first byte.
+
+        Args:
+            expected: What the file must contain, exactly; None for anything acceptable.
+        """
+        self._expected = expected
+        self._seen = bytearray()
+        self.layout: Layout | None = None
+
+    def feed(self, data: bytes) -> None:
+        """Takes the next bytes of the file.
+
+        Raises:
+            ModelFormat: This is no acceptable safetensors file.
+            UpdateMismatch: It does not contain what it must.
+        """
+        if self.layout is not None:
+            return
+        self._seen += data
+        if len(self._seen) < PREFIX:
+            return
+        length = _header_length(bytes(self._seen[:PREFIX]))
+        if len(self._seen) >= PREFIX + length:
+            self.layout = parse_header(bytes(self._seen[PREFIX : PREFIX + length]))
+            self._seen.clear()
+            if self._expected is not None:
+                check_same(self.layout.manifest, self._expected)
+
+
+def parse_header(header: bytes) -> Layout:
+    """Checks a header.
+
+    Args:
+        header: The JSON text, without the 8 bytes of its length.
+
+    Raises:
+        ModelFormat: The header is malformed, or describes a file that is not acceptable.
+    """
+    tensors = _parse_json(header)
+    tensors.pop(METADATA, None)
+    if not tensors:
+        raise ModelFormat("the file contains no tensors")
+    if len(tensors) > MAX_TENSORS:
+        raise ModelFormat(f"the file contains {len(tensors)} tensors, more than {MAX_TENSORS}")
+    manifest: dict[str, TensorSpec] = {}
+    spans: list[tuple[int, int, str]] = []
+    for name, entry in tensors.items():
+        _check_name(name)
+        spec, begin, end = _parse_tensor(name, entry)
+        manifest[name] = spec
+        spans.append((begin, end, name))
+    position = 0
+    for begin, end, name in sorted(spans):
+        if begin != position:
+            raise ModelFormat(f"tensor {name!r} begins at byte {begin} of the data, not at {position}: no holes, no overlaps")
+        position = end
+    data_start = PREFIX + len(header)
+    return Layout(manifest, {name: data_start + begin for begin, _, name in spans}, data_start, data_start + position)
+
+
+def check_same(actual: Manifest, expected: Manifest) -> None:
+    """Compares what is there with what must be.
+
+    Raises:
+        UpdateMismatch: A tensor is missing, is one too many, or has another type or shape.
+    """
+    if missing := sorted(expected.keys() - actual.keys()):
+        raise UpdateMismatch(f"the update lacks tensors of the model: {_some(missing)}")
+    if surplus := sorted(actual.keys() - expected.keys()):
+        raise UpdateMismatch(f"the update has tensors that the model does not have: {_some(surplus)}")
+    for name, spec in expected.items():
+        found = actual[name]
+        if found != spec:
+            raise UpdateMismatch(
+                f"tensor {name!r} is {found.dtype.name}{list(found.shape)},"
+                f" in the model it is {spec.dtype.name}{list(spec.shape)}"
+            )
+
+
+def _header_length(prefix: bytes) -> int:
+    if prefix.startswith(PICKLE_STARTS):
+        raise ModelFormat(
+            "this is a pickle (a torch .pt file), and the server unpickles nothing:"
+            " run `fedround convert FILE` and send the safetensors file that it writes"
+        )
+    length = int.from_bytes(prefix, "little")
+    if not 2 <= length <= MAX_HEADER:
+        raise ModelFormat(
+            f"this is not a safetensors file (its header would have {length} bytes, allowed are 2 to {MAX_HEADER}):"
+            " save the state dict with safetensors, or run `fedround convert FILE`"
+        )
+    return length
+
+
+def _parse_json(header: bytes) -> dict[str, Any]:
+    try:
+        parsed = json.loads(header.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constants)
+    except (ValueError, RecursionError) as error:
+        raise ModelFormat("the safetensors header is not valid JSON") from error
+    if not isinstance(parsed, dict):
+        raise ModelFormat("the safetensors header is not a JSON object")
+    return parsed
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ModelFormat("the safetensors header names something twice")
+    return found
+
+
+def _no_constants(text: str) -> NoReturn:
+    raise ValueError(text)
+
+
+def _check_name(name: str) -> None:
+    parts = name.split("/")
+    if not NAME.fullmatch(name) or len(name) > MAX_NAME or ".." in parts or "" in parts:
+        raise ModelFormat(
+            f"tensor name {name[:80]!r} is not acceptable: 1 to {MAX_NAME} characters, no control characters,"
+            " no backslashes, no path tricks"
+        )
+
+
+def _parse_tensor(name: str, entry: Any) -> tuple[TensorSpec, int, int]:
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise ModelFormat(f"tensor {name!r} needs exactly dtype, shape and data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in Dtype.__members__:
+        accepted = ", ".join(Dtype.__members__)
+        raise ModelFormat(f"tensor {name!r} has the dtype {str(dtype)[:40]!r}; accepted are {accepted}")
+    if not _are_sizes(shape) or len(shape) > MAX_RANK:
+        raise ModelFormat(f"tensor {name!r} has no acceptable shape: up to {MAX_RANK} whole numbers >= 0")
+    if not _are_sizes(offsets) or len(offsets) != 2:
+        raise ModelFormat(f"tensor {name!r} needs data_offsets [begin, end]")
+    spec = TensorSpec(Dtype[dtype], tuple(shape))
+    if spec.num_elements == 0:
+        raise ModelFormat(f"tensor {name!r} is empty: leave empty tensors out")
+    begin, end = offsets
+    if end - begin != spec.num_bytes:
+        raise ModelFormat(f"tensor {name!r} needs {spec.num_bytes} bytes, its data_offsets give {end - begin}")
+    return spec, begin, end
+
+
+def _are_sizes(values: Any) -> bool:
+    # bool is an int in Python, but not here.
+    return isinstance(values, list) and all(type(value) is int and 0 <= value <= MAX_DIMENSION for value in values)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(repr(name[:80]) for name in names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,0 +1,135 @@
+"""Tensors in files, one block at a time."""
+
+import hashlib
+import mmap
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from fedround_server.domain.model import BlobRef, Dtype
+from fedround_server.engine.manifest import PREFIX, Layout, parse_header
+
+BLOCK = 128 * 1024
+"""Elements that are worked on at a time: a float64 block fits the second-level cache."""
+
+TORCH_DTYPES: Mapping[Dtype, torch.dtype] = {
+    Dtype.F64: torch.float64,
+    Dtype.F32: torch.float32,
+    Dtype.F16: torch.float16,
+    Dtype.BF16: torch.bfloat16,
+    Dtype.I64: torch.int64,
+    Dtype.I32: torch.int32,
+    Dtype.I16: torch.int16,
+    Dtype.I8: torch.int8,
+    Dtype.U8: torch.uint8,
+    Dtype.BOOL: torch.bool,
+}
+
+
+class TensorFile:
+    """A safetensors file, mapped into memory. Its `with` block is the time in which its tensors may be used."""
+
+    def __init__(self, path: Path) -> None:
+        """Maps a file that has passed the gate.
+
+        Args:
+            path: The file; it must not change.
+        """
+        with path.open("rb") as file:
+            # A private mapping, since torch wants memory that could be written to; nothing is.
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        header = int.from_bytes(self._map[:PREFIX], "little")
+        self.layout: Layout = parse_header(self._map[PREFIX : PREFIX + header])
+
+    def __enter__(self) -> Self:
+        """Enters the block."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Unmaps the file, unless the caller holds tensors of it still."""
+        if error is None:
+            self._map.close()
+
+    @property
+    def header(self) -> bytes:
+        """Everything before the data."""
+        return self._map[: self.layout.data_start]
+
+    def block(self, name: str, start: int, length: int) -> Tensor:
+        """Returns elements of a flattened tensor, without copying.
+
+        Args:
+            name: The tensor.
+            start: Index of the first element.
+            length: How many elements.
+
+        Returns:
+            Shape (length,), in the tensor's dtype.
+        """
+        dtype = self.layout.manifest[name].dtype
+        offset = self.layout.offsets[name] + start * dtype.itemsize
+        return torch.frombuffer(self._map, dtype=TORCH_DTYPES[dtype], count=length, offset=offset)
+
+
+class TensorWriter:
+    """Writes a safetensors file in order and hashes it on the way."""
+
+    def __init__(self, path: Path, header: bytes) -> None:
+        """Begins the file.
+
+        Args:
+            path: Where to write.
+            header: Everything before the data.
+        """
+        self._file = path.open("xb")
+        self._hash = hashlib.sha256()
+        self._size = 0
+        self._put(memoryview(header))
+
+    def __enter__(self) -> Self:
+        """Enters the block."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Closes the file."""
+        self._file.close()
+
+    def write(self, block: Tensor) -> None:
+        """Appends a flat block."""
+        self._put(memoryview(block.contiguous().view(torch.uint8).numpy()))
+
+    def finish(self) -> BlobRef:
+        """Forces the file to disk and returns what it contains."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return BlobRef(self._hash.hexdigest(), self._size)
+
+    def _put(self, data: memoryview) -> None:
+        self._file.write(data)
+        self._hash.update(data)
+        self._size += len(data)
+
+
+def blocks(num_elements: int) -> Iterator[tuple[int, int]]:
+    """Cuts a flattened tensor into (start, length)."""
+    for start in range(0, num_elements, BLOCK):
+        yield start, min(BLOCK, num_elements - start)
+
+
+def find_not_finite(file: TensorFile) -> str | None:
+    """Returns the name of a tensor that contains NaN or Inf."""
+    for name, spec in file.layout.manifest.items():
+        if spec.dtype.is_floating:
+            for start, length in blocks(spec.num_elements):
+                if not torch.isfinite(file.block(name, start, length)).all():
+                    return name
+    return None

@@ -1,0 +1,168 @@
+"""Opens the database, migrates it, and runs verbs in transactions on threads of its own."""
+
+import asyncio
+import functools
+import os
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+
+import peewee
+from playhouse import migrations
+from playhouse.pool import PooledPostgresqlDatabase
+
+from fedround_server.domain.errors import Unavailable
+from fedround_server.store.schema import database_proxy
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+MIGRATIONS = Path(__file__).with_name("migrations")
+POSTGRES_THREADS = 4
+# Any constant will do; it serves to let one of several servers migrate while the others wait.
+MIGRATION_LOCK = 0x666564726F756E64
+
+
+class StoreUnavailable(Unavailable):
+    """The database does not answer."""
+
+    reason = "STORE_UNAVAILABLE"
+
+
+class Database:
+    """A database, and the executor that all its verbs run on.
+
+    SQLite has one thread, hence a single writer; PostgreSQL a small pool. At most one database is open in a process:
+    the tables are bound to it.
+    """
+
+    def __init__(self, url: str | Path) -> None:
+        """Remembers where the database is.
+
+        Args:
+            url: A `postgresql://` URL, or the path of a SQLite file.
+        """
+        self.is_postgres = isinstance(url, str) and url.startswith(("postgresql://", "postgres://"))
+        self._peewee = _postgres(str(url)) if self.is_postgres else _sqlite(Path(url))
+        self._executor = ThreadPoolExecutor(POSTGRES_THREADS if self.is_postgres else 1, thread_name_prefix="store")
+
+    def open(self) -> None:
+        """Connects and applies the migrations that are missing.
+
+        Raises:
+            RuntimeError: Another database is open in this process.
+        """
+        if database_proxy.obj is not None:
+            raise RuntimeError("a process has one open store at a time: close the other one first")
+        database_proxy.initialize(self._peewee)
+        try:
+            self._executor.submit(self._migrate).result()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Waits for the verbs under way and disconnects."""
+        self._executor.submit(self._disconnect).result()
+        self._executor.shutdown()
+        database_proxy.initialize(None)
+
+    async def run(self, verb: Callable[[], R]) -> R:
+        """Runs a verb in one transaction on the store's executor.
+
+        Raises:
+            StoreUnavailable: The database does not answer; nothing was changed, or the change is whole.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._executor, self._in_transaction, verb)
+
+    def _in_transaction(self, verb: Callable[[], R]) -> R:
+        try:
+            try:
+                return self._attempt(verb)
+            except peewee.IntegrityError:
+                # Somebody else inserted the same key between our look and our insert: the second look finds it.
+                return self._attempt(verb)
+        except (peewee.OperationalError, peewee.InterfaceError) as error:
+            raise StoreUnavailable("the database does not answer: try again") from error
+
+    def _attempt(self, verb: Callable[[], R]) -> R:
+        with self._connection(), self._transaction():
+            return verb()
+
+    @contextmanager
+    def _connection(self) -> Iterator[None]:
+        if self.is_postgres:
+            with self._peewee.connection_context():
+                yield
+        else:
+            self._peewee.connect(reuse_if_open=True)
+            yield
+
+    def _transaction(self) -> Any:
+        # A deferred SQLite transaction that turns into a writer fails at once when another one writes.
+        return self._peewee.atomic() if self.is_postgres else self._peewee.atomic("IMMEDIATE")
+
+    def _migrate(self) -> None:
+        with self._connection():
+            if not self.is_postgres:
+                migrations.run(self._peewee, str(MIGRATIONS))
+                return
+            self._peewee.execute_sql("SELECT pg_advisory_lock(%s)", (MIGRATION_LOCK,))
+            try:
+                migrations.run(self._peewee, str(MIGRATIONS))
+            finally:
+                self._peewee.execute_sql("SELECT pg_advisory_unlock(%s)", (MIGRATION_LOCK,))
+
+    def _disconnect(self) -> None:
+        if self.is_postgres:
+            self._peewee.close_all()
+        else:
+            self._peewee.close()
+
+
+class HasDatabase(Protocol):
+    """What carries verbs."""
+
+    @property
+    def database(self) -> Database:
+        """Where the verbs run."""
+
+
+Self = TypeVar("Self", bound=HasDatabase)
+
+
+def verb(method: Callable[Concatenate[Self, P], R]) -> Callable[Concatenate[Self, P], Awaitable[R]]:
+    """Turns a plain method into a verb: awaited by the caller, run as one transaction on the store's executor.
+
+    Once begun, a transaction runs to its end, also if the caller is cancelled.
+    """
+
+    @functools.wraps(method)
+    async def run(self: Self, *args: P.args, **kwargs: P.kwargs) -> R:
+        return await self.database.run(lambda: method(self, *args, **kwargs))
+
+    return run
+
+
+def _sqlite(path: Path) -> peewee.SqliteDatabase:
+    # WAL with synchronous=NORMAL does not sync at a commit; FULL does, and a receipt is a promise.
+    pragmas = {"journal_mode": "wal", "synchronous": "full", "busy_timeout": 10_000}
+    if not path.exists():
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+    return peewee.SqliteDatabase(str(path), pragmas=pragmas, thread_safe=True)
+
+
+def _postgres(url: str) -> PooledPostgresqlDatabase:
+    try:
+        from psycopg.conninfo import conninfo_to_dict
+    except ImportError as error:
+        raise RuntimeError("PostgreSQL wants its driver: pip install 'fedround[postgres]'") from error
+    settings = conninfo_to_dict(url)
+    return PooledPostgresqlDatabase(
+        settings.pop("dbname", None) or "fedround",
+        max_connections=POSTGRES_THREADS + 1,
+        prefer_psycopg3=True,
+        **settings,
+    )

@@ -1,0 +1,153 @@
+"""The first schema: a frozen copy of the tables as they were in 0.1.0."""
+
+from peewee import (
+    BigIntegerField,
+    BooleanField,
+    CharField,
+    CompositeKey,
+    IntegerField,
+    Model,
+    TextField,
+)
+
+
+def up(migrator, db):
+    """Creates all tables."""
+
+    class Users(Model):
+        user_id = CharField(max_length=36, primary_key=True)
+        name = CharField(max_length=250, unique=True)
+        role = CharField(max_length=16)
+        create_time = BigIntegerField()
+        remove_time = BigIntegerField(null=True)
+
+        class Meta:
+            table_name = "users"
+
+    class Token(Model):
+        token_hash = CharField(max_length=64, primary_key=True)
+        user_id = CharField(max_length=36, index=True)
+        create_time = BigIntegerField()
+
+        class Meta:
+            table_name = "token"
+
+    class StoredModel(Model):
+        model_id = CharField(max_length=36, primary_key=True)
+        owner_id = CharField(max_length=36)
+        name = CharField(max_length=200)
+        description = TextField()
+        source_model_id = CharField(max_length=36, null=True)
+        manifest = TextField()
+        version = IntegerField()
+        create_time = BigIntegerField()
+        remove_time = BigIntegerField(null=True)
+
+        class Meta:
+            table_name = "model"
+            indexes = ((("owner_id", "create_time"), False),)
+
+    class ModelVersion(Model):
+        model_id = CharField(max_length=36)
+        version = IntegerField()
+        sha256 = CharField(max_length=64, index=True)
+        size_bytes = BigIntegerField()
+        create_time = BigIntegerField()
+
+        class Meta:
+            table_name = "model_version"
+            primary_key = CompositeKey("model_id", "version")
+
+    class Training(Model):
+        training_id = CharField(max_length=36, primary_key=True)
+        actor_id = CharField(max_length=36)
+        model_id = CharField(max_length=36, index=True)
+        spec = TextField()
+        state = CharField(max_length=16, index=True)
+        round = IntegerField()
+        model_version = IntegerField()
+        failure_reason = CharField(max_length=64, null=True)
+        failure_message = TextField(null=True)
+        last_sequence = BigIntegerField()
+        request_id = CharField(max_length=36, null=True)
+        start_request_id = CharField(max_length=36, null=True)
+        create_time = BigIntegerField()
+        start_time = BigIntegerField(null=True)
+        update_time = BigIntegerField()
+        remove_time = BigIntegerField(null=True)
+
+        class Meta:
+            table_name = "training"
+            indexes = ((("actor_id", "request_id"), True), (("actor_id", "create_time"), False))
+
+    class Participant(Model):
+        training_id = CharField(max_length=36)
+        user_id = CharField(max_length=36)
+        register_time = BigIntegerField()
+        remove_time = BigIntegerField(null=True)
+        after_sequence = BigIntegerField()
+        until_sequence = BigIntegerField(null=True)
+
+        class Meta:
+            table_name = "participant"
+            primary_key = CompositeKey("training_id", "user_id")
+            indexes = ((("user_id", "register_time"), False),)
+
+    class Round(Model):
+        training_id = CharField(max_length=36)
+        number = IntegerField()
+        kind = CharField(max_length=16)
+        state = CharField(max_length=16, index=True)
+        epoch = IntegerField()
+        model_version = IntegerField()
+        expected = IntegerField()
+        metrics = TextField(null=True)
+        num_examples = BigIntegerField()
+        open_time = BigIntegerField()
+        deadline = BigIntegerField(null=True)
+        done_time = BigIntegerField(null=True)
+
+        class Meta:
+            table_name = "round"
+            primary_key = CompositeKey("training_id", "number")
+
+    class Cohort(Model):
+        training_id = CharField(max_length=36)
+        number = IntegerField()
+        user_id = CharField(max_length=36)
+        removed = BooleanField()
+
+        class Meta:
+            table_name = "cohort"
+            primary_key = CompositeKey("training_id", "number", "user_id")
+
+    class RoundUpdate(Model):
+        update_id = CharField(max_length=36, primary_key=True)
+        training_id = CharField(max_length=36)
+        number = IntegerField()
+        user_id = CharField(max_length=36)
+        sha256 = CharField(max_length=64, index=True, null=True)
+        size_bytes = BigIntegerField()
+        num_examples = BigIntegerField()
+        metrics = TextField()
+        accept_time = BigIntegerField()
+
+        class Meta:
+            table_name = "round_update"
+            indexes = ((("training_id", "number", "user_id"), True),)
+
+    class Event(Model):
+        training_id = CharField(max_length=36)
+        sequence = BigIntegerField()
+        kind = CharField(max_length=32)
+        audience = CharField(max_length=36)
+        payload = TextField()
+        create_time = BigIntegerField()
+
+        class Meta:
+            table_name = "event"
+            primary_key = CompositeKey("training_id", "sequence")
+
+    tables = [Users, Token, StoredModel, ModelVersion, Training, Participant, Round, Cohort, RoundUpdate, Event]
+    db.bind(tables)
+    db.create_tables(tables)

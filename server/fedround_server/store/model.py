@@ -1,0 +1,234 @@
+"""Verbs about models and their versions."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from peewee import JOIN
+
+from fedround_server.domain.errors import ModelInUse, ModelNotFound
+from fedround_server.domain.model import Model, ModelVersion, NewModel
+from fedround_server.domain.training import TrainingState
+from fedround_server.domain.update import MetricReport
+from fedround_server.store.database import Database, verb
+from fedround_server.store.rows import from_manifest, to_model, to_version
+from fedround_server.store.schema import (
+    ModelRow,
+    ModelVersionRow,
+    ParticipantRow,
+    RoundRow,
+    TrainingRow,
+    UpdateRow,
+    database_proxy,
+)
+
+ENDED = (TrainingState.COMPLETED.value, TrainingState.ERROR.value)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelVerbs:
+    """What the store does with models."""
+
+    database: Database
+
+    @verb
+    def create(self, model_id: str, owner_id: str, model: NewModel, now: datetime) -> Model:
+        """Stores a model as version 0."""
+        return insert_model(model_id, owner_id, model, now)
+
+    @verb
+    def get(self, model_id: str, user_id: str) -> Model:
+        """Returns a model of the user's, or of a training that the user takes part in.
+
+        Raises:
+            ModelNotFound: There is none.
+        """
+        return _with_latest(visible_model(model_id, user_id))
+
+    @verb
+    def get_version(self, model_id: str, version: int | None, user_id: str) -> ModelVersion:
+        """Returns a version, by default the latest, of a model like `get`.
+
+        Raises:
+            ModelNotFound: There is no such model, or no such version.
+        """
+        row = visible_model(model_id, user_id)
+        wanted = row.version if version is None else version
+        found = ModelVersionRow.get_or_none(ModelVersionRow.model_id == model_id, ModelVersionRow.version == wanted)
+        if found is None:
+            raise ModelNotFound(f"{model_id} in version {wanted} (the latest is {row.version})")
+        return to_version(found)
+
+    @verb
+    def list(self, owner_id: str, before: tuple[datetime, str] | None, limit: int) -> list[Model]:
+        """Returns the owner's models, the newest first, behind a (create_time, model_id)."""
+        rows = ModelRow.select().where(ModelRow.owner_id == owner_id, ModelRow.remove_time.is_null())
+        if before is not None:
+            time, model_id = before
+            rows = rows.where(
+                (ModelRow.create_time < time) | ((ModelRow.create_time == time) & (ModelRow.model_id < model_id))
+            )
+        newest_first = rows.order_by(ModelRow.create_time.desc(), ModelRow.model_id.desc()).limit(limit)
+        return [_with_latest(row) for row in newest_first]
+
+    @verb
+    def remove(self, model_id: str, owner_id: str, now: datetime) -> None:
+        """Removes a model.
+
+        Raises:
+            ModelNotFound: The user owns no such model.
+            ModelInUse: A training that is not ended needs it.
+        """
+        row = owned_model(model_id, owner_id)
+        needed_by = (
+            TrainingRow.select()
+            .where(
+                TrainingRow.model_id == model_id,
+                TrainingRow.remove_time.is_null(),
+                TrainingRow.state.not_in(ENDED),
+            )
+            .first()
+        )
+        if needed_by is not None:
+            raise ModelInUse(
+                f"the training {needed_by.training_id} needs the model {model_id}: wait for its end, or remove it first",
+                training_id=needed_by.training_id,
+            )
+        row.remove_time = now
+        row.save()
+
+    @verb
+    def metrics(self, model_id: str, user_id: str, skip: int, limit: int) -> list[MetricReport]:
+        """Returns the metrics reported on a model, by training and round, a round's aggregated ones first.
+
+        The owner sees everything, a participant the aggregated values and its own.
+
+        Raises:
+            ModelNotFound: There is no such model for the user.
+        """
+        everything = visible_model(model_id, user_id).owner_id == user_id
+        rounds = (
+            RoundRow.select()
+            .join(TrainingRow, on=(TrainingRow.training_id == RoundRow.training_id))
+            .where(TrainingRow.model_id == model_id, RoundRow.metrics.is_null(False))
+            .order_by(TrainingRow.create_time, RoundRow.training_id, RoundRow.number)
+        )
+        reports: list[MetricReport] = []
+        # Every round has an aggregated report, so skip + limit rounds hold all that this page can need.
+        for row in rounds.limit(skip + limit):
+            reports.append(_report(row, None, row.num_examples, row.metrics))
+            updates = (
+                UpdateRow.select()
+                .where(UpdateRow.training_id == row.training_id, UpdateRow.number == row.number)
+                .order_by(UpdateRow.user_id)
+            )
+            reports.extend(
+                _report(row, update.user_id, update.num_examples, update.metrics)
+                for update in updates
+                if update.metrics and (everything or update.user_id == user_id)
+            )
+            if len(reports) >= skip + limit:
+                break
+        return reports[skip : skip + limit]
+
+    @verb
+    def digests_in_use(self) -> set[str]:
+        """Returns the digests of all files that something still needs."""
+        versions = (
+            ModelVersionRow.select(ModelVersionRow.sha256)
+            .join(ModelRow, on=(ModelRow.model_id == ModelVersionRow.model_id))
+            .where(ModelRow.remove_time.is_null())
+        )
+        updates = (
+            UpdateRow.select(UpdateRow.sha256)
+            .join(TrainingRow, on=(TrainingRow.training_id == UpdateRow.training_id))
+            .where(TrainingRow.remove_time.is_null(), UpdateRow.sha256.is_null(False))
+        )
+        return {row.sha256 for rows in (versions, updates) for row in rows}
+
+
+def insert_model(
+    model_id: str, owner_id: str, model: NewModel, now: datetime, source_model_id: str | None = None
+) -> Model:
+    """Stores a model as version 0; inside a transaction."""
+    row = ModelRow.create(
+        model_id=model_id,
+        owner_id=owner_id,
+        name=model.name,
+        description=model.description,
+        source_model_id=source_model_id,
+        manifest=from_manifest(model.manifest),
+        version=0,
+        create_time=now,
+        remove_time=None,
+    )
+    version = ModelVersionRow.create(
+        model_id=model_id, version=0, sha256=model.blob.sha256, size_bytes=model.blob.size_bytes, create_time=now
+    )
+    return to_model(row, version)
+
+
+def owned_model(model_id: str, owner_id: str) -> ModelRow:
+    """Takes an owner's model for the rest of the transaction."""
+    rows = ModelRow.select().where(
+        ModelRow.model_id == model_id, ModelRow.owner_id == owner_id, ModelRow.remove_time.is_null()
+    )
+    row: ModelRow | None = (rows.for_update() if database_proxy.for_update else rows).first()
+    if row is None:
+        raise ModelNotFound(model_id)
+    return row
+
+
+def visible_model(model_id: str, user_id: str) -> ModelRow:
+    """Returns a model that the user owns, or that a training it takes part in works on."""
+    row: ModelRow | None = (
+        ModelRow.select()
+        .join(
+            TrainingRow,
+            JOIN.LEFT_OUTER,
+            on=((TrainingRow.model_id == ModelRow.model_id) & TrainingRow.remove_time.is_null()),
+        )
+        .join(
+            ParticipantRow,
+            JOIN.LEFT_OUTER,
+            on=(
+                (ParticipantRow.training_id == TrainingRow.training_id)
+                & (ParticipantRow.user_id == user_id)
+                & ParticipantRow.remove_time.is_null()
+            ),
+        )
+        .where(
+            ModelRow.model_id == model_id,
+            ModelRow.remove_time.is_null(),
+            (ModelRow.owner_id == user_id) | ParticipantRow.user_id.is_null(False),
+        )
+        .first()
+    )
+    if row is None:
+        raise ModelNotFound(model_id)
+    return row
+
+
+def latest_version(row: ModelRow) -> ModelVersionRow:
+    """Returns the row of a model's latest version."""
+    found: ModelVersionRow = ModelVersionRow.get(
+        ModelVersionRow.model_id == row.model_id, ModelVersionRow.version == row.version
+    )
+    return found
+
+
+def _with_latest(row: ModelRow) -> Model:
+    return to_model(row, latest_version(row))
+
+
+def _report(
+    row: RoundRow, reporter_id: str | None, num_examples: int, metrics: dict[str, float]
+) -> MetricReport:
+    return MetricReport(
+        training_id=row.training_id,
+        round=row.number,
+        kind=row.kind,
+        model_version=row.model_version,
+        reporter_id=reporter_id,
+        num_examples=num_examples,
+        metrics=metrics,
+    )

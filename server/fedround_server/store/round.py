@@ -1,0 +1,321 @@
+"""Verbs about rounds: what their participants do, and how they end."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from fedround_server.domain.errors import (
+    FieldInvalid,
+    MetricsExist,
+    NotActor,
+    NotInCohort,
+    NumExamples,
+    RoundNotFound,
+    RoundNotOpen,
+    TrainingNotFound,
+    UpdateExists,
+)
+from fedround_server.domain.event import RoundClosed, UpdateAccepted
+from fedround_server.domain.model import BlobRef, Manifest
+from fedround_server.domain.round import Round, RoundKind, RoundMember, RoundState, next_round
+from fedround_server.domain.training import TrainingSpec
+from fedround_server.domain.update import NewUpdate, Update, weighted_means
+from fedround_server.store import steps
+from fedround_server.store.database import Database, verb
+from fedround_server.store.rows import to_manifest, to_round, to_spec, to_update
+from fedround_server.store.schema import (
+    CohortRow,
+    ModelRow,
+    ModelVersionRow,
+    ParticipantRow,
+    RoundRow,
+    TrainingRow,
+    UpdateRow,
+    UserRow,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """What an update must look like to be accepted; receipt is set if it was accepted before."""
+
+    manifest: Manifest
+    model: BlobRef
+    receipt: Update | None
+
+
+@dataclass(frozen=True, slots=True)
+class AggregationTask:
+    """A closed round, and all that its aggregation needs; updates in canonical order."""
+
+    round: Round
+    spec: TrainingSpec
+    model: BlobRef
+    updates: tuple[Update, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RoundVerbs:
+    """What the store does with rounds."""
+
+    database: Database
+
+    @verb
+    def admit(self, new: NewUpdate) -> Admission:
+        """Tells whether an update would be accepted now, before its file is taken in.
+
+        Raises:
+            TrainingNotFound: The user has no part in such a training.
+            RoundNotOpen: The round does not take updates.
+            NotInCohort: The user does not belong to the round.
+            UpdateExists: The user submitted another update.
+            NumExamples: More than the training's cap.
+        """
+        training = steps.lock(new.training_id)
+        receipt = _check(training, new, RoundKind.TRAIN)
+        model = ModelRow.get(ModelRow.model_id == training.model_id)
+        info = steps.model_info(training.model_id, training.model_version)
+        return Admission(to_manifest(model.manifest), info.blob, receipt)
+
+    @verb
+    def submit(self, update_id: str, new: NewUpdate, kind: RoundKind, now: datetime) -> tuple[Update, bool]:
+        """Accepts an update (or, in an evaluation round, a report), once.
+
+        Returns:
+            The update, and whether it closed the round: then the caller has the aggregation started.
+
+        Raises:
+            FieldInvalid: A report lacks one of the training's metrics.
+            MetricsExist: The user has sent another report.
+            FedroundError: As `admit`.
+        """
+        training = steps.lock(new.training_id)
+        before = _check(training, new, kind)
+        if before is not None:
+            return before, False
+        row = UpdateRow.create(
+            update_id=update_id,
+            training_id=new.training_id,
+            number=new.round,
+            user_id=new.user_id,
+            sha256=new.blob.sha256 or None,
+            size_bytes=new.blob.size_bytes,
+            num_examples=new.num_examples,
+            metrics=dict(new.metrics),
+            accept_time=now,
+        )
+        present, arrived = steps.round_counts(new.training_id, new.round)
+        expected = RoundRow.get(RoundRow.training_id == new.training_id, RoundRow.number == new.round).expected
+        accepted = UpdateAccepted(update_id, new.round, new.user_id, new.num_examples, arrived, expected)
+        steps.append(training, accepted, now, audience=steps.ACTOR)
+        return to_update(row), steps.evaluate(training, now)
+
+    @verb
+    def judge(self, training_id: str, number: int | None, *, due: bool, now: datetime) -> bool:
+        """Evaluates the close policy of an open round.
+
+        Args:
+            training_id: The training.
+            number: The round, if the cause is one round's own (its deadline); nothing happens to another one.
+            due: Whether the round's deadline has passed.
+            now: The time to write.
+
+        Returns:
+            Whether this closed the round.
+        """
+        training = steps.find(training_id)
+        if training is None or (number is not None and training.round != number):
+            return False
+        return steps.evaluate(training, now, due=due)
+
+    @verb
+    def find_aggregation(self, training_id: str) -> AggregationTask | None:
+        """Returns the training's closed round that has no result yet."""
+        training = steps.find(training_id)
+        if training is None:
+            return None
+        row = steps.find_round(training_id, training.round)
+        if row is None or row.state != RoundState.AGGREGATING.value:
+            return None
+        updates = steps.counted(training_id, row.number)
+        info = steps.model_info(training.model_id, row.model_version)
+        return AggregationTask(
+            to_round(row, len(updates)), to_spec(training.spec), info.blob, tuple(to_update(row) for row in updates)
+        )
+
+    @verb
+    def commit(self, training_id: str, number: int, epoch: int, result: BlobRef | None, now: datetime) -> bool:
+        """Commits a round's result, and what follows: the next round, or the end.
+
+        Args:
+            training_id: The training.
+            number: The round.
+            epoch: The epoch that the aggregation was started under: one that was overtaken does not commit (fencing).
+            result: The new model; None for a round that makes none.
+            now: The time to write.
+
+        Returns:
+            Whether this was the commit.
+        """
+        training = steps.find(training_id)
+        if training is None:
+            return False
+        updates = steps.counted(training_id, number)
+        metrics = weighted_means([(update.metrics, update.num_examples) for update in updates])
+        changed = (
+            RoundRow.update(
+                state=RoundState.DONE.value,
+                done_time=now,
+                metrics=metrics or None,
+                num_examples=sum(update.num_examples for update in updates),
+            )
+            .where(
+                RoundRow.training_id == training_id,
+                RoundRow.number == number,
+                RoundRow.state == RoundState.AGGREGATING.value,
+                RoundRow.epoch == epoch,
+            )
+            .execute()
+        )
+        if not changed:
+            return False
+        if result is not None:
+            _add_version(training, result, now)
+        kind = RoundKind(RoundRow.get(RoundRow.training_id == training_id, RoundRow.number == number).kind)
+        closed = RoundClosed(number, kind.value, training.model_version, len(updates), metrics)
+        steps.append(training, closed, now)
+        following = next_round(to_spec(training.spec), kind, training.model_version)
+        if following is None:
+            steps.complete(training, now)
+        else:
+            steps.open_round(training, number + 1, following, now)
+        return True
+
+    @verb
+    def fail(self, training_id: str, number: int, epoch: int, reason: str, message: str, now: datetime) -> bool:
+        """Ends a training whose round cannot be aggregated; fenced like `commit`."""
+        training = steps.find(training_id)
+        row = None if training is None else steps.find_round(training_id, number)
+        if training is None or row is None or row.state != RoundState.AGGREGATING.value or row.epoch != epoch:
+            return False
+        steps.fail(training, reason, message, now)
+        return True
+
+    @verb
+    def unfinished(self) -> list[Round]:
+        """Returns the rounds of running trainings that are open or have no result yet."""
+        rows = (
+            RoundRow.select()
+            .join(
+                TrainingRow,
+                on=((TrainingRow.training_id == RoundRow.training_id) & (TrainingRow.round == RoundRow.number)),
+            )
+            .where(
+                TrainingRow.remove_time.is_null(),
+                RoundRow.state.in_([RoundState.OPEN.value, RoundState.AGGREGATING.value]),
+            )
+            .order_by(RoundRow.open_time)
+        )
+        return [to_round(row, steps.round_counts(row.training_id, row.number)[1]) for row in rows]
+
+    @verb
+    def current(self, training_id: str) -> Round | None:
+        """Returns the training's current round."""
+        training = steps.find(training_id)
+        row = None if training is None else steps.find_round(training_id, training.round)
+        return None if row is None else to_round(row, steps.round_counts(training_id, row.number)[1])
+
+    @verb
+    def explain(self, training_id: str, number: int | None, actor_id: str) -> tuple[Round, list[RoundMember]]:
+        """Returns a round, by default the current one, with its present members.
+
+        Raises:
+            TrainingNotFound: The user has no part in such a training.
+            NotActor: The caller only takes part.
+            RoundNotFound: There is no such round (yet).
+        """
+        training = steps.lock(training_id)
+        if training.actor_id != actor_id:
+            if _part(training_id, actor_id) is None:
+                raise TrainingNotFound(training_id)
+            raise NotActor("only the actor may look into rounds: ask the actor")
+        row = steps.find_round(training_id, training.round if number is None else number)
+        if row is None:
+            raise RoundNotFound(f"{training.round if number is None else number} of the training {training_id}")
+        arrivals = {update.user_id: update.accept_time for update in steps.counted(training_id, row.number)}
+        cohort = (
+            CohortRow.select(CohortRow.user_id, UserRow.name.alias("name"))
+            .join(UserRow, on=(UserRow.user_id == CohortRow.user_id))
+            .where(CohortRow.training_id == training_id, CohortRow.number == row.number, ~CohortRow.removed)
+            .order_by(UserRow.name)
+            .tuples()
+        )
+        members = [RoundMember(user_id, name, arrivals.get(user_id)) for user_id, name in cohort]
+        return to_round(row, len(arrivals)), members
+
+
+def _check(training: TrainingRow, new: NewUpdate, kind: RoundKind) -> Update | None:
+    """Checks whether a submission fits; returns the stored one if it is the same again."""
+    part = _part(new.training_id, new.user_id)
+    if part is None:
+        raise TrainingNotFound(new.training_id)
+    before: UpdateRow | None = UpdateRow.get_or_none(
+        UpdateRow.training_id == new.training_id,
+        UpdateRow.number == new.round,
+        UpdateRow.user_id == new.user_id,
+    )
+    if before is not None:
+        return _same(before, new)
+    row = steps.find_round(new.training_id, new.round)
+    if row is None or row.state != RoundState.OPEN.value or row.kind != kind.value:
+        raise RoundNotOpen(_why_not_open(training, row, new.round, kind), training_id=new.training_id)
+    member = CohortRow.get_or_none(
+        CohortRow.training_id == new.training_id, CohortRow.number == new.round, CohortRow.user_id == new.user_id
+    )
+    if member is None or member.removed:
+        raise NotInCohort(f"you do not belong to the cohort of round {new.round}: wait for the next round_started")
+    spec = to_spec(training.spec)
+    if not 1 <= new.num_examples <= spec.max_num_examples:
+        raise NumExamples(new.num_examples, spec.max_num_examples)
+    lacking = sorted(set(spec.metric_names) - set(new.metrics)) if kind is RoundKind.EVALUATE else []
+    if lacking:
+        raise FieldInvalid("metrics", f"the training asks for {', '.join(lacking)} too")
+    return None
+
+
+def _same(before: UpdateRow, new: NewUpdate) -> Update:
+    if (before.sha256 or "") == new.blob.sha256:
+        if new.blob.sha256 or (before.metrics == dict(new.metrics) and before.num_examples == new.num_examples):
+            return to_update(before)
+        raise MetricsExist(f"you have reported other metrics for round {new.round}: they stand")
+    raise UpdateExists(f"you have submitted another update for round {new.round}: it stands", update_id=before.update_id)
+
+
+def _why_not_open(training: TrainingRow, row: RoundRow | None, number: int, kind: RoundKind) -> str:
+    if row is None:
+        current = steps.find_round(training.training_id, training.round)
+        now = "the training is not started" if current is None else f"the current round is {training.round}"
+        return f"round {number} is not open: {now}"
+    if row.kind != kind.value and row.state == RoundState.OPEN.value:
+        verb_ = "SubmitMetrics" if row.kind == RoundKind.EVALUATE.value else "SubmitUpdate"
+        return f"round {number} is of kind {row.kind}: use {verb_}"
+    return f"round {number} is {row.state}: follow the subscription for the next one"
+
+
+def _part(training_id: str, user_id: str) -> ParticipantRow | None:
+    """Returns a user's part in a training, also one that it has left."""
+    part: ParticipantRow | None = ParticipantRow.get_or_none(
+        ParticipantRow.training_id == training_id, ParticipantRow.user_id == user_id
+    )
+    return part
+
+
+def _add_version(training: TrainingRow, blob: BlobRef, now: datetime) -> None:
+    training.model_version += 1
+    ModelVersionRow.create(
+        model_id=training.model_id,
+        version=training.model_version,
+        sha256=blob.sha256,
+        size_bytes=blob.size_bytes,
+        create_time=now,
+    )
+    ModelRow.update(version=training.model_version).where(ModelRow.model_id == training.model_id).execute()

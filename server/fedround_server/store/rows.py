@@ -1,0 +1,192 @@
+"""Rows to dataclasses and back."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from fedround_server.domain import event as events
+from fedround_server.domain.event import Event, ModelInfo, Payload
+from fedround_server.domain.model import BlobRef, Dtype, Manifest, Model, ModelVersion, TensorSpec
+from fedround_server.domain.round import Round, RoundKind, RoundState
+from fedround_server.domain.training import (
+    Aggregation,
+    Evaluation,
+    LateUpdates,
+    RoundPolicy,
+    Training,
+    TrainingFailure,
+    TrainingSpec,
+    TrainingState,
+)
+from fedround_server.domain.update import Update
+from fedround_server.domain.user import Role, User
+from fedround_server.store.schema import (
+    EventRow,
+    ModelRow,
+    ModelVersionRow,
+    RoundRow,
+    TrainingRow,
+    UpdateRow,
+    UserRow,
+)
+
+PAYLOADS: Mapping[str, type[Payload]] = {
+    kind.__name__: kind
+    for kind in (
+        events.TrainingStarted,
+        events.RoundStarted,
+        events.UpdateAccepted,
+        events.RoundClosed,
+        events.ClientRemoved,
+        events.TrainingFinished,
+        events.TrainingFailed,
+        events.TrainingRemoved,
+    )
+}
+
+
+def to_user(row: UserRow) -> User:
+    """Reads a user."""
+    return User(row.user_id, row.name, Role(row.role), row.create_time)
+
+
+def from_manifest(manifest: Manifest) -> dict[str, list[Any]]:
+    """Writes a manifest as {name: [dtype, shape]}."""
+    return {name: [spec.dtype.name, list(spec.shape)] for name, spec in manifest.items()}
+
+
+def to_manifest(data: Mapping[str, list[Any]]) -> Manifest:
+    """Reads a manifest."""
+    return {name: TensorSpec(Dtype[dtype], tuple(shape)) for name, (dtype, shape) in data.items()}
+
+
+def to_version(row: ModelVersionRow) -> ModelVersion:
+    """Reads a model's version."""
+    return ModelVersion(row.model_id, row.version, BlobRef(row.sha256, row.size_bytes), row.create_time)
+
+
+def to_model(row: ModelRow, latest: ModelVersionRow) -> Model:
+    """Reads a model with its latest version."""
+    return Model(
+        model_id=row.model_id,
+        name=row.name,
+        description=row.description,
+        owner_id=row.owner_id,
+        source_model_id=row.source_model_id,
+        manifest=to_manifest(row.manifest),
+        latest=to_version(latest),
+        create_time=row.create_time,
+    )
+
+
+def from_spec(spec: TrainingSpec) -> dict[str, Any]:
+    """Writes a spec; everything in it is fixed when the training is created."""
+    policy = spec.round_policy
+    return {
+        "name": spec.name,
+        "description": spec.description,
+        "target_num_updates": spec.target_num_updates,
+        "metric_names": list(spec.metric_names),
+        "client_ids": list(spec.client_ids),
+        "aggregation": {"algorithm": spec.aggregation.algorithm, "options": dict(spec.aggregation.options)},
+        "min_updates": policy.min_updates,
+        "deadline_us": None if policy.deadline is None else policy.deadline // timedelta(microseconds=1),
+        "late_updates": policy.late_updates.name,
+        "evaluation": spec.evaluation.name,
+        "max_num_examples": spec.max_num_examples,
+        "model_id": spec.model_id,
+        "request_id": spec.request_id,
+    }
+
+
+def to_spec(data: Mapping[str, Any]) -> TrainingSpec:
+    """Reads a spec."""
+    deadline_us = data["deadline_us"]
+    return TrainingSpec(
+        name=data["name"],
+        description=data["description"],
+        target_num_updates=data["target_num_updates"],
+        metric_names=tuple(data["metric_names"]),
+        client_ids=tuple(data["client_ids"]),
+        aggregation=Aggregation(data["aggregation"]["algorithm"], data["aggregation"]["options"]),
+        round_policy=RoundPolicy(
+            min_updates=data["min_updates"],
+            deadline=None if deadline_us is None else timedelta(microseconds=deadline_us),
+            late_updates=LateUpdates[data["late_updates"]],
+        ),
+        evaluation=Evaluation[data["evaluation"]],
+        max_num_examples=data["max_num_examples"],
+        model_id=data["model_id"],
+        request_id=data["request_id"],
+    )
+
+
+def to_training(row: TrainingRow, participant_ids: tuple[str, ...], arrived: int, expected: int) -> Training:
+    """Reads a training."""
+    failure = None if row.failure_reason is None else TrainingFailure(row.failure_reason, row.failure_message)
+    return Training(
+        training_id=row.training_id,
+        spec=to_spec(row.spec),
+        actor_id=row.actor_id,
+        participant_ids=participant_ids,
+        state=TrainingState(row.state),
+        round=row.round,
+        updates_arrived=arrived,
+        updates_expected=expected,
+        model_id=row.model_id,
+        model_version=row.model_version,
+        failure=failure,
+        last_sequence=row.last_sequence,
+        create_time=row.create_time,
+        start_time=row.start_time,
+        update_time=row.update_time,
+    )
+
+
+def to_round(row: RoundRow, arrived: int) -> Round:
+    """Reads a round."""
+    return Round(
+        training_id=row.training_id,
+        number=row.number,
+        kind=RoundKind(row.kind),
+        state=RoundState(row.state),
+        epoch=row.epoch,
+        model_version=row.model_version,
+        arrived=arrived,
+        expected=row.expected,
+        open_time=row.open_time,
+        deadline=row.deadline,
+        done_time=row.done_time,
+    )
+
+
+def to_update(row: UpdateRow) -> Update:
+    """Reads an update."""
+    return Update(
+        update_id=row.update_id,
+        training_id=row.training_id,
+        round=row.number,
+        user_id=row.user_id,
+        blob=BlobRef(row.sha256 or "", row.size_bytes),
+        num_examples=row.num_examples,
+        accept_time=row.accept_time,
+    )
+
+
+def from_payload(payload: Payload) -> dict[str, Any]:
+    """Writes what happened."""
+    data = asdict(payload)
+    if data.get("deadline") is not None:
+        data["deadline"] = data["deadline"].timestamp()
+    return data
+
+
+def to_event(row: EventRow) -> Event:
+    """Reads an event."""
+    data = dict(row.payload)
+    if "model" in data:
+        data["model"] = ModelInfo(**{**data["model"], "blob": BlobRef(**data["model"]["blob"])})
+    if data.get("deadline") is not None:
+        data["deadline"] = datetime.fromtimestamp(data["deadline"], UTC)
+    return Event(row.training_id, row.sequence, row.create_time, PAYLOADS[row.kind](**data))

@@ -1,0 +1,240 @@
+"""The tables. Migrations make them; a test holds the two together."""
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+from peewee import (
+    BigIntegerField,
+    BooleanField,
+    CharField,
+    CompositeKey,
+    DatabaseProxy,
+    IntegerField,
+    Model,
+    TextField,
+)
+
+database_proxy = DatabaseProxy()
+
+
+class InstantField(BigIntegerField):
+    """A point in time, kept as whole microseconds since 1970 UTC: the same in every database."""
+
+    def db_value(self, value: datetime | None) -> int | None:
+        """Encodes an aware datetime."""
+        if value is None:
+            return None
+        return round(value.timestamp() * 1_000_000)
+
+    def python_value(self, value: int | None) -> datetime | None:
+        """Decodes into an aware datetime in UTC."""
+        return None if value is None else datetime.fromtimestamp(value / 1_000_000, UTC)
+
+
+class JsonField(TextField):
+    """A small structure that no query looks into."""
+
+    def db_value(self, value: Any) -> str | None:
+        """Encodes with sorted keys; NaN and Inf are refused."""
+        return None if value is None else json.dumps(value, sort_keys=True, allow_nan=False, separators=(",", ":"))
+
+    def python_value(self, value: str | None) -> Any:
+        """Decodes."""
+        return None if value is None else json.loads(value)
+
+
+def id_field(**options: Any) -> CharField:
+    """Declares a UUID in its usual 36 characters."""
+    return CharField(max_length=36, **options)
+
+
+class Row(Model):
+    """Base of all tables."""
+
+    class Meta:
+        """Binds to the open store."""
+
+        database = database_proxy
+        legacy_table_names = False
+
+
+class UserRow(Row):
+    """A user; a removed one stays, renamed, for the history that it is part of."""
+
+    user_id = id_field(primary_key=True)
+    name = CharField(max_length=250, unique=True)
+    role = CharField(max_length=16)
+    create_time = InstantField()
+    remove_time = InstantField(null=True)
+
+    class Meta:
+        table_name = "users"
+
+
+class TokenRow(Row):
+    """The SHA-256 of a live token."""
+
+    token_hash = CharField(max_length=64, primary_key=True)
+    user_id = id_field(index=True)
+    create_time = InstantField()
+
+    class Meta:
+        table_name = "token"
+
+
+class ModelRow(Row):
+    """A model."""
+
+    model_id = id_field(primary_key=True)
+    owner_id = id_field()
+    name = CharField(max_length=200)
+    description = TextField()
+    source_model_id = id_field(null=True)
+    manifest = JsonField()
+    version = IntegerField()
+    create_time = InstantField()
+    remove_time = InstantField(null=True)
+
+    class Meta:
+        table_name = "model"
+        indexes = ((("owner_id", "create_time"), False),)
+
+
+class ModelVersionRow(Row):
+    """One version of a model."""
+
+    model_id = id_field()
+    version = IntegerField()
+    sha256 = CharField(max_length=64, index=True)
+    size_bytes = BigIntegerField()
+    create_time = InstantField()
+
+    class Meta:
+        table_name = "model_version"
+        primary_key = CompositeKey("model_id", "version")
+
+
+class TrainingRow(Row):
+    """A training. Every verb that changes something of a training locks this row first."""
+
+    training_id = id_field(primary_key=True)
+    actor_id = id_field()
+    model_id = id_field(index=True)
+    spec = JsonField()
+    state = CharField(max_length=16, index=True)
+    round = IntegerField()
+    model_version = IntegerField()
+    failure_reason = CharField(max_length=64, null=True)
+    failure_message = TextField(null=True)
+    last_sequence = BigIntegerField()
+    request_id = id_field(null=True)
+    start_request_id = id_field(null=True)
+    create_time = InstantField()
+    start_time = InstantField(null=True)
+    update_time = InstantField()
+    remove_time = InstantField(null=True)
+
+    class Meta:
+        table_name = "training"
+        indexes = (
+            (("actor_id", "request_id"), True),
+            (("actor_id", "create_time"), False),
+        )
+
+
+class ParticipantRow(Row):
+    """A client's part in a training. It sees the events in (after_sequence, until_sequence]."""
+
+    training_id = id_field()
+    user_id = id_field()
+    register_time = InstantField()
+    remove_time = InstantField(null=True)
+    after_sequence = BigIntegerField()
+    until_sequence = BigIntegerField(null=True)
+
+    class Meta:
+        table_name = "participant"
+        primary_key = CompositeKey("training_id", "user_id")
+        indexes = ((("user_id", "register_time"), False),)
+
+
+class RoundRow(Row):
+    """A round."""
+
+    training_id = id_field()
+    number = IntegerField()
+    kind = CharField(max_length=16)
+    state = CharField(max_length=16, index=True)
+    epoch = IntegerField()
+    model_version = IntegerField()
+    expected = IntegerField()
+    metrics = JsonField(null=True)
+    num_examples = BigIntegerField()
+    open_time = InstantField()
+    deadline = InstantField(null=True)
+    done_time = InstantField(null=True)
+
+    class Meta:
+        table_name = "round"
+        primary_key = CompositeKey("training_id", "number")
+
+
+class CohortRow(Row):
+    """A member of a round's cohort; a removed one's update of the open round does not count."""
+
+    training_id = id_field()
+    number = IntegerField()
+    user_id = id_field()
+    removed = BooleanField()
+
+    class Meta:
+        table_name = "cohort"
+        primary_key = CompositeKey("training_id", "number", "user_id")
+
+
+class UpdateRow(Row):
+    """An accepted update; in an evaluation round a report, which has no file."""
+
+    update_id = id_field(primary_key=True)
+    training_id = id_field()
+    number = IntegerField()
+    user_id = id_field()
+    sha256 = CharField(max_length=64, index=True, null=True)
+    size_bytes = BigIntegerField()
+    num_examples = BigIntegerField()
+    metrics = JsonField()
+    accept_time = InstantField()
+
+    class Meta:
+        table_name = "round_update"
+        indexes = ((("training_id", "number", "user_id"), True),)
+
+
+class EventRow(Row):
+    """One entry of a training's log. The audience is "all", "actor", or a user (then the actor sees it too)."""
+
+    training_id = id_field()
+    sequence = BigIntegerField()
+    kind = CharField(max_length=32)
+    audience = CharField(max_length=36)
+    payload = JsonField()
+    create_time = InstantField()
+
+    class Meta:
+        table_name = "event"
+        primary_key = CompositeKey("training_id", "sequence")
+
+
+TABLES: tuple[type[Row], ...] = (
+    UserRow,
+    TokenRow,
+    ModelRow,
+    ModelVersionRow,
+    TrainingRow,
+    ParticipantRow,
+    RoundRow,
+    CohortRow,
+    UpdateRow,
+    EventRow,
+)

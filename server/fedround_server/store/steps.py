@@ -1,0 +1,305 @@
+"""The steps that verbs about trainings are made of; each runs inside a verb's transaction, behind `lock`."""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+
+from peewee import Case, Expression, fn
+
+from fedround_server.domain.errors import TrainingNotFound
+from fedround_server.domain.event import (
+    ClientRemoved,
+    ModelInfo,
+    Payload,
+    RoundStarted,
+    TrainingFailed,
+    TrainingFinished,
+)
+from fedround_server.domain.round import RoundKind, RoundState, Verdict, expected_updates, judge
+from fedround_server.domain.training import TRANSITIONS, TrainingState
+from fedround_server.store.rows import from_payload, to_spec, to_version
+from fedround_server.store.schema import (
+    CohortRow,
+    EventRow,
+    ModelVersionRow,
+    ParticipantRow,
+    RoundRow,
+    TrainingRow,
+    UpdateRow,
+    UserRow,
+    database_proxy,
+)
+
+BATCH = 500
+ALL = "all"
+ACTOR = "actor"
+
+
+def find(training_id: str) -> TrainingRow | None:
+    """Takes a training for the rest of the transaction: of two callers the second waits for the first's commit.
+
+    This one lock orders everything that happens in a training; without it, PostgreSQL lets two last updates both
+    see one missing, and nobody closes the round.
+    """
+    rows = TrainingRow.select().where(TrainingRow.training_id == training_id, TrainingRow.remove_time.is_null())
+    if database_proxy.for_update:
+        rows = rows.for_update()
+    row: TrainingRow | None = rows.first()
+    return row
+
+
+def lock(training_id: str) -> TrainingRow:
+    """Takes a training like `find`.
+
+    Raises:
+        TrainingNotFound: There is none, or not any more.
+    """
+    row = find(training_id)
+    if row is None:
+        raise TrainingNotFound(training_id)
+    return row
+
+
+def state_of(training: TrainingRow) -> TrainingState:
+    """Returns a row's state."""
+    return TrainingState(training.state)
+
+
+def move(training: TrainingRow, target: TrainingState, now: datetime) -> None:
+    """Makes a transition of the training's life."""
+    if target not in TRANSITIONS[state_of(training)]:
+        raise RuntimeError(f"a training cannot go from {training.state} to {target.value}")
+    training.state = target.value
+    training.update_time = now
+    training.save()
+
+
+def append(training: TrainingRow, payload: Payload, now: datetime, audience: str = ALL) -> int:
+    """Writes what happened behind the training's log.
+
+    Returns:
+        The event's sequence.
+    """
+    training.last_sequence += 1
+    training.update_time = now
+    training.save()
+    EventRow.create(
+        training_id=training.training_id,
+        sequence=training.last_sequence,
+        kind=type(payload).__name__,
+        audience=audience,
+        payload=from_payload(payload),
+        create_time=now,
+    )
+    return training.last_sequence
+
+
+def participant_ids(training_id: str) -> list[str]:
+    """Returns the present participants, in canonical order."""
+    rows = (
+        ParticipantRow.select(ParticipantRow.user_id)
+        .where(ParticipantRow.training_id == training_id, ParticipantRow.remove_time.is_null())
+        .order_by(ParticipantRow.user_id)
+    )
+    return sorted(row.user_id for row in rows)
+
+
+def model_info(model_id: str, version: int) -> ModelInfo:
+    """Returns a model version by reference."""
+    row = to_version(
+        ModelVersionRow.get(ModelVersionRow.model_id == model_id, ModelVersionRow.version == version)
+    )
+    return ModelInfo(model_id, version, row.blob)
+
+
+def counted(training_id: str, number: int) -> list[UpdateRow]:
+    """Returns the updates of a round that count, in canonical order: those of members that are not removed."""
+    rows = (
+        UpdateRow.select()
+        .join(
+            CohortRow,
+            on=(
+                (CohortRow.training_id == UpdateRow.training_id)
+                & (CohortRow.number == UpdateRow.number)
+                & (CohortRow.user_id == UpdateRow.user_id)
+            ),
+        )
+        .where(UpdateRow.training_id == training_id, UpdateRow.number == number, ~CohortRow.removed)
+    )
+    return sorted(rows, key=lambda row: row.user_id)
+
+
+def round_counts(training_id: str, number: int) -> tuple[int, int]:
+    """Returns how many present members a round has, and how many of their updates arrived."""
+    present = (CohortRow.training_id == training_id) & (CohortRow.number == number) & ~CohortRow.removed
+    row = (
+        CohortRow.select(
+            fn.COUNT(CohortRow.user_id),
+            fn.COALESCE(fn.SUM(Case(None, [(UpdateRow.update_id.is_null(), 0)], 1)), 0),
+        )
+        .left_outer_join(
+            UpdateRow,
+            on=(
+                (CohortRow.training_id == UpdateRow.training_id)
+                & (CohortRow.number == UpdateRow.number)
+                & (CohortRow.user_id == UpdateRow.user_id)
+            ),
+        )
+        .where(present)
+        .tuples()
+        .get()
+    )
+    return int(row[0]), int(row[1])
+
+
+def find_round(training_id: str, number: int) -> RoundRow | None:
+    """Returns a round's row."""
+    row: RoundRow | None = RoundRow.get_or_none(RoundRow.training_id == training_id, RoundRow.number == number)
+    return row
+
+
+def open_round(training: TrainingRow, number: int, kind: RoundKind, now: datetime) -> None:
+    """Opens a round for all present participants; without any, the training fails."""
+    cohort = participant_ids(training.training_id)
+    if not cohort:
+        fail(training, "NO_PARTICIPANTS", "no participants are left", now)
+        return
+    policy = to_spec(training.spec).round_policy
+    deadline = None if policy.deadline is None else now + policy.deadline
+    RoundRow.create(
+        training_id=training.training_id,
+        number=number,
+        kind=kind.value,
+        state=RoundState.OPEN.value,
+        epoch=0,
+        model_version=training.model_version,
+        expected=expected_updates(policy, len(cohort)),
+        metrics=None,
+        num_examples=0,
+        open_time=now,
+        deadline=deadline,
+        done_time=None,
+    )
+    for start in range(0, len(cohort), BATCH):
+        rows = [
+            {"training_id": training.training_id, "number": number, "user_id": user_id, "removed": False}
+            for user_id in cohort[start : start + BATCH]
+        ]
+        CohortRow.insert_many(rows).execute()
+    training.round = number
+    model = model_info(training.model_id, training.model_version)
+    append(training, RoundStarted(number, kind.value, model, deadline), now)
+
+
+def evaluate(training: TrainingRow, now: datetime, *, due: bool = False) -> bool:
+    """Applies the close policy to the current round, if it is open.
+
+    Args:
+        training: The training, locked.
+        now: The time to write.
+        due: Whether the round's deadline has passed.
+
+    Returns:
+        Whether this call closed the round: then the caller has its aggregation started.
+    """
+    row = find_round(training.training_id, training.round)
+    if row is None or row.state != RoundState.OPEN.value or not state_of(training).is_running:
+        return False
+    present, arrived = round_counts(row.training_id, row.number)
+    policy = to_spec(training.spec).round_policy
+    expected = expected_updates(policy, present)
+    if expected != row.expected:
+        RoundRow.update(expected=expected).where(_is(row)).execute()
+    verdict = judge(arrived, expected, due=due)
+    if verdict is Verdict.CLOSE:
+        return close(row)
+    if verdict is Verdict.FAIL:
+        fail(training, *_why_failed(row, present, arrived, expected), now)
+    return False
+
+
+def close(row: RoundRow) -> bool:
+    """Closes an open round; of several callers exactly one is answered True."""
+    return bool(
+        RoundRow.update(state=RoundState.AGGREGATING.value, epoch=RoundRow.epoch + 1)
+        .where(_is(row), RoundRow.state == RoundState.OPEN.value)
+        .execute()
+    )
+
+
+def complete(training: TrainingRow, now: datetime) -> None:
+    """Ends a training at its target."""
+    move(training, TrainingState.COMPLETED, now)
+    append(training, TrainingFinished(training.model_id, training.model_version), now)
+
+
+def fail(training: TrainingRow, reason: str, message: str, now: datetime) -> None:
+    """Ends a training in ERROR; its updates and model versions stay."""
+    abandon(training)
+    training.failure_reason = reason
+    training.failure_message = message
+    move(training, TrainingState.ERROR, now)
+    append(training, TrainingFailed(reason, message), now)
+
+
+def abandon(training: TrainingRow) -> None:
+    """Ends the current round without a result; an aggregation under way will not commit."""
+    RoundRow.update(state=RoundState.ABANDONED.value).where(
+        RoundRow.training_id == training.training_id,
+        RoundRow.number == training.round,
+        RoundRow.state.in_([RoundState.OPEN.value, RoundState.AGGREGATING.value]),
+    ).execute()
+
+
+def leave(training: TrainingRow, user_ids: Sequence[str], now: datetime) -> bool:
+    """Removes participants; their updates of the open round don't count, and the round is judged anew.
+
+    Returns:
+        Whether that closed the round.
+    """
+    for user_id in sorted(user_ids):
+        sequence = append(training, ClientRemoved(user_id), now, audience=user_id)
+        ParticipantRow.update(remove_time=now, until_sequence=sequence).where(
+            ParticipantRow.training_id == training.training_id, ParticipantRow.user_id == user_id
+        ).execute()
+    row = find_round(training.training_id, training.round)
+    if row is None or row.state != RoundState.OPEN.value:
+        return False
+    CohortRow.update(removed=True).where(
+        CohortRow.training_id == training.training_id,
+        CohortRow.number == row.number,
+        CohortRow.user_id.in_(list(user_ids)),
+    ).execute()
+    return evaluate(training, now)
+
+
+def names(user_ids: Iterable[str]) -> list[str]:
+    """Returns users by the names that people know."""
+    rows = UserRow.select(UserRow.name).where(UserRow.user_id.in_(list(user_ids))).order_by(UserRow.name)
+    return [row.name for row in rows]
+
+
+def members(row: RoundRow) -> tuple[list[str], list[str]]:
+    """Returns the present members of a round's cohort whose update is here, and those whose update is missing."""
+    present = {
+        member.user_id
+        for member in CohortRow.select(CohortRow.user_id).where(
+            CohortRow.training_id == row.training_id, CohortRow.number == row.number, ~CohortRow.removed
+        )
+    }
+    here = {update.user_id for update in counted(row.training_id, row.number)}
+    return sorted(here), sorted(present - here)
+
+
+def _why_failed(row: RoundRow, present: int, arrived: int, expected: int) -> tuple[str, str]:
+    if not present:
+        return "NO_PARTICIPANTS", f"round {row.number} has no participants left"
+    missing = names(members(row)[1])
+    shown = ", ".join(missing[:20]) + (f" and {len(missing) - 20} more" if len(missing) > 20 else "")
+    return (
+        "DEADLINE_MISSED",
+        f"round {row.number} reached its deadline with {arrived} of {expected} updates; missing: {shown}",
+    )
+
+
+def _is(row: RoundRow) -> Expression:
+    return (RoundRow.training_id == row.training_id) & (RoundRow.number == row.number)

@@ -1,0 +1,40 @@
+"""The store: its verbs by noun, over one database."""
+
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from fedround_server.store.database import Database
+from fedround_server.store.event import EventVerbs
+from fedround_server.store.model import ModelVerbs
+from fedround_server.store.round import RoundVerbs
+from fedround_server.store.training import TrainingVerbs
+from fedround_server.store.user import UserVerbs
+
+
+class Store:
+    """Everything that fedround remembers but files. Open it with `with`."""
+
+    def __init__(self, url: str | Path) -> None:
+        """Remembers where the database is.
+
+        Args:
+            url: A `postgresql://` URL, or the path of a SQLite file.
+        """
+        self._database = Database(url)
+        self.users = UserVerbs(self._database)
+        self.models = ModelVerbs(self._database)
+        self.trainings = TrainingVerbs(self._database)
+        self.rounds = RoundVerbs(self._database)
+        self.events = EventVerbs(self._database)
+
+    def __enter__(self) -> Self:
+        """Connects and migrates."""
+        self._database.open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Waits for the verbs under way and disconnects."""
+        self._database.close()

@@ -1,0 +1,399 @@
+"""Verbs about trainings: what their actors do."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from peewee import ModelSelect, fn
+
+from fedround_server.domain.errors import (
+    FieldInvalid,
+    LastParticipant,
+    NoParticipants,
+    NotActor,
+    Quota,
+    TrainingEnded,
+    TrainingNotFound,
+    TrainingNotInitial,
+    TrainingRunning,
+    UnknownClients,
+)
+from fedround_server.domain.event import TrainingRemoved, TrainingStarted
+from fedround_server.domain.model import NewModel
+from fedround_server.domain.round import RoundKind
+from fedround_server.domain.training import Training, TrainingSpec, TrainingState
+from fedround_server.store import steps
+from fedround_server.store.database import Database, verb
+from fedround_server.store.model import insert_model, latest_version, owned_model
+from fedround_server.store.rows import from_spec, to_manifest, to_training, to_version
+from fedround_server.store.schema import (
+    CohortRow,
+    ParticipantRow,
+    RoundRow,
+    TrainingRow,
+    UpdateRow,
+    UserRow,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingVerbs:
+    """What the store does with trainings."""
+
+    database: Database
+
+    @verb
+    def prepare(self, actor_id: str, spec: TrainingSpec, quota: int) -> Training | None:
+        """Tells whether `create` would go through, before a model is taken in.
+
+        Returns:
+            What a create with the same request id made.
+
+        Raises:
+            FedroundError: As `create`.
+        """
+        if spec.request_id is not None and (made := _created(actor_id, spec.request_id)) is not None:
+            return load([made])[0]
+        _check_quota(actor_id, quota)
+        check_clients(spec.client_ids)
+        if spec.model_id is not None:
+            owned_model(spec.model_id, actor_id)
+        return None
+
+    @verb
+    def create(
+        self,
+        training_id: str,
+        actor_id: str,
+        spec: TrainingSpec,
+        model: NewModel | None,
+        new_model_id: str,
+        quota: int,
+        now: datetime,
+    ) -> Training:
+        """Stores a training, with its model and participants, or nothing at all.
+
+        Args:
+            training_id: The training's id.
+            actor_id: Who creates it.
+            spec: What to train; with model_id unless a model is given.
+            model: The streamed model.
+            new_model_id: The id of the streamed model, or of the copy if the stored one is in use.
+            quota: How many trainings that are not ended the actor may have.
+            now: The time to write.
+
+        Raises:
+            UnknownClients: Some client_ids are of no user.
+            ModelNotFound: The actor owns no such model.
+            Quota: The actor has too many trainings.
+        """
+        if spec.request_id is not None and (made := _created(actor_id, spec.request_id)) is not None:
+            return load([made])[0]
+        _check_quota(actor_id, quota)
+        check_clients(spec.client_ids)
+        model_id = (
+            _stored_model(str(spec.model_id), actor_id, new_model_id, now)
+            if model is None
+            else insert_model(new_model_id, actor_id, model, now).model_id
+        )
+        row = TrainingRow.create(
+            training_id=training_id,
+            actor_id=actor_id,
+            model_id=model_id,
+            spec=from_spec(spec),
+            state=TrainingState.INITIAL.value,
+            round=0,
+            model_version=0,
+            failure_reason=None,
+            failure_message=None,
+            last_sequence=0,
+            request_id=spec.request_id,
+            start_request_id=None,
+            create_time=now,
+            start_time=None,
+            update_time=now,
+            remove_time=None,
+        )
+        _enroll(row, spec.client_ids, now)
+        return load([row])[0]
+
+    @verb
+    def get(self, training_id: str, user_id: str) -> Training:
+        """Returns a training that the user steers or takes part in.
+
+        Raises:
+            TrainingNotFound: There is none.
+        """
+        row = steps.find(training_id)
+        if row is None or not (row.actor_id == user_id or _takes_part(training_id, user_id)):
+            raise TrainingNotFound(training_id)
+        return load([row])[0]
+
+    @verb
+    def list(
+        self, user_id: str, *, as_actor: bool, before: tuple[datetime, str] | None, limit: int
+    ) -> list[Training]:
+        """Returns the trainings that a user steers (or takes part in), the newest first."""
+        rows = TrainingRow.select().where(TrainingRow.remove_time.is_null())
+        if as_actor:
+            rows = rows.where(TrainingRow.actor_id == user_id)
+        else:
+            rows = rows.where(TrainingRow.training_id.in_(_parts(user_id)))
+        if before is not None:
+            time, training_id = before
+            rows = rows.where(
+                (TrainingRow.create_time < time)
+                | ((TrainingRow.create_time == time) & (TrainingRow.training_id < training_id))
+            )
+        return load(list(rows.order_by(TrainingRow.create_time.desc(), TrainingRow.training_id.desc()).limit(limit)))
+
+    @verb
+    def register(self, training_id: str, actor_id: str, client_ids: Sequence[str], now: datetime) -> Training:
+        """Registers clients as participants.
+
+        Raises:
+            TrainingNotFound: There is no such training for the caller.
+            NotActor: The caller only takes part.
+            TrainingEnded: The training is over.
+            UnknownClients: Some are of no user; nothing is changed.
+        """
+        row = _steered(training_id, actor_id)
+        if steps.state_of(row).is_ended:
+            raise TrainingEnded(f"the training {training_id} is {row.state}: register clients in a new one")
+        check_clients(client_ids)
+        for user_id in _enroll(row, client_ids, now):
+            if steps.state_of(row).is_running:
+                steps.append(row, _started(row), now, audience=user_id)
+        return load([row])[0]
+
+    @verb
+    def remove_clients(
+        self, training_id: str, caller_id: str, client_ids: Sequence[str], now: datetime
+    ) -> tuple[Training, bool]:
+        """Removes participants: the actor any, a participant itself.
+
+        Returns:
+            The training, and whether the removal closed its round.
+
+        Raises:
+            TrainingNotFound: There is no such training for the caller.
+            NotActor: A participant names others.
+            TrainingEnded: The training is over.
+            UnknownClients: Some take no part; nothing is changed.
+            LastParticipant: None would be left in a running training.
+        """
+        row = steps.lock(training_id)
+        leaving = set(client_ids)
+        if row.actor_id != caller_id:
+            if not _takes_part(training_id, caller_id):
+                raise TrainingNotFound(training_id)
+            if leaving != {caller_id}:
+                raise NotActor("a participant may remove itself only: ask the actor")
+        if steps.state_of(row).is_ended:
+            raise TrainingEnded(f"the training {training_id} is {row.state}: there is nothing to leave")
+        present = set(steps.participant_ids(training_id))
+        if strangers := leaving - present:
+            raise UnknownClients(sorted(strangers), "not participants of the training")
+        if steps.state_of(row).is_running and leaving == present:
+            raise LastParticipant("a running training keeps at least one participant: remove the training (force) instead")
+        closed = steps.leave(row, sorted(leaving), now)
+        return load([row])[0], closed
+
+    @verb
+    def remove(self, training_id: str, actor_id: str, *, force: bool, now: datetime) -> None:
+        """Removes a training; its model stays.
+
+        Raises:
+            TrainingNotFound: There is no such training for the caller.
+            NotActor: The caller only takes part.
+            TrainingRunning: It runs, and force is not set.
+        """
+        row = _steered(training_id, actor_id)
+        if steps.state_of(row).is_running and not force:
+            raise TrainingRunning(f"the training {training_id} is running: set force to remove it all the same")
+        steps.abandon(row)
+        steps.append(row, TrainingRemoved(), now)
+        row.remove_time = now
+        row.save()
+
+    @verb
+    def start(self, training_id: str, actor_id: str, request_id: str | None, now: datetime) -> Training:
+        """Starts a training: its first round opens.
+
+        Raises:
+            TrainingNotFound: There is no such training for the caller.
+            NotActor: The caller only takes part.
+            TrainingNotInitial: It was started before, by another request.
+            NoParticipants: Too few are registered.
+        """
+        row = _steered(training_id, actor_id)
+        if request_id is not None and row.start_request_id == request_id:
+            return load([row])[0]
+        if steps.state_of(row) is not TrainingState.INITIAL:
+            raise TrainingNotInitial(
+                f"the training {training_id} is {row.state}: only an INITIAL one can be started", state=row.state
+            )
+        wanted = max(1, row.spec["min_updates"])
+        present = len(steps.participant_ids(training_id))
+        if present < wanted:
+            raise NoParticipants(
+                f"the training has {present} participants and needs at least {wanted}: register clients first"
+            )
+        row.start_request_id = request_id
+        row.start_time = now
+        steps.move(row, TrainingState.ONGOING, now)
+        steps.append(row, _started(row), now)
+        steps.open_round(row, 0, RoundKind.TRAIN, now)
+        return load([row])[0]
+
+
+def load(rows: Sequence[TrainingRow]) -> list[Training]:
+    """Reads trainings with their participants and counters; a few queries, however many trainings."""
+    ids = [row.training_id for row in rows]
+    participants: dict[str, list[str]] = {training_id: [] for training_id in ids}
+    for part in ParticipantRow.select().where(
+        ParticipantRow.training_id.in_(ids), ParticipantRow.remove_time.is_null()
+    ):
+        participants[part.training_id].append(part.user_id)
+    arrived, expected = _counters(ids)
+    return [
+        to_training(
+            row,
+            tuple(sorted(participants[row.training_id])),
+            arrived.get(row.training_id, 0),
+            expected.get(row.training_id, 0),
+        )
+        for row in rows
+    ]
+
+
+def check_clients(client_ids: Iterable[str]) -> None:
+    """Refuses ids that are of no user, naming all of them.
+
+    Raises:
+        UnknownClients: There are such.
+    """
+    wanted = sorted(set(client_ids))
+    known: set[str] = set()
+    for start in range(0, len(wanted), steps.BATCH):
+        rows = UserRow.select(UserRow.user_id).where(
+            UserRow.user_id.in_(wanted[start : start + steps.BATCH]), UserRow.remove_time.is_null()
+        )
+        known.update(row.user_id for row in rows)
+    if unknown := set(wanted) - known:
+        raise UnknownClients(sorted(unknown))
+
+
+def _counters(training_ids: Sequence[str]) -> tuple[dict[str, int], dict[str, int]]:
+    current = (RoundRow.training_id == TrainingRow.training_id) & (RoundRow.number == TrainingRow.round)
+    rounds = (
+        RoundRow.select(RoundRow.training_id, RoundRow.expected)
+        .join(TrainingRow, on=current)
+        .where(TrainingRow.training_id.in_(training_ids))
+    )
+    expected = {row.training_id: row.expected for row in rounds}
+    counts = (
+        TrainingRow.select(TrainingRow.training_id, fn.COUNT(UpdateRow.update_id))
+        .join(
+            UpdateRow,
+            on=((UpdateRow.training_id == TrainingRow.training_id) & (UpdateRow.number == TrainingRow.round)),
+        )
+        .join(
+            CohortRow,
+            on=(
+                (CohortRow.training_id == UpdateRow.training_id)
+                & (CohortRow.number == UpdateRow.number)
+                & (CohortRow.user_id == UpdateRow.user_id)
+            ),
+        )
+        .where(TrainingRow.training_id.in_(training_ids), ~CohortRow.removed)
+        .group_by(TrainingRow.training_id)
+        .tuples()
+    )
+    return dict(counts), expected
+
+
+def _created(actor_id: str, request_id: str) -> TrainingRow | None:
+    row: TrainingRow | None = TrainingRow.get_or_none(
+        TrainingRow.actor_id == actor_id, TrainingRow.request_id == request_id
+    )
+    if row is not None and row.remove_time is not None:
+        raise FieldInvalid("request_id", "the training that it created was removed: use a new one")
+    return row
+
+
+def _check_quota(actor_id: str, quota: int) -> None:
+    unfinished = (
+        TrainingRow.select()
+        .where(
+            TrainingRow.actor_id == actor_id,
+            TrainingRow.remove_time.is_null(),
+            TrainingRow.state.in_([state.value for state in TrainingState if not state.is_ended]),
+        )
+        .count()
+    )
+    if unfinished >= quota:
+        raise Quota(f"you have {unfinished} trainings that are not ended, of {quota} at the most: remove some first")
+
+
+def _stored_model(model_id: str, actor_id: str, copy_id: str, now: datetime) -> str:
+    """Returns the model to train: the stored one, or a copy if another training used it."""
+    source = owned_model(model_id, actor_id)
+    if not TrainingRow.select().where(TrainingRow.model_id == model_id).exists():
+        return model_id
+    latest = to_version(latest_version(source))
+    copy = NewModel(source.name, source.description, to_manifest(source.manifest), latest.blob)
+    return insert_model(copy_id, actor_id, copy, now, source_model_id=model_id).model_id
+
+
+def _steered(training_id: str, actor_id: str) -> TrainingRow:
+    """Takes a training that the caller steers for the rest of the transaction."""
+    row = steps.lock(training_id)
+    if row.actor_id == actor_id:
+        return row
+    if _takes_part(training_id, actor_id):
+        raise NotActor("only the actor that created the training may do this: ask the actor")
+    raise TrainingNotFound(training_id)
+
+
+def _parts(user_id: str) -> ModelSelect:
+    return ParticipantRow.select(ParticipantRow.training_id).where(
+        ParticipantRow.user_id == user_id, ParticipantRow.remove_time.is_null()
+    )
+
+
+def _takes_part(training_id: str, user_id: str) -> bool:
+    return bool(_parts(user_id).where(ParticipantRow.training_id == training_id).exists())
+
+
+def _enroll(training: TrainingRow, client_ids: Iterable[str], now: datetime) -> list[str]:
+    """Makes participants of those that are none yet, and returns them."""
+    new = sorted(set(client_ids) - set(steps.participant_ids(training.training_id)))
+    rows = [
+        {
+            "training_id": training.training_id,
+            "user_id": user_id,
+            "register_time": now,
+            "remove_time": None,
+            "after_sequence": training.last_sequence,
+            "until_sequence": None,
+        }
+        for user_id in new
+    ]
+    for start in range(0, len(rows), steps.BATCH):
+        # Somebody who left and comes back has a row already.
+        ParticipantRow.insert_many(rows[start : start + steps.BATCH]).on_conflict(
+            conflict_target=[ParticipantRow.training_id, ParticipantRow.user_id],
+            preserve=[
+                ParticipantRow.register_time,
+                ParticipantRow.remove_time,
+                ParticipantRow.after_sequence,
+                ParticipantRow.until_sequence,
+            ],
+        ).execute()
+    return new
+
+
+def _started(training: TrainingRow) -> TrainingStarted:
+    model = steps.model_info(training.model_id, training.model_version)
+    return TrainingStarted(training.spec["target_num_updates"], model)

@@ -1,0 +1,130 @@
+"""A server played by the test, over grpcio-testing's fake channel and fake time."""
+
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import grpc
+import grpc_testing
+from google.protobuf.any_pb2 import Any
+from google.rpc import error_details_pb2, status_pb2
+
+from fedround.v1 import model_pb2, round_pb2, training_pb2, user_pb2
+from fedround_client import Client
+
+TRAINING = "11111111-1111-4111-8111-111111111111"
+OTHER = "22222222-2222-4222-8222-222222222222"
+MODEL = "33333333-3333-4333-8333-333333333333"
+USER = "44444444-4444-4444-8444-444444444444"
+
+METHODS = {
+    method.name: method
+    for module in (user_pb2, training_pb2, model_pb2, round_pb2)
+    for service in module.DESCRIPTOR.services_by_name.values()
+    for method in service.methods
+}
+
+OK = ((), grpc.StatusCode.OK, "")
+UNAVAILABLE = ((), grpc.StatusCode.UNAVAILABLE, "connection reset")
+
+
+def refusal(code, reason, message="no", metadata=None, violations=None, domain="fedround"):
+    """What the server terminates a call with: trailing metadata, code, details."""
+    info = error_details_pb2.ErrorInfo(reason=reason, domain=domain, metadata=metadata or {})
+    details = [info]
+    if violations:
+        fields = [
+            error_details_pb2.BadRequest.FieldViolation(field=field, description=text)
+            for field, text in violations.items()
+        ]
+        details.append(error_details_pb2.BadRequest(field_violations=fields))
+    status = status_pb2.Status(code=code.value[0], message=message)
+    for detail in details:
+        packed = Any()
+        packed.Pack(detail)
+        status.details.append(packed)
+    return (("grpc-status-details-bin", status.SerializeToString()),), code, message
+
+
+def until(condition):
+    """Waits for what another thread is about to do; the test's own timeout is the limit."""
+    while not condition():
+        time.sleep(0.001)
+
+
+def drain(rpc):
+    """Waits until the client has read what was sent: the fake channel drops the rest when a call fails."""
+    until(lambda: not rpc._rpc_state._responses)
+
+
+def cut(rpc):
+    """Cuts the connection behind what was sent."""
+    drain(rpc)
+    rpc.terminate(*UNAVAILABLE)
+
+
+def is_cancelled(rpc):
+    """Whether the client has given the call up."""
+    return rpc._rpc_state._code is grpc.StatusCode.CANCELLED
+
+
+class Server:
+    """Takes the calls of a client that runs in another thread."""
+
+    def __init__(self):
+        self.time = grpc_testing.strict_fake_time(1000.0)
+        self.channel = grpc_testing.channel([method.containing_service for method in METHODS.values()], self.time)
+        self.client = Client(self.channel, "secret", address="there:1", clock=self.time)
+        self._threads = ThreadPoolExecutor(4)
+
+    def run(self, function, *args, **options) -> Future:
+        return self._threads.submit(function, *args, **options)
+
+    def unary(self, name):
+        """The next call of a unary method: its request, and what answers it."""
+        _, request, rpc = self.channel.take_unary_unary(METHODS[name])
+
+        def answer(response=None, status=OK):
+            rpc.terminate(response, *status)
+
+        return request, answer
+
+    def reply(self, name, response):
+        request, answer = self.unary(name)
+        answer(response)
+        return request
+
+    def refuse(self, name, status):
+        request, answer = self.unary(name)
+        answer(None, status)
+        return request
+
+    def stream(self, name):
+        """The next call of a server-streaming method: its request and the rpc."""
+        _, request, rpc = self.channel.take_unary_stream(METHODS[name])
+        return request, rpc
+
+    def upload(self, name):
+        """The next call of a client-streaming method."""
+        _, rpc = self.channel.take_stream_unary(METHODS[name])
+        return rpc
+
+    def receive(self, rpc, size):
+        """Reads the first message and so many bytes of chunks behind it."""
+        first = rpc.take_request()
+        data = first.chunk
+        while len(data) < size:
+            data += rpc.take_request().chunk
+        return first, data
+
+    def called(self, name, call):
+        """Waits for the next call of a method, or for the end of what would make it; whether there is one to take."""
+        waiting = self.channel._state._rpc_states[f"/{METHODS[name].containing_service.full_name}/{name}"]
+        until(lambda: waiting or call.done())
+        return bool(waiting)
+
+    def alarm_in(self, seconds):
+        """Waits until the client has set an alarm so many seconds from now."""
+        until(lambda: self.time.time() + seconds in self.time._state.times_to_behaviors)
+
+    def close(self):
+        self._threads.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,156 @@
+"""The channel against a real port: who is told what, what is repeated, what is encrypted."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import pytest
+
+from fedround.v1 import user_pb2_grpc
+from fedround.v1.user_pb2 import CreateUserResponse, GetMyselfResponse, GetUsersResponse, User
+from fedround_client import Client, ServerUnavailable, connect
+from fedround_client.channel import is_loopback, open_channel
+
+pytestmark = pytest.mark.timeout(30)
+
+
+class Users(user_pb2_grpc.UserServiceServicer):
+    def __init__(self):
+        self.calls = []
+        self.failures = 0
+
+    def answer(self, request, context, response):
+        self.calls.append((request, dict(context.invocation_metadata())))
+        if len(self.calls) <= self.failures:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "restarting")
+        return response
+
+    def GetMyself(self, request, context):  # noqa: N802
+        return self.answer(request, context, GetMyselfResponse(user=User(name="me")))
+
+    def CreateUser(self, request, context):  # noqa: N802
+        return self.answer(request, context, CreateUserResponse())
+
+    def GetUsers(self, request, context):  # noqa: N802
+        page = int(request.page_token or 0)
+        users = [User(name=f"{page}-{number}") for number in range(2)]
+        return self.answer(request, context, GetUsersResponse(users=users, next_page_token="1" if page == 0 else ""))
+
+
+@pytest.fixture
+def users():
+    return Users()
+
+
+@pytest.fixture
+def address(users):
+    server = grpc.server(ThreadPoolExecutor(2))
+    user_pb2_grpc.add_UserServiceServicer_to_server(users, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield f"127.0.0.1:{port}"
+    server.stop(None).wait()
+
+
+def test_the_token_comes_from_the_environment_and_goes_with_each_call(users, address, monkeypatch):
+    monkeypatch.setenv("FEDROUND_SERVER", address)
+    monkeypatch.setenv("FEDROUND_TOKEN", "from-the-environment")
+    with connect() as client:
+        assert client.myself().name == "me"
+    with connect(token="given") as client:
+        client.myself()
+    tokens = [metadata["authorization"] for _, metadata in users.calls]
+    assert tokens == ["Bearer from-the-environment", "Bearer given"]
+
+
+def test_without_a_token_none_is_sent(users, address):
+    with connect(address) as client:
+        client.myself()
+    assert "authorization" not in users.calls[0][1]
+
+
+def test_a_read_is_repeated_while_the_server_restarts(users, address):
+    users.failures = 2
+    with connect(address) as client:
+        assert client.myself().name == "me"
+    assert len(users.calls) == 3
+
+
+def test_what_must_not_happen_twice_is_not_repeated(users, address):
+    users.failures = 1
+    with connect(address) as client, pytest.raises(ServerUnavailable):
+        client.create_user("name")
+    assert len(users.calls) == 1
+
+
+def test_lists_go_through_all_pages(users, address):
+    with connect(address) as client:
+        names = [user.name for user in client.users("CLIENT")]
+    assert names == ["0-0", "0-1", "1-0", "1-1"]
+    assert [(request.page_token, request.page_size, request.role) for request, _ in users.calls] == [
+        ("", 1000, 3),
+        ("1", 1000, 3),
+    ]
+
+
+def test_an_unknown_role_is_a_mistake_of_the_caller(address):
+    with connect(address) as client, pytest.raises(ValueError, match="ROLE_KING"):
+        client.create_user("name", "KING")
+
+
+def test_nobody_listens():
+    with connect("127.0.0.1:1") as client, pytest.raises(ServerUnavailable, match=r"127\.0\.0\.1:1 .*fedround serve"):
+        client.create_user("name")
+
+
+@pytest.mark.parametrize(
+    ("server", "loopback"),
+    [
+        ("127.0.0.1:50051", True),
+        ("127.9.9.9:1", True),
+        ("localhost:50051", True),
+        ("[::1]:50051", True),
+        ("ipv4:127.0.0.1:50051", False),
+        ("dns:///localhost:50051", True),
+        ("unix:/run/fedround.sock", True),
+        ("10.0.0.1:50051", False),
+        ("0.0.0.0:50051", False),
+        ("localhost.example.org:50051", False),
+        ("example.org:50051", False),
+    ],
+)
+def test_only_this_machine_is_spoken_to_in_plaintext(server, loopback, monkeypatch):
+    assert is_loopback(server) is loopback
+    kinds = []
+    monkeypatch.setattr(grpc, "insecure_channel", lambda *a, **k: kinds.append("plaintext"))
+    monkeypatch.setattr(grpc, "secure_channel", lambda *a, **k: kinds.append("tls"))
+    for insecure in (None, True, False):
+        open_channel(server, insecure=insecure)
+    assert kinds == ["plaintext" if loopback else "tls", "plaintext", "tls"]
+
+
+def test_a_tls_file_means_tls_on_loopback_too(tmp_path, monkeypatch):
+    kinds = []
+    monkeypatch.setattr(grpc, "ssl_channel_credentials", lambda **files: files)
+    monkeypatch.setattr(grpc, "secure_channel", lambda server, files, options: kinds.append(files))
+    ca = tmp_path / "ca.pem"
+    ca.write_bytes(b"authority")
+    open_channel("127.0.0.1:1", tls_ca=ca)
+    open_channel("127.0.0.1:1", tls_ca=ca, tls_cert=ca, tls_key=ca)
+    assert kinds == [
+        {"root_certificates": b"authority", "private_key": None, "certificate_chain": None},
+        {"root_certificates": b"authority", "private_key": b"authority", "certificate_chain": b"authority"},
+    ]
+
+
+def test_contradictions_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="insecure means plaintext"):
+        connect("127.0.0.1:1", tls_ca=tmp_path / "ca.pem", insecure=True)
+    with pytest.raises(ValueError, match="both tls_cert and tls_key"):
+        connect("127.0.0.1:1", tls_cert=tmp_path / "cert.pem")
+    with pytest.raises(FileNotFoundError):
+        connect("127.0.0.1:1", tls_ca=tmp_path / "ca.pem")
+
+
+def test_a_client_takes_any_channel(address):
+    with Client(grpc.insecure_channel(address), "token") as client:
+        assert client.myself().name == "me"

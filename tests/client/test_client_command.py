@@ -1,0 +1,406 @@
+import json
+import os
+import sys
+from types import ModuleType
+
+import grpc
+import numpy as np
+import pytest
+import torch
+from google.protobuf.json_format import MessageToDict
+from typer.testing import CliRunner
+
+from client.scripted import MODEL, OK, TRAINING, UNAVAILABLE, USER, refusal
+from fedround.v1 import event_pb2
+from fedround.v1.event_pb2 import Event, ModelInfo
+from fedround.v1.model_pb2 import (
+    DownloadModelResponse,
+    GetMetricsResponse,
+    GetModelsResponse,
+    MetricReport,
+    Model,
+    UploadModelResponse,
+)
+from fedround.v1.round_pb2 import GetRoundResponse, Round, RoundParticipant
+from fedround.v1.training_pb2 import (
+    CreateTrainingResponse,
+    GetTrainingResponse,
+    GetTrainingsResponse,
+    RegisterClientsResponse,
+    RemoveClientsResponse,
+    RemoveTrainingResponse,
+    StartTrainingResponse,
+    Training,
+    TrainingSpec,
+)
+from fedround.v1.user_pb2 import (
+    CreateUserResponse,
+    GetMyselfResponse,
+    GetUserResponse,
+    GetUsersResponse,
+    RemoveUserResponse,
+    RotateTokenResponse,
+    User,
+)
+from fedround_client import from_safetensors, to_safetensors
+from fedround_client.command import app, serve, session
+
+pytestmark = pytest.mark.timeout(30)
+
+ALICE = User(user_id=USER, name="Alice [red]\x1b[2J", role=3)
+TRAINED = Training(training_id=TRAINING, spec=TrainingSpec(name="digits", target_num_updates=5), state=2, round=1)
+FILE = to_safetensors({"w": np.ones(3, np.float32)})
+
+
+@pytest.fixture
+def command(server, monkeypatch):
+    """Runs the command against the scripted server, in another thread."""
+
+    def connect(address, token, **options):
+        monkeypatch.setattr(server, "connected", (address, token, options), raising=False)
+        return server.client
+
+    monkeypatch.setattr(session, "connect", connect)
+    monkeypatch.setenv("FEDROUND_TOKEN", "my-secret-token")
+
+    def run(*arguments):
+        return server.run(CliRunner().invoke, app, [str(argument) for argument in arguments])
+
+    return run
+
+
+def done(call, code=0):
+    result = call.result(20)
+    assert result.exit_code == code, result.output
+    assert "my-secret-token" not in result.output
+    return result
+
+
+CALLS = [
+    ("user show", "GetMyself", GetMyselfResponse(user=ALICE), {}),
+    (f"user show {USER}", "GetUser", GetUserResponse(user=ALICE), {"user_id": USER}),
+    (f"user rotate-token {USER}", "RotateToken", RotateTokenResponse(token="new"), {"user_id": USER}),
+    (
+        "user create Bob --role actor",
+        "CreateUser",
+        CreateUserResponse(token="t"),
+        {"name": "Bob", "role": "ROLE_ACTOR"},
+    ),
+    (f"training start {TRAINING}", "StartTraining", StartTrainingResponse(training=TRAINED), {"training_id": TRAINING}),
+    (f"training show {TRAINING}", "GetTraining", GetTrainingResponse(training=TRAINED), {"training_id": TRAINING}),
+    (
+        f"training clients add {TRAINING} a b",
+        "RegisterClients",
+        RegisterClientsResponse(training=TRAINED),
+        {"training_id": TRAINING, "client_ids": ["a", "b"]},
+    ),
+    (
+        f"training clients remove {TRAINING} a",
+        "RemoveClients",
+        RemoveClientsResponse(training=TRAINED),
+        {"training_id": TRAINING, "client_ids": ["a"]},
+    ),
+    (
+        f"training round {TRAINING} --number 0",
+        "GetRound",
+        GetRoundResponse(round=Round(participants=[RoundParticipant(user_id=USER)])),
+        {"training_id": TRAINING, "round": 0},
+    ),
+    ("user list --role CLIENT", "GetUsers", GetUsersResponse(users=[ALICE]), {"role": "ROLE_CLIENT"}),
+    (
+        "training list --role client",
+        "GetTrainings",
+        GetTrainingsResponse(trainings=[TRAINED]),
+        {"role": "TRAINING_ROLE_CLIENT"},
+    ),
+    ("model list", "GetModels", GetModelsResponse(models=[Model(model_id=MODEL)]), {}),
+    (
+        f"model metrics {MODEL}",
+        "GetMetrics",
+        GetMetricsResponse(reports=[MetricReport(training_id=TRAINING, metrics={"loss": 0.5})]),
+        {"model_id": MODEL},
+    ),
+]
+
+
+@pytest.mark.parametrize(("line", "method", "response", "request_fields"), CALLS, ids=[call[0] for call in CALLS])
+@pytest.mark.parametrize("form", ["table", "json"])
+def test_commands_ask_and_print(server, command, line, method, response, request_fields, form):
+    call = command(*line.split(), "--format", form)
+    request = server.reply(method, response)
+    result = done(call)
+    sent = MessageToDict(request, preserving_proto_field_name=True)
+    assert {name: sent.get(name) for name in request_fields} == request_fields
+    ids = [word for word in (USER, TRAINING, MODEL) if word in str(response)]
+    if form == "json":
+        printed = json.loads(result.stdout)
+        inner = next(iter(MessageToDict(response, preserving_proto_field_name=True).values()))
+        if isinstance(printed, list):
+            assert len(printed) == len(inner) == 1
+            printed, inner = printed[0], inner[0]
+        if isinstance(inner, dict):
+            assert inner.keys() <= printed.keys()
+            assert all(printed[name] == inner[name] for name in inner if not isinstance(inner[name], dict | list))
+    elif method != "GetMetrics":
+        assert all(word in result.stdout for word in ids)
+    assert result.stderr == ""
+
+
+def test_tables_for_people_show_names_as_they_are_without_steering_the_terminal(server, command):
+    call = command("user", "list")
+    server.reply("GetUsers", GetUsersResponse(users=[ALICE]))
+    out = done(call).stdout
+    assert "Alice [red]\N{REPLACEMENT CHARACTER}[2J" in out
+    assert "\x1b" not in out
+    assert out.splitlines()[0].split() == ["USER_ID", "NAME", "ROLE", "CREATED"]
+    assert out.splitlines()[1].split()[0] == USER
+
+
+def test_json_has_zeros_and_the_names_of_the_protos(server, command):
+    call = command("training", "show", TRAINING, "--format", "json")
+    server.reply("GetTraining", GetTrainingResponse(training=TRAINED))
+    printed = json.loads(done(call).stdout)
+    assert printed["model_version"] == 0
+    assert printed["state"] == "TRAINING_STATE_ONGOING"
+    assert printed["spec"]["target_num_updates"] == 5
+
+
+def test_a_new_users_token_is_printed_this_once(server, command):
+    call = command("user", "create", "Bob")
+    request = server.reply("CreateUser", CreateUserResponse(user=ALICE, token="bobs-token"))
+    assert "bobs-token" in done(call).stdout
+    assert request.role == 3
+
+
+@pytest.mark.parametrize(
+    ("line", "method", "response"),
+    [
+        (f"user remove {USER}", "RemoveUser", RemoveUserResponse()),
+        (f"training remove {TRAINING} --force", "RemoveTraining", RemoveTrainingResponse()),
+    ],
+)
+def test_removals_say_so_on_stderr(server, command, line, method, response):
+    call = command(*line.split())
+    request = server.reply(method, response)
+    result = done(call)
+    assert result.stdout == ""
+    assert "is removed" in result.stderr
+    assert getattr(request, "force", True) is True
+
+
+def test_training_create_sends_the_file_and_all_options(server, command, tmp_path):
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(FILE)
+    options = f"--name digits --target-num-updates 5 --client {USER} --client {MODEL} --metric accuracy --min-updates 2"
+    options += " --deadline 90 --fed-prox-mu 0.1 --evaluation final_only --description d --max-num-examples 9"
+    call = command("training", "create", path, *options.split(), "--format", "json")
+    rpc = server.upload("CreateTraining")
+    first, data = server.receive(rpc, len(FILE))
+    rpc.terminate(CreateTrainingResponse(training=TRAINED), *OK)
+    assert json.loads(done(call).stdout)["training_id"] == TRAINING
+    spec = first.spec
+    assert data == FILE
+    assert (spec.name, spec.target_num_updates, spec.description, spec.max_num_examples) == ("digits", 5, "d", 9)
+    assert (list(spec.client_ids), list(spec.metric_names)) == ([USER, MODEL], ["accuracy"])
+    assert (spec.round_policy.min_updates, spec.round_policy.deadline.seconds) == (2, 90)
+    assert (spec.aggregation.fed_prox.mu, spec.evaluation) == (0.1, 2)
+
+
+def test_training_wait_and_watch(server, command):
+    finished = event_pb2.TrainingFinished(model_id=MODEL, model_version=5)
+    event = Event(training_id=TRAINING, sequence=3, training_finished=finished)
+
+    call = command("training", "wait", TRAINING)
+    server.stream("Subscribe")[1].send_response(event)
+    server.reply("GetTraining", GetTrainingResponse(training=TRAINED))
+    assert TRAINING in done(call).stdout
+
+    for form in ("table", "json"):
+        call = command("training", "watch", TRAINING, "--format", form)
+        server.stream("Subscribe")[1].send_response(event)
+        (line,) = done(call).stdout.splitlines()
+        assert "training_finished" in line
+        if form == "json":
+            assert json.loads(line)["training_finished"] == {"model_id": MODEL, "model_version": 5}
+
+
+def test_waiting_for_a_training_that_fails_exits_with_1(server, command):
+    call = command("training", "wait", TRAINING)
+    failed = event_pb2.TrainingFailed(reason="DEADLINE_MISSED", message="nobody came")
+    server.stream("Subscribe")[1].send_response(Event(training_id=TRAINING, sequence=3, training_failed=failed))
+    assert done(call, 1).stderr == "error: DEADLINE_MISSED: nobody came\n"
+
+
+def test_participants_are_listed_one_a_line(server, command):
+    call = command("training", "clients", "list", TRAINING)
+    server.reply("GetTraining", GetTrainingResponse(training=Training(participant_ids=[USER, MODEL])))
+    assert done(call).stdout.split() == [USER, MODEL]
+
+
+def test_models_go_up_and_down(server, command, tmp_path):
+    path = tmp_path / "net.safetensors"
+    path.write_bytes(FILE)
+    call = command("model", "upload", path)
+    rpc = server.upload("UploadModel")
+    first, _ = server.receive(rpc, len(FILE))
+    rpc.terminate(UploadModelResponse(model=Model(model_id=MODEL)), *OK)
+    assert MODEL in done(call).stdout
+    assert first.spec.name == "net"
+
+    target = tmp_path / "down.safetensors"
+    call = command("model", "download", MODEL, "--version", "0", "--output", target, "--format", "json")
+    request, rpc = server.stream("DownloadModel")
+    info = ModelInfo(version=0, sha256=first.spec.sha256, size_bytes=len(FILE))
+    rpc.send_response(DownloadModelResponse(info=info, chunk=FILE))
+    rpc.terminate(*OK)
+    assert json.loads(done(call).stdout) == {"path": str(target)}
+    assert request.HasField("version")
+    assert target.read_bytes() == FILE
+
+
+def test_an_error_is_one_line_with_its_fields(server, command):
+    call = command("user", "create", "Bob")
+    status = refusal(
+        grpc.StatusCode.INVALID_ARGUMENT, "FIELD_INVALID", "The name\nis taken.", violations={"name": "choose another"}
+    )
+    server.refuse("CreateUser", status)
+    result = done(call, 1)
+    assert result.stdout == ""
+    assert result.stderr == "error: FIELD_INVALID: The name is taken.; name: choose another\n"
+
+
+def test_a_server_out_of_reach_says_what_to_do(server, command):
+    call = command("user", "show")
+    server.refuse("GetMyself", UNAVAILABLE)
+    assert "fedround serve" in done(call, 1).stderr
+
+
+def test_without_a_token_it_says_where_the_admins_is(monkeypatch):
+    result = CliRunner().invoke(app, ["user", "list"])
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: TOKEN_MISSING: ")
+    assert "DATA_DIR/admin.token" in result.stderr
+
+
+def test_the_token_may_lie_in_a_file(server, command, tmp_path):
+    file = tmp_path / "token"
+    file.write_text("from-the-file\n")
+    call = command("--server", "example.org:1", "--token-file", file, "user", "show")
+    server.reply("GetMyself", GetMyselfResponse(user=ALICE))
+    done(call)
+    address, token, options = server.connected
+    assert (address, token, options["insecure"]) == ("example.org:1", "from-the-file", None)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "nonsense",
+        "user create",
+        "user create Bob --role KING",
+        "training create --name n --target-num-updates 1",
+        f"training create m --model-id {MODEL} --name n --target-num-updates 1",
+        "training create m --name n --target-num-updates 0",
+        "user list --format xml",
+        "--tls-cert only-half user list",
+    ],
+)
+def test_wrong_usage_exits_with_2(line, monkeypatch):
+    monkeypatch.setenv("FEDROUND_TOKEN", "t")
+    result = CliRunner().invoke(app, line.split())
+    assert result.exit_code == 2, result.output
+
+
+@pytest.mark.parametrize(
+    "line", ["--token-file {0} user list", "model upload {0}", "training create {0} --name n --target-num-updates 1"]
+)
+def test_a_missing_file_is_named(line, monkeypatch, tmp_path):
+    monkeypatch.setenv("FEDROUND_TOKEN", "t")
+    missing = tmp_path / "missing"
+    result = CliRunner().invoke(app, line.format(missing).split())
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: FILE: ")
+    assert str(missing) in result.stderr
+
+
+def test_help_and_version():
+    for line in (["--help"], ["training", "create", "--help"], ["--version"]):
+        result = CliRunner().invoke(app, line)
+        assert result.exit_code == 0
+        assert result.stdout
+
+
+def test_serve_becomes_the_server_with_all_arguments(monkeypatch):
+    executed = []
+    monkeypatch.setattr(serve, "find_spec", lambda name: object())
+    monkeypatch.setattr(os, "execv", lambda *arguments: executed.append(arguments))
+    result = CliRunner().invoke(app, ["serve", "--listen", "127.0.0.1:0", "--help", "-x"])
+    assert result.exit_code == 0
+    python = sys.executable
+    assert executed == [(python, [python, "-m", "fedround_server", "--listen", "127.0.0.1:0", "--help", "-x"])]
+
+
+@pytest.mark.parametrize(("command_name", "extra"), [("serve", "server"), ("demo", "demo")])
+def test_a_missing_extra_says_how_to_install_it(monkeypatch, command_name, extra):
+    monkeypatch.setattr(serve, "find_spec", lambda name: None if name == "torch" else object())
+    result = CliRunner().invoke(app, [command_name])
+    assert result.exit_code == 1
+    assert "torch" in result.stderr
+    assert f'pip install "fedround[{extra}]"' in result.stderr
+
+
+def test_demo_hands_its_arguments_on(monkeypatch):
+    module = ModuleType("fedround_client.demo.run")
+    module.main = lambda arguments: len(arguments)
+    monkeypatch.setitem(sys.modules, "fedround_client.demo.run", module)
+    monkeypatch.setattr(serve, "find_spec", lambda name: object())
+    assert CliRunner().invoke(app, ["demo", "--rounds", "3"]).exit_code == 2
+
+
+@pytest.mark.parametrize("wrap", [None, "state_dict", "model_state_dict", "model"])
+def test_convert_takes_state_dicts_and_checkpoints(tmp_path, wrap):
+    weight = torch.arange(6.0).reshape(2, 3)
+    state = {"weight": weight, "tied": weight, "turned": weight.T, "steps": torch.tensor(7)}
+    path = tmp_path / "net.pt"
+    torch.save({wrap: state, "epoch": 3} if wrap else state, path)
+    result = CliRunner().invoke(app, ["convert", str(path)])
+    assert result.exit_code == 0, result.output
+    assert result.stdout.strip() == str(tmp_path / "net.safetensors")
+    back = from_safetensors((tmp_path / "net.safetensors").read_bytes(), "torch")
+    assert back.keys() == state.keys()
+    assert all(torch.equal(back[name], state[name]) for name in state)
+
+
+class Trap:
+    """Unpickling it would run code."""
+
+    def __reduce__(self):
+        return os.abort, ()
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (Trap(), "not a plain state dict"),
+        (torch.nn.Linear(2, 2), "not a plain state dict"),
+        ([torch.zeros(2)], "holds a list"),
+        ({"weight": torch.zeros(2), "epoch": 3}, "'epoch' is a int"),
+    ],
+)
+def test_convert_refuses_what_is_no_state_dict_and_runs_nothing(tmp_path, content, text):
+    path = tmp_path / "net.pt"
+    torch.save(content, path)
+    result = CliRunner().invoke(app, ["convert", str(path), str(tmp_path / "out")])
+    assert result.exit_code == 1, result.output
+    assert result.stderr.startswith("error: MODEL_FORMAT: ")
+    assert text in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_convert_refuses_a_file_of_another_kind(tmp_path):
+    path = tmp_path / "net.pt"
+    path.write_bytes(b"not a model")
+    result = CliRunner().invoke(app, ["convert", str(path)])
+    assert result.exit_code == 1, result.output
+    assert "MODEL_FORMAT" in result.stderr

@@ -1,0 +1,127 @@
+import pickle
+import re
+import subprocess
+import sys
+
+import grpc
+import pytest
+
+import fedround_client
+from client.scripted import TRAINING, refusal
+from fedround_client import errors
+
+pytestmark = pytest.mark.timeout(30)
+
+TABLE = [
+    ("UNAUTHENTICATED", "TOKEN_MISSING", errors.TokenMissing),
+    ("UNAUTHENTICATED", "TOKEN_INVALID", errors.TokenInvalid),
+    ("PERMISSION_DENIED", "ROLE_REQUIRED", errors.RoleRequired),
+    ("PERMISSION_DENIED", "NOT_ACTOR", errors.NotActor),
+    ("NOT_FOUND", "TRAINING_NOT_FOUND", errors.TrainingNotFound),
+    ("NOT_FOUND", "MODEL_NOT_FOUND", errors.ModelNotFound),
+    ("NOT_FOUND", "USER_NOT_FOUND", errors.UserNotFound),
+    ("INVALID_ARGUMENT", "FIELD_INVALID", errors.FieldInvalid),
+    ("INVALID_ARGUMENT", "UNKNOWN_CLIENTS", errors.UnknownClients),
+    ("FAILED_PRECONDITION", "NO_PARTICIPANTS", errors.NoParticipants),
+    ("FAILED_PRECONDITION", "TRAINING_NOT_INITIAL", errors.TrainingNotInitial),
+    ("FAILED_PRECONDITION", "TRAINING_RUNNING", errors.TrainingRunning),
+    ("FAILED_PRECONDITION", "TRAINING_ENDED", errors.TrainingEnded),
+    ("FAILED_PRECONDITION", "LAST_PARTICIPANT", errors.LastParticipant),
+    ("FAILED_PRECONDITION", "ROUND_NOT_OPEN", errors.RoundNotOpen),
+    ("PERMISSION_DENIED", "NOT_IN_COHORT", errors.NotInCohort),
+    ("ALREADY_EXISTS", "UPDATE_EXISTS", errors.UpdateExists),
+    ("DATA_LOSS", "UPLOAD_INCOMPLETE", errors.UploadIncomplete),
+    ("DATA_LOSS", "DIGEST_MISMATCH", errors.DigestMismatch),
+    ("INVALID_ARGUMENT", "MODEL_FORMAT", errors.ModelFormat),
+    ("INVALID_ARGUMENT", "UPDATE_MISMATCH", errors.UpdateMismatch),
+    ("INVALID_ARGUMENT", "UPDATE_NOT_FINITE", errors.UpdateNotFinite),
+    ("INVALID_ARGUMENT", "NUM_EXAMPLES", errors.NumExamples),
+    ("RESOURCE_EXHAUSTED", "MODEL_TOO_LARGE", errors.ModelTooLarge),
+    ("RESOURCE_EXHAUSTED", "QUOTA", errors.Quota),
+    ("RESOURCE_EXHAUSTED", "TOO_MANY_UPLOADS", errors.TooManyUploads),
+    ("OUT_OF_RANGE", "CURSOR_EXPIRED", errors.CursorExpired),
+    # A reason that this client does not know yet, and a code that it does.
+    ("FAILED_PRECONDITION", "SOMETHING_NEW", errors.FailedPrecondition),
+    ("ABORTED", "SOMETHING_NEW", errors.Aborted),
+    ("UNIMPLEMENTED", "SOMETHING_NEW", errors.Unimplemented),
+]
+
+
+def failing(server, status):
+    call = server.run(server.client.get_training, TRAINING)
+    server.refuse("GetTraining", status)
+    return call.exception(10)
+
+
+@pytest.mark.parametrize(("code", "reason", "kind"), TABLE)
+def test_each_reason_has_its_exception(server, code, reason, kind):
+    violations = {"spec.name": "is too long"} if code == "INVALID_ARGUMENT" else None
+    error = failing(server, refusal(grpc.StatusCode[code], reason, "do that", {"id": "7"}, violations))
+    assert type(error) is kind
+    assert (error.code, error.reason, error.message) == (grpc.StatusCode[code], reason, "do that")
+    assert error.metadata == {"id": "7"}
+    assert error.field_violations == (violations or {})
+    assert str(error) == f"{reason}: do that" + ("; spec.name: is too long" if violations else "")
+
+
+def test_every_exception_is_exported_and_can_be_pickled():
+    for name in (name for name in vars(errors) if isinstance(vars(errors)[name], type)):
+        if issubclass(vars(errors)[name], errors.FedroundError):
+            kind = getattr(fedround_client, name)
+            error = kind(grpc.StatusCode.NOT_FOUND, "SOME_REASON", "text", {"a": "b"}, {"c": "d"})
+            copy = pickle.loads(pickle.dumps(error))
+            assert type(copy) is kind
+            assert vars(copy) == vars(error)
+    assert set(fedround_client.__all__) <= set(vars(fedround_client))
+
+
+def test_a_server_out_of_reach_is_told_with_its_address_and_what_to_do(server):
+    error = failing(server, ((), grpc.StatusCode.UNAVAILABLE, "connection refused"))
+    assert type(error) is errors.ServerUnavailable
+    assert re.search(r"there:1.*connection refused.*fedround serve", error.message)
+
+
+def test_details_of_another_domain_are_not_taken_for_ours(server):
+    error = failing(server, refusal(grpc.StatusCode.NOT_FOUND, "TRAINING_NOT_FOUND", domain="example.org"))
+    assert type(error) is errors.NotFound
+    assert error.reason == "NOT_FOUND"
+
+
+def test_broken_details_do_not_hide_the_error(server):
+    trailing, _, _ = refusal(grpc.StatusCode.NOT_FOUND, "TRAINING_NOT_FOUND")
+    error = failing(server, (trailing, grpc.StatusCode.PERMISSION_DENIED, "contradiction"))
+    assert type(error) is errors.PermissionDenied
+    assert error.message == "contradiction"
+
+
+@pytest.mark.parametrize(
+    ("code", "reason", "transient"),
+    [
+        ("UNAVAILABLE", "UNAVAILABLE", True),
+        ("UNAVAILABLE", "SHUTTING_DOWN", True),
+        ("INTERNAL", "INTERNAL", True),
+        ("INTERNAL", "INTERNAL_ERROR", False),
+        ("CANCELLED", "CANCELLED", True),
+        ("DATA_LOSS", "UPLOAD_INCOMPLETE", True),
+        ("DATA_LOSS", "DIGEST_MISMATCH", False),
+        ("RESOURCE_EXHAUSTED", "TOO_MANY_UPLOADS", True),
+        ("RESOURCE_EXHAUSTED", "QUOTA", False),
+        ("UNAUTHENTICATED", "TOKEN_INVALID", False),
+        ("PERMISSION_DENIED", "PERMISSION_DENIED", False),
+        ("NOT_FOUND", "NOT_FOUND", False),
+        ("INVALID_ARGUMENT", "FIELD_INVALID", False),
+    ],
+)
+def test_what_may_be_tried_again(code, reason, transient):
+    assert errors.FedroundError(grpc.StatusCode[code], reason, "").transient is transient
+
+
+def test_the_client_needs_neither_torch_nor_a_database():
+    code = (
+        "import sys, fedround_client\n"
+        "assert not {'typer', 'rich'} & set(sys.modules), 'the SDK loads the command'\n"
+        "import fedround_client.command\n"
+        "assert not {'torch', 'peewee', 'fedround_server'} & set(sys.modules)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr

@@ -1,0 +1,191 @@
+import itertools
+
+import grpc
+import pytest
+
+from client.scripted import OK, OTHER, TRAINING, UNAVAILABLE, cut, drain, is_cancelled, refusal
+from fedround.v1 import event_pb2
+from fedround.v1.event_pb2 import Event
+from fedround.v1.training_pb2 import GetTrainingResponse, Training
+from fedround_client import CursorExpired, TokenInvalid, TrainingFailed, TrainingNotFound, TrainingRemoved
+
+pytestmark = pytest.mark.timeout(30)
+
+
+def started(sequence, training_id=TRAINING):
+    return Event(training_id=training_id, sequence=sequence, training_started=event_pb2.TrainingStarted())
+
+
+def finished(sequence, training_id=TRAINING):
+    return Event(training_id=training_id, sequence=sequence, training_finished=event_pb2.TrainingFinished())
+
+
+def heartbeat(sequence):
+    return Event(training_id=TRAINING, sequence=sequence, heartbeat=event_pb2.Heartbeat(sequence=sequence))
+
+
+def subscription(server, *events):
+    request, rpc = server.stream("Subscribe")
+    for event in events:
+        rpc.send_response(event)
+    return dict(request.resume_after_sequence), rpc
+
+
+def sequences(server, *arguments, **options):
+    return server.run(lambda: [event.sequence for event in server.client.watch(*arguments, **options)])
+
+
+def test_watch_resumes_behind_the_last_event_and_ends_with_the_training(server):
+    call = sequences(server, TRAINING)
+    cursors, rpc = subscription(server, started(1), started(2))
+    assert cursors == {}
+    cut(rpc)
+    cursors, rpc = subscription(server, started(2), started(3), finished(4))
+    assert cursors == {TRAINING: 2}
+    assert call.result(10) == [1, 2, 3, 4]
+
+
+def test_watch_starts_where_it_is_told_to(server):
+    call = sequences(server, TRAINING, resume_after=7)
+    cursors, _ = subscription(server, started(8), finished(9))
+    assert cursors == {TRAINING: 7}
+    assert call.result(10) == [8, 9]
+
+
+def test_watch_of_all_trainings_keeps_a_cursor_for_each_and_outlives_them(server):
+    events = server.client.watch()
+    call = server.run(lambda: [(event.training_id, event.sequence) for event in itertools.islice(events, 4)])
+    request, rpc = server.stream("Subscribe")
+    assert request.training_id == ""
+    for event in (started(1), started(5, OTHER), finished(2)):
+        rpc.send_response(event)
+    rpc.terminate(*OK)
+    cursors, _ = subscription(server, started(6, OTHER))
+    assert cursors == {TRAINING: 2, OTHER: 5}
+    assert call.result(10) == [(TRAINING, 1), (OTHER, 5), (TRAINING, 2), (OTHER, 6)]
+
+
+def test_heartbeats_move_the_cursor_and_are_not_handed_out(server):
+    call = sequences(server, TRAINING)
+    _, rpc = subscription(server, started(1), heartbeat(6))
+    cut(rpc)
+    cursors, _ = subscription(server, finished(7))
+    assert cursors == {TRAINING: 6}
+    assert call.result(10) == [1, 7]
+
+
+def test_a_server_that_goes_away_is_come_back_to(server):
+    call = sequences(server, TRAINING)
+    away = Event(training_id=TRAINING, sequence=1, going_away=event_pb2.GoingAway(message="restart"))
+    subscription(server, started(1), away)
+    cursors, _ = subscription(server, finished(2))
+    assert cursors == {TRAINING: 1}
+    assert call.result(10) == [1, 2]
+
+
+def test_a_silent_stream_is_dead_after_a_minute(server):
+    call = sequences(server, TRAINING)
+    _, rpc = subscription(server, started(1))
+    drain(rpc)
+    server.alarm_in(60)
+    server.time.sleep_for(59)
+    rpc.send_response(heartbeat(1))
+    drain(rpc)
+    server.alarm_in(60)
+    server.time.sleep_for(59)  # 118 s after the event, 59 s after the heartbeat
+    assert not is_cancelled(rpc)
+    server.time.sleep_for(1)
+    rpc.cancelled()
+    cursors, _ = subscription(server, finished(2))
+    assert cursors == {TRAINING: 1}
+    assert call.result(10) == [1, 2]
+
+
+def test_the_time_that_the_reader_takes_is_not_silence(server):
+    events = server.client.watch(TRAINING)
+    call = server.run(next, events)
+    _, rpc = subscription(server, started(1))
+    assert call.result(10).sequence == 1
+    server.time.sleep_for(10_000)
+    rpc.send_response(finished(2))
+    assert server.run(next, events).result(10).sequence == 2
+
+
+def test_leaving_the_iteration_cancels_the_call(server):
+    events = server.client.watch(TRAINING)
+    call = server.run(next, events)
+    _, rpc = subscription(server, started(1))
+    call.result(10)
+    events.close()
+    rpc.cancelled()
+
+
+def test_waits_grow_while_the_server_is_down_and_never_end(server, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("tenacity.wait.random.uniform", lambda low, high: drawn.append(high) or high)
+    call = sequences(server, TRAINING)
+    for _ in range(20):
+        server.stream("Subscribe")[1].terminate(*UNAVAILABLE)
+    subscription(server, finished(1))
+    assert call.result(10) == [1]
+    assert drawn[:7] == [0.5, 1, 2, 4, 8, 16, 30]
+    assert set(drawn[7:]) == {30}
+
+
+@pytest.mark.parametrize(
+    ("code", "reason", "kind"),
+    [
+        ("UNAUTHENTICATED", "TOKEN_INVALID", TokenInvalid),
+        ("NOT_FOUND", "TRAINING_NOT_FOUND", TrainingNotFound),
+        ("OUT_OF_RANGE", "CURSOR_EXPIRED", CursorExpired),
+    ],
+)
+def test_a_refusal_ends_it(server, code, reason, kind):
+    call = sequences(server, TRAINING)
+    server.stream("Subscribe")[1].terminate(*refusal(grpc.StatusCode[code], reason))
+    assert type(call.exception(10)) is kind
+
+
+def test_a_stream_about_an_ended_training_may_have_nothing_to_say(server):
+    call = sequences(server, TRAINING, resume_after=9)
+    server.stream("Subscribe")[1].terminate(*OK)
+    assert call.result(10) == []
+
+
+def test_wait_answers_the_finished_training(server):
+    call = server.run(server.client.wait, TRAINING)
+    subscription(server, started(1), finished(2))
+    server.reply("GetTraining", GetTrainingResponse(training=Training(training_id=TRAINING, model_version=3)))
+    assert call.result(10).model_version == 3
+
+
+def test_wait_raises_what_the_training_failed_of(server):
+    call = server.run(server.client.wait, TRAINING)
+    failed = event_pb2.TrainingFailed(reason="DEADLINE_MISSED", message="one of two updates")
+    subscription(server, Event(training_id=TRAINING, sequence=2, training_failed=failed))
+    error = call.exception(10)
+    assert type(error) is TrainingFailed
+    assert (error.reason, error.message) == ("DEADLINE_MISSED", "one of two updates")
+
+
+def test_wait_raises_when_the_training_is_removed(server):
+    call = server.run(server.client.wait, TRAINING)
+    removed = Event(training_id=TRAINING, sequence=2, training_removed=event_pb2.TrainingRemoved())
+    subscription(server, removed)
+    assert type(call.exception(10)) is TrainingRemoved
+
+
+def test_wait_ends_in_time_while_the_server_is_silent(server):
+    call = server.run(server.client.wait, TRAINING, 5)
+    subscription(server)
+    server.alarm_in(5)
+    server.time.sleep_for(5)
+    assert isinstance(call.exception(10), TimeoutError)
+
+
+def test_wait_ends_in_time_while_the_server_is_down(server):
+    call = server.run(server.client.wait, TRAINING, 100)
+    while server.called("Subscribe", call):
+        server.stream("Subscribe")[1].terminate(*UNAVAILABLE)
+    assert isinstance(call.exception(10), TimeoutError)
+    assert server.time.time() == 1100

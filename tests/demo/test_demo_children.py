@@ -1,0 +1,125 @@
+"""Processes, with modules of the standard library in the place of the server and the participants."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from queue import SimpleQueue
+
+import pytest
+
+from fedround_client.demo.children import ChildEnded, Children
+
+WAITS = "import os, sys, time; print(os.getpid(), flush=True); time.sleep(600)"
+STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + WAITS
+PARENT = """
+import sys, time
+from pathlib import Path
+from fedround_client.demo.children import Children
+with Children(Path(sys.argv[1])) as children:
+    children.start("child", "child", [], on_line=lambda line: print(line, flush=True))
+    time.sleep(600)
+"""
+
+
+def is_running(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
+
+
+def check_until_it_fails(children: Children) -> None:
+    while True:  # the test's timeout is the limit
+        children.check()
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder whose modules the processes can run."""
+    folder = tmp_path / "modules"
+    folder.mkdir()
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), *filter(None, sys.path)]))
+    return folder
+
+
+def test_nothing_is_left_at_the_end_of_the_block(tmp_path: Path, modules: Path) -> None:
+    (modules / "waits.py").write_text(WAITS)
+    lines: SimpleQueue[str] = SimpleQueue()
+    with Children(tmp_path) as children:
+        children.start("one", "waits", [], on_line=lines.put)
+        children.start("two", "waits", [], on_line=lines.put)
+        pids = [int(lines.get()), int(lines.get())]
+        children.check()
+        assert all(map(is_running, pids))
+    assert not any(map(is_running, pids))
+
+
+def test_who_ignores_the_request_is_killed(tmp_path: Path, modules: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedround_client.demo.children.GRACE", 0.2)
+    (modules / "stubborn.py").write_text(STUBBORN)
+    lines: SimpleQueue[str] = SimpleQueue()
+    with Children(tmp_path) as children:
+        children.start("one", "stubborn", [], on_line=lines.put)
+        pid = int(lines.get())
+    assert not is_running(pid)
+
+
+def test_nothing_survives_the_death_of_the_parent(tmp_path: Path, modules: Path) -> None:
+    (modules / "child.py").write_text(WAITS)
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    with parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        assert is_running(pid)
+        parent.kill()
+        parent.stdout.read()  # ends when the parent and its reader thread are gone
+    while is_running(pid):  # the test's timeout is the limit
+        time.sleep(0.01)
+
+
+def test_a_process_that_ends_is_reported_with_its_log(tmp_path: Path, modules: Path) -> None:
+    (modules / "fails.py").write_text("raise SystemExit('the reason')")
+    with Children(tmp_path) as children:
+        children.start("client 1", "fails", [], on_line=str, may_finish=True)
+        with pytest.raises(ChildEnded, match=r"(?s)Client 1 ended with exit code 1\..*client-1\.log:.*the reason"):
+            check_until_it_fails(children)
+
+
+def test_a_killed_process_is_reported_with_the_signal(tmp_path: Path, modules: Path) -> None:
+    (modules / "waits.py").write_text(WAITS)
+    lines: SimpleQueue[str] = SimpleQueue()
+    with Children(tmp_path) as children:
+        children.start("server", "waits", [], on_line=lines.put)
+        os.kill(int(lines.get()), signal.SIGKILL)
+        with pytest.raises(ChildEnded, match="Server was killed by SIGKILL"):
+            check_until_it_fails(children)
+
+
+@pytest.mark.parametrize("may_finish", [True, False])
+def test_only_some_may_finish(tmp_path: Path, modules: Path, may_finish: bool) -> None:
+    (modules / "finishes.py").write_text("pass")
+    with Children(tmp_path) as children:
+        children.start("one", "finishes", [], on_line=str, may_finish=may_finish)
+        children._children[0].process.wait()
+        if may_finish:
+            children.check()
+        else:
+            with pytest.raises(ChildEnded, match="ended with exit code 0"):
+                children.check()
+
+
+def test_the_token_is_in_the_environment_only(tmp_path: Path, modules: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDROUND_SERVER", "somewhere.else:1")
+    (modules / "tells.py").write_text(
+        "import os, sys\n"
+        "print(sys.argv[1:], {name: os.environ[name] for name in os.environ if name.startswith('FEDROUND_')})"
+    )
+    lines: SimpleQueue[str] = SimpleQueue()
+    with Children(tmp_path) as children:
+        children.start("one", "tells", ["--option=1"], on_line=lines.put, token="secret", may_finish=True)
+        assert lines.get() == "['--option=1'] {'FEDROUND_TOKEN': 'secret'}"

@@ -1,0 +1,60 @@
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from fedround_client.demo import report
+from fedround_client.demo.settings import Settings
+
+SETTINGS = Settings(rounds=2, clients=3, alpha=0.3, local_epochs=1, seed=1, output=Path("demo"))
+
+
+def outcome(clients: int = 3) -> report.Outcome:
+    return report.Outcome(
+        federated=[0.1, 0.9, 0.98],
+        alone=[[0.1, 0.5, 0.6 + client / 100] for client in range(clients)],
+        centralised=[0.1, 0.97, 0.99],
+        images=[100] * clients,
+        model_id="00000000-0000-0000-0000-000000000001",
+        model_sha256="ab" * 32,
+    )
+
+
+def test_the_numbers_are_written_as_json(tmp_path: Path) -> None:
+    report.write_json(outcome(), SETTINGS, 12.345, tmp_path / "report.json")
+    numbers = json.loads((tmp_path / "report.json").read_text())
+    assert (
+        numbers
+        | {
+            "final_accuracy": 0.98,
+            "rounds": 2,
+            "clients": 3,
+            "local_accuracies": [0.6, 0.61, 0.62],
+            "centralised_accuracy": 0.99,
+            "seconds": 12.3,
+            "model_sha256": "ab" * 32,
+            "accuracy_by_round": [0.1, 0.9, 0.98],
+        }
+        == numbers
+    )
+
+
+@pytest.mark.parametrize("clients", [1, 5, 50])
+def test_a_plot_is_drawn_however_many_clients_there_are(tmp_path: Path, clients: int) -> None:
+    report.draw(outcome(clients), SETTINGS, tmp_path / "accuracy.png")
+    assert (tmp_path / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    "heights", [[], [0.5], [0.5, 0.5, 0.5], [0.1, 0.98, 0.99, 1.0], [0.1, 0.12, 0.5, 0.99], [0.99, 0.991, 0.992, 1.0]]
+)
+def test_labels_are_moved_apart(heights: list[float]) -> None:
+    moved = report.spread(heights, 0.05)
+    assert len(moved) == len(heights)
+    assert all(upper - lower >= 0.05 - 1e-9 for lower, upper in pairwise(moved))
+    assert max(moved, default=0) <= 1
+
+
+def test_labels_that_are_apart_stay_where_they_are() -> None:
+    assert report.spread([0.2, 0.5, 0.9], 0.05) == [0.2, 0.5, 0.9]

@@ -1,0 +1,231 @@
+"""The layers: what a module of the server may import, and what the SDK never loads.
+
+Imports are read from the source, so that an import inside a function counts too; a few subprocesses then confirm
+what really gets loaded.
+"""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SERVER = ROOT / "server" / "fedround_server"
+CLIENT = ROOT / "client" / "fedround_client"
+LONGEST_FILE = 400
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What the modules of a layer may import besides their own layer and the standard library."""
+
+    own: frozenset[str] | None  # layers of fedround_server; None: all of them
+    foreign: frozenset[str]  # packages of others, and fedround, the generated one
+
+
+def layer(own: str | None, foreign: str = "") -> Layer:
+    return Layer(None if own is None else frozenset(own.split()), frozenset(foreign.split()))
+
+
+# Arrows point at what is imported, and nothing points up: each layer may import from lines above its own only.
+LAYERS = {
+    "__init__": layer(""),
+    "domain": layer(""),
+    "hub": layer(""),
+    "blobs": layer("domain"),
+    "store": layer("domain", "peewee playhouse psycopg psycopg_pool"),
+    "engine": layer("domain", "torch safetensors numpy"),
+    "coordinator": layer("domain hub blobs store engine", "structlog"),
+    "interceptors": layer("domain coordinator", "grpc grpc_status google.protobuf google.rpc structlog"),
+    "services": layer("domain coordinator", "fedround grpc google.protobuf structlog"),
+    "config": layer("domain", "pydantic pydantic_settings"),
+    "app": layer(None, "fedround google.protobuf grpc grpc_channelz grpc_health grpc_reflection structlog"),
+    "__main__": layer(None, "structlog"),
+}
+
+# What a participant has not installed, and what takes seconds to load.
+NOT_IN_THE_CLIENT = {"torch", "peewee", "playhouse", "fedround_server", "sklearn", "matplotlib"}
+
+
+@dataclass(frozen=True)
+class Import:
+    """One imported module, with its full name."""
+
+    name: str
+    line: int
+
+    @property
+    def package(self) -> str:
+        """The installable thing that it belongs to; `google` is shared by several."""
+        return ".".join(self.name.split(".")[: 2 if self.name.startswith("google.") else 1])
+
+
+def imports(node: ast.AST, package: str, *, lazy: bool = True) -> Iterator[Import]:
+    """Every import below a node; without `lazy` only those that run when the module is loaded."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import):
+            yield from (Import(alias.name, child.lineno) for alias in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            base = child.module or ""
+            if child.level:
+                parents = package.split(".")[: len(package.split(".")) - child.level + 1]
+                base = ".".join([*parents, base] if base else parents)
+            # `from package import module` names the module only behind the `import`.
+            yield from (Import(f"{base}.{alias.name}", child.lineno) for alias in child.names)
+        elif lazy or not (
+            isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            or (isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test))
+        ):
+            yield from imports(child, package, lazy=lazy)
+
+
+def modules(root: Path) -> Iterator[tuple[Path, ast.Module, str]]:
+    """Each module below a package's folder: its path in the package, its tree, and the package that it lies in."""
+    for path in sorted(root.rglob("*.py")):
+        inside = path.relative_to(root)
+        yield inside, ast.parse(path.read_text(encoding="utf-8")), ".".join([root.name, *inside.parts[:-1]])
+
+
+def server_violations(root: Path) -> list[str]:
+    """Imports that the table does not allow, one line each."""
+    found = []
+    for inside, tree, package in modules(root):
+        name = inside.parts[0].removesuffix(".py")
+        if name not in LAYERS:
+            found.append(f"{inside}: the layer {name} is not in the table")
+            continue
+        rule = LAYERS[name]
+        for item in imports(tree, package):
+            if item.package in sys.stdlib_module_names:
+                continue
+            if item.package == root.name:
+                target = f"{item.name}.".split(".")[1]
+                # What is no module of its own comes from the package's __init__: it has a version, and no more.
+                allowed = rule.own is None or target == name or target in rule.own or target not in LAYERS
+            else:
+                allowed = item.package in rule.foreign
+            if not allowed:
+                found.append(f"{inside}:{item.line}: {name} may not import {item.name}")
+    return found
+
+
+def client_violations(root: Path) -> list[str]:
+    """What the SDK imports while it is loaded, and must not. The demo trains, so it may."""
+    return [
+        f"{inside}:{item.line}: imports {item.name} at module level"
+        for inside, tree, package in modules(root)
+        if inside.parts[0] != "demo"
+        for item in imports(tree, package, lazy=False)
+        if item.package in NOT_IN_THE_CLIENT
+    ]
+
+
+def test_the_table_itself_points_down_only() -> None:
+    names = list(LAYERS)
+    for position, (name, rule) in enumerate(LAYERS.items()):
+        assert (rule.own or set()) <= set(names[:position]), name
+
+
+def test_server_keeps_to_the_layers() -> None:
+    assert len(list(SERVER.rglob("*.py"))) > len(LAYERS)
+    assert server_violations(SERVER) == []
+
+
+def test_client_loads_neither_torch_nor_a_database() -> None:
+    assert client_violations(CLIENT) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "source"),
+    [
+        ("domain/round.py", "import grpc"),
+        ("domain/round.py", "from fedround_server.store import store"),
+        ("domain/round.py", "from ..store import store"),
+        ("domain/round.py", "from .. import store"),
+        ("domain/round.py", "from fedround_server import blobs as files"),
+        ("domain/round.py", "def late():\n    import numpy"),
+        ("hub.py", "from fedround_server.domain import event"),
+        ("blobs.py", "from fedround.v1 import training_pb2"),
+        ("store/store.py", "from fedround_server.hub import Hub"),
+        ("engine/aggregators/fed_avg.py", "from ...store import schema"),
+        ("coordinator/training.py", "import torch"),
+        ("coordinator/training.py", "from peewee import IntegrityError"),
+        ("coordinator/training.py", "from fedround_server.services import convert"),
+        ("coordinator/training.py", "from google.protobuf import timestamp_pb2"),
+        ("services/training_service.py", "from fedround_server.store.store import Store"),
+        ("interceptors/auth.py", "from fedround_server import app"),
+        ("app.py", "import torch"),
+        ("util.py", "import os"),
+    ],
+)
+def test_a_violation_in_the_server_is_found(tmp_path: Path, file: str, source: str) -> None:
+    path = tmp_path / "fedround_server" / file
+    path.parent.mkdir(parents=True)
+    path.write_text(source)
+    (violation,) = server_violations(tmp_path / "fedround_server")
+    assert violation.startswith(file)
+
+
+@pytest.mark.parametrize(
+    ("file", "source"),
+    [
+        ("domain/round.py", "import enum\nfrom . import errors\nfrom .update import Update"),
+        ("domain/round.py", "import fedround_server\nfrom fedround_server import __version__"),
+        ("engine/aggregators/fed_avg.py", "import torch\nfrom ..tensors import blocks"),
+        ("coordinator/training.py", "from fedround_server import blobs\nfrom fedround_server.store.store import Store"),
+        ("services/convert.py", "from google.protobuf.timestamp_pb2 import Timestamp"),
+        ("app.py", "import grpc\nfrom .services import training_service"),
+    ],
+)
+def test_what_the_table_allows_is_no_violation(tmp_path: Path, file: str, source: str) -> None:
+    path = tmp_path / "fedround_server" / file
+    path.parent.mkdir(parents=True)
+    path.write_text(source)
+    assert server_violations(tmp_path / "fedround_server") == []
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("import torch", True),
+        ("from torch.nn import functional", True),
+        ("if True:\n    import peewee", True),
+        ("class A:\n    import peewee", True),
+        ("from fedround_server.app import serve", True),
+        ("def convert():\n    import torch", False),
+        ("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch", False),
+        ("import numpy", False),
+    ],
+)
+def test_a_violation_in_the_client_is_found(tmp_path: Path, source: str, found: bool) -> None:
+    (tmp_path / "models.py").write_text(source)
+    assert bool(client_violations(tmp_path)) == found
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("fedround_server.app", {"torch"}),
+        ("fedround_client", NOT_IN_THE_CLIENT | {"typer"}),
+        ("fedround_client.command", NOT_IN_THE_CLIENT),
+    ],
+)
+def test_loading_leaves_heavy_packages_alone(module: str, absent: set[str]) -> None:
+    code = f"import sys, {module}; print(*({absent!r} & sys.modules.keys()))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.split() == []
+
+
+def test_files_stay_short() -> None:
+    folders = ["server", "client", "tests", "benchmarks", "examples"]
+    lengths = {
+        str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines())
+        for folder in folders
+        for path in (ROOT / folder).rglob("*.py")
+    }
+    assert {name: lines for name, lines in lengths.items() if lines > LONGEST_FILE} == {}

@@ -1,0 +1,70 @@
+"""What the pages say about the repository is so."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")])
+
+
+def read(path: str) -> str:
+    return (ROOT / path).read_text(encoding="utf-8")
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub makes of a page's headings."""
+    headings = re.findall(r"^#+ +(.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_local_links_lead_somewhere(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'(?:src|href|srcset)="([^"]+)"', text)
+    dead = []
+    for link in links:
+        if re.match(r"[a-z]+:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            dead.append(link)
+    assert dead == []
+
+
+def test_license_is_the_one_that_the_package_names() -> None:
+    assert 'license = "Apache-2.0"' in read("pyproject.toml")
+    assert re.match(r"\s+Apache License\n\s+Version 2\.0, January 2004\n", read("LICENSE"))
+
+
+def test_readme_lists_the_rpcs_of_training_service() -> None:
+    service = re.search(r"service TrainingService \{(.*?)\n\}", read("protos/fedround/v1/training.proto"), re.DOTALL)
+    assert service
+    rpcs = re.findall(r"^  rpc (\w+)", service[1], re.MULTILINE)
+    assert len(rpcs) == 7
+    assert re.findall(r"^\| `(\w+)` \|", read("README.md"), re.MULTILINE) == rpcs
+
+
+def test_readme_shows_the_examples_as_they_are() -> None:
+    shown = re.findall(r"```python\n(.*?)```", read("README.md"), re.DOTALL)
+    assert shown == [read("examples/participant.py"), read("examples/actor.py")]
+
+
+def test_every_reason_is_documented() -> None:
+    reasons = set(re.findall(r'reason = "([A-Z_]+)"', read("server/fedround_server/domain/errors.py")))
+    documented = set(re.findall(r"`([A-Z]+(?:_[A-Z]+)*)`", read("docs/errors.md")))
+    assert len(reasons) > 20
+    assert reasons - documented == set()
+
+
+def test_every_decision_is_listed() -> None:
+    decisions = {path.name for path in (ROOT / "docs/adr").glob("0*.md")}
+    assert decisions == set(re.findall(r"\((0[^)]+\.md)\)", read("docs/adr/README.md")))
+
+
+def test_constraints_pin_versions_and_nothing_else() -> None:
+    lines = [line for line in read("constraints.txt").splitlines() if not line.startswith("#")]
+    assert [line for line in lines if not re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][0-9.a-z]*", line)] == []
+    assert "torch==2.13.0" in lines
