@@ -1,5 +1,7 @@
 """All use cases together."""
 
+from datetime import timedelta
+
 from fedround_server.coordinator.context import Context, in_thread, settle
 from fedround_server.coordinator.model import Models
 from fedround_server.coordinator.round import Rounds
@@ -7,7 +9,6 @@ from fedround_server.coordinator.subscription import Subscriptions
 from fedround_server.coordinator.training import Trainings
 from fedround_server.coordinator.upload import Uploads
 from fedround_server.coordinator.user import Users
-from datetime import timedelta
 
 COLLECTION_INTERVAL = timedelta(hours=1)
 

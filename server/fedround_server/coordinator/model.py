@@ -1,7 +1,7 @@
 """Use cases about models."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from datetime import datetime
 
 from fedround_server.coordinator.context import Context
@@ -38,9 +38,9 @@ class Models:
         """Returns a model that the user owns or takes part in training."""
         return await self._context.store.models.get(model_id, user_id)
 
-    async def list(self, owner_id: str, before: tuple[datetime, str] | None, limit: int) -> list[Model]:
+    async def page(self, owner_id: str, before: tuple[datetime, str] | None, limit: int) -> list[Model]:
         """Returns the owner's models, the newest first."""
-        return await self._context.store.models.list(owner_id, before, limit)
+        return await self._context.store.models.page(owner_id, before, limit)
 
     async def get_version(self, model_id: str, version: int | None, user_id: str) -> ModelVersion:
         """Returns a version of a model, by default the latest.
@@ -50,14 +50,17 @@ class Models:
         """
         return await self._context.store.models.get_version(model_id, version, user_id)
 
-    async def read(self, version: ModelVersion, offset: int) -> AsyncIterator[bytes]:
-        """Reads a version's file in chunks, from an offset.
+    def check_offset(self, version: ModelVersion, offset: int) -> None:
+        """Checks where a download starts.
 
         Raises:
-            OffsetOutOfRange: The offset lies behind the end of the file.
+            OffsetOutOfRange: Behind the end of the file.
         """
         if offset > version.blob.size_bytes:
             raise OffsetOutOfRange(f"offset: the file ends at {version.blob.size_bytes}, before {offset}")
+
+    async def read(self, version: ModelVersion, offset: int) -> AsyncGenerator[bytes, None]:
+        """Reads a version's file in chunks, from an offset."""
         with self._context.blobs.open(version.blob.sha256, offset) as file:
             while chunk := await asyncio.to_thread(file.read, CHUNK):
                 yield chunk

@@ -48,11 +48,11 @@ class Trainings:
         """Returns a training that the user steers or takes part in."""
         return await self._store.get(training_id, user_id)
 
-    async def list(
+    async def page(
         self, user_id: str, *, as_actor: bool, before: tuple[datetime, str] | None, limit: int
     ) -> list[Training]:
         """Returns the trainings that a user steers (or takes part in), the newest first."""
-        return await self._store.list(user_id, as_actor=as_actor, before=before, limit=limit)
+        return await self._store.page(user_id, as_actor=as_actor, before=before, limit=limit)
 
     async def register(self, training_id: str, actor_id: str, client_ids: Sequence[str]) -> Training:
         """Registers clients as participants."""

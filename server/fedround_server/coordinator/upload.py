@@ -108,6 +108,8 @@ class Uploads:
             writer.write(chunk)
         size = writer.size_bytes
         described = None if gate.layout is None else gate.layout.size_bytes
+        if size == 0 and not incoming.size_bytes:
+            raise FieldInvalid("chunk", "no file was sent: send a safetensors file in chunks behind the spec")
         if incoming.size_bytes is not None and size < incoming.size_bytes:
             raise UploadIncomplete(size, incoming.size_bytes)
         if incoming.size_bytes is None and (described is None or size < described):

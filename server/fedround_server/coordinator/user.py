@@ -65,9 +65,9 @@ class Users:
             raise UserNotFound(user_id)
         return await self._context.store.users.get(user_id)
 
-    async def list(self, role: Role | None, after_name: str, limit: int) -> list[User]:
+    async def page(self, role: Role | None, after_name: str, limit: int) -> list[User]:
         """Returns users by name, behind a name."""
-        return await self._context.store.users.list(role, after_name, limit)
+        return await self._context.store.users.page(role, after_name, limit)
 
     async def rotate_token(self, caller: User, user_id: str) -> str:
         """Replaces a user's token.

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from fedround_server.domain.model import BlobRef
+from fedround_server.domain.training import Aggregation
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,8 @@ class RoundStarted:
     kind: str
     model: ModelInfo
     deadline: datetime | None
+    aggregation: Aggregation
+    metric_names: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 
 MAX_NUM_EXAMPLES = 2**31
 MAX_TARGET_NUM_UPDATES = 1_000_000
+MISSING = "; missing: "
 
 
 class TrainingState(enum.Enum):
@@ -99,6 +100,11 @@ class TrainingFailure:
 
     reason: str
     message: str
+
+    @property
+    def public_message(self) -> str:
+        """What participants may read: who is missing is for the actor only."""
+        return self.message.split(MISSING)[0]
 
 
 @dataclass(frozen=True, slots=True)

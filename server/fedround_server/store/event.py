@@ -124,7 +124,7 @@ def _part(row: TrainingRow, user_id: str) -> Part | None:
     )
 
 
-def _view(part: Part, user_id: str) -> ModelSelect:
+def _view(part: Part, user_id: str) -> "ModelSelect[EventRow]":
     rows = EventRow.select().where(EventRow.training_id == part.training_id, EventRow.sequence > part.after)
     if part.is_actor:
         return rows

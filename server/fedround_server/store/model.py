@@ -59,7 +59,7 @@ class ModelVerbs:
         return to_version(found)
 
     @verb
-    def list(self, owner_id: str, before: tuple[datetime, str] | None, limit: int) -> list[Model]:
+    def page(self, owner_id: str, before: tuple[datetime, str] | None, limit: int) -> list[Model]:
         """Returns the owner's models, the newest first, behind a (create_time, model_id)."""
         rows = ModelRow.select().where(ModelRow.owner_id == owner_id, ModelRow.remove_time.is_null())
         if before is not None:

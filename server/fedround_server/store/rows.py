@@ -187,6 +187,9 @@ def to_event(row: EventRow) -> Event:
     data = dict(row.payload)
     if "model" in data:
         data["model"] = ModelInfo(**{**data["model"], "blob": BlobRef(**data["model"]["blob"])})
+    if "aggregation" in data:
+        data["aggregation"] = Aggregation(**data["aggregation"])
+        data["metric_names"] = tuple(data["metric_names"])
     if data.get("deadline") is not None:
         data["deadline"] = datetime.fromtimestamp(data["deadline"], UTC)
     return Event(row.training_id, row.sequence, row.create_time, PAYLOADS[row.kind](**data))

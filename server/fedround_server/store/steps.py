@@ -15,7 +15,7 @@ from fedround_server.domain.event import (
     TrainingFinished,
 )
 from fedround_server.domain.round import RoundKind, RoundState, Verdict, expected_updates, judge
-from fedround_server.domain.training import TRANSITIONS, TrainingState
+from fedround_server.domain.training import MISSING, TRANSITIONS, TrainingFailure, TrainingState
 from fedround_server.store.rows import from_payload, to_spec, to_version
 from fedround_server.store.schema import (
     CohortRow,
@@ -163,7 +163,8 @@ def open_round(training: TrainingRow, number: int, kind: RoundKind, now: datetim
     if not cohort:
         fail(training, "NO_PARTICIPANTS", "no participants are left", now)
         return
-    policy = to_spec(training.spec).round_policy
+    spec = to_spec(training.spec)
+    policy = spec.round_policy
     deadline = None if policy.deadline is None else now + policy.deadline
     RoundRow.create(
         training_id=training.training_id,
@@ -187,7 +188,8 @@ def open_round(training: TrainingRow, number: int, kind: RoundKind, now: datetim
         CohortRow.insert_many(rows).execute()
     training.round = number
     model = model_info(training.model_id, training.model_version)
-    append(training, RoundStarted(number, kind.value, model, deadline), now)
+    started = RoundStarted(number, kind.value, model, deadline, spec.aggregation, spec.metric_names)
+    append(training, started, now)
 
 
 def evaluate(training: TrainingRow, now: datetime, *, due: bool = False) -> bool:
@@ -238,7 +240,7 @@ def fail(training: TrainingRow, reason: str, message: str, now: datetime) -> Non
     training.failure_reason = reason
     training.failure_message = message
     move(training, TrainingState.ERROR, now)
-    append(training, TrainingFailed(reason, message), now)
+    append(training, TrainingFailed(reason, TrainingFailure(reason, message).public_message), now)
 
 
 def abandon(training: TrainingRow) -> None:
@@ -297,7 +299,7 @@ def _why_failed(row: RoundRow, present: int, arrived: int, expected: int) -> tup
     shown = ", ".join(missing[:20]) + (f" and {len(missing) - 20} more" if len(missing) > 20 else "")
     return (
         "DEADLINE_MISSED",
-        f"round {row.number} reached its deadline with {arrived} of {expected} updates; missing: {shown}",
+        f"round {row.number} reached its deadline with {arrived} of {expected} updates{MISSING}{shown}",
     )
 
 

@@ -130,7 +130,7 @@ class TrainingVerbs:
         return load([row])[0]
 
     @verb
-    def list(
+    def page(
         self, user_id: str, *, as_actor: bool, before: tuple[datetime, str] | None, limit: int
     ) -> list[Training]:
         """Returns the trainings that a user steers (or takes part in), the newest first."""
@@ -310,7 +310,7 @@ def _counters(training_ids: Sequence[str]) -> tuple[dict[str, int], dict[str, in
         .group_by(TrainingRow.training_id)
         .tuples()
     )
-    return dict(counts), expected
+    return {training_id: int(count) for training_id, count in list(counts)}, expected
 
 
 def _created(actor_id: str, request_id: str) -> TrainingRow | None:
@@ -356,7 +356,7 @@ def _steered(training_id: str, actor_id: str) -> TrainingRow:
     raise TrainingNotFound(training_id)
 
 
-def _parts(user_id: str) -> ModelSelect:
+def _parts(user_id: str) -> "ModelSelect[ParticipantRow]":
     return ParticipantRow.select(ParticipantRow.training_id).where(
         ParticipantRow.user_id == user_id, ParticipantRow.remove_time.is_null()
     )

@@ -53,7 +53,7 @@ class UserVerbs:
         return None if row is None else to_user(row)
 
     @verb
-    def list(self, role: Role | None, after_name: str, limit: int) -> list[User]:
+    def page(self, role: Role | None, after_name: str, limit: int) -> list[User]:
         """Returns users by name, behind a name."""
         rows = UserRow.select().where(UserRow.remove_time.is_null(), UserRow.name > after_name)
         if role is not None:
@@ -114,5 +114,5 @@ def _present(user_id: str) -> UserRow:
     return row
 
 
-def _admins() -> ModelSelect:
+def _admins() -> "ModelSelect[UserRow]":
     return UserRow.select().where(UserRow.role == Role.ADMIN.value, UserRow.remove_time.is_null())

@@ -1,0 +1,205 @@
+"""The composition root: every part made once, opened in order, closed in reverse."""
+
+import asyncio
+import fcntl
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import grpc
+import structlog
+from google.rpc import error_details_pb2
+from grpc_channelz.v1 import channelz, channelz_pb2
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2
+
+from fedround.v1 import (
+    model_pb2,
+    model_pb2_grpc,
+    round_pb2,
+    round_pb2_grpc,
+    training_pb2,
+    training_pb2_grpc,
+    user_pb2,
+    user_pb2_grpc,
+)
+from fedround_server.blobs import BlobStore
+from fedround_server.config import Settings
+from fedround_server.coordinator import Context, Coordinator, Limits
+from fedround_server.engine.worker import WorkerEngine
+from fedround_server.hub import Hub
+from fedround_server.interceptors.auth import AuthInterceptor, check_permissions
+from fedround_server.interceptors.errors import ErrorInterceptor
+from fedround_server.interceptors.limits import LimitInterceptor
+from fedround_server.interceptors.log import LogInterceptor
+from fedround_server.services.model_service import ModelService
+from fedround_server.services.round_service import RoundService
+from fedround_server.services.training_service import TrainingService
+from fedround_server.services.user_service import UserService
+from fedround_server.store import Store
+
+log = structlog.get_logger("fedround.app")
+
+# Importing their file puts the types of error details into the descriptor pool: grpcurl prints what reflection knows.
+ERROR_DETAILS = error_details_pb2.DESCRIPTOR
+SERVICES = tuple(
+    service
+    for file in (user_pb2, training_pb2, round_pb2, model_pb2, health_pb2, reflection_pb2, channelz_pb2)
+    for service in file.DESCRIPTOR.services_by_name.values()
+)
+MAX_MESSAGE = 2 << 20
+OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE),
+    ("grpc.max_send_message_length", MAX_MESSAGE),
+    ("grpc.max_metadata_size", 8 << 10),
+    # A second server on the port must fail, not share it silently.
+    ("grpc.so_reuseport", 0),
+    # Without a bound, a stalled upload costs some 14 MB of server memory.
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", 1 << 20),
+    # A hung peer is found within keepalive_time + ping_timeout.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.enable_channelz", 1),
+)
+
+
+@asynccontextmanager
+async def serve(settings: Settings) -> AsyncIterator[str]:
+    """Runs a server for the time of the block.
+
+    A background task that dies ends the block with its error.
+
+    Args:
+        settings: What the operator chose.
+
+    Yields:
+        The address that it serves at, once it does.
+
+    Raises:
+        RuntimeError: The data directory or the port is taken.
+    """
+    check_permissions(f"/{service.full_name}/{method.name}" for service in SERVICES for method in service.methods)
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        stack.enter_context(_exclusive(settings.data_dir))
+        # Before any gRPC object exists.
+        engine = stack.enter_context(WorkerEngine())
+        store = stack.enter_context(Store(settings.database or settings.data_dir / "fedround.db"))
+        async with _background() as tasks:
+            limits = Limits(
+                max_model_bytes=settings.max_model_bytes,
+                max_open_trainings=settings.max_open_trainings,
+                heartbeat=timedelta(seconds=settings.heartbeat_seconds),
+            )
+            context = Context(store, BlobStore(settings.data_dir), engine, Hub(), tasks, limits)
+            coordinator = Coordinator(context)
+            await coordinator.recover()
+            await _keep_admin_token(coordinator, settings.data_dir / "admin.token")
+            server, health_servicer = _make_server(settings, coordinator)
+            address = _bind(server, settings)
+            await server.start()
+            await _set_serving(health_servicer)
+            try:
+                yield address
+            finally:
+                await health_servicer.enter_graceful_shutdown()
+                coordinator.subscriptions.close()
+                await server.stop(settings.grace_seconds)
+                await coordinator.close()
+
+
+class _Stop(Exception):
+    """Ends the background tasks with the block."""
+
+
+@asynccontextmanager
+async def _background() -> AsyncIterator[asyncio.TaskGroup]:
+    """Runs background tasks for the time of a block; one that dies ends the block with its error."""
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            yield tasks
+            raise _Stop
+    except* _Stop:
+        pass
+
+
+@contextmanager
+def _exclusive(data_dir: Path) -> Iterator[None]:
+    """Holds the data directory: two servers on one would both recover the same rounds."""
+    descriptor = os.open(data_dir / "lock", os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise RuntimeError(f"another server uses the data directory {data_dir}: choose another one") from error
+    else:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+async def _keep_admin_token(coordinator: Coordinator, path: Path) -> None:
+    token = await coordinator.users.bootstrap()
+    if token is None:
+        return
+    descriptor = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        os.fchmod(descriptor, 0o600)
+        file.write(token + "\n")
+        file.flush()
+        os.fsync(descriptor)
+    log.info("created the first admin: its token is in the file", path=str(path))
+
+
+def _make_server(settings: Settings, coordinator: Coordinator) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
+    server = grpc.aio.server(
+        interceptors=(
+            LogInterceptor(),
+            ErrorInterceptor(),
+            AuthInterceptor(coordinator.users.authenticate),
+            LimitInterceptor(settings.max_uploads_per_user, settings.max_uploads),
+        ),
+        options=OPTIONS,
+    )
+    user_pb2_grpc.add_UserServiceServicer_to_server(UserService(coordinator), server)
+    training_pb2_grpc.add_TrainingServiceServicer_to_server(TrainingService(coordinator), server)
+    round_pb2_grpc.add_RoundServiceServicer_to_server(RoundService(coordinator), server)
+    model_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(coordinator), server)
+    health_servicer = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
+    channelz.add_channelz_servicer(server)
+    reflection.enable_server_reflection([service.full_name for service in SERVICES], server)
+    return server, health_servicer
+
+
+def _bind(server: grpc.aio.Server, settings: Settings) -> str:
+    host, port = settings.address
+    target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    credentials = _credentials(settings)
+    try:
+        bound = (
+            server.add_insecure_port(target)
+            if credentials is None
+            else server.add_secure_port(target, credentials)
+        )
+    except RuntimeError as error:
+        raise RuntimeError(f"cannot serve at {target}: is another server there? choose another one with --listen") from error
+    return f"{target.rpartition(':')[0]}:{bound}"
+
+
+def _credentials(settings: Settings) -> grpc.ServerCredentials | None:
+    if settings.tls_cert is None or settings.tls_key is None:
+        return None
+    client_ca = None if settings.tls_client_ca is None else settings.tls_client_ca.read_bytes()
+    pair = (settings.tls_key.read_bytes(), settings.tls_cert.read_bytes())
+    return grpc.ssl_server_credentials([pair], client_ca, require_client_auth=client_ca is not None)
+
+
+async def _set_serving(servicer: health.aio.HealthServicer) -> None:
+    for service in SERVICES:
+        await servicer.set(service.full_name, health_pb2.HealthCheckResponse.SERVING)

@@ -1,0 +1,78 @@
+"""Settings: flags before FEDROUND_* variables before a TOML file before defaults."""
+
+import ipaddress
+from pathlib import Path
+from typing import Self
+from urllib.parse import urlsplit
+
+from pydantic import Field, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+
+class Settings(BaseSettings):
+    """Everything that an operator can set. Frozen."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="FEDROUND_", frozen=True, extra="forbid", toml_file="fedround.toml", populate_by_name=True
+    )
+
+    listen: str = Field("127.0.0.1:50051", description="Address to serve at; port 0 takes a free one.")
+    data_dir: Path = Field(Path("fedround-data"), description="Where the database, the files and admin.token are.")
+    database: str = Field("", description="postgresql:// URL; empty for a SQLite file in the data directory.")
+    tls_cert: Path | None = Field(None, description="PEM file with the certificate chain.")
+    tls_key: Path | None = Field(None, description="PEM file with the private key.")
+    tls_client_ca: Path | None = Field(None, description="PEM file with the CA that client certificates must be of.")
+    insecure: bool = Field(False, description="Serve off loopback without TLS all the same.")
+    log_format: str = Field("console", pattern="^(console|json)$", description="console or json.")
+    log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="debug, info, warning or error.")
+    grace_seconds: float = Field(10.0, ge=0, description="How long uploads under way may take to finish at the end.")
+    heartbeat_seconds: float = Field(20.0, gt=0, description="How long a subscription stays silent.")
+    max_model_bytes: int = Field(16 << 30, ge=1, description="Size of a model or update file.")
+    max_open_trainings: int = Field(1000, ge=1, description="Trainings of one actor that are not ended.")
+    max_uploads_per_user: int = Field(32, ge=1, description="Uploads of one user at the same time.")
+    max_uploads: int = Field(512, ge=1, description="Uploads of all users at the same time.")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Orders the sources."""
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        host, _ = self.address
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("tls_cert and tls_key go together")
+        if self.tls_client_ca is not None and self.tls_cert is None:
+            raise ValueError("tls_client_ca goes with tls_cert and tls_key")
+        if self.tls_cert is None and not self.insecure and not _is_loopback(host):
+            raise ValueError(
+                f"{host} is not a loopback address, and there is no TLS, so tokens would travel in the clear:"
+                " set tls_cert and tls_key, or --insecure if something else encrypts"
+            )
+        if self.database and urlsplit(self.database).scheme not in ("postgresql", "postgres"):
+            raise ValueError("database: must be a postgresql:// URL, or empty for SQLite")
+        return self
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port to serve at."""
+        host, separator, port = self.listen.rpartition(":")
+        if not separator or not port.isdigit() or int(port) > 65535 or not host:
+            raise ValueError(f"listen: {self.listen!r} is not HOST:PORT")
+        return host.strip("[]"), int(port)
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

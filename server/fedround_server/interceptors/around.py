@@ -1,0 +1,68 @@
+"""Puts an async context manager around every call, of all four shapes."""
+
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any, TypeAlias
+
+import grpc
+
+Call: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+Continuation: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]"
+
+
+class AroundInterceptor(grpc.aio.ServerInterceptor):
+    """An interceptor that is what it does around a call: subclasses say it in `around`."""
+
+    def around(
+        self, method: str, context: Call
+    ) -> AbstractAsyncContextManager[None]:
+        """Returns what is done around one call.
+
+        Args:
+            method: Full name, like /fedround.v1.TrainingService/GetTraining.
+            context: The call.
+        """
+        raise NotImplementedError
+
+    async def intercept_service(  # type: ignore[override]  # the stubs forget that an unknown method has no handler
+        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
+    ) -> "Handler | None":
+        """Wraps the handler, and keeps its shape: a refused upload must not hang in a unary handler."""
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        method = str(handler_call_details.method)
+        if handler.response_streaming:
+            inner = handler.stream_stream if handler.request_streaming else handler.unary_stream
+            make = (
+                grpc.stream_stream_rpc_method_handler
+                if handler.request_streaming
+                else grpc.unary_stream_rpc_method_handler
+            )
+            wrap = self._generator if inspect.isasyncgenfunction(inner) else self._coroutine
+        else:
+            inner = handler.stream_unary if handler.request_streaming else handler.unary_unary
+            make = (
+                grpc.stream_unary_rpc_method_handler
+                if handler.request_streaming
+                else grpc.unary_unary_rpc_method_handler
+            )
+            wrap = self._coroutine
+        return make(wrap(method, inner), handler.request_deserializer, handler.response_serializer)
+
+    def _coroutine(self, method: str, inner: Any) -> Any:
+        async def behaviour(request: Any, context: Any) -> Any:
+            async with self.around(method, context):
+                return await inner(request, context)
+
+        return behaviour
+
+    def _generator(self, method: str, inner: Any) -> Any:
+        async def behaviour(request: Any, context: Any) -> AsyncIterator[Any]:
+            async with self.around(method, context):
+                async for response in inner(request, context):
+                    yield response
+
+        return behaviour

@@ -1,0 +1,103 @@
+"""Turns domain errors into statuses with details; anything else becomes INTERNAL, with an id and without its text."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import structlog
+from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from fedround_server.domain import errors
+from fedround_server.domain.errors import FedroundError
+from fedround_server.interceptors.around import AroundInterceptor, Call
+
+log = structlog.get_logger("fedround.error")
+DOMAIN = "fedround"
+RETRY_SECONDS = 1
+
+CODES: Mapping[type[FedroundError], grpc.StatusCode] = {
+    errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
+    errors.PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
+    errors.NotFound: grpc.StatusCode.NOT_FOUND,
+    errors.InvalidArgument: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.FailedPrecondition: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.AlreadyExists: grpc.StatusCode.ALREADY_EXISTS,
+    errors.DataLoss: grpc.StatusCode.DATA_LOSS,
+    errors.ResourceExhausted: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.OutOfRange: grpc.StatusCode.OUT_OF_RANGE,
+    errors.Unavailable: grpc.StatusCode.UNAVAILABLE,
+}
+
+
+class ErrorInterceptor(AroundInterceptor):
+    """Around everything that may raise a domain error."""
+
+    @asynccontextmanager
+    async def around(self, method: str, context: Call) -> AsyncIterator[None]:
+        """Aborts the call with the status that an error stands for."""
+        try:
+            yield
+        except (grpc.aio.AbortError, asyncio.CancelledError):
+            raise
+        except FedroundError as error:
+            await _abort(context, to_status(error))
+        except Exception:
+            error_id = str(uuid.uuid4())
+            log.exception("unexpected", method=method, error_id=error_id)
+            await _abort(context, _internal(error_id))
+
+
+def code_of(error: FedroundError) -> grpc.StatusCode:
+    """Returns the status code of an error's family."""
+    return next(code for family, code in CODES.items() if isinstance(error, family))
+
+
+def to_status(error: FedroundError) -> status_pb2.Status:
+    """Makes the status of a domain error, with details."""
+    details: list[Message] = [
+        error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=dict(error.metadata))
+    ]
+    if isinstance(error, errors.InvalidArgument) and (field := getattr(error, "field", None)):
+        violation = error_details_pb2.BadRequest.FieldViolation(field=field, description=getattr(error, "description", ""))
+        details.append(error_details_pb2.BadRequest(field_violations=[violation]))
+    elif isinstance(error, errors.NotFound):
+        details.append(
+            error_details_pb2.ResourceInfo(resource_type=error.resource_type, resource_name=error.resource_id)
+        )
+    elif isinstance(error, errors.FailedPrecondition):
+        unmet = error_details_pb2.PreconditionFailure.Violation(type=error.reason, description=error.message)
+        details.append(error_details_pb2.PreconditionFailure(violations=[unmet]))
+    elif isinstance(error, errors.ResourceExhausted):
+        exceeded = error_details_pb2.QuotaFailure.Violation(subject=error.reason, description=error.message)
+        details.append(error_details_pb2.QuotaFailure(violations=[exceeded]))
+    if isinstance(error, errors.Unavailable | errors.TooManyUploads):
+        delay = duration_pb2.Duration(seconds=RETRY_SECONDS)
+        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
+    return _status(code_of(error), error.message, details)
+
+
+def _internal(error_id: str) -> status_pb2.Status:
+    info = error_details_pb2.ErrorInfo(reason="INTERNAL", domain=DOMAIN, metadata={"error_id": error_id})
+    return _status(
+        grpc.StatusCode.INTERNAL, f"something went wrong; the server's log has more under the id {error_id}", [info]
+    )
+
+
+def _status(code: grpc.StatusCode, message: str, details: list[Message]) -> status_pb2.Status:
+    packed = []
+    for detail in details:
+        packed.append(any_pb2.Any())
+        packed[-1].Pack(detail)
+    return status_pb2.Status(code=code.value[0], message=message, details=packed)
+
+
+async def _abort(context: Call, status: status_pb2.Status) -> None:
+    # Not abort_with_status: this way the context knows the code, for logs and traces.
+    rich = rpc_status.to_status(status)
+    await context.abort(rich.code, rich.details, rich.trailing_metadata)

@@ -1,0 +1,94 @@
+"""Client streams that carry a spec first, and a file in chunks."""
+
+from collections.abc import AsyncIterator
+from typing import Generic, Literal, Protocol, TypeVar
+
+from fedround_server.coordinator.upload import Incoming
+from fedround_server.domain.errors import FieldInvalid
+from fedround_server.interceptors.auth import caller
+from fedround_server.services import fields
+
+MAX_CHUNK = 1 << 20
+
+
+class Message(Protocol):
+    """A message of such a stream."""
+
+    chunk: bytes
+
+    def HasField(self, field_name: Literal["spec"], /) -> bool:  # noqa: N802 - protobuf's name
+        """Tells whether the spec is there."""
+
+
+M = TypeVar("M", bound=Message)
+
+
+class ChunkStream(Generic[M]):
+    """Reads such a stream: `first` gives the message with the spec, `chunks` the file.
+
+    Neither can tell a complete stream from one that was cut off: only the declared size and digest can.
+    """
+
+    def __init__(self, requests: AsyncIterator[M]) -> None:
+        """Wraps a request iterator."""
+        self._requests = requests
+        self._first: M | None = None
+
+    async def first(self) -> M:
+        """Reads the first message.
+
+        Raises:
+            FieldInvalid: It is missing, or carries no spec.
+        """
+        async for message in self._requests:
+            if not message.HasField("spec"):
+                raise FieldInvalid("spec", "is required in the first message: send it before, or with, the first chunk")
+            _check(message.chunk)
+            self._first = message
+            return message
+        raise FieldInvalid("spec", "is required, and the stream is empty: send a message with the spec first")
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """Yields the file.
+
+        Raises:
+            FieldInvalid: A chunk is too large, or a spec comes late or twice.
+        """
+        if self._first is not None and self._first.chunk:
+            yield self._first.chunk
+        async for message in self._requests:
+            if message.HasField("spec"):
+                raise FieldInvalid("spec", "belongs into the first message, once")
+            _check(message.chunk)
+            if message.chunk:
+                yield message.chunk
+
+
+def incoming(
+    stream: ChunkStream[M], prefix: str, sha256: str, size_bytes: int, upload_id: str, offset: int
+) -> Incoming:
+    """Reads what was declared of a file.
+
+    Args:
+        stream: Where the file comes from.
+        prefix: What the names of the declaring fields begin with.
+        sha256: As declared; empty for none.
+        size_bytes: As declared; 0 for none.
+        upload_id: Makes the upload resumable; empty for none.
+        offset: Where the chunks start.
+
+    Raises:
+        FieldInvalid: A field is malformed, or a resumable upload declares too little.
+    """
+    digest = fields.a_digest(f"{prefix}sha256", sha256)
+    resumable = fields.an_optional_id("upload_id", upload_id)
+    if resumable is not None and (digest is None or not size_bytes):
+        raise FieldInvalid("upload_id", f"a resumable upload declares {prefix}sha256 and {prefix}size_bytes")
+    if offset and (resumable is None or offset > size_bytes):
+        raise FieldInvalid("offset", "goes with upload_id, and lies inside of the file")
+    return Incoming(caller().user_id, stream.chunks(), digest, size_bytes or None, resumable, offset)
+
+
+def _check(chunk: bytes) -> None:
+    if len(chunk) > MAX_CHUNK:
+        raise FieldInvalid("chunk", f"has {len(chunk)} bytes; a message carries at most {MAX_CHUNK}")

@@ -1,0 +1,251 @@
+"""Domain objects to messages."""
+
+from collections.abc import Iterable
+from datetime import datetime
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from fedround.v1 import aggregation_pb2, event_pb2, model_pb2, round_pb2, training_pb2, user_pb2
+from fedround_server.coordinator.round import MemberView
+from fedround_server.coordinator.subscription import GoingAway, Heartbeat
+from fedround_server.domain import event as events
+from fedround_server.domain.event import Event
+from fedround_server.domain.model import Model, ModelVersion
+from fedround_server.domain.round import Round, RoundState
+from fedround_server.domain.training import Aggregation, Training, TrainingFailure, TrainingSpec
+from fedround_server.domain.update import MetricReport, Update
+from fedround_server.domain.user import User
+
+
+def timestamp(time: datetime | None) -> Timestamp | None:
+    """Encodes a point in time."""
+    if time is None:
+        return None
+    message = Timestamp()
+    message.FromDatetime(time)
+    return message
+
+
+def user(found: User) -> user_pb2.User:
+    """Encodes a user."""
+    return user_pb2.User(
+        user_id=found.user_id,
+        name=found.name,
+        role=user_pb2.Role.Value(f"ROLE_{found.role.value}"),
+        create_time=timestamp(found.create_time),
+    )
+
+
+def model(found: Model, *, tensors: bool) -> model_pb2.Model:
+    """Encodes a model, with or without the list of its tensors."""
+    return model_pb2.Model(
+        model_id=found.model_id,
+        name=found.name,
+        description=found.description,
+        owner_id=found.owner_id,
+        version=found.latest.version,
+        sha256=found.latest.blob.sha256,
+        size_bytes=found.latest.blob.size_bytes,
+        tensors=[
+            model_pb2.TensorInfo(name=name, dtype=spec.dtype.name, shape=spec.shape)
+            for name, spec in sorted(found.manifest.items())
+            if tensors
+        ],
+        create_time=timestamp(found.create_time),
+        update_time=timestamp(found.latest.create_time),
+        source_model_id=found.source_model_id or "",
+    )
+
+
+def model_info(found: ModelVersion | events.ModelInfo) -> event_pb2.ModelInfo:
+    """Encodes a model version by reference."""
+    return event_pb2.ModelInfo(
+        model_id=found.model_id,
+        version=found.version,
+        sha256=found.blob.sha256,
+        size_bytes=found.blob.size_bytes,
+    )
+
+
+def metric_report(found: MetricReport) -> model_pb2.MetricReport:
+    """Encodes metrics of a round."""
+    return model_pb2.MetricReport(
+        training_id=found.training_id,
+        round=found.round,
+        kind=round_kind(found.kind),
+        model_version=found.model_version,
+        reporter_id=found.reporter_id or "",
+        num_examples=found.num_examples,
+        metrics=found.metrics,
+    )
+
+
+def aggregation(found: Aggregation) -> aggregation_pb2.Aggregation:
+    """Encodes an aggregation: the options message has the algorithm's name."""
+    message = aggregation_pb2.Aggregation()
+    options = getattr(message, found.algorithm)
+    options.SetInParent()
+    for name, value in found.options.items():
+        setattr(options, name, value)
+    return message
+
+
+def training_spec(spec: TrainingSpec, *, for_actor: bool) -> training_pb2.TrainingSpec:
+    """Encodes a spec with the defaults filled in; who else takes part is for the actor."""
+    policy = spec.round_policy
+    message = training_pb2.TrainingSpec(
+        name=spec.name,
+        description=spec.description,
+        model_id=spec.model_id or "",
+        target_num_updates=spec.target_num_updates,
+        metric_names=spec.metric_names,
+        client_ids=spec.client_ids if for_actor else (),
+        aggregation=aggregation(spec.aggregation),
+        uncertainty=aggregation_pb2.Uncertainty(none=aggregation_pb2.NoUncertainty()),
+        round_policy=training_pb2.RoundPolicy(
+            min_updates=policy.min_updates,
+            late_updates=training_pb2.LateUpdates.Value(f"LATE_UPDATES_{policy.late_updates.value}"),
+        ),
+        evaluation=training_pb2.Evaluation.Value(f"EVALUATION_{spec.evaluation.value}"),
+        request_id=(spec.request_id or "") if for_actor else "",
+        max_num_examples=spec.max_num_examples,
+    )
+    if policy.deadline is not None:
+        message.round_policy.deadline.FromTimedelta(policy.deadline)
+    return message
+
+
+def training(found: Training, viewer_id: str) -> training_pb2.Training:
+    """Encodes a training as its actor, or a participant, may see it."""
+    for_actor = viewer_id == found.actor_id
+    failure = found.failure
+    return training_pb2.Training(
+        training_id=found.training_id,
+        spec=training_spec(found.spec, for_actor=for_actor),
+        actor_id=found.actor_id,
+        participant_ids=[id_ for id_ in found.participant_ids if for_actor or id_ == viewer_id],
+        state=training_pb2.TrainingState.Value(f"TRAINING_STATE_{found.state.value}"),
+        round=found.round,
+        updates_arrived=found.updates_arrived,
+        updates_expected=found.updates_expected,
+        model_id=found.model_id,
+        model_version=found.model_version,
+        error=None if failure is None else _failure(failure, for_actor=for_actor),
+        create_time=timestamp(found.create_time),
+        start_time=timestamp(found.start_time),
+        update_time=timestamp(found.update_time),
+    )
+
+
+def _failure(failure: TrainingFailure, *, for_actor: bool) -> training_pb2.TrainingError:
+    message = failure.message if for_actor else failure.public_message
+    return training_pb2.TrainingError(reason=failure.reason, message=message)
+
+
+def round_kind(kind: str) -> event_pb2.RoundKind.ValueType:
+    """Encodes a kind of round."""
+    return event_pb2.RoundKind.Value(f"ROUND_KIND_{kind}")
+
+
+def round_(found: Round, members: Iterable[MemberView]) -> round_pb2.Round:
+    """Encodes a round with what is known of its members."""
+    return round_pb2.Round(
+        training_id=found.training_id,
+        number=found.number,
+        kind=round_kind(found.kind.value),
+        state=round_pb2.RoundState.Value(f"ROUND_STATE_{found.state.value}"),
+        model_version=found.model_version,
+        updates_arrived=found.arrived,
+        updates_expected=found.expected,
+        participants=[
+            round_pb2.RoundParticipant(
+                user_id=view.member.user_id,
+                name=view.member.name,
+                arrived=view.member.arrive_time is not None,
+                arrive_time=timestamp(view.member.arrive_time),
+                last_seen_time=timestamp(view.last_seen),
+                uploaded_bytes=view.uploaded_bytes,
+            )
+            for view in members
+        ],
+        waiting_for=_waiting_for(found),
+        open_time=timestamp(found.open_time),
+        deadline=timestamp(found.deadline),
+        done_time=timestamp(found.done_time),
+    )
+
+
+def receipt(found: Update) -> round_pb2.UpdateReceipt:
+    """Encodes the promise to count an update."""
+    return round_pb2.UpdateReceipt(
+        update_id=found.update_id,
+        training_id=found.training_id,
+        round=found.round,
+        sha256=found.blob.sha256,
+        accept_time=timestamp(found.accept_time),
+    )
+
+
+def event(found: Event | Heartbeat | GoingAway) -> event_pb2.Event:
+    """Encodes an event."""
+    message = event_pb2.Event(training_id=found.training_id, sequence=found.sequence)
+    if isinstance(found, Heartbeat):
+        message.heartbeat.sequence = found.sequence
+        return message
+    if isinstance(found, GoingAway):
+        message.going_away.message = "the server is going down: come back, and resume after the last sequence seen"
+        return message
+    message.create_time.FromDatetime(found.create_time)
+    _payload(message, found.payload)
+    return message
+
+
+def _payload(message: event_pb2.Event, payload: events.Payload) -> None:
+    match payload:
+        case events.TrainingStarted():
+            message.training_started.target_num_updates = payload.target_num_updates
+            message.training_started.model.CopyFrom(model_info(payload.model))
+        case events.RoundStarted():
+            started = message.round_started
+            started.round = payload.round
+            started.kind = round_kind(payload.kind)
+            started.model.CopyFrom(model_info(payload.model))
+            if payload.deadline is not None:
+                started.deadline.FromDatetime(payload.deadline)
+            started.aggregation.CopyFrom(aggregation(payload.aggregation))
+            started.metric_names.extend(payload.metric_names)
+        case events.UpdateAccepted():
+            message.update_accepted.update_id = payload.update_id
+            message.update_accepted.round = payload.round
+            message.update_accepted.participant_id = payload.participant_id
+            message.update_accepted.num_examples = payload.num_examples
+            message.update_accepted.updates_arrived = payload.updates_arrived
+            message.update_accepted.updates_expected = payload.updates_expected
+        case events.RoundClosed():
+            message.round_closed.round = payload.round
+            message.round_closed.kind = round_kind(payload.kind)
+            message.round_closed.model_version = payload.model_version
+            message.round_closed.num_updates = payload.num_updates
+            message.round_closed.metrics.update(payload.metrics)
+        case events.ClientRemoved():
+            message.client_removed.client_id = payload.client_id
+        case events.TrainingFinished():
+            message.training_finished.model_id = payload.model_id
+            message.training_finished.model_version = payload.model_version
+        case events.TrainingFailed():
+            message.training_failed.reason = payload.reason
+            message.training_failed.message = payload.message
+        case events.TrainingRemoved():
+            message.training_removed.SetInParent()
+
+
+def _waiting_for(found: Round) -> str:
+    if found.state is RoundState.AGGREGATING:
+        return "nothing: the round is closed, and its result is being computed"
+    if found.state is not RoundState.OPEN:
+        return f"nothing: the round is {found.state.value}"
+    noun = "updates" if found.kind.value == "TRAIN" else "reports"
+    rule = f"{found.expected - found.arrived} more of {found.expected} {noun}"
+    if found.deadline is None:
+        return f"{rule}; there is no deadline"
+    return f"{rule}, until {found.deadline.isoformat(timespec='seconds')}: fewer than that end the training in ERROR"

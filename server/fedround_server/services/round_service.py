@@ -1,0 +1,96 @@
+"""RoundService."""
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+from fedround.v1 import event_pb2, round_pb2, round_pb2_grpc
+from fedround_server.coordinator import Coordinator
+from fedround_server.coordinator.subscription import GoingAway, Heartbeat
+from fedround_server.domain.errors import FieldInvalid
+from fedround_server.domain.event import Event
+from fedround_server.interceptors.around import Call
+from fedround_server.interceptors.auth import caller
+from fedround_server.services import convert, fields
+from fedround_server.services.chunks import ChunkStream, incoming
+
+
+class RoundService(round_pb2_grpc.RoundServiceServicer):
+    """For the users that take part in rounds."""
+
+    def __init__(self, coordinator: Coordinator) -> None:
+        """Serves these use cases."""
+        self._coordinator = coordinator
+        self._rounds = coordinator.rounds
+
+    async def Subscribe(  # type: ignore[override]  # a coroutine that writes has no generator lifetime to reason about
+        self,
+        request: round_pb2.SubscribeRequest,
+        context: Call,
+    ) -> None:
+        """Streams events."""
+        user_id = caller().user_id
+        training_id = fields.an_optional_id("training_id", request.training_id)
+        cursors = {
+            fields.an_id("resume_after_sequence", key): sequence
+            for key, sequence in request.resume_after_sequence.items()
+        }
+        if any(sequence >= 1 << 62 for sequence in cursors.values()):
+            raise FieldInvalid("resume_after_sequence", "has a sequence that no log reaches")
+
+        async def send(event: Event | Heartbeat | GoingAway) -> None:
+            await context.write(convert.event(event))
+
+        await self._coordinator.subscriptions.follow(user_id, training_id, cursors, send)
+
+    async def SubmitUpdate(
+        self,
+        request_iterator: AsyncIterator[round_pb2.SubmitUpdateRequest],
+        context: Call,
+    ) -> round_pb2.SubmitUpdateResponse:
+        """Accepts an update."""
+        stream = ChunkStream(request_iterator)
+        spec = (await stream.first()).spec
+        training_id = fields.an_id("spec.training_id", spec.training_id)
+        file = incoming(stream, "spec.", spec.sha256, spec.size_bytes, spec.upload_id, spec.offset)
+        if file.sha256 is None:
+            raise FieldInvalid("spec.sha256", "is required: the SHA-256 of the file, in hex")
+        if file.size_bytes is None:
+            raise FieldInvalid("spec.size_bytes", "is required: the size of the file in bytes")
+        update = await self._rounds.submit(
+            training_id,
+            spec.round,
+            fields.a_num_examples(spec.num_examples),
+            fields.some_metrics(spec.metrics),
+            replace(file, training_id=training_id),
+        )
+        return round_pb2.SubmitUpdateResponse(receipt=convert.receipt(update))
+
+    async def GetUpload(
+        self, request: round_pb2.GetUploadRequest, context: Call
+    ) -> round_pb2.GetUploadResponse:
+        """Answers how much of an upload has arrived."""
+        upload_id = fields.an_id("upload_id", request.upload_id)
+        size = self._coordinator.uploads.committed_size(caller().user_id, upload_id)
+        return round_pb2.GetUploadResponse(committed_size=size)
+
+    async def SubmitMetrics(
+        self, request: round_pb2.SubmitMetricsRequest, context: Call
+    ) -> round_pb2.SubmitMetricsResponse:
+        """Accepts the results of an evaluation."""
+        await self._rounds.submit_metrics(
+            fields.an_id("training_id", request.training_id),
+            request.round,
+            caller().user_id,
+            fields.a_num_examples(request.num_examples),
+            fields.some_metrics(request.metrics),
+        )
+        return round_pb2.SubmitMetricsResponse()
+
+    async def GetRound(
+        self, request: round_pb2.GetRoundRequest, context: Call
+    ) -> round_pb2.GetRoundResponse:
+        """Answers why a round is waiting."""
+        training_id = fields.an_id("training_id", request.training_id)
+        number = request.round if request.HasField("round") else None
+        found, members = await self._rounds.explain(training_id, number, caller().user_id)
+        return round_pb2.GetRoundResponse(round=convert.round_(found, members))

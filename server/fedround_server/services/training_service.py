@@ -1,0 +1,107 @@
+"""TrainingService: the seven RPCs."""
+
+from collections.abc import AsyncIterator
+
+from fedround.v1 import training_pb2, training_pb2_grpc
+from fedround_server.coordinator import Coordinator
+from fedround_server.coordinator.upload import Incoming
+from fedround_server.domain.errors import FieldInvalid
+from fedround_server.interceptors.around import Call
+from fedround_server.interceptors.auth import caller
+from fedround_server.services import convert, fields, training_spec
+from fedround_server.services.chunks import ChunkStream, incoming
+
+
+class TrainingService(training_pb2_grpc.TrainingServiceServicer):
+    """Creates and steers trainings."""
+
+    def __init__(self, coordinator: Coordinator) -> None:
+        """Serves these use cases."""
+        self._trainings = coordinator.trainings
+
+    async def CreateTraining(
+        self,
+        request_iterator: AsyncIterator[training_pb2.CreateTrainingRequest],
+        context: Call,
+    ) -> training_pb2.CreateTrainingResponse:
+        """Creates a training from a streamed or a stored model."""
+        stream = ChunkStream(request_iterator)
+        first = await stream.first()
+        spec = training_spec.read(first.spec)
+        file: Incoming | None = None
+        if spec.model_id is None:
+            file = incoming(
+                stream, "spec.model_", first.spec.model_sha256, first.spec.model_size_bytes, first.upload_id, first.offset
+            )
+        else:
+            async for _ in stream.chunks():
+                raise FieldInvalid("spec.model_id", "names a stored model, and a file is streamed: choose one")
+        training = await self._trainings.create(caller().user_id, spec, file)
+        return training_pb2.CreateTrainingResponse(training=convert.training(training, caller().user_id))
+
+    async def GetTraining(
+        self, request: training_pb2.GetTrainingRequest, context: Call
+    ) -> training_pb2.GetTrainingResponse:
+        """Answers one training."""
+        training = await self._trainings.get(fields.an_id("training_id", request.training_id), caller().user_id)
+        return training_pb2.GetTrainingResponse(training=convert.training(training, caller().user_id))
+
+    async def GetTrainings(
+        self, request: training_pb2.GetTrainingsRequest, context: Call
+    ) -> training_pb2.GetTrainingsResponse:
+        """Lists the caller's trainings."""
+        if request.role not in training_pb2.TrainingRole.values():
+            raise FieldInvalid("role", f"is {request.role}; known are TRAINING_ROLE_ACTOR and TRAINING_ROLE_CLIENT")
+        size = fields.a_page_size(request.page_size)
+        trainings = await self._trainings.page(
+            caller().user_id,
+            as_actor=request.role != training_pb2.TRAINING_ROLE_CLIENT,
+            before=fields.a_position(request.page_token),
+            limit=size + 1,
+        )
+        last = trainings[size - 1] if len(trainings) > size else None
+        return training_pb2.GetTrainingsResponse(
+            trainings=[convert.training(training, caller().user_id) for training in trainings[:size]],
+            next_page_token=fields.position(last.create_time, last.training_id) if last else "",
+        )
+
+    async def RegisterClients(
+        self, request: training_pb2.RegisterClientsRequest, context: Call
+    ) -> training_pb2.RegisterClientsResponse:
+        """Registers clients as participants."""
+        training = await self._trainings.register(
+            fields.an_id("training_id", request.training_id),
+            caller().user_id,
+            fields.some_ids("client_ids", request.client_ids),
+        )
+        return training_pb2.RegisterClientsResponse(training=convert.training(training, caller().user_id))
+
+    async def RemoveClients(
+        self, request: training_pb2.RemoveClientsRequest, context: Call
+    ) -> training_pb2.RemoveClientsResponse:
+        """Removes participants."""
+        training = await self._trainings.remove_clients(
+            fields.an_id("training_id", request.training_id),
+            caller().user_id,
+            fields.some_ids("client_ids", request.client_ids),
+        )
+        return training_pb2.RemoveClientsResponse(training=convert.training(training, caller().user_id))
+
+    async def RemoveTraining(
+        self, request: training_pb2.RemoveTrainingRequest, context: Call
+    ) -> training_pb2.RemoveTrainingResponse:
+        """Removes a training."""
+        training_id = fields.an_id("training_id", request.training_id)
+        await self._trainings.remove(training_id, caller().user_id, force=request.force)
+        return training_pb2.RemoveTrainingResponse()
+
+    async def StartTraining(
+        self, request: training_pb2.StartTrainingRequest, context: Call
+    ) -> training_pb2.StartTrainingResponse:
+        """Starts a training."""
+        training = await self._trainings.start(
+            fields.an_id("training_id", request.training_id),
+            caller().user_id,
+            fields.an_optional_id("request_id", request.request_id),
+        )
+        return training_pb2.StartTrainingResponse(training=convert.training(training, caller().user_id))
