@@ -79,7 +79,9 @@ def _parse(argv: list[str]) -> Settings:
         if field.annotation is bool:
             parser.add_argument(flag, dest=name, action="store_true", default=None, help=field.description)
         else:
-            parser.add_argument(flag, dest=name, default=None, metavar="VALUE", help=_help(field.description, field.default))
+            parser.add_argument(
+                flag, dest=name, default=None, metavar="VALUE", help=_help(field.description, field.default)
+            )
     chosen = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
     return Settings(**chosen)
 

@@ -182,13 +182,11 @@ def _bind(server: grpc.aio.Server, settings: Settings) -> str:
     target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     credentials = _credentials(settings)
     try:
-        bound = (
-            server.add_insecure_port(target)
-            if credentials is None
-            else server.add_secure_port(target, credentials)
-        )
+        bound = server.add_insecure_port(target) if credentials is None else server.add_secure_port(target, credentials)
     except RuntimeError as error:
-        raise RuntimeError(f"cannot serve at {target}: is another server there? choose another one with --listen") from error
+        raise RuntimeError(
+            f"cannot serve at {target}: is another server there? choose another one with --listen"
+        ) from error
     return f"{target.rpartition(':')[0]}:{bound}"
 
 

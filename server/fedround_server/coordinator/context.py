@@ -79,7 +79,10 @@ async def to_the_end(work: Coroutine[Any, Any, R]) -> R:
 
 
 async def in_thread(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Runs blocking work in a thread; a caller that is cancelled leaves after its end, so that no file is closed under it."""
+    """Runs blocking work in a thread.
+
+    A caller that is cancelled leaves after the work's end, so that no file is closed under it.
+    """
     task = asyncio.create_task(asyncio.to_thread(function, *args, **kwargs))
     try:
         return await asyncio.shield(task)

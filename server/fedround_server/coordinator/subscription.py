@@ -44,9 +44,7 @@ class Subscriptions:
         self._closing = True
         self._context.hub.notify_all()
 
-    async def follow(
-        self, user_id: str, training_id: str | None, resume_after: Mapping[str, int], send: Send
-    ) -> None:
+    async def follow(self, user_id: str, training_id: str | None, resume_after: Mapping[str, int], send: Send) -> None:
         """Sends a training's events, or those of all the user's trainings, until nothing more can come.
 
         Args:

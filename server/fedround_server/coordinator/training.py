@@ -72,9 +72,7 @@ class Trainings:
 
     async def _create(self, actor_id: str, spec: TrainingSpec, model: NewModel | None, quota: int) -> Training:
         new_id = self._context.new_id
-        training = await self._store.create(
-            new_id(), actor_id, spec, model, new_id(), quota, self._context.clock.now()
-        )
+        training = await self._store.create(new_id(), actor_id, spec, model, new_id(), quota, self._context.clock.now())
         self._context.hub.notify(actor_id, *training.participant_ids)
         return training
 

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from typing import cast
 
 from fedround_server.blobs import BlobWriter
 from fedround_server.coordinator.context import Context, in_thread
@@ -147,8 +148,7 @@ class Uploads:
             yield
             return
         key = (incoming.user_id, incoming.upload_id)
-        me = asyncio.current_task()
-        assert me is not None
+        me = cast("asyncio.Task[object]", asyncio.current_task())
         while (older := self._owners.get(key)) is not None:
             older.cancel()
             await asyncio.wait([older])

@@ -78,7 +78,7 @@ class TokenMissing(Unauthenticated):
     reason = "TOKEN_MISSING"
 
     def __init__(self) -> None:
-        super().__init__("the call carries no token: send the metadata `authorization: Bearer TOKEN` or `x-token: TOKEN`")
+        super().__init__("the call carries no token: send metadata `authorization: Bearer TOKEN` or `x-token: TOKEN`")
 
 
 class TokenInvalid(Unauthenticated):
@@ -87,7 +87,7 @@ class TokenInvalid(Unauthenticated):
     reason = "TOKEN_INVALID"
 
     def __init__(self) -> None:
-        super().__init__("the token is not valid (any more): ask the admin for a new one (`fedround user rotate-token`)")
+        super().__init__("the token is not valid (any more): ask an admin for a new one (`fedround user rotate-token`)")
 
 
 class RoleRequired(PermissionDenied):
@@ -244,7 +244,7 @@ class UploadOffset(FailedPrecondition):
 
     def __init__(self, offset: int, committed_size: int) -> None:
         super().__init__(
-            f"offset: the upload stands at {committed_size} bytes, not at {offset}: ask GetUpload, and go on from there",
+            f"offset: the upload stands at {committed_size} bytes, not at {offset}: ask GetUpload and go on there",
             committed_size=str(committed_size),
         )
 

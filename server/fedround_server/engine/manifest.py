@@ -100,7 +100,9 @@ def parse_header(header: bytes) -> Layout:
     position = 0
     for begin, end, name in sorted(spans):
         if begin != position:
-            raise ModelFormat(f"tensor {name!r} begins at byte {begin} of the data, not at {position}: no holes, no overlaps")
+            raise ModelFormat(
+                f"tensor {name!r} begins at byte {begin} of the data, not {position}: no holes, no overlaps"
+            )
         position = end
     data_start = PREFIX + len(header)
     return Layout(manifest, {name: data_start + begin for begin, _, name in spans}, data_start, data_start + position)

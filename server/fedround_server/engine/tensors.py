@@ -105,7 +105,7 @@ class TensorWriter:
 
     def write(self, block: Tensor) -> None:
         """Appends a flat block."""
-        self._put(memoryview(block.contiguous().view(torch.uint8).numpy()))
+        self._put(block.contiguous().view(torch.uint8).numpy().data)
 
     def finish(self) -> BlobRef:
         """Forces the file to disk and returns what it contains."""

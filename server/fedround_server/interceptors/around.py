@@ -15,9 +15,7 @@ Continuation: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[Handler
 class AroundInterceptor(grpc.aio.ServerInterceptor):
     """An interceptor that is what it does around a call: subclasses say it in `around`."""
 
-    def around(
-        self, method: str, context: Call
-    ) -> AbstractAsyncContextManager[None]:
+    def around(self, method: str, context: Call) -> AbstractAsyncContextManager[None]:
         """Returns what is done around one call.
 
         Args:
@@ -26,7 +24,7 @@ class AroundInterceptor(grpc.aio.ServerInterceptor):
         """
         raise NotImplementedError
 
-    async def intercept_service(  # type: ignore[override]  # the stubs forget that an unknown method has no handler
+    async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
     ) -> "Handler | None":
         """Wraps the handler, and keeps its shape: a refused upload must not hang in a unary handler."""

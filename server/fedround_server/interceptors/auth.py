@@ -4,7 +4,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 
-import grpc
 import structlog
 
 from fedround_server.domain.errors import RoleRequired, TokenInvalid, TokenMissing
@@ -104,7 +103,7 @@ class AuthInterceptor(AroundInterceptor):
 
 
 def _token(context: Call) -> str:
-    metadata = {key: value for key, value in context.invocation_metadata() or ()}
+    metadata = dict(context.invocation_metadata() or ())
     plain = metadata.get("x-token")
     if plain:
         return _text(plain)

@@ -4,7 +4,6 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Any
 
 import grpc
 import structlog
@@ -64,7 +63,9 @@ def to_status(error: FedroundError) -> status_pb2.Status:
         error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=dict(error.metadata))
     ]
     if isinstance(error, errors.InvalidArgument) and (field := getattr(error, "field", None)):
-        violation = error_details_pb2.BadRequest.FieldViolation(field=field, description=getattr(error, "description", ""))
+        violation = error_details_pb2.BadRequest.FieldViolation(
+            field=field, description=getattr(error, "description", "")
+        )
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
     elif isinstance(error, errors.NotFound):
         details.append(

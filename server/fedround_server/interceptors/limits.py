@@ -1,10 +1,8 @@
-"""How many uploads may be under way at the same time: subscriptions must not count, so gRPC's own limit does not fit."""
+"""How many uploads may be under way at once; gRPC's own limit does not fit, since it counts subscriptions."""
 
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-
-import grpc
 
 from fedround_server.domain.errors import TooManyUploads
 from fedround_server.interceptors.around import AroundInterceptor, Call
@@ -41,7 +39,7 @@ class LimitInterceptor(AroundInterceptor):
             return
         user_id = caller().user_id
         if self._under_way[user_id] >= self._per_user:
-            raise TooManyUploads(f"you have {self._per_user} uploads under way, as many as you may: wait for one to end")
+            raise TooManyUploads(f"you have {self._per_user} uploads under way, as many as you may: wait for one")
         if self._under_way.total() >= self._in_all:
             raise TooManyUploads(f"the server has {self._in_all} uploads under way, as many as it takes: try again")
         self._under_way[user_id] += 1

@@ -32,16 +32,12 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
         model = await self._models.upload(name, description, file)
         return model_pb2.UploadModelResponse(model=convert.model(model, tensors=True))
 
-    async def GetModel(
-        self, request: model_pb2.GetModelRequest, context: Call
-    ) -> model_pb2.GetModelResponse:
+    async def GetModel(self, request: model_pb2.GetModelRequest, context: Call) -> model_pb2.GetModelResponse:
         """Answers one model."""
         model = await self._models.get(fields.an_id("model_id", request.model_id), caller().user_id)
         return model_pb2.GetModelResponse(model=convert.model(model, tensors=True))
 
-    async def GetModels(
-        self, request: model_pb2.GetModelsRequest, context: Call
-    ) -> model_pb2.GetModelsResponse:
+    async def GetModels(self, request: model_pb2.GetModelsRequest, context: Call) -> model_pb2.GetModelsResponse:
         """Lists the caller's models."""
         size = fields.a_page_size(request.page_size)
         models = await self._models.page(caller().user_id, fields.a_position(request.page_token), size + 1)
@@ -68,16 +64,12 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
             async for chunk in chunks:
                 await context.write(model_pb2.DownloadModelResponse(chunk=chunk))
 
-    async def RemoveModel(
-        self, request: model_pb2.RemoveModelRequest, context: Call
-    ) -> model_pb2.RemoveModelResponse:
+    async def RemoveModel(self, request: model_pb2.RemoveModelRequest, context: Call) -> model_pb2.RemoveModelResponse:
         """Removes a model."""
         await self._models.remove(fields.an_id("model_id", request.model_id), caller().user_id)
         return model_pb2.RemoveModelResponse()
 
-    async def GetMetrics(
-        self, request: model_pb2.GetMetricsRequest, context: Call
-    ) -> model_pb2.GetMetricsResponse:
+    async def GetMetrics(self, request: model_pb2.GetMetricsRequest, context: Call) -> model_pb2.GetMetricsResponse:
         """Lists the metrics reported on a model."""
         size = fields.a_page_size(request.page_size)
         position = fields.a_page_token(request.page_token, int)

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
-from fedround.v1 import event_pb2, round_pb2, round_pb2_grpc
+from fedround.v1 import round_pb2, round_pb2_grpc
 from fedround_server.coordinator import Coordinator
 from fedround_server.coordinator.subscription import GoingAway, Heartbeat
 from fedround_server.domain.errors import FieldInvalid
@@ -65,9 +65,7 @@ class RoundService(round_pb2_grpc.RoundServiceServicer):
         )
         return round_pb2.SubmitUpdateResponse(receipt=convert.receipt(update))
 
-    async def GetUpload(
-        self, request: round_pb2.GetUploadRequest, context: Call
-    ) -> round_pb2.GetUploadResponse:
+    async def GetUpload(self, request: round_pb2.GetUploadRequest, context: Call) -> round_pb2.GetUploadResponse:
         """Answers how much of an upload has arrived."""
         upload_id = fields.an_id("upload_id", request.upload_id)
         size = self._coordinator.uploads.committed_size(caller().user_id, upload_id)
@@ -86,9 +84,7 @@ class RoundService(round_pb2_grpc.RoundServiceServicer):
         )
         return round_pb2.SubmitMetricsResponse()
 
-    async def GetRound(
-        self, request: round_pb2.GetRoundRequest, context: Call
-    ) -> round_pb2.GetRoundResponse:
+    async def GetRound(self, request: round_pb2.GetRoundRequest, context: Call) -> round_pb2.GetRoundResponse:
         """Answers why a round is waiting."""
         training_id = fields.an_id("training_id", request.training_id)
         number = request.round if request.HasField("round") else None

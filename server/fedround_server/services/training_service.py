@@ -31,7 +31,12 @@ class TrainingService(training_pb2_grpc.TrainingServiceServicer):
         file: Incoming | None = None
         if spec.model_id is None:
             file = incoming(
-                stream, "spec.model_", first.spec.model_sha256, first.spec.model_size_bytes, first.upload_id, first.offset
+                stream,
+                "spec.model_",
+                first.spec.model_sha256,
+                first.spec.model_size_bytes,
+                first.upload_id,
+                first.offset,
             )
         else:
             async for _ in stream.chunks():

@@ -92,4 +92,4 @@ def _evaluation(value: training_pb2.Evaluation.ValueType) -> Evaluation:
 def _refuse_uncertainty(message: training_pb2.TrainingSpec) -> None:
     method = message.uncertainty.WhichOneof("method")
     if method not in (None, "none"):
-        raise FieldInvalid("spec.uncertainty", f"{method} is not served by this version: leave it unset, or choose none")
+        raise FieldInvalid("spec.uncertainty", f"{method} is not served by this version: leave it unset or none")

@@ -17,9 +17,7 @@ class UserService(user_pb2_grpc.UserServiceServicer):
         self._coordinator = coordinator
         self._users = coordinator.users
 
-    async def CreateUser(
-        self, request: user_pb2.CreateUserRequest, context: Call
-    ) -> user_pb2.CreateUserResponse:
+    async def CreateUser(self, request: user_pb2.CreateUserRequest, context: Call) -> user_pb2.CreateUserResponse:
         """Creates a user and answers its token."""
         role = _role(request.role)
         if role is None:
@@ -28,16 +26,12 @@ class UserService(user_pb2_grpc.UserServiceServicer):
         user, token = await self._users.create(name, role)
         return user_pb2.CreateUserResponse(user=convert.user(user), token=token)
 
-    async def GetUser(
-        self, request: user_pb2.GetUserRequest, context: Call
-    ) -> user_pb2.GetUserResponse:
+    async def GetUser(self, request: user_pb2.GetUserRequest, context: Call) -> user_pb2.GetUserResponse:
         """Answers one user."""
         user = await self._users.get(caller(), fields.an_id("user_id", request.user_id))
         return user_pb2.GetUserResponse(user=convert.user(user))
 
-    async def GetUsers(
-        self, request: user_pb2.GetUsersRequest, context: Call
-    ) -> user_pb2.GetUsersResponse:
+    async def GetUsers(self, request: user_pb2.GetUsersRequest, context: Call) -> user_pb2.GetUsersResponse:
         """Lists users by name."""
         size = fields.a_page_size(request.page_size)
         after = fields.a_page_token(request.page_token, str)
@@ -48,22 +42,16 @@ class UserService(user_pb2_grpc.UserServiceServicer):
             next_page_token=fields.page_token(page[-1].name) if len(users) > size else "",
         )
 
-    async def GetMyself(
-        self, request: user_pb2.GetMyselfRequest, context: Call
-    ) -> user_pb2.GetMyselfResponse:
+    async def GetMyself(self, request: user_pb2.GetMyselfRequest, context: Call) -> user_pb2.GetMyselfResponse:
         """Answers the caller."""
         return user_pb2.GetMyselfResponse(user=convert.user(caller()))
 
-    async def RotateToken(
-        self, request: user_pb2.RotateTokenRequest, context: Call
-    ) -> user_pb2.RotateTokenResponse:
+    async def RotateToken(self, request: user_pb2.RotateTokenRequest, context: Call) -> user_pb2.RotateTokenResponse:
         """Replaces a user's token."""
         user_id = fields.an_optional_id("user_id", request.user_id) or caller().user_id
         return user_pb2.RotateTokenResponse(token=await self._users.rotate_token(caller(), user_id))
 
-    async def RemoveUser(
-        self, request: user_pb2.RemoveUserRequest, context: Call
-    ) -> user_pb2.RemoveUserResponse:
+    async def RemoveUser(self, request: user_pb2.RemoveUserRequest, context: Call) -> user_pb2.RemoveUserResponse:
         """Removes a user."""
         await self._coordinator.remove_user(fields.an_id("user_id", request.user_id))
         return user_pb2.RemoveUserResponse()

@@ -3,7 +3,7 @@
 import asyncio
 import functools
 import os
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -116,7 +116,7 @@ class Database:
                 self._peewee.execute_sql("SELECT pg_advisory_unlock(%s)", (MIGRATION_LOCK,))
 
     def _disconnect(self) -> None:
-        if self.is_postgres:
+        if isinstance(self._peewee, PooledPostgresqlDatabase):
             self._peewee.close_all()
         else:
             self._peewee.close()
@@ -133,7 +133,7 @@ class HasDatabase(Protocol):
 Self = TypeVar("Self", bound=HasDatabase)
 
 
-def verb(method: Callable[Concatenate[Self, P], R]) -> Callable[Concatenate[Self, P], Awaitable[R]]:
+def verb(method: Callable[Concatenate[Self, P], R]) -> Callable[Concatenate[Self, P], Coroutine[Any, Any, R]]:
     """Turns a plain method into a verb: awaited by the caller, run as one transaction on the store's executor.
 
     Once begun, a transaction runs to its end, also if the caller is cancelled.
@@ -143,7 +143,7 @@ def verb(method: Callable[Concatenate[Self, P], R]) -> Callable[Concatenate[Self
     async def run(self: Self, *args: P.args, **kwargs: P.kwargs) -> R:
         return await self.database.run(lambda: method(self, *args, **kwargs))
 
-    return run
+    return run  # type: ignore[return-value]  # wraps() makes a name of the positional self
 
 
 def _sqlite(path: Path) -> peewee.SqliteDatabase:

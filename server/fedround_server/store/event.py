@@ -109,9 +109,7 @@ def _part(row: TrainingRow, user_id: str) -> Part | None:
     over = row.remove_time is not None
     if row.actor_id == user_id:
         return Part(row.training_id, True, 0, None, row.last_sequence, over or row.state in ("COMPLETED", "ERROR"))
-    part = ParticipantRow.get_or_none(
-        ParticipantRow.training_id == row.training_id, ParticipantRow.user_id == user_id
-    )
+    part = ParticipantRow.get_or_none(ParticipantRow.training_id == row.training_id, ParticipantRow.user_id == user_id)
     if part is None:
         return None
     return Part(

@@ -90,7 +90,7 @@ class ModelVerbs:
         )
         if needed_by is not None:
             raise ModelInUse(
-                f"the training {needed_by.training_id} needs the model {model_id}: wait for its end, or remove it first",
+                f"the training {needed_by.training_id} needs the model {model_id}: wait for its end or remove it",
                 training_id=needed_by.training_id,
             )
         row.remove_time = now
@@ -143,7 +143,7 @@ class ModelVerbs:
             .join(TrainingRow, on=(TrainingRow.training_id == UpdateRow.training_id))
             .where(TrainingRow.remove_time.is_null(), UpdateRow.sha256.is_null(False))
         )
-        return {row.sha256 for rows in (versions, updates) for row in rows}
+        return {str(row.sha256) for rows in (versions, updates) for row in rows}
 
 
 def insert_model(
@@ -220,9 +220,7 @@ def _with_latest(row: ModelRow) -> Model:
     return to_model(row, latest_version(row))
 
 
-def _report(
-    row: RoundRow, reporter_id: str | None, num_examples: int, metrics: dict[str, float]
-) -> MetricReport:
+def _report(row: RoundRow, reporter_id: str | None, num_examples: int, metrics: dict[str, float]) -> MetricReport:
     return MetricReport(
         training_id=row.training_id,
         round=row.number,

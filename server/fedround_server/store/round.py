@@ -1,7 +1,9 @@
 """Verbs about rounds: what their participants do, and how they end."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from fedround_server.domain.errors import (
     FieldInvalid,
@@ -103,7 +105,7 @@ class RoundVerbs:
             metrics=dict(new.metrics),
             accept_time=now,
         )
-        present, arrived = steps.round_counts(new.training_id, new.round)
+        _, arrived = steps.round_counts(new.training_id, new.round)
         expected = RoundRow.get(RoundRow.training_id == new.training_id, RoundRow.number == new.round).expected
         accepted = UpdateAccepted(update_id, new.round, new.user_id, new.num_examples, arrived, expected)
         steps.append(training, accepted, now, audience=steps.ACTOR)
@@ -242,14 +244,14 @@ class RoundVerbs:
         if row is None:
             raise RoundNotFound(f"{training.round if number is None else number} of the training {training_id}")
         arrivals = {update.user_id: update.accept_time for update in steps.counted(training_id, row.number)}
-        cohort = (
+        cohort: Iterable[dict[str, Any]] = (
             CohortRow.select(CohortRow.user_id, UserRow.name.alias("name"))
             .join(UserRow, on=(UserRow.user_id == CohortRow.user_id))
             .where(CohortRow.training_id == training_id, CohortRow.number == row.number, ~CohortRow.removed)
             .order_by(UserRow.name)
-            .tuples()
+            .dicts()  # type: ignore[assignment]  # the stubs don't know what dicts() does
         )
-        members = [RoundMember(user_id, name, arrivals.get(user_id)) for user_id, name in cohort]
+        members = [RoundMember(row["user_id"], row["name"], arrivals.get(row["user_id"])) for row in cohort]
         return to_round(row, len(arrivals)), members
 
 
@@ -287,7 +289,9 @@ def _same(before: UpdateRow, new: NewUpdate) -> Update:
         if new.blob.sha256 or (before.metrics == dict(new.metrics) and before.num_examples == new.num_examples):
             return to_update(before)
         raise MetricsExist(f"you have reported other metrics for round {new.round}: they stand")
-    raise UpdateExists(f"you have submitted another update for round {new.round}: it stands", update_id=before.update_id)
+    raise UpdateExists(
+        f"you have submitted another update for round {new.round}: it stands", update_id=before.update_id
+    )
 
 
 def _why_not_open(training: TrainingRow, row: RoundRow | None, number: int, kind: RoundKind) -> str:

@@ -124,7 +124,7 @@ def to_spec(data: Mapping[str, Any]) -> TrainingSpec:
 
 def to_training(row: TrainingRow, participant_ids: tuple[str, ...], arrived: int, expected: int) -> Training:
     """Reads a training."""
-    failure = None if row.failure_reason is None else TrainingFailure(row.failure_reason, row.failure_message)
+    failure = None if row.failure_reason is None else TrainingFailure(row.failure_reason, row.failure_message or "")
     return Training(
         training_id=row.training_id,
         spec=to_spec(row.spec),

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from typing import Any
 
-from peewee import Case, Expression, fn
+from peewee import Case, fn
 
 from fedround_server.domain.errors import TrainingNotFound
 from fedround_server.domain.event import (
@@ -105,9 +106,7 @@ def participant_ids(training_id: str) -> list[str]:
 
 def model_info(model_id: str, version: int) -> ModelInfo:
     """Returns a model version by reference."""
-    row = to_version(
-        ModelVersionRow.get(ModelVersionRow.model_id == model_id, ModelVersionRow.version == version)
-    )
+    row = to_version(ModelVersionRow.get(ModelVersionRow.model_id == model_id, ModelVersionRow.version == version))
     return ModelInfo(model_id, version, row.blob)
 
 
@@ -131,7 +130,7 @@ def counted(training_id: str, number: int) -> list[UpdateRow]:
 def round_counts(training_id: str, number: int) -> tuple[int, int]:
     """Returns how many present members a round has, and how many of their updates arrived."""
     present = (CohortRow.training_id == training_id) & (CohortRow.number == number) & ~CohortRow.removed
-    row = (
+    row: tuple[int, int] = (
         CohortRow.select(
             fn.COUNT(CohortRow.user_id),
             fn.COALESCE(fn.SUM(Case(None, [(UpdateRow.update_id.is_null(), 0)], 1)), 0),
@@ -146,7 +145,7 @@ def round_counts(training_id: str, number: int) -> tuple[int, int]:
         )
         .where(present)
         .tuples()
-        .get()
+        .get()  # type: ignore[assignment]  # the stubs don't know what tuples() does
     )
     return int(row[0]), int(row[1])
 
@@ -303,5 +302,5 @@ def _why_failed(row: RoundRow, present: int, arrived: int, expected: int) -> tup
     )
 
 
-def _is(row: RoundRow) -> Expression:
+def _is(row: RoundRow) -> Any:
     return (RoundRow.training_id == row.training_id) & (RoundRow.number == row.number)

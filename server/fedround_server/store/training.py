@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from peewee import ModelSelect, fn
+from peewee import ModelSelect
 
 from fedround_server.domain.errors import (
     FieldInvalid,
@@ -24,14 +24,12 @@ from fedround_server.domain.round import RoundKind
 from fedround_server.domain.training import Training, TrainingSpec, TrainingState
 from fedround_server.store import steps
 from fedround_server.store.database import Database, verb
+from fedround_server.store.loading import load
 from fedround_server.store.model import insert_model, latest_version, owned_model
-from fedround_server.store.rows import from_spec, to_manifest, to_training, to_version
+from fedround_server.store.rows import from_spec, to_manifest, to_version
 from fedround_server.store.schema import (
-    CohortRow,
     ParticipantRow,
-    RoundRow,
     TrainingRow,
-    UpdateRow,
     UserRow,
 )
 
@@ -130,9 +128,7 @@ class TrainingVerbs:
         return load([row])[0]
 
     @verb
-    def page(
-        self, user_id: str, *, as_actor: bool, before: tuple[datetime, str] | None, limit: int
-    ) -> list[Training]:
+    def page(self, user_id: str, *, as_actor: bool, before: tuple[datetime, str] | None, limit: int) -> list[Training]:
         """Returns the trainings that a user steers (or takes part in), the newest first."""
         rows = TrainingRow.select().where(TrainingRow.remove_time.is_null())
         if as_actor:
@@ -195,7 +191,7 @@ class TrainingVerbs:
         if strangers := leaving - present:
             raise UnknownClients(sorted(strangers), "not participants of the training")
         if steps.state_of(row).is_running and leaving == present:
-            raise LastParticipant("a running training keeps at least one participant: remove the training (force) instead")
+            raise LastParticipant("a running training keeps one participant: remove the training (force) instead")
         closed = steps.leave(row, sorted(leaving), now)
         return load([row])[0], closed
 
@@ -247,26 +243,6 @@ class TrainingVerbs:
         return load([row])[0]
 
 
-def load(rows: Sequence[TrainingRow]) -> list[Training]:
-    """Reads trainings with their participants and counters; a few queries, however many trainings."""
-    ids = [row.training_id for row in rows]
-    participants: dict[str, list[str]] = {training_id: [] for training_id in ids}
-    for part in ParticipantRow.select().where(
-        ParticipantRow.training_id.in_(ids), ParticipantRow.remove_time.is_null()
-    ):
-        participants[part.training_id].append(part.user_id)
-    arrived, expected = _counters(ids)
-    return [
-        to_training(
-            row,
-            tuple(sorted(participants[row.training_id])),
-            arrived.get(row.training_id, 0),
-            expected.get(row.training_id, 0),
-        )
-        for row in rows
-    ]
-
-
 def check_clients(client_ids: Iterable[str]) -> None:
     """Refuses ids that are of no user, naming all of them.
 
@@ -282,35 +258,6 @@ def check_clients(client_ids: Iterable[str]) -> None:
         known.update(row.user_id for row in rows)
     if unknown := set(wanted) - known:
         raise UnknownClients(sorted(unknown))
-
-
-def _counters(training_ids: Sequence[str]) -> tuple[dict[str, int], dict[str, int]]:
-    current = (RoundRow.training_id == TrainingRow.training_id) & (RoundRow.number == TrainingRow.round)
-    rounds = (
-        RoundRow.select(RoundRow.training_id, RoundRow.expected)
-        .join(TrainingRow, on=current)
-        .where(TrainingRow.training_id.in_(training_ids))
-    )
-    expected = {row.training_id: row.expected for row in rounds}
-    counts = (
-        TrainingRow.select(TrainingRow.training_id, fn.COUNT(UpdateRow.update_id))
-        .join(
-            UpdateRow,
-            on=((UpdateRow.training_id == TrainingRow.training_id) & (UpdateRow.number == TrainingRow.round)),
-        )
-        .join(
-            CohortRow,
-            on=(
-                (CohortRow.training_id == UpdateRow.training_id)
-                & (CohortRow.number == UpdateRow.number)
-                & (CohortRow.user_id == UpdateRow.user_id)
-            ),
-        )
-        .where(TrainingRow.training_id.in_(training_ids), ~CohortRow.removed)
-        .group_by(TrainingRow.training_id)
-        .tuples()
-    )
-    return {training_id: int(count) for training_id, count in list(counts)}, expected
 
 
 def _created(actor_id: str, request_id: str) -> TrainingRow | None:

@@ -1,5 +1,7 @@
 """The first schema: a frozen copy of the tables as they were in 0.1.0."""
 
+from typing import Any
+
 from peewee import (
     BigIntegerField,
     BooleanField,
@@ -11,7 +13,7 @@ from peewee import (
 )
 
 
-def up(migrator, db):
+def up(_migrator: Any, db: Any) -> None:
     """Creates all tables."""
 
     class Users(Model):
