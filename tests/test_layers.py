@@ -41,10 +41,11 @@ LAYERS = {
     "engine": layer("domain", "torch safetensors numpy"),
     "coordinator": layer("domain hub blobs store engine", "structlog"),
     "interceptors": layer("domain coordinator", "grpc grpc_status google.protobuf google.rpc structlog"),
-    "services": layer("domain coordinator", "fedround grpc google.protobuf structlog"),
+    "services": layer("domain coordinator interceptors", "fedround grpc google.protobuf structlog"),
     "config": layer("domain", "pydantic pydantic_settings"),
-    "app": layer(None, "fedround google.protobuf grpc grpc_channelz grpc_health grpc_reflection structlog"),
-    "__main__": layer(None, "structlog"),
+    "logs": layer("", "structlog"),
+    "app": layer(None, "fedround google.protobuf google.rpc grpc grpc_channelz grpc_health grpc_reflection structlog"),
+    "__main__": layer(None, "pydantic structlog"),
 }
 
 # What a participant has not installed, and what takes seconds to load.

@@ -6,7 +6,6 @@ from types import ModuleType
 import grpc
 import numpy as np
 import pytest
-import torch
 from google.protobuf.json_format import MessageToDict
 from typer.testing import CliRunner
 
@@ -42,7 +41,7 @@ from fedround.v1.user_pb2 import (
     RotateTokenResponse,
     User,
 )
-from fedround_client import from_safetensors, to_safetensors
+from fedround_client import to_safetensors
 from fedround_client.command import app, serve, session
 
 pytestmark = pytest.mark.timeout(30)
@@ -355,52 +354,3 @@ def test_demo_hands_its_arguments_on(monkeypatch):
     monkeypatch.setitem(sys.modules, "fedround_client.demo.run", module)
     monkeypatch.setattr(serve, "find_spec", lambda name: object())
     assert CliRunner().invoke(app, ["demo", "--rounds", "3"]).exit_code == 2
-
-
-@pytest.mark.parametrize("wrap", [None, "state_dict", "model_state_dict", "model"])
-def test_convert_takes_state_dicts_and_checkpoints(tmp_path, wrap):
-    weight = torch.arange(6.0).reshape(2, 3)
-    state = {"weight": weight, "tied": weight, "turned": weight.T, "steps": torch.tensor(7)}
-    path = tmp_path / "net.pt"
-    torch.save({wrap: state, "epoch": 3} if wrap else state, path)
-    result = CliRunner().invoke(app, ["convert", str(path)])
-    assert result.exit_code == 0, result.output
-    assert result.stdout.strip() == str(tmp_path / "net.safetensors")
-    back = from_safetensors((tmp_path / "net.safetensors").read_bytes(), "torch")
-    assert back.keys() == state.keys()
-    assert all(torch.equal(back[name], state[name]) for name in state)
-
-
-class Trap:
-    """Unpickling it would run code."""
-
-    def __reduce__(self):
-        return os.abort, ()
-
-
-@pytest.mark.parametrize(
-    ("content", "text"),
-    [
-        (Trap(), "not a plain state dict"),
-        (torch.nn.Linear(2, 2), "not a plain state dict"),
-        ([torch.zeros(2)], "holds a list"),
-        ({"weight": torch.zeros(2), "epoch": 3}, "'epoch' is a int"),
-    ],
-)
-def test_convert_refuses_what_is_no_state_dict_and_runs_nothing(tmp_path, content, text):
-    path = tmp_path / "net.pt"
-    torch.save(content, path)
-    result = CliRunner().invoke(app, ["convert", str(path), str(tmp_path / "out")])
-    assert result.exit_code == 1, result.output
-    assert result.stderr.startswith("error: MODEL_FORMAT: ")
-    assert text in result.stderr
-    assert result.stderr.count("\n") == 1
-    assert not (tmp_path / "out").exists()
-
-
-def test_convert_refuses_a_file_of_another_kind(tmp_path):
-    path = tmp_path / "net.pt"
-    path.write_bytes(b"not a model")
-    result = CliRunner().invoke(app, ["convert", str(path)])
-    assert result.exit_code == 1, result.output
-    assert "MODEL_FORMAT" in result.stderr

@@ -1,0 +1,135 @@
+"""A training survives `kill -9` of its server at any moment, and ends with the bits that it would have had anyway."""
+
+import hashlib
+import random
+import shutil
+import socket
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from harness import ServerProcess
+
+import fedround_client as fr
+from fedround.v1 import training_pb2
+
+ROUNDS = 3
+KILLS = 10
+SHAPE = (200_000,)
+# A round's updates wait for so many kills, so that the ten are spread over the whole training.
+KILLS_BEFORE = {0: 1, 1: 4, 2: 8}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Killer:
+    """Kills a server at random moments, and starts it again."""
+
+    def __init__(self, server: ServerProcess, seed: int) -> None:
+        self.server = server
+        self.kills = 0
+        self.states: list[int] = []
+        self._random = random.Random(seed)
+        self._changed = threading.Condition()
+
+    def run(self, kills: int) -> None:
+        for _ in range(kills):
+            time.sleep(self._random.uniform(0, 0.4))
+            self.server.kill()
+            self.server.start()
+            with self._changed:
+                self.kills += 1
+                self._changed.notify_all()
+
+    def wait_for(self, kills: int) -> None:
+        with self._changed:
+            assert self._changed.wait_for(lambda: self.kills >= kills, timeout=60)
+
+
+def train_like(number: int, killer: Killer | None) -> "fr.Train":
+    """A participant whose updates depend on the model, the round and its number alone."""
+
+    def train(model: dict[str, np.ndarray], round: fr.Round) -> fr.Update:
+        if killer is not None:
+            killer.wait_for(KILLS_BEFORE[round.number])
+        noise = np.random.default_rng((number, round.number)).standard_normal(SHAPE).astype(np.float32)
+        return fr.Update({"weight": model["weight"] * np.float32(0.9) + noise}, num_examples=number + 1)
+
+    return train
+
+
+def prepare(data_dir: Path) -> tuple[str, list[str]]:
+    """Makes an actor, three clients and a training in a data directory; returns its id and all tokens."""
+    with (
+        ServerProcess(data_dir) as server,
+        fr.connect(server.address, server.admin_token) as admin,
+    ):
+        _, actor_token = admin.create_user("actor", role="ACTOR")
+        made = [admin.create_user(f"client {number}") for number in range(3)]
+        with fr.connect(server.address, actor_token) as actor:
+            training = actor.create_training(
+                {"weight": np.zeros(SHAPE, np.float32)},
+                name="survivor",
+                target_num_updates=ROUNDS,
+                client_ids=[user.user_id for user, _ in made],
+            )
+    return training.training_id, [actor_token, *(token for _, token in made)]
+
+
+def run(server: ServerProcess, training_id: str, tokens: list[str], killer: Killer | None) -> list[str]:
+    """Runs the training to its end; returns the digests of all model versions."""
+    actor_token, *client_tokens = tokens
+    with ThreadPoolExecutor(5) as pool, fr.connect(server.address, actor_token) as actor:
+
+        def participate(number: int, token: str) -> fr.Participation:
+            with fr.connect(server.address, token) as client:
+                return client.participate(train_like(number, killer), training_id=training_id)
+
+        actor.start_training(training_id)
+        ends: list[Future[fr.Participation]] = [
+            pool.submit(participate, number, token) for number, token in enumerate(client_tokens)
+        ]
+        if killer is not None:
+            pool.submit(killer.run, KILLS).result()
+        training = actor.wait(training_id, timeout=90)
+        assert [end.result().model_version for end in ends] == [ROUNDS] * 3
+        assert training.state == training_pb2.TRAINING_STATE_COMPLETED
+        assert training.model_version == ROUNDS
+        check_log(actor, training_id)
+        versions = [actor.download_model(training.model_id, version) for version in range(ROUNDS + 1)]
+    return [hashlib.sha256(version["weight"].tobytes()).hexdigest() for version in versions]
+
+
+def check_log(actor: fr.Client, training_id: str) -> None:
+    """Every update counted once: the log has no gaps, and each round three updates and one close."""
+    events = list(actor.watch(training_id, resume_after=0))
+    assert [event.sequence for event in events] == list(range(1, len(events) + 1))
+    kinds = [event.WhichOneof("payload") for event in events]
+    assert kinds == [
+        "training_started",
+        *["round_started", "update_accepted", "update_accepted", "update_accepted", "round_closed"] * ROUNDS,
+        "training_finished",
+    ]
+    assert [event.round_closed.num_updates for event in events if event.HasField("round_closed")] == [3] * ROUNDS
+
+
+@pytest.mark.timeout(240)
+def test_a_training_survives_ten_kills_with_the_same_bits(tmp_path: Path) -> None:
+    training_id, tokens = prepare(tmp_path / "original")
+    shutil.copytree(tmp_path / "original", tmp_path / "killed")
+
+    with ServerProcess(tmp_path / "original") as server:
+        expected = run(server, training_id, tokens, None)
+    with ServerProcess(tmp_path / "killed", port=free_port()) as server:
+        killer = Killer(server, seed=7)
+        survived = run(server, training_id, tokens, killer)
+
+    assert killer.kills == KILLS
+    assert survived == expected
