@@ -66,7 +66,8 @@ class FedroundError(Exception):
 
     def __str__(self) -> str:
         """The reason, the message and the refused fields in one line."""
-        fields = "".join(f"; {field}: {text}" for field, text in self.field_violations.items())
+        told = {field: text for field, text in self.field_violations.items() if text not in self.message}
+        fields = "".join(f"; {field}: {text}" for field, text in told.items())
         return f"{self.reason}: {self.message}{fields}"
 
     @property

@@ -89,7 +89,9 @@ def progress(what: str) -> Iterator[Report | None]:
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    if isinstance(value, dict):
+    if value == {}:  # a choice without options, like FedAvg
+        yield name, "{}"
+    elif isinstance(value, dict):
         for key, item in value.items():
             yield from _flat(item, f"{name}.{key}" if name else key)
     elif isinstance(value, list):
