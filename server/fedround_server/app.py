@@ -100,7 +100,9 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
             context = Context(store, BlobStore(settings.data_dir), engine, Hub(), tasks, limits)
             coordinator = Coordinator(context)
             await coordinator.recover()
-            await _keep_admin_token(coordinator, settings.data_dir / "admin.token")
+            token_file = settings.data_dir / "admin.token"
+            if await coordinator.users.bootstrap(lambda token: _write_secret(token_file, token)):
+                log.info("created the first admin: its token is in the file", path=str(token_file))
             server, health_servicer = _make_server(settings, coordinator)
             address = _bind(server, settings)
             await server.start()
@@ -143,17 +145,13 @@ def _exclusive(data_dir: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-async def _keep_admin_token(coordinator: Coordinator, path: Path) -> None:
-    token = await coordinator.users.bootstrap()
-    if token is None:
-        return
+def _write_secret(path: Path, secret: str) -> None:
     descriptor = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w") as file:
         os.fchmod(descriptor, 0o600)
-        file.write(token + "\n")
+        file.write(secret + "\n")
         file.flush()
         os.fsync(descriptor)
-    log.info("created the first admin: its token is in the file", path=str(path))
 
 
 def _make_server(settings: Settings, coordinator: Coordinator) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:

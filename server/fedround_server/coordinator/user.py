@@ -1,5 +1,6 @@
 """Use cases about users."""
 
+from collections.abc import Callable
 from datetime import datetime
 
 from fedround_server.coordinator.context import Context, in_thread, to_the_end
@@ -31,16 +32,22 @@ class Users:
         """Returns when a user was heard of last, since the start of the server."""
         return self._last_seen.get(user_id)
 
-    async def bootstrap(self) -> str | None:
+    async def bootstrap(self, keep_token: Callable[[str], None]) -> bool:
         """Creates the first admin, if there is none.
 
+        Args:
+            keep_token: Puts its token where the operator finds it, durably; called before the admin exists, so that no
+                crash in between leaves an admin whose token nobody has.
+
         Returns:
-            Its token.
+            Whether it was created.
         """
         if await self._context.store.users.has_admin():
-            return None
-        _, token = await self.create("admin", Role.ADMIN)
-        return token
+            return False
+        token = new_token()
+        await in_thread(keep_token, token)
+        await self._store_user("admin", Role.ADMIN, token)
+        return True
 
     async def create(self, name: str, role: Role) -> tuple[User, str]:
         """Creates a user.
@@ -52,8 +59,7 @@ class Users:
             UserExists: The name is taken.
         """
         token = new_token()
-        user = User(self._context.new_id(), name, role, self._context.clock.now())
-        return await self._context.store.users.create(user, hash_token(token)), token
+        return await self._store_user(name, role, token), token
 
     async def get(self, caller: User, user_id: str) -> User:
         """Returns a user; to clients only themselves.
@@ -96,6 +102,10 @@ class Users:
         left = await to_the_end(self._remove(user_id))
         await in_thread(self._context.blobs.forget_user, user_id)
         return left
+
+    async def _store_user(self, name: str, role: Role, token: str) -> User:
+        user = User(self._context.new_id(), name, role, self._context.clock.now())
+        return await self._context.store.users.create(user, hash_token(token))
 
     async def _remove(self, user_id: str) -> list[str]:
         left = await self._context.store.users.remove(user_id, self._context.clock.now())

@@ -124,7 +124,7 @@ class RoundVerbs:
         Returns:
             Whether this closed the round.
         """
-        training = steps.find(training_id)
+        training = steps.try_lock(training_id)
         if training is None or (number is not None and training.round != number):
             return False
         return steps.evaluate(training, now, due=due)
@@ -132,7 +132,7 @@ class RoundVerbs:
     @verb
     def find_aggregation(self, training_id: str) -> AggregationTask | None:
         """Returns the training's closed round that has no result yet."""
-        training = steps.find(training_id)
+        training = steps.peek(training_id)
         if training is None:
             return None
         row = steps.find_round(training_id, training.round)
@@ -158,7 +158,7 @@ class RoundVerbs:
         Returns:
             Whether this was the commit.
         """
-        training = steps.find(training_id)
+        training = steps.try_lock(training_id)
         if training is None:
             return False
         updates = steps.counted(training_id, number)
@@ -195,7 +195,7 @@ class RoundVerbs:
     @verb
     def fail(self, training_id: str, number: int, epoch: int, reason: str, message: str, now: datetime) -> bool:
         """Ends a training whose round cannot be aggregated; fenced like `commit`."""
-        training = steps.find(training_id)
+        training = steps.try_lock(training_id)
         row = None if training is None else steps.find_round(training_id, number)
         if training is None or row is None or row.state != RoundState.AGGREGATING.value or row.epoch != epoch:
             return False
@@ -222,7 +222,7 @@ class RoundVerbs:
     @verb
     def current(self, training_id: str) -> Round | None:
         """Returns the training's current round."""
-        training = steps.find(training_id)
+        training = steps.peek(training_id)
         row = None if training is None else steps.find_round(training_id, training.round)
         return None if row is None else to_round(row, steps.round_counts(training_id, row.number)[1])
 

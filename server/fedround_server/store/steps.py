@@ -35,7 +35,15 @@ ALL = "all"
 ACTOR = "actor"
 
 
-def find(training_id: str) -> TrainingRow | None:
+def peek(training_id: str) -> TrainingRow | None:
+    """Returns a training to look at; what it is may change before the transaction ends."""
+    row: TrainingRow | None = TrainingRow.get_or_none(
+        TrainingRow.training_id == training_id, TrainingRow.remove_time.is_null()
+    )
+    return row
+
+
+def try_lock(training_id: str) -> TrainingRow | None:
     """Takes a training for the rest of the transaction: of two callers the second waits for the first's commit.
 
     This one lock orders everything that happens in a training; without it, PostgreSQL lets two last updates both
@@ -49,12 +57,12 @@ def find(training_id: str) -> TrainingRow | None:
 
 
 def lock(training_id: str) -> TrainingRow:
-    """Takes a training like `find`.
+    """Takes a training like `try_lock`.
 
     Raises:
         TrainingNotFound: There is none, or not any more.
     """
-    row = find(training_id)
+    row = try_lock(training_id)
     if row is None:
         raise TrainingNotFound(training_id)
     return row

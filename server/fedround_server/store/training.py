@@ -122,7 +122,7 @@ class TrainingVerbs:
         Raises:
             TrainingNotFound: There is none.
         """
-        row = steps.find(training_id)
+        row = steps.peek(training_id)
         if row is None or not (row.actor_id == user_id or _takes_part(training_id, user_id)):
             raise TrainingNotFound(training_id)
         return load([row])[0]

@@ -100,7 +100,7 @@ class UserVerbs:
         )
         left = []
         for part in parts:
-            training = steps.find(part.training_id)
+            training = steps.try_lock(part.training_id)
             if training is not None and not steps.state_of(training).is_ended:
                 steps.leave(training, [user_id], now)
                 left.append(training.training_id)
