@@ -98,7 +98,7 @@ def test_broken_details_do_not_hide_the_error(server):
     ("code", "reason", "transient"),
     [
         ("UNAVAILABLE", "UNAVAILABLE", True),
-        ("UNAVAILABLE", "SHUTTING_DOWN", True),
+        ("UNAVAILABLE", "STORE_UNAVAILABLE", True),
         ("INTERNAL", "INTERNAL", True),
         ("INTERNAL", "INTERNAL_ERROR", False),
         ("CANCELLED", "CANCELLED", True),

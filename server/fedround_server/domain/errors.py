@@ -316,7 +316,7 @@ class OffsetOutOfRange(OutOfRange):
     reason = "OFFSET_OUT_OF_RANGE"
 
 
-class ShuttingDown(Unavailable):
-    """The server is going down."""
+class StoreUnavailable(Unavailable):
+    """The database does not answer."""
 
-    reason = "SHUTTING_DOWN"
+    reason = "STORE_UNAVAILABLE"

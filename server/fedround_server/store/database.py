@@ -13,7 +13,7 @@ import peewee
 from playhouse import migrations
 from playhouse.pool import PooledPostgresqlDatabase
 
-from fedround_server.domain.errors import Unavailable
+from fedround_server.domain.errors import StoreUnavailable
 from fedround_server.store.schema import database_proxy
 
 P = ParamSpec("P")
@@ -23,12 +23,6 @@ MIGRATIONS = Path(__file__).with_name("migrations")
 POSTGRES_THREADS = 4
 # Any constant will do; it serves to let one of several servers migrate while the others wait.
 MIGRATION_LOCK = 0x666564726F756E64
-
-
-class StoreUnavailable(Unavailable):
-    """The database does not answer."""
-
-    reason = "STORE_UNAVAILABLE"
 
 
 class Database:
