@@ -1,0 +1,171 @@
+"""Raw calls over a real port, and what comes back."""
+
+import hashlib
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+from safetensors.numpy import save
+
+from fedround.v1 import (
+    model_pb2_grpc,
+    round_pb2,
+    round_pb2_grpc,
+    training_pb2,
+    training_pb2_grpc,
+    user_pb2,
+    user_pb2_grpc,
+)
+
+TIMEOUT = 30
+MODEL = {"weight": np.zeros((2, 3), np.float32), "bias": np.zeros(3, np.float64), "count": np.array(0, np.int64)}
+
+
+def model_file(offset: float = 0.0, **changed: np.ndarray) -> bytes:
+    """The model as a file, with something added, and tensors changed."""
+    tensors = {name: np.asarray(tensor + offset, tensor.dtype) for name, tensor in MODEL.items()}
+    return save({**tensors, **changed})
+
+
+def digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def new_id() -> str:
+    return str(uuid.uuid4())
+
+
+@dataclass
+class Person:
+    """A user with a channel of its own."""
+
+    channel: grpc.Channel
+    token: str
+    user_id: str = ""
+    users: Any = field(init=False)
+    trainings: Any = field(init=False)
+    rounds: Any = field(init=False)
+    models: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        channel = grpc.intercept_channel(self.channel, _Token(self.token))
+        self.users = user_pb2_grpc.UserServiceStub(channel)
+        self.trainings = training_pb2_grpc.TrainingServiceStub(channel)
+        self.rounds = round_pb2_grpc.RoundServiceStub(channel)
+        self.models = model_pb2_grpc.ModelServiceStub(channel)
+
+    def make(self, address: str, role: str, name: str = "") -> "Person":
+        """Creates another user."""
+        made = self.users.CreateUser(user_pb2.CreateUserRequest(name=name or new_id(), role=f"ROLE_{role}"))
+        return Person(grpc.insecure_channel(address), made.token, made.user.user_id)
+
+    def create(self, data: bytes | None = None, **spec: Any) -> training_pb2.Training:
+        """Creates a training in one message."""
+        wanted = training_pb2.TrainingSpec(**{"name": "t", "target_num_updates": 1, **spec})
+        message = training_pb2.CreateTrainingRequest(spec=wanted, chunk=model_file() if data is None else data)
+        return self.trainings.CreateTraining(iter([message]), timeout=TIMEOUT).training
+
+    def start(self, training_id: str) -> training_pb2.Training:
+        request = training_pb2.StartTrainingRequest(training_id=training_id)
+        return self.trainings.StartTraining(request, timeout=TIMEOUT).training
+
+    def get(self, training_id: str) -> training_pb2.Training:
+        return self.trainings.GetTraining(training_pb2.GetTrainingRequest(training_id=training_id)).training
+
+    def submit(self, training_id: str, data: bytes, number: int = 0, **spec: Any) -> round_pb2.UpdateReceipt:
+        """Submits an update in chunks."""
+        wanted = update_spec(training_id, data, round=number, **spec)
+        messages = [round_pb2.SubmitUpdateRequest(spec=wanted), *update_chunks(data)]
+        return self.rounds.SubmitUpdate(iter(messages), timeout=TIMEOUT).receipt
+
+    def subscribe(self, training_id: str = "", **cursors: Any) -> Any:
+        """Subscribes; when this returns, the server hears."""
+        stream = self.rounds.Subscribe(round_pb2.SubscribeRequest(training_id=training_id, **cursors), timeout=TIMEOUT)
+        stream.initial_metadata()
+        return stream
+
+
+def update_spec(training_id: str, data: bytes, **changed: Any) -> round_pb2.UpdateSpec:
+    fields = {"num_examples": 1, "sha256": digest(data), "size_bytes": len(data), **changed}
+    return round_pb2.UpdateSpec(training_id=training_id, **fields)
+
+
+def update_chunks(data: bytes, size: int = 1 << 20) -> Iterator[round_pb2.SubmitUpdateRequest]:
+    for start in range(0, len(data), size):
+        yield round_pb2.SubmitUpdateRequest(chunk=data[start : start + size])
+
+
+def kinds(events: Sequence[Any]) -> list[str]:
+    return [event.WhichOneof("payload") for event in events]
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """What a refused call said."""
+
+    code: grpc.StatusCode
+    reason: str
+    message: str
+    metadata: dict[str, str]
+    fields: dict[str, str]
+    details: list[str]
+
+
+class refused:  # noqa: N801 - reads like pytest.raises
+    """The block's call must be refused with a code and a reason; the message must contain the words."""
+
+    def __init__(self, code: str, reason: str, *words: str) -> None:
+        self._code, self._reason, self._words = code, reason, words
+        self._raises = pytest.raises(grpc.RpcError)
+
+    def __enter__(self) -> "refused":
+        self._error = self._raises.__enter__()
+        return self
+
+    def __exit__(self, *exc: Any) -> bool:
+        caught = bool(self._raises.__exit__(*exc))
+        if caught:
+            found = self.refusal
+            assert (found.code.name, found.reason) == (self._code, self._reason), found
+            assert all(word in found.message for word in self._words), found.message
+        return caught
+
+    @property
+    def refusal(self) -> Refusal:
+        return read_refusal(self._error.value)
+
+
+def read_refusal(error: Any) -> Refusal:
+    status = rpc_status.from_call(error)
+    assert status is not None, f"no details in {error.code()}: {error.details()}"
+    info, fields, details = error_details_pb2.ErrorInfo(), {}, []
+    for packed in status.details:
+        details.append(packed.TypeName().rpartition(".")[2])
+        bad = error_details_pb2.BadRequest()
+        if packed.Unpack(bad):
+            fields = {violation.field: violation.description for violation in bad.field_violations}
+        packed.Unpack(info)
+    assert info.domain == "fedround"
+    return Refusal(error.code(), info.reason, status.message, dict(info.metadata), fields, details)
+
+
+class _Token(
+    grpc.UnaryUnaryClientInterceptor,
+    grpc.UnaryStreamClientInterceptor,
+    grpc.StreamUnaryClientInterceptor,
+):
+    """Sends a token with each call."""
+
+    def __init__(self, token: str) -> None:
+        self._metadata = [("authorization", f"Bearer {token}")] if token else []
+
+    def _go(self, continuation: Any, details: Any, request: Any) -> Any:
+        return continuation(details._replace(metadata=[*(details.metadata or []), *self._metadata]), request)
+
+    intercept_unary_unary = intercept_unary_stream = intercept_stream_unary = _go

@@ -1,0 +1,48 @@
+"""One server for all tests that don't mind the others; everybody gets users of its own."""
+
+from collections.abc import Callable, Iterator
+
+import grpc
+import pytest
+
+from calls import Person
+from servers import Server
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    options = ("--max-model-bytes", "3000000", "--max-open-trainings", "30", "--max-uploads-per-user", "20")
+    with Server(
+        tmp_path_factory.mktemp("service") / "data", options=(*options, "--heartbeat-seconds", "0.5")
+    ) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def admin(server: Server) -> Iterator[Person]:
+    with grpc.insecure_channel(server.address) as channel:
+        yield Person(channel, server.admin_token)
+
+
+@pytest.fixture
+def person(server: Server, admin: Person) -> Iterator[Callable[..., Person]]:
+    """Makes users of a role."""
+    made: list[Person] = []
+
+    def make(role: str, name: str = "") -> Person:
+        made.append(admin.make(server.address, role, name))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.channel.close()
+
+
+@pytest.fixture
+def actor(person: Callable[..., Person]) -> Person:
+    return person("ACTOR")
+
+
+@pytest.fixture
+def clients(person: Callable[..., Person]) -> list[Person]:
+    return [person("CLIENT") for _ in range(3)]

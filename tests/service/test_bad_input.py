@@ -1,0 +1,298 @@
+"""Files and updates that are refused: the right code and reason, a message that helps, and nothing changed."""
+
+import io
+import json
+import pickle
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save
+
+from calls import MODEL, TIMEOUT, Person, digest, model_file, new_id, refused, update_chunks, update_spec
+from fedround.v1 import model_pb2, round_pb2, training_pb2
+from fedround.v1.training_pb2 import CreateTrainingRequest, TrainingSpec
+
+FILE = model_file()
+HEADER = 8 + int.from_bytes(FILE[:8], "little")
+CUTS = sorted({0, 1, 7, 8, 9, HEADER - 1, HEADER, HEADER + 1, len(FILE) - 1, *range(0, len(FILE), 17)})
+
+
+def spec(**changed: Any) -> TrainingSpec:
+    return TrainingSpec(**{"name": "t", "target_num_updates": 1, **changed})
+
+
+@pytest.fixture
+def nothing_changes(actor: Person) -> Iterator[None]:
+    """The actor has no training and no model before, and none afterwards."""
+    yield
+    assert not actor.trainings.GetTrainings(training_pb2.GetTrainingsRequest()).trainings
+    assert not actor.models.GetModels(model_pb2.GetModelsRequest()).models
+
+
+def send(actor: Person, *messages: CreateTrainingRequest) -> None:
+    actor.trainings.CreateTraining(iter(messages), timeout=TIMEOUT)
+
+
+@pytest.mark.usefixtures("nothing_changes")
+class TestCreateTraining:
+    def test_an_empty_stream(self, actor: Person) -> None:
+        with refused("INVALID_ARGUMENT", "FIELD_INVALID", "spec", "empty") as error:
+            send(actor)
+        assert list(error.refusal.fields) == ["spec"]
+
+    def test_no_spec(self, actor: Person) -> None:
+        with refused("INVALID_ARGUMENT", "FIELD_INVALID", "spec", "first message"):
+            send(actor, CreateTrainingRequest(chunk=FILE))
+
+    def test_spec_late(self, actor: Person) -> None:
+        with refused("INVALID_ARGUMENT", "FIELD_INVALID", "spec", "first message"):
+            send(actor, CreateTrainingRequest(chunk=FILE), CreateTrainingRequest(spec=spec()))
+
+    def test_spec_twice(self, actor: Person) -> None:
+        with refused("INVALID_ARGUMENT", "FIELD_INVALID", "spec", "once"):
+            send(actor, CreateTrainingRequest(spec=spec()), CreateTrainingRequest(spec=spec(), chunk=FILE))
+
+    @pytest.mark.parametrize("first", [True, False])
+    def test_a_chunk_over_1_mib(self, actor: Person, first: bool) -> None:
+        chunk = bytes((1 << 20) + 1)
+        head = CreateTrainingRequest(spec=spec(), chunk=chunk if first else b"")
+        with refused("INVALID_ARGUMENT", "FIELD_INVALID", "chunk", str(1 << 20)):
+            send(actor, head, CreateTrainingRequest(chunk=chunk))
+
+    @pytest.mark.parametrize("declared", [True, False])
+    def test_a_stream_cut_at_any_byte(self, actor: Person, declared: bool) -> None:
+        size = len(FILE) if declared else 0
+        for cut in CUTS:
+            reason = "UPLOAD_INCOMPLETE" if declared or cut else "FIELD_INVALID"
+            with refused("DATA_LOSS" if declared or cut else "INVALID_ARGUMENT", reason):
+                send(actor, CreateTrainingRequest(spec=spec(model_size_bytes=size), chunk=FILE[:cut]))
+
+    def test_a_wrong_digest(self, actor: Person) -> None:
+        with refused("DATA_LOSS", "DIGEST_MISMATCH", digest(FILE)):
+            send(actor, CreateTrainingRequest(spec=spec(model_sha256="0" * 64), chunk=FILE))
+
+    @pytest.mark.parametrize("extra", [b"x", bytes(100)])
+    def test_bytes_behind_the_end(self, actor: Person, extra: bytes) -> None:
+        with refused("INVALID_ARGUMENT", "MODEL_FORMAT", "behind its last tensor"):
+            send(actor, CreateTrainingRequest(spec=spec(), chunk=FILE + extra))
+
+    @pytest.mark.parametrize("legacy", [True, False])
+    def test_a_pickle(self, actor: Person, legacy: bool) -> None:
+        buffer = io.BytesIO()
+        torch.save({"w": torch.zeros(3)}, buffer, _use_new_zipfile_serialization=not legacy)
+        with refused("INVALID_ARGUMENT", "MODEL_FORMAT", "fedround convert"):
+            send(actor, CreateTrainingRequest(spec=spec(), chunk=buffer.getvalue()))
+        with refused("INVALID_ARGUMENT", "MODEL_FORMAT", "fedround convert"):
+            send(actor, CreateTrainingRequest(spec=spec(), chunk=pickle.dumps(MODEL)))
+
+    @pytest.mark.parametrize(
+        "header",
+        [
+            '{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}',
+            '{"../w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}',
+            '{"w\\u0000":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}',
+            '{"w":{"dtype":"F32","shape":[0,4611686018427387904],"data_offsets":[0,0]}}',
+            '{"w":{"dtype":"F32","shape":[4611686018427387904,4],"data_offsets":[0,0]}}',
+            '{"w":{"dtype":"F32","shape":[-2],"data_offsets":[0,8]}}',
+            '{"w":{"dtype":"F32","shape":[true,2],"data_offsets":[0,8]}}',
+            '{"w":{"dtype":"F32","shape":[2.0],"data_offsets":[0,8]}}',
+            '{"w":{"dtype":"F8_E5M2","shape":[8],"data_offsets":[0,8]}}',
+            '{"w":{"dtype":"F32","shape":[2],"data_offsets":[4,12]}}',
+            '{"w":{"dtype":"F32","shape":[2],"data_offsets":[8,0]}}',
+            '{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"v":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}',
+            '{"w":{"dtype":"F32","shape":[2]}}',
+            "{}",
+            "[]",
+            '{"w":NaN}',
+            "[" * 100_000,
+            '{"w":{"dtype":"F32","shape":[' + "9" * 5000 + '],"data_offsets":[0,8]}}',
+            json.dumps({f"t{i}": {"dtype": "U8", "shape": [1], "data_offsets": [i, i + 1]} for i in range(20_001)}),
+        ],
+        ids=lambda header: header[:50],
+    )
+    def test_a_hostile_header(self, actor: Person, header: str) -> None:
+        data = len(header).to_bytes(8, "little") + header.encode() + bytes(8)
+        chunks = [data[start : start + (1 << 20)] for start in range(0, len(data), 1 << 20)]
+        with refused("INVALID_ARGUMENT", "MODEL_FORMAT"):
+            send(
+                actor,
+                CreateTrainingRequest(spec=spec()),
+                *(CreateTrainingRequest(chunk=chunk) for chunk in chunks),
+            )
+
+    @pytest.mark.parametrize("length", [0, 1, (4 << 20) + 1, (1 << 64) - 1])
+    def test_a_hostile_header_length(self, actor: Person, length: int) -> None:
+        with refused("INVALID_ARGUMENT", "MODEL_FORMAT", "safetensors"):
+            send(actor, CreateTrainingRequest(spec=spec(), chunk=length.to_bytes(8, "little") + bytes(100)))
+
+    def test_not_finite(self, actor: Person) -> None:
+        for value in (np.nan, np.inf, -np.inf):
+            data = model_file(bias=np.array([0, 0, value]))
+            with refused("INVALID_ARGUMENT", "UPDATE_NOT_FINITE", "bias"):
+                send(actor, CreateTrainingRequest(spec=spec(), chunk=data))
+
+    def test_too_large(self, actor: Person) -> None:
+        with refused("RESOURCE_EXHAUSTED", "MODEL_TOO_LARGE", "3000000") as error:
+            send(actor, CreateTrainingRequest(spec=spec(model_size_bytes=4_000_000), chunk=FILE))
+        assert "QuotaFailure" in error.refusal.details
+        large = save({"w": np.zeros(1_000_000, np.float32)})
+        with refused("RESOURCE_EXHAUSTED", "MODEL_TOO_LARGE"):
+            send(actor, CreateTrainingRequest(spec=spec(), chunk=large[: 1 << 20]))
+
+    @pytest.mark.parametrize(
+        ("changed", "field"),
+        [
+            ({"target_num_updates": 0}, "spec.target_num_updates"),
+            ({"target_num_updates": 1_000_001}, "spec.target_num_updates"),
+            ({"name": "n" * 201}, "spec.name"),
+            ({"metric_names": ["a", "a"]}, "spec.metric_names"),
+            ({"metric_names": [""]}, "spec.metric_names"),
+            ({"client_ids": ["me"]}, "spec.client_ids"),
+            ({"model_sha256": "abc"}, "spec.model_sha256"),
+            ({"request_id": "1"}, "spec.request_id"),
+            ({"max_num_examples": 2**31 + 1}, "spec.max_num_examples"),
+            ({"evaluation": 9}, "spec.evaluation"),
+            ({"round_policy": {"deadline": {"seconds": -1}}}, "spec.round_policy.deadline"),
+            ({"round_policy": {"deadline": {}}}, "spec.round_policy.deadline"),
+            ({"round_policy": {"late_updates": 7}}, "spec.round_policy.late_updates"),
+            ({"aggregation": {"fed_prox": {"mu": -1}}}, "spec.aggregation.fed_prox.mu"),
+            ({"aggregation": {"fed_prox": {"mu": float("nan")}}}, "spec.aggregation.fed_prox.mu"),
+            ({"uncertainty": {"swag": {"samples": 3}}}, "spec.uncertainty"),
+        ],
+    )
+    def test_a_field_out_of_range(self, actor: Person, changed: dict[str, Any], field: str) -> None:
+        with refused("INVALID_ARGUMENT", "FIELD_INVALID", field) as error:
+            send(actor, CreateTrainingRequest(spec=spec(**changed), chunk=FILE))
+        assert list(error.refusal.fields) == [field]
+
+    def test_unknown_clients_are_all_named(self, actor: Person, clients: list[Person]) -> None:
+        strangers = [new_id(), new_id()]
+        with refused("INVALID_ARGUMENT", "UNKNOWN_CLIENTS", *strangers) as error:
+            send(actor, CreateTrainingRequest(spec=spec(client_ids=[clients[0].user_id, *strangers]), chunk=FILE))
+        assert clients[0].user_id not in error.refusal.message
+
+    def test_an_unknown_or_foreign_model(self, actor: Person, person: Callable[..., Person]) -> None:
+        foreign = person("ACTOR").create().model_id
+        for model_id in (new_id(), foreign):
+            with refused("NOT_FOUND", "MODEL_NOT_FOUND", model_id) as error:
+                send(actor, CreateTrainingRequest(spec=spec(model_id=model_id)))
+            assert "ResourceInfo" in error.refusal.details
+
+    def test_a_stored_model_and_a_file(self, actor: Person) -> None:
+        with refused("INVALID_ARGUMENT", "FIELD_INVALID", "model_id"):
+            send(actor, CreateTrainingRequest(spec=spec(model_id=new_id()), chunk=FILE))
+
+
+@pytest.fixture
+def running(actor: Person, clients: list[Person]) -> training_pb2.Training:
+    """A started training with two of the three clients."""
+    made = actor.create(client_ids=[client.user_id for client in clients[:2]], max_num_examples=1000)
+    return actor.start(made.training_id)
+
+
+class TestSubmitUpdate:
+    @pytest.fixture(autouse=True)
+    def nothing_changes(self, actor: Person, running: training_pb2.Training) -> Iterator[None]:
+        before = actor.get(running.training_id)
+        yield
+        assert actor.get(running.training_id) == before
+
+    @pytest.mark.parametrize("num_examples", [0, -1, 1001, 2**40])
+    def test_num_examples_out_of_bounds(self, clients: list[Person], running: Any, num_examples: int) -> None:
+        with refused("INVALID_ARGUMENT", "NUM_EXAMPLES", str(num_examples)) as error:
+            clients[0].submit(running.training_id, FILE, num_examples=num_examples)
+        assert list(error.refusal.fields) == ["num_examples"]
+
+    @pytest.mark.parametrize(
+        ("data", "words"),
+        [
+            (model_file(weight=np.zeros((3, 2), np.float32)), ["weight", "F32[3, 2]", "F32[2, 3]"]),
+            (model_file(weight=np.zeros((2, 3), np.float64)), ["weight", "F64"]),
+            (model_file(weight=np.zeros((1,), np.float32)), ["weight"]),
+            (model_file(extra=np.zeros(1)), ["extra"]),
+            (save({"weight": MODEL["weight"]}), ["bias", "count"]),
+        ],
+    )
+    def test_other_tensors(self, clients: list[Person], running: Any, data: bytes, words: list[str]) -> None:
+        with refused("INVALID_ARGUMENT", "UPDATE_MISMATCH", *words):
+            clients[0].submit(running.training_id, data)
+
+    def test_not_finite(self, clients: list[Person], running: Any) -> None:
+        for value in (np.nan, np.inf):
+            with refused("INVALID_ARGUMENT", "UPDATE_NOT_FINITE", "bias"):
+                clients[0].submit(running.training_id, model_file(bias=np.array([0, value, 0])))
+            with refused("INVALID_ARGUMENT", "UPDATE_NOT_FINITE", "loss"):
+                clients[0].submit(running.training_id, FILE, metrics={"loss": value})
+
+    def test_a_stream_cut_at_any_byte(self, clients: list[Person], running: Any) -> None:
+        wanted = update_spec(running.training_id, FILE)
+        for cut in CUTS:
+            messages = [round_pb2.SubmitUpdateRequest(spec=wanted), *update_chunks(FILE[:cut])]
+            with refused("DATA_LOSS", "UPLOAD_INCOMPLETE", f"{cut} of {len(FILE)}"):
+                clients[0].rounds.SubmitUpdate(iter(messages), timeout=TIMEOUT)
+
+    def test_a_wrong_digest(self, clients: list[Person], running: Any) -> None:
+        with refused("DATA_LOSS", "DIGEST_MISMATCH", digest(FILE)):
+            clients[0].submit(running.training_id, FILE, sha256="0" * 64)
+
+    @pytest.mark.parametrize(
+        ("changed", "field"),
+        [
+            ({"sha256": ""}, "spec.sha256"),
+            ({"size_bytes": 0}, "spec.size_bytes"),
+            ({"training_id": "x"}, "spec.training_id"),
+            ({"offset": 5}, "offset"),
+        ],
+    )
+    def test_a_field_missing_or_malformed(
+        self, clients: list[Person], running: Any, changed: dict[str, Any], field: str
+    ) -> None:
+        wanted = update_spec(**{"training_id": running.training_id, "data": FILE, **changed})
+        with refused("INVALID_ARGUMENT", "FIELD_INVALID", field):
+            clients[0].rounds.SubmitUpdate(iter([round_pb2.SubmitUpdateRequest(spec=wanted)]), timeout=TIMEOUT)
+
+    def test_another_round(self, clients: list[Person], running: Any) -> None:
+        with refused("FAILED_PRECONDITION", "ROUND_NOT_OPEN", "round 1", "0") as error:
+            clients[0].submit(running.training_id, FILE, 1)
+        assert "PreconditionFailure" in error.refusal.details
+
+    def test_somebody_without_a_part(self, clients: list[Person], running: Any) -> None:
+        with refused("NOT_FOUND", "TRAINING_NOT_FOUND", running.training_id):
+            clients[2].submit(running.training_id, FILE)
+
+    def test_metrics_in_a_training_round(self, clients: list[Person], running: Any) -> None:
+        report = round_pb2.SubmitMetricsRequest(training_id=running.training_id, round=0, num_examples=1)
+        with refused("FAILED_PRECONDITION", "ROUND_NOT_OPEN", "SubmitUpdate"):
+            clients[0].rounds.SubmitMetrics(report)
+
+
+def test_somebody_outside_of_the_cohort(actor: Person, clients: list[Person], running: Any) -> None:
+    request = training_pb2.RegisterClientsRequest(training_id=running.training_id, client_ids=[clients[2].user_id])
+    actor.trainings.RegisterClients(request)
+    with refused("PERMISSION_DENIED", "NOT_IN_COHORT", "round_started"):
+        clients[2].submit(running.training_id, FILE)
+    assert actor.get(running.training_id).updates_arrived == 0
+
+
+def test_double_updates(actor: Person, clients: list[Person], running: Any) -> None:
+    receipt = clients[0].submit(running.training_id, FILE)
+    assert clients[0].submit(running.training_id, FILE) == receipt
+    with refused("ALREADY_EXISTS", "UPDATE_EXISTS"):
+        clients[0].submit(running.training_id, model_file(1))
+    assert actor.get(running.training_id).updates_arrived == 1
+
+
+def test_a_late_update(actor: Person, clients: list[Person]) -> None:
+    made = actor.create(client_ids=[client.user_id for client in clients], round_policy={"min_updates": 1})
+    actor.start(made.training_id)
+    events = actor.subscribe(made.training_id)
+    receipt = clients[0].submit(made.training_id, FILE)
+    assert list(events)[-1].HasField("training_finished")
+    before = actor.get(made.training_id)
+    with refused("FAILED_PRECONDITION", "ROUND_NOT_OPEN", "round 0"):
+        clients[1].submit(made.training_id, FILE)
+    assert clients[0].submit(made.training_id, FILE) == receipt
+    assert actor.get(made.training_id) == before
