@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import cast
 
 from fedround_server.blobs import BlobWriter
 from fedround_server.coordinator.context import Context, in_thread
@@ -16,6 +15,7 @@ from fedround_server.domain.errors import (
     ModelTooLarge,
     UpdateNotFinite,
     UploadIncomplete,
+    UploadSuperseded,
 )
 from fedround_server.domain.model import BlobRef, Manifest
 from fedround_server.engine.manifest import HeaderGate, Layout
@@ -52,13 +52,26 @@ class Received:
     manifest: Manifest
 
 
+@dataclass(frozen=True, slots=True)
+class _Owner:
+    """The try that writes a resumable upload, until it is gone."""
+
+    scope: asyncio.Timeout
+    gone: asyncio.Event
+
+    def give_up(self) -> None:
+        """Ends the try, wherever it waits."""
+        if not self.scope.expired():
+            self.scope.reschedule(asyncio.get_running_loop().time())
+
+
 class Uploads:
     """Uploads under way, and those that wait for their next try."""
 
     def __init__(self, context: Context) -> None:
         """Begins with none under way."""
         self._context = context
-        self._owners: dict[tuple[str, str], asyncio.Task[object]] = {}
+        self._owners: dict[tuple[str, str], _Owner] = {}
         self._updates: dict[tuple[str, str], BlobWriter] = {}
 
     def committed_size(self, user_id: str, upload_id: str) -> int:
@@ -148,15 +161,19 @@ class Uploads:
             yield
             return
         key = (incoming.user_id, incoming.upload_id)
-        me = cast("asyncio.Task[object]", asyncio.current_task())
         while (older := self._owners.get(key)) is not None:
-            older.cancel()
-            await asyncio.wait([older])
-        self._owners[key] = me
+            older.give_up()
+            await older.gone.wait()
+        gone = asyncio.Event()
         try:
-            yield
+            async with asyncio.timeout(None) as scope:
+                self._owners[key] = _Owner(scope, gone)
+                yield
+        except TimeoutError:
+            raise UploadSuperseded(incoming.upload_id) from None
         finally:
             del self._owners[key]
+            gone.set()
 
     @contextmanager
     def _watch(self, incoming: Incoming, writer: BlobWriter) -> Iterator[None]:

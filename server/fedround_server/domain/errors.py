@@ -68,6 +68,10 @@ class OutOfRange(FedroundError):
     """A position lies outside of what there is."""
 
 
+class Aborted(FedroundError):
+    """Something else that the caller does took the place of this."""
+
+
 class Unavailable(FedroundError):
     """Not now; try again."""
 
@@ -247,6 +251,15 @@ class UploadOffset(FailedPrecondition):
             f"offset: the upload stands at {committed_size} bytes, not at {offset}: ask GetUpload and go on there",
             committed_size=str(committed_size),
         )
+
+
+class UploadSuperseded(Aborted):
+    """A later try of the same upload took over."""
+
+    reason = "UPLOAD_SUPERSEDED"
+
+    def __init__(self, upload_id: str) -> None:
+        super().__init__(f"a later try of the upload {upload_id} took over: leave the file to that one")
 
 
 class UpdateExists(AlreadyExists):
