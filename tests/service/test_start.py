@@ -1,0 +1,85 @@
+"""How a server starts, refuses to start, and is kept private."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import grpc
+import pytest
+import trustme
+
+import fedround_client as fr
+from calls import Person
+from fedround.v1 import user_pb2
+from fedround_server.interceptors.auth import check_permissions
+from servers import Server
+
+
+def serve(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Runs a server that is to refuse."""
+    command = [sys.executable, "-m", "fedround_server", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--listen", "0.0.0.0:0"], "TLS"),
+        (["--listen", "nowhere"], "HOST:PORT"),
+        (["--database", "mysql://x"], "postgresql://"),
+        (["--tls-cert", "cert.pem"], "go together"),
+        (["--log-format", "xml"], "log_format"),
+        (["--grace-seconds", "-1"], "grace_seconds"),
+    ],
+)
+def test_settings_that_make_no_sense(tmp_path: Path, arguments: list[str], words: str) -> None:
+    ended = serve("--data-dir", tmp_path / "data", *arguments)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: ")
+    assert words in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_taken_port_or_data_directory(server: Server, tmp_path: Path) -> None:
+    ended = serve("--listen", server.address, "--data-dir", tmp_path / "data")
+    assert (ended.returncode, "another server" in ended.stderr) == (1, True)
+    ended = serve("--listen", "127.0.0.1:0", "--data-dir", server.data_dir)
+    assert (ended.returncode, "another server" in ended.stderr) == (1, True)
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_method_that_nobody_decided_about_stops_the_start() -> None:
+    with pytest.raises(RuntimeError, match=r"/fedround\.v1\.TrainingService/Explode"):
+        check_permissions(["/fedround.v1.TrainingService/GetTraining", "/fedround.v1.TrainingService/Explode"])
+
+
+def test_a_second_start_keeps_the_admin(tmp_path: Path) -> None:
+    with Server(tmp_path / "data") as server:
+        token = server.admin_token
+    with server:
+        assert server.admin_token == token
+        with grpc.insecure_channel(server.address) as channel:
+            me = Person(channel, token).users.GetMyself(user_pb2.GetMyselfRequest()).user
+        assert (me.name, me.role) == ("admin", user_pb2.ROLE_ADMIN)
+
+
+def test_tls_and_client_certificates(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    for name, certificate in (
+        ("server", authority.issue_cert("127.0.0.1", "localhost")),
+        ("client", authority.issue_cert("client@example.org")),
+    ):
+        certificate.private_key_pem.write_to_path(tmp_path / f"{name}.key")
+        for blob in certificate.cert_chain_pems:
+            blob.write_to_path(tmp_path / f"{name}.pem", append=True)
+    options = ("--tls-cert", "server.pem", "--tls-key", "server.key", "--tls-client-ca", "ca.pem")
+    paths = tuple(option if option.startswith("--") else str(tmp_path / option) for option in options)
+    with Server(tmp_path / "data", options=paths) as server:
+        ca, pem, key = tmp_path / "ca.pem", tmp_path / "client.pem", tmp_path / "client.key"
+        with fr.connect(server.address, server.admin_token, tls_ca=ca, tls_cert=pem, tls_key=key) as client:
+            assert client.myself().name == "admin"
+        for wrong in ({"tls_ca": ca}, {"insecure": True}):
+            with fr.connect(server.address, server.admin_token, **wrong) as client, pytest.raises(fr.ServerUnavailable):
+                client.myself()
