@@ -1,4 +1,4 @@
-"""Databases for servers that get killed."""
+"""Databases for every test that needs a real one."""
 
 import uuid
 import warnings
