@@ -21,7 +21,7 @@ R = TypeVar("R")
 
 MIGRATIONS = Path(__file__).with_name("migrations")
 POSTGRES_THREADS = 4
-# Any constant will do; it serves to let one of several servers migrate while the others wait.
+# Any constant will do, if nothing else takes it.
 MIGRATION_LOCK = 0x666564726F756E64
 
 
@@ -99,15 +99,11 @@ class Database:
         return self._peewee.atomic() if self.is_postgres else self._peewee.atomic("IMMEDIATE")
 
     def _migrate(self) -> None:
-        with self._connection():
-            if not self.is_postgres:
-                migrations.run(self._peewee, str(MIGRATIONS))
-                return
-            self._peewee.execute_sql("SELECT pg_advisory_lock(%s)", (MIGRATION_LOCK,))
-            try:
-                migrations.run(self._peewee, str(MIGRATIONS))
-            finally:
-                self._peewee.execute_sql("SELECT pg_advisory_unlock(%s)", (MIGRATION_LOCK,))
+        # One transaction for all that is missing: of several servers that start, one migrates and the others wait.
+        with self._connection(), self._transaction():
+            if self.is_postgres:
+                self._peewee.execute_sql("SELECT pg_advisory_xact_lock(%s)", (MIGRATION_LOCK,))
+            migrations.run(self._peewee, str(MIGRATIONS))
 
     def _disconnect(self) -> None:
         if isinstance(self._peewee, PooledPostgresqlDatabase):

@@ -1,0 +1,20 @@
+"""A store on each database."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from contracts.world import World
+from fedround_server.store import Store
+
+
+@pytest.fixture
+def store(database: str, tmp_path: Path) -> Iterator[Store]:
+    with Store(database or tmp_path / "fedround.db") as store:
+        yield store
+
+
+@pytest.fixture
+def world(store: Store) -> World:
+    return World(store)

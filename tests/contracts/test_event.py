@@ -1,0 +1,203 @@
+"""The log: without gaps, and to each reader what it may see; on both databases."""
+
+import asyncio
+from dataclasses import astuple
+from datetime import timedelta
+
+import pytest
+
+from contracts.world import World, new_id
+from fedround_server.domain.errors import CursorExpired, TrainingNotFound
+from fedround_server.domain.event import (
+    ClientRemoved,
+    Event,
+    RoundClosed,
+    RoundStarted,
+    TrainingFailed,
+    TrainingFinished,
+    TrainingRemoved,
+    TrainingStarted,
+    UpdateAccepted,
+)
+from fedround_server.domain.training import Aggregation, RoundPolicy
+from fedround_server.domain.user import Role
+from fedround_server.store import Store
+
+
+async def read(store: Store, training_id: str, user: str, after: int = 0, limit: int = 1000) -> list[Event]:
+    part = await store.events.part(training_id, user)
+    return (await store.events.read(part, user, after, limit))[0]
+
+
+def kinds(events: list[Event]) -> list[type]:
+    return [type(event.payload) for event in events]
+
+
+async def test_the_actor_reads_everything_and_a_participant_its_share(store: Store, world: World) -> None:
+    policy = RoundPolicy(deadline=timedelta(seconds=30))
+    actor, (first, second), training = await world.running(
+        2, target_num_updates=1, round_policy=policy, aggregation=Aggregation("fed_prox", {"mu": 0.5})
+    )
+    for client in (first, second):
+        await world.submit(training.training_id, 0, client, num_examples=5)
+    await world.commit(training.training_id)
+    log = await read(store, training.training_id, actor)
+    assert [event.sequence for event in log] == [1, 2, 3, 4, 5, 6]
+    assert kinds(log) == [
+        TrainingStarted,
+        RoundStarted,
+        UpdateAccepted,
+        UpdateAccepted,
+        RoundClosed,
+        TrainingFinished,
+    ]
+    model = await store.models.get_version(training.model_id, 0, actor)
+    round_started = log[1].payload
+    assert isinstance(round_started, RoundStarted)
+    assert round_started.model.blob == model.blob
+    assert round_started.deadline == log[1].create_time + timedelta(seconds=30)
+    assert round_started.aggregation == Aggregation("fed_prox", {"mu": 0.5})
+    accepted = [event.payload for event in log if isinstance(event.payload, UpdateAccepted)]
+    assert [astuple(payload)[2:] for payload in accepted] == [(first, 5, 1, 2), (second, 5, 2, 2)]
+    assert log[4].payload == RoundClosed(0, "TRAIN", 1, 2, {"loss": 0.5})
+    assert log[5].payload == TrainingFinished(training.model_id, 1)
+    assert [event.sequence for event in await read(store, training.training_id, first)] == [1, 2, 5, 6]
+
+
+async def test_reading_goes_on_behind_the_cursor(store: Store, world: World) -> None:
+    actor, clients, training = await world.running(3, target_num_updates=3)
+    for number in range(3):
+        for client in clients:
+            await world.submit(training.training_id, number, client)
+        await world.commit(training.training_id)
+    for user in (actor, clients[0]):
+        whole = await read(store, training.training_id, user)
+        part = await store.events.part(training.training_id, user)
+        cursor, pages = 0, []
+        while cursor < part.last_sequence:
+            events, after = await store.events.read(part, user, cursor, 2)
+            assert after > cursor
+            pages += events
+            cursor = after
+        assert pages == whole
+        assert await store.events.read(part, user, cursor, 2) == ([], cursor)
+
+
+async def test_sequences_have_no_gaps_under_concurrency(store: Store, world: World) -> None:
+    actor, clients, training = await world.running(10)
+    others = await world.users(10)
+    await asyncio.gather(
+        *(world.submit(training.training_id, 0, client) for client in clients),
+        *(store.trainings.register(training.training_id, actor, [other], world.now) for other in others),
+        *(store.trainings.remove_clients(training.training_id, actor, [client], world.now) for client in clients[:3]),
+        return_exceptions=True,
+    )
+    log = await read(store, training.training_id, actor)
+    assert [event.sequence for event in log] == list(range(1, len(log) + 1))
+    assert (await store.trainings.get(training.training_id, actor)).last_sequence == len(log)
+
+
+async def test_a_late_participant_begins_with_its_own_start(store: Store, world: World) -> None:
+    actor, (first,), training = await world.running(1, target_num_updates=3)
+    late = await world.user()
+    await store.trainings.register(training.training_id, actor, [late], world.now)
+    await world.submit(training.training_id, 0, first)
+    await world.commit(training.training_id)
+    log = await read(store, training.training_id, late)
+    assert kinds(log) == [TrainingStarted, RoundClosed, RoundStarted]
+    # Nobody else is told; the actor sees it all.
+    assert kinds(await read(store, training.training_id, first)) == [
+        TrainingStarted,
+        RoundStarted,
+        RoundClosed,
+        RoundStarted,
+    ]
+    assert kinds(await read(store, training.training_id, actor)).count(TrainingStarted) == 2
+
+
+async def test_a_removed_participant_reads_up_to_its_removal(store: Store, world: World) -> None:
+    actor, (first, second), training = await world.running(2, target_num_updates=1)
+    await store.trainings.remove_clients(training.training_id, actor, [first], world.now)
+    await world.submit(training.training_id, 0, second)
+    await world.commit(training.training_id)
+    assert kinds(await read(store, training.training_id, first)) == [TrainingStarted, RoundStarted, ClientRemoved]
+    assert ClientRemoved not in kinds(await read(store, training.training_id, second))
+    part = await store.events.part(training.training_id, first)
+    assert (part.until, part.ended) == (3, True)
+
+
+async def test_who_comes_back_reads_from_its_return(store: Store, world: World) -> None:
+    actor, (first, _), training = await world.running(2)
+    await store.trainings.remove_clients(training.training_id, actor, [first], world.now)
+    await store.trainings.register(training.training_id, actor, [first], world.now)
+    log = await read(store, training.training_id, first)
+    assert kinds(log) == [TrainingStarted]
+    assert log[0].sequence == 4
+
+
+async def test_the_end_is_in_the_log_and_seen_by_all(store: Store, world: World) -> None:
+    actor, (client,), training = await world.running(1)
+    await store.trainings.remove(training.training_id, actor, force=True, now=world.now)
+    for user in (actor, client):
+        assert kinds(await read(store, training.training_id, user))[-1] is TrainingRemoved
+        assert (await store.events.part(training.training_id, user)).ended
+
+
+async def test_who_is_missing_is_for_the_actor_only(store: Store, world: World) -> None:
+    _, (first, _), training = await world.running(2, round_policy=RoundPolicy(deadline=timedelta(seconds=1)))
+    await store.rounds.judge(training.training_id, 0, due=True, now=world.now)
+    failed = (await read(store, training.training_id, first))[-1].payload
+    assert failed == TrainingFailed("DEADLINE_MISSED", "round 0 reached its deadline with 0 of 2 updates")
+
+
+async def test_a_subscription_starts_where_the_training_stands(store: Store, world: World) -> None:
+    actor, (first, second), training = await world.running(2, target_num_updates=2)
+    await world.submit(training.training_id, 0, first)
+
+    async def snapshot(user: str, resume_after: int | None = None) -> list[type]:
+        part = await store.events.part(training.training_id, user)
+        start = await store.events.start(part, user, resume_after)
+        return kinds((await store.events.read(part, user, start, 100))[0])
+
+    assert await snapshot(first) == [RoundStarted]
+    assert await snapshot(actor) == [RoundStarted, UpdateAccepted]
+    assert await snapshot(first, 0) == [TrainingStarted, RoundStarted]
+    assert await snapshot(first, 2) == []
+    await world.submit(training.training_id, 0, second)
+    await world.commit(training.training_id)
+    assert await snapshot(first) == [RoundStarted]
+    for client in (first, second):
+        await world.submit(training.training_id, 1, client)
+    await world.commit(training.training_id)
+    assert await snapshot(first) == [TrainingFinished]
+    assert await snapshot(first, 2) == [RoundClosed, RoundStarted, RoundClosed, TrainingFinished]
+
+
+async def test_a_cursor_behind_the_end_is_refused(store: Store, world: World) -> None:
+    actor, _, training = await world.running(1)
+    part = await store.events.part(training.training_id, actor)
+    with pytest.raises(CursorExpired, match="end of the log \\(2\\)"):
+        await store.events.start(part, actor, 3)
+
+
+async def test_who_never_had_a_part_gets_nothing(store: Store, world: World) -> None:
+    _, _, training = await world.running(1)
+    for training_id in (training.training_id, new_id()):
+        with pytest.raises(TrainingNotFound):
+            await store.events.part(training_id, await world.user(Role.ACTOR))
+
+
+async def test_the_parts_of_a_user_are_its_present_trainings(store: Store, world: World) -> None:
+    actor, (client, _), training = await world.running(2)
+    other = await world.training(actor, [client])
+    left = await world.training(actor, [client])
+    await store.trainings.remove_clients(left.training_id, actor, [client], world.now)
+    removed = await world.training(actor, [client])
+    await store.trainings.remove(removed.training_id, actor, force=False, now=world.now)
+    parts = await store.events.parts(client)
+    assert {part.training_id for part in parts} == {training.training_id, other.training_id}
+    assert {part.training_id for part in await store.events.parts(actor)} == {
+        training.training_id,
+        other.training_id,
+        left.training_id,
+    }

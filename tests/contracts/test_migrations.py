@@ -1,0 +1,91 @@
+"""A database becomes what the store needs, whoever opens it and however often."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import peewee
+import pytest
+
+from contracts.world import World
+from fedround_server.domain.errors import StoreUnavailable
+from fedround_server.store import Store
+from fedround_server.store.database import MIGRATIONS
+from fedround_server.store.schema import TABLES, database_proxy
+
+OPEN = "import sys; from fedround_server.store import Store\nwith Store(sys.argv[1]): pass"
+
+
+def tables(database: peewee.Database) -> dict[str, Any]:
+    """What there is: columns with their types, primary keys and indexes."""
+    return {
+        name: (
+            sorted((column.name, column.data_type, column.null) for column in database.get_columns(name)),
+            sorted(database.get_primary_keys(name)),
+            sorted((tuple(index.columns), index.unique) for index in database.get_indexes(name)),
+        )
+        for name in (table._meta.table_name for table in TABLES)
+    }
+
+
+def test_the_migrations_make_what_the_tables_say(database: str, tmp_path: Path) -> None:
+    with Store(database or tmp_path / "fedround.db"):
+        opened: peewee.Database = database_proxy.obj
+        migrated = tables(opened)
+        with opened.atomic() as transaction:
+            opened.drop_tables(TABLES)
+            opened.create_tables(TABLES)
+            declared = tables(opened)
+            transaction.rollback()
+        opened.close()
+    assert migrated == declared
+
+
+async def test_a_second_opening_changes_nothing(database: str, tmp_path: Path) -> None:
+    url = database or tmp_path / "fedround.db"
+    with Store(url) as store:
+        user = await World(store).user(name="somebody")
+    with Store(url) as store:
+        assert (await store.users.get(user)).name == "somebody"
+
+
+def test_three_servers_may_migrate_one_database_at_once(database: str, tmp_path: Path) -> None:
+    url = database or str(tmp_path / "fedround.db")
+    openers = [subprocess.Popen([sys.executable, "-c", OPEN, url], stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    assert [(opener.communicate()[1], opener.returncode) for opener in openers] == [("", 0)] * 3
+    with Store(url):
+        opened: peewee.Database = database_proxy.obj
+        assert {table._meta.table_name for table in TABLES} <= set(opened.get_tables())
+        opened.close()
+
+
+def test_migrations_are_numbered_without_gaps() -> None:
+    numbers = sorted(int(path.name.split("_")[0]) for path in MIGRATIONS.glob("[0-9]*.py"))
+    assert numbers == list(range(1, len(numbers) + 1))
+
+
+def test_a_process_has_one_open_store_at_a_time(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="close the other one first"), Store(tmp_path / "other.db"):
+        pytest.fail("two stores are open")
+
+
+def test_a_file_that_is_no_database_is_refused_whole(tmp_path: Path) -> None:
+    (tmp_path / "fedround.db").write_bytes(b"no database " * 1000)
+    with pytest.raises(peewee.DatabaseError), Store(tmp_path / "fedround.db"):
+        pytest.fail("the store is open")
+    with Store(tmp_path / "other.db"):
+        assert database_proxy.obj is not None
+
+
+async def test_a_database_that_goes_away_is_told_as_unavailable(store: Store, world: World) -> None:
+    opened: peewee.Database = database_proxy.obj
+
+    def fail(*_: object, **__: object) -> None:
+        raise peewee.OperationalError("the server closed the connection")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(opened), "execute_sql", fail)
+        with pytest.raises(StoreUnavailable):
+            await store.users.has_admin()
+    assert await store.users.has_admin() is False

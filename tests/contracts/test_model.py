@@ -1,0 +1,111 @@
+"""Models and their metrics, on both databases."""
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from contracts.world import SPEC, World, blob, new_id, new_model
+from fedround_server.domain.errors import ModelInUse, ModelNotFound
+from fedround_server.domain.model import Model
+from fedround_server.domain.user import Role
+from fedround_server.store import Store
+
+
+async def test_a_model_comes_back_as_it_was_stored(store: Store, world: World) -> None:
+    owner = await world.user(Role.ACTOR)
+    made = await store.models.create(new_id(), owner, new_model(), world.now)
+    assert await store.models.get(made.model_id, owner) == made
+    assert made.manifest == new_model().manifest
+    assert (made.owner_id, made.latest.version, made.latest.blob) == (owner, 0, new_model().blob)
+
+
+async def test_models_are_seen_by_their_owner_and_participants_only(store: Store, world: World) -> None:
+    actor, (client, gone), training = await world.running(2)
+    await store.trainings.remove_clients(training.training_id, actor, [gone], world.now)
+    for user in (actor, client):
+        assert (await store.models.get(training.model_id, user)).model_id == training.model_id
+    for user in (gone, await world.user(Role.ACTOR), await world.user(Role.ADMIN)):
+        for call in (store.models.get(training.model_id, user), store.models.get_version(training.model_id, 0, user)):
+            with pytest.raises(ModelNotFound):
+                await call
+    await store.trainings.remove(training.training_id, actor, force=True, now=world.now)
+    with pytest.raises(ModelNotFound):
+        await store.models.get(training.model_id, client)
+
+
+async def test_versions_that_are_not_there_are_not_found(store: Store, world: World) -> None:
+    owner = await world.user(Role.ACTOR)
+    made = await store.models.create(new_id(), owner, new_model(), world.now)
+    with pytest.raises(ModelNotFound, match=r"version 1 .the latest is 0"):
+        await store.models.get_version(made.model_id, 1, owner)
+
+
+async def test_models_are_paged_from_the_newest(store: Store, world: World) -> None:
+    owner = await world.user(Role.ACTOR)
+    now = world.now
+    made = [await store.models.create(new_id(), owner, new_model(), now) for _ in range(5)]
+    seen: list[Model] = []
+    while page := await store.models.page(owner, (now, seen[-1].model_id) if seen else None, 2):
+        seen += page
+    assert [model.model_id for model in seen] == sorted((model.model_id for model in made), reverse=True)
+
+
+async def test_a_model_is_removed_when_no_training_needs_it(store: Store, world: World) -> None:
+    actor, (client,), training = await world.running(1, target_num_updates=1)
+    with pytest.raises(ModelInUse) as refusal:
+        await store.models.remove(training.model_id, actor, world.now)
+    assert refusal.value.metadata["training_id"] == training.training_id
+    with pytest.raises(ModelNotFound):
+        await store.models.remove(training.model_id, client, world.now)
+    await world.submit(training.training_id, 0, client)
+    await world.commit(training.training_id)
+    await store.models.remove(training.model_id, actor, world.now)
+    for call in (store.models.get(training.model_id, actor), store.models.remove(training.model_id, actor, world.now)):
+        with pytest.raises(ModelNotFound):
+            await call
+    assert await store.models.page(actor, None, 10) == []
+
+
+async def test_a_model_is_either_trained_or_removed(store: Store, world: World) -> None:
+    actor = await world.user(Role.ACTOR)
+    for _ in range(25):
+        model = await store.models.create(new_id(), actor, new_model(), world.now)
+        created, removed = await asyncio.gather(
+            world.create(actor, replace(SPEC, model_id=model.model_id)),
+            store.models.remove(model.model_id, actor, world.now),
+            return_exceptions=True,
+        )
+        assert isinstance(created, ModelNotFound) != isinstance(removed, ModelInUse)
+
+
+async def test_files_are_in_use_as_long_as_something_needs_them(store: Store, world: World) -> None:
+    actor, (client,), training = await world.running(1, target_num_updates=1)
+    await world.submit(training.training_id, 0, client, "an update")
+    await world.commit(training.training_id, "trained")
+    files = {blob(content).sha256 for content in ("zeros", "an update", "trained")}
+    assert await store.models.digests_in_use() == files
+    await store.models.remove(training.model_id, actor, world.now)
+    assert await store.models.digests_in_use() == {blob("an update").sha256}
+    await store.trainings.remove(training.training_id, actor, force=False, now=world.now)
+    assert await store.models.digests_in_use() == set()
+
+
+async def test_metrics_are_paged_and_private(store: Store, world: World) -> None:
+    actor, clients, training = await world.running(2, target_num_updates=2)
+    for number in range(2):
+        for client in clients:
+            await world.submit(training.training_id, number, client)
+        await world.commit(training.training_id)
+    everything = await store.models.metrics(training.model_id, actor, 0, 100)
+    assert [(report.round, report.reporter_id) for report in everything] == [
+        (number, reporter) for number in range(2) for reporter in (None, *clients)
+    ]
+    paged = [
+        report for skip in range(0, 6, 2) for report in await store.models.metrics(training.model_id, actor, skip, 2)
+    ]
+    assert paged == everything
+    own = await store.models.metrics(training.model_id, clients[0], 0, 100)
+    assert {report.reporter_id for report in own} == {None, clients[0]}
+    with pytest.raises(ModelNotFound):
+        await store.models.metrics(training.model_id, await world.user(), 0, 100)
