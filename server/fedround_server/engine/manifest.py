@@ -128,18 +128,19 @@ def check_same(actual: Manifest, expected: Manifest) -> None:
 
 
 def _header_length(prefix: bytes) -> int:
+    length = int.from_bytes(prefix, "little")
+    if 2 <= length <= MAX_HEADER:
+        return length
+    # Looked at last: the lengths 640, 896, ... begin like a pickle.
     if prefix.startswith(PICKLE_STARTS):
         raise ModelFormat(
             "this is a pickle (a torch .pt file), and the server unpickles nothing:"
             " run `fedround convert FILE` and send the safetensors file that it writes"
         )
-    length = int.from_bytes(prefix, "little")
-    if not 2 <= length <= MAX_HEADER:
-        raise ModelFormat(
-            f"this is not a safetensors file (its header would have {length} bytes, allowed are 2 to {MAX_HEADER}):"
-            " save the state dict with safetensors, or run `fedround convert FILE`"
-        )
-    return length
+    raise ModelFormat(
+        f"this is not a safetensors file (its header would have {length} bytes, allowed are 2 to {MAX_HEADER}):"
+        " save the state dict with safetensors, or run `fedround convert FILE`"
+    )
 
 
 def _parse_json(header: bytes) -> dict[str, Any]:
