@@ -1,0 +1,253 @@
+"""Aggregation: the bits of a reference in NumPy, for any model, any weights, any order of arrival."""
+
+import hashlib
+import itertools
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import safetensors.torch
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes
+
+from fedround_server.engine import tensors as engine_tensors
+from fedround_server.engine.aggregation import aggregate
+from fedround_server.engine.aggregators import AGGREGATORS
+from fedround_server.engine.job import AggregationFailed, AggregationJob
+from fedround_server.engine.tensors import BLOCK, TensorFile, find_not_finite
+from unit.safetensors_files import NUMPY_DTYPES, write
+
+Tensors = dict[str, np.ndarray]
+FLOATS = ("F64", "F32", "F16")
+
+
+def make(folder: Path, model: Tensors, updates: list[Tensors], weights: list[int], algorithm: str = "fed_avg") -> Path:
+    """Aggregates, and returns the new file."""
+    files = []
+    for number, tensors in enumerate([model, *updates]):
+        files.append(folder / f"{number}.safetensors")
+        files[-1].write_bytes(write(tensors))
+    target = folder / "new.safetensors"
+    target.unlink(missing_ok=True)
+    blob = aggregate(AggregationJob(files[0], tuple(files[1:]), tuple(weights), algorithm, {}), target)
+    assert blob.sha256 == hashlib.sha256(target.read_bytes()).hexdigest()
+    assert blob.size_bytes == target.stat().st_size
+    return target
+
+
+def reference(updates: list[Tensors], weights: list[int], name: str) -> np.ndarray:
+    """The weighted mean in float64, summed in the order of the updates."""
+    total = np.zeros(updates[0][name].shape, np.float64)
+    for update, weight in zip(updates, weights, strict=True):
+        total += update[name].astype(np.float64) * np.float64(weight)
+    return (total / np.float64(sum(weights))).astype(updates[0][name].dtype)
+
+
+@st.composite
+def rounds(draw: st.DrawFn) -> tuple[Tensors, list[Tensors], list[int]]:
+    shapes = draw(
+        st.dictionaries(
+            st.sampled_from(["a", "b/weight", "c.bias", "zz"]),
+            st.tuples(st.sampled_from(sorted(NUMPY_DTYPES)), array_shapes(min_dims=0, max_dims=3, max_side=6)),
+            min_size=1,
+        )
+    )
+    count = draw(st.integers(1, 5))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    made = []
+    for _ in range(count + 1):
+        made.append(
+            {
+                name: np.asarray(rng.standard_normal(shape) * 100).astype(NUMPY_DTYPES[dtype])
+                for name, (dtype, shape) in shapes.items()
+            }
+        )
+    return made[0], made[1:], draw(st.lists(st.integers(1, 2**31), min_size=count, max_size=count))
+
+
+@given(rounds())
+@settings(deadline=None)
+def test_the_result_is_the_references_bit_for_bit(
+    tmp_path_factory: pytest.TempPathFactory, a_round: tuple[Tensors, list[Tensors], list[int]]
+) -> None:
+    model, updates, weights = a_round
+    result = safetensors.numpy.load_file(make(tmp_path_factory.mktemp("round"), model, updates, weights))
+    assert result.keys() == model.keys()
+    for name, tensor in model.items():
+        assert result[name].dtype == tensor.dtype
+        if tensor.dtype.kind == "f":
+            expected = reference(updates, weights, name)
+        else:
+            expected = updates[int(np.argmax(weights))][name]
+        assert result[name].tobytes() == expected.tobytes()
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(-1e300, 1e300), st.integers(1, 2**31)),
+        min_size=1,
+        max_size=20,
+    )
+)
+@settings(deadline=None)
+def test_the_mean_is_as_near_to_the_exact_one_as_float64_allows(
+    tmp_path_factory: pytest.TempPathFactory, votes: list[tuple[float, int]]
+) -> None:
+    updates = [{"x": np.array(value)} for value, _ in votes]
+    weights = [weight for _, weight in votes]
+    exact = sum(Fraction(value) * weight for value, weight in votes) / sum(weights)
+    # n products and sums, each rounded once: the usual bound of a dot product (Higham, section 3.1).
+    scale = sum(abs(Fraction(value)) * weight for value, weight in votes) / sum(weights)
+    new = make(tmp_path_factory.mktemp("round"), {"x": np.array(0.0)}, updates, weights)
+    found = Fraction(float(safetensors.numpy.load_file(new)["x"]))
+    assert abs(found - exact) <= (len(votes) + 3) * Fraction(2) ** -52 * scale + Fraction(2) ** -1074
+
+
+def test_a_tensor_of_many_blocks_is_cut_without_a_seam(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    shape = (3, BLOCK + 17)
+    model, *updates = ({"w": rng.standard_normal(shape).astype(np.float32), "s": np.ones(1)} for _ in range(4))
+    weights = [3, 1, 4]
+    result = safetensors.numpy.load_file(make(tmp_path, model, updates, weights))
+    assert result["w"].tobytes() == reference(updates, weights, "w").tobytes()
+
+
+def test_the_size_of_a_block_does_not_change_the_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(2)
+    model, *updates = ({"w": rng.standard_normal(1000).astype(np.float32)} for _ in range(6))
+    weights = [7, 1, 2**31, 3, 5]
+    made = set()
+    for block in (1, 7, 999, BLOCK):
+        monkeypatch.setattr(engine_tensors, "BLOCK", block)
+        made.add(make(tmp_path, model, updates, weights).read_bytes())
+    assert len(made) == 1
+
+
+def test_threads_do_not_change_the_bits(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    model, *updates = ({"w": rng.standard_normal(3 * BLOCK).astype(np.float32)} for _ in range(4))
+    before, made = torch.get_num_threads(), set()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            made.add(make(tmp_path, model, updates, [1, 2, 3]).read_bytes())
+    finally:
+        torch.set_num_threads(before)
+    assert len(made) == 1
+
+
+def test_equal_updates_give_themselves(tmp_path: Path) -> None:
+    rng = np.random.default_rng(4)
+    update = {"w": rng.integers(-1000, 1000, 500).astype(np.float32)}
+    result = make(tmp_path, {"w": np.zeros(500, np.float32)}, [update] * 7, [1, 2, 3, 4, 5, 6, 7])
+    assert safetensors.numpy.load_file(result)["w"].tobytes() == update["w"].tobytes()
+
+
+def test_half_precision_is_summed_in_double(tmp_path: Path) -> None:
+    # In float16 the sum would overflow; in float32 the small one would vanish.
+    updates = [{"w": np.array([60000, 1], np.float16)}, {"w": np.array([60000, 3], np.float16)}]
+    result = safetensors.numpy.load_file(make(tmp_path, updates[0], updates, [2**30, 2**30]))
+    assert result["w"].tolist() == [60000, 2]
+
+
+def test_bfloat16_is_averaged_and_rounded_to_nearest_even(tmp_path: Path) -> None:
+    files = []
+    values = ([1.0, 1.0, -3.5], [1.0078125, 2.0, 3.5])
+    for number, row in enumerate(values):
+        files.append(tmp_path / f"{number}")
+        safetensors.torch.save_file({"w": torch.tensor(row, dtype=torch.bfloat16)}, files[-1])
+    target = tmp_path / "new"
+    aggregate(AggregationJob(files[0], tuple(files), (1, 1), "fed_avg", {}), target)
+    result = safetensors.torch.load_file(target)["w"]
+    assert result.dtype == torch.bfloat16
+    # 1.00390625 lies in the middle of 1.0 and 1.0078125: even wins.
+    assert result.tolist() == [1.0, 1.5, 0.0]
+
+
+def test_integers_are_not_averaged(tmp_path: Path) -> None:
+    counter = "bn.num_batches_tracked"
+    model = {"ids": np.array([0, 0]), "mask": np.array([False]), counter: np.array(0)}
+    updates = [
+        {"ids": np.array([1, 2]), "mask": np.array([True]), counter: np.array(9)},
+        {"ids": np.array([3, 4]), "mask": np.array([False]), counter: np.array(5)},
+        {"ids": np.array([5, 6]), "mask": np.array([True]), counter: np.array(2)},
+    ]
+    result = safetensors.numpy.load_file(make(tmp_path, model, updates, [1, 8, 8]))
+    # Of the heaviest the first; of the counters the highest.
+    assert result["ids"].tolist() == [3, 4]
+    assert result["mask"].tolist() == [False]
+    assert result[counter].item() == 9
+
+
+def test_the_new_file_has_the_models_header(tmp_path: Path) -> None:
+    files = [tmp_path / "model", tmp_path / "update"]
+    safetensors.numpy.save_file({"a": np.zeros(3), "b": np.zeros(2)}, files[0], {"format": "pt", "by": "me"})
+    files[1].write_bytes(write({"b": np.ones(2), "a": np.full(3, 2.0)}))
+    target = tmp_path / "new"
+    aggregate(AggregationJob(files[0], (files[1],), (1,), "fed_avg", {}), target)
+    before, after = files[0].read_bytes(), target.read_bytes()
+    assert len(after) == len(before)
+    assert after[: 8 + before[0]] == before[: 8 + before[0]]
+    assert safetensors.numpy.load(after)["a"].tolist() == [2.0, 2.0, 2.0]
+
+
+def test_a_result_out_of_range_is_no_result(tmp_path: Path) -> None:
+    # The sum of the products is out of float64's range, though no update is.
+    updates = [{"w": np.array([1.0, 1e308])}, {"w": np.array([1.0, 1e308])}]
+    with pytest.raises(AggregationFailed, match="'w' has values that its dtype cannot hold"):
+        make(tmp_path, updates[0], updates, [2, 2])
+
+
+@pytest.mark.parametrize("algorithm", sorted(AGGREGATORS))
+def test_every_aggregator_averages_what_all_agree_on(tmp_path: Path, algorithm: str) -> None:
+    update = {"w": np.array([1.0, -2.0, 0.5], np.float32)}
+    result = make(tmp_path, {"w": np.zeros(3, np.float32)}, [update] * 3, [1, 5, 2], algorithm)
+    assert safetensors.numpy.load_file(result)["w"].tolist() == [1.0, -2.0, 0.5]
+
+
+def test_fed_prox_averages_like_fed_avg(tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    model, *updates = ({"w": rng.standard_normal(100).astype(np.float32)} for _ in range(4))
+    made = {make(tmp_path, model, updates, [1, 2, 3], name).read_bytes() for name in ("fed_avg", "fed_prox")}
+    assert len(made) == 1
+
+
+@pytest.mark.parametrize(("dtype", "bad"), list(itertools.product(FLOATS, [np.nan, np.inf, -np.inf])))
+def test_one_bad_value_is_found_wherever_it_is(tmp_path: Path, dtype: str, bad: float) -> None:
+    for position in (0, BLOCK - 1, BLOCK, 2 * BLOCK + 4):
+        tensor = np.zeros(2 * BLOCK + 5, NUMPY_DTYPES[dtype])
+        file = tmp_path / "file"
+        file.write_bytes(write({"fine": np.ones(3), "spoilt": tensor}))
+        with TensorFile(file) as mapped:
+            assert find_not_finite(mapped) is None
+        tensor[position] = bad
+        file.write_bytes(write({"fine": np.ones(3), "spoilt": tensor}))
+        with TensorFile(file) as mapped:
+            assert find_not_finite(mapped) == "spoilt"
+
+
+def test_bfloat16_is_looked_at_too(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    safetensors.torch.save_file({"w": torch.tensor([1.0, float("inf")], dtype=torch.bfloat16)}, file)
+    with TensorFile(file) as mapped:
+        assert find_not_finite(mapped) == "w"
+
+
+def test_extreme_but_finite_values_pass(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    tensors = {
+        dtype: np.array([np.finfo(NUMPY_DTYPES[dtype]).max, np.finfo(NUMPY_DTYPES[dtype]).min]) for dtype in FLOATS
+    }
+    file.write_bytes(write({**tensors, "I64": np.array([2**63 - 1])}))
+    with TensorFile(file) as mapped:
+        assert find_not_finite(mapped) is None
+
+
+def test_tensors_need_not_be_aligned(tmp_path: Path) -> None:
+    model = {"flag": np.array([True]), "w": np.arange(1001, dtype=np.float64)}
+    result = make(tmp_path, model, [model], [3])
+    assert safetensors.numpy.load_file(result)["w"].tolist() == model["w"].tolist()

@@ -1,0 +1,128 @@
+"""Files on disk: whole or not there, by their digest, and resumable."""
+
+import hashlib
+import os
+import stat
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedround_server.blobs import UNREFERENCED_SECONDS, BlobStore
+from fedround_server.domain.errors import UploadOffset
+from fedround_server.domain.model import BlobRef
+
+
+@pytest.fixture
+def blobs(tmp_path: Path) -> BlobStore:
+    return BlobStore(tmp_path)
+
+
+def put(blobs: BlobStore, data: bytes, name: str = "one") -> BlobRef:
+    with blobs.upload("user", None, 0, name) as writer:
+        writer.write(data)
+        writer.sync()
+        blobs.adopt(writer.path, writer.blob)
+        return writer.blob
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_blob_is_found_by_its_digest_and_nobody_writes_to_it(blobs: BlobStore, tmp_path: Path) -> None:
+    blob = put(blobs, b"hello")
+    assert blob == BlobRef(hashlib.sha256(b"hello").hexdigest(), 5)
+    path = blobs.path(blob.sha256)
+    assert path.read_bytes() == b"hello"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o400
+    assert files(tmp_path) == [f"objects/{blob.sha256[:2]}/{blob.sha256}"]
+    with blobs.open(blob.sha256, 2) as file:
+        assert file.read() == b"llo"
+
+
+def test_the_same_bytes_are_one_blob(blobs: BlobStore, tmp_path: Path) -> None:
+    first = put(blobs, b"same", "one")
+    os.utime(blobs.path(first.sha256), (0, 0))
+    assert put(blobs, b"same", "two") == first
+    assert len(files(tmp_path)) == 1
+    # Touched: it is not to be collected just now.
+    assert blobs.path(first.sha256).stat().st_mtime > time.time() - 60
+
+
+def test_an_upload_that_is_given_up_leaves_nothing(blobs: BlobStore, tmp_path: Path) -> None:
+    with blobs.upload("user", None, 0, "one") as writer:
+        writer.write(b"half")
+        assert len(files(tmp_path)) == 1
+    assert files(tmp_path) == []
+
+
+@given(st.binary(min_size=1, max_size=5000), st.lists(st.integers(0, 5000), max_size=5))
+@settings(deadline=None)
+def test_a_resumed_upload_is_the_file_whatever_the_cuts(
+    tmp_path_factory: pytest.TempPathFactory, data: bytes, cuts: list[int]
+) -> None:
+    blobs = BlobStore(tmp_path_factory.mktemp("blobs"))
+    for cut in [*cuts, len(data)]:
+        here = blobs.upload_size("user", "upload")
+        # Also further back than it stands.
+        offset = min(here, cut)
+        with blobs.upload("user", "upload", offset, "") as writer:
+            seen = bytearray()
+            writer.replay(seen.extend)
+            assert bytes(seen) == data[:offset]
+            writer.write(data[offset : max(offset, cut)])
+            blob = writer.blob
+    assert blob == BlobRef(hashlib.sha256(data).hexdigest(), len(data))
+    assert blobs.upload_size("user", "upload") == len(data)
+
+
+def test_an_upload_is_not_resumed_behind_its_end(blobs: BlobStore) -> None:
+    with blobs.upload("user", "upload", 0, "") as writer:
+        writer.write(b"12345")
+    for upload_id, offset, stands_at in (("upload", 6, 5), ("other", 1, 0), (None, 1, 0)):
+        with pytest.raises(UploadOffset) as refusal:
+            blobs.upload("user", upload_id, offset, "")
+        assert refusal.value.metadata["committed_size"] == str(stands_at)
+
+
+def test_uploads_of_two_users_never_meet(blobs: BlobStore) -> None:
+    with blobs.upload("one", "upload", 0, "") as writer:
+        writer.write(b"12345")
+    assert (blobs.upload_size("one", "upload"), blobs.upload_size("two", "upload")) == (5, 0)
+    blobs.forget_user("two")
+    assert blobs.upload_size("one", "upload") == 5
+    blobs.forget_user("one")
+    assert blobs.upload_size("one", "upload") == 0
+
+
+def test_a_discarded_upload_begins_anew(blobs: BlobStore) -> None:
+    with blobs.upload("user", "upload", 0, "") as writer:
+        writer.write(b"wrong")
+        writer.discard()
+    assert blobs.upload_size("user", "upload") == 0
+
+
+def test_a_sweep_removes_what_a_dead_process_left_but_not_what_can_go_on(blobs: BlobStore, tmp_path: Path) -> None:
+    blobs.temporary("left").write_bytes(b"x")
+    with blobs.upload("user", "upload", 0, "") as writer:
+        writer.write(b"half")
+    blob = put(blobs, b"kept")
+    blobs.sweep()
+    assert files(tmp_path) == [f"objects/{blob.sha256[:2]}/{blob.sha256}", "uploads/user/upload"]
+
+
+def test_only_old_files_that_nothing_needs_are_collected(blobs: BlobStore, tmp_path: Path) -> None:
+    needed, old, new = (put(blobs, data) for data in (b"needed", b"old", b"new"))
+    for name in ("stale", "fresh"):
+        with blobs.upload("user", name, 0, "") as writer:
+            writer.write(b"half")
+    long_ago = time.time() - UNREFERENCED_SECONDS - 60
+    for path in (blobs.path(needed.sha256), blobs.path(old.sha256), tmp_path / "uploads/user/stale"):
+        os.utime(path, (long_ago, long_ago))
+    assert blobs.collect({needed.sha256}) == 1
+    assert [blobs.path(blob.sha256).exists() for blob in (needed, old, new)] == [True, False, True]
+    assert (blobs.upload_size("user", "stale"), blobs.upload_size("user", "fresh")) == (0, 4)
+    assert blobs.collect({needed.sha256}) == 0

@@ -1,0 +1,133 @@
+"""The engine's worker: a process of its own that dies, is replaced, and leaves nothing behind."""
+
+import asyncio
+import multiprocessing
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from fedround_server.engine.job import AggregationFailed, AggregationJob
+from fedround_server.engine.worker import WorkerEngine, WorkerLost
+from unit.safetensors_files import write
+
+# Makes a worker, tells its id, and waits to be killed.
+SERVER = """
+import asyncio, multiprocessing, sys, time
+from pathlib import Path
+from fedround_server.engine.worker import WorkerEngine
+if __name__ == "__main__":
+    with WorkerEngine() as engine:
+        asyncio.run(engine.find_not_finite(Path(sys.argv[1])))
+        assert "torch" not in sys.modules
+        print(multiprocessing.active_children()[0].pid, flush=True)
+        time.sleep(60)
+"""
+
+
+@pytest.fixture
+def engine() -> Iterator[WorkerEngine]:
+    with WorkerEngine() as engine:
+        yield engine
+
+
+def worker() -> int:
+    (child,) = multiprocessing.active_children()
+    assert child.pid is not None
+    return child.pid
+
+
+def job(folder: Path, elements: int = 3) -> AggregationJob:
+    file = folder / "model"
+    file.write_bytes(write({"w": np.ones(elements, np.float32)}))
+    return AggregationJob(file, (file, file), (1, 2), "fed_avg", {})
+
+
+async def test_jobs_come_back_with_their_results(engine: WorkerEngine, tmp_path: Path) -> None:
+    work = job(tmp_path)
+    assert await engine.find_not_finite(work.model) is None
+    blob = await engine.aggregate(work, tmp_path / "new")
+    assert (tmp_path / "new").stat().st_size == blob.size_bytes
+    assert safetensors.numpy.load_file(tmp_path / "new")["w"].tolist() == [1, 1, 1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "new"]
+
+
+async def test_a_failure_comes_back_as_itself(engine: WorkerEngine, tmp_path: Path) -> None:
+    big = tmp_path / "big"
+    big.write_bytes(write({"w": np.array([1e308])}))
+    with pytest.raises(AggregationFailed, match="'w'"):
+        await engine.aggregate(AggregationJob(big, (big, big), (3, 3), "fed_avg", {}), tmp_path / "new")
+    with pytest.raises(FileNotFoundError):
+        await engine.aggregate(AggregationJob(tmp_path / "gone", (big,), (1,), "fed_avg", {}), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    assert await engine.find_not_finite(big) is None
+
+
+async def test_a_killed_worker_is_replaced_and_its_job_done_again(engine: WorkerEngine, tmp_path: Path) -> None:
+    work = job(tmp_path, 20_000_000)
+    await engine.find_not_finite(work.model)
+    first = worker()
+    aggregating = asyncio.create_task(engine.aggregate(work, tmp_path / "new"))
+    while not list(tmp_path.glob("new.*")):
+        await asyncio.sleep(0.001)
+    os.kill(first, signal.SIGKILL)
+    blob = await aggregating
+    assert worker() != first
+    assert (tmp_path / "new").stat().st_size == blob.size_bytes
+
+
+async def test_jobs_that_wait_survive_their_worker_too(engine: WorkerEngine, tmp_path: Path) -> None:
+    work = job(tmp_path)
+    await engine.find_not_finite(work.model)
+    waiting = [asyncio.create_task(engine.aggregate(work, tmp_path / f"new {number}")) for number in range(20)]
+    await asyncio.sleep(0)
+    os.kill(worker(), signal.SIGKILL)
+    assert len({blob.sha256 for blob in await asyncio.gather(*waiting)}) == 1
+
+
+async def test_a_job_that_kills_every_worker_is_given_up(engine: WorkerEngine, tmp_path: Path) -> None:
+    with pytest.raises(WorkerLost, match="3 times"):
+        await engine._run(os._exit, 1)
+    assert await engine.find_not_finite(job(tmp_path).model) is None
+
+
+async def test_torch_stays_in_the_worker_and_the_worker_goes_with_its_server(tmp_path: Path) -> None:
+    script = tmp_path / "server.py"
+    script.write_text(SERVER)
+    server = subprocess.Popen(
+        [sys.executable, str(script), str(job(tmp_path).model)], stdout=subprocess.PIPE, text=True
+    )
+    assert server.stdout is not None
+    child = os.pidfd_open(int(server.stdout.readline()))
+    server.kill()
+    server.wait()
+    server.stdout.close()
+    ended, _, _ = select.select([child], [], [], 30)
+    os.close(child)
+    assert ended
+
+
+async def test_a_closed_engine_says_so(tmp_path: Path) -> None:
+    with WorkerEngine() as engine:
+        pass
+    with pytest.raises(WorkerLost, match="closed"):
+        await engine.find_not_finite(tmp_path)
+
+
+async def test_closing_ends_the_worker_at_once(tmp_path: Path) -> None:
+    with WorkerEngine() as engine:
+        work = job(tmp_path, 20_000_000)
+        await engine.find_not_finite(work.model)
+        under_way = asyncio.create_task(engine.aggregate(work, tmp_path / "new"))
+        await asyncio.sleep(0.01)
+        assert len(multiprocessing.active_children()) == 1
+    assert multiprocessing.active_children() == []
+    with pytest.raises(WorkerLost):
+        await under_way
