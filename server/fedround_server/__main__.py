@@ -4,13 +4,14 @@ import argparse
 import asyncio
 import signal
 import sys
+import tomllib
 
 import structlog
 from pydantic import ValidationError
 
 from fedround_server import logs
 from fedround_server.app import serve
-from fedround_server.config import Settings
+from fedround_server.config import CONFIG_FILE, Settings
 
 log = structlog.get_logger("fedround.main")
 
@@ -31,6 +32,9 @@ def main(argv: list[str] | None = None) -> int:
             field = ".".join(str(part) for part in problem["loc"])
             message = problem["msg"].removeprefix("Value error, ")
             sys.stderr.write(f"error: {field + ': ' if field else ''}{message}\n")
+        return 2
+    except tomllib.TOMLDecodeError as error:
+        sys.stderr.write(f"error: {CONFIG_FILE}: {error}\n")
         return 2
     logs.set_up(settings.log_format, settings.log_level)
     try:

@@ -8,12 +8,14 @@ from urllib.parse import urlsplit
 from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
+CONFIG_FILE = "fedround.toml"
+
 
 class Settings(BaseSettings):
     """Everything that an operator can set. Frozen."""
 
     model_config = SettingsConfigDict(
-        env_prefix="FEDROUND_", frozen=True, extra="forbid", toml_file="fedround.toml", populate_by_name=True
+        env_prefix="FEDROUND_", frozen=True, extra="forbid", toml_file=CONFIG_FILE, populate_by_name=True
     )
 
     listen: str = Field("127.0.0.1:50051", description="Address to serve at; port 0 takes a free one.")

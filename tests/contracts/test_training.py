@@ -82,9 +82,15 @@ async def test_unknown_clients_are_all_named(store: Store, world: World) -> None
     await store.users.remove(gone, world.now)
     # More than one question to the database holds.
     strangers = sorted([*(new_id() for _ in range(600)), gone])
+    few = strangers[5:10]
     with pytest.raises(UnknownClients) as refusal:
         await store.trainings.prepare(actor, replace(SPEC, client_ids=(known, *strangers)), 10)
-    assert refusal.value.metadata["client_ids"].split(", ") == strangers
+    assert refusal.value.metadata["client_ids"].split(", ") == strangers[:60]
+    assert refusal.value.metadata["count"] == "601"
+    assert "and 581 more" in refusal.value.message
+    with pytest.raises(UnknownClients) as refusal:
+        await store.trainings.prepare(actor, replace(SPEC, client_ids=(known, *few)), 10)
+    assert all(stranger in refusal.value.message for stranger in few)
 
 
 async def test_ended_trainings_do_not_count_against_the_quota(store: Store, world: World) -> None:

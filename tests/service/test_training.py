@@ -182,6 +182,10 @@ class TestRegisterAndRemove:
         mixed = [clients[1].user_id, *strangers]
         with refused("INVALID_ARGUMENT", "UNKNOWN_CLIENTS", *strangers):
             actor.trainings.RegisterClients(RegisterClientsRequest(training_id=made.training_id, client_ids=mixed))
+        # More of them than an answer has room for.
+        many = sorted(new_id() for _ in range(10_000))
+        with refused("INVALID_ARGUMENT", "UNKNOWN_CLIENTS", many[0], "and 9980 more"):
+            actor.trainings.RegisterClients(RegisterClientsRequest(training_id=made.training_id, client_ids=many))
         mixed = [clients[0].user_id, clients[1].user_id]
         with refused("INVALID_ARGUMENT", "UNKNOWN_CLIENTS", clients[1].user_id):
             actor.trainings.RemoveClients(RemoveClientsRequest(training_id=made.training_id, client_ids=mixed))

@@ -152,13 +152,22 @@ class FieldInvalid(InvalidArgument):
 
 
 class UnknownClients(InvalidArgument):
-    """A list names clients that do not exist; all of them are named, and nothing was changed."""
+    """A list names clients that do not exist; they are named as far as an answer has room, and nothing was changed."""
 
     reason = "UNKNOWN_CLIENTS"
+    # All of a status travels as metadata, which gRPC limits to 8 KiB.
+    in_message: ClassVar[int] = 20
+    in_metadata: ClassVar[int] = 60
 
     def __init__(self, client_ids: Sequence[str], what: str = "no such users") -> None:
-        named = ", ".join(sorted(client_ids))
-        super().__init__(f"client_ids: {what}: {named}; nothing was changed", client_ids=named)
+        unknown = sorted(client_ids)
+        more = len(unknown) - self.in_message
+        named = ", ".join(unknown[: self.in_message]) + (f" and {more} more" if more > 0 else "")
+        super().__init__(
+            f"client_ids: {what}: {named}; nothing was changed",
+            client_ids=", ".join(unknown[: self.in_metadata]),
+            count=str(len(unknown)),
+        )
         self.field = "client_ids"
         self.description = f"{what}: {named}"
 

@@ -19,6 +19,8 @@ from fedround_server.interceptors.around import AroundInterceptor, Call
 log = structlog.get_logger("fedround.error")
 DOMAIN = "fedround"
 RETRY_SECONDS = 1
+# A status travels as metadata, which gRPC limits to 8 KiB: the message twice or thrice, and not all of it is ASCII.
+MAX_MESSAGE_BYTES = 1200
 
 CODES: Mapping[type[FedroundError], grpc.StatusCode] = {
     errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
@@ -60,12 +62,13 @@ def code_of(error: FedroundError) -> grpc.StatusCode:
 
 def to_status(error: FedroundError) -> status_pb2.Status:
     """Makes the status of a domain error, with details."""
+    message = _shorten(error.message)
     details: list[Message] = [
         error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=dict(error.metadata))
     ]
     if isinstance(error, errors.InvalidArgument) and (field := getattr(error, "field", None)):
         violation = error_details_pb2.BadRequest.FieldViolation(
-            field=field, description=getattr(error, "description", "")
+            field=field, description=_shorten(getattr(error, "description", ""))
         )
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
     elif isinstance(error, errors.NotFound):
@@ -73,15 +76,22 @@ def to_status(error: FedroundError) -> status_pb2.Status:
             error_details_pb2.ResourceInfo(resource_type=error.resource_type, resource_name=error.resource_id)
         )
     elif isinstance(error, errors.FailedPrecondition):
-        unmet = error_details_pb2.PreconditionFailure.Violation(type=error.reason, description=error.message)
+        unmet = error_details_pb2.PreconditionFailure.Violation(type=error.reason, description=message)
         details.append(error_details_pb2.PreconditionFailure(violations=[unmet]))
     elif isinstance(error, errors.ResourceExhausted):
-        exceeded = error_details_pb2.QuotaFailure.Violation(subject=error.reason, description=error.message)
+        exceeded = error_details_pb2.QuotaFailure.Violation(subject=error.reason, description=message)
         details.append(error_details_pb2.QuotaFailure(violations=[exceeded]))
     if isinstance(error, errors.Unavailable | errors.TooManyUploads):
         delay = duration_pb2.Duration(seconds=RETRY_SECONDS)
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
-    return _status(code_of(error), error.message, details)
+    return _status(code_of(error), message, details)
+
+
+def _shorten(message: str) -> str:
+    encoded = message.encode()
+    if len(encoded) <= MAX_MESSAGE_BYTES:
+        return message
+    return encoded[:MAX_MESSAGE_BYTES].decode(errors="ignore") + " ..."
 
 
 def _internal(error_id: str) -> status_pb2.Status:

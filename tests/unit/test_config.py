@@ -1,0 +1,79 @@
+"""Settings: which source wins, and what makes no sense."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from fedround_server.__main__ import _parse, main
+from fedround_server.config import Settings
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for name in Settings.model_fields:
+        monkeypatch.delenv(f"FEDROUND_{name.upper()}", raising=False)
+    return tmp_path
+
+
+def test_flags_win_over_the_environment_over_the_file_over_the_default(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert _parse([]).grace_seconds == 10
+    (folder / "fedround.toml").write_text("grace_seconds = 1\nmax_uploads = 7\ninsecure = true\n")
+    assert _parse([]).grace_seconds == 1
+    monkeypatch.setenv("FEDROUND_GRACE_SECONDS", "2")
+    assert _parse([]).grace_seconds == 2
+    settings = _parse(["--grace-seconds", "3"])
+    assert (settings.grace_seconds, settings.max_uploads, settings.insecure) == (3, 7, True)
+
+
+def test_a_server_may_be_on_loopback_without_more(folder: Path) -> None:
+    for listen in ("127.0.0.1:1", "127.8.9.10:1", "localhost:1", "[::1]:1"):
+        assert _parse(["--listen", listen]).address[1] == 1
+    assert _parse(["--listen", "[::1]:1"]).address == ("::1", 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--listen", "0.0.0.0:1"], "--insecure if something else encrypts"),
+        (["--listen", "hospital.example:1"], "not a loopback address"),
+        (["--listen", "50051"], "not HOST:PORT"),
+        (["--listen", "127.0.0.1:99999"], "not HOST:PORT"),
+        (["--listen", ":50051"], "not HOST:PORT"),
+        (["--tls-cert", "a.pem"], "go together"),
+        (["--tls-client-ca", "a.pem"], "goes with tls_cert"),
+        (["--database", "mysql://a/b"], "postgresql:// URL"),
+        (["--log-level", "loud"], "log_level"),
+        (["--grace-seconds", "-1"], "grace_seconds"),
+        (["--max-uploads", "many"], "max_uploads"),
+    ],
+)
+def test_what_makes_no_sense_is_told(
+    arguments: list[str], words: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    told = capsys.readouterr()
+    assert words in told.err
+    assert told.err.startswith("error: ")
+    assert told.out == ""
+    assert list(folder.iterdir()) == []
+
+
+def test_a_misspelt_name_in_the_file_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "fedround.toml").write_text("data_dirr = 'x'\n")
+    assert main([]) == 2
+    assert "data_dirr" in capsys.readouterr().err
+
+
+def test_a_file_that_is_no_toml_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "fedround.toml").write_text("data_dir = \n")
+    assert main([]) == 2
+    assert "fedround.toml" in capsys.readouterr().err
+
+
+def test_settings_do_not_change() -> None:
+    with pytest.raises(ValidationError):
+        _parse([]).max_uploads = 1  # type: ignore[misc]

@@ -1,0 +1,88 @@
+"""The rules of the domain, as properties."""
+
+import itertools
+from dataclasses import replace
+from datetime import timedelta
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from contracts.world import SPEC
+from fedround_server.domain.round import RoundKind, Verdict, expected_updates, judge, next_round
+from fedround_server.domain.training import TRANSITIONS, Evaluation, RoundPolicy, TrainingFailure, TrainingState
+from fedround_server.domain.update import weighted_means
+from fedround_server.domain.user import hash_token, new_token
+
+sizes = st.integers(0, 50)
+
+
+def test_every_state_is_reached_and_ends() -> None:
+    reached = {TrainingState.INITIAL}
+    for _ in TrainingState:
+        reached |= {target for state in reached for target in TRANSITIONS[state]}
+    assert reached == set(TrainingState) == set(TRANSITIONS)
+    for state in TrainingState:
+        assert state.is_ended == (not TRANSITIONS[state])
+        assert not (state.is_running and state.is_ended)
+
+
+@given(st.integers(0, 60), sizes, st.booleans(), st.data())
+def test_a_round_closes_when_it_has_what_it_needs(
+    min_updates: int, cohort: int, due: bool, data: st.DataObject
+) -> None:
+    expected = expected_updates(RoundPolicy(min_updates, timedelta(1)), cohort)
+    arrived = data.draw(st.integers(0, cohort))
+    assert expected <= cohort
+    assert (expected == 0) == (cohort == 0)
+    verdict = judge(arrived, expected, due=due)
+    if cohort == 0:
+        assert verdict is Verdict.FAIL
+    elif arrived >= expected:
+        assert verdict is Verdict.CLOSE
+    else:
+        assert verdict is (Verdict.FAIL if due else Verdict.WAIT)
+
+
+@given(st.integers(1, 20), st.sampled_from(Evaluation), st.booleans())
+def test_a_training_makes_its_versions_and_ends(target: int, evaluation: Evaluation, asks: bool) -> None:
+    spec = replace(SPEC, target_num_updates=target, evaluation=evaluation, metric_names=("loss",) if asks else ())
+    kinds: list[RoundKind] = []
+    kind: RoundKind | None = RoundKind.TRAIN
+    version = 0
+    while kind is not None:
+        kinds.append(kind)
+        version += kind is RoundKind.TRAIN
+        kind = next_round(spec, kind, version)
+    assert kinds.count(RoundKind.TRAIN) == target
+    evaluations = {Evaluation.EVERY_ROUND: target, Evaluation.FINAL_ONLY: 1, Evaluation.NEVER: 0}
+    assert kinds.count(RoundKind.EVALUATE) == (evaluations[evaluation] if asks else 0)
+    assert all(one is not other for one, other in itertools.pairwise(kinds)) or RoundKind.EVALUATE not in kinds[:-1]
+
+
+@given(
+    st.lists(
+        st.tuples(st.dictionaries(st.sampled_from("abc"), st.floats(-1e6, 1e6), max_size=3), st.integers(1, 2**31)),
+        max_size=8,
+    )
+)
+def test_metrics_are_averaged_over_those_who_report_them(reports: list[tuple[dict[str, float], int]]) -> None:
+    means = weighted_means(reports)
+    assert means.keys() == {name for metrics, _ in reports for name in metrics}
+    for name, mean in means.items():
+        votes = [(Fraction(metrics[name]), weight) for metrics, weight in reports if name in metrics]
+        exact = sum(value * weight for value, weight in votes) / sum(weight for _, weight in votes)
+        assert mean == pytest.approx(float(exact), rel=1e-9, abs=1e-6)
+
+
+def test_tokens_are_long_and_kept_as_hashes_only() -> None:
+    tokens = {new_token() for _ in range(1000)}
+    assert len(tokens) == 1000
+    assert all(token.startswith("fr_") and len(token) >= 46 for token in tokens)
+    assert len({hash_token(token) for token in tokens}) == 1000
+
+
+def test_who_is_missing_is_not_public() -> None:
+    failure = TrainingFailure("DEADLINE_MISSED", "1 of 2 updates; missing: ward 7")
+    assert failure.public_message == "1 of 2 updates"

@@ -1,0 +1,102 @@
+"""Every refusal has one code, one reason, and details for programs."""
+
+import base64
+import re
+import string
+from typing import Any
+from urllib.parse import quote
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from fedround_server.domain import errors
+from fedround_server.domain.errors import FedroundError
+from fedround_server.interceptors.errors import CODES, code_of, to_status
+
+FAMILIES = set(CODES)
+CLASSES = sorted(
+    (
+        kind
+        for kind in vars(errors).values()
+        if isinstance(kind, type) and issubclass(kind, FedroundError) and kind not in {FedroundError, *FAMILIES}
+    ),
+    key=lambda kind: kind.__name__,
+)
+# What the constructors that make their own message want.
+ARGUMENTS: dict[type[FedroundError], tuple[Any, ...]] = {
+    errors.TokenMissing: (),
+    errors.TokenInvalid: (),
+    errors.FieldInvalid: ("name", "is required: 1 to 200 characters"),
+    errors.UnknownClients: (["b", "a"],),
+    errors.NumExamples: (0, 10),
+    errors.UploadOffset: (5, 3),
+    errors.UploadIncomplete: (5, 9),
+}
+
+
+def make(kind: type[FedroundError]) -> FedroundError:
+    return kind(*ARGUMENTS.get(kind, ("something went wrong: do this",)))
+
+
+def test_reasons_are_unique_and_well_formed() -> None:
+    reasons = [kind.reason for kind in CLASSES]
+    assert len(reasons) > 30
+    assert len(set(reasons)) == len(reasons)
+    assert all(re.fullmatch(r"[A-Z]+(_[A-Z]+)*", reason) for reason in reasons)
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_every_refusal_becomes_a_status_with_its_reason(kind: type[FedroundError]) -> None:
+    error = make(kind)
+    status = to_status(error)
+    assert status.code == code_of(error).value[0] != grpc.StatusCode.INTERNAL.value[0]
+    assert status.message == error.message == str(error)
+    assert len(status.message) > 20
+    info = error_details_pb2.ErrorInfo()
+    assert status.details[0].Unpack(info)
+    assert (info.reason, info.domain, dict(info.metadata)) == (kind.reason, "fedround", dict(error.metadata))
+    # What gRPC sends must fit into its limit of metadata.
+    assert len(rpc_status.to_status(status).trailing_metadata[0][1]) < 8 << 10
+
+
+@pytest.mark.parametrize("kind", [*FAMILIES])
+def test_every_family_is_used(kind: type[FedroundError]) -> None:
+    assert any(issubclass(one, kind) for one in CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("error", "detail", "shown"),
+    [
+        (errors.FieldInvalid("name", "is required"), error_details_pb2.BadRequest, ['"name"', '"is required"']),
+        (errors.NumExamples(0, 10), error_details_pb2.BadRequest, ['"num_examples"', "1..10, not 0"]),
+        (errors.UnknownClients(["b", "a"]), error_details_pb2.BadRequest, ['"client_ids"', "a, b"]),
+        (errors.TrainingNotFound("x-1"), error_details_pb2.ResourceInfo, ['"training"', '"x-1"']),
+        (errors.LastAdmin("the last one"), error_details_pb2.PreconditionFailure, ['"LAST_ADMIN"', '"the last one"']),
+        (errors.Quota("too many"), error_details_pb2.QuotaFailure, ['"QUOTA"', '"too many"']),
+        (errors.TooManyUploads("wait"), error_details_pb2.RetryInfo, ["seconds: 1"]),
+        (errors.StoreUnavailable("wait"), error_details_pb2.RetryInfo, ["seconds: 1"]),
+    ],
+)
+def test_details_fit_the_family(error: FedroundError, detail: Any, shown: list[str]) -> None:
+    (packed,) = [one for one in to_status(error).details if one.Is(detail.DESCRIPTOR)]
+    message = detail()
+    packed.Unpack(message)
+    for words in shown:
+        assert words in str(message)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        errors.UnknownClients([f"123e4567-e89b-12d3-a456-{number:012d}" for number in range(10_000)]),
+        errors.LastAdmin("\U0001f3e5" * 1000),
+        errors.Quota("ö" * 10_000),
+        errors.FieldInvalid("name", "\U0001f3e5" * 1000),
+    ],
+)
+def test_a_long_answer_fits_into_the_metadata(error: FedroundError) -> None:
+    status = rpc_status.to_status(to_status(error))
+    sent = len(quote(status.details, safe=string.printable)) + len(base64.b64encode(status.trailing_metadata[0][1]))
+    assert sent < 8000
