@@ -52,8 +52,10 @@ def test_readme_shows_the_examples_as_they_are() -> None:
     assert shown == [read("examples/participant.py"), read("examples/actor.py")]
 
 
-def test_every_reason_is_documented() -> None:
-    reasons = set(re.findall(r'reason = "([A-Z_]+)"', read("server/fedround_server/domain/errors.py")))
+def test_every_reason_is_documented_and_an_exception_of_the_sdk() -> None:
+    pattern = r'reason ?= ?"([A-Z_]+)"'
+    reasons = set(re.findall(pattern, read("server/fedround_server/domain/errors.py")))
+    assert reasons - set(re.findall(pattern, read("client/fedround_client/errors.py"))) == set()
     documented = set(re.findall(r"`([A-Z]+(?:_[A-Z]+)*)`", read("docs/errors.md")))
     assert len(reasons) > 20
     assert reasons - documented == set()

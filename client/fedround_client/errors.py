@@ -75,8 +75,9 @@ class FedroundError(Exception):
         """Whether the same call may succeed a little later."""
         if self.reason in {"UPLOAD_INCOMPLETE", "TOO_MANY_UPLOADS"} or self.code is grpc.StatusCode.UNAVAILABLE:
             return True
-        # A server that dies, or a cut connection, leaves one of these codes and no reason; an answer has a reason.
-        return self.code in _CUT and self.reason == self.code.name
+        # A server that dies, or a cut connection, leaves one of these codes and no reason; an answer has a reason, and
+        # a mistake in the server an id in its log.
+        return self.code in _CUT and self.reason == self.code.name and "error_id" not in self.metadata
 
 
 class Unauthenticated(FedroundError, code=grpc.StatusCode.UNAUTHENTICATED):
@@ -121,6 +122,10 @@ class ModelNotFound(NotFound, reason="MODEL_NOT_FOUND"):
 
 class UserNotFound(NotFound, reason="USER_NOT_FOUND"):
     """There is no such user."""
+
+
+class RoundNotFound(NotFound, reason="ROUND_NOT_FOUND"):
+    """The training has no such round."""
 
 
 class InvalidArgument(FedroundError, code=grpc.StatusCode.INVALID_ARGUMENT):
@@ -179,12 +184,32 @@ class RoundNotOpen(FailedPrecondition, reason="ROUND_NOT_OPEN"):
     """The round was closed already, or has not begun."""
 
 
+class ModelInUse(FailedPrecondition, reason="MODEL_IN_USE"):
+    """A training that is not over needs the model."""
+
+
+class LastAdmin(FailedPrecondition, reason="LAST_ADMIN"):
+    """The server keeps at least one admin."""
+
+
+class UploadOffset(FailedPrecondition, reason="UPLOAD_OFFSET"):
+    """The upload stands at another offset."""
+
+
 class AlreadyExists(FedroundError, code=grpc.StatusCode.ALREADY_EXISTS):
     """Something else is there under that name."""
 
 
 class UpdateExists(AlreadyExists, reason="UPDATE_EXISTS"):
     """The caller gave another update to the round already."""
+
+
+class MetricsExist(AlreadyExists, reason="METRICS_EXIST"):
+    """The caller gave another report to the round already."""
+
+
+class UserExists(AlreadyExists, reason="USER_EXISTS"):
+    """The name is taken."""
 
 
 class DataLoss(FedroundError, code=grpc.StatusCode.DATA_LOSS):
@@ -223,6 +248,10 @@ class CursorExpired(OutOfRange, reason="CURSOR_EXPIRED"):
     """The training's log does not reach the sequence to resume after."""
 
 
+class OffsetOutOfRange(OutOfRange, reason="OFFSET_OUT_OF_RANGE"):
+    """The file ends before the offset."""
+
+
 class Unimplemented(FedroundError, code=grpc.StatusCode.UNIMPLEMENTED):
     """One of the two sides is too old for this."""
 
@@ -239,8 +268,16 @@ class ServerUnavailable(FedroundError, code=grpc.StatusCode.UNAVAILABLE):
     """The server cannot be reached."""
 
 
+class StoreUnavailable(ServerUnavailable, reason="STORE_UNAVAILABLE"):
+    """The server's database does not answer."""
+
+
 class Aborted(FedroundError, code=grpc.StatusCode.ABORTED):
     """What was under way has ended without a result."""
+
+
+class UploadSuperseded(Aborted, reason="UPLOAD_SUPERSEDED"):
+    """A later try of the same upload took over."""
 
 
 class TrainingFailed(Aborted):

@@ -116,6 +116,11 @@ def test_what_may_be_tried_again(code, reason, transient):
     assert errors.FedroundError(grpc.StatusCode[code], reason, "").transient is transient
 
 
+def test_a_mistake_in_the_server_is_not_tried_again():
+    error = errors.FedroundError(grpc.StatusCode.INTERNAL, "INTERNAL", "", {"error_id": "7"})
+    assert not error.transient
+
+
 def test_the_client_needs_neither_torch_nor_a_database():
     code = (
         "import sys, fedround_client\n"

@@ -170,6 +170,8 @@ class Uploads:
                 self._owners[key] = _Owner(scope, gone)
                 yield
         except TimeoutError:
+            if not scope.expired():
+                raise
             raise UploadSuperseded(incoming.upload_id) from None
         finally:
             del self._owners[key]
