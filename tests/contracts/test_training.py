@@ -34,6 +34,8 @@ from fedround_server.domain.training import (
 from fedround_server.domain.user import Role
 from fedround_server.store import Store
 
+RACES = 20
+
 
 async def test_a_training_comes_back_as_it_was_made(store: Store, world: World) -> None:
     actor, clients = await world.user(Role.ACTOR), await world.users(3)
@@ -103,12 +105,61 @@ async def test_ended_trainings_do_not_count_against_the_quota(store: Store, worl
     await world.create(actor, SPEC, quota=1)
 
 
+async def test_the_quota_holds_under_concurrency(store: Store, world: World) -> None:
+    for _ in range(RACES):
+        actor = await world.user(Role.ACTOR)
+        answers = await asyncio.gather(*(world.create(actor, SPEC, quota=2) for _ in range(5)), return_exceptions=True)
+        assert [type(answer) for answer in answers].count(Training) == 2
+        assert [type(answer) for answer in answers].count(Quota) == 3
+
+
+async def test_a_user_is_either_registered_or_removed(store: Store, world: World) -> None:
+    for running in (False, True) * (RACES // 2):
+        actor, clients, training = await world.running(2)
+        gone = await world.user()
+        if not running:
+            training = await world.training(actor, clients)
+        registered, removed = await asyncio.gather(
+            store.trainings.register(training.training_id, actor, [gone], world.now),
+            store.users.remove(gone, world.now),
+            return_exceptions=True,
+        )
+        assert isinstance(registered, UnknownClients) or removed == [training.training_id]
+        after = await store.trainings.get(training.training_id, actor)
+        assert after.participant_ids == tuple(clients)
+
+
+async def test_a_user_is_either_in_a_new_training_or_removed(store: Store, world: World) -> None:
+    actor = await world.user(Role.ACTOR)
+    for _ in range(RACES):
+        gone = await world.user()
+        created, removed = await asyncio.gather(
+            world.training(actor, [gone]), store.users.remove(gone, world.now), return_exceptions=True
+        )
+        if isinstance(created, Training):
+            assert removed == [created.training_id]
+        else:
+            assert isinstance(created, UnknownClients)
+
+
+async def test_actors_may_register_each_other_at_once(store: Store, world: World) -> None:
+    for _ in range(RACES):
+        actors = [await world.user(Role.ACTOR) for _ in range(3)]
+        made = await asyncio.gather(*(world.training(actor, [*actors]) for actor in actors))
+        assert {training.participant_ids for training in made} == {tuple(sorted(actors))}
+
+
 async def test_one_request_makes_one_training(store: Store, world: World) -> None:
-    actor, other = await world.user(Role.ACTOR), await world.user(Role.ACTOR)
-    spec = replace(SPEC, request_id=new_id())
-    made = await asyncio.gather(*(world.create(actor, spec, quota=1) for _ in range(10)))
-    assert len({training.training_id for training in made}) == 1
-    assert len(await store.models.page(actor, None, 10)) == 1
+    other = await world.user(Role.ACTOR)
+    for _ in range(RACES):
+        actor = await world.user(Role.ACTOR)
+        spec = replace(SPEC, request_id=new_id())
+        made = await asyncio.gather(
+            *(world.create(actor, spec, quota=1) for _ in range(4)),
+            *(store.trainings.prepare(actor, spec, 1) for _ in range(4)),
+        )
+        assert len({training.training_id for training in made if training is not None}) == 1
+        assert len(await store.models.page(actor, None, 10)) == 1
     assert await store.trainings.prepare(actor, spec, 1) == made[0]
     assert (await world.create(other, spec)).training_id != made[0].training_id
     await store.trainings.remove(made[0].training_id, actor, force=False, now=world.now)

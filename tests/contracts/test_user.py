@@ -1,5 +1,7 @@
 """Users and their tokens, on both databases."""
 
+import asyncio
+
 import pytest
 
 from contracts.world import World, blob, new_id
@@ -61,6 +63,18 @@ async def test_the_last_admin_stays(store: Store, world: World) -> None:
         await store.users.remove(first, world.now)
     await world.user(Role.ADMIN)
     await store.users.remove(first, world.now)
+    assert await store.users.has_admin()
+
+
+async def test_of_two_last_admins_one_stays(store: Store, world: World) -> None:
+    keeper = await world.user(Role.ADMIN)
+    for _ in range(20):
+        other = await world.user(Role.ADMIN)
+        answers = await asyncio.gather(
+            *(store.users.remove(admin, world.now) for admin in (keeper, other)), return_exceptions=True
+        )
+        assert sorted(type(answer).__name__ for answer in answers) == ["LastAdmin", "list"]
+        keeper = keeper if isinstance(answers[0], LastAdmin) else other
     assert await store.users.has_admin()
 
 

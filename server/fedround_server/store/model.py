@@ -18,8 +18,8 @@ from fedround_server.store.schema import (
     RoundRow,
     TrainingRow,
     UpdateRow,
-    database_proxy,
 )
+from fedround_server.store.steps import held
 
 ENDED = (TrainingState.COMPLETED.value, TrainingState.ERROR.value)
 
@@ -172,7 +172,7 @@ def owned_model(model_id: str, owner_id: str) -> ModelRow:
     rows = ModelRow.select().where(
         ModelRow.model_id == model_id, ModelRow.owner_id == owner_id, ModelRow.remove_time.is_null()
     )
-    row: ModelRow | None = (rows.for_update() if database_proxy.for_update else rows).first()
+    row: ModelRow | None = held(rows).first()
     if row is None:
         raise ModelNotFound(model_id)
     return row

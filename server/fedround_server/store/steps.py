@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
-from peewee import Case, fn
+from peewee import Case, ModelSelect, fn
 
 from fedround_server.domain.errors import TrainingNotFound
 from fedround_server.domain.event import (
@@ -24,15 +24,25 @@ from fedround_server.store.schema import (
     ModelVersionRow,
     ParticipantRow,
     RoundRow,
+    Row,
     TrainingRow,
     UpdateRow,
     UserRow,
     database_proxy,
 )
 
+RowT = TypeVar("RowT", bound=Row)
 BATCH = 500
 ALL = "all"
 ACTOR = "actor"
+
+
+def held(rows: "ModelSelect[RowT]", strength: str = "FOR UPDATE") -> "ModelSelect[RowT]":
+    """Holds what a query finds for the rest of the transaction; SQLite's only writer holds everything anyway.
+
+    Users are held before trainings, and trainings before models, so that no two verbs wait for each other.
+    """
+    return rows.for_update(strength) if database_proxy.for_update else rows  # type: ignore[arg-type]  # stubs lack it
 
 
 def peek(training_id: str) -> TrainingRow | None:
@@ -50,9 +60,7 @@ def try_lock(training_id: str) -> TrainingRow | None:
     see one missing, and nobody closes the round.
     """
     rows = TrainingRow.select().where(TrainingRow.training_id == training_id, TrainingRow.remove_time.is_null())
-    if database_proxy.for_update:
-        rows = rows.for_update()
-    row: TrainingRow | None = rows.first()
+    row: TrainingRow | None = held(rows).first()
     return row
 
 

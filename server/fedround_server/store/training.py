@@ -50,10 +50,11 @@ class TrainingVerbs:
         Raises:
             FedroundError: As `create`.
         """
+        _hold_actor(actor_id)
         if spec.request_id is not None and (made := _created(actor_id, spec.request_id)) is not None:
             return load([made])[0]
         _check_quota(actor_id, quota)
-        check_clients(spec.client_ids)
+        _refuse(unknown_users(spec.client_ids))
         if spec.model_id is not None:
             owned_model(spec.model_id, actor_id)
         return None
@@ -85,10 +86,11 @@ class TrainingVerbs:
             ModelNotFound: The actor owns no such model.
             Quota: The actor has too many trainings.
         """
+        _hold_actor(actor_id)
         if spec.request_id is not None and (made := _created(actor_id, spec.request_id)) is not None:
             return load([made])[0]
         _check_quota(actor_id, quota)
-        check_clients(spec.client_ids)
+        _refuse(unknown_users(spec.client_ids))
         model_id = (
             _stored_model(str(spec.model_id), actor_id, new_model_id, now)
             if model is None
@@ -153,10 +155,11 @@ class TrainingVerbs:
             TrainingEnded: The training is over.
             UnknownClients: Some are of no user; nothing is changed.
         """
+        unknown = unknown_users(client_ids)
         row = _steered(training_id, actor_id)
         if steps.state_of(row).is_ended:
             raise TrainingEnded(f"the training {training_id} is {row.state}: register clients in a new one")
-        check_clients(client_ids)
+        _refuse(unknown)
         for user_id in _enroll(row, client_ids, now):
             if steps.state_of(row).is_running:
                 steps.append(row, _started(row), now, audience=user_id)
@@ -243,21 +246,29 @@ class TrainingVerbs:
         return load([row])[0]
 
 
-def check_clients(client_ids: Iterable[str]) -> None:
-    """Refuses ids that are of no user, naming all of them.
-
-    Raises:
-        UnknownClients: There are such.
-    """
-    wanted = sorted(set(client_ids))
+def unknown_users(user_ids: Iterable[str]) -> list[str]:
+    """Returns the ids that are of no user; the users of the others cannot be removed before the transaction ends."""
+    wanted = sorted(set(user_ids))
     known: set[str] = set()
     for start in range(0, len(wanted), steps.BATCH):
         rows = UserRow.select(UserRow.user_id).where(
             UserRow.user_id.in_(wanted[start : start + steps.BATCH]), UserRow.remove_time.is_null()
         )
-        known.update(row.user_id for row in rows)
-    if unknown := set(wanted) - known:
-        raise UnknownClients(sorted(unknown))
+        known.update(row.user_id for row in steps.held(rows.order_by(UserRow.user_id), "FOR KEY SHARE"))
+    return sorted(set(wanted) - known)
+
+
+def _refuse(unknown: list[str]) -> None:
+    if unknown:
+        raise UnknownClients(unknown)
+
+
+def _hold_actor(actor_id: str) -> None:
+    """Makes the actor's creates wait for each other: else two at once both find room in its quota.
+
+    This strength lets others register the actor as a client meanwhile.
+    """
+    steps.held(UserRow.select().where(UserRow.user_id == actor_id), "FOR NO KEY UPDATE").first()
 
 
 def _created(actor_id: str, request_id: str) -> TrainingRow | None:

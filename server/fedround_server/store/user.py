@@ -88,7 +88,7 @@ class UserVerbs:
             LastAdmin: Nobody would be left to manage users.
         """
         row = _present(user_id)
-        if row.role == Role.ADMIN.value and _admins().count() == 1:
+        if row.role == Role.ADMIN.value and len(steps.held(_admins().order_by(UserRow.user_id))) == 1:
             raise LastAdmin("this is the last admin: create another one first")
         TokenRow.delete().where(TokenRow.user_id == user_id).execute()
         # The name becomes free; the row stays for the history that it is part of.
@@ -101,7 +101,9 @@ class UserVerbs:
         left = []
         for part in parts:
             training = steps.try_lock(part.training_id)
-            if training is not None and not steps.state_of(training).is_ended:
+            if training is None or steps.state_of(training).is_ended:
+                continue
+            if user_id in steps.participant_ids(training.training_id):
                 steps.leave(training, [user_id], now)
                 left.append(training.training_id)
         return left
