@@ -151,7 +151,7 @@ def percent(accuracy: float | None) -> str:
 def comparison(outcome: Outcome) -> Table:
     """The accuracy after each round against the alternatives to a federation."""
     columns = {"together": outcome.federated, "one place": outcome.centralised} | _alone(outcome.alone)
-    table = Table("round", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table("round", box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 0, 0, 1))
     for name in columns:
         table.add_column(name, justify="right")
     for number, accuracies in enumerate(zip(*columns.values(), strict=True)):
