@@ -99,12 +99,11 @@ def _start() -> ProcessPoolExecutor:
 
 
 def _end(pool: ProcessPoolExecutor) -> None:
-    processes = list((pool._processes or {}).values())
-    pool.shutdown(wait=False, cancel_futures=True)
-    for process in processes:
-        process.terminate()
-    for process in processes:
-        process.join()
+    for process in list((pool._processes or {}).values()):
+        process.kill()
+    # The pool's own thread joins its processes. Joining here too, both would wait for the same children, and the one
+    # that comes second learns nothing.
+    pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _prepare() -> None:
