@@ -9,6 +9,7 @@ VENV       := .venv
 PROTO_VENV := .venv-proto
 TOOLS      := .tools
 BIN        := $(VENV)/bin
+BIN_BUF    := $(TOOLS)/node_modules/.bin/buf
 PIP        := -m pip install --quiet --disable-pip-version-check
 
 # Generated code refuses runtimes older than its generator, so the generator is the oldest that the client supports. It
@@ -25,7 +26,7 @@ SHELL         := bash
 .SHELLFLAGS   := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test check lint types proto proto-check proto-lint bench clean
+.PHONY: help install demo test check lint types proto proto-check proto-lint buf bench clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -35,7 +36,7 @@ install: $(VENV)/.installed ## Set up the environment in .venv
 demo: install ## Watch five clients train one model through a real server
 	@$(BIN)/fedround demo --output demo $(ARGS)
 
-test: install ## Run the tests
+test: install buf ## Run the tests
 	@$(BIN)/python -m pytest $(ARGS)
 
 check: lint types proto-check proto-lint ## Check style, types, protos and generated code
@@ -56,15 +57,15 @@ proto-check: $(PROTO_VENV)/.installed ## Fail when generated/ is not what protos
 	{ echo "generated/ is stale: run 'make proto' and commit what it writes." >&2; exit 1; }
 	@echo "generated/ is up to date"
 
-# buf comes with npm. The binary is in the package, so no install script has to run.
-ifneq ($(shell command -v $(NPM) 2>/dev/null),)
-proto-lint: $(TOOLS)/.installed
-	@$(TOOLS)/node_modules/.bin/buf lint protos
-	@echo "buf lint: no findings"
-else
-proto-lint:
-	@echo "buf lint: SKIPPED, there is no npm to install buf with"
-endif
+proto-lint: buf
+	@if [ -x $(BIN_BUF) ]; then $(BIN_BUF) lint protos && echo "buf lint: no findings"; \
+	else echo "buf lint: SKIPPED, buf is not here"; fi
+
+# buf comes with npm, in the package itself, so no install script has to run. Without npm or its registry, what needs buf
+# is skipped, and says so.
+buf:
+	@if ! command -v $(NPM) >/dev/null || ! $(MAKE) -s $(TOOLS)/.installed; then \
+	echo "buf could not be installed with npm: what needs it is skipped" >&2; fi
 
 bench: install ## Measure rounds; writes benchmarks/results.json
 	@$(BIN)/python benchmarks/round.py $(ARGS)

@@ -115,7 +115,7 @@ class Reflected:
 @pytest.fixture(params=[BufCurl, Reflected])
 def curl(request: pytest.FixtureRequest, server: Server) -> Any:
     if request.param is BufCurl and BUF is None:
-        pytest.skip("buf is not here: `make check` installs it with npm")
+        pytest.skip("buf is not here: `make test` installs it where npm is")
     return request.param(server.address)
 
 
