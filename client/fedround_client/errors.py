@@ -188,6 +188,18 @@ class ModelInUse(FailedPrecondition, reason="MODEL_IN_USE"):
     """A training that is not over needs the model."""
 
 
+class ArchitectureUnknown(FailedPrecondition, reason="ARCHITECTURE_UNKNOWN"):
+    """The operator registered no architecture for the model."""
+
+
+class PosteriorMissing(FailedPrecondition, reason="POSTERIOR_MISSING"):
+    """The version has no SWAG posterior."""
+
+
+class PredictionFailed(FailedPrecondition, reason="PREDICTION_FAILED"):
+    """Model, architecture and method do not fit together."""
+
+
 class LastAdmin(FailedPrecondition, reason="LAST_ADMIN"):
     """The server keeps at least one admin."""
 
@@ -234,6 +246,10 @@ class ModelTooLarge(ResourceExhausted, reason="MODEL_TOO_LARGE"):
 
 class Quota(ResourceExhausted, reason="QUOTA"):
     """The caller's quota is used up."""
+
+
+class PredictionLimit(ResourceExhausted, reason="PREDICTION_LIMIT"):
+    """The prediction takes more than the operator allows, or too many wait."""
 
 
 class TooManyUploads(ResourceExhausted, reason="TOO_MANY_UPLOADS"):

@@ -3,8 +3,10 @@
 isort:skip_file
 How the updates of a round become the next model, and how sure that model is."""
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -24,6 +26,7 @@ class Aggregation(_message.Message):
 
     FED_AVG_FIELD_NUMBER: _builtins.int
     FED_PROX_FIELD_NUMBER: _builtins.int
+    FED_DC_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def fed_avg(self) -> Global___FedAvg:
         """Federated averaging."""
@@ -32,17 +35,22 @@ class Aggregation(_message.Message):
     def fed_prox(self) -> Global___FedProx:
         """Federated averaging with a proximal term in the clients' loss."""
 
+    @_builtins.property
+    def fed_dc(self) -> Global___FedDc:
+        """Daisy chaining: local models change hands between averages."""
+
     def __init__(
         self,
         *,
         fed_avg: Global___FedAvg | None = ...,
         fed_prox: Global___FedProx | None = ...,
+        fed_dc: Global___FedDc | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["algorithm", b"algorithm", "fed_avg", b"fed_avg", "fed_prox", b"fed_prox"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["algorithm", b"algorithm", "fed_avg", b"fed_avg", "fed_dc", b"fed_dc", "fed_prox", b"fed_prox"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["algorithm", b"algorithm", "fed_avg", b"fed_avg", "fed_prox", b"fed_prox"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["algorithm", b"algorithm", "fed_avg", b"fed_avg", "fed_dc", b"fed_dc", "fed_prox", b"fed_prox"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_algorithm: _TypeAlias = _typing.Literal["fed_avg", "fed_prox"]  # noqa: Y015
+    _WhichOneofReturnType_algorithm: _TypeAlias = _typing.Literal["fed_avg", "fed_prox", "fed_dc"]  # noqa: Y015
     _WhichOneofArgType_algorithm: _TypeAlias = _typing.Literal["algorithm", b"algorithm"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_algorithm) -> _WhichOneofReturnType_algorithm | None: ...
 
@@ -88,6 +96,40 @@ class FedProx(_message.Message):
 Global___FedProx: _TypeAlias = FedProx  # noqa: Y015
 
 @_typing.final
+class FedDc(_message.Message):
+    """FedDC: each participant trains the local model of another one for a while before all are averaged (Kamp et al., ICLR
+    2023). A round of such a training is daisy_period local rounds long. After it, each member of its cohort whose update
+    counted is dealt the update of another one to go on with; after aggregation_period local rounds the updates
+    are averaged like FedAvg instead, which makes the next model version. Who misses a round leaves the chain until then.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DAISY_PERIOD_FIELD_NUMBER: _builtins.int
+    AGGREGATION_PERIOD_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    daisy_period: _builtins.int
+    """Local rounds before local models are dealt, >= 1; 0 means 1."""
+    aggregation_period: _builtins.int
+    """Local rounds before local models are averaged: a multiple of daisy_period; at most 10,000. 0 means 10 daisy_periods."""
+    seed: _builtins.int
+    """Makes the deals reproducible, at most 2^53."""
+    def __init__(
+        self,
+        *,
+        daisy_period: _builtins.int = ...,
+        aggregation_period: _builtins.int = ...,
+        seed: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregation_period", b"aggregation_period", "daisy_period", b"daisy_period", "seed", b"seed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FedDc: _TypeAlias = FedDc  # noqa: Y015
+
+@_typing.final
 class Uncertainty(_message.Message):
     """How predictions of the trained model come with an uncertainty; unset means none."""
 
@@ -103,15 +145,15 @@ class Uncertainty(_message.Message):
 
     @_builtins.property
     def mc_dropout(self) -> Global___McDropout:
-        """Dropout stays on while predicting. Not served by this version."""
+        """Dropout stays on while predicting."""
 
     @_builtins.property
     def swag(self) -> Global___Swag:
-        """Stochastic weight averaging, Gaussian. Not served by this version."""
+        """Stochastic weight averaging, Gaussian: the training collects moments of the weights in rounds of their own."""
 
     @_builtins.property
     def ensemble(self) -> Global___Ensemble:
-        """Several models vote. Not served by this version."""
+        """Several models, or several versions of one, vote."""
 
     def __init__(
         self,
@@ -157,7 +199,7 @@ class McDropout(_message.Message):
     SAMPLES_FIELD_NUMBER: _builtins.int
     SOFTMAX_FIELD_NUMBER: _builtins.int
     samples: _builtins.int
-    """Forward passes a prediction, >= 1."""
+    """Forward passes a prediction, 1 to 1000; 0 means 30."""
     softmax: _builtins.bool
     """Apply softmax to each pass before averaging."""
     def __init__(
@@ -176,21 +218,35 @@ Global___McDropout: _TypeAlias = McDropout  # noqa: Y015
 
 @_typing.final
 class Swag(_message.Message):
-    """SWAG (Maddox et al., NeurIPS 2019)."""
+    """SWAG (Maddox et al., NeurIPS 2019), with moments from all participants."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     SAMPLES_FIELD_NUMBER: _builtins.int
+    SOFTMAX_FIELD_NUMBER: _builtins.int
+    EVERY_FIELD_NUMBER: _builtins.int
+    RANK_FIELD_NUMBER: _builtins.int
     samples: _builtins.int
-    """Weights drawn a prediction, >= 1."""
+    """Weights drawn a prediction, 1 to 1000; 0 means 30."""
+    softmax: _builtins.bool
+    """Apply softmax to each pass before averaging."""
+    every: _builtins.int
+    """Collect moments after every k-th model update, and after the last one; 0 means after the last one only."""
+    rank: _builtins.int
+    """How many deviations each participant sends beside its moments, 0 to 20: 0 is a diagonal posterior, more add a
+    low-rank part with so many columns a participant.
+    """
     def __init__(
         self,
         *,
         samples: _builtins.int = ...,
+        softmax: _builtins.bool = ...,
+        every: _builtins.int = ...,
+        rank: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["samples", b"samples"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["every", b"every", "rank", b"rank", "samples", b"samples", "softmax", b"softmax"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -202,13 +258,56 @@ class Ensemble(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    MEMBERS_FIELD_NUMBER: _builtins.int
+    LAST_VERSIONS_FIELD_NUMBER: _builtins.int
+    SOFTMAX_FIELD_NUMBER: _builtins.int
+    last_versions: _builtins.int
+    """So many of the asked model's latest versions vote, 0 to 100; 0 means the asked one."""
+    softmax: _builtins.bool
+    """Apply softmax to each vote before averaging."""
+    @_builtins.property
+    def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___EnsembleMember]:
+        """Who votes beside the asked model; their inputs and outputs have the same shapes. At most 100."""
+
     def __init__(
         self,
+        *,
+        members: _abc.Iterable[Global___EnsembleMember] | None = ...,
+        last_versions: _builtins.int = ...,
+        softmax: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_versions", b"last_versions", "members", b"members", "softmax", b"softmax"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Ensemble: _TypeAlias = Ensemble  # noqa: Y015
+
+@_typing.final
+class EnsembleMember(_message.Message):
+    """A model that votes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_ID_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    model_id: _builtins.str
+    """UUID of the model."""
+    version: _builtins.int
+    """The version; unset for the latest one."""
+    def __init__(
+        self,
+        *,
+        model_id: _builtins.str = ...,
+        version: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_version", b"_version", "version", b"version"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_version", b"_version", "model_id", b"model_id", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__version: _TypeAlias = _typing.Literal["version"]  # noqa: Y015
+    _WhichOneofArgType__version: _TypeAlias = _typing.Literal["_version", b"_version"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__version) -> _WhichOneofReturnType__version | None: ...
+
+Global___EnsembleMember: _TypeAlias = EnsembleMember  # noqa: Y015

@@ -32,7 +32,7 @@ class _RoundKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RoundKind.V
     ROUND_KIND_TRAIN: _RoundKind.ValueType  # 1
     """Train the model and submit an update."""
     ROUND_KIND_SWAG: _RoundKind.ValueType  # 2
-    """Collect SWAG moments and submit them. Not asked for by this version."""
+    """Train on, collect the moments of the weights on the way, and submit those."""
     ROUND_KIND_EVALUATE: _RoundKind.ValueType  # 3
     """Evaluate the model and submit metrics."""
 
@@ -44,7 +44,7 @@ ROUND_KIND_UNSPECIFIED: RoundKind.ValueType  # 0
 ROUND_KIND_TRAIN: RoundKind.ValueType  # 1
 """Train the model and submit an update."""
 ROUND_KIND_SWAG: RoundKind.ValueType  # 2
-"""Collect SWAG moments and submit them. Not asked for by this version."""
+"""Train on, collect the moments of the weights on the way, and submit those."""
 ROUND_KIND_EVALUATE: RoundKind.ValueType  # 3
 """Evaluate the model and submit metrics."""
 Global___RoundKind: _TypeAlias = RoundKind  # noqa: Y015
@@ -219,10 +219,19 @@ class RoundStarted(_message.Message):
     DEADLINE_FIELD_NUMBER: _builtins.int
     AGGREGATION_FIELD_NUMBER: _builtins.int
     METRIC_NAMES_FIELD_NUMBER: _builtins.int
+    LOCAL_ROUNDS_FIELD_NUMBER: _builtins.int
+    DEALT_FIELD_NUMBER: _builtins.int
+    SWAG_FIELD_NUMBER: _builtins.int
     round: _builtins.int
     """Number of the round, from 0."""
     kind: Global___RoundKind.ValueType
     """What is asked for."""
+    local_rounds: _builtins.int
+    """How many local rounds to train before submitting, >= 1; above 1 in FedDC only."""
+    dealt: _builtins.bool
+    """Whether each participant is dealt a model of its own (FedDC): fetch it with DownloadDealtModel; `model` is the one
+    that the chain began with.
+    """
     @_builtins.property
     def model(self) -> Global___ModelInfo:
         """The model to train or to evaluate."""
@@ -239,6 +248,10 @@ class RoundStarted(_message.Message):
     def metric_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of the metrics that an evaluation report must carry."""
 
+    @_builtins.property
+    def swag(self) -> _aggregation_pb2.Swag:
+        """In a SWAG round, what is asked for: how many deviations to send."""
+
     def __init__(
         self,
         *,
@@ -248,10 +261,13 @@ class RoundStarted(_message.Message):
         deadline: _timestamp_pb2.Timestamp | None = ...,
         aggregation: _aggregation_pb2.Aggregation | None = ...,
         metric_names: _abc.Iterable[_builtins.str] | None = ...,
+        local_rounds: _builtins.int = ...,
+        dealt: _builtins.bool = ...,
+        swag: _aggregation_pb2.Swag | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["aggregation", b"aggregation", "deadline", b"deadline", "model", b"model"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["aggregation", b"aggregation", "deadline", b"deadline", "model", b"model", "swag", b"swag"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregation", b"aggregation", "deadline", b"deadline", "kind", b"kind", "metric_names", b"metric_names", "model", b"model", "round", b"round"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregation", b"aggregation", "deadline", b"deadline", "dealt", b"dealt", "kind", b"kind", "local_rounds", b"local_rounds", "metric_names", b"metric_names", "model", b"model", "round", b"round", "swag", b"swag"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -389,19 +405,23 @@ class TrainingFinished(_message.Message):
 
     MODEL_ID_FIELD_NUMBER: _builtins.int
     MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    STOPPED_EARLY_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     """UUID of the trained model."""
     model_version: _builtins.int
     """Its last version."""
+    stopped_early: _builtins.bool
+    """Whether patience ended the training before its target."""
     def __init__(
         self,
         *,
         model_id: _builtins.str = ...,
         model_version: _builtins.int = ...,
+        stopped_early: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_id", b"model_id", "model_version", b"model_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_id", b"model_id", "model_version", b"model_version", "stopped_early", b"stopped_early"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -9,6 +9,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -19,6 +20,30 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _ModelPart:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ModelPartEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ModelPart.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MODEL_PART_UNSPECIFIED: _ModelPart.ValueType  # 0
+    """Not set: MODEL."""
+    MODEL_PART_MODEL: _ModelPart.ValueType  # 1
+    """The model's weights."""
+    MODEL_PART_POSTERIOR: _ModelPart.ValueType  # 2
+    """The SWAG posterior around them."""
+
+class ModelPart(_ModelPart, metaclass=_ModelPartEnumTypeWrapper):
+    """Which file of a version is meant."""
+
+MODEL_PART_UNSPECIFIED: ModelPart.ValueType  # 0
+"""Not set: MODEL."""
+MODEL_PART_MODEL: ModelPart.ValueType  # 1
+"""The model's weights."""
+MODEL_PART_POSTERIOR: ModelPart.ValueType  # 2
+"""The SWAG posterior around them."""
+Global___ModelPart: _TypeAlias = ModelPart  # noqa: Y015
 
 @_typing.final
 class ModelSpec(_message.Message):
@@ -32,6 +57,7 @@ class ModelSpec(_message.Message):
     UPLOAD_ID_FIELD_NUMBER: _builtins.int
     OFFSET_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
+    ARCHITECTURE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """A name for people, at most 200 characters; need not be unique."""
     sha256: _builtins.str
@@ -44,6 +70,8 @@ class ModelSpec(_message.Message):
     """Where the chunks start in the file, as GetUpload answered, in bytes."""
     description: _builtins.str
     """More words for people, at most 10,000 characters."""
+    architecture: _builtins.str
+    """The architecture that Predict builds for the model, as the operator registered it; may be empty."""
     def __init__(
         self,
         *,
@@ -53,10 +81,11 @@ class ModelSpec(_message.Message):
         upload_id: _builtins.str = ...,
         offset: _builtins.int = ...,
         description: _builtins.str = ...,
+        architecture: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "name", b"name", "offset", b"offset", "sha256", b"sha256", "size_bytes", b"size_bytes", "upload_id", b"upload_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "description", b"description", "name", b"name", "offset", b"offset", "sha256", b"sha256", "size_bytes", b"size_bytes", "upload_id", b"upload_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -111,6 +140,8 @@ class Model(_message.Message):
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     SOURCE_MODEL_ID_FIELD_NUMBER: _builtins.int
+    SOURCE_VERSION_FIELD_NUMBER: _builtins.int
+    ARCHITECTURE_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     """UUID."""
     name: _builtins.str
@@ -127,6 +158,10 @@ class Model(_message.Message):
     """More words for people."""
     source_model_id: _builtins.str
     """UUID of the model that it was copied from; empty if it was uploaded."""
+    source_version: _builtins.int
+    """The version of the model that it was copied from."""
+    architecture: _builtins.str
+    """The architecture that Predict builds; empty if none was named."""
     @_builtins.property
     def tensors(self) -> _containers.RepeatedCompositeFieldContainer[Global___TensorInfo]:
         """The tensors, by name. Left out of lists."""
@@ -153,14 +188,132 @@ class Model(_message.Message):
         update_time: _timestamp_pb2.Timestamp | None = ...,
         description: _builtins.str = ...,
         source_model_id: _builtins.str = ...,
+        source_version: _builtins.int | None = ...,
+        architecture: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_source_version", b"_source_version", "create_time", b"create_time", "source_version", b"source_version", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "description", b"description", "model_id", b"model_id", "name", b"name", "owner_id", b"owner_id", "sha256", b"sha256", "size_bytes", b"size_bytes", "source_model_id", b"source_model_id", "tensors", b"tensors", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_source_version", b"_source_version", "architecture", b"architecture", "create_time", b"create_time", "description", b"description", "model_id", b"model_id", "name", b"name", "owner_id", b"owner_id", "sha256", b"sha256", "size_bytes", b"size_bytes", "source_model_id", b"source_model_id", "source_version", b"source_version", "tensors", b"tensors", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__source_version: _TypeAlias = _typing.Literal["source_version"]  # noqa: Y015
+    _WhichOneofArgType__source_version: _TypeAlias = _typing.Literal["_source_version", b"_source_version"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__source_version) -> _WhichOneofReturnType__source_version | None: ...
+
+Global___Model: _TypeAlias = Model  # noqa: Y015
+
+@_typing.final
+class ModelVersion(_message.Message):
+    """One version of a model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class MetricsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    MODEL_ID_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    TAGS_FIELD_NUMBER: _builtins.int
+    STORED_FIELD_NUMBER: _builtins.int
+    METRICS_FIELD_NUMBER: _builtins.int
+    POSTERIOR_FIELD_NUMBER: _builtins.int
+    model_id: _builtins.str
+    """UUID of the model."""
+    version: _builtins.int
+    """Updates of the global model that made it."""
+    sha256: _builtins.str
+    """SHA-256 of the file, in hex."""
+    size_bytes: _builtins.int
+    """Size of the file in bytes."""
+    stored: _builtins.bool
+    """Whether the file is still here; retention drops old ones without a tag."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was made."""
+
+    @_builtins.property
+    def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Its tags, sorted. `last` is the latest version and `best` the one that the training's selection prefers; the owner
+        sets all others, `pinned` on as many versions as it likes, any other on one version of the model.
+        """
+
+    @_builtins.property
+    def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """Means of the reports of the evaluation round on this version."""
+
+    @_builtins.property
+    def posterior(self) -> Global___PosteriorInfo:
+        """The SWAG posterior around this version; unset if none was collected."""
+
+    def __init__(
+        self,
+        *,
+        model_id: _builtins.str = ...,
+        version: _builtins.int = ...,
+        sha256: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        tags: _abc.Iterable[_builtins.str] | None = ...,
+        stored: _builtins.bool = ...,
+        metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        posterior: Global___PosteriorInfo | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "posterior", b"posterior"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "metrics", b"metrics", "model_id", b"model_id", "posterior", b"posterior", "sha256", b"sha256", "size_bytes", b"size_bytes", "stored", b"stored", "tags", b"tags", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Model: _TypeAlias = Model  # noqa: Y015
+Global___ModelVersion: _TypeAlias = ModelVersion  # noqa: Y015
+
+@_typing.final
+class PosteriorInfo(_message.Message):
+    """A SWAG posterior; its file has the tensors mean/NAME and second/NAME, and deviation/K/NAME for a low-rank part."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHA256_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    RANK_FIELD_NUMBER: _builtins.int
+    sha256: _builtins.str
+    """SHA-256 of the file, in hex."""
+    size_bytes: _builtins.int
+    """Size of the file in bytes."""
+    rank: _builtins.int
+    """Columns of the low-rank part; 0 for a diagonal posterior."""
+    def __init__(
+        self,
+        *,
+        sha256: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+        rank: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rank", b"rank", "sha256", b"sha256", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PosteriorInfo: _TypeAlias = PosteriorInfo  # noqa: Y015
 
 @_typing.final
 class UploadModelRequest(_message.Message):
@@ -315,6 +468,122 @@ class GetModelsResponse(_message.Message):
 Global___GetModelsResponse: _TypeAlias = GetModelsResponse  # noqa: Y015
 
 @_typing.final
+class GetModelVersionsRequest(_message.Message):
+    """Request of GetModelVersions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    model_id: _builtins.str
+    """UUID of the model."""
+    page_size: _builtins.int
+    """Versions a page: 0 means 50, more than 1000 means 1000, negative is refused."""
+    page_token: _builtins.str
+    """The next_page_token of the page before; empty for the first page."""
+    def __init__(
+        self,
+        *,
+        model_id: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_id", b"model_id", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetModelVersionsRequest: _TypeAlias = GetModelVersionsRequest  # noqa: Y015
+
+@_typing.final
+class GetModelVersionsResponse(_message.Message):
+    """Response of GetModelVersions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSIONS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Pass it as page_token for the next page; empty after the last one."""
+    @_builtins.property
+    def versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelVersion]:
+        """The versions, the newest first."""
+
+    def __init__(
+        self,
+        *,
+        versions: _abc.Iterable[Global___ModelVersion] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "versions", b"versions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetModelVersionsResponse: _TypeAlias = GetModelVersionsResponse  # noqa: Y015
+
+@_typing.final
+class TagModelVersionRequest(_message.Message):
+    """Request of TagModelVersion."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_ID_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    TAG_FIELD_NUMBER: _builtins.int
+    REMOVE_FIELD_NUMBER: _builtins.int
+    model_id: _builtins.str
+    """UUID of a model of the caller."""
+    version: _builtins.int
+    """The version."""
+    tag: _builtins.str
+    """The tag: 1 to 50 lower-case letters, digits, dots, dashes and underscores, beginning with a letter or digit; not `last` or `best`."""
+    remove: _builtins.bool
+    """Take the tag away instead."""
+    def __init__(
+        self,
+        *,
+        model_id: _builtins.str = ...,
+        version: _builtins.int = ...,
+        tag: _builtins.str = ...,
+        remove: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_id", b"model_id", "remove", b"remove", "tag", b"tag", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TagModelVersionRequest: _TypeAlias = TagModelVersionRequest  # noqa: Y015
+
+@_typing.final
+class TagModelVersionResponse(_message.Message):
+    """Response of TagModelVersion."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def version(self) -> Global___ModelVersion:
+        """The version afterwards."""
+
+    def __init__(
+        self,
+        *,
+        version: Global___ModelVersion | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TagModelVersionResponse: _TypeAlias = TagModelVersionResponse  # noqa: Y015
+
+@_typing.final
 class DownloadModelRequest(_message.Message):
     """Request of DownloadModel."""
 
@@ -323,22 +592,30 @@ class DownloadModelRequest(_message.Message):
     MODEL_ID_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     OFFSET_FIELD_NUMBER: _builtins.int
+    TAG_FIELD_NUMBER: _builtins.int
+    PART_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     """UUID of the model."""
     version: _builtins.int
     """The version; unset for the latest one."""
     offset: _builtins.int
     """Where to start in the file, in bytes; up to its size."""
+    tag: _builtins.str
+    """The version that carries this tag, instead of a number; of several the latest."""
+    part: Global___ModelPart.ValueType
+    """Which file."""
     def __init__(
         self,
         *,
         model_id: _builtins.str = ...,
         version: _builtins.int | None = ...,
         offset: _builtins.int = ...,
+        tag: _builtins.str = ...,
+        part: Global___ModelPart.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_version", b"_version", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_version", b"_version", "model_id", b"model_id", "offset", b"offset", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_version", b"_version", "model_id", b"model_id", "offset", b"offset", "part", b"part", "tag", b"tag", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__version: _TypeAlias = _typing.Literal["version"]  # noqa: Y015
     _WhichOneofArgType__version: _TypeAlias = _typing.Literal["_version", b"_version"]  # noqa: Y015

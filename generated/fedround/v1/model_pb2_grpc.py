@@ -50,6 +50,16 @@ class ModelServiceStub(object):
                 request_serializer=fedround_dot_v1_dot_model__pb2.GetModelsRequest.SerializeToString,
                 response_deserializer=fedround_dot_v1_dot_model__pb2.GetModelsResponse.FromString,
                 _registered_method=True)
+        self.GetModelVersions = channel.unary_unary(
+                '/fedround.v1.ModelService/GetModelVersions',
+                request_serializer=fedround_dot_v1_dot_model__pb2.GetModelVersionsRequest.SerializeToString,
+                response_deserializer=fedround_dot_v1_dot_model__pb2.GetModelVersionsResponse.FromString,
+                _registered_method=True)
+        self.TagModelVersion = channel.unary_unary(
+                '/fedround.v1.ModelService/TagModelVersion',
+                request_serializer=fedround_dot_v1_dot_model__pb2.TagModelVersionRequest.SerializeToString,
+                response_deserializer=fedround_dot_v1_dot_model__pb2.TagModelVersionResponse.FromString,
+                _registered_method=True)
         self.DownloadModel = channel.unary_stream(
                 '/fedround.v1.ModelService/DownloadModel',
                 request_serializer=fedround_dot_v1_dot_model__pb2.DownloadModelRequest.SerializeToString,
@@ -87,6 +97,20 @@ class ModelServiceServicer(object):
 
     def GetModels(self, request, context):
         """Lists the caller's models, the newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetModelVersions(self, request, context):
+        """Lists the versions of a model, the newest first, with their tags and metrics.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TagModelVersion(self, request, context):
+        """Puts a tag on a version of a model, or takes it away. A tagged version keeps its file.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -130,6 +154,16 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     servicer.GetModels,
                     request_deserializer=fedround_dot_v1_dot_model__pb2.GetModelsRequest.FromString,
                     response_serializer=fedround_dot_v1_dot_model__pb2.GetModelsResponse.SerializeToString,
+            ),
+            'GetModelVersions': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetModelVersions,
+                    request_deserializer=fedround_dot_v1_dot_model__pb2.GetModelVersionsRequest.FromString,
+                    response_serializer=fedround_dot_v1_dot_model__pb2.GetModelVersionsResponse.SerializeToString,
+            ),
+            'TagModelVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.TagModelVersion,
+                    request_deserializer=fedround_dot_v1_dot_model__pb2.TagModelVersionRequest.FromString,
+                    response_serializer=fedround_dot_v1_dot_model__pb2.TagModelVersionResponse.SerializeToString,
             ),
             'DownloadModel': grpc.unary_stream_rpc_method_handler(
                     servicer.DownloadModel,
@@ -229,6 +263,60 @@ class ModelService(object):
             '/fedround.v1.ModelService/GetModels',
             fedround_dot_v1_dot_model__pb2.GetModelsRequest.SerializeToString,
             fedround_dot_v1_dot_model__pb2.GetModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetModelVersions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedround.v1.ModelService/GetModelVersions',
+            fedround_dot_v1_dot_model__pb2.GetModelVersionsRequest.SerializeToString,
+            fedround_dot_v1_dot_model__pb2.GetModelVersionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TagModelVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedround.v1.ModelService/TagModelVersion',
+            fedround_dot_v1_dot_model__pb2.TagModelVersionRequest.SerializeToString,
+            fedround_dot_v1_dot_model__pb2.TagModelVersionResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -39,6 +39,10 @@ class ModelServiceStub:
     """Answers one model of the caller, or of a training that the caller takes part in."""
     GetModels: _grpc.UnaryUnaryMultiCallable[_model_pb2.GetModelsRequest, _model_pb2.GetModelsResponse]
     """Lists the caller's models, the newest first."""
+    GetModelVersions: _grpc.UnaryUnaryMultiCallable[_model_pb2.GetModelVersionsRequest, _model_pb2.GetModelVersionsResponse]
+    """Lists the versions of a model, the newest first, with their tags and metrics."""
+    TagModelVersion: _grpc.UnaryUnaryMultiCallable[_model_pb2.TagModelVersionRequest, _model_pb2.TagModelVersionResponse]
+    """Puts a tag on a version of a model, or takes it away. A tagged version keeps its file."""
     DownloadModel: _grpc.UnaryStreamMultiCallable[_model_pb2.DownloadModelRequest, _model_pb2.DownloadModelResponse]
     """Streams a version's file: first its info, then chunks."""
     RemoveModel: _grpc.UnaryUnaryMultiCallable[_model_pb2.RemoveModelRequest, _model_pb2.RemoveModelResponse]
@@ -57,6 +61,10 @@ class ModelServiceAsyncStub(ModelServiceStub):
     """Answers one model of the caller, or of a training that the caller takes part in."""
     GetModels: _aio.UnaryUnaryMultiCallable[_model_pb2.GetModelsRequest, _model_pb2.GetModelsResponse]  # type: ignore[assignment]
     """Lists the caller's models, the newest first."""
+    GetModelVersions: _aio.UnaryUnaryMultiCallable[_model_pb2.GetModelVersionsRequest, _model_pb2.GetModelVersionsResponse]  # type: ignore[assignment]
+    """Lists the versions of a model, the newest first, with their tags and metrics."""
+    TagModelVersion: _aio.UnaryUnaryMultiCallable[_model_pb2.TagModelVersionRequest, _model_pb2.TagModelVersionResponse]  # type: ignore[assignment]
+    """Puts a tag on a version of a model, or takes it away. A tagged version keeps its file."""
     DownloadModel: _aio.UnaryStreamMultiCallable[_model_pb2.DownloadModelRequest, _model_pb2.DownloadModelResponse]  # type: ignore[assignment]
     """Streams a version's file: first its info, then chunks."""
     RemoveModel: _aio.UnaryUnaryMultiCallable[_model_pb2.RemoveModelRequest, _model_pb2.RemoveModelResponse]  # type: ignore[assignment]
@@ -90,6 +98,22 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_model_pb2.GetModelsResponse, _abc.Awaitable[_model_pb2.GetModelsResponse]]:
         """Lists the caller's models, the newest first."""
+
+    @_abc_1.abstractmethod
+    def GetModelVersions(
+        self,
+        request: _model_pb2.GetModelVersionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_pb2.GetModelVersionsResponse, _abc.Awaitable[_model_pb2.GetModelVersionsResponse]]:
+        """Lists the versions of a model, the newest first, with their tags and metrics."""
+
+    @_abc_1.abstractmethod
+    def TagModelVersion(
+        self,
+        request: _model_pb2.TagModelVersionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_pb2.TagModelVersionResponse, _abc.Awaitable[_model_pb2.TagModelVersionResponse]]:
+        """Puts a tag on a version of a model, or takes it away. A tagged version keeps its file."""
 
     @_abc_1.abstractmethod
     def DownloadModel(

@@ -310,6 +310,64 @@ class GetUploadResponse(_message.Message):
 Global___GetUploadResponse: _TypeAlias = GetUploadResponse  # noqa: Y015
 
 @_typing.final
+class DownloadDealtModelRequest(_message.Message):
+    """Request of DownloadDealtModel."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRAINING_ID_FIELD_NUMBER: _builtins.int
+    ROUND_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    training_id: _builtins.str
+    """UUID of the training."""
+    round: _builtins.int
+    """Number of the round."""
+    offset: _builtins.int
+    """Where to start in the file, in bytes; up to its size."""
+    def __init__(
+        self,
+        *,
+        training_id: _builtins.str = ...,
+        round: _builtins.int = ...,
+        offset: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["offset", b"offset", "round", b"round", "training_id", b"training_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DownloadDealtModelRequest: _TypeAlias = DownloadDealtModelRequest  # noqa: Y015
+
+@_typing.final
+class DownloadDealtModelResponse(_message.Message):
+    """Message of DownloadDealtModel's stream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INFO_FIELD_NUMBER: _builtins.int
+    CHUNK_FIELD_NUMBER: _builtins.int
+    chunk: _builtins.bytes
+    """The next bytes of the file."""
+    @_builtins.property
+    def info(self) -> _event_pb2.ModelInfo:
+        """What is sent; in the first message, and only there. The id and version are those of the model that the chain began with."""
+
+    def __init__(
+        self,
+        *,
+        info: _event_pb2.ModelInfo | None = ...,
+        chunk: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["info", b"info"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "info", b"info"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DownloadDealtModelResponse: _TypeAlias = DownloadDealtModelResponse  # noqa: Y015
+
+@_typing.final
 class SubmitMetricsRequest(_message.Message):
     """Request of SubmitMetrics."""
 

@@ -51,6 +51,11 @@ class RoundServiceStub(object):
                 request_serializer=fedround_dot_v1_dot_round__pb2.GetUploadRequest.SerializeToString,
                 response_deserializer=fedround_dot_v1_dot_round__pb2.GetUploadResponse.FromString,
                 _registered_method=True)
+        self.DownloadDealtModel = channel.unary_stream(
+                '/fedround.v1.RoundService/DownloadDealtModel',
+                request_serializer=fedround_dot_v1_dot_round__pb2.DownloadDealtModelRequest.SerializeToString,
+                response_deserializer=fedround_dot_v1_dot_round__pb2.DownloadDealtModelResponse.FromString,
+                _registered_method=True)
         self.SubmitMetrics = channel.unary_unary(
                 '/fedround.v1.RoundService/SubmitMetrics',
                 request_serializer=fedround_dot_v1_dot_round__pb2.SubmitMetricsRequest.SerializeToString,
@@ -92,6 +97,14 @@ class RoundServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DownloadDealtModel(self, request, context):
+        """Streams the model that the caller was dealt in a round of daisy chaining: first its info, then chunks. Nobody else can
+        read it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def SubmitMetrics(self, request, context):
         """Submits the results of evaluating the model in the open evaluation round, once.
         """
@@ -123,6 +136,11 @@ def add_RoundServiceServicer_to_server(servicer, server):
                     servicer.GetUpload,
                     request_deserializer=fedround_dot_v1_dot_round__pb2.GetUploadRequest.FromString,
                     response_serializer=fedround_dot_v1_dot_round__pb2.GetUploadResponse.SerializeToString,
+            ),
+            'DownloadDealtModel': grpc.unary_stream_rpc_method_handler(
+                    servicer.DownloadDealtModel,
+                    request_deserializer=fedround_dot_v1_dot_round__pb2.DownloadDealtModelRequest.FromString,
+                    response_serializer=fedround_dot_v1_dot_round__pb2.DownloadDealtModelResponse.SerializeToString,
             ),
             'SubmitMetrics': grpc.unary_unary_rpc_method_handler(
                     servicer.SubmitMetrics,
@@ -217,6 +235,33 @@ class RoundService(object):
             '/fedround.v1.RoundService/GetUpload',
             fedround_dot_v1_dot_round__pb2.GetUploadRequest.SerializeToString,
             fedround_dot_v1_dot_round__pb2.GetUploadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DownloadDealtModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/fedround.v1.RoundService/DownloadDealtModel',
+            fedround_dot_v1_dot_round__pb2.DownloadDealtModelRequest.SerializeToString,
+            fedround_dot_v1_dot_round__pb2.DownloadDealtModelResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -46,6 +46,10 @@ class RoundServiceStub:
     """
     GetUpload: _grpc.UnaryUnaryMultiCallable[_round_pb2.GetUploadRequest, _round_pb2.GetUploadResponse]
     """Answers how much of a resumable upload of the caller has arrived, also after a server restart."""
+    DownloadDealtModel: _grpc.UnaryStreamMultiCallable[_round_pb2.DownloadDealtModelRequest, _round_pb2.DownloadDealtModelResponse]
+    """Streams the model that the caller was dealt in a round of daisy chaining: first its info, then chunks. Nobody else can
+    read it.
+    """
     SubmitMetrics: _grpc.UnaryUnaryMultiCallable[_round_pb2.SubmitMetricsRequest, _round_pb2.SubmitMetricsResponse]
     """Submits the results of evaluating the model in the open evaluation round, once."""
     GetRound: _grpc.UnaryUnaryMultiCallable[_round_pb2.GetRoundRequest, _round_pb2.GetRoundResponse]
@@ -68,6 +72,10 @@ class RoundServiceAsyncStub(RoundServiceStub):
     """
     GetUpload: _aio.UnaryUnaryMultiCallable[_round_pb2.GetUploadRequest, _round_pb2.GetUploadResponse]  # type: ignore[assignment]
     """Answers how much of a resumable upload of the caller has arrived, also after a server restart."""
+    DownloadDealtModel: _aio.UnaryStreamMultiCallable[_round_pb2.DownloadDealtModelRequest, _round_pb2.DownloadDealtModelResponse]  # type: ignore[assignment]
+    """Streams the model that the caller was dealt in a round of daisy chaining: first its info, then chunks. Nobody else can
+    read it.
+    """
     SubmitMetrics: _aio.UnaryUnaryMultiCallable[_round_pb2.SubmitMetricsRequest, _round_pb2.SubmitMetricsResponse]  # type: ignore[assignment]
     """Submits the results of evaluating the model in the open evaluation round, once."""
     GetRound: _aio.UnaryUnaryMultiCallable[_round_pb2.GetRoundRequest, _round_pb2.GetRoundResponse]  # type: ignore[assignment]
@@ -105,6 +113,16 @@ class RoundServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_round_pb2.GetUploadResponse, _abc.Awaitable[_round_pb2.GetUploadResponse]]:
         """Answers how much of a resumable upload of the caller has arrived, also after a server restart."""
+
+    @_abc_1.abstractmethod
+    def DownloadDealtModel(
+        self,
+        request: _round_pb2.DownloadDealtModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_round_pb2.DownloadDealtModelResponse], _abc.AsyncIterator[_round_pb2.DownloadDealtModelResponse]]:
+        """Streams the model that the caller was dealt in a round of daisy chaining: first its info, then chunks. Nobody else can
+        read it.
+        """
 
     @_abc_1.abstractmethod
     def SubmitMetrics(

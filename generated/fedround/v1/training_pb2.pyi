@@ -35,7 +35,7 @@ class _TrainingStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Trainin
     TRAINING_STATE_ONGOING: _TrainingState.ValueType  # 2
     """Rounds are under way."""
     TRAINING_STATE_SWAG_ROUND: _TrainingState.ValueType  # 3
-    """Rounds that collect SWAG moments are under way. Not entered by this version."""
+    """A round that collects SWAG moments is under way."""
     TRAINING_STATE_COMPLETED: _TrainingState.ValueType  # 4
     """The target number of model updates is reached."""
     TRAINING_STATE_ERROR: _TrainingState.ValueType  # 5
@@ -51,7 +51,7 @@ TRAINING_STATE_INITIAL: TrainingState.ValueType  # 1
 TRAINING_STATE_ONGOING: TrainingState.ValueType  # 2
 """Rounds are under way."""
 TRAINING_STATE_SWAG_ROUND: TrainingState.ValueType  # 3
-"""Rounds that collect SWAG moments are under way. Not entered by this version."""
+"""A round that collects SWAG moments is under way."""
 TRAINING_STATE_COMPLETED: TrainingState.ValueType  # 4
 """The target number of model updates is reached."""
 TRAINING_STATE_ERROR: TrainingState.ValueType  # 5
@@ -105,6 +105,30 @@ LATE_UPDATES_UNSPECIFIED: LateUpdates.ValueType  # 0
 LATE_UPDATES_REJECT: LateUpdates.ValueType  # 1
 """It is refused with ROUND_NOT_OPEN."""
 Global___LateUpdates: _TypeAlias = LateUpdates  # noqa: Y015
+
+class _Goal:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _GoalEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Goal.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    GOAL_UNSPECIFIED: _Goal.ValueType  # 0
+    """Not set; refused."""
+    GOAL_MINIMIZE: _Goal.ValueType  # 1
+    """Lower is better: a loss."""
+    GOAL_MAXIMIZE: _Goal.ValueType  # 2
+    """Higher is better: an accuracy."""
+
+class Goal(_Goal, metaclass=_GoalEnumTypeWrapper):
+    """Which direction of a metric is better."""
+
+GOAL_UNSPECIFIED: Goal.ValueType  # 0
+"""Not set; refused."""
+GOAL_MINIMIZE: Goal.ValueType  # 1
+"""Lower is better: a loss."""
+GOAL_MAXIMIZE: Goal.ValueType  # 2
+"""Higher is better: an accuracy."""
+Global___Goal: _TypeAlias = Goal  # noqa: Y015
 
 class _TrainingRole:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -167,6 +191,40 @@ class RoundPolicy(_message.Message):
 Global___RoundPolicy: _TypeAlias = RoundPolicy  # noqa: Y015
 
 @_typing.final
+class ModelSelection(_message.Message):
+    """Which version is the best one, and when to stop looking for a better one. Decided after each evaluation round, by the
+    mean of the reports weighted by their example counts; of equals the first.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    METRIC_FIELD_NUMBER: _builtins.int
+    GOAL_FIELD_NUMBER: _builtins.int
+    PATIENCE_FIELD_NUMBER: _builtins.int
+    metric: _builtins.str
+    """One of the training's metric_names."""
+    goal: Global___Goal.ValueType
+    """Which direction is better."""
+    patience: _builtins.int
+    """The training finishes early when so many model updates in a row made no better version; 0 means never. Needs
+    evaluation after every round.
+    """
+    def __init__(
+        self,
+        *,
+        metric: _builtins.str = ...,
+        goal: Global___Goal.ValueType = ...,
+        patience: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["goal", b"goal", "metric", b"metric", "patience", b"patience"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelSelection: _TypeAlias = ModelSelection  # noqa: Y015
+
+@_typing.final
 class TrainingSpec(_message.Message):
     """What to train, and how."""
 
@@ -186,13 +244,17 @@ class TrainingSpec(_message.Message):
     EVALUATION_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     MAX_NUM_EXAMPLES_FIELD_NUMBER: _builtins.int
+    SELECTION_FIELD_NUMBER: _builtins.int
+    KEEP_VERSIONS_FIELD_NUMBER: _builtins.int
+    MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    ARCHITECTURE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """A name for people, at most 200 characters; need not be unique."""
     description: _builtins.str
     """More words for people, at most 10,000 characters."""
     model_id: _builtins.str
-    """UUID of a stored model of the caller, to train instead of a streamed file. Its latest version is taken. A model that
-    another training used is copied, the original untouched.
+    """UUID of a stored model of the caller, to train instead of a streamed file. A model that another training used is
+    copied, the original untouched; so is one that is not taken from its latest version.
     """
     model_sha256: _builtins.str
     """SHA-256 of the streamed file in hex; verified when set."""
@@ -206,6 +268,12 @@ class TrainingSpec(_message.Message):
     """UUID made by the caller: a repeated create with the same one answers the first one's training."""
     max_num_examples: _builtins.int
     """Cap on the num_examples that an update may claim, 1 to 2^31; 0 means 2^31."""
+    keep_versions: _builtins.int
+    """How many of the latest versions keep their files; older ones without a tag lose them. 0 means all are kept."""
+    model_version: _builtins.int
+    """With model_id: the version to start from; unset means the latest."""
+    architecture: _builtins.str
+    """The architecture that Predict builds for the streamed model, as the operator registered it; may be empty."""
     @_builtins.property
     def metric_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of the metrics that every evaluation report must carry; at most 100, each 1 to 100 characters."""
@@ -226,6 +294,10 @@ class TrainingSpec(_message.Message):
     def round_policy(self) -> Global___RoundPolicy:
         """When rounds close; unset means with the update of every participant, without a deadline."""
 
+    @_builtins.property
+    def selection(self) -> Global___ModelSelection:
+        """Which version is tagged `best`, and early stopping; unset means neither."""
+
     def __init__(
         self,
         *,
@@ -243,12 +315,18 @@ class TrainingSpec(_message.Message):
         evaluation: Global___Evaluation.ValueType = ...,
         request_id: _builtins.str = ...,
         max_num_examples: _builtins.int = ...,
+        selection: Global___ModelSelection | None = ...,
+        keep_versions: _builtins.int = ...,
+        model_version: _builtins.int | None = ...,
+        architecture: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["aggregation", b"aggregation", "round_policy", b"round_policy", "uncertainty", b"uncertainty"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_model_version", b"_model_version", "aggregation", b"aggregation", "model_version", b"model_version", "round_policy", b"round_policy", "selection", b"selection", "uncertainty", b"uncertainty"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregation", b"aggregation", "client_ids", b"client_ids", "description", b"description", "evaluation", b"evaluation", "max_num_examples", b"max_num_examples", "metric_names", b"metric_names", "model_id", b"model_id", "model_sha256", b"model_sha256", "model_size_bytes", b"model_size_bytes", "name", b"name", "request_id", b"request_id", "round_policy", b"round_policy", "target_num_updates", b"target_num_updates", "uncertainty", b"uncertainty"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_model_version", b"_model_version", "aggregation", b"aggregation", "architecture", b"architecture", "client_ids", b"client_ids", "description", b"description", "evaluation", b"evaluation", "keep_versions", b"keep_versions", "max_num_examples", b"max_num_examples", "metric_names", b"metric_names", "model_id", b"model_id", "model_sha256", b"model_sha256", "model_size_bytes", b"model_size_bytes", "model_version", b"model_version", "name", b"name", "request_id", b"request_id", "round_policy", b"round_policy", "selection", b"selection", "target_num_updates", b"target_num_updates", "uncertainty", b"uncertainty"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__model_version: _TypeAlias = _typing.Literal["model_version"]  # noqa: Y015
+    _WhichOneofArgType__model_version: _TypeAlias = _typing.Literal["_model_version", b"_model_version"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__model_version) -> _WhichOneofReturnType__model_version | None: ...
 
 Global___TrainingSpec: _TypeAlias = TrainingSpec  # noqa: Y015
 
@@ -298,6 +376,8 @@ class Training(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     START_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    BEST_VERSION_FIELD_NUMBER: _builtins.int
+    BEST_VALUE_FIELD_NUMBER: _builtins.int
     training_id: _builtins.str
     """UUID."""
     actor_id: _builtins.str
@@ -314,6 +394,10 @@ class Training(_message.Message):
     """UUID of the model that is trained."""
     model_version: _builtins.int
     """Its latest version = updates of the global model so far."""
+    best_version: _builtins.int
+    """The version that the training's selection prefers so far; unset before the first evaluation round is over."""
+    best_value: _builtins.float
+    """Its value of the selection's metric."""
     @_builtins.property
     def spec(self) -> Global___TrainingSpec:
         """What was asked for, with the defaults filled in."""
@@ -355,12 +439,21 @@ class Training(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         start_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
+        best_version: _builtins.int | None = ...,
+        best_value: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "error", b"error", "spec", b"spec", "start_time", b"start_time", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_best_value", b"_best_value", "_best_version", b"_best_version", "best_value", b"best_value", "best_version", b"best_version", "create_time", b"create_time", "error", b"error", "spec", b"spec", "start_time", b"start_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor_id", b"actor_id", "create_time", b"create_time", "error", b"error", "model_id", b"model_id", "model_version", b"model_version", "participant_ids", b"participant_ids", "round", b"round", "spec", b"spec", "start_time", b"start_time", "state", b"state", "training_id", b"training_id", "update_time", b"update_time", "updates_arrived", b"updates_arrived", "updates_expected", b"updates_expected"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_best_value", b"_best_value", "_best_version", b"_best_version", "actor_id", b"actor_id", "best_value", b"best_value", "best_version", b"best_version", "create_time", b"create_time", "error", b"error", "model_id", b"model_id", "model_version", b"model_version", "participant_ids", b"participant_ids", "round", b"round", "spec", b"spec", "start_time", b"start_time", "state", b"state", "training_id", b"training_id", "update_time", b"update_time", "updates_arrived", b"updates_arrived", "updates_expected", b"updates_expected"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__best_value: _TypeAlias = _typing.Literal["best_value"]  # noqa: Y015
+    _WhichOneofArgType__best_value: _TypeAlias = _typing.Literal["_best_value", b"_best_value"]  # noqa: Y015
+    _WhichOneofReturnType__best_version: _TypeAlias = _typing.Literal["best_version"]  # noqa: Y015
+    _WhichOneofArgType__best_version: _TypeAlias = _typing.Literal["_best_version", b"_best_version"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__best_value) -> _WhichOneofReturnType__best_value | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__best_version) -> _WhichOneofReturnType__best_version | None: ...
 
 Global___Training: _TypeAlias = Training  # noqa: Y015
 
