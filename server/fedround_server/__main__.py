@@ -82,6 +82,8 @@ def _parse(argv: list[str]) -> Settings:
         flag = "--" + name.replace("_", "-")
         if field.annotation is bool:
             parser.add_argument(flag, dest=name, action="store_true", default=None, help=field.description)
+        elif field.annotation == tuple[str, ...]:
+            parser.add_argument(flag, dest=name, action="append", default=None, metavar="VALUE", help=field.description)
         else:
             parser.add_argument(
                 flag, dest=name, default=None, metavar="VALUE", help=_help(field.description, field.default)

@@ -16,6 +16,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from fedround.v1 import (
+    inference_pb2,
+    inference_pb2_grpc,
     model_pb2,
     model_pb2_grpc,
     round_pb2,
@@ -28,12 +30,14 @@ from fedround.v1 import (
 from fedround_server.blobs import BlobStore
 from fedround_server.config import Settings
 from fedround_server.coordinator import Context, Coordinator, Limits
+from fedround_server.engine.job import PredictionFailed
 from fedround_server.engine.worker import WorkerEngine
 from fedround_server.hub import Hub
 from fedround_server.interceptors.auth import AuthInterceptor, check_permissions
 from fedround_server.interceptors.errors import ErrorInterceptor
 from fedround_server.interceptors.limits import LimitInterceptor
 from fedround_server.interceptors.log import LogInterceptor
+from fedround_server.services.inference_service import InferenceService
 from fedround_server.services.model_service import ModelService
 from fedround_server.services.round_service import RoundService
 from fedround_server.services.training_service import TrainingService
@@ -46,7 +50,7 @@ log = structlog.get_logger("fedround.app")
 ERROR_DETAILS = error_details_pb2.DESCRIPTOR
 SERVICES = tuple(
     service
-    for file in (user_pb2, training_pb2, round_pb2, model_pb2, health_pb2, reflection_pb2, channelz_pb2)
+    for file in (user_pb2, training_pb2, round_pb2, model_pb2, inference_pb2, health_pb2, reflection_pb2, channelz_pb2)
     for service in file.DESCRIPTOR.services_by_name.values()
 )
 MAX_MESSAGE = 2 << 20
@@ -89,7 +93,8 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
     with ExitStack() as stack:
         stack.enter_context(_exclusive(settings.data_dir))
         # Before any gRPC object exists.
-        engine = stack.enter_context(WorkerEngine())
+        engine = stack.enter_context(WorkerEngine(settings.predict_seconds, settings.predict_bytes))
+        await _check_architectures(engine, settings)
         store = stack.enter_context(Store(settings.database or settings.data_dir / "fedround.db"))
         async with _background() as tasks:
             limits = Limits(
@@ -97,7 +102,15 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
                 max_open_trainings=settings.max_open_trainings,
                 heartbeat=timedelta(seconds=settings.heartbeat_seconds),
             )
-            context = Context(store, BlobStore(settings.data_dir), engine, Hub(), tasks, limits)
+            context = Context(
+                store,
+                BlobStore(settings.data_dir),
+                engine,
+                Hub(),
+                tasks,
+                limits,
+                architectures=settings.architectures,
+            )
             coordinator = Coordinator(context)
             await coordinator.recover()
             token_file = settings.data_dir / "admin.token"
@@ -114,6 +127,13 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
                 coordinator.subscriptions.close()
                 await server.stop(settings.grace_seconds)
                 await coordinator.close()
+
+
+async def _check_architectures(engine: WorkerEngine, settings: Settings) -> None:
+    try:
+        await engine.check_architectures(settings.architectures.values())
+    except PredictionFailed as error:
+        raise RuntimeError(f"architecture: {error.message}") from error
 
 
 class _Stop(Exception):
@@ -168,6 +188,7 @@ def _make_server(settings: Settings, coordinator: Coordinator) -> tuple[grpc.aio
     training_pb2_grpc.add_TrainingServiceServicer_to_server(TrainingService(coordinator), server)
     round_pb2_grpc.add_RoundServiceServicer_to_server(RoundService(coordinator), server)
     model_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(coordinator), server)
+    inference_pb2_grpc.add_InferenceServiceServicer_to_server(InferenceService(coordinator), server)
     health_servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     channelz.add_channelz_servicer(server)

@@ -1,6 +1,7 @@
 """Settings: flags before FEDROUND_* variables before a TOML file before defaults."""
 
 import ipaddress
+import re
 from pathlib import Path
 from typing import Self
 from urllib.parse import urlsplit
@@ -9,6 +10,7 @@ from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 CONFIG_FILE = "fedround.toml"
+ARCHITECTURE = re.compile(r"[A-Za-z0-9._-]{1,100}=[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 class Settings(BaseSettings):
@@ -32,6 +34,11 @@ class Settings(BaseSettings):
     max_model_bytes: int = Field(16 << 30, ge=1, description="Size of a model or update file.")
     max_open_trainings: int = Field(1000, ge=1, description="Trainings of one actor that are not ended.")
     max_uploads_per_user: int = Field(32, ge=1, description="Uploads of one user at the same time.")
+    architecture: tuple[str, ...] = Field(
+        (), description="NAME=package.module:factory, for Predict; repeat it for more."
+    )
+    predict_seconds: float = Field(60.0, gt=0, description="How long a prediction may take.")
+    predict_bytes: int = Field(2 << 30, ge=1, description="How much memory a prediction may take.")
     max_uploads: int = Field(512, ge=1, description="Uploads of all users at the same time.")
 
     @classmethod
@@ -58,9 +65,16 @@ class Settings(BaseSettings):
                 f"{host} is not a loopback address, and there is no TLS, so tokens would travel in the clear:"
                 " set tls_cert and tls_key, or --insecure if something else encrypts"
             )
+        if wrong := [text for text in self.architecture if not ARCHITECTURE.fullmatch(text)]:
+            raise ValueError(f"architecture: {wrong[0]!r} is not NAME=package.module:factory")
         if self.database and urlsplit(self.database).scheme not in ("postgresql", "postgres"):
             raise ValueError("database: must be a postgresql:// URL, or empty for SQLite")
         return self
+
+    @property
+    def architectures(self) -> dict[str, str]:
+        """The operator's factories by name."""
+        return dict(text.split("=", 1) for text in self.architecture)
 
     @property
     def address(self) -> tuple[str, int]:

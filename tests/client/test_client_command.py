@@ -220,7 +220,11 @@ def test_training_wait_and_watch(server, command):
         (line,) = done(call).stdout.splitlines()
         assert "training_finished" in line
         if form == "json":
-            assert json.loads(line)["training_finished"] == {"model_id": MODEL, "model_version": 5}
+            assert json.loads(line)["training_finished"] == {
+                "model_id": MODEL,
+                "model_version": 5,
+                "stopped_early": False,
+            }
 
 
 def test_waiting_for_a_training_that_fails_exits_with_1(server, command):

@@ -160,7 +160,12 @@ class TestCreateTraining:
             ({"round_policy": {"late_updates": 7}}, "spec.round_policy.late_updates"),
             ({"aggregation": {"fed_prox": {"mu": -1}}}, "spec.aggregation.fed_prox.mu"),
             ({"aggregation": {"fed_prox": {"mu": float("nan")}}}, "spec.aggregation.fed_prox.mu"),
-            ({"uncertainty": {"swag": {"samples": 3}}}, "spec.uncertainty"),
+            ({"uncertainty": {"swag": {"samples": 1001}}}, "spec.uncertainty.swag.samples"),
+            ({"uncertainty": {"swag": {"rank": 21}}}, "spec.uncertainty.swag.rank"),
+            (
+                {"aggregation": {"fed_dc": {"daisy_period": 2, "aggregation_period": 5}}},
+                "spec.aggregation.fed_dc.aggregation_period",
+            ),
         ],
     )
     def test_a_field_out_of_range(self, actor: Person, changed: dict[str, Any], field: str) -> None:

@@ -94,7 +94,7 @@ async def test_jobs_that_wait_survive_their_worker_too(engine: WorkerEngine, tmp
 
 async def test_a_job_that_kills_every_worker_is_given_up(engine: WorkerEngine, tmp_path: Path) -> None:
     with pytest.raises(WorkerLost, match="3 times"):
-        await engine._run(os._exit, 1)
+        await engine._worker.run(os._exit, 1)
     assert await engine.find_not_finite(job(tmp_path).model) is None
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, ParamSpec, Protocol, TypeVar
@@ -46,16 +46,18 @@ class Limits:
         max_model_bytes: Size of a model or update file.
         max_open_trainings: Trainings of one actor that are not ended.
         heartbeat: How long a subscription stays silent.
+        max_predictions: Predictions that may wait for their turn.
     """
 
     max_model_bytes: int = 16 << 30
     max_open_trainings: int = 1000
     heartbeat: timedelta = timedelta(seconds=20)
+    max_predictions: int = 32
 
 
 @dataclass(frozen=True)
 class Context:
-    """The parts that use cases join."""
+    """The parts that use cases join; architectures are the operator's factories by name."""
 
     store: Store
     blobs: BlobStore
@@ -63,6 +65,7 @@ class Context:
     hub: Hub
     tasks: asyncio.TaskGroup
     limits: Limits = field(default_factory=Limits)
+    architectures: Mapping[str, str] = field(default_factory=dict)
     clock: Clock = field(default_factory=SystemClock)
     new_id: Callable[[], str] = lambda: str(uuid.uuid4())
 

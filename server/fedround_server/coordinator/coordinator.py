@@ -3,6 +3,7 @@
 from datetime import timedelta
 
 from fedround_server.coordinator.context import Context, in_thread, settle
+from fedround_server.coordinator.inference import Inference
 from fedround_server.coordinator.model import Models
 from fedround_server.coordinator.round import Rounds
 from fedround_server.coordinator.subscription import Subscriptions
@@ -25,6 +26,7 @@ class Coordinator:
         self.rounds = Rounds(context, self.uploads, self.users)
         self.trainings = Trainings(context, self.uploads, self.rounds)
         self.subscriptions = Subscriptions(context)
+        self.inference = Inference(context)
 
     async def recover(self) -> None:
         """Takes up what an earlier process left, and begins to collect what nobody needs; before serving."""

@@ -6,8 +6,7 @@ from datetime import datetime
 
 from fedround_server.coordinator.context import Context
 from fedround_server.coordinator.upload import Incoming, Uploads
-from fedround_server.domain.errors import OffsetOutOfRange
-from fedround_server.domain.model import Model, ModelVersion, NewModel
+from fedround_server.domain.model import BlobRef, Model, ModelVersion, NewModel, VersionView
 from fedround_server.domain.update import MetricReport
 
 CHUNK = 3 << 18
@@ -22,14 +21,14 @@ class Models:
         self._context = context
         self._uploads = uploads
 
-    async def upload(self, name: str, description: str, incoming: Incoming) -> Model:
+    async def upload(self, name: str, description: str, architecture: str, incoming: Incoming) -> Model:
         """Stores a model file as version 0 of a new model.
 
         Raises:
             FedroundError: The file is refused, as `Uploads.receive` tells.
         """
         received = await self._uploads.receive(incoming, None)
-        model = NewModel(name, description, received.manifest, received.blob)
+        model = NewModel(name, description, received.manifest, received.blob, architecture)
         return await self._context.store.models.create(
             self._context.new_id(), incoming.user_id, model, self._context.clock.now()
         )
@@ -42,26 +41,25 @@ class Models:
         """Returns the owner's models, the newest first."""
         return await self._context.store.models.page(owner_id, before, limit)
 
-    async def get_version(self, model_id: str, version: int | None, user_id: str) -> ModelVersion:
-        """Returns a version of a model, by default the latest.
+    async def get_version(self, model_id: str, version: int | None, tag: str, user_id: str) -> ModelVersion:
+        """Returns a version of a model, by number or by tag, by default the latest.
 
         Raises:
             ModelNotFound: There is none for the user.
         """
-        return await self._context.store.models.get_version(model_id, version, user_id)
+        return await self._context.store.models.get_version(model_id, version, user_id, tag)
 
-    def check_offset(self, version: ModelVersion, offset: int) -> None:
-        """Checks where a download starts.
+    async def page_versions(self, model_id: str, user_id: str, before: int | None, limit: int) -> list[VersionView]:
+        """Returns a model's versions, the newest first."""
+        return await self._context.store.models.page_versions(model_id, user_id, before, limit)
 
-        Raises:
-            OffsetOutOfRange: Behind the end of the file.
-        """
-        if offset > version.blob.size_bytes:
-            raise OffsetOutOfRange(f"offset: the file ends at {version.blob.size_bytes}, before {offset}")
+    async def tag(self, model_id: str, version: int, tag: str, owner_id: str, *, remove: bool) -> VersionView:
+        """Puts a tag on a version, or takes it away."""
+        return await self._context.store.models.tag(model_id, version, tag, owner_id, remove=remove)
 
-    async def read(self, version: ModelVersion, offset: int) -> AsyncGenerator[bytes, None]:
-        """Reads a version's file in chunks, from an offset."""
-        with self._context.blobs.open(version.blob.sha256, offset) as file:
+    async def read(self, blob: BlobRef, offset: int) -> AsyncGenerator[bytes, None]:
+        """Reads a file in chunks, from an offset."""
+        with self._context.blobs.open(blob.sha256, offset) as file:
             while chunk := await asyncio.to_thread(file.read, CHUNK):
                 yield chunk
 

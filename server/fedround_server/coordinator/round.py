@@ -9,11 +9,13 @@ from datetime import datetime, timedelta
 from fedround_server.coordinator.context import Context, in_thread, to_the_end
 from fedround_server.coordinator.upload import Incoming, Uploads
 from fedround_server.coordinator.user import Users
+from fedround_server.domain.chain import averages
 from fedround_server.domain.errors import Unavailable
+from fedround_server.domain.event import ModelInfo
 from fedround_server.domain.model import BlobRef
 from fedround_server.domain.round import Round, RoundKind, RoundMember, RoundState
 from fedround_server.domain.update import NewUpdate, Update
-from fedround_server.engine.job import AggregationFailed, AggregationJob
+from fedround_server.engine.job import SWAG_MOMENTS, AggregationFailed, AggregationJob
 from fedround_server.engine.worker import WorkerLost
 from fedround_server.store.round import AggregationTask
 
@@ -88,6 +90,14 @@ class Rounds:
             for member in members
         ]
         return found, views
+
+    async def dealt(self, training_id: str, number: int, user_id: str) -> tuple[ModelInfo, BlobRef]:
+        """Returns the model that a user was dealt in a round of daisy chaining.
+
+        Raises:
+            FedroundError: As `RoundVerbs.dealt` tells.
+        """
+        return await self._store.dealt(training_id, number, user_id)
 
     async def recover(self) -> None:
         """Takes up what an earlier process left; before serving."""
@@ -174,7 +184,7 @@ class Rounds:
         closed = task.round
         now = self._context.clock.now
         try:
-            result = await self._compute(task) if closed.kind is RoundKind.TRAIN else None
+            result = await self._compute(task)
         except (AggregationFailed, WorkerLost, OSError) as error:
             log.exception("round %s of training %s cannot be aggregated", closed.number, closed.training_id)
             await self._store.fail(
@@ -185,13 +195,17 @@ class Rounds:
         self._context.hub.notify(closed.training_id)
         await self.watch_deadline(closed.training_id)
 
-    async def _compute(self, task: AggregationTask) -> BlobRef:
+    async def _compute(self, task: AggregationTask) -> BlobRef | None:
+        """Makes the file of a closed round; reports make none, nor do local models that are dealt."""
+        kind, algorithm = task.round.kind, task.spec.aggregation.algorithm
+        if kind is RoundKind.EVALUATE or not averages(task.spec.aggregation, task.round.step):
+            return None
         blobs = self._context.blobs
         job = AggregationJob(
             model=blobs.path(task.model.sha256),
             updates=tuple(blobs.path(update.blob.sha256) for update in task.updates),
             weights=tuple(update.num_examples for update in task.updates),
-            algorithm=task.spec.aggregation.algorithm,
+            algorithm=SWAG_MOMENTS if kind is RoundKind.SWAG else algorithm,
             options=task.spec.aggregation.options,
         )
         target = blobs.temporary(self._context.new_id())

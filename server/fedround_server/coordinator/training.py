@@ -41,7 +41,7 @@ class Trainings:
         model = None
         if incoming is not None:
             received = await self._uploads.receive(incoming, None)
-            model = NewModel(spec.name, spec.description, received.manifest, received.blob)
+            model = NewModel(spec.name, spec.description, received.manifest, received.blob, spec.architecture)
         return await to_the_end(self._create(actor_id, spec, model, quota))
 
     async def get(self, training_id: str, user_id: str) -> Training:

@@ -244,6 +244,24 @@ class ModelInUse(FailedPrecondition):
     reason = "MODEL_IN_USE"
 
 
+class ArchitectureUnknown(FailedPrecondition):
+    """The model's architecture is not registered, or it names none."""
+
+    reason = "ARCHITECTURE_UNKNOWN"
+
+
+class PosteriorMissing(FailedPrecondition):
+    """No SWAG posterior was collected around the version."""
+
+    reason = "POSTERIOR_MISSING"
+
+
+class PredictionFailed(FailedPrecondition):
+    """The model, its architecture and the method do not fit together."""
+
+    reason = "PREDICTION_FAILED"
+
+
 class LastAdmin(FailedPrecondition):
     """The server keeps at least one admin."""
 
@@ -318,6 +336,12 @@ class Quota(ResourceExhausted):
     """The user has as many of these as it may."""
 
     reason = "QUOTA"
+
+
+class PredictionLimit(ResourceExhausted):
+    """A prediction takes more time or memory than the operator allows, or too many wait."""
+
+    reason = "PREDICTION_LIMIT"
 
 
 class TooManyUploads(ResourceExhausted):

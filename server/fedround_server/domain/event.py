@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from fedround_server.domain.model import BlobRef
 from fedround_server.domain.training import Aggregation
@@ -27,7 +28,13 @@ class TrainingStarted:
 
 @dataclass(frozen=True, slots=True)
 class RoundStarted:
-    """A round was opened."""
+    """A round was opened.
+
+    Attributes:
+        model: The model to start from; if the participants are dealt models of their own, the one the chain began with.
+        local_rounds: How many local rounds each trains before it submits.
+        swag: What a SWAG round asks for.
+    """
 
     round: int
     kind: str
@@ -35,6 +42,9 @@ class RoundStarted:
     deadline: datetime | None
     aggregation: Aggregation
     metric_names: tuple[str, ...]
+    local_rounds: int = 1
+    dealt: bool = False
+    swag: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +83,7 @@ class TrainingFinished:
 
     model_id: str
     model_version: int
+    stopped_early: bool = False
 
 
 @dataclass(frozen=True, slots=True)

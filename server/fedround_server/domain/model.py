@@ -54,6 +54,10 @@ Manifest = Mapping[str, TensorSpec]
 """What a model consists of: tensor name -> type and shape. Every update must have exactly the model's."""
 
 
+LAST, BEST, PINNED = "last", "best", "pinned"
+"""Tags with a meaning of their own: the server moves the first two, and `pinned` may be on any number of versions."""
+
+
 @dataclass(frozen=True, slots=True)
 class BlobRef:
     """An immutable file, by what it contains."""
@@ -63,13 +67,45 @@ class BlobRef:
 
 
 @dataclass(frozen=True, slots=True)
+class Posterior:
+    """A SWAG posterior around a version.
+
+    Attributes:
+        rank: Columns of the low-rank part; 0 for a diagonal posterior.
+    """
+
+    blob: BlobRef
+    rank: int
+
+
+@dataclass(frozen=True, slots=True)
 class ModelVersion:
-    """One version of a model; version = updates of the global model that made it."""
+    """One version of a model; version = updates of the global model that made it.
+
+    Attributes:
+        stored: Whether the file is still here; retention drops old versions without a tag.
+    """
 
     model_id: str
     version: int
     blob: BlobRef
     create_time: datetime
+    stored: bool = True
+    posterior: Posterior | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class VersionView:
+    """A version with what is known about it.
+
+    Attributes:
+        tags: Its tags, sorted.
+        metrics: Means of the reports of its evaluation round.
+    """
+
+    version: ModelVersion
+    tags: tuple[str, ...]
+    metrics: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +120,8 @@ class Model:
     manifest: Manifest
     latest: ModelVersion
     create_time: datetime
+    source_version: int | None = None
+    architecture: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,3 +132,4 @@ class NewModel:
     description: str
     manifest: Manifest
     blob: BlobRef
+    architecture: str = ""

@@ -4,7 +4,7 @@ import enum
 from dataclasses import dataclass
 from datetime import datetime
 
-from fedround_server.domain.training import RoundPolicy, TrainingSpec, evaluates
+from fedround_server.domain.training import RoundPolicy, TrainingSpec, collects, evaluates
 
 
 class RoundKind(enum.Enum):
@@ -33,6 +33,7 @@ class Round:
         epoch: Counts closings; an aggregation may commit only under the epoch that it was started with (fencing).
         arrived: Updates or reports of present members of the cohort.
         expected: How many of them close the round.
+        step: Rounds since the last model version, in daisy chaining.
     """
 
     training_id: str
@@ -46,6 +47,7 @@ class Round:
     open_time: datetime
     deadline: datetime | None
     done_time: datetime | None
+    step: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,17 +87,21 @@ def judge(arrived: int, expected: int, *, due: bool) -> Verdict:
     return Verdict.WAIT
 
 
-def next_round(spec: TrainingSpec, kind: RoundKind, model_version: int) -> RoundKind | None:
-    """Tells what follows a round.
+def next_round(spec: TrainingSpec, kind: RoundKind, model_version: int, *, stop: bool = False) -> RoundKind | None:
+    """Tells what follows a round: each new version is evaluated, then its moments are collected, then comes the next.
 
     Args:
         spec: What to train.
         kind: The kind of the round that is done.
         model_version: The model's version after that round.
+        stop: Whether the training makes no more versions, its target notwithstanding.
 
     Returns:
         The kind of the next round; None when the training is complete.
     """
+    last = stop or model_version >= spec.target_num_updates
     if kind is RoundKind.TRAIN and evaluates(spec, model_version):
         return RoundKind.EVALUATE
-    return RoundKind.TRAIN if model_version < spec.target_num_updates else None
+    if kind is not RoundKind.SWAG and collects(spec, model_version, last=last):
+        return RoundKind.SWAG
+    return None if last else RoundKind.TRAIN

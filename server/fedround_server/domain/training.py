@@ -4,6 +4,7 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import Any
 
 MAX_NUM_EXAMPLES = 2**31
 MAX_TARGET_NUM_UPDATES = 1_000_000
@@ -78,8 +79,49 @@ class Aggregation:
 
 
 @dataclass(frozen=True, slots=True)
+class Uncertainty:
+    """How predictions come with an uncertainty: a method by its registry name, with its options."""
+
+    method: str = "none"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Goal(enum.Enum):
+    """Which direction of a metric is better."""
+
+    MINIMIZE = "MINIMIZE"
+    MAXIMIZE = "MAXIMIZE"
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which version is the best one.
+
+    Attributes:
+        metric: One of the training's metric names.
+        patience: The training finishes early after so many model updates in a row without a better version; 0: never.
+    """
+
+    metric: str
+    goal: Goal
+    patience: int = 0
+
+    def prefers(self, value: float, best: float | None) -> bool:
+        """Tells whether a value beats the best one so far; of equals the first stays."""
+        if best is None:
+            return True
+        return value < best if self.goal is Goal.MINIMIZE else value > best
+
+
+@dataclass(frozen=True, slots=True)
 class TrainingSpec:
-    """What to train, and how; the defaults are filled in."""
+    """What to train, and how; the defaults are filled in.
+
+    Attributes:
+        keep_versions: How many of the latest versions keep their files; 0 means all.
+        model_version: The version of the stored model to start from; None means the latest.
+        architecture: The registered architecture of the streamed model.
+    """
 
     name: str
     description: str
@@ -92,6 +134,11 @@ class TrainingSpec:
     max_num_examples: int
     model_id: str | None = None
     request_id: str | None = None
+    selection: Selection | None = None
+    keep_versions: int = 0
+    model_version: int | None = None
+    architecture: str = ""
+    uncertainty: Uncertainty = field(default_factory=Uncertainty)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +164,7 @@ class Training:
         updates_expected: How many of them close the current round; 0 before the start.
         model_version: Updates of the global model so far.
         last_sequence: Sequence of the last event in the training's log.
+        best_version: The version that the selection prefers so far, and its value of the metric.
     """
 
     training_id: str
@@ -134,6 +182,8 @@ class Training:
     create_time: datetime
     start_time: datetime | None
     update_time: datetime
+    best_version: int | None = None
+    best_value: float | None = None
 
 
 def evaluates(spec: TrainingSpec, model_version: int) -> bool:
@@ -144,3 +194,23 @@ def evaluates(spec: TrainingSpec, model_version: int) -> bool:
     if not spec.metric_names or spec.evaluation is Evaluation.NEVER:
         return False
     return spec.evaluation is Evaluation.EVERY_ROUND or model_version >= spec.target_num_updates
+
+
+def collects(spec: TrainingSpec, model_version: int, *, last: bool) -> bool:
+    """Tells whether SWAG moments are collected around a model version.
+
+    Args:
+        spec: What to train.
+        model_version: The version.
+        last: Whether the training makes no more versions.
+    """
+    if spec.uncertainty.method != "swag":
+        return False
+    every = int(spec.uncertainty.options["every"])
+    return last or (every > 0 and model_version % every == 0)
+
+
+def out_of_patience(spec: TrainingSpec, model_version: int, best_version: int | None) -> bool:
+    """Tells whether a training finishes before its target, since its versions get no better."""
+    patience = 0 if spec.selection is None else spec.selection.patience
+    return 0 < patience <= model_version - (best_version or 0) and best_version is not None

@@ -3,10 +3,52 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from fedround_server.domain.prediction import Array
+
+SWAG_MOMENTS = "swag_moments"
+"""Not an aggregator of models: the updates are moments, and the result is a posterior."""
 
 
 class AggregationFailed(ValueError):
     """The updates have no aggregate that can be stored."""
+
+
+class PredictionFailed(ValueError):
+    """There is no prediction; the first argument says whose fault it is, the second what happened."""
+
+    @property
+    def fault(self) -> str:
+        """What has to be mended: "inputs", "weights", "architecture", "dropout" or "memory"."""
+        return str(self.args[0])
+
+    @property
+    def message(self) -> str:
+        """What happened."""
+        return str(self.args[1])
+
+
+@dataclass(frozen=True, slots=True)
+class PredictionJob:
+    """Inputs, and who predicts.
+
+    Attributes:
+        architecture: The operator's factory, as package.module:callable.
+        models: The model's file; for an ensemble those of all that vote.
+        posterior: The file of the SWAG posterior.
+        method: Name of the uncertainty method.
+        options: Its options.
+        seed: Makes what is drawn reproducible.
+    """
+
+    architecture: str
+    models: tuple[Path, ...]
+    posterior: Path | None
+    inputs: Array
+    method: str
+    options: Mapping[str, Any]
+    seed: int | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,6 +108,20 @@ def parse_header(header: bytes) -> Layout:
     return Layout(manifest, {name: data_start + begin for begin, _, name in spans}, data_start, data_start + position)
 
 
+def make_header(manifest: Manifest) -> bytes:
+    """Writes everything before the data of a file with these tensors, one behind the other in the manifest's order."""
+    header: dict[str, Any] = {}
+    position = 0
+    for name, spec in manifest.items():
+        end = position + spec.num_bytes
+        header[name] = {"dtype": spec.dtype.name, "shape": list(spec.shape), "data_offsets": [position, end]}
+        position = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    # The data begins at a multiple of eight, like in files of the reference implementation.
+    text += b" " * (-len(text) % PREFIX)
+    return len(text).to_bytes(PREFIX, "little") + text
+
+
 def check_same(actual: Manifest, expected: Manifest) -> None:
     """Compares what is there with what must be.
 

@@ -1,32 +1,19 @@
-"""Runs engine jobs in a process of their own: the only way into torch."""
+"""Runs engine jobs in processes of their own: the only way into torch."""
 
 import asyncio
-import logging
-import multiprocessing
-import os
-import signal
-import threading
+import resource
 import uuid
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.connection import wait
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import ParamSpec, Protocol, Self, TypeVar
+from typing import Protocol, Self
 
 from fedround_server.domain.model import BlobRef
-from fedround_server.engine.job import AggregationJob
+from fedround_server.domain.prediction import Prediction
+from fedround_server.engine.job import SWAG_MOMENTS, AggregationJob, PredictionJob
+from fedround_server.engine.process import Worker, WorkerLost
 
-P = ParamSpec("P")
-R = TypeVar("R")
-
-log = logging.getLogger(__name__)
-ATTEMPTS = 3
-
-
-class WorkerLost(RuntimeError):
-    """The worker died with a job, again and again."""
+__all__ = ["Engine", "WorkerEngine", "WorkerLost"]
 
 
 class Engine(Protocol):
@@ -47,76 +34,97 @@ class Engine(Protocol):
             WorkerLost: The job cannot be done.
         """
 
+    async def predict(self, job: PredictionJob) -> Prediction:
+        """Predicts within bounds of time and memory.
+
+        Raises:
+            PredictionFailed: The inputs, the weights and the architecture don't fit, or memory ran out.
+            TimeoutError: It takes too long.
+            WorkerLost: The job cannot be done.
+        """
+
 
 class WorkerEngine:
-    """An engine in one spawned process, which is replaced when it dies. Open it with `with`, before any gRPC server."""
+    """An engine in spawned processes, which are replaced when they die. Open it with `with`, before any gRPC server.
 
-    def __init__(self) -> None:
-        """Remembers nothing but that there is no worker yet."""
-        self._pool: ProcessPoolExecutor | None = None
+    Predictions have a process of their own, made for the first one: it runs the operator's code, and is ended when
+    that takes too long.
+    """
+
+    def __init__(self, predict_seconds: float = 60, predict_bytes: int = 2 << 30) -> None:
+        """Starts nothing yet.
+
+        Args:
+            predict_seconds: How long a prediction may take.
+            predict_bytes: How much memory a prediction may take, beside torch and the operator's code.
+        """
+        self._worker = Worker(_load_torch)
+        self._predictor = Worker(_Bounds(predict_bytes))
+        self._predicting: asyncio.Lock | None = None
+        self._predict_seconds = predict_seconds
 
     def __enter__(self) -> Self:
         """Starts the worker, without waiting until it has loaded torch."""
-        self._pool = _start()
+        self._worker.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Ends the worker; a job under way is not waited for."""
-        if self._pool is not None:
-            _end(self._pool)
-            self._pool = None
+        """Ends the processes; a job under way is not waited for."""
+        self._worker.end()
+        self._predictor.end()
+
+    async def check_architectures(self, architectures: Iterable[str]) -> None:
+        """Builds the operator's architectures once, so that mistakes show at the start.
+
+        Raises:
+            PredictionFailed: One cannot be built.
+        """
+        for architecture in architectures:
+            self._start_predictor()
+            await self._predictor.run(_check, architecture)
 
     async def find_not_finite(self, path: Path) -> str | None:
         """Looks for NaN and Inf."""
-        return await self._run(_find_not_finite, path)
+        return await self._worker.run(_find_not_finite, path)
 
     async def aggregate(self, job: AggregationJob, target: Path) -> BlobRef:
         """Aggregates a round; target is made by a job that came to its end only."""
-        return await self._run(_aggregate, job, target)
+        return await self._worker.run(_aggregate, job, target)
 
-    async def _run(self, function: Callable[P, R], *args: P.args, **_: P.kwargs) -> R:
-        for _attempt in range(ATTEMPTS):
-            pool = self._pool
-            if pool is None:
-                raise WorkerLost("the engine is closed")
+    async def predict(self, job: PredictionJob) -> Prediction:
+        """Predicts, one job after the other; the time counts from its turn."""
+        async with self._start_predictor():
             try:
-                return await asyncio.get_running_loop().run_in_executor(pool, function, *args)
-            except BrokenProcessPool:
-                log.warning("the worker died with %s: another one takes over", function.__name__)
-                if self._pool is pool:
-                    self._pool = _start()
-                    pool.shutdown(wait=False)
-        raise WorkerLost(f"the worker died {ATTEMPTS} times with {function.__name__}")
+                async with asyncio.timeout(self._predict_seconds):
+                    return await self._predictor.run(_predict, job)
+            except (TimeoutError, asyncio.CancelledError):
+                # Nobody waits for it any more, and it would keep the next one waiting.
+                self._predictor.replace()
+                raise
+
+    def _start_predictor(self) -> asyncio.Lock:
+        if self._predicting is None:
+            self._predicting = asyncio.Lock()
+            self._predictor.start()
+        return self._predicting
 
 
-def _start() -> ProcessPoolExecutor:
-    # Spawned, never forked: gRPC does not survive a fork.
-    pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=_prepare)
-    pool.submit(_load_torch)
-    return pool
+class _Bounds:
+    """Prepares a process for predictions."""
 
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
 
-def _end(pool: ProcessPoolExecutor) -> None:
-    for process in list((pool._processes or {}).values()):
-        process.kill()
-    # The pool's own thread joins its processes. Joining here too, both would wait for the same children, and the one
-    # that comes second learns nothing.
-    pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _prepare() -> None:
-    """Runs first in the worker: it leaves signals to the server and goes when the server goes, however that ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    server = multiprocessing.parent_process()
-    if server is not None:
-        threading.Thread(target=_follow, args=(server.sentinel,), name="follow-server", daemon=True).start()
-
-
-def _follow(sentinel: int) -> None:
-    wait([sentinel])
-    os._exit(1)
+    def __call__(self) -> None:
+        _load_torch()
+        status = Path("/proc/self/status")
+        if not status.exists():
+            return
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmData:"))
+        used = int(line.split()[1]) << 10
+        resource.setrlimit(resource.RLIMIT_DATA, (used + self._max_bytes, resource.RLIM_INFINITY))
 
 
 def _load_torch() -> None:
@@ -134,9 +142,22 @@ def _find_not_finite(path: Path) -> str | None:
 
 def _aggregate(job: AggregationJob, target: Path) -> BlobRef:
     from fedround_server.engine.aggregation import aggregate
+    from fedround_server.engine.moments import collect
 
     # A worker that died in an earlier attempt may have left a part.
     part = target.with_name(f"{target.name}.{uuid.uuid4()}")
-    blob = aggregate(job, part)
+    blob = (collect if job.algorithm == SWAG_MOMENTS else aggregate)(job, part)
     part.replace(target)
     return blob
+
+
+def _check(architecture: str) -> None:
+    from fedround_server.engine.prediction import check
+
+    check(architecture)
+
+
+def _predict(job: PredictionJob) -> Prediction:
+    from fedround_server.engine.prediction import predict
+
+    return predict(job)

@@ -81,7 +81,7 @@ def to_status(error: FedroundError) -> status_pb2.Status:
     elif isinstance(error, errors.ResourceExhausted):
         exceeded = error_details_pb2.QuotaFailure.Violation(subject=error.reason, description=message)
         details.append(error_details_pb2.QuotaFailure(violations=[exceeded]))
-    if isinstance(error, errors.Unavailable | errors.TooManyUploads):
+    if isinstance(error, errors.Unavailable | errors.TooManyUploads | errors.PredictionLimit):
         delay = duration_pb2.Duration(seconds=RETRY_SECONDS)
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
     return _status(code_of(error), message, details)

@@ -4,7 +4,8 @@ from collections.abc import AsyncIterator
 from typing import Generic, Literal, Protocol, TypeVar
 
 from fedround_server.coordinator.upload import Incoming
-from fedround_server.domain.errors import FieldInvalid
+from fedround_server.domain.errors import FieldInvalid, OffsetOutOfRange
+from fedround_server.domain.model import BlobRef
 from fedround_server.interceptors.auth import caller
 from fedround_server.services import fields
 
@@ -21,6 +22,16 @@ class Message(Protocol):
 
 
 M = TypeVar("M", bound=Message)
+
+
+def check_offset(blob: BlobRef, offset: int) -> None:
+    """Checks where a download starts.
+
+    Raises:
+        OffsetOutOfRange: Behind the end of the file.
+    """
+    if offset > blob.size_bytes:
+        raise OffsetOutOfRange(f"offset: the file ends at {blob.size_bytes}, before {offset}")
 
 
 class ChunkStream(Generic[M]):

@@ -10,11 +10,12 @@ from fedround_server.coordinator.round import MemberView
 from fedround_server.coordinator.subscription import GoingAway, Heartbeat
 from fedround_server.domain import event as events
 from fedround_server.domain.event import Event
-from fedround_server.domain.model import Model, ModelVersion
-from fedround_server.domain.round import Round, RoundState
-from fedround_server.domain.training import Aggregation, Training, TrainingFailure, TrainingSpec
+from fedround_server.domain.model import Model, ModelVersion, VersionView
+from fedround_server.domain.round import Round, RoundKind, RoundState
+from fedround_server.domain.training import Aggregation, Training, TrainingFailure, TrainingSpec, Uncertainty
 from fedround_server.domain.update import MetricReport, Update
 from fedround_server.domain.user import User
+from fedround_server.services import uncertainty
 
 
 def timestamp(time: datetime | None) -> Timestamp | None:
@@ -54,6 +55,29 @@ def model(found: Model, *, tensors: bool) -> model_pb2.Model:
         create_time=timestamp(found.create_time),
         update_time=timestamp(found.latest.create_time),
         source_model_id=found.source_model_id or "",
+        source_version=found.source_version,
+        architecture=found.architecture,
+    )
+
+
+def model_version(found: VersionView) -> model_pb2.ModelVersion:
+    """Encodes a version with its tags and metrics."""
+    version = found.version
+    posterior = version.posterior
+    return model_pb2.ModelVersion(
+        model_id=version.model_id,
+        version=version.version,
+        sha256=version.blob.sha256,
+        size_bytes=version.blob.size_bytes,
+        create_time=timestamp(version.create_time),
+        tags=found.tags,
+        stored=version.stored,
+        metrics=found.metrics,
+        posterior=None
+        if posterior is None
+        else model_pb2.PosteriorInfo(
+            sha256=posterior.blob.sha256, size_bytes=posterior.blob.size_bytes, rank=posterior.rank
+        ),
     )
 
 
@@ -101,7 +125,7 @@ def training_spec(spec: TrainingSpec, *, for_actor: bool) -> training_pb2.Traini
         metric_names=spec.metric_names,
         client_ids=spec.client_ids if for_actor else (),
         aggregation=aggregation(spec.aggregation),
-        uncertainty=aggregation_pb2.Uncertainty(none=aggregation_pb2.NoUncertainty()),
+        uncertainty=uncertainty.write(spec.uncertainty),
         round_policy=training_pb2.RoundPolicy(
             min_updates=policy.min_updates,
             late_updates=training_pb2.LateUpdates.Value(f"LATE_UPDATES_{policy.late_updates.value}"),
@@ -109,7 +133,14 @@ def training_spec(spec: TrainingSpec, *, for_actor: bool) -> training_pb2.Traini
         evaluation=training_pb2.Evaluation.Value(f"EVALUATION_{spec.evaluation.value}"),
         request_id=(spec.request_id or "") if for_actor else "",
         max_num_examples=spec.max_num_examples,
+        keep_versions=spec.keep_versions,
+        model_version=spec.model_version,
+        architecture=spec.architecture,
     )
+    if spec.selection is not None:
+        message.selection.metric = spec.selection.metric
+        message.selection.goal = training_pb2.Goal.Value(f"GOAL_{spec.selection.goal.value}")
+        message.selection.patience = spec.selection.patience
     if policy.deadline is not None:
         message.round_policy.deadline.FromTimedelta(policy.deadline)
     return message
@@ -134,6 +165,8 @@ def training(found: Training, viewer_id: str) -> training_pb2.Training:
         create_time=timestamp(found.create_time),
         start_time=timestamp(found.start_time),
         update_time=timestamp(found.update_time),
+        best_version=found.best_version,
+        best_value=found.best_value,
     )
 
 
@@ -214,6 +247,10 @@ def _payload(message: event_pb2.Event, payload: events.Payload) -> None:
                 started.deadline.FromDatetime(payload.deadline)
             started.aggregation.CopyFrom(aggregation(payload.aggregation))
             started.metric_names.extend(payload.metric_names)
+            started.local_rounds = payload.local_rounds
+            started.dealt = payload.dealt
+            if payload.swag is not None:
+                started.swag.CopyFrom(uncertainty.write(Uncertainty("swag", payload.swag)).swag)
         case events.UpdateAccepted():
             message.update_accepted.update_id = payload.update_id
             message.update_accepted.round = payload.round
@@ -232,6 +269,7 @@ def _payload(message: event_pb2.Event, payload: events.Payload) -> None:
         case events.TrainingFinished():
             message.training_finished.model_id = payload.model_id
             message.training_finished.model_version = payload.model_version
+            message.training_finished.stopped_early = payload.stopped_early
         case events.TrainingFailed():
             message.training_failed.reason = payload.reason
             message.training_failed.message = payload.message
@@ -244,7 +282,7 @@ def _waiting_for(found: Round) -> str:
         return "nothing: the round is closed, and its result is being computed"
     if found.state is not RoundState.OPEN:
         return f"nothing: the round is {found.state.value}"
-    noun = "updates" if found.kind.value == "TRAIN" else "reports"
+    noun = "reports" if found.kind is RoundKind.EVALUATE else "updates"
     rule = f"{found.expected - found.arrived} more of {found.expected} {noun}"
     if found.deadline is None:
         return f"{rule}; there is no deadline"

@@ -19,6 +19,8 @@ MAX_CLIENTS = 10_000
 MAX_METRICS = 100
 MAX_METRIC_NAME = 100
 UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+ARCHITECTURE = re.compile(r"[A-Za-z0-9._-]{1,100}")
+TAG = re.compile(r"[a-z0-9][a-z0-9._-]{0,49}")
 SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
 
@@ -72,6 +74,30 @@ def a_text(field: str, value: str, longest: int, *, required: bool = False) -> s
         raise FieldInvalid(field, f"has {len(value)} characters; at most {longest} are kept")
     if "\0" in value:
         raise FieldInvalid(field, "contains the character NUL")
+    return value
+
+
+def an_architecture(field: str, value: str) -> str:
+    """Reads the name of an architecture, which may be empty.
+
+    Raises:
+        FieldInvalid: It is malformed.
+    """
+    if value and not ARCHITECTURE.fullmatch(value):
+        raise FieldInvalid(field, f"{value[:80]!r} is no name: letters, digits, dots, dashes, underscores; at most 100")
+    return value
+
+
+def a_tag(field: str, value: str) -> str:
+    """Reads a tag of a version.
+
+    Raises:
+        FieldInvalid: It is malformed.
+    """
+    if not TAG.fullmatch(value):
+        raise FieldInvalid(
+            field, f"{value[:80]!r} is no tag: 1 to 50 lower-case letters, digits, dots, dashes, underscores"
+        )
     return value
 
 

@@ -2,13 +2,16 @@
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 
 from fedround.v1 import model_pb2, model_pb2_grpc
 from fedround_server.coordinator import Coordinator
+from fedround_server.domain.errors import FieldInvalid, ModelNotFound
+from fedround_server.domain.model import BEST, LAST, ModelVersion
 from fedround_server.interceptors.around import Call
 from fedround_server.interceptors.auth import caller
 from fedround_server.services import convert, fields
-from fedround_server.services.chunks import ChunkStream, incoming
+from fedround_server.services.chunks import ChunkStream, check_offset, incoming
 
 
 class ModelService(model_pb2_grpc.ModelServiceServicer):
@@ -28,8 +31,9 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
         spec = (await stream.first()).spec
         name = fields.a_text("spec.name", spec.name, 200)
         description = fields.a_text("spec.description", spec.description, 10_000)
+        architecture = fields.an_architecture("spec.architecture", spec.architecture)
         file = incoming(stream, "spec.", spec.sha256, spec.size_bytes, spec.upload_id, spec.offset)
-        model = await self._models.upload(name, description, file)
+        model = await self._models.upload(name, description, architecture, file)
         return model_pb2.UploadModelResponse(model=convert.model(model, tensors=True))
 
     async def GetModel(self, request: model_pb2.GetModelRequest, context: Call) -> model_pb2.GetModelResponse:
@@ -47,20 +51,54 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
             next_page_token=fields.position(last.create_time, last.model_id) if last else "",
         )
 
+    async def GetModelVersions(
+        self, request: model_pb2.GetModelVersionsRequest, context: Call
+    ) -> model_pb2.GetModelVersionsResponse:
+        """Lists the versions of a model."""
+        size = fields.a_page_size(request.page_size)
+        position = fields.a_page_token(request.page_token, int)
+        versions = await self._models.page_versions(
+            fields.an_id("model_id", request.model_id), caller().user_id, position[0] if position else None, size + 1
+        )
+        more = len(versions) > size
+        return model_pb2.GetModelVersionsResponse(
+            versions=[convert.model_version(version) for version in versions[:size]],
+            next_page_token=fields.page_token(versions[size - 1].version.version) if more else "",
+        )
+
+    async def TagModelVersion(
+        self, request: model_pb2.TagModelVersionRequest, context: Call
+    ) -> model_pb2.TagModelVersionResponse:
+        """Puts a tag on a version, or takes it away."""
+        tag = fields.a_tag("tag", request.tag)
+        if tag in (LAST, BEST):
+            raise FieldInvalid("tag", f"{tag!r} is the server's: choose another one")
+        version = await self._models.tag(
+            fields.an_id("model_id", request.model_id), request.version, tag, caller().user_id, remove=request.remove
+        )
+        return model_pb2.TagModelVersionResponse(version=convert.model_version(version))
+
     async def DownloadModel(  # type: ignore[override]  # a coroutine that writes has no generator lifetime to reason about
         self,
         request: model_pb2.DownloadModelRequest,
         context: Call,
     ) -> None:
         """Streams a version's file."""
+        if request.tag and request.HasField("version"):
+            raise FieldInvalid("tag", "and version both name a version: choose one")
+        if request.part not in model_pb2.ModelPart.values():
+            raise FieldInvalid("part", f"is {request.part}; known are {', '.join(model_pb2.ModelPart.keys())}")
         version = await self._models.get_version(
             fields.an_id("model_id", request.model_id),
             request.version if request.HasField("version") else None,
+            fields.a_tag("tag", request.tag) if request.tag else "",
             caller().user_id,
         )
-        self._models.check_offset(version, request.offset)
+        if request.part == model_pb2.MODEL_PART_POSTERIOR:
+            version = _posterior(version)
+        check_offset(version.blob, request.offset)
         await context.write(model_pb2.DownloadModelResponse(info=convert.model_info(version)))
-        async with aclosing(self._models.read(version, request.offset)) as chunks:
+        async with aclosing(self._models.read(version.blob, request.offset)) as chunks:
             async for chunk in chunks:
                 await context.write(model_pb2.DownloadModelResponse(chunk=chunk))
 
@@ -81,3 +119,10 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
             reports=[convert.metric_report(report) for report in reports[:size]],
             next_page_token=fields.page_token(skip + size) if len(reports) > size else "",
         )
+
+
+def _posterior(version: ModelVersion) -> ModelVersion:
+    """Puts the posterior's file in the place of the model's."""
+    if version.posterior is None:
+        raise ModelNotFound(f"{version.model_id} in version {version.version} with a SWAG posterior")
+    return replace(version, blob=version.posterior.blob)

@@ -1,17 +1,18 @@
 """RoundService."""
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from dataclasses import replace
 
 from fedround.v1 import round_pb2, round_pb2_grpc
 from fedround_server.coordinator import Coordinator
 from fedround_server.coordinator.subscription import GoingAway, Heartbeat
 from fedround_server.domain.errors import FieldInvalid
-from fedround_server.domain.event import Event
+from fedround_server.domain.event import Event, ModelInfo
 from fedround_server.interceptors.around import Call
 from fedround_server.interceptors.auth import caller
 from fedround_server.services import convert, fields
-from fedround_server.services.chunks import ChunkStream, incoming
+from fedround_server.services.chunks import ChunkStream, check_offset, incoming
 
 
 class RoundService(round_pb2_grpc.RoundServiceServicer):
@@ -73,6 +74,21 @@ class RoundService(round_pb2_grpc.RoundServiceServicer):
         upload_id = fields.an_id("upload_id", request.upload_id)
         size = self._coordinator.uploads.committed_size(caller().user_id, upload_id)
         return round_pb2.GetUploadResponse(committed_size=size)
+
+    async def DownloadDealtModel(  # type: ignore[override]  # a coroutine that writes has no generator lifetime to reason about
+        self,
+        request: round_pb2.DownloadDealtModelRequest,
+        context: Call,
+    ) -> None:
+        """Streams the model that the caller was dealt."""
+        training_id = fields.an_id("training_id", request.training_id)
+        base, blob = await self._rounds.dealt(training_id, request.round, caller().user_id)
+        check_offset(blob, request.offset)
+        info = convert.model_info(ModelInfo(base.model_id, base.version, blob))
+        await context.write(round_pb2.DownloadDealtModelResponse(info=info))
+        async with aclosing(self._coordinator.models.read(blob, request.offset)) as chunks:
+            async for chunk in chunks:
+                await context.write(round_pb2.DownloadDealtModelResponse(chunk=chunk))
 
     async def SubmitMetrics(
         self, request: round_pb2.SubmitMetricsRequest, context: Call

@@ -4,18 +4,24 @@ import math
 from datetime import timedelta
 
 from fedround.v1 import aggregation_pb2, training_pb2
+from fedround_server.domain.chain import FED_DC
 from fedround_server.domain.errors import FieldInvalid
 from fedround_server.domain.training import (
     MAX_NUM_EXAMPLES,
     MAX_TARGET_NUM_UPDATES,
     Aggregation,
     Evaluation,
+    Goal,
     RoundPolicy,
+    Selection,
     TrainingSpec,
 )
-from fedround_server.services import fields
+from fedround_server.services import fields, uncertainty
 
 MAX_DEADLINE = timedelta(days=365)
+DEFAULT_CHAIN = 10
+MAX_CHAIN = 10_000
+MAX_SEED = 1 << 53
 
 
 def read(message: training_pb2.TrainingSpec) -> TrainingSpec:
@@ -24,7 +30,10 @@ def read(message: training_pb2.TrainingSpec) -> TrainingSpec:
     Raises:
         FieldInvalid: A field is missing, malformed or out of range.
     """
-    _refuse_uncertainty(message)
+    if message.HasField("model_version") and not message.model_id:
+        raise FieldInvalid("spec.model_version", "goes with spec.model_id: name the stored model too")
+    if message.architecture and message.model_id:
+        raise FieldInvalid("spec.architecture", "is for a streamed model: the stored one names its own")
     return TrainingSpec(
         name=fields.a_text("spec.name", message.name, 200),
         description=fields.a_text("spec.description", message.description, 10_000),
@@ -37,6 +46,11 @@ def read(message: training_pb2.TrainingSpec) -> TrainingSpec:
         max_num_examples=_cap(message.max_num_examples),
         model_id=fields.an_optional_id("spec.model_id", message.model_id),
         request_id=fields.an_optional_id("spec.request_id", message.request_id),
+        selection=_selection(message) if message.HasField("selection") else None,
+        keep_versions=_keep_versions(message.keep_versions),
+        model_version=message.model_version if message.HasField("model_version") else None,
+        architecture=fields.an_architecture("spec.architecture", message.architecture),
+        uncertainty=uncertainty.read("spec.uncertainty", message.uncertainty),
     )
 
 
@@ -58,11 +72,48 @@ def _aggregation(message: aggregation_pb2.Aggregation) -> Aggregation:
     if algorithm is None:
         return Aggregation()
     options = getattr(message, algorithm)
-    values = {field.name: float(getattr(options, field.name)) for field in options.DESCRIPTOR.fields}
+    values = {field.name: getattr(options, field.name) for field in options.DESCRIPTOR.fields}
     for name, value in values.items():
         if not math.isfinite(value) or value < 0:
             raise FieldInvalid(f"spec.aggregation.{algorithm}.{name}", f"is {value}; must be finite and >= 0")
-    return Aggregation(algorithm, values)
+    return Aggregation(algorithm, _fed_dc(values) if algorithm == FED_DC else values)
+
+
+def _fed_dc(values: dict[str, int]) -> dict[str, int]:
+    daisy = values["daisy_period"] or 1
+    period = values["aggregation_period"] or DEFAULT_CHAIN * daisy
+    if not daisy <= period <= MAX_CHAIN or period % daisy:
+        raise FieldInvalid(
+            "spec.aggregation.fed_dc.aggregation_period",
+            f"is {period}; must be a multiple of daisy_period ({daisy}), at most {MAX_CHAIN}",
+        )
+    if values["seed"] > MAX_SEED:
+        raise FieldInvalid("spec.aggregation.fed_dc.seed", f"is {values['seed']}; at most {MAX_SEED}")
+    return {"daisy_period": daisy, "aggregation_period": period, "seed": values["seed"]}
+
+
+def _keep_versions(value: int) -> int:
+    if value > MAX_TARGET_NUM_UPDATES:
+        raise FieldInvalid("spec.keep_versions", f"is {value}; at most {MAX_TARGET_NUM_UPDATES}, or 0 for all")
+    return value
+
+
+def _selection(message: training_pb2.TrainingSpec) -> Selection:
+    chosen = message.selection
+    if chosen.metric not in message.metric_names:
+        known = ", ".join(message.metric_names) or "none"
+        raise FieldInvalid("spec.selection.metric", f"{chosen.metric[:80]!r} is not one of spec.metric_names: {known}")
+    if chosen.goal not in (training_pb2.GOAL_MINIMIZE, training_pb2.GOAL_MAXIMIZE):
+        raise FieldInvalid("spec.selection.goal", "is required: GOAL_MINIMIZE or GOAL_MAXIMIZE")
+    every_round = (training_pb2.EVALUATION_UNSPECIFIED, training_pb2.EVALUATION_EVERY_ROUND)
+    if message.evaluation == training_pb2.EVALUATION_NEVER or (
+        chosen.patience and message.evaluation not in every_round
+    ):
+        raise FieldInvalid("spec.evaluation", "selects nothing: spec.selection wants EVALUATION_EVERY_ROUND")
+    if chosen.patience > MAX_TARGET_NUM_UPDATES:
+        raise FieldInvalid("spec.selection.patience", f"is {chosen.patience}; at most {MAX_TARGET_NUM_UPDATES}")
+    goal = Goal(training_pb2.Goal.Name(chosen.goal).removeprefix("GOAL_"))
+    return Selection(chosen.metric, goal, chosen.patience)
 
 
 def _round_policy(message: training_pb2.RoundPolicy) -> RoundPolicy:
@@ -87,9 +138,3 @@ def _evaluation(value: training_pb2.Evaluation.ValueType) -> Evaluation:
     if value == training_pb2.EVALUATION_UNSPECIFIED:
         return Evaluation.EVERY_ROUND
     return Evaluation(training_pb2.Evaluation.Name(value).removeprefix("EVALUATION_"))
-
-
-def _refuse_uncertainty(message: training_pb2.TrainingSpec) -> None:
-    method = message.uncertainty.WhichOneof("method")
-    if method not in (None, "none"):
-        raise FieldInvalid("spec.uncertainty", f"{method} is not served by this version: leave it unset or none")

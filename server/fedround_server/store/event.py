@@ -13,8 +13,8 @@ from fedround_server.domain.event import (
 )
 from fedround_server.store.database import Database, verb
 from fedround_server.store.rows import to_event
-from fedround_server.store.schema import EventRow, ParticipantRow, TrainingRow, UserRow
-from fedround_server.store.steps import ALL
+from fedround_server.store.schema import CohortRow, EventRow, ParticipantRow, TrainingRow, UserRow
+from fedround_server.store.steps import ALL, COHORT
 
 LAST_KINDS = tuple(kind.__name__ for kind in LAST_OF_A_TRAINING)
 
@@ -126,7 +126,12 @@ def _view(part: Part, user_id: str) -> "ModelSelect[EventRow]":
     rows = EventRow.select().where(EventRow.training_id == part.training_id, EventRow.sequence > part.after)
     if part.is_actor:
         return rows
-    rows = rows.where(EventRow.audience.in_([ALL, user_id]))
+    rounds = CohortRow.select(CohortRow.number).where(
+        CohortRow.training_id == part.training_id, CohortRow.user_id == user_id
+    )
+    rows = rows.where(
+        EventRow.audience.in_([ALL, user_id]) | ((EventRow.audience == COHORT) & EventRow.number.in_(rounds))
+    )
     return rows if part.until is None else rows.where(EventRow.sequence <= part.until)
 
 
@@ -135,6 +140,6 @@ def _snapshot(part: Part, user_id: str) -> int:
     telling = (RoundStarted.__name__, TrainingStarted.__name__, "ClientRemoved", *LAST_KINDS)
     rows = _view(part, user_id)
     if part.is_actor:
-        rows = rows.where(EventRow.audience == ALL)
+        rows = rows.where(EventRow.audience.in_([ALL, COHORT]))
     row = rows.where(EventRow.kind.in_(telling)).order_by(EventRow.sequence.desc()).first()
     return 1 if row is None else int(row.sequence)

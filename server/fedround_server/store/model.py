@@ -6,11 +6,11 @@ from datetime import datetime
 from peewee import JOIN
 
 from fedround_server.domain.errors import ModelInUse, ModelNotFound
-from fedround_server.domain.model import Model, ModelVersion, NewModel
-from fedround_server.domain.training import TrainingState
+from fedround_server.domain.model import Model, ModelVersion, NewModel, VersionView
+from fedround_server.domain.training import TrainingState, Uncertainty
 from fedround_server.domain.update import MetricReport
 from fedround_server.store.database import Database, verb
-from fedround_server.store.rows import from_manifest, to_model, to_version
+from fedround_server.store.rows import from_manifest, to_model, to_spec
 from fedround_server.store.schema import (
     ModelRow,
     ModelVersionRow,
@@ -20,6 +20,14 @@ from fedround_server.store.schema import (
     UpdateRow,
 )
 from fedround_server.store.steps import held
+from fedround_server.store.version import (
+    insert_version,
+    put_tag,
+    remove_tag,
+    stored_version,
+    tagged_version,
+    views,
+)
 
 ENDED = (TrainingState.COMPLETED.value, TrainingState.ERROR.value)
 
@@ -45,18 +53,49 @@ class ModelVerbs:
         return _with_latest(visible_model(model_id, user_id))
 
     @verb
-    def get_version(self, model_id: str, version: int | None, user_id: str) -> ModelVersion:
-        """Returns a version, by default the latest, of a model like `get`.
+    def get_version(self, model_id: str, version: int | None, user_id: str, tag: str = "") -> ModelVersion:
+        """Returns a version whose file is here, of a model like `get`.
+
+        Args:
+            model_id: The model.
+            version: The version; None for the one with the tag, or else the latest.
+            user_id: Who asks.
+            tag: A tag of the version.
 
         Raises:
             ModelNotFound: There is no such model, or no such version.
         """
         row = visible_model(model_id, user_id)
-        wanted = row.version if version is None else version
-        found = ModelVersionRow.get_or_none(ModelVersionRow.model_id == model_id, ModelVersionRow.version == wanted)
-        if found is None:
-            raise ModelNotFound(f"{model_id} in version {wanted} (the latest is {row.version})")
-        return to_version(found)
+        return stored_version(row, tagged_version(row, tag) if tag else version)
+
+    @verb
+    def page_versions(self, model_id: str, user_id: str, before: int | None, limit: int) -> list[VersionView]:
+        """Returns the versions of a model like `get`, the newest first, below a version.
+
+        Raises:
+            ModelNotFound: There is no such model.
+        """
+        row = visible_model(model_id, user_id)
+        versions = ModelVersionRow.select().where(ModelVersionRow.model_id == model_id)
+        if before is not None:
+            versions = versions.where(ModelVersionRow.version < before)
+        return views(row, list(versions.order_by(ModelVersionRow.version.desc()).limit(limit)))
+
+    @verb
+    def tag(self, model_id: str, version: int, tag: str, owner_id: str, *, remove: bool) -> VersionView:
+        """Puts a tag on a version that is here, or takes it away.
+
+        Raises:
+            ModelNotFound: The user owns no such model, or it has no such version.
+        """
+        row = owned_model(model_id, owner_id)
+        stored_version(row, version)
+        if remove:
+            remove_tag(model_id, version, tag)
+        else:
+            put_tag(model_id, version, tag)
+        found = ModelVersionRow.get(ModelVersionRow.model_id == model_id, ModelVersionRow.version == version)
+        return views(row, [found])[0]
 
     @verb
     def page(self, owner_id: str, before: tuple[datetime, str] | None, limit: int) -> list[Model]:
@@ -131,23 +170,30 @@ class ModelVerbs:
         return reports[skip : skip + limit]
 
     @verb
+    def uncertainty(self, model_id: str) -> Uncertainty:
+        """Returns the uncertainty method of the training that works on a model; none without one."""
+        row = TrainingRow.get_or_none(TrainingRow.model_id == model_id)
+        return Uncertainty() if row is None else to_spec(row.spec).uncertainty
+
+    @verb
     def digests_in_use(self) -> set[str]:
         """Returns the digests of all files that something still needs."""
         versions = (
-            ModelVersionRow.select(ModelVersionRow.sha256)
+            ModelVersionRow.select(ModelVersionRow.sha256, ModelVersionRow.posterior_sha256)
             .join(ModelRow, on=(ModelRow.model_id == ModelVersionRow.model_id))
-            .where(ModelRow.remove_time.is_null())
+            .where(ModelRow.remove_time.is_null(), ModelVersionRow.stored)
         )
         updates = (
             UpdateRow.select(UpdateRow.sha256)
             .join(TrainingRow, on=(TrainingRow.training_id == UpdateRow.training_id))
             .where(TrainingRow.remove_time.is_null(), UpdateRow.sha256.is_null(False))
         )
-        return {str(row.sha256) for rows in (versions, updates) for row in rows}
+        found = {str(row.sha256) for rows in (versions, updates) for row in rows}
+        return found | {str(row.posterior_sha256) for row in versions if row.posterior_sha256 is not None}
 
 
 def insert_model(
-    model_id: str, owner_id: str, model: NewModel, now: datetime, source_model_id: str | None = None
+    model_id: str, owner_id: str, model: NewModel, now: datetime, source: ModelVersion | None = None
 ) -> Model:
     """Stores a model as version 0; inside a transaction."""
     row = ModelRow.create(
@@ -155,16 +201,15 @@ def insert_model(
         owner_id=owner_id,
         name=model.name,
         description=model.description,
-        source_model_id=source_model_id,
+        source_model_id=None if source is None else source.model_id,
+        source_version=None if source is None else source.version,
+        architecture=model.architecture,
         manifest=from_manifest(model.manifest),
         version=0,
         create_time=now,
         remove_time=None,
     )
-    version = ModelVersionRow.create(
-        model_id=model_id, version=0, sha256=model.blob.sha256, size_bytes=model.blob.size_bytes, create_time=now
-    )
-    return to_model(row, version)
+    return to_model(row, insert_version(model_id, 0, model.blob, now))
 
 
 def owned_model(model_id: str, owner_id: str) -> ModelRow:

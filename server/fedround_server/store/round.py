@@ -16,18 +16,20 @@ from fedround_server.domain.errors import (
     TrainingNotFound,
     UpdateExists,
 )
-from fedround_server.domain.event import RoundClosed, UpdateAccepted
+from fedround_server.domain.event import ModelInfo, UpdateAccepted
 from fedround_server.domain.model import BlobRef, Manifest
-from fedround_server.domain.round import Round, RoundKind, RoundMember, RoundState, next_round
+from fedround_server.domain.round import Round, RoundKind, RoundMember, RoundState
+from fedround_server.domain.swag import moments
 from fedround_server.domain.training import TrainingSpec
 from fedround_server.domain.update import NewUpdate, Update, weighted_means
 from fedround_server.store import steps
 from fedround_server.store.database import Database, verb
+from fedround_server.store.following import follow
 from fedround_server.store.rows import to_manifest, to_round, to_spec, to_update
 from fedround_server.store.schema import (
     CohortRow,
+    DealRow,
     ModelRow,
-    ModelVersionRow,
     ParticipantRow,
     RoundRow,
     TrainingRow,
@@ -41,7 +43,6 @@ class Admission:
     """What an update must look like to be accepted; receipt is set if it was accepted before."""
 
     manifest: Manifest
-    model: BlobRef
     receipt: Update | None
 
 
@@ -74,9 +75,11 @@ class RoundVerbs:
         """
         training = steps.lock(new.training_id)
         receipt = _check(training, new, RoundKind.TRAIN)
-        model = ModelRow.get(ModelRow.model_id == training.model_id)
-        info = steps.model_info(training.model_id, training.model_version)
-        return Admission(to_manifest(model.manifest), info.blob, receipt)
+        manifest = to_manifest(ModelRow.get(ModelRow.model_id == training.model_id).manifest)
+        row = steps.find_round(new.training_id, new.round)
+        if row is not None and row.kind == RoundKind.SWAG.value:
+            manifest = moments(manifest, int(to_spec(training.spec).uncertainty.options["rank"]))
+        return Admission(manifest, receipt)
 
     @verb
     def submit(self, update_id: str, new: NewUpdate, kind: RoundKind, now: datetime) -> tuple[Update, bool]:
@@ -152,7 +155,7 @@ class RoundVerbs:
             training_id: The training.
             number: The round.
             epoch: The epoch that the aggregation was started under: one that was overtaken does not commit (fencing).
-            result: The new model; None for a round that makes none.
+            result: The new model, or of a SWAG round the posterior; None for a round that makes no file.
             now: The time to write.
 
         Returns:
@@ -180,16 +183,8 @@ class RoundVerbs:
         )
         if not changed:
             return False
-        if result is not None:
-            _add_version(training, result, now)
-        kind = RoundKind(RoundRow.get(RoundRow.training_id == training_id, RoundRow.number == number).kind)
-        closed = RoundClosed(number, kind.value, training.model_version, len(updates), metrics)
-        steps.append(training, closed, now)
-        following = next_round(to_spec(training.spec), kind, training.model_version)
-        if following is None:
-            steps.complete(training, now)
-        else:
-            steps.open_round(training, number + 1, following, now)
+        row = RoundRow.get(RoundRow.training_id == training_id, RoundRow.number == number)
+        follow(training, row, updates, metrics, result, now)
         return True
 
     @verb
@@ -201,6 +196,29 @@ class RoundVerbs:
             return False
         steps.fail(training, reason, message, now)
         return True
+
+    @verb
+    def dealt(self, training_id: str, number: int, user_id: str) -> tuple[ModelInfo, BlobRef]:
+        """Returns the model that a user was dealt in a round, beside the one that the chain began with.
+
+        Raises:
+            TrainingNotFound: The user takes no part in such a training.
+            RoundNotFound: There is no such round (yet).
+            NotInCohort: The user was dealt nothing in it.
+        """
+        training = steps.peek(training_id)
+        part = None if training is None else _part(training_id, user_id)
+        if training is None or part is None or part.remove_time is not None:
+            raise TrainingNotFound(training_id)
+        row = steps.find_round(training_id, number)
+        if row is None:
+            raise RoundNotFound(f"{number} of the training {training_id}")
+        deal = DealRow.get_or_none(
+            DealRow.training_id == training_id, DealRow.number == number, DealRow.user_id == user_id
+        )
+        if deal is None:
+            raise NotInCohort(f"you were dealt no model in round {number}: download the one that round_started names")
+        return steps.model_info(training.model_id, row.model_version), BlobRef(deal.sha256, deal.size_bytes)
 
     @verb
     def unfinished(self) -> list[Round]:
@@ -268,7 +286,7 @@ def _check(training: TrainingRow, new: NewUpdate, kind: RoundKind) -> Update | N
     if before is not None:
         return _same(before, new)
     row = steps.find_round(new.training_id, new.round)
-    if row is None or row.state != RoundState.OPEN.value or row.kind != kind.value:
+    if row is None or row.state != RoundState.OPEN.value or _is_report(row.kind) != (kind is RoundKind.EVALUATE):
         raise RoundNotOpen(_why_not_open(training, row, new.round, kind), training_id=new.training_id)
     member = CohortRow.get_or_none(
         CohortRow.training_id == new.training_id, CohortRow.number == new.round, CohortRow.user_id == new.user_id
@@ -299,8 +317,8 @@ def _why_not_open(training: TrainingRow, row: RoundRow | None, number: int, kind
         current = steps.find_round(training.training_id, training.round)
         now = "the training is not started" if current is None else f"the current round is {training.round}"
         return f"round {number} is not open: {now}"
-    if row.kind != kind.value and row.state == RoundState.OPEN.value:
-        verb_ = "SubmitMetrics" if row.kind == RoundKind.EVALUATE.value else "SubmitUpdate"
+    if row.state == RoundState.OPEN.value:
+        verb_ = "SubmitMetrics" if _is_report(row.kind) else "SubmitUpdate"
         return f"round {number} is of kind {row.kind}: use {verb_}"
     return f"round {number} is {row.state}: follow the subscription for the next one"
 
@@ -313,13 +331,5 @@ def _part(training_id: str, user_id: str) -> ParticipantRow | None:
     return part
 
 
-def _add_version(training: TrainingRow, blob: BlobRef, now: datetime) -> None:
-    training.model_version += 1
-    ModelVersionRow.create(
-        model_id=training.model_id,
-        version=training.model_version,
-        sha256=blob.sha256,
-        size_bytes=blob.size_bytes,
-        create_time=now,
-    )
-    ModelRow.update(version=training.model_version).where(ModelRow.model_id == training.model_id).execute()
+def _is_report(kind: str) -> bool:
+    return kind == RoundKind.EVALUATE.value

@@ -7,17 +7,20 @@ from typing import Any
 
 from fedround_server.domain import event as events
 from fedround_server.domain.event import Event, ModelInfo, Payload
-from fedround_server.domain.model import BlobRef, Dtype, Manifest, Model, ModelVersion, TensorSpec
+from fedround_server.domain.model import BlobRef, Dtype, Manifest, Model, ModelVersion, Posterior, TensorSpec
 from fedround_server.domain.round import Round, RoundKind, RoundState
 from fedround_server.domain.training import (
     Aggregation,
     Evaluation,
+    Goal,
     LateUpdates,
     RoundPolicy,
+    Selection,
     Training,
     TrainingFailure,
     TrainingSpec,
     TrainingState,
+    Uncertainty,
 )
 from fedround_server.domain.update import Update
 from fedround_server.domain.user import Role, User
@@ -63,7 +66,11 @@ def to_manifest(data: Mapping[str, list[Any]]) -> Manifest:
 
 def to_version(row: ModelVersionRow) -> ModelVersion:
     """Reads a model's version."""
-    return ModelVersion(row.model_id, row.version, BlobRef(row.sha256, row.size_bytes), row.create_time)
+    posterior = None
+    if row.posterior_sha256 is not None:
+        posterior = Posterior(BlobRef(row.posterior_sha256, row.posterior_size_bytes), row.posterior_rank)
+    blob = BlobRef(row.sha256, row.size_bytes)
+    return ModelVersion(row.model_id, row.version, blob, row.create_time, row.stored, posterior)
 
 
 def to_model(row: ModelRow, latest: ModelVersionRow) -> Model:
@@ -77,6 +84,8 @@ def to_model(row: ModelRow, latest: ModelVersionRow) -> Model:
         manifest=to_manifest(row.manifest),
         latest=to_version(latest),
         create_time=row.create_time,
+        source_version=row.source_version,
+        architecture=row.architecture,
     )
 
 
@@ -96,13 +105,21 @@ def from_spec(spec: TrainingSpec) -> dict[str, Any]:
         "evaluation": spec.evaluation.name,
         "max_num_examples": spec.max_num_examples,
         "model_id": spec.model_id,
+        "model_version": spec.model_version,
         "request_id": spec.request_id,
+        "selection": None
+        if spec.selection is None
+        else {"metric": spec.selection.metric, "goal": spec.selection.goal.name, "patience": spec.selection.patience},
+        "keep_versions": spec.keep_versions,
+        "architecture": spec.architecture,
+        "uncertainty": {"method": spec.uncertainty.method, "options": dict(spec.uncertainty.options)},
     }
 
 
 def to_spec(data: Mapping[str, Any]) -> TrainingSpec:
     """Reads a spec."""
     deadline_us = data["deadline_us"]
+    selection = data["selection"]
     return TrainingSpec(
         name=data["name"],
         description=data["description"],
@@ -118,7 +135,14 @@ def to_spec(data: Mapping[str, Any]) -> TrainingSpec:
         evaluation=Evaluation[data["evaluation"]],
         max_num_examples=data["max_num_examples"],
         model_id=data["model_id"],
+        model_version=data["model_version"],
         request_id=data["request_id"],
+        selection=None
+        if selection is None
+        else Selection(selection["metric"], Goal[selection["goal"]], selection["patience"]),
+        keep_versions=data["keep_versions"],
+        architecture=data["architecture"],
+        uncertainty=Uncertainty(data["uncertainty"]["method"], data["uncertainty"]["options"]),
     )
 
 
@@ -141,6 +165,8 @@ def to_training(row: TrainingRow, participant_ids: tuple[str, ...], arrived: int
         create_time=row.create_time,
         start_time=row.start_time,
         update_time=row.update_time,
+        best_version=row.best_version,
+        best_value=row.best_value,
     )
 
 
@@ -158,6 +184,7 @@ def to_round(row: RoundRow, arrived: int) -> Round:
         open_time=row.open_time,
         deadline=row.deadline,
         done_time=row.done_time,
+        step=row.step,
     )
 
 

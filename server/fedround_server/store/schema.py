@@ -10,6 +10,7 @@ from peewee import (
     CharField,
     CompositeKey,
     DatabaseProxy,
+    DoubleField,
     IntegerField,
     Model,
     TextField,
@@ -91,6 +92,8 @@ class ModelRow(Row):
     name = CharField(max_length=200)
     description = TextField()
     source_model_id = id_field(null=True)
+    source_version = IntegerField(null=True)
+    architecture = CharField(max_length=100)
     manifest = JsonField()
     version = IntegerField()
     create_time = InstantField()
@@ -109,10 +112,26 @@ class ModelVersionRow(Row):
     sha256 = CharField(max_length=64, index=True)
     size_bytes = BigIntegerField()
     create_time = InstantField()
+    stored = BooleanField()
+    posterior_sha256 = CharField(max_length=64, null=True)
+    posterior_size_bytes = BigIntegerField()
+    posterior_rank = IntegerField()
 
     class Meta:
         table_name = "model_version"
         primary_key = CompositeKey("model_id", "version")
+
+
+class TagRow(Row):
+    """A tag on a version of a model; `last` is not kept, it is the latest version."""
+
+    model_id = id_field()
+    version = IntegerField()
+    tag = CharField(max_length=50)
+
+    class Meta:
+        table_name = "model_tag"
+        primary_key = CompositeKey("model_id", "version", "tag")
 
 
 class TrainingRow(Row):
@@ -125,6 +144,8 @@ class TrainingRow(Row):
     state = CharField(max_length=16, index=True)
     round = IntegerField()
     model_version = IntegerField()
+    best_version = IntegerField(null=True)
+    best_value = DoubleField(null=True)
     failure_reason = CharField(max_length=64, null=True)
     failure_message = TextField(null=True)
     last_sequence = BigIntegerField()
@@ -167,6 +188,7 @@ class RoundRow(Row):
     kind = CharField(max_length=16)
     state = CharField(max_length=16, index=True)
     epoch = IntegerField()
+    step = IntegerField()
     model_version = IntegerField()
     expected = IntegerField()
     metrics = JsonField(null=True)
@@ -211,13 +233,31 @@ class UpdateRow(Row):
         indexes = ((("training_id", "number", "user_id"), True),)
 
 
+class DealRow(Row):
+    """The update of another participant that a member of a round's cohort goes on with (daisy chaining)."""
+
+    training_id = id_field()
+    number = IntegerField()
+    user_id = id_field()
+    sha256 = CharField(max_length=64)
+    size_bytes = BigIntegerField()
+
+    class Meta:
+        table_name = "deal"
+        primary_key = CompositeKey("training_id", "number", "user_id")
+
+
 class EventRow(Row):
-    """One entry of a training's log. The audience is "all", "actor", or a user (then the actor sees it too)."""
+    """One entry of a training's log; the actor sees all of them.
+
+    The audience is "all", "cohort" (of the round `number`), "actor", or a user.
+    """
 
     training_id = id_field()
     sequence = BigIntegerField()
     kind = CharField(max_length=32)
     audience = CharField(max_length=36)
+    number = IntegerField(null=True)
     payload = JsonField()
     create_time = InstantField()
 
@@ -231,10 +271,12 @@ TABLES: tuple[type[Row], ...] = (
     TokenRow,
     ModelRow,
     ModelVersionRow,
+    TagRow,
     TrainingRow,
     ParticipantRow,
     RoundRow,
     CohortRow,
     UpdateRow,
+    DealRow,
     EventRow,
 )

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from peewee import Case, ModelSelect, fn
 
+from fedround_server.domain.chain import local_rounds
 from fedround_server.domain.errors import TrainingNotFound
 from fedround_server.domain.event import (
     ClientRemoved,
@@ -35,6 +36,7 @@ RowT = TypeVar("RowT", bound=Row)
 BATCH = 500
 ALL = "all"
 ACTOR = "actor"
+COHORT = "cohort"
 
 
 def held(rows: "ModelSelect[RowT]", strength: str = "FOR UPDATE") -> "ModelSelect[RowT]":
@@ -90,8 +92,10 @@ def move(training: TrainingRow, target: TrainingState, now: datetime) -> None:
     training.save()
 
 
-def append(training: TrainingRow, payload: Payload, now: datetime, audience: str = ALL) -> int:
-    """Writes what happened behind the training's log.
+def append(
+    training: TrainingRow, payload: Payload, now: datetime, audience: str = ALL, number: int | None = None
+) -> int:
+    """Writes what happened behind the training's log; number is the round of the audience COHORT.
 
     Returns:
         The event's sequence.
@@ -104,6 +108,7 @@ def append(training: TrainingRow, payload: Payload, now: datetime, audience: str
         sequence=training.last_sequence,
         kind=type(payload).__name__,
         audience=audience,
+        number=number,
         payload=from_payload(payload),
         create_time=now,
     )
@@ -172,13 +177,27 @@ def find_round(training_id: str, number: int) -> RoundRow | None:
     return row
 
 
-def open_round(training: TrainingRow, number: int, kind: RoundKind, now: datetime) -> None:
-    """Opens a round for all present participants; without any, the training fails."""
-    cohort = participant_ids(training.training_id)
+def open_round(
+    training: TrainingRow, number: int, kind: RoundKind, now: datetime, chain: Sequence[str] = (), step: int = 0
+) -> None:
+    """Opens a round for all present participants (or for those in a chain); without any, the training fails.
+
+    Args:
+        training: The training, locked.
+        number: The round's number.
+        kind: What is asked for.
+        now: The time to write.
+        chain: The participants that go on with models that they were dealt.
+        step: Rounds of the chain so far.
+    """
+    cohort = list(chain) or participant_ids(training.training_id)
     if not cohort:
         fail(training, "NO_PARTICIPANTS", "no participants are left", now)
         return
     spec = to_spec(training.spec)
+    state = TrainingState.SWAG_ROUND if kind is RoundKind.SWAG else TrainingState.ONGOING
+    if state_of(training) is not state:
+        move(training, state, now)
     policy = spec.round_policy
     deadline = None if policy.deadline is None else now + policy.deadline
     RoundRow.create(
@@ -187,6 +206,7 @@ def open_round(training: TrainingRow, number: int, kind: RoundKind, now: datetim
         kind=kind.value,
         state=RoundState.OPEN.value,
         epoch=0,
+        step=step,
         model_version=training.model_version,
         expected=expected_updates(policy, len(cohort)),
         metrics=None,
@@ -203,8 +223,18 @@ def open_round(training: TrainingRow, number: int, kind: RoundKind, now: datetim
         CohortRow.insert_many(rows).execute()
     training.round = number
     model = model_info(training.model_id, training.model_version)
-    started = RoundStarted(number, kind.value, model, deadline, spec.aggregation, spec.metric_names)
-    append(training, started, now)
+    started = RoundStarted(
+        number,
+        kind.value,
+        model,
+        deadline,
+        spec.aggregation,
+        spec.metric_names,
+        local_rounds(spec.aggregation) if kind is RoundKind.TRAIN else 1,
+        bool(chain),
+        spec.uncertainty.options if kind is RoundKind.SWAG else None,
+    )
+    append(training, started, now, audience=COHORT, number=number)
 
 
 def evaluate(training: TrainingRow, now: datetime, *, due: bool = False) -> bool:
@@ -243,10 +273,10 @@ def close(row: RoundRow) -> bool:
     )
 
 
-def complete(training: TrainingRow, now: datetime) -> None:
-    """Ends a training at its target."""
+def complete(training: TrainingRow, now: datetime, *, early: bool) -> None:
+    """Ends a training at its target, or when its patience is over."""
     move(training, TrainingState.COMPLETED, now)
-    append(training, TrainingFinished(training.model_id, training.model_version), now)
+    append(training, TrainingFinished(training.model_id, training.model_version, early), now)
 
 
 def fail(training: TrainingRow, reason: str, message: str, now: datetime) -> None:

@@ -19,19 +19,22 @@ from fedround_server.domain.errors import (
     UnknownClients,
 )
 from fedround_server.domain.event import TrainingRemoved, TrainingStarted
-from fedround_server.domain.model import NewModel
+from fedround_server.domain.model import Manifest, NewModel
 from fedround_server.domain.round import RoundKind
+from fedround_server.domain.swag import moments
 from fedround_server.domain.training import Training, TrainingSpec, TrainingState
 from fedround_server.store import steps
 from fedround_server.store.database import Database, verb
 from fedround_server.store.loading import load
-from fedround_server.store.model import insert_model, latest_version, owned_model
-from fedround_server.store.rows import from_spec, to_manifest, to_version
+from fedround_server.store.model import insert_model, owned_model
+from fedround_server.store.rows import from_spec, to_manifest
 from fedround_server.store.schema import (
+    ModelRow,
     ParticipantRow,
     TrainingRow,
     UserRow,
 )
+from fedround_server.store.version import stored_version
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,9 @@ class TrainingVerbs:
         _check_quota(actor_id, quota)
         _refuse(unknown_users(spec.client_ids))
         if spec.model_id is not None:
-            owned_model(spec.model_id, actor_id)
+            source = owned_model(spec.model_id, actor_id)
+            stored_version(source, spec.model_version)
+            _check_moments(spec, to_manifest(source.manifest))
         return None
 
     @verb
@@ -92,10 +97,11 @@ class TrainingVerbs:
         _check_quota(actor_id, quota)
         _refuse(unknown_users(spec.client_ids))
         model_id = (
-            _stored_model(str(spec.model_id), actor_id, new_model_id, now)
+            _stored_model(str(spec.model_id), spec.model_version, actor_id, new_model_id, now)
             if model is None
             else insert_model(new_model_id, actor_id, model, now).model_id
         )
+        _check_moments(spec, to_manifest(ModelRow.get(ModelRow.model_id == model_id).manifest))
         row = TrainingRow.create(
             training_id=training_id,
             actor_id=actor_id,
@@ -104,6 +110,8 @@ class TrainingVerbs:
             state=TrainingState.INITIAL.value,
             round=0,
             model_version=0,
+            best_version=None,
+            best_value=None,
             failure_reason=None,
             failure_message=None,
             last_sequence=0,
@@ -294,14 +302,22 @@ def _check_quota(actor_id: str, quota: int) -> None:
         raise Quota(f"you have {unfinished} trainings that are not ended, of {quota} at the most: remove some first")
 
 
-def _stored_model(model_id: str, actor_id: str, copy_id: str, now: datetime) -> str:
-    """Returns the model to train: the stored one, or a copy if another training used it."""
+def _stored_model(model_id: str, version: int | None, actor_id: str, copy_id: str, now: datetime) -> str:
+    """Returns the model to train: the stored one, or a copy if another training used it, or of an older version."""
     source = owned_model(model_id, actor_id)
-    if not TrainingRow.select().where(TrainingRow.model_id == model_id).exists():
+    start = stored_version(source, version)
+    unused = not TrainingRow.select().where(TrainingRow.model_id == model_id).exists()
+    if unused and start.version == source.version:
         return model_id
-    latest = to_version(latest_version(source))
-    copy = NewModel(source.name, source.description, to_manifest(source.manifest), latest.blob)
-    return insert_model(copy_id, actor_id, copy, now, source_model_id=model_id).model_id
+    copy = NewModel(
+        source.name, source.description, to_manifest(source.manifest), start.blob, architecture=source.architecture
+    )
+    return insert_model(copy_id, actor_id, copy, now, source=start).model_id
+
+
+def _check_moments(spec: TrainingSpec, manifest: Manifest) -> None:
+    if spec.uncertainty.method == "swag" and not moments(manifest, 0):
+        raise FieldInvalid("spec.uncertainty.swag", "wants a model with floating tensors: there is none in this one")
 
 
 def _steered(training_id: str, actor_id: str) -> TrainingRow:

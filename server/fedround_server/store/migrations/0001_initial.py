@@ -7,6 +7,7 @@ from peewee import (
     BooleanField,
     CharField,
     CompositeKey,
+    DoubleField,
     IntegerField,
     Model,
     TextField,
@@ -40,6 +41,8 @@ def up(_migrator: Any, db: Any) -> None:
         name = CharField(max_length=200)
         description = TextField()
         source_model_id = CharField(max_length=36, null=True)
+        source_version = IntegerField(null=True)
+        architecture = CharField(max_length=100)
         manifest = TextField()
         version = IntegerField()
         create_time = BigIntegerField()
@@ -55,10 +58,23 @@ def up(_migrator: Any, db: Any) -> None:
         sha256 = CharField(max_length=64, index=True)
         size_bytes = BigIntegerField()
         create_time = BigIntegerField()
+        stored = BooleanField()
+        posterior_sha256 = CharField(max_length=64, null=True)
+        posterior_size_bytes = BigIntegerField()
+        posterior_rank = IntegerField()
 
         class Meta:
             table_name = "model_version"
             primary_key = CompositeKey("model_id", "version")
+
+    class ModelTag(Model):
+        model_id = CharField(max_length=36)
+        version = IntegerField()
+        tag = CharField(max_length=50)
+
+        class Meta:
+            table_name = "model_tag"
+            primary_key = CompositeKey("model_id", "version", "tag")
 
     class Training(Model):
         training_id = CharField(max_length=36, primary_key=True)
@@ -68,6 +84,8 @@ def up(_migrator: Any, db: Any) -> None:
         state = CharField(max_length=16, index=True)
         round = IntegerField()
         model_version = IntegerField()
+        best_version = IntegerField(null=True)
+        best_value = DoubleField(null=True)
         failure_reason = CharField(max_length=64, null=True)
         failure_message = TextField(null=True)
         last_sequence = BigIntegerField()
@@ -101,6 +119,7 @@ def up(_migrator: Any, db: Any) -> None:
         kind = CharField(max_length=16)
         state = CharField(max_length=16, index=True)
         epoch = IntegerField()
+        step = IntegerField()
         model_version = IntegerField()
         expected = IntegerField()
         metrics = TextField(null=True)
@@ -138,11 +157,23 @@ def up(_migrator: Any, db: Any) -> None:
             table_name = "round_update"
             indexes = ((("training_id", "number", "user_id"), True),)
 
+    class Deal(Model):
+        training_id = CharField(max_length=36)
+        number = IntegerField()
+        user_id = CharField(max_length=36)
+        sha256 = CharField(max_length=64)
+        size_bytes = BigIntegerField()
+
+        class Meta:
+            table_name = "deal"
+            primary_key = CompositeKey("training_id", "number", "user_id")
+
     class Event(Model):
         training_id = CharField(max_length=36)
         sequence = BigIntegerField()
         kind = CharField(max_length=32)
         audience = CharField(max_length=36)
+        number = IntegerField(null=True)
         payload = TextField()
         create_time = BigIntegerField()
 
@@ -150,6 +181,19 @@ def up(_migrator: Any, db: Any) -> None:
             table_name = "event"
             primary_key = CompositeKey("training_id", "sequence")
 
-    tables = [Users, Token, StoredModel, ModelVersion, Training, Participant, Round, Cohort, RoundUpdate, Event]
+    tables = [
+        Users,
+        Token,
+        StoredModel,
+        ModelVersion,
+        ModelTag,
+        Training,
+        Participant,
+        Round,
+        Cohort,
+        RoundUpdate,
+        Deal,
+        Event,
+    ]
     db.bind(tables)
     db.create_tables(tables)

@@ -1,0 +1,150 @@
+"""Use cases about predictions."""
+
+from dataclasses import dataclass
+
+from fedround_server.coordinator.context import Context
+from fedround_server.domain.errors import (
+    ArchitectureUnknown,
+    FieldInvalid,
+    PosteriorMissing,
+    PredictionLimit,
+)
+from fedround_server.domain.errors import PredictionFailed as Refused
+from fedround_server.domain.model import ModelVersion
+from fedround_server.domain.prediction import Array, Prediction
+from fedround_server.domain.training import Uncertainty
+from fedround_server.engine.job import PredictionFailed, PredictionJob
+
+OUTPUT_LIMIT = 15 << 17
+"""What the answer's tensors may take, in bytes: a message has 2 MiB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is to be predicted.
+
+    Attributes:
+        version: The version; None for the one with the tag, or else the latest.
+        uncertainty: None for what the model's training says.
+        seed: Makes what is drawn reproducible.
+        architecture: Its name; empty for the one that the model names.
+    """
+
+    user_id: str
+    model_id: str
+    version: int | None
+    tag: str
+    inputs: Array
+    uncertainty: Uncertainty | None
+    seed: int | None
+    architecture: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A prediction, and who predicted."""
+
+    version: ModelVersion
+    uncertainty: Uncertainty
+    prediction: Prediction
+
+
+class Inference:
+    """What can be predicted."""
+
+    def __init__(self, context: Context) -> None:
+        """Begins with nothing under way."""
+        self._context = context
+        self._under_way = 0
+
+    async def predict(self, question: Question) -> Answer:
+        """Predicts with a stored model.
+
+        Raises:
+            ModelNotFound: There is no such model, or no such version, for the user.
+            ArchitectureUnknown: The operator registered no architecture for it.
+            PosteriorMissing: SWAG is asked for, and the version has no posterior.
+            PredictionFailed: Model, architecture and method do not fit together.
+            PredictionLimit: It takes too much time or memory.
+            FieldInvalid: The inputs do not fit.
+        """
+        models = self._context.store.models
+        version = await models.get_version(question.model_id, question.version, question.user_id, question.tag)
+        model = await models.get(question.model_id, question.user_id)
+        architecture = self._architecture(question.architecture or model.architecture)
+        uncertainty = question.uncertainty or await models.uncertainty(question.model_id)
+        voters = [version]
+        if uncertainty.method == "ensemble":
+            voters = await self._voters(question, version, uncertainty)
+        if uncertainty.method == "swag" and version.posterior is None:
+            raise PosteriorMissing(
+                f"version {version.version} has no SWAG posterior: train with uncertainty swag, or choose a version"
+                " that GetModelVersions shows with one"
+            )
+        path = self._context.blobs.path
+        job = PredictionJob(
+            architecture=architecture,
+            models=tuple(path(voter.blob.sha256) for voter in voters),
+            posterior=None if version.posterior is None else path(version.posterior.blob.sha256),
+            inputs=question.inputs,
+            method=uncertainty.method,
+            options=uncertainty.options,
+            seed=question.seed,
+        )
+        return Answer(version, uncertainty, await self._run(job))
+
+    def _architecture(self, name: str) -> str:
+        known = self._context.architectures
+        if name in known:
+            return known[name]
+        what = f"the architecture {name!r} is not registered" if name else "the model names no architecture"
+        registered = f"registered are {', '.join(sorted(known))}" if known else "none is registered"
+        raise ArchitectureUnknown(
+            f"{what}, and {registered}: start the server with --architecture NAME=package.module:factory, and name it"
+            " in the request or when the model is created"
+        )
+
+    async def _voters(self, question: Question, version: ModelVersion, uncertainty: Uncertainty) -> list[ModelVersion]:
+        """Returns who votes: the asked version or its model's latest ones, and the members named."""
+        models = self._context.store.models
+        voters = [version]
+        last = uncertainty.options["last_versions"]
+        if last:
+            page = await models.page_versions(question.model_id, question.user_id, version.version + 1, last)
+            voters = [view.version for view in page if view.version.stored]
+        for model_id, number in uncertainty.options["members"]:
+            voters.append(await models.get_version(model_id, number, question.user_id))
+        return voters
+
+    async def _run(self, job: PredictionJob) -> Prediction:
+        if self._under_way >= self._context.limits.max_predictions:
+            raise PredictionLimit(f"{self._under_way} predictions wait already: try again")
+        self._under_way += 1
+        try:
+            prediction = await self._context.engine.predict(job)
+        except TimeoutError:
+            raise PredictionLimit(
+                "the prediction takes longer than the operator allows: send fewer inputs, ask for fewer samples"
+            ) from None
+        except PredictionFailed as error:
+            raise _refusal(error) from None
+        finally:
+            self._under_way -= 1
+        size = sum(len(array.data) for array in _arrays(prediction))
+        if size > OUTPUT_LIMIT:
+            raise FieldInvalid(
+                "inputs", f"would be answered with {size} bytes, the limit is {OUTPUT_LIMIT}: send fewer"
+            )
+        return prediction
+
+
+def _arrays(prediction: Prediction) -> tuple[Array, ...]:
+    return (prediction.mean, *(prediction.spread or ()), *(prediction.entropies or ()))
+
+
+def _refusal(error: PredictionFailed) -> FieldInvalid | PredictionLimit | Refused:
+    if error.fault == "inputs":
+        return FieldInvalid("inputs", error.message)
+    if error.fault == "memory":
+        return PredictionLimit(f"{error.message}: send fewer inputs")
+    return Refused(error.message)

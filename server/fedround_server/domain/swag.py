@@ -1,0 +1,28 @@
+"""What participants send in a SWAG round: moments of their weights (Maddox et al., NeurIPS 2019).
+
+Each floating tensor NAME of the model is described by mean/NAME and second/NAME, the running means of the weights and
+of their squares over the round's training, and by deviation/K/NAME, the last deviations from the mean. Moments are
+float64: the variance is the small difference of two large numbers.
+"""
+
+from fedround_server.domain.model import Dtype, Manifest, TensorSpec
+
+MEAN, SECOND, DEVIATION = "mean", "second", "deviation"
+MAX_RANK = 20
+
+
+def moments(model: Manifest, rank: int) -> Manifest:
+    """Returns what a participant sends about a model; nothing for a model without floating tensors.
+
+    Args:
+        model: The model's tensors.
+        rank: How many deviations.
+    """
+    floating = {name: spec.shape for name, spec in model.items() if spec.dtype.is_floating}
+    found: dict[str, TensorSpec] = {}
+    for name, shape in floating.items():
+        found[f"{MEAN}/{name}"] = TensorSpec(Dtype.F64, shape)
+        found[f"{SECOND}/{name}"] = TensorSpec(Dtype.F64, shape)
+        for column in range(rank):
+            found[f"{DEVIATION}/{column}/{name}"] = TensorSpec(Dtype.F32, shape)
+    return found

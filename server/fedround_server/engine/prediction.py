@@ -1,0 +1,137 @@
+"""Predicts, and measures how far the passes of an uncertainty method are apart."""
+
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedround_server.domain.model import Dtype
+from fedround_server.domain.prediction import Array, Prediction
+from fedround_server.engine.job import PredictionFailed, PredictionJob
+from fedround_server.engine.tensors import TORCH_DTYPES
+from fedround_server.engine.uncertainty import METHODS, Predictor
+from fedround_server.engine.uncertainty.predictor import build, is_out_of_memory, load_weights
+
+
+def predict(job: PredictionJob) -> Prediction:
+    """Predicts outputs for inputs.
+
+    Raises:
+        PredictionFailed: The inputs, the weights and the architecture don't fit, or memory ran out.
+    """
+    try:
+        with torch.no_grad():
+            return _predict(job)
+    except (MemoryError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise PredictionFailed("memory", "the prediction needs more memory than the operator allows") from None
+        raise
+
+
+def find_factory(architecture: str) -> Callable[[], object]:
+    """Imports the operator's factory.
+
+    Args:
+        architecture: As package.module:callable; modules in the folder where the server was started are found too.
+
+    Raises:
+        PredictionFailed: There is none.
+    """
+    module_name, _, name = architecture.partition(":")
+    if "" not in sys.path:
+        sys.path.append("")
+    try:
+        factory = getattr(importlib.import_module(module_name), name)
+    except Exception as error:
+        raise PredictionFailed("architecture", f"{architecture} cannot be imported: {error}") from error
+    if not callable(factory):
+        raise PredictionFailed("architecture", f"{architecture} is not callable")
+    found: Callable[[], object] = factory
+    return found
+
+
+def check(architecture: str) -> None:
+    """Builds an architecture, to see whether it can be built.
+
+    Raises:
+        PredictionFailed: It cannot.
+    """
+    build(find_factory(architecture))
+
+
+def _predict(job: PredictionJob) -> Prediction:
+    generator = torch.Generator()
+    if job.seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(job.seed)
+    # Dropout knows the global generator only.
+    torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
+    network = build(find_factory(job.architecture))
+    load_weights(network, job.models[0])
+    inputs = _inputs(network, job.inputs)
+    predictor = Predictor(network, inputs, job.models, job.posterior, job.options, generator)
+    return summarise(METHODS[job.method](predictor), softmax=bool(job.options.get("softmax", False)))
+
+
+def _inputs(network: nn.Module, array: Array) -> Tensor:
+    """Checks the inputs against what the architecture declares, and preprocesses them."""
+    tensor = torch.frombuffer(bytearray(array.data), dtype=TORCH_DTYPES[array.dtype]).reshape(array.shape)
+    wanted = getattr(network, "input_shape", None)
+    if wanted is not None and tuple(array.shape[1:]) != tuple(wanted):
+        raise PredictionFailed(
+            "inputs", f"the shape is {list(array.shape)}, the architecture takes [N, {', '.join(map(str, wanted))}]"
+        )
+    preprocess: Any = getattr(network, "preprocess", None)
+    if preprocess is None:
+        return tensor
+    try:
+        prepared = preprocess(tensor)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise PredictionFailed("inputs", f"the preprocessing does not take these inputs: {error}") from error
+    if not isinstance(prepared, Tensor) or len(prepared) != len(tensor):
+        raise PredictionFailed("architecture", "the preprocessing must return one tensor with a row for each input")
+    return prepared
+
+
+def summarise(passes: Iterator[Tensor], *, softmax: bool) -> Prediction:
+    """Summarises passes one by one, in float64, without keeping them (Welford, Technometrics 1962).
+
+    Args:
+        passes: Outputs of the same shape (inputs, ...), at least one.
+        softmax: Whether they are logits over the last dimension.
+    """
+    mean, squares, entropy = torch.zeros(()), torch.zeros(()), torch.zeros(())
+    count = 0
+    for output in passes:
+        value = output.to(torch.float64)
+        if softmax:
+            value = value.softmax(-1)
+            entropy = entropy + _entropy(value)
+        count += 1
+        delta = value - mean
+        mean = mean + delta / count
+        squares = squares + delta * (value - mean)
+    variance = squares / count
+    entropies = None
+    if softmax:
+        predictive, expected = _entropy(mean), entropy / count
+        entropies = (_array(predictive), _array(expected), _array(predictive - expected))
+    spread = (_array(variance), _array(variance.sqrt())) if count > 1 else None
+    return Prediction(_array(mean), spread, entropies, count)
+
+
+def _entropy(probabilities: Tensor) -> Tensor:
+    entropy: Tensor = torch.special.entr(probabilities).sum(-1)
+    return entropy
+
+
+def _array(tensor: Tensor) -> Array:
+    data = tensor.to(torch.float32).contiguous().numpy().astype(np.dtype("<f4"), copy=False).tobytes()
+    return Array(Dtype.F32, tuple(tensor.shape), data)

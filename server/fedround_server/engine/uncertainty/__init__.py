@@ -1,0 +1,18 @@
+"""The uncertainty methods by name: to add one, write its file here and its line below."""
+
+from collections.abc import Mapping
+
+from fedround_server.engine.uncertainty.ensemble import ensemble
+from fedround_server.engine.uncertainty.mc_dropout import mc_dropout
+from fedround_server.engine.uncertainty.none import none
+from fedround_server.engine.uncertainty.predictor import Method, Predictor
+from fedround_server.engine.uncertainty.swag import swag
+
+__all__ = ["METHODS", "Method", "Predictor"]
+
+METHODS: Mapping[str, Method] = {
+    "none": none,
+    "mc_dropout": mc_dropout,
+    "swag": swag,
+    "ensemble": ensemble,
+}

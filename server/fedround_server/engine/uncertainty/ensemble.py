@@ -1,0 +1,18 @@
+"""Deep ensembles (Lakshminarayanan et al., Simple and Scalable Predictive Uncertainty Estimation, NeurIPS 2017)."""
+
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from fedround_server.engine.uncertainty.predictor import Predictor, load_weights
+
+
+def ensemble(predictor: Predictor, /) -> Iterator[Tensor]:
+    """Makes one pass with each model.
+
+    Raises:
+        PredictionFailed: A model does not fit the architecture.
+    """
+    for path in predictor.models:
+        load_weights(predictor.network, path)
+        yield predictor.run()

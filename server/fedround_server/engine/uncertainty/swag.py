@@ -1,0 +1,55 @@
+"""SWAG (Maddox et al., A Simple Baseline for Bayesian Uncertainty in Deep Learning, NeurIPS 2019)."""
+
+from collections.abc import Iterator
+from math import sqrt
+
+import torch
+from torch import Tensor
+
+from fedround_server.domain.swag import DEVIATION, MEAN, SECOND
+from fedround_server.engine.job import PredictionFailed
+from fedround_server.engine.tensors import TensorFile
+from fedround_server.engine.uncertainty.predictor import Predictor, read
+
+
+def swag(predictor: Predictor, /) -> Iterator[Tensor]:
+    """Makes passes with weights drawn from the posterior; buffers, such as batch statistics, stay as they are.
+
+    Raises:
+        PredictionFailed: The posterior lacks weights of the network.
+    """
+    if predictor.posterior is None:
+        raise PredictionFailed("weights", "there is no posterior")
+    parameters = dict(predictor.network.named_parameters())
+    with TensorFile(predictor.posterior) as file:
+        if missing := sorted(name for name in parameters if f"{MEAN}/{name}" not in file.layout.manifest):
+            raise PredictionFailed("weights", f"the posterior lacks {missing[0]!r}, a weight of the architecture")
+        for _ in range(predictor.options["samples"]):
+            for name, value in draw(file, sorted(parameters), predictor.generator).items():
+                parameters[name].data.copy_(value)
+            yield predictor.run()
+
+
+def draw(file: TensorFile, names: list[str], generator: torch.Generator) -> dict[str, Tensor]:
+    """Draws weights: mean + sigma * z for a diagonal posterior; with deviations half of each part's variance.
+
+    Args:
+        file: The posterior.
+        names: Of the weights.
+        generator: Where random numbers come from.
+
+    Returns:
+        Float64 tensors by name.
+    """
+    rank = 1 + max((int(name.split("/")[1]) for name in file.layout.manifest if name.startswith(DEVIATION)), default=-1)
+    # One factor a column for the whole network: this is what makes weights vary together.
+    factors = torch.randn(rank, generator=generator, dtype=torch.float64).tolist()
+    drawn = {}
+    for name in names:
+        mean, second = read(file, f"{MEAN}/{name}"), read(file, f"{SECOND}/{name}")
+        sigma = (second - mean.square()).clamp(min=0).sqrt()
+        noise = sigma * torch.randn(mean.shape, generator=generator, dtype=torch.float64)
+        for column, factor in enumerate(factors):
+            noise += factor * read(file, f"{DEVIATION}/{column}/{name}").to(torch.float64)
+        drawn[name] = mean + (noise / sqrt(2) if rank else noise)
+    return drawn

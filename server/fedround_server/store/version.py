@@ -1,0 +1,100 @@
+"""Steps about versions of models and their tags; each runs inside a verb's transaction."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+
+from fedround_server.domain.errors import ModelNotFound
+from fedround_server.domain.model import LAST, PINNED, BlobRef, ModelVersion, VersionView
+from fedround_server.domain.round import RoundKind
+from fedround_server.store.rows import to_version
+from fedround_server.store.schema import ModelRow, ModelVersionRow, RoundRow, TagRow, TrainingRow
+
+
+def insert_version(model_id: str, version: int, blob: BlobRef, now: datetime) -> ModelVersionRow:
+    """Stores a version of a model."""
+    row: ModelVersionRow = ModelVersionRow.create(
+        model_id=model_id,
+        version=version,
+        sha256=blob.sha256,
+        size_bytes=blob.size_bytes,
+        create_time=now,
+        stored=True,
+        posterior_sha256=None,
+        posterior_size_bytes=0,
+        posterior_rank=0,
+    )
+    return row
+
+
+def stored_version(model: ModelRow, version: int | None) -> ModelVersion:
+    """Returns a version whose file is here, by default the latest.
+
+    Raises:
+        ModelNotFound: There is no such version, or it lost its file.
+    """
+    wanted = model.version if version is None else version
+    row = ModelVersionRow.get_or_none(ModelVersionRow.model_id == model.model_id, ModelVersionRow.version == wanted)
+    if row is None:
+        raise ModelNotFound(f"{model.model_id} in version {wanted} (the latest is {model.version})")
+    if not row.stored:
+        raise ModelNotFound(f"{model.model_id} in version {wanted} (its file was dropped by keep_versions)")
+    return to_version(row)
+
+
+def tagged_version(model: ModelRow, tag: str) -> int:
+    """Returns the latest version that carries a tag.
+
+    Raises:
+        ModelNotFound: None does.
+    """
+    if tag == LAST:
+        return int(model.version)
+    row = (
+        TagRow.select()
+        .where(TagRow.model_id == model.model_id, TagRow.tag == tag)
+        .order_by(TagRow.version.desc())
+        .first()
+    )
+    if row is None:
+        raise ModelNotFound(f"{model.model_id} in a version tagged {tag}")
+    return int(row.version)
+
+
+def put_tag(model_id: str, version: int, tag: str) -> None:
+    """Puts a tag on a version, and takes it from the one that had it, unless many may have it."""
+    others = TagRow.delete().where(TagRow.model_id == model_id, TagRow.tag == tag)
+    if tag == PINNED:
+        others = others.where(TagRow.version == version)
+    others.execute()
+    TagRow.create(model_id=model_id, version=version, tag=tag)
+
+
+def remove_tag(model_id: str, version: int, tag: str) -> None:
+    """Takes a tag from a version, if it carries it."""
+    TagRow.delete().where(TagRow.model_id == model_id, TagRow.version == version, TagRow.tag == tag).execute()
+
+
+def views(model: ModelRow, rows: Sequence[ModelVersionRow]) -> list[VersionView]:
+    """Reads versions of a model with their tags and metrics."""
+    numbers = [row.version for row in rows]
+    tags: dict[int, set[str]] = {number: {LAST} if number == model.version else set() for number in numbers}
+    for tag in TagRow.select().where(TagRow.model_id == model.model_id, TagRow.version.in_(numbers)):
+        tags[tag.version].add(tag.tag)
+    metrics = _metrics(model.model_id, numbers)
+    return [
+        VersionView(to_version(row), tuple(sorted(tags[row.version])), metrics.get(row.version, {})) for row in rows
+    ]
+
+
+def _metrics(model_id: str, versions: Sequence[int]) -> dict[int, Mapping[str, float]]:
+    rounds = (
+        RoundRow.select(RoundRow.model_version, RoundRow.metrics)
+        .join(TrainingRow, on=(TrainingRow.training_id == RoundRow.training_id))
+        .where(
+            TrainingRow.model_id == model_id,
+            RoundRow.kind == RoundKind.EVALUATE.value,
+            RoundRow.model_version.in_(versions),
+            RoundRow.metrics.is_null(False),
+        )
+    )
+    return {row.model_version: row.metrics for row in rounds}
