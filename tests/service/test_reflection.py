@@ -22,7 +22,7 @@ from calls import Person, digest, model_file, new_id
 from servers import Server
 
 BUF = shutil.which("buf") or shutil.which("buf", path=str(Path(__file__).parents[2] / ".tools/node_modules/.bin"))
-SERVICES = ["UserService", "TrainingService", "RoundService", "ModelService"]
+SERVICES = ["UserService", "TrainingService", "RoundService", "ModelService", "InferenceService"]
 
 
 class Refused(Exception):
@@ -175,6 +175,14 @@ def test_every_service_is_healthy(server: Server) -> None:
         for service in ["", *(f"fedround.v1.{name}" for name in SERVICES)]:
             status = stub.Check(health_pb2.HealthCheckRequest(service=service)).status
             assert status == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_streams_that_are_left_open_leave_the_server_whole(server: Server) -> None:
+    for _ in range(100):
+        with grpc.insecure_channel(server.address) as channel:
+            ProtoReflectionDescriptorDatabase(channel).get_services()
+    with grpc.insecure_channel(server.address) as channel:
+        assert health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest()).status
 
 
 def test_channelz_is_for_admins(admin: Person, actor: Person) -> None:

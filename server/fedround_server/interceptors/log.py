@@ -20,6 +20,8 @@ class LogInterceptor(AroundInterceptor):
     async def around(self, method: str, context: Call) -> AsyncIterator[None]:
         """Logs how a call ended."""
         structlog.contextvars.clear_contextvars()
+        # Asked for now: a stream may be cleaned up after gRPC has freed the call, and peer() then reads freed memory.
+        peer = context.peer()
         started = time.monotonic()
         cancelled = False
         try:
@@ -30,7 +32,7 @@ class LogInterceptor(AroundInterceptor):
         finally:
             code = "CANCELLED" if cancelled else grpc_code(context).name
             level = log.warning if code in ("INTERNAL", "UNKNOWN", "UNAVAILABLE") else log.info
-            level("call", method=method, code=code, seconds=round(time.monotonic() - started, 4), peer=context.peer())
+            level("call", method=method, code=code, seconds=round(time.monotonic() - started, 4), peer=peer)
 
 
 def grpc_code(context: Call) -> grpc.StatusCode:
