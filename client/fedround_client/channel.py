@@ -94,8 +94,10 @@ def open_channel(
     if (tls_cert is None) != (tls_key is None):
         raise ValueError("A client certificate takes both tls_cert and tls_key.")
     plaintext = insecure if insecure is not None else is_loopback(server) and not files
+    # A proxy would take what is meant for this machine, the token too, elsewhere.
+    options = (*OPTIONS, ("grpc.enable_http_proxy", 0)) if is_loopback(server) else OPTIONS
     if plaintext:
-        return grpc.insecure_channel(server, options=OPTIONS)
+        return grpc.insecure_channel(server, options=options)
     ca, key, cert = (None if path is None else Path(path).read_bytes() for path in (tls_ca, tls_key, tls_cert))
     credentials = grpc.ssl_channel_credentials(root_certificates=ca, private_key=key, certificate_chain=cert)
-    return grpc.secure_channel(server, credentials, options=OPTIONS)
+    return grpc.secure_channel(server, credentials, options=options)

@@ -114,15 +114,21 @@ def connect(
     Args:
         server: HOST:PORT; by default the environment's FEDROUND_SERVER, or 127.0.0.1:50051.
         token: Your token; by default the environment's FEDROUND_TOKEN.
-        tls_ca: PEM file of the authority that signed the server's certificate; None for those the machine trusts.
-        tls_cert: PEM file of your certificate, if the server wants one.
-        tls_key: PEM file of its key.
+        tls_ca: PEM file of the authority that signed the server's certificate; by default the environment's
+            FEDROUND_TLS_CA, or those that the machine trusts.
+        tls_cert: PEM file of your certificate, if the server wants one; by default FEDROUND_CLIENT_CERT.
+        tls_key: PEM file of its key; by default FEDROUND_CLIENT_KEY.
         insecure: True for plaintext, False for TLS; by default plaintext on loopback only.
 
     Raises:
+        TokenInvalid: The token cannot be one.
         ValueError: The TLS options contradict each other.
         OSError: A TLS file cannot be read.
     """
     address = server or os.environ.get("FEDROUND_SERVER") or DEFAULT_SERVER
+    if not insecure:
+        tls_ca = tls_ca or os.environ.get("FEDROUND_TLS_CA")
+        tls_cert = tls_cert or os.environ.get("FEDROUND_CLIENT_CERT")
+        tls_key = tls_key or os.environ.get("FEDROUND_CLIENT_KEY")
     channel = open_channel(address, tls_ca=tls_ca, tls_cert=tls_cert, tls_key=tls_key, insecure=insecure)
     return Client(channel, token or os.environ.get("FEDROUND_TOKEN"), address=address)

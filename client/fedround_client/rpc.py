@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol, TypeVar
@@ -12,13 +13,15 @@ from tenacity.wait import wait_base
 
 from fedround.v1 import model_pb2_grpc, round_pb2_grpc, training_pb2_grpc, user_pb2_grpc
 from fedround_client.clock import Clock
-from fedround_client.errors import FedroundError, from_rpc_error
+from fedround_client.errors import FedroundError, TokenInvalid, from_rpc_error
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
 Item = TypeVar("Item", covariant=True)
 PagedRequest = TypeVar("PagedRequest", bound="_PagedRequest")
 Page = TypeVar("Page", bound="_Page")
+
+logger = logging.getLogger(__name__)
 
 UNARY_TIMEOUT = 60.0
 PAGE_SIZE = 1000
@@ -74,7 +77,7 @@ class Rpc:
         self.rounds = round_pb2_grpc.RoundServiceStub(channel)
         self.clock = clock
         self.address = address
-        self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
+        self._metadata = (("authorization", f"Bearer {_checked(token)}"),) if token else ()
 
     @contextmanager
     def typed_errors(self) -> Iterator[None]:
@@ -139,6 +142,27 @@ class Rpc:
             sleep=nap or self.clock.sleep_for,
             wait=BACKOFF,
             stop=stop,
+            before_sleep=_tell,
             retry=retry_if_exception(is_transient),
             reraise=True,
         )
+
+
+def _checked(token: str) -> str:
+    """The token without the white space that files end with."""
+    stripped = token.strip()
+    if not stripped.isascii() or not stripped.isprintable() or " " in stripped:
+        raise TokenInvalid(
+            grpc.StatusCode.UNAUTHENTICATED,
+            "TOKEN_INVALID",
+            "The token has characters that no token has: is it the content of the right file?",
+        )
+    return stripped
+
+
+def _tell(state: RetryCallState) -> None:
+    """Logs a failed attempt, ever more rarely: the 1st, 2nd, 4th, 8th, ... in a row."""
+    number = state.attempt_number
+    if number & (number - 1) == 0 and state.outcome is not None:
+        times = f", {number} times in a row" if number > 1 else ""
+        logger.warning("Trying again%s: %s", times, state.outcome.exception())

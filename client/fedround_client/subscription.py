@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping
 
 import grpc
@@ -11,8 +10,6 @@ from fedround.v1.event_pb2 import Event
 from fedround.v1.round_pb2 import SubscribeRequest
 from fedround_client.errors import FedroundError, ServerUnavailable
 from fedround_client.rpc import Rpc, Stream
-
-logger = logging.getLogger(__name__)
 
 SILENCE = 60.0
 """After so many seconds without even a heartbeat (one comes every 20 s), a stream is dead."""
@@ -50,6 +47,7 @@ class Subscription:
         self._cursors = dict(resume_after or {})
         self._timeout = timeout
         self._ends_at = None if timeout is None else self._clock.time() + timeout
+        self._last_error: FedroundError | None = None
 
     def __iter__(self) -> Iterator[Event]:
         """Yields the events.
@@ -67,6 +65,7 @@ class Subscription:
                         if kind == "going_away":
                             raise self._lost(event.going_away.message)
                         attempt.retry_state.attempt_number = 1
+                        self._last_error = None
                         if self._advance(event) and kind != "heartbeat":
                             yield event
                             if self._training_id and kind in LAST:
@@ -75,8 +74,7 @@ class Subscription:
                         return
                     raise self._lost("the stream ended")
                 except FedroundError as error:
-                    if error.transient:
-                        logger.info("Subscription lost, coming back: %s", error)
+                    self._last_error = error
                     raise
                 finally:
                     stream.cancel()
@@ -112,7 +110,8 @@ class Subscription:
             return SILENCE
         remaining = self._ends_at - self._clock.time()
         if remaining <= 0:
-            raise TimeoutError(f"Nothing came of it within {self._timeout:g} s.")
+            why = "" if self._last_error is None else f" The last error: {self._last_error}"
+            raise TimeoutError(f"What was waited for did not happen within {self._timeout:g} s.{why}")
         return remaining
 
     def _nap(self, seconds: float) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from fedround.v1 import user_pb2_grpc
 from fedround.v1.user_pb2 import CreateUserResponse, GetMyselfResponse, GetUsersResponse, User
-from fedround_client import Client, ServerUnavailable, connect
+from fedround_client import Client, ServerUnavailable, TokenInvalid, connect
 from fedround_client.channel import is_loopback, open_channel
 
 pytestmark = pytest.mark.timeout(30)
@@ -154,3 +154,30 @@ def test_contradictions_are_refused(tmp_path):
 def test_a_client_takes_any_channel(address):
     with Client(grpc.insecure_channel(address), "token") as client:
         assert client.myself().name == "me"
+
+
+def test_a_proxy_never_sees_what_is_meant_for_this_machine(users, address, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    with connect(address, "token") as client:
+        assert client.myself().name == "me"
+
+
+def test_the_line_end_of_a_token_file_is_no_part_of_the_token(users, address):
+    with connect(address, "given\n") as client:
+        client.myself()
+    assert users.calls[-1][1]["authorization"] == "Bearer given"
+
+
+@pytest.mark.parametrize("token", ["two words", "tök", "a\x00b"])
+def test_what_cannot_be_a_token_is_refused_at_once(address, token):
+    with pytest.raises(TokenInvalid, match="right file") as error:
+        connect(address, token)
+    assert token not in str(error.value)
+
+
+def test_tls_files_come_from_the_environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("FEDROUND_TLS_CA", str(tmp_path / "nowhere.pem"))
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        connect("127.0.0.1:1", "token")
+    connect("127.0.0.1:1", "token", insecure=True).close()

@@ -187,5 +187,18 @@ def test_wait_ends_in_time_while_the_server_is_down(server):
     call = server.run(server.client.wait, TRAINING, 100)
     while server.called("Subscribe", call):
         server.stream("Subscribe")[1].terminate(*UNAVAILABLE)
-    assert isinstance(call.exception(10), TimeoutError)
+    error = call.exception(10)
+    assert isinstance(error, TimeoutError)
+    assert "connection reset" in str(error)
     assert server.time.time() == 1100
+
+
+def test_a_lost_connection_is_told_ever_more_rarely(server, caplog):
+    call = server.run(server.client.wait, TRAINING, 1000)
+    for _ in range(9):
+        server.stream("Subscribe")[1].terminate(*UNAVAILABLE)
+    subscription(server, started(1), finished(2))
+    server.reply("GetTraining", GetTrainingResponse(training=Training(training_id=TRAINING)))
+    call.result(10)
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert [("in a row" in text, "connection reset" in text) for text in told] == [(False, True)] + [(True, True)] * 3

@@ -45,9 +45,13 @@ def options(
         str, typer.Option(envvar="FEDROUND_TOKEN", help="Your token. Others may see it here: prefer the environment.")
     ] = "",
     token_file: Annotated[Path | None, typer.Option(help="File with your token; goes before the environment.")] = None,
-    tls_ca: Annotated[Path | None, typer.Option(help="PEM file of the authority behind the server.")] = None,
-    tls_cert: Annotated[Path | None, typer.Option(help="PEM file of your certificate.")] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="PEM file of its key.")] = None,
+    tls_ca: Annotated[
+        Path | None, typer.Option(envvar="FEDROUND_TLS_CA", help="PEM file of the authority behind the server.")
+    ] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option(envvar="FEDROUND_CLIENT_CERT", help="PEM file of your certificate.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(envvar="FEDROUND_CLIENT_KEY", help="PEM file of its key.")] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Plaintext, also to another machine.")] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
