@@ -1,3 +1,4 @@
+import json
 import os
 
 import pytest
@@ -49,9 +50,29 @@ def test_convert_refuses_what_is_no_state_dict_and_runs_nothing(tmp_path, conten
     assert not (tmp_path / "out").exists()
 
 
-def test_convert_refuses_a_file_of_another_kind(tmp_path):
-    path = tmp_path / "net.pt"
-    path.write_bytes(b"not a model")
-    result = CliRunner().invoke(app, ["convert", str(path)])
+@pytest.mark.parametrize("name", ["net.pt", "net.bin", "net.safetensors"])
+@pytest.mark.parametrize("content", [b"not a model", b"", b"\x80\x02", b"PK\x03\x04 cut", b"e" * 100])
+def test_convert_refuses_a_file_of_another_kind(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(content)
+    result = CliRunner().invoke(app, ["convert", str(path), str(tmp_path / "out")])
     assert result.exit_code == 1, result.output
     assert "MODEL_FORMAT" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_convert_never_writes_over_the_file_that_it_reads(tmp_path):
+    path = tmp_path / "net.safetensors"
+    torch.save({"w": torch.zeros(2)}, path)
+    before = path.read_bytes()
+    result = CliRunner().invoke(app, ["convert", str(path)])
+    assert result.exit_code == 1, result.output
+    assert "name another one" in result.stderr
+    assert path.read_bytes() == before
+
+
+def test_convert_says_what_it_wrote_as_json(tmp_path):
+    torch.save({"w": torch.zeros(2)}, tmp_path / "net.pt")
+    result = CliRunner().invoke(app, ["convert", str(tmp_path / "net.pt"), "--format", "json"])
+    written = tmp_path / "net.safetensors"
+    assert json.loads(result.stdout) == {"file": str(written), "size_bytes": written.stat().st_size}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import pickle
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from fedround_client.command.output import Format, FormatOption
 from fedround_client.command.serve import require
 from fedround_client.command.session import fail
 from fedround_client.tensors import TensorError, to_safetensors
@@ -19,20 +20,31 @@ _WRAPPERS = ("state_dict", "model_state_dict", "model")
 def convert(
     state_dict: Annotated[Path, typer.Argument(help="A file that torch.save wrote.", exists=True, dir_okay=False)],
     output: Annotated[Path | None, typer.Argument(help="By default the same name with .safetensors.")] = None,
+    form: FormatOption = Format.TABLE,
 ) -> None:
     """Convert a PyTorch state dict to safetensors, which is what the server takes."""
     require("convert", "server", ("torch",))
+    target = output or state_dict.with_suffix(".safetensors")
+    if target.resolve() == state_dict.resolve():
+        fail(f"FILE: {target} is the file to convert: name another one for the result")
+    content = to_safetensors(_tensors(_load(state_dict)))
+    target.write_bytes(content)
+    if form is Format.JSON:
+        typer.echo(json.dumps({"file": str(target), "size_bytes": len(content)}))
+    else:
+        typer.echo(str(target))
+
+
+def _load(path: Path) -> Any:
     import torch
 
     try:
         # On other people's files this is hardening, not a boundary: it can still take all the memory there is.
-        content = torch.load(state_dict, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        with path.open("rb") as file:
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a parser of broken files comes across
         why = str(error).partition("\n")[0]
-        fail(f"MODEL_FORMAT: {state_dict} is not a plain state dict (save model.state_dict(), not the model): {why}")
-    target = output or state_dict.with_suffix(".safetensors")
-    target.write_bytes(to_safetensors(_tensors(content)))
-    typer.echo(str(target))
+        fail(f"MODEL_FORMAT: {path} is not a plain state dict (save model.state_dict(), not the model): {why}")
 
 
 def _tensors(content: Any) -> Mapping[str, Any]:
