@@ -340,7 +340,7 @@ def test_serve_becomes_the_server_with_all_arguments(monkeypatch):
     result = CliRunner().invoke(app, ["serve", "--listen", "127.0.0.1:0", "--help", "-x"])
     assert result.exit_code == 0
     python = sys.executable
-    assert executed == [(python, [python, "-m", "fedround_server", "--listen", "127.0.0.1:0", "--help", "-x"])]
+    assert executed == [(python, [python, "-P", "-m", "fedround_server", "--listen", "127.0.0.1:0", "--help", "-x"])]
 
 
 @pytest.mark.parametrize(("command_name", "extra"), [("serve", "server"), ("demo", "demo")])

@@ -19,7 +19,8 @@ def serve(context: typer.Context) -> None:
     """Run a server; `fedround serve --help` lists its options."""
     require("serve", "server", _NEEDED)
     sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-m", "fedround_server", *context.args])  # noqa: S606 -- no shell wanted
+    # -P: a queue.py in the folder where somebody starts it is none of the server's modules.
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "fedround_server", *context.args])  # noqa: S606 -- no shell wanted
 
 
 def require(command: str, extra: str, modules: tuple[str, ...]) -> None:

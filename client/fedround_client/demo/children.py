@@ -57,6 +57,7 @@ class Children:
         *,
         on_line: Callable[[str], None],
         token: str | None = None,
+        folder: Path | None = None,
         may_finish: bool = False,
     ) -> None:
         """Starts a Python module as a process.
@@ -67,17 +68,19 @@ class Children:
             arguments: Its command line. Others on the machine can read that, so it is no place for the token.
             on_line: Called with each line of its standard output, in a thread.
             token: What it shows to the server.
+            folder: Where it works; here by default.
             may_finish: Whether it may end by itself.
         """
         log = self._logs / f"{name.replace(' ', '-')}.log"
         with log.open("w") as errors:
             process = subprocess.Popen(  # noqa: S603 -- our own modules
-                [sys.executable, "-m", "fedround_client.demo.leash", module, *arguments],
+                [sys.executable, "-P", "-m", "fedround_client.demo.leash", module, *arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
                 env=_environment(token),
+                cwd=folder,
                 # Ctrl-C in a terminal goes to every process of the session; this one ends the others in order.
                 start_new_session=True,
             )

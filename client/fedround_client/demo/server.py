@@ -24,7 +24,9 @@ class Server:
         self._data_dir = data_dir
         self._lines: SimpleQueue[str] = SimpleQueue()
         arguments = ["--listen=127.0.0.1:0", f"--data-dir={data_dir}"]
-        children.start("server", "fedround_server", arguments, on_line=self._lines.put)
+        # In a folder without a fedround.toml: the settings of a server that somebody runs here are not for this one.
+        data_dir.mkdir()
+        children.start("server", "fedround_server", arguments, on_line=self._lines.put, folder=data_dir)
 
     def wait(self) -> str:
         """Waits until it serves.

@@ -1,0 +1,16 @@
+from pathlib import Path
+
+import pytest
+
+from fedround_client.demo.children import Children
+from fedround_client.demo.server import Server
+
+
+def test_settings_of_other_servers_are_not_for_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "fedround.toml").write_text('database = "postgresql://127.0.0.1:1/theirs"\n')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FEDROUND_DATABASE", "postgresql://127.0.0.1:1/theirs")
+    with Children(tmp_path) as children:
+        server = Server(children, tmp_path / "data")
+        assert server.wait().startswith("127.0.0.1:")
+        assert server.admin_token()
