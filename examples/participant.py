@@ -1,4 +1,4 @@
-"""Takes part in every training that it is registered in. Its data never leaves it."""
+"""Takes part in a training that it is registered in, to its end. Its data never leaves it."""
 
 import numpy as np
 

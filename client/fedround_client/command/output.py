@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC
 from enum import StrEnum
 from typing import Annotated, Any, TypeAlias, TypeVar
 
@@ -56,7 +57,8 @@ def show_all(messages: Iterable[Item], columns: Columns[Item], form: Format) -> 
         return
     table = Table(box=None, padding=(0, 2, 0, 0))
     for name in columns:
-        table.add_column(name, overflow="fold")
+        # An id that is folded cannot be copied.
+        table.add_column(name, overflow="fold", no_wrap=name.endswith("ID"))
     for message in messages:
         table.add_row(*(_plain(value(message)) for value in columns.values()))
     _console().print(table)
@@ -66,7 +68,7 @@ def when(moment: Timestamp) -> str:
     """A moment as people read it, in local time; empty if unset."""
     if not moment.ByteSize():
         return ""
-    return moment.ToDatetime().astimezone().isoformat(" ", "seconds")
+    return moment.ToDatetime(UTC).astimezone().isoformat(" ", "seconds")
 
 
 def state_name(name: str) -> str:

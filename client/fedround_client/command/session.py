@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -28,6 +30,10 @@ class Group(TyperGroup):
             fail(f"MODEL_FORMAT: {error}")
         except TimeoutError as error:
             fail(f"TIMEOUT: {error}")
+        except BrokenPipeError:
+            # Whoever read this has heard enough; what is still buffered has nowhere to go.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(1) from None
         except OSError as error:
             fail(f"FILE: {error}")
         except KeyboardInterrupt:
