@@ -4,7 +4,17 @@
 ...     client.participate(train)
 """
 
-from fedround.v1.aggregation_pb2 import FedAvg, FedProx
+from fedround.v1.aggregation_pb2 import (
+    Ensemble,
+    EnsembleMember,
+    FedAvg,
+    FedDc,
+    FedProx,
+    McDropout,
+    NoUncertainty,
+    Swag,
+)
+from fedround_client.choices import Selection
 from fedround_client.client import Client, connect
 from fedround_client.errors import (
     Aborted,
@@ -66,6 +76,7 @@ from fedround_client.errors import (
     UserExists,
     UserNotFound,
 )
+from fedround_client.inference import Prediction
 from fedround_client.participant import Participation, Round, Update
 from fedround_client.tensors import TensorError, from_safetensors, to_safetensors
 
@@ -78,20 +89,25 @@ __all__ = [
     "DataLoss",
     "DeadlineExceeded",
     "DigestMismatch",
+    "Ensemble",
+    "EnsembleMember",
     "FailedPrecondition",
     "FedAvg",
+    "FedDc",
     "FedProx",
     "FedroundError",
     "FieldInvalid",
     "InvalidArgument",
     "LastAdmin",
     "LastParticipant",
+    "McDropout",
     "MetricsExist",
     "ModelFormat",
     "ModelInUse",
     "ModelNotFound",
     "ModelTooLarge",
     "NoParticipants",
+    "NoUncertainty",
     "NotActor",
     "NotFound",
     "NotInCohort",
@@ -101,6 +117,7 @@ __all__ = [
     "Participation",
     "PermissionDenied",
     "PosteriorMissing",
+    "Prediction",
     "PredictionFailed",
     "PredictionLimit",
     "Quota",
@@ -110,8 +127,10 @@ __all__ = [
     "Round",
     "RoundNotFound",
     "RoundNotOpen",
+    "Selection",
     "ServerUnavailable",
     "StoreUnavailable",
+    "Swag",
     "TensorError",
     "TokenInvalid",
     "TokenMissing",

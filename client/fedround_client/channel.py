@@ -15,8 +15,9 @@ MESSAGE_LIMIT = 2 * 2**20
 _REPEATABLE = {
     "UserService": ("GetUser", "GetUsers", "GetMyself"),
     "TrainingService": ("GetTraining", "GetTrainings", "RegisterClients", "StartTraining"),
-    "ModelService": ("GetModel", "GetModels", "GetMetrics"),
+    "ModelService": ("GetModel", "GetModels", "GetModelVersions", "TagModelVersion", "GetMetrics"),
     "RoundService": ("GetUpload", "GetRound"),
+    "InferenceService": ("Predict",),
 }
 
 _SERVICE_CONFIG = {

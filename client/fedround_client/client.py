@@ -10,6 +10,7 @@ import grpc
 
 from fedround_client.channel import open_channel
 from fedround_client.clock import Clock, SystemClock
+from fedround_client.inference import InferenceCalls
 from fedround_client.model import ModelCalls
 from fedround_client.participant import Evaluate, Participant, Participation, Train
 from fedround_client.round import RoundCalls
@@ -21,7 +22,7 @@ from fedround_client.user import UserCalls
 DEFAULT_SERVER = "127.0.0.1:50051"
 
 
-class Client(UserCalls, TrainingCalls, ModelCalls, RoundCalls):
+class Client(UserCalls, TrainingCalls, ModelCalls, RoundCalls, InferenceCalls):
     """Talks to a fedround server. Safe to use from several threads; close it, or use it in a `with` block."""
 
     def __init__(

@@ -7,13 +7,16 @@ import uuid
 from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, BinaryIO, Literal, TypeAlias, overload
 
 from fedround.v1 import model_pb2
-from fedround.v1.model_pb2 import MetricReport, Model, ModelSpec, UploadModelRequest
+from fedround.v1.event_pb2 import ModelInfo
+from fedround.v1.model_pb2 import DownloadModelRequest, MetricReport, Model, ModelSpec, ModelVersion, UploadModelRequest
 from fedround_client.rpc import ATTEMPTS, Rpc
 from fedround_client.tensors import Framework, from_safetensors
 from fedround_client.transfer import ModelSource, Payload, Progress, download, upload
+
+PartName: TypeAlias = Literal["MODEL", "POSTERIOR"]
 
 
 class ModelCalls:
@@ -22,7 +25,13 @@ class ModelCalls:
     _rpc: Rpc
 
     def upload_model(
-        self, model: ModelSource, *, name: str = "", description: str = "", progress: Progress | None = None
+        self,
+        model: ModelSource,
+        *,
+        name: str = "",
+        description: str = "",
+        architecture: str = "",
+        progress: Progress | None = None,
     ) -> Model:
         """Stores a model as version 0 of a new one; a cut upload goes on where it was. For actors.
 
@@ -30,6 +39,7 @@ class ModelCalls:
             model: A state dict of numpy arrays or torch tensors, or the path of a safetensors file.
             name: For people, at most 200 characters.
             description: For people, at most 10,000 characters.
+            architecture: What `predict` builds for the model: a name that the operator registered.
             progress: Told how many bytes of how many are sent.
 
         Raises:
@@ -44,6 +54,7 @@ class ModelCalls:
             spec = ModelSpec(
                 name=name,
                 description=description,
+                architecture=architecture,
                 sha256=payload.sha256,
                 size_bytes=payload.size_bytes,
                 upload_id=upload_id,
@@ -74,12 +85,52 @@ class ModelCalls:
         for page in self._rpc.pages(self._rpc.models.GetModels, model_pb2.GetModelsRequest()):
             yield from page.models
 
+    def model_versions(self, model_id: str) -> Iterator[ModelVersion]:
+        """Iterates over the versions of a model with their tags and metrics, the newest first.
+
+        Raises:
+            ModelNotFound: You have no such model.
+        """
+        request = model_pb2.GetModelVersionsRequest(model_id=model_id)
+        for page in self._rpc.pages(self._rpc.models.GetModelVersions, request):
+            yield from page.versions
+
+    def tag_model(self, model_id: str, version: int, tag: str) -> ModelVersion:
+        """Puts a tag on a version of a model of yours; a tagged version keeps its file.
+
+        Args:
+            model_id: UUID of the model.
+            version: Updates of the global model that made the version.
+            tag: "pinned", which any number of versions may carry, or a word of your own, which moves from one version
+                of the model to the other; lower case, at most 50 characters. The server itself moves "last" and "best".
+
+        Raises:
+            ModelNotFound: You own no such model, or the version or its file is not there.
+            FieldInvalid: The tag is refused.
+        """
+        return self._tag(model_id, version, tag, remove=False)
+
+    def untag_model(self, model_id: str, version: int, tag: str) -> ModelVersion:
+        """Takes a tag from a version, if it carries it.
+
+        Raises:
+            ModelNotFound: You own no such model, or the version or its file is not there.
+            FieldInvalid: The tag is refused.
+        """
+        return self._tag(model_id, version, tag, remove=True)
+
+    def _tag(self, model_id: str, version: int, tag: str, *, remove: bool) -> ModelVersion:
+        request = model_pb2.TagModelVersionRequest(model_id=model_id, version=version, tag=tag, remove=remove)
+        return self._rpc.unary(self._rpc.models.TagModelVersion, request).version
+
     @overload
     def download_model(
         self,
         model_id: str,
         version: int | None = None,
         *,
+        tag: str = "",
+        part: PartName = "MODEL",
         to: None = None,
         framework: Framework = "numpy",
         attempts: int | None = ATTEMPTS,
@@ -91,6 +142,8 @@ class ModelCalls:
         model_id: str,
         version: int | None = None,
         *,
+        tag: str = "",
+        part: PartName = "MODEL",
         to: str | PathLike[str],
         attempts: int | None = ATTEMPTS,
         progress: Progress | None = None,
@@ -100,6 +153,8 @@ class ModelCalls:
         model_id: str,
         version: int | None = None,
         *,
+        tag: str = "",
+        part: PartName = "MODEL",
         to: str | PathLike[str] | None = None,
         framework: Framework = "numpy",
         attempts: int | None = ATTEMPTS,
@@ -110,6 +165,9 @@ class ModelCalls:
         Args:
             model_id: UUID of a model of yours, or of a training that you take part in.
             version: Number of updates of the global model so far; None for the latest one.
+            tag: The version that carries this tag instead, such as "best"; of several the latest.
+            part: "POSTERIOR" for the SWAG posterior around the version: float64 arrays mean/NAME and second/NAME, and
+                float32 arrays deviation/K/NAME for a low-rank part.
             to: Path of a safetensors file to write; it appears once it is complete. None to get the tensors.
             framework: "numpy" for arrays, "torch" for tensors.
             attempts: How many in a row may fail without progress; None for any number.
@@ -119,30 +177,44 @@ class ModelCalls:
             np.ndarray or torch.Tensor by name; or the path, if there is one.
 
         Raises:
-            ModelNotFound: You have no such model, or it has no such version.
+            ModelNotFound: You have no such model, it has no such version, or the version no file or posterior.
             DigestMismatch: The bytes were damaged.
             TensorError: The model has tensors (bfloat16) that numpy cannot hold; ask for "torch".
             OSError: The file cannot be written.
         """
+
+        def request(offset: int, info: ModelInfo | None) -> DownloadModelRequest:
+            # After a cut the same version is asked for again, even if the latest or the tagged one is another by now.
+            return DownloadModelRequest(
+                model_id=model_id,
+                version=version if info is None else info.version,
+                tag=tag if info is None else "",
+                part=model_pb2.ModelPart.Value(f"MODEL_PART_{part}"),
+                offset=offset,
+            )
+
+        def fetch(sink: BinaryIO) -> None:
+            download(self._rpc, self._rpc.models.DownloadModel, request, sink, attempts=attempts, progress=progress)
+
         if to is None:
             buffer = io.BytesIO()
-            download(self._rpc, model_id, version, buffer, attempts=attempts, progress=progress)
+            fetch(buffer)
             return from_safetensors(buffer.getvalue(), framework)
         target = Path(to)
-        part = target.with_name(f".{target.name}.{uuid.uuid4()}.part")
+        incomplete = target.with_name(f".{target.name}.{uuid.uuid4()}.part")
         try:
-            with part.open("xb") as file:
-                download(self._rpc, model_id, version, file, attempts=attempts, progress=progress)
-            return part.replace(target)
+            with incomplete.open("xb") as file:
+                fetch(file)
+            return incomplete.replace(target)
         finally:
-            part.unlink(missing_ok=True)
+            incomplete.unlink(missing_ok=True)
 
     def remove_model(self, model_id: str) -> None:
         """Removes a model with all its versions; refused while a training that has not ended needs it.
 
         Raises:
             ModelNotFound: You have no such model.
-            FailedPrecondition: A training needs it.
+            ModelInUse: A training needs it.
         """
         self._rpc.unary(self._rpc.models.RemoveModel, model_pb2.RemoveModelRequest(model_id=model_id))
 

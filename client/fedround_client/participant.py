@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import grpc
 
 from fedround.v1.event_pb2 import Event, ModelInfo, RoundKind, RoundStarted
+from fedround.v1.model_pb2 import DownloadModelRequest
 from fedround.v1.training_pb2 import TRAINING_STATE_COMPLETED, TRAINING_STATE_ERROR, Training
 from fedround_client.errors import (
     CursorExpired,
@@ -212,7 +213,13 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
         """Downloads the model unless it is the one fetched last; reads it anew, as the user may change the arrays."""
         if self._model[0] != info.sha256:
             buffer = io.BytesIO()
-            fetched = download(self._rpc, info.model_id, info.version, buffer, attempts=None)
+            fetched = download(
+                self._rpc,
+                self._rpc.models.DownloadModel,
+                lambda offset, _: DownloadModelRequest(model_id=info.model_id, version=info.version, offset=offset),
+                buffer,
+                attempts=None,
+            )
             self._model = (fetched.sha256, buffer.getvalue())
         return from_safetensors(self._model[1], self._framework)
 

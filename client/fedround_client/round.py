@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import uuid
 from collections.abc import Mapping
+from typing import Any
 
 from fedround.v1.round_pb2 import (
+    DownloadDealtModelRequest,
     GetRoundRequest,
     Round,
     SubmitMetricsRequest,
@@ -14,7 +17,8 @@ from fedround.v1.round_pb2 import (
     UpdateSpec,
 )
 from fedround_client.rpc import ATTEMPTS, Rpc
-from fedround_client.transfer import ModelSource, Payload, Progress, upload
+from fedround_client.tensors import Framework, from_safetensors
+from fedround_client.transfer import ModelSource, Payload, Progress, download, upload
 
 
 class RoundCalls:
@@ -35,6 +39,42 @@ class RoundCalls:
         """
         request = GetRoundRequest(training_id=training_id, round=number)
         return self._rpc.unary(self._rpc.rounds.GetRound, request).round
+
+    def download_dealt_model(
+        self,
+        training_id: str,
+        number: int,
+        *,
+        framework: Framework = "numpy",
+        attempts: int | None = ATTEMPTS,
+        progress: Progress | None = None,
+    ) -> dict[str, Any]:
+        """Fetches the local model that you were dealt in a round of daisy chaining; nobody else can read it.
+
+        Args:
+            training_id: UUID of the training.
+            number: Number of the round.
+            framework: "numpy" for arrays, "torch" for tensors.
+            attempts: How many in a row may fail without progress; None for any number.
+            progress: Told how many bytes of how many have arrived.
+
+        Returns:
+            np.ndarray or torch.Tensor by name.
+
+        Raises:
+            NotInCohort: You were dealt nothing in this round.
+            TrainingNotFound: You take no part in such a training.
+        """
+        buffer = io.BytesIO()
+        download(
+            self._rpc,
+            self._rpc.rounds.DownloadDealtModel,
+            lambda offset, _: DownloadDealtModelRequest(training_id=training_id, round=number, offset=offset),
+            buffer,
+            attempts=attempts,
+            progress=progress,
+        )
+        return from_safetensors(buffer.getvalue(), framework)
 
     def submit_update(
         self,

@@ -11,7 +11,7 @@ import grpc
 from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
 from tenacity.wait import wait_base
 
-from fedround.v1 import model_pb2_grpc, round_pb2_grpc, training_pb2_grpc, user_pb2_grpc
+from fedround.v1 import inference_pb2_grpc, model_pb2_grpc, round_pb2_grpc, training_pb2_grpc, user_pb2_grpc
 from fedround_client.clock import Clock
 from fedround_client.errors import FedroundError, TokenInvalid, from_rpc_error
 
@@ -75,6 +75,7 @@ class Rpc:
         self.trainings = training_pb2_grpc.TrainingServiceStub(channel)
         self.models = model_pb2_grpc.ModelServiceStub(channel)
         self.rounds = round_pb2_grpc.RoundServiceStub(channel)
+        self.inference = inference_pb2_grpc.InferenceServiceStub(channel)
         self.clock = clock
         self.address = address
         self._metadata = (("authorization", f"Bearer {_checked(token)}"),) if token else ()
@@ -87,14 +88,24 @@ class Rpc:
         except grpc.RpcError as error:
             raise from_rpc_error(error, self.address) from error
 
-    def unary(self, method: grpc.UnaryUnaryMultiCallable[Request, Response], request: Request) -> Response:
+    def unary(
+        self,
+        method: grpc.UnaryUnaryMultiCallable[Request, Response],
+        request: Request,
+        timeout: float | None = UNARY_TIMEOUT,
+    ) -> Response:
         """Calls a unary method; the channel itself repeats those that may be repeated.
+
+        Args:
+            method: The method.
+            request: Its request.
+            timeout: Seconds; None leaves it to the server.
 
         Raises:
             FedroundError: The call failed.
         """
         with self.typed_errors():
-            return method(request, timeout=UNARY_TIMEOUT, metadata=self._metadata)
+            return method(request, timeout=timeout, metadata=self._metadata)
 
     def pages(self, method: grpc.UnaryUnaryMultiCallable[PagedRequest, Page], request: PagedRequest) -> Iterator[Page]:
         """Calls a method that lists things until its last page.

@@ -9,15 +9,15 @@ from typing import Literal, TypeAlias
 from google.protobuf.duration_pb2 import Duration
 
 from fedround.v1 import training_pb2
-from fedround.v1.aggregation_pb2 import Aggregation, FedAvg, FedProx
 from fedround.v1.event_pb2 import Event
 from fedround.v1.training_pb2 import CreateTrainingRequest, RoundPolicy, Training, TrainingSpec
+from fedround_client import choices
+from fedround_client.choices import AggregationChoice, EvaluationName, Selection, UncertaintyChoice
 from fedround_client.errors import from_event
 from fedround_client.rpc import Rpc
 from fedround_client.subscription import Subscription
 from fedround_client.transfer import ModelSource, Payload, Progress, upload
 
-EvaluationName: TypeAlias = Literal["EVERY_ROUND", "FINAL_ONLY", "NEVER"]
 TrainingRoleName: TypeAlias = Literal["ACTOR", "CLIENT"]
 
 
@@ -33,13 +33,18 @@ class TrainingCalls:
         name: str,
         target_num_updates: int,
         model_id: str = "",
+        model_version: int | None = None,
+        architecture: str = "",
         description: str = "",
         metric_names: Iterable[str] = (),
         client_ids: Iterable[str] = (),
-        aggregation: FedAvg | FedProx | Aggregation | None = None,
+        aggregation: AggregationChoice | None = None,
+        uncertainty: UncertaintyChoice | None = None,
         min_updates: int = 0,
         deadline: float | None = None,
         evaluation: EvaluationName = "EVERY_ROUND",
+        selection: Selection | None = None,
+        keep_versions: int = 0,
         max_num_examples: int = 0,
         request_id: str | None = None,
         progress: Progress | None = None,
@@ -51,13 +56,19 @@ class TrainingCalls:
             name: For people, at most 200 characters.
             target_num_updates: How many updates of the global model the training makes, from 1.
             model_id: UUID of a stored model of yours, to train instead of `model`.
+            model_version: Which of its versions to start from; None for the latest.
+            architecture: What `predict` builds for `model`: a name that the operator registered.
             description: For people, at most 10,000 characters.
             metric_names: Metrics that every evaluation report must carry.
             client_ids: UUIDs of the users to register at once.
-            aggregation: How updates become the next model; FedAvg by default.
+            aggregation: How updates become the next model: FedAvg() by default, FedProx(mu=...) or FedDc(...).
+            uncertainty: How predictions come with an uncertainty: McDropout(...), Swag(...), for which the training
+                collects moments in rounds of their own, or Ensemble(...); none by default.
             min_updates: A round closes with so many updates; 0 waits for every participant.
             deadline: Seconds that a round may stay open; None for any time.
             evaluation: When participants evaluate the model, if there are metric_names.
+            selection: Which version is tagged `best`, and early stopping; None for neither.
+            keep_versions: How many of the latest versions keep their files, besides the tagged ones; 0 for all.
             max_num_examples: The most that an update may claim; 0 for the server's limit.
             request_id: UUID that makes a repeated create answer the first one's training; made up by default.
             progress: Told how many bytes of how many are sent.
@@ -77,14 +88,19 @@ class TrainingCalls:
             name=name,
             description=description,
             model_id=model_id,
+            model_version=model_version,
+            architecture=architecture,
             model_sha256=payload.sha256,
             model_size_bytes=payload.size_bytes,
             target_num_updates=target_num_updates,
             metric_names=metric_names,
             client_ids=client_ids,
-            aggregation=_aggregation(aggregation),
+            aggregation=choices.aggregation(aggregation),
+            uncertainty=choices.uncertainty(uncertainty),
             round_policy=RoundPolicy(min_updates=min_updates, deadline=_duration(deadline)),
             evaluation=training_pb2.Evaluation.Value(f"EVALUATION_{evaluation}"),
+            selection=choices.selection(selection),
+            keep_versions=keep_versions,
             max_num_examples=max_num_examples,
             request_id=request_id or str(uuid.uuid4()),
         )
@@ -191,14 +207,6 @@ class TrainingCalls:
             if error is not None:
                 raise error
         return self.get_training(training_id)
-
-
-def _aggregation(choice: FedAvg | FedProx | Aggregation | None) -> Aggregation | None:
-    if isinstance(choice, FedAvg):
-        return Aggregation(fed_avg=choice)
-    if isinstance(choice, FedProx):
-        return Aggregation(fed_prox=choice)
-    return choice
 
 
 def _duration(seconds: float | None) -> Duration | None:

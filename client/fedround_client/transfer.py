@@ -7,12 +7,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import BinaryIO, TypeAlias, TypeVar
+from typing import BinaryIO, Literal, Protocol, TypeAlias, TypeVar
 
 import grpc
 
 from fedround.v1.event_pb2 import ModelInfo
-from fedround.v1.model_pb2 import DownloadModelRequest
 from fedround.v1.round_pb2 import GetUploadRequest
 from fedround_client.errors import DigestMismatch, ServerUnavailable
 from fedround_client.rpc import ATTEMPTS, Rpc
@@ -28,6 +27,17 @@ Progress: TypeAlias = Callable[[int, int], None]
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
+Piece = TypeVar("Piece", bound="_Piece")
+
+
+class _Piece(Protocol):
+    """A message of a download."""
+
+    @property
+    def info(self) -> ModelInfo: ...
+    @property
+    def chunk(self) -> bytes: ...
+    def HasField(self, name: Literal["info"], /) -> bool: ...  # noqa: N802 -- protobuf's name
 
 
 @dataclass(frozen=True)
@@ -124,19 +134,20 @@ def upload(
 
 def download(
     rpc: Rpc,
-    model_id: str,
-    version: int | None,
+    method: grpc.UnaryStreamMultiCallable[Request, Piece],
+    request: Callable[[int, ModelInfo | None], Request],
     sink: BinaryIO,
     *,
     attempts: int | None = ATTEMPTS,
     progress: Progress | None = None,
 ) -> ModelInfo:
-    """Fetches a version of a model, and goes on from where it got to whenever the connection is cut.
+    """Fetches a model file, and goes on from where it got to whenever the connection is cut.
 
     Args:
         rpc: Calls the server.
-        model_id: UUID of the model.
-        version: The version; None for the latest.
+        method: The server-streaming method.
+        request: Makes the request of a stream that starts at an offset in bytes; after a cut it is also told what the
+            bytes so far belong to.
         sink: Where the bytes are written to.
         attempts: How many in a row may fail without progress; None for any number.
         progress: Told of every chunk.
@@ -153,10 +164,7 @@ def download(
     received = 0
     for attempt in rpc.retrying(attempts):
         with attempt, rpc.typed_errors():
-            # After a cut the same version is asked for again, even if the latest one is another by now.
-            wanted = info.version if info is not None else version
-            request = DownloadModelRequest(model_id=model_id, version=wanted, offset=received)
-            stream = rpc.open(rpc.models.DownloadModel, request)
+            stream = rpc.open(method, request(received, info))
             try:
                 for response in stream:
                     if response.HasField("info"):
@@ -180,6 +188,7 @@ def download(
         raise DigestMismatch(
             grpc.StatusCode.DATA_LOSS,
             "DIGEST_MISMATCH",
-            f"Model {model_id} version {info.version} arrived with SHA-256 {digest.hexdigest()}, not {info.sha256}.",
+            f"Model {info.model_id} version {info.version} arrived with SHA-256 {digest.hexdigest()},"
+            f" not {info.sha256}.",
         )
     return info

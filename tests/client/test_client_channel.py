@@ -3,9 +3,12 @@
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
+import numpy as np
 import pytest
 
-from fedround.v1 import user_pb2_grpc
+from fedround.v1 import inference_pb2_grpc, model_pb2_grpc, user_pb2_grpc
+from fedround.v1.inference_pb2 import PredictResponse, Tensor
+from fedround.v1.model_pb2 import GetModelVersionsResponse, ModelVersion, TagModelVersionResponse
 from fedround.v1.user_pb2 import CreateUserResponse, GetMyselfResponse, GetUsersResponse, User
 from fedround_client import Client, ServerUnavailable, TokenInvalid, connect
 from fedround_client.channel import is_loopback, open_channel
@@ -13,7 +16,11 @@ from fedround_client.channel import is_loopback, open_channel
 pytestmark = pytest.mark.timeout(30)
 
 
-class Users(user_pb2_grpc.UserServiceServicer):
+class Services(
+    user_pb2_grpc.UserServiceServicer,
+    model_pb2_grpc.ModelServiceServicer,
+    inference_pb2_grpc.InferenceServiceServicer,
+):
     def __init__(self):
         self.calls = []
         self.failures = 0
@@ -35,16 +42,28 @@ class Users(user_pb2_grpc.UserServiceServicer):
         users = [User(name=f"{page}-{number}") for number in range(2)]
         return self.answer(request, context, GetUsersResponse(users=users, next_page_token="1" if page == 0 else ""))
 
+    def GetModelVersions(self, request, context):  # noqa: N802
+        return self.answer(request, context, GetModelVersionsResponse(versions=[ModelVersion(version=3)]))
+
+    def TagModelVersion(self, request, context):  # noqa: N802
+        return self.answer(request, context, TagModelVersionResponse(version=ModelVersion(version=3)))
+
+    def Predict(self, request, context):  # noqa: N802
+        mean = Tensor(dtype="F32", shape=[1], data=np.float32([3]).tobytes())
+        return self.answer(request, context, PredictResponse(mean=mean))
+
 
 @pytest.fixture
 def users():
-    return Users()
+    return Services()
 
 
 @pytest.fixture
 def address(users):
     server = grpc.server(ThreadPoolExecutor(2))
     user_pb2_grpc.add_UserServiceServicer_to_server(users, server)
+    model_pb2_grpc.add_ModelServiceServicer_to_server(users, server)
+    inference_pb2_grpc.add_InferenceServiceServicer_to_server(users, server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     yield f"127.0.0.1:{port}"
@@ -72,6 +91,22 @@ def test_a_read_is_repeated_while_the_server_restarts(users, address):
     users.failures = 2
     with connect(address) as client:
         assert client.myself().name == "me"
+    assert len(users.calls) == 3
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda client: next(client.model_versions("m")).version,
+        lambda client: client.tag_model("m", 3, "good").version,
+        lambda client: client.predict("m", np.zeros(1)).mean[0],
+    ],
+    ids=["versions", "tag", "predict"],
+)
+def test_so_is_whatever_else_may_happen_twice(users, address, call):
+    users.failures = 2
+    with connect(address) as client:
+        assert call(client) == 3
     assert len(users.calls) == 3
 
 

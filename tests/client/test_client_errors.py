@@ -40,6 +40,10 @@ TABLE = [
     ("RESOURCE_EXHAUSTED", "QUOTA", errors.Quota),
     ("RESOURCE_EXHAUSTED", "TOO_MANY_UPLOADS", errors.TooManyUploads),
     ("OUT_OF_RANGE", "CURSOR_EXPIRED", errors.CursorExpired),
+    ("FAILED_PRECONDITION", "ARCHITECTURE_UNKNOWN", errors.ArchitectureUnknown),
+    ("FAILED_PRECONDITION", "POSTERIOR_MISSING", errors.PosteriorMissing),
+    ("FAILED_PRECONDITION", "PREDICTION_FAILED", errors.PredictionFailed),
+    ("RESOURCE_EXHAUSTED", "PREDICTION_LIMIT", errors.PredictionLimit),
     # A reason that this client does not know yet, and a code that it does.
     ("FAILED_PRECONDITION", "SOMETHING_NEW", errors.FailedPrecondition),
     ("ABORTED", "SOMETHING_NEW", errors.Aborted),

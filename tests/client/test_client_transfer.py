@@ -6,10 +6,24 @@ import pytest
 
 from client.scripted import MODEL, OK, TRAINING, UNAVAILABLE, USER, cut, refusal
 from fedround.v1.event_pb2 import ModelInfo
-from fedround.v1.model_pb2 import DownloadModelResponse, Model, UploadModelResponse
+from fedround.v1.model_pb2 import MODEL_PART_POSTERIOR, DownloadModelResponse, Model, UploadModelResponse
 from fedround.v1.round_pb2 import GetUploadResponse, SubmitUpdateResponse, UpdateReceipt
-from fedround.v1.training_pb2 import CreateTrainingResponse, Training
-from fedround_client import DigestMismatch, FedProx, ModelFormat, ServerUnavailable, to_safetensors
+from fedround.v1.training_pb2 import GOAL_MAXIMIZE, CreateTrainingResponse, Training
+from fedround_client import (
+    DigestMismatch,
+    Ensemble,
+    FedAvg,
+    FedDc,
+    FedProx,
+    McDropout,
+    ModelFormat,
+    NoUncertainty,
+    Selection,
+    ServerUnavailable,
+    Swag,
+    choices,
+    to_safetensors,
+)
 from fedround_client.transfer import CHUNK
 
 pytestmark = pytest.mark.timeout(30)
@@ -140,6 +154,10 @@ def test_a_training_is_created_from_a_state_dict(server):
         min_updates=2,
         deadline=1.5,
         evaluation="FINAL_ONLY",
+        selection=Selection("accuracy", "MAXIMIZE", patience=3),
+        uncertainty=Swag(rank=2),
+        keep_versions=4,
+        architecture="mlp",
         max_num_examples=1000,
     )
     rpc = server.upload("CreateTraining")
@@ -160,11 +178,14 @@ def test_a_training_is_created_from_a_state_dict(server):
     assert spec.round_policy.min_updates == 2
     assert spec.round_policy.deadline.ToMilliseconds() == 1500
     assert (list(spec.metric_names), list(spec.client_ids), spec.evaluation) == (["accuracy"], [USER], 2)
+    assert (spec.selection.metric, spec.selection.goal, spec.selection.patience) == ("accuracy", GOAL_MAXIMIZE, 3)
+    assert (spec.uncertainty.swag.rank, spec.keep_versions, spec.architecture) == (2, 4, "mlp")
+    assert not spec.HasField("model_version")
     assert FILE.endswith(rest)
 
 
 def test_a_training_of_a_stored_model_sends_no_bytes_and_repeats_its_request_id(server):
-    call = server.run(server.client.create_training, model_id=MODEL, name="n", target_num_updates=1)
+    call = server.run(server.client.create_training, model_id=MODEL, model_version=0, name="n", target_num_updates=1)
     rpc = server.upload("CreateTraining")
     first = rpc.take_request()
     rpc.terminate(None, *UNAVAILABLE)
@@ -175,8 +196,29 @@ def test_a_training_of_a_stored_model_sends_no_bytes_and_repeats_its_request_id(
     assert call.result(10).training_id == TRAINING
     assert first == again
     assert (first.spec.model_id, first.upload_id, first.chunk) == (MODEL, "", b"")
+    assert first.spec.HasField("model_version")
     assert not first.spec.round_policy.HasField("deadline")
-    assert not first.spec.HasField("aggregation")
+    assert not any(first.spec.HasField(name) for name in ("aggregation", "uncertainty", "selection"))
+
+
+@pytest.mark.parametrize(
+    ("make", "field", "choice"),
+    [
+        (choices.aggregation, "fed_avg", FedAvg()),
+        (choices.aggregation, "fed_prox", FedProx(mu=0.5)),
+        (choices.aggregation, "fed_dc", FedDc(daisy_period=2, aggregation_period=6, seed=7)),
+        (choices.uncertainty, "none", NoUncertainty()),
+        (choices.uncertainty, "mc_dropout", McDropout(samples=3, softmax=True)),
+        (choices.uncertainty, "swag", Swag(every=2, rank=1)),
+        (choices.uncertainty, "ensemble", Ensemble(last_versions=3)),
+    ],
+)
+def test_a_choice_may_be_made_by_its_options_alone(make, field, choice):
+    message = make(choice)
+    assert message.HasField(field)
+    assert getattr(message, field) == choice
+    assert make(message) is message
+    assert make(None) is None
 
 
 @pytest.mark.parametrize("given", [{}, {"model": STATE, "model_id": MODEL}])
@@ -188,7 +230,7 @@ def test_a_training_takes_one_model(server, given):
 def test_a_model_file_is_uploaded_from_disk(server, tmp_path):
     path = tmp_path / "model.safetensors"
     path.write_bytes(FILE)
-    call = server.run(server.client.upload_model, path, name="m", description="d")
+    call = server.run(server.client.upload_model, path, name="m", description="d", architecture="mlp")
     rpc = server.upload("UploadModel")
     server.receive(rpc, CHUNK)
     rpc.terminate(None, *UNAVAILABLE)
@@ -197,7 +239,7 @@ def test_a_model_file_is_uploaded_from_disk(server, tmp_path):
     first, rest = server.receive(rpc, len(FILE) - 2 * CHUNK + 5)
     rpc.terminate(UploadModelResponse(model=Model(model_id=MODEL)), *OK)
     assert call.result(10).model_id == MODEL
-    assert (first.spec.name, first.spec.description) == ("m", "d")
+    assert (first.spec.name, first.spec.description, first.spec.architecture) == ("m", "d", "mlp")
     assert (first.spec.sha256, first.spec.size_bytes, first.spec.offset) == (DIGEST, len(FILE), 2 * CHUNK - 5)
     assert rest == FILE[2 * CHUNK - 5 :]
 
@@ -237,6 +279,20 @@ def test_a_cut_download_goes_on_with_the_same_version(server):
     state = call.result(10)
     np.testing.assert_array_equal(state["w"], STATE["w"])
     assert progress[-1] == (len(FILE), len(FILE))
+
+
+def test_a_tag_is_found_once_and_its_version_asked_for_again(server):
+    call = server.run(server.client.download_model, MODEL, tag="best", part="POSTERIOR")
+    request, rpc = server.stream("DownloadModel")
+    assert (request.HasField("version"), request.tag, request.part) == (False, "best", MODEL_PART_POSTERIOR)
+    send(rpc, FILE[:1000], version=0)
+    cut(rpc)
+    request, rpc = server.stream("DownloadModel")
+    assert (request.HasField("version"), request.version, request.tag) == (True, 0, "")
+    assert (request.part, request.offset) == (MODEL_PART_POSTERIOR, 1000)
+    send(rpc, FILE[1000:], version=0)
+    rpc.terminate(*OK)
+    np.testing.assert_array_equal(call.result(10)["w"], STATE["w"])
 
 
 def test_a_download_that_ends_early_goes_on(server):
