@@ -77,6 +77,7 @@ from fedround_client.errors import (
     UserNotFound,
 )
 from fedround_client.inference import Prediction
+from fedround_client.moments import Moments
 from fedround_client.participant import Participation, Round, Update
 from fedround_client.tensors import TensorError, from_safetensors, to_safetensors
 
@@ -106,6 +107,7 @@ __all__ = [
     "ModelInUse",
     "ModelNotFound",
     "ModelTooLarge",
+    "Moments",
     "NoParticipants",
     "NoUncertainty",
     "NotActor",

@@ -60,6 +60,7 @@ class Client(UserCalls, TrainingCalls, ModelCalls, RoundCalls, InferenceCalls):
         self,
         train: Train,
         evaluate: Evaluate | None = None,
+        swag: Train | None = None,
         *,
         training_id: str | None = None,
         until_finished: bool = True,
@@ -74,6 +75,9 @@ class Client(UserCalls, TrainingCalls, ModelCalls, RoundCalls, InferenceCalls):
             train: Called with the round's model (np.ndarray by name, writable, yours) and the Round. Returns an
                 Update, or (model, num_examples), or (model, num_examples, metrics).
             evaluate: Called likewise in rounds that evaluate a model. Returns (metrics, num_examples).
+            swag: Called likewise in rounds that collect moments of the weights. Trains on, returns what train returns
+                with `Moments.update()` in the model's place. Without it, train is called ten times in a row in such a
+                round (more often if the rank wants it), each time with what it returned before.
             training_id: UUID of a training; None for all that you are registered in, now and later.
             until_finished: Return after the first training that finishes; False to serve one training after
                 another until interrupted. Without effect if a training_id is given.
@@ -94,6 +98,7 @@ class Client(UserCalls, TrainingCalls, ModelCalls, RoundCalls, InferenceCalls):
             self._rpc,
             train,
             evaluate,
+            swag,
             training_id=training_id,
             until_finished=until_finished,
             framework=framework,

@@ -16,6 +16,8 @@ from fedround.v1.model_pb2 import DownloadModelRequest
 from fedround.v1.training_pb2 import TRAINING_STATE_COMPLETED, TRAINING_STATE_ERROR, Training
 from fedround_client.errors import (
     CursorExpired,
+    MetricsExist,
+    ModelNotFound,
     NotInCohort,
     RemovedFromTraining,
     RoundNotOpen,
@@ -25,17 +27,22 @@ from fedround_client.errors import (
     UpdateExists,
     from_event,
 )
+from fedround_client.moments import Moments
 from fedround_client.round import RoundCalls
 from fedround_client.rpc import Response, Rpc
 from fedround_client.subscription import LAST, Subscription
-from fedround_client.tensors import Framework, StateDict, from_safetensors
+from fedround_client.tensors import Framework, StateDict, from_safetensors, to_safetensors
 from fedround_client.training import TrainingCalls
 from fedround_client.transfer import download
 from fedround_client.user import UserCalls
 
 logger = logging.getLogger(__name__)
 
-_TOO_LATE = (UpdateExists, RoundNotOpen, NotInCohort, TrainingEnded, TrainingNotFound)
+SNAPSHOTS = 10
+"""How often the weights are looked at in a SWAG round by a participant without a swag function."""
+
+# ModelNotFound: once a round is over, its model may lose its file, since later ones took its place.
+_TOO_LATE = (UpdateExists, MetricsExist, RoundNotOpen, NotInCohort, TrainingEnded, TrainingNotFound, ModelNotFound)
 _ENDED = (TRAINING_STATE_COMPLETED, TRAINING_STATE_ERROR)
 
 
@@ -46,11 +53,14 @@ class Round:
     Attributes:
         training_id: UUID of the training.
         number: Number of the round, from 0.
-        kind: "TRAIN" or "EVALUATE".
+        kind: "TRAIN", "EVALUATE" or "SWAG".
         model_version: Version of the model that is handed over: updates of the global model so far.
         deadline: When the round ends at the latest, in UTC; None means without end.
         fed_prox_mu: Add mu / 2 * ||w - w_global||^2 to the loss; 0.0 unless the aggregation is FedProx.
         metric_names: Metrics that an evaluation has to report.
+        local_rounds: How many local rounds to train before returning; above 1 in daisy chaining (FedDc) only.
+        dealt: Whether the model that is handed over is another participant's local one (FedDc).
+        swag_rank: How many deviations a SWAG round wants: Moments(round.swag_rank).
     """
 
     training_id: str
@@ -60,6 +70,9 @@ class Round:
     deadline: datetime | None = None
     fed_prox_mu: float = 0.0
     metric_names: tuple[str, ...] = ()
+    local_rounds: int = 1
+    dealt: bool = False
+    swag_rank: int = 0
 
 
 @dataclass(frozen=True)
@@ -94,9 +107,8 @@ class Participation:
     rounds: int
 
 
-Train: TypeAlias = Callable[
-    [dict[str, Any], Round], Update | tuple[StateDict, int] | tuple[StateDict, int, Mapping[str, float]]
-]
+Result: TypeAlias = Update | tuple[StateDict, int] | tuple[StateDict, int, Mapping[str, float]]
+Train: TypeAlias = Callable[[dict[str, Any], Round], Result]
 Evaluate: TypeAlias = Callable[[dict[str, Any], Round], tuple[Mapping[str, float], int]]
 
 
@@ -108,6 +120,7 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
         rpc: Rpc,
         train: Train,
         evaluate: Evaluate | None,
+        swag: Train | None,
         *,
         training_id: str | None,
         until_finished: bool,
@@ -118,6 +131,7 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
         self._user_id = ""
         self._train = train
         self._evaluate = evaluate
+        self._swag = swag
         self._training_id = training_id or ""
         self._until_finished = until_finished or bool(training_id)
         self._framework = framework
@@ -189,16 +203,14 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
 
     def _do(self, training_id: str, started: RoundStarted) -> None:
         round_ = _round(training_id, started)
+        logger.info("Round %d of training %s: %s", round_.number, training_id, round_.kind)
         if round_.kind == "TRAIN":
-            logger.info("Round %d of training %s: training", round_.number, training_id)
-            given = self._train(self._fetch(started.model), round_)
-            update = given if isinstance(given, Update) else Update(*given)
-            self.submit_update(
-                training_id, round_.number, update.model, update.num_examples, update.metrics, attempts=None
-            )
+            self._submit(round_, self._train(self._fetch(round_, started.model), round_))
+        elif round_.kind == "SWAG":
+            collect = self._swag or self._collect
+            self._submit(round_, collect(self._fetch(round_, started.model), round_))
         elif round_.kind == "EVALUATE" and self._evaluate is not None:
-            logger.info("Round %d of training %s: evaluating", round_.number, training_id)
-            metrics, num_examples = self._evaluate(self._fetch(started.model), round_)
+            metrics, num_examples = self._evaluate(self._fetch(round_, started.model), round_)
             self._patiently(lambda: self.submit_metrics(training_id, round_.number, metrics, num_examples))
         else:
             need = "an evaluate function: participate(train, evaluate)" if round_.kind == "EVALUATE" else "a newer SDK"
@@ -209,8 +221,28 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
                 {"training_id": training_id},
             )
 
-    def _fetch(self, info: ModelInfo) -> dict[str, Any]:
+    def _submit(self, round_: Round, result: Result) -> None:
+        update = _update(result)
+        self.submit_update(
+            round_.training_id, round_.number, update.model, update.num_examples, update.metrics, attempts=None
+        )
+
+    def _collect(self, model: dict[str, Any], round_: Round) -> Update:
+        """Trains on and on, and looks at the weights each time."""
+        moments = Moments(round_.swag_rank)
+        # The first deviation from the mean so far is always zero.
+        for _ in range(max(SNAPSHOTS, round_.swag_rank + 1)):
+            update = _update(self._train(model, round_))
+            moments.add(update.model)
+            model = from_safetensors(to_safetensors(update.model), self._framework)
+        return Update(moments.update(), update.num_examples, update.metrics)
+
+    def _fetch(self, round_: Round, info: ModelInfo) -> dict[str, Any]:
         """Downloads the model unless it is the one fetched last; reads it anew, as the user may change the arrays."""
+        if round_.dealt:
+            return self.download_dealt_model(
+                round_.training_id, round_.number, framework=self._framework, attempts=None
+            )
         if self._model[0] != info.sha256:
             buffer = io.BytesIO()
             fetched = download(
@@ -229,12 +261,20 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
 
 
 def _round(training_id: str, started: RoundStarted) -> Round:
+    known = started.kind in RoundKind.values()
     return Round(
         training_id=training_id,
         number=started.round,
-        kind=RoundKind.Name(started.kind).removeprefix("ROUND_KIND_"),
+        kind=RoundKind.Name(started.kind).removeprefix("ROUND_KIND_") if known else str(started.kind),
         model_version=started.model.version,
         deadline=started.deadline.ToDatetime(tzinfo=UTC) if started.HasField("deadline") else None,
         fed_prox_mu=started.aggregation.fed_prox.mu,
         metric_names=tuple(started.metric_names),
+        local_rounds=started.local_rounds,
+        dealt=started.dealt,
+        swag_rank=started.swag.rank,
     )
+
+
+def _update(result: Result) -> Update:
+    return result if isinstance(result, Update) else Update(*result)

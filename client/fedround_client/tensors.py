@@ -74,6 +74,26 @@ def from_safetensors(data: bytes, framework: Framework = "numpy") -> dict[str, A
         ) from error
 
 
+def floating(state: StateDict) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
+    """Copies the floating tensors of a state dict, which are what is averaged, as float64 arrays.
+
+    Raises:
+        TensorError: Something in it is no tensor; the text names it.
+    """
+    torch = sys.modules.get("torch")
+    found = {}
+    for name, value in state.items():
+        plain = value
+        if torch is not None and isinstance(value, torch.Tensor):
+            if not value.is_floating_point():
+                continue
+            plain = value.detach().cpu().to(torch.float64).numpy()
+        array = _plain_array(name, plain)
+        if np.issubdtype(array.dtype, np.floating):
+            found[name] = np.array(array, np.float64)
+    return found
+
+
 def _check(name: object, dtype: str, size: int) -> None:
     if not isinstance(name, str):
         raise TensorError(f"The key {name!r} is not a string: the names of a state dict are strings.")

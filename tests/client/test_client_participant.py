@@ -1,4 +1,3 @@
-import hashlib
 import logging
 from datetime import UTC, datetime
 
@@ -7,20 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from client.rounds import Rounds, finished, plus_one, round_started
 from client.scripted import MODEL, OK, OTHER, TRAINING, UNAVAILABLE, USER, cut, is_cancelled, refusal, until
 from fedround.v1 import event_pb2
 from fedround.v1.aggregation_pb2 import Aggregation, FedProx
-from fedround.v1.event_pb2 import ROUND_KIND_EVALUATE, ROUND_KIND_SWAG, ROUND_KIND_TRAIN, Event, ModelInfo, RoundStarted
-from fedround.v1.model_pb2 import DownloadModelResponse
-from fedround.v1.round_pb2 import GetUploadResponse, SubmitMetricsResponse, SubmitUpdateResponse
-from fedround.v1.training_pb2 import (
-    TRAINING_STATE_COMPLETED,
-    TRAINING_STATE_ONGOING,
-    GetTrainingResponse,
-    GetTrainingsResponse,
-    Training,
-)
-from fedround.v1.user_pb2 import GetMyselfResponse, User
+from fedround.v1.event_pb2 import ROUND_KIND_EVALUATE, Event
+from fedround.v1.round_pb2 import GetUploadResponse, SubmitMetricsResponse
 from fedround_client import (
     Participation,
     RemovedFromTraining,
@@ -28,84 +19,9 @@ from fedround_client import (
     TokenInvalid,
     TrainingFailed,
     UnsupportedRound,
-    Update,
-    from_safetensors,
-    to_safetensors,
 )
 
 pytestmark = pytest.mark.timeout(30)
-
-
-def file_of(version):
-    return to_safetensors({"w": np.full(3, version, np.float32)})
-
-
-def round_started(sequence, number, *, version=None, kind=ROUND_KIND_TRAIN, training_id=TRAINING, **options):
-    version = number if version is None else version
-    file = file_of(version)
-    info = ModelInfo(model_id=MODEL, version=version, sha256=hashlib.sha256(file).hexdigest(), size_bytes=len(file))
-    started = RoundStarted(round=number, kind=kind, model=info, **options)
-    return Event(training_id=training_id, sequence=sequence, round_started=started)
-
-
-def finished(sequence, training_id=TRAINING, version=9):
-    payload = event_pb2.TrainingFinished(model_id=MODEL, model_version=version)
-    return Event(training_id=training_id, sequence=sequence, training_finished=payload)
-
-
-def plus_one(model, round_):
-    return Update({"w": model["w"] + 1}, 10, {"loss": 0.25})
-
-
-class Rounds:
-    """A participant under test, and the server's part of its conversation."""
-
-    def __init__(self, server, train=plus_one, evaluate=None, training_id=TRAINING, over=(), **options):
-        self.server = server
-        self.call = server.run(server.client.participate, train, evaluate, training_id=training_id, **options)
-        server.reply("GetMyself", GetMyselfResponse(user=User(user_id=USER)))
-        if training_id is None:
-            ended = [Training(training_id=id_, state=TRAINING_STATE_COMPLETED) for id_ in over]
-            server.reply("GetTrainings", GetTrainingsResponse(trainings=ended))
-        self.subscribe()
-
-    def subscribe(self):
-        self.request, self.rpc = self.server.stream("Subscribe")
-
-    def send(self, *events):
-        for event in events:
-            self.rpc.send_response(event)
-
-    def training_is_at(self, number, state=TRAINING_STATE_ONGOING):
-        self.server.reply("GetTraining", GetTrainingResponse(training=Training(state=state, round=number)))
-
-    def serve_model(self, version):
-        request, rpc = self.server.stream("DownloadModel")
-        assert (request.model_id, request.version) == (MODEL, version)
-        file = file_of(version)
-        info = ModelInfo(version=version, sha256=hashlib.sha256(file).hexdigest(), size_bytes=len(file))
-        rpc.send_response(DownloadModelResponse(info=info, chunk=file))
-        rpc.terminate(*OK)
-
-    def take_update(self, status=OK):
-        rpc = self.server.upload("SubmitUpdate")
-        spec = rpc.take_request().spec
-        data = rpc.take_request().chunk
-        rpc.terminate(SubmitUpdateResponse(), *status)
-        assert hashlib.sha256(data).hexdigest() == spec.sha256
-        return spec, from_safetensors(data)["w"]
-
-    def play(self, sequence, number, status=OK):
-        self.send(round_started(sequence, number))
-        self.training_is_at(number)
-        self.serve_model(number)
-        return self.take_update(status)
-
-    def result(self):
-        return self.call.result(10)
-
-    def error(self):
-        return self.call.exception(10)
 
 
 def test_two_rounds_to_the_end(server):
@@ -235,6 +151,27 @@ def test_what_comes_too_late_is_logged_and_the_next_round_played(server, caplog,
     assert reason in record.getMessage()
 
 
+def test_another_report_after_a_restart_is_logged_and_the_next_round_played(server):
+    rounds = Rounds(server, evaluate=lambda model, round_: ({"accuracy": 1.0}, 7))
+    rounds.send(round_started(1, 0, kind=ROUND_KIND_EVALUATE))
+    rounds.training_is_at(0)
+    rounds.serve_model(0)
+    server.refuse("SubmitMetrics", refusal(grpc.StatusCode.ALREADY_EXISTS, "METRICS_EXIST"))
+    rounds.play(2, 1)
+    rounds.send(finished(3))
+    assert rounds.result().rounds == 1
+
+
+def test_a_model_that_lost_its_file_belongs_to_a_round_that_is_over(server):
+    rounds = Rounds(server)
+    rounds.send(round_started(1, 0))
+    rounds.training_is_at(0)
+    server.stream("DownloadModel")[1].terminate(*refusal(grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND"))
+    rounds.play(2, 1)
+    rounds.send(finished(3))
+    assert rounds.result().rounds == 1
+
+
 def test_a_round_that_is_over_is_not_trained_for(server):
     rounds = Rounds(server)
     rounds.send(round_started(1, 0))
@@ -291,7 +228,7 @@ def test_removal_of_oneself_raises_and_of_others_does_not(server):
     assert error.metadata == {"training_id": TRAINING}
 
 
-@pytest.mark.parametrize(("kind", "text"), [(ROUND_KIND_EVALUATE, "evaluate function"), (ROUND_KIND_SWAG, "newer SDK")])
+@pytest.mark.parametrize(("kind", "text"), [(ROUND_KIND_EVALUATE, "evaluate function"), (99, "newer SDK")])
 def test_a_round_that_it_cannot_do_raises_what_is_missing(server, kind, text):
     rounds = Rounds(server)
     rounds.send(round_started(1, 0, kind=kind))
