@@ -7,7 +7,7 @@ Sixteen participants learn handwritten digits, one gradient step a local round, 
   models to other participants after every local round, so that each model sees many participants' images in between;
 - FedAvg that averages after every local round: the best that averaging can do, with twenty times as many averages.
 
-Run it with `python examples/fed_dc.py`; it takes about a minute and writes fed_dc.png and fed_dc.json.
+Run it with `python examples/fed_dc.py`; it takes a few minutes and writes fed_dc.png and fed_dc.json.
 """
 
 import argparse
@@ -25,6 +25,7 @@ import fedround_client as fr
 PARTICIPANTS, IMAGES = 16, 4
 LOCAL_ROUNDS, PERIOD = 100, 20
 HIDDEN, LEARNING_RATE = 64, 0.5
+LABEL_GAP = 0.06
 
 Arrays = dict[str, np.ndarray]
 
@@ -130,6 +131,14 @@ def run(arm: Arm, address: str, actor_token: str, ids: list[str], tokens: list[s
         return [accuracy(version, images[held_out], labels[held_out]) for version in versions]
 
 
+def spread(ends: dict[str, float]) -> dict[str, float]:
+    """Moves the labels at the ends of the curves apart, so that they can be read."""
+    moved: dict[str, float] = {}
+    for name, end in sorted(ends.items(), key=lambda pair: pair[1]):
+        moved[name] = max(end, max(moved.values(), default=-1) + LABEL_GAP)
+    return moved
+
+
 def draw(curves: dict[str, list[float]], path: Path) -> None:
     """Draws the accuracy over the local rounds."""
     import matplotlib
@@ -138,14 +147,13 @@ def draw(curves: dict[str, list[float]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    heights = spread({name: curve[-1] for name, curve in curves.items()})
     for arm, colour, marker in zip(ARMS, ("#0072b2", "#d55e00", "#777777"), ("o", "s", ""), strict=True):
         curve = curves[arm.name]
         steps = [number * arm.steps_a_version for number in range(len(curve))]
-        axes.plot(steps, curve, color=colour, marker=marker, linewidth=2 if marker else 1)
-        axes.annotate(
-            f"{curve[-1]:.0%}  {arm.name}", (steps[-1], curve[-1]), (8, 0), textcoords="offset points", va="center",
-            color=colour,
-        )  # fmt: skip
+        axes.plot(steps, curve, color=colour, marker=marker, linewidth=2 if marker else 1, clip_on=False)
+        label = f"{curve[-1]:.0%}  {arm.name}"
+        axes.text(steps[-1] * 1.03, heights[arm.name], label, color=colour, verticalalignment="center")
     axes.set_title(f"{PARTICIPANTS} participants with {IMAGES} images each", loc="left", weight="bold")
     axes.set_xlabel("local rounds of each participant")
     axes.set_ylabel("accuracy on held-out images")

@@ -24,7 +24,15 @@ def test_all_digits_are_there(digits: data.Digits) -> None:
 @pytest.mark.parametrize("alpha", [0.01, 0.3, 100])
 def test_every_image_goes_to_one_place(digits: data.Digits, alpha: float) -> None:
     split = data.split(digits, 5, alpha, seed=1)
-    assert sorted(keys(split.held_out) + keys(split.pooled())) == sorted(keys(digits))
+    assert sorted(keys(split.held_out) + keys(data.pooled(split.clients))) == sorted(keys(digits))
+
+
+@pytest.mark.parametrize("num_clients", [1, 5, 50])
+def test_the_held_out_images_are_shared_by_all_clients(digits: data.Digits, num_clients: int) -> None:
+    split = data.split(digits, num_clients, 0.05, seed=1)
+    assert len(split.shares) == num_clients
+    assert all(len(share) >= 1 for share in split.shares)
+    assert keys(data.pooled(split.shares)) == keys(split.held_out)
 
 
 def test_a_fifth_of_every_label_is_held_out(digits: data.Digits) -> None:

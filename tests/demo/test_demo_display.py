@@ -7,6 +7,9 @@ from rich.console import Console
 from fedround_client.demo.data import Digits
 from fedround_client.demo.display import Board, ClientRow, RoundRow, comparison
 from fedround_client.demo.report import Outcome
+from fedround_client.demo.uncertainty import Turned
+
+NOTHING = Turned((), [], [], [], [], [])
 
 
 def images(*labels: int) -> Digits:
@@ -75,7 +78,7 @@ def test_crossing_news_never_moves_a_client_back() -> None:
 
 def test_the_comparison_names_each_client_while_they_fit() -> None:
     def headings(clients: int) -> list[str]:
-        outcome = Outcome([0.1, 0.9], [[0.1, 0.5]] * clients, [0.1, 0.9], [9] * clients, "", "")
+        outcome = Outcome([0.1, 0.9], [[0.1, 0.5]] * clients, [0.1, 0.9], [9] * clients, "", "", NOTHING)
         table = comparison(outcome)
         assert Console(width=80).measure(table).minimum <= 80
         assert table.row_count == 2

@@ -38,6 +38,13 @@ def test_training_is_repeatable_and_leaves_its_input_alone(split: data.Split) ->
     assert equal(start, network.initial_state(1))
 
 
+def test_the_mean_of_the_shares_is_the_accuracy_on_all_held_out_images(split: data.Split) -> None:
+    state = network.train(network.initial_state(1), split.clients[0], epochs=1, seed=7)
+    accuracies = [network.accuracy(state, share) for share in split.shares]
+    mean = np.average(accuracies, weights=[len(share) for share in split.shares])
+    assert mean == pytest.approx(network.accuracy(state, split.held_out))
+
+
 def test_seeds_differ_by_purpose() -> None:
     paths = [(1,), (1, 0), (1, 1), (1, 1, 0), (1, 0, 1), (2, 1)]
     assert len({network.derive_seed(*path) for path in paths}) == len(paths)
@@ -45,7 +52,7 @@ def test_seeds_differ_by_purpose() -> None:
 
 def test_the_network_learns_all_digits_in_one_place(split: data.Split) -> None:
     start = network.initial_state(1)
-    curve = list(network.learning_curve(start, split.pooled(), split.held_out, rounds=3, epochs=2, seed=1))
+    curve = list(network.learning_curve(start, data.pooled(split.clients), split.held_out, rounds=3, epochs=2, seed=1))
     assert len(curve) == 4
     assert curve[0] == network.accuracy(start, split.held_out) < 0.3
     assert curve[-1] >= 0.95

@@ -2,12 +2,24 @@ import json
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fedround_client.demo import report
 from fedround_client.demo.settings import Settings
+from fedround_client.demo.uncertainty import Turned
 
 SETTINGS = Settings(rounds=2, clients=3, alpha=0.3, local_epochs=1, seed=1, output=Path("demo"))
+
+
+TURNED = Turned(
+    degrees=(0, 90, 180),
+    examples=[np.zeros((4, 1, 8, 8), np.float32)] * 3,
+    accuracy=[1.0, 0.2, 0.4],
+    predictive_entropy=[0.1, 0.9, 0.7],
+    expected_entropy=[0.1, 0.6, 0.5],
+    mutual_information=[0.0, 0.3, 0.2],
+)
 
 
 def outcome(clients: int = 3) -> report.Outcome:
@@ -18,6 +30,7 @@ def outcome(clients: int = 3) -> report.Outcome:
         images=[100] * clients,
         model_id="00000000-0000-0000-0000-000000000001",
         model_sha256="ab" * 32,
+        turned=TURNED,
     )
 
 
@@ -38,12 +51,27 @@ def test_the_numbers_are_written_as_json(tmp_path: Path) -> None:
         }
         == numbers
     )
+    assert numbers["uncertainty"] == {
+        "method": "mc_dropout",
+        "samples": 50,
+        "images": 4,
+        "degrees": [0, 90, 180],
+        "accuracy": [1.0, 0.2, 0.4],
+        "predictive_entropy": [0.1, 0.9, 0.7],
+        "expected_entropy": [0.1, 0.6, 0.5],
+        "mutual_information": [0.0, 0.3, 0.2],
+    }
 
 
 @pytest.mark.parametrize("clients", [1, 5, 50])
 def test_a_plot_is_drawn_however_many_clients_there_are(tmp_path: Path, clients: int) -> None:
     report.draw(outcome(clients), SETTINGS, tmp_path / "accuracy.png")
     assert (tmp_path / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_plot_of_turned_digits_is_drawn(tmp_path: Path) -> None:
+    report.draw_turned(TURNED, tmp_path / "uncertainty.png")
+    assert (tmp_path / "uncertainty.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(

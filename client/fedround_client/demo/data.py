@@ -1,5 +1,6 @@
-"""Handwritten digits, a fifth held out and the rest dealt unevenly to the clients."""
+"""Handwritten digits, dealt unevenly to the clients: four fifths to learn from, a fifth to evaluate with."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,19 +46,27 @@ class Digits:
             return cls(arrays["images"], arrays["labels"])
 
 
+def pooled(parts: Sequence[Digits]) -> Digits:
+    """The images of several in one place."""
+    return Digits(np.concatenate([part.images for part in parts]), np.concatenate([part.labels for part in parts]))
+
+
 @dataclass(frozen=True)
 class Split:
-    """Who has which images."""
+    """Who has which images.
+
+    Attributes:
+        clients: What each client learns from.
+        shares: What each evaluates with; nobody learns from these.
+    """
 
     clients: list[Digits]
-    held_out: Digits
+    shares: list[Digits]
 
-    def pooled(self) -> Digits:
-        """The images of all clients in one place."""
-        return Digits(
-            np.concatenate([client.images for client in self.clients]),
-            np.concatenate([client.labels for client in self.clients]),
-        )
+    @property
+    def held_out(self) -> Digits:
+        """The images that nobody learns from: the mean of the clients' accuracies, by images, is that on these."""
+        return pooled(self.shares)
 
 
 def load() -> Digits:
@@ -70,7 +79,7 @@ def load() -> Digits:
 
 
 def split(digits: Digits, num_clients: int, alpha: float, seed: int) -> Split:
-    """Holds out a fifth of every label and deals the rest to the clients.
+    """Deals every label to the clients, a fifth of it to evaluate with and the rest to learn from.
 
     Each label is dealt in shares drawn from a Dirichlet distribution (Hsu et al., 2019, arXiv:1909.06335).
 
@@ -81,28 +90,28 @@ def split(digits: Digits, num_clients: int, alpha: float, seed: int) -> Split:
         seed: Makes the split repeatable.
 
     Returns:
-        The split, in which every client has at least MIN_IMAGES images.
+        The split, in which every client has at least MIN_IMAGES images to learn from, and one to evaluate with.
     """
     random = np.random.default_rng(seed)
-    held_out: list[npt.NDArray[np.int64]] = []
+    held_out: list[list[int]] = [[] for _ in range(num_clients)]
     hands: list[list[int]] = [[] for _ in range(num_clients)]
     for label in range(NUM_LABELS):
         indices = random.permutation(np.flatnonzero(digits.labels == label))
         fifth = round(len(indices) / 5)
-        held_out.append(indices[:fifth])
-        rest = indices[fifth:]
-        shares = random.dirichlet([alpha] * num_clients)
-        cuts = np.round(np.cumsum(shares)[:-1] * len(rest)).astype(int)
-        for hand, part in zip(hands, np.split(rest, cuts), strict=True):
-            hand.extend(int(index) for index in part)
-    _feed_the_poorest(hands)
+        shares = np.cumsum(random.dirichlet([alpha] * num_clients))[:-1]
+        for stock, receivers in ((indices[:fifth], held_out), (indices[fifth:], hands)):
+            parts = np.split(stock, np.round(shares * len(stock)).astype(int))
+            for receiver, part in zip(receivers, parts, strict=True):
+                receiver.extend(int(index) for index in part)
+    _feed_the_poorest(held_out, 1)
+    _feed_the_poorest(hands, MIN_IMAGES)
     clients = [digits.take(random.permutation(np.array(hand, dtype=np.int64))) for hand in hands]
-    return Split(clients, digits.take(np.concatenate(held_out)))
+    return Split(clients, [digits.take(np.array(share, dtype=np.int64)) for share in held_out])
 
 
-def _feed_the_poorest(hands: list[list[int]]) -> None:
-    """Moves images from the richest client to the poorest until everybody has enough to train on."""
-    if sum(map(len, hands)) < MIN_IMAGES * len(hands):
-        raise ValueError(f"there are too few images to give {len(hands)} clients {MIN_IMAGES} each")
-    while len(poorest := min(hands, key=len)) < MIN_IMAGES:
+def _feed_the_poorest(hands: list[list[int]], least: int) -> None:
+    """Moves images from the richest client to the poorest until everybody has enough."""
+    if sum(map(len, hands)) < least * len(hands):
+        raise ValueError(f"there are too few images to give {len(hands)} clients {least} each")
+    while len(poorest := min(hands, key=len)) < least:
         poorest.append(max(hands, key=len).pop())

@@ -9,19 +9,20 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 
 import fedround_client as fr
-from fedround.v1.event_pb2 import Event
+from fedround.v1.event_pb2 import ROUND_KIND_EVALUATE, ROUND_KIND_TRAIN, Event
 from fedround.v1.user_pb2 import User
 from fedround_client.demo import network
 from fedround_client.demo.children import Children
-from fedround_client.demo.data import Split
+from fedround_client.demo.data import Split, pooled
 from fedround_client.demo.display import Board, ClientRow
 from fedround_client.demo.messages import Message
 from fedround_client.demo.report import Outcome
+from fedround_client.demo.server import ARCHITECTURE
 from fedround_client.demo.settings import Settings
+from fedround_client.demo.uncertainty import METHOD, look
 from fedround_client.errors import from_event
 
 TICK_SECONDS = 0.1
-DOWNLOAD_ATTEMPTS = 3
 
 News = Event | tuple[int, Message] | Exception
 """What happened: in the training, at a participant (by position), or to the one who watches the training."""
@@ -64,6 +65,7 @@ class Federation:
         self._alone: dict[int, list[float]] = {}
         self._positions: dict[str, int] = {}
         self._model_id = ""
+        self._training_rounds: dict[int, int] = {}
         self._finished = False
 
     def run(self, children: Children, seats: Sequence[Seat], folder: Path) -> Outcome:
@@ -84,7 +86,10 @@ class Federation:
             name="handwritten digits",
             target_num_updates=settings.rounds,
             client_ids=[seat.user_id for seat in seats],
-            evaluation="NEVER",  # the clients keep no images back to evaluate with
+            metric_names=["accuracy"],
+            selection=fr.Selection("accuracy", "MAXIMIZE"),
+            architecture=ARCHITECTURE,
+            uncertainty=METHOD,
         )
         self._model_id = training.model_id
         self._positions = {seat.user_id: position for position, seat in enumerate(seats)}
@@ -93,8 +98,8 @@ class Federation:
         self._actor.start_training(training.training_id)
 
         seed = network.derive_seed(settings.seed, len(seats))
-        pooled = network.learning_curve(
-            self._start, self._split.pooled(), self._split.held_out, settings.rounds, settings.local_epochs, seed
+        in_one_place = network.learning_curve(
+            self._start, pooled(self._split.clients), self._split.held_out, settings.rounds, settings.local_epochs, seed
         )
         centralised: list[float] = []
         while not self._finished or len(self._alone) < len(seats):
@@ -103,8 +108,9 @@ class Federation:
             except Empty:
                 children.check()
                 # While there is no news, there is time for a step of the training on all images in one place.
-                centralised += islice(pooled, 1)
-        centralised += pooled
+                centralised += islice(in_one_place, 1)
+        centralised += in_one_place
+        self._board.enter("Turning digits, to see how sure the model is")
         return Outcome(
             federated=self._federated,
             alone=[curve for _, curve in sorted(self._alone.items())],
@@ -112,17 +118,21 @@ class Federation:
             images=[len(images) for images in self._split.clients],
             model_id=self._model_id,
             model_sha256=self._actor.get_model(self._model_id).sha256,
+            turned=look(self._actor, self._model_id, self._split.held_out, settings.seed),
         )
 
     def _start_participants(self, children: Children, seats: Sequence[Seat], training_id: str, folder: Path) -> None:
         self._split.held_out.save(folder / "held-out.npz")
-        for position, (seat, images) in enumerate(zip(seats, self._split.clients, strict=True)):
+        parts = zip(seats, self._split.clients, self._split.shares, strict=True)
+        for position, (seat, images, share) in enumerate(parts):
             name = f"client {position + 1}"
             images.save(folder / f"{position}.npz")
+            share.save(folder / f"{position}-share.npz")
             options = {
                 "server": self._address,
                 "training-id": training_id,
                 "images": folder / f"{position}.npz",
+                "share": folder / f"{position}-share.npz",
                 "held-out": folder / "held-out.npz",
                 "number": position,
                 "seed": self._settings.seed,
@@ -179,18 +189,20 @@ class Federation:
             raise error
         match event.WhichOneof("payload"):
             case "round_started":
-                self._board.round(event.round_started.round)
+                started = event.round_started
+                if started.kind == ROUND_KIND_TRAIN:
+                    self._training_rounds[started.round] = started.model.version
+                    self._board.round(started.model.version)
             case "update_accepted":
                 accepted = event.update_accepted
-                self._board.round(accepted.round).arrived = accepted.updates_arrived
-                self._board.clients[self._positions[accepted.participant_id]].advance(accepted.round, 1, "uploaded")
-            case "round_closed":
-                closed = event.round_closed
-                state = self._actor.download_model(
-                    self._model_id, version=closed.model_version, attempts=DOWNLOAD_ATTEMPTS
-                )
-                self._federated.append(network.accuracy(state, self._split.held_out))
-                self._board.grade(closed.round, self._federated[-1])
+                number = self._training_rounds.get(accepted.round)
+                if number is not None:
+                    self._board.round(number).arrived = accepted.updates_arrived
+                    self._board.clients[self._positions[accepted.participant_id]].advance(number, 1, "uploaded")
+            case "round_closed" if event.round_closed.kind == ROUND_KIND_EVALUATE:
+                # Each client evaluates with its share of the held-out images: the mean by images is that on all.
+                self._federated.append(event.round_closed.metrics["accuracy"])
+                self._board.grade(event.round_closed.model_version - 1, self._federated[-1])
             case "training_finished":
                 self._finished = True
                 self._board.enter("Each client trains alone, for comparison")

@@ -14,7 +14,7 @@ class Message:
 
     Attributes:
         activity: "training" and "trained" in a round, "alone" after the last one, "done" at the end.
-        round: Number of the round.
+        round: Number of the training round, which is the version of the model that it starts from.
         accuracies: On the held-out images. "trained": of the weights that it made of the round's model. "done": of the
             network that saw its images only, at the start and after every round's worth of epochs.
     """

@@ -13,6 +13,7 @@ from fedround_client.demo.data import NUM_LABELS, Digits
 
 State = dict[str, npt.NDArray[np.float32]]
 
+SIDE = 8
 BATCH_SIZE = 16
 LEARNING_RATE = 0.03
 MOMENTUM = 0.9
@@ -21,10 +22,16 @@ MOMENTUM = 0.9
 torch.set_num_threads(1)  # tensors this small only lose time to threads, and several processes share the machine
 
 
-def build() -> nn.Module:
-    """The network: two convolutions, each followed by halving the image, and a linear layer."""
+class Network(nn.Sequential):
+    """The architecture that predictions are made with."""
+
+    input_shape = (1, SIDE, SIDE)
+
+
+def build() -> Network:
+    """The network: two convolutions, each followed by halving the image, and a linear layer behind dropout."""
     # GroupNorm has nothing to average but weights: BatchNorm's running means differ from client to client.
-    return nn.Sequential(
+    return Network(
         OrderedDict[str, nn.Module](
             edges=nn.Conv2d(1, 32, kernel_size=3, padding=1),
             edges_norm=nn.GroupNorm(4, 32),
@@ -35,6 +42,7 @@ def build() -> nn.Module:
             shapes_relu=nn.ReLU(),
             shapes_pool=nn.MaxPool2d(2),
             flat=nn.Flatten(),
+            dropout=nn.Dropout(0.25),
             digit=nn.Linear(64 * 2 * 2, NUM_LABELS),
         )
     )
@@ -59,20 +67,22 @@ def train(state: State, digits: Digits, epochs: int, seed: int) -> State:
         state: The weights to start from; left as they are.
         digits: What to learn.
         epochs: How often to go through all images.
-        seed: Decides the order of the images.
+        seed: Decides the order of the images, and what dropout drops.
 
     Returns:
         The trained weights.
     """
     network = _network(state).train()
     images, labels = torch.from_numpy(digits.images), torch.from_numpy(digits.labels)
-    order = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.SGD(network.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM)
-    for _ in range(epochs):
-        for batch in torch.split(torch.randperm(len(digits), generator=order), BATCH_SIZE):
-            optimizer.zero_grad()
-            functional.cross_entropy(network(images[batch]), labels[batch]).backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
+    # Dropout draws from torch's global random state, which is put back.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for _ in range(epochs):
+            for batch in torch.split(torch.randperm(len(digits)), BATCH_SIZE):
+                optimizer.zero_grad()
+                functional.cross_entropy(network(images[batch]), labels[batch]).backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
     return _state(network)
 
 

@@ -15,18 +15,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the client. Its token is in the environment's FEDROUND_TOKEN."""
     options = _parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    images, held_out = Digits.read(options.images), Digits.read(options.held_out)
+    images, share, held_out = (Digits.read(path) for path in (options.images, options.share, options.held_out))
     order_seed = network.derive_seed(options.seed, options.number)
 
     def train(model: network.State, round: fr.Round) -> fr.Update:
-        Message("training", round.number).say()
-        trained = network.train(model, images, options.local_epochs, network.derive_seed(order_seed, round.number))
-        accuracy = network.accuracy(trained, held_out)
-        Message("trained", round.number, (accuracy,)).say()
-        return fr.Update(trained, len(images), {"accuracy": accuracy})
+        Message("training", round.model_version).say()
+        seed = network.derive_seed(order_seed, round.model_version)
+        trained = network.train(model, images, options.local_epochs, seed)
+        Message("trained", round.model_version, (network.accuracy(trained, held_out),)).say()
+        return fr.Update(trained, len(images))
+
+    def evaluate(model: network.State, round: fr.Round) -> tuple[dict[str, float], int]:
+        return {"accuracy": network.accuracy(model, share)}, len(share)
 
     with fr.connect(options.server) as client:
-        client.participate(train, training_id=options.training_id)
+        client.participate(train, evaluate, training_id=options.training_id)
 
     Message("alone").say()
     start = network.initial_state(options.seed)
@@ -39,7 +42,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--server", required=True)
     parser.add_argument("--training-id", required=True)
     parser.add_argument("--images", type=Path, required=True, help="npz file with the client's own images")
-    parser.add_argument("--held-out", type=Path, required=True, help="npz file with the images to grade it with")
+    parser.add_argument("--share", type=Path, required=True, help="npz file with the images that it evaluates with")
+    parser.add_argument("--held-out", type=Path, required=True, help="npz file with those of all clients")
     parser.add_argument("--number", type=int, required=True, help="which client this is")
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--rounds", type=int, required=True, help="how many rounds' worth of epochs to train alone")

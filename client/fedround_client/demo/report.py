@@ -4,12 +4,16 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from fedround_client.demo.settings import Settings
+from fedround_client.demo.uncertainty import METHOD, Turned
 
 # Okabe and Ito's palette, which stays distinct with every kind of colour blindness.
 BLUE, VERMILION, GREY = "#0072B2", "#D55E00", "#767676"
 MAX_LABELS = 12
 LABEL_GAP = 0.045
+SHOWN_DIGITS = 3
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,7 @@ class Outcome:
         images: How many images each client has.
         model_id: UUID of the final model.
         model_sha256: SHA-256 of the final model's file, as the server says.
+        turned: How sure the final model is of digits that are turned.
     """
 
     federated: list[float]
@@ -31,6 +36,7 @@ class Outcome:
     images: list[int]
     model_id: str
     model_sha256: str
+    turned: Turned
 
 
 def write_json(outcome: Outcome, settings: Settings, seconds: float, path: Path) -> None:
@@ -51,6 +57,16 @@ def write_json(outcome: Outcome, settings: Settings, seconds: float, path: Path)
         "seconds": round(seconds, 1),
         "model_sha256": outcome.model_sha256,
         "accuracy_by_round": outcome.federated,
+        "uncertainty": {
+            "method": "mc_dropout",
+            "samples": METHOD.samples,
+            "images": len(outcome.turned.examples[0]),
+            "degrees": list(outcome.turned.degrees),
+            "accuracy": outcome.turned.accuracy,
+            "predictive_entropy": outcome.turned.predictive_entropy,
+            "expected_entropy": outcome.turned.expected_entropy,
+            "mutual_information": outcome.turned.mutual_information,
+        },
         "images": outcome.images,
         "alpha": settings.alpha,
         "local_epochs": settings.local_epochs,
@@ -94,6 +110,43 @@ def draw(outcome: Outcome, settings: Settings, path: Path) -> None:
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#E5E5E5")
+    figure.savefig(path)
+
+
+def draw_turned(turned: Turned, path: Path) -> None:
+    """Draws the entropies over the angle as a PNG, with some of the digits at each angle."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 5.4), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    strip, axes = figure.subplots(2, 1, height_ratios=(1, 3))
+    gap = ((1, 1), (1, 1))
+    rows = [
+        np.concatenate([np.pad(images[number, 0], gap) for images in turned.examples], axis=1)
+        for number in range(SHOWN_DIGITS)
+    ]
+    half = (turned.degrees[1] - turned.degrees[0]) / 2
+    left, right = turned.degrees[0] - half, turned.degrees[-1] + half
+    strip.imshow(np.concatenate(rows), cmap="Greys", aspect="auto", extent=(left, right, 0, SHOWN_DIGITS))
+    strip.set_axis_off()
+    strip.set_title("The model is sure of upright digits, and less so of turned ones", loc="left", weight="bold")
+    axes.stackplot(
+        turned.degrees,
+        turned.expected_entropy,
+        turned.mutual_information,
+        colors=("#9FC8E0", "#F0B48A"),
+        labels=("in the image (expected entropy)", "in the model (mutual information)"),
+    )
+    whole = {"color": BLUE, "linewidth": 2, "marker": "o", "label": "both (predictive entropy)"}
+    axes.plot(turned.degrees, turned.predictive_entropy, **whole)
+    axes.set_xlabel("turned by, in degrees")
+    axes.set_ylabel("uncertainty in nats")
+    axes.set_xlim(left, right)
+    axes.set_xticks(turned.degrees)
+    axes.set_ylim(0, 1.3 * max(turned.predictive_entropy))
+    axes.legend(frameon=False, loc="upper right", reverse=True, ncols=3)
+    axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path)
 
 

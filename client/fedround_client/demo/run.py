@@ -15,13 +15,14 @@ from rich.text import Text
 import fedround_client as fr
 from fedround_client.demo.children import ChildEnded, Children
 from fedround_client.demo.display import Board, comparison
-from fedround_client.demo.report import Outcome, draw, write_json
+from fedround_client.demo.report import Outcome, draw, draw_turned, write_json
 from fedround_client.demo.server import Server
 from fedround_client.demo.settings import Settings, parse
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 RESULTS = {
     "accuracy.png": "the accuracy by round against the alternatives",
+    "uncertainty.png": "how sure the model is of digits that are turned",
     "report.json": "the numbers",
     "model.safetensors": "the final model",
 }
@@ -79,6 +80,7 @@ def _demonstrate(settings: Settings, console: Console) -> None:
             raise
         board.enter("Drawing the curves")
         draw(outcome, settings, output / "accuracy.png")
+        draw_turned(outcome.turned, output / "uncertainty.png")
     seconds = time.monotonic() - begin
     write_json(outcome, settings, seconds, output / "report.json")
     console.print("\nAccuracy on the held-out digits, by round:")

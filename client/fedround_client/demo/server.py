@@ -6,6 +6,7 @@ from queue import Empty, SimpleQueue
 
 from fedround_client.demo.children import ChildEnded, Children
 
+ARCHITECTURE, FACTORY = "digits", "fedround_client.demo.network:build"
 SERVING = "fedround is serving on "
 START_SECONDS = 60.0
 
@@ -23,7 +24,7 @@ class Server:
         self._children = children
         self._data_dir = data_dir
         self._lines: SimpleQueue[str] = SimpleQueue()
-        arguments = ["--listen=127.0.0.1:0", f"--data-dir={data_dir}"]
+        arguments = ["--listen=127.0.0.1:0", f"--data-dir={data_dir}", f"--architecture={ARCHITECTURE}={FACTORY}"]
         # In a folder without a fedround.toml: the settings of a server that somebody runs here are not for this one.
         data_dir.mkdir()
         children.start("server", "fedround_server", arguments, on_line=self._lines.put, folder=data_dir)
