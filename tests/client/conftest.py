@@ -1,6 +1,8 @@
 import pytest
+from typer.testing import CliRunner
 
 from client.scripted import Server
+from fedround_client.command import app, session
 
 
 @pytest.fixture
@@ -14,3 +16,20 @@ def server():
 def _no_environment(monkeypatch):
     monkeypatch.delenv("FEDROUND_SERVER", raising=False)
     monkeypatch.delenv("FEDROUND_TOKEN", raising=False)
+
+
+@pytest.fixture
+def command(server, monkeypatch):
+    """Runs the command against the scripted server, in another thread."""
+
+    def connect(address, token, **options):
+        monkeypatch.setattr(server, "connected", (address, token, options), raising=False)
+        return server.client
+
+    monkeypatch.setattr(session, "connect", connect)
+    monkeypatch.setenv("FEDROUND_TOKEN", "my-secret-token")
+
+    def run(*arguments):
+        return server.run(CliRunner().invoke, app, [str(argument) for argument in arguments])
+
+    return run

@@ -67,6 +67,14 @@ def is_cancelled(rpc):
     return rpc._rpc_state._code is grpc.StatusCode.CANCELLED
 
 
+def done(call, code=0):
+    """Waits for the end of a command."""
+    result = call.result(20)
+    assert result.exit_code == code, result.output
+    assert "my-secret-token" not in result.output
+    return result
+
+
 class Server:
     """Takes the calls of a client that runs in another thread."""
 

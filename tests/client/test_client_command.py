@@ -9,20 +9,20 @@ import pytest
 from google.protobuf.json_format import MessageToDict
 from typer.testing import CliRunner
 
-from client.scripted import MODEL, OK, TRAINING, UNAVAILABLE, USER, refusal
-from fedround.v1 import event_pb2
-from fedround.v1.event_pb2 import Event, ModelInfo
+from client.scripted import MODEL, TRAINING, UNAVAILABLE, USER, done, refusal
 from fedround.v1.model_pb2 import (
-    DownloadModelResponse,
     GetMetricsResponse,
+    GetModelResponse,
     GetModelsResponse,
+    GetModelVersionsResponse,
     MetricReport,
     Model,
-    UploadModelResponse,
+    ModelVersion,
+    RemoveModelResponse,
+    TagModelVersionResponse,
 )
 from fedround.v1.round_pb2 import GetRoundResponse, Round, RoundParticipant
 from fedround.v1.training_pb2 import (
-    CreateTrainingResponse,
     GetTrainingResponse,
     GetTrainingsResponse,
     RegisterClientsResponse,
@@ -42,37 +42,13 @@ from fedround.v1.user_pb2 import (
     User,
 )
 from fedround_client import to_safetensors
-from fedround_client.command import app, serve, session
+from fedround_client.command import app, serve
 
 pytestmark = pytest.mark.timeout(30)
 
 ALICE = User(user_id=USER, name="Alice [red]\x1b[2J", role=3)
 TRAINED = Training(training_id=TRAINING, spec=TrainingSpec(name="digits", target_num_updates=5), state=2, round=1)
 FILE = to_safetensors({"w": np.ones(3, np.float32)})
-
-
-@pytest.fixture
-def command(server, monkeypatch):
-    """Runs the command against the scripted server, in another thread."""
-
-    def connect(address, token, **options):
-        monkeypatch.setattr(server, "connected", (address, token, options), raising=False)
-        return server.client
-
-    monkeypatch.setattr(session, "connect", connect)
-    monkeypatch.setenv("FEDROUND_TOKEN", "my-secret-token")
-
-    def run(*arguments):
-        return server.run(CliRunner().invoke, app, [str(argument) for argument in arguments])
-
-    return run
-
-
-def done(call, code=0):
-    result = call.result(20)
-    assert result.exit_code == code, result.output
-    assert "my-secret-token" not in result.output
-    return result
 
 
 CALLS = [
@@ -114,10 +90,29 @@ CALLS = [
     ),
     ("model list", "GetModels", GetModelsResponse(models=[Model(model_id=MODEL)]), {}),
     (
-        f"model metrics {MODEL}",
+        f"metrics {MODEL}",
         "GetMetrics",
         GetMetricsResponse(reports=[MetricReport(training_id=TRAINING, metrics={"loss": 0.5})]),
         {"model_id": MODEL},
+    ),
+    (f"model show {MODEL}", "GetModel", GetModelResponse(model=Model(model_id=MODEL)), {"model_id": MODEL}),
+    (
+        f"model versions {MODEL}",
+        "GetModelVersions",
+        GetModelVersionsResponse(versions=[ModelVersion(version=3, tags=["best"])]),
+        {"model_id": MODEL},
+    ),
+    (
+        f"model tag {MODEL} 3 pinned",
+        "TagModelVersion",
+        TagModelVersionResponse(version=ModelVersion(model_id=MODEL)),
+        {"model_id": MODEL, "version": 3, "tag": "pinned", "remove": None},
+    ),
+    (
+        f"model tag {MODEL} 3 pinned --remove",
+        "TagModelVersion",
+        TagModelVersionResponse(version=ModelVersion(model_id=MODEL)),
+        {"version": 3, "tag": "pinned", "remove": True},
     ),
 ]
 
@@ -176,6 +171,7 @@ def test_a_new_users_token_is_printed_this_once(server, command):
     [
         (f"user remove {USER}", "RemoveUser", RemoveUserResponse()),
         (f"training remove {TRAINING} --force", "RemoveTraining", RemoveTrainingResponse()),
+        (f"model remove {MODEL}", "RemoveModel", RemoveModelResponse()),
     ],
 )
 def test_removals_say_so_on_stderr(server, command, line, method, response):
@@ -187,78 +183,10 @@ def test_removals_say_so_on_stderr(server, command, line, method, response):
     assert getattr(request, "force", True) is True
 
 
-def test_training_create_sends_the_file_and_all_options(server, command, tmp_path):
-    path = tmp_path / "m.safetensors"
-    path.write_bytes(FILE)
-    options = f"--name digits --target-num-updates 5 --client {USER} --client {MODEL} --metric accuracy --min-updates 2"
-    options += " --deadline 90 --fed-prox-mu 0.1 --evaluation final_only --description d --max-num-examples 9"
-    call = command("training", "create", path, *options.split(), "--format", "json")
-    rpc = server.upload("CreateTraining")
-    first, data = server.receive(rpc, len(FILE))
-    rpc.terminate(CreateTrainingResponse(training=TRAINED), *OK)
-    assert json.loads(done(call).stdout)["training_id"] == TRAINING
-    spec = first.spec
-    assert data == FILE
-    assert (spec.name, spec.target_num_updates, spec.description, spec.max_num_examples) == ("digits", 5, "d", 9)
-    assert (list(spec.client_ids), list(spec.metric_names)) == ([USER, MODEL], ["accuracy"])
-    assert (spec.round_policy.min_updates, spec.round_policy.deadline.seconds) == (2, 90)
-    assert (spec.aggregation.fed_prox.mu, spec.evaluation) == (0.1, 2)
-
-
-def test_training_wait_and_watch(server, command):
-    finished = event_pb2.TrainingFinished(model_id=MODEL, model_version=5)
-    event = Event(training_id=TRAINING, sequence=3, training_finished=finished)
-
-    call = command("training", "wait", TRAINING)
-    server.stream("Subscribe")[1].send_response(event)
-    server.reply("GetTraining", GetTrainingResponse(training=TRAINED))
-    assert TRAINING in done(call).stdout
-
-    for form in ("table", "json"):
-        call = command("training", "watch", TRAINING, "--format", form)
-        server.stream("Subscribe")[1].send_response(event)
-        (line,) = done(call).stdout.splitlines()
-        assert "training_finished" in line
-        if form == "json":
-            assert json.loads(line)["training_finished"] == {
-                "model_id": MODEL,
-                "model_version": 5,
-                "stopped_early": False,
-            }
-
-
-def test_waiting_for_a_training_that_fails_exits_with_1(server, command):
-    call = command("training", "wait", TRAINING)
-    failed = event_pb2.TrainingFailed(reason="DEADLINE_MISSED", message="nobody came")
-    server.stream("Subscribe")[1].send_response(Event(training_id=TRAINING, sequence=3, training_failed=failed))
-    assert done(call, 1).stderr == "error: DEADLINE_MISSED: nobody came\n"
-
-
 def test_participants_are_listed_one_a_line(server, command):
     call = command("training", "clients", "list", TRAINING)
     server.reply("GetTraining", GetTrainingResponse(training=Training(participant_ids=[USER, MODEL])))
     assert done(call).stdout.split() == [USER, MODEL]
-
-
-def test_models_go_up_and_down(server, command, tmp_path):
-    path = tmp_path / "net.safetensors"
-    path.write_bytes(FILE)
-    call = command("model", "upload", path)
-    rpc = server.upload("UploadModel")
-    first, _ = server.receive(rpc, len(FILE))
-    rpc.terminate(UploadModelResponse(model=Model(model_id=MODEL)), *OK)
-    assert MODEL in done(call).stdout
-    assert first.spec.name == "net"
-
-    target = tmp_path / "down.safetensors"
-    call = command("model", "download", MODEL, "--version", "0", "--output", target, "--format", "json")
-    request, rpc = server.stream("DownloadModel")
-    info = ModelInfo(version=0, sha256=first.spec.sha256, size_bytes=len(FILE))
-    rpc.send_response(DownloadModelResponse(info=info, chunk=FILE))
-    rpc.terminate(*OK)
-    assert json.loads(done(call).stdout) == {"path": str(target)}
-    assert request.HasField("version")
-    assert target.read_bytes() == FILE
 
 
 def test_an_error_is_one_line_with_its_fields(server, command):
@@ -304,6 +232,17 @@ def test_the_token_may_lie_in_a_file(server, command, tmp_path):
         "training create --name n --target-num-updates 1",
         f"training create m --model-id {MODEL} --name n --target-num-updates 1",
         "training create m --name n --target-num-updates 0",
+        "training create m --name n --target-num-updates 1 --fed-prox-mu 1 --daisy-period 2",
+        "training create m --name n --target-num-updates 1 --minimize a --maximize b",
+        "training create m --name n --target-num-updates 1 --patience 2",
+        "training create m --name n --target-num-updates 1 --samples 2",
+        "training create m --name n --target-num-updates 1 --uncertainty mc-dropout --swag-rank 2",
+        f"predict {MODEL} x.npy --uncertainty ensemble --member {MODEL}:new",
+        f"predict {MODEL} x.npy --uncertainty ensemble --samples 3",
+        f"predict {MODEL} x.npy --version 1 --tag best",
+        f"model download {MODEL} --version 1 --tag best",
+        f"model tag {MODEL} best",
+        f"metrics {MODEL} --format xml",
         "user list --format xml",
         "--tls-cert only-half user list",
     ],
@@ -315,7 +254,13 @@ def test_wrong_usage_exits_with_2(line, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "line", ["--token-file {0} user list", "model upload {0}", "training create {0} --name n --target-num-updates 1"]
+    "line",
+    [
+        "--token-file {0} user list",
+        "model upload {0}",
+        "predict m {0}",
+        "training create {0} --name n --target-num-updates 1",
+    ],
 )
 def test_a_missing_file_is_named(line, monkeypatch, tmp_path):
     monkeypatch.setenv("FEDROUND_TOKEN", "t")

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from fedround_client.client import DEFAULT_SERVER
-from fedround_client.command import convert, demo, model, serve, training, user
+from fedround_client.command import convert, demo, metrics, model, predict, serve, training, user
 from fedround_client.command.session import Group, Session
 
 app = typer.Typer(
@@ -18,11 +18,13 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,  # a traceback with locals would show the token
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Federated learning over gRPC: run a server, steer trainings, fetch models.",
+    help="Federated learning over gRPC: run a server, steer trainings, fetch models, predict.",
 )
 app.add_typer(user.app, name="user")
 app.add_typer(training.app, name="training")
 app.add_typer(model.app, name="model")
+app.command("metrics")(metrics.metrics)
+app.command("predict")(predict.predict)
 app.command("convert")(convert.convert)
 app.command("serve", context_settings=serve.PASS_THROUGH)(serve.serve)
 app.command("demo", context_settings=serve.PASS_THROUGH)(demo.demo)
@@ -57,7 +59,7 @@ def options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Federated learning over gRPC: run a server, steer trainings, fetch models."""
+    """Federated learning over gRPC: run a server, steer trainings, fetch models, predict."""
     context.obj = Session(server, token, token_file, tls_ca, tls_cert, tls_key, insecure)
 
 

@@ -8,12 +8,11 @@ from typing import Annotated
 
 import typer
 
-from fedround.v1.event_pb2 import RoundKind
-from fedround.v1.model_pb2 import MetricReport, Model
-from fedround_client.command.output import Columns, Format, FormatOption, progress, show, show_all, state_name, when
+from fedround.v1.model_pb2 import Model, ModelVersion
+from fedround_client.command.output import Columns, Format, FormatOption, progress, show, show_all, when
 from fedround_client.command.session import client_of
 
-app = typer.Typer(no_args_is_help=True, help="Upload, list and download models.")
+app = typer.Typer(no_args_is_help=True, help="Upload, list, tag and download models, version by version.")
 
 ModelId = Annotated[str, typer.Argument(metavar="MODEL_ID", help="UUID of the model.")]
 
@@ -22,16 +21,18 @@ _COLUMNS: Columns[Model] = {
     "NAME": lambda model: model.name,
     "VERSION": lambda model: model.version,
     "BYTES": lambda model: model.size_bytes,
+    "ARCHITECTURE": lambda model: model.architecture,
     "CHANGED": lambda model: when(model.update_time),
 }
 
-_METRIC_COLUMNS: Columns[MetricReport] = {
-    "ROUND": lambda report: report.round,
-    "KIND": lambda report: state_name(RoundKind.Name(report.kind)),
-    "VERSION": lambda report: report.model_version,
-    "REPORTER": lambda report: report.reporter_id or "all",
-    "EXAMPLES": lambda report: report.num_examples,
-    "METRICS": lambda report: ", ".join(f"{name}={value:.6g}" for name, value in sorted(report.metrics.items())),
+_VERSION_COLUMNS: Columns[ModelVersion] = {
+    "VERSION": lambda version: version.version,
+    "TAGS": lambda version: ", ".join(version.tags),
+    "METRICS": lambda version: ", ".join(f"{name}={value:.6g}" for name, value in sorted(version.metrics.items())),
+    "POSTERIOR": lambda version: f"rank {version.posterior.rank}" if version.HasField("posterior") else "",
+    "STORED": lambda version: "yes" if version.stored else "dropped",
+    "BYTES": lambda version: version.size_bytes,
+    "MADE": lambda version: when(version.create_time),
 }
 
 
@@ -41,11 +42,14 @@ def upload(
     file: Annotated[Path, typer.Argument(help="A safetensors file; `fedround convert` makes one of a .pt file.")],
     name: Annotated[str, typer.Option(help="For people; the file's name by default.")] = "",
     description: Annotated[str, typer.Option(help="For people.")] = "",
+    architecture: Annotated[str, typer.Option(help="What predictions build for it, as the operator named it.")] = "",
     form: FormatOption = Format.TABLE,
 ) -> None:
     """Store a model file as version 0 of a new model."""
     with client_of(context) as client, progress("upload") as report:
-        model = client.upload_model(file, name=name or file.stem, description=description, progress=report)
+        model = client.upload_model(
+            file, name=name or file.stem, description=description, architecture=architecture, progress=report
+        )
     show(model, form)
 
 
@@ -64,16 +68,47 @@ def show_(context: typer.Context, model_id: ModelId, form: FormatOption = Format
 
 
 @app.command()
+def versions(context: typer.Context, model_id: ModelId, form: FormatOption = Format.TABLE) -> None:
+    """List the versions of a model with their tags and metrics, the newest first."""
+    with client_of(context) as client:
+        show_all(client.model_versions(model_id), _VERSION_COLUMNS, form)
+
+
+@app.command()
+def tag(
+    context: typer.Context,
+    model_id: ModelId,
+    version: Annotated[int, typer.Argument(min=0, help="The version.")],
+    tag: Annotated[str, typer.Argument(help="pinned, or a word of your own; best and last are the server's.")],
+    remove: Annotated[bool, typer.Option("--remove", help="Take the tag away instead.")] = False,
+    form: FormatOption = Format.TABLE,
+) -> None:
+    """Put a tag on a version; a tagged version keeps its file."""
+    with client_of(context) as client:
+        change = client.untag_model if remove else client.tag_model
+        show(change(model_id, version, tag), form)
+
+
+@app.command()
 def download(
     context: typer.Context,
     model_id: ModelId,
     version: Annotated[int | None, typer.Option(min=0, help="The latest one by default.")] = None,
-    output: Annotated[Path | None, typer.Option(help="The file to write; MODEL_ID.safetensors by default.")] = None,
+    tag: Annotated[str, typer.Option(help="The version that carries this tag instead, such as best.")] = "",
+    posterior: Annotated[bool, typer.Option("--posterior", help="Fetch the SWAG posterior around it.")] = False,
+    output: Annotated[
+        Path | None, typer.Option(help="The file to write; MODEL_ID[.posterior].safetensors by default.")
+    ] = None,
     form: FormatOption = Format.TABLE,
 ) -> None:
     """Fetch a version of a model as a safetensors file, and print its path."""
+    if tag and version is not None:
+        raise typer.BadParameter("--version and --tag both name a version: choose one")
+    target = output or Path(f"{model_id}.posterior.safetensors" if posterior else f"{model_id}.safetensors")
     with client_of(context) as client, progress("download") as report:
-        path = client.download_model(model_id, version, to=output or Path(f"{model_id}.safetensors"), progress=report)
+        path = client.download_model(
+            model_id, version, tag=tag, part="POSTERIOR" if posterior else "MODEL", to=target, progress=report
+        )
     typer.echo(json.dumps({"path": str(path)}) if form is Format.JSON else str(path))
 
 
@@ -83,10 +118,3 @@ def remove(context: typer.Context, model_id: ModelId) -> None:
     with client_of(context) as client:
         client.remove_model(model_id)
     typer.echo(f"Model {model_id} is removed.", err=True)
-
-
-@app.command()
-def metrics(context: typer.Context, model_id: ModelId, form: FormatOption = Format.TABLE) -> None:
-    """List the metrics reported on a model, by round."""
-    with client_of(context) as client:
-        show_all(client.metrics(model_id), _METRIC_COLUMNS, form)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC
 from enum import StrEnum
@@ -28,7 +30,18 @@ class Format(StrEnum):
     JSON = "json"
 
 
+class TableFormat(StrEnum):
+    """How results with a row each are printed, where a spreadsheet may want them too."""
+
+    TABLE = "table"
+    CSV = "csv"
+    JSON = "json"
+
+
 FormatOption: TypeAlias = Annotated[Format, typer.Option("--format", help="A table for people, or JSON for programs.")]
+TableFormatOption: TypeAlias = Annotated[
+    TableFormat, typer.Option("--format", help="A table for people, CSV for spreadsheets, or JSON for programs.")
+]
 
 Item = TypeVar("Item", bound=Message)
 Columns: TypeAlias = Mapping[str, Callable[[Item], object]]
@@ -55,13 +68,27 @@ def show_all(messages: Iterable[Item], columns: Columns[Item], form: Format) -> 
     if form is Format.JSON:
         typer.echo(json.dumps([as_dict(message) for message in messages], indent=2))
         return
+    show_table(columns, (_cells(message, columns) for message in messages))
+
+
+def show_table(header: Iterable[str], rows: Iterable[Sequence[object]]) -> None:
+    """Prints a table for people."""
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for name in columns:
+    for name in header:
         # An id that is folded cannot be copied.
-        table.add_column(name, overflow="fold", no_wrap=name.endswith("ID"))
-    for message in messages:
-        table.add_row(*(_plain(value(message)) for value in columns.values()))
+        table.add_column(_plain(name), overflow="fold", no_wrap=name.endswith("ID"))
+    for row in rows:
+        table.add_row(*(_plain(f"{cell:.6g}" if isinstance(cell, float) else cell) for cell in row))
     _console().print(table)
+
+
+def as_csv(messages: Iterable[Item], columns: Columns[Item]) -> str:
+    """Writes messages as CSV with a header; floats have all their digits."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([_plain(name) for name in columns])
+    writer.writerows([_plain(cell) for cell in _cells(message, columns)] for message in messages)
+    return text.getvalue()
 
 
 def when(moment: Timestamp) -> str:
@@ -88,6 +115,10 @@ def progress(what: str) -> Iterator[Report | None]:
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _cells(message: Item, columns: Columns[Item]) -> list[object]:
+    return [value(message) for value in columns.values()]
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:

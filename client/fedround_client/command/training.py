@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import json
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from google.protobuf.json_format import MessageToDict
 
-from fedround.v1.aggregation_pb2 import FedProx
 from fedround.v1.event_pb2 import Event
 from fedround.v1.training_pb2 import Training, TrainingState
-from fedround_client.command import training_clients
+from fedround_client.command import training_clients, training_create
 from fedround_client.command.output import (
     Columns,
     Format,
     FormatOption,
     as_dict,
-    progress,
     show,
     show_all,
     state_name,
@@ -29,14 +26,7 @@ from fedround_client.command.session import client_of
 
 app = typer.Typer(no_args_is_help=True, help="Create, steer and watch trainings.")
 app.add_typer(training_clients.app, name="clients")
-
-
-class EvaluationChoice(StrEnum):
-    """When participants evaluate the model."""
-
-    EVERY_ROUND = "EVERY_ROUND"
-    FINAL_ONLY = "FINAL_ONLY"
-    NEVER = "NEVER"
+app.command("create")(training_create.create)
 
 
 class TrainingRoleChoice(StrEnum):
@@ -55,50 +45,10 @@ _COLUMNS: Columns[Training] = {
     "ROUND": lambda training: training.round,
     "UPDATES": lambda training: f"{training.updates_arrived}/{training.updates_expected}",
     "VERSION": lambda training: f"{training.model_version}/{training.spec.target_num_updates}",
+    "BEST": lambda training: training.best_version if training.HasField("best_version") else "",
     "MODEL_ID": lambda training: training.model_id,
     "CREATED": lambda training: when(training.create_time),
 }
-
-
-@app.command()
-def create(
-    context: typer.Context,
-    name: Annotated[str, typer.Option(help="For people, at most 200 characters.")],
-    target_num_updates: Annotated[int, typer.Option(min=1, help="Updates of the global model to make.")],
-    model_file: Annotated[Path | None, typer.Argument(help="The initial model, a safetensors file.")] = None,
-    model_id: Annotated[str, typer.Option(help="UUID of a stored model to train instead of a file.")] = "",
-    description: Annotated[str, typer.Option(help="For people.")] = "",
-    client: Annotated[list[str] | None, typer.Option(help="UUID of a user to register; repeat for more.")] = None,
-    metric: Annotated[list[str] | None, typer.Option(help="Metric that evaluations report; repeat for more.")] = None,
-    min_updates: Annotated[int, typer.Option(min=0, help="Updates that close a round; 0 waits for all.")] = 0,
-    deadline: Annotated[float | None, typer.Option(help="Seconds that a round may stay open.")] = None,
-    fed_prox_mu: Annotated[float | None, typer.Option(help="Use FedProx, with this weight.")] = None,
-    evaluation: Annotated[
-        EvaluationChoice, typer.Option(case_sensitive=False, help="When participants evaluate the model.")
-    ] = EvaluationChoice.EVERY_ROUND,
-    max_num_examples: Annotated[int, typer.Option(min=0, help="The most an update may claim; 0 for no cap.")] = 0,
-    form: FormatOption = Format.TABLE,
-) -> None:
-    """Create a training from a model file or a stored model."""
-    if (model_file is None) == (not model_id):
-        raise typer.BadParameter("give either a MODEL_FILE or a --model-id")
-    with client_of(context) as connection, progress("upload") as report:
-        training = connection.create_training(
-            model_file,
-            name=name,
-            target_num_updates=target_num_updates,
-            model_id=model_id,
-            description=description,
-            metric_names=metric or (),
-            client_ids=client or (),
-            aggregation=None if fed_prox_mu is None else FedProx(mu=fed_prox_mu),
-            min_updates=min_updates,
-            deadline=deadline,
-            evaluation=evaluation.value,
-            max_num_examples=max_num_examples,
-            progress=report,
-        )
-    show(training, form)
 
 
 @app.command()

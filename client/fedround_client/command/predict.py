@@ -1,0 +1,108 @@
+"""`fedround predict`: a stored model predicts on the server."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from fedround_client.command.output import Format, FormatOption, as_dict, show_table
+from fedround_client.command.session import client_of, fail
+from fedround_client.command.uncertainty import (
+    LastVersionsOption,
+    MemberOption,
+    MethodOption,
+    SamplesOption,
+    SoftmaxOption,
+    choose,
+)
+from fedround_client.inference import Prediction
+from fedround_client.tensors import TensorError
+
+_ARRAYS = ("mean", "variance", "std", "predictive_entropy", "expected_entropy", "mutual_information")
+
+
+def predict(
+    context: typer.Context,
+    model_id: Annotated[str, typer.Argument(metavar="MODEL_ID", help="UUID of the model.")],
+    inputs: Annotated[Path, typer.Argument(help="A .npy file; the first dimension of its array counts the inputs.")],
+    version: Annotated[int | None, typer.Option(min=0, help="The latest one by default.")] = None,
+    tag: Annotated[str, typer.Option(help="The version that carries this tag instead, such as best.")] = "",
+    architecture: Annotated[str, typer.Option(help="A registered name; the model's own by default.")] = "",
+    uncertainty: MethodOption = None,
+    samples: SamplesOption = 0,
+    softmax: SoftmaxOption = False,
+    last_versions: LastVersionsOption = 0,
+    member: MemberOption = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Makes what is drawn at random reproducible.")] = None,
+    output: Annotated[Path | None, typer.Option(help="A .npz file to write all arrays to, and print its path.")] = None,
+    form: FormatOption = Format.TABLE,
+) -> None:
+    """Predict on the server with a stored model, and tell how uncertain that is."""
+    choice = choose(uncertainty, samples=samples, softmax=softmax, last_versions=last_versions, members=member)
+    if tag and version is not None:
+        raise typer.BadParameter("--version and --tag both name a version: choose one")
+    with client_of(context) as client:
+        try:
+            prediction = client.predict(
+                model_id,
+                _read(inputs),
+                version=version,
+                tag=tag,
+                architecture=architecture,
+                uncertainty=choice,
+                seed=seed,
+            )
+        except TensorError as error:
+            fail(f"INPUTS: {error}")
+    if output is not None:
+        with output.open("wb") as file:
+            np.savez(file, **_arrays(prediction))
+        typer.echo(json.dumps({"path": str(output)}) if form is Format.JSON else str(output))
+    elif form is Format.JSON:
+        typer.echo(json.dumps(_as_dict(prediction), indent=2))
+    else:
+        columns = _columns(prediction)
+        show_table(columns, zip(*columns.values(), strict=True))
+
+
+def _read(path: Path) -> np.ndarray[Any, Any]:
+    with path.open("rb") as file:
+        try:
+            return np.lib.format.read_array(file, allow_pickle=False)
+        except ValueError as error:
+            raise TensorError(f"{path} is no .npy file of numbers: {error}") from error
+
+
+def _arrays(prediction: Prediction) -> dict[str, Any]:
+    found = {name: getattr(prediction, name) for name in _ARRAYS}
+    return {name: array for name, array in found.items() if array is not None}
+
+
+def _as_dict(prediction: Prediction) -> dict[str, Any]:
+    return {
+        "model_id": prediction.model_id,
+        "model_version": prediction.model_version,
+        "samples": prediction.samples,
+        "uncertainty": as_dict(prediction.uncertainty),
+        **dict.fromkeys(_ARRAYS),
+        **{name: array.tolist() for name, array in _arrays(prediction).items()},
+    }
+
+
+def _columns(prediction: Prediction) -> dict[str, list[str]]:
+    """A row an input; variances are left to programs, as people read standard deviations."""
+    columns = {"INPUT": [str(number) for number in range(len(prediction.mean))]}
+    if prediction.predictive_entropy is not None:
+        columns["CLASS"] = _texts(prediction.mean.argmax(-1))
+    for name, array in _arrays(prediction).items():
+        if name != "variance":
+            columns[name.upper()] = _texts(array)
+    return columns
+
+
+def _texts(array: np.ndarray[Any, Any]) -> list[str]:
+    return [" ".join(f"{value:.4g}" for value in np.ravel(row)) for row in array]

@@ -1,0 +1,135 @@
+"""`fedround training create`: everything that a training may be told."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedround.v1.aggregation_pb2 import FedDc, FedProx
+from fedround_client.choices import AggregationChoice, Selection
+from fedround_client.command.output import Format, FormatOption, progress, show
+from fedround_client.command.session import client_of
+from fedround_client.command.uncertainty import (
+    LastVersionsOption,
+    MemberOption,
+    MethodOption,
+    SamplesOption,
+    SoftmaxOption,
+    choose,
+)
+
+
+class EvaluationChoice(StrEnum):
+    """When participants evaluate the model."""
+
+    EVERY_ROUND = "EVERY_ROUND"
+    FINAL_ONLY = "FINAL_ONLY"
+    NEVER = "NEVER"
+
+
+def create(
+    context: typer.Context,
+    name: Annotated[str, typer.Option(help="For people, at most 200 characters.")],
+    target_num_updates: Annotated[int, typer.Option(min=1, help="Updates of the global model to make.")],
+    model_file: Annotated[Path | None, typer.Argument(help="The initial model, a safetensors file.")] = None,
+    model_id: Annotated[str, typer.Option(help="UUID of a stored model to train instead of a file.")] = "",
+    model_version: Annotated[
+        int | None, typer.Option(min=0, help="The version of --model-id to start from; the latest by default.")
+    ] = None,
+    architecture: Annotated[str, typer.Option(help="What predictions build for it, as the operator named it.")] = "",
+    description: Annotated[str, typer.Option(help="For people.")] = "",
+    client: Annotated[list[str] | None, typer.Option(help="UUID of a user to register; repeat for more.")] = None,
+    metric: Annotated[list[str] | None, typer.Option(help="Metric that evaluations report; repeat for more.")] = None,
+    min_updates: Annotated[int, typer.Option(min=0, help="Updates that close a round; 0 waits for all.")] = 0,
+    deadline: Annotated[float | None, typer.Option(help="Seconds that a round may stay open.")] = None,
+    fed_prox_mu: Annotated[float | None, typer.Option(help="Use FedProx, with this weight.")] = None,
+    daisy_period: Annotated[
+        int, typer.Option(min=0, help="Use FedDC, and deal local models after so many local rounds.")
+    ] = 0,
+    aggregation_period: Annotated[
+        int, typer.Option(min=0, help="Use FedDC, and average after so many local rounds; 0 for ten deals.")
+    ] = 0,
+    daisy_seed: Annotated[int | None, typer.Option(min=0, help="Use FedDC, and make the deals reproducible.")] = None,
+    evaluation: Annotated[
+        EvaluationChoice, typer.Option(case_sensitive=False, help="When participants evaluate the model.")
+    ] = EvaluationChoice.EVERY_ROUND,
+    minimize: Annotated[str, typer.Option(metavar="METRIC", help="The best version has the least of it.")] = "",
+    maximize: Annotated[str, typer.Option(metavar="METRIC", help="The best version has the most of it.")] = "",
+    patience: Annotated[int, typer.Option(min=0, help="Stop after so many updates that made nothing better.")] = 0,
+    keep_versions: Annotated[
+        int, typer.Option(min=0, help="Latest versions that keep their files, besides tagged ones; 0 for all.")
+    ] = 0,
+    uncertainty: MethodOption = None,
+    samples: SamplesOption = 0,
+    softmax: SoftmaxOption = False,
+    swag_every: Annotated[
+        int, typer.Option(min=0, help="Collect moments after so many updates each; 0 for after the last one only.")
+    ] = 0,
+    swag_rank: Annotated[int, typer.Option(min=0, help="Deviations that each participant sends.")] = 0,
+    last_versions: LastVersionsOption = 0,
+    member: MemberOption = None,
+    max_num_examples: Annotated[int, typer.Option(min=0, help="The most an update may claim; 0 for no cap.")] = 0,
+    form: FormatOption = Format.TABLE,
+) -> None:
+    """Create a training from a model file or a stored model."""
+    if (model_file is None) == (not model_id):
+        raise typer.BadParameter("give either a MODEL_FILE or a --model-id")
+    aggregation = _aggregation(fed_prox_mu, daisy_period, aggregation_period, daisy_seed)
+    selection = _selection(minimize, maximize, patience)
+    choice = choose(
+        uncertainty,
+        samples=samples,
+        softmax=softmax,
+        every=swag_every,
+        rank=swag_rank,
+        last_versions=last_versions,
+        members=member,
+    )
+    with client_of(context) as connection, progress("upload") as report:
+        training = connection.create_training(
+            model_file,
+            name=name,
+            target_num_updates=target_num_updates,
+            model_id=model_id,
+            model_version=model_version,
+            architecture=architecture,
+            description=description,
+            metric_names=metric or (),
+            client_ids=client or (),
+            aggregation=aggregation,
+            uncertainty=choice,
+            min_updates=min_updates,
+            deadline=deadline,
+            evaluation=evaluation.value,
+            selection=selection,
+            keep_versions=keep_versions,
+            max_num_examples=max_num_examples,
+            progress=report,
+        )
+    show(training, form)
+
+
+def _aggregation(
+    mu: float | None, daisy_period: int, aggregation_period: int, seed: int | None
+) -> AggregationChoice | None:
+    fed_dc = bool(daisy_period or aggregation_period) or seed is not None
+    if fed_dc and mu is not None:
+        raise typer.BadParameter("--fed-prox-mu is FedProx, a period or --daisy-seed is FedDC: choose one")
+    if fed_dc:
+        return FedDc(daisy_period=daisy_period, aggregation_period=aggregation_period, seed=seed or 0)
+    return None if mu is None else FedProx(mu=mu)
+
+
+def _selection(minimize: str, maximize: str, patience: int) -> Selection | None:
+    if minimize and maximize:
+        raise typer.BadParameter("--minimize and --maximize contradict each other: choose one metric")
+    if minimize:
+        return Selection(minimize, "MINIMIZE", patience)
+    if maximize:
+        return Selection(maximize, "MAXIMIZE", patience)
+    if patience:
+        raise typer.BadParameter("--patience wants a metric to --minimize or to --maximize")
+    return None

@@ -1,0 +1,135 @@
+"""`fedround training`: created with all that a spec can say, shown, waited for and watched."""
+
+import json
+
+import numpy as np
+import pytest
+
+from client.scripted import MODEL, OK, TRAINING, USER, done
+from fedround.v1 import event_pb2
+from fedround.v1.event_pb2 import Event
+from fedround.v1.training_pb2 import (
+    GOAL_MAXIMIZE,
+    GOAL_MINIMIZE,
+    CreateTrainingResponse,
+    GetTrainingResponse,
+    GetTrainingsResponse,
+    ModelSelection,
+    Training,
+    TrainingSpec,
+)
+from fedround_client import Ensemble, EnsembleMember, FedDc, McDropout, NoUncertainty, Swag, to_safetensors
+from fedround_client.choices import aggregation, uncertainty
+
+pytestmark = pytest.mark.timeout(30)
+
+FILE = to_safetensors({"w": np.ones(3, np.float32)})
+TRAINED = Training(training_id=TRAINING, spec=TrainingSpec(name="digits"), best_version=3, best_value=0.75)
+
+
+def test_training_create_sends_the_file_and_all_options(server, command, tmp_path):
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(FILE)
+    options = f"--name digits --target-num-updates 5 --client {USER} --client {MODEL} --metric accuracy --min-updates 2"
+    options += " --deadline 90 --fed-prox-mu 0.1 --evaluation final_only --description d --max-num-examples 9"
+    options += " --maximize accuracy --keep-versions 4 --architecture mlp"
+    options += " --uncertainty swag --samples 3 --softmax --swag-every 2 --swag-rank 1"
+    call = command("training", "create", path, *options.split(), "--format", "json")
+    rpc = server.upload("CreateTraining")
+    first, data = server.receive(rpc, len(FILE))
+    rpc.terminate(CreateTrainingResponse(training=TRAINED), *OK)
+    assert json.loads(done(call).stdout)["training_id"] == TRAINING
+    spec = first.spec
+    assert data == FILE
+    assert (spec.name, spec.target_num_updates, spec.description, spec.max_num_examples) == ("digits", 5, "d", 9)
+    assert (list(spec.client_ids), list(spec.metric_names)) == ([USER, MODEL], ["accuracy"])
+    assert (spec.round_policy.min_updates, spec.round_policy.deadline.seconds) == (2, 90)
+    assert (spec.aggregation.fed_prox.mu, spec.evaluation) == (0.1, 2)
+    assert spec.selection == ModelSelection(metric="accuracy", goal=GOAL_MAXIMIZE)
+    assert (spec.keep_versions, spec.architecture) == (4, "mlp")
+    assert spec.uncertainty.swag == Swag(samples=3, softmax=True, every=2, rank=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ("", TrainingSpec()),
+        ("--model-version 0", TrainingSpec(model_version=0)),
+        ("--daisy-seed 0", TrainingSpec(aggregation=aggregation(FedDc()))),
+        (
+            "--daisy-period 2 --aggregation-period 6 --daisy-seed 7",
+            TrainingSpec(aggregation=aggregation(FedDc(daisy_period=2, aggregation_period=6, seed=7))),
+        ),
+        (
+            "--minimize loss --patience 3",
+            TrainingSpec(selection=ModelSelection(metric="loss", goal=GOAL_MINIMIZE, patience=3)),
+        ),
+        ("--uncertainty none", TrainingSpec(uncertainty=uncertainty(NoUncertainty()))),
+        ("--uncertainty mc-dropout", TrainingSpec(uncertainty=uncertainty(McDropout()))),
+        (
+            f"--uncertainty ensemble --last-versions 4 --member {USER} --member {MODEL}:0",
+            TrainingSpec(
+                uncertainty=uncertainty(
+                    Ensemble(
+                        last_versions=4,
+                        members=[EnsembleMember(model_id=USER), EnsembleMember(model_id=MODEL, version=0)],
+                    )
+                )
+            ),
+        ),
+    ],
+)
+def test_training_create_of_a_stored_model(server, command, options, wanted):
+    call = command(
+        "training", "create", "--model-id", MODEL, "--name", "n", "--target-num-updates", 1, *options.split()
+    )
+    rpc = server.upload("CreateTraining")
+    spec = rpc.take_request().spec
+    rpc.terminate(CreateTrainingResponse(training=TRAINED), *OK)
+    assert TRAINING in done(call).stdout
+    for name in ("request_id", "round_policy", "evaluation"):
+        spec.ClearField(name)
+    wanted.MergeFrom(TrainingSpec(model_id=MODEL, name="n", target_num_updates=1))
+    assert spec == wanted
+
+
+def test_the_best_version_is_shown(server, command):
+    call = command("training", "show", TRAINING)
+    server.reply("GetTraining", GetTrainingResponse(training=TRAINED))
+    shown = dict(line.split(maxsplit=1) for line in done(call).stdout.splitlines())
+    assert (shown["best_version"].strip(), shown["best_value"].strip()) == ("3", "0.75")
+
+    call = command("training", "list")
+    server.reply("GetTrainings", GetTrainingsResponse(trainings=[TRAINED, Training(training_id=MODEL)]))
+    header, best, none = (line.split() for line in done(call).stdout.splitlines())
+    assert best[header.index("BEST")] == "3"
+    assert none[-1] == "0/0"
+
+
+def test_training_wait_and_watch(server, command):
+    finished = event_pb2.TrainingFinished(model_id=MODEL, model_version=5)
+    event = Event(training_id=TRAINING, sequence=3, training_finished=finished)
+
+    call = command("training", "wait", TRAINING)
+    server.stream("Subscribe")[1].send_response(event)
+    server.reply("GetTraining", GetTrainingResponse(training=TRAINED))
+    assert TRAINING in done(call).stdout
+
+    for form in ("table", "json"):
+        call = command("training", "watch", TRAINING, "--format", form)
+        server.stream("Subscribe")[1].send_response(event)
+        (line,) = done(call).stdout.splitlines()
+        assert "training_finished" in line
+        if form == "json":
+            assert json.loads(line)["training_finished"] == {
+                "model_id": MODEL,
+                "model_version": 5,
+                "stopped_early": False,
+            }
+
+
+def test_waiting_for_a_training_that_fails_exits_with_1(server, command):
+    call = command("training", "wait", TRAINING)
+    failed = event_pb2.TrainingFailed(reason="DEADLINE_MISSED", message="nobody came")
+    server.stream("Subscribe")[1].send_response(Event(training_id=TRAINING, sequence=3, training_failed=failed))
+    assert done(call, 1).stderr == "error: DEADLINE_MISSED: nobody came\n"
