@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import fedround_client as fr
+from e2e.people import users
 from fedround.v1 import round_pb2, training_pb2
 from fedround_client.transfer import CHUNK, Payload
 from servers import Server
@@ -22,14 +23,6 @@ MODEL = {"weight": np.zeros((4, 3), np.float32), "steps": np.array(0, np.int64)}
 def server(data_dir: Path, database: str) -> Iterator[Server]:
     with Server(data_dir, database=database) as running:
         yield running
-
-
-def users(server: Server, clients: int) -> tuple[str, list[tuple[str, str]]]:
-    """Makes an actor and clients; returns its token, and the (id, token) of each."""
-    with fr.connect(server.address, server.admin_token) as admin:
-        _, actor = admin.create_user("actor", role="ACTOR")
-        made = [admin.create_user(f"client {number}") for number in range(clients)]
-    return actor, [(user.user_id, token) for user, token in made]
 
 
 def train(model: dict[str, np.ndarray], round: fr.Round) -> fr.Update:
