@@ -31,6 +31,7 @@ from fedround_server.blobs import BlobStore
 from fedround_server.config import Settings
 from fedround_server.coordinator import Context, Coordinator, Limits
 from fedround_server.engine.job import PredictionFailed
+from fedround_server.engine.process import allow_many_files
 from fedround_server.engine.worker import WorkerEngine
 from fedround_server.hub import Hub
 from fedround_server.interceptors.auth import AuthInterceptor, check_permissions
@@ -89,6 +90,8 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
         RuntimeError: The data directory or the port is taken.
     """
     check_permissions(f"/{service.full_name}/{method.name}" for service in SERVICES for method in service.methods)
+    # Each connection and each upload takes one; a soft limit of 1,024 is common.
+    allow_many_files()
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         stack.enter_context(_exclusive(settings.data_dir))

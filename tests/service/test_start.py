@@ -1,5 +1,6 @@
 """How a server starts, refuses to start, and is kept private."""
 
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +63,16 @@ def test_a_second_start_keeps_the_admin(tmp_path: Path) -> None:
         with grpc.insecure_channel(server.address) as channel:
             me = Person(channel, token).users.GetMyself(user_pb2.GetMyselfRequest()).user
         assert (me.name, me.role) == ("admin", user_pb2.ROLE_ADMIN)
+
+
+def test_a_server_may_open_as_many_files_as_its_hard_limit_says(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        with Server(tmp_path / "data") as server:
+            assert resource.prlimit(server.pid, resource.RLIMIT_NOFILE) == (hard, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_tls_and_client_certificates(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import multiprocessing
 import os
+import resource
 import select
 import signal
 import subprocess
@@ -57,6 +58,19 @@ async def test_jobs_come_back_with_their_results(engine: WorkerEngine, tmp_path:
     assert (tmp_path / "new").stat().st_size == blob.size_bytes
     assert safetensors.numpy.load_file(tmp_path / "new")["w"].tolist() == [1, 1, 1]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "new"]
+
+
+async def test_a_round_may_have_more_updates_than_the_soft_limit_of_open_files(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    work = job(tmp_path)
+    many = AggregationJob(work.model, (work.model,) * 300, (1,) * 300, "fed_avg", {})
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        with WorkerEngine() as engine:
+            await engine.aggregate(many, tmp_path / "new")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert safetensors.numpy.load_file(tmp_path / "new")["w"].tolist() == [1, 1, 1]
 
 
 async def test_a_failure_comes_back_as_itself(engine: WorkerEngine, tmp_path: Path) -> None:

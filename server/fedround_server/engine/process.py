@@ -4,11 +4,13 @@ import asyncio
 import logging
 import multiprocessing
 import os
+import resource
 import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from multiprocessing.connection import wait
 from typing import ParamSpec, TypeVar
 
@@ -84,8 +86,17 @@ def _kill(pool: ProcessPoolExecutor) -> None:
     pool.shutdown(wait=True, cancel_futures=True)
 
 
+def allow_many_files() -> None:
+    """Lets this process open as many files as it may: an aggregation maps all updates of its round at once."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # macOS has hard limits that it does not accept as soft ones.
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def _settle_in() -> None:
     """Runs first in the worker: it leaves signals to the server and goes when the server goes, however that ends."""
+    allow_many_files()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     server = multiprocessing.parent_process()
     if server is not None:
