@@ -1,6 +1,7 @@
 """The engine's worker: a process of its own that dies, is replaced, and leaves nothing behind."""
 
 import asyncio
+import gc
 import multiprocessing
 import os
 import resource
@@ -9,6 +10,8 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +19,7 @@ import pytest
 import safetensors.numpy
 
 from fedround_server.engine.job import AggregationFailed, AggregationJob
+from fedround_server.engine.process import Worker
 from fedround_server.engine.worker import WorkerEngine, WorkerLost
 from unit.safetensors_files import write
 
@@ -23,6 +27,7 @@ from unit.safetensors_files import write
 SERVER = """
 import asyncio, multiprocessing, sys, time
 from pathlib import Path
+from fedround_server.engine.process import Worker
 from fedround_server.engine.worker import WorkerEngine
 if __name__ == "__main__":
     with WorkerEngine() as engine:
@@ -37,6 +42,15 @@ if __name__ == "__main__":
 def engine() -> Iterator[WorkerEngine]:
     with WorkerEngine() as engine:
         yield engine
+
+
+@contextmanager
+def running(worker: Worker) -> Iterator[Worker]:
+    worker.start()
+    try:
+        yield worker
+    finally:
+        worker.end()
 
 
 def worker() -> int:
@@ -110,6 +124,21 @@ async def test_a_job_that_kills_every_worker_is_given_up(engine: WorkerEngine, t
     with pytest.raises(WorkerLost, match="3 times"):
         await engine._worker.run(os._exit, 1)
     assert await engine.find_not_finite(job(tmp_path).model) is None
+
+
+async def test_jobs_that_wait_survive_any_number_of_deaths_by_others() -> None:
+    with running(Worker(gc.enable)) as worker:
+        killers = [worker.run(os._exit, 1) for _ in range(2)]
+        waiting = [worker.run(abs, number) for number in range(3)]
+        *lost, first, second, third = await asyncio.gather(*killers, *waiting, return_exceptions=True)
+    assert [str(error) for error in lost] == ["the worker died 3 times with _exit"] * 2
+    assert (first, second, third) == (0, 1, 2)
+
+
+async def test_a_worker_that_cannot_start_is_given_up() -> None:
+    with running(Worker(partial(os._exit, 1))) as worker:
+        lost = await asyncio.gather(*(worker.run(abs, 1) for _ in range(2)), return_exceptions=True)
+    assert [str(error) for error in lost] == ["the worker died 3 times with abs"] * 2
 
 
 async def test_torch_stays_in_the_worker_and_the_worker_goes_with_its_server(tmp_path: Path) -> None:

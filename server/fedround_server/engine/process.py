@@ -8,11 +8,11 @@ import resource
 import signal
 import threading
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from multiprocessing.connection import wait
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -35,55 +35,81 @@ class Worker:
             prepare: Runs in the process before its first job, and may take its time.
         """
         self._prepare = prepare
-        self._pool: ProcessPoolExecutor | None = None
+        self._pool: _Pool | None = None
 
     def start(self) -> None:
         """Starts the process, without waiting until it is ready."""
-        self._pool = self._new_pool()
+        self._pool = _Pool(self._prepare)
 
     def end(self) -> None:
         """Ends the process; a job under way is not waited for."""
         pool, self._pool = self._pool, None
         if pool is not None:
-            _kill(pool)
+            pool.kill()
 
     def replace(self) -> None:
         """Ends the process with what it is at, and starts another one."""
         self.end()
         self.start()
 
-    async def run(self, function: Callable[P, R], *args: P.args, **_: P.kwargs) -> R:
+    async def run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Runs a job in the process; a job whose process died is done again.
 
         Raises:
-            WorkerLost: The process died with it again and again, or there is none.
+            WorkerLost: The process died with it again and again, or cannot start, or there is none.
         """
-        for _attempt in range(ATTEMPTS):
+        deaths = 0
+        while deaths < ATTEMPTS:
             pool = self._pool
             if pool is None:
                 raise WorkerLost("the engine is closed")
+            job: Future[R] | None = None
             try:
-                return await asyncio.get_running_loop().run_in_executor(pool, function, *args)
+                job = pool.submit(function, *args, **kwargs)
+                return await asyncio.wrap_future(job)
             except BrokenProcessPool:
-                log.warning("the worker died with %s: another one takes over", function.__name__)
+                # A job that only waited goes on waiting, however often others kill the process.
+                deaths += job is not None and pool.died_with(job)
                 if self._pool is pool:
-                    self._pool = self._new_pool()
-                    pool.shutdown(wait=False)
+                    log.warning("the worker died: another one takes over")
+                    self._pool = _Pool(self._prepare)
+                    pool.executor.shutdown(wait=False)
         raise WorkerLost(f"the worker died {ATTEMPTS} times with {function.__name__}")
 
-    def _new_pool(self) -> ProcessPoolExecutor:
+
+class _Pool:
+    """A process, and the jobs that it was given."""
+
+    def __init__(self, prepare: Callable[[], None]) -> None:
         # Spawned, never forked: gRPC does not survive a fork.
-        pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=_settle_in)
-        pool.submit(self._prepare)
-        return pool
+        self.executor = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=_settle_in)
+        self._prepared = self.executor.submit(prepare)
+        self._jobs: list[Future[Any]] = []
+
+    def submit(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> Future[R]:
+        self._jobs = [job for job in self._jobs if not _is_over(job)]
+        job = self.executor.submit(function, *args, **kwargs)
+        self._jobs.append(job)
+        return job
+
+    def died_with(self, job: Future[Any]) -> bool:
+        """Tells whether the process, now dead, was at the job: it does the first one that is not over.
+
+        A process that dies before its first job is everybody's misfortune: it would never start.
+        """
+        return not _is_over(self._prepared) or job is next(job for job in self._jobs if not _is_over(job))
+
+    def kill(self) -> None:
+        for process in list((self.executor._processes or {}).values()):
+            process.kill()
+        # The pool's own thread joins its processes. Joining here too, both would wait for the same children, and the
+        # one that comes second learns nothing.
+        self.executor.shutdown(wait=True, cancel_futures=True)
 
 
-def _kill(pool: ProcessPoolExecutor) -> None:
-    for process in list((pool._processes or {}).values()):
-        process.kill()
-    # The pool's own thread joins its processes. Joining here too, both would wait for the same children, and the one
-    # that comes second learns nothing.
-    pool.shutdown(wait=True, cancel_futures=True)
+def _is_over(job: Future[Any]) -> bool:
+    """Tells whether a job came to an end other than its process's death."""
+    return job.done() and (job.cancelled() or not isinstance(job.exception(), BrokenProcessPool))
 
 
 def allow_many_files() -> None:
