@@ -81,17 +81,28 @@ async def to_the_end(work: Coroutine[Any, Any, R]) -> R:
     return await asyncio.shield(task)
 
 
-async def in_thread(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Runs blocking work in a thread.
+async def wait_out(work: Coroutine[Any, Any, R]) -> R:
+    """Awaits work that uses what its caller holds.
 
-    A caller that is cancelled leaves after the work's end, so that no file is closed under it.
+    A caller that is cancelled, even twice, leaves after the work's end, so that no file is closed or cut under it.
     """
-    task = asyncio.create_task(asyncio.to_thread(function, *args, **kwargs))
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        raise
+    task = asyncio.create_task(work)
+    cancelled = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is None:
+        return task.result()
+    if not task.cancelled() and (failure := task.exception()) is not None:
+        raise cancelled from failure
+    raise cancelled
+
+
+async def in_thread(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Runs blocking work in a thread, and waits it out."""
+    return await wait_out(asyncio.to_thread(function, *args, **kwargs))
 
 
 async def settle() -> None:

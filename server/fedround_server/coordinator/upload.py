@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 from fedround_server.blobs import BlobWriter
-from fedround_server.coordinator.context import Context, in_thread
+from fedround_server.coordinator.context import Context, in_thread, wait_out
 from fedround_server.domain.errors import (
     DigestMismatch,
     FieldInvalid,
@@ -150,7 +150,8 @@ class Uploads:
             raise ModelTooLarge(f"the file has {size} bytes, the server takes {limit}: ask the operator for more")
 
     async def _check_finite(self, writer: BlobWriter) -> None:
-        name = await self._context.engine.find_not_finite(writer.path)
+        # The worker maps the file: a worker whose file is cut dies, and the next try may cut it.
+        name = await wait_out(self._context.engine.find_not_finite(writer.path))
         if name is not None:
             raise UpdateNotFinite(f"tensor {name!r} contains NaN or Inf: nothing of the file was taken")
 
