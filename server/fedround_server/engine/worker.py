@@ -144,10 +144,13 @@ def _aggregate(job: AggregationJob, target: Path) -> BlobRef:
     from fedround_server.engine.aggregation import aggregate
     from fedround_server.engine.moments import collect
 
-    # A worker that died in an earlier attempt may have left a part.
+    # A worker that died in an earlier attempt may have left a part; the next start sweeps it.
     part = target.with_name(f"{target.name}.{uuid.uuid4()}")
-    blob = (collect if job.algorithm == SWAG_MOMENTS else aggregate)(job, part)
-    part.replace(target)
+    try:
+        blob = (collect if job.algorithm == SWAG_MOMENTS else aggregate)(job, part)
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
     return blob
 
 
