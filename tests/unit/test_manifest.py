@@ -1,5 +1,6 @@
 """The gate that every file passes: what it lets in, and that nothing else gets in."""
 
+import itertools
 import json
 import pickle
 import struct
@@ -15,6 +16,7 @@ from hypothesis.extra.numpy import array_shapes
 from fedround_server.domain.errors import ModelFormat, UpdateMismatch
 from fedround_server.domain.model import Dtype, TensorSpec
 from fedround_server.engine.manifest import (
+    LARGE,
     MAX_HEADER,
     MAX_TENSORS,
     HeaderGate,
@@ -159,16 +161,45 @@ def test_a_hostile_header_is_refused_with_its_reason(header: Any, why: str) -> N
         (b'{"a":{"dtype":"F32","dtype":"F32","shape":[2],"data_offsets":[0,8]}}', "something twice"),
         (b'{"a":{"dtype":"F32","shape":[NaN],"data_offsets":[0,8]}}', "not valid JSON"),
         (b'{"a":{"dtype":"F32","shape":[1e400],"data_offsets":[0,8]}}', "no acceptable shape"),
+        # Refused before they are read to their end, where they are no JSON.
+        (b'{"a":[' + b"{}," * (MAX_TENSORS + 3), f"more than {MAX_TENSORS} tensors"),
+        (b'{"__metadata__":{' + b",".join(b'"%d":""' % n for n in range(MAX_TENSORS + 2)) + b"}", "more than"),
+        (b'{"a":[0.5,', "contains 0.5"),
         (b"\xff\xfe{}", "not valid JSON"),
         (b"[" * 100_000, "not valid JSON"),
         (b'{"a":' * 50_000, "not valid JSON"),
         (b'{"a":{"dtype":"F32","shape":[' + b"9" * 5000 + b'],"data_offsets":[0,8]}}', "not valid JSON"),
     ],
-    ids=["twice", "twice inside", "NaN", "infinite", "not UTF-8", "deep list", "deep object", "huge integer"],
+    ids=[
+        "twice",
+        "twice inside",
+        "NaN",
+        "infinite",
+        "many objects",
+        "much metadata",
+        "fraction",
+        "not UTF-8",
+        "deep list",
+        "deep object",
+        "huge integer",
+    ],
 )
 def test_a_malformed_header_is_refused_with_its_reason(header: bytes, why: str) -> None:
     with pytest.raises(ModelFormat, match=why):
         parse_header(header)
+
+
+@given(st.integers(LARGE - 2, LARGE + 2), st.lists(st.integers(1, 2 * LARGE), max_size=5), st.booleans())
+def test_a_gate_knows_which_bytes_make_it_read_a_large_header(length: int, cuts: list[int], tiny: bool) -> None:
+    data = with_header(json.dumps({"weight": GOOD}).encode().ljust(length), bytes(8))
+    gate, heavy = HeaderGate(), 0
+    for begin, end in itertools.pairwise(sorted({0, *(range(1, 12) if tiny else ()), *cuts, len(data)})):
+        takes_long = gate.takes_long(data[begin:end])
+        before = gate.layout
+        gate.feed(data[begin:end])
+        assert takes_long == (before is None and gate.layout is not None and length > LARGE)
+        heavy += takes_long
+    assert heavy == (length > LARGE)
 
 
 @pytest.mark.parametrize("length", [0, 1, MAX_HEADER + 1, 2**63, 2**64 - 1])

@@ -2,16 +2,21 @@
 
 import asyncio
 import hashlib
+import json
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from fedround_server.blobs import BlobStore
 from fedround_server.coordinator.context import Context
 from fedround_server.coordinator.upload import Incoming, Uploads
+from fedround_server.engine import manifest
+from fedround_server.engine.manifest import LARGE, Layout, parse_header
 from fedround_server.hub import Hub
-from unit.safetensors_files import write
+from unit.safetensors_files import with_header, write
 
 FILE = write({"w": np.ones(1000, np.float32)})
 
@@ -63,3 +68,28 @@ async def test_the_next_try_waits_until_nobody_reads_the_file(tmp_path: Path) ->
     assert first.cancelled()
     assert log == [f"checked {len(FILE)} bytes", "next try", f"checked {len(FILE)} bytes"]
     assert received.blob.size_bytes == len(FILE)
+
+
+@pytest.mark.parametrize(("length", "aside"), [(LARGE, False), (LARGE + 1, True)])
+async def test_a_large_header_is_read_aside_of_the_event_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, length: int, aside: bool
+) -> None:
+    readers = []
+
+    def read(header: bytes) -> Layout:
+        readers.append(threading.current_thread())
+        return parse_header(header)
+
+    monkeypatch.setattr(manifest, "parse_header", read)
+    entry = {"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}
+    file = with_header(json.dumps(entry).encode().ljust(length), bytes(4))
+
+    async def chunks() -> AsyncIterator[bytes]:
+        for start in range(0, len(file), 1000):
+            yield file[start : start + 1000]
+
+    engine = SlowEngine([])
+    engine.go_on.set()
+    received = await uploads(tmp_path, engine).receive(Incoming("user", chunks(), None, None), None)
+    assert received.blob.size_bytes == len(file)
+    assert [reader is not threading.main_thread() for reader in readers] == [aside]

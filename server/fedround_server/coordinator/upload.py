@@ -117,7 +117,10 @@ class Uploads:
         if incoming.offset:
             await in_thread(writer.replay, gate.feed)
         async for chunk in incoming.chunks:
-            gate.feed(chunk)
+            if gate.takes_long(chunk):
+                await in_thread(gate.feed, chunk)
+            else:
+                gate.feed(chunk)
             self._check_room(incoming, gate.layout, writer.size_bytes + len(chunk))
             writer.write(chunk)
         size = writer.size_bytes

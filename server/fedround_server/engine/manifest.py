@@ -20,6 +20,8 @@ MAX_TENSORS = 20_000
 MAX_RANK = 16
 MAX_NAME = 512
 MAX_DIMENSION = 1 << 48
+LARGE = 64 << 10
+"""A header up to this size is read in a few milliseconds; the largest ones take hundreds."""
 METADATA = "__metadata__"
 NAME = re.compile(r"[^\x00-\x1f\x7f\\]+")
 PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
@@ -54,6 +56,13 @@ class HeaderGate:
         self._expected = expected
         self._seen = bytearray()
         self.layout: Layout | None = None
+
+    def takes_long(self, data: bytes) -> bool:
+        """Tells whether feeding these bytes means reading a large header, which is nothing for the event loop."""
+        if self.layout is not None:
+            return False
+        length = int.from_bytes((bytes(self._seen[:PREFIX]) + data[:PREFIX])[:PREFIX], "little")
+        return LARGE < length <= len(self._seen) + len(data) - PREFIX
 
     def feed(self, data: bytes) -> None:
         """Takes the next bytes of the file.
@@ -159,7 +168,12 @@ def _header_length(prefix: bytes) -> int:
 
 def _parse_json(header: bytes) -> dict[str, Any]:
     try:
-        parsed = json.loads(header.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constants)
+        parsed = json.loads(
+            header.decode("utf-8"),
+            object_pairs_hook=_Objects(),
+            parse_float=_no_fractions,
+            parse_constant=_no_constants,
+        )
     except (ValueError, RecursionError) as error:
         raise ModelFormat("the safetensors header is not valid JSON") from error
     if not isinstance(parsed, dict):
@@ -167,11 +181,25 @@ def _parse_json(header: bytes) -> dict[str, Any]:
     return parsed
 
 
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ModelFormat("the safetensors header names something twice")
-    return found
+class _Objects:
+    """Makes the objects of a header; one with too many of them is refused before it is read to its end."""
+
+    def __init__(self) -> None:
+        # Beside the tensors: the header itself, and its metadata.
+        self._left = MAX_TENSORS + 2
+
+    def __call__(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        self._left -= 1
+        if self._left < 0 or len(pairs) > MAX_TENSORS + 1:
+            raise ModelFormat(f"the safetensors header describes more than {MAX_TENSORS} tensors")
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            raise ModelFormat("the safetensors header names something twice")
+        return found
+
+
+def _no_fractions(text: str) -> NoReturn:
+    raise ModelFormat(f"the safetensors header contains {text[:40]}, which is no acceptable shape and no offset")
 
 
 def _no_constants(text: str) -> NoReturn:
