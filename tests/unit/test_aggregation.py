@@ -168,6 +168,13 @@ def test_bfloat16_is_averaged_and_rounded_to_nearest_even(tmp_path: Path) -> Non
     assert result.tolist() == [1.0, 1.5, 0.0]
 
 
+def test_half_precision_is_rounded_once(tmp_path: Path) -> None:
+    # A little more than half way: by way of float32 it would be half way, and then even.
+    updates = [{"w": np.array([value], np.float16)} for value in (1.0, 1 + 2**-10)]
+    result = make(tmp_path, updates[0], updates, [2**30 - 1, 2**30 + 1])
+    assert safetensors.numpy.load_file(result)["w"].tolist() == [1 + 2**-10]
+
+
 def test_integers_are_not_averaged(tmp_path: Path) -> None:
     counter = "bn.num_batches_tracked"
     model = {"ids": np.array([0, 0]), "mask": np.array([False]), counter: np.array(0)}

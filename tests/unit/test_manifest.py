@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes
 
@@ -190,6 +190,7 @@ def test_a_malformed_header_is_refused_with_its_reason(header: bytes, why: str) 
 
 
 @given(st.integers(LARGE - 2, LARGE + 2), st.lists(st.integers(1, 2 * LARGE), max_size=5), st.booleans())
+@settings(deadline=None)
 def test_a_gate_knows_which_bytes_make_it_read_a_large_header(length: int, cuts: list[int], tiny: bool) -> None:
     data = with_header(json.dumps({"weight": GOOD}).encode().ljust(length), bytes(8))
     gate, heavy = HeaderGate(), 0

@@ -13,6 +13,7 @@ from torch import Tensor
 from fedround_server.domain.model import BlobRef
 from fedround_server.engine.aggregators import AGGREGATORS, Aggregator, Block
 from fedround_server.engine.job import AggregationFailed, AggregationJob
+from fedround_server.engine.rounding import narrow
 from fedround_server.engine.tensors import TensorFile, TensorWriter, blocks
 
 # BatchNorm counts its batches; the count of the most trained update is the one that makes sense.
@@ -51,7 +52,7 @@ def aggregate(job: AggregationJob, target: Path) -> BlobRef:
 
 
 def _average(aggregator: Aggregator, block: Block, name: str) -> Tensor:
-    result = aggregator(block).to(block.model.dtype)
+    result = narrow(aggregator(block), block.model.dtype)
     if not torch.isfinite(result).all():
         raise AggregationFailed(f"the aggregate of tensor {name!r} has values that its dtype cannot hold")
     return result
