@@ -61,12 +61,12 @@ def test_a_training_makes_its_versions_and_ends(target: int, evaluation: Evaluat
     assert all(one is not other for one, other in itertools.pairwise(kinds)) or RoundKind.EVALUATE not in kinds[:-1]
 
 
-@given(
-    st.lists(
-        st.tuples(st.dictionaries(st.sampled_from("abc"), st.floats(-1e6, 1e6), max_size=3), st.integers(1, 2**31)),
-        max_size=8,
-    )
-)
+def metric_reports(values: st.SearchStrategy[float]) -> st.SearchStrategy[list[tuple[dict[str, float], int]]]:
+    metrics = st.dictionaries(st.sampled_from("abc"), values, max_size=3)
+    return st.lists(st.tuples(metrics, st.integers(1, 2**31)), max_size=8)
+
+
+@given(metric_reports(st.floats(-1e6, 1e6)))
 def test_metrics_are_averaged_over_those_who_report_them(reports: list[tuple[dict[str, float], int]]) -> None:
     means = weighted_means(reports)
     assert means.keys() == {name for metrics, _ in reports for name in metrics}
@@ -74,6 +74,13 @@ def test_metrics_are_averaged_over_those_who_report_them(reports: list[tuple[dic
         votes = [(Fraction(metrics[name]), weight) for metrics, weight in reports if name in metrics]
         exact = sum(value * weight for value, weight in votes) / sum(weight for _, weight in votes)
         assert mean == pytest.approx(float(exact), rel=1e-9, abs=1e-6)
+
+
+@given(metric_reports(st.floats(allow_nan=False, allow_infinity=False) | st.sampled_from([1.7e308, -1.7e308])))
+def test_a_mean_lies_among_its_values_however_large(reports: list[tuple[dict[str, float], int]]) -> None:
+    for name, mean in weighted_means(reports).items():
+        values = [metrics[name] for metrics, _ in reports if name in metrics]
+        assert min(values) <= mean <= max(values)
 
 
 def test_tokens_are_long_and_kept_as_hashes_only() -> None:

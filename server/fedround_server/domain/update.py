@@ -51,15 +51,22 @@ class MetricReport:
 
 
 def weighted_means(reports: list[tuple[Mapping[str, float], int]]) -> dict[str, float]:
-    """Averages metrics, weighted by example count, each over those that reported it.
+    """Averages metrics, weighted by example count, each over those that reported it; finite ones have a finite mean.
 
     Args:
         reports: (metrics, num_examples) in canonical order.
     """
-    sums: dict[str, float] = {}
-    weights: dict[str, int] = {}
+    votes: dict[str, list[tuple[float, int]]] = {}
     for metrics, num_examples in reports:
         for name, value in metrics.items():
-            sums[name] = sums.get(name, 0.0) + value * num_examples
-            weights[name] = weights.get(name, 0) + num_examples
-    return {name: sums[name] / weights[name] for name in sorted(sums)}
+            votes.setdefault(name, []).append((value, num_examples))
+    return {name: _mean(votes[name]) for name in sorted(votes)}
+
+
+def _mean(votes: list[tuple[float, int]]) -> float:
+    # Shares: a value times its example count may be more than a float holds.
+    total = sum(num_examples for _, num_examples in votes)
+    mean = sum(value * (num_examples / total) for value, num_examples in votes)
+    # Rounding may leave the range of the values, at its end even that of floats.
+    values = [value for value, _ in votes]
+    return min(max(mean, min(values)), max(values))
