@@ -14,6 +14,7 @@ from safetensors.torch import save as save_torch
 
 from calls import TIMEOUT, Person, digest, kinds, model_file, new_id, read_refusal, refused, update_chunks, update_spec
 from fedround.v1 import model_pb2, round_pb2, training_pb2
+from servers import Server
 
 
 def ids(people: Sequence[Person]) -> list[str]:
@@ -121,6 +122,25 @@ def test_values_that_the_dtype_cannot_hold_end_the_training(actor: Person, clien
     after = actor.get(made.training_id)
     assert (after.state, after.error.reason) == (training_pb2.TRAINING_STATE_ERROR, "AGGREGATION_FAILED")
     assert "'w'" in after.error.message
+
+
+def test_a_rotten_file_ends_its_training_and_not_the_server(
+    server: Server, actor: Person, clients: list[Person]
+) -> None:
+    made = actor.create(client_ids=ids(clients[:2]))
+    actor.start(made.training_id)
+    events = clients[0].subscribe(made.training_id)
+    data = save({**load(model_file()), "weight": np.full((2, 3), np.float32(np.pi))})
+    clients[0].submit(made.training_id, data)
+    stored = server.data_dir / "objects" / digest(data)[:2] / digest(data)
+    stored.chmod(0o600)
+    stored.write_bytes(b"\xff" * len(data))
+    clients[1].submit(made.training_id, model_file(1))
+    failed = list(events)[-1].training_failed
+    assert failed.reason == "AGGREGATION_FAILED"
+    assert actor.get(made.training_id).error.message == failed.message
+    assert digest(data) not in failed.message
+    assert failed.message.rpartition(" ")[2] in server.log
 
 
 def test_k_of_n_updates_close_a_round(actor: Person, clients: list[Person]) -> None:

@@ -16,11 +16,11 @@ from fedround_server.domain.model import BlobRef
 from fedround_server.domain.round import Round, RoundKind, RoundMember, RoundState
 from fedround_server.domain.update import NewUpdate, Update
 from fedround_server.engine.job import SWAG_MOMENTS, AggregationFailed, AggregationJob
-from fedround_server.engine.worker import WorkerLost
 from fedround_server.store.round import AggregationTask
 
 log = logging.getLogger(__name__)
 RETRY = timedelta(seconds=1)
+INTERNAL = "round {} could not be aggregated; the server's log has more under the id {}"
 # A report of an evaluation round brings no file.
 NO_FILE = BlobRef("", 0)
 
@@ -185,13 +185,18 @@ class Rounds:
         now = self._context.clock.now
         try:
             result = await self._compute(task)
-        except (AggregationFailed, WorkerLost, OSError) as error:
-            log.exception("round %s of training %s cannot be aggregated", closed.number, closed.training_id)
-            await self._store.fail(
-                closed.training_id, closed.number, closed.epoch, "AGGREGATION_FAILED", str(error), now()
-            )
-        else:
             await self._store.commit(closed.training_id, closed.number, closed.epoch, result, now())
+        except Unavailable:
+            raise
+        except Exception as error:
+            # One training's round must not end the server, which would meet it again after each restart.
+            error_id = self._context.new_id()
+            log.exception("round %s of training %s failed, id %s", closed.number, closed.training_id, error_id)
+            # Other errors may tell of the server's files.
+            message = str(error) if isinstance(error, AggregationFailed) else INTERNAL.format(closed.number, error_id)
+            await self._store.fail(
+                closed.training_id, closed.number, closed.epoch, "AGGREGATION_FAILED", message, now()
+            )
         self._context.hub.notify(closed.training_id)
         await self.watch_deadline(closed.training_id)
 

@@ -1,0 +1,139 @@
+"""A coordinator over a real store and real files, with a clock and an engine that do what a test says."""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from contracts.world import World, update
+from fedround_server.blobs import BlobStore
+from fedround_server.coordinator import Context, Coordinator
+from fedround_server.domain.errors import StoreUnavailable
+from fedround_server.domain.model import BlobRef
+from fedround_server.domain.round import RoundKind
+from fedround_server.domain.training import Training
+from fedround_server.domain.user import Role
+from fedround_server.engine.job import AggregationJob, PredictionJob
+from fedround_server.hub import Hub
+from fedround_server.store import Store
+
+
+class ToldClock:
+    """Time that passes when it is told to."""
+
+    def __init__(self) -> None:
+        self._now = datetime(2026, 1, 1, tzinfo=UTC)
+        self._sleepers: list[tuple[datetime, asyncio.Event]] = []
+        self._somebody_slept = asyncio.Event()
+
+    def now(self) -> datetime:
+        return self._now
+
+    async def sleep(self, duration: timedelta) -> None:
+        until, woken = self._now + duration, asyncio.Event()
+        self._sleepers.append((until, woken))
+        self._somebody_slept.set()
+        self.advance(timedelta(0))
+        await woken.wait()
+
+    def advance(self, duration: timedelta) -> None:
+        """Passes, and wakes those whose time has come."""
+        self._now += duration
+        for until, woken in self._sleepers:
+            if until <= self._now:
+                woken.set()
+        self._sleepers = [sleeper for sleeper in self._sleepers if not sleeper[1].is_set()]
+
+    async def asleep(self, duration: timedelta) -> None:
+        """Waits until somebody sleeps for so long from now."""
+        while self._now + duration not in [until for until, _ in self._sleepers]:
+            self._somebody_slept.clear()
+            await self._somebody_slept.wait()
+
+
+@dataclass
+class ToldEngine:
+    """Aggregates to a file of a few bytes, or fails as it is told to."""
+
+    error: Exception | None = None
+    jobs: list[AggregationJob] = field(default_factory=list)
+
+    async def find_not_finite(self, path: Path) -> str | None:
+        return None
+
+    async def aggregate(self, job: AggregationJob, target: Path) -> BlobRef:
+        self.jobs.append(job)
+        if self.error is not None:
+            raise self.error
+        content = f"result {len(self.jobs)}".encode()
+        target.write_bytes(content)
+        return BlobRef(hashlib.sha256(content).hexdigest(), len(content))
+
+    async def predict(self, job: PredictionJob) -> Any:
+        raise AssertionError("nobody predicts here")
+
+
+@dataclass(frozen=True)
+class Coordination:
+    """A coordinator, and what a test says to it and about it."""
+
+    coordinator: Coordinator
+    context: Context
+    clock: ToldClock
+    engine: ToldEngine
+    world: World
+
+    async def running(self, clients: int, **spec: Any) -> tuple[str, list[str], Training]:
+        """An actor, its clients, and their training, which is started."""
+        actor, users = await self.world.user(Role.ACTOR), await self.world.users(clients)
+        made = await self.world.training(actor, users, **spec)
+        return actor, users, await self.coordinator.trainings.start(made.training_id, actor, None)
+
+    async def submit(self, training_id: str, number: int, user: str) -> None:
+        """Submits an update whose file is here."""
+        new = update(training_id, number, user)
+        await self.coordinator.rounds._accept(new, RoundKind.TRAIN)
+
+    async def until(self, actor: str, training_id: str, holds: Callable[[Training], bool]) -> Training:
+        """Waits until something holds of a training, and looks at each wake-up of its subscribers."""
+        with self.context.hub.waiter() as waiter:
+            waiter.follow([training_id])
+            while not holds(training := await self.context.store.trainings.get(training_id, actor)):
+                assert await waiter.wait(30), f"nobody is woken any more: {training}"
+        return training
+
+
+class _Done(Exception):
+    """Ends the background tasks with the block."""
+
+
+@asynccontextmanager
+async def coordinating(store: Store, folder: Path) -> AsyncIterator[Coordination]:
+    """Runs a coordinator for the time of the block."""
+    clock, engine = ToldClock(), ToldEngine()
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            context = Context(store, BlobStore(folder), engine, Hub(), tasks, clock=clock)
+            yield Coordination(Coordinator(context), context, clock, engine, World(store))
+            raise _Done
+    except* _Done:
+        pass
+
+
+def lose(patch: pytest.MonkeyPatch, verbs: type, name: str, *, committed: bool) -> None:
+    """Has the next call of a verb find the database gone: before it begins, or when it would hear of its commit."""
+    verb = getattr(verbs, name)
+
+    async def lost(self: Any, *args: Any, **kwargs: Any) -> None:
+        patch.setattr(verbs, name, verb)
+        if committed:
+            await verb(self, *args, **kwargs)
+        raise StoreUnavailable("the database does not answer: try again")
+
+    patch.setattr(verbs, name, lost)

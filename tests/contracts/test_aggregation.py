@@ -1,0 +1,91 @@
+"""What becomes of a round whose result cannot be made or kept, on both databases."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from contracts.coordination import Coordination, coordinating, lose
+from fedround_server.coordinator.round import RETRY
+from fedround_server.domain.errors import ModelFormat
+from fedround_server.domain.training import Training, TrainingState
+from fedround_server.engine.job import AggregationFailed
+from fedround_server.engine.worker import WorkerLost
+from fedround_server.store import Store
+from fedround_server.store.round import RoundVerbs
+
+
+async def ended(desk: Coordination) -> Training:
+    """Runs a training of one update to its end."""
+    actor, (client,), training = await desk.running(1, target_num_updates=1)
+    await desk.submit(training.training_id, 0, client)
+    return await desk.until(actor, training.training_id, lambda training: training.state.is_ended)
+
+
+async def test_an_aggregate_that_cannot_be_stored_says_why(store: Store, tmp_path: Path) -> None:
+    async with coordinating(store, tmp_path) as desk:
+        desk.engine.error = AggregationFailed("the aggregate of tensor 'w' has values that its dtype cannot hold")
+        failure = (await ended(desk)).failure
+    assert failure is not None
+    assert (failure.reason, failure.message) == ("AGGREGATION_FAILED", str(desk.engine.error))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ModelFormat("secret"),
+        RuntimeError("secret"),
+        MemoryError("secret"),
+        WorkerLost("secret"),
+        FileNotFoundError(2, "No such file or directory", "/secret"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+async def test_any_error_ends_its_training_alone_and_is_told_in_the_log_only(
+    store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    async with coordinating(store, tmp_path) as desk:
+        desk.engine.error = error
+        failure = (await ended(desk)).failure
+        desk.engine.error = None
+        assert (await ended(desk)).state is TrainingState.COMPLETED
+    assert failure is not None
+    assert failure.reason == "AGGREGATION_FAILED"
+    assert "secret" not in failure.message
+    (record,) = [record for record in caplog.records if record.exc_info]
+    assert failure.message.rpartition(" ")[2] in record.getMessage()
+    assert record.exc_info is not None
+    assert record.exc_info[1] is error
+
+
+async def test_a_commit_that_fails_ends_its_training_alone(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = RoundVerbs.commit
+
+    async def broken(*_: Any) -> bool:
+        raise ValueError("Out of range float values are not JSON compliant: inf")
+
+    async with coordinating(store, tmp_path) as desk:
+        monkeypatch.setattr(RoundVerbs, "commit", broken)
+        failure = (await ended(desk)).failure
+        monkeypatch.setattr(RoundVerbs, "commit", commit)
+        assert (await ended(desk)).state is TrainingState.COMPLETED
+    assert failure is not None
+    assert failure.reason == "AGGREGATION_FAILED"
+    assert "JSON" not in failure.message
+
+
+@pytest.mark.parametrize("verb", ["find_aggregation", "commit", "fail"])
+async def test_a_database_that_does_not_answer_is_asked_again(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    async with coordinating(store, tmp_path) as desk:
+        desk.engine.error = AggregationFailed("out of range") if verb == "fail" else None
+        lose(monkeypatch, RoundVerbs, verb, committed=False)
+        actor, (client,), training = await desk.running(1, target_num_updates=1)
+        await desk.submit(training.training_id, 0, client)
+        await desk.clock.asleep(RETRY)
+        assert (await store.trainings.get(training.training_id, actor)).state is TrainingState.ONGOING
+        desk.clock.advance(RETRY)
+        await desk.until(actor, training.training_id, lambda training: training.state.is_ended)
