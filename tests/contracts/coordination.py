@@ -29,15 +29,15 @@ class ToldClock:
 
     def __init__(self) -> None:
         self._now = datetime(2026, 1, 1, tzinfo=UTC)
-        self._sleepers: list[tuple[datetime, asyncio.Event]] = []
+        self._sleepers: list[tuple[timedelta, datetime, asyncio.Event]] = []
         self._somebody_slept = asyncio.Event()
 
     def now(self) -> datetime:
         return self._now
 
     async def sleep(self, duration: timedelta) -> None:
-        until, woken = self._now + duration, asyncio.Event()
-        self._sleepers.append((until, woken))
+        woken = asyncio.Event()
+        self._sleepers.append((duration, self._now + duration, woken))
         self._somebody_slept.set()
         self.advance(timedelta(0))
         await woken.wait()
@@ -45,14 +45,14 @@ class ToldClock:
     def advance(self, duration: timedelta) -> None:
         """Passes, and wakes those whose time has come."""
         self._now += duration
-        for until, woken in self._sleepers:
+        for _, until, woken in self._sleepers:
             if until <= self._now:
                 woken.set()
-        self._sleepers = [sleeper for sleeper in self._sleepers if not sleeper[1].is_set()]
+        self._sleepers = [sleeper for sleeper in self._sleepers if not sleeper[2].is_set()]
 
-    async def asleep(self, duration: timedelta) -> None:
-        """Waits until somebody sleeps for so long from now."""
-        while self._now + duration not in [until for until, _ in self._sleepers]:
+    async def asleep(self, until: timedelta | datetime) -> None:
+        """Waits until somebody sleeps for so long, or until that time."""
+        while not any(until in sleeper for sleeper in self._sleepers):
             self._somebody_slept.clear()
             await self._somebody_slept.wait()
 
@@ -63,12 +63,17 @@ class ToldEngine:
 
     error: Exception | None = None
     jobs: list[AggregationJob] = field(default_factory=list)
+    may_end: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.may_end.set()
 
     async def find_not_finite(self, path: Path) -> str | None:
         return None
 
     async def aggregate(self, job: AggregationJob, target: Path) -> BlobRef:
         self.jobs.append(job)
+        await self.may_end.wait()
         if self.error is not None:
             raise self.error
         content = f"result {len(self.jobs)}".encode()

@@ -1,5 +1,6 @@
 """All use cases together."""
 
+import logging
 from datetime import timedelta
 
 from fedround_server.coordinator.context import Context, in_thread, settle
@@ -10,7 +11,10 @@ from fedround_server.coordinator.subscription import Subscriptions
 from fedround_server.coordinator.training import Trainings
 from fedround_server.coordinator.upload import Uploads
 from fedround_server.coordinator.user import Users
+from fedround_server.domain.errors import Unavailable
 
+log = logging.getLogger(__name__)
+RECONCILIATION_INTERVAL = timedelta(seconds=5)
 COLLECTION_INTERVAL = timedelta(hours=1)
 
 
@@ -29,9 +33,10 @@ class Coordinator:
         self.inference = Inference(context)
 
     async def recover(self) -> None:
-        """Takes up what an earlier process left, and begins to collect what nobody needs; before serving."""
+        """Takes up what an earlier process left, and begins what goes on by itself; before serving."""
         await in_thread(self._context.blobs.sweep)
         await self.rounds.recover()
+        self._context.tasks.create_task(self._reconcile(), name="reconcile rounds")
         self._context.tasks.create_task(self._collect(), name="collect blobs")
 
     async def remove_user(self, user_id: str) -> None:
@@ -46,6 +51,14 @@ class Coordinator:
     async def close(self) -> None:
         """Waits for work that must not stop half way."""
         await settle()
+
+    async def _reconcile(self) -> None:
+        while True:
+            await self._context.clock.sleep(RECONCILIATION_INTERVAL)
+            try:
+                await self.rounds.reconcile()
+            except Unavailable as error:
+                log.warning("looking for rounds that were left behind: %s", error)
 
     async def _collect(self) -> None:
         while True:

@@ -13,7 +13,7 @@ from fedround_server.domain.chain import averages
 from fedround_server.domain.errors import Unavailable
 from fedround_server.domain.event import ModelInfo
 from fedround_server.domain.model import BlobRef
-from fedround_server.domain.round import Round, RoundKind, RoundMember, RoundState
+from fedround_server.domain.round import Round, RoundKind, RoundMember, RoundState, UnfinishedRound
 from fedround_server.domain.update import NewUpdate, Update
 from fedround_server.engine.job import SWAG_MOMENTS, AggregationFailed, AggregationJob
 from fedround_server.store.round import AggregationTask
@@ -34,6 +34,14 @@ class MemberView:
     uploaded_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Timer:
+    """Who waits for the deadline of a round."""
+
+    number: int
+    task: asyncio.Task[None]
+
+
 class Rounds:
     """What can be done with rounds, and what they do by themselves."""
 
@@ -45,7 +53,7 @@ class Rounds:
         self._users = users
         self._aggregations: set[str] = set()
         self._again: set[str] = set()
-        self._deadlines: dict[str, asyncio.Task[None]] = {}
+        self._timers: dict[str, _Timer] = {}
 
     async def submit(
         self, training_id: str, number: int, num_examples: int, metrics: Mapping[str, float], incoming: Incoming
@@ -102,12 +110,19 @@ class Rounds:
     async def recover(self) -> None:
         """Takes up what an earlier process left; before serving."""
         for left in await self._store.unfinished():
-            if left.state is RoundState.AGGREGATING:
-                self.aggregate_soon(left.training_id)
-                continue
-            now = self._context.clock.now()
-            await self._judge(left.training_id, left.number, due=left.deadline is not None and now >= left.deadline)
-            await self.watch_deadline(left.training_id)
+            if left.state is RoundState.OPEN:
+                now = self._context.clock.now()
+                await self._judge(left.training_id, left.number, due=left.deadline is not None and now >= left.deadline)
+        await self.reconcile()
+
+    async def reconcile(self) -> None:
+        """Takes up every round that waits for something which is not under way, and touches no other.
+
+        Such a round is left behind when the database goes away at a commit, or between a commit and what follows it.
+        """
+        for left in await self._store.unfinished():
+            if self._take_up(left):
+                self._context.hub.notify(left.training_id)
 
     def aggregate_soon(self, training_id: str) -> None:
         """Starts the aggregation of a closed round in the background, unless it is under way."""
@@ -117,28 +132,49 @@ class Rounds:
             self._aggregations.add(training_id)
             self._context.tasks.create_task(self._aggregate(training_id), name=f"aggregate {training_id}")
 
-    async def watch_deadline(self, training_id: str) -> None:
-        """Arms the timer of the open round's deadline, and disarms that of the round before."""
-        self.forget(training_id)
-        current = await self._store.current(training_id)
-        if current is None or current.state is not RoundState.OPEN or current.deadline is None:
+    async def follow_up(self, training_id: str) -> None:
+        """Starts what the training's current round waits for, after a commit that may have closed or opened one."""
+        try:
+            current = await self._store.current(training_id)
+        except Unavailable as error:
+            # The commit stands, and the caller need not hear of this: `reconcile` does the same soon.
+            log.warning("what follows in training %s: %s", training_id, error)
             return
-        left = current.deadline - self._context.clock.now()
-        self._deadlines[training_id] = self._context.tasks.create_task(
-            self._expire(training_id, current.number, left), name=f"deadline {training_id}"
-        )
+        if current is None or current.state.is_over:
+            self.forget(training_id)
+        else:
+            self._take_up(current)
 
     async def settle_left(self, training_ids: Iterable[str]) -> None:
         """Goes on with trainings that a removed user left."""
         for training_id in training_ids:
-            if await self._store.find_aggregation(training_id) is not None:
-                self.aggregate_soon(training_id)
+            await self.follow_up(training_id)
 
     def forget(self, training_id: str) -> None:
         """Disarms a training's deadline."""
-        timer = self._deadlines.pop(training_id, None)
-        if timer is not None and timer is not asyncio.current_task():
-            timer.cancel()
+        timer = self._timers.pop(training_id, None)
+        if timer is not None:
+            timer.task.cancel()
+
+    def _take_up(self, current: Round | UnfinishedRound) -> bool:
+        """Starts what a round waits for; tells whether that was not under way."""
+        if current.state is RoundState.AGGREGATING:
+            idle = current.training_id not in self._aggregations
+            self.aggregate_soon(current.training_id)
+            return idle
+        return current.deadline is not None and self._arm(current.training_id, current.number, current.deadline)
+
+    def _arm(self, training_id: str, number: int, deadline: datetime) -> bool:
+        """Arms the timer of an open round's deadline, in place of that of a round before it."""
+        armed = self._timers.get(training_id)
+        # A caller may have looked before the latest round was opened.
+        if armed is not None and armed.number >= number:
+            return False
+        self.forget(training_id)
+        left = deadline - self._context.clock.now()
+        task = self._context.tasks.create_task(self._expire(training_id, number, left), name=f"deadline {training_id}")
+        self._timers[training_id] = _Timer(number, task)
+        return True
 
     async def _accept(self, new: NewUpdate, kind: RoundKind) -> Update:
         update, closed = await self._store.submit(self._context.new_id(), new, kind, self._context.clock.now())
@@ -161,7 +197,9 @@ class Rounds:
                 log.warning("deadline of training %s: %s", training_id, error)
                 await self._context.clock.sleep(RETRY)
             else:
-                return
+                break
+        if (timer := self._timers.get(training_id)) is not None and timer.number == number:
+            del self._timers[training_id]
 
     async def _aggregate(self, training_id: str) -> None:
         try:
@@ -176,6 +214,8 @@ class Rounds:
                 except Unavailable as error:
                     log.warning("aggregation of training %s: %s", training_id, error)
                     await self._context.clock.sleep(RETRY)
+                    # It may have been a commit that went through all the same.
+                    self._context.hub.notify(training_id)
         finally:
             self._aggregations.discard(training_id)
 
@@ -198,7 +238,7 @@ class Rounds:
                 closed.training_id, closed.number, closed.epoch, "AGGREGATION_FAILED", message, now()
             )
         self._context.hub.notify(closed.training_id)
-        await self.watch_deadline(closed.training_id)
+        await self.follow_up(closed.training_id)
 
     async def _compute(self, task: AggregationTask) -> BlobRef | None:
         """Makes the file of a closed round; reports make none, nor do local models that are dealt."""

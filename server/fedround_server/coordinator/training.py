@@ -97,5 +97,5 @@ class Trainings:
     async def _start(self, training_id: str, actor_id: str, request_id: str | None) -> Training:
         training = await self._store.start(training_id, actor_id, request_id, self._context.clock.now())
         self._context.hub.notify(training_id)
-        await self._rounds.watch_deadline(training_id)
+        await self._rounds.follow_up(training_id)
         return training

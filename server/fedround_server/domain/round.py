@@ -23,6 +23,11 @@ class RoundState(enum.Enum):
     DONE = "DONE"
     ABANDONED = "ABANDONED"
 
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing will happen in it any more."""
+        return self in (RoundState.DONE, RoundState.ABANDONED)
+
 
 @dataclass(frozen=True, slots=True)
 class Round:
@@ -48,6 +53,16 @@ class Round:
     deadline: datetime | None
     done_time: datetime | None
     step: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class UnfinishedRound:
+    """A round that something is still to happen in: its close, or its aggregation."""
+
+    training_id: str
+    number: int
+    state: RoundState
+    deadline: datetime | None
 
 
 @dataclass(frozen=True, slots=True)

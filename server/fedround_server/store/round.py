@@ -18,7 +18,7 @@ from fedround_server.domain.errors import (
 )
 from fedround_server.domain.event import ModelInfo, UpdateAccepted
 from fedround_server.domain.model import BlobRef, Manifest
-from fedround_server.domain.round import Round, RoundKind, RoundMember, RoundState
+from fedround_server.domain.round import Round, RoundKind, RoundMember, RoundState, UnfinishedRound
 from fedround_server.domain.swag import moments
 from fedround_server.domain.training import TrainingSpec
 from fedround_server.domain.update import NewUpdate, Update, weighted_means
@@ -221,21 +221,21 @@ class RoundVerbs:
         return steps.model_info(training.model_id, row.model_version), BlobRef(deal.sha256, deal.size_bytes)
 
     @verb
-    def unfinished(self) -> list[Round]:
-        """Returns the rounds of running trainings that are open or have no result yet."""
+    def unfinished(self) -> list[UnfinishedRound]:
+        """Returns the rounds of running trainings that are open or have no result yet, by a single query."""
         rows = (
-            RoundRow.select()
+            RoundRow.select(RoundRow.training_id, RoundRow.number, RoundRow.state, RoundRow.deadline)
             .join(
                 TrainingRow,
                 on=((TrainingRow.training_id == RoundRow.training_id) & (TrainingRow.round == RoundRow.number)),
             )
             .where(
                 TrainingRow.remove_time.is_null(),
-                RoundRow.state.in_([RoundState.OPEN.value, RoundState.AGGREGATING.value]),
+                RoundRow.state.in_([state.value for state in RoundState if not state.is_over]),
             )
             .order_by(RoundRow.open_time)
         )
-        return [to_round(row, steps.round_counts(row.training_id, row.number)[1]) for row in rows]
+        return [UnfinishedRound(row.training_id, row.number, RoundState(row.state), row.deadline) for row in rows]
 
     @verb
     def current(self, training_id: str) -> Round | None:

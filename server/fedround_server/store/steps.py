@@ -293,7 +293,7 @@ def abandon(training: TrainingRow) -> None:
     RoundRow.update(state=RoundState.ABANDONED.value).where(
         RoundRow.training_id == training.training_id,
         RoundRow.number == training.round,
-        RoundRow.state.in_([RoundState.OPEN.value, RoundState.AGGREGATING.value]),
+        RoundRow.state.in_([state.value for state in RoundState if not state.is_over]),
     ).execute()
 
 

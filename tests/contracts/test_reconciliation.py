@@ -1,0 +1,162 @@
+"""What a lost database leaves behind is taken up, once, on both databases."""
+
+import asyncio
+import logging
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from contracts.coordination import Coordination, coordinating, lose
+from contracts.world import World
+from fedround_server.coordinator.coordinator import RECONCILIATION_INTERVAL
+from fedround_server.coordinator.round import RETRY
+from fedround_server.domain.errors import StoreUnavailable
+from fedround_server.domain.round import RoundState
+from fedround_server.domain.training import RoundPolicy, TrainingState
+from fedround_server.store import Store
+from fedround_server.store.round import RoundVerbs
+from fedround_server.store.training import TrainingVerbs
+
+DEADLINE = RoundPolicy(deadline=timedelta(minutes=1))
+
+
+async def reconcile(desk: Coordination) -> None:
+    """Lets the time of the next look pass."""
+    await desk.clock.asleep(RECONCILIATION_INTERVAL)
+    desk.clock.advance(RECONCILIATION_INTERVAL)
+
+
+def timers(training_id: str) -> int:
+    return sum(task.get_name() == f"deadline {training_id}" for task in asyncio.all_tasks())
+
+
+async def test_a_close_whose_answer_is_lost_is_followed_by_the_aggregation(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with coordinating(store, tmp_path) as desk:
+        await desk.coordinator.recover()
+        actor, (client,), training = await desk.running(1)
+        lose(monkeypatch, RoundVerbs, "submit", committed=True)
+        with pytest.raises(StoreUnavailable):
+            await desk.submit(training.training_id, 0, client)
+        # The same again is answered with the receipt, and closes nothing.
+        await desk.submit(training.training_id, 0, client)
+        await reconcile(desk)
+        await desk.until(actor, training.training_id, lambda training: training.round == 1)
+
+
+@pytest.mark.parametrize(("verb", "committed"), [("commit", True), ("current", False)])
+async def test_the_next_rounds_deadline_holds_though_its_opening_was_not_heard_of(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str, committed: bool
+) -> None:
+    async with coordinating(store, tmp_path) as desk:
+        await desk.coordinator.recover()
+        actor, (client,), training = await desk.running(1, round_policy=DEADLINE)
+        lose(monkeypatch, RoundVerbs, verb, committed=committed)
+        await desk.submit(training.training_id, 0, client)
+        if committed:
+            await desk.clock.asleep(RETRY)
+            desk.clock.advance(RETRY)
+        await desk.until(actor, training.training_id, lambda training: training.round == 1)
+        await reconcile(desk)
+        (left,) = await store.rounds.unfinished()
+        assert left.deadline is not None
+        await desk.clock.asleep(left.deadline)
+        desk.clock.advance(timedelta(minutes=1))
+        after = await desk.until(actor, training.training_id, lambda training: training.state.is_ended)
+    assert after.failure is not None
+    assert after.failure.reason == "DEADLINE_MISSED"
+
+
+async def test_a_start_whose_answer_is_lost_has_its_deadline(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with coordinating(store, tmp_path) as desk:
+        await desk.coordinator.recover()
+        lose(monkeypatch, TrainingVerbs, "start", committed=True)
+        with pytest.raises(StoreUnavailable):
+            await desk.running(1, round_policy=DEADLINE)
+        (left,) = await store.rounds.unfinished()
+        assert left.deadline is not None
+        await reconcile(desk)
+        await desk.clock.asleep(left.deadline)
+
+
+async def test_a_start_stands_though_its_deadline_cannot_be_read(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with coordinating(store, tmp_path) as desk:
+        lose(monkeypatch, RoundVerbs, "current", committed=False)
+        _, _, training = await desk.running(1, round_policy=DEADLINE)
+        assert training.state is TrainingState.ONGOING
+        await desk.coordinator.rounds.reconcile()
+        assert timers(training.training_id) == 1
+
+
+async def test_an_end_whose_answer_is_lost_is_told(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with coordinating(store, tmp_path) as desk:
+        actor, (client,), training = await desk.running(1, target_num_updates=1)
+        lose(monkeypatch, RoundVerbs, "commit", committed=True)
+        with desk.context.hub.waiter() as waiter:
+            await desk.submit(training.training_id, 0, client)
+            await desk.clock.asleep(RETRY)
+            assert (await store.trainings.get(training.training_id, actor)).state is TrainingState.COMPLETED
+            waiter.follow([training.training_id])
+            desk.clock.advance(RETRY)
+            assert await waiter.wait(30)
+
+
+async def test_the_next_look_comes_though_the_database_did_not_answer(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with coordinating(store, tmp_path) as desk:
+        await desk.coordinator.recover()
+        actor, (client,), training = await desk.running(1)
+        # Behind the coordinator's back: nothing but a look can find it.
+        await desk.world.submit(training.training_id, 0, client)
+        lose(monkeypatch, RoundVerbs, "unfinished", committed=False)
+        await reconcile(desk)
+        await reconcile(desk)
+        await desk.until(actor, training.training_id, lambda training: training.round == 1)
+
+
+async def test_a_look_leaves_alone_what_is_under_way(store: Store, tmp_path: Path) -> None:
+    async with coordinating(store, tmp_path) as desk:
+        rounds = desk.coordinator.rounds
+        _, _, waiting = await desk.running(2, round_policy=DEADLINE)
+        actor, (client,), aggregating = await desk.running(1, target_num_updates=1, round_policy=DEADLINE)
+        desk.engine.may_end.clear()
+        await desk.submit(aggregating.training_id, 0, client)
+        for _ in range(3):
+            await rounds.reconcile()
+        assert timers(waiting.training_id) == 1
+        desk.engine.may_end.set()
+        await desk.until(actor, aggregating.training_id, lambda training: training.state.is_ended)
+        await rounds.reconcile()
+        assert len(desk.engine.jobs) == 1
+
+
+async def test_a_look_is_one_query_however_many_rounds_there_are(
+    store: Store, world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(5):
+        await world.running(2)
+    with caplog.at_level(logging.DEBUG, "peewee"):
+        assert len(await store.rounds.unfinished()) == 5
+    assert sum("SELECT" in record.getMessage() for record in caplog.records) == 1
+
+
+async def test_a_start_takes_up_what_was_left_and_judges_late_rounds(store: Store, tmp_path: Path) -> None:
+    async with coordinating(store, tmp_path / "one") as desk:
+        _, _, late = await desk.running(1, round_policy=DEADLINE)
+        actor, (client,), closed = await desk.running(1, round_policy=RoundPolicy(deadline=timedelta(hours=1)))
+        await desk.world.submit(closed.training_id, 0, client)
+    async with coordinating(store, tmp_path / "two") as desk:
+        desk.clock.advance(timedelta(minutes=2))
+        await desk.coordinator.recover()
+        assert [left.training_id for left in await store.rounds.unfinished()] == [closed.training_id]
+        await desk.until(actor, closed.training_id, lambda training: training.round == 1)
+        assert (await store.rounds.current(late.training_id)).state is RoundState.ABANDONED  # type: ignore[union-attr]
