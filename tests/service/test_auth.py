@@ -1,5 +1,6 @@
 """Who may call what."""
 
+import base64
 import stat
 from collections.abc import Callable
 from typing import Any
@@ -152,6 +153,12 @@ class TestUsers:
         assert len(found) == len(set(found))
         assert {client.user_id for client in clients} <= set(found)
         assert actor.user_id not in found
+
+    @pytest.mark.parametrize("position", [b'["\\u0000"]', b'["\\ud800"]', b"[1]", b'["a", "b"]'])
+    def test_a_token_that_no_listing_made(self, actor: Person, position: bytes) -> None:
+        token = base64.urlsafe_b64encode(position).decode()
+        with refused("INVALID_ARGUMENT", "FIELD_INVALID", "page_token"):
+            actor.users.GetUsers(user_pb2.GetUsersRequest(page_token=token))
 
     def test_the_last_admin_stays(self, admin: Person) -> None:
         page = admin.users.GetUsers(user_pb2.GetUsersRequest(role="ROLE_ADMIN", page_size=1000))

@@ -94,6 +94,7 @@ class TestCreateTraining:
             '{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}',
             '{"../w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}',
             '{"w\\u0000":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}',
+            '{"\\ud800":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}',
             '{"w":{"dtype":"F32","shape":[0,4611686018427387904],"data_offsets":[0,0]}}',
             '{"w":{"dtype":"F32","shape":[4611686018427387904,4],"data_offsets":[0,0]}}',
             '{"w":{"dtype":"F32","shape":[-2],"data_offsets":[0,8]}}',

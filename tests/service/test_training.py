@@ -1,5 +1,7 @@
 """The seven RPCs: what they answer, whom they refuse, and that a refusal changes nothing."""
 
+import base64
+import json
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +24,11 @@ from fedround.v1.training_pb2 import (
 
 def ids(people: list[Person]) -> list[str]:
     return [one.user_id for one in people]
+
+
+def token(*position: str | int) -> str:
+    """A page token that nobody was given."""
+    return base64.urlsafe_b64encode(json.dumps(position).encode()).decode()
 
 
 @pytest.fixture
@@ -101,6 +108,7 @@ def test_lists_by_role_and_page(actor: Person, clients: list[Person]) -> None:
         (GetTrainingsRequest(page_token="nonsense"), "page_token"),
         (GetTrainingsRequest(page_token="WzEsIDJd"), "page_token"),
         (GetTrainingsRequest(page_token="W1tbW1tb" * 1000), "page_token"),
+        (GetTrainingsRequest(page_token=token(1, "x")), "page_token"),
         (GetTrainingsRequest(role=9), "role"),
     ],
 )

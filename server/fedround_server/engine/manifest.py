@@ -23,7 +23,7 @@ MAX_DIMENSION = 1 << 48
 LARGE = 64 << 10
 """A header up to this size is read in a few milliseconds; the largest ones take hundreds."""
 METADATA = "__metadata__"
-NAME = re.compile(r"[^\x00-\x1f\x7f\\]+")
+NAME = re.compile(r"[^\x00-\x1f\x7f\\\ud800-\udfff]+")
 PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
@@ -210,8 +210,8 @@ def _check_name(name: str) -> None:
     parts = name.split("/")
     if not NAME.fullmatch(name) or len(name) > MAX_NAME or ".." in parts or "" in parts:
         raise ModelFormat(
-            f"tensor name {name[:80]!r} is not acceptable: 1 to {MAX_NAME} characters, no control characters,"
-            " no backslashes, no path tricks"
+            f"tensor name {name[:80]!r} is not acceptable: 1 to {MAX_NAME} characters that UTF-8 can encode,"
+            " no control characters, no backslashes, no path tricks"
         )
 
 

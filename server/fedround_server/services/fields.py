@@ -22,6 +22,8 @@ UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 ARCHITECTURE = re.compile(r"[A-Za-z0-9._-]{1,100}")
 TAG = re.compile(r"[a-z0-9][a-z0-9._-]{0,49}")
 SHA256 = re.compile(r"[0-9a-fA-F]{64}")
+# PostgreSQL keeps no NUL, and UTF-8 has no halves of surrogate pairs.
+UNKEEPABLE = re.compile(r"[\x00\ud800-\udfff]")
 
 
 def an_id(field: str, value: str) -> str:
@@ -72,8 +74,8 @@ def a_text(field: str, value: str, longest: int, *, required: bool = False) -> s
         raise FieldInvalid(field, f"is required: 1 to {longest} characters")
     if len(value) > longest:
         raise FieldInvalid(field, f"has {len(value)} characters; at most {longest} are kept")
-    if "\0" in value:
-        raise FieldInvalid(field, "contains the character NUL")
+    if UNKEEPABLE.search(value):
+        raise FieldInvalid(field, "contains NUL, or half of a surrogate pair")
     return value
 
 
@@ -133,9 +135,7 @@ def a_page_token(value: str, *kinds: type[str] | type[int]) -> tuple[Any, ...] |
     except (ValueError, binascii.Error, RecursionError):
         position = None
     fits = isinstance(position, list) and len(position) == len(kinds)
-    if not fits or any(type(part) is not kind for part, kind in zip(position, kinds, strict=True)):
-        raise FieldInvalid("page_token", "is not a next_page_token of this listing: leave it empty for the first page")
-    if any(isinstance(part, int) and not 0 <= part < 1 << 62 for part in position):
+    if not fits or not all(_is_part(part, kind) for part, kind in zip(position, kinds, strict=True)):
         raise FieldInvalid("page_token", "is not a next_page_token of this listing: leave it empty for the first page")
     return tuple(position)
 
@@ -192,6 +192,12 @@ def a_position(value: str) -> tuple[datetime, str] | None:
     if found is None:
         return None
     try:
-        return datetime.fromtimestamp(found[0] / 1_000_000, UTC), found[1]
+        return datetime.fromtimestamp(found[0] / 1_000_000, UTC), an_id("page_token", found[1])
     except (ValueError, OverflowError, OSError) as error:
         raise FieldInvalid("page_token", "is not a next_page_token of this listing") from error
+
+
+def _is_part(part: Any, kind: type[str] | type[int]) -> bool:
+    if type(part) is not kind:
+        return False
+    return 0 <= part < 1 << 62 if isinstance(part, int) else not UNKEEPABLE.search(part)
