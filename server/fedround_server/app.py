@@ -36,6 +36,7 @@ from fedround_server.engine.worker import WorkerEngine
 from fedround_server.hub import Hub
 from fedround_server.interceptors.auth import AuthInterceptor, check_permissions
 from fedround_server.interceptors.errors import ErrorInterceptor
+from fedround_server.interceptors.leaving import LeaveInterceptor
 from fedround_server.interceptors.limits import LimitInterceptor
 from fedround_server.interceptors.log import LogInterceptor
 from fedround_server.services.inference_service import InferenceService
@@ -119,7 +120,8 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
             token_file = settings.data_dir / "admin.token"
             if await coordinator.users.bootstrap(lambda token: _write_secret(token_file, token)):
                 log.info("created the first admin: its token is in the file", path=str(token_file))
-            server, health_servicer = _make_server(settings, coordinator)
+            leaving = LeaveInterceptor()
+            server, health_servicer = _make_server(settings, coordinator, leaving)
             address = _bind(server, settings)
             await server.start()
             await _set_serving(health_servicer)
@@ -128,6 +130,7 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
             finally:
                 await health_servicer.enter_graceful_shutdown()
                 coordinator.subscriptions.close()
+                leaving.leave()
                 await server.stop(settings.grace_seconds)
                 await coordinator.close()
 
@@ -177,13 +180,16 @@ def _write_secret(path: Path, secret: str) -> None:
         os.fsync(descriptor)
 
 
-def _make_server(settings: Settings, coordinator: Coordinator) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
+def _make_server(
+    settings: Settings, coordinator: Coordinator, leaving: LeaveInterceptor
+) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
     server = grpc.aio.server(
         interceptors=(
             LogInterceptor(),
             ErrorInterceptor(),
             AuthInterceptor(coordinator.users.authenticate),
             LimitInterceptor(settings.max_uploads_per_user, settings.max_uploads),
+            leaving,
         ),
         options=OPTIONS,
     )

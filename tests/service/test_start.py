@@ -3,11 +3,15 @@
 import resource
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
 import pytest
 import trustme
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 import fedround_client as fr
 from calls import Person
@@ -73,6 +77,31 @@ def test_a_server_may_open_as_many_files_as_its_hard_limit_says(tmp_path: Path) 
             assert resource.prlimit(server.pid, resource.RLIMIT_NOFILE) == (hard, hard)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_server_that_leaves_waits_for_nobody_who_only_watches(tmp_path: Path) -> None:
+    with Server(tmp_path / "data", options=("--grace-seconds", "3600")) as server:
+        with grpc.insecure_channel(server.address) as channel:
+            stub = health_pb2_grpc.HealthStub(channel)
+            known = stub.Watch(health_pb2.HealthCheckRequest(service="fedround.v1.UserService"))
+            unknown = stub.Watch(health_pb2.HealthCheckRequest(service="unknown"))
+            told = [next(known).status, next(unknown).status]
+            assert told == [health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.SERVICE_UNKNOWN]
+            done = threading.Event()
+            questions = asking(done)
+            answers = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(questions)
+            assert next(answers).HasField("list_services_response")
+            assert server.stop() == 0
+            assert [one.status for one in known] == [health_pb2.HealthCheckResponse.NOT_SERVING]
+            assert (list(unknown), list(answers)) == ([], [])
+            done.set()
+        server.start()
+
+
+def asking(done: threading.Event) -> Iterator[reflection_pb2.ServerReflectionRequest]:
+    """Asks one question and keeps the line open."""
+    yield reflection_pb2.ServerReflectionRequest(list_services="")
+    done.wait(60)
 
 
 def test_tls_and_client_certificates(tmp_path: Path) -> None:
