@@ -26,6 +26,8 @@ _CUT = frozenset(
     }
 )
 
+_PASSING = frozenset({"UPLOAD_INCOMPLETE", "TOO_MANY_UPLOADS", "TOO_MANY_STREAMS"})
+
 
 class FedroundError(Exception):
     """An error answered by the server, or met on the way to it.
@@ -73,7 +75,7 @@ class FedroundError(Exception):
     @property
     def transient(self) -> bool:
         """Whether the same call may succeed a little later."""
-        if self.reason in {"UPLOAD_INCOMPLETE", "TOO_MANY_UPLOADS"} or self.code is grpc.StatusCode.UNAVAILABLE:
+        if self.reason in _PASSING or self.code is grpc.StatusCode.UNAVAILABLE:
             return True
         # A server that dies, or a cut connection, leaves one of these codes and no reason; an answer has a reason, and
         # a mistake in the server an id in its log.
@@ -254,6 +256,10 @@ class PredictionLimit(ResourceExhausted, reason="PREDICTION_LIMIT"):
 
 class TooManyUploads(ResourceExhausted, reason="TOO_MANY_UPLOADS"):
     """The caller has too many uploads under way."""
+
+
+class TooManyStreams(ResourceExhausted, reason="TOO_MANY_STREAMS"):
+    """The caller has too many subscriptions or downloads open."""
 
 
 class OutOfRange(FedroundError, code=grpc.StatusCode.OUT_OF_RANGE):

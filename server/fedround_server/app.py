@@ -30,6 +30,7 @@ from fedround.v1 import (
 from fedround_server.blobs import BlobStore
 from fedround_server.config import Settings
 from fedround_server.coordinator import Context, Coordinator, Limits
+from fedround_server.domain.errors import TooManyStreams, TooManyUploads
 from fedround_server.engine.job import PredictionFailed
 from fedround_server.engine.process import allow_many_files
 from fedround_server.engine.worker import WorkerEngine
@@ -37,7 +38,7 @@ from fedround_server.hub import Hub
 from fedround_server.interceptors.auth import AuthInterceptor, check_permissions
 from fedround_server.interceptors.errors import ErrorInterceptor
 from fedround_server.interceptors.leaving import LeaveInterceptor
-from fedround_server.interceptors.limits import LimitInterceptor
+from fedround_server.interceptors.limits import DOWNLOADS, SUBSCRIPTIONS, UPLOADS, LimitInterceptor
 from fedround_server.interceptors.log import LogInterceptor
 from fedround_server.services.inference_service import InferenceService
 from fedround_server.services.model_service import ModelService
@@ -188,7 +189,9 @@ def _make_server(
             LogInterceptor(),
             ErrorInterceptor(),
             AuthInterceptor(coordinator.users.authenticate),
-            LimitInterceptor(settings.max_uploads_per_user, settings.max_uploads),
+            LimitInterceptor("uploads", UPLOADS, TooManyUploads, settings.max_uploads_per_user, settings.max_uploads),
+            LimitInterceptor("downloads", DOWNLOADS, TooManyStreams, settings.max_downloads_per_user),
+            LimitInterceptor("subscriptions", SUBSCRIPTIONS, TooManyStreams, settings.max_subscriptions_per_user),
             leaving,
         ),
         options=OPTIONS,

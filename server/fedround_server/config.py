@@ -34,12 +34,14 @@ class Settings(BaseSettings):
     max_model_bytes: int = Field(16 << 30, ge=1, description="Size of a model or update file.")
     max_open_trainings: int = Field(1000, ge=1, description="Trainings of one actor that are not ended.")
     max_uploads_per_user: int = Field(32, ge=1, description="Uploads of one user at the same time.")
+    max_uploads: int = Field(512, ge=1, description="Uploads of all users at the same time.")
+    max_downloads_per_user: int = Field(32, ge=1, description="Downloads of one user at the same time.")
+    max_subscriptions_per_user: int = Field(64, ge=1, description="Subscriptions of one user at the same time.")
     architecture: tuple[str, ...] = Field(
         (), description="NAME=package.module:factory, for Predict; repeat it for more."
     )
     predict_seconds: float = Field(60.0, gt=0, description="How long a prediction may take.")
     predict_bytes: int = Field(2 << 30, ge=1, description="How much memory a prediction may take.")
-    max_uploads: int = Field(512, ge=1, description="Uploads of all users at the same time.")
 
     @classmethod
     def settings_customise_sources(

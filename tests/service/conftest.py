@@ -11,10 +11,16 @@ from servers import Server
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    options = ("--max-model-bytes", "3000000", "--max-open-trainings", "30", "--max-uploads-per-user", "20")
-    with Server(
-        tmp_path_factory.mktemp("service") / "data", options=(*options, "--heartbeat-seconds", "0.5")
-    ) as running:
+    options = {
+        "--heartbeat-seconds": "0.5",
+        "--max-model-bytes": "3000000",
+        "--max-open-trainings": "30",
+        "--max-uploads-per-user": "20",
+        "--max-downloads-per-user": "4",
+        "--max-subscriptions-per-user": "20",
+    }
+    flags = tuple(word for option in options.items() for word in option)
+    with Server(tmp_path_factory.mktemp("service") / "data", options=flags) as running:
         yield running
 
 

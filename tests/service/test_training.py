@@ -2,7 +2,6 @@
 
 import base64
 import json
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import grpc
 import pytest
 
-from calls import MODEL, TIMEOUT, Person, kinds, model_file, new_id, read_refusal, refused
+from calls import MODEL, Person, kinds, model_file, new_id, read_refusal, refused
 from fedround.v1 import model_pb2, training_pb2, user_pb2
 from fedround.v1.training_pb2 import (
     GetTrainingRequest,
@@ -331,46 +330,6 @@ def test_an_actor_has_a_quota(person: Callable[..., Person]) -> None:
         actor.create(b"", model_id=model.model_id)
     assert "QuotaFailure" in error.refusal.details
     assert len(actor.trainings.GetTrainings(GetTrainingsRequest()).trainings) == 30
-
-
-def test_a_user_has_so_many_uploads_at_once(person: Callable[..., Person]) -> None:
-    actor = person("ACTOR")
-    spec = training_pb2.TrainingSpec(name="t", target_num_updates=1)
-    hanging = [_Hanging(actor, training_pb2.CreateTrainingRequest(spec=spec)) for _ in range(20)]
-    try:
-        # The 20 may not have arrived yet: those that come too early are refused for their missing file instead.
-        reasons = set()
-        for _ in range(500):
-            try:
-                actor.trainings.CreateTraining(iter([training_pb2.CreateTrainingRequest(spec=spec)]), timeout=TIMEOUT)
-            except grpc.RpcError as error:
-                refusal = read_refusal(error)
-                reasons.add(refusal.reason)
-                if refusal.reason == "TOO_MANY_UPLOADS":
-                    assert "RetryInfo" in refusal.details
-                    break
-        assert "TOO_MANY_UPLOADS" in reasons
-        assert reasons <= {"TOO_MANY_UPLOADS", "FIELD_INVALID"}
-    finally:
-        for upload in hanging:
-            upload.cancel()
-
-
-class _Hanging:
-    """An upload that never goes on."""
-
-    def __init__(self, actor: Person, message: Any) -> None:
-        self._end = threading.Event()
-
-        def messages() -> Any:
-            yield message
-            self._end.wait(TIMEOUT)
-
-        self._call = actor.trainings.CreateTraining.future(messages(), timeout=TIMEOUT)
-
-    def cancel(self) -> None:
-        self._call.cancel()
-        self._end.set()
 
 
 def kinds_of_log(actor: Person, training_id: str) -> list[str]:

@@ -76,6 +76,7 @@ def test_every_family_is_used(kind: type[FedroundError]) -> None:
         (errors.LastAdmin("the last one"), error_details_pb2.PreconditionFailure, ['"LAST_ADMIN"', '"the last one"']),
         (errors.Quota("too many"), error_details_pb2.QuotaFailure, ['"QUOTA"', '"too many"']),
         (errors.TooManyUploads("wait"), error_details_pb2.RetryInfo, ["seconds: 1"]),
+        (errors.TooManyStreams("wait"), error_details_pb2.RetryInfo, ["seconds: 1"]),
         (errors.StoreUnavailable("wait"), error_details_pb2.RetryInfo, ["seconds: 1"]),
     ],
 )

@@ -350,6 +350,12 @@ class TooManyUploads(ResourceExhausted):
     reason = "TOO_MANY_UPLOADS"
 
 
+class TooManyStreams(ResourceExhausted):
+    """Too many subscriptions or downloads at the same time."""
+
+    reason = "TOO_MANY_STREAMS"
+
+
 class CursorExpired(OutOfRange):
     """A subscription cannot be resumed at this sequence."""
 

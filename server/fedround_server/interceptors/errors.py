@@ -36,6 +36,8 @@ CODES: Mapping[type[FedroundError], grpc.StatusCode] = {
     errors.Unavailable: grpc.StatusCode.UNAVAILABLE,
 }
 
+MAY_COME_BACK = (errors.Unavailable, errors.TooManyUploads, errors.TooManyStreams, errors.PredictionLimit)
+
 
 class ErrorInterceptor(AroundInterceptor):
     """Around everything that may raise a domain error."""
@@ -81,7 +83,7 @@ def to_status(error: FedroundError) -> status_pb2.Status:
     elif isinstance(error, errors.ResourceExhausted):
         exceeded = error_details_pb2.QuotaFailure.Violation(subject=error.reason, description=message)
         details.append(error_details_pb2.QuotaFailure(violations=[exceeded]))
-    if isinstance(error, errors.Unavailable | errors.TooManyUploads | errors.PredictionLimit):
+    if isinstance(error, MAY_COME_BACK):
         delay = duration_pb2.Duration(seconds=RETRY_SECONDS)
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
     return _status(code_of(error), message, details)
