@@ -14,18 +14,31 @@ class Server:
 
     def __init__(self, data_dir: Path, *, database: str = "", options: tuple[str, ...] = ()) -> None:
         self.data_dir = data_dir
-        self.address = f"127.0.0.1:{_free_port()}"
-        self._arguments = ["--listen", self.address, "--data-dir", str(data_dir), "--database", database, *options]
+        self._options = ["--data-dir", str(data_dir), "--database", database, *options]
+        self._port: socket.socket | None = None
         self._process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Self:
-        self.start()
+        self._port = _hold_a_port()
+        try:
+            self.start()
+        except BaseException:
+            self._port.close()
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        assert self._port is not None
         self.stop()
+        self._port.close()
+
+    @property
+    def address(self) -> str:
+        """Where it serves, also behind a restart in the same block."""
+        assert self._port is not None
+        return f"127.0.0.1:{self._port.getsockname()[1]}"
 
     @property
     def admin_token(self) -> str:
@@ -45,19 +58,22 @@ class Server:
         return self.data_dir.with_name(self.data_dir.name + ".log")
 
     def start(self) -> None:
-        """Starts the server, at the address that it had before, and waits until it serves."""
+        """Starts the server, and waits until it serves; one that does not is ended."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith("FEDROUND_")}
         with self._log_path.open("a") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "fedround_server", *self._arguments],
+                [sys.executable, "-m", "fedround_server", "--listen", self.address, *self._options],
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
                 env=environment,
             )
         assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        assert line == f"fedround is serving on {self.address}\n", self.log
+        try:
+            assert self._process.stdout.readline() == f"fedround is serving on {self.address}\n", self.log
+        except BaseException:
+            self.kill()
+            raise
 
     def kill(self) -> None:
         """Ends the server without a warning."""
@@ -79,7 +95,13 @@ class Server:
         return code
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def _hold_a_port() -> socket.socket:
+    """Takes a port that stays ours while the server is down.
+
+    A socket that is bound but does not listen keeps everybody else away, outgoing connections too. What asks for
+    SO_REUSEADDR, as gRPC does, may listen beside it.
+    """
+    holder = socket.socket()
+    holder.bind(("127.0.0.1", 0))
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    return holder
