@@ -1,10 +1,11 @@
 """Raw calls over a real port, and what comes back."""
 
 import hashlib
+import itertools
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import grpc
 import numpy as np
@@ -14,6 +15,7 @@ from grpc_status import rpc_status
 from safetensors.numpy import save
 
 from fedround.v1 import (
+    event_pb2,
     model_pb2_grpc,
     round_pb2,
     round_pb2_grpc,
@@ -84,11 +86,31 @@ class Person:
         messages = [round_pb2.SubmitUpdateRequest(spec=wanted), *update_chunks(data)]
         return self.rounds.SubmitUpdate(iter(messages), timeout=TIMEOUT).receipt
 
-    def subscribe(self, training_id: str = "", **cursors: Any) -> Any:
+    def subscribe(self, training_id: str = "", **cursors: Any) -> "Events":
         """Subscribes; when this returns, the server hears."""
         stream = self.rounds.Subscribe(round_pb2.SubscribeRequest(training_id=training_id, **cursors), timeout=TIMEOUT)
         stream.initial_metadata()
-        return stream
+        return Events(stream)
+
+
+class Events:
+    """A subscription without its heartbeats: they come in between whenever the machine is slow."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> event_pb2.Event:
+        return next(event for event in self.stream if not event.HasField("heartbeat"))
+
+    def next(self, count: int) -> list[event_pb2.Event]:
+        """The next events."""
+        return list(itertools.islice(self, count))
+
+    def cancel(self) -> None:
+        self.stream.cancel()
 
 
 def update_spec(training_id: str, data: bytes, **changed: Any) -> round_pb2.UpdateSpec:

@@ -12,7 +12,6 @@ from servers import Server
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     options = {
-        "--heartbeat-seconds": "0.5",
         "--max-model-bytes": "3000000",
         "--max-open-trainings": "30",
         "--max-uploads-per-user": "20",

@@ -1,5 +1,6 @@
 """Events over a subscription: a snapshot, then the log, behind whatever was seen already."""
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,6 @@ from servers import Server
 
 def ids(people: list[Person]) -> list[str]:
     return [one.user_id for one in people]
-
-
-def following(stream: Any, count: int) -> list[event_pb2.Event]:
-    """The next events, heartbeats left out."""
-    found: list[event_pb2.Event] = []
-    while len(found) < count:
-        event = next(stream)
-        if not event.HasField("heartbeat"):
-            found.append(event)
-    return found
 
 
 @pytest.fixture
@@ -44,16 +35,16 @@ def run_round(training_id: str, people: list[Person], number: int) -> None:
 def test_a_training_from_before_its_start_to_its_end(actor: Person, two: list[Person], training: Any) -> None:
     steering, taking_part = actor.subscribe(training.training_id), two[0].subscribe(training.training_id)
     actor.start(training.training_id)
-    assert kinds(following(taking_part, 2)) == ["training_started", "round_started"]
+    assert kinds(taking_part.next(2)) == ["training_started", "round_started"]
     for number in range(2):
         run_round(training.training_id, two, number)
-        assert following(taking_part, 1)[0].round_closed.round == number
+        assert taking_part.next(1)[0].round_closed.round == number
         if number == 0:
-            started = following(taking_part, 1)[0].round_started
+            started = taking_part.next(1)[0].round_started
             assert (started.round, started.model.version) == (1, 1)
     assert kinds(list(taking_part)) == ["training_finished"]
 
-    events = [event for event in steering if not event.HasField("heartbeat")]
+    events = list(steering)
     one_round = ["round_started", "update_accepted", "update_accepted", "round_closed"]
     assert kinds(events) == ["training_started", *one_round, *one_round, "training_finished"]
     assert [event.sequence for event in events] == list(range(1, 11))
@@ -85,7 +76,7 @@ def test_without_a_cursor_it_starts_at_the_current_round(actor: Person, two: lis
     actor.start(training.training_id)
     stream = actor.subscribe(training.training_id)
     run_round(training.training_id, two, 0)
-    assert kinds(following(stream, 5))[-1] == "round_started"
+    assert kinds(stream.next(5))[-1] == "round_started"
     first = next(two[0].subscribe(training.training_id))
     assert first.round_started.round == 1
 
@@ -94,7 +85,7 @@ def test_it_resumes_behind_a_cursor(actor: Person, two: list[Person], training: 
     actor.start(training.training_id)
     run_round(training.training_id, two, 0)
     run_round_one = actor.subscribe(training.training_id, resume_after_sequence={training.training_id: 0})
-    following(run_round_one, 6)
+    run_round_one.next(6)
     run_round(training.training_id, two, 1)
     everything = list(actor.subscribe(training.training_id, resume_after_sequence={training.training_id: 0}))
     for cursor in range(len(everything) + 1):
@@ -143,17 +134,17 @@ def test_all_trainings_also_later_ones(actor: Person, clients: list[Person]) -> 
     late = actor.create(client_ids=ids(clients[1:2])).training_id
     for training_id in made:
         actor.start(training_id)
-        seen = following(stream, 2)
+        seen = stream.next(2)
         assert kinds(seen) == ["training_started", "round_started"]
         assert {event.training_id for event in seen} == {training_id}
     actor.start(late)
     actor.trainings.RegisterClients(
         training_pb2.RegisterClientsRequest(training_id=late, client_ids=[clients[0].user_id])
     )
-    joined = following(stream, 1)[0]
+    joined = stream.next(1)[0]
     assert (joined.training_id, joined.WhichOneof("payload")) == (late, "training_started")
     run_round(late, clients[1:2], 0)
-    assert kinds(following(stream, 2)) == ["round_closed", "training_finished"]
+    assert kinds(stream.next(2)) == ["round_closed", "training_finished"]
 
 
 def test_who_joins_a_running_training_starts_with_the_next_round(actor: Person, clients: list[Person]) -> None:
@@ -163,9 +154,9 @@ def test_who_joins_a_running_training_starts_with_the_next_round(actor: Person, 
         training_pb2.RegisterClientsRequest(training_id=made.training_id, client_ids=[clients[1].user_id])
     )
     stream = clients[1].subscribe(made.training_id)
-    assert kinds(following(stream, 1)) == ["training_started"]
+    assert kinds(stream.next(1)) == ["training_started"]
     run_round(made.training_id, clients[:1], 0)
-    assert kinds(following(stream, 2)) == ["round_closed", "round_started"]
+    assert kinds(stream.next(2)) == ["round_closed", "round_started"]
     run_round(made.training_id, clients[:2], 1)
     assert kinds(list(stream))[-1] == "training_finished"
 
@@ -173,13 +164,13 @@ def test_who_joins_a_running_training_starts_with_the_next_round(actor: Person, 
 def test_a_removed_participant_is_told_and_hears_no_more(actor: Person, two: list[Person], training: Any) -> None:
     actor.start(training.training_id)
     stays, leaves = two[0].subscribe(training.training_id), two[1].subscribe(training.training_id)
-    following(stays, 1), following(leaves, 1)
+    stays.next(1), leaves.next(1)
     actor.trainings.RemoveClients(
         training_pb2.RemoveClientsRequest(training_id=training.training_id, client_ids=[two[1].user_id])
     )
     assert [event.client_removed.client_id for event in leaves] == [two[1].user_id]
     run_round(training.training_id, two[:1], 0)
-    assert kinds(following(stays, 1)) == ["round_closed"]
+    assert kinds(stays.next(1)) == ["round_closed"]
     assert kinds(list(two[1].subscribe(training.training_id))) == ["client_removed"]
 
 
@@ -187,9 +178,9 @@ def test_a_removed_participant_is_told_and_hears_no_more(actor: Person, two: lis
 def test_a_removed_training_is_told(actor: Person, two: list[Person], training: Any, all_trainings: bool) -> None:
     actor.start(training.training_id)
     stream = two[0].subscribe("" if all_trainings else training.training_id)
-    following(stream, 1)
+    stream.next(1)
     actor.trainings.RemoveTraining(training_pb2.RemoveTrainingRequest(training_id=training.training_id, force=True))
-    assert kinds(following(stream, 1)) == ["training_removed"]
+    assert kinds(stream.next(1)) == ["training_removed"]
     stream.cancel()
 
 
@@ -200,23 +191,29 @@ def test_a_removed_user_hears_no_more(admin: Person, two: list[Person], training
         list(stream)
 
 
-def test_silence_has_heartbeats(two: list[Person], training: Any) -> None:
-    beat = next(two[0].subscribe(training.training_id))
-    assert beat.HasField("heartbeat")
-    assert beat.training_id == training.training_id
-
-
 @pytest.fixture
-def leaving(tmp_path: Path) -> Iterator[Server]:
-    with Server(tmp_path / "data") as running:
+def own(tmp_path: Path) -> Iterator[Server]:
+    """A server of the test's own, whose subscriptions are not silent for long."""
+    with Server(tmp_path / "data", options=("--heartbeat-seconds", "0.2")) as running:
         yield running
 
 
-def test_a_server_that_leaves_says_goodbye(leaving: Server) -> None:
-    with grpc.insecure_channel(leaving.address) as channel:
-        person = Person(channel, leaving.admin_token)
+def test_silence_has_heartbeats(own: Server) -> None:
+    with grpc.insecure_channel(own.address) as channel:
+        person = Person(channel, own.admin_token)
+        made = person.create(client_ids=[person.users.GetMyself(user_pb2.GetMyselfRequest()).user.user_id])
+        person.start(made.training_id)
+        stream = person.subscribe(made.training_id, resume_after_sequence={made.training_id: 0}).stream
+        started, opened, beat, again = itertools.islice(stream, 4)
+        assert kinds([started, opened, beat, again]) == ["training_started", "round_started", "heartbeat", "heartbeat"]
+        assert (beat.training_id, beat.sequence, again.sequence) == (made.training_id, 2, 2)
+        stream.cancel()
+
+
+def test_a_server_that_leaves_says_goodbye(own: Server) -> None:
+    with grpc.insecure_channel(own.address) as channel:
+        person = Person(channel, own.admin_token)
         made = person.create()
         one, every = person.subscribe(made.training_id), person.subscribe()
-        assert leaving.stop() == 0
+        assert own.stop() == 0
         assert kinds([next(one), next(every)]) == ["going_away", "going_away"]
-    leaving.start()
