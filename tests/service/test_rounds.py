@@ -154,7 +154,8 @@ def test_k_of_n_updates_close_a_round(actor: Person, clients: list[Person]) -> N
 
 
 def test_a_missed_deadline_ends_the_training_and_names_the_missing(actor: Person, clients: list[Person]) -> None:
-    made = actor.create(client_ids=ids(clients[:2]), round_policy={"deadline": {"nanos": 400_000_000}})
+    # Long enough for the first to subscribe and to submit, however slow the disk is.
+    made = actor.create(client_ids=ids(clients[:2]), round_policy={"deadline": {"seconds": 4}})
     actor.start(made.training_id)
     events = clients[0].subscribe(made.training_id)
     clients[0].submit(made.training_id, model_file(1))
