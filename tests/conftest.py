@@ -1,5 +1,6 @@
-"""Databases for every test that needs a real one."""
+"""Databases for every test that needs a real one, and how examples are drawn."""
 
+import os
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
@@ -7,6 +8,13 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# A machine that is busy with something else is no failure; what others run unattended does the same each time.
+settings.register_profile(
+    "fedround", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize="CI" in os.environ
+)
+settings.load_profile("fedround")
 
 
 @pytest.fixture(scope="session")

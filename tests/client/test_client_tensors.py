@@ -17,7 +17,7 @@ dtypes = st.sampled_from(NUMPY).flatmap(
 states = st.dictionaries(st.text(min_size=1, max_size=20), arrays.arrays(dtypes, shapes), min_size=1, max_size=4)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(states)
 def test_arrays_come_back_as_they_were(state):
     back = from_safetensors(to_safetensors(state))
@@ -29,7 +29,7 @@ def test_arrays_come_back_as_they_were(state):
         assert back[name].flags.writeable
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.sampled_from(TORCH), shapes, st.integers(0, 2**31))
 def test_tensors_come_back_bit_for_bit(dtype, shape, seed):
     generator = torch.Generator().manual_seed(seed)

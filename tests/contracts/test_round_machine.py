@@ -344,7 +344,6 @@ def test_the_round_machine_keeps_its_rules(database: str, tmp_path: Path) -> Non
             settings=settings(
                 max_examples=20 if database else 80,
                 stateful_step_count=30,
-                deadline=None,
                 suppress_health_check=list(HealthCheck),
             ),
         )

@@ -10,7 +10,7 @@ import pytest
 import safetensors.numpy
 import safetensors.torch
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes
 
@@ -70,7 +70,6 @@ def rounds(draw: st.DrawFn) -> tuple[Tensors, list[Tensors], list[int]]:
 
 
 @given(rounds())
-@settings(deadline=None)
 def test_the_result_is_the_references_bit_for_bit(
     tmp_path_factory: pytest.TempPathFactory, a_round: tuple[Tensors, list[Tensors], list[int]]
 ) -> None:
@@ -93,7 +92,6 @@ def test_the_result_is_the_references_bit_for_bit(
         max_size=20,
     )
 )
-@settings(deadline=None)
 def test_the_mean_is_as_near_to_the_exact_one_as_float64_allows(
     tmp_path_factory: pytest.TempPathFactory, votes: list[tuple[float, int]]
 ) -> None:

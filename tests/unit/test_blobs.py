@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fedround_server.blobs import UNREFERENCED_SECONDS, BlobStore
@@ -60,7 +60,6 @@ def test_an_upload_that_is_given_up_leaves_nothing(blobs: BlobStore, tmp_path: P
 
 
 @given(st.binary(min_size=1, max_size=5000), st.lists(st.integers(0, 5000), max_size=5))
-@settings(deadline=None)
 def test_a_resumed_upload_is_the_file_whatever_the_cuts(
     tmp_path_factory: pytest.TempPathFactory, data: bytes, cuts: list[int]
 ) -> None:
