@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import hashlib
 import multiprocessing
 import os
 import resource
@@ -18,9 +19,11 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from fedround_server.domain.model import BlobRef
 from fedround_server.engine.job import AggregationFailed, AggregationJob
 from fedround_server.engine.process import Worker
 from fedround_server.engine.worker import WorkerEngine, WorkerLost
+from unit.deaths import aggregate_and_die_once, die_once
 from unit.safetensors_files import write
 
 # Makes a worker, tells its id, and waits to be killed.
@@ -100,16 +103,18 @@ async def test_a_failure_comes_back_as_itself(engine: WorkerEngine, tmp_path: Pa
 
 
 async def test_a_killed_worker_is_replaced_and_its_job_done_again(engine: WorkerEngine, tmp_path: Path) -> None:
-    work = job(tmp_path, 20_000_000)
-    await engine.find_not_finite(work.model)
+    assert await engine.find_not_finite(job(tmp_path).model) is None
     first = worker()
-    aggregating = asyncio.create_task(engine.aggregate(work, tmp_path / "new"))
-    while not list(tmp_path.glob("new.*")):
-        await asyncio.sleep(0.001)
-    os.kill(first, signal.SIGKILL)
-    blob = await aggregating
-    assert worker() != first
-    assert (tmp_path / "new").stat().st_size == blob.size_bytes
+    second = await engine._worker.run(die_once, tmp_path / "died")
+    assert second == worker() != first
+
+
+async def test_what_a_killed_worker_left_is_not_in_the_way(engine: WorkerEngine, tmp_path: Path) -> None:
+    work, target = job(tmp_path), tmp_path / "new"
+    blob = await engine._worker.run(aggregate_and_die_once, tmp_path / "died", work, target)
+    assert len(list(tmp_path.glob("new.*"))) == 1
+    assert BlobRef(hashlib.sha256(target.read_bytes()).hexdigest(), target.stat().st_size) == blob
+    assert safetensors.numpy.load_file(target)["w"].tolist() == [1, 1, 1]
 
 
 async def test_jobs_that_wait_survive_their_worker_too(engine: WorkerEngine, tmp_path: Path) -> None:
