@@ -2,8 +2,9 @@
 
 import hashlib
 import itertools
+import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -37,6 +38,12 @@ def model_file(offset: float = 0.0, **changed: np.ndarray) -> bytes:
 
 def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Asks again and again for what nobody tells; the test's own timeout is the limit."""
+    while not condition():
+        time.sleep(0.01)
 
 
 def new_id() -> str:

@@ -6,8 +6,10 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import pytest
@@ -24,13 +26,22 @@ KILLS_BEFORE = {0: 1, 1: 4, 2: 8}
 
 
 class Killer:
-    """Kills a server at random moments, and starts it again."""
+    """Kills a server at random moments, and starts it again. Its `with` block is the time in which others wait."""
 
     def __init__(self, server: Server, seed: int) -> None:
         self.server = server
         self.kills = 0
         self._random = random.Random(seed)
+        self._over = False
         self._changed = threading.Condition()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._over = True
+            self._changed.notify_all()
 
     def run(self, kills: int) -> None:
         for _ in range(kills):
@@ -43,7 +54,8 @@ class Killer:
 
     def wait_for(self, kills: int) -> None:
         with self._changed:
-            assert self._changed.wait_for(lambda: self.kills >= kills, timeout=60)
+            self._changed.wait_for(lambda: self.kills >= kills or self._over)
+            assert self.kills >= kills
 
 
 def train_like(number: int, killer: Killer | None) -> "fr.Train":
@@ -78,19 +90,17 @@ def prepare(data_dir: Path, database: str) -> tuple[str, list[str]]:
 
 def run(server: Server, training_id: str, tokens: list[str], killer: Killer | None) -> list[str]:
     """Runs the training to its end; returns the digests of all model versions."""
-    actor_token, *client_tokens = tokens
-    with ThreadPoolExecutor(5) as pool, fr.connect(server.address, actor_token) as actor:
-
-        def participate(number: int, token: str) -> fr.Participation:
-            with fr.connect(server.address, token) as client:
-                return client.participate(train_like(number, killer), training_id=training_id)
-
+    # Clients are closed before the threads are waited for: whatever fails here, no participant goes on trying.
+    with ThreadPoolExecutor(3) as pool, ExitStack() as stack:
+        actor, *clients = [stack.enter_context(fr.connect(server.address, token)) for token in tokens]
         actor.start_training(training_id)
-        ends: list[Future[fr.Participation]] = [
-            pool.submit(participate, number, token) for number, token in enumerate(client_tokens)
+        ends = [
+            pool.submit(client.participate, train_like(number, killer), training_id=training_id)
+            for number, client in enumerate(clients)
         ]
         if killer is not None:
-            pool.submit(killer.run, KILLS).result()
+            with killer:
+                killer.run(KILLS)
         training = actor.wait(training_id, timeout=90)
         assert [end.result().model_version for end in ends] == [ROUNDS] * 3
         assert training.state == training_pb2.TRAINING_STATE_COMPLETED

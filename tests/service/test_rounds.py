@@ -12,7 +12,19 @@ from safetensors.numpy import load, save
 from safetensors.torch import load as load_torch
 from safetensors.torch import save as save_torch
 
-from calls import TIMEOUT, Person, digest, kinds, model_file, new_id, read_refusal, refused, update_chunks, update_spec
+from calls import (
+    TIMEOUT,
+    Person,
+    digest,
+    kinds,
+    model_file,
+    new_id,
+    read_refusal,
+    refused,
+    until,
+    update_chunks,
+    update_spec,
+)
 from fedround.v1 import model_pb2, round_pb2, training_pb2
 from servers import Server
 
@@ -320,8 +332,8 @@ class TestTransfers:
             done.wait(TIMEOUT)
 
         call = actor.trainings.CreateTraining.future(hanging())
-        while not actor.rounds.GetUpload(round_pb2.GetUploadRequest(upload_id=upload_id)).committed_size:
-            pass
+        asked = round_pb2.GetUploadRequest(upload_id=upload_id)
+        until(lambda: actor.rounds.GetUpload(asked).committed_size == 50)
         again = training_pb2.CreateTrainingRequest(spec=spec, upload_id=upload_id, offset=50, chunk=data[50:])
         made = actor.trainings.CreateTraining(iter([again]), timeout=TIMEOUT).training
         done.set()
