@@ -7,9 +7,7 @@ from fedround_client.command import app, session
 
 @pytest.fixture
 def server():
-    server = Server()
-    yield server
-    server.close()
+    return Server()
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,8 @@
 """A server played by the test, over grpcio-testing's fake channel and fake time."""
 
+import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 
 import grpc
 import grpc_testing
@@ -82,10 +83,19 @@ class Server:
         self.time = grpc_testing.strict_fake_time(1000.0)
         self.channel = grpc_testing.channel([method.containing_service for method in METHODS.values()], self.time)
         self.client = Client(self.channel, "secret", address="there:1", clock=self.time)
-        self._threads = ThreadPoolExecutor(4)
 
     def run(self, function, *args, **options) -> Future:
-        return self._threads.submit(function, *args, **options)
+        future = Future()
+
+        def work():
+            try:
+                future.set_result(function(*args, **options))
+            except BaseException as error:
+                future.set_exception(error)
+
+        # In a test that fails it may wait for an answer forever: a daemon does not keep the run from ending.
+        threading.Thread(target=work, daemon=True).start()
+        return future
 
     def unary(self, name):
         """The next call of a unary method: its request, and what answers it."""
@@ -133,6 +143,3 @@ class Server:
     def alarm_in(self, seconds):
         """Waits until the client has set an alarm so many seconds from now."""
         until(lambda: self.time.time() + seconds in self.time._state.times_to_behaviors)
-
-    def close(self):
-        self._threads.shutdown(wait=False, cancel_futures=True)
