@@ -40,6 +40,7 @@ from fedround_server.interceptors.errors import ErrorInterceptor
 from fedround_server.interceptors.leaving import LeaveInterceptor
 from fedround_server.interceptors.limits import DOWNLOADS, SUBSCRIPTIONS, UPLOADS, LimitInterceptor
 from fedround_server.interceptors.log import LogInterceptor
+from fedround_server.services.health_service import HealthService
 from fedround_server.services.inference_service import InferenceService
 from fedround_server.services.model_service import ModelService
 from fedround_server.services.round_service import RoundService
@@ -201,7 +202,7 @@ def _make_server(
     round_pb2_grpc.add_RoundServiceServicer_to_server(RoundService(coordinator), server)
     model_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(coordinator), server)
     inference_pb2_grpc.add_InferenceServiceServicer_to_server(InferenceService(coordinator), server)
-    health_servicer = health.aio.HealthServicer()
+    health_servicer = HealthService(service.full_name for service in SERVICES)
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     channelz.add_channelz_servicer(server)
     reflection.enable_server_reflection([service.full_name for service in SERVICES], server)

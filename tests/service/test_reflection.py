@@ -175,6 +175,9 @@ def test_every_service_is_healthy(server: Server) -> None:
         for service in ["", *(f"fedround.v1.{name}" for name in SERVICES)]:
             status = stub.Check(health_pb2.HealthCheckRequest(service=service)).status
             assert status == health_pb2.HealthCheckResponse.SERVING
+        listed = stub.List(health_pb2.HealthListRequest()).statuses
+        assert {"", *(f"fedround.v1.{name}" for name in SERVICES)} <= listed.keys()
+        assert {one.status for one in listed.values()} == {health_pb2.HealthCheckResponse.SERVING}
 
 
 def test_streams_that_are_left_open_leave_the_server_whole(server: Server) -> None:
