@@ -1,13 +1,14 @@
 """The log: without gaps, and to each reader what it may see; on both databases."""
 
 import asyncio
+from collections import Counter
 from dataclasses import astuple
 from datetime import timedelta
 
 import pytest
 
 from contracts.world import World, new_id
-from fedround_server.domain.errors import CursorExpired, TrainingNotFound
+from fedround_server.domain.errors import CursorExpired, NotInCohort, RoundNotOpen, TrainingNotFound
 from fedround_server.domain.event import (
     ClientRemoved,
     Event,
@@ -85,16 +86,33 @@ async def test_reading_goes_on_behind_the_cursor(store: Store, world: World) -> 
 
 async def test_sequences_have_no_gaps_under_concurrency(store: Store, world: World) -> None:
     actor, clients, training = await world.running(10)
-    others = await world.users(10)
-    await asyncio.gather(
-        *(world.submit(training.training_id, 0, client) for client in clients),
-        *(store.trainings.register(training.training_id, actor, [other], world.now) for other in others),
-        *(store.trainings.remove_clients(training.training_id, actor, [client], world.now) for client in clients[:3]),
-        return_exceptions=True,
+    others, leaving = await world.users(10), clients[:3]
+    submitted, registered, removed = await asyncio.gather(
+        asyncio.gather(*(world.submit(training.training_id, 0, one) for one in clients), return_exceptions=True),
+        asyncio.gather(*(store.trainings.register(training.training_id, actor, [one], world.now) for one in others)),
+        asyncio.gather(
+            *(store.trainings.remove_clients(training.training_id, actor, [one], world.now) for one in leaving)
+        ),
     )
+    assert (len(registered), len(removed)) == (10, 3)
+    # Who is removed before its update comes is refused; nobody else is, and one call closes the round.
+    accepted = [answer for answer in submitted if isinstance(answer, tuple)]
+    refused = [
+        one for one, answer in zip(clients, submitted, strict=True) if isinstance(answer, NotInCohort | RoundNotOpen)
+    ]
+    assert len(accepted) + len(refused) == 10
+    assert set(refused) <= set(leaving)
+    assert [closed for _, closed in [*accepted, *removed]].count(True) == 1
+
     log = await read(store, training.training_id, actor)
     assert [event.sequence for event in log] == list(range(1, len(log) + 1))
     assert (await store.trainings.get(training.training_id, actor)).last_sequence == len(log)
+    assert Counter(kinds(log)) == {
+        TrainingStarted: 1 + len(others),
+        RoundStarted: 1,
+        UpdateAccepted: len(accepted),
+        ClientRemoved: len(leaving),
+    }
 
 
 async def test_a_late_participant_begins_with_its_own_start(store: Store, world: World) -> None:
