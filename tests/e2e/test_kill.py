@@ -1,20 +1,17 @@
 """A training survives `kill -9` of its server at any moment, and ends with the bits that it would have had anyway."""
 
 import hashlib
-import random
 import shutil
-import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 import pytest
 
 import fedround_client as fr
+from e2e.killer import Killer
 from fedround.v1 import training_pb2
 from servers import Server
 
@@ -23,39 +20,6 @@ KILLS = 10
 SHAPE = (200_000,)
 # A round's updates wait for so many kills, so that the ten are spread over the whole training.
 KILLS_BEFORE = {0: 1, 1: 4, 2: 8}
-
-
-class Killer:
-    """Kills a server at random moments, and starts it again. Its `with` block is the time in which others wait."""
-
-    def __init__(self, server: Server, seed: int) -> None:
-        self.server = server
-        self.kills = 0
-        self._random = random.Random(seed)
-        self._over = False
-        self._changed = threading.Condition()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with self._changed:
-            self._over = True
-            self._changed.notify_all()
-
-    def run(self, kills: int) -> None:
-        for _ in range(kills):
-            time.sleep(self._random.uniform(0, 0.4))
-            self.server.kill()
-            self.server.start()
-            with self._changed:
-                self.kills += 1
-                self._changed.notify_all()
-
-    def wait_for(self, kills: int) -> None:
-        with self._changed:
-            self._changed.wait_for(lambda: self.kills >= kills or self._over)
-            assert self.kills >= kills
 
 
 def train_like(number: int, killer: Killer | None) -> "fr.Train":

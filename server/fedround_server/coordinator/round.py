@@ -242,16 +242,17 @@ class Rounds:
 
     async def _compute(self, task: AggregationTask) -> BlobRef | None:
         """Makes the file of a closed round; reports make none, nor do local models that are dealt."""
-        kind, algorithm = task.round.kind, task.spec.aggregation.algorithm
-        if kind is RoundKind.EVALUATE or not averages(task.spec.aggregation, task.round.step):
+        kind, aggregation = task.round.kind, task.spec.aggregation
+        dealt = kind is RoundKind.TRAIN and not averages(aggregation, task.round.step)
+        if dealt or kind is RoundKind.EVALUATE:
             return None
         blobs = self._context.blobs
         job = AggregationJob(
             model=blobs.path(task.model.sha256),
             updates=tuple(blobs.path(update.blob.sha256) for update in task.updates),
             weights=tuple(update.num_examples for update in task.updates),
-            algorithm=SWAG_MOMENTS if kind is RoundKind.SWAG else algorithm,
-            options=task.spec.aggregation.options,
+            algorithm=SWAG_MOMENTS if kind is RoundKind.SWAG else aggregation.algorithm,
+            options=aggregation.options,
         )
         target = blobs.temporary(self._context.new_id())
         result = await self._context.engine.aggregate(job, target)
