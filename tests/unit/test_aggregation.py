@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import safetensors.numpy
 import safetensors.torch
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes
 
@@ -87,11 +88,14 @@ def test_the_result_is_the_references_bit_for_bit(
 
 @given(
     st.lists(
-        st.tuples(st.floats(-1e290, 1e290), st.integers(1, 2**31)),
+        st.tuples(st.floats(allow_nan=False, allow_infinity=False), st.integers(1, 2**31)),
         min_size=1,
         max_size=20,
     )
 )
+@example([(1.7e308, 10), (1.0, 10)])
+@example([(sys.float_info.max, 2**31 - 1)] * 7)
+@example([(1.7e308, 3), (-1.7e308, 2), (-1.7e308, 1)])
 def test_the_mean_is_as_near_to_the_exact_one_as_float64_allows(
     tmp_path_factory: pytest.TempPathFactory, votes: list[tuple[float, int]]
 ) -> None:
@@ -200,9 +204,23 @@ def test_the_new_file_has_the_models_header(tmp_path: Path) -> None:
     assert safetensors.numpy.load(after)["a"].tolist() == [2.0, 2.0, 2.0]
 
 
-def test_a_result_out_of_range_is_no_result(tmp_path: Path) -> None:
-    # The sum of the products is out of float64's range, though no update is.
-    updates = [{"w": np.array([1.0, 1e308])}, {"w": np.array([1.0, 1e308])}]
+def test_an_element_whose_sum_overflows_does_not_change_its_neighbours(tmp_path: Path) -> None:
+    rng = np.random.default_rng(6)
+    updates = [{"w": rng.standard_normal(1000)} for _ in range(3)]
+    weights = [3, 5, 2**31]
+    expected = reference(updates, weights, "w")
+    for update in updates:
+        update["w"][500] = 1.7e308
+    result = safetensors.numpy.load_file(make(tmp_path, updates[0], updates, weights))["w"]
+    assert np.delete(result, 500).tobytes() == np.delete(expected, 500).tobytes()
+    assert result[500] == 1.7e308
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_a_result_that_is_not_finite_is_no_result(tmp_path: Path, dtype: str, bad: float) -> None:
+    # Such updates are refused when they arrive; a disk may make one later.
+    updates = [{"w": np.array([1.0, value], NUMPY_DTYPES[dtype])} for value in (2.0, bad)]
     with pytest.raises(AggregationFailed, match="'w' has values that its dtype cannot hold"):
         make(tmp_path, updates[0], updates, [2, 2])
 

@@ -91,15 +91,15 @@ async def test_a_round_may_have_more_updates_than_the_soft_limit_of_open_files(t
 
 
 async def test_a_failure_comes_back_as_itself(engine: WorkerEngine, tmp_path: Path) -> None:
-    big = tmp_path / "big"
-    big.write_bytes(write({"w": np.array([1e308])}))
+    spoilt = tmp_path / "spoilt"
+    spoilt.write_bytes(write({"w": np.array([np.inf])}))
     with pytest.raises(AggregationFailed, match="'w'"):
-        await engine.aggregate(AggregationJob(big, (big, big), (3, 3), "fed_avg", {}), tmp_path / "new")
+        await engine.aggregate(AggregationJob(spoilt, (spoilt, spoilt), (3, 3), "fed_avg", {}), tmp_path / "new")
     with pytest.raises(FileNotFoundError):
-        await engine.aggregate(AggregationJob(tmp_path / "gone", (big,), (1,), "fed_avg", {}), tmp_path / "new")
+        await engine.aggregate(AggregationJob(tmp_path / "gone", (spoilt,), (1,), "fed_avg", {}), tmp_path / "new")
     # A part of the file would lie there until the next start.
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["big"]
-    assert await engine.find_not_finite(big) is None
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["spoilt"]
+    assert await engine.find_not_finite(spoilt) == "w"
 
 
 async def test_a_killed_worker_is_replaced_and_its_job_done_again(engine: WorkerEngine, tmp_path: Path) -> None:

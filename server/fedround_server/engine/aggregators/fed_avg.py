@@ -12,9 +12,31 @@ def fed_avg(block: Block, /) -> Tensor:
     Products and sums are separate operations in canonical order: each is correctly rounded by itself, so the bits don't
     depend on how the work is cut into vectors or threads.
     """
+    mean = _weighted_sum(block, 1.0).div_(sum(block.weights))
+    if block.model.dtype == torch.float64 and not torch.isfinite(mean).all():
+        mean = torch.where(torch.isfinite(mean), mean, _mean_of_giants(block))
+    return mean
+
+
+def _mean_of_giants(block: Block) -> Tensor:
+    """Averages elements whose weighted sum leaves float64's range, while their mean cannot.
+
+    Weights are scaled by a power of two, which is exact, so far that the sum stays in range. What rounding adds must
+    not carry the mean over the largest of the updates: that may be float64's largest number.
+    """
+    weight = sum(block.weights)
+    scale = 0.5 ** (weight.bit_length() + 1)
+    lowest, highest = block.updates[0].clone(), block.updates[0].clone()
+    for update in block.updates:
+        torch.minimum(lowest, update, out=lowest)
+        torch.maximum(highest, update, out=highest)
+    return _weighted_sum(block, scale).div_(weight * scale).clamp_(lowest, highest)
+
+
+def _weighted_sum(block: Block, scale: float) -> Tensor:
     total = torch.zeros(len(block.model), dtype=torch.float64)
     scaled = torch.empty_like(total)
     for update, weight in zip(block.updates, block.weights, strict=True):
-        scaled.copy_(update).mul_(weight)
+        scaled.copy_(update).mul_(weight * scale)
         total.add_(scaled)
-    return total.div_(sum(block.weights))
+    return total
