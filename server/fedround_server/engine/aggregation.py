@@ -46,8 +46,6 @@ def aggregate(job: AggregationJob, target: Path) -> BlobRef:
                     writer.write(torch.stack(parts).amax(0))
                 else:
                     writer.write(parts[_heaviest(job.weights)])
-                # Nothing may refer to a mapping that is about to be closed.
-                del parts, base
         return writer.finish()
 
 

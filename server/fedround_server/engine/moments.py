@@ -45,8 +45,6 @@ def collect(job: AggregationJob, target: Path) -> BlobRef:
                 else:
                     parts = [file.block(name, start, length) for file in files]
                     block = fed_avg(Block(parts, job.weights, parts[0], {}))
-                    # Nothing may refer to a mapping that is about to be closed.
-                    del parts
                 if not torch.isfinite(block).all():
                     raise AggregationFailed(f"the aggregate of {name!r} has values that its dtype cannot hold")
                 writer.write(block)

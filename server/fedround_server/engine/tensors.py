@@ -3,6 +3,7 @@
 import hashlib
 import mmap
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -41,10 +42,14 @@ class TensorFile:
             path: The file; it must not change.
         """
         with path.open("rb") as file:
-            # A private mapping, since torch wants memory that could be written to; nothing is.
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        header = int.from_bytes(self._map[:PREFIX], "little")
-        self.layout: Layout = parse_header(self._map[PREFIX : PREFIX + header])
+            # Read-only: memory that could be written to counts as used, and a round may be larger than the machine's.
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        with warnings.catch_warnings():
+            # torch warns of memory that must not be written to. Nothing writes to it.
+            warnings.simplefilter("ignore")
+            self._bytes = torch.frombuffer(self._map, dtype=torch.uint8)
+        header = self._map[PREFIX : PREFIX + int.from_bytes(self._map[:PREFIX], "little")]
+        self.layout: Layout = parse_header(header)
 
     def __enter__(self) -> Self:
         """Enters the block."""
@@ -53,9 +58,9 @@ class TensorFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Unmaps the file, unless the caller holds tensors of it still."""
-        if error is None:
-            self._map.close()
+        """Unmaps the file as soon as nobody holds a tensor of it."""
+        # Never closed: torch would not hinder it, and reading a tensor would then end the process.
+        del self._map, self._bytes
 
     @property
     def header(self) -> bytes:
@@ -63,7 +68,7 @@ class TensorFile:
         return self._map[: self.layout.data_start]
 
     def block(self, name: str, start: int, length: int) -> Tensor:
-        """Returns elements of a flattened tensor, without copying.
+        """Returns elements of a flattened tensor, without copying those that are aligned.
 
         Args:
             name: The tensor.
@@ -71,11 +76,14 @@ class TensorFile:
             length: How many elements.
 
         Returns:
-            Shape (length,), in the tensor's dtype.
+            Shape (length,), in the tensor's dtype; not to be written to.
         """
         dtype = self.layout.manifest[name].dtype
         offset = self.layout.offsets[name] + start * dtype.itemsize
-        return torch.frombuffer(self._map, dtype=TORCH_DTYPES[dtype], count=length, offset=offset)
+        data = self._bytes[offset : offset + length * dtype.itemsize]
+        if offset % dtype.itemsize:
+            data = data.clone()
+        return data.view(TORCH_DTYPES[dtype])
 
 
 class TensorWriter:
