@@ -270,6 +270,14 @@ def test_extreme_but_finite_values_pass(tmp_path: Path) -> None:
         assert find_not_finite(mapped) is None
 
 
+def test_tensors_may_lie_in_any_order(tmp_path: Path) -> None:
+    model = {"a": np.zeros(3), "b": np.zeros(2, np.float32), "c": np.array(0)}
+    first = {"c": np.array(7), "a": np.arange(3.0), "b": np.ones(2, np.float32)}
+    second = {"b": np.full(2, 3, np.float32), "c": np.array(9), "a": np.arange(3.0) + 2}
+    result = safetensors.numpy.load_file(make(tmp_path, model, [first, second], [1, 1]))
+    assert {name: tensor.tolist() for name, tensor in result.items()} == {"a": [1, 2, 3], "b": [2, 2], "c": 7}
+
+
 def test_tensors_need_not_be_aligned(tmp_path: Path) -> None:
     model = {"flag": np.array([True]), "w": np.arange(1001, dtype=np.float64)}
     result = make(tmp_path, model, [model], [3])

@@ -14,7 +14,7 @@ from fedround_server.domain.model import BlobRef
 from fedround_server.engine.aggregators import AGGREGATORS, Aggregator, Block
 from fedround_server.engine.job import AggregationFailed, AggregationJob
 from fedround_server.engine.rounding import narrow
-from fedround_server.engine.tensors import TensorFile, TensorWriter, blocks
+from fedround_server.engine.tensors import Layouts, TensorFile, TensorWriter, blocks
 
 # BatchNorm counts its batches; the count of the most trained update is the one that makes sense.
 COUNTER = "num_batches_tracked"
@@ -31,9 +31,10 @@ def aggregate(job: AggregationJob, target: Path) -> BlobRef:
         AggregationFailed: The result has values that the model's dtype cannot hold.
     """
     aggregator = AGGREGATORS[job.algorithm]
+    layouts = Layouts()
     with ExitStack() as stack:
-        model = stack.enter_context(TensorFile(job.model))
-        updates = [stack.enter_context(TensorFile(path)) for path in job.updates]
+        model = stack.enter_context(TensorFile(job.model, layouts))
+        updates = [stack.enter_context(TensorFile(path, layouts)) for path in job.updates]
         writer = stack.enter_context(TensorWriter(target, model.header))
         for name in sorted(model.layout.offsets, key=model.layout.offsets.__getitem__):
             spec = model.layout.manifest[name]

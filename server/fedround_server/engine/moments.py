@@ -19,7 +19,7 @@ from fedround_server.engine.aggregators import Block
 from fedround_server.engine.aggregators.fed_avg import fed_avg
 from fedround_server.engine.job import AggregationFailed, AggregationJob
 from fedround_server.engine.manifest import make_header
-from fedround_server.engine.tensors import TensorFile, TensorWriter, blocks
+from fedround_server.engine.tensors import Layouts, TensorFile, TensorWriter, blocks
 
 
 def collect(job: AggregationJob, target: Path) -> BlobRef:
@@ -32,8 +32,9 @@ def collect(job: AggregationJob, target: Path) -> BlobRef:
     Raises:
         AggregationFailed: The moments have no finite mean.
     """
+    layouts = Layouts()
     with ExitStack() as stack:
-        files = [stack.enter_context(TensorFile(path)) for path in job.updates]
+        files = [stack.enter_context(TensorFile(path, layouts)) for path in job.updates]
         first = files[0].layout.manifest
         rank = 1 + max((_column(name) for name in first), default=-1)
         manifest = dict(_posterior(first, rank, len(files)))

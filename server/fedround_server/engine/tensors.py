@@ -4,7 +4,9 @@ import hashlib
 import mmap
 import os
 import warnings
+from array import array
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -13,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fedround_server.domain.model import BlobRef, Dtype
-from fedround_server.engine.manifest import PREFIX, Layout, parse_header
+from fedround_server.engine.manifest import PREFIX, Layout, check_same, parse_header
 
 BLOCK = 128 * 1024
 """Elements that are worked on at a time: a float64 block fits the second-level cache."""
@@ -32,14 +34,64 @@ TORCH_DTYPES: Mapping[Dtype, torch.dtype] = {
 }
 
 
+class Layouts:
+    """The layouts of files with the same tensors.
+
+    A round may have a thousand updates of twenty thousand tensors each: equal headers are parsed once, and of others
+    only the offsets are kept.
+    """
+
+    def __init__(self) -> None:
+        """Begins with none known."""
+        self._known: dict[bytes, Layout] = {}
+        self._names: dict[str, int] = {}
+
+    def read(self, header: bytes) -> Layout:
+        """Returns the layout of a file.
+
+        Raises:
+            ModelFormat: This is no acceptable header.
+            UpdateMismatch: The file has other tensors than the first one.
+        """
+        digest = hashlib.sha256(header).digest()
+        if digest not in self._known:
+            self._known[digest] = self._shrink(parse_header(header))
+        return self._known[digest]
+
+    def _shrink(self, layout: Layout) -> Layout:
+        manifest = next(iter(self._known.values()), layout).manifest
+        check_same(layout.manifest, manifest)
+        if not self._names:
+            self._names = {name: number for number, name in enumerate(manifest)}
+        return replace(layout, manifest=manifest, offsets=_Offsets(self._names, layout.offsets))
+
+
+class _Offsets(Mapping[str, int]):
+    """Offsets by name, in eight bytes each; the names are shared."""
+
+    def __init__(self, names: Mapping[str, int], offsets: Mapping[str, int]) -> None:
+        self._names = names
+        self._values = array("Q", [offsets[name] for name in names])
+
+    def __getitem__(self, name: str) -> int:
+        return self._values[self._names[name]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
 class TensorFile:
     """A safetensors file, mapped into memory. Its `with` block is the time in which its tensors may be used."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, layouts: Layouts | None = None) -> None:
         """Maps a file that has passed the gate.
 
         Args:
             path: The file; it must not change.
+            layouts: Those of other files with the same tensors.
         """
         with path.open("rb") as file:
             # Read-only: memory that could be written to counts as used, and a round may be larger than the machine's.
@@ -49,7 +101,7 @@ class TensorFile:
             warnings.simplefilter("ignore")
             self._bytes = torch.frombuffer(self._map, dtype=torch.uint8)
         header = self._map[PREFIX : PREFIX + int.from_bytes(self._map[:PREFIX], "little")]
-        self.layout: Layout = parse_header(header)
+        self.layout: Layout = parse_header(header) if layouts is None else layouts.read(header)
 
     def __enter__(self) -> Self:
         """Enters the block."""
