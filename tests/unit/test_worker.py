@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
+import torch
 
 from fedround_server.domain.model import BlobRef
 from fedround_server.engine.job import AggregationFailed, AggregationJob
@@ -161,6 +162,10 @@ async def test_torch_stays_in_the_worker_and_the_worker_goes_with_its_server(tmp
     ended, _, _ = select.select([child], [], [], 30)
     os.close(child)
     assert ended
+
+
+async def test_blocks_are_not_shared_among_threads(engine: WorkerEngine) -> None:
+    assert await engine._worker.run(torch.get_num_threads) == 1
 
 
 async def test_a_closed_engine_says_so(tmp_path: Path) -> None:
