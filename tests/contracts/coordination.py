@@ -36,11 +36,14 @@ class ToldClock:
         return self._now
 
     async def sleep(self, duration: timedelta) -> None:
-        woken = asyncio.Event()
-        self._sleepers.append((duration, self._now + duration, woken))
+        sleeper = (duration, self._now + duration, asyncio.Event())
+        self._sleepers.append(sleeper)
         self._somebody_slept.set()
         self.advance(timedelta(0))
-        await woken.wait()
+        try:
+            await sleeper[2].wait()
+        finally:
+            self._sleepers.remove(sleeper)
 
     def advance(self, duration: timedelta) -> None:
         """Passes, and wakes those whose time has come."""
@@ -48,11 +51,10 @@ class ToldClock:
         for _, until, woken in self._sleepers:
             if until <= self._now:
                 woken.set()
-        self._sleepers = [sleeper for sleeper in self._sleepers if not sleeper[2].is_set()]
 
     async def asleep(self, until: timedelta | datetime) -> None:
         """Waits until somebody sleeps for so long, or until that time."""
-        while not any(until in sleeper for sleeper in self._sleepers):
+        while not any(until in sleeper and not sleeper[2].is_set() for sleeper in self._sleepers):
             self._somebody_slept.clear()
             await self._somebody_slept.wait()
 

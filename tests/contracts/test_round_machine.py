@@ -87,7 +87,10 @@ class Rules:
         if self.expected() and len(now.counted()) >= self.expected():
             now.state = "AGGREGATING"
             return True
-        if due or not now.cohort:
+        if not now.cohort:
+            now.state = "ABANDONED"
+            self.open_round(now.kind)
+        elif due:
             now.state = "ABANDONED"
             self.state = "ERROR"
         return False
@@ -218,6 +221,13 @@ class RoundMachine(RuleBasedStateMachine):
             if rules.rounds and rules.rounds[-1].state == "OPEN":
                 rules.rounds[-1].cohort.discard(client)
             assert answer[1] == rules.judge()
+
+    @precondition(lambda self: self.rules.is_open)
+    @rule(client=clients)
+    def take_the_cohorts_place(self, client: int) -> None:
+        self.register(client)
+        for member in sorted(self.rules.rounds[-1].cohort - {client}):
+            self.remove(member, arrived=False)
 
     @rule(client=clients, offset=offsets, content=st.sampled_from(["a", "b"]), report=st.booleans())
     def submit(self, client: int, offset: int, content: str, report: bool) -> None:

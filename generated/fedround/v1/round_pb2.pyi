@@ -36,7 +36,7 @@ class _RoundStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RoundState
     ROUND_STATE_DONE: _RoundState.ValueType  # 3
     """The result is committed."""
     ROUND_STATE_ABANDONED: _RoundState.ValueType  # 4
-    """The training ended before the round had a result."""
+    """The training ended, or the whole cohort left it, before the round had a result."""
 
 class RoundState(_RoundState, metaclass=_RoundStateEnumTypeWrapper):
     """Where a round is in its life."""
@@ -50,7 +50,7 @@ ROUND_STATE_AGGREGATING: RoundState.ValueType  # 2
 ROUND_STATE_DONE: RoundState.ValueType  # 3
 """The result is committed."""
 ROUND_STATE_ABANDONED: RoundState.ValueType  # 4
-"""The training ended before the round had a result."""
+"""The training ended, or the whole cohort left it, before the round had a result."""
 Global___RoundState: _TypeAlias = RoundState  # noqa: Y015
 
 @_typing.final

@@ -87,6 +87,9 @@ class Trainings:
         self._context.hub.notify(training_id)
         if closed:
             self._rounds.aggregate_soon(training_id)
+        else:
+            # The next round may be open, for others.
+            await self._rounds.follow_up(training_id)
         return training
 
     async def _remove(self, training_id: str, actor_id: str, force: bool) -> None:

@@ -240,6 +240,9 @@ def open_round(
 def evaluate(training: TrainingRow, now: datetime, *, due: bool = False) -> bool:
     """Applies the close policy to the current round, if it is open.
 
+    A round whose cohort has left is abandoned, and the next one of its kind is opened for those who were registered
+    meanwhile; they begin a chain anew.
+
     Args:
         training: The training, locked.
         now: The time to write.
@@ -256,11 +259,15 @@ def evaluate(training: TrainingRow, now: datetime, *, due: bool = False) -> bool
     expected = expected_updates(policy, present)
     if expected != row.expected:
         RoundRow.update(expected=expected).where(_is(row)).execute()
+    if not present:
+        abandon(training)
+        open_round(training, row.number + 1, RoundKind(row.kind), now)
+        return False
     verdict = judge(arrived, expected, due=due)
     if verdict is Verdict.CLOSE:
         return close(row)
     if verdict is Verdict.FAIL:
-        fail(training, *_why_failed(row, present, arrived, expected), now)
+        fail(training, "DEADLINE_MISSED", _who_is_missing(row, arrived, expected), now)
     return False
 
 
@@ -337,15 +344,10 @@ def members(row: RoundRow) -> tuple[list[str], list[str]]:
     return sorted(here), sorted(present - here)
 
 
-def _why_failed(row: RoundRow, present: int, arrived: int, expected: int) -> tuple[str, str]:
-    if not present:
-        return "NO_PARTICIPANTS", f"round {row.number} has no participants left"
+def _who_is_missing(row: RoundRow, arrived: int, expected: int) -> str:
     missing = names(members(row)[1])
     shown = ", ".join(missing[:20]) + (f" and {len(missing) - 20} more" if len(missing) > 20 else "")
-    return (
-        "DEADLINE_MISSED",
-        f"round {row.number} reached its deadline with {arrived} of {expected} updates{MISSING}{shown}",
-    )
+    return f"round {row.number} reached its deadline with {arrived} of {expected} updates{MISSING}{shown}"
 
 
 def _is(row: RoundRow) -> Any:

@@ -1,0 +1,109 @@
+"""A training goes on without those who leave it, as long as somebody is there; on both databases."""
+
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from contracts.coordination import coordinating
+from contracts.world import World
+from fedround_server.domain.errors import NotInCohort
+from fedround_server.domain.event import RoundStarted
+from fedround_server.domain.round import RoundKind, RoundState
+from fedround_server.domain.training import Aggregation, RoundPolicy, TrainingState, Uncertainty
+from fedround_server.store import Store
+
+Leave = Callable[[World, str, str, list[str]], Awaitable[object]]
+
+
+async def by_the_actor(world: World, training_id: str, actor: str, users: list[str]) -> None:
+    await world.store.trainings.remove_clients(training_id, actor, users, world.now)
+
+
+async def with_their_accounts(world: World, training_id: str, actor: str, users: list[str]) -> None:
+    for user in users:
+        await world.store.users.remove(user, world.now)
+
+
+leaving = pytest.mark.parametrize("leave", [by_the_actor, with_their_accounts])
+
+
+async def started(store: Store, training_id: str, user: str) -> list[RoundStarted]:
+    part = await store.events.part(training_id, user)
+    events, _ = await store.events.read(part, user, 0, 100)
+    return [event.payload for event in events if isinstance(event.payload, RoundStarted)]
+
+
+@leaving
+async def test_a_round_that_everybody_left_is_followed_by_one_for_the_present(
+    store: Store, world: World, leave: Leave
+) -> None:
+    actor, cohort, training = await world.running(2, target_num_updates=1)
+    await world.submit(training.training_id, 0, cohort[0])
+    late = await world.user()
+    await store.trainings.register(training.training_id, actor, [late], world.now)
+    await leave(world, training.training_id, actor, cohort)
+    after = await store.trainings.get(training.training_id, actor)
+    assert (after.state, after.round, after.updates_expected, after.updates_arrived) == (TrainingState.ONGOING, 1, 1, 0)
+    assert (await store.rounds.explain(training.training_id, 0, actor))[0].state is RoundState.ABANDONED
+    assert [told.round for told in await started(store, training.training_id, late)] == [1]
+    assert (await world.submit(training.training_id, 1, late))[1]
+    task = await store.rounds.find_aggregation(training.training_id)
+    assert task is not None
+    assert [update.user_id for update in task.updates] == [late]
+    await world.commit(training.training_id)
+    assert (await store.trainings.get(training.training_id, actor)).state is TrainingState.COMPLETED
+
+
+@leaving
+@pytest.mark.parametrize("kind", [RoundKind.EVALUATE, RoundKind.SWAG])
+async def test_the_next_round_asks_for_the_same(store: Store, world: World, leave: Leave, kind: RoundKind) -> None:
+    swag = Uncertainty("swag", {"rank": 0, "every": 0}) if kind is RoundKind.SWAG else Uncertainty()
+    metrics = ("loss",) if kind is RoundKind.EVALUATE else ()
+    actor, cohort, training = await world.running(1, target_num_updates=1, uncertainty=swag, metric_names=metrics)
+    await world.submit(training.training_id, 0, cohort[0])
+    await world.commit(training.training_id)
+    late = await world.user()
+    await store.trainings.register(training.training_id, actor, [late], world.now)
+    await leave(world, training.training_id, actor, cohort)
+    current = await store.rounds.current(training.training_id)
+    assert current is not None
+    assert (current.number, current.kind, current.state, current.model_version) == (2, kind, RoundState.OPEN, 1)
+
+
+@leaving
+async def test_a_chain_that_everybody_left_begins_anew(store: Store, world: World, leave: Leave) -> None:
+    chain = Aggregation("fed_dc", {"daisy_period": 1, "aggregation_period": 3, "seed": 0})
+    actor, cohort, training = await world.running(2, aggregation=chain)
+    for client in cohort:
+        await world.submit(training.training_id, 0, client)
+    task = await store.rounds.find_aggregation(training.training_id)
+    assert task is not None
+    assert await store.rounds.commit(training.training_id, 0, task.round.epoch, None, world.now)
+    late = await world.user()
+    await store.trainings.register(training.training_id, actor, [late], world.now)
+    await leave(world, training.training_id, actor, cohort)
+    current = await store.rounds.current(training.training_id)
+    assert current is not None
+    assert (current.number, current.step) == (2, 0)
+    assert [(told.round, told.dealt) for told in await started(store, training.training_id, late)] == [(2, False)]
+    with pytest.raises(NotInCohort):
+        await store.rounds.dealt(training.training_id, 2, late)
+
+
+@pytest.mark.parametrize("with_account", [False, True])
+async def test_the_deadline_of_the_round_for_the_present_holds(
+    store: Store, tmp_path: Path, with_account: bool
+) -> None:
+    async with coordinating(store, tmp_path) as desk:
+        actor, (gone,), training = await desk.running(1, round_policy=RoundPolicy(deadline=timedelta(minutes=1)))
+        await desk.coordinator.trainings.register(training.training_id, actor, [await desk.world.user()])
+        desk.clock.advance(timedelta(seconds=30))
+        if with_account:
+            await desk.coordinator.remove_user(gone)
+        else:
+            await desk.coordinator.trainings.remove_clients(training.training_id, actor, [gone])
+        await desk.clock.asleep(desk.clock.now() + timedelta(minutes=1))
+        desk.clock.advance(timedelta(minutes=1))
+        await desk.until(actor, training.training_id, lambda training: training.state is TrainingState.ERROR)
