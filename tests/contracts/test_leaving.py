@@ -1,8 +1,10 @@
 """A training goes on without those who leave it, as long as somebody is there; on both databases."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +15,7 @@ from fedround_server.domain.event import RoundStarted
 from fedround_server.domain.round import RoundKind, RoundState
 from fedround_server.domain.training import Aggregation, RoundPolicy, TrainingState, Uncertainty
 from fedround_server.store import Store
+from fedround_server.store.user import UserVerbs
 
 Leave = Callable[[World, str, str, list[str]], Awaitable[object]]
 
@@ -107,3 +110,27 @@ async def test_the_deadline_of_the_round_for_the_present_holds(
         await desk.clock.asleep(desk.clock.now() + timedelta(minutes=1))
         desk.clock.advance(timedelta(minutes=1))
         await desk.until(actor, training.training_id, lambda training: training.state is TrainingState.ERROR)
+
+
+async def test_a_removal_goes_on_without_its_caller(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remove = UserVerbs.remove
+
+    async def last_heard_of(*args: Any, **kwargs: Any) -> list[str]:
+        left = await remove(*args, **kwargs)
+        removal.cancel()
+        return left
+
+    async with coordinating(store, tmp_path) as desk:
+        actor, (stays, gone), training = await desk.running(2)
+        await desk.submit(training.training_id, 0, stays)
+        with desk.context.blobs.upload(gone, "half an upload", 0, "") as writer:
+            writer.write(b"half")
+        monkeypatch.setattr(UserVerbs, "remove", last_heard_of)
+        removal = asyncio.create_task(desk.coordinator.remove_user(gone))
+        with pytest.raises(asyncio.CancelledError):
+            await removal
+        await desk.until(actor, training.training_id, lambda training: training.round == 1)
+        await desk.coordinator.close()
+        assert desk.context.blobs.upload_size(gone, "half an upload") == 0

@@ -3,7 +3,7 @@
 import logging
 from datetime import timedelta
 
-from fedround_server.coordinator.context import Context, in_thread, settle
+from fedround_server.coordinator.context import Context, in_thread, settle, to_the_end
 from fedround_server.coordinator.inference import Inference
 from fedround_server.coordinator.model import Models
 from fedround_server.coordinator.round import Rounds
@@ -46,11 +46,17 @@ class Coordinator:
             UserNotFound: There is no such user.
             LastAdmin: Nobody would be left to manage users.
         """
-        await self.rounds.settle_left(await self.users.remove(user_id))
+        await to_the_end(self._remove_user(user_id))
 
     async def close(self) -> None:
         """Waits for work that must not stop half way."""
         await settle()
+
+    async def _remove_user(self, user_id: str) -> None:
+        for training_id in await self.users.remove(user_id):
+            await self.rounds.follow_up(training_id)
+        # Last: it takes its time, and nothing depends on it.
+        await in_thread(self._context.blobs.forget_user, user_id)
 
     async def _reconcile(self) -> None:
         while True:

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -144,11 +144,6 @@ class Rounds:
             self.forget(training_id)
         else:
             self._take_up(current)
-
-    async def settle_left(self, training_ids: Iterable[str]) -> None:
-        """Goes on with trainings that a removed user left."""
-        for training_id in training_ids:
-            await self.follow_up(training_id)
 
     def forget(self, training_id: str) -> None:
         """Disarms a training's deadline."""

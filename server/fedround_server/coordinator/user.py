@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from datetime import datetime
 
-from fedround_server.coordinator.context import Context, in_thread, to_the_end
+from fedround_server.coordinator.context import Context, in_thread
 from fedround_server.domain.errors import RoleRequired, TokenInvalid, UserNotFound
 from fedround_server.domain.user import Role, User, hash_token, new_token
 
@@ -90,25 +90,20 @@ class Users:
         return token
 
     async def remove(self, user_id: str) -> list[str]:
-        """Removes a user.
+        """Removes a user; the caller goes on with the trainings.
 
         Returns:
-            The ids of the running trainings that it left.
+            The ids of the trainings that it left, of those that are not ended.
 
         Raises:
             UserNotFound: There is no such user.
             LastAdmin: Nobody would be left to manage users.
         """
-        left = await to_the_end(self._remove(user_id))
-        await in_thread(self._context.blobs.forget_user, user_id)
+        left = await self._context.store.users.remove(user_id, self._context.clock.now())
+        self._last_seen.pop(user_id, None)
+        self._context.hub.notify(user_id, *left)
         return left
 
     async def _store_user(self, name: str, role: Role, token: str) -> User:
         user = User(self._context.new_id(), name, role, self._context.clock.now())
         return await self._context.store.users.create(user, hash_token(token))
-
-    async def _remove(self, user_id: str) -> list[str]:
-        left = await self._context.store.users.remove(user_id, self._context.clock.now())
-        self._last_seen.pop(user_id, None)
-        self._context.hub.notify(user_id, *left)
-        return left
