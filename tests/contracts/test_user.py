@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from contracts.world import World, blob, new_id
-from fedround_server.domain.errors import LastAdmin, UserExists, UserNotFound
+from fedround_server.domain.errors import LastAdmin, UnknownClients, UserExists, UserNotFound
 from fedround_server.domain.training import TrainingState
 from fedround_server.domain.user import Role, User
 from fedround_server.store import Store
@@ -76,6 +76,17 @@ async def test_of_two_last_admins_one_stays(store: Store, world: World) -> None:
         assert sorted(type(answer).__name__ for answer in answers) == ["LastAdmin", "list"]
         keeper = keeper if isinstance(answers[0], LastAdmin) else other
     assert await store.users.has_admin()
+
+
+async def test_an_admin_is_removed_while_another_one_registers_it(store: Store, world: World) -> None:
+    await world.user(Role.ADMIN)
+    for _ in range(20):
+        gone, actor = sorted([await world.user(Role.ADMIN), await world.user(Role.ADMIN)])
+        removed, created = await asyncio.gather(
+            store.users.remove(gone, world.now), world.training(actor, [gone]), return_exceptions=True
+        )
+        assert isinstance(removed, list)
+        assert isinstance(created, UnknownClients) != (removed != [])
 
 
 async def test_a_removed_user_leaves_its_trainings(store: Store, world: World) -> None:
