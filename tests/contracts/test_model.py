@@ -8,8 +8,11 @@ import pytest
 from contracts.world import SPEC, World, blob, new_id, new_model
 from fedround_server.domain.errors import ModelInUse, ModelNotFound
 from fedround_server.domain.model import Model
+from fedround_server.domain.update import MetricReport
 from fedround_server.domain.user import Role
 from fedround_server.store import Store
+
+FIRST = (-1, "")
 
 
 async def test_a_model_comes_back_as_it_was_stored(store: Store, world: World) -> None:
@@ -92,20 +95,31 @@ async def test_files_are_in_use_as_long_as_something_needs_them(store: Store, wo
 
 
 async def test_metrics_are_paged_and_private(store: Store, world: World) -> None:
-    actor, clients, training = await world.running(2, target_num_updates=2)
+    actor, clients, training = await world.running(2, target_num_updates=3)
     for number in range(2):
         for client in clients:
             await world.submit(training.training_id, number, client)
         await world.commit(training.training_id)
-    everything = await store.models.metrics(training.model_id, actor, 0, 100)
+    # Not listed before the round is done.
+    await world.submit(training.training_id, 2, clients[0])
+    everything = await store.models.metrics(training.model_id, actor, FIRST, 100)
     assert [(report.round, report.reporter_id) for report in everything] == [
         (number, reporter) for number in range(2) for reporter in (None, *clients)
     ]
-    paged = [
-        report for skip in range(0, 6, 2) for report in await store.models.metrics(training.model_id, actor, skip, 2)
+    own = await store.models.metrics(training.model_id, clients[0], FIRST, 100)
+    assert [(report.round, report.reporter_id) for report in own] == [
+        (number, reporter) for number in range(2) for reporter in (None, clients[0])
     ]
-    assert paged == everything
-    own = await store.models.metrics(training.model_id, clients[0], 0, 100)
-    assert {report.reporter_id for report in own} == {None, clients[0]}
+    for user, reports in ((actor, everything), (clients[0], own)):
+        for limit in (1, 2, 3, 4):
+            paged: list[MetricReport] = []
+            while page := await store.models.metrics(training.model_id, user, behind(paged), limit):
+                assert len(page) <= limit
+                paged += page
+            assert paged == reports
     with pytest.raises(ModelNotFound):
-        await store.models.metrics(training.model_id, await world.user(), 0, 100)
+        await store.models.metrics(training.model_id, await world.user(), FIRST, 100)
+
+
+def behind(reports: list[MetricReport]) -> tuple[int, str]:
+    return (reports[-1].round, reports[-1].reporter_id or "") if reports else FIRST

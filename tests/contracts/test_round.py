@@ -312,7 +312,7 @@ async def test_evaluation_rounds_alternate_with_training_rounds(store: Store, wo
     assert await world.commit(training.training_id)
     after = await store.trainings.get(training.training_id, actor)
     assert (after.state, after.round, after.model_version) == (TrainingState.COMPLETED, 1, 1)
-    reports = await store.models.metrics(training.model_id, actor, 0, 10)
+    reports = await store.models.metrics(training.model_id, actor, (-1, ""), 10)
     evaluated = [(report.reporter_id, report.num_examples, report.metrics) for report in reports if report.round == 1]
     assert evaluated == [
         (None, 40, {"accuracy": 0.875}),

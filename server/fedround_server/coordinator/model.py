@@ -72,6 +72,6 @@ class Models:
         """
         await self._context.store.models.remove(model_id, owner_id, self._context.clock.now())
 
-    async def metrics(self, model_id: str, user_id: str, skip: int, limit: int) -> list[MetricReport]:
-        """Returns the metrics reported on a model, by round."""
-        return await self._context.store.models.metrics(model_id, user_id, skip, limit)
+    async def metrics(self, model_id: str, user_id: str, after: tuple[int, str], limit: int) -> list[MetricReport]:
+        """Returns the metrics reported on a model, by round and reporter."""
+        return await self._context.store.models.metrics(model_id, user_id, after, limit)

@@ -110,15 +110,19 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
     async def GetMetrics(self, request: model_pb2.GetMetricsRequest, context: Call) -> model_pb2.GetMetricsResponse:
         """Lists the metrics reported on a model."""
         size = fields.a_page_size(request.page_size)
-        position = fields.a_page_token(request.page_token, int)
-        skip = position[0] if position else 0
-        reports = await self._models.metrics(
-            fields.an_id("model_id", request.model_id), caller().user_id, skip, size + 1
-        )
+        model_id, after = fields.an_id("model_id", request.model_id), _after(request.page_token)
+        reports = await self._models.metrics(model_id, caller().user_id, after, size + 1)
+        last = reports[size - 1] if len(reports) > size else None
         return model_pb2.GetMetricsResponse(
             reports=[convert.metric_report(report) for report in reports[:size]],
-            next_page_token=fields.page_token(skip + size) if len(reports) > size else "",
+            next_page_token=fields.page_token(last.round, last.reporter_id or "") if last else "",
         )
+
+
+def _after(token: str) -> tuple[int, str]:
+    """Reads round and reporter of the report that a page goes on behind."""
+    found = fields.a_page_token(token, int, str)
+    return (-1, "") if found is None else (found[0], fields.an_optional_id("page_token", found[1]) or "")
 
 
 def _posterior(version: ModelVersion) -> ModelVersion:

@@ -136,38 +136,46 @@ class ModelVerbs:
         row.save()
 
     @verb
-    def metrics(self, model_id: str, user_id: str, skip: int, limit: int) -> list[MetricReport]:
-        """Returns the metrics reported on a model, by training and round, a round's aggregated ones first.
+    def metrics(self, model_id: str, user_id: str, after: tuple[int, str], limit: int) -> list[MetricReport]:
+        """Returns the metrics reported on a model, by round and reporter, a round's aggregated ones first.
 
         The owner sees everything, a participant the aggregated values and its own.
+
+        Args:
+            model_id: The model.
+            user_id: Who asks.
+            after: Round and reporter of the report to go on behind; the aggregated ones have the reporter "".
+            limit: How many.
 
         Raises:
             ModelNotFound: There is no such model for the user.
         """
         everything = visible_model(model_id, user_id).owner_id == user_id
-        rounds = (
-            RoundRow.select()
-            .join(TrainingRow, on=(TrainingRow.training_id == RoundRow.training_id))
-            .where(TrainingRow.model_id == model_id, RoundRow.metrics.is_null(False))
-            .order_by(TrainingRow.create_time, RoundRow.training_id, RoundRow.number)
+        # A model that was trained once is copied for every other training.
+        training = TrainingRow.get_or_none(TrainingRow.model_id == model_id)
+        if training is None:
+            return []
+        number, reporter = after
+        done = (RoundRow.training_id == training.training_id) & RoundRow.metrics.is_null(False)
+        rows = RoundRow.select().where(done, RoundRow.number >= number).order_by(RoundRow.number)
+        # Each of them has an aggregated report, so together they have all that the page needs.
+        rounds = {row.number: row for row in rows.limit(limit + 1)}
+        updates = UpdateRow.select().where(
+            UpdateRow.training_id == training.training_id,
+            UpdateRow.number.in_(RoundRow.select(RoundRow.number).where(done)),
+            UpdateRow.metrics != {},
+            (UpdateRow.number > number) | ((UpdateRow.number == number) & (UpdateRow.user_id > reporter)),
         )
-        reports: list[MetricReport] = []
-        # Every round has an aggregated report, so skip + limit rounds hold all that this page can need.
-        for row in rounds.limit(skip + limit):
-            reports.append(_report(row, None, row.num_examples, row.metrics))
-            updates = (
-                UpdateRow.select()
-                .where(UpdateRow.training_id == row.training_id, UpdateRow.number == row.number)
-                .order_by(UpdateRow.user_id)
-            )
-            reports.extend(
-                _report(row, update.user_id, update.num_examples, update.metrics)
-                for update in updates
-                if update.metrics and (everything or update.user_id == user_id)
-            )
-            if len(reports) >= skip + limit:
-                break
-        return reports[skip : skip + limit]
+        if not everything:
+            updates = updates.where(UpdateRow.user_id == user_id)
+        reports = [_report(row, None, row.num_examples, row.metrics) for row in rounds.values() if row.number > number]
+        reports += [
+            _report(rounds[update.number], update.user_id, update.num_examples, update.metrics)
+            for update in updates.order_by(UpdateRow.number, UpdateRow.user_id).limit(limit)
+            if update.number in rounds
+        ]
+        # Sorting keeps the order within a round.
+        return sorted(reports, key=lambda report: report.round)[:limit]
 
     @verb
     def uncertainty(self, model_id: str) -> Uncertainty:
