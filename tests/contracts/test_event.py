@@ -60,7 +60,7 @@ async def test_the_actor_reads_everything_and_a_participant_its_share(store: Sto
     assert round_started.aggregation == Aggregation("fed_prox", {"mu": 0.5})
     accepted = [event.payload for event in log if isinstance(event.payload, UpdateAccepted)]
     assert [astuple(payload)[2:] for payload in accepted] == [(first, 5, 1, 2), (second, 5, 2, 2)]
-    assert log[4].payload == RoundClosed(0, "TRAIN", 1, 2, {"loss": 0.5})
+    assert log[4].payload == RoundClosed(0, "TRAIN", 1, 2, {}, {"loss": 0.5})
     assert log[5].payload == TrainingFinished(training.model_id, 1)
     assert [event.sequence for event in await read(store, training.training_id, first)] == [1, 2, 5, 6]
 
@@ -166,6 +166,21 @@ async def test_who_is_missing_is_for_the_actor_only(store: Store, world: World) 
     await store.rounds.judge(training.training_id, 0, due=True, now=world.now)
     failed = (await read(store, training.training_id, first))[-1].payload
     assert failed == TrainingFailed("DEADLINE_MISSED", "round 0 reached its deadline with 0 of 2 updates")
+
+
+async def test_only_metrics_that_were_asked_for_are_told_to_participants(store: Store, world: World) -> None:
+    actor, (first, second), training = await world.running(2, metric_names=("loss",))
+    await world.submit(training.training_id, 0, first, metrics={"loss": 1.0, "my own": 0.37})
+    await world.submit(training.training_id, 0, second, metrics={"loss": 2.0})
+    await world.commit(training.training_id)
+
+    async def closed(user: str) -> RoundClosed:
+        (payload,) = [one.payload for one in await read(store, training.training_id, user) if one.sequence == 5]
+        assert isinstance(payload, RoundClosed)
+        return payload
+
+    assert await closed(actor) == RoundClosed(0, "TRAIN", 1, 2, {"loss": 1.5}, {"my own": 0.37})
+    assert await closed(second) == RoundClosed(0, "TRAIN", 1, 2, {"loss": 1.5})
 
 
 async def test_a_subscription_starts_where_the_training_stands(store: Store, world: World) -> None:

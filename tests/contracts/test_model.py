@@ -121,5 +121,35 @@ async def test_metrics_are_paged_and_private(store: Store, world: World) -> None
         await store.models.metrics(training.model_id, await world.user(), FIRST, 100)
 
 
+async def test_participants_see_means_of_what_was_asked_for(store: Store, world: World) -> None:
+    actor, clients, training = await world.running(2, metric_names=("accuracy",))
+    reported = [{"accuracy": 0.5, "my own": 0.37}, {"accuracy": 1.0}]
+    for client, metrics in zip(clients, reported, strict=True):
+        await world.submit(training.training_id, 0, client, metrics=metrics)
+    await world.commit(training.training_id)
+    for client, metrics in zip(clients, reported, strict=True):
+        await world.report(training.training_id, 1, client, 10, **metrics)
+    await world.commit(training.training_id)
+    for user, shown in (
+        (actor, [{"accuracy": 0.75, "my own": 0.37}, *reported]),
+        (clients[0], [{"accuracy": 0.75}, reported[0]]),
+        (clients[1], [{"accuracy": 0.75}, reported[1]]),
+    ):
+        reports = await store.models.metrics(training.model_id, user, FIRST, 100)
+        assert [report.metrics for report in reports] == shown * 2
+        latest, first = await store.models.page_versions(training.model_id, user, None, 10)
+        assert (latest.metrics, first.metrics) == (shown[0], {})
+
+
+async def test_a_result_has_room_for_so_many_metrics(store: Store, world: World) -> None:
+    actor, clients, training = await world.running(2, metric_names=("zz",))
+    for client in clients:
+        many = {f"{client} {number}": 1.0 for number in range(1000)}
+        await world.submit(training.training_id, 0, client, metrics={"zz": 0.5, **many})
+    await world.commit(training.training_id)
+    means = (await store.models.metrics(training.model_id, actor, FIRST, 1))[0].metrics
+    assert (len(means), means["zz"]) == (1000, 0.5)
+
+
 def behind(reports: list[MetricReport]) -> tuple[int, str]:
     return (reports[-1].round, reports[-1].reporter_id or "") if reports else FIRST

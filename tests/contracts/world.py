@@ -74,11 +74,10 @@ class World:
         return actor, users, await self.store.trainings.start(made.training_id, actor, None, self.now)
 
     async def submit(
-        self, training_id: str, number: int, user: str, content: str = "", num_examples: int = 10
+        self, training_id: str, number: int, user: str, content: str = "", num_examples: int = 10, **changed: Any
     ) -> tuple[Update, bool]:
-        return await self.store.rounds.submit(
-            new_id(), update(training_id, number, user, content, num_examples), RoundKind.TRAIN, self.now
-        )
+        new = replace(update(training_id, number, user, content, num_examples), **changed)
+        return await self.store.rounds.submit(new_id(), new, RoundKind.TRAIN, self.now)
 
     async def report(self, training_id: str, number: int, user: str, num_examples: int, **metrics: float) -> bool:
         new = NewUpdate(training_id, number, user, BlobRef("", 0), num_examples, metrics)

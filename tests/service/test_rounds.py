@@ -230,7 +230,18 @@ class TestEvaluation:
         assert dict(reports[3].metrics) == {"accuracy": 0.875}
         assert (reports[3].num_examples, reports[3].model_version) == (4, 1)
         mine = clients[0].models.GetMetrics(model_pb2.GetMetricsRequest(model_id=evaluating.model_id)).reports
-        assert {one.reporter_id for one in mine} == {"", clients[0].user_id}
+        # Nobody asked for the loss.
+        assert [(one.reporter_id, dict(one.metrics)) for one in mine] == [
+            ("", {}),
+            (clients[0].user_id, {"loss": 2.0}),
+            ("", {"accuracy": 0.875}),
+            (clients[0].user_id, {"accuracy": 0.5}),
+        ]
+        cursor = {evaluating.training_id: 0}
+        for person, closed in ((actor, {"loss": 2.0}), (clients[0], {})):
+            log = list(person.subscribe(evaluating.training_id, resume_after_sequence=cursor))
+            told = [dict(one.round_closed.metrics) for one in log if one.HasField("round_closed")]
+            assert told == [closed, {"accuracy": 0.875}]
 
     def test_a_lacking_metric_is_named(self, actor: Person, clients: list[Person], evaluating: Any) -> None:
         before = actor.get(evaluating.training_id)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from contracts.world import SPEC
 from fedround_server.domain.round import RoundKind, Verdict, expected_updates, judge, next_round
 from fedround_server.domain.training import TRANSITIONS, Evaluation, RoundPolicy, TrainingFailure, TrainingState
-from fedround_server.domain.update import weighted_means
+from fedround_server.domain.update import MAX_MEANS, foremost, weighted_means
 from fedround_server.domain.user import hash_token, new_token
 
 sizes = st.integers(0, 50)
@@ -81,6 +81,13 @@ def test_a_mean_lies_among_its_values_however_large(reports: list[tuple[dict[str
     for name, mean in weighted_means(reports).items():
         values = [metrics[name] for metrics, _ in reports if name in metrics]
         assert min(values) <= mean <= max(values)
+
+
+def test_a_result_has_room_for_so_many_metrics_and_for_those_asked_for() -> None:
+    names = [f"m{number:04}" for number in range(1500)]
+    means = dict.fromkeys([*names, "zz"], 1.0)
+    assert list(foremost(means, {"zz", "not reported"})) == [*names[: MAX_MEANS - 1], "zz"]
+    assert foremost({"b": 2.0, "a": 1.0}, ()) == {"a": 1.0, "b": 2.0}
 
 
 def test_tokens_are_long_and_kept_as_hashes_only() -> None:

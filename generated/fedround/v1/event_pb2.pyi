@@ -356,7 +356,9 @@ class RoundClosed(_message.Message):
     """How many updates (or reports) the result is made of."""
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
-        """Metrics reported in the round: means weighted by example count."""
+        """Metrics reported in the round: means weighted by example count, those that the training asked for and up to 1000 in
+        all. A participant sees only those that the training asked for.
+        """
 
     def __init__(
         self,

@@ -258,7 +258,7 @@ class ModelVersion(_message.Message):
 
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
-        """Means of the reports of the evaluation round on this version."""
+        """Means of the reports of the evaluation round on this version. A participant sees those of the training's metric_names."""
 
     @_builtins.property
     def posterior(self) -> Global___PosteriorInfo:
@@ -795,7 +795,7 @@ class MetricReport(_message.Message):
     """Examples behind the values."""
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
-        """The values."""
+        """The values; aggregated ones at most 1000, those of the training's metric_names first."""
 
     def __init__(
         self,

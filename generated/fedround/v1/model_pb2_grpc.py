@@ -131,7 +131,8 @@ class ModelServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetMetrics(self, request, context):
-        """Lists the metrics reported on a model, by round. A participant sees the aggregated values and its own.
+        """Lists the metrics reported on a model, by round. A participant sees its own values, and the aggregated ones of the
+        training's metric_names.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -48,7 +48,9 @@ class ModelServiceStub:
     RemoveModel: _grpc.UnaryUnaryMultiCallable[_model_pb2.RemoveModelRequest, _model_pb2.RemoveModelResponse]
     """Removes a model with all versions. Refused while a training that is not ended needs it."""
     GetMetrics: _grpc.UnaryUnaryMultiCallable[_model_pb2.GetMetricsRequest, _model_pb2.GetMetricsResponse]
-    """Lists the metrics reported on a model, by round. A participant sees the aggregated values and its own."""
+    """Lists the metrics reported on a model, by round. A participant sees its own values, and the aggregated ones of the
+    training's metric_names.
+    """
 
 @_typing.type_check_only
 class ModelServiceAsyncStub(ModelServiceStub):
@@ -70,7 +72,9 @@ class ModelServiceAsyncStub(ModelServiceStub):
     RemoveModel: _aio.UnaryUnaryMultiCallable[_model_pb2.RemoveModelRequest, _model_pb2.RemoveModelResponse]  # type: ignore[assignment]
     """Removes a model with all versions. Refused while a training that is not ended needs it."""
     GetMetrics: _aio.UnaryUnaryMultiCallable[_model_pb2.GetMetricsRequest, _model_pb2.GetMetricsResponse]  # type: ignore[assignment]
-    """Lists the metrics reported on a model, by round. A participant sees the aggregated values and its own."""
+    """Lists the metrics reported on a model, by round. A participant sees its own values, and the aggregated ones of the
+    training's metric_names.
+    """
 
 class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
     """Stores models. Model files are safetensors, always; nothing is ever unpickled."""
@@ -137,6 +141,8 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_pb2.GetMetricsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_pb2.GetMetricsResponse, _abc.Awaitable[_model_pb2.GetMetricsResponse]]:
-        """Lists the metrics reported on a model, by round. A participant sees the aggregated values and its own."""
+        """Lists the metrics reported on a model, by round. A participant sees its own values, and the aggregated ones of the
+        training's metric_names.
+        """
 
 def add_ModelServiceServicer_to_server(servicer: ModelServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

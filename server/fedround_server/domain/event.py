@@ -1,7 +1,7 @@
 """Events: what happens in a training, as a log without gaps."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -61,13 +61,24 @@ class UpdateAccepted:
 
 @dataclass(frozen=True, slots=True)
 class RoundClosed:
-    """A round's result is committed."""
+    """A round's result is committed.
+
+    Attributes:
+        metrics: The means of what the training asked for.
+        more_metrics: Those of everything else that was reported, for the actor only.
+    """
 
     round: int
     kind: str
     model_version: int
     num_updates: int
     metrics: Mapping[str, float]
+    more_metrics: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def public(self) -> "RoundClosed":
+        """What participants may read: the mean of what one of them reported alone is that one's own value."""
+        return replace(self, more_metrics={})
 
 
 @dataclass(frozen=True, slots=True)

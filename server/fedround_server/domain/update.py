@@ -1,10 +1,13 @@
 """Updates: what participants submit."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
 from fedround_server.domain.model import BlobRef
+
+MAX_MEANS = 1000
+"""How many metrics a round's result has, so that it fits into a message whatever is reported."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,3 +73,9 @@ def _mean(votes: list[tuple[float, int]]) -> float:
     # Rounding may leave the range of the values, at its end even that of floats.
     values = [value for value, _ in votes]
     return min(max(mean, min(values)), max(values))
+
+
+def foremost(means: Mapping[str, float], asked: Collection[str]) -> dict[str, float]:
+    """Returns the metrics that a result has room for: those that the training asked for, then others by name."""
+    names = sorted(means, key=lambda name: (name not in asked, name))[:MAX_MEANS]
+    return {name: means[name] for name in sorted(names)}

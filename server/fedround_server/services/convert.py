@@ -263,7 +263,7 @@ def _payload(message: event_pb2.Event, payload: events.Payload) -> None:
             message.round_closed.kind = round_kind(payload.kind)
             message.round_closed.model_version = payload.model_version
             message.round_closed.num_updates = payload.num_updates
-            message.round_closed.metrics.update(payload.metrics)
+            message.round_closed.metrics.update({**payload.metrics, **payload.more_metrics})
         case events.ClientRemoved():
             message.client_removed.client_id = payload.client_id
         case events.TrainingFinished():

@@ -1,6 +1,6 @@
 """Verbs about events: what a subscriber may read of the logs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from peewee import ModelSelect, fn
 
@@ -8,6 +8,7 @@ from fedround_server.domain.errors import CursorExpired, TrainingNotFound
 from fedround_server.domain.event import (
     LAST_OF_A_TRAINING,
     Event,
+    RoundClosed,
     RoundStarted,
     TrainingStarted,
 )
@@ -96,7 +97,7 @@ class EventVerbs:
         # A training's sequences are committed in order, so all up to the top can be read.
         top = EventRow.select(fn.MAX(EventRow.sequence)).where(EventRow.training_id == part.training_id).scalar() or 0
         rows = _view(part, user_id).where(EventRow.sequence > after, EventRow.sequence <= top)
-        events = [to_event(row) for row in rows.order_by(EventRow.sequence).limit(limit)]
+        events = [_shown(to_event(row), part) for row in rows.order_by(EventRow.sequence).limit(limit)]
         return events, events[-1].sequence if len(events) == limit else max(after, top)
 
     @verb
@@ -120,6 +121,12 @@ def _part(row: TrainingRow, user_id: str) -> Part | None:
         last_sequence=row.last_sequence,
         ended=over or part.until_sequence is not None or row.state in ("COMPLETED", "ERROR"),
     )
+
+
+def _shown(event: Event, part: Part) -> Event:
+    if part.is_actor or not isinstance(event.payload, RoundClosed):
+        return event
+    return replace(event, payload=event.payload.public)
 
 
 def _view(part: Part, user_id: str) -> "ModelSelect[EventRow]":

@@ -49,7 +49,10 @@ def follow(
     elif kind is RoundKind.EVALUATE:
         _select(training, spec, metrics)
     _retain(training, spec)
-    steps.append(training, RoundClosed(row.number, kind.value, training.model_version, len(updates), metrics), now)
+    asked = {name: metrics[name] for name in spec.metric_names if name in metrics}
+    more = {name: value for name, value in metrics.items() if name not in asked}
+    closed = RoundClosed(row.number, kind.value, training.model_version, len(updates), asked, more)
+    steps.append(training, closed, now)
     if kind is RoundKind.TRAIN and not averages(spec.aggregation, row.step):
         _go_on_chaining(training, spec, row, updates, now)
         return

@@ -24,6 +24,7 @@ from fedround_server.store.version import (
     insert_version,
     put_tag,
     remove_tag,
+    shown_metrics,
     stored_version,
     tagged_version,
     views,
@@ -79,7 +80,7 @@ class ModelVerbs:
         versions = ModelVersionRow.select().where(ModelVersionRow.model_id == model_id)
         if before is not None:
             versions = versions.where(ModelVersionRow.version < before)
-        return views(row, list(versions.order_by(ModelVersionRow.version.desc()).limit(limit)))
+        return views(row, list(versions.order_by(ModelVersionRow.version.desc()).limit(limit)), user_id)
 
     @verb
     def tag(self, model_id: str, version: int, tag: str, owner_id: str, *, remove: bool) -> VersionView:
@@ -95,7 +96,7 @@ class ModelVerbs:
         else:
             put_tag(model_id, version, tag)
         found = ModelVersionRow.get(ModelVersionRow.model_id == model_id, ModelVersionRow.version == version)
-        return views(row, [found])[0]
+        return views(row, [found], owner_id)[0]
 
     @verb
     def page(self, owner_id: str, before: tuple[datetime, str] | None, limit: int) -> list[Model]:
@@ -139,7 +140,7 @@ class ModelVerbs:
     def metrics(self, model_id: str, user_id: str, after: tuple[int, str], limit: int) -> list[MetricReport]:
         """Returns the metrics reported on a model, by round and reporter, a round's aggregated ones first.
 
-        The owner sees everything, a participant the aggregated values and its own.
+        The owner sees everything, a participant its own and the aggregated values that the training asked for.
 
         Args:
             model_id: The model.
@@ -150,7 +151,8 @@ class ModelVerbs:
         Raises:
             ModelNotFound: There is no such model for the user.
         """
-        everything = visible_model(model_id, user_id).owner_id == user_id
+        model = visible_model(model_id, user_id)
+        shown = shown_metrics(model, user_id)
         # A model that was trained once is copied for every other training.
         training = TrainingRow.get_or_none(TrainingRow.model_id == model_id)
         if training is None:
@@ -166,9 +168,10 @@ class ModelVerbs:
             UpdateRow.metrics != {},
             (UpdateRow.number > number) | ((UpdateRow.number == number) & (UpdateRow.user_id > reporter)),
         )
-        if not everything:
+        if model.owner_id != user_id:
             updates = updates.where(UpdateRow.user_id == user_id)
-        reports = [_report(row, None, row.num_examples, row.metrics) for row in rounds.values() if row.number > number]
+        means = [row for row in rounds.values() if row.number > number]
+        reports = [_report(row, None, row.num_examples, shown(row.metrics)) for row in means]
         reports += [
             _report(rounds[update.number], update.user_id, update.num_examples, update.metrics)
             for update in updates.order_by(UpdateRow.number, UpdateRow.user_id).limit(limit)

@@ -21,7 +21,7 @@ from fedround_server.domain.model import BlobRef, Manifest
 from fedround_server.domain.round import Round, RoundKind, RoundMember, RoundState, UnfinishedRound
 from fedround_server.domain.swag import moments
 from fedround_server.domain.training import TrainingSpec
-from fedround_server.domain.update import NewUpdate, Update, weighted_means
+from fedround_server.domain.update import NewUpdate, Update, foremost, weighted_means
 from fedround_server.store import steps
 from fedround_server.store.database import Database, verb
 from fedround_server.store.following import follow
@@ -165,7 +165,8 @@ class RoundVerbs:
         if training is None:
             return False
         updates = steps.counted(training_id, number)
-        metrics = weighted_means([(update.metrics, update.num_examples) for update in updates])
+        means = weighted_means([(update.metrics, update.num_examples) for update in updates])
+        metrics = foremost(means, training.spec["metric_names"])
         changed = (
             RoundRow.update(
                 state=RoundState.DONE.value,

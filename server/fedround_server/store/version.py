@@ -1,6 +1,6 @@
 """Steps about versions of models and their tags; each runs inside a verb's transaction."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 
 from fedround_server.domain.errors import ModelNotFound
@@ -74,16 +74,30 @@ def remove_tag(model_id: str, version: int, tag: str) -> None:
     TagRow.delete().where(TagRow.model_id == model_id, TagRow.version == version, TagRow.tag == tag).execute()
 
 
-def views(model: ModelRow, rows: Sequence[ModelVersionRow]) -> list[VersionView]:
-    """Reads versions of a model with their tags and metrics."""
+def views(model: ModelRow, rows: Sequence[ModelVersionRow], user_id: str) -> list[VersionView]:
+    """Reads versions of a model with their tags, and with the metrics that a user may see."""
     numbers = [row.version for row in rows]
     tags: dict[int, set[str]] = {number: {LAST} if number == model.version else set() for number in numbers}
     for tag in TagRow.select().where(TagRow.model_id == model.model_id, TagRow.version.in_(numbers)):
         tags[tag.version].add(tag.tag)
-    metrics = _metrics(model.model_id, numbers)
+    metrics, shown = _metrics(model.model_id, numbers), shown_metrics(model, user_id)
     return [
-        VersionView(to_version(row), tuple(sorted(tags[row.version])), metrics.get(row.version, {})) for row in rows
+        VersionView(to_version(row), tuple(sorted(tags[row.version])), shown(metrics.get(row.version, {})))
+        for row in rows
     ]
+
+
+def shown_metrics(model: ModelRow, user_id: str) -> Callable[[Mapping[str, float]], dict[str, float]]:
+    """Returns what picks those of a round's means that a user may see.
+
+    The owner sees all. To participants the mean of what one of them reported alone would tell that one's own value:
+    they see what the training asked for.
+    """
+    if model.owner_id == user_id:
+        return dict
+    training = TrainingRow.get_or_none(TrainingRow.model_id == model.model_id)
+    asked = frozenset(() if training is None else training.spec["metric_names"])
+    return lambda means: {name: value for name, value in means.items() if name in asked}
 
 
 def _metrics(model_id: str, versions: Sequence[int]) -> dict[int, Mapping[str, float]]:
