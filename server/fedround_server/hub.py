@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import Self
 
+ACTOR = "actor of "
+
 
 class Waiter:
     """Somebody who waits for any of some topics. Its `with` block is the time in which it hears them."""
@@ -13,6 +15,7 @@ class Waiter:
         """Belongs to a hub, and hears nothing yet."""
         self._hub = hub
         self._topics: set[str] = set()
+        self._told: set[str] = set()
         self._woken = asyncio.Event()
 
     def __enter__(self) -> Self:
@@ -32,27 +35,40 @@ class Waiter:
             self._topics.add(topic)
             self._hub.add(topic, self)
 
-    def wake(self) -> None:
+    def wake(self, topic: str) -> None:
         """Ends the present or the next wait."""
+        self._told.add(topic)
         self._woken.set()
 
-    async def wait(self, seconds: float) -> bool:
+    async def wait(self, seconds: float) -> frozenset[str]:
         """Waits for a wake-up since the last wait.
 
         Returns:
-            Whether there was one; False after so many seconds without.
+            The topics that woke; none after so many seconds without.
         """
         try:
             async with asyncio.timeout(seconds):
                 await self._woken.wait()
         except TimeoutError:
-            return False
+            return frozenset()
         self._woken.clear()
-        return True
+        told = frozenset(self._told)
+        self._told.clear()
+        return told
+
+
+def for_actor(training_id: str) -> str:
+    """Returns the topic of what happens in a training and its actor alone can see."""
+    return ACTOR + training_id
+
+
+def training_of(topic: str) -> str:
+    """Returns the training that a topic is about."""
+    return topic.removeprefix(ACTOR)
 
 
 class Hub:
-    """Who waits for what. Topics are ids of trainings and of users."""
+    """Who waits for what. Topics are ids of trainings (also as `for_actor` makes them) and of users."""
 
     def __init__(self) -> None:
         """Begins empty."""
@@ -66,7 +82,7 @@ class Hub:
         """Wakes all who follow one of these topics."""
         for topic in topics:
             for waiter in self._waiters.get(topic, ()):
-                waiter.wake()
+                waiter.wake(topic)
 
     def notify_all(self) -> None:
         """Wakes everybody."""

@@ -220,17 +220,46 @@ async def test_who_never_had_a_part_gets_nothing(store: Store, world: World) -> 
             await store.events.part(training_id, await world.user(Role.ACTOR))
 
 
-async def test_the_parts_of_a_user_are_its_present_trainings(store: Store, world: World) -> None:
-    actor, (client, _), training = await world.running(2)
+async def test_the_open_parts_of_a_user(store: Store, world: World) -> None:
+    actor, (client, _), training = await world.running(2, target_num_updates=1)
     other = await world.training(actor, [client])
     left = await world.training(actor, [client])
     await store.trainings.remove_clients(left.training_id, actor, [client], world.now)
     removed = await world.training(actor, [client])
     await store.trainings.remove(removed.training_id, actor, force=False, now=world.now)
-    parts = await store.events.parts(client)
-    assert {part.training_id for part in parts} == {training.training_id, other.training_id}
-    assert {part.training_id for part in await store.events.parts(actor)} == {
-        training.training_id,
-        other.training_id,
-        left.training_id,
-    }
+    ended = await world.training(actor, [client], target_num_updates=1)
+    await store.trainings.start(ended.training_id, actor, None, world.now)
+    await world.submit(ended.training_id, 0, client)
+    await world.commit(ended.training_id)
+    everything = {one.training_id for one in (training, other, left, removed, ended)}
+    for user, open_ in ((client, [training, other]), (actor, [training, other, left])):
+        parts = await store.events.open_parts(user)
+        assert {part.training_id for part in parts} == {one.training_id for one in open_}
+        assert not any(part.ended for part in parts)
+        named = await store.events.parts(user, everything)
+        assert {part.training_id for part in named} == everything
+        for part in (*parts, *named):
+            assert await store.events.part(part.training_id, user) == part
+    stranger = await world.user()
+    assert await store.events.open_parts(stranger) == await store.events.parts(stranger, []) == []
+    with pytest.raises(TrainingNotFound):
+        await store.events.parts(client, [training.training_id, new_id()])
+
+
+async def test_parts_take_as_many_queries_whatever_their_number(
+    store: Store, world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    actor, client = await world.user(Role.ACTOR), await world.user()
+    queries: list[list[int]] = []
+    ids: list[str] = []
+    for _ in range(2):
+        ids += [(await world.training(actor, [client])).training_id for _ in range(10)]
+        queries.append([])
+        for user in (actor, client):
+            for parts in (store.events.open_parts(user), store.events.parts(user, ids)):
+                caplog.clear()
+                with caplog.at_level("DEBUG", "peewee"):
+                    assert len(await parts) == len(ids)
+                queries[-1].append(len(caplog.records))
+    assert queries[0] == queries[1]
+    assert 0 not in queries[0]

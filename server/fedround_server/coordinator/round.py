@@ -16,6 +16,7 @@ from fedround_server.domain.model import BlobRef
 from fedround_server.domain.round import Round, RoundKind, RoundMember, RoundState, UnfinishedRound
 from fedround_server.domain.update import NewUpdate, Update
 from fedround_server.engine.job import SWAG_MOMENTS, AggregationFailed, AggregationJob
+from fedround_server.hub import for_actor
 from fedround_server.store.round import AggregationTask
 
 log = logging.getLogger(__name__)
@@ -173,7 +174,7 @@ class Rounds:
 
     async def _accept(self, new: NewUpdate, kind: RoundKind) -> Update:
         update, closed = await self._store.submit(self._context.new_id(), new, kind, self._context.clock.now())
-        self._context.hub.notify(new.training_id)
+        self._context.hub.notify(for_actor(new.training_id))
         if closed:
             self.aggregate_soon(new.training_id)
         return update

@@ -1,12 +1,13 @@
 """Subscriptions: a cursor in the log each, and no queue."""
 
-from collections.abc import Awaitable, Callable, Mapping
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from fedround_server.coordinator.context import Context
 from fedround_server.domain.errors import FieldInvalid, TokenInvalid
 from fedround_server.domain.event import Event
-from fedround_server.hub import Waiter
+from fedround_server.hub import Waiter, for_actor, training_of
 from fedround_server.store.event import Part
 
 BATCH = 100
@@ -65,18 +66,46 @@ class Subscriptions:
                 subscription: _Subscription = _All(self._context, user_id, resume_after, waiter)
             else:
                 subscription = _One(self._context, user_id, training_id, resume_after, waiter)
-            await self._run(subscription, waiter, send)
+            await self._run(subscription, waiter, _Line(send))
 
-    async def _run(self, subscription: "_Subscription", waiter: Waiter, send: Send) -> None:
+    async def _run(self, subscription: "_Subscription", waiter: Waiter, line: "_Line") -> None:
         seconds = self._context.limits.heartbeat.total_seconds()
-        while not await subscription.drain(send):
-            if self._closing:
-                await send(GoingAway(*subscription.position()))
+        topics: frozenset[str] = frozenset()
+        while True:
+            if subscription.user_id in topics or not topics:
+                await self._check(subscription.user_id)
+            if await subscription.drain(line.send, topics):
                 return
-            if not await waiter.wait(seconds):
-                await send(Heartbeat(*subscription.position()))
-            if not await self._context.store.events.is_present(subscription.user_id):
-                raise TokenInvalid
+            if self._closing:
+                await line.send(GoingAway(*subscription.position()))
+                return
+            if line.silence >= seconds:
+                await line.send(Heartbeat(*subscription.position()))
+            topics = await waiter.wait(seconds - line.silence)
+
+    async def _check(self, user_id: str) -> None:
+        if not await self._context.store.events.is_present(user_id):
+            raise TokenInvalid
+
+
+class _Line:
+    """The way to a subscriber, and how long nothing went over it: not all that wakes a subscription is for it."""
+
+    def __init__(self, send: Send) -> None:
+        """Begins now."""
+        self._send = send
+        self._clock = asyncio.get_running_loop().time
+        self._spoke = self._clock()
+
+    @property
+    def silence(self) -> float:
+        """Seconds since something was sent."""
+        return self._clock() - self._spoke
+
+    async def send(self, event: Event | Heartbeat | GoingAway) -> None:
+        """Sends something."""
+        await self._send(event)
+        self._spoke = self._clock()
 
 
 class _Subscription:
@@ -89,8 +118,8 @@ class _Subscription:
         self._waiter = waiter
         self._cursors: dict[str, int] = {}
 
-    async def drain(self, send: Send) -> bool:
-        """Sends what is new; tells whether nothing more can come."""
+    async def drain(self, send: Send, topics: Collection[str]) -> bool:
+        """Sends what is new, after a wake-up or (without topics) of itself; tells whether nothing more can come."""
         raise NotImplementedError
 
     def position(self) -> tuple[str, int]:
@@ -100,8 +129,10 @@ class _Subscription:
     async def _drain_part(self, part: Part, send: Send) -> None:
         cursor = self._cursors.get(part.training_id)
         if cursor is None:
-            self._waiter.follow([part.training_id])
+            self._waiter.follow([part.training_id, *([for_actor(part.training_id)] if part.is_actor else [])])
             cursor = await self._store.start(part, self.user_id, self._resume_after.get(part.training_id))
+        elif cursor >= part.last_sequence:
+            return
         while True:
             events, cursor = await self._store.read(part, self.user_id, cursor, BATCH)
             for event in events:
@@ -123,7 +154,7 @@ class _One(_Subscription):
         self._training_id = training_id
         waiter.follow([training_id])
 
-    async def drain(self, send: Send) -> bool:
+    async def drain(self, send: Send, topics: Collection[str]) -> bool:
         # What ends the part is in the log before the part says so: read the part first.
         part = await self._store.part(self._training_id, self.user_id)
         await self._drain_part(part, send)
@@ -138,25 +169,27 @@ class _All(_Subscription):
 
     def __init__(self, context: Context, user_id: str, resume_after: Mapping[str, int], waiter: Waiter) -> None:
         super().__init__(context, user_id, resume_after, waiter)
-        # Trainings to look at even if the user has no part in them any more: their last event is still to be sent.
-        self._known = set(resume_after)
-        self._ended: set[str] = set()
-        self._first = True
+        # Trainings to look at even if they are over or the user has left them: their last event is still to be sent.
+        self._unfinished = set(resume_after)
 
-    async def drain(self, send: Send) -> bool:
-        parts = {part.training_id: part for part in await self._store.parts(self.user_id)}
-        if self._first:
-            over = {part.training_id for part in parts.values() if part.ended}
-            self._ended |= over - self._known
-            self._first = False
-        for training_id in sorted((parts.keys() | self._known) - self._ended):
-            part = parts.get(training_id) or await self._store.part(training_id, self.user_id)
+    async def drain(self, send: Send, topics: Collection[str]) -> bool:
+        for part in await self._look(topics):
             await self._drain_part(part, send)
-            self._known.add(training_id)
             if part.ended:
-                self._known.discard(training_id)
-                self._ended.add(training_id)
+                # Its topics go on to be heard: it may be removed yet.
+                self._unfinished.discard(part.training_id)
+            else:
+                self._unfinished.add(part.training_id)
         return False
 
     def position(self) -> tuple[str, int]:
         return "", 0
+
+    async def _look(self, topics: Collection[str]) -> list[Part]:
+        """Returns the parts that something may have happened in."""
+        if topics and self.user_id not in topics:
+            return await self._store.parts(self.user_id, {training_of(topic) for topic in topics})
+        found = await self._store.open_parts(self.user_id)
+        woken = {training_of(topic) for topic in topics if topic != self.user_id}
+        rest = (self._unfinished | woken) - {part.training_id for part in found}
+        return [*found, *(await self._store.parts(self.user_id, rest) if rest else ())]

@@ -8,6 +8,7 @@ from fedround_server.coordinator.round import Rounds
 from fedround_server.coordinator.upload import Incoming, Uploads
 from fedround_server.domain.model import NewModel
 from fedround_server.domain.training import Training, TrainingSpec
+from fedround_server.hub import for_actor
 
 
 class Trainings:
@@ -78,7 +79,7 @@ class Trainings:
 
     async def _register(self, training_id: str, actor_id: str, client_ids: Sequence[str]) -> Training:
         training = await self._store.register(training_id, actor_id, client_ids, self._context.clock.now())
-        self._context.hub.notify(training_id, *client_ids)
+        self._context.hub.notify(for_actor(training_id), *client_ids)
         return training
 
     async def _remove_clients(self, training_id: str, caller_id: str, client_ids: Sequence[str]) -> Training:

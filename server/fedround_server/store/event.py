@@ -1,8 +1,10 @@
 """Verbs about events: what a subscriber may read of the logs."""
 
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
-from peewee import ModelSelect, fn
+from peewee import JOIN, ModelSelect, fn
 
 from fedround_server.domain.errors import CursorExpired, TrainingNotFound
 from fedround_server.domain.event import (
@@ -12,7 +14,9 @@ from fedround_server.domain.event import (
     RoundStarted,
     TrainingStarted,
 )
+from fedround_server.store import steps
 from fedround_server.store.database import Database, verb
+from fedround_server.store.model import ENDED
 from fedround_server.store.rows import to_event
 from fedround_server.store.schema import CohortRow, EventRow, ParticipantRow, TrainingRow, UserRow
 from fedround_server.store.steps import ALL, COHORT
@@ -46,28 +50,41 @@ class EventVerbs:
 
     @verb
     def part(self, training_id: str, user_id: str) -> Part:
-        """Returns what a user may read of a training, also of one that it has left or that was removed.
+        """Returns what a user may read of a training, like `parts`.
 
         Raises:
             TrainingNotFound: The user never had a part in it.
         """
-        row = TrainingRow.get_or_none(TrainingRow.training_id == training_id)
-        part = None if row is None else _part(row, user_id)
-        if part is None:
-            raise TrainingNotFound(training_id)
-        return part
+        for part in _parts(user_id, TrainingRow.training_id == training_id):
+            return part
+        raise TrainingNotFound(training_id)
 
     @verb
-    def parts(self, user_id: str) -> list[Part]:
-        """Returns what a user may read of all its trainings that are not removed."""
+    def parts(self, user_id: str, training_ids: Collection[str]) -> list[Part]:
+        """Returns what a user may read of trainings, also of those that it has left or that were removed.
+
+        Raises:
+            TrainingNotFound: The user never had a part in one of them.
+        """
+        wanted, found = sorted(training_ids), []
+        for start in range(0, len(wanted), steps.BATCH):
+            found += _parts(user_id, TrainingRow.training_id.in_(wanted[start : start + steps.BATCH]))
+        if unknown := set(wanted) - {part.training_id for part in found}:
+            raise TrainingNotFound(min(unknown))
+        return found
+
+    @verb
+    def open_parts(self, user_id: str) -> list[Part]:
+        """Returns what a user may read of all the trainings that it has a part in and that are not over."""
         mine = ParticipantRow.select(ParticipantRow.training_id).where(
             ParticipantRow.user_id == user_id, ParticipantRow.remove_time.is_null()
         )
-        rows = TrainingRow.select().where(
-            TrainingRow.remove_time.is_null(),
+        return _parts(
+            user_id,
             (TrainingRow.actor_id == user_id) | TrainingRow.training_id.in_(mine),
+            TrainingRow.state.not_in(ENDED),
+            TrainingRow.remove_time.is_null(),
         )
-        return [part for row in rows if (part := _part(row, user_id)) is not None]
 
     @verb
     def start(self, part: Part, user_id: str, resume_after: int | None) -> int:
@@ -106,20 +123,37 @@ class EventVerbs:
         return bool(UserRow.select().where(UserRow.user_id == user_id, UserRow.remove_time.is_null()).exists())
 
 
-def _part(row: TrainingRow, user_id: str) -> Part | None:
-    over = row.remove_time is not None
-    if row.actor_id == user_id:
-        return Part(row.training_id, True, 0, None, row.last_sequence, over or row.state in ("COMPLETED", "ERROR"))
-    part = ParticipantRow.get_or_none(ParticipantRow.training_id == row.training_id, ParticipantRow.user_id == user_id)
-    if part is None:
-        return None
+def _parts(user_id: str, *conditions: Any) -> list[Part]:
+    rows: Iterable[dict[str, Any]] = (
+        TrainingRow.select(
+            TrainingRow.training_id,
+            TrainingRow.actor_id,
+            TrainingRow.state,
+            TrainingRow.remove_time,
+            TrainingRow.last_sequence,
+            ParticipantRow.after_sequence,
+            ParticipantRow.until_sequence,
+        )
+        .join(
+            ParticipantRow,
+            JOIN.LEFT_OUTER,
+            on=((ParticipantRow.training_id == TrainingRow.training_id) & (ParticipantRow.user_id == user_id)),
+        )
+        .where(*conditions, (TrainingRow.actor_id == user_id) | ParticipantRow.user_id.is_null(False))
+        .dicts()  # type: ignore[assignment]  # the stubs don't know what dicts() does
+    )
+    return [_part(row, row["actor_id"] == user_id) for row in rows]
+
+
+def _part(row: Mapping[str, Any], is_actor: bool) -> Part:
+    over = row["remove_time"] is not None or row["state"] in ENDED
     return Part(
-        training_id=row.training_id,
-        is_actor=False,
-        after=part.after_sequence,
-        until=part.until_sequence,
-        last_sequence=row.last_sequence,
-        ended=over or part.until_sequence is not None or row.state in ("COMPLETED", "ERROR"),
+        training_id=row["training_id"],
+        is_actor=is_actor,
+        after=0 if is_actor else row["after_sequence"],
+        until=None if is_actor else row["until_sequence"],
+        last_sequence=row["last_sequence"],
+        ended=over or not (is_actor or row["until_sequence"] is None),
     )
 
 

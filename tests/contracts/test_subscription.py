@@ -1,0 +1,129 @@
+"""What wakes a subscription, and what it then asks the store; on both databases."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from datetime import timedelta
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from contracts.world import World
+from fedround_server.coordinator import Context, Coordinator, Limits
+from fedround_server.coordinator.subscription import Heartbeat, Subscriptions
+from fedround_server.domain.event import Event, RoundStarted, UpdateAccepted
+from fedround_server.hub import Hub, for_actor
+from fedround_server.store import Store
+
+NOTHING: Any = None
+
+
+class Verbs:
+    """The store's verbs about events, with a note of each call."""
+
+    def __init__(self, verbs: Any) -> None:
+        self.calls: list[str] = []
+        self._verbs = verbs
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*arguments: Any) -> Any:
+            self.calls.append(name)
+            return getattr(self._verbs, name)(*arguments)
+
+        return call
+
+
+class Listener:
+    """A subscription, and what came over it."""
+
+    def __init__(self, store: Store, hub: Hub, user: str, training_id: str | None, heartbeat: timedelta) -> None:
+        self.verbs = Verbs(store.events)
+        noting: Any = SimpleNamespace(events=self.verbs)
+        context = Context(noting, NOTHING, NOTHING, hub, NOTHING, Limits(heartbeat=heartbeat))
+        self.sent: asyncio.Queue[Any] = asyncio.Queue()
+        following = Subscriptions(context).follow(user, training_id, {}, self.sent.put)
+        self.task = asyncio.create_task(following)
+
+    async def next(self) -> Any:
+        """The payload of the next event."""
+        event = await self.sent.get()
+        return event.payload if isinstance(event, Event) else event
+
+
+Listen = Callable[..., Listener]
+
+
+@pytest.fixture
+def hub() -> Hub:
+    return Hub()
+
+
+@pytest.fixture
+async def listen(store: Store, hub: Hub) -> AsyncIterator[Listen]:
+    made: list[Listener] = []
+
+    def make(user: str, training_id: str | None = None, heartbeat: timedelta = timedelta(hours=1)) -> Listener:
+        made.append(Listener(store, hub, user, training_id, heartbeat))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.task.cancel()
+        with suppress(asyncio.CancelledError):
+            await one.task
+
+
+@pytest.mark.parametrize("everything", [True, False])
+async def test_what_only_the_actor_sees_wakes_only_the_actor(
+    store: Store, world: World, hub: Hub, listen: Listen, everything: bool
+) -> None:
+    actor, clients, training = await world.running(3, metric_names=("loss",))
+    for client in clients:
+        await world.submit(training.training_id, 0, client)
+    await world.commit(training.training_id)
+    topic = None if everything else training.training_id
+    steering, taking_part = listen(actor, topic), listen(clients[0], topic)
+    for one in (steering, taking_part):
+        assert isinstance(await one.next(), RoundStarted)
+    before = list(taking_part.verbs.calls)
+    rounds = Coordinator(Context(store, NOTHING, NOTHING, hub, NOTHING)).rounds
+    for client in clients[:2]:
+        await rounds.submit_metrics(training.training_id, 1, client, 1, {"loss": 0.5})
+        assert isinstance(await steering.next(), UpdateAccepted)
+    assert taking_part.verbs.calls == before
+
+
+async def test_silence_is_what_is_not_sent(world: World, hub: Hub, listen: Listen) -> None:
+    _, clients, training = await world.running(2)
+    listener = listen(clients[0], training.training_id, timedelta(milliseconds=50))
+    assert isinstance(await listener.next(), RoundStarted)
+    # Woken all the time, by what is for others.
+    while listener.sent.empty():
+        hub.notify(training.training_id)
+        await asyncio.sleep(0)
+    assert await listener.next() == Heartbeat(training.training_id, 2)
+
+
+async def test_a_wake_up_is_about_one_training_however_many_there_are(
+    store: Store, world: World, hub: Hub, listen: Listen
+) -> None:
+    actor, clients, first = await world.running(2)
+    trainings = [first]
+    for _ in range(4):
+        made = await world.training(actor, clients)
+        trainings.append(await store.trainings.start(made.training_id, actor, None, world.now))
+    listener = listen(actor)
+    for _ in trainings:
+        assert isinstance(await listener.next(), RoundStarted)
+    listener.verbs.calls.clear()
+    await world.submit(first.training_id, 0, clients[0])
+    hub.notify(for_actor(first.training_id))
+    assert isinstance(await listener.next(), UpdateAccepted)
+    assert listener.verbs.calls == ["parts", "read"]
+    listener.verbs.calls.clear()
+    # Whatever may have happened: all are looked at, and those are read that have news.
+    await world.submit(first.training_id, 0, clients[1])
+    hub.notify(actor)
+    assert isinstance(await listener.next(), UpdateAccepted)
+    assert listener.verbs.calls == ["is_present", "open_parts", "read"]
