@@ -1,9 +1,11 @@
-"""Subscriptions that outlive something: a part in a training, the training itself."""
+"""Subscriptions that outlive something: a part in a training, the training itself, a token."""
 
 from typing import Any
 
-from calls import Person, kinds, model_file
-from fedround.v1 import event_pb2, training_pb2
+import pytest
+
+from calls import Person, kinds, model_file, refused
+from fedround.v1 import event_pb2, training_pb2, user_pb2
 
 
 def told(stream: Any, count: int) -> list[event_pb2.Event]:
@@ -41,3 +43,18 @@ def test_the_removal_of_a_training_that_is_over_is_told(actor: Person, clients: 
     actor.trainings.RemoveTraining(training_pb2.RemoveTrainingRequest(training_id=made.training_id))
     for stream in streams:
         assert kinds(told(stream, 1)) == ["training_removed"]
+
+
+@pytest.mark.parametrize("all_trainings", [True, False])
+def test_a_revoked_token_hears_no_more(
+    admin: Person, actor: Person, clients: list[Person], all_trainings: bool
+) -> None:
+    made = actor.create(client_ids=[clients[0].user_id])
+    actor.start(made.training_id)
+    stream = clients[0].subscribe("" if all_trainings else made.training_id)
+    assert kinds(told(stream, 1)) == ["round_started"]
+    request = user_pb2.RotateTokenRequest(user_id=clients[0].user_id)
+    new = Person(clients[0].channel, admin.users.RotateToken(request).token)
+    with refused("UNAUTHENTICATED", "TOKEN_INVALID"):
+        told(stream, 1)
+    assert kinds(told(new.subscribe(made.training_id), 1)) == ["round_started"]

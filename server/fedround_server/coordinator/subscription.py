@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fedround_server.coordinator.context import Context
 from fedround_server.domain.errors import FieldInvalid, TokenInvalid
 from fedround_server.domain.event import Event
+from fedround_server.domain.user import hash_token
 from fedround_server.hub import Waiter, for_actor, training_of
 from fedround_server.store.event import Part
 
@@ -45,11 +46,14 @@ class Subscriptions:
         self._closing = True
         self._context.hub.notify_all()
 
-    async def follow(self, user_id: str, training_id: str | None, resume_after: Mapping[str, int], send: Send) -> None:
+    async def follow(
+        self, user_id: str, token: str, training_id: str | None, resume_after: Mapping[str, int], send: Send
+    ) -> None:
         """Sends a training's events, or those of all the user's trainings, until nothing more can come.
 
         Args:
             user_id: Who listens.
+            token: What the user came with; the subscription does not outlive it.
             training_id: The training; None for all of the user's.
             resume_after: For each training the last sequence seen.
             send: Where events go; it waits while the subscriber is slow.
@@ -57,7 +61,7 @@ class Subscriptions:
         Raises:
             TrainingNotFound: The user never had a part in the training.
             CursorExpired: A log does not reach its cursor.
-            TokenInvalid: The user was removed.
+            TokenInvalid: The token was revoked, or the user removed.
         """
         # Follow first, then read the log: what happens in between wakes the next wait.
         with self._context.hub.waiter() as waiter:
@@ -66,14 +70,14 @@ class Subscriptions:
                 subscription: _Subscription = _All(self._context, user_id, resume_after, waiter)
             else:
                 subscription = _One(self._context, user_id, training_id, resume_after, waiter)
-            await self._run(subscription, waiter, _Line(send))
+            await self._run(subscription, hash_token(token), waiter, _Line(send))
 
-    async def _run(self, subscription: "_Subscription", waiter: Waiter, line: "_Line") -> None:
+    async def _run(self, subscription: "_Subscription", token_hash: str, waiter: Waiter, line: "_Line") -> None:
         seconds = self._context.limits.heartbeat.total_seconds()
         topics: frozenset[str] = frozenset()
         while True:
             if subscription.user_id in topics or not topics:
-                await self._check(subscription.user_id)
+                await self._check(token_hash)
             if await subscription.drain(line.send, topics):
                 return
             if self._closing:
@@ -83,8 +87,8 @@ class Subscriptions:
                 await line.send(Heartbeat(*subscription.position()))
             topics = await waiter.wait(seconds - line.silence)
 
-    async def _check(self, user_id: str) -> None:
-        if not await self._context.store.events.is_present(user_id):
+    async def _check(self, token_hash: str) -> None:
+        if await self._context.store.users.find_by_token(token_hash) is None:
             raise TokenInvalid
 
 

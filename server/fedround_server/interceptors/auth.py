@@ -60,11 +60,17 @@ PERMISSIONS: Mapping[str, frozenset[Role] | None] = {
 """Which roles may call what. Objects have rules of their own on top: only the actor steers its training."""
 
 _caller: ContextVar[User] = ContextVar("caller")
+_bearer: ContextVar[str] = ContextVar("bearer")
 
 
 def caller() -> User:
     """Returns the user whose call this is."""
     return _caller.get()
+
+
+def bearer() -> str:
+    """Returns the token that the caller sent, for calls that outlive it."""
+    return _bearer.get()
 
 
 def check_permissions(methods: Iterable[str]) -> None:
@@ -94,16 +100,18 @@ class AuthInterceptor(AroundInterceptor):
         if roles is ANYBODY:
             yield
             return
-        user = await self._authenticate(_token(context))
+        token = _token(context)
+        user = await self._authenticate(token)
         structlog.contextvars.bind_contextvars(user_id=user.user_id)
         if user.role not in roles:
             allowed = " or ".join(sorted(role.value for role in roles))
             raise RoleRequired(f"{method.rpartition('/')[2]} wants the role {allowed}, yours is {user.role.value}")
-        reset = _caller.set(user)
+        resets = _caller.set(user), _bearer.set(token)
         try:
             yield
         finally:
-            _caller.reset(reset)
+            _caller.reset(resets[0])
+            _bearer.reset(resets[1])
 
 
 def _token(context: Call) -> str:

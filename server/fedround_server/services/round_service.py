@@ -10,7 +10,7 @@ from fedround_server.coordinator.subscription import GoingAway, Heartbeat
 from fedround_server.domain.errors import FieldInvalid
 from fedround_server.domain.event import Event, ModelInfo
 from fedround_server.interceptors.around import Call
-from fedround_server.interceptors.auth import caller
+from fedround_server.interceptors.auth import bearer, caller
 from fedround_server.services import convert, fields
 from fedround_server.services.chunks import ChunkStream, check_offset, incoming
 
@@ -29,7 +29,6 @@ class RoundService(round_pb2_grpc.RoundServiceServicer):
         context: Call,
     ) -> None:
         """Streams events."""
-        user_id = caller().user_id
         training_id = fields.an_optional_id("training_id", request.training_id)
         cursors = {
             fields.an_id("resume_after_sequence", key): sequence
@@ -44,7 +43,7 @@ class RoundService(round_pb2_grpc.RoundServiceServicer):
         async def send(event: Event | Heartbeat | GoingAway) -> None:
             await context.write(convert.event(event))
 
-        await self._coordinator.subscriptions.follow(user_id, training_id, cursors, send)
+        await self._coordinator.subscriptions.follow(caller().user_id, bearer(), training_id, cursors, send)
 
     async def SubmitUpdate(
         self,

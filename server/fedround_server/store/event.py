@@ -18,7 +18,7 @@ from fedround_server.store import steps
 from fedround_server.store.database import Database, verb
 from fedround_server.store.model import ENDED
 from fedround_server.store.rows import to_event
-from fedround_server.store.schema import CohortRow, EventRow, ParticipantRow, TrainingRow, UserRow
+from fedround_server.store.schema import CohortRow, EventRow, ParticipantRow, TrainingRow
 from fedround_server.store.steps import ALL, COHORT
 
 LAST_KINDS = tuple(kind.__name__ for kind in LAST_OF_A_TRAINING)
@@ -116,11 +116,6 @@ class EventVerbs:
         rows = _view(part, user_id).where(EventRow.sequence > after, EventRow.sequence <= top)
         events = [_shown(to_event(row), part) for row in rows.order_by(EventRow.sequence).limit(limit)]
         return events, events[-1].sequence if len(events) == limit else max(after, top)
-
-    @verb
-    def is_present(self, user_id: str) -> bool:
-        """Tells whether the user exists still."""
-        return bool(UserRow.select().where(UserRow.user_id == user_id, UserRow.remove_time.is_null()).exists())
 
 
 def _parts(user_id: str, *conditions: Any) -> list[Part]:
