@@ -1,0 +1,54 @@
+"""A connection that a test can cut."""
+
+import contextlib
+import socket
+import struct
+import threading
+from types import TracebackType
+from typing import Self
+
+# Closing a socket with this resets the connection: no farewell, as when a machine goes off.
+RESET = struct.pack("ii", 1, 0)
+
+
+class Wire:
+    """Leads to a server, for one connection. Its `with` block is the time in which it can be used."""
+
+    def __init__(self, address: str) -> None:
+        host, port = address.split(":")
+        self._target = host, int(port)
+        self._ends: list[socket.socket] = []
+        self._door = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._door.getsockname()[1]}"
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._connect, daemon=True).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.cut()
+        self._door.close()
+
+    def cut(self) -> None:
+        """Ends the connection on both sides at once."""
+        for end in self._ends:
+            with contextlib.suppress(OSError):
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+                # Wakes the thread that reads it, which would keep it open otherwise.
+                end.shutdown(socket.SHUT_RD)
+            end.close()
+
+    def _connect(self) -> None:
+        near, _ = self._door.accept()
+        far = socket.create_connection(self._target)
+        self._ends = [near, far]
+        for source, target in ((near, far), (far, near)):
+            threading.Thread(target=_carry, args=(source, target), daemon=True).start()
+
+
+def _carry(source: socket.socket, target: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(1 << 16):
+            target.sendall(data)
