@@ -146,10 +146,44 @@ class Refusal:
     details: list[str]
 
 
+# With which words the message of a reason helps; where they differ from case to case, the test has to say.
+HELP = {
+    "TOKEN_MISSING": "send metadata",
+    "TOKEN_INVALID": "ask an admin for a new one",
+    "NOT_ACTOR": "ask the actor",
+    "NOT_IN_COHORT": "round_started",
+    "TRAINING_NOT_FOUND": "check the id",
+    "MODEL_NOT_FOUND": "check the id",
+    "USER_NOT_FOUND": "check the id",
+    "ROUND_NOT_FOUND": "check the id",
+    "UNKNOWN_CLIENTS": "nothing was changed",
+    "USER_EXISTS": "choose another name",
+    "LAST_ADMIN": "create another one first",
+    "NO_PARTICIPANTS": "register clients first",
+    "TRAINING_NOT_INITIAL": "only an INITIAL one can be started",
+    "TRAINING_RUNNING": "set force",
+    "LAST_PARTICIPANT": "remove the training (force) instead",
+    "MODEL_IN_USE": "wait for its end or remove it",
+    "UPDATE_EXISTS": "it stands",
+    "METRICS_EXIST": "they stand",
+    "NUM_EXAMPLES": "must be in 1..",
+    "UPLOAD_INCOMPLETE": "send it again, or resume it by upload_id",
+    "UPLOAD_OFFSET": "ask GetUpload and go on there",
+    "UPLOAD_SUPERSEDED": "leave the file to that one",
+    "DIGEST_MISMATCH": "send it again",
+    "CURSOR_EXPIRED": "subscribe without it",
+    "MODEL_TOO_LARGE": "ask the operator for more",
+    "QUOTA": "remove some first",
+    "STORE_UNAVAILABLE": "try again",
+}
+
+
 class refused:  # noqa: N801 - reads like pytest.raises
-    """The block's call must be refused with a code and a reason; the message must contain the words."""
+    """The block's call must be refused with a code and a reason; the message must contain the words, and help."""
 
     def __init__(self, code: str, reason: str, *words: str) -> None:
+        words += (HELP[reason],) if reason in HELP else ()
+        assert words, f"what does the message of {reason} say?"
         self._code, self._reason, self._words = code, reason, words
         self._raises = pytest.raises(grpc.RpcError)
 

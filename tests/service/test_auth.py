@@ -186,7 +186,7 @@ class TestUsers:
             actor.users.GetMyself(user_pb2.GetMyselfRequest())
         again = Person(actor.channel, new)
         assert again.users.GetMyself(user_pb2.GetMyselfRequest()).user.user_id == actor.user_id
-        with refused("PERMISSION_DENIED", "ROLE_REQUIRED"):
+        with refused("PERMISSION_DENIED", "ROLE_REQUIRED", "leave user_id empty for your own"):
             clients[0].users.RotateToken(user_pb2.RotateTokenRequest(user_id=actor.user_id))
         admin.users.RotateToken(user_pb2.RotateTokenRequest(user_id=actor.user_id))
         with refused("UNAUTHENTICATED", "TOKEN_INVALID"):

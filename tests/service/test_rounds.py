@@ -172,7 +172,7 @@ def test_a_missed_deadline_ends_the_training_and_names_the_missing(actor: Person
     missing = next(one.name for one in waiting.participants if not one.arrived)
     assert missing in after.error.message
     assert missing not in failed.message + clients[0].get(made.training_id).error.message
-    with refused("FAILED_PRECONDITION", "ROUND_NOT_OPEN"):
+    with refused("FAILED_PRECONDITION", "ROUND_NOT_OPEN", "round 0 is ABANDONED"):
         clients[1].submit(made.training_id, model_file(1))
 
 

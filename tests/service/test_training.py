@@ -251,11 +251,11 @@ class TestRegisterAndRemove:
         clients[0].submit(made.training_id, model_file(1))
         assert kinds(list(events))[-1] == "training_finished"
         before = actor.get(made.training_id)
-        for call, kind in [
-            (actor.trainings.RegisterClients, RegisterClientsRequest),
-            (actor.trainings.RemoveClients, RemoveClientsRequest),
+        for call, kind, words in [
+            (actor.trainings.RegisterClients, RegisterClientsRequest, "register clients in a new one"),
+            (actor.trainings.RemoveClients, RemoveClientsRequest, "there is nothing to leave"),
         ]:
-            with refused("FAILED_PRECONDITION", "TRAINING_ENDED"):
+            with refused("FAILED_PRECONDITION", "TRAINING_ENDED", f"{made.training_id} is COMPLETED", words):
                 call(kind(training_id=made.training_id, client_ids=ids(clients[:1])))
         assert actor.get(made.training_id) == before
 
