@@ -1,0 +1,65 @@
+"""What a server leaves behind when it is killed at a known moment, written by the parts that it is made of."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+from calls import MODEL, digest, model_file, new_id
+from contracts.world import SPEC, World
+from fedround_server.blobs import BlobStore
+from fedround_server.domain.model import BlobRef, Dtype, NewModel, TensorSpec
+from fedround_server.domain.round import RoundKind
+from fedround_server.domain.training import Training
+from fedround_server.domain.update import NewUpdate
+from fedround_server.domain.user import Role
+from fedround_server.store import Store
+
+R = TypeVar("R")
+DTYPES = {"float32": Dtype.F32, "float64": Dtype.F64, "int64": Dtype.I64}
+MANIFEST = {name: TensorSpec(DTYPES[tensor.dtype.name], tensor.shape) for name, tensor in MODEL.items()}
+
+
+@dataclass
+class Left:
+    """A data directory without its server. Users are known by their ids: those are their tokens, too."""
+
+    store: Store
+    blobs: BlobStore
+    world: World
+    now: datetime
+
+    async def running(self, clients: int, **spec: Any) -> tuple[str, list[str], Training]:
+        """An actor, its clients, and their training, which was started at `now`."""
+        actor, users = await self.world.user(Role.ACTOR), await self.world.users(clients)
+        model = NewModel("model", "", MANIFEST, self.keep(model_file()))
+        wanted = replace(SPEC, **{"client_ids": tuple(users), "target_num_updates": 1, **spec})
+        made = await self.store.trainings.create(new_id(), actor, wanted, model, new_id(), 10, self.now)
+        return actor, users, await self.store.trainings.start(made.training_id, actor, None, self.now)
+
+    async def submit(self, training: Training, number: int, user: str, data: bytes | None = None) -> bool:
+        """An update (or, without a file, a report) that was accepted; returns whether it closed the round."""
+        kind = RoundKind.EVALUATE if data is None else RoundKind.TRAIN
+        blob = BlobRef("", 0) if data is None else self.keep(data)
+        new = NewUpdate(training.training_id, number, user, blob, 1, {"accuracy": 0.5})
+        return (await self.store.rounds.submit(new_id(), new, kind, self.now))[1]
+
+    def keep(self, data: bytes) -> BlobRef:
+        with self.blobs.upload("somebody", None, 0, new_id()) as writer:
+            writer.write(data)
+            writer.sync()
+            self.blobs.adopt(writer.path, writer.blob)
+        return BlobRef(digest(data), len(data))
+
+
+def leave(data_dir: Path, database: str, now: datetime, prepare: Callable[[Left], Awaitable[R]]) -> R:
+    """Fills a data directory and its database."""
+    data_dir.mkdir()
+
+    async def run() -> R:
+        with Store(database or data_dir / "fedround.db") as store:
+            return await prepare(Left(store, BlobStore(data_dir), World(store), now))
+
+    return asyncio.run(run())
