@@ -75,7 +75,7 @@ def from_safetensors(data: bytes, framework: Framework = "numpy") -> dict[str, A
 
 
 def floating(state: StateDict) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
-    """Copies the floating tensors of a state dict, which are what is averaged, as float64 arrays.
+    """Gives the floating tensors of a state dict, which are what is averaged, as float64 arrays.
 
     Raises:
         TensorError: Something in it is no tensor; the text names it.
@@ -90,7 +90,7 @@ def floating(state: StateDict) -> dict[str, np.ndarray[Any, np.dtype[np.float64]
             plain = value.detach().cpu().to(torch.float64).numpy()
         array = _plain_array(name, plain)
         if np.issubdtype(array.dtype, np.floating):
-            found[name] = np.array(array, np.float64)
+            found[name] = np.asarray(array, np.float64)
     return found
 
 
