@@ -153,8 +153,9 @@ class BlobStore:
         if not target.parent.exists():
             target.parent.mkdir(exist_ok=True)
             _sync_folder(self._objects)
-        source.chmod(0o400)
         source.replace(target)
+        # Behind the rename: an upload that is cut off before it must stay writable for its next try.
+        target.chmod(0o400)
         os.utime(target)
         _sync_folder(target.parent)
 

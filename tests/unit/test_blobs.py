@@ -52,6 +52,21 @@ def test_the_same_bytes_are_one_blob(blobs: BlobStore, tmp_path: Path) -> None:
     assert blobs.path(first.sha256).stat().st_mtime > time.time() - 60
 
 
+def test_an_adoption_that_is_cut_off_leaves_the_upload_writable(
+    blobs: BlobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut_off(*_: object) -> None:
+        raise OSError("no rename")
+
+    with blobs.upload("user", "upload", 0, "") as writer:
+        writer.write(b"whole")
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", cut_off)
+            with pytest.raises(OSError, match="no rename"):
+                blobs.adopt(writer.path, writer.blob)
+    assert stat.S_IMODE((tmp_path / "uploads/user/upload").stat().st_mode) == 0o600
+
+
 def test_an_upload_that_is_given_up_leaves_nothing(blobs: BlobStore, tmp_path: Path) -> None:
     with blobs.upload("user", None, 0, "one") as writer:
         writer.write(b"half")
