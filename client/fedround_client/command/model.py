@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from fedround.v1.model_pb2 import Model, ModelVersion
-from fedround_client.command.output import Columns, Format, FormatOption, progress, show, show_all, when
+from fedround_client.command.output import UINT32, Columns, Format, FormatOption, progress, show, show_all, when
 from fedround_client.command.session import client_of
 
 app = typer.Typer(no_args_is_help=True, help="Upload, list, tag and download models, version by version.")
@@ -78,7 +78,7 @@ def versions(context: typer.Context, model_id: ModelId, form: FormatOption = For
 def tag(
     context: typer.Context,
     model_id: ModelId,
-    version: Annotated[int, typer.Argument(min=0, help="The version.")],
+    version: Annotated[int, typer.Argument(min=0, max=UINT32, help="The version.")],
     tag: Annotated[str, typer.Argument(help="pinned, or a word of your own; best and last are the server's.")],
     remove: Annotated[bool, typer.Option("--remove", help="Take the tag away instead.")] = False,
     form: FormatOption = Format.TABLE,
@@ -93,7 +93,7 @@ def tag(
 def download(
     context: typer.Context,
     model_id: ModelId,
-    version: Annotated[int | None, typer.Option(min=0, help="The latest one by default.")] = None,
+    version: Annotated[int | None, typer.Option(min=0, max=UINT32, help="The latest one by default.")] = None,
     tag: Annotated[str, typer.Option(help="The version that carries this tag instead, such as best.")] = "",
     posterior: Annotated[bool, typer.Option("--posterior", help="Fetch the SWAG posterior around it.")] = False,
     output: Annotated[

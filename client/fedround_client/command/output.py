@@ -43,6 +43,9 @@ TableFormatOption: TypeAlias = Annotated[
     TableFormat, typer.Option("--format", help="A table for people, CSV for spreadsheets, or JSON for programs.")
 ]
 
+UINT32 = 2**32 - 1
+"""The most that the API's counts and versions hold."""
+
 Item = TypeVar("Item", bound=Message)
 Columns: TypeAlias = Mapping[str, Callable[[Item], object]]
 

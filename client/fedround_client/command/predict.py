@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from fedround_client.command.output import Format, FormatOption, as_dict, show_table
+from fedround_client.command.output import UINT32, Format, FormatOption, as_dict, show_table
 from fedround_client.command.session import client_of, fail
 from fedround_client.command.uncertainty import (
     LastVersionsOption,
@@ -29,7 +29,7 @@ def predict(
     context: typer.Context,
     model_id: Annotated[str, typer.Argument(metavar="MODEL_ID", help="UUID of the model.")],
     inputs: Annotated[Path, typer.Argument(help="A .npy file; the first dimension of its array counts the inputs.")],
-    version: Annotated[int | None, typer.Option(min=0, help="The latest one by default.")] = None,
+    version: Annotated[int | None, typer.Option(min=0, max=UINT32, help="The latest one by default.")] = None,
     tag: Annotated[str, typer.Option(help="The version that carries this tag instead, such as best.")] = "",
     architecture: Annotated[str, typer.Option(help="A registered name; the model's own by default.")] = "",
     uncertainty: MethodOption = None,
@@ -37,7 +37,9 @@ def predict(
     softmax: SoftmaxOption = False,
     last_versions: LastVersionsOption = 0,
     member: MemberOption = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Makes what is drawn at random reproducible.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=2**62, help="Makes what is drawn at random reproducible.")
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="A .npz file to write all arrays to, and print its path.")] = None,
     form: FormatOption = Format.TABLE,
 ) -> None:

@@ -13,6 +13,7 @@ from fedround.v1.event_pb2 import Event
 from fedround.v1.training_pb2 import Training, TrainingState
 from fedround_client.command import training_clients, training_create
 from fedround_client.command.output import (
+    UINT32,
     Columns,
     Format,
     FormatOption,
@@ -120,7 +121,9 @@ def watch(
 def round_(
     context: typer.Context,
     training_id: TrainingId,
-    number: Annotated[int | None, typer.Option(min=0, help="Number of the round; the current one by default.")] = None,
+    number: Annotated[
+        int | None, typer.Option(min=0, max=UINT32, help="Number of the round; the current one by default.")
+    ] = None,
     form: FormatOption = Format.TABLE,
 ) -> None:
     """Show what a round is waiting for."""

@@ -10,7 +10,7 @@ import typer
 
 from fedround.v1.aggregation_pb2 import FedDc, FedProx
 from fedround_client.choices import AggregationChoice, Selection
-from fedround_client.command.output import Format, FormatOption, progress, show
+from fedround_client.command.output import UINT32, Format, FormatOption, progress, show
 from fedround_client.command.session import client_of
 from fedround_client.command.uncertainty import (
     LastVersionsOption,
@@ -33,50 +33,65 @@ class EvaluationChoice(StrEnum):
 def create(
     context: typer.Context,
     name: Annotated[str, typer.Option(help="For people, at most 200 characters.")],
-    target_num_updates: Annotated[int, typer.Option(min=1, help="Updates of the global model to make.")],
+    target_num_updates: Annotated[int, typer.Option(min=1, max=UINT32, help="Updates of the global model to make.")],
     model_file: Annotated[Path | None, typer.Argument(help="The initial model, a safetensors file.")] = None,
     model_id: Annotated[str, typer.Option(help="UUID of a stored model to train instead of a file.")] = "",
     model_version: Annotated[
-        int | None, typer.Option(min=0, help="The version of --model-id to start from; the latest by default.")
+        int | None,
+        typer.Option(min=0, max=UINT32, help="The version of --model-id to start from; the latest by default."),
     ] = None,
     architecture: Annotated[str, typer.Option(help="What predictions build for it, as the operator named it.")] = "",
     description: Annotated[str, typer.Option(help="For people.")] = "",
     client: Annotated[list[str] | None, typer.Option(help="UUID of a user to register; repeat for more.")] = None,
     metric: Annotated[list[str] | None, typer.Option(help="Metric that evaluations report; repeat for more.")] = None,
-    min_updates: Annotated[int, typer.Option(min=0, help="Updates that close a round; 0 waits for all.")] = 0,
+    min_updates: Annotated[
+        int, typer.Option(min=0, max=UINT32, help="Updates that close a round; 0 waits for all.")
+    ] = 0,
     deadline: Annotated[float | None, typer.Option(help="Seconds that a round may stay open.")] = None,
     fed_prox_mu: Annotated[float | None, typer.Option(help="Use FedProx, with this weight.")] = None,
     daisy_period: Annotated[
-        int, typer.Option(min=0, help="Use FedDC, and deal local models after so many local rounds.")
+        int, typer.Option(min=0, max=UINT32, help="Use FedDC, and deal local models after so many local rounds.")
     ] = 0,
     aggregation_period: Annotated[
-        int, typer.Option(min=0, help="Use FedDC, and average after so many local rounds; 0 for ten deals.")
+        int, typer.Option(min=0, max=UINT32, help="Use FedDC, and average after so many local rounds; 0 for ten deals.")
     ] = 0,
-    daisy_seed: Annotated[int | None, typer.Option(min=0, help="Use FedDC, and make the deals reproducible.")] = None,
+    daisy_seed: Annotated[
+        int | None, typer.Option(min=0, max=2**53, help="Use FedDC, and make the deals reproducible.")
+    ] = None,
     evaluation: Annotated[
         EvaluationChoice, typer.Option(case_sensitive=False, help="When participants evaluate the model.")
     ] = EvaluationChoice.EVERY_ROUND,
     minimize: Annotated[str, typer.Option(metavar="METRIC", help="The best version has the least of it.")] = "",
     maximize: Annotated[str, typer.Option(metavar="METRIC", help="The best version has the most of it.")] = "",
-    patience: Annotated[int, typer.Option(min=0, help="Stop after so many updates that made nothing better.")] = 0,
+    patience: Annotated[
+        int, typer.Option(min=0, max=UINT32, help="Stop after so many updates that made nothing better.")
+    ] = 0,
     keep_versions: Annotated[
-        int, typer.Option(min=0, help="Latest versions that keep their files, besides tagged ones; 0 for all.")
+        int,
+        typer.Option(min=0, max=UINT32, help="Latest versions that keep their files, besides tagged ones; 0 for all."),
     ] = 0,
     uncertainty: MethodOption = None,
     samples: SamplesOption = 0,
     softmax: SoftmaxOption = False,
     swag_every: Annotated[
-        int, typer.Option(min=0, help="Collect moments after so many updates each; 0 for after the last one only.")
+        int,
+        typer.Option(
+            min=0, max=UINT32, help="Collect moments after so many updates each; 0 for after the last one only."
+        ),
     ] = 0,
-    swag_rank: Annotated[int, typer.Option(min=0, help="Deviations that each participant sends.")] = 0,
+    swag_rank: Annotated[int, typer.Option(min=0, max=UINT32, help="Deviations that each participant sends.")] = 0,
     last_versions: LastVersionsOption = 0,
     member: MemberOption = None,
-    max_num_examples: Annotated[int, typer.Option(min=0, help="The most an update may claim; 0 for no cap.")] = 0,
+    max_num_examples: Annotated[
+        int, typer.Option(min=0, max=2**31, help="The most an update may claim; 0 for no cap.")
+    ] = 0,
     form: FormatOption = Format.TABLE,
 ) -> None:
     """Create a training from a model file or a stored model."""
     if (model_file is None) == (not model_id):
         raise typer.BadParameter("give either a MODEL_FILE or a --model-id")
+    if deadline is not None and not 0 < deadline <= 366 * 86_400:
+        raise typer.BadParameter("--deadline takes seconds, more than 0 and up to a year")
     aggregation = _aggregation(fed_prox_mu, daisy_period, aggregation_period, daisy_seed)
     selection = _selection(minimize, maximize, patience)
     choice = choose(

@@ -25,7 +25,7 @@ MethodOption: TypeAlias = Annotated[
     Method | None, typer.Option("--uncertainty", case_sensitive=False, help="How predictions come with an uncertainty.")
 ]
 SamplesOption: TypeAlias = Annotated[
-    int, typer.Option("--samples", min=0, help="Passes of mc-dropout, or draws of swag; 0 for 30.")
+    int, typer.Option("--samples", min=0, max=1000, help="Passes of mc-dropout, or draws of swag; 0 for 30.")
 ]
 SoftmaxOption: TypeAlias = Annotated[
     bool, typer.Option("--softmax", help="The outputs are logits: average probabilities, and tell entropies.")
@@ -35,7 +35,10 @@ MemberOption: TypeAlias = Annotated[
     typer.Option("--member", metavar="MODEL_ID[:VERSION]", help="Votes in the ensemble too; repeat for more."),
 ]
 LastVersionsOption: TypeAlias = Annotated[
-    int, typer.Option("--last-versions", min=0, help="So many of the model's latest versions vote in the ensemble.")
+    int,
+    typer.Option(
+        "--last-versions", min=0, max=100, help="So many of the model's latest versions vote in the ensemble."
+    ),
 ]
 
 _MESSAGES: Mapping[Method, type[NoUncertainty | McDropout | Swag | Ensemble]] = {
