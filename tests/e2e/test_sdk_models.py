@@ -1,14 +1,18 @@
 """The model library against a real server: versions, tags, what keeps its file, and starting from any of them."""
 
+import hashlib
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 
 import fedround_client as fr
 from e2e.people import Federation, federation
+from fedround.v1 import model_pb2, model_pb2_grpc
 from fedround_client.transfer import CHUNK
 from servers import Server
 
@@ -157,3 +161,32 @@ def test_a_training_starts_from_any_version_and_leaves_the_original_as_it_is(peo
     assert actor.download_model(model_id)["w"].tolist() == [3, 3]
     with pytest.raises(fr.ModelNotFound, match="version 4"):
         actor.create_training(model_id=model_id, model_version=4, name="t", target_num_updates=1)
+
+
+class OutOfRoom(Exception):
+    """What a caller's function raises."""
+
+
+def test_an_error_of_the_callers_own_comes_back_as_itself(people: Federation, tmp_path: Path) -> None:
+    def progress(done: int, total: int) -> None:
+        raise OutOfRoom
+
+    with pytest.raises(OutOfRoom):
+        people.actor.upload_model(MODEL, progress=progress)
+    assert list(people.actor.models()) == []
+
+
+def test_an_upload_that_is_repeated_makes_one_model(people: Federation) -> None:
+    data = fr.to_safetensors(MODEL)
+    stub = model_pb2_grpc.ModelServiceStub(people.actor._channel)
+    metadata = [("x-token", people.actor_token)]
+    spec = model_pb2.ModelSpec(
+        name="once", sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data), upload_id=str(uuid.uuid4())
+    )
+    message = model_pb2.UploadModelRequest(spec=spec, chunk=data)
+    made = [stub.UploadModel(iter([message]), metadata=metadata).model.model_id for _ in range(3)]
+    assert len(set(made)) == 1
+    assert [model.model_id for model in people.actor.models()] == made[:1]
+    people.actor.remove_model(made[0])
+    with pytest.raises(grpc.RpcError, match="removed: use a new one"):
+        stub.UploadModel(iter([message]), metadata=metadata)

@@ -65,7 +65,9 @@ class ModelSpec(_message.Message):
     size_bytes: _builtins.int
     """Size of the file in bytes; verified when set."""
     upload_id: _builtins.str
-    """UUID made by the caller: makes the upload resumable. Needs sha256 and size_bytes."""
+    """UUID made by the caller: makes the upload resumable, and its repetition answer with the model that the first one made.
+    Needs sha256 and size_bytes.
+    """
     offset: _builtins.int
     """Where the chunks start in the file, as GetUpload answered, in bytes."""
     description: _builtins.str

@@ -22,13 +22,17 @@ class Models:
         self._uploads = uploads
 
     async def upload(self, name: str, description: str, architecture: str, incoming: Incoming) -> Model:
-        """Stores a model file as version 0 of a new model.
+        """Stores a model file as version 0 of a new model, once however often an upload with an id is repeated.
 
         Raises:
+            FieldInvalid: The upload has made a model that was removed.
             FedroundError: The file is refused, as `Uploads.receive` tells.
         """
+        made = await self._context.store.models.find_upload(incoming.user_id, incoming.upload_id)
+        if made is not None:
+            return made
         received = await self._uploads.receive(incoming, None)
-        model = NewModel(name, description, received.manifest, received.blob, architecture)
+        model = NewModel(name, description, received.manifest, received.blob, architecture, incoming.upload_id)
         return await self._context.store.models.create(
             self._context.new_id(), incoming.user_id, model, self._context.clock.now()
         )

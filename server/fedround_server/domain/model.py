@@ -126,10 +126,15 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class NewModel:
-    """A model to store."""
+    """A model to store.
+
+    Attributes:
+        upload_id: The owner's name for the upload: of several with the same one, the first makes the model.
+    """
 
     name: str
     description: str
     manifest: Manifest
     blob: BlobRef
     architecture: str = ""
+    upload_id: str | None = None

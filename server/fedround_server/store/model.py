@@ -5,7 +5,7 @@ from datetime import datetime
 
 from peewee import JOIN
 
-from fedround_server.domain.errors import ModelInUse, ModelNotFound
+from fedround_server.domain.errors import FieldInvalid, ModelInUse, ModelNotFound
 from fedround_server.domain.model import Model, ModelVersion, NewModel, VersionView
 from fedround_server.domain.training import TrainingState, Uncertainty
 from fedround_server.domain.update import MetricReport
@@ -41,8 +41,17 @@ class ModelVerbs:
 
     @verb
     def create(self, model_id: str, owner_id: str, model: NewModel, now: datetime) -> Model:
-        """Stores a model as version 0."""
-        return insert_model(model_id, owner_id, model, now)
+        """Stores a model as version 0, unless its upload has made one."""
+        return _uploaded(owner_id, model.upload_id) or insert_model(model_id, owner_id, model, now)
+
+    @verb
+    def find_upload(self, owner_id: str, upload_id: str | None) -> Model | None:
+        """Returns the model that an upload has made.
+
+        Raises:
+            FieldInvalid: It was removed.
+        """
+        return _uploaded(owner_id, upload_id)
 
     @verb
     def get(self, model_id: str, user_id: str) -> Model:
@@ -215,12 +224,22 @@ def insert_model(
         source_model_id=None if source is None else source.model_id,
         source_version=None if source is None else source.version,
         architecture=model.architecture,
+        upload_id=model.upload_id,
         manifest=from_manifest(model.manifest),
         version=0,
         create_time=now,
         remove_time=None,
     )
     return to_model(row, insert_version(model_id, 0, model.blob, now))
+
+
+def _uploaded(owner_id: str, upload_id: str | None) -> Model | None:
+    if upload_id is None:
+        return None
+    row = ModelRow.get_or_none(ModelRow.owner_id == owner_id, ModelRow.upload_id == upload_id)
+    if row is not None and row.remove_time is not None:
+        raise FieldInvalid("spec.upload_id", "the model that it made was removed: use a new one")
+    return None if row is None else _with_latest(row)
 
 
 def owned_model(model_id: str, owner_id: str) -> ModelRow:

@@ -94,6 +94,7 @@ class ModelRow(Row):
     source_model_id = id_field(null=True)
     source_version = IntegerField(null=True)
     architecture = CharField(max_length=100)
+    upload_id = id_field(null=True)
     manifest = JsonField()
     version = IntegerField()
     create_time = InstantField()
@@ -101,7 +102,7 @@ class ModelRow(Row):
 
     class Meta:
         table_name = "model"
-        indexes = ((("owner_id", "create_time"), False),)
+        indexes = ((("owner_id", "upload_id"), True), (("owner_id", "create_time"), False))
 
 
 class ModelVersionRow(Row):

@@ -43,6 +43,7 @@ def up(_migrator: Any, db: Any) -> None:
         source_model_id = CharField(max_length=36, null=True)
         source_version = IntegerField(null=True)
         architecture = CharField(max_length=100)
+        upload_id = CharField(max_length=36, null=True)
         manifest = TextField()
         version = IntegerField()
         create_time = BigIntegerField()
@@ -50,7 +51,7 @@ def up(_migrator: Any, db: Any) -> None:
 
         class Meta:
             table_name = "model"
-            indexes = ((("owner_id", "create_time"), False),)
+            indexes = ((("owner_id", "upload_id"), True), (("owner_id", "create_time"), False))
 
     class ModelVersion(Model):
         model_id = CharField(max_length=36)
