@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -88,6 +89,17 @@ class Update:
     model: StateDict
     num_examples: int
     metrics: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Checks what would otherwise only show while it is sent.
+
+        Raises:
+            TypeError: num_examples is no whole number.
+        """
+        try:
+            operator.index(self.num_examples)
+        except TypeError:
+            raise TypeError(f"num_examples must be a whole number, not {self.num_examples!r}") from None
 
 
 @dataclass(frozen=True)
@@ -210,7 +222,7 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
             collect = self._swag or self._collect
             self._submit(round_, collect(self._fetch(round_, started.model), round_))
         elif round_.kind == "EVALUATE" and self._evaluate is not None:
-            metrics, num_examples = self._evaluate(self._fetch(round_, started.model), round_)
+            metrics, num_examples = _report(self._evaluate(self._fetch(round_, started.model), round_))
             self._patiently(lambda: self.submit_metrics(training_id, round_.number, metrics, num_examples))
         else:
             need = "an evaluate function: participate(train, evaluate)" if round_.kind == "EVALUATE" else "a newer SDK"
@@ -277,4 +289,21 @@ def _round(training_id: str, started: RoundStarted) -> Round:
 
 
 def _update(result: Result) -> Update:
-    return result if isinstance(result, Update) else Update(*result)
+    if isinstance(result, Update):
+        return result
+    if not isinstance(result, tuple) or len(result) not in (2, 3):
+        raise TypeError(
+            f"train must return an Update, or (model, num_examples), or (model, num_examples, metrics); it returned"
+            f" a {_kind(result)}"
+        )
+    return Update(*result)
+
+
+def _report(result: tuple[Mapping[str, float], int]) -> tuple[Mapping[str, float], int]:
+    if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[0], Mapping):
+        raise TypeError(f"evaluate must return (metrics, num_examples); it returned a {_kind(result)}")
+    return result
+
+
+def _kind(value: object) -> str:
+    return f"tuple of {len(value)}" if isinstance(value, tuple) else type(value).__name__

@@ -56,7 +56,7 @@ class Subscription:
             TimeoutError: The timeout is over.
             FedroundError: The server refused.
         """
-        for attempt in self._rpc.retrying(None, nap=self._nap):
+        for attempt in self._rpc.retrying(None, nap=self.nap):
             with attempt:
                 stream = self._open()
                 try:
@@ -114,7 +114,12 @@ class Subscription:
             raise TimeoutError(f"What was waited for did not happen within {self._timeout:g} s.{why}")
         return remaining
 
-    def _nap(self, seconds: float) -> None:
+    def nap(self, seconds: float) -> None:
+        """Sleeps, but not past the timeout.
+
+        Raises:
+            TimeoutError: The timeout is over.
+        """
         self._clock.sleep_for(min(seconds, self._remaining()))
         self._remaining()
 

@@ -202,11 +202,12 @@ class TrainingCalls:
             TrainingFailed: It ended in ERROR.
             TrainingRemoved: It was removed.
         """
-        for event in Subscription(self._rpc, training_id, timeout=timeout):
+        subscription = Subscription(self._rpc, training_id, timeout=timeout)
+        for event in subscription:
             error = from_event(event)
             if error is not None:
                 raise error
-        return self.get_training(training_id)
+        return self._rpc.retrying(None, nap=subscription.nap)(self.get_training, training_id)
 
 
 def _duration(seconds: float | None) -> Duration | None:

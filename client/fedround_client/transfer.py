@@ -13,7 +13,7 @@ import grpc
 
 from fedround.v1.event_pb2 import ModelInfo
 from fedround.v1.round_pb2 import GetUploadRequest
-from fedround_client.errors import DigestMismatch, ServerUnavailable
+from fedround_client.errors import DigestMismatch, FedroundError, ServerUnavailable
 from fedround_client.rpc import ATTEMPTS, Rpc
 from fedround_client.tensors import StateDict, to_safetensors
 
@@ -110,14 +110,21 @@ def upload(
 
     Raises:
         FedroundError: The server refused, or the attempts are used up.
+        Exception: What reading the file, or `progress`, raised.
     """
+    failures: list[Exception] = []
 
-    def messages(offset: int) -> Iterator[Request]:
-        yield first(offset)
-        for chunk, end in payload.chunks(offset):
-            yield more(chunk)
-            if progress is not None:
-                progress(end, payload.size_bytes)
+    def messages(head: Request, offset: int) -> Iterator[Request]:
+        try:
+            yield head
+            for chunk, end in payload.chunks(offset):
+                yield more(chunk)
+                if progress is not None:
+                    progress(end, payload.size_bytes)
+        except Exception as error:
+            # gRPC makes a lost connection of what its request iterator raises, and nobody would hear of it.
+            failures.append(error)
+            raise
 
     committed, begun = 0, False
     for attempt in rpc.retrying(attempts):
@@ -128,7 +135,12 @@ def upload(
                     attempt.retry_state.attempt_number = 1
                 committed = offset
             begun = True
-            return rpc.send(method, messages(committed))
+            try:
+                return rpc.send(method, messages(first(committed), committed))
+            except FedroundError:
+                if failures:
+                    raise failures[0] from None
+                raise
     raise AssertionError("unreachable: the last attempt returns or raises")
 
 

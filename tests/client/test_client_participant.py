@@ -19,6 +19,7 @@ from fedround_client import (
     TokenInvalid,
     TrainingFailed,
     UnsupportedRound,
+    Update,
 )
 
 pytestmark = pytest.mark.timeout(30)
@@ -207,6 +208,50 @@ def test_an_error_of_the_function_is_raised_as_it_is(server):
     rounds.serve_model(0)
     assert isinstance(rounds.error(), ZeroDivisionError)
     until(lambda: is_cancelled(rounds.rpc))
+
+
+@pytest.mark.parametrize(
+    ("result", "text"),
+    [
+        ({"w": np.zeros(3, np.float32), "b": np.zeros(1)}, "it returned a dict"),
+        (None, "it returned a NoneType"),
+        (({"w": np.zeros(3, np.float32)},), "it returned a tuple of 1"),
+        (({"w": np.zeros(3, np.float32)}, 10.0), "num_examples must be a whole number, not 10.0"),
+        (({"w": np.zeros(3, np.float32)}, "ten"), "num_examples must be a whole number, not 'ten'"),
+    ],
+)
+def test_a_result_that_is_none_is_told_at_once(server, result, text):
+    rounds = Rounds(server, lambda model, round_: result)
+    rounds.send(round_started(1, 0))
+    rounds.training_is_at(0)
+    rounds.serve_model(0)
+    error = rounds.error()
+    assert isinstance(error, TypeError)
+    assert text in str(error)
+
+
+def test_metrics_that_are_no_numbers_are_told_at_once(server):
+    rounds = Rounds(server, lambda model, round_: (model, 1, {"loss": "low"}))
+    rounds.send(round_started(1, 0))
+    rounds.training_is_at(0)
+    rounds.serve_model(0)
+    assert isinstance(rounds.error(), TypeError)
+
+
+@pytest.mark.parametrize("result", [{"accuracy": 1.0}, None, ({"accuracy": 1.0}, 1, 2), (1, {"accuracy": 1.0})])
+def test_an_evaluation_that_is_none_is_told_at_once(server, result):
+    rounds = Rounds(server, evaluate=lambda model, round_: result)
+    rounds.send(round_started(1, 0, kind=ROUND_KIND_EVALUATE))
+    rounds.training_is_at(0)
+    rounds.serve_model(0)
+    error = rounds.error()
+    assert isinstance(error, TypeError)
+    assert "evaluate must return (metrics, num_examples)" in str(error)
+
+
+@pytest.mark.parametrize("count", [3, np.int64(3), torch.tensor(3)])
+def test_whole_numbers_of_all_kinds_count_examples(count):
+    assert int(Update({}, count).num_examples) == 3
 
 
 def test_a_failed_training_raises(server):

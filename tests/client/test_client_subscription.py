@@ -159,6 +159,15 @@ def test_wait_answers_the_finished_training(server):
     assert call.result(10).model_version == 3
 
 
+def test_wait_is_patient_to_its_end(server):
+    call = server.run(server.client.wait, TRAINING)
+    subscription(server, started(1), finished(2))
+    for _ in range(9):
+        server.refuse("GetTraining", UNAVAILABLE)
+    server.reply("GetTraining", GetTrainingResponse(training=Training(training_id=TRAINING, model_version=3)))
+    assert call.result(10).model_version == 3
+
+
 def test_wait_raises_what_the_training_failed_of(server):
     call = server.run(server.client.wait, TRAINING)
     failed = event_pb2.TrainingFailed(reason="DEADLINE_MISSED", message="one of two updates")
