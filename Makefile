@@ -67,11 +67,12 @@ buf:
 	@if ! command -v $(NPM) >/dev/null || ! $(MAKE) -s $(TOOLS)/.installed; then \
 	echo "buf could not be installed with npm: what needs it is skipped" >&2; fi
 
-bench: install ## Measure rounds; writes benchmarks/results.json
+bench: install ## Measure a start and rounds; writes benchmarks/start.json and results.json
+	@$(BIN)/python benchmarks/start.py
 	@$(BIN)/python benchmarks/round.py $(ARGS)
 
 clean: ## Remove environments, caches and what was built; never fedround-data
-	@rm -rf $(VENV) $(PROTO_VENV) $(TOOLS) build demo dist benchmarks/results.json
+	@rm -rf $(VENV) $(PROTO_VENV) $(TOOLS) build demo dist benchmarks/results.json benchmarks/start.json
 	@rm -rf .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	@find benchmarks client examples generated server tests -name __pycache__ -prune -exec rm -rf {} +
 
