@@ -8,7 +8,7 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
@@ -170,25 +170,35 @@ class BlobStore:
         for path in self._tmp.iterdir():
             path.unlink()
 
-    def collect(self, in_use: Collection[str]) -> int:
-        """Removes old blobs that nothing needs, and resumable uploads that nobody went on with.
+    def old(self) -> list[str]:
+        """Returns the digests of blobs that came so long ago that nobody needs those without a row."""
+        return [path.name for path in _files(self._objects) if _is_old(path)]
+
+    def collect(self, digests: Iterable[str]) -> int:
+        """Removes blobs, except those that came again meanwhile.
 
         Args:
-            in_use: Digests that are needed.
+            digests: Those of old blobs without a row.
 
         Returns:
             How many blobs were removed.
         """
-        oldest = time.time() - UNREFERENCED_SECONDS
-        removed = 0
-        for path in _files(self._objects):
-            if path.name not in in_use and path.stat().st_mtime < oldest:
-                path.unlink()
-                removed += 1
+        return sum([self._remove_old(self.path(digest)) for digest in digests])
+
+    def collect_uploads(self) -> None:
+        """Removes resumable uploads that nobody went on with."""
         for path in _files(self._uploads):
-            if path.stat().st_mtime < oldest:
-                path.unlink()
-        return removed
+            self._remove_old(path)
+
+    def _remove_old(self, path: Path) -> bool:
+        if not _is_old(path):
+            return False
+        path.unlink()
+        return True
+
+
+def _is_old(path: Path) -> bool:
+    return path.stat().st_mtime < time.time() - UNREFERENCED_SECONDS
 
 
 def _files(folder: Path) -> Iterator[Path]:

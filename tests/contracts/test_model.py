@@ -8,6 +8,7 @@ import pytest
 from contracts.world import SPEC, World, blob, new_id, new_model
 from fedround_server.domain.errors import ModelInUse, ModelNotFound
 from fedround_server.domain.model import Model
+from fedround_server.domain.training import Uncertainty
 from fedround_server.domain.update import MetricReport
 from fedround_server.domain.user import Role
 from fedround_server.store import Store
@@ -87,11 +88,26 @@ async def test_files_are_in_use_as_long_as_something_needs_them(store: Store, wo
     await world.submit(training.training_id, 0, client, "an update")
     await world.commit(training.training_id, "trained")
     files = {blob(content).sha256 for content in ("zeros", "an update", "trained")}
-    assert await store.models.digests_in_use() == files
+    among = [*files, blob("nobody's").sha256]
+    assert await store.models.digests_in_use(among) == files
+    assert await store.models.digests_in_use([blob("zeros").sha256]) == {blob("zeros").sha256}
+    assert await store.models.digests_in_use([]) == set()
     await store.models.remove(training.model_id, actor, world.now)
-    assert await store.models.digests_in_use() == {blob("an update").sha256}
+    assert await store.models.digests_in_use(among) == {blob("an update").sha256}
     await store.trainings.remove(training.training_id, actor, force=False, now=world.now)
-    assert await store.models.digests_in_use() == set()
+    assert await store.models.digests_in_use(among) == set()
+
+
+async def test_a_posterior_is_in_use_with_its_version(store: Store, world: World) -> None:
+    swag = Uncertainty("swag", {"rank": 0, "every": 0})
+    actor, (client,), training = await world.running(1, target_num_updates=1, uncertainty=swag)
+    await world.submit(training.training_id, 0, client)
+    await world.commit(training.training_id)
+    await world.submit(training.training_id, 1, client)
+    assert await store.rounds.commit(training.training_id, 1, 1, blob("posterior"), world.now)
+    assert await store.models.digests_in_use([blob("posterior").sha256]) == {blob("posterior").sha256}
+    await store.models.remove(training.model_id, actor, world.now)
+    assert await store.models.digests_in_use([blob("posterior").sha256]) == set()
 
 
 async def test_metrics_are_paged_and_private(store: Store, world: World) -> None:

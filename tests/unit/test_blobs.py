@@ -136,7 +136,9 @@ def test_only_old_files_that_nothing_needs_are_collected(blobs: BlobStore, tmp_p
     long_ago = time.time() - UNREFERENCED_SECONDS - 60
     for path in (blobs.path(needed.sha256), blobs.path(old.sha256), tmp_path / "uploads/user/stale"):
         os.utime(path, (long_ago, long_ago))
-    assert blobs.collect({needed.sha256}) == 1
+    assert set(blobs.old()) == {needed.sha256, old.sha256}
+    assert blobs.collect([old.sha256, new.sha256]) == 1
+    blobs.collect_uploads()
     assert [blobs.path(blob.sha256).exists() for blob in (needed, old, new)] == [True, False, True]
     assert (blobs.upload_size("user", "stale"), blobs.upload_size("user", "fresh")) == (0, 4)
-    assert blobs.collect({needed.sha256}) == 0
+    assert blobs.old() == [needed.sha256]

@@ -16,6 +16,8 @@ from fedround_server.domain.errors import Unavailable
 log = logging.getLogger(__name__)
 RECONCILIATION_INTERVAL = timedelta(seconds=5)
 COLLECTION_INTERVAL = timedelta(hours=1)
+# The store answers other questions between two slices.
+COLLECTION_SLICE = 500
 
 
 class Coordinator:
@@ -68,6 +70,15 @@ class Coordinator:
 
     async def _collect(self) -> None:
         while True:
-            in_use = await self._context.store.models.digests_in_use()
-            await in_thread(self._context.blobs.collect, in_use)
+            await self._collect_once()
             await self._context.clock.sleep(COLLECTION_INTERVAL)
+
+    async def _collect_once(self) -> None:
+        blobs = self._context.blobs
+        old = await in_thread(blobs.old)
+        for start in range(0, len(old), COLLECTION_SLICE):
+            some = old[start : start + COLLECTION_SLICE]
+            # A digest without a row gets one only with an upload, which touches the blob.
+            needed = await self._context.store.models.digests_in_use(some)
+            await in_thread(blobs.collect, set(some) - needed)
+        await in_thread(blobs.collect_uploads)

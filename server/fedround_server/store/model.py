@@ -1,9 +1,11 @@
 """Verbs about models and their versions."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
-from peewee import JOIN
+from peewee import JOIN, ModelSelect
 
 from fedround_server.domain.errors import FieldInvalid, ModelInUse, ModelNotFound
 from fedround_server.domain.model import Model, ModelVersion, NewModel, VersionView
@@ -196,20 +198,20 @@ class ModelVerbs:
         return Uncertainty() if row is None else to_spec(row.spec).uncertainty
 
     @verb
-    def digests_in_use(self) -> set[str]:
-        """Returns the digests of all files that something still needs."""
-        versions = (
-            ModelVersionRow.select(ModelVersionRow.sha256, ModelVersionRow.posterior_sha256)
+    def digests_in_use(self, among: Collection[str]) -> set[str]:
+        """Returns which of some digests, a few hundred at the most, are of files that something still needs."""
+        needing: list[ModelSelect[Any]] = [
+            ModelVersionRow.select(digest)
             .join(ModelRow, on=(ModelRow.model_id == ModelVersionRow.model_id))
-            .where(ModelRow.remove_time.is_null(), ModelVersionRow.stored)
-        )
-        updates = (
+            .where(ModelRow.remove_time.is_null(), ModelVersionRow.stored, digest.in_(among))
+            for digest in (ModelVersionRow.sha256, ModelVersionRow.posterior_sha256)
+        ]
+        needing.append(
             UpdateRow.select(UpdateRow.sha256)
             .join(TrainingRow, on=(TrainingRow.training_id == UpdateRow.training_id))
-            .where(TrainingRow.remove_time.is_null(), UpdateRow.sha256.is_null(False))
+            .where(TrainingRow.remove_time.is_null(), UpdateRow.sha256.in_(among))
         )
-        found = {str(row.sha256) for rows in (versions, updates) for row in rows}
-        return found | {str(row.posterior_sha256) for row in versions if row.posterior_sha256 is not None}
+        return {digest for rows in needing for (digest,) in rows.distinct().tuples()}
 
 
 def insert_model(

@@ -114,7 +114,7 @@ class ModelVersionRow(Row):
     size_bytes = BigIntegerField()
     create_time = InstantField()
     stored = BooleanField()
-    posterior_sha256 = CharField(max_length=64, null=True)
+    posterior_sha256 = CharField(max_length=64, index=True, null=True)
     posterior_size_bytes = BigIntegerField()
     posterior_rank = IntegerField()
 

@@ -60,7 +60,7 @@ def up(_migrator: Any, db: Any) -> None:
         size_bytes = BigIntegerField()
         create_time = BigIntegerField()
         stored = BooleanField()
-        posterior_sha256 = CharField(max_length=64, null=True)
+        posterior_sha256 = CharField(max_length=64, index=True, null=True)
         posterior_size_bytes = BigIntegerField()
         posterior_rank = IntegerField()
 

@@ -1,0 +1,47 @@
+"""Files that nobody needs are collected, a few at a time, on both databases."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from contracts.coordination import Coordination, coordinating
+from fedround_server.blobs import UNREFERENCED_SECONDS
+from fedround_server.coordinator.coordinator import COLLECTION_INTERVAL, COLLECTION_SLICE
+from fedround_server.domain.model import BlobRef
+from fedround_server.store import Store
+from fedround_server.store.model import ModelVerbs
+
+
+def old(desk: Coordination, content: str) -> BlobRef:
+    """Stores a blob that came long ago."""
+    with desk.context.blobs.upload("user", None, 0, "one") as writer:
+        writer.write(content.encode())
+        desk.context.blobs.adopt(writer.path, writer.blob)
+    path = desk.context.blobs.path(writer.blob.sha256)
+    os.utime(path, (path.stat().st_mtime - UNREFERENCED_SECONDS - 60,) * 2)
+    return writer.blob
+
+
+def here(desk: Coordination, *blobs: BlobRef) -> list[bool]:
+    return [desk.context.blobs.path(blob.sha256).exists() for blob in blobs]
+
+
+async def test_what_nobody_needs_goes_in_slices(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    digests_in_use, asked = ModelVerbs.digests_in_use, []
+
+    async def counted(self: Any, among: list[str]) -> set[str]:
+        asked.append(len(among))
+        return await digests_in_use(self, among)
+
+    monkeypatch.setattr(ModelVerbs, "digests_in_use", counted)
+    async with coordinating(store, tmp_path) as desk:
+        _, (client,), training = await desk.running(1)
+        needed = old(desk, f"0 {client}")
+        await desk.world.submit(training.training_id, 0, client)
+        rubbish = [old(desk, f"rubbish {number}") for number in range(COLLECTION_SLICE + 10)]
+        await desk.coordinator.recover()
+        await desk.clock.asleep(COLLECTION_INTERVAL)
+        assert here(desk, needed, *rubbish) == [True] + [False] * len(rubbish)
+    assert asked == [COLLECTION_SLICE, 11]
