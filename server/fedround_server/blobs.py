@@ -5,10 +5,13 @@ swept at the start.
 """
 
 import hashlib
+import logging
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
@@ -16,6 +19,7 @@ from typing import BinaryIO, Self
 from fedround_server.domain.errors import UploadOffset
 from fedround_server.domain.model import BlobRef
 
+log = logging.getLogger(__name__)
 READ_SIZE = 1 << 20
 # How old a blob without a row must be before it is collected: its transaction may be under way.
 UNREFERENCED_SECONDS = 24 * 3600
@@ -100,6 +104,8 @@ class BlobStore:
         self._tmp = root / "tmp"
         for folder in (self._objects, self._uploads, self._tmp):
             folder.mkdir(parents=True, exist_ok=True)
+        # Else bytes that come again between the look at an old blob and its removal would go with it.
+        self._lock = threading.Lock()
 
     def path(self, sha256: str) -> Path:
         """Returns where a blob is, or would be."""
@@ -153,10 +159,11 @@ class BlobStore:
         if not target.parent.exists():
             target.parent.mkdir(exist_ok=True)
             _sync_folder(self._objects)
-        source.replace(target)
-        # Behind the rename: an upload that is cut off before it must stay writable for its next try.
-        target.chmod(0o400)
-        os.utime(target)
+        with self._lock:
+            source.replace(target)
+            # Behind the rename: an upload that is cut off before it must stay writable for its next try.
+            target.chmod(0o400)
+            os.utime(target)
         _sync_folder(target.parent)
 
     def open(self, sha256: str, offset: int) -> BinaryIO:
@@ -191,19 +198,36 @@ class BlobStore:
             self._remove_old(path)
 
     def _remove_old(self, path: Path) -> bool:
-        if not _is_old(path):
-            return False
-        path.unlink()
-        return True
+        with _tolerance(path), self._lock:
+            if _is_old(path):
+                path.unlink()
+                return True
+        return False
+
+
+@contextmanager
+def _tolerance(path: Path) -> Iterator[None]:
+    """Has the block give up one path, and not the others; a path that is gone was removed or adopted meanwhile."""
+    try:
+        yield
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        log.warning("%s stays as it is: %s", path, error)
 
 
 def _is_old(path: Path) -> bool:
-    return path.stat().st_mtime < time.time() - UNREFERENCED_SECONDS
+    with _tolerance(path):
+        return path.stat().st_mtime < time.time() - UNREFERENCED_SECONDS
+    return False
 
 
 def _files(folder: Path) -> Iterator[Path]:
     for sub in list(folder.iterdir()):
-        yield from list(sub.iterdir())
+        inside: list[Path] = []
+        with _tolerance(sub):
+            inside = list(sub.iterdir())
+        yield from inside
 
 
 def _sync_folder(folder: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from contracts.coordination import Coordination, coordinating
+from contracts.coordination import Coordination, coordinating, lose
 from fedround_server.blobs import UNREFERENCED_SECONDS
 from fedround_server.coordinator.coordinator import COLLECTION_INTERVAL, COLLECTION_SLICE
 from fedround_server.domain.model import BlobRef
@@ -45,3 +45,25 @@ async def test_what_nobody_needs_goes_in_slices(store: Store, tmp_path: Path, mo
         await desk.clock.asleep(COLLECTION_INTERVAL)
         assert here(desk, needed, *rubbish) == [True] + [False] * len(rubbish)
     assert asked == [COLLECTION_SLICE, 11]
+
+
+async def test_a_collection_that_fails_is_followed_by_the_next(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with coordinating(store, tmp_path) as desk:
+        rubbish = old(desk, "rubbish")
+        lose(monkeypatch, ModelVerbs, "digests_in_use", committed=False)
+        await desk.coordinator.recover()
+        await desk.clock.asleep(COLLECTION_INTERVAL)
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "iterdir", _fail)
+            desk.clock.advance(COLLECTION_INTERVAL)
+            await desk.clock.asleep(COLLECTION_INTERVAL)
+        assert here(desk, rubbish) == [True]
+        desk.clock.advance(COLLECTION_INTERVAL)
+        await desk.clock.asleep(COLLECTION_INTERVAL)
+        assert here(desk, rubbish) == [False]
+
+
+def _fail(*_: object) -> None:
+    raise OSError("the disk is gone")

@@ -2,8 +2,11 @@
 
 import hashlib
 import os
+import queue
 import stat
+import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -128,14 +131,93 @@ def test_a_sweep_removes_what_a_dead_process_left_but_not_what_can_go_on(blobs: 
     assert files(tmp_path) == [f"objects/{blob.sha256[:2]}/{blob.sha256}", "uploads/user/upload"]
 
 
+class TellingLock:
+    """A lock that tells when somebody has to wait for it."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self._tell = tell
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            self._tell("waits")
+            self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+def test_bytes_that_come_again_are_not_collected(blobs: BlobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    blob = put(blobs, b"again")
+    make_old(blobs.path(blob.sha256))
+    told: queue.Queue[str] = queue.Queue()
+    unlink = Path.unlink
+
+    def come_again() -> None:
+        put(blobs, b"again", "two")
+        told.put("came")
+
+    def late_unlink(path: Path, **options: bool) -> None:
+        if path == blobs.path(blob.sha256):
+            again.start()
+            told.get(timeout=30)
+        unlink(path, **options)
+
+    again = threading.Thread(target=come_again)
+    monkeypatch.setattr(blobs, "_lock", TellingLock(told.put), raising=False)
+    monkeypatch.setattr(Path, "unlink", late_unlink)
+    blobs.collect([blob.sha256])
+    again.join()
+    assert blobs.path(blob.sha256).read_bytes() == b"again"
+
+
+def test_what_goes_meanwhile_does_not_stop_the_collection(
+    blobs: BlobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    iterdir = Path.iterdir
+
+    def with_ghosts(folder: Path) -> Iterator[Path]:
+        yield folder / "ghost"
+        yield from iterdir(folder)
+
+    blob = put(blobs, b"old")
+    with blobs.upload("user", "stale", 0, "") as writer:
+        writer.write(b"half")
+    for path in (blobs.path(blob.sha256), tmp_path / "uploads/user/stale"):
+        make_old(path)
+    monkeypatch.setattr(Path, "iterdir", with_ghosts)
+    assert blobs.old() == [blob.sha256]
+    assert blobs.collect(["0" * 64, blob.sha256]) == 1
+    blobs.collect_uploads()
+    assert blobs.upload_size("user", "stale") == 0
+
+
+def test_what_cannot_be_removed_stays_alone(blobs: BlobStore, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    # Neither is ours, and neither can be listed or removed like a file.
+    (tmp_path / "objects/stray").touch()
+    (tmp_path / "uploads/user/folder").mkdir(parents=True)
+    make_old(tmp_path / "uploads/user/folder")
+    with blobs.upload("user", "stale", 0, "") as writer:
+        writer.write(b"half")
+    make_old(tmp_path / "uploads/user/stale")
+    assert blobs.old() == []
+    blobs.collect_uploads()
+    assert blobs.upload_size("user", "stale") == 0
+    assert [name in caplog.text for name in ("objects/stray", "uploads/user/folder")] == [True, True]
+
+
+def make_old(path: Path) -> None:
+    long_ago = time.time() - UNREFERENCED_SECONDS - 60
+    os.utime(path, (long_ago, long_ago))
+
+
 def test_only_old_files_that_nothing_needs_are_collected(blobs: BlobStore, tmp_path: Path) -> None:
     needed, old, new = (put(blobs, data) for data in (b"needed", b"old", b"new"))
     for name in ("stale", "fresh"):
         with blobs.upload("user", name, 0, "") as writer:
             writer.write(b"half")
-    long_ago = time.time() - UNREFERENCED_SECONDS - 60
     for path in (blobs.path(needed.sha256), blobs.path(old.sha256), tmp_path / "uploads/user/stale"):
-        os.utime(path, (long_ago, long_ago))
+        make_old(path)
     assert set(blobs.old()) == {needed.sha256, old.sha256}
     assert blobs.collect([old.sha256, new.sha256]) == 1
     blobs.collect_uploads()

@@ -70,7 +70,10 @@ class Coordinator:
 
     async def _collect(self) -> None:
         while True:
-            await self._collect_once()
+            try:
+                await self._collect_once()
+            except (Unavailable, OSError) as error:
+                log.warning("collecting files: %s", error)
             await self._context.clock.sleep(COLLECTION_INTERVAL)
 
     async def _collect_once(self) -> None:
