@@ -1,10 +1,9 @@
 """Use cases about models."""
 
-import asyncio
 from collections.abc import AsyncGenerator
 from datetime import datetime
 
-from fedround_server.coordinator.context import Context
+from fedround_server.coordinator.context import Context, in_thread
 from fedround_server.coordinator.upload import Incoming, Uploads
 from fedround_server.domain.model import BlobRef, Model, ModelVersion, NewModel, VersionView
 from fedround_server.domain.update import MetricReport
@@ -64,7 +63,7 @@ class Models:
     async def read(self, blob: BlobRef, offset: int) -> AsyncGenerator[bytes, None]:
         """Reads a file in chunks, from an offset."""
         with self._context.blobs.open(blob.sha256, offset) as file:
-            while chunk := await asyncio.to_thread(file.read, CHUNK):
+            while chunk := await in_thread(file.read, CHUNK):
                 yield chunk
 
     async def remove(self, model_id: str, owner_id: str) -> None:
