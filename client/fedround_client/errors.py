@@ -171,7 +171,7 @@ class TrainingNotInitial(FailedPrecondition, reason="TRAINING_NOT_INITIAL"):
 
 
 class TrainingRunning(FailedPrecondition, reason="TRAINING_RUNNING"):
-    """The training runs; removing it needs force."""
+    """The training runs, or the user steers one that does; removing it needs force."""
 
 
 class TrainingEnded(FailedPrecondition, reason="TRAINING_ENDED"):

@@ -72,13 +72,16 @@ class UserCalls:
         request = user_pb2.RotateTokenRequest(user_id=user_id)
         return self._rpc.unary(self._rpc.users.RotateToken, request).token
 
-    def remove_user(self, user_id: str) -> None:
-        """Removes a user: its tokens are revoked and it leaves its running trainings. For admins.
+    def remove_user(self, user_id: str, *, force: bool = False) -> None:
+        """Removes a user: its tokens are revoked, it leaves its trainings, and those that it steers are removed.
+
+        For admins.
 
         Raises:
             UserNotFound: There is none with this UUID.
+            TrainingRunning: It steers running trainings, and force is not given.
         """
-        self._rpc.unary(self._rpc.users.RemoveUser, user_pb2.RemoveUserRequest(user_id=user_id))
+        self._rpc.unary(self._rpc.users.RemoveUser, user_pb2.RemoveUserRequest(user_id=user_id, force=force))
 
 
 def _role(name: RoleName) -> user_pb2.Role.ValueType:

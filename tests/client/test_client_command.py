@@ -169,7 +169,7 @@ def test_a_new_users_token_is_printed_this_once(server, command):
 @pytest.mark.parametrize(
     ("line", "method", "response"),
     [
-        (f"user remove {USER}", "RemoveUser", RemoveUserResponse()),
+        (f"user remove {USER} --force", "RemoveUser", RemoveUserResponse()),
         (f"training remove {TRAINING} --force", "RemoveTraining", RemoveTrainingResponse()),
         (f"model remove {MODEL}", "RemoveModel", RemoveModelResponse()),
     ],
@@ -180,7 +180,7 @@ def test_removals_say_so_on_stderr(server, command, line, method, response):
     result = done(call)
     assert result.stdout == ""
     assert "is removed" in result.stderr
-    assert getattr(request, "force", True) is True
+    assert request.force
 
 
 def test_participants_are_listed_one_a_line(server, command):

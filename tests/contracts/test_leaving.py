@@ -104,7 +104,7 @@ async def test_the_deadline_of_the_round_for_the_present_holds(
         await desk.coordinator.trainings.register(training.training_id, actor, [await desk.world.user()])
         desk.clock.advance(timedelta(seconds=30))
         if with_account:
-            await desk.coordinator.remove_user(gone)
+            await desk.coordinator.remove_user(gone, force=False)
         else:
             await desk.coordinator.trainings.remove_clients(training.training_id, actor, [gone])
         await desk.clock.asleep(desk.clock.now() + timedelta(minutes=1))
@@ -128,9 +128,22 @@ async def test_a_removal_goes_on_without_its_caller(
         with desk.context.blobs.upload(gone, "half an upload", 0, "") as writer:
             writer.write(b"half")
         monkeypatch.setattr(UserVerbs, "remove", last_heard_of)
-        removal = asyncio.create_task(desk.coordinator.remove_user(gone))
+        removal = asyncio.create_task(desk.coordinator.remove_user(gone, force=False))
         with pytest.raises(asyncio.CancelledError):
             await removal
         await desk.until(actor, training.training_id, lambda training: training.round == 1)
         await desk.coordinator.close()
         assert desk.context.blobs.upload_size(gone, "half an upload") == 0
+
+
+async def test_a_removed_actors_deadlines_are_nobodys(store: Store, tmp_path: Path) -> None:
+    async with coordinating(store, tmp_path) as desk:
+        actor, (client,), training = await desk.running(1, round_policy=RoundPolicy(deadline=timedelta(minutes=1)))
+        (timer,) = [task for task in asyncio.all_tasks() if task.get_name().startswith("deadline")]
+        with desk.context.hub.waiter() as participant:
+            participant.follow([training.training_id])
+            await desk.coordinator.remove_user(actor, force=True)
+            assert await participant.wait(30)
+        assert (await store.events.part(training.training_id, client)).ended
+        with pytest.raises(asyncio.CancelledError):
+            await timer

@@ -4,9 +4,18 @@ import asyncio
 
 import pytest
 
-from contracts.world import World, blob, new_id
-from fedround_server.domain.errors import LastAdmin, UnknownClients, UserExists, UserNotFound
-from fedround_server.domain.training import TrainingState
+from contracts.world import SPEC, World, blob, new_id, new_model
+from fedround_server.domain.errors import (
+    LastAdmin,
+    TokenInvalid,
+    TrainingNotFound,
+    TrainingRunning,
+    UnknownClients,
+    UserExists,
+    UserNotFound,
+)
+from fedround_server.domain.event import TrainingRemoved
+from fedround_server.domain.training import Training, TrainingState
 from fedround_server.domain.user import Role, User
 from fedround_server.store import Store
 
@@ -98,6 +107,81 @@ async def test_a_removed_user_leaves_its_trainings(store: Store, world: World) -
     assert task is not None
     assert [update.user_id for update in task.updates] == [stays]
     assert (await store.trainings.get(training.training_id, actor)).participant_ids == (stays,)
+
+
+async def test_who_steers_running_trainings_is_removed_with_force_only(store: Store, world: World) -> None:
+    actor, (client,), training = await world.running(1)
+    before = await store.trainings.get(training.training_id, client)
+    with pytest.raises(TrainingRunning, match="1 running") as refusal:
+        await store.users.remove(actor, world.now)
+    assert refusal.value.metadata["count"] == "1"
+    assert (await store.users.get(actor)).user_id == actor
+    assert await store.users.find_by_token(blob(actor).sha256) is not None
+    assert await store.trainings.get(training.training_id, client) == before
+
+
+async def test_a_removed_actors_trainings_go_with_it_but_those_that_are_ended(store: Store, world: World) -> None:
+    actor, (client,), running = await world.running(1)
+    waiting = await world.training(actor, [client])
+    ended = await world.training(actor, [client], target_num_updates=1)
+    await store.trainings.start(ended.training_id, actor, None, world.now)
+    await world.submit(ended.training_id, 0, client)
+    await world.commit(ended.training_id)
+    other = await world.training(await world.user(Role.ACTOR), [actor, client])
+    removed = await store.users.remove(actor, world.now, force=True)
+    assert removed == sorted(training.training_id for training in (running, waiting, other))
+    for training in (running, waiting):
+        with pytest.raises(TrainingNotFound):
+            await store.trainings.get(training.training_id, client)
+        part = await store.events.part(training.training_id, client)
+        events, _ = await store.events.read(part, client, 0, 100)
+        assert events[-1].payload == TrainingRemoved()
+    assert (await store.trainings.get(ended.training_id, client)).state is TrainingState.COMPLETED
+    assert (await store.trainings.get(other.training_id, client)).participant_ids == (client,)
+    assert await store.rounds.unfinished() == []
+
+
+async def test_nothing_is_created_in_a_removed_users_name(store: Store, world: World) -> None:
+    actor = await world.user(Role.ACTOR)
+    await store.users.remove(actor, world.now)
+    for call in (
+        store.trainings.prepare(actor, SPEC, 10),
+        world.create(actor, SPEC),
+        store.models.create(new_id(), actor, new_model(), world.now),
+    ):
+        with pytest.raises(TokenInvalid):
+            await call
+
+
+async def test_an_actor_is_either_removed_or_creates_what_is_removed_with_it(store: Store, world: World) -> None:
+    client = await world.user()
+    for _ in range(20):
+        actor = await world.user(Role.ACTOR)
+        removed, created = await asyncio.gather(
+            store.users.remove(actor, world.now), world.training(actor, [client]), return_exceptions=True
+        )
+        if isinstance(created, Training):
+            assert removed == [created.training_id]
+        else:
+            assert isinstance(created, TokenInvalid)
+    assert await store.trainings.page(client, as_actor=False, before=None, limit=10) == []
+
+
+async def test_a_user_is_removed_once(store: Store, world: World) -> None:
+    for role in (Role.CLIENT, Role.ADMIN):
+        await world.user(Role.ADMIN)
+        user = await world.user(role)
+        answers = await asyncio.gather(*(store.users.remove(user, world.now) for _ in range(4)), return_exceptions=True)
+        assert sorted(type(answer).__name__ for answer in answers) == ["UserNotFound"] * 3 + ["list"]
+
+
+async def test_those_who_take_part_in_each_others_trainings_are_removed_at_once(store: Store, world: World) -> None:
+    for _ in range(20):
+        users = [await world.user(Role.ACTOR) for _ in range(3)]
+        for user in users:
+            await world.training(user, users)
+        answers = await asyncio.gather(*(store.users.remove(user, world.now) for user in users))
+        assert sorted(len(answer) for answer in answers)[-1] == 3
 
 
 async def test_the_last_participant_may_be_removed_as_a_user(store: Store, world: World) -> None:

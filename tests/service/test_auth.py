@@ -14,8 +14,8 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from grpc_status import rpc_status
 
-from calls import TIMEOUT, Person, new_id, read_refusal, refused
-from fedround.v1 import user_pb2
+from calls import TIMEOUT, Person, kinds, model_file, new_id, read_refusal, refused
+from fedround.v1 import training_pb2, user_pb2
 from servers import Server
 
 ADMIN, ACTORS, USERS, ANYBODY = {"ADMIN"}, {"ADMIN", "ACTOR"}, {"ADMIN", "ACTOR", "CLIENT"}, None
@@ -202,6 +202,39 @@ class TestUsers:
             actor.users.GetUser(user_pb2.GetUserRequest(user_id=clients[0].user_id))
         assert clients[0].user_id not in actor.get(made.training_id).participant_ids
         assert admin.users.CreateUser(user_pb2.CreateUserRequest(name=name, role="ROLE_CLIENT")).user.name == name
+
+    def test_who_steers_a_running_training_is_removed_with_force_only(
+        self, admin: Person, actor: Person, clients: list[Person]
+    ) -> None:
+        made = actor.create(client_ids=[clients[0].user_id])
+        actor.start(made.training_id)
+        events = clients[0].subscribe(made.training_id)
+        before = actor.get(made.training_id)
+        with refused("FAILED_PRECONDITION", "TRAINING_RUNNING", "1 running", "force"):
+            admin.users.RemoveUser(user_pb2.RemoveUserRequest(user_id=actor.user_id))
+        assert actor.get(made.training_id) == before
+        admin.users.RemoveUser(user_pb2.RemoveUserRequest(user_id=actor.user_id, force=True))
+        assert kinds(list(events))[-1] == "training_removed"
+        with refused("NOT_FOUND", "TRAINING_NOT_FOUND"):
+            clients[0].get(made.training_id)
+
+    def test_an_upload_under_way_creates_nothing_for_a_removed_actor(
+        self, server: Server, admin: Person, actor: Person, clients: list[Person]
+    ) -> None:
+        data = model_file()
+        spec = training_pb2.TrainingSpec(target_num_updates=1, client_ids=[clients[0].user_id])
+
+        def upload() -> Iterator[training_pb2.CreateTrainingRequest]:
+            yield training_pb2.CreateTrainingRequest(spec=spec, chunk=data[:100])
+            while not any(path.stat().st_size == 100 for path in server.data_dir.glob("tmp/*")):
+                pass
+            admin.users.RemoveUser(user_pb2.RemoveUserRequest(user_id=actor.user_id))
+            yield training_pb2.CreateTrainingRequest(chunk=data[100:])
+
+        with refused("UNAUTHENTICATED", "TOKEN_INVALID"):
+            actor.trainings.CreateTraining(upload(), timeout=TIMEOUT)
+        asked = training_pb2.GetTrainingsRequest(role="TRAINING_ROLE_CLIENT")
+        assert not clients[0].trainings.GetTrainings(asked).trainings
 
     def test_names_are_taken_once(self, admin: Person) -> None:
         name = new_id()

@@ -65,10 +65,14 @@ def show_(context: typer.Context, user_id: MaybeUserId = "", form: FormatOption 
 
 
 @app.command()
-def remove(context: typer.Context, user_id: UserId) -> None:
-    """Remove a user: its tokens are revoked, and it leaves its running trainings."""
+def remove(
+    context: typer.Context,
+    user_id: UserId,
+    force: Annotated[bool, typer.Option("--force", help="Even while trainings run that it steers.")] = False,
+) -> None:
+    """Remove a user: its tokens are revoked, it leaves its trainings, and those that it steers are removed."""
     with client_of(context) as client:
-        client.remove_user(user_id)
+        client.remove_user(user_id, force=force)
     typer.echo(f"User {user_id} is removed.", err=True)
 
 

@@ -109,7 +109,8 @@ class UserServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def RemoveUser(self, request, context):
-        """Removes a user: its tokens are revoked, its subscriptions end and it leaves its running trainings. Admins only.
+        """Removes a user: its tokens are revoked, its subscriptions end, and it leaves the trainings that are not ended. Those
+        that it steers are removed, as nobody else may steer them; running ones only with force. Admins only.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

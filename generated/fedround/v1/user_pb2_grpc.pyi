@@ -46,7 +46,9 @@ class UserServiceStub:
     RotateToken: _grpc.UnaryUnaryMultiCallable[_user_pb2.RotateTokenRequest, _user_pb2.RotateTokenResponse]
     """Replaces a user's token; the old one is refused from then on. One's own, or for an admin anyone's."""
     RemoveUser: _grpc.UnaryUnaryMultiCallable[_user_pb2.RemoveUserRequest, _user_pb2.RemoveUserResponse]
-    """Removes a user: its tokens are revoked, its subscriptions end and it leaves its running trainings. Admins only."""
+    """Removes a user: its tokens are revoked, its subscriptions end, and it leaves the trainings that are not ended. Those
+    that it steers are removed, as nobody else may steer them; running ones only with force. Admins only.
+    """
 
 @_typing.type_check_only
 class UserServiceAsyncStub(UserServiceStub):
@@ -66,7 +68,9 @@ class UserServiceAsyncStub(UserServiceStub):
     RotateToken: _aio.UnaryUnaryMultiCallable[_user_pb2.RotateTokenRequest, _user_pb2.RotateTokenResponse]  # type: ignore[assignment]
     """Replaces a user's token; the old one is refused from then on. One's own, or for an admin anyone's."""
     RemoveUser: _aio.UnaryUnaryMultiCallable[_user_pb2.RemoveUserRequest, _user_pb2.RemoveUserResponse]  # type: ignore[assignment]
-    """Removes a user: its tokens are revoked, its subscriptions end and it leaves its running trainings. Admins only."""
+    """Removes a user: its tokens are revoked, its subscriptions end, and it leaves the trainings that are not ended. Those
+    that it steers are removed, as nobody else may steer them; running ones only with force. Admins only.
+    """
 
 class UserServiceServicer(metaclass=_abc_1.ABCMeta):
     """Manages who may talk to the server. Every RPC of every service wants a token in the metadata:
@@ -119,6 +123,8 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _user_pb2.RemoveUserRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_user_pb2.RemoveUserResponse, _abc.Awaitable[_user_pb2.RemoveUserResponse]]:
-        """Removes a user: its tokens are revoked, its subscriptions end and it leaves its running trainings. Admins only."""
+        """Removes a user: its tokens are revoked, its subscriptions end, and it leaves the trainings that are not ended. Those
+        that it steers are removed, as nobody else may steer them; running ones only with force. Admins only.
+        """
 
 def add_UserServiceServicer_to_server(servicer: UserServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -41,21 +41,22 @@ class Coordinator:
         self._context.tasks.create_task(self._reconcile(), name="reconcile rounds")
         self._context.tasks.create_task(self._collect(), name="collect blobs")
 
-    async def remove_user(self, user_id: str) -> None:
-        """Removes a user, and goes on with the trainings that it left.
+    async def remove_user(self, user_id: str, *, force: bool) -> None:
+        """Removes a user with the trainings that it steers, and goes on with those that it left.
 
         Raises:
             UserNotFound: There is no such user.
             LastAdmin: Nobody would be left to manage users.
+            TrainingRunning: It steers running trainings, and force is not set.
         """
-        await to_the_end(self._remove_user(user_id))
+        await to_the_end(self._remove_user(user_id, force))
 
     async def close(self) -> None:
         """Waits for work that must not stop half way."""
         await settle()
 
-    async def _remove_user(self, user_id: str) -> None:
-        for training_id in await self.users.remove(user_id):
+    async def _remove_user(self, user_id: str, force: bool) -> None:
+        for training_id in await self.users.remove(user_id, force=force):
             await self.rounds.follow_up(training_id)
         # Last: it takes its time, and nothing depends on it.
         await in_thread(self._context.blobs.forget_user, user_id)

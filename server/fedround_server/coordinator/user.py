@@ -89,17 +89,18 @@ class Users:
         self._context.hub.notify(user_id)
         return token
 
-    async def remove(self, user_id: str) -> list[str]:
+    async def remove(self, user_id: str, *, force: bool) -> list[str]:
         """Removes a user; the caller goes on with the trainings.
 
         Returns:
-            The ids of the trainings that it left, of those that are not ended.
+            The ids of the trainings that it left, or that were removed with it.
 
         Raises:
             UserNotFound: There is no such user.
             LastAdmin: Nobody would be left to manage users.
+            TrainingRunning: It steers running trainings, and force is not set.
         """
-        left = await self._context.store.users.remove(user_id, self._context.clock.now())
+        left = await self._context.store.users.remove(user_id, self._context.clock.now(), force=force)
         self._last_seen.pop(user_id, None)
         self._context.hub.notify(user_id, *left)
         return left

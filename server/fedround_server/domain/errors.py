@@ -215,7 +215,7 @@ class TrainingNotInitial(FailedPrecondition):
 
 
 class TrainingRunning(FailedPrecondition):
-    """A running training is removed with force only."""
+    """A running training, or a user that steers one, is removed with force only."""
 
     reason = "TRAINING_RUNNING"
 

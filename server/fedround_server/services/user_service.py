@@ -53,7 +53,7 @@ class UserService(user_pb2_grpc.UserServiceServicer):
 
     async def RemoveUser(self, request: user_pb2.RemoveUserRequest, context: Call) -> user_pb2.RemoveUserResponse:
         """Removes a user."""
-        await self._coordinator.remove_user(fields.an_id("user_id", request.user_id))
+        await self._coordinator.remove_user(fields.an_id("user_id", request.user_id), force=request.force)
         return user_pb2.RemoveUserResponse()
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from peewee import JOIN, ModelSelect
 
-from fedround_server.domain.errors import FieldInvalid, ModelInUse, ModelNotFound
+from fedround_server.domain.errors import FieldInvalid, ModelInUse, ModelNotFound, TokenInvalid
 from fedround_server.domain.model import Model, ModelVersion, NewModel, VersionView
 from fedround_server.domain.training import TrainingState, Uncertainty
 from fedround_server.domain.update import MetricReport
@@ -21,7 +21,7 @@ from fedround_server.store.schema import (
     TrainingRow,
     UpdateRow,
 )
-from fedround_server.store.steps import held
+from fedround_server.store.steps import held, hold_user
 from fedround_server.store.version import (
     insert_version,
     put_tag,
@@ -43,7 +43,13 @@ class ModelVerbs:
 
     @verb
     def create(self, model_id: str, owner_id: str, model: NewModel, now: datetime) -> Model:
-        """Stores a model as version 0, unless its upload has made one."""
+        """Stores a model as version 0, unless its upload has made one.
+
+        Raises:
+            TokenInvalid: The owner was removed.
+        """
+        if not hold_user(owner_id):
+            raise TokenInvalid
         return _uploaded(owner_id, model.upload_id) or insert_model(model_id, owner_id, model, now)
 
     @verb

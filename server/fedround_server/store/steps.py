@@ -15,6 +15,7 @@ from fedround_server.domain.event import (
     RoundStarted,
     TrainingFailed,
     TrainingFinished,
+    TrainingRemoved,
 )
 from fedround_server.domain.round import RoundKind, RoundState, Verdict, expected_updates, judge
 from fedround_server.domain.training import MISSING, TRANSITIONS, TrainingFailure, TrainingState
@@ -45,6 +46,18 @@ def held(rows: "ModelSelect[RowT]", strength: str = "FOR UPDATE") -> "ModelSelec
     Users are held before trainings, and trainings before models, so that no two verbs wait for each other.
     """
     return rows.for_update(strength) if database_proxy.for_update else rows  # type: ignore[arg-type]  # stubs lack it
+
+
+def hold_user(user_id: str) -> bool:
+    """Makes those who do something in a user's name wait for each other, and its removal wait for them.
+
+    This strength lets others register the user as a client meanwhile.
+
+    Returns:
+        Whether the user is present.
+    """
+    rows = UserRow.select().where(UserRow.user_id == user_id, UserRow.remove_time.is_null())
+    return held(rows, "FOR NO KEY UPDATE").first() is not None
 
 
 def peek(training_id: str) -> TrainingRow | None:
@@ -302,6 +315,14 @@ def abandon(training: TrainingRow) -> None:
         RoundRow.number == training.round,
         RoundRow.state.in_([state.value for state in RoundState if not state.is_over]),
     ).execute()
+
+
+def remove(training: TrainingRow, now: datetime) -> None:
+    """Removes a training, whatever it is at; its model stays."""
+    abandon(training)
+    append(training, TrainingRemoved(), now)
+    training.remove_time = now
+    training.save()
 
 
 def leave(training: TrainingRow, user_ids: Sequence[str], now: datetime) -> bool:

@@ -12,13 +12,14 @@ from fedround_server.domain.errors import (
     NoParticipants,
     NotActor,
     Quota,
+    TokenInvalid,
     TrainingEnded,
     TrainingNotFound,
     TrainingNotInitial,
     TrainingRunning,
     UnknownClients,
 )
-from fedround_server.domain.event import TrainingRemoved, TrainingStarted
+from fedround_server.domain.event import TrainingStarted
 from fedround_server.domain.model import Manifest, NewModel
 from fedround_server.domain.round import RoundKind
 from fedround_server.domain.swag import moments
@@ -90,6 +91,7 @@ class TrainingVerbs:
             UnknownClients: Some client_ids are of no user.
             ModelNotFound: The actor owns no such model.
             Quota: The actor has too many trainings.
+            TokenInvalid: The actor was removed.
         """
         _hold_actor(actor_id)
         if spec.request_id is not None and (made := _created(actor_id, spec.request_id)) is not None:
@@ -218,10 +220,7 @@ class TrainingVerbs:
         row = _steered(training_id, actor_id)
         if steps.state_of(row).is_running and not force:
             raise TrainingRunning(f"the training {training_id} is running: set force to remove it all the same")
-        steps.abandon(row)
-        steps.append(row, TrainingRemoved(), now)
-        row.remove_time = now
-        row.save()
+        steps.remove(row, now)
 
     @verb
     def start(self, training_id: str, actor_id: str, request_id: str | None, now: datetime) -> Training:
@@ -272,11 +271,10 @@ def _refuse(unknown: list[str]) -> None:
 
 
 def _hold_actor(actor_id: str) -> None:
-    """Makes the actor's creates wait for each other: else two at once both find room in its quota.
-
-    This strength lets others register the actor as a client meanwhile.
-    """
-    steps.held(UserRow.select().where(UserRow.user_id == actor_id), "FOR NO KEY UPDATE").first()
+    """Has the actor create one training at a time: else two at once both find room in its quota."""
+    if not steps.hold_user(actor_id):
+        # Removed since the call began.
+        raise TokenInvalid
 
 
 def _created(actor_id: str, request_id: str) -> TrainingRow | None:

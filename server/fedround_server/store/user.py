@@ -5,12 +5,12 @@ from datetime import datetime
 
 from peewee import ModelSelect
 
-from fedround_server.domain.errors import LastAdmin, UserExists, UserNotFound
+from fedround_server.domain.errors import LastAdmin, TrainingRunning, UserExists, UserNotFound
 from fedround_server.domain.user import Role, User
 from fedround_server.store import steps
 from fedround_server.store.database import Database, verb
 from fedround_server.store.rows import to_user
-from fedround_server.store.schema import ParticipantRow, TokenRow, UserRow
+from fedround_server.store.schema import ParticipantRow, TokenRow, TrainingRow, UserRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,39 +77,46 @@ class UserVerbs:
         TokenRow.create(token_hash=token_hash, user_id=user_id, create_time=now)
 
     @verb
-    def remove(self, user_id: str, now: datetime) -> list[str]:
-        """Removes a user, with its tokens and its parts in trainings that are not ended.
+    def remove(self, user_id: str, now: datetime, *, force: bool = False) -> list[str]:
+        """Removes a user with its tokens, the trainings that it steers, and its parts in others; ended ones stay.
 
         Returns:
-            The ids of the trainings that it left.
+            The ids of the trainings that were removed or left.
 
         Raises:
             UserNotFound: There is no such user.
             LastAdmin: Nobody would be left to manage users.
+            TrainingRunning: It steers running trainings, and force is not set.
         """
         row = _present(user_id)
         if row.role == Role.ADMIN.value:
             # This strength lets an admin that creates a training, and is held for its quota, name another one in it.
             admins = steps.held(_admins().order_by(UserRow.user_id), "FOR NO KEY UPDATE")
-            if len(admins) == 1:
+            if [admin.user_id for admin in admins] == [user_id]:
                 raise LastAdmin("this is the last admin: create another one first")
-        TokenRow.delete().where(TokenRow.user_id == user_id).execute()
-        # The name becomes free; the row stays for the history that it is part of.
-        UserRow.update(remove_time=now, name=f"{row.name}#{user_id}").where(UserRow.user_id == user_id).execute()
-        parts = (
-            ParticipantRow.select(ParticipantRow.training_id)
-            .where(ParticipantRow.user_id == user_id, ParticipantRow.remove_time.is_null())
-            .order_by(ParticipantRow.training_id)
+        # The name becomes free; the row stays for the history that it is part of. From here on nobody registers the
+        # user, and nothing is created in its name.
+        changed = UserRow.update(remove_time=now, name=f"{row.name}#{user_id}").where(
+            UserRow.user_id == user_id, UserRow.remove_time.is_null()
         )
-        left = []
-        for part in parts:
-            training = steps.try_lock(part.training_id)
-            if training is None or steps.state_of(training).is_ended:
-                continue
-            if user_id in steps.participant_ids(training.training_id):
+        if not changed.execute():
+            raise UserNotFound(user_id)
+        TokenRow.delete().where(TokenRow.user_id == user_id).execute()
+        trainings = _hold_trainings(user_id)
+        steered = [training for training in trainings if training.actor_id == user_id]
+        running = sum(steps.state_of(training).is_running for training in steered)
+        if running and not force:
+            raise TrainingRunning(
+                f"the user steers {running} running trainings, and nobody else may: wait for their end, or set force to"
+                " remove them too",
+                count=str(running),
+            )
+        for training in trainings:
+            if training.actor_id == user_id:
+                steps.remove(training, now)
+            else:
                 steps.leave(training, [user_id], now)
-                left.append(training.training_id)
-        return left
+        return [training.training_id for training in trainings]
 
 
 def _present(user_id: str) -> UserRow:
@@ -121,3 +128,22 @@ def _present(user_id: str) -> UserRow:
 
 def _admins() -> "ModelSelect[UserRow]":
     return UserRow.select().where(UserRow.role == Role.ADMIN.value, UserRow.remove_time.is_null())
+
+
+def _hold_trainings(user_id: str) -> list[TrainingRow]:
+    """Takes the trainings that are not ended, of those that the user steers or takes part in.
+
+    One order for all, so that no two removals wait for each other.
+    """
+    steered = TrainingRow.select(TrainingRow.training_id).where(TrainingRow.actor_id == user_id)
+    parts = ParticipantRow.select(ParticipantRow.training_id).where(
+        ParticipantRow.user_id == user_id, ParticipantRow.remove_time.is_null()
+    )
+    trainings = []
+    for training_id in sorted({row.training_id for rows in (steered, parts) for row in rows}):
+        training = steps.try_lock(training_id)
+        if training is None or steps.state_of(training).is_ended:
+            continue
+        if training.actor_id == user_id or user_id in steps.participant_ids(training_id):
+            trainings.append(training)
+    return trainings
