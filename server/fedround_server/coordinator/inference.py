@@ -14,6 +14,7 @@ from fedround_server.domain.model import ModelVersion
 from fedround_server.domain.prediction import Array, Prediction
 from fedround_server.domain.training import Uncertainty
 from fedround_server.engine.job import PredictionFailed, PredictionJob
+from fedround_server.engine.worker import WorkerLost
 
 OUTPUT_LIMIT = 15 << 17
 """What the answer's tensors may take, in bytes: a message has 2 MiB."""
@@ -128,6 +129,8 @@ class Inference:
             ) from None
         except PredictionFailed as error:
             raise _refusal(error) from None
+        except WorkerLost as error:
+            raise Refused(f"{error}: it needs too much memory, or the architecture ends its process") from None
         finally:
             self._under_way -= 1
         size = sum(len(array.data) for array in _arrays(prediction))

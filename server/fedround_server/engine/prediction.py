@@ -14,7 +14,7 @@ from fedround_server.domain.prediction import Array, Prediction
 from fedround_server.engine.job import PredictionFailed, PredictionJob
 from fedround_server.engine.tensors import TORCH_DTYPES
 from fedround_server.engine.uncertainty import METHODS, Predictor
-from fedround_server.engine.uncertainty.predictor import build, is_out_of_memory, load_weights
+from fedround_server.engine.uncertainty.predictor import blaming, bounded, build, load_weights
 
 
 def predict(job: PredictionJob) -> Prediction:
@@ -23,13 +23,8 @@ def predict(job: PredictionJob) -> Prediction:
     Raises:
         PredictionFailed: The inputs, the weights and the architecture don't fit, or memory ran out.
     """
-    try:
-        with torch.no_grad():
-            return _predict(job)
-    except (MemoryError, RuntimeError) as error:
-        if is_out_of_memory(error):
-            raise PredictionFailed("memory", "the prediction needs more memory than the operator allows") from None
-        raise
+    with torch.no_grad(), bounded():
+        return _predict(job)
 
 
 def find_factory(architecture: str) -> Callable[[], object]:
@@ -44,10 +39,8 @@ def find_factory(architecture: str) -> Callable[[], object]:
     module_name, _, name = architecture.partition(":")
     if "" not in sys.path:
         sys.path.append("")
-    try:
+    with blaming("architecture", f"{architecture} cannot be imported"):
         factory = getattr(importlib.import_module(module_name), name)
-    except Exception as error:
-        raise PredictionFailed("architecture", f"{architecture} cannot be imported: {error}") from error
     if not callable(factory):
         raise PredictionFailed("architecture", f"{architecture} is not callable")
     found: Callable[[], object] = factory
@@ -89,13 +82,9 @@ def _inputs(network: nn.Module, array: Array) -> Tensor:
     preprocess: Any = getattr(network, "preprocess", None)
     if preprocess is None:
         return tensor
-    try:
+    with blaming("inputs", "the preprocessing does not take these inputs"):
         prepared = preprocess(tensor)
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        if is_out_of_memory(error):
-            raise
-        raise PredictionFailed("inputs", f"the preprocessing does not take these inputs: {error}") from error
-    if not isinstance(prepared, Tensor) or len(prepared) != len(tensor):
+    if not isinstance(prepared, Tensor) or prepared.ndim == 0 or len(prepared) != len(tensor):
         raise PredictionFailed("architecture", "the preprocessing must return one tensor with a row for each input")
     return prepared
 

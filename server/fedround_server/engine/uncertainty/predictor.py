@@ -1,6 +1,7 @@
 """What uncertainty methods are, and what they get."""
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -38,14 +39,13 @@ class Predictor:
         Raises:
             PredictionFailed: The network does not take the inputs, or gives no tensor with one row an input.
         """
-        try:
-            output = self.network(self.inputs)
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            if is_out_of_memory(error):
-                raise
-            raise PredictionFailed("inputs", f"the network does not take these inputs: {error}") from error
+        with blaming("inputs", "the network does not take these inputs"):
+            # A network may work in place.
+            output = self.network(self.inputs.clone())
         if not isinstance(output, Tensor) or output.ndim == 0 or len(output) != len(self.inputs):
             raise PredictionFailed("architecture", "the network must return one tensor with a row for each input")
+        if self.options.get("softmax") and output.ndim == 1:
+            raise PredictionFailed("architecture", "the network returns one number an input, no classes for softmax")
         return output
 
 
@@ -74,10 +74,8 @@ def load_weights(network: nn.Module, path: Path) -> None:
     """
     with TensorFile(path) as file:
         state = {name: read(file, name) for name in file.layout.manifest}
-    try:
+    with blaming("weights", "the model does not fit the architecture"):
         network.load_state_dict(state)
-    except RuntimeError as error:
-        raise PredictionFailed("weights", f"the model does not fit the architecture: {error}") from error
 
 
 def build(factory: Callable[[], object]) -> nn.Module:
@@ -86,15 +84,44 @@ def build(factory: Callable[[], object]) -> nn.Module:
     Raises:
         PredictionFailed: The factory makes none.
     """
-    try:
+    with blaming("architecture", "the factory failed"):
         network = factory()
-    except Exception as error:
-        raise PredictionFailed("architecture", f"the factory failed: {error}") from error
     if not isinstance(network, nn.Module):
         raise PredictionFailed("architecture", f"the factory made a {type(network).__name__}, no torch.nn.Module")
     return network.eval()
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Tells whether an error means that memory ran out; torch has no class of its own for the CPU."""
-    return isinstance(error, MemoryError) or "can't allocate memory" in str(error)
+@contextmanager
+def bounded() -> Iterator[None]:
+    """Runs what may need more memory than there is.
+
+    Raises:
+        PredictionFailed: It did.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        # torch has no class of its own for a CPU without memory.
+        if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+            raise PredictionFailed("memory", "the prediction needs more memory than the operator allows") from error
+        raise
+
+
+@contextmanager
+def blaming(fault: str, what: str) -> Iterator[None]:
+    """Runs code of the operator's, which may raise anything, even what no other process can read.
+
+    Args:
+        fault: What has to be mended, unless memory ran out.
+        what: What an error in the block means.
+
+    Raises:
+        PredictionFailed: The block failed.
+    """
+    try:
+        with bounded():
+            yield
+    except PredictionFailed:
+        raise
+    except (Exception, SystemExit) as error:
+        raise PredictionFailed(fault, f"{what}: {str(error) or type(error).__name__}") from error
