@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import multiprocessing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,22 @@ async def test_an_endless_prediction_is_ended_and_hinders_nobody(engine: WorkerE
     assert await ask(engine, tmp_path, fine) == expected
 
 
+async def test_starting_a_process_is_not_the_predictions_time(
+    engine: WorkerEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready = []
+    timeout = asyncio.timeout
+
+    def begin(delay: float) -> asyncio.Timeout:
+        assert engine._predictor._pool is not None
+        ready.append(engine._predictor._pool._prepared.done())
+        return timeout(delay)
+
+    monkeypatch.setattr(asyncio, "timeout", begin)
+    await engine.predict(job(tmp_path, "linear"))
+    assert ready == [True]
+
+
 @pytest.mark.parametrize("taker", ["of_torch", "of_numpy", "of_python", "when_built"])
 async def test_memory_is_bounded(engine: WorkerEngine, tmp_path: Path, taker: str) -> None:
     with pytest.raises(PredictionLimit, match="needs more memory than the operator allows"):
@@ -182,6 +199,17 @@ async def test_a_caller_that_leaves_frees_the_process(
     leaving.cancel()
     assert (await waiting).samples == 1
     assert leaving.cancelled()
+
+
+async def test_an_engine_that_is_closed_starts_nothing_any_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with WorkerEngine() as engine:
+        leaving = await begin(engine, tmp_path, monkeypatch)
+    leaving.cancel()
+    await asyncio.wait([leaving])
+    assert leaving.cancelled()
+    assert multiprocessing.active_children() == []
 
 
 async def test_refusals_come_back_from_the_process(engine: WorkerEngine, tmp_path: Path) -> None:

@@ -48,9 +48,10 @@ class Worker:
             pool.kill()
 
     def replace(self) -> None:
-        """Ends the process with what it is at, and starts another one."""
-        self.end()
-        self.start()
+        """Ends the process with what it is at, and starts another one; none after the end."""
+        if self._pool is not None:
+            self.end()
+            self.start()
 
     async def run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Runs a job in the process; a job whose process died is done again.

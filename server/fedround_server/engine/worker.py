@@ -56,7 +56,7 @@ class WorkerEngine:
 
         Args:
             predict_seconds: How long a prediction may take.
-            predict_bytes: How much memory a prediction may take, beside torch and the operator's code.
+            predict_bytes: How much memory the operator's code and a prediction may take, beside torch.
         """
         self._worker = Worker(_prepare)
         self._predictor = Worker(_Bounds(predict_bytes))
@@ -96,6 +96,8 @@ class WorkerEngine:
     async def predict(self, job: PredictionJob) -> Prediction:
         """Predicts, one job after the other; the time counts from its turn."""
         async with self._start_predictor():
+            # A new process loads torch for seconds, which is not the prediction's time.
+            await self._predictor.run(_load_torch)
             try:
                 async with asyncio.timeout(self._predict_seconds):
                     return await self._predictor.run(_predict, job)
