@@ -42,9 +42,9 @@ def test_a_file_is_not_unmapped_under_a_tensor(tmp_path: Path) -> None:
 def test_equal_headers_are_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parsed: list[bytes] = []
 
-    def parse(header: bytes) -> Layout:
+    def parse(header: bytes, *, own: bool) -> Layout:
         parsed.append(header)
-        return parse_header(header)
+        return parse_header(header, own=own)
 
     monkeypatch.setattr(tensors, "parse_header", parse)
     layouts = Layouts()

@@ -84,25 +84,28 @@ class HeaderGate:
                 check_same(self.layout.manifest, self._expected)
 
 
-def parse_header(header: bytes) -> Layout:
+def parse_header(header: bytes, *, own: bool = False) -> Layout:
     """Checks a header.
 
     Args:
         header: The JSON text, without the 8 bytes of its length.
+        own: Whether the server keeps the file already: posteriors may have any number of tensors, and longer names.
 
     Raises:
         ModelFormat: The header is malformed, or describes a file that is not acceptable.
     """
-    tensors = _parse_json(header)
+    limit = len(header) if own else MAX_TENSORS
+    tensors = _parse_json(header, limit)
     tensors.pop(METADATA, None)
     if not tensors:
         raise ModelFormat("the file contains no tensors")
-    if len(tensors) > MAX_TENSORS:
-        raise ModelFormat(f"the file contains {len(tensors)} tensors, more than {MAX_TENSORS}")
+    if len(tensors) > limit:
+        raise ModelFormat(f"the file contains {len(tensors)} tensors, more than {limit}")
     manifest: dict[str, TensorSpec] = {}
     spans: list[tuple[int, int, str]] = []
     for name, entry in tensors.items():
-        _check_name(name)
+        if not own:
+            _check_name(name)
         spec, begin, end = _parse_tensor(name, entry)
         manifest[name] = spec
         spans.append((begin, end, name))
@@ -166,11 +169,11 @@ def _header_length(prefix: bytes) -> int:
     )
 
 
-def _parse_json(header: bytes) -> dict[str, Any]:
+def _parse_json(header: bytes, limit: int) -> dict[str, Any]:
     try:
         parsed = json.loads(
             header.decode("utf-8"),
-            object_pairs_hook=_Objects(),
+            object_pairs_hook=_Objects(limit),
             parse_float=_no_fractions,
             parse_constant=_no_constants,
         )
@@ -184,14 +187,15 @@ def _parse_json(header: bytes) -> dict[str, Any]:
 class _Objects:
     """Makes the objects of a header; one with too many of them is refused before it is read to its end."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
         # Beside the tensors: the header itself, and its metadata.
-        self._left = MAX_TENSORS + 2
+        self._left = limit + 2
 
     def __call__(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         self._left -= 1
-        if self._left < 0 or len(pairs) > MAX_TENSORS + 1:
-            raise ModelFormat(f"the safetensors header describes more than {MAX_TENSORS} tensors")
+        if self._left < 0 or len(pairs) > self._limit + 1:
+            raise ModelFormat(f"the safetensors header describes more than {self._limit} tensors")
         found = dict(pairs)
         if len(found) != len(pairs):
             raise ModelFormat("the safetensors header names something twice")

@@ -55,7 +55,7 @@ class Layouts:
         """
         digest = hashlib.sha256(header).digest()
         if digest not in self._known:
-            self._known[digest] = self._shrink(parse_header(header))
+            self._known[digest] = self._shrink(parse_header(header, own=True))
         return self._known[digest]
 
     def _shrink(self, layout: Layout) -> Layout:
@@ -87,7 +87,7 @@ class TensorFile:
     """A safetensors file, mapped into memory. Its `with` block is the time in which its tensors may be used."""
 
     def __init__(self, path: Path, layouts: Layouts | None = None) -> None:
-        """Maps a file that has passed the gate.
+        """Maps a file that has passed the gate, or that the server wrote.
 
         Args:
             path: The file; it must not change.
@@ -101,7 +101,7 @@ class TensorFile:
             warnings.simplefilter("ignore")
             self._bytes = torch.frombuffer(self._map, dtype=torch.uint8)
         header = self._map[PREFIX : PREFIX + int.from_bytes(self._map[:PREFIX], "little")]
-        self.layout: Layout = parse_header(header) if layouts is None else layouts.read(header)
+        self.layout: Layout = parse_header(header, own=True) if layouts is None else layouts.read(header)
 
     def __enter__(self) -> Self:
         """Enters the block."""
