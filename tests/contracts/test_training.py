@@ -21,6 +21,7 @@ from fedround_server.domain.errors import (
     TrainingRunning,
     UnknownClients,
 )
+from fedround_server.domain.model import MAX_TENSORS, Dtype, NewModel, TensorSpec
 from fedround_server.domain.round import RoundState
 from fedround_server.domain.training import (
     Aggregation,
@@ -30,6 +31,7 @@ from fedround_server.domain.training import (
     Training,
     TrainingSpec,
     TrainingState,
+    Uncertainty,
 )
 from fedround_server.domain.user import Role
 from fedround_server.store import Store
@@ -76,6 +78,19 @@ async def test_a_refused_training_leaves_nothing(store: Store, world: World) -> 
             await world.create(actor, spec, quota=quota)
     assert await store.trainings.page(actor, as_actor=True, before=None, limit=10) == []
     assert await store.models.page(actor, None, 10) == []
+
+
+async def test_moments_must_fit_into_a_file(store: Store, world: World) -> None:
+    actor = await world.user(Role.ACTOR)
+    layers = MAX_TENSORS // 22
+    manifest = {f"layer.{number}": TensorSpec(Dtype.F32, (1,)) for number in range(layers + 1)}
+    swag = replace(SPEC, uncertainty=Uncertainty("swag", {"samples": 1, "softmax": False, "every": 0, "rank": 20}))
+    large = NewModel("large", "", manifest, blob("large"))
+    with pytest.raises(FieldInvalid, match="choose a lower one"):
+        await store.trainings.create(new_id(), actor, swag, large, new_id(), 10, world.now)
+    assert await store.models.page(actor, None, 10) == []
+    del manifest["layer.0"]
+    await store.trainings.create(new_id(), actor, swag, large, new_id(), 10, world.now)
 
 
 async def test_unknown_clients_are_all_named(store: Store, world: World) -> None:

@@ -14,11 +14,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes
 
 from fedround_server.domain.errors import ModelFormat, UpdateMismatch
-from fedround_server.domain.model import Dtype, TensorSpec
+from fedround_server.domain.model import MAX_TENSORS, Dtype, TensorSpec
 from fedround_server.engine.manifest import (
     LARGE,
     MAX_HEADER,
-    MAX_TENSORS,
     HeaderGate,
     Layout,
     check_same,

@@ -53,6 +53,9 @@ class TensorSpec:
 Manifest = Mapping[str, TensorSpec]
 """What a model consists of: tensor name -> type and shape. Every update must have exactly the model's."""
 
+MAX_TENSORS = 20_000
+"""How many tensors a file that somebody sends may have."""
+
 
 LAST, BEST, PINNED = "last", "best", "pinned"
 """Tags with a meaning of their own: the server moves the first two, and `pinned` may be on any number of versions."""

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from fedround_server.domain.errors import ModelFormat, UpdateMismatch
-from fedround_server.domain.model import Dtype, Manifest, TensorSpec
+from fedround_server.domain.model import MAX_TENSORS, Dtype, Manifest, TensorSpec
 
 PREFIX = 8
 MAX_HEADER = 4 << 20
-MAX_TENSORS = 20_000
 MAX_RANK = 16
 MAX_NAME = 512
 MAX_DIMENSION = 1 << 48

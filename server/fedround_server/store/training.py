@@ -20,7 +20,7 @@ from fedround_server.domain.errors import (
     UnknownClients,
 )
 from fedround_server.domain.event import TrainingStarted
-from fedround_server.domain.model import Manifest, NewModel
+from fedround_server.domain.model import MAX_TENSORS, Manifest, NewModel
 from fedround_server.domain.round import RoundKind
 from fedround_server.domain.swag import moments
 from fedround_server.domain.training import Training, TrainingSpec, TrainingState
@@ -314,8 +314,16 @@ def _stored_model(model_id: str, version: int | None, actor_id: str, copy_id: st
 
 
 def _check_moments(spec: TrainingSpec, manifest: Manifest) -> None:
-    if spec.uncertainty.method == "swag" and not moments(manifest, 0):
+    if spec.uncertainty.method != "swag":
+        return
+    count = len(moments(manifest, int(spec.uncertainty.options["rank"])))
+    if count == 0:
         raise FieldInvalid("spec.uncertainty.swag", "wants a model with floating tensors: there is none in this one")
+    if count > MAX_TENSORS:
+        raise FieldInvalid(
+            "spec.uncertainty.swag.rank",
+            f"makes {count} tensors of moments, and a file may have {MAX_TENSORS}: choose a lower one",
+        )
 
 
 def _steered(training_id: str, actor_id: str) -> TrainingRow:
