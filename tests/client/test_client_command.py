@@ -187,6 +187,12 @@ def test_participants_are_listed_one_a_line(server, command):
     call = command("training", "clients", "list", TRAINING)
     server.reply("GetTraining", GetTrainingResponse(training=Training(participant_ids=[USER, MODEL])))
     assert done(call).stdout.split() == [USER, MODEL]
+    call = command("training", "clients", "list", TRAINING, "--format", "json")
+    training = Training(participant_ids=[USER], num_participants=3)
+    server.reply("GetTraining", GetTrainingResponse(training=training))
+    ended = done(call)
+    assert json.loads(ended.stdout) == [USER]
+    assert ended.stderr == "These are 1 of 3 participants.\n"
 
 
 def test_an_error_is_one_line_with_its_fields(server, command):

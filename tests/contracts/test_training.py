@@ -267,6 +267,11 @@ async def test_pages_go_from_the_newest_to_the_oldest(store: Store, world: World
         keys = [(training.create_time, training.training_id) for training in seen]
         assert len(set(keys)) == count
         assert keys == sorted(keys, reverse=True)
+        # Lists count the participants, and do not name them.
+        for training in seen:
+            whole = await store.trainings.get(training.training_id, user)
+            assert training == replace(whole, participant_ids=())
+            assert training.num_participants == len(whole.participant_ids)
     assert await store.trainings.page(client, as_actor=True, before=None, limit=10) == []
 
 

@@ -41,6 +41,7 @@ def test_a_created_training_says_what_it_will_do(actor: Person, clients: list[Pe
     assert (made.updates_arrived, made.updates_expected) == (0, 0)
     assert made.actor_id == actor.user_id
     assert list(made.participant_ids) == sorted(ids(clients))
+    assert made.num_participants == 3
     assert made.spec.aggregation.WhichOneof("algorithm") == "fed_avg"
     assert made.spec.uncertainty.WhichOneof("method") == "none"
     assert made.spec.evaluation == training_pb2.EVALUATION_EVERY_ROUND
@@ -93,6 +94,9 @@ def test_lists_by_role_and_page(actor: Person, clients: list[Person]) -> None:
         if not token:
             break
     assert found == made[::-1]
+    assert not page.trainings[0].participant_ids
+    assert not page.trainings[0].spec.client_ids
+    assert page.trainings[0].num_participants == 1
     mine = clients[0].trainings.GetTrainings(GetTrainingsRequest(role="TRAINING_ROLE_CLIENT", page_size=5000))
     assert [one.training_id for one in mine.trainings] == made[::-1]
     assert not mine.next_page_token
@@ -121,6 +125,7 @@ def test_a_participant_sees_only_itself(clients: list[Person], training: Any) ->
     seen = clients[0].get(training.training_id)
     assert list(seen.participant_ids) == [clients[0].user_id]
     assert not seen.spec.client_ids
+    assert seen.num_participants == 3
     text = str(seen)
     assert not any(other.user_id in text for other in clients[1:])
 
@@ -338,4 +343,5 @@ def test_an_actor_has_a_quota(person: Callable[..., Person]) -> None:
 def test_the_model_of_the_tests_is_what_was_stored(actor: Person, training: Any) -> None:
     model = actor.models.GetModel(model_pb2.GetModelRequest(model_id=training.model_id)).model
     assert {one.name: tuple(one.shape) for one in model.tensors} == {name: t.shape for name, t in MODEL.items()}
+    assert model.num_tensors == 3
     assert actor.users.GetMyself(user_pb2.GetMyselfRequest()).user.role == user_pb2.ROLE_ACTOR

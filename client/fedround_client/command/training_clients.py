@@ -20,8 +20,11 @@ ClientIds = Annotated[list[str], typer.Argument(metavar="CLIENT_ID...", help="UU
 def list_(context: typer.Context, training_id: TrainingId, form: FormatOption = Format.TABLE) -> None:
     """List the UUIDs of the participants; a participant sees its own only."""
     with client_of(context) as client:
-        ids = list(client.get_training(training_id).participant_ids)
+        training = client.get_training(training_id)
+    ids = list(training.participant_ids)
     typer.echo(json.dumps(ids, indent=2) if form is Format.JSON else "\n".join(ids))
+    if len(ids) < training.num_participants:
+        typer.echo(f"These are {len(ids)} of {training.num_participants} participants.", err=True)
 
 
 @app.command()

@@ -144,6 +144,7 @@ class Model(_message.Message):
     SOURCE_MODEL_ID_FIELD_NUMBER: _builtins.int
     SOURCE_VERSION_FIELD_NUMBER: _builtins.int
     ARCHITECTURE_FIELD_NUMBER: _builtins.int
+    NUM_TENSORS_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     """UUID."""
     name: _builtins.str
@@ -164,9 +165,11 @@ class Model(_message.Message):
     """The version of the model that it was copied from."""
     architecture: _builtins.str
     """The architecture that Predict builds; empty if none was named."""
+    num_tensors: _builtins.int
+    """How many tensors there are. Left out of lists."""
     @_builtins.property
     def tensors(self) -> _containers.RepeatedCompositeFieldContainer[Global___TensorInfo]:
-        """The tensors, by name. Left out of lists."""
+        """The tensors, by name, as many as fit into a message (some 20,000); the file has all. Left out of lists."""
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
@@ -192,10 +195,11 @@ class Model(_message.Message):
         source_model_id: _builtins.str = ...,
         source_version: _builtins.int | None = ...,
         architecture: _builtins.str = ...,
+        num_tensors: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_source_version", b"_source_version", "create_time", b"create_time", "source_version", b"source_version", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_source_version", b"_source_version", "architecture", b"architecture", "create_time", b"create_time", "description", b"description", "model_id", b"model_id", "name", b"name", "owner_id", b"owner_id", "sha256", b"sha256", "size_bytes", b"size_bytes", "source_model_id", b"source_model_id", "source_version", b"source_version", "tensors", b"tensors", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_source_version", b"_source_version", "architecture", b"architecture", "create_time", b"create_time", "description", b"description", "model_id", b"model_id", "name", b"name", "num_tensors", b"num_tensors", "owner_id", b"owner_id", "sha256", b"sha256", "size_bytes", b"size_bytes", "source_model_id", b"source_model_id", "source_version", b"source_version", "tensors", b"tensors", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__source_version: _TypeAlias = _typing.Literal["source_version"]  # noqa: Y015
     _WhichOneofArgType__source_version: _TypeAlias = _typing.Literal["_source_version", b"_source_version"]  # noqa: Y015
@@ -424,7 +428,9 @@ class GetModelsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """Models a page: 0 means 50, more than 1000 means 1000, negative is refused."""
+    """Models a page: 0 means 50, more than 1000 means 1000, negative is refused. A page has fewer if so many do not fit
+    into a message.
+    """
     page_token: _builtins.str
     """The next_page_token of the page before; empty for the first page."""
     def __init__(
@@ -481,7 +487,9 @@ class GetModelVersionsRequest(_message.Message):
     model_id: _builtins.str
     """UUID of the model."""
     page_size: _builtins.int
-    """Versions a page: 0 means 50, more than 1000 means 1000, negative is refused."""
+    """Versions a page: 0 means 50, more than 1000 means 1000, negative is refused. A page has fewer if so many do not fit
+    into a message.
+    """
     page_token: _builtins.str
     """The next_page_token of the page before; empty for the first page."""
     def __init__(
@@ -704,7 +712,9 @@ class GetMetricsRequest(_message.Message):
     model_id: _builtins.str
     """UUID of the model."""
     page_size: _builtins.int
-    """Reports a page: 0 means 50, more than 1000 means 1000, negative is refused."""
+    """Reports a page: 0 means 50, more than 1000 means 1000, negative is refused. A page has fewer if so many do not fit
+    into a message.
+    """
     page_token: _builtins.str
     """The next_page_token of the page before; empty for the first page."""
     def __init__(

@@ -510,6 +510,7 @@ class Round(_message.Message):
     OPEN_TIME_FIELD_NUMBER: _builtins.int
     DEADLINE_FIELD_NUMBER: _builtins.int
     DONE_TIME_FIELD_NUMBER: _builtins.int
+    NUM_PARTICIPANTS_FIELD_NUMBER: _builtins.int
     training_id: _builtins.str
     """UUID of the training."""
     number: _builtins.int
@@ -526,9 +527,11 @@ class Round(_message.Message):
     """How many close the round."""
     waiting_for: _builtins.str
     """The rule that holds the round, in words."""
+    num_participants: _builtins.int
+    """How many participants the cohort has."""
     @_builtins.property
     def participants(self) -> _containers.RepeatedCompositeFieldContainer[Global___RoundParticipant]:
-        """The cohort."""
+        """The cohort; at most 1000 of it, those first whose update or report is missing."""
 
     @_builtins.property
     def open_time(self) -> _timestamp_pb2.Timestamp:
@@ -557,10 +560,11 @@ class Round(_message.Message):
         open_time: _timestamp_pb2.Timestamp | None = ...,
         deadline: _timestamp_pb2.Timestamp | None = ...,
         done_time: _timestamp_pb2.Timestamp | None = ...,
+        num_participants: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline", "done_time", b"done_time", "open_time", b"open_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline", "done_time", b"done_time", "kind", b"kind", "model_version", b"model_version", "number", b"number", "open_time", b"open_time", "participants", b"participants", "state", b"state", "training_id", b"training_id", "updates_arrived", b"updates_arrived", "updates_expected", b"updates_expected", "waiting_for", b"waiting_for"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline", "done_time", b"done_time", "kind", b"kind", "model_version", b"model_version", "num_participants", b"num_participants", "number", b"number", "open_time", b"open_time", "participants", b"participants", "state", b"state", "training_id", b"training_id", "updates_arrived", b"updates_arrived", "updates_expected", b"updates_expected", "waiting_for", b"waiting_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -280,7 +280,7 @@ class TrainingSpec(_message.Message):
 
     @_builtins.property
     def client_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """UUIDs of users to register at once; RegisterClients adds more. Shown to the actor only."""
+        """UUIDs of users to register at once; RegisterClients adds more. Shown to the actor only, and left out of lists."""
 
     @_builtins.property
     def aggregation(self) -> _aggregation_pb2.Aggregation:
@@ -378,6 +378,7 @@ class Training(_message.Message):
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     BEST_VERSION_FIELD_NUMBER: _builtins.int
     BEST_VALUE_FIELD_NUMBER: _builtins.int
+    NUM_PARTICIPANTS_FIELD_NUMBER: _builtins.int
     training_id: _builtins.str
     """UUID."""
     actor_id: _builtins.str
@@ -398,13 +399,15 @@ class Training(_message.Message):
     """The version that the training's selection prefers so far; unset before the first evaluation round is over."""
     best_value: _builtins.float
     """Its value of the selection's metric."""
+    num_participants: _builtins.int
+    """How many participants there are."""
     @_builtins.property
     def spec(self) -> Global___TrainingSpec:
         """What was asked for, with the defaults filled in."""
 
     @_builtins.property
     def participant_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """UUIDs of the participants, sorted. A participant sees only its own."""
+        """UUIDs of the participants, sorted, at most 10,000. A participant sees only its own. Left out of lists."""
 
     @_builtins.property
     def error(self) -> Global___TrainingError:
@@ -441,10 +444,11 @@ class Training(_message.Message):
         update_time: _timestamp_pb2.Timestamp | None = ...,
         best_version: _builtins.int | None = ...,
         best_value: _builtins.float | None = ...,
+        num_participants: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_best_value", b"_best_value", "_best_version", b"_best_version", "best_value", b"best_value", "best_version", b"best_version", "create_time", b"create_time", "error", b"error", "spec", b"spec", "start_time", b"start_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_best_value", b"_best_value", "_best_version", b"_best_version", "actor_id", b"actor_id", "best_value", b"best_value", "best_version", b"best_version", "create_time", b"create_time", "error", b"error", "model_id", b"model_id", "model_version", b"model_version", "participant_ids", b"participant_ids", "round", b"round", "spec", b"spec", "start_time", b"start_time", "state", b"state", "training_id", b"training_id", "update_time", b"update_time", "updates_arrived", b"updates_arrived", "updates_expected", b"updates_expected"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_best_value", b"_best_value", "_best_version", b"_best_version", "actor_id", b"actor_id", "best_value", b"best_value", "best_version", b"best_version", "create_time", b"create_time", "error", b"error", "model_id", b"model_id", "model_version", b"model_version", "num_participants", b"num_participants", "participant_ids", b"participant_ids", "round", b"round", "spec", b"spec", "start_time", b"start_time", "state", b"state", "training_id", b"training_id", "update_time", b"update_time", "updates_arrived", b"updates_arrived", "updates_expected", b"updates_expected"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__best_value: _TypeAlias = _typing.Literal["best_value"]  # noqa: Y015
     _WhichOneofArgType__best_value: _TypeAlias = _typing.Literal["_best_value", b"_best_value"]  # noqa: Y015
@@ -573,7 +577,9 @@ class GetTrainingsRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     ROLE_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """Trainings a page: 0 means 50, more than 1000 means 1000, negative is refused."""
+    """Trainings a page: 0 means 50, more than 1000 means 1000, negative is refused. A page has fewer if so many do not fit
+    into a message.
+    """
     page_token: _builtins.str
     """The next_page_token of the page before; empty for the first page."""
     role: Global___TrainingRole.ValueType

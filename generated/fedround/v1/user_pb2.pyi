@@ -194,7 +194,9 @@ class GetUsersRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     ROLE_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """Users a page: 0 means 50, more than 1000 means 1000, negative is refused."""
+    """Users a page: 0 means 50, more than 1000 means 1000, negative is refused. A page has fewer if so many do not fit
+    into a message.
+    """
     page_token: _builtins.str
     """The next_page_token of the page before; empty for the first page."""
     role: Global___Role.ValueType

@@ -113,7 +113,11 @@ class VersionView:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model, with its latest version."""
+    """A model, with its latest version.
+
+    Attributes:
+        manifest: Empty in lists.
+    """
 
     model_id: str
     name: str

@@ -159,6 +159,7 @@ class Training:
     """A training as it is now.
 
     Attributes:
+        participant_ids: Left out of lists.
         round: Number of the current round, from 0; after the end, of the last one.
         updates_arrived: Updates or reports of the current round.
         updates_expected: How many of them close the current round; 0 before the start.
@@ -184,6 +185,7 @@ class Training:
     update_time: datetime
     best_version: int | None = None
     best_value: float | None = None
+    num_participants: int = 0
 
 
 def evaluates(spec: TrainingSpec, model_version: int) -> bool:

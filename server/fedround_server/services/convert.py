@@ -1,6 +1,6 @@
 """Domain objects to messages."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from datetime import datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -10,12 +10,15 @@ from fedround_server.coordinator.round import MemberView
 from fedround_server.coordinator.subscription import GoingAway, Heartbeat
 from fedround_server.domain import event as events
 from fedround_server.domain.event import Event
-from fedround_server.domain.model import Model, ModelVersion, VersionView
+from fedround_server.domain.model import Model, ModelVersion, TensorSpec, VersionView
 from fedround_server.domain.round import Round, RoundKind, RoundState
 from fedround_server.domain.training import Aggregation, Training, TrainingFailure, TrainingSpec, Uncertainty
 from fedround_server.domain.update import MetricReport, Update
 from fedround_server.domain.user import User
-from fedround_server.services import uncertainty
+from fedround_server.services import pages, uncertainty
+
+MAX_PARTICIPANTS = 10_000
+MAX_MEMBERS = 1000
 
 
 def timestamp(time: datetime | None) -> Timestamp | None:
@@ -37,8 +40,8 @@ def user(found: User) -> user_pb2.User:
     )
 
 
-def model(found: Model, *, tensors: bool) -> model_pb2.Model:
-    """Encodes a model, with or without the list of its tensors."""
+def model(found: Model) -> model_pb2.Model:
+    """Encodes a model, with the tensors that it was loaded with, as far as there is room."""
     return model_pb2.Model(
         model_id=found.model_id,
         name=found.name,
@@ -47,17 +50,19 @@ def model(found: Model, *, tensors: bool) -> model_pb2.Model:
         version=found.latest.version,
         sha256=found.latest.blob.sha256,
         size_bytes=found.latest.blob.size_bytes,
-        tensors=[
-            model_pb2.TensorInfo(name=name, dtype=spec.dtype.name, shape=spec.shape)
-            for name, spec in sorted(found.manifest.items())
-            if tensors
-        ],
+        tensors=pages.fitting(sorted(found.manifest.items()), _tensor),
+        num_tensors=len(found.manifest),
         create_time=timestamp(found.create_time),
         update_time=timestamp(found.latest.create_time),
         source_model_id=found.source_model_id or "",
         source_version=found.source_version,
         architecture=found.architecture,
     )
+
+
+def _tensor(entry: tuple[str, TensorSpec]) -> model_pb2.TensorInfo:
+    name, spec = entry
+    return model_pb2.TensorInfo(name=name, dtype=spec.dtype.name, shape=spec.shape)
 
 
 def model_version(found: VersionView) -> model_pb2.ModelVersion:
@@ -114,8 +119,8 @@ def aggregation(found: Aggregation) -> aggregation_pb2.Aggregation:
     return message
 
 
-def training_spec(spec: TrainingSpec, *, for_actor: bool) -> training_pb2.TrainingSpec:
-    """Encodes a spec with the defaults filled in; who else takes part is for the actor."""
+def training_spec(spec: TrainingSpec, *, for_actor: bool, listed: bool) -> training_pb2.TrainingSpec:
+    """Encodes a spec with the defaults filled in; who else takes part is for the actor, and not for lists."""
     policy = spec.round_policy
     message = training_pb2.TrainingSpec(
         name=spec.name,
@@ -123,7 +128,7 @@ def training_spec(spec: TrainingSpec, *, for_actor: bool) -> training_pb2.Traini
         model_id=spec.model_id or "",
         target_num_updates=spec.target_num_updates,
         metric_names=spec.metric_names,
-        client_ids=spec.client_ids if for_actor else (),
+        client_ids=spec.client_ids if for_actor and not listed else (),
         aggregation=aggregation(spec.aggregation),
         uncertainty=uncertainty.write(spec.uncertainty),
         round_policy=training_pb2.RoundPolicy(
@@ -146,15 +151,16 @@ def training_spec(spec: TrainingSpec, *, for_actor: bool) -> training_pb2.Traini
     return message
 
 
-def training(found: Training, viewer_id: str) -> training_pb2.Training:
+def training(found: Training, viewer_id: str, *, listed: bool = False) -> training_pb2.Training:
     """Encodes a training as its actor, or a participant, may see it."""
     for_actor = viewer_id == found.actor_id
+    seen = [id_ for id_ in found.participant_ids if for_actor or id_ == viewer_id]
     failure = found.failure
     return training_pb2.Training(
         training_id=found.training_id,
-        spec=training_spec(found.spec, for_actor=for_actor),
+        spec=training_spec(found.spec, for_actor=for_actor, listed=listed),
         actor_id=found.actor_id,
-        participant_ids=[id_ for id_ in found.participant_ids if for_actor or id_ == viewer_id],
+        participant_ids=seen[:MAX_PARTICIPANTS],
         state=training_pb2.TrainingState.Value(f"TRAINING_STATE_{found.state.value}"),
         round=found.round,
         updates_arrived=found.updates_arrived,
@@ -167,6 +173,7 @@ def training(found: Training, viewer_id: str) -> training_pb2.Training:
         update_time=timestamp(found.update_time),
         best_version=found.best_version,
         best_value=found.best_value,
+        num_participants=found.num_participants,
     )
 
 
@@ -180,8 +187,9 @@ def round_kind(kind: str) -> event_pb2.RoundKind.ValueType:
     return event_pb2.RoundKind.Value(f"ROUND_KIND_{kind}")
 
 
-def round_(found: Round, members: Iterable[MemberView]) -> round_pb2.Round:
-    """Encodes a round with what is known of its members."""
+def round_(found: Round, members: Sequence[MemberView]) -> round_pb2.Round:
+    """Encodes a round with what is known of its members: the missing ones first, as far as there is room."""
+    missing_first = sorted(members, key=lambda view: view.member.arrive_time is not None)
     return round_pb2.Round(
         training_id=found.training_id,
         number=found.number,
@@ -199,8 +207,9 @@ def round_(found: Round, members: Iterable[MemberView]) -> round_pb2.Round:
                 last_seen_time=timestamp(view.last_seen),
                 uploaded_bytes=view.uploaded_bytes,
             )
-            for view in members
+            for view in missing_first[:MAX_MEMBERS]
         ],
+        num_participants=len(members),
         waiting_for=_waiting_for(found),
         open_time=timestamp(found.open_time),
         deadline=timestamp(found.deadline),

@@ -10,7 +10,7 @@ from fedround_server.domain.errors import FieldInvalid, ModelNotFound
 from fedround_server.domain.model import BEST, LAST, ModelVersion
 from fedround_server.interceptors.around import Call
 from fedround_server.interceptors.auth import caller
-from fedround_server.services import convert, fields
+from fedround_server.services import convert, fields, pages
 from fedround_server.services.chunks import ChunkStream, check_offset, incoming
 
 
@@ -34,22 +34,21 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
         architecture = fields.an_architecture("spec.architecture", spec.architecture)
         file = incoming(stream, "spec.", spec.sha256, spec.size_bytes, spec.upload_id, spec.offset)
         model = await self._models.upload(name, description, architecture, file)
-        return model_pb2.UploadModelResponse(model=convert.model(model, tensors=True))
+        return model_pb2.UploadModelResponse(model=convert.model(model))
 
     async def GetModel(self, request: model_pb2.GetModelRequest, context: Call) -> model_pb2.GetModelResponse:
         """Answers one model."""
         model = await self._models.get(fields.an_id("model_id", request.model_id), caller().user_id)
-        return model_pb2.GetModelResponse(model=convert.model(model, tensors=True))
+        return model_pb2.GetModelResponse(model=convert.model(model))
 
     async def GetModels(self, request: model_pb2.GetModelsRequest, context: Call) -> model_pb2.GetModelsResponse:
         """Lists the caller's models."""
         size = fields.a_page_size(request.page_size)
         models = await self._models.page(caller().user_id, fields.a_position(request.page_token), size + 1)
-        last = models[size - 1] if len(models) > size else None
-        return model_pb2.GetModelsResponse(
-            models=[convert.model(model, tensors=False) for model in models[:size]],
-            next_page_token=fields.position(last.create_time, last.model_id) if last else "",
+        page, token = pages.cut(
+            models, size, convert.model, lambda model: fields.position(model.create_time, model.model_id)
         )
+        return model_pb2.GetModelsResponse(models=page, next_page_token=token)
 
     async def GetModelVersions(
         self, request: model_pb2.GetModelVersionsRequest, context: Call
@@ -60,11 +59,10 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
         versions = await self._models.page_versions(
             fields.an_id("model_id", request.model_id), caller().user_id, position[0] if position else None, size + 1
         )
-        more = len(versions) > size
-        return model_pb2.GetModelVersionsResponse(
-            versions=[convert.model_version(version) for version in versions[:size]],
-            next_page_token=fields.page_token(versions[size - 1].version.version) if more else "",
+        page, token = pages.cut(
+            versions, size, convert.model_version, lambda view: fields.page_token(view.version.version)
         )
+        return model_pb2.GetModelVersionsResponse(versions=page, next_page_token=token)
 
     async def TagModelVersion(
         self, request: model_pb2.TagModelVersionRequest, context: Call
@@ -112,11 +110,10 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
         size = fields.a_page_size(request.page_size)
         model_id, after = fields.an_id("model_id", request.model_id), _after(request.page_token)
         reports = await self._models.metrics(model_id, caller().user_id, after, size + 1)
-        last = reports[size - 1] if len(reports) > size else None
-        return model_pb2.GetMetricsResponse(
-            reports=[convert.metric_report(report) for report in reports[:size]],
-            next_page_token=fields.page_token(last.round, last.reporter_id or "") if last else "",
+        page, token = pages.cut(
+            reports, size, convert.metric_report, lambda one: fields.page_token(one.round, one.reporter_id or "")
         )
+        return model_pb2.GetMetricsResponse(reports=page, next_page_token=token)
 
 
 def _after(token: str) -> tuple[int, str]:

@@ -1,6 +1,7 @@
 """TrainingService: the seven RPCs."""
 
 from collections.abc import AsyncIterator
+from functools import partial
 
 from fedround.v1 import training_pb2, training_pb2_grpc
 from fedround_server.coordinator import Coordinator
@@ -8,7 +9,7 @@ from fedround_server.coordinator.upload import Incoming
 from fedround_server.domain.errors import FieldInvalid
 from fedround_server.interceptors.around import Call
 from fedround_server.interceptors.auth import caller
-from fedround_server.services import convert, fields, training_spec
+from fedround_server.services import convert, fields, pages, training_spec
 from fedround_server.services.chunks import ChunkStream, incoming
 
 
@@ -64,11 +65,13 @@ class TrainingService(training_pb2_grpc.TrainingServiceServicer):
             before=fields.a_position(request.page_token),
             limit=size + 1,
         )
-        last = trainings[size - 1] if len(trainings) > size else None
-        return training_pb2.GetTrainingsResponse(
-            trainings=[convert.training(training, caller().user_id) for training in trainings[:size]],
-            next_page_token=fields.position(last.create_time, last.training_id) if last else "",
+        page, token = pages.cut(
+            trainings,
+            size,
+            partial(convert.training, viewer_id=caller().user_id, listed=True),
+            lambda training: fields.position(training.create_time, training.training_id),
         )
+        return training_pb2.GetTrainingsResponse(trainings=page, next_page_token=token)
 
     async def RegisterClients(
         self, request: training_pb2.RegisterClientsRequest, context: Call

@@ -6,7 +6,7 @@ from fedround_server.domain.errors import FieldInvalid
 from fedround_server.domain.user import Role
 from fedround_server.interceptors.around import Call
 from fedround_server.interceptors.auth import caller
-from fedround_server.services import convert, fields
+from fedround_server.services import convert, fields, pages
 
 
 class UserService(user_pb2_grpc.UserServiceServicer):
@@ -36,11 +36,8 @@ class UserService(user_pb2_grpc.UserServiceServicer):
         size = fields.a_page_size(request.page_size)
         after = fields.a_page_token(request.page_token, str)
         users = await self._users.page(_role(request.role), after[0] if after else "", size + 1)
-        page = users[:size]
-        return user_pb2.GetUsersResponse(
-            users=[convert.user(user) for user in page],
-            next_page_token=fields.page_token(page[-1].name) if len(users) > size else "",
-        )
+        page, token = pages.cut(users, size, convert.user, lambda user: fields.page_token(user.name))
+        return user_pb2.GetUsersResponse(users=page, next_page_token=token)
 
     async def GetMyself(self, request: user_pb2.GetMyselfRequest, context: Call) -> user_pb2.GetMyselfResponse:
         """Answers the caller."""

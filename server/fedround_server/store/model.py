@@ -32,6 +32,8 @@ from fedround_server.store.version import (
     views,
 )
 
+# A manifest may have megabytes.
+LISTED = tuple(field for field in ModelRow._meta.sorted_fields if field.name != "manifest")
 ENDED = (TrainingState.COMPLETED.value, TrainingState.ERROR.value)
 
 
@@ -117,8 +119,8 @@ class ModelVerbs:
 
     @verb
     def page(self, owner_id: str, before: tuple[datetime, str] | None, limit: int) -> list[Model]:
-        """Returns the owner's models, the newest first, behind a (create_time, model_id)."""
-        rows = ModelRow.select().where(ModelRow.owner_id == owner_id, ModelRow.remove_time.is_null())
+        """Returns the owner's models, the newest first, behind a (create_time, model_id), without their manifests."""
+        rows = ModelRow.select(*LISTED).where(ModelRow.owner_id == owner_id, ModelRow.remove_time.is_null())
         if before is not None:
             time, model_id = before
             rows = rows.where(

@@ -81,7 +81,7 @@ def to_model(row: ModelRow, latest: ModelVersionRow) -> Model:
         description=row.description,
         owner_id=row.owner_id,
         source_model_id=row.source_model_id,
-        manifest=to_manifest(row.manifest),
+        manifest=to_manifest(row.manifest or {}),
         latest=to_version(latest),
         create_time=row.create_time,
         source_version=row.source_version,
@@ -146,7 +146,9 @@ def to_spec(data: Mapping[str, Any]) -> TrainingSpec:
     )
 
 
-def to_training(row: TrainingRow, participant_ids: tuple[str, ...], arrived: int, expected: int) -> Training:
+def to_training(
+    row: TrainingRow, participant_ids: tuple[str, ...], num_participants: int, arrived: int, expected: int
+) -> Training:
     """Reads a training."""
     failure = None if row.failure_reason is None else TrainingFailure(row.failure_reason, row.failure_message or "")
     return Training(
@@ -167,6 +169,7 @@ def to_training(row: TrainingRow, participant_ids: tuple[str, ...], arrived: int
         update_time=row.update_time,
         best_version=row.best_version,
         best_value=row.best_value,
+        num_participants=num_participants,
     )
 
 

@@ -141,7 +141,7 @@ class TrainingVerbs:
 
     @verb
     def page(self, user_id: str, *, as_actor: bool, before: tuple[datetime, str] | None, limit: int) -> list[Training]:
-        """Returns the trainings that a user steers (or takes part in), the newest first."""
+        """Returns the trainings that a user steers (or takes part in), the newest first, without their participants."""
         rows = TrainingRow.select().where(TrainingRow.remove_time.is_null())
         if as_actor:
             rows = rows.where(TrainingRow.actor_id == user_id)
@@ -153,7 +153,8 @@ class TrainingVerbs:
                 (TrainingRow.create_time < time)
                 | ((TrainingRow.create_time == time) & (TrainingRow.training_id < training_id))
             )
-        return load(list(rows.order_by(TrainingRow.create_time.desc(), TrainingRow.training_id.desc()).limit(limit)))
+        newest_first = rows.order_by(TrainingRow.create_time.desc(), TrainingRow.training_id.desc()).limit(limit)
+        return load(list(newest_first), listed=True)
 
     @verb
     def register(self, training_id: str, actor_id: str, client_ids: Sequence[str], now: datetime) -> Training:

@@ -1,0 +1,45 @@
+"""Cuts what is listed, so that it fits into a message."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
+
+from google.protobuf.message import Message
+
+Item = TypeVar("Item")
+M = TypeVar("M", bound=Message)
+
+MAX_BYTES = 3 << 19
+"""1.5 MiB for a list: a message has 2 MiB, and there is more in it."""
+FRAME = 8
+"""What a field takes around its value at the most, in bytes."""
+
+
+def fitting(items: Iterable[Item], encode: Callable[[Item], M]) -> list[M]:
+    """Encodes the first items: as many as fit into a message, at least one if there is one."""
+    messages: list[M] = []
+    total = 0
+    for item in items:
+        message = encode(item)
+        total += message.ByteSize() + FRAME
+        if messages and total > MAX_BYTES:
+            break
+        messages.append(message)
+    return messages
+
+
+def cut(
+    found: Sequence[Item], size: int, encode: Callable[[Item], M], token: Callable[[Item], str]
+) -> tuple[list[M], str]:
+    """Makes a page of entries that fit.
+
+    Args:
+        found: The entries, more than `size` if there are more.
+        size: How many are asked for.
+        encode: Makes a message of an entry.
+        token: Makes the token of the page behind an entry.
+
+    Returns:
+        The messages, and the token of the next page; empty if there is none.
+    """
+    page = fitting(found[:size], encode)
+    return page, token(found[len(page) - 1]) if len(found) > len(page) else ""

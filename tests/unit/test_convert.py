@@ -1,0 +1,40 @@
+"""Answers stay within the size of a message, however many take part."""
+
+import random
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from contracts.world import SPEC, new_id
+from fedround_server.app import MAX_MESSAGE
+from fedround_server.coordinator.round import MemberView
+from fedround_server.domain.round import Round, RoundKind, RoundMember, RoundState
+from fedround_server.domain.training import Training, TrainingState
+from fedround_server.services import convert
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+ROUND = Round(new_id(), 0, RoundKind.TRAIN, RoundState.OPEN, 0, 0, 1000, 2000, NOW, None, None)
+TRAINING = Training(new_id(), SPEC, new_id(), (), TrainingState.INITIAL, 0, 0, 0, new_id(), 0, None, 0, NOW, None, NOW)
+LONGEST = "\U0001f3e5" * 200
+
+
+def test_a_round_shows_the_missing_first() -> None:
+    arrived = [RoundMember(new_id(), LONGEST, NOW) for _ in range(1000)]
+    missing = [RoundMember(new_id(), LONGEST, None) for _ in range(600)]
+    views = [MemberView(member, NOW, 2**40) for member in [*arrived, *missing]]
+    random.Random(0).shuffle(views)
+    shown = convert.round_(ROUND, views)
+    assert shown.num_participants == 1600
+    assert {one.user_id for one in shown.participants[:600]} == {member.user_id for member in missing}
+    assert all(one.arrived for one in shown.participants[600:])
+    assert len(shown.participants) == 1000
+    assert shown.ByteSize() < MAX_MESSAGE
+
+
+def test_a_training_of_very_many_participants() -> None:
+    ids = tuple(sorted(new_id() for _ in range(60_000)))
+    spec = replace(SPEC, description=LONGEST * 50, client_ids=ids[:10_000], metric_names=("n" * 100,) * 100)
+    found = replace(TRAINING, spec=spec, participant_ids=ids, num_participants=len(ids))
+    shown = convert.training(found, found.actor_id)
+    assert (tuple(shown.participant_ids), shown.num_participants) == (ids[:10_000], 60_000)
+    assert shown.ByteSize() < MAX_MESSAGE
+    assert list(convert.training(found, ids[-1]).participant_ids) == [ids[-1]]
