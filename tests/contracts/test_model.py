@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from contracts.world import SPEC, World, blob, new_id, new_model
-from fedround_server.domain.errors import ModelInUse, ModelNotFound
+from fedround_server.domain.errors import ModelInUse, ModelNotFound, Quota
 from fedround_server.domain.model import Model
 from fedround_server.domain.training import Uncertainty
 from fedround_server.domain.update import MetricReport
@@ -113,6 +113,19 @@ async def test_a_posterior_is_in_use_with_its_version(store: Store, world: World
     assert await store.models.digests_in_use([blob("posterior").sha256]) == {blob("posterior").sha256}
     await store.models.remove(training.model_id, actor, world.now)
     assert await store.models.digests_in_use([blob("posterior").sha256]) == set()
+
+
+async def test_a_version_carries_so_many_tags(store: Store, world: World) -> None:
+    owner = await world.user(Role.ACTOR)
+    made = await store.models.create(new_id(), owner, new_model(), world.now)
+    for number in range(100):
+        await store.models.tag(made.model_id, 0, f"tag{number}", owner, remove=False)
+    full = (await store.models.tag(made.model_id, 0, "tag7", owner, remove=False)).tags
+    with pytest.raises(Quota, match="100 tags"):
+        await store.models.tag(made.model_id, 0, "one-more", owner, remove=False)
+    assert (await store.models.page_versions(made.model_id, owner, None, 1))[0].tags == full
+    await store.models.tag(made.model_id, 0, "tag7", owner, remove=True)
+    assert "one-more" in (await store.models.tag(made.model_id, 0, "one-more", owner, remove=False)).tags
 
 
 async def test_metrics_are_paged_and_private(store: Store, world: World) -> None:

@@ -110,7 +110,7 @@ class ModelServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def TagModelVersion(self, request, context):
-        """Puts a tag on a version of a model, or takes it away. A tagged version keeps its file.
+        """Puts a tag on a version of a model, or takes it away. A tagged version keeps its file. A version carries up to 100 tags.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

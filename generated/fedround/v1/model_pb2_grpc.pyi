@@ -42,7 +42,7 @@ class ModelServiceStub:
     GetModelVersions: _grpc.UnaryUnaryMultiCallable[_model_pb2.GetModelVersionsRequest, _model_pb2.GetModelVersionsResponse]
     """Lists the versions of a model, the newest first, with their tags and metrics."""
     TagModelVersion: _grpc.UnaryUnaryMultiCallable[_model_pb2.TagModelVersionRequest, _model_pb2.TagModelVersionResponse]
-    """Puts a tag on a version of a model, or takes it away. A tagged version keeps its file."""
+    """Puts a tag on a version of a model, or takes it away. A tagged version keeps its file. A version carries up to 100 tags."""
     DownloadModel: _grpc.UnaryStreamMultiCallable[_model_pb2.DownloadModelRequest, _model_pb2.DownloadModelResponse]
     """Streams a version's file: first its info, then chunks."""
     RemoveModel: _grpc.UnaryUnaryMultiCallable[_model_pb2.RemoveModelRequest, _model_pb2.RemoveModelResponse]
@@ -66,7 +66,7 @@ class ModelServiceAsyncStub(ModelServiceStub):
     GetModelVersions: _aio.UnaryUnaryMultiCallable[_model_pb2.GetModelVersionsRequest, _model_pb2.GetModelVersionsResponse]  # type: ignore[assignment]
     """Lists the versions of a model, the newest first, with their tags and metrics."""
     TagModelVersion: _aio.UnaryUnaryMultiCallable[_model_pb2.TagModelVersionRequest, _model_pb2.TagModelVersionResponse]  # type: ignore[assignment]
-    """Puts a tag on a version of a model, or takes it away. A tagged version keeps its file."""
+    """Puts a tag on a version of a model, or takes it away. A tagged version keeps its file. A version carries up to 100 tags."""
     DownloadModel: _aio.UnaryStreamMultiCallable[_model_pb2.DownloadModelRequest, _model_pb2.DownloadModelResponse]  # type: ignore[assignment]
     """Streams a version's file: first its info, then chunks."""
     RemoveModel: _aio.UnaryUnaryMultiCallable[_model_pb2.RemoveModelRequest, _model_pb2.RemoveModelResponse]  # type: ignore[assignment]
@@ -117,7 +117,7 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_pb2.TagModelVersionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_pb2.TagModelVersionResponse, _abc.Awaitable[_model_pb2.TagModelVersionResponse]]:
-        """Puts a tag on a version of a model, or takes it away. A tagged version keeps its file."""
+        """Puts a tag on a version of a model, or takes it away. A tagged version keeps its file. A version carries up to 100 tags."""
 
     @_abc_1.abstractmethod
     def DownloadModel(

@@ -7,7 +7,7 @@ from typing import Any
 
 from peewee import JOIN, ModelSelect
 
-from fedround_server.domain.errors import FieldInvalid, ModelInUse, ModelNotFound, TokenInvalid
+from fedround_server.domain.errors import FieldInvalid, ModelInUse, ModelNotFound, Quota, TokenInvalid
 from fedround_server.domain.model import Model, ModelVersion, NewModel, VersionView
 from fedround_server.domain.training import TrainingState, Uncertainty
 from fedround_server.domain.update import MetricReport
@@ -18,6 +18,7 @@ from fedround_server.store.schema import (
     ModelVersionRow,
     ParticipantRow,
     RoundRow,
+    TagRow,
     TrainingRow,
     UpdateRow,
 )
@@ -32,6 +33,7 @@ from fedround_server.store.version import (
     views,
 )
 
+MAX_TAGS = 100
 # A manifest may have megabytes.
 LISTED = tuple(field for field in ModelRow._meta.sorted_fields if field.name != "manifest")
 ENDED = (TrainingState.COMPLETED.value, TrainingState.ERROR.value)
@@ -107,6 +109,7 @@ class ModelVerbs:
 
         Raises:
             ModelNotFound: The user owns no such model, or it has no such version.
+            Quota: The version carries as many tags as it may.
         """
         row = owned_model(model_id, owner_id)
         stored_version(row, version)
@@ -114,6 +117,8 @@ class ModelVerbs:
             remove_tag(model_id, version, tag)
         else:
             put_tag(model_id, version, tag)
+            if TagRow.select().where(TagRow.model_id == model_id, TagRow.version == version).count() > MAX_TAGS:
+                raise Quota(f"version {version} carries {MAX_TAGS} tags, as many as it may: take one away first")
         found = ModelVersionRow.get(ModelVersionRow.model_id == model_id, ModelVersionRow.version == version)
         return views(row, [found], owner_id)[0]
 
