@@ -19,6 +19,7 @@ from fedround_client.client import Client, connect
 from fedround_client.errors import (
     Aborted,
     AlreadyExists,
+    AnswerTooLarge,
     ArchitectureUnknown,
     CursorExpired,
     DataLoss,
@@ -85,6 +86,7 @@ from fedround_client.tensors import TensorError, from_safetensors, to_safetensor
 __all__ = [
     "Aborted",
     "AlreadyExists",
+    "AnswerTooLarge",
     "ArchitectureUnknown",
     "Client",
     "CursorExpired",

@@ -262,6 +262,10 @@ class TooManyStreams(ResourceExhausted, reason="TOO_MANY_STREAMS"):
     """The caller has too many subscriptions or downloads open."""
 
 
+class AnswerTooLarge(ResourceExhausted, reason="ANSWER_TOO_LARGE"):
+    """The answer does not fit into a message; what the call changed stands."""
+
+
 class OutOfRange(FedroundError, code=grpc.StatusCode.OUT_OF_RANGE):
     """A position lies outside of what there is."""
 

@@ -188,7 +188,7 @@ def _make_server(
     server = grpc.aio.server(
         interceptors=(
             LogInterceptor(),
-            ErrorInterceptor(),
+            ErrorInterceptor(MAX_MESSAGE),
             AuthInterceptor(coordinator.users.authenticate),
             LimitInterceptor("uploads", UPLOADS, TooManyUploads, settings.max_uploads_per_user, settings.max_uploads),
             LimitInterceptor("downloads", DOWNLOADS, TooManyStreams, settings.max_downloads_per_user),

@@ -40,6 +40,7 @@ TABLE = [
     ("RESOURCE_EXHAUSTED", "QUOTA", errors.Quota),
     ("RESOURCE_EXHAUSTED", "TOO_MANY_UPLOADS", errors.TooManyUploads),
     ("RESOURCE_EXHAUSTED", "TOO_MANY_STREAMS", errors.TooManyStreams),
+    ("RESOURCE_EXHAUSTED", "ANSWER_TOO_LARGE", errors.AnswerTooLarge),
     ("OUT_OF_RANGE", "CURSOR_EXPIRED", errors.CursorExpired),
     ("FAILED_PRECONDITION", "ARCHITECTURE_UNKNOWN", errors.ArchitectureUnknown),
     ("FAILED_PRECONDITION", "POSTERIOR_MISSING", errors.PosteriorMissing),

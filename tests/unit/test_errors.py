@@ -11,9 +11,11 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+from calls import read_refusal
+from fedround.v1 import user_pb2, user_pb2_grpc
 from fedround_server.domain import errors
 from fedround_server.domain.errors import FedroundError
-from fedround_server.interceptors.errors import CODES, code_of, to_status
+from fedround_server.interceptors.errors import CODES, ErrorInterceptor, code_of, to_status
 
 FAMILIES = set(CODES)
 CLASSES = sorted(
@@ -33,6 +35,7 @@ ARGUMENTS: dict[type[FedroundError], tuple[Any, ...]] = {
     errors.NumExamples: (0, 10),
     errors.UploadOffset: (5, 3),
     errors.UploadIncomplete: (5, 9),
+    errors.AnswerTooLarge: (5, 3),
 }
 
 
@@ -101,3 +104,30 @@ def test_a_long_answer_fits_into_the_metadata(error: FedroundError) -> None:
     status = rpc_status.to_status(to_status(error))
     sent = len(quote(status.details, safe=string.printable)) + len(base64.b64encode(status.trailing_metadata[0][1]))
     assert sent < 8000
+
+
+class Talkative(user_pb2_grpc.UserServiceServicer):
+    """Answers with as many bytes as the caller's name says."""
+
+    async def GetUser(self, request: Any, context: Any) -> user_pb2.GetUserResponse:  # noqa: N802 - the proto's name
+        return user_pb2.GetUserResponse(user=user_pb2.User(name="n" * int(request.user_id)))
+
+
+async def test_an_answer_larger_than_a_message_has_a_reason() -> None:
+    server = grpc.aio.server(interceptors=(ErrorInterceptor(1000),), options=[("grpc.max_send_message_length", 1000)])
+    user_pb2_grpc.add_UserServiceServicer_to_server(Talkative(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            stub = user_pb2_grpc.UserServiceStub(channel)
+            for size in (900, 990):
+                assert len((await stub.GetUser(user_pb2.GetUserRequest(user_id=str(size)))).user.name) == size
+            for size in (1000, 100_000):
+                with pytest.raises(grpc.aio.AioRpcError) as error:
+                    await stub.GetUser(user_pb2.GetUserRequest(user_id=str(size)))
+                refusal = read_refusal(error.value)
+                assert (refusal.code, refusal.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "ANSWER_TOO_LARGE")
+                assert "1000" in refusal.message
+    finally:
+        await server.stop(None)

@@ -356,6 +356,17 @@ class TooManyStreams(ResourceExhausted):
     reason = "TOO_MANY_STREAMS"
 
 
+class AnswerTooLarge(ResourceExhausted):
+    """The answer does not fit into a message."""
+
+    reason = "ANSWER_TOO_LARGE"
+
+    def __init__(self, size: int, most: int) -> None:
+        super().__init__(
+            f"the answer has {size} bytes, a message carries {most}: ask for less; what was to be changed is changed"
+        )
+
+
 class CursorExpired(OutOfRange):
     """A subscription cannot be resumed at this sequence."""
 

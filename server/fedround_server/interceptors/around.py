@@ -24,6 +24,9 @@ class AroundInterceptor(grpc.aio.ServerInterceptor):
         """
         raise NotImplementedError
 
+    def check(self, method: str, response: Any) -> None:
+        """Looks at the response of a call that has one, within `around`; may raise."""
+
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
     ) -> "Handler | None":
@@ -53,7 +56,10 @@ class AroundInterceptor(grpc.aio.ServerInterceptor):
     def _coroutine(self, method: str, inner: Any) -> Any:
         async def behaviour(request: Any, context: Any) -> Any:
             async with self.around(method, context):
-                return await inner(request, context)
+                response = await inner(request, context)
+                if response is not None:
+                    self.check(method, response)
+                return response
 
         return behaviour
 

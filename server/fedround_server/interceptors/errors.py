@@ -42,6 +42,10 @@ MAY_COME_BACK = (errors.Unavailable, errors.TooManyUploads, errors.TooManyStream
 class ErrorInterceptor(AroundInterceptor):
     """Around everything that may raise a domain error."""
 
+    def __init__(self, max_message: int) -> None:
+        """Knows what a message carries, in bytes: gRPC refuses more than that without a reason."""
+        self._max_message = max_message
+
     @asynccontextmanager
     async def around(self, method: str, context: Call) -> AsyncIterator[None]:
         """Aborts the call with the status that an error stands for."""
@@ -55,6 +59,13 @@ class ErrorInterceptor(AroundInterceptor):
             error_id = str(uuid.uuid4())
             log.exception("unexpected", method=method, error_id=error_id)
             await _abort(context, _internal(error_id))
+
+    def check(self, method: str, response: Message) -> None:
+        """Refuses what does not fit into a message."""
+        size = response.ByteSize()
+        if size > self._max_message:
+            log.error("answer too large", method=method, size=size)
+            raise errors.AnswerTooLarge(size, self._max_message)
 
 
 def code_of(error: FedroundError) -> grpc.StatusCode:
