@@ -12,8 +12,16 @@ from typing import Self
 class Server:
     """`python -m fedround_server` over a data directory. Its `with` block is the time in which it runs."""
 
-    def __init__(self, data_dir: Path, *, database: str = "", options: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        *,
+        database: str = "",
+        options: tuple[str, ...] = (),
+        program: tuple[str, ...] = ("-m", "fedround_server"),
+    ) -> None:
         self.data_dir = data_dir
+        self._program = program
         self._options = ["--data-dir", str(data_dir), "--database", database, *options]
         self._port: socket.socket | None = None
         self._process: subprocess.Popen[str] | None = None
@@ -62,7 +70,7 @@ class Server:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("FEDROUND_")}
         with self._log_path.open("a") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "fedround_server", "--listen", self.address, *self._options],
+                [sys.executable, *self._program, "--listen", self.address, *self._options],
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,

@@ -1,0 +1,56 @@
+"""A database that goes away and comes back under a running server."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import grpc
+import psycopg
+import pytest
+
+from calls import Person, model_file, refused
+from fedround.v1 import user_pb2
+from servers import Server
+
+ME = user_pb2.GetMyselfRequest()
+
+
+@contextmanager
+def away(database: str, postgres: str) -> Iterator[None]:
+    """Ends all connections to a database, and lets nobody in for the time of the block."""
+    name = urlsplit(database).path.strip("/")
+    with psycopg.connect(postgres, autocommit=True) as connection:
+        connection.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+        try:
+            connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (name,))
+            yield
+        finally:
+            connection.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_a_database_that_went_away_is_told_and_missed_only_while_it_is_away(
+    data_dir: Path, database: str, postgres: str
+) -> None:
+    with Server(data_dir, database=database) as server, grpc.insecure_channel(server.address) as channel:
+        person = Person(channel, server.admin_token)
+        me = person.users.GetMyself(ME).user
+        made = person.create(client_ids=[me.user_id])
+        person.start(made.training_id)
+        with ThreadPoolExecutor(8) as pool:
+            # So that there are several connections.
+            assert list(pool.map(lambda _: person.users.GetMyself(ME).user, range(100))) == [me] * 100
+        with away(database, postgres):
+            for call in (
+                lambda: person.users.GetMyself(ME),
+                lambda: person.submit(made.training_id, model_file(1)),
+                lambda: next(person.subscribe(made.training_id)),
+            ):
+                with refused("UNAVAILABLE", "STORE_UNAVAILABLE", "the database does not answer") as error:
+                    call()
+                assert "RetryInfo" in error.refusal.details
+        with ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(lambda _: person.users.GetMyself(ME).user, range(100))) == [me] * 100
+        assert person.submit(made.training_id, model_file(1)).round == 0
