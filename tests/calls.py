@@ -17,6 +17,7 @@ from safetensors.numpy import save
 
 from fedround.v1 import (
     event_pb2,
+    inference_pb2_grpc,
     model_pb2_grpc,
     round_pb2,
     round_pb2_grpc,
@@ -61,6 +62,7 @@ class Person:
     trainings: Any = field(init=False)
     rounds: Any = field(init=False)
     models: Any = field(init=False)
+    inference: Any = field(init=False)
 
     def __post_init__(self) -> None:
         channel = grpc.intercept_channel(self.channel, _Token(self.token))
@@ -68,6 +70,7 @@ class Person:
         self.trainings = training_pb2_grpc.TrainingServiceStub(channel)
         self.rounds = round_pb2_grpc.RoundServiceStub(channel)
         self.models = model_pb2_grpc.ModelServiceStub(channel)
+        self.inference = inference_pb2_grpc.InferenceServiceStub(channel)
 
     def make(self, address: str, role: str, name: str = "") -> "Person":
         """Creates another user."""

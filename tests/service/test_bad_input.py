@@ -58,6 +58,7 @@ class TestCreateTraining:
             ({"client_ids": ["me"]}, "spec.client_ids"),
             ({"model_sha256": "abc"}, "spec.model_sha256"),
             ({"request_id": "1"}, "spec.request_id"),
+            ({"model_id": "x"}, "spec.model_id"),
             ({"max_num_examples": 2**31 + 1}, "spec.max_num_examples"),
             ({"evaluation": 9}, "spec.evaluation"),
             ({"round_policy": {"deadline": {"seconds": -1}}}, "spec.round_policy.deadline"),

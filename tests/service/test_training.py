@@ -12,7 +12,6 @@ import pytest
 from calls import MODEL, Person, kinds, model_file, new_id, read_refusal, refused
 from fedround.v1 import model_pb2, training_pb2, user_pb2
 from fedround.v1.training_pb2 import (
-    GetTrainingRequest,
     GetTrainingsRequest,
     RegisterClientsRequest,
     RemoveClientsRequest,
@@ -128,41 +127,6 @@ def test_a_participant_sees_only_itself(clients: list[Person], training: Any) ->
     assert seen.num_participants == 3
     text = str(seen)
     assert not any(other.user_id in text for other in clients[1:])
-
-
-@pytest.mark.parametrize("training_id", ["", "x", "123", "g" * 36, "{" + "1" * 36 + "}"])
-def test_malformed_ids(actor: Person, training_id: str) -> None:
-    service = actor.trainings
-    for call, request in [
-        (service.GetTraining, GetTrainingRequest(training_id=training_id)),
-        (service.StartTraining, StartTrainingRequest(training_id=training_id)),
-        (service.RegisterClients, RegisterClientsRequest(training_id=training_id, client_ids=[new_id()])),
-        (service.RemoveClients, RemoveClientsRequest(training_id=training_id, client_ids=[new_id()])),
-        (service.RemoveTraining, RemoveTrainingRequest(training_id=training_id)),
-    ]:
-        with refused("INVALID_ARGUMENT", "FIELD_INVALID", "training_id", "UUID"):
-            call(request)
-
-
-def test_unknown_and_foreign_trainings_are_told_apart_by_nobody(
-    person: Any, clients: list[Person], training: Any
-) -> None:
-    stranger = person("ACTOR")
-    unknown = new_id()
-    somebody = [clients[0].user_id]
-    for training_id in (unknown, training.training_id):
-        for call, request in [
-            (stranger.trainings.GetTraining, GetTrainingRequest(training_id=training_id)),
-            (stranger.trainings.StartTraining, StartTrainingRequest(training_id=training_id)),
-            (stranger.trainings.RegisterClients, RegisterClientsRequest(training_id=training_id, client_ids=somebody)),
-            (stranger.trainings.RemoveClients, RemoveClientsRequest(training_id=training_id, client_ids=somebody)),
-            (stranger.trainings.RemoveTraining, RemoveTrainingRequest(training_id=training_id, force=True)),
-        ]:
-            with refused("NOT_FOUND", "TRAINING_NOT_FOUND") as error:
-                call(request)
-            assert error.refusal.message.replace(training_id, unknown) == (
-                f"there is no training {unknown} that you have a part in: check the id"
-            )
 
 
 def test_what_only_the_actor_may(actor: Person, clients: list[Person], training: Any) -> None:
