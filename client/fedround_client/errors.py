@@ -334,7 +334,8 @@ def from_rpc_error(error: grpc.RpcError, address: str) -> FedroundError:
         kind = FedroundError._by_reason.get(info.reason) or FedroundError._by_code.get(code, FedroundError)
         return kind(code, info.reason, message, dict(info.metadata), violations)
     if code is grpc.StatusCode.UNAVAILABLE:
-        message = f"The server at {address} cannot be reached ({message}). Is `fedround serve` running there?"
+        plain = " If it speaks no TLS: --insecure, or insecure=True." if "handshake" in message.lower() else ""
+        message = f"The server at {address} cannot be reached ({message}). Is `fedround serve` running there?{plain}"
     kind = FedroundError._by_code.get(code, FedroundError)
     return kind(code, code.name, message or "The server gave no explanation.", None, violations)
 

@@ -1,0 +1,103 @@
+"""`fedround doctor`: what is installed here, and whether the server can be used, each with what to do about it."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+
+import grpc
+import typer
+
+from fedround.v1.user_pb2 import Role
+from fedround_client.channel import is_loopback, open_channel
+from fedround_client.command.output import Format, FormatOption, show_table, state_name
+from fedround_client.command.session import Session
+from fedround_client.errors import FedroundError, from_rpc_error
+
+REACH_SECONDS = 5.0
+OPTIONAL = {
+    "server": ("fedround_server", "peewee", "pydantic_settings", "structlog", "torch"),
+    "postgres": ("psycopg", "psycopg_pool"),
+    "demo": ("matplotlib", "sklearn"),
+}
+SERVING = b"\x08\x01"
+"""grpc.health.v1.HealthCheckResponse with the status SERVING; its package belongs to servers."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check found.
+
+    Attributes:
+        check: What was looked at.
+        state: "ok", "note" for what may be as it is, or "fail".
+        found: What is there, and what to do about it.
+    """
+
+    check: str
+    state: str
+    found: str
+
+
+def doctor(context: typer.Context, form: FormatOption = Format.TABLE) -> None:
+    """Check the installation, the server and your token; exits with 1 if something is wrong."""
+    session: Session = context.find_object(Session) or context.obj
+    findings = [*_installation(), *_server(session)]
+    if form is Format.JSON:
+        typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
+    else:
+        show_table(("CHECK", "STATE", "FOUND"), ((one.check, one.state, one.found) for one in findings))
+    if any(finding.state == "fail" for finding in findings):
+        raise typer.Exit(1)
+
+
+def _installation() -> Iterator[Finding]:
+    yield Finding("python", "ok", platform.python_version())
+    for package in ("fedround", "grpcio", "protobuf", "numpy"):
+        try:
+            yield Finding(package, "ok", version(package))
+        except PackageNotFoundError:
+            yield Finding(package, "note", "not installed, but run from its sources")
+    for extra, modules in OPTIONAL.items():
+        missing = [module for module in modules if find_spec(module) is None]
+        install = f'without {", ".join(missing)}; if you need it: pip install "fedround[{extra}]"'
+        yield Finding(f"extra {extra}", "note" if missing else "ok", install if missing else "installed")
+
+
+def _server(session: Session) -> Iterator[Finding]:
+    """Goes on as far as it gets: without a connection there is no health, without health no token to try."""
+    where = "this machine" if is_loopback(session.server) else "another machine"
+    yield Finding("server", "ok", f"{session.server}, {where}")
+    try:
+        with open_channel(
+            session.server,
+            tls_ca=session.tls_ca,
+            tls_cert=session.tls_cert,
+            tls_key=session.tls_key,
+            insecure=True if session.insecure else None,
+        ) as channel:
+            health = _health(channel, session.server)
+        yield health
+        if health.state == "fail":
+            return
+        with session.client() as client:
+            me = client.myself()
+    except (FedroundError, OSError, ValueError) as error:
+        yield Finding("token" if isinstance(error, FedroundError) else "connection", "fail", str(error))
+    else:
+        yield Finding("token", "ok", f"of {me.name}, {state_name(Role.Name(me.role))}, {me.user_id}")
+
+
+def _health(channel: grpc.Channel, address: str) -> Finding:
+    check: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary("/grpc.health.v1.Health/Check")
+    try:
+        serving = check(b"", timeout=REACH_SECONDS, wait_for_ready=False) == SERVING
+    except grpc.RpcError as error:
+        return Finding("connection", "fail", str(from_rpc_error(error, address)))
+    if serving:
+        return Finding("health", "ok", "serving")
+    return Finding("health", "fail", "not serving: the server is starting or leaving, try again")

@@ -1,0 +1,68 @@
+"""`fedround doctor` against real servers, and against none."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from servers import Server
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with Server(tmp_path_factory.mktemp("server") / "data") as running:
+        yield running
+
+
+def doctor(address: str, token: str, *options: str) -> tuple[int, dict[str, tuple[str, str]]]:
+    """Runs the command; returns its exit code, and state and finding of each check."""
+    command = [sys.executable, "-m", "fedround_client", "--server", address, *options, "doctor", "--format", "json"]
+    environment = {"PYTHONPATH": ":".join(filter(None, sys.path)), "FEDROUND_TOKEN": token}
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
+    assert "Traceback" not in ended.stderr
+    assert not token or token not in ended.stdout + ended.stderr
+    return ended.returncode, {one["check"]: (one["state"], one["found"]) for one in json.loads(ended.stdout)}
+
+
+def test_all_is_well(server: Server) -> None:
+    code, found = doctor(server.address, server.admin_token)
+    assert code == 0
+    assert {state for state, _ in found.values()} <= {"ok", "note"}
+    assert found["extra server"] == ("ok", "installed")
+    assert found["server"] == ("ok", f"{server.address}, this machine")
+    assert found["health"] == ("ok", "serving")
+    assert found["token"][1].startswith("of admin, ADMIN, ")
+
+
+@pytest.mark.parametrize(
+    ("token", "options", "check", "words"),
+    [
+        ("", (), "token", "FEDROUND_TOKEN"),
+        ("fr_wrong", (), "token", "rotate-token"),
+        ("fr_right", ("--tls-ca", "nowhere.pem"), "connection", "nowhere.pem"),
+        ("fr_right", ("--tls-cert", "half.pem"), "connection", "tls_key"),
+    ],
+)
+def test_what_is_wrong_is_told(server: Server, token: str, options: tuple[str, ...], check: str, words: str) -> None:
+    code, found = doctor(server.address, token, *options)
+    assert code == 1
+    assert found[check][0] == "fail"
+    assert words in found[check][1]
+
+
+def test_a_server_that_is_not_there(tmp_path: Path) -> None:
+    code, found = doctor("127.0.0.1:9", "fr_any")
+    assert code == 1
+    assert found["connection"][0] == "fail"
+    assert "fedround serve" in found["connection"][1]
+    assert "token" not in found
+
+
+def test_a_server_that_speaks_no_tls(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").touch()
+    code, found = doctor(server.address, "fr_any", "--tls-ca", str(tmp_path / "ca.pem"))
+    assert code == 1
+    assert "--insecure" in found["connection"][1]
