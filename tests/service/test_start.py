@@ -54,6 +54,18 @@ def test_a_taken_port_or_data_directory(server: Server, tmp_path: Path) -> None:
     assert "Traceback" not in ended.stderr
 
 
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_a_taken_database(database: str, tmp_path: Path) -> None:
+    with Server(tmp_path / "one", database=database) as server:
+        ended = serve("--listen", "127.0.0.1:0", "--data-dir", tmp_path / "two", "--database", database)
+        assert (ended.returncode, "another server uses this database" in ended.stderr) == (1, True)
+        assert "Traceback" not in ended.stderr
+        server.kill()
+        with Server(tmp_path / "two", database=database):
+            pass
+        server.start()
+
+
 def test_a_method_that_nobody_decided_about_stops_the_start() -> None:
     with pytest.raises(RuntimeError, match=r"/fedround\.v1\.TrainingService/Explode"):
         check_permissions(["/fedround.v1.TrainingService/GetTraining", "/fedround.v1.TrainingService/Explode"])

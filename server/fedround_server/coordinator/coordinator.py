@@ -65,6 +65,7 @@ class Coordinator:
         while True:
             await self._context.clock.sleep(RECONCILIATION_INTERVAL)
             try:
+                await self._context.store.hold()
                 await self.rounds.reconcile()
             except Unavailable as error:
                 log.warning("looking for rounds that were left behind: %s", error)

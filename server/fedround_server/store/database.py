@@ -14,6 +14,7 @@ from playhouse import migrations
 from playhouse.pool import PooledPostgresqlDatabase
 
 from fedround_server.domain.errors import StoreUnavailable
+from fedround_server.store.claim import Claim
 from fedround_server.store.schema import database_proxy
 
 P = ParamSpec("P")
@@ -21,8 +22,6 @@ R = TypeVar("R")
 
 MIGRATIONS = Path(__file__).with_name("migrations")
 POSTGRES_THREADS = 4
-# Any constant will do, if nothing else takes it.
-MIGRATION_LOCK = 0x666564726F756E64
 
 
 class Database:
@@ -40,18 +39,23 @@ class Database:
         """
         self.is_postgres = isinstance(url, str) and url.startswith(("postgresql://", "postgres://"))
         self._peewee = _postgres(str(url)) if self.is_postgres else _sqlite(Path(url))
+        # A SQLite file is in the data directory, which a server has for itself.
+        self._claim = Claim(str(url)) if self.is_postgres else None
         self._executor = ThreadPoolExecutor(POSTGRES_THREADS if self.is_postgres else 1, thread_name_prefix="store")
 
     def open(self) -> None:
         """Connects and applies the migrations that are missing.
 
         Raises:
-            RuntimeError: Another database is open in this process.
+            RuntimeError: Another database is open in this process, or this one in another process.
+            StoreUnavailable: The database does not answer.
         """
         if database_proxy.obj is not None:
             raise RuntimeError("a process has one open store at a time: close the other one first")
         database_proxy.initialize(self._peewee)
         try:
+            # First: a newer server must not migrate the database of one that runs.
+            self._hold()
             self._executor.submit(self._migrate).result()
         except BaseException:
             self.close()
@@ -61,7 +65,18 @@ class Database:
         """Waits for the verbs under way and disconnects."""
         self._executor.submit(self._disconnect).result()
         self._executor.shutdown()
+        if self._claim is not None:
+            self._claim.release()
         database_proxy.initialize(None)
+
+    async def hold(self) -> None:
+        """Makes sure that the database is still this process's alone.
+
+        Raises:
+            RuntimeError: Another server has it, since the database was restarted.
+            StoreUnavailable: The database does not answer.
+        """
+        await asyncio.get_running_loop().run_in_executor(self._executor, self._hold)
 
     async def run(self, verb: Callable[[], R]) -> R:
         """Runs a verb in one transaction on the store's executor.
@@ -98,11 +113,13 @@ class Database:
         # A deferred SQLite transaction that turns into a writer fails at once when another one writes.
         return self._peewee.atomic() if self.is_postgres else self._peewee.atomic("IMMEDIATE")
 
+    def _hold(self) -> None:
+        if self._claim is not None:
+            self._claim.hold()
+
     def _migrate(self) -> None:
-        # One transaction for all that is missing: of several servers that start, one migrates and the others wait.
+        # One transaction for all that is missing: of several that open a SQLite file, one migrates and the others wait.
         with self._connection(), self._transaction():
-            if self.is_postgres:
-                self._peewee.execute_sql("SELECT pg_advisory_xact_lock(%s)", (MIGRATION_LOCK,))
             migrations.run(self._peewee, str(MIGRATIONS))
 
     def _disconnect(self) -> None:

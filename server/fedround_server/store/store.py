@@ -29,7 +29,7 @@ class Store:
         self.events = EventVerbs(self._database)
 
     def __enter__(self) -> Self:
-        """Connects and migrates."""
+        """Connects and migrates; of one database there is one open store, in whatever process."""
         self._database.open()
         return self
 
@@ -38,3 +38,12 @@ class Store:
     ) -> None:
         """Waits for the verbs under way and disconnects."""
         self._database.close()
+
+    async def hold(self) -> None:
+        """Makes sure that the database is still this process's alone.
+
+        Raises:
+            RuntimeError: Another server has it, since the database was restarted.
+            StoreUnavailable: The database does not answer.
+        """
+        await self._database.hold()
