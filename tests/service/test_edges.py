@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -135,3 +136,14 @@ def test_20000_tensors(actor: Person, clients: list[Person]) -> None:
     assert {name: tensor.item() for name, tensor in after.items()} == {
         f"layer.{number}": 1 + number for number in range(20_000)
     }
+
+
+def test_torch_stays_out_of_the_server(server: Server, actor: Person, clients: list[Person]) -> None:
+    made = actor.create(client_ids=ids(clients[:1]))
+    actor.start(made.training_id)
+    clients[0].submit(made.training_id, model_file(1))
+    assert kinds(whole_log(actor, made.training_id))[-1] == "training_finished"
+    process = Path(f"/proc/{server.pid}")
+    workers = [Path("/proc") / pid for pid in (process / f"task/{server.pid}/children").read_text().split()]
+    assert any("libtorch" in (worker / "maps").read_text() for worker in workers)
+    assert "libtorch" not in (process / "maps").read_text()
