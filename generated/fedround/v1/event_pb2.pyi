@@ -150,7 +150,7 @@ class Event(_message.Message):
 
     @_builtins.property
     def going_away(self) -> Global___GoingAway:
-        """The server is going down, or the user may no longer listen: the last message of the stream."""
+        """The server is going down: the last message of the stream."""
 
     def __init__(
         self,
@@ -496,7 +496,9 @@ Global___Heartbeat: _TypeAlias = Heartbeat  # noqa: Y015
 
 @_typing.final
 class GoingAway(_message.Message):
-    """The stream ends; come back and resume after the last sequence seen."""
+    """The stream ends, because the server does; come back and resume after the last sequence seen. A user that may no longer
+    listen gets the status UNAUTHENTICATED instead.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

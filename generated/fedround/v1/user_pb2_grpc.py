@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class UserServiceStub(object):
-    """Manages who may talk to the server. Every RPC of every service wants a token in the metadata:
+    """Manages who may talk to the server. Every RPC of every service but health and reflection wants a token in the metadata:
     `authorization: Bearer TOKEN`, or `x-token: TOKEN`.
     """
 
@@ -69,7 +69,7 @@ class UserServiceStub(object):
 
 
 class UserServiceServicer(object):
-    """Manages who may talk to the server. Every RPC of every service wants a token in the metadata:
+    """Manages who may talk to the server. Every RPC of every service but health and reflection wants a token in the metadata:
     `authorization: Bearer TOKEN`, or `x-token: TOKEN`.
     """
 
@@ -158,7 +158,7 @@ def add_UserServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class UserService(object):
-    """Manages who may talk to the server. Every RPC of every service wants a token in the metadata:
+    """Manages who may talk to the server. Every RPC of every service but health and reflection wants a token in the metadata:
     `authorization: Bearer TOKEN`, or `x-token: TOKEN`.
     """
 

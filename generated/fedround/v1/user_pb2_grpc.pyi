@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class UserServiceStub:
-    """Manages who may talk to the server. Every RPC of every service wants a token in the metadata:
+    """Manages who may talk to the server. Every RPC of every service but health and reflection wants a token in the metadata:
     `authorization: Bearer TOKEN`, or `x-token: TOKEN`.
     """
 
@@ -52,7 +52,7 @@ class UserServiceStub:
 
 @_typing.type_check_only
 class UserServiceAsyncStub(UserServiceStub):
-    """Manages who may talk to the server. Every RPC of every service wants a token in the metadata:
+    """Manages who may talk to the server. Every RPC of every service but health and reflection wants a token in the metadata:
     `authorization: Bearer TOKEN`, or `x-token: TOKEN`.
     """
 
@@ -73,7 +73,7 @@ class UserServiceAsyncStub(UserServiceStub):
     """
 
 class UserServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Manages who may talk to the server. Every RPC of every service wants a token in the metadata:
+    """Manages who may talk to the server. Every RPC of every service but health and reflection wants a token in the metadata:
     `authorization: Bearer TOKEN`, or `x-token: TOKEN`.
     """
 
