@@ -34,11 +34,6 @@ class Update:
     num_examples: int
     accept_time: datetime
 
-    @property
-    def sort_key(self) -> str:
-        """Canonical order of a round's updates: by participant, whatever the order of arrival."""
-        return self.user_id
-
 
 @dataclass(frozen=True, slots=True)
 class MetricReport:
