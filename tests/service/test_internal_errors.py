@@ -14,6 +14,7 @@ from fedround_server.interceptors.errors import ErrorInterceptor
 from fedround_server.interceptors.log import LogInterceptor
 from servers import Server
 
+MAX_MESSAGE = 2 << 20
 SECRET = "the password is in /etc/fedround"
 
 
@@ -54,7 +55,7 @@ HANDLERS = {
 @pytest.fixture
 async def address() -> AsyncIterator[str]:
     """Of a server whose every method fails."""
-    server = grpc.aio.server(interceptors=(LogInterceptor(), ErrorInterceptor()))
+    server = grpc.aio.server(interceptors=(LogInterceptor(), ErrorInterceptor(MAX_MESSAGE)))
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("Failing", HANDLERS),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
