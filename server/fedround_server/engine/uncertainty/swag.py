@@ -50,6 +50,6 @@ def draw(file: TensorFile, names: list[str], generator: torch.Generator) -> dict
         sigma = (second - mean.square()).clamp(min=0).sqrt()
         noise = sigma * torch.randn(mean.shape, generator=generator, dtype=torch.float64)
         for column, factor in enumerate(factors):
-            noise += factor * read(file, f"{DEVIATION}/{column}/{name}").to(torch.float64)
+            noise.view(-1).add_(file.block(f"{DEVIATION}/{column}/{name}", 0, noise.numel()), alpha=factor)
         drawn[name] = mean + (noise / sqrt(2) if rank else noise)
     return drawn
