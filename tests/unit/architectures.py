@@ -19,12 +19,16 @@ def linear() -> nn.Module:
 
 
 def dropout() -> nn.Module:
-    """Dropout on the inputs of a linear model, and batch statistics that dropout must not wake."""
+    """Dropout on the inputs of a linear model."""
     return nn.Sequential(nn.Dropout(0.25), nn.Linear(3, 2)).double()
 
 
 def batch_norm() -> nn.Module:
     return nn.Sequential(nn.Linear(3, 2), nn.Dropout(0.5), nn.BatchNorm1d(2)).double()
+
+
+def without_effect() -> nn.Module:
+    return nn.Sequential(nn.Dropout(0.0), nn.Linear(3, 2)).double()
 
 
 def in_place() -> nn.Module:
