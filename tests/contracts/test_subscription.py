@@ -13,7 +13,8 @@ from contracts.world import World
 from fedround_server.coordinator import Context, Coordinator, Limits
 from fedround_server.coordinator.subscription import Heartbeat, Subscriptions
 from fedround_server.domain.errors import TokenInvalid
-from fedround_server.domain.event import Event, RoundStarted, UpdateAccepted
+from fedround_server.domain.event import Event, RoundStarted, TrainingStarted, UpdateAccepted
+from fedround_server.domain.user import Role
 from fedround_server.hub import Hub, for_actor
 from fedround_server.store import Store
 
@@ -44,8 +45,11 @@ class Listener:
         context = Context(noting, NOTHING, NOTHING, hub, NOTHING, Limits(heartbeat=heartbeat))
         self.sent: asyncio.Queue[Any] = asyncio.Queue()
         # World makes the ids of its users their tokens.
-        following = Subscriptions(context).follow(user, user, training_id, {}, self.sent.put)
+        following = Subscriptions(context).follow(user, user, training_id, {}, self.sent.put, self._greet)
         self.task = asyncio.create_task(following)
+
+    async def _greet(self) -> None:
+        await self.sent.put("greeting")
 
     async def next(self) -> Any:
         """The payload of the next event."""
@@ -141,5 +145,33 @@ async def test_a_token_that_was_revoked_before_the_subscription_began(world: Wor
 
     await store.users.replace_token(client, "another", world.now)
     with pytest.raises(TokenInvalid):
-        await subscriptions.follow(client, client, training.training_id, {}, send)
+        await subscriptions.follow(client, client, training.training_id, {}, send, NOTHING)
     assert sent == []
+
+
+@pytest.mark.parametrize("everything", [True, False])
+async def test_who_is_greeted_hears_all_from_then_on(
+    store: Store, world: World, hub: Hub, listen: Listen, everything: bool
+) -> None:
+    actor, client = await world.user(Role.ACTOR), await world.user()
+    training = await world.training(actor, [client])
+    listener = listen(client, None if everything else training.training_id)
+    assert await listener.next() == "greeting"
+    assert listener.verbs.calls[-2:] == ["start", "read"]
+    await store.trainings.start(training.training_id, actor, None, world.now)
+    hub.notify(training.training_id)
+    assert isinstance(await listener.next(), TrainingStarted)
+    assert isinstance(await listener.next(), RoundStarted)
+
+
+async def test_all_of_a_training_that_comes_later_is_told(store: Store, world: World, hub: Hub, listen: Listen) -> None:
+    _, clients, _ = await world.running(1)
+    listener = listen(clients[0])
+    assert isinstance(await listener.next(), RoundStarted)
+    actor = await world.user(Role.ACTOR)
+    later = await world.training(actor, clients)
+    # Started before anybody looked.
+    await store.trainings.start(later.training_id, actor, None, world.now)
+    hub.notify(clients[0])
+    assert isinstance(await listener.next(), TrainingStarted)
+    assert isinstance(await listener.next(), RoundStarted)

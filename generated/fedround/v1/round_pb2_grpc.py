@@ -75,7 +75,7 @@ class RoundServiceServicer(object):
     def Subscribe(self, request, context):
         """Streams the events of one training, or of all the caller's trainings. Without a cursor the stream starts at the current
         round; with one it goes on behind it. In order, at least once. A stream about one training ends after the
-        training's last event.
+        training's last event. Initial metadata comes once the start is found: the stream tells all that happens from then on.
         buf:lint:ignore RPC_RESPONSE_STANDARD_NAME -- an event is a noun of its own, stored and streamed alike
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -37,7 +37,7 @@ class RoundServiceStub:
     Subscribe: _grpc.UnaryStreamMultiCallable[_round_pb2.SubscribeRequest, _event_pb2.Event]
     """Streams the events of one training, or of all the caller's trainings. Without a cursor the stream starts at the current
     round; with one it goes on behind it. In order, at least once. A stream about one training ends after the
-    training's last event.
+    training's last event. Initial metadata comes once the start is found: the stream tells all that happens from then on.
     buf:lint:ignore RPC_RESPONSE_STANDARD_NAME -- an event is a noun of its own, stored and streamed alike
     """
     SubmitUpdate: _grpc.StreamUnaryMultiCallable[_round_pb2.SubmitUpdateRequest, _round_pb2.SubmitUpdateResponse]
@@ -63,7 +63,7 @@ class RoundServiceAsyncStub(RoundServiceStub):
     Subscribe: _aio.UnaryStreamMultiCallable[_round_pb2.SubscribeRequest, _event_pb2.Event]  # type: ignore[assignment]
     """Streams the events of one training, or of all the caller's trainings. Without a cursor the stream starts at the current
     round; with one it goes on behind it. In order, at least once. A stream about one training ends after the
-    training's last event.
+    training's last event. Initial metadata comes once the start is found: the stream tells all that happens from then on.
     buf:lint:ignore RPC_RESPONSE_STANDARD_NAME -- an event is a noun of its own, stored and streamed alike
     """
     SubmitUpdate: _aio.StreamUnaryMultiCallable[_round_pb2.SubmitUpdateRequest, _round_pb2.SubmitUpdateResponse]  # type: ignore[assignment]
@@ -92,7 +92,7 @@ class RoundServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_event_pb2.Event], _abc.AsyncIterator[_event_pb2.Event]]:
         """Streams the events of one training, or of all the caller's trainings. Without a cursor the stream starts at the current
         round; with one it goes on behind it. In order, at least once. A stream about one training ends after the
-        training's last event.
+        training's last event. Initial metadata comes once the start is found: the stream tells all that happens from then on.
         buf:lint:ignore RPC_RESPONSE_STANDARD_NAME -- an event is a noun of its own, stored and streamed alike
         """
 

@@ -47,7 +47,13 @@ class Subscriptions:
         self._context.hub.notify_all()
 
     async def follow(
-        self, user_id: str, token: str, training_id: str | None, resume_after: Mapping[str, int], send: Send
+        self,
+        user_id: str,
+        token: str,
+        training_id: str | None,
+        resume_after: Mapping[str, int],
+        send: Send,
+        greet: Callable[[], Awaitable[None]],
     ) -> None:
         """Sends a training's events, or those of all the user's trainings, until nothing more can come.
 
@@ -57,6 +63,7 @@ class Subscriptions:
             training_id: The training; None for all of the user's.
             resume_after: For each training the last sequence seen.
             send: Where events go; it waits while the subscriber is slow.
+            greet: Tells the subscriber that it hears of everything from now on; not called if it was sent something.
 
         Raises:
             TrainingNotFound: The user never had a part in the training.
@@ -70,7 +77,7 @@ class Subscriptions:
                 subscription: _Subscription = _All(self._context, user_id, resume_after, waiter)
             else:
                 subscription = _One(self._context, user_id, training_id, resume_after, waiter)
-            await self._run(subscription, hash_token(token), waiter, _Line(send))
+            await self._run(subscription, hash_token(token), waiter, _Line(send, greet))
 
     async def _run(self, subscription: "_Subscription", token_hash: str, waiter: Waiter, line: "_Line") -> None:
         seconds = self._context.limits.heartbeat.total_seconds()
@@ -80,6 +87,7 @@ class Subscriptions:
                 await self._check(token_hash)
             if await subscription.drain(line.send, topics):
                 return
+            await line.greet()
             if self._closing:
                 await line.send(GoingAway(*subscription.position()))
                 return
@@ -95,9 +103,11 @@ class Subscriptions:
 class _Line:
     """The way to a subscriber, and how long nothing went over it: not all that wakes a subscription is for it."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, greet: Callable[[], Awaitable[None]]) -> None:
         """Begins now."""
         self._send = send
+        self._greet = greet
+        self._greeted = False
         self._clock = asyncio.get_running_loop().time
         self._spoke = self._clock()
 
@@ -106,8 +116,15 @@ class _Line:
         """Seconds since something was sent."""
         return self._clock() - self._spoke
 
+    async def greet(self) -> None:
+        """Greets, unless something was sent."""
+        if not self._greeted:
+            self._greeted = True
+            await self._greet()
+
     async def send(self, event: Event | Heartbeat | GoingAway) -> None:
         """Sends something."""
+        self._greeted = True
         await self._send(event)
         self._spoke = self._clock()
 
@@ -119,6 +136,8 @@ class _Subscription:
         self.user_id = user_id
         self._store = context.store.events
         self._resume_after = dict(resume_after)
+        # Where trainings without a cursor start; None for the current round.
+        self._start_after: int | None = None
         self._waiter = waiter
         self._cursors: dict[str, int] = {}
 
@@ -134,7 +153,8 @@ class _Subscription:
         cursor = self._cursors.get(part.training_id)
         if cursor is None:
             self._waiter.follow([part.training_id, *([for_actor(part.training_id)] if part.is_actor else [])])
-            cursor = await self._store.start(part, self.user_id, self._resume_after.get(part.training_id))
+            resume_after = self._resume_after.get(part.training_id, self._start_after)
+            cursor = await self._store.start(part, self.user_id, resume_after)
         elif cursor >= part.last_sequence:
             return
         while True:
@@ -184,6 +204,8 @@ class _All(_Subscription):
                 self._unfinished.discard(part.training_id)
             else:
                 self._unfinished.add(part.training_id)
+        # The user's part in whatever comes from now on is new: none of it was missed before.
+        self._start_after = 0
         return False
 
     def position(self) -> tuple[str, int]:

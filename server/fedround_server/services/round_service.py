@@ -37,13 +37,13 @@ class RoundService(round_pb2_grpc.RoundServiceServicer):
         if any(sequence >= 1 << 62 for sequence in cursors.values()):
             raise FieldInvalid("resume_after_sequence", "has a sequence that no log reaches")
 
-        # At once, so that the subscriber knows that it is heard, however long nothing happens.
-        await context.send_initial_metadata(())
+        async def greet() -> None:
+            await context.send_initial_metadata(())
 
         async def send(event: Event | Heartbeat | GoingAway) -> None:
             await context.write(convert.event(event))
 
-        await self._coordinator.subscriptions.follow(caller().user_id, bearer(), training_id, cursors, send)
+        await self._coordinator.subscriptions.follow(caller().user_id, bearer(), training_id, cursors, send, greet)
 
     async def SubmitUpdate(
         self,
