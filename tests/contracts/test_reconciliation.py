@@ -53,6 +53,8 @@ async def test_the_next_rounds_deadline_holds_though_its_opening_was_not_heard_o
     async with coordinating(store, tmp_path) as desk:
         await desk.coordinator.recover()
         actor, (client,), training = await desk.running(1, round_policy=DEADLINE)
+        # The next round's deadline must not be that of this one.
+        desk.clock.advance(timedelta(seconds=1))
         lose(monkeypatch, RoundVerbs, verb, committed=committed)
         await desk.submit(training.training_id, 0, client)
         if committed:
