@@ -106,6 +106,6 @@ def test_a_training_by_the_command(server: Server, tmp_path: Path) -> None:
         finished = actor.fedround("training", "wait", training_id)
     assert (finished["state"], finished["model_version"]) == ("TRAINING_STATE_COMPLETED", 20)
     assert actor.fedround("training", "show", training_id) == finished
-    assert actor.fedround("training", "list") == [finished]
+    assert [one["training_id"] for one in actor.fedround("training", "list")] == [training_id]
     actor.fedround("model", "download", model_id, "--output", "final.safetensors")
     check(fr.from_safetensors((tmp_path / "final.safetensors").read_bytes()))
