@@ -18,6 +18,7 @@ from fedround.v1.model_pb2 import (
     MetricReport,
     Model,
     ModelVersion,
+    RemoveModelRequest,
     RemoveModelResponse,
     TagModelVersionResponse,
 )
@@ -27,6 +28,7 @@ from fedround.v1.training_pb2 import (
     GetTrainingsResponse,
     RegisterClientsResponse,
     RemoveClientsResponse,
+    RemoveTrainingRequest,
     RemoveTrainingResponse,
     StartTrainingResponse,
     Training,
@@ -37,6 +39,7 @@ from fedround.v1.user_pb2 import (
     GetMyselfResponse,
     GetUserResponse,
     GetUsersResponse,
+    RemoveUserRequest,
     RemoveUserResponse,
     RotateTokenResponse,
     User,
@@ -167,20 +170,23 @@ def test_a_new_users_token_is_printed_this_once(server, command):
 
 
 @pytest.mark.parametrize(
-    ("line", "method", "response"),
+    ("line", "request_", "response"),
     [
-        (f"user remove {USER} --force", "RemoveUser", RemoveUserResponse()),
-        (f"training remove {TRAINING} --force", "RemoveTraining", RemoveTrainingResponse()),
-        (f"model remove {MODEL}", "RemoveModel", RemoveModelResponse()),
+        (f"user remove {USER} --force", RemoveUserRequest(user_id=USER, force=True), RemoveUserResponse()),
+        (
+            f"training remove {TRAINING} --force",
+            RemoveTrainingRequest(training_id=TRAINING, force=True),
+            RemoveTrainingResponse(),
+        ),
+        (f"model remove {MODEL}", RemoveModelRequest(model_id=MODEL), RemoveModelResponse()),
     ],
 )
-def test_removals_say_so_on_stderr(server, command, line, method, response):
+def test_removals_say_so_on_stderr(server, command, line, request_, response):
     call = command(*line.split())
-    request = server.reply(method, response)
+    assert server.reply(type(request_).__name__.removesuffix("Request"), response) == request_
     result = done(call)
     assert result.stdout == ""
     assert "is removed" in result.stderr
-    assert MessageToDict(request).get("force", False) == ("--force" in line)
 
 
 def test_participants_are_listed_one_a_line(server, command):
