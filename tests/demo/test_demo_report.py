@@ -53,7 +53,7 @@ def test_the_numbers_are_written_as_json(tmp_path: Path) -> None:
     )
     assert numbers["uncertainty"] == {
         "method": "mc_dropout",
-        "samples": 50,
+        "samples": 30,
         "images": 4,
         "degrees": [0, 90, 180],
         "accuracy": [1.0, 0.2, 0.4],

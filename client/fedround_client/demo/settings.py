@@ -38,7 +38,7 @@ def parse(arguments: Sequence[str]) -> Settings:
         " a real server on this machine. Ctrl-C ends all of it.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--rounds", type=_between(int, 1, 1000), default=10, help="rounds of training", metavar="N")
+    parser.add_argument("--rounds", type=_between(int, 1, 1000), default=8, help="rounds of training", metavar="N")
     parser.add_argument("--clients", type=_between(int, 1, 50), default=5, help="number of clients", metavar="N")
     parser.add_argument(
         "--alpha",

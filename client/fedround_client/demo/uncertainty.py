@@ -8,9 +8,9 @@ import numpy.typing as npt
 import fedround_client as fr
 from fedround_client.demo.data import Digits
 
-METHOD = fr.McDropout(samples=50, softmax=True)
+METHOD = fr.McDropout(samples=30, softmax=True)
 DEGREES = tuple(range(0, 181, 15))
-NUM_IMAGES = 120
+NUM_IMAGES = 100
 
 
 @dataclass(frozen=True)
