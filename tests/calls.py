@@ -18,6 +18,7 @@ from safetensors.numpy import save
 from fedround.v1 import (
     event_pb2,
     inference_pb2_grpc,
+    model_pb2,
     model_pb2_grpc,
     round_pb2,
     round_pb2_grpc,
@@ -131,6 +132,19 @@ def update_spec(training_id: str, data: bytes, **changed: Any) -> round_pb2.Upda
 def update_chunks(data: bytes, size: int = 1 << 20) -> Iterator[round_pb2.SubmitUpdateRequest]:
     for start in range(0, len(data), size):
         yield round_pb2.SubmitUpdateRequest(chunk=data[start : start + size])
+
+
+def download(person: Person, model_id: str, **request: Any) -> tuple[Any, bytes]:
+    """Downloads a version; returns its info and its file."""
+    return whole(person.models.DownloadModel(model_pb2.DownloadModelRequest(model_id=model_id, **request)))
+
+
+def whole(stream: Iterator[Any]) -> tuple[Any, bytes]:
+    """Returns the info that a download begins with, and the bytes of all its chunks."""
+    first, *rest = stream
+    assert first.HasField("info")
+    assert not any(message.HasField("info") for message in rest)
+    return first.info, first.chunk + b"".join(message.chunk for message in rest)
 
 
 def kinds(events: Sequence[Any]) -> list[str]:

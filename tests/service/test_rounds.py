@@ -16,6 +16,7 @@ from calls import (
     TIMEOUT,
     Person,
     digest,
+    download,
     kinds,
     model_file,
     new_id,
@@ -31,13 +32,6 @@ from servers import Server
 
 def ids(people: Sequence[Person]) -> list[str]:
     return [one.user_id for one in people]
-
-
-def download(person: Person, model_id: str, **request: Any) -> tuple[Any, bytes]:
-    first, *rest = person.models.DownloadModel(model_pb2.DownloadModelRequest(model_id=model_id, **request))
-    assert first.HasField("info")
-    assert not any(message.HasField("info") for message in rest)
-    return first.info, first.chunk + b"".join(message.chunk for message in rest)
 
 
 def finish(actor: Person, training_id: str, updates: list[tuple[Person, bytes, int]]) -> bytes:
