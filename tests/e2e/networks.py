@@ -1,5 +1,6 @@
 """Architectures that a server of the tests is told about."""
 
+import threading
 from collections import OrderedDict
 
 import torch
@@ -19,3 +20,16 @@ def classifier() -> nn.Module:
     network = nn.Sequential(layers)
     network.preprocess = lambda inputs: inputs.to(torch.float32) / 255
     return network
+
+
+class Endless(nn.Linear):
+    """Takes an input and never answers."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        threading.Event().wait()
+        return inputs
+
+
+def endless() -> nn.Module:
+    """A line that is never found."""
+    return Endless(2, 1)
