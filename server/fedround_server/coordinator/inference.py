@@ -71,9 +71,9 @@ class Inference:
         """
         models = self._context.store.models
         version = await models.get_version(question.model_id, question.version, question.user_id, question.tag)
-        model = await models.get(question.model_id, question.user_id)
-        architecture = self._architecture(question.architecture or model.architecture)
-        uncertainty = question.uncertainty or await models.uncertainty(question.model_id)
+        own, usual = await models.predicts_with(question.model_id, question.user_id)
+        architecture = self._architecture(question.architecture or own)
+        uncertainty = question.uncertainty or usual
         voters = [version]
         if uncertainty.method == "ensemble":
             voters = await self._voters(question, version, uncertainty)

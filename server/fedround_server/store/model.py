@@ -35,7 +35,8 @@ from fedround_server.store.version import (
 
 MAX_TAGS = 100
 # A manifest may have megabytes.
-LISTED = tuple(field for field in ModelRow._meta.sorted_fields if field.name != "manifest")
+ALL_FIELDS = tuple(ModelRow._meta.sorted_fields)
+LISTED = tuple(field for field in ALL_FIELDS if field.name != "manifest")
 ENDED = (TrainingState.COMPLETED.value, TrainingState.ERROR.value)
 
 
@@ -72,7 +73,7 @@ class ModelVerbs:
         Raises:
             ModelNotFound: There is none.
         """
-        return _with_latest(visible_model(model_id, user_id))
+        return _with_latest(visible_model(model_id, user_id, ALL_FIELDS))
 
     @verb
     def get_version(self, model_id: str, version: int | None, user_id: str, tag: str = "") -> ModelVersion:
@@ -205,10 +206,15 @@ class ModelVerbs:
         return sorted(reports, key=lambda report: report.round)[:limit]
 
     @verb
-    def uncertainty(self, model_id: str) -> Uncertainty:
-        """Returns the uncertainty method of the training that works on a model; none without one."""
+    def predicts_with(self, model_id: str, user_id: str) -> tuple[str, Uncertainty]:
+        """Returns the architecture of a model like `get`, and the uncertainty method of the training that works on it.
+
+        Raises:
+            ModelNotFound: There is no such model.
+        """
+        model = visible_model(model_id, user_id)
         row = TrainingRow.get_or_none(TrainingRow.model_id == model_id)
-        return Uncertainty() if row is None else to_spec(row.spec).uncertainty
+        return model.architecture, Uncertainty() if row is None else to_spec(row.spec).uncertainty
 
     @verb
     def digests_in_use(self, among: Collection[str]) -> set[str]:
@@ -268,10 +274,10 @@ def owned_model(model_id: str, owner_id: str) -> ModelRow:
     return row
 
 
-def visible_model(model_id: str, user_id: str) -> ModelRow:
-    """Returns a model that the user owns, or that a training it takes part in works on."""
+def visible_model(model_id: str, user_id: str, fields: tuple[Any, ...] = LISTED) -> ModelRow:
+    """Returns some fields of a model that the user owns, or that a training it takes part in works on."""
     row: ModelRow | None = (
-        ModelRow.select()
+        ModelRow.select(*fields)
         .join(
             TrainingRow,
             JOIN.LEFT_OUTER,
