@@ -5,6 +5,8 @@ of their squares over the round's training, and by deviation/K/NAME, the last de
 float64: the variance is the small difference of two large numbers.
 """
 
+from collections.abc import Iterable
+
 from fedround_server.domain.model import Dtype, Manifest, TensorSpec
 
 MEAN, SECOND, DEVIATION = "mean", "second", "deviation"
@@ -26,3 +28,8 @@ def moments(model: Manifest, rank: int) -> Manifest:
         for column in range(rank):
             found[f"{DEVIATION}/{column}/{name}"] = TensorSpec(Dtype.F32, shape)
     return found
+
+
+def columns(names: Iterable[str]) -> int:
+    """Returns how many deviations a file with tensors of these names has."""
+    return 1 + max((int(name.split("/")[1]) for name in names if name.startswith(f"{DEVIATION}/")), default=-1)

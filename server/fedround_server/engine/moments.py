@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fedround_server.domain.model import BlobRef, Manifest, TensorSpec
-from fedround_server.domain.swag import DEVIATION, MEAN, SECOND
+from fedround_server.domain.swag import DEVIATION, MEAN, SECOND, columns
 from fedround_server.engine.aggregators import Block
 from fedround_server.engine.aggregators.fed_avg import fed_avg
 from fedround_server.engine.job import AggregationFailed, AggregationJob
@@ -36,7 +36,7 @@ def collect(job: AggregationJob, target: Path) -> BlobRef:
     with ExitStack() as stack:
         files = [stack.enter_context(TensorFile(path, layouts)) for path in job.updates]
         first = files[0].layout.manifest
-        rank = 1 + max((_column(name) for name in first), default=-1)
+        rank = columns(first)
         manifest = dict(_posterior(first, rank, len(files)))
         writer = stack.enter_context(TensorWriter(target, make_header(manifest)))
         for name, spec in manifest.items():
@@ -50,10 +50,6 @@ def collect(job: AggregationJob, target: Path) -> BlobRef:
                     raise AggregationFailed(f"the aggregate of {name!r} has values that its dtype cannot hold")
                 writer.write(block)
         return writer.finish()
-
-
-def _column(name: str) -> int:
-    return int(name.split("/")[1]) if name.startswith(f"{DEVIATION}/") else -1
 
 
 def _posterior(specs: Manifest, rank: int, count: int) -> Iterator[tuple[str, TensorSpec]]:

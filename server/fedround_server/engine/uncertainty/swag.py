@@ -6,7 +6,7 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from fedround_server.domain.swag import DEVIATION, MEAN, SECOND
+from fedround_server.domain.swag import DEVIATION, MEAN, SECOND, columns
 from fedround_server.engine.job import PredictionFailed
 from fedround_server.engine.tensors import TensorFile
 from fedround_server.engine.uncertainty.predictor import Predictor, read
@@ -41,7 +41,7 @@ def draw(file: TensorFile, names: list[str], generator: torch.Generator) -> dict
     Returns:
         Float64 tensors by name.
     """
-    rank = 1 + max((int(name.split("/")[1]) for name in file.layout.manifest if name.startswith(DEVIATION)), default=-1)
+    rank = columns(file.layout.manifest)
     # One factor a column for the whole network: this is what makes weights vary together.
     factors = torch.randn(rank, generator=generator, dtype=torch.float64).tolist()
     drawn = {}
