@@ -1,11 +1,14 @@
-"""Client streams that carry a spec first, and a file in chunks."""
+"""Streams that carry a file in chunks: up behind a spec, and down behind what is sent."""
 
-from collections.abc import AsyncIterator
-from typing import Generic, Literal, Protocol, TypeVar
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
+from fedround.v1 import event_pb2
 from fedround_server.coordinator.upload import Incoming
 from fedround_server.domain.errors import FieldInvalid, OffsetOutOfRange
 from fedround_server.domain.model import BlobRef
+from fedround_server.interceptors.around import Call
 from fedround_server.interceptors.auth import caller
 from fedround_server.services import fields
 
@@ -73,6 +76,23 @@ class ChunkStream(Generic[M]):
             _check(message.chunk)
             if message.chunk:
                 yield message.chunk
+
+
+async def send_file(
+    context: Call, message: Callable[..., Any], info: event_pb2.ModelInfo, chunks: AsyncGenerator[bytes, None]
+) -> None:
+    """Answers a download: first what is sent, then the file.
+
+    Args:
+        context: The call.
+        message: Makes messages of its stream, with info or with chunk.
+        info: What is sent.
+        chunks: The file, closed at the end.
+    """
+    async with aclosing(chunks):
+        await context.write(message(info=info))
+        async for chunk in chunks:
+            await context.write(message(chunk=chunk))
 
 
 def incoming(

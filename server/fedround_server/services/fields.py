@@ -79,6 +79,17 @@ def a_text(field: str, value: str, longest: int, *, required: bool = False) -> s
     return value
 
 
+def a_version(version: int | None, tag: str) -> tuple[int | None, str]:
+    """Reads which version of a model is meant: by number, by tag, or with neither the latest.
+
+    Raises:
+        FieldInvalid: By both, or the tag is malformed.
+    """
+    if tag and version is not None:
+        raise FieldInvalid("tag", "and version both name a version: choose one")
+    return version, a_tag("tag", tag) if tag else ""
+
+
 def an_architecture(field: str, value: str) -> str:
     """Reads the name of an architecture, which may be empty.
 

@@ -25,16 +25,15 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
 
     async def Predict(self, request: inference_pb2.PredictRequest, context: Call) -> inference_pb2.PredictResponse:
         """Predicts outputs for inputs."""
-        if request.tag and request.HasField("version"):
-            raise FieldInvalid("tag", "and version both name a version: choose one")
+        version, tag = fields.a_version(request.version if request.HasField("version") else None, request.tag)
         if request.seed > MAX_SEED:
             raise FieldInvalid("seed", f"is {request.seed}; at most {MAX_SEED}")
         chosen = request.uncertainty.WhichOneof("method")
         question = Question(
             user_id=caller().user_id,
             model_id=fields.an_id("model_id", request.model_id),
-            version=request.version if request.HasField("version") else None,
-            tag=fields.a_tag("tag", request.tag) if request.tag else "",
+            version=version,
+            tag=tag,
             inputs=_inputs(request.inputs),
             uncertainty=uncertainty.read("uncertainty", request.uncertainty) if chosen else None,
             seed=request.seed if request.HasField("seed") else None,

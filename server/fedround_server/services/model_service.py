@@ -1,7 +1,6 @@
 """ModelService."""
 
 from collections.abc import AsyncIterator
-from contextlib import aclosing
 from dataclasses import replace
 
 from fedround.v1 import model_pb2, model_pb2_grpc
@@ -11,7 +10,7 @@ from fedround_server.domain.model import BEST, LAST, ModelVersion
 from fedround_server.interceptors.around import Call
 from fedround_server.interceptors.auth import caller
 from fedround_server.services import convert, fields, pages
-from fedround_server.services.chunks import ChunkStream, check_offset, incoming
+from fedround_server.services.chunks import ChunkStream, check_offset, incoming, send_file
 
 
 class ModelService(model_pb2_grpc.ModelServiceServicer):
@@ -82,23 +81,16 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
         context: Call,
     ) -> None:
         """Streams a version's file."""
-        if request.tag and request.HasField("version"):
-            raise FieldInvalid("tag", "and version both name a version: choose one")
+        number, tag = fields.a_version(request.version if request.HasField("version") else None, request.tag)
         if request.part not in model_pb2.ModelPart.values():
             raise FieldInvalid("part", f"is {request.part}; known are {', '.join(model_pb2.ModelPart.keys())}")
-        version = await self._models.get_version(
-            fields.an_id("model_id", request.model_id),
-            request.version if request.HasField("version") else None,
-            fields.a_tag("tag", request.tag) if request.tag else "",
-            caller().user_id,
-        )
+        model_id = fields.an_id("model_id", request.model_id)
+        version = await self._models.get_version(model_id, number, tag, caller().user_id)
         if request.part == model_pb2.MODEL_PART_POSTERIOR:
             version = _posterior(version)
         check_offset(version.blob, request.offset)
-        await context.write(model_pb2.DownloadModelResponse(info=convert.model_info(version)))
-        async with aclosing(self._models.read(version.blob, request.offset)) as chunks:
-            async for chunk in chunks:
-                await context.write(model_pb2.DownloadModelResponse(chunk=chunk))
+        chunks = self._models.read(version.blob, request.offset)
+        await send_file(context, model_pb2.DownloadModelResponse, convert.model_info(version), chunks)
 
     async def RemoveModel(self, request: model_pb2.RemoveModelRequest, context: Call) -> model_pb2.RemoveModelResponse:
         """Removes a model."""

@@ -1,7 +1,6 @@
 """RoundService."""
 
 from collections.abc import AsyncIterator
-from contextlib import aclosing
 from dataclasses import replace
 
 from fedround.v1 import round_pb2, round_pb2_grpc
@@ -12,7 +11,7 @@ from fedround_server.domain.event import Event, ModelInfo
 from fedround_server.interceptors.around import Call
 from fedround_server.interceptors.auth import bearer, caller
 from fedround_server.services import convert, fields
-from fedround_server.services.chunks import ChunkStream, check_offset, incoming
+from fedround_server.services.chunks import ChunkStream, check_offset, incoming, send_file
 
 
 class RoundService(round_pb2_grpc.RoundServiceServicer):
@@ -84,10 +83,8 @@ class RoundService(round_pb2_grpc.RoundServiceServicer):
         base, blob = await self._rounds.dealt(training_id, request.round, caller().user_id)
         check_offset(blob, request.offset)
         info = convert.model_info(ModelInfo(base.model_id, base.version, blob))
-        await context.write(round_pb2.DownloadDealtModelResponse(info=info))
-        async with aclosing(self._coordinator.models.read(blob, request.offset)) as chunks:
-            async for chunk in chunks:
-                await context.write(round_pb2.DownloadDealtModelResponse(chunk=chunk))
+        chunks = self._coordinator.models.read(blob, request.offset)
+        await send_file(context, round_pb2.DownloadDealtModelResponse, info, chunks)
 
     async def SubmitMetrics(
         self, request: round_pb2.SubmitMetricsRequest, context: Call
