@@ -1,11 +1,16 @@
 """Kills servers while tests use them."""
 
 import random
+import shutil
 import threading
 import time
-from typing import Self
+from collections.abc import Callable
+from pathlib import Path
+from typing import Self, TypeVar
 
 from servers import Server
+
+T = TypeVar("T")
 
 
 class Killer:
@@ -39,3 +44,35 @@ class Killer:
         with self._changed:
             self._changed.wait_for(lambda: self.kills >= kills or self._over)
             assert self.kills >= kills
+
+
+def with_and_without(
+    kills: int,
+    seed: int,
+    folder: Path,
+    database: str,
+    copied: Callable[[], str],
+    prepare: Callable[[Path, str], tuple[str, list[str]]],
+    run: Callable[[Server, str, list[str], Killer | None], T],
+) -> tuple[T, T]:
+    """Runs a training twice from the same start: undisturbed, and on a server that is killed so often.
+
+    Args:
+        kills: How often.
+        seed: Of the moments.
+        folder: For both servers' data.
+        database: What --database gets.
+        copied: Copies the database.
+        prepare: Makes a training in a data directory; returns its id and all tokens.
+        run: Runs the training to its end; returns what came out.
+    """
+    training_id, tokens = prepare(folder / "original", database)
+    shutil.copytree(folder / "original", folder / "killed")
+    copy = copied()
+    with Server(folder / "original", database=database) as server:
+        expected = run(server, training_id, tokens, None)
+    with Server(folder / "killed", database=copy) as server:
+        killer = Killer(server, seed)
+        survived = run(server, training_id, tokens, killer)
+    assert killer.kills == kills
+    return expected, survived

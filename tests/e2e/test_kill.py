@@ -1,7 +1,6 @@
 """A training survives `kill -9` of its server at any moment, and ends with the bits that it would have had anyway."""
 
 import hashlib
-import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 
 import fedround_client as fr
-from e2e.killer import Killer
+from e2e.killer import Killer, with_and_without
 from fedround.v1 import training_pb2
 from servers import Server
 
@@ -91,15 +90,5 @@ def check_log(actor: fr.Client, training_id: str) -> None:
 def test_a_training_survives_ten_kills_with_the_same_bits(
     tmp_path: Path, database: str, copied: Callable[[], str]
 ) -> None:
-    training_id, tokens = prepare(tmp_path / "original", database)
-    shutil.copytree(tmp_path / "original", tmp_path / "killed")
-    copy = copied()
-
-    with Server(tmp_path / "original", database=database) as server:
-        expected = run(server, training_id, tokens, None)
-    with Server(tmp_path / "killed", database=copy) as server:
-        killer = Killer(server, seed=7)
-        survived = run(server, training_id, tokens, killer)
-
-    assert killer.kills == KILLS
+    expected, survived = with_and_without(KILLS, 7, tmp_path, database, copied, prepare, run)
     assert survived == expected

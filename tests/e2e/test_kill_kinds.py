@@ -1,7 +1,6 @@
 """Every kind of round survives `kill -9` of the server: daisy chains, averages, evaluations and SWAG moments."""
 
 import hashlib
-import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 
 import fedround_client as fr
-from e2e.killer import Killer
+from e2e.killer import Killer, with_and_without
 from fedround.v1.event_pb2 import RoundKind
 from servers import Server
 
@@ -122,18 +121,9 @@ def digest(actor: fr.Client, model_id: str, version: int, part: Any) -> str:
 def test_every_kind_of_round_survives_kills_with_the_same_bits(
     tmp_path: Path, database: str, copied: Callable[[], str]
 ) -> None:
-    training_id, tokens = prepare(tmp_path / "original", database)
-    shutil.copytree(tmp_path / "original", tmp_path / "killed")
-    copy = copied()
-
-    with Server(tmp_path / "original", database=database) as server:
-        expected = run(server, training_id, tokens, None)
-    with Server(tmp_path / "killed", database=copy) as server:
-        killer = Killer(server, seed=11)
-        survived = run(server, training_id, tokens, killer)
+    expected, survived = with_and_without(len(KINDS), 11, tmp_path, database, copied, prepare, run)
 
     assert expected.kinds == [f"ROUND_KIND_{kind}" for kind in KINDS]
     assert expected.counted == [PARTICIPANTS] * len(KINDS)
     assert len(set(expected.models + expected.posteriors)) == 2 * TARGET + 1
-    assert killer.kills == len(KINDS)
     assert survived == expected
