@@ -1,0 +1,65 @@
+"""Makes exceptions of what the server answered or told."""
+
+from __future__ import annotations
+
+import grpc
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from fedround.v1.event_pb2 import Event
+from fedround_client.errors.family import FedroundError
+from fedround_client.errors.reason import TrainingFailed, TrainingRemoved
+
+DOMAIN = "fedround"
+
+
+def from_rpc_error(error: grpc.RpcError, address: str) -> FedroundError:
+    """Makes the typed exception of a failed call.
+
+    Args:
+        error: What grpc raised; also a call.
+        address: The server's address, for the text of errors that the server itself could not word.
+
+    Returns:
+        The class of the reason if the status has an ErrorInfo of ours, else the class of the code.
+    """
+    code, message = error.code(), error.details() or ""
+    info, violations = _details(error)
+    if info is not None:
+        kind = FedroundError._by_reason.get(info.reason) or FedroundError._by_code.get(code, FedroundError)
+        return kind(code, info.reason, message, dict(info.metadata), violations)
+    if code is grpc.StatusCode.UNAVAILABLE:
+        plain = " If it speaks no TLS: --insecure, or insecure=True." if "handshake" in message.lower() else ""
+        message = f"The server at {address} cannot be reached ({message}). Is `fedround serve` running there?{plain}"
+    kind = FedroundError._by_code.get(code, FedroundError)
+    return kind(code, code.name, message or "The server gave no explanation.", None, violations)
+
+
+def _details(error: grpc.RpcError) -> tuple[error_details_pb2.ErrorInfo | None, dict[str, str]]:
+    try:
+        status = rpc_status.from_call(error)
+    except ValueError:  # details that contradict the status they came with: a proxy's, not ours
+        status = None
+    found: error_details_pb2.ErrorInfo | None = None
+    violations: dict[str, str] = {}
+    for detail in status.details if status is not None else ():
+        info, request = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+        if detail.Unpack(info) and info.domain == DOMAIN:
+            found = info
+        elif detail.Unpack(request):
+            violations |= {violation.field: violation.description for violation in request.field_violations}
+    return found, violations
+
+
+def from_event(event: Event) -> FedroundError | None:
+    """Makes the exception that an event means for whoever waits for the training; None if it goes on or is finished."""
+    kind = event.WhichOneof("payload")
+    if kind == "training_failed":
+        failed = event.training_failed
+        return TrainingFailed(
+            grpc.StatusCode.ABORTED, failed.reason, failed.message, {"training_id": event.training_id}
+        )
+    if kind == "training_removed":
+        message = f"Training {event.training_id} was removed."
+        return TrainingRemoved(grpc.StatusCode.ABORTED, "TRAINING_REMOVED", message, {"training_id": event.training_id})
+    return None
