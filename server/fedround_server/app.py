@@ -67,10 +67,6 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     # Without a bound, a stalled upload costs some 14 MB of server memory.
     ("grpc.http2.bdp_probe", 0),
     ("grpc.http2.lookahead_bytes", 1 << 20),
-    # A hung peer is found within keepalive_time + ping_timeout.
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.http2.ping_timeout_ms", 10_000),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.enable_channelz", 1),
@@ -195,7 +191,7 @@ def _make_server(
             LimitInterceptor("subscriptions", SUBSCRIPTIONS, TooManyStreams, settings.max_subscriptions_per_user),
             leaving,
         ),
-        options=OPTIONS,
+        options=(*OPTIONS, *_keepalive(settings)),
     )
     user_pb2_grpc.add_UserServiceServicer_to_server(UserService(coordinator), server)
     training_pb2_grpc.add_TrainingServiceServicer_to_server(TrainingService(coordinator), server)
@@ -207,6 +203,16 @@ def _make_server(
     channelz.add_channelz_servicer(server)
     reflection.enable_server_reflection([service.full_name for service in SERVICES], server)
     return server, health_servicer
+
+
+def _keepalive(settings: Settings) -> tuple[tuple[str, int], ...]:
+    """Has a hung peer found within keepalive_seconds + keepalive_timeout_seconds; its own timeout alone is not enough."""
+    timeout = round(settings.keepalive_timeout_seconds * 1000)
+    return (
+        ("grpc.keepalive_time_ms", round(settings.keepalive_seconds * 1000)),
+        ("grpc.keepalive_timeout_ms", timeout),
+        ("grpc.http2.ping_timeout_ms", timeout),
+    )
 
 
 def _bind(server: grpc.aio.Server, settings: Settings) -> str:

@@ -31,6 +31,10 @@ class Settings(BaseSettings):
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="debug, info, warning or error.")
     grace_seconds: float = Field(10.0, ge=0, description="How long uploads under way may take to finish at the end.")
     heartbeat_seconds: float = Field(20.0, gt=0, description="How long a subscription stays silent.")
+    keepalive_seconds: float = Field(30.0, gt=0, le=86_400, description="How long a silent peer goes without a ping.")
+    keepalive_timeout_seconds: float = Field(
+        10.0, gt=0, le=86_400, description="How long a peer may take to answer a ping."
+    )
     max_model_bytes: int = Field(16 << 30, ge=1, description="Size of a model or update file.")
     max_open_trainings: int = Field(1000, ge=1, description="Trainings of one actor that are not ended.")
     max_uploads_per_user: int = Field(32, ge=1, description="Uploads of one user at the same time.")

@@ -49,6 +49,8 @@ def test_a_server_may_be_on_loopback_without_more(folder: Path) -> None:
         (["--log-level", "loud"], "log_level"),
         (["--grace-seconds", "-1"], "grace_seconds"),
         (["--max-uploads", "many"], "max_uploads"),
+        (["--keepalive-seconds", "0"], "keepalive_seconds"),
+        (["--keepalive-timeout-seconds", "1e9"], "keepalive_timeout_seconds"),
     ],
 )
 def test_what_makes_no_sense_is_told(
