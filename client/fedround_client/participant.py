@@ -62,6 +62,7 @@ class Round:
         local_rounds: How many local rounds to train before returning; above 1 in daisy chaining (FedDc) only.
         dealt: Whether the model that is handed over is another participant's local one (FedDc).
         swag_rank: How many deviations a SWAG round wants: Moments(round.swag_rank).
+        attempt: Which try of the round it is, from 1: one that misses its deadline may be repeated.
     """
 
     training_id: str
@@ -74,6 +75,7 @@ class Round:
     local_rounds: int = 1
     dealt: bool = False
     swag_rank: int = 0
+    attempt: int = 1
 
 
 @dataclass(frozen=True)
@@ -177,6 +179,10 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
         kind = event.WhichOneof("payload")
         if kind == "round_started":
             self._take_part(event.training_id, event.round_started)
+            return None
+        if kind == "round_extended":
+            number, attempt = event.round_extended.round, event.round_extended.attempt
+            logger.info("Round %d of training %s is repeated: try %d", number, event.training_id, attempt)
             return None
         error = from_event(event)
         if kind == "client_removed" and event.client_removed.client_id == self._user_id:
@@ -285,6 +291,7 @@ def _round(training_id: str, started: RoundStarted) -> Round:
         local_rounds=started.local_rounds,
         dealt=started.dealt,
         swag_rank=started.swag.rank,
+        attempt=max(1, started.attempt),
     )
 
 

@@ -42,6 +42,7 @@ class TrainingCalls:
         uncertainty: UncertaintyChoice | None = None,
         min_updates: int = 0,
         deadline: float | None = None,
+        max_retries: int = 0,
         evaluation: EvaluationName = "EVERY_ROUND",
         selection: Selection | None = None,
         keep_versions: int = 0,
@@ -66,6 +67,8 @@ class TrainingCalls:
                 collects moments in rounds of their own, or Ensemble(...); none by default.
             min_updates: A round closes with so many updates; 0 waits for every participant.
             deadline: Seconds that a round may stay open; None for any time.
+            max_retries: How often a round that misses its deadline is repeated, with the updates that it has; then,
+                or with 0, the training ends in ERROR.
             evaluation: When participants evaluate the model, if there are metric_names.
             selection: Which version is tagged `best`, and early stopping; None for neither.
             keep_versions: How many of the latest versions keep their files, besides the tagged ones; 0 for all.
@@ -97,7 +100,7 @@ class TrainingCalls:
             client_ids=client_ids,
             aggregation=choices.aggregation(aggregation),
             uncertainty=choices.uncertainty(uncertainty),
-            round_policy=RoundPolicy(min_updates=min_updates, deadline=_duration(deadline)),
+            round_policy=_policy(min_updates, deadline, max_retries),
             evaluation=training_pb2.Evaluation.Value(f"EVALUATION_{evaluation}"),
             selection=choices.selection(selection),
             keep_versions=keep_versions,
@@ -208,6 +211,13 @@ class TrainingCalls:
             if error is not None:
                 raise error
         return self._rpc.retrying(None, nap=subscription.nap)(self.get_training, training_id)
+
+
+def _policy(min_updates: int, deadline: float | None, max_retries: int) -> RoundPolicy:
+    on_missed = training_pb2.ON_MISSED_RETRY if max_retries else training_pb2.ON_MISSED_UNSPECIFIED
+    return RoundPolicy(
+        min_updates=min_updates, deadline=_duration(deadline), on_missed=on_missed, max_retries=max_retries
+    )
 
 
 def _duration(seconds: float | None) -> Duration | None:

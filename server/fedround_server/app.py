@@ -206,7 +206,7 @@ def _make_server(
 
 
 def _keepalive(settings: Settings) -> tuple[tuple[str, int], ...]:
-    """Has a hung peer found within keepalive_seconds + keepalive_timeout_seconds; its own timeout alone is not enough."""
+    """Has a hung peer found within the sum of the two settings, which takes both timeouts."""
     timeout = round(settings.keepalive_timeout_seconds * 1000)
     return (
         ("grpc.keepalive_time_ms", round(settings.keepalive_seconds * 1000)),

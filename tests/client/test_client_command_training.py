@@ -11,6 +11,7 @@ from fedround.v1.event_pb2 import Event
 from fedround.v1.training_pb2 import (
     GOAL_MAXIMIZE,
     GOAL_MINIMIZE,
+    ON_MISSED_RETRY,
     CreateTrainingResponse,
     GetTrainingResponse,
     GetTrainingsResponse,
@@ -31,7 +32,9 @@ def test_training_create_sends_the_file_and_all_options(server, command, tmp_pat
     path = tmp_path / "m.safetensors"
     path.write_bytes(FILE)
     options = f"--name digits --target-num-updates 5 --client {USER} --client {MODEL} --metric accuracy --min-updates 2"
-    options += " --deadline 90 --fed-prox-mu 0.1 --evaluation final_only --description d --max-num-examples 9"
+    options += (
+        " --deadline 90 --max-retries 4 --fed-prox-mu 0.1 --evaluation final_only --description d --max-num-examples 9"
+    )
     options += " --maximize accuracy --keep-versions 4 --architecture mlp"
     options += " --uncertainty swag --samples 3 --softmax --swag-every 2 --swag-rank 1"
     call = command("training", "create", path, *options.split(), "--format", "json")
@@ -44,6 +47,7 @@ def test_training_create_sends_the_file_and_all_options(server, command, tmp_pat
     assert (spec.name, spec.target_num_updates, spec.description, spec.max_num_examples) == ("digits", 5, "d", 9)
     assert (list(spec.client_ids), list(spec.metric_names)) == ([USER, MODEL], ["accuracy"])
     assert (spec.round_policy.min_updates, spec.round_policy.deadline.seconds) == (2, 90)
+    assert (spec.round_policy.on_missed, spec.round_policy.max_retries) == (ON_MISSED_RETRY, 4)
     assert (spec.aggregation.fed_prox.mu, spec.evaluation) == (0.1, 2)
     assert spec.selection == ModelSelection(metric="accuracy", goal=GOAL_MAXIMIZE)
     assert (spec.keep_versions, spec.architecture) == (4, "mlp")

@@ -58,6 +58,26 @@ def test_the_function_gets_the_round_and_may_return_tuples(server):
     assert seen[1] == Round(TRAINING, 1, "TRAIN", 1)
 
 
+def test_a_repeated_round_is_trained_for_once(server):
+    seen = []
+
+    def train(model, round_):
+        seen.append((round_.number, round_.attempt))
+        return plus_one(model, round_)
+
+    rounds = Rounds(server, train)
+    rounds.send(round_started(1, 0, attempt=2))
+    rounds.training_is_at(0)
+    rounds.serve_model(0)
+    rounds.take_update()
+    extended = event_pb2.RoundExtended(round=0, attempt=3)
+    rounds.send(Event(training_id=TRAINING, sequence=2, round_extended=extended))
+    rounds.play(3, 1)
+    rounds.send(finished(4))
+    assert rounds.result().rounds == 2
+    assert seen == [(0, 2), (1, 1)]
+
+
 def test_an_evaluation_reuses_the_bytes_but_not_the_arrays_of_a_model(server):
     def evaluate(model, round_):
         value = float(model["w"][0])

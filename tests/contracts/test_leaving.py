@@ -49,7 +49,7 @@ async def test_a_round_that_everybody_left_is_followed_by_one_for_the_present(
     await leave(world, training.training_id, actor, cohort)
     after = await store.trainings.get(training.training_id, actor)
     assert (after.state, after.round, after.updates_expected, after.updates_arrived) == (TrainingState.ONGOING, 1, 1, 0)
-    assert (await store.rounds.explain(training.training_id, 0, actor))[0].state is RoundState.ABANDONED
+    assert (await store.rounds.explain(training.training_id, 0, actor)).round.state is RoundState.ABANDONED
     assert [told.round for told in await started(store, training.training_id, late)] == [1]
     assert (await world.submit(training.training_id, 1, late))[1]
     task = await store.rounds.find_aggregation(training.training_id)

@@ -50,8 +50,8 @@ async def test_a_training_from_start_to_end(store: Store, world: World) -> None:
     )
     assert await store.rounds.unfinished() == []
     assert (await store.models.get_version(training.model_id, None, actor)).blob == blob("trained 1")
-    closed, members = await store.rounds.explain(training.training_id, 0, actor)
-    assert (closed.state, closed.arrived, len(members)) == (RoundState.DONE, 3, 3)
+    closed = await store.rounds.explain(training.training_id, 0, actor)
+    assert (closed.round.state, closed.round.arrived, len(closed.members)) == (RoundState.DONE, 3, 3)
 
 
 async def test_the_same_update_again_gets_the_same_receipt(store: Store, world: World) -> None:
@@ -267,9 +267,10 @@ async def test_a_deadline_after_the_close_does_nothing(store: Store, world: Worl
 async def test_the_actor_sees_who_is_missing(store: Store, world: World) -> None:
     actor, clients, training = await world.running(3)
     accepted, _ = await world.submit(training.training_id, 0, clients[1])
-    found, members = await store.rounds.explain(training.training_id, None, actor)
+    view = await store.rounds.explain(training.training_id, None, actor)
+    found = view.round
     assert (found.number, found.state, found.arrived, found.expected) == (0, RoundState.OPEN, 1, 3)
-    assert {member.user_id: member.arrive_time for member in members} == {
+    assert {member.user_id: member.arrive_time for member in view.members} == {
         clients[0]: None,
         clients[1]: accepted.accept_time,
         clients[2]: None,

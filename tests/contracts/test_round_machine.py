@@ -37,7 +37,7 @@ from fedround_server.domain.errors import (
     UnknownClients,
     UpdateExists,
 )
-from fedround_server.domain.training import Evaluation, RoundPolicy
+from fedround_server.domain.training import Evaluation, OnMissed, RoundPolicy
 from fedround_server.domain.user import Role
 from fedround_server.store import Store
 
@@ -55,6 +55,7 @@ class Rules:
     target: int
     min_updates: int
     evaluation: Evaluation
+    retries: int
     state: str = "INITIAL"
     present: set[int] = field(default_factory=set)
     ever: set[int] = field(default_factory=set)
@@ -90,6 +91,9 @@ class Rules:
         if not now.cohort:
             now.state = "ABANDONED"
             self.open_round(now.kind)
+        elif due and now.attempt <= self.retries:
+            # Who left the round and came back stays out of it; what arrived stays in it.
+            now.repeat(self.present - now.ever)
         elif due:
             now.state = "ABANDONED"
             self.state = "ERROR"
@@ -129,6 +133,18 @@ class RoundRules:
     cohort: set[int]
     state: str = "OPEN"
     submitted: dict[int, str] = field(default_factory=dict)
+    attempt: int = 1
+    ever: set[int] = field(default_factory=set)
+    joined: int = 0
+
+    def __post_init__(self) -> None:
+        self.ever = set(self.cohort)
+
+    def repeat(self, joining: set[int]) -> None:
+        self.attempt += 1
+        self.cohort |= joining
+        self.ever |= joining
+        self.joined += len(joining)
 
     def counted(self) -> set[int]:
         return self.submitted.keys() & self.cohort
@@ -154,10 +170,14 @@ class RoundMachine(RuleBasedStateMachine):
         evaluation=st.sampled_from(Evaluation),
         first=st.sets(clients, min_size=1),
         started=st.sampled_from([1, 1, 1, 2, 0]),
+        retries=st.sampled_from([0, 1, 2]),
     )
-    def create(self, wanted: int, min_updates: int, evaluation: Evaluation, first: set[int], started: int) -> None:
+    def create(
+        self, wanted: int, min_updates: int, evaluation: Evaluation, first: set[int], started: int, retries: int
+    ) -> None:
         self.store = self.world.store
-        self.rules = Rules(wanted, min_updates, evaluation, present=set(first), ever=set(first))
+        self.rules = Rules(wanted, min_updates, evaluation, retries, present=set(first), ever=set(first))
+        on_missed = OnMissed.RETRY if retries else OnMissed.FAIL
         self.actor = self.loop.run_until_complete(self.world.user(Role.ACTOR))
         self.users = self.loop.run_until_complete(self.world.users(CLIENTS))
         made = self.do(
@@ -167,7 +187,7 @@ class RoundMachine(RuleBasedStateMachine):
                 target_num_updates=wanted,
                 metric_names=("loss",),
                 evaluation=evaluation,
-                round_policy=RoundPolicy(min_updates, timedelta(hours=1)),
+                round_policy=RoundPolicy(min_updates, timedelta(hours=1), on_missed=on_missed, max_retries=retries),
             )
         )
         assert made is not None
@@ -274,10 +294,17 @@ class RoundMachine(RuleBasedStateMachine):
         self.do(self.world.report(self.id, number, self.users[client], 7, accuracy=1.0), refusal or FieldInvalid)
 
     @precondition(lambda self: self.rules.rounds)
-    @rule(due=st.sampled_from([False] * 7 + [True]))
-    def judge(self, due: bool) -> None:
-        closed = self.do(self.store.rounds.judge(self.id, None, due=due, now=self.world.now))
-        assert closed == self.rules.judge(due)
+    @rule(due=st.sampled_from([False] * 5 + [True]), stale=st.sampled_from([0, 0, 0, 1, -1]))
+    def judge(self, due: bool, stale: int) -> None:
+        number, attempt = len(self.rules.rounds) - 1, self.rules.rounds[-1].attempt + stale
+        closed = self.do(self.store.rounds.judge(self.id, number, due=due, now=self.world.now, attempt=attempt))
+        assert closed == (not stale and self.rules.judge(due))
+
+    @precondition(lambda self: self.rules.is_open and self.rules.retries)
+    @rule(client=clients)
+    def join_a_repeated_round(self, client: int) -> None:
+        self.register(client)
+        self.judge(due=True, stale=0)
 
     @precondition(lambda self: self.rules.is_aggregating)
     @rule(wrong_epoch=st.sampled_from([False, False, True]))
@@ -307,6 +334,9 @@ class RoundMachine(RuleBasedStateMachine):
             assert current is not None
             last = rules.rounds[-1]
             assert (current.state.value, current.kind.value) == (last.state, last.kind)
+            assert current.attempt == last.attempt
+            assert current.deadline is not None
+            assert (current.deadline - current.open_time == timedelta(hours=1)) == (last.attempt == 1)
             assert current.arrived == seen.updates_arrived == len(last.counted())
             assert current.expected == seen.updates_expected
             if last.state == "OPEN":
@@ -325,7 +355,9 @@ class RoundMachine(RuleBasedStateMachine):
         events, _ = self.do(self.store.events.read(part, self.actor, 0, 1000)) or ([], 0)
         assert [event.sequence for event in events] == list(range(1, part.last_sequence + 1))
         kinds = [type(event.payload).__name__ for event in events]
-        assert kinds.count("RoundStarted") == len(self.rules.rounds)
+        rounds = self.rules.rounds
+        assert kinds.count("RoundStarted") == len(rounds) + sum(row.joined for row in rounds)
+        assert kinds.count("RoundExtended") == sum(row.attempt - 1 for row in rounds)
         assert kinds.count("RoundClosed") == sum(row.state == "DONE" for row in self.rules.rounds)
         assert kinds.count("UpdateAccepted") == sum(len(row.submitted) for row in self.rules.rounds)
         assert kinds.count("TrainingFinished") == (self.rules.state == "COMPLETED")

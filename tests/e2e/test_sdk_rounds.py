@@ -263,3 +263,40 @@ def test_a_posterior_is_made_of_the_moments_of_all(server: Server) -> None:
             found = posterior[f"deviation/{column}/{name}"]
             assert found.dtype == np.float32
             np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_who_misses_a_deadline_comes_into_the_round_when_it_is_repeated(server: Server) -> None:
+    extended = threading.Event()
+    trained: dict[int, list[int]] = {0: [], 1: []}
+
+    def punctual(model: State, round_: fr.Round) -> tuple[State, int]:
+        trained[0].append(round_.number)
+        return {"w": model["w"] + np.float32(1)}, 3
+
+    def late(model: State, round_: fr.Round) -> tuple[State, int]:
+        trained[1].append(round_.number)
+        assert extended.wait(60)
+        return {"w": model["w"] + np.float32(5)}, 1
+
+    with federation(server, 2) as people:
+        training = people.actor.create_training(
+            {"w": np.zeros(2, np.float32)},
+            name="t",
+            target_num_updates=2,
+            client_ids=people.ids,
+            deadline=0.5,
+            max_retries=1000,
+        )
+        ends = [people.take_part(number, (punctual, late)[number]) for number in range(2)]
+        people.actor.start_training(training.training_id)
+        closed = []
+        for event in people.actor.watch(training.training_id, resume_after=0):
+            if event.HasField("round_extended") and event.round_extended.updates_arrived == 1:
+                extended.set()
+            if event.HasField("round_closed"):
+                closed.append(event.round_closed.num_updates)
+        assert [end.result(60).rounds for end in ends] == [2, 2]
+        # The update of the first try counted once, with its weight, and nobody trained twice.
+        assert closed == [2, 2]
+        assert trained == {0: [0, 1], 1: [0, 1]}
+        assert people.actor.download_model(training.model_id, 1)["w"].tolist() == [2, 2]

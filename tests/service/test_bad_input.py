@@ -64,6 +64,17 @@ class TestCreateTraining:
             ({"round_policy": {"deadline": {"seconds": -1}}}, "spec.round_policy.deadline"),
             ({"round_policy": {"deadline": {}}}, "spec.round_policy.deadline"),
             ({"round_policy": {"late_updates": 7}}, "spec.round_policy.late_updates"),
+            ({"round_policy": {"on_missed": 7}}, "spec.round_policy.on_missed"),
+            ({"round_policy": {"on_missed": 2}}, "spec.round_policy.on_missed"),
+            ({"round_policy": {"deadline": {"seconds": 1}, "max_retries": 1}}, "spec.round_policy.max_retries"),
+            (
+                {"round_policy": {"deadline": {"seconds": 1}, "on_missed": 1, "max_retries": 1}},
+                "spec.round_policy.max_retries",
+            ),
+            (
+                {"round_policy": {"deadline": {"seconds": 1}, "on_missed": 2, "max_retries": 1001}},
+                "spec.round_policy.max_retries",
+            ),
             ({"aggregation": {"fed_prox": {"mu": -1}}}, "spec.aggregation.fed_prox.mu"),
             ({"aggregation": {"fed_prox": {"mu": float("nan")}}}, "spec.aggregation.fed_prox.mu"),
             ({"uncertainty": {"swag": {"samples": 1001}}}, "spec.uncertainty.swag.samples"),

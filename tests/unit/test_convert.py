@@ -7,9 +7,9 @@ from datetime import UTC, datetime
 from contracts.world import SPEC, new_id
 from fedround_server.app import MAX_MESSAGE
 from fedround_server.coordinator.round import MemberView
-from fedround_server.domain.round import Round, RoundKind, RoundMember, RoundState
+from fedround_server.domain.round import Round, RoundKind, RoundMember, RoundState, RoundView
 from fedround_server.domain.training import Training, TrainingState
-from fedround_server.services import convert
+from fedround_server.services import convert, round_view
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 ROUND = Round(new_id(), 0, RoundKind.TRAIN, RoundState.OPEN, 0, 0, 1000, 2000, NOW, None, None)
@@ -22,7 +22,7 @@ def test_a_round_shows_the_missing_first() -> None:
     missing = [RoundMember(new_id(), LONGEST, None) for _ in range(600)]
     views = [MemberView(member, NOW, 2**40) for member in [*arrived, *missing]]
     random.Random(0).shuffle(views)
-    shown = convert.round_(ROUND, views)
+    shown = round_view.write(RoundView(ROUND, SPEC.round_policy, ()), views)
     assert shown.num_participants == 1600
     assert {one.user_id for one in shown.participants[:600]} == {member.user_id for member in missing}
     assert all(one.arrived for one in shown.participants[600:])

@@ -28,21 +28,22 @@ def test_every_state_is_reached_and_ends() -> None:
         assert not (state.is_running and state.is_ended)
 
 
-@given(st.integers(0, 60), sizes, st.booleans(), st.data())
+@given(st.integers(0, 60), sizes, st.booleans(), st.booleans(), st.data())
 def test_a_round_closes_when_it_has_what_it_needs(
-    min_updates: int, cohort: int, due: bool, data: st.DataObject
+    min_updates: int, cohort: int, due: bool, last: bool, data: st.DataObject
 ) -> None:
     expected = expected_updates(RoundPolicy(min_updates, timedelta(1)), cohort)
     arrived = data.draw(st.integers(0, cohort))
     assert expected <= cohort
     assert (expected == 0) == (cohort == 0)
-    verdict = judge(arrived, expected, due=due)
+    verdict = judge(arrived, expected, due=due, last=last)
     if cohort == 0:
         assert verdict is Verdict.FAIL
     elif arrived >= expected:
         assert verdict is Verdict.CLOSE
     else:
-        assert verdict is (Verdict.FAIL if due else Verdict.WAIT)
+        missed = Verdict.FAIL if last else Verdict.REPEAT
+        assert verdict is (missed if due else Verdict.WAIT)
 
 
 @given(st.integers(1, 20), st.sampled_from(Evaluation), st.booleans())

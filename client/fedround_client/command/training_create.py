@@ -48,6 +48,10 @@ def create(
         int, typer.Option(min=0, max=UINT32, help="Updates that close a round; 0 waits for all.")
     ] = 0,
     deadline: Annotated[float | None, typer.Option(help="Seconds that a round may stay open.")] = None,
+    max_retries: Annotated[
+        int,
+        typer.Option(min=0, max=1000, help="How often a round that misses its deadline is repeated."),
+    ] = 0,
     fed_prox_mu: Annotated[float | None, typer.Option(help="Use FedProx, with this weight.")] = None,
     daisy_period: Annotated[
         int, typer.Option(min=0, max=UINT32, help="Use FedDC, and deal local models after so many local rounds.")
@@ -118,6 +122,7 @@ def create(
             uncertainty=choice,
             min_updates=min_updates,
             deadline=deadline,
+            max_retries=max_retries,
             evaluation=evaluation.value,
             selection=selection,
             keep_versions=keep_versions,

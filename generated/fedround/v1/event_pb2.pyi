@@ -102,6 +102,7 @@ class Event(_message.Message):
     TRAINING_REMOVED_FIELD_NUMBER: _builtins.int
     HEARTBEAT_FIELD_NUMBER: _builtins.int
     GOING_AWAY_FIELD_NUMBER: _builtins.int
+    ROUND_EXTENDED_FIELD_NUMBER: _builtins.int
     training_id: _builtins.str
     """UUID of the training; empty in heartbeats and farewells of a subscription to all trainings."""
     sequence: _builtins.int
@@ -118,7 +119,7 @@ class Event(_message.Message):
 
     @_builtins.property
     def round_started(self) -> Global___RoundStarted:
-        """A round was opened. Sent to the actor and to the round's cohort."""
+        """A round was opened. Sent to the actor and to the round's cohort; when a round is repeated, also to who joins it."""
 
     @_builtins.property
     def update_accepted(self) -> Global___UpdateAccepted:
@@ -152,6 +153,10 @@ class Event(_message.Message):
     def going_away(self) -> Global___GoingAway:
         """The server is going down: the last message of the stream."""
 
+    @_builtins.property
+    def round_extended(self) -> Global___RoundExtended:
+        """A round missed its deadline and is repeated. Sent to the actor and to the round's cohort."""
+
     def __init__(
         self,
         *,
@@ -168,12 +173,13 @@ class Event(_message.Message):
         training_removed: Global___TrainingRemoved | None = ...,
         heartbeat: Global___Heartbeat | None = ...,
         going_away: Global___GoingAway | None = ...,
+        round_extended: Global___RoundExtended | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["client_removed", b"client_removed", "create_time", b"create_time", "going_away", b"going_away", "heartbeat", b"heartbeat", "payload", b"payload", "round_closed", b"round_closed", "round_started", b"round_started", "training_failed", b"training_failed", "training_finished", b"training_finished", "training_removed", b"training_removed", "training_started", b"training_started", "update_accepted", b"update_accepted"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["client_removed", b"client_removed", "create_time", b"create_time", "going_away", b"going_away", "heartbeat", b"heartbeat", "payload", b"payload", "round_closed", b"round_closed", "round_extended", b"round_extended", "round_started", b"round_started", "training_failed", b"training_failed", "training_finished", b"training_finished", "training_removed", b"training_removed", "training_started", b"training_started", "update_accepted", b"update_accepted"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_removed", b"client_removed", "create_time", b"create_time", "going_away", b"going_away", "heartbeat", b"heartbeat", "payload", b"payload", "round_closed", b"round_closed", "round_started", b"round_started", "sequence", b"sequence", "training_failed", b"training_failed", "training_finished", b"training_finished", "training_id", b"training_id", "training_removed", b"training_removed", "training_started", b"training_started", "update_accepted", b"update_accepted"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_removed", b"client_removed", "create_time", b"create_time", "going_away", b"going_away", "heartbeat", b"heartbeat", "payload", b"payload", "round_closed", b"round_closed", "round_extended", b"round_extended", "round_started", b"round_started", "sequence", b"sequence", "training_failed", b"training_failed", "training_finished", b"training_finished", "training_id", b"training_id", "training_removed", b"training_removed", "training_started", b"training_started", "update_accepted", b"update_accepted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["training_started", "round_started", "update_accepted", "round_closed", "client_removed", "training_finished", "training_failed", "training_removed", "heartbeat", "going_away"]  # noqa: Y015
+    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["training_started", "round_started", "update_accepted", "round_closed", "client_removed", "training_finished", "training_failed", "training_removed", "heartbeat", "going_away", "round_extended"]  # noqa: Y015
     _WhichOneofArgType_payload: _TypeAlias = _typing.Literal["payload", b"payload"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_payload) -> _WhichOneofReturnType_payload | None: ...
 
@@ -222,6 +228,7 @@ class RoundStarted(_message.Message):
     LOCAL_ROUNDS_FIELD_NUMBER: _builtins.int
     DEALT_FIELD_NUMBER: _builtins.int
     SWAG_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
     round: _builtins.int
     """Number of the round, from 0."""
     kind: Global___RoundKind.ValueType
@@ -232,13 +239,15 @@ class RoundStarted(_message.Message):
     """Whether each participant is dealt a model of its own (FedDC): fetch it with DownloadDealtModel; `model` is the one
     that the chain began with.
     """
+    attempt: _builtins.int
+    """Which try of the round this is, from 1. Of a round that was repeated, the present one."""
     @_builtins.property
     def model(self) -> Global___ModelInfo:
         """The model to train or to evaluate."""
 
     @_builtins.property
     def deadline(self) -> _timestamp_pb2.Timestamp:
-        """When the round ends at the latest; unset means without end."""
+        """When the round ends at the latest; unset means without end. Of a round that was repeated, the present deadline."""
 
     @_builtins.property
     def aggregation(self) -> _aggregation_pb2.Aggregation:
@@ -264,14 +273,57 @@ class RoundStarted(_message.Message):
         local_rounds: _builtins.int = ...,
         dealt: _builtins.bool = ...,
         swag: _aggregation_pb2.Swag | None = ...,
+        attempt: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["aggregation", b"aggregation", "deadline", b"deadline", "model", b"model", "swag", b"swag"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregation", b"aggregation", "deadline", b"deadline", "dealt", b"dealt", "kind", b"kind", "local_rounds", b"local_rounds", "metric_names", b"metric_names", "model", b"model", "round", b"round", "swag", b"swag"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregation", b"aggregation", "attempt", b"attempt", "deadline", b"deadline", "dealt", b"dealt", "kind", b"kind", "local_rounds", b"local_rounds", "metric_names", b"metric_names", "model", b"model", "round", b"round", "swag", b"swag"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RoundStarted: _TypeAlias = RoundStarted  # noqa: Y015
+
+@_typing.final
+class RoundExtended(_message.Message):
+    """A round missed its deadline and is repeated: it stays open under its number, with the updates that it has. Who has
+    submitted is done with it; who is training goes on.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROUND_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    DEADLINE_FIELD_NUMBER: _builtins.int
+    UPDATES_ARRIVED_FIELD_NUMBER: _builtins.int
+    UPDATES_EXPECTED_FIELD_NUMBER: _builtins.int
+    round: _builtins.int
+    """Number of the round."""
+    attempt: _builtins.int
+    """Which try of the round begins, from 2."""
+    updates_arrived: _builtins.int
+    """Updates or reports that arrived so far."""
+    updates_expected: _builtins.int
+    """How many close the round."""
+    @_builtins.property
+    def deadline(self) -> _timestamp_pb2.Timestamp:
+        """When this try ends at the latest."""
+
+    def __init__(
+        self,
+        *,
+        round: _builtins.int = ...,
+        attempt: _builtins.int = ...,
+        deadline: _timestamp_pb2.Timestamp | None = ...,
+        updates_arrived: _builtins.int = ...,
+        updates_expected: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "deadline", b"deadline", "round", b"round", "updates_arrived", b"updates_arrived", "updates_expected", b"updates_expected"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RoundExtended: _TypeAlias = RoundExtended  # noqa: Y015
 
 @_typing.final
 class UpdateAccepted(_message.Message):

@@ -511,6 +511,8 @@ class Round(_message.Message):
     DEADLINE_FIELD_NUMBER: _builtins.int
     DONE_TIME_FIELD_NUMBER: _builtins.int
     NUM_PARTICIPANTS_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    MAX_ATTEMPTS_FIELD_NUMBER: _builtins.int
     training_id: _builtins.str
     """UUID of the training."""
     number: _builtins.int
@@ -529,6 +531,10 @@ class Round(_message.Message):
     """The rule that holds the round, in words."""
     num_participants: _builtins.int
     """How many participants the cohort has."""
+    attempt: _builtins.int
+    """Which try of the round this is, from 1: a round that misses its deadline may be repeated."""
+    max_attempts: _builtins.int
+    """How many tries the training's policy allows; 1 means that a missed deadline ends the training."""
     @_builtins.property
     def participants(self) -> _containers.RepeatedCompositeFieldContainer[Global___RoundParticipant]:
         """The cohort; at most 1000 of it, those first whose update or report is missing."""
@@ -561,10 +567,12 @@ class Round(_message.Message):
         deadline: _timestamp_pb2.Timestamp | None = ...,
         done_time: _timestamp_pb2.Timestamp | None = ...,
         num_participants: _builtins.int = ...,
+        attempt: _builtins.int = ...,
+        max_attempts: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline", "done_time", b"done_time", "open_time", b"open_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline", "done_time", b"done_time", "kind", b"kind", "model_version", b"model_version", "num_participants", b"num_participants", "number", b"number", "open_time", b"open_time", "participants", b"participants", "state", b"state", "training_id", b"training_id", "updates_arrived", b"updates_arrived", "updates_expected", b"updates_expected", "waiting_for", b"waiting_for"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "deadline", b"deadline", "done_time", b"done_time", "kind", b"kind", "max_attempts", b"max_attempts", "model_version", b"model_version", "num_participants", b"num_participants", "number", b"number", "open_time", b"open_time", "participants", b"participants", "state", b"state", "training_id", b"training_id", "updates_arrived", b"updates_arrived", "updates_expected", b"updates_expected", "waiting_for", b"waiting_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

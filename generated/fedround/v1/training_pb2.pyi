@@ -106,6 +106,34 @@ LATE_UPDATES_REJECT: LateUpdates.ValueType  # 1
 """It is refused with ROUND_NOT_OPEN."""
 Global___LateUpdates: _TypeAlias = LateUpdates  # noqa: Y015
 
+class _OnMissed:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _OnMissedEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OnMissed.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ON_MISSED_UNSPECIFIED: _OnMissed.ValueType  # 0
+    """Not set: FAIL."""
+    ON_MISSED_FAIL: _OnMissed.ValueType  # 1
+    """The training ends in ERROR (DEADLINE_MISSED), and names who is missing."""
+    ON_MISSED_RETRY: _OnMissed.ValueType  # 2
+    """The round is repeated: it stays open until a new deadline, and every accepted update stays in it and is counted
+    once. Participants that were registered meanwhile join it, unless its models are dealt (FedDC).
+    """
+
+class OnMissed(_OnMissed, metaclass=_OnMissedEnumTypeWrapper):
+    """What happens to a round that reaches its deadline with fewer updates than it needs."""
+
+ON_MISSED_UNSPECIFIED: OnMissed.ValueType  # 0
+"""Not set: FAIL."""
+ON_MISSED_FAIL: OnMissed.ValueType  # 1
+"""The training ends in ERROR (DEADLINE_MISSED), and names who is missing."""
+ON_MISSED_RETRY: OnMissed.ValueType  # 2
+"""The round is repeated: it stays open until a new deadline, and every accepted update stays in it and is counted
+once. Participants that were registered meanwhile join it, unless its models are dealt (FedDC).
+"""
+Global___OnMissed: _TypeAlias = OnMissed  # noqa: Y015
+
 class _Goal:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -163,16 +191,22 @@ class RoundPolicy(_message.Message):
     MIN_UPDATES_FIELD_NUMBER: _builtins.int
     DEADLINE_FIELD_NUMBER: _builtins.int
     LATE_UPDATES_FIELD_NUMBER: _builtins.int
+    ON_MISSED_FIELD_NUMBER: _builtins.int
+    MAX_RETRIES_FIELD_NUMBER: _builtins.int
     min_updates: _builtins.int
     """The round closes as soon as so many updates arrived; 0 means one from every participant of the round.
     A cohort that shrinks below it (removed participants) closes with all that are left.
     """
     late_updates: Global___LateUpdates.ValueType
     """What happens to updates that come too late."""
+    on_missed: Global___OnMissed.ValueType
+    """What happens to a round that reaches its deadline with fewer updates than it needs. RETRY needs a deadline."""
+    max_retries: _builtins.int
+    """With RETRY: how many times a round is repeated, 1 to 1000; 0 means 3. Then the training ends as with FAIL."""
     @_builtins.property
     def deadline(self) -> _duration_pb2.Duration:
-        """How long a round may stay open; unset means without end. A round that reaches it with fewer updates than it
-        needs ends the training in ERROR (DEADLINE_MISSED). Positive, at most 365 days.
+        """How long a round may stay open; unset means without end. on_missed says what becomes of a round that reaches it with
+        fewer updates than it needs. Positive, at most 365 days.
         """
 
     def __init__(
@@ -181,10 +215,12 @@ class RoundPolicy(_message.Message):
         min_updates: _builtins.int = ...,
         deadline: _duration_pb2.Duration | None = ...,
         late_updates: Global___LateUpdates.ValueType = ...,
+        on_missed: Global___OnMissed.ValueType = ...,
+        max_retries: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline", "late_updates", b"late_updates", "min_updates", b"min_updates"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline", "late_updates", b"late_updates", "max_retries", b"max_retries", "min_updates", b"min_updates", "on_missed", b"on_missed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -13,7 +13,7 @@ from fedround_server.domain.chain import averages
 from fedround_server.domain.errors import Unavailable
 from fedround_server.domain.event import ModelInfo
 from fedround_server.domain.model import BlobRef
-from fedround_server.domain.round import Round, RoundKind, RoundMember, RoundState, UnfinishedRound
+from fedround_server.domain.round import Round, RoundKind, RoundMember, RoundState, RoundView, UnfinishedRound
 from fedround_server.domain.update import NewUpdate, Update
 from fedround_server.engine.job import SWAG_MOMENTS, AggregationFailed, AggregationJob
 from fedround_server.hub import for_actor
@@ -37,9 +37,10 @@ class MemberView:
 
 @dataclass(frozen=True, slots=True)
 class _Timer:
-    """Who waits for the deadline of a round."""
+    """Who waits for the deadline of a round's try."""
 
     number: int
+    attempt: int
     task: asyncio.Task[None]
 
 
@@ -83,20 +84,20 @@ class Rounds:
         new = NewUpdate(training_id, number, user_id, NO_FILE, num_examples, metrics)
         await to_the_end(self._accept(new, RoundKind.EVALUATE))
 
-    async def explain(self, training_id: str, number: int | None, actor_id: str) -> tuple[Round, list[MemberView]]:
+    async def explain(self, training_id: str, number: int | None, actor_id: str) -> tuple[RoundView, list[MemberView]]:
         """Returns a round with what is known of its members.
 
         Raises:
             FedroundError: As `RoundVerbs.explain` tells.
         """
-        found, members = await self._store.explain(training_id, number, actor_id)
+        found = await self._store.explain(training_id, number, actor_id)
         views = [
             MemberView(
                 member,
                 self._users.last_seen(member.user_id),
                 0 if member.arrive_time else self._uploads.progress(training_id, member.user_id),
             )
-            for member in members
+            for member in found.members
         ]
         return found, views
 
@@ -112,8 +113,8 @@ class Rounds:
         """Takes up what an earlier process left; before serving."""
         for left in await self._store.unfinished():
             if left.state is RoundState.OPEN:
-                now = self._context.clock.now()
-                await self._judge(left.training_id, left.number, due=left.deadline is not None and now >= left.deadline)
+                due = left.deadline is not None and self._context.clock.now() >= left.deadline
+                await self._judge(left.training_id, left.number, left.attempt, due=due)
         await self.reconcile()
 
     async def reconcile(self) -> None:
@@ -158,18 +159,20 @@ class Rounds:
             idle = current.training_id not in self._aggregations
             self.aggregate_soon(current.training_id)
             return idle
-        return current.deadline is not None and self._arm(current.training_id, current.number, current.deadline)
+        return current.deadline is not None and self._arm(current, current.deadline)
 
-    def _arm(self, training_id: str, number: int, deadline: datetime) -> bool:
-        """Arms the timer of an open round's deadline, in place of that of a round before it."""
+    def _arm(self, current: Round | UnfinishedRound, deadline: datetime) -> bool:
+        """Arms the timer of an open round's deadline, in place of that of a round, or of a try, before it."""
+        training_id, number, attempt = current.training_id, current.number, current.attempt
         armed = self._timers.get(training_id)
-        # A caller may have looked before the latest round was opened.
-        if armed is not None and armed.number >= number:
+        # A caller may have looked before the latest round was opened, or repeated.
+        if armed is not None and (armed.number, armed.attempt) >= (number, attempt):
             return False
         self.forget(training_id)
         left = deadline - self._context.clock.now()
-        task = self._context.tasks.create_task(self._expire(training_id, number, left), name=f"deadline {training_id}")
-        self._timers[training_id] = _Timer(number, task)
+        waiting = self._expire(training_id, number, attempt, left)
+        task = self._context.tasks.create_task(waiting, name=f"deadline {training_id}")
+        self._timers[training_id] = _Timer(number, attempt, task)
         return True
 
     async def _accept(self, new: NewUpdate, kind: RoundKind) -> Update:
@@ -179,23 +182,27 @@ class Rounds:
             self.aggregate_soon(new.training_id)
         return update
 
-    async def _judge(self, training_id: str, number: int, *, due: bool) -> None:
-        if await self._store.judge(training_id, number, due=due, now=self._context.clock.now()):
+    async def _judge(self, training_id: str, number: int, attempt: int, *, due: bool) -> None:
+        now = self._context.clock.now()
+        if await self._store.judge(training_id, number, due=due, now=now, attempt=attempt):
             self.aggregate_soon(training_id)
         self._context.hub.notify(training_id)
 
-    async def _expire(self, training_id: str, number: int, left: timedelta) -> None:
+    async def _expire(self, training_id: str, number: int, attempt: int, left: timedelta) -> None:
         await self._context.clock.sleep(left)
         while True:
             try:
-                await to_the_end(self._judge(training_id, number, due=True))
+                await to_the_end(self._judge(training_id, number, attempt, due=True))
             except Unavailable as error:
                 log.warning("deadline of training %s: %s", training_id, error)
                 await self._context.clock.sleep(RETRY)
             else:
                 break
-        if (timer := self._timers.get(training_id)) is not None and timer.number == number:
+        timer = self._timers.get(training_id)
+        if timer is not None and (timer.number, timer.attempt) == (number, attempt):
+            # First: arming the next one would cancel this task.
             del self._timers[training_id]
+            await self.follow_up(training_id)
 
     async def _aggregate(self, training_id: str) -> None:
         try:

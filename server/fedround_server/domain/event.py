@@ -34,6 +34,7 @@ class RoundStarted:
         model: The model to start from; if the participants are dealt models of their own, the one the chain began with.
         local_rounds: How many local rounds each trains before it submits.
         swag: What a SWAG round asks for.
+        attempt: Which try of the round it is, from 1.
     """
 
     round: int
@@ -45,6 +46,18 @@ class RoundStarted:
     local_rounds: int = 1
     dealt: bool = False
     swag: Mapping[str, Any] | None = None
+    attempt: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class RoundExtended:
+    """A round missed its deadline and is repeated, with the updates that it has."""
+
+    round: int
+    attempt: int
+    deadline: datetime | None
+    updates_arrived: int
+    updates_expected: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +126,7 @@ class TrainingRemoved:
 Payload = (
     TrainingStarted
     | RoundStarted
+    | RoundExtended
     | UpdateAccepted
     | RoundClosed
     | ClientRemoved

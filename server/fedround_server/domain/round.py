@@ -39,6 +39,7 @@ class Round:
         arrived: Updates or reports of present members of the cohort.
         expected: How many of them close the round.
         step: Rounds since the last model version, in daisy chaining.
+        attempt: Which try it is, from 1: a round that misses its deadline may be repeated.
     """
 
     training_id: str
@@ -53,6 +54,7 @@ class Round:
     deadline: datetime | None
     done_time: datetime | None
     step: int = 0
+    attempt: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,7 @@ class UnfinishedRound:
     training_id: str
     number: int
     state: RoundState
+    attempt: int
     deadline: datetime | None
 
 
@@ -74,11 +77,21 @@ class RoundMember:
     arrive_time: datetime | None
 
 
+@dataclass(frozen=True, slots=True)
+class RoundView:
+    """A round, the policy that it follows, and its present members, as its actor may see them."""
+
+    round: Round
+    policy: RoundPolicy
+    members: tuple[RoundMember, ...]
+
+
 class Verdict(enum.Enum):
     """What the close policy says of an open round."""
 
     WAIT = "WAIT"
     CLOSE = "CLOSE"
+    REPEAT = "REPEAT"
     FAIL = "FAIL"
 
 
@@ -87,18 +100,21 @@ def expected_updates(policy: RoundPolicy, cohort_size: int) -> int:
     return min(policy.min_updates, cohort_size) if policy.min_updates else cohort_size
 
 
-def judge(arrived: int, expected: int, *, due: bool) -> Verdict:
+def judge(arrived: int, expected: int, *, due: bool, last: bool = True) -> Verdict:
     """The close policy; evaluated on every cause: update, deadline, removed participant, start-up.
 
     Args:
         arrived: Updates that count.
         expected: How many close the round; 0 when the cohort is empty.
         due: Whether the deadline has passed.
+        last: Whether the round may not be repeated any more.
     """
     if expected > 0 and arrived >= expected:
         return Verdict.CLOSE
-    if expected == 0 or due:
+    if expected == 0:
         return Verdict.FAIL
+    if due:
+        return Verdict.FAIL if last else Verdict.REPEAT
     return Verdict.WAIT
 
 

@@ -55,6 +55,13 @@ class LateUpdates(enum.Enum):
     REJECT = "REJECT"
 
 
+class OnMissed(enum.Enum):
+    """What happens to a round that reaches its deadline with fewer updates than it needs."""
+
+    FAIL = "FAIL"
+    RETRY = "RETRY"
+
+
 @dataclass(frozen=True, slots=True)
 class RoundPolicy:
     """When a round closes.
@@ -63,11 +70,20 @@ class RoundPolicy:
         min_updates: So many updates close the round; 0 means one from every member of the cohort.
         deadline: How long a round may stay open; None means without end.
         late_updates: What happens to updates that come too late.
+        on_missed: What happens to a round that reaches its deadline with too few.
+        max_retries: How many times such a round is repeated; 0 unless on_missed is RETRY.
     """
 
     min_updates: int = 0
     deadline: timedelta | None = None
     late_updates: LateUpdates = LateUpdates.REJECT
+    on_missed: OnMissed = OnMissed.FAIL
+    max_retries: int = 0
+
+    @property
+    def max_attempts(self) -> int:
+        """How many tries a round has."""
+        return 1 + self.max_retries
 
 
 @dataclass(frozen=True, slots=True)

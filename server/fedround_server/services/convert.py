@@ -1,24 +1,20 @@
 """Domain objects to messages."""
 
-from collections.abc import Sequence
 from datetime import datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from fedround.v1 import aggregation_pb2, event_pb2, model_pb2, round_pb2, training_pb2, user_pb2
-from fedround_server.coordinator.round import MemberView
 from fedround_server.coordinator.subscription import GoingAway, Heartbeat
 from fedround_server.domain import event as events
 from fedround_server.domain.event import Event
 from fedround_server.domain.model import Model, ModelVersion, TensorSpec, VersionView
-from fedround_server.domain.round import Round, RoundKind, RoundState
 from fedround_server.domain.training import Aggregation, Training, TrainingFailure, TrainingSpec, Uncertainty
 from fedround_server.domain.update import MetricReport, Update
 from fedround_server.domain.user import User
 from fedround_server.services import pages, uncertainty
 
 MAX_PARTICIPANTS = 10_000
-MAX_MEMBERS = 1000
 
 
 def timestamp(time: datetime | None) -> Timestamp | None:
@@ -134,6 +130,8 @@ def training_spec(spec: TrainingSpec, *, for_actor: bool, listed: bool) -> train
         round_policy=training_pb2.RoundPolicy(
             min_updates=policy.min_updates,
             late_updates=training_pb2.LateUpdates.Value(f"LATE_UPDATES_{policy.late_updates.value}"),
+            on_missed=training_pb2.OnMissed.Value(f"ON_MISSED_{policy.on_missed.value}"),
+            max_retries=policy.max_retries,
         ),
         evaluation=training_pb2.Evaluation.Value(f"EVALUATION_{spec.evaluation.value}"),
         request_id=(spec.request_id or "") if for_actor else "",
@@ -187,36 +185,6 @@ def round_kind(kind: str) -> event_pb2.RoundKind.ValueType:
     return event_pb2.RoundKind.Value(f"ROUND_KIND_{kind}")
 
 
-def round_(found: Round, members: Sequence[MemberView]) -> round_pb2.Round:
-    """Encodes a round with what is known of its members: the missing ones first, as far as there is room."""
-    missing_first = sorted(members, key=lambda view: view.member.arrive_time is not None)
-    return round_pb2.Round(
-        training_id=found.training_id,
-        number=found.number,
-        kind=round_kind(found.kind.value),
-        state=round_pb2.RoundState.Value(f"ROUND_STATE_{found.state.value}"),
-        model_version=found.model_version,
-        updates_arrived=found.arrived,
-        updates_expected=found.expected,
-        participants=[
-            round_pb2.RoundParticipant(
-                user_id=view.member.user_id,
-                name=view.member.name,
-                arrived=view.member.arrive_time is not None,
-                arrive_time=timestamp(view.member.arrive_time),
-                last_seen_time=timestamp(view.last_seen),
-                uploaded_bytes=view.uploaded_bytes,
-            )
-            for view in missing_first[:MAX_MEMBERS]
-        ],
-        num_participants=len(members),
-        waiting_for=_waiting_for(found),
-        open_time=timestamp(found.open_time),
-        deadline=timestamp(found.deadline),
-        done_time=timestamp(found.done_time),
-    )
-
-
 def receipt(found: Update) -> round_pb2.UpdateReceipt:
     """Encodes the promise to count an update."""
     return round_pb2.UpdateReceipt(
@@ -258,8 +226,16 @@ def _payload(message: event_pb2.Event, payload: events.Payload) -> None:
             started.metric_names.extend(payload.metric_names)
             started.local_rounds = payload.local_rounds
             started.dealt = payload.dealt
+            started.attempt = payload.attempt
             if payload.swag is not None:
                 started.swag.CopyFrom(uncertainty.write(Uncertainty("swag", payload.swag)).swag)
+        case events.RoundExtended():
+            message.round_extended.round = payload.round
+            message.round_extended.attempt = payload.attempt
+            if payload.deadline is not None:
+                message.round_extended.deadline.FromDatetime(payload.deadline)
+            message.round_extended.updates_arrived = payload.updates_arrived
+            message.round_extended.updates_expected = payload.updates_expected
         case events.UpdateAccepted():
             message.update_accepted.update_id = payload.update_id
             message.update_accepted.round = payload.round
@@ -284,15 +260,3 @@ def _payload(message: event_pb2.Event, payload: events.Payload) -> None:
             message.training_failed.message = payload.message
         case events.TrainingRemoved():
             message.training_removed.SetInParent()
-
-
-def _waiting_for(found: Round) -> str:
-    if found.state is RoundState.AGGREGATING:
-        return "nothing: the round is closed, and its result is being computed"
-    if found.state is not RoundState.OPEN:
-        return f"nothing: the round is {found.state.value}"
-    noun = "reports" if found.kind is RoundKind.EVALUATE else "updates"
-    rule = f"{found.expected - found.arrived} more of {found.expected} {noun}"
-    if found.deadline is None:
-        return f"{rule}; there is no deadline"
-    return f"{rule}, until {found.deadline.isoformat(timespec='seconds')}: fewer than that end the training in ERROR"

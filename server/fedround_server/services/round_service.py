@@ -10,7 +10,7 @@ from fedround_server.domain.errors import FieldInvalid
 from fedround_server.domain.event import Event, ModelInfo
 from fedround_server.interceptors.around import Call
 from fedround_server.interceptors.auth import bearer, caller
-from fedround_server.services import convert, fields
+from fedround_server.services import convert, fields, round_view
 from fedround_server.services.chunks import ChunkStream, check_offset, incoming, send_file
 
 
@@ -104,4 +104,4 @@ class RoundService(round_pb2_grpc.RoundServiceServicer):
         training_id = fields.an_id("training_id", request.training_id)
         number = request.round if request.HasField("round") else None
         found, members = await self._rounds.explain(training_id, number, caller().user_id)
-        return round_pb2.GetRoundResponse(round=convert.round_(found, members))
+        return round_pb2.GetRoundResponse(round=round_view.write(found, members))

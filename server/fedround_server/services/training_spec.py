@@ -12,6 +12,7 @@ from fedround_server.domain.training import (
     Aggregation,
     Evaluation,
     Goal,
+    OnMissed,
     RoundPolicy,
     Selection,
     TrainingSpec,
@@ -22,6 +23,8 @@ MAX_DEADLINE = timedelta(days=365)
 DEFAULT_CHAIN = 10
 MAX_CHAIN = 10_000
 MAX_SEED = 1 << 53
+DEFAULT_RETRIES = 3
+MAX_RETRIES = 1000
 
 
 def read(message: training_pb2.TrainingSpec) -> TrainingSpec:
@@ -121,6 +124,7 @@ def _round_policy(message: training_pb2.RoundPolicy) -> RoundPolicy:
         raise FieldInvalid("spec.round_policy.late_updates", f"is {message.late_updates}; known is LATE_UPDATES_REJECT")
     if message.min_updates > fields.MAX_CLIENTS:
         raise FieldInvalid("spec.round_policy.min_updates", f"is {message.min_updates}; at most {fields.MAX_CLIENTS}")
+    on_missed, max_retries = _on_missed(message)
     if not message.HasField("deadline"):
         return RoundPolicy(min_updates=message.min_updates)
     try:
@@ -129,7 +133,22 @@ def _round_policy(message: training_pb2.RoundPolicy) -> RoundPolicy:
         deadline = timedelta(0)
     if not timedelta(0) < deadline <= MAX_DEADLINE:
         raise FieldInvalid("spec.round_policy.deadline", "must be positive, and at most 365 days")
-    return RoundPolicy(min_updates=message.min_updates, deadline=deadline)
+    return RoundPolicy(message.min_updates, deadline, on_missed=on_missed, max_retries=max_retries)
+
+
+def _on_missed(message: training_pb2.RoundPolicy) -> tuple[OnMissed, int]:
+    if message.on_missed not in training_pb2.OnMissed.values():
+        known = ", ".join(training_pb2.OnMissed.keys())
+        raise FieldInvalid("spec.round_policy.on_missed", f"is {message.on_missed}; known are {known}")
+    if message.on_missed != training_pb2.ON_MISSED_RETRY:
+        if message.max_retries:
+            raise FieldInvalid("spec.round_policy.max_retries", "goes with on_missed ON_MISSED_RETRY: set that too")
+        return OnMissed.FAIL, 0
+    if not message.HasField("deadline"):
+        raise FieldInvalid("spec.round_policy.on_missed", "is ON_MISSED_RETRY, which needs a deadline: set that too")
+    if message.max_retries > MAX_RETRIES:
+        raise FieldInvalid("spec.round_policy.max_retries", f"is {message.max_retries}; at most {MAX_RETRIES}")
+    return OnMissed.RETRY, message.max_retries or DEFAULT_RETRIES
 
 
 def _evaluation(value: training_pb2.Evaluation.ValueType) -> Evaluation:

@@ -1,6 +1,6 @@
 """Verbs about events: what a subscriber may read of the logs."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from fedround_server.store import steps
 from fedround_server.store.database import Database, verb
 from fedround_server.store.model import ENDED
 from fedround_server.store.rows import to_event
-from fedround_server.store.schema import CohortRow, EventRow, ParticipantRow, TrainingRow
+from fedround_server.store.schema import CohortRow, EventRow, ParticipantRow, RoundRow, TrainingRow
 from fedround_server.store.steps import ALL, COHORT
 
 LAST_KINDS = tuple(kind.__name__ for kind in LAST_OF_A_TRAINING)
@@ -114,7 +114,8 @@ class EventVerbs:
         # A training's sequences are committed in order, so all up to the top can be read.
         top = EventRow.select(fn.MAX(EventRow.sequence)).where(EventRow.training_id == part.training_id).scalar() or 0
         rows = _view(part, user_id).where(EventRow.sequence > after, EventRow.sequence <= top)
-        events = [_shown(to_event(row), part) for row in rows.order_by(EventRow.sequence).limit(limit)]
+        found = [to_event(row) for row in rows.order_by(EventRow.sequence).limit(limit)]
+        events = [_shown(event, part) for event in _up_to_date(found)]
         return events, events[-1].sequence if len(events) == limit else max(after, top)
 
 
@@ -156,6 +157,23 @@ def _shown(event: Event, part: Part) -> Event:
     if part.is_actor or not isinstance(event.payload, RoundClosed):
         return event
     return replace(event, payload=event.payload.public)
+
+
+def _up_to_date(found: Sequence[Event]) -> list[Event]:
+    """Has the start of a round that is repeated tell its present deadline: who begins to listen may begin with it."""
+    started = {event.payload.round for event in found if isinstance(event.payload, RoundStarted)}
+    if not started:
+        return list(found)
+    rows = RoundRow.select(RoundRow.number, RoundRow.attempt, RoundRow.deadline).where(
+        RoundRow.training_id == found[0].training_id, RoundRow.number.in_(started), RoundRow.attempt > 1
+    )
+    repeated = {row.number: row for row in rows}
+    return [
+        replace(event, payload=replace(event.payload, attempt=row.attempt, deadline=row.deadline))
+        if isinstance(event.payload, RoundStarted) and (row := repeated.get(event.payload.round))
+        else event
+        for event in found
+    ]
 
 
 def _view(part: Part, user_id: str) -> "ModelSelect[EventRow]":

@@ -18,11 +18,12 @@ from fedround_server.domain.errors import (
 )
 from fedround_server.domain.event import ModelInfo, UpdateAccepted
 from fedround_server.domain.model import BlobRef, Manifest
-from fedround_server.domain.round import Round, RoundKind, RoundMember, RoundState, UnfinishedRound
+from fedround_server.domain.round import Round, RoundKind, RoundMember, RoundState, RoundView, UnfinishedRound
 from fedround_server.domain.swag import moments
 from fedround_server.domain.training import TrainingSpec
 from fedround_server.domain.update import NewUpdate, Update, foremost, weighted_means
 from fedround_server.store import steps
+from fedround_server.store.closing import evaluate
 from fedround_server.store.database import Database, verb
 from fedround_server.store.following import follow
 from fedround_server.store.rows import to_manifest, to_round, to_spec, to_update
@@ -112,10 +113,12 @@ class RoundVerbs:
         expected = RoundRow.get(RoundRow.training_id == new.training_id, RoundRow.number == new.round).expected
         accepted = UpdateAccepted(update_id, new.round, new.user_id, new.num_examples, arrived, expected)
         steps.append(training, accepted, now, audience=steps.ACTOR)
-        return to_update(row), steps.evaluate(training, now)
+        return to_update(row), evaluate(training, now)
 
     @verb
-    def judge(self, training_id: str, number: int | None, *, due: bool, now: datetime) -> bool:
+    def judge(
+        self, training_id: str, number: int | None, *, due: bool, now: datetime, attempt: int | None = None
+    ) -> bool:
         """Evaluates the close policy of an open round.
 
         Args:
@@ -123,6 +126,7 @@ class RoundVerbs:
             number: The round, if the cause is one round's own (its deadline); nothing happens to another one.
             due: Whether the round's deadline has passed.
             now: The time to write.
+            attempt: The try of that round, likewise.
 
         Returns:
             Whether this closed the round.
@@ -130,7 +134,10 @@ class RoundVerbs:
         training = steps.try_lock(training_id)
         if training is None or (number is not None and training.round != number):
             return False
-        return steps.evaluate(training, now, due=due)
+        row = steps.find_round(training_id, training.round)
+        if attempt is not None and (row is None or row.attempt != attempt):
+            return False
+        return evaluate(training, now, due=due)
 
     @verb
     def find_aggregation(self, training_id: str) -> AggregationTask | None:
@@ -225,7 +232,7 @@ class RoundVerbs:
     def unfinished(self) -> list[UnfinishedRound]:
         """Returns the rounds of running trainings that are open or have no result yet, by a single query."""
         rows = (
-            RoundRow.select(RoundRow.training_id, RoundRow.number, RoundRow.state, RoundRow.deadline)
+            RoundRow.select(RoundRow.training_id, RoundRow.number, RoundRow.state, RoundRow.attempt, RoundRow.deadline)
             .join(
                 TrainingRow,
                 on=((TrainingRow.training_id == RoundRow.training_id) & (TrainingRow.round == RoundRow.number)),
@@ -236,7 +243,10 @@ class RoundVerbs:
             )
             .order_by(RoundRow.open_time)
         )
-        return [UnfinishedRound(row.training_id, row.number, RoundState(row.state), row.deadline) for row in rows]
+        return [
+            UnfinishedRound(row.training_id, row.number, RoundState(row.state), row.attempt, row.deadline)
+            for row in rows
+        ]
 
     @verb
     def current(self, training_id: str) -> Round | None:
@@ -246,8 +256,8 @@ class RoundVerbs:
         return None if row is None else to_round(row, steps.round_counts(training_id, row.number)[1])
 
     @verb
-    def explain(self, training_id: str, number: int | None, actor_id: str) -> tuple[Round, list[RoundMember]]:
-        """Returns a round, by default the current one, with its present members.
+    def explain(self, training_id: str, number: int | None, actor_id: str) -> RoundView:
+        """Returns a round, by default the current one, with what is known of it.
 
         Raises:
             TrainingNotFound: The user has no part in such a training.
@@ -270,8 +280,8 @@ class RoundVerbs:
             .order_by(UserRow.name)
             .dicts()  # type: ignore[assignment]  # the stubs don't know what dicts() does
         )
-        members = [RoundMember(row["user_id"], row["name"], arrivals.get(row["user_id"])) for row in cohort]
-        return to_round(row, len(arrivals)), members
+        members = tuple(RoundMember(row["user_id"], row["name"], arrivals.get(row["user_id"])) for row in cohort)
+        return RoundView(to_round(row, len(arrivals)), to_spec(training.spec).round_policy, members)
 
 
 def _check(training: TrainingRow, new: NewUpdate, kind: RoundKind) -> Update | None:

@@ -14,6 +14,7 @@ from fedround_server.domain.training import (
     Evaluation,
     Goal,
     LateUpdates,
+    OnMissed,
     RoundPolicy,
     Selection,
     Training,
@@ -39,6 +40,7 @@ PAYLOADS: Mapping[str, type[Payload]] = {
     for kind in (
         events.TrainingStarted,
         events.RoundStarted,
+        events.RoundExtended,
         events.UpdateAccepted,
         events.RoundClosed,
         events.ClientRemoved,
@@ -102,6 +104,8 @@ def from_spec(spec: TrainingSpec) -> dict[str, Any]:
         "min_updates": policy.min_updates,
         "deadline_us": None if policy.deadline is None else policy.deadline // timedelta(microseconds=1),
         "late_updates": policy.late_updates.name,
+        "on_missed": policy.on_missed.name,
+        "max_retries": policy.max_retries,
         "evaluation": spec.evaluation.name,
         "max_num_examples": spec.max_num_examples,
         "model_id": spec.model_id,
@@ -131,6 +135,8 @@ def to_spec(data: Mapping[str, Any]) -> TrainingSpec:
             min_updates=data["min_updates"],
             deadline=None if deadline_us is None else timedelta(microseconds=deadline_us),
             late_updates=LateUpdates[data["late_updates"]],
+            on_missed=OnMissed[data["on_missed"]],
+            max_retries=data["max_retries"],
         ),
         evaluation=Evaluation[data["evaluation"]],
         max_num_examples=data["max_num_examples"],
@@ -188,6 +194,7 @@ def to_round(row: RoundRow, arrived: int) -> Round:
         deadline=row.deadline,
         done_time=row.done_time,
         step=row.step,
+        attempt=row.attempt,
     )
 
 

@@ -190,6 +190,7 @@ class RoundRow(Row):
     state = CharField(max_length=16, index=True)
     epoch = IntegerField()
     step = IntegerField()
+    attempt = IntegerField()
     model_version = IntegerField()
     expected = IntegerField()
     metrics = JsonField(null=True)

@@ -1,15 +1,14 @@
 """The steps that verbs about trainings are made of; each runs inside a verb's transaction, behind `lock`."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from peewee import Case, ModelSelect, fn
 
 from fedround_server.domain.chain import local_rounds
 from fedround_server.domain.errors import TrainingNotFound
 from fedround_server.domain.event import (
-    ClientRemoved,
     ModelInfo,
     Payload,
     RoundStarted,
@@ -17,8 +16,8 @@ from fedround_server.domain.event import (
     TrainingFinished,
     TrainingRemoved,
 )
-from fedround_server.domain.round import RoundKind, RoundState, Verdict, expected_updates, judge
-from fedround_server.domain.training import MISSING, TRANSITIONS, TrainingFailure, TrainingState
+from fedround_server.domain.round import RoundKind, RoundState, expected_updates
+from fedround_server.domain.training import TRANSITIONS, TrainingFailure, TrainingState
 from fedround_server.store.rows import from_payload, to_spec, to_version
 from fedround_server.store.schema import (
     CohortRow,
@@ -212,85 +211,53 @@ def open_round(
     if state_of(training) is not state:
         move(training, state, now)
     policy = spec.round_policy
-    deadline = None if policy.deadline is None else now + policy.deadline
-    RoundRow.create(
+    row = RoundRow.create(
         training_id=training.training_id,
         number=number,
         kind=kind.value,
         state=RoundState.OPEN.value,
         epoch=0,
         step=step,
+        attempt=1,
         model_version=training.model_version,
         expected=expected_updates(policy, len(cohort)),
         metrics=None,
         num_examples=0,
         open_time=now,
-        deadline=deadline,
+        deadline=None if policy.deadline is None else now + policy.deadline,
         done_time=None,
     )
-    for start in range(0, len(cohort), BATCH):
+    enter(row, cohort)
+    training.round = number
+    append(training, round_started(training, row), now, audience=COHORT, number=number)
+
+
+def round_started(training: TrainingRow, row: RoundRow) -> RoundStarted:
+    """Returns what a round asks of those who are in it."""
+    spec = to_spec(training.spec)
+    kind = RoundKind(row.kind)
+    return RoundStarted(
+        round=row.number,
+        kind=row.kind,
+        model=model_info(training.model_id, row.model_version),
+        deadline=row.deadline,
+        aggregation=spec.aggregation,
+        metric_names=spec.metric_names,
+        local_rounds=local_rounds(spec.aggregation) if kind is RoundKind.TRAIN else 1,
+        dealt=row.step > 0,
+        swag=spec.uncertainty.options if kind is RoundKind.SWAG else None,
+        attempt=row.attempt,
+    )
+
+
+def enter(row: RoundRow, user_ids: Sequence[str]) -> None:
+    """Adds members to a round's cohort."""
+    for start in range(0, len(user_ids), BATCH):
         rows = [
-            {"training_id": training.training_id, "number": number, "user_id": user_id, "removed": False}
-            for user_id in cohort[start : start + BATCH]
+            {"training_id": row.training_id, "number": row.number, "user_id": user_id, "removed": False}
+            for user_id in user_ids[start : start + BATCH]
         ]
         CohortRow.insert_many(rows).execute()
-    training.round = number
-    model = model_info(training.model_id, training.model_version)
-    started = RoundStarted(
-        number,
-        kind.value,
-        model,
-        deadline,
-        spec.aggregation,
-        spec.metric_names,
-        local_rounds(spec.aggregation) if kind is RoundKind.TRAIN else 1,
-        bool(chain),
-        spec.uncertainty.options if kind is RoundKind.SWAG else None,
-    )
-    append(training, started, now, audience=COHORT, number=number)
-
-
-def evaluate(training: TrainingRow, now: datetime, *, due: bool = False) -> bool:
-    """Applies the close policy to the current round, if it is open.
-
-    A round whose cohort has left is abandoned, and the next one of its kind is opened for those who were registered
-    meanwhile; they begin a chain anew.
-
-    Args:
-        training: The training, locked.
-        now: The time to write.
-        due: Whether the round's deadline has passed.
-
-    Returns:
-        Whether this call closed the round: then the caller has its aggregation started.
-    """
-    row = find_round(training.training_id, training.round)
-    if row is None or row.state != RoundState.OPEN.value or not state_of(training).is_running:
-        return False
-    present, arrived = round_counts(row.training_id, row.number)
-    policy = to_spec(training.spec).round_policy
-    expected = expected_updates(policy, present)
-    if expected != row.expected:
-        RoundRow.update(expected=expected).where(_is(row)).execute()
-    if not present:
-        abandon(training)
-        open_round(training, row.number + 1, RoundKind(row.kind), now)
-        return False
-    verdict = judge(arrived, expected, due=due)
-    if verdict is Verdict.CLOSE:
-        return close(row)
-    if verdict is Verdict.FAIL:
-        fail(training, "DEADLINE_MISSED", _who_is_missing(row, arrived, expected), now)
-    return False
-
-
-def close(row: RoundRow) -> bool:
-    """Closes an open round; of several callers exactly one is answered True."""
-    return bool(
-        RoundRow.update(state=RoundState.AGGREGATING.value, epoch=RoundRow.epoch + 1)
-        .where(_is(row), RoundRow.state == RoundState.OPEN.value)
-        .execute()
-    )
 
 
 def complete(training: TrainingRow, now: datetime, *, early: bool) -> None:
@@ -323,53 +290,3 @@ def remove(training: TrainingRow, now: datetime) -> None:
     append(training, TrainingRemoved(), now)
     training.remove_time = now
     training.save()
-
-
-def leave(training: TrainingRow, user_ids: Sequence[str], now: datetime) -> bool:
-    """Removes participants; their updates of the open round don't count, and the round is judged anew.
-
-    Returns:
-        Whether that closed the round.
-    """
-    for user_id in sorted(user_ids):
-        sequence = append(training, ClientRemoved(user_id), now, audience=user_id)
-        ParticipantRow.update(remove_time=now, until_sequence=sequence).where(
-            ParticipantRow.training_id == training.training_id, ParticipantRow.user_id == user_id
-        ).execute()
-    row = find_round(training.training_id, training.round)
-    if row is None or row.state != RoundState.OPEN.value:
-        return False
-    CohortRow.update(removed=True).where(
-        CohortRow.training_id == training.training_id,
-        CohortRow.number == row.number,
-        CohortRow.user_id.in_(list(user_ids)),
-    ).execute()
-    return evaluate(training, now)
-
-
-def names(user_ids: Iterable[str]) -> list[str]:
-    """Returns users by the names that people know."""
-    rows = UserRow.select(UserRow.name).where(UserRow.user_id.in_(list(user_ids))).order_by(UserRow.name)
-    return [row.name for row in rows]
-
-
-def members(row: RoundRow) -> tuple[list[str], list[str]]:
-    """Returns the present members of a round's cohort whose update is here, and those whose update is missing."""
-    present = {
-        member.user_id
-        for member in CohortRow.select(CohortRow.user_id).where(
-            CohortRow.training_id == row.training_id, CohortRow.number == row.number, ~CohortRow.removed
-        )
-    }
-    here = {update.user_id for update in counted(row.training_id, row.number)}
-    return sorted(here), sorted(present - here)
-
-
-def _who_is_missing(row: RoundRow, arrived: int, expected: int) -> str:
-    missing = names(members(row)[1])
-    shown = ", ".join(missing[:20]) + (f" and {len(missing) - 20} more" if len(missing) > 20 else "")
-    return f"round {row.number} reached its deadline with {arrived} of {expected} updates{MISSING}{shown}"
-
-
-def _is(row: RoundRow) -> Any:
-    return (RoundRow.training_id == row.training_id) & (RoundRow.number == row.number)

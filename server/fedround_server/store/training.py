@@ -25,6 +25,7 @@ from fedround_server.domain.round import RoundKind
 from fedround_server.domain.swag import moments
 from fedround_server.domain.training import Training, TrainingSpec, TrainingState
 from fedround_server.store import steps
+from fedround_server.store.closing import leave
 from fedround_server.store.database import Database, verb
 from fedround_server.store.loading import load
 from fedround_server.store.model import insert_model, owned_model
@@ -206,7 +207,7 @@ class TrainingVerbs:
             raise UnknownClients(sorted(strangers), "not participants of the training")
         if steps.state_of(row).is_running and leaving == present:
             raise LastParticipant("a running training keeps one participant: remove the training (force) instead")
-        closed = steps.leave(row, sorted(leaving), now)
+        closed = leave(row, sorted(leaving), now)
         return load([row])[0], closed
 
     @verb

@@ -8,6 +8,7 @@ from peewee import ModelSelect
 from fedround_server.domain.errors import LastAdmin, TrainingRunning, UserExists, UserNotFound
 from fedround_server.domain.user import Role, User
 from fedround_server.store import steps
+from fedround_server.store.closing import leave
 from fedround_server.store.database import Database, verb
 from fedround_server.store.rows import to_user
 from fedround_server.store.schema import ParticipantRow, TokenRow, TrainingRow, UserRow
@@ -115,7 +116,7 @@ class UserVerbs:
             if training.actor_id == user_id:
                 steps.remove(training, now)
             else:
-                steps.leave(training, [user_id], now)
+                leave(training, [user_id], now)
         return [training.training_id for training in trainings]
 
 

@@ -121,6 +121,7 @@ def up(_migrator: Any, db: Any) -> None:
         state = CharField(max_length=16, index=True)
         epoch = IntegerField()
         step = IntegerField()
+        attempt = IntegerField()
         model_version = IntegerField()
         expected = IntegerField()
         metrics = TextField(null=True)
