@@ -47,6 +47,7 @@ class TrainingCalls:
         selection: Selection | None = None,
         keep_versions: int = 0,
         max_num_examples: int = 0,
+        max_update_norm: float = 0.0,
         request_id: str | None = None,
         progress: Progress | None = None,
     ) -> Training:
@@ -73,6 +74,8 @@ class TrainingCalls:
             selection: Which version is tagged `best`, and early stopping; None for neither.
             keep_versions: How many of the latest versions keep their files, besides the tagged ones; 0 for all.
             max_num_examples: The most that an update may claim; 0 for the server's limit.
+            max_update_norm: How far an update may be from the model that it started from (L2 norm of the difference);
+                0 for any distance.
             request_id: UUID that makes a repeated create answer the first one's training; made up by default.
             progress: Told how many bytes of how many are sent.
 
@@ -105,6 +108,7 @@ class TrainingCalls:
             selection=choices.selection(selection),
             keep_versions=keep_versions,
             max_num_examples=max_num_examples,
+            max_update_norm=max_update_norm,
             request_id=request_id or str(uuid.uuid4()),
         )
         return upload(

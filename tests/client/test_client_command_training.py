@@ -34,6 +34,7 @@ def test_training_create_sends_the_file_and_all_options(server, command, tmp_pat
     options = f"--name digits --target-num-updates 5 --client {USER} --client {MODEL} --metric accuracy --min-updates 2"
     options += (
         " --deadline 90 --max-retries 4 --fed-prox-mu 0.1 --evaluation final_only --description d --max-num-examples 9"
+        " --max-update-norm 2.5"
     )
     options += " --maximize accuracy --keep-versions 4 --architecture mlp"
     options += " --uncertainty swag --samples 3 --softmax --swag-every 2 --swag-rank 1"
@@ -47,6 +48,7 @@ def test_training_create_sends_the_file_and_all_options(server, command, tmp_pat
     assert (spec.name, spec.target_num_updates, spec.description, spec.max_num_examples) == ("digits", 5, "d", 9)
     assert (list(spec.client_ids), list(spec.metric_names)) == ([USER, MODEL], ["accuracy"])
     assert (spec.round_policy.min_updates, spec.round_policy.deadline.seconds) == (2, 90)
+    assert spec.max_update_norm == 2.5
     assert (spec.round_policy.on_missed, spec.round_policy.max_retries) == (ON_MISSED_RETRY, 4)
     assert (spec.aggregation.fed_prox.mu, spec.evaluation) == (0.1, 2)
     assert spec.selection == ModelSelection(metric="accuracy", goal=GOAL_MAXIMIZE)

@@ -19,7 +19,7 @@ from fedround_server.domain.model import BlobRef
 from fedround_server.domain.round import RoundKind
 from fedround_server.domain.training import Training
 from fedround_server.domain.user import Role
-from fedround_server.engine.job import AggregationJob, PredictionJob
+from fedround_server.engine.job import AggregationJob, Examination, Origin, PredictionJob
 from fedround_server.hub import Hub
 from fedround_server.store import Store
 
@@ -70,8 +70,8 @@ class ToldEngine:
     def __post_init__(self) -> None:
         self.may_end.set()
 
-    async def find_not_finite(self, path: Path) -> str | None:
-        return None
+    async def examine(self, path: Path, origin: Origin | None = None) -> Examination:
+        return Examination()
 
     async def aggregate(self, job: AggregationJob, target: Path) -> BlobRef:
         self.jobs.append(job)

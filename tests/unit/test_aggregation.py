@@ -18,8 +18,9 @@ from hypothesis.extra.numpy import array_shapes
 from fedround_server.engine import tensors as engine_tensors
 from fedround_server.engine.aggregation import aggregate
 from fedround_server.engine.aggregators import AGGREGATORS
+from fedround_server.engine.examination import examine
 from fedround_server.engine.job import AggregationFailed, AggregationJob
-from fedround_server.engine.tensors import BLOCK, TensorFile, find_not_finite
+from fedround_server.engine.tensors import BLOCK
 from unit.safetensors_files import NUMPY_DTYPES, write
 
 Tensors = dict[str, np.ndarray]
@@ -245,19 +246,16 @@ def test_one_bad_value_is_found_wherever_it_is(tmp_path: Path, dtype: str, bad: 
         tensor = np.zeros(2 * BLOCK + 5, NUMPY_DTYPES[dtype])
         file = tmp_path / "file"
         file.write_bytes(write({"fine": np.ones(3), "spoilt": tensor}))
-        with TensorFile(file) as mapped:
-            assert find_not_finite(mapped) is None
+        assert examine(file).not_finite is None
         tensor[position] = bad
         file.write_bytes(write({"fine": np.ones(3), "spoilt": tensor}))
-        with TensorFile(file) as mapped:
-            assert find_not_finite(mapped) == "spoilt"
+        assert examine(file).not_finite == "spoilt"
 
 
 def test_bfloat16_is_looked_at_too(tmp_path: Path) -> None:
     file = tmp_path / "file"
     safetensors.torch.save_file({"w": torch.tensor([1.0, float("inf")], dtype=torch.bfloat16)}, file)
-    with TensorFile(file) as mapped:
-        assert find_not_finite(mapped) == "w"
+    assert examine(file).not_finite == "w"
 
 
 def test_extreme_but_finite_values_pass(tmp_path: Path) -> None:
@@ -266,8 +264,7 @@ def test_extreme_but_finite_values_pass(tmp_path: Path) -> None:
         dtype: np.array([np.finfo(NUMPY_DTYPES[dtype]).max, np.finfo(NUMPY_DTYPES[dtype]).min]) for dtype in FLOATS
     }
     file.write_bytes(write({**tensors, "I64": np.array([2**63 - 1])}))
-    with TensorFile(file) as mapped:
-        assert find_not_finite(mapped) is None
+    assert examine(file).not_finite is None
 
 
 def test_tensors_may_lie_in_any_order(tmp_path: Path) -> None:

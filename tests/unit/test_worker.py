@@ -35,7 +35,7 @@ from fedround_server.engine.process import Worker
 from fedround_server.engine.worker import WorkerEngine
 if __name__ == "__main__":
     with WorkerEngine() as engine:
-        asyncio.run(engine.find_not_finite(Path(sys.argv[1])))
+        asyncio.run(engine.examine(Path(sys.argv[1])))
         assert "torch" not in sys.modules
         print(multiprocessing.active_children()[0].pid, flush=True)
         time.sleep(60)
@@ -71,7 +71,7 @@ def job(folder: Path, elements: int = 3) -> AggregationJob:
 
 async def test_jobs_come_back_with_their_results(engine: WorkerEngine, tmp_path: Path) -> None:
     work = job(tmp_path)
-    assert await engine.find_not_finite(work.model) is None
+    assert (await engine.examine(work.model)).not_finite is None
     blob = await engine.aggregate(work, tmp_path / "new")
     assert (tmp_path / "new").stat().st_size == blob.size_bytes
     assert safetensors.numpy.load_file(tmp_path / "new")["w"].tolist() == [1, 1, 1]
@@ -100,11 +100,11 @@ async def test_a_failure_comes_back_as_itself(engine: WorkerEngine, tmp_path: Pa
         await engine.aggregate(AggregationJob(tmp_path / "gone", (spoilt,), (1,), "fed_avg", {}), tmp_path / "new")
     # A part of the file would lie there until the next start.
     assert sorted(path.name for path in tmp_path.iterdir()) == ["spoilt"]
-    assert await engine.find_not_finite(spoilt) == "w"
+    assert (await engine.examine(spoilt)).not_finite == "w"
 
 
 async def test_a_killed_worker_is_replaced_and_its_job_done_again(engine: WorkerEngine, tmp_path: Path) -> None:
-    assert await engine.find_not_finite(job(tmp_path).model) is None
+    assert (await engine.examine(job(tmp_path).model)).not_finite is None
     first = worker()
     second = await engine._worker.run(die_once, tmp_path / "died")
     assert second == worker() != first
@@ -120,7 +120,7 @@ async def test_what_a_killed_worker_left_is_not_in_the_way(engine: WorkerEngine,
 
 async def test_jobs_that_wait_survive_their_worker_too(engine: WorkerEngine, tmp_path: Path) -> None:
     work = job(tmp_path)
-    await engine.find_not_finite(work.model)
+    await engine.examine(work.model)
     waiting = [asyncio.create_task(engine.aggregate(work, tmp_path / f"new {number}")) for number in range(20)]
     await asyncio.sleep(0)
     os.kill(worker(), signal.SIGKILL)
@@ -130,7 +130,7 @@ async def test_jobs_that_wait_survive_their_worker_too(engine: WorkerEngine, tmp
 async def test_a_job_that_kills_every_worker_is_given_up(engine: WorkerEngine, tmp_path: Path) -> None:
     with pytest.raises(WorkerLost, match="3 times"):
         await engine._worker.run(os._exit, 1)
-    assert await engine.find_not_finite(job(tmp_path).model) is None
+    assert (await engine.examine(job(tmp_path).model)).not_finite is None
 
 
 async def test_jobs_that_wait_survive_any_number_of_deaths_by_others() -> None:
@@ -172,13 +172,13 @@ async def test_a_closed_engine_says_so(tmp_path: Path) -> None:
     with WorkerEngine() as engine:
         pass
     with pytest.raises(WorkerLost, match="closed"):
-        await engine.find_not_finite(tmp_path)
+        await engine.examine(tmp_path)
 
 
 async def test_closing_ends_the_worker_at_once(tmp_path: Path) -> None:
     with WorkerEngine() as engine:
         work = job(tmp_path, 20_000_000)
-        await engine.find_not_finite(work.model)
+        await engine.examine(work.model)
         under_way = asyncio.create_task(engine.aggregate(work, tmp_path / "new"))
         await asyncio.sleep(0.01)
         assert len(multiprocessing.active_children()) == 1

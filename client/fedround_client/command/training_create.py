@@ -89,6 +89,9 @@ def create(
     max_num_examples: Annotated[
         int, typer.Option(min=0, max=2**31, help="The most an update may claim; 0 for no cap.")
     ] = 0,
+    max_update_norm: Annotated[
+        float, typer.Option(min=0, help="How far (L2) an update may be from its model; 0 for any distance.")
+    ] = 0.0,
     form: FormatOption = Format.TABLE,
 ) -> None:
     """Create a training from a model file or a stored model."""
@@ -127,6 +130,7 @@ def create(
             selection=selection,
             keep_versions=keep_versions,
             max_num_examples=max_num_examples,
+            max_update_norm=max_update_norm,
             progress=report,
         )
     show(training, form)

@@ -68,6 +68,10 @@ class UpdateMismatch(InvalidArgument, reason="UPDATE_MISMATCH"):
     """Names, shapes or dtypes of the update differ from the model's."""
 
 
+class UpdateNorm(InvalidArgument, reason="UPDATE_NORM"):
+    """The update is farther from the model that it started from than the training allows."""
+
+
 class UpdateNotFinite(InvalidArgument, reason="UPDATE_NOT_FINITE"):
     """The update has NaN or infinity in it."""
 

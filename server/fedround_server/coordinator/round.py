@@ -70,7 +70,7 @@ class Rounds:
         admission = await self._store.admit(new)
         if admission.receipt is not None:
             return admission.receipt
-        await self._uploads.receive(incoming, admission.manifest)
+        await self._uploads.receive(incoming, admission.manifest, admission.bound)
         return await to_the_end(self._accept(new, RoundKind.TRAIN))
 
     async def submit_metrics(

@@ -13,11 +13,14 @@ from fedround_server.domain.errors import (
     InvalidArgument,
     ModelFormat,
     ModelTooLarge,
+    UpdateNorm,
     UpdateNotFinite,
     UploadIncomplete,
     UploadSuperseded,
 )
 from fedround_server.domain.model import BlobRef, Manifest
+from fedround_server.domain.update import NormBound
+from fedround_server.engine.job import Origin
 from fedround_server.engine.manifest import HeaderGate, Layout
 
 
@@ -83,18 +86,20 @@ class Uploads:
         writer = self._updates.get((training_id, user_id))
         return 0 if writer is None else writer.size_bytes
 
-    async def receive(self, incoming: Incoming, expected: Manifest | None) -> Received:
+    async def receive(self, incoming: Incoming, expected: Manifest | None, bound: NormBound | None = None) -> Received:
         """Takes a file in. When it returns, the file is on disk, whole, checked and under its digest.
 
         Args:
             incoming: The file.
             expected: What it must contain; None for any acceptable model.
+            bound: How far an update may be from its origin; None for any distance.
 
         Raises:
             ModelTooLarge: It is over the limit.
             ModelFormat: It is no acceptable safetensors file.
             UpdateMismatch: Its tensors are not the expected ones.
             UpdateNotFinite: It contains NaN or Inf.
+            UpdateNorm: It is too far from its origin.
             UploadIncomplete: The stream ended early.
             DigestMismatch: The bytes are not the declared ones.
             UploadOffset: A resumed upload stands elsewhere.
@@ -106,7 +111,7 @@ class Uploads:
                 try:
                     with self._watch(incoming, writer):
                         layout = await self._take(incoming, HeaderGate(expected), writer)
-                    await self._check_finite(writer)
+                    await self._check_numbers(writer, bound)
                 except (InvalidArgument, DigestMismatch, ModelTooLarge):
                     writer.discard()
                     raise
@@ -152,11 +157,14 @@ class Uploads:
         if size is not None and size > limit:
             raise ModelTooLarge(f"the file has {size} bytes, the server takes {limit}: ask the operator for more")
 
-    async def _check_finite(self, writer: BlobWriter) -> None:
+    async def _check_numbers(self, writer: BlobWriter, bound: NormBound | None) -> None:
+        origin = None if bound is None else Origin(self._context.blobs.path(bound.origin.sha256), bound.prefix)
         # The worker maps the file: a worker whose file is cut dies, and the next try may cut it.
-        name = await wait_out(self._context.engine.find_not_finite(writer.path))
-        if name is not None:
-            raise UpdateNotFinite(f"tensor {name!r} contains NaN or Inf: nothing of the file was taken")
+        found = await wait_out(self._context.engine.examine(writer.path, origin))
+        if found.not_finite is not None:
+            raise UpdateNotFinite(f"tensor {found.not_finite!r} contains NaN or Inf: nothing of the file was taken")
+        if bound is not None and found.norm > bound.limit:
+            raise UpdateNorm(found.norm, bound.limit)
 
     @asynccontextmanager
     async def _own(self, incoming: Incoming) -> AsyncIterator[None]:

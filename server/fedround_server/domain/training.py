@@ -137,6 +137,7 @@ class TrainingSpec:
         keep_versions: How many of the latest versions keep their files; 0 means all.
         model_version: The version of the stored model to start from; None means the latest.
         architecture: The registered architecture of the streamed model.
+        max_update_norm: How far an update may be from what its participant started from (L2); 0 means any distance.
     """
 
     name: str
@@ -155,6 +156,7 @@ class TrainingSpec:
     model_version: int | None = None
     architecture: str = ""
     uncertainty: Uncertainty = field(default_factory=Uncertainty)
+    max_update_norm: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

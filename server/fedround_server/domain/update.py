@@ -23,6 +23,21 @@ class NewUpdate:
 
 
 @dataclass(frozen=True, slots=True)
+class NormBound:
+    """How far an update may be from the model that its participant started from.
+
+    Attributes:
+        limit: The largest L2 norm of the difference.
+        origin: That model.
+        prefix: What the update puts before the names of the model's tensors.
+    """
+
+    limit: float
+    origin: BlobRef
+    prefix: str
+
+
+@dataclass(frozen=True, slots=True)
 class Update:
     """An accepted update."""
 

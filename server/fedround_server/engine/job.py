@@ -52,6 +52,32 @@ class PredictionJob:
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """The model that a participant started from.
+
+    Attributes:
+        path: Its file.
+        prefix: What the participant's update puts before the names of its tensors.
+    """
+
+    path: Path
+    prefix: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Examination:
+    """What is known of a file's numbers.
+
+    Attributes:
+        not_finite: The name of a tensor that contains NaN or Inf; then nothing else is known.
+        norm: How far it is from its origin: the L2 norm of the difference over all floating tensors; 0 without one.
+    """
+
+    not_finite: str | None = None
+    norm: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class AggregationJob:
     """A round to aggregate.
 

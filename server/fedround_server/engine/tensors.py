@@ -183,13 +183,3 @@ def blocks(num_elements: int) -> Iterator[tuple[int, int]]:
     """Cuts a flattened tensor into (start, length)."""
     for start in range(0, num_elements, BLOCK):
         yield start, min(BLOCK, num_elements - start)
-
-
-def find_not_finite(file: TensorFile) -> str | None:
-    """Returns the name of a tensor that contains NaN or Inf."""
-    for name, spec in file.layout.manifest.items():
-        if spec.dtype.is_floating:
-            for start, length in blocks(spec.num_elements):
-                if not torch.isfinite(file.block(name, start, length)).all():
-                    return name
-    return None

@@ -10,7 +10,7 @@ from typing import Protocol, Self
 
 from fedround_server.domain.model import BlobRef
 from fedround_server.domain.prediction import Prediction
-from fedround_server.engine.job import SWAG_MOMENTS, AggregationJob, PredictionJob
+from fedround_server.engine.job import SWAG_MOMENTS, AggregationJob, Examination, Origin, PredictionJob
 from fedround_server.engine.process import Worker, WorkerLost
 
 __all__ = ["Engine", "WorkerEngine", "WorkerLost"]
@@ -19,8 +19,8 @@ __all__ = ["Engine", "WorkerEngine", "WorkerLost"]
 class Engine(Protocol):
     """What the coordinator asks for; jobs are pure functions of files."""
 
-    async def find_not_finite(self, path: Path) -> str | None:
-        """Returns the name of a tensor of a safetensors file that contains NaN or Inf.
+    async def examine(self, path: Path, origin: Origin | None = None) -> Examination:
+        """Looks for NaN and Inf in a safetensors file, and measures how far it is from the model that it was made from.
 
         Raises:
             WorkerLost: The job cannot be done.
@@ -85,9 +85,9 @@ class WorkerEngine:
             self._start_predictor()
             await self._predictor.run(_check, architecture)
 
-    async def find_not_finite(self, path: Path) -> str | None:
-        """Looks for NaN and Inf."""
-        return await self._worker.run(_find_not_finite, path)
+    async def examine(self, path: Path, origin: Origin | None = None) -> Examination:
+        """Looks at a file's numbers."""
+        return await self._worker.run(_examine, path, origin)
 
     async def aggregate(self, job: AggregationJob, target: Path) -> BlobRef:
         """Aggregates a round; target is made by a job that came to its end only."""
@@ -147,11 +147,10 @@ def _load_torch() -> None:
     torch.set_grad_enabled(False)
 
 
-def _find_not_finite(path: Path) -> str | None:
-    from fedround_server.engine.tensors import TensorFile, find_not_finite
+def _examine(path: Path, origin: Origin | None) -> Examination:
+    from fedround_server.engine.examination import examine
 
-    with TensorFile(path) as file:
-        return find_not_finite(file)
+    return examine(path, origin)
 
 
 def _aggregate(job: AggregationJob, target: Path) -> BlobRef:

@@ -136,6 +136,7 @@ def training_spec(spec: TrainingSpec, *, for_actor: bool, listed: bool) -> train
         evaluation=training_pb2.Evaluation.Value(f"EVALUATION_{spec.evaluation.value}"),
         request_id=(spec.request_id or "") if for_actor else "",
         max_num_examples=spec.max_num_examples,
+        max_update_norm=spec.max_update_norm,
         keep_versions=spec.keep_versions,
         model_version=spec.model_version,
         architecture=spec.architecture,

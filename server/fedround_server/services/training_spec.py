@@ -47,6 +47,7 @@ def read(message: training_pb2.TrainingSpec) -> TrainingSpec:
         round_policy=_round_policy(message.round_policy),
         evaluation=_evaluation(message.evaluation),
         max_num_examples=_cap(message.max_num_examples),
+        max_update_norm=_norm(message.max_update_norm),
         model_id=fields.an_optional_id("spec.model_id", message.model_id),
         request_id=fields.an_optional_id("spec.request_id", message.request_id),
         selection=_selection(message) if message.HasField("selection") else None,
@@ -67,6 +68,12 @@ def _cap(value: int) -> int:
     if value > MAX_NUM_EXAMPLES:
         raise FieldInvalid("spec.max_num_examples", f"is {value}; must be in 1..{MAX_NUM_EXAMPLES}, or 0 for that")
     return value or MAX_NUM_EXAMPLES
+
+
+def _norm(value: float) -> float:
+    if not math.isfinite(value) or value < 0:
+        raise FieldInvalid("spec.max_update_norm", f"is {value}; must be finite and >= 0, and 0 is for any distance")
+    return value
 
 
 def _aggregation(message: aggregation_pb2.Aggregation) -> Aggregation:

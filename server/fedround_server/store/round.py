@@ -19,9 +19,9 @@ from fedround_server.domain.errors import (
 from fedround_server.domain.event import ModelInfo, UpdateAccepted
 from fedround_server.domain.model import BlobRef, Manifest
 from fedround_server.domain.round import Round, RoundKind, RoundMember, RoundState, RoundView, UnfinishedRound
-from fedround_server.domain.swag import moments
+from fedround_server.domain.swag import MEAN, moments
 from fedround_server.domain.training import TrainingSpec
-from fedround_server.domain.update import NewUpdate, Update, foremost, weighted_means
+from fedround_server.domain.update import NewUpdate, NormBound, Update, foremost, weighted_means
 from fedround_server.store import steps
 from fedround_server.store.closing import evaluate
 from fedround_server.store.database import Database, verb
@@ -44,6 +44,7 @@ class Admission:
     """What an update must look like to be accepted; receipt is set if it was accepted before."""
 
     manifest: Manifest
+    bound: NormBound | None
     receipt: Update | None
 
 
@@ -76,11 +77,12 @@ class RoundVerbs:
         """
         training = steps.lock(new.training_id)
         receipt = _check(training, new, RoundKind.TRAIN)
+        spec = to_spec(training.spec)
         manifest = to_manifest(ModelRow.get(ModelRow.model_id == training.model_id).manifest)
-        row = steps.find_round(new.training_id, new.round)
-        if row is not None and row.kind == RoundKind.SWAG.value:
-            manifest = moments(manifest, int(to_spec(training.spec).uncertainty.options["rank"]))
-        return Admission(manifest, receipt)
+        row = RoundRow.get(RoundRow.training_id == new.training_id, RoundRow.number == new.round)
+        if row.kind == RoundKind.SWAG.value:
+            manifest = moments(manifest, int(spec.uncertainty.options["rank"]))
+        return Admission(manifest, _bound(training, row, new.user_id, spec.max_update_norm), receipt)
 
     @verb
     def submit(self, update_id: str, new: NewUpdate, kind: RoundKind, now: datetime) -> tuple[Update, bool]:
@@ -221,12 +223,10 @@ class RoundVerbs:
         row = steps.find_round(training_id, number)
         if row is None:
             raise RoundNotFound(f"{number} of the training {training_id}")
-        deal = DealRow.get_or_none(
-            DealRow.training_id == training_id, DealRow.number == number, DealRow.user_id == user_id
-        )
+        deal = _deal(row, user_id)
         if deal is None:
             raise NotInCohort(f"you were dealt no model in round {number}: download the one that round_started names")
-        return steps.model_info(training.model_id, row.model_version), BlobRef(deal.sha256, deal.size_bytes)
+        return steps.model_info(training.model_id, row.model_version), deal
 
     @verb
     def unfinished(self) -> list[UnfinishedRound]:
@@ -311,6 +311,22 @@ def _check(training: TrainingRow, new: NewUpdate, kind: RoundKind) -> Update | N
     if lacking:
         raise FieldInvalid("metrics", f"the training asks for {', '.join(lacking)} too")
     return None
+
+
+def _bound(training: TrainingRow, row: RoundRow, user_id: str, limit: float) -> NormBound | None:
+    """Returns how far a member's update may be from what the member started from."""
+    if not limit:
+        return None
+    origin = _deal(row, user_id) or steps.model_info(training.model_id, row.model_version).blob
+    return NormBound(limit, origin, f"{MEAN}/" if row.kind == RoundKind.SWAG.value else "")
+
+
+def _deal(row: RoundRow, user_id: str) -> BlobRef | None:
+    """Returns the model that a user was dealt in a round."""
+    deal: DealRow | None = DealRow.get_or_none(
+        DealRow.training_id == row.training_id, DealRow.number == row.number, DealRow.user_id == user_id
+    )
+    return None if deal is None else BlobRef(deal.sha256, deal.size_bytes)
 
 
 def _same(before: UpdateRow, new: NewUpdate) -> Update:

@@ -38,6 +38,7 @@ from fedround_server.domain.errors.round import (
     RoundNotOpen,
     UpdateExists,
     UpdateMismatch,
+    UpdateNorm,
     UpdateNotFinite,
 )
 from fedround_server.domain.errors.training import (
@@ -118,6 +119,7 @@ __all__ = [
     "UnknownClients",
     "UpdateExists",
     "UpdateMismatch",
+    "UpdateNorm",
     "UpdateNotFinite",
     "UploadIncomplete",
     "UploadOffset",

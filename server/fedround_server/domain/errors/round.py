@@ -40,6 +40,20 @@ class UpdateNotFinite(InvalidArgument):
     reason = "UPDATE_NOT_FINITE"
 
 
+class UpdateNorm(InvalidArgument):
+    """An update is farther from the model that it started from than the training allows."""
+
+    reason = "UPDATE_NORM"
+
+    def __init__(self, norm: float, limit: float) -> None:
+        super().__init__(
+            f"the update is {norm:.6g} away from the model that it started from (L2 norm over all floating tensors),"
+            f" and the training allows {limit:.6g}: train fewer steps or with a lower learning rate, or clip it",
+            norm=repr(norm),
+            limit=repr(limit),
+        )
+
+
 class NumExamples(InvalidArgument):
     """num_examples is out of bounds."""
 
