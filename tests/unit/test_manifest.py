@@ -226,13 +226,13 @@ def test_an_update_has_exactly_the_models_tensors() -> None:
     model = {"bias": TensorSpec(Dtype.F32, (2,)), "weight": TensorSpec(Dtype.F32, (2, 3))}
     check_same(dict(model), model)
     for update, why in (
-        ({"bias": model["bias"]}, "lacks tensors of the model: 'weight'"),
-        ({**model, "more": model["bias"]}, "that the model does not have: 'more'"),
+        ({"bias": model["bias"]}, "lacks tensors that the round asks for: 'weight'"),
+        ({**model, "more": model["bias"]}, "that the round does not ask for: 'more'"),
         (
             {**model, "weight": TensorSpec(Dtype.F32, (3, 2))},
-            r"'weight' is F32\[3, 2\], in the model it is F32\[2, 3\]",
+            r"'weight' is F32\[3, 2\], and the round asks for F32\[2, 3\]",
         ),
-        ({**model, "bias": TensorSpec(Dtype.F16, (2,))}, r"'bias' is F16\[2\], in the model it is F32\[2\]"),
+        ({**model, "bias": TensorSpec(Dtype.F16, (2,))}, r"'bias' is F16\[2\], and the round asks for F32\[2\]"),
     ):
         with pytest.raises(UpdateMismatch, match=why):
             check_same(update, model)

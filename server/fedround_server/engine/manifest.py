@@ -140,15 +140,15 @@ def check_same(actual: Manifest, expected: Manifest) -> None:
         UpdateMismatch: A tensor is missing, is one too many, or has another type or shape.
     """
     if missing := sorted(expected.keys() - actual.keys()):
-        raise UpdateMismatch(f"the update lacks tensors of the model: {_some(missing)}")
+        raise UpdateMismatch(f"the update lacks tensors that the round asks for: {_some(missing)}")
     if surplus := sorted(actual.keys() - expected.keys()):
-        raise UpdateMismatch(f"the update has tensors that the model does not have: {_some(surplus)}")
+        raise UpdateMismatch(f"the update has tensors that the round does not ask for: {_some(surplus)}")
     for name, spec in expected.items():
         found = actual[name]
         if found != spec:
             raise UpdateMismatch(
                 f"tensor {name!r} is {found.dtype.name}{list(found.shape)},"
-                f" in the model it is {spec.dtype.name}{list(spec.shape)}"
+                f" and the round asks for {spec.dtype.name}{list(spec.shape)}"
             )
 
 

@@ -29,7 +29,7 @@ class NotInCohort(PermissionDenied):
 
 
 class UpdateMismatch(InvalidArgument):
-    """An update's tensors are not those of the model."""
+    """An update's tensors are not those that the round asks for."""
 
     reason = "UPDATE_MISMATCH"
 
