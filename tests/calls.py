@@ -189,6 +189,7 @@ HELP = {
     "UPLOAD_OFFSET": "ask GetUpload and go on there",
     "UPLOAD_SUPERSEDED": "leave the file to that one",
     "DIGEST_MISMATCH": "send it again",
+    "CHUNK_CORRUPT": "send them again",
     "CURSOR_EXPIRED": "subscribe without it",
     "MODEL_TOO_LARGE": "ask the operator for more",
     "QUOTA": "remove some first",

@@ -41,7 +41,9 @@ LAYERS = {
     "engine": layer("domain", "torch safetensors numpy"),
     "coordinator": layer("domain hub blobs store engine", "structlog"),
     "interceptors": layer("domain coordinator", "grpc grpc_status google.protobuf google.rpc structlog"),
-    "services": layer("domain coordinator interceptors", "fedround grpc grpc_health google.protobuf structlog"),
+    "services": layer(
+        "domain coordinator interceptors", "fedround grpc grpc_health google.protobuf google_crc32c structlog"
+    ),
     "config": layer("domain", "pydantic pydantic_settings"),
     "logs": layer("", "structlog"),
     "app": layer(None, "fedround google.protobuf google.rpc grpc grpc_channelz grpc_health grpc_reflection structlog"),

@@ -1,4 +1,4 @@
-"""A connection that a test can cut."""
+"""A connection that a test can cut, and that damages what it carries."""
 
 import contextlib
 import socket
@@ -14,7 +14,10 @@ RESET = struct.pack("ii", 1, 0)
 class Wire:
     """Leads to a server, for one connection. Its `with` block is the time in which it can be used."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, damages: bytes = b"") -> None:
+        """Damages the first occurrence of some bytes by one bit, if there are any."""
+        self._damages = damages
+        self.has_damaged = threading.Event()
         host, port = address.split(":")
         self._target = host, int(port)
         self._ends: list[socket.socket] = []
@@ -45,10 +48,16 @@ class Wire:
         far = socket.create_connection(self._target)
         self._ends = [near, far]
         for source, target in ((near, far), (far, near)):
-            threading.Thread(target=_carry, args=(source, target), daemon=True).start()
+            threading.Thread(target=self._carry, args=(source, target), daemon=True).start()
 
+    def _carry(self, source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                target.sendall(self._damage(data))
 
-def _carry(source: socket.socket, target: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        while data := source.recv(1 << 16):
-            target.sendall(data)
+    def _damage(self, data: bytes) -> bytes:
+        start = data.find(self._damages)
+        if not self._damages or start < 0 or self.has_damaged.is_set():
+            return data
+        self.has_damaged.set()
+        return data[:start] + bytes([data[start] ^ 0x10]) + data[start + 1 :]

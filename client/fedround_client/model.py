@@ -68,7 +68,7 @@ class ModelCalls:
             payload,
             upload_id,
             first,
-            lambda chunk: UploadModelRequest(chunk=chunk),
+            lambda chunk, crc: UploadModelRequest(chunk=chunk, chunk_crc32c=crc),
             progress=progress,
         ).model
 

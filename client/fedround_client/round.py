@@ -129,7 +129,7 @@ class RoundCalls:
             payload,
             upload_id,
             first,
-            lambda chunk: SubmitUpdateRequest(chunk=chunk),
+            lambda chunk, crc: SubmitUpdateRequest(chunk=chunk, chunk_crc32c=crc),
             attempts=attempts,
             progress=progress,
         ).receipt

@@ -117,7 +117,7 @@ class TrainingCalls:
             payload,
             upload_id,
             lambda offset: CreateTrainingRequest(spec=spec, upload_id=upload_id, offset=offset),
-            lambda chunk: CreateTrainingRequest(chunk=chunk),
+            lambda chunk, crc: CreateTrainingRequest(chunk=chunk, chunk_crc32c=crc),
             progress=progress,
         ).training
 

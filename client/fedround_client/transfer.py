@@ -1,4 +1,7 @@
-"""Model files on their way up and down: in chunks, resumed by offset after a cut, verified by SHA-256."""
+"""Model files on their way up and down.
+
+They go in chunks, each with its CRC-32C, are resumed by offset after a cut, and verified by SHA-256.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,12 @@ from os import PathLike
 from pathlib import Path
 from typing import BinaryIO, Literal, Protocol, TypeAlias, TypeVar
 
+import google_crc32c
 import grpc
 
 from fedround.v1.event_pb2 import ModelInfo
 from fedround.v1.round_pb2 import GetUploadRequest
-from fedround_client.errors import DigestMismatch, FedroundError, ServerUnavailable
+from fedround_client.errors import ChunkCorrupt, DigestMismatch, FedroundError, ServerUnavailable
 from fedround_client.rpc import ATTEMPTS, Rpc
 from fedround_client.tensors import StateDict, to_safetensors
 
@@ -37,6 +41,8 @@ class _Piece(Protocol):
     def info(self) -> ModelInfo: ...
     @property
     def chunk(self) -> bytes: ...
+    @property
+    def chunk_crc32c(self) -> int: ...
     def HasField(self, name: Literal["info"], /) -> bool: ...  # noqa: N802 -- protobuf's name
 
 
@@ -88,12 +94,12 @@ def upload(
     payload: Payload,
     upload_id: str,
     first: Callable[[int], Request],
-    more: Callable[[bytes], Request],
+    more: Callable[[bytes, int], Request],
     *,
     attempts: int | None = ATTEMPTS,
     progress: Progress | None = None,
 ) -> Response:
-    """Sends a file, and goes on from where the server got to whenever the connection is cut.
+    """Sends a file, and goes on from where the server got to whenever the connection is cut or bytes are damaged.
 
     Args:
         rpc: Calls the server.
@@ -101,7 +107,7 @@ def upload(
         payload: The file.
         upload_id: UUID that the server knows the upload by; empty if there is nothing to go on with.
         first: Makes the first message of a stream that starts at an offset in bytes.
-        more: Makes a message of a chunk.
+        more: Makes a message of a chunk and its CRC-32C.
         attempts: How many in a row may fail without progress; None for any number.
         progress: Told of every chunk.
 
@@ -118,7 +124,7 @@ def upload(
         try:
             yield head
             for chunk, end in payload.chunks(offset):
-                yield more(chunk)
+                yield more(chunk, google_crc32c.value(chunk))
                 if progress is not None:
                     progress(end, payload.size_bytes)
         except Exception as error:
@@ -153,7 +159,7 @@ def download(
     attempts: int | None = ATTEMPTS,
     progress: Progress | None = None,
 ) -> ModelInfo:
-    """Fetches a model file, and goes on from where it got to whenever the connection is cut.
+    """Fetches a model file, and goes on from the last good byte whenever the connection is cut or bytes are damaged.
 
     Args:
         rpc: Calls the server.
@@ -182,6 +188,7 @@ def download(
                     if response.HasField("info"):
                         info = response.info
                     if response.chunk:
+                        _check(response, received)
                         sink.write(response.chunk)
                         digest.update(response.chunk)
                         received += len(response.chunk)
@@ -204,3 +211,13 @@ def download(
             f" not {info.sha256}.",
         )
     return info
+
+
+def _check(piece: _Piece, offset: int) -> None:
+    if piece.chunk_crc32c != google_crc32c.value(piece.chunk):
+        raise ChunkCorrupt(
+            grpc.StatusCode.DATA_LOSS,
+            "CHUNK_CORRUPT",
+            f"The {len(piece.chunk)} bytes from offset {offset} were damaged on the way.",
+            {"offset": str(offset)},
+        )

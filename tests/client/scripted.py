@@ -4,6 +4,7 @@ import threading
 import time
 from concurrent.futures import Future
 
+import google_crc32c
 import grpc
 import grpc_testing
 from google.protobuf.any_pb2 import Any
@@ -44,6 +45,11 @@ def refusal(code, reason, message="no", metadata=None, violations=None, domain="
         packed.Pack(detail)
         status.details.append(packed)
     return (("grpc-status-details-bin", status.SerializeToString()),), code, message
+
+
+def piece(response, data, **fields):
+    """A message of a download with some bytes and their checksum."""
+    return response(chunk=data, chunk_crc32c=google_crc32c.value(data), **fields)
 
 
 def until(condition):

@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 
-from client.scripted import MODEL, OK, TRAINING, USER, done
+from client.scripted import MODEL, OK, TRAINING, USER, done, piece
 from fedround.v1.aggregation_pb2 import Ensemble, EnsembleMember, McDropout, Swag
 from fedround.v1.event_pb2 import ROUND_KIND_EVALUATE, ROUND_KIND_TRAIN, ModelInfo
 from fedround.v1.inference_pb2 import PredictResponse, Tensor
@@ -57,7 +57,7 @@ def test_versions_come_down(server, command, tmp_path, monkeypatch, options, ver
     call = command("model", "download", MODEL, *options.split(), "--format", "json")
     request, rpc = server.stream("DownloadModel")
     info = ModelInfo(version=0, sha256=hashlib.sha256(FILE).hexdigest(), size_bytes=len(FILE))
-    rpc.send_response(DownloadModelResponse(info=info, chunk=FILE))
+    rpc.send_response(piece(DownloadModelResponse, FILE, info=info))
     rpc.terminate(*OK)
     name = f"{MODEL}.posterior.safetensors" if part == MODEL_PART_POSTERIOR else f"{MODEL}.safetensors"
     assert json.loads(done(call).stdout) == {"path": name}
@@ -71,7 +71,7 @@ def test_a_download_goes_where_it_is_told(server, command, tmp_path):
     call = command("model", "download", MODEL, "--output", target)
     _, rpc = server.stream("DownloadModel")
     info = ModelInfo(version=0, sha256=hashlib.sha256(FILE).hexdigest(), size_bytes=len(FILE))
-    rpc.send_response(DownloadModelResponse(info=info, chunk=FILE))
+    rpc.send_response(piece(DownloadModelResponse, FILE, info=info))
     rpc.terminate(*OK)
     assert done(call).stdout == f"{target}\n"
     assert target.read_bytes() == FILE

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from client.rounds import Rounds, file_of, finished, info_of, plus_one, round_started
-from client.scripted import OK, TRAINING, cut, refusal
+from client.scripted import OK, TRAINING, cut, piece, refusal
 from fedround.v1.aggregation_pb2 import Swag
 from fedround.v1.event_pb2 import ROUND_KIND_SWAG
 from fedround.v1.round_pb2 import DownloadDealtModelResponse
@@ -33,11 +33,11 @@ def test_a_dealt_model_is_trained_on_for_the_local_rounds_and_never_kept(server)
         request, rpc = server.stream("DownloadDealtModel")
         assert (request.training_id, request.round, request.offset) == (TRAINING, number, 0)
         file = file_of(dealt)
-        rpc.send_response(DownloadDealtModelResponse(info=info_of(0, file), chunk=file[:20]))
+        rpc.send_response(piece(DownloadDealtModelResponse, file[:20], info=info_of(0, file)))
         cut(rpc)
         request, rpc = server.stream("DownloadDealtModel")
         assert (request.round, request.offset) == (number, 20)
-        rpc.send_response(DownloadDealtModelResponse(info=info_of(0, file), chunk=file[20:]))
+        rpc.send_response(piece(DownloadDealtModelResponse, file[20:], info=info_of(0, file)))
         rpc.terminate(*OK)
         assert rounds.take_update()[1].tolist() == [dealt + 3] * 3
     rounds.send(finished(4))

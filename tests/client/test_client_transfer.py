@@ -1,10 +1,11 @@
 import hashlib
 
+import google_crc32c
 import grpc
 import numpy as np
 import pytest
 
-from client.scripted import MODEL, OK, TRAINING, UNAVAILABLE, USER, cut, refusal
+from client.scripted import MODEL, OK, TRAINING, UNAVAILABLE, USER, cut, piece, refusal
 from fedround.v1.event_pb2 import ModelInfo
 from fedround.v1.model_pb2 import MODEL_PART_POSTERIOR, DownloadModelResponse, Model, UploadModelResponse
 from fedround.v1.round_pb2 import GetUploadResponse, SubmitUpdateResponse, UpdateReceipt
@@ -262,7 +263,7 @@ def info(version=4, sha256=DIGEST):
 def send(rpc, data, **options):
     rpc.send_response(DownloadModelResponse(info=info(**options)))
     for start in range(0, len(data), CHUNK):
-        rpc.send_response(DownloadModelResponse(chunk=data[start : start + CHUNK]))
+        rpc.send_response(piece(DownloadModelResponse, data[start : start + CHUNK]))
 
 
 def test_a_cut_download_goes_on_with_the_same_version(server):
@@ -312,6 +313,41 @@ def test_a_download_is_given_up_after_eight_attempts(server):
     for _ in range(8):
         server.stream("DownloadModel")[1].terminate(*UNAVAILABLE)
     assert isinstance(call.exception(10), ServerUnavailable)
+
+
+def test_every_chunk_is_sent_with_its_checksum(server):
+    call = server.run(server.client.submit_update, TRAINING, 3, STATE, 42)
+    rpc = server.upload("SubmitUpdate")
+    rpc.take_request()
+    for message in (rpc.take_request() for _ in range(3)):
+        assert message.chunk_crc32c == google_crc32c.value(message.chunk)
+    rpc.terminate(receipt(), *OK)
+    call.result(10)
+
+
+def test_a_damaged_upload_goes_on_from_what_the_server_has(server):
+    call = server.run(server.client.submit_update, TRAINING, 3, STATE, 42)
+    server.upload("SubmitUpdate").terminate(None, *refusal(grpc.StatusCode.DATA_LOSS, "CHUNK_CORRUPT"))
+    server.reply("GetUpload", GetUploadResponse(committed_size=CHUNK))
+    rpc = server.upload("SubmitUpdate")
+    first, rest = server.receive(rpc, len(FILE) - CHUNK)
+    rpc.terminate(receipt(), *OK)
+    assert call.result(10).sha256 == DIGEST
+    assert first.spec.offset == CHUNK
+    assert rest == FILE[CHUNK:]
+
+
+@pytest.mark.parametrize("wrong", [google_crc32c.value(FILE[1001:2000]), None])
+def test_a_damaged_chunk_is_fetched_again(server, wrong):
+    call = server.run(server.client.download_model, MODEL, 4)
+    _, rpc = server.stream("DownloadModel")
+    send(rpc, FILE[:1000])
+    rpc.send_response(DownloadModelResponse(chunk=FILE[1000:2000], chunk_crc32c=wrong))
+    request, rpc = server.stream("DownloadModel")
+    assert request.offset == 1000
+    send(rpc, FILE[1000:])
+    rpc.terminate(*OK)
+    np.testing.assert_array_equal(call.result(10)["w"], STATE["w"])
 
 
 @pytest.mark.parametrize("to_file", [True, False])

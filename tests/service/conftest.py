@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterator
 import grpc
 import pytest
 
-from calls import Person
+from calls import Person, model_file, new_id
 from servers import Server
+from service.uploads import Upload, creating, storing, submitting
 
 
 @pytest.fixture(scope="session")
@@ -51,3 +52,17 @@ def actor(person: Callable[..., Person]) -> Person:
 @pytest.fixture
 def clients(person: Callable[..., Person]) -> list[Person]:
     return [person("CLIENT") for _ in range(3)]
+
+
+@pytest.fixture
+def data() -> bytes:
+    """A file that nobody has sent before."""
+    return model_file(int(new_id()[:5], 16))
+
+
+@pytest.fixture(params=["CreateTraining", "UploadModel", "SubmitUpdate"])
+def upload(request: pytest.FixtureRequest, actor: Person, person: Callable[..., Person]) -> Upload:
+    """Each of the RPCs that take a file."""
+    if request.param == "SubmitUpdate":
+        return submitting(actor, person("CLIENT"), model_file())
+    return {"CreateTraining": creating, "UploadModel": storing}[request.param](actor)

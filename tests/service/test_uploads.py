@@ -4,7 +4,7 @@ import io
 import json
 import pickle
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -16,7 +16,7 @@ from safetensors.numpy import save
 
 from calls import MODEL, Person, digest, model_file, new_id, refused, until
 from servers import Server
-from service.uploads import Upload, creating, storing, submitting
+from service.uploads import Upload, creating, is_stored, storing, submitting
 from wire import Wire
 
 SIZE = len(model_file())
@@ -54,23 +54,6 @@ HEADERS = [
         "contains 20001 tensors, more than 20000",
     ),
 ]
-
-
-@pytest.fixture
-def data() -> bytes:
-    """A file that nobody has sent before."""
-    return model_file(int(new_id()[:5], 16))
-
-
-@pytest.fixture(params=["CreateTraining", "UploadModel", "SubmitUpdate"])
-def upload(request: pytest.FixtureRequest, actor: Person, person: Callable[..., Person]) -> Upload:
-    if request.param == "SubmitUpdate":
-        return submitting(actor, person("CLIENT"), model_file())
-    return {"CreateTraining": creating, "UploadModel": storing}[request.param](actor)
-
-
-def is_stored(server: Server, data: bytes) -> bool:
-    return (server.data_dir / "objects" / digest(data)[:2] / digest(data)).exists()
 
 
 class TestRefused:
@@ -226,9 +209,7 @@ class TestRefused:
         assert list(error.refusal.fields) == [named]
 
     def test_another_position_than_where_it_stands(self, upload: Upload, data: bytes) -> None:
-        head = upload.spec(data)
-        target = head if hasattr(head, "upload_id") else head.spec
-        target.upload_id, target.offset = new_id(), 10
+        head = upload.resumable(data, new_id(), 10)
         with refused("FAILED_PRECONDITION", "UPLOAD_OFFSET", "stands at 0 bytes, not at 10: ask GetUpload") as error:
             upload.send(head, *upload.chunks(data[10:]))
         assert error.refusal.metadata["committed_size"] == "0"

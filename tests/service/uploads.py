@@ -6,6 +6,7 @@ from typing import Any
 
 from calls import TIMEOUT, Person, digest
 from fedround.v1 import model_pb2, round_pb2, training_pb2
+from servers import Server
 
 CHUNK = 1 << 20
 
@@ -31,6 +32,14 @@ class Upload:
         """The first message: a spec that declares the file."""
         declared = {f"{self.prefix}sha256": digest(data), f"{self.prefix}size_bytes": len(data)}
         return self.request(spec={**self.needs, **declared, **changed})
+
+    def resumable(self, data: bytes, upload_id: str, offset: int = 0) -> Any:
+        """The first message of a try of a resumable upload."""
+        head = self.spec(data)
+        # CreateTraining has them beside its spec, which the training keeps.
+        target = head if hasattr(head, "upload_id") else head.spec
+        target.upload_id, target.offset = upload_id, offset
+        return head
 
     def chunks(self, data: bytes, size: int = CHUNK) -> Iterator[Any]:
         for start in range(0, len(data), size):
@@ -81,3 +90,7 @@ def belongings(actor: Person) -> tuple[list[Any], list[Any]]:
     """The actor's trainings and models."""
     trainings = actor.trainings.GetTrainings(training_pb2.GetTrainingsRequest()).trainings
     return list(trainings), list(actor.models.GetModels(model_pb2.GetModelsRequest()).models)
+
+
+def is_stored(server: Server, data: bytes) -> bool:
+    return (server.data_dir / "objects" / digest(data)[:2] / digest(data)).exists()

@@ -36,6 +36,7 @@ ARGUMENTS: dict[type[FedroundError], tuple[Any, ...]] = {
     errors.UpdateNorm: (2.5, 1.0),
     errors.UploadOffset: (5, 3),
     errors.UploadIncomplete: (5, 9),
+    errors.ChunkCorrupt: (5, 9),
     errors.AnswerTooLarge: (5, 3),
 }
 

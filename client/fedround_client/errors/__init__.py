@@ -26,6 +26,7 @@ from fedround_client.errors.family import (
 from fedround_client.errors.reason import (
     AnswerTooLarge,
     ArchitectureUnknown,
+    ChunkCorrupt,
     CursorExpired,
     DigestMismatch,
     FieldInvalid,
@@ -78,6 +79,7 @@ __all__ = [
     "AlreadyExists",
     "AnswerTooLarge",
     "ArchitectureUnknown",
+    "ChunkCorrupt",
     "CursorExpired",
     "DataLoss",
     "DeadlineExceeded",

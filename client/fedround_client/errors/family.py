@@ -17,7 +17,7 @@ _CUT = frozenset(
     }
 )
 
-_PASSING = frozenset({"UPLOAD_INCOMPLETE", "TOO_MANY_UPLOADS", "TOO_MANY_STREAMS"})
+_PASSING = frozenset({"UPLOAD_INCOMPLETE", "CHUNK_CORRUPT", "TOO_MANY_UPLOADS", "TOO_MANY_STREAMS"})
 
 
 class FedroundError(Exception):

@@ -144,6 +144,10 @@ class UploadIncomplete(DataLoss, reason="UPLOAD_INCOMPLETE"):
     """The stream ended before the declared size."""
 
 
+class ChunkCorrupt(DataLoss, reason="CHUNK_CORRUPT"):
+    """A chunk was damaged on the way; what came before it is good."""
+
+
 class DigestMismatch(DataLoss, reason="DIGEST_MISMATCH"):
     """The bytes do not have the declared SHA-256."""
 

@@ -221,8 +221,13 @@ class SubmitUpdateRequest(_message.Message):
 
     SPEC_FIELD_NUMBER: _builtins.int
     CHUNK_FIELD_NUMBER: _builtins.int
+    CHUNK_CRC32C_FIELD_NUMBER: _builtins.int
     chunk: _builtins.bytes
     """The next 1 B to 1 MiB of the file (safetensors, tensors as in the model); 768 KiB is a good size."""
+    chunk_crc32c: _builtins.int
+    """CRC-32C (Castagnoli) of this message's chunk. When set, it is verified before the chunk is written: a chunk that was
+    damaged on the way is refused by itself (CHUNK_CORRUPT), and a resumable upload goes on behind what came before it.
+    """
     @_builtins.property
     def spec(self) -> Global___UpdateSpec:
         """What is submitted; in the first message, and only there."""
@@ -232,12 +237,15 @@ class SubmitUpdateRequest(_message.Message):
         *,
         spec: Global___UpdateSpec | None = ...,
         chunk: _builtins.bytes = ...,
+        chunk_crc32c: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_chunk_crc32c", b"_chunk_crc32c", "chunk_crc32c", b"chunk_crc32c", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_chunk_crc32c", b"_chunk_crc32c", "chunk", b"chunk", "chunk_crc32c", b"chunk_crc32c", "spec", b"spec"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__chunk_crc32c: _TypeAlias = _typing.Literal["chunk_crc32c"]  # noqa: Y015
+    _WhichOneofArgType__chunk_crc32c: _TypeAlias = _typing.Literal["_chunk_crc32c", b"_chunk_crc32c"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__chunk_crc32c) -> _WhichOneofReturnType__chunk_crc32c | None: ...
 
 Global___SubmitUpdateRequest: _TypeAlias = SubmitUpdateRequest  # noqa: Y015
 
@@ -347,8 +355,13 @@ class DownloadDealtModelResponse(_message.Message):
 
     INFO_FIELD_NUMBER: _builtins.int
     CHUNK_FIELD_NUMBER: _builtins.int
+    CHUNK_CRC32C_FIELD_NUMBER: _builtins.int
     chunk: _builtins.bytes
     """The next bytes of the file."""
+    chunk_crc32c: _builtins.int
+    """CRC-32C (Castagnoli) of this message's chunk; set with every chunk. If it does not fit, go on at the offset that the
+    chunk began at.
+    """
     @_builtins.property
     def info(self) -> _event_pb2.ModelInfo:
         """What is sent; in the first message, and only there. The id and version are those of the model that the chain began with."""
@@ -358,12 +371,15 @@ class DownloadDealtModelResponse(_message.Message):
         *,
         info: _event_pb2.ModelInfo | None = ...,
         chunk: _builtins.bytes = ...,
+        chunk_crc32c: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["info", b"info"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_chunk_crc32c", b"_chunk_crc32c", "chunk_crc32c", b"chunk_crc32c", "info", b"info"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "info", b"info"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_chunk_crc32c", b"_chunk_crc32c", "chunk", b"chunk", "chunk_crc32c", b"chunk_crc32c", "info", b"info"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__chunk_crc32c: _TypeAlias = _typing.Literal["chunk_crc32c"]  # noqa: Y015
+    _WhichOneofArgType__chunk_crc32c: _TypeAlias = _typing.Literal["_chunk_crc32c", b"_chunk_crc32c"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__chunk_crc32c) -> _WhichOneofReturnType__chunk_crc32c | None: ...
 
 Global___DownloadDealtModelResponse: _TypeAlias = DownloadDealtModelResponse  # noqa: Y015
 

@@ -513,12 +513,17 @@ class CreateTrainingRequest(_message.Message):
     CHUNK_FIELD_NUMBER: _builtins.int
     UPLOAD_ID_FIELD_NUMBER: _builtins.int
     OFFSET_FIELD_NUMBER: _builtins.int
+    CHUNK_CRC32C_FIELD_NUMBER: _builtins.int
     chunk: _builtins.bytes
     """The next 1 B to 1 MiB of the model file; 768 KiB is a good size."""
     upload_id: _builtins.str
     """UUID made by the caller, in the first message: makes the upload resumable. Needs model_sha256 and model_size_bytes."""
     offset: _builtins.int
     """In the first message: where the chunks start in the file; as GetUpload answered, in bytes."""
+    chunk_crc32c: _builtins.int
+    """CRC-32C (Castagnoli) of this message's chunk. When set, it is verified before the chunk is written: a chunk that was
+    damaged on the way is refused by itself (CHUNK_CORRUPT), and a resumable upload goes on behind what came before it.
+    """
     @_builtins.property
     def spec(self) -> Global___TrainingSpec:
         """What to train; in the first message, and only there."""
@@ -530,12 +535,15 @@ class CreateTrainingRequest(_message.Message):
         chunk: _builtins.bytes = ...,
         upload_id: _builtins.str = ...,
         offset: _builtins.int = ...,
+        chunk_crc32c: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_chunk_crc32c", b"_chunk_crc32c", "chunk_crc32c", b"chunk_crc32c", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "offset", b"offset", "spec", b"spec", "upload_id", b"upload_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_chunk_crc32c", b"_chunk_crc32c", "chunk", b"chunk", "chunk_crc32c", b"chunk_crc32c", "offset", b"offset", "spec", b"spec", "upload_id", b"upload_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__chunk_crc32c: _TypeAlias = _typing.Literal["chunk_crc32c"]  # noqa: Y015
+    _WhichOneofArgType__chunk_crc32c: _TypeAlias = _typing.Literal["_chunk_crc32c", b"_chunk_crc32c"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__chunk_crc32c) -> _WhichOneofReturnType__chunk_crc32c | None: ...
 
 Global___CreateTrainingRequest: _TypeAlias = CreateTrainingRequest  # noqa: Y015
 

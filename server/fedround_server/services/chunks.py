@@ -4,9 +4,11 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
+import google_crc32c
+
 from fedround.v1 import event_pb2
 from fedround_server.coordinator.upload import Incoming
-from fedround_server.domain.errors import FieldInvalid, OffsetOutOfRange
+from fedround_server.domain.errors import ChunkCorrupt, FieldInvalid, OffsetOutOfRange
 from fedround_server.domain.model import BlobRef
 from fedround_server.interceptors.around import Call
 from fedround_server.interceptors.auth import caller
@@ -19,9 +21,10 @@ class Message(Protocol):
     """A message of such a stream."""
 
     chunk: bytes
+    chunk_crc32c: int
 
-    def HasField(self, field_name: Literal["spec"], /) -> bool:  # noqa: N802 - protobuf's name
-        """Tells whether the spec is there."""
+    def HasField(self, field_name: Literal["spec", "chunk_crc32c"], /) -> bool:  # noqa: N802 - protobuf's name
+        """Tells whether a field is there."""
 
 
 M = TypeVar("M", bound=Message)
@@ -57,25 +60,28 @@ class ChunkStream(Generic[M]):
         async for message in self._requests:
             if not message.HasField("spec"):
                 raise FieldInvalid("spec", "is required in the first message: send it before, or with, the first chunk")
-            _check(message.chunk)
             self._first = message
             return message
         raise FieldInvalid("spec", "is required, and the stream is empty: send a message with the spec first")
 
-    async def chunks(self) -> AsyncIterator[bytes]:
-        """Yields the file.
+    async def chunks(self, offset: int = 0) -> AsyncIterator[bytes]:
+        """Yields the file, from an offset on.
 
         Raises:
             FieldInvalid: A chunk is too large, or a spec comes late or twice.
+            ChunkCorrupt: A chunk was damaged on the way.
         """
         if self._first is not None and self._first.chunk:
+            _check(self._first, offset)
             yield self._first.chunk
+            offset += len(self._first.chunk)
         async for message in self._requests:
             if message.HasField("spec"):
                 raise FieldInvalid("spec", "belongs into the first message, once")
-            _check(message.chunk)
             if message.chunk:
+                _check(message, offset)
                 yield message.chunk
+                offset += len(message.chunk)
 
 
 async def send_file(
@@ -92,7 +98,7 @@ async def send_file(
     async with aclosing(chunks):
         await context.write(message(info=info))
         async for chunk in chunks:
-            await context.write(message(chunk=chunk))
+            await context.write(message(chunk=chunk, chunk_crc32c=google_crc32c.value(chunk)))
 
 
 def incoming(
@@ -117,9 +123,12 @@ def incoming(
         raise FieldInvalid("upload_id", f"a resumable upload declares {prefix}sha256 and {prefix}size_bytes")
     if offset and (resumable is None or offset > size_bytes):
         raise FieldInvalid("offset", "goes with upload_id, and lies inside of the file")
-    return Incoming(caller().user_id, stream.chunks(), digest, size_bytes or None, resumable, offset)
+    return Incoming(caller().user_id, stream.chunks(offset), digest, size_bytes or None, resumable, offset)
 
 
-def _check(chunk: bytes) -> None:
-    if len(chunk) > MAX_CHUNK:
-        raise FieldInvalid("chunk", f"has {len(chunk)} bytes; a message carries at most {MAX_CHUNK}")
+def _check(message: Message, offset: int) -> None:
+    size = len(message.chunk)
+    if size > MAX_CHUNK:
+        raise FieldInvalid("chunk", f"has {size} bytes; a message carries at most {MAX_CHUNK}")
+    if message.HasField("chunk_crc32c") and message.chunk_crc32c != google_crc32c.value(message.chunk):
+        raise ChunkCorrupt(offset, size)

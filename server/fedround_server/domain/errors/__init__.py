@@ -52,6 +52,7 @@ from fedround_server.domain.errors.training import (
     UnknownClients,
 )
 from fedround_server.domain.errors.transfer import (
+    ChunkCorrupt,
     DigestMismatch,
     ModelTooLarge,
     OffsetOutOfRange,
@@ -75,6 +76,7 @@ __all__ = [
     "AlreadyExists",
     "AnswerTooLarge",
     "ArchitectureUnknown",
+    "ChunkCorrupt",
     "CursorExpired",
     "DataLoss",
     "DigestMismatch",

@@ -37,6 +37,19 @@ class UploadIncomplete(DataLoss):
         )
 
 
+class ChunkCorrupt(DataLoss):
+    """A chunk does not have the checksum that it was sent with."""
+
+    reason = "CHUNK_CORRUPT"
+
+    def __init__(self, offset: int, size: int) -> None:
+        super().__init__(
+            f"the {size} bytes from offset {offset} were damaged on the way, and none was kept: send them again,"
+            " in a resumable upload from this offset",
+            offset=str(offset),
+        )
+
+
 class DigestMismatch(DataLoss):
     """The bytes are not those that were declared."""
 
