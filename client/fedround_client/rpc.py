@@ -28,7 +28,7 @@ PAGE_SIZE = 1000
 ATTEMPTS = 8
 """How often a transfer is tried without a byte of progress before it is given up."""
 
-# Full jitter: many participants that lose the server at once must not come back at once.
+# Full jitter: many participants that lose the server at once must not come back at once, nor those it told to wait.
 BACKOFF: wait_base = wait_random_exponential(multiplier=0.5, max=30)
 
 
@@ -134,13 +134,19 @@ class Rpc:
         """Opens a server stream, to be read within typed_errors and cancelled at the end."""
         return method(request, metadata=self._metadata)
 
-    def retrying(self, attempts: int | None, nap: Callable[[float], None] | None = None) -> Retrying:
+    def retrying(
+        self,
+        attempts: int | None,
+        nap: Callable[[float], None] | None = None,
+        when: Callable[[BaseException], bool] = is_transient,
+    ) -> Retrying:
         """Attempts at something that may meet transient errors, with back-off between them.
 
         Args:
             attempts: How many in a row may fail; None for any number. Setting the attempt_number of the
                 attempt's retry_state to 1 begins the row again, after progress.
             nap: Sleeps so many seconds; the clock's own by default.
+            when: Tells which errors are worth another attempt.
 
         Returns:
             What `for attempt in ...: with attempt: ...` loops over. The last error is raised as it is.
@@ -151,10 +157,10 @@ class Rpc:
 
         return Retrying(
             sleep=nap or self.clock.sleep_for,
-            wait=BACKOFF,
+            wait=_wait,
             stop=stop,
             before_sleep=_tell,
-            retry=retry_if_exception(is_transient),
+            retry=retry_if_exception(when),
             reraise=True,
         )
 
@@ -169,6 +175,12 @@ def _checked(token: str) -> str:
             "The token has characters that no token has: is it the content of the right file?",
         )
     return stripped
+
+
+def _wait(state: RetryCallState) -> float:
+    """What the server asked for, if it did, and a random time on top."""
+    error = None if state.outcome is None else state.outcome.exception()
+    return BACKOFF(state) + (getattr(error, "retry_after", None) or 0.0)
 
 
 def _tell(state: RetryCallState) -> None:

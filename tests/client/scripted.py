@@ -29,7 +29,7 @@ OK = ((), grpc.StatusCode.OK, "")
 UNAVAILABLE = ((), grpc.StatusCode.UNAVAILABLE, "connection reset")
 
 
-def refusal(code, reason, message="no", metadata=None, violations=None, domain="fedround"):
+def refusal(code, reason, message="no", metadata=None, violations=None, domain="fedround", retry=None):
     """What the server terminates a call with: trailing metadata, code, details."""
     info = error_details_pb2.ErrorInfo(reason=reason, domain=domain, metadata=metadata or {})
     details = [info]
@@ -39,6 +39,10 @@ def refusal(code, reason, message="no", metadata=None, violations=None, domain="
             for field, text in violations.items()
         ]
         details.append(error_details_pb2.BadRequest(field_violations=fields))
+    if retry is not None:
+        info = error_details_pb2.RetryInfo()
+        info.retry_delay.FromMilliseconds(round(retry * 1000))
+        details.append(info)
     status = status_pb2.Status(code=code.value[0], message=message)
     for detail in details:
         packed = Any()

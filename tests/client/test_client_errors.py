@@ -74,7 +74,7 @@ def test_every_exception_is_exported_and_can_be_pickled():
     for name in (name for name in vars(errors) if isinstance(vars(errors)[name], type)):
         if issubclass(vars(errors)[name], errors.FedroundError):
             kind = getattr(fedround_client, name)
-            error = kind(grpc.StatusCode.NOT_FOUND, "SOME_REASON", "text", {"a": "b"}, {"c": "d"})
+            error = kind(grpc.StatusCode.NOT_FOUND, "SOME_REASON", "text", {"a": "b"}, {"c": "d"}, 1.5)
             copy = pickle.loads(pickle.dumps(error))
             assert type(copy) is kind
             assert vars(copy) == vars(error)
@@ -85,6 +85,11 @@ def test_a_server_out_of_reach_is_told_with_its_address_and_what_to_do(server):
     error = failing(server, ((), grpc.StatusCode.UNAVAILABLE, "connection refused"))
     assert type(error) is errors.ServerUnavailable
     assert re.search(r"there:1.*connection refused.*fedround serve", error.message)
+
+
+def test_what_the_server_asks_to_wait_for_may_be_tried_again(server):
+    error = failing(server, refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_UPLOADS", retry=1.5))
+    assert (error.retry_after, error.transient) == (1.5, True)
 
 
 def test_details_of_another_domain_are_not_taken_for_ours(server):
@@ -110,8 +115,8 @@ def test_broken_details_do_not_hide_the_error(server):
         ("CANCELLED", "CANCELLED", True),
         ("DATA_LOSS", "UPLOAD_INCOMPLETE", True),
         ("DATA_LOSS", "DIGEST_MISMATCH", False),
-        ("RESOURCE_EXHAUSTED", "TOO_MANY_UPLOADS", True),
-        ("RESOURCE_EXHAUSTED", "TOO_MANY_STREAMS", True),
+        ("DATA_LOSS", "CHUNK_CORRUPT", True),
+        ("RESOURCE_EXHAUSTED", "TOO_MANY_UPLOADS", False),
         ("RESOURCE_EXHAUSTED", "QUOTA", False),
         ("UNAUTHENTICATED", "TOKEN_INVALID", False),
         ("PERMISSION_DENIED", "PERMISSION_DENIED", False),

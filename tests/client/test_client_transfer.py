@@ -135,6 +135,20 @@ def test_waits_between_attempts_grow_with_full_jitter_up_to_half_a_minute(server
     assert server.time.time() == 1000 + sum(waits)
 
 
+def test_a_wait_is_as_long_as_the_server_says_with_jitter_on_top(server, monkeypatch):
+    monkeypatch.setattr("tenacity.wait.random.uniform", lambda low, high: high)
+    call = server.run(server.client.submit_update, TRAINING, 3, STATE, 42)
+    busy = refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_UPLOADS", retry=7.25)
+    server.upload("SubmitUpdate").terminate(None, *busy)
+    server.reply("GetUpload", GetUploadResponse(committed_size=0))
+    assert server.time.time() == 1000 + 7.25 + 0.5
+    server.upload("SubmitUpdate").terminate(None, *busy)
+    server.reply("GetUpload", GetUploadResponse(committed_size=len(FILE)))
+    assert server.time.time() == 1000 + 2 * 7.25 + 0.5 + 1
+    server.upload("SubmitUpdate").terminate(receipt(), *OK)
+    assert call.result(10).update_id == "u"
+
+
 @pytest.mark.parametrize("code", ["UNAUTHENTICATED", "PERMISSION_DENIED", "NOT_FOUND", "INVALID_ARGUMENT"])
 def test_a_refused_upload_is_not_repeated(server, code):
     call = server.run(server.client.submit_update, TRAINING, 3, STATE, 42)

@@ -24,31 +24,35 @@ def from_rpc_error(error: grpc.RpcError, address: str) -> FedroundError:
         The class of the reason if the status has an ErrorInfo of ours, else the class of the code.
     """
     code, message = error.code(), error.details() or ""
-    info, violations = _details(error)
+    info, violations, retry_after = _details(error)
     if info is not None:
         kind = FedroundError._by_reason.get(info.reason) or FedroundError._by_code.get(code, FedroundError)
-        return kind(code, info.reason, message, dict(info.metadata), violations)
+        return kind(code, info.reason, message, dict(info.metadata), violations, retry_after)
     if code is grpc.StatusCode.UNAVAILABLE:
         plain = " If it speaks no TLS: --insecure, or insecure=True." if "handshake" in message.lower() else ""
         message = f"The server at {address} cannot be reached ({message}). Is `fedround serve` running there?{plain}"
     kind = FedroundError._by_code.get(code, FedroundError)
-    return kind(code, code.name, message or "The server gave no explanation.", None, violations)
+    return kind(code, code.name, message or "The server gave no explanation.", None, violations, retry_after)
 
 
-def _details(error: grpc.RpcError) -> tuple[error_details_pb2.ErrorInfo | None, dict[str, str]]:
+def _details(error: grpc.RpcError) -> tuple[error_details_pb2.ErrorInfo | None, dict[str, str], float | None]:
     try:
         status = rpc_status.from_call(error)
     except ValueError:  # details that contradict the status they came with: a proxy's, not ours
         status = None
     found: error_details_pb2.ErrorInfo | None = None
     violations: dict[str, str] = {}
+    retry_after: float | None = None
     for detail in status.details if status is not None else ():
         info, request = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+        retry = error_details_pb2.RetryInfo()
         if detail.Unpack(info) and info.domain == DOMAIN:
             found = info
         elif detail.Unpack(request):
             violations |= {violation.field: violation.description for violation in request.field_violations}
-    return found, violations
+        elif detail.Unpack(retry):
+            retry_after = retry.retry_delay.ToTimedelta().total_seconds()
+    return found, violations, retry_after
 
 
 def from_event(event: Event) -> FedroundError | None:

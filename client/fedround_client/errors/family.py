@@ -17,7 +17,7 @@ _CUT = frozenset(
     }
 )
 
-_PASSING = frozenset({"UPLOAD_INCOMPLETE", "CHUNK_CORRUPT", "TOO_MANY_UPLOADS", "TOO_MANY_STREAMS"})
+_PASSING = frozenset({"UPLOAD_INCOMPLETE", "CHUNK_CORRUPT"})
 
 
 class FedroundError(Exception):
@@ -29,6 +29,7 @@ class FedroundError(Exception):
         message: What happened and what to do next, for people.
         metadata: More about the reason, by name.
         field_violations: For each refused field of the request, what is wrong with it.
+        retry_after: How many seconds to wait at least before the next try, as the server said; None if it did not.
     """
 
     _by_code: ClassVar[dict[grpc.StatusCode, type[FedroundError]]] = {}
@@ -48,14 +49,16 @@ class FedroundError(Exception):
         message: str,
         metadata: Mapping[str, str] | None = None,
         field_violations: Mapping[str, str] | None = None,
+        retry_after: float | None = None,
     ) -> None:
         """Makes the error; see the attributes of the class."""
-        super().__init__(code, reason, message, metadata, field_violations)
+        super().__init__(code, reason, message, metadata, field_violations, retry_after)
         self.code = code
         self.reason = reason
         self.message = message
         self.metadata = dict(metadata or {})
         self.field_violations = dict(field_violations or {})
+        self.retry_after = retry_after
 
     def __str__(self) -> str:
         """The reason, the message and the refused fields in one line."""
@@ -66,7 +69,7 @@ class FedroundError(Exception):
     @property
     def transient(self) -> bool:
         """Whether the same call may succeed a little later."""
-        if self.reason in _PASSING or self.code is grpc.StatusCode.UNAVAILABLE:
+        if self.retry_after is not None or self.reason in _PASSING or self.code is grpc.StatusCode.UNAVAILABLE:
             return True
         # A server that dies, or a cut connection, leaves one of these codes and no reason; an answer has a reason, and
         # a mistake in the server an id in its log.

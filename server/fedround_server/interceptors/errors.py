@@ -4,6 +4,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from datetime import timedelta
 
 import grpc
 import structlog
@@ -18,7 +19,6 @@ from fedround_server.interceptors.around import AroundInterceptor, Call
 
 log = structlog.get_logger("fedround.error")
 DOMAIN = "fedround"
-RETRY_SECONDS = 1
 # A status travels as metadata, which gRPC limits to 8 KiB: the message twice or thrice, and not all of it is ASCII.
 MAX_MESSAGE_BYTES = 1200
 
@@ -35,8 +35,6 @@ CODES: Mapping[type[FedroundError], grpc.StatusCode] = {
     errors.Aborted: grpc.StatusCode.ABORTED,
     errors.Unavailable: grpc.StatusCode.UNAVAILABLE,
 }
-
-MAY_COME_BACK = (errors.Unavailable, errors.TooManyUploads, errors.TooManyStreams, errors.PredictionLimit)
 
 
 class ErrorInterceptor(AroundInterceptor):
@@ -94,8 +92,9 @@ def to_status(error: FedroundError) -> status_pb2.Status:
     elif isinstance(error, errors.ResourceExhausted):
         exceeded = error_details_pb2.QuotaFailure.Violation(subject=error.reason, description=message)
         details.append(error_details_pb2.QuotaFailure(violations=[exceeded]))
-    if isinstance(error, MAY_COME_BACK):
-        delay = duration_pb2.Duration(seconds=RETRY_SECONDS)
+    if error.retry_seconds is not None:
+        delay = duration_pb2.Duration()
+        delay.FromTimedelta(timedelta(seconds=error.retry_seconds))
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
     return _status(code_of(error), message, details)
 

@@ -9,11 +9,13 @@ class FedroundError(Exception):
 
     Attributes:
         reason: UPPER_SNAKE, stable, for programs.
+        retry_seconds: How long to wait before the same is tried again; None if waiting does not help.
         message: For people.
         metadata: More facts for programs.
     """
 
     reason: ClassVar[str] = "INTERNAL"
+    retry_seconds: float | None = None
 
     def __init__(self, message: str, **metadata: str) -> None:
         super().__init__(message)
@@ -70,3 +72,5 @@ class Aborted(FedroundError):
 
 class Unavailable(FedroundError):
     """Not now; try again."""
+
+    retry_seconds = 1.0

@@ -44,3 +44,4 @@ class PredictionLimit(ResourceExhausted):
     """A prediction takes more time or memory than the operator allows, or too many wait."""
 
     reason = "PREDICTION_LIMIT"
+    retry_seconds = 1.0

@@ -66,12 +66,14 @@ class TooManyUploads(ResourceExhausted):
     """Too many uploads at the same time."""
 
     reason = "TOO_MANY_UPLOADS"
+    retry_seconds = 1.0
 
 
 class TooManyStreams(ResourceExhausted):
     """Too many subscriptions or downloads at the same time."""
 
     reason = "TOO_MANY_STREAMS"
+    retry_seconds = 1.0
 
 
 class OffsetOutOfRange(OutOfRange):
