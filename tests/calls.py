@@ -193,6 +193,7 @@ HELP = {
     "CURSOR_EXPIRED": "subscribe without it",
     "MODEL_TOO_LARGE": "ask the operator for more",
     "QUOTA": "remove some first",
+    "DISK_FULL": "try again when",
     "STORE_UNAVAILABLE": "try again",
 }
 

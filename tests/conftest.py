@@ -1,6 +1,7 @@
 """Databases for every test that needs a real one, and how examples are drawn."""
 
 import os
+import subprocess
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
@@ -63,3 +64,15 @@ def database(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def data_dir(tmp_path: Path) -> Path:
     return tmp_path / "data"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 32 MiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(disk)]
+    if os.geteuid() != 0 or subprocess.run(mount, check=False, capture_output=True).returncode != 0:
+        pytest.skip("a file system of the test's own can be mounted by root only")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)

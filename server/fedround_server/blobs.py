@@ -4,6 +4,7 @@ Layout of the folder: objects/AA/SHA256 are the blobs, uploads/USER/UPLOAD are r
 swept at the start.
 """
 
+import errno
 import hashlib
 import logging
 import os
@@ -16,13 +17,28 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
-from fedround_server.domain.errors import UploadOffset
+from fedround_server.domain.errors import DiskFull, UploadOffset
 from fedround_server.domain.model import BlobRef
 
 log = logging.getLogger(__name__)
 READ_SIZE = 1 << 20
 # How old a blob without a row must be before it is collected: its transaction may be under way.
 UNREFERENCED_SECONDS = 24 * 3600
+
+
+@contextmanager
+def told_when_full() -> Iterator[None]:
+    """Has the block tell of a full disk as such.
+
+    Raises:
+        DiskFull: There is no room for what the block writes.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull("the server's disk is full: try again when the operator has made room") from error
+        raise
 
 
 class BlobWriter:
@@ -37,13 +53,17 @@ class BlobWriter:
         Args:
             path: Where the bytes go until they are committed.
             keep: Whether the file stays if it was not committed.
+
+        Raises:
+            DiskFull: There is no room for another file.
         """
-        path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self.size_bytes = 0
         self._keep = keep
         self._hash = hashlib.sha256()
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        with told_when_full():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
 
     def __enter__(self) -> Self:
         """Enters the block."""
@@ -69,11 +89,22 @@ class BlobWriter:
         os.ftruncate(self._descriptor, offset)
 
     def write(self, data: bytes) -> None:
-        """Appends data."""
+        """Appends data, all of it or nothing.
+
+        Raises:
+            DiskFull: There is no room for it.
+        """
+        try:
+            with told_when_full():
+                view = memoryview(data)
+                while view:
+                    view = view[os.write(self._descriptor, view) :]
+        except BaseException:
+            # Another try goes on behind what lies here, so that must be what was hashed.
+            os.ftruncate(self._descriptor, self.size_bytes)
+            os.lseek(self._descriptor, self.size_bytes, os.SEEK_SET)
+            raise
         self._hash.update(data)
-        view = memoryview(data)
-        while view:
-            view = view[os.write(self._descriptor, view) :]
         self.size_bytes += len(data)
 
     @property
@@ -82,8 +113,18 @@ class BlobWriter:
         return BlobRef(self._hash.hexdigest(), self.size_bytes)
 
     def sync(self) -> None:
-        """Forces the file to disk."""
-        os.fsync(self._descriptor)
+        """Forces the file to disk.
+
+        Raises:
+            DiskFull: There is no room for it.
+        """
+        try:
+            with told_when_full():
+                os.fsync(self._descriptor)
+        except BaseException:
+            # Nobody knows what lies there now, and a second sync would not tell.
+            self.discard()
+            raise
 
     def discard(self) -> None:
         """Has leaving the block remove the file, even a resumable one: another try could not mend it."""
@@ -154,17 +195,21 @@ class BlobStore:
         """Turns a file into a blob, durably. The file must be on disk (fsync) already.
 
         The same bytes may be here already: then they stay, touched, so that they are not collected just now.
+
+        Raises:
+            DiskFull: There is no room for another file.
         """
-        target = self.path(blob.sha256)
-        if not target.parent.exists():
-            target.parent.mkdir(exist_ok=True)
-            _sync_folder(self._objects)
-        with self._lock:
-            source.replace(target)
-            # Behind the rename: an upload that is cut off before it must stay writable for its next try.
-            target.chmod(0o400)
-            os.utime(target)
-        _sync_folder(target.parent)
+        with told_when_full():
+            target = self.path(blob.sha256)
+            if not target.parent.exists():
+                target.parent.mkdir(exist_ok=True)
+                _sync_folder(self._objects)
+            with self._lock:
+                source.replace(target)
+                # Behind the rename: an upload that is cut off before it must stay writable for its next try.
+                target.chmod(0o400)
+                os.utime(target)
+            _sync_folder(target.parent)
 
     def open(self, sha256: str, offset: int) -> BinaryIO:
         """Opens a blob for reading from an offset."""

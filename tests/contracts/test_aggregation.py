@@ -1,5 +1,7 @@
 """What becomes of a round whose result cannot be made or kept, on both databases."""
 
+import errno
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +9,7 @@ import pytest
 
 from contracts.coordination import Coordination, coordinating, lose
 from fedround_server.coordinator.round import RETRY
-from fedround_server.domain.errors import ModelFormat
+from fedround_server.domain.errors import DiskFull, ModelFormat
 from fedround_server.domain.training import Training, TrainingState
 from fedround_server.engine.job import AggregationFailed
 from fedround_server.engine.worker import WorkerLost
@@ -89,3 +91,43 @@ async def test_a_database_that_does_not_answer_is_asked_again(
         assert (await store.trainings.get(training.training_id, actor)).state is TrainingState.ONGOING
         desk.clock.advance(RETRY)
         await desk.until(actor, training.training_id, lambda training: training.state.is_ended)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+async def test_a_full_disk_is_waited_for(
+    store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture, code: int
+) -> None:
+    pause = timedelta(seconds=DiskFull.retry_seconds)
+    async with coordinating(store, tmp_path) as desk:
+        desk.engine.error = OSError(code, "No space left on device", "/secret")
+        actor, (client,), training = await desk.running(1, target_num_updates=1)
+        await desk.submit(training.training_id, 0, client)
+        for _ in range(5):
+            await desk.clock.asleep(pause)
+            assert (await store.trainings.get(training.training_id, actor)).state is TrainingState.ONGOING
+            desk.clock.advance(pause)
+        await desk.clock.asleep(pause)
+        desk.engine.error = None
+        desk.clock.advance(pause)
+        await desk.until(actor, training.training_id, lambda training: training.state is TrainingState.COMPLETED)
+    assert caplog.text.count(f"aggregation of training {training.training_id}: the server's disk is full") == 6
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+async def test_a_result_that_finds_no_room_leaves_nothing(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mkdir = Path.mkdir
+
+    def full(folder: Path, **options: bool) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(folder))
+
+    async with coordinating(store, tmp_path) as desk:
+        monkeypatch.setattr(Path, "mkdir", full)
+        actor, (client,), training = await desk.running(1, target_num_updates=1)
+        await desk.submit(training.training_id, 0, client)
+        await desk.clock.asleep(timedelta(seconds=DiskFull.retry_seconds))
+        assert list((tmp_path / "tmp").iterdir()) == []
+        monkeypatch.setattr(Path, "mkdir", mkdir)
+        desk.clock.advance(timedelta(seconds=DiskFull.retry_seconds))
+        await desk.until(actor, training.training_id, lambda training: training.state is TrainingState.COMPLETED)

@@ -1,5 +1,6 @@
 """Files on disk: whole or not there, by their digest, and resumable."""
 
+import errno
 import hashlib
 import os
 import queue
@@ -13,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedround_server.blobs import UNREFERENCED_SECONDS, BlobStore
-from fedround_server.domain.errors import UploadOffset
+from fedround_server.blobs import UNREFERENCED_SECONDS, BlobStore, BlobWriter
+from fedround_server.domain.errors import DiskFull, UploadOffset
 from fedround_server.domain.model import BlobRef
 
 
@@ -224,3 +225,58 @@ def test_only_old_files_that_nothing_needs_are_collected(blobs: BlobStore, tmp_p
     assert [blobs.path(blob.sha256).exists() for blob in (needed, old, new)] == [True, False, True]
     assert (blobs.upload_size("user", "stale"), blobs.upload_size("user", "fresh")) == (0, 4)
     assert blobs.old() == [needed.sha256]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_that_fills_up_in_a_chunk_keeps_what_came_before_it(
+    blobs: BlobStore, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    write = os.write
+
+    def half(descriptor: int, data: memoryview) -> int:
+        if len(data) < 6:
+            raise OSError(code, "full")
+        return write(descriptor, data[:3])
+
+    with blobs.upload("user", "upload", 0, "") as writer:
+        writer.write(b"before")
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", half)
+            with pytest.raises(DiskFull):
+                writer.write(b"a chunk")
+        assert (blobs.upload_size("user", "upload"), writer.size_bytes) == (6, 6)
+        writer.write(b", after")
+        assert writer.blob == BlobRef(hashlib.sha256(b"before, after").hexdigest(), 13)
+    with blobs.upload("user", "upload", 6, "") as writer:
+        writer.replay(lambda _: None)
+        assert writer.blob == BlobRef(hashlib.sha256(b"before").hexdigest(), 6)
+
+
+def test_an_upload_that_cannot_be_synced_is_not_gone_on_with(blobs: BlobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: int) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    with blobs.upload("user", "upload", 0, "") as writer:
+        writer.write(b"whole")
+        monkeypatch.setattr(os, "fsync", fail)
+        with pytest.raises(DiskFull):
+            writer.sync()
+    assert blobs.upload_size("user", "upload") == 0
+
+
+def test_a_full_disk_takes_as_much_as_fits(small_disk: Path) -> None:
+    blobs = BlobStore(small_disk)
+    chunk = os.urandom(1 << 20)
+
+    def fill(writer: BlobWriter) -> None:
+        while True:
+            writer.write(chunk)
+
+    with blobs.upload("user", "upload", 0, "") as writer, pytest.raises(DiskFull):
+        fill(writer)
+    here = blobs.upload_size("user", "upload")
+    assert here == writer.size_bytes > 0
+    assert here % len(chunk) == 0
+    with blobs.upload("user", "upload", here, "") as writer:
+        writer.replay(lambda _: None)
+        assert writer.blob == BlobRef(hashlib.sha256(chunk * (here >> 20)).hexdigest(), here)

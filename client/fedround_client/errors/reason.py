@@ -172,6 +172,10 @@ class TooManyStreams(ResourceExhausted, reason="TOO_MANY_STREAMS"):
     """The caller has too many subscriptions or downloads open."""
 
 
+class DiskFull(ResourceExhausted, reason="DISK_FULL"):
+    """The server's disk has no room for this now."""
+
+
 class AnswerTooLarge(ResourceExhausted, reason="ANSWER_TOO_LARGE"):
     """The answer does not fit into a message; what the call changed stands."""
 

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from fedround_server.blobs import told_when_full
 from fedround_server.coordinator.context import Context, in_thread, to_the_end
 from fedround_server.coordinator.upload import Incoming, Uploads
 from fedround_server.coordinator.user import Users
 from fedround_server.domain.chain import averages
-from fedround_server.domain.errors import Unavailable
+from fedround_server.domain.errors import DiskFull, Unavailable
 from fedround_server.domain.event import ModelInfo
 from fedround_server.domain.model import BlobRef
 from fedround_server.domain.round import Round, RoundKind, RoundMember, RoundState, RoundView, UnfinishedRound
@@ -214,9 +215,9 @@ class Rounds:
                         await self._finish(task)
                     elif training_id not in self._again:
                         return
-                except Unavailable as error:
+                except (Unavailable, DiskFull) as error:
                     log.warning("aggregation of training %s: %s", training_id, error)
-                    await self._context.clock.sleep(RETRY)
+                    await self._context.clock.sleep(timedelta(seconds=error.retry_seconds or 1))
                     # It may have been a commit that went through all the same.
                     self._context.hub.notify(training_id)
         finally:
@@ -229,7 +230,7 @@ class Rounds:
         try:
             result = await self._compute(task)
             await self._store.commit(closed.training_id, closed.number, closed.epoch, result, now())
-        except Unavailable:
+        except (Unavailable, DiskFull):
             raise
         except Exception as error:
             # One training's round must not end the server, which would meet it again after each restart.
@@ -258,6 +259,10 @@ class Rounds:
             options=aggregation.options,
         )
         target = blobs.temporary(self._context.new_id())
-        result = await self._context.engine.aggregate(job, target)
-        await in_thread(blobs.adopt, target, result)
+        try:
+            with told_when_full():
+                result = await self._context.engine.aggregate(job, target)
+            await in_thread(blobs.adopt, target, result)
+        finally:
+            target.unlink(missing_ok=True)
         return result

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import logging
 import os
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from fedround_server.domain.errors import StoreUnavailable
 from fedround_server.store.claim import Claim
 from fedround_server.store.schema import database_proxy
 
+log = logging.getLogger(__name__)
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -94,6 +96,7 @@ class Database:
                 # Somebody else inserted the same key between our look and our insert: the second look finds it.
                 return self._attempt(verb)
         except (peewee.OperationalError, peewee.InterfaceError) as error:
+            log.warning("the database does not answer: %s", _first(error))
             raise StoreUnavailable("the database does not answer: try again") from error
 
     def _attempt(self, verb: Callable[[], R]) -> R:
@@ -151,6 +154,13 @@ def verb(method: Callable[Concatenate[Self, P], R]) -> Callable[Concatenate[Self
         return await self.database.run(lambda: method(self, *args, **kwargs))
 
     return run  # type: ignore[return-value]  # wraps() makes a name of the positional self
+
+
+def _first(error: BaseException) -> BaseException:
+    """Returns what went wrong first: SQLite ends a transaction without room by itself, and then none can be ended."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return error
 
 
 def _sqlite(path: Path) -> peewee.SqliteDatabase:

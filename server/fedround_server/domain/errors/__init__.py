@@ -54,6 +54,7 @@ from fedround_server.domain.errors.training import (
 from fedround_server.domain.errors.transfer import (
     ChunkCorrupt,
     DigestMismatch,
+    DiskFull,
     ModelTooLarge,
     OffsetOutOfRange,
     TooManyStreams,
@@ -80,6 +81,7 @@ __all__ = [
     "CursorExpired",
     "DataLoss",
     "DigestMismatch",
+    "DiskFull",
     "FailedPrecondition",
     "FedroundError",
     "FieldInvalid",

@@ -76,6 +76,13 @@ class TooManyStreams(ResourceExhausted):
     retry_seconds = 1.0
 
 
+class DiskFull(ResourceExhausted):
+    """The server's disk has no room for this now."""
+
+    reason = "DISK_FULL"
+    retry_seconds = 10.0
+
+
 class OffsetOutOfRange(OutOfRange):
     """A download cannot start at this offset."""
 
