@@ -101,6 +101,9 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
         async with _background() as tasks:
             limits = Limits(
                 max_model_bytes=settings.max_model_bytes,
+                max_unfinished_bytes_per_user=settings.max_unfinished_bytes_per_user,
+                max_unfinished_bytes=settings.max_unfinished_bytes,
+                min_free_bytes=settings.min_free_bytes,
                 max_open_trainings=settings.max_open_trainings,
                 heartbeat=timedelta(seconds=settings.heartbeat_seconds),
             )

@@ -72,9 +72,10 @@ class BlobWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Closes the file, and removes it unless it is kept."""
+        """Closes the file, and removes it unless it is kept, or empty: nobody could go on with it."""
+        keep = self._keep and os.fstat(self._descriptor).st_size > 0
         os.close(self._descriptor)
-        if not self._keep:
+        if not keep:
             self.path.unlink(missing_ok=True)
 
     def replay(self, see: Callable[[bytes], None]) -> None:
@@ -187,6 +188,17 @@ class BlobStore:
         except FileNotFoundError:
             return 0
 
+    def unfinished(self) -> Iterator[tuple[str, str, int]]:
+        """Returns all resumable uploads: of which user, their ids, and how many bytes are here."""
+        for path in _files(self._uploads):
+            with _tolerance(path):
+                yield path.parent.name, path.name, path.stat().st_size
+
+    def free_bytes(self) -> int:
+        """Returns how much room the disk has for files of this process."""
+        disk = os.statvfs(self._objects)
+        return disk.f_bavail * disk.f_frsize
+
     def forget_user(self, user_id: str) -> None:
         """Removes a user's resumable uploads."""
         shutil.rmtree(self._uploads / user_id, ignore_errors=True)
@@ -237,10 +249,13 @@ class BlobStore:
         """
         return sum([self._remove_old(self.path(digest)) for digest in digests])
 
-    def collect_uploads(self) -> None:
-        """Removes resumable uploads that nobody went on with."""
-        for path in _files(self._uploads):
-            self._remove_old(path)
+    def collect_uploads(self) -> list[tuple[str, str]]:
+        """Removes resumable uploads that nobody went on with.
+
+        Returns:
+            Of which user each was, and its id.
+        """
+        return [(path.parent.name, path.name) for path in _files(self._uploads) if self._remove_old(path)]
 
     def _remove_old(self, path: Path) -> bool:
         with _tolerance(path), self._lock:

@@ -36,6 +36,9 @@ class Settings(BaseSettings):
         10.0, gt=0, le=86_400, description="How long a peer may take to answer a ping."
     )
     max_model_bytes: int = Field(16 << 30, ge=1, description="Size of a model or update file.")
+    max_unfinished_bytes_per_user: int = Field(64 << 30, ge=1, description="Unfinished uploads of one user, in bytes.")
+    max_unfinished_bytes: int = Field(1 << 40, ge=1, description="Unfinished uploads of all users, in bytes.")
+    min_free_bytes: int = Field(1 << 30, ge=0, description="Left free on the disk; updates may use half of it.")
     max_open_trainings: int = Field(1000, ge=1, description="Trainings of one actor that are not ended.")
     max_uploads_per_user: int = Field(32, ge=1, description="Uploads of one user at the same time.")
     max_uploads: int = Field(512, ge=1, description="Uploads of all users at the same time.")
@@ -70,6 +73,10 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"{host} is not a loopback address, and there is no TLS, so tokens would travel in the clear:"
                 " set tls_cert and tls_key, or --insecure if something else encrypts"
+            )
+        if not self.max_model_bytes <= self.max_unfinished_bytes_per_user <= self.max_unfinished_bytes:
+            raise ValueError(
+                "max_unfinished_bytes must be at least max_unfinished_bytes_per_user, and that at least max_model_bytes"
             )
         if wrong := [text for text in self.architecture if not ARCHITECTURE.fullmatch(text)]:
             raise ValueError(f"architecture: {wrong[0]!r} is not NAME=package.module:factory")

@@ -4,15 +4,11 @@ import google_crc32c
 import pytest
 
 from calls import Person, digest, download, new_id, refused
-from fedround.v1 import model_pb2, round_pb2
+from fedround.v1 import model_pb2
 from servers import Server
-from service.uploads import Upload, is_stored, storing
+from service.uploads import Upload, committed, is_stored, storing
 
 SIZE = 50
-
-
-def committed(upload: Upload, upload_id: str) -> int:
-    return upload.person.rounds.GetUpload(round_pb2.GetUploadRequest(upload_id=upload_id)).committed_size
 
 
 @pytest.mark.parametrize("number", [0, 3])

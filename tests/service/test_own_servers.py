@@ -1,51 +1,18 @@
 """Limits and farewells, on servers of the tests' own."""
 
-import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from calls import TIMEOUT, Person, model_file, refused, until
+from calls import TIMEOUT, Person, model_file, refused
 from fedround.v1 import model_pb2
 from servers import Server
-from service.uploads import Upload, storing
+from service.uploads import Halted, storing
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
-
-
-class Halted:
-    """An upload that stops in the middle, until the test lets it go on."""
-
-    def __init__(self, server: Server, upload: Upload, data: bytes) -> None:
-        self._go_on = threading.Event()
-        under_way = server.data_dir / "tmp"
-        before = len(list(under_way.iterdir()))
-
-        def messages() -> Iterator[Any]:
-            yield upload.spec(data)
-            first, *rest = upload.chunks(data, len(data) // 2)
-            yield first
-            self._go_on.wait()
-            yield from rest
-
-        self.call = upload.begin(messages())
-        until(lambda: len(list(under_way.iterdir())) > before)
-
-    def __enter__(self) -> "Halted":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.call.cancel()
-        self._go_on.set()
-
-    def finish(self) -> Any:
-        self._go_on.set()
-        return self.call.result()
 
 
 def test_a_server_that_leaves_finishes_the_uploads_under_way(tmp_path: Path) -> None:

@@ -15,8 +15,9 @@ import torch
 from safetensors.numpy import save
 
 from calls import MODEL, Person, digest, model_file, new_id, refused, until
+from fedround.v1 import user_pb2
 from servers import Server
-from service.uploads import Upload, creating, is_stored, storing, submitting
+from service.uploads import Upload, committed, creating, is_stored, storing, submitting
 from wire import Wire
 
 SIZE = len(model_file())
@@ -232,3 +233,20 @@ def test_a_chunk_of_1_mib_is_taken(server: Server, actor: Person, clients: list[
         assert len(chunks[0].chunk) == 1 << 20
         upload.send(upload.spec(file), *chunks)
     assert is_stored(server, file)
+
+
+def test_an_upload_whose_user_is_removed_ends(server: Server, admin: Person, upload: Upload, data: bytes) -> None:
+    upload_id, over = new_id(), threading.Event()
+
+    def messages() -> Iterator[Any]:
+        yield upload.resumable(data, upload_id)
+        yield from upload.chunks(data[:50])
+        over.wait()
+
+    call = upload.begin(messages())
+    until(lambda: committed(upload, upload_id) == 50)
+    admin.users.RemoveUser(user_pb2.RemoveUserRequest(user_id=upload.person.user_id))
+    with refused("UNAUTHENTICATED", "TOKEN_INVALID"):
+        call.result()
+    over.set()
+    assert not (server.data_dir / "uploads" / upload.person.user_id).exists()

@@ -1,10 +1,11 @@
 """The three RPCs that take a file, called alike."""
 
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from calls import TIMEOUT, Person, digest
+from calls import TIMEOUT, Person, digest, until
 from fedround.v1 import model_pb2, round_pb2, training_pb2
 from servers import Server
 
@@ -92,5 +93,40 @@ def belongings(actor: Person) -> tuple[list[Any], list[Any]]:
     return list(trainings), list(actor.models.GetModels(model_pb2.GetModelsRequest()).models)
 
 
+class Halted:
+    """An upload that stops in the middle, until the test lets it go on."""
+
+    def __init__(self, server: Server, upload: Upload, data: bytes) -> None:
+        self._go_on = threading.Event()
+        under_way = server.data_dir / "tmp"
+        before = len(list(under_way.iterdir()))
+
+        def messages() -> Iterator[Any]:
+            yield upload.spec(data)
+            first, *rest = upload.chunks(data, len(data) // 2)
+            yield first
+            self._go_on.wait()
+            yield from rest
+
+        self.call = upload.begin(messages())
+        until(lambda: len(list(under_way.iterdir())) > before)
+
+    def __enter__(self) -> "Halted":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.call.cancel()
+        self._go_on.set()
+
+    def finish(self) -> Any:
+        self._go_on.set()
+        return self.call.result()
+
+
 def is_stored(server: Server, data: bytes) -> bool:
     return (server.data_dir / "objects" / digest(data)[:2] / digest(data)).exists()
+
+
+def committed(upload: Upload, upload_id: str) -> int:
+    """How much of a resumable upload is here."""
+    return upload.person.rounds.GetUpload(round_pb2.GetUploadRequest(upload_id=upload_id)).committed_size

@@ -48,6 +48,8 @@ def test_a_server_may_be_on_loopback_without_more(folder: Path) -> None:
         (["--database", "mysql://a/b"], "postgresql:// URL"),
         (["--log-level", "loud"], "log_level"),
         (["--grace-seconds", "-1"], "grace_seconds"),
+        (["--max-model-bytes", str(65 << 30)], "max_unfinished_bytes_per_user"),
+        (["--max-unfinished-bytes", str(1 << 30)], "max_unfinished_bytes_per_user"),
         (["--max-uploads", "many"], "max_uploads"),
         (["--keepalive-seconds", "0"], "keepalive_seconds"),
         (["--keepalive-timeout-seconds", "1e9"], "keepalive_timeout_seconds"),

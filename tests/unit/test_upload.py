@@ -13,6 +13,7 @@ import pytest
 from fedround_server.blobs import BlobStore
 from fedround_server.coordinator.context import Context
 from fedround_server.coordinator.upload import Incoming, Uploads
+from fedround_server.domain.errors import TokenInvalid
 from fedround_server.engine import manifest
 from fedround_server.engine.job import Examination, Origin
 from fedround_server.engine.manifest import LARGE, Layout, parse_header
@@ -20,6 +21,7 @@ from fedround_server.hub import Hub
 from unit.safetensors_files import with_header, write
 
 FILE = write({"w": np.ones(1000, np.float32)})
+DIGEST = hashlib.sha256(FILE).hexdigest()
 
 
 class SlowEngine:
@@ -42,7 +44,7 @@ def uploads(folder: Path, engine: SlowEngine) -> Uploads:
 
 
 def incoming(chunks: AsyncIterator[bytes]) -> Incoming:
-    return Incoming("user", chunks, hashlib.sha256(FILE).hexdigest(), len(FILE), upload_id="upload")
+    return Incoming("user", chunks, DIGEST, len(FILE), upload_id="upload")
 
 
 async def sent(note: Callable[[], None] = lambda: None) -> AsyncIterator[bytes]:
@@ -69,6 +71,29 @@ async def test_the_next_try_waits_until_nobody_reads_the_file(tmp_path: Path) ->
     assert first.cancelled()
     assert log == [f"checked {len(FILE)} bytes", "next try", f"checked {len(FILE)} bytes"]
     assert received.blob.size_bytes == len(FILE)
+
+
+async def test_the_uploads_of_a_removed_user_end(tmp_path: Path) -> None:
+    receiver = uploads(tmp_path, SlowEngine([]))
+
+    async def endless() -> AsyncIterator[bytes]:
+        yield FILE[:100]
+        await asyncio.Event().wait()
+
+    tries = [
+        asyncio.create_task(receiver.receive(Incoming(user, endless(), DIGEST, len(FILE), upload_id=upload_id), None))
+        for user, upload_id in (("gone", "upload"), ("gone", None), ("other", "upload"))
+    ]
+    while receiver.committed_size("other", "upload") < 100:
+        await asyncio.sleep(0)
+    await receiver.end("gone")
+    for ended in tries[:2]:
+        with pytest.raises(TokenInvalid):
+            await ended
+    assert (receiver.committed_size("gone", "upload"), receiver.committed_size("other", "upload")) == (0, 100)
+    assert not tries[2].done()
+    tries[2].cancel()
+    assert list((tmp_path / "tmp").iterdir()) == []
 
 
 @pytest.mark.parametrize(("length", "aside"), [(LARGE, False), (LARGE + 1, True)])

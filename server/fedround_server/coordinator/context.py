@@ -44,12 +44,18 @@ class Limits:
 
     Attributes:
         max_model_bytes: Size of a model or update file.
+        max_unfinished_bytes_per_user: What the unfinished uploads of one user may have.
+        max_unfinished_bytes: What all unfinished uploads may have.
+        min_free_bytes: What new models leave free on the disk; updates leave half of it.
         max_open_trainings: Trainings of one actor that are not ended.
         heartbeat: How long a subscription stays silent.
         max_predictions: Predictions that may wait for their turn.
     """
 
     max_model_bytes: int = 16 << 30
+    max_unfinished_bytes_per_user: int = 64 << 30
+    max_unfinished_bytes: int = 1 << 40
+    min_free_bytes: int = 1 << 30
     max_open_trainings: int = 1000
     heartbeat: timedelta = timedelta(seconds=20)
     max_predictions: int = 32

@@ -37,6 +37,7 @@ class Coordinator:
     async def recover(self) -> None:
         """Takes up what an earlier process left, and begins what goes on by itself; before serving."""
         await in_thread(self._context.blobs.sweep)
+        await self.uploads.recover()
         await self.rounds.recover()
         self._context.tasks.create_task(self._reconcile(), name="reconcile rounds")
         self._context.tasks.create_task(self._collect(), name="collect blobs")
@@ -59,7 +60,7 @@ class Coordinator:
         for training_id in await self.users.remove(user_id, force=force):
             await self.rounds.follow_up(training_id)
         # Last: it takes its time, and nothing depends on it.
-        await in_thread(self._context.blobs.forget_user, user_id)
+        await self.uploads.end(user_id)
 
     async def _reconcile(self) -> None:
         while True:
@@ -86,4 +87,4 @@ class Coordinator:
             # A digest without a row gets one only with an upload, which touches the blob.
             needed = await self._context.store.models.digests_in_use(some)
             await in_thread(blobs.collect, set(some) - needed)
-        await in_thread(blobs.collect_uploads)
+        await self.uploads.collect()

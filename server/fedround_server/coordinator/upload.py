@@ -7,12 +7,15 @@ from dataclasses import dataclass
 
 from fedround_server.blobs import BlobWriter
 from fedround_server.coordinator.context import Context, in_thread, wait_out
+from fedround_server.coordinator.space import LEAST, Claim, Space
 from fedround_server.domain.errors import (
     DigestMismatch,
+    FedroundError,
     FieldInvalid,
     InvalidArgument,
     ModelFormat,
     ModelTooLarge,
+    TokenInvalid,
     UpdateNorm,
     UpdateNotFinite,
     UploadIncomplete,
@@ -55,16 +58,18 @@ class Received:
     manifest: Manifest
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Owner:
-    """The try that writes a resumable upload, until it is gone."""
+    """The try that writes an upload, until it is gone."""
 
     scope: asyncio.Timeout
     gone: asyncio.Event
+    why: FedroundError | None = None
 
-    def give_up(self) -> None:
-        """Ends the try, wherever it waits."""
+    def give_up(self, why: FedroundError) -> None:
+        """Ends the try, wherever it waits, with an error."""
         if not self.scope.expired():
+            self.why = why
             self.scope.reschedule(asyncio.get_running_loop().time())
 
 
@@ -74,8 +79,26 @@ class Uploads:
     def __init__(self, context: Context) -> None:
         """Begins with none under way."""
         self._context = context
+        self._space = Space(context.limits, context.blobs)
         self._owners: dict[tuple[str, str], _Owner] = {}
         self._updates: dict[tuple[str, str], BlobWriter] = {}
+
+    async def recover(self) -> None:
+        """Finds what an earlier process left, before serving."""
+        await in_thread(self._space.recover)
+
+    async def end(self, user_id: str) -> None:
+        """Ends the uploads of a user that was removed, and removes what they left."""
+        for owner in [owner for (whose, _), owner in self._owners.items() if whose == user_id]:
+            owner.give_up(TokenInvalid())
+            await owner.gone.wait()
+        await in_thread(self._context.blobs.forget_user, user_id)
+        self._space.forget(user_id)
+
+    async def collect(self) -> None:
+        """Removes resumable uploads that nobody went on with."""
+        for user_id, upload_id in await in_thread(self._context.blobs.collect_uploads):
+            self._space.forget(user_id, upload_id)
 
     def committed_size(self, user_id: str, upload_id: str) -> int:
         """Returns how much of a resumable upload is here, in bytes."""
@@ -103,14 +126,23 @@ class Uploads:
             UploadIncomplete: The stream ended early.
             DigestMismatch: The bytes are not the declared ones.
             UploadOffset: A resumed upload stands elsewhere.
+            TooManyUploads: The unfinished uploads have too many bytes.
+            DiskFull: There is no room for it.
+            TokenInvalid: The user was removed.
         """
         self._check_limit(incoming.size_bytes)
-        blobs = self._context.blobs
-        async with self._own(incoming):
-            with blobs.upload(incoming.user_id, incoming.upload_id, incoming.offset, self._context.new_id()) as writer:
+        user_id, upload_id, offset = incoming.user_id, incoming.upload_id, incoming.offset
+        name, is_update = self._context.new_id(), incoming.training_id is not None
+        async with self._own(user_id, upload_id or name):
+            with (
+                self._space.claim(user_id, upload_id, name, offset, is_update=is_update) as claim,
+                self._context.blobs.upload(user_id, upload_id, offset, name) as writer,
+            ):
+                # What is not declared is known with the header.
+                claim.cover(incoming.size_bytes or LEAST)
                 try:
                     with self._watch(incoming, writer):
-                        layout = await self._take(incoming, HeaderGate(expected), writer)
+                        layout = await self._take(incoming, HeaderGate(expected), writer, claim)
                     await self._check_numbers(writer, bound)
                 except (InvalidArgument, DigestMismatch, ModelTooLarge):
                     writer.discard()
@@ -118,7 +150,7 @@ class Uploads:
                 await in_thread(_store, self._context, writer)
                 return Received(writer.blob, layout.manifest)
 
-    async def _take(self, incoming: Incoming, gate: HeaderGate, writer: BlobWriter) -> Layout:
+    async def _take(self, incoming: Incoming, gate: HeaderGate, writer: BlobWriter, claim: Claim) -> Layout:
         if incoming.offset:
             await in_thread(writer.replay, gate.feed)
         async for chunk in incoming.chunks:
@@ -126,8 +158,11 @@ class Uploads:
                 await in_thread(gate.feed, chunk)
             else:
                 gate.feed(chunk)
-            self._check_room(incoming, gate.layout, writer.size_bytes + len(chunk))
+            self._check_size(incoming, gate.layout, writer.size_bytes + len(chunk))
+            if gate.layout is not None and incoming.size_bytes is None:
+                claim.cover(gate.layout.size_bytes)
             writer.write(chunk)
+            claim.written = writer.size_bytes
         size = writer.size_bytes
         described = None if gate.layout is None else gate.layout.size_bytes
         if size == 0 and not incoming.size_bytes:
@@ -144,7 +179,7 @@ class Uploads:
             raise ModelFormat(f"the file is cut: its header describes more than the {size} bytes that it has")
         return gate.layout
 
-    def _check_room(self, incoming: Incoming, layout: Layout | None, size: int) -> None:
+    def _check_size(self, incoming: Incoming, layout: Layout | None, size: int) -> None:
         if incoming.size_bytes is not None and size > incoming.size_bytes:
             raise FieldInvalid("size_bytes", f"the file is larger than the {incoming.size_bytes} bytes declared")
         if layout is not None:
@@ -167,24 +202,21 @@ class Uploads:
             raise UpdateNorm(found.norm, bound.limit)
 
     @asynccontextmanager
-    async def _own(self, incoming: Incoming) -> AsyncIterator[None]:
-        """Makes the caller the only writer of a resumable upload: an older try, whose connection is gone, ends."""
-        if incoming.upload_id is None:
-            yield
-            return
-        key = (incoming.user_id, incoming.upload_id)
+    async def _own(self, user_id: str, name: str) -> AsyncIterator[None]:
+        """Makes the caller the only writer of an upload: an older try, whose connection is gone, ends."""
+        key = (user_id, name)
         while (older := self._owners.get(key)) is not None:
-            older.give_up()
+            older.give_up(UploadSuperseded(name))
             await older.gone.wait()
         gone = asyncio.Event()
         try:
             async with asyncio.timeout(None) as scope:
-                self._owners[key] = _Owner(scope, gone)
+                self._owners[key] = owner = _Owner(scope, gone)
                 yield
         except TimeoutError:
-            if not scope.expired():
+            if owner.why is None:
                 raise
-            raise UploadSuperseded(incoming.upload_id) from None
+            raise owner.why from None
         finally:
             del self._owners[key]
             gone.set()

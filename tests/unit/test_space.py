@@ -1,0 +1,123 @@
+"""Room for uploads: what counts, and what is left free."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from fedround_server.coordinator.context import Limits
+from fedround_server.coordinator.space import LEAST, Claim, Space
+from fedround_server.domain.errors import DiskFull, TooManyUploads
+
+MIB = 1 << 20
+LIMITS = Limits(max_unfinished_bytes_per_user=10 * MIB, max_unfinished_bytes=15 * MIB, min_free_bytes=8 * MIB)
+
+
+@dataclass
+class Disk:
+    """As much of a blob store as room is about."""
+
+    free: int = 1 << 40
+    left: dict[tuple[str, str], int] = field(default_factory=dict)
+
+    def free_bytes(self) -> int:
+        return self.free
+
+    def upload_size(self, user_id: str, upload_id: str) -> int:
+        return self.left.get((user_id, upload_id), 0)
+
+    def unfinished(self) -> Iterator[tuple[str, str, int]]:
+        for (user_id, upload_id), size in self.left.items():
+            yield user_id, upload_id, size
+
+
+@pytest.fixture
+def disk() -> Disk:
+    return Disk()
+
+
+@pytest.fixture
+def space(disk: Disk) -> Space:
+    return Space(LIMITS, disk)  # type: ignore[arg-type]
+
+
+def claim(space: Space, user_id: str, name: str, offset: int = 0, **options: Any) -> AbstractContextManager[Claim]:
+    return space.claim(user_id, name, "", offset, **{"is_update": False, **options})
+
+
+def test_uploads_under_way_count_with_all_that_they_will_have(space: Space) -> None:
+    with claim(space, "one", "a") as first, claim(space, "one", "b") as second, claim(space, "two", "a") as other:
+        first.cover(6 * MIB)
+        with pytest.raises(TooManyUploads, match=f"would have {11 * MIB} bytes, you may have {10 * MIB}") as error:
+            second.cover(5 * MIB)
+        assert error.value.metadata == {"limit": "max_unfinished_bytes_per_user"}
+        second.cover(4 * MIB)
+        with pytest.raises(TooManyUploads, match=f"would have {16 * MIB} bytes, the server takes") as error:
+            other.cover(6 * MIB)
+        assert error.value.metadata == {"limit": "max_unfinished_bytes"}
+        other.cover(5 * MIB)
+    with claim(space, "one", "c") as third:
+        third.cover(10 * MIB)
+
+
+def test_what_waits_for_its_next_try_counts_with_what_is_here(space: Space, disk: Disk) -> None:
+    with claim(space, "one", "a") as first:
+        first.cover(10 * MIB)
+        disk.left["one", "a"] = 4 * MIB
+    with claim(space, "one", "b") as second:
+        with pytest.raises(TooManyUploads):
+            second.cover(7 * MIB)
+        second.cover(6 * MIB)
+    # Its own next try may have all of it.
+    with claim(space, "one", "a", offset=4 * MIB) as again:
+        again.cover(10 * MIB)
+        del disk.left["one", "a"]
+    with claim(space, "one", "b") as second:
+        second.cover(10 * MIB)
+
+
+def test_what_an_earlier_process_left_counts_until_it_is_removed(space: Space, disk: Disk) -> None:
+    disk.left = {("one", "a"): 6 * MIB, ("one", "b"): 2 * MIB, ("two", "a"): MIB}
+    space.recover()
+    with claim(space, "one", "c") as third:
+        with pytest.raises(TooManyUploads):
+            third.cover(4 * MIB)
+        space.forget("one", "a")
+        third.cover(8 * MIB)
+    space.forget("one")
+    with claim(space, "one", "c") as third:
+        third.cover(10 * MIB)
+
+
+def test_a_small_file_counts_like_a_larger_one(space: Space, disk: Disk) -> None:
+    disk.left = {("one", str(number)): 1 for number in range(10)}
+    space.recover()
+    with claim(space, "one", "a") as one, pytest.raises(TooManyUploads, match=f"would have {10 * MIB + LEAST}"):
+        one.cover(1)
+
+
+def test_what_is_still_to_come_is_not_free(space: Space, disk: Disk) -> None:
+    disk.free = 12 * MIB
+    with claim(space, "one", "a") as first, claim(space, "two", "a") as second:
+        first.cover(3 * MIB)
+        with pytest.raises(DiskFull, match="almost full"):
+            second.cover(MIB + 1)
+        second.cover(MIB)
+        # What has arrived is not to come any more, and it is not free either.
+        first.written, disk.free = 3 * MIB, 9 * MIB
+        with pytest.raises(DiskFull):
+            second.cover(MIB + 1)
+    with claim(space, "one", "b", offset=5 * MIB) as resumed:
+        resumed.cover(6 * MIB)
+
+
+def test_updates_may_use_half_of_what_else_stays_free(space: Space, disk: Disk) -> None:
+    disk.free = 8 * MIB
+    with claim(space, "one", "a") as model, claim(space, "two", "a", is_update=True) as update:
+        with pytest.raises(DiskFull):
+            model.cover(1)
+        with pytest.raises(DiskFull):
+            update.cover(4 * MIB + 1)
+        update.cover(4 * MIB)
