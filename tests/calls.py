@@ -167,6 +167,11 @@ class Refusal:
 HELP = {
     "TOKEN_MISSING": "send metadata",
     "TOKEN_INVALID": "ask an admin for a new one",
+    "TOKEN_EXPIRED": "ask an admin for a new one",
+    "TOKEN_NOT_FOUND": "check the id",
+    "CERTIFICATE_MISMATCH": "send no token",
+    "CERTIFICATE_AMBIGUOUS": "use one whose subjectAltName",
+    "CERTIFICATE_NAME_TAKEN": "take it from that one first",
     "NOT_ACTOR": "ask the actor",
     "NOT_IN_COHORT": "round_started",
     "TRAINING_NOT_FOUND": "check the id",

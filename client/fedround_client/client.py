@@ -119,10 +119,11 @@ def connect(
 
     Args:
         server: HOST:PORT; by default the environment's FEDROUND_SERVER, or 127.0.0.1:50051.
-        token: Your token; by default the environment's FEDROUND_TOKEN.
+        token: Your token; by default the environment's FEDROUND_TOKEN. None is needed where your certificate names you.
         tls_ca: PEM file of the authority that signed the server's certificate; by default the environment's
             FEDROUND_TLS_CA, or those that the machine trusts.
-        tls_cert: PEM file of your certificate, if the server wants one; by default FEDROUND_CLIENT_CERT.
+        tls_cert: PEM file of your certificate, if the server wants one, or knows you by it; by default
+            FEDROUND_CLIENT_CERT.
         tls_key: PEM file of its key; by default FEDROUND_CLIENT_KEY.
         insecure: True for plaintext, False for TLS; by default plaintext on loopback only.
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
 import grpc
+from google.protobuf.duration_pb2 import Duration
 from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
 from tenacity.wait import wait_base
 
@@ -163,6 +164,15 @@ class Rpc:
             retry=retry_if_exception(when),
             reraise=True,
         )
+
+
+def duration(seconds: float | None) -> Duration | None:
+    """Encodes seconds; None stays unset."""
+    if seconds is None:
+        return None
+    message = Duration()
+    message.FromNanoseconds(round(seconds * 1e9))
+    return message
 
 
 def _checked(token: str) -> str:

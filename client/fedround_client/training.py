@@ -6,15 +6,13 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal, TypeAlias
 
-from google.protobuf.duration_pb2 import Duration
-
 from fedround.v1 import training_pb2
 from fedround.v1.event_pb2 import Event
 from fedround.v1.training_pb2 import CreateTrainingRequest, RoundPolicy, Training, TrainingSpec
 from fedround_client import choices
 from fedround_client.choices import AggregationChoice, EvaluationName, Selection, UncertaintyChoice
 from fedround_client.errors import from_event
-from fedround_client.rpc import Rpc
+from fedround_client.rpc import Rpc, duration
 from fedround_client.subscription import Subscription
 from fedround_client.transfer import ModelSource, Payload, Progress, upload
 
@@ -220,13 +218,5 @@ class TrainingCalls:
 def _policy(min_updates: int, deadline: float | None, max_retries: int) -> RoundPolicy:
     on_missed = training_pb2.ON_MISSED_RETRY if max_retries else training_pb2.ON_MISSED_UNSPECIFIED
     return RoundPolicy(
-        min_updates=min_updates, deadline=_duration(deadline), on_missed=on_missed, max_retries=max_retries
+        min_updates=min_updates, deadline=duration(deadline), on_missed=on_missed, max_retries=max_retries
     )
-
-
-def _duration(seconds: float | None) -> Duration | None:
-    if seconds is None:
-        return None
-    duration = Duration()
-    duration.FromNanoseconds(round(seconds * 1e9))
-    return duration

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Literal, TypeAlias
 
 from fedround.v1 import user_pb2
 from fedround.v1.user_pb2 import User
-from fedround_client.rpc import Rpc
+from fedround_client.rpc import Rpc, duration
 
 RoleName: TypeAlias = Literal["ADMIN", "ACTOR", "CLIENT"]
 
@@ -17,21 +17,34 @@ class UserCalls:
 
     _rpc: Rpc
 
-    def create_user(self, name: str, role: RoleName = "CLIENT") -> tuple[User, str]:
+    def create_user(
+        self,
+        name: str,
+        role: RoleName = "CLIENT",
+        *,
+        lifetime: float | None = None,
+        certificate_names: Iterable[str] = (),
+    ) -> tuple[User, str]:
         """Creates a user. For admins.
 
         Args:
             name: Unique, 1 to 200 characters.
             role: What the user may do.
+            lifetime: Seconds that the token is good; None for as long as the server's settings say.
+            certificate_names: DNS names, URIs and e-mail addresses: client certificates with one of them are the
+                user's.
 
         Returns:
             The user, and its token: the only time that the server shows it.
 
         Raises:
             RoleRequired: You are no admin.
-            FieldInvalid: The name is refused.
+            FieldInvalid: The name or the lifetime is refused.
+            CertificateNameTaken: A certificate name is another user's.
         """
-        request = user_pb2.CreateUserRequest(name=name, role=_role(role))
+        request = user_pb2.CreateUserRequest(
+            name=name, role=_role(role), lifetime=duration(lifetime), certificate_names=certificate_names
+        )
         response = self._rpc.unary(self._rpc.users.CreateUser, request)
         return response.user, response.token
 
@@ -57,20 +70,48 @@ class UserCalls:
             yield from page.users
 
     def myself(self) -> User:
-        """Answers the user that the token belongs to."""
+        """Answers the user that the token, or the certificate, belongs to."""
         return self._rpc.unary(self._rpc.users.GetMyself, user_pb2.GetMyselfRequest()).user
 
-    def rotate_token(self, user_id: str = "") -> str:
-        """Replaces a user's token; the old one is refused from now on.
+    def rotate_token(self, user_id: str = "", *, overlap: float | None = None, lifetime: float | None = None) -> str:
+        """Replaces a user's token.
 
         Args:
             user_id: UUID of the user, for admins; empty for yourself. This client keeps using the old token.
+            overlap: Seconds that the old token goes on to work, at most 30 days; None for not at all.
+            lifetime: Seconds that the new token is good; None for as long as the server's settings say.
 
         Returns:
             The new token, shown this once.
         """
-        request = user_pb2.RotateTokenRequest(user_id=user_id)
+        request = user_pb2.RotateTokenRequest(user_id=user_id, overlap=duration(overlap), lifetime=duration(lifetime))
         return self._rpc.unary(self._rpc.users.RotateToken, request).token
+
+    def revoke_token(self, token_id: str, user_id: str = "") -> None:
+        """Revokes a token; calls that were made with it end at once.
+
+        Args:
+            token_id: Which one, as `User.tokens` shows it.
+            user_id: UUID of the user, for admins; empty for yourself.
+
+        Raises:
+            TokenNotFound: The user has no such token.
+        """
+        request = user_pb2.RevokeTokenRequest(user_id=user_id, token_id=token_id)
+        self._rpc.unary(self._rpc.users.RevokeToken, request)
+
+    def set_certificate_names(self, user_id: str, names: Iterable[str]) -> User:
+        """Sets which client certificates are a user's, in place of those set before. For admins.
+
+        Args:
+            user_id: UUID of the user.
+            names: DNS names, URIs and e-mail addresses, as they stand in a certificate's subjectAltName.
+
+        Raises:
+            CertificateNameTaken: One is another user's.
+        """
+        request = user_pb2.SetCertificateNamesRequest(user_id=user_id, certificate_names=names)
+        return self._rpc.unary(self._rpc.users.SetCertificateNames, request).user
 
     def remove_user(self, user_id: str, *, force: bool = False) -> None:
         """Removes a user: its tokens are revoked, it leaves its trainings, and those that it steers are removed.

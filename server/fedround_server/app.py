@@ -99,6 +99,7 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
         await _check_architectures(engine, settings)
         store = stack.enter_context(Store(settings.database or settings.data_dir / "fedround.db"))
         async with _background() as tasks:
+            token_lifetime, max_token_lifetime = settings.token_lifetimes
             limits = Limits(
                 max_model_bytes=settings.max_model_bytes,
                 max_unfinished_bytes_per_user=settings.max_unfinished_bytes_per_user,
@@ -106,6 +107,8 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
                 min_free_bytes=settings.min_free_bytes,
                 max_open_trainings=settings.max_open_trainings,
                 heartbeat=timedelta(seconds=settings.heartbeat_seconds),
+                token_lifetime=token_lifetime,
+                max_token_lifetime=max_token_lifetime,
             )
             context = Context(
                 store,
@@ -188,7 +191,7 @@ def _make_server(
         interceptors=(
             LogInterceptor(),
             ErrorInterceptor(MAX_MESSAGE),
-            AuthInterceptor(coordinator.users.authenticate),
+            AuthInterceptor(coordinator.users.admit),
             LimitInterceptor("uploads", UPLOADS, TooManyUploads, settings.max_uploads_per_user, settings.max_uploads),
             LimitInterceptor("downloads", DOWNLOADS, TooManyStreams, settings.max_downloads_per_user),
             LimitInterceptor("subscriptions", SUBSCRIPTIONS, TooManyStreams, settings.max_subscriptions_per_user),

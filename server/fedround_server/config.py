@@ -1,7 +1,9 @@
 """Settings: flags before FEDROUND_* variables before a TOML file before defaults."""
 
 import ipaddress
+import math
 import re
+from datetime import timedelta
 from pathlib import Path
 from typing import Self
 from urllib.parse import urlsplit
@@ -34,6 +36,18 @@ class Settings(BaseSettings):
     keepalive_seconds: float = Field(30.0, gt=0, le=86_400, description="How long a silent peer goes without a ping.")
     keepalive_timeout_seconds: float = Field(
         10.0, gt=0, le=86_400, description="How long a peer may take to answer a ping."
+    )
+    token_lifetime_seconds: float | None = Field(
+        None,
+        gt=0,
+        le=3_200_000_000,
+        description="How long tokens are good by default; unset for ever.",
+    )
+    max_token_lifetime_seconds: float | None = Field(
+        None,
+        gt=0,
+        le=3_200_000_000,
+        description="How long tokens can be good at most; unset for ever.",
     )
     max_model_bytes: int = Field(16 << 30, ge=1, description="Size of a model or update file.")
     max_unfinished_bytes_per_user: int = Field(64 << 30, ge=1, description="Unfinished uploads of one user, in bytes.")
@@ -78,11 +92,20 @@ class Settings(BaseSettings):
             raise ValueError(
                 "max_unfinished_bytes must be at least max_unfinished_bytes_per_user, and that at least max_model_bytes"
             )
+        if (self.token_lifetime_seconds or 0) > (self.max_token_lifetime_seconds or math.inf):
+            raise ValueError("token_lifetime_seconds must not be more than max_token_lifetime_seconds")
         if wrong := [text for text in self.architecture if not ARCHITECTURE.fullmatch(text)]:
             raise ValueError(f"architecture: {wrong[0]!r} is not NAME=package.module:factory")
         if self.database and urlsplit(self.database).scheme not in ("postgresql", "postgres"):
             raise ValueError("database: must be a postgresql:// URL, or empty for SQLite")
         return self
+
+    @property
+    def token_lifetimes(self) -> tuple[timedelta | None, timedelta | None]:
+        """How long tokens are good, and how long they may be made good."""
+        longest = self.max_token_lifetime_seconds
+        usual = longest if self.token_lifetime_seconds is None else self.token_lifetime_seconds
+        return _duration(usual), _duration(longest)
 
     @property
     def architectures(self) -> dict[str, str]:
@@ -96,6 +119,10 @@ class Settings(BaseSettings):
         if not separator or not port.isdigit() or int(port) > 65535 or not host:
             raise ValueError(f"listen: {self.listen!r} is not HOST:PORT")
         return host.strip("[]"), int(port)
+
+
+def _duration(seconds: float | None) -> timedelta | None:
+    return None if seconds is None else timedelta(seconds=seconds)
 
 
 def _is_loopback(host: str) -> bool:

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import sys
 from types import ModuleType
 
@@ -41,7 +42,10 @@ from fedround.v1.user_pb2 import (
     GetUsersResponse,
     RemoveUserRequest,
     RemoveUserResponse,
+    RevokeTokenRequest,
+    RevokeTokenResponse,
     RotateTokenResponse,
+    SetCertificateNamesResponse,
     User,
 )
 from fedround_client import to_safetensors
@@ -58,6 +62,24 @@ CALLS = [
     ("user show", "GetMyself", GetMyselfResponse(user=ALICE), {}),
     (f"user show {USER}", "GetUser", GetUserResponse(user=ALICE), {"user_id": USER}),
     (f"user rotate-token {USER}", "RotateToken", RotateTokenResponse(token="new"), {"user_id": USER}),
+    (
+        f"user rotate-token {USER} --overlap 2 --lifetime 0.5",
+        "RotateToken",
+        RotateTokenResponse(token="new"),
+        {"user_id": USER, "overlap": "7200s", "lifetime": "1800s"},
+    ),
+    (
+        f"user certificates {USER} a.example.org b",
+        "SetCertificateNames",
+        SetCertificateNamesResponse(user=ALICE),
+        {"user_id": USER, "certificate_names": ["a.example.org", "b"]},
+    ),
+    (
+        "user create Bob --lifetime 1 --certificate-name b --certificate-name c",
+        "CreateUser",
+        CreateUserResponse(token="t"),
+        {"name": "Bob", "role": "ROLE_CLIENT", "lifetime": "3600s", "certificate_names": ["b", "c"]},
+    ),
     (
         "user create Bob --role actor",
         "CreateUser",
@@ -178,6 +200,11 @@ def test_a_new_users_token_is_printed_this_once(server, command):
             RemoveTrainingRequest(training_id=TRAINING, force=True),
             RemoveTrainingResponse(),
         ),
+        (
+            f"user revoke-token 0123456789abcdef {USER}",
+            RevokeTokenRequest(user_id=USER, token_id="0123456789abcdef"),
+            RevokeTokenResponse(),
+        ),
         (f"model remove {MODEL}", RemoveModelRequest(model_id=MODEL), RemoveModelResponse()),
     ],
 )
@@ -186,7 +213,7 @@ def test_removals_say_so_on_stderr(server, command, line, request_, response):
     assert server.reply(type(request_).__name__.removesuffix("Request"), response) == request_
     result = done(call)
     assert result.stdout == ""
-    assert "is removed" in result.stderr
+    assert re.search("is (removed|revoked)", result.stderr)
 
 
 def test_participants_are_listed_one_a_line(server, command):

@@ -12,7 +12,6 @@ import pytest
 from contracts.world import World
 from fedround_server.coordinator import Context, Coordinator, Limits
 from fedround_server.coordinator.subscription import Heartbeat, Subscriptions
-from fedround_server.domain.errors import TokenInvalid
 from fedround_server.domain.event import Event, RoundStarted, TrainingStarted, UpdateAccepted
 from fedround_server.domain.user import Role
 from fedround_server.hub import Hub, for_actor
@@ -41,11 +40,10 @@ class Listener:
 
     def __init__(self, store: Store, hub: Hub, user: str, training_id: str | None, heartbeat: timedelta) -> None:
         self.verbs = Verbs(store.events)
-        noting: Any = SimpleNamespace(events=self.verbs, users=store.users)
+        noting: Any = SimpleNamespace(events=self.verbs)
         context = Context(noting, NOTHING, NOTHING, hub, NOTHING, Limits(heartbeat=heartbeat))
         self.sent: asyncio.Queue[Any] = asyncio.Queue()
-        # World makes the ids of its users their tokens.
-        following = Subscriptions(context).follow(user, user, training_id, {}, self.sent.put, self._greet)
+        following = Subscriptions(context).follow(user, training_id, {}, self.sent.put, self._greet)
         self.task = asyncio.create_task(following)
 
     async def _greet(self) -> None:
@@ -133,20 +131,6 @@ async def test_a_wake_up_is_about_one_training_however_many_there_are(
     hub.notify(actor)
     assert isinstance(await listener.next(), UpdateAccepted)
     assert listener.verbs.calls == ["open_parts", "read"]
-
-
-async def test_a_token_that_was_revoked_before_the_subscription_began(world: World, store: Store, hub: Hub) -> None:
-    _, (client,), training = await world.running(1)
-    subscriptions = Subscriptions(Context(store, NOTHING, NOTHING, hub, NOTHING))
-    sent: list[Any] = []
-
-    async def send(event: Any) -> None:
-        sent.append(event)
-
-    await store.users.replace_token(client, "another", world.now)
-    with pytest.raises(TokenInvalid):
-        await subscriptions.follow(client, client, training.training_id, {}, send, NOTHING)
-    assert sent == []
 
 
 @pytest.mark.parametrize("everything", [True, False])

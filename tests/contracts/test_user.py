@@ -1,4 +1,4 @@
-"""Users and their tokens, on both databases."""
+"""Users, on both databases."""
 
 import asyncio
 
@@ -15,17 +15,17 @@ from fedround_server.domain.errors import (
     UserNotFound,
 )
 from fedround_server.domain.event import TrainingRemoved
+from fedround_server.domain.identity import Credentials, Identity
+from fedround_server.domain.token import Token
 from fedround_server.domain.training import Training, TrainingState
 from fedround_server.domain.user import Role, User
 from fedround_server.store import Store
 
 
-async def test_a_user_is_found_by_its_token(store: Store, world: World) -> None:
+async def test_a_user_is_found(store: Store, world: World) -> None:
     user = User(new_id(), "ward 7 — öä", Role.ACTOR, world.now)
-    await store.users.create(user, "a" * 64)
+    await store.users.create(user, Token("a" * 64, world.now))
     assert await store.users.get(user.user_id) == user
-    assert await store.users.find_by_token("a" * 64) == user
-    assert await store.users.find_by_token("b" * 64) is None
 
 
 async def test_a_name_is_taken_once(store: Store, world: World) -> None:
@@ -44,21 +44,10 @@ async def test_users_are_paged_by_name_and_role(store: Store, world: World) -> N
     assert [user.name for user in await store.users.page(Role.ACTOR, "", 9)] == ["actor"]
 
 
-async def test_a_new_token_revokes_the_old_one(store: Store, world: World) -> None:
-    user = await world.user()
-    await store.users.replace_token(user, "c" * 64, world.now)
-    assert await store.users.find_by_token(blob(user).sha256) is None
-    found = await store.users.find_by_token("c" * 64)
-    assert found is not None
-    assert found.user_id == user
-    with pytest.raises(UserNotFound):
-        await store.users.replace_token(new_id(), "d" * 64, world.now)
-
-
 async def test_a_removed_user_is_gone_and_its_name_free(store: Store, world: World) -> None:
     user = await world.user(name="one")
     assert await store.users.remove(user, world.now) == []
-    assert await store.users.find_by_token(blob(user).sha256) is None
+    assert await store.credentials.identify(Credentials(blob(user).sha256)) == Identity()
     for call in (store.users.get(user), store.users.remove(user, world.now)):
         with pytest.raises(UserNotFound):
             await call
@@ -116,7 +105,7 @@ async def test_who_steers_running_trainings_is_removed_with_force_only(store: St
         await store.users.remove(actor, world.now)
     assert refusal.value.metadata["count"] == "1"
     assert (await store.users.get(actor)).user_id == actor
-    assert await store.users.find_by_token(blob(actor).sha256) is not None
+    assert (await store.credentials.identify(Credentials(blob(actor).sha256))).owner is not None
     assert await store.trainings.get(training.training_id, client) == before
 
 

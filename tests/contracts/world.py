@@ -8,6 +8,7 @@ from typing import Any
 
 from fedround_server.domain.model import BlobRef, Dtype, NewModel, TensorSpec
 from fedround_server.domain.round import RoundKind
+from fedround_server.domain.token import Token
 from fedround_server.domain.training import Aggregation, Evaluation, RoundPolicy, Training, TrainingSpec
 from fedround_server.domain.update import NewUpdate, Update
 from fedround_server.domain.user import Role, User
@@ -54,7 +55,7 @@ class World:
 
     async def user(self, role: Role = Role.CLIENT, name: str = "") -> str:
         user = User(new_id(), name or f"user {new_id()}", role, self.now)
-        await self.store.users.create(user, blob(user.user_id).sha256)
+        await self.store.users.create(user, Token(blob(user.user_id).sha256, user.create_time))
         return user.user_id
 
     async def users(self, count: int) -> list[str]:

@@ -27,6 +27,8 @@ TABLE: dict[str, dict[str, set[str] | None]] = {
         "GetUsers": ACTORS,
         "GetMyself": USERS,
         "RotateToken": USERS,
+        "RevokeToken": USERS,
+        "SetCertificateNames": ADMIN,
         "RemoveUser": ADMIN,
     },
     "fedround.v1.TrainingService": {

@@ -1,5 +1,6 @@
 """Settings: which source wins, and what makes no sense."""
 
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -81,3 +82,14 @@ def test_a_file_that_is_no_toml_is_told(folder: Path, capsys: pytest.CaptureFixt
 def test_settings_do_not_change() -> None:
     with pytest.raises(ValidationError):
         _parse([]).max_uploads = 1  # type: ignore[misc]
+
+
+def test_how_long_tokens_are_good() -> None:
+    hour, day = timedelta(hours=1), timedelta(days=1)
+    usual, longest = ["--token-lifetime-seconds", "3600"], ["--max-token-lifetime-seconds", "86400"]
+    assert _parse([]).token_lifetimes == (None, None)
+    assert _parse(usual).token_lifetimes == (hour, None)
+    assert _parse(longest).token_lifetimes == (day, day)
+    assert _parse([*usual, *longest]).token_lifetimes == (hour, day)
+    with pytest.raises(ValidationError, match="must not be more than max_token_lifetime_seconds"):
+        _parse(["--token-lifetime-seconds", "86401", *longest])

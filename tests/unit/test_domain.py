@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from contracts.world import SPEC
 from fedround_server.domain.round import RoundKind, Verdict, expected_updates, judge, next_round
+from fedround_server.domain.token import hash_token, new_token
 from fedround_server.domain.training import TRANSITIONS, Evaluation, RoundPolicy, TrainingFailure, TrainingState
 from fedround_server.domain.update import MAX_MEANS, foremost, weighted_means
-from fedround_server.domain.user import hash_token, new_token
 
 sizes = st.integers(0, 50)
 

@@ -62,16 +62,17 @@ class Session:
         """Makes the client.
 
         Raises:
-            TokenMissing: No option and no variable gives a token.
+            TokenMissing: No option and no variable gives a token, or a certificate.
             OSError: A file cannot be read.
         """
         token = self.token_file.read_text().strip() if self.token_file is not None else self.token
-        if not token:
+        if not token and self.tls_cert is None:
             raise TokenMissing(
                 grpc.StatusCode.UNAUTHENTICATED,
                 "TOKEN_MISSING",
-                "Set FEDROUND_TOKEN, or pass --token-file. The first start of a server writes the admin's token to"
-                " DATA_DIR/admin.token, by default fedround-data/admin.token where the server runs.",
+                "Set FEDROUND_TOKEN, or pass --token-file; or --tls-cert, where a certificate will do. The first start"
+                " of a server writes the admin's token to DATA_DIR/admin.token, by default fedround-data/admin.token"
+                " where the server runs.",
             )
         try:
             return connect(

@@ -24,6 +24,11 @@ class RoleChoice(StrEnum):
 
 UserId = Annotated[str, typer.Argument(metavar="USER_ID", help="UUID of the user.")]
 MaybeUserId = Annotated[str, typer.Argument(metavar="[USER_ID]", help="UUID of the user; yourself by default.")]
+Lifetime = Annotated[
+    float | None,
+    typer.Option(min=0, help="Hours that the token is good; by default as long as the server's settings say."),
+]
+CERTIFICATE_HELP = "DNS name, URI or e-mail address in the subjectAltName of certificates that are the user's."
 
 _COLUMNS: Columns[User] = {
     "USER_ID": lambda user: user.user_id,
@@ -38,11 +43,15 @@ def create(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="Unique, at most 200 characters.")],
     role: Annotated[RoleChoice, typer.Option(case_sensitive=False, help="What the user may do.")] = RoleChoice.CLIENT,
+    lifetime: Lifetime = None,
+    certificate_name: Annotated[list[str] | None, typer.Option(help=CERTIFICATE_HELP)] = None,
     form: FormatOption = Format.TABLE,
 ) -> None:
     """Create a user, and print its token: the only time that it is shown."""
     with client_of(context) as client:
-        user, token = client.create_user(name, role.value)
+        user, token = client.create_user(
+            name, role.value, lifetime=_seconds(lifetime), certificate_names=certificate_name or ()
+        )
     show(CreateUserResponse(user=user, token=token), form)
 
 
@@ -77,7 +86,44 @@ def remove(
 
 
 @app.command()
-def rotate_token(context: typer.Context, user_id: MaybeUserId = "", form: FormatOption = Format.TABLE) -> None:
+def rotate_token(
+    context: typer.Context,
+    user_id: MaybeUserId = "",
+    overlap: Annotated[
+        float | None, typer.Option(min=0, help="Hours that the old token goes on to work; by default none.")
+    ] = None,
+    lifetime: Lifetime = None,
+    form: FormatOption = Format.TABLE,
+) -> None:
     """Replace a user's token, and print the new one: the only time that it is shown."""
     with client_of(context) as client:
-        show(RotateTokenResponse(token=client.rotate_token(user_id)), form)
+        token = client.rotate_token(user_id, overlap=_seconds(overlap), lifetime=_seconds(lifetime))
+    show(RotateTokenResponse(token=token), form)
+
+
+@app.command()
+def revoke_token(
+    context: typer.Context,
+    token_id: Annotated[str, typer.Argument(help="Which one, as `fedround user show` says.")],
+    user_id: MaybeUserId = "",
+) -> None:
+    """Revoke a token; calls that were made with it end at once."""
+    with client_of(context) as client:
+        client.revoke_token(token_id, user_id)
+    typer.echo(f"Token {token_id} is revoked.", err=True)
+
+
+@app.command()
+def certificates(
+    context: typer.Context,
+    user_id: UserId,
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help=CERTIFICATE_HELP)] = None,
+    form: FormatOption = Format.TABLE,
+) -> None:
+    """Set which client certificates are a user's, in place of those set before; without a name none."""
+    with client_of(context) as client:
+        show(client.set_certificate_names(user_id, names or ()), form)
+
+
+def _seconds(hours: float | None) -> float | None:
+    return None if hours is None else hours * 3600

@@ -24,6 +24,26 @@ class TokenInvalid(Unauthenticated, reason="TOKEN_INVALID"):
     """The token is unknown, or was revoked."""
 
 
+class TokenExpired(Unauthenticated, reason="TOKEN_EXPIRED"):
+    """The token was good once."""
+
+
+class TokenNotFound(NotFound, reason="TOKEN_NOT_FOUND"):
+    """The user has no such token."""
+
+
+class CertificateMismatch(Unauthenticated, reason="CERTIFICATE_MISMATCH"):
+    """The client certificate and the token are of different users."""
+
+
+class CertificateAmbiguous(Unauthenticated, reason="CERTIFICATE_AMBIGUOUS"):
+    """The client certificate names several users."""
+
+
+class CertificateNameTaken(AlreadyExists, reason="CERTIFICATE_NAME_TAKEN"):
+    """The certificate name is another user's."""
+
+
 class RoleRequired(PermissionDenied, reason="ROLE_REQUIRED"):
     """The caller's role does not allow this call."""
 

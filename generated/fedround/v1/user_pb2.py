@@ -22,44 +22,55 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x66\x65\x64round/v1/user.proto\x12\x0b\x66\x65\x64round.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"w\n\x04User\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x1f\n\x04role\x18\x03 \x01(\x0e\x32\x11.fedround.v1.Role\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"B\n\x11\x43reateUserRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1f\n\x04role\x18\x02 \x01(\x0e\x32\x11.fedround.v1.Role\"D\n\x12\x43reateUserResponse\x12\x1f\n\x04user\x18\x01 \x01(\x0b\x32\x11.fedround.v1.User\x12\r\n\x05token\x18\x02 \x01(\t\"!\n\x0eGetUserRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\"2\n\x0fGetUserResponse\x12\x1f\n\x04user\x18\x01 \x01(\x0b\x32\x11.fedround.v1.User\"Y\n\x0fGetUsersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x1f\n\x04role\x18\x03 \x01(\x0e\x32\x11.fedround.v1.Role\"M\n\x10GetUsersResponse\x12 \n\x05users\x18\x01 \x03(\x0b\x32\x11.fedround.v1.User\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x12\n\x10GetMyselfRequest\"4\n\x11GetMyselfResponse\x12\x1f\n\x04user\x18\x01 \x01(\x0b\x32\x11.fedround.v1.User\"%\n\x12RotateTokenRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\"$\n\x13RotateTokenResponse\x12\r\n\x05token\x18\x01 \x01(\t\"3\n\x11RemoveUserRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\"\x14\n\x12RemoveUserResponse*M\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0e\n\nROLE_ADMIN\x10\x01\x12\x0e\n\nROLE_ACTOR\x10\x02\x12\x0f\n\x0bROLE_CLIENT\x10\x03\x32\xd8\x03\n\x0bUserService\x12M\n\nCreateUser\x12\x1e.fedround.v1.CreateUserRequest\x1a\x1f.fedround.v1.CreateUserResponse\x12\x44\n\x07GetUser\x12\x1b.fedround.v1.GetUserRequest\x1a\x1c.fedround.v1.GetUserResponse\x12G\n\x08GetUsers\x12\x1c.fedround.v1.GetUsersRequest\x1a\x1d.fedround.v1.GetUsersResponse\x12J\n\tGetMyself\x12\x1d.fedround.v1.GetMyselfRequest\x1a\x1e.fedround.v1.GetMyselfResponse\x12P\n\x0bRotateToken\x12\x1f.fedround.v1.RotateTokenRequest\x1a .fedround.v1.RotateTokenResponse\x12M\n\nRemoveUser\x12\x1e.fedround.v1.RemoveUserRequest\x1a\x1f.fedround.v1.RemoveUserResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x66\x65\x64round/v1/user.proto\x12\x0b\x66\x65\x64round.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb6\x01\n\x04User\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x1f\n\x04role\x18\x03 \x01(\x0e\x32\x11.fedround.v1.Role\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x19\n\x11\x63\x65rtificate_names\x18\x05 \x03(\t\x12\"\n\x06tokens\x18\x06 \x03(\x0b\x32\x12.fedround.v1.Token\"\xae\x01\n\x05Token\x12\x10\n\x08token_id\x18\x01 \x01(\t\x12/\n\x0b\x63reate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rlast_use_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x8a\x01\n\x11\x43reateUserRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1f\n\x04role\x18\x02 \x01(\x0e\x32\x11.fedround.v1.Role\x12+\n\x08lifetime\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x19\n\x11\x63\x65rtificate_names\x18\x04 \x03(\t\"D\n\x12\x43reateUserResponse\x12\x1f\n\x04user\x18\x01 \x01(\x0b\x32\x11.fedround.v1.User\x12\r\n\x05token\x18\x02 \x01(\t\"!\n\x0eGetUserRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\"2\n\x0fGetUserResponse\x12\x1f\n\x04user\x18\x01 \x01(\x0b\x32\x11.fedround.v1.User\"Y\n\x0fGetUsersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x1f\n\x04role\x18\x03 \x01(\x0e\x32\x11.fedround.v1.Role\"M\n\x10GetUsersResponse\x12 \n\x05users\x18\x01 \x03(\x0b\x32\x11.fedround.v1.User\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x12\n\x10GetMyselfRequest\"4\n\x11GetMyselfResponse\x12\x1f\n\x04user\x18\x01 \x01(\x0b\x32\x11.fedround.v1.User\"~\n\x12RotateTokenRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12*\n\x07overlap\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08lifetime\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"$\n\x13RotateTokenResponse\x12\r\n\x05token\x18\x01 \x01(\t\"7\n\x12RevokeTokenRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x10\n\x08token_id\x18\x02 \x01(\t\"\x15\n\x13RevokeTokenResponse\"H\n\x1aSetCertificateNamesRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x19\n\x11\x63\x65rtificate_names\x18\x02 \x03(\t\">\n\x1bSetCertificateNamesResponse\x12\x1f\n\x04user\x18\x01 \x01(\x0b\x32\x11.fedround.v1.User\"3\n\x11RemoveUserRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\"\x14\n\x12RemoveUserResponse*M\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0e\n\nROLE_ADMIN\x10\x01\x12\x0e\n\nROLE_ACTOR\x10\x02\x12\x0f\n\x0bROLE_CLIENT\x10\x03\x32\x94\x05\n\x0bUserService\x12M\n\nCreateUser\x12\x1e.fedround.v1.CreateUserRequest\x1a\x1f.fedround.v1.CreateUserResponse\x12\x44\n\x07GetUser\x12\x1b.fedround.v1.GetUserRequest\x1a\x1c.fedround.v1.GetUserResponse\x12G\n\x08GetUsers\x12\x1c.fedround.v1.GetUsersRequest\x1a\x1d.fedround.v1.GetUsersResponse\x12J\n\tGetMyself\x12\x1d.fedround.v1.GetMyselfRequest\x1a\x1e.fedround.v1.GetMyselfResponse\x12P\n\x0bRotateToken\x12\x1f.fedround.v1.RotateTokenRequest\x1a .fedround.v1.RotateTokenResponse\x12P\n\x0bRevokeToken\x12\x1f.fedround.v1.RevokeTokenRequest\x1a .fedround.v1.RevokeTokenResponse\x12h\n\x13SetCertificateNames\x12\'.fedround.v1.SetCertificateNamesRequest\x1a(.fedround.v1.SetCertificateNamesResponse\x12M\n\nRemoveUser\x12\x1e.fedround.v1.RemoveUserRequest\x1a\x1f.fedround.v1.RemoveUserResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fedround.v1.user_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROLE']._serialized_start=814
-  _globals['_ROLE']._serialized_end=891
-  _globals['_USER']._serialized_start=72
-  _globals['_USER']._serialized_end=191
-  _globals['_CREATEUSERREQUEST']._serialized_start=193
-  _globals['_CREATEUSERREQUEST']._serialized_end=259
-  _globals['_CREATEUSERRESPONSE']._serialized_start=261
-  _globals['_CREATEUSERRESPONSE']._serialized_end=329
-  _globals['_GETUSERREQUEST']._serialized_start=331
-  _globals['_GETUSERREQUEST']._serialized_end=364
-  _globals['_GETUSERRESPONSE']._serialized_start=366
-  _globals['_GETUSERRESPONSE']._serialized_end=416
-  _globals['_GETUSERSREQUEST']._serialized_start=418
-  _globals['_GETUSERSREQUEST']._serialized_end=507
-  _globals['_GETUSERSRESPONSE']._serialized_start=509
-  _globals['_GETUSERSRESPONSE']._serialized_end=586
-  _globals['_GETMYSELFREQUEST']._serialized_start=588
-  _globals['_GETMYSELFREQUEST']._serialized_end=606
-  _globals['_GETMYSELFRESPONSE']._serialized_start=608
-  _globals['_GETMYSELFRESPONSE']._serialized_end=660
-  _globals['_ROTATETOKENREQUEST']._serialized_start=662
-  _globals['_ROTATETOKENREQUEST']._serialized_end=699
-  _globals['_ROTATETOKENRESPONSE']._serialized_start=701
-  _globals['_ROTATETOKENRESPONSE']._serialized_end=737
-  _globals['_REMOVEUSERREQUEST']._serialized_start=739
-  _globals['_REMOVEUSERREQUEST']._serialized_end=790
-  _globals['_REMOVEUSERRESPONSE']._serialized_start=792
-  _globals['_REMOVEUSERRESPONSE']._serialized_end=812
-  _globals['_USERSERVICE']._serialized_start=894
-  _globals['_USERSERVICE']._serialized_end=1366
+  _globals['_ROLE']._serialized_start=1467
+  _globals['_ROLE']._serialized_end=1544
+  _globals['_USER']._serialized_start=105
+  _globals['_USER']._serialized_end=287
+  _globals['_TOKEN']._serialized_start=290
+  _globals['_TOKEN']._serialized_end=464
+  _globals['_CREATEUSERREQUEST']._serialized_start=467
+  _globals['_CREATEUSERREQUEST']._serialized_end=605
+  _globals['_CREATEUSERRESPONSE']._serialized_start=607
+  _globals['_CREATEUSERRESPONSE']._serialized_end=675
+  _globals['_GETUSERREQUEST']._serialized_start=677
+  _globals['_GETUSERREQUEST']._serialized_end=710
+  _globals['_GETUSERRESPONSE']._serialized_start=712
+  _globals['_GETUSERRESPONSE']._serialized_end=762
+  _globals['_GETUSERSREQUEST']._serialized_start=764
+  _globals['_GETUSERSREQUEST']._serialized_end=853
+  _globals['_GETUSERSRESPONSE']._serialized_start=855
+  _globals['_GETUSERSRESPONSE']._serialized_end=932
+  _globals['_GETMYSELFREQUEST']._serialized_start=934
+  _globals['_GETMYSELFREQUEST']._serialized_end=952
+  _globals['_GETMYSELFRESPONSE']._serialized_start=954
+  _globals['_GETMYSELFRESPONSE']._serialized_end=1006
+  _globals['_ROTATETOKENREQUEST']._serialized_start=1008
+  _globals['_ROTATETOKENREQUEST']._serialized_end=1134
+  _globals['_ROTATETOKENRESPONSE']._serialized_start=1136
+  _globals['_ROTATETOKENRESPONSE']._serialized_end=1172
+  _globals['_REVOKETOKENREQUEST']._serialized_start=1174
+  _globals['_REVOKETOKENREQUEST']._serialized_end=1229
+  _globals['_REVOKETOKENRESPONSE']._serialized_start=1231
+  _globals['_REVOKETOKENRESPONSE']._serialized_end=1252
+  _globals['_SETCERTIFICATENAMESREQUEST']._serialized_start=1254
+  _globals['_SETCERTIFICATENAMESREQUEST']._serialized_end=1326
+  _globals['_SETCERTIFICATENAMESRESPONSE']._serialized_start=1328
+  _globals['_SETCERTIFICATENAMESRESPONSE']._serialized_end=1390
+  _globals['_REMOVEUSERREQUEST']._serialized_start=1392
+  _globals['_REMOVEUSERREQUEST']._serialized_end=1443
+  _globals['_REMOVEUSERRESPONSE']._serialized_start=1445
+  _globals['_REMOVEUSERRESPONSE']._serialized_end=1465
+  _globals['_USERSERVICE']._serialized_start=1547
+  _globals['_USERSERVICE']._serialized_end=2207
 # @@protoc_insertion_point(module_scope)

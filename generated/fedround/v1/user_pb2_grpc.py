@@ -27,7 +27,8 @@ if _version_not_supported:
 
 class UserServiceStub(object):
     """Manages who may talk to the server. Every RPC of every service but health and reflection wants a token in the metadata:
-    `authorization: Bearer TOKEN`, or `x-token: TOKEN`.
+    `authorization: Bearer TOKEN`, or `x-token: TOKEN`. Where the server asks for client certificates, one that names a user
+    does as well; a token beside it must be of the same user.
     """
 
     def __init__(self, channel):
@@ -61,6 +62,16 @@ class UserServiceStub(object):
                 request_serializer=fedround_dot_v1_dot_user__pb2.RotateTokenRequest.SerializeToString,
                 response_deserializer=fedround_dot_v1_dot_user__pb2.RotateTokenResponse.FromString,
                 _registered_method=True)
+        self.RevokeToken = channel.unary_unary(
+                '/fedround.v1.UserService/RevokeToken',
+                request_serializer=fedround_dot_v1_dot_user__pb2.RevokeTokenRequest.SerializeToString,
+                response_deserializer=fedround_dot_v1_dot_user__pb2.RevokeTokenResponse.FromString,
+                _registered_method=True)
+        self.SetCertificateNames = channel.unary_unary(
+                '/fedround.v1.UserService/SetCertificateNames',
+                request_serializer=fedround_dot_v1_dot_user__pb2.SetCertificateNamesRequest.SerializeToString,
+                response_deserializer=fedround_dot_v1_dot_user__pb2.SetCertificateNamesResponse.FromString,
+                _registered_method=True)
         self.RemoveUser = channel.unary_unary(
                 '/fedround.v1.UserService/RemoveUser',
                 request_serializer=fedround_dot_v1_dot_user__pb2.RemoveUserRequest.SerializeToString,
@@ -70,7 +81,8 @@ class UserServiceStub(object):
 
 class UserServiceServicer(object):
     """Manages who may talk to the server. Every RPC of every service but health and reflection wants a token in the metadata:
-    `authorization: Bearer TOKEN`, or `x-token: TOKEN`.
+    `authorization: Bearer TOKEN`, or `x-token: TOKEN`. Where the server asks for client certificates, one that names a user
+    does as well; a token beside it must be of the same user.
     """
 
     def CreateUser(self, request, context):
@@ -102,14 +114,28 @@ class UserServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def RotateToken(self, request, context):
-        """Replaces a user's token; the old one is refused from then on. One's own, or for an admin anyone's.
+        """Replaces a user's token; the old one is refused from then on, or after an overlap. One's own, or for an admin anyone's.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevokeToken(self, request, context):
+        """Revokes a token; calls that were made with it end at once. One's own, or for an admin anyone's.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetCertificateNames(self, request, context):
+        """Sets which client certificates are a user's, in place of those set before. Admins only.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RemoveUser(self, request, context):
-        """Removes a user: its tokens are revoked, its subscriptions end, and it leaves the trainings that are not ended. Those
+        """Removes a user: its tokens are revoked, its calls end, and it leaves the trainings that are not ended. Those
         that it steers are removed, as nobody else may steer them; running ones only with force. Admins only.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -144,6 +170,16 @@ def add_UserServiceServicer_to_server(servicer, server):
                     request_deserializer=fedround_dot_v1_dot_user__pb2.RotateTokenRequest.FromString,
                     response_serializer=fedround_dot_v1_dot_user__pb2.RotateTokenResponse.SerializeToString,
             ),
+            'RevokeToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeToken,
+                    request_deserializer=fedround_dot_v1_dot_user__pb2.RevokeTokenRequest.FromString,
+                    response_serializer=fedround_dot_v1_dot_user__pb2.RevokeTokenResponse.SerializeToString,
+            ),
+            'SetCertificateNames': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetCertificateNames,
+                    request_deserializer=fedround_dot_v1_dot_user__pb2.SetCertificateNamesRequest.FromString,
+                    response_serializer=fedround_dot_v1_dot_user__pb2.SetCertificateNamesResponse.SerializeToString,
+            ),
             'RemoveUser': grpc.unary_unary_rpc_method_handler(
                     servicer.RemoveUser,
                     request_deserializer=fedround_dot_v1_dot_user__pb2.RemoveUserRequest.FromString,
@@ -159,7 +195,8 @@ def add_UserServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class UserService(object):
     """Manages who may talk to the server. Every RPC of every service but health and reflection wants a token in the metadata:
-    `authorization: Bearer TOKEN`, or `x-token: TOKEN`.
+    `authorization: Bearer TOKEN`, or `x-token: TOKEN`. Where the server asks for client certificates, one that names a user
+    does as well; a token beside it must be of the same user.
     """
 
     @staticmethod
@@ -287,6 +324,60 @@ class UserService(object):
             '/fedround.v1.UserService/RotateToken',
             fedround_dot_v1_dot_user__pb2.RotateTokenRequest.SerializeToString,
             fedround_dot_v1_dot_user__pb2.RotateTokenResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedround.v1.UserService/RevokeToken',
+            fedround_dot_v1_dot_user__pb2.RevokeTokenRequest.SerializeToString,
+            fedround_dot_v1_dot_user__pb2.RevokeTokenResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetCertificateNames(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedround.v1.UserService/SetCertificateNames',
+            fedround_dot_v1_dot_user__pb2.SetCertificateNamesRequest.SerializeToString,
+            fedround_dot_v1_dot_user__pb2.SetCertificateNamesResponse.FromString,
             options,
             channel_credentials,
             insecure,

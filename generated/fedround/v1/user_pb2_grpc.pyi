@@ -28,7 +28,8 @@ GRPC_VERSION: str
 
 class UserServiceStub:
     """Manages who may talk to the server. Every RPC of every service but health and reflection wants a token in the metadata:
-    `authorization: Bearer TOKEN`, or `x-token: TOKEN`.
+    `authorization: Bearer TOKEN`, or `x-token: TOKEN`. Where the server asks for client certificates, one that names a user
+    does as well; a token beside it must be of the same user.
     """
 
     @_typing.overload
@@ -44,16 +45,21 @@ class UserServiceStub:
     GetMyself: _grpc.UnaryUnaryMultiCallable[_user_pb2.GetMyselfRequest, _user_pb2.GetMyselfResponse]
     """Answers the user that the token belongs to."""
     RotateToken: _grpc.UnaryUnaryMultiCallable[_user_pb2.RotateTokenRequest, _user_pb2.RotateTokenResponse]
-    """Replaces a user's token; the old one is refused from then on. One's own, or for an admin anyone's."""
+    """Replaces a user's token; the old one is refused from then on, or after an overlap. One's own, or for an admin anyone's."""
+    RevokeToken: _grpc.UnaryUnaryMultiCallable[_user_pb2.RevokeTokenRequest, _user_pb2.RevokeTokenResponse]
+    """Revokes a token; calls that were made with it end at once. One's own, or for an admin anyone's."""
+    SetCertificateNames: _grpc.UnaryUnaryMultiCallable[_user_pb2.SetCertificateNamesRequest, _user_pb2.SetCertificateNamesResponse]
+    """Sets which client certificates are a user's, in place of those set before. Admins only."""
     RemoveUser: _grpc.UnaryUnaryMultiCallable[_user_pb2.RemoveUserRequest, _user_pb2.RemoveUserResponse]
-    """Removes a user: its tokens are revoked, its subscriptions end, and it leaves the trainings that are not ended. Those
+    """Removes a user: its tokens are revoked, its calls end, and it leaves the trainings that are not ended. Those
     that it steers are removed, as nobody else may steer them; running ones only with force. Admins only.
     """
 
 @_typing.type_check_only
 class UserServiceAsyncStub(UserServiceStub):
     """Manages who may talk to the server. Every RPC of every service but health and reflection wants a token in the metadata:
-    `authorization: Bearer TOKEN`, or `x-token: TOKEN`.
+    `authorization: Bearer TOKEN`, or `x-token: TOKEN`. Where the server asks for client certificates, one that names a user
+    does as well; a token beside it must be of the same user.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -66,15 +72,20 @@ class UserServiceAsyncStub(UserServiceStub):
     GetMyself: _aio.UnaryUnaryMultiCallable[_user_pb2.GetMyselfRequest, _user_pb2.GetMyselfResponse]  # type: ignore[assignment]
     """Answers the user that the token belongs to."""
     RotateToken: _aio.UnaryUnaryMultiCallable[_user_pb2.RotateTokenRequest, _user_pb2.RotateTokenResponse]  # type: ignore[assignment]
-    """Replaces a user's token; the old one is refused from then on. One's own, or for an admin anyone's."""
+    """Replaces a user's token; the old one is refused from then on, or after an overlap. One's own, or for an admin anyone's."""
+    RevokeToken: _aio.UnaryUnaryMultiCallable[_user_pb2.RevokeTokenRequest, _user_pb2.RevokeTokenResponse]  # type: ignore[assignment]
+    """Revokes a token; calls that were made with it end at once. One's own, or for an admin anyone's."""
+    SetCertificateNames: _aio.UnaryUnaryMultiCallable[_user_pb2.SetCertificateNamesRequest, _user_pb2.SetCertificateNamesResponse]  # type: ignore[assignment]
+    """Sets which client certificates are a user's, in place of those set before. Admins only."""
     RemoveUser: _aio.UnaryUnaryMultiCallable[_user_pb2.RemoveUserRequest, _user_pb2.RemoveUserResponse]  # type: ignore[assignment]
-    """Removes a user: its tokens are revoked, its subscriptions end, and it leaves the trainings that are not ended. Those
+    """Removes a user: its tokens are revoked, its calls end, and it leaves the trainings that are not ended. Those
     that it steers are removed, as nobody else may steer them; running ones only with force. Admins only.
     """
 
 class UserServiceServicer(metaclass=_abc_1.ABCMeta):
     """Manages who may talk to the server. Every RPC of every service but health and reflection wants a token in the metadata:
-    `authorization: Bearer TOKEN`, or `x-token: TOKEN`.
+    `authorization: Bearer TOKEN`, or `x-token: TOKEN`. Where the server asks for client certificates, one that names a user
+    does as well; a token beside it must be of the same user.
     """
 
     @_abc_1.abstractmethod
@@ -115,7 +126,23 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _user_pb2.RotateTokenRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_user_pb2.RotateTokenResponse, _abc.Awaitable[_user_pb2.RotateTokenResponse]]:
-        """Replaces a user's token; the old one is refused from then on. One's own, or for an admin anyone's."""
+        """Replaces a user's token; the old one is refused from then on, or after an overlap. One's own, or for an admin anyone's."""
+
+    @_abc_1.abstractmethod
+    def RevokeToken(
+        self,
+        request: _user_pb2.RevokeTokenRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_user_pb2.RevokeTokenResponse, _abc.Awaitable[_user_pb2.RevokeTokenResponse]]:
+        """Revokes a token; calls that were made with it end at once. One's own, or for an admin anyone's."""
+
+    @_abc_1.abstractmethod
+    def SetCertificateNames(
+        self,
+        request: _user_pb2.SetCertificateNamesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_user_pb2.SetCertificateNamesResponse, _abc.Awaitable[_user_pb2.SetCertificateNamesResponse]]:
+        """Sets which client certificates are a user's, in place of those set before. Admins only."""
 
     @_abc_1.abstractmethod
     def RemoveUser(
@@ -123,7 +150,7 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _user_pb2.RemoveUserRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_user_pb2.RemoveUserResponse, _abc.Awaitable[_user_pb2.RemoveUserResponse]]:
-        """Removes a user: its tokens are revoked, its subscriptions end, and it leaves the trainings that are not ended. Those
+        """Removes a user: its tokens are revoked, its calls end, and it leaves the trainings that are not ended. Those
         that it steers are removed, as nobody else may steer them; running ones only with force. Admins only.
         """
 

@@ -50,6 +50,8 @@ class Limits:
         max_open_trainings: Trainings of one actor that are not ended.
         heartbeat: How long a subscription stays silent.
         max_predictions: Predictions that may wait for their turn.
+        token_lifetime: Of tokens that nobody gave another one; None for ever.
+        max_token_lifetime: Of any token; None for ever.
     """
 
     max_model_bytes: int = 16 << 30
@@ -59,6 +61,8 @@ class Limits:
     max_open_trainings: int = 1000
     heartbeat: timedelta = timedelta(seconds=20)
     max_predictions: int = 32
+    token_lifetime: timedelta | None = None
+    max_token_lifetime: timedelta | None = None
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,8 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from fedround_server.coordinator.context import Context
-from fedround_server.domain.errors import FieldInvalid, TokenInvalid
+from fedround_server.domain.errors import FieldInvalid
 from fedround_server.domain.event import Event
-from fedround_server.domain.user import hash_token
 from fedround_server.hub import Waiter, for_actor, training_of
 from fedround_server.store.event import Part
 
@@ -49,7 +48,6 @@ class Subscriptions:
     async def follow(
         self,
         user_id: str,
-        token: str,
         training_id: str | None,
         resume_after: Mapping[str, int],
         send: Send,
@@ -59,7 +57,6 @@ class Subscriptions:
 
         Args:
             user_id: Who listens.
-            token: What the user came with; the subscription does not outlive it.
             training_id: The training; None for all of the user's.
             resume_after: For each training the last sequence seen.
             send: Where events go; it waits while the subscriber is slow.
@@ -68,7 +65,6 @@ class Subscriptions:
         Raises:
             TrainingNotFound: The user never had a part in the training.
             CursorExpired: A log does not reach its cursor.
-            TokenInvalid: The token was revoked, or the user removed.
         """
         # Follow first, then read the log: what happens in between wakes the next wait.
         with self._context.hub.waiter() as waiter:
@@ -77,14 +73,12 @@ class Subscriptions:
                 subscription: _Subscription = _All(self._context, user_id, resume_after, waiter)
             else:
                 subscription = _One(self._context, user_id, training_id, resume_after, waiter)
-            await self._run(subscription, hash_token(token), waiter, _Line(send, greet))
+            await self._run(subscription, waiter, _Line(send, greet))
 
-    async def _run(self, subscription: "_Subscription", token_hash: str, waiter: Waiter, line: "_Line") -> None:
+    async def _run(self, subscription: "_Subscription", waiter: Waiter, line: "_Line") -> None:
         seconds = self._context.limits.heartbeat.total_seconds()
         topics: frozenset[str] = frozenset()
         while True:
-            if subscription.user_id in topics or not topics:
-                await self._check(token_hash)
             if await subscription.drain(line.send, topics):
                 return
             await line.greet()
@@ -94,10 +88,6 @@ class Subscriptions:
             if line.silence >= seconds:
                 await line.send(Heartbeat(*subscription.position()))
             topics = await waiter.wait(seconds - line.silence)
-
-    async def _check(self, token_hash: str) -> None:
-        if await self._context.store.users.find_by_token(token_hash) is None:
-            raise TokenInvalid
 
 
 class _Line:

@@ -1,11 +1,15 @@
 """Use cases about users."""
 
-from collections.abc import Callable
-from datetime import datetime
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime, timedelta
 
-from fedround_server.coordinator.context import Context, in_thread
-from fedround_server.domain.errors import RoleRequired, TokenInvalid, UserNotFound
-from fedround_server.domain.user import Role, User, hash_token, new_token
+from fedround_server.coordinator.access import Access
+from fedround_server.coordinator.context import Context, in_thread, to_the_end
+from fedround_server.domain.errors import FieldInvalid, RoleRequired, UserNotFound
+from fedround_server.domain.identity import Credentials
+from fedround_server.domain.token import Token, hash_token, new_token
+from fedround_server.domain.user import Role, User, UserView
 
 
 class Users:
@@ -14,26 +18,30 @@ class Users:
     def __init__(self, context: Context) -> None:
         """Begins without having seen anybody."""
         self._context = context
+        self._access = Access(context)
         self._last_seen: dict[str, datetime] = {}
 
-    async def authenticate(self, token: str) -> User:
-        """Returns the user that a token belongs to.
+    @asynccontextmanager
+    async def admit(self, credentials: Credentials) -> AsyncIterator[User]:
+        """Lets a call in for the time of the block, which ends when its credentials are revoked or expire.
 
         Raises:
-            TokenInvalid: It belongs to nobody.
+            Unauthenticated: Nobody has these credentials, or not any more.
         """
-        user = await self._context.store.users.find_by_token(hash_token(token))
-        if user is None:
-            raise TokenInvalid
-        self._last_seen[user.user_id] = self._context.clock.now()
-        return user
+        async with self._access.admit(credentials) as user:
+            self._last_seen[user.user_id] = self._context.clock.now()
+            yield user
 
     def last_seen(self, user_id: str) -> datetime | None:
         """Returns when a user was heard of last, since the start of the server."""
         return self._last_seen.get(user_id)
 
+    def last_use(self, user_id: str, token: Token) -> datetime | None:
+        """Returns when a call was made with a token last, since the start of the server."""
+        return self._access.last_use(user_id, token.token_hash)
+
     async def bootstrap(self, keep_token: Callable[[str], None]) -> bool:
-        """Creates the first admin, if there is none.
+        """Creates the first admin, if there is none. Its token never expires: nobody could make another one.
 
         Args:
             keep_token: Puts its token where the operator finds it, durably; called before the admin exists, so that no
@@ -46,48 +54,97 @@ class Users:
             return False
         token = new_token()
         await in_thread(keep_token, token)
-        await self._store_user("admin", Role.ADMIN, token)
+        await self._store_user("admin", Role.ADMIN, token, None, ())
         return True
 
-    async def create(self, name: str, role: Role) -> tuple[User, str]:
+    async def create(
+        self, name: str, role: Role, lifetime: timedelta | None, certificate_names: Sequence[str]
+    ) -> tuple[UserView, str]:
         """Creates a user.
+
+        Args:
+            name: Unique.
+            role: What it may do.
+            lifetime: Of its token; None for the usual one.
+            certificate_names: Of client certificates that are the user's.
 
         Returns:
             The user and its token, which nobody can read again.
 
         Raises:
             UserExists: The name is taken.
+            CertificateNameTaken: A certificate name is another user's.
+            FieldInvalid: The lifetime is longer than the server allows.
         """
         token = new_token()
-        return await self._store_user(name, role, token), token
+        return await self._store_user(name, role, token, self._expiry(lifetime), certificate_names), token
 
-    async def get(self, caller: User, user_id: str) -> User:
-        """Returns a user; to clients only themselves.
+    async def get(self, caller: User, user_id: str) -> User | UserView:
+        """Returns a user; to clients only themselves. What lets it in is shown to itself and to admins.
 
         Raises:
             UserNotFound: There is none that the caller may see.
         """
-        if caller.role is Role.CLIENT and user_id != caller.user_id:
+        if user_id == caller.user_id or caller.role is Role.ADMIN:
+            return await self.view(user_id)
+        if caller.role is Role.CLIENT:
             raise UserNotFound(user_id)
         return await self._context.store.users.get(user_id)
+
+    async def view(self, user_id: str) -> UserView:
+        """Returns a user with what lets it in.
+
+        Raises:
+            UserNotFound: There is no such user.
+        """
+        return await self._context.store.credentials.view(user_id, self._context.clock.now())
 
     async def page(self, role: Role | None, after_name: str, limit: int) -> list[User]:
         """Returns users by name, behind a name."""
         return await self._context.store.users.page(role, after_name, limit)
 
-    async def rotate_token(self, caller: User, user_id: str) -> str:
+    async def rotate_token(
+        self, caller: User, user_id: str, overlap: timedelta | None, lifetime: timedelta | None
+    ) -> str:
         """Replaces a user's token.
+
+        Args:
+            caller: Who asks.
+            user_id: Whose token it is.
+            overlap: How long the present one goes on to work; None for not at all.
+            lifetime: Of the new one; None for the usual one.
 
         Raises:
             RoleRequired: Somebody else's, and the caller is no admin.
             UserNotFound: There is no such user.
+            FieldInvalid: The lifetime is longer than the server allows.
         """
-        if user_id != caller.user_id and caller.role is not Role.ADMIN:
-            raise RoleRequired("only an admin may rotate another user's token: leave user_id empty for your own")
-        token = new_token()
-        await self._context.store.users.replace_token(user_id, hash_token(token), self._context.clock.now())
-        self._context.hub.notify(user_id)
+        _check_owner(caller, user_id)
+        token, now = new_token(), self._context.clock.now()
+        stored = Token(hash_token(token), now, self._expiry(lifetime))
+        await to_the_end(self._rotate(user_id, stored, None if overlap is None else now + overlap))
         return token
+
+    async def revoke_token(self, caller: User, user_id: str, token_id: str) -> None:
+        """Revokes a user's token.
+
+        Raises:
+            RoleRequired: Somebody else's, and the caller is no admin.
+            UserNotFound: There is no such user.
+            TokenNotFound: It has no such token.
+        """
+        _check_owner(caller, user_id)
+        await to_the_end(self._revoke(user_id, token_id))
+
+    async def set_certificate_names(self, user_id: str, names: Sequence[str]) -> UserView:
+        """Sets which client certificates are a user's.
+
+        Raises:
+            UserNotFound: There is no such user.
+            CertificateNameTaken: One is another user's.
+        """
+        await to_the_end(self._set_certificate_names(user_id, names))
+        return await self.view(user_id)
 
     async def remove(self, user_id: str, *, force: bool) -> list[str]:
         """Removes a user; the caller goes on with the trainings.
@@ -101,10 +158,41 @@ class Users:
             TrainingRunning: It steers running trainings, and force is not set.
         """
         left = await self._context.store.users.remove(user_id, self._context.clock.now(), force=force)
+        await self._access.recheck(user_id)
+        self._access.forget(user_id)
         self._last_seen.pop(user_id, None)
-        self._context.hub.notify(user_id, *left)
+        self._context.hub.notify(*left)
         return left
 
-    async def _store_user(self, name: str, role: Role, token: str) -> User:
-        user = User(self._context.new_id(), name, role, self._context.clock.now())
-        return await self._context.store.users.create(user, hash_token(token))
+    async def _rotate(self, user_id: str, token: Token, until: datetime | None) -> None:
+        await self._context.store.credentials.rotate(user_id, token, until)
+        await self._access.recheck(user_id)
+
+    async def _revoke(self, user_id: str, token_id: str) -> None:
+        await self._context.store.credentials.revoke(user_id, token_id)
+        await self._access.recheck(user_id)
+
+    async def _set_certificate_names(self, user_id: str, names: Sequence[str]) -> None:
+        await self._context.store.credentials.set_certificate_names(user_id, names)
+        await self._access.recheck(user_id)
+
+    async def _store_user(
+        self, name: str, role: Role, token: str, expire_time: datetime | None, certificate_names: Sequence[str]
+    ) -> UserView:
+        now = self._context.clock.now()
+        user = User(self._context.new_id(), name, role, now)
+        stored = Token(hash_token(token), now, expire_time)
+        return await self._context.store.users.create(user, stored, certificate_names)
+
+    def _expiry(self, lifetime: timedelta | None) -> datetime | None:
+        limits = self._context.limits
+        longest = limits.max_token_lifetime
+        if lifetime is not None and longest is not None and lifetime > longest:
+            raise FieldInvalid("lifetime", f"is longer than {longest}, the longest that the server allows")
+        chosen = limits.token_lifetime if lifetime is None else lifetime
+        return None if chosen is None else self._context.clock.now() + chosen
+
+
+def _check_owner(caller: User, user_id: str) -> None:
+    if user_id != caller.user_id and caller.role is not Role.ADMIN:
+        raise RoleRequired("only an admin may replace or revoke another user's token: leave user_id empty for your own")

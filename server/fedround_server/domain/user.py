@@ -1,12 +1,10 @@
-"""Users, their roles and their tokens."""
+"""Users and their roles."""
 
 import enum
-import hashlib
-import secrets
 from dataclasses import dataclass
 from datetime import datetime
 
-TOKEN_PREFIX = "fr_"  # noqa: S105 - lets secret scanners find leaked tokens
+from fedround_server.domain.token import Token
 
 
 class Role(enum.Enum):
@@ -19,7 +17,7 @@ class Role(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """Somebody with a token."""
+    """Somebody who may talk to the server."""
 
     user_id: str
     name: str
@@ -27,11 +25,10 @@ class User:
     create_time: datetime
 
 
-def new_token() -> str:
-    """Makes a token of 256 random bits: guessing is hopeless, so a plain SHA-256 is enough to keep it."""
-    return TOKEN_PREFIX + secrets.token_urlsafe(32)
+@dataclass(frozen=True, slots=True)
+class UserView:
+    """A user as it sees itself, and as admins see it: with its certificate names, and its live tokens, latest first."""
 
-
-def hash_token(token: str) -> str:
-    """Returns what the store keeps of a token."""
-    return hashlib.sha256(token.encode()).hexdigest()
+    user: User
+    certificate_names: tuple[str, ...]
+    tokens: tuple[Token, ...]

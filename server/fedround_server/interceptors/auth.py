@@ -1,12 +1,14 @@
 """Who calls, and whether its role may. Deny by default: a method that the table lacks stops the start-up."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from contextvars import ContextVar
 
 import structlog
 
-from fedround_server.domain.errors import RoleRequired, TokenInvalid, TokenMissing
+from fedround_server.domain.errors import RoleRequired, TokenInvalid
+from fedround_server.domain.identity import Credentials
+from fedround_server.domain.token import hash_token
 from fedround_server.domain.user import Role, User
 from fedround_server.interceptors.around import AroundInterceptor, Call
 
@@ -22,6 +24,8 @@ PERMISSIONS: Mapping[str, frozenset[Role] | None] = {
     "/fedround.v1.UserService/GetUsers": ACTORS,
     "/fedround.v1.UserService/GetMyself": EVERYBODY,
     "/fedround.v1.UserService/RotateToken": EVERYBODY,
+    "/fedround.v1.UserService/RevokeToken": EVERYBODY,
+    "/fedround.v1.UserService/SetCertificateNames": ADMINS,
     "/fedround.v1.UserService/RemoveUser": ADMINS,
     "/fedround.v1.TrainingService/CreateTraining": ACTORS,
     "/fedround.v1.TrainingService/GetTraining": EVERYBODY,
@@ -59,18 +63,15 @@ PERMISSIONS: Mapping[str, frozenset[Role] | None] = {
 }
 """Which roles may call what. Objects have rules of their own on top: only the actor steers its training."""
 
+NAMES = ("peer_dns", "peer_uri", "peer_email")
+"""Where gRPC keeps the names of a verified client certificate. Addresses name machines, not users."""
+
 _caller: ContextVar[User] = ContextVar("caller")
-_bearer: ContextVar[str] = ContextVar("bearer")
 
 
 def caller() -> User:
     """Returns the user whose call this is."""
     return _caller.get()
-
-
-def bearer() -> str:
-    """Returns the token that the caller sent, for calls that outlive it."""
-    return _bearer.get()
 
 
 def check_permissions(methods: Iterable[str]) -> None:
@@ -87,11 +88,11 @@ def check_permissions(methods: Iterable[str]) -> None:
 
 
 class AuthInterceptor(AroundInterceptor):
-    """Finds the caller by its token and checks its role."""
+    """Finds the caller by its token or its certificate, and checks its role."""
 
-    def __init__(self, authenticate: Callable[[str], Awaitable[User]]) -> None:
-        """Uses a function from tokens to users."""
-        self._authenticate = authenticate
+    def __init__(self, admit: Callable[[Credentials], AbstractAsyncContextManager[User]]) -> None:
+        """Uses what lets calls in for the time of a block."""
+        self._admit = admit
 
     @asynccontextmanager
     async def around(self, method: str, context: Call) -> AsyncIterator[None]:
@@ -100,28 +101,34 @@ class AuthInterceptor(AroundInterceptor):
         if roles is ANYBODY:
             yield
             return
-        token = _token(context)
-        user = await self._authenticate(token)
-        structlog.contextvars.bind_contextvars(user_id=user.user_id)
-        if user.role not in roles:
-            allowed = " or ".join(sorted(role.value for role in roles))
-            raise RoleRequired(f"{method.rpartition('/')[2]} wants the role {allowed}, yours is {user.role.value}")
-        resets = _caller.set(user), _bearer.set(token)
-        try:
-            yield
-        finally:
-            _caller.reset(resets[0])
-            _bearer.reset(resets[1])
+        async with self._admit(_credentials(context)) as user:
+            structlog.contextvars.bind_contextvars(user_id=user.user_id)
+            if user.role not in roles:
+                allowed = " or ".join(sorted(role.value for role in roles))
+                raise RoleRequired(f"{method.rpartition('/')[2]} wants the role {allowed}, yours is {user.role.value}")
+            reset = _caller.set(user)
+            try:
+                yield
+            finally:
+                _caller.reset(reset)
 
 
-def _token(context: Call) -> str:
+def _credentials(context: Call) -> Credentials:
+    """Reads what the call comes with; of the token nothing but the hash goes further."""
+    token = _token(context)
+    verified = context.auth_context() or {}
+    names = {name.decode(errors="replace") for kind in NAMES for name in verified.get(kind, ())}
+    return Credentials(None if token is None else hash_token(token), tuple(sorted(names)))
+
+
+def _token(context: Call) -> str | None:
     metadata = dict(context.invocation_metadata() or ())
     plain = metadata.get("x-token")
     if plain:
         return _text(plain)
     header = metadata.get("authorization")
     if not header:
-        raise TokenMissing
+        return None
     scheme, _, token = _text(header).partition(" ")
     if scheme.lower() != "bearer" or not token:
         raise TokenInvalid

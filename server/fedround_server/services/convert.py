@@ -9,6 +9,7 @@ from fedround_server.coordinator.subscription import GoingAway, Heartbeat
 from fedround_server.domain import event as events
 from fedround_server.domain.event import Event
 from fedround_server.domain.model import Model, ModelVersion, TensorSpec, VersionView
+from fedround_server.domain.token import Token
 from fedround_server.domain.training import Aggregation, Training, TrainingFailure, TrainingSpec, Uncertainty
 from fedround_server.domain.update import MetricReport, Update
 from fedround_server.domain.user import User
@@ -33,6 +34,16 @@ def user(found: User) -> user_pb2.User:
         name=found.name,
         role=user_pb2.Role.Value(f"ROLE_{found.role.value}"),
         create_time=timestamp(found.create_time),
+    )
+
+
+def token(found: Token, last_use: datetime | None) -> user_pb2.Token:
+    """Encodes what may be shown of a token."""
+    return user_pb2.Token(
+        token_id=found.token_id,
+        create_time=timestamp(found.create_time),
+        expire_time=timestamp(found.expire_time),
+        last_use_time=timestamp(last_use),
     )
 
 

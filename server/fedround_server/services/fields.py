@@ -7,10 +7,13 @@ import math
 import re
 import uuid
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from google.protobuf.message import Message
+
 from fedround_server.domain.errors import FieldInvalid, NumExamples, UpdateNotFinite
+from fedround_server.domain.token import ID_DIGITS
 from fedround_server.domain.training import MAX_NUM_EXAMPLES
 
 DEFAULT_PAGE = 50
@@ -21,6 +24,9 @@ MAX_METRIC_NAME = 100
 UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 ARCHITECTURE = re.compile(r"[A-Za-z0-9._-]{1,100}")
 TAG = re.compile(r"[a-z0-9][a-z0-9._-]{0,49}")
+TOKEN_ID = re.compile(rf"[0-9a-fA-F]{{{ID_DIGITS}}}")
+MAX_CERTIFICATE_NAMES = 20
+CERTIFICATE_NAME = re.compile(r"[!-~]{1,250}")
 SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 # PostgreSQL keeps no NUL, and UTF-8 has no halves of surrogate pairs.
 UNKEEPABLE = re.compile(r"[\x00\ud800-\udfff]")
@@ -119,6 +125,50 @@ def a_digest(field: str, value: str) -> str | None:
     if value and not SHA256.fullmatch(value):
         raise FieldInvalid(field, "is not a SHA-256: 64 hexadecimal digits")
     return value.lower() or None
+
+
+def a_token_id(field: str, value: str) -> str:
+    """Reads what a token is called by.
+
+    Raises:
+        FieldInvalid: It is missing or malformed.
+    """
+    if not TOKEN_ID.fullmatch(value):
+        # Not repeated: somebody may have put the token itself here.
+        raise FieldInvalid(field, f"is no id of a token: {ID_DIGITS} hexadecimal digits, as GetUser shows them")
+    return value.lower()
+
+
+def certificate_names(field: str, values: Iterable[str]) -> list[str]:
+    """Reads a set of names in client certificates.
+
+    Raises:
+        FieldInvalid: There are too many, or one is none.
+    """
+    found = sorted(set(values))
+    if len(found) > MAX_CERTIFICATE_NAMES:
+        raise FieldInvalid(field, f"has {len(found)} entries; at most {MAX_CERTIFICATE_NAMES}")
+    for value in found:
+        if not CERTIFICATE_NAME.fullmatch(value):
+            raise FieldInvalid(field, "takes DNS names, URIs and e-mail addresses: 1 to 250 visible ASCII characters")
+    return found
+
+
+def an_optional_duration(field: str, message: Message, longest: timedelta) -> timedelta | None:
+    """Reads a duration of a message that may be unset.
+
+    Raises:
+        FieldInvalid: It is not positive, or too long.
+    """
+    if not message.HasField(field):
+        return None
+    try:
+        duration: timedelta = getattr(message, field).ToTimedelta()
+    except (ValueError, OverflowError):
+        duration = timedelta(0)
+    if not timedelta(0) < duration <= longest:
+        raise FieldInvalid(field, f"must be positive, and at most {longest.days} days")
+    return duration
 
 
 def a_page_size(value: int) -> int:

@@ -9,7 +9,7 @@ from fedround_server.coordinator.subscription import GoingAway, Heartbeat
 from fedround_server.domain.errors import FieldInvalid
 from fedround_server.domain.event import Event, ModelInfo
 from fedround_server.interceptors.around import Call
-from fedround_server.interceptors.auth import bearer, caller
+from fedround_server.interceptors.auth import caller
 from fedround_server.services import convert, fields, round_view
 from fedround_server.services.chunks import ChunkStream, check_offset, incoming, send_file
 
@@ -42,7 +42,7 @@ class RoundService(round_pb2_grpc.RoundServiceServicer):
         async def send(event: Event | Heartbeat | GoingAway) -> None:
             await context.write(convert.event(event))
 
-        await self._coordinator.subscriptions.follow(caller().user_id, bearer(), training_id, cursors, send, greet)
+        await self._coordinator.subscriptions.follow(caller().user_id, training_id, cursors, send, greet)
 
     async def SubmitUpdate(
         self,

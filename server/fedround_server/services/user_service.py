@@ -1,12 +1,17 @@
 """UserService."""
 
+from datetime import timedelta
+
 from fedround.v1 import user_pb2, user_pb2_grpc
 from fedround_server.coordinator import Coordinator
 from fedround_server.domain.errors import FieldInvalid
-from fedround_server.domain.user import Role
+from fedround_server.domain.user import Role, User, UserView
 from fedround_server.interceptors.around import Call
 from fedround_server.interceptors.auth import caller
 from fedround_server.services import convert, fields, pages
+
+MAX_OVERLAP = timedelta(days=30)
+MAX_LIFETIME = timedelta(days=36_500)
 
 
 class UserService(user_pb2_grpc.UserServiceServicer):
@@ -23,13 +28,15 @@ class UserService(user_pb2_grpc.UserServiceServicer):
         if role is None:
             raise FieldInvalid("role", "is required: ROLE_ADMIN, ROLE_ACTOR or ROLE_CLIENT")
         name = fields.a_text("name", request.name, 200, required=True)
-        user, token = await self._users.create(name, role)
-        return user_pb2.CreateUserResponse(user=convert.user(user), token=token)
+        lifetime = fields.an_optional_duration("lifetime", request, MAX_LIFETIME)
+        names = fields.certificate_names("certificate_names", request.certificate_names)
+        made, token = await self._users.create(name, role, lifetime, names)
+        return user_pb2.CreateUserResponse(user=self._shown(made), token=token)
 
     async def GetUser(self, request: user_pb2.GetUserRequest, context: Call) -> user_pb2.GetUserResponse:
         """Answers one user."""
         user = await self._users.get(caller(), fields.an_id("user_id", request.user_id))
-        return user_pb2.GetUserResponse(user=convert.user(user))
+        return user_pb2.GetUserResponse(user=self._shown(user))
 
     async def GetUsers(self, request: user_pb2.GetUsersRequest, context: Call) -> user_pb2.GetUsersResponse:
         """Lists users by name."""
@@ -41,17 +48,45 @@ class UserService(user_pb2_grpc.UserServiceServicer):
 
     async def GetMyself(self, request: user_pb2.GetMyselfRequest, context: Call) -> user_pb2.GetMyselfResponse:
         """Answers the caller."""
-        return user_pb2.GetMyselfResponse(user=convert.user(caller()))
+        return user_pb2.GetMyselfResponse(user=self._shown(await self._users.view(caller().user_id)))
 
     async def RotateToken(self, request: user_pb2.RotateTokenRequest, context: Call) -> user_pb2.RotateTokenResponse:
         """Replaces a user's token."""
         user_id = fields.an_optional_id("user_id", request.user_id) or caller().user_id
-        return user_pb2.RotateTokenResponse(token=await self._users.rotate_token(caller(), user_id))
+        overlap = fields.an_optional_duration("overlap", request, MAX_OVERLAP)
+        lifetime = fields.an_optional_duration("lifetime", request, MAX_LIFETIME)
+        token = await self._users.rotate_token(caller(), user_id, overlap, lifetime)
+        return user_pb2.RotateTokenResponse(token=token)
+
+    async def RevokeToken(self, request: user_pb2.RevokeTokenRequest, context: Call) -> user_pb2.RevokeTokenResponse:
+        """Revokes one of a user's tokens."""
+        user_id = fields.an_optional_id("user_id", request.user_id) or caller().user_id
+        await self._users.revoke_token(caller(), user_id, fields.a_token_id("token_id", request.token_id))
+        return user_pb2.RevokeTokenResponse()
+
+    async def SetCertificateNames(
+        self, request: user_pb2.SetCertificateNamesRequest, context: Call
+    ) -> user_pb2.SetCertificateNamesResponse:
+        """Sets which client certificates are a user's."""
+        user_id = fields.an_id("user_id", request.user_id)
+        names = fields.certificate_names("certificate_names", request.certificate_names)
+        view = await self._users.set_certificate_names(user_id, names)
+        return user_pb2.SetCertificateNamesResponse(user=self._shown(view))
 
     async def RemoveUser(self, request: user_pb2.RemoveUserRequest, context: Call) -> user_pb2.RemoveUserResponse:
         """Removes a user."""
         await self._coordinator.remove_user(fields.an_id("user_id", request.user_id), force=request.force)
         return user_pb2.RemoveUserResponse()
+
+    def _shown(self, found: User | UserView) -> user_pb2.User:
+        """Encodes a user, with what lets it in if the caller may see that."""
+        if isinstance(found, User):
+            return convert.user(found)
+        message = convert.user(found.user)
+        message.certificate_names.extend(found.certificate_names)
+        for token in found.tokens:
+            message.tokens.append(convert.token(token, self._users.last_use(found.user.user_id, token)))
+        return message
 
 
 def _role(value: user_pb2.Role.ValueType) -> Role | None:

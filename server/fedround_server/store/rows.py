@@ -9,6 +9,7 @@ from fedround_server.domain import event as events
 from fedround_server.domain.event import Event, ModelInfo, Payload
 from fedround_server.domain.model import BlobRef, Dtype, Manifest, Model, ModelVersion, Posterior, TensorSpec
 from fedround_server.domain.round import Round, RoundKind, RoundState
+from fedround_server.domain.token import Token
 from fedround_server.domain.training import (
     Aggregation,
     Evaluation,
@@ -30,6 +31,7 @@ from fedround_server.store.schema import (
     ModelRow,
     ModelVersionRow,
     RoundRow,
+    TokenRow,
     TrainingRow,
     UpdateRow,
     UserRow,
@@ -54,6 +56,11 @@ PAYLOADS: Mapping[str, type[Payload]] = {
 def to_user(row: UserRow) -> User:
     """Reads a user."""
     return User(row.user_id, row.name, Role(row.role), row.create_time)
+
+
+def to_token(row: TokenRow) -> Token:
+    """Reads a token."""
+    return Token(row.token_hash, row.create_time, row.expire_time)
 
 
 def from_manifest(manifest: Manifest) -> dict[str, list[Any]]:

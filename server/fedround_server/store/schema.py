@@ -74,14 +74,25 @@ class UserRow(Row):
 
 
 class TokenRow(Row):
-    """The SHA-256 of a live token."""
+    """A token that is not revoked; an expired one stays until the next rotation, to be told as such."""
 
     token_hash = CharField(max_length=64, primary_key=True)
     user_id = id_field(index=True)
     create_time = InstantField()
+    expire_time = InstantField(null=True)
 
     class Meta:
         table_name = "token"
+
+
+class CertificateNameRow(Row):
+    """A name in client certificates that are a user's."""
+
+    name = CharField(max_length=250, primary_key=True)
+    user_id = id_field(index=True)
+
+    class Meta:
+        table_name = "certificate_name"
 
 
 class ModelRow(Row):
@@ -271,6 +282,7 @@ class EventRow(Row):
 TABLES: tuple[type[Row], ...] = (
     UserRow,
     TokenRow,
+    CertificateNameRow,
     ModelRow,
     ModelVersionRow,
     TagRow,

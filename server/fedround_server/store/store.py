@@ -4,6 +4,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from fedround_server.store.credentials import CredentialVerbs
 from fedround_server.store.database import Database
 from fedround_server.store.event import EventVerbs
 from fedround_server.store.model import ModelVerbs
@@ -23,6 +24,7 @@ class Store:
         """
         self._database = Database(url)
         self.users = UserVerbs(self._database)
+        self.credentials = CredentialVerbs(self._database)
         self.models = ModelVerbs(self._database)
         self.trainings = TrainingVerbs(self._database)
         self.rounds = RoundVerbs(self._database)

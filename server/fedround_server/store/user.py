@@ -1,17 +1,20 @@
-"""Verbs about users and their tokens."""
+"""Verbs about users."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from peewee import ModelSelect
 
 from fedround_server.domain.errors import LastAdmin, TrainingRunning, UserExists, UserNotFound
-from fedround_server.domain.user import Role, User
+from fedround_server.domain.token import Token
+from fedround_server.domain.user import Role, User, UserView
 from fedround_server.store import steps
 from fedround_server.store.closing import leave
+from fedround_server.store.credentials import add_certificate_names, add_token, forget
 from fedround_server.store.database import Database, verb
 from fedround_server.store.rows import to_user
-from fedround_server.store.schema import ParticipantRow, TokenRow, TrainingRow, UserRow
+from fedround_server.store.schema import ParticipantRow, TrainingRow, UserRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,17 +24,19 @@ class UserVerbs:
     database: Database
 
     @verb
-    def create(self, user: User, token_hash: str) -> User:
-        """Stores a user with its first token.
+    def create(self, user: User, token: Token, certificate_names: Sequence[str] = ()) -> UserView:
+        """Stores a user with what lets it in.
 
         Raises:
             UserExists: The name is taken.
+            CertificateNameTaken: One of these is another user's.
         """
         if UserRow.select().where(UserRow.name == user.name).exists():
             raise UserExists(f"name: there is a user called {user.name!r} already: choose another name")
         UserRow.create(user_id=user.user_id, name=user.name, role=user.role.value, create_time=user.create_time)
-        TokenRow.create(token_hash=token_hash, user_id=user.user_id, create_time=user.create_time)
-        return user
+        add_token(user.user_id, token)
+        add_certificate_names(user.user_id, certificate_names)
+        return UserView(user, tuple(certificate_names), (token,))
 
     @verb
     def get(self, user_id: str) -> User:
@@ -41,17 +46,6 @@ class UserVerbs:
             UserNotFound: There is none, or not any more.
         """
         return to_user(_present(user_id))
-
-    @verb
-    def find_by_token(self, token_hash: str) -> User | None:
-        """Returns the user that a live token belongs to."""
-        row = (
-            UserRow.select()
-            .join(TokenRow, on=(TokenRow.user_id == UserRow.user_id))
-            .where(TokenRow.token_hash == token_hash, UserRow.remove_time.is_null())
-            .first()
-        )
-        return None if row is None else to_user(row)
 
     @verb
     def page(self, role: Role | None, after_name: str, limit: int) -> list[User]:
@@ -67,19 +61,8 @@ class UserVerbs:
         return _admins().exists()
 
     @verb
-    def replace_token(self, user_id: str, token_hash: str, now: datetime) -> None:
-        """Revokes a user's tokens and stores a new one.
-
-        Raises:
-            UserNotFound: There is no such user.
-        """
-        _present(user_id)
-        TokenRow.delete().where(TokenRow.user_id == user_id).execute()
-        TokenRow.create(token_hash=token_hash, user_id=user_id, create_time=now)
-
-    @verb
     def remove(self, user_id: str, now: datetime, *, force: bool = False) -> list[str]:
-        """Removes a user with its tokens, the trainings that it steers, and its parts in others; ended ones stay.
+        """Removes a user with what lets it in, the trainings that it steers, and its parts in others; ended ones stay.
 
         Returns:
             The ids of the trainings that were removed or left.
@@ -102,7 +85,7 @@ class UserVerbs:
         )
         if not changed.execute():
             raise UserNotFound(user_id)
-        TokenRow.delete().where(TokenRow.user_id == user_id).execute()
+        forget(user_id)
         trainings = _hold_trainings(user_id)
         steered = [training for training in trainings if training.actor_id == user_id]
         running = sum(steps.state_of(training).is_running for training in steered)

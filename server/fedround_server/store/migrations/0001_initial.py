@@ -31,9 +31,17 @@ def up(_migrator: Any, db: Any) -> None:
         token_hash = CharField(max_length=64, primary_key=True)
         user_id = CharField(max_length=36, index=True)
         create_time = BigIntegerField()
+        expire_time = BigIntegerField(null=True)
 
         class Meta:
             table_name = "token"
+
+    class CertificateName(Model):
+        name = CharField(max_length=250, primary_key=True)
+        user_id = CharField(max_length=36, index=True)
+
+        class Meta:
+            table_name = "certificate_name"
 
     class StoredModel(Model):
         model_id = CharField(max_length=36, primary_key=True)
@@ -186,6 +194,7 @@ def up(_migrator: Any, db: Any) -> None:
     tables = [
         Users,
         Token,
+        CertificateName,
         StoredModel,
         ModelVersion,
         ModelTag,

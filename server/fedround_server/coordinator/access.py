@@ -1,0 +1,113 @@
+"""Who has calls under way, and what let them in: a call does not outlive it."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import datetime
+
+from fedround_server.coordinator.context import Context
+from fedround_server.domain.errors import FedroundError, TokenExpired
+from fedround_server.domain.identity import Credentials, caller_of
+from fedround_server.domain.token import LIVE_TOKENS
+from fedround_server.domain.user import User
+
+
+@dataclass(eq=False, slots=True)
+class _Call:
+    """A call under way, and why it is to end."""
+
+    credentials: Credentials
+    scope: asyncio.Timeout
+    refusal: FedroundError | None = None
+
+
+_present: ContextVar[_Call] = ContextVar("call")
+
+
+class Access:
+    """Lets calls in, and ends them when what let them in is revoked or expires."""
+
+    def __init__(self, context: Context) -> None:
+        """Begins with no calls."""
+        self._context = context
+        self._calls: dict[str, set[_Call]] = {}
+        self._changes = 0
+        self._last_uses: dict[str, dict[str, datetime]] = {}
+
+    def last_use(self, user_id: str, token_hash: str) -> datetime | None:
+        """Returns when a token let a call in last, since the start of the server."""
+        return self._last_uses.get(user_id, {}).get(token_hash)
+
+    @asynccontextmanager
+    async def admit(self, credentials: Credentials) -> AsyncIterator[User]:
+        """Lets a call in for the time of the block.
+
+        Raises:
+            Unauthenticated: Nobody has these credentials, or not any more.
+        """
+        user, until = await self._identify(credentials)
+        if credentials.token_hash is not None:
+            self._note(user.user_id, credentials.token_hash)
+        calls = self._calls.setdefault(user.user_id, set())
+        scope = asyncio.timeout(self._seconds(until))
+        call = _Call(credentials, scope)
+        reset = _present.set(call)
+        try:
+            async with scope:
+                calls.add(call)
+                yield user
+        except TimeoutError:
+            if not scope.expired():
+                raise
+            raise call.refusal or TokenExpired from None
+        finally:
+            _present.reset(reset)
+            calls.discard(call)
+            if not calls and self._calls.get(user.user_id) is calls:
+                del self._calls[user.user_id]
+
+    async def recheck(self, user_id: str) -> None:
+        """Ends the calls of a user whose credentials let nobody in any more; to be awaited after each such commit.
+
+        The call that made the change goes on: it has an answer to give.
+        """
+        self._changes += 1
+        for call in list(self._calls.get(user_id, ())):
+            if call is _present.get(None):
+                continue
+            try:
+                _, until = await self._identify(call.credentials)
+                seconds = self._seconds(until)
+            except FedroundError as error:
+                call.refusal, seconds = error, 0.0
+            if call in self._calls.get(user_id, ()) and not call.scope.expired():
+                now = asyncio.get_running_loop().time()
+                call.scope.reschedule(None if seconds is None else now + seconds)
+
+    def forget(self, user_id: str) -> None:
+        """Forgets when a user's tokens were used."""
+        self._last_uses.pop(user_id, None)
+
+    def _note(self, user_id: str, token_hash: str) -> None:
+        """Notes that a token is used, the latest last."""
+        uses = self._last_uses.setdefault(user_id, {})
+        uses.pop(token_hash, None)
+        uses[token_hash] = self._context.clock.now()
+        if len(uses) > LIVE_TOKENS:
+            del uses[next(iter(uses))]
+
+    async def _identify(self, credentials: Credentials) -> tuple[User, datetime | None]:
+        """Returns whose credentials these are, and until when; a commit meanwhile makes it look again."""
+        while True:
+            changes = self._changes
+            known = await self._context.store.credentials.identify(credentials)
+            if changes == self._changes:
+                user = caller_of(credentials, known, self._context.clock.now())
+                return user, None if known.token is None else known.token.expire_time
+
+    def _seconds(self, until: datetime | None) -> float | None:
+        if until is None:
+            return None
+        return (until - self._context.clock.now()).total_seconds()

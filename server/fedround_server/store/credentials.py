@@ -1,0 +1,133 @@
+"""Verbs about what lets users in: tokens and the names in client certificates."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from fedround_server.domain.errors import CertificateNameTaken, TokenNotFound, UserNotFound
+from fedround_server.domain.identity import Credentials, Identity
+from fedround_server.domain.token import LIVE_TOKENS, Token
+from fedround_server.domain.user import UserView
+from fedround_server.store import steps
+from fedround_server.store.database import Database, verb
+from fedround_server.store.rows import to_token, to_user
+from fedround_server.store.schema import CertificateNameRow, TokenRow, UserRow
+
+
+@dataclass(frozen=True, slots=True)
+class CredentialVerbs:
+    """What the store does with credentials."""
+
+    database: Database
+
+    @verb
+    def identify(self, credentials: Credentials) -> Identity:
+        """Returns what is known about credentials."""
+        token = owner = None
+        if credentials.token_hash is not None:
+            rows = TokenRow.select(TokenRow, UserRow).join(
+                UserRow, on=(TokenRow.user_id == UserRow.user_id), attr="owner"
+            )
+            row = rows.where(TokenRow.token_hash == credentials.token_hash, UserRow.remove_time.is_null()).first()
+            if row is not None:
+                token, owner = to_token(row), to_user(row.owner)
+        certified = _certified(credentials.names) if credentials.names else ()
+        return Identity(owner, token, tuple(to_user(row) for row in certified))
+
+    @verb
+    def view(self, user_id: str, now: datetime) -> UserView:
+        """Returns a user with what lets it in.
+
+        Raises:
+            UserNotFound: There is none, or not any more.
+        """
+        row = UserRow.get_or_none(UserRow.user_id == user_id, UserRow.remove_time.is_null())
+        if row is None:
+            raise UserNotFound(user_id)
+        names = CertificateNameRow.select().where(CertificateNameRow.user_id == user_id)
+        ordered = names.order_by(CertificateNameRow.name)
+        return UserView(to_user(row), tuple(row.name for row in ordered), tuple(_live(user_id, now)))
+
+    @verb
+    def rotate(self, user_id: str, token: Token, until: datetime | None) -> None:
+        """Stores a new token of a user; of the others the latest live one stays until then, if at all.
+
+        Raises:
+            UserNotFound: There is no such user.
+        """
+        _hold(user_id)
+        present = _live(user_id, token.create_time)[: LIVE_TOKENS - 1] if until is not None else []
+        kept = [one.token_hash for one in present]
+        TokenRow.delete().where(TokenRow.user_id == user_id, TokenRow.token_hash.not_in(kept)).execute()
+        TokenRow.update(expire_time=until).where(
+            TokenRow.token_hash.in_(kept), TokenRow.expire_time.is_null() | (TokenRow.expire_time > until)
+        ).execute()
+        add_token(user_id, token)
+
+    @verb
+    def revoke(self, user_id: str, token_id: str) -> None:
+        """Revokes a token of a user.
+
+        Raises:
+            UserNotFound: There is no such user.
+            TokenNotFound: It has no such token.
+        """
+        _hold(user_id)
+        revoked = TokenRow.delete().where(TokenRow.user_id == user_id, TokenRow.token_hash.startswith(token_id))
+        if not revoked.execute():
+            raise TokenNotFound(token_id)
+
+    @verb
+    def set_certificate_names(self, user_id: str, names: Sequence[str]) -> None:
+        """Sets the certificate names of a user.
+
+        Raises:
+            UserNotFound: There is no such user.
+            CertificateNameTaken: One is another user's.
+        """
+        _hold(user_id)
+        CertificateNameRow.delete().where(CertificateNameRow.user_id == user_id).execute()
+        add_certificate_names(user_id, names)
+
+
+def add_token(user_id: str, token: Token) -> None:
+    """Stores a token."""
+    TokenRow.create(
+        token_hash=token.token_hash, user_id=user_id, create_time=token.create_time, expire_time=token.expire_time
+    )
+
+
+def add_certificate_names(user_id: str, names: Sequence[str]) -> None:
+    """Stores certificate names of a user.
+
+    Raises:
+        CertificateNameTaken: One is another user's.
+    """
+    taken = CertificateNameRow.select().where(CertificateNameRow.name.in_(list(names)))
+    if (row := taken.order_by(CertificateNameRow.name).first()) is not None:
+        raise CertificateNameTaken(row.name)
+    for name in names:
+        CertificateNameRow.create(name=name, user_id=user_id)
+
+
+def forget(user_id: str) -> None:
+    """Lets a user in no more."""
+    for table in (TokenRow, CertificateNameRow):
+        table.delete().where(table.user_id == user_id).execute()
+
+
+def _hold(user_id: str) -> None:
+    if not steps.hold_user(user_id):
+        raise UserNotFound(user_id)
+
+
+def _live(user_id: str, now: datetime) -> list[Token]:
+    """Returns the live tokens of a user, the latest first."""
+    rows = TokenRow.select().where(TokenRow.user_id == user_id).order_by(TokenRow.create_time.desc())
+    return [token for token in map(to_token, rows) if token.is_live(now)]
+
+
+def _certified(names: Collection[str]) -> list[UserRow]:
+    """Returns the users that have one of these names."""
+    owners = CertificateNameRow.select(CertificateNameRow.user_id).where(CertificateNameRow.name.in_(list(names)))
+    return list(UserRow.select().where(UserRow.user_id.in_(owners), UserRow.remove_time.is_null()))
