@@ -45,6 +45,7 @@ LAYERS = {
         "domain coordinator interceptors", "fedround grpc grpc_health google.protobuf google_crc32c structlog"
     ),
     "config": layer("domain", "pydantic pydantic_settings"),
+    "tls": layer("", "grpc structlog"),
     "logs": layer("", "structlog"),
     "app": layer(None, "fedround google.protobuf google.rpc grpc grpc_channelz grpc_health grpc_reflection structlog"),
     "__main__": layer(None, "pydantic structlog"),

@@ -27,6 +27,7 @@ from fedround.v1 import (
     user_pb2,
     user_pb2_grpc,
 )
+from fedround_server import tls
 from fedround_server.blobs import BlobStore
 from fedround_server.config import Settings
 from fedround_server.coordinator import Context, Coordinator, Limits
@@ -237,9 +238,7 @@ def _bind(server: grpc.aio.Server, settings: Settings) -> str:
 def _credentials(settings: Settings) -> grpc.ServerCredentials | None:
     if settings.tls_cert is None or settings.tls_key is None:
         return None
-    client_ca = None if settings.tls_client_ca is None else settings.tls_client_ca.read_bytes()
-    pair = (settings.tls_key.read_bytes(), settings.tls_cert.read_bytes())
-    return grpc.ssl_server_credentials([pair], client_ca, require_client_auth=client_ca is not None)
+    return tls.credentials(tls.TlsFiles(settings.tls_cert, settings.tls_key, settings.tls_client_ca))
 
 
 async def _set_serving(servicer: health.aio.HealthServicer) -> None:
