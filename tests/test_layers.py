@@ -36,10 +36,11 @@ LAYERS = {
     "__init__": layer(""),
     "domain": layer(""),
     "hub": layer(""),
-    "blobs": layer("domain"),
-    "store": layer("domain", "peewee playhouse psycopg psycopg_pool"),
+    "failpoints": layer(""),
+    "blobs": layer("domain failpoints"),
+    "store": layer("domain failpoints", "peewee playhouse psycopg psycopg_pool"),
     "engine": layer("domain", "torch safetensors numpy"),
-    "coordinator": layer("domain hub blobs store engine", "structlog"),
+    "coordinator": layer("domain hub failpoints blobs store engine", "structlog"),
     "interceptors": layer("domain coordinator", "grpc grpc_status google.protobuf google.rpc structlog"),
     "services": layer(
         "domain coordinator interceptors", "fedround grpc grpc_health google.protobuf google_crc32c structlog"

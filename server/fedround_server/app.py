@@ -35,6 +35,7 @@ from fedround_server.domain.errors import TooManyStreams, TooManyUploads
 from fedround_server.engine.job import PredictionFailed
 from fedround_server.engine.process import allow_many_files
 from fedround_server.engine.worker import WorkerEngine
+from fedround_server.failpoints import reached
 from fedround_server.hub import Hub
 from fedround_server.interceptors.auth import AuthInterceptor, check_permissions
 from fedround_server.interceptors.errors import ErrorInterceptor
@@ -128,6 +129,7 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
             leaving = LeaveInterceptor()
             server, health_servicer = _make_server(settings, coordinator, leaving)
             address = _bind(server, settings)
+            reached("start.bound")
             await server.start()
             await _set_serving(health_servicer)
             try:

@@ -19,6 +19,7 @@ from typing import BinaryIO, Self
 
 from fedround_server.domain.errors import DiskFull, UploadOffset
 from fedround_server.domain.model import BlobRef
+from fedround_server.failpoints import reached
 
 log = logging.getLogger(__name__)
 READ_SIZE = 1 << 20
@@ -218,10 +219,12 @@ class BlobStore:
                 _sync_folder(self._objects)
             with self._lock:
                 source.replace(target)
+                reached("blob.renamed")
                 # Behind the rename: an upload that is cut off before it must stay writable for its next try.
                 target.chmod(0o400)
                 os.utime(target)
             _sync_folder(target.parent)
+            reached("blob.folder_synced")
 
     def open(self, sha256: str, offset: int) -> BinaryIO:
         """Opens a blob for reading from an offset."""

@@ -12,6 +12,7 @@ from fedround_server.coordinator.training import Trainings
 from fedround_server.coordinator.upload import Uploads
 from fedround_server.coordinator.user import Users
 from fedround_server.domain.errors import Unavailable
+from fedround_server.failpoints import reached
 
 log = logging.getLogger(__name__)
 RECONCILIATION_INTERVAL = timedelta(seconds=5)
@@ -37,8 +38,10 @@ class Coordinator:
     async def recover(self) -> None:
         """Takes up what an earlier process left, and begins what goes on by itself; before serving."""
         await in_thread(self._context.blobs.sweep)
+        reached("start.swept")
         await self.uploads.recover()
         await self.rounds.recover()
+        reached("start.recovered")
         self._context.tasks.create_task(self._reconcile(), name="reconcile rounds")
         self._context.tasks.create_task(self._collect(), name="collect blobs")
 

@@ -17,6 +17,7 @@ from fedround_server.domain.model import BlobRef
 from fedround_server.domain.round import Round, RoundKind, RoundMember, RoundState, RoundView, UnfinishedRound
 from fedround_server.domain.update import NewUpdate, Update
 from fedround_server.engine.job import SWAG_MOMENTS, AggregationFailed, AggregationJob
+from fedround_server.failpoints import reached
 from fedround_server.hub import for_actor
 from fedround_server.store.round import AggregationTask
 
@@ -72,7 +73,9 @@ class Rounds:
         if admission.receipt is not None:
             return admission.receipt
         await self._uploads.receive(incoming, admission.manifest, admission.bound)
-        return await to_the_end(self._accept(new, RoundKind.TRAIN))
+        update = await to_the_end(self._accept(new, RoundKind.TRAIN))
+        reached("update.replying")
+        return update
 
     async def submit_metrics(
         self, training_id: str, number: int, user_id: str, num_examples: int, metrics: Mapping[str, float]
@@ -116,6 +119,7 @@ class Rounds:
             if left.state is RoundState.OPEN:
                 due = left.deadline is not None and self._context.clock.now() >= left.deadline
                 await self._judge(left.training_id, left.number, left.attempt, due=due)
+                reached("start.judged")
         await self.reconcile()
 
     async def reconcile(self) -> None:
@@ -178,6 +182,7 @@ class Rounds:
 
     async def _accept(self, new: NewUpdate, kind: RoundKind) -> Update:
         update, closed = await self._store.submit(self._context.new_id(), new, kind, self._context.clock.now())
+        reached("update.accepted")
         self._context.hub.notify(for_actor(new.training_id))
         if closed:
             self.aggregate_soon(new.training_id)
@@ -191,6 +196,7 @@ class Rounds:
 
     async def _expire(self, training_id: str, number: int, attempt: int, left: timedelta) -> None:
         await self._context.clock.sleep(left)
+        reached("deadline.fired")
         while True:
             try:
                 await to_the_end(self._judge(training_id, number, attempt, due=True))
@@ -198,6 +204,7 @@ class Rounds:
                 log.warning("deadline of training %s: %s", training_id, error)
                 await self._context.clock.sleep(RETRY)
             else:
+                reached("deadline.judged")
                 break
         timer = self._timers.get(training_id)
         if timer is not None and (timer.number, timer.attempt) == (number, attempt):
@@ -212,6 +219,7 @@ class Rounds:
                 try:
                     task = await self._store.find_aggregation(training_id)
                     if task is not None:
+                        reached("aggregation.found")
                         await self._finish(task)
                     elif training_id not in self._again:
                         return
@@ -230,6 +238,7 @@ class Rounds:
         try:
             result = await self._compute(task)
             await self._store.commit(closed.training_id, closed.number, closed.epoch, result, now())
+            reached("aggregation.committed")
         except (Unavailable, DiskFull):
             raise
         except Exception as error:
@@ -262,7 +271,9 @@ class Rounds:
         try:
             with told_when_full():
                 result = await self._context.engine.aggregate(job, target)
+            reached("aggregation.computed")
             await in_thread(blobs.adopt, target, result)
+            reached("aggregation.adopted")
         finally:
             target.unlink(missing_ok=True)
         return result

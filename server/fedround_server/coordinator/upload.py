@@ -25,6 +25,7 @@ from fedround_server.domain.model import BlobRef, Manifest
 from fedround_server.domain.update import NormBound
 from fedround_server.engine.job import Origin
 from fedround_server.engine.manifest import HeaderGate, Layout
+from fedround_server.failpoints import reached
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,12 +139,15 @@ class Uploads:
                 self._space.claim(user_id, upload_id, name, offset, is_update=is_update) as claim,
                 self._context.blobs.upload(user_id, upload_id, offset, name) as writer,
             ):
+                reached("upload.opened")
                 # What is not declared is known with the header.
                 claim.cover(incoming.size_bytes or LEAST)
                 try:
                     with self._watch(incoming, writer):
                         layout = await self._take(incoming, HeaderGate(expected), writer, claim)
+                    reached("upload.complete")
                     await self._check_numbers(writer, bound)
+                    reached("upload.checked")
                 except (InvalidArgument, DigestMismatch, ModelTooLarge):
                     writer.discard()
                     raise
@@ -163,6 +167,7 @@ class Uploads:
                 claim.cover(gate.layout.size_bytes)
             writer.write(chunk)
             claim.written = writer.size_bytes
+            reached("upload.chunk_written")
         size = writer.size_bytes
         described = None if gate.layout is None else gate.layout.size_bytes
         if size == 0 and not incoming.size_bytes:
@@ -235,4 +240,5 @@ class Uploads:
 
 def _store(context: Context, writer: BlobWriter) -> None:
     writer.sync()
+    reached("upload.synced")
     context.blobs.adopt(writer.path, writer.blob)

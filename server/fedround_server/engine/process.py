@@ -12,6 +12,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from multiprocessing.connection import wait
+from multiprocessing.context import BaseContext
 from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -19,6 +20,8 @@ R = TypeVar("R")
 
 log = logging.getLogger(__name__)
 ATTEMPTS = 3
+# Spawned, never forked: gRPC does not survive a fork.
+CONTEXT: BaseContext = multiprocessing.get_context("spawn")
 
 
 class WorkerLost(RuntimeError):
@@ -82,8 +85,7 @@ class _Pool:
     """A process, and the jobs that it was given."""
 
     def __init__(self, prepare: Callable[[], None]) -> None:
-        # Spawned, never forked: gRPC does not survive a fork.
-        self.executor = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=_settle_in)
+        self.executor = ProcessPoolExecutor(1, mp_context=CONTEXT, initializer=_settle_in)
         self._prepared = self.executor.submit(prepare)
         self._jobs: list[Future[Any]] = []
 

@@ -7,6 +7,7 @@ from typing import Any
 from fedround_server.domain.event import ClientRemoved, RoundExtended
 from fedround_server.domain.round import RoundKind, RoundState, Verdict, expected_updates, judge
 from fedround_server.domain.training import MISSING, RoundPolicy
+from fedround_server.failpoints import reached
 from fedround_server.store import steps
 from fedround_server.store.rows import to_spec
 from fedround_server.store.schema import CohortRow, ParticipantRow, RoundRow, TrainingRow, UserRow
@@ -73,11 +74,13 @@ def leave(training: TrainingRow, user_ids: Sequence[str], now: datetime) -> bool
 
 def _close(row: RoundRow) -> bool:
     """Closes an open round; of several callers exactly one is answered True."""
-    return bool(
+    closed = bool(
         RoundRow.update(state=RoundState.AGGREGATING.value, epoch=RoundRow.epoch + 1)
         .where(_is(row), RoundRow.state == RoundState.OPEN.value)
         .execute()
     )
+    reached("round.closed")
+    return closed
 
 
 def _repeat(training: TrainingRow, row: RoundRow, policy: RoundPolicy, now: datetime) -> None:

@@ -15,6 +15,7 @@ from playhouse import migrations
 from playhouse.pool import PooledPostgresqlDatabase
 
 from fedround_server.domain.errors import StoreUnavailable
+from fedround_server.failpoints import reached
 from fedround_server.store.claim import Claim
 from fedround_server.store.schema import database_proxy
 
@@ -80,28 +81,36 @@ class Database:
         """
         await asyncio.get_running_loop().run_in_executor(self._executor, self._hold)
 
-    async def run(self, verb: Callable[[], R]) -> R:
+    async def run(self, verb: Callable[[], R], name: str = "") -> R:
         """Runs a verb in one transaction on the store's executor.
+
+        Args:
+            verb: What to run.
+            name: How its failpoints are called.
 
         Raises:
             StoreUnavailable: The database does not answer; nothing was changed, or the change is whole.
         """
-        return await asyncio.get_running_loop().run_in_executor(self._executor, self._in_transaction, verb)
+        return await asyncio.get_running_loop().run_in_executor(self._executor, self._in_transaction, verb, name)
 
-    def _in_transaction(self, verb: Callable[[], R]) -> R:
+    def _in_transaction(self, verb: Callable[[], R], name: str) -> R:
         try:
             try:
-                return self._attempt(verb)
+                return self._attempt(verb, name)
             except peewee.IntegrityError:
                 # Somebody else inserted the same key between our look and our insert: the second look finds it.
-                return self._attempt(verb)
+                return self._attempt(verb, name)
         except (peewee.OperationalError, peewee.InterfaceError) as error:
             log.warning("the database does not answer: %s", _first(error))
             raise StoreUnavailable("the database does not answer: try again") from error
 
-    def _attempt(self, verb: Callable[[], R]) -> R:
+    def _attempt(self, verb: Callable[[], R], name: str) -> R:
         with self._connection(), self._transaction():
-            return verb()
+            reached(f"{name}.begun")
+            result = verb()
+            reached(f"{name}.written")
+        reached(f"{name}.committed")
+        return result
 
     @contextmanager
     def _connection(self) -> Iterator[None]:
@@ -149,9 +158,11 @@ def verb(method: Callable[Concatenate[Self, P], R]) -> Callable[Concatenate[Self
     Once begun, a transaction runs to its end, also if the caller is cancelled.
     """
 
+    name = method.__qualname__.replace("Verbs", "").lower()
+
     @functools.wraps(method)
     async def run(self: Self, *args: P.args, **kwargs: P.kwargs) -> R:
-        return await self.database.run(lambda: method(self, *args, **kwargs))
+        return await self.database.run(lambda: method(self, *args, **kwargs), name)
 
     return run  # type: ignore[return-value]  # wraps() makes a name of the positional self
 

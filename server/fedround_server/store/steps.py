@@ -18,6 +18,7 @@ from fedround_server.domain.event import (
 )
 from fedround_server.domain.round import RoundKind, RoundState, expected_updates
 from fedround_server.domain.training import TRANSITIONS, TrainingFailure, TrainingState
+from fedround_server.failpoints import reached
 from fedround_server.store.rows import from_payload, to_spec, to_version
 from fedround_server.store.schema import (
     CohortRow,
@@ -230,6 +231,7 @@ def open_round(
     enter(row, cohort)
     training.round = number
     append(training, round_started(training, row), now, audience=COHORT, number=number)
+    reached("round.opened")
 
 
 def round_started(training: TrainingRow, row: RoundRow) -> RoundStarted:

@@ -6,6 +6,7 @@ from datetime import datetime
 from fedround_server.domain.errors import ModelNotFound
 from fedround_server.domain.model import LAST, PINNED, BlobRef, ModelVersion, VersionView
 from fedround_server.domain.round import RoundKind
+from fedround_server.failpoints import reached
 from fedround_server.store.rows import to_version
 from fedround_server.store.schema import ModelRow, ModelVersionRow, RoundRow, TagRow, TrainingRow
 
@@ -23,6 +24,7 @@ def insert_version(model_id: str, version: int, blob: BlobRef, now: datetime) ->
         posterior_size_bytes=0,
         posterior_rank=0,
     )
+    reached("version.inserted")
     return row
 
 
