@@ -4,6 +4,9 @@ PYTHON ?= python3
 NPM    ?= npm
 # More words for the command that a target runs: make test ARGS='-k layers'
 ARGS   ?=
+# How often `make chaos` kills, and what its draws begin with.
+KILLS  ?= 300
+SEED   ?= 1
 
 VENV       := .venv
 PROTO_VENV := .venv-proto
@@ -26,7 +29,7 @@ SHELL         := bash
 .SHELLFLAGS   := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test check lint types proto proto-check proto-lint buf bench clean
+.PHONY: help install demo test chaos check lint types proto proto-check proto-lint buf bench clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -38,6 +41,9 @@ demo: install ## Watch five clients train one model through a real server
 
 test: install buf ## Run the tests
 	@$(BIN)/python -m pytest $(ARGS)
+
+chaos: install ## Kill servers KILLS times and check what they leave; writes chaos.json
+	@PYTHONPATH=tests $(BIN)/python -m chaos --kills $(KILLS) --seed $(SEED) $(ARGS)
 
 check: lint types proto-check proto-lint ## Check style, types, protos and generated code
 
@@ -72,7 +78,7 @@ bench: install ## Measure a start and rounds; writes benchmarks/start.json and r
 	@$(BIN)/python benchmarks/round.py $(ARGS)
 
 clean: ## Remove environments, caches and what was built; never fedround-data
-	@rm -rf $(VENV) $(PROTO_VENV) $(TOOLS) build demo dist benchmarks/results.json benchmarks/start.json
+	@rm -rf $(VENV) $(PROTO_VENV) $(TOOLS) build demo dist benchmarks/results.json benchmarks/start.json chaos.json
 	@rm -rf .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	@find benchmarks client examples generated server tests -name __pycache__ -prune -exec rm -rf {} +
 

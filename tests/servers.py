@@ -27,7 +27,7 @@ class Server:
         self._process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Self:
-        self._port = _hold_a_port()
+        self._port = hold_a_port()
         try:
             self.start()
         except BaseException:
@@ -103,7 +103,7 @@ class Server:
         return code
 
 
-def _hold_a_port() -> socket.socket:
+def hold_a_port() -> socket.socket:
     """Takes a port that stays ours while the server is down.
 
     A socket that is bound but does not listen keeps everybody else away, outgoing connections too. What asks for

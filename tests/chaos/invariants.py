@@ -1,0 +1,287 @@
+"""What must hold of a server's database and files, and of what its clients were told, whatever happened in between.
+
+Each rule is a generator of violations over `Facts` and a `History`. To add one, write it and name it in RULES.
+"""
+
+import hashlib
+import struct
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from chaos import tensors
+from chaos.facts import Facts, Row
+from chaos.history import History
+
+OVER = ("DONE", "ABANDONED")
+LAST = {"COMPLETED": "TrainingFinished", "ERROR": "TrainingFailed"}
+
+
+@dataclass(frozen=True)
+class Violation:
+    """A promise that was broken."""
+
+    rule: str
+    training_id: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.rule}: {self.text} (training {self.training_id})"
+
+
+Findings = Iterator[tuple[str, str]]
+Rule = Callable[[Facts, History], Findings]
+
+
+def receipts_stand(facts: Facts, history: History) -> Findings:
+    """Every acknowledged update is there, as it was sent, under the receipt's id, once."""
+    rows = facts.by("round_update", "training_id", "number", "user_id")
+    for kind in ("receipt", "report"):
+        for entry in history.of(kind):
+            found = rows.get((entry["training_id"], entry["round"], entry["user_id"]), [])
+            sent = {
+                name: value for name, value in entry.facts.items() if name not in ("training_id", "round", "user_id")
+            }
+            if len(found) != 1 or any(found[0][name] != value for name, value in sent.items()):
+                yield entry["training_id"], f"the {kind} {entry.facts} has {found or 'no row'}"
+
+
+def updates_count_once(facts: Facts, history: History) -> Findings:
+    """An accepted update is in its round's aggregation, or superseded: its sender was removed, its round abandoned."""
+    rounds = facts.by("round", "training_id", "number")
+    cohort = facts.by("cohort", "training_id", "number", "user_id")
+    for key, rows in facts.by("round_update", "training_id", "number", "user_id").items():
+        training_id, number, user_id = key  # type: ignore[misc]
+        if len(rows) > 1:
+            yield training_id, f"{user_id} has {len(rows)} updates in round {number}"
+        if (training_id, number) not in rounds or key not in cohort:
+            yield training_id, f"the update {rows[0]['update_id']} belongs to no round, or to nobody of its cohort"
+        elif cohort[key][0]["removed"] and not _left(facts, training_id, user_id):
+            yield training_id, f"the update {rows[0]['update_id']} is left out, and {user_id} was not removed"
+    for row in facts["round"]:
+        closed = _events(facts, row["training_id"], "RoundClosed", row["number"])
+        used = facts.counted.get((row["training_id"], row["number"]), [])
+        if row["state"] == "DONE" and any(event["payload"]["num_updates"] != len(used) for event in closed):
+            yield row["training_id"], f"round {row['number']} says {closed[0]['payload']}, {len(used)} updates count"
+
+
+def rounds_commit_once(facts: Facts, history: History) -> Findings:
+    """A round that is done was committed once, in the log and in the versions of the model; another one never."""
+    for row in facts["round"]:
+        closed = _events(facts, row["training_id"], "RoundClosed", row["number"])
+        if len(closed) != (row["state"] == "DONE"):
+            yield row["training_id"], f"round {row['number']} is {row['state']} and was closed {len(closed)} times"
+        if len(_events(facts, row["training_id"], "RoundStarted", row["number"])) != 1:
+            yield row["training_id"], f"round {row['number']} was not started once"
+        if row["state"] == "DONE" and (row["epoch"] < 1 or row["done_time"] is None):
+            yield row["training_id"], f"round {row['number']} is done in epoch {row['epoch']} at {row['done_time']}"
+    versions, rounds = facts.by("model_version", "model_id"), facts.by("round", "training_id")
+    for training in facts["training"]:
+        numbers = sorted(row["version"] for row in versions.get(training["model_id"], []))
+        commits = [row for row in rounds.get(training["training_id"], []) if _makes_version(training, row)]
+        if numbers != list(range(training["model_version"] + 1)) or len(commits) != training["model_version"]:
+            yield training["training_id"], f"{len(commits)} commits made the versions {numbers}"
+        if [row["number"] for row in _ordered(rounds, training)] != list(range(len(_ordered(rounds, training)))):
+            yield training["training_id"], "the rounds' numbers have gaps"
+
+
+def models_are_right(facts: Facts, history: History) -> Findings:
+    """Each version has the bits that the updates of its round make, each posterior those of its moments."""
+    versions = {(row["model_id"], row["version"]): row for row in facts["model_version"]}
+    for row in facts["round"]:
+        training = facts.trainings[row["training_id"]]
+        used = facts.counted.get((row["training_id"], row["number"]), [])
+        makes = _makes_version(training, row)
+        if not makes and (row["state"], row["kind"]) != ("DONE", "SWAG"):
+            continue
+        version = versions.get((training["model_id"], row["model_version"] + makes))
+        if version is None or not version["stored"] or not used:
+            yield from [] if used and version else [(row["training_id"], f"round {row['number']} has made nothing")]
+            continue
+        digest = version["sha256"] if makes else version["posterior_sha256"]
+        try:
+            inputs = [facts.tensors(update["sha256"]) for update in used]
+            weights = [update["num_examples"] for update in used]
+            if makes:
+                expected = tensors.aggregate(inputs, weights)
+            else:
+                expected = tensors.posterior(inputs, weights, training["spec"]["uncertainty"]["options"]["rank"])
+            wrong = tensors.same(facts.tensors(digest), expected)
+        except (OSError, ValueError, KeyError, struct.error) as error:
+            wrong = repr(error)
+        if wrong is not None:
+            yield row["training_id"], f"what round {row['number']} has made is wrong: {wrong}"
+
+
+def logs_have_no_gaps(facts: Facts, history: History) -> Findings:
+    """Sequences go from 1 to the training's last; each change is told once; the last event says how it ended."""
+    updates = facts.by("round_update", "training_id")
+    for training_id, training in facts.trainings.items():
+        log = facts.events.get(training_id, [])
+        if [event["sequence"] for event in log] != list(range(1, training["last_sequence"] + 1)):
+            yield training_id, f"the log has {[event['sequence'] for event in log]} of {training['last_sequence']}"
+        told = Counter(e["payload"]["update_id"] for e in log if e["kind"] == "UpdateAccepted")
+        if told != Counter(row["update_id"] for row in updates.get(training_id, [])):
+            yield training_id, "the accepted updates and those in the log differ"
+        kinds = [event["kind"] for event in log]
+        wanted = "TrainingRemoved" if training["remove_time"] else LAST.get(training["state"])
+        if wanted is not None and (not kinds or kinds[-1] != wanted):
+            yield training_id, f"it is {training['state']}, and its log ends with {kinds[-1:]}"
+
+
+def events_stand(facts: Facts, history: History) -> Findings:
+    """What a subscriber was told is in the log, at that place."""
+    kinds = {(row["training_id"], row["sequence"]): row["kind"] for row in facts["event"]}
+    for entry in history.of("event"):
+        if kinds.get((entry["training_id"], entry["sequence"])) != entry["event"]:
+            yield entry["training_id"], f"a subscriber was told {entry.facts}"
+
+
+def closed_rounds_stay_closed(facts: Facts, history: History) -> Findings:
+    """No update is accepted before its round is open, after it is over, or beyond what closes it."""
+    for training_id, log in facts.events.items():
+        current: int | None = None
+        for event in log:
+            payload = event["payload"]
+            if event["kind"] == "RoundStarted":
+                current = payload["round"]
+            elif event["kind"] in ("RoundClosed", "TrainingFinished", "TrainingFailed", "TrainingRemoved"):
+                current = None
+            elif event["kind"] == "UpdateAccepted" and (
+                payload["round"] != current or payload["updates_arrived"] > payload["updates_expected"]
+            ):
+                yield str(training_id), f"accepted while round {current} was open: {payload}"
+
+
+def blobs_are_themselves(facts: Facts, history: History) -> Findings:
+    """Each file's name is the hash of its bytes; tmp is empty after a start."""
+    for path in (facts.data_dir / "objects").glob("*/*"):
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        if path.name != digest or path.parent.name != digest[:2]:
+            yield "", f"the blob {path.name} contains {digest}"
+    if left := list((facts.data_dir / "tmp").iterdir()):
+        yield "", f"tmp contains {left}"
+
+
+def references_lead_somewhere(facts: Facts, history: History) -> Findings:
+    """What a row refers to is there, with the size that the row gives."""
+    removed = {row["model_id"] for row in facts["model"] if row["remove_time"]}
+    needed = [(row["sha256"], row["size_bytes"], "") for row in facts["model_version"] if _needed(row, removed)]
+    for row in facts["model_version"]:
+        if row["posterior_sha256"] and _needed(row, removed):
+            needed.append((row["posterior_sha256"], row["posterior_size_bytes"], ""))
+    for row in (*facts["round_update"], *facts["deal"]):
+        if row["sha256"] and not facts.trainings[row["training_id"]]["remove_time"]:
+            needed.append((row["sha256"], row["size_bytes"], row["training_id"]))
+    for digest, size, training_id in needed:
+        path = facts.path(digest)
+        if not path.is_file() or path.stat().st_size != size:
+            yield training_id, f"the blob {digest} of {size} bytes is referred to, and is not there"
+
+
+def chains_deal_each_model_once(facts: Facts, history: History) -> Findings:
+    """In daisy chaining, the members of a dealt round get each other's last updates, each one once, none its own."""
+    for key, deals in facts.by("deal", "training_id", "number").items():
+        training_id, number = key  # type: ignore[misc]
+        before = {row["user_id"]: row["sha256"] for row in facts.counted.get((training_id, number - 1), [])}
+        dealt = {row["user_id"]: row["sha256"] for row in deals}
+        own = [user for user, digest in dealt.items() if len(dealt) > 1 and before.get(user) == digest]
+        sources = Counter(digest for user, digest in before.items() if user in dealt)
+        if own or Counter(dealt.values()) != sources:
+            yield training_id, f"round {number} was dealt {dealt} of {before}"
+
+
+def acknowledged_changes_stand(facts: Facts, history: History) -> Findings:
+    """What an actor or an admin was told is done, is done."""
+    users = {row["user_id"]: row for row in facts["users"]}
+    parts = facts.by("participant", "training_id", "user_id")
+    for entry in history.entries:
+        training_id = entry.facts.get("training_id", "")
+        training = facts.trainings.get(training_id)
+        if entry.kind == "created":
+            twins = [row for row in facts["training"] if row["request_id"] == entry["request_id"]]
+            holds = training is not None and len(twins) == 1 and training["model_id"] == entry["model_id"]
+        elif entry.kind == "started":
+            holds = training is not None and training["start_time"] is not None
+        elif entry.kind == "removed":
+            holds = training is not None and training["remove_time"] is not None
+        elif entry.kind == "registered":
+            holds = (training_id, entry["user_id"]) in parts
+        elif entry.kind == "left":
+            holds = _left(facts, training_id, entry["user_id"])
+        elif entry.kind == "user":
+            holds = entry["user_id"] in users
+        elif entry.kind == "user_removed":
+            tokens = [row for row in facts["token"] if row["user_id"] == entry["user_id"]]
+            holds = users[entry["user_id"]]["remove_time"] is not None and not tokens
+        else:
+            continue
+        if not holds:
+            yield training_id, f"was told {entry.kind} {entry.facts}"
+
+
+def trainings_end(facts: Facts, history: History) -> Findings:
+    """When all is over, no training runs, and no round of a training that has ended waits."""
+    for row in facts["round"]:
+        if row["state"] not in OVER:
+            yield row["training_id"], f"round {row['number']} is {row['state']}"
+    for training in facts["training"]:
+        if training["state"] in ("ONGOING", "SWAG_ROUND") and training["remove_time"] is None:
+            yield training["training_id"], f"it is {training['state']}"
+
+
+def nobody_is_surprised(facts: Facts, history: History) -> Findings:
+    """No call was answered with something that its caller could not expect."""
+    for entry in history.of("surprise"):
+        yield entry.facts.get("training_id", ""), f"{entry.facts}"
+
+
+RULES: tuple[Rule, ...] = (
+    receipts_stand,
+    updates_count_once,
+    rounds_commit_once,
+    models_are_right,
+    logs_have_no_gaps,
+    events_stand,
+    closed_rounds_stay_closed,
+    blobs_are_themselves,
+    references_lead_somewhere,
+    chains_deal_each_model_once,
+    acknowledged_changes_stand,
+    trainings_end,
+    nobody_is_surprised,
+)
+
+
+def check(facts: Facts, history: History) -> list[Violation]:
+    """Applies all rules."""
+    return [Violation(rule.__name__, *finding) for rule in RULES for finding in rule(facts, history)]
+
+
+def _events(facts: Facts, training_id: str, kind: str, number: int) -> list[Row]:
+    log = facts.events.get(training_id, [])
+    return [event for event in log if event["kind"] == kind and event["payload"]["round"] == number]
+
+
+def _left(facts: Facts, training_id: str, user_id: str) -> bool:
+    log = facts.events.get(training_id, [])
+    return any(event["kind"] == "ClientRemoved" and event["payload"]["client_id"] == user_id for event in log)
+
+
+def _makes_version(training: Row, row: Row) -> bool:
+    """Tells whether a round has made a version of the model: local models of a daisy chain are dealt until the last."""
+    if (row["state"], row["kind"]) != ("DONE", "TRAIN"):
+        return False
+    aggregation = training["spec"]["aggregation"]
+    if aggregation["algorithm"] != "fed_dc":
+        return True
+    options = aggregation["options"]
+    return bool((row["step"] + 1) * options["daisy_period"] >= options["aggregation_period"])
+
+
+def _ordered(rounds: dict, training: Row) -> list[Row]:  # type: ignore[type-arg]
+    return sorted(rounds.get(training["training_id"], []), key=lambda row: row["number"])
+
+
+def _needed(row: Row, removed: set[str]) -> bool:
+    return bool(row["stored"]) and row["model_id"] not in removed

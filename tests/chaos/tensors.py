@@ -1,0 +1,156 @@
+"""Model files and what is to be made of them: an implementation of its own, one number at a time.
+
+It shares no code with the server: the safetensors format is read and written by hand, means are computed in Python's
+floats, which are IEEE doubles, in canonical order, and rounded to narrower types once, to nearest, ties to even.
+"""
+
+import json
+import math
+import random
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+Number = float | int
+# Bytes of an element, and how struct calls it; bfloat16 is the upper half of a float32.
+SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+CODES = {"F64": "d", "F32": "f", "F16": "e", "I64": "q", "I32": "i", "I16": "h", "I8": "b", "U8": "B", "BOOL": "?"}
+# Bits of the significand, and the exponent of the smallest normal number.
+FLOATS = {"F64": (53, -1022), "F32": (24, -126), "F16": (11, -14), "BF16": (8, -126)}
+COUNTER = "num_batches_tracked"
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor by its type, its shape and its numbers, flat."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    values: tuple[Number, ...]
+
+    @property
+    def data(self) -> bytes:
+        if self.dtype == "BF16":
+            return b"".join(struct.pack("<f", value)[2:] for value in self.values)
+        return struct.pack(f"<{len(self.values)}{CODES[self.dtype]}", *self.values)
+
+
+Tensors = Mapping[str, Tensor]
+
+
+def write(tensors: Tensors) -> bytes:
+    header, data = {}, b""
+    for name, tensor in tensors.items():
+        begin, data = len(data), data + tensor.data
+        header[name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [begin, len(data)]}
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def read(file: bytes) -> Tensors:
+    start = 8 + struct.unpack("<Q", file[:8])[0]
+    return {
+        name: Tensor(entry["dtype"], tuple(entry["shape"]), _numbers(entry["dtype"], file, start, entry))
+        for name, entry in json.loads(file[8:start]).items()
+        if name != "__metadata__"
+    }
+
+
+def _numbers(dtype: str, file: bytes, start: int, entry: dict[str, list[int]]) -> tuple[Number, ...]:
+    begin, end = entry["data_offsets"]
+    data = file[start + begin : start + end]
+    if dtype == "BF16":
+        return tuple(struct.unpack("<f", b"\0\0" + data[at : at + 2])[0] for at in range(0, len(data), 2))
+    return struct.unpack(f"<{len(data) // SIZES[dtype]}{CODES[dtype]}", data)
+
+
+def narrow(value: float, dtype: str) -> float:
+    """Rounds a double to a narrower type, once; all steps but the rounding are exact."""
+    if dtype == "F64" or value == 0.0:
+        return value
+    precision, smallest = FLOATS[dtype]
+    _, exponent = math.frexp(value)
+    unit = max(exponent - 1, smallest) - precision + 1
+    return math.copysign(math.ldexp(round(math.ldexp(value, -unit)), unit), value)
+
+
+def weighted_mean(values: Sequence[float], weights: Sequence[int]) -> float:
+    total = 0.0
+    for value, weight in zip(values, weights, strict=True):
+        total += value * float(weight)
+    return total / float(sum(weights))
+
+
+def aggregate(updates: Sequence[Tensors], weights: Sequence[int]) -> Tensors:
+    """FedAvg over updates in canonical order, and what becomes of tensors that have no mean."""
+    heaviest = updates[max(range(len(weights)), key=lambda index: (weights[index], -index))]
+    made = {}
+    for name, first in updates[0].items():
+        columns = list(zip(*(update[name].values for update in updates), strict=True))
+        if first.dtype in FLOATS:
+            numbers = [narrow(weighted_mean(column, weights), first.dtype) for column in columns]
+        elif name.endswith(COUNTER):
+            numbers = [max(column) for column in columns]
+        else:
+            numbers = list(heaviest[name].values)
+        made[name] = Tensor(first.dtype, first.shape, tuple(numbers))
+    return made
+
+
+def posterior(updates: Sequence[Tensors], weights: Sequence[int], rank: int) -> Tensors:
+    """The SWAG posterior of moments in canonical order: their means, and all deviations side by side, scaled."""
+    names = {name for name in updates[0] if not name.startswith("deviation/")}
+    made = dict(aggregate([{name: update[name] for name in names} for update in updates], weights))
+    for index, update in enumerate(updates):
+        scale = math.sqrt(weights[index] / sum(weights) / max(rank - 1, 1))
+        for name, tensor in update.items():
+            if name.startswith("deviation/"):
+                _, column, rest = name.split("/", 2)
+                numbers = tuple(narrow(value * scale, "F32") for value in tensor.values)
+                made[f"deviation/{index * rank + int(column)}/{rest}"] = Tensor("F32", tensor.shape, numbers)
+    return made
+
+
+def same(left: Tensors, right: Tensors) -> str | None:
+    """Compares bit by bit; returns what differs."""
+    if left.keys() != right.keys():
+        return f"the tensors {sorted(left.keys() ^ right.keys())}"
+    for name, tensor in left.items():
+        other = right[name]
+        if (tensor.dtype, tensor.shape, tensor.data) != (other.dtype, other.shape, other.data):
+            return f"{name}: {tensor} instead of {other}"
+    return None
+
+
+def shapes(draw: random.Random) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Draws what a model consists of: some tensors of all types."""
+    kinds = {f"layer.{dtype.lower()}": (dtype, (draw.randint(1, 3), draw.randint(1, 4))) for dtype in SIZES}
+    chosen = dict(draw.sample(sorted(kinds.items()), draw.randint(2, len(kinds))))
+    # SWAG wants a floating tensor; BatchNorm counts in one without dimensions.
+    return {"weight": ("F32", (2, 3)), **chosen, f"norm.{COUNTER}": ("I64", ())}
+
+
+def fill(kinds: Mapping[str, tuple[str, tuple[int, ...]]], draw: random.Random) -> Tensors:
+    """Draws numbers for a model."""
+    return {
+        name: Tensor(dtype, shape, tuple(_number(dtype, draw) for _ in range(math.prod(shape))))
+        for name, (dtype, shape) in kinds.items()
+    }
+
+
+def moments(kinds: Mapping[str, tuple[str, tuple[int, ...]]], rank: int, draw: random.Random) -> Tensors:
+    """Draws what a participant sends in a SWAG round."""
+    wanted: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for name, (dtype, shape) in kinds.items():
+        if dtype in FLOATS:
+            wanted |= {f"mean/{name}": ("F64", shape), f"second/{name}": ("F64", shape)}
+            wanted |= {f"deviation/{column}/{name}": ("F32", shape) for column in range(rank)}
+    return fill(wanted, draw)
+
+
+def _number(dtype: str, draw: random.Random) -> Number:
+    if dtype in FLOATS:
+        return narrow(draw.gauss(0, 1) * 2.0 ** draw.randint(-12, 6), dtype)
+    if dtype == "BOOL":
+        return draw.random() < 0.5
+    return draw.randint(0, 100)

@@ -1,0 +1,334 @@
+"""The checker finds what it is there to find: a run's database and files are damaged in one way after the other."""
+
+import copy
+import hashlib
+import shutil
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chaos.desk import Desk
+from chaos.facts import load
+from chaos.history import Entry, History
+from chaos.invariants import RULES, check
+from chaos.lives import Lives
+from chaos.story import Story
+
+
+@dataclass
+class Left:
+    """What a run has left: a damage is done to it, then it is checked."""
+
+    data_dir: Path
+    history: History
+
+    def sql(self, statement: str, *values: Any) -> None:
+        """Changes the database; a change that changes nothing is a mistake of the test."""
+        with closing(sqlite3.connect(self.data_dir / "fedround.db")) as connection:
+            changed = connection.execute(statement, values).rowcount
+            connection.commit()
+        assert changed != 0, statement
+
+    def one(self, query: str) -> Any:
+        """The first row that a query finds."""
+        with closing(sqlite3.connect(self.data_dir / "fedround.db")) as connection:
+            found = connection.execute(query).fetchone()
+        assert found is not None, query
+        return found
+
+    def blob(self, digest: str) -> Path:
+        return self.data_dir / "objects" / digest[:2] / digest
+
+    def replace_blob(self, digest: str) -> str:
+        """Makes a blob with another number in its last tensor, under the right name."""
+        data = bytearray(self.blob(digest).read_bytes())
+        data[-1] ^= 1
+        changed = hashlib.sha256(data).hexdigest()
+        self.blob(changed).parent.mkdir(exist_ok=True)
+        self.blob(changed).write_bytes(data)
+        return changed
+
+    def acknowledge(self, kind: str, **facts: Any) -> None:
+        """Has a client remember something."""
+        self.history.entries.append(Entry(kind, facts))
+
+    def check(self) -> set[str]:
+        """The rules that are broken."""
+        return {violation.rule for violation in check(load("", self.data_dir), self.history)}
+
+
+# Trainings of all kinds of rounds are among these.
+SEEDS = range(14)
+
+
+@pytest.fixture(scope="module")
+def undamaged(tmp_path_factory: pytest.TempPathFactory) -> Left:
+    folder = tmp_path_factory.mktemp("invariants")
+    with Lives(folder, "") as lives:
+        assert lives.wait_serving(lives.start())
+        history = History(folder / "history.jsonl")
+        desk = Desk(lives.address, history, lives.admin_token, lambda: None)
+        for seed in SEEDS:
+            Story(desk, f"damage {seed}").tell()
+        desk.close()
+        history.close()
+        lives.kill()
+        assert lives.wait_serving(lives.start())
+        lives.kill()
+    return Left(lives.data_dir, history)
+
+
+@pytest.fixture
+def left(undamaged: Left, tmp_path: Path) -> Left:
+    shutil.copytree(undamaged.data_dir, tmp_path / "data")
+    # The lock of the file is no part of the copy.
+    history = copy.copy(undamaged.history)
+    history.entries = list(undamaged.history.entries)
+    return Left(tmp_path / "data", history)
+
+
+COUNTED = """SELECT u.update_id, u.training_id, u.number, u.user_id, u.sha256 FROM round_update u
+    JOIN round r ON r.training_id = u.training_id AND r.number = u.number AND r.state = 'DONE'
+    JOIN cohort c ON c.training_id = u.training_id AND c.number = u.number AND c.user_id = u.user_id AND NOT c.removed
+    JOIN training t ON t.training_id = u.training_id AND t.remove_time IS NULL"""
+TRAINED = COUNTED + " WHERE r.kind = 'TRAIN' AND t.spec LIKE '%fed_avg%' ORDER BY t.training_id, u.number DESC"
+MADE = """SELECT v.sha256, v.posterior_sha256, v.model_id, v.version, t.training_id FROM model_version v
+    JOIN training t ON t.model_id = v.model_id WHERE v.stored AND v.version > 0 AND t.state = 'COMPLETED'"""
+Damage = Callable[[Left], None]
+DAMAGES: list[tuple[str, Damage]] = []
+
+
+def breaks(rule: str) -> Callable[[Damage], Damage]:
+    """Registers a damage with the rule that must notice it."""
+
+    def register(damage: Damage) -> Damage:
+        DAMAGES.append((rule, damage))
+        return damage
+
+    return register
+
+
+@breaks("receipts_stand")
+def an_update_is_lost(left: Left) -> None:
+    left.sql("DELETE FROM round_update WHERE update_id = ?", left.one(TRAINED)[0])
+
+
+@breaks("receipts_stand")
+def an_update_weighs_more(left: Left) -> None:
+    left.sql("UPDATE round_update SET num_examples = num_examples + 1 WHERE update_id = ?", left.one(TRAINED)[0])
+
+
+@breaks("receipts_stand")
+def a_report_changes(left: Left) -> None:
+    left.sql("UPDATE round_update SET metrics = '{}' WHERE sha256 IS NULL")
+
+
+@breaks("updates_count_once")
+def an_update_is_there_twice(left: Left) -> None:
+    (index,) = left.one(
+        "SELECT name FROM sqlite_master WHERE tbl_name = 'round_update' AND sql LIKE '%UNIQUE%user_id%'"
+    )
+    left.sql(f"DROP INDEX {index}")
+    columns = "training_id, number, user_id, sha256, size_bytes, num_examples, metrics, accept_time"
+    chosen = left.one(TRAINED)[0]
+    left.sql(f"INSERT INTO round_update SELECT 'twin', {columns} FROM round_update WHERE update_id = ?", chosen)
+
+
+@breaks("updates_count_once")
+def an_update_is_left_out(left: Left) -> None:
+    _, *key, _ = left.one(TRAINED)
+    left.sql("UPDATE cohort SET removed = 1 WHERE training_id = ? AND number = ? AND user_id = ?", *key)
+
+
+@breaks("updates_count_once")
+def an_update_belongs_to_no_round(left: Left) -> None:
+    left.sql("UPDATE round_update SET number = 999 WHERE update_id = ?", left.one(TRAINED)[0])
+
+
+@breaks("updates_count_once")
+def a_round_counts_one_more(left: Left) -> None:
+    left.sql("UPDATE event SET payload = json_set(payload, '$.num_updates', 99) WHERE kind = 'RoundClosed'")
+
+
+@breaks("rounds_commit_once")
+def a_round_is_committed_twice(left: Left) -> None:
+    (model_id, version) = left.one(f"SELECT model_id, MAX(version) FROM ({MADE})")
+    columns = "sha256, size_bytes, create_time, stored, posterior_sha256, posterior_size_bytes, posterior_rank"
+    left.sql(
+        f"INSERT INTO model_version SELECT model_id, version + 1, {columns} FROM model_version"
+        " WHERE model_id = ? AND version = ?",
+        *(model_id, version),
+    )
+
+
+@breaks("rounds_commit_once")
+def a_round_is_closed_twice(left: Left) -> None:
+    left.sql(
+        "UPDATE event SET kind = 'RoundClosed', payload = json_object('round', 0, 'num_updates', 1) WHERE sequence = 1"
+    )
+
+
+@breaks("rounds_commit_once")
+def a_round_is_open_again(left: Left) -> None:
+    left.sql("UPDATE round SET state = 'OPEN', epoch = 0 WHERE state = 'DONE'")
+
+
+@breaks("rounds_commit_once")
+def a_round_has_no_number(left: Left) -> None:
+    left.sql("UPDATE round SET number = number + 1000 WHERE number > 0")
+
+
+@breaks("models_are_right")
+def a_model_has_a_wrong_bit(left: Left) -> None:
+    digest, _, *key = left.one(MADE)
+    left.sql(
+        "UPDATE model_version SET sha256 = ? WHERE model_id = ? AND version = ?", left.replace_blob(digest), *key[:2]
+    )
+
+
+@breaks("models_are_right")
+def a_posterior_has_a_wrong_bit(left: Left) -> None:
+    _, digest, *key = left.one(MADE + " AND v.posterior_sha256 IS NOT NULL")
+    changed = left.replace_blob(digest)
+    left.sql("UPDATE model_version SET posterior_sha256 = ? WHERE model_id = ? AND version = ?", changed, *key[:2])
+
+
+@breaks("models_are_right")
+def a_model_is_made_without_an_update(left: Left) -> None:
+    left.sql("DELETE FROM round_update WHERE update_id = ?", left.one(TRAINED)[0])
+
+
+@breaks("logs_have_no_gaps")
+def an_event_is_lost(left: Left) -> None:
+    left.sql("DELETE FROM event WHERE sequence = 2")
+
+
+@breaks("logs_have_no_gaps")
+def the_last_events_are_lost(left: Left) -> None:
+    left.sql("DELETE FROM event WHERE kind = 'TrainingFinished'")
+    left.sql("UPDATE training SET last_sequence = last_sequence - 1 WHERE state = 'COMPLETED'")
+
+
+@breaks("logs_have_no_gaps")
+def an_update_is_not_told(left: Left) -> None:
+    left.sql("UPDATE event SET payload = json_set(payload, '$.update_id', 'x') WHERE kind = 'UpdateAccepted'")
+
+
+@breaks("events_stand")
+def an_event_that_was_told_never_happened(left: Left) -> None:
+    left.sql(
+        "UPDATE event SET kind = 'ClientRemoved', payload = '{\"client_id\": \"x\"}' WHERE kind = 'TrainingStarted'"
+    )
+
+
+@breaks("closed_rounds_stay_closed")
+def an_update_comes_after_the_close(left: Left) -> None:
+    training_id, sequence = left.one("SELECT training_id, sequence FROM event WHERE kind = 'RoundClosed'")
+    for old, new in ((sequence, -1), (sequence - 1, sequence), (-1, sequence - 1)):
+        left.sql("UPDATE event SET sequence = ? WHERE training_id = ? AND sequence = ?", new, training_id, old)
+
+
+@breaks("closed_rounds_stay_closed")
+def one_update_too_many_is_accepted(left: Left) -> None:
+    left.sql("UPDATE event SET payload = json_set(payload, '$.updates_arrived', 99) WHERE kind = 'UpdateAccepted'")
+
+
+@breaks("blobs_are_themselves")
+def a_bit_of_a_blob_flips(left: Left) -> None:
+    path = left.blob(left.one(MADE)[0])
+    path.chmod(0o600)
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+
+
+@breaks("blobs_are_themselves")
+def a_temporary_file_is_left(left: Left) -> None:
+    (left.data_dir / "tmp/rest").touch()
+
+
+@breaks("references_lead_somewhere")
+def the_file_of_an_update_is_gone(left: Left) -> None:
+    left.blob(left.one(TRAINED)[4]).unlink()
+
+
+@breaks("references_lead_somewhere")
+def the_file_of_a_posterior_is_short(left: Left) -> None:
+    path = left.blob(left.one(MADE + " AND v.posterior_sha256 IS NOT NULL")[1])
+    path.chmod(0o600)
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+@breaks("chains_deal_each_model_once")
+def somebody_is_dealt_its_own_model(left: Left) -> None:
+    left.sql(
+        "UPDATE deal SET sha256 = (SELECT sha256 FROM round_update u WHERE u.training_id = deal.training_id"
+        " AND u.number = deal.number - 1 AND u.user_id = deal.user_id)"
+    )
+
+
+@breaks("acknowledged_changes_stand")
+def a_training_is_created_twice(left: Left) -> None:
+    left.acknowledge("created", training_id="another", request_id="x", model_id="y")
+
+
+@breaks("acknowledged_changes_stand")
+def a_training_is_not_started(left: Left) -> None:
+    left.sql("UPDATE training SET start_time = NULL")
+
+
+@breaks("acknowledged_changes_stand")
+def a_training_is_not_removed(left: Left) -> None:
+    left.acknowledge("removed", training_id=left.one(MADE)[4])
+
+
+@breaks("acknowledged_changes_stand")
+def somebody_is_not_registered(left: Left) -> None:
+    left.acknowledge("registered", training_id=left.one(MADE)[4], user_id="nobody")
+
+
+@breaks("acknowledged_changes_stand")
+def somebody_has_not_left(left: Left) -> None:
+    left.acknowledge("left", training_id=left.one(MADE)[4], user_id="nobody")
+
+
+@breaks("acknowledged_changes_stand")
+def a_user_is_lost(left: Left) -> None:
+    left.acknowledge("user", user_id="nobody")
+
+
+@breaks("acknowledged_changes_stand")
+def a_removed_user_is_there(left: Left) -> None:
+    left.acknowledge("user_removed", user_id=left.one("SELECT user_id FROM users WHERE remove_time IS NULL")[0])
+
+
+@breaks("trainings_end")
+def a_round_waits(left: Left) -> None:
+    left.sql("UPDATE round SET state = 'AGGREGATING' WHERE state = 'DONE'")
+
+
+@breaks("trainings_end")
+def a_training_runs(left: Left) -> None:
+    left.sql("UPDATE training SET state = 'ONGOING' WHERE remove_time IS NULL")
+
+
+@breaks("nobody_is_surprised")
+def a_call_was_answered_strangely(left: Left) -> None:
+    left.acknowledge("surprise", reason="INTERNAL")
+
+
+@pytest.mark.parametrize(("rule", "damage"), DAMAGES, ids=[damage.__name__ for _, damage in DAMAGES])
+def test_a_damage_is_found(rule: str, damage: Damage, left: Left) -> None:
+    damage(left)
+    assert rule in left.check()
+
+
+def test_what_is_not_damaged_is_right(left: Left) -> None:
+    assert left.check() == set()
+
+
+def test_each_rule_finds_a_damage() -> None:
+    assert {rule for rule, _ in DAMAGES} == {rule.__name__ for rule in RULES}
