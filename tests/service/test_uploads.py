@@ -47,12 +47,12 @@ HEADERS = [
     ('{"__metadata__":{"w":"x"}}', 0, "contains no tensors"),
     ("[]", 0, "is not a JSON object"),
     ('{"w":NaN}', 0, "is not valid JSON"),
-    ("[" * 100_000, 0, "is not valid JSON"),
-    ('{"w":{"dtype":"F32","shape":[' + "9" * 5000 + '],"data_offsets":[0,8]}}', 8, "is not valid JSON"),
+    ("[" * 100_000, 0, "is not a JSON object"),
+    ('{"w":{"dtype":"F32","shape":[' + "9" * 5000 + '],"data_offsets":[0,8]}}', 8, "more than 2048 characters"),
     (
         json.dumps({f"t{i}": {"dtype": "U8", "shape": [1], "data_offsets": [i, i + 1]} for i in range(20_001)}),
         20_001,
-        "contains 20001 tensors, more than 20000",
+        "describes more than 20000 tensors",
     ),
 ]
 

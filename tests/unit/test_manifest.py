@@ -15,6 +15,7 @@ from hypothesis.extra.numpy import array_shapes
 
 from fedround_server.domain.errors import ModelFormat, UpdateMismatch
 from fedround_server.domain.model import MAX_TENSORS, Dtype, TensorSpec
+from fedround_server.engine.header import read_header
 from fedround_server.engine.manifest import (
     LARGE,
     MAX_HEADER,
@@ -74,6 +75,17 @@ def test_any_bytes_are_read_or_refused(data: bytes) -> None:
         except ModelFormat:
             continue
         assert layout is None or layout.manifest
+
+
+@given(st.dictionaries(st.text(max_size=4), json_values, max_size=4), st.sampled_from([None, 1]))
+def test_what_is_read_is_what_the_json_says(value: dict[str, Any], indent: int | None) -> None:
+    text = json.dumps(value, indent=indent)
+    try:
+        found = read_header(text.encode(), 100)
+    except ModelFormat:
+        return
+    value.pop("__metadata__", None)
+    assert found == value
 
 
 @given(json_values)
@@ -161,13 +173,19 @@ def test_a_hostile_header_is_refused_with_its_reason(header: Any, why: str) -> N
         (b'{"a":{"dtype":"F32","shape":[NaN],"data_offsets":[0,8]}}', "not valid JSON"),
         (b'{"a":{"dtype":"F32","shape":[1e400],"data_offsets":[0,8]}}', "no acceptable shape"),
         # Refused before they are read to their end, where they are no JSON.
-        (b'{"a":[' + b"{}," * (MAX_TENSORS + 3), f"more than {MAX_TENSORS} tensors"),
+        (b'{"a":[' + b"{}," * 700_000, "more than 2048 characters"),
+        (b'{"a":[' + b"[]," * 700_000 + b"[]]}", "more than 2048 characters"),
+        (b'{"__metadata__":{"a":' + b"[" * 700_000, "not valid JSON"),
+        (b'{"__metadata__":null}', "metadata is not a JSON object"),
         (b'{"__metadata__":{' + b",".join(b'"%d":""' % n for n in range(MAX_TENSORS + 2)) + b"}", "more than"),
         (b'{"a":[0.5,', "contains 0.5"),
         (b"\xff\xfe{}", "not valid JSON"),
-        (b"[" * 100_000, "not valid JSON"),
-        (b'{"a":' * 50_000, "not valid JSON"),
-        (b'{"a":{"dtype":"F32","shape":[' + b"9" * 5000 + b'],"data_offsets":[0,8]}}', "not valid JSON"),
+        (b"[" * 100_000, "not a JSON object"),
+        (b'{"a":' * 50_000, "more than 2048 characters"),
+        (b'{"a":{"dtype":"F32","shape":[' + b"9" * 5000 + b'],"data_offsets":[0,8]}}', "more than 2048 characters"),
+        (b'{"a":' + json.dumps(GOOD).encode() + b"}}", "not valid JSON"),
+        (b'{"a":' + json.dumps(GOOD).encode() + b",}", "not valid JSON"),
+        (b'{"a" ' + json.dumps(GOOD).encode() + b"}", "not valid JSON"),
     ],
     ids=[
         "twice",
@@ -175,12 +193,18 @@ def test_a_hostile_header_is_refused_with_its_reason(header: Any, why: str) -> N
         "NaN",
         "infinite",
         "many objects",
+        "many lists",
+        "lists as metadata",
+        "no metadata",
         "much metadata",
         "fraction",
         "not UTF-8",
         "deep list",
         "deep object",
         "huge integer",
+        "more behind the end",
+        "comma at the end",
+        "no colon",
     ],
 )
 def test_a_malformed_header_is_refused_with_its_reason(header: bytes, why: str) -> None:

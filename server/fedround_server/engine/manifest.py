@@ -9,10 +9,11 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 from fedround_server.domain.errors import ModelFormat, UpdateMismatch
 from fedround_server.domain.model import MAX_TENSORS, Dtype, Manifest, TensorSpec
+from fedround_server.engine.header import read_header
 
 PREFIX = 8
 MAX_HEADER = 4 << 20
@@ -21,7 +22,6 @@ MAX_NAME = 512
 MAX_DIMENSION = 1 << 48
 LARGE = 64 << 10
 """A header up to this size is read in a few milliseconds; the largest ones take hundreds."""
-METADATA = "__metadata__"
 NAME = re.compile(r"[^\x00-\x1f\x7f\\\ud800-\udfff]+")
 PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
@@ -93,13 +93,9 @@ def parse_header(header: bytes, *, own: bool = False) -> Layout:
     Raises:
         ModelFormat: The header is malformed, or describes a file that is not acceptable.
     """
-    limit = len(header) if own else MAX_TENSORS
-    tensors = _parse_json(header, limit)
-    tensors.pop(METADATA, None)
+    tensors = read_header(header, len(header) if own else MAX_TENSORS)
     if not tensors:
         raise ModelFormat("the file contains no tensors")
-    if len(tensors) > limit:
-        raise ModelFormat(f"the file contains {len(tensors)} tensors, more than {limit}")
     manifest: dict[str, TensorSpec] = {}
     spans: list[tuple[int, int, str]] = []
     for name, entry in tensors.items():
@@ -166,47 +162,6 @@ def _header_length(prefix: bytes) -> int:
         f"this is not a safetensors file (its header would have {length} bytes, allowed are 2 to {MAX_HEADER}):"
         " save the state dict with safetensors, or run `fedround convert FILE`"
     )
-
-
-def _parse_json(header: bytes, limit: int) -> dict[str, Any]:
-    try:
-        parsed = json.loads(
-            header.decode("utf-8"),
-            object_pairs_hook=_Objects(limit),
-            parse_float=_no_fractions,
-            parse_constant=_no_constants,
-        )
-    except (ValueError, RecursionError) as error:
-        raise ModelFormat("the safetensors header is not valid JSON") from error
-    if not isinstance(parsed, dict):
-        raise ModelFormat("the safetensors header is not a JSON object")
-    return parsed
-
-
-class _Objects:
-    """Makes the objects of a header; one with too many of them is refused before it is read to its end."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        # Beside the tensors: the header itself, and its metadata.
-        self._left = limit + 2
-
-    def __call__(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        self._left -= 1
-        if self._left < 0 or len(pairs) > self._limit + 1:
-            raise ModelFormat(f"the safetensors header describes more than {self._limit} tensors")
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            raise ModelFormat("the safetensors header names something twice")
-        return found
-
-
-def _no_fractions(text: str) -> NoReturn:
-    raise ModelFormat(f"the safetensors header contains {text[:40]}, which is no acceptable shape and no offset")
-
-
-def _no_constants(text: str) -> NoReturn:
-    raise ValueError(text)
 
 
 def _check_name(name: str) -> None:

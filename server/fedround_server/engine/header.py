@@ -1,0 +1,127 @@
+"""The JSON of a safetensors header, read one tensor at a time.
+
+Python's JSON scanner lets nobody else run until it is through: a crafted header of 4 MiB would hold the event loop for
+0.4 s, even from a thread. Between two tensors others have their turn.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NoReturn
+
+from fedround_server.domain.errors import ModelFormat
+
+METADATA = "__metadata__"
+MAX_ENTRY = 2048
+"""Characters of one tensor's description; sixteen dimensions and two offsets take 400."""
+SPACE = re.compile(r"[ \t\n\r]*")
+
+
+def read_header(header: bytes, limit: int) -> dict[str, Any]:
+    """Reads the descriptions of tensors, by name and without the metadata.
+
+    Args:
+        header: The JSON text.
+        limit: How many tensors it may describe, and how many entries its metadata may have.
+
+    Raises:
+        ModelFormat: It is malformed, or describes more.
+    """
+    try:
+        text = header.decode("utf-8")
+        if not text.startswith("{"):
+            raise ModelFormat("the safetensors header is not a JSON object")
+        tensors, end = _read_object(text, 0, partial(_read_member, limit), limit + 1)
+        if _skip(text, end) != len(text):
+            raise ValueError("more behind the object")
+    except (ValueError, RecursionError) as error:
+        raise ModelFormat("the safetensors header is not valid JSON") from error
+    tensors.pop(METADATA, None)
+    if len(tensors) > limit:
+        raise _too_many(limit)
+    return tensors
+
+
+def _read_object(
+    text: str, at: int, read_value: Callable[[str, str, int], tuple[Any, int]], most: int
+) -> tuple[dict[str, Any], int]:
+    """Reads an object member by member; returns it and where it ends."""
+    found: dict[str, Any] = {}
+    at = _skip(text, at + 1)
+    if text.startswith("}", at):
+        return found, at + 1
+    while True:
+        name, at = _read_string(text, at)
+        at = _skip(text, at)
+        if not text.startswith(":", at):
+            raise ValueError("no colon")
+        value, at = read_value(name, text, _skip(text, at + 1))
+        if name in found:
+            raise ModelFormat("the safetensors header names something twice")
+        if len(found) == most:
+            raise _too_many(most - 1)
+        found[name] = value
+        at = _skip(text, at)
+        if text.startswith("}", at):
+            return found, at + 1
+        if not text.startswith(",", at):
+            raise ValueError("no comma")
+        at = _skip(text, at + 1)
+
+
+def _read_member(limit: int, name: str, text: str, at: int) -> tuple[Any, int]:
+    if name == METADATA:
+        if not text.startswith("{", at):
+            raise ModelFormat("the safetensors header's metadata is not a JSON object")
+        return _read_object(text, at, _read_note, limit + 1)
+    piece = text[at : at + MAX_ENTRY]
+    try:
+        value, length = DECODER.raw_decode(piece)
+    except ValueError as error:
+        if at + MAX_ENTRY >= len(text):
+            raise
+        raise ModelFormat(
+            f"the safetensors header describes tensor {name[:80]!r} in more than {MAX_ENTRY} characters, or in no"
+            " valid JSON"
+        ) from error
+    return value, at + length
+
+
+def _read_note(_: str, text: str, at: int) -> tuple[str, int]:
+    """Reads a value of the metadata: a string, as in the reference implementation."""
+    return _read_string(text, at)
+
+
+def _read_string(text: str, at: int) -> tuple[str, int]:
+    if not text.startswith('"', at):
+        raise ValueError("no string")
+    value, end = DECODER.raw_decode(text, at)
+    return value, end
+
+
+def _skip(text: str, at: int) -> int:
+    space = SPACE.match(text, at)
+    return at if space is None else space.end()
+
+
+def _too_many(limit: int) -> ModelFormat:
+    return ModelFormat(f"the safetensors header describes more than {limit} tensors")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ModelFormat("the safetensors header names something twice")
+    return found
+
+
+def _no_fractions(text: str) -> NoReturn:
+    raise ModelFormat(f"the safetensors header contains {text[:40]}, which is no acceptable shape and no offset")
+
+
+def _no_constants(text: str) -> NoReturn:
+    raise ValueError(text)
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_float=_no_fractions, parse_constant=_no_constants)
