@@ -1,0 +1,363 @@
+"""Two things at the same instant, again and again: each has one outcome of the two that are right.
+
+On PostgreSQL both transactions have begun before either goes on. SQLite has one writer: there only the order changes.
+A deadlock is no outcome: its victim would find the database unavailable.
+"""
+
+import asyncio
+import random
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pytest
+import pytest_asyncio
+
+from chaos.attacks import SEED, size
+from contracts.coordination import Coordination, coordinating
+from contracts.world import SPEC, blob, update
+from fedround_server.domain.errors import (
+    FedroundError,
+    NotInCohort,
+    Quota,
+    RoundNotOpen,
+    TokenInvalid,
+    TrainingNotInitial,
+    UnknownClients,
+    UpdateExists,
+)
+from fedround_server.domain.event import (
+    ClientRemoved,
+    Event,
+    RoundClosed,
+    RoundStarted,
+    TrainingRemoved,
+    UpdateAccepted,
+)
+from fedround_server.domain.round import RoundKind
+from fedround_server.domain.training import RoundPolicy, Training, TrainingState
+from fedround_server.domain.user import Role
+from fedround_server.store import Store
+from fedround_server.store.database import Database
+
+REPEATS = size("RACES", 3)
+pytestmark = pytest.mark.timeout(120 + 2 * REPEATS)
+
+
+class Barrier:
+    """Has the next transactions wait for each other between their begin and their first statement."""
+
+    def __init__(self) -> None:
+        self._gate: threading.Barrier | None = None
+        self._left = 0
+        self._lock = threading.Lock()
+
+    def arm(self, parties: int) -> None:
+        self._gate, self._left = threading.Barrier(parties), parties
+
+    def wait(self) -> None:
+        with self._lock:
+            gate = self._gate if self._left else None
+            self._left = max(0, self._left - 1)
+        if gate is not None:
+            gate.wait(30)
+
+
+class Race:
+    """A coordinator, and a start line."""
+
+    def __init__(self, desk: Coordination, barrier: Barrier | None) -> None:
+        self.desk = desk
+        self.store = desk.context.store
+        self._barrier = barrier
+        self._random = random.Random(SEED)
+
+    async def run(self, *runners: Awaitable[Any]) -> list[Any]:
+        """Lets them go at once, in any order; returns what each of them came to."""
+        order = list(range(len(runners)))
+        self._random.shuffle(order)
+        if self._barrier is not None:
+            self._barrier.arm(len(runners))
+        found = await asyncio.gather(*(runners[number] for number in order), return_exceptions=True)
+        outcomes = dict(zip(order, found, strict=True))
+        for outcome in found:
+            if isinstance(outcome, BaseException) and not isinstance(outcome, FedroundError):
+                raise outcome
+        return [outcomes[number] for number in range(len(runners))]
+
+    async def log(self, training_id: str, actor: str) -> list[Event]:
+        """The training's events; without gaps, and agreeing with its row."""
+        part = await self.store.events.part(training_id, actor)
+        events, _ = await self.store.events.read(part, actor, 0, 1000)
+        assert [event.sequence for event in events] == list(range(1, part.last_sequence + 1))
+        return events
+
+    async def until(self, actor: str, training: Training, holds: Callable[[Training], bool]) -> Training:
+        return await self.desk.until(actor, training.training_id, holds)
+
+
+@pytest_asyncio.fixture
+async def race(database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Race]:
+    barrier = None
+    if database:
+        barrier = Barrier()
+        attempt = Database._attempt
+
+        def waits(self: Database, verb: Callable[[], Any]) -> Any:
+            def behind() -> Any:
+                barrier.wait()
+                return verb()
+
+            return attempt(self, behind)
+
+        monkeypatch.setattr(Database, "_attempt", waits)
+    with Store(database or tmp_path / "fedround.db") as store:
+        async with coordinating(store, tmp_path / "files") as desk:
+            yield Race(desk, barrier)
+
+
+@pytest.fixture(autouse=True)
+def no_deadlocks(database: str) -> Iterator[None]:
+    """No transaction may have been the victim of a deadlock, whatever came of it."""
+    with _counting(database) as count:
+        before = count()
+        yield
+        assert count() == before
+
+
+@contextmanager
+def _counting(database: str) -> Iterator[Callable[[], int]]:
+    if not database:
+        yield lambda: 0
+        return
+    import psycopg
+
+    with psycopg.connect(database, autocommit=True) as session:
+
+        def count() -> int:
+            row = session.execute(
+                "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
+            ).fetchone()
+            assert row is not None
+            return int(row[0])
+
+        yield count
+
+
+def refused(outcome: Any, *kinds: type[FedroundError]) -> bool:
+    """Whether it was refused, and then for a reason that may be."""
+    if not isinstance(outcome, FedroundError):
+        return False
+    assert isinstance(outcome, kinds), outcome
+    return True
+
+
+def the_one(events: list[Event], kind: type) -> Event:
+    (found,) = [event for event in events if isinstance(event.payload, kind)]
+    return found
+
+
+Scene: TypeAlias = Callable[[Race], Awaitable[None]]
+SCENES: list[Scene] = []
+
+
+def scene(run: Scene) -> Scene:
+    SCENES.append(run)
+    return run
+
+
+@scene
+async def two_last_updates(race: Race) -> None:
+    actor, (first, *last), training = await race.desk.running(3, target_num_updates=1)
+    jobs = len(race.desk.engine.jobs)
+    await race.desk.submit(training.training_id, 0, first)
+    outcomes = await race.run(*(race.desk.submit(training.training_id, 0, user) for user in last))
+    assert outcomes == [None, None]
+    ended = await race.until(actor, training, lambda training: training.state.is_ended)
+    assert (ended.state, ended.model_version) == (TrainingState.COMPLETED, 1)
+    assert len(race.desk.engine.jobs) == jobs + 1
+    assert len(race.desk.engine.jobs[-1].updates) == 3
+    assert the_one(await race.log(training.training_id, actor), RoundClosed).payload.num_updates == 3  # type: ignore[union-attr]
+
+
+@scene
+async def two_starts(race: Race) -> None:
+    world = race.desk.world
+    actor, users = await world.user(Role.ACTOR), await world.users(2)
+    made = await world.training(actor, users)
+    trainings = race.desk.coordinator.trainings
+    outcomes = await race.run(*(trainings.start(made.training_id, actor, None) for _ in range(2)))
+    assert sum(refused(outcome, TrainingNotInitial) for outcome in outcomes) == 1
+    the_one(await race.log(made.training_id, actor), RoundStarted)
+
+
+@scene
+async def the_same_start_twice(race: Race) -> None:
+    world = race.desk.world
+    actor, users = await world.user(Role.ACTOR), await world.users(2)
+    made = await world.training(actor, users)
+    request = race.desk.context.new_id()
+    trainings = race.desk.coordinator.trainings
+    outcomes = await race.run(*(trainings.start(made.training_id, actor, request) for _ in range(2)))
+    assert [outcome.state for outcome in outcomes] == [TrainingState.ONGOING] * 2
+    the_one(await race.log(made.training_id, actor), RoundStarted)
+
+
+@scene
+async def removal_against_submit(race: Race) -> None:
+    actor, (stays, leaves), training = await race.desk.running(2, target_num_updates=1)
+    await race.desk.submit(training.training_id, 0, stays)
+    trainings = race.desk.coordinator.trainings
+    removal, submit = await race.run(
+        trainings.remove_clients(training.training_id, actor, [leaves]),
+        race.desk.submit(training.training_id, 0, leaves),
+    )
+    # Either closes the round: then it is too late for the other one to change who counts.
+    assert not isinstance(removal, FedroundError)
+    late = refused(submit, NotInCohort, RoundNotOpen)
+    await race.until(actor, training, lambda training: training.state is TrainingState.COMPLETED)
+    events = await race.log(training.training_id, actor)
+    assert the_one(events, RoundClosed).payload.num_updates == (1 if late else 2)  # type: ignore[union-attr]
+    removed = the_one(events, ClientRemoved).sequence
+    accepted = [event.sequence for event in events if isinstance(event.payload, UpdateAccepted)]
+    assert all(sequence < removed for sequence in accepted)
+    assert len(accepted) == (1 if late else 2)
+
+
+@scene
+async def registration_against_close(race: Race) -> None:
+    actor, (client,), training = await race.desk.running(1, target_num_updates=2)
+    new = await race.desk.world.user()
+    trainings = race.desk.coordinator.trainings
+    registration, submit = await race.run(
+        trainings.register(training.training_id, actor, [new]), race.desk.submit(training.training_id, 0, client)
+    )
+    assert submit is None
+    assert new in registration.participant_ids
+    await race.until(actor, training, lambda training: training.round == 1)
+    events = await race.log(training.training_id, actor)
+    told = max(event.sequence for event in events if type(event.payload).__name__ == "TrainingStarted")
+    opened = max(event.sequence for event in events if isinstance(event.payload, RoundStarted))
+    _, members = await race.store.rounds.explain(training.training_id, 1, actor)
+    assert {member.user_id for member in members} == ({client, new} if told < opened else {client})
+
+
+@scene
+async def two_different_updates_of_one(race: Race) -> None:
+    actor, (client, _), training = await race.desk.running(2)
+    accept = race.desk.coordinator.rounds._accept
+    both = [update(training.training_id, 0, client, content) for content in ("one", "other")]
+    outcomes = await race.run(*(accept(new, RoundKind.TRAIN) for new in both))
+    assert sum(refused(outcome, UpdateExists) for outcome in outcomes) == 1
+    (receipt,) = [outcome for outcome in outcomes if not isinstance(outcome, FedroundError)]
+    accepted = the_one(await race.log(training.training_id, actor), UpdateAccepted).payload
+    assert accepted.update_id == receipt.update_id  # type: ignore[union-attr]
+    again = [new for new in both if new.blob == receipt.blob]
+    assert (await accept(again[0], RoundKind.TRAIN)).update_id == receipt.update_id
+
+
+@scene
+async def the_same_update_twice(race: Race) -> None:
+    actor, (client, _), training = await race.desk.running(2)
+    new = update(training.training_id, 0, client)
+    first, second = await race.run(*(race.desk.coordinator.rounds._accept(new, RoundKind.TRAIN) for _ in range(2)))
+    assert first.update_id == second.update_id
+    the_one(await race.log(training.training_id, actor), UpdateAccepted)
+
+
+@scene
+async def submit_against_deadline(race: Race) -> None:
+    policy = RoundPolicy(deadline=timedelta(hours=1))
+    actor, (first, last), training = await race.desk.running(2, target_num_updates=1, round_policy=policy)
+    await race.desk.submit(training.training_id, 0, first)
+    rounds = race.desk.coordinator.rounds
+    due, submit = await race.run(
+        rounds._judge(training.training_id, 0, due=True), race.desk.submit(training.training_id, 0, last)
+    )
+    assert due is None
+    late = refused(submit, RoundNotOpen)
+    ended = await race.until(actor, training, lambda training: training.state.is_ended)
+    assert ended.state is (TrainingState.ERROR if late else TrainingState.COMPLETED)
+    assert ended.model_version == (0 if late else 1)
+    await race.log(training.training_id, actor)
+
+
+@scene
+async def removal_of_the_training_against_commit(race: Race) -> None:
+    actor, (client,), training = await race.desk.running(1, target_num_updates=1)
+    race.desk.engine.may_end.clear()
+    await race.desk.submit(training.training_id, 0, client)
+    task = await race.store.rounds.find_aggregation(training.training_id)
+    assert task is not None
+    result = blob("a result")
+    commit, removal = await race.run(
+        race.store.rounds.commit(training.training_id, 0, task.round.epoch, result, race.desk.world.now),
+        race.desk.coordinator.trainings.remove(training.training_id, actor, force=True),
+    )
+    race.desk.engine.may_end.set()
+    assert removal is None
+    assert commit in (True, False)
+    events = await race.log(training.training_id, actor)
+    assert isinstance(events[-1].payload, TrainingRemoved)
+    assert any(isinstance(event.payload, RoundClosed) for event in events) == commit
+    assert (await race.store.models.get_version(training.model_id, None, actor, "")).version == int(commit)
+
+
+@scene
+async def two_creates_at_the_edge_of_the_quota(race: Race) -> None:
+    world = race.desk.world
+    actor = await world.user(Role.ACTOR)
+    outcomes = await race.run(*(world.create(actor, SPEC, quota=1) for _ in range(2)))
+    assert sum(refused(outcome, Quota) for outcome in outcomes) == 1
+    assert len(await race.store.trainings.page(actor, as_actor=True, before=None, limit=10)) == 1
+
+
+@scene
+async def removal_of_a_user_against_its_submit(race: Race) -> None:
+    actor, (stays, leaves), training = await race.desk.running(2, target_num_updates=1)
+    await race.desk.submit(training.training_id, 0, stays)
+    removal, submit = await race.run(
+        race.desk.coordinator.remove_user(leaves, force=False), race.desk.submit(training.training_id, 0, leaves)
+    )
+    assert removal is None
+    late = refused(submit, NotInCohort, RoundNotOpen)
+    await race.until(actor, training, lambda training: training.state is TrainingState.COMPLETED)
+    closed = the_one(await race.log(training.training_id, actor), RoundClosed).payload
+    assert closed.num_updates == (1 if late else 2)  # type: ignore[union-attr]
+
+
+@scene
+async def removal_of_a_user_against_its_registration(race: Race) -> None:
+    actor, _, training = await race.desk.running(1)
+    user = await race.desk.world.user()
+    removal, registration = await race.run(
+        race.desk.coordinator.remove_user(user, force=False),
+        race.desk.coordinator.trainings.register(training.training_id, actor, [user]),
+    )
+    assert removal is None
+    refused(registration, UnknownClients)
+    assert user not in (await race.store.trainings.get(training.training_id, actor)).participant_ids
+    await race.log(training.training_id, actor)
+
+
+@scene
+async def removal_of_the_actor_against_its_create(race: Race) -> None:
+    world = race.desk.world
+    actor, client = await world.user(Role.ACTOR), await world.user()
+    create, removal = await race.run(
+        world.create(actor, replace(SPEC, client_ids=(client,))),
+        race.desk.coordinator.remove_user(actor, force=True),
+    )
+    assert removal is None
+    refused(create, TokenInvalid)
+    assert await race.store.trainings.page(actor, as_actor=True, before=None, limit=10) == []
+
+
+@pytest.mark.parametrize("run", SCENES, ids=lambda run: run.__name__)
+async def test_a_race_has_one_right_outcome(race: Race, run: Scene) -> None:
+    for _ in range(REPEATS):
+        await run(race)
