@@ -70,6 +70,15 @@ def test_each_reason_has_its_exception(server, code, reason, kind):
     assert str(error) == f"{reason}: do that" + ("; spec.name: is too long" if violations else "")
 
 
+@pytest.mark.parametrize("where", ["status", "detail"])
+def test_details_that_are_garbage_are_as_good_as_none(server, where):
+    ((key, details),), code, text = refusal(grpc.StatusCode.NOT_FOUND, "TRAINING_NOT_FOUND")
+    garbage = b"\xff" * 20 if where == "status" else details.replace(b"TRAINING_NOT_FOUND", b"\xff" * 18)
+    error = failing(server, (((key, garbage),), code, text))
+    assert type(error) is errors.NotFound
+    assert error.message == "no"
+
+
 def test_every_exception_is_exported_and_can_be_pickled():
     for name in (name for name in vars(errors) if isinstance(vars(errors)[name], type)):
         if issubclass(vars(errors)[name], errors.FedroundError):

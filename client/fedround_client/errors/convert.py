@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import grpc
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
@@ -36,22 +39,21 @@ def from_rpc_error(error: grpc.RpcError, address: str) -> FedroundError:
 
 
 def _details(error: grpc.RpcError) -> tuple[error_details_pb2.ErrorInfo | None, dict[str, str], float | None]:
-    try:
-        status = rpc_status.from_call(error)
-    except ValueError:  # details that contradict the status they came with: a proxy's, not ours
-        status = None
     found: error_details_pb2.ErrorInfo | None = None
     violations: dict[str, str] = {}
     retry_after: float | None = None
-    for detail in status.details if status is not None else ():
-        info, request = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
-        retry = error_details_pb2.RetryInfo()
-        if detail.Unpack(info) and info.domain == DOMAIN:
-            found = info
-        elif detail.Unpack(request):
-            violations |= {violation.field: violation.description for violation in request.field_violations}
-        elif detail.Unpack(retry):
-            retry_after = retry.retry_delay.ToTimedelta().total_seconds()
+    # Details that are malformed, or contradict the status they came with, are not ours: a proxy's, say.
+    with suppress(ValueError, OverflowError, DecodeError):
+        status = rpc_status.from_call(error)
+        for detail in status.details if status is not None else ():
+            info, request = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+            retry = error_details_pb2.RetryInfo()
+            if detail.Unpack(info) and info.domain == DOMAIN:
+                found = info
+            elif detail.Unpack(request):
+                violations |= {violation.field: violation.description for violation in request.field_violations}
+            elif detail.Unpack(retry):
+                retry_after = retry.retry_delay.ToTimedelta().total_seconds()
     return found, violations, retry_after
 
 
