@@ -174,7 +174,7 @@ def download(
         What was fetched; the bytes written have its size and its SHA-256.
 
     Raises:
-        DigestMismatch: The bytes do not have the digest that the server told.
+        DigestMismatch: The bytes do not have the digest that the server told, or are more than it told.
         FedroundError: The server refused, or the attempts are used up.
     """
     digest = hashlib.sha256()
@@ -188,12 +188,14 @@ def download(
                     if response.HasField("info"):
                         info = response.info
                     if response.chunk:
+                        if info is None or received + len(response.chunk) > info.size_bytes:
+                            raise _surplus(info)
                         _check(response, received)
                         sink.write(response.chunk)
                         digest.update(response.chunk)
                         received += len(response.chunk)
                         attempt.retry_state.attempt_number = 1
-                        if progress is not None and info is not None:
+                        if progress is not None:
                             progress(received, info.size_bytes)
             finally:
                 stream.cancel()
@@ -221,3 +223,10 @@ def _check(piece: _Piece, offset: int) -> None:
             f"The {len(piece.chunk)} bytes from offset {offset} were damaged on the way.",
             {"offset": str(offset)},
         )
+
+
+def _surplus(info: ModelInfo | None) -> DigestMismatch:
+    """The refusal of bytes that nobody announced: there may be no end of them."""
+    announced = "none were announced" if info is None else f"{info.size_bytes} were announced"
+    message = f"The server sends more bytes than it told: {announced}."
+    return DigestMismatch(grpc.StatusCode.DATA_LOSS, "DIGEST_MISMATCH", message)

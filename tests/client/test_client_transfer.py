@@ -5,7 +5,7 @@ import grpc
 import numpy as np
 import pytest
 
-from client.scripted import MODEL, OK, TRAINING, UNAVAILABLE, USER, cut, piece, refusal
+from client.scripted import MODEL, OK, TRAINING, UNAVAILABLE, USER, cut, is_cancelled, piece, refusal
 from fedround.v1.event_pb2 import ModelInfo
 from fedround.v1.model_pb2 import MODEL_PART_POSTERIOR, DownloadModelResponse, Model, UploadModelResponse
 from fedround.v1.round_pb2 import GetUploadResponse, SubmitUpdateResponse, UpdateReceipt
@@ -373,6 +373,18 @@ def test_damaged_bytes_are_not_handed_over(server, tmp_path, to_file):
     rpc.terminate(*OK)
     assert isinstance(call.exception(10), DigestMismatch)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("announced", [True, False])
+def test_bytes_that_nobody_announced_are_not_gathered(server, announced):
+    call = server.run(server.client.download_model, MODEL, 4)
+    _, rpc = server.stream("DownloadModel")
+    if announced:
+        send(rpc, FILE)
+    rpc.send_response(DownloadModelResponse(chunk=b"x"))
+    # Nobody ends the stream: the client does.
+    assert isinstance(call.exception(10), DigestMismatch)
+    assert is_cancelled(rpc)
 
 
 def test_a_file_appears_when_it_is_complete(server, tmp_path):
