@@ -285,7 +285,7 @@ def _round(training_id: str, started: RoundStarted) -> Round:
         number=started.round,
         kind=RoundKind.Name(started.kind).removeprefix("ROUND_KIND_") if known else str(started.kind),
         model_version=started.model.version,
-        deadline=started.deadline.ToDatetime(tzinfo=UTC) if started.HasField("deadline") else None,
+        deadline=_deadline(training_id, started) if started.HasField("deadline") else None,
         fed_prox_mu=started.aggregation.fed_prox.mu,
         metric_names=tuple(started.metric_names),
         local_rounds=started.local_rounds,
@@ -293,6 +293,18 @@ def _round(training_id: str, started: RoundStarted) -> Round:
         swag_rank=started.swag.rank,
         attempt=max(1, started.attempt),
     )
+
+
+def _deadline(training_id: str, started: RoundStarted) -> datetime:
+    try:
+        return started.deadline.ToDatetime(tzinfo=UTC)
+    except (ValueError, OverflowError) as error:
+        raise UnsupportedRound(
+            grpc.StatusCode.UNIMPLEMENTED,
+            "UNSUPPORTED_ROUND",
+            f"Round {started.round} of training {training_id} has a deadline that is no time: {error}",
+            {"training_id": training_id},
+        ) from error
 
 
 def _update(result: Result) -> Update:

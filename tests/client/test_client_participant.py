@@ -5,6 +5,7 @@ import grpc
 import numpy as np
 import pytest
 import torch
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from client.rounds import Rounds, finished, plus_one, round_started
 from client.scripted import MODEL, OK, OTHER, TRAINING, UNAVAILABLE, USER, cut, is_cancelled, refusal, until
@@ -301,6 +302,15 @@ def test_a_round_that_it_cannot_do_raises_what_is_missing(server, kind, text):
     error = rounds.error()
     assert type(error) is UnsupportedRound
     assert text in error.message
+
+
+def test_a_deadline_that_is_no_time_ends_it(server):
+    rounds = Rounds(server)
+    rounds.send(round_started(1, 0, deadline=Timestamp(seconds=2**62)))
+    rounds.training_is_at(0)
+    error = rounds.error()
+    assert isinstance(error, UnsupportedRound)
+    assert "deadline that is no time" in str(error)
 
 
 def test_all_trainings_leave_out_what_was_over_before(server):
