@@ -120,8 +120,15 @@ def _no_fractions(text: str) -> NoReturn:
     raise ModelFormat(f"the safetensors header contains {text[:40]}, which is no acceptable shape and no offset")
 
 
+def _an_integer(text: str) -> int:
+    # The reference implementation takes it for a fraction: nobody could read the file.
+    return _no_fractions(text) if text == "-0" else int(text)
+
+
 def _no_constants(text: str) -> NoReturn:
     raise ValueError(text)
 
 
-DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_float=_no_fractions, parse_constant=_no_constants)
+DECODER = json.JSONDecoder(
+    object_pairs_hook=_unique, parse_float=_no_fractions, parse_int=_an_integer, parse_constant=_no_constants
+)
