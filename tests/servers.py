@@ -95,6 +95,10 @@ class Server:
         self._process.terminate()
         return self._reap()
 
+    def wait(self) -> int:
+        """Waits for the end of a server that was told to stop; returns its exit code."""
+        return self._reap()
+
     def _reap(self) -> int:
         assert self._process is not None
         code = self._process.wait()

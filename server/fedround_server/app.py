@@ -136,9 +136,10 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
                 yield address
             finally:
                 await health_servicer.enter_graceful_shutdown()
-                coordinator.subscriptions.close()
+                coordinator.leave()
                 leaving.leave()
-                await server.stop(settings.grace_seconds)
+                # gRPC's own end refuses new calls without a word: it comes when nothing is under way any more.
+                await server.stop(await leaving.finish(settings.grace_seconds))
                 await coordinator.close()
 
 

@@ -11,8 +11,7 @@ from google.protobuf.duration_pb2 import Duration
 from calls import TIMEOUT, Person, kinds, model_file, new_id, read_refusal, refused, until
 from fedround.v1 import model_pb2, user_pb2
 from servers import Server
-from service.test_own_servers import Halted
-from service.uploads import belongings, creating, storing, submitting
+from service.uploads import Halted, belongings, creating, storing, submitting
 
 HOUR, DAY, YEAR = (Duration(seconds=seconds) for seconds in (3_600, 86_400, 366 * 86_400))
 MOMENT = Duration(nanos=300_000_000)

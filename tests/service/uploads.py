@@ -96,15 +96,15 @@ def belongings(actor: Person) -> tuple[list[Any], list[Any]]:
 class Halted:
     """An upload that stops in the middle, until the test lets it go on."""
 
-    def __init__(self, server: Server, upload: Upload, data: bytes) -> None:
+    def __init__(self, server: Server, upload: Upload, data: bytes, first: Any = None) -> None:
         self._go_on = threading.Event()
         under_way = server.data_dir / "tmp"
         before = len(list(under_way.iterdir()))
 
         def messages() -> Iterator[Any]:
-            yield upload.spec(data)
-            first, *rest = upload.chunks(data, len(data) // 2)
-            yield first
+            yield first or upload.spec(data)
+            half, *rest = upload.chunks(data, len(data) // 2)
+            yield half
             self._go_on.wait()
             yield from rest
 

@@ -212,6 +212,10 @@ class UnsupportedRound(Unimplemented, reason="UNSUPPORTED_ROUND"):
     """A round asks for something that this participant cannot do."""
 
 
+class ServerLeaving(ServerUnavailable, reason="SERVER_LEAVING"):
+    """The server is going down, and begins nothing any more."""
+
+
 class StoreUnavailable(ServerUnavailable, reason="STORE_UNAVAILABLE"):
     """The server's database does not answer."""
 

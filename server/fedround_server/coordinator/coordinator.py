@@ -55,6 +55,11 @@ class Coordinator:
         """
         await to_the_end(self._remove_user(user_id, force))
 
+    def leave(self) -> None:
+        """Opens and closes no rounds any more, and has every subscription say goodbye."""
+        self.rounds.leave()
+        self.subscriptions.close()
+
     async def close(self) -> None:
         """Waits for work that must not stop half way."""
         await settle()

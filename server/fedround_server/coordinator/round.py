@@ -58,6 +58,11 @@ class Rounds:
         self._aggregations: set[str] = set()
         self._again: set[str] = set()
         self._timers: dict[str, _Timer] = {}
+        self._leaving = False
+
+    def leave(self) -> None:
+        """Leaves closed rounds and deadlines to the next start: a round opened now would miss its participants."""
+        self._leaving = True
 
     async def submit(
         self, training_id: str, number: int, num_examples: int, metrics: Mapping[str, float], incoming: Incoming
@@ -135,7 +140,7 @@ class Rounds:
         """Starts the aggregation of a closed round in the background, unless it is under way."""
         # The one under way may have looked for closed rounds just before this one was closed.
         self._again.add(training_id)
-        if training_id not in self._aggregations:
+        if training_id not in self._aggregations and not self._leaving:
             self._aggregations.add(training_id)
             self._context.tasks.create_task(self._aggregate(training_id), name=f"aggregate {training_id}")
 
@@ -198,6 +203,8 @@ class Rounds:
         await self._context.clock.sleep(left)
         reached("deadline.fired")
         while True:
+            if self._leaving:
+                return
             try:
                 await to_the_end(self._judge(training_id, number, attempt, due=True))
             except Unavailable as error:
@@ -214,7 +221,7 @@ class Rounds:
 
     async def _aggregate(self, training_id: str) -> None:
         try:
-            while True:
+            while not self._leaving:
                 self._again.discard(training_id)
                 try:
                     task = await self._store.find_aggregation(training_id)
@@ -237,6 +244,8 @@ class Rounds:
         now = self._context.clock.now
         try:
             result = await self._compute(task)
+            if self._leaving:
+                return
             await self._store.commit(closed.training_id, closed.number, closed.epoch, result, now())
             reached("aggregation.committed")
         except (Unavailable, DiskFull):

@@ -1,10 +1,12 @@
-"""Lets go of calls that only watch, so that a server that leaves waits for work and for nothing else."""
+"""A server that leaves begins nothing long, finishes what is under way, and waits for nobody who only watches."""
 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from fedround_server.domain.errors import ServerLeaving
 from fedround_server.interceptors.around import AroundInterceptor, Call
+from fedround_server.interceptors.limits import DOWNLOADS, UPLOADS
 
 ENDLESS = frozenset(
     {
@@ -13,30 +15,60 @@ ENDLESS = frozenset(
     }
 )
 """Calls that end when their caller likes. Subscriptions are none of these: they say goodbye themselves."""
+LONG = UPLOADS | DOWNLOADS | {"/fedround.v1.TrainingService/StartTraining", "/fedround.v1.InferenceService/Predict"}
+"""Calls that a server which leaves does not begin: they would be cut, or open a round whose participants are gone."""
 FAREWELL = 0.2
 """Seconds in which a watcher is told that the server does not serve any more."""
 
 
 class LeaveInterceptor(AroundInterceptor):
-    """Ends endless calls when the server leaves."""
+    """Knows which calls are under way, and ends the endless ones when the server leaves."""
 
     def __init__(self) -> None:
         """Begins with none."""
         self._scopes: set[asyncio.Timeout] = set()
         self._patience: float | None = None
+        self._under_way = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
 
     def leave(self) -> None:
-        """Ends the endless calls, those under way and those that come."""
+        """Ends the endless calls, those under way and those that come, and refuses long ones from now on."""
         self._patience = FAREWELL
         for scope in self._scopes:
             scope.reschedule(asyncio.get_running_loop().time() + FAREWELL)
 
+    async def finish(self, grace: float) -> float:
+        """Waits for the calls that are under way, and returns how many seconds of the grace are left."""
+        clock = asyncio.get_running_loop().time
+        end = clock() + grace
+        try:
+            async with asyncio.timeout_at(end):
+                await self._idle.wait()
+        except TimeoutError:
+            return 0.0
+        return end - clock()
+
     @asynccontextmanager
     async def around(self, method: str, context: Call) -> AsyncIterator[None]:
-        """Ends a call with OK, wherever it waits."""
-        if method not in ENDLESS:
-            yield
+        """Ends an endless call with OK, wherever it waits; others are counted."""
+        if method in ENDLESS:
+            async with self._watching():
+                yield
             return
+        if self._patience is not None and method in LONG:
+            raise ServerLeaving
+        self._under_way += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._under_way -= 1
+            if not self._under_way:
+                self._idle.set()
+
+    @asynccontextmanager
+    async def _watching(self) -> AsyncIterator[None]:
         scope = asyncio.timeout(self._patience)
         self._scopes.add(scope)
         try:

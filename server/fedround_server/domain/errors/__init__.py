@@ -28,6 +28,7 @@ from fedround_server.domain.errors.request import (
     CursorExpired,
     FieldInvalid,
     Quota,
+    ServerLeaving,
     StoreUnavailable,
 )
 from fedround_server.domain.errors.round import (
@@ -117,6 +118,7 @@ __all__ = [
     "RoleRequired",
     "RoundNotFound",
     "RoundNotOpen",
+    "ServerLeaving",
     "StoreUnavailable",
     "TokenExpired",
     "TokenInvalid",

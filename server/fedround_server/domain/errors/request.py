@@ -37,6 +37,15 @@ class CursorExpired(OutOfRange):
     reason = "CURSOR_EXPIRED"
 
 
+class ServerLeaving(Unavailable):
+    """The server is going down, and begins nothing any more."""
+
+    reason = "SERVER_LEAVING"
+
+    def __init__(self) -> None:
+        super().__init__("the server is going down: try again when it is back")
+
+
 class StoreUnavailable(Unavailable):
     """The database does not answer."""
 

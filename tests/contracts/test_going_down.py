@@ -1,0 +1,68 @@
+"""A server that goes down leaves rounds to the next one, on both databases."""
+
+import asyncio
+from datetime import timedelta
+from pathlib import Path
+
+from contracts.coordination import Coordination, coordinating
+from fedround_server.domain.round import RoundState
+from fedround_server.domain.training import RoundPolicy, TrainingState
+from fedround_server.store import Store
+
+MINUTE = timedelta(minutes=1)
+
+
+async def ended(training_id: str) -> None:
+    """Waits for what a training has under way."""
+    await asyncio.wait([task for task in asyncio.all_tasks() if task.get_name().endswith(training_id)])
+
+
+async def current(desk: Coordination, training_id: str) -> tuple[int, RoundState]:
+    found = await desk.context.store.rounds.current(training_id)
+    assert found is not None
+    return found.number, found.state
+
+
+async def test_an_aggregation_that_ends_while_the_server_leaves_opens_no_round(store: Store, tmp_path: Path) -> None:
+    async with coordinating(store, tmp_path) as desk:
+        actor, (client,), training = await desk.running(1)
+        desk.engine.may_end.clear()
+        await desk.submit(training.training_id, 0, client)
+        while not desk.engine.jobs:
+            await asyncio.sleep(0)
+        desk.coordinator.leave()
+        desk.engine.may_end.set()
+        await ended(training.training_id)
+        assert await current(desk, training.training_id) == (0, RoundState.AGGREGATING)
+    async with coordinating(store, tmp_path) as desk:
+        await desk.coordinator.recover()
+        await desk.until(actor, training.training_id, lambda training: training.round == 1)
+
+
+async def test_an_update_that_closes_a_round_while_the_server_leaves_is_accepted(store: Store, tmp_path: Path) -> None:
+    async with coordinating(store, tmp_path) as desk:
+        actor, (client,), training = await desk.running(1, target_num_updates=1)
+        desk.coordinator.leave()
+        await desk.submit(training.training_id, 0, client)
+        assert desk.engine.jobs == []
+        assert await current(desk, training.training_id) == (0, RoundState.AGGREGATING)
+    async with coordinating(store, tmp_path) as desk:
+        await desk.coordinator.recover()
+        await desk.until(actor, training.training_id, lambda training: training.state is TrainingState.COMPLETED)
+
+
+async def test_a_deadline_that_passes_while_the_server_leaves_is_judged_by_the_next_one(
+    store: Store, tmp_path: Path
+) -> None:
+    async with coordinating(store, tmp_path) as desk:
+        await desk.coordinator.recover()
+        actor, _, training = await desk.running(1, round_policy=RoundPolicy(deadline=MINUTE))
+        await desk.clock.asleep(MINUTE)
+        desk.coordinator.leave()
+        desk.clock.advance(MINUTE)
+        await ended(training.training_id)
+        assert await current(desk, training.training_id) == (0, RoundState.OPEN)
+    async with coordinating(store, tmp_path) as desk:
+        desk.clock.advance(MINUTE)
+        await desk.coordinator.recover()
+        await desk.until(actor, training.training_id, lambda training: training.state is TrainingState.ERROR)
