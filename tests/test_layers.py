@@ -48,6 +48,7 @@ LAYERS = {
     "config": layer("domain", "pydantic pydantic_settings"),
     "tls": layer("", "grpc structlog"),
     "logs": layer("", "structlog"),
+    "audit": layer("domain store config", "pydantic"),
     "app": layer(None, "fedround google.protobuf google.rpc grpc grpc_channelz grpc_health grpc_reflection structlog"),
     "__main__": layer(None, "pydantic structlog"),
 }

@@ -14,6 +14,7 @@ from fedround.v1.aggregation_pb2 import (
     NoUncertainty,
     Swag,
 )
+from fedround_client.chain import AuditBroken, AuditEntry, AuditHead, AuditReport
 from fedround_client.choices import Selection
 from fedround_client.client import Client, connect
 from fedround_client.errors import (
@@ -97,6 +98,10 @@ __all__ = [
     "AlreadyExists",
     "AnswerTooLarge",
     "ArchitectureUnknown",
+    "AuditBroken",
+    "AuditEntry",
+    "AuditHead",
+    "AuditReport",
     "CertificateAmbiguous",
     "CertificateMismatch",
     "CertificateNameTaken",

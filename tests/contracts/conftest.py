@@ -5,8 +5,17 @@ from pathlib import Path
 
 import pytest
 
+from contracts.noted import noting_verbs
 from contracts.world import World
 from fedround_server.store import Store
+
+
+@pytest.fixture(autouse=True)
+def unnoted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Fails a test whose verbs change something without a word in the audit log."""
+    with noting_verbs(monkeypatch) as unnoted:
+        yield unnoted
+    assert unnoted == []
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ from fedround_server.domain.event import ClientRemoved, RoundExtended
 from fedround_server.domain.round import RoundKind, RoundState, Verdict, expected_updates, judge
 from fedround_server.domain.training import MISSING, RoundPolicy
 from fedround_server.failpoints import reached
-from fedround_server.store import steps
+from fedround_server.store import ledger, steps
+from fedround_server.store.noting import note
 from fedround_server.store.rows import to_spec
 from fedround_server.store.schema import CohortRow, ParticipantRow, RoundRow, TrainingRow, UserRow
 
@@ -42,7 +43,7 @@ def evaluate(training: TrainingRow, now: datetime, *, due: bool = False) -> bool
         return False
     verdict = judge(arrived, expected, due=due, last=row.attempt >= policy.max_attempts)
     if verdict is Verdict.CLOSE:
-        return _close(row)
+        return _close(training, row)
     if verdict is Verdict.REPEAT:
         _repeat(training, row, policy, now)
     elif verdict is Verdict.FAIL:
@@ -57,6 +58,7 @@ def leave(training: TrainingRow, user_ids: Sequence[str], now: datetime) -> bool
         Whether that closed the round.
     """
     for user_id in sorted(user_ids):
+        note("client_removed", training, subject=user_id)
         sequence = steps.append(training, ClientRemoved(user_id), now, audience=user_id)
         ParticipantRow.update(remove_time=now, until_sequence=sequence).where(
             ParticipantRow.training_id == training.training_id, ParticipantRow.user_id == user_id
@@ -64,6 +66,8 @@ def leave(training: TrainingRow, user_ids: Sequence[str], now: datetime) -> bool
     row = steps.find_round(training.training_id, training.round)
     if row is None or row.state != RoundState.OPEN.value:
         return False
+    theirs = [update for update in steps.counted(row.training_id, row.number) if update.user_id in set(user_ids)]
+    ledger.supersede(training, theirs, "participant_removed")
     CohortRow.update(removed=True).where(
         CohortRow.training_id == training.training_id,
         CohortRow.number == row.number,
@@ -72,13 +76,12 @@ def leave(training: TrainingRow, user_ids: Sequence[str], now: datetime) -> bool
     return evaluate(training, now)
 
 
-def _close(row: RoundRow) -> bool:
+def _close(training: TrainingRow, row: RoundRow) -> bool:
     """Closes an open round; of several callers exactly one is answered True."""
-    closed = bool(
-        RoundRow.update(state=RoundState.AGGREGATING.value, epoch=RoundRow.epoch + 1)
-        .where(_is(row), RoundRow.state == RoundState.OPEN.value)
-        .execute()
-    )
+    closing = RoundRow.update(state=RoundState.AGGREGATING.value, epoch=RoundRow.epoch + 1)
+    closed = bool(closing.where(_is(row), RoundRow.state == RoundState.OPEN.value).execute())
+    if closed:
+        note("round_closed", training, subject=row.number)
     reached("round.closed")
     return closed
 
@@ -95,6 +98,8 @@ def _repeat(training: TrainingRow, row: RoundRow, policy: RoundPolicy, now: date
     row.deadline = None if policy.deadline is None else now + policy.deadline
     row.expected = expected_updates(policy, present)
     RoundRow.update(attempt=row.attempt, deadline=row.deadline, expected=row.expected).where(_is(row)).execute()
+    facts = {"attempt": row.attempt, "joined": joining, "members": present}
+    note("round_extended", training, subject=row.number, **facts)
     extended = RoundExtended(row.number, row.attempt, row.deadline, arrived, row.expected)
     steps.append(training, extended, now, audience=steps.COHORT, number=row.number)
     for user_id in joining:

@@ -10,6 +10,7 @@ from fedround_server.domain.token import LIVE_TOKENS, Token
 from fedround_server.domain.user import UserView
 from fedround_server.store import steps
 from fedround_server.store.database import Database, verb
+from fedround_server.store.noting import note
 from fedround_server.store.rows import to_token, to_user
 from fedround_server.store.schema import CertificateNameRow, TokenRow, UserRow
 
@@ -63,6 +64,7 @@ class CredentialVerbs:
             TokenRow.token_hash.in_(kept), TokenRow.expire_time.is_null() | (TokenRow.expire_time > until)
         ).execute()
         add_token(user_id, token)
+        note("token_rotated", subject=user_id, kept=len(kept))
 
     @verb
     def revoke(self, user_id: str, token_id: str) -> None:
@@ -76,6 +78,7 @@ class CredentialVerbs:
         revoked = TokenRow.delete().where(TokenRow.user_id == user_id, TokenRow.token_hash.startswith(token_id))
         if not revoked.execute():
             raise TokenNotFound(token_id)
+        note("token_revoked", subject=user_id)
 
     @verb
     def set_certificate_names(self, user_id: str, names: Sequence[str]) -> None:
@@ -88,6 +91,7 @@ class CredentialVerbs:
         _hold(user_id)
         CertificateNameRow.delete().where(CertificateNameRow.user_id == user_id).execute()
         add_certificate_names(user_id, names)
+        note("certificate_names_set", subject=user_id, count=len(names))
 
 
 def add_token(user_id: str, token: Token) -> None:

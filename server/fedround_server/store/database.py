@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
@@ -14,9 +15,11 @@ import peewee
 from playhouse import migrations
 from playhouse.pool import PooledPostgresqlDatabase
 
+from fedround_server.domain.audit import acting
 from fedround_server.domain.errors import StoreUnavailable
 from fedround_server.failpoints import reached
 from fedround_server.store.claim import Claim
+from fedround_server.store.noting import recording
 from fedround_server.store.schema import database_proxy
 
 log = logging.getLogger(__name__)
@@ -27,6 +30,11 @@ MIGRATIONS = Path(__file__).with_name("migrations")
 POSTGRES_THREADS = 4
 
 
+def utc_now() -> datetime:
+    """Returns the machine's time."""
+    return datetime.now(UTC)
+
+
 class Database:
     """A database, and the executor that all its verbs run on.
 
@@ -34,12 +42,14 @@ class Database:
     the tables are bound to it.
     """
 
-    def __init__(self, url: str | Path) -> None:
+    def __init__(self, url: str | Path, now: Callable[[], datetime] = utc_now) -> None:
         """Remembers where the database is.
 
         Args:
             url: A `postgresql://` URL, or the path of a SQLite file.
+            now: Tells the time of entries of the audit log.
         """
+        self._now = now
         self.is_postgres = isinstance(url, str) and url.startswith(("postgresql://", "postgres://"))
         self._peewee = _postgres(str(url)) if self.is_postgres else _sqlite(Path(url))
         # A SQLite file is in the data directory, which a server has for itself.
@@ -91,23 +101,26 @@ class Database:
         Raises:
             StoreUnavailable: The database does not answer; nothing was changed, or the change is whole.
         """
-        return await asyncio.get_running_loop().run_in_executor(self._executor, self._in_transaction, verb, name)
+        return await asyncio.get_running_loop().run_in_executor(
+            self._executor, self._in_transaction, verb, name, acting.get()
+        )
 
-    def _in_transaction(self, verb: Callable[[], R], name: str) -> R:
+    def _in_transaction(self, verb: Callable[[], R], name: str, user_id: str) -> R:
         try:
             try:
-                return self._attempt(verb, name)
+                return self._attempt(verb, name, user_id)
             except peewee.IntegrityError:
                 # Somebody else inserted the same key between our look and our insert: the second look finds it.
-                return self._attempt(verb, name)
+                return self._attempt(verb, name, user_id)
         except (peewee.OperationalError, peewee.InterfaceError) as error:
             log.warning("the database does not answer: %s", _first(error))
             raise StoreUnavailable("the database does not answer: try again") from error
 
-    def _attempt(self, verb: Callable[[], R], name: str) -> R:
+    def _attempt(self, verb: Callable[[], R], name: str, user_id: str) -> R:
         with self._connection(), self._transaction():
             reached(f"{name}.begun")
-            result = verb()
+            with recording(user_id, self._now):
+                result = verb()
             reached(f"{name}.written")
         reached(f"{name}.committed")
         return result
@@ -165,6 +178,35 @@ def verb(method: Callable[Concatenate[Self, P], R]) -> Callable[Concatenate[Self
         return await self.database.run(lambda: method(self, *args, **kwargs), name)
 
     return run  # type: ignore[return-value]  # wraps() makes a name of the positional self
+
+
+@contextmanager
+def reading(url: str | Path) -> Iterator[None]:
+    """Binds the tables to a database for the time of a block, read-only: it may be a running server's.
+
+    Args:
+        url: As for `Database`.
+
+    Raises:
+        StoreUnavailable: There is no such database, or it does not answer.
+    """
+    is_postgres = isinstance(url, str) and url.startswith(("postgresql://", "postgres://"))
+    if is_postgres:
+        database = _postgres(str(url))
+    else:
+        database = peewee.SqliteDatabase(f"{Path(url).absolute().as_uri()}?mode=ro", uri=True)
+    database_proxy.initialize(database)
+    try:
+        with database.connection_context():
+            if is_postgres:
+                database.execute_sql("SET default_transaction_read_only = on")
+            yield
+    except (peewee.DatabaseError, peewee.InterfaceError) as error:
+        raise StoreUnavailable(f"the database cannot be read: {error}") from error
+    finally:
+        if is_postgres:
+            database.close_all()
+        database_proxy.initialize(None)
 
 
 def _first(error: BaseException) -> BaseException:

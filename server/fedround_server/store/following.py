@@ -8,7 +8,8 @@ from fedround_server.domain.event import RoundClosed
 from fedround_server.domain.model import BEST, BlobRef
 from fedround_server.domain.round import RoundKind, next_round
 from fedround_server.domain.training import TrainingSpec, out_of_patience
-from fedround_server.store import steps
+from fedround_server.store import ledger, steps
+from fedround_server.store.noting import note
 from fedround_server.store.rows import to_spec
 from fedround_server.store.schema import (
     DealRow,
@@ -46,7 +47,8 @@ def follow(
         _add_version(training, result, now)
     elif kind is RoundKind.SWAG and result is not None:
         _add_posterior(training, result, int(spec.uncertainty.options["rank"]) * len(updates))
-    elif kind is RoundKind.EVALUATE:
+    ledger.count(training, row, updates, spec, result)
+    if kind is RoundKind.EVALUATE:
         _select(training, spec, metrics)
     _retain(training, spec)
     asked = {name: metrics[name] for name in spec.metric_names if name in metrics}
@@ -92,12 +94,15 @@ def _retain(training: TrainingRow, spec: TrainingSpec) -> None:
     if not spec.keep_versions:
         return
     tagged = TagRow.select(TagRow.version).where(TagRow.model_id == training.model_id)
-    ModelVersionRow.update(stored=False).where(
-        ModelVersionRow.model_id == training.model_id,
-        ModelVersionRow.version <= training.model_version - spec.keep_versions,
-        ModelVersionRow.stored,
-        ModelVersionRow.version.not_in(tagged),
-    ).execute()
+    old = (
+        (ModelVersionRow.model_id == training.model_id)
+        & (ModelVersionRow.version <= training.model_version - spec.keep_versions)
+        & ModelVersionRow.stored
+        & ModelVersionRow.version.not_in(tagged)
+    )
+    for row in ModelVersionRow.select(ModelVersionRow.version).where(old).order_by(ModelVersionRow.version):
+        note("version_dropped", training, subject=row.version)
+    ModelVersionRow.update(stored=False).where(old).execute()
 
 
 def _go_on_chaining(

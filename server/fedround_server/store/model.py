@@ -12,6 +12,7 @@ from fedround_server.domain.model import Model, ModelVersion, NewModel, VersionV
 from fedround_server.domain.training import TrainingState, Uncertainty
 from fedround_server.domain.update import MetricReport
 from fedround_server.store.database import Database, verb
+from fedround_server.store.noting import note
 from fedround_server.store.rows import from_manifest, to_model, to_spec
 from fedround_server.store.schema import (
     ModelRow,
@@ -160,6 +161,7 @@ class ModelVerbs:
             )
         row.remove_time = now
         row.save()
+        note("model_removed", row)
 
     @verb
     def metrics(self, model_id: str, user_id: str, after: tuple[int, str], limit: int) -> list[MetricReport]:
@@ -251,6 +253,8 @@ def insert_model(
         create_time=now,
         remove_time=None,
     )
+    origin = {"source_model_id": row.source_model_id, "source_version": row.source_version}
+    note("model_created", row, subject=0, sha256=model.blob.sha256, size_bytes=model.blob.size_bytes, **origin)
     return to_model(row, insert_version(model_id, 0, model.blob, now))
 
 

@@ -23,7 +23,7 @@ from fedround_server.domain.swag import MEAN, moments
 from fedround_server.domain.training import TrainingSpec
 from fedround_server.domain.update import NewUpdate, NormBound, Update, foremost, weighted_means
 from fedround_server.failpoints import reached
-from fedround_server.store import steps
+from fedround_server.store import ledger, steps
 from fedround_server.store.closing import evaluate
 from fedround_server.store.database import Database, verb
 from fedround_server.store.following import follow
@@ -113,6 +113,7 @@ class RoundVerbs:
             accept_time=now,
         )
         reached("update.inserted")
+        ledger.accept(training, row)
         _, arrived = steps.round_counts(new.training_id, new.round)
         expected = RoundRow.get(RoundRow.training_id == new.training_id, RoundRow.number == new.round).expected
         accepted = UpdateAccepted(update_id, new.round, new.user_id, new.num_examples, arrived, expected)

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from fedround_server.domain import event as events
+from fedround_server.domain.audit import AuditEntry
 from fedround_server.domain.event import Event, ModelInfo, Payload
 from fedround_server.domain.model import BlobRef, Dtype, Manifest, Model, ModelVersion, Posterior, TensorSpec
 from fedround_server.domain.round import Round, RoundKind, RoundState
@@ -27,6 +28,7 @@ from fedround_server.domain.training import (
 from fedround_server.domain.update import Update
 from fedround_server.domain.user import Role, User
 from fedround_server.store.schema import (
+    AuditRow,
     EventRow,
     ModelRow,
     ModelVersionRow,
@@ -239,3 +241,24 @@ def to_event(row: EventRow) -> Event:
     if data.get("deadline") is not None:
         data["deadline"] = datetime.fromtimestamp(data["deadline"], UTC)
     return Event(row.training_id, row.sequence, row.create_time, PAYLOADS[row.kind](**data))
+
+
+def from_entry(entry: AuditEntry) -> dict[str, Any]:
+    """Writes an entry of the audit log."""
+    return asdict(entry)
+
+
+def to_entry(row: AuditRow) -> AuditEntry:
+    """Reads an entry of the audit log."""
+    return AuditEntry(
+        sequence=row.sequence,
+        time=row.time,
+        user_id=row.user_id,
+        action=row.action,
+        training_id=row.training_id,
+        model_id=row.model_id,
+        subject=row.subject,
+        facts=row.facts,
+        previous_hash=row.previous_hash,
+        hash=row.hash,
+    )

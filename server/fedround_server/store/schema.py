@@ -279,6 +279,36 @@ class EventRow(Row):
         primary_key = CompositeKey("training_id", "sequence")
 
 
+class AuditRow(Row):
+    """One entry of the audit log; what does not apply is empty. Rows are never changed and never removed."""
+
+    sequence = BigIntegerField(primary_key=True)
+    time = InstantField()
+    user_id = id_field()
+    action = CharField(max_length=32)
+    training_id = id_field()
+    model_id = id_field()
+    subject = CharField(max_length=64)
+    facts = TextField()
+    previous_hash = CharField(max_length=64)
+    hash = CharField(max_length=64)
+
+    class Meta:
+        table_name = "audit"
+        indexes = ((("training_id", "action", "subject"), False), (("model_id", "action", "subject"), False))
+
+
+class AuditHeadRow(Row):
+    """The last entry of the audit log, in a single row: the lock that orders the entries."""
+
+    id = IntegerField(primary_key=True)
+    sequence = BigIntegerField()
+    hash = CharField(max_length=64)
+
+    class Meta:
+        table_name = "audit_head"
+
+
 TABLES: tuple[type[Row], ...] = (
     UserRow,
     TokenRow,
@@ -293,4 +323,6 @@ TABLES: tuple[type[Row], ...] = (
     UpdateRow,
     DealRow,
     EventRow,
+    AuditRow,
+    AuditHeadRow,
 )

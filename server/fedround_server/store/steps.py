@@ -19,6 +19,8 @@ from fedround_server.domain.event import (
 from fedround_server.domain.round import RoundKind, RoundState, expected_updates
 from fedround_server.domain.training import TRANSITIONS, TrainingFailure, TrainingState
 from fedround_server.failpoints import reached
+from fedround_server.store import ledger
+from fedround_server.store.noting import note
 from fedround_server.store.rows import from_payload, to_spec, to_version
 from fedround_server.store.schema import (
     CohortRow,
@@ -230,6 +232,7 @@ def open_round(
     )
     enter(row, cohort)
     training.round = number
+    note("round_opened", training, subject=number, kind=kind.value, version=training.model_version, members=len(cohort))
     append(training, round_started(training, row), now, audience=COHORT, number=number)
     reached("round.opened")
 
@@ -264,6 +267,7 @@ def enter(row: RoundRow, user_ids: Sequence[str]) -> None:
 
 def complete(training: TrainingRow, now: datetime, *, early: bool) -> None:
     """Ends a training at its target, or when its patience is over."""
+    note("training_completed", training, subject=training.model_version, early=early)
     move(training, TrainingState.COMPLETED, now)
     append(training, TrainingFinished(training.model_id, training.model_version, early), now)
 
@@ -273,22 +277,31 @@ def fail(training: TrainingRow, reason: str, message: str, now: datetime) -> Non
     abandon(training)
     training.failure_reason = reason
     training.failure_message = message
+    note("training_failed", training, reason=reason)
     move(training, TrainingState.ERROR, now)
     append(training, TrainingFailed(reason, TrainingFailure(reason, message).public_message), now)
 
 
 def abandon(training: TrainingRow) -> None:
     """Ends the current round without a result; an aggregation under way will not commit."""
-    RoundRow.update(state=RoundState.ABANDONED.value).where(
-        RoundRow.training_id == training.training_id,
-        RoundRow.number == training.round,
-        RoundRow.state.in_([state.value for state in RoundState if not state.is_over]),
-    ).execute()
+    changed = (
+        RoundRow.update(state=RoundState.ABANDONED.value)
+        .where(
+            RoundRow.training_id == training.training_id,
+            RoundRow.number == training.round,
+            RoundRow.state.in_([state.value for state in RoundState if not state.is_over]),
+        )
+        .execute()
+    )
+    if changed:
+        ledger.supersede(training, counted(training.training_id, training.round), "round_abandoned")
+        note("round_abandoned", training, subject=training.round)
 
 
 def remove(training: TrainingRow, now: datetime) -> None:
     """Removes a training, whatever it is at; its model stays."""
     abandon(training)
+    note("training_removed", training)
     append(training, TrainingRemoved(), now)
     training.remove_time = now
     training.save()

@@ -1,11 +1,14 @@
 """The store: its verbs by noun, over one database."""
 
+from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from fedround_server.store.audit import AuditVerbs
 from fedround_server.store.credentials import CredentialVerbs
-from fedround_server.store.database import Database
+from fedround_server.store.database import Database, utc_now
 from fedround_server.store.event import EventVerbs
 from fedround_server.store.model import ModelVerbs
 from fedround_server.store.round import RoundVerbs
@@ -16,19 +19,21 @@ from fedround_server.store.user import UserVerbs
 class Store:
     """Everything that fedround remembers but files. Open it with `with`."""
 
-    def __init__(self, url: str | Path) -> None:
+    def __init__(self, url: str | Path, now: Callable[[], datetime] = utc_now) -> None:
         """Remembers where the database is.
 
         Args:
             url: A `postgresql://` URL, or the path of a SQLite file.
+            now: Tells the time of entries of the audit log.
         """
-        self._database = Database(url)
+        self._database = Database(url, now)
         self.users = UserVerbs(self._database)
         self.credentials = CredentialVerbs(self._database)
         self.models = ModelVerbs(self._database)
         self.trainings = TrainingVerbs(self._database)
         self.rounds = RoundVerbs(self._database)
         self.events = EventVerbs(self._database)
+        self.audit = AuditVerbs(self._database)
 
     def __enter__(self) -> Self:
         """Connects and migrates; of one database there is one open store, in whatever process."""

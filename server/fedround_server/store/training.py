@@ -29,6 +29,7 @@ from fedround_server.store.closing import leave
 from fedround_server.store.database import Database, verb
 from fedround_server.store.loading import load
 from fedround_server.store.model import insert_model, owned_model
+from fedround_server.store.noting import note
 from fedround_server.store.rows import from_spec, to_manifest
 from fedround_server.store.schema import (
     ModelRow,
@@ -125,6 +126,7 @@ class TrainingVerbs:
             update_time=now,
             remove_time=None,
         )
+        note("training_created", row, aggregation=row.spec["aggregation"], target_num_updates=spec.target_num_updates)
         _enroll(row, spec.client_ids, now)
         return load([row])[0]
 
@@ -249,6 +251,7 @@ class TrainingVerbs:
             )
         row.start_request_id = request_id
         row.start_time = now
+        note("training_started", row)
         steps.move(row, TrainingState.ONGOING, now)
         steps.append(row, _started(row), now)
         steps.open_round(row, 0, RoundKind.TRAIN, now)
@@ -363,6 +366,7 @@ def _enroll(training: TrainingRow, client_ids: Iterable[str], now: datetime) -> 
         for user_id in new
     ]
     for start in range(0, len(rows), steps.BATCH):
+        note("clients_registered", training, user_ids=new[start : start + steps.BATCH])
         # Somebody who left and comes back has a row already.
         ParticipantRow.insert_many(rows[start : start + steps.BATCH]).on_conflict(
             conflict_target=[ParticipantRow.training_id, ParticipantRow.user_id],

@@ -13,6 +13,7 @@ from fedround_server.store import steps
 from fedround_server.store.closing import leave
 from fedround_server.store.credentials import add_certificate_names, add_token, forget
 from fedround_server.store.database import Database, verb
+from fedround_server.store.noting import note
 from fedround_server.store.rows import to_user
 from fedround_server.store.schema import ParticipantRow, TrainingRow, UserRow
 
@@ -36,6 +37,7 @@ class UserVerbs:
         UserRow.create(user_id=user.user_id, name=user.name, role=user.role.value, create_time=user.create_time)
         add_token(user.user_id, token)
         add_certificate_names(user.user_id, certificate_names)
+        note("user_created", subject=user.user_id, role=user.role.value)
         return UserView(user, tuple(certificate_names), (token,))
 
     @verb
@@ -86,6 +88,7 @@ class UserVerbs:
         if not changed.execute():
             raise UserNotFound(user_id)
         forget(user_id)
+        note("user_removed", subject=user_id)
         trainings = _hold_trainings(user_id)
         steered = [training for training in trainings if training.actor_id == user_id]
         running = sum(steps.state_of(training).is_running for training in steered)

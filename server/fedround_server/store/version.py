@@ -7,6 +7,7 @@ from fedround_server.domain.errors import ModelNotFound
 from fedround_server.domain.model import LAST, PINNED, BlobRef, ModelVersion, VersionView
 from fedround_server.domain.round import RoundKind
 from fedround_server.failpoints import reached
+from fedround_server.store.noting import note
 from fedround_server.store.rows import to_version
 from fedround_server.store.schema import ModelRow, ModelVersionRow, RoundRow, TagRow, TrainingRow
 
@@ -68,12 +69,16 @@ def put_tag(model_id: str, version: int, tag: str) -> None:
     if tag == PINNED:
         others = others.where(TagRow.version == version)
     others.execute()
-    TagRow.create(model_id=model_id, version=version, tag=tag)
+    row = TagRow.create(model_id=model_id, version=version, tag=tag)
+    note("version_tagged", row, subject=version, tag=tag)
 
 
 def remove_tag(model_id: str, version: int, tag: str) -> None:
     """Takes a tag from a version, if it carries it."""
-    TagRow.delete().where(TagRow.model_id == model_id, TagRow.version == version, TagRow.tag == tag).execute()
+    row = TagRow.get_or_none(TagRow.model_id == model_id, TagRow.version == version, TagRow.tag == tag)
+    if row is not None:
+        row.delete_instance()
+        note("version_untagged", row, subject=version, tag=tag)
 
 
 def views(model: ModelRow, rows: Sequence[ModelVersionRow], user_id: str) -> list[VersionView]:

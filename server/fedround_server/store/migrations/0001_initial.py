@@ -191,6 +191,30 @@ def up(_migrator: Any, db: Any) -> None:
             table_name = "event"
             primary_key = CompositeKey("training_id", "sequence")
 
+    class Audit(Model):
+        sequence = BigIntegerField(primary_key=True)
+        time = BigIntegerField()
+        user_id = CharField(max_length=36)
+        action = CharField(max_length=32)
+        training_id = CharField(max_length=36)
+        model_id = CharField(max_length=36)
+        subject = CharField(max_length=64)
+        facts = TextField()
+        previous_hash = CharField(max_length=64)
+        hash = CharField(max_length=64)
+
+        class Meta:
+            table_name = "audit"
+            indexes = ((("training_id", "action", "subject"), False), (("model_id", "action", "subject"), False))
+
+    class AuditHead(Model):
+        id = IntegerField(primary_key=True)
+        sequence = BigIntegerField()
+        hash = CharField(max_length=64)
+
+        class Meta:
+            table_name = "audit_head"
+
     tables = [
         Users,
         Token,
@@ -205,6 +229,9 @@ def up(_migrator: Any, db: Any) -> None:
         RoundUpdate,
         Deal,
         Event,
+        Audit,
+        AuditHead,
     ]
     db.bind(tables)
     db.create_tables(tables)
+    AuditHead.insert(id=1, sequence=0, hash="0" * 64).execute()

@@ -1,0 +1,58 @@
+"""The audit log of a store, as somebody reads it who does not trust the server."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any
+
+from fedround_client.chain import AuditEntry, AuditHead, AuditReport, ChainVerifier
+from fedround_server.domain.audit import EPOCH
+from fedround_server.store import Store
+
+
+async def chained(store: Store) -> list[AuditEntry]:
+    """All entries, as the client has them."""
+    return [
+        AuditEntry(
+            entry.sequence,
+            round((entry.time - EPOCH).total_seconds() * 1_000_000),
+            entry.user_id,
+            entry.action,
+            entry.training_id,
+            entry.model_id,
+            entry.subject,
+            entry.facts,
+            entry.previous_hash,
+            entry.hash,
+        )
+        for entry in await store.audit.read(0, 1 << 62, 1_000_000)
+    ]
+
+
+async def check(store: Store, anchor: AuditHead | None = None) -> AuditReport:
+    """Verifies the chain."""
+    verifier = ChainVerifier(anchor)
+    for entry in await chained(store):
+        verifier.add(entry)
+    head = await store.audit.head()
+    return verifier.finish(AuditHead(head.sequence, head.hash))
+
+
+async def told(store: Store, action: str) -> list[dict[str, Any]]:
+    """What the entries of an action tell."""
+    return [
+        {**json.loads(entry.facts), "subject": entry.subject, "user_id": entry.user_id}
+        for entry in await chained(store)
+        if entry.action == action
+    ]
+
+
+async def tamper(store: Store, change: Callable[[], object]) -> None:
+    """Changes rows behind the server's back."""
+    database = store._database
+
+    def work() -> None:
+        with database._connection(), database._transaction():
+            change()
+
+    await asyncio.get_running_loop().run_in_executor(database._executor, work)

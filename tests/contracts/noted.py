@@ -1,0 +1,39 @@
+"""Finds verbs that change something without a word in the audit log."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import peewee
+import pytest
+
+from fedround_server.store.database import Database
+
+WRITES = ("INSERT", "UPDATE", "DELETE")
+
+
+@contextmanager
+def noting_verbs(patch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Collects the statements of transactions that changed rows and noted nothing, for the time of the block."""
+    unnoted: list[str] = []
+    # PostgreSQL has a pool of threads, and a transaction stays on one of them.
+    thread = threading.local()
+    attempt, execute = Database._attempt, peewee.Database.execute_sql
+
+    def watched(database: peewee.Database, sql: str, params: Any = None, *more: Any) -> Any:
+        cursor = execute(database, sql, params, *more)
+        if sql.startswith(WRITES) and cursor.rowcount > 0 and hasattr(thread, "statements"):
+            thread.statements.append(sql)
+        return cursor
+
+    def checked(database: Database, *args: Any) -> Any:
+        thread.statements = []
+        answer = attempt(database, *args)
+        if not any('INTO "audit"' in sql for sql in thread.statements):
+            unnoted.extend(thread.statements)
+        return answer
+
+    patch.setattr(peewee.Database, "execute_sql", watched)
+    patch.setattr(Database, "_attempt", checked)
+    yield unnoted
