@@ -194,7 +194,7 @@ def _make_server(
     server = grpc.aio.server(
         interceptors=(
             LogInterceptor(),
-            ErrorInterceptor(MAX_MESSAGE),
+            ErrorInterceptor(MAX_MESSAGE, coordinator.audit.refusals.note),
             AuthInterceptor(coordinator.users.admit),
             LimitInterceptor("uploads", UPLOADS, TooManyUploads, settings.max_uploads_per_user, settings.max_uploads),
             LimitInterceptor("downloads", DOWNLOADS, TooManyStreams, settings.max_downloads_per_user),

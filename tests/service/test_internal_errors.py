@@ -55,7 +55,8 @@ HANDLERS = {
 @pytest.fixture
 async def address() -> AsyncIterator[str]:
     """Of a server whose every method fails."""
-    server = grpc.aio.server(interceptors=(LogInterceptor(), ErrorInterceptor(MAX_MESSAGE)))
+    interceptors = (LogInterceptor(), ErrorInterceptor(MAX_MESSAGE, lambda *_: pytest.fail("this is no refusal")))
+    server = grpc.aio.server(interceptors=interceptors)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("Failing", HANDLERS),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

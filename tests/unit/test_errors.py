@@ -116,7 +116,9 @@ class Talkative(user_pb2_grpc.UserServiceServicer):
 
 
 async def test_an_answer_larger_than_a_message_has_a_reason() -> None:
-    server = grpc.aio.server(interceptors=(ErrorInterceptor(1000),), options=[("grpc.max_send_message_length", 1000)])
+    noted: list[Any] = []
+    interceptor = ErrorInterceptor(1000, lambda *refusal: noted.append(refusal))
+    server = grpc.aio.server(interceptors=(interceptor,), options=[("grpc.max_send_message_length", 1000)])
     user_pb2_grpc.add_UserServiceServicer_to_server(Talkative(), server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
@@ -131,5 +133,8 @@ async def test_an_answer_larger_than_a_message_has_a_reason() -> None:
                 refusal = read_refusal(error.value)
                 assert (refusal.code, refusal.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "ANSWER_TOO_LARGE")
                 assert "1000" in refusal.message
+        assert [(method, error.reason) for method, _, error in noted] == [
+            ("/fedround.v1.UserService/GetUser", "ANSWER_TOO_LARGE")
+        ] * 2
     finally:
         await server.stop(None)

@@ -3,6 +3,7 @@
 import logging
 from datetime import timedelta
 
+from fedround_server.coordinator.audit import Audit
 from fedround_server.coordinator.context import Context, in_thread, settle, to_the_end
 from fedround_server.coordinator.inference import Inference
 from fedround_server.coordinator.model import Models
@@ -34,9 +35,11 @@ class Coordinator:
         self.trainings = Trainings(context, self.uploads, self.rounds)
         self.subscriptions = Subscriptions(context)
         self.inference = Inference(context)
+        self.audit = Audit(context)
 
     async def recover(self) -> None:
         """Takes up what an earlier process left, and begins what goes on by itself; before serving."""
+        await self.audit.start()
         await in_thread(self._context.blobs.sweep)
         reached("start.swept")
         await self.uploads.recover()
@@ -61,8 +64,9 @@ class Coordinator:
         self.subscriptions.close()
 
     async def close(self) -> None:
-        """Waits for work that must not stop half way."""
+        """Waits for work that must not stop half way; the audit log has the last word."""
         await settle()
+        await self.audit.stop()
 
     async def _remove_user(self, user_id: str, force: bool) -> None:
         for training_id in await self.users.remove(user_id, force=force):

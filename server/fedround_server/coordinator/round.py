@@ -10,6 +10,7 @@ from fedround_server.blobs import told_when_full
 from fedround_server.coordinator.context import Context, in_thread, to_the_end
 from fedround_server.coordinator.upload import Incoming, Uploads
 from fedround_server.coordinator.user import Users
+from fedround_server.domain.audit import acting
 from fedround_server.domain.chain import averages
 from fedround_server.domain.errors import DiskFull, Unavailable
 from fedround_server.domain.event import ModelInfo
@@ -200,6 +201,7 @@ class Rounds:
         self._context.hub.notify(training_id)
 
     async def _expire(self, training_id: str, number: int, attempt: int, left: timedelta) -> None:
+        acting.set("")
         await self._context.clock.sleep(left)
         reached("deadline.fired")
         while True:
@@ -220,6 +222,8 @@ class Rounds:
             await self.follow_up(training_id)
 
     async def _aggregate(self, training_id: str) -> None:
+        # Who sent the last update began this, and is not who makes the model.
+        acting.set("")
         try:
             while not self._leaving:
                 self._again.discard(training_id)

@@ -6,6 +6,7 @@ from contextvars import ContextVar
 
 import structlog
 
+from fedround_server.domain.audit import acting
 from fedround_server.domain.errors import RoleRequired, TokenInvalid
 from fedround_server.domain.identity import Credentials
 from fedround_server.domain.token import hash_token
@@ -103,6 +104,7 @@ class AuthInterceptor(AroundInterceptor):
             return
         async with self._admit(_credentials(context)) as user:
             structlog.contextvars.bind_contextvars(user_id=user.user_id)
+            acting.set(user.user_id)
             if user.role not in roles:
                 allowed = " or ".join(sorted(role.value for role in roles))
                 raise RoleRequired(f"{method.rpartition('/')[2]} wants the role {allowed}, yours is {user.role.value}")

@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
 
@@ -14,6 +14,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from fedround_server.domain import errors
+from fedround_server.domain.audit import acting
 from fedround_server.domain.errors import FedroundError
 from fedround_server.interceptors.around import AroundInterceptor, Call
 
@@ -40,18 +41,28 @@ CODES: Mapping[type[FedroundError], grpc.StatusCode] = {
 class ErrorInterceptor(AroundInterceptor):
     """Around everything that may raise a domain error."""
 
-    def __init__(self, max_message: int) -> None:
-        """Knows what a message carries, in bytes: gRPC refuses more than that without a reason."""
+    def __init__(self, max_message: int, refused: Callable[[str, str, FedroundError], None]) -> None:
+        """Begins with nothing refused.
+
+        Args:
+            max_message: What a message carries, in bytes: gRPC refuses more than that without a reason.
+            refused: Told the method, the peer and the error of each refusal; must not take time.
+        """
         self._max_message = max_message
+        self._refused = refused
 
     @asynccontextmanager
     async def around(self, method: str, context: Call) -> AsyncIterator[None]:
         """Aborts the call with the status that an error stands for."""
+        # What another call left here is not this one's. And once a call has ended, peer() reads freed memory.
+        acting.set("")
+        peer = context.peer()
         try:
             yield
         except (grpc.aio.AbortError, asyncio.CancelledError):
             raise
         except FedroundError as error:
+            self._refused(method, peer, error)
             await _abort(context, to_status(error))
         except Exception:
             error_id = str(uuid.uuid4())

@@ -1,0 +1,62 @@
+"""Use cases about the audit log."""
+
+import logging
+from collections.abc import AsyncGenerator
+from importlib.metadata import PackageNotFoundError, version
+
+from fedround_server.coordinator.context import Context
+from fedround_server.coordinator.refusal import Refusals
+from fedround_server.domain.audit import AuditEntry, AuditHead, Note, Origin
+from fedround_server.domain.errors import Unavailable
+
+log = logging.getLogger(__name__)
+BATCH = 500
+
+
+class Audit:
+    """What can be asked of the audit log, and what no verb of the store tells it."""
+
+    def __init__(self, context: Context) -> None:
+        """Begins with no refusals."""
+        self._context = context
+        self._store = context.store.audit
+        self.refusals = Refusals(context)
+
+    async def start(self) -> None:
+        """Tells that the server starts, and writes refusals from now on."""
+        await self._store.add([Note("server_started", facts={"version": _version()})])
+        self._context.tasks.create_task(self.refusals.run(), name="write refusals")
+
+    async def stop(self) -> None:
+        """Tells that the server stops, as the last thing that it does; a start without this is one behind a crash."""
+        await self.refusals.flush(everything=True)
+        try:
+            await self._store.add([Note("server_stopped", facts={"version": _version()})])
+        except Unavailable as error:
+            log.warning("noting the stop: %s", error)
+
+    async def head(self) -> AuditHead:
+        """Returns where the chain ends."""
+        return await self._store.head()
+
+    async def read(self, after: int, head: AuditHead) -> AsyncGenerator[list[AuditEntry], None]:
+        """Reads the entries behind a sequence in batches, up to a head."""
+        while after < head.sequence and (entries := await self._store.read(after, head.sequence, BATCH)):
+            yield entries
+            after = entries[-1].sequence
+
+    async def origin(self, model_id: str, version: int | None, owner_id: str) -> Origin:
+        """Returns which updates made a version of a model.
+
+        Raises:
+            ModelNotFound: The user owns no such model, or it has no such version.
+        """
+        return await self._store.origin(model_id, version, owner_id)
+
+
+def _version() -> str:
+    try:
+        return version("fedround")
+    except PackageNotFoundError:
+        # It is not installed, but run from its sources.
+        return "unknown"

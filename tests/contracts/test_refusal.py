@@ -1,0 +1,155 @@
+"""Refusals in the audit log: the first at once, many as one, and never more than so many sorts."""
+
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from contracts.audits import check, told
+from contracts.coordination import Coordination, coordinating, lose
+from contracts.world import new_id
+from fedround_server.coordinator.refusal import MAX_KNOWN, MAX_STRANGERS, QUIET, Refusals
+from fedround_server.domain.audit import acting
+from fedround_server.domain.errors import (
+    FieldInvalid,
+    RoleRequired,
+    StoreUnavailable,
+    TokenInvalid,
+    TrainingNotFound,
+    UpdateExists,
+)
+from fedround_server.store import Store
+from fedround_server.store.audit import AuditVerbs
+
+METHOD = "/fedround.v1.RoundService/SubmitUpdate"
+PEER = "ipv4:10.0.0.1:40000"
+
+
+@pytest.fixture
+async def desk(store: Store, tmp_path: Path) -> AsyncIterator[Coordination]:
+    async with coordinating(store, tmp_path) as desk:
+        yield desk
+
+
+@pytest.fixture
+def refusals(desk: Coordination) -> Refusals:
+    return desk.coordinator.audit.refusals
+
+
+async def refused(store: Store) -> list[tuple[str, str, str, int]]:
+    return [(one["subject"], one["peer"], one["reason"], one["count"]) for one in await told(store, "call_refused")]
+
+
+async def test_the_first_is_written_at_once_and_the_others_as_one(
+    store: Store, desk: Coordination, refusals: Refusals
+) -> None:
+    user = new_id()
+    acting.set(user)
+    for _ in range(3):
+        refusals.note(METHOD, PEER, RoleRequired("no"))
+        await refusals.flush()
+    assert await refused(store) == [(user, "", "ROLE_REQUIRED", 1)]
+    desk.clock.advance(QUIET)
+    await refusals.flush()
+    assert await refused(store) == [(user, "", "ROLE_REQUIRED", 1), (user, "", "ROLE_REQUIRED", 2)]
+    desk.clock.advance(QUIET)
+    await refusals.flush()
+    refusals.note(METHOD, PEER, RoleRequired("no"))
+    await refusals.flush()
+    assert [count for *_, count in await refused(store)] == [1, 2, 1]
+    await check(store)
+
+
+async def test_what_is_written_has_ids_and_nothing_else_that_the_caller_chose(store: Store, refusals: Refusals) -> None:
+    acting.set(new_id())
+    update_id, training_id = new_id(), new_id()
+    refusals.note(METHOD, PEER, UpdateExists("a secret", update_id=update_id, note="a secret"))
+    refusals.note(METHOD, PEER, TrainingNotFound(training_id))
+    refusals.note(METHOD, PEER, FieldInvalid("a secret", "a secret"))
+    await refusals.flush()
+    found = await told(store, "call_refused")
+    assert [one["ids"] for one in found] == [{"update_id": update_id}, {"id": training_id}, {}]
+    assert {one["method"] for one in found} == {METHOD}
+    assert "a secret" not in str(found)
+
+
+async def test_who_is_nobody_is_told_by_its_address_whatever_it_calls(store: Store, refusals: Refusals) -> None:
+    acting.set("")
+    for port in range(5):
+        refusals.note(f"{METHOD}{port}", f"ipv6:[::1]:{port}", TokenInvalid())
+    refusals.note(METHOD, PEER, TokenInvalid())
+    await refusals.flush()
+    assert await refused(store) == [("", "ipv6:[::1]", "TOKEN_INVALID", 5), ("", "ipv4:10.0.0.1", "TOKEN_INVALID", 1)]
+
+
+async def test_there_are_never_more_than_so_many_sorts(store: Store, desk: Coordination, refusals: Refusals) -> None:
+    acting.set("")
+    for number in range(MAX_STRANGERS + 10):
+        refusals.note(METHOD, f"ipv4:10.0.0.{number}:1", TokenInvalid())
+    for _ in range(MAX_KNOWN + 7):
+        acting.set(new_id())
+        refusals.note(METHOD, PEER, RoleRequired("no"))
+    await refusals.flush()
+    found = await refused(store)
+    assert len(found) == MAX_STRANGERS + 1 + MAX_KNOWN + 1
+    assert sorted(count for _, _, reason, count in found if reason == "others") == [7, 10]
+    desk.clock.advance(QUIET)
+    await refusals.flush()
+    assert not refusals._known
+    assert not refusals._strangers
+
+
+async def test_failures_of_the_server_are_no_refusals(store: Store, refusals: Refusals) -> None:
+    refusals.note(METHOD, PEER, StoreUnavailable("try again"))
+    await refusals.flush(everything=True)
+    assert await refused(store) == []
+
+
+async def test_what_cannot_be_written_is_written_later(
+    store: Store, refusals: Refusals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    acting.set(new_id())
+    refusals.note(METHOD, PEER, RoleRequired("no"))
+    lose(monkeypatch, AuditVerbs, "add", committed=False)
+    await refusals.flush()
+    assert await refused(store) == []
+    await refusals.flush()
+    assert [count for *_, count in await refused(store)] == [1]
+
+
+async def test_a_server_tells_when_it_starts_and_stops_and_then_writes_what_is_left(
+    store: Store, desk: Coordination, refusals: Refusals
+) -> None:
+    audit = desk.coordinator.audit
+    await audit.start()
+    acting.set(new_id())
+    for _ in range(2):
+        refusals.note(METHOD, PEER, RoleRequired("no"))
+        await refusals.flush()
+    acting.set("")
+    await audit.stop()
+    entries = await store.audit.read(0, 100, 100)
+    assert [entry.action for entry in entries] == ["server_started", "call_refused", "call_refused", "server_stopped"]
+
+
+async def test_refusals_are_written_by_the_server_itself_within_seconds(store: Store, desk: Coordination) -> None:
+    await desk.coordinator.audit.start()
+    await desk.clock.asleep(timedelta(seconds=1))
+    acting.set(new_id())
+    desk.coordinator.audit.refusals.note(METHOD, PEER, RoleRequired("no"))
+    desk.clock.advance(timedelta(seconds=1))
+    await desk.clock.asleep(timedelta(seconds=1))
+    assert len(await refused(store)) == 1
+
+
+async def test_what_follows_the_last_update_is_done_by_the_server_itself(store: Store, desk: Coordination) -> None:
+    actor, (client,), training = await desk.running(1, target_num_updates=1)
+    acting.set(client)
+    await desk.submit(training.training_id, 0, client)
+    acting.set("")
+    await desk.until(actor, training.training_id, lambda found: found.state.is_ended)
+    by: dict[str, Any] = {entry.action: entry.user_id for entry in await store.audit.read(0, 100, 100)}
+    assert (by["update_accepted"], by["round_closed"]) == (client, client)
+    assert (by["updates_counted"], by["version_made"], by["training_completed"]) == ("", "", "")
