@@ -16,6 +16,7 @@ from grpc_status import rpc_status
 from safetensors.numpy import save
 
 from fedround.v1 import (
+    audit_pb2_grpc,
     event_pb2,
     inference_pb2_grpc,
     model_pb2,
@@ -64,6 +65,7 @@ class Person:
     rounds: Any = field(init=False)
     models: Any = field(init=False)
     inference: Any = field(init=False)
+    audit: Any = field(init=False)
 
     def __post_init__(self) -> None:
         channel = grpc.intercept_channel(self.channel, _Token(self.token))
@@ -72,6 +74,7 @@ class Person:
         self.rounds = round_pb2_grpc.RoundServiceStub(channel)
         self.models = model_pb2_grpc.ModelServiceStub(channel)
         self.inference = inference_pb2_grpc.InferenceServiceStub(channel)
+        self.audit = audit_pb2_grpc.AuditServiceStub(channel)
 
     def make(self, address: str, role: str, name: str = "") -> "Person":
         """Creates another user."""

@@ -65,6 +65,13 @@ def test_every_reason_is_documented_and_an_exception_of_the_sdk() -> None:
     assert reasons - documented == set()
 
 
+def test_every_action_of_the_audit_log_is_documented() -> None:
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "server").rglob("*.py"))
+    actions = set(re.findall(r'\b[nN]ote\("([a-z_]+)"', sources))
+    assert {"user_created", "call_refused"} < actions
+    assert actions - set(re.findall(r"`([a-z_]+)`", read("docs/audit.md"))) == set()
+
+
 def test_every_decision_is_listed() -> None:
     decisions = {path.name for path in (ROOT / "docs/adr").glob("0*.md")}
     assert decisions == set(re.findall(r"\((0[^)]+\.md)\)", read("docs/adr/README.md")))

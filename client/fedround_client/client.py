@@ -8,6 +8,7 @@ from typing import Self
 
 import grpc
 
+from fedround_client.audit import AuditCalls
 from fedround_client.channel import open_channel
 from fedround_client.clock import Clock, SystemClock
 from fedround_client.inference import InferenceCalls
@@ -22,7 +23,7 @@ from fedround_client.user import UserCalls
 DEFAULT_SERVER = "127.0.0.1:50051"
 
 
-class Client(UserCalls, TrainingCalls, ModelCalls, RoundCalls, InferenceCalls):
+class Client(UserCalls, TrainingCalls, ModelCalls, RoundCalls, InferenceCalls, AuditCalls):
     """Talks to a fedround server. Safe to use from several threads; close it, or use it in a `with` block."""
 
     def __init__(

@@ -12,7 +12,14 @@ from google.protobuf.duration_pb2 import Duration
 from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
 from tenacity.wait import wait_base
 
-from fedround.v1 import inference_pb2_grpc, model_pb2_grpc, round_pb2_grpc, training_pb2_grpc, user_pb2_grpc
+from fedround.v1 import (
+    audit_pb2_grpc,
+    inference_pb2_grpc,
+    model_pb2_grpc,
+    round_pb2_grpc,
+    training_pb2_grpc,
+    user_pb2_grpc,
+)
 from fedround_client.clock import Clock
 from fedround_client.errors import FedroundError, TokenInvalid, from_rpc_error
 
@@ -77,6 +84,7 @@ class Rpc:
         self.models = model_pb2_grpc.ModelServiceStub(channel)
         self.rounds = round_pb2_grpc.RoundServiceStub(channel)
         self.inference = inference_pb2_grpc.InferenceServiceStub(channel)
+        self.audit = audit_pb2_grpc.AuditServiceStub(channel)
         self.clock = clock
         self.address = address
         self._metadata = (("authorization", f"Bearer {_checked(token)}"),) if token else ()

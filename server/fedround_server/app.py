@@ -16,6 +16,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from fedround.v1 import (
+    audit_pb2,
+    audit_pb2_grpc,
     inference_pb2,
     inference_pb2_grpc,
     model_pb2,
@@ -42,6 +44,7 @@ from fedround_server.interceptors.errors import ErrorInterceptor
 from fedround_server.interceptors.leaving import LeaveInterceptor
 from fedround_server.interceptors.limits import DOWNLOADS, SUBSCRIPTIONS, UPLOADS, LimitInterceptor
 from fedround_server.interceptors.log import LogInterceptor
+from fedround_server.services.audit_service import AuditService
 from fedround_server.services.health_service import HealthService
 from fedround_server.services.inference_service import InferenceService
 from fedround_server.services.model_service import ModelService
@@ -56,7 +59,17 @@ log = structlog.get_logger("fedround.app")
 ERROR_DETAILS = error_details_pb2.DESCRIPTOR
 SERVICES = tuple(
     service
-    for file in (user_pb2, training_pb2, round_pb2, model_pb2, inference_pb2, health_pb2, reflection_pb2, channelz_pb2)
+    for file in (
+        user_pb2,
+        training_pb2,
+        round_pb2,
+        model_pb2,
+        inference_pb2,
+        audit_pb2,
+        health_pb2,
+        reflection_pb2,
+        channelz_pb2,
+    )
     for service in file.DESCRIPTOR.services_by_name.values()
 )
 MAX_MESSAGE = 2 << 20
@@ -208,6 +221,7 @@ def _make_server(
     round_pb2_grpc.add_RoundServiceServicer_to_server(RoundService(coordinator), server)
     model_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(coordinator), server)
     inference_pb2_grpc.add_InferenceServiceServicer_to_server(InferenceService(coordinator), server)
+    audit_pb2_grpc.add_AuditServiceServicer_to_server(AuditService(coordinator), server)
     health_servicer = HealthService(service.full_name for service in SERVICES)
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     channelz.add_channelz_servicer(server)

@@ -59,6 +59,7 @@ TABLE: dict[str, dict[str, set[str] | None]] = {
         "GetMetrics": USERS,
     },
     "fedround.v1.InferenceService": {"Predict": USERS},
+    "fedround.v1.AuditService": {"ReadAudit": ADMIN, "GetAuditHead": ADMIN, "GetContributions": ACTORS},
     "grpc.health.v1.Health": {"Check": ANYBODY, "List": ANYBODY, "Watch": ANYBODY},
     "grpc.reflection.v1alpha.ServerReflection": {"ServerReflectionInfo": ANYBODY},
     "grpc.channelz.v1.Channelz": {

@@ -22,7 +22,7 @@ from calls import Person, digest, model_file, new_id
 from servers import Server
 
 BUF = shutil.which("buf") or shutil.which("buf", path=str(Path(__file__).parents[2] / ".tools/node_modules/.bin"))
-SERVICES = ["UserService", "TrainingService", "RoundService", "ModelService", "InferenceService"]
+SERVICES = ["UserService", "TrainingService", "RoundService", "ModelService", "InferenceService", "AuditService"]
 
 
 class Refused(Exception):

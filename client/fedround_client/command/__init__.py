@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from fedround_client.client import DEFAULT_SERVER
-from fedround_client.command import convert, demo, doctor, metrics, model, predict, serve, training, user
+from fedround_client.command import audit, convert, demo, doctor, metrics, model, predict, serve, training, user
 from fedround_client.command.session import Group, Session
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app = typer.Typer(
 app.add_typer(user.app, name="user")
 app.add_typer(training.app, name="training")
 app.add_typer(model.app, name="model")
+app.add_typer(audit.app, name="audit")
 app.command("metrics")(metrics.metrics)
 app.command("predict")(predict.predict)
 app.command("convert")(convert.convert)

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from fedround.v1.audit_pb2 import Contribution
 from fedround.v1.model_pb2 import Model, ModelVersion
 from fedround_client.command.output import UINT32, Columns, Format, FormatOption, progress, show, show_all, when
 from fedround_client.command.session import client_of
@@ -33,6 +34,16 @@ _VERSION_COLUMNS: Columns[ModelVersion] = {
     "STORED": lambda version: "yes" if version.stored else "dropped",
     "BYTES": lambda version: version.size_bytes,
     "MADE": lambda version: when(version.create_time),
+}
+
+_CONTRIBUTION_COLUMNS: Columns[Contribution] = {
+    "ROUND": lambda one: one.round,
+    "PARTICIPANT": lambda one: one.user_name,
+    "USER_ID": lambda one: one.user_id,
+    "UPDATE_ID": lambda one: one.update_id,
+    "EXAMPLES": lambda one: one.num_examples,
+    "WEIGHT": lambda one: one.weight or "dealt",
+    "SHA256": lambda one: one.sha256,
 }
 
 
@@ -72,6 +83,22 @@ def versions(context: typer.Context, model_id: ModelId, form: FormatOption = For
     """List the versions of a model with their tags and metrics, the newest first."""
     with client_of(context) as client:
         show_all(client.model_versions(model_id), _VERSION_COLUMNS, form)
+
+
+@app.command()
+def contributions(
+    context: typer.Context,
+    model_id: ModelId,
+    version: Annotated[int | None, typer.Option(min=0, max=UINT32, help="The latest one by default.")] = None,
+    form: FormatOption = Format.TABLE,
+) -> None:
+    """List the updates that made a version of a model, each with its weight in the average."""
+    with client_of(context) as client:
+        origin, made_of = client.contributions(model_id, version)
+    if form is Format.TABLE:
+        source = f"round {origin.round} of training {origin.training_id}" if origin.training_id else "an upload"
+        typer.echo(f"Version {origin.version} was made by {source}: audit entry {origin.sequence}.", err=True)
+    show_all(made_of, _CONTRIBUTION_COLUMNS, form)
 
 
 @app.command()

@@ -19,6 +19,7 @@ DOWNLOADS = frozenset(
     {
         "/fedround.v1.ModelService/DownloadModel",
         "/fedround.v1.RoundService/DownloadDealtModel",
+        "/fedround.v1.AuditService/ReadAudit",
     }
 )
 SUBSCRIPTIONS = frozenset({"/fedround.v1.RoundService/Subscribe"})

@@ -1,0 +1,121 @@
+"""`fedround audit`: what was changed on a server, by whom, and that nobody touched the record of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias
+
+import typer
+
+from fedround_client.chain import AuditBroken, AuditEntry, AuditHead, AuditReport, ChainVerifier
+from fedround_client.command.output import Format, FormatOption
+from fedround_client.command.serve import require
+from fedround_client.command.session import client_of, fail
+
+app = typer.Typer(no_args_is_help=True, help="Verify the audit log, or keep a copy of it. For admins.")
+
+DataDir: TypeAlias = Annotated[
+    Path | None, typer.Option(help="Read a server's data directory instead, whether it runs or not.")
+]
+Database: TypeAlias = Annotated[
+    str, typer.Option(envvar="FEDROUND_DATABASE", help="With --data-dir: its postgresql:// URL, if it has one.")
+]
+
+
+@app.command()
+def verify(
+    context: typer.Context,
+    head: Annotated[str, typer.Option(help="SEQUENCE:HASH as noted earlier; the log has to go through it.")] = "",
+    file: Annotated[Path | None, typer.Option(help="Verify what `fedround audit export` wrote instead.")] = None,
+    data_dir: DataDir = None,
+    database: Database = "",
+    form: FormatOption = Format.TABLE,
+) -> None:
+    """Verify the whole audit log on this machine, and print its head, to be noted elsewhere."""
+    try:
+        verifier = ChainVerifier(AuditHead.parse(head) if head else None)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    if file is None:
+        report = _verify(verifier, _items(context, data_dir, database))
+    else:
+        with file.open(encoding="utf-8") as lines:
+            report = _verify(verifier, _parse(lines))
+    if form is Format.JSON:
+        typer.echo(json.dumps({**asdict(report), "head": str(report.head)}, indent=2))
+        return
+    typer.echo(f"The audit log holds, all {report.head.sequence} entries of it.")
+    typer.echo(
+        f"Of {report.updates} accepted updates and reports, {report.counted} are counted, {report.superseded} are"
+        f" superseded, {report.waiting} wait for the end of their round. {report.versions} versions were made of them."
+    )
+    typer.echo(f"Refused calls: {report.refused}.")
+    typer.echo(f"Head, to be noted elsewhere, and given as --head the next time: {report.head}")
+
+
+@app.command()
+def export(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(help="The file to write: JSON lines.")],
+    data_dir: DataDir = None,
+    database: Database = "",
+) -> None:
+    """Write the audit log to a file: an entry a line, and the head as the last line."""
+    count = 0
+    with file.open("w", encoding="utf-8") as out:
+        for item in _items(context, data_dir, database):
+            found: dict[str, Any] = {"head": str(item)} if isinstance(item, AuditHead) else asdict(item)
+            out.write(json.dumps(found) + "\n")
+            count += isinstance(item, AuditEntry)
+    typer.echo(f"{count} entries are in {file}.", err=True)
+
+
+def _verify(verifier: ChainVerifier, items: Iterable[AuditEntry | AuditHead]) -> AuditReport:
+    head = None
+    try:
+        for item in items:
+            if isinstance(item, AuditHead):
+                head = item
+            else:
+                verifier.add(item)
+        return verifier.finish(head)
+    except AuditBroken as error:
+        fail(f"AUDIT_BROKEN: {error}")
+
+
+def _items(context: typer.Context, data_dir: Path | None, database: str) -> Iterator[AuditEntry | AuditHead]:
+    """Reads the log where it is; the head comes last."""
+    if data_dir is not None:
+        yield from _offline(data_dir, database)
+        return
+    with client_of(context) as client:
+        head = client.audit_head()
+        yield from client.read_audit(until=head)
+        yield head
+
+
+def _offline(data_dir: Path, database: str) -> Iterator[AuditEntry | AuditHead]:
+    require("audit --data-dir", "server", ("fedround_server", "peewee", "pydantic_settings"))
+    command = [sys.executable, "-P", "-m", "fedround_server.audit", "--data-dir", str(data_dir)]
+    # A URL may have a password in it, and everybody can see the arguments of a process.
+    environment = {**os.environ, "FEDROUND_DATABASE": database}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as reader:  # noqa: S603 -- no shell
+        if reader.stdout is not None:
+            yield from _parse(reader.stdout)
+    if reader.returncode:
+        raise typer.Exit(1)
+
+
+def _parse(lines: Iterable[str]) -> Iterator[AuditEntry | AuditHead]:
+    for number, line in enumerate(lines, 1):
+        try:
+            data = json.loads(line)
+            yield AuditHead.parse(data["head"]) if "head" in data else AuditEntry.from_json(data)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise AuditBroken(number, f"is no entry in line {number}: {error}") from error

@@ -1,0 +1,81 @@
+"""AuditService."""
+
+from dataclasses import asdict
+
+from fedround.v1 import audit_pb2, audit_pb2_grpc
+from fedround_server.coordinator import Coordinator
+from fedround_server.domain.audit import AuditEntry, AuditHead, Contribution, Origin
+from fedround_server.domain.errors import FieldInvalid
+from fedround_server.interceptors.around import Call
+from fedround_server.interceptors.auth import caller
+from fedround_server.services import convert, fields, pages
+
+MAX_SEQUENCE = (1 << 62) - 1
+
+
+class AuditService(audit_pb2_grpc.AuditServiceServicer):
+    """Reads the audit log."""
+
+    def __init__(self, coordinator: Coordinator) -> None:
+        """Serves these use cases."""
+        self._audit = coordinator.audit
+
+    async def ReadAudit(  # type: ignore[override]  # a coroutine that writes has no generator lifetime to reason about
+        self, request: audit_pb2.ReadAuditRequest, context: Call
+    ) -> None:
+        """Streams entries, as many in a message as fit."""
+        if request.after_sequence > MAX_SEQUENCE:
+            raise FieldInvalid("after_sequence", "is one that no log reaches")
+        head = await self._audit.head()
+        await context.write(audit_pb2.ReadAuditResponse(head=_head(head)))
+        async for batch in self._audit.read(request.after_sequence, head):
+            entries = batch
+            while entries:
+                messages = pages.fitting(entries, _entry)
+                await context.write(audit_pb2.ReadAuditResponse(entries=messages))
+                entries = entries[len(messages) :]
+
+    async def GetAuditHead(
+        self, request: audit_pb2.GetAuditHeadRequest, context: Call
+    ) -> audit_pb2.GetAuditHeadResponse:
+        """Answers where the chain ends."""
+        return audit_pb2.GetAuditHeadResponse(head=_head(await self._audit.head()))
+
+    async def GetContributions(
+        self, request: audit_pb2.GetContributionsRequest, context: Call
+    ) -> audit_pb2.GetContributionsResponse:
+        """Lists the updates that made a version."""
+        size = fields.a_page_size(request.page_size)
+        position = fields.a_page_token(request.page_token, int)
+        start = max(position[0], 0) if position else 0
+        version = request.version if request.HasField("version") else None
+        origin = await self._audit.origin(fields.an_id("model_id", request.model_id), version, caller().user_id)
+        found = list(enumerate(origin.contributions, 1))[start : start + size + 1]
+        page, token = pages.cut(found, size, lambda one: _contribution(one[1]), lambda one: fields.page_token(one[0]))
+        return audit_pb2.GetContributionsResponse(origin=_origin(origin), contributions=page, next_page_token=token)
+
+
+def _entry(found: AuditEntry) -> audit_pb2.AuditEntry:
+    return audit_pb2.AuditEntry(**{**asdict(found), "time": convert.timestamp(found.time)})
+
+
+def _head(found: AuditHead) -> audit_pb2.AuditHead:
+    return audit_pb2.AuditHead(sequence=found.sequence, hash=found.hash)
+
+
+def _contribution(found: Contribution) -> audit_pb2.Contribution:
+    return audit_pb2.Contribution(**asdict(found))
+
+
+def _origin(found: Origin) -> audit_pb2.Origin:
+    return audit_pb2.Origin(
+        model_id=found.model_id,
+        version=found.version,
+        sha256=found.sha256,
+        create_time=convert.timestamp(found.create_time),
+        sequence=found.sequence,
+        training_id=found.training_id,
+        round=found.round,
+        aggregation=None if found.aggregation is None else convert.aggregation(found.aggregation),
+        num_examples=found.num_examples,
+    )

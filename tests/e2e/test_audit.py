@@ -1,0 +1,105 @@
+"""`fedround audit` and `fedround model contributions` against a real server, its data, and copies that were changed."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+import fedround_client as fr
+from e2e.people import federation
+from fedround_client.command import app
+from servers import Server
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with Server(tmp_path_factory.mktemp("audit") / "data") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def training(server: Server) -> tuple[str, str]:
+    """A model that two clients trained twice, and its owner's token."""
+    import numpy as np
+
+    def functions(number: int) -> tuple[Any, ...]:
+        return (lambda model, _: ({"w": model["w"] + number}, 10 * (number + 1)),)
+
+    with federation(server, 2) as people:
+        made = people.run(functions, {"w": np.zeros(2, np.float32)}, target_num_updates=2)
+        return made.model_id, people.actor_token
+
+
+@pytest.fixture
+def fedround(server: Server, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Runs the command in the name of the admin."""
+    monkeypatch.delenv("FEDROUND_DATABASE", raising=False)
+
+    def run(*arguments: object, token: str = "", code: int = 0) -> Any:
+        environment = {"FEDROUND_SERVER": server.address, "FEDROUND_TOKEN": token or server.admin_token}
+        result = CliRunner().invoke(app, [str(argument) for argument in arguments], env=environment)
+        assert result.exit_code == code, result.output
+        return result
+
+    return run
+
+
+@pytest.mark.usefixtures("training")
+def test_the_log_is_verified_where_it_is_and_against_a_head_that_was_noted(
+    server: Server, fedround: Callable[..., Any]
+) -> None:
+    online = fedround("audit", "verify").stdout
+    assert "Of 4 accepted updates and reports, 4 are counted, 0 are superseded, 0 wait" in online
+    assert "2 versions were made of them" in online
+    head = online.split()[-1]
+    assert fr.AuditHead.parse(head).sequence > 10
+    offline = json.loads(
+        fedround("audit", "verify", "--data-dir", server.data_dir, "--head", head, "--format", "json").stdout
+    )
+    assert (offline["head"], offline["counted"]) == (head, 4)
+    forged = head[:-1] + ("0" if head[-1] != "0" else "1")
+    broken = fedround("audit", "verify", "--head", forged, code=1)
+    assert f"AUDIT_BROKEN: entry {head.split(':')[0]}: has another hash than the head" in broken.stderr
+    assert "SEQUENCE:HASH" in fedround("audit", "verify", "--head", "12", code=2).output
+
+
+@pytest.mark.usefixtures("training")
+def test_a_copy_that_was_changed_is_found(server: Server, fedround: Callable[..., Any], tmp_path: Path) -> None:
+    file = tmp_path / "audit.jsonl"
+    fedround("audit", "export", file, "--data-dir", server.data_dir)
+    offline = file.read_text()
+    fedround("audit", "export", file)
+    assert file.read_text() == offline
+    fedround("audit", "verify", "--file", file)
+    lines = offline.splitlines(keepends=True)
+    changed = json.loads(lines[4])
+    changed["user_id"] = ""
+    for copy, problem in (
+        ([*lines[:4], json.dumps(changed) + "\n", *lines[5:]], "entry 5: its hash is not that of its fields"),
+        ([*lines[:4], *lines[5:]], "entry 5: is missing"),
+        (lines[:-1], f"entry {len(lines)}: may be missing: there is no line with the head"),
+        ([*lines[:-2], lines[-1]], f"entry {len(lines) - 1}: is missing"),
+        ([*lines[:4], lines[4][:50] + "\n"], "entry 5: is no entry in line 5"),
+    ):
+        file.write_text("".join(copy))
+        assert f"AUDIT_BROKEN: {problem}" in fedround("audit", "verify", "--file", file, code=1).stderr
+
+
+def test_a_database_that_is_none_is_told(fedround: Callable[..., Any], tmp_path: Path, capfd: Any) -> None:
+    fedround("audit", "verify", "--data-dir", tmp_path, code=1)
+    assert "error: the database cannot be read" in capfd.readouterr().err
+
+
+def test_who_made_a_version(server: Server, training: tuple[str, str], fedround: Callable[..., Any]) -> None:
+    model_id, token = training
+    header, *rows = fedround("model", "contributions", model_id, token=token).stdout.splitlines()
+    assert header.split() == ["ROUND", "PARTICIPANT", "USER_ID", "UPDATE_ID", "EXAMPLES", "WEIGHT", "SHA256"]
+    assert sorted((row.split()[0], row.split()[-2]) for row in rows) == [("1", "10/30"), ("1", "20/30")]
+    first = fedround("model", "contributions", model_id, "--version", 1, "--format", "json", token=token)
+    assert {one["round"] for one in json.loads(first.stdout)} == {0}
+    with fr.connect(server.address, token) as actor:
+        origin, contributions = actor.contributions(model_id, 1)
+    assert (origin.version, origin.round, len(contributions)) == (1, 0, 2)
