@@ -30,6 +30,9 @@ CLASSES = sorted(
 ARGUMENTS: dict[type[FedroundError], tuple[Any, ...]] = {
     errors.TokenMissing: (),
     errors.TokenInvalid: (),
+    errors.CertificateMismatch: (),
+    errors.CertificateAmbiguous: (),
+    errors.ServerLeaving: (),
     errors.FieldInvalid: ("name", "is required: 1 to 200 characters"),
     errors.UnknownClients: (["b", "a"],),
     errors.NumExamples: (0, 10),
