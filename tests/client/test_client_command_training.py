@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from client.scripted import MODEL, OK, TRAINING, USER, done
+from client.scripted import MODEL, OK, OTHER, TRAINING, USER, done
 from fedround.v1 import event_pb2
 from fedround.v1.event_pb2 import Event
+from fedround.v1.round_pb2 import WAIT_RULE_MIN_UPDATES, GetRoundResponse, Refusal, Round, RoundParticipant
 from fedround.v1.training_pb2 import (
     GOAL_MAXIMIZE,
     GOAL_MINIMIZE,
@@ -139,3 +140,32 @@ def test_waiting_for_a_training_that_fails_exits_with_1(server, command):
     failed = event_pb2.TrainingFailed(reason="DEADLINE_MISSED", message="nobody came")
     server.stream("Subscribe")[1].send_response(Event(training_id=TRAINING, sequence=3, training_failed=failed))
     assert done(call, 1).stderr == "error: DEADLINE_MISSED: nobody came\n"
+
+
+def test_a_round_shows_who_is_missing_and_what_was_refused(server, command):
+    refusal = Refusal(reason="UPDATE_NOT_FINITE", count=3, message="tensor 'w' contains NaN or Inf")
+    refusal.last_time.FromSeconds(1_800_000_000)
+    missing = RoundParticipant(user_id=USER, name="ward 7", uploaded_bytes=4096, subscribed=True, refusals=[refusal])
+    missing.missing_since_time.FromSeconds(1_799_999_000)
+    missing.forecast_arrive_time.FromSeconds(1_800_000_900)
+    arrived = RoundParticipant(user_id=OTHER, name="ward 8", arrived=True)
+    found = Round(training_id=TRAINING, attempt=2, wait_rule=WAIT_RULE_MIN_UPDATES, refusals=[refusal])
+    found.participants.extend([missing, arrived])
+
+    call = command("training", "round", TRAINING)
+    server.reply("GetRound", GetRoundResponse(round=found))
+    head, people, refusals = done(call).stdout.split("\n\n")
+    shown = dict(line.split(maxsplit=1) for line in head.splitlines())
+    assert (shown["attempt"].strip(), shown["wait_rule"].strip()) == ("2", "WAIT_RULE_MIN_UPDATES")
+    assert USER not in head
+    header, first, second = people.splitlines()
+    assert " ".join(header.split()) == "NAME USER_ID ARRIVED MISSING SINCE LAST SEEN BYTES EXPECTED REFUSED"
+    for cell in ("ward 7", USER, "now", "4096", "UPDATE_NOT_FINITE 3"):
+        assert cell in first
+    assert (OTHER in second, "now" in second) == (True, False)
+    assert [line.split()[:2] for line in refusals.splitlines()] == [["REFUSED", "COUNT"], ["UPDATE_NOT_FINITE", "3"]]
+    assert "contains NaN" in refusals
+
+    call = command("training", "round", TRAINING, "--format", "json")
+    server.reply("GetRound", GetRoundResponse(round=found))
+    assert json.loads(done(call).stdout)["participants"][0]["refusals"][0]["count"] == "3"

@@ -5,8 +5,9 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from contracts.world import SPEC, new_id
-from fedround_server.app import MAX_MESSAGE
-from fedround_server.coordinator.round import MemberView
+from fedround_server.app import MAX_MESSAGE as MAX_MESSAGE_SIZE
+from fedround_server.coordinator.round import Explanation, MemberView
+from fedround_server.domain.refusal import MAX_MESSAGE, Refusal
 from fedround_server.domain.round import Round, RoundKind, RoundMember, RoundState, RoundView
 from fedround_server.domain.training import Training, TrainingState
 from fedround_server.services import convert, round_view
@@ -18,16 +19,27 @@ LONGEST = "\U0001f3e5" * 200
 
 
 def test_a_round_shows_the_missing_first() -> None:
-    arrived = [RoundMember(new_id(), LONGEST, NOW) for _ in range(1000)]
-    missing = [RoundMember(new_id(), LONGEST, None) for _ in range(600)]
-    views = [MemberView(member, NOW, 2**40) for member in [*arrived, *missing]]
+    arrived = [RoundMember(new_id(), LONGEST, NOW, NOW) for _ in range(1000)]
+    missing = [RoundMember(new_id(), LONGEST, NOW, None) for _ in range(600)]
+    views = [MemberView(member, NOW, True, 2**40, NOW) for member in [*arrived, *missing]]
     random.Random(0).shuffle(views)
-    shown = round_view.write(RoundView(ROUND, SPEC.round_policy, ()), views)
+    shown = round_view.write(Explanation(RoundView(ROUND, SPEC.round_policy, ()), tuple(views), NOW))
     assert shown.num_participants == 1600
     assert {one.user_id for one in shown.participants[:600]} == {member.user_id for member in missing}
     assert all(one.arrived for one in shown.participants[600:])
     assert len(shown.participants) == 1000
-    assert shown.ByteSize() < MAX_MESSAGE
+    assert shown.ByteSize() < MAX_MESSAGE_SIZE
+
+
+def test_refusals_leave_room_for_the_rest_of_a_round() -> None:
+    refusals = tuple(Refusal(f"REASON_{number}", 2**40, NOW, "\U0001f3e5" * MAX_MESSAGE) for number in range(20))
+    members = [RoundMember(new_id(), LONGEST, NOW, None, refusals=refusals) for _ in range(1000)]
+    views = tuple(MemberView(member, NOW, True, 2**40, NOW) for member in members)
+    shown = round_view.write(Explanation(RoundView(ROUND, SPEC.round_policy, (), refusals), views, NOW))
+    assert shown.num_participants == 1000
+    assert 0 < len(shown.participants) < 1000
+    assert len(shown.refusals) == len(shown.participants[0].refusals) == 20
+    assert shown.ByteSize() < MAX_MESSAGE_SIZE
 
 
 def test_a_training_of_very_many_participants() -> None:
@@ -36,5 +48,5 @@ def test_a_training_of_very_many_participants() -> None:
     found = replace(TRAINING, spec=spec, participant_ids=ids, num_participants=len(ids))
     shown = convert.training(found, found.actor_id)
     assert (tuple(shown.participant_ids), shown.num_participants) == (ids[:10_000], 60_000)
-    assert shown.ByteSize() < MAX_MESSAGE
+    assert shown.ByteSize() < MAX_MESSAGE_SIZE
     assert list(convert.training(found, ids[-1]).participant_ids) == [ids[-1]]

@@ -11,9 +11,8 @@ from google.protobuf.json_format import MessageToDict
 
 from fedround.v1.event_pb2 import Event
 from fedround.v1.training_pb2 import Training, TrainingState
-from fedround_client.command import training_clients, training_create
+from fedround_client.command import training_clients, training_create, training_round
 from fedround_client.command.output import (
-    UINT32,
     Columns,
     Format,
     FormatOption,
@@ -28,6 +27,7 @@ from fedround_client.command.session import client_of
 app = typer.Typer(no_args_is_help=True, help="Create, steer and watch trainings.")
 app.add_typer(training_clients.app, name="clients")
 app.command("create")(training_create.create)
+app.command("round")(training_round.round_)
 
 
 class TrainingRoleChoice(StrEnum):
@@ -115,20 +115,6 @@ def watch(
     with client_of(context) as client:
         for event in client.watch(training_id or None):
             typer.echo(json.dumps(as_dict(event)) if form is Format.JSON else _line(event))
-
-
-@app.command("round")
-def round_(
-    context: typer.Context,
-    training_id: TrainingId,
-    number: Annotated[
-        int | None, typer.Option(min=0, max=UINT32, help="Number of the round; the current one by default.")
-    ] = None,
-    form: FormatOption = Format.TABLE,
-) -> None:
-    """Show what a round is waiting for."""
-    with client_of(context) as client:
-        show(client.get_round(training_id, number), form)
 
 
 def _line(event: Event) -> str:

@@ -5,6 +5,7 @@ Rounds: what their participants do."""
 
 from collections import abc as _abc
 from fedround.v1 import event_pb2 as _event_pb2
+from fedround.v1 import training_pb2 as _training_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
@@ -52,6 +53,34 @@ ROUND_STATE_DONE: RoundState.ValueType  # 3
 ROUND_STATE_ABANDONED: RoundState.ValueType  # 4
 """The training ended, or the whole cohort left it, before the round had a result."""
 Global___RoundState: _TypeAlias = RoundState  # noqa: Y015
+
+class _WaitRule:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _WaitRuleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WaitRule.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    WAIT_RULE_UNSPECIFIED: _WaitRule.ValueType  # 0
+    """Nothing: the round is over."""
+    WAIT_RULE_ALL_UPDATES: _WaitRule.ValueType  # 1
+    """It waits for the update or report of every participant of it."""
+    WAIT_RULE_MIN_UPDATES: _WaitRule.ValueType  # 2
+    """It waits for so many updates or reports, whoever sends them."""
+    WAIT_RULE_AGGREGATION: _WaitRule.ValueType  # 3
+    """It is closed, and its result is being computed."""
+
+class WaitRule(_WaitRule, metaclass=_WaitRuleEnumTypeWrapper):
+    """What holds a round."""
+
+WAIT_RULE_UNSPECIFIED: WaitRule.ValueType  # 0
+"""Nothing: the round is over."""
+WAIT_RULE_ALL_UPDATES: WaitRule.ValueType  # 1
+"""It waits for the update or report of every participant of it."""
+WAIT_RULE_MIN_UPDATES: WaitRule.ValueType  # 2
+"""It waits for so many updates or reports, whoever sends them."""
+WAIT_RULE_AGGREGATION: WaitRule.ValueType  # 3
+"""It is closed, and its result is being computed."""
+Global___WaitRule: _TypeAlias = WaitRule  # noqa: Y015
 
 @_typing.final
 class UpdateSpec(_message.Message):
@@ -529,6 +558,10 @@ class Round(_message.Message):
     NUM_PARTICIPANTS_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
     MAX_ATTEMPTS_FIELD_NUMBER: _builtins.int
+    WAIT_RULE_FIELD_NUMBER: _builtins.int
+    ON_DEADLINE_FIELD_NUMBER: _builtins.int
+    FORECAST_END_TIME_FIELD_NUMBER: _builtins.int
+    REFUSALS_FIELD_NUMBER: _builtins.int
     training_id: _builtins.str
     """UUID of the training."""
     number: _builtins.int
@@ -551,9 +584,13 @@ class Round(_message.Message):
     """Which try of the round this is, from 1: a round that misses its deadline may be repeated."""
     max_attempts: _builtins.int
     """How many tries the training's policy allows; 1 means that a missed deadline ends the training."""
+    wait_rule: Global___WaitRule.ValueType
+    """The rule that holds the round; waiting_for says it in words."""
+    on_deadline: _training_pb2.OnMissed.ValueType
+    """What happens if the round reaches its deadline as it is now; unspecified if it has none, or is not open."""
     @_builtins.property
     def participants(self) -> _containers.RepeatedCompositeFieldContainer[Global___RoundParticipant]:
-        """The cohort; at most 1000 of it, those first whose update or report is missing."""
+        """The cohort; at most 1000 of it, as many as fit into a message, those first whose update or report is missing."""
 
     @_builtins.property
     def open_time(self) -> _timestamp_pb2.Timestamp:
@@ -566,6 +603,16 @@ class Round(_message.Message):
     @_builtins.property
     def done_time(self) -> _timestamp_pb2.Timestamp:
         """When the result was committed; unset before."""
+
+    @_builtins.property
+    def forecast_end_time(self) -> _timestamp_pb2.Timestamp:
+        """When this try will probably end: when enough updates or reports are expected, or at its deadline. Unset if that is not
+        known, since too few of the missing have a history in rounds of this kind in this training.
+        """
+
+    @_builtins.property
+    def refusals(self) -> _containers.RepeatedCompositeFieldContainer[Global___Refusal]:
+        """What was submitted in this round and refused, by reason, from all who take or took part in the training."""
 
     def __init__(
         self,
@@ -585,14 +632,54 @@ class Round(_message.Message):
         num_participants: _builtins.int = ...,
         attempt: _builtins.int = ...,
         max_attempts: _builtins.int = ...,
+        wait_rule: Global___WaitRule.ValueType = ...,
+        on_deadline: _training_pb2.OnMissed.ValueType = ...,
+        forecast_end_time: _timestamp_pb2.Timestamp | None = ...,
+        refusals: _abc.Iterable[Global___Refusal] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline", "done_time", b"done_time", "open_time", b"open_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline", "done_time", b"done_time", "forecast_end_time", b"forecast_end_time", "open_time", b"open_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "deadline", b"deadline", "done_time", b"done_time", "kind", b"kind", "max_attempts", b"max_attempts", "model_version", b"model_version", "num_participants", b"num_participants", "number", b"number", "open_time", b"open_time", "participants", b"participants", "state", b"state", "training_id", b"training_id", "updates_arrived", b"updates_arrived", "updates_expected", b"updates_expected", "waiting_for", b"waiting_for"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "deadline", b"deadline", "done_time", b"done_time", "forecast_end_time", b"forecast_end_time", "kind", b"kind", "max_attempts", b"max_attempts", "model_version", b"model_version", "num_participants", b"num_participants", "number", b"number", "on_deadline", b"on_deadline", "open_time", b"open_time", "participants", b"participants", "refusals", b"refusals", "state", b"state", "training_id", b"training_id", "updates_arrived", b"updates_arrived", "updates_expected", b"updates_expected", "wait_rule", b"wait_rule", "waiting_for", b"waiting_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Round: _TypeAlias = Round  # noqa: Y015
+
+@_typing.final
+class Refusal(_message.Message):
+    """How often something was refused for a reason. What is refused is not in the round."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    LAST_TIME_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """UPPER_SNAKE, for programs."""
+    count: _builtins.int
+    """How often."""
+    message: _builtins.str
+    """What was said last, for people; at most 300 characters."""
+    @_builtins.property
+    def last_time(self) -> _timestamp_pb2.Timestamp:
+        """When last."""
+
+    def __init__(
+        self,
+        *,
+        reason: _builtins.str = ...,
+        count: _builtins.int = ...,
+        last_time: _timestamp_pb2.Timestamp | None = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["last_time", b"last_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "last_time", b"last_time", "message", b"message", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Refusal: _TypeAlias = Refusal  # noqa: Y015
 
 @_typing.final
 class RoundParticipant(_message.Message):
@@ -606,6 +693,10 @@ class RoundParticipant(_message.Message):
     ARRIVE_TIME_FIELD_NUMBER: _builtins.int
     LAST_SEEN_TIME_FIELD_NUMBER: _builtins.int
     UPLOADED_BYTES_FIELD_NUMBER: _builtins.int
+    MISSING_SINCE_TIME_FIELD_NUMBER: _builtins.int
+    SUBSCRIBED_FIELD_NUMBER: _builtins.int
+    FORECAST_ARRIVE_TIME_FIELD_NUMBER: _builtins.int
+    REFUSALS_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     """UUID of the user."""
     name: _builtins.str
@@ -613,14 +704,32 @@ class RoundParticipant(_message.Message):
     arrived: _builtins.bool
     """Whether its update or report is here."""
     uploaded_bytes: _builtins.int
-    """Bytes of its upload under way."""
+    """Bytes of its upload that are here, also between two tries. After a restart of the server 0 until the next try."""
+    subscribed: _builtins.bool
+    """Whether it has a subscription open: keepalive ends the one of a participant that is gone."""
     @_builtins.property
     def arrive_time(self) -> _timestamp_pb2.Timestamp:
         """When it arrived; unset before."""
 
     @_builtins.property
     def last_seen_time(self) -> _timestamp_pb2.Timestamp:
-        """When the participant was last heard of, since the server started; unset if not yet."""
+        """When the participant was last heard of; while it is subscribed, now. After a restart of the server it may be a minute
+        too early. Unset if it was never heard of.
+        """
+
+    @_builtins.property
+    def missing_since_time(self) -> _timestamp_pb2.Timestamp:
+        """Since when its update or report is missing; unset once it is here."""
+
+    @_builtins.property
+    def forecast_arrive_time(self) -> _timestamp_pb2.Timestamp:
+        """When its update or report is expected: after the median of what it took in the last 20 rounds of this kind, or at any
+        moment if that is over. Unset once it is here, and without a history.
+        """
+
+    @_builtins.property
+    def refusals(self) -> _containers.RepeatedCompositeFieldContainer[Global___Refusal]:
+        """What it submitted in this round and was refused, by reason."""
 
     def __init__(
         self,
@@ -631,10 +740,14 @@ class RoundParticipant(_message.Message):
         arrive_time: _timestamp_pb2.Timestamp | None = ...,
         last_seen_time: _timestamp_pb2.Timestamp | None = ...,
         uploaded_bytes: _builtins.int = ...,
+        missing_since_time: _timestamp_pb2.Timestamp | None = ...,
+        subscribed: _builtins.bool = ...,
+        forecast_arrive_time: _timestamp_pb2.Timestamp | None = ...,
+        refusals: _abc.Iterable[Global___Refusal] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["arrive_time", b"arrive_time", "last_seen_time", b"last_seen_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["arrive_time", b"arrive_time", "forecast_arrive_time", b"forecast_arrive_time", "last_seen_time", b"last_seen_time", "missing_since_time", b"missing_since_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrive_time", b"arrive_time", "arrived", b"arrived", "last_seen_time", b"last_seen_time", "name", b"name", "uploaded_bytes", b"uploaded_bytes", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrive_time", b"arrive_time", "arrived", b"arrived", "forecast_arrive_time", b"forecast_arrive_time", "last_seen_time", b"last_seen_time", "missing_since_time", b"missing_since_time", "name", b"name", "refusals", b"refusals", "subscribed", b"subscribed", "uploaded_bytes", b"uploaded_bytes", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

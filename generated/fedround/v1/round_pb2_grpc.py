@@ -113,7 +113,8 @@ class RoundServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetRound(self, request, context):
-        """Answers why a round is waiting: who is missing, and which rule holds it. For the actor.
+        """Answers why a round is waiting: who is missing, which rule holds it, when that fires and what happens then, what was
+        refused, and when the round will probably end. For the actor.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

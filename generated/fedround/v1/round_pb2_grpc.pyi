@@ -53,7 +53,9 @@ class RoundServiceStub:
     SubmitMetrics: _grpc.UnaryUnaryMultiCallable[_round_pb2.SubmitMetricsRequest, _round_pb2.SubmitMetricsResponse]
     """Submits the results of evaluating the model in the open evaluation round, once."""
     GetRound: _grpc.UnaryUnaryMultiCallable[_round_pb2.GetRoundRequest, _round_pb2.GetRoundResponse]
-    """Answers why a round is waiting: who is missing, and which rule holds it. For the actor."""
+    """Answers why a round is waiting: who is missing, which rule holds it, when that fires and what happens then, what was
+    refused, and when the round will probably end. For the actor.
+    """
 
 @_typing.type_check_only
 class RoundServiceAsyncStub(RoundServiceStub):
@@ -79,7 +81,9 @@ class RoundServiceAsyncStub(RoundServiceStub):
     SubmitMetrics: _aio.UnaryUnaryMultiCallable[_round_pb2.SubmitMetricsRequest, _round_pb2.SubmitMetricsResponse]  # type: ignore[assignment]
     """Submits the results of evaluating the model in the open evaluation round, once."""
     GetRound: _aio.UnaryUnaryMultiCallable[_round_pb2.GetRoundRequest, _round_pb2.GetRoundResponse]  # type: ignore[assignment]
-    """Answers why a round is waiting: who is missing, and which rule holds it. For the actor."""
+    """Answers why a round is waiting: who is missing, which rule holds it, when that fires and what happens then, what was
+    refused, and when the round will probably end. For the actor.
+    """
 
 class RoundServiceServicer(metaclass=_abc_1.ABCMeta):
     """For the users that take part in rounds."""
@@ -138,6 +142,8 @@ class RoundServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _round_pb2.GetRoundRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_round_pb2.GetRoundResponse, _abc.Awaitable[_round_pb2.GetRoundResponse]]:
-        """Answers why a round is waiting: who is missing, and which rule holds it. For the actor."""
+        """Answers why a round is waiting: who is missing, which rule holds it, when that fires and what happens then, what was
+        refused, and when the round will probably end. For the actor.
+        """
 
 def add_RoundServiceServicer_to_server(servicer: RoundServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, ParamSpec, Protocol, TypeVar
 
 from fedround_server.blobs import BlobStore
+from fedround_server.coordinator.presence import Presence
 from fedround_server.engine.worker import Engine
 from fedround_server.hub import Hub
 from fedround_server.store import Store
@@ -76,6 +77,7 @@ class Context:
     tasks: asyncio.TaskGroup
     limits: Limits = field(default_factory=Limits)
     architectures: Mapping[str, str] = field(default_factory=dict)
+    presence: Presence = field(default_factory=Presence)
     clock: Clock = field(default_factory=SystemClock)
     new_id: Callable[[], str] = lambda: str(uuid.uuid4())
 

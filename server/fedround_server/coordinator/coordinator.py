@@ -7,6 +7,7 @@ from fedround_server.coordinator.audit import Audit
 from fedround_server.coordinator.context import Context, in_thread, settle, to_the_end
 from fedround_server.coordinator.inference import Inference
 from fedround_server.coordinator.model import Models
+from fedround_server.coordinator.refusals import Refusals
 from fedround_server.coordinator.round import Rounds
 from fedround_server.coordinator.subscription import Subscriptions
 from fedround_server.coordinator.training import Trainings
@@ -20,6 +21,7 @@ RECONCILIATION_INTERVAL = timedelta(seconds=5)
 COLLECTION_INTERVAL = timedelta(hours=1)
 # The store answers other questions between two slices.
 COLLECTION_SLICE = 500
+SIGHTING_INTERVAL = timedelta(seconds=50)
 
 
 class Coordinator:
@@ -31,7 +33,8 @@ class Coordinator:
         self.uploads = Uploads(context)
         self.users = Users(context)
         self.models = Models(context, self.uploads)
-        self.rounds = Rounds(context, self.uploads, self.users)
+        self.rounds = Rounds(context, self.uploads)
+        self.refusals = Refusals(context)
         self.trainings = Trainings(context, self.uploads, self.rounds)
         self.subscriptions = Subscriptions(context)
         self.inference = Inference(context)
@@ -47,6 +50,7 @@ class Coordinator:
         reached("start.recovered")
         self._context.tasks.create_task(self._reconcile(), name="reconcile rounds")
         self._context.tasks.create_task(self._collect(), name="collect blobs")
+        self._context.tasks.create_task(self._watch(), name="keep sightings")
 
     async def remove_user(self, user_id: str, *, force: bool) -> None:
         """Removes a user with the trainings that it steers, and goes on with those that it left.
@@ -64,8 +68,9 @@ class Coordinator:
         self.subscriptions.close()
 
     async def close(self) -> None:
-        """Waits for work that must not stop half way; the audit log has the last word."""
+        """Waits for work that must not stop half way, keeps who was seen, and has the audit log say the last word."""
         await settle()
+        await self._keep_sightings()
         await self.audit.stop()
 
     async def _remove_user(self, user_id: str, force: bool) -> None:
@@ -82,6 +87,19 @@ class Coordinator:
                 await self.rounds.reconcile()
             except Unavailable as error:
                 log.warning("looking for rounds that were left behind: %s", error)
+
+    async def _watch(self) -> None:
+        while True:
+            await self._context.clock.sleep(SIGHTING_INTERVAL)
+            await self._keep_sightings()
+
+    async def _keep_sightings(self) -> None:
+        news = self._context.presence.take_news(self._context.clock.now())
+        try:
+            await self._context.store.sightings.note(news)
+        except Unavailable as error:
+            self._context.presence.give_back(news)
+            log.warning("keeping when users were seen: %s", error)
 
     async def _collect(self) -> None:
         while True:

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from fedround_server.blobs import told_when_full
 from fedround_server.coordinator.context import Context, in_thread, to_the_end
 from fedround_server.coordinator.upload import Incoming, Uploads
-from fedround_server.coordinator.user import Users
+from fedround_server.domain import forecast
 from fedround_server.domain.audit import acting
 from fedround_server.domain.chain import averages
 from fedround_server.domain.errors import DiskFull, Unavailable
@@ -31,11 +31,29 @@ NO_FILE = BlobRef("", 0)
 
 @dataclass(frozen=True, slots=True)
 class MemberView:
-    """A member of a round's cohort, as the actor sees it."""
+    """A member of a round's cohort, as the actor sees it.
+
+    Attributes:
+        last_seen: When it was there last, as far as that is known.
+        subscribed: Whether it listens.
+        uploaded_bytes: How much of its update is here.
+        forecast: When its update is expected; None if it is here, or if nothing is known.
+    """
 
     member: RoundMember
     last_seen: datetime | None
+    subscribed: bool
     uploaded_bytes: int
+    forecast: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why a round is waiting; forecast_end is when its present attempt will end, None if that is not known."""
+
+    view: RoundView
+    members: tuple[MemberView, ...]
+    forecast_end: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +68,11 @@ class _Timer:
 class Rounds:
     """What can be done with rounds, and what they do by themselves."""
 
-    def __init__(self, context: Context, uploads: Uploads, users: Users) -> None:
+    def __init__(self, context: Context, uploads: Uploads) -> None:
         """Begins with no aggregation and no deadline under way; `recover` finds those of an earlier process."""
         self._context = context
         self._store = context.store.rounds
         self._uploads = uploads
-        self._users = users
         self._aggregations: set[str] = set()
         self._again: set[str] = set()
         self._timers: dict[str, _Timer] = {}
@@ -94,22 +111,19 @@ class Rounds:
         new = NewUpdate(training_id, number, user_id, NO_FILE, num_examples, metrics)
         await to_the_end(self._accept(new, RoundKind.EVALUATE))
 
-    async def explain(self, training_id: str, number: int | None, actor_id: str) -> tuple[RoundView, list[MemberView]]:
+    async def explain(self, training_id: str, number: int | None, actor_id: str) -> Explanation:
         """Returns a round with what is known of its members.
 
         Raises:
             FedroundError: As `RoundVerbs.explain` tells.
         """
         found = await self._store.explain(training_id, number, actor_id)
-        views = [
-            MemberView(
-                member,
-                self._users.last_seen(member.user_id),
-                0 if member.arrive_time else self._uploads.progress(training_id, member.user_id),
-            )
-            for member in found.members
-        ]
-        return found, views
+        now = self._context.clock.now()
+        is_open = found.round.state is RoundState.OPEN
+        members = tuple(self._look_at(member, found.round, now) for member in found.members)
+        arrivals = [one.member.arrive_time or one.forecast for one in members]
+        forecast_end = forecast.end(arrivals, found.round.expected, found.round.deadline) if is_open else None
+        return Explanation(found, members, forecast_end)
 
     async def dealt(self, training_id: str, number: int, user_id: str) -> tuple[ModelInfo, BlobRef]:
         """Returns the model that a user was dealt in a round of daisy chaining.
@@ -163,6 +177,16 @@ class Rounds:
         timer = self._timers.pop(training_id, None)
         if timer is not None:
             timer.task.cancel()
+
+    def _look_at(self, member: RoundMember, found: Round, now: datetime) -> MemberView:
+        presence, missing = self._context.presence, member.arrive_time is None
+        return MemberView(
+            member=member,
+            last_seen=presence.last_seen(member.user_id, now) or member.seen_time,
+            subscribed=presence.is_listening(member.user_id),
+            uploaded_bytes=self._uploads.progress(found.training_id, found.number, member.user_id) if missing else 0,
+            forecast=forecast.arrival(member.ask_time, member.durations, now) if missing else None,
+        )
 
     def _take_up(self, current: Round | UnfinishedRound) -> bool:
         """Starts what a round waits for; tells whether that was not under way."""

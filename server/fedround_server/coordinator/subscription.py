@@ -73,7 +73,8 @@ class Subscriptions:
                 subscription: _Subscription = _All(self._context, user_id, resume_after, waiter)
             else:
                 subscription = _One(self._context, user_id, training_id, resume_after, waiter)
-            await self._run(subscription, waiter, _Line(send, greet))
+            with self._context.presence.listening(user_id, self._context.clock.now):
+                await self._run(subscription, waiter, _Line(send, greet))
 
     async def _run(self, subscription: "_Subscription", waiter: Waiter, line: "_Line") -> None:
         seconds = self._context.limits.heartbeat.total_seconds()

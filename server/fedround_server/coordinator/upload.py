@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fedround_server.blobs import BlobWriter
 from fedround_server.coordinator.context import Context, in_thread, wait_out
@@ -40,6 +40,7 @@ class Incoming:
         upload_id: Makes the upload resumable.
         offset: Where the chunks start in the file.
         training_id: The training that an update is for.
+        round: The round that it is for.
     """
 
     user_id: str
@@ -49,6 +50,7 @@ class Incoming:
     upload_id: str | None = None
     offset: int = 0
     training_id: str | None = None
+    round: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,15 @@ class _Owner:
             self.scope.reschedule(asyncio.get_running_loop().time())
 
 
+@dataclass(frozen=True, slots=True)
+class _Progress:
+    """The latest try of a participant's update; without a writer once it is over."""
+
+    round: int
+    upload_id: str | None
+    writer: BlobWriter | None
+
+
 class Uploads:
     """Uploads under way, and those that wait for their next try."""
 
@@ -82,7 +93,7 @@ class Uploads:
         self._context = context
         self._space = Space(context.limits, context.blobs)
         self._owners: dict[tuple[str, str], _Owner] = {}
-        self._updates: dict[tuple[str, str], BlobWriter] = {}
+        self._updates: dict[tuple[str, str], _Progress] = {}
 
     async def recover(self) -> None:
         """Finds what an earlier process left, before serving."""
@@ -105,10 +116,14 @@ class Uploads:
         """Returns how much of a resumable upload is here, in bytes."""
         return self._context.blobs.upload_size(user_id, upload_id)
 
-    def progress(self, training_id: str, user_id: str) -> int:
-        """Returns how many bytes of a participant's update are here, of an upload under way."""
-        writer = self._updates.get((training_id, user_id))
-        return 0 if writer is None else writer.size_bytes
+    def progress(self, training_id: str, number: int, user_id: str) -> int:
+        """Returns how many bytes of a participant's update for a round are here, also between two tries."""
+        found = self._updates.get((training_id, user_id))
+        if found is None or found.round != number:
+            return 0
+        if found.writer is not None:
+            return found.writer.size_bytes
+        return self.committed_size(user_id, found.upload_id) if found.upload_id else 0
 
     async def receive(self, incoming: Incoming, expected: Manifest | None, bound: NormBound | None = None) -> Received:
         """Takes a file in. When it returns, the file is on disk, whole, checked and under its digest.
@@ -228,14 +243,19 @@ class Uploads:
 
     @contextmanager
     def _watch(self, incoming: Incoming, writer: BlobWriter) -> Iterator[None]:
-        """Shows an update's progress while it arrives."""
-        key = (incoming.training_id or "", incoming.user_id)
-        self._updates[key] = writer
+        """Shows an update's progress while it arrives, and between its tries."""
+        if incoming.training_id is None:
+            yield
+            return
+        key = (incoming.training_id, incoming.user_id)
+        own = _Progress(incoming.round, incoming.upload_id, writer)
+        self._updates[key] = own
         try:
             yield
         finally:
-            if self._updates.get(key) is writer:
-                del self._updates[key]
+            # Else a later try, of this round or the next, shows its own.
+            if self._updates[key] is own:
+                self._updates[key] = replace(own, writer=None)
 
 
 def _store(context: Context, writer: BlobWriter) -> None:

@@ -16,10 +16,9 @@ class Users:
     """What can be done with users."""
 
     def __init__(self, context: Context) -> None:
-        """Begins without having seen anybody."""
+        """Joins what is needed."""
         self._context = context
         self._access = Access(context)
-        self._last_seen: dict[str, datetime] = {}
 
     @asynccontextmanager
     async def admit(self, credentials: Credentials) -> AsyncIterator[User]:
@@ -29,12 +28,8 @@ class Users:
             Unauthenticated: Nobody has these credentials, or not any more.
         """
         async with self._access.admit(credentials) as user:
-            self._last_seen[user.user_id] = self._context.clock.now()
+            self._context.presence.see(user.user_id, self._context.clock.now())
             yield user
-
-    def last_seen(self, user_id: str) -> datetime | None:
-        """Returns when a user was heard of last, since the start of the server."""
-        return self._last_seen.get(user_id)
 
     def last_use(self, user_id: str, token: Token) -> datetime | None:
         """Returns when a call was made with a token last, since the start of the server."""
@@ -160,7 +155,7 @@ class Users:
         left = await self._context.store.users.remove(user_id, self._context.clock.now(), force=force)
         await self._access.recheck(user_id)
         self._access.forget(user_id)
-        self._last_seen.pop(user_id, None)
+        self._context.presence.forget(user_id)
         self._context.hub.notify(*left)
         return left
 

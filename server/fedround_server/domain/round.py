@@ -2,9 +2,10 @@
 
 import enum
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
-from fedround_server.domain.training import RoundPolicy, TrainingSpec, collects, evaluates
+from fedround_server.domain.refusal import Refusal
+from fedround_server.domain.training import OnMissed, RoundPolicy, TrainingSpec, collects, evaluates
 
 
 class RoundKind(enum.Enum):
@@ -70,20 +71,45 @@ class UnfinishedRound:
 
 @dataclass(frozen=True, slots=True)
 class RoundMember:
-    """A member of a round's cohort; arrive_time is None while its update or report is missing."""
+    """A member of a round's cohort.
+
+    Attributes:
+        ask_time: Since when it is in the round.
+        arrive_time: When its update or report was accepted; None while that is missing.
+        seen_time: When it was seen last, as far as that is stored.
+        durations: What it took in earlier rounds of the kind, from being asked to an accepted update.
+        refusals: What it submitted in vain.
+    """
 
     user_id: str
     name: str
+    ask_time: datetime
     arrive_time: datetime | None
+    seen_time: datetime | None = None
+    durations: tuple[timedelta, ...] = ()
+    refusals: tuple[Refusal, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class RoundView:
-    """A round, the policy that it follows, and its present members, as its actor may see them."""
+    """A round, the policy that it follows, and its present members, as its actor may see them.
+
+    Attributes:
+        refusals: What was submitted in vain, also by others than present members.
+    """
 
     round: Round
     policy: RoundPolicy
     members: tuple[RoundMember, ...]
+    refusals: tuple[Refusal, ...] = ()
+
+
+class WaitRule(enum.Enum):
+    """What holds a round."""
+
+    ALL_UPDATES = "ALL_UPDATES"
+    MIN_UPDATES = "MIN_UPDATES"
+    AGGREGATION = "AGGREGATION"
 
 
 class Verdict(enum.Enum):
@@ -98,6 +124,22 @@ class Verdict(enum.Enum):
 def expected_updates(policy: RoundPolicy, cohort_size: int) -> int:
     """Returns how many updates close a round of that cohort."""
     return min(policy.min_updates, cohort_size) if policy.min_updates else cohort_size
+
+
+def wait_rule(view: RoundView) -> WaitRule | None:
+    """Tells what holds a round; None if it is over."""
+    if view.round.state is RoundState.AGGREGATING:
+        return WaitRule.AGGREGATION
+    if view.round.state is not RoundState.OPEN:
+        return None
+    return WaitRule.MIN_UPDATES if view.round.expected < len(view.members) else WaitRule.ALL_UPDATES
+
+
+def when_missed(view: RoundView) -> OnMissed | None:
+    """Tells what happens if an open round reaches its deadline as it is; None if it has none, or is not open."""
+    if view.round.state is not RoundState.OPEN or view.round.deadline is None:
+        return None
+    return OnMissed.RETRY if view.round.attempt < view.policy.max_attempts else OnMissed.FAIL
 
 
 def judge(arrived: int, expected: int, *, due: bool, last: bool = True) -> Verdict:

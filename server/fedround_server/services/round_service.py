@@ -53,18 +53,19 @@ class RoundService(round_pb2_grpc.RoundServiceServicer):
         stream = ChunkStream(request_iterator)
         spec = (await stream.first()).spec
         training_id = fields.an_id("spec.training_id", spec.training_id)
-        file = incoming(stream, "spec.", spec.sha256, spec.size_bytes, spec.upload_id, spec.offset)
-        if file.sha256 is None:
-            raise FieldInvalid("spec.sha256", "is required: the SHA-256 of the file, in hex")
-        if file.size_bytes is None:
-            raise FieldInvalid("spec.size_bytes", "is required: the size of the file in bytes")
-        update = await self._rounds.submit(
-            training_id,
-            spec.round,
-            fields.a_num_examples(spec.num_examples),
-            fields.some_metrics(spec.metrics),
-            replace(file, training_id=training_id),
-        )
+        async with self._coordinator.refusals.counted(training_id, spec.round, caller().user_id):
+            file = incoming(stream, "spec.", spec.sha256, spec.size_bytes, spec.upload_id, spec.offset)
+            if file.sha256 is None:
+                raise FieldInvalid("spec.sha256", "is required: the SHA-256 of the file, in hex")
+            if file.size_bytes is None:
+                raise FieldInvalid("spec.size_bytes", "is required: the size of the file in bytes")
+            update = await self._rounds.submit(
+                training_id,
+                spec.round,
+                fields.a_num_examples(spec.num_examples),
+                fields.some_metrics(spec.metrics),
+                replace(file, training_id=training_id, round=spec.round),
+            )
         return round_pb2.SubmitUpdateResponse(receipt=convert.receipt(update))
 
     async def GetUpload(self, request: round_pb2.GetUploadRequest, context: Call) -> round_pb2.GetUploadResponse:
@@ -90,18 +91,20 @@ class RoundService(round_pb2_grpc.RoundServiceServicer):
         self, request: round_pb2.SubmitMetricsRequest, context: Call
     ) -> round_pb2.SubmitMetricsResponse:
         """Accepts the results of an evaluation."""
-        await self._rounds.submit_metrics(
-            fields.an_id("training_id", request.training_id),
-            request.round,
-            caller().user_id,
-            fields.a_num_examples(request.num_examples),
-            fields.some_metrics(request.metrics),
-        )
+        training_id, user_id = fields.an_id("training_id", request.training_id), caller().user_id
+        async with self._coordinator.refusals.counted(training_id, request.round, user_id):
+            await self._rounds.submit_metrics(
+                training_id,
+                request.round,
+                user_id,
+                fields.a_num_examples(request.num_examples),
+                fields.some_metrics(request.metrics),
+            )
         return round_pb2.SubmitMetricsResponse()
 
     async def GetRound(self, request: round_pb2.GetRoundRequest, context: Call) -> round_pb2.GetRoundResponse:
         """Answers why a round is waiting."""
         training_id = fields.an_id("training_id", request.training_id)
         number = request.round if request.HasField("round") else None
-        found, members = await self._rounds.explain(training_id, number, caller().user_id)
-        return round_pb2.GetRoundResponse(round=round_view.write(found, members))
+        explanation = await self._rounds.explain(training_id, number, caller().user_id)
+        return round_pb2.GetRoundResponse(round=round_view.write(explanation))

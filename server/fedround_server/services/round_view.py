@@ -1,19 +1,23 @@
 """Writes a Round message: what a round waits for, as its actor sees it."""
 
-from collections.abc import Sequence
+from itertools import islice
 
-from fedround.v1 import round_pb2
-from fedround_server.coordinator.round import MemberView
-from fedround_server.domain.round import RoundKind, RoundState, RoundView
-from fedround_server.services import convert
+from fedround.v1 import round_pb2, training_pb2
+from fedround_server.coordinator.round import Explanation, MemberView
+from fedround_server.domain.refusal import Refusal
+from fedround_server.domain.round import RoundKind, RoundState, RoundView, wait_rule, when_missed
+from fedround_server.domain.training import OnMissed
+from fedround_server.services import convert, pages
 
 MAX_MEMBERS = 1000
 
 
-def write(view: RoundView, members: Sequence[MemberView]) -> round_pb2.Round:
+def write(explanation: Explanation) -> round_pb2.Round:
     """Encodes a round with what is known of its members: the missing ones first, as far as there is room."""
+    view = explanation.view
     found = view.round
-    missing_first = sorted(members, key=lambda one: one.member.arrive_time is not None)
+    rule, missed = wait_rule(view), when_missed(view)
+    missing_first = sorted(explanation.members, key=lambda one: one.member.arrive_time is not None)
     return round_pb2.Round(
         training_id=found.training_id,
         number=found.number,
@@ -22,24 +26,44 @@ def write(view: RoundView, members: Sequence[MemberView]) -> round_pb2.Round:
         model_version=found.model_version,
         updates_arrived=found.arrived,
         updates_expected=found.expected,
-        participants=[
-            round_pb2.RoundParticipant(
-                user_id=one.member.user_id,
-                name=one.member.name,
-                arrived=one.member.arrive_time is not None,
-                arrive_time=convert.timestamp(one.member.arrive_time),
-                last_seen_time=convert.timestamp(one.last_seen),
-                uploaded_bytes=one.uploaded_bytes,
-            )
-            for one in missing_first[:MAX_MEMBERS]
-        ],
-        num_participants=len(members),
+        participants=pages.fitting(islice(missing_first, MAX_MEMBERS), _participant),
+        num_participants=len(explanation.members),
         waiting_for=_waiting_for(view),
         open_time=convert.timestamp(found.open_time),
         deadline=convert.timestamp(found.deadline),
         done_time=convert.timestamp(found.done_time),
         attempt=found.attempt,
         max_attempts=view.policy.max_attempts,
+        wait_rule=round_pb2.WaitRule.Value(f"WAIT_RULE_{'UNSPECIFIED' if rule is None else rule.value}"),
+        on_deadline=training_pb2.OnMissed.Value(f"ON_MISSED_{'UNSPECIFIED' if missed is None else missed.value}"),
+        forecast_end_time=convert.timestamp(explanation.forecast_end),
+        refusals=map(_refusal, view.refusals),
+    )
+
+
+def _participant(view: MemberView) -> round_pb2.RoundParticipant:
+    member = view.member
+    missing = member.arrive_time is None
+    return round_pb2.RoundParticipant(
+        user_id=member.user_id,
+        name=member.name,
+        arrived=not missing,
+        arrive_time=convert.timestamp(member.arrive_time),
+        last_seen_time=convert.timestamp(view.last_seen),
+        uploaded_bytes=view.uploaded_bytes,
+        missing_since_time=convert.timestamp(member.ask_time) if missing else None,
+        subscribed=view.subscribed,
+        forecast_arrive_time=convert.timestamp(view.forecast),
+        refusals=map(_refusal, member.refusals),
+    )
+
+
+def _refusal(found: Refusal) -> round_pb2.Refusal:
+    return round_pb2.Refusal(
+        reason=found.reason,
+        count=found.count,
+        last_time=convert.timestamp(found.last_time),
+        message=found.message,
     )
 
 
@@ -54,6 +78,6 @@ def _waiting_for(view: RoundView) -> str:
     if found.deadline is None:
         return f"{rule}; there is no deadline"
     rule += f", until {found.deadline.isoformat(timespec='seconds')}"
-    if found.attempt < view.policy.max_attempts:
+    if when_missed(view) is OnMissed.RETRY:
         return f"{rule}: with fewer than that it is repeated (try {found.attempt} of {view.policy.max_attempts})"
     return f"{rule}: fewer than that end the training in ERROR"

@@ -92,7 +92,7 @@ def _repeat(training: TrainingRow, row: RoundRow, policy: RoundPolicy, now: date
     Nobody joins a chain: there is no model to deal to them.
     """
     joining = [] if row.step else sorted(set(steps.participant_ids(row.training_id)) - _ever_in(row))
-    steps.enter(row, joining)
+    steps.enter(row, joining, now)
     present, arrived = steps.round_counts(row.training_id, row.number)
     row.attempt += 1
     row.deadline = None if policy.deadline is None else now + policy.deadline

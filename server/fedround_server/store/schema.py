@@ -222,6 +222,7 @@ class CohortRow(Row):
     number = IntegerField()
     user_id = id_field()
     removed = BooleanField()
+    ask_time = InstantField()
 
     class Meta:
         table_name = "cohort"
@@ -258,6 +259,32 @@ class DealRow(Row):
     class Meta:
         table_name = "deal"
         primary_key = CompositeKey("training_id", "number", "user_id")
+
+
+class RefusalRow(Row):
+    """How often what a participant submitted in a round was refused for a reason, and what was said last."""
+
+    training_id = id_field()
+    number = IntegerField()
+    user_id = id_field()
+    reason = CharField(max_length=64)
+    count = BigIntegerField()
+    last_time = InstantField()
+    message = TextField()
+
+    class Meta:
+        table_name = "refusal"
+        primary_key = CompositeKey("training_id", "number", "user_id", "reason")
+
+
+class SightingRow(Row):
+    """When a user was seen last, to the minute."""
+
+    user_id = id_field(primary_key=True)
+    seen_time = InstantField()
+
+    class Meta:
+        table_name = "sighting"
 
 
 class EventRow(Row):
@@ -322,6 +349,8 @@ TABLES: tuple[type[Row], ...] = (
     CohortRow,
     UpdateRow,
     DealRow,
+    RefusalRow,
+    SightingRow,
     EventRow,
     AuditRow,
     AuditHeadRow,

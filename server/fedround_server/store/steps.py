@@ -230,7 +230,7 @@ def open_round(
         deadline=None if policy.deadline is None else now + policy.deadline,
         done_time=None,
     )
-    enter(row, cohort)
+    enter(row, cohort, now)
     training.round = number
     note("round_opened", training, subject=number, kind=kind.value, version=training.model_version, members=len(cohort))
     append(training, round_started(training, row), now, audience=COHORT, number=number)
@@ -255,13 +255,11 @@ def round_started(training: TrainingRow, row: RoundRow) -> RoundStarted:
     )
 
 
-def enter(row: RoundRow, user_ids: Sequence[str]) -> None:
+def enter(row: RoundRow, user_ids: Sequence[str], now: datetime) -> None:
     """Adds members to a round's cohort."""
+    member = {"training_id": row.training_id, "number": row.number, "removed": False, "ask_time": now}
     for start in range(0, len(user_ids), BATCH):
-        rows = [
-            {"training_id": row.training_id, "number": row.number, "user_id": user_id, "removed": False}
-            for user_id in user_ids[start : start + BATCH]
-        ]
+        rows = [{**member, "user_id": user_id} for user_id in user_ids[start : start + BATCH]]
         CohortRow.insert_many(rows).execute()
 
 

@@ -11,7 +11,9 @@ from fedround_server.store.credentials import CredentialVerbs
 from fedround_server.store.database import Database, utc_now
 from fedround_server.store.event import EventVerbs
 from fedround_server.store.model import ModelVerbs
+from fedround_server.store.refusal import RefusalVerbs
 from fedround_server.store.round import RoundVerbs
+from fedround_server.store.sighting import SightingVerbs
 from fedround_server.store.training import TrainingVerbs
 from fedround_server.store.user import UserVerbs
 
@@ -32,6 +34,8 @@ class Store:
         self.models = ModelVerbs(self._database)
         self.trainings = TrainingVerbs(self._database)
         self.rounds = RoundVerbs(self._database)
+        self.refusals = RefusalVerbs(self._database)
+        self.sightings = SightingVerbs(self._database)
         self.events = EventVerbs(self._database)
         self.audit = AuditVerbs(self._database)
 

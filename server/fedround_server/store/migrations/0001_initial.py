@@ -147,6 +147,7 @@ def up(_migrator: Any, db: Any) -> None:
         number = IntegerField()
         user_id = CharField(max_length=36)
         removed = BooleanField()
+        ask_time = BigIntegerField()
 
         class Meta:
             table_name = "cohort"
@@ -177,6 +178,26 @@ def up(_migrator: Any, db: Any) -> None:
         class Meta:
             table_name = "deal"
             primary_key = CompositeKey("training_id", "number", "user_id")
+
+    class Refusal(Model):
+        training_id = CharField(max_length=36)
+        number = IntegerField()
+        user_id = CharField(max_length=36)
+        reason = CharField(max_length=64)
+        count = BigIntegerField()
+        last_time = BigIntegerField()
+        message = TextField()
+
+        class Meta:
+            table_name = "refusal"
+            primary_key = CompositeKey("training_id", "number", "user_id", "reason")
+
+    class Sighting(Model):
+        user_id = CharField(max_length=36, primary_key=True)
+        seen_time = BigIntegerField()
+
+        class Meta:
+            table_name = "sighting"
 
     class Event(Model):
         training_id = CharField(max_length=36)
@@ -228,6 +249,8 @@ def up(_migrator: Any, db: Any) -> None:
         Cohort,
         RoundUpdate,
         Deal,
+        Refusal,
+        Sighting,
         Event,
         Audit,
         AuditHead,

@@ -1,0 +1,54 @@
+"""`fedround training round`: what a round is waiting for."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from fedround.v1.round_pb2 import Refusal, Round, RoundParticipant
+from fedround_client.command.output import UINT32, Columns, Format, FormatOption, show, show_all, when
+from fedround_client.command.session import client_of
+
+_PARTICIPANTS: Columns[RoundParticipant] = {
+    "NAME": lambda one: one.name,
+    "USER_ID": lambda one: one.user_id,
+    "ARRIVED": lambda one: when(one.arrive_time),
+    "MISSING SINCE": lambda one: when(one.missing_since_time),
+    "LAST SEEN": lambda one: "now" if one.subscribed else when(one.last_seen_time),
+    "BYTES": lambda one: one.uploaded_bytes or "",
+    "EXPECTED": lambda one: when(one.forecast_arrive_time),
+    "REFUSED": lambda one: ", ".join(f"{refusal.reason} {refusal.count}" for refusal in one.refusals),
+}
+_REFUSALS: Columns[Refusal] = {
+    "REFUSED": lambda refusal: refusal.reason,
+    "COUNT": lambda refusal: refusal.count,
+    "LAST": lambda refusal: when(refusal.last_time),
+    "MESSAGE": lambda refusal: refusal.message,
+}
+
+
+def round_(
+    context: typer.Context,
+    training_id: Annotated[str, typer.Argument(metavar="TRAINING_ID", help="UUID of the training.")],
+    number: Annotated[
+        int | None, typer.Option(min=0, max=UINT32, help="Number of the round; the current one by default.")
+    ] = None,
+    form: FormatOption = Format.TABLE,
+) -> None:
+    """Show what a round is waiting for, who is missing, and what was refused."""
+    with client_of(context) as client:
+        found = client.get_round(training_id, number)
+    if form is Format.JSON:
+        show(found, form)
+        return
+    head = Round()
+    head.CopyFrom(found)
+    head.ClearField("participants")
+    head.ClearField("refusals")
+    show(head, form)
+    typer.echo()
+    show_all(found.participants, _PARTICIPANTS, form)
+    if found.refusals:
+        typer.echo()
+        show_all(found.refusals, _REFUSALS, form)

@@ -1,0 +1,58 @@
+"""Who is there: users that listen, and when the others were seen last."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+
+
+class Presence:
+    """What is known of users since the start of the server."""
+
+    def __init__(self) -> None:
+        """Begins without having seen anybody."""
+        self._seen: dict[str, datetime] = {}
+        self._news: set[str] = set()
+        self._listening: Counter[str] = Counter()
+
+    def see(self, user_id: str, now: datetime) -> None:
+        """Notes that a user was heard of."""
+        self._seen[user_id] = now
+        self._news.add(user_id)
+
+    @contextmanager
+    def listening(self, user_id: str, now: Callable[[], datetime]) -> Iterator[None]:
+        """Has a user there for the time of the block: keepalive ends the subscription of one that is not."""
+        self._listening[user_id] += 1
+        try:
+            yield
+        finally:
+            self._listening[user_id] -= 1
+            if not self._listening[user_id]:
+                del self._listening[user_id]
+            self.see(user_id, now())
+
+    def is_listening(self, user_id: str) -> bool:
+        """Tells whether a user has a subscription open."""
+        return user_id in self._listening
+
+    def last_seen(self, user_id: str, now: datetime) -> datetime | None:
+        """Returns when a user was there last, since the start of the server: now if it listens."""
+        return now if user_id in self._listening else self._seen.get(user_id)
+
+    def forget(self, user_id: str) -> None:
+        """Forgets a user."""
+        self._seen.pop(user_id, None)
+        self._news.discard(user_id)
+
+    def take_news(self, now: datetime) -> dict[str, datetime]:
+        """Returns who was there since the last time that this was asked, and when last."""
+        for user_id in self._listening:
+            self.see(user_id, now)
+        news = {user_id: self._seen[user_id] for user_id in self._news}
+        self._news.clear()
+        return news
+
+    def give_back(self, news: Iterable[str]) -> None:
+        """Has news told again, since nobody could keep it."""
+        self._news |= set(news) & self._seen.keys()

@@ -1,0 +1,126 @@
+"""Whether what a participant submits fits; runs inside verbs about rounds, behind `steps.lock`."""
+
+from dataclasses import dataclass
+
+from fedround_server.domain.errors import (
+    FieldInvalid,
+    MetricsExist,
+    NotInCohort,
+    NumExamples,
+    RoundNotOpen,
+    TrainingNotFound,
+    UpdateExists,
+)
+from fedround_server.domain.model import BlobRef, Manifest
+from fedround_server.domain.round import RoundKind, RoundState
+from fedround_server.domain.swag import MEAN, moments
+from fedround_server.domain.update import NewUpdate, NormBound, Update
+from fedround_server.store import steps
+from fedround_server.store.rows import to_manifest, to_spec, to_update
+from fedround_server.store.schema import (
+    CohortRow,
+    DealRow,
+    ModelRow,
+    ParticipantRow,
+    RoundRow,
+    TrainingRow,
+    UpdateRow,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """What an update must look like to be accepted; receipt is set if it was accepted before."""
+
+    manifest: Manifest
+    bound: NormBound | None
+    receipt: Update | None
+
+
+def admit(training: TrainingRow, new: NewUpdate) -> Admission:
+    """Tells whether an update would be accepted now."""
+    receipt = check(training, new, RoundKind.TRAIN)
+    spec = to_spec(training.spec)
+    manifest = to_manifest(ModelRow.get(ModelRow.model_id == training.model_id).manifest)
+    row = RoundRow.get(RoundRow.training_id == new.training_id, RoundRow.number == new.round)
+    if row.kind == RoundKind.SWAG.value:
+        manifest = moments(manifest, int(spec.uncertainty.options["rank"]))
+    return Admission(manifest, _bound(training, row, new.user_id, spec.max_update_norm), receipt)
+
+
+def check(training: TrainingRow, new: NewUpdate, kind: RoundKind) -> Update | None:
+    """Checks whether a submission fits; returns the stored one if it is the same again."""
+    part = find_part(new.training_id, new.user_id)
+    if part is None:
+        raise TrainingNotFound(new.training_id)
+    before: UpdateRow | None = UpdateRow.get_or_none(
+        UpdateRow.training_id == new.training_id,
+        UpdateRow.number == new.round,
+        UpdateRow.user_id == new.user_id,
+    )
+    if before is not None:
+        return _same(before, new)
+    row = steps.find_round(new.training_id, new.round)
+    if row is None or row.state != RoundState.OPEN.value or _is_report(row.kind) != (kind is RoundKind.EVALUATE):
+        raise RoundNotOpen(_why_not_open(training, row, new.round, kind), training_id=new.training_id)
+    member = CohortRow.get_or_none(
+        CohortRow.training_id == new.training_id, CohortRow.number == new.round, CohortRow.user_id == new.user_id
+    )
+    if member is None or member.removed:
+        raise NotInCohort(f"you do not belong to the cohort of round {new.round}: wait for the next round_started")
+    spec = to_spec(training.spec)
+    if not 1 <= new.num_examples <= spec.max_num_examples:
+        raise NumExamples(new.num_examples, spec.max_num_examples)
+    lacking = sorted(set(spec.metric_names) - set(new.metrics)) if kind is RoundKind.EVALUATE else []
+    if lacking:
+        raise FieldInvalid("metrics", f"the training asks for {', '.join(lacking)} too")
+    return None
+
+
+def _bound(training: TrainingRow, row: RoundRow, user_id: str, limit: float) -> NormBound | None:
+    """Returns how far a member's update may be from what the member started from."""
+    if not limit:
+        return None
+    origin = find_deal(row, user_id) or steps.model_info(training.model_id, row.model_version).blob
+    return NormBound(limit, origin, f"{MEAN}/" if row.kind == RoundKind.SWAG.value else "")
+
+
+def find_deal(row: RoundRow, user_id: str) -> BlobRef | None:
+    """Returns the model that a user was dealt in a round."""
+    deal: DealRow | None = DealRow.get_or_none(
+        DealRow.training_id == row.training_id, DealRow.number == row.number, DealRow.user_id == user_id
+    )
+    return None if deal is None else BlobRef(deal.sha256, deal.size_bytes)
+
+
+def _same(before: UpdateRow, new: NewUpdate) -> Update:
+    if (before.sha256 or "") == new.blob.sha256:
+        if new.blob.sha256 or (before.metrics == dict(new.metrics) and before.num_examples == new.num_examples):
+            return to_update(before)
+        raise MetricsExist(f"you have reported other metrics for round {new.round}: they stand")
+    raise UpdateExists(
+        f"you have submitted another update for round {new.round}: it stands", update_id=before.update_id
+    )
+
+
+def _why_not_open(training: TrainingRow, row: RoundRow | None, number: int, kind: RoundKind) -> str:
+    if row is None:
+        current = steps.find_round(training.training_id, training.round)
+        now = "the training is not started" if current is None else f"the current round is {training.round}"
+        return f"round {number} is not open: {now}"
+    if row.state == RoundState.OPEN.value:
+        verb_ = "SubmitMetrics" if _is_report(row.kind) else "SubmitUpdate"
+        return f"round {number} is of kind {row.kind}: use {verb_}"
+    return f"round {number} is {row.state}: follow the subscription for the next one"
+
+
+def find_part(training_id: str, user_id: str) -> ParticipantRow | None:
+    """Returns a user's part in a training, also one that it has left."""
+    part: ParticipantRow | None = ParticipantRow.get_or_none(
+        ParticipantRow.training_id == training_id, ParticipantRow.user_id == user_id
+    )
+    return part
+
+
+def _is_report(kind: str) -> bool:
+    return kind == RoundKind.EVALUATE.value

@@ -1,0 +1,94 @@
+"""What is known of a round, for its actor; runs inside the verb `explain`."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from datetime import timedelta
+from typing import Any
+
+from peewee import JOIN
+
+from fedround_server.domain.forecast import HISTORY
+from fedround_server.domain.refusal import Refusal, summed
+from fedround_server.domain.round import RoundMember, RoundState, RoundView
+from fedround_server.store import steps
+from fedround_server.store.rows import to_round, to_spec
+from fedround_server.store.schema import (
+    CohortRow,
+    RefusalRow,
+    RoundRow,
+    SightingRow,
+    TrainingRow,
+    UpdateRow,
+    UserRow,
+)
+
+
+def view(training: TrainingRow, row: RoundRow) -> RoundView:
+    """Returns a round with its present members by name."""
+    arrivals = {update.user_id: update.accept_time for update in steps.counted(row.training_id, row.number)}
+    durations = _durations(row) if row.state == RoundState.OPEN.value else {}
+    refusals = _refusals(row)
+    cohort: Iterable[dict[str, Any]] = (
+        CohortRow.select(
+            CohortRow.user_id, CohortRow.ask_time, UserRow.name.alias("name"), SightingRow.seen_time.alias("seen_time")
+        )
+        .join(UserRow, on=(UserRow.user_id == CohortRow.user_id))
+        .join(SightingRow, JOIN.LEFT_OUTER, on=(SightingRow.user_id == CohortRow.user_id))
+        .where(CohortRow.training_id == row.training_id, CohortRow.number == row.number, ~CohortRow.removed)
+        .order_by(UserRow.name)
+        .dicts()  # type: ignore[assignment]  # the stubs don't know what dicts() does
+    )
+    members = tuple(
+        RoundMember(
+            user_id=member["user_id"],
+            name=member["name"],
+            ask_time=member["ask_time"],
+            arrive_time=arrivals.get(member["user_id"]),
+            seen_time=member["seen_time"],
+            durations=tuple(durations.get(member["user_id"], ())),
+            refusals=tuple(refusals.get(member["user_id"], ())),
+        )
+        for member in cohort
+    )
+    everything = summed(refusal for found in refusals.values() for refusal in found)
+    return RoundView(to_round(row, len(arrivals)), to_spec(training.spec).round_policy, members, everything)
+
+
+def _durations(row: RoundRow) -> Mapping[str, list[timedelta]]:
+    """Returns by user how long each took in the latest rounds of the kind, from being asked to an accepted update."""
+    latest = (
+        RoundRow.select(RoundRow.number)
+        .where(RoundRow.training_id == row.training_id, RoundRow.kind == row.kind, RoundRow.number < row.number)
+        .order_by(RoundRow.number.desc())
+        .limit(HISTORY)
+    )
+    taken: Iterable[tuple[Any, ...]] = (
+        UpdateRow.select(UpdateRow.user_id, UpdateRow.accept_time, CohortRow.ask_time)
+        .join(
+            CohortRow,
+            on=(
+                (CohortRow.training_id == UpdateRow.training_id)
+                & (CohortRow.number == UpdateRow.number)
+                & (CohortRow.user_id == UpdateRow.user_id)
+            ),
+        )
+        .where(UpdateRow.training_id == row.training_id, UpdateRow.number.in_([old.number for old in latest]))
+        .tuples()  # type: ignore[assignment]  # the stubs don't know what tuples() does
+    )
+    found: dict[str, list[timedelta]] = defaultdict(list)
+    for user_id, accept_time, ask_time in taken:
+        found[user_id].append(accept_time - ask_time)
+    return found
+
+
+def _refusals(row: RoundRow) -> Mapping[str, list[Refusal]]:
+    """Returns by user what was refused in a round."""
+    rows = (
+        RefusalRow.select()
+        .where(RefusalRow.training_id == row.training_id, RefusalRow.number == row.number)
+        .order_by(RefusalRow.user_id, RefusalRow.reason)
+    )
+    found: dict[str, list[Refusal]] = defaultdict(list)
+    for refusal in rows:
+        found[refusal.user_id].append(Refusal(refusal.reason, refusal.count, refusal.last_time, refusal.message))
+    return found

@@ -1,0 +1,220 @@
+"""What the actor sees of a round: who is missing, what each took before, what was refused; on both databases."""
+
+import asyncio
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from contracts.coordination import coordinating, lose
+from contracts.world import World, new_id
+from fedround_server.coordinator.coordinator import SIGHTING_INTERVAL
+from fedround_server.domain.errors import RoundNotOpen, TrainingNotFound, UpdateMismatch
+from fedround_server.domain.refusal import MAX_MESSAGE
+from fedround_server.domain.round import RoundMember, WaitRule, wait_rule, when_missed
+from fedround_server.domain.training import OnMissed, RoundPolicy
+from fedround_server.store import Store
+from fedround_server.store.refusal import RefusalVerbs
+
+HOUR = timedelta(hours=1)
+
+
+async def members(store: Store, training_id: str, actor: str, number: int | None = None) -> dict[str, RoundMember]:
+    view = await store.rounds.explain(training_id, number, actor)
+    return {member.user_id: member for member in view.members}
+
+
+async def test_each_is_missing_since_it_was_asked(store: Store, world: World) -> None:
+    policy = RoundPolicy(deadline=HOUR, on_missed=OnMissed.RETRY, max_retries=1)
+    actor, (first,), training = await world.running(1, round_policy=policy)
+    late = await world.user()
+    await store.trainings.register(training.training_id, actor, [late], world.now)
+    repeated = world.now
+    await store.rounds.judge(training.training_id, 0, due=True, now=repeated)
+    found = await members(store, training.training_id, actor)
+    current = await store.rounds.current(training.training_id)
+    assert current is not None
+    assert found[first].ask_time == current.open_time
+    assert found[late].ask_time == repeated
+
+
+async def test_a_history_is_of_the_same_kind_and_of_the_latest_rounds(
+    store: Store, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    actor, clients, training = await world.running(2, target_num_updates=9, metric_names=("loss",))
+    training_id = training.training_id
+    taken: dict[str, list[timedelta]] = {client: [] for client in clients}
+    for number in range(0, 6, 2):
+        asked = (await store.rounds.current(training_id)).open_time  # type: ignore[union-attr]
+        for client in clients:
+            update, _ = await world.submit(training_id, number, client)
+            taken[client].append(update.accept_time - asked)
+        await world.commit(training_id)
+        for client in clients:
+            # Ticks of the clock, that no report comes as fast as an update.
+            assert [world.now for _ in range(50)]
+            await world.report(training_id, number + 1, client, 1, loss=0.5)
+        await world.commit(training_id)
+    found = await members(store, training_id, actor)
+    assert {user: sorted(member.durations) for user, member in found.items()} == {
+        user: sorted(durations) for user, durations in taken.items()
+    }
+    monkeypatch.setattr("fedround_server.store.round_view.HISTORY", 1)
+    found = await members(store, training_id, actor)
+    assert {user: list(member.durations) for user, member in found.items()} == {
+        user: durations[-1:] for user, durations in taken.items()
+    }
+    # Of a round that is over, nothing is forecast.
+    assert not any(member.durations for member in (await members(store, training_id, actor, 4)).values())
+
+
+async def test_the_rule_and_what_happens_at_the_deadline(store: Store, world: World) -> None:
+    actor, clients, training = await world.running(3)
+    view = await store.rounds.explain(training.training_id, None, actor)
+    assert (wait_rule(view), when_missed(view)) == (WaitRule.ALL_UPDATES, None)
+    policy = RoundPolicy(2, HOUR, on_missed=OnMissed.RETRY, max_retries=1)
+    actor, clients, training = await world.running(3, round_policy=policy, target_num_updates=1)
+    training_id = training.training_id
+    view = await store.rounds.explain(training_id, None, actor)
+    assert (wait_rule(view), when_missed(view)) == (WaitRule.MIN_UPDATES, OnMissed.RETRY)
+    await store.rounds.judge(training_id, 0, due=True, now=world.now)
+    view = await store.rounds.explain(training_id, None, actor)
+    assert (wait_rule(view), when_missed(view)) == (WaitRule.MIN_UPDATES, OnMissed.FAIL)
+    # Two are all that are left.
+    await store.trainings.remove_clients(training_id, actor, clients[:1], world.now)
+    view = await store.rounds.explain(training_id, None, actor)
+    assert wait_rule(view) is WaitRule.ALL_UPDATES
+    for client in clients[1:]:
+        await world.submit(training_id, 0, client)
+    view = await store.rounds.explain(training_id, None, actor)
+    assert (wait_rule(view), when_missed(view)) == (WaitRule.AGGREGATION, None)
+    await world.commit(training_id)
+    view = await store.rounds.explain(training_id, None, actor)
+    assert (wait_rule(view), when_missed(view)) == (None, None)
+
+
+async def test_refusals_are_counted_by_user_and_reason(store: Store, world: World) -> None:
+    actor, (first, second), training = await world.running(2)
+    training_id, note = training.training_id, store.refusals.note
+    await asyncio.gather(*(note(training_id, 0, first, "A", "early", world.now) for _ in range(10)))
+    last = world.now
+    await note(training_id, 0, first, "A", "x" * 1000, last)
+    await note(training_id, 0, first, "B", "b", world.now)
+    await note(training_id, 0, second, "A", "late", world.now)
+    # A round that there is not: it is the current one's.
+    await note(training_id, 2**32 - 1, second, "A", "later", world.now)
+    view = await store.rounds.explain(training_id, None, actor)
+    found = {member.user_id: {one.reason: one for one in member.refusals} for member in view.members}
+    assert {user: {reason: one.count for reason, one in own.items()} for user, own in found.items()} == {
+        first: {"A": 11, "B": 1},
+        second: {"A": 2},
+    }
+    assert (found[first]["A"].last_time, found[first]["A"].message) == (last, "x" * MAX_MESSAGE)
+    assert [(one.reason, one.count, one.message) for one in view.refusals] == [("A", 13, "later"), ("B", 1, "b")]
+    assert view.round.arrived == 0
+
+
+async def test_who_left_is_counted_in_the_round_and_a_stranger_nowhere(store: Store, world: World) -> None:
+    actor, (first, second), training = await world.running(2)
+    training_id, stranger = training.training_id, await world.user()
+    await store.trainings.remove_clients(training_id, actor, [first], world.now)
+    await store.refusals.note(training_id, 0, first, "A", "", world.now)
+    await store.refusals.note(training_id, 0, stranger, "A", "", world.now)
+    await store.refusals.note(new_id(), 0, second, "A", "", world.now)
+    waiting = await world.training(actor, [second])
+    await store.refusals.note(waiting.training_id, 0, second, "A", "", world.now)
+    view = await store.rounds.explain(training_id, None, actor)
+    assert [(one.reason, one.count) for one in view.refusals] == [("A", 1)]
+    assert not any(member.refusals for member in view.members)
+
+
+async def test_a_refusal_stands_though_it_cannot_be_counted(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with coordinating(store, tmp_path) as desk:
+        actor, (client,), training = await desk.running(1)
+        refusals = desk.coordinator.refusals
+        lose(monkeypatch, RefusalVerbs, "note", committed=False)
+        for count in (0, 1):
+            with pytest.raises(UpdateMismatch):
+                async with refusals.counted(training.training_id, 0, client):
+                    raise UpdateMismatch("tensor '\0\ud800' is not one of the model's")
+            view = await store.rounds.explain(training.training_id, None, actor)
+            assert sum(one.count for one in view.refusals) == count
+        # What says nothing of an update is not counted.
+        with pytest.raises(TrainingNotFound):
+            async with refusals.counted(training.training_id, 0, client):
+                raise TrainingNotFound(training.training_id)
+        with pytest.raises(RoundNotOpen):
+            async with refusals.counted(training.training_id, 7, client):
+                raise RoundNotOpen("round 7 is not open")
+        view = await store.rounds.explain(training.training_id, None, actor)
+        assert {one.reason for one in view.refusals} == {"UPDATE_MISMATCH", "ROUND_NOT_OPEN"}
+
+
+async def test_who_was_seen_is_known_after_a_restart(store: Store, tmp_path: Path) -> None:
+    async with coordinating(store, tmp_path / "one") as desk:
+        actor, (first, second, third), training = await desk.running(3)
+        await desk.coordinator.recover()
+        presence, start = desk.context.presence, desk.clock.now()
+        presence.see(first, start)
+        with presence.listening(second, desk.clock.now):
+            await desk.clock.asleep(SIGHTING_INTERVAL)
+            desk.clock.advance(SIGHTING_INTERVAL)
+            await desk.clock.asleep(start + 2 * SIGHTING_INTERVAL)
+            found = await members(store, training.training_id, actor)
+            assert (found[first].seen_time, found[third].seen_time) == (start, None)
+            assert found[second].seen_time == start + SIGHTING_INTERVAL
+            desk.clock.advance(timedelta(seconds=7))
+        # What happened since the last time that it was kept is kept at the end.
+        await desk.coordinator.close()
+    async with coordinating(store, tmp_path / "two") as desk:
+        explanation = await desk.coordinator.rounds.explain(training.training_id, None, actor)
+        seen = {one.member.user_id: one.last_seen for one in explanation.members}
+        assert seen == {first: start, second: start + SIGHTING_INTERVAL + timedelta(seconds=7), third: None}
+
+
+async def test_sightings_of_very_many_are_kept(store: Store, world: World) -> None:
+    actor, clients, training = await world.running(2)
+    await store.sightings.note({})
+    await store.sightings.note({new_id(): world.now for _ in range(1200)} | {clients[0]: world.now})
+    last = world.now
+    await store.sightings.note({clients[0]: last})
+    found = await members(store, training.training_id, actor)
+    assert (found[clients[0]].seen_time, found[clients[1]].seen_time) == (last, None)
+
+
+async def test_the_end_of_a_round_is_forecast_from_earlier_ones(store: Store, tmp_path: Path) -> None:
+    async with coordinating(store, tmp_path) as desk:
+        policy = RoundPolicy(2, HOUR)
+        actor, clients, training = await desk.running(3, round_policy=policy, target_num_updates=5)
+        training_id, rounds = training.training_id, desk.coordinator.rounds
+        found = await rounds.explain(training_id, None, actor)
+        assert (found.forecast_end, {one.forecast for one in found.members}) == (None, {None})
+        # The first takes a minute, the second two; the third nobody waits for.
+        for client in clients[:2]:
+            desk.clock.advance(timedelta(minutes=1))
+            await desk.submit(training_id, 0, client)
+        await desk.until(actor, training_id, lambda training: training.round == 1)
+        opened = desk.clock.now()
+        found = await rounds.explain(training_id, None, actor)
+        forecasts = {one.member.user_id: one.forecast for one in found.members}
+        assert forecasts == {
+            clients[0]: opened + timedelta(minutes=1),
+            clients[1]: opened + timedelta(minutes=2),
+            clients[2]: None,
+        }
+        assert found.forecast_end == opened + timedelta(minutes=2)
+        # The third comes in the place of the first.
+        desk.clock.advance(timedelta(seconds=30))
+        await desk.submit(training_id, 1, clients[2])
+        found = await rounds.explain(training_id, None, actor)
+        assert found.forecast_end == opened + timedelta(minutes=1)
+        # Overdue is at any moment, and never behind the deadline.
+        desk.clock.advance(timedelta(minutes=9))
+        found = await rounds.explain(training_id, None, actor)
+        assert found.forecast_end == desk.clock.now()
+        await desk.submit(training_id, 1, clients[1])
+        await desk.until(actor, training_id, lambda training: training.round == 2)
+        closed = await rounds.explain(training_id, 1, actor)
+        assert (closed.forecast_end, {one.forecast for one in closed.members}) == (None, {None})
