@@ -205,6 +205,9 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
         return result if self._until_finished else None
 
     def _take_part(self, training_id: str, started: RoundStarted) -> None:
+        if started.submitted:
+            logger.info("This participant is done with round %d of training %s.", started.round, training_id)
+            return
         try:
             if self._is_over(training_id, started):
                 logger.info("Round %d of training %s is over already.", started.round, training_id)

@@ -149,7 +149,7 @@ class TrainingCalls:
             yield from page.trainings
 
     def register_clients(self, training_id: str, client_ids: Iterable[str]) -> Training:
-        """Registers users as participants; in a running training they join with the next round.
+        """Registers users as participants; in a running training they join when a round is opened, or repeated.
 
         Raises:
             UnknownClients: Some ids are no users; nothing was changed.

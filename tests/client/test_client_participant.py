@@ -79,6 +79,14 @@ def test_a_repeated_round_is_trained_for_once(server):
     assert seen == [(0, 2), (1, 1)]
 
 
+def test_a_round_that_was_submitted_to_is_not_trained_for_again(server):
+    rounds = Rounds(server)
+    rounds.send(round_started(1, 0, submitted=True))
+    rounds.play(2, 1)
+    rounds.send(finished(3))
+    assert rounds.result().rounds == 1
+
+
 def test_an_evaluation_reuses_the_bytes_but_not_the_arrays_of_a_model(server):
     def evaluate(model, round_):
         value = float(model["w"][0])

@@ -128,6 +128,23 @@ async def test_what_each_hears_of_it(store: Store, world: World) -> None:
     assert seen == [RoundStarted, TrainingStarted, RoundExtended, RoundStarted]
 
 
+async def test_who_submitted_is_told_so_and_nobody_else(store: Store, world: World) -> None:
+    actor, (first, second), training = await world.running(2, round_policy=policy())
+
+    async def told(user: str) -> bool:
+        (started,) = [
+            event.payload
+            for event in await read(store, training.training_id, user)
+            if isinstance(event.payload, RoundStarted)
+        ]
+        return started.submitted
+
+    assert [await told(user) for user in (actor, first, second)] == [False, False, False]
+    await world.submit(training.training_id, 0, first)
+    await miss(world, training.training_id)
+    assert [await told(user) for user in (actor, first, second)] == [False, True, False]
+
+
 async def test_min_updates_count_over_all_tries(store: Store, world: World) -> None:
     _, clients, training = await world.running(4, round_policy=policy(min_updates=3))
     for attempt, client in enumerate(clients[:2], 1):

@@ -31,6 +31,8 @@ def test_an_update_of_an_earlier_try_counts_once(actor: Person, clients: list[Pe
     # Who begins to listen gets the round as it is now.
     started = next(clients[1].subscribe(made.training_id)).round_started
     assert started.attempt >= extended.attempt
+    assert not started.submitted
+    assert next(clients[0].subscribe(made.training_id)).round_started.submitted
     assert started.deadline.ToNanoseconds() >= extended.deadline.ToNanoseconds()
     clients[1].submit(made.training_id, model_file(5))
     told = list(events)

@@ -100,7 +100,8 @@ class TrainingServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def RegisterClients(self, request, context):
-        """Registers clients as participants. Before the start they take part from round 0, afterwards from the next round.
+        """Registers clients as participants. Before the start they take part from round 0, afterwards from the next round,
+        or from when the open one is repeated.
         The ids are a set: repeating one is fine; if any is unknown, all unknown ones are named and nothing changes.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -43,7 +43,8 @@ class TrainingServiceStub:
     GetTrainings: _grpc.UnaryUnaryMultiCallable[_training_pb2.GetTrainingsRequest, _training_pb2.GetTrainingsResponse]
     """Lists the caller's trainings, the newest first."""
     RegisterClients: _grpc.UnaryUnaryMultiCallable[_training_pb2.RegisterClientsRequest, _training_pb2.RegisterClientsResponse]
-    """Registers clients as participants. Before the start they take part from round 0, afterwards from the next round.
+    """Registers clients as participants. Before the start they take part from round 0, afterwards from the next round,
+    or from when the open one is repeated.
     The ids are a set: repeating one is fine; if any is unknown, all unknown ones are named and nothing changes.
     """
     RemoveClients: _grpc.UnaryUnaryMultiCallable[_training_pb2.RemoveClientsRequest, _training_pb2.RemoveClientsResponse]
@@ -70,7 +71,8 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     GetTrainings: _aio.UnaryUnaryMultiCallable[_training_pb2.GetTrainingsRequest, _training_pb2.GetTrainingsResponse]  # type: ignore[assignment]
     """Lists the caller's trainings, the newest first."""
     RegisterClients: _aio.UnaryUnaryMultiCallable[_training_pb2.RegisterClientsRequest, _training_pb2.RegisterClientsResponse]  # type: ignore[assignment]
-    """Registers clients as participants. Before the start they take part from round 0, afterwards from the next round.
+    """Registers clients as participants. Before the start they take part from round 0, afterwards from the next round,
+    or from when the open one is repeated.
     The ids are a set: repeating one is fine; if any is unknown, all unknown ones are named and nothing changes.
     """
     RemoveClients: _aio.UnaryUnaryMultiCallable[_training_pb2.RemoveClientsRequest, _training_pb2.RemoveClientsResponse]  # type: ignore[assignment]
@@ -118,7 +120,8 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _training_pb2.RegisterClientsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_training_pb2.RegisterClientsResponse, _abc.Awaitable[_training_pb2.RegisterClientsResponse]]:
-        """Registers clients as participants. Before the start they take part from round 0, afterwards from the next round.
+        """Registers clients as participants. Before the start they take part from round 0, afterwards from the next round,
+        or from when the open one is repeated.
         The ids are a set: repeating one is fine; if any is unknown, all unknown ones are named and nothing changes.
         """
 

@@ -35,6 +35,7 @@ class RoundStarted:
         local_rounds: How many local rounds each trains before it submits.
         swag: What a SWAG round asks for.
         attempt: Which try of the round it is, from 1.
+        submitted: Whether the reader has submitted in it; this and what a repeated round has anew is not in the log.
     """
 
     round: int
@@ -47,6 +48,7 @@ class RoundStarted:
     dealt: bool = False
     swag: Mapping[str, Any] | None = None
     attempt: int = 1
+    submitted: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -239,6 +239,7 @@ def _payload(message: event_pb2.Event, payload: events.Payload) -> None:
             started.local_rounds = payload.local_rounds
             started.dealt = payload.dealt
             started.attempt = payload.attempt
+            started.submitted = payload.submitted
             if payload.swag is not None:
                 started.swag.CopyFrom(uncertainty.write(Uncertainty("swag", payload.swag)).swag)
         case events.RoundExtended():

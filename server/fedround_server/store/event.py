@@ -18,7 +18,7 @@ from fedround_server.store import steps
 from fedround_server.store.database import Database, verb
 from fedround_server.store.model import ENDED
 from fedround_server.store.rows import to_event
-from fedround_server.store.schema import CohortRow, EventRow, ParticipantRow, RoundRow, TrainingRow
+from fedround_server.store.schema import CohortRow, EventRow, ParticipantRow, RoundRow, TrainingRow, UpdateRow
 from fedround_server.store.steps import ALL, COHORT
 
 LAST_KINDS = tuple(kind.__name__ for kind in LAST_OF_A_TRAINING)
@@ -115,7 +115,7 @@ class EventVerbs:
         top = EventRow.select(fn.MAX(EventRow.sequence)).where(EventRow.training_id == part.training_id).scalar() or 0
         rows = _view(part, user_id).where(EventRow.sequence > after, EventRow.sequence <= top)
         found = [to_event(row) for row in rows.order_by(EventRow.sequence).limit(limit)]
-        events = [_shown(event, part) for event in _up_to_date(found)]
+        events = [_shown(event, part) for event in _up_to_date(found, user_id)]
         return events, events[-1].sequence if len(events) == limit else max(after, top)
 
 
@@ -159,18 +159,29 @@ def _shown(event: Event, part: Part) -> Event:
     return replace(event, payload=event.payload.public)
 
 
-def _up_to_date(found: Sequence[Event]) -> list[Event]:
-    """Has the start of a round that is repeated tell its present deadline: who begins to listen may begin with it."""
+def _up_to_date(found: Sequence[Event], user_id: str) -> list[Event]:
+    """Has the start of a round tell how that round is now: who begins to listen may begin with it."""
     started = {event.payload.round for event in found if isinstance(event.payload, RoundStarted)}
     if not started:
         return list(found)
-    rows = RoundRow.select(RoundRow.number, RoundRow.attempt, RoundRow.deadline).where(
-        RoundRow.training_id == found[0].training_id, RoundRow.number.in_(started), RoundRow.attempt > 1
+    mine = (
+        (UpdateRow.training_id == RoundRow.training_id)
+        & (UpdateRow.number == RoundRow.number)
+        & (UpdateRow.user_id == user_id)
     )
-    repeated = {row.number: row for row in rows}
+    rows: Iterable[tuple[Any, ...]] = (
+        RoundRow.select(RoundRow.number, RoundRow.attempt, RoundRow.deadline, UpdateRow.update_id)
+        .join(UpdateRow, JOIN.LEFT_OUTER, on=mine)
+        .where(RoundRow.training_id == found[0].training_id, RoundRow.number.in_(started))
+        .tuples()  # type: ignore[assignment]  # the stubs don't know what tuples() does
+    )
+    present = {
+        number: {"attempt": attempt, "deadline": deadline, "submitted": update_id is not None}
+        for number, attempt, deadline, update_id in rows
+    }
     return [
-        replace(event, payload=replace(event.payload, attempt=row.attempt, deadline=row.deadline))
-        if isinstance(event.payload, RoundStarted) and (row := repeated.get(event.payload.round))
+        replace(event, payload=replace(event.payload, **present[event.payload.round]))
+        if isinstance(event.payload, RoundStarted)
         else event
         for event in found
     ]
