@@ -202,6 +202,7 @@ HELP = {
     "MODEL_TOO_LARGE": "ask the operator for more",
     "QUOTA": "remove some first",
     "DISK_FULL": "try again when",
+    "TOO_MANY_CALLS": "nothing was done",
     "STORE_UNAVAILABLE": "try again",
 }
 

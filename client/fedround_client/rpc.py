@@ -21,7 +21,7 @@ from fedround.v1 import (
     user_pb2_grpc,
 )
 from fedround_client.clock import Clock
-from fedround_client.errors import FedroundError, TokenInvalid, from_rpc_error
+from fedround_client.errors import FedroundError, TokenInvalid, TooManyCalls, from_rpc_error
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -67,6 +67,11 @@ def is_transient(error: BaseException) -> bool:
     return isinstance(error, FedroundError) and error.transient
 
 
+def _is_too_fast(error: BaseException) -> bool:
+    """Whether a call was refused before anything was done, because there were too many."""
+    return isinstance(error, TooManyCalls)
+
+
 class Rpc:
     """The stubs of one channel, and how they are called."""
 
@@ -103,7 +108,9 @@ class Rpc:
         request: Request,
         timeout: float | None = UNARY_TIMEOUT,
     ) -> Response:
-        """Calls a unary method; the channel itself repeats those that may be repeated.
+        """Calls a unary method; a call that came too fast is made again when the server has time for it.
+
+        The channel itself repeats those that may be repeated when the connection is lost.
 
         Args:
             method: The method.
@@ -113,8 +120,12 @@ class Rpc:
         Raises:
             FedroundError: The call failed.
         """
-        with self.typed_errors():
-            return method(request, timeout=timeout, metadata=self._metadata)
+
+        def call() -> Response:
+            with self.typed_errors():
+                return method(request, timeout=timeout, metadata=self._metadata)
+
+        return self.retrying(ATTEMPTS, when=_is_too_fast)(call)
 
     def pages(self, method: grpc.UnaryUnaryMultiCallable[PagedRequest, Page], request: PagedRequest) -> Iterator[Page]:
         """Calls a method that lists things until its last page.

@@ -44,6 +44,7 @@ from fedround_server.interceptors.errors import ErrorInterceptor
 from fedround_server.interceptors.leaving import LeaveInterceptor
 from fedround_server.interceptors.limits import DOWNLOADS, SUBSCRIPTIONS, UPLOADS, LimitInterceptor
 from fedround_server.interceptors.log import LogInterceptor
+from fedround_server.interceptors.rates import RateInterceptor, StrangerInterceptor
 from fedround_server.services.audit_service import AuditService
 from fedround_server.services.health_service import HealthService
 from fedround_server.services.inference_service import InferenceService
@@ -208,7 +209,9 @@ def _make_server(
         interceptors=(
             LogInterceptor(),
             ErrorInterceptor(MAX_MESSAGE, coordinator.audit.refusals.note),
+            StrangerInterceptor(settings.max_calls_per_second_per_user),
             AuthInterceptor(coordinator.users.admit),
+            RateInterceptor(settings.max_calls_per_second_per_user, settings.max_calls_per_second),
             LimitInterceptor("uploads", UPLOADS, TooManyUploads, settings.max_uploads_per_user, settings.max_uploads),
             LimitInterceptor("downloads", DOWNLOADS, TooManyStreams, settings.max_downloads_per_user),
             LimitInterceptor("subscriptions", SUBSCRIPTIONS, TooManyStreams, settings.max_subscriptions_per_user),

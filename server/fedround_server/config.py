@@ -50,6 +50,10 @@ class Settings(BaseSettings):
         description="How long tokens can be good at most; unset for ever.",
     )
     max_model_bytes: int = Field(16 << 30, ge=1, description="Size of a model or update file.")
+    max_calls_per_second_per_user: float = Field(
+        200.0, gt=0, description="Calls of one user, or of one address without a valid token; a minute's worth at once."
+    )
+    max_calls_per_second: float = Field(5000.0, gt=0, description="Calls of all users; a minute's worth at once.")
     max_unfinished_bytes_per_user: int = Field(64 << 30, ge=1, description="Unfinished uploads of one user, in bytes.")
     max_unfinished_bytes: int = Field(1 << 40, ge=1, description="Unfinished uploads of all users, in bytes.")
     min_free_bytes: int = Field(1 << 30, ge=0, description="Left free on the disk; updates may use half of it.")

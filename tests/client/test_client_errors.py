@@ -8,6 +8,7 @@ import pytest
 
 import fedround_client
 from client.scripted import TRAINING, refusal
+from fedround.v1.training_pb2 import RemoveTrainingResponse
 from fedround_client import errors
 
 pytestmark = pytest.mark.timeout(30)
@@ -39,6 +40,8 @@ TABLE = [
     ("RESOURCE_EXHAUSTED", "MODEL_TOO_LARGE", errors.ModelTooLarge),
     ("RESOURCE_EXHAUSTED", "QUOTA", errors.Quota),
     ("RESOURCE_EXHAUSTED", "TOO_MANY_UPLOADS", errors.TooManyUploads),
+    ("RESOURCE_EXHAUSTED", "DISK_FULL", errors.DiskFull),
+    ("DATA_LOSS", "CHUNK_CORRUPT", errors.ChunkCorrupt),
     ("RESOURCE_EXHAUSTED", "TOO_MANY_STREAMS", errors.TooManyStreams),
     ("RESOURCE_EXHAUSTED", "ANSWER_TOO_LARGE", errors.AnswerTooLarge),
     ("OUT_OF_RANGE", "CURSOR_EXPIRED", errors.CursorExpired),
@@ -151,3 +154,19 @@ def test_the_client_needs_neither_torch_nor_a_database():
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
+
+
+def test_a_call_that_came_too_fast_is_made_again_when_there_is_time_for_it(server):
+    call = server.run(server.client.remove_training, TRAINING)
+    busy = refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_CALLS", retry=3.5)
+    server.refuse("RemoveTraining", busy)
+    server.reply("RemoveTraining", RemoveTrainingResponse())
+    assert call.result(10) is None
+    assert 1003.5 <= server.time.time() <= 1004
+
+
+def test_calls_that_come_too_fast_again_and_again_are_given_up(server):
+    call = server.run(server.client.get_training, TRAINING)
+    for _ in range(8):
+        server.refuse("GetTraining", refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_CALLS", retry=1))
+    assert isinstance(call.exception(10), errors.TooManyCalls)

@@ -40,6 +40,7 @@ ARGUMENTS: dict[type[FedroundError], tuple[Any, ...]] = {
     errors.UploadOffset: (5, 3),
     errors.UploadIncomplete: (5, 9),
     errors.ChunkCorrupt: (5, 9),
+    errors.TooManyCalls: ("you call more often than 5 times a second", 2.25, "some_limit"),
     errors.AnswerTooLarge: (5, 3),
 }
 
@@ -86,6 +87,8 @@ def test_every_family_is_used(kind: type[FedroundError]) -> None:
         (errors.TooManyUploads("wait"), error_details_pb2.RetryInfo, ["seconds: 1"]),
         (errors.TooManyStreams("wait"), error_details_pb2.RetryInfo, ["seconds: 1"]),
         (errors.StoreUnavailable("wait"), error_details_pb2.RetryInfo, ["seconds: 1"]),
+        (errors.DiskFull("wait"), error_details_pb2.RetryInfo, ["seconds: 10"]),
+        (errors.TooManyCalls("wait", 2.25, "x"), error_details_pb2.RetryInfo, ["seconds: 2", "nanos: 250000000"]),
     ],
 )
 def test_details_fit_the_family(error: FedroundError, detail: Any, shown: list[str]) -> None:

@@ -184,6 +184,10 @@ class PredictionLimit(ResourceExhausted, reason="PREDICTION_LIMIT"):
     """The prediction takes more than the operator allows, or too many wait."""
 
 
+class TooManyCalls(ResourceExhausted, reason="TOO_MANY_CALLS"):
+    """The caller calls too often; nothing was done."""
+
+
 class TooManyUploads(ResourceExhausted, reason="TOO_MANY_UPLOADS"):
     """The caller has too many uploads under way."""
 

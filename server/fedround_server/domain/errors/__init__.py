@@ -30,6 +30,7 @@ from fedround_server.domain.errors.request import (
     Quota,
     ServerLeaving,
     StoreUnavailable,
+    TooManyCalls,
 )
 from fedround_server.domain.errors.round import (
     MetricsExist,
@@ -124,6 +125,7 @@ __all__ = [
     "TokenInvalid",
     "TokenMissing",
     "TokenNotFound",
+    "TooManyCalls",
     "TooManyStreams",
     "TooManyUploads",
     "TrainingEnded",

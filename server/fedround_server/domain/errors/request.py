@@ -20,6 +20,16 @@ class Quota(ResourceExhausted):
     reason = "QUOTA"
 
 
+class TooManyCalls(ResourceExhausted):
+    """Calls come too fast."""
+
+    reason = "TOO_MANY_CALLS"
+
+    def __init__(self, what: str, wait: float, limit: str) -> None:
+        super().__init__(f"{what}: wait {wait:.3f} s before the next call; nothing was done", limit=limit)
+        self.retry_seconds = wait
+
+
 class AnswerTooLarge(ResourceExhausted):
     """The answer does not fit into a message."""
 

@@ -1,0 +1,112 @@
+"""How often users call, and strangers."""
+
+import time
+from collections.abc import Iterator
+
+import grpc
+import pytest
+
+import fedround_client as fr
+from calls import Person, Refusal, read_refusal, refused, until
+from fedround.v1 import user_pb2
+from fedround_client.clock import SystemClock
+from servers import Server
+
+# A minute's worth may come at once.
+LIMITS = ("--max-calls-per-second-per-user", "1", "--max-calls-per-second", "3")
+ME = user_pb2.GetMyselfRequest()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with Server(tmp_path_factory.mktemp("rates") / "data", options=LIMITS) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def admin(server: Server) -> Iterator[Person]:
+    with grpc.insecure_channel(server.address) as channel:
+        yield Person(channel, server.admin_token)
+
+
+def connect(server: Server, token: str) -> Person:
+    """A person over a connection of its own."""
+    return Person(grpc.insecure_channel(server.address, options=[("grpc.use_local_subchannel_pool", 1)]), token)
+
+
+def call_until_refused(person: Person, reason: str) -> Refusal:
+    """Calls until a call is answered with a reason."""
+    while True:
+        try:
+            person.users.GetMyself(ME)
+        except grpc.RpcError as error:
+            if (refusal := read_refusal(error)).reason == reason:
+                return refusal
+
+
+def test_a_stranger_is_refused_without_a_look_at_its_token(server: Server, admin: Person) -> None:
+    known, nobody = connect(server, server.admin_token), connect(server, "wrong")
+    assert known.users.GetMyself(ME).user == admin.users.GetMyself(ME).user
+    refusal = call_until_refused(nobody, "TOO_MANY_CALLS")
+    assert refusal.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert refusal.metadata == {"limit": "max_calls_per_second_per_user"}
+    assert "calls without a valid token came from your address" in refusal.message
+    assert {"QuotaFailure", "RetryInfo"} <= set(refusal.details)
+    # Who was known over its connection goes on; who comes anew waits like the others behind the address.
+    known.users.GetMyself(ME)
+    until(lambda: call_until_refused(nobody, "TOO_MANY_CALLS") and is_refused_at_once(server))
+    known.users.GetMyself(ME)
+    for person in (known, nobody):
+        person.channel.close()
+
+
+def is_refused_at_once(server: Server) -> bool:
+    """Comes with a valid token over a new connection; a token may have come back meanwhile."""
+    person = connect(server, server.admin_token)
+    try:
+        person.users.GetMyself(ME)
+    except grpc.RpcError as error:
+        assert "came from your address" in read_refusal(error).message
+        return True
+    finally:
+        person.channel.close()
+    return False
+
+
+class Noting(SystemClock):
+    """Real time that says how long somebody waited."""
+
+    def __init__(self) -> None:
+        self.waits: list[float] = []
+
+    def sleep_for(self, duration: float) -> None:
+        self.waits.append(duration)
+        time.sleep(duration)
+
+
+def test_a_user_calls_so_often(server: Server, admin: Person) -> None:
+    busy, other = (admin.make(server.address, "CLIENT") for _ in range(2))
+    refusal = call_until_refused(busy, "TOO_MANY_CALLS")
+    assert refusal.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert refusal.metadata == {"limit": "max_calls_per_second_per_user"}
+    assert "you call more often than 1 times a second: wait" in refusal.message
+    assert {"QuotaFailure", "RetryInfo"} <= set(refusal.details)
+    other.users.GetMyself(ME)
+    clock = Noting()
+    with fr.Client(grpc.insecure_channel(server.address), busy.token, clock=clock) as client:
+        assert client.myself().user_id == busy.user_id
+    assert clock.waits
+    for person in (busy, other):
+        person.channel.close()
+
+
+def test_all_users_call_so_often(server: Server, admin: Person) -> None:
+    users = [admin.make(server.address, "CLIENT") for _ in range(5)]
+    limits = [call_until_refused(user, "TOO_MANY_CALLS").metadata["limit"] for user in users]
+    # Whoever comes late finds no token, though there is one in its own bucket.
+    assert limits[-1] == "max_calls_per_second"
+    with refused("RESOURCE_EXHAUSTED", "TOO_MANY_CALLS", "the server is called more often than 3 times a second: wait"):
+        while True:
+            admin.users.GetMyself(ME)
+    for person in users:
+        person.channel.close()
