@@ -88,6 +88,7 @@ from fedround_client.errors import (
     UploadSuperseded,
     UserExists,
     UserNotFound,
+    WorkerKilled,
 )
 from fedround_client.inference import Prediction
 from fedround_client.moments import Moments
@@ -185,6 +186,7 @@ __all__ = [
     "UploadSuperseded",
     "UserExists",
     "UserNotFound",
+    "WorkerKilled",
     "connect",
     "from_safetensors",
     "to_safetensors",

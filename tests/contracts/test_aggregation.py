@@ -9,7 +9,7 @@ import pytest
 
 from contracts.coordination import Coordination, coordinating, lose
 from fedround_server.coordinator.round import RETRY
-from fedround_server.domain.errors import DiskFull, ModelFormat
+from fedround_server.domain.errors import DiskFull, ModelFormat, WorkerKilled
 from fedround_server.domain.training import Training, TrainingState
 from fedround_server.engine.job import AggregationFailed
 from fedround_server.engine.worker import WorkerLost
@@ -76,6 +76,24 @@ async def test_a_commit_that_fails_ends_its_training_alone(
     assert failure is not None
     assert failure.reason == "AGGREGATION_FAILED"
     assert "JSON" not in failure.message
+
+
+async def test_a_worker_that_is_killed_from_outside_delays_its_training_and_never_fails_it(
+    store: Store, tmp_path: Path
+) -> None:
+    async with coordinating(store, tmp_path) as desk:
+        desk.engine.error = WorkerKilled("out of memory")
+        actor, (client,), training = await desk.running(1, target_num_updates=1)
+        await desk.submit(training.training_id, 0, client)
+        for _ in range(5):
+            await desk.clock.asleep(RETRY)
+            assert (await store.trainings.get(training.training_id, actor)).state is TrainingState.ONGOING
+            desk.clock.advance(RETRY)
+        await desk.clock.asleep(RETRY)
+        desk.engine.error = None
+        desk.clock.advance(RETRY)
+        after = await desk.until(actor, training.training_id, lambda training: training.state.is_ended)
+    assert (after.state, after.model_version) == (TrainingState.COMPLETED, 1)
 
 
 @pytest.mark.parametrize("verb", ["find_aggregation", "commit", "fail"])

@@ -20,11 +20,12 @@ import pytest
 import safetensors.numpy
 import torch
 
+from fedround_server.domain.errors import WorkerKilled
 from fedround_server.domain.model import BlobRef
 from fedround_server.engine.job import AggregationFailed, AggregationJob
 from fedround_server.engine.process import Worker
 from fedround_server.engine.worker import WorkerEngine, WorkerLost
-from unit.deaths import aggregate_and_die_once, die_once
+from unit.deaths import aggregate_and_die_once, be_killed, die_once
 from unit.safetensors_files import write
 
 # Makes a worker, tells its id, and waits to be killed.
@@ -131,6 +132,20 @@ async def test_a_job_that_kills_every_worker_is_given_up(engine: WorkerEngine, t
     with pytest.raises(WorkerLost, match="3 times"):
         await engine._worker.run(os._exit, 1)
     assert (await engine.examine(job(tmp_path).model)).not_finite is None
+
+
+async def test_nothing_is_held_against_a_job_whose_workers_are_killed_from_outside() -> None:
+    with running(Worker(gc.enable)) as worker:
+        *lost, found = await asyncio.gather(
+            worker.run(be_killed), worker.run(be_killed), worker.run(abs, -1), return_exceptions=True
+        )
+    assert [type(error) for error in lost] == [WorkerKilled] * 2
+    assert found == 1
+
+
+async def test_a_worker_that_is_killed_at_its_start_again_and_again_is_not_there_now() -> None:
+    with running(Worker(be_killed)) as worker, pytest.raises(WorkerKilled, match="out of memory"):
+        await worker.run(abs, 1)
 
 
 async def test_jobs_that_wait_survive_any_number_of_deaths_by_others() -> None:

@@ -80,6 +80,7 @@ from fedround_client.errors.reason import (
     UploadSuperseded,
     UserExists,
     UserNotFound,
+    WorkerKilled,
 )
 
 __all__ = [
@@ -153,6 +154,7 @@ __all__ = [
     "UploadSuperseded",
     "UserExists",
     "UserNotFound",
+    "WorkerKilled",
     "from_event",
     "from_rpc_error",
 ]

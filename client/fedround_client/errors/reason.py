@@ -220,6 +220,10 @@ class ServerLeaving(ServerUnavailable, reason="SERVER_LEAVING"):
     """The server is going down, and begins nothing any more."""
 
 
+class WorkerKilled(ServerUnavailable, reason="WORKER_KILLED"):
+    """The server's worker process was killed from outside, again and again; the call may be tried again."""
+
+
 class StoreUnavailable(ServerUnavailable, reason="STORE_UNAVAILABLE"):
     """The server's database does not answer."""
 

@@ -8,6 +8,7 @@ from fedround_server.domain.errors import (
     FieldInvalid,
     PosteriorMissing,
     PredictionLimit,
+    WorkerKilled,
 )
 from fedround_server.domain.errors import PredictionFailed as Refused
 from fedround_server.domain.model import ModelVersion
@@ -129,7 +130,7 @@ class Inference:
             ) from None
         except PredictionFailed as error:
             raise _refusal(error) from None
-        except WorkerLost as error:
+        except (WorkerLost, WorkerKilled) as error:
             raise Refused(f"{error}: it needs too much memory, or the architecture ends its process") from None
         finally:
             self._under_way -= 1

@@ -15,6 +15,8 @@ from multiprocessing.connection import wait
 from multiprocessing.context import BaseContext
 from typing import Any, ParamSpec, TypeVar
 
+from fedround_server.domain.errors import WorkerKilled
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -25,7 +27,7 @@ CONTEXT: BaseContext = multiprocessing.get_context("spawn")
 
 
 class WorkerLost(RuntimeError):
-    """The worker died with a job, again and again."""
+    """The worker died of a job, again and again."""
 
 
 class Worker:
@@ -60,9 +62,10 @@ class Worker:
         """Runs a job in the process; a job whose process died is done again.
 
         Raises:
-            WorkerLost: The process died with it again and again, or cannot start, or there is none.
+            WorkerLost: The process died of it again and again, or cannot start, or there is none.
+            WorkerKilled: It was killed from outside each time: nothing is known against the job.
         """
-        deaths = 0
+        deaths = kills = 0
         while deaths < ATTEMPTS:
             pool = self._pool
             if pool is None:
@@ -73,11 +76,15 @@ class Worker:
                 return await asyncio.wrap_future(job)
             except BrokenProcessPool:
                 # A job that only waited goes on waiting, however often others kill the process.
-                deaths += job is not None and pool.died_with(job)
+                counts = job is not None and pool.died_with(job)
                 if self._pool is pool:
                     log.warning("the worker died: another one takes over")
                     self._pool = _Pool(self._prepare)
-                    pool.executor.shutdown(wait=False)
+                if counts:
+                    deaths += 1
+                    kills += await pool.was_killed()
+        if kills == deaths:
+            raise WorkerKilled(f"the worker was killed {ATTEMPTS} times: is the server out of memory? try again")
         raise WorkerLost(f"the worker died {ATTEMPTS} times with {function.__name__}")
 
 
@@ -87,6 +94,8 @@ class _Pool:
     def __init__(self, prepare: Callable[[], None]) -> None:
         self.executor = ProcessPoolExecutor(1, mp_context=CONTEXT, initializer=_settle_in)
         self._prepared = self.executor.submit(prepare)
+        # The executor forgets them when it breaks.
+        self._processes = self.executor._processes or {}
         self._jobs: list[Future[Any]] = []
 
     def submit(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> Future[R]:
@@ -101,6 +110,12 @@ class _Pool:
         A process that dies before its first job is everybody's misfortune: it would never start.
         """
         return not _is_over(self._prepared) or job is next(job for job in self._jobs if not _is_over(job))
+
+    async def was_killed(self) -> bool:
+        """Tells whether the dead process was killed: by the system, which is short of memory, or by somebody."""
+        # Only one thread may wait for a process's end: the executor's own.
+        await asyncio.to_thread(self.executor.shutdown)
+        return any(process.exitcode == -signal.SIGKILL for process in self._processes.values())
 
     def kill(self) -> None:
         for process in list((self.executor._processes or {}).values()):

@@ -24,6 +24,7 @@ class Engine(Protocol):
 
         Raises:
             WorkerLost: The job cannot be done.
+            WorkerKilled: Not now.
         """
 
     async def aggregate(self, job: AggregationJob, target: Path) -> BlobRef:
@@ -32,6 +33,7 @@ class Engine(Protocol):
         Raises:
             AggregationFailed: The result has values that the model's dtype cannot hold.
             WorkerLost: The job cannot be done.
+            WorkerKilled: Not now.
         """
 
     async def predict(self, job: PredictionJob) -> Prediction:
@@ -41,6 +43,7 @@ class Engine(Protocol):
             PredictionFailed: The inputs, the weights and the architecture don't fit, or memory ran out.
             TimeoutError: It takes too long.
             WorkerLost: The job cannot be done.
+            WorkerKilled: Not now.
         """
 
 

@@ -31,6 +31,7 @@ from fedround_server.domain.errors.request import (
     ServerLeaving,
     StoreUnavailable,
     TooManyCalls,
+    WorkerKilled,
 )
 from fedround_server.domain.errors.round import (
     MetricsExist,
@@ -144,4 +145,5 @@ __all__ = [
     "UploadSuperseded",
     "UserExists",
     "UserNotFound",
+    "WorkerKilled",
 ]

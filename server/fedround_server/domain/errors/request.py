@@ -56,6 +56,12 @@ class ServerLeaving(Unavailable):
         super().__init__("the server is going down: try again when it is back")
 
 
+class WorkerKilled(Unavailable):
+    """The worker process was killed from outside, again and again: the machine is short of memory, it seems."""
+
+    reason = "WORKER_KILLED"
+
+
 class StoreUnavailable(Unavailable):
     """The database does not answer."""
 
