@@ -96,6 +96,19 @@ async def test_a_worker_that_is_killed_from_outside_delays_its_training_and_neve
     assert (after.state, after.model_version) == (TrainingState.COMPLETED, 1)
 
 
+async def test_updates_wait_for_a_disk_that_fails(store: Store, tmp_path: Path) -> None:
+    async with coordinating(store, tmp_path) as desk:
+        desk.engine.error = OSError(errno.EIO, "the disk fails")
+        actor, (client,), training = await desk.running(1, target_num_updates=1)
+        await desk.submit(training.training_id, 0, client)
+        await desk.clock.asleep(RETRY)
+        assert (await store.trainings.get(training.training_id, actor)).state is TrainingState.ONGOING
+        desk.engine.error = None
+        desk.clock.advance(RETRY)
+        after = await desk.until(actor, training.training_id, lambda training: training.state.is_ended)
+    assert after.state is TrainingState.COMPLETED
+
+
 @pytest.mark.parametrize("verb", ["find_aggregation", "commit", "fail"])
 async def test_a_database_that_does_not_answer_is_asked_again(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str

@@ -258,9 +258,9 @@ class Rounds:
                         await self._finish(task)
                     elif training_id not in self._again:
                         return
-                except (Unavailable, DiskFull) as error:
+                except (Unavailable, DiskFull, OSError) as error:
                     log.warning("aggregation of training %s: %s", training_id, error)
-                    await self._context.clock.sleep(timedelta(seconds=error.retry_seconds or 1))
+                    await self._context.clock.sleep(timedelta(seconds=getattr(error, "retry_seconds", None) or 1))
                     # It may have been a commit that went through all the same.
                     self._context.hub.notify(training_id)
         finally:
@@ -276,9 +276,9 @@ class Rounds:
                 return
             await self._store.commit(closed.training_id, closed.number, closed.epoch, result, now())
             reached("aggregation.committed")
-        except (Unavailable, DiskFull):
-            raise
         except Exception as error:
+            if _may_pass(error):
+                raise
             # One training's round must not end the server, which would meet it again after each restart.
             error_id = self._context.new_id()
             log.exception("round %s of training %s failed, id %s", closed.number, closed.training_id, error_id)
@@ -314,3 +314,8 @@ class Rounds:
         finally:
             target.unlink(missing_ok=True)
         return result
+
+
+def _may_pass(error: Exception) -> bool:
+    """Tells whether trying again may help: the updates wait for a full disk to be mended. A lost file is lost."""
+    return isinstance(error, Unavailable | DiskFull | OSError) and not isinstance(error, FileNotFoundError)
