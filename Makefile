@@ -7,6 +7,8 @@ ARGS   ?=
 # How often `make chaos` kills, and what its draws begin with.
 KILLS  ?= 300
 SEED   ?= 1
+# `all` has it fail each call of the storage layer, too.
+FAULTS ?=
 
 VENV       := .venv
 PROTO_VENV := .venv-proto
@@ -44,6 +46,7 @@ test: install buf ## Run the tests
 
 chaos: install ## Kill servers KILLS times and check what they leave; writes chaos.json
 	@PYTHONPATH=tests $(BIN)/python -m chaos --kills $(KILLS) --seed $(SEED) $(ARGS)
+	@$(if $(FAULTS),FEDROUND_TEST_ALL_FAULTS=1 $(BIN)/python -m pytest tests/chaos/test_storage_faults.py)
 
 check: lint types proto-check proto-lint ## Check style, types, protos and generated code
 

@@ -1,0 +1,42 @@
+"""One call of the storage layer fails: nothing is lost, nothing is wrong, and whoever tries again succeeds.
+
+FEDROUND_TEST_ALL_FAULTS=1 fails all calls, one after the other, which takes many minutes; otherwise one of each name.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from chaos.faults import Fault
+from chaos.scenario import survive
+
+ALL = "FEDROUND_TEST_ALL_FAULTS"
+NAMES = {"open", "write", "fsync", "replace", "unlink", "put", "flush", "BEGIN", "INSERT", "UPDATE", "COMMIT"}
+OF_EACH = 1
+
+
+def chosen(faults: list[Fault]) -> list[Fault]:
+    """All faults, or one of each call."""
+    if ALL in os.environ:
+        return faults
+    draw, names = Random(4), sorted({fault.call for fault in faults})
+    by_name = [[fault for fault in faults if fault.call == name] for name in names]
+    return [fault for some in by_name for fault in draw.sample(some, min(OF_EACH, len(some)))]
+
+
+@pytest.mark.timeout(3600)
+def test_any_call_may_fail(copied: Callable[[], str], tmp_path: Path) -> None:
+    dry, violations = survive(None, tmp_path / "dry", copied())
+    assert violations == []
+    assert set(dry.calls) >= NAMES
+    fired: Counter[str] = Counter()
+    for number, fault in enumerate(chosen(list(dry.faults()))):
+        storage, violations = survive(fault, tmp_path / str(number), copied())
+        assert violations == [], fault
+        # The last calls of a name may not come again: threads are not so orderly.
+        fired[fault.call] += storage.fired.is_set()
+    assert all(fired[name] for name in NAMES), fired
