@@ -1,0 +1,170 @@
+"""Verifying the audit log: entries that are chained well, and tell of what cannot be; and reading it across cuts."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from client.scripted import MODEL, OK, OTHER, TRAINING, USER, cut
+from fedround.v1.audit_pb2 import AuditEntry as EntryMessage
+from fedround.v1.audit_pb2 import AuditHead as HeadMessage
+from fedround.v1.audit_pb2 import GetAuditHeadResponse, ReadAuditResponse
+from fedround_client import AuditBroken, AuditEntry, AuditHead
+from fedround_client.chain import START, ChainVerifier
+
+pytestmark = pytest.mark.timeout(30)
+
+DIGEST = "d" * 64
+
+
+def tell(action, subject="", **facts):
+    """What an entry says."""
+    return action, str(subject), facts
+
+
+def accepted(update_id, number=0, participant=None, examples=10):
+    facts = {"round": number, "participant_id": participant or update_id, "sha256": DIGEST, "num_examples": examples}
+    return tell("update_accepted", update_id, **facts)
+
+
+def counted(*updates, number=0, total=10, **changed):
+    fields = {"sha256": DIGEST, "num_examples": 10, "weight": f"10/{total}", **changed}
+    updates = [{"update_id": update, "participant_id": update, **fields} for update in updates]
+    return tell("updates_counted", number, updates=updates)
+
+
+def superseded(*updates, reason="participant_removed"):
+    return tell("updates_superseded", 0, update_ids=list(updates), reason=reason)
+
+
+def done(number=0, updates=1, examples=10):
+    return tell("round_done", number, kind="TRAIN", num_updates=updates, num_examples=examples)
+
+
+def made(version=1, number=0, updates=1, examples=10):
+    return tell("version_made", version, kind="TRAIN", round=number, num_updates=updates, num_examples=examples)
+
+
+CREATED = tell("model_created", 0)
+OPENED = tell("round_opened", 0)
+CLOSED = tell("round_closed", 0)
+ABANDONED = tell("round_abandoned", 0)
+NEXT = tell("round_opened", 1)
+
+
+def chain(*story):
+    """A story in entries that follow each other."""
+    entries, previous = [], START
+    for sequence, (action, subject, facts) in enumerate(story, 1):
+        text = json.dumps(facts)
+        entry = AuditEntry(sequence, 1000 + sequence, USER, action, TRAINING, MODEL, subject, text, previous, "")
+        entries.append(replace(entry, hash=entry.digest()))
+        previous = entries[-1].hash
+    return entries
+
+
+def verify(entries, head=None):
+    verifier = ChainVerifier()
+    for entry in entries:
+        verifier.add(entry)
+    return verifier.finish(head or AuditHead(entries[-1].sequence, entries[-1].hash))
+
+
+def test_a_story_that_can_be():
+    story = [CREATED, OPENED, accepted("a"), accepted("b"), superseded("b"), CLOSED, counted("a"), done(), made()]
+    report = verify(chain(*story, NEXT, accepted("c", 1), tell("call_refused", count=3)))
+    assert (report.updates, report.counted, report.superseded, report.waiting) == (3, 1, 1, 1)
+    assert (report.versions, report.refused) == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("story", "problem"),
+    [
+        ([accepted("a")], "is not under way"),
+        ([OPENED, accepted("a", 1)], "is not under way"),
+        ([OPENED, CLOSED, accepted("a")], "was accepted for a round that was closed"),
+        ([OPENED, accepted("a"), accepted("a", participant="b")], "the update a was accepted before"),
+        ([OPENED, accepted("a"), accepted("b", participant="a")], "has sent another update before"),
+        ([OPENED, accepted("a"), counted("a")], "count before the round is closed"),
+        ([OPENED, CLOSED, counted("a")], "the update a counts, and was not accepted"),
+        ([OPENED, accepted("a"), CLOSED, counted("a"), counted("a")], "the update a counts, and was not accepted"),
+        ([OPENED, accepted("a"), superseded("a"), CLOSED, counted("a")], "the update a counts, and was not accepted"),
+        ([OPENED, accepted("a"), CLOSED, counted("a", sha256="e" * 64)], "had another sha256"),
+        ([OPENED, accepted("a"), CLOSED, counted("a", num_examples=11)], "had another num_examples"),
+        ([OPENED, accepted("a"), CLOSED, counted("a", weight="9/10")], "a weight of its own making"),
+        ([OPENED, accepted("a"), CLOSED, counted("a", total=20), done()], "do not add up to one"),
+        ([OPENED, accepted("a"), CLOSED, done(updates=0, examples=0)], "neither counted nor superseded: a"),
+        ([OPENED, accepted("a"), ABANDONED], "neither counted nor superseded: a"),
+        ([OPENED, accepted("a"), superseded("a", reason="")], "without a reason"),
+        ([OPENED, superseded("a")], "none that waits"),
+        ([OPENED, accepted("a"), CLOSED, counted("a"), done(updates=2)], "1 updates counted, not 2"),
+        ([OPENED, accepted("a"), CLOSED, counted("a"), done(examples=9)], "10 examples counted"),
+        ([OPENED, done(updates=0, examples=0)], "was not closed before it was done"),
+        ([OPENED, CLOSED, CLOSED], "was closed before"),
+        ([OPENED, NEXT], "is not over"),
+        ([OPENED, ABANDONED, tell("round_opened", 2)], "round 2 is not the next one"),
+        ([OPENED, ABANDONED, OPENED], "round 0 is not the next one"),
+        ([CREATED, CREATED], "was created before"),
+        ([CREATED, made()], "no round was done"),
+        ([CREATED, OPENED, accepted("a"), CLOSED, counted("a"), done(), made(2)], "version 2 is not the next one"),
+        ([CREATED, OPENED, accepted("a"), CLOSED, counted("a"), done(), made(), made(2)], "no round was done"),
+        ([CREATED, OPENED, accepted("a"), CLOSED, counted("a"), done(), made(updates=2)], "has another num_updates"),
+        ([CREATED, OPENED, accepted("a"), CLOSED, counted("a"), done(), made(number=1)], "has another round"),
+        ([OPENED, tell("update_accepted", "a", round=0)], "lacks what update_accepted tells"),
+        ([tell("round_opened", "first")], "invalid literal"),
+    ],
+)
+def test_a_story_that_cannot_be(story, problem):
+    *before, last = chain(*story)
+    verifier = ChainVerifier()
+    for entry in before:
+        verifier.add(entry)
+    with pytest.raises(AuditBroken) as broken:
+        verifier.add(last)
+    assert broken.value.sequence == last.sequence
+    assert problem in broken.value.problem
+
+
+def test_trainings_have_rounds_of_their_own():
+    first, second = chain(OPENED, OPENED)
+    second = replace(second, training_id=OTHER)
+    verify([first, replace(second, hash=second.digest())])
+
+
+def message(entry):
+    sent = EntryMessage(
+        **{name: getattr(entry, name) for name in entry.__dataclass_fields__ if name != "time_us"},
+    )
+    sent.time.FromMicroseconds(entry.time_us)
+    return sent
+
+
+def test_the_log_is_verified_across_a_lost_connection(server):
+    entries = chain(CREATED, OPENED, accepted("a"))
+    head = HeadMessage(sequence=3, hash=entries[-1].hash)
+    call = server.run(server.client.verify_audit)
+    server.reply("GetAuditHead", GetAuditHeadResponse(head=head))
+    request, rpc = server.stream("ReadAudit")
+    assert request.after_sequence == 0
+    rpc.send_response(ReadAuditResponse(head=head))
+    rpc.send_response(ReadAuditResponse(entries=[message(entries[0])]))
+    cut(rpc)
+    request, rpc = server.stream("ReadAudit")
+    assert request.after_sequence == 1
+    rpc.send_response(ReadAuditResponse(head=HeadMessage(sequence=4)))
+    # The log went on meanwhile.
+    later = message(chain(CREATED, OPENED, accepted("a"), CLOSED)[-1])
+    rpc.send_response(ReadAuditResponse(entries=[*(message(entry) for entry in entries[1:]), later]))
+    rpc.terminate(*OK)
+    assert call.result(20).head == AuditHead(3, entries[-1].hash)
+
+
+def test_a_server_that_has_less_than_it_says_is_found_out(server):
+    entries = chain(CREATED, OPENED)
+    call = server.run(server.client.verify_audit)
+    server.reply("GetAuditHead", GetAuditHeadResponse(head=HeadMessage(sequence=2, hash=entries[-1].hash)))
+    _, rpc = server.stream("ReadAudit")
+    rpc.send_response(ReadAuditResponse(entries=[message(entries[0])]))
+    rpc.terminate(*OK)
+    with pytest.raises(AuditBroken, match="entry 2: is missing"):
+        call.result(20)
