@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Self, TypeVar
 
+import fedround_client as fr
 from servers import Server
 
 T = TypeVar("T")
@@ -74,5 +75,8 @@ def with_and_without(
     with Server(folder / "killed", database=copy) as server:
         killer = Killer(server, seed)
         survived = run(server, training_id, tokens, killer)
+        with fr.connect(server.address, server.admin_token) as admin:
+            report = admin.verify_audit()
+    assert report.updates == report.counted > 0
     assert killer.kills == kills
     return expected, survived

@@ -56,6 +56,7 @@ def test_the_log_is_verified_where_it_is_and_against_a_head_that_was_noted(
     assert "2 versions were made of them" in online
     head = online.split()[-1]
     assert fr.AuditHead.parse(head).sequence > 10
+    assert fedround("audit", "head").stdout == f"{head}\n"
     offline = json.loads(
         fedround("audit", "verify", "--data-dir", server.data_dir, "--head", head, "--format", "json").stdout
     )

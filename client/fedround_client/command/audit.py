@@ -18,7 +18,7 @@ from fedround_client.command.output import Format, FormatOption
 from fedround_client.command.serve import require
 from fedround_client.command.session import client_of, fail
 
-app = typer.Typer(no_args_is_help=True, help="Verify the audit log, or keep a copy of it. For admins.")
+app = typer.Typer(no_args_is_help=True, help="Verify the audit log, or keep its head or a copy of it. For admins.")
 
 DataDir: TypeAlias = Annotated[
     Path | None, typer.Option(help="Read a server's data directory instead, whether it runs or not.")
@@ -57,6 +57,13 @@ def verify(
     )
     typer.echo(f"Refused calls: {report.refused}.")
     typer.echo(f"Head, to be noted elsewhere, and given as --head the next time: {report.head}")
+
+
+@app.command()
+def head(context: typer.Context) -> None:
+    """Print the head of the audit log without verifying it, to be noted elsewhere."""
+    with client_of(context) as client:
+        typer.echo(client.audit_head())
 
 
 @app.command()
