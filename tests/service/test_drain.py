@@ -71,22 +71,29 @@ def test_a_server_that_leaves_begins_nothing_and_finishes_what_is_under_way(tmp_
 
 def test_an_update_that_is_cut_is_resumed_behind_the_restart(tmp_path: Path) -> None:
     data, upload_id = model_file(1), new_id()
-    with Server(tmp_path / "data", options=("--grace-seconds", "0.1")) as server:
+    with Server(tmp_path / "data", options=("--grace-seconds", "1")) as server:
         with admin_of(server) as admin:
-            upload = submitting(admin, admin.make(server.address, "CLIENT"), model_file())
+            actor, client = (admin.make(server.address, role) for role in ("ACTOR", "CLIENT"))
+            upload = submitting(actor, client, model_file())
+
+            def committed() -> int:
+                asked = round_pb2.GetUploadRequest(upload_id=upload_id)
+                return client.rounds.GetUpload(asked, timeout=TIMEOUT, wait_for_ready=True).committed_size
+
             resumable = upload.spec(data, upload_id=upload_id)
             with Halted(server, upload, data, resumable) as halted:
+                until(lambda: committed() == len(data) // 2)
                 signal_and_see(server, admin)
                 with pytest.raises(grpc.RpcError):
                     halted.call.result()
                 assert server.wait() == 0
         server.start()
-        asked = round_pb2.GetUploadRequest(upload_id=upload_id)
-        at = upload.person.rounds.GetUpload(asked, timeout=TIMEOUT, wait_for_ready=True).committed_size
+        at = committed()
         assert at == len(data) // 2
         receipt = upload.send(upload.spec(data, upload_id=upload_id, offset=at), *upload.chunks(data[at:])).receipt
         assert receipt.sha256 == digest(data)
-        upload.person.channel.close()
+        for person in (actor, client):
+            person.channel.close()
 
 
 def test_the_sdk_waits_for_the_server_to_come_back(tmp_path: Path) -> None:
@@ -121,7 +128,6 @@ def test_a_second_signal_waits_for_nobody(tmp_path: Path) -> None:
 
 def descendants(pid: int) -> list[int]:
     """The processes that a process started, and theirs."""
-    children = [
-        int(child) for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()
-    ]
+    lists = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
+    children = [int(child) for text in lists for child in text.split()]
     return [*children, *(one for child in children for one in descendants(child))]

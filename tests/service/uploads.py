@@ -98,8 +98,12 @@ class Halted:
 
     def __init__(self, server: Server, upload: Upload, data: bytes, first: Any = None) -> None:
         self._go_on = threading.Event()
-        under_way = server.data_dir / "tmp"
-        before = len(list(under_way.iterdir()))
+
+        def under_way() -> int:
+            # Those that can be resumed are in the folder of their user.
+            return len([*server.data_dir.glob("tmp/*"), *server.data_dir.glob("uploads/*/*")])
+
+        before = under_way()
 
         def messages() -> Iterator[Any]:
             yield first or upload.spec(data)
@@ -109,7 +113,7 @@ class Halted:
             yield from rest
 
         self.call = upload.begin(messages())
-        until(lambda: len(list(under_way.iterdir())) > before)
+        until(lambda: under_way() > before)
 
     def __enter__(self) -> "Halted":
         return self
