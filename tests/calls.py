@@ -200,7 +200,7 @@ HELP = {
     "CHUNK_CORRUPT": "send them again",
     "CURSOR_EXPIRED": "subscribe without it",
     "MODEL_TOO_LARGE": "ask the operator for more",
-    "QUOTA": "remove some first",
+    "QUOTA": "remove",
     "DISK_FULL": "try again when",
     "TOO_MANY_CALLS": "nothing was done",
     "STORE_UNAVAILABLE": "try again",

@@ -34,6 +34,7 @@ from fedround_server.blobs import BlobStore
 from fedround_server.config import Settings
 from fedround_server.coordinator import Context, Coordinator, Limits
 from fedround_server.domain.errors import TooManyStreams, TooManyUploads
+from fedround_server.domain.quota import Quotas
 from fedround_server.engine.job import PredictionFailed
 from fedround_server.engine.process import allow_many_files
 from fedround_server.engine.worker import WorkerEngine
@@ -121,7 +122,12 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
                 max_unfinished_bytes_per_user=settings.max_unfinished_bytes_per_user,
                 max_unfinished_bytes=settings.max_unfinished_bytes,
                 min_free_bytes=settings.min_free_bytes,
-                max_open_trainings=settings.max_open_trainings,
+                max_stored_bytes=settings.max_stored_bytes,
+                quotas=Quotas(
+                    settings.max_open_trainings_per_user,
+                    settings.max_open_trainings,
+                    settings.max_stored_bytes_per_user,
+                ),
                 heartbeat=timedelta(seconds=settings.heartbeat_seconds),
                 token_lifetime=token_lifetime,
                 max_token_lifetime=max_token_lifetime,

@@ -134,7 +134,11 @@ class BlobWriter:
 
 
 class BlobStore:
-    """A folder of blobs."""
+    """A folder of blobs.
+
+    Attributes:
+        stored_bytes: What all blobs have together, since `measure` counted those of earlier processes.
+    """
 
     def __init__(self, root: Path) -> None:
         """Makes the folder's layout.
@@ -147,6 +151,7 @@ class BlobStore:
         self._tmp = root / "tmp"
         for folder in (self._objects, self._uploads, self._tmp):
             folder.mkdir(parents=True, exist_ok=True)
+        self.stored_bytes = 0
         # Else bytes that come again between the look at an old blob and its removal would go with it.
         self._lock = threading.Lock()
 
@@ -218,6 +223,7 @@ class BlobStore:
                 target.parent.mkdir(exist_ok=True)
                 _sync_folder(self._objects)
             with self._lock:
+                self.stored_bytes += blob.size_bytes - _size(target)
                 source.replace(target)
                 reached("blob.renamed")
                 # Behind the rename: an upload that is cut off before it must stay writable for its next try.
@@ -231,6 +237,10 @@ class BlobStore:
         file = self.path(sha256).open("rb", buffering=0)
         file.seek(offset)
         return file
+
+    def measure(self) -> None:
+        """Counts what is here; before serving only."""
+        self.stored_bytes = sum(map(_size, _files(self._objects)))
 
     def sweep(self) -> None:
         """Removes what an earlier process left in tmp; before serving only."""
@@ -250,7 +260,10 @@ class BlobStore:
         Returns:
             How many blobs were removed.
         """
-        return sum([self._remove_old(self.path(digest)) for digest in digests])
+        sizes = [size for digest in digests if (size := self._remove_old(self.path(digest))) is not None]
+        with self._lock:
+            self.stored_bytes -= sum(sizes)
+        return len(sizes)
 
     def collect_uploads(self) -> list[tuple[str, str]]:
         """Removes resumable uploads that nobody went on with.
@@ -258,14 +271,16 @@ class BlobStore:
         Returns:
             Of which user each was, and its id.
         """
-        return [(path.parent.name, path.name) for path in _files(self._uploads) if self._remove_old(path)]
+        return [(path.parent.name, path.name) for path in _files(self._uploads) if self._remove_old(path) is not None]
 
-    def _remove_old(self, path: Path) -> bool:
+    def _remove_old(self, path: Path) -> int | None:
+        """Removes a file if it is old; returns the size of one that was removed."""
         with _tolerance(path), self._lock:
             if _is_old(path):
+                size = path.stat().st_size
                 path.unlink()
-                return True
-        return False
+                return size
+        return None
 
 
 @contextmanager
@@ -277,6 +292,12 @@ def _tolerance(path: Path) -> Iterator[None]:
         pass
     except OSError as error:
         log.warning("%s stays as it is: %s", path, error)
+
+
+def _size(path: Path) -> int:
+    with _tolerance(path):
+        return path.stat().st_size
+    return 0
 
 
 def _is_old(path: Path) -> bool:

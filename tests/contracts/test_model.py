@@ -8,6 +8,7 @@ import pytest
 from contracts.world import SPEC, World, blob, new_id, new_model
 from fedround_server.domain.errors import ModelInUse, ModelNotFound, Quota
 from fedround_server.domain.model import Model
+from fedround_server.domain.quota import Quotas
 from fedround_server.domain.training import Uncertainty
 from fedround_server.domain.update import MetricReport
 from fedround_server.domain.user import Role
@@ -18,7 +19,7 @@ FIRST = (-1, "")
 
 async def test_a_model_comes_back_as_it_was_stored(store: Store, world: World) -> None:
     owner = await world.user(Role.ACTOR)
-    made = await store.models.create(new_id(), owner, new_model(), world.now)
+    made = await store.models.create(new_id(), owner, new_model(), Quotas(), world.now)
     assert await store.models.get(made.model_id, owner) == made
     assert made.manifest == new_model().manifest
     assert (made.owner_id, made.latest.version, made.latest.blob) == (owner, 0, new_model().blob)
@@ -40,7 +41,7 @@ async def test_models_are_seen_by_their_owner_and_participants_only(store: Store
 
 async def test_versions_that_are_not_there_are_not_found(store: Store, world: World) -> None:
     owner = await world.user(Role.ACTOR)
-    made = await store.models.create(new_id(), owner, new_model(), world.now)
+    made = await store.models.create(new_id(), owner, new_model(), Quotas(), world.now)
     with pytest.raises(ModelNotFound, match=r"version 1 .the latest is 0"):
         await store.models.get_version(made.model_id, 1, owner)
 
@@ -48,7 +49,7 @@ async def test_versions_that_are_not_there_are_not_found(store: Store, world: Wo
 async def test_models_are_paged_from_the_newest(store: Store, world: World) -> None:
     owner = await world.user(Role.ACTOR)
     now = world.now
-    made = [await store.models.create(new_id(), owner, new_model(), now) for _ in range(5)]
+    made = [await store.models.create(new_id(), owner, new_model(), Quotas(), now) for _ in range(5)]
     seen: list[Model] = []
     while page := await store.models.page(owner, (now, seen[-1].model_id) if seen else None, 2):
         seen += page
@@ -79,7 +80,7 @@ async def test_a_model_is_removed_when_no_training_needs_it(store: Store, world:
 async def test_a_model_is_either_trained_or_removed(store: Store, world: World) -> None:
     actor = await world.user(Role.ACTOR)
     for _ in range(25):
-        model = await store.models.create(new_id(), actor, new_model(), world.now)
+        model = await store.models.create(new_id(), actor, new_model(), Quotas(), world.now)
         created, removed = await asyncio.gather(
             world.create(actor, replace(SPEC, model_id=model.model_id)),
             store.models.remove(model.model_id, actor, world.now),
@@ -117,7 +118,7 @@ async def test_a_posterior_is_in_use_with_its_version(store: Store, world: World
 
 async def test_a_version_carries_so_many_tags(store: Store, world: World) -> None:
     owner = await world.user(Role.ACTOR)
-    made = await store.models.create(new_id(), owner, new_model(), world.now)
+    made = await store.models.create(new_id(), owner, new_model(), Quotas(), world.now)
     for number in range(100):
         await store.models.tag(made.model_id, 0, f"tag{number}", owner, remove=False)
     full = (await store.models.tag(made.model_id, 0, "tag7", owner, remove=False)).tags

@@ -22,6 +22,7 @@ from fedround_server.domain.errors import (
     UnknownClients,
 )
 from fedround_server.domain.model import MAX_TENSORS, Dtype, NewModel, TensorSpec
+from fedround_server.domain.quota import Quotas
 from fedround_server.domain.round import RoundState
 from fedround_server.domain.training import (
     Aggregation,
@@ -73,7 +74,7 @@ async def test_a_refused_training_leaves_nothing(store: Store, world: World) -> 
     ]
     for error, spec, quota in refusals:
         with pytest.raises(error):
-            await store.trainings.prepare(actor, spec, quota)
+            await store.trainings.prepare(actor, spec, Quotas(quota))
         with pytest.raises(error):
             await world.create(actor, spec, quota=quota)
     assert await store.trainings.page(actor, as_actor=True, before=None, limit=10) == []
@@ -87,10 +88,10 @@ async def test_moments_must_fit_into_a_file(store: Store, world: World) -> None:
     swag = replace(SPEC, uncertainty=Uncertainty("swag", {"samples": 1, "softmax": False, "every": 0, "rank": 20}))
     large = NewModel("large", "", manifest, blob("large"))
     with pytest.raises(FieldInvalid, match="choose a lower one"):
-        await store.trainings.create(new_id(), actor, swag, large, new_id(), 10, world.now)
+        await store.trainings.create(new_id(), actor, swag, large, new_id(), Quotas(), world.now)
     assert await store.models.page(actor, None, 10) == []
     del manifest["layer.0"]
-    await store.trainings.create(new_id(), actor, swag, large, new_id(), 10, world.now)
+    await store.trainings.create(new_id(), actor, swag, large, new_id(), Quotas(), world.now)
 
 
 async def test_unknown_clients_are_all_named(store: Store, world: World) -> None:
@@ -101,12 +102,12 @@ async def test_unknown_clients_are_all_named(store: Store, world: World) -> None
     strangers = sorted([*(new_id() for _ in range(600)), gone])
     few = strangers[5:10]
     with pytest.raises(UnknownClients) as refusal:
-        await store.trainings.prepare(actor, replace(SPEC, client_ids=(known, *strangers)), 10)
+        await store.trainings.prepare(actor, replace(SPEC, client_ids=(known, *strangers)), Quotas())
     assert refusal.value.metadata["client_ids"].split(", ") == strangers[:60]
     assert refusal.value.metadata["count"] == "601"
     assert "and 581 more" in refusal.value.message
     with pytest.raises(UnknownClients) as refusal:
-        await store.trainings.prepare(actor, replace(SPEC, client_ids=(known, *few)), 10)
+        await store.trainings.prepare(actor, replace(SPEC, client_ids=(known, *few)), Quotas())
     assert all(stranger in refusal.value.message for stranger in few)
 
 
@@ -171,11 +172,11 @@ async def test_one_request_makes_one_training(store: Store, world: World) -> Non
         spec = replace(SPEC, request_id=new_id())
         made = await asyncio.gather(
             *(world.create(actor, spec, quota=1) for _ in range(4)),
-            *(store.trainings.prepare(actor, spec, 1) for _ in range(4)),
+            *(store.trainings.prepare(actor, spec, Quotas(1)) for _ in range(4)),
         )
         assert len({training.training_id for training in made if training is not None}) == 1
         assert len(await store.models.page(actor, None, 10)) == 1
-    assert await store.trainings.prepare(actor, spec, 1) == made[0]
+    assert await store.trainings.prepare(actor, spec, Quotas(1)) == made[0]
     assert (await world.create(other, spec)).training_id != made[0].training_id
     await store.trainings.remove(made[0].training_id, actor, force=False, now=world.now)
     with pytest.raises(FieldInvalid, match="request_id"):
@@ -184,7 +185,7 @@ async def test_one_request_makes_one_training(store: Store, world: World) -> Non
 
 async def test_a_model_in_use_is_copied(store: Store, world: World) -> None:
     actor = await world.user(Role.ACTOR)
-    model = await store.models.create(new_id(), actor, new_model(), world.now)
+    model = await store.models.create(new_id(), actor, new_model(), Quotas(), world.now)
     first = await world.create(actor, replace(SPEC, model_id=model.model_id))
     second = await world.create(actor, replace(SPEC, model_id=model.model_id))
     assert first.model_id == model.model_id
@@ -249,7 +250,7 @@ async def test_pages_go_from_the_newest_to_the_oldest(store: Store, world: World
     made: list[Training] = [
         # Some at the same time: the id breaks ties.
         await store.trainings.create(
-            new_id(), actor, replace(SPEC, client_ids=(client,)), new_model(), new_id(), 99, now
+            new_id(), actor, replace(SPEC, client_ids=(client,)), new_model(), new_id(), Quotas(), now
         )
         for _ in range(3)
     ]

@@ -16,6 +16,7 @@ from fedround_server.domain.errors import (
 )
 from fedround_server.domain.event import TrainingRemoved
 from fedround_server.domain.identity import Credentials, Identity
+from fedround_server.domain.quota import Quotas
 from fedround_server.domain.token import Token
 from fedround_server.domain.training import Training, TrainingState
 from fedround_server.domain.user import Role, User
@@ -134,9 +135,9 @@ async def test_nothing_is_created_in_a_removed_users_name(store: Store, world: W
     actor = await world.user(Role.ACTOR)
     await store.users.remove(actor, world.now)
     for call in (
-        store.trainings.prepare(actor, SPEC, 10),
+        store.trainings.prepare(actor, SPEC, Quotas()),
         world.create(actor, SPEC),
-        store.models.create(new_id(), actor, new_model(), world.now),
+        store.models.create(new_id(), actor, new_model(), Quotas(), world.now),
     ):
         with pytest.raises(TokenInvalid):
             await call

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from fedround_server.domain.model import BlobRef, Dtype, NewModel, TensorSpec
+from fedround_server.domain.quota import Quotas
 from fedround_server.domain.round import RoundKind
 from fedround_server.domain.token import Token
 from fedround_server.domain.training import Aggregation, Evaluation, RoundPolicy, Training, TrainingSpec
@@ -66,7 +67,7 @@ class World:
 
     async def create(self, actor: str, spec: TrainingSpec, *, quota: int = 1000) -> Training:
         model = None if spec.model_id else new_model()
-        return await self.store.trainings.create(new_id(), actor, spec, model, new_id(), quota, self.now)
+        return await self.store.trainings.create(new_id(), actor, spec, model, new_id(), Quotas(quota), self.now)
 
     async def running(self, clients: int = 3, **spec: Any) -> tuple[str, list[str], Training]:
         """An actor, its clients, and their training, which is started."""

@@ -11,6 +11,7 @@ from calls import MODEL, digest, model_file, new_id
 from contracts.world import SPEC, World
 from fedround_server.blobs import BlobStore
 from fedround_server.domain.model import BlobRef, Dtype, NewModel, TensorSpec
+from fedround_server.domain.quota import Quotas
 from fedround_server.domain.round import RoundKind
 from fedround_server.domain.training import Training
 from fedround_server.domain.update import NewUpdate
@@ -36,7 +37,7 @@ class Left:
         actor, users = await self.world.user(Role.ACTOR), await self.world.users(clients)
         model = NewModel("model", "", MANIFEST, self.keep(model_file()))
         wanted = replace(SPEC, **{"client_ids": tuple(users), "target_num_updates": 1, **spec})
-        made = await self.store.trainings.create(new_id(), actor, wanted, model, new_id(), 10, self.now)
+        made = await self.store.trainings.create(new_id(), actor, wanted, model, new_id(), Quotas(), self.now)
         return actor, users, await self.store.trainings.start(made.training_id, actor, None, self.now)
 
     async def submit(self, training: Training, number: int, user: str, data: bytes | None = None) -> bool:

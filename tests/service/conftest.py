@@ -14,7 +14,7 @@ from service.uploads import Upload, creating, storing, submitting
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     options = {
         "--max-model-bytes": "3000000",
-        "--max-open-trainings": "30",
+        "--max-open-trainings-per-user": "30",
         "--max-uploads-per-user": "20",
         "--max-downloads-per-user": "4",
         "--max-subscriptions-per-user": "20",

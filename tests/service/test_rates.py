@@ -66,8 +66,7 @@ def is_refused_at_once(server: Server) -> bool:
     try:
         person.users.GetMyself(ME)
     except grpc.RpcError as error:
-        assert "came from your address" in read_refusal(error).message
-        return True
+        return "came from your address" in read_refusal(error).message
     finally:
         person.channel.close()
     return False

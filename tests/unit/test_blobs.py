@@ -280,3 +280,16 @@ def test_a_full_disk_takes_as_much_as_fits(small_disk: Path) -> None:
     with blobs.upload("user", "upload", here, "") as writer:
         writer.replay(lambda _: None)
         assert writer.blob == BlobRef(hashlib.sha256(chunk * (here >> 20)).hexdigest(), here)
+
+
+def test_what_is_stored_is_counted(blobs: BlobStore, tmp_path: Path) -> None:
+    old, same = put(blobs, b"old"), put(blobs, b"same")
+    assert blobs.stored_bytes == 7
+    put(blobs, b"same", "two")
+    assert blobs.stored_bytes == 7
+    make_old(blobs.path(old.sha256))
+    blobs.collect([old.sha256, same.sha256, "0" * 64])
+    assert blobs.stored_bytes == 4
+    again = BlobStore(tmp_path)
+    again.measure()
+    assert again.stored_bytes == 4

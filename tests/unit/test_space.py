@@ -2,17 +2,18 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 
 from fedround_server.coordinator.context import Limits
 from fedround_server.coordinator.space import LEAST, Claim, Space
-from fedround_server.domain.errors import DiskFull, TooManyUploads
+from fedround_server.domain.errors import DiskFull, Quota, TooManyUploads
 
 MIB = 1 << 20
 LIMITS = Limits(max_unfinished_bytes_per_user=10 * MIB, max_unfinished_bytes=15 * MIB, min_free_bytes=8 * MIB)
+STORED = replace(LIMITS, max_stored_bytes=20 * MIB)
 
 
 @dataclass
@@ -21,6 +22,7 @@ class Disk:
 
     free: int = 1 << 40
     left: dict[tuple[str, str], int] = field(default_factory=dict)
+    stored_bytes: int = 0
 
     def free_bytes(self) -> int:
         return self.free
@@ -121,3 +123,16 @@ def test_updates_may_use_half_of_what_else_stays_free(space: Space, disk: Disk) 
         with pytest.raises(DiskFull):
             update.cover(4 * MIB + 1)
         update.cover(4 * MIB)
+
+
+def test_all_files_have_so_many_bytes_and_running_rounds_go_on(disk: Disk) -> None:
+    space = Space(STORED, disk)  # type: ignore[arg-type]
+    disk.stored_bytes = 15 * MIB
+    with claim(space, "one", "a") as first, claim(space, "two", "a") as second:
+        first.cover(3 * MIB)
+        with pytest.raises(Quota, match=f"files of {20 * MIB + 1} bytes, it takes {20 * MIB}") as error:
+            second.cover(2 * MIB + 1)
+        assert error.value.metadata == {"limit": "max_stored_bytes"}
+        second.cover(2 * MIB)
+    with claim(space, "one", "a", is_update=True) as update:
+        update.cover(6 * MIB)

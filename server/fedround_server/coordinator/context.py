@@ -9,6 +9,7 @@ from typing import Any, ParamSpec, Protocol, TypeVar
 
 from fedround_server.blobs import BlobStore
 from fedround_server.coordinator.presence import Presence
+from fedround_server.domain.quota import Quotas
 from fedround_server.engine.worker import Engine
 from fedround_server.hub import Hub
 from fedround_server.store import Store
@@ -48,7 +49,8 @@ class Limits:
         max_unfinished_bytes_per_user: What the unfinished uploads of one user may have.
         max_unfinished_bytes: What all unfinished uploads may have.
         min_free_bytes: What new models leave free on the disk; updates leave half of it.
-        max_open_trainings: Trainings of one actor that are not ended.
+        max_stored_bytes: What all files that are kept may have before new models are refused.
+        quotas: How much users may have.
         heartbeat: How long a subscription stays silent.
         max_predictions: Predictions that may wait for their turn.
         token_lifetime: Of tokens that nobody gave another one; None for ever.
@@ -59,7 +61,8 @@ class Limits:
     max_unfinished_bytes_per_user: int = 64 << 30
     max_unfinished_bytes: int = 1 << 40
     min_free_bytes: int = 1 << 30
-    max_open_trainings: int = 1000
+    max_stored_bytes: int = 1 << 44
+    quotas: Quotas = field(default_factory=Quotas)
     heartbeat: timedelta = timedelta(seconds=20)
     max_predictions: int = 32
     token_lifetime: timedelta | None = None

@@ -45,6 +45,7 @@ class Coordinator:
         await self.audit.start()
         await in_thread(self._context.blobs.sweep)
         reached("start.swept")
+        await in_thread(self._context.blobs.measure)
         await self.uploads.recover()
         await self.rounds.recover()
         reached("start.recovered")

@@ -25,15 +25,19 @@ class Models:
 
         Raises:
             FieldInvalid: The upload has made a model that was removed.
+            Quota: The owner's files have too many bytes.
             FedroundError: The file is refused, as `Uploads.receive` tells.
         """
-        made = await self._context.store.models.find_upload(incoming.user_id, incoming.upload_id)
+        quotas = self._context.limits.quotas
+        made = await self._context.store.models.prepare(
+            incoming.user_id, incoming.upload_id, incoming.size_bytes or 0, quotas
+        )
         if made is not None:
             return made
         received = await self._uploads.receive(incoming, None)
         model = NewModel(name, description, received.manifest, received.blob, architecture, incoming.upload_id)
         return await self._context.store.models.create(
-            self._context.new_id(), incoming.user_id, model, self._context.clock.now()
+            self._context.new_id(), incoming.user_id, model, quotas, self._context.clock.now()
         )
 
     async def get(self, model_id: str, user_id: str) -> Model:

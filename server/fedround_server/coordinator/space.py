@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from fedround_server.blobs import BlobStore
 from fedround_server.coordinator.context import Limits
-from fedround_server.domain.errors import DiskFull, TooManyUploads
+from fedround_server.domain.errors import DiskFull, Quota, TooManyUploads
 
 LEAST = 1 << 20
 """What an unfinished upload counts at least, in bytes: empty files fill a disk, too."""
@@ -15,20 +15,20 @@ LEAST = 1 << 20
 class Claim:
     """Room for one upload under way."""
 
-    def __init__(self, space: "Space", user_id: str, name: str, reserve: int, written: int) -> None:
+    def __init__(self, space: "Space", user_id: str, name: str, written: int, *, is_update: bool) -> None:
         """Covers nothing yet.
 
         Args:
             space: Where the room is.
             user_id: Whose upload it is.
             name: Its name among the user's uploads.
-            reserve: How much of the disk has to stay free, in bytes.
             written: How much of the file is here.
+            is_update: Whether it is an update, which a running round waits for.
         """
         self._space = space
         self.user_id = user_id
         self.name = name
-        self.reserve = reserve
+        self.is_update = is_update
         self.size = 0
         self.written = written
 
@@ -42,6 +42,7 @@ class Claim:
 
         Raises:
             TooManyUploads: The user's unfinished uploads, or those of all, have too many bytes.
+            Quota: All files together have too many bytes for another model.
             DiskFull: Too little of the disk would stay free.
         """
         if size > self.size:
@@ -79,10 +80,9 @@ class Space:
             upload_id: What makes it resumable.
             name: A name for an upload without an id.
             offset: Where it goes on, in bytes.
-            is_update: Whether it is an update: those may use half of what else stays free, so that rounds go on.
+            is_update: Whether it is an update: running rounds go on while there is any room.
         """
-        reserve = self._limits.min_free_bytes // (2 if is_update else 1)
-        claim = Claim(self, user_id, upload_id or name, reserve, offset)
+        claim = Claim(self, user_id, upload_id or name, offset, is_update=is_update)
         self._claims.add(claim)
         try:
             yield claim
@@ -109,8 +109,16 @@ class Space:
                 f" {limits.max_unfinished_bytes}: try again later",
                 limit="max_unfinished_bytes",
             )
+        stored = self._blobs.stored_bytes + size + sum(other.size for other in self._claims if other is not claim)
+        if not claim.is_update and stored > limits.max_stored_bytes:
+            raise Quota(
+                f"the server would have files of {stored} bytes, it takes {limits.max_stored_bytes}: remove some first,"
+                " or ask the operator for more",
+                limit="max_stored_bytes",
+            )
         free = self._blobs.free_bytes() - sum(other.to_come for other in self._claims if other is not claim)
-        if free - (size - claim.written) < claim.reserve:
+        # Updates may use half of what else stays free; the rest is for aggregation and the database.
+        if free - (size - claim.written) < limits.min_free_bytes // (2 if claim.is_update else 1):
             raise DiskFull("the server's disk is almost full: try again when the operator has made room")
         self._count(claim.user_id, claim.name, counted)
 

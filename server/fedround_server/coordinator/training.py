@@ -32,18 +32,18 @@ class Trainings:
         Raises:
             UnknownClients: Some client_ids are of no user.
             ModelNotFound: The actor owns no such model.
-            Quota: The actor has too many trainings.
+            Quota: The actor has too many trainings, or its files too many bytes.
             FedroundError: The file is refused, as `Uploads.receive` tells.
         """
-        quota = self._context.limits.max_open_trainings
-        made = await self._store.prepare(actor_id, spec, quota)
+        size = 0 if incoming is None else incoming.size_bytes or 0
+        made = await self._store.prepare(actor_id, spec, self._context.limits.quotas, size)
         if made is not None:
             return made
         model = None
         if incoming is not None:
             received = await self._uploads.receive(incoming, None)
             model = NewModel(spec.name, spec.description, received.manifest, received.blob, spec.architecture)
-        return await to_the_end(self._create(actor_id, spec, model, quota))
+        return await to_the_end(self._create(actor_id, spec, model))
 
     async def get(self, training_id: str, user_id: str) -> Training:
         """Returns a training that the user steers or takes part in."""
@@ -71,9 +71,10 @@ class Trainings:
         """Starts a training: its first round opens."""
         return await to_the_end(self._start(training_id, actor_id, request_id))
 
-    async def _create(self, actor_id: str, spec: TrainingSpec, model: NewModel | None, quota: int) -> Training:
-        new_id = self._context.new_id
-        training = await self._store.create(new_id(), actor_id, spec, model, new_id(), quota, self._context.clock.now())
+    async def _create(self, actor_id: str, spec: TrainingSpec, model: NewModel | None) -> Training:
+        new_id, quotas = self._context.new_id, self._context.limits.quotas
+        now = self._context.clock.now()
+        training = await self._store.create(new_id(), actor_id, spec, model, new_id(), quotas, now)
         self._context.hub.notify(actor_id, *training.participant_ids)
         return training
 

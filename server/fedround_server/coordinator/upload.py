@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from fedround_server.blobs import BlobWriter
 from fedround_server.coordinator.context import Context, in_thread, wait_out
-from fedround_server.coordinator.space import LEAST, Claim, Space
+from fedround_server.coordinator.space import Claim, Space
 from fedround_server.domain.errors import (
     DigestMismatch,
     FedroundError,
@@ -156,7 +156,7 @@ class Uploads:
             ):
                 reached("upload.opened")
                 # What is not declared is known with the header.
-                claim.cover(incoming.size_bytes or LEAST)
+                claim.cover(incoming.size_bytes or 1)
                 try:
                     with self._watch(incoming, writer):
                         layout = await self._take(incoming, HeaderGate(expected), writer, claim)

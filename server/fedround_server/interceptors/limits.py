@@ -60,10 +60,14 @@ class LimitInterceptor(AroundInterceptor):
             return
         user_id = caller().user_id
         if self._under_way[user_id] >= self._per_user:
-            raise self._refusal(f"you have {self._per_user} {self._calls} open, as many as you may: end one first")
+            raise self._refusal(
+                f"you have {self._per_user} {self._calls} open, as many as you may: end one first",
+                limit=f"max_{self._calls}_per_user",
+            )
         if self._in_all is not None and self._under_way.total() >= self._in_all:
             raise self._refusal(
-                f"the server has {self._in_all} {self._calls} open, as many as it takes: try again later"
+                f"the server has {self._in_all} {self._calls} open, as many as it takes: try again later",
+                limit=f"max_{self._calls}",
             )
         self._under_way[user_id] += 1
         try:

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
+from peewee import fn
+
 from fedround_server.domain.chain import averages, deal
 from fedround_server.domain.event import RoundClosed
 from fedround_server.domain.model import BEST, BlobRef
@@ -70,12 +72,19 @@ def _add_version(training: TrainingRow, blob: BlobRef, now: datetime) -> None:
     training.model_version += 1
     insert_version(training.model_id, training.model_version, blob, now)
     ModelRow.update(version=training.model_version).where(ModelRow.model_id == training.model_id).execute()
+    _count(training, blob.size_bytes)
 
 
 def _add_posterior(training: TrainingRow, blob: BlobRef, rank: int) -> None:
     ModelVersionRow.update(
         posterior_sha256=blob.sha256, posterior_size_bytes=blob.size_bytes, posterior_rank=rank
     ).where(ModelVersionRow.model_id == training.model_id, ModelVersionRow.version == training.model_version).execute()
+    _count(training, blob.size_bytes)
+
+
+def _count(training: TrainingRow, size: int) -> None:
+    """Counts bytes that the model has more, or fewer."""
+    ModelRow.update(stored_bytes=ModelRow.stored_bytes + size).where(ModelRow.model_id == training.model_id).execute()
 
 
 def _select(training: TrainingRow, spec: TrainingSpec, metrics: Mapping[str, float]) -> None:
@@ -94,15 +103,17 @@ def _retain(training: TrainingRow, spec: TrainingSpec) -> None:
     if not spec.keep_versions:
         return
     tagged = TagRow.select(TagRow.version).where(TagRow.model_id == training.model_id)
-    old = (
+    dropped = (
         (ModelVersionRow.model_id == training.model_id)
         & (ModelVersionRow.version <= training.model_version - spec.keep_versions)
         & ModelVersionRow.stored
         & ModelVersionRow.version.not_in(tagged)
     )
-    for row in ModelVersionRow.select(ModelVersionRow.version).where(old).order_by(ModelVersionRow.version):
+    for row in ModelVersionRow.select(ModelVersionRow.version).where(dropped).order_by(ModelVersionRow.version):
         note("version_dropped", training, subject=row.version)
-    ModelVersionRow.update(stored=False).where(old).execute()
+    sizes = fn.COALESCE(fn.SUM(ModelVersionRow.size_bytes + ModelVersionRow.posterior_size_bytes), 0)
+    _count(training, -int(ModelVersionRow.select(sizes).where(dropped).scalar()))
+    ModelVersionRow.update(stored=False).where(dropped).execute()
 
 
 def _go_on_chaining(

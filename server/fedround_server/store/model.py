@@ -9,10 +9,12 @@ from peewee import JOIN, ModelSelect
 
 from fedround_server.domain.errors import FieldInvalid, ModelInUse, ModelNotFound, Quota, TokenInvalid
 from fedround_server.domain.model import Model, ModelVersion, NewModel, VersionView
+from fedround_server.domain.quota import Quotas
 from fedround_server.domain.training import TrainingState, Uncertainty
 from fedround_server.domain.update import MetricReport
 from fedround_server.store.database import Database, verb
 from fedround_server.store.noting import note
+from fedround_server.store.quota import check_stored_bytes
 from fedround_server.store.rows import from_manifest, to_model, to_spec
 from fedround_server.store.schema import (
     ModelRow,
@@ -48,24 +50,36 @@ class ModelVerbs:
     database: Database
 
     @verb
-    def create(self, model_id: str, owner_id: str, model: NewModel, now: datetime) -> Model:
+    def prepare(self, owner_id: str, upload_id: str | None, size: int, quotas: Quotas) -> Model | None:
+        """Tells whether `create` would go through, before a file of a size (0 if unknown) is taken in.
+
+        Returns:
+            The model that the upload has made before.
+
+        Raises:
+            FieldInvalid: It was removed.
+            Quota: The owner's files have too many bytes.
+        """
+        made = _uploaded(owner_id, upload_id)
+        if made is None:
+            check_stored_bytes(owner_id, quotas, size)
+        return made
+
+    @verb
+    def create(self, model_id: str, owner_id: str, model: NewModel, quotas: Quotas, now: datetime) -> Model:
         """Stores a model as version 0, unless its upload has made one.
 
         Raises:
             TokenInvalid: The owner was removed.
+            Quota: The owner's files have too many bytes.
         """
         if not hold_user(owner_id):
             raise TokenInvalid
-        return _uploaded(owner_id, model.upload_id) or insert_model(model_id, owner_id, model, now)
-
-    @verb
-    def find_upload(self, owner_id: str, upload_id: str | None) -> Model | None:
-        """Returns the model that an upload has made.
-
-        Raises:
-            FieldInvalid: It was removed.
-        """
-        return _uploaded(owner_id, upload_id)
+        made = _uploaded(owner_id, model.upload_id)
+        if made is None:
+            made = insert_model(model_id, owner_id, model, now)
+            check_stored_bytes(owner_id, quotas)
+        return made
 
     @verb
     def get(self, model_id: str, user_id: str) -> Model:
@@ -250,6 +264,7 @@ def insert_model(
         upload_id=model.upload_id,
         manifest=from_manifest(model.manifest),
         version=0,
+        stored_bytes=model.blob.size_bytes,
         create_time=now,
         remove_time=None,
     )

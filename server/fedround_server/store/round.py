@@ -87,6 +87,7 @@ class RoundVerbs:
         )
         reached("update.inserted")
         ledger.accept(training, row)
+        training.stored_bytes += new.blob.size_bytes
         _, arrived = steps.round_counts(new.training_id, new.round)
         expected = RoundRow.get(RoundRow.training_id == new.training_id, RoundRow.number == new.round).expected
         accepted = UpdateAccepted(update_id, new.round, new.user_id, new.num_examples, arrived, expected)

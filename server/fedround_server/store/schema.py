@@ -96,7 +96,7 @@ class CertificateNameRow(Row):
 
 
 class ModelRow(Row):
-    """A model."""
+    """A model; stored_bytes counts the files of its versions and posteriors that are kept."""
 
     model_id = id_field(primary_key=True)
     owner_id = id_field()
@@ -108,6 +108,7 @@ class ModelRow(Row):
     upload_id = id_field(null=True)
     manifest = JsonField()
     version = IntegerField()
+    stored_bytes = BigIntegerField()
     create_time = InstantField()
     remove_time = InstantField(null=True)
 
@@ -147,7 +148,10 @@ class TagRow(Row):
 
 
 class TrainingRow(Row):
-    """A training. Every verb that changes something of a training locks this row first."""
+    """A training. Every verb that changes something of a training locks this row first.
+
+    stored_bytes counts the files of its updates.
+    """
 
     training_id = id_field(primary_key=True)
     actor_id = id_field()
@@ -161,6 +165,7 @@ class TrainingRow(Row):
     failure_reason = CharField(max_length=64, null=True)
     failure_message = TextField(null=True)
     last_sequence = BigIntegerField()
+    stored_bytes = BigIntegerField()
     request_id = id_field(null=True)
     start_request_id = id_field(null=True)
     create_time = InstantField()

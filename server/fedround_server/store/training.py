@@ -11,7 +11,6 @@ from fedround_server.domain.errors import (
     LastParticipant,
     NoParticipants,
     NotActor,
-    Quota,
     TokenInvalid,
     TrainingEnded,
     TrainingNotFound,
@@ -21,6 +20,7 @@ from fedround_server.domain.errors import (
 )
 from fedround_server.domain.event import TrainingStarted
 from fedround_server.domain.model import MAX_TENSORS, Manifest, NewModel
+from fedround_server.domain.quota import Quotas
 from fedround_server.domain.round import RoundKind
 from fedround_server.domain.swag import moments
 from fedround_server.domain.training import Training, TrainingSpec, TrainingState
@@ -30,6 +30,7 @@ from fedround_server.store.database import Database, verb
 from fedround_server.store.loading import load
 from fedround_server.store.model import insert_model, owned_model
 from fedround_server.store.noting import note
+from fedround_server.store.quota import check_open_trainings, check_stored_bytes
 from fedround_server.store.rows import from_spec, to_manifest
 from fedround_server.store.schema import (
     ModelRow,
@@ -47,8 +48,14 @@ class TrainingVerbs:
     database: Database
 
     @verb
-    def prepare(self, actor_id: str, spec: TrainingSpec, quota: int) -> Training | None:
+    def prepare(self, actor_id: str, spec: TrainingSpec, quotas: Quotas, size: int = 0) -> Training | None:
         """Tells whether `create` would go through, before a model is taken in.
+
+        Args:
+            actor_id: Who creates it.
+            spec: What to train.
+            quotas: How much the actor may have.
+            size: Bytes of the model that is to be taken in, as far as known.
 
         Returns:
             What a create with the same request id made.
@@ -59,7 +66,8 @@ class TrainingVerbs:
         _hold_actor(actor_id)
         if spec.request_id is not None and (made := _created(actor_id, spec.request_id)) is not None:
             return load([made])[0]
-        _check_quota(actor_id, quota)
+        check_open_trainings(actor_id, quotas)
+        check_stored_bytes(actor_id, quotas, size)
         _refuse(unknown_users(spec.client_ids))
         if spec.model_id is not None:
             source = owned_model(spec.model_id, actor_id)
@@ -75,7 +83,7 @@ class TrainingVerbs:
         spec: TrainingSpec,
         model: NewModel | None,
         new_model_id: str,
-        quota: int,
+        quotas: Quotas,
         now: datetime,
     ) -> Training:
         """Stores a training, with its model and participants, or nothing at all.
@@ -86,25 +94,26 @@ class TrainingVerbs:
             spec: What to train; with model_id unless a model is given.
             model: The streamed model.
             new_model_id: The id of the streamed model, or of the copy if the stored one is in use.
-            quota: How many trainings that are not ended the actor may have.
+            quotas: How much the actor may have.
             now: The time to write.
 
         Raises:
             UnknownClients: Some client_ids are of no user.
             ModelNotFound: The actor owns no such model.
-            Quota: The actor has too many trainings.
+            Quota: The actor has too many trainings, or its files too many bytes.
             TokenInvalid: The actor was removed.
         """
         _hold_actor(actor_id)
         if spec.request_id is not None and (made := _created(actor_id, spec.request_id)) is not None:
             return load([made])[0]
-        _check_quota(actor_id, quota)
+        check_open_trainings(actor_id, quotas)
         _refuse(unknown_users(spec.client_ids))
         model_id = (
             _stored_model(str(spec.model_id), spec.model_version, actor_id, new_model_id, now)
             if model is None
             else insert_model(new_model_id, actor_id, model, now).model_id
         )
+        check_stored_bytes(actor_id, quotas)
         _check_moments(spec, to_manifest(ModelRow.get(ModelRow.model_id == model_id).manifest))
         row = TrainingRow.create(
             training_id=training_id,
@@ -119,6 +128,7 @@ class TrainingVerbs:
             failure_reason=None,
             failure_message=None,
             last_sequence=0,
+            stored_bytes=0,
             request_id=spec.request_id,
             start_request_id=None,
             create_time=now,
@@ -289,20 +299,6 @@ def _created(actor_id: str, request_id: str) -> TrainingRow | None:
     if row is not None and row.remove_time is not None:
         raise FieldInvalid("request_id", "the training that it created was removed: use a new one")
     return row
-
-
-def _check_quota(actor_id: str, quota: int) -> None:
-    unfinished = (
-        TrainingRow.select()
-        .where(
-            TrainingRow.actor_id == actor_id,
-            TrainingRow.remove_time.is_null(),
-            TrainingRow.state.in_([state.value for state in TrainingState if not state.is_ended]),
-        )
-        .count()
-    )
-    if unfinished >= quota:
-        raise Quota(f"you have {unfinished} trainings that are not ended, of {quota} at the most: remove some first")
 
 
 def _stored_model(model_id: str, version: int | None, actor_id: str, copy_id: str, now: datetime) -> str:

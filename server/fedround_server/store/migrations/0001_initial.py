@@ -54,6 +54,7 @@ def up(_migrator: Any, db: Any) -> None:
         upload_id = CharField(max_length=36, null=True)
         manifest = TextField()
         version = IntegerField()
+        stored_bytes = BigIntegerField()
         create_time = BigIntegerField()
         remove_time = BigIntegerField(null=True)
 
@@ -98,6 +99,7 @@ def up(_migrator: Any, db: Any) -> None:
         failure_reason = CharField(max_length=64, null=True)
         failure_message = TextField(null=True)
         last_sequence = BigIntegerField()
+        stored_bytes = BigIntegerField()
         request_id = CharField(max_length=36, null=True)
         start_request_id = CharField(max_length=36, null=True)
         create_time = BigIntegerField()
