@@ -15,7 +15,7 @@ from fedround_server.domain.round import Round, RoundKind, RoundState, RoundView
 from fedround_server.domain.training import TrainingSpec
 from fedround_server.domain.update import NewUpdate, Update, foremost, weighted_means
 from fedround_server.failpoints import reached
-from fedround_server.store import admission, ledger, steps
+from fedround_server.store import admission, ledger, steps, visible
 from fedround_server.store.admission import Admission
 from fedround_server.store.closing import evaluate
 from fedround_server.store.database import Database, verb
@@ -56,7 +56,7 @@ class RoundVerbs:
             UpdateExists: The user submitted another update.
             NumExamples: More than the training's cap.
         """
-        return admission.admit(steps.lock(new.training_id), new)
+        return admission.admit(visible.lock(new.training_id, new.user_id), new)
 
     @verb
     def submit(self, update_id: str, new: NewUpdate, kind: RoundKind, now: datetime) -> tuple[Update, bool]:
@@ -70,7 +70,7 @@ class RoundVerbs:
             MetricsExist: The user has sent another report.
             FedroundError: As `admit`.
         """
-        training = steps.lock(new.training_id)
+        training = visible.lock(new.training_id, new.user_id)
         before = admission.check(training, new, kind)
         if before is not None:
             return before, False
@@ -194,9 +194,9 @@ class RoundVerbs:
             RoundNotFound: There is no such round (yet).
             NotInCohort: The user was dealt nothing in it.
         """
-        training = steps.peek(training_id)
-        part = None if training is None else admission.find_part(training_id, user_id)
-        if training is None or part is None or part.remove_time is not None:
+        training = visible.look(training_id, user_id)
+        part = admission.find_part(training_id, user_id)
+        if part is None or part.remove_time is not None:
             raise TrainingNotFound(training_id)
         row = steps.find_round(training_id, number)
         if row is None:
@@ -242,10 +242,8 @@ class RoundVerbs:
             NotActor: The caller only takes part.
             RoundNotFound: There is no such round (yet).
         """
-        training = steps.lock(training_id)
+        training = visible.lock(training_id, actor_id)
         if training.actor_id != actor_id:
-            if admission.find_part(training_id, actor_id) is None:
-                raise TrainingNotFound(training_id)
             raise NotActor("only the actor may look into rounds: ask the actor")
         row = steps.find_round(training_id, training.round if number is None else number)
         if row is None:

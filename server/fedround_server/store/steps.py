@@ -7,7 +7,6 @@ from typing import TypeVar
 from peewee import Case, ModelSelect, fn
 
 from fedround_server.domain.chain import local_rounds
-from fedround_server.domain.errors import TrainingNotFound
 from fedround_server.domain.event import (
     ModelInfo,
     Payload,
@@ -78,18 +77,6 @@ def try_lock(training_id: str) -> TrainingRow | None:
     """
     rows = TrainingRow.select().where(TrainingRow.training_id == training_id, TrainingRow.remove_time.is_null())
     row: TrainingRow | None = held(rows).first()
-    return row
-
-
-def lock(training_id: str) -> TrainingRow:
-    """Takes a training like `try_lock`.
-
-    Raises:
-        TrainingNotFound: There is none, or not any more.
-    """
-    row = try_lock(training_id)
-    if row is None:
-        raise TrainingNotFound(training_id)
     return row
 
 

@@ -24,7 +24,7 @@ from fedround_server.domain.quota import Quotas
 from fedround_server.domain.round import RoundKind
 from fedround_server.domain.swag import moments
 from fedround_server.domain.training import Training, TrainingSpec, TrainingState
-from fedround_server.store import steps
+from fedround_server.store import steps, visible
 from fedround_server.store.closing import leave
 from fedround_server.store.database import Database, verb
 from fedround_server.store.loading import load
@@ -147,8 +147,8 @@ class TrainingVerbs:
         Raises:
             TrainingNotFound: There is none.
         """
-        row = steps.peek(training_id)
-        if row is None or not (row.actor_id == user_id or _takes_part(training_id, user_id)):
+        row = visible.look(training_id, user_id)
+        if row.actor_id != user_id and not _takes_part(training_id, user_id):
             raise TrainingNotFound(training_id)
         return load([row])[0]
 
@@ -205,7 +205,7 @@ class TrainingVerbs:
             UnknownClients: Some take no part; nothing is changed.
             LastParticipant: None would be left in a running training.
         """
-        row = steps.lock(training_id)
+        row = visible.lock(training_id, caller_id)
         leaving = set(client_ids)
         if row.actor_id != caller_id:
             if not _takes_part(training_id, caller_id):
@@ -329,7 +329,7 @@ def _check_moments(spec: TrainingSpec, manifest: Manifest) -> None:
 
 def _steered(training_id: str, actor_id: str) -> TrainingRow:
     """Takes a training that the caller steers for the rest of the transaction."""
-    row = steps.lock(training_id)
+    row = visible.lock(training_id, actor_id)
     if row.actor_id == actor_id:
         return row
     if _takes_part(training_id, actor_id):
