@@ -16,6 +16,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=300)
     parser.add_argument("--seed", default="1")
     parser.add_argument("--databases", nargs="+", default=["sqlite", "postgresql"])
+    parser.add_argument("--points", nargs="+", default=[], help="what the points of the kills begin with")
     parser.add_argument("--per-campaign", type=int, default=50)
     parser.add_argument("--folder", type=Path, help="where the data goes; on a real disk")
     parser.add_argument("--output", type=Path, default=Path("chaos.json"))
@@ -38,6 +39,7 @@ def main() -> int:
         folder,
         tally,
         databases=options.databases,
+        points=options.points,
         per_campaign=options.per_campaign,
         progress=progress,
     )

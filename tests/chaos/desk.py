@@ -25,6 +25,8 @@ CHANNEL = tuple((f"grpc.{name}_reconnect_backoff_ms", 50) for name in ("initial"
 PAYLOADS = {
     name: "".join(part.capitalize() for part in name.split("_")) for name in event_pb2.Event.DESCRIPTOR.fields_by_name
 }
+# Between two tries.
+PAUSE = 0.02
 NOT_IN_THE_LOG = ("heartbeat", "going_away")
 
 
@@ -86,7 +88,7 @@ class Desk:
             except grpc.RpcError as error:
                 refused = self._read(error)
                 if refused is None:
-                    time.sleep(0.005)
+                    time.sleep(PAUSE)
                 elif refused.reason in expected:
                     return refused
                 else:
@@ -120,6 +122,7 @@ class Desk:
                     return
                 if refused is not None:
                     self.surprise(refused, training_id=training_id)
+                time.sleep(PAUSE)
             finally:
                 stream.cancel()
 
@@ -137,7 +140,7 @@ class Desk:
         raise Lost(refused.message)
 
     def _read(self, error: Any) -> Refused | None:
-        """Returns how a call was refused; None if there was nobody to refuse it."""
+        """Returns how a call was refused; None if there was nobody to refuse it, or no database."""
         if error.code() is grpc.StatusCode.UNAVAILABLE:
             return None
         try:

@@ -76,8 +76,9 @@ def _quantiles(values: Sequence[float]) -> dict[str, float]:
 class Campaign:
     """One data directory, its clients, and its kills."""
 
-    def __init__(self, folder: Path, postgres: Postgres | None, seed: str, tally: Tally) -> None:
+    def __init__(self, folder: Path, postgres: Postgres | None, points: Sequence[str], seed: str, tally: Tally) -> None:
         self._folder = folder
+        self._points = points
         self._postgres = postgres
         self._database = "" if postgres is None else postgres.new_database()
         self._seed = seed
@@ -145,7 +146,7 @@ class Campaign:
         self._count(life, "at random")
 
     def _kill_at_a_point(self, lives: Lives) -> None:
-        point = self._draw.choice(kill_points())
+        point = self._draw.choice(self._points)
         self._wanted = point
         life = self._start(lives, f"{point}:{self._draw.choice([1, 1, 1, 2, 3])}")
         if lives.wait_serving(life) and not lives.wait_ended(life, REACHED_IN):
@@ -246,6 +247,7 @@ def run(
     tally: Tally,
     *,
     databases: Sequence[str] = ("sqlite", "postgresql"),
+    points: Sequence[str] = (),
     per_campaign: int = 50,
     progress: Callable[[Tally], object] = lambda tally: None,
 ) -> None:
@@ -257,9 +259,11 @@ def run(
         folder: For the data of the campaigns; that of one without a violation goes.
         tally: Is told what happens.
         databases: Which.
+        points: What those of the points begin with that kills come at; all by default.
         per_campaign: How many kills a campaign has.
         progress: Is called behind each campaign.
     """
+    chosen = [point for point in kill_points() if point.startswith(tuple(points or [""]))]
     with ExitStack() as stack:
         postgres = stack.enter_context(Postgres(folder / "postgres")) if "postgresql" in databases else None
         for number, database in enumerate(itertools.cycle(databases)):
@@ -269,7 +273,7 @@ def run(
             place = folder / f"campaign-{number}"
             place.mkdir(parents=True)
             used = postgres if database == "postgresql" else None
-            violations = Campaign(place, used, f"{seed} {number}", tally).run(min(per_campaign, left))
+            violations = Campaign(place, used, chosen, f"{seed} {number}", tally).run(min(per_campaign, left))
             if not violations:
                 shutil.rmtree(place)
             progress(tally)

@@ -50,9 +50,12 @@ class Postgres:
         until(self._start)
 
     def _start(self) -> bool:
+        import psycopg
+
         try:
             self._server.ensure_postgres_running()
-        except subprocess.CalledProcessError:
-            # The children of the dead one are not all gone.
+            psycopg.connect(self._server.get_uri()).close()
+        except (subprocess.SubprocessError, psycopg.OperationalError):
+            # The children of the dead one are not all gone, or this one is slow.
             return False
         return True

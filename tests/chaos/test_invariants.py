@@ -62,8 +62,8 @@ class Left:
         return {violation.rule for violation in check(load("", self.data_dir), self.history)}
 
 
-# Trainings of all kinds of rounds are among these.
-SEEDS = range(14)
+# Of many stories a few short ones: with a plain average, a chain, moments, reports, somebody that leaves, a removal.
+SEEDS = (0, 1, 17, 18, 24)
 
 
 @pytest.fixture(scope="module")
