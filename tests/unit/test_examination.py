@@ -78,6 +78,13 @@ def test_of_moments_the_means_are_measured(tmp_path: Path) -> None:
     assert examine(update, Origin(origin, "mean/")).norm == 2
 
 
-def test_a_number_that_is_none_is_found_before_anything_is_measured(tmp_path: Path) -> None:
-    update, origin = files(tmp_path, {"v": np.array([np.nan]), "w": np.ones(2)}, {"v": np.ones(1), "w": np.zeros(2)})
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("others", [0.0, 1.0, 1000.0])
+def test_a_number_that_is_none_is_found_while_it_is_measured(
+    tmp_path: Path, bad: float, dtype: str, others: float
+) -> None:
+    spoilt = np.full(9, others, NUMPY_DTYPES[dtype])
+    spoilt[7] = bad
+    update, origin = files(tmp_path, {"v": spoilt}, {"v": np.zeros(9, NUMPY_DTYPES[dtype])})
     assert examine(update, Origin(origin)).not_finite == "v"

@@ -1,7 +1,7 @@
 """Looks at the numbers of a file before it is accepted, in one pass."""
 
 from contextlib import ExitStack
-from math import hypot
+from math import hypot, inf
 from pathlib import Path
 
 import torch
@@ -9,6 +9,9 @@ from torch import Tensor
 
 from fedround_server.engine.job import Examination, Origin
 from fedround_server.engine.tensors import TensorFile, blocks
+
+SMALLEST = 1e-140
+"""Below this, squares vanish that a norm is the root of."""
 
 
 def examine(path: Path, origin: Origin | None = None) -> Examination:
@@ -26,21 +29,27 @@ def examine(path: Path, origin: Origin | None = None) -> Examination:
         for name, spec in file.layout.manifest.items():
             if not spec.dtype.is_floating:
                 continue
-            before = name.removeprefix(prefix) if name.startswith(prefix) else None
+            before = name.removeprefix(prefix) if base is not None and name.startswith(prefix) else None
             for start, length in blocks(spec.num_elements):
-                block = file.block(name, start, length)
-                if not torch.isfinite(block).all():
+                origins = None if base is None or before is None else base.block(before, start, length)
+                step = _distance(file.block(name, start, length), origins)
+                if step is None:
                     return Examination(not_finite=name)
-                if base is not None and before is not None:
-                    # hypot: a sum of squares may be more than a float holds where its root is not.
-                    norm = hypot(norm, _distance(block, base.block(before, start, length)))
+                # Of a sum of squares, the root may be a float where the sum is none.
+                norm = hypot(norm, step)
     return Examination(norm=norm)
 
 
-def _distance(block: Tensor, origin: Tensor) -> float:
-    difference = block.to(torch.float64) - origin.to(torch.float64)
+def _distance(block: Tensor, origin: Tensor | None) -> float | None:
+    """Returns how far a block is from its origin, if that is given; None if the block contains NaN or Inf."""
+    if origin is None:
+        return 0.0 if torch.isfinite(block).all() else None
+    difference = block.double() - origin
+    norm = float(torch.linalg.vector_norm(difference))
+    if SMALLEST < norm < inf:
+        return norm
+    if not torch.isfinite(block).all():
+        return None
     scale = float(difference.abs().max())
     # Neither zero nor an overflow, the distance of two opposite giants, can be scaled with.
-    if scale in (0.0, float("inf")):
-        return scale
-    return scale * float(torch.linalg.vector_norm(difference / scale))
+    return scale if scale in (0.0, inf) else scale * float(torch.linalg.vector_norm(difference / scale))
