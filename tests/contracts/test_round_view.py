@@ -64,7 +64,10 @@ async def test_a_history_is_of_the_same_kind_and_of_the_latest_rounds(
     assert {user: list(member.durations) for user, member in found.items()} == {
         user: durations[-1:] for user, durations in taken.items()
     }
-    # Of a round that is over, nothing is forecast.
+    # Of what is here, and of a round that is over, nothing is forecast.
+    await world.submit(training_id, 6, clients[0])
+    found = await members(store, training_id, actor)
+    assert [len(found[client].durations) for client in clients] == [0, 1]
     assert not any(member.durations for member in (await members(store, training_id, actor, 4)).values())
 
 

@@ -77,7 +77,8 @@ class RoundMember:
         ask_time: Since when it is in the round.
         arrive_time: When its update or report was accepted; None while that is missing.
         seen_time: When it was seen last, as far as that is stored.
-        durations: What it took in earlier rounds of the kind, from being asked to an accepted update.
+        durations: If its update of an open round is missing, what it took in earlier rounds of the kind, from being
+            asked to an accepted update.
         refusals: What it submitted in vain.
     """
 

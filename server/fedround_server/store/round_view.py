@@ -55,15 +55,21 @@ def view(training: TrainingRow, row: RoundRow) -> RoundView:
 
 
 def _durations(row: RoundRow) -> Mapping[str, list[timedelta]]:
-    """Returns by user how long each took in the latest rounds of the kind, from being asked to an accepted update."""
+    """Returns by user how long those whose update is missing took in the latest rounds of the kind.
+
+    That is from being asked to an accepted update.
+    """
     latest = (
         RoundRow.select(RoundRow.number)
         .where(RoundRow.training_id == row.training_id, RoundRow.kind == row.kind, RoundRow.number < row.number)
         .order_by(RoundRow.number.desc())
         .limit(HISTORY)
     )
+    other = UpdateRow.alias()
+    here = other.select(other.user_id).where(other.training_id == row.training_id, other.number == row.number)
+    took = (UpdateRow.accept_time - CohortRow.ask_time).converter(_microseconds)
     taken: Iterable[tuple[Any, ...]] = (
-        UpdateRow.select(UpdateRow.user_id, UpdateRow.accept_time, CohortRow.ask_time)
+        UpdateRow.select(UpdateRow.user_id, took)
         .join(
             CohortRow,
             on=(
@@ -72,13 +78,21 @@ def _durations(row: RoundRow) -> Mapping[str, list[timedelta]]:
                 & (CohortRow.user_id == UpdateRow.user_id)
             ),
         )
-        .where(UpdateRow.training_id == row.training_id, UpdateRow.number.in_([old.number for old in latest]))
+        .where(
+            UpdateRow.training_id == row.training_id,
+            UpdateRow.number.in_([old.number for old in latest]),
+            UpdateRow.user_id.not_in(here),
+        )
         .tuples()  # type: ignore[assignment]  # the stubs don't know what tuples() does
     )
     found: dict[str, list[timedelta]] = defaultdict(list)
-    for user_id, accept_time, ask_time in taken:
-        found[user_id].append(accept_time - ask_time)
+    for user_id, duration in taken:
+        found[user_id].append(duration)
     return found
+
+
+def _microseconds(count: int) -> timedelta:
+    return timedelta(microseconds=count)
 
 
 def _refusals(row: RoundRow) -> Mapping[str, list[Refusal]]:
