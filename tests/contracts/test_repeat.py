@@ -6,13 +6,15 @@ from typing import Any
 
 import pytest
 
-from contracts.coordination import Coordination, coordinating
+from contracts.coordination import Coordination, coordinating, lose
 from contracts.world import World, blob
+from fedround_server.coordinator.round import RETRY
 from fedround_server.domain.errors import NotInCohort, UpdateExists
 from fedround_server.domain.event import Event, RoundExtended, RoundStarted, TrainingStarted
 from fedround_server.domain.round import RoundKind, RoundState
 from fedround_server.domain.training import Aggregation, OnMissed, RoundPolicy, TrainingState, Uncertainty
 from fedround_server.store import Store
+from fedround_server.store.round import RoundVerbs
 
 MINUTE = timedelta(minutes=1)
 
@@ -260,5 +262,24 @@ async def test_a_deadline_that_passed_while_the_server_was_down_repeats_the_roun
         current = await store.rounds.current(training.training_id)
         assert current is not None
         assert (current.attempt, current.deadline) == (2, desk.clock.now() + MINUTE)
+        await lapse(desk, training.training_id)
+        await attempts(desk, training.training_id, 3)
+
+
+@pytest.mark.parametrize("committed", [True, False])
+async def test_a_repeat_whose_answer_is_lost_happens_once(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, committed: bool
+) -> None:
+    async with coordinating(store, tmp_path) as desk:
+        _, _, training = await desk.running(1, round_policy=policy())
+        lose(monkeypatch, RoundVerbs, "judge", committed=committed)
+        await lapse(desk, training.training_id)
+        await desk.clock.asleep(RETRY)
+        desk.clock.advance(RETRY)
+        await attempts(desk, training.training_id, 2)
+        current = await store.rounds.current(training.training_id)
+        assert current is not None
+        assert current.attempt == 2
+        # And its new deadline is waited for.
         await lapse(desk, training.training_id)
         await attempts(desk, training.training_id, 3)
