@@ -31,7 +31,7 @@ def list_(context: typer.Context, training_id: TrainingId, form: FormatOption = 
 def add(
     context: typer.Context, training_id: TrainingId, client_ids: ClientIds, form: FormatOption = Format.TABLE
 ) -> None:
-    """Register users; in a running training they join with the next round."""
+    """Register users; in a running training they join when a round is opened, or repeated."""
     with client_of(context) as client:
         show(client.register_clients(training_id, client_ids), form)
 
