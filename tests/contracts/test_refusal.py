@@ -1,7 +1,6 @@
 """Refusals in the audit log: the first at once, many as one, and never more than so many sorts."""
 
 from collections.abc import AsyncIterator
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import pytest
 from contracts.audits import check, told
 from contracts.coordination import Coordination, coordinating, lose
 from contracts.world import new_id
-from fedround_server.coordinator.refusal import MAX_KNOWN, MAX_STRANGERS, QUIET, Refusals
+from fedround_server.coordinator.refusal import INTERVAL, MAX_KNOWN, MAX_STRANGERS, QUIET, Refusals
 from fedround_server.domain.audit import acting
 from fedround_server.domain.errors import (
     FieldInvalid,
@@ -136,11 +135,11 @@ async def test_a_server_tells_when_it_starts_and_stops_and_then_writes_what_is_l
 
 async def test_refusals_are_written_by_the_server_itself_within_seconds(store: Store, desk: Coordination) -> None:
     await desk.coordinator.audit.start()
-    await desk.clock.asleep(timedelta(seconds=1))
+    await desk.clock.asleep(INTERVAL)
     acting.set(new_id())
     desk.coordinator.audit.refusals.note(METHOD, PEER, RoleRequired("no"))
-    desk.clock.advance(timedelta(seconds=1))
-    await desk.clock.asleep(timedelta(seconds=1))
+    desk.clock.advance(INTERVAL)
+    await desk.clock.asleep(INTERVAL)
     assert len(await refused(store)) == 1
 
 

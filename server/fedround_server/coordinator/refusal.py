@@ -13,7 +13,7 @@ from fedround_server.domain.audit import Note, acting
 from fedround_server.domain.errors import FedroundError, Unavailable
 
 log = logging.getLogger(__name__)
-INTERVAL = timedelta(seconds=1)
+INTERVAL = timedelta(seconds=2)
 QUIET = timedelta(minutes=1)
 MAX_KNOWN = 1000
 MAX_STRANGERS = 50
