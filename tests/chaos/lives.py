@@ -28,7 +28,6 @@ class Life:
     answered: float | None = None
     ended: float | None = None
     code: int | None = None
-    orphans: int = 0
 
 
 @dataclass
@@ -156,4 +155,3 @@ class Lives:
             self.current.serving = told["at"]
         elif self.current is not None:
             self.current.ended, self.current.code = told["at"], told["code"]
-            self.current.orphans = told["orphans"]

@@ -13,7 +13,6 @@ import importlib
 import json
 import multiprocessing
 import os
-import select
 import signal
 import sys
 import time
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 SUBREAPER = 36
-SERVING = b"fedround is serving"
+SERVING = "fedround is serving"
 HEAVY = (
     "torch",
     "psycopg",
@@ -61,33 +60,21 @@ def _raise(order: dict[str, Any]) -> None:
         _live(order, writer)
     os.close(writer)
     _say(event="born", pid=pid, at=born)
-    handle = os.pidfd_open(pid)
-    heard = b""
-    while handle not in (ready := select.select([handle, reader], [], [])[0]) or reader in ready:
-        data = os.read(reader, 1 << 12)
-        if SERVING not in heard and SERVING in heard + data:
-            _say(event="serving", pid=pid, at=time.monotonic())
-        heard += data
-        if not data:
-            select.select([handle], [], [])
-            break
-    os.close(handle)
-    os.close(reader)
+    # The server's worker has the pipe, too: it ends when both are dead.
+    with os.fdopen(reader) as said:
+        for line in said:
+            if line.startswith(SERVING):
+                _say(event="serving", pid=pid, at=time.monotonic())
     _, status = os.waitpid(pid, 0)
-    at = time.monotonic()
-    orphans = _bury()
-    _say(event="ended", pid=pid, at=at, code=os.waitstatus_to_exitcode(status), orphans=orphans)
+    _bury()
+    _say(event="ended", pid=pid, at=time.monotonic(), code=os.waitstatus_to_exitcode(status))
 
 
-def _bury() -> int:
-    """Waits until all that the server left is dead, too; returns how many that were."""
-    count = 0
-    while True:
-        try:
+def _bury() -> None:
+    """Waits until all that the server left is dead, too."""
+    with contextlib.suppress(ChildProcessError):
+        while True:
             os.waitpid(-1, 0)
-        except ChildProcessError:
-            return count
-        count += 1
 
 
 def _live(order: dict[str, Any], writer: int) -> None:
