@@ -152,7 +152,8 @@ class Campaign:
     def _kill_at_a_point(self, lives: Lives) -> None:
         point = self._draw.choice(self._points)
         self._wanted = point
-        life = self._start(lives, f"{point}:{self._draw.choice([1, 1, 1, 2, 3])}")
+        times = 1 if point.startswith("start.") else self._draw.choice([1, 1, 1, 2, 3])
+        life = self._start(lives, f"{point}:{times}")
         if lives.wait_serving(life) and not lives.wait_ended(life, REACHED_IN):
             lives.kill()
             point = f"at random, waiting for {point}"

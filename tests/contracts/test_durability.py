@@ -13,6 +13,7 @@ from contracts.coordination import ToldEngine, coordinating
 from contracts.world import SPEC, World
 from fedround_server.coordinator import Coordinator
 from fedround_server.coordinator.upload import Incoming
+from fedround_server.domain.errors import StoreUnavailable
 from fedround_server.domain.model import BlobRef
 from fedround_server.domain.user import Role
 from fedround_server.engine.job import AggregationJob
@@ -101,6 +102,32 @@ async def test_sqlite_begins_each_transaction_as_a_writer(
     begins = [text for _, text in diary.entries if text.startswith("BEGIN")]
     assert len(begins) > 5
     assert set(begins) == {"BEGIN IMMEDIATE"}
+
+
+async def test_what_a_full_database_refuses_is_accepted_when_there_is_room(sqlite: Store) -> None:
+    def limit(pages: int) -> None:
+        database_proxy.obj.execute_sql(f"PRAGMA max_page_count = {pages}")
+
+    def pages() -> int:
+        return int(database_proxy.obj.execute_sql("PRAGMA page_count").fetchone()[0])
+
+    world = World(sqlite)
+    actor, clients, training = await world.running(30)
+    await sqlite._database.run(lambda: limit(pages() + 2))
+    metrics = {f"metric {number}": 0.5 for number in range(90)}
+    refused = []
+    for client in clients:
+        try:
+            await world.submit(training.training_id, 0, client, metrics=metrics)
+        except StoreUnavailable:
+            refused.append(client)
+    after = await sqlite.trainings.get(training.training_id, actor)
+    assert 0 < len(refused) < len(clients)
+    assert after.updates_arrived == len(clients) - len(refused)
+
+    await sqlite._database.run(lambda: limit(1 << 20))
+    closed = [(await world.submit(training.training_id, 0, client, metrics=metrics))[1] for client in clients]
+    assert closed == [False] * (len(clients) - 1) + [True]
 
 
 async def test_files_are_on_disk_before_the_rows_and_the_answers_that_promise_them(
