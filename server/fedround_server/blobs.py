@@ -119,12 +119,13 @@ class BlobWriter:
 
         Raises:
             DiskFull: There is no room for it.
+            OSError: It cannot be; then leaving the block removes it, so that another try writes all of it again.
         """
         try:
             with told_when_full():
                 os.fsync(self._descriptor)
         except BaseException:
-            # Nobody knows what lies there now, and a second sync would not tell.
+            # The system takes for written what it could not write: a second sync would succeed and promise nothing.
             self.discard()
             raise
 

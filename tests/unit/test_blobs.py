@@ -56,6 +56,18 @@ def test_the_same_bytes_are_one_blob(blobs: BlobStore, tmp_path: Path) -> None:
     assert blobs.path(first.sha256).stat().st_mtime > time.time() - 60
 
 
+def test_a_file_that_could_not_be_synced_is_written_again(blobs: BlobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.EIO, "the disk fails")
+
+    with blobs.upload("user", "one", 0, "") as writer:
+        writer.write(b"hello")
+        monkeypatch.setattr(os, "fsync", fail)
+        with pytest.raises(OSError, match="the disk fails"):
+            writer.sync()
+    assert blobs.upload_size("user", "one") == 0
+
+
 def test_an_adoption_that_is_cut_off_leaves_the_upload_writable(
     blobs: BlobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
