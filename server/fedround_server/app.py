@@ -30,7 +30,7 @@ from fedround.v1 import (
     user_pb2_grpc,
 )
 from fedround_server import tls
-from fedround_server.blobs import BlobStore
+from fedround_server.blobs import BlobStore, sync_folder
 from fedround_server.config import Settings
 from fedround_server.coordinator import Context, Coordinator, Limits
 from fedround_server.domain.errors import TooManyStreams, TooManyUploads
@@ -108,7 +108,9 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
     check_permissions(f"/{service.full_name}/{method.name}" for service in SERVICES for method in service.methods)
     # Each connection and each upload takes one; a soft limit of 1,024 is common.
     allow_many_files()
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    if not settings.data_dir.exists():
+        settings.data_dir.mkdir(parents=True)
+        sync_folder(settings.data_dir.absolute().parent)
     with ExitStack() as stack:
         stack.enter_context(_exclusive(settings.data_dir))
         # Before any gRPC object exists.
@@ -206,6 +208,7 @@ def _write_secret(path: Path, secret: str) -> None:
         file.write(secret + "\n")
         file.flush()
         os.fsync(descriptor)
+    sync_folder(path.parent)
 
 
 def _make_server(

@@ -152,7 +152,10 @@ class BlobStore:
         self._tmp = root / "tmp"
         for folder in (self._objects, self._uploads, self._tmp):
             folder.mkdir(parents=True, exist_ok=True)
+        sync_folder(root)
         self.stored_bytes = 0
+        # The folders of blobs that are on disk for sure.
+        self._made: set[Path] = set()
         # Else bytes that come again between the look at an old blob and its removal would go with it.
         self._lock = threading.Lock()
 
@@ -220,17 +223,20 @@ class BlobStore:
         """
         with told_when_full():
             target = self.path(blob.sha256)
-            if not target.parent.exists():
+            if target.parent not in self._made:
+                # Also one that is here: who made it may have been killed before it was on disk.
                 target.parent.mkdir(exist_ok=True)
-                _sync_folder(self._objects)
+                sync_folder(self._objects)
+                self._made.add(target.parent)
             with self._lock:
-                self.stored_bytes += blob.size_bytes - _size(target)
+                replaced = _size(target)
                 source.replace(target)
+                self.stored_bytes += blob.size_bytes - replaced
                 reached("blob.renamed")
                 # Behind the rename: an upload that is cut off before it must stay writable for its next try.
                 target.chmod(0o400)
                 os.utime(target)
-            _sync_folder(target.parent)
+            sync_folder(target.parent)
             reached("blob.folder_synced")
 
     def open(self, sha256: str, offset: int) -> BinaryIO:
@@ -315,7 +321,8 @@ def _files(folder: Path) -> Iterator[Path]:
         yield from inside
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Forces to disk what is in a folder by which name."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

@@ -11,6 +11,7 @@ import pytest
 from calls import digest, model_file
 from contracts.coordination import ToldEngine, coordinating
 from contracts.world import SPEC, World
+from fedround_server.app import _write_secret
 from fedround_server.coordinator import Coordinator
 from fedround_server.coordinator.upload import Incoming
 from fedround_server.domain.errors import StoreUnavailable
@@ -102,6 +103,17 @@ async def test_sqlite_begins_each_transaction_as_a_writer(
     begins = [text for _, text in diary.entries if text.startswith("BEGIN")]
     assert len(begins) > 5
     assert set(begins) == {"BEGIN IMMEDIATE"}
+
+
+async def test_the_admins_token_is_on_disk_before_the_admin(
+    sqlite: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    diary = Diary(tmp_path, monkeypatch)
+    async with coordinating(sqlite, tmp_path) as desk:
+        await diary.read_statements(sqlite)
+        await desk.coordinator.users.bootstrap(lambda token: _write_secret(tmp_path / "admin.token", token))
+    synced = diary.entries.index(("sync", "admin.token"))
+    assert synced < diary.entries.index(("sync", "."), synced) < diary.find("sql", 'INSERT INTO "users"')
 
 
 async def test_what_a_full_database_refuses_is_accepted_when_there_is_room(sqlite: Store) -> None:

@@ -56,6 +56,49 @@ def test_the_same_bytes_are_one_blob(blobs: BlobStore, tmp_path: Path) -> None:
     assert blobs.path(first.sha256).stat().st_mtime > time.time() - 60
 
 
+@pytest.fixture
+def syncs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is forced to disk, in order."""
+    synced: list[str] = []
+    sync = os.fsync
+
+    def note(descriptor: int) -> None:
+        sync(descriptor)
+        synced.append(str(Path(f"/proc/self/fd/{descriptor}").readlink().relative_to(tmp_path)))
+
+    monkeypatch.setattr(os, "fsync", note)
+    return synced
+
+
+def test_folders_are_on_disk_before_blobs_are_in_them(tmp_path: Path, syncs: list[str]) -> None:
+    blobs = BlobStore(tmp_path)
+    blob = put(blobs, b"hello")
+    folder = f"objects/{blob.sha256[:2]}"
+    assert syncs == [".", "tmp/one", "objects", folder]
+    put(blobs, b"hello")
+    assert syncs[4:] == ["tmp/one", folder]
+    # The next process cannot know whether this one was killed between the folder and its sync.
+    put(BlobStore(tmp_path), b"hello")
+    assert syncs[6:] == [".", "tmp/one", "objects", folder]
+
+
+def test_a_folder_that_could_not_be_synced_is_synced_again(
+    tmp_path: Path, syncs: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blobs, sync = BlobStore(tmp_path), os.fsync
+
+    def fail(descriptor: int) -> None:
+        if Path(f"/proc/self/fd/{descriptor}").readlink().name == "objects":
+            raise OSError(errno.EIO, "the disk fails")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="the disk fails"):
+        put(blobs, b"hello")
+    monkeypatch.setattr(os, "fsync", sync)
+    put(blobs, b"hello")
+    assert "objects" in syncs
+
+
 def test_a_file_that_could_not_be_synced_is_written_again(blobs: BlobStore, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(descriptor: int) -> None:
         raise OSError(errno.EIO, "the disk fails")
