@@ -1,0 +1,106 @@
+"""A server that is killed in the middle of a transfer: the SDK goes on where it was, by itself."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fedround_client as fr
+from calls import until
+from e2e.people import Federation, federation
+from fedround_client.transfer import CHUNK
+from servers import Server
+
+ZEROS = {"w": np.zeros(3_000_000, np.float32)}
+WEIGHTS = {"w": np.arange(3_000_000, dtype=np.float32)}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with Server(tmp_path_factory.mktemp("resume") / "data") as running:
+        yield running
+
+
+@pytest.fixture
+def people(server: Server) -> Iterator[Federation]:
+    with federation(server, 1) as people:
+        yield people
+
+
+class Sabotage:
+    """Kills a server when half of a file is through and some of it is on disk, and starts it again."""
+
+    def __init__(self, server: Server, is_upload: bool) -> None:
+        self.before: list[int] = []
+        self.after: list[int] = []
+        self._server = server
+        self._is_upload = is_upload
+
+    def __call__(self, done: int, total: int) -> None:
+        if self.after or (self.before and self.before[-1] >= total // 2):
+            self.after.append(done)
+            return
+        self.before.append(done)
+        if done >= total // 2:
+            until(lambda: not self._is_upload or self._written() >= 2 * CHUNK)
+            self._server.kill()
+            self._server.start()
+
+    def _written(self) -> int:
+        return sum(path.stat().st_size for path in (self._server.data_dir / "uploads").glob("*/*"))
+
+
+def store(people: Federation, progress: Callable[[int, int], None]) -> Any:
+    model = people.actor.upload_model(WEIGHTS, name="m", progress=progress)
+    return people.actor.download_model(model.model_id)
+
+
+def create(people: Federation, progress: Callable[[int, int], None]) -> Any:
+    training = people.actor.create_training(WEIGHTS, name="t", target_num_updates=1, progress=progress)
+    return people.actor.download_model(training.model_id)
+
+
+def submit(people: Federation, progress: Callable[[int, int], None]) -> Any:
+    training = people.actor.create_training(ZEROS, name="t", target_num_updates=1, client_ids=people.ids)
+    people.actor.start_training(training.training_id)
+    with people.connect(0) as client:
+        client.submit_update(training.training_id, 0, WEIGHTS, 1, progress=progress)
+    people.actor.wait(training.training_id, 60)
+    return people.actor.download_model(training.model_id)
+
+
+@pytest.mark.parametrize("send", [store, create, submit])
+def test_an_upload_goes_on_behind_a_kill(
+    server: Server, people: Federation, send: Callable[[Federation, Sabotage], Any]
+) -> None:
+    sabotage = Sabotage(server, is_upload=True)
+    assert np.array_equal(send(people, sabotage)["w"], WEIGHTS["w"])
+    # It did not begin anew.
+    assert sabotage.after[0] > 2 * CHUNK
+    assert list((server.data_dir / "uploads").glob("*/*")) == []
+
+
+def test_a_download_goes_on_behind_a_kill(server: Server, people: Federation) -> None:
+    model = people.actor.upload_model(WEIGHTS)
+    sabotage = Sabotage(server, is_upload=False)
+    downloaded = people.actor.download_model(model.model_id, progress=sabotage)
+    assert np.array_equal(downloaded["w"], WEIGHTS["w"])
+    received = sabotage.before + sabotage.after
+    assert received == sorted(set(received))
+    assert sabotage.after[-1] == received[-1] == model.size_bytes
+
+
+def test_a_dealt_model_is_fetched_from_where_it_was_cut(server: Server, people: Federation) -> None:
+    training = people.actor.create_training(
+        ZEROS, name="t", target_num_updates=1, client_ids=people.ids, aggregation=fr.FedDc(daisy_period=1, aggregation_period=2)
+    )
+    people.actor.start_training(training.training_id)
+    with people.connect(0) as client:
+        client.submit_update(training.training_id, 0, WEIGHTS, 1)
+        until(lambda: people.actor.get_training(training.training_id).round == 1)
+        sabotage = Sabotage(server, is_upload=False)
+        dealt = client.download_dealt_model(training.training_id, 1, progress=sabotage)
+    assert np.array_equal(dealt["w"], WEIGHTS["w"])
+    received = sabotage.before + sabotage.after
+    assert received == sorted(set(received))
