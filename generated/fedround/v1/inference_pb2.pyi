@@ -30,7 +30,7 @@ class Tensor(_message.Message):
     SHAPE_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
     dtype: _builtins.str
-    """safetensors dtype: F64, F32, F16, I64, I32, I16, I8, U8 or BOOL."""
+    """safetensors dtype: F64, F32, F16, BF16, I64, I32, I16, I8, U8 or BOOL."""
     data: _builtins.bytes
     """The elements in row-major order, little-endian."""
     @_builtins.property
