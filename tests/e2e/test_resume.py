@@ -92,8 +92,9 @@ def test_a_download_goes_on_behind_a_kill(server: Server, people: Federation) ->
 
 
 def test_a_dealt_model_is_fetched_from_where_it_was_cut(server: Server, people: Federation) -> None:
+    chain = fr.FedDc(daisy_period=1, aggregation_period=2)
     training = people.actor.create_training(
-        ZEROS, name="t", target_num_updates=1, client_ids=people.ids, aggregation=fr.FedDc(daisy_period=1, aggregation_period=2)
+        ZEROS, name="t", target_num_updates=1, client_ids=people.ids, aggregation=chain
     )
     people.actor.start_training(training.training_id)
     with people.connect(0) as client:

@@ -29,6 +29,7 @@ def test_a_user_has_so_many_uploads_at_once(person: Callable[..., Person]) -> No
                 reasons.add(refusal.reason)
                 if refusal.reason == "TOO_MANY_UPLOADS":
                     assert "RetryInfo" in refusal.details
+                    assert refusal.metadata == {"limit": "max_uploads_per_user"}
                     break
         assert "TOO_MANY_UPLOADS" in reasons
         assert reasons <= {"TOO_MANY_UPLOADS", "FIELD_INVALID"}
@@ -62,6 +63,7 @@ def test_a_user_has_so_many_subscriptions_at_once(actor: Person, clients: list[P
     with refused("RESOURCE_EXHAUSTED", "TOO_MANY_STREAMS", "20 subscriptions") as error:
         next(first.subscribe(made.training_id))
     assert {"QuotaFailure", "RetryInfo"} <= set(error.refusal.details)
+    assert error.refusal.metadata == {"limit": "max_subscriptions_per_user"}
     assert next(second.subscribe(made.training_id)).HasField("round_started")
     for stream in streams:
         stream.cancel()

@@ -61,6 +61,7 @@ def test_all_users_together_have_so_many_uploads_at_once(tmp_path: Path) -> None
             with refused("RESOURCE_EXHAUSTED", "TOO_MANY_UPLOADS", "the server has 2 uploads", "try again") as error:
                 third.send(third.spec(data), *third.chunks(data))
             assert {"QuotaFailure", "RetryInfo"} <= set(error.refusal.details)
+            assert error.refusal.metadata == {"limit": "max_uploads"}
             halted.finish()
             third.send(third.spec(data), *third.chunks(data))
         for one in people:

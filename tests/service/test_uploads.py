@@ -187,6 +187,7 @@ class TestRefused:
         with refused("RESOURCE_EXHAUSTED", "MODEL_TOO_LARGE", "has 4000000 bytes, the server takes 3000000") as error:
             upload.send(upload.spec(data, **{size: 4_000_000}), *upload.chunks(data))
         assert "QuotaFailure" in error.refusal.details
+        assert error.refusal.metadata == {"limit": "max_model_bytes"}
 
     @pytest.mark.parametrize(
         ("field", "value", "words"),

@@ -1,5 +1,6 @@
 """Settings: which source wins, and what makes no sense."""
 
+import re
 from datetime import timedelta
 from pathlib import Path
 
@@ -93,3 +94,18 @@ def test_how_long_tokens_are_good() -> None:
     assert _parse([*usual, *longest]).token_lifetimes == (hour, day)
     with pytest.raises(ValidationError, match="must not be more than max_token_lifetime_seconds"):
         _parse(["--token-lifetime-seconds", "86401", *longest])
+
+
+def test_every_limit_is_documented_with_its_default() -> None:
+    page = (Path(__file__).parents[2] / "docs/limits.md").read_text()
+    bounds = re.compile("(max|min)_(?!token)")
+    limits = {name: field for name, field in Settings.model_fields.items() if bounds.match(name)}
+    assert len(limits) > 10
+    for name, field in limits.items():
+        assert f"| `{name}` | {_shown(name, field.default)} |" in page
+
+
+def _shown(name: str, default: float) -> str:
+    if "bytes" not in name:
+        return f"{default:g}"
+    return f"{default >> 30} GiB" if default < 1 << 40 else f"{default >> 40} TiB"  # type: ignore[operator]

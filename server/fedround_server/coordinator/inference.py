@@ -126,7 +126,8 @@ class Inference:
             prediction = await self._context.engine.predict(job)
         except TimeoutError:
             raise PredictionLimit(
-                "the prediction takes longer than the operator allows: send fewer inputs, ask for fewer samples"
+                "the prediction takes longer than the operator allows: send fewer inputs, ask for fewer samples",
+                limit="predict_seconds",
             ) from None
         except PredictionFailed as error:
             raise _refusal(error) from None
@@ -150,5 +151,5 @@ def _refusal(error: PredictionFailed) -> FieldInvalid | PredictionLimit | Refuse
     if error.fault == "inputs":
         return FieldInvalid("inputs", error.message)
     if error.fault == "memory":
-        return PredictionLimit(f"{error.message}: send fewer inputs")
+        return PredictionLimit(f"{error.message}: send fewer inputs", limit="predict_bytes")
     return Refused(error.message)

@@ -210,7 +210,10 @@ class Uploads:
     def _check_limit(self, size: int | None) -> None:
         limit = self._context.limits.max_model_bytes
         if size is not None and size > limit:
-            raise ModelTooLarge(f"the file has {size} bytes, the server takes {limit}: ask the operator for more")
+            raise ModelTooLarge(
+                f"the file has {size} bytes, the server takes {limit}: ask the operator for more",
+                limit="max_model_bytes",
+            )
 
     async def _check_numbers(self, writer: BlobWriter, bound: NormBound | None) -> None:
         origin = None if bound is None else Origin(self._context.blobs.path(bound.origin.sha256), bound.prefix)
