@@ -124,6 +124,17 @@ def test_a_disk_that_is_almost_full_takes_updates_only(disk: Path, upload: Uploa
     upload.send(upload.spec(data), *upload.chunks(data))
 
 
+def test_a_disk_that_is_almost_full_begins_no_training_of_a_stored_model(disk: Path, actor: Person) -> None:
+    upload = storing(actor)
+    model = upload.send(upload.spec(FILE), *upload.chunks(FILE)).model
+    disk.write_text("999999")
+    with refused("RESOURCE_EXHAUSTED", "DISK_FULL", "almost full") as error:
+        actor.create(b"", model_id=model.model_id)
+    assert error.refusal.metadata == {"limit": "min_free_bytes"}
+    disk.write_text("1000000")
+    actor.create(b"", model_id=model.model_id)
+
+
 def test_what_uploads_under_way_will_take_is_not_free(
     server: Server, disk: Path, person: Callable[..., Person], data: bytes
 ) -> None:

@@ -136,3 +136,15 @@ def test_all_files_have_so_many_bytes_and_running_rounds_go_on(disk: Disk) -> No
         second.cover(2 * MIB)
     with claim(space, "one", "a", is_update=True) as update:
         update.cover(6 * MIB)
+        with pytest.raises(Quota):
+            space.check_new()
+    space.check_new()
+
+
+def test_something_new_without_a_file_leaves_the_disk_free_as_well(space: Space, disk: Disk) -> None:
+    disk.free = 8 * MIB
+    space.check_new()
+    with claim(space, "two", "a", is_update=True) as update:
+        update.cover(1)
+        with pytest.raises(DiskFull):
+            space.check_new()

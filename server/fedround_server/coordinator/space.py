@@ -109,18 +109,34 @@ class Space:
                 f" {limits.max_unfinished_bytes}: try again later",
                 limit="max_unfinished_bytes",
             )
-        stored = self._blobs.stored_bytes + size + sum(other.size for other in self._claims if other is not claim)
-        if not claim.is_update and stored > limits.max_stored_bytes:
+        self._check_kept(size, size - claim.written, claim.is_update, claim)
+        self._count(claim.user_id, claim.name, counted)
+
+    def check_new(self) -> None:
+        """Makes sure that there is room for something new, which brings no file with it.
+
+        Raises:
+            Quota: All files together have too many bytes.
+            DiskFull: Too little of the disk is free.
+        """
+        self._check_kept(0, 0, is_update=False)
+
+    def _check_kept(self, size: int, to_come: int, is_update: bool, claim: Claim | None = None) -> None:
+        others = [other for other in self._claims if other is not claim]
+        limits = self._limits
+        stored = self._blobs.stored_bytes + size + sum(other.size for other in others)
+        if not is_update and stored > limits.max_stored_bytes:
             raise Quota(
                 f"the server would have files of {stored} bytes, it takes {limits.max_stored_bytes}: remove some first,"
                 " or ask the operator for more",
                 limit="max_stored_bytes",
             )
-        free = self._blobs.free_bytes() - sum(other.to_come for other in self._claims if other is not claim)
+        free = self._blobs.free_bytes() - sum(other.to_come for other in others)
         # Updates may use half of what else stays free; the rest is for aggregation and the database.
-        if free - (size - claim.written) < limits.min_free_bytes // (2 if claim.is_update else 1):
-            raise DiskFull("the server's disk is almost full: try again when the operator has made room")
-        self._count(claim.user_id, claim.name, counted)
+        if free - to_come < limits.min_free_bytes // (2 if is_update else 1):
+            raise DiskFull(
+                "the server's disk is almost full: try again when the operator has made room", limit="min_free_bytes"
+            )
 
     def _count(self, user_id: str, name: str, size: int) -> None:
         """Counts an upload with so many bytes, or with 0 no more."""

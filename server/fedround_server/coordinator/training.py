@@ -33,6 +33,7 @@ class Trainings:
             UnknownClients: Some client_ids are of no user.
             ModelNotFound: The actor owns no such model.
             Quota: The actor has too many trainings, or its files too many bytes.
+            DiskFull: The disk is almost full.
             FedroundError: The file is refused, as `Uploads.receive` tells.
         """
         size = 0 if incoming is None else incoming.size_bytes or 0
@@ -40,7 +41,9 @@ class Trainings:
         if made is not None:
             return made
         model = None
-        if incoming is not None:
+        if incoming is None:
+            self._uploads.check_new()
+        else:
             received = await self._uploads.receive(incoming, None)
             model = NewModel(spec.name, spec.description, received.manifest, received.blob, spec.architecture)
         return await to_the_end(self._create(actor_id, spec, model))

@@ -112,6 +112,15 @@ class Uploads:
         for user_id, upload_id in await in_thread(self._context.blobs.collect_uploads):
             self._space.forget(user_id, upload_id)
 
+    def check_new(self) -> None:
+        """Makes sure that there is room for something new, which brings no file with it.
+
+        Raises:
+            Quota: All files together have too many bytes.
+            DiskFull: Too little of the disk is free.
+        """
+        self._space.check_new()
+
     def committed_size(self, user_id: str, upload_id: str) -> int:
         """Returns how much of a resumable upload is here, in bytes."""
         return self._context.blobs.upload_size(user_id, upload_id)
