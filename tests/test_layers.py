@@ -47,7 +47,7 @@ LAYERS = {
     ),
     "config": layer("domain", "pydantic pydantic_settings"),
     "tls": layer("", "grpc structlog"),
-    "logs": layer("", "structlog"),
+    "logs": layer("domain", "structlog"),
     "audit": layer("domain store config", "pydantic"),
     "app": layer(None, "fedround google.protobuf google.rpc grpc grpc_channelz grpc_health grpc_reflection structlog"),
     "__main__": layer(None, "pydantic structlog"),

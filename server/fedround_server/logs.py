@@ -2,8 +2,11 @@
 
 import logging
 import sys
+from typing import Any
 
 import structlog
+
+from fedround_server.domain.token import redact
 
 
 def set_up(log_format: str, log_level: str) -> None:
@@ -22,10 +25,13 @@ def set_up(log_format: str, log_level: str) -> None:
     as_json = log_format == "json"
     ending: list[structlog.types.Processor] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
     if as_json:
-        ending += [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+        # Without locals: they hold tokens, and whole models.
+        without_locals = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+        ending += [structlog.processors.ExceptionRenderer(without_locals), structlog.processors.JSONRenderer()]
     else:
         plain = structlog.dev.plain_traceback
         ending.append(structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain))
+    ending.append(_redacted)
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
@@ -35,3 +41,8 @@ def set_up(log_format: str, log_level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(processors=ending, foreign_pre_chain=shared))
     logging.basicConfig(handlers=[handler], level=log_level.upper(), force=True)
+
+
+def _redacted(_logger: Any, _method: str, line: Any) -> str:
+    """Takes tokens out of a whole line, wherever they come from: this is the last to see it."""
+    return redact(line)

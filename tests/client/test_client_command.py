@@ -328,12 +328,14 @@ def test_help_and_version():
 
 def test_serve_becomes_the_server_with_all_arguments(monkeypatch):
     executed = []
+    monkeypatch.setenv("FEDROUND_TOKEN", "t")
     monkeypatch.setattr(serve, "find_spec", lambda name: object())
     monkeypatch.setattr(os, "execv", lambda *arguments: executed.append(arguments))
     result = CliRunner().invoke(app, ["serve", "--listen", "127.0.0.1:0", "--help", "-x"])
     assert result.exit_code == 0
     python = sys.executable
     assert executed == [(python, [python, "-P", "-m", "fedround_server", "--listen", "127.0.0.1:0", "--help", "-x"])]
+    assert "FEDROUND_TOKEN" not in os.environ
 
 
 @pytest.mark.parametrize(("command_name", "extra"), [("serve", "server"), ("demo", "demo")])

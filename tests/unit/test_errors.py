@@ -30,6 +30,7 @@ CLASSES = sorted(
 ARGUMENTS: dict[type[FedroundError], tuple[Any, ...]] = {
     errors.TokenMissing: (),
     errors.TokenInvalid: (),
+    errors.TokenExpired: (),
     errors.CertificateMismatch: (),
     errors.CertificateAmbiguous: (),
     errors.ServerLeaving: (),

@@ -19,6 +19,8 @@ def serve(context: typer.Context) -> None:
     """Run a server; `fedround serve --help` lists its options."""
     require("serve", "server", _NEEDED)
     sys.stdout.flush()
+    # The server wants no token of yours, and others may read its environment.
+    os.environ.pop("FEDROUND_TOKEN", None)
     # -P: a queue.py in the folder where somebody starts it is none of the server's modules.
     os.execv(sys.executable, [sys.executable, "-P", "-m", "fedround_server", *context.args])  # noqa: S606 -- no shell wanted
 

@@ -16,6 +16,7 @@ from grpc_status import rpc_status
 from fedround_server.domain import errors
 from fedround_server.domain.audit import acting
 from fedround_server.domain.errors import FedroundError
+from fedround_server.domain.token import redact
 from fedround_server.interceptors.around import AroundInterceptor, Call
 
 log = structlog.get_logger("fedround.error")
@@ -84,18 +85,17 @@ def code_of(error: FedroundError) -> grpc.StatusCode:
 
 def to_status(error: FedroundError) -> status_pb2.Status:
     """Makes the status of a domain error, with details."""
-    message = _shorten(error.message)
-    details: list[Message] = [
-        error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=dict(error.metadata))
-    ]
+    message = _told(error.message)
+    facts = {name: redact(value) for name, value in error.metadata.items()}
+    details: list[Message] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=facts)]
     if isinstance(error, errors.InvalidArgument) and (field := getattr(error, "field", None)):
         violation = error_details_pb2.BadRequest.FieldViolation(
-            field=field, description=_shorten(getattr(error, "description", ""))
+            field=field, description=_told(getattr(error, "description", ""))
         )
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
     elif isinstance(error, errors.NotFound):
         details.append(
-            error_details_pb2.ResourceInfo(resource_type=error.resource_type, resource_name=error.resource_id)
+            error_details_pb2.ResourceInfo(resource_type=error.resource_type, resource_name=redact(error.resource_id))
         )
     elif isinstance(error, errors.FailedPrecondition):
         unmet = error_details_pb2.PreconditionFailure.Violation(type=error.reason, description=message)
@@ -110,7 +110,9 @@ def to_status(error: FedroundError) -> status_pb2.Status:
     return _status(code_of(error), message, details)
 
 
-def _shorten(message: str) -> str:
+def _told(message: str) -> str:
+    """Returns what may be told: without tokens, which callers type into any field, and in so many bytes."""
+    message = redact(message)
     encoded = message.encode()
     if len(encoded) <= MAX_MESSAGE_BYTES:
         return message

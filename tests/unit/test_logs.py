@@ -1,0 +1,51 @@
+"""What a log line shows, and what it never does."""
+
+import json
+import logging
+from collections.abc import Iterator
+
+import pytest
+import structlog
+
+from fedround_server import logs
+from fedround_server.domain.token import new_token, redact
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    root.handlers[:], root.level = handlers, level
+    structlog.reset_defaults()
+
+
+@pytest.mark.parametrize("form", ["console", "json"])
+def test_no_token_and_no_local_variable_is_logged(form: str, capsys: pytest.CaptureFixture[str]) -> None:
+    token, secret = new_token(), "a local variable"
+    logs.set_up(form, "debug")
+
+    def fail(told: str) -> None:
+        raise ValueError(f"no such thing: {told}")
+
+    log = structlog.get_logger("test")
+    try:
+        fail(token)
+    except ValueError:
+        log.exception("it failed", field=token, fields=[{"name": token}])
+        logging.getLogger("another").exception("with %s and %s", token, secret[:0])
+    log.info(token)
+    shown = capsys.readouterr().err
+    assert "no such thing: fr_..." in shown
+    assert token not in shown
+    assert shown.count("fr_...") >= 6
+    assert secret not in shown
+    if form == "json":
+        assert [json.loads(line)["level"] for line in shown.splitlines()] == ["error", "error", "info"]
+
+
+def test_what_is_no_token_stays() -> None:
+    token = new_token()
+    assert redact(f"a {token}, b {token[:30]}") == "a fr_..., b fr_..."
+    for text in ("fr_ward", "training fr_hospital of ward 7", "x" * 100):
+        assert redact(text) == text
