@@ -1,0 +1,170 @@
+"""A coordinator that dies with all it has in memory, and comes back over the same database, files and clock."""
+
+import asyncio
+import hashlib
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from chaos.rules import result_file
+from fedround_server.blobs import BlobStore
+from fedround_server.coordinator import Context, Coordinator
+from fedround_server.domain.errors import StoreUnavailable
+from fedround_server.domain.model import BlobRef
+from fedround_server.engine.job import AggregationJob, PredictionJob
+from fedround_server.hub import Hub
+from fedround_server.store import Store
+
+
+class Clocks:
+    """A wall clock that can be set, and a clock for waiting that nobody sets."""
+
+    def __init__(self) -> None:
+        self.passed = timedelta(0)
+        self._set = timedelta(0)
+        self._sleepers: list[tuple[timedelta, asyncio.Event]] = []
+
+    @property
+    def sleeping(self) -> int:
+        return sum(not woken.is_set() for _, woken in self._sleepers)
+
+    def now(self) -> datetime:
+        return datetime(2026, 1, 1, tzinfo=UTC) + self.passed + self._set
+
+    async def sleep(self, duration: timedelta) -> None:
+        sleeper = (self.passed + duration, asyncio.Event())
+        self._sleepers.append(sleeper)
+        self.advance(timedelta(0))
+        try:
+            await sleeper[1].wait()
+        finally:
+            self._sleepers.remove(sleeper)
+
+    def advance(self, duration: timedelta) -> None:
+        self.passed += duration
+        for until, woken in self._sleepers:
+            if until <= self.passed:
+                woken.set()
+
+    def jump(self, duration: timedelta) -> None:
+        self._set += duration
+
+
+class Engine:
+    """Makes a file that tells what it was made of; waits while it is told to."""
+
+    def __init__(self) -> None:
+        self.may_end = asyncio.Event()
+        self.may_end.set()
+        self.waiting = 0
+
+    async def find_not_finite(self, path: Path) -> str | None:
+        return None
+
+    async def aggregate(self, job: AggregationJob, target: Path) -> BlobRef:
+        if not self.may_end.is_set():
+            self.waiting += 1
+            await self.may_end.wait()
+            self.waiting -= 1
+        updates = [(path.name, weight) for path, weight in zip(job.updates, job.weights, strict=True)]
+        content = result_file(job.model.name, updates)
+        target.write_bytes(content)
+        return BlobRef(hashlib.sha256(content).hexdigest(), len(content))
+
+    async def predict(self, job: PredictionJob) -> Any:
+        raise AssertionError("nobody predicts here")
+
+
+@dataclass
+class Fault:
+    """What happens at the n-th transaction from now, before it begins or when it has committed."""
+
+    number: int
+    committed: bool
+    kills: bool
+    reached: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Incarnation:
+    """One life of the coordinator: from its start to its end, which may be sudden."""
+
+    def __init__(self, database: str | Path, folder: Path, clocks: Clocks) -> None:
+        self._store = Store(database)
+        self._folder = folder
+        self._clocks = clocks
+        self._over = asyncio.Event()
+        self._fault: Fault | None = None
+        self.engine = Engine()
+
+    @property
+    def store(self) -> Store:
+        return self._store
+
+    async def start(self) -> None:
+        self._store.__enter__()
+        run = self._store._database.run
+
+        async def may_fail(verb: Callable[[], Any]) -> Any:
+            fault = self._fault
+            if fault is None:
+                return await run(verb)
+            fault.number -= 1
+            if fault.number != 0:
+                return await run(verb)
+            if fault.committed:
+                await run(verb)
+            fault.reached.set()
+            if fault.kills:
+                # As long as it takes until somebody ends this.
+                await asyncio.Event().wait()
+            raise StoreUnavailable("the database does not answer: try again")
+
+        self._store._database.run = may_fail  # type: ignore[method-assign]
+        begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._life = asyncio.create_task(self._live(begun), name="life")
+        await asyncio.wait([begun, self._life], return_when=asyncio.FIRST_COMPLETED)
+        if not begun.done():
+            self._life.result()
+        await self.settle()
+
+    async def kill(self) -> None:
+        """Ends everything where it stands; a transaction under way ends as it would in the database."""
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        while others:
+            for task in others:
+                task.cancel()
+            await asyncio.wait(others)
+            others = asyncio.all_tasks() - {asyncio.current_task()}
+        self._store.__exit__(None, None, None)
+
+    async def perform(self, call: Callable[[Coordinator], Awaitable[Any]], fault: Fault | None) -> Any:
+        """Makes a call; returns what came of it, or the fault if that came first, and nobody will ever know."""
+        self._fault = fault
+        task = asyncio.ensure_future(call(self.coordinator))
+        ends: set[asyncio.Future[Any]] = {task}
+        if fault is not None and fault.kills:
+            ends.add(asyncio.create_task(fault.reached.wait()))
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        return (task.exception() or task.result()) if task.done() else fault
+
+    def mend(self) -> None:
+        """No more faults."""
+        self._fault = None
+
+    async def settle(self) -> None:
+        """Waits until everybody sleeps, or waits for the engine."""
+        # Beside them there are this task, and the life itself.
+        while len(asyncio.all_tasks()) > 2 + self._clocks.sleeping + self.engine.waiting:
+            assert not self._life.done(), self._life.exception()
+            await asyncio.sleep(0)
+
+    async def _live(self, begun: "asyncio.Future[None]") -> None:
+        async with asyncio.TaskGroup() as tasks:
+            parts = Context(self._store, BlobStore(self._folder), self.engine, Hub(), tasks, clock=self._clocks)
+            self.coordinator = Coordinator(parts)
+            self.context = parts
+            await self.coordinator.recover()
+            begun.set_result(None)
+            await self._over.wait()

@@ -1,0 +1,270 @@
+"""How a state machine calls a coordinator, fails it, and compares it with the rules."""
+
+import asyncio
+import hashlib
+import shutil
+import tempfile
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from hypothesis.stateful import RuleBasedStateMachine
+
+from chaos.incarnation import Clocks, Fault, Incarnation
+from chaos.rules import Training
+from fedround_server.coordinator import Coordinator
+from fedround_server.coordinator.subscription import Subscriptions
+from fedround_server.coordinator.upload import Incoming
+from fedround_server.domain.errors import FedroundError, StoreUnavailable
+from fedround_server.domain.event import Event
+from fedround_server.domain.round import RoundKind
+from unit.safetensors_files import write
+
+T = TypeVar("T")
+# After an outage, what was left behind is taken up at the next look.
+HEALING = timedelta(seconds=10)
+
+
+def a_model(number: int) -> bytes:
+    return write({"weight": np.full(2, number, np.float32)})
+
+
+class Machine(RuleBasedStateMachine):
+    """A coordinator, and the rules' idea of it."""
+
+    database = ""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runner = asyncio.Runner()
+        self.folder = Path(tempfile.mkdtemp(prefix="machine", dir=tempfile.gettempdir()))
+        self.clocks = Clocks()
+        self.trainings: list[Training] = []
+        self.clients: list[str] = []
+        self.gone: set[str] = set()
+        self.tokens: dict[str, str] = {}
+        self.cursors: dict[tuple[str, str], int] = {}
+        self.unsure = timedelta(0)
+        self.sound = True
+        self.life = self._new_life()
+
+    def teardown(self) -> None:
+        try:
+            if self.sound:
+                self._finish()
+        finally:
+            self.runner.run(self.life.kill())
+            self.runner.close()
+            shutil.rmtree(self.folder)
+
+    @property
+    def now(self) -> Any:
+        return self.clocks.now()
+
+    def _name(self) -> str:
+        return f"user {uuid.uuid4()}"
+
+    def _alive(self) -> list[Training]:
+        return [training for training in self.trainings if not training.is_removed]
+
+    def _training(self, number: int) -> Training:
+        self.sound = False
+        return self.trainings[number % len(self.trainings)]
+
+    def _client(self, number: int) -> str:
+        return self.clients[number % len(self.clients)]
+
+    def _new_life(self) -> Incarnation:
+        life = Incarnation(self.database or self.folder / "fedround.db", self.folder / "files", self.clocks)
+        self.runner.run(life.start())
+        return life
+
+    def _restart(self) -> None:
+        self.runner.run(self.life.kill())
+        self.life = self._new_life()
+        for training in self.trainings:
+            training.fires = None
+            asked = training.round
+            if training.is_running and asked is not None and asked.state == "OPEN":
+                training.judge(self.now, due=asked.deadline is not None and self.now >= asked.deadline)
+        self._follow()
+
+    def _follow(self) -> None:
+        """The rules' part of what goes on by itself: aggregations, and timers."""
+        for training in self.trainings:
+            if training.is_aggregating and self.life.engine.may_end.is_set():
+                training.commit(self.now)
+            asked = training.round
+            if training.fires is None and training.is_open and asked is not None and asked.deadline is not None:
+                current = self.runner.run(self.life.store.rounds.current(training.training_id))
+                assert current is not None
+                assert current.number == asked.number
+                assert current.deadline is not None
+                # After an outage, nobody can tell the moment at which the round was opened.
+                assert timedelta(0) <= asked.deadline - current.deadline <= self.unsure
+                asked.deadline = current.deadline
+                training.fires = self.clocks.passed + (asked.deadline - self.now)
+        self.unsure = timedelta(0)
+
+    def _pass(self, duration: timedelta) -> None:
+        self.clocks.advance(duration)
+        self.runner.run(self.life.settle())
+        for training in self.trainings:
+            if training.fires is not None and training.fires <= self.clocks.passed:
+                training.fires = None
+                training.judge(self.now, due=True)
+        self._follow()
+
+    def _may_fail(self, fault: Fault | None) -> Fault | None:
+        """The fault, unless it would let two things race that may come in either order."""
+        if fault is None:
+            return None
+        soon = self.clocks.passed + HEALING
+        for training in self.trainings:
+            asked = training.round
+            if training.is_open and asked is not None and asked.deadline is not None:
+                near = training.fires is None or training.fires <= soon
+                if near or self.now + HEALING >= asked.deadline:
+                    return None
+            if training.is_aggregating and fault.kills:
+                return None
+        # Hypothesis shows what it has drawn: that stays as it is.
+        return Fault(fault.number, fault.committed, fault.kills)
+
+    def _try(self, call: Callable[[Coordinator], Awaitable[T]]) -> T | FedroundError:
+        found = self.runner.run(self.life.perform(call, None))
+        assert found is None or not isinstance(found, BaseException) or isinstance(found, FedroundError), found
+        return found  # type: ignore[no-any-return]
+
+    def _call(self, call: Callable[[Coordinator], Awaitable[T]]) -> T:
+        found = self._try(call)
+        assert not isinstance(found, FedroundError), found
+        return found
+
+    def _perform(
+        self,
+        call: Callable[[Coordinator], Awaitable[Any]],
+        refusals: set[str],
+        fault: Fault | None,
+        again: set[str] = frozenset(),  # type: ignore[assignment]
+    ) -> Any:
+        """Makes a call as a client does: again, if nobody knows what came of it.
+
+        Returns:
+            What it was answered, or True; None if it was refused, as it must be.
+        """
+        self.sound = False
+        fault = self._may_fail(fault)
+        found = self.runner.run(self.life.perform(call, fault))
+        if fault is None or not (found is fault or isinstance(found, StoreUnavailable)):
+            again = set()
+        if fault is not None:
+            self._survive(fault)
+            if found is fault or isinstance(found, StoreUnavailable):
+                found = self.runner.run(self.life.perform(call, None))
+            self.clocks.advance(HEALING)
+            self.unsure = HEALING
+        self.runner.run(self.life.settle())
+        if isinstance(found, FedroundError):
+            assert found.reason in refusals | again, (found, refusals)
+            return None if refusals else True
+        assert not isinstance(found, BaseException), found
+        assert not refusals, (found, refusals)
+        return True if found is None else found
+
+    def _survive(self, fault: Fault) -> None:
+        if not fault.kills:
+            self.runner.run(self.life.settle())
+            self.life.mend()
+            return
+        self.runner.run(self.life.kill())
+        self.life = self._new_life()
+        for training in self.trainings:
+            training.fires = None
+
+    def _submit(self, training: Training, user: str, number: int, content: int, fault: Fault | None) -> None:
+        kind = training.rounds[number].kind if number < len(training.rounds) else "TRAIN"
+        self._send(training, user, number, kind, content, fault)
+
+    def _send(self, training: Training, user: str, number: int, kind: str, content: int, fault: Fault | None) -> None:
+        rules = content + self.clients.index(user)
+        if kind == "EVALUATE":
+            metrics, digest = {"accuracy": float(rules)}, f"report {rules}"
+
+            def call(desk: Coordinator) -> Awaitable[Any]:
+                return desk.rounds.submit_metrics(training.training_id, number, user, rules, metrics)
+        else:
+            file = a_model(rules)
+            digest = hashlib.sha256(file).hexdigest()
+
+            def call(desk: Coordinator) -> Awaitable[Any]:
+                incoming = self._incoming(user, file)
+                return desk.rounds.submit(training.training_id, number, rules, {"loss": 0.5}, incoming)
+
+        refusals = training.refuses_submission(user, number, kind, digest)
+        if self._perform(call, refusals, fault):
+            training.submit(user, number, digest, rules, self.now)
+            self._follow()
+
+    def _incoming(self, user: str, file: bytes) -> Incoming:
+        async def chunks() -> AsyncIterator[bytes]:
+            yield file[:50]
+            yield file[50:]
+
+        return Incoming(user, chunks(), hashlib.sha256(file).hexdigest(), len(file))
+
+    async def _listen(self, user: str, training_id: str, cursor: int) -> list[Event]:
+        found: list[Any] = []
+
+        async def send(event: Any) -> None:
+            found.append(event)
+
+        async def greet() -> None: ...
+
+        # What is about to leave sends all that there is, and says goodbye.
+        leaving = Subscriptions(self.life.context)
+        leaving.close()
+        await leaving.follow(user, self.tokens[user], training_id, {training_id: cursor}, send, greet)
+        return [event for event in found if isinstance(event, Event)]
+
+    async def _check(self, training: Training) -> None:
+        store = self.life.store
+        part = await store.events.part(training.training_id, training.actor)
+        events, _ = await store.events.read(part, training.actor, 0, 10_000)
+        assert [event.sequence for event in events] == list(range(1, len(events) + 1))
+        assert [type(event.payload).__name__ for event in events] == [entry.kind for entry in training.log]
+        version = await store.models.get_version(training.model_id, None, training.actor)
+        assert (version.version, version.blob.sha256) == (len(training.versions) - 1, training.versions[-1])
+        if training.is_removed:
+            return
+        found = await store.trainings.get(training.training_id, training.actor)
+        assert found.state.value == training.state
+        assert set(found.participant_ids) == training.present
+        assert (found.failure.reason if found.failure else "") == training.failure
+        asked = training.round
+        if asked is None:
+            assert (found.updates_arrived, found.updates_expected) == (0, 0)
+            return
+        assert (found.round, found.updates_arrived, found.updates_expected) == (
+            asked.number,
+            len(asked.counted),
+            asked.expected,
+        )
+        explained, members = await self.life.coordinator.rounds.explain(training.training_id, None, training.actor)
+        assert (explained.state.value, explained.kind) == (asked.state, RoundKind(asked.kind))
+        assert {view.member.user_id for view in members} == asked.members
+        assert {view.member.user_id for view in members if view.member.arrive_time} == asked.counted.keys()
+
+    def _finish(self) -> None:
+        """Once faults stop, every running training comes to its end."""
+        self.let_the_engine_go_on()
+        for training in self.trainings:
+            while training.is_running:
+                asked = training.round
+                assert asked is not None
+                assert len(training.rounds) < 100
+                self._submit(training, min(asked.missing), asked.number, 1, None)
+            self.runner.run(self._check(training))

@@ -1,0 +1,257 @@
+"""A small model of what a training is, written from its description alone: who may do what, and what follows."""
+
+import hashlib
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An event of the log, and who may read it: "all", "actor", "cohort", or one user."""
+
+    kind: str
+    audience: str
+    number: int | None = None
+
+
+@dataclass
+class Round:
+    """One ask-and-collect cycle; what arrives is a digest and its weight."""
+
+    number: int
+    kind: str
+    cohort: set[str]
+    deadline: datetime | None
+    expected: int
+    state: str = "OPEN"
+    removed: set[str] = field(default_factory=set)
+    arrived: dict[str, tuple[str, int]] = field(default_factory=dict)
+
+    @property
+    def members(self) -> set[str]:
+        return self.cohort - self.removed
+
+    @property
+    def counted(self) -> dict[str, tuple[str, int]]:
+        return {user: what for user, what in sorted(self.arrived.items()) if user in self.members}
+
+    @property
+    def missing(self) -> set[str]:
+        return self.members - self.arrived.keys()
+
+
+@dataclass
+class Training:
+    """A training with all its rounds."""
+
+    training_id: str
+    model_id: str
+    actor: str
+    target: int
+    evaluates: bool
+    min_updates: int
+    deadline: timedelta | None
+    versions: list[str]
+    present: set[str] = field(default_factory=set)
+    # Which sequences of the log a participant may read: behind the first, up to the second.
+    views: dict[str, tuple[int, int | None]] = field(default_factory=dict)
+    state: str = "INITIAL"
+    start_request: str = ""
+    is_removed: bool = False
+    failure: str = ""
+    rounds: list[Round] = field(default_factory=list)
+    log: list[Entry] = field(default_factory=list)
+    # When the deadline's timer goes off, on the clock that nobody sets.
+    fires: timedelta | None = None
+
+    @property
+    def round(self) -> Round | None:
+        return self.rounds[-1] if self.rounds else None
+
+    @property
+    def is_running(self) -> bool:
+        return not self.is_removed and self.state == "ONGOING"
+
+    @property
+    def is_open(self) -> bool:
+        return self.is_running and self.round is not None and self.round.state == "OPEN"
+
+    @property
+    def is_ended(self) -> bool:
+        return self.state in ("COMPLETED", "ERROR")
+
+    @property
+    def is_aggregating(self) -> bool:
+        return self.is_running and self.round is not None and self.round.state == "AGGREGATING"
+
+    # Refusals: all the reasons that there are; none if it is allowed.
+
+    def _refuses_actor(self, caller: str) -> set[str]:
+        if self.is_removed or (caller != self.actor and caller not in self.present):
+            return {"TRAINING_NOT_FOUND"}
+        return set() if caller == self.actor else {"NOT_ACTOR"}
+
+    def refuses_start(self, caller: str, request: str) -> set[str]:
+        if reasons := self._refuses_actor(caller):
+            return reasons
+        if request == self.start_request:
+            return set()
+        if self.state != "INITIAL":
+            return {"TRAINING_NOT_INITIAL"}
+        return {"NO_PARTICIPANTS"} if len(self.present) < max(1, self.min_updates) else set()
+
+    def refuses_register(self, caller: str, users: set[str], known: set[str]) -> set[str]:
+        if reasons := self._refuses_actor(caller):
+            return reasons
+        return ({"TRAINING_ENDED"} if self.is_ended else set()) | ({"UNKNOWN_CLIENTS"} if users - known else set())
+
+    def refuses_leaving(self, caller: str, users: set[str]) -> set[str]:
+        reasons = self._refuses_actor(caller)
+        if reasons == {"NOT_ACTOR"} and users == {caller}:
+            reasons = set()
+        if reasons:
+            return reasons
+        if self.is_ended:
+            return {"TRAINING_ENDED"}
+        if users - self.present:
+            return {"UNKNOWN_CLIENTS"}
+        return {"LAST_PARTICIPANT"} if self.is_running and users == self.present else set()
+
+    def refuses_removal(self, caller: str, force: bool) -> set[str]:
+        if reasons := self._refuses_actor(caller):
+            return reasons
+        return {"TRAINING_RUNNING"} if self.is_running and not force else set()
+
+    def refuses_submission(self, user: str, number: int, kind: str, digest: str) -> set[str]:
+        if self.is_removed or user not in self.views:
+            return {"TRAINING_NOT_FOUND"}
+        before = self.rounds[number].arrived.get(user) if number < len(self.rounds) else None
+        if before is not None:
+            return set() if before[0] == digest else {"UPDATE_EXISTS", "METRICS_EXIST"}
+        if number >= len(self.rounds):
+            return {"ROUND_NOT_OPEN"}
+        asked = self.rounds[number]
+        reasons = set()
+        if asked.state != "OPEN" or asked.kind != kind:
+            reasons.add("ROUND_NOT_OPEN")
+        if user not in asked.members:
+            reasons.add("NOT_IN_COHORT")
+        return reasons
+
+    # What follows.
+
+    def start(self, request: str, now: datetime) -> None:
+        if self.state == "INITIAL":
+            self.state, self.start_request = "ONGOING", request
+            self._tell("TrainingStarted", "all")
+            self._open("TRAIN", now)
+
+    def register(self, users: set[str]) -> None:
+        new = sorted(users - self.present)
+        for user in new:
+            self.views[user] = (len(self.log), None)
+        self.present |= users
+        for user in new if self.is_running else ():
+            self._tell("TrainingStarted", user)
+
+    def leave(self, users: set[str], now: datetime) -> None:
+        for user in sorted(users):
+            self._tell("ClientRemoved", user)
+            self.views[user] = (self.views[user][0], len(self.log))
+        self.present -= users
+        if self.round is not None and self.round.state == "OPEN":
+            self.round.removed |= users & self.round.cohort
+            self.judge(now)
+
+    def remove(self) -> None:
+        self._abandon()
+        self._tell("TrainingRemoved", "all")
+        self.is_removed = True
+
+    def submit(self, user: str, number: int, digest: str, weight: int, now: datetime) -> None:
+        asked = self.rounds[number]
+        if user not in asked.arrived:
+            asked.arrived[user] = (digest, weight)
+            self._tell("UpdateAccepted", "actor")
+            self.judge(now)
+
+    def judge(self, now: datetime, *, due: bool = False) -> None:
+        asked = self.round
+        if asked is None or asked.state != "OPEN" or not self.is_running:
+            return
+        asked.expected = self._expected(len(asked.members))
+        if not asked.members:
+            self._abandon()
+            self._open(asked.kind, now)
+        elif len(asked.counted) >= asked.expected:
+            asked.state = "AGGREGATING"
+            if asked.kind == "EVALUATE":
+                self.commit(now)
+        elif due:
+            self._fail("DEADLINE_MISSED")
+
+    def commit(self, now: datetime) -> None:
+        done = self.round
+        assert done is not None
+        done.state = "DONE"
+        if done.kind == "TRAIN":
+            self.versions.append(result_of(self.versions[-1], list(done.counted.values())))
+        self._tell("RoundClosed", "all")
+        if done.kind == "TRAIN" and self.evaluates:
+            self._open("EVALUATE", now)
+        elif len(self.versions) > self.target:
+            self.state, self.fires = "COMPLETED", None
+            self._tell("TrainingFinished", "all")
+        else:
+            self._open("TRAIN", now)
+
+    def view(self, user: str) -> list[int]:
+        """The sequences of the log that a user may read."""
+        numbered = list(enumerate(self.log, 1))
+        if user == self.actor:
+            return [sequence for sequence, _ in numbered]
+        after, until = self.views[user]
+        return [
+            sequence
+            for sequence, entry in numbered
+            if after < sequence <= (until or len(self.log))
+            and (
+                entry.audience in ("all", user)
+                or (entry.audience == "cohort" and user in self.rounds[entry.number or 0].cohort)
+            )
+        ]
+
+    def _open(self, kind: str, now: datetime) -> None:
+        if not self.present:
+            self._fail("NO_PARTICIPANTS")
+            return
+        deadline = None if self.deadline is None else now + self.deadline
+        opened = Round(len(self.rounds), kind, set(self.present), deadline, self._expected(len(self.present)))
+        self.rounds.append(opened)
+        self.fires = None
+        self._tell("RoundStarted", "cohort", opened.number)
+
+    def _expected(self, members: int) -> int:
+        return min(self.min_updates, members) if self.min_updates else members
+
+    def _fail(self, reason: str) -> None:
+        self._abandon()
+        self.state, self.failure = "ERROR", reason
+        self._tell("TrainingFailed", "all")
+
+    def _abandon(self) -> None:
+        self.fires = None
+        if self.round is not None and self.round.state in ("OPEN", "AGGREGATING"):
+            self.round.state = "ABANDONED"
+
+    def _tell(self, kind: str, audience: str, number: int | None = None) -> None:
+        self.log.append(Entry(kind, audience, number))
+
+
+def result_of(model: str, updates: list[tuple[str, int]]) -> str:
+    """The digest of the file that an aggregation in this suite makes of a model and updates in canonical order."""
+    return hashlib.sha256(result_file(model, updates)).hexdigest()
+
+
+def result_file(model: str, updates: list[tuple[str, int]]) -> bytes:
+    return repr((model, updates)).encode()

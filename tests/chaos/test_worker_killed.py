@@ -1,0 +1,139 @@
+"""The worker is killed, again and again, while it checks updates, aggregates and predicts: the same bits come out."""
+
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fedround_client as fr
+from chaos.attacks import SEED, size
+from e2e.people import Federation, federation
+from fedround.v1 import training_pb2
+from servers import Server
+
+KILLS = size("WORKER_KILLS", 6)
+ROUNDS = 3
+CLIENTS = 2
+SHAPE = (1, 200_000)
+pytestmark = pytest.mark.timeout(240 + 20 * KILLS)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent.parent), prepend=":")
+        options = ("--architecture", "line=chaos.test_worker_killed:line")
+        with Server(tmp_path_factory.mktemp("workers") / "data", options=options) as running:
+            yield running
+
+
+@pytest.fixture
+def people(server: Server) -> Iterator[Federation]:
+    with federation(server, CLIENTS) as made:
+        yield made
+
+
+def line() -> object:
+    import torch
+
+    return torch.nn.Linear(SHAPE[1], SHAPE[0])
+
+
+class Killer:
+    """Kills the workers of a server at random moments, for the time of a block."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._random = random.Random(SEED)
+        self._over = threading.Event()
+        self.kills = 0
+
+    def workers(self) -> list[int]:
+        """The server's processes that do jobs; one more of them keeps track of semaphores."""
+        children = Path(f"/proc/{self._server.pid}/task/{self._server.pid}/children").read_text().split()
+        return [int(pid) for pid in children if b"spawn_main" in _command(int(pid))]
+
+    @contextmanager
+    def killing(self, longest: float) -> Iterator[None]:
+        with ThreadPoolExecutor(1) as pool:
+            work = pool.submit(self._run, longest)
+            try:
+                yield
+            finally:
+                self._over.set()
+                work.result()
+
+    def _run(self, longest: float) -> None:
+        while not self._over.wait(self._random.uniform(0, longest)):
+            for pid in self.workers():
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                    self.kills += 1
+
+    def wait_for(self, kills: int) -> None:
+        while self.kills < kills:
+            time.sleep(0.01)
+
+
+def _command(pid: int) -> bytes:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""
+
+
+def run(people: Federation, killer: Killer | None) -> tuple[str, list[bytes]]:
+    """Runs a training to its end; each round's updates wait for their share of the kills."""
+
+    def participant(number: int) -> tuple[Any, ...]:
+        def train(model: dict[str, np.ndarray], round: fr.Round) -> fr.Update:
+            if killer is not None:
+                killer.wait_for(min(KILLS, (round.number + 1) * KILLS // ROUNDS))
+            noise = np.random.default_rng((number, round.number)).standard_normal(SHAPE).astype(np.float32)
+            return fr.Update({**model, "weight": model["weight"] * np.float32(0.9) + noise}, number + 1)
+
+        return (train,)
+
+    zeros = {"weight": np.zeros(SHAPE, np.float32), "bias": np.zeros(1, np.float32)}
+    training = people.actor.create_training(
+        zeros, name="t", client_ids=people.ids, target_num_updates=ROUNDS, architecture="line"
+    )
+    # Who is first in canonical order must not depend on ids that are made anew each time.
+    order = sorted(range(CLIENTS), key=people.ids.__getitem__)
+    ends = [people.take_part(client, *participant(number)) for number, client in enumerate(order)]
+    people.actor.start_training(training.training_id)
+    for end in ends:
+        assert end.result(200).rounds == ROUNDS
+    ended = people.actor.get_training(training.training_id)
+    assert ended.state == training_pb2.TRAINING_STATE_COMPLETED
+    versions = [people.actor.download_model(ended.model_id, version) for version in range(ROUNDS + 1)]
+    return ended.model_id, [version["weight"].tobytes() for version in versions]
+
+
+def test_rounds_and_predictions_come_out_the_same_however_often_the_worker_is_killed(
+    server: Server, people: Federation
+) -> None:
+    model_id, expected = run(people, None)
+    killer = Killer(server)
+    with killer.killing(3.0):
+        _, survived = run(people, killer)
+        assert survived == expected
+    assert killer.kills >= KILLS
+    inputs = np.ones((2, SHAPE[1]), np.float32)
+    undisturbed = people.actor.predict(model_id, inputs, seed=1)
+    for _ in range(2):
+        killed = len(killer.workers())
+        with ThreadPoolExecutor(1) as pool:
+            found = pool.submit(people.actor.predict, model_id, inputs, seed=1)
+            for pid in killer.workers():
+                os.kill(pid, signal.SIGKILL)
+            assert np.array_equal(found.result(200).mean, undisturbed.mean)
+        assert killed == 2
