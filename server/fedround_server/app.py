@@ -217,7 +217,7 @@ def _make_server(
     server = grpc.aio.server(
         interceptors=(
             LogInterceptor(),
-            ErrorInterceptor(MAX_MESSAGE, coordinator.audit.refusals.note),
+            ErrorInterceptor(MAX_MESSAGE, coordinator.audit.refused_calls.note),
             StrangerInterceptor(settings.max_calls_per_second_per_user),
             AuthInterceptor(coordinator.users.admit),
             RateInterceptor(settings.max_calls_per_second_per_user, settings.max_calls_per_second),

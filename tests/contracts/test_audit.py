@@ -17,9 +17,11 @@ from fedround_server.audit import main
 from fedround_server.domain.audit import Note, acting
 from fedround_server.domain.chain import averages
 from fedround_server.domain.errors import ModelNotFound, StoreUnavailable, UserExists
+from fedround_server.domain.quota import Quotas
 from fedround_server.domain.round import RoundKind
+from fedround_server.domain.token import Token
 from fedround_server.domain.training import Aggregation, Evaluation, RoundPolicy, Uncertainty
-from fedround_server.domain.user import Role, User
+from fedround_server.domain.user import Role, User, UserView
 from fedround_server.store import Store
 from fedround_server.store.database import reading
 from fedround_server.store.schema import AuditHeadRow, AuditRow, UserRow
@@ -111,22 +113,26 @@ async def test_who_did_it_is_told_and_no_token(store: Store, world: World) -> No
     admin = await world.user(Role.ADMIN)
     acting.set(admin)
     user = User(new_id(), "somebody", Role.CLIENT, world.now)
-    await store.users.create(user, blob("a token").sha256)
-    await store.users.replace_token(user.user_id, blob("another token").sha256, world.now)
+    first, second = (Token(blob(text).sha256, world.now) for text in ("a token", "another token"))
+    await store.users.create(user, first)
+    await store.credentials.rotate(user.user_id, second, None)
+    await store.credentials.set_certificate_names(user.user_id, ["somebody.example.org"])
+    await store.credentials.revoke(user.user_id, second.token_hash[:8])
     await store.users.remove(user.user_id, world.now)
     entries = (await chained(store))[1:]
     assert [(entry.action, entry.user_id, entry.subject) for entry in entries] == [
-        (action, admin, user.user_id) for action in ("user_created", "token_rotated", "user_removed")
+        (action, admin, user.user_id)
+        for action in ("user_created", "token_rotated", "certificate_names_set", "token_revoked", "user_removed")
     ]
     everything = "".join(str(entry) for entry in await chained(store))
-    assert blob("a token").sha256 not in everything
-    assert blob("another token").sha256 not in everything
+    assert first.token_hash not in everything
+    assert second.token_hash not in everything
     assert "somebody" not in everything
 
 
 async def test_models_are_told_by_digest_and_tag(store: Store, world: World) -> None:
     owner = await world.user(Role.ACTOR)
-    model = await store.models.create(new_id(), owner, new_model("weights"), world.now)
+    model = await store.models.create(new_id(), owner, new_model("weights"), Quotas(), world.now)
     await store.models.tag(model.model_id, 0, "pinned", owner, remove=False)
     await store.models.tag(model.model_id, 0, "pinned", owner, remove=True)
     await store.models.tag(model.model_id, 0, "pinned", owner, remove=True)
@@ -144,7 +150,7 @@ async def test_a_verb_that_is_refused_or_repeated_adds_nothing(store: Store, wor
     await world.submit(training.training_id, 0, client)
     with pytest.raises(UserExists):
         await store.users.create(
-            User(new_id(), (await store.users.get(client)).name, Role.CLIENT, world.now), blob("").sha256
+            User(new_id(), (await store.users.get(client)).name, Role.CLIENT, world.now), Token("a" * 64, world.now)
         )
     assert await store.audit.head() == before
 
@@ -153,9 +159,10 @@ async def test_a_verb_that_meets_another_one_is_told_once(store: Store, world: W
     name = f"user {new_id()}"
     users = [User(new_id(), name, Role.CLIENT, world.now) for _ in range(4)]
     made = await asyncio.gather(
-        *(store.users.create(user, blob(user.user_id).sha256) for user in users), return_exceptions=True
+        *(store.users.create(user, Token(blob(user.user_id).sha256, world.now)) for user in users),
+        return_exceptions=True,
     )
-    assert sum(isinstance(one, User) for one in made) == 1
+    assert sum(isinstance(one, UserView) for one in made) == 1
     assert len(await chained(store)) == 1
 
 

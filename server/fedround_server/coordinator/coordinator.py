@@ -7,7 +7,7 @@ from fedround_server.coordinator.audit import Audit
 from fedround_server.coordinator.context import Context, in_thread, settle, to_the_end
 from fedround_server.coordinator.inference import Inference
 from fedround_server.coordinator.model import Models
-from fedround_server.coordinator.refusals import Refusals
+from fedround_server.coordinator.refusal import Refusals
 from fedround_server.coordinator.round import Rounds
 from fedround_server.coordinator.subscription import Subscriptions
 from fedround_server.coordinator.training import Trainings

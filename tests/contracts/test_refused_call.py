@@ -1,4 +1,4 @@
-"""Refusals in the audit log: the first at once, many as one, and never more than so many sorts."""
+"""RefusedCalls in the audit log: the first at once, many as one, and never more than so many sorts."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 from contracts.audits import check, told
 from contracts.coordination import Coordination, coordinating, lose
 from contracts.world import new_id
-from fedround_server.coordinator.refusal import INTERVAL, MAX_KNOWN, MAX_STRANGERS, QUIET, Refusals
+from fedround_server.coordinator.refused_call import INTERVAL, MAX_KNOWN, MAX_STRANGERS, QUIET, RefusedCalls
 from fedround_server.domain.audit import acting
 from fedround_server.domain.errors import (
     FieldInvalid,
@@ -33,8 +33,8 @@ async def desk(store: Store, tmp_path: Path) -> AsyncIterator[Coordination]:
 
 
 @pytest.fixture
-def refusals(desk: Coordination) -> Refusals:
-    return desk.coordinator.audit.refusals
+def calls(desk: Coordination) -> RefusedCalls:
+    return desk.coordinator.audit.refused_calls
 
 
 async def refused(store: Store) -> list[tuple[str, str, str, int]]:
@@ -42,91 +42,93 @@ async def refused(store: Store) -> list[tuple[str, str, str, int]]:
 
 
 async def test_the_first_is_written_at_once_and_the_others_as_one(
-    store: Store, desk: Coordination, refusals: Refusals
+    store: Store, desk: Coordination, calls: RefusedCalls
 ) -> None:
     user = new_id()
     acting.set(user)
     for _ in range(3):
-        refusals.note(METHOD, PEER, RoleRequired("no"))
-        await refusals.flush()
+        calls.note(METHOD, PEER, RoleRequired("no"))
+        await calls.flush()
     assert await refused(store) == [(user, "", "ROLE_REQUIRED", 1)]
     desk.clock.advance(QUIET)
-    await refusals.flush()
+    await calls.flush()
     assert await refused(store) == [(user, "", "ROLE_REQUIRED", 1), (user, "", "ROLE_REQUIRED", 2)]
     desk.clock.advance(QUIET)
-    await refusals.flush()
-    refusals.note(METHOD, PEER, RoleRequired("no"))
-    await refusals.flush()
+    await calls.flush()
+    calls.note(METHOD, PEER, RoleRequired("no"))
+    await calls.flush()
     assert [count for *_, count in await refused(store)] == [1, 2, 1]
     await check(store)
 
 
-async def test_what_is_written_has_ids_and_nothing_else_that_the_caller_chose(store: Store, refusals: Refusals) -> None:
+async def test_what_is_written_has_ids_and_nothing_else_that_the_caller_chose(
+    store: Store, calls: RefusedCalls
+) -> None:
     acting.set(new_id())
     update_id, training_id = new_id(), new_id()
-    refusals.note(METHOD, PEER, UpdateExists("a secret", update_id=update_id, note="a secret"))
-    refusals.note(METHOD, PEER, TrainingNotFound(training_id))
-    refusals.note(METHOD, PEER, FieldInvalid("a secret", "a secret"))
-    await refusals.flush()
+    calls.note(METHOD, PEER, UpdateExists("a secret", update_id=update_id, note="a secret"))
+    calls.note(METHOD, PEER, TrainingNotFound(training_id))
+    calls.note(METHOD, PEER, FieldInvalid("a secret", "a secret"))
+    await calls.flush()
     found = await told(store, "call_refused")
     assert [one["ids"] for one in found] == [{"update_id": update_id}, {"id": training_id}, {}]
     assert {one["method"] for one in found} == {METHOD}
     assert "a secret" not in str(found)
 
 
-async def test_who_is_nobody_is_told_by_its_address_whatever_it_calls(store: Store, refusals: Refusals) -> None:
+async def test_who_is_nobody_is_told_by_its_address_whatever_it_calls(store: Store, calls: RefusedCalls) -> None:
     acting.set("")
     for port in range(5):
-        refusals.note(f"{METHOD}{port}", f"ipv6:[::1]:{port}", TokenInvalid())
-    refusals.note(METHOD, PEER, TokenInvalid())
-    await refusals.flush()
+        calls.note(f"{METHOD}{port}", f"ipv6:[::1]:{port}", TokenInvalid())
+    calls.note(METHOD, PEER, TokenInvalid())
+    await calls.flush()
     assert await refused(store) == [("", "ipv6:[::1]", "TOKEN_INVALID", 5), ("", "ipv4:10.0.0.1", "TOKEN_INVALID", 1)]
 
 
-async def test_there_are_never_more_than_so_many_sorts(store: Store, desk: Coordination, refusals: Refusals) -> None:
+async def test_there_are_never_more_than_so_many_sorts(store: Store, desk: Coordination, calls: RefusedCalls) -> None:
     acting.set("")
     for number in range(MAX_STRANGERS + 10):
-        refusals.note(METHOD, f"ipv4:10.0.0.{number}:1", TokenInvalid())
+        calls.note(METHOD, f"ipv4:10.0.0.{number}:1", TokenInvalid())
     for _ in range(MAX_KNOWN + 7):
         acting.set(new_id())
-        refusals.note(METHOD, PEER, RoleRequired("no"))
-    await refusals.flush()
+        calls.note(METHOD, PEER, RoleRequired("no"))
+    await calls.flush()
     found = await refused(store)
     assert len(found) == MAX_STRANGERS + 1 + MAX_KNOWN + 1
     assert sorted(count for _, _, reason, count in found if reason == "others") == [7, 10]
     desk.clock.advance(QUIET)
-    await refusals.flush()
-    assert not refusals._known
-    assert not refusals._strangers
+    await calls.flush()
+    assert not calls._known
+    assert not calls._strangers
 
 
-async def test_failures_of_the_server_are_no_refusals(store: Store, refusals: Refusals) -> None:
-    refusals.note(METHOD, PEER, StoreUnavailable("try again"))
-    await refusals.flush(everything=True)
+async def test_failures_of_the_server_are_no_refusals(store: Store, calls: RefusedCalls) -> None:
+    calls.note(METHOD, PEER, StoreUnavailable("try again"))
+    await calls.flush(everything=True)
     assert await refused(store) == []
 
 
 async def test_what_cannot_be_written_is_written_later(
-    store: Store, refusals: Refusals, monkeypatch: pytest.MonkeyPatch
+    store: Store, calls: RefusedCalls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     acting.set(new_id())
-    refusals.note(METHOD, PEER, RoleRequired("no"))
+    calls.note(METHOD, PEER, RoleRequired("no"))
     lose(monkeypatch, AuditVerbs, "add", committed=False)
-    await refusals.flush()
+    await calls.flush()
     assert await refused(store) == []
-    await refusals.flush()
+    await calls.flush()
     assert [count for *_, count in await refused(store)] == [1]
 
 
 async def test_a_server_tells_when_it_starts_and_stops_and_then_writes_what_is_left(
-    store: Store, desk: Coordination, refusals: Refusals
+    store: Store, desk: Coordination, calls: RefusedCalls
 ) -> None:
     audit = desk.coordinator.audit
     await audit.start()
     acting.set(new_id())
     for _ in range(2):
-        refusals.note(METHOD, PEER, RoleRequired("no"))
-        await refusals.flush()
+        calls.note(METHOD, PEER, RoleRequired("no"))
+        await calls.flush()
     acting.set("")
     await audit.stop()
     entries = await store.audit.read(0, 100, 100)
@@ -137,7 +139,7 @@ async def test_refusals_are_written_by_the_server_itself_within_seconds(store: S
     await desk.coordinator.audit.start()
     await desk.clock.asleep(INTERVAL)
     acting.set(new_id())
-    desk.coordinator.audit.refusals.note(METHOD, PEER, RoleRequired("no"))
+    desk.coordinator.audit.refused_calls.note(METHOD, PEER, RoleRequired("no"))
     desk.clock.advance(INTERVAL)
     await desk.clock.asleep(INTERVAL)
     assert len(await refused(store)) == 1
