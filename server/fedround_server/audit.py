@@ -5,6 +5,7 @@ One JSON object a line: the entries in their order, then {"head": "SEQUENCE:HASH
 
 import argparse
 import json
+import os
 import sys
 from dataclasses import asdict
 from datetime import timedelta
@@ -28,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
         argv: The arguments; those of the process by default.
 
     Returns:
-        The exit code: 0, or 1 if the database cannot be read, or 2 for settings that make no sense.
+        The exit code: 0, or 1 if the database cannot be read or nobody reads on, or 2 for settings that make no sense.
     """
     parser = argparse.ArgumentParser(prog="python -m fedround_server.audit", description=__doc__, allow_abbrev=False)
     for name in ("data_dir", "database"):
@@ -43,6 +44,11 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with reading(settings.database or settings.data_dir / "fedround.db"):
             write(sys.stdout)
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever reads this has found what is wrong; what is still buffered has nowhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (StoreUnavailable, RuntimeError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1

@@ -1,6 +1,8 @@
 """`fedround audit` and `fedround model contributions` against a real server, its data, and copies that were changed."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -92,6 +94,16 @@ def test_a_copy_that_was_changed_is_found(server: Server, fedround: Callable[...
 def test_a_database_that_is_none_is_told(fedround: Callable[..., Any], tmp_path: Path, capfd: Any) -> None:
     fedround("audit", "verify", "--data-dir", tmp_path, code=1)
     assert "error: the database cannot be read" in capfd.readouterr().err
+
+
+def test_a_reader_that_nobody_listens_to_ends_in_silence(server: Server) -> None:
+    command = [sys.executable, "-m", "fedround_server.audit", "--data-dir", str(server.data_dir)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as reader:
+        assert reader.stdout is not None
+        assert reader.stderr is not None
+        reader.stdout.close()
+        assert reader.stderr.read() == ""
+    assert reader.returncode == 1
 
 
 def test_who_made_a_version(server: Server, training: tuple[str, str], fedround: Callable[..., Any]) -> None:
