@@ -247,7 +247,8 @@ class BlobStore:
 
     def measure(self) -> None:
         """Counts what is here; before serving only."""
-        self.stored_bytes = sum(map(_size, _files(self._objects)))
+        folders = [folder for folder in os.scandir(self._objects) if folder.is_dir()]
+        self.stored_bytes = sum(entry.stat().st_size for folder in folders for entry in os.scandir(folder))
 
     def sweep(self) -> None:
         """Removes what an earlier process left in tmp; before serving only."""
