@@ -73,6 +73,9 @@ class Storage:
             self.fired.set()
             return self.fault.way
 
+    def committed(self, cursor: Any) -> None:
+        """Is told of each commit."""
+
     def concerns(self, place: object) -> bool:
         """Tells whether a path or a descriptor is of the data directory, the database's own files aside."""
         try:
@@ -171,6 +174,8 @@ class _Cursor:
         way = self._storage.meet(sql.split(None, 1)[0].upper())
         if way != "BEFORE":
             answer = self._cursor.execute(sql, *args)
+        if sql == "COMMIT":
+            self._storage.committed(self._cursor)
         if way is None:
             return answer
         if isinstance(self._cursor, sqlite3.Cursor):

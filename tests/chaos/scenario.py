@@ -244,12 +244,17 @@ class Scenario:
         self._history.add(kind, **facts)
 
 
+def run(storage: Storage, database: str, history: History) -> None:
+    """Runs the scenario to its end."""
+    asyncio.run(asyncio.wait_for(Scenario(storage.folder, database, storage, history).run(), PATIENCE))
+
+
 def survive(fault: Fault | None, folder: Path, database: str) -> tuple[Storage, list[Violation]]:
     """Runs the scenario with a fault; returns what was called, and what is wrong in the end."""
     folder.mkdir()
     storage, history = Storage(folder / "data", fault), History(folder / "history.jsonl")
     with failing(storage):
-        asyncio.run(asyncio.wait_for(Scenario(folder / "data", database, storage, history).run(), PATIENCE))
+        run(storage, database, history)
     history.close()
     return storage, check(load(database, folder / "data"), history)
 
