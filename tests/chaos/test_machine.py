@@ -19,7 +19,7 @@ from fedround_server.domain.errors import TokenInvalid
 from fedround_server.domain.training import Evaluation, RoundPolicy
 from fedround_server.domain.user import Role
 
-EXAMPLES = size("MACHINE", 12)
+EXAMPLES = size("MACHINE", 8)
 STEPS = size("MACHINE_STEPS", 30)
 MOST = 3
 

@@ -19,7 +19,7 @@ from fedround.v1 import training_pb2
 from fedround_client.channel import OPTIONS
 from servers import Server
 
-STRUCK = size("NETWORK_STRUCK", 6)
+STRUCK = size("NETWORK_STRUCK", 4)
 MIXTURES = size("NETWORKS", 1)
 ROUNDS = 2
 CLIENTS = 2
