@@ -6,7 +6,7 @@ import json
 import math
 import re
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -19,6 +19,8 @@ from fedround_server.domain.training import MAX_NUM_EXAMPLES
 DEFAULT_PAGE = 50
 MAX_PAGE = 1000
 MAX_CLIENTS = 10_000
+MAX_PAGE_TOKEN = 4096
+"""Characters: the longest name takes some 3,200."""
 MAX_METRICS = 100
 MAX_METRIC_NAME = 100
 UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
@@ -56,10 +58,11 @@ def ids(field: str, values: Iterable[str]) -> list[str]:
     Raises:
         FieldInvalid: One is malformed, or there are too many.
     """
-    found = sorted({an_id(field, value) for value in values})
+    # Counted before they are read: a message has room for so many that reading them would hold everybody up.
+    found = set(values)
     if len(found) > MAX_CLIENTS:
         raise FieldInvalid(field, f"names {len(found)} users; at most {MAX_CLIENTS} a call")
-    return found
+    return sorted({an_id(field, value) for value in found})
 
 
 def some_ids(field: str, values: Iterable[str]) -> list[str]:
@@ -192,6 +195,8 @@ def a_page_token(value: str, *kinds: type[str] | type[int]) -> tuple[Any, ...] |
     if not value:
         return None
     try:
+        if len(value) > MAX_PAGE_TOKEN:
+            raise ValueError("too long")
         position = json.loads(base64.b64decode(value.encode(), altchars=b"-_", validate=True))
     except (ValueError, binascii.Error, RecursionError):
         position = None
@@ -228,15 +233,15 @@ def some_metrics(values: Mapping[str, float]) -> dict[str, float]:
     return dict(values)
 
 
-def metric_names(values: Iterable[str]) -> tuple[str, ...]:
+def metric_names(values: Collection[str]) -> tuple[str, ...]:
     """Reads the names that evaluation reports must carry.
 
     Raises:
         FieldInvalid: There are too many, a name is too long, or one stands there twice.
     """
+    if len(values) > MAX_METRICS:
+        raise FieldInvalid("spec.metric_names", f"has {len(values)} entries; at most {MAX_METRICS}")
     names = [a_text("spec.metric_names", value, MAX_METRIC_NAME, required=True) for value in values]
-    if len(names) > MAX_METRICS:
-        raise FieldInvalid("spec.metric_names", f"has {len(names)} entries; at most {MAX_METRICS}")
     if len(set(names)) != len(names):
         raise FieldInvalid("spec.metric_names", "contains a name twice")
     return tuple(names)
