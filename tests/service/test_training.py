@@ -300,6 +300,7 @@ def test_an_actor_has_a_quota(person: Callable[..., Person]) -> None:
         actor.create(b"", model_id=model.model_id)
     with refused("RESOURCE_EXHAUSTED", "QUOTA", "30") as error:
         actor.create(b"", model_id=model.model_id)
+    assert error.refusal.metadata == {"limit": "max_open_trainings_per_user"}
     assert "QuotaFailure" in error.refusal.details
     assert len(actor.trainings.GetTrainings(GetTrainingsRequest()).trainings) == 30
 
