@@ -117,3 +117,10 @@ def hold_a_port() -> socket.socket:
     holder.bind(("127.0.0.1", 0))
     holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     return holder
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes that a process started, and theirs."""
+    lists = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
+    children = [int(child) for text in lists for child in text.split()]
+    return [*children, *(one for child in children for one in descendants(child))]

@@ -90,6 +90,10 @@ RULES = {
     "/fedround.v1.ModelService/RemoveModel": model("MODEL_IN_USE", ""),
     "/fedround.v1.ModelService/GetMetrics": model(OK, OK),
     "/fedround.v1.InferenceService/Predict": model("ARCHITECTURE_UNKNOWN", "ARCHITECTURE_UNKNOWN", inputs=INPUTS),
+    "/fedround.v1.AuditService/ReadAudit": NONE,
+    "/fedround.v1.AuditService/GetAuditHead": NONE,
+    # What others did is for who asked for it.
+    "/fedround.v1.AuditService/GetContributions": model(OK, "MODEL_NOT_FOUND"),
     "/grpc.health.v1.Health/Check": NONE,
     "/grpc.health.v1.Health/List": NONE,
     "/grpc.health.v1.Health/Watch": NONE,

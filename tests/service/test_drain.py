@@ -14,7 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 import fedround_client as fr
 from calls import MODEL, TIMEOUT, Person, digest, kinds, model_file, new_id, refused, until
 from fedround.v1 import round_pb2, training_pb2
-from servers import Server
+from servers import Server, descendants
 from service.uploads import Halted, creating, storing, submitting
 
 PATIENT = ("--grace-seconds", "3600")
@@ -124,10 +124,3 @@ def test_a_second_signal_waits_for_nobody(tmp_path: Path) -> None:
             assert server.wait() == -signal.SIGKILL
             until(lambda: not any(Path(f"/proc/{child}").exists() for child in children))
         server.start()
-
-
-def descendants(pid: int) -> list[int]:
-    """The processes that a process started, and theirs."""
-    lists = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
-    children = [int(child) for text in lists for child in text.split()]
-    return [*children, *(one for child in children for one in descendants(child))]

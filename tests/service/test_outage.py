@@ -41,7 +41,8 @@ def test_a_database_that_went_away_is_told_and_missed_only_while_it_is_away(
         person.start(made.training_id)
         with ThreadPoolExecutor(8) as pool:
             # So that there are several connections.
-            assert list(pool.map(lambda _: person.users.GetMyself(ME).user, range(100))) == [me] * 100
+            found = pool.map(lambda _: person.users.GetMyself(ME).user.user_id, range(100))
+            assert list(found) == [me.user_id] * 100
         with away(database, postgres):
             for call in (
                 lambda: person.users.GetMyself(ME),
@@ -52,5 +53,6 @@ def test_a_database_that_went_away_is_told_and_missed_only_while_it_is_away(
                     call()
                 assert "RetryInfo" in error.refusal.details
         with ThreadPoolExecutor(8) as pool:
-            assert list(pool.map(lambda _: person.users.GetMyself(ME).user, range(100))) == [me] * 100
+            found = pool.map(lambda _: person.users.GetMyself(ME).user.user_id, range(100))
+            assert list(found) == [me.user_id] * 100
         assert person.submit(made.training_id, model_file(1)).round == 0

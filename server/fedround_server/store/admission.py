@@ -1,4 +1,4 @@
-"""Whether what a participant submits fits; runs inside verbs about rounds, behind `steps.lock`."""
+"""Whether what a participant submits fits; runs inside verbs about rounds, behind a lock of its training."""
 
 from dataclasses import dataclass
 

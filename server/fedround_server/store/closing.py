@@ -1,4 +1,4 @@
-"""How open rounds end, on every cause alike; runs inside a verb's transaction, behind `steps.lock`."""
+"""How open rounds end, on every cause alike; runs inside a verb's transaction, behind a lock of its training."""
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
