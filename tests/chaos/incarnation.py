@@ -90,10 +90,11 @@ class Fault:
 class Incarnation:
     """One life of the coordinator: from its start to its end, which may be sudden."""
 
-    def __init__(self, database: str | Path, folder: Path, clocks: Clocks) -> None:
+    def __init__(self, database: str | Path, folder: Path, clocks: Clocks, new_id: Callable[[], str]) -> None:
         self._store = Store(database)
         self._folder = folder
         self._clocks = clocks
+        self._new_id = new_id
         self._over = asyncio.Event()
         self._fault: Fault | None = None
         self.engine = Engine()
@@ -162,7 +163,9 @@ class Incarnation:
 
     async def _live(self, begun: "asyncio.Future[None]") -> None:
         async with asyncio.TaskGroup() as tasks:
-            parts = Context(self._store, BlobStore(self._folder), self.engine, Hub(), tasks, clock=self._clocks)
+            parts = Context(
+                self._store, BlobStore(self._folder), self.engine, Hub(), tasks, clock=self._clocks, new_id=self._new_id
+            )
             self.coordinator = Coordinator(parts)
             self.context = parts
             await self.coordinator.recover()

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import itertools
 import shutil
 import tempfile
 import uuid
@@ -26,6 +27,7 @@ from unit.safetensors_files import write
 T = TypeVar("T")
 # After an outage, what was left behind is taken up at the next look.
 HEALING = timedelta(seconds=10)
+NUMBERS = itertools.count(1)
 
 
 def a_model(number: int) -> bytes:
@@ -44,7 +46,9 @@ class Machine(RuleBasedStateMachine):
         self.clocks = Clocks()
         self.trainings: list[Training] = []
         self.clients: list[str] = []
-        self.gone: set[str] = set()
+        self.gone: list[str] = []
+        # In order: what is drawn must lead to the same each time, so who is first must not depend on chance.
+        self.ids = (str(uuid.UUID(int=number)) for number in NUMBERS)
         self.tokens: dict[str, str] = {}
         self.cursors: dict[tuple[str, str], int] = {}
         self.unsure = timedelta(0)
@@ -78,7 +82,9 @@ class Machine(RuleBasedStateMachine):
         return self.clients[number % len(self.clients)]
 
     def _new_life(self) -> Incarnation:
-        life = Incarnation(self.database or self.folder / "fedround.db", self.folder / "files", self.clocks)
+        life = Incarnation(
+            self.database or self.folder / "fedround.db", self.folder / "files", self.clocks, self.ids.__next__
+        )
         self.runner.run(life.start())
         return life
 

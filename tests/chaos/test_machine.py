@@ -65,7 +65,7 @@ class Rules(Machine):
         user_id = self._client(who)
         self._perform(lambda desk: desk.remove_user(user_id, force=False), set(), fault, again={"USER_NOT_FOUND"})
         self.clients.remove(user_id)
-        self.gone.add(user_id)
+        self.gone.append(user_id)
         for training in self._alive():
             if not training.is_ended and user_id in training.present:
                 training.leave({user_id}, self.now)
@@ -95,7 +95,7 @@ class Rules(Machine):
         fault: Fault | None,
     ) -> None:
         ids = {self._client(number) for number in who}
-        wanted = ids | set(list(self.gone)[:1] if stranger else ())
+        wanted = ids | set(self.gone[:1] if stranger else ())
         policy = RoundPolicy(min_updates, deadline)
         spec = replace(
             SPEC,
@@ -142,7 +142,7 @@ class Rules(Machine):
     @rule(which=one, by_client=seldom, who=some, stranger=seldom, fault=faults)
     def register(self, which: int, by_client: bool, who: set[int], stranger: bool, fault: Fault | None) -> None:
         training = self._training(which)
-        users = {self._client(number) for number in who} | set(list(self.gone)[:1] if stranger else ())
+        users = {self._client(number) for number in who} | set(self.gone[:1] if stranger else ())
         caller = self._client(min(who)) if by_client else self.actor.user_id
         refusals = training.refuses_register(caller, users, set(self.clients))
         if self._perform(
