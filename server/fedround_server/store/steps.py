@@ -1,4 +1,4 @@
-"""The steps that verbs about trainings are made of; each runs inside a verb's transaction, behind a lock of its training."""
+"""The steps of verbs about trainings; each runs inside a verb's transaction, behind a lock of its training."""
 
 from collections.abc import Sequence
 from datetime import datetime
