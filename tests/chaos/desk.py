@@ -28,6 +28,7 @@ PAYLOADS = {
 # Between two tries.
 PAUSE = 0.02
 NOT_IN_THE_LOG = ("heartbeat", "going_away")
+LAST = ("training_finished", "training_failed", "training_removed")
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,8 @@ class Desk:
 
     def events(self, user: User, training_id: str) -> Iterator[Any]:
         """Follows a training to its end, over cuts; what comes is noted."""
-        sequence = 0
-        while True:
+        sequence, kind = 0, ""
+        while kind not in LAST:
             request = round_pb2.SubscribeRequest(training_id=training_id, resume_after_sequence={training_id: sequence})
             stream = self.rounds.Subscribe(request, timeout=PATIENCE, metadata=_metadata(user), wait_for_ready=True)
             try:
@@ -115,7 +116,6 @@ class Desk:
                     facts = {"training_id": training_id, "sequence": sequence, "event": PAYLOADS[kind]}
                     self.history.add("event", **facts)
                     yield event
-                return
             except grpc.RpcError as error:
                 refused = self._read(error)
                 if refused is not None and refused.reason in ("TRAINING_NOT_FOUND", "TOKEN_INVALID"):

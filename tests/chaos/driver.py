@@ -38,6 +38,8 @@ LONGEST_LIFE = 0.4
 LONGEST_OUTAGE = 5.0
 # A point that is not reached by then is given up, and the kill comes all the same.
 REACHED_IN = 4.0
+# What a server does now and then, and before it ends in good order.
+AT_THE_END = ("audit.", "sighting.")
 
 
 @dataclass
@@ -106,16 +108,17 @@ class Campaign:
                 self._kill(lives)
             # The last life is a whole one, and it begins like all others: by taking up what was left.
             life = self._live(lives)
-            for number, run in enumerate(dict.fromkeys(ERRANDS.values())):
-                run(desk, f"{self._seed} {number}")
             self._over.set()
             for end in ends:
                 end.result(PATIENCE)
             self._tally.settled.append(time.monotonic() - life.born)
             lives.kill()
-            # Once more, so that what is swept at a start is swept.
+            # Once more, so that what is swept at a start is swept; and the server may say goodbye.
             self._live(lives)
-            lives.kill()
+            for number, run in enumerate(dict.fromkeys(ERRANDS.values())):
+                run(desk, f"{self._seed} {number}")
+            life = lives.stop()
+            assert life.code == 0, lives.log.read_text()
             self._tally.reached |= lives.reached
             return self._check(history, lives)
 
@@ -152,9 +155,13 @@ class Campaign:
     def _kill_at_a_point(self, lives: Lives) -> None:
         point = self._draw.choice(self._points)
         self._wanted = point
-        times = 1 if point.startswith("start.") else self._draw.choice([1, 1, 1, 2, 3])
+        times = 1 if point.startswith(("start.", *AT_THE_END)) else self._draw.choice([1, 1, 1, 2, 3])
         life = self._start(lives, f"{point}:{times}")
-        if lives.wait_serving(life) and not lives.wait_ended(life, REACHED_IN):
+        serves = lives.wait_serving(life)
+        if serves and point.startswith(AT_THE_END):
+            time.sleep(self._draw.uniform(0, LONGEST_LIFE))
+            os.kill(life.pid, signal.SIGTERM)
+        if serves and not lives.wait_ended(life, REACHED_IN):
             lives.kill()
             point = f"at random, waiting for {point}"
         self._wanted = ""

@@ -3,24 +3,29 @@
 from collections.abc import Callable
 from typing import Any
 
-from calls import new_id
+from calls import digest, new_id
 from chaos import tensors
 from chaos.desk import Desk
-from chaos.story import GONE, Story
-from fedround.v1 import model_pb2, training_pb2, user_pb2
+from chaos.story import CLOSED, GONE, Story
+from fedround.v1 import model_pb2, round_pb2, training_pb2, user_pb2
 
 
 def users(desk: Desk, seed: str) -> None:
-    """Somebody comes, gets a new token and goes."""
+    """Somebody comes, gets a new token and a name in certificates, loses the token and goes."""
     user = desk.user("CLIENT")
-    desk.call(desk.admin, desk.users.RotateToken, user_pb2.RotateTokenRequest(user_id=user.user_id))
+    rotation = user_pb2.RotateTokenRequest(user_id=user.user_id)
+    token = desk.call(desk.admin, desk.users.RotateToken, rotation).token
+    names = user_pb2.SetCertificateNamesRequest(user_id=user.user_id, certificate_names=[f"{new_id()}.example"])
+    desk.call(desk.admin, desk.users.SetCertificateNames, names)
+    revocation = user_pb2.RevokeTokenRequest(user_id=user.user_id, token_id=digest(token.encode())[:16])
+    desk.call(desk.admin, desk.users.RevokeToken, revocation, "TOKEN_NOT_FOUND")
     request = user_pb2.RemoveUserRequest(user_id=user.user_id)
     desk.call(desk.admin, desk.users.RemoveUser, request, "USER_NOT_FOUND")
     desk.history.add("user_removed", user_id=user.user_id)
 
 
 def models(desk: Desk, seed: str) -> None:
-    """A model is uploaded, tagged and removed."""
+    """A model is uploaded, tagged and removed; to remove it again is refused."""
     actor = desk.user("ACTOR")
     file = tensors.write({"weight": tensors.Tensor("F32", (1,), (float(len(seed)),))})
     spec = model_pb2.ModelSpec(name=new_id())
@@ -30,11 +35,12 @@ def models(desk: Desk, seed: str) -> None:
     tag = model_pb2.TagModelVersionRequest(model_id=made.model_id, version=0, tag="good")
     desk.call(actor, desk.models.TagModelVersion, tag)
     removal = model_pb2.RemoveModelRequest(model_id=made.model_id)
-    desk.call(actor, desk.models.RemoveModel, removal, "MODEL_NOT_FOUND")
+    for _ in range(2):
+        desk.call(actor, desk.models.RemoveModel, removal, "MODEL_NOT_FOUND")
 
 
 class Short(Story):
-    """A training that comes and goes, without updates."""
+    """A training that comes and goes, without updates that count."""
 
     def come_and_go(self) -> None:
         """Creates, registers, removes a client, starts and removes the training."""
@@ -45,6 +51,8 @@ class Short(Story):
         if self._ask(self._actor, self._desk.trainings.RemoveClients, request, *GONE, "UNKNOWN_CLIENTS"):
             self._note("left", user_id=left.user_id)
         self._start()
+        report = round_pb2.SubmitMetricsRequest(training_id=self._training_id, round=0, num_examples=1)
+        self._ask(self._present[0], self._desk.rounds.SubmitMetrics, report, *CLOSED)
         self._remove_training()
 
     def miss_a_deadline(self) -> None:
@@ -74,6 +82,7 @@ def deadlines(desk: Desk, seed: str) -> None:
 
 ERRANDS: dict[str, Callable[[Desk, str], Any]] = {
     "user.": users,
+    "credential.": users,
     "model.": models,
     "training.": trainings,
     "round.judge": deadlines,

@@ -4,8 +4,9 @@ Each rule is a generator of violations over `Facts` and a `History`. To add one,
 """
 
 import hashlib
+import json
 import struct
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from chaos.facts import Facts, Row
 from chaos.history import History
 
 OVER = ("DONE", "ABANDONED")
+AUDITED = ("time", "user_id", "action", "training_id", "model_id", "subject", "facts")
 LAST = {"COMPLETED": "TrainingFinished", "ERROR": "TrainingFailed"}
 
 
@@ -220,6 +222,38 @@ def acknowledged_changes_stand(facts: Facts, history: History) -> Findings:
             yield training_id, f"was told {entry.kind} {entry.facts}"
 
 
+def the_audit_log_is_a_chain(facts: Facts, history: History) -> Findings:
+    """Each entry's hash is that of its fields and of the entry before it, up to the head."""
+    previous, sequence = "0" * 64, 0
+    for row in sorted(facts["audit"], key=lambda row: row["sequence"]):
+        sequence += 1
+        fields = ("fedround.audit.v1", sequence, *(row[name] for name in AUDITED), previous)
+        texts = [str(value).encode() for value in fields]
+        digest = hashlib.sha256(b"".join(b"%d:%s," % (len(text), text) for text in texts)).hexdigest()
+        if (row["sequence"], row["previous_hash"], row["hash"]) != (sequence, previous, digest):
+            yield row["training_id"], f"entry {row['sequence']} does not follow entry {sequence - 1}: {row}"
+            return
+        previous = digest
+    if [(row["sequence"], row["hash"]) for row in facts["audit_head"]] != [(sequence, previous)]:
+        yield "", f"the head is {facts['audit_head']} behind entry {sequence}"
+
+
+def the_ledger_knows_what_counts(facts: Facts, history: History) -> Findings:
+    """What a round counted is in the audit log once, as it was accepted, and nothing else is."""
+    told: dict[tuple[str, int], list[tuple[str, int]]] = defaultdict(list)
+    for row in facts["audit"]:
+        if row["action"] == "updates_counted":
+            counted = json.loads(row["facts"])["updates"]
+            told[row["training_id"], int(row["subject"])] += [
+                (one["update_id"], one["num_examples"]) for one in counted
+            ]
+    for row in facts["round"]:
+        key = row["training_id"], row["number"]
+        used = [(one["update_id"], one["num_examples"]) for one in facts.counted.get(key, ())]
+        if row["kind"] != "EVALUATE" and sorted(told[key]) != sorted(used if row["state"] == "DONE" else ()):
+            yield row["training_id"], f"the ledger of round {row['number']} has {told[key]}, {used} count"
+
+
 def trainings_end(facts: Facts, history: History) -> Findings:
     """When all is over, no training runs, and no round of a training that has ended waits."""
     for row in facts["round"]:
@@ -248,6 +282,8 @@ RULES: tuple[Rule, ...] = (
     references_lead_somewhere,
     chains_deal_each_model_once,
     acknowledged_changes_stand,
+    the_audit_log_is_a_chain,
+    the_ledger_knows_what_counts,
     trainings_end,
     nobody_is_surprised,
 )

@@ -131,6 +131,14 @@ class Lives:
         assert self.wait_ended(life, PATIENCE), "the worker of a killed server goes on"
         return life
 
+    def stop(self) -> Life:
+        """Ends the server in good order."""
+        life = self.current
+        assert life is not None
+        os.kill(life.pid, signal.SIGTERM)
+        assert self.wait_ended(life, PATIENCE), "the server does not end"
+        return life
+
     def _wait(self, condition: Any, complaint: str) -> None:
         with self._changed:
             assert self._changed.wait_for(condition, PATIENCE), f"{complaint}:\n{self._tail()}"

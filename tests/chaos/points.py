@@ -1,32 +1,42 @@
 """All points at which a server can be killed: those with names of their own, and three for each verb that writes."""
 
+import importlib
+import pkgutil
+
+from fedround_server import store
 from fedround_server.failpoints import POINTS
-from fedround_server.store.model import ModelVerbs
-from fedround_server.store.round import RoundVerbs
-from fedround_server.store.training import TrainingVerbs
-from fedround_server.store.user import UserVerbs
 
 STEPS = ("begun", "written", "committed")
 READERS = {
-    *("model.find_upload", "model.get", "model.get_version", "model.page_versions", "model.page", "model.metrics"),
+    *("audit.head", "audit.read", "audit.origin"),
+    *("credential.identify", "credential.view"),
+    *("event.part", "event.parts", "event.open_parts", "event.start", "event.read"),
+    *("model.prepare", "model.get", "model.get_version", "model.page_versions", "model.page", "model.metrics"),
     *("model.predicts_with", "model.digests_in_use"),
     *("round.admit", "round.find_aggregation", "round.dealt", "round.unfinished", "round.current", "round.explain"),
     *("training.prepare", "training.get", "training.page"),
-    *("user.get", "user.find_by_token", "user.page", "user.has_admin"),
+    *("user.get", "user.page", "user.has_admin"),
 }
 # No client can bring this about: a round fails when the engine is broken. The contract tests have it.
 UNREACHED = {f"round.fail.{step}" for step in STEPS}
 
 
-def writers() -> list[str]:
-    """The store's verbs that write; a new one is among them by itself."""
-    found = [
-        f"{kind.__name__.removesuffix('Verbs').lower()}.{name}"
-        for kind in (ModelVerbs, RoundVerbs, TrainingVerbs, UserVerbs)
+def verbs() -> set[str]:
+    """All verbs of the store, as their failpoints call them."""
+    modules = [importlib.import_module(f"{store.__name__}.{one.name}") for one in pkgutil.iter_modules(store.__path__)]
+    return {
+        value.__wrapped__.__qualname__.replace("Verbs", "").lower()
+        for module in modules
+        for kind in vars(module).values()
+        if isinstance(kind, type) and kind.__name__.endswith("Verbs")
         for name, value in vars(kind).items()
         if hasattr(value, "__wrapped__") and not name.startswith("_")
-    ]
-    return sorted(set(found) - READERS)
+    }
+
+
+def writers() -> list[str]:
+    """The verbs that write; a new one is among them by itself."""
+    return sorted(verbs() - READERS)
 
 
 def all_points() -> list[str]:

@@ -37,7 +37,7 @@ class Story:
         for event in desk.events(self._actor, self._training_id):
             if event.HasField("round_started"):
                 self._play(event.round_started)
-            elif event.HasField("round_closed"):
+            elif event.HasField("round_closed") or event.HasField("round_extended"):
                 self._come_late()
         if self._draw.random() < 0.2:
             self._remove_training()
@@ -76,6 +76,9 @@ class Story:
             spec.round_policy.min_updates = draw.randint(1, 2)
         if draw.random() < 0.3:
             spec.round_policy.deadline.FromMilliseconds(draw.randint(100, 5000))
+            if draw.random() < 0.5:
+                spec.round_policy.on_missed = training_pb2.ON_MISSED_RETRY
+                spec.round_policy.max_retries = draw.randint(1, 2)
         return spec
 
     def _register(self, users: list[User]) -> None:
@@ -108,8 +111,11 @@ class Story:
             self._send(user, started)
             self._interrupt(user)
         if draw.random() < 0.1:
-            self._present.append(self._desk.user("CLIENT"))
-            self._register(self._present[-1:])
+            more = self._desk.user("CLIENT")
+            self._present.append(more)
+            self._register([more])
+            # It belongs to this round only if the round is repeated.
+            self._late.append(lambda: self._send(more, started))
         if not self._spec.round_policy.HasField("deadline") and self._is_open(started.round):
             self._come_late()
 

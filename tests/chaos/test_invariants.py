@@ -305,6 +305,26 @@ def a_removed_user_is_there(left: Left) -> None:
     left.acknowledge("user_removed", user_id=left.one("SELECT user_id FROM users WHERE remove_time IS NULL")[0])
 
 
+@breaks("the_audit_log_is_a_chain")
+def an_entry_of_the_audit_log_is_changed(left: Left) -> None:
+    left.sql("UPDATE audit SET user_id = 'x' WHERE sequence = 3")
+
+
+@breaks("the_audit_log_is_a_chain")
+def an_entry_of_the_audit_log_is_gone(left: Left) -> None:
+    left.sql("DELETE FROM audit WHERE sequence = (SELECT MAX(sequence) FROM audit)")
+
+
+@breaks("the_ledger_knows_what_counts")
+def the_ledger_lacks_an_update(left: Left) -> None:
+    left.sql("DELETE FROM audit WHERE action = 'updates_counted'")
+
+
+@breaks("the_ledger_knows_what_counts")
+def an_update_weighs_more_than_the_ledger_says(left: Left) -> None:
+    left.sql("UPDATE round_update SET num_examples = num_examples + 1 WHERE update_id = ?", left.one(TRAINED)[0])
+
+
 @breaks("trainings_end")
 def a_round_waits(left: Left) -> None:
     left.sql("UPDATE round SET state = 'AGGREGATING' WHERE state = 'DONE'")
