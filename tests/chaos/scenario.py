@@ -30,8 +30,8 @@ from fedround_server.domain.model import BlobRef
 from fedround_server.domain.round import RoundKind
 from fedround_server.domain.training import Aggregation, Training, TrainingState, Uncertainty
 from fedround_server.domain.user import Role
-from fedround_server.engine.job import AggregationJob
-from fedround_server.engine.worker import _aggregate, _find_not_finite
+from fedround_server.engine.job import AggregationJob, Examination, Origin
+from fedround_server.engine.worker import _aggregate, _examine
 from fedround_server.hub import Hub
 from fedround_server.store import Store
 
@@ -45,8 +45,8 @@ SWAG = Uncertainty("swag", {"samples": 1, "softmax": False, "every": 0, "rank": 
 class InProcess:
     """Does the worker's jobs here, where their calls can fail."""
 
-    async def find_not_finite(self, path: Path) -> str | None:
-        return _find_not_finite(path)
+    async def examine(self, path: Path, origin: Origin | None = None) -> Examination:
+        return _examine(path, origin)
 
     async def aggregate(self, job: AggregationJob, target: Path) -> BlobRef:
         return _aggregate(job, target)
@@ -191,13 +191,13 @@ class Scenario:
         """Creates a user; one whose creation went through unheard stays, and nobody knows its token."""
         for attempt in range(TRIES):
             try:
-                user, _ = await coordinator.users.create(f"{name} {attempt}", role)
+                view, _ = await coordinator.users.create(f"{name} {attempt}", role, None, ())
             except UserExists:
                 raise
             except FedroundError:
                 continue
-            self._note("user", user_id=user.user_id)
-            return user.user_id
+            self._note("user", user_id=view.user.user_id)
+            return view.user.user_id
         raise AssertionError(name)
 
     async def _once(self, name: str, make: Callable[[], Awaitable[R]]) -> R:
