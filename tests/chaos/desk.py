@@ -146,7 +146,9 @@ class Desk:
         try:
             refusal = read_refusal(error)
         except AssertionError:
-            return Refused(error.code().name, error.details() or "")
+            # It was gRPC that said so, as it does of a call whose server is going down.
+            gone = error.code() is grpc.StatusCode.CANCELLED
+            return None if gone else Refused(error.code().name, error.details() or "")
         return Refused(refusal.reason, refusal.message)
 
 

@@ -19,10 +19,12 @@ NAMES = {"open", "write", "fsync", "replace", "unlink", "put", "flush", "BEGIN",
 OF_EACH = 1
 
 
-def chosen(faults: list[Fault]) -> list[Fault]:
-    """All faults, or one of each call."""
+def chosen(faults: list[Fault], database: str) -> list[Fault]:
+    """All faults, or one of each call; what is done with files is the same whatever the database."""
     if ALL in os.environ:
         return faults
+    if database:
+        faults = [fault for fault in faults if fault.call.isupper()]
     draw, names = Random(4), sorted({fault.call for fault in faults})
     by_name = [[fault for fault in faults if fault.call == name] for name in names]
     return [fault for some in by_name for fault in draw.sample(some, min(OF_EACH, len(some)))]
@@ -30,13 +32,14 @@ def chosen(faults: list[Fault]) -> list[Fault]:
 
 @pytest.mark.timeout(3600)
 def test_any_call_may_fail(copied: Callable[[], str], tmp_path: Path) -> None:
-    dry, violations = survive(None, tmp_path / "dry", copied())
+    database = copied()
+    dry, violations = survive(None, tmp_path / "dry", database)
     assert violations == []
     assert set(dry.calls) >= NAMES
     fired: Counter[str] = Counter()
-    for number, fault in enumerate(chosen(list(dry.faults()))):
+    for number, fault in enumerate(chosen(list(dry.faults()), database)):
         storage, violations = survive(fault, tmp_path / str(number), copied())
         assert violations == [], fault
         # The last calls of a name may not come again: threads are not so orderly.
         fired[fault.call] += storage.fired.is_set()
-    assert all(fired[name] for name in NAMES), fired
+    assert all(fired[name] for name in NAMES if name.isupper() or not database), fired
