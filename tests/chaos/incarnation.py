@@ -13,7 +13,7 @@ from fedround_server.blobs import BlobStore
 from fedround_server.coordinator import Context, Coordinator
 from fedround_server.domain.errors import StoreUnavailable
 from fedround_server.domain.model import BlobRef
-from fedround_server.engine.job import AggregationJob, PredictionJob
+from fedround_server.engine.job import AggregationJob, Examination, Origin, PredictionJob
 from fedround_server.hub import Hub
 from fedround_server.store import Store
 
@@ -60,8 +60,8 @@ class Engine:
         self.may_end.set()
         self.waiting = 0
 
-    async def find_not_finite(self, path: Path) -> str | None:
-        return None
+    async def examine(self, path: Path, origin: Origin | None = None) -> Examination:
+        return Examination()
 
     async def aggregate(self, job: AggregationJob, target: Path) -> BlobRef:
         if not self.may_end.is_set():
@@ -107,15 +107,15 @@ class Incarnation:
         self._store.__enter__()
         run = self._store._database.run
 
-        async def may_fail(verb: Callable[[], Any]) -> Any:
+        async def may_fail(*verb: Any) -> Any:
             fault = self._fault
             if fault is None:
-                return await run(verb)
+                return await run(*verb)
             fault.number -= 1
             if fault.number != 0:
-                return await run(verb)
+                return await run(*verb)
             if fault.committed:
-                await run(verb)
+                await run(*verb)
             fault.reached.set()
             if fault.kills:
                 # As long as it takes until somebody ends this.

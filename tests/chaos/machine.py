@@ -21,7 +21,10 @@ from fedround_server.coordinator.subscription import Subscriptions
 from fedround_server.coordinator.upload import Incoming
 from fedround_server.domain.errors import FedroundError, StoreUnavailable
 from fedround_server.domain.event import Event
+from fedround_server.domain.identity import Credentials
 from fedround_server.domain.round import RoundKind
+from fedround_server.domain.token import hash_token
+from fedround_server.domain.user import User
 from unit.safetensors_files import write
 
 T = TypeVar("T")
@@ -32,6 +35,12 @@ NUMBERS = itertools.count(1)
 
 def a_model(number: int) -> bytes:
     return write({"weight": np.full(2, number, np.float32)})
+
+
+async def admitted(desk: Coordinator, token: str) -> User:
+    """Whom a token lets in."""
+    async with desk.users.admit(Credentials(hash_token(token), ())) as user:
+        return user
 
 
 class Machine(RuleBasedStateMachine):
@@ -233,7 +242,7 @@ class Machine(RuleBasedStateMachine):
         # What is about to leave sends all that there is, and says goodbye.
         leaving = Subscriptions(self.life.context)
         leaving.close()
-        await leaving.follow(user, self.tokens[user], training_id, {training_id: cursor}, send, greet)
+        await leaving.follow(user, training_id, {training_id: cursor}, send, greet)
         return [event for event in found if isinstance(event, Event)]
 
     async def _check(self, training: Training) -> None:
@@ -259,10 +268,10 @@ class Machine(RuleBasedStateMachine):
             len(asked.counted),
             asked.expected,
         )
-        explained, members = await self.life.coordinator.rounds.explain(training.training_id, None, training.actor)
-        assert (explained.state.value, explained.kind) == (asked.state, RoundKind(asked.kind))
-        assert {view.member.user_id for view in members} == asked.members
-        assert {view.member.user_id for view in members if view.member.arrive_time} == asked.counted.keys()
+        view = (await self.life.coordinator.rounds.explain(training.training_id, None, training.actor)).view
+        assert (view.round.state.value, view.round.kind) == (asked.state, RoundKind(asked.kind))
+        assert {member.user_id for member in view.members} == asked.members
+        assert {member.user_id for member in view.members if member.arrive_time} == asked.counted.keys()
 
     def _finish(self) -> None:
         """Once faults stop, every running training comes to its end."""

@@ -12,7 +12,7 @@ from hypothesis.stateful import initialize, invariant, precondition, rule
 
 from chaos.attacks import size
 from chaos.incarnation import Fault
-from chaos.machine import Machine, a_model
+from chaos.machine import Machine, a_model, admitted
 from chaos.rules import Training
 from contracts.world import SPEC
 from fedround_server.domain.errors import TokenInvalid
@@ -36,7 +36,8 @@ class Rules(Machine):
 
     @initialize()
     def begin(self) -> None:
-        self.actor, token = self._call(lambda desk: desk.users.create(self._name(), Role.ACTOR))
+        made, token = self._call(lambda desk: desk.users.create(self._name(), Role.ACTOR, None, ()))
+        self.actor = made.user
         self.tokens[self.actor.user_id] = token
         for _ in range(3):
             self.add_client()
@@ -46,18 +47,20 @@ class Rules(Machine):
     @precondition(lambda self: len(self.clients) < 5)
     @rule()
     def add_client(self) -> None:
-        user, token = self._call(lambda desk: desk.users.create(self._name(), Role.CLIENT))
-        self.clients.append(user.user_id)
-        self.tokens[user.user_id] = token
+        made, token = self._call(lambda desk: desk.users.create(self._name(), Role.CLIENT, None, ()))
+        self.clients.append(made.user.user_id)
+        self.tokens[made.user.user_id] = token
 
     @rule(who=one, fault=faults)
     def rotate_token(self, who: int, fault: Fault | None) -> None:
         user_id = self._client(who)
         old = self.tokens[user_id]
-        caller = self._call(lambda desk: desk.users.authenticate(old))
-        self.tokens[user_id] = self._perform(lambda desk: desk.users.rotate_token(caller, user_id), set(), fault)
-        assert isinstance(self._try(lambda desk: desk.users.authenticate(old)), TokenInvalid)
-        assert self._call(lambda desk: desk.users.authenticate(self.tokens[user_id])).user_id == user_id
+        caller = self._call(lambda desk: admitted(desk, old))
+        self.tokens[user_id] = self._perform(
+            lambda desk: desk.users.rotate_token(caller, user_id, None, None), set(), fault
+        )
+        assert isinstance(self._try(lambda desk: admitted(desk, old)), TokenInvalid)
+        assert self._call(lambda desk: admitted(desk, self.tokens[user_id])).user_id == user_id
 
     @precondition(lambda self: len(self.clients) > 2)
     @rule(who=one, fault=faults)
@@ -70,7 +73,7 @@ class Rules(Machine):
             if not training.is_ended and user_id in training.present:
                 training.leave({user_id}, self.now)
         self._follow()
-        assert isinstance(self._try(lambda desk: desk.users.authenticate(self.tokens[user_id])), TokenInvalid)
+        assert isinstance(self._try(lambda desk: admitted(desk, self.tokens[user_id])), TokenInvalid)
 
     # Trainings.
 

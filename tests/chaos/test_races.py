@@ -242,8 +242,8 @@ async def registration_against_close(race: Race) -> None:
     events = await race.log(training.training_id, actor)
     told = max(event.sequence for event in events if type(event.payload).__name__ == "TrainingStarted")
     opened = max(event.sequence for event in events if isinstance(event.payload, RoundStarted))
-    _, members = await race.store.rounds.explain(training.training_id, 1, actor)
-    assert {member.user_id for member in members} == ({client, new} if told < opened else {client})
+    view = await race.store.rounds.explain(training.training_id, 1, actor)
+    assert {member.user_id for member in view.members} == ({client, new} if told < opened else {client})
 
 
 @scene
@@ -276,7 +276,7 @@ async def submit_against_deadline(race: Race) -> None:
     await race.desk.submit(training.training_id, 0, first)
     rounds = race.desk.coordinator.rounds
     due, submit = await race.run(
-        rounds._judge(training.training_id, 0, due=True), race.desk.submit(training.training_id, 0, last)
+        rounds._judge(training.training_id, 0, 1, due=True), race.desk.submit(training.training_id, 0, last)
     )
     assert due is None
     late = refused(submit, RoundNotOpen)
