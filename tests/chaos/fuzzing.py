@@ -1,5 +1,6 @@
 """Feeds inputs to a target, one by one, each drawn from its own seed; and what inputs are made of."""
 
+import logging
 import random
 import resource
 import signal
@@ -49,10 +50,10 @@ def fuzz(name: str, target: Target, inputs: int) -> Counter[str]:
         AssertionError: A finding; its number and the seed bring it back.
     """
     outcomes: Counter[str] = Counter()
-    with _bounded_memory():
+    with _bounded_memory(), _silence():
         for number in range(inputs):
             try:
-                outcomes[feed(name, target, number)] += 1
+                outcomes[_feed_patiently(name, target, number)] += 1
             except (Exception, TooSlow) as error:
                 raise AssertionError(f"input {number} of {name} under FEDROUND_CHAOS_SEED={SEED}: {error!r}") from error
     return outcomes
@@ -62,6 +63,24 @@ def feed(name: str, target: Target, number: int) -> str:
     """Feeds one input, within its time."""
     with _bounded_time():
         return target(random.Random(f"{SEED} {name} {number}"))
+
+
+def _feed_patiently(name: str, target: Target, number: int) -> str:
+    try:
+        return feed(name, target, number)
+    except TooSlow:
+        # Once it may have been the collector of garbage, which goes through all that this process has.
+        return feed(name, target, number)
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keeps what is logged of so many inputs from filling the memory."""
+    logging.disable()
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 @contextmanager
