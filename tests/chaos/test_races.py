@@ -107,12 +107,12 @@ async def race(database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         barrier = Barrier()
         attempt = Database._attempt
 
-        def waits(self: Database, verb: Callable[[], Any]) -> Any:
+        def waits(self: Database, verb: Callable[[], Any], *more: str) -> Any:
             def behind() -> Any:
                 barrier.wait()
                 return verb()
 
-            return attempt(self, behind)
+            return attempt(self, behind, *more)
 
         monkeypatch.setattr(Database, "_attempt", waits)
     with Store(database or tmp_path / "fedround.db") as store:
