@@ -73,7 +73,10 @@ def rounds_commit_once(facts: Facts, history: History) -> Findings:
         closed = _events(facts, row["training_id"], "RoundClosed", row["number"])
         if len(closed) != (row["state"] == "DONE"):
             yield row["training_id"], f"round {row['number']} is {row['state']} and was closed {len(closed)} times"
-        if len(_events(facts, row["training_id"], "RoundStarted", row["number"])) != 1:
+        started = [event["audience"] for event in _events(facts, row["training_id"], "RoundStarted", row["number"])]
+        # When it is repeated, those who join are told, each once.
+        joined = [audience for audience in started if audience != "cohort"]
+        if started.count("cohort") != 1 or len(joined) != len(set(joined)) or (joined and row["attempt"] == 1):
             yield row["training_id"], f"round {row['number']} was not started once"
         if row["state"] == "DONE" and (row["epoch"] < 1 or row["done_time"] is None):
             yield row["training_id"], f"round {row['number']} is done in epoch {row['epoch']} at {row['done_time']}"

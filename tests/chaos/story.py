@@ -23,6 +23,7 @@ class Story:
         self._kinds = tensors.shapes(self._draw)
         self._present: list[User] = []
         self._late: list[Callable[[], object]] = []
+        self._begun: set[int] = set()
         self._training_id = ""
 
     def tell(self) -> None:
@@ -36,7 +37,7 @@ class Story:
         self._start()
         for event in desk.events(self._actor, self._training_id):
             if event.HasField("round_started"):
-                self._play(event.round_started)
+                self._begin(event.round_started)
             elif event.HasField("round_closed") or event.HasField("round_extended"):
                 self._come_late()
         if self._draw.random() < 0.2:
@@ -98,6 +99,12 @@ class Story:
         self._note("started")
         if self._draw.random() < 0.2:
             self._ask(self._actor, self._desk.trainings.StartTraining, request)
+
+    def _begin(self, started: Any) -> None:
+        """Plays a round once: those who join it when it is repeated are told of it anew, and so is the actor."""
+        if started.round not in self._begun:
+            self._begun.add(started.round)
+            self._play(started)
 
     def _play(self, started: Any) -> None:
         """Does what a round asks for: everybody in turn, in any order, now and then with something in between."""
