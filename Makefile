@@ -4,11 +4,19 @@ PYTHON ?= python3
 NPM    ?= npm
 # More words for the command that a target runs: make test ARGS='-k layers'
 ARGS   ?=
-# How often `make chaos` kills, and what its draws begin with.
-KILLS  ?= 300
-SEED   ?= 1
+# The sizes of `make chaos`, and what its draws begin with: kills of servers, repeats of each race, fuzzed inputs, runs of
+# the state machine, bad networks, kills of the worker.
+KILLS        ?= 300
+RACES        ?= 20
+FUZZ         ?= 50000
+MACHINE      ?= 50
+NETWORKS     ?= 3
+WORKER_KILLS ?= 10
+SEED         ?= 1
 # `all` has it fail each call of the storage layer, too.
 FAULTS ?=
+
+ATTACKS := $(addprefix tests/chaos/test_,races.py fuzz.py fuzz_port.py machine.py proxy.py worker_killed.py)
 
 VENV       := .venv
 PROTO_VENV := .venv-proto
@@ -44,8 +52,10 @@ demo: install ## Watch five clients train one model through a real server
 test: install buf ## Run the tests
 	@$(BIN)/python -m pytest $(ARGS)
 
-chaos: install ## Kill servers KILLS times and check what they leave; writes chaos.json
+chaos: install ## Kill servers, race, fuzz and cut, by the sizes KILLS, RACES, FUZZ, ...; writes chaos.json
 	@PYTHONPATH=tests $(BIN)/python -m chaos --kills $(KILLS) --seed $(SEED) $(ARGS)
+	@$(foreach size,RACES FUZZ MACHINE NETWORKS WORKER_KILLS SEED,FEDROUND_CHAOS_$(size)=$($(size))) \
+	$(BIN)/python -m pytest -rP $(ATTACKS)
 	@$(if $(FAULTS),FEDROUND_TEST_ALL_FAULTS=1 $(BIN)/python -m pytest tests/chaos/test_storage_faults.py)
 
 check: lint types proto-check proto-lint ## Check style, types, protos and generated code
