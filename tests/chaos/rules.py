@@ -24,6 +24,7 @@ class Round:
     deadline: datetime | None
     expected: int
     state: str = "OPEN"
+    attempt: int = 1
     removed: set[str] = field(default_factory=set)
     arrived: dict[str, tuple[str, int]] = field(default_factory=dict)
 
@@ -52,6 +53,7 @@ class Training:
     min_updates: int
     deadline: timedelta | None
     versions: list[str]
+    max_retries: int = 0
     present: set[str] = field(default_factory=set)
     # Which sequences of the log a participant may read: behind the first, up to the second.
     views: dict[str, tuple[int, int | None]] = field(default_factory=dict)
@@ -187,6 +189,8 @@ class Training:
             asked.state = "AGGREGATING"
             if asked.kind == "EVALUATE":
                 self.commit(now)
+        elif due and asked.attempt <= self.max_retries:
+            self._repeat(asked, now)
         elif due:
             self._fail("DEADLINE_MISSED")
 
@@ -230,6 +234,18 @@ class Training:
         self.rounds.append(opened)
         self.fires = None
         self._tell("RoundStarted", "cohort", opened.number)
+
+    def _repeat(self, asked: Round, now: datetime) -> None:
+        """What has arrived stays; who was registered meanwhile joins, unless it was in the round before."""
+        assert self.deadline is not None
+        joining = sorted(self.present - asked.cohort)
+        asked.cohort |= set(joining)
+        asked.attempt += 1
+        asked.deadline, self.fires = now + self.deadline, None
+        asked.expected = self._expected(len(asked.members))
+        self._tell("RoundExtended", "cohort", asked.number)
+        for user in joining:
+            self._tell("RoundStarted", user)
 
     def _expected(self, members: int) -> int:
         return min(self.min_updates, members) if self.min_updates else members

@@ -16,7 +16,7 @@ from chaos.machine import Machine, a_model, admitted
 from chaos.rules import Training
 from contracts.world import SPEC
 from fedround_server.domain.errors import TokenInvalid
-from fedround_server.domain.training import Evaluation, RoundPolicy
+from fedround_server.domain.training import Evaluation, OnMissed, RoundPolicy
 from fedround_server.domain.user import Role
 
 EXAMPLES = size("MACHINE", 8)
@@ -41,7 +41,7 @@ class Rules(Machine):
         self.tokens[self.actor.user_id] = token
         for _ in range(3):
             self.add_client()
-        self.create({0, 1, 2}, 3, True, 0, None, False, None)
+        self.create({0, 1, 2}, 3, True, 0, None, 0, False, None)
         self.start(0, False, 0, False, None)
 
     @precondition(lambda self: len(self.clients) < 5)
@@ -84,6 +84,7 @@ class Rules(Machine):
         evaluates=st.booleans(),
         min_updates=st.integers(0, 2),
         deadline=st.sampled_from([None, timedelta(minutes=1), timedelta(hours=1)]),
+        retries=st.integers(0, 2),
         stranger=seldom,
         fault=faults,
     )
@@ -94,12 +95,15 @@ class Rules(Machine):
         evaluates: bool,
         min_updates: int,
         deadline: timedelta | None,
+        retries: int,
         stranger: bool,
         fault: Fault | None,
     ) -> None:
         ids = {self._client(number) for number in who}
         wanted = ids | set(self.gone[:1] if stranger else ())
-        policy = RoundPolicy(min_updates, deadline)
+        retries = 0 if deadline is None else retries
+        on_missed = OnMissed.RETRY if retries else OnMissed.FAIL
+        policy = RoundPolicy(min_updates, deadline, on_missed=on_missed, max_retries=retries)
         spec = replace(
             SPEC,
             client_ids=tuple(wanted),
@@ -126,6 +130,7 @@ class Rules(Machine):
                 min_updates,
                 deadline,
                 [version],
+                retries,
             )
             training.register(ids)
             self.trainings.append(training)
