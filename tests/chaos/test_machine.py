@@ -26,6 +26,7 @@ MOST = 3
 one = st.integers(0, 11)
 seldom = st.sampled_from([False] * 5 + [True])
 some = st.sets(one, min_size=1, max_size=3)
+deadlines = st.sampled_from([None, timedelta(minutes=1), timedelta(hours=1)])
 faults = st.none() | st.builds(Fault, st.integers(1, 6), st.booleans(), st.booleans())
 
 
@@ -34,14 +35,14 @@ class Rules(Machine):
 
     # Users.
 
-    @initialize()
-    def begin(self) -> None:
+    @initialize(deadline=deadlines, retries=st.integers(0, 2))
+    def begin(self, deadline: timedelta | None, retries: int) -> None:
         made, token = self._call(lambda desk: desk.users.create(self._name(), Role.ACTOR, None, ()))
         self.actor = made.user
         self.tokens[self.actor.user_id] = token
         for _ in range(3):
             self.add_client()
-        self.create({0, 1, 2}, 3, True, 0, None, 0, False, None)
+        self.create({0, 1, 2}, 3, True, 0, deadline, retries, False, None)
         self.start(0, False, 0, False, None)
 
     @precondition(lambda self: len(self.clients) < 5)
@@ -83,7 +84,7 @@ class Rules(Machine):
         updates=st.integers(1, 3),
         evaluates=st.booleans(),
         min_updates=st.integers(0, 2),
-        deadline=st.sampled_from([None, timedelta(minutes=1), timedelta(hours=1)]),
+        deadline=deadlines,
         retries=st.integers(0, 2),
         stranger=seldom,
         fault=faults,
@@ -239,6 +240,12 @@ class Rules(Machine):
     @rule(passes=st.sampled_from([1, 30, 61, 3601]))
     def time_passes(self, passes: int) -> None:
         self._pass(timedelta(seconds=passes))
+
+    @precondition(lambda self: any(training.fires is not None for training in self.trainings))
+    @rule()
+    def a_deadline_passes(self) -> None:
+        fires = min(training.fires for training in self.trainings if training.fires is not None)
+        self._pass(max(fires - self.clocks.passed, timedelta(0)))
 
     @rule(minutes=st.sampled_from([-90, -1, 1, 90]))
     def the_clock_is_set(self, minutes: int) -> None:
