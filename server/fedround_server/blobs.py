@@ -213,6 +213,10 @@ class BlobStore:
         """Removes a user's resumable uploads."""
         shutil.rmtree(self._uploads / user_id, ignore_errors=True)
 
+    def forget_upload(self, user_id: str, upload_id: str) -> None:
+        """Removes a resumable upload."""
+        (self._uploads / user_id / upload_id).unlink(missing_ok=True)
+
     def adopt(self, source: Path, blob: BlobRef) -> None:
         """Turns a file into a blob, durably. The file must be on disk (fsync) already.
 

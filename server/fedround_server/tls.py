@@ -18,7 +18,7 @@ class TlsFiles:
     key: Path
     client_ca: Path | None = None
 
-    def signature(self) -> tuple[tuple[int, int, int, int] | None, ...]:
+    def signature(self) -> tuple[tuple[int, ...] | None, ...]:
         """Returns what changes when a file is replaced; it costs no reading."""
         return tuple(map(_signature, (self.cert, self.key, self.client_ca)))
 
@@ -81,11 +81,12 @@ def credentials(files: TlsFiles) -> grpc.ServerCredentials:
     )
 
 
-def _signature(path: Path | None) -> tuple[int, int, int, int] | None:
+def _signature(path: Path | None) -> tuple[int, ...] | None:
     if path is None:
         return None
     try:
         status = path.stat()
     except OSError:
         return None
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+    # The last one tells of a change of owner or mode, too: it may make a file readable.
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns

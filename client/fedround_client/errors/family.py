@@ -17,7 +17,7 @@ _CUT = frozenset(
     }
 )
 
-_PASSING = frozenset({"UPLOAD_INCOMPLETE", "CHUNK_CORRUPT"})
+_PASSING = frozenset({"UPLOAD_INCOMPLETE", "UPLOAD_OFFSET", "CHUNK_CORRUPT"})
 
 
 class FedroundError(Exception):

@@ -40,6 +40,10 @@ class Access:
         """Returns when a token let a call in last, since the start of the server."""
         return self._last_uses.get(user_id, {}).get(token_hash)
 
+    def latest_use(self, user_id: str) -> str | None:
+        """Returns the hash of the token that let a user in last, since the start of the server."""
+        return next(reversed(self._last_uses.get(user_id, {})), None)
+
     @asynccontextmanager
     async def admit(self, credentials: Credentials) -> AsyncIterator[User]:
         """Lets a call in for the time of the block.

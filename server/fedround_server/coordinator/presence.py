@@ -30,7 +30,9 @@ class Presence:
             self._listening[user_id] -= 1
             if not self._listening[user_id]:
                 del self._listening[user_id]
-            self.see(user_id, now())
+            # Else it was forgotten meanwhile.
+            if user_id in self._seen:
+                self.see(user_id, now())
 
     def is_listening(self, user_id: str) -> bool:
         """Tells whether a user has a subscription open."""

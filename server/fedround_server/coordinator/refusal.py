@@ -14,7 +14,9 @@ from fedround_server.domain.errors import (
     ModelTooLarge,
     PermissionDenied,
     Unavailable,
+    UploadOffset,
 )
+from fedround_server.domain.token import redact
 
 log = logging.getLogger(__name__)
 # The others say nothing of what was submitted: the caller has no part in the training, or the server no room just now.
@@ -33,13 +35,16 @@ class Refusals:
         """Counts a refusal that the block ends with; the block ends with it all the same."""
         try:
             yield
+        except UploadOffset:
+            # It only tells where to go on.
+            raise
         except COUNTED as error:
             await to_the_end(self._note(training_id, number, user_id, error))
             raise
 
     async def _note(self, training_id: str, number: int, user_id: str, error: FedroundError) -> None:
-        # The message may quote what was sent, and PostgreSQL keeps no NUL.
-        message = error.message.encode(errors="replace").decode().replace("\0", " ")
+        # The message may quote what was sent: PostgreSQL keeps no NUL, and nobody may read a token there.
+        message = redact(error.message).encode(errors="replace").decode().replace("\0", " ")
         now = self._context.clock.now()
         try:
             await self._context.store.refusals.note(training_id, number, user_id, error.reason, message, now)

@@ -12,7 +12,7 @@ from fedround_server.coordinator.upload import Incoming, Uploads
 from fedround_server.domain import forecast
 from fedround_server.domain.audit import acting
 from fedround_server.domain.chain import averages
-from fedround_server.domain.errors import DiskFull, Unavailable
+from fedround_server.domain.errors import DiskFull, NotInCohort, RoundNotOpen, Unavailable, UpdateExists
 from fedround_server.domain.event import ModelInfo
 from fedround_server.domain.model import BlobRef
 from fedround_server.domain.round import Round, RoundKind, RoundMember, RoundState, RoundView, UnfinishedRound
@@ -92,7 +92,12 @@ class Rounds:
         """
         blob = BlobRef(str(incoming.sha256), int(incoming.size_bytes or 0))
         new = NewUpdate(training_id, number, incoming.user_id, blob, num_examples, metrics)
-        admission = await self._store.admit(new)
+        try:
+            admission = await self._store.admit(new)
+        except (RoundNotOpen, NotInCohort, UpdateExists):
+            # What an earlier try left would count against the user for a day.
+            await self._uploads.abandon(incoming.user_id, incoming.upload_id)
+            raise
         if admission.receipt is not None:
             return admission.receipt
         await self._uploads.receive(incoming, admission.manifest, admission.bound)
@@ -173,7 +178,8 @@ class Rounds:
             self._take_up(current)
 
     def forget(self, training_id: str) -> None:
-        """Disarms a training's deadline."""
+        """Disarms a training's deadline, and forgets what was under way for it."""
+        self._uploads.forget(training_id)
         timer = self._timers.pop(training_id, None)
         if timer is not None:
             timer.task.cancel()

@@ -134,6 +134,17 @@ class Uploads:
             return found.writer.size_bytes
         return self.committed_size(user_id, found.upload_id) if found.upload_id else 0
 
+    def forget(self, training_id: str) -> None:
+        """Forgets how far updates of a training have come."""
+        for key in [key for key in self._updates if key[0] == training_id]:
+            del self._updates[key]
+
+    async def abandon(self, user_id: str, upload_id: str | None) -> None:
+        """Removes what is here of an upload that nobody waits for any more, unless a try is under way."""
+        if upload_id is not None and (user_id, upload_id) not in self._owners:
+            await in_thread(self._context.blobs.forget_upload, user_id, upload_id)
+            self._space.forget(user_id, upload_id)
+
     async def receive(self, incoming: Incoming, expected: Manifest | None, bound: NormBound | None = None) -> Received:
         """Takes a file in. When it returns, the file is on disk, whole, checked and under its digest.
 
@@ -266,7 +277,7 @@ class Uploads:
             yield
         finally:
             # Else a later try, of this round or the next, shows its own.
-            if self._updates[key] is own:
+            if self._updates.get(key) is own:
                 self._updates[key] = replace(own, writer=None)
 
 

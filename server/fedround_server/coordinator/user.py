@@ -160,7 +160,8 @@ class Users:
         return left
 
     async def _rotate(self, user_id: str, token: Token, until: datetime | None) -> None:
-        await self._context.store.credentials.rotate(user_id, token, until)
+        used = self._access.latest_use(user_id)
+        await self._context.store.credentials.rotate(user_id, token, until, used)
         await self._access.recheck(user_id)
 
     async def _revoke(self, user_id: str, token_id: str) -> None:

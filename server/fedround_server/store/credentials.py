@@ -50,14 +50,23 @@ class CredentialVerbs:
         return UserView(to_user(row), tuple(row.name for row in ordered), tuple(_live(user_id, now)))
 
     @verb
-    def rotate(self, user_id: str, token: Token, until: datetime | None) -> None:
-        """Stores a new token of a user; of the others the latest live one stays until then, if at all.
+    def rotate(self, user_id: str, token: Token, until: datetime | None, used: str | None = None) -> None:
+        """Stores a new token of a user; of the others one live one stays until then, if at all.
+
+        It is the one in use, else the latest: whoever rotates again because the answer was lost has not got that one.
+
+        Args:
+            user_id: Whose token it is.
+            token: The new one.
+            until: When the other one ends; None for now.
+            used: The hash of the one in use, if that is known.
 
         Raises:
             UserNotFound: There is no such user.
         """
         _hold(user_id)
-        present = _live(user_id, token.create_time)[: LIVE_TOKENS - 1] if until is not None else []
+        live = sorted(_live(user_id, token.create_time), key=lambda one: one.token_hash != used)
+        present = live[: LIVE_TOKENS - 1] if until is not None else []
         kept = [one.token_hash for one in present]
         TokenRow.delete().where(TokenRow.user_id == user_id, TokenRow.token_hash.not_in(kept)).execute()
         TokenRow.update(expire_time=until).where(

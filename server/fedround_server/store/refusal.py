@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from datetime import datetime
 
+from fedround_server.domain.errors import TrainingNotFound
 from fedround_server.domain.refusal import MAX_MESSAGE
-from fedround_server.store import steps
+from fedround_server.store import steps, visible
 from fedround_server.store.admission import find_part
 from fedround_server.store.database import Database, verb
 from fedround_server.store.schema import RefusalRow
@@ -22,8 +23,11 @@ class RefusalVerbs:
 
         What names a round that there is not belongs to the current one: a user has a row a round and reason at most.
         """
-        training = steps.peek(training_id)
-        if training is None or find_part(training_id, user_id) is None:
+        try:
+            training = visible.look(training_id, user_id)
+        except TrainingNotFound:
+            return
+        if find_part(training_id, user_id) is None:
             return
         row = steps.find_round(training_id, number) or steps.find_round(training_id, training.round)
         if row is None:

@@ -242,7 +242,7 @@ class RoundVerbs:
             NotActor: The caller only takes part.
             RoundNotFound: There is no such round (yet).
         """
-        training = visible.lock(training_id, actor_id)
+        training = visible.look(training_id, actor_id)
         if training.actor_id != actor_id:
             raise NotActor("only the actor may look into rounds: ask the actor")
         row = steps.find_round(training_id, training.round if number is None else number)
