@@ -150,7 +150,7 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
             await coordinator.recover()
             token_file = settings.data_dir / "admin.token"
             if await coordinator.users.bootstrap(lambda token: _write_secret(token_file, token)):
-                log.info("created the first admin: its token is in the file", path=str(token_file))
+                log.info("made a token for an admin, as none could come in: it is in the file", path=str(token_file))
             leaving = LeaveInterceptor()
             server, health_servicer = _make_server(settings, coordinator, leaving)
             address = _bind(server, settings)

@@ -15,7 +15,7 @@ READERS = {
     *("model.predicts_with", "model.digests_in_use"),
     *("round.admit", "round.find_aggregation", "round.dealt", "round.unfinished", "round.current", "round.explain"),
     *("training.prepare", "training.get", "training.page"),
-    *("user.get", "user.page", "user.has_admin"),
+    *("user.get", "user.page", "credential.admins"),
 }
 # No client can bring this about: a round fails when the engine is broken. The contract tests have it.
 UNREACHED = {f"round.fail.{step}" for step in STEPS}

@@ -83,6 +83,9 @@ def test_a_cut_upload_goes_on_from_what_the_server_has(server):
 def test_an_incomplete_upload_goes_on_too_and_a_lost_one_begins_anew(server):
     call = server.run(server.client.submit_update, TRAINING, 3, STATE, 42)
     server.upload("SubmitUpdate").terminate(None, *refusal(grpc.StatusCode.DATA_LOSS, "UPLOAD_INCOMPLETE"))
+    server.reply("GetUpload", GetUploadResponse(committed_size=len(FILE)))
+    # An earlier try has made a blob of the file meanwhile.
+    server.upload("SubmitUpdate").terminate(None, *refusal(grpc.StatusCode.FAILED_PRECONDITION, "UPLOAD_OFFSET"))
     server.reply("GetUpload", GetUploadResponse(committed_size=0))
     rpc = server.upload("SubmitUpdate")
     first, data = server.receive(rpc, len(FILE))

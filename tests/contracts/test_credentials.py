@@ -129,3 +129,20 @@ async def test_a_removed_users_certificate_name_is_free(store: Store, world: Wor
     await store.users.remove(first, world.now)
     assert await store.credentials.identify(Credentials(None, ("a",))) == Identity()
     await store.credentials.set_certificate_names(second, ["a"])
+
+
+async def test_the_token_in_use_stays_when_a_rotation_is_repeated(store: Store, world: World) -> None:
+    user = await world.user()
+    used, until = blob(user).sha256, world.now + HOUR
+    for lost in ("b" * 64, "c" * 64):
+        await store.credentials.rotate(user, Token(lost, world.now), until, used)
+    assert await hashes(store, user, world.now) == ["c" * 64, used]
+
+
+async def test_an_admin_without_a_live_token_cannot_come_in(store: Store, world: World) -> None:
+    admin = await world.user(Role.ADMIN)
+    await store.credentials.rotate(admin, Token("b" * 64, world.now, world.now + HOUR), None)
+    assert await store.credentials.admins(world.now) == ([admin], True)
+    assert await store.credentials.admins(world.now + HOUR) == ([admin], False)
+    await store.credentials.set_certificate_names(admin, ["admin.example.org"])
+    assert await store.credentials.admins(world.now + HOUR) == ([admin], True)

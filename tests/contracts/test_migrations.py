@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -87,5 +88,5 @@ async def test_a_database_that_goes_away_is_told_as_unavailable(store: Store, wo
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(opened), "execute_sql", fail)
         with pytest.raises(StoreUnavailable):
-            await store.users.has_admin()
-    assert await store.users.has_admin() is False
+            await store.credentials.admins(datetime.now(UTC))
+    assert await store.credentials.admins(datetime.now(UTC)) == ([], False)

@@ -9,9 +9,10 @@ import pytest
 from contracts.coordination import coordinating, lose
 from contracts.world import World, new_id
 from fedround_server.coordinator.coordinator import SIGHTING_INTERVAL
-from fedround_server.domain.errors import RoundNotOpen, TrainingNotFound, UpdateMismatch
+from fedround_server.domain.errors import FieldInvalid, RoundNotOpen, TrainingNotFound, UpdateMismatch, UploadOffset
 from fedround_server.domain.refusal import MAX_MESSAGE
 from fedround_server.domain.round import RoundMember, WaitRule, wait_rule, when_missed
+from fedround_server.domain.token import new_token
 from fedround_server.domain.training import OnMissed, RoundPolicy
 from fedround_server.store import Store
 from fedround_server.store.refusal import RefusalVerbs
@@ -151,8 +152,33 @@ async def test_a_refusal_stands_though_it_cannot_be_counted(
         with pytest.raises(RoundNotOpen):
             async with refusals.counted(training.training_id, 7, client):
                 raise RoundNotOpen("round 7 is not open")
+        # Where an upload goes on is no refusal of what is sent.
+        with pytest.raises(UploadOffset):
+            async with refusals.counted(training.training_id, 0, client):
+                raise UploadOffset(77, 0)
         view = await store.rounds.explain(training.training_id, None, actor)
         assert {one.reason for one in view.refusals} == {"UPDATE_MISMATCH", "ROUND_NOT_OPEN"}
+
+
+async def test_no_token_is_kept_with_a_refusal(store: Store, tmp_path: Path) -> None:
+    token = new_token()
+    async with coordinating(store, tmp_path) as desk:
+        actor, (client,), training = await desk.running(1)
+        with pytest.raises(FieldInvalid):
+            async with desk.coordinator.refusals.counted(training.training_id, 0, client):
+                raise FieldInvalid("upload_id", f"{token!r} is not a UUID" + "!" * MAX_MESSAGE)
+        view = await store.rounds.explain(training.training_id, None, actor)
+    assert view.refusals[0].message.startswith("upload_id: 'fr_...' is not a UUID")
+
+
+async def test_who_was_forgotten_is_not_seen_any_more(store: Store, tmp_path: Path) -> None:
+    async with coordinating(store, tmp_path) as desk:
+        presence, user = desk.context.presence, await desk.world.user()
+        presence.see(user, desk.clock.now())
+        with presence.listening(user, desk.clock.now):
+            presence.forget(user)
+        assert presence.take_news(desk.clock.now()) == {}
+        assert presence.last_seen(user, desk.clock.now()) is None
 
 
 async def test_who_was_seen_is_known_after_a_restart(store: Store, tmp_path: Path) -> None:

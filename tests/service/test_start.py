@@ -81,6 +81,19 @@ def test_a_second_start_keeps_the_admin(tmp_path: Path) -> None:
         assert (me.name, me.role) == ("admin", user_pb2.ROLE_ADMIN)
 
 
+def test_a_start_lets_an_admin_in_when_none_can_come_in(tmp_path: Path) -> None:
+    with Server(tmp_path / "data") as server:
+        token = server.admin_token
+        with grpc.insecure_channel(server.address) as channel:
+            admin = Person(channel, token)
+            me = admin.users.GetMyself(user_pb2.GetMyselfRequest()).user
+            admin.users.RevokeToken(user_pb2.RevokeTokenRequest(token_id=me.tokens[0].token_id))
+    with server, grpc.insecure_channel(server.address) as channel:
+        assert server.admin_token != token
+        again = Person(channel, server.admin_token).users.GetMyself(user_pb2.GetMyselfRequest()).user
+        assert again.user_id == me.user_id
+
+
 def test_a_server_may_open_as_many_files_as_its_hard_limit_says(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))

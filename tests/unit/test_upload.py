@@ -13,7 +13,7 @@ import pytest
 from fedround_server.blobs import BlobStore
 from fedround_server.coordinator.context import Context
 from fedround_server.coordinator.upload import Incoming, Uploads
-from fedround_server.domain.errors import TokenInvalid
+from fedround_server.domain.errors import TokenInvalid, UploadIncomplete
 from fedround_server.engine import manifest
 from fedround_server.engine.job import Examination, Origin
 from fedround_server.engine.manifest import LARGE, Layout, parse_header
@@ -94,6 +94,26 @@ async def test_the_uploads_of_a_removed_user_end(tmp_path: Path) -> None:
     assert not tries[2].done()
     tries[2].cancel()
     assert list((tmp_path / "tmp").iterdir()) == []
+
+
+async def test_what_nobody_waits_for_is_removed_unless_it_is_being_written(tmp_path: Path) -> None:
+    receiver, begun, may_end = uploads(tmp_path, SlowEngine([])), asyncio.Event(), asyncio.Event()
+
+    async def halted() -> AsyncIterator[bytes]:
+        yield FILE[:100]
+        begun.set()
+        await may_end.wait()
+
+    one = Incoming("user", halted(), DIGEST, len(FILE), upload_id="upload")
+    under_way = asyncio.create_task(receiver.receive(one, None))
+    await begun.wait()
+    await receiver.abandon("user", "upload")
+    assert receiver.committed_size("user", "upload") == 100
+    may_end.set()
+    with pytest.raises(UploadIncomplete):
+        await under_way
+    await receiver.abandon("user", "upload")
+    assert receiver.committed_size("user", "upload") == 0
 
 
 @pytest.mark.parametrize(("length", "aside"), [(LARGE, False), (LARGE + 1, True)])

@@ -36,20 +36,25 @@ class Users:
         return self._access.last_use(user_id, token.token_hash)
 
     async def bootstrap(self, keep_token: Callable[[str], None]) -> bool:
-        """Creates the first admin, if there is none. Its token never expires: nobody could make another one.
+        """Lets an admin in, if none can come in: makes the first one, or a token for it. The token never expires.
 
         Args:
-            keep_token: Puts its token where the operator finds it, durably; called before the admin exists, so that no
-                crash in between leaves an admin whose token nobody has.
+            keep_token: Puts the token where the operator finds it, durably; called before the token lets anybody in, so
+                that no crash in between leaves one that nobody has.
 
         Returns:
-            Whether it was created.
+            Whether there is a new token.
         """
-        if await self._context.store.users.has_admin():
+        now = self._context.clock.now()
+        admins, can_enter = await self._context.store.credentials.admins(now)
+        if can_enter:
             return False
         token = new_token()
         await in_thread(keep_token, token)
-        await self._store_user("admin", Role.ADMIN, token, None, ())
+        if admins:
+            await self._rotate(admins[0], Token(hash_token(token), now, None), None)
+        else:
+            await self._store_user("admin", Role.ADMIN, token, None, ())
         return True
 
     async def create(

@@ -7,7 +7,7 @@ from datetime import datetime
 from fedround_server.domain.errors import CertificateNameTaken, TokenNotFound, UserNotFound
 from fedround_server.domain.identity import Credentials, Identity
 from fedround_server.domain.token import LIVE_TOKENS, Token
-from fedround_server.domain.user import UserView
+from fedround_server.domain.user import Role, UserView
 from fedround_server.store import steps
 from fedround_server.store.database import Database, verb
 from fedround_server.store.noting import note
@@ -48,6 +48,14 @@ class CredentialVerbs:
         names = CertificateNameRow.select().where(CertificateNameRow.user_id == user_id)
         ordered = names.order_by(CertificateNameRow.name)
         return UserView(to_user(row), tuple(row.name for row in ordered), tuple(_live(user_id, now)))
+
+    @verb
+    def admins(self, now: datetime) -> tuple[list[str], bool]:
+        """Returns the ids of the admins, the first one first, and whether anything lets one of them in."""
+        rows = UserRow.select().where(UserRow.role == Role.ADMIN.value, UserRow.remove_time.is_null())
+        ids = [row.user_id for row in rows.order_by(UserRow.create_time, UserRow.user_id)]
+        named = CertificateNameRow.select().where(CertificateNameRow.user_id.in_(ids)).exists()
+        return ids, named or any(_live(user_id, now) for user_id in ids)
 
     @verb
     def rotate(self, user_id: str, token: Token, until: datetime | None, used: str | None = None) -> None:

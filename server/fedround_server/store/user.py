@@ -58,11 +58,6 @@ class UserVerbs:
         return [to_user(row) for row in rows.order_by(UserRow.name).limit(limit)]
 
     @verb
-    def has_admin(self) -> bool:
-        """Tells whether anybody can manage users."""
-        return _admins().exists()
-
-    @verb
     def remove(self, user_id: str, now: datetime, *, force: bool = False) -> list[str]:
         """Removes a user with what lets it in, the trainings that it steers, and its parts in others; ended ones stay.
 
