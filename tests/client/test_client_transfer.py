@@ -75,24 +75,21 @@ def test_a_cut_upload_goes_on_from_what_the_server_has(server):
     again, rest = server.receive(rpc, len(FILE) - committed)
     rpc.terminate(receipt(), *OK)
     call.result(10)
-    assert again.spec.offset == committed
-    assert again.spec.upload_id == first.spec.upload_id
+    assert (again.spec.offset, again.spec.upload_id) == (committed, first.spec.upload_id)
     assert data[:committed] + rest == FILE
 
 
 def test_an_incomplete_upload_goes_on_too_and_a_lost_one_begins_anew(server):
     call = server.run(server.client.submit_update, TRAINING, 3, STATE, 42)
     server.upload("SubmitUpdate").terminate(None, *refusal(grpc.StatusCode.DATA_LOSS, "UPLOAD_INCOMPLETE"))
-    server.reply("GetUpload", GetUploadResponse(committed_size=len(FILE)))
-    # An earlier try has made a blob of the file meanwhile.
+    server.reply("GetUpload", GetUploadResponse(committed_size=len(FILE)))  # which becomes a blob just then
     server.upload("SubmitUpdate").terminate(None, *refusal(grpc.StatusCode.FAILED_PRECONDITION, "UPLOAD_OFFSET"))
     server.reply("GetUpload", GetUploadResponse(committed_size=0))
     rpc = server.upload("SubmitUpdate")
     first, data = server.receive(rpc, len(FILE))
     rpc.terminate(receipt(), *OK)
     assert call.result(10).sha256 == DIGEST
-    assert first.spec.offset == 0
-    assert data == FILE
+    assert (first.spec.offset, data) == (0, FILE)
 
 
 def test_an_upload_whose_reply_was_lost_is_asked_for_without_bytes(server):
