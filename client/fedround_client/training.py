@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import Literal, TypeAlias
 
 from fedround.v1 import training_pb2
@@ -11,7 +12,7 @@ from fedround.v1.event_pb2 import Event
 from fedround.v1.training_pb2 import CreateTrainingRequest, RoundPolicy, Training, TrainingSpec
 from fedround_client import choices
 from fedround_client.choices import AggregationChoice, EvaluationName, Selection, UncertaintyChoice
-from fedround_client.errors import from_event
+from fedround_client.errors import FedroundError, TrainingFailed, from_event
 from fedround_client.rpc import Rpc, duration
 from fedround_client.subscription import Subscription
 from fedround_client.transfer import ModelSource, Payload, Progress, upload
@@ -211,8 +212,17 @@ class TrainingCalls:
         for event in subscription:
             error = from_event(event)
             if error is not None:
-                raise error
+                raise self._explained(error)
         return self._rpc.retrying(None, nap=subscription.nap)(self.get_training, training_id)
+
+    def _explained(self, error: FedroundError) -> FedroundError:
+        """Adds what only the training itself tells, and only to its actor: who was missing."""
+        if isinstance(error, TrainingFailed):
+            with suppress(FedroundError):
+                found = self.get_training(error.metadata["training_id"]).error
+                if found.reason:
+                    return TrainingFailed(error.code, found.reason, found.message, error.metadata)
+        return error
 
 
 def _policy(min_updates: int, deadline: float | None, max_retries: int) -> RoundPolicy:

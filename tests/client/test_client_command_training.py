@@ -18,6 +18,7 @@ from fedround.v1.training_pb2 import (
     GetTrainingsResponse,
     ModelSelection,
     Training,
+    TrainingError,
     TrainingSpec,
 )
 from fedround_client import Ensemble, EnsembleMember, FedDc, McDropout, NoUncertainty, Swag, to_safetensors
@@ -139,7 +140,9 @@ def test_waiting_for_a_training_that_fails_exits_with_1(server, command):
     call = command("training", "wait", TRAINING)
     failed = event_pb2.TrainingFailed(reason="DEADLINE_MISSED", message="nobody came")
     server.stream("Subscribe")[1].send_response(Event(training_id=TRAINING, sequence=3, training_failed=failed))
-    assert done(call, 1).stderr == "error: DEADLINE_MISSED: nobody came\n"
+    error = TrainingError(reason="DEADLINE_MISSED", message="nobody came; missing: ward 7")
+    server.reply("GetTraining", GetTrainingResponse(training=Training(error=error)))
+    assert done(call, 1).stderr == "error: DEADLINE_MISSED: nobody came; missing: ward 7\n"
 
 
 def test_a_round_shows_who_is_missing_and_what_was_refused(server, command):

@@ -172,6 +172,7 @@ def test_wait_raises_what_the_training_failed_of(server):
     call = server.run(server.client.wait, TRAINING)
     failed = event_pb2.TrainingFailed(reason="DEADLINE_MISSED", message="one of two updates")
     subscription(server, Event(training_id=TRAINING, sequence=2, training_failed=failed))
+    server.refuse("GetTraining", refusal(grpc.StatusCode.NOT_FOUND, "TRAINING_NOT_FOUND"))
     error = call.exception(10)
     assert type(error) is TrainingFailed
     assert (error.reason, error.message) == ("DEADLINE_MISSED", "one of two updates")
