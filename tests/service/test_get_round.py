@@ -41,7 +41,7 @@ def test_which_rule_holds_a_round_and_what_its_deadline_does(actor: Person, clie
     training_id = begin(actor, clients, round_policy=retry)
     found = look(actor, training_id)
     assert (found.on_deadline, found.attempt, found.max_attempts) == (training_pb2.ON_MISSED_RETRY, 1, 3)
-    assert "it is repeated (try 1 of 3)" in found.waiting_for
+    assert "it is repeated (attempt 1 of 3)" in found.waiting_for
     events = actor.subscribe(training_id)
     clients[0].submit(training_id, model_file(1))
     assert kinds(list(events))[-1] == "training_finished"

@@ -163,6 +163,7 @@ def test_a_missed_deadline_ends_the_training_and_names_the_missing(actor: Person
     after = actor.get(made.training_id)
     assert (after.state, after.error.reason) == (training_pb2.TRAINING_STATE_ERROR, "DEADLINE_MISSED")
     waiting = actor.rounds.GetRound(round_pb2.GetRoundRequest(training_id=made.training_id)).round
+    assert waiting.waiting_for == "nothing: the round was abandoned; the training's error says why"
     missing = next(one.name for one in waiting.participants if not one.arrived)
     assert missing in after.error.message
     assert missing not in failed.message + clients[0].get(made.training_id).error.message

@@ -71,6 +71,8 @@ def _waiting_for(view: RoundView) -> str:
     found = view.round
     if found.state is RoundState.AGGREGATING:
         return "nothing: the round is closed, and its result is being computed"
+    if found.state is RoundState.ABANDONED:
+        return "nothing: the round was abandoned; the training's error says why"
     if found.state is not RoundState.OPEN:
         return f"nothing: the round is {found.state.value}"
     noun = "reports" if found.kind is RoundKind.EVALUATE else "updates"
@@ -79,5 +81,5 @@ def _waiting_for(view: RoundView) -> str:
         return f"{rule}; there is no deadline"
     rule += f", until {found.deadline.isoformat(timespec='seconds')}"
     if when_missed(view) is OnMissed.RETRY:
-        return f"{rule}: with fewer than that it is repeated (try {found.attempt} of {view.policy.max_attempts})"
+        return f"{rule}: with fewer than that it is repeated (attempt {found.attempt} of {view.policy.max_attempts})"
     return f"{rule}: fewer than that end the training in ERROR"
