@@ -276,6 +276,14 @@ def test_the_token_may_lie_in_a_file(server, command, tmp_path):
         "training create m --name n --target-num-updates 1 --deadline nan",
         "training create m --name n --target-num-updates 1 --deadline inf",
         "training create m --name n --target-num-updates 1 --deadline 0",
+        "training create m --name n --target-num-updates 1 --max-retries 2",
+        "user create Bob --lifetime 0",
+        "user rotate-token --lifetime 0",
+        "user rotate-token --overlap 721",
+        "audit verify --file a --data-dir b",
+        "audit verify --file a --database postgresql://there/db",
+        "audit verify --database postgresql://there/db",
+        "audit export a --database postgresql://there/db",
         f"training round {TRAINING} --number 99999999999",
         f"model download {MODEL} --version 99999999999",
         f"model tag {MODEL} 99999999999 pinned",
@@ -317,6 +325,27 @@ def test_a_missing_file_is_named(line, monkeypatch, tmp_path):
     assert result.exit_code == 1
     assert result.stderr.startswith("error: FILE: ")
     assert str(missing) in result.stderr
+
+
+def test_an_audit_log_that_cannot_be_read_is_not_a_broken_one(server, command, tmp_path):
+    assert "missing.jsonl" in done(command("audit", "verify", "--file", tmp_path / "missing.jsonl"), 3).stderr
+    call = command("audit", "verify")
+    server.refuse("GetAuditHead", refusal(grpc.StatusCode.PERMISSION_DENIED, "ROLE_REQUIRED"))
+    assert "ROLE_REQUIRED" in done(call, 3).stderr
+    (tmp_path / "other").write_bytes(b"\xff no export\n")
+    told = done(command("audit", "verify", "--file", tmp_path / "other"), 1).stderr
+    assert told == "error: AUDIT_BROKEN: entry 1: line 1 is not an entry of an export\n"
+
+
+def test_an_export_that_fails_leaves_no_file_and_none_is_overwritten(server, command, tmp_path):
+    file = tmp_path / "audit.jsonl"
+    call = command("audit", "export", file)
+    server.refuse("GetAuditHead", refusal(grpc.StatusCode.PERMISSION_DENIED, "ROLE_REQUIRED"))
+    done(call, 1)
+    assert not file.exists()
+    file.write_text("noted")
+    assert "--force" in done(command("audit", "export", file), 2).stderr
+    assert file.read_text() == "noted"
 
 
 def test_help_and_version():

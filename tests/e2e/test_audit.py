@@ -54,8 +54,8 @@ def test_the_log_is_verified_where_it_is_and_against_a_head_that_was_noted(
     server: Server, fedround: Callable[..., Any]
 ) -> None:
     online = fedround("audit", "verify").stdout
-    assert "Of 4 accepted updates and reports, 4 are counted, 0 are superseded, 0 wait" in online
-    assert "2 versions were made of them" in online
+    assert "4 accepted: 4 counted, 0 superseded, 0 waiting." in online
+    assert "Versions made of them: 2." in online
     head = online.split()[-1]
     assert fr.AuditHead.parse(head).sequence > 10
     assert fedround("audit", "head").stdout == f"{head}\n"
@@ -74,7 +74,8 @@ def test_a_copy_that_was_changed_is_found(server: Server, fedround: Callable[...
     file = tmp_path / "audit.jsonl"
     fedround("audit", "export", file, "--data-dir", server.data_dir)
     offline = file.read_text()
-    fedround("audit", "export", file)
+    assert "--force" in fedround("audit", "export", file, code=2).output
+    fedround("audit", "export", file, "--force")
     assert file.read_text() == offline
     fedround("audit", "verify", "--file", file)
     lines = offline.splitlines(keepends=True)
@@ -85,14 +86,14 @@ def test_a_copy_that_was_changed_is_found(server: Server, fedround: Callable[...
         ([*lines[:4], *lines[5:]], "entry 5: is missing"),
         (lines[:-1], f"entry {len(lines)}: may be missing: there is no line with the head"),
         ([*lines[:-2], lines[-1]], f"entry {len(lines) - 1}: is missing"),
-        ([*lines[:4], lines[4][:50] + "\n"], "entry 5: is no entry in line 5"),
+        ([*lines[:4], lines[4][:50] + "\n"], "entry 5: line 5 is not an entry of an export"),
     ):
         file.write_text("".join(copy))
         assert f"AUDIT_BROKEN: {problem}" in fedround("audit", "verify", "--file", file, code=1).stderr
 
 
 def test_a_database_that_is_none_is_told(fedround: Callable[..., Any], tmp_path: Path, capfd: Any) -> None:
-    fedround("audit", "verify", "--data-dir", tmp_path, code=1)
+    fedround("audit", "verify", "--data-dir", tmp_path, code=3)
     assert "error: the database cannot be read" in capfd.readouterr().err
 
 

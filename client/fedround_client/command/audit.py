@@ -7,7 +7,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
@@ -16,9 +18,12 @@ import typer
 from fedround_client.chain import AuditBroken, AuditEntry, AuditHead, AuditReport, ChainVerifier
 from fedround_client.command.output import Format, FormatOption
 from fedround_client.command.serve import require
-from fedround_client.command.session import client_of, fail
+from fedround_client.command.session import client_of, fail, telling_errors
 
 app = typer.Typer(no_args_is_help=True, help="Verify the audit log, or keep its head or a copy of it. For admins.")
+
+CANNOT_LOOK = 3
+"""What `verify` exits with when there is no log to verify; 1 is for a log that is broken."""
 
 DataDir: TypeAlias = Annotated[
     Path | None, typer.Option(help="Read a server's data directory instead, whether it runs or not.")
@@ -37,25 +42,29 @@ def verify(
     database: Database = "",
     form: FormatOption = Format.TABLE,
 ) -> None:
-    """Verify the whole audit log on this machine, and print its head, to be noted elsewhere."""
+    """Verify the whole audit log on this machine, and print its head, to be noted elsewhere.
+
+    Exits with 1 if it is broken, and with 3 if it cannot be read.
+    """
+    _check_source(context, data_dir, file)
     try:
         verifier = ChainVerifier(AuditHead.parse(head) if head else None)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    if file is None:
-        report = _verify(verifier, _items(context, data_dir, database))
-    else:
-        with file.open(encoding="utf-8") as lines:
-            report = _verify(verifier, _parse(lines))
+    try:
+        with _looking():
+            report = _verify(verifier, _items(context, data_dir, database) if file is None else _lines(file))
+    except AuditBroken as error:
+        fail(f"AUDIT_BROKEN: {error}")
     if form is Format.JSON:
         typer.echo(json.dumps({**asdict(report), "head": str(report.head)}, indent=2))
         return
     typer.echo(f"The audit log holds, all {report.head.sequence} entries of it.")
     typer.echo(
-        f"Of {report.updates} accepted updates and reports, {report.counted} are counted, {report.superseded} are"
-        f" superseded, {report.waiting} wait for the end of their round. {report.versions} versions were made of them."
+        f"Updates and reports, {report.updates} accepted: {report.counted} counted, {report.superseded} superseded,"
+        f" {report.waiting} waiting."
     )
-    typer.echo(f"Refused calls: {report.refused}.")
+    typer.echo(f"Versions made of them: {report.versions}. Refused calls: {report.refused}.")
     typer.echo(f"Head, to be noted elsewhere, and given as --head the next time: {report.head}")
 
 
@@ -72,11 +81,18 @@ def export(
     file: Annotated[Path, typer.Argument(help="The file to write: JSON lines.")],
     data_dir: DataDir = None,
     database: Database = "",
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file if it exists.")] = False,
 ) -> None:
     """Write the audit log to a file: an entry a line, and the head as the last line."""
+    _check_source(context, data_dir)
+    if file.exists() and not force:
+        raise typer.BadParameter(f"{file} exists: give --force to overwrite it, or another name")
     count = 0
+    # The file is made when there is something to write: what keeps from reading the log leaves none behind.
+    items = _items(context, data_dir, database)
+    first = list(islice(items, 1))
     with file.open("w", encoding="utf-8") as out:
-        for item in _items(context, data_dir, database):
+        for item in chain(first, items):
             found: dict[str, Any] = {"head": str(item)} if isinstance(item, AuditHead) else asdict(item)
             out.write(json.dumps(found) + "\n")
             count += isinstance(item, AuditEntry)
@@ -85,15 +101,30 @@ def export(
 
 def _verify(verifier: ChainVerifier, items: Iterable[AuditEntry | AuditHead]) -> AuditReport:
     head = None
+    for item in items:
+        if isinstance(item, AuditHead):
+            head = item
+        else:
+            verifier.add(item)
+    return verifier.finish(head)
+
+
+@contextmanager
+def _looking() -> Iterator[None]:
     try:
-        for item in items:
-            if isinstance(item, AuditHead):
-                head = item
-            else:
-                verifier.add(item)
-        return verifier.finish(head)
-    except AuditBroken as error:
-        fail(f"AUDIT_BROKEN: {error}")
+        with telling_errors():
+            yield
+    except typer.Exit:
+        raise typer.Exit(CANNOT_LOOK) from None
+
+
+def _check_source(context: typer.Context, data_dir: Path | None, file: Path | None = None) -> None:
+    if file is not None and data_dir is not None:
+        raise typer.BadParameter("--file and --data-dir are two logs: choose one")
+    source = context.get_parameter_source("database")
+    # A variable that is set for the server means no log; an option does.
+    if data_dir is None and source is not None and source.name == "COMMANDLINE":
+        raise typer.BadParameter("--database goes with the --data-dir of its server")
 
 
 def _items(context: typer.Context, data_dir: Path | None, database: str) -> Iterator[AuditEntry | AuditHead]:
@@ -119,10 +150,15 @@ def _offline(data_dir: Path, database: str) -> Iterator[AuditEntry | AuditHead]:
         raise typer.Exit(1)
 
 
+def _lines(file: Path) -> Iterator[AuditEntry | AuditHead]:
+    with file.open(encoding="utf-8", errors="replace") as lines:
+        yield from _parse(lines)
+
+
 def _parse(lines: Iterable[str]) -> Iterator[AuditEntry | AuditHead]:
     for number, line in enumerate(lines, 1):
         try:
             data = json.loads(line)
             yield AuditHead.parse(data["head"]) if "head" in data else AuditEntry.from_json(data)
         except (ValueError, TypeError, AttributeError) as error:
-            raise AuditBroken(number, f"is no entry in line {number}: {error}") from error
+            raise AuditBroken(number, f"line {number} is not an entry of an export") from error

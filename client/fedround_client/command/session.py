@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,21 +25,31 @@ class Group(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Invokes the command that was asked for."""
         try:
-            return super().invoke(ctx)
-        except FedroundError as error:
-            fail(str(error))
-        except TensorError as error:
-            fail(f"MODEL_FORMAT: {error}")
-        except TimeoutError as error:
-            fail(f"TIMEOUT: {error}")
+            with telling_errors():
+                return super().invoke(ctx)
         except BrokenPipeError:
             # Whoever read this has heard enough; what is still buffered has nowhere to go.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(1) from None
-        except OSError as error:
-            fail(f"FILE: {error}")
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
+
+
+@contextmanager
+def telling_errors() -> Iterator[None]:
+    """Prints expected errors as one line on stderr, and exits with 1."""
+    try:
+        yield
+    except FedroundError as error:
+        fail(str(error))
+    except TensorError as error:
+        fail(f"MODEL_FORMAT: {error}")
+    except TimeoutError as error:
+        fail(f"TIMEOUT: {error}")
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        fail(f"FILE: {error}")
 
 
 def fail(text: str) -> NoReturn:

@@ -21,6 +21,8 @@ from fedround_client.command.uncertainty import (
     choose,
 )
 
+MIN_UPDATES_HELP = "So many updates close a round; 0 waits for all. A smaller cohort closes with all its members."
+
 
 class EvaluationChoice(StrEnum):
     """When participants evaluate the model."""
@@ -44,13 +46,15 @@ def create(
     description: Annotated[str, typer.Option(help="For people.")] = "",
     client: Annotated[list[str] | None, typer.Option(help="UUID of a user to register; repeat for more.")] = None,
     metric: Annotated[list[str] | None, typer.Option(help="Metric that evaluations report; repeat for more.")] = None,
-    min_updates: Annotated[
-        int, typer.Option(min=0, max=UINT32, help="Updates that close a round; 0 waits for all.")
-    ] = 0,
-    deadline: Annotated[float | None, typer.Option(help="Seconds that a round may stay open.")] = None,
+    min_updates: Annotated[int, typer.Option(min=0, max=UINT32, help=MIN_UPDATES_HELP)] = 0,
+    deadline: Annotated[
+        float | None, typer.Option(help="Seconds that a round may stay open; without it, for ever.")
+    ] = None,
     max_retries: Annotated[
         int,
-        typer.Option(min=0, max=1000, help="How often a round that misses its deadline is repeated."),
+        typer.Option(
+            min=0, max=1000, help="How often a round that misses its deadline is repeated; 0 ends the training."
+        ),
     ] = 0,
     fed_prox_mu: Annotated[float | None, typer.Option(help="Use FedProx, with this weight.")] = None,
     daisy_period: Annotated[
@@ -99,6 +103,8 @@ def create(
         raise typer.BadParameter("give either a MODEL_FILE or a --model-id")
     if deadline is not None and not 0 < deadline <= 366 * 86_400:
         raise typer.BadParameter("--deadline takes seconds, more than 0 and up to a year")
+    if max_retries and deadline is None:
+        raise typer.BadParameter("--max-retries repeats a round that misses its deadline: give a --deadline, too")
     aggregation = _aggregation(fed_prox_mu, daisy_period, aggregation_period, daisy_seed)
     selection = _selection(minimize, maximize, patience)
     choice = choose(

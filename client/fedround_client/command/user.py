@@ -22,11 +22,20 @@ class RoleChoice(StrEnum):
     ADMIN = "ADMIN"
 
 
+def _more_than_none(hours: float | None) -> float | None:
+    if hours is not None and not hours > 0:
+        raise typer.BadParameter("takes hours, more than 0")
+    return hours
+
+
 UserId = Annotated[str, typer.Argument(metavar="USER_ID", help="UUID of the user.")]
 MaybeUserId = Annotated[str, typer.Argument(metavar="[USER_ID]", help="UUID of the user; yourself by default.")]
 Lifetime = Annotated[
     float | None,
-    typer.Option(min=0, help="Hours that the token is good; by default as long as the server's settings say."),
+    typer.Option(
+        callback=_more_than_none,
+        help="Hours that the token is good, more than 0; by default as long as the server's settings say.",
+    ),
 ]
 CERTIFICATE_HELP = "DNS name, URI or e-mail address in the subjectAltName of certificates that are the user's."
 
@@ -68,7 +77,7 @@ def list_(
 
 @app.command("show")
 def show_(context: typer.Context, user_id: MaybeUserId = "", form: FormatOption = Format.TABLE) -> None:
-    """Show a user."""
+    """Show a user and its live tokens."""
     with client_of(context) as client:
         show(client.get_user(user_id) if user_id else client.myself(), form)
 
@@ -90,7 +99,8 @@ def rotate_token(
     context: typer.Context,
     user_id: MaybeUserId = "",
     overlap: Annotated[
-        float | None, typer.Option(min=0, help="Hours that the old token goes on to work; by default none.")
+        float | None,
+        typer.Option(min=0, max=720, help="Hours that the old token goes on to work, up to 30 days; by default none."),
     ] = None,
     lifetime: Lifetime = None,
     form: FormatOption = Format.TABLE,
