@@ -125,6 +125,8 @@ class Machine(RuleBasedStateMachine):
         self.unsure = timedelta(0)
 
     def _pass(self, duration: timedelta) -> None:
+        # A refused call that a kill interrupted has left timers that were armed anew.
+        self._follow()
         self.clocks.advance(duration)
         self.runner.run(self.life.settle())
         for training in self.trainings:
