@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, precondition, rule
 
-from chaos.attacks import size
+from chaos.attacks import is_long, size
 from chaos.incarnation import Fault
 from chaos.machine import Machine, a_model, admitted
 from chaos.rules import Training
@@ -290,6 +290,7 @@ def test_the_rules_hold_whatever_happens(database: str) -> None:
         max_examples=examples,
         stateful_step_count=STEPS,
         deadline=None,
+        derandomize=not is_long("MACHINE"),
         suppress_health_check=list(HealthCheck),
     )
     case().runTest()
