@@ -75,6 +75,7 @@ def test_there_is_a_rule_for_every_rpc() -> None:
     assert RULES.keys() == METHODS.keys() == PERMISSIONS.keys()
 
 
+@pytest.mark.timeout(300)
 async def test_the_whole_matrix(site: Site, record_property: Callable[[str, object], None]) -> None:
     cells = list(itertools.product(METHODS, await everybody(site), OBJECTS))
     room = asyncio.Semaphore(AT_ONCE)
