@@ -24,6 +24,7 @@ class Presence:
     def listening(self, user_id: str, now: Callable[[], datetime]) -> Iterator[None]:
         """Has a user there for the time of the block: keepalive ends the subscription of one that is not."""
         self._listening[user_id] += 1
+        self.see(user_id, now())
         try:
             yield
         finally:
