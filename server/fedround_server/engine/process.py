@@ -100,7 +100,11 @@ class _Pool:
 
     def submit(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         self._jobs = [job for job in self._jobs if not _is_over(job)]
-        job = self.executor.submit(function, *args, **kwargs)
+        try:
+            job = self.executor.submit(function, *args, **kwargs)
+        except OSError as error:
+            # It broke just now, and has closed its pipe already.
+            raise BrokenProcessPool("the pipe to the worker is closed") from error
         self._jobs.append(job)
         return job
 
