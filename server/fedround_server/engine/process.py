@@ -97,14 +97,11 @@ class _Pool:
         # The executor forgets them when it breaks.
         self._processes = self.executor._processes or {}
         self._jobs: list[Future[Any]] = []
+        self._ending = threading.Lock()
 
     def submit(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         self._jobs = [job for job in self._jobs if not _is_over(job)]
-        try:
-            job = self.executor.submit(function, *args, **kwargs)
-        except OSError as error:
-            # It broke just now, and has closed its pipe already.
-            raise BrokenProcessPool("the pipe to the worker is closed") from error
+        job = self.executor.submit(function, *args, **kwargs)
         self._jobs.append(job)
         return job
 
@@ -118,7 +115,7 @@ class _Pool:
     async def was_killed(self) -> bool:
         """Tells whether the dead process was killed: by the system, which is short of memory, or by somebody."""
         # Only one thread may wait for a process's end: the executor's own.
-        await asyncio.to_thread(self.executor.shutdown)
+        await asyncio.to_thread(self._end)
         return any(process.exitcode == -signal.SIGKILL for process in self._processes.values())
 
     def kill(self) -> None:
@@ -126,7 +123,12 @@ class _Pool:
             process.kill()
         # The pool's own thread joins its processes. Joining here too, both would wait for the same children, and the
         # one that comes second learns nothing.
-        self.executor.shutdown(wait=True, cancel_futures=True)
+        self._end()
+
+    def _end(self) -> None:
+        # All that had a job there may come at once, and two shutdowns at once close the same files twice.
+        with self._ending:
+            self.executor.shutdown(wait=True, cancel_futures=True)
 
 
 def _is_over(job: Future[Any]) -> bool:
