@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -114,6 +115,36 @@ async def test_what_nobody_waits_for_is_removed_unless_it_is_being_written(tmp_p
         await under_way
     await receiver.abandon("user", "upload")
     assert receiver.committed_size("user", "upload") == 0
+
+
+async def test_an_upload_may_end_by_itself_while_those_of_its_user_are_ended(tmp_path: Path) -> None:
+    receiver = uploads(tmp_path, SlowEngine([]))
+
+    async def endless(other: list["asyncio.Task[Any]"]) -> AsyncIterator[bytes]:
+        yield FILE[:100]
+        try:
+            await asyncio.Event().wait()
+        finally:
+            other[0].cancel()
+            await asyncio.wait(other)
+
+    async def halted() -> AsyncIterator[bytes]:
+        yield FILE[:100]
+        await asyncio.Event().wait()
+
+    second: list[asyncio.Task[Any]] = []
+    first = asyncio.create_task(
+        receiver.receive(Incoming("gone", endless(second), DIGEST, len(FILE), upload_id="first"), None)
+    )
+    second.append(
+        asyncio.create_task(receiver.receive(Incoming("gone", halted(), DIGEST, len(FILE), upload_id="second"), None))
+    )
+    while receiver.committed_size("gone", "second") < 100:
+        await asyncio.sleep(0)
+    await receiver.end("gone")
+    with pytest.raises(TokenInvalid):
+        await first
+    assert second[0].cancelled()
 
 
 @pytest.mark.parametrize(("length", "aside"), [(LARGE, False), (LARGE + 1, True)])

@@ -71,7 +71,8 @@ class _Owner:
 
     def give_up(self, why: FedroundError) -> None:
         """Ends the try, wherever it waits, with an error."""
-        if not self.scope.expired():
+        # It may have ended while its caller waited for another one: with the token that let it in, say.
+        if not self.gone.is_set() and not self.scope.expired():
             self.why = why
             self.scope.reschedule(asyncio.get_running_loop().time())
 
