@@ -1,5 +1,6 @@
 """Rounds that miss their deadline and are repeated; on both databases."""
 
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,9 @@ import pytest
 
 from contracts.coordination import Coordination, coordinating, lose
 from contracts.world import World, blob
+from fedround_server.blobs import BlobWriter
 from fedround_server.coordinator.round import RETRY
+from fedround_server.coordinator.upload import Incoming
 from fedround_server.domain.errors import NotInCohort, UpdateExists
 from fedround_server.domain.event import Event, RoundExtended, RoundStarted, TrainingStarted
 from fedround_server.domain.round import RoundKind, RoundState
@@ -26,6 +29,10 @@ def policy(retries: int = 2, min_updates: int = 0) -> RoundPolicy:
 async def miss(world: World, training_id: str, number: int = 0, attempt: int = 1) -> bool:
     """Lets a round's deadline pass."""
     return await world.store.rounds.judge(training_id, number, due=True, now=world.now, attempt=attempt)
+
+
+async def chunks() -> AsyncIterator[bytes]:
+    yield b""
 
 
 async def read(store: Store, training_id: str, user: str) -> list[Event]:
@@ -58,6 +65,25 @@ async def test_a_repeated_round_keeps_its_number_and_its_updates(store: Store, w
     assert [update.user_id for update in task.updates] == [first, second]
     assert await world.commit(training.training_id)
     assert (await store.trainings.get(training.training_id, actor)).state is TrainingState.COMPLETED
+
+
+async def test_a_repeat_does_not_forget_how_far_an_update_has_come(store: Store, tmp_path: Path) -> None:
+    async with coordinating(store, tmp_path) as desk:
+        _, (client, _), training = await desk.running(2, round_policy=policy())
+        uploads, training_id = desk.coordinator.uploads, training.training_id
+        current = await store.rounds.current(training_id)
+        assert current is not None
+        with BlobWriter(tmp_path / "update", keep=False) as writer:
+            writer.write(b"half of it")
+            with uploads._watch(Incoming(client, chunks(), None, None, training_id=training_id), writer):
+                await desk.clock.asleep(MINUTE)
+                desk.clock.advance(MINUTE)
+                # The next try's timer.
+                await desk.clock.asleep(MINUTE)
+                assert uploads.progress(training_id, 0, client) == len(b"half of it")
+    after = await store.rounds.current(training_id)
+    assert after is not None
+    assert after.attempt == 2
 
 
 async def test_the_deadline_of_an_earlier_try_does_nothing(store: Store, world: World) -> None:

@@ -24,6 +24,8 @@ from fedround_server.store.round import AggregationTask
 
 log = logging.getLogger(__name__)
 RETRY = timedelta(seconds=1)
+PASSING = (Unavailable, DiskFull, OSError)
+"""What may be over at the next try: accepted updates wait for it."""
 INTERNAL = "round {} could not be aggregated; the server's log has more under the id {}"
 # A report of an evaluation round brings no file.
 NO_FILE = BlobRef("", 0)
@@ -178,8 +180,11 @@ class Rounds:
             self._take_up(current)
 
     def forget(self, training_id: str) -> None:
-        """Disarms a training's deadline, and forgets what was under way for it."""
+        """Disarms a training's deadline, and forgets how far its updates have come."""
+        self._disarm(training_id)
         self._uploads.forget(training_id)
+
+    def _disarm(self, training_id: str) -> None:
         timer = self._timers.pop(training_id, None)
         if timer is not None:
             timer.task.cancel()
@@ -209,7 +214,7 @@ class Rounds:
         # A caller may have looked before the latest round was opened, or repeated.
         if armed is not None and (armed.number, armed.attempt) >= (number, attempt):
             return False
-        self.forget(training_id)
+        self._disarm(training_id)
         left = deadline - self._context.clock.now()
         waiting = self._expire(training_id, number, attempt, left)
         task = self._context.tasks.create_task(waiting, name=f"deadline {training_id}")
@@ -264,9 +269,10 @@ class Rounds:
                         await self._finish(task)
                     elif training_id not in self._again:
                         return
-                except (Unavailable, DiskFull, OSError) as error:
+                except PASSING as error:
                     log.warning("aggregation of training %s: %s", training_id, error)
-                    await self._context.clock.sleep(timedelta(seconds=getattr(error, "retry_seconds", None) or 1))
+                    seconds = getattr(error, "retry_seconds", None)
+                    await self._context.clock.sleep(timedelta(seconds=seconds) if seconds else RETRY)
                     # It may have been a commit that went through all the same.
                     self._context.hub.notify(training_id)
         finally:
@@ -283,7 +289,8 @@ class Rounds:
             await self._store.commit(closed.training_id, closed.number, closed.epoch, result, now())
             reached("aggregation.committed")
         except Exception as error:
-            if _may_pass(error):
+            # A lost file is lost.
+            if isinstance(error, PASSING) and not isinstance(error, FileNotFoundError):
                 raise
             # One training's round must not end the server, which would meet it again after each restart.
             error_id = self._context.new_id()
@@ -320,8 +327,3 @@ class Rounds:
         finally:
             target.unlink(missing_ok=True)
         return result
-
-
-def _may_pass(error: Exception) -> bool:
-    """Tells whether trying again may help: the updates wait for a full disk to be mended. A lost file is lost."""
-    return isinstance(error, Unavailable | DiskFull | OSError) and not isinstance(error, FileNotFoundError)
