@@ -157,8 +157,14 @@ def certificate_names(field: str, values: Iterable[str]) -> list[str]:
     return found
 
 
-def an_optional_duration(field: str, message: Message, longest: timedelta) -> timedelta | None:
+def an_optional_duration(field: str, message: Message, longest: timedelta, prefix: str = "") -> timedelta | None:
     """Reads a duration of a message that may be unset.
+
+    Args:
+        field: Its name in the message.
+        message: The message.
+        longest: How long it may be.
+        prefix: Where the message is in the request.
 
     Raises:
         FieldInvalid: It is not positive, or too long.
@@ -170,7 +176,7 @@ def an_optional_duration(field: str, message: Message, longest: timedelta) -> ti
     except (ValueError, OverflowError):
         duration = timedelta(0)
     if not timedelta(0) < duration <= longest:
-        raise FieldInvalid(field, f"must be positive, and at most {longest.days} days")
+        raise FieldInvalid(f"{prefix}{field}", f"must be positive, and at most {longest.days} days")
     return duration
 
 

@@ -132,14 +132,7 @@ def _round_policy(message: training_pb2.RoundPolicy) -> RoundPolicy:
     if message.min_updates > fields.MAX_CLIENTS:
         raise FieldInvalid("spec.round_policy.min_updates", f"is {message.min_updates}; at most {fields.MAX_CLIENTS}")
     on_missed, max_retries = _on_missed(message)
-    if not message.HasField("deadline"):
-        return RoundPolicy(min_updates=message.min_updates)
-    try:
-        deadline = message.deadline.ToTimedelta()
-    except (ValueError, OverflowError):
-        deadline = timedelta(0)
-    if not timedelta(0) < deadline <= MAX_DEADLINE:
-        raise FieldInvalid("spec.round_policy.deadline", "must be positive, and at most 365 days")
+    deadline = fields.an_optional_duration("deadline", message, MAX_DEADLINE, "spec.round_policy.")
     return RoundPolicy(message.min_updates, deadline, on_missed=on_missed, max_retries=max_retries)
 
 
