@@ -78,17 +78,20 @@ class Access:
         The call that made the change goes on: it has an answer to give.
         """
         self._changes += 1
-        for call in list(self._calls.get(user_id, ())):
-            if call is _present.get(None):
-                continue
+        own = _present.get(None)
+        # Many calls have the same ones: all calls of most users.
+        for credentials in {call.credentials for call in self._calls.get(user_id, ()) if call is not own}:
+            refusal: FedroundError | None = None
             try:
-                _, until = await self._identify(call.credentials)
+                _, until = await self._identify(credentials)
                 seconds = self._seconds(until)
             except FedroundError as error:
-                call.refusal, seconds = error, 0.0
-            if call in self._calls.get(user_id, ()) and not call.scope.expired():
-                now = asyncio.get_running_loop().time()
-                call.scope.reschedule(None if seconds is None else now + seconds)
+                refusal, seconds = error, 0.0
+            now = asyncio.get_running_loop().time()
+            for call in self._calls.get(user_id, ()):
+                if call.credentials == credentials and call is not own and not call.scope.expired():
+                    call.refusal = refusal
+                    call.scope.reschedule(None if seconds is None else now + seconds)
 
     def forget(self, user_id: str) -> None:
         """Forgets when a user's tokens were used."""
