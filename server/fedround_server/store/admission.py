@@ -50,8 +50,7 @@ def admit(training: TrainingRow, new: NewUpdate) -> Admission:
 
 def check(training: TrainingRow, new: NewUpdate, kind: RoundKind) -> Update | None:
     """Checks whether a submission fits; returns the stored one if it is the same again."""
-    part = find_part(new.training_id, new.user_id)
-    if part is None:
+    if not takes_part(training, new.user_id):
         raise TrainingNotFound(new.training_id)
     before: UpdateRow | None = UpdateRow.get_or_none(
         UpdateRow.training_id == new.training_id,
@@ -112,6 +111,11 @@ def _why_not_open(training: TrainingRow, row: RoundRow | None, number: int, kind
         verb_ = "SubmitMetrics" if _is_report(row.kind) else "SubmitUpdate"
         return f"round {number} is of kind {row.kind}: use {verb_}"
     return f"round {number} is {row.state}: follow the subscription for the next one"
+
+
+def takes_part(training: TrainingRow, user_id: str) -> bool:
+    """Tells whether somebody who may see a training has, or had, a part in it: its actor alone need not."""
+    return user_id != training.actor_id or find_part(training.training_id, user_id) is not None
 
 
 def find_part(training_id: str, user_id: str) -> ParticipantRow | None:

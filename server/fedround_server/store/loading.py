@@ -6,6 +6,7 @@ from typing import Any
 from peewee import ModelSelect, fn
 
 from fedround_server.domain.training import Training
+from fedround_server.store import steps
 from fedround_server.store.rows import to_training
 from fedround_server.store.schema import CohortRow, ParticipantRow, RoundRow, TrainingRow, UpdateRow
 
@@ -60,14 +61,7 @@ def _counters(training_ids: Sequence[str]) -> tuple[dict[str, int], dict[str, in
             UpdateRow,
             on=((UpdateRow.training_id == TrainingRow.training_id) & (UpdateRow.number == TrainingRow.round)),
         )
-        .join(
-            CohortRow,
-            on=(
-                (CohortRow.training_id == UpdateRow.training_id)
-                & (CohortRow.number == UpdateRow.number)
-                & (CohortRow.user_id == UpdateRow.user_id)
-            ),
-        )
+        .join(CohortRow, on=steps.SENT)
         .where(TrainingRow.training_id.in_(training_ids), ~CohortRow.removed)
         .group_by(TrainingRow.training_id)
         .dicts()  # type: ignore[assignment]  # the stubs don't know what dicts() does

@@ -6,7 +6,7 @@ from datetime import datetime
 from fedround_server.domain.errors import TrainingNotFound
 from fedround_server.domain.refusal import MAX_MESSAGE
 from fedround_server.store import steps, visible
-from fedround_server.store.admission import find_part
+from fedround_server.store.admission import takes_part
 from fedround_server.store.database import Database, verb
 from fedround_server.store.schema import RefusalRow
 
@@ -27,7 +27,7 @@ class RefusalVerbs:
             training = visible.look(training_id, user_id)
         except TrainingNotFound:
             return
-        if find_part(training_id, user_id) is None:
+        if not takes_part(training, user_id):
             return
         row = steps.find_round(training_id, number) or steps.find_round(training_id, training.round)
         if row is None:

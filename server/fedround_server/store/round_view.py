@@ -70,14 +70,7 @@ def _durations(row: RoundRow) -> Mapping[str, list[timedelta]]:
     took = (UpdateRow.accept_time - CohortRow.ask_time).converter(_microseconds)
     taken: Iterable[tuple[Any, ...]] = (
         UpdateRow.select(UpdateRow.user_id, took)
-        .join(
-            CohortRow,
-            on=(
-                (CohortRow.training_id == UpdateRow.training_id)
-                & (CohortRow.number == UpdateRow.number)
-                & (CohortRow.user_id == UpdateRow.user_id)
-            ),
-        )
+        .join(CohortRow, on=steps.SENT)
         .where(
             UpdateRow.training_id == row.training_id,
             UpdateRow.number.in_([old.number for old in latest]),

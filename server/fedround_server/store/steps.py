@@ -36,6 +36,12 @@ from fedround_server.store.schema import (
 
 RowT = TypeVar("RowT", bound=Row)
 BATCH = 500
+SENT = (
+    (CohortRow.training_id == UpdateRow.training_id)
+    & (CohortRow.number == UpdateRow.number)
+    & (CohortRow.user_id == UpdateRow.user_id)
+)
+"""Joins the members of rounds with what they sent."""
 ALL = "all"
 ACTOR = "actor"
 COHORT = "cohort"
@@ -137,14 +143,7 @@ def counted(training_id: str, number: int) -> list[UpdateRow]:
     """Returns the updates of a round that count, in canonical order: those of members that are not removed."""
     rows = (
         UpdateRow.select()
-        .join(
-            CohortRow,
-            on=(
-                (CohortRow.training_id == UpdateRow.training_id)
-                & (CohortRow.number == UpdateRow.number)
-                & (CohortRow.user_id == UpdateRow.user_id)
-            ),
-        )
+        .join(CohortRow, on=SENT)
         .where(UpdateRow.training_id == training_id, UpdateRow.number == number, ~CohortRow.removed)
     )
     return sorted(rows, key=lambda row: row.user_id)
@@ -158,14 +157,7 @@ def round_counts(training_id: str, number: int) -> tuple[int, int]:
             fn.COUNT(CohortRow.user_id),
             fn.COALESCE(fn.SUM(Case(None, [(UpdateRow.update_id.is_null(), 0)], 1)), 0),
         )
-        .left_outer_join(
-            UpdateRow,
-            on=(
-                (CohortRow.training_id == UpdateRow.training_id)
-                & (CohortRow.number == UpdateRow.number)
-                & (CohortRow.user_id == UpdateRow.user_id)
-            ),
-        )
+        .left_outer_join(UpdateRow, on=SENT)
         .where(present)
         .tuples()
         .get()  # type: ignore[assignment]  # the stubs don't know what tuples() does
