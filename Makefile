@@ -91,7 +91,7 @@ bench: install ## Measure a start and rounds; writes benchmarks/start.json and r
 	@$(BIN)/python benchmarks/round.py $(ARGS)
 
 clean: ## Remove environments, caches and what was built; never fedround-data
-	@rm -rf $(VENV) $(PROTO_VENV) $(TOOLS) build demo dist benchmarks/results.json benchmarks/start.json chaos.json
+	@rm -rf $(VENV) $(PROTO_VENV) $(TOOLS) build demo dist chaos.json
 	@rm -rf .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	@find benchmarks client examples generated server tests -name __pycache__ -prune -exec rm -rf {} +
 

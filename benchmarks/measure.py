@@ -1,0 +1,188 @@
+"""What the benchmarks share: a server to measure, what its processes use, the limits of a file, the file of results."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results.json"
+MIB = 1024 * 1024
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server that serves.
+
+    Attributes:
+        address: HOST:PORT.
+        token: The admin's.
+        pid: Its process; the workers are below it.
+    """
+
+    address: str
+    token: str
+    pid: int
+
+
+@contextmanager
+def fedround_server(folder: Path, *arguments: str) -> Iterator[Running]:
+    """Runs a fedround server on a free port for the time of the block.
+
+    Args:
+        folder: Its data directory; its log goes next to it.
+        arguments: More words for its command line.
+    """
+    command = [
+        sys.executable,
+        "-m",
+        "fedround_server",
+        "--listen",
+        "127.0.0.1:0",
+        "--data-dir",
+        str(folder),
+        *arguments,
+    ]
+    log = folder.parent / f"{folder.name}.log"
+    with (
+        log.open("w") as errors,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
+    ):
+        try:
+            assert process.stdout
+            ready = process.stdout.readline()
+            if "is serving on" not in ready:
+                raise SystemExit(f"the server did not start: {ready}{log.read_text()}")
+            token = (folder / "admin.token").read_text().strip()
+            yield Running(ready.split()[-1], token, process.pid)
+        finally:
+            process.terminate()
+
+
+def tree(pid: int) -> list[int]:
+    """Returns a process and all below it."""
+    found = [pid]
+    for process in found:
+        try:
+            for task in Path(f"/proc/{process}/task").iterdir():
+                found += [int(child) for child in (task / "children").read_text().split()]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found
+
+
+def anonymous(pids: list[int]) -> int:
+    """Returns the bytes of memory that processes hold for themselves: what a file backs can be dropped at any time."""
+    return sum(_status(pid, "RssAnon:") for pid in pids)
+
+
+def resident(pids: list[int]) -> int:
+    """Returns the bytes of memory of processes that are resident; pages that they share are counted for each."""
+    return sum(_status(pid, "VmRSS:") for pid in pids)
+
+
+def cpu_seconds(pids: list[int]) -> float:
+    """Returns the seconds of CPU that processes have used, in user and in kernel mode."""
+    ticks = 0
+    for pid in pids:
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / TICKS
+
+
+class Usage:
+    """What a process and all below it use during a `with` block, looked at 50 times a second.
+
+    Attributes:
+        peak_anonymous: Most bytes of anonymous memory that all had together.
+        cpu: Seconds of CPU that those used which were still there at the end.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._before = 0.0
+        self.peak_anonymous = 0
+        self.cpu = 0.0
+
+    def __enter__(self) -> "Usage":
+        self._before = cpu_seconds(tree(self._pid))
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        self.cpu = cpu_seconds(tree(self._pid)) - self._before
+
+    def _watch(self) -> None:
+        while True:
+            self.peak_anonymous = max(self.peak_anonymous, anonymous(tree(self._pid)))
+            if self._ended.wait(0.02):
+                return
+
+
+def keep(name: str, figures: Mapping[str, Any]) -> None:
+    """Writes the figures of a benchmark into the file of results, next to those of the others."""
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    results[name] = {"date": datetime.now(UTC).date().isoformat(), "machine": machine(), **figures}
+    RESULTS.write_text(json.dumps(dict(sorted(results.items())), indent=2) + "\n")
+
+
+def machine() -> dict[str, Any]:
+    """Returns what the figures depend on."""
+    processor = next(
+        (
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ),
+        platform.machine(),
+    )
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "cores": os.cpu_count(),
+        "memory_gib": round(memory / 2**30, 1),
+        "processor": processor,
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "grpcio": version("grpcio"),
+        "torch": version("torch"),
+        # Others were at work, too: the load when this was written down, beside the benchmark's own.
+        "load": round(os.getloadavg()[0], 1),
+    }
+
+
+def wait_for(seconds: float, condition: Any, step: float = 0.05) -> None:
+    """Waits until a condition holds.
+
+    Raises:
+        SystemExit: It does not hold after so many seconds.
+    """
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise SystemExit(f"nothing after {seconds} s: {condition}")
+        time.sleep(step)
+
+
+def _status(pid: int, field: str) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return next((int(line.split()[1]) << 10 for line in lines if line.startswith(field)), 0)
