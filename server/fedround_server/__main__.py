@@ -10,6 +10,7 @@ import structlog
 from pydantic import ValidationError
 
 from fedround_server import logs
+from fedround_server.allocator import keep_freed_memory
 from fedround_server.app import serve
 from fedround_server.config import CONFIG_FILE, Settings
 
@@ -37,6 +38,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stderr.write(f"error: {CONFIG_FILE}: {error}\n")
         return 2
     logs.set_up(settings.log_format, settings.log_level)
+    keep_freed_memory()
     try:
         asyncio.run(_run(settings))
     except Exception as error:

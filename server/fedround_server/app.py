@@ -42,6 +42,7 @@ from fedround_server.failpoints import reached
 from fedround_server.hub import Hub
 from fedround_server.interceptors.auth import AuthInterceptor, check_permissions
 from fedround_server.interceptors.errors import ErrorInterceptor
+from fedround_server.interceptors.frames import FrameInterceptor
 from fedround_server.interceptors.leaving import LeaveInterceptor
 from fedround_server.interceptors.limits import DOWNLOADS, SUBSCRIPTIONS, UPLOADS, LimitInterceptor
 from fedround_server.interceptors.log import LogInterceptor
@@ -228,6 +229,7 @@ def _make_server(
             LimitInterceptor("downloads", DOWNLOADS, TooManyStreams, settings.max_downloads_per_user),
             LimitInterceptor("subscriptions", SUBSCRIPTIONS, TooManyStreams, settings.max_subscriptions_per_user),
             leaving,
+            FrameInterceptor(),
         ),
         options=(*OPTIONS, *_keepalive(settings)),
     )

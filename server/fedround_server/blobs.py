@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import Self
 
 from fedround_server.domain.errors import DiskFull, UploadOffset
 from fedround_server.domain.model import BlobRef
@@ -23,6 +23,10 @@ from fedround_server.failpoints import reached
 
 log = logging.getLogger(__name__)
 READ_SIZE = 1 << 20
+FETCHED = 8 << 20
+"""How much the disk is asked for at a time, in bytes."""
+# Linux.
+RWF_NOWAIT: int | None = getattr(os, "RWF_NOWAIT", None)
 # How old a blob without a row must be before it is collected: its transaction may be under way.
 UNREFERENCED_SECONDS = 24 * 3600
 
@@ -134,6 +138,61 @@ class BlobWriter:
         self._keep = False
 
 
+class BlobReader:
+    """A file that is being sent, chunk by chunk. A `with` block closes it."""
+
+    def __init__(self, path: Path, offset: int, chunk_size: int) -> None:
+        """Opens the file.
+
+        Args:
+            path: The file; it must not change.
+            offset: Where to begin, in bytes.
+            chunk_size: Bytes of each chunk but the last one.
+        """
+        self._descriptor = os.open(path, os.O_RDONLY)
+        self._end = os.fstat(self._descriptor).st_size
+        self._position = offset
+        self._buffer = bytearray(chunk_size)
+
+    def __enter__(self) -> Self:
+        """Enters the block."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Closes the file."""
+        os.close(self._descriptor)
+
+    def read_cached(self) -> bytes | None:
+        """Reads the next chunk if that is done without the disk; else returns None, and reads nothing.
+
+        What the system has in memory is read in less time than a thread takes to be woken.
+        """
+        if RWF_NOWAIT is None:
+            return None
+        try:
+            size = os.preadv(self._descriptor, [self._buffer], self._position, RWF_NOWAIT)
+        except OSError:
+            # Not in memory, or a file system that cannot tell.
+            return None
+        if size < min(len(self._buffer), self._end - self._position):
+            return None
+        self._position += size
+        return bytes(memoryview(self._buffer)[:size])
+
+    def read(self) -> bytes:
+        """Reads the next chunk, and has what comes behind it fetched from the disk meanwhile."""
+        size = len(self._buffer)
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._descriptor, self._position, FETCHED, os.POSIX_FADV_WILLNEED)
+        chunk = b""
+        while data := os.pread(self._descriptor, size - len(chunk), self._position):
+            self._position += len(data)
+            chunk += data
+        return chunk
+
+
 class BlobStore:
     """A folder of blobs.
 
@@ -243,11 +302,9 @@ class BlobStore:
             sync_folder(target.parent)
             reached("blob.folder_synced")
 
-    def open(self, sha256: str, offset: int) -> BinaryIO:
-        """Opens a blob for reading from an offset."""
-        file = self.path(sha256).open("rb", buffering=0)
-        file.seek(offset)
-        return file
+    def open(self, sha256: str, offset: int, chunk_size: int) -> BlobReader:
+        """Opens a blob for reading from an offset, in chunks."""
+        return BlobReader(self.path(sha256), offset, chunk_size)
 
     def measure(self) -> None:
         """Counts what is here; before serving only."""

@@ -43,8 +43,26 @@ def test_a_blob_is_found_by_its_digest_and_nobody_writes_to_it(blobs: BlobStore,
     assert path.read_bytes() == b"hello"
     assert stat.S_IMODE(path.stat().st_mode) == 0o400
     assert files(tmp_path) == [f"objects/{blob.sha256[:2]}/{blob.sha256}"]
-    with blobs.open(blob.sha256, 2) as file:
+    with blobs.open(blob.sha256, 2, 100) as file:
         assert file.read() == b"llo"
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_blob_is_read_in_chunks_whether_or_not_the_system_has_it_in_memory(
+    blobs: BlobStore, monkeypatch: pytest.MonkeyPatch, cached: bool
+) -> None:
+    data = bytes(range(256)) * 10
+    blob = put(blobs, data)
+    if not cached:
+        monkeypatch.setattr("fedround_server.blobs.RWF_NOWAIT", None)
+    for offset in (0, 7, len(data)):
+        found = []
+        with blobs.open(blob.sha256, offset, 1000) as file:
+            # What was written just now is in memory, except on a file system that cannot tell.
+            while chunk := file.read_cached() or file.read():
+                found.append(chunk)
+        assert b"".join(found) == data[offset:]
+        assert all(len(chunk) == 1000 for chunk in found[:-1])
 
 
 def test_the_same_bytes_are_one_blob(blobs: BlobStore, tmp_path: Path) -> None:

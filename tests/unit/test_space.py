@@ -3,10 +3,12 @@
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fedround_server.blobs import BlobWriter
 from fedround_server.coordinator.context import Limits
 from fedround_server.coordinator.space import LEAST, Claim, Space
 from fedround_server.domain.errors import DiskFull, Quota, TooManyUploads
@@ -100,7 +102,7 @@ def test_a_small_file_counts_like_a_larger_one(space: Space, disk: Disk) -> None
         one.cover(1)
 
 
-def test_what_is_still_to_come_is_not_free(space: Space, disk: Disk) -> None:
+def test_what_is_still_to_come_is_not_free(space: Space, disk: Disk, tmp_path: Path) -> None:
     disk.free = 12 * MIB
     with claim(space, "one", "a") as first, claim(space, "two", "a") as second:
         first.cover(3 * MIB)
@@ -108,7 +110,9 @@ def test_what_is_still_to_come_is_not_free(space: Space, disk: Disk) -> None:
             second.cover(MIB + 1)
         second.cover(MIB)
         # What has arrived is not to come any more, and it is not free either.
-        first.written, disk.free = 3 * MIB, 9 * MIB
+        with BlobWriter(tmp_path / "file", keep=False) as first.writer:
+            first.writer.write(bytes(3 * MIB))
+        disk.free = 9 * MIB
         with pytest.raises(DiskFull):
             second.cover(MIB + 1)
     with claim(space, "one", "b", offset=5 * MIB) as resumed:

@@ -66,8 +66,13 @@ class Models:
 
     async def read(self, blob: BlobRef, offset: int) -> AsyncGenerator[bytes, None]:
         """Reads a file in chunks, from an offset."""
-        with self._context.blobs.open(blob.sha256, offset) as file:
-            while chunk := await in_thread(file.read, CHUNK):
+        with self._context.blobs.open(blob.sha256, offset, CHUNK) as file:
+            while True:
+                chunk = file.read_cached()
+                if chunk is None:
+                    chunk = await in_thread(file.read)
+                if not chunk:
+                    return
                 yield chunk
 
     async def remove(self, model_id: str, owner_id: str) -> None:

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from fedround_server.blobs import BlobStore
+from fedround_server.blobs import BlobStore, BlobWriter
 from fedround_server.coordinator.context import Limits
 from fedround_server.domain.errors import DiskFull, Quota, TooManyUploads
 
@@ -30,7 +30,13 @@ class Claim:
         self.name = name
         self.is_update = is_update
         self.size = 0
-        self.written = written
+        self.writer: BlobWriter | None = None
+        self._found = written
+
+    @property
+    def written(self) -> int:
+        """Bytes of the file that are on the disk."""
+        return self._found if self.writer is None else max(self._found, self.writer.size_bytes)
 
     @property
     def to_come(self) -> int:

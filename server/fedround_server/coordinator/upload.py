@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from fedround_server.blobs import BlobWriter
 from fedround_server.coordinator.context import Context, in_thread, wait_out
+from fedround_server.coordinator.intake import Intake
 from fedround_server.coordinator.space import Claim, Space
 from fedround_server.domain.errors import (
     DigestMismatch,
@@ -176,34 +177,33 @@ class Uploads:
                 self._context.blobs.upload(user_id, upload_id, offset, name) as writer,
             ):
                 reached("upload.opened")
+                claim.writer = writer
                 # What is not declared is known with the header.
                 claim.cover(incoming.size_bytes or 1)
                 try:
                     with self._watch(incoming, writer):
                         layout = await self._take(incoming, HeaderGate(expected), writer, claim)
                     reached("upload.complete")
-                    await self._check_numbers(writer, bound)
-                    reached("upload.checked")
+                    await self._check_and_sync(writer, bound)
                 except (InvalidArgument, DigestMismatch, ModelTooLarge):
                     writer.discard()
                     raise
-                await in_thread(_store, self._context, writer)
+                await in_thread(self._context.blobs.adopt, writer.path, writer.blob)
                 return Received(writer.blob, layout.manifest)
 
     async def _take(self, incoming: Incoming, gate: HeaderGate, writer: BlobWriter, claim: Claim) -> Layout:
         if incoming.offset:
             await in_thread(writer.replay, gate.feed)
-        async for chunk in incoming.chunks:
-            if gate.takes_long(chunk):
-                await in_thread(gate.feed, chunk)
-            else:
-                gate.feed(chunk)
-            self._check_size(incoming, gate.layout, writer.size_bytes + len(chunk))
-            if gate.layout is not None and incoming.size_bytes is None:
-                claim.cover(gate.layout.size_bytes)
-            writer.write(chunk)
-            claim.written = writer.size_bytes
-            reached("upload.chunk_written")
+        async with Intake(writer) as intake:
+            async for chunk in incoming.chunks:
+                if gate.takes_long(chunk):
+                    await in_thread(gate.feed, chunk)
+                else:
+                    gate.feed(chunk)
+                self._check_size(incoming, gate.layout, intake.size_bytes + len(chunk))
+                if gate.layout is not None and incoming.size_bytes is None:
+                    claim.cover(gate.layout.size_bytes)
+                await intake.write(chunk)
         size = writer.size_bytes
         described = None if gate.layout is None else gate.layout.size_bytes
         if size == 0 and not incoming.size_bytes:
@@ -235,6 +235,15 @@ class Uploads:
                 f"the file has {size} bytes, the server takes {limit}: ask the operator for more",
                 limit="max_model_bytes",
             )
+
+    async def _check_and_sync(self, writer: BlobWriter, bound: NormBound | None) -> None:
+        """Looks at the numbers while the disk is at work."""
+        syncing = asyncio.create_task(in_thread(_sync, writer))
+        try:
+            await self._check_numbers(writer, bound)
+            reached("upload.checked")
+        finally:
+            await syncing
 
     async def _check_numbers(self, writer: BlobWriter, bound: NormBound | None) -> None:
         origin = None if bound is None else Origin(self._context.blobs.path(bound.origin.sha256), bound.prefix)
@@ -282,7 +291,6 @@ class Uploads:
                 self._updates[key] = replace(own, writer=None)
 
 
-def _store(context: Context, writer: BlobWriter) -> None:
+def _sync(writer: BlobWriter) -> None:
     writer.sync()
     reached("upload.synced")
-    context.blobs.adopt(writer.path, writer.blob)

@@ -14,7 +14,7 @@ from fedround_server.domain.model import BlobRef
 from fedround_server.engine.aggregators import AGGREGATORS, Aggregator, Block
 from fedround_server.engine.job import AggregationFailed, AggregationJob
 from fedround_server.engine.rounding import narrow
-from fedround_server.engine.tensors import Layouts, TensorFile, TensorWriter, blocks
+from fedround_server.engine.tensors import Layouts, TensorFile, TensorWriter, blocks, is_finite
 
 # BatchNorm counts its batches; the count of the most trained update is the one that makes sense.
 COUNTER = "num_batches_tracked"
@@ -52,7 +52,7 @@ def aggregate(job: AggregationJob, target: Path) -> BlobRef:
 
 def _average(aggregator: Aggregator, block: Block, name: str) -> Tensor:
     result = narrow(aggregator(block), block.model.dtype)
-    if not torch.isfinite(result).all():
+    if not is_finite(result):
         raise AggregationFailed(f"the aggregate of tensor {name!r} has values that its dtype cannot hold")
     return result
 

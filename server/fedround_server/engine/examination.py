@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fedround_server.engine.job import Examination, Origin
-from fedround_server.engine.tensors import TensorFile, blocks
+from fedround_server.engine.tensors import TensorFile, blocks, is_finite
 
 SMALLEST = 1e-140
 """Below this, squares vanish that a norm is the root of."""
@@ -43,12 +43,12 @@ def examine(path: Path, origin: Origin | None = None) -> Examination:
 def _distance(block: Tensor, origin: Tensor | None) -> float | None:
     """Returns how far a block is from its origin, if that is given; None if the block contains NaN or Inf."""
     if origin is None:
-        return 0.0 if torch.isfinite(block).all() else None
+        return 0.0 if is_finite(block) else None
     difference = block.double() - origin
     norm = float(torch.linalg.vector_norm(difference))
     if SMALLEST < norm < inf:
         return norm
-    if not torch.isfinite(block).all():
+    if not is_finite(block):
         return None
     scale = float(difference.abs().max())
     # Neither zero nor an overflow, the distance of two opposite giants, can be scaled with.

@@ -15,6 +15,7 @@ from multiprocessing.connection import wait
 from multiprocessing.context import BaseContext
 from typing import Any, ParamSpec, TypeVar
 
+from fedround_server.allocator import keep_freed_memory
 from fedround_server.domain.errors import WorkerKilled
 
 P = ParamSpec("P")
@@ -147,6 +148,7 @@ def allow_many_files() -> None:
 def _settle_in() -> None:
     """Runs first in the worker: it leaves signals to the server and goes when the server goes, however that ends."""
     allow_many_files()
+    keep_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     server = multiprocessing.parent_process()
     if server is not None:

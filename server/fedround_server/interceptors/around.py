@@ -35,23 +35,12 @@ class AroundInterceptor(grpc.aio.ServerInterceptor):
         if handler is None:
             return None
         method = str(handler_call_details.method)
-        if handler.response_streaming:
-            inner = handler.stream_stream if handler.request_streaming else handler.unary_stream
-            make = (
-                grpc.stream_stream_rpc_method_handler
-                if handler.request_streaming
-                else grpc.unary_stream_rpc_method_handler
-            )
-            wrap = self._generator if inspect.isasyncgenfunction(inner) else self._coroutine
-        else:
-            inner = handler.stream_unary if handler.request_streaming else handler.unary_unary
-            make = (
-                grpc.stream_unary_rpc_method_handler
-                if handler.request_streaming
-                else grpc.unary_unary_rpc_method_handler
-            )
-            wrap = self._coroutine
-        return make(wrap(method, inner), handler.request_deserializer, handler.response_serializer)
+
+        def wrap(inner: Any) -> Any:
+            make = self._generator if inspect.isasyncgenfunction(inner) else self._coroutine
+            return make(method, inner)
+
+        return rebuilt(handler, wrap, handler.request_deserializer, handler.response_serializer)
 
     def _coroutine(self, method: str, inner: Any) -> Any:
         async def behaviour(request: Any, context: Any) -> Any:
@@ -70,3 +59,21 @@ class AroundInterceptor(grpc.aio.ServerInterceptor):
                     yield response
 
         return behaviour
+
+
+def rebuilt(handler: "Handler", wrap: Callable[[Any], Any], deserializer: Any, serializer: Any) -> "Handler":
+    """Returns a handler of the same shape, which refuses an upload at once where a unary one would hang.
+
+    Args:
+        handler: The handler.
+        wrap: Makes the new behaviour of the old one.
+        deserializer: Reads requests.
+        serializer: Writes responses.
+    """
+    if handler.response_streaming:
+        if handler.request_streaming:
+            return grpc.stream_stream_rpc_method_handler(wrap(handler.stream_stream), deserializer, serializer)
+        return grpc.unary_stream_rpc_method_handler(wrap(handler.unary_stream), deserializer, serializer)
+    if handler.request_streaming:
+        return grpc.stream_unary_rpc_method_handler(wrap(handler.stream_unary), deserializer, serializer)
+    return grpc.unary_unary_rpc_method_handler(wrap(handler.unary_unary), deserializer, serializer)

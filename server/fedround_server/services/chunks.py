@@ -12,6 +12,7 @@ from fedround_server.domain.errors import ChunkCorrupt, FieldInvalid, OffsetOutO
 from fedround_server.domain.model import BlobRef
 from fedround_server.interceptors.around import Call
 from fedround_server.interceptors.auth import caller
+from fedround_server.interceptors.frames import Frame
 from fedround_server.services import fields
 
 MAX_CHUNK = 1 << 20
@@ -71,17 +72,15 @@ class ChunkStream(Generic[M]):
             FieldInvalid: A chunk is too large, or a spec comes late or twice.
             ChunkCorrupt: A chunk was damaged on the way.
         """
-        if self._first is not None and self._first.chunk:
-            _check(self._first, offset)
-            yield self._first.chunk
-            offset += len(self._first.chunk)
+        if self._first is not None and (chunk := _checked(self._first, offset)):
+            yield chunk
+            offset += len(chunk)
         async for message in self._requests:
             if message.HasField("spec"):
                 raise FieldInvalid("spec", "belongs into the first message, once")
-            if message.chunk:
-                _check(message, offset)
-                yield message.chunk
-                offset += len(message.chunk)
+            if chunk := _checked(message, offset):
+                yield chunk
+                offset += len(chunk)
 
 
 async def send_file(
@@ -91,14 +90,14 @@ async def send_file(
 
     Args:
         context: The call.
-        message: Makes messages of its stream, with info or with chunk.
+        message: Makes messages of its stream with info.
         info: What is sent.
         chunks: The file, closed at the end.
     """
     async with aclosing(chunks):
         await context.write(message(info=info))
         async for chunk in chunks:
-            await context.write(message(chunk=chunk, chunk_crc32c=google_crc32c.value(chunk)))
+            await context.write(Frame(chunk, google_crc32c.value(chunk)))
 
 
 def incoming(
@@ -126,9 +125,11 @@ def incoming(
     return Incoming(caller().user_id, stream.chunks(offset), digest, size_bytes or None, resumable, offset)
 
 
-def _check(message: Message, offset: int) -> None:
-    size = len(message.chunk)
-    if size > MAX_CHUNK:
-        raise FieldInvalid("chunk", f"has {size} bytes; a message carries at most {MAX_CHUNK}")
-    if message.HasField("chunk_crc32c") and message.chunk_crc32c != google_crc32c.value(message.chunk):
-        raise ChunkCorrupt(offset, size)
+def _checked(message: Message, offset: int) -> bytes:
+    # Once: each look at the field makes a copy.
+    chunk = message.chunk
+    if len(chunk) > MAX_CHUNK:
+        raise FieldInvalid("chunk", f"has {len(chunk)} bytes; a message carries at most {MAX_CHUNK}")
+    if message.HasField("chunk_crc32c") and message.chunk_crc32c != google_crc32c.value(chunk):
+        raise ChunkCorrupt(offset, len(chunk))
+    return chunk

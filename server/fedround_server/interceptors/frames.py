@@ -1,0 +1,113 @@
+"""Chunks of files on the wire, without protobuf's copies.
+
+protobuf copies a field of bytes three times: into the message, into the serialised message, and out of that. Nearly all
+that the server moves are messages of a chunk and its CRC-32C and nothing else. Those are put together and taken apart
+here, one copy each; what looks different in any way goes through protobuf.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import grpc
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+
+from fedround.v1 import model_pb2, round_pb2, training_pb2
+from fedround_server.interceptors.around import Continuation, Handler, rebuilt
+
+UPLOADS: dict[str, Descriptor] = {
+    "/fedround.v1.TrainingService/CreateTraining": training_pb2.CreateTrainingRequest.DESCRIPTOR,
+    "/fedround.v1.ModelService/UploadModel": model_pb2.UploadModelRequest.DESCRIPTOR,
+    "/fedround.v1.RoundService/SubmitUpdate": round_pb2.SubmitUpdateRequest.DESCRIPTOR,
+}
+DOWNLOADS: dict[str, Descriptor] = {
+    "/fedround.v1.ModelService/DownloadModel": model_pb2.DownloadModelResponse.DESCRIPTOR,
+    "/fedround.v1.RoundService/DownloadDealtModel": round_pb2.DownloadDealtModelResponse.DESCRIPTOR,
+}
+BYTES, FIXED32 = 2, 5
+"""Wire types (https://protobuf.dev/programming-guides/encoding/)."""
+
+
+class Frame(NamedTuple):
+    """A message of a chunk and its CRC-32C and nothing else; looks like the protobuf message that it stands for."""
+
+    chunk: bytes
+    chunk_crc32c: int
+
+    def HasField(self, field_name: str, /) -> bool:  # noqa: N802 - protobuf's name
+        """Tells whether a field is there."""
+        return field_name == "chunk_crc32c"
+
+
+class FrameCodec:
+    """How the messages of one stream are written that carry nothing but a chunk and its CRC-32C."""
+
+    def __init__(self, descriptor: Descriptor) -> None:
+        """Takes the fields' numbers from the description of the messages."""
+        fields = descriptor.fields_by_name
+        self._chunk_tag = _tag(fields["chunk"], BYTES)
+        self._crc_tag = _tag(fields["chunk_crc32c"], FIXED32)
+
+    def encode(self, frame: Frame) -> bytes:
+        """Writes a message, as protobuf does."""
+        crc = frame.chunk_crc32c.to_bytes(4, "little")
+        return b"".join((self._chunk_tag, _varint(len(frame.chunk)), frame.chunk, self._crc_tag, crc))
+
+    def decode(self, data: bytes) -> Frame | None:
+        """Reads a message; returns None if it is another one, which protobuf has to look at."""
+        if not data.startswith(self._chunk_tag):
+            return None
+        size, start = _read_varint(data, 1)
+        end = start + size
+        if start == 0 or len(data) != end + 5 or data[end : end + 1] != self._crc_tag:
+            return None
+        return Frame(data[start:end], int.from_bytes(data[end + 1 :], "little"))
+
+
+class FrameInterceptor(grpc.aio.ServerInterceptor):
+    """Has the streams of files read and written by frames."""
+
+    async def intercept_service(
+        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
+    ) -> "Handler | None":
+        """Puts the codec in front of protobuf's."""
+        handler = await continuation(handler_call_details)
+        method = str(handler_call_details.method)
+        if handler is None or not (method in UPLOADS or method in DOWNLOADS):
+            return handler
+        deserializer, serializer = handler.request_deserializer, handler.response_serializer
+        if method in UPLOADS:
+            deserializer = _reading(FrameCodec(UPLOADS[method]), handler.request_deserializer)
+        else:
+            serializer = _writing(FrameCodec(DOWNLOADS[method]), handler.response_serializer)
+        return rebuilt(handler, lambda inner: inner, deserializer, serializer)
+
+
+def _reading(codec: FrameCodec, other: Any) -> Callable[[bytes], Any]:
+    return lambda data: codec.decode(data) or other(data)
+
+
+def _writing(codec: FrameCodec, other: Any) -> Callable[[Any], bytes]:
+    return lambda message: codec.encode(message) if isinstance(message, Frame) else other(message)
+
+
+def _tag(field: FieldDescriptor, wire_type: int) -> bytes:
+    return bytes([field.number << 3 | wire_type])
+
+
+def _read_varint(data: bytes, start: int) -> tuple[int, int]:
+    """Returns a number of up to 28 bits and where it ends; 0, 0 if there is none."""
+    number = 0
+    for index, byte in enumerate(data[start : start + 4]):
+        number |= (byte & 0x7F) << 7 * index
+        if byte < 0x80:
+            return number, start + index + 1
+    return 0, 0
+
+
+def _varint(number: int) -> bytes:
+    found = bytearray()
+    while number > 0x7F:
+        found.append(number & 0x7F | 0x80)
+        number >>= 7
+    found.append(number)
+    return bytes(found)

@@ -1,0 +1,54 @@
+"""Chunks on the wire: frames are what protobuf makes of the same message, and of nothing else."""
+
+import google_crc32c
+import pytest
+from google.protobuf.message import Message
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedround.v1 import model_pb2, round_pb2, training_pb2
+from fedround_server.interceptors.frames import DOWNLOADS, UPLOADS, Frame, FrameCodec
+
+MESSAGES: list[type[Message]] = [
+    training_pb2.CreateTrainingRequest,
+    model_pb2.UploadModelRequest,
+    round_pb2.SubmitUpdateRequest,
+    model_pb2.DownloadModelResponse,
+    round_pb2.DownloadDealtModelResponse,
+]
+chunks = st.binary(max_size=300) | st.integers(1, 1 << 20).map(lambda size: b"\xff" * size)
+
+
+def test_all_streams_of_files_are_known() -> None:
+    assert {message.DESCRIPTOR for message in MESSAGES} == {*UPLOADS.values(), *DOWNLOADS.values()}
+
+
+@pytest.mark.parametrize("message", MESSAGES)
+@given(chunk=chunks, crc=st.integers(0, 2**32 - 1))
+def test_a_frame_is_what_protobuf_writes(message: type[Message], chunk: bytes, crc: int) -> None:
+    codec = FrameCodec(message.DESCRIPTOR)
+    written = codec.encode(Frame(chunk, crc))
+    assert message.FromString(written) == message(chunk=chunk, chunk_crc32c=crc)
+    if chunk:
+        assert written == message(chunk=chunk, chunk_crc32c=crc).SerializeToString()
+    assert codec.decode(written) == Frame(chunk, crc)
+
+
+@pytest.mark.parametrize("message", MESSAGES)
+@given(data=st.binary(max_size=40) | st.binary(max_size=40).map(lambda rest: b"\x12" + rest))
+def test_what_is_read_is_what_protobuf_reads(message: type[Message], data: bytes) -> None:
+    frame = FrameCodec(message.DESCRIPTOR).decode(data)
+    if frame is not None:
+        assert message.FromString(data) == message(chunk=frame.chunk, chunk_crc32c=frame.chunk_crc32c)
+
+
+def test_what_carries_more_or_less_is_for_protobuf() -> None:
+    codec = FrameCodec(model_pb2.UploadModelRequest.DESCRIPTOR)
+    chunk = b"chunk"
+    frame = codec.encode(Frame(chunk, google_crc32c.value(chunk)))
+    with_spec = model_pb2.UploadModelRequest(spec=model_pb2.ModelSpec(name="a"), chunk=chunk, chunk_crc32c=1)
+    without_crc = model_pb2.UploadModelRequest(chunk=chunk)
+    for data in (b"", with_spec.SerializeToString(), without_crc.SerializeToString(), frame[:-1], frame + b"\x1d"):
+        assert codec.decode(data) is None
+    assert not Frame(chunk, 1).HasField("spec")
+    assert Frame(chunk, 1).HasField("chunk_crc32c")
