@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -81,17 +81,17 @@ def tree(pid: int) -> list[int]:
     return found
 
 
-def anonymous(pids: list[int]) -> int:
+def anonymous(pids: Iterable[int]) -> int:
     """Returns the bytes of memory that processes hold for themselves: what a file backs can be dropped at any time."""
     return sum(_status(pid, "RssAnon:") for pid in pids)
 
 
-def resident(pids: list[int]) -> int:
+def resident(pids: Iterable[int]) -> int:
     """Returns the bytes of memory of processes that are resident; pages that they share are counted for each."""
     return sum(_status(pid, "VmRSS:") for pid in pids)
 
 
-def cpu_seconds(pids: list[int]) -> float:
+def cpu_seconds(pids: Iterable[int]) -> float:
     """Returns the seconds of CPU that processes have used, in user and in kernel mode."""
     ticks = 0
     for pid in pids:

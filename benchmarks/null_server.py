@@ -1,0 +1,48 @@
+"""A gRPC server whose handlers do nothing with what they get: the limit of gRPC's streams on this machine.
+
+It runs with the options and the allocator of a fedround server. Prints its port.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+
+from fedround.v1 import model_pb2, model_pb2_grpc
+from fedround_server.allocator import keep_freed_memory
+from fedround_server.app import OPTIONS
+
+CHUNK = bytes(3 << 18)
+
+
+class NullService(model_pb2_grpc.ModelServiceServicer):
+    """Drops uploads, and sends the same chunk again and again."""
+
+    async def UploadModel(  # noqa: N802
+        self, requests: AsyncIterator[model_pb2.UploadModelRequest], _: Any
+    ) -> model_pb2.UploadModelResponse:
+        """Drops what comes."""
+        async for _request in requests:
+            pass
+        return model_pb2.UploadModelResponse()
+
+    async def DownloadModel(self, request: model_pb2.DownloadModelRequest, context: Any) -> None:  # noqa: N802
+        """Sends as many bytes as the offset says."""
+        for _ in range(0, request.offset, len(CHUNK)):
+            await context.write(model_pb2.DownloadModelResponse(chunk=CHUNK))
+
+
+async def main() -> None:
+    """Serves until it is ended."""
+    keep_freed_memory()
+    server = grpc.aio.server(options=OPTIONS)
+    model_pb2_grpc.add_ModelServiceServicer_to_server(NullService(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    print(port, flush=True)
+    await server.wait_for_termination()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
