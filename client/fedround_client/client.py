@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from contextlib import closing
 from os import PathLike
 from typing import Self
 
 import grpc
 
 from fedround_client.audit import AuditCalls
+from fedround_client.cache import CACHE_BYTES, ModelCache
 from fedround_client.channel import open_channel
 from fedround_client.clock import Clock, SystemClock
 from fedround_client.inference import InferenceCalls
@@ -66,6 +68,8 @@ class Client(UserCalls, TrainingCalls, ModelCalls, RoundCalls, InferenceCalls, A
         training_id: str | None = None,
         until_finished: bool = True,
         framework: Framework = "numpy",
+        cache: str | PathLike[str] | None = None,
+        cache_bytes: int = CACHE_BYTES,
     ) -> Participation:
         """Takes part in the rounds that the server opens for you, across lost connections and server restarts.
 
@@ -83,6 +87,10 @@ class Client(UserCalls, TrainingCalls, ModelCalls, RoundCalls, InferenceCalls, A
             until_finished: Return after the first training that finishes; False to serve one training after
                 another until interrupted. Without effect if a training_id is given.
             framework: "torch" to get the models as tensors.
+            cache: A folder that keeps the files of models, for when they are wanted again, also by a program that was
+                restarted, or by another participant on this machine. By default the latest one is kept, in a temporary
+                file that goes with the program.
+            cache_bytes: What the folder's files may have together.
 
         Returns:
             How the training ended.
@@ -94,17 +102,20 @@ class Client(UserCalls, TrainingCalls, ModelCalls, RoundCalls, InferenceCalls, A
             UnsupportedRound: A round wants an evaluation, and there is no evaluate function.
             FedroundError: The server refused something: the token, the update, the metrics.
             TensorError: Your update cannot be written as safetensors.
+            OSError: The folder of the cache cannot be made.
         """
-        participant = Participant(
-            self._rpc,
-            train,
-            evaluate,
-            swag,
-            training_id=training_id,
-            until_finished=until_finished,
-            framework=framework,
-        )
-        return participant.run()
+        with closing(ModelCache(cache, cache_bytes)) as models:
+            participant = Participant(
+                self._rpc,
+                train,
+                evaluate,
+                swag,
+                training_id=training_id,
+                until_finished=until_finished,
+                framework=framework,
+                cache=models,
+            )
+            return participant.run()
 
 
 def connect(

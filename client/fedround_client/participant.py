@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import operator
 from collections.abc import Callable, Mapping
@@ -15,6 +14,7 @@ import grpc
 from fedround.v1.event_pb2 import Event, ModelInfo, RoundKind, RoundStarted
 from fedround.v1.model_pb2 import DownloadModelRequest
 from fedround.v1.training_pb2 import TRAINING_STATE_COMPLETED, TRAINING_STATE_ERROR, Training
+from fedround_client.cache import ModelCache
 from fedround_client.errors import (
     CursorExpired,
     MetricsExist,
@@ -32,9 +32,9 @@ from fedround_client.moments import Moments
 from fedround_client.round import RoundCalls
 from fedround_client.rpc import Response, Rpc
 from fedround_client.subscription import LAST, Subscription
-from fedround_client.tensors import Framework, StateDict, from_safetensors, to_safetensors
+from fedround_client.tensors import Arrival, Framework, StateDict, copied
 from fedround_client.training import TrainingCalls
-from fedround_client.transfer import download
+from fedround_client.transfer import Both, download
 from fedround_client.user import UserCalls
 
 logger = logging.getLogger(__name__)
@@ -139,6 +139,7 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
         training_id: str | None,
         until_finished: bool,
         framework: Framework,
+        cache: ModelCache,
     ) -> None:
         """Takes the arguments of `Client.participate`."""
         self._rpc = rpc
@@ -150,7 +151,7 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
         self._until_finished = until_finished or bool(training_id)
         self._framework = framework
         self._rounds: dict[str, int] = {}
-        self._model: tuple[str, bytes] = ("", b"")
+        self._cache = cache
 
     def run(self) -> Participation:
         """Takes part until the end."""
@@ -255,26 +256,28 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
         for _ in range(max(SNAPSHOTS, round_.swag_rank + 1)):
             update = _update(self._train(model, round_))
             moments.add(update.model)
-            model = from_safetensors(to_safetensors(update.model), self._framework)
+            model = copied(update.model, self._framework)
         return Update(moments.update(), update.num_examples, update.metrics)
 
     def _fetch(self, round_: Round, info: ModelInfo) -> dict[str, Any]:
-        """Downloads the model unless it is the one fetched last; reads it anew, as the user may change the arrays."""
+        """Downloads the model unless it is in the cache; reads it anew, as the user may change the arrays."""
         if round_.dealt:
             return self.download_dealt_model(
                 round_.training_id, round_.number, framework=self._framework, attempts=None
             )
-        if self._model[0] != info.sha256:
-            buffer = io.BytesIO()
-            fetched = download(
+        known = self._cache.load(info.sha256, self._framework)
+        if known is not None:
+            return known
+        arrival = Arrival(self._framework)
+        with self._cache.keeping(info.sha256) as kept:
+            download(
                 self._rpc,
                 self._rpc.models.DownloadModel,
                 lambda offset, _: DownloadModelRequest(model_id=info.model_id, version=info.version, offset=offset),
-                buffer,
+                Both(arrival, kept),
                 attempts=None,
             )
-            self._model = (fetched.sha256, buffer.getvalue())
-        return from_safetensors(self._model[1], self._framework)
+        return arrival.tensors()
 
     def _patiently(self, call: Callable[[], Response]) -> Response:
         """Repeats a call until the server is there to answer it."""

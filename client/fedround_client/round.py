@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import uuid
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +16,7 @@ from fedround.v1.round_pb2 import (
     UpdateSpec,
 )
 from fedround_client.rpc import ATTEMPTS, Rpc
-from fedround_client.tensors import Framework, from_safetensors
+from fedround_client.tensors import Arrival, Framework
 from fedround_client.transfer import ModelSource, Payload, Progress, download, upload
 
 
@@ -65,16 +64,16 @@ class RoundCalls:
             NotInCohort: You were dealt nothing in this round.
             TrainingNotFound: You take no part in such a training.
         """
-        buffer = io.BytesIO()
+        arrival = Arrival(framework)
         download(
             self._rpc,
             self._rpc.rounds.DownloadDealtModel,
             lambda offset, _: DownloadDealtModelRequest(training_id=training_id, round=number, offset=offset),
-            buffer,
+            arrival,
             attempts=attempts,
             progress=progress,
         )
-        return from_safetensors(buffer.getvalue(), framework)
+        return arrival.tensors()
 
     def submit_update(
         self,

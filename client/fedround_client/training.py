@@ -87,7 +87,7 @@ class TrainingCalls:
         """
         if (model is None) == (not model_id):
             raise TypeError("create_training takes either a model or the model_id of a stored one.")
-        payload = Payload.of(model) if model is not None else Payload(0, "", b"")
+        payload = Payload.of(model) if model is not None else Payload.nothing()
         upload_id = str(uuid.uuid4()) if model is not None else ""
         spec = TrainingSpec(
             name=name,

@@ -6,11 +6,11 @@ They go in chunks, each with its CRC-32C, are resumed by offset after a cut, and
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import BinaryIO, Literal, Protocol, TypeAlias, TypeVar
+from typing import Literal, Protocol, TypeAlias, TypeVar
 
 import google_crc32c
 import grpc
@@ -19,7 +19,7 @@ from fedround.v1.event_pb2 import ModelInfo
 from fedround.v1.round_pb2 import GetUploadRequest
 from fedround_client.errors import ChunkCorrupt, DigestMismatch, FedroundError, ServerUnavailable
 from fedround_client.rpc import ATTEMPTS, Rpc
-from fedround_client.tensors import StateDict, to_safetensors
+from fedround_client.tensors import Leaving, StateDict, TensorFile, leaving
 
 CHUNK = 3 * 2**18
 
@@ -46,6 +46,26 @@ class _Piece(Protocol):
     def HasField(self, name: Literal["info"], /) -> bool: ...  # noqa: N802 -- protobuf's name
 
 
+class Sink(Protocol):
+    """Where the bytes of a download go."""
+
+    def write(self, data: bytes, /) -> object:
+        """Takes the next bytes."""
+
+
+@dataclass(frozen=True)
+class Both:
+    """Two places at once."""
+
+    first: Sink
+    second: Sink
+
+    def write(self, data: bytes, /) -> None:
+        """Writes to both."""
+        self.first.write(data)
+        self.second.write(data)
+
+
 @dataclass(frozen=True)
 class Payload:
     """A file to be sent.
@@ -57,35 +77,72 @@ class Payload:
 
     size_bytes: int
     sha256: str
-    _source: bytes | Path
+    _source: TensorFile | Path | None
 
     @classmethod
     def of(cls, model: ModelSource) -> Payload:
-        """Takes a state dict into memory as safetensors, or measures a file, which must not change until it is sent.
+        """Measures a state dict or a file, which must not change until it is sent; nothing is copied.
 
         Raises:
             TensorError: The state dict cannot be written as safetensors.
             OSError: The file cannot be read.
         """
         if isinstance(model, Mapping):
-            data = to_safetensors(model)
-            return cls(len(data), hashlib.sha256(data).hexdigest(), data)
+            return cls.of_tensors(leaving(model))
         path = Path(model)
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             return cls(file.tell(), digest, path)
 
+    @classmethod
+    def of_tensors(cls, tensors: Iterable[Leaving]) -> Payload:
+        """Measures tensors, which must not change until they are sent.
+
+        Raises:
+            TensorError: They cannot be written as safetensors.
+        """
+        file = TensorFile(tensors)
+        digest = hashlib.sha256()
+        for piece in file.pieces():
+            digest.update(piece)
+            del piece
+        return cls(file.size_bytes, digest.hexdigest(), file)
+
+    @classmethod
+    def nothing(cls) -> Payload:
+        """Stands for no file."""
+        return cls(0, "", None)
+
     def chunks(self, offset: int) -> Iterator[tuple[bytes, int]]:
         """Cuts what lies behind the offset into chunks, each with the position of its end, in bytes."""
-        if isinstance(self._source, bytes):
-            for start in range(offset, self.size_bytes, CHUNK):
-                chunk = self._source[start : start + CHUNK]
-                yield chunk, start + len(chunk)
-            return
-        with self._source.open("rb") as file:
-            file.seek(offset)
-            while chunk := file.read(CHUNK):
-                yield chunk, file.tell()
+        if isinstance(self._source, TensorFile):
+            for chunk in _cut(self._source.pieces(offset)):
+                offset += len(chunk)
+                yield chunk, offset
+        elif self._source is not None:
+            with self._source.open("rb") as file:
+                file.seek(offset)
+                while chunk := file.read(CHUNK):
+                    yield chunk, file.tell()
+
+
+def _cut(pieces: Iterator[memoryview]) -> Iterator[bytes]:
+    """Cuts pieces of any size into chunks; those that lie inside of a piece are copied once, the others twice."""
+    rest = bytearray()
+    for piece in pieces:
+        start = min(CHUNK - len(rest), len(piece)) if rest else 0
+        rest += piece[:start]
+        if len(rest) == CHUNK:
+            yield bytes(rest)
+            rest.clear()
+        while len(piece) - start >= CHUNK:
+            yield bytes(piece[start : start + CHUNK])
+            start += CHUNK
+        rest += piece[start:]
+        # Else a copy would stay in memory while the next one is made.
+        del piece
+    if rest:
+        yield bytes(rest)
 
 
 def upload(
@@ -154,8 +211,9 @@ def download(
     rpc: Rpc,
     method: grpc.UnaryStreamMultiCallable[Request, Piece],
     request: Callable[[int, ModelInfo | None], Request],
-    sink: BinaryIO,
+    sink: Sink,
     *,
+    have: str = "",
     attempts: int | None = ATTEMPTS,
     progress: Progress | None = None,
 ) -> ModelInfo:
@@ -167,11 +225,12 @@ def download(
         request: Makes the request of a stream that starts at an offset in bytes; after a cut it is also told what the
             bytes so far belong to.
         sink: Where the bytes are written to.
+        have: SHA-256 of a file that is here already: if it is the same one, nothing is fetched.
         attempts: How many in a row may fail without progress; None for any number.
         progress: Told of every chunk.
 
     Returns:
-        What was fetched; the bytes written have its size and its SHA-256.
+        What was fetched, or need not be; the bytes written have its size and its SHA-256.
 
     Raises:
         DigestMismatch: The bytes do not have the digest that the server told, or are more than it told.
@@ -187,6 +246,8 @@ def download(
                 for response in stream:
                     if response.HasField("info"):
                         info = response.info
+                        if have and info.sha256 == have:
+                            return info
                     if response.chunk:
                         if info is None or received + len(response.chunk) > info.size_bytes:
                             raise _surplus(info)
@@ -213,6 +274,18 @@ def download(
             f" not {info.sha256}.",
         )
     return info
+
+
+def digest_of(path: Path) -> str:
+    """Returns the SHA-256 of a file in hex; empty if there is none.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check(piece: _Piece, offset: int) -> None:

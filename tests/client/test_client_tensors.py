@@ -1,11 +1,19 @@
+import json
+import tracemalloc
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
+import safetensors.numpy
+import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from fedround_client import TensorError, from_safetensors, to_safetensors
+from fedround_client.tensors import Arrival, TensorFile, copied, leaving
+from fedround_client.transfer import CHUNK, Payload
 
 NUMPY = [np.float64, np.float32, np.float16, np.int64, np.int32, np.int16, np.int8, np.uint8, np.bool_]
 TORCH = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
@@ -27,6 +35,27 @@ def test_arrays_come_back_as_they_were(state):
         assert back[name].dtype == array.dtype.newbyteorder("=")
         np.testing.assert_array_equal(back[name], array)
         assert back[name].flags.writeable
+
+
+@settings(max_examples=150)
+@given(states)
+def test_the_file_is_that_of_the_reference_implementation(state):
+    native = {name: array.astype(array.dtype.newbyteorder("=")) for name, array in state.items()}
+    assert to_safetensors(state) == safetensors.numpy.save(native)
+
+
+@settings(max_examples=100)
+@given(states, st.data())
+def test_a_file_is_sent_from_anywhere_and_read_in_any_pieces(state, data):
+    file = to_safetensors(state)
+    offset = data.draw(st.integers(0, len(file)))
+    assert b"".join(TensorFile(leaving(state)).pieces(offset)) == file[offset:]
+    arrival, cuts = Arrival(), data.draw(st.lists(st.integers(0, len(file))))
+    for start, end in zip([0, *sorted(cuts)], [*sorted(cuts), len(file)], strict=True):
+        arrival.write(file[start:end])
+    back = arrival.tensors()
+    for name, array in state.items():
+        np.testing.assert_array_equal(back[name], array)
 
 
 @settings(max_examples=80)
@@ -79,10 +108,107 @@ def test_what_is_no_model_is_refused_by_name(state, text):
         to_safetensors(state)
 
 
-@pytest.mark.parametrize("data", [b"", b"PK\x03\x04 and so on", bytes(100)])
-def test_what_is_no_safetensors_is_refused(data):
+def a_file(header, size=0):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + bytes(size)
+
+
+def described(shape, begin, end, dtype="F32"):
+    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"PK\x03\x04 and so on",
+        bytes(100),
+        a_file(b"[" * 100_000),
+        a_file(b"\xff\xff"),
+        a_file([]),
+        a_file({"w": 1}),
+        a_file({"w": {"dtype": "F32", "shape": [2]}}),
+        a_file({"w": described([2], 0, 8)}, 7),
+        a_file({"w": described([2], 0, 8)}, 9),
+        a_file({"w": described([2], 0, 12)}, 12),
+        a_file({"w": described([2], 4, 12)}, 12),
+        a_file({"w": described([2], 0, 8), "v": described([1], 4, 8)}, 8),
+        a_file({"w": described([-2], 0, 8)}, 8),
+        a_file({"w": described([True, 2], 0, 8)}, 8),
+        a_file({"w": described([2.0], 0, 8)}, 8),
+        a_file({"w": described([2], 0, 8, "F33")}, 8),
+        a_file({"w": described([2], 0, 8, None)}, 8),
+    ],
+    ids=lambda data: repr(data[:60]),
+)
+@pytest.mark.parametrize("framework", ["numpy", "torch"])
+def test_what_is_no_safetensors_is_refused(data, framework):
     with pytest.raises(TensorError, match="not a safetensors file"):
-        from_safetensors(data)
+        from_safetensors(data, framework)
+
+
+@pytest.mark.parametrize("framework", ["numpy", "torch"])
+@pytest.mark.parametrize("shape", [[1 << 60], [1 << 70], [1] * 100, [1 << 62, 1 << 62]])
+def test_what_no_memory_holds_is_refused_by_name(framework, shape):
+    size = 4 * int(np.prod([int(side) for side in shape], dtype=object))
+    with pytest.raises(TensorError, match=r"'w' does not fit into memory|not a safetensors file: it ends early"):
+        from_safetensors(a_file({"w": described(shape, 0, size)}), framework)
+
+
+@pytest.mark.parametrize("framework", ["numpy", "torch"])
+def test_files_of_others_are_read(framework):
+    state = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "none": np.zeros((0, 3)), "n": np.array(7, np.uint16)}
+    file = safetensors.numpy.save(state, metadata={"format": "pt"})
+    back = from_safetensors(file, framework)
+    for name, array in state.items():
+        np.testing.assert_array_equal(np.asarray(back[name]), array)
+
+
+def test_what_was_read_is_aligned_whatever_the_file():
+    header = (
+        b'{"b":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"w":{"dtype":"F64","shape":[2],"data_offsets":[1,17]}}'
+    )
+    back = from_safetensors(a_file(header, 17))
+    assert back["w"].flags.aligned
+    assert from_safetensors(a_file(header, 17), "torch")["w"].sum() == 0
+
+
+@contextmanager
+def memory_of(most):
+    """No more than so many bytes are taken at once during the block."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < most
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy], ids=["numpy", "torch"])
+def test_nothing_is_copied_but_a_chunk_at_a_time(kind):
+    state = {f"w{number}": kind(np.ones(1_500_000, np.float32)) for number in range(8)}
+    with memory_of(4 * CHUNK):
+        payload = Payload.of(state)
+        assert sum(len(chunk) for chunk, _ in payload.chunks(0)) == payload.size_bytes == 48_000_592
+
+
+def test_what_does_not_lie_in_a_row_is_copied_one_tensor_at_a_time():
+    state = {f"w{number}": np.ones((1500, 1000), np.float32).T for number in range(8)}
+    with memory_of(6_000_000 + 4 * CHUNK):
+        payload = Payload.of(state)
+        assert sum(len(chunk) for chunk, _ in payload.chunks(0)) == payload.size_bytes
+
+
+def test_a_file_is_read_into_nothing_but_its_tensors():
+    state = {f"w{number}": np.full(1_500_000, number, np.float32) for number in range(8)}
+    file = to_safetensors(state)
+    with memory_of(len(file) + CHUNK):
+        back = from_safetensors(file)
+    np.testing.assert_array_equal(back["w7"], state["w7"])
+    with memory_of(len(file) + CHUNK):
+        again = copied(state, "numpy")
+    again["w7"] += 1
+    assert state["w7"][0] == 7
 
 
 def test_bfloat16_without_torch_names_the_way_out():
