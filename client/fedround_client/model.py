@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import uuid
 from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, TypeAlias, overload
+from typing import Any, Literal, TypeAlias, overload
 
 from fedround.v1 import model_pb2
 from fedround.v1.event_pb2 import ModelInfo
 from fedround.v1.model_pb2 import DownloadModelRequest, MetricReport, Model, ModelSpec, ModelVersion, UploadModelRequest
 from fedround_client.rpc import ATTEMPTS, Rpc
-from fedround_client.tensors import Framework, from_safetensors
-from fedround_client.transfer import ModelSource, Payload, Progress, download, upload
+from fedround_client.tensors import Arrival, Framework
+from fedround_client.transfer import ModelSource, Payload, Progress, Sink, digest_of, download, upload
 
 PartName: TypeAlias = Literal["MODEL", "POSTERIOR"]
 
@@ -168,7 +167,8 @@ class ModelCalls:
             tag: The version that carries this tag instead, such as "best"; of several the latest.
             part: "POSTERIOR" for the SWAG posterior around the version: float64 arrays mean/NAME and second/NAME, and
                 float32 arrays deviation/K/NAME for a low-rank part.
-            to: Path of a safetensors file to write; it appears once it is complete. None to get the tensors.
+            to: Path of a safetensors file to write; it appears once it is complete, and is not fetched again if it is
+                there. None to get the tensors.
             framework: "numpy" for arrays, "torch" for tensors.
             attempts: How many in a row may fail without progress; None for any number.
             progress: Told how many bytes of how many have arrived.
@@ -183,6 +183,8 @@ class ModelCalls:
             OSError: The file cannot be written.
         """
 
+        have = "" if to is None else digest_of(Path(to))
+
         def request(offset: int, info: ModelInfo | None) -> DownloadModelRequest:
             # After a cut the same version is asked for again, even if the latest or the tagged one is another by now.
             return DownloadModelRequest(
@@ -191,21 +193,23 @@ class ModelCalls:
                 tag=tag if info is None else "",
                 part=model_pb2.ModelPart.Value(f"MODEL_PART_{part}"),
                 offset=offset,
+                have_sha256=have,
             )
 
-        def fetch(sink: BinaryIO) -> None:
-            download(self._rpc, self._rpc.models.DownloadModel, request, sink, attempts=attempts, progress=progress)
+        def fetch(sink: Sink) -> ModelInfo:
+            method = self._rpc.models.DownloadModel
+            return download(self._rpc, method, request, sink, have=have, attempts=attempts, progress=progress)
 
         if to is None:
-            buffer = io.BytesIO()
-            fetch(buffer)
-            return from_safetensors(buffer.getvalue(), framework)
+            arrival = Arrival(framework)
+            fetch(arrival)
+            return arrival.tensors()
         target = Path(to)
         incomplete = target.with_name(f".{target.name}.{uuid.uuid4()}.part")
         try:
             with incomplete.open("xb") as file:
-                fetch(file)
-            return incomplete.replace(target)
+                fetched = fetch(file)
+            return target if fetched.sha256 == have else incomplete.replace(target)
         finally:
             incomplete.unlink(missing_ok=True)
 

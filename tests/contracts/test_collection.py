@@ -47,6 +47,28 @@ async def test_what_nobody_needs_goes_in_slices(store: Store, tmp_path: Path, mo
     assert asked == [COLLECTION_SLICE, 11]
 
 
+async def test_a_file_that_two_updates_have_stays_until_neither_needs_it(store: Store, tmp_path: Path) -> None:
+    async with coordinating(store, tmp_path) as desk:
+        shared = old(desk, "the same weights")
+        trainings = [await desk.running(3) for _ in range(2)]
+        for _, (*clients, _), training in trainings:
+            updates = [
+                (await desk.world.submit(training.training_id, 0, client, "the same weights"))[0] for client in clients
+            ]
+            assert updates[0].update_id != updates[1].update_id
+            assert {update.blob for update in updates} == {shared}
+        await desk.coordinator.recover()
+        await desk.clock.asleep(COLLECTION_INTERVAL)
+        assert here(desk, shared) == [True]
+        stays = []
+        for actor, _, training in trainings:
+            await desk.coordinator.trainings.remove(training.training_id, actor, force=True)
+            desk.clock.advance(COLLECTION_INTERVAL)
+            await desk.clock.asleep(COLLECTION_INTERVAL)
+            stays += here(desk, shared)
+        assert stays == [True, False]
+
+
 async def test_a_collection_that_fails_is_followed_by_the_next(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

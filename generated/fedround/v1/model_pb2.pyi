@@ -612,6 +612,7 @@ class DownloadModelRequest(_message.Message):
     OFFSET_FIELD_NUMBER: _builtins.int
     TAG_FIELD_NUMBER: _builtins.int
     PART_FIELD_NUMBER: _builtins.int
+    HAVE_SHA256_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     """UUID of the model."""
     version: _builtins.int
@@ -622,6 +623,8 @@ class DownloadModelRequest(_message.Message):
     """The version that carries this tag, instead of a number; of several the latest."""
     part: Global___ModelPart.ValueType
     """Which file."""
+    have_sha256: _builtins.str
+    """SHA-256 of a file that the caller has, in hex: if it is the one asked for, it is not sent. Empty for none."""
     def __init__(
         self,
         *,
@@ -630,10 +633,11 @@ class DownloadModelRequest(_message.Message):
         offset: _builtins.int = ...,
         tag: _builtins.str = ...,
         part: Global___ModelPart.ValueType = ...,
+        have_sha256: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_version", b"_version", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_version", b"_version", "model_id", b"model_id", "offset", b"offset", "part", b"part", "tag", b"tag", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_version", b"_version", "have_sha256", b"have_sha256", "model_id", b"model_id", "offset", b"offset", "part", b"part", "tag", b"tag", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__version: _TypeAlias = _typing.Literal["version"]  # noqa: Y015
     _WhichOneofArgType__version: _TypeAlias = _typing.Literal["_version", b"_version"]  # noqa: Y015
@@ -650,12 +654,15 @@ class DownloadModelResponse(_message.Message):
     INFO_FIELD_NUMBER: _builtins.int
     CHUNK_FIELD_NUMBER: _builtins.int
     CHUNK_CRC32C_FIELD_NUMBER: _builtins.int
+    UNCHANGED_FIELD_NUMBER: _builtins.int
     chunk: _builtins.bytes
     """The next bytes of the file."""
     chunk_crc32c: _builtins.int
     """CRC-32C (Castagnoli) of this message's chunk; set with every chunk. If it does not fit, go on at the offset that the
     chunk began at.
     """
+    unchanged: _builtins.bool
+    """With the info: the caller has the file already (have_sha256), and no chunk follows."""
     @_builtins.property
     def info(self) -> _event_pb2.ModelInfo:
         """What is sent; in the first message, and only there."""
@@ -666,10 +673,11 @@ class DownloadModelResponse(_message.Message):
         info: _event_pb2.ModelInfo | None = ...,
         chunk: _builtins.bytes = ...,
         chunk_crc32c: _builtins.int | None = ...,
+        unchanged: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_chunk_crc32c", b"_chunk_crc32c", "chunk_crc32c", b"chunk_crc32c", "info", b"info"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_chunk_crc32c", b"_chunk_crc32c", "chunk", b"chunk", "chunk_crc32c", b"chunk_crc32c", "info", b"info"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_chunk_crc32c", b"_chunk_crc32c", "chunk", b"chunk", "chunk_crc32c", b"chunk_crc32c", "info", b"info", "unchanged", b"unchanged"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__chunk_crc32c: _TypeAlias = _typing.Literal["chunk_crc32c"]  # noqa: Y015
     _WhichOneofArgType__chunk_crc32c: _TypeAlias = _typing.Literal["_chunk_crc32c", b"_chunk_crc32c"]  # noqa: Y015

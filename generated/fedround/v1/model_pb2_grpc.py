@@ -117,7 +117,7 @@ class ModelServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DownloadModel(self, request, context):
-        """Streams a version's file: first its info, then chunks.
+        """Streams a version's file: first its info, then chunks; the info alone if the caller has the file.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -44,7 +44,7 @@ class ModelServiceStub:
     TagModelVersion: _grpc.UnaryUnaryMultiCallable[_model_pb2.TagModelVersionRequest, _model_pb2.TagModelVersionResponse]
     """Puts a tag on a version of a model, or takes it away. A tagged version keeps its file. A version carries up to 100 tags."""
     DownloadModel: _grpc.UnaryStreamMultiCallable[_model_pb2.DownloadModelRequest, _model_pb2.DownloadModelResponse]
-    """Streams a version's file: first its info, then chunks."""
+    """Streams a version's file: first its info, then chunks; the info alone if the caller has the file."""
     RemoveModel: _grpc.UnaryUnaryMultiCallable[_model_pb2.RemoveModelRequest, _model_pb2.RemoveModelResponse]
     """Removes a model with all versions. Refused while a training that is not ended needs it."""
     GetMetrics: _grpc.UnaryUnaryMultiCallable[_model_pb2.GetMetricsRequest, _model_pb2.GetMetricsResponse]
@@ -68,7 +68,7 @@ class ModelServiceAsyncStub(ModelServiceStub):
     TagModelVersion: _aio.UnaryUnaryMultiCallable[_model_pb2.TagModelVersionRequest, _model_pb2.TagModelVersionResponse]  # type: ignore[assignment]
     """Puts a tag on a version of a model, or takes it away. A tagged version keeps its file. A version carries up to 100 tags."""
     DownloadModel: _aio.UnaryStreamMultiCallable[_model_pb2.DownloadModelRequest, _model_pb2.DownloadModelResponse]  # type: ignore[assignment]
-    """Streams a version's file: first its info, then chunks."""
+    """Streams a version's file: first its info, then chunks; the info alone if the caller has the file."""
     RemoveModel: _aio.UnaryUnaryMultiCallable[_model_pb2.RemoveModelRequest, _model_pb2.RemoveModelResponse]  # type: ignore[assignment]
     """Removes a model with all versions. Refused while a training that is not ended needs it."""
     GetMetrics: _aio.UnaryUnaryMultiCallable[_model_pb2.GetMetricsRequest, _model_pb2.GetMetricsResponse]  # type: ignore[assignment]
@@ -125,7 +125,7 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_pb2.DownloadModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_model_pb2.DownloadModelResponse], _abc.AsyncIterator[_model_pb2.DownloadModelResponse]]:
-        """Streams a version's file: first its info, then chunks."""
+        """Streams a version's file: first its info, then chunks; the info alone if the caller has the file."""
 
     @_abc_1.abstractmethod
     def RemoveModel(

@@ -89,8 +89,12 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
         if request.part == model_pb2.MODEL_PART_POSTERIOR:
             version = _posterior(version)
         check_offset(version.blob, request.offset)
+        info = convert.model_info(version)
+        if fields.a_digest("have_sha256", request.have_sha256) == version.blob.sha256:
+            await context.write(model_pb2.DownloadModelResponse(info=info, unchanged=True))
+            return
         chunks = self._models.read(version.blob, request.offset)
-        await send_file(context, model_pb2.DownloadModelResponse, convert.model_info(version), chunks)
+        await send_file(context, model_pb2.DownloadModelResponse, info, chunks)
 
     async def RemoveModel(self, request: model_pb2.RemoveModelRequest, context: Call) -> model_pb2.RemoveModelResponse:
         """Removes a model."""
