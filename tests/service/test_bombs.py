@@ -1,0 +1,92 @@
+"""Messages of a few kilobytes that would unfold to more than anybody has: refused before they do, on both sides."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from calls import Person, model_file
+from fedround.v1 import model_pb2
+from servers import Server
+
+SIZE = 128 << 20
+MOST = 32 << 20
+"""What the process may grow by; a message may have 2 MiB."""
+
+FETCH = """
+import json, sys
+from pathlib import Path
+import fedround_client as fr
+
+def peak():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM:"))
+
+before = peak()
+try:
+    fr.connect(sys.argv[1], "token").get_model("11111111-1111-4111-8111-111111111111")
+except fr.ResourceExhausted as error:
+    print(json.dumps([peak() - before, str(error)]))
+"""
+
+
+def peak_memory(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in status if line.startswith("VmHWM:"))
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    """One of its own: how much memory it has had is of its whole life."""
+    with Server(tmp_path / "data") as running:
+        yield running
+
+
+@pytest.mark.parametrize("way", [grpc.Compression.Gzip, grpc.Compression.Deflate])
+def test_a_server_unfolds_no_bomb(server: Server, way: grpc.Compression) -> None:
+    options = [("grpc.max_send_message_length", -1)]
+    token = (("authorization", f"Bearer {server.admin_token}"),)
+    with grpc.insecure_channel(server.address, options=options) as channel:
+        person = Person(channel, server.admin_token)
+        person.create(model_file())
+        before = peak_memory(server.pid)
+        for method in ("UserService/GetMyself", "ModelService/GetModel"):
+            call: Any = channel.unary_unary(f"/fedround.v1.{method}")
+            with pytest.raises(grpc.RpcError) as refused:
+                call(bytes(SIZE), metadata=token, compression=way)
+            assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert "larger than max" in refused.value.details()
+        call = channel.stream_unary("/fedround.v1.ModelService/UploadModel")
+        with pytest.raises(grpc.RpcError) as refused:
+            call(iter([bytes(SIZE)]), metadata=token, compression=way)
+        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert peak_memory(server.pid) - before < MOST
+        person.create(model_file())
+
+
+def test_a_client_unfolds_no_bomb() -> None:
+    def answer(request: bytes, context: Any) -> bytes:
+        context.set_compression(grpc.Compression.Gzip)
+        return model_pb2.GetModelResponse(model=model_pb2.Model(name="0" * SIZE)).SerializeToString()
+
+    handlers = grpc.method_handlers_generic_handler(
+        "fedround.v1.ModelService", {"GetModel": grpc.unary_unary_rpc_method_handler(answer)}
+    )
+    hostile = grpc.server(ThreadPoolExecutor(1), handlers=(handlers,), options=[("grpc.max_send_message_length", -1)])
+    port = hostile.add_insecure_port("127.0.0.1:0")
+    hostile.start()
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", FETCH, f"127.0.0.1:{port}"], stdout=subprocess.PIPE, check=True, text=True
+        )
+    finally:
+        hostile.stop(None).wait()
+    grown, error = json.loads(done.stdout)
+    assert "larger than max" in error
+    assert grown < MOST
