@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from os import PathLike
@@ -24,6 +25,26 @@ SPOOL_BYTES = 16 << 20
 """What a file without a name may have before it goes to disk."""
 # Nothing else in the folder is touched: it may be one of the user's own.
 _OURS = re.compile(r"[0-9a-f]{64}\.safetensors(\.[0-9a-f]{32})?")
+
+
+class HeldFile:
+    """A file that several threads read; it is closed when nobody has it any more."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        """Takes over a file."""
+        self.file = file
+        self._lock = threading.Lock()
+
+    def __del__(self) -> None:
+        """Closes it."""
+        with suppress(OSError):
+            self.file.close()
+
+    def read(self, place: int, length: int) -> bytes:
+        """Returns bytes from a place on, fewer at the end."""
+        with self._lock:
+            self.file.seek(place)
+            return self.file.read(length)
 
 
 class ModelCache:
@@ -48,25 +69,21 @@ class ModelCache:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._max_bytes = max_bytes
         self._sha256 = ""
-        self._file: IO[bytes] | None = None
+        self._file: HeldFile | None = None
 
     def close(self) -> None:
         """Lets go of the file that was used last."""
-        if self._file is not None:
-            self._file.close()
         self._sha256, self._file = "", None
 
-    def open(self, sha256: str) -> IO[bytes] | None:
-        """Returns the file with a digest, at its beginning, if it is here; it is the cache that closes it."""
+    def open(self, sha256: str) -> HeldFile | None:
+        """Returns the file with a digest, if it is here."""
         if sha256 != self._sha256:
             self.close()
             if self._folder is not None:
                 path = self._folder / f"{sha256}.safetensors"
                 with suppress(OSError):
-                    self._file, self._sha256 = path.open("rb"), sha256
+                    self._file, self._sha256 = HeldFile(path.open("rb")), sha256
                     os.utime(path)
-        if self._file is not None:
-            self._file.seek(0)
         return self._file
 
     def load(self, sha256: str, framework: Framework) -> dict[str, Any] | None:
@@ -78,11 +95,12 @@ class ModelCache:
         file = self.open(sha256)
         if file is None:
             return None
-        arrival, digest = Arrival(framework), hashlib.sha256()
+        arrival, digest, place = Arrival(framework), hashlib.sha256(), 0
         with suppress(OSError):
-            while data := file.read(CHUNK):
+            while data := file.read(place, CHUNK):
                 arrival.write(data)
                 digest.update(data)
+                place += len(data)
         if digest.hexdigest() == sha256:
             return arrival.tensors()
         logger.warning("The model file %s in the cache is damaged, and is not used.", sha256)
@@ -102,7 +120,8 @@ class ModelCache:
             if part is not None:
                 kept.rename(part.with_name(name))
                 self._shrink(part.with_name(name))
-            self._sha256, self._file = sha256, kept.file
+            if kept.file is not None:
+                self._sha256, self._file = sha256, HeldFile(kept.file)
         except BaseException:
             kept.drop()
             raise

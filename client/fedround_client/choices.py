@@ -22,6 +22,7 @@ from fedround.v1.training_pb2 import ModelSelection
 AggregationChoice: TypeAlias = FedAvg | FedProx | FedDc | Aggregation
 UncertaintyChoice: TypeAlias = NoUncertainty | McDropout | Swag | Ensemble | Uncertainty
 EvaluationName: TypeAlias = Literal["EVERY_ROUND", "FINAL_ONLY", "NEVER"]
+PrecisionName: TypeAlias = Literal["FULL", "FLOAT16", "BFLOAT16"]
 GoalName: TypeAlias = Literal["MINIMIZE", "MAXIMIZE"]
 
 

@@ -70,6 +70,7 @@ class Client(UserCalls, TrainingCalls, ModelCalls, RoundCalls, InferenceCalls, A
         framework: Framework = "numpy",
         cache: str | PathLike[str] | None = None,
         cache_bytes: int = CACHE_BYTES,
+        full_updates: bool = False,
     ) -> Participation:
         """Takes part in the rounds that the server opens for you, across lost connections and server restarts.
 
@@ -91,6 +92,7 @@ class Client(UserCalls, TrainingCalls, ModelCalls, RoundCalls, InferenceCalls, A
                 restarted, or by another participant on this machine. By default the latest one is kept, in a temporary
                 file that goes with the program.
             cache_bytes: What the folder's files may have together.
+            full_updates: Send updates as they are, also where the training would take them in half precision.
 
         Returns:
             How the training ended.
@@ -114,6 +116,7 @@ class Client(UserCalls, TrainingCalls, ModelCalls, RoundCalls, InferenceCalls, A
                 until_finished=until_finished,
                 framework=framework,
                 cache=models,
+                full_updates=full_updates,
             )
             return participant.run()
 

@@ -11,10 +11,12 @@ from typing import Any, TypeAlias
 
 import grpc
 
+from fedround.v1.aggregation_pb2 import UPDATE_PRECISION_UNSPECIFIED, UpdatePrecision
 from fedround.v1.event_pb2 import Event, ModelInfo, RoundKind, RoundStarted
 from fedround.v1.model_pb2 import DownloadModelRequest
 from fedround.v1.training_pb2 import TRAINING_STATE_COMPLETED, TRAINING_STATE_ERROR, Training
 from fedround_client.cache import ModelCache
+from fedround_client.differences import HALVES, NoDifference, differences
 from fedround_client.errors import (
     CursorExpired,
     MetricsExist,
@@ -34,7 +36,7 @@ from fedround_client.rpc import Response, Rpc
 from fedround_client.subscription import LAST, Subscription
 from fedround_client.tensors import Arrival, Framework, StateDict, copied
 from fedround_client.training import TrainingCalls
-from fedround_client.transfer import Both, download
+from fedround_client.transfer import Both, Payload, download
 from fedround_client.user import UserCalls
 
 logger = logging.getLogger(__name__)
@@ -63,6 +65,8 @@ class Round:
         dealt: Whether the model that is handed over is another participant's local one (FedDc).
         swag_rank: How many deviations a SWAG round wants: Moments(round.swag_rank).
         attempt: Which try of the round it is, from 1: one that misses its deadline may be repeated.
+        update_precision: "FULL", or "FLOAT16" or "BFLOAT16" if the update may be sent as differences in half precision:
+            `participate` does that by itself.
     """
 
     training_id: str
@@ -76,6 +80,7 @@ class Round:
     dealt: bool = False
     swag_rank: int = 0
     attempt: int = 1
+    update_precision: str = "FULL"
 
 
 @dataclass(frozen=True)
@@ -140,6 +145,7 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
         until_finished: bool,
         framework: Framework,
         cache: ModelCache,
+        full_updates: bool = False,
     ) -> None:
         """Takes the arguments of `Client.participate`."""
         self._rpc = rpc
@@ -152,6 +158,7 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
         self._framework = framework
         self._rounds: dict[str, int] = {}
         self._cache = cache
+        self._full_updates = full_updates
 
     def run(self) -> Participation:
         """Takes part until the end."""
@@ -227,7 +234,7 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
         round_ = _round(training_id, started)
         logger.info("Round %d of training %s: %s", round_.number, training_id, round_.kind)
         if round_.kind == "TRAIN":
-            self._submit(round_, self._train(self._fetch(round_, started.model), round_))
+            self._submit(round_, self._train(self._fetch(round_, started.model), round_), started.model.sha256)
         elif round_.kind == "SWAG":
             collect = self._swag or self._collect
             self._submit(round_, collect(self._fetch(round_, started.model), round_))
@@ -243,11 +250,25 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
                 {"training_id": training_id},
             )
 
-    def _submit(self, round_: Round, result: Result) -> None:
+    def _submit(self, round_: Round, result: Result, model_sha256: str = "") -> None:
         update = _update(result)
-        self.submit_update(
-            round_.training_id, round_.number, update.model, update.num_examples, update.metrics, attempts=None
+        payload = self._differences(round_, update.model, model_sha256) or Payload.of(update.model)
+        self._submit_payload(
+            round_.training_id, round_.number, payload, update.num_examples, update.metrics, attempts=None
         )
+
+    def _differences(self, round_: Round, update: StateDict, model_sha256: str) -> Payload | None:
+        """Tells an update in half precision, if the round takes that and the model's file is here to compare with."""
+        if self._full_updates or round_.update_precision not in HALVES:
+            return None
+        model = self._cache.open(model_sha256)
+        if model is None:
+            return None
+        try:
+            return Payload.of_tensors(differences(update, model, round_.update_precision))
+        except NoDifference as reason:
+            logger.warning("The update of round %d is sent in full: %s", round_.number, reason)
+            return None
 
     def _collect(self, model: dict[str, Any], round_: Round) -> Update:
         """Trains on and on, and looks at the weights each time."""
@@ -298,7 +319,14 @@ def _round(training_id: str, started: RoundStarted) -> Round:
         dealt=started.dealt,
         swag_rank=started.swag.rank,
         attempt=max(1, started.attempt),
+        update_precision=_precision(started.update_precision),
     )
+
+
+def _precision(value: UpdatePrecision.ValueType) -> str:
+    """A precision that this SDK does not know is one that need not be used."""
+    known = value in UpdatePrecision.values() and value != UPDATE_PRECISION_UNSPECIFIED
+    return UpdatePrecision.Name(value).removeprefix("UPDATE_PRECISION_") if known else "FULL"
 
 
 def _deadline(training_id: str, started: RoundStarted) -> datetime:

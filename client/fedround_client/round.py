@@ -106,7 +106,21 @@ class RoundCalls:
             UpdateMismatch, UpdateNotFinite, NumExamples: The update is refused.
             FedroundError: Anything else that the server refused.
         """
-        payload = Payload.of(model)
+        return self._submit_payload(
+            training_id, number, Payload.of(model), num_examples, metrics, attempts=attempts, progress=progress
+        )
+
+    def _submit_payload(
+        self,
+        training_id: str,
+        number: int,
+        payload: Payload,
+        num_examples: int,
+        metrics: Mapping[str, float] | None,
+        *,
+        attempts: int | None,
+        progress: Progress | None = None,
+    ) -> UpdateReceipt:
         upload_id = str(uuid.uuid4())
 
         def first(offset: int) -> SubmitUpdateRequest:

@@ -6,7 +6,7 @@ import io
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 
@@ -39,17 +39,31 @@ class TensorError(ValueError):
     """A state dict that cannot be written as a model file, or a file that cannot be read as one."""
 
 
+class Leaving(Protocol):
+    """A tensor to be written."""
+
+    @property
+    def described(self) -> Described:
+        """Its name, type and shape."""
+
+    def pieces(self, offset: int) -> Iterator[memoryview]:
+        """Yields its bytes from an offset on, the same ones each time."""
+
+
 @dataclass(frozen=True)
-class Leaving:
-    """A tensor to be written.
+class Plain:
+    """A tensor to be written as it is.
 
     Attributes:
-        described: Its name, type and shape.
         memory: Gives its bytes, flat: those of the tensor itself, or of a copy if they do not lie in a row.
     """
 
     described: Described
     memory: Callable[[], memoryview]
+
+    def pieces(self, offset: int) -> Iterator[memoryview]:
+        """Yields all in one."""
+        yield self.memory()[offset:]
 
 
 class TensorFile:
@@ -79,7 +93,7 @@ class TensorFile:
         for tensor in self._tensors:
             end = position + tensor.described.num_bytes
             if end > offset:
-                yield tensor.memory()[max(0, offset - position) :]
+                yield from tensor.pieces(max(0, offset - position))
             position = end
 
 
@@ -168,7 +182,7 @@ class Arrival:
             raise TensorError(f"Tensor {described.name!r} does not fit into memory: {error}") from error
 
 
-def leaving(state: StateDict) -> list[Leaving]:
+def leaving(state: StateDict) -> list[Plain]:
     """Looks at a state dict that is to be written, and copies nothing.
 
     Raises:
@@ -251,14 +265,14 @@ def floating(state: StateDict) -> dict[str, np.ndarray[Any, np.dtype[np.float64]
     return found
 
 
-def _leaving(name: object, value: object) -> Leaving:
+def _leaving(name: object, value: object) -> Plain:
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
         dtype = _checked_tensor(name, value, torch)
-        return Leaving(Described(str(name), dtype, tuple(value.shape)), lambda: _tensor_memory(value, torch))
+        return Plain(Described(str(name), dtype, tuple(value.shape)), lambda: _tensor_memory(value, torch))
     array = _an_array(name, value)
     dtype = _checked(name, array.dtype.name, array.size)
-    return Leaving(Described(str(name), dtype, array.shape), lambda: _array_memory(array))
+    return Plain(Described(str(name), dtype, array.shape), lambda: _array_memory(array))
 
 
 def _an_array(name: object, value: object) -> np.ndarray[Any, np.dtype[Any]]:

@@ -8,10 +8,11 @@ from contextlib import suppress
 from typing import Literal, TypeAlias
 
 from fedround.v1 import training_pb2
+from fedround.v1.aggregation_pb2 import UpdatePrecision
 from fedround.v1.event_pb2 import Event
 from fedround.v1.training_pb2 import CreateTrainingRequest, RoundPolicy, Training, TrainingSpec
 from fedround_client import choices
-from fedround_client.choices import AggregationChoice, EvaluationName, Selection, UncertaintyChoice
+from fedround_client.choices import AggregationChoice, EvaluationName, PrecisionName, Selection, UncertaintyChoice
 from fedround_client.errors import FedroundError, TrainingFailed, from_event
 from fedround_client.rpc import Rpc, duration
 from fedround_client.subscription import Subscription
@@ -47,6 +48,7 @@ class TrainingCalls:
         keep_versions: int = 0,
         max_num_examples: int = 0,
         max_update_norm: float = 0.0,
+        update_precision: PrecisionName = "FULL",
         request_id: str | None = None,
         progress: Progress | None = None,
     ) -> Training:
@@ -75,6 +77,8 @@ class TrainingCalls:
             max_num_examples: The most that an update may claim; 0 for the server's limit.
             max_update_norm: How far an update may be from the model that it started from (L2 norm of the difference);
                 0 for any distance.
+            update_precision: "FLOAT16" or "BFLOAT16" has participants send float32 and float64 tensors as differences
+                from the round's model in half precision: half the bytes of float32. Not with FedDc.
             request_id: UUID that makes a repeated create answer the first one's training; made up by default.
             progress: Told how many bytes of how many are sent.
 
@@ -108,6 +112,7 @@ class TrainingCalls:
             keep_versions=keep_versions,
             max_num_examples=max_num_examples,
             max_update_norm=max_update_norm,
+            update_precision=UpdatePrecision.Value(f"UPDATE_PRECISION_{update_precision}"),
             request_id=request_id or str(uuid.uuid4()),
         )
         return upload(

@@ -300,3 +300,32 @@ def test_who_misses_a_deadline_comes_into_the_round_when_it_is_repeated(server: 
         assert closed == [2, 2]
         assert trained == {0: [0, 1], 1: [0, 1]}
         assert people.actor.download_model(training.model_id, 1)["w"].tolist() == [2, 2]
+
+
+@pytest.mark.parametrize(("precision", "loss"), [("FLOAT16", 2**-10), ("BFLOAT16", 2**-7)])
+def test_updates_in_half_precision_are_half_as_large_and_learn_the_same(
+    tmp_path_factory: pytest.TempPathFactory, precision: str, loss: float
+) -> None:
+    """Steps towards the clients' own targets, whose mean is learned."""
+    targets = np.random.default_rng(3).standard_normal((2, 5000)).astype(np.float32)
+
+    def functions(number: int) -> tuple[Any, ...]:
+        def train(model: State, round_: fr.Round) -> tuple[State, int]:
+            model["w"] += (targets[number] - model["w"]) / 2
+            return model, 1
+
+        return (train,)
+
+    folder = tmp_path_factory.mktemp("halves") / "data"
+    with Server(folder) as server, federation(server, 2) as people:
+        training = people.run(
+            functions, {"w": np.zeros(5000, np.float32)}, target_num_updates=12, update_precision=precision
+        )
+        assert training.state == TRAINING_STATE_COMPLETED
+        learned = people.actor.download_model(training.model_id)["w"]
+    sizes = sorted(path.stat().st_size for path in folder.glob("objects/*/*"))
+    # 24 updates, and 13 versions of the model.
+    assert [size // 10_000 for size in sizes] == [1] * 24 + [2] * 13
+    exact = targets.astype(np.float64).mean(0) * (1 - 2.0**-12)
+    # The clients' steps are as far apart as their targets are, and each is rounded.
+    assert np.abs(learned - exact).max() < loss * np.abs(targets).max()

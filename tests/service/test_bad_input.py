@@ -63,6 +63,8 @@ class TestCreateTraining:
             ({"max_update_norm": -0.5}, "spec.max_update_norm"),
             ({"max_update_norm": float("inf")}, "spec.max_update_norm"),
             ({"max_update_norm": float("nan")}, "spec.max_update_norm"),
+            ({"update_precision": 9}, "spec.update_precision"),
+            ({"update_precision": 2, "aggregation": {"fed_dc": {}}}, "spec.update_precision"),
             ({"evaluation": 9}, "spec.evaluation"),
             ({"round_policy": {"deadline": {"seconds": -1}}}, "spec.round_policy.deadline"),
             ({"round_policy": {"deadline": {}}}, "spec.round_policy.deadline"),

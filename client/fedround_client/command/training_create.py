@@ -32,6 +32,14 @@ class EvaluationChoice(StrEnum):
     NEVER = "NEVER"
 
 
+class PrecisionChoice(StrEnum):
+    """In which precision participants send updates."""
+
+    FULL = "FULL"
+    FLOAT16 = "FLOAT16"
+    BFLOAT16 = "BFLOAT16"
+
+
 def create(
     context: typer.Context,
     name: Annotated[str, typer.Option(help="For people, at most 200 characters.")],
@@ -96,6 +104,10 @@ def create(
     max_update_norm: Annotated[
         float, typer.Option(min=0, help="How far (L2) an update may be from its model; 0 for any distance.")
     ] = 0.0,
+    update_precision: Annotated[
+        PrecisionChoice,
+        typer.Option(case_sensitive=False, help="Whether updates come as differences in half precision."),
+    ] = PrecisionChoice.FULL,
     form: FormatOption = Format.TABLE,
 ) -> None:
     """Create a training from a model file or a stored model."""
@@ -137,6 +149,7 @@ def create(
             keep_versions=keep_versions,
             max_num_examples=max_num_examples,
             max_update_norm=max_update_norm,
+            update_precision=update_precision.value,
             progress=report,
         )
     show(training, form)

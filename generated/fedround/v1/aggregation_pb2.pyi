@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -17,6 +18,34 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _UpdatePrecision:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _UpdatePrecisionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UpdatePrecision.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    UPDATE_PRECISION_UNSPECIFIED: _UpdatePrecision.ValueType  # 0
+    """Not set: FULL."""
+    UPDATE_PRECISION_FULL: _UpdatePrecision.ValueType  # 1
+    """Tensors as in the model."""
+    UPDATE_PRECISION_FLOAT16: _UpdatePrecision.ValueType  # 2
+    """An update may have each F32 and F64 tensor as its difference from the round's model, in F16. All of them, or none."""
+    UPDATE_PRECISION_BFLOAT16: _UpdatePrecision.ValueType  # 3
+    """Likewise in BF16, which has the range of F32 and three bits less than F16."""
+
+class UpdatePrecision(_UpdatePrecision, metaclass=_UpdatePrecisionEnumTypeWrapper):
+    """How exactly updates say what was learned."""
+
+UPDATE_PRECISION_UNSPECIFIED: UpdatePrecision.ValueType  # 0
+"""Not set: FULL."""
+UPDATE_PRECISION_FULL: UpdatePrecision.ValueType  # 1
+"""Tensors as in the model."""
+UPDATE_PRECISION_FLOAT16: UpdatePrecision.ValueType  # 2
+"""An update may have each F32 and F64 tensor as its difference from the round's model, in F16. All of them, or none."""
+UPDATE_PRECISION_BFLOAT16: UpdatePrecision.ValueType  # 3
+"""Likewise in BF16, which has the range of F32 and three bits less than F16."""
+Global___UpdatePrecision: _TypeAlias = UpdatePrecision  # noqa: Y015
 
 @_typing.final
 class Aggregation(_message.Message):

@@ -230,6 +230,7 @@ class RoundStarted(_message.Message):
     SWAG_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
     SUBMITTED_FIELD_NUMBER: _builtins.int
+    UPDATE_PRECISION_FIELD_NUMBER: _builtins.int
     round: _builtins.int
     """Number of the round, from 0."""
     kind: Global___RoundKind.ValueType
@@ -244,6 +245,8 @@ class RoundStarted(_message.Message):
     """Which try of the round this is, from 1. Of a round that was repeated, the present one."""
     submitted: _builtins.bool
     """Whether the subscriber has submitted in this round: nothing is left to do in it. Read anew in every subscription."""
+    update_precision: _aggregation_pb2.UpdatePrecision.ValueType
+    """In which precision updates may come; FULL unless the training allows another and the round trains."""
     @_builtins.property
     def model(self) -> Global___ModelInfo:
         """The model to train or to evaluate."""
@@ -278,10 +281,11 @@ class RoundStarted(_message.Message):
         swag: _aggregation_pb2.Swag | None = ...,
         attempt: _builtins.int = ...,
         submitted: _builtins.bool = ...,
+        update_precision: _aggregation_pb2.UpdatePrecision.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["aggregation", b"aggregation", "deadline", b"deadline", "model", b"model", "swag", b"swag"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregation", b"aggregation", "attempt", b"attempt", "deadline", b"deadline", "dealt", b"dealt", "kind", b"kind", "local_rounds", b"local_rounds", "metric_names", b"metric_names", "model", b"model", "round", b"round", "submitted", b"submitted", "swag", b"swag"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregation", b"aggregation", "attempt", b"attempt", "deadline", b"deadline", "dealt", b"dealt", "kind", b"kind", "local_rounds", b"local_rounds", "metric_names", b"metric_names", "model", b"model", "round", b"round", "submitted", b"submitted", "swag", b"swag", "update_precision", b"update_precision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -252,7 +252,9 @@ class SubmitUpdateRequest(_message.Message):
     CHUNK_FIELD_NUMBER: _builtins.int
     CHUNK_CRC32C_FIELD_NUMBER: _builtins.int
     chunk: _builtins.bytes
-    """The next 1 B to 1 MiB of the file (safetensors, tensors as in the model); 768 KiB is a good size."""
+    """The next 1 B to 1 MiB of the file (safetensors, tensors as in the model, or differences as round_started allows);
+    768 KiB is a good size.
+    """
     chunk_crc32c: _builtins.int
     """CRC-32C (Castagnoli) of this message's chunk. When set, it is verified before the chunk is written: a chunk that was
     damaged on the way is refused by itself (CHUNK_CORRUPT), and a resumable upload goes on behind what came before it.

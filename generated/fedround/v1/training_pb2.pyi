@@ -285,6 +285,7 @@ class TrainingSpec(_message.Message):
     MODEL_VERSION_FIELD_NUMBER: _builtins.int
     ARCHITECTURE_FIELD_NUMBER: _builtins.int
     MAX_UPDATE_NORM_FIELD_NUMBER: _builtins.int
+    UPDATE_PRECISION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """A name for people, at most 200 characters; need not be unique."""
     description: _builtins.str
@@ -314,6 +315,11 @@ class TrainingSpec(_message.Message):
     max_update_norm: _builtins.float
     """How far an update may be from the model that its participant started from: the L2 norm of the difference over all
     floating tensors, in float64. Finite, >= 0; 0 means any distance. In SWAG rounds it bounds the means of the weights.
+    """
+    update_precision: _aggregation_pb2.UpdatePrecision.ValueType
+    """Whether participants may send differences in half precision, which are half as large: unset means FULL, they may not.
+    Not with FedDC, whose models are dealt as they came. In SWAG rounds moments are sent in full. max_update_norm then
+    bounds the differences themselves.
     """
     @_builtins.property
     def metric_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -361,10 +367,11 @@ class TrainingSpec(_message.Message):
         model_version: _builtins.int | None = ...,
         architecture: _builtins.str = ...,
         max_update_norm: _builtins.float = ...,
+        update_precision: _aggregation_pb2.UpdatePrecision.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_model_version", b"_model_version", "aggregation", b"aggregation", "model_version", b"model_version", "round_policy", b"round_policy", "selection", b"selection", "uncertainty", b"uncertainty"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_model_version", b"_model_version", "aggregation", b"aggregation", "architecture", b"architecture", "client_ids", b"client_ids", "description", b"description", "evaluation", b"evaluation", "keep_versions", b"keep_versions", "max_num_examples", b"max_num_examples", "max_update_norm", b"max_update_norm", "metric_names", b"metric_names", "model_id", b"model_id", "model_sha256", b"model_sha256", "model_size_bytes", b"model_size_bytes", "model_version", b"model_version", "name", b"name", "request_id", b"request_id", "round_policy", b"round_policy", "selection", b"selection", "target_num_updates", b"target_num_updates", "uncertainty", b"uncertainty"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_model_version", b"_model_version", "aggregation", b"aggregation", "architecture", b"architecture", "client_ids", b"client_ids", "description", b"description", "evaluation", b"evaluation", "keep_versions", b"keep_versions", "max_num_examples", b"max_num_examples", "max_update_norm", b"max_update_norm", "metric_names", b"metric_names", "model_id", b"model_id", "model_sha256", b"model_sha256", "model_size_bytes", b"model_size_bytes", "model_version", b"model_version", "name", b"name", "request_id", b"request_id", "round_policy", b"round_policy", "selection", b"selection", "target_num_updates", b"target_num_updates", "uncertainty", b"uncertainty", "update_precision", b"update_precision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__model_version: _TypeAlias = _typing.Literal["model_version"]  # noqa: Y015
     _WhichOneofArgType__model_version: _TypeAlias = _typing.Literal["_model_version", b"_model_version"]  # noqa: Y015

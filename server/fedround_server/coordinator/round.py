@@ -102,7 +102,7 @@ class Rounds:
             raise
         if admission.receipt is not None:
             return admission.receipt
-        await self._uploads.receive(incoming, admission.manifest, admission.bound)
+        await self._uploads.receive(incoming, admission.manifest, admission.bound, admission.differences)
         update = await to_the_end(self._accept(new, RoundKind.TRAIN))
         reached("update.replying")
         return update
@@ -316,6 +316,7 @@ class Rounds:
             weights=tuple(update.num_examples for update in task.updates),
             algorithm=SWAG_MOMENTS if kind is RoundKind.SWAG else aggregation.algorithm,
             options=aggregation.options,
+            differences=task.spec.update_precision.dtype,
         )
         target = blobs.temporary(self._context.new_id())
         try:

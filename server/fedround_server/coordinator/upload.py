@@ -147,13 +147,20 @@ class Uploads:
             await in_thread(self._context.blobs.forget_upload, user_id, upload_id)
             self._space.forget(user_id, upload_id)
 
-    async def receive(self, incoming: Incoming, expected: Manifest | None, bound: NormBound | None = None) -> Received:
+    async def receive(
+        self,
+        incoming: Incoming,
+        expected: Manifest | None,
+        bound: NormBound | None = None,
+        differences: Manifest | None = None,
+    ) -> Received:
         """Takes a file in. When it returns, the file is on disk, whole, checked and under its digest.
 
         Args:
             incoming: The file.
             expected: What it must contain; None for any acceptable model.
             bound: How far an update may be from its origin; None for any distance.
+            differences: What it may contain instead.
 
         Raises:
             ModelTooLarge: It is over the limit.
@@ -182,7 +189,7 @@ class Uploads:
                 claim.cover(incoming.size_bytes or 1)
                 try:
                     with self._watch(incoming, writer):
-                        layout = await self._take(incoming, HeaderGate(expected), writer, claim)
+                        layout = await self._take(incoming, HeaderGate(expected, differences), writer, claim)
                     reached("upload.complete")
                     await self._check_and_sync(writer, bound)
                 except (InvalidArgument, DigestMismatch, ModelTooLarge):

@@ -35,6 +35,7 @@ class RoundStarted:
         local_rounds: How many local rounds each trains before it submits.
         swag: What a SWAG round asks for.
         attempt: Which try of the round it is, from 1.
+        update_precision: In which precision updates may come: "FULL", "FLOAT16" or "BFLOAT16".
         submitted: Whether the reader has submitted in it; this and what a repeated round has anew is not in the log.
     """
 
@@ -49,6 +50,7 @@ class RoundStarted:
     swag: Mapping[str, Any] | None = None
     attempt: int = 1
     submitted: bool = False
+    update_precision: str = "FULL"
 
 
 @dataclass(frozen=True, slots=True)

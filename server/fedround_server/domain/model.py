@@ -53,6 +53,18 @@ class TensorSpec:
 Manifest = Mapping[str, TensorSpec]
 """What a model consists of: tensor name -> type and shape. Every update must have exactly the model's."""
 
+
+def differences(model: Manifest, dtype: Dtype) -> Manifest:
+    """Returns what an update consists of whose wide floating tensors are differences from the model's.
+
+    Args:
+        model: The model's tensors.
+        dtype: The narrow type of the differences: a tensor of another type than the model's is one.
+    """
+    wide = (Dtype.F32, Dtype.F64)
+    return {name: TensorSpec(dtype, spec.shape) if spec.dtype in wide else spec for name, spec in model.items()}
+
+
 MAX_TENSORS = 20_000
 """How many tensors a file that somebody sends may have."""
 

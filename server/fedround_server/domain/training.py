@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
+from fedround_server.domain.model import Dtype
+
 MAX_NUM_EXAMPLES = 2**31
 MAX_TARGET_NUM_UPDATES = 1_000_000
 MISSING = "; missing: "
@@ -60,6 +62,19 @@ class OnMissed(enum.Enum):
 
     FAIL = "FAIL"
     RETRY = "RETRY"
+
+
+class UpdatePrecision(enum.Enum):
+    """How exactly updates say what was learned."""
+
+    FULL = "FULL"
+    FLOAT16 = "FLOAT16"
+    BFLOAT16 = "BFLOAT16"
+
+    @property
+    def dtype(self) -> Dtype | None:
+        """The type of differences; None if there are none."""
+        return {"FLOAT16": Dtype.F16, "BFLOAT16": Dtype.BF16}.get(self.value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +153,7 @@ class TrainingSpec:
         model_version: The version of the stored model to start from; None means the latest.
         architecture: The registered architecture of the streamed model.
         max_update_norm: How far an update may be from what its participant started from (L2); 0 means any distance.
+        update_precision: Whether updates may come as differences in half precision.
     """
 
     name: str
@@ -157,6 +173,7 @@ class TrainingSpec:
     architecture: str = ""
     uncertainty: Uncertainty = field(default_factory=Uncertainty)
     max_update_norm: float = 0.0
+    update_precision: UpdatePrecision = UpdatePrecision.FULL
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ Memory is O(block x updates), whatever the size of the model.
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -31,7 +32,7 @@ def aggregate(job: AggregationJob, target: Path) -> BlobRef:
         AggregationFailed: The result has values that the model's dtype cannot hold.
     """
     aggregator = AGGREGATORS[job.algorithm]
-    layouts = Layouts()
+    layouts = Layouts(job.differences)
     with ExitStack() as stack:
         model = stack.enter_context(TensorFile(job.model, layouts))
         updates = [stack.enter_context(TensorFile(path, layouts)) for path in job.updates]
@@ -39,15 +40,53 @@ def aggregate(job: AggregationJob, target: Path) -> BlobRef:
         for name in sorted(model.layout.offsets, key=model.layout.offsets.__getitem__):
             spec = model.layout.manifest[name]
             for start, length in blocks(spec.num_elements):
-                parts = [update.block(name, start, length) for update in updates]
                 base = model.block(name, start, length)
+                parts = Parts(updates, base, name, start)
                 if spec.dtype.is_floating:
                     writer.write(_average(aggregator, Block(parts, job.weights, base, job.options), name))
                 elif name.endswith(COUNTER):
-                    writer.write(torch.stack(parts).amax(0))
+                    writer.write(torch.stack(list(parts)).amax(0))
                 else:
                     writer.write(parts[_heaviest(job.weights)])
         return writer.finish()
+
+
+class Parts(Sequence[Tensor]):
+    """The same elements of every update, one tensor each; a difference is added to the model's when it is asked for."""
+
+    def __init__(self, updates: Sequence[TensorFile], base: Tensor, name: str, start: int) -> None:
+        """Looks at nothing yet.
+
+        Args:
+            updates: The updates' files.
+            base: These elements of the model.
+            name: The tensor that they are of.
+            start: Index of the first one.
+        """
+        self._updates = updates
+        self._base = base
+        self._name = name
+        self._start = start
+
+    def __len__(self) -> int:
+        """Returns how many updates there are."""
+        return len(self._updates)
+
+    @overload
+    def __getitem__(self, index: int) -> Tensor: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Tensor]: ...
+    def __getitem__(self, index: int | slice) -> Tensor | list[Tensor]:
+        """Returns the elements of an update."""
+        if isinstance(index, slice):
+            return [self[one] for one in range(*index.indices(len(self)))]
+        part = self._updates[index].block(self._name, self._start, len(self._base))
+        if part.dtype == self._base.dtype:
+            return part
+        # Two numbers of the model's type have a mean of its type. Sums beyond its range might have none, and the round
+        # would fail for what one participant sent.
+        most = torch.finfo(self._base.dtype).max
+        return (self._base.double() + part).clamp_(-most, most)
 
 
 def _average(aggregator: Aggregator, block: Block, name: str) -> Tensor:

@@ -12,6 +12,7 @@ from fedround_server.engine.tensors import TensorFile, blocks, is_finite
 
 SMALLEST = 1e-140
 """Below this, squares vanish that a norm is the root of."""
+NOTHING = torch.zeros(())
 
 
 def examine(path: Path, origin: Origin | None = None) -> Examination:
@@ -19,7 +20,8 @@ def examine(path: Path, origin: Origin | None = None) -> Examination:
 
     Args:
         path: A safetensors file that has passed the gate.
-        origin: The model that it was made from; each of its floating tensors is in the file.
+        origin: The model that it was made from; each of its floating tensors is in the file, as it is or as its
+            difference in another type.
     """
     norm = 0.0
     with ExitStack() as stack:
@@ -30,8 +32,11 @@ def examine(path: Path, origin: Origin | None = None) -> Examination:
             if not spec.dtype.is_floating:
                 continue
             before = name.removeprefix(prefix) if base is not None and name.startswith(prefix) else None
+            is_difference = base is not None and not prefix and base.layout.manifest[name].dtype is not spec.dtype
             for start, length in blocks(spec.num_elements):
                 origins = None if base is None or before is None else base.block(before, start, length)
+                if is_difference:
+                    origins = NOTHING
                 step = _distance(file.block(name, start, length), origins)
                 if step is None:
                     return Examination(not_finite=name)

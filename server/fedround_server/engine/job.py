@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedround_server.domain.model import Dtype
 from fedround_server.domain.prediction import Array
 
 SWAG_MOMENTS = "swag_moments"
@@ -87,6 +88,7 @@ class AggregationJob:
         weights: num_examples of each.
         algorithm: Name of the aggregator.
         options: Its options.
+        differences: The type in which updates may have differences from the model, in place of wider tensors.
     """
 
     model: Path
@@ -94,3 +96,4 @@ class AggregationJob:
     weights: tuple[int, ...]
     algorithm: str
     options: Mapping[str, float]
+    differences: Dtype | None = None

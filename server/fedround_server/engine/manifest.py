@@ -46,13 +46,15 @@ class Layout:
 class HeaderGate:
     """Reads a header from the chunks of a file, and refuses it as soon as it can be known to be bad."""
 
-    def __init__(self, expected: Manifest | None = None) -> None:
+    def __init__(self, expected: Manifest | None = None, differences: Manifest | None = None) -> None:
         """Begins before the first byte.
 
         Args:
             expected: What the file must contain, exactly; None for anything acceptable.
+            differences: What it may contain instead, exactly.
         """
         self._expected = expected
+        self._differences = differences
         self._seen = bytearray()
         self.layout: Layout | None = None
 
@@ -80,7 +82,7 @@ class HeaderGate:
             self.layout = parse_header(bytes(self._seen[PREFIX : PREFIX + length]))
             self._seen.clear()
             if self._expected is not None:
-                check_same(self.layout.manifest, self._expected)
+                check_same(self.layout.manifest, self._expected, self._differences)
 
 
 def parse_header(header: bytes, *, own: bool = False) -> Layout:
@@ -129,12 +131,20 @@ def make_header(manifest: Manifest) -> bytes:
     return len(text).to_bytes(PREFIX, "little") + text
 
 
-def check_same(actual: Manifest, expected: Manifest) -> None:
+def check_same(actual: Manifest, expected: Manifest, differences: Manifest | None = None) -> None:
     """Compares what is there with what must be.
+
+    Args:
+        actual: What is there.
+        expected: What must be there.
+        differences: What may be there instead: meant if it has one of the differences.
 
     Raises:
         UpdateMismatch: A tensor is missing, is one too many, or has another type or shape.
     """
+    hint = ""
+    if differences is not None and any(_is_difference(name, actual, expected, differences) for name in actual):
+        expected, hint = differences, ": differences of all F32 and F64 tensors, or of none"
     if missing := sorted(expected.keys() - actual.keys()):
         raise UpdateMismatch(f"the update lacks tensors that the round asks for: {_some(missing)}")
     if surplus := sorted(actual.keys() - expected.keys()):
@@ -144,8 +154,13 @@ def check_same(actual: Manifest, expected: Manifest) -> None:
         if found != spec:
             raise UpdateMismatch(
                 f"tensor {name!r} is {found.dtype.name}{list(found.shape)},"
-                f" and the round asks for {spec.dtype.name}{list(spec.shape)}"
+                f" and the round asks for {spec.dtype.name}{list(spec.shape)}{hint}"
             )
+
+
+def _is_difference(name: str, actual: Manifest, expected: Manifest, differences: Manifest) -> bool:
+    spec = differences.get(name)
+    return spec is not None and spec != expected[name] and spec.dtype is actual[name].dtype
 
 
 def _header_length(prefix: bytes) -> int:

@@ -15,7 +15,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from fedround_server.domain.model import BlobRef, Dtype
+from fedround_server.domain.model import BlobRef, Dtype, Manifest, differences
 from fedround_server.engine.manifest import PREFIX, Layout, check_same, parse_header
 
 BLOCK = 128 * 1024
@@ -42,10 +42,16 @@ class Layouts:
     only the offsets are kept.
     """
 
-    def __init__(self) -> None:
-        """Begins with none known."""
+    def __init__(self, narrow: Dtype | None = None) -> None:
+        """Begins with none known.
+
+        Args:
+            narrow: The type in which files may have differences from the first one, which is the model.
+        """
         self._known: dict[bytes, Layout] = {}
         self._names: dict[str, int] = {}
+        self._manifests: list[Manifest] = []
+        self._narrow = narrow
 
     def read(self, header: bytes) -> Layout:
         """Returns the layout of a file.
@@ -60,10 +66,13 @@ class Layouts:
         return self._known[digest]
 
     def _shrink(self, layout: Layout) -> Layout:
-        manifest = next(iter(self._known.values()), layout).manifest
+        if not self._manifests:
+            self._names = {name: number for number, name in enumerate(layout.manifest)}
+            self._manifests = [layout.manifest]
+            if self._narrow is not None:
+                self._manifests.append(differences(layout.manifest, self._narrow))
+        manifest = next((known for known in self._manifests if known == layout.manifest), self._manifests[0])
         check_same(layout.manifest, manifest)
-        if not self._names:
-            self._names = {name: number for number, name in enumerate(manifest)}
         return replace(layout, manifest=manifest, offsets=_Offsets(self._names, layout.offsets))
 
 

@@ -126,6 +126,11 @@ def aggregation(found: Aggregation) -> aggregation_pb2.Aggregation:
     return message
 
 
+def update_precision(name: str) -> aggregation_pb2.UpdatePrecision.ValueType:
+    """Encodes in which precision updates may come."""
+    return aggregation_pb2.UpdatePrecision.Value(f"UPDATE_PRECISION_{name}")
+
+
 def training_spec(spec: TrainingSpec, *, for_actor: bool, listed: bool) -> training_pb2.TrainingSpec:
     """Encodes a spec with the defaults filled in; who else takes part is for the actor, and not for lists."""
     policy = spec.round_policy
@@ -148,6 +153,7 @@ def training_spec(spec: TrainingSpec, *, for_actor: bool, listed: bool) -> train
         request_id=(spec.request_id or "") if for_actor else "",
         max_num_examples=spec.max_num_examples,
         max_update_norm=spec.max_update_norm,
+        update_precision=update_precision(spec.update_precision.value),
         keep_versions=spec.keep_versions,
         model_version=spec.model_version,
         architecture=spec.architecture,
@@ -240,6 +246,7 @@ def _payload(message: event_pb2.Event, payload: events.Payload) -> None:
             started.dealt = payload.dealt
             started.attempt = payload.attempt
             started.submitted = payload.submitted
+            started.update_precision = update_precision(payload.update_precision)
             if payload.swag is not None:
                 started.swag.CopyFrom(uncertainty.write(Uncertainty("swag", payload.swag)).swag)
         case events.RoundExtended():

@@ -16,6 +16,7 @@ from fedround_server.domain.training import (
     RoundPolicy,
     Selection,
     TrainingSpec,
+    UpdatePrecision,
 )
 from fedround_server.services import fields, uncertainty
 
@@ -37,17 +38,19 @@ def read(message: training_pb2.TrainingSpec) -> TrainingSpec:
         raise FieldInvalid("spec.model_version", "goes with spec.model_id: name the stored model too")
     if message.architecture and message.model_id:
         raise FieldInvalid("spec.architecture", "is for a streamed model: the stored one names its own")
+    chosen = _aggregation(message.aggregation)
     return TrainingSpec(
         name=fields.a_text("spec.name", message.name, 200),
         description=fields.a_text("spec.description", message.description, 10_000),
         target_num_updates=_target(message.target_num_updates),
         metric_names=fields.metric_names(message.metric_names),
         client_ids=tuple(fields.ids("spec.client_ids", message.client_ids)),
-        aggregation=_aggregation(message.aggregation),
+        aggregation=chosen,
         round_policy=_round_policy(message.round_policy),
         evaluation=_evaluation(message.evaluation),
         max_num_examples=_cap(message.max_num_examples),
         max_update_norm=_norm(message.max_update_norm),
+        update_precision=_precision(message.update_precision, chosen),
         model_id=fields.an_optional_id("spec.model_id", message.model_id),
         request_id=fields.an_optional_id("spec.request_id", message.request_id),
         selection=_selection(message) if message.HasField("selection") else None,
@@ -74,6 +77,20 @@ def _norm(value: float) -> float:
     if not math.isfinite(value) or value < 0:
         raise FieldInvalid("spec.max_update_norm", f"is {value}; must be finite and >= 0, and 0 is for any distance")
     return value
+
+
+def _precision(value: aggregation_pb2.UpdatePrecision.ValueType, chosen: Aggregation) -> UpdatePrecision:
+    if value not in aggregation_pb2.UpdatePrecision.values():
+        known = ", ".join(aggregation_pb2.UpdatePrecision.keys())
+        raise FieldInvalid("spec.update_precision", f"is {value}; known are {known}")
+    if value == aggregation_pb2.UPDATE_PRECISION_UNSPECIFIED:
+        return UpdatePrecision.FULL
+    found = UpdatePrecision(aggregation_pb2.UpdatePrecision.Name(value).removeprefix("UPDATE_PRECISION_"))
+    if found is not UpdatePrecision.FULL and chosen.algorithm == FED_DC:
+        raise FieldInvalid(
+            "spec.update_precision", "does not go with fed_dc: its models are dealt as they come, so send them in full"
+        )
+    return found
 
 
 def _aggregation(message: aggregation_pb2.Aggregation) -> Aggregation:

@@ -11,7 +11,7 @@ from fedround_server.domain.errors import (
     TrainingNotFound,
     UpdateExists,
 )
-from fedround_server.domain.model import BlobRef, Manifest
+from fedround_server.domain.model import BlobRef, Manifest, differences
 from fedround_server.domain.round import RoundKind, RoundState
 from fedround_server.domain.swag import MEAN, moments
 from fedround_server.domain.update import NewUpdate, NormBound, Update
@@ -30,9 +30,17 @@ from fedround_server.store.schema import (
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """What an update must look like to be accepted; receipt is set if it was accepted before."""
+    """What an update must look like to be accepted.
+
+    Attributes:
+        manifest: Its tensors.
+        differences: Those of one that tells differences in half precision; None if none may.
+        bound: How far it may be from its origin.
+        receipt: Set if it was accepted before.
+    """
 
     manifest: Manifest
+    differences: Manifest | None
     bound: NormBound | None
     receipt: Update | None
 
@@ -43,9 +51,12 @@ def admit(training: TrainingRow, new: NewUpdate) -> Admission:
     spec = to_spec(training.spec)
     manifest = to_manifest(ModelRow.get(ModelRow.model_id == training.model_id).manifest)
     row = RoundRow.get(RoundRow.training_id == new.training_id, RoundRow.number == new.round)
+    narrow, half = None, spec.update_precision.dtype
     if row.kind == RoundKind.SWAG.value:
         manifest = moments(manifest, int(spec.uncertainty.options["rank"]))
-    return Admission(manifest, _bound(training, row, new.user_id, spec.max_update_norm), receipt)
+    elif half is not None:
+        narrow = differences(manifest, half)
+    return Admission(manifest, narrow, _bound(training, row, new.user_id, spec.max_update_norm), receipt)
 
 
 def check(training: TrainingRow, new: NewUpdate, kind: RoundKind) -> Update | None:

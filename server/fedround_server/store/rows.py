@@ -24,6 +24,7 @@ from fedround_server.domain.training import (
     TrainingSpec,
     TrainingState,
     Uncertainty,
+    UpdatePrecision,
 )
 from fedround_server.domain.update import Update
 from fedround_server.domain.user import Role, User
@@ -118,6 +119,7 @@ def from_spec(spec: TrainingSpec) -> dict[str, Any]:
         "evaluation": spec.evaluation.name,
         "max_num_examples": spec.max_num_examples,
         "max_update_norm": spec.max_update_norm,
+        "update_precision": spec.update_precision.name,
         "model_id": spec.model_id,
         "model_version": spec.model_version,
         "request_id": spec.request_id,
@@ -151,6 +153,8 @@ def to_spec(data: Mapping[str, Any]) -> TrainingSpec:
         evaluation=Evaluation[data["evaluation"]],
         max_num_examples=data["max_num_examples"],
         max_update_norm=data["max_update_norm"],
+        # Trainings that were created before there was a choice have none.
+        update_precision=UpdatePrecision[data.get("update_precision", "FULL")],
         model_id=data["model_id"],
         model_version=data["model_version"],
         request_id=data["request_id"],

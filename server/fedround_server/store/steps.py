@@ -16,7 +16,7 @@ from fedround_server.domain.event import (
     TrainingRemoved,
 )
 from fedround_server.domain.round import RoundKind, RoundState, expected_updates
-from fedround_server.domain.training import TRANSITIONS, TrainingFailure, TrainingState
+from fedround_server.domain.training import TRANSITIONS, TrainingFailure, TrainingState, UpdatePrecision
 from fedround_server.failpoints import reached
 from fedround_server.store import ledger
 from fedround_server.store.noting import note
@@ -231,6 +231,7 @@ def round_started(training: TrainingRow, row: RoundRow) -> RoundStarted:
         dealt=row.step > 0,
         swag=spec.uncertainty.options if kind is RoundKind.SWAG else None,
         attempt=row.attempt,
+        update_precision=(spec.update_precision if kind is RoundKind.TRAIN else UpdatePrecision.FULL).value,
     )
 
 

@@ -12,8 +12,9 @@ class Block:
     """The same elements of every update.
 
     Attributes:
-        updates: One tensor an update, each of shape (elements,) in the model's floating dtype, in canonical order.
-            Not to be written to.
+        updates: One tensor an update, each of shape (elements,) in the model's floating dtype, or in float64 where it
+            is the sum of the model and a difference; in canonical order. Not to be written to, and made when it is
+            asked for: whoever goes through them one by one holds one.
         weights: num_examples of each update, >= 1.
         model: These elements of the model that the round started from; shape and dtype like an update.
         options: The options of the training's aggregation.

@@ -1,0 +1,196 @@
+"""Updates in half precision: rounded as everybody rounds, sent where the round takes them, and in full otherwise."""
+
+import io
+import logging
+import tracemalloc
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from client.rounds import Rounds, finished, info_of, round_started
+from client.scripted import OK, piece
+from fedround.v1.aggregation_pb2 import UPDATE_PRECISION_BFLOAT16, UPDATE_PRECISION_FLOAT16
+from fedround.v1.model_pb2 import DownloadModelResponse
+from fedround.v1.round_pb2 import SubmitUpdateResponse
+from fedround_client import from_safetensors, to_safetensors
+from fedround_client.cache import HeldFile
+from fedround_client.differences import NoDifference, differences, narrow
+from fedround_client.tensors import TensorFile
+from fedround_client.transfer import CHUNK, Payload
+
+pytestmark = pytest.mark.timeout(60)
+
+MODEL = {
+    "w": np.linspace(-3, 3, 1000, dtype=np.float32).reshape(20, 50),
+    "wide": np.linspace(5, 7, 100),
+    "half": np.ones(3, np.float16),
+    "steps": np.array(4, np.int64),
+}
+values = arrays(np.float32, st.integers(1, 50), elements=st.floats(width=32))
+
+
+def held(state):
+    return HeldFile(io.BytesIO(to_safetensors(state)))
+
+
+@given(values)
+def test_bfloat16_is_rounded_as_torch_rounds_it(numbers):
+    expected = torch.from_numpy(numbers).to(torch.bfloat16)
+    bits = narrow(numbers, "BF16")
+    if torch.isfinite(expected).all():
+        assert bits.tobytes() == expected.view(torch.int16).numpy().tobytes()
+    else:
+        assert bits is None
+
+
+@given(values)
+def test_float16_is_rounded_as_numpy_rounds_it(numbers):
+    with np.errstate(over="ignore"):
+        expected = numbers.astype(np.float16)
+    half = narrow(numbers, "F16")
+    if np.isfinite(expected).all():
+        assert half.tobytes() == expected.tobytes()
+    else:
+        assert half is None
+
+
+@given(st.sampled_from([("FLOAT16", 2.0**-11, 2.0**-25), ("BFLOAT16", 2.0**-8, 2.0**-133)]), st.integers(0, 2**32))
+def test_what_is_rebuilt_is_near(precision, seed):
+    name, relative, absolute = precision
+    rng = np.random.default_rng(seed)
+    step = 10.0 ** rng.integers(-6, 2)
+    update = {
+        key: np.asarray(tensor + rng.standard_normal(tensor.shape) * step).astype(tensor.dtype)
+        for key, tensor in MODEL.items()
+    }
+    file = b"".join(bytes(one) for one in TensorFile(differences(update, held(MODEL), name)).pieces())
+    found = from_safetensors(file, "torch")
+    assert found["half"].dtype == torch.float16
+    np.testing.assert_array_equal(found["half"], update["half"])
+    assert found["steps"] == update["steps"]
+    for key in ("w", "wide"):
+        assert found[key].dtype == (torch.float16 if name == "FLOAT16" else torch.bfloat16)
+        exact = update[key].astype(np.float64) - MODEL[key]
+        # Half a unit of the half precision, and of the float32 on the way to it.
+        bound = np.abs(exact) * (relative + 2.0**-23) + absolute
+        assert (np.abs(found[key].double().numpy() - exact) <= bound).all()
+
+
+@given(st.integers(0, 2500), st.sampled_from(["FLOAT16", "BFLOAT16"]))
+def test_differences_are_sent_from_anywhere(offset, precision):
+    update = {name: tensor + tensor.dtype.type(1) for name, tensor in MODEL.items()}
+    file = TensorFile(differences(update, held(MODEL), precision))
+    whole = b"".join(bytes(one) for one in file.pieces())
+    assert len(whole) == file.size_bytes
+    assert b"".join(bytes(one) for one in file.pieces(offset)) == whole[offset:]
+
+
+@pytest.mark.parametrize(
+    ("update", "text"),
+    [
+        ({"w": np.full((20, 50), 70000, np.float32)}, "F16 cannot hold the difference of tensor 'w'"),
+        ({"w": np.full((20, 50), np.nan, np.float32)}, "F16 cannot hold"),
+        ({"wide": np.full(100, 1e300)}, "F16 cannot hold the difference of tensor 'wide'"),
+        ({"w": MODEL["w"].T}, "'w' is not as in the model"),
+        ({"w": MODEL["w"].astype(np.float64)}, "'w' is not as in the model"),
+        ({"another": MODEL["w"]}, "'another' is not as in the model"),
+    ],
+)
+def test_what_is_no_difference_is_told(update, text):
+    with pytest.raises(NoDifference, match=text):
+        Payload.of_tensors(differences({**MODEL, **update}, held(MODEL), "FLOAT16"))
+
+
+def test_a_difference_takes_a_block_of_memory():
+    before = {"w": np.ones(10_000_000, np.float32)}
+    after, model = {"w": before["w"] + 1}, held(before)
+    tracemalloc.start()
+    try:
+        payload = Payload.of_tensors(differences(after, model, "BFLOAT16"))
+        assert sum(len(chunk) for chunk, _ in payload.chunks(0)) == payload.size_bytes
+        assert tracemalloc.get_traced_memory()[1] < 12 * CHUNK
+    finally:
+        tracemalloc.stop()
+
+
+def play(server, train, precision, framework="numpy", **options):
+    """A round whose update may be half as large; returns its tensors as torch reads them."""
+    rounds = Rounds(server, train, framework=framework, **options)
+    rounds.send(round_started(1, 0, update_precision=precision, model=info_of(0, to_safetensors(MODEL))))
+    rounds.training_is_at(0)
+    _, rpc = server.stream("DownloadModel")
+    file = to_safetensors(MODEL)
+    rpc.send_response(piece(DownloadModelResponse, file, info=info_of(0, file)))
+    rpc.terminate(*OK)
+    data = take(server)
+    rounds.send(finished(2))
+    rounds.result()
+    return from_safetensors(data, "torch")
+
+
+def take(server):
+    rpc = server.upload("SubmitUpdate")
+    first = rpc.take_request()
+    data = rpc.take_request().chunk
+    assert len(data) == first.spec.size_bytes
+    rpc.terminate(SubmitUpdateResponse(), *OK)
+    return data
+
+
+def add_in_place(model, round_):
+    assert round_.update_precision in ("FLOAT16", "BFLOAT16")
+    for tensor in model.values():
+        tensor += 2
+    return model, 1
+
+
+@pytest.mark.parametrize("framework", ["numpy", "torch"])
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [(UPDATE_PRECISION_FLOAT16, torch.float16), (UPDATE_PRECISION_BFLOAT16, torch.bfloat16)]
+)
+def test_a_participant_sends_differences_where_the_round_takes_them(server, framework, precision, dtype):
+    sent = play(server, add_in_place, precision, framework)
+    assert {name: tensor.dtype for name, tensor in sent.items()} == {
+        "w": dtype,
+        "wide": dtype,
+        "half": torch.float16,
+        "steps": torch.int64,
+    }
+    assert (sent["w"] == 2).all()
+    assert sent["half"].tolist() == [3] * 3
+    assert sent["steps"] == 6
+
+
+@pytest.mark.parametrize("precision", [0, 1, 99])
+def test_other_rounds_get_updates_in_full(server, precision):
+    def train(model, round_):
+        assert round_.update_precision == "FULL"
+        return model, 1
+
+    assert play(server, train, precision)["w"].dtype == torch.float32
+
+
+def test_who_wants_to_sends_in_full(server):
+    assert play(server, add_in_place, UPDATE_PRECISION_FLOAT16, full_updates=True)["w"].dtype == torch.float32
+
+
+def test_what_does_not_fit_is_sent_in_full(server, caplog):
+    def train(model, round_):
+        return {**model, "w": model["w"] + 1e6}, 1
+
+    sent = play(server, train, UPDATE_PRECISION_FLOAT16)
+    assert (sent["w"].dtype, sent["wide"].dtype) == (torch.float32, torch.float64)
+    (record,) = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert "sent in full: F16 cannot hold the difference of tensor 'w'" in record.getMessage()
+
+
+def test_without_the_models_file_an_update_is_sent_in_full(server, monkeypatch):
+    def no_room(self, path):
+        self.file = None
+
+    monkeypatch.setattr("fedround_client.cache.Kept.__init__", no_room)
+    assert play(server, add_in_place, UPDATE_PRECISION_FLOAT16)["w"].dtype == torch.float32
