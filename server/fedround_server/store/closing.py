@@ -32,22 +32,21 @@ def evaluate(training: TrainingRow, now: datetime, *, due: bool = False) -> bool
     row = steps.find_round(training.training_id, training.round)
     if row is None or row.state != RoundState.OPEN.value or not steps.state_of(training).is_running:
         return False
-    present, arrived = steps.round_counts(row.training_id, row.number)
     policy = to_spec(training.spec).round_policy
-    expected = expected_updates(policy, present)
+    expected = expected_updates(policy, row.members)
     if expected != row.expected:
         RoundRow.update(expected=expected).where(_is(row)).execute()
-    if not present:
+    if not row.members:
         steps.abandon(training)
         steps.open_round(training, row.number + 1, RoundKind(row.kind), now)
         return False
-    verdict = judge(arrived, expected, due=due, last=row.attempt >= policy.max_attempts)
+    verdict = judge(row.arrived, expected, due=due, last=row.attempt >= policy.max_attempts)
     if verdict is Verdict.CLOSE:
         return _close(training, row)
     if verdict is Verdict.REPEAT:
         _repeat(training, row, policy, now)
     elif verdict is Verdict.FAIL:
-        steps.fail(training, "DEADLINE_MISSED", _who_is_missing(row, arrived, expected), now)
+        steps.fail(training, "DEADLINE_MISSED", _who_is_missing(row, expected), now)
     return False
 
 
@@ -58,6 +57,7 @@ def leave(training: TrainingRow, user_ids: Sequence[str], now: datetime) -> bool
         Whether that closed the round.
     """
     for user_id in sorted(user_ids):
+        training.num_participants -= 1
         note("client_removed", training, subject=user_id)
         sequence = steps.append(training, ClientRemoved(user_id), now, audience=user_id)
         ParticipantRow.update(remove_time=now, until_sequence=sequence).where(
@@ -73,6 +73,7 @@ def leave(training: TrainingRow, user_ids: Sequence[str], now: datetime) -> bool
         CohortRow.number == row.number,
         CohortRow.user_id.in_(list(user_ids)),
     ).execute()
+    steps.recount(row)
     return evaluate(training, now)
 
 
@@ -93,14 +94,14 @@ def _repeat(training: TrainingRow, row: RoundRow, policy: RoundPolicy, now: date
     """
     joining = [] if row.step else sorted(set(steps.participant_ids(row.training_id)) - _ever_in(row))
     steps.enter(row, joining, now)
-    present, arrived = steps.round_counts(row.training_id, row.number)
+    steps.recount(row)
     row.attempt += 1
     row.deadline = None if policy.deadline is None else now + policy.deadline
-    row.expected = expected_updates(policy, present)
+    row.expected = expected_updates(policy, row.members)
     RoundRow.update(attempt=row.attempt, deadline=row.deadline, expected=row.expected).where(_is(row)).execute()
-    facts = {"attempt": row.attempt, "joined": joining, "members": present}
+    facts = {"attempt": row.attempt, "joined": joining, "members": row.members}
     note("round_extended", training, subject=row.number, **facts)
-    extended = RoundExtended(row.number, row.attempt, row.deadline, arrived, row.expected)
+    extended = RoundExtended(row.number, row.attempt, row.deadline, row.arrived, row.expected)
     steps.append(training, extended, now, audience=steps.COHORT, number=row.number)
     for user_id in joining:
         steps.append(training, steps.round_started(training, row), now, audience=user_id)
@@ -132,11 +133,11 @@ def _names(user_ids: Iterable[str]) -> list[str]:
     return [row.name for row in rows]
 
 
-def _who_is_missing(row: RoundRow, arrived: int, expected: int) -> str:
+def _who_is_missing(row: RoundRow, expected: int) -> str:
     missing = _names(_missing(row))
     shown = ", ".join(missing[:20]) + (f" and {len(missing) - 20} more" if len(missing) > 20 else "")
     tries = f" {row.attempt} times, at last" if row.attempt > 1 else ""
-    return f"round {row.number} reached its deadline{tries} with {arrived} of {expected} updates{MISSING}{shown}"
+    return f"round {row.number} reached its deadline{tries} with {row.arrived} of {expected} updates{MISSING}{shown}"
 
 
 def _is(row: RoundRow) -> Any:

@@ -3,8 +3,6 @@
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
-from peewee import fn
-
 from fedround_server.domain.chain import averages, deal
 from fedround_server.domain.event import RoundClosed
 from fedround_server.domain.model import BEST, BlobRef
@@ -109,11 +107,14 @@ def _retain(training: TrainingRow, spec: TrainingSpec) -> None:
         & ModelVersionRow.stored
         & ModelVersionRow.version.not_in(tagged)
     )
-    for row in ModelVersionRow.select(ModelVersionRow.version).where(dropped).order_by(ModelVersionRow.version):
+    rows = list(ModelVersionRow.select().where(dropped).order_by(ModelVersionRow.version))
+    for row in rows:
         note("version_dropped", training, subject=row.version)
-    sizes = fn.COALESCE(fn.SUM(ModelVersionRow.size_bytes + ModelVersionRow.posterior_size_bytes), 0)
-    _count(training, -int(ModelVersionRow.select(sizes).where(dropped).scalar()))
-    ModelVersionRow.update(stored=False).where(dropped).execute()
+        ModelVersionRow.update(stored=False).where(
+            ModelVersionRow.model_id == row.model_id, ModelVersionRow.version == row.version
+        ).execute()
+    if rows:
+        _count(training, -sum(row.size_bytes + row.posterior_size_bytes for row in rows))
 
 
 def _go_on_chaining(

@@ -1,69 +1,55 @@
 """Reads whole trainings."""
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from peewee import ModelSelect, fn
+from peewee import ModelSelect
 
 from fedround_server.domain.training import Training
-from fedround_server.store import steps
 from fedround_server.store.rows import to_training
-from fedround_server.store.schema import CohortRow, ParticipantRow, RoundRow, TrainingRow, UpdateRow
+from fedround_server.store.schema import ParticipantRow, RoundRow, TrainingClientsRow, TrainingRow
 
 
-def load(rows: Sequence[TrainingRow], *, listed: bool = False) -> list[Training]:
-    """Reads trainings with their counters and (not for lists) participants; a few queries, however many trainings."""
+def load(rows: Sequence[TrainingRow], *, listed: bool = False, viewer_id: str | None = None) -> list[Training]:
+    """Reads trainings by a few queries, however many there are.
+
+    Args:
+        rows: The trainings.
+        listed: Whether they are for a list, where nobody who takes part is named.
+        viewer_id: The participant who looks: a training names this one and no other to it. None for the actor.
+    """
     ids = [row.training_id for row in rows]
+    clients: dict[str, list[str]] = {}
     participants: dict[str, list[str]] = {training_id: [] for training_id in ids}
-    for part in () if listed else _participants(ids):
-        participants[part.training_id].append(part.user_id)
-    present = _count_participants(ids)
-    arrived, expected = _counters(ids)
+    if not listed:
+        for part in _participants(ids, viewer_id):
+            participants[part.training_id].append(part.user_id)
+        if viewer_id is None:
+            named = TrainingClientsRow.select().where(TrainingClientsRow.training_id.in_(ids))
+            clients = {row.training_id: row.client_ids for row in named}
+    rounds = _current_rounds(ids)
     return [
         to_training(
             row,
+            clients.get(row.training_id, ()),
             tuple(sorted(participants[row.training_id])),
-            present.get(row.training_id, 0),
-            arrived.get(row.training_id, 0),
-            expected.get(row.training_id, 0),
+            rounds.get(row.training_id),
         )
         for row in rows
     ]
 
 
-def _participants(training_ids: Sequence[str]) -> "ModelSelect[ParticipantRow]":
-    return ParticipantRow.select(ParticipantRow.training_id, ParticipantRow.user_id).where(
+def _participants(training_ids: Sequence[str], viewer_id: str | None) -> "ModelSelect[ParticipantRow]":
+    rows = ParticipantRow.select(ParticipantRow.training_id, ParticipantRow.user_id).where(
         ParticipantRow.training_id.in_(training_ids), ParticipantRow.remove_time.is_null()
     )
+    return rows if viewer_id is None else rows.where(ParticipantRow.user_id == viewer_id)
 
 
-def _count_participants(training_ids: Sequence[str]) -> dict[str, int]:
-    counts: Iterable[dict[str, Any]] = (
-        ParticipantRow.select(ParticipantRow.training_id, fn.COUNT(ParticipantRow.user_id).alias("present"))
-        .where(ParticipantRow.training_id.in_(training_ids), ParticipantRow.remove_time.is_null())
-        .group_by(ParticipantRow.training_id)
-        .dicts()  # type: ignore[assignment]  # the stubs don't know what dicts() does
-    )
-    return {row["training_id"]: row["present"] for row in counts}
-
-
-def _counters(training_ids: Sequence[str]) -> tuple[dict[str, int], dict[str, int]]:
+def _current_rounds(training_ids: Sequence[str]) -> dict[str, RoundRow]:
     current = (RoundRow.training_id == TrainingRow.training_id) & (RoundRow.number == TrainingRow.round)
-    rounds = (
-        RoundRow.select(RoundRow.training_id, RoundRow.expected)
+    rows = (
+        RoundRow.select(RoundRow.training_id, RoundRow.arrived, RoundRow.expected)
         .join(TrainingRow, on=current)
         .where(TrainingRow.training_id.in_(training_ids))
     )
-    expected = {row.training_id: row.expected for row in rounds}
-    counts: Iterable[dict[str, Any]] = (
-        TrainingRow.select(TrainingRow.training_id, fn.COUNT(UpdateRow.update_id).alias("arrived"))
-        .join(
-            UpdateRow,
-            on=((UpdateRow.training_id == TrainingRow.training_id) & (UpdateRow.number == TrainingRow.round)),
-        )
-        .join(CohortRow, on=steps.SENT)
-        .where(TrainingRow.training_id.in_(training_ids), ~CohortRow.removed)
-        .group_by(TrainingRow.training_id)
-        .dicts()  # type: ignore[assignment]  # the stubs don't know what dicts() does
-    )
-    return {row["training_id"]: row["arrived"] for row in counts}, expected
+    return {row.training_id: row for row in rows}

@@ -205,7 +205,7 @@ class ModelVerbs:
         rounds = {row.number: row for row in rows.limit(limit + 1)}
         updates = UpdateRow.select().where(
             UpdateRow.training_id == training.training_id,
-            UpdateRow.number.in_(RoundRow.select(RoundRow.number).where(done)),
+            UpdateRow.number.in_(list(rounds)),
             UpdateRow.metrics != {},
             (UpdateRow.number > number) | ((UpdateRow.number == number) & (UpdateRow.user_id > reporter)),
         )
@@ -216,7 +216,6 @@ class ModelVerbs:
         reports += [
             _report(rounds[update.number], update.user_id, update.num_examples, update.metrics)
             for update in updates.order_by(UpdateRow.number, UpdateRow.user_id).limit(limit)
-            if update.number in rounds
         ]
         # Sorting keeps the order within a round.
         return sorted(reports, key=lambda report: report.round)[:limit]

@@ -88,9 +88,8 @@ class RoundVerbs:
         reached("update.inserted")
         ledger.accept(training, row)
         training.stored_bytes += new.blob.size_bytes
-        _, arrived = steps.round_counts(new.training_id, new.round)
-        expected = RoundRow.get(RoundRow.training_id == new.training_id, RoundRow.number == new.round).expected
-        accepted = UpdateAccepted(update_id, new.round, new.user_id, new.num_examples, arrived, expected)
+        counts = steps.count_arrival(new.training_id, new.round)
+        accepted = UpdateAccepted(update_id, new.round, new.user_id, new.num_examples, counts.arrived, counts.expected)
         steps.append(training, accepted, now, audience=steps.ACTOR)
         reached("update.logged")
         return to_update(row), evaluate(training, now)
@@ -131,7 +130,7 @@ class RoundVerbs:
         updates = steps.counted(training_id, row.number)
         info = steps.model_info(training.model_id, row.model_version)
         return AggregationTask(
-            to_round(row, len(updates)), to_spec(training.spec), info.blob, tuple(to_update(row) for row in updates)
+            to_round(row), to_spec(training.spec), info.blob, tuple(to_update(row) for row in updates)
         )
 
     @verb
@@ -231,7 +230,7 @@ class RoundVerbs:
         """Returns the training's current round."""
         training = steps.peek(training_id)
         row = None if training is None else steps.find_round(training_id, training.round)
-        return None if row is None else to_round(row, steps.round_counts(training_id, row.number)[1])
+        return None if row is None else to_round(row)
 
     @verb
     def explain(self, training_id: str, number: int | None, actor_id: str) -> RoundView:

@@ -51,7 +51,7 @@ def view(training: TrainingRow, row: RoundRow) -> RoundView:
         for member in cohort
     )
     everything = summed(refusal for found in refusals.values() for refusal in found)
-    return RoundView(to_round(row, len(arrivals)), to_spec(training.spec).round_policy, members, everything)
+    return RoundView(to_round(row), to_spec(training.spec).round_policy, members, everything)
 
 
 def _durations(row: RoundRow) -> Mapping[str, list[timedelta]]:

@@ -1,6 +1,6 @@
 """Rows to dataclasses and back."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -102,14 +102,13 @@ def to_model(row: ModelRow, latest: ModelVersionRow) -> Model:
 
 
 def from_spec(spec: TrainingSpec) -> dict[str, Any]:
-    """Writes a spec; everything in it is fixed when the training is created."""
+    """Writes a spec without its client_ids; everything in it is fixed when the training is created."""
     policy = spec.round_policy
     return {
         "name": spec.name,
         "description": spec.description,
         "target_num_updates": spec.target_num_updates,
         "metric_names": list(spec.metric_names),
-        "client_ids": list(spec.client_ids),
         "aggregation": {"algorithm": spec.aggregation.algorithm, "options": dict(spec.aggregation.options)},
         "min_updates": policy.min_updates,
         "deadline_us": None if policy.deadline is None else policy.deadline // timedelta(microseconds=1),
@@ -132,7 +131,7 @@ def from_spec(spec: TrainingSpec) -> dict[str, Any]:
     }
 
 
-def to_spec(data: Mapping[str, Any]) -> TrainingSpec:
+def to_spec(data: Mapping[str, Any], client_ids: Sequence[str] = ()) -> TrainingSpec:
     """Reads a spec."""
     deadline_us = data["deadline_us"]
     selection = data["selection"]
@@ -141,7 +140,7 @@ def to_spec(data: Mapping[str, Any]) -> TrainingSpec:
         description=data["description"],
         target_num_updates=data["target_num_updates"],
         metric_names=tuple(data["metric_names"]),
-        client_ids=tuple(data["client_ids"]),
+        client_ids=tuple(client_ids),
         aggregation=Aggregation(data["aggregation"]["algorithm"], data["aggregation"]["options"]),
         round_policy=RoundPolicy(
             min_updates=data["min_updates"],
@@ -168,19 +167,19 @@ def to_spec(data: Mapping[str, Any]) -> TrainingSpec:
 
 
 def to_training(
-    row: TrainingRow, participant_ids: tuple[str, ...], num_participants: int, arrived: int, expected: int
+    row: TrainingRow, client_ids: Sequence[str], participant_ids: tuple[str, ...], current: RoundRow | None
 ) -> Training:
-    """Reads a training."""
+    """Reads a training, with its current round if it has one."""
     failure = None if row.failure_reason is None else TrainingFailure(row.failure_reason, row.failure_message or "")
     return Training(
         training_id=row.training_id,
-        spec=to_spec(row.spec),
+        spec=to_spec(row.spec, client_ids),
         actor_id=row.actor_id,
         participant_ids=participant_ids,
         state=TrainingState(row.state),
         round=row.round,
-        updates_arrived=arrived,
-        updates_expected=expected,
+        updates_arrived=0 if current is None else current.arrived,
+        updates_expected=0 if current is None else current.expected,
         model_id=row.model_id,
         model_version=row.model_version,
         failure=failure,
@@ -190,11 +189,11 @@ def to_training(
         update_time=row.update_time,
         best_version=row.best_version,
         best_value=row.best_value,
-        num_participants=num_participants,
+        num_participants=row.num_participants,
     )
 
 
-def to_round(row: RoundRow, arrived: int) -> Round:
+def to_round(row: RoundRow) -> Round:
     """Reads a round."""
     return Round(
         training_id=row.training_id,
@@ -203,7 +202,7 @@ def to_round(row: RoundRow, arrived: int) -> Round:
         state=RoundState(row.state),
         epoch=row.epoch,
         model_version=row.model_version,
-        arrived=arrived,
+        arrived=row.arrived,
         expected=row.expected,
         open_time=row.open_time,
         deadline=row.deadline,

@@ -71,6 +71,7 @@ class UserRow(Row):
 
     class Meta:
         table_name = "users"
+        indexes = ((("role", "name"), False),)
 
 
 class TokenRow(Row):
@@ -135,6 +136,12 @@ class ModelVersionRow(Row):
         primary_key = CompositeKey("model_id", "version")
 
 
+# A commit looks for versions to drop: most of a long training's were dropped long ago.
+ModelVersionRow.add_index(
+    ModelVersionRow.model_id, ModelVersionRow.version, where=ModelVersionRow.stored, name="model_version_stored"
+)
+
+
 class TagRow(Row):
     """A tag on a version of a model; `last` is not kept, it is the latest version."""
 
@@ -150,7 +157,7 @@ class TagRow(Row):
 class TrainingRow(Row):
     """A training. Every verb that changes something of a training locks this row first.
 
-    stored_bytes counts the files of its updates.
+    num_participants counts those that are present, stored_bytes the files of its updates.
     """
 
     training_id = id_field(primary_key=True)
@@ -162,6 +169,7 @@ class TrainingRow(Row):
     model_version = IntegerField()
     best_version = IntegerField(null=True)
     best_value = DoubleField(null=True)
+    num_participants = IntegerField()
     failure_reason = CharField(max_length=64, null=True)
     failure_message = TextField(null=True)
     last_sequence = BigIntegerField()
@@ -181,6 +189,16 @@ class TrainingRow(Row):
         )
 
 
+class TrainingClientsRow(Row):
+    """The clients that a training's spec names: apart from it, since every verb about a training reads the spec."""
+
+    training_id = id_field(primary_key=True)
+    client_ids = JsonField()
+
+    class Meta:
+        table_name = "training_clients"
+
+
 class ParticipantRow(Row):
     """A client's part in a training. It sees the events in (after_sequence, until_sequence]."""
 
@@ -198,7 +216,10 @@ class ParticipantRow(Row):
 
 
 class RoundRow(Row):
-    """A round."""
+    """A round, with how many members its cohort has, and how many of their updates arrived.
+
+    To count the rows at each update would take 1,000 participants a million steps.
+    """
 
     training_id = id_field()
     number = IntegerField()
@@ -208,6 +229,8 @@ class RoundRow(Row):
     step = IntegerField()
     attempt = IntegerField()
     model_version = IntegerField()
+    members = IntegerField()
+    arrived = IntegerField()
     expected = IntegerField()
     metrics = JsonField(null=True)
     num_examples = BigIntegerField()
@@ -218,6 +241,7 @@ class RoundRow(Row):
     class Meta:
         table_name = "round"
         primary_key = CompositeKey("training_id", "number")
+        indexes = ((("training_id", "kind", "model_version"), False),)
 
 
 class CohortRow(Row):
@@ -349,6 +373,7 @@ TABLES: tuple[type[Row], ...] = (
     ModelVersionRow,
     TagRow,
     TrainingRow,
+    TrainingClientsRow,
     ParticipantRow,
     RoundRow,
     CohortRow,

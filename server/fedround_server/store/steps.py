@@ -149,10 +149,10 @@ def counted(training_id: str, number: int) -> list[UpdateRow]:
     return sorted(rows, key=lambda row: row.user_id)
 
 
-def round_counts(training_id: str, number: int) -> tuple[int, int]:
-    """Returns how many present members a round has, and how many of their updates arrived."""
-    present = (CohortRow.training_id == training_id) & (CohortRow.number == number) & ~CohortRow.removed
-    row: tuple[int, int] = (
+def recount(row: RoundRow) -> None:
+    """Counts a round's present members and their updates anew, after its cohort changed."""
+    present = (CohortRow.training_id == row.training_id) & (CohortRow.number == row.number) & ~CohortRow.removed
+    counts: tuple[int, int] = (
         CohortRow.select(
             fn.COUNT(CohortRow.user_id),
             fn.COALESCE(fn.SUM(Case(None, [(UpdateRow.update_id.is_null(), 0)], 1)), 0),
@@ -162,7 +162,18 @@ def round_counts(training_id: str, number: int) -> tuple[int, int]:
         .tuples()
         .get()  # type: ignore[assignment]  # the stubs don't know what tuples() does
     )
-    return int(row[0]), int(row[1])
+    row.members, row.arrived = int(counts[0]), int(counts[1])
+    RoundRow.update(members=row.members, arrived=row.arrived).where(
+        RoundRow.training_id == row.training_id, RoundRow.number == row.number
+    ).execute()
+
+
+def count_arrival(training_id: str, number: int) -> RoundRow:
+    """Counts one more update of a round, and returns the round."""
+    this = (RoundRow.training_id == training_id) & (RoundRow.number == number)
+    RoundRow.update(arrived=RoundRow.arrived + 1).where(this).execute()
+    row: RoundRow = RoundRow.get(this)
+    return row
 
 
 def find_round(training_id: str, number: int) -> RoundRow | None:
@@ -202,6 +213,8 @@ def open_round(
         step=step,
         attempt=1,
         model_version=training.model_version,
+        members=len(cohort),
+        arrived=0,
         expected=expected_updates(policy, len(cohort)),
         metrics=None,
         num_examples=0,

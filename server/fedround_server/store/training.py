@@ -35,6 +35,7 @@ from fedround_server.store.rows import from_spec, to_manifest
 from fedround_server.store.schema import (
     ModelRow,
     ParticipantRow,
+    TrainingClientsRow,
     TrainingRow,
     UserRow,
 )
@@ -125,6 +126,7 @@ class TrainingVerbs:
             model_version=0,
             best_version=None,
             best_value=None,
+            num_participants=0,
             failure_reason=None,
             failure_message=None,
             last_sequence=0,
@@ -137,6 +139,7 @@ class TrainingVerbs:
             remove_time=None,
         )
         note("training_created", row, aggregation=row.spec["aggregation"], target_num_updates=spec.target_num_updates)
+        TrainingClientsRow.create(training_id=training_id, client_ids=list(spec.client_ids))
         _enroll(row, spec.client_ids, now)
         return load([row])[0]
 
@@ -150,7 +153,7 @@ class TrainingVerbs:
         row = visible.look(training_id, user_id)
         if row.actor_id != user_id and not _takes_part(training_id, user_id):
             raise TrainingNotFound(training_id)
-        return load([row])[0]
+        return load([row], viewer_id=_other_than_actor(row, user_id))[0]
 
     @verb
     def page(self, user_id: str, *, as_actor: bool, before: tuple[datetime, str] | None, limit: int) -> list[Training]:
@@ -220,7 +223,7 @@ class TrainingVerbs:
         if steps.state_of(row).is_running and leaving == present:
             raise LastParticipant("a running training keeps one participant: remove the training (force) instead")
         closed = leave(row, sorted(leaving), now)
-        return load([row])[0], closed
+        return load([row], viewer_id=_other_than_actor(row, caller_id))[0], closed
 
     @verb
     def remove(self, training_id: str, actor_id: str, *, force: bool, now: datetime) -> None:
@@ -254,8 +257,8 @@ class TrainingVerbs:
                 f"the training {training_id} is {row.state}: only an INITIAL one can be started", state=row.state
             )
         wanted = max(1, row.spec["min_updates"])
-        present = len(steps.participant_ids(training_id))
-        if present < wanted:
+        if row.num_participants < wanted:
+            present = row.num_participants
             raise NoParticipants(
                 f"the training has {present} participants and needs at least {wanted}: register clients first"
             )
@@ -337,6 +340,10 @@ def _steered(training_id: str, actor_id: str) -> TrainingRow:
     raise TrainingNotFound(training_id)
 
 
+def _other_than_actor(training: TrainingRow, user_id: str) -> str | None:
+    return None if user_id == training.actor_id else user_id
+
+
 def _parts(user_id: str) -> "ModelSelect[ParticipantRow]":
     return ParticipantRow.select(ParticipantRow.training_id).where(
         ParticipantRow.user_id == user_id, ParticipantRow.remove_time.is_null()
@@ -361,6 +368,8 @@ def _enroll(training: TrainingRow, client_ids: Iterable[str], now: datetime) -> 
         }
         for user_id in new
     ]
+    training.num_participants += len(rows)
+    training.save()
     for start in range(0, len(rows), steps.BATCH):
         note("clients_registered", training, user_ids=new[start : start + steps.BATCH])
         # Somebody who left and comes back has a row already.

@@ -26,6 +26,7 @@ def up(_migrator: Any, db: Any) -> None:
 
         class Meta:
             table_name = "users"
+            indexes = ((("role", "name"), False),)
 
     class Token(Model):
         token_hash = CharField(max_length=64, primary_key=True)
@@ -77,6 +78,10 @@ def up(_migrator: Any, db: Any) -> None:
             table_name = "model_version"
             primary_key = CompositeKey("model_id", "version")
 
+    ModelVersion.add_index(
+        ModelVersion.model_id, ModelVersion.version, where=ModelVersion.stored, name="model_version_stored"
+    )
+
     class ModelTag(Model):
         model_id = CharField(max_length=36)
         version = IntegerField()
@@ -96,6 +101,7 @@ def up(_migrator: Any, db: Any) -> None:
         model_version = IntegerField()
         best_version = IntegerField(null=True)
         best_value = DoubleField(null=True)
+        num_participants = IntegerField()
         failure_reason = CharField(max_length=64, null=True)
         failure_message = TextField(null=True)
         last_sequence = BigIntegerField()
@@ -110,6 +116,13 @@ def up(_migrator: Any, db: Any) -> None:
         class Meta:
             table_name = "training"
             indexes = ((("actor_id", "request_id"), True), (("actor_id", "create_time"), False))
+
+    class TrainingClients(Model):
+        training_id = CharField(max_length=36, primary_key=True)
+        client_ids = TextField()
+
+        class Meta:
+            table_name = "training_clients"
 
     class Participant(Model):
         training_id = CharField(max_length=36)
@@ -133,6 +146,8 @@ def up(_migrator: Any, db: Any) -> None:
         step = IntegerField()
         attempt = IntegerField()
         model_version = IntegerField()
+        members = IntegerField()
+        arrived = IntegerField()
         expected = IntegerField()
         metrics = TextField(null=True)
         num_examples = BigIntegerField()
@@ -143,6 +158,7 @@ def up(_migrator: Any, db: Any) -> None:
         class Meta:
             table_name = "round"
             primary_key = CompositeKey("training_id", "number")
+            indexes = ((("training_id", "kind", "model_version"), False),)
 
     class Cohort(Model):
         training_id = CharField(max_length=36)
@@ -246,6 +262,7 @@ def up(_migrator: Any, db: Any) -> None:
         ModelVersion,
         ModelTag,
         Training,
+        TrainingClients,
         Participant,
         Round,
         Cohort,
