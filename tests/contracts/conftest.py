@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from contracts.noted import noting_verbs
+from contracts.planned import planning
 from contracts.world import World
 from fedround_server.store import Store
 
@@ -16,6 +17,14 @@ def unnoted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     with noting_verbs(monkeypatch) as unnoted:
         yield unnoted
     assert unnoted == []
+
+
+@pytest.fixture(autouse=True)
+def wasteful(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Fails a test whose verbs read whole tables, or whole histories."""
+    with planning(monkeypatch) as wasteful:
+        yield wasteful
+    assert wasteful == []
 
 
 @pytest.fixture
