@@ -116,7 +116,7 @@ class EventVerbs:
         """
         # A training's sequences are committed in order, so all up to the top can be read.
         top = EventRow.select(fn.MAX(EventRow.sequence)).where(EventRow.training_id == part.training_id).scalar() or 0
-        rows = _view(part, user_id).where(EventRow.sequence > after, EventRow.sequence <= top)
+        rows = _view(part, user_id, max(after, part.after), top if part.until is None else min(top, part.until))
         found = [to_event(row) for row in rows.order_by(EventRow.sequence).limit(limit)]
         events = [_shown(event, part) for event in _up_to_date(found, user_id)]
         return events, events[-1].sequence if len(events) == limit else max(after, top)
@@ -190,8 +190,11 @@ def _up_to_date(found: Sequence[Event], user_id: str) -> list[Event]:
     ]
 
 
-def _view(part: Part, user_id: str) -> "ModelSelect[EventRow]":
-    rows = EventRow.select().where(EventRow.training_id == part.training_id, EventRow.sequence > part.after)
+def _view(part: Part, user_id: str, after: int, until: int | None) -> "ModelSelect[EventRow]":
+    # One bound on each side: of two, SQLite may take the wider one to the index, and read all that lies between.
+    rows = EventRow.select().where(EventRow.training_id == part.training_id, EventRow.sequence > after)
+    if until is not None:
+        rows = rows.where(EventRow.sequence <= until)
     if part.is_actor:
         return rows
     # Of each event's own round: all rounds that a user was in would take longer with each round.
@@ -200,14 +203,13 @@ def _view(part: Part, user_id: str) -> "ModelSelect[EventRow]":
         CohortRow.number == EventRow.number,
         CohortRow.user_id == user_id,
     )
-    rows = rows.where(EventRow.audience.in_([ALL, user_id]) | ((EventRow.audience == COHORT) & fn.EXISTS(member)))
-    return rows if part.until is None else rows.where(EventRow.sequence <= part.until)
+    return rows.where(EventRow.audience.in_([ALL, user_id]) | ((EventRow.audience == COHORT) & fn.EXISTS(member)))
 
 
 def _snapshot(part: Part, user_id: str) -> int:
     """Returns the sequence of the event that tells where the training stands."""
     telling = (RoundStarted.__name__, TrainingStarted.__name__, "ClientRemoved", *LAST_KINDS)
-    rows = _view(part, user_id)
+    rows = _view(part, user_id, part.after, part.until)
     if part.is_actor:
         rows = rows.where(EventRow.audience.in_([ALL, COHORT]))
     row = rows.where(EventRow.kind.in_(telling)).order_by(EventRow.sequence.desc()).first()
