@@ -248,13 +248,15 @@ def download(
                         info = response.info
                         if have and info.sha256 == have:
                             return info
-                    if response.chunk:
-                        if info is None or received + len(response.chunk) > info.size_bytes:
+                    # Once: each look at the field makes a copy.
+                    chunk = response.chunk
+                    if chunk:
+                        if info is None or received + len(chunk) > info.size_bytes:
                             raise _surplus(info)
-                        _check(response, received)
-                        sink.write(response.chunk)
-                        digest.update(response.chunk)
-                        received += len(response.chunk)
+                        _check(chunk, response.chunk_crc32c, received)
+                        sink.write(chunk)
+                        digest.update(chunk)
+                        received += len(chunk)
                         attempt.retry_state.attempt_number = 1
                         if progress is not None:
                             progress(received, info.size_bytes)
@@ -288,12 +290,12 @@ def digest_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _check(piece: _Piece, offset: int) -> None:
-    if piece.chunk_crc32c != google_crc32c.value(piece.chunk):
+def _check(chunk: bytes, crc32c: int, offset: int) -> None:
+    if crc32c != google_crc32c.value(chunk):
         raise ChunkCorrupt(
             grpc.StatusCode.DATA_LOSS,
             "CHUNK_CORRUPT",
-            f"The {len(piece.chunk)} bytes from offset {offset} were damaged on the way.",
+            f"The {len(chunk)} bytes from offset {offset} were damaged on the way.",
             {"offset": str(offset)},
         )
 
