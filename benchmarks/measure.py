@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -69,13 +69,14 @@ def fedround_server(folder: Path, *arguments: str) -> Iterator[Running]:
             process.terminate()
 
 
-def tree(pid: int) -> list[int]:
-    """Returns a process and all below it."""
+def tree(pid: int, without: Collection[int] = ()) -> list[int]:
+    """Returns a process and all below it, without some and all below those."""
     found = [pid]
     for process in found:
         try:
             for task in Path(f"/proc/{process}/task").iterdir():
-                found += [int(child) for child in (task / "children").read_text().split()]
+                children = (int(child) for child in (task / "children").read_text().split())
+                found += [child for child in children if child not in without]
         except (FileNotFoundError, ProcessLookupError):
             continue
     return found
@@ -92,14 +93,14 @@ def resident(pids: Iterable[int]) -> int:
 
 
 def cpu_seconds(pids: Iterable[int]) -> float:
-    """Returns the seconds of CPU that processes have used, in user and in kernel mode."""
+    """Returns the seconds of CPU that processes and their ended children have used, in user and in kernel mode."""
     ticks = 0
     for pid in pids:
         try:
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         except (FileNotFoundError, ProcessLookupError):
             continue
-        ticks += int(fields[11]) + int(fields[12])
+        ticks += sum(int(field) for field in fields[11:15])
     return ticks / TICKS
 
 
@@ -108,11 +109,12 @@ class Usage:
 
     Attributes:
         peak_anonymous: Most bytes of anonymous memory that all had together.
-        cpu: Seconds of CPU that those used which were still there at the end.
+        cpu: Seconds of CPU that they used, also those that ended meanwhile.
     """
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, without: Collection[int] = ()) -> None:
         self._pid = pid
+        self._without = without
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._before = 0.0
@@ -120,18 +122,18 @@ class Usage:
         self.cpu = 0.0
 
     def __enter__(self) -> "Usage":
-        self._before = cpu_seconds(tree(self._pid))
+        self._before = cpu_seconds(tree(self._pid, self._without))
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._thread.join()
-        self.cpu = cpu_seconds(tree(self._pid)) - self._before
+        self.cpu = cpu_seconds(tree(self._pid, self._without)) - self._before
 
     def _watch(self) -> None:
         while True:
-            self.peak_anonymous = max(self.peak_anonymous, anonymous(tree(self._pid)))
+            self.peak_anonymous = max(self.peak_anonymous, anonymous(tree(self._pid, self._without)))
             if self._ended.wait(0.02):
                 return
 

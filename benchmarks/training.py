@@ -1,0 +1,178 @@
+"""Runs one training on one system, and looks at what its processes use meanwhile."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from measure import Usage, tree
+from peers.common import Workload
+from peers.systems import SYSTEMS
+
+HERE = Path(__file__).parent
+STEP = 0.01
+
+
+class Failed(Exception):
+    """A system that is not there, or does not do its work; the text says why."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one training took.
+
+    Attributes:
+        version: Version of the system.
+        seconds: How long each round took; the first is left out.
+        server_peak_anonymous: Most bytes of anonymous memory that the server's processes had together.
+        server_cpu: Seconds of CPU per round of the server's processes.
+        clients_cpu: Seconds of CPU per round of the clients', together.
+    """
+
+    version: str
+    seconds: list[float]
+    server_peak_anonymous: int
+    server_cpu: float
+    clients_cpu: float
+
+
+def run_training(
+    name: str, clients: int, megabytes: float, rounds: int, peers: Path, folder: Path, timeout: float
+) -> Run:
+    """Runs one training.
+
+    Args:
+        name: The system.
+        clients: How many take part.
+        megabytes: Size of the model, in 10^6 bytes.
+        rounds: How many are counted; one more runs before.
+        peers: Folder of the peers' environments.
+        folder: Where to make a folder for the files of the run.
+        timeout: Seconds that it may take.
+
+    Raises:
+        Failed: It did not run to its end, or its result is wrong.
+    """
+    python = find_python(name, peers)
+    # What was written before is not for this run to wait for.
+    os.sync()
+    with tempfile.TemporaryDirectory(prefix="rounds-", dir=folder) as own:
+        workload = Workload(clients, megabytes, rounds + 1, Path(own))
+        words = (name, str(clients), str(megabytes), str(rounds + 1), own)
+        environment = dict(os.environ)
+        if name != "fedround":
+            # Nothing of this environment, and nothing left behind in the user's home.
+            environment |= {"PYTHONPATH": str(HERE), "HOME": own, "FLWR_TELEMETRY_ENABLED": "0"}
+        log = Path(own) / "log"
+        with (
+            log.open("w") as output,
+            subprocess.Popen(
+                [str(python), "-m", "peers", *words],
+                cwd=HERE,
+                env=environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            ) as process,
+        ):
+            try:
+                return watch(process, workload, timeout)
+            except Failed as error:
+                raise Failed(f"{error}: {_last_line(log)}") from None
+            finally:
+                end(process)
+
+
+def find_python(name: str, peers: Path) -> Path:
+    """Returns the interpreter of a system's environment.
+
+    Raises:
+        Failed: The environment is not there.
+    """
+    if not SYSTEMS[name].packages:
+        return Path(sys.executable)
+    if not (peers / name / "installed").exists():
+        absent = peers / f"{name}.absent"
+        why = absent.read_text() if absent.exists() else ""
+        raise Failed(f"not installed: {why or 'install_peers.py has not run'}")
+    return peers / name / "bin" / "python"
+
+
+def watch(process: "subprocess.Popen[bytes]", workload: Workload, timeout: float) -> Run:
+    """Follows what a run tells, from its second round to its end."""
+    deadline = time.monotonic() + timeout
+    told = _Told(process, workload.folder / "told", deadline)
+    told.wait_for("round", 2)
+    (server,) = (int(pid) for pid in told.all("server"))
+    clients = [int(pid) for pid in told.all("client")]
+    if len(clients) != workload.clients:
+        raise Failed(f"{len(clients)} of {workload.clients} clients are there")
+    with Usage(server, without=clients) as server_usage, Usage(process.pid) as usage:
+        told.wait_for("round", workload.rounds + 1)
+    (workload.folder / "seen").touch()
+    told.wait_for("first", 1)
+    # Each client added its number to the first weight, in each round.
+    expected = float(workload.layers()[0][0]) + workload.rounds * (workload.clients + 1) / 2
+    (first,) = (float(value) for value in told.all("first"))
+    if abs(first - expected) > 1e-3 * workload.rounds * workload.clients:
+        raise Failed(f"the average is wrong: {first}, not {expected}")
+    marks = [float(mark) for mark in told.all("round")]
+    counted = workload.rounds - 1
+    return Run(
+        version=told.all("version")[0],
+        seconds=[after - before for before, after in pairwise(marks[1:])],
+        server_peak_anonymous=server_usage.peak_anonymous,
+        server_cpu=server_usage.cpu / counted,
+        clients_cpu=(usage.cpu - server_usage.cpu) / counted,
+    )
+
+
+def end(process: "subprocess.Popen[bytes]") -> None:
+    """Ends a run with all its processes, also those that made themselves sessions of their own."""
+    pids = tree(process.pid)
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(5)
+
+
+class _Told:
+    """What a run has told."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]", path: Path, deadline: float) -> None:
+        self._process = process
+        self._path = path
+        self._deadline = deadline
+
+    def all(self, word: str) -> list[str]:
+        """Returns everything that was told with a word."""
+        if not self._path.exists():
+            return []
+        lines = self._path.read_text().splitlines()
+        return [line.partition(" ")[2] for line in lines if line.startswith(f"{word} ")]
+
+    def wait_for(self, word: str, times: int) -> None:
+        """Waits until something has been told so often.
+
+        Raises:
+            Failed: The process ended before, or the time is over.
+        """
+        while len(self.all(word)) < times:
+            if self._process.poll() is not None:
+                raise Failed(f"it ended with {self._process.returncode} before round {len(self.all('round'))}")
+            if time.monotonic() > self._deadline:
+                raise Failed(f"it is not done after the time that a run may take, in round {len(self.all('round'))}")
+            time.sleep(STEP)
+
+
+def _last_line(log: Path) -> str:
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1] if lines else "it said nothing"
