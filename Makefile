@@ -39,7 +39,7 @@ SHELL         := bash
 .SHELLFLAGS   := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test chaos check lint types proto proto-check proto-lint buf bench clean
+.PHONY: help install demo test chaos check lint types proto proto-check proto-lint buf bench bench-peers clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -88,10 +88,14 @@ buf:
 
 bench: install ## Measure a start and rounds; writes benchmarks/start.json and results.json
 	@$(BIN)/python benchmarks/start.py
-	@$(BIN)/python benchmarks/round.py $(ARGS)
+	@$(BIN)/python benchmarks/rounds.py $(ARGS)
+
+bench-peers: install ## Measure rounds of fedround and of its peers in turn; installs these into .peers
+	@$(BIN)/python benchmarks/install_peers.py
+	@$(BIN)/python benchmarks/rounds.py --systems all $(ARGS)
 
 clean: ## Remove environments, caches and what was built; never fedround-data
-	@rm -rf $(VENV) $(PROTO_VENV) $(TOOLS) build demo dist chaos.json
+	@rm -rf $(VENV) $(PROTO_VENV) $(TOOLS) .peers build demo dist chaos.json
 	@rm -rf .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	@find benchmarks client examples generated server tests -name __pycache__ -prune -exec rm -rf {} +
 

@@ -9,7 +9,9 @@ A peer that is not installed (see install_peers.py), or fails, is named in the r
 """
 
 import argparse
+import signal
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Iterable
@@ -105,6 +107,8 @@ def main() -> None:
     parser.add_argument("--patience", type=float, default=60, help="seconds of a turn after which there is no other")
     parser.add_argument("--timeout", type=float, default=300, help="seconds that a run may take")
     options = parser.parse_args()
+    # Whoever ends this ends what it started, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     systems = list(SYSTEMS) if "all" in options.systems else options.systems
     results = {workload: measure(workload, systems, options) for workload in options.workloads}
     show(results)
