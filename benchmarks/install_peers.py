@@ -38,7 +38,7 @@ def main() -> None:
     folder = parser.parse_args().peers
     folder.mkdir(parents=True, exist_ok=True)
     for name, system in SYSTEMS.items():
-        if not system.packages:
+        if not system.is_peer:
             continue
         print(f"{system.label}: {' '.join(system.packages)}", end=" ", flush=True)
         why = install(folder / name, system.packages)

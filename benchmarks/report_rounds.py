@@ -54,7 +54,7 @@ def _row(result: Figures, name: str, system: Figures) -> str:
         f"{system['server_cpu_seconds']:.2f} s",
         f"{system['clients_cpu_seconds']:.2f} s",
     ]
-    if name == "fedround":
+    if not SYSTEMS[name].is_peer:
         cells[1:4] = [f"**{cell}**" if cell else "" for cell in cells[1:4]]
     return f"| {' | '.join(cells)} |"
 
@@ -84,7 +84,7 @@ def draw(figures: Figures, path: Path) -> None:
         for name, system in result["systems"].items():
             y += 1
             names.append((y, name))
-            ratio = f"   {_short(system['seconds'] / own['seconds'])}x" if own and system is not own else ""
+            ratio = f"   {_short(system['seconds'] / own['seconds'])}x" if own and SYSTEMS[name].is_peer else ""
             seconds.append((y, name, system["seconds"], f"{system['seconds']:.2f}{ratio}"))
             megabytes = system["server_peak_anonymous_bytes"] / 1e6
             memory.append((y, name, megabytes, f"{megabytes:,.0f}"))
@@ -124,7 +124,7 @@ def _panel(axes: Axes, title: str, points: list[Point]) -> None:
 
 
 def _color(name: str) -> str:
-    return BLUE if name == "fedround" else GREY
+    return GREY if SYSTEMS[name].is_peer else BLUE
 
 
 def _short(ratio: float) -> str:

@@ -43,7 +43,7 @@ def summary(runs: list[Run]) -> dict[str, Any]:
 
 def with_ratios(systems: dict[str, Any]) -> dict[str, Any]:
     """Adds how many times as fast as the fastest peer each system was; nothing without peers."""
-    peers = [figures["seconds"] for name, figures in systems.items() if name != "fedround"]
+    peers = [figures["seconds"] for name, figures in systems.items() if SYSTEMS[name].is_peer]
     for figures in systems.values() if peers else ():
         figures["speed_of_fastest_peer"] = round(min(peers) / figures["seconds"], 3)
     return systems
@@ -69,7 +69,7 @@ def measure(workload: str, systems: Iterable[str], options: argparse.Namespace) 
                 print(f"{workload:>8}  {SYSTEMS[name].label:<24}  ABSENT: {error}", flush=True)
                 continue
             runs[name].append(run)
-            if name != "fedround" and time.monotonic() - begin > options.patience:
+            if SYSTEMS[name].is_peer and time.monotonic() - begin > options.patience:
                 slow.add(name)
             each = " ".join(f"{second:.3f}" for second in run.seconds)
             print(f"{workload:>8}  {SYSTEMS[name].label:<24}  seconds a round: {each}", flush=True)
@@ -114,7 +114,7 @@ def main() -> None:
     show(results)
     # Without peers there is nothing to compare; what is known of them stays.
     keep(
-        "rounds" if len(systems) > 1 else "rounds_alone",
+        "rounds" if any(SYSTEMS[name].is_peer for name in systems) else "rounds_alone",
         {"rounds": options.rounds, "alternations": options.alternations, "workloads": results},
     )
 

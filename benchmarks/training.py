@@ -66,7 +66,7 @@ def run_training(
         workload = Workload(clients, megabytes, rounds + 1, Path(own))
         words = (name, str(clients), str(megabytes), str(rounds + 1), own)
         environment = dict(os.environ)
-        if name != "fedround":
+        if SYSTEMS[name].is_peer:
             # Nothing of this environment, and nothing left behind in the user's home.
             environment |= {"PYTHONPATH": str(HERE), "HOME": own, "FLWR_TELEMETRY_ENABLED": "0"}
         log = Path(own) / "log"
@@ -95,7 +95,7 @@ def find_python(name: str, peers: Path) -> Path:
     Raises:
         Failed: The environment is not there.
     """
-    if not SYSTEMS[name].packages:
+    if not SYSTEMS[name].is_peer:
         return Path(sys.executable)
     if not (peers / name / "installed").exists():
         absent = peers / f"{name}.absent"

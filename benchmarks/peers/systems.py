@@ -9,15 +9,21 @@ class System:
 
     Attributes:
         label: What it is called in tables.
-        packages: What pip installs into its environment; nothing for the environment that the benchmarks run in.
+        packages: What pip installs into its environment; nothing for fedround, which is in the benchmarks' own.
     """
 
     label: str
     packages: tuple[str, ...] = ()
 
+    @property
+    def is_peer(self) -> bool:
+        """Whether it is something else than fedround."""
+        return bool(self.packages)
+
 
 SYSTEMS = {
     "fedround": System("fedround"),
+    "fedround_sdk": System("fedround, SDK clients"),
     "flower_classic": System("Flower, classic server", ("flwr==1.17.0", "numpy<2")),
     "flower_superlink": System("Flower, SuperLink", ("flwr==1.41.0",)),
     "nvflare": System("NVFlare", ("nvflare==2.9.0",)),
