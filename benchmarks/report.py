@@ -11,6 +11,7 @@ from typing import Any
 
 from measure import RESULTS
 from report_rounds import rounds
+from report_streams import profile, streams
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -19,6 +20,8 @@ Figures = dict[str, Any]
 # A section's name is that of its figures. Its function makes Markdown of them, and may draw pictures into the folder.
 SECTIONS: dict[str, Callable[[Figures, Path], str]] = {
     "rounds": rounds,
+    "streams": streams,
+    "profile": profile,
 }
 
 
