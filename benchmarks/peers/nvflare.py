@@ -79,6 +79,8 @@ def run(workload: Workload) -> None:
     job.to_server(Controller(workload.clients, workload.megabytes, workload.rounds))
     job.to_server({"server": {"heart_beat_timeout": 600, "task_request_interval": PERIOD}})
     job.to_clients(Echo(), tasks=["train"])
+    # A task that arrives late is lost, and the round hangs; by default that is after 5 s.
+    job.to_clients({"get_task_timeout": 60.0, "submit_task_result_timeout": 60.0})
     workspace = workload.folder / "workspace"
     (workspace / "local").mkdir(parents=True)
     # The components here are none of NVFlare's own.
