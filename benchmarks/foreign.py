@@ -4,12 +4,7 @@ A server of its own holds a training of an actor; another actor asks for it, and
 """
 
 import argparse
-import json
-import os
-import platform
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 import uuid
@@ -19,8 +14,7 @@ from pathlib import Path
 import numpy as np
 
 import fedround_client as fr
-
-RESULTS = Path(__file__).parent / "foreign.json"
+from measure import fedround_server, keep
 
 
 def refused(call: Callable[[], object]) -> float:
@@ -34,7 +28,7 @@ def refused(call: Callable[[], object]) -> float:
 
 
 def measure(stranger: fr.Client, training_id: str, model_id: str, calls: int) -> dict[str, dict[str, float]]:
-    """Returns the medians of each call, in microseconds; foreign and missing alternate."""
+    """Returns the medians of each call, in microseconds, and their ratio; foreign and missing alternate."""
     asked: dict[str, tuple[Callable[[str], object], str]] = {
         "GetTraining": (stranger.get_training, training_id),
         "StartTraining": (stranger.start_training, training_id),
@@ -47,7 +41,9 @@ def measure(stranger: fr.Client, training_id: str, model_id: str, calls: int) ->
         for _ in range(calls):
             for kind, id_ in (("foreign", foreign), ("missing", str(uuid.uuid4()))):
                 times[kind].append(refused(lambda call=call, id_=id_: call(id_)) * 1e6)  # type: ignore[misc]
-        found[name] = {kind: round(statistics.median(values), 1) for kind, values in times.items()}
+        medians = {kind: statistics.median(values) for kind, values in times.items()}
+        ratio = round(medians["foreign"] / medians["missing"], 3)
+        found[name] = {kind: round(value, 1) for kind, value in medians.items()} | {"ratio": ratio}
     return found
 
 
@@ -56,23 +52,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--calls", type=int, default=1000)
     calls = parser.parse_args().calls
-    with tempfile.TemporaryDirectory() as name:
-        command = [sys.executable, "-m", "fedround_server", "--listen", "127.0.0.1:0", "--data-dir", name]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
-            try:
-                assert process.stdout
-                address = process.stdout.readline().split()[-1]
-                with fr.connect(address, (Path(name) / "admin.token").read_text()) as admin:
-                    made = admin.create_training({"w": np.zeros(8, np.float32)}, name="t", target_num_updates=1)
-                    _, token = admin.create_user("stranger", "ACTOR")
-                    with fr.connect(address, token) as stranger:
-                        found = measure(stranger, made.training_id, made.model_id, calls)
-            finally:
-                process.terminate()
-    for method, medians in found.items():
-        print(f"{method}: foreign {medians['foreign']:.0f} us, missing {medians['missing']:.0f} us")
-    machine = {"cores": os.cpu_count(), "python": platform.python_version()}
-    RESULTS.write_text(json.dumps({"machine": machine, "calls": calls, "microseconds": found}, indent=2) + "\n")
+    with (
+        tempfile.TemporaryDirectory() as name,
+        fedround_server(Path(name) / "data", "--log-level", "warning") as server,
+        fr.connect(server.address, server.token) as admin,
+    ):
+        made = admin.create_training({"w": np.zeros(8, np.float32)}, name="t", target_num_updates=1)
+        _, token = admin.create_user("stranger", "ACTOR")
+        with fr.connect(server.address, token) as stranger:
+            found = measure(stranger, made.training_id, made.model_id, calls)
+    for method, one in found.items():
+        print(f"{method}: foreign {one['foreign']:.0f} us, missing {one['missing']:.0f} us, ratio {one['ratio']:.3f}")
+    keep("foreign", {"calls": calls, "microseconds": found})
 
 
 if __name__ == "__main__":

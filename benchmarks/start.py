@@ -1,13 +1,14 @@
 """Measures a start: how long until the server serves, and what it needs when nothing happens.
 
-Each start is a new process on a new folder. Next to it stands the limit of this machine, measured in turn: a Python
-that imports grpc and peewee, and does nothing else.
+Each start is a new process on a new folder, with the modules compiled, as an installed package has them; the very first
+one, which compiles them, is told apart. A server serves when its health check says so; its line comes no earlier. Next
+to it stands what Python needs to import grpc and peewee and to do nothing else. Memory and CPU are looked at when torch
+is loaded in the worker and all is quiet: anonymous memory is what a process holds for itself, while what is resident
+besides is mapped from files (most of it torch's libraries), which all processes share and the system may drop.
 """
 
 import argparse
-import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -15,41 +16,46 @@ import tempfile
 import time
 from pathlib import Path
 
-RESULTS = Path(__file__).parent / "start.json"
-MIB = 1024 * 1024
+import grpc
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
+
+from measure import MIB, anonymous, cpu_seconds, fedround_server, keep, resident, tree
+
+SERVICE = "fedround.v1.TrainingService"
 
 
-def resident(pid: int) -> int:
-    """Bytes of memory of a process that are resident."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(next(line for line in status.splitlines() if line.startswith("VmRSS:")).split()[1]) << 10
+def start(folder: Path, quiet_seconds: float, idle_seconds: float) -> dict[str, float]:
+    """Starts a server, and watches it do nothing.
 
-
-def children(pid: int) -> list[int]:
-    """The processes that a process has started."""
-    return [
-        int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
-    ]
-
-
-def start(folder: Path, idle_seconds: float) -> tuple[float, int, int]:
-    """Starts a server.
-
-    Returns:
-        Seconds until it serves; resident memory of the server, and of the processes below it, when idle.
+    Args:
+        folder: Where its data goes.
+        quiet_seconds: How long until all is quiet.
+        idle_seconds: How long its CPU is counted then.
     """
-    command = [sys.executable, "-m", "fedround_server", "--listen", "127.0.0.1:0", "--data-dir", str(folder)]
     begin = time.perf_counter()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
-        try:
-            assert process.stdout
-            if "is serving on" not in process.stdout.readline():
-                raise SystemExit("the server did not start")
-            seconds = time.perf_counter() - begin
-            time.sleep(idle_seconds)
-            return seconds, resident(process.pid), sum(resident(child) for child in children(process.pid))
-        finally:
-            process.terminate()
+    with fedround_server(folder, "--log-level", "warning") as server:
+        line = time.perf_counter() - begin
+        with grpc.insecure_channel(server.address) as channel:
+            answer = HealthStub(channel).Check(HealthCheckRequest(service=SERVICE), timeout=10)
+        if answer.status != HealthCheckResponse.SERVING:
+            raise SystemExit("the server said that it serves, and does not")
+        serving = time.perf_counter() - begin
+        time.sleep(quiet_seconds)
+        workers = [pid for pid in tree(server.pid) if pid != server.pid]
+        before = cpu_seconds([server.pid]), cpu_seconds(workers)
+        time.sleep(idle_seconds)
+        used = cpu_seconds([server.pid]) - before[0], cpu_seconds(workers) - before[1]
+        return {
+            "line": line,
+            "serving": serving,
+            "server_anonymous": anonymous([server.pid]),
+            "server_resident": resident([server.pid]),
+            "worker_anonymous": anonymous(workers),
+            "worker_resident": resident(workers),
+            "server_cpu": used[0],
+            "worker_cpu": used[1],
+        }
 
 
 def limit() -> float:
@@ -62,29 +68,42 @@ def limit() -> float:
 def main() -> None:
     """Measures, prints, and writes it down."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--starts", type=int, default=5)
-    parser.add_argument("--idle-seconds", type=float, default=5, help="until torch is loaded and all is quiet")
+    parser.add_argument("--starts", type=int, default=7)
+    parser.add_argument("--quiet-seconds", type=float, default=5, help="until torch is loaded and all is quiet")
+    parser.add_argument("--idle-seconds", type=float, default=30, help="of the last start, in which CPU is counted")
     options = parser.parse_args()
     found, limits = [], []
     with tempfile.TemporaryDirectory() as name:
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        os.environ["PYTHONPYCACHEPREFIX"] = f"{name}/compiled"
+        first = start(Path(name) / "first", options.quiet_seconds, 0)
+        limit()
         for number in range(options.starts):
-            found.append(start(Path(name) / str(number), options.idle_seconds))
+            last = number == options.starts - 1
+            found.append(start(Path(name) / str(number), options.quiet_seconds, options.idle_seconds if last else 0))
             limits.append(limit())
-    seconds, server, worker = (statistics.median(column) for column in zip(*found, strict=True))
-    result = {
-        "machine": {"cores": os.cpu_count(), "python": platform.python_version()},
-        "starts": options.starts,
-        "seconds_to_serving": round(seconds, 3),
-        "slowest": round(max(one[0] for one in found), 3),
-        "limit": round(statistics.median(limits), 3),
-        "server_mib": round(server / MIB, 1),
-        "worker_mib": round(worker / MIB, 1),
-    }
-    print(f"serving after {seconds:.2f} s (slowest {result['slowest']:.2f} s, imports alone {result['limit']:.2f} s)")
-    print(
-        f"idle: {server / MIB:.0f} MiB resident in the server, {worker / MIB:.0f} MiB in its worker, which holds torch"
+    middle = {what: statistics.median(one[what] for one in found) for what in first}
+    cpu = {what: round(found[-1][what] / options.idle_seconds * 60, 3) for what in ("server_cpu", "worker_cpu")}
+    mib = {what: round(middle[what] / MIB, 1) for what in middle if what.endswith(("anonymous", "resident"))}
+    slowest = max(one["serving"] for one in found)
+    print(f"serving after {middle['serving']:.2f} s, slowest {slowest:.2f} s; {first['serving']:.2f} s with compiling")
+    print(f"imports of grpc and peewee alone: {statistics.median(limits):.2f} s")
+    for process in ("server", "worker"):
+        own, mapped, busy = mib[f"{process}_anonymous"], mib[f"{process}_resident"], cpu[f"{process}_cpu"]
+        print(f"idle {process}: {own} MiB of its own, {mapped} MiB resident, {busy} s of CPU a minute")
+    keep(
+        "start",
+        {
+            "starts": options.starts,
+            "seconds_to_serving": round(middle["serving"], 3),
+            "seconds_to_line": round(middle["line"], 3),
+            "slowest": round(slowest, 3),
+            "first": round(first["serving"], 3),
+            "imports_alone": round(statistics.median(limits), 3),
+            **{f"idle_{what}_mib": value for what, value in mib.items()},
+            **{f"idle_{what}_seconds_per_minute": value for what, value in cpu.items()},
+        },
     )
-    RESULTS.write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":
