@@ -67,7 +67,7 @@ class ModelCalls:
             payload,
             upload_id,
             first,
-            lambda chunk, crc: UploadModelRequest(chunk=chunk, chunk_crc32c=crc),
+            UploadModelRequest,
             progress=progress,
         ).model
 
@@ -194,6 +194,7 @@ class ModelCalls:
                 part=model_pb2.ModelPart.Value(f"MODEL_PART_{part}"),
                 offset=offset,
                 have_sha256=have,
+                packing=self._rpc.packing,
             )
 
         def fetch(sink: Sink) -> ModelInfo:

@@ -294,7 +294,9 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
             download(
                 self._rpc,
                 self._rpc.models.DownloadModel,
-                lambda offset, _: DownloadModelRequest(model_id=info.model_id, version=info.version, offset=offset),
+                lambda offset, _: DownloadModelRequest(
+                    model_id=info.model_id, version=info.version, offset=offset, packing=self._rpc.packing
+                ),
                 Both(arrival, kept),
                 attempts=None,
             )

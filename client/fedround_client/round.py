@@ -68,7 +68,9 @@ class RoundCalls:
         download(
             self._rpc,
             self._rpc.rounds.DownloadDealtModel,
-            lambda offset, _: DownloadDealtModelRequest(training_id=training_id, round=number, offset=offset),
+            lambda offset, _: DownloadDealtModelRequest(
+                training_id=training_id, round=number, offset=offset, packing=self._rpc.packing
+            ),
             arrival,
             attempts=attempts,
             progress=progress,
@@ -142,7 +144,7 @@ class RoundCalls:
             payload,
             upload_id,
             first,
-            lambda chunk, crc: SubmitUpdateRequest(chunk=chunk, chunk_crc32c=crc),
+            SubmitUpdateRequest,
             attempts=attempts,
             progress=progress,
         ).receipt

@@ -20,6 +20,7 @@ from fedround.v1 import (
     training_pb2_grpc,
     user_pb2_grpc,
 )
+from fedround.v1.event_pb2 import Packing
 from fedround_client.clock import Clock
 from fedround_client.errors import FedroundError, TokenInvalid, TooManyCalls, from_rpc_error
 
@@ -75,7 +76,9 @@ def _is_too_fast(error: BaseException) -> bool:
 class Rpc:
     """The stubs of one channel, and how they are called."""
 
-    def __init__(self, channel: grpc.Channel, *, token: str | None, address: str, clock: Clock) -> None:
+    def __init__(
+        self, channel: grpc.Channel, *, token: str | None, address: str, clock: Clock, packing: Packing.ValueType
+    ) -> None:
         """Takes the channel; whoever opened it closes it.
 
         Args:
@@ -83,6 +86,7 @@ class Rpc:
             token: The caller's token; None sends none.
             address: Where the channel leads, for error messages.
             clock: Tells the time between attempts.
+            packing: How chunks of files are packed on their way.
         """
         self.users = user_pb2_grpc.UserServiceStub(channel)
         self.trainings = training_pb2_grpc.TrainingServiceStub(channel)
@@ -91,6 +95,7 @@ class Rpc:
         self.inference = inference_pb2_grpc.InferenceServiceStub(channel)
         self.audit = audit_pb2_grpc.AuditServiceStub(channel)
         self.clock = clock
+        self.packing = packing
         self.address = address
         self._metadata = (("authorization", f"Bearer {_checked(token)}"),) if token else ()
 

@@ -121,7 +121,7 @@ class TrainingCalls:
             payload,
             upload_id,
             lambda offset: CreateTrainingRequest(spec=spec, upload_id=upload_id, offset=offset),
-            lambda chunk, crc: CreateTrainingRequest(chunk=chunk, chunk_crc32c=crc),
+            CreateTrainingRequest,
             progress=progress,
         ).training
 

@@ -6,6 +6,7 @@ They go in chunks, each with its CRC-32C, are resumed by offset after a cut, and
 from __future__ import annotations
 
 import hashlib
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from os import PathLike
@@ -15,13 +16,18 @@ from typing import Literal, Protocol, TypeAlias, TypeVar
 import google_crc32c
 import grpc
 
-from fedround.v1.event_pb2 import ModelInfo
+from fedround.v1.event_pb2 import PACKING_GZIP, PACKING_UNSPECIFIED, ModelInfo, Packing
 from fedround.v1.round_pb2 import GetUploadRequest
 from fedround_client.errors import ChunkCorrupt, DigestMismatch, FedroundError, ServerUnavailable
 from fedround_client.rpc import ATTEMPTS, Rpc
 from fedround_client.tensors import Leaving, StateDict, TensorFile, leaving
 
 CHUNK = 3 * 2**18
+MAX_CHUNK = 2**20
+PACK_LEVEL = 1
+"""Of zlib: higher ones save hardly more of weights, and take longer."""
+# Of zlib: with the header and the checksum of gzip.
+GZIP_BITS = 31
 
 ModelSource: TypeAlias = StateDict | str | PathLike[str]
 """A state dict, or the path of a safetensors file."""
@@ -43,6 +49,8 @@ class _Piece(Protocol):
     def chunk(self) -> bytes: ...
     @property
     def chunk_crc32c(self) -> int: ...
+    @property
+    def packing(self) -> Packing.ValueType: ...
     def HasField(self, name: Literal["info"], /) -> bool: ...  # noqa: N802 -- protobuf's name
 
 
@@ -151,7 +159,7 @@ def upload(
     payload: Payload,
     upload_id: str,
     first: Callable[[int], Request],
-    more: Callable[[bytes, int], Request],
+    more: Callable[..., Request],
     *,
     attempts: int | None = ATTEMPTS,
     progress: Progress | None = None,
@@ -164,7 +172,7 @@ def upload(
         payload: The file.
         upload_id: UUID that the server knows the upload by; empty if there is nothing to go on with.
         first: Makes the first message of a stream that starts at an offset in bytes.
-        more: Makes a message of a chunk and its CRC-32C.
+        more: Makes a message of chunk, chunk_crc32c and packing.
         attempts: How many in a row may fail without progress; None for any number.
         progress: Told of every chunk.
 
@@ -181,7 +189,8 @@ def upload(
         try:
             yield head
             for chunk, end in payload.chunks(offset):
-                yield more(chunk, google_crc32c.value(chunk))
+                packed, packing = _pack(chunk, rpc.packing)
+                yield more(chunk=packed, chunk_crc32c=google_crc32c.value(chunk), packing=packing)
                 if progress is not None:
                     progress(end, payload.size_bytes)
         except Exception as error:
@@ -249,11 +258,12 @@ def download(
                         if have and info.sha256 == have:
                             return info
                     # Once: each look at the field makes a copy.
-                    chunk = response.chunk
-                    if chunk:
+                    if sent := response.chunk:
+                        chunk = _unpack(sent, response.packing, received)
                         if info is None or received + len(chunk) > info.size_bytes:
                             raise _surplus(info)
-                        _check(chunk, response.chunk_crc32c, received)
+                        if response.chunk_crc32c != google_crc32c.value(chunk):
+                            raise _corrupt(len(chunk), received)
                         sink.write(chunk)
                         digest.update(chunk)
                         received += len(chunk)
@@ -290,14 +300,36 @@ def digest_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _check(chunk: bytes, crc32c: int, offset: int) -> None:
-    if crc32c != google_crc32c.value(chunk):
-        raise ChunkCorrupt(
-            grpc.StatusCode.DATA_LOSS,
-            "CHUNK_CORRUPT",
-            f"The {len(chunk)} bytes from offset {offset} were damaged on the way.",
-            {"offset": str(offset)},
-        )
+def _corrupt(size: int, offset: int) -> ChunkCorrupt:
+    return ChunkCorrupt(
+        grpc.StatusCode.DATA_LOSS,
+        "CHUNK_CORRUPT",
+        f"The {size} bytes from offset {offset} were damaged on the way.",
+        {"offset": str(offset)},
+    )
+
+
+def _pack(chunk: bytes, packing: Packing.ValueType) -> tuple[bytes, Packing.ValueType]:
+    """Packs a chunk if that is asked for and makes it smaller; returns also how it is packed."""
+    if packing == PACKING_GZIP:
+        packed = zlib.compress(chunk, PACK_LEVEL, GZIP_BITS)
+        if len(packed) < len(chunk):
+            return packed, packing
+    return chunk, PACKING_UNSPECIFIED
+
+
+def _unpack(sent: bytes, packing: Packing.ValueType, offset: int) -> bytes:
+    """Returns the bytes of the file that a message carries, and never more than a chunk may have."""
+    if packing == PACKING_UNSPECIFIED:
+        return sent
+    unpacking = zlib.decompressobj(GZIP_BITS)
+    try:
+        chunk = unpacking.decompress(sent, MAX_CHUNK + 1)
+    except zlib.error as error:
+        raise _corrupt(len(sent), offset) from error
+    if len(chunk) > MAX_CHUNK or not unpacking.eof or unpacking.unused_data:
+        raise _corrupt(len(sent), offset)
+    return chunk
 
 
 def _surplus(info: ModelInfo | None) -> DigestMismatch:

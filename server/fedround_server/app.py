@@ -51,6 +51,7 @@ from fedround_server.services.audit_service import AuditService
 from fedround_server.services.health_service import HealthService
 from fedround_server.services.inference_service import InferenceService
 from fedround_server.services.model_service import ModelService
+from fedround_server.services.packing import Packer
 from fedround_server.services.round_service import RoundService
 from fedround_server.services.training_service import TrainingService
 from fedround_server.services.user_service import UserService
@@ -91,6 +92,9 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.enable_channelz", 1),
+    # What is not unpacked is no bomb. A few bytes of a stranger would take as much time as megabytes; chunks that are
+    # packed are unpacked once it is known who sends them.
+    ("grpc.compression_enabled_algorithms_bitset", 1),
 )
 
 
@@ -233,10 +237,11 @@ def _make_server(
         ),
         options=(*OPTIONS, *_keepalive(settings)),
     )
+    packer = Packer()
     user_pb2_grpc.add_UserServiceServicer_to_server(UserService(coordinator), server)
     training_pb2_grpc.add_TrainingServiceServicer_to_server(TrainingService(coordinator), server)
-    round_pb2_grpc.add_RoundServiceServicer_to_server(RoundService(coordinator), server)
-    model_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(coordinator), server)
+    round_pb2_grpc.add_RoundServiceServicer_to_server(RoundService(coordinator, packer), server)
+    model_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(coordinator, packer), server)
     inference_pb2_grpc.add_InferenceServiceServicer_to_server(InferenceService(coordinator), server)
     audit_pb2_grpc.add_AuditServiceServicer_to_server(AuditService(coordinator), server)
     health_servicer = HealthService(service.full_name for service in SERVICES)

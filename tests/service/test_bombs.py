@@ -1,5 +1,6 @@
 """Messages of a few kilobytes that would unfold to more than anybody has: refused before they do, on both sides."""
 
+import gzip
 import json
 import subprocess
 import sys
@@ -11,9 +12,10 @@ from typing import Any
 import grpc
 import pytest
 
-from calls import Person, model_file
-from fedround.v1 import model_pb2
+from calls import Person, model_file, refused
+from fedround.v1 import event_pb2, model_pb2
 from servers import Server
+from service.uploads import storing
 
 SIZE = 128 << 20
 MOST = 32 << 20
@@ -58,16 +60,30 @@ def test_a_server_unfolds_no_bomb(server: Server, way: grpc.Compression) -> None
         before = peak_memory(server.pid)
         for method in ("UserService/GetMyself", "ModelService/GetModel"):
             call: Any = channel.unary_unary(f"/fedround.v1.{method}")
-            with pytest.raises(grpc.RpcError) as refused:
+            with pytest.raises(grpc.RpcError) as answer:
                 call(bytes(SIZE), metadata=token, compression=way)
-            assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-            assert "larger than max" in refused.value.details()
+            assert answer.value.code() is grpc.StatusCode.UNIMPLEMENTED
+            assert "is disabled" in answer.value.details()
         call = channel.stream_unary("/fedround.v1.ModelService/UploadModel")
-        with pytest.raises(grpc.RpcError) as refused:
+        with pytest.raises(grpc.RpcError) as answer:
             call(iter([bytes(SIZE)]), metadata=token, compression=way)
-        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert answer.value.code() is grpc.StatusCode.UNIMPLEMENTED
         assert peak_memory(server.pid) - before < MOST
         person.create(model_file())
+
+
+def test_a_server_unpacks_no_chunk_beyond_its_size(server: Server) -> None:
+    data = model_file()
+    with grpc.insecure_channel(server.address) as channel:
+        person = Person(channel, server.admin_token)
+        person.create(data)
+        before = peak_memory(server.pid)
+        upload = storing(person)
+        chunk = upload.request(chunk=gzip.compress(bytes(SIZE), 9), packing=event_pb2.PACKING_GZIP)
+        for _ in range(4):
+            with refused("INVALID_ARGUMENT", "FIELD_INVALID", "unpacks to more than"):
+                upload.send(upload.spec(data), chunk)
+        assert peak_memory(server.pid) - before < MOST
 
 
 def test_a_client_unfolds_no_bomb() -> None:

@@ -49,6 +49,26 @@ ROUND_KIND_EVALUATE: RoundKind.ValueType  # 3
 """Evaluate the model and submit metrics."""
 Global___RoundKind: _TypeAlias = RoundKind  # noqa: Y015
 
+class _Packing:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PackingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Packing.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PACKING_UNSPECIFIED: _Packing.ValueType  # 0
+    """Not set: not at all."""
+    PACKING_GZIP: _Packing.ValueType  # 1
+    """gzip (RFC 1952): one member, which unpacks to 1 B to 1 MiB."""
+
+class Packing(_Packing, metaclass=_PackingEnumTypeWrapper):
+    """How a chunk of a file is packed. Digests, sizes, offsets and checksums are those of the file itself."""
+
+PACKING_UNSPECIFIED: Packing.ValueType  # 0
+"""Not set: not at all."""
+PACKING_GZIP: Packing.ValueType  # 1
+"""gzip (RFC 1952): one member, which unpacks to 1 B to 1 MiB."""
+Global___Packing: _TypeAlias = Packing  # noqa: Y015
+
 @_typing.final
 class ModelInfo(_message.Message):
     """A version of a model; DownloadModel fetches its bytes."""

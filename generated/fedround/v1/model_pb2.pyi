@@ -330,12 +330,16 @@ class UploadModelRequest(_message.Message):
     SPEC_FIELD_NUMBER: _builtins.int
     CHUNK_FIELD_NUMBER: _builtins.int
     CHUNK_CRC32C_FIELD_NUMBER: _builtins.int
+    PACKING_FIELD_NUMBER: _builtins.int
     chunk: _builtins.bytes
     """The next 1 B to 1 MiB of the file; 768 KiB is a good size."""
     chunk_crc32c: _builtins.int
-    """CRC-32C (Castagnoli) of this message's chunk. When set, it is verified before the chunk is written: a chunk that was
-    damaged on the way is refused by itself (CHUNK_CORRUPT), and a resumable upload goes on behind what came before it.
+    """CRC-32C (Castagnoli) of this message's chunk, unpacked. When set, it is verified before the chunk is written: a chunk
+    that was damaged on the way is refused by itself (CHUNK_CORRUPT), and a resumable upload goes on behind what came
+    before it.
     """
+    packing: _event_pb2.Packing.ValueType
+    """How the chunk is packed; each is packed by itself, or not."""
     @_builtins.property
     def spec(self) -> Global___ModelSpec:
         """What is uploaded; in the first message, and only there."""
@@ -346,10 +350,11 @@ class UploadModelRequest(_message.Message):
         spec: Global___ModelSpec | None = ...,
         chunk: _builtins.bytes = ...,
         chunk_crc32c: _builtins.int | None = ...,
+        packing: _event_pb2.Packing.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_chunk_crc32c", b"_chunk_crc32c", "chunk_crc32c", b"chunk_crc32c", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_chunk_crc32c", b"_chunk_crc32c", "chunk", b"chunk", "chunk_crc32c", b"chunk_crc32c", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_chunk_crc32c", b"_chunk_crc32c", "chunk", b"chunk", "chunk_crc32c", b"chunk_crc32c", "packing", b"packing", "spec", b"spec"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__chunk_crc32c: _TypeAlias = _typing.Literal["chunk_crc32c"]  # noqa: Y015
     _WhichOneofArgType__chunk_crc32c: _TypeAlias = _typing.Literal["_chunk_crc32c", b"_chunk_crc32c"]  # noqa: Y015
@@ -613,6 +618,7 @@ class DownloadModelRequest(_message.Message):
     TAG_FIELD_NUMBER: _builtins.int
     PART_FIELD_NUMBER: _builtins.int
     HAVE_SHA256_FIELD_NUMBER: _builtins.int
+    PACKING_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     """UUID of the model."""
     version: _builtins.int
@@ -625,6 +631,10 @@ class DownloadModelRequest(_message.Message):
     """Which file."""
     have_sha256: _builtins.str
     """SHA-256 of a file that the caller has, in hex: if it is the one asked for, it is not sent. Empty for none."""
+    packing: _event_pb2.Packing.ValueType
+    """How chunks may be packed. The server packs one chunk at a time for all, and sends those as they are that would have to
+    wait, or would not get smaller.
+    """
     def __init__(
         self,
         *,
@@ -634,10 +644,11 @@ class DownloadModelRequest(_message.Message):
         tag: _builtins.str = ...,
         part: Global___ModelPart.ValueType = ...,
         have_sha256: _builtins.str = ...,
+        packing: _event_pb2.Packing.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_version", b"_version", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_version", b"_version", "have_sha256", b"have_sha256", "model_id", b"model_id", "offset", b"offset", "part", b"part", "tag", b"tag", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_version", b"_version", "have_sha256", b"have_sha256", "model_id", b"model_id", "offset", b"offset", "packing", b"packing", "part", b"part", "tag", b"tag", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__version: _TypeAlias = _typing.Literal["version"]  # noqa: Y015
     _WhichOneofArgType__version: _TypeAlias = _typing.Literal["_version", b"_version"]  # noqa: Y015
@@ -655,14 +666,17 @@ class DownloadModelResponse(_message.Message):
     CHUNK_FIELD_NUMBER: _builtins.int
     CHUNK_CRC32C_FIELD_NUMBER: _builtins.int
     UNCHANGED_FIELD_NUMBER: _builtins.int
+    PACKING_FIELD_NUMBER: _builtins.int
     chunk: _builtins.bytes
     """The next bytes of the file."""
     chunk_crc32c: _builtins.int
-    """CRC-32C (Castagnoli) of this message's chunk; set with every chunk. If it does not fit, go on at the offset that the
+    """CRC-32C (Castagnoli) of this message's chunk, unpacked; set with every chunk. If it does not fit, go on at the offset that the
     chunk began at.
     """
     unchanged: _builtins.bool
     """With the info: the caller has the file already (have_sha256), and no chunk follows."""
+    packing: _event_pb2.Packing.ValueType
+    """How the chunk is packed."""
     @_builtins.property
     def info(self) -> _event_pb2.ModelInfo:
         """What is sent; in the first message, and only there."""
@@ -674,10 +688,11 @@ class DownloadModelResponse(_message.Message):
         chunk: _builtins.bytes = ...,
         chunk_crc32c: _builtins.int | None = ...,
         unchanged: _builtins.bool = ...,
+        packing: _event_pb2.Packing.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_chunk_crc32c", b"_chunk_crc32c", "chunk_crc32c", b"chunk_crc32c", "info", b"info"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_chunk_crc32c", b"_chunk_crc32c", "chunk", b"chunk", "chunk_crc32c", b"chunk_crc32c", "info", b"info", "unchanged", b"unchanged"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_chunk_crc32c", b"_chunk_crc32c", "chunk", b"chunk", "chunk_crc32c", b"chunk_crc32c", "info", b"info", "packing", b"packing", "unchanged", b"unchanged"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__chunk_crc32c: _TypeAlias = _typing.Literal["chunk_crc32c"]  # noqa: Y015
     _WhichOneofArgType__chunk_crc32c: _TypeAlias = _typing.Literal["_chunk_crc32c", b"_chunk_crc32c"]  # noqa: Y015

@@ -251,14 +251,18 @@ class SubmitUpdateRequest(_message.Message):
     SPEC_FIELD_NUMBER: _builtins.int
     CHUNK_FIELD_NUMBER: _builtins.int
     CHUNK_CRC32C_FIELD_NUMBER: _builtins.int
+    PACKING_FIELD_NUMBER: _builtins.int
     chunk: _builtins.bytes
     """The next 1 B to 1 MiB of the file (safetensors, tensors as in the model, or differences as round_started allows);
     768 KiB is a good size.
     """
     chunk_crc32c: _builtins.int
-    """CRC-32C (Castagnoli) of this message's chunk. When set, it is verified before the chunk is written: a chunk that was
-    damaged on the way is refused by itself (CHUNK_CORRUPT), and a resumable upload goes on behind what came before it.
+    """CRC-32C (Castagnoli) of this message's chunk, unpacked. When set, it is verified before the chunk is written: a chunk
+    that was damaged on the way is refused by itself (CHUNK_CORRUPT), and a resumable upload goes on behind what came
+    before it.
     """
+    packing: _event_pb2.Packing.ValueType
+    """How the chunk is packed; each is packed by itself, or not."""
     @_builtins.property
     def spec(self) -> Global___UpdateSpec:
         """What is submitted; in the first message, and only there."""
@@ -269,10 +273,11 @@ class SubmitUpdateRequest(_message.Message):
         spec: Global___UpdateSpec | None = ...,
         chunk: _builtins.bytes = ...,
         chunk_crc32c: _builtins.int | None = ...,
+        packing: _event_pb2.Packing.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_chunk_crc32c", b"_chunk_crc32c", "chunk_crc32c", b"chunk_crc32c", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_chunk_crc32c", b"_chunk_crc32c", "chunk", b"chunk", "chunk_crc32c", b"chunk_crc32c", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_chunk_crc32c", b"_chunk_crc32c", "chunk", b"chunk", "chunk_crc32c", b"chunk_crc32c", "packing", b"packing", "spec", b"spec"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__chunk_crc32c: _TypeAlias = _typing.Literal["chunk_crc32c"]  # noqa: Y015
     _WhichOneofArgType__chunk_crc32c: _TypeAlias = _typing.Literal["_chunk_crc32c", b"_chunk_crc32c"]  # noqa: Y015
@@ -357,22 +362,26 @@ class DownloadDealtModelRequest(_message.Message):
     TRAINING_ID_FIELD_NUMBER: _builtins.int
     ROUND_FIELD_NUMBER: _builtins.int
     OFFSET_FIELD_NUMBER: _builtins.int
+    PACKING_FIELD_NUMBER: _builtins.int
     training_id: _builtins.str
     """UUID of the training."""
     round: _builtins.int
     """Number of the round."""
     offset: _builtins.int
     """Where to start in the file, in bytes; up to its size."""
+    packing: _event_pb2.Packing.ValueType
+    """How chunks may be packed, as in DownloadModel."""
     def __init__(
         self,
         *,
         training_id: _builtins.str = ...,
         round: _builtins.int = ...,
         offset: _builtins.int = ...,
+        packing: _event_pb2.Packing.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["offset", b"offset", "round", b"round", "training_id", b"training_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["offset", b"offset", "packing", b"packing", "round", b"round", "training_id", b"training_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -387,12 +396,15 @@ class DownloadDealtModelResponse(_message.Message):
     INFO_FIELD_NUMBER: _builtins.int
     CHUNK_FIELD_NUMBER: _builtins.int
     CHUNK_CRC32C_FIELD_NUMBER: _builtins.int
+    PACKING_FIELD_NUMBER: _builtins.int
     chunk: _builtins.bytes
     """The next bytes of the file."""
     chunk_crc32c: _builtins.int
-    """CRC-32C (Castagnoli) of this message's chunk; set with every chunk. If it does not fit, go on at the offset that the
+    """CRC-32C (Castagnoli) of this message's chunk, unpacked; set with every chunk. If it does not fit, go on at the offset that the
     chunk began at.
     """
+    packing: _event_pb2.Packing.ValueType
+    """How the chunk is packed."""
     @_builtins.property
     def info(self) -> _event_pb2.ModelInfo:
         """What is sent; in the first message, and only there. The id and version are those of the model that the chain began with."""
@@ -403,10 +415,11 @@ class DownloadDealtModelResponse(_message.Message):
         info: _event_pb2.ModelInfo | None = ...,
         chunk: _builtins.bytes = ...,
         chunk_crc32c: _builtins.int | None = ...,
+        packing: _event_pb2.Packing.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_chunk_crc32c", b"_chunk_crc32c", "chunk_crc32c", b"chunk_crc32c", "info", b"info"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_chunk_crc32c", b"_chunk_crc32c", "chunk", b"chunk", "chunk_crc32c", b"chunk_crc32c", "info", b"info"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_chunk_crc32c", b"_chunk_crc32c", "chunk", b"chunk", "chunk_crc32c", b"chunk_crc32c", "info", b"info", "packing", b"packing"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__chunk_crc32c: _TypeAlias = _typing.Literal["chunk_crc32c"]  # noqa: Y015
     _WhichOneofArgType__chunk_crc32c: _TypeAlias = _typing.Literal["_chunk_crc32c", b"_chunk_crc32c"]  # noqa: Y015

@@ -5,6 +5,7 @@ Trainings: what an actor creates, steers and watches."""
 
 from collections import abc as _abc
 from fedround.v1 import aggregation_pb2 as _aggregation_pb2
+from fedround.v1 import event_pb2 as _event_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
@@ -521,6 +522,7 @@ class CreateTrainingRequest(_message.Message):
     UPLOAD_ID_FIELD_NUMBER: _builtins.int
     OFFSET_FIELD_NUMBER: _builtins.int
     CHUNK_CRC32C_FIELD_NUMBER: _builtins.int
+    PACKING_FIELD_NUMBER: _builtins.int
     chunk: _builtins.bytes
     """The next 1 B to 1 MiB of the model file; 768 KiB is a good size."""
     upload_id: _builtins.str
@@ -528,9 +530,12 @@ class CreateTrainingRequest(_message.Message):
     offset: _builtins.int
     """In the first message: where the chunks start in the file; as GetUpload answered, in bytes."""
     chunk_crc32c: _builtins.int
-    """CRC-32C (Castagnoli) of this message's chunk. When set, it is verified before the chunk is written: a chunk that was
-    damaged on the way is refused by itself (CHUNK_CORRUPT), and a resumable upload goes on behind what came before it.
+    """CRC-32C (Castagnoli) of this message's chunk, unpacked. When set, it is verified before the chunk is written: a chunk
+    that was damaged on the way is refused by itself (CHUNK_CORRUPT), and a resumable upload goes on behind what came
+    before it.
     """
+    packing: _event_pb2.Packing.ValueType
+    """How the chunk is packed; each is packed by itself, or not."""
     @_builtins.property
     def spec(self) -> Global___TrainingSpec:
         """What to train; in the first message, and only there."""
@@ -543,10 +548,11 @@ class CreateTrainingRequest(_message.Message):
         upload_id: _builtins.str = ...,
         offset: _builtins.int = ...,
         chunk_crc32c: _builtins.int | None = ...,
+        packing: _event_pb2.Packing.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_chunk_crc32c", b"_chunk_crc32c", "chunk_crc32c", b"chunk_crc32c", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_chunk_crc32c", b"_chunk_crc32c", "chunk", b"chunk", "chunk_crc32c", b"chunk_crc32c", "offset", b"offset", "spec", b"spec", "upload_id", b"upload_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_chunk_crc32c", b"_chunk_crc32c", "chunk", b"chunk", "chunk_crc32c", b"chunk_crc32c", "offset", b"offset", "packing", b"packing", "spec", b"spec", "upload_id", b"upload_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__chunk_crc32c: _TypeAlias = _typing.Literal["chunk_crc32c"]  # noqa: Y015
     _WhichOneofArgType__chunk_crc32c: _TypeAlias = _typing.Literal["_chunk_crc32c", b"_chunk_crc32c"]  # noqa: Y015

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import grpc
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
-from fedround.v1 import model_pb2, round_pb2, training_pb2
+from fedround.v1 import event_pb2, model_pb2, round_pb2, training_pb2
 from fedround_server.interceptors.around import Continuation, Handler, rebuilt
 
 UPLOADS: dict[str, Descriptor] = {
@@ -32,6 +32,11 @@ class Frame(NamedTuple):
 
     chunk: bytes
     chunk_crc32c: int
+
+    @property
+    def packing(self) -> event_pb2.Packing.ValueType:
+        """How the chunk is packed: not at all."""
+        return event_pb2.PACKING_UNSPECIFIED
 
     def HasField(self, field_name: str, /) -> bool:  # noqa: N802 - protobuf's name
         """Tells whether a field is there."""

@@ -14,6 +14,7 @@ from fedround_server.interceptors.around import Call
 from fedround_server.interceptors.auth import caller
 from fedround_server.interceptors.frames import Frame
 from fedround_server.services import fields
+from fedround_server.services.packing import GZIP, Packer, a_packing, unpack
 
 MAX_CHUNK = 1 << 20
 
@@ -23,6 +24,7 @@ class Message(Protocol):
 
     chunk: bytes
     chunk_crc32c: int
+    packing: event_pb2.Packing.ValueType
 
     def HasField(self, field_name: Literal["spec", "chunk_crc32c"], /) -> bool:  # noqa: N802 - protobuf's name
         """Tells whether a field is there."""
@@ -72,32 +74,41 @@ class ChunkStream(Generic[M]):
             FieldInvalid: A chunk is too large, or a spec comes late or twice.
             ChunkCorrupt: A chunk was damaged on the way.
         """
-        if self._first is not None and (chunk := _checked(self._first, offset)):
-            yield chunk
-            offset += len(chunk)
+        if self._first is not None and (data := await _take(self._first, offset)):
+            yield data
+            offset += len(data)
         async for message in self._requests:
             if message.HasField("spec"):
                 raise FieldInvalid("spec", "belongs into the first message, once")
-            if chunk := _checked(message, offset):
-                yield chunk
-                offset += len(chunk)
+            if data := await _take(message, offset):
+                yield data
+                offset += len(data)
 
 
 async def send_file(
-    context: Call, message: Callable[..., Any], info: event_pb2.ModelInfo, chunks: AsyncGenerator[bytes, None]
+    context: Call,
+    message: Callable[..., Any],
+    info: event_pb2.ModelInfo,
+    chunks: AsyncGenerator[bytes, None],
+    packer: Packer | None,
 ) -> None:
     """Answers a download: first what is sent, then the file.
 
     Args:
         context: The call.
-        message: Makes messages of its stream with info.
+        message: Makes messages of its stream.
         info: What is sent.
         chunks: The file, closed at the end.
+        packer: Packs the chunks; None to send them as they are.
     """
     async with aclosing(chunks):
         await context.write(message(info=info))
         async for chunk in chunks:
-            await context.write(Frame(chunk, google_crc32c.value(chunk)))
+            checksum, packed = google_crc32c.value(chunk), packer and await packer.pack(chunk)
+            if packed is None:
+                await context.write(Frame(chunk, checksum))
+            else:
+                await context.write(message(chunk=packed, chunk_crc32c=checksum, packing=GZIP))
 
 
 def incoming(
@@ -125,11 +136,15 @@ def incoming(
     return Incoming(caller().user_id, stream.chunks(offset), digest, size_bytes or None, resumable, offset)
 
 
-def _checked(message: Message, offset: int) -> bytes:
+async def _take(message: Message, offset: int) -> bytes:
+    """Checks a chunk; returns the bytes of the file that it carries."""
     # Once: each look at the field makes a copy.
-    chunk = message.chunk
-    if len(chunk) > MAX_CHUNK:
-        raise FieldInvalid("chunk", f"has {len(chunk)} bytes; a message carries at most {MAX_CHUNK}")
-    if message.HasField("chunk_crc32c") and message.chunk_crc32c != google_crc32c.value(chunk):
-        raise ChunkCorrupt(offset, len(chunk))
-    return chunk
+    data = message.chunk
+    size = len(data)
+    if size > MAX_CHUNK:
+        raise FieldInvalid("chunk", f"has {size} bytes; a message carries at most {MAX_CHUNK}")
+    if size and a_packing(message.packing):
+        data = await unpack(data, MAX_CHUNK, offset)
+    if message.HasField("chunk_crc32c") and message.chunk_crc32c != google_crc32c.value(data):
+        raise ChunkCorrupt(offset, size)
+    return data

@@ -11,14 +11,16 @@ from fedround_server.interceptors.around import Call
 from fedround_server.interceptors.auth import caller
 from fedround_server.services import convert, fields, pages
 from fedround_server.services.chunks import ChunkStream, check_offset, incoming, send_file
+from fedround_server.services.packing import Packer, a_packing
 
 
 class ModelService(model_pb2_grpc.ModelServiceServicer):
     """Stores models."""
 
-    def __init__(self, coordinator: Coordinator) -> None:
+    def __init__(self, coordinator: Coordinator, packer: Packer) -> None:
         """Serves these use cases."""
         self._models = coordinator.models
+        self._packer = packer
 
     async def UploadModel(
         self,
@@ -84,6 +86,7 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
         number, tag = fields.a_version(request.version if request.HasField("version") else None, request.tag)
         if request.part not in model_pb2.ModelPart.values():
             raise FieldInvalid("part", f"is {request.part}; known are {', '.join(model_pb2.ModelPart.keys())}")
+        packer = self._packer if a_packing(request.packing) else None
         model_id = fields.an_id("model_id", request.model_id)
         version = await self._models.get_version(model_id, number, tag, caller().user_id)
         if request.part == model_pb2.MODEL_PART_POSTERIOR:
@@ -94,7 +97,7 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
             await context.write(model_pb2.DownloadModelResponse(info=info, unchanged=True))
             return
         chunks = self._models.read(version.blob, request.offset)
-        await send_file(context, model_pb2.DownloadModelResponse, info, chunks)
+        await send_file(context, model_pb2.DownloadModelResponse, info, chunks, packer)
 
     async def RemoveModel(self, request: model_pb2.RemoveModelRequest, context: Call) -> model_pb2.RemoveModelResponse:
         """Removes a model."""

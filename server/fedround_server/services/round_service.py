@@ -12,13 +12,15 @@ from fedround_server.interceptors.around import Call
 from fedround_server.interceptors.auth import caller
 from fedround_server.services import convert, fields, round_view
 from fedround_server.services.chunks import ChunkStream, check_offset, incoming, send_file
+from fedround_server.services.packing import Packer, a_packing
 
 
 class RoundService(round_pb2_grpc.RoundServiceServicer):
     """For the users that take part in rounds."""
 
-    def __init__(self, coordinator: Coordinator) -> None:
+    def __init__(self, coordinator: Coordinator, packer: Packer) -> None:
         """Serves these use cases."""
+        self._packer = packer
         self._coordinator = coordinator
         self._rounds = coordinator.rounds
 
@@ -80,12 +82,13 @@ class RoundService(round_pb2_grpc.RoundServiceServicer):
         context: Call,
     ) -> None:
         """Streams the model that the caller was dealt."""
+        packer = self._packer if a_packing(request.packing) else None
         training_id = fields.an_id("training_id", request.training_id)
         base, blob = await self._rounds.dealt(training_id, request.round, caller().user_id)
         check_offset(blob, request.offset)
         info = convert.model_info(ModelInfo(base.model_id, base.version, blob))
         chunks = self._coordinator.models.read(blob, request.offset)
-        await send_file(context, round_pb2.DownloadDealtModelResponse, info, chunks)
+        await send_file(context, round_pb2.DownloadDealtModelResponse, info, chunks, packer)
 
     async def SubmitMetrics(
         self, request: round_pb2.SubmitMetricsRequest, context: Call

@@ -1,0 +1,132 @@
+"""Chunks that are packed on their way, by raw calls: the file is the same, and nothing unpacks without end."""
+
+import gzip
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import pytest
+from safetensors.numpy import save
+
+import fedround_client as fr
+from calls import Person, new_id, refused
+from fedround.v1 import event_pb2, model_pb2
+from fedround_server.services.packing import Packer
+from servers import Server
+from service.uploads import Upload, committed, is_stored, storing
+
+GZIP = event_pb2.PACKING_GZIP
+MIB = 1 << 20
+
+
+def packed(upload: Upload, data: bytes, size: int = MIB) -> Iterator[Any]:
+    for start in range(0, len(data), size):
+        chunk = data[start : start + size]
+        yield upload.request(chunk=gzip.compress(chunk), chunk_crc32c=google_crc32c.value(chunk), packing=GZIP)
+
+
+def zeros(count: int) -> bytes:
+    return save({"w": np.zeros(count, np.float32), "own": np.array(int(new_id()[:5], 16))})
+
+
+def test_packed_and_plain_chunks_make_the_same_file(server: Server, upload: Upload, data: bytes) -> None:
+    head, *chunks = upload.spec(data), *packed(upload, data, 50)
+    head.chunk, head.packing, head.chunk_crc32c = chunks[0].chunk, GZIP, chunks[0].chunk_crc32c
+    plain = list(upload.chunks(data, 50))
+    upload.send(head, plain[1], *chunks[2:])
+    assert is_stored(server, data)
+
+
+def test_a_resumed_upload_counts_the_bytes_of_the_file(server: Server, actor: Person, data: bytes) -> None:
+    upload, upload_id = storing(actor), new_id()
+    with refused("DATA_LOSS", "UPLOAD_INCOMPLETE", f"ended after 100 of {len(data)}"):
+        upload.send(upload.resumable(data, upload_id), *packed(upload, data[:100], 50))
+    assert committed(upload, upload_id) == 100
+    upload.send(upload.resumable(data, upload_id, 100), *packed(upload, data[100:]))
+    assert is_stored(server, data)
+
+
+@pytest.mark.parametrize(
+    ("chunk", "reason", "words"),
+    [
+        (gzip.compress(bytes(MIB + 1)), "FIELD_INVALID", f"chunk: unpacks to more than {MIB} bytes"),
+        (gzip.compress(bytes(512 * MIB), 9), "FIELD_INVALID", f"chunk: unpacks to more than {MIB} bytes"),
+        (gzip.compress(b"one") + gzip.compress(b"two"), "FIELD_INVALID", "or more follows: pack each chunk by itself"),
+        (gzip.compress(b"cut off")[:-1], "CHUNK_CORRUPT", "send them again"),
+        (gzip.compress(b"damaged")[:-1] + b"!", "CHUNK_CORRUPT", "send them again"),
+        (zlib.compress(b"another format"), "CHUNK_CORRUPT", "send them again"),
+        (b"not packed", "CHUNK_CORRUPT", "send them again"),
+    ],
+    ids=lambda value: repr(value[:20]),
+)
+def test_what_unpacks_to_nothing_good_is_refused(
+    upload: Upload, data: bytes, chunk: bytes, reason: str, words: str
+) -> None:
+    code = "INVALID_ARGUMENT" if reason == "FIELD_INVALID" else "DATA_LOSS"
+    before = upload.look()
+    with refused(code, reason, words):
+        upload.send(upload.spec(data), upload.request(chunk=chunk, packing=GZIP))
+    assert upload.look() == before
+
+
+def test_the_checksum_is_that_of_the_file(upload: Upload, data: bytes) -> None:
+    chunk = gzip.compress(data)
+    with refused("DATA_LOSS", "CHUNK_CORRUPT", "send them again"):
+        upload.send(
+            upload.spec(data), upload.request(chunk=chunk, packing=GZIP, chunk_crc32c=google_crc32c.value(chunk))
+        )
+
+
+def test_ways_that_nobody_knows_are_refused(upload: Upload, actor: Person, data: bytes) -> None:
+    with refused("INVALID_ARGUMENT", "FIELD_INVALID", "packing: is 7; known are PACKING_UNSPECIFIED, PACKING_GZIP"):
+        upload.send(upload.spec(data), upload.request(chunk=data, packing=7))
+    with refused("INVALID_ARGUMENT", "FIELD_INVALID", "packing: is 7"):
+        list(actor.models.DownloadModel(model_pb2.DownloadModelRequest(model_id=new_id(), packing=7)))
+
+
+def test_a_chunk_of_1_mib_may_be_packed(server: Server, actor: Person) -> None:
+    data, upload = zeros(600_000), storing(actor)
+    upload.send(upload.spec(data), *packed(upload, data))
+    assert is_stored(server, data)
+
+
+def test_downloads_are_packed_for_those_who_ask(actor: Person) -> None:
+    random = np.random.default_rng(1).integers(0, 256, 1_000_000, np.uint8)
+    for data, smaller in ((zeros(500_000), True), (save({"w": random}), False)):
+        upload = storing(actor)
+        model_id = upload.send(upload.spec(data), *upload.chunks(data)).model.model_id
+        for packing in (GZIP, event_pb2.PACKING_UNSPECIFIED):
+            request = model_pb2.DownloadModelRequest(model_id=model_id, offset=10, packing=packing)
+            _, *messages = actor.models.DownloadModel(request)
+            chunks = [gzip.decompress(one.chunk) if one.packing == GZIP else one.chunk for one in messages]
+            assert b"".join(chunks) == data[10:]
+            assert [one.chunk_crc32c for one in messages] == [google_crc32c.value(chunk) for chunk in chunks]
+            assert any(one.packing == GZIP for one in messages) == (smaller and packing == GZIP)
+            if smaller and packing == GZIP:
+                assert sum(len(one.chunk) for one in messages) < len(data) / 50
+
+
+async def test_chunks_are_packed_one_at_a_time() -> None:
+    packer = Packer()
+    first = packer.pack(bytes(1000))
+    # It has begun once it waits for its thread.
+    waiting = first.__await__()
+    next(waiting)
+    assert await packer.pack(bytes(1000)) is None
+    waiting.close()
+    found = await packer.pack(bytes(1000))
+    assert found is not None
+    assert gzip.decompress(found) == bytes(1000)
+
+
+def test_the_sdk_packs_and_unpacks(server: Server, actor: Person) -> None:
+    weights = {"w": np.where(np.arange(700_000) % 10, 0, np.arange(700_000)).astype(np.float32)}
+    with fr.connect(server.address, actor.token, compression="gzip") as client:
+        model_id = client.upload_model(weights).model_id
+        np.testing.assert_array_equal(client.download_model(model_id)["w"], weights["w"])
+    with fr.connect(server.address, actor.token) as client:
+        np.testing.assert_array_equal(client.download_model(model_id)["w"], weights["w"])
+    with pytest.raises(ValueError, match="PACKING_ROT13"):
+        fr.connect(server.address, actor.token, compression="rot13")  # type: ignore[arg-type]
