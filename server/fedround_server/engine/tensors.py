@@ -6,7 +6,9 @@ import mmap
 import os
 import warnings
 from array import array
+from collections import deque
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +22,10 @@ from fedround_server.engine.manifest import PREFIX, Layout, check_same, parse_he
 
 BLOCK = 128 * 1024
 """Elements that are worked on at a time: a float64 block fits the second-level cache."""
+BATCH = 128 * 1024
+"""Bytes that are worth the way to a thread: a model may have 20,000 small tensors."""
+AHEAD = 8
+"""Batches that may wait to be written."""
 
 TORCH_DTYPES: Mapping[Dtype, torch.dtype] = {
     Dtype.F64: torch.float64,
@@ -149,7 +155,7 @@ class TensorFile:
 
 
 class TensorWriter:
-    """Writes a safetensors file in order and hashes it on the way."""
+    """Writes a safetensors file in order, and hashes it on the way; in a thread, while the next blocks are computed."""
 
     def __init__(self, path: Path, header: bytes) -> None:
         """Begins the file.
@@ -158,10 +164,13 @@ class TensorWriter:
             path: Where to write.
             header: Everything before the data.
         """
-        self._file = path.open("xb")
+        self._file = path.open("xb", buffering=0)
         self._hash = hashlib.sha256()
         self._size = 0
-        self._put(memoryview(header))
+        self._waiting: list[memoryview] = [memoryview(header)]
+        self._waiting_bytes = len(header)
+        self._thread = ThreadPoolExecutor(1)
+        self._under_way: deque[Future[None]] = deque()
 
     def __enter__(self) -> Self:
         """Enters the block."""
@@ -171,22 +180,45 @@ class TensorWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Closes the file."""
+        self._thread.shutdown(cancel_futures=True)
         self._file.close()
 
     def write(self, block: Tensor) -> None:
-        """Appends a flat block."""
-        self._put(block.contiguous().view(torch.uint8).numpy().data)
+        """Appends a flat block, which must not change any more.
+
+        Raises:
+            OSError: An earlier one could not be written.
+        """
+        data = block.contiguous().view(torch.uint8).numpy().data
+        self._waiting.append(data)
+        self._waiting_bytes += len(data)
+        if self._waiting_bytes >= BATCH:
+            self._submit()
 
     def finish(self) -> BlobRef:
-        """Forces the file to disk and returns what it contains."""
-        self._file.flush()
+        """Forces the file to disk and returns what it contains.
+
+        Raises:
+            OSError: It could not be written.
+        """
+        self._submit()
+        while self._under_way:
+            self._under_way.popleft().result()
         os.fsync(self._file.fileno())
         return BlobRef(self._hash.hexdigest(), self._size)
 
-    def _put(self, data: memoryview) -> None:
-        self._file.write(data)
+    def _submit(self) -> None:
+        self._under_way.append(self._thread.submit(self._put, self._waiting))
+        self._waiting, self._waiting_bytes = [], 0
+        if len(self._under_way) > AHEAD:
+            self._under_way.popleft().result()
+
+    def _put(self, parts: list[memoryview]) -> None:
+        data = parts[0] if len(parts) == 1 else memoryview(b"".join(parts))
         self._hash.update(data)
         self._size += len(data)
+        while data:
+            data = data[self._file.write(data) :]
 
 
 def is_finite(block: Tensor) -> bool:
