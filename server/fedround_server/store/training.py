@@ -368,8 +368,9 @@ def _enroll(training: TrainingRow, client_ids: Iterable[str], now: datetime) -> 
         }
         for user_id in new
     ]
-    training.num_participants += len(rows)
-    training.save()
+    if rows:
+        training.num_participants += len(rows)
+        training.save()
     for start in range(0, len(rows), steps.BATCH):
         note("clients_registered", training, user_ids=new[start : start + steps.BATCH])
         # Somebody who left and comes back has a row already.
