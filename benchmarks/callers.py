@@ -2,6 +2,7 @@
 
 import hashlib
 import threading
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,9 +16,9 @@ from fedround.v1.user_pb2 import CreateUserRequest
 from fedround.v1.user_pb2_grpc import UserServiceStub
 
 
-def tiny(seed: int = 0) -> bytes:
-    """Returns a file of eight numbers, another one for each seed."""
-    return save({"weight": np.random.default_rng(seed).normal(size=8).astype(np.float32)})
+def tiny(*seeds: int) -> bytes:
+    """Returns a file of eight numbers, another one for other seeds."""
+    return save({"weight": np.random.default_rng(seeds).normal(size=8).astype(np.float32)})
 
 
 class _Bound:
@@ -68,8 +69,9 @@ class Caller:
         self.trainings.StartTraining(training_pb2.StartTrainingRequest(training_id=made.training_id))
         return made
 
-    def submit(self, training_id: str, number: int, data: bytes) -> None:
-        """Submits an update in one message."""
+    def submit(self, training_id: str, number: int) -> None:
+        """Submits an update, another one than any before, in one message."""
+        data = tiny(uuid.UUID(training_id).int, uuid.UUID(self.user_id).int, number)
         wanted = round_pb2.UpdateSpec(
             training_id=training_id,
             round=number,
@@ -92,8 +94,8 @@ def submit_all(callers: Sequence[Caller], training_id: str, number: int, threads
     """Has each caller submit an update of its own, a few at a time."""
 
     def work(start: int) -> None:
-        for seed in range(start, len(callers), threads):
-            callers[seed].submit(training_id, number, tiny(seed * 1_000_000 + number))
+        for caller in callers[start::threads]:
+            caller.submit(training_id, number)
 
     workers = [threading.Thread(target=work, args=(start,)) for start in range(threads)]
     for worker in workers:

@@ -29,7 +29,7 @@ from typing import Any
 import grpc
 import numpy as np
 
-from callers import Caller, kind, submit_all, tiny
+from callers import Caller, kind, submit_all
 from fedround.v1.training_pb2 import GetTrainingRequest, Training
 from history import Figures, replay, time_calls, write_history
 from measure import Running, anonymous, cpu_seconds, fedround_server, keep, tree, wait_for
@@ -96,14 +96,14 @@ def workers_of(server: Running) -> list[int]:
     return [pid for pid in tree(server.pid) if pid != server.pid]
 
 
-def take_part(caller: Caller, training_id: str, seed: int, rounds: int) -> None:
-    """Submits another update in each round."""
+def take_part(caller: Caller, training_id: str, rounds: int) -> None:
+    """Submits an update in each round."""
     for event in caller.events(training_id):
         if kind(event) == "round_started":
             number = event.round_started.round
             if number == rounds:
                 return
-            caller.submit(training_id, number, tiny(seed * 1_000_000 + number))
+            caller.submit(training_id, number)
 
 
 def run_rounds(
@@ -113,8 +113,7 @@ def run_rounds(
     training = admin.train(users, rounds + 1, **spec)
     events = admin.events(training.training_id)
     threads = [
-        threading.Thread(target=take_part, args=(user, training.training_id, seed, rounds), daemon=True)
-        for seed, user in enumerate(users)
+        threading.Thread(target=take_part, args=(user, training.training_id, rounds), daemon=True) for user in users
     ]
     for thread in threads:
         thread.start()
