@@ -65,6 +65,8 @@ def updates_count_once(facts: Facts, history: History) -> Findings:
         used = facts.counted.get((row["training_id"], row["number"]), [])
         if row["state"] == "DONE" and any(event["payload"]["num_updates"] != len(used) for event in closed):
             yield row["training_id"], f"round {row['number']} says {closed[0]['payload']}, {len(used)} updates count"
+        if row["arrived"] != len(used):
+            yield row["training_id"], f"round {row['number']} has {row['arrived']} updates, {len(used)} count"
 
 
 def rounds_commit_once(facts: Facts, history: History) -> Findings:

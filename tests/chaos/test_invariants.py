@@ -155,6 +155,11 @@ def a_round_counts_one_more(left: Left) -> None:
     left.sql("UPDATE event SET payload = json_set(payload, '$.num_updates', 99) WHERE kind = 'RoundClosed'")
 
 
+@breaks("updates_count_once")
+def an_arrival_is_counted_twice(left: Left) -> None:
+    left.sql("UPDATE round SET arrived = arrived + 1 WHERE number = 0")
+
+
 @breaks("rounds_commit_once")
 def a_round_is_committed_twice(left: Left) -> None:
     (model_id, version) = left.one(f"SELECT model_id, MAX(version) FROM ({MADE})")
