@@ -21,7 +21,7 @@ from typing import Any
 from install_peers import PEERS
 from measure import keep
 from peers.systems import SYSTEMS
-from training import Failed, Run, run_training
+from training import Failed, Run, adopt_orphans, run_training
 
 WORKLOADS = ("4x100", "4x10", "32x1")
 
@@ -105,10 +105,11 @@ def main() -> None:
     parser.add_argument("--peers", type=Path, default=PEERS, help="folder of the peers' environments")
     parser.add_argument("--folder", type=Path, default=tempfile.gettempdir(), help="where servers keep their files")
     parser.add_argument("--patience", type=float, default=60, help="seconds of a turn after which there is no other")
-    parser.add_argument("--timeout", type=float, default=300, help="seconds that a run may take")
+    parser.add_argument("--timeout", type=float, default=240, help="seconds that a run may take")
     options = parser.parse_args()
     # Whoever ends this ends what it started, too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    adopt_orphans()
     systems = list(SYSTEMS) if "all" in options.systems else options.systems
     results = {workload: measure(workload, systems, options) for workload in options.workloads}
     show(results)

@@ -1,6 +1,8 @@
 """Runs one training on one system, and looks at what its processes use meanwhile."""
 
+import ctypes
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +19,7 @@ from peers.systems import SYSTEMS
 
 HERE = Path(__file__).parent
 STEP = 0.01
+PR_SET_CHILD_SUBREAPER = 36
 
 
 class Failed(Exception):
@@ -133,15 +136,25 @@ def watch(process: "subprocess.Popen[bytes]", workload: Workload, timeout: float
     )
 
 
+def adopt_orphans() -> None:
+    """Makes this process the parent of those below it whose own parent ends, so that none of them gets lost."""
+    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl")
+
+
 def end(process: "subprocess.Popen[bytes]") -> None:
-    """Ends a run with all its processes, also those that made themselves sessions of their own."""
-    pids = tree(process.pid)
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        for pid in pids:
+    """Ends a run, and all that is left below this process, of which nothing else is."""
+    process.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(5)
+    while left := tree(os.getpid())[1:]:
+        for pid in left:
             with suppress(ProcessLookupError):
-                os.kill(pid, number)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(5)
+                os.kill(pid, signal.SIGKILL)
+        for pid in left:
+            with suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+    process.wait()
 
 
 class _Told:
@@ -166,6 +179,8 @@ class _Told:
             Failed: The process ended before, or the time is over.
         """
         while len(self.all(word)) < times:
+            for why in self.all("failed"):
+                raise Failed(why)
             if self._process.poll() is not None:
                 raise Failed(f"it ended with {self._process.returncode} before round {len(self.all('round'))}")
             if time.monotonic() > self._deadline:
@@ -174,5 +189,5 @@ class _Told:
 
 
 def _last_line(log: Path) -> str:
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1] if lines else "it said nothing"
+    text = re.sub(r"\x1b\[[0-9;]*m", "", log.read_text(errors="replace")).strip()
+    return text.rpartition("\n")[2] or "it said nothing"

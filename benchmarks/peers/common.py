@@ -2,7 +2,8 @@
 
 A system is a module of this folder with a function `run(workload)` that runs one training, and appends to FOLDER/told
 what happens: `version WORDS`, `server PID`, `client PID`; `round SECONDS` whenever a round starts, and once more at the
-end of the last one, when it waits until FOLDER/seen is there; and `first NUMBER`, the first weight of the last model.
+end of the last one, when it waits until FOLDER/seen is there; `first NUMBER`, the first weight of the last model; and
+`failed WORDS`, if it notices that it does not do all of its work.
 This file needs nothing but numpy.
 """
 

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
@@ -66,6 +67,13 @@ class Strategy(FedAvg):
         """Called when a round starts."""
         tell_round()
         return super().configure_train(*arguments, **words)
+
+    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> Any:
+        """Called when a round is over; Flower averages what is there."""
+        replies = list(replies)
+        if errors := [reply.error for reply in replies if reply.has_error()]:
+            tell("failed", f"{len(errors)} of {len(replies)} clients failed in a round: {errors[0].reason}")
+        return super().aggregate_train(server_round, replies)
 
 
 @server_app.main()
