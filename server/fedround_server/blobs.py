@@ -20,6 +20,7 @@ from typing import Self
 from fedround_server.domain.errors import DiskFull, UploadOffset
 from fedround_server.domain.model import BlobRef
 from fedround_server.failpoints import reached
+from fedround_server.writeback import Writeback
 
 log = logging.getLogger(__name__)
 READ_SIZE = 1 << 20
@@ -69,6 +70,7 @@ class BlobWriter:
         with told_when_full():
             path.parent.mkdir(parents=True, exist_ok=True)
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        self._writeback = Writeback(self._descriptor)
 
     def __enter__(self) -> Self:
         """Enters the block."""
@@ -110,6 +112,7 @@ class BlobWriter:
             os.ftruncate(self._descriptor, self.size_bytes)
             os.lseek(self._descriptor, self.size_bytes, os.SEEK_SET)
             raise
+        self._writeback.grown(self.size_bytes + len(data))
         self._hash.update(data)
         self.size_bytes += len(data)
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fedround_server.domain.model import BlobRef, Dtype, Manifest, differences
 from fedround_server.engine.manifest import PREFIX, Layout, check_same, parse_header
+from fedround_server.writeback import Writeback
 
 BLOCK = 128 * 1024
 """Elements that are worked on at a time: a float64 block fits the second-level cache."""
@@ -167,6 +168,7 @@ class TensorWriter:
         self._file = path.open("xb", buffering=0)
         self._hash = hashlib.sha256()
         self._size = 0
+        self._writeback = Writeback(self._file.fileno())
         self._waiting: list[memoryview] = [memoryview(header)]
         self._waiting_bytes = len(header)
         self._thread = ThreadPoolExecutor(1)
@@ -219,6 +221,7 @@ class TensorWriter:
         self._size += len(data)
         while data:
             data = data[self._file.write(data) :]
+        self._writeback.grown(self._size)
 
 
 def is_finite(block: Tensor) -> bool:
