@@ -47,6 +47,7 @@ def prepare(data_dir: Path, database: str) -> tuple[str, list[str]]:
                 name="survivor",
                 target_num_updates=ROUNDS,
                 client_ids=[user.user_id for user, _ in made],
+                update_precision="FLOAT16",
             )
     return training.training_id, [actor_token, *(token for _, token in made)]
 
@@ -57,8 +58,11 @@ def run(server: Server, training_id: str, tokens: list[str], killer: Killer | No
     with ThreadPoolExecutor(3) as pool, ExitStack() as stack:
         actor, *clients = [stack.enter_context(fr.connect(server.address, token)) for token in tokens]
         actor.start_training(training_id)
+        # The first one sends whole models, the others differences.
         ends = [
-            pool.submit(client.participate, train_like(number, killer), training_id=training_id)
+            pool.submit(
+                client.participate, train_like(number, killer), training_id=training_id, full_updates=number == 0
+            )
             for number, client in enumerate(clients)
         ]
         if killer is not None:

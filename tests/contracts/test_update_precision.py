@@ -1,0 +1,28 @@
+"""Whether updates may be differences belongs to a training, also behind a restart, and before there was a choice."""
+
+from pathlib import Path
+
+from contracts.coordination import coordinating
+from contracts.world import SPEC
+from fedround_server.domain.model import Dtype
+from fedround_server.domain.training import UpdatePrecision
+from fedround_server.store import Store
+from fedround_server.store.rows import from_spec, to_spec
+
+
+async def test_a_round_taken_up_at_a_start_knows_what_its_updates_are(store: Store, tmp_path: Path) -> None:
+    async with coordinating(store, tmp_path) as desk:
+        actor, clients, training = await desk.running(
+            1, target_num_updates=1, update_precision=UpdatePrecision.BFLOAT16
+        )
+        await desk.world.submit(training.training_id, 0, clients[0])
+    async with coordinating(store, tmp_path) as desk:
+        await desk.coordinator.recover()
+        await desk.until(actor, training.training_id, lambda training: training.state.is_ended)
+        assert [job.differences for job in desk.engine.jobs] == [Dtype.BF16]
+
+
+def test_trainings_of_before_have_full_updates() -> None:
+    data = from_spec(SPEC)
+    assert data.pop("update_precision") == "FULL"
+    assert to_spec(data) == SPEC
