@@ -173,7 +173,7 @@ def half_precision(size_mib: int, rounds: int, seeds: Iterable[int]) -> dict[str
             users = [user.user_id for user, _ in made]
             context = multiprocessing.get_context("spawn")
             processes = [
-                context.Process(target=take_part, args=(running.address, token, number))
+                context.Process(target=take_part, args=(running.address, token, number), daemon=True)
                 for number, (_, token) in enumerate(made)
             ]
             for process in processes:
@@ -188,8 +188,8 @@ def half_precision(size_mib: int, rounds: int, seeds: Iterable[int]) -> dict[str
                     cpus[precision].append(cpu)
                     versions = {version.sha256 for version in admin.model_versions(training.model_id)}
                     new = {name: size for name, size in files(folder).items() if name not in {*stored, *versions}}
-                    # All updates are of the same size, and equal ones are one file.
-                    sizes[precision] = max(new.values())
+                    # All updates are of the same size, and equal ones are one file, here also those of the first time.
+                    sizes.setdefault(precision, max(new.values(), default=0))
                     admin.remove_training(training.training_id)
                     admin.remove_model(training.model_id)
             for seed in seeds:
@@ -226,14 +226,14 @@ def files(folder: Path) -> dict[str, int]:
 def main() -> None:
     """Measures all, prints tables, and writes them down."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=0.5, help="of CPU for each rate")
+    parser.add_argument("--seconds", type=float, default=0.5, help="of CPU for each rate; 0 leaves compression out")
     parser.add_argument("--size-mib", type=int, default=100, help="of the large model")
     parser.add_argument("--rounds", type=int, default=3, help="of the large model, twice in each precision")
     parser.add_argument(
         "--seeds", type=int, nargs="*", default=[1, 2, 3], help="of the trainings of the demo's network"
     )
     options = parser.parse_args()
-    packed = compression(options.seconds)
+    packed = compression(options.seconds) if options.seconds else {}
     halves = half_precision(options.size_mib, options.rounds, options.seeds)
     keep(
         "saving",
