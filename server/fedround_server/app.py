@@ -233,7 +233,7 @@ def _make_server(
             LimitInterceptor("downloads", DOWNLOADS, TooManyStreams, settings.max_downloads_per_user),
             LimitInterceptor("subscriptions", SUBSCRIPTIONS, TooManyStreams, settings.max_subscriptions_per_user),
             leaving,
-            FrameInterceptor(),
+            FrameInterceptor(SERVICES),
         ),
         options=(*OPTIONS, *_keepalive(settings)),
     )

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedround.v1 import model_pb2, round_pb2, training_pb2
-from fedround_server.interceptors.frames import DOWNLOADS, UPLOADS, Frame, FrameCodec
+from fedround_server.app import SERVICES
+from fedround_server.interceptors.frames import Frame, FrameCodec, FrameInterceptor
 
 MESSAGES: list[type[Message]] = [
     training_pb2.CreateTrainingRequest,
@@ -19,8 +20,17 @@ MESSAGES: list[type[Message]] = [
 chunks = st.binary(max_size=300) | st.integers(1, 1 << 20).map(lambda size: b"\xff" * size)
 
 
-def test_all_streams_of_files_are_known() -> None:
-    assert {message.DESCRIPTOR for message in MESSAGES} == {*UPLOADS.values(), *DOWNLOADS.values()}
+def test_the_streams_of_files_are_found() -> None:
+    found = FrameInterceptor(SERVICES)
+    assert found.uploads.keys() == {
+        "/fedround.v1.TrainingService/CreateTraining",
+        "/fedround.v1.ModelService/UploadModel",
+        "/fedround.v1.RoundService/SubmitUpdate",
+    }
+    assert found.downloads.keys() == {
+        "/fedround.v1.ModelService/DownloadModel",
+        "/fedround.v1.RoundService/DownloadDealtModel",
+    }
 
 
 @pytest.mark.parametrize("message", MESSAGES)

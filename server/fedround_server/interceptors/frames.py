@@ -5,24 +5,15 @@ that the server moves are messages of a chunk and its CRC-32C and nothing else. 
 here, one copy each; what looks different in any way goes through protobuf.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import grpc
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.descriptor import Descriptor, FieldDescriptor, ServiceDescriptor
 
-from fedround.v1 import event_pb2, model_pb2, round_pb2, training_pb2
 from fedround_server.interceptors.around import Continuation, Handler, rebuilt
 
-UPLOADS: dict[str, Descriptor] = {
-    "/fedround.v1.TrainingService/CreateTraining": training_pb2.CreateTrainingRequest.DESCRIPTOR,
-    "/fedround.v1.ModelService/UploadModel": model_pb2.UploadModelRequest.DESCRIPTOR,
-    "/fedround.v1.RoundService/SubmitUpdate": round_pb2.SubmitUpdateRequest.DESCRIPTOR,
-}
-DOWNLOADS: dict[str, Descriptor] = {
-    "/fedround.v1.ModelService/DownloadModel": model_pb2.DownloadModelResponse.DESCRIPTOR,
-    "/fedround.v1.RoundService/DownloadDealtModel": round_pb2.DownloadDealtModelResponse.DESCRIPTOR,
-}
+CHUNK_FIELDS = {"chunk", "chunk_crc32c"}
 BYTES, FIXED32 = 2, 5
 """Wire types (https://protobuf.dev/programming-guides/encoding/)."""
 
@@ -32,11 +23,7 @@ class Frame(NamedTuple):
 
     chunk: bytes
     chunk_crc32c: int
-
-    @property
-    def packing(self) -> event_pb2.Packing.ValueType:
-        """How the chunk is packed: not at all."""
-        return event_pb2.PACKING_UNSPECIFIED
+    packing: int = 0
 
     def HasField(self, field_name: str, /) -> bool:  # noqa: N802 - protobuf's name
         """Tells whether a field is there."""
@@ -71,19 +58,35 @@ class FrameCodec:
 class FrameInterceptor(grpc.aio.ServerInterceptor):
     """Has the streams of files read and written by frames."""
 
+    def __init__(self, services: Iterable[ServiceDescriptor]) -> None:
+        """Finds the streams whose messages carry chunks.
+
+        Args:
+            services: All that the server has.
+        """
+        self.uploads: dict[str, FrameCodec] = {}
+        self.downloads: dict[str, FrameCodec] = {}
+        for service in services:
+            for method in service.methods:
+                name = f"/{service.full_name}/{method.name}"
+                if method.client_streaming and CHUNK_FIELDS.issubset(method.input_type.fields_by_name):
+                    self.uploads[name] = FrameCodec(method.input_type)
+                if method.server_streaming and CHUNK_FIELDS.issubset(method.output_type.fields_by_name):
+                    self.downloads[name] = FrameCodec(method.output_type)
+
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
     ) -> "Handler | None":
         """Puts the codec in front of protobuf's."""
         handler = await continuation(handler_call_details)
         method = str(handler_call_details.method)
-        if handler is None or not (method in UPLOADS or method in DOWNLOADS):
+        if handler is None or not (method in self.uploads or method in self.downloads):
             return handler
         deserializer, serializer = handler.request_deserializer, handler.response_serializer
-        if method in UPLOADS:
-            deserializer = _reading(FrameCodec(UPLOADS[method]), handler.request_deserializer)
-        else:
-            serializer = _writing(FrameCodec(DOWNLOADS[method]), handler.response_serializer)
+        if method in self.uploads:
+            deserializer = _reading(self.uploads[method], handler.request_deserializer)
+        if method in self.downloads:
+            serializer = _writing(self.downloads[method], handler.response_serializer)
         return rebuilt(handler, lambda inner: inner, deserializer, serializer)
 
 
