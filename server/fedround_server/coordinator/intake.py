@@ -10,8 +10,12 @@ from fedround_server.coordinator.context import wait_out
 from fedround_server.failpoints import reached
 
 log = logging.getLogger(__name__)
-AHEAD = 2 << 20
+LEAST = 2 << 20
+"""Bytes that are worth the way to a thread, if more may come soon."""
+MOST = 4 << 20
 """Bytes that may wait while those before them are written."""
+SOON = 0.01
+"""Seconds after which what waits is written, however little it is: a slow sender may be cut off at any time."""
 
 
 class Intake:
@@ -29,6 +33,7 @@ class Intake:
         self._waiting_bytes = 0
         self._batch: asyncio.Future[None] | None = None
         self._failure: BaseException | None = None
+        self._timer: asyncio.TimerHandle | None = None
         # How much of the file came in, with what waits.
         self.size_bytes = writer.size_bytes
 
@@ -40,8 +45,10 @@ class Intake:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Has the rest written; when the block failed, its error is what counts."""
+        self._start()
         while self._batch is not None:
             await wait_out(asyncio.wait([self._batch]))
+            self._start()
         if error is None:
             self._check()
         elif self._failure is not None and self._failure is not error:
@@ -59,15 +66,26 @@ class Intake:
         self._waiting_bytes += len(chunk)
         self.size_bytes += len(chunk)
         if self._batch is None:
-            self._start()
-        elif self._waiting_bytes >= AHEAD:
+            self._consider()
+        elif self._waiting_bytes >= MOST:
             await asyncio.wait([self._batch])
 
     def _check(self) -> None:
         if self._failure is not None:
             raise self._failure
 
+    def _consider(self) -> None:
+        if self._waiting_bytes >= LEAST:
+            self._start()
+        elif self._waiting and self._timer is None:
+            self._timer = self._loop.call_later(SOON, self._start)
+
     def _start(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._batch is not None or not self._waiting:
+            return
         chunks, self._waiting, self._waiting_bytes = self._waiting, [], 0
         self._batch = self._loop.run_in_executor(None, self._write, chunks)
         self._batch.add_done_callback(self._go_on)
@@ -83,5 +101,5 @@ class Intake:
         if self._failure is not None:
             # What was not written leaves a gap, and nothing may come behind it.
             self._waiting = []
-        elif self._waiting:
-            self._start()
+        else:
+            self._consider()

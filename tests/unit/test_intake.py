@@ -1,0 +1,74 @@
+"""The way of a file to the disk: all that came in is written, in order, in whatever pieces and at whatever pace."""
+
+import asyncio
+import hashlib
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedround_server.blobs import BlobWriter
+from fedround_server.coordinator.intake import LEAST, MOST, Intake
+from fedround_server.domain.errors import DiskFull
+
+SIZES = st.sampled_from([1, 100, LEAST // 3, LEAST, MOST])
+PAUSES = st.sampled_from([0.0, 0.0, 0.0, 0.02])
+
+
+@settings(max_examples=30, deadline=None)
+@given(pieces=st.lists(st.tuples(SIZES, PAUSES), max_size=6))
+def test_all_that_came_in_is_written_in_order(
+    tmp_path_factory: pytest.TempPathFactory, pieces: list[tuple[int, float]]
+) -> None:
+    path = tmp_path_factory.mktemp("intake") / "file"
+    chunks = [bytes([number]) * size for number, (size, _) in enumerate(pieces)]
+
+    async def take() -> None:
+        with BlobWriter(path, keep=True) as writer:
+            async with Intake(writer) as intake:
+                for chunk, (_, pause) in zip(chunks, pieces, strict=True):
+                    await intake.write(chunk)
+                    if pause:
+                        await asyncio.sleep(pause)
+            assert intake.size_bytes == writer.size_bytes
+            assert writer.blob.sha256 == hashlib.sha256(b"".join(chunks)).hexdigest()
+
+    asyncio.run(take())
+    assert (path.read_bytes() if path.exists() else b"") == b"".join(chunks)
+
+
+async def test_little_that_came_in_is_written_soon(tmp_path: Path) -> None:
+    with BlobWriter(tmp_path / "file", keep=False) as writer:
+        async with Intake(writer) as intake:
+            await intake.write(b"little")
+            while writer.size_bytes < 6:
+                await asyncio.sleep(0)
+
+
+async def test_nothing_is_written_behind_a_gap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = iter([False, True, False, False])
+    write = BlobWriter.write
+
+    def fail(writer: BlobWriter, data: bytes) -> None:
+        if next(full):
+            raise DiskFull("the server's disk is full")
+        write(writer, data)
+
+    monkeypatch.setattr(BlobWriter, "write", fail)
+    with BlobWriter(tmp_path / "file", keep=True) as writer:
+        with pytest.raises(DiskFull):
+            async with Intake(writer) as intake:
+                for byte in b"abcd":
+                    await intake.write(bytes([byte]) * LEAST)
+        assert (tmp_path / "file").read_bytes() == b"a" * LEAST
+
+
+async def test_the_rest_is_written_when_the_stream_fails(tmp_path: Path) -> None:
+    with BlobWriter(tmp_path / "file", keep=True) as writer:
+        with pytest.raises(ZeroDivisionError):
+            async with Intake(writer) as intake:
+                await intake.write(b"a" * LEAST)
+                await intake.write(b"rest")
+                raise ZeroDivisionError
+        assert writer.size_bytes == LEAST + 4
