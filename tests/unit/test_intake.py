@@ -56,19 +56,26 @@ async def test_nothing_is_written_behind_a_gap(tmp_path: Path, monkeypatch: pyte
         write(writer, data)
 
     monkeypatch.setattr(BlobWriter, "write", fail)
+
+    async def take(writer: BlobWriter) -> None:
+        async with Intake(writer) as intake:
+            for byte in b"abcd":
+                await intake.write(bytes([byte]) * LEAST)
+
     with BlobWriter(tmp_path / "file", keep=True) as writer:
         with pytest.raises(DiskFull):
-            async with Intake(writer) as intake:
-                for byte in b"abcd":
-                    await intake.write(bytes([byte]) * LEAST)
+            await take(writer)
         assert (tmp_path / "file").read_bytes() == b"a" * LEAST
 
 
 async def test_the_rest_is_written_when_the_stream_fails(tmp_path: Path) -> None:
+    async def take(writer: BlobWriter) -> None:
+        async with Intake(writer) as intake:
+            await intake.write(b"a" * LEAST)
+            await intake.write(b"rest")
+            raise ZeroDivisionError
+
     with BlobWriter(tmp_path / "file", keep=True) as writer:
         with pytest.raises(ZeroDivisionError):
-            async with Intake(writer) as intake:
-                await intake.write(b"a" * LEAST)
-                await intake.write(b"rest")
-                raise ZeroDivisionError
+            await take(writer)
         assert writer.size_bytes == LEAST + 4
