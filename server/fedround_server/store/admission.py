@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from peewee import ModelSelect
+
 from fedround_server.domain.errors import (
     FieldInvalid,
     MetricsExist,
@@ -16,6 +18,7 @@ from fedround_server.domain.round import RoundKind, RoundState
 from fedround_server.domain.swag import MEAN, moments
 from fedround_server.domain.update import NewUpdate, NormBound, Update
 from fedround_server.store import steps
+from fedround_server.store.prepared import prepared
 from fedround_server.store.rows import to_manifest, to_spec, to_update
 from fedround_server.store.schema import (
     CohortRow,
@@ -47,10 +50,13 @@ class Admission:
 
 def admit(training: TrainingRow, new: NewUpdate) -> Admission:
     """Tells whether an update would be accepted now."""
-    receipt = check(training, new, RoundKind.TRAIN)
+    found = check(training, new, RoundKind.TRAIN)
+    if isinstance(found, Update):
+        receipt, row = found, steps.get_round(new.training_id, new.round)
+    else:
+        receipt, row = None, found
     spec = to_spec(training.spec)
-    manifest = to_manifest(ModelRow.get(ModelRow.model_id == training.model_id).manifest)
-    row = RoundRow.get(RoundRow.training_id == new.training_id, RoundRow.number == new.round)
+    manifest = to_manifest(_manifest.one(training.model_id).manifest)
     narrow, half = None, spec.update_precision.dtype
     if row.kind == RoundKind.SWAG.value:
         manifest = moments(manifest, int(spec.uncertainty.options["rank"]))
@@ -59,23 +65,17 @@ def admit(training: TrainingRow, new: NewUpdate) -> Admission:
     return Admission(manifest, narrow, _bound(training, row, new.user_id, spec.max_update_norm), receipt)
 
 
-def check(training: TrainingRow, new: NewUpdate, kind: RoundKind) -> Update | None:
-    """Checks whether a submission fits; returns the stored one if it is the same again."""
+def check(training: TrainingRow, new: NewUpdate, kind: RoundKind) -> RoundRow | Update:
+    """Checks whether a submission fits; returns its open round, or the stored one if it is the same again."""
     if not takes_part(training, new.user_id):
         raise TrainingNotFound(new.training_id)
-    before: UpdateRow | None = UpdateRow.get_or_none(
-        UpdateRow.training_id == new.training_id,
-        UpdateRow.number == new.round,
-        UpdateRow.user_id == new.user_id,
-    )
+    before = _update.first(new.training_id, new.round, new.user_id)
     if before is not None:
         return _same(before, new)
     row = steps.find_round(new.training_id, new.round)
     if row is None or row.state != RoundState.OPEN.value or _is_report(row.kind) != (kind is RoundKind.EVALUATE):
         raise RoundNotOpen(_why_not_open(training, row, new.round, kind), training_id=new.training_id)
-    member = CohortRow.get_or_none(
-        CohortRow.training_id == new.training_id, CohortRow.number == new.round, CohortRow.user_id == new.user_id
-    )
+    member = _member.first(new.training_id, new.round, new.user_id)
     if member is None or member.removed:
         raise NotInCohort(f"you do not belong to the cohort of round {new.round}: wait for the next round_started")
     spec = to_spec(training.spec)
@@ -84,7 +84,7 @@ def check(training: TrainingRow, new: NewUpdate, kind: RoundKind) -> Update | No
     lacking = sorted(set(spec.metric_names) - set(new.metrics)) if kind is RoundKind.EVALUATE else []
     if lacking:
         raise FieldInvalid("metrics", f"the training asks for {', '.join(lacking)} too")
-    return None
+    return row
 
 
 def _bound(training: TrainingRow, row: RoundRow, user_id: str, limit: float) -> NormBound | None:
@@ -97,9 +97,7 @@ def _bound(training: TrainingRow, row: RoundRow, user_id: str, limit: float) -> 
 
 def find_deal(row: RoundRow, user_id: str) -> BlobRef | None:
     """Returns the model that a user was dealt in a round."""
-    deal: DealRow | None = DealRow.get_or_none(
-        DealRow.training_id == row.training_id, DealRow.number == row.number, DealRow.user_id == user_id
-    )
+    deal = _deal.first(row.training_id, row.number, user_id)
     return None if deal is None else BlobRef(deal.sha256, deal.size_bytes)
 
 
@@ -131,10 +129,38 @@ def takes_part(training: TrainingRow, user_id: str) -> bool:
 
 def find_part(training_id: str, user_id: str) -> ParticipantRow | None:
     """Returns a user's part in a training, also one that it has left."""
-    part: ParticipantRow | None = ParticipantRow.get_or_none(
-        ParticipantRow.training_id == training_id, ParticipantRow.user_id == user_id
+    return _part.first(training_id, user_id)
+
+
+@prepared
+def _update(training_id: str, number: int, user_id: str) -> "ModelSelect[UpdateRow]":
+    return UpdateRow.select().where(
+        UpdateRow.training_id == training_id, UpdateRow.number == number, UpdateRow.user_id == user_id
     )
-    return part
+
+
+@prepared
+def _member(training_id: str, number: int, user_id: str) -> "ModelSelect[CohortRow]":
+    return CohortRow.select().where(
+        CohortRow.training_id == training_id, CohortRow.number == number, CohortRow.user_id == user_id
+    )
+
+
+@prepared
+def _part(training_id: str, user_id: str) -> "ModelSelect[ParticipantRow]":
+    return ParticipantRow.select().where(ParticipantRow.training_id == training_id, ParticipantRow.user_id == user_id)
+
+
+@prepared
+def _deal(training_id: str, number: int, user_id: str) -> "ModelSelect[DealRow]":
+    return DealRow.select().where(
+        DealRow.training_id == training_id, DealRow.number == number, DealRow.user_id == user_id
+    )
+
+
+@prepared
+def _manifest(model_id: str) -> "ModelSelect[ModelRow]":
+    return ModelRow.select(ModelRow.manifest).where(ModelRow.model_id == model_id)
 
 
 def _is_report(kind: str) -> bool:

@@ -14,7 +14,7 @@ from fedround_server.store.rows import to_spec
 from fedround_server.store.schema import CohortRow, ParticipantRow, RoundRow, TrainingRow, UserRow
 
 
-def evaluate(training: TrainingRow, now: datetime, *, due: bool = False) -> bool:
+def evaluate(training: TrainingRow, row: RoundRow | None, now: datetime, *, due: bool = False) -> bool:
     """Applies the close policy to the current round, if it is open.
 
     A round that is due with too few updates is repeated, or the training fails, as its policy says. A round whose
@@ -23,13 +23,13 @@ def evaluate(training: TrainingRow, now: datetime, *, due: bool = False) -> bool
 
     Args:
         training: The training, locked.
+        row: Its current round, as it is now; None if there is none.
         now: The time to write.
         due: Whether the round's deadline has passed.
 
     Returns:
         Whether this call closed the round: then the caller has its aggregation started.
     """
-    row = steps.find_round(training.training_id, training.round)
     if row is None or row.state != RoundState.OPEN.value or not steps.state_of(training).is_running:
         return False
     policy = to_spec(training.spec).round_policy
@@ -74,7 +74,7 @@ def leave(training: TrainingRow, user_ids: Sequence[str], now: datetime) -> bool
         CohortRow.user_id.in_(list(user_ids)),
     ).execute()
     steps.recount(row)
-    return evaluate(training, now)
+    return evaluate(training, row, now)
 
 
 def _close(training: TrainingRow, row: RoundRow) -> bool:

@@ -14,6 +14,7 @@ from fedround_server.domain.training import TrainingState, Uncertainty
 from fedround_server.domain.update import MetricReport
 from fedround_server.store.database import Database, verb
 from fedround_server.store.noting import note
+from fedround_server.store.prepared import prepared
 from fedround_server.store.quota import check_stored_bytes
 from fedround_server.store.rows import from_manifest, to_model, to_spec
 from fedround_server.store.schema import (
@@ -27,6 +28,7 @@ from fedround_server.store.schema import (
 )
 from fedround_server.store.steps import held, hold_user
 from fedround_server.store.version import (
+    get_version,
     insert_version,
     put_tag,
     remove_tag,
@@ -88,7 +90,7 @@ class ModelVerbs:
         Raises:
             ModelNotFound: There is none.
         """
-        return _with_latest(visible_model(model_id, user_id, ALL_FIELDS))
+        return _with_latest(visible_model(model_id, user_id, whole=True))
 
     @verb
     def get_version(self, model_id: str, version: int | None, user_id: str, tag: str = "") -> ModelVersion:
@@ -292,9 +294,26 @@ def owned_model(model_id: str, owner_id: str) -> ModelRow:
     return row
 
 
-def visible_model(model_id: str, user_id: str, fields: tuple[Any, ...] = LISTED) -> ModelRow:
-    """Returns some fields of a model that the user owns, or that a training it takes part in works on."""
-    row: ModelRow | None = (
+def visible_model(model_id: str, user_id: str, *, whole: bool = False) -> ModelRow:
+    """Returns a model that the user owns, or that a training it takes part in works on; unless whole, no manifest."""
+    row = (_visible_whole if whole else _visible).first(model_id, user_id)
+    if row is None:
+        raise ModelNotFound(model_id)
+    return row
+
+
+@prepared
+def _visible(model_id: str, user_id: str) -> "ModelSelect[ModelRow]":
+    return _select_visible(LISTED, model_id, user_id)
+
+
+@prepared
+def _visible_whole(model_id: str, user_id: str) -> "ModelSelect[ModelRow]":
+    return _select_visible(ALL_FIELDS, model_id, user_id)
+
+
+def _select_visible(fields: tuple[Any, ...], model_id: str, user_id: str) -> "ModelSelect[ModelRow]":
+    return (
         ModelRow.select(*fields)
         .join(
             TrainingRow,
@@ -315,19 +334,13 @@ def visible_model(model_id: str, user_id: str, fields: tuple[Any, ...] = LISTED)
             ModelRow.remove_time.is_null(),
             (ModelRow.owner_id == user_id) | ParticipantRow.user_id.is_null(False),
         )
-        .first()
+        .limit(1)
     )
-    if row is None:
-        raise ModelNotFound(model_id)
-    return row
 
 
 def latest_version(row: ModelRow) -> ModelVersionRow:
     """Returns the row of a model's latest version."""
-    found: ModelVersionRow = ModelVersionRow.get(
-        ModelVersionRow.model_id == row.model_id, ModelVersionRow.version == row.version
-    )
-    return found
+    return get_version(row.model_id, row.version)
 
 
 def _with_latest(row: ModelRow) -> Model:

@@ -6,7 +6,10 @@ from contextvars import ContextVar
 from datetime import datetime
 from typing import Any
 
+from peewee import ModelSelect
+
 from fedround_server.domain.audit import AuditHead, Note, chain
+from fedround_server.store.prepared import insert, prepared, save
 from fedround_server.store.rows import from_entry
 from fedround_server.store.schema import AuditHeadRow, AuditRow, Row, database_proxy
 
@@ -54,9 +57,18 @@ def recording(user_id: str, now: Callable[[], datetime]) -> Iterator[None]:
 def _append(notes: Sequence[Note], user_id: str, now: Callable[[], datetime]) -> None:
     # Every change waits here for the one before it to commit. Who holds the head waits for no other row any more: so no
     # two verbs wait for each other, and nobody waits for longer than a commit takes.
-    rows = AuditHeadRow.select()
-    row = (rows.for_update() if database_proxy.for_update else rows).get()
+    row = _head.one()
     entries = chain(notes, user_id, AuditHead(row.sequence, row.hash), now())
-    for start in range(0, len(entries), BATCH):
-        AuditRow.insert_many([from_entry(entry) for entry in entries[start : start + BATCH]]).execute()
-    AuditHeadRow.update(sequence=entries[-1].sequence, hash=entries[-1].hash).execute()
+    if len(entries) == 1:
+        insert(AuditRow(**from_entry(entries[0])))
+    else:
+        for start in range(0, len(entries), BATCH):
+            AuditRow.insert_many([from_entry(entry) for entry in entries[start : start + BATCH]]).execute()
+    row.sequence, row.hash = entries[-1].sequence, entries[-1].hash
+    save(row)
+
+
+@prepared
+def _head() -> "ModelSelect[AuditHeadRow]":
+    rows = AuditHeadRow.select()
+    return rows.for_update() if database_proxy.for_update else rows

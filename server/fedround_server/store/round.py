@@ -20,6 +20,7 @@ from fedround_server.store.admission import Admission
 from fedround_server.store.closing import evaluate
 from fedround_server.store.database import Database, verb
 from fedround_server.store.following import follow
+from fedround_server.store.prepared import insert, save
 from fedround_server.store.round_view import view
 from fedround_server.store.rows import to_round, to_spec, to_update
 from fedround_server.store.schema import (
@@ -71,10 +72,10 @@ class RoundVerbs:
             FedroundError: As `admit`.
         """
         training = visible.lock(new.training_id, new.user_id)
-        before = admission.check(training, new, kind)
-        if before is not None:
-            return before, False
-        row = UpdateRow.create(
+        current = admission.check(training, new, kind)
+        if isinstance(current, Update):
+            return current, False
+        row = UpdateRow(
             update_id=update_id,
             training_id=new.training_id,
             number=new.round,
@@ -85,14 +86,19 @@ class RoundVerbs:
             metrics=dict(new.metrics),
             accept_time=now,
         )
+        insert(row)
         reached("update.inserted")
         ledger.accept(training, row)
         training.stored_bytes += new.blob.size_bytes
-        counts = steps.count_arrival(new.training_id, new.round)
-        accepted = UpdateAccepted(update_id, new.round, new.user_id, new.num_examples, counts.arrived, counts.expected)
+        # The lock is held since the round was read.
+        current.arrived += 1
+        save(current)
+        accepted = UpdateAccepted(
+            update_id, new.round, new.user_id, new.num_examples, current.arrived, current.expected
+        )
         steps.append(training, accepted, now, audience=steps.ACTOR)
         reached("update.logged")
-        return to_update(row), evaluate(training, now)
+        return to_update(row), evaluate(training, current, now)
 
     @verb
     def judge(
@@ -116,7 +122,7 @@ class RoundVerbs:
         row = steps.find_round(training_id, training.round)
         if attempt is not None and (row is None or row.attempt != attempt):
             return False
-        return evaluate(training, now, due=due)
+        return evaluate(training, row, now, due=due)
 
     @verb
     def find_aggregation(self, training_id: str) -> AggregationTask | None:
@@ -170,7 +176,7 @@ class RoundVerbs:
         )
         if not changed:
             return False
-        row = RoundRow.get(RoundRow.training_id == training_id, RoundRow.number == number)
+        row = steps.get_round(training_id, number)
         follow(training, row, updates, metrics, result, now)
         return True
 

@@ -53,6 +53,8 @@ def id_field(**options: Any) -> CharField:
 class Row(Model):
     """Base of all tables."""
 
+    _dirty: set[str]  # the stubs lack it
+
     class Meta:
         """Binds to the open store."""
 

@@ -20,11 +20,11 @@ from fedround_server.domain.training import TRANSITIONS, TrainingFailure, Traini
 from fedround_server.failpoints import reached
 from fedround_server.store import ledger
 from fedround_server.store.noting import note
+from fedround_server.store.prepared import insert, prepared, save
 from fedround_server.store.rows import from_payload, to_spec, to_version
 from fedround_server.store.schema import (
     CohortRow,
     EventRow,
-    ModelVersionRow,
     ParticipantRow,
     RoundRow,
     Row,
@@ -33,6 +33,7 @@ from fedround_server.store.schema import (
     UserRow,
     database_proxy,
 )
+from fedround_server.store.version import get_version
 
 RowT = TypeVar("RowT", bound=Row)
 BATCH = 500
@@ -67,12 +68,24 @@ def hold_user(user_id: str) -> bool:
     return held(rows, "FOR NO KEY UPDATE").first() is not None
 
 
+@prepared
+def _present_training(training_id: str) -> "ModelSelect[TrainingRow]":
+    return TrainingRow.select().where(TrainingRow.training_id == training_id, TrainingRow.remove_time.is_null())
+
+
+@prepared
+def _held_training(training_id: str) -> "ModelSelect[TrainingRow]":
+    return held(_present_training.build(training_id))
+
+
+@prepared
+def _round(training_id: str, number: int) -> "ModelSelect[RoundRow]":
+    return RoundRow.select().where(RoundRow.training_id == training_id, RoundRow.number == number)
+
+
 def peek(training_id: str) -> TrainingRow | None:
     """Returns a training to look at; what it is may change before the transaction ends."""
-    row: TrainingRow | None = TrainingRow.get_or_none(
-        TrainingRow.training_id == training_id, TrainingRow.remove_time.is_null()
-    )
-    return row
+    return _present_training.first(training_id)
 
 
 def try_lock(training_id: str) -> TrainingRow | None:
@@ -81,9 +94,7 @@ def try_lock(training_id: str) -> TrainingRow | None:
     This one lock orders everything that happens in a training; without it, PostgreSQL lets two last updates both
     see one missing, and nobody closes the round.
     """
-    rows = TrainingRow.select().where(TrainingRow.training_id == training_id, TrainingRow.remove_time.is_null())
-    row: TrainingRow | None = held(rows).first()
-    return row
+    return _held_training.first(training_id)
 
 
 def state_of(training: TrainingRow) -> TrainingState:
@@ -97,7 +108,7 @@ def move(training: TrainingRow, target: TrainingState, now: datetime) -> None:
         raise RuntimeError(f"a training cannot go from {training.state} to {target.value}")
     training.state = target.value
     training.update_time = now
-    training.save()
+    save(training)
 
 
 def append(
@@ -110,15 +121,17 @@ def append(
     """
     training.last_sequence += 1
     training.update_time = now
-    training.save()
-    EventRow.create(
-        training_id=training.training_id,
-        sequence=training.last_sequence,
-        kind=type(payload).__name__,
-        audience=audience,
-        number=number,
-        payload=from_payload(payload),
-        create_time=now,
+    save(training)
+    insert(
+        EventRow(
+            training_id=training.training_id,
+            sequence=training.last_sequence,
+            kind=type(payload).__name__,
+            audience=audience,
+            number=number,
+            payload=from_payload(payload),
+            create_time=now,
+        )
     )
     return training.last_sequence
 
@@ -135,8 +148,7 @@ def participant_ids(training_id: str) -> list[str]:
 
 def model_info(model_id: str, version: int) -> ModelInfo:
     """Returns a model version by reference."""
-    row = to_version(ModelVersionRow.get(ModelVersionRow.model_id == model_id, ModelVersionRow.version == version))
-    return ModelInfo(model_id, version, row.blob)
+    return ModelInfo(model_id, version, to_version(get_version(model_id, version)).blob)
 
 
 def counted(training_id: str, number: int) -> list[UpdateRow]:
@@ -168,18 +180,14 @@ def recount(row: RoundRow) -> None:
     ).execute()
 
 
-def count_arrival(training_id: str, number: int) -> RoundRow:
-    """Counts one more update of a round, and returns the round."""
-    this = (RoundRow.training_id == training_id) & (RoundRow.number == number)
-    RoundRow.update(arrived=RoundRow.arrived + 1).where(this).execute()
-    row: RoundRow = RoundRow.get(this)
-    return row
+def get_round(training_id: str, number: int) -> RoundRow:
+    """Returns the row of a round that there is."""
+    return _round.one(training_id, number)
 
 
 def find_round(training_id: str, number: int) -> RoundRow | None:
     """Returns a round's row."""
-    row: RoundRow | None = RoundRow.get_or_none(RoundRow.training_id == training_id, RoundRow.number == number)
-    return row
+    return _round.first(training_id, number)
 
 
 def open_round(
@@ -295,4 +303,4 @@ def remove(training: TrainingRow, now: datetime) -> None:
     note("training_removed", training)
     append(training, TrainingRemoved(), now)
     training.remove_time = now
-    training.save()
+    save(training)

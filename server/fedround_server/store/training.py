@@ -30,6 +30,7 @@ from fedround_server.store.database import Database, verb
 from fedround_server.store.loading import load
 from fedround_server.store.model import insert_model, owned_model
 from fedround_server.store.noting import note
+from fedround_server.store.prepared import save
 from fedround_server.store.quota import check_open_trainings, check_stored_bytes
 from fedround_server.store.rows import from_spec, to_manifest
 from fedround_server.store.schema import (
@@ -370,7 +371,7 @@ def _enroll(training: TrainingRow, client_ids: Iterable[str], now: datetime) -> 
     ]
     if rows:
         training.num_participants += len(rows)
-        training.save()
+        save(training)
     for start in range(0, len(rows), steps.BATCH):
         note("clients_registered", training, user_ids=new[start : start + steps.BATCH])
         # Somebody who left and comes back has a row already.

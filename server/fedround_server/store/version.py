@@ -3,11 +3,14 @@
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 
+from peewee import ModelSelect
+
 from fedround_server.domain.errors import ModelNotFound
 from fedround_server.domain.model import LAST, PINNED, BlobRef, ModelVersion, VersionView
 from fedround_server.domain.round import RoundKind
 from fedround_server.failpoints import reached
 from fedround_server.store.noting import note
+from fedround_server.store.prepared import prepared
 from fedround_server.store.rows import to_version
 from fedround_server.store.schema import ModelRow, ModelVersionRow, RoundRow, TagRow, TrainingRow
 
@@ -29,6 +32,16 @@ def insert_version(model_id: str, version: int, blob: BlobRef, now: datetime) ->
     return row
 
 
+@prepared
+def _version(model_id: str, version: int) -> "ModelSelect[ModelVersionRow]":
+    return ModelVersionRow.select().where(ModelVersionRow.model_id == model_id, ModelVersionRow.version == version)
+
+
+def get_version(model_id: str, version: int) -> ModelVersionRow:
+    """Returns the row of a version that there is."""
+    return _version.one(model_id, version)
+
+
 def stored_version(model: ModelRow, version: int | None) -> ModelVersion:
     """Returns a version whose file is here, by default the latest.
 
@@ -36,7 +49,7 @@ def stored_version(model: ModelRow, version: int | None) -> ModelVersion:
         ModelNotFound: There is no such version, or it lost its file.
     """
     wanted = model.version if version is None else version
-    row = ModelVersionRow.get_or_none(ModelVersionRow.model_id == model.model_id, ModelVersionRow.version == wanted)
+    row = _version.first(model.model_id, wanted)
     if row is None:
         raise ModelNotFound(f"{model.model_id} in version {wanted} (the latest is {model.version})")
     if not row.stored:

@@ -8,6 +8,7 @@ from peewee import ModelSelect, fn
 
 from fedround_server.domain.errors import TrainingNotFound
 from fedround_server.store import steps
+from fedround_server.store.prepared import prepared
 from fedround_server.store.schema import ParticipantRow, TrainingRow
 
 
@@ -17,7 +18,7 @@ def look(training_id: str, user_id: str) -> TrainingRow:
     Raises:
         TrainingNotFound: There is none that the user steers or ever had a part in, or not any more.
     """
-    return _found(training_id, _visible(training_id, user_id))
+    return _found(training_id, _visible.first(training_id, user_id))
 
 
 def lock(training_id: str, user_id: str) -> TrainingRow:
@@ -26,9 +27,10 @@ def lock(training_id: str, user_id: str) -> TrainingRow:
     Raises:
         TrainingNotFound: There is none that the user steers or ever had a part in, or not any more.
     """
-    return _found(training_id, steps.held(_visible(training_id, user_id)))
+    return _found(training_id, _held.first(training_id, user_id))
 
 
+@prepared
 def _visible(training_id: str, user_id: str) -> "ModelSelect[TrainingRow]":
     # Also a part that the user has left: it knows of the training.
     part = ParticipantRow.select(ParticipantRow.user_id).where(
@@ -41,8 +43,12 @@ def _visible(training_id: str, user_id: str) -> "ModelSelect[TrainingRow]":
     )
 
 
-def _found(training_id: str, rows: "ModelSelect[TrainingRow]") -> TrainingRow:
-    row: TrainingRow | None = rows.first()
+@prepared
+def _held(training_id: str, user_id: str) -> "ModelSelect[TrainingRow]":
+    return steps.held(_visible.build(training_id, user_id))
+
+
+def _found(training_id: str, row: TrainingRow | None) -> TrainingRow:
     if row is None:
         raise TrainingNotFound(training_id)
     return row

@@ -1,0 +1,175 @@
+"""Statements whose SQL is written once: to have it written anew takes longer than to run it.
+
+Each kind of database gets its own text, as another one may be opened later in the same process.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from inspect import signature
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
+
+from peewee import ColumnBase, Context, Field, Query
+
+from fedround_server.store.schema import Row, database_proxy
+
+if TYPE_CHECKING:
+    from peewee import ModelSelect
+
+P = ParamSpec("P")
+RowT = TypeVar("RowT", bound=Row)
+Converter = Callable[[Any], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Slot:
+    """Where a value is put later, by its position among the arguments."""
+
+    position: int
+    converter: Converter | None
+
+
+class _Parameter(ColumnBase):
+    """Stands for a value in a query; by default what it is compared with tells how it is converted."""
+
+    def __init__(self, position: int, converter: Converter | None = None) -> None:
+        self._position = position
+        self._converter_of_its_own = converter
+
+    def __sql__(self, ctx: Context) -> Context:
+        converter = self._converter_of_its_own or ctx.state.converter
+        ctx.value(_Slot(self._position, converter), converter=False)
+        return ctx
+
+
+@dataclass(frozen=True, slots=True)
+class _Statement:
+    sql: str
+    values: Sequence[Any]
+
+    def execute(self, args: Sequence[Any]) -> Any:
+        """Runs the statement with its parameters' values; returns the cursor."""
+        return database_proxy.execute_sql(self.sql, [_bound(value, args) for value in self.values])
+
+
+def _bound(value: Any, args: Sequence[Any]) -> Any:
+    if not isinstance(value, _Slot):
+        return value
+    given = args[value.position]
+    return given if value.converter is None else value.converter(given)
+
+
+def _write(query: Query) -> _Statement:
+    sql, values = query.sql()
+    return _Statement(sql, tuple(values))
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared(Generic[P, RowT]):
+    """A query for rows of one table."""
+
+    build: Callable[P, "ModelSelect[RowT]"]
+    _written: dict[str, tuple[_Statement, "_Reader[RowT]"]] = field(default_factory=dict)
+
+    def all(self, *args: P.args, **kwargs: P.kwargs) -> list[RowT]:
+        """Returns the rows that it finds."""
+        if kwargs:
+            raise TypeError("a prepared query takes its parameters by position")
+        kind = _kind()
+        if kind not in self._written:
+            self._written[kind] = self._prepare()
+        statement, reader = self._written[kind]
+        return [reader.read(found) for found in statement.execute(args).fetchall()]
+
+    def first(self, *args: P.args, **kwargs: P.kwargs) -> RowT | None:
+        """Returns the first row that it finds; a query that may find many should have a limit of 1."""
+        rows = self.all(*args, **kwargs)
+        return rows[0] if rows else None
+
+    def one(self, *args: P.args, **kwargs: P.kwargs) -> RowT:
+        """Returns the row that must be there.
+
+        Raises:
+            LookupError: It is not.
+        """
+        row = self.first(*args, **kwargs)
+        if row is None:
+            raise LookupError(f"{self.build.__name__}{args} finds no row")
+        return row
+
+    def _prepare(self) -> "tuple[_Statement, _Reader[RowT]]":
+        parameters: Iterable[Any] = [_Parameter(position) for position in range(len(signature(self.build).parameters))]
+        query = self.build(*parameters)  # type: ignore[call-arg]  # stand for what callers give
+        return _write(query), _Reader(query.model, query.selected_columns)
+
+
+def prepared(build: "Callable[P, ModelSelect[RowT]]") -> Prepared[P, RowT]:
+    """Turns a function that builds a query for fields of one table into a prepared query.
+
+    The function is called once, with what stands for the values that callers give: so it may not look at them. They
+    are compared with fields, not with None (nothing equals that), or are limits.
+    """
+    return Prepared(build)
+
+
+class _Reader(Generic[RowT]):
+    """Makes rows of what a query finds, as peewee does."""
+
+    def __init__(self, table: type[RowT], columns: Sequence[Any]) -> None:
+        if not all(isinstance(column, Field) and column.model is table for column in columns):
+            raise TypeError(f"a prepared query selects fields of {table.__name__} alone")
+        self._table = table
+        self._columns = [(column.name, column.python_value) for column in columns]
+
+    def read(self, found: Sequence[Any]) -> RowT:
+        values = {name: decode(value) for (name, decode), value in zip(self._columns, found, strict=True)}
+        row = self._table(__no_default__=True, **values)
+        row._dirty.clear()
+        return row
+
+
+def insert(*rows: Row) -> None:
+    """Inserts rows with all their columns."""
+    for row in rows:
+        _insertion(_kind(), type(row)).execute(_values(row, row._meta.sorted_field_names))
+        row._dirty.clear()
+
+
+def save(row: Row) -> None:
+    """Writes what was set of a row since it was read or inserted, but not its key."""
+    keys = _keys(type(row))
+    changed = [name for name in row.dirty_field_names if name not in keys]
+    if changed:
+        _update(_kind(), type(row), *changed).execute(_values(row, [*changed, *keys]))
+        row._dirty.clear()
+
+
+def _kind() -> str:
+    return type(database_proxy.obj).__name__
+
+
+@cache
+def _keys(table: type[Row]) -> Sequence[str]:
+    return [key.name for key in table._meta.get_primary_keys()]  # type: ignore[no-untyped-call]  # the stubs' lack
+
+
+def _values(row: Row, names: Sequence[str]) -> list[Any]:
+    return [row.__data__.get(name) for name in names]
+
+
+@cache
+def _insertion(kind: str, table: type[Row]) -> _Statement:
+    return _write(table.insert(_parameters(table, table._meta.sorted_field_names)))
+
+
+@cache
+def _update(kind: str, table: type[Row], *names: str) -> _Statement:
+    query = table.update(_parameters(table, names))
+    for position, key in enumerate(_keys(table), len(names)):
+        query = query.where(table._meta.fields[key] == _Parameter(position))
+    return _write(query)
+
+
+def _parameters(table: type[Row], names: Sequence[str]) -> Mapping[Field, _Parameter]:
+    fields = [table._meta.fields[name] for name in names]
+    return {one: _Parameter(position, one.db_value) for position, one in enumerate(fields)}
