@@ -86,13 +86,15 @@ buf:
 	@if ! command -v $(NPM) >/dev/null || ! $(MAKE) -s $(TOOLS)/.installed; then \
 	echo "buf could not be installed with npm: what needs it is skipped" >&2; fi
 
-bench: install ## Measure a start and rounds; writes benchmarks/start.json and results.json
-	@$(BIN)/python benchmarks/start.py
-	@$(BIN)/python benchmarks/rounds.py $(ARGS)
+bench: install ## Measure all but the peers (about 20 minutes); writes benchmarks/results.json
+	@for one in limits streams profile_streams rounds subscribers growth start saving sdk; do \
+	echo "== benchmarks/$$one.py" && $(BIN)/python benchmarks/$$one.py || exit 1; done
+	@$(BIN)/python benchmarks/report.py
 
 bench-peers: install ## Measure rounds of fedround and of its peers in turn; installs these into .peers
 	@$(BIN)/python benchmarks/install_peers.py
 	@$(BIN)/python benchmarks/rounds.py --systems all $(ARGS)
+	@$(BIN)/python benchmarks/report.py
 
 clean: ## Remove environments, caches and what was built; never fedround-data
 	@rm -rf $(VENV) $(PROTO_VENV) $(TOOLS) .peers build demo dist chaos.json
