@@ -4,12 +4,15 @@ import asyncio
 import functools
 import logging
 import os
-from collections.abc import Callable, Coroutine, Iterator
-from concurrent.futures import ThreadPoolExecutor
+import sqlite3
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Any, Concatenate, NoReturn, ParamSpec, Protocol, TypeVar
 
 import peewee
 from playhouse import migrations
@@ -28,6 +31,7 @@ R = TypeVar("R")
 
 MIGRATIONS = Path(__file__).with_name("migrations")
 POSTGRES_THREADS = 4
+MAX_GROUP = 64
 
 
 def utc_now() -> datetime:
@@ -35,11 +39,31 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """A verb that waits to be run, and who waits for it."""
+
+    verb: Callable[[], Any]
+    name: str
+    user_id: str
+    answer: Future[Any] = field(default_factory=Future)
+
+    def tell(self, run: Callable[["_Call"], Any]) -> None:
+        """Answers with what a function returns or raises."""
+        try:
+            result = run(self)
+        except BaseException as error:
+            self.answer.set_exception(error)
+        else:
+            self.answer.set_result(result)
+
+
 class Database:
     """A database, and the executor that all its verbs run on.
 
-    SQLite has one thread, hence a single writer; PostgreSQL a small pool. At most one database is open in a process:
-    the tables are bound to it.
+    SQLite has one thread, hence a single writer: verbs that wait for it share a transaction, and so a sync of the disk,
+    each in a savepoint; none is answered before the commit. PostgreSQL has a small pool. At most one database is open
+    in a process: the tables are bound to it.
     """
 
     def __init__(self, url: str | Path, now: Callable[[], datetime] = utc_now) -> None:
@@ -54,6 +78,7 @@ class Database:
         self._peewee = _postgres(str(url)) if self.is_postgres else _sqlite(Path(url))
         # A SQLite file is in the data directory, which a server has for itself.
         self._claim = Claim(str(url)) if self.is_postgres else None
+        self._waiting: deque[_Call] = deque()
         self._executor = ThreadPoolExecutor(POSTGRES_THREADS if self.is_postgres else 1, thread_name_prefix="store")
 
     def open(self) -> None:
@@ -101,20 +126,58 @@ class Database:
         Raises:
             StoreUnavailable: The database does not answer; nothing was changed, or the change is whole.
         """
-        return await asyncio.get_running_loop().run_in_executor(
-            self._executor, self._in_transaction, verb, name, acting.get()
-        )
+        call = _Call(verb, name, acting.get())
+        self._waiting.append(call)
+        self._executor.submit(self._serve)
+        answer: R = await asyncio.wrap_future(call.answer)
+        return answer
 
-    def _in_transaction(self, verb: Callable[[], R], name: str, user_id: str) -> R:
-        try:
+    def _serve(self) -> None:
+        """Runs the next verb that waits, on SQLite all that wait."""
+        size = 1 if self.is_postgres else min(len(self._waiting), MAX_GROUP)
+        taken = [self._waiting.popleft() for _ in range(size)]
+        calls = [call for call in taken if call.answer.set_running_or_notify_cancel()]
+        if len(calls) > 1 and self._run_together(calls):
+            return
+        for call in calls:
+            call.tell(self._run_alone)
+
+    def _run_alone(self, call: _Call) -> Any:
+        with _answering():
             try:
-                return self._attempt(verb, name, user_id)
+                result = self._attempt(call.verb, call.name, call.user_id)
             except peewee.IntegrityError:
                 # Somebody else inserted the same key between our look and our insert: the second look finds it.
-                return self._attempt(verb, name, user_id)
-        except (peewee.OperationalError, peewee.InterfaceError) as error:
-            log.warning("the database does not answer: %s", _first(error))
-            raise StoreUnavailable("the database does not answer: try again") from error
+                result = self._attempt(call.verb, call.name, call.user_id)
+        return _committed(result, call)
+
+    def _run_together(self, calls: Sequence[_Call]) -> bool:
+        """Runs verbs in one transaction, and answers them; unless one has trouble with the database: then none has run.
+
+        It may have ended the transaction, so each has to be run alone.
+        """
+        outcomes: list[Callable[[_Call], Any]] = []
+        begun = False
+        try:
+            with _answering(), self._connection(), self._transaction():
+                begun = True
+                outcomes.extend(self._outcome(call) for call in calls)
+        except BaseException as error:
+            if begun and len(outcomes) < len(calls):
+                return False
+            outcomes = [_raising(error)] * len(calls)
+        for call, outcome in zip(calls, outcomes, strict=True):
+            call.tell(outcome)
+        return True
+
+    def _outcome(self, call: _Call) -> Callable[[_Call], Any]:
+        try:
+            result = self._attempt(call.verb, call.name, call.user_id)
+        except (peewee.PeeweeException, sqlite3.Error):
+            raise
+        except BaseException as error:
+            return _raising(error)
+        return functools.partial(_committed, result)
 
     def _attempt(self, verb: Callable[[], R], name: str, user_id: str) -> R:
         with self._connection(), self._transaction():
@@ -122,7 +185,6 @@ class Database:
             with recording(user_id, self._now):
                 result = verb()
             reached(f"{name}.written")
-        reached(f"{name}.committed")
         return result
 
     @contextmanager
@@ -135,7 +197,8 @@ class Database:
             yield
 
     def _transaction(self) -> Any:
-        # A deferred SQLite transaction that turns into a writer fails at once when another one writes.
+        # Within another one it is a savepoint. Without IMMEDIATE, a SQLite transaction that becomes a writer fails at
+        # once when another one writes.
         return self._peewee.atomic() if self.is_postgres else self._peewee.atomic("IMMEDIATE")
 
     def _hold(self) -> None:
@@ -207,6 +270,27 @@ def reading(url: str | Path) -> Iterator[None]:
         if is_postgres:
             database.close_all()
         database_proxy.initialize(None)
+
+
+@contextmanager
+def _answering() -> Iterator[None]:
+    try:
+        yield
+    except (peewee.OperationalError, peewee.InterfaceError) as error:
+        log.warning("the database does not answer: %s", _first(error))
+        raise StoreUnavailable("the database does not answer: try again") from error
+
+
+def _committed(result: R, call: _Call) -> R:
+    reached(f"{call.name}.committed")
+    return result
+
+
+def _raising(error: BaseException) -> Callable[[Any], NoReturn]:
+    def tell(_: Any) -> NoReturn:
+        raise error
+
+    return tell
 
 
 def _first(error: BaseException) -> BaseException:
