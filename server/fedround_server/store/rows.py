@@ -1,7 +1,7 @@
 """Rows to dataclasses and back."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -248,7 +248,7 @@ def to_event(row: EventRow) -> Event:
 
 def from_entry(entry: AuditEntry) -> dict[str, Any]:
     """Writes an entry of the audit log."""
-    return asdict(entry)
+    return {one.name: getattr(entry, one.name) for one in fields(entry)}
 
 
 def to_entry(row: AuditRow) -> AuditEntry:
