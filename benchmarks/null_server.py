@@ -10,8 +10,8 @@ from typing import Any
 import grpc
 
 from fedround.v1 import model_pb2, model_pb2_grpc
-from fedround_server.allocator import keep_freed_memory
 from fedround_server.app import OPTIONS
+from fedround_server.memory import keep_freed_blocks
 
 CHUNK = bytes(3 << 18)
 
@@ -35,7 +35,7 @@ class NullService(model_pb2_grpc.ModelServiceServicer):
 
 async def main() -> None:
     """Serves until it is ended."""
-    keep_freed_memory()
+    keep_freed_blocks()
     server = grpc.aio.server(options=OPTIONS)
     model_pb2_grpc.add_ModelServiceServicer_to_server(NullService(), server)
     port = server.add_insecure_port("127.0.0.1:0")

@@ -37,11 +37,11 @@ LAYERS = {
     "domain": layer(""),
     "hub": layer(""),
     "failpoints": layer(""),
-    "allocator": layer(""),
+    "memory": layer(""),
     "writeback": layer(""),
     "blobs": layer("domain failpoints writeback"),
     "store": layer("domain failpoints", "peewee playhouse psycopg psycopg_pool"),
-    "engine": layer("domain allocator writeback", "torch safetensors numpy"),
+    "engine": layer("domain memory writeback", "torch safetensors numpy"),
     "coordinator": layer("domain hub failpoints blobs store engine", "structlog"),
     "interceptors": layer("domain coordinator", "grpc grpc_status google.protobuf google.rpc structlog"),
     "services": layer(

@@ -29,7 +29,7 @@ from fedround.v1 import (
     user_pb2,
     user_pb2_grpc,
 )
-from fedround_server import tls
+from fedround_server import memory, tls
 from fedround_server.blobs import BlobStore, sync_folder
 from fedround_server.config import Settings
 from fedround_server.coordinator import Context, Coordinator, Limits
@@ -77,12 +77,17 @@ SERVICES = tuple(
     for service in file.DESCRIPTOR.services_by_name.values()
 )
 MAX_MESSAGE = 2 << 20
+MAX_PENDING = 1 << 16
 OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", MAX_MESSAGE),
     ("grpc.max_send_message_length", MAX_MESSAGE),
     # The second is where gRPC refuses always; without it, twice as much is let through now and then.
     ("grpc.max_metadata_size", 8 << 10),
     ("grpc.absolute_max_metadata_size", 8 << 10),
+    # Of calls that wait for Python to take them up, gRPC cancels without a word some beyond the first number and all
+    # beyond the second; by default 1000 and 3000. After a cut, all participants come back at the same moment.
+    ("grpc.server.max_pending_requests", MAX_PENDING),
+    ("grpc.server.max_pending_requests_hard_limit", MAX_PENDING),
     # A second server on the port must fail, not share it silently.
     ("grpc.so_reuseport", 0),
     # Without a bound, a stalled upload costs some 14 MB of server memory. So little ahead is no slower: gRPC opens the
@@ -158,6 +163,7 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
                 log.info("made a token for an admin, as none could come in: it is in the file", path=str(token_file))
             leaving = LeaveInterceptor()
             server, health_servicer = _make_server(settings, coordinator, leaving)
+            tasks.create_task(memory.give_back(leaving.count), name="give memory back")
             address = _bind(server, settings)
             reached("start.bound")
             await server.start()

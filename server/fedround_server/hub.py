@@ -11,12 +11,15 @@ ACTOR = "actor of "
 class Waiter:
     """Somebody who waits for any of some topics. Its `with` block is the time in which it hears them."""
 
+    __slots__ = ("_hub", "_told", "_topics", "_woken")
+
     def __init__(self, hub: "Hub") -> None:
         """Belongs to a hub, and hears nothing yet."""
         self._hub = hub
-        self._topics: set[str] = set()
-        self._told: set[str] = set()
-        self._woken = asyncio.Event()
+        self._topics: list[str] = []
+        # No set while there is nothing in it: most wait most of the time.
+        self._told: set[str] | None = None
+        self._woken: asyncio.Future[None] | None = None
 
     def __enter__(self) -> Self:
         """Begins to hear the topics."""
@@ -31,14 +34,16 @@ class Waiter:
 
     def follow(self, topics: Iterable[str]) -> None:
         """Hears these topics too."""
-        for topic in set(topics) - self._topics:
-            self._topics.add(topic)
-            self._hub.add(topic, self)
+        for topic in topics:
+            if self._hub.add(topic, self):
+                self._topics.append(topic)
 
     def wake(self, topic: str) -> None:
         """Ends the present or the next wait."""
+        if self._told is None:
+            self._told = set()
         self._told.add(topic)
-        self._woken.set()
+        _end(self._woken)
 
     async def wait(self, seconds: float) -> frozenset[str]:
         """Waits for a wake-up since the last wait.
@@ -46,15 +51,23 @@ class Waiter:
         Returns:
             The topics that woke; none after so many seconds without.
         """
-        try:
-            async with asyncio.timeout(seconds):
-                await self._woken.wait()
-        except TimeoutError:
-            return frozenset()
-        self._woken.clear()
-        told = frozenset(self._told)
-        self._told.clear()
-        return told
+        if self._told is None:
+            # An event and a timeout do the same and take a kilobyte, of each of thousands of waiters.
+            loop = asyncio.get_running_loop()
+            self._woken = loop.create_future()
+            timer = loop.call_later(seconds, _end, self._woken)
+            try:
+                await self._woken
+            finally:
+                timer.cancel()
+                self._woken = None
+        told, self._told = self._told, None
+        return frozenset(told or ())
+
+
+def _end(wait: "asyncio.Future[None] | None") -> None:
+    if wait is not None and not wait.done():
+        wait.set_result(None)
 
 
 def for_actor(training_id: str) -> str:
@@ -88,9 +101,12 @@ class Hub:
         """Wakes everybody."""
         self.notify(*self._waiters)
 
-    def add(self, topic: str, waiter: Waiter) -> None:
-        """Notes that a waiter follows a topic."""
-        self._waiters.setdefault(topic, set()).add(waiter)
+    def add(self, topic: str, waiter: Waiter) -> bool:
+        """Notes that a waiter follows a topic; tells whether it did not yet."""
+        waiters = self._waiters.setdefault(topic, set())
+        known = waiter in waiters
+        waiters.add(waiter)
+        return not known
 
     def remove(self, topic: str, waiter: Waiter) -> None:
         """Forgets that a waiter follows a topic."""

@@ -12,10 +12,12 @@ import pytest
 from contracts.world import World
 from fedround_server.coordinator import Context, Coordinator, Limits
 from fedround_server.coordinator.subscription import Heartbeat, Subscriptions
-from fedround_server.domain.event import Event, RoundStarted, TrainingStarted, UpdateAccepted
+from fedround_server.domain.event import Event, RoundClosed, RoundStarted, TrainingStarted, UpdateAccepted
+from fedround_server.domain.training import RoundPolicy
 from fedround_server.domain.user import Role
 from fedround_server.hub import Hub, for_actor
 from fedround_server.store import Store
+from fedround_server.store.database import Database
 
 NOTHING: Any = None
 
@@ -159,3 +161,28 @@ async def test_all_of_a_training_that_comes_later_is_told(store: Store, world: W
     hub.notify(clients[0])
     assert isinstance(await listener.next(), TrainingStarted)
     assert isinstance(await listener.next(), RoundStarted)
+
+
+async def test_many_wake_ups_take_few_verbs(
+    store: Store, world: World, hub: Hub, listen: Listen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, clients, training = await world.running(2, target_num_updates=3, round_policy=RoundPolicy(min_updates=1))
+    listeners = [listen(clients[number % 2], training.training_id) for number in range(200)]
+    for one in listeners:
+        assert isinstance(await one.next(), RoundStarted)
+    await world.submit(training.training_id, 0, clients[0])
+    await world.commit(training.training_id)
+    verbs: list[str] = []
+    attempt = Database._attempt
+
+    def noted(self: Any, verb: Any, name: str, user_id: str) -> Any:
+        verbs.append(name)
+        return attempt(self, verb, name, user_id)
+
+    monkeypatch.setattr(Database, "_attempt", noted)
+    hub.notify(training.training_id)
+    for one in listeners:
+        assert isinstance(await one.next(), RoundClosed)
+        assert isinstance(await one.next(), RoundStarted)
+    # All ask at the same moment; none asks alone, and none is asked for what it has.
+    assert verbs == ["event.part", "event.read"]

@@ -52,6 +52,7 @@ class Access:
             Unauthenticated: Nobody has these credentials, or not any more.
         """
         user, until = await self._identify(credentials)
+        self._context.presence.see(user.user_id, self._context.clock.now())
         if credentials.token_hash is not None:
             self._note(user.user_id, credentials.token_hash)
         calls = self._calls.setdefault(user.user_id, set())

@@ -8,7 +8,7 @@ from fedround_server.coordinator.context import Context
 from fedround_server.domain.errors import FieldInvalid
 from fedround_server.domain.event import Event
 from fedround_server.hub import Waiter, for_actor, training_of
-from fedround_server.store.event import Part
+from fedround_server.store.view import Part
 
 BATCH = 100
 
@@ -73,26 +73,24 @@ class Subscriptions:
                 subscription: _Subscription = _All(self._context, user_id, resume_after, waiter)
             else:
                 subscription = _One(self._context, user_id, training_id, resume_after, waiter)
+            line = _Line(send, greet)
+            seconds = self._context.limits.heartbeat.total_seconds()
+            topics: frozenset[str] = frozenset()
             with self._context.presence.listening(user_id, self._context.clock.now):
-                await self._run(subscription, waiter, _Line(send, greet))
-
-    async def _run(self, subscription: "_Subscription", waiter: Waiter, line: "_Line") -> None:
-        seconds = self._context.limits.heartbeat.total_seconds()
-        topics: frozenset[str] = frozenset()
-        while True:
-            if await subscription.drain(line.send, topics):
-                return
-            await line.greet()
-            if self._closing:
-                await line.send(GoingAway(*subscription.position()))
-                return
-            if line.silence >= seconds:
-                await line.send(Heartbeat(*subscription.position()))
-            topics = await waiter.wait(seconds - line.silence)
+                while not await subscription.drain(line.send, topics):
+                    await line.greet()
+                    if self._closing:
+                        await line.send(GoingAway(*subscription.position()))
+                        return
+                    if line.silence >= seconds:
+                        await line.send(Heartbeat(*subscription.position()))
+                    topics = await waiter.wait(seconds - line.silence)
 
 
 class _Line:
     """The way to a subscriber, and how long nothing went over it: not all that wakes a subscription is for it."""
+
+    __slots__ = ("_clock", "_greet", "_greeted", "_send", "_spoke")
 
     def __init__(self, send: Send, greet: Callable[[], Awaitable[None]]) -> None:
         """Begins now."""
@@ -123,10 +121,12 @@ class _Line:
 class _Subscription:
     """Cursors in logs."""
 
+    __slots__ = ("_cursors", "_resume_after", "_start_after", "_store", "_waiter", "user_id")
+
     def __init__(self, context: Context, user_id: str, resume_after: Mapping[str, int], waiter: Waiter) -> None:
         self.user_id = user_id
         self._store = context.store.events
-        self._resume_after = dict(resume_after)
+        self._resume_after = resume_after
         # Where trainings without a cursor start; None for the current round.
         self._start_after: int | None = None
         self._waiter = waiter
@@ -160,6 +160,8 @@ class _Subscription:
 class _One(_Subscription):
     """The log of one training."""
 
+    __slots__ = ("_training_id",)
+
     def __init__(
         self, context: Context, user_id: str, training_id: str, resume_after: Mapping[str, int], waiter: Waiter
     ) -> None:
@@ -181,6 +183,8 @@ class _One(_Subscription):
 
 class _All(_Subscription):
     """The logs of all trainings that the user has a part in, also later ones."""
+
+    __slots__ = ("_unfinished",)
 
     def __init__(self, context: Context, user_id: str, resume_after: Mapping[str, int], waiter: Waiter) -> None:
         super().__init__(context, user_id, resume_after, waiter)

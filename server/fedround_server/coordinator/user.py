@@ -1,7 +1,7 @@
 """Use cases about users."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from datetime import datetime, timedelta
 
 from fedround_server.coordinator.access import Access
@@ -20,16 +20,13 @@ class Users:
         self._context = context
         self._access = Access(context)
 
-    @asynccontextmanager
-    async def admit(self, credentials: Credentials) -> AsyncIterator[User]:
+    def admit(self, credentials: Credentials) -> AbstractAsyncContextManager[User]:
         """Lets a call in for the time of the block, which ends when its credentials are revoked or expire.
 
         Raises:
             Unauthenticated: Nobody has these credentials, or not any more.
         """
-        async with self._access.admit(credentials) as user:
-            self._context.presence.see(user.user_id, self._context.clock.now())
-            yield user
+        return self._access.admit(credentials)
 
     def last_use(self, user_id: str, token: Token) -> datetime | None:
         """Returns when a call was made with a token last, since the start of the server."""

@@ -15,8 +15,8 @@ from multiprocessing.connection import wait
 from multiprocessing.context import BaseContext
 from typing import Any, ParamSpec, TypeVar
 
-from fedround_server.allocator import keep_freed_memory
 from fedround_server.domain.errors import WorkerKilled
+from fedround_server.memory import keep_freed_blocks
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -148,7 +148,7 @@ def allow_many_files() -> None:
 def _settle_in() -> None:
     """Runs first in the worker: it leaves signals to the server and goes when the server goes, however that ends."""
     allow_many_files()
-    keep_freed_memory()
+    keep_freed_blocks()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     server = multiprocessing.parent_process()
     if server is not None:

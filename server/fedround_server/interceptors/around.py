@@ -2,7 +2,8 @@
 
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, nullcontext
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import grpc
@@ -11,9 +12,16 @@ Call: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Continuation: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]"
 
+NOTHING: "nullcontext[None]" = nullcontext()
+"""For an `around` that has all its say before the call; the same one for all, as thousands of calls last long."""
+
 
 class AroundInterceptor(grpc.aio.ServerInterceptor):
     """An interceptor that is what it does around a call: subclasses say it in `around`."""
+
+    def concerns(self, method: str) -> bool:
+        """Tells whether there is anything to do around calls of a method."""
+        return True
 
     def around(self, method: str, context: Call) -> AbstractAsyncContextManager[None]:
         """Returns what is done around one call.
@@ -32,10 +40,21 @@ class AroundInterceptor(grpc.aio.ServerInterceptor):
     ) -> "Handler | None":
         """Wraps the handler, and keeps its shape: a refused upload must not hang in a unary handler."""
         handler = await continuation(handler_call_details)
-        if handler is None:
-            return None
         method = str(handler_call_details.method)
+        if handler is None or not self.concerns(method):
+            return handler
+        inner, wrapped = self._wrapped.get(method, (None, None))
+        if inner is not handler:
+            # Once a method, not once a call: what it is made of takes memory for as long as a subscription lasts.
+            wrapped = self._wrap(method, handler)
+            self._wrapped[method] = handler, wrapped
+        return wrapped
 
+    @cached_property
+    def _wrapped(self) -> "dict[str, tuple[Handler, Handler]]":
+        return {}
+
+    def _wrap(self, method: str, handler: Handler) -> Handler:
         def wrap(inner: Any) -> Any:
             make = self._generator if inspect.isasyncgenfunction(inner) else self._coroutine
             return make(method, inner)

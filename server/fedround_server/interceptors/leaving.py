@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from fedround_server.domain.errors import ServerLeaving
 from fedround_server.interceptors.around import AroundInterceptor, Call
@@ -28,9 +28,11 @@ class LeaveInterceptor(AroundInterceptor):
         """Begins with none."""
         self._scopes: set[asyncio.Timeout] = set()
         self._patience: float | None = None
-        self._under_way = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._under_way = _UnderWay()
+
+    def count(self) -> int:
+        """Returns how many calls are under way; endless ones don't count."""
+        return self._under_way.count
 
     def leave(self) -> None:
         """Ends the endless calls, those under way and those that come, and refuses long ones from now on."""
@@ -44,28 +46,18 @@ class LeaveInterceptor(AroundInterceptor):
         end = clock() + grace
         try:
             async with asyncio.timeout_at(end):
-                await self._idle.wait()
+                await self._under_way.idle.wait()
         except TimeoutError:
             return 0.0
         return end - clock()
 
-    @asynccontextmanager
-    async def around(self, method: str, context: Call) -> AsyncIterator[None]:
+    def around(self, method: str, context: Call) -> AbstractAsyncContextManager[None]:
         """Ends an endless call with OK, wherever it waits; others are counted."""
         if method in ENDLESS:
-            async with self._watching():
-                yield
-            return
+            return self._watching()
         if self._patience is not None and method in LONG:
             raise ServerLeaving
-        self._under_way += 1
-        self._idle.clear()
-        try:
-            yield
-        finally:
-            self._under_way -= 1
-            if not self._under_way:
-                self._idle.set()
+        return self._under_way
 
     @asynccontextmanager
     async def _watching(self) -> AsyncIterator[None]:
@@ -79,3 +71,21 @@ class LeaveInterceptor(AroundInterceptor):
                 raise
         finally:
             self._scopes.discard(scope)
+
+
+class _UnderWay:
+    """Counts calls: one for all of them, as thousands of subscriptions last long."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.idle = asyncio.Event()
+        self.idle.set()
+
+    async def __aenter__(self) -> None:
+        self.count += 1
+        self.idle.clear()
+
+    async def __aexit__(self, *_: object) -> None:
+        self.count -= 1
+        if not self.count:
+            self.idle.set()

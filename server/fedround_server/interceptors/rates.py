@@ -3,12 +3,12 @@
 import ipaddress
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from urllib.parse import unquote
 
 from fedround_server.domain.errors import TooManyCalls, Unauthenticated
-from fedround_server.interceptors.around import AroundInterceptor, Call
+from fedround_server.interceptors.around import NOTHING, AroundInterceptor, Call
 from fedround_server.interceptors.auth import ANYBODY, PERMISSIONS, caller
 
 SECONDS = 60
@@ -59,8 +59,7 @@ class RateInterceptor(AroundInterceptor):
         self._per_user = Buckets(per_user)
         self._in_all = Buckets(in_all)
 
-    @asynccontextmanager
-    async def around(self, method: str, context: Call) -> AsyncIterator[None]:
+    def around(self, method: str, context: Call) -> AbstractAsyncContextManager[None]:
         """Lets a call through if there is a token for it."""
         if PERMISSIONS[method] is not ANYBODY:
             user_id = caller().user_id
@@ -78,7 +77,7 @@ class RateInterceptor(AroundInterceptor):
                 )
             self._per_user.take(user_id)
             self._in_all.take("")
-        yield
+        return NOTHING
 
 
 class StrangerInterceptor(AroundInterceptor):
@@ -96,28 +95,46 @@ class StrangerInterceptor(AroundInterceptor):
         self._per_address = Buckets(per_address)
         self._known: OrderedDict[str, None] = OrderedDict()
 
-    @asynccontextmanager
-    async def around(self, method: str, context: Call) -> AsyncIterator[None]:
+    def around(self, method: str, context: Call) -> AbstractAsyncContextManager[None]:
         """Lets a call through unless too many from its address were refused."""
         if PERMISSIONS[method] is ANYBODY:
-            yield
-            return
+            return NOTHING
         peer = context.peer()
         address = _address(peer)
         if peer not in self._known and (wait := self._per_address.wait(address)):
             raise TooManyCalls(
                 "too many calls without a valid token came from your address", wait, "max_calls_per_second_per_user"
             )
-        try:
-            yield
-        except Unauthenticated:
+        return _Watched(self, peer, address)
+
+    def note(self, peer: str, address: str, *, known: bool) -> None:
+        """Notes whether a call over a connection came from somebody who is known."""
+        if not known:
             self._known.pop(peer, None)
             self._per_address.take(address)
-            raise
+            return
         self._known[peer] = None
         self._known.move_to_end(peer)
         if len(self._known) > MAX_CALLERS:
             self._known.popitem(last=False)
+
+
+class _Watched:
+    """One call; thousands of subscriptions last long, and a generator would take five times as much memory."""
+
+    __slots__ = ("_address", "_peer", "_strangers")
+
+    def __init__(self, strangers: StrangerInterceptor, peer: str, address: str) -> None:
+        self._strangers = strangers
+        self._peer = peer
+        self._address = address
+
+    async def __aenter__(self) -> None:
+        pass
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None or issubclass(kind, Unauthenticated):
+            self._strangers.note(self._peer, self._address, known=kind is None)
 
 
 def _address(peer: str) -> str:

@@ -1,9 +1,10 @@
 """RoundService."""
 
+from collections import OrderedDict
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
-from fedround.v1 import round_pb2, round_pb2_grpc
+from fedround.v1 import event_pb2, round_pb2, round_pb2_grpc
 from fedround_server.coordinator import Coordinator
 from fedround_server.coordinator.subscription import GoingAway, Heartbeat
 from fedround_server.domain.errors import FieldInvalid
@@ -14,6 +15,9 @@ from fedround_server.services import convert, fields, round_view
 from fedround_server.services.chunks import ChunkStream, check_offset, incoming, send_file
 from fedround_server.services.packing import Packer, a_packing
 
+RECENT = 64
+"""How many encoded events are kept."""
+
 
 class RoundService(round_pb2_grpc.RoundServiceServicer):
     """For the users that take part in rounds."""
@@ -23,6 +27,7 @@ class RoundService(round_pb2_grpc.RoundServiceServicer):
         self._packer = packer
         self._coordinator = coordinator
         self._rounds = coordinator.rounds
+        self._encode = Encoder()
 
     async def Subscribe(  # type: ignore[override]  # a coroutine that writes has no generator lifetime to reason about
         self,
@@ -37,14 +42,8 @@ class RoundService(round_pb2_grpc.RoundServiceServicer):
         }
         if any(sequence >= 1 << 62 for sequence in cursors.values()):
             raise FieldInvalid("resume_after_sequence", "has a sequence that no log reaches")
-
-        async def greet() -> None:
-            await context.send_initial_metadata(())
-
-        async def send(event: Event | Heartbeat | GoingAway) -> None:
-            await context.write(convert.event(event))
-
-        await self._coordinator.subscriptions.follow(caller().user_id, training_id, cursors, send, greet)
+        line = _Line(context, self._encode)
+        await self._coordinator.subscriptions.follow(caller().user_id, training_id, cursors, line.send, line.greet)
 
     async def SubmitUpdate(
         self,
@@ -111,3 +110,39 @@ class RoundService(round_pb2_grpc.RoundServiceServicer):
         number = request.round if request.HasField("round") else None
         explanation = await self._rounds.explain(training_id, number, caller().user_id)
         return round_pb2.GetRoundResponse(round=round_view.write(explanation))
+
+
+class _Line:
+    """The way to a subscriber."""
+
+    __slots__ = ("_context", "_encode")
+
+    def __init__(self, context: Call, encode: "Encoder") -> None:
+        self._context = context
+        self._encode = encode
+
+    async def greet(self) -> None:
+        await self._context.send_initial_metadata(())
+
+    async def send(self, event: Event | Heartbeat | GoingAway) -> None:
+        await self._context.write(self._encode(event))
+
+
+class Encoder:
+    """Encodes an event once for the many subscribers that the store hands the same one to."""
+
+    def __init__(self) -> None:
+        """Begins without any."""
+        self._recent: OrderedDict[int, tuple[object, event_pb2.Event]] = OrderedDict()
+
+    def __call__(self, event: Event | Heartbeat | GoingAway) -> event_pb2.Event:
+        """Returns the message for an event; it is shared, and must not be changed."""
+        if not isinstance(event, Event):
+            return convert.event(event)
+        # By identity: to compare events takes as long as to encode them. What is kept here has its id for itself.
+        known = self._recent.get(id(event))
+        if known is None:
+            known = self._recent[id(event)] = event, convert.event(event)
+            if len(self._recent) > RECENT:
+                self._recent.popitem(last=False)
+        return known[1]

@@ -1,15 +1,16 @@
 """Verbs about what lets users in: tokens and the names in client certificates."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
-from fedround_server.domain.errors import CertificateNameTaken, TokenNotFound, UserNotFound
+from fedround_server.domain.errors import CertificateNameTaken, FedroundError, TokenNotFound, UserNotFound
 from fedround_server.domain.identity import Credentials, Identity
 from fedround_server.domain.token import LIVE_TOKENS, Token
-from fedround_server.domain.user import Role, UserView
+from fedround_server.domain.user import Role, User, UserView
 from fedround_server.store import steps
-from fedround_server.store.database import Database, verb
+from fedround_server.store.database import Database, joint, verb
 from fedround_server.store.noting import note
 from fedround_server.store.rows import to_token, to_user
 from fedround_server.store.schema import CertificateNameRow, TokenRow, UserRow
@@ -21,19 +22,19 @@ class CredentialVerbs:
 
     database: Database
 
-    @verb
-    def identify(self, credentials: Credentials) -> Identity:
+    @joint
+    def identify(self, asked: Sequence[tuple[Credentials]]) -> list[Identity | FedroundError]:
         """Returns what is known about credentials."""
-        token = owner = None
-        if credentials.token_hash is not None:
-            rows = TokenRow.select(TokenRow, UserRow).join(
-                UserRow, on=(TokenRow.user_id == UserRow.user_id), attr="owner"
-            )
-            row = rows.where(TokenRow.token_hash == credentials.token_hash, UserRow.remove_time.is_null()).first()
-            if row is not None:
-                token, owner = to_token(row), to_user(row.owner)
-        certified = _certified(credentials.names) if credentials.names else ()
-        return Identity(owner, token, tuple(to_user(row) for row in certified))
+        every = [credentials for (credentials,) in asked]
+        owners = _owners({one.token_hash for one in every if one.token_hash is not None})
+        certified = _certified({name for one in every for name in one.names})
+
+        def answer(one: Credentials) -> Identity:
+            owner, token = owners.get(one.token_hash or "", (None, None))
+            named = {user.user_id: user for name in one.names if (user := certified.get(name)) is not None}
+            return Identity(owner, token, tuple(named.values()))
+
+        return [answer(one) for one in every]
 
     @verb
     def view(self, user_id: str, now: datetime) -> UserView:
@@ -148,7 +149,30 @@ def _live(user_id: str, now: datetime) -> list[Token]:
     return [token for token in map(to_token, rows) if token.is_live(now)]
 
 
-def _certified(names: Collection[str]) -> list[UserRow]:
-    """Returns the users that have one of these names."""
-    owners = CertificateNameRow.select(CertificateNameRow.user_id).where(CertificateNameRow.name.in_(list(names)))
-    return list(UserRow.select().where(UserRow.user_id.in_(owners), UserRow.remove_time.is_null()))
+def _owners(token_hashes: Collection[str]) -> dict[str, tuple[User, Token]]:
+    """Returns whose tokens these are, by hash."""
+    if not token_hashes:
+        return {}
+    rows: Iterable[Any] = (
+        TokenRow.select(TokenRow, UserRow)
+        .join(UserRow, on=(TokenRow.user_id == UserRow.user_id), attr="owner")
+        .where(steps.among(TokenRow.token_hash, token_hashes), UserRow.remove_time.is_null())
+    )
+    return {row.token_hash: (to_user(row.owner), to_token(row)) for row in rows}
+
+
+def _certified(names: Collection[str]) -> dict[str, User]:
+    """Returns whose certificate names these are."""
+    found = {}
+    ordered = sorted(names)
+    for start in range(0, len(ordered), steps.BATCH):
+        rows: Iterable[Any] = (
+            CertificateNameRow.select(CertificateNameRow, UserRow)
+            .join(UserRow, on=(CertificateNameRow.user_id == UserRow.user_id), attr="owner")
+            .where(
+                steps.among(CertificateNameRow.name, ordered[start : start + steps.BATCH]),
+                UserRow.remove_time.is_null(),
+            )
+        )
+        found.update({row.name: to_user(row.owner) for row in rows})
+    return found

@@ -12,22 +12,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Concatenate, NoReturn, ParamSpec, Protocol, TypeVar
+from typing import Any, Concatenate, NoReturn, ParamSpec, Protocol, TypeVar, TypeVarTuple
 
 import peewee
 from playhouse import migrations
 from playhouse.pool import PooledPostgresqlDatabase
 
 from fedround_server.domain.audit import acting
-from fedround_server.domain.errors import StoreUnavailable
+from fedround_server.domain.errors import FedroundError, StoreUnavailable
 from fedround_server.failpoints import reached
 from fedround_server.store.claim import Claim
+from fedround_server.store.joint import Joint
 from fedround_server.store.noting import recording
 from fedround_server.store.schema import database_proxy
 
 log = logging.getLogger(__name__)
 P = ParamSpec("P")
 R = TypeVar("R")
+Ts = TypeVarTuple("Ts")
 
 MIGRATIONS = Path(__file__).with_name("migrations")
 POSTGRES_THREADS = 4
@@ -79,6 +81,7 @@ class Database:
         # A SQLite file is in the data directory, which a server has for itself.
         self._claim = Claim(str(url)) if self.is_postgres else None
         self._waiting: deque[_Call] = deque()
+        self._joints: dict[str, Joint[Any, Any]] = {}
         self._executor = ThreadPoolExecutor(POSTGRES_THREADS if self.is_postgres else 1, thread_name_prefix="store")
 
     def open(self) -> None:
@@ -131,6 +134,25 @@ class Database:
         self._executor.submit(self._serve)
         answer: R = await asyncio.wrap_future(call.answer)
         return answer
+
+    def ask(
+        self, answer: Callable[[Sequence[Any]], Sequence[R | FedroundError]], name: str, question: Any
+    ) -> Coroutine[Any, Any, R]:
+        """Answers a question, with all others of its name that wait, in one transaction on the store's executor.
+
+        Args:
+            answer: Answers questions.
+            name: What kind of questions; how the failpoints are called.
+            question: The question.
+
+        Raises:
+            StoreUnavailable: The database does not answer.
+        """
+        joint = self._joints.get(name)
+        if joint is None:
+            joint = self._joints[name] = Joint(lambda asked: self.run(lambda: answer(asked), name))
+        found: Coroutine[Any, Any, R] = joint.ask(question)
+        return found
 
     def _serve(self) -> None:
         """Runs the next verb that waits, on SQLite all that wait."""
@@ -241,6 +263,23 @@ def verb(method: Callable[Concatenate[Self, P], R]) -> Callable[Concatenate[Self
         return await self.database.run(lambda: method(self, *args, **kwargs), name)
 
     return run  # type: ignore[return-value]  # wraps() makes a name of the positional self
+
+
+def joint(
+    method: Callable[[Self, Sequence[tuple[*Ts]]], Sequence[R | FedroundError]],
+) -> Callable[[Self, *Ts], Coroutine[Any, Any, R]]:
+    """Turns a method that answers many questions into a verb that asks one: those asked at a time go together.
+
+    Each question is answered by a transaction that begins after it was asked, as if it were alone. Such a verb changes
+    nothing. Among the answers, an error is raised to the one that asked.
+    """
+    name = method.__qualname__.replace("Verbs", "").lower()
+
+    @functools.wraps(method)
+    def run(self: Self, *question: *Ts) -> Coroutine[Any, Any, R]:
+        return self.database.ask(functools.partial(method, self), name, question)
+
+    return run
 
 
 @contextmanager

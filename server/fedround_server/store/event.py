@@ -1,150 +1,213 @@
-"""Verbs about events: what a subscriber may read of the logs."""
+"""Verbs about events: what a subscriber may read of the logs. Many subscribers ask at once."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from peewee import JOIN, ModelSelect, fn
+from peewee import JOIN, fn
 
-from fedround_server.domain.errors import CursorExpired, TrainingNotFound
-from fedround_server.domain.event import (
-    LAST_OF_A_TRAINING,
-    Event,
-    RoundClosed,
-    RoundStarted,
-    TrainingStarted,
-)
+from fedround_server.domain.errors import CursorExpired, FedroundError, TrainingNotFound
+from fedround_server.domain.event import Event
 from fedround_server.store import steps
-from fedround_server.store.database import Database, verb
+from fedround_server.store.database import Database, joint
 from fedround_server.store.model import ENDED
-from fedround_server.store.rows import to_event
-from fedround_server.store.schema import CohortRow, EventRow, ParticipantRow, RoundRow, TrainingRow, UpdateRow
-from fedround_server.store.steps import ALL, COHORT
-
-LAST_KINDS = tuple(kind.__name__ for kind in LAST_OF_A_TRAINING)
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """What a user may read of a training's log: the sequences in (after, until], and whose events.
-
-    Attributes:
-        is_actor: The actor reads everything.
-        until: Where a removed participant's view ends; None while it is present.
-        ended: Whether nothing will be added to the view.
-    """
-
-    training_id: str
-    is_actor: bool
-    after: int
-    until: int | None
-    last_sequence: int
-    ended: bool
+from fedround_server.store.schema import EventRow, ParticipantRow, TrainingRow
+from fedround_server.store.steps import ALL, COHORT, among
+from fedround_server.store.view import TELLING, Part, Reader, hand_out, tell
 
 
 @dataclass(frozen=True, slots=True)
 class EventVerbs:
-    """What the store does with events."""
+    """What the store does with events. These are joint verbs: a call asks one question, a transaction answers many."""
 
     database: Database
 
-    @verb
-    def part(self, training_id: str, user_id: str) -> Part:
-        """Returns what a user may read of a training, like `parts`.
+    @joint
+    def part(self, asked: Sequence[tuple[str, str]]) -> list[Part | FedroundError]:
+        """Returns what a user may read of a training (training, user), like `parts`.
 
         Raises:
             TrainingNotFound: The user never had a part in it.
         """
-        for part in _parts(user_id, TrainingRow.training_id == training_id):
-            return part
-        raise TrainingNotFound(training_id)
+        found = _parts(asked)
+        return [found.get(pair) or TrainingNotFound(pair[0]) for pair in asked]
 
-    @verb
-    def parts(self, user_id: str, training_ids: Collection[str]) -> list[Part]:
-        """Returns what a user may read of trainings, also of those that it has left or that were removed.
+    @joint
+    def parts(self, asked: Sequence[tuple[str, Collection[str]]]) -> list[list[Part] | FedroundError]:
+        """Returns what a user may read of trainings (user, trainings), also of those it has left or that were removed.
 
         Raises:
             TrainingNotFound: The user never had a part in one of them.
         """
-        wanted, found = sorted(training_ids), []
-        for start in range(0, len(wanted), steps.BATCH):
-            found += _parts(user_id, TrainingRow.training_id.in_(wanted[start : start + steps.BATCH]))
-        if unknown := set(wanted) - {part.training_id for part in found}:
-            raise TrainingNotFound(min(unknown))
-        return found
+        found = _parts([(training_id, user_id) for user_id, training_ids in asked for training_id in training_ids])
 
-    @verb
-    def open_parts(self, user_id: str) -> list[Part]:
+        def answer(user_id: str, training_ids: Collection[str]) -> list[Part] | FedroundError:
+            wanted = sorted(set(training_ids))
+            for training_id in wanted:
+                if (training_id, user_id) not in found:
+                    return TrainingNotFound(training_id)
+            return [found[training_id, user_id] for training_id in wanted]
+
+        return [answer(*one) for one in asked]
+
+    @joint
+    def open_parts(self, asked: Sequence[tuple[str]]) -> list[list[Part] | FedroundError]:
         """Returns what a user may read of all the trainings that it has a part in and that are not over."""
-        taking_part = ParticipantRow.select(ParticipantRow.training_id).where(
-            ParticipantRow.user_id == user_id, ParticipantRow.remove_time.is_null()
-        )
+        user_ids = sorted({user_id for (user_id,) in asked})
+        present = among(ParticipantRow.user_id, user_ids) & ParticipantRow.remove_time.is_null()
+        taking_part = ParticipantRow.select(ParticipantRow.training_id).where(present)
         steered = TrainingRow.alias()
-        steering = steered.select(steered.training_id).where(steered.actor_id == user_id)
-        # PostgreSQL has no index for an OR of two tables.
-        return _parts(
-            user_id,
+        steering = steered.select(steered.training_id).where(among(steered.actor_id, user_ids))
+        found: dict[str, list[Part]] = {user_id: [] for user_id in user_ids}
+        for user_id, part in _look(
+            user_ids,
+            present,
+            # PostgreSQL has no index for an OR of two tables.
             TrainingRow.training_id.in_(taking_part | steering),
             TrainingRow.state.not_in(ENDED),
             TrainingRow.remove_time.is_null(),
-        )
+        ):
+            found[user_id].append(part)
+        return [list(found[user_id]) for (user_id,) in asked]
 
-    @verb
-    def start(self, part: Part, user_id: str, resume_after: int | None) -> int:
-        """Returns the cursor that a subscription starts behind.
+    @joint
+    def start(self, asked: Sequence[tuple[Part, str, int | None]]) -> list[int | FedroundError]:
+        """Returns the cursor that a subscription starts behind (part, user, where to resume).
 
         Without a position to resume at, the subscriber gets the current round (or the end) as the log tells it.
 
         Raises:
             CursorExpired: The log does not reach the position.
         """
-        if resume_after is not None:
+        told = {index: Reader(part, user_id, 1) for index, (part, user_id, after) in enumerate(asked) if after is None}
+        for (training_id, is_actor), readers in _grouped(told.values()).items():
+            rows = EventRow.select().where(EventRow.training_id == training_id, EventRow.kind.in_(TELLING))
+            if is_actor:
+                rows = rows.where(EventRow.audience.in_([ALL, COHORT]))
+            hand_out(readers, rows, min(reader.part.after for reader in readers), backwards=True)
+
+        def answer(index: int, part: Part, resume_after: int | None) -> int | FedroundError:
+            if resume_after is None:
+                found = told[index].found
+                return max(part.after, (found[0].sequence if found else 1) - 1)
             if resume_after > part.last_sequence:
-                raise CursorExpired(
+                return CursorExpired(
                     f"resume_after_sequence {resume_after} lies behind the end of the log ({part.last_sequence}) of"
                     f" the training {part.training_id}: subscribe without it to start at the current round"
                 )
             return max(resume_after, part.after)
-        return max(part.after, _snapshot(part, user_id) - 1)
 
-    @verb
-    def read(self, part: Part, user_id: str, after: int, limit: int) -> tuple[list[Event], int]:
-        """Reads on behind a cursor.
+        return [answer(index, part, after) for index, (part, _, after) in enumerate(asked)]
+
+    @joint
+    def read(self, asked: Sequence[tuple[Part, str, int, int]]) -> list[tuple[list[Event], int] | FedroundError]:
+        """Reads on behind a cursor (part, user, cursor, limit).
 
         Returns:
             The events that the user may see, and the cursor behind everything that was looked at.
         """
+        readers = [Reader(part, user_id, limit) for part, user_id, _, limit in asked]
+        after = {reader: max(cursor, part.after) for reader, (part, _, cursor, _) in zip(readers, asked, strict=True)}
         # A training's sequences are committed in order, so all up to the top can be read.
-        top = EventRow.select(fn.MAX(EventRow.sequence)).where(EventRow.training_id == part.training_id).scalar() or 0
-        rows = _view(part, user_id, max(after, part.after), top if part.until is None else min(top, part.until))
-        found = [to_event(row) for row in rows.order_by(EventRow.sequence).limit(limit)]
-        events = [_shown(event, part) for event in _up_to_date(found, user_id)]
-        return events, events[-1].sequence if len(events) == limit else max(after, top)
+        tops = {training_id: _top(training_id) for training_id in {part.training_id for part, *_ in asked}}
+        events: dict[Reader, list[Event]] = {}
+        for (training_id, _), of_one in _grouped(readers).items():
+            by_cursor = defaultdict(list)
+            for reader in of_one:
+                by_cursor[after[reader]].append(reader)
+            for cursor, some in by_cursor.items():
+                rows = EventRow.select().where(EventRow.training_id == training_id)
+                hand_out(some, rows, cursor, tops[training_id])
+                events.update(zip(some, tell(some), strict=True))
+
+        def answer(reader: Reader, cursor: int) -> tuple[list[Event], int]:
+            found = events[reader]
+            return found, found[-1].sequence if reader.is_full else max(cursor, tops[reader.part.training_id])
+
+        return [answer(reader, cursor) for reader, (_, _, cursor, _) in zip(readers, asked, strict=True)]
 
 
-def _parts(user_id: str, *conditions: Any) -> list[Part]:
+COLUMNS = (
+    TrainingRow.training_id,
+    TrainingRow.actor_id,
+    TrainingRow.state,
+    TrainingRow.remove_time,
+    TrainingRow.last_sequence,
+    ParticipantRow.user_id,
+    ParticipantRow.after_sequence,
+    ParticipantRow.until_sequence,
+)
+
+
+def _grouped(readers: Iterable[Reader]) -> dict[tuple[str, bool], list[Reader]]:
+    groups = defaultdict(list)
+    for reader in readers:
+        groups[reader.part.training_id, reader.part.is_actor].append(reader)
+    return groups
+
+
+def _top(training_id: str) -> int:
+    return EventRow.select(fn.MAX(EventRow.sequence)).where(EventRow.training_id == training_id).scalar() or 0
+
+
+def _parts(pairs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Part]:
+    """Returns those parts that there are, of pairs of trainings and users."""
+    users_of, trainings_of = defaultdict(set), defaultdict(set)
+    for training_id, user_id in pairs:
+        users_of[training_id].add(user_id)
+        trainings_of[user_id].add(training_id)
+    found: dict[tuple[str, str], Part] = {}
+
+    def look(training_ids: Sequence[str], user_ids: Sequence[str]) -> None:
+        theirs = among(ParticipantRow.user_id, user_ids)
+        for user_id, part in _look(user_ids, theirs, among(TrainingRow.training_id, training_ids)):
+            found[part.training_id, user_id] = part
+
+    # Many users ask about one training, or one user about many: one query for each of what there is less of.
+    if len(users_of) <= len(trainings_of):
+        for training_id, user_ids in users_of.items():
+            for some in _slices(user_ids):
+                look([training_id], some)
+    else:
+        for user_id, training_ids in trainings_of.items():
+            for some in _slices(training_ids):
+                look(some, [user_id])
+    return found
+
+
+def _look(user_ids: Collection[str], theirs: Any, *conditions: Any) -> Iterator[tuple[str, Part]]:
+    """Finds the parts of users in trainings.
+
+    One query tells of the training and the participant: else a part could be told to have ended before the log has it.
+
+    Args:
+        user_ids: Whose parts.
+        theirs: Which participants count, of all of a training.
+        conditions: Which trainings.
+    """
     rows: Iterable[dict[str, Any]] = (
-        TrainingRow.select(
-            TrainingRow.training_id,
-            TrainingRow.actor_id,
-            TrainingRow.state,
-            TrainingRow.remove_time,
-            TrainingRow.last_sequence,
-            ParticipantRow.after_sequence,
-            ParticipantRow.until_sequence,
-        )
-        .join(
-            ParticipantRow,
-            JOIN.LEFT_OUTER,
-            on=((ParticipantRow.training_id == TrainingRow.training_id) & (ParticipantRow.user_id == user_id)),
-        )
-        .where(*conditions, (TrainingRow.actor_id == user_id) | ParticipantRow.user_id.is_null(False))
+        TrainingRow.select(*COLUMNS)
+        .join(ParticipantRow, JOIN.LEFT_OUTER, on=((ParticipantRow.training_id == TrainingRow.training_id) & theirs))
+        .where(*conditions)
         .dicts()  # type: ignore[assignment]  # the stubs don't know what dicts() does
     )
-    return [_part(row, row["actor_id"] == user_id) for row in rows]
+    wanted, steered = frozenset(user_ids), set()
+    for row in rows:
+        actor_id = row["actor_id"]
+        if actor_id in wanted and row["training_id"] not in steered:
+            steered.add(row["training_id"])
+            yield actor_id, _part(row, is_actor=True)
+        if row["user_id"] not in (None, actor_id):
+            yield row["user_id"], _part(row, is_actor=False)
 
 
-def _part(row: Mapping[str, Any], is_actor: bool) -> Part:
+def _slices(ids: Iterable[str]) -> Iterator[list[str]]:
+    ordered = sorted(ids)
+    return (ordered[start : start + steps.BATCH] for start in range(0, len(ordered), steps.BATCH))
+
+
+def _part(row: Mapping[str, Any], *, is_actor: bool) -> Part:
     over = row["remove_time"] is not None or row["state"] in ENDED
     return Part(
         training_id=row["training_id"],
@@ -154,63 +217,3 @@ def _part(row: Mapping[str, Any], is_actor: bool) -> Part:
         last_sequence=row["last_sequence"],
         ended=over or not (is_actor or row["until_sequence"] is None),
     )
-
-
-def _shown(event: Event, part: Part) -> Event:
-    if part.is_actor or not isinstance(event.payload, RoundClosed):
-        return event
-    return replace(event, payload=event.payload.public)
-
-
-def _up_to_date(found: Sequence[Event], user_id: str) -> list[Event]:
-    """Has the start of a round tell how that round is now: who begins to listen may begin with it."""
-    started = {event.payload.round for event in found if isinstance(event.payload, RoundStarted)}
-    if not started:
-        return list(found)
-    mine = (
-        (UpdateRow.training_id == RoundRow.training_id)
-        & (UpdateRow.number == RoundRow.number)
-        & (UpdateRow.user_id == user_id)
-    )
-    rows: Iterable[tuple[Any, ...]] = (
-        RoundRow.select(RoundRow.number, RoundRow.attempt, RoundRow.deadline, UpdateRow.update_id)
-        .join(UpdateRow, JOIN.LEFT_OUTER, on=mine)
-        .where(RoundRow.training_id == found[0].training_id, RoundRow.number.in_(started))
-        .tuples()  # type: ignore[assignment]  # the stubs don't know what tuples() does
-    )
-    present = {
-        number: {"attempt": attempt, "deadline": deadline, "submitted": update_id is not None}
-        for number, attempt, deadline, update_id in rows
-    }
-    return [
-        replace(event, payload=replace(event.payload, **present[event.payload.round]))
-        if isinstance(event.payload, RoundStarted)
-        else event
-        for event in found
-    ]
-
-
-def _view(part: Part, user_id: str, after: int, until: int | None) -> "ModelSelect[EventRow]":
-    # One bound on each side: of two, SQLite may take the wider one to the index, and read all that lies between.
-    rows = EventRow.select().where(EventRow.training_id == part.training_id, EventRow.sequence > after)
-    if until is not None:
-        rows = rows.where(EventRow.sequence <= until)
-    if part.is_actor:
-        return rows
-    # Of each event's own round: all rounds that a user was in would take longer with each round.
-    member = CohortRow.select(CohortRow.user_id).where(
-        CohortRow.training_id == EventRow.training_id,
-        CohortRow.number == EventRow.number,
-        CohortRow.user_id == user_id,
-    )
-    return rows.where(EventRow.audience.in_([ALL, user_id]) | ((EventRow.audience == COHORT) & fn.EXISTS(member)))
-
-
-def _snapshot(part: Part, user_id: str) -> int:
-    """Returns the sequence of the event that tells where the training stands."""
-    telling = (RoundStarted.__name__, TrainingStarted.__name__, "ClientRemoved", *LAST_KINDS)
-    rows = _view(part, user_id, part.after, part.until)
-    if part.is_actor:
-        rows = rows.where(EventRow.audience.in_([ALL, COHORT]))
-    row = rows.where(EventRow.kind.in_(telling)).order_by(EventRow.sequence.desc()).first()
-    return 1 if row is None else int(row.sequence)

@@ -1,10 +1,10 @@
 """The steps of verbs about trainings; each runs inside a verb's transaction, behind a lock of its training."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import TypeVar
 
-from peewee import Case, ModelSelect, fn
+from peewee import OP, SQL, Case, Expression, Field, ModelSelect, fn
 
 from fedround_server.domain.chain import local_rounds
 from fedround_server.domain.event import (
@@ -46,6 +46,13 @@ SENT = (
 ALL = "all"
 ACTOR = "actor"
 COHORT = "cohort"
+
+
+def among(field: Field, values: Iterable[str]) -> Expression:
+    """Says that a field has one of some values; `in_` says it too, at ten times the cost for hundreds of them."""
+    listed = list(values)
+    marks = ", ".join([database_proxy.param] * len(listed))
+    return Expression(field, OP.IN, SQL(f"({marks})", listed))
 
 
 def held(rows: "ModelSelect[RowT]", strength: str = "FOR UPDATE") -> "ModelSelect[RowT]":
@@ -138,12 +145,12 @@ def append(
 
 def participant_ids(training_id: str) -> list[str]:
     """Returns the present participants, in canonical order."""
-    rows = (
+    rows: Iterable[tuple[str]] = (
         ParticipantRow.select(ParticipantRow.user_id)
         .where(ParticipantRow.training_id == training_id, ParticipantRow.remove_time.is_null())
-        .order_by(ParticipantRow.user_id)
+        .tuples()  # type: ignore[assignment]  # the stubs don't know what tuples() does
     )
-    return sorted(row.user_id for row in rows)
+    return sorted(user_id for (user_id,) in rows)
 
 
 def model_info(model_id: str, version: int) -> ModelInfo:

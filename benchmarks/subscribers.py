@@ -1,0 +1,270 @@
+"""Measures one server that holds many subscriptions: what each costs, how soon an event reaches all, and storms.
+
+A server with its default settings for each of two shapes: all subscriptions over a few connections, and each over its
+own. All subscribers are participants of one training and in the cohort of its open round, each with a token of its own.
+They live in processes of their own (crowd.py) and share the machine with the server. Users and tokens are written
+straight into the tables before the server starts, everything else goes through the API.
+
+    kB a subscription  anonymous memory of the server and all below it, over what it was before the first ones came
+    idle CPU           seconds of CPU in a second, over a heartbeat period in which nothing happens
+    CPU a delivery     of the server for one event to one subscriber, with what the round itself takes
+    delay              from the commit of a round's end to the receipt of its two events by each subscriber:
+                       round_closed, and behind it on the same streams round_started; of all timed rounds together
+    storm              all connections are cut by SIGKILL, and other processes, which stand ready, subscribe behind the
+                       last sequence: seconds from the cut until all are subscribed again; then a round ends
+    MiB left           memory over what it was at first, once all have gone and some seconds have passed
+"""
+
+import argparse
+import hashlib
+import resource
+import statistics
+import tempfile
+import time
+import uuid
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+from safetensors.numpy import save
+
+from crowd import Crowds, Heard
+from fedround.v1.audit_pb2 import ReadAuditRequest
+from fedround.v1.audit_pb2_grpc import AuditServiceStub
+from fedround.v1.round_pb2 import SubmitUpdateRequest, UpdateSpec
+from fedround.v1.round_pb2_grpc import RoundServiceStub
+from fedround.v1.training_pb2 import CreateTrainingRequest, StartTrainingRequest, TrainingSpec
+from fedround.v1.training_pb2_grpc import TrainingServiceStub
+from fedround_server.domain.token import hash_token, new_token
+from fedround_server.engine.process import allow_many_files
+from fedround_server.store import Store
+from fedround_server.store.schema import TokenRow, UserRow, database_proxy
+from measure import MIB, Running, anonymous, cpu_seconds, fedround_server, keep, tree
+
+HEARTBEAT = 20.0
+SETTLED = 12.0
+"""Seconds after which memory is given back, if it is."""
+PATIENCE = 120.0
+MODEL = save({"weight": np.zeros(8, np.float32)})
+Figures = dict[str, Any]
+
+
+def make_users(folder: Path, count: int) -> dict[str, str]:
+    """Writes clients straight into the tables of a server that does not run yet; returns their tokens by id."""
+    now = datetime.now(UTC)
+    made = {str(uuid.uuid4()): new_token() for _ in range(count)}
+    folder.mkdir()
+    with Store(folder / "fedround.db"), database_proxy.connection_context(), database_proxy.atomic():
+        for start in range(0, count, 1000):
+            some = list(made.items())[start : start + 1000]
+            users = [{"user_id": id_, "name": id_, "role": "CLIENT", "create_time": now} for id_, _ in some]
+            tokens = [{"token_hash": hash_token(token), "user_id": id_, "create_time": now} for id_, token in some]
+            UserRow.insert_many(users).execute()
+            TokenRow.insert_many(tokens).execute()
+    return made
+
+
+class Driver:
+    """Steers the training, and takes part in it: one update closes a round."""
+
+    def __init__(self, running: Running, tokens: dict[str, str], channel: grpc.Channel) -> None:
+        self.admin = (("authorization", f"Bearer {running.token}"),)
+        self._member = (("authorization", f"Bearer {next(iter(tokens.values()))}"),)
+        self._rounds, self._audit = RoundServiceStub(channel), AuditServiceStub(channel)
+        spec = TrainingSpec(name="subscribers", target_num_updates=10_000, client_ids=tokens)
+        spec.round_policy.min_updates = 1
+        trainings = TrainingServiceStub(channel)
+        messages = iter([CreateTrainingRequest(spec=spec, chunk=MODEL)])
+        self.training_id = trainings.CreateTraining(messages, metadata=self.admin).training.training_id
+        trainings.StartTraining(StartTrainingRequest(training_id=self.training_id), metadata=self.admin)
+        self._round = self._audited = 0
+
+    def close_round(self) -> None:
+        """Has the round closed, and the next one opened."""
+        spec = UpdateSpec(
+            training_id=self.training_id,
+            round=self._round,
+            num_examples=1,
+            sha256=hashlib.sha256(MODEL).hexdigest(),
+            size_bytes=len(MODEL),
+        )
+        self._rounds.SubmitUpdate(iter([SubmitUpdateRequest(spec=spec, chunk=MODEL)]), metadata=self._member)
+        self._round += 1
+
+    def commit_time(self) -> float:
+        """Returns when the round was opened: this time is the last thing that is written before the commit."""
+        last = 0.0
+        for message in self._audit.ReadAudit(ReadAuditRequest(after_sequence=self._audited), metadata=self.admin):
+            for entry in message.entries:
+                self._audited = entry.sequence
+                if entry.action == "round_opened":
+                    last = entry.time.ToMicroseconds() / 1e6
+        return last
+
+
+class Bench:
+    """One server, its subscribers, and what is measured of them."""
+
+    def __init__(self, options: argparse.Namespace, running: Running, tokens: dict[str, str], driver: Driver) -> None:
+        self._options, self._running, self._driver = options, running, driver
+        self._tokens = list(tokens.values())
+        self._count = len(tokens)
+        self._base = 0
+
+    def warm_up(self) -> None:
+        """Has some subscribers come and go, and notes what memory there is then."""
+        crowds = self._crowds()
+        crowds.subscribe(self._tokens[:100], 10, None)
+        self._until_all(crowds)
+        crowds.leave()
+        time.sleep(SETTLED)
+        self._base = self._memory()
+
+    def shape(self, connections: int, storms: int) -> Figures:
+        """Measures one shape."""
+        crowds = self._crowds()
+        figures: Figures = {"connections": connections, "storms": []}
+        crowds.subscribe(self._tokens, connections, None)
+        self._until_all(crowds)
+        time.sleep(3)
+        figures["kb_a_subscription"] = round((self._memory() - self._base) / self._count / 1000, 1)
+        spent, start = self._cpu(), time.monotonic()
+        time.sleep(self._options.idle)
+        figures["idle_cpu"] = round((self._cpu() - spent) / (time.monotonic() - start), 3)
+        crowds.report()
+        spent = self._cpu()
+        told = [self._tell_all(crowds) for _ in range(self._options.rounds)]
+        figures["cpu_a_delivery_us"] = round((self._cpu() - spent) * 1e6 / (2 * self._count * len(told)))
+        for kind in ("round_closed", "round_started"):
+            figures[kind] = spread([delay for delays in told for delay in delays[kind]])
+        figures["kb_a_subscription_later"] = round((self._memory() - self._base) / self._count / 1000, 1)
+        for number in range(storms):
+            if number:
+                crowds = self._crowds()
+                crowds.subscribe(self._tokens, connections, None)
+                self._until_all(crowds)
+            crowds, storm = self._storm(crowds, connections)
+            crowds.leave()
+            time.sleep(SETTLED)
+            figures["storms"].append(storm | {"mib_left": self._left()})
+        if not storms:
+            crowds.leave()
+            time.sleep(SETTLED)
+        return figures | {"mib_left": self._left()}
+
+    def _storm(self, crowds: Crowds, connections: int) -> tuple[Crowds, Figures]:
+        fresh, spent = self._crowds(), self._cpu()
+        cut = time.time()
+        crowds.kill()
+        fresh.subscribe(self._tokens, connections, self._last)
+        heard = self._until_all(fresh)
+        assert heard.complete is not None
+        storm: Figures = {
+            "seconds": round(heard.complete - cut, 1),
+            "cpu": round(self._cpu() - spent, 1),
+            "errors": dict(heard.errors),
+        }
+        told = self._tell_all(fresh)
+        later = fresh.report()
+        storm["errors_left"] = self._count - later.subscribed + later.errors.total()
+        return fresh, storm | {kind: spread(delays) for kind, delays in told.items()}
+
+    def _tell_all(self, crowds: Crowds) -> dict[str, list[float]]:
+        """Has a round close, and returns the delays of its two events by kind; each reaches each subscriber once."""
+        self._driver.close_round()
+        whole, end = Heard(), time.monotonic() + PATIENCE
+        while sum(map(len, whole.times.values())) < 2 * self._count:
+            if time.monotonic() > end:
+                raise SystemExit(f"not all heard: { ({one: len(found) for one, found in whole.times.items()}) }")
+            time.sleep(0.2)
+            whole.add(crowds.report())
+        if whole.disorder or [len(found) for found in whole.times.values()] != [self._count] * 2:
+            raise SystemExit("not each event came once and in order")
+        commit = self._driver.commit_time()
+        self._last = max(whole.times)
+        return {whole.kinds[one]: [heard - commit for heard in found] for one, found in whole.times.items()}
+
+    def _until_all(self, crowds: Crowds) -> Heard:
+        whole, end = Heard(), time.monotonic() + PATIENCE
+        while whole.complete is None:
+            if time.monotonic() > end:
+                raise SystemExit(f"{whole.subscribed} are subscribed after {PATIENCE:g} s: {whole.errors}")
+            time.sleep(0.2)
+            heard = crowds.report()
+            whole.add(heard)
+            whole.subscribed, whole.complete = heard.subscribed, heard.complete
+        return whole
+
+    def _crowds(self) -> Crowds:
+        return Crowds(self._options.processes, self._running.address, self._driver.training_id)
+
+    def _memory(self) -> int:
+        return anonymous(tree(self._running.pid))
+
+    def _cpu(self) -> float:
+        return cpu_seconds(tree(self._running.pid))
+
+    def _left(self) -> float:
+        return round((self._memory() - self._base) / MIB, 1)
+
+
+def spread(values: Sequence[float]) -> Figures:
+    """Returns what half, 99 of 100, and all of some seconds are within."""
+    found = sorted(values)
+    return {
+        "p50": round(statistics.median(found), 2),
+        "p99": round(found[int(0.99 * (len(found) - 1))], 2),
+        "max": round(found[-1], 2),
+    }
+
+
+def show(name: str, figures: Figures) -> None:
+    """Prints the figures of a shape."""
+    later = figures["kb_a_subscription_later"]
+    print(f"{name}: {figures['connections']} connections")
+    print(f"  kB a subscription  {figures['kb_a_subscription']}, {later} after some rounds")
+    print(f"  idle CPU           {figures['idle_cpu']}")
+    print(f"  CPU a delivery     {figures['cpu_a_delivery_us']} us")
+    for kind in ("round_closed", "round_started"):
+        print(f"  {kind:19}{figures[kind]} s")
+    for storm in figures["storms"]:
+        print(
+            f"  storm              {storm['seconds']} s, {storm['cpu']} s of CPU; errors: {storm['errors'] or 'none'}"
+        )
+        print(f"                     errors left {storm['errors_left']}, then round_started {storm['round_started']} s")
+        print(f"                     MiB left {storm['mib_left']}")
+    print(f"  MiB left           {figures['mib_left']}", flush=True)
+
+
+def main() -> None:
+    """Measures both shapes, prints them, and writes them down."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--subscribers", type=int, default=10_000)
+    parser.add_argument("--connections", type=int, default=100, help="of all subscribers together, in the first shape")
+    parser.add_argument("--processes", type=int, default=2, help="that the subscribers live in")
+    parser.add_argument("--rounds", type=int, default=3, help="whose ends are timed in each shape")
+    parser.add_argument("--storms", type=int, default=2, help="in the second shape")
+    parser.add_argument("--idle", type=float, default=HEARTBEAT, help="seconds in which nothing happens")
+    options = parser.parse_args()
+    allow_many_files()
+    count, files = options.subscribers, resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if files < count + 200:
+        raise SystemExit(f"{count} connections want {count + 200} open files, and there may be {files}: see ulimit -Hn")
+    figures: Figures = {"subscribers": count}
+    for shape, connections, storms in (("few", options.connections, 0), ("own", count, options.storms)):
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name) / "data"
+            tokens = make_users(folder, count)
+            with fedround_server(folder) as running, grpc.insecure_channel(running.address) as channel:
+                bench = Bench(options, running, tokens, Driver(running, tokens, channel))
+                bench.warm_up()
+                figures[shape] = bench.shape(connections, storms)
+        show(shape, figures[shape])
+    keep("subscribers", figures)
+
+
+if __name__ == "__main__":
+    main()

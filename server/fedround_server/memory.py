@@ -1,0 +1,67 @@
+"""Keeps a process quick and small that moves large files and holds thousands of calls for hours."""
+
+import asyncio
+import ctypes
+import gc
+import sys
+from collections.abc import Callable
+
+# <malloc.h> of glibc.
+M_TRIM_THRESHOLD = -1
+M_MMAP_THRESHOLD = -3
+LARGEST = 4 << 20
+"""Blocks up to this size are taken again without asking the system; gRPC's messages and torch's blocks are smaller."""
+KEPT = 32 << 20
+"""How much free memory is kept at the end of each heap."""
+SECONDS = 5.0
+"""How often calls are counted."""
+ENDED = 200
+"""So many calls fewer than before, and memory is given back: it takes some milliseconds."""
+
+
+def keep_freed_blocks() -> None:
+    """Has freed blocks as large as a chunk of a file kept for the next one.
+
+    By default each of them comes from the system, page by page, and goes back to it: clearing the pages takes three
+    times as long as all else that a download does. Where there is no glibc, nothing happens.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, LARGEST)
+        mallopt(M_TRIM_THRESHOLD, KEPT)
+
+
+def set_up() -> None:
+    """Has the garbage collector of this process look less often, and never at what is there now, after the start.
+
+    By default it goes through the objects of all calls whenever some thousands of new objects come together: with
+    thousands of subscriptions that takes more time than the calls themselves.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 10)
+
+
+async def give_back(count: Callable[[], int], trim: Callable[[int], object] | None = None) -> None:
+    """Has the C library give memory back to the system whenever many calls have ended; it would keep it for good.
+
+    Args:
+        count: Tells how many calls are under way.
+        trim: Gives back all but so many bytes; None for the C library's own, if it has one.
+    """
+    if trim is None:
+        # glibc has it, others need it less.
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is None:
+        return
+    most = 0
+    while True:
+        await asyncio.sleep(SECONDS)
+        now = count()
+        if most - now >= ENDED:
+            gc.collect()
+            await asyncio.to_thread(trim, 0)
+            most = now
+        most = max(most, now)

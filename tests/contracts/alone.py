@@ -1,0 +1,138 @@
+"""What a joint verb answers, found out for one asker alone: one query each, as plain as they can be."""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from peewee import JOIN, ModelSelect, fn
+
+from fedround_server.domain.event import LAST_OF_A_TRAINING, Event, RoundClosed, RoundStarted, TrainingStarted
+from fedround_server.store.model import ENDED
+from fedround_server.store.rows import to_event
+from fedround_server.store.schema import CohortRow, EventRow, ParticipantRow, RoundRow, TrainingRow, UpdateRow
+from fedround_server.store.steps import ALL, COHORT
+from fedround_server.store.view import Part
+
+LAST_KINDS = tuple(kind.__name__ for kind in LAST_OF_A_TRAINING)
+
+
+def parts(user_id: str, training_ids: Collection[str]) -> list[Part]:
+    return _parts(user_id, TrainingRow.training_id.in_(sorted(training_ids)))
+
+
+def open_parts(user_id: str) -> list[Part]:
+    mine = ParticipantRow.select(ParticipantRow.training_id).where(
+        ParticipantRow.user_id == user_id, ParticipantRow.remove_time.is_null()
+    )
+    return _parts(
+        user_id,
+        (TrainingRow.actor_id == user_id) | TrainingRow.training_id.in_(mine),
+        TrainingRow.state.not_in(ENDED),
+        TrainingRow.remove_time.is_null(),
+    )
+
+
+def start(part: Part, user_id: str, resume_after: int | None) -> int | None:
+    """The cursor; None if it is refused."""
+    if resume_after is not None:
+        return max(resume_after, part.after) if resume_after <= part.last_sequence else None
+    return max(part.after, _snapshot(part, user_id) - 1)
+
+
+def read(part: Part, user_id: str, after: int, limit: int) -> tuple[list[Event], int]:
+    top = EventRow.select(fn.MAX(EventRow.sequence)).where(EventRow.training_id == part.training_id).scalar() or 0
+    rows = _view(part, user_id).where(EventRow.sequence > after, EventRow.sequence <= top)
+    found = [to_event(row) for row in rows.order_by(EventRow.sequence).limit(limit)]
+    events = [_shown(event, part) for event in _up_to_date(found, user_id)]
+    return events, events[-1].sequence if len(events) == limit else max(after, top)
+
+
+def _parts(user_id: str, *conditions: Any) -> list[Part]:
+    rows: Iterable[dict[str, Any]] = (
+        TrainingRow.select(
+            TrainingRow.training_id,
+            TrainingRow.actor_id,
+            TrainingRow.state,
+            TrainingRow.remove_time,
+            TrainingRow.last_sequence,
+            ParticipantRow.after_sequence,
+            ParticipantRow.until_sequence,
+        )
+        .join(
+            ParticipantRow,
+            JOIN.LEFT_OUTER,
+            on=((ParticipantRow.training_id == TrainingRow.training_id) & (ParticipantRow.user_id == user_id)),
+        )
+        .where(*conditions, (TrainingRow.actor_id == user_id) | ParticipantRow.user_id.is_null(False))
+        .dicts()  # type: ignore[assignment]  # the stubs don't know what dicts() does
+    )
+    return [_part(row, row["actor_id"] == user_id) for row in rows]
+
+
+def _part(row: Mapping[str, Any], is_actor: bool) -> Part:
+    over = row["remove_time"] is not None or row["state"] in ENDED
+    return Part(
+        training_id=row["training_id"],
+        is_actor=is_actor,
+        after=0 if is_actor else row["after_sequence"],
+        until=None if is_actor else row["until_sequence"],
+        last_sequence=row["last_sequence"],
+        ended=over or not (is_actor or row["until_sequence"] is None),
+    )
+
+
+def _shown(event: Event, part: Part) -> Event:
+    if part.is_actor or not isinstance(event.payload, RoundClosed):
+        return event
+    return replace(event, payload=event.payload.public)
+
+
+def _up_to_date(found: Sequence[Event], user_id: str) -> list[Event]:
+    """Has the start of a round tell how that round is now: who begins to listen may begin with it."""
+    started = {event.payload.round for event in found if isinstance(event.payload, RoundStarted)}
+    if not started:
+        return list(found)
+    mine = (
+        (UpdateRow.training_id == RoundRow.training_id)
+        & (UpdateRow.number == RoundRow.number)
+        & (UpdateRow.user_id == user_id)
+    )
+    rows: Iterable[tuple[Any, ...]] = (
+        RoundRow.select(RoundRow.number, RoundRow.attempt, RoundRow.deadline, UpdateRow.update_id)
+        .join(UpdateRow, JOIN.LEFT_OUTER, on=mine)
+        .where(RoundRow.training_id == found[0].training_id, RoundRow.number.in_(started))
+        .tuples()  # type: ignore[assignment]  # the stubs don't know what tuples() does
+    )
+    present = {
+        number: {"attempt": attempt, "deadline": deadline, "submitted": update_id is not None}
+        for number, attempt, deadline, update_id in rows
+    }
+    return [
+        replace(event, payload=replace(event.payload, **present[event.payload.round]))
+        if isinstance(event.payload, RoundStarted)
+        else event
+        for event in found
+    ]
+
+
+def _view(part: Part, user_id: str) -> "ModelSelect[EventRow]":
+    rows = EventRow.select().where(EventRow.training_id == part.training_id, EventRow.sequence > part.after)
+    if part.is_actor:
+        return rows
+    rounds = CohortRow.select(CohortRow.number).where(
+        CohortRow.training_id == part.training_id, CohortRow.user_id == user_id
+    )
+    rows = rows.where(
+        EventRow.audience.in_([ALL, user_id]) | ((EventRow.audience == COHORT) & EventRow.number.in_(rounds))
+    )
+    return rows if part.until is None else rows.where(EventRow.sequence <= part.until)
+
+
+def _snapshot(part: Part, user_id: str) -> int:
+    """Returns the sequence of the event that tells where the training stands."""
+    telling = (RoundStarted.__name__, TrainingStarted.__name__, "ClientRemoved", *LAST_KINDS)
+    rows = _view(part, user_id)
+    if part.is_actor:
+        rows = rows.where(EventRow.audience.in_([ALL, COHORT]))
+    row = rows.where(EventRow.kind.in_(telling)).order_by(EventRow.sequence.desc()).first()
+    return 1 if row is None else int(row.sequence)

@@ -1,0 +1,44 @@
+"""Memory is given back when many calls have ended, once."""
+
+import asyncio
+import gc
+import subprocess
+import sys
+
+import pytest
+
+from fedround_server import memory
+
+SET_UP = """
+import gc
+from fedround_server import memory
+memory.set_up()
+print(gc.get_freeze_count(), *gc.get_threshold())
+"""
+
+
+async def test_memory_is_given_back_when_many_calls_have_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "SECONDS", 0.0)
+    many = memory.ENDED
+    # A few end, then many at once, then many bit by bit.
+    counts = [many, many - 1, 2 * many, many, many, many, many // 2, 10, 0, 0, 0]
+    looked: list[int] = []
+    trimmed: list[int] = []
+
+    def count() -> int:
+        looked.append(counts[len(looked)] if len(looked) < len(counts) else 0)
+        return looked[-1]
+
+    task = asyncio.create_task(memory.give_back(count, lambda _: trimmed.append(len(looked))))
+    while len(looked) < len(counts) + 3:
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert trimmed == [4, 9]
+
+
+def test_the_collector_leaves_what_a_start_has_made() -> None:
+    answer = subprocess.run([sys.executable, "-c", SET_UP], capture_output=True, text=True, check=True)
+    frozen, *thresholds = map(int, answer.stdout.split())
+    assert frozen > 1000
+    assert thresholds[0] > gc.get_threshold()[0]
