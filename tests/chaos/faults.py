@@ -21,7 +21,7 @@ from fedround_server.store.database import Database
 # Of the functions of os: whose first argument is a path, and whose first argument is a file descriptor.
 BY_PATH = ("open", "mkdir", "unlink", "replace", "chmod", "utime")
 BY_DESCRIPTOR = ("write", "fsync", "ftruncate")
-WRITES = ("open", "write", "mkdir", "replace", "fsync", "put", "flush")
+WRITES = ("open", "write", "mkdir", "replace", "fsync", "put")
 
 
 @dataclass(frozen=True)
@@ -138,13 +138,9 @@ class _Written:
         self._storage = storage
         self._file = file
 
-    def write(self, data: Any) -> None:
+    def write(self, data: Any) -> Any:
         self._meet("put")
-        self._file.write(data)
-
-    def flush(self) -> None:
-        self._meet("flush")
-        self._file.flush()
+        return self._file.write(data)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._file, name)

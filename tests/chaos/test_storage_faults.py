@@ -15,7 +15,7 @@ from chaos.faults import Fault
 from chaos.scenario import survive
 
 ALL = "FEDROUND_TEST_ALL_FAULTS"
-NAMES = {"open", "write", "fsync", "replace", "unlink", "put", "flush", "BEGIN", "INSERT", "UPDATE", "COMMIT"}
+NAMES = {"open", "write", "fsync", "replace", "unlink", "put", "BEGIN", "INSERT", "UPDATE", "COMMIT"}
 
 
 def chosen(faults: list[Fault], database: str) -> list[Fault]:
