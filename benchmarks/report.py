@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from measure import RESULTS
+from report_client import saving, sdk
 from report_rounds import rounds
+from report_server import growth, start, subscribers
 from report_streams import profile, streams
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -22,6 +24,11 @@ SECTIONS: dict[str, Callable[[Figures, Path], str]] = {
     "rounds": rounds,
     "streams": streams,
     "profile": profile,
+    "subscribers": subscribers,
+    "start": start,
+    "growth": growth,
+    "saving": saving,
+    "sdk": sdk,
 }
 
 

@@ -1,0 +1,51 @@
+"""The sections on saving bytes and on the SDK's memory."""
+
+from pathlib import Path
+from typing import Any
+
+Figures = dict[str, Any]
+
+
+def saving(figures: Figures, _: Path) -> str:
+    """Makes the tables of compression and of half precision."""
+    lines = [
+        f"Chunks of {figures['chunk_bytes'] // 1024} KiB, one core, {figures['date']}: what is spared, how fast.",
+        "",
+    ]
+    packers = sorted({packer for found in figures["compression"].values() for packer in found})
+    lines += [f"| numbers | {' | '.join(packers)} |", f"|---|{'--:|' * len(packers)}"]
+    for numbers, found in figures["compression"].items():
+        cells = [
+            f"{found[packer]['saved_percent']:.1f} %, {found[packer]['pack_mb_s']:,} MB/s" if packer in found else ""
+            for packer in packers
+        ]
+        lines.append(f"| {numbers} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        f"{figures['clients']} participants of the SDK with a model of {figures['model_mib']} MiB, and the"
+        " accuracies of the demo's network after training with each precision:",
+        "",
+        "| updates | an update | a round | server's CPU a round | accuracies |",
+        "|---|--:|--:|--:|---|",
+    ]
+    for name, found in figures["update_precision"].items():
+        accuracies = ", ".join(f"{one:.3f}" for one in found["accuracies"])
+        lines.append(
+            f"| {name} | {found['update_mb']:.1f} MB | {found['round_seconds']:.2f} s"
+            f" | {found['server_cpu_seconds']:.2f} s | {accuracies} |"
+        )
+    return "\n".join(lines)
+
+
+def sdk(figures: Figures, _: Path) -> str:
+    """Makes the table of memory."""
+    lines = [
+        f"A client process with a model of {figures['model_mb']:,.0f} MB: the most anonymous memory above what it"
+        f" had before, the model itself included, {figures['date']}.",
+        "",
+        "| what | memory | times the model |",
+        "|---|--:|--:|",
+    ]
+    for way, found in figures["ways"].items():
+        lines.append(f"| {way} | {found['peak_above_base_mb']:,.0f} MB | {found['ratio']:.2f} |")
+    return "\n".join(lines)
