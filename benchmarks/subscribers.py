@@ -2,14 +2,15 @@
 
 A server with its default settings for each of two shapes: all subscriptions over a few connections, and each over its
 own. All subscribers are participants of one training and in the cohort of its open round, each with a token of its own.
-They live in processes of their own (crowd.py) and share the machine with the server. Users and tokens are written
-straight into the tables before the server starts, everything else goes through the API.
+They live in processes of their own (crowd.py) and share the machine with the server, so they speak just as much HTTP/2
+as it takes; who is refused or cut off comes back with a back-off. Users and tokens are written straight into the tables
+before the server starts, everything else goes through the API.
 
     kB a subscription  anonymous memory of the server and all below it, over what it was before the first ones came
     idle CPU           seconds of CPU in a second, over a heartbeat period in which nothing happens
     CPU a delivery     of the server for one event to one subscriber, with what the round itself takes
-    delay              from the commit of a round's end to the receipt of its two events by each subscriber:
-                       round_closed, and behind it on the same streams round_started; of all timed rounds together
+    delay              from a commit to the receipt by each subscriber: of the one event of a removed training, and of
+                       the two of a round's end, one behind the other on the same streams, of all timed rounds together
     storm              all connections are cut by SIGKILL, and other processes, which stand ready, subscribe behind the
                        last sequence: seconds from the cut until all are subscribed again; then a round ends
     MiB left           memory over what it was at first, once all have gone and some seconds have passed
@@ -22,7 +23,7 @@ import statistics
 import tempfile
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from fedround.v1.audit_pb2 import ReadAuditRequest
 from fedround.v1.audit_pb2_grpc import AuditServiceStub
 from fedround.v1.round_pb2 import SubmitUpdateRequest, UpdateSpec
 from fedround.v1.round_pb2_grpc import RoundServiceStub
-from fedround.v1.training_pb2 import CreateTrainingRequest, StartTrainingRequest, TrainingSpec
+from fedround.v1.training_pb2 import CreateTrainingRequest, RemoveTrainingRequest, StartTrainingRequest, TrainingSpec
 from fedround.v1.training_pb2_grpc import TrainingServiceStub
 from fedround_server.domain.token import hash_token, new_token
 from fedround_server.engine.process import allow_many_files
@@ -45,7 +46,7 @@ from fedround_server.store.schema import TokenRow, UserRow, database_proxy
 from measure import MIB, Running, anonymous, cpu_seconds, fedround_server, keep, tree
 
 HEARTBEAT = 20.0
-SETTLED = 12.0
+SETTLED = 15.0
 """Seconds after which memory is given back, if it is."""
 PATIENCE = 120.0
 MODEL = save({"weight": np.zeros(8, np.float32)})
@@ -76,10 +77,10 @@ class Driver:
         self._rounds, self._audit = RoundServiceStub(channel), AuditServiceStub(channel)
         spec = TrainingSpec(name="subscribers", target_num_updates=10_000, client_ids=tokens)
         spec.round_policy.min_updates = 1
-        trainings = TrainingServiceStub(channel)
+        self._trainings = TrainingServiceStub(channel)
         messages = iter([CreateTrainingRequest(spec=spec, chunk=MODEL)])
-        self.training_id = trainings.CreateTraining(messages, metadata=self.admin).training.training_id
-        trainings.StartTraining(StartTrainingRequest(training_id=self.training_id), metadata=self.admin)
+        self.training_id = self._trainings.CreateTraining(messages, metadata=self.admin).training.training_id
+        self._trainings.StartTraining(StartTrainingRequest(training_id=self.training_id), metadata=self.admin)
         self._round = self._audited = 0
 
     def close_round(self) -> None:
@@ -94,13 +95,18 @@ class Driver:
         self._rounds.SubmitUpdate(iter([SubmitUpdateRequest(spec=spec, chunk=MODEL)]), metadata=self._member)
         self._round += 1
 
+    def remove(self) -> None:
+        """Removes the training."""
+        request = RemoveTrainingRequest(training_id=self.training_id, force=True)
+        self._trainings.RemoveTraining(request, metadata=self.admin)
+
     def commit_time(self) -> float:
-        """Returns when the round was opened: this time is the last thing that is written before the commit."""
+        """Returns when the last of these was done: this time is the last thing that is written before the commit."""
         last = 0.0
         for message in self._audit.ReadAudit(ReadAuditRequest(after_sequence=self._audited), metadata=self.admin):
             for entry in message.entries:
                 self._audited = entry.sequence
-                if entry.action == "round_opened":
+                if entry.action in ("round_opened", "training_removed"):
                     last = entry.time.ToMicroseconds() / 1e6
         return last
 
@@ -126,7 +132,7 @@ class Bench:
     def shape(self, connections: int, storms: int) -> Figures:
         """Measures one shape."""
         crowds = self._crowds()
-        figures: Figures = {"connections": connections, "storms": []}
+        figures: Figures = {"connections": connections, "storms": [], "mib_left_between": None}
         crowds.subscribe(self._tokens, connections, None)
         self._until_all(crowds)
         time.sleep(3)
@@ -136,23 +142,24 @@ class Bench:
         figures["idle_cpu"] = round((self._cpu() - spent) / (time.monotonic() - start), 3)
         crowds.report()
         spent = self._cpu()
-        told = [self._tell_all(crowds) for _ in range(self._options.rounds)]
+        told = [self._tell_all(crowds, self._driver.close_round, 2) for _ in range(self._options.rounds)]
         figures["cpu_a_delivery_us"] = round((self._cpu() - spent) * 1e6 / (2 * self._count * len(told)))
         for kind in ("round_closed", "round_started"):
             figures[kind] = spread([delay for delays in told for delay in delays[kind]])
         figures["kb_a_subscription_later"] = round((self._memory() - self._base) / self._count / 1000, 1)
         for number in range(storms):
             if number:
+                crowds.leave()
+                time.sleep(SETTLED)
+                figures["mib_left_between"] = self._left()
                 crowds = self._crowds()
-                crowds.subscribe(self._tokens, connections, None)
+                crowds.subscribe(self._tokens, connections, self._last)
                 self._until_all(crowds)
             crowds, storm = self._storm(crowds, connections)
-            crowds.leave()
-            time.sleep(SETTLED)
-            figures["storms"].append(storm | {"mib_left": self._left()})
-        if not storms:
-            crowds.leave()
-            time.sleep(SETTLED)
+            figures["storms"].append(storm)
+        figures |= {kind: spread(delays) for kind, delays in self._tell_all(crowds, self._driver.remove, 1).items()}
+        crowds.leave()
+        time.sleep(SETTLED)
         return figures | {"mib_left": self._left()}
 
     def _storm(self, crowds: Crowds, connections: int) -> tuple[Crowds, Figures]:
@@ -167,21 +174,21 @@ class Bench:
             "cpu": round(self._cpu() - spent, 1),
             "errors": dict(heard.errors),
         }
-        told = self._tell_all(fresh)
+        told = self._tell_all(fresh, self._driver.close_round, 2)
         later = fresh.report()
         storm["errors_left"] = self._count - later.subscribed + later.errors.total()
         return fresh, storm | {kind: spread(delays) for kind, delays in told.items()}
 
-    def _tell_all(self, crowds: Crowds) -> dict[str, list[float]]:
-        """Has a round close, and returns the delays of its two events by kind; each reaches each subscriber once."""
-        self._driver.close_round()
+    def _tell_all(self, crowds: Crowds, act: Callable[[], None], events: int) -> dict[str, list[float]]:
+        """Does something of which all are told in so many events, and returns the delays by kind of event."""
+        act()
         whole, end = Heard(), time.monotonic() + PATIENCE
-        while sum(map(len, whole.times.values())) < 2 * self._count:
+        while sum(map(len, whole.times.values())) < events * self._count:
             if time.monotonic() > end:
                 raise SystemExit(f"not all heard: { ({one: len(found) for one, found in whole.times.items()}) }")
             time.sleep(0.2)
             whole.add(crowds.report())
-        if whole.disorder or [len(found) for found in whole.times.values()] != [self._count] * 2:
+        if whole.disorder or [len(found) for found in whole.times.values()] != [self._count] * events:
             raise SystemExit("not each event came once and in order")
         commit = self._driver.commit_time()
         self._last = max(whole.times)
@@ -228,15 +235,14 @@ def show(name: str, figures: Figures) -> None:
     print(f"  kB a subscription  {figures['kb_a_subscription']}, {later} after some rounds")
     print(f"  idle CPU           {figures['idle_cpu']}")
     print(f"  CPU a delivery     {figures['cpu_a_delivery_us']} us")
-    for kind in ("round_closed", "round_started"):
+    for kind in ("training_removed", "round_closed", "round_started"):
         print(f"  {kind:19}{figures[kind]} s")
     for storm in figures["storms"]:
         print(
             f"  storm              {storm['seconds']} s, {storm['cpu']} s of CPU; errors: {storm['errors'] or 'none'}"
         )
         print(f"                     errors left {storm['errors_left']}, then round_started {storm['round_started']} s")
-        print(f"                     MiB left {storm['mib_left']}")
-    print(f"  MiB left           {figures['mib_left']}", flush=True)
+    print(f"  MiB left           {figures['mib_left']}, between storms {figures['mib_left_between']}", flush=True)
 
 
 def main() -> None:

@@ -17,6 +17,8 @@ SECONDS = 5.0
 """How often calls are counted."""
 ENDED = 200
 """So many calls fewer than before, and memory is given back: it takes some milliseconds."""
+TIMES = 12
+"""How often, then: connections end after their calls."""
 
 
 def keep_freed_blocks() -> None:
@@ -56,12 +58,14 @@ async def give_back(count: Callable[[], int], trim: Callable[[int], object] | No
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is None:
         return
-    most = 0
+    most = due = 0
     while True:
         await asyncio.sleep(SECONDS)
         now = count()
         if most - now >= ENDED:
+            most, due = now, TIMES
             gc.collect()
-            await asyncio.to_thread(trim, 0)
-            most = now
         most = max(most, now)
+        if due:
+            due -= 1
+            await asyncio.to_thread(trim, 0)

@@ -9,7 +9,7 @@ from fedround_server.domain.errors import FedroundError
 Q = TypeVar("Q")
 R = TypeVar("R")
 
-MOST = 500
+MOST = 1000
 """How many questions go together: the store does other work in between, and each takes parameters of a query."""
 
 
