@@ -16,12 +16,44 @@ NOTHING: "nullcontext[None]" = nullcontext()
 """For an `around` that has all its say before the call; the same one for all, as thousands of calls last long."""
 
 
-class AroundInterceptor(grpc.aio.ServerInterceptor):
-    """An interceptor that is what it does around a call: subclasses say it in `around`."""
+class WrappingInterceptor(grpc.aio.ServerInterceptor):
+    """An interceptor that puts something around handlers: subclasses say what in `wrap`."""
 
     def concerns(self, method: str) -> bool:
         """Tells whether there is anything to do around calls of a method."""
         return True
+
+    def wrap(self, method: str, handler: Handler) -> Handler:
+        """Returns the handler that is called instead; it keeps the shape.
+
+        Args:
+            method: Full name, like /fedround.v1.TrainingService/GetTraining.
+            handler: The handler.
+        """
+        raise NotImplementedError
+
+    async def intercept_service(
+        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
+    ) -> "Handler | None":
+        """Wraps the handler."""
+        handler = await continuation(handler_call_details)
+        method = str(handler_call_details.method)
+        if handler is None or not self.concerns(method):
+            return handler
+        inner, wrapped = self._wrapped.get(method, (None, None))
+        if inner is not handler:
+            # Once a method, not once a call: what it is made of takes memory for as long as a subscription lasts.
+            wrapped = self.wrap(method, handler)
+            self._wrapped[method] = handler, wrapped
+        return wrapped
+
+    @cached_property
+    def _wrapped(self) -> "dict[str, tuple[Handler, Handler]]":
+        return {}
+
+
+class AroundInterceptor(WrappingInterceptor):
+    """An interceptor that is what it does around a call: subclasses say it in `around`."""
 
     def around(self, method: str, context: Call) -> AbstractAsyncContextManager[None]:
         """Returns what is done around one call.
@@ -35,31 +67,14 @@ class AroundInterceptor(grpc.aio.ServerInterceptor):
     def check(self, method: str, response: Any) -> None:
         """Looks at the response of a call that has one, within `around`; may raise."""
 
-    async def intercept_service(
-        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
-    ) -> "Handler | None":
-        """Wraps the handler, and keeps its shape: a refused upload must not hang in a unary handler."""
-        handler = await continuation(handler_call_details)
-        method = str(handler_call_details.method)
-        if handler is None or not self.concerns(method):
-            return handler
-        inner, wrapped = self._wrapped.get(method, (None, None))
-        if inner is not handler:
-            # Once a method, not once a call: what it is made of takes memory for as long as a subscription lasts.
-            wrapped = self._wrap(method, handler)
-            self._wrapped[method] = handler, wrapped
-        return wrapped
+    def wrap(self, method: str, handler: Handler) -> Handler:
+        """Puts `around` around the handler."""
 
-    @cached_property
-    def _wrapped(self) -> "dict[str, tuple[Handler, Handler]]":
-        return {}
-
-    def _wrap(self, method: str, handler: Handler) -> Handler:
-        def wrap(inner: Any) -> Any:
+        def behaviour(inner: Any) -> Any:
             make = self._generator if inspect.isasyncgenfunction(inner) else self._coroutine
             return make(method, inner)
 
-        return rebuilt(handler, wrap, handler.request_deserializer, handler.response_serializer)
+        return rebuilt(handler, behaviour, handler.request_deserializer, handler.response_serializer)
 
     def _coroutine(self, method: str, inner: Any) -> Any:
         async def behaviour(request: Any, context: Any) -> Any:

@@ -8,10 +8,9 @@ here, one copy each; what looks different in any way goes through protobuf.
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-import grpc
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, ServiceDescriptor
 
-from fedround_server.interceptors.around import Continuation, Handler, rebuilt
+from fedround_server.interceptors.around import Handler, WrappingInterceptor, rebuilt
 
 CHUNK_FIELDS = {"chunk", "chunk_crc32c"}
 BYTES, FIXED32 = 2, 5
@@ -55,7 +54,7 @@ class FrameCodec:
         return Frame(data[start:end], int.from_bytes(data[end + 1 :], "little"))
 
 
-class FrameInterceptor(grpc.aio.ServerInterceptor):
+class FrameInterceptor(WrappingInterceptor):
     """Has the streams of files read and written by frames."""
 
     def __init__(self, services: Iterable[ServiceDescriptor]) -> None:
@@ -74,14 +73,12 @@ class FrameInterceptor(grpc.aio.ServerInterceptor):
                 if method.server_streaming and CHUNK_FIELDS.issubset(method.output_type.fields_by_name):
                     self.downloads[name] = FrameCodec(method.output_type)
 
-    async def intercept_service(
-        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
-    ) -> "Handler | None":
+    def concerns(self, method: str) -> bool:
+        """Tells whether a method's messages carry chunks."""
+        return method in self.uploads or method in self.downloads
+
+    def wrap(self, method: str, handler: Handler) -> Handler:
         """Puts the codec in front of protobuf's."""
-        handler = await continuation(handler_call_details)
-        method = str(handler_call_details.method)
-        if handler is None or not (method in self.uploads or method in self.downloads):
-            return handler
         deserializer, serializer = handler.request_deserializer, handler.response_serializer
         if method in self.uploads:
             deserializer = _reading(self.uploads[method], handler.request_deserializer)
