@@ -73,11 +73,13 @@ class Proxy:
         return sum(connection.struck for connection in self._connections)
 
     def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
+        while True:
+            try:
                 near, _ = self._door.accept()
-                far = socket.create_connection(self._target)
-                self._connections.append(_Connection(near, far, self._fate(len(self._connections))))
+            except OSError:
+                return
+            far = socket.create_connection(self._target)
+            self._connections.append(_Connection(near, far, self._fate(len(self._connections))))
 
 
 class _Connection:
@@ -89,8 +91,10 @@ class _Connection:
         self._deaf: tuple[socket.socket, ...] = ()
         self._lock = threading.Lock()
         self.struck = False
+        for end in (near, far):
+            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # Either may close both ends at once: nothing touches them here behind this.
         for source, target in ((near, far), (far, near)):
-            target.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             threading.Thread(target=self._carry, args=(source, target), daemon=True).start()
 
     def reset(self) -> None:
