@@ -99,7 +99,7 @@ bench-peers: install ## Measure rounds of fedround and of its peers in turn; ins
 clean: ## Remove environments, caches and what was built; never fedround-data
 	@rm -rf $(VENV) $(PROTO_VENV) $(TOOLS) .peers build demo dist chaos.json
 	@rm -rf .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
-	@find benchmarks client examples generated server tests -name __pycache__ -prune -exec rm -rf {} +
+	@find benchmarks client examples generated server tests wire -name __pycache__ -prune -exec rm -rf {} +
 
 # The stubs of all protos, in a new folder $$fresh that goes with the shell.
 define generate

@@ -37,10 +37,9 @@ def main() -> None:
     parser.add_argument("--peers", type=Path, default=PEERS, help="folder of the environments")
     folder = parser.parse_args().peers
     folder.mkdir(parents=True, exist_ok=True)
-    for name, system in SYSTEMS.items():
-        if not system.is_peer:
-            continue
-        print(f"{system.label}: {' '.join(system.packages)}", end=" ", flush=True)
+    # Some share an environment.
+    for name, system in {system.environment: system for system in SYSTEMS.values() if system.is_peer}.items():
+        print(f"{name}: {' '.join(system.packages)}", end=" ", flush=True)
         why = install(folder / name, system.packages)
         (folder / f"{name}.absent").write_text(why)
         print(f"COULD NOT BE INSTALLED, and will be missing: {why}" if why else "is installed")

@@ -14,8 +14,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Self
 
 import google_crc32c
 import numpy as np
@@ -43,10 +45,10 @@ from pathlib import Path
 from fedround_server.engine.examination import examine
 from fedround_server.engine.worker import _prepare
 _prepare()
-for _ in range(int(sys.argv[2])):
+for line in sys.stdin:
     begin, cpu = time.perf_counter(), time.process_time()
     examine(Path(sys.argv[1]))
-    print(time.perf_counter() - begin, time.process_time() - cpu)
+    print(time.perf_counter() - begin, time.process_time() - cpu, flush=True)
 """
 
 
@@ -58,68 +60,87 @@ class Limit:
     cpu: float
 
 
-class Limits:
-    """Measures limits on a file of random weights."""
+@dataclass
+class Times:
+    """What one thing took, again and again: seconds, and seconds of CPU of all that took part."""
 
-    def __init__(self, folder: Path, size: int, repeats: int) -> None:
+    seconds: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+
+    def limit(self, size: int) -> Limit:
+        """Returns the medians, for so many bytes."""
+        return Limit(size / statistics.median(self.seconds), statistics.median(self.cpu) / size * 1e9)
+
+
+class Limits:
+    """Measures limits on a file of random weights, over and over. Its `with` block has the processes for that."""
+
+    def __init__(self, folder: Path, size: int) -> None:
         self._folder = folder
-        self._repeats = repeats
         self.path = folder / "weights.safetensors"
         save_file({"w": np.random.default_rng(0).normal(size=size // 4).astype(np.float32)}, self.path)
         self._data = self.path.read_bytes()
         self._chunks = [self._data[start : start + CHUNK] for start in range(0, len(self._data), CHUNK)]
+        self._stack = ExitStack()
+        self._times: dict[str, Times] = {}
 
-    def measure(self) -> dict[str, Limit]:
-        """Measures all of them."""
-        return {
-            "memory copy": self._median(self._copy),
-            "loopback TCP": self._tcp(),
-            "disk: write + fsync": self._median(self._write),
-            "SHA-256": self._median(self._hash),
-            "CRC-32C": self._median(self._checksum),
+    def __enter__(self) -> Self:
+        listener = self._stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        command = [sys.executable, "-S", "-c", RECEIVER, str(listener.getsockname()[1]), str(len(self._data))]
+        self._receiver = self._stack.enter_context(subprocess.Popen(command))
+        self._connection = self._stack.enter_context(listener.accept()[0])
+        command = [sys.executable, "-c", EXAMINER, str(self.path)]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        self._examiner = self._stack.enter_context(subprocess.Popen(command, text=True, **pipes))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def measure(self) -> None:
+        """Measures each once more; the first time does not count."""
+        parts = {
+            "memory copy": self._timed(self._copy),
+            "loopback TCP": self._timed(self._send, self._receiver.pid),
+            "disk: write + fsync": self._timed(self._write),
+            "SHA-256": self._timed(self._hash),
+            "CRC-32C": self._timed(self._checksum),
             "NaN and Inf": self._examine(),
         }
+        if not self._times:
+            self._times = {name: Times() for name in parts}
+            return
+        for name, (seconds, cpu) in parts.items():
+            self._times[name].seconds.append(seconds)
+            self._times[name].cpu.append(cpu)
 
-    def _median(self, work: Callable[[], None], *others: int) -> Limit:
-        """Runs work over and over; the CPU of other processes counts, too."""
+    def found(self) -> dict[str, Limit]:
+        """Returns the medians."""
+        return {name: times.limit(len(self._data)) for name, times in self._times.items()}
+
+    def _timed(self, work: Callable[[], None], *others: int) -> tuple[float, float]:
+        """Returns the seconds that work takes, and those of CPU, also of other processes."""
+        begin, cpu = time.perf_counter(), time.process_time() + cpu_seconds(others)
         work()
-        found = []
-        for _ in range(self._repeats):
-            begin, cpu = time.perf_counter(), time.process_time() + cpu_seconds(others)
-            work()
-            found.append((time.perf_counter() - begin, time.process_time() + cpu_seconds(others) - cpu))
-        return self._limit(found)
-
-    def _limit(self, found: list[tuple[float, float]]) -> Limit:
-        seconds, cpu = (statistics.median(column) for column in zip(*found, strict=True))
-        return Limit(len(self._data) / seconds, cpu / len(self._data) * 1e9)
+        return time.perf_counter() - begin, time.process_time() + cpu_seconds(others) - cpu
 
     def _copy(self) -> None:
         target = bytearray(CHUNK)
         for chunk in self._chunks:
             target[: len(chunk)] = chunk
 
-    def _tcp(self) -> Limit:
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            command = [sys.executable, "-S", "-c", RECEIVER, str(listener.getsockname()[1]), str(len(self._data))]
-            with subprocess.Popen(command) as receiver:
-                connection, _ = listener.accept()
-                with connection:
-
-                    def send() -> None:
-                        for chunk in self._chunks:
-                            connection.sendall(chunk)
-                        connection.recv(1)
-
-                    return self._median(send, receiver.pid)
+    def _send(self) -> None:
+        for chunk in self._chunks:
+            self._connection.sendall(chunk)
+        self._connection.recv(1)
 
     def _write(self) -> None:
-        # A new file each time, beside the others: memory that was written to just now is written to more quickly.
-        path = self._folder / f"written{len(list(self._folder.iterdir()))}"
+        path = self._folder / "written"
         with path.open("wb", buffering=0) as file:
             for chunk in self._chunks:
                 file.write(chunk)
             os.fsync(file.fileno())
+        path.unlink()
 
     def _hash(self) -> None:
         digest = hashlib.sha256()
@@ -130,11 +151,13 @@ class Limits:
         for chunk in self._chunks:
             google_crc32c.value(chunk)
 
-    def _examine(self) -> Limit:
-        command = [sys.executable, "-c", EXAMINER, str(self.path), str(self._repeats + 1)]
-        printed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
-        found = [(float(seconds), float(cpu)) for seconds, cpu in map(str.split, printed.splitlines()[1:])]
-        return self._limit(found)
+    def _examine(self) -> tuple[float, float]:
+        assert self._examiner.stdin
+        assert self._examiner.stdout
+        self._examiner.stdin.write("again\n")
+        self._examiner.stdin.flush()
+        seconds, cpu = self._examiner.stdout.readline().split()
+        return float(seconds), float(cpu)
 
 
 def main() -> None:
@@ -144,7 +167,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=Path(__file__).parent) as name:
-        limits = Limits(Path(name), options.size_mib * MIB, options.repeats).measure()
+        with Limits(Path(name), options.size_mib * MIB) as measured:
+            for _ in range(options.repeats + 1):
+                measured.measure()
+        limits = measured.found()
     for what, limit in limits.items():
         print(f"{what:22} {limit.rate / 1e9:6.2f} GB/s  {limit.cpu:5.2f} ns of CPU a byte")
     keep("limits", {"limits": {what: asdict(limit) for what, limit in limits.items()}})

@@ -7,7 +7,6 @@ over and over. Every upload is acknowledged: on disk, checked, committed.
 """
 
 import argparse
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -15,26 +14,13 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import fedround_client as fr
-from limits import Limit, Limits
+from limits import Limit, Limits, Times
 from measure import MIB, Usage, cpu_seconds, fedround_server, keep, machine, tree
 
 HERE = Path(__file__).parent
-
-
-@dataclass
-class Times:
-    """What one thing took, again and again: seconds, and seconds of CPU of all that took part."""
-
-    seconds: list[float] = field(default_factory=list)
-    cpu: list[float] = field(default_factory=list)
-
-    def limit(self, size: int) -> Limit:
-        """Returns the medians, for so many bytes."""
-        return Limit(size / statistics.median(self.seconds), statistics.median(self.cpu) / size * 1e9)
 
 
 class Peer:
@@ -101,11 +87,12 @@ def allowed(parts: dict[str, Limit]) -> float:
 
 def measure(size_mib: int, repeats: int, folder: Path) -> dict[str, object]:
     """Measures all, in turn."""
-    limits = Limits(folder, size_mib * MIB, repeats)
+    limits = Limits(folder, size_mib * MIB)
     size = limits.path.stat().st_size
     names = ("gRPC up", "up", "4 up", "gRPC down", "down", "4 down")
     times = {name: Times() for name in names}
     with ExitStack() as stack:
+        stack.enter_context(limits)
         null, null_pid = stack.enter_context(null_server())
         running = stack.enter_context(fedround_server(folder / "data"))
         with fr.connect(running.address, running.token) as admin:
@@ -114,6 +101,7 @@ def measure(size_mib: int, repeats: int, folder: Path) -> dict[str, object]:
         peers = [peer(stack, running.address, token, limits.path) for _ in range(4)]
         with Usage(running.pid) as usage:
             for number in range(repeats + 1):
+                limits.measure()
                 for name, who, what, pid in (
                     ("gRPC up", raw, "drop", null_pid),
                     ("up", peers[:1], "up", running.pid),
@@ -124,7 +112,7 @@ def measure(size_mib: int, repeats: int, folder: Path) -> dict[str, object]:
                 ):
                     # The first time, connections are made and memory is taken.
                     together(who, what, pid, times[name] if number else Times())
-    alone = limits.measure()
+    alone = limits.found()
     found = {name: times[name].limit(size * (4 if name.startswith("4") else 1)) for name in names}
     checksum = alone["CRC-32C"]
     parts = {

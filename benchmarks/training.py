@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from measure import Usage, tree
+from measure import Usage, cpu_seconds, tree
 from peers.common import Workload
 from peers.systems import SYSTEMS
 
 HERE = Path(__file__).parent
-STEP = 0.01
+STEP = 0.05
 PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -100,11 +100,12 @@ def find_python(name: str, peers: Path) -> Path:
     """
     if not SYSTEMS[name].is_peer:
         return Path(sys.executable)
-    if not (peers / name / "installed").exists():
-        absent = peers / f"{name}.absent"
+    environment = SYSTEMS[name].environment
+    if not (peers / environment / "installed").exists():
+        absent = peers / f"{environment}.absent"
         why = absent.read_text() if absent.exists() else ""
         raise Failed(f"not installed: {why or 'install_peers.py has not run'}")
-    return peers / name / "bin" / "python"
+    return peers / environment / "bin" / "python"
 
 
 def watch(process: "subprocess.Popen[bytes]", workload: Workload, timeout: float) -> Run:
@@ -116,8 +117,10 @@ def watch(process: "subprocess.Popen[bytes]", workload: Workload, timeout: float
     clients = [int(pid) for pid in told.all("client")]
     if len(clients) != workload.clients:
         raise Failed(f"{len(clients)} of {workload.clients} clients are there")
-    with Usage(server, without=clients) as server_usage, Usage(process.pid) as usage:
+    with Usage(server, without=clients) as usage:
+        before = cpu_seconds(tree(process.pid))
         told.wait_for("round", workload.rounds + 1)
+        all_cpu = cpu_seconds(tree(process.pid)) - before
     (workload.folder / "seen").touch()
     told.wait_for("first", 1)
     # Each client added its number to the first weight, in each round.
@@ -130,9 +133,9 @@ def watch(process: "subprocess.Popen[bytes]", workload: Workload, timeout: float
     return Run(
         version=told.all("version")[0],
         seconds=[after - before for before, after in pairwise(marks[1:])],
-        server_peak_anonymous=server_usage.peak_anonymous,
-        server_cpu=server_usage.cpu / counted,
-        clients_cpu=(usage.cpu - server_usage.cpu) / counted,
+        server_peak_anonymous=usage.peak_anonymous,
+        server_cpu=usage.cpu / counted,
+        clients_cpu=(all_cpu - usage.cpu) / counted,
     )
 
 

@@ -1,8 +1,4 @@
-"""NVFlare: FedAvg in its simulator, which runs each client in a process of its own. The model stays in memory.
-
-Clients ask for tasks, and the server looks after them, ten times a second, rather than every two seconds and twice a
-second; the simulator's own waiting times cannot be set.
-"""
+"""NVFlare as it comes: FedAvg in its simulator, which runs each client in a process of its own; all in memory."""
 
 import json
 import os
@@ -21,17 +17,17 @@ from nvflare.job_config.api import FedJob
 
 from peers.common import Workload, tell, tell_end, tell_round, touch
 
-PERIOD = 0.1
-
 
 class Controller(FedAvg):
     """FedAvg that makes its model, keeps it in memory, and tells of rounds."""
 
-    def __init__(self, clients: int, megabytes: float, rounds: int) -> None:
-        super().__init__(num_clients=clients, num_rounds=rounds, task_check_period=PERIOD, persistor_id="")
+    def __init__(self, clients: int, megabytes: float, rounds: int, period: float | None) -> None:
+        looking = {} if period is None else {"task_check_period": period}
+        super().__init__(num_clients=clients, num_rounds=rounds, persistor_id="", **looking)
         self.clients = clients
         self.megabytes = megabytes
         self.rounds = rounds
+        self.period = period
 
     def run(self) -> None:
         """Called once."""
@@ -72,12 +68,19 @@ class Echo(Executor):
         return FLModelUtils.to_shareable(FLModel(params_type="FULL", params=model.params))
 
 
-def run(workload: Workload) -> None:
-    """Runs one training."""
+def run(workload: Workload, period: float | None = None) -> None:
+    """Runs one training.
+
+    Args:
+        workload: What there is to do.
+        period: Seconds after which a client asks for the next task, and the server looks after them; None leaves both
+            to NVFlare. The simulator's own waiting times cannot be set.
+    """
     tell("version", version("nvflare"))
     job = FedJob(name="benchmark", min_clients=workload.clients)
-    job.to_server(Controller(workload.clients, workload.megabytes, workload.rounds))
-    job.to_server({"server": {"heart_beat_timeout": 600, "task_request_interval": PERIOD}})
+    job.to_server(Controller(workload.clients, workload.megabytes, workload.rounds, period))
+    asking = {} if period is None else {"task_request_interval": period}
+    job.to_server({"server": {"heart_beat_timeout": 600, **asking}})
     job.to_clients(Echo(), tasks=["train"])
     # A task that arrives late is lost, and the round hangs; by default that is after 5 s.
     job.to_clients({"get_task_timeout": 60.0, "submit_task_result_timeout": 60.0})

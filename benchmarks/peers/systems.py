@@ -10,10 +10,12 @@ class System:
     Attributes:
         label: What it is called in tables.
         packages: What pip installs into its environment; nothing for fedround, which is in the benchmarks' own.
+        environment: Name of that.
     """
 
     label: str
     packages: tuple[str, ...] = ()
+    environment: str = ""
 
     @property
     def is_peer(self) -> bool:
@@ -24,7 +26,8 @@ class System:
 SYSTEMS = {
     "fedround": System("fedround"),
     "fedround_sdk": System("fedround, SDK clients"),
-    "flower_classic": System("Flower, classic server", ("flwr==1.17.0", "numpy<2")),
-    "flower_superlink": System("Flower, SuperLink", ("flwr==1.41.0",)),
-    "nvflare": System("NVFlare", ("nvflare==2.9.0",)),
+    "flower_classic": System("Flower, classic server", ("flwr==1.17.0", "numpy<2"), "flower_classic"),
+    "flower_superlink": System("Flower, SuperLink", ("flwr==1.41.0",), "flower_superlink"),
+    "nvflare": System("NVFlare", ("nvflare==2.9.0",), "nvflare"),
+    "nvflare_quick": System("NVFlare, asking often", ("nvflare==2.9.0",), "nvflare"),
 }

@@ -38,9 +38,12 @@ from fedround_client.tensors import Arrival, Framework, StateDict, copied
 from fedround_client.training import TrainingCalls
 from fedround_client.transfer import Both, Payload, download
 from fedround_client.user import UserCalls
+from fedround_wire.blocks import keep_freed
 
 logger = logging.getLogger(__name__)
 
+LARGEST, KEPT = 32 << 20, 64 << 20
+"""Which freed blocks of memory are kept, and how much of it: as glibc does by itself once it has seen large blocks."""
 SNAPSHOTS = 10
 """How often the weights are looked at in a SWAG round by a participant without a swag function."""
 
@@ -162,6 +165,7 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
 
     def run(self) -> Participation:
         """Takes part until the end."""
+        keep_freed(LARGEST, KEPT)
         self._user_id = self._patiently(self.myself).user_id
         # What was over before is no news: a subscription to all trainings may begin with it.
         over = set() if self._training_id else self._patiently(self._over)

@@ -15,14 +15,18 @@ from tenacity.wait import wait_base
 from fedround.v1 import (
     audit_pb2_grpc,
     inference_pb2_grpc,
+    model_pb2,
     model_pb2_grpc,
+    round_pb2,
     round_pb2_grpc,
+    training_pb2,
     training_pb2_grpc,
     user_pb2_grpc,
 )
 from fedround.v1.event_pb2 import Packing
 from fedround_client.clock import Clock
 from fedround_client.errors import FedroundError, TokenInvalid, TooManyCalls, from_rpc_error
+from fedround_client.frames import with_frames
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -89,9 +93,9 @@ class Rpc:
             packing: How chunks of files are packed on their way.
         """
         self.users = user_pb2_grpc.UserServiceStub(channel)
-        self.trainings = training_pb2_grpc.TrainingServiceStub(channel)
-        self.models = model_pb2_grpc.ModelServiceStub(channel)
-        self.rounds = round_pb2_grpc.RoundServiceStub(channel)
+        self.trainings = with_frames(training_pb2_grpc.TrainingServiceStub(channel), channel, training_pb2.DESCRIPTOR)
+        self.models = with_frames(model_pb2_grpc.ModelServiceStub(channel), channel, model_pb2.DESCRIPTOR)
+        self.rounds = with_frames(round_pb2_grpc.RoundServiceStub(channel), channel, round_pb2.DESCRIPTOR)
         self.inference = inference_pb2_grpc.InferenceServiceStub(channel)
         self.audit = audit_pb2_grpc.AuditServiceStub(channel)
         self.clock = clock

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Literal, Protocol, TypeAlias, TypeVar
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
 import google_crc32c
 import grpc
@@ -21,6 +21,7 @@ from fedround.v1.round_pb2 import GetUploadRequest
 from fedround_client.errors import ChunkCorrupt, DigestMismatch, FedroundError, ServerUnavailable
 from fedround_client.rpc import ATTEMPTS, Rpc
 from fedround_client.tensors import Leaving, StateDict, TensorFile, leaving
+from fedround_wire.frames import Frame
 
 CHUNK = 3 * 2**18
 MAX_CHUNK = 2**20
@@ -185,12 +186,14 @@ def upload(
     """
     failures: list[Exception] = []
 
-    def messages(head: Request, offset: int) -> Iterator[Request]:
+    def messages(head: Request, offset: int) -> Iterator[Any]:
         try:
             yield head
             for chunk, end in payload.chunks(offset):
                 packed, packing = _pack(chunk, rpc.packing)
-                yield more(chunk=packed, chunk_crc32c=google_crc32c.value(chunk), packing=packing)
+                checksum = google_crc32c.value(chunk)
+                # A frame stands for the message that `more` would make.
+                yield more(chunk=packed, chunk_crc32c=checksum, packing=packing) if packing else Frame(packed, checksum)
                 if progress is not None:
                     progress(end, payload.size_bytes)
         except Exception as error:

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from fedround.v1 import model_pb2, round_pb2, training_pb2
 from fedround_server.app import SERVICES
-from fedround_server.interceptors.frames import Frame, FrameCodec, FrameInterceptor
+from fedround_server.interceptors.frames import FrameInterceptor
+from fedround_wire.frames import Frame, FrameCodec
 
 MESSAGES: list[type[Message]] = [
     training_pb2.CreateTrainingRequest,

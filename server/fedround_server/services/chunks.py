@@ -12,9 +12,9 @@ from fedround_server.domain.errors import ChunkCorrupt, FieldInvalid, OffsetOutO
 from fedround_server.domain.model import BlobRef
 from fedround_server.interceptors.around import Call
 from fedround_server.interceptors.auth import caller
-from fedround_server.interceptors.frames import Frame
 from fedround_server.services import fields
 from fedround_server.services.packing import GZIP, Packer, a_packing, unpack
+from fedround_wire.frames import Frame
 
 MAX_CHUNK = 1 << 20
 
@@ -138,7 +138,7 @@ def incoming(
 
 async def _take(message: Message, offset: int) -> bytes:
     """Checks a chunk; returns the bytes of the file that it carries."""
-    # Once: each look at the field makes a copy.
+    # Once: with a message of protobuf each look at the field makes a copy.
     data = message.chunk
     size = len(data)
     if size > MAX_CHUNK:

@@ -41,6 +41,8 @@ def a_packing(value: event_pb2.Packing.ValueType) -> bool:
     Raises:
         FieldInvalid: In a way that the server does not know.
     """
+    if not value:
+        return False
     if value not in event_pb2.Packing.values():
         raise FieldInvalid("packing", f"is {value}; known are {', '.join(event_pb2.Packing.keys())}")
     return value == GZIP
