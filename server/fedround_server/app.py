@@ -90,10 +90,10 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.server.max_pending_requests_hard_limit", MAX_PENDING),
     # A second server on the port must fail, not share it silently.
     ("grpc.so_reuseport", 0),
-    # Without a bound, a stalled upload costs some 14 MB of server memory. So little ahead is no slower: gRPC opens the
-    # window as far as a message takes that somebody waits for.
+    # Without a bound, a stalled upload costs some 14 MB of server memory. With less than the next message ahead, the
+    # client would wait for the server between any two.
     ("grpc.http2.bdp_probe", 0),
-    ("grpc.http2.lookahead_bytes", 1 << 18),
+    ("grpc.http2.lookahead_bytes", 1 << 20),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.enable_channelz", 1),

@@ -20,7 +20,7 @@ from typing import Self
 from fedround_server.domain.errors import DiskFull, UploadOffset
 from fedround_server.domain.model import BlobRef
 from fedround_server.failpoints import reached
-from fedround_server.pages import Writeback
+from fedround_server.pages import Writeback, held
 
 log = logging.getLogger(__name__)
 READ_SIZE = 1 << 20
@@ -282,7 +282,8 @@ class BlobStore:
     def adopt(self, source: Path, blob: BlobRef) -> None:
         """Turns a file into a blob, durably. The file must be on disk (fsync) already.
 
-        The same bytes may be here already: then they stay, touched, so that they are not collected just now.
+        The same bytes may be here already: then this file takes their place, and is new, so that they are not collected
+        just now.
 
         Raises:
             DiskFull: There is no room for another file.
@@ -294,7 +295,7 @@ class BlobStore:
                 target.parent.mkdir(exist_ok=True)
                 sync_folder(self._objects)
                 self._made.add(target.parent)
-            with self._lock:
+            with self._lock, held(target):
                 replaced = _size(target)
                 source.replace(target)
                 self.stored_bytes += blob.size_bytes - replaced
