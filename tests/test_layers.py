@@ -38,10 +38,10 @@ LAYERS = {
     "hub": layer(""),
     "failpoints": layer(""),
     "memory": layer("", "fedround_wire"),
-    "pages": layer(""),
-    "blobs": layer("domain failpoints pages"),
+    "page_cache": layer(""),
+    "blobs": layer("domain failpoints page_cache"),
     "store": layer("domain failpoints", "peewee playhouse psycopg psycopg_pool"),
-    "engine": layer("domain memory pages", "torch safetensors numpy"),
+    "engine": layer("domain memory page_cache", "torch safetensors numpy"),
     "coordinator": layer("domain hub failpoints blobs store engine", "structlog"),
     "interceptors": layer("domain coordinator", "fedround_wire grpc grpc_status google.protobuf google.rpc structlog"),
     "services": layer(

@@ -20,7 +20,7 @@ from typing import Self
 from fedround_server.domain.errors import DiskFull, UploadOffset
 from fedround_server.domain.model import BlobRef
 from fedround_server.failpoints import reached
-from fedround_server.pages import Writeback, held
+from fedround_server.page_cache import Writeback, held
 
 log = logging.getLogger(__name__)
 READ_SIZE = 1 << 20

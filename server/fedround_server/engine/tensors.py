@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fedround_server.domain.model import BlobRef, Dtype, Manifest, differences
 from fedround_server.engine.manifest import PREFIX, Layout, check_same, parse_header
-from fedround_server.pages import Writeback
+from fedround_server.page_cache import Writeback
 
 BLOCK = 128 * 1024
 """Elements that are worked on at a time: a float64 block fits the second-level cache."""

@@ -12,7 +12,7 @@ from fedround_server.domain.model import BlobRef
 from fedround_server.domain.prediction import Prediction
 from fedround_server.engine.job import SWAG_MOMENTS, AggregationJob, Examination, Origin, PredictionJob
 from fedround_server.engine.process import Worker, WorkerLost
-from fedround_server.pages import let_go
+from fedround_server.page_cache import let_go
 
 __all__ = ["Engine", "WorkerEngine", "WorkerLost"]
 
