@@ -23,6 +23,7 @@ BY_CALL = {
     "read (kernel)": ("vfs_read", "ksys_pread64", "do_preadv", "vfs_iter_read", "vfs_readv"),
     "TCP (kernel)": ("__sys_recvmsg", "__sys_sendmsg", "___sys_recvmsg", "___sys_sendmsg", "net_rx_action"),
     "clearing memory (kernel)": ("exc_page_fault", "asm_exc_page_fault"),
+    "waiting, waking (kernel)": ("do_futex", "do_epoll_wait", "schedule", "__schedule", "eventfd_write"),
 }
 """What is known by a function that leads to it."""
 BY_LIBRARY = {
@@ -67,7 +68,7 @@ def stacks(recorded: Path) -> Iterator[list[tuple[str, str]]]:
 
 def profile(size_mib: int, repeats: int, folder: Path) -> dict[str, dict[str, float]]:
     """Returns the nanoseconds of CPU a byte, by what they were spent on, of an upload and of a download."""
-    limits = Limits(folder, size_mib * MIB, 1)
+    limits = Limits(folder, size_mib * MIB)
     found = {}
     with ExitStack() as stack:
         running = stack.enter_context(fedround_server(folder / "data"))

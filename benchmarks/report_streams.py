@@ -20,6 +20,7 @@ COLORS = {
     "write (kernel)": "#c7651b",
     "read (kernel)": "#e09a5f",
     "clearing memory (kernel)": "#b0303a",
+    "waiting, waking (kernel)": "#d9b400",
     "Python": "#8957b5",
     "other": "#b9bec5",
 }
@@ -65,7 +66,9 @@ def profile(figures: Figures, folder: Path) -> str:
                 if width:
                     axes.barh(y, width, left=left, color=color, edgecolor="white", height=0.6)
                 if width > 0.06:
-                    axes.text(left + width / 2, y, f"{width:.2f}", ha="center", va="center", fontsize=8)
+                    axes.text(
+                        left + width / 2, y, f"{width:.2f}", ha="center", va="center", fontsize=8, color=_ink(color)
+                    )
                 left += width
             axes.text(left + 0.02, y, f"{left:.2f}", va="center", weight="bold")
         axes.set_yticks(range(len(costs)), [NAMES[what] for what in costs])
@@ -81,3 +84,9 @@ def profile(figures: Figures, folder: Path) -> str:
         picture.savefig(folder / PICTURE, dpi=150, facecolor="white", metadata={"Software": None})
         plt.close(picture)
     return f"![What an upload and a download cost the server]({PICTURE})"
+
+
+def _ink(background: str) -> str:
+    """Returns the colour of text that can be read on another one."""
+    red, green, blue = (int(background[start : start + 2], 16) for start in (1, 3, 5))
+    return "white" if 0.3 * red + 0.59 * green + 0.11 * blue < 128 else INK

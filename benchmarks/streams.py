@@ -127,7 +127,9 @@ def measure(size_mib: int, repeats: int, folder: Path) -> dict[str, object]:
     return {
         "size_bytes": size,
         "peak_anonymous_mib": round(usage.peak_anonymous / MIB, 1),
-        "parts": {name: {"rate": part.rate, "cpu": part.cpu} for name, part in {**alone, **parts}.items()},
+        "parts": {
+            name: {"rate": part.rate, "cpu": part.cpu} for name, part in {**alone, "gRPC": parts["gRPC"]}.items()
+        },
         "gRPC": {name: found[name].rate for name in ("gRPC up", "gRPC down")},
         "streams": {
             name: {
