@@ -17,7 +17,7 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results.json"
 MIB = 1024 * 1024
-LOOKS = 20
+LOOKS = 50
 """How often memory is looked at, in times a second."""
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -109,7 +109,7 @@ def cpu_seconds(pids: Iterable[int]) -> float:
 class Usage:
     """What a process and all below it use during a `with` block.
 
-    Their memory is looked at twenty times a second, and which they are once a second: looking takes CPU, too.
+    Their memory is looked at fifty times a second, and which they are once a second: looking takes CPU, too.
 
     Attributes:
         peak_anonymous: Most bytes of anonymous memory that all had together.

@@ -16,6 +16,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SERVER = ROOT / "server" / "fedround_server"
 CLIENT = ROOT / "client" / "fedround_client"
+WIRE = ROOT / "wire" / "fedround_wire"
 LONGEST_FILE = 400
 
 
@@ -133,6 +134,16 @@ def client_violations(root: Path) -> list[str]:
     ]
 
 
+def wire_violations(root: Path) -> list[str]:
+    """What the package that both ends share imports, and must not: it knows neither of them."""
+    return [
+        f"{inside}:{item.line}: imports {item.name}"
+        for inside, tree, package in modules(root)
+        for item in imports(tree, package)
+        if item.package not in {*sys.stdlib_module_names, root.name, "google.protobuf"}
+    ]
+
+
 def test_the_table_itself_points_down_only() -> None:
     names = list(LAYERS)
     for position, (name, rule) in enumerate(LAYERS.items()):
@@ -146,6 +157,12 @@ def test_server_keeps_to_the_layers() -> None:
 
 def test_client_loads_neither_torch_nor_a_database() -> None:
     assert client_violations(CLIENT) == []
+
+
+def test_what_is_shared_knows_neither_end(tmp_path: Path) -> None:
+    assert wire_violations(WIRE) == []
+    (tmp_path / "frames.py").write_text("import os\nfrom google.protobuf.descriptor import Descriptor\nimport grpc")
+    assert wire_violations(tmp_path) == ["frames.py:3: imports grpc"]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ class System:
     Attributes:
         label: What it is called in tables.
         packages: What pip installs into its environment; nothing for fedround, which is in the benchmarks' own.
-        environment: Name of that.
+        environment: Folder of its environment, below .peers; systems may share one.
     """
 
     label: str

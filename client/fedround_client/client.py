@@ -81,8 +81,8 @@ class Client(UserCalls, TrainingCalls, ModelCalls, RoundCalls, InferenceCalls, A
         """Takes part in the rounds that the server opens for you, across lost connections and server restarts.
 
         Errors of your functions end it and are raised as they are. A result that comes too late, or again after a
-        restart of this program, is logged, and the next round is waited for. With glibc it has freed blocks of memory up
-        to 32 MiB kept in this process, as glibc does by itself once it has seen some (mallopt).
+        restart of this program, is logged, and the next round is waited for. From then on the C library keeps freed
+        blocks of memory of up to 32 MiB in this process, as glibc does by itself once it has seen some (mallopt).
 
         Args:
             train: Called with the round's model (np.ndarray by name, writable, yours) and the Round. Returns an

@@ -169,7 +169,7 @@ def upload(
 
     Args:
         rpc: Calls the server.
-        method: The client-streaming method.
+        method: The client-streaming method, of a stub that takes frames.
         payload: The file.
         upload_id: UUID that the server knows the upload by; empty if there is nothing to go on with.
         first: Makes the first message of a stream that starts at an offset in bytes.

@@ -46,11 +46,11 @@ class Writeback:
 
 
 def let_go(path: Path) -> None:
-    """Tells the system that a file on disk will hardly be read again, and nobody has it mapped.
+    """Tells the system that a file, which is on disk, will hardly be read again.
 
-    What it kept of the file is taken for the next one. Else each file gets memory that nobody used before, as long as
-    there is some: in a virtual machine, writing to that takes five times as long. Where the system has no such call,
-    nothing happens.
+    What it kept of the file in memory is taken for the next one. Else each file gets memory that nobody used before, as
+    long as there is some: in a virtual machine, writing to that takes five times as long. What somebody has mapped
+    stays. Where the system has no such call, nothing happens.
     """
     if not hasattr(os, "posix_fadvise"):
         return
@@ -64,9 +64,9 @@ def let_go(path: Path) -> None:
 
 @contextmanager
 def held(path: Path) -> Iterator[None]:
-    """Has the system keep a file that the block may replace: freeing a large one takes a tenth of a second of a thread.
+    """Has the system keep a file that the block may replace, and free it in a thread that nobody waits for.
 
-    Where it cannot be held, the block waits for that.
+    Freeing a large one takes a tenth of a second: so long would wait who sends an update again, whose receipt was lost.
     """
     descriptor: int | None = None
     with suppress(OSError):
@@ -75,4 +75,8 @@ def held(path: Path) -> Iterator[None]:
         yield
     finally:
         if descriptor is not None:
-            threading.Thread(target=os.close, args=(descriptor,), daemon=True).start()
+            try:
+                threading.Thread(target=os.close, args=(descriptor,), daemon=True).start()
+            except RuntimeError:
+                # There may be no more threads.
+                os.close(descriptor)

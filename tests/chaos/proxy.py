@@ -78,7 +78,11 @@ class Proxy:
                 near, _ = self._door.accept()
             except OSError:
                 return
-            far = socket.create_connection(self._target)
+            try:
+                far = socket.create_connection(self._target)
+            except OSError:
+                near.close()
+                continue
             self._connections.append(_Connection(near, far, self._fate(len(self._connections))))
 
 

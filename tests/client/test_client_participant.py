@@ -21,6 +21,7 @@ from fedround_client import (
     TrainingFailed,
     UnsupportedRound,
     Update,
+    participant,
 )
 
 pytestmark = pytest.mark.timeout(30)
@@ -35,6 +36,15 @@ def test_two_rounds_to_the_end(server):
         np.testing.assert_array_equal(weights, np.full(3, number + 1))
     rounds.send(finished(3, version=2))
     assert rounds.result() == Participation(TRAINING, MODEL, 2, rounds=2)
+
+
+def test_freed_memory_is_kept(server, monkeypatch):
+    kept = []
+    monkeypatch.setattr(participant, "keep_freed", lambda *sizes: kept.append(sizes))
+    rounds = Rounds(server)
+    rounds.send(finished(1))
+    rounds.result()
+    assert kept == [(participant.LARGEST, participant.KEPT)]
 
 
 def test_the_function_gets_the_round_and_may_return_tuples(server):

@@ -1,8 +1,10 @@
 """Whole rounds by raw calls: the numbers, and the rules that close a round."""
 
 import itertools
+import os
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -115,6 +117,28 @@ def test_one_participant_and_one_update_is_the_update(actor: Person, clients: li
     data = model_file(0.1)
     after = load(finish(actor, made.training_id, [(clients[0], data, 7)]))
     assert all(after[name].tobytes() == tensor.tobytes() for name, tensor in load(data).items())
+
+
+def test_aggregated_updates_need_not_stay_in_memory(server: Server, actor: Person, clients: list[Person]) -> None:
+    made = actor.create(client_ids=ids(clients[:2]))
+    updates = [model_file(0.3), model_file(0.4)]
+    files = [server.data_dir / "objects" / digest(data)[:2] / digest(data) for data in updates]
+    actor.start(made.training_id)
+    clients[0].submit(made.training_id, updates[0])
+    if not is_in_memory(files[0]):
+        pytest.skip("this file system does not tell what is in memory")
+    clients[1].submit(made.training_id, updates[1])
+    until(lambda: actor.get(made.training_id).state == training_pb2.TRAINING_STATE_COMPLETED)
+    until(lambda: not any(map(is_in_memory, files)))
+
+
+def is_in_memory(path: Path) -> bool:
+    """Whether a file can be read without the disk."""
+    with path.open("rb") as file:
+        try:
+            return os.preadv(file.fileno(), [bytearray(1)], 0, os.RWF_NOWAIT) == 1
+        except (OSError, AttributeError):
+            return False
 
 
 def test_giants_have_their_mean(actor: Person, clients: list[Person]) -> None:

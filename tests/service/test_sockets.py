@@ -133,7 +133,7 @@ def test_a_stalled_upload_costs_little_memory(tmp_path: Path) -> None:
             sys.stdout.write(f"{each / MIB:.2f} MiB a stalled upload, {sent / STALLED / MIB:.2f} MiB sent\n")
             # It was given more than it read, and was stopped.
             assert sent > STALLED * (1 << 16)
-            assert each < 2 * MIB
+            assert each < 1.3 * MIB
         finally:
             for peer in peers:
                 peer.__exit__()

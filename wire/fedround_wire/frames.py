@@ -1,8 +1,8 @@
 """Chunks of files on the wire, without protobuf's copies.
 
-protobuf copies a field of bytes three times: into the message, into the serialised message, and out of that. Nearly all
-that moves between client and server are messages of a chunk and its CRC-32C and nothing else. Those are put together
-here and taken apart with one copy each; what looks different in any way goes through protobuf.
+protobuf copies a field of bytes three times on its way: into the message, into the serialised message, and out of that.
+Nearly all that moves between client and server are messages of a chunk and its CRC-32C and nothing else. Those are put
+together here and taken apart with one copy each; what looks different in any way goes through protobuf.
 """
 
 from __future__ import annotations
@@ -70,14 +70,22 @@ class FrameCodec:
 
 def upload_codec(method: MethodDescriptor) -> FrameCodec | None:
     """Returns how chunks of a method's requests are written; None if it takes no stream of them."""
-    if method.client_streaming and CHUNK_FIELDS.issubset(method.input_type.fields_by_name):
+    if (
+        method.client_streaming
+        and not method.server_streaming
+        and CHUNK_FIELDS.issubset(method.input_type.fields_by_name)
+    ):
         return FrameCodec(method.input_type)
     return None
 
 
 def download_codec(method: MethodDescriptor) -> FrameCodec | None:
     """Returns how chunks of a method's responses are written; None if it gives no stream of them."""
-    if method.server_streaming and CHUNK_FIELDS.issubset(method.output_type.fields_by_name):
+    if (
+        method.server_streaming
+        and not method.client_streaming
+        and CHUNK_FIELDS.issubset(method.output_type.fields_by_name)
+    ):
         return FrameCodec(method.output_type)
     return None
 

@@ -9,7 +9,6 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 from fedround_server.domain.errors import ModelFormat, UpdateMismatch
@@ -80,8 +79,7 @@ class HeaderGate:
             return
         length = _header_length(bytes(self._seen[:PREFIX]))
         if len(self._seen) >= PREFIX + length:
-            parse = parse_header if length > LARGE else _parse_again
-            self.layout = parse(bytes(self._seen[PREFIX : PREFIX + length]))
+            self.layout = parse_header(bytes(self._seen[PREFIX : PREFIX + length]))
             self._seen.clear()
             if self._expected is not None:
                 check_same(self.layout.manifest, self._expected, self._differences)
@@ -117,12 +115,6 @@ def parse_header(header: bytes, *, own: bool = False) -> Layout:
         position = end
     data_start = PREFIX + len(header)
     return Layout(manifest, {name: data_start + begin for begin, _, name in spans}, data_start, data_start + position)
-
-
-@lru_cache(maxsize=16)
-def _parse_again(header: bytes) -> Layout:
-    """Checks a header that many participants send, round after round."""
-    return parse_header(header)
 
 
 def make_header(manifest: Manifest) -> bytes:
