@@ -19,7 +19,9 @@ before the server starts, everything else goes through the API.
 import argparse
 import hashlib
 import resource
+import signal
 import statistics
+import sys
 import tempfile
 import time
 import uuid
@@ -255,6 +257,8 @@ def main() -> None:
     parser.add_argument("--storms", type=int, default=2, help="in the second shape")
     parser.add_argument("--idle", type=float, default=HEARTBEAT, help="seconds in which nothing happens")
     options = parser.parse_args()
+    # Whoever ends this ends what it started, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     allow_many_files()
     count, files = options.subscribers, resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if files < count + 200:
