@@ -1,9 +1,12 @@
 """Freed blocks of memory are kept for the next ones."""
 
+import os
 import subprocess
 import sys
 
 import pytest
+
+from fedround_wire.blocks import SET_BY_USERS
 
 COUNT = """
 import resource, sys
@@ -21,10 +24,20 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 def faults(how: str) -> int:
-    answer = subprocess.run([sys.executable, "-c", COUNT, how], capture_output=True, text=True, check=True)
-    return int(answer.stdout)
+    return int(run(COUNT, how, **{name: value for name, value in os.environ.items() if name not in SET_BY_USERS}))
+
+
+def run(code: str, argument: str, **environment: str) -> str:
+    command = [sys.executable, "-c", code, argument]
+    return subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="there is no glibc")
 def test_kept_blocks_come_without_new_pages() -> None:
     assert faults("kept") * 10 < faults("by default")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="there is no glibc")
+def test_what_the_user_set_stays() -> None:
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    assert int(run(COUNT, "kept", **environment)) > 10_000
