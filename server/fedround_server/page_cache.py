@@ -3,8 +3,8 @@
 import ctypes
 import os
 import sys
-import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -24,6 +24,7 @@ def _find() -> Callable[[int, int, int, int], int] | None:
 
 
 _SYNC_FILE_RANGE = _find()
+_CLOSING = ThreadPoolExecutor(1, thread_name_prefix="closing")
 
 
 class Writeback:
@@ -75,8 +76,6 @@ def held(path: Path) -> Iterator[None]:
         yield
     finally:
         if descriptor is not None:
-            try:
-                threading.Thread(target=os.close, args=(descriptor,), daemon=True).start()
-            except RuntimeError:
-                # There may be no more threads.
-                os.close(descriptor)
+            # Not closed here if there are no more threads: what waits is closed by the next one.
+            with suppress(RuntimeError):
+                _CLOSING.submit(os.close, descriptor)

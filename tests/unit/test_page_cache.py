@@ -2,7 +2,6 @@
 
 import mmap
 import os
-import threading
 import time
 from pathlib import Path
 
@@ -61,22 +60,9 @@ def test_a_replaced_file_is_freed_behind_the_block(tmp_path: Path) -> None:
 
 
 def test_there_need_be_nothing_to_replace(tmp_path: Path) -> None:
-    before = threading.active_count()
     with held(tmp_path / "file"):
         (tmp_path / "file").write_bytes(DATA)
     assert (tmp_path / "file").read_bytes() == DATA
-    assert threading.active_count() <= before
-
-
-def test_where_there_are_no_threads_the_file_is_freed_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def start(_: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
-    monkeypatch.setattr(threading.Thread, "start", start)
-    (tmp_path / "old").write_bytes(DATA)
-    with held(tmp_path / "old"):
-        (tmp_path / "old").unlink()
-    assert not _is_open(f"{tmp_path}/old (deleted)")
 
 
 def _is_in_memory(descriptor: int, buffer: bytearray) -> bool:
