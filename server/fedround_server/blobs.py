@@ -20,7 +20,7 @@ from typing import Self
 from fedround_server.domain.errors import DiskFull, UploadOffset
 from fedround_server.domain.model import BlobRef
 from fedround_server.failpoints import reached
-from fedround_server.page_cache import Writeback, held, let_go
+from fedround_server.page_cache import Writeback, held
 
 log = logging.getLogger(__name__)
 READ_SIZE = 1 << 20
@@ -308,11 +308,6 @@ class BlobStore:
     def open(self, sha256: str, offset: int, chunk_size: int) -> BlobReader:
         """Opens a blob for reading from an offset, in chunks."""
         return BlobReader(self.path(sha256), offset, chunk_size)
-
-    def let_go(self, digests: Iterable[str]) -> None:
-        """Tells the system that blobs will hardly be read again."""
-        for digest in digests:
-            let_go(self.path(digest))
 
     def measure(self) -> None:
         """Counts what is here; before serving only."""

@@ -282,7 +282,6 @@ class Rounds:
         """Aggregates a closed round and commits the result, or the failure."""
         closed = task.round
         now = self._context.clock.now
-        result: BlobRef | None = None
         try:
             result = await self._compute(task)
             if self._leaving:
@@ -303,8 +302,6 @@ class Rounds:
             )
         self._context.hub.notify(closed.training_id)
         await self.follow_up(closed.training_id)
-        if result is not None:
-            await in_thread(self._context.blobs.let_go, [update.blob.sha256 for update in task.updates])
 
     async def _compute(self, task: AggregationTask) -> BlobRef | None:
         """Makes the file of a closed round; reports make none, nor do local models that are dealt."""

@@ -12,6 +12,7 @@ from fedround_server.domain.model import BlobRef
 from fedround_server.domain.prediction import Prediction
 from fedround_server.engine.job import SWAG_MOMENTS, AggregationJob, Examination, Origin, PredictionJob
 from fedround_server.engine.process import Worker, WorkerLost
+from fedround_server.page_cache import let_go
 
 __all__ = ["Engine", "WorkerEngine", "WorkerLost"]
 
@@ -167,6 +168,8 @@ def _aggregate(job: AggregationJob, target: Path) -> BlobRef:
         part.replace(target)
     finally:
         part.unlink(missing_ok=True)
+    for path in job.updates:
+        let_go(path)
     return blob
 
 
