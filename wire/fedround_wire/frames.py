@@ -70,24 +70,16 @@ class FrameCodec:
 
 def upload_codec(method: MethodDescriptor) -> FrameCodec | None:
     """Returns how chunks of a method's requests are written; None if it takes no stream of them."""
-    if (
-        method.client_streaming
-        and not method.server_streaming
-        and CHUNK_FIELDS.issubset(method.input_type.fields_by_name)
-    ):
-        return FrameCodec(method.input_type)
-    return None
+    return _codec(method.input_type) if method.client_streaming and not method.server_streaming else None
 
 
 def download_codec(method: MethodDescriptor) -> FrameCodec | None:
     """Returns how chunks of a method's responses are written; None if it gives no stream of them."""
-    if (
-        method.server_streaming
-        and not method.client_streaming
-        and CHUNK_FIELDS.issubset(method.output_type.fields_by_name)
-    ):
-        return FrameCodec(method.output_type)
-    return None
+    return _codec(method.output_type) if method.server_streaming and not method.client_streaming else None
+
+
+def _codec(messages: Descriptor) -> FrameCodec | None:
+    return FrameCodec(messages) if CHUNK_FIELDS.issubset(messages.fields_by_name) else None
 
 
 def _tag(field: FieldDescriptor, wire_type: int) -> bytes:
