@@ -1,10 +1,8 @@
 """Whole rounds by raw calls: the numbers, and the rules that close a round."""
 
 import itertools
-import os
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +27,7 @@ from calls import (
     update_spec,
 )
 from fedround.v1 import model_pb2, round_pb2, training_pb2
+from in_memory import is_in_memory
 from servers import Server
 
 
@@ -130,15 +129,6 @@ def test_aggregated_updates_need_not_stay_in_memory(server: Server, actor: Perso
     clients[1].submit(made.training_id, updates[1])
     until(lambda: actor.get(made.training_id).state == training_pb2.TRAINING_STATE_COMPLETED)
     until(lambda: not any(map(is_in_memory, files)))
-
-
-def is_in_memory(path: Path) -> bool:
-    """Whether a file can be read without the disk."""
-    with path.open("rb") as file:
-        try:
-            return os.preadv(file.fileno(), [bytearray(1)], 0, os.RWF_NOWAIT) == 1
-        except (OSError, AttributeError):
-            return False
 
 
 def test_giants_have_their_mean(actor: Person, clients: list[Person]) -> None:
