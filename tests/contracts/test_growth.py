@@ -69,7 +69,7 @@ async def wake_up(meter: Meter, world: World, user: str, training: Training) -> 
     """What it costs to hear of a round that has just begun."""
     events = world.store.events
     part = await events.part(training.training_id, user)
-    return await meter.cost(events.read(part, user, part.last_sequence - 1, 100))
+    return await meter.cost(events.news(training.training_id, user, part.last_sequence - 1, 100))
 
 
 async def costs_of_a_participant(meter: Meter, world: World, user: str, training: Training, number: int) -> Costs:
@@ -85,7 +85,7 @@ async def costs_of_a_participant(meter: Meter, world: World, user: str, training
         "trainings": await meter.cost(store.trainings.page(user, as_actor=False, before=None, limit=PAGE)),
         "current round": await meter.cost(store.rounds.current(training_id)),
         # An update is its actor's to hear of.
-        "wake-up for nothing": await meter.cost(store.events.read(part, user, part.last_sequence, 100)),
+        "wake-up for nothing": await meter.cost(store.events.news(training_id, user, part.last_sequence, 100)),
     }
 
 

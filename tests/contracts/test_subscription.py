@@ -185,4 +185,4 @@ async def test_many_wake_ups_take_few_verbs(
         assert isinstance(await one.next(), RoundClosed)
         assert isinstance(await one.next(), RoundStarted)
     # All ask at the same moment; none asks alone, and none is asked for what it has.
-    assert verbs == ["event.part", "event.read"]
+    assert verbs == ["event.news"]

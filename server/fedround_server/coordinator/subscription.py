@@ -1,7 +1,7 @@
 """Subscriptions: a cursor in the log each, and no queue."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from fedround_server.coordinator.context import Context
@@ -148,13 +148,18 @@ class _Subscription:
             cursor = await self._store.start(part, self.user_id, resume_after)
         elif cursor >= part.last_sequence:
             return
+        events, cursor = await self._store.read(part, self.user_id, cursor, BATCH)
+        await self._pass_on(part, events, cursor, send)
+
+    async def _pass_on(self, part: Part, events: Sequence[Event], cursor: int, send: Send) -> None:
+        """Sends what was read of a part up to a cursor, and all that lies behind."""
         while True:
-            events, cursor = await self._store.read(part, self.user_id, cursor, BATCH)
             for event in events:
                 await send(event)
             self._cursors[part.training_id] = cursor
             if len(events) < BATCH:
                 return
+            events, cursor = await self._store.read(part, self.user_id, cursor, BATCH)
 
 
 class _One(_Subscription):
@@ -172,9 +177,14 @@ class _One(_Subscription):
         waiter.follow([training_id])
 
     async def drain(self, send: Send, topics: Collection[str]) -> bool:
-        # What ends the part is in the log before the part says so: read the part first.
-        part = await self._store.part(self._training_id, self.user_id)
-        await self._drain_part(part, send)
+        cursor = self._cursors.get(self._training_id)
+        if cursor is None:
+            # What ends the part is in the log before the part says so: read the part first.
+            part = await self._store.part(self._training_id, self.user_id)
+            await self._drain_part(part, send)
+        else:
+            part, events, cursor = await self._store.news(self._training_id, self.user_id, cursor, BATCH)
+            await self._pass_on(part, events, cursor, send)
         return part.ended
 
     def position(self) -> tuple[str, int]:

@@ -93,7 +93,7 @@ def _repeat(training: TrainingRow, row: RoundRow, policy: RoundPolicy, now: date
     Nobody joins a chain: there is no model to deal to them.
     """
     joining = [] if row.step else sorted(set(steps.participant_ids(row.training_id)) - _ever_in(row))
-    steps.enter(row, joining, now)
+    steps.enter(row.training_id, row.number, joining, now)
     steps.recount(row)
     row.attempt += 1
     row.deadline = None if policy.deadline is None else now + policy.deadline

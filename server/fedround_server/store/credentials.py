@@ -12,6 +12,7 @@ from fedround_server.domain.user import Role, User, UserView
 from fedround_server.store import steps
 from fedround_server.store.database import Database, joint, verb
 from fedround_server.store.noting import note
+from fedround_server.store.prepared import among
 from fedround_server.store.rows import to_token, to_user
 from fedround_server.store.schema import CertificateNameRow, TokenRow, UserRow
 
@@ -156,23 +157,18 @@ def _owners(token_hashes: Collection[str]) -> dict[str, tuple[User, Token]]:
     rows: Iterable[Any] = (
         TokenRow.select(TokenRow, UserRow)
         .join(UserRow, on=(TokenRow.user_id == UserRow.user_id), attr="owner")
-        .where(steps.among(TokenRow.token_hash, token_hashes), UserRow.remove_time.is_null())
+        .where(among(TokenRow.token_hash, token_hashes), UserRow.remove_time.is_null())
     )
     return {row.token_hash: (to_user(row.owner), to_token(row)) for row in rows}
 
 
 def _certified(names: Collection[str]) -> dict[str, User]:
     """Returns whose certificate names these are."""
-    found = {}
-    ordered = sorted(names)
-    for start in range(0, len(ordered), steps.BATCH):
-        rows: Iterable[Any] = (
-            CertificateNameRow.select(CertificateNameRow, UserRow)
-            .join(UserRow, on=(CertificateNameRow.user_id == UserRow.user_id), attr="owner")
-            .where(
-                steps.among(CertificateNameRow.name, ordered[start : start + steps.BATCH]),
-                UserRow.remove_time.is_null(),
-            )
-        )
-        found.update({row.name: to_user(row.owner) for row in rows})
-    return found
+    if not names:
+        return {}
+    rows: Iterable[Any] = (
+        CertificateNameRow.select(CertificateNameRow, UserRow)
+        .join(UserRow, on=(CertificateNameRow.user_id == UserRow.user_id), attr="owner")
+        .where(among(CertificateNameRow.name, names), UserRow.remove_time.is_null())
+    )
+    return {row.name: to_user(row.owner) for row in rows}

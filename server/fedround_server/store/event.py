@@ -1,19 +1,19 @@
 """Verbs about events: what a subscriber may read of the logs. Many subscribers ask at once."""
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from peewee import JOIN, fn
+from peewee import JOIN, Expression, ModelSelect, Query, fn
 
 from fedround_server.domain.errors import CursorExpired, FedroundError, TrainingNotFound
 from fedround_server.domain.event import Event
-from fedround_server.store import steps
 from fedround_server.store.database import Database, joint
 from fedround_server.store.model import ENDED
+from fedround_server.store.prepared import among, prepared_values
 from fedround_server.store.schema import EventRow, ParticipantRow, TrainingRow
-from fedround_server.store.steps import ALL, COHORT, among
+from fedround_server.store.steps import ALL, COHORT
 from fedround_server.store.view import TELLING, Part, Reader, hand_out, tell
 
 
@@ -54,20 +54,9 @@ class EventVerbs:
     @joint
     def open_parts(self, asked: Sequence[tuple[str]]) -> list[list[Part] | FedroundError]:
         """Returns what a user may read of all the trainings that it has a part in and that are not over."""
-        user_ids = sorted({user_id for (user_id,) in asked})
-        present = among(ParticipantRow.user_id, user_ids) & ParticipantRow.remove_time.is_null()
-        taking_part = ParticipantRow.select(ParticipantRow.training_id).where(present)
-        steered = TrainingRow.alias()
-        steering = steered.select(steered.training_id).where(among(steered.actor_id, user_ids))
+        user_ids = {user_id for (user_id,) in asked}
         found: dict[str, list[Part]] = {user_id: [] for user_id in user_ids}
-        for user_id, part in _look(
-            user_ids,
-            present,
-            # PostgreSQL has no index for an OR of two tables.
-            TrainingRow.training_id.in_(taking_part | steering),
-            TrainingRow.state.not_in(ENDED),
-            TrainingRow.remove_time.is_null(),
-        ):
+        for user_id, part in _taken(_open.all(user_ids), user_ids):
             found[user_id].append(part)
         return [list(found[user_id]) for (user_id,) in asked]
 
@@ -107,37 +96,28 @@ class EventVerbs:
         Returns:
             The events that the user may see, and the cursor behind everything that was looked at.
         """
-        readers = [Reader(part, user_id, limit) for part, user_id, _, limit in asked]
-        after = {reader: max(cursor, part.after) for reader, (part, _, cursor, _) in zip(readers, asked, strict=True)}
-        # A training's sequences are committed in order, so all up to the top can be read.
-        tops = {training_id: _top(training_id) for training_id in {part.training_id for part, *_ in asked}}
-        events: dict[Reader, list[Event]] = {}
-        for (training_id, _), of_one in _grouped(readers).items():
-            by_cursor = defaultdict(list)
-            for reader in of_one:
-                by_cursor[after[reader]].append(reader)
-            for cursor, some in by_cursor.items():
-                rows = EventRow.select().where(EventRow.training_id == training_id)
-                hand_out(some, rows, cursor, tops[training_id])
-                events.update(zip(some, tell(some), strict=True))
+        return [*_read(asked)]
 
-        def answer(reader: Reader, cursor: int) -> tuple[list[Event], int]:
-            found = events[reader]
-            return found, found[-1].sequence if reader.is_full else max(cursor, tops[reader.part.training_id])
+    @joint
+    def news(self, asked: Sequence[tuple[str, str, int, int]]) -> list[tuple[Part, list[Event], int] | FedroundError]:
+        """Like `part` and `read` together (training, user, cursor, limit): what a subscriber asks when it is woken.
 
-        return [answer(reader, cursor) for reader, (_, _, cursor, _) in zip(readers, asked, strict=True)]
-
-
-COLUMNS = (
-    TrainingRow.training_id,
-    TrainingRow.actor_id,
-    TrainingRow.state,
-    TrainingRow.remove_time,
-    TrainingRow.last_sequence,
-    ParticipantRow.user_id,
-    ParticipantRow.after_sequence,
-    ParticipantRow.until_sequence,
-)
+        Raises:
+            TrainingNotFound: The user never had a part in the training.
+        """
+        # What ends a part is in the log before the part says so: the parts first.
+        parts = _parts((training_id, user_id) for training_id, user_id, _, _ in asked)
+        found: list[tuple[Part, list[Event], int] | FedroundError] = []
+        behind: list[tuple[int, tuple[Part, str, int, int]]] = []
+        for index, (training_id, user_id, cursor, limit) in enumerate(asked):
+            part = parts.get((training_id, user_id))
+            found.append(TrainingNotFound(training_id) if part is None else (part, [], cursor))
+            if part is not None and part.last_sequence > cursor:
+                behind.append((index, (part, user_id, cursor, limit)))
+        questions = [question for _, question in behind]
+        for (index, (part, *_)), (events, cursor) in zip(behind, _read(questions), strict=True):
+            found[index] = part, events, cursor
+        return found
 
 
 def _grouped(readers: Iterable[Reader]) -> dict[tuple[str, bool], list[Reader]]:
@@ -145,6 +125,28 @@ def _grouped(readers: Iterable[Reader]) -> dict[tuple[str, bool], list[Reader]]:
     for reader in readers:
         groups[reader.part.training_id, reader.part.is_actor].append(reader)
     return groups
+
+
+def _read(asked: Sequence[tuple[Part, str, int, int]]) -> list[tuple[list[Event], int]]:
+    readers = [Reader(part, user_id, limit) for part, user_id, _, limit in asked]
+    after = {reader: max(cursor, part.after) for reader, (part, _, cursor, _) in zip(readers, asked, strict=True)}
+    # A training's sequences are committed in order, so all up to the top can be read.
+    tops = {training_id: _top(training_id) for training_id in {part.training_id for part, *_ in asked}}
+    events: dict[Reader, list[Event]] = {}
+    for (training_id, _), of_one in _grouped(readers).items():
+        by_cursor = defaultdict(list)
+        for reader in of_one:
+            by_cursor[after[reader]].append(reader)
+        for cursor, some in by_cursor.items():
+            rows = EventRow.select().where(EventRow.training_id == training_id)
+            hand_out(some, rows, cursor, tops[training_id])
+            events.update(zip(some, tell(some), strict=True))
+
+    def answer(reader: Reader, cursor: int) -> tuple[list[Event], int]:
+        found = events[reader]
+        return found, found[-1].sequence if reader.is_full else max(cursor, tops[reader.part.training_id])
+
+    return [answer(reader, cursor) for reader, (_, _, cursor, _) in zip(readers, asked, strict=True)]
 
 
 def _top(training_id: str) -> int:
@@ -158,62 +160,61 @@ def _parts(pairs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Part]:
         users_of[training_id].add(user_id)
         trainings_of[user_id].add(training_id)
     found: dict[tuple[str, str], Part] = {}
-
-    def look(training_ids: Sequence[str], user_ids: Sequence[str]) -> None:
-        theirs = among(ParticipantRow.user_id, user_ids)
-        for user_id, part in _look(user_ids, theirs, among(TrainingRow.training_id, training_ids)):
-            found[part.training_id, user_id] = part
-
     # Many users ask about one training, or one user about many: one query for each of what there is less of.
+    looks: Iterable[tuple[Collection[str], Collection[str]]]
     if len(users_of) <= len(trainings_of):
-        for training_id, user_ids in users_of.items():
-            for some in _slices(user_ids):
-                look([training_id], some)
+        looks = [([training_id], user_ids) for training_id, user_ids in users_of.items()]
     else:
-        for user_id, training_ids in trainings_of.items():
-            for some in _slices(training_ids):
-                look(some, [user_id])
+        looks = [(training_ids, [user_id]) for user_id, training_ids in trainings_of.items()]
+    for training_ids, user_ids in looks:
+        for user_id, part in _taken(_some.all(training_ids, user_ids), user_ids):
+            found[part.training_id, user_id] = part
     return found
 
 
-def _look(user_ids: Collection[str], theirs: Any, *conditions: Any) -> Iterator[tuple[str, Part]]:
-    """Finds the parts of users in trainings.
+@prepared_values
+def _some(training_ids: Collection[str], user_ids: Collection[str]) -> Query:
+    return _rows(among(ParticipantRow.user_id, user_ids)).where(among(TrainingRow.training_id, training_ids))
+
+
+@prepared_values
+def _open(user_ids: Collection[str]) -> Query:
+    present = among(ParticipantRow.user_id, user_ids) & ParticipantRow.remove_time.is_null()
+    taking_part = ParticipantRow.select(ParticipantRow.training_id).where(present)
+    steered = TrainingRow.alias()
+    steering = steered.select(steered.training_id).where(among(steered.actor_id, user_ids))
+    return _rows(present).where(
+        # PostgreSQL has no index for an OR of two tables.
+        TrainingRow.training_id.in_(taking_part | steering),
+        TrainingRow.state.not_in(ENDED),
+        TrainingRow.remove_time.is_null(),
+    )
+
+
+def _rows(theirs: Expression) -> "ModelSelect[TrainingRow]":
+    """Finds trainings with those of their participants that count.
 
     One query tells of the training and the participant: else a part could be told to have ended before the log has it.
-
-    Args:
-        user_ids: Whose parts.
-        theirs: Which participants count, of all of a training.
-        conditions: Which trainings.
     """
-    rows: Iterable[dict[str, Any]] = (
-        TrainingRow.select(*COLUMNS)
-        .join(ParticipantRow, JOIN.LEFT_OUTER, on=((ParticipantRow.training_id == TrainingRow.training_id) & theirs))
-        .where(*conditions)
-        .dicts()  # type: ignore[assignment]  # the stubs don't know what dicts() does
-    )
+    return TrainingRow.select(
+        TrainingRow.training_id,
+        TrainingRow.actor_id,
+        TrainingRow.state,
+        TrainingRow.remove_time,
+        TrainingRow.last_sequence,
+        ParticipantRow.user_id,
+        ParticipantRow.after_sequence,
+        ParticipantRow.until_sequence,
+    ).join(ParticipantRow, JOIN.LEFT_OUTER, on=((ParticipantRow.training_id == TrainingRow.training_id) & theirs))
+
+
+def _taken(rows: Iterable[tuple[Any, ...]], user_ids: Collection[str]) -> Iterator[tuple[str, Part]]:
+    """Makes the parts of users of what `_rows` found."""
     wanted, steered = frozenset(user_ids), set()
-    for row in rows:
-        actor_id = row["actor_id"]
-        if actor_id in wanted and row["training_id"] not in steered:
-            steered.add(row["training_id"])
-            yield actor_id, _part(row, is_actor=True)
-        if row["user_id"] not in (None, actor_id):
-            yield row["user_id"], _part(row, is_actor=False)
-
-
-def _slices(ids: Iterable[str]) -> Iterator[list[str]]:
-    ordered = sorted(ids)
-    return (ordered[start : start + steps.BATCH] for start in range(0, len(ordered), steps.BATCH))
-
-
-def _part(row: Mapping[str, Any], *, is_actor: bool) -> Part:
-    over = row["remove_time"] is not None or row["state"] in ENDED
-    return Part(
-        training_id=row["training_id"],
-        is_actor=is_actor,
-        after=0 if is_actor else row["after_sequence"],
-        until=None if is_actor else row["until_sequence"],
-        last_sequence=row["last_sequence"],
-        ended=over or not (is_actor or row["until_sequence"] is None),
-    )
+    for training_id, actor_id, state, remove_time, last_sequence, user_id, after, until in rows:
+        over = remove_time is not None or state in ENDED
+        if actor_id in wanted and training_id not in steered:
+            steered.add(training_id)
+            yield actor_id, Part(training_id, True, 0, None, last_sequence, over)
+        if user_id not in (None, actor_id):
+            yield user_id, Part(training_id, False, after, until, last_sequence, over or until is not None)

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from peewee import OP, SQL, Case, Expression, Field, ModelSelect, fn
+from peewee import Case, ModelSelect, Value, fn
 
 from fedround_server.domain.chain import local_rounds
 from fedround_server.domain.event import (
@@ -46,13 +46,6 @@ SENT = (
 ALL = "all"
 ACTOR = "actor"
 COHORT = "cohort"
-
-
-def among(field: Field, values: Iterable[str]) -> Expression:
-    """Says that a field has one of some values; `in_` says it too, at ten times the cost for hundreds of them."""
-    listed = list(values)
-    marks = ", ".join([database_proxy.param] * len(listed))
-    return Expression(field, OP.IN, SQL(f"({marks})", listed))
 
 
 def held(rows: "ModelSelect[RowT]", strength: str = "FOR UPDATE") -> "ModelSelect[RowT]":
@@ -145,12 +138,14 @@ def append(
 
 def participant_ids(training_id: str) -> list[str]:
     """Returns the present participants, in canonical order."""
-    rows: Iterable[tuple[str]] = (
-        ParticipantRow.select(ParticipantRow.user_id)
-        .where(ParticipantRow.training_id == training_id, ParticipantRow.remove_time.is_null())
-        .tuples()  # type: ignore[assignment]  # the stubs don't know what tuples() does
-    )
+    rows: Iterable[tuple[str]] = _present_participants(training_id, ParticipantRow.user_id).tuples()  # type: ignore[assignment]  # the stubs don't know what tuples() does
     return sorted(user_id for (user_id,) in rows)
+
+
+def _present_participants(training_id: str, *columns: Any) -> "ModelSelect[ParticipantRow]":
+    return ParticipantRow.select(*columns).where(
+        ParticipantRow.training_id == training_id, ParticipantRow.remove_time.is_null()
+    )
 
 
 def model_info(model_id: str, version: int) -> ModelInfo:
@@ -210,8 +205,9 @@ def open_round(
         chain: The participants that go on with models that they were dealt.
         step: Rounds of the chain so far.
     """
-    cohort = list(chain) or participant_ids(training.training_id)
-    if not cohort:
+    training_id = training.training_id
+    members = enter(training_id, number, chain, now) if chain else _enter_all(training_id, number, now)
+    if not members:
         fail(training, "NO_PARTICIPANTS", "no participants are left", now)
         return
     spec = to_spec(training.spec)
@@ -228,18 +224,17 @@ def open_round(
         step=step,
         attempt=1,
         model_version=training.model_version,
-        members=len(cohort),
+        members=members,
         arrived=0,
-        expected=expected_updates(policy, len(cohort)),
+        expected=expected_updates(policy, members),
         metrics=None,
         num_examples=0,
         open_time=now,
         deadline=None if policy.deadline is None else now + policy.deadline,
         done_time=None,
     )
-    enter(row, cohort, now)
     training.round = number
-    note("round_opened", training, subject=number, kind=kind.value, version=training.model_version, members=len(cohort))
+    note("round_opened", training, subject=number, kind=kind.value, version=training.model_version, members=members)
     append(training, round_started(training, row), now, audience=COHORT, number=number)
     reached("round.opened")
 
@@ -263,12 +258,27 @@ def round_started(training: TrainingRow, row: RoundRow) -> RoundStarted:
     )
 
 
-def enter(row: RoundRow, user_ids: Sequence[str], now: datetime) -> None:
-    """Adds members to a round's cohort."""
-    member = {"training_id": row.training_id, "number": row.number, "removed": False, "ask_time": now}
+def enter(training_id: str, number: int, user_ids: Sequence[str], now: datetime) -> int:
+    """Adds members to a round's cohort; returns how many."""
+    member = {"training_id": training_id, "number": number, "removed": False, "ask_time": now}
     for start in range(0, len(user_ids), BATCH):
         rows = [{**member, "user_id": user_id} for user_id in user_ids[start : start + BATCH]]
         CohortRow.insert_many(rows).execute()
+    return len(user_ids)
+
+
+def _enter_all(training_id: str, number: int, now: datetime) -> int:
+    """Adds all present participants to a round's cohort; returns how many."""
+    ask_time = Value(now, converter=CohortRow.ask_time.db_value)
+    values = {
+        CohortRow.training_id: ParticipantRow.training_id,
+        CohortRow.number: Value(number),
+        CohortRow.user_id: ParticipantRow.user_id,
+        CohortRow.removed: Value(False),
+        CohortRow.ask_time: ask_time,
+    }
+    members = _present_participants(training_id, *values.values())
+    return int(CohortRow.insert_from(members, list(values)).as_rowcount().execute())
 
 
 def complete(training: TrainingRow, now: datetime, *, early: bool) -> None:

@@ -5,12 +5,13 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from peewee import ModelSelect
+from peewee import ModelSelect, Query
 
 from fedround_server.domain.event import LAST_OF_A_TRAINING, Event, RoundClosed, RoundStarted, TrainingStarted
+from fedround_server.store.prepared import among, prepared_values
 from fedround_server.store.rows import to_event
 from fedround_server.store.schema import CohortRow, EventRow, RoundRow, UpdateRow
-from fedround_server.store.steps import ALL, COHORT, among
+from fedround_server.store.steps import ALL, COHORT
 
 PAGE = 100
 TELLING = (
@@ -162,20 +163,28 @@ def _give(page: Sequence[EventRow], readers: Sequence[Reader]) -> None:
             reader.take(row)
 
 
-def _members(training_id: str, numbers: Collection[int], user_ids: Collection[str]) -> set[tuple[int, str]]:
+def _members(training_id: str, numbers: Iterable[int], user_ids: Collection[str]) -> set[tuple[int, str]]:
     """Returns which of the users are, or were, in the cohorts of rounds."""
-    rows: Any = CohortRow.select(CohortRow.number, CohortRow.user_id).where(
-        CohortRow.training_id == training_id, CohortRow.number.in_(list(numbers)), among(CohortRow.user_id, user_ids)
-    )
-    return set(rows.tuples())
+    return {(number, user_id) for number in numbers for (user_id,) in _in_cohort.all(training_id, number, user_ids)}
 
 
-def _submitted(training_id: str, numbers: Collection[int], user_ids: Collection[str]) -> set[tuple[int, str]]:
+def _submitted(training_id: str, numbers: Iterable[int], user_ids: Collection[str]) -> set[tuple[int, str]]:
     """Returns which of the users have submitted in rounds."""
-    rows: Any = UpdateRow.select(UpdateRow.number, UpdateRow.user_id).where(
-        UpdateRow.training_id == training_id, UpdateRow.number.in_(list(numbers)), among(UpdateRow.user_id, user_ids)
+    return {(number, user_id) for number in numbers for (user_id,) in _sent.all(training_id, number, user_ids)}
+
+
+@prepared_values
+def _in_cohort(training_id: str, number: int, user_ids: Collection[str]) -> Query:
+    return CohortRow.select(CohortRow.user_id).where(
+        CohortRow.training_id == training_id, CohortRow.number == number, among(CohortRow.user_id, user_ids)
     )
-    return set(rows.tuples())
+
+
+@prepared_values
+def _sent(training_id: str, number: int, user_ids: Collection[str]) -> Query:
+    return UpdateRow.select(UpdateRow.user_id).where(
+        UpdateRow.training_id == training_id, UpdateRow.number == number, among(UpdateRow.user_id, user_ids)
+    )
 
 
 def _present(training_id: str, numbers: Collection[int]) -> dict[int, tuple[int, Any]]:
