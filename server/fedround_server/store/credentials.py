@@ -1,9 +1,10 @@
 """Verbs about what lets users in: tokens and the names in client certificates."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+
+from peewee import ModelSelect
 
 from fedround_server.domain.errors import CertificateNameTaken, FedroundError, TokenNotFound, UserNotFound
 from fedround_server.domain.identity import Credentials, Identity
@@ -12,7 +13,7 @@ from fedround_server.domain.user import Role, User, UserView
 from fedround_server.store import steps
 from fedround_server.store.database import Database, joint, verb
 from fedround_server.store.noting import note
-from fedround_server.store.prepared import among
+from fedround_server.store.prepared import among, prepared
 from fedround_server.store.rows import to_token, to_user
 from fedround_server.store.schema import CertificateNameRow, TokenRow, UserRow
 
@@ -152,23 +153,32 @@ def _live(user_id: str, now: datetime) -> list[Token]:
 
 def _owners(token_hashes: Collection[str]) -> dict[str, tuple[User, Token]]:
     """Returns whose tokens these are, by hash."""
-    if not token_hashes:
-        return {}
-    rows: Iterable[Any] = (
-        TokenRow.select(TokenRow, UserRow)
-        .join(UserRow, on=(TokenRow.user_id == UserRow.user_id), attr="owner")
-        .where(among(TokenRow.token_hash, token_hashes), UserRow.remove_time.is_null())
-    )
-    return {row.token_hash: (to_user(row.owner), to_token(row)) for row in rows}
+    tokens = {row.token_hash: row for row in _tokens.all(token_hashes)} if token_hashes else {}
+    users = _present_users({row.user_id for row in tokens.values()})
+    return {hash_: (users[row.user_id], to_token(row)) for hash_, row in tokens.items() if row.user_id in users}
 
 
 def _certified(names: Collection[str]) -> dict[str, User]:
     """Returns whose certificate names these are."""
-    if not names:
-        return {}
-    rows: Iterable[Any] = (
-        CertificateNameRow.select(CertificateNameRow, UserRow)
-        .join(UserRow, on=(CertificateNameRow.user_id == UserRow.user_id), attr="owner")
-        .where(among(CertificateNameRow.name, names), UserRow.remove_time.is_null())
-    )
-    return {row.name: to_user(row.owner) for row in rows}
+    owners = {row.name: row.user_id for row in _names.all(names)} if names else {}
+    users = _present_users(set(owners.values()))
+    return {name: users[user_id] for name, user_id in owners.items() if user_id in users}
+
+
+def _present_users(user_ids: Collection[str]) -> dict[str, User]:
+    return {row.user_id: to_user(row) for row in _users.all(user_ids)} if user_ids else {}
+
+
+@prepared
+def _tokens(token_hashes: Collection[str]) -> "ModelSelect[TokenRow]":
+    return TokenRow.select().where(among(TokenRow.token_hash, token_hashes))
+
+
+@prepared
+def _names(names: Collection[str]) -> "ModelSelect[CertificateNameRow]":
+    return CertificateNameRow.select().where(among(CertificateNameRow.name, names))
+
+
+@prepared
+def _users(user_ids: Collection[str]) -> "ModelSelect[UserRow]":
+    return UserRow.select().where(among(UserRow.user_id, user_ids), UserRow.remove_time.is_null())

@@ -13,8 +13,7 @@ from fedround_server.store.database import Database, joint
 from fedround_server.store.model import ENDED
 from fedround_server.store.prepared import among, prepared_values
 from fedround_server.store.schema import EventRow, ParticipantRow, TrainingRow
-from fedround_server.store.steps import ALL, COHORT
-from fedround_server.store.view import TELLING, Part, Reader, hand_out, tell
+from fedround_server.store.view import Part, Reader, hand_out, tell
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +69,8 @@ class EventVerbs:
             CursorExpired: The log does not reach the position.
         """
         told = {index: Reader(part, user_id, 1) for index, (part, user_id, after) in enumerate(asked) if after is None}
-        for (training_id, is_actor), readers in _grouped(told.values()).items():
-            rows = EventRow.select().where(EventRow.training_id == training_id, EventRow.kind.in_(TELLING))
-            if is_actor:
-                rows = rows.where(EventRow.audience.in_([ALL, COHORT]))
-            hand_out(readers, rows, min(reader.part.after for reader in readers), backwards=True)
+        for readers in _grouped(told.values()).values():
+            hand_out(readers, min(reader.part.after for reader in readers), backwards=True)
 
         def answer(index: int, part: Part, resume_after: int | None) -> int | FedroundError:
             if resume_after is None:
@@ -138,8 +134,7 @@ def _read(asked: Sequence[tuple[Part, str, int, int]]) -> list[tuple[list[Event]
         for reader in of_one:
             by_cursor[after[reader]].append(reader)
         for cursor, some in by_cursor.items():
-            rows = EventRow.select().where(EventRow.training_id == training_id)
-            hand_out(some, rows, cursor, tops[training_id])
+            hand_out(some, cursor, tops[training_id])
             events.update(zip(some, tell(some), strict=True))
 
     def answer(reader: Reader, cursor: int) -> tuple[list[Event], int]:
@@ -150,7 +145,12 @@ def _read(asked: Sequence[tuple[Part, str, int, int]]) -> list[tuple[list[Event]
 
 
 def _top(training_id: str) -> int:
-    return EventRow.select(fn.MAX(EventRow.sequence)).where(EventRow.training_id == training_id).scalar() or 0
+    return _last.all(training_id)[0][0] or 0
+
+
+@prepared_values
+def _last(training_id: str) -> Query:
+    return EventRow.select(fn.MAX(EventRow.sequence)).where(EventRow.training_id == training_id)
 
 
 def _parts(pairs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Part]:

@@ -3,17 +3,19 @@
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from peewee import ModelSelect, Query
 
 from fedround_server.domain.event import LAST_OF_A_TRAINING, Event, RoundClosed, RoundStarted, TrainingStarted
-from fedround_server.store.prepared import among, prepared_values
+from fedround_server.store import steps
+from fedround_server.store.prepared import among, prepared, prepared_values
 from fedround_server.store.rows import to_event
-from fedround_server.store.schema import CohortRow, EventRow, RoundRow, UpdateRow
+from fedround_server.store.schema import CohortRow, EventRow, UpdateRow
 from fedround_server.store.steps import ALL, COHORT
 
 PAGE = 100
+END = 1 << 62
+"""Behind all sequences."""
 TELLING = (
     RoundStarted.__name__,
     TrainingStarted.__name__,
@@ -73,32 +75,19 @@ class Reader:
             self.found.append(row)
 
 
-def hand_out(
-    readers: Sequence[Reader],
-    rows: "ModelSelect[EventRow]",
-    after: int,
-    until: int | None = None,
-    *,
-    backwards: bool = False,
-) -> None:
-    """Gives readers those of a training's events that they may see, in order (backwards: the last one first).
+def hand_out(readers: Sequence[Reader], after: int, until: int = END, *, backwards: bool = False) -> None:
+    """Gives readers those of a training's events that they may see, in order.
 
     Args:
         readers: Of one training; all are its actor, or none.
-        rows: Which events to hand out; says nothing about their sequence.
         after: The sequence behind which to begin.
-        until: The last sequence; None for the end of the log.
-        backwards: Whether to begin at the end.
+        until: The last sequence.
+        backwards: Whether to begin at the end, and to give only what tells where the training stands.
     """
-    order = EventRow.sequence.desc() if backwards else EventRow.sequence
     # Often the first that is there is the one.
     size = min(PAGE, max(reader.limit for reader in readers))
     while readers:
-        # One bound on each side: of two, SQLite may take the wider one to the index, and read all that lies between.
-        between = rows.where(EventRow.sequence > after)
-        if until is not None:
-            between = between.where(EventRow.sequence <= until)
-        page = list(_for(readers, between).order_by(order).limit(size))
+        page = _page(readers, after, until, size, backwards=backwards)
         _give(page, readers)
         if len(page) < size:
             return
@@ -106,6 +95,41 @@ def hand_out(
         after, until = (after, last - 1) if backwards else (last, until)
         readers = [one for one in readers if not one.is_full and one.may_go_beyond(last, backwards=backwards)]
         size = min(PAGE, 2 * size)
+
+
+def _page(readers: Sequence[Reader], after: int, until: int, size: int, *, backwards: bool) -> list[EventRow]:
+    part = readers[0].part
+    if part.is_actor and not backwards:
+        return _all.all(part.training_id, after, until, size)
+    # Leaves out what none of the readers may see, or has to know.
+    audiences = {ALL, COHORT} if part.is_actor else {ALL, COHORT, *(reader.user_id for reader in readers)}
+    look = _telling if backwards else _for
+    return look.all(part.training_id, after, until, size, audiences)
+
+
+@prepared
+def _all(training_id: str, after: int, until: int, size: int) -> "ModelSelect[EventRow]":
+    return _between(training_id, after, until).order_by(EventRow.sequence).limit(size)
+
+
+@prepared
+def _for(training_id: str, after: int, until: int, size: int, audiences: Collection[str]) -> "ModelSelect[EventRow]":
+    return _all.build(training_id, after, until, size).where(among(EventRow.audience, audiences))
+
+
+@prepared
+def _telling(
+    training_id: str, after: int, until: int, size: int, audiences: Collection[str]
+) -> "ModelSelect[EventRow]":
+    rows = _between(training_id, after, until).where(EventRow.kind.in_(TELLING), among(EventRow.audience, audiences))
+    return rows.order_by(EventRow.sequence.desc()).limit(size)
+
+
+def _between(training_id: str, after: int, until: int) -> "ModelSelect[EventRow]":
+    # One bound on each side: of two, SQLite may take the wider one to the index, and read all that lies between.
+    return EventRow.select().where(
+        EventRow.training_id == training_id, EventRow.sequence > after, EventRow.sequence <= until
+    )
 
 
 def tell(readers: Sequence[Reader]) -> list[list[Event]]:
@@ -121,7 +145,7 @@ def tell(readers: Sequence[Reader]) -> list[list[Event]]:
 def _up_to_date(readers: Sequence[Reader], heard: Sequence[Sequence[Event]], started: set[int]) -> list[list[Event]]:
     """Has the start of a round tell how that round is now: who begins to listen may begin with it."""
     training_id = readers[0].part.training_id
-    present = _present(training_id, started)
+    rounds = {number: steps.find_round(training_id, number) for number in started}
     submitted = _submitted(training_id, started, {reader.user_id for reader in readers})
     made: dict[tuple[int, bool], Event] = {}
 
@@ -131,18 +155,13 @@ def _up_to_date(readers: Sequence[Reader], heard: Sequence[Sequence[Event]], sta
             return event
         key = event.sequence, (payload.round, user_id) in submitted
         if key not in made:
-            attempt, deadline = present[payload.round]
-            fresh = replace(payload, attempt=attempt, deadline=deadline, submitted=key[1])
+            fresh = replace(payload, submitted=key[1])
+            if (row := rounds[payload.round]) is not None:
+                fresh = replace(fresh, attempt=row.attempt, deadline=row.deadline)
             made[key] = replace(event, payload=fresh)
         return made[key]
 
     return [[now(event, reader.user_id) for event in events] for reader, events in zip(readers, heard, strict=True)]
-
-
-def _for(readers: Iterable[Reader], rows: "ModelSelect[EventRow]") -> "ModelSelect[EventRow]":
-    """Leaves out what none of the readers may see."""
-    some = [reader for reader in readers if not reader.part.is_actor]
-    return rows.where(among(EventRow.audience, {ALL, COHORT, *(one.user_id for one in some)})) if some else rows
 
 
 def _give(page: Sequence[EventRow], readers: Sequence[Reader]) -> None:
@@ -185,14 +204,6 @@ def _sent(training_id: str, number: int, user_ids: Collection[str]) -> Query:
     return UpdateRow.select(UpdateRow.user_id).where(
         UpdateRow.training_id == training_id, UpdateRow.number == number, among(UpdateRow.user_id, user_ids)
     )
-
-
-def _present(training_id: str, numbers: Collection[int]) -> dict[int, tuple[int, Any]]:
-    """Returns the attempt and the deadline that rounds have now."""
-    rows: Any = RoundRow.select(RoundRow.number, RoundRow.attempt, RoundRow.deadline).where(
-        RoundRow.training_id == training_id, RoundRow.number.in_(list(numbers))
-    )
-    return {number: (attempt, deadline) for number, attempt, deadline in rows.tuples()}
 
 
 def _shown(event: Event, is_actor: bool) -> Event:
