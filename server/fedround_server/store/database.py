@@ -63,8 +63,8 @@ class _Call:
 class Database:
     """A database, and the executor that all its verbs run on.
 
-    SQLite has one thread, hence a single writer: verbs that wait for it share a transaction, and so a sync of the disk,
-    each in a savepoint; none is answered before the commit. PostgreSQL has a small pool. At most one database is open
+    SQLite has one thread, hence a single writer: verbs that wait for it share a transaction, and so a sync of the disk;
+    none is answered before the commit. PostgreSQL has a small pool. At most one database is open
     in a process: the tables are bound to it.
     """
 
@@ -174,9 +174,10 @@ class Database:
         return _committed(result, call)
 
     def _run_together(self, calls: Sequence[_Call]) -> bool:
-        """Runs verbs in one transaction, and answers them; unless one has trouble with the database: then none has run.
+        """Runs verbs in one transaction, and answers them; unless one has to be undone: then none has run.
 
-        It may have ended the transaction, so each has to be run alone.
+        So has one that has trouble with the database, which may have ended the transaction, and one that raises behind
+        something that it wrote. A savepoint each would cost more than all that have to run again, alone.
         """
         outcomes: list[Callable[[_Call], Any]] = []
         begun = False
@@ -193,20 +194,31 @@ class Database:
         return True
 
     def _outcome(self, call: _Call) -> Callable[[_Call], Any]:
+        written = self._written()
         try:
-            result = self._attempt(call.verb, call.name, call.user_id)
+            result = self._do(call.verb, call.name, call.user_id)
         except (peewee.PeeweeException, sqlite3.Error):
             raise
         except BaseException as error:
+            if self._written() != written:
+                raise
             return _raising(error)
         return functools.partial(_committed, result)
 
+    def _written(self) -> int:
+        """Returns how many rows SQLite has written since it was opened."""
+        count: int = self._peewee.connection().total_changes
+        return count
+
     def _attempt(self, verb: Callable[[], R], name: str, user_id: str) -> R:
         with self._connection(), self._transaction():
-            reached(f"{name}.begun")
-            with recording(user_id, self._now):
-                result = verb()
-            reached(f"{name}.written")
+            return self._do(verb, name, user_id)
+
+    def _do(self, verb: Callable[[], R], name: str, user_id: str) -> R:
+        reached(f"{name}.begun")
+        with recording(user_id, self._now):
+            result = verb()
+        reached(f"{name}.written")
         return result
 
     @contextmanager
@@ -219,8 +231,7 @@ class Database:
             yield
 
     def _transaction(self) -> Any:
-        # Within another one it is a savepoint. Without IMMEDIATE, a SQLite transaction that becomes a writer fails at
-        # once when another one writes.
+        # Without IMMEDIATE, a SQLite transaction that becomes a writer fails at once when another one writes.
         return self._peewee.atomic() if self.is_postgres else self._peewee.atomic("IMMEDIATE")
 
     def _hold(self) -> None:
