@@ -5,6 +5,12 @@ from typing import Any
 
 Figures = dict[str, Any]
 SHAPES = {"few": "over 100 connections", "own": "each over its own connection"}
+EVENTS = {
+    "round_extended": "`round_extended`, which comes alone",
+    "round_closed": "`round_closed`, with the next one behind it",
+    "round_started": "`round_started`, behind that",
+    "training_removed": "`training_removed`, and the end of the stream",
+}
 
 
 def subscribers(figures: Figures, _: Path) -> str:
@@ -18,10 +24,10 @@ def subscribers(figures: Figures, _: Path) -> str:
         _row("memory a subscription", [f"{shape['kb_a_subscription']:.1f} kB" for _, shape in shapes]),
         _row("CPU when idle, of one core", [f"{shape['idle_cpu']:.1%}" for _, shape in shapes]),
     ]
-    for event in ("round_closed", "round_started"):
+    for event, what in EVENTS.items():
         delays = [shape[event] for _, shape in shapes]
         told = [f"{one['p50']:.2f} s, {one['p99']:.2f} s, {one['max']:.2f} s" for one in delays]
-        lines.append(_row(f"`{event}` at all of them: p50, p99, slowest", told))
+        lines.append(_row(f"{what}, at all of them: p50, p99, slowest", told))
     for number in range(max(len(shape["storms"]) for _, shape in shapes)):
         storms = [shape["storms"][number] if number < len(shape["storms"]) else None for _, shape in shapes]
         lines.append(

@@ -9,8 +9,9 @@ before the server starts, everything else goes through the API.
     kB a subscription  anonymous memory of the server and all below it, over what it was before the first ones came
     idle CPU           seconds of CPU in a second, over a heartbeat period in which nothing happens
     CPU a delivery     of the server for one event to one subscriber, with what the round itself takes
-    delay              from a commit to the receipt by each subscriber: of the one event of a removed training, and of
-                       the two of a round's end, one behind the other on the same streams, of all timed rounds together
+    delay              from a commit to the receipt by each subscriber: of the one event of a round that is repeated at
+                       its deadline, of the two of a round's end, one behind the other on the same streams, of all timed
+                       rounds together, and of the one of a removed training, which also ends the streams
     storm              all connections are cut by SIGKILL, and other processes, which stand ready, subscribe behind the
                        last sequence: seconds from the cut until all are subscribed again; then a round ends
     MiB left           memory over what it was at first, once all have gone and some seconds have passed
@@ -39,7 +40,14 @@ from fedround.v1.audit_pb2 import ReadAuditRequest
 from fedround.v1.audit_pb2_grpc import AuditServiceStub
 from fedround.v1.round_pb2 import SubmitUpdateRequest, UpdateSpec
 from fedround.v1.round_pb2_grpc import RoundServiceStub
-from fedround.v1.training_pb2 import CreateTrainingRequest, RemoveTrainingRequest, StartTrainingRequest, TrainingSpec
+from fedround.v1.training_pb2 import (
+    ON_MISSED_RETRY,
+    CreateTrainingRequest,
+    RemoveTrainingRequest,
+    RoundPolicy,
+    StartTrainingRequest,
+    TrainingSpec,
+)
 from fedround.v1.training_pb2_grpc import TrainingServiceStub
 from fedround_server.domain.token import hash_token, new_token
 from fedround_server.engine.process import allow_many_files
@@ -48,6 +56,8 @@ from fedround_server.store.schema import TokenRow, UserRow, database_proxy
 from measure import MIB, Running, anonymous, cpu_seconds, fedround_server, keep, tree
 
 HEARTBEAT = 20.0
+DEADLINE = 8
+"""Seconds after which a round is repeated for nobody but the subscribers; all of them have heard of it by then."""
 SETTLED = 15.0
 """Seconds after which memory is given back, if it is."""
 PATIENCE = 120.0
@@ -77,13 +87,24 @@ class Driver:
         self.admin = (("authorization", f"Bearer {running.token}"),)
         self._member = (("authorization", f"Bearer {next(iter(tokens.values()))}"),)
         self._rounds, self._audit = RoundServiceStub(channel), AuditServiceStub(channel)
-        spec = TrainingSpec(name="subscribers", target_num_updates=10_000, client_ids=tokens)
-        spec.round_policy.min_updates = 1
         self._trainings = TrainingServiceStub(channel)
+        self._clients = list(tokens)
+        self._audited = 0
+        self.create(RoundPolicy(min_updates=1))
+        self.start()
+
+    def create(self, policy: RoundPolicy) -> None:
+        """Creates another training of all subscribers, and goes on with that."""
+        spec = TrainingSpec(
+            name="subscribers", target_num_updates=10_000, client_ids=self._clients, round_policy=policy
+        )
         messages = iter([CreateTrainingRequest(spec=spec, chunk=MODEL)])
         self.training_id = self._trainings.CreateTraining(messages, metadata=self.admin).training.training_id
+        self._round = 0
+
+    def start(self) -> None:
+        """Starts the training."""
         self._trainings.StartTraining(StartTrainingRequest(training_id=self.training_id), metadata=self.admin)
-        self._round = self._audited = 0
 
     def close_round(self) -> None:
         """Has the round closed, and the next one opened."""
@@ -108,7 +129,7 @@ class Driver:
         for message in self._audit.ReadAudit(ReadAuditRequest(after_sequence=self._audited), metadata=self.admin):
             for entry in message.entries:
                 self._audited = entry.sequence
-                if entry.action in ("round_opened", "training_removed"):
+                if entry.action in ("round_opened", "round_extended", "training_removed"):
                     last = entry.time.ToMicroseconds() / 1e6
         return last
 
@@ -161,8 +182,23 @@ class Bench:
             figures["storms"].append(storm)
         figures |= {kind: spread(delays) for kind, delays in self._tell_all(crowds, self._driver.remove, 1).items()}
         crowds.leave()
+        figures["round_extended"] = spread(self._alone(connections))
         time.sleep(SETTLED)
         return figures | {"mib_left": self._left()}
+
+    def _alone(self, connections: int) -> list[float]:
+        """Returns the delays of events that come alone: of rounds that are repeated at their deadline."""
+        policy = RoundPolicy(on_missed=ON_MISSED_RETRY, max_retries=1000)
+        policy.deadline.FromSeconds(DEADLINE)
+        self._driver.create(policy)
+        crowds = self._crowds()
+        crowds.subscribe(self._tokens, connections, None)
+        self._until_all(crowds)
+        self._tell_all(crowds, self._driver.start, 2)
+        told = [self._tell_all(crowds, lambda: None, 1) for _ in range(self._options.rounds)]
+        self._driver.remove()
+        crowds.leave()
+        return [delay for delays in told for delay in delays["round_extended"]]
 
     def _storm(self, crowds: Crowds, connections: int) -> tuple[Crowds, Figures]:
         fresh, spent = self._crowds(), self._cpu()
@@ -237,7 +273,7 @@ def show(name: str, figures: Figures) -> None:
     print(f"  kB a subscription  {figures['kb_a_subscription']}, {later} after some rounds")
     print(f"  idle CPU           {figures['idle_cpu']}")
     print(f"  CPU a delivery     {figures['cpu_a_delivery_us']} us")
-    for kind in ("training_removed", "round_closed", "round_started"):
+    for kind in ("round_extended", "round_closed", "round_started", "training_removed"):
         print(f"  {kind:19}{figures[kind]} s")
     for storm in figures["storms"]:
         print(
