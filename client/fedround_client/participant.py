@@ -171,9 +171,10 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
         over = set() if self._training_id else self._patiently(self._over)
         while True:
             try:
-                for event in Subscription(self._rpc, self._training_id):
+                subscription = Subscription(self._rpc, self._training_id)
+                for event in subscription:
                     if event.training_id not in over:
-                        result = self._handle(event)
+                        result = self._handle(event, is_live=subscription.is_live)
                         if result is not None:
                             return result
                 raise TrainingNotFound(
@@ -187,10 +188,10 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
     def _over(self) -> set[str]:
         return {training.training_id for training in self.trainings("CLIENT") if training.state in _ENDED}
 
-    def _handle(self, event: Event) -> Participation | None:
+    def _handle(self, event: Event, *, is_live: bool) -> Participation | None:
         kind = event.WhichOneof("payload")
         if kind == "round_started":
-            self._take_part(event.training_id, event.round_started)
+            self._take_part(event.training_id, event.round_started, is_live=is_live)
             return None
         if kind == "round_extended":
             number, attempt = event.round_extended.round, event.round_extended.attempt
@@ -216,12 +217,12 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
         result = Participation(event.training_id, finished.model_id, finished.model_version, rounds)
         return result if self._until_finished else None
 
-    def _take_part(self, training_id: str, started: RoundStarted) -> None:
+    def _take_part(self, training_id: str, started: RoundStarted, *, is_live: bool) -> None:
         if started.submitted:
             logger.info("This participant is done with round %d of training %s.", started.round, training_id)
             return
         try:
-            if self._is_over(training_id, started):
+            if not is_live and self._is_over(training_id, started):
                 logger.info("Round %d of training %s is over already.", started.round, training_id)
                 return
             self._do(training_id, started)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 
 import grpc
@@ -14,6 +15,11 @@ from fedround_client.rpc import Rpc, Stream
 SILENCE = 60.0
 """After so many seconds without even a heartbeat (one comes every 20 s), a stream is dead."""
 
+LULL = 0.1
+"""A stream that gave nothing for so many seconds had given everything that there was."""
+MOMENT = 1.0
+"""For so many seconds behind a lull, what comes has just happened."""
+
 LAST = frozenset({"training_finished", "training_failed", "training_removed"})
 """The events that end a training."""
 
@@ -23,6 +29,9 @@ class Subscription:
 
     It reconnects with back-off for as long as it takes, and resumes behind the last event that it gave out. Heartbeats
     and farewells are kept to itself. About one training, it ends after the training's last event.
+
+    Attributes:
+        is_live: Whether the event that was given out last has just happened; False if it may be an old one.
     """
 
     def __init__(
@@ -48,6 +57,7 @@ class Subscription:
         self._timeout = timeout
         self._ends_at = None if timeout is None else self._clock.time() + timeout
         self._last_error: FedroundError | None = None
+        self.is_live = False
 
     def __iter__(self) -> Iterator[Event]:
         """Yields the events.
@@ -85,7 +95,11 @@ class Subscription:
 
     def _read(self, stream: Stream[Event]) -> Iterator[Event]:
         """Reads until the end, and cancels a stream that stays silent or is read past the timeout."""
+        now = self._clock.time
+        # A stream may begin with what happened before.
+        lull_ended, is_first = -math.inf, True
         while True:
+            begin = now()
             # Only the waiting is timed: how long the reader takes for an event is its own affair.
             alarm = self._clock.call_in(stream.cancel, min(SILENCE, self._remaining()))
             try:
@@ -95,6 +109,10 @@ class Subscription:
                 alarm.cancel()
             if event is None:
                 return
+            if now() - begin >= LULL and not is_first:
+                lull_ended = now()
+            is_first = False
+            self.is_live = now() - lull_ended < MOMENT
             yield event
 
     def _advance(self, event: Event) -> bool:

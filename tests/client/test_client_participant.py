@@ -221,6 +221,30 @@ def test_a_round_that_is_over_is_not_trained_for(server):
     assert rounds.result().rounds == 1
 
 
+def test_nobody_asks_whether_a_round_is_over_that_has_just_begun(server):
+    rounds = Rounds(server)
+    rounds.play(1, 0)
+    server.alarm_in(60)
+    server.time.sleep_for(0.2)
+    rounds.send(round_started(2, 1), round_started(3, 2))
+    rounds.serve_model(1)
+    # So long it is busy: the third round may be over.
+    server.time.sleep_for(1.5)
+    rounds.take_update()
+    rounds.training_is_at(3)
+    rounds.send(finished(4))
+    assert rounds.result().rounds == 2
+
+
+def test_what_a_stream_begins_with_may_be_old_however_long_it_took(server):
+    rounds = Rounds(server)
+    server.alarm_in(60)
+    server.time.sleep_for(5)
+    rounds.play(1, 0)
+    rounds.send(finished(2))
+    assert rounds.result().rounds == 1
+
+
 @pytest.mark.parametrize(
     ("code", "reason"), [("INVALID_ARGUMENT", "UPDATE_NOT_FINITE"), ("UNAUTHENTICATED", "TOKEN_INVALID")]
 )
