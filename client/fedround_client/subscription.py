@@ -15,8 +15,8 @@ from fedround_client.rpc import Rpc, Stream
 SILENCE = 60.0
 """After so many seconds without even a heartbeat (one comes every 20 s), a stream is dead."""
 
-LULL = 0.1
-"""A stream that gave nothing for so many seconds had given everything that there was."""
+LULL = 1.0
+"""A stream that gave nothing for so many seconds, longer than what was lost takes to be sent again, had nothing."""
 MOMENT = 1.0
 """For so many seconds behind a lull, what comes has just happened."""
 
@@ -31,7 +31,8 @@ class Subscription:
     and farewells are kept to itself. About one training, it ends after the training's last event.
 
     Attributes:
-        is_live: Whether the event that was given out last has just happened; False if it may be an old one.
+        is_live: Whether the event that was given out last has most probably just happened: it is at most as old as the
+            stream was silent before. False if it may have waited for its reader, or for the stream.
     """
 
     def __init__(

@@ -225,7 +225,7 @@ def test_nobody_asks_whether_a_round_is_over_that_has_just_begun(server):
     rounds = Rounds(server)
     rounds.play(1, 0)
     server.alarm_in(60)
-    server.time.sleep_for(0.2)
+    server.time.sleep_for(1)
     rounds.send(round_started(2, 1), round_started(3, 2))
     rounds.serve_model(1)
     # So long it is busy: the third round may be over.

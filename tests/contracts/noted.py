@@ -21,7 +21,7 @@ def noting_verbs(patch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     unnoted: list[str] = []
     # PostgreSQL has a pool of threads, and a transaction stays on one of them.
     thread = threading.local()
-    attempt, execute = Database._attempt, peewee.Database.execute_sql
+    attempt, execute = Database._do, peewee.Database.execute_sql
 
     def watched(database: peewee.Database, sql: str, params: Any = None, *more: Any) -> Any:
         cursor = execute(database, sql, params, *more)
@@ -38,5 +38,5 @@ def noting_verbs(patch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         return answer
 
     patch.setattr(peewee.Database, "execute_sql", watched)
-    patch.setattr(Database, "_attempt", checked)
+    patch.setattr(Database, "_do", checked)
     yield unnoted

@@ -13,7 +13,7 @@ import pytest
 from fedround_server.store.database import Database
 from fedround_server.store.schema import TABLES
 
-PLANNED = ("SELECT", "UPDATE", "DELETE")
+PLANNED = re.compile("SELECT|UPDATE|DELETE|INSERT .* SELECT")
 # All but the audit log's head, which is one row.
 GROWING = {table._meta.table_name for table in TABLES} - {"audit_head"}
 # What grows with the rounds of a training: to look for the training, or the model, alone reads all of it.
@@ -37,7 +37,7 @@ def planning(patch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     wasteful: list[str] = []
     # What tests ask beside the verbs has no name, and may read what it likes.
     thread = threading.local()
-    attempt, execute = Database._attempt, peewee.Database.execute_sql
+    attempt, execute = Database._do, peewee.Database.execute_sql
 
     def named(database: Database, verb: Any, name: str, *args: Any) -> Any:
         thread.verb = name
@@ -47,14 +47,14 @@ def planning(patch: pytest.MonkeyPatch) -> Iterator[list[str]]:
             thread.verb = ""
 
     def watched(database: peewee.Database, sql: str, params: Any = None, *more: Any) -> Any:
-        if getattr(thread, "verb", "") and sql.startswith(PLANNED) and sql not in _fine:
+        if getattr(thread, "verb", "") and PLANNED.match(sql) and sql not in _fine:
             found = _plan(database, execute, sql, params)
             wasteful.extend(f"{thread.verb}: {line}: {sql}" for line in found)
             if not found:
                 _fine.add(sql)
         return execute(database, sql, params, *more)
 
-    patch.setattr(Database, "_attempt", named)
+    patch.setattr(Database, "_do", named)
     patch.setattr(peewee.Database, "execute_sql", watched)
     yield wasteful
 

@@ -132,6 +132,18 @@ async def test_each_is_answered_as_if_it_were_alone(
         for question, answered in zip(asked, reads, strict=True):
             assert answered == await plainly(lambda question=question: alone.read(*question))
 
+        limits = st.sampled_from([1, 2, 100])
+        woken = [(*pair, data.draw(st.integers(0, 20)), data.draw(limits)) for pair in pairs]
+        news = await asyncio.gather(*(answer(events.news(*one)) for one in woken))
+        for (_, user, cursor, limit), found, answered in zip(woken, parts, news, strict=True):
+            if not isinstance(found, Part):
+                assert answered is TrainingNotFound
+            elif found.last_sequence <= cursor:
+                assert answered == (found, [], cursor)
+            else:
+                asked_alone = (found, user, cursor, limit)
+                assert answered == (found, *await plainly(lambda one=asked_alone: alone.read(*one)))
+
 
 def by_training(parts: Any) -> list[Part]:
     return sorted(parts, key=lambda part: part.training_id)
@@ -174,13 +186,13 @@ async def test_credentials_are_told_apart_however_many_ask(store: Store, world: 
 def attempts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the verbs that were run."""
     names: list[str] = []
-    attempt = database.Database._attempt
+    attempt = database.Database._do
 
     def noted(self: Any, verb: Any, name: str, user_id: str) -> Any:
         names.append(name)
         return attempt(self, verb, name, user_id)
 
-    monkeypatch.setattr(database.Database, "_attempt", noted)
+    monkeypatch.setattr(database.Database, "_do", noted)
     return names
 
 
@@ -229,7 +241,7 @@ async def test_a_database_that_does_not_answer_is_told_to_all(
         def fail(*_: Any) -> None:
             raise peewee.OperationalError("the server closed the connection")
 
-        patch.setattr(database.Database, "_attempt", fail)
+        patch.setattr(database.Database, "_do", fail)
         answers = await asyncio.gather(*(answer(store.events.part(training.training_id, one)) for one in clients))
         assert answers == [StoreUnavailable] * 3
     assert (await store.events.part(training.training_id, clients[0])).training_id == training.training_id

@@ -78,9 +78,15 @@ async def test_one_that_fails_behind_its_writes_leaves_no_trace(world: World, st
 
         await store._database.run(verb)
 
+    statements: list[str] = []
+    await trace(store, statements.append)
+    statements.clear()
     submits = [world.submit(training.training_id, 0, one) for one in (user, other)]
     first, failed, last = await together(store, submits[0], broken(), submits[1])
+    await trace(store, None)
     assert isinstance(failed, ValueError)
+    ends = [text for text in statements if text in ("BEGIN IMMEDIATE", "ROLLBACK", "COMMIT")]
+    assert ends[:4] == ["BEGIN IMMEDIATE", "ROLLBACK", "BEGIN IMMEDIATE", "COMMIT"]
     assert (first[1], last[1]) == (False, True)
     rows = await store._database.run(lambda: [row.user_id for row in UpdateRow.select()])
     assert sorted(rows) == sorted((user, other))

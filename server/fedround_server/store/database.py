@@ -159,7 +159,7 @@ class Database:
         size = 1 if self.is_postgres else min(len(self._waiting), MAX_GROUP)
         taken = [self._waiting.popleft() for _ in range(size)]
         calls = [call for call in taken if call.answer.set_running_or_notify_cancel()]
-        if len(calls) > 1 and self._run_together(calls):
+        if len(calls) > 1 and any(self._run_together(calls, guarded=guarded) for guarded in (False, True)):
             return
         for call in calls:
             call.tell(self._run_alone)
@@ -173,18 +173,23 @@ class Database:
                 result = self._attempt(call.verb, call.name, call.user_id)
         return _committed(result, call)
 
-    def _run_together(self, calls: Sequence[_Call]) -> bool:
+    def _run_together(self, calls: Sequence[_Call], *, guarded: bool) -> bool:
         """Runs verbs in one transaction, and answers them; unless one has to be undone: then none has run.
 
-        So has one that has trouble with the database, which may have ended the transaction, and one that raises behind
-        something that it wrote. A savepoint each would cost more than all that have to run again, alone.
+        One that raises behind what it wrote is undone by its savepoint, if it has one. Nearly none does that, so they
+        are tried without first: a savepoint takes two statements. One that has trouble with the database may have ended
+        the transaction.
+
+        Args:
+            calls: Which verbs.
+            guarded: Whether each has a savepoint.
         """
         outcomes: list[Callable[[_Call], Any]] = []
         begun = False
         try:
             with _answering(), self._connection(), self._transaction():
                 begun = True
-                outcomes.extend(self._outcome(call) for call in calls)
+                outcomes.extend(self._outcome(call, guarded=guarded) for call in calls)
         except BaseException as error:
             if begun and len(outcomes) < len(calls):
                 return False
@@ -193,14 +198,15 @@ class Database:
             call.tell(outcome)
         return True
 
-    def _outcome(self, call: _Call) -> Callable[[_Call], Any]:
+    def _outcome(self, call: _Call, *, guarded: bool) -> Callable[[_Call], Any]:
+        run = self._attempt if guarded else self._do
         written = self._written()
         try:
-            result = self._do(call.verb, call.name, call.user_id)
+            result = run(call.verb, call.name, call.user_id)
         except (peewee.PeeweeException, sqlite3.Error):
             raise
         except BaseException as error:
-            if self._written() != written:
+            if not guarded and self._written() != written:
                 raise
             return _raising(error)
         return functools.partial(_committed, result)
@@ -231,7 +237,8 @@ class Database:
             yield
 
     def _transaction(self) -> Any:
-        # Without IMMEDIATE, a SQLite transaction that becomes a writer fails at once when another one writes.
+        # Within another one it is a savepoint. Without IMMEDIATE, a SQLite transaction that becomes a writer fails at
+        # once when another one writes.
         return self._peewee.atomic() if self.is_postgres else self._peewee.atomic("IMMEDIATE")
 
     def _hold(self) -> None:

@@ -96,7 +96,9 @@ class EventVerbs:
 
     @joint
     def news(self, asked: Sequence[tuple[str, str, int, int]]) -> list[tuple[Part, list[Event], int] | FedroundError]:
-        """Like `part` and `read` together (training, user, cursor, limit): what a subscriber asks when it is woken.
+        """Like `part` and `read` together (training, user, cursor, limit).
+
+        That is what a subscriber to one training asks when it is woken.
 
         Raises:
             TrainingNotFound: The user never had a part in the training.

@@ -10,7 +10,7 @@ Q = TypeVar("Q")
 R = TypeVar("R")
 
 MOST = 1000
-"""How many questions go together: the store does other work in between, and each takes parameters of a query."""
+"""How many questions go together: the store does other work in between."""
 
 
 class Joint(Generic[Q, R]):

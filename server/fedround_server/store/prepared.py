@@ -10,7 +10,7 @@ from functools import cache
 from inspect import signature
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
-from peewee import OP, ColumnBase, Context, Expression, Field, PostgresqlDatabase, Query
+from peewee import OP, ColumnBase, Context, Expression, Field, IntegerField, PostgresqlDatabase, Query
 
 from fedround_server.store.schema import Row, database_proxy
 
@@ -46,11 +46,16 @@ class _Parameter(ColumnBase):
 class _Many(ColumnBase):
     """Many values as one parameter."""
 
-    def __init__(self, values: "Collection[str] | _Parameter") -> None:
+    def __init__(self, values: "Collection[str | int] | _Parameter", kind: str) -> None:
         self._values = values
+        self._kind = kind
 
     def __sql__(self, ctx: Context) -> Context:
-        before, convert, after = POSTGRES_LIST if isinstance(database_proxy.obj, PostgresqlDatabase) else SQLITE_LIST
+        convert: Converter
+        if isinstance(database_proxy.obj, PostgresqlDatabase):
+            before, convert, after = "(SELECT unnest(", list, f"::{self._kind}[]))"
+        else:
+            before, convert, after = "(SELECT value FROM json_each(", _as_json, "))"
         values = self._values
         ctx.literal(before)
         ctx.value(_Slot(values.position, convert) if isinstance(values, _Parameter) else convert(values), False)
@@ -58,17 +63,13 @@ class _Many(ColumnBase):
         return ctx
 
 
-def _as_json(values: Iterable[str]) -> str:
+def _as_json(values: Iterable[str | int]) -> str:
     return json.dumps(list(values))
 
 
-SQLITE_LIST: tuple[str, Converter, str] = "(SELECT value FROM json_each(", _as_json, "))"
-POSTGRES_LIST: tuple[str, Converter, str] = "(SELECT unnest(", list, "::text[]))"
-
-
-def among(field: Field, values: Collection[str]) -> Expression:
+def among(field: Field, values: Collection[str] | Collection[int]) -> Expression:
     """Says that a field has one of some values: `in_` says it too, with a parameter each, at many times the cost."""
-    return Expression(field, OP.IN, _Many(values))
+    return Expression(field, OP.IN, _Many(values, "int" if isinstance(field, IntegerField) else "text"))
 
 
 @dataclass(frozen=True, slots=True)

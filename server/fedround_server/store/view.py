@@ -1,16 +1,15 @@
 """Which events of a training's log who may see: looked up for many readers at once."""
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 from peewee import ModelSelect, Query
 
 from fedround_server.domain.event import LAST_OF_A_TRAINING, Event, RoundClosed, RoundStarted, TrainingStarted
-from fedround_server.store import steps
 from fedround_server.store.prepared import among, prepared, prepared_values
 from fedround_server.store.rows import to_event
-from fedround_server.store.schema import CohortRow, EventRow, UpdateRow
+from fedround_server.store.schema import CohortRow, EventRow, RoundRow, UpdateRow
 from fedround_server.store.steps import ALL, COHORT
 
 PAGE = 100
@@ -76,7 +75,7 @@ class Reader:
 
 
 def hand_out(readers: Sequence[Reader], after: int, until: int = END, *, backwards: bool = False) -> None:
-    """Gives readers those of a training's events that they may see, in order.
+    """Gives readers those of a training's events that they may see, in order (backwards: the last one first).
 
     Args:
         readers: Of one training; all are its actor, or none.
@@ -145,8 +144,8 @@ def tell(readers: Sequence[Reader]) -> list[list[Event]]:
 def _up_to_date(readers: Sequence[Reader], heard: Sequence[Sequence[Event]], started: set[int]) -> list[list[Event]]:
     """Has the start of a round tell how that round is now: who begins to listen may begin with it."""
     training_id = readers[0].part.training_id
-    rounds = {number: steps.find_round(training_id, number) for number in started}
-    submitted = _submitted(training_id, started, {reader.user_id for reader in readers})
+    rounds = {row.number: row for row in _rounds.all(training_id, started)}
+    submitted = set(_submitted.all(training_id, started, {reader.user_id for reader in readers}))
     made: dict[tuple[int, bool], Event] = {}
 
     def now(event: Event, user_id: str) -> Event:
@@ -155,9 +154,8 @@ def _up_to_date(readers: Sequence[Reader], heard: Sequence[Sequence[Event]], sta
             return event
         key = event.sequence, (payload.round, user_id) in submitted
         if key not in made:
-            fresh = replace(payload, submitted=key[1])
-            if (row := rounds[payload.round]) is not None:
-                fresh = replace(fresh, attempt=row.attempt, deadline=row.deadline)
+            row = rounds[payload.round]
+            fresh = replace(payload, attempt=row.attempt, deadline=row.deadline, submitted=key[1])
             made[key] = replace(event, payload=fresh)
         return made[key]
 
@@ -170,7 +168,7 @@ def _give(page: Sequence[EventRow], readers: Sequence[Reader]) -> None:
     for reader in readers:
         by_user[reader.user_id].append(reader)
     numbers = {row.number for row in page if row.audience == COHORT and row.number is not None and not is_actor}
-    members = _members(page[0].training_id, numbers, by_user) if numbers else set()
+    members = set(_members.all(page[0].training_id, numbers, by_user) if numbers else ())
     for row in page:
         if is_actor or row.audience == ALL:
             audience = readers
@@ -182,28 +180,25 @@ def _give(page: Sequence[EventRow], readers: Sequence[Reader]) -> None:
             reader.take(row)
 
 
-def _members(training_id: str, numbers: Iterable[int], user_ids: Collection[str]) -> set[tuple[int, str]]:
-    """Returns which of the users are, or were, in the cohorts of rounds."""
-    return {(number, user_id) for number in numbers for (user_id,) in _in_cohort.all(training_id, number, user_ids)}
-
-
-def _submitted(training_id: str, numbers: Iterable[int], user_ids: Collection[str]) -> set[tuple[int, str]]:
-    """Returns which of the users have submitted in rounds."""
-    return {(number, user_id) for number in numbers for (user_id,) in _sent.all(training_id, number, user_ids)}
-
-
 @prepared_values
-def _in_cohort(training_id: str, number: int, user_ids: Collection[str]) -> Query:
-    return CohortRow.select(CohortRow.user_id).where(
-        CohortRow.training_id == training_id, CohortRow.number == number, among(CohortRow.user_id, user_ids)
+def _members(training_id: str, numbers: Collection[int], user_ids: Collection[str]) -> Query:
+    """Finds which of the users are, or were, in the cohorts of rounds."""
+    return CohortRow.select(CohortRow.number, CohortRow.user_id).where(
+        CohortRow.training_id == training_id, among(CohortRow.number, numbers), among(CohortRow.user_id, user_ids)
     )
 
 
 @prepared_values
-def _sent(training_id: str, number: int, user_ids: Collection[str]) -> Query:
-    return UpdateRow.select(UpdateRow.user_id).where(
-        UpdateRow.training_id == training_id, UpdateRow.number == number, among(UpdateRow.user_id, user_ids)
+def _submitted(training_id: str, numbers: Collection[int], user_ids: Collection[str]) -> Query:
+    """Finds which of the users have submitted in rounds."""
+    return UpdateRow.select(UpdateRow.number, UpdateRow.user_id).where(
+        UpdateRow.training_id == training_id, among(UpdateRow.number, numbers), among(UpdateRow.user_id, user_ids)
     )
+
+
+@prepared
+def _rounds(training_id: str, numbers: Collection[int]) -> "ModelSelect[RoundRow]":
+    return RoundRow.select().where(RoundRow.training_id == training_id, among(RoundRow.number, numbers))
 
 
 def _shown(event: Event, is_actor: bool) -> Event:
