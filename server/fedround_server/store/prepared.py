@@ -69,7 +69,7 @@ def _as_json(values: Iterable[str | int]) -> str:
 
 def among(field: Field, values: Collection[str] | Collection[int]) -> Expression:
     """Says that a field has one of some values: `in_` says it too, with a parameter each, at many times the cost."""
-    return Expression(field, OP.IN, _Many(values, "int" if isinstance(field, IntegerField) else "text"))
+    return Expression(field, OP.IN, _Many(values, "bigint" if isinstance(field, IntegerField) else "text"))
 
 
 @dataclass(frozen=True, slots=True)
