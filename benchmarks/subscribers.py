@@ -154,10 +154,8 @@ class Bench:
 
     def shape(self, connections: int, storms: int) -> Figures:
         """Measures one shape."""
-        crowds = self._crowds()
         figures: Figures = {"connections": connections, "storms": [], "mib_left_between": None}
-        crowds.subscribe(self._tokens, connections, None)
-        self._until_all(crowds)
+        crowds = self._subscribed(connections, None)
         time.sleep(3)
         figures["kb_a_subscription"] = round((self._memory() - self._base) / self._count / 1000, 1)
         spent, start = self._cpu(), time.monotonic()
@@ -175,9 +173,7 @@ class Bench:
                 crowds.leave()
                 time.sleep(SETTLED)
                 figures["mib_left_between"] = self._left()
-                crowds = self._crowds()
-                crowds.subscribe(self._tokens, connections, self._last)
-                self._until_all(crowds)
+                crowds = self._subscribed(connections, self._last)
             crowds, storm = self._storm(crowds, connections)
             figures["storms"].append(storm)
         figures |= {kind: spread(delays) for kind, delays in self._tell_all(crowds, self._driver.remove, 1).items()}
@@ -191,9 +187,7 @@ class Bench:
         policy = RoundPolicy(on_missed=ON_MISSED_RETRY, max_retries=1000)
         policy.deadline.FromSeconds(DEADLINE)
         self._driver.create(policy)
-        crowds = self._crowds()
-        crowds.subscribe(self._tokens, connections, None)
-        self._until_all(crowds)
+        crowds = self._subscribed(connections, None)
         self._tell_all(crowds, self._driver.start, 2)
         told = [self._tell_all(crowds, lambda: None, 1) for _ in range(self._options.rounds)]
         self._driver.remove()
@@ -242,6 +236,13 @@ class Bench:
             whole.add(heard)
             whole.subscribed, whole.complete = heard.subscribed, heard.complete
         return whole
+
+    def _subscribed(self, connections: int, after: int | None) -> Crowds:
+        """Has all subscribe, over so many connections, and waits until they are."""
+        crowds = self._crowds()
+        crowds.subscribe(self._tokens, connections, after)
+        self._until_all(crowds)
+        return crowds
 
     def _crowds(self) -> Crowds:
         return Crowds(self._options.processes, self._running.address, self._driver.training_id)

@@ -110,10 +110,11 @@ class Subscription:
                 alarm.cancel()
             if event is None:
                 return
-            if now() - begin >= LULL and not is_first:
-                lull_ended = now()
+            heard = now()
+            if heard - begin >= LULL and not is_first:
+                lull_ended = heard
             is_first = False
-            self.is_live = now() - lull_ended < MOMENT
+            self.is_live = heard - lull_ended < MOMENT
             yield event
 
     def _advance(self, event: Event) -> bool:

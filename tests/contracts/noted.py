@@ -21,7 +21,7 @@ def noting_verbs(patch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     unnoted: list[str] = []
     # PostgreSQL has a pool of threads, and a transaction stays on one of them.
     thread = threading.local()
-    attempt, execute = Database._do, peewee.Database.execute_sql
+    do, execute = Database._do, peewee.Database.execute_sql
 
     def watched(database: peewee.Database, sql: str, params: Any = None, *more: Any) -> Any:
         cursor = execute(database, sql, params, *more)
@@ -32,7 +32,7 @@ def noting_verbs(patch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
     def checked(database: Database, *args: Any) -> Any:
         thread.statements = []
-        answer = attempt(database, *args)
+        answer = do(database, *args)
         if not any('INTO "audit"' in sql for sql in thread.statements):
             unnoted.extend(thread.statements)
         return answer

@@ -37,12 +37,12 @@ def planning(patch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     wasteful: list[str] = []
     # What tests ask beside the verbs has no name, and may read what it likes.
     thread = threading.local()
-    attempt, execute = Database._do, peewee.Database.execute_sql
+    do, execute = Database._do, peewee.Database.execute_sql
 
     def named(database: Database, verb: Any, name: str, *args: Any) -> Any:
         thread.verb = name
         try:
-            return attempt(database, verb, name, *args)
+            return do(database, verb, name, *args)
         finally:
             thread.verb = ""
 

@@ -186,11 +186,11 @@ async def test_credentials_are_told_apart_however_many_ask(store: Store, world: 
 def attempts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the verbs that were run."""
     names: list[str] = []
-    attempt = database.Database._do
+    do = database.Database._do
 
     def noted(self: Any, verb: Any, name: str, user_id: str) -> Any:
         names.append(name)
-        return attempt(self, verb, name, user_id)
+        return do(self, verb, name, user_id)
 
     monkeypatch.setattr(database.Database, "_do", noted)
     return names

@@ -173,11 +173,11 @@ async def test_many_wake_ups_take_few_verbs(
     await world.submit(training.training_id, 0, clients[0])
     await world.commit(training.training_id)
     verbs: list[str] = []
-    attempt = Database._do
+    do = Database._do
 
     def noted(self: Any, verb: Any, name: str, user_id: str) -> Any:
         verbs.append(name)
-        return attempt(self, verb, name, user_id)
+        return do(self, verb, name, user_id)
 
     monkeypatch.setattr(Database, "_do", noted)
     hub.notify(training.training_id)

@@ -11,6 +11,7 @@ from fedround_server.domain.training import Aggregation
 from fedround_server.store import noting
 from fedround_server.store.database import Database, verb
 from fedround_server.store.model import owned_model
+from fedround_server.store.prepared import among
 from fedround_server.store.rows import to_entry
 from fedround_server.store.schema import AuditHeadRow, AuditRow, UserRow
 
@@ -107,8 +108,5 @@ def _contributions(made: AuditRow, facts: Mapping[str, Any]) -> tuple[Contributi
 
 def _names(user_ids: Sequence[str]) -> dict[str, str]:
     """Returns the names of users, also of those that were removed."""
-    names: dict[str, str] = {}
-    for start in range(0, len(user_ids), noting.BATCH):
-        for row in UserRow.select().where(UserRow.user_id.in_(user_ids[start : start + noting.BATCH])):
-            names[row.user_id] = row.name.removesuffix(f"#{row.user_id}")
-    return names
+    rows = UserRow.select().where(among(UserRow.user_id, user_ids))
+    return {row.user_id: row.name.removesuffix(f"#{row.user_id}") for row in rows}

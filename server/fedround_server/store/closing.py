@@ -1,6 +1,6 @@
 """How open rounds end, on every cause alike; runs inside a verb's transaction, behind a lock of its training."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -10,6 +10,7 @@ from fedround_server.domain.training import MISSING, RoundPolicy
 from fedround_server.failpoints import reached
 from fedround_server.store import ledger, steps
 from fedround_server.store.noting import note
+from fedround_server.store.prepared import among
 from fedround_server.store.rows import to_spec
 from fedround_server.store.schema import CohortRow, ParticipantRow, RoundRow, TrainingRow, UserRow
 
@@ -71,7 +72,7 @@ def leave(training: TrainingRow, user_ids: Sequence[str], now: datetime) -> bool
     CohortRow.update(removed=True).where(
         CohortRow.training_id == training.training_id,
         CohortRow.number == row.number,
-        CohortRow.user_id.in_(list(user_ids)),
+        among(CohortRow.user_id, user_ids),
     ).execute()
     steps.recount(row)
     return evaluate(training, row, now)
@@ -127,9 +128,9 @@ def _missing(row: RoundRow) -> list[str]:
     return sorted(present - here)
 
 
-def _names(user_ids: Iterable[str]) -> list[str]:
+def _names(user_ids: Sequence[str]) -> list[str]:
     """Returns users by the names that people know."""
-    rows = UserRow.select(UserRow.name).where(UserRow.user_id.in_(list(user_ids))).order_by(UserRow.name)
+    rows = UserRow.select(UserRow.name).where(among(UserRow.user_id, user_ids)).order_by(UserRow.name)
     return [row.name for row in rows]
 
 

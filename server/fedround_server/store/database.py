@@ -159,7 +159,7 @@ class Database:
         size = 1 if self.is_postgres else min(len(self._waiting), MAX_GROUP)
         taken = [self._waiting.popleft() for _ in range(size)]
         calls = [call for call in taken if call.answer.set_running_or_notify_cancel()]
-        if len(calls) > 1 and any(self._run_together(calls, guarded=guarded) for guarded in (False, True)):
+        if len(calls) > 1 and (self._run_together(calls, guarded=False) or self._run_together(calls, guarded=True)):
             return
         for call in calls:
             call.tell(self._run_alone)

@@ -86,13 +86,13 @@ class EventVerbs:
         return [answer(index, part, after) for index, (part, _, after) in enumerate(asked)]
 
     @joint
-    def read(self, asked: Sequence[tuple[Part, str, int, int]]) -> list[tuple[list[Event], int] | FedroundError]:
+    def read(self, asked: Sequence[tuple[Part, str, int, int]]) -> list[tuple[list[Event], int]]:
         """Reads on behind a cursor (part, user, cursor, limit).
 
         Returns:
             The events that the user may see, and the cursor behind everything that was looked at.
         """
-        return [*_read(asked)]
+        return _read(asked)
 
     @joint
     def news(self, asked: Sequence[tuple[str, str, int, int]]) -> list[tuple[Part, list[Event], int] | FedroundError]:
@@ -105,17 +105,21 @@ class EventVerbs:
         """
         # What ends a part is in the log before the part says so: the parts first.
         parts = _parts((training_id, user_id) for training_id, user_id, _, _ in asked)
-        found: list[tuple[Part, list[Event], int] | FedroundError] = []
-        behind: list[tuple[int, tuple[Part, str, int, int]]] = []
-        for index, (training_id, user_id, cursor, limit) in enumerate(asked):
-            part = parts.get((training_id, user_id))
-            found.append(TrainingNotFound(training_id) if part is None else (part, [], cursor))
-            if part is not None and part.last_sequence > cursor:
-                behind.append((index, (part, user_id, cursor, limit)))
-        questions = [question for _, question in behind]
-        for (index, (part, *_)), (events, cursor) in zip(behind, _read(questions), strict=True):
-            found[index] = part, events, cursor
-        return found
+        behind = {
+            index: (part, user_id, cursor, limit)
+            for index, (training_id, user_id, cursor, limit) in enumerate(asked)
+            if (part := parts.get((training_id, user_id))) is not None and part.last_sequence > cursor
+        }
+        found = dict(zip(behind, _read(list(behind.values())), strict=True))
+
+        def answer(index: int, pair: tuple[str, str], cursor: int) -> tuple[Part, list[Event], int] | FedroundError:
+            part = parts.get(pair)
+            return TrainingNotFound(pair[0]) if part is None else (part, *found.get(index, ([], cursor)))
+
+        return [
+            answer(index, (training_id, user_id), cursor)
+            for index, (training_id, user_id, cursor, _) in enumerate(asked)
+        ]
 
 
 def _grouped(readers: Iterable[Reader]) -> dict[tuple[str, bool], list[Reader]]:

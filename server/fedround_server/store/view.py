@@ -198,7 +198,8 @@ def _submitted(training_id: str, numbers: Collection[int], user_ids: Collection[
 
 @prepared
 def _rounds(training_id: str, numbers: Collection[int]) -> "ModelSelect[RoundRow]":
-    return RoundRow.select().where(RoundRow.training_id == training_id, among(RoundRow.number, numbers))
+    rows = RoundRow.select(RoundRow.number, RoundRow.attempt, RoundRow.deadline)
+    return rows.where(RoundRow.training_id == training_id, among(RoundRow.number, numbers))
 
 
 def _shown(event: Event, is_actor: bool) -> Event:
