@@ -112,12 +112,12 @@ class _Connection:
     def _carry(self, source: socket.socket, target: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(READ):
-                time.sleep(self._fate.latency)
+                _sleep(self._fate.latency)
                 with self._lock:
                     data = self._spend(data, source)
                 for start in range(0, len(data), self._fate.piece):
                     target.sendall(data[start : start + self._fate.piece])
-                    time.sleep(self._fate.pause)
+                    _sleep(self._fate.pause)
         self.reset()
 
     def _spend(self, data: bytes, source: socket.socket) -> bytes:
@@ -139,6 +139,12 @@ class _Connection:
             case _:
                 self.reset()
         return data[:at] if source is self._far else b""
+
+
+def _sleep(seconds: float) -> None:
+    # Sleeping for no time at all takes a tenth of a millisecond.
+    if seconds:
+        time.sleep(seconds)
 
 
 def mixture(seed: int, struck: int) -> Callable[[int], Fate]:

@@ -28,8 +28,8 @@ pytestmark = pytest.mark.timeout(240)
 # A silent peer is found sooner than by those who have the time: the test has not.
 PATIENCE = {
     "grpc.keepalive_time_ms": 6_000,
-    "grpc.keepalive_timeout_ms": 1_000,
-    "grpc.http2.ping_timeout_ms": 1_000,
+    "grpc.keepalive_timeout_ms": 3_000,
+    "grpc.http2.ping_timeout_ms": 3_000,
     "grpc.min_reconnect_backoff_ms": 2_000,
     "grpc.max_reconnect_backoff_ms": 500,
     # Else both participants would share a connection.
