@@ -40,9 +40,10 @@ LAYERS = {
     "failpoints": layer(""),
     "memory": layer("", "fedround_wire"),
     "page_cache": layer(""),
+    "recent": layer(""),
     "blobs": layer("domain failpoints page_cache"),
-    "store": layer("domain failpoints", "peewee playhouse psycopg psycopg_pool"),
-    "engine": layer("domain memory page_cache", "torch safetensors numpy"),
+    "store": layer("domain failpoints recent", "peewee playhouse psycopg psycopg_pool"),
+    "engine": layer("domain memory page_cache recent", "torch safetensors numpy"),
     "coordinator": layer("domain hub failpoints blobs store engine", "structlog"),
     "interceptors": layer("domain coordinator", "fedround_wire grpc grpc_status google.protobuf google.rpc structlog"),
     "services": layer(

@@ -9,11 +9,13 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from fedround_server.domain.errors import ModelFormat, UpdateMismatch
 from fedround_server.domain.model import MAX_TENSORS, Dtype, Manifest, TensorSpec
 from fedround_server.engine.header import read_header
+from fedround_server.recent import Recent
 
 PREFIX = 8
 MAX_HEADER = 4 << 20
@@ -22,6 +24,8 @@ MAX_NAME = 512
 MAX_DIMENSION = 1 << 48
 LARGE = 64 << 10
 """A header up to this size is read in a few milliseconds; the largest ones take hundreds."""
+REMEMBERED = 2 << 20
+"""Bytes of headers whose layouts are remembered; a layout takes ten times as much memory."""
 NAME = re.compile(r"[^\x00-\x1f\x7f\\\ud800-\udfff]+")
 PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
@@ -56,6 +60,7 @@ class HeaderGate:
         self._expected = expected
         self._differences = differences
         self._seen = bytearray()
+        self._wanted = PREFIX
         self.layout: Layout | None = None
 
     def takes_long(self, data: bytes) -> bool:
@@ -74,15 +79,21 @@ class HeaderGate:
         """
         if self.layout is not None:
             return
-        self._seen += data
-        if len(self._seen) < PREFIX:
-            return
-        length = _header_length(bytes(self._seen[:PREFIX]))
-        if len(self._seen) >= PREFIX + length:
-            self.layout = parse_header(bytes(self._seen[PREFIX : PREFIX + length]))
+        taken = self._take(data)
+        if len(self._seen) == PREFIX == self._wanted:
+            self._wanted += _header_length(bytes(self._seen))
+            self._take(data[taken : taken + self._wanted])
+        if len(self._seen) == self._wanted > PREFIX:
+            self.layout = parse_header(bytes(self._seen[PREFIX:]))
             self._seen.clear()
             if self._expected is not None:
                 check_same(self.layout.manifest, self._expected, self._differences)
+
+    def _take(self, data: bytes) -> int:
+        """Takes what is wanted of some bytes; returns how many."""
+        part = data[: self._wanted - len(self._seen)]
+        self._seen += part
+        return len(part)
 
 
 def parse_header(header: bytes, *, own: bool = False) -> Layout:
@@ -92,9 +103,16 @@ def parse_header(header: bytes, *, own: bool = False) -> Layout:
         header: The JSON text, without the 8 bytes of its length.
         own: Whether the server keeps the file already: posteriors may have any number of tensors, and longer names.
 
+    Returns:
+        What it says; of equal headers it may be the same object.
+
     Raises:
         ModelFormat: The header is malformed, or describes a file that is not acceptable.
     """
+    return (_read_own if own else _read_strange)(header)
+
+
+def _read(header: bytes, *, own: bool) -> Layout:
     tensors = read_header(header, len(header) if own else MAX_TENSORS)
     if not tensors:
         raise ModelFormat("the file contains no tensors")
@@ -115,6 +133,10 @@ def parse_header(header: bytes, *, own: bool = False) -> Layout:
         position = end
     data_start = PREFIX + len(header)
     return Layout(manifest, {name: data_start + begin for begin, _, name in spans}, data_start, data_start + position)
+
+
+_read_own: Recent[bytes, Layout] = Recent(partial(_read, own=True), REMEMBERED)
+_read_strange: Recent[bytes, Layout] = Recent(partial(_read, own=False), REMEMBERED)
 
 
 def make_header(manifest: Manifest) -> bytes:
@@ -142,6 +164,8 @@ def check_same(actual: Manifest, expected: Manifest, differences: Manifest | Non
     Raises:
         UpdateMismatch: A tensor is missing, is one too many, or has another type or shape.
     """
+    if actual in (expected, differences):
+        return
     hint = ""
     if differences is not None and any(_is_difference(name, actual, expected, differences) for name in actual):
         expected, hint = differences, ": differences of all F32 and F64 tensors, or of none"

@@ -1,5 +1,6 @@
 """Whether what a participant submits fits; runs inside verbs about rounds, behind a lock of its training."""
 
+import json
 from dataclasses import dataclass
 
 from peewee import ModelSelect
@@ -17,8 +18,9 @@ from fedround_server.domain.model import BlobRef, Manifest, differences
 from fedround_server.domain.round import RoundKind, RoundState
 from fedround_server.domain.swag import MEAN, moments
 from fedround_server.domain.update import NewUpdate, NormBound, Update
+from fedround_server.recent import Recent
 from fedround_server.store import steps
-from fedround_server.store.prepared import prepared
+from fedround_server.store.prepared import prepared, prepared_values
 from fedround_server.store.rows import to_manifest, to_spec, to_update
 from fedround_server.store.schema import (
     CohortRow,
@@ -29,6 +31,9 @@ from fedround_server.store.schema import (
     TrainingRow,
     UpdateRow,
 )
+
+REMEMBERED = 1 << 20
+"""Characters of manifests that are remembered; what is read of them takes ten times as much memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +61,8 @@ def admit(training: TrainingRow, new: NewUpdate) -> Admission:
     else:
         receipt, row = None, found
     spec = to_spec(training.spec)
-    manifest = to_manifest(_manifest.one(training.model_id).manifest)
+    [(text,)] = _manifest.all(training.model_id)
+    manifest = _read_manifest(text)
     narrow, half = None, spec.update_precision.dtype
     if row.kind == RoundKind.SWAG.value:
         manifest = moments(manifest, int(spec.uncertainty.options["rank"]))
@@ -158,9 +164,12 @@ def _deal(training_id: str, number: int, user_id: str) -> "ModelSelect[DealRow]"
     )
 
 
-@prepared
+@prepared_values
 def _manifest(model_id: str) -> "ModelSelect[ModelRow]":
     return ModelRow.select(ModelRow.manifest).where(ModelRow.model_id == model_id)
+
+
+_read_manifest: Recent[str, Manifest] = Recent(lambda text: to_manifest(json.loads(text)), REMEMBERED)
 
 
 def _is_report(kind: str) -> bool:
