@@ -1,4 +1,4 @@
-"""Walks over the tensors of a round's updates, block by block, and writes the next model.
+"""Walks over the tensors of a round's updates, block by block across their borders, and writes the next model.
 
 Memory is O(block x updates), whatever the size of the model.
 """
@@ -15,7 +15,8 @@ from fedround_server.domain.model import BlobRef
 from fedround_server.engine.aggregators import AGGREGATORS, Aggregator, Block
 from fedround_server.engine.job import AggregationFailed, AggregationJob
 from fedround_server.engine.rounding import narrow
-from fedround_server.engine.tensors import Layouts, TensorFile, TensorWriter, blocks, is_finite
+from fedround_server.engine.runs import Run, runs
+from fedround_server.engine.tensors import Layouts, TensorFile, TensorWriter, blocks, first_not_finite, is_finite
 
 # BatchNorm counts its batches; the count of the most trained update is the one that makes sense.
 COUNTER = "num_batches_tracked"
@@ -37,14 +38,13 @@ def aggregate(job: AggregationJob, target: Path) -> BlobRef:
         model = stack.enter_context(TensorFile(job.model, layouts))
         updates = [stack.enter_context(TensorFile(path, layouts)) for path in job.updates]
         writer = stack.enter_context(TensorWriter(target, model.header))
-        for name in sorted(model.layout.offsets, key=model.layout.offsets.__getitem__):
-            spec = model.layout.manifest[name]
-            for start, length in blocks(spec.num_elements):
-                base = model.block(name, start, length)
-                parts = Parts(updates, base, name, start)
-                if spec.dtype.is_floating:
-                    writer.write(_average(aggregator, Block(parts, job.weights, base, job.options), name))
-                elif name.endswith(COUNTER):
+        for run in runs(model.layout, [update.layout for update in updates]):
+            for start, length in blocks(run.num_elements):
+                base = model.block(run.first, start, length)
+                parts = Parts(updates, base, run.first, start)
+                if run.dtype.is_floating:
+                    writer.write(_average(aggregator, Block(parts, job.weights, base, job.options), run, start))
+                elif run.first.endswith(COUNTER):
                     writer.write(torch.stack(list(parts)).amax(0))
                 else:
                     writer.write(parts[_heaviest(job.weights)])
@@ -60,7 +60,7 @@ class Parts(Sequence[Tensor]):
         Args:
             updates: The updates' files.
             base: These elements of the model.
-            name: The tensor that they are of.
+            name: The tensor from whose start they are counted.
             start: Index of the first one.
         """
         self._updates = updates
@@ -89,9 +89,10 @@ class Parts(Sequence[Tensor]):
         return (self._base.double() + part).clamp_(-most, most)
 
 
-def _average(aggregator: Aggregator, block: Block, name: str) -> Tensor:
+def _average(aggregator: Aggregator, block: Block, run: Run, start: int) -> Tensor:
     result = narrow(aggregator(block), block.model.dtype)
     if not is_finite(result):
+        name = run.owner(start + first_not_finite(result))
         raise AggregationFailed(f"the aggregate of tensor {name!r} has values that its dtype cannot hold")
     return result
 

@@ -1,5 +1,6 @@
 """Looks at the numbers of a file before it is accepted, in one pass."""
 
+from collections.abc import Iterator
 from contextlib import ExitStack
 from math import hypot, inf
 from pathlib import Path
@@ -8,7 +9,9 @@ import torch
 from torch import Tensor
 
 from fedround_server.engine.job import Examination, Origin
-from fedround_server.engine.tensors import TensorFile, blocks, is_finite
+from fedround_server.engine.manifest import Layout
+from fedround_server.engine.runs import Run, runs, singly
+from fedround_server.engine.tensors import TensorFile, blocks, first_not_finite, is_finite
 
 SMALLEST = 1e-140
 """Below this, squares vanish that a norm is the root of."""
@@ -28,21 +31,29 @@ def examine(path: Path, origin: Origin | None = None) -> Examination:
         file = stack.enter_context(TensorFile(path))
         base = None if origin is None else stack.enter_context(TensorFile(origin.path))
         prefix = "" if origin is None else origin.prefix
-        for name, spec in file.layout.manifest.items():
-            if not spec.dtype.is_floating:
+        for run in _runs(file.layout, base, prefix):
+            if not run.dtype.is_floating:
                 continue
-            before = name.removeprefix(prefix) if base is not None and name.startswith(prefix) else None
-            is_difference = base is not None and not prefix and base.layout.manifest[name].dtype is not spec.dtype
-            for start, length in blocks(spec.num_elements):
+            before = run.first.removeprefix(prefix) if base is not None and run.first.startswith(prefix) else None
+            is_difference = base is not None and not prefix and base.layout.manifest[run.first].dtype is not run.dtype
+            for start, length in blocks(run.num_elements):
+                block = file.block(run.first, start, length)
                 origins = None if base is None or before is None else base.block(before, start, length)
                 if is_difference:
                     origins = NOTHING
-                step = _distance(file.block(name, start, length), origins)
+                step = _distance(block, origins)
                 if step is None:
-                    return Examination(not_finite=name)
+                    return Examination(not_finite=run.owner(start + first_not_finite(block)))
                 # Of a sum of squares, the root may be a float where the sum is none.
                 norm = hypot(norm, step)
     return Examination(norm=norm)
+
+
+def _runs(layout: Layout, base: TensorFile | None, prefix: str) -> Iterator[Run]:
+    if prefix:
+        # Only some of the tensors are in the origin.
+        return singly(layout)
+    return runs(layout, () if base is None else (base.layout,))
 
 
 def _distance(block: Tensor, origin: Tensor | None) -> float | None:

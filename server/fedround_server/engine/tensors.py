@@ -141,8 +141,8 @@ class TensorFile:
 
         Args:
             name: The tensor.
-            start: Index of the first element.
-            length: How many elements.
+            start: Index of the first element. It may lie behind the tensor's end, in one of the same run.
+            length: How many elements, of that run.
 
         Returns:
             Shape (length,), in the tensor's dtype; not to be written to.
@@ -233,7 +233,12 @@ def is_finite(block: Tensor) -> bool:
     return math.isfinite(float(block.sum())) or bool(torch.isfinite(block).all())
 
 
+def first_not_finite(block: Tensor) -> int:
+    """Returns the index of the first element that is NaN or Inf, of a flat block that has one."""
+    return int(torch.isfinite(block).logical_not_().nonzero()[0])
+
+
 def blocks(num_elements: int) -> Iterator[tuple[int, int]]:
-    """Cuts a flattened tensor into (start, length)."""
+    """Cuts a flattened tensor, or a run of them, into (start, length)."""
     for start in range(0, num_elements, BLOCK):
         yield start, min(BLOCK, num_elements - start)

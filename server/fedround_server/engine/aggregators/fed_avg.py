@@ -5,12 +5,15 @@ from torch import Tensor
 
 from fedround_server.engine.aggregators.block import Block
 
+EXACT = 2.0**52
+"""Weights up to this times a dtype's eps have exact products with its numbers: float64 has 53 bits."""
+
 
 def fed_avg(block: Block, /) -> Tensor:
     """Averages the updates, weighted by their example counts, in float64.
 
-    Products and sums are separate operations in canonical order: each is correctly rounded by itself, so the bits don't
-    depend on how the work is cut into vectors or threads.
+    Sums are in canonical order, and products are exact or rounded by themselves: so the bits don't depend on how the
+    work is cut into vectors or threads, nor on whether the processor multiplies and adds at once.
     """
     mean = _weighted_sum(block, 1.0).div_(sum(block.weights))
     if block.model.dtype == torch.float64 and not torch.isfinite(mean).all():
@@ -35,8 +38,12 @@ def _mean_of_giants(block: Block) -> Tensor:
 
 def _weighted_sum(block: Block, scale: float) -> Tensor:
     total = torch.zeros(len(block.model), dtype=torch.float64)
-    scaled = torch.empty_like(total)
+    wide = torch.empty_like(total)
     for update, weight in zip(block.updates, block.weights, strict=True):
-        scaled.copy_(update).mul_(weight * scale)
-        total.add_(scaled)
+        wide.copy_(update)
+        if scale == 1 and weight <= EXACT * torch.finfo(update.dtype).eps:
+            # In one pass over memory: it saves a quarter of the time.
+            total.add_(wide, alpha=weight)
+        else:
+            total.add_(wide.mul_(weight * scale))
     return total
