@@ -26,6 +26,7 @@ class System:
 SYSTEMS = {
     "fedround": System("fedround"),
     "fedround_sdk": System("fedround, SDK clients"),
+    "bare": System("the bare calls"),
     "flower_classic": System("Flower, classic server", ("flwr==1.17.0", "numpy<2"), "flower_classic"),
     "flower_superlink": System("Flower, SuperLink", ("flwr==1.41.0",), "flower_superlink"),
     "nvflare": System("NVFlare", ("nvflare==2.9.0",), "nvflare"),
