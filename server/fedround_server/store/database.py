@@ -6,11 +6,12 @@ import logging
 import os
 import sqlite3
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Concatenate, NoReturn, ParamSpec, Protocol, TypeVar, TypeVarTuple
 
@@ -48,16 +49,19 @@ class _Call:
     verb: Callable[[], Any]
     name: str
     user_id: str
-    answer: Future[Any] = field(default_factory=Future)
+    answer: asyncio.Future[Any]
 
-    def tell(self, run: Callable[["_Call"], Any]) -> None:
-        """Answers with what a function returns or raises."""
+    def end(self, run: Callable[["_Call"], Any]) -> Callable[[], None]:
+        """Runs a function; returns what answers with what it returned or raised, to be called in the event loop."""
         try:
-            result = run(self)
+            return functools.partial(self._answer, self.answer.set_result, run(self))
         except BaseException as error:
-            self.answer.set_exception(error)
-        else:
-            self.answer.set_result(result)
+            return functools.partial(self._answer, self.answer.set_exception, error)
+
+    def _answer(self, tell: Callable[[Any], None], outcome: Any) -> None:
+        # Who waited may have been cancelled.
+        if not self.answer.done():
+            tell(outcome)
 
 
 class Database:
@@ -129,11 +133,10 @@ class Database:
         Raises:
             StoreUnavailable: The database does not answer; nothing was changed, or the change is whole.
         """
-        call = _Call(verb, name, acting.get())
-        self._waiting.append(call)
+        answer: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Call(verb, name, acting.get(), answer))
         self._executor.submit(self._serve)
-        answer: R = await asyncio.wrap_future(call.answer)
-        return answer
+        return await answer
 
     def ask(
         self, answer: Callable[[Sequence[Any]], Sequence[R | FedroundError]], name: str, question: Any
@@ -155,14 +158,19 @@ class Database:
         return found
 
     def _serve(self) -> None:
-        """Runs the next verb that waits, on SQLite all that wait."""
+        """Runs the next verb that waits, on SQLite all that wait; wakes the event loop once for all of them."""
         size = 1 if self.is_postgres else min(len(self._waiting), MAX_GROUP)
         taken = [self._waiting.popleft() for _ in range(size)]
-        calls = [call for call in taken if call.answer.set_running_or_notify_cancel()]
-        if len(calls) > 1 and (self._run_together(calls, guarded=False) or self._run_together(calls, guarded=True)):
-            return
-        for call in calls:
-            call.tell(self._run_alone)
+        calls = [call for call in taken if not call.answer.cancelled()]
+        ends = None
+        if len(calls) > 1:
+            ends = self._run_together(calls, guarded=False) or self._run_together(calls, guarded=True)
+        if ends is None:
+            ends = [call.end(self._run_alone) for call in calls]
+        for loop, some in groupby(zip(calls, ends, strict=True), key=lambda pair: pair[0].answer.get_loop()):
+            # Nobody waits in a closed one.
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(_run_all, [end for _, end in some])
 
     def _run_alone(self, call: _Call) -> Any:
         with _answering():
@@ -173,8 +181,8 @@ class Database:
                 result = self._attempt(call.verb, call.name, call.user_id)
         return _committed(result, call)
 
-    def _run_together(self, calls: Sequence[_Call], *, guarded: bool) -> bool:
-        """Runs verbs in one transaction, and answers them; unless one has to be undone: then none has run.
+    def _run_together(self, calls: Sequence[_Call], *, guarded: bool) -> list[Callable[[], None]] | None:
+        """Runs verbs in one transaction; returns what answers them. If one has to be undone, none has run.
 
         One that raises behind what it wrote is undone by its savepoint, if it has one. Nearly none does that, so they
         are tried without first: a savepoint takes two statements. One that has trouble with the database may have ended
@@ -192,11 +200,9 @@ class Database:
                 outcomes.extend(self._outcome(call, guarded=guarded) for call in calls)
         except BaseException as error:
             if begun and len(outcomes) < len(calls):
-                return False
+                return None
             outcomes = [_raising(error)] * len(calls)
-        for call, outcome in zip(calls, outcomes, strict=True):
-            call.tell(outcome)
-        return True
+        return [call.end(outcome) for call, outcome in zip(calls, outcomes, strict=True)]
 
     def _outcome(self, call: _Call, *, guarded: bool) -> Callable[[_Call], Any]:
         run = self._attempt if guarded else self._do
@@ -336,6 +342,11 @@ def _answering() -> Iterator[None]:
     except (peewee.OperationalError, peewee.InterfaceError) as error:
         log.warning("the database does not answer: %s", _first(error))
         raise StoreUnavailable("the database does not answer: try again") from error
+
+
+def _run_all(functions: Iterable[Callable[[], None]]) -> None:
+    for function in functions:
+        function()
 
 
 def _committed(result: R, call: _Call) -> R:

@@ -10,7 +10,7 @@ from functools import cache
 from inspect import signature
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
-from peewee import OP, ColumnBase, Context, Expression, Field, IntegerField, PostgresqlDatabase, Query
+from peewee import OP, CharField, ColumnBase, Context, Expression, Field, IntegerField, PostgresqlDatabase, Query
 
 from fedround_server.store.schema import Row, database_proxy
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 RowT = TypeVar("RowT", bound=Row)
 Converter = Callable[[Any], Any]
+UNCHANGED = (CharField.adapt, IntegerField.adapt)
+"""How peewee makes sure that values are what the fields are declared with; here mypy does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,24 +76,37 @@ def among(field: Field, values: Collection[str] | Collection[int]) -> Expression
 
 @dataclass(frozen=True, slots=True)
 class _Statement:
+    """SQL, and for each of its parameters the position of the argument and how it is converted, or the value itself."""
+
     sql: str
-    values: Sequence[Any]
+    parameters: Sequence[tuple[int | None, Converter | None, Any]]
 
     def execute(self, args: Sequence[Any]) -> Any:
         """Runs the statement with its parameters' values; returns the cursor."""
-        return database_proxy.execute_sql(self.sql, [_bound(value, args) for value in self.values])
+        values = [
+            value if position is None else args[position] if convert is None else convert(args[position])
+            for position, convert, value in self.parameters
+        ]
+        return database_proxy.execute_sql(self.sql, values)
 
 
-def _bound(value: Any, args: Sequence[Any]) -> Any:
+def _parameter(value: Any) -> tuple[int | None, Converter | None, Any]:
     if not isinstance(value, _Slot):
-        return value
-    given = args[value.position]
-    return given if value.converter is None else value.converter(given)
+        return None, None, value
+    field = getattr(value.converter, "__self__", None)
+    converts = not isinstance(field, Field) or _converts(field, "db_value")
+    return value.position, value.converter if converts else None, None
+
+
+def _converts(field: Field, method: str) -> bool:
+    """Tells whether a method of a field changes what it is given: text and whole numbers are stored as they are."""
+    table = type(field)
+    return getattr(table, method) is not getattr(Field, method) or table.adapt not in UNCHANGED
 
 
 def _write(query: Query) -> _Statement:
     sql, values = query.sql()
-    return _Statement(sql, tuple(values))
+    return _Statement(sql, [_parameter(value) for value in values])
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,12 +189,16 @@ class _Reader(Generic[RowT]):
         if not all(isinstance(column, Field) and column.model is table for column in columns):
             raise TypeError(f"a prepared query selects fields of {table.__name__} alone")
         self._table = table
-        self._columns = [(column.name, column.python_value) for column in columns]
+        self._names = [column.name for column in columns]
+        self._decoders = [(column.name, column.python_value) for column in columns if _converts(column, "python_value")]
 
     def read(self, found: Sequence[Any]) -> RowT:
-        values = {name: decode(value) for (name, decode), value in zip(self._columns, found, strict=True)}
-        row = self._table(__no_default__=True, **values)
-        row._dirty.clear()
+        values = dict(zip(self._names, found, strict=True))
+        for name, decode in self._decoders:
+            values[name] = decode(values[name])
+        # What peewee's constructor makes, which calls a setter for each field.
+        row = self._table.__new__(self._table)
+        row.__data__, row.__rel__, row._dirty = values, {}, set()
         return row
 
 
