@@ -158,19 +158,14 @@ class Database:
         return found
 
     def _serve(self) -> None:
-        """Runs the next verb that waits, on SQLite all that wait; wakes the event loop once for all of them."""
+        """Runs the next verb that waits, on SQLite all that wait."""
         size = 1 if self.is_postgres else min(len(self._waiting), MAX_GROUP)
         taken = [self._waiting.popleft() for _ in range(size)]
         calls = [call for call in taken if not call.answer.cancelled()]
-        ends = None
-        if len(calls) > 1:
-            ends = self._run_together(calls, guarded=False) or self._run_together(calls, guarded=True)
-        if ends is None:
-            ends = [call.end(self._run_alone) for call in calls]
-        for loop, some in groupby(zip(calls, ends, strict=True), key=lambda pair: pair[0].answer.get_loop()):
-            # Nobody waits in a closed one.
-            with suppress(RuntimeError):
-                loop.call_soon_threadsafe(_run_all, [end for _, end in some])
+        if len(calls) > 1 and (self._run_together(calls, guarded=False) or self._run_together(calls, guarded=True)):
+            return
+        for call in calls:
+            _answer([(call, call.end(self._run_alone))])
 
     def _run_alone(self, call: _Call) -> Any:
         with _answering():
@@ -181,8 +176,8 @@ class Database:
                 result = self._attempt(call.verb, call.name, call.user_id)
         return _committed(result, call)
 
-    def _run_together(self, calls: Sequence[_Call], *, guarded: bool) -> list[Callable[[], None]] | None:
-        """Runs verbs in one transaction; returns what answers them. If one has to be undone, none has run.
+    def _run_together(self, calls: Sequence[_Call], *, guarded: bool) -> bool:
+        """Runs verbs in one transaction, and answers them; unless one has to be undone: then none has run.
 
         One that raises behind what it wrote is undone by its savepoint, if it has one. Nearly none does that, so they
         are tried without first: a savepoint takes two statements. One that has trouble with the database may have ended
@@ -200,9 +195,10 @@ class Database:
                 outcomes.extend(self._outcome(call, guarded=guarded) for call in calls)
         except BaseException as error:
             if begun and len(outcomes) < len(calls):
-                return None
+                return False
             outcomes = [_raising(error)] * len(calls)
-        return [call.end(outcome) for call, outcome in zip(calls, outcomes, strict=True)]
+        _answer([(call, call.end(outcome)) for call, outcome in zip(calls, outcomes, strict=True)])
+        return True
 
     def _outcome(self, call: _Call, *, guarded: bool) -> Callable[[_Call], Any]:
         run = self._attempt if guarded else self._do
@@ -342,6 +338,14 @@ def _answering() -> Iterator[None]:
     except (peewee.OperationalError, peewee.InterfaceError) as error:
         log.warning("the database does not answer: %s", _first(error))
         raise StoreUnavailable("the database does not answer: try again") from error
+
+
+def _answer(ended: Sequence[tuple[_Call, Callable[[], None]]]) -> None:
+    """Has the event loop answer verbs that have ended, all at once: to wake it takes as long as a statement."""
+    for loop, some in groupby(ended, key=lambda pair: pair[0].answer.get_loop()):
+        # Nobody waits in a closed one.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(_run_all, [tell for _, tell in some])
 
 
 def _run_all(functions: Iterable[Callable[[], None]]) -> None:

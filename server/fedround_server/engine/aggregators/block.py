@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """The same elements of every update.
+    """The same elements of every update: some of one tensor, or of several that lie side by side.
 
     Attributes:
         updates: One tensor an update, each of shape (elements,) in the model's floating dtype, or in float64 where it
