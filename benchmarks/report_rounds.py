@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from peers.systems import SYSTEMS
+from rounds import LAYERS
 
 PICTURE = "performance-rounds.png"
 BLUE, GREY, INK, PALE = "#1f5fbf", "#5b6169", "#24292f", "#e3e6ea"
@@ -47,20 +48,23 @@ def _row(result: Figures, name: str, system: Figures) -> str:
     speed = system.get("speed_of_fastest_peer")
     cells = [
         _workload(result),
-        f"{SYSTEMS[name].label} {system['version']}",
+        f"{SYSTEMS[name].label} {system['version']}".strip(),
         f"{system['seconds']:.2f} ({system['fastest']:.2f} to {system['slowest']:.2f})",
         "" if speed is None else f"{speed:.2f}",
         f"{system['server_peak_anonymous_bytes'] / 1e6:,.0f} MB",
         f"{system['server_cpu_seconds']:.2f} s",
         f"{system['clients_cpu_seconds']:.2f} s",
     ]
-    if not SYSTEMS[name].is_peer:
+    if SYSTEMS[name].is_limit:
+        cells[1] = f"*{cells[1]}*"
+    elif not SYSTEMS[name].is_peer:
         cells[1:4] = [f"**{cell}**" if cell else "" for cell in cells[1:4]]
     return f"| {' | '.join(cells)} |"
 
 
 def _workload(result: Figures) -> str:
-    return f"{result['clients']} x {result['megabytes']:g} MB"
+    many = "" if result["layers"] == LAYERS else f" in {result['layers']} tensors"
+    return f"{result['clients']} x {result['megabytes']:g} MB{many}"
 
 
 def _absent(figures: Figures) -> list[str]:
@@ -79,7 +83,7 @@ def draw(figures: Figures, path: Path) -> None:
     memory: list[Point] = []
     y = 0.0
     for result in figures["workloads"].values():
-        titles.append((y, f"{result['clients']} clients x {result['megabytes']:g} MB"))
+        titles.append((y, _workload(result).replace(" x ", " clients x ")))
         own = result["systems"].get("fedround")
         for name, system in result["systems"].items():
             y += 1
@@ -124,6 +128,8 @@ def _panel(axes: Axes, title: str, points: list[Point]) -> None:
 
 
 def _color(name: str) -> str:
+    if SYSTEMS[name].is_limit:
+        return INK
     return GREY if SYSTEMS[name].is_peer else BLUE
 
 

@@ -23,7 +23,8 @@ from measure import keep
 from peers.systems import SYSTEMS
 from training import Failed, Run, adopt_orphans, run_training
 
-WORKLOADS = ("4x100", "4x10", "32x1")
+WORKLOADS = ("4x100", "4x10", "32x1", "32x1x300")
+LAYERS = 10
 
 
 def summary(runs: list[Run]) -> dict[str, Any]:
@@ -51,7 +52,8 @@ def with_ratios(systems: dict[str, Any]) -> dict[str, Any]:
 
 def measure(workload: str, systems: Iterable[str], options: argparse.Namespace) -> dict[str, Any]:
     """Runs one workload on all systems in turn; one that fails once is not tried again."""
-    clients, megabytes = workload.split("x")
+    clients, megabytes, *more = workload.split("x")
+    layers = int(more[0]) if more else LAYERS
     runs: dict[str, list[Run]] = {name: [] for name in systems}
     absent: dict[str, str] = {}
     slow: set[str] = set()
@@ -62,7 +64,14 @@ def measure(workload: str, systems: Iterable[str], options: argparse.Namespace) 
             begin = time.monotonic()
             try:
                 run = run_training(
-                    name, int(clients), float(megabytes), options.rounds, options.peers, options.folder, options.timeout
+                    name,
+                    int(clients),
+                    float(megabytes),
+                    layers,
+                    options.rounds,
+                    options.peers,
+                    options.folder,
+                    options.timeout,
                 )
             except Failed as error:
                 absent[name] = str(error)
@@ -74,7 +83,8 @@ def measure(workload: str, systems: Iterable[str], options: argparse.Namespace) 
             each = " ".join(f"{second:.3f}" for second in run.seconds)
             print(f"{workload:>8}  {SYSTEMS[name].label:<24}  seconds a round: {each}", flush=True)
     done = {name: summary(some) for name, some in runs.items() if some and name not in absent}
-    return {"clients": int(clients), "megabytes": float(megabytes), "systems": with_ratios(done), "absent": absent}
+    size = {"clients": int(clients), "megabytes": float(megabytes), "layers": layers}
+    return {**size, "systems": with_ratios(done), "absent": absent}
 
 
 def show(results: dict[str, Any]) -> None:
@@ -99,7 +109,9 @@ def main() -> None:
     """Measures, prints a table, and writes it down."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--systems", nargs="+", choices=[*SYSTEMS, "all"], default=["fedround"])
-    parser.add_argument("--workloads", nargs="+", default=WORKLOADS, help="CLIENTSxMEGABYTES, with 10^6 bytes each")
+    parser.add_argument(
+        "--workloads", nargs="+", default=WORKLOADS, help="CLIENTSxMEGABYTES[xLAYERS], with 10^6 bytes each"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="how many are counted in a run")
     parser.add_argument("--alternations", type=int, default=2, help="how often each system has its turn")
     parser.add_argument("--peers", type=Path, default=PEERS, help="folder of the peers' environments")

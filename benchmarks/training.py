@@ -14,7 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from measure import Usage, cpu_seconds, tree
-from peers.common import Workload
+from peers.common import LAYERS, Workload
 from peers.systems import SYSTEMS
 
 HERE = Path(__file__).parent
@@ -46,7 +46,7 @@ class Run:
 
 
 def run_training(
-    name: str, clients: int, megabytes: float, rounds: int, peers: Path, folder: Path, timeout: float
+    name: str, clients: int, megabytes: float, layers: int, rounds: int, peers: Path, folder: Path, timeout: float
 ) -> Run:
     """Runs one training.
 
@@ -54,6 +54,7 @@ def run_training(
         name: The system.
         clients: How many take part.
         megabytes: Size of the model, in 10^6 bytes.
+        layers: How many tensors the model has.
         rounds: How many are counted; one more runs before.
         peers: Folder of the peers' environments.
         folder: Where to make a folder for the files of the run.
@@ -68,6 +69,7 @@ def run_training(
     with tempfile.TemporaryDirectory(prefix="rounds-", dir=folder) as own:
         workload = Workload(clients, megabytes, rounds + 1, Path(own))
         words = (name, str(clients), str(megabytes), str(rounds + 1), own)
+        os.environ[LAYERS] = str(layers)
         environment = dict(os.environ)
         if SYSTEMS[name].is_peer:
             # Nothing of this environment, and nothing left behind in the user's home.

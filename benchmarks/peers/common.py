@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
-LAYERS = 10
 TOLD = "BENCHMARK_TOLD"
+LAYERS = "BENCHMARK_LAYERS"
+"""What tells all processes of a run where to tell what happens, and how many layers the model has."""
 
 Layers = list[np.ndarray[Any, np.dtype[np.float32]]]
 
@@ -49,9 +50,10 @@ class Workload:
 
     def layers(self) -> Layers:
         """Makes the model: layers of float32 weights."""
-        size = int(self.megabytes * 1e6) // 4 // LAYERS
+        count = int(os.environ[LAYERS])
+        size = int(self.megabytes * 1e6) // 4 // count
         generator = np.random.default_rng(0)
-        return [generator.standard_normal(size, np.float32) for _ in range(LAYERS)]
+        return [generator.standard_normal(size, np.float32) for _ in range(count)]
 
 
 def touch(layers: Layers, number: int) -> None:

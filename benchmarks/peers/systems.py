@@ -11,11 +11,13 @@ class System:
         label: What it is called in tables.
         packages: What pip installs into its environment; nothing for fedround, which is in the benchmarks' own.
         environment: Folder of its environment, below .peers; systems may share one.
+        is_limit: Whether it does nothing but the calls.
     """
 
     label: str
     packages: tuple[str, ...] = ()
     environment: str = ""
+    is_limit: bool = False
 
     @property
     def is_peer(self) -> bool:
@@ -26,7 +28,7 @@ class System:
 SYSTEMS = {
     "fedround": System("fedround"),
     "fedround_sdk": System("fedround, SDK clients"),
-    "bare": System("the bare calls"),
+    "bare": System("the bare calls", is_limit=True),
     "flower_classic": System("Flower, classic server", ("flwr==1.17.0", "numpy<2"), "flower_classic"),
     "flower_superlink": System("Flower, SuperLink", ("flwr==1.41.0",), "flower_superlink"),
     "nvflare": System("NVFlare", ("nvflare==2.9.0",), "nvflare"),
