@@ -39,19 +39,23 @@ def streams(figures: Figures, _: Path) -> str:
     lines = [
         f"Files of {figures['size_bytes'] / 2**20:.0f} MiB, {figures['date']}, load {figures['machine']['load']:g}.",
         "",
-        "| stream | reached | allowed | share | CPU of all |",
-        "|---|--:|--:|--:|--:|",
+        "| stream | reached | allowed | share | CPU of all | cores busy |",
+        "|---|--:|--:|--:|--:|--:|",
     ]
     for name, stream in figures["streams"].items():
         lines.append(
             f"| {NAMES[name]} | **{stream['rate'] / 1e9:.2f} GB/s** | {stream['allowed'] / 1e9:.2f} GB/s"
-            f" | **{stream['share']:.0%}** | {stream['cpu']:.2f} ns a byte |"
+            f" | **{stream['share']:.0%}** | {stream['cpu']:.2f} ns a byte | {_busy(stream)} |"
         )
-    lines += ["", "| alone | rate | CPU |", "|---|--:|--:|"]
+    lines += ["", "| alone | rate | CPU | cores busy |", "|---|--:|--:|--:|"]
     for name, part in figures["parts"].items():
-        lines.append(f"| {name} | {part['rate'] / 1e9:.2f} GB/s | {part['cpu']:.2f} ns a byte |")
+        lines.append(f"| {name} | {part['rate'] / 1e9:.2f} GB/s | {part['cpu']:.2f} ns a byte | {_busy(part)} |")
     lines += ["", f"The server's most anonymous memory meanwhile: {figures['peak_anonymous_mib']:.0f} MiB."]
     return "\n".join(lines)
+
+
+def _busy(limit: Figures) -> str:
+    return f"{limit['rate'] / 1e9 * limit['cpu']:.2f}"
 
 
 def profile(figures: Figures, folder: Path) -> str:
