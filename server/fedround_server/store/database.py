@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Concatenate, NoReturn, ParamSpec, Protocol, TypeVar, TypeVarTuple
 
@@ -54,14 +55,14 @@ class _Call:
     def end(self, run: Callable[["_Call"], Any]) -> Callable[[], None]:
         """Runs a function; returns what answers with what it returned or raised, to be called in the event loop."""
         try:
-            return functools.partial(self._answer, self.answer.set_result, run(self))
+            return functools.partial(self._tell, self.answer.set_result, run(self))
         except BaseException as error:
-            return functools.partial(self._answer, self.answer.set_exception, error)
+            return functools.partial(self._tell, self.answer.set_exception, error)
 
-    def _answer(self, tell: Callable[[Any], None], outcome: Any) -> None:
+    def _tell(self, way: Callable[[Any], None], outcome: Any) -> None:
         # Who waited may have been cancelled.
         if not self.answer.done():
-            tell(outcome)
+            way(outcome)
 
 
 class Database:
@@ -165,7 +166,7 @@ class Database:
         if len(calls) > 1 and (self._run_together(calls, guarded=False) or self._run_together(calls, guarded=True)):
             return
         for call in calls:
-            _answer([(call, call.end(self._run_alone))])
+            _answer([call], [self._run_alone])
 
     def _run_alone(self, call: _Call) -> Any:
         with _answering():
@@ -197,7 +198,7 @@ class Database:
             if begun and len(outcomes) < len(calls):
                 return False
             outcomes = [_raising(error)] * len(calls)
-        _answer([(call, call.end(outcome)) for call, outcome in zip(calls, outcomes, strict=True)])
+        _answer(calls, outcomes)
         return True
 
     def _outcome(self, call: _Call, *, guarded: bool) -> Callable[[_Call], Any]:
@@ -340,9 +341,10 @@ def _answering() -> Iterator[None]:
         raise StoreUnavailable("the database does not answer: try again") from error
 
 
-def _answer(ended: Sequence[tuple[_Call, Callable[[], None]]]) -> None:
-    """Has the event loop answer verbs that have ended, all at once: to wake it takes as long as a statement."""
-    for loop, some in groupby(ended, key=lambda pair: pair[0].answer.get_loop()):
+def _answer(calls: Sequence[_Call], ways: Sequence[Callable[[_Call], Any]]) -> None:
+    """Ends each call in its way, and wakes the event loop once for all: that takes as long as a statement."""
+    ended = [(call.answer.get_loop(), call.end(way)) for call, way in zip(calls, ways, strict=True)]
+    for loop, some in groupby(ended, key=itemgetter(0)):
         # Nobody waits in a closed one.
         with suppress(RuntimeError):
             loop.call_soon_threadsafe(_run_all, [tell for _, tell in some])

@@ -41,6 +41,9 @@ class _Parameter(ColumnBase):
 
     def __sql__(self, ctx: Context) -> Context:
         converter = self._converter_of_its_own or ctx.state.converter
+        field = getattr(converter, "__self__", None)
+        if isinstance(field, Field) and not _converts(field, "db_value"):
+            converter = None
         ctx.value(_Slot(self.position, converter), converter=False)
         return ctx
 
@@ -76,26 +79,19 @@ def among(field: Field, values: Collection[str] | Collection[int]) -> Expression
 
 @dataclass(frozen=True, slots=True)
 class _Statement:
-    """SQL, and for each of its parameters the position of the argument and how it is converted, or the value itself."""
-
     sql: str
-    parameters: Sequence[tuple[int | None, Converter | None, Any]]
+    values: Sequence[Any]
 
     def execute(self, args: Sequence[Any]) -> Any:
         """Runs the statement with its parameters' values; returns the cursor."""
-        values = [
-            value if position is None else args[position] if convert is None else convert(args[position])
-            for position, convert, value in self.parameters
-        ]
-        return database_proxy.execute_sql(self.sql, values)
+        return database_proxy.execute_sql(self.sql, [_bound(value, args) for value in self.values])
 
 
-def _parameter(value: Any) -> tuple[int | None, Converter | None, Any]:
+def _bound(value: Any, args: Sequence[Any]) -> Any:
     if not isinstance(value, _Slot):
-        return None, None, value
-    field = getattr(value.converter, "__self__", None)
-    converts = not isinstance(field, Field) or _converts(field, "db_value")
-    return value.position, value.converter if converts else None, None
+        return value
+    given = args[value.position]
+    return given if value.converter is None else value.converter(given)
 
 
 def _converts(field: Field, method: str) -> bool:
@@ -106,7 +102,7 @@ def _converts(field: Field, method: str) -> bool:
 
 def _write(query: Query) -> _Statement:
     sql, values = query.sql()
-    return _Statement(sql, [_parameter(value) for value in values])
+    return _Statement(sql, tuple(values))
 
 
 @dataclass(frozen=True, slots=True)
