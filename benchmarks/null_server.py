@@ -1,6 +1,6 @@
 """A gRPC server whose handlers do nothing with what they get: the limit of gRPC's streams on this machine.
 
-It has the options, the codec and the allocator of a fedround server. Prints its port.
+Prints its port.
 """
 
 import asyncio
@@ -10,12 +10,13 @@ from typing import Any
 import grpc
 
 from fedround.v1 import model_pb2, model_pb2_grpc
+from fedround_client.transfer import CHUNK
 from fedround_server.app import OPTIONS, SERVICES
 from fedround_server.interceptors.frames import FrameInterceptor
 from fedround_server.memory import keep_freed_blocks
 from fedround_wire.frames import Frame
 
-CHUNK = bytes(3 << 18)
+ZEROS = bytes(CHUNK)
 
 
 class NullService(model_pb2_grpc.ModelServiceServicer):
@@ -31,14 +32,19 @@ class NullService(model_pb2_grpc.ModelServiceServicer):
 
     async def DownloadModel(self, request: model_pb2.DownloadModelRequest, context: Any) -> None:  # noqa: N802
         """Sends as many bytes as the offset says."""
-        for _ in range(0, request.offset, len(CHUNK)):
-            await context.write(Frame(CHUNK, 0))
+        for _ in range(0, request.offset, CHUNK):
+            await context.write(Frame(ZEROS, 0))
+
+
+def lean_server() -> grpc.aio.Server:
+    """Makes a server with the options, the codec and the allocator of a fedround server, and nothing else."""
+    keep_freed_blocks()
+    return grpc.aio.server(options=OPTIONS, interceptors=[FrameInterceptor(SERVICES)])
 
 
 async def main() -> None:
     """Serves until it is ended."""
-    keep_freed_blocks()
-    server = grpc.aio.server(options=OPTIONS, interceptors=[FrameInterceptor(SERVICES)])
+    server = lean_server()
     model_pb2_grpc.add_ModelServiceServicer_to_server(NullService(), server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

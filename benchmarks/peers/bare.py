@@ -2,7 +2,8 @@
 
 It has the options, the codec and the allocator of a fedround server, and the clients of fedround.py. It asks nobody who
 they are, checks nothing that comes, and writes, logs and remembers nothing: only the model of each round is hashed,
-once, for the clients. So it is what a fedround server, in Python over gRPC, can come near to and not pass.
+once, for the clients. So it is what any server in Python over gRPC has to spend; but it keeps all updates of a round in
+memory that nobody used before, which may take longer than to write large ones to disk.
 """
 
 import asyncio
@@ -10,19 +11,15 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import google_crc32c
-import grpc
 import numpy as np
 from safetensors.numpy import load, save
 
 from fedround.v1 import event_pb2, model_pb2, model_pb2_grpc, round_pb2, round_pb2_grpc
-from fedround_server.app import OPTIONS, SERVICES
-from fedround_server.interceptors.frames import FrameInterceptor
-from fedround_server.memory import keep_freed_blocks
+from fedround_client.transfer import CHUNK
 from fedround_wire.frames import Frame
+from null_server import lean_server
 from peers.common import Processes, Workload, free_port, tell, tell_end, tell_round, wait_for_port
 from peers.fedround import digest, take_part
-
-CHUNK = 3 << 18
 
 
 class Services(round_pb2_grpc.RoundServiceServicer, model_pb2_grpc.ModelServiceServicer):
@@ -89,8 +86,7 @@ class Services(round_pb2_grpc.RoundServiceServicer, model_pb2_grpc.ModelServiceS
 
 async def serve(workload: Workload, port: int) -> None:
     """Serves one training."""
-    keep_freed_blocks()
-    server = grpc.aio.server(options=OPTIONS, interceptors=[FrameInterceptor(SERVICES)])
+    server = lean_server()
     services = Services(workload)
     round_pb2_grpc.add_RoundServiceServicer_to_server(services, server)
     model_pb2_grpc.add_ModelServiceServicer_to_server(services, server)
