@@ -42,8 +42,8 @@ with socket.create_connection(("127.0.0.1", int(sys.argv[1]))) as connection:
 EXAMINER = """
 import sys, time
 from pathlib import Path
-from fedround_server.engine.examination import examine
-from fedround_server.engine.worker import _prepare
+from fedround_server.engine.check import examine
+from fedround_server.engine.executor import _prepare
 _prepare()
 for line in sys.stdin:
     begin, cpu = time.perf_counter(), time.process_time()

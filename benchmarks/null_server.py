@@ -12,8 +12,8 @@ import grpc
 from fedround.v1 import model_pb2, model_pb2_grpc
 from fedround_client.transfer import CHUNK
 from fedround_server.app import OPTIONS, SERVICES
-from fedround_server.interceptors.frames import FrameInterceptor
-from fedround_server.memory import keep_freed_blocks
+from fedround_server.host.allocator import keep_freed_blocks
+from fedround_server.interceptors.chunk_codec import ChunkCodecInterceptor
 from fedround_wire.frames import Frame
 
 ZEROS = bytes(CHUNK)
@@ -39,7 +39,7 @@ class NullService(model_pb2_grpc.ModelServiceServicer):
 def lean_server() -> grpc.aio.Server:
     """Makes a server with the options, the codec and the allocator of a fedround server, and nothing else."""
     keep_freed_blocks()
-    return grpc.aio.server(options=OPTIONS, interceptors=[FrameInterceptor(SERVICES)])
+    return grpc.aio.server(options=OPTIONS, interceptors=[ChunkCodecInterceptor(SERVICES)])
 
 
 async def main() -> None:

@@ -9,9 +9,10 @@ import tomllib
 import structlog
 from pydantic import ValidationError
 
-from fedround_server import logs, memory
+from fedround_server import logs
 from fedround_server.app import serve
 from fedround_server.config import CONFIG_FILE, Settings
+from fedround_server.host import allocator
 
 log = structlog.get_logger("fedround.main")
 
@@ -37,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stderr.write(f"error: {CONFIG_FILE}: {error}\n")
         return 2
     logs.set_up(settings.log_format, settings.log_level)
-    memory.keep_freed_blocks()
+    allocator.keep_freed_blocks()
     try:
         asyncio.run(_run(settings))
     except Exception as error:
@@ -71,7 +72,7 @@ async def _run(settings: Settings) -> None:
         sys.stdout.write(f"fedround is serving on {address}\n")
         sys.stdout.write(f"the data is in {settings.data_dir.resolve()}\n")
         sys.stdout.flush()
-        memory.set_up()
+        allocator.set_up()
         await stop.wait()
         log.info("stopping")
 

@@ -29,33 +29,34 @@ from fedround.v1 import (
     user_pb2,
     user_pb2_grpc,
 )
-from fedround_server import memory, tls
+from fedround_server import tls
 from fedround_server.blobs import BlobStore, sync_folder
 from fedround_server.config import Settings
 from fedround_server.coordinator import Context, Coordinator, Limits
 from fedround_server.domain.errors import TooManyStreams, TooManyUploads
 from fedround_server.domain.quota import Quotas
-from fedround_server.engine.job import PredictionFailed
+from fedround_server.engine.executor import WorkerEngine
+from fedround_server.engine.jobs import PredictionFailed
 from fedround_server.engine.process import allow_many_files
-from fedround_server.engine.worker import WorkerEngine
 from fedround_server.failpoints import reached
-from fedround_server.hub import Hub
+from fedround_server.host import allocator
 from fedround_server.interceptors.auth import AuthInterceptor, check_permissions
+from fedround_server.interceptors.chunk_codec import ChunkCodecInterceptor
+from fedround_server.interceptors.draining import DrainInterceptor
 from fedround_server.interceptors.errors import ErrorInterceptor
-from fedround_server.interceptors.frames import FrameInterceptor
-from fedround_server.interceptors.leaving import LeaveInterceptor
 from fedround_server.interceptors.limits import DOWNLOADS, SUBSCRIPTIONS, UPLOADS, LimitInterceptor
 from fedround_server.interceptors.log import LogInterceptor
-from fedround_server.interceptors.rates import RateInterceptor, StrangerInterceptor
+from fedround_server.interceptors.rate_limits import RateInterceptor, UnauthenticatedRateInterceptor
 from fedround_server.services.audit_service import AuditService
+from fedround_server.services.compression import Compressor
 from fedround_server.services.health_service import HealthService
 from fedround_server.services.inference_service import InferenceService
 from fedround_server.services.model_service import ModelService
-from fedround_server.services.packing import Packer
 from fedround_server.services.round_service import RoundService
 from fedround_server.services.training_service import TrainingService
 from fedround_server.services.user_service import UserService
 from fedround_server.store import Store
+from fedround_server.wakeups import Hub
 
 log = structlog.get_logger("fedround.app")
 
@@ -161,9 +162,9 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
             token_file = settings.data_dir / "admin.token"
             if await coordinator.users.bootstrap(lambda token: _write_secret(token_file, token)):
                 log.info("made a token for an admin, as none could come in: it is in the file", path=str(token_file))
-            leaving = LeaveInterceptor()
+            leaving = DrainInterceptor()
             server, health_servicer = _make_server(settings, coordinator, leaving)
-            tasks.create_task(memory.give_back(leaving.count), name="give memory back")
+            tasks.create_task(allocator.give_back(leaving.count), name="give memory back")
             address = _bind(server, settings)
             reached("start.bound")
             await server.start()
@@ -226,24 +227,24 @@ def _write_secret(path: Path, secret: str) -> None:
 
 
 def _make_server(
-    settings: Settings, coordinator: Coordinator, leaving: LeaveInterceptor
+    settings: Settings, coordinator: Coordinator, leaving: DrainInterceptor
 ) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
     server = grpc.aio.server(
         interceptors=(
             LogInterceptor(),
-            ErrorInterceptor(MAX_MESSAGE, coordinator.audit.refused_calls.note),
-            StrangerInterceptor(settings.max_calls_per_second_per_user),
+            ErrorInterceptor(MAX_MESSAGE, coordinator.audit.denied_calls.note),
+            UnauthenticatedRateInterceptor(settings.max_calls_per_second_per_user),
             AuthInterceptor(coordinator.users.admit),
             RateInterceptor(settings.max_calls_per_second_per_user, settings.max_calls_per_second),
             LimitInterceptor("uploads", UPLOADS, TooManyUploads, settings.max_uploads_per_user, settings.max_uploads),
             LimitInterceptor("downloads", DOWNLOADS, TooManyStreams, settings.max_downloads_per_user),
             LimitInterceptor("subscriptions", SUBSCRIPTIONS, TooManyStreams, settings.max_subscriptions_per_user),
             leaving,
-            FrameInterceptor(SERVICES),
+            ChunkCodecInterceptor(SERVICES),
         ),
         options=(*OPTIONS, *_keepalive(settings)),
     )
-    packer = Packer()
+    packer = Compressor()
     user_pb2_grpc.add_UserServiceServicer_to_server(UserService(coordinator), server)
     training_pb2_grpc.add_TrainingServiceServicer_to_server(TrainingService(coordinator), server)
     round_pb2_grpc.add_RoundServiceServicer_to_server(RoundService(coordinator, packer), server)

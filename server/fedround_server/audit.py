@@ -16,8 +16,8 @@ from pydantic import ValidationError
 from fedround_server.config import Settings
 from fedround_server.domain.audit import EPOCH, AuditEntry
 from fedround_server.domain.errors import StoreUnavailable
-from fedround_server.store.audit import find_entries, find_head
-from fedround_server.store.database import reading
+from fedround_server.store.db.run import reading
+from fedround_server.store.verbs.audit import find_entries, find_head
 
 BATCH = 500
 

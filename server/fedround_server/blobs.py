@@ -20,7 +20,7 @@ from typing import Self
 from fedround_server.domain.errors import DiskFull, UploadOffset
 from fedround_server.domain.model import BlobRef
 from fedround_server.failpoints import reached
-from fedround_server.page_cache import Writeback, held
+from fedround_server.host.page_cache import Writeback, keep_open
 
 log = logging.getLogger(__name__)
 READ_SIZE = 1 << 20
@@ -33,7 +33,7 @@ UNREFERENCED_SECONDS = 24 * 3600
 
 
 @contextmanager
-def told_when_full() -> Iterator[None]:
+def map_disk_full() -> Iterator[None]:
     """Has the block tell of a full disk as such.
 
     Raises:
@@ -67,7 +67,7 @@ class BlobWriter:
         self.size_bytes = 0
         self._keep = keep
         self._hash = hashlib.sha256()
-        with told_when_full():
+        with map_disk_full():
             path.parent.mkdir(parents=True, exist_ok=True)
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         self._writeback = Writeback(self._descriptor)
@@ -103,7 +103,7 @@ class BlobWriter:
             DiskFull: There is no room for it.
         """
         try:
-            with told_when_full():
+            with map_disk_full():
                 view = memoryview(data)
                 while view:
                     view = view[os.write(self._descriptor, view) :]
@@ -129,7 +129,7 @@ class BlobWriter:
             OSError: It cannot be; then leaving the block removes it, so that another try writes all of it again.
         """
         try:
-            with told_when_full():
+            with map_disk_full():
                 os.fsync(self._descriptor)
         except BaseException:
             # The system takes for written what it could not write: a second sync would succeed and promise nothing.
@@ -287,14 +287,14 @@ class BlobStore:
         Raises:
             DiskFull: There is no room for another file.
         """
-        with told_when_full():
+        with map_disk_full():
             target = self.path(blob.sha256)
             if target.parent not in self._made:
                 # Also one that is here: who made it may have been killed before it was on disk.
                 target.parent.mkdir(exist_ok=True)
                 sync_folder(self._objects)
                 self._made.add(target.parent)
-            with self._lock, held(target):
+            with self._lock, keep_open(target):
                 replaced = _size(target)
                 source.replace(target)
                 self.stored_bytes += blob.size_bytes - replaced

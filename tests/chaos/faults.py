@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from fedround_server.store.database import Database
+from fedround_server.store.db.run import Database
 
 # Of the functions of os: whose first argument is a path, and whose first argument is a file descriptor.
 BY_PATH = ("open", "mkdir", "unlink", "replace", "chmod", "utime")

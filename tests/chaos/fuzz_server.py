@@ -20,19 +20,19 @@ from chaos.fuzzing import NUMBERS, TEXTS, Target, message, mutate, pieces
 from fedround.v1 import round_pb2, training_pb2
 from fedround_server.blobs import BlobStore
 from fedround_server.coordinator.context import Context
-from fedround_server.coordinator.upload import Uploads
+from fedround_server.coordinator.uploads.receive import Uploads
 from fedround_server.domain.errors import FedroundError, FieldInvalid, ModelFormat, TokenInvalid
 from fedround_server.domain.model import Dtype, Manifest, TensorSpec
 from fedround_server.domain.token import hash_token
 from fedround_server.domain.user import Role, User
-from fedround_server.engine.examination import examine
-from fedround_server.engine.job import Examination, Origin
-from fedround_server.engine.manifest import HeaderGate
-from fedround_server.engine.tensors import TensorFile
-from fedround_server.hub import Hub
+from fedround_server.engine.check import examine
+from fedround_server.engine.format.manifest import HeaderGate
+from fedround_server.engine.format.tensors import TensorFile
+from fedround_server.engine.jobs import Examination, Origin
 from fedround_server.interceptors import auth
 from fedround_server.services import fields, training_spec
 from fedround_server.services.chunks import ChunkStream, incoming
+from fedround_server.wakeups import Hub
 from unit.safetensors_files import entry, with_header
 
 MANIFEST = {"w": TensorSpec(Dtype.F32, (2, 3)), "count": TensorSpec(Dtype.I64, ())}

@@ -13,9 +13,9 @@ from fedround_server.blobs import BlobStore
 from fedround_server.coordinator import Context, Coordinator
 from fedround_server.domain.errors import StoreUnavailable
 from fedround_server.domain.model import BlobRef
-from fedround_server.engine.job import AggregationJob, Examination, Origin, PredictionJob
-from fedround_server.hub import Hub
+from fedround_server.engine.jobs import AggregationJob, Examination, Origin, PredictionJob
 from fedround_server.store import Store
+from fedround_server.wakeups import Hub
 
 
 class Clocks:

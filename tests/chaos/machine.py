@@ -18,7 +18,7 @@ from chaos.incarnation import Clocks, Fault, Incarnation
 from chaos.rules import Training
 from fedround_server.coordinator import Coordinator
 from fedround_server.coordinator.subscription import Subscriptions
-from fedround_server.coordinator.upload import Incoming
+from fedround_server.coordinator.uploads.receive import Incoming
 from fedround_server.domain.errors import FedroundError, StoreUnavailable
 from fedround_server.domain.event import Event
 from fedround_server.domain.identity import Credentials

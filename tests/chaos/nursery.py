@@ -26,7 +26,7 @@ HEAVY = (
     "psycopg",
     "fedround_server.__main__",
     "fedround_server.engine.aggregation",
-    "fedround_server.engine.moments",
+    "fedround_server.engine.uncertainty.moments",
 )
 
 

@@ -3,8 +3,8 @@
 import importlib
 import pkgutil
 
-from fedround_server import store
 from fedround_server.failpoints import POINTS
+from fedround_server.store import verbs as store
 
 STEPS = ("begun", "written", "committed")
 READERS = {

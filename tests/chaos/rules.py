@@ -86,7 +86,7 @@ class Training:
     def is_aggregating(self) -> bool:
         return self.is_running and self.round is not None and self.round.state == "AGGREGATING"
 
-    # Refusals: all the reasons that there are; none if it is allowed.
+    # RejectedUpdates: all the reasons that there are; none if it is allowed.
 
     def _refuses_actor(self, caller: str) -> set[str]:
         if self.is_removed or (caller != self.actor and caller not in self.present):

@@ -24,16 +24,16 @@ from chaos.lives import PATIENCE
 from contracts.world import SPEC
 from fedround_server.blobs import BlobStore
 from fedround_server.coordinator import Context, Coordinator
-from fedround_server.coordinator.upload import Incoming
+from fedround_server.coordinator.uploads.receive import Incoming
 from fedround_server.domain.errors import FedroundError, TrainingNotFound, UserExists, UserNotFound
 from fedround_server.domain.model import BlobRef
 from fedround_server.domain.round import RoundKind
 from fedround_server.domain.training import Aggregation, Training, TrainingState, Uncertainty
 from fedround_server.domain.user import Role
-from fedround_server.engine.job import AggregationJob, Examination, Origin
-from fedround_server.engine.worker import _aggregate, _examine
-from fedround_server.hub import Hub
+from fedround_server.engine.executor import _aggregate, _examine
+from fedround_server.engine.jobs import AggregationJob, Examination, Origin
 from fedround_server.store import Store
+from fedround_server.wakeups import Hub
 
 R = TypeVar("R")
 TRIES = 5

@@ -19,7 +19,7 @@ from chaos.history import History
 from chaos.scenario import run
 from fedround_server import blobs
 from fedround_server.blobs import BlobWriter
-from fedround_server.engine.tensors import TensorWriter
+from fedround_server.engine.format.tensors import TensorWriter
 
 REFERRED = """SELECT sha256 FROM model_version UNION SELECT posterior_sha256 FROM model_version
     UNION SELECT sha256 FROM round_update UNION SELECT sha256 FROM deal"""

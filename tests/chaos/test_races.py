@@ -42,7 +42,7 @@ from fedround_server.domain.round import RoundKind
 from fedround_server.domain.training import RoundPolicy, Training, TrainingState
 from fedround_server.domain.user import Role
 from fedround_server.store import Store
-from fedround_server.store.database import Database
+from fedround_server.store.db.run import Database
 
 REPEATS = size("RACES", 2)
 pytestmark = pytest.mark.timeout(120 + 2 * REPEATS)

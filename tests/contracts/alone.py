@@ -7,11 +7,19 @@ from typing import Any
 from peewee import JOIN, ModelSelect, fn
 
 from fedround_server.domain.event import LAST_OF_A_TRAINING, Event, RoundClosed, RoundStarted, TrainingStarted
-from fedround_server.store.model import ENDED
-from fedround_server.store.rows import to_event
-from fedround_server.store.schema import CohortRow, EventRow, ParticipantRow, RoundRow, TrainingRow, UpdateRow
-from fedround_server.store.steps import ALL, COHORT
-from fedround_server.store.view import Part
+from fedround_server.store.queries.event_log import Part
+from fedround_server.store.tables.mapping import to_event
+from fedround_server.store.tables.schema import (
+    ALL,
+    COHORT,
+    CohortRow,
+    EventRow,
+    ParticipantRow,
+    RoundRow,
+    TrainingRow,
+    UpdateRow,
+)
+from fedround_server.store.verbs.model import ENDED
 
 LAST_KINDS = tuple(kind.__name__ for kind in LAST_OF_A_TRAINING)
 

@@ -19,9 +19,9 @@ from fedround_server.domain.model import BlobRef
 from fedround_server.domain.round import RoundKind
 from fedround_server.domain.training import Training
 from fedround_server.domain.user import Role
-from fedround_server.engine.job import AggregationJob, Examination, Origin, PredictionJob
-from fedround_server.hub import Hub
+from fedround_server.engine.jobs import AggregationJob, Examination, Origin, PredictionJob
 from fedround_server.store import Store
+from fedround_server.wakeups import Hub
 
 
 class ToldClock:

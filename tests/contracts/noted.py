@@ -8,7 +8,7 @@ from typing import Any
 import peewee
 import pytest
 
-from fedround_server.store.database import Database
+from fedround_server.store.db.run import Database
 
 WRITES = ("INSERT", "UPDATE", "DELETE")
 # What was seen, and what was refused, changes nothing: refused calls have entries of their own.

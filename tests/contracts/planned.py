@@ -10,8 +10,8 @@ from typing import Any
 import peewee
 import pytest
 
-from fedround_server.store.database import Database
-from fedround_server.store.schema import TABLES
+from fedround_server.store.db.run import Database
+from fedround_server.store.tables.schema import TABLES
 
 PLANNED = re.compile("SELECT|UPDATE|DELETE|INSERT .* SELECT")
 # All but the audit log's head, which is one row.

@@ -15,8 +15,8 @@ from fedround_server.domain.errors import FieldInvalid, TokenExpired, TokenInval
 from fedround_server.domain.identity import Credentials, Identity
 from fedround_server.domain.token import hash_token
 from fedround_server.domain.user import Role, User
-from fedround_server.hub import Hub
 from fedround_server.store import Store
+from fedround_server.wakeups import Hub
 
 NOTHING: Any = None
 HOUR = timedelta(hours=1)

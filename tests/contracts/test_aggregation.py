@@ -11,10 +11,10 @@ from contracts.coordination import Coordination, coordinating, lose
 from fedround_server.coordinator.round import RETRY
 from fedround_server.domain.errors import DiskFull, ModelFormat, WorkerKilled
 from fedround_server.domain.training import Training, TrainingState
-from fedround_server.engine.job import AggregationFailed
-from fedround_server.engine.worker import WorkerLost
+from fedround_server.engine.executor import WorkerLost
+from fedround_server.engine.jobs import AggregationFailed
 from fedround_server.store import Store
-from fedround_server.store.round import RoundVerbs
+from fedround_server.store.verbs.round import RoundVerbs
 
 
 async def ended(desk: Coordination) -> Training:

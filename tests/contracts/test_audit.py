@@ -23,8 +23,8 @@ from fedround_server.domain.token import Token
 from fedround_server.domain.training import Aggregation, Evaluation, RoundPolicy, Uncertainty
 from fedround_server.domain.user import Role, User, UserView
 from fedround_server.store import Store
-from fedround_server.store.database import reading
-from fedround_server.store.schema import AuditHeadRow, AuditRow, UserRow
+from fedround_server.store.db.run import reading
+from fedround_server.store.tables.schema import AuditHeadRow, AuditRow, UserRow
 
 
 async def test_a_training_is_told_from_its_model_to_its_end(store: Store, world: World) -> None:

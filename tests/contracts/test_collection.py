@@ -11,7 +11,7 @@ from fedround_server.blobs import UNREFERENCED_SECONDS
 from fedround_server.coordinator.coordinator import COLLECTION_INTERVAL, COLLECTION_SLICE
 from fedround_server.domain.model import BlobRef
 from fedround_server.store import Store
-from fedround_server.store.model import ModelVerbs
+from fedround_server.store.verbs.model import ModelVerbs
 
 
 def old(desk: Coordination, content: str) -> BlobRef:

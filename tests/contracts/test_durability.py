@@ -13,14 +13,14 @@ from contracts.coordination import ToldEngine, coordinating
 from contracts.world import SPEC, World
 from fedround_server.app import _write_secret
 from fedround_server.coordinator import Coordinator
-from fedround_server.coordinator.upload import Incoming
+from fedround_server.coordinator.uploads.receive import Incoming
 from fedround_server.domain.errors import StoreUnavailable
 from fedround_server.domain.model import BlobRef
 from fedround_server.domain.user import Role
-from fedround_server.engine.job import AggregationJob
-from fedround_server.engine.worker import _aggregate
+from fedround_server.engine.executor import _aggregate
+from fedround_server.engine.jobs import AggregationJob
 from fedround_server.store import Store
-from fedround_server.store.schema import database_proxy
+from fedround_server.store.tables.schema import database_proxy
 
 
 class InProcess(ToldEngine):

@@ -9,7 +9,7 @@ import pytest
 from contracts.world import World, update
 from fedround_server.domain.training import Training
 from fedround_server.store import Store
-from fedround_server.store.schema import TrainingRow, database_proxy
+from fedround_server.store.tables.schema import TrainingRow, database_proxy
 
 TARGET = 100
 PAGE = 2

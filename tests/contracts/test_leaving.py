@@ -15,7 +15,7 @@ from fedround_server.domain.event import RoundStarted
 from fedround_server.domain.round import RoundKind, RoundState
 from fedround_server.domain.training import Aggregation, RoundPolicy, TrainingState, Uncertainty
 from fedround_server.store import Store
-from fedround_server.store.user import UserVerbs
+from fedround_server.store.verbs.user import UserVerbs
 
 Leave = Callable[[World, str, str, list[str]], Awaitable[object]]
 

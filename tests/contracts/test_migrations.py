@@ -12,8 +12,8 @@ import pytest
 from contracts.world import World
 from fedround_server.domain.errors import StoreUnavailable
 from fedround_server.store import Store
-from fedround_server.store.database import MIGRATIONS
-from fedround_server.store.schema import TABLES, database_proxy
+from fedround_server.store.db.run import MIGRATIONS
+from fedround_server.store.tables.schema import TABLES, database_proxy
 
 OPEN = "import sys; from fedround_server.store import Store\nwith Store(sys.argv[1]): pass"
 

@@ -11,8 +11,8 @@ from fedround_server.domain.quota import Quotas
 from fedround_server.domain.training import Uncertainty
 from fedround_server.domain.user import Role
 from fedround_server.store import Store
-from fedround_server.store.quota import stored_bytes
-from fedround_server.store.schema import ModelRow, ModelVersionRow, UpdateRow
+from fedround_server.store.queries.quota import stored_bytes
+from fedround_server.store.tables.schema import ModelRow, ModelVersionRow, UpdateRow
 
 
 def sized(size: int) -> NewModel:

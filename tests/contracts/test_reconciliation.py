@@ -15,8 +15,8 @@ from fedround_server.domain.errors import StoreUnavailable
 from fedround_server.domain.round import RoundState
 from fedround_server.domain.training import RoundPolicy, TrainingState
 from fedround_server.store import Store
-from fedround_server.store.round import RoundVerbs
-from fedround_server.store.training import TrainingVerbs
+from fedround_server.store.verbs.round import RoundVerbs
+from fedround_server.store.verbs.training import TrainingVerbs
 
 DEADLINE = RoundPolicy(deadline=timedelta(minutes=1))
 

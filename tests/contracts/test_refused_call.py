@@ -1,4 +1,4 @@
-"""RefusedCalls in the audit log: the first at once, many as one, and never more than so many sorts."""
+"""DeniedCalls in the audit log: the first at once, many as one, and never more than so many sorts."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 from contracts.audits import check, told
 from contracts.coordination import Coordination, coordinating, lose
 from contracts.world import new_id
-from fedround_server.coordinator.refused_call import INTERVAL, MAX_KNOWN, MAX_STRANGERS, QUIET, RefusedCalls
+from fedround_server.coordinator.denied_calls import INTERVAL, MAX_KNOWN, MAX_STRANGERS, QUIET, DeniedCalls
 from fedround_server.domain.audit import acting
 from fedround_server.domain.errors import (
     FieldInvalid,
@@ -20,7 +20,7 @@ from fedround_server.domain.errors import (
     UpdateExists,
 )
 from fedround_server.store import Store
-from fedround_server.store.audit import AuditVerbs
+from fedround_server.store.verbs.audit import AuditVerbs
 
 METHOD = "/fedround.v1.RoundService/SubmitUpdate"
 PEER = "ipv4:10.0.0.1:40000"
@@ -33,8 +33,8 @@ async def desk(store: Store, tmp_path: Path) -> AsyncIterator[Coordination]:
 
 
 @pytest.fixture
-def calls(desk: Coordination) -> RefusedCalls:
-    return desk.coordinator.audit.refused_calls
+def calls(desk: Coordination) -> DeniedCalls:
+    return desk.coordinator.audit.denied_calls
 
 
 async def refused(store: Store) -> list[tuple[str, str, str, int]]:
@@ -42,7 +42,7 @@ async def refused(store: Store) -> list[tuple[str, str, str, int]]:
 
 
 async def test_the_first_is_written_at_once_and_the_others_as_one(
-    store: Store, desk: Coordination, calls: RefusedCalls
+    store: Store, desk: Coordination, calls: DeniedCalls
 ) -> None:
     user = new_id()
     acting.set(user)
@@ -61,9 +61,7 @@ async def test_the_first_is_written_at_once_and_the_others_as_one(
     await check(store)
 
 
-async def test_what_is_written_has_ids_and_nothing_else_that_the_caller_chose(
-    store: Store, calls: RefusedCalls
-) -> None:
+async def test_what_is_written_has_ids_and_nothing_else_that_the_caller_chose(store: Store, calls: DeniedCalls) -> None:
     acting.set(new_id())
     update_id, training_id = new_id(), new_id()
     calls.note(METHOD, PEER, UpdateExists("a secret", update_id=update_id, note="a secret"))
@@ -76,7 +74,7 @@ async def test_what_is_written_has_ids_and_nothing_else_that_the_caller_chose(
     assert "a secret" not in str(found)
 
 
-async def test_who_is_nobody_is_told_by_its_address_whatever_it_calls(store: Store, calls: RefusedCalls) -> None:
+async def test_who_is_nobody_is_told_by_its_address_whatever_it_calls(store: Store, calls: DeniedCalls) -> None:
     acting.set("")
     for port in range(5):
         calls.note(f"{METHOD}{port}", f"ipv6:[::1]:{port}", TokenInvalid())
@@ -85,7 +83,7 @@ async def test_who_is_nobody_is_told_by_its_address_whatever_it_calls(store: Sto
     assert await refused(store) == [("", "ipv6:[::1]", "TOKEN_INVALID", 5), ("", "ipv4:10.0.0.1", "TOKEN_INVALID", 1)]
 
 
-async def test_there_are_never_more_than_so_many_sorts(store: Store, desk: Coordination, calls: RefusedCalls) -> None:
+async def test_there_are_never_more_than_so_many_sorts(store: Store, desk: Coordination, calls: DeniedCalls) -> None:
     acting.set("")
     for number in range(MAX_STRANGERS + 10):
         calls.note(METHOD, f"ipv4:10.0.0.{number}:1", TokenInvalid())
@@ -102,14 +100,14 @@ async def test_there_are_never_more_than_so_many_sorts(store: Store, desk: Coord
     assert not calls._strangers
 
 
-async def test_failures_of_the_server_are_no_refusals(store: Store, calls: RefusedCalls) -> None:
+async def test_failures_of_the_server_are_no_refusals(store: Store, calls: DeniedCalls) -> None:
     calls.note(METHOD, PEER, StoreUnavailable("try again"))
     await calls.flush(everything=True)
     assert await refused(store) == []
 
 
 async def test_what_cannot_be_written_is_written_later(
-    store: Store, calls: RefusedCalls, monkeypatch: pytest.MonkeyPatch
+    store: Store, calls: DeniedCalls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     acting.set(new_id())
     calls.note(METHOD, PEER, RoleRequired("no"))
@@ -121,7 +119,7 @@ async def test_what_cannot_be_written_is_written_later(
 
 
 async def test_a_server_tells_when_it_starts_and_stops_and_then_writes_what_is_left(
-    store: Store, desk: Coordination, calls: RefusedCalls
+    store: Store, desk: Coordination, calls: DeniedCalls
 ) -> None:
     audit = desk.coordinator.audit
     await audit.start()
@@ -139,7 +137,7 @@ async def test_refusals_are_written_by_the_server_itself_within_seconds(store: S
     await desk.coordinator.audit.start()
     await desk.clock.asleep(INTERVAL)
     acting.set(new_id())
-    desk.coordinator.audit.refused_calls.note(METHOD, PEER, RoleRequired("no"))
+    desk.coordinator.audit.denied_calls.note(METHOD, PEER, RoleRequired("no"))
     desk.clock.advance(INTERVAL)
     await desk.clock.asleep(INTERVAL)
     assert len(await refused(store)) == 1

@@ -11,13 +11,13 @@ from contracts.coordination import Coordination, coordinating, lose
 from contracts.world import World, blob
 from fedround_server.blobs import BlobWriter
 from fedround_server.coordinator.round import RETRY
-from fedround_server.coordinator.upload import Incoming
+from fedround_server.coordinator.uploads.receive import Incoming
 from fedround_server.domain.errors import NotInCohort, UpdateExists
 from fedround_server.domain.event import Event, RoundExtended, RoundStarted, TrainingStarted
 from fedround_server.domain.round import RoundKind, RoundState
 from fedround_server.domain.training import Aggregation, OnMissed, RoundPolicy, TrainingState, Uncertainty
 from fedround_server.store import Store
-from fedround_server.store.round import RoundVerbs
+from fedround_server.store.verbs.round import RoundVerbs
 
 MINUTE = timedelta(minutes=1)
 

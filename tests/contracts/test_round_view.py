@@ -10,12 +10,12 @@ from contracts.coordination import coordinating, lose
 from contracts.world import World, new_id
 from fedround_server.coordinator.coordinator import SIGHTING_INTERVAL
 from fedround_server.domain.errors import FieldInvalid, RoundNotOpen, TrainingNotFound, UpdateMismatch, UploadOffset
-from fedround_server.domain.refusal import MAX_MESSAGE
+from fedround_server.domain.rejected_update import MAX_MESSAGE
 from fedround_server.domain.round import RoundMember, WaitRule, wait_rule, when_missed
 from fedround_server.domain.token import new_token
 from fedround_server.domain.training import OnMissed, RoundPolicy
 from fedround_server.store import Store
-from fedround_server.store.refusal import RefusalVerbs
+from fedround_server.store.verbs.rejected_update import RefusalVerbs
 
 HOUR = timedelta(hours=1)
 
@@ -60,7 +60,7 @@ async def test_a_history_is_of_the_same_kind_and_of_the_latest_rounds(
     assert {user: sorted(member.durations) for user, member in found.items()} == {
         user: sorted(durations) for user, durations in taken.items()
     }
-    monkeypatch.setattr("fedround_server.store.round_view.HISTORY", 1)
+    monkeypatch.setattr("fedround_server.store.queries.round_status.HISTORY", 1)
     found = await members(store, training_id, actor)
     assert {user: list(member.durations) for user, member in found.items()} == {
         user: durations[-1:] for user, durations in taken.items()

@@ -15,9 +15,9 @@ from fedround_server.coordinator.subscription import Heartbeat, Subscriptions
 from fedround_server.domain.event import Event, RoundClosed, RoundStarted, TrainingStarted, UpdateAccepted
 from fedround_server.domain.training import RoundPolicy
 from fedround_server.domain.user import Role
-from fedround_server.hub import Hub, for_actor
 from fedround_server.store import Store
-from fedround_server.store.database import Database
+from fedround_server.store.db.run import Database
+from fedround_server.wakeups import Hub, for_actor
 
 NOTHING: Any = None
 

@@ -7,7 +7,7 @@ from contracts.world import SPEC
 from fedround_server.domain.model import Dtype
 from fedround_server.domain.training import UpdatePrecision
 from fedround_server.store import Store
-from fedround_server.store.rows import from_spec, to_spec
+from fedround_server.store.tables.mapping import from_spec, to_spec
 
 
 async def test_a_round_taken_up_at_a_start_knows_what_its_updates_are(store: Store, tmp_path: Path) -> None:

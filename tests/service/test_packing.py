@@ -13,7 +13,7 @@ from safetensors.numpy import save
 import fedround_client as fr
 from calls import Person, new_id, refused
 from fedround.v1 import event_pb2, model_pb2
-from fedround_server.services.packing import Packer
+from fedround_server.services.compression import Compressor
 from servers import Server
 from service.uploads import Upload, committed, is_stored, storing
 
@@ -109,7 +109,7 @@ def test_downloads_are_packed_for_those_who_ask(actor: Person) -> None:
 
 
 async def test_chunks_are_packed_one_at_a_time() -> None:
-    packer = Packer()
+    packer = Compressor()
     first = packer.pack(bytes(1000))
     # It has begun once it waits for its thread.
     waiting = first.__await__()

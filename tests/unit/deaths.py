@@ -5,8 +5,8 @@ import signal
 from pathlib import Path
 
 from fedround_server.domain.model import BlobRef
-from fedround_server.engine.job import AggregationJob
-from fedround_server.engine.worker import _aggregate
+from fedround_server.engine.executor import _aggregate
+from fedround_server.engine.jobs import AggregationJob
 
 
 def die_once(marker: Path) -> int:

@@ -15,12 +15,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes
 
-from fedround_server.engine import tensors as engine_tensors
 from fedround_server.engine.aggregation import aggregate
 from fedround_server.engine.aggregators import AGGREGATORS
-from fedround_server.engine.examination import examine
-from fedround_server.engine.job import AggregationFailed, AggregationJob
-from fedround_server.engine.tensors import BLOCK
+from fedround_server.engine.check import examine
+from fedround_server.engine.format import tensors as engine_tensors
+from fedround_server.engine.format.tensors import BLOCK
+from fedround_server.engine.jobs import AggregationFailed, AggregationJob
 from unit.safetensors_files import NUMPY_DTYPES, write
 
 Tensors = dict[str, np.ndarray]

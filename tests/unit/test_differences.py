@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from fedround_server.domain.errors import UpdateMismatch
 from fedround_server.domain.model import Dtype, TensorSpec, differences
-from fedround_server.engine import tensors as engine_tensors
 from fedround_server.engine.aggregation import aggregate
-from fedround_server.engine.examination import examine
-from fedround_server.engine.job import AggregationJob, Origin
-from fedround_server.engine.manifest import HeaderGate, make_header
-from fedround_server.engine.tensors import BLOCK
+from fedround_server.engine.check import examine
+from fedround_server.engine.format import tensors as engine_tensors
+from fedround_server.engine.format.manifest import HeaderGate, make_header
+from fedround_server.engine.format.tensors import BLOCK
+from fedround_server.engine.jobs import AggregationJob, Origin
 
 Tensors = dict[str, np.ndarray]
 SHAPES = {"wide": (np.float64, (3, 5)), "w": (np.float32, (4, 7)), "half": (np.float16, (6,)), "count": (np.int64, ())}

@@ -9,9 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from fedround_server.engine import tensors as engine_tensors
-from fedround_server.engine.examination import examine
-from fedround_server.engine.job import Origin
+from fedround_server.engine.check import examine
+from fedround_server.engine.format import tensors as engine_tensors
+from fedround_server.engine.jobs import Origin
 from unit.safetensors_files import NUMPY_DTYPES, write
 
 Tensors = dict[str, np.ndarray]

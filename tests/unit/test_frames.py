@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from fedround.v1 import model_pb2, round_pb2, training_pb2
 from fedround_server.app import SERVICES
-from fedround_server.interceptors.frames import FrameInterceptor
+from fedround_server.interceptors.chunk_codec import ChunkCodecInterceptor
 from fedround_wire.frames import Frame, FrameCodec
 
 MESSAGES: list[type[Message]] = [
@@ -22,7 +22,7 @@ chunks = st.binary(max_size=300) | st.integers(1, 1 << 20).map(lambda size: b"\x
 
 
 def test_the_streams_of_files_are_found() -> None:
-    found = FrameInterceptor(SERVICES)
+    found = ChunkCodecInterceptor(SERVICES)
     assert found.uploads.keys() == {
         "/fedround.v1.TrainingService/CreateTraining",
         "/fedround.v1.ModelService/UploadModel",

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from fedround_server.hub import Hub
+from fedround_server.wakeups import Hub
 
 
 async def test_those_who_follow_a_topic_are_woken() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedround_server.blobs import BlobWriter
-from fedround_server.coordinator.intake import LEAST, MOST, Intake
+from fedround_server.coordinator.uploads.write_buffer import LEAST, MOST, WriteBuffer
 from fedround_server.domain.errors import DiskFull
 
 SIZES = st.sampled_from([1, 100, LEAST // 3, LEAST, MOST])
@@ -26,7 +26,7 @@ def test_all_that_came_in_is_written_in_order(
 
     async def take() -> None:
         with BlobWriter(path, keep=True) as writer:
-            async with Intake(writer) as intake:
+            async with WriteBuffer(writer) as intake:
                 for chunk, (_, pause) in zip(chunks, pieces, strict=True):
                     await intake.write(chunk)
                     if pause:
@@ -40,7 +40,7 @@ def test_all_that_came_in_is_written_in_order(
 
 async def test_little_that_came_in_is_written_soon(tmp_path: Path) -> None:
     with BlobWriter(tmp_path / "file", keep=False) as writer:
-        async with Intake(writer) as intake:
+        async with WriteBuffer(writer) as intake:
             await intake.write(b"little")
             while writer.size_bytes < 6:
                 await asyncio.sleep(0)
@@ -58,7 +58,7 @@ async def test_nothing_is_written_behind_a_gap(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(BlobWriter, "write", fail)
 
     async def take(writer: BlobWriter) -> None:
-        async with Intake(writer) as intake:
+        async with WriteBuffer(writer) as intake:
             for byte in b"abcd":
                 await intake.write(bytes([byte]) * LEAST)
 
@@ -70,7 +70,7 @@ async def test_nothing_is_written_behind_a_gap(tmp_path: Path, monkeypatch: pyte
 
 async def test_the_rest_is_written_when_the_stream_fails(tmp_path: Path) -> None:
     async def take(writer: BlobWriter) -> None:
-        async with Intake(writer) as intake:
+        async with WriteBuffer(writer) as intake:
             await intake.write(b"a" * LEAST)
             await intake.write(b"rest")
             raise ZeroDivisionError

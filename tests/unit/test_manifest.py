@@ -15,8 +15,8 @@ from hypothesis.extra.numpy import array_shapes
 
 from fedround_server.domain.errors import ModelFormat, UpdateMismatch
 from fedround_server.domain.model import MAX_TENSORS, Dtype, TensorSpec
-from fedround_server.engine.header import read_header
-from fedround_server.engine.manifest import (
+from fedround_server.engine.format.header import read_header
+from fedround_server.engine.format.manifest import (
     LARGE,
     MAX_HEADER,
     HeaderGate,

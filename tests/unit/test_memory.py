@@ -7,20 +7,20 @@ import sys
 
 import pytest
 
-from fedround_server import memory
+from fedround_server.host import allocator
 
 SET_UP = """
 import gc
-from fedround_server import memory
-memory.set_up()
+from fedround_server.host import allocator
+allocator.set_up()
 print(gc.get_freeze_count(), *gc.get_threshold())
 """
 
 
 async def test_memory_is_given_back_when_many_calls_have_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "SECONDS", 0.0)
-    monkeypatch.setattr(memory, "TIMES", 2)
-    many = memory.ENDED
+    monkeypatch.setattr(allocator, "SECONDS", 0.0)
+    monkeypatch.setattr(allocator, "TIMES", 2)
+    many = allocator.ENDED
     # A few end, then many at once, then many bit by bit.
     counts = [many, many - 1, 2 * many, many, many, many, many // 2, 10, 0, 0, 0]
     looked: list[int] = []
@@ -30,7 +30,7 @@ async def test_memory_is_given_back_when_many_calls_have_ended(monkeypatch: pyte
         looked.append(counts[len(looked)] if len(looked) < len(counts) else 0)
         return looked[-1]
 
-    task = asyncio.create_task(memory.give_back(count, lambda _: trimmed.append(len(looked))))
+    task = asyncio.create_task(allocator.give_back(count, lambda _: trimmed.append(len(looked))))
     while len(looked) < len(counts) + 5:
         await asyncio.sleep(0)
     task.cancel()

@@ -12,9 +12,9 @@ from hypothesis.extra.numpy import array_shapes
 
 from fedround_server.domain.model import Dtype, TensorSpec
 from fedround_server.domain.swag import moments
-from fedround_server.engine.job import SWAG_MOMENTS, AggregationFailed, AggregationJob
-from fedround_server.engine.moments import collect
-from fedround_server.engine.tensors import TensorFile
+from fedround_server.engine.format.tensors import TensorFile
+from fedround_server.engine.jobs import SWAG_MOMENTS, AggregationFailed, AggregationJob
+from fedround_server.engine.uncertainty.moments import collect
 from fedround_server.engine.uncertainty.swag import draw
 from unit.safetensors_files import write
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fedround_server.page_cache import held, let_go
+from fedround_server.host.page_cache import drop_cached_pages, keep_open
 from in_memory import is_in_memory
 
 DATA = os.urandom(1 << 20)
@@ -24,18 +24,18 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_what_is_let_go_is_still_on_disk(file: Path) -> None:
-    let_go(file)
+    drop_cached_pages(file)
     assert file.read_bytes() == DATA
 
 
 def test_what_is_not_there_need_not_be_let_go(tmp_path: Path) -> None:
-    let_go(tmp_path / "file")
+    drop_cached_pages(tmp_path / "file")
 
 
 def test_what_is_let_go_is_no_longer_in_memory(file: Path) -> None:
     if not is_in_memory(file):
         pytest.skip("this file system does not tell what is in memory")
-    let_go(file)
+    drop_cached_pages(file)
     assert not is_in_memory(file)
 
 
@@ -43,7 +43,7 @@ def test_a_replaced_file_is_freed_behind_the_block(tmp_path: Path) -> None:
     old, new = tmp_path / "old", tmp_path / "new"
     old.write_bytes(DATA)
     new.write_bytes(b"new")
-    with held(old):
+    with keep_open(old):
         new.replace(old)
         assert _is_open(str(old) + " (deleted)")
     assert old.read_bytes() == b"new"
@@ -54,7 +54,7 @@ def test_a_replaced_file_is_freed_behind_the_block(tmp_path: Path) -> None:
 
 
 def test_there_need_be_nothing_to_replace(tmp_path: Path) -> None:
-    with held(tmp_path / "file"):
+    with keep_open(tmp_path / "file"):
         (tmp_path / "file").write_bytes(DATA)
     assert (tmp_path / "file").read_bytes() == DATA
 

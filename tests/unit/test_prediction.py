@@ -17,10 +17,10 @@ from fedround_server.domain.errors import FieldInvalid, PredictionLimit
 from fedround_server.domain.errors import PredictionFailed as Refused
 from fedround_server.domain.model import Dtype
 from fedround_server.domain.prediction import Array, Prediction
-from fedround_server.engine.job import AggregationJob, PredictionFailed, PredictionJob
+from fedround_server.engine.executor import WorkerEngine
+from fedround_server.engine.jobs import AggregationJob, PredictionFailed, PredictionJob
 from fedround_server.engine.prediction import check, predict
-from fedround_server.engine.worker import WorkerEngine
-from fedround_server.hub import Hub
+from fedround_server.wakeups import Hub
 from unit.safetensors_files import NAMES, write
 
 WEIGHTS = {"weight": np.arange(6.0).reshape(2, 3), "bias": np.array([0.5, -0.5])}

@@ -2,8 +2,8 @@
 
 import pytest
 
-from fedround_server.interceptors import rates
-from fedround_server.interceptors.rates import SECONDS, Buckets, _address
+from fedround_server.interceptors import rate_limits as rates
+from fedround_server.interceptors.rate_limits import SECONDS, Buckets, _address
 
 
 class Time:

@@ -1,4 +1,4 @@
-"""Refusals, added up."""
+"""RejectedUpdates, added up."""
 
 from collections import Counter
 from datetime import UTC, datetime, timedelta
@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedround_server.domain.refusal import Refusal, summed
+from fedround_server.domain.rejected_update import Refusal, summed
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 refusals = st.builds(

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from fedround_server.domain.model import Dtype, TensorSpec
 from fedround_server.engine.aggregation import aggregate
-from fedround_server.engine.examination import examine
-from fedround_server.engine.job import AggregationFailed, AggregationJob, Origin
-from fedround_server.engine.manifest import PREFIX, Layout, make_header, parse_header
-from fedround_server.engine.runs import runs, singly
+from fedround_server.engine.check import examine
+from fedround_server.engine.format.manifest import PREFIX, Layout, make_header, parse_header
+from fedround_server.engine.format.runs import runs, singly
+from fedround_server.engine.jobs import AggregationFailed, AggregationJob, Origin
 from unit.safetensors_files import NUMPY_DTYPES, write
 
 specs = st.dictionaries(

@@ -10,7 +10,7 @@ import pytest
 
 from fedround_server.blobs import BlobWriter
 from fedround_server.coordinator.context import Limits
-from fedround_server.coordinator.space import LEAST, Claim, Space
+from fedround_server.coordinator.uploads.space import LEAST, Claim, Space
 from fedround_server.domain.errors import DiskFull, Quota, TooManyUploads
 
 MIB = 1 << 20

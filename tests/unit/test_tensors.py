@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from fedround_server.domain.errors import UpdateMismatch
-from fedround_server.engine import manifest, tensors
-from fedround_server.engine.manifest import Layout, parse_header
-from fedround_server.engine.tensors import Layouts, TensorFile
+from fedround_server.engine.format import manifest, tensors
+from fedround_server.engine.format.manifest import Layout, parse_header
+from fedround_server.engine.format.tensors import Layouts, TensorFile
 from fedround_server.recent import Recent
 from unit.safetensors_files import entry, with_header, write
 

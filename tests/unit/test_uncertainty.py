@@ -13,9 +13,9 @@ from hypothesis.extra.numpy import arrays
 
 from fedround_server.domain.model import Dtype
 from fedround_server.domain.prediction import Array, Prediction
-from fedround_server.engine.job import PredictionFailed, PredictionJob
+from fedround_server.engine.format.tensors import TensorFile
+from fedround_server.engine.jobs import PredictionFailed, PredictionJob
 from fedround_server.engine.prediction import predict, summarise
-from fedround_server.engine.tensors import TensorFile
 from fedround_server.engine.uncertainty.swag import draw
 from unit.safetensors_files import write
 from unit.test_moments import gather, make

@@ -13,12 +13,12 @@ import pytest
 
 from fedround_server.blobs import BlobStore
 from fedround_server.coordinator.context import Context
-from fedround_server.coordinator.upload import Incoming, Uploads
+from fedround_server.coordinator.uploads.receive import Incoming, Uploads
 from fedround_server.domain.errors import TokenInvalid, UploadIncomplete
-from fedround_server.engine import manifest
-from fedround_server.engine.job import Examination, Origin
-from fedround_server.engine.manifest import LARGE, Layout, parse_header
-from fedround_server.hub import Hub
+from fedround_server.engine.format import manifest
+from fedround_server.engine.format.manifest import LARGE, Layout, parse_header
+from fedround_server.engine.jobs import Examination, Origin
+from fedround_server.wakeups import Hub
 from unit.safetensors_files import with_header, write
 
 FILE = write({"w": np.ones(1000, np.float32)})

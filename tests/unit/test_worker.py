@@ -22,9 +22,9 @@ import torch
 
 from fedround_server.domain.errors import WorkerKilled
 from fedround_server.domain.model import BlobRef
-from fedround_server.engine.job import AggregationFailed, AggregationJob
+from fedround_server.engine.executor import WorkerEngine, WorkerLost
+from fedround_server.engine.jobs import AggregationFailed, AggregationJob
 from fedround_server.engine.process import Worker
-from fedround_server.engine.worker import WorkerEngine, WorkerLost
 from unit.deaths import aggregate_and_die_once, be_killed, die_once
 from unit.safetensors_files import write
 
@@ -33,7 +33,7 @@ SERVER = """
 import asyncio, multiprocessing, sys, time
 from pathlib import Path
 from fedround_server.engine.process import Worker
-from fedround_server.engine.worker import WorkerEngine
+from fedround_server.engine.executor import WorkerEngine
 if __name__ == "__main__":
     with WorkerEngine() as engine:
         asyncio.run(engine.examine(Path(sys.argv[1])))

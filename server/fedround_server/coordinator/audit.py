@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator
 from importlib.metadata import PackageNotFoundError, version
 
 from fedround_server.coordinator.context import Context
-from fedround_server.coordinator.refused_call import RefusedCalls
+from fedround_server.coordinator.denied_calls import DeniedCalls
 from fedround_server.domain.audit import AuditEntry, AuditHead, Note, Origin
 from fedround_server.domain.errors import Unavailable
 
@@ -20,16 +20,16 @@ class Audit:
         """Begins with no refusals."""
         self._context = context
         self._store = context.store.audit
-        self.refused_calls = RefusedCalls(context)
+        self.denied_calls = DeniedCalls(context)
 
     async def start(self) -> None:
         """Tells that the server starts, and writes refusals from now on."""
         await self._store.add([Note("server_started", facts={"version": _version()})])
-        self._context.tasks.create_task(self.refused_calls.run(), name="write refusals")
+        self._context.tasks.create_task(self.denied_calls.run(), name="write refusals")
 
     async def stop(self) -> None:
         """Tells that the server stops, as the last thing that it does; a start without this is one behind a crash."""
-        await self.refused_calls.flush(everything=True)
+        await self.denied_calls.flush(everything=True)
         try:
             await self._store.add([Note("server_stopped", facts={"version": _version()})])
         except Unavailable as error:

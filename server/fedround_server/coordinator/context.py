@@ -10,9 +10,9 @@ from typing import Any, ParamSpec, Protocol, TypeVar
 from fedround_server.blobs import BlobStore
 from fedround_server.coordinator.presence import Presence
 from fedround_server.domain.quota import Quotas
-from fedround_server.engine.worker import Engine
-from fedround_server.hub import Hub
+from fedround_server.engine.executor import Engine
 from fedround_server.store import Store
+from fedround_server.wakeups import Hub
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -85,7 +85,7 @@ class Context:
     new_id: Callable[[], str] = lambda: str(uuid.uuid4())
 
 
-async def to_the_end(work: Coroutine[Any, Any, R]) -> R:
+async def run_shielded(work: Coroutine[Any, Any, R]) -> R:
     """Awaits work that must not stop half way: a caller that is cancelled leaves, the work goes on.
 
     A commit without what follows it (wake subscribers, aggregate the round that it closed) would wait for a restart.
@@ -96,7 +96,7 @@ async def to_the_end(work: Coroutine[Any, Any, R]) -> R:
     return await asyncio.shield(task)
 
 
-async def wait_out(work: Coroutine[Any, Any, R]) -> R:
+async def await_even_if_cancelled(work: Coroutine[Any, Any, R]) -> R:
     """Awaits work that uses what its caller holds.
 
     A caller that is cancelled, even twice, leaves after the work's end, so that no file is closed or cut under it.
@@ -117,7 +117,7 @@ async def wait_out(work: Coroutine[Any, Any, R]) -> R:
 
 async def in_thread(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """Runs blocking work in a thread, and waits it out."""
-    return await wait_out(asyncio.to_thread(function, *args, **kwargs))
+    return await await_even_if_cancelled(asyncio.to_thread(function, *args, **kwargs))
 
 
 async def settle() -> None:

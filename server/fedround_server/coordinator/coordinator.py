@@ -4,14 +4,14 @@ import logging
 from datetime import timedelta
 
 from fedround_server.coordinator.audit import Audit
-from fedround_server.coordinator.context import Context, in_thread, settle, to_the_end
+from fedround_server.coordinator.context import Context, in_thread, run_shielded, settle
 from fedround_server.coordinator.inference import Inference
 from fedround_server.coordinator.model import Models
-from fedround_server.coordinator.refusal import Refusals
+from fedround_server.coordinator.rejected_updates import RejectedUpdates
 from fedround_server.coordinator.round import Rounds
 from fedround_server.coordinator.subscription import Subscriptions
 from fedround_server.coordinator.training import Trainings
-from fedround_server.coordinator.upload import Uploads
+from fedround_server.coordinator.uploads.receive import Uploads
 from fedround_server.coordinator.user import Users
 from fedround_server.domain.errors import Unavailable
 from fedround_server.failpoints import reached
@@ -34,7 +34,7 @@ class Coordinator:
         self.users = Users(context)
         self.models = Models(context, self.uploads)
         self.rounds = Rounds(context, self.uploads)
-        self.refusals = Refusals(context)
+        self.refusals = RejectedUpdates(context)
         self.trainings = Trainings(context, self.uploads, self.rounds)
         self.subscriptions = Subscriptions(context)
         self.inference = Inference(context)
@@ -61,7 +61,7 @@ class Coordinator:
             LastAdmin: Nobody would be left to manage users.
             TrainingRunning: It steers running trainings, and force is not set.
         """
-        await to_the_end(self._remove_user(user_id, force))
+        await run_shielded(self._remove_user(user_id, force))
 
     def leave(self) -> None:
         """Opens and closes no rounds any more, and has every subscription say goodbye."""

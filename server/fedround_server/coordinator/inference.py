@@ -14,8 +14,8 @@ from fedround_server.domain.errors import PredictionFailed as Refused
 from fedround_server.domain.model import ModelVersion
 from fedround_server.domain.prediction import Array, Prediction
 from fedround_server.domain.training import Uncertainty
-from fedround_server.engine.job import PredictionFailed, PredictionJob
-from fedround_server.engine.worker import WorkerLost
+from fedround_server.engine.executor import WorkerLost
+from fedround_server.engine.jobs import PredictionFailed, PredictionJob
 
 OUTPUT_LIMIT = 15 << 17
 """What the answer's tensors may take, in bytes: a message has 2 MiB."""

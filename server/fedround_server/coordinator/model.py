@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator
 from datetime import datetime
 
 from fedround_server.coordinator.context import Context, in_thread
-from fedround_server.coordinator.upload import Incoming, Uploads
+from fedround_server.coordinator.uploads.receive import Incoming, Uploads
 from fedround_server.domain.model import BlobRef, Model, ModelVersion, NewModel, VersionView
 from fedround_server.domain.update import MetricReport
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from fedround_server.blobs import told_when_full
-from fedround_server.coordinator.context import Context, in_thread, to_the_end
-from fedround_server.coordinator.upload import Incoming, Uploads
+from fedround_server.blobs import map_disk_full
+from fedround_server.coordinator.context import Context, in_thread, run_shielded
+from fedround_server.coordinator.uploads.receive import Incoming, Uploads
 from fedround_server.domain import forecast
 from fedround_server.domain.audit import acting
 from fedround_server.domain.chain import averages
@@ -17,10 +17,10 @@ from fedround_server.domain.event import ModelInfo
 from fedround_server.domain.model import BlobRef
 from fedround_server.domain.round import Round, RoundKind, RoundMember, RoundState, RoundView, UnfinishedRound
 from fedround_server.domain.update import NewUpdate, Update
-from fedround_server.engine.job import SWAG_MOMENTS, AggregationFailed, AggregationJob
+from fedround_server.engine.jobs import SWAG_MOMENTS, AggregationFailed, AggregationJob
 from fedround_server.failpoints import reached
-from fedround_server.hub import for_actor
-from fedround_server.store.round import AggregationTask
+from fedround_server.store.verbs.round import AggregationTask
+from fedround_server.wakeups import for_actor
 
 log = logging.getLogger(__name__)
 RETRY = timedelta(seconds=1)
@@ -103,7 +103,7 @@ class Rounds:
         if admission.receipt is not None:
             return admission.receipt
         await self._uploads.receive(incoming, admission.manifest, admission.bound, admission.differences)
-        update = await to_the_end(self._accept(new, RoundKind.TRAIN))
+        update = await run_shielded(self._accept(new, RoundKind.TRAIN))
         reached("update.replying")
         return update
 
@@ -116,7 +116,7 @@ class Rounds:
             FedroundError: The report is refused, as `RoundVerbs.submit` tells.
         """
         new = NewUpdate(training_id, number, user_id, NO_FILE, num_examples, metrics)
-        await to_the_end(self._accept(new, RoundKind.EVALUATE))
+        await run_shielded(self._accept(new, RoundKind.EVALUATE))
 
     async def explain(self, training_id: str, number: int | None, actor_id: str) -> Explanation:
         """Returns a round with what is known of its members.
@@ -243,7 +243,7 @@ class Rounds:
             if self._leaving:
                 return
             try:
-                await to_the_end(self._judge(training_id, number, attempt, due=True))
+                await run_shielded(self._judge(training_id, number, attempt, due=True))
             except Unavailable as error:
                 log.warning("deadline of training %s: %s", training_id, error)
                 await self._context.clock.sleep(RETRY)
@@ -320,7 +320,7 @@ class Rounds:
         )
         target = blobs.temporary(self._context.new_id())
         try:
-            with told_when_full():
+            with map_disk_full():
                 result = await self._context.engine.aggregate(job, target)
             reached("aggregation.computed")
             await in_thread(blobs.adopt, target, result)

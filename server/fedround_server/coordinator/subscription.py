@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from fedround_server.coordinator.context import Context
 from fedround_server.domain.errors import FieldInvalid
 from fedround_server.domain.event import Event
-from fedround_server.hub import Waiter, for_actor, training_of
-from fedround_server.store.view import Part
+from fedround_server.store.queries.event_log import Part
+from fedround_server.wakeups import Waiter, for_actor, training_of
 
 BATCH = 100
 

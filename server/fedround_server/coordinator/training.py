@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from datetime import datetime
 
-from fedround_server.coordinator.context import Context, to_the_end
+from fedround_server.coordinator.context import Context, run_shielded
 from fedround_server.coordinator.round import Rounds
-from fedround_server.coordinator.upload import Incoming, Uploads
+from fedround_server.coordinator.uploads.receive import Incoming, Uploads
 from fedround_server.domain.model import NewModel
 from fedround_server.domain.training import Training, TrainingSpec
-from fedround_server.hub import for_actor
+from fedround_server.wakeups import for_actor
 
 
 class Trainings:
@@ -46,7 +46,7 @@ class Trainings:
         else:
             received = await self._uploads.receive(incoming, None)
             model = NewModel(spec.name, spec.description, received.manifest, received.blob, spec.architecture)
-        return await to_the_end(self._create(actor_id, spec, model))
+        return await run_shielded(self._create(actor_id, spec, model))
 
     async def get(self, training_id: str, user_id: str) -> Training:
         """Returns a training that the user steers or takes part in."""
@@ -60,19 +60,19 @@ class Trainings:
 
     async def register(self, training_id: str, actor_id: str, client_ids: Sequence[str]) -> Training:
         """Registers clients as participants."""
-        return await to_the_end(self._register(training_id, actor_id, client_ids))
+        return await run_shielded(self._register(training_id, actor_id, client_ids))
 
     async def remove_clients(self, training_id: str, caller_id: str, client_ids: Sequence[str]) -> Training:
         """Removes participants; the open round is judged anew at once."""
-        return await to_the_end(self._remove_clients(training_id, caller_id, client_ids))
+        return await run_shielded(self._remove_clients(training_id, caller_id, client_ids))
 
     async def remove(self, training_id: str, actor_id: str, *, force: bool) -> None:
         """Removes a training; its model stays."""
-        await to_the_end(self._remove(training_id, actor_id, force))
+        await run_shielded(self._remove(training_id, actor_id, force))
 
     async def start(self, training_id: str, actor_id: str, request_id: str | None) -> Training:
         """Starts a training: its first round opens."""
-        return await to_the_end(self._start(training_id, actor_id, request_id))
+        return await run_shielded(self._start(training_id, actor_id, request_id))
 
     async def _create(self, actor_id: str, spec: TrainingSpec, model: NewModel | None) -> Training:
         new_id, quotas = self._context.new_id, self._context.limits.quotas

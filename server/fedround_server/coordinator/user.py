@@ -5,7 +5,7 @@ from contextlib import AbstractAsyncContextManager
 from datetime import datetime, timedelta
 
 from fedround_server.coordinator.access import Access
-from fedround_server.coordinator.context import Context, in_thread, to_the_end
+from fedround_server.coordinator.context import Context, in_thread, run_shielded
 from fedround_server.domain.errors import FieldInvalid, RoleRequired, UserNotFound
 from fedround_server.domain.identity import Credentials
 from fedround_server.domain.token import Token, hash_token, new_token
@@ -119,7 +119,7 @@ class Users:
         _check_owner(caller, user_id)
         token, now = new_token(), self._context.clock.now()
         stored = Token(hash_token(token), now, self._expiry(lifetime))
-        await to_the_end(self._rotate(user_id, stored, None if overlap is None else now + overlap))
+        await run_shielded(self._rotate(user_id, stored, None if overlap is None else now + overlap))
         return token
 
     async def revoke_token(self, caller: User, user_id: str, token_id: str) -> None:
@@ -131,7 +131,7 @@ class Users:
             TokenNotFound: It has no such token.
         """
         _check_owner(caller, user_id)
-        await to_the_end(self._revoke(user_id, token_id))
+        await run_shielded(self._revoke(user_id, token_id))
 
     async def set_certificate_names(self, user_id: str, names: Sequence[str]) -> UserView:
         """Sets which client certificates are a user's.
@@ -140,7 +140,7 @@ class Users:
             UserNotFound: There is no such user.
             CertificateNameTaken: One is another user's.
         """
-        await to_the_end(self._set_certificate_names(user_id, names))
+        await run_shielded(self._set_certificate_names(user_id, names))
         return await self.view(user_id)
 
     async def remove(self, user_id: str, *, force: bool) -> list[str]:

@@ -4,7 +4,7 @@ import enum
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from fedround_server.domain.refusal import Refusal
+from fedround_server.domain.rejected_update import Refusal
 from fedround_server.domain.training import OnMissed, RoundPolicy, TrainingSpec, collects, evaluates
 
 

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from fedround_server.domain.model import BlobRef
 from fedround_server.engine.aggregators import AGGREGATORS, Aggregator, Block
-from fedround_server.engine.job import AggregationFailed, AggregationJob
+from fedround_server.engine.format.runs import Run, runs
+from fedround_server.engine.format.tensors import Layouts, TensorFile, TensorWriter, blocks, first_not_finite, is_finite
+from fedround_server.engine.jobs import AggregationFailed, AggregationJob
 from fedround_server.engine.rounding import narrow
-from fedround_server.engine.runs import Run, runs
-from fedround_server.engine.tensors import Layouts, TensorFile, TensorWriter, blocks, first_not_finite, is_finite
 
 # BatchNorm counts its batches; the count of the most trained update is the one that makes sense.
 COUNTER = "num_batches_tracked"

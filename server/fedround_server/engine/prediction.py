@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from fedround_server.domain.model import Dtype
 from fedround_server.domain.prediction import Array, Prediction
-from fedround_server.engine.job import PredictionFailed, PredictionJob
-from fedround_server.engine.tensors import TORCH_DTYPES
+from fedround_server.engine.format.tensors import TORCH_DTYPES
+from fedround_server.engine.jobs import PredictionFailed, PredictionJob
 from fedround_server.engine.uncertainty import METHODS, Predictor
 from fedround_server.engine.uncertainty.predictor import blaming, bounded, build, load_weights
 

@@ -16,7 +16,7 @@ from multiprocessing.context import BaseContext
 from typing import Any, ParamSpec, TypeVar
 
 from fedround_server.domain.errors import WorkerKilled
-from fedround_server.memory import keep_freed_blocks
+from fedround_server.host.allocator import keep_freed_blocks
 
 P = ParamSpec("P")
 R = TypeVar("R")

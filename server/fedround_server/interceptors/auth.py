@@ -11,7 +11,7 @@ from fedround_server.domain.errors import RoleRequired, TokenInvalid
 from fedround_server.domain.identity import Credentials
 from fedround_server.domain.token import hash_token
 from fedround_server.domain.user import Role, User
-from fedround_server.interceptors.around import AroundInterceptor, Call
+from fedround_server.interceptors.wrapping import Call, ContextInterceptor
 
 ADMINS = frozenset({Role.ADMIN})
 ACTORS = frozenset({Role.ADMIN, Role.ACTOR})
@@ -91,7 +91,7 @@ def check_permissions(methods: Iterable[str]) -> None:
         raise RuntimeError(f"nobody decided who may call {', '.join(undecided)}: add them to PERMISSIONS")
 
 
-class AuthInterceptor(AroundInterceptor):
+class AuthInterceptor(ContextInterceptor):
     """Finds the caller by its token or its certificate, and checks its role."""
 
     def __init__(self, admit: Callable[[Credentials], AbstractAsyncContextManager[User]]) -> None:

@@ -17,7 +17,7 @@ from fedround_server.domain import errors
 from fedround_server.domain.audit import acting
 from fedround_server.domain.errors import FedroundError
 from fedround_server.domain.token import redact
-from fedround_server.interceptors.around import AroundInterceptor, Call
+from fedround_server.interceptors.wrapping import Call, ContextInterceptor
 
 log = structlog.get_logger("fedround.error")
 DOMAIN = "fedround"
@@ -39,7 +39,7 @@ CODES: Mapping[type[FedroundError], grpc.StatusCode] = {
 }
 
 
-class ErrorInterceptor(AroundInterceptor):
+class ErrorInterceptor(ContextInterceptor):
     """Around everything that may raise a domain error."""
 
     def __init__(self, max_message: int, refused: Callable[[str, str, FedroundError], None]) -> None:

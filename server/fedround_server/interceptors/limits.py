@@ -4,8 +4,8 @@ from collections import Counter
 from contextlib import AbstractAsyncContextManager
 
 from fedround_server.domain.errors import TooManyStreams, TooManyUploads
-from fedround_server.interceptors.around import AroundInterceptor, Call
 from fedround_server.interceptors.auth import caller
+from fedround_server.interceptors.wrapping import Call, ContextInterceptor
 
 UPLOADS = frozenset(
     {
@@ -24,7 +24,7 @@ DOWNLOADS = frozenset(
 SUBSCRIPTIONS = frozenset({"/fedround.v1.RoundService/Subscribe"})
 
 
-class LimitInterceptor(AroundInterceptor):
+class LimitInterceptor(ContextInterceptor):
     """Counts calls of one sort, per user and in all."""
 
     def __init__(

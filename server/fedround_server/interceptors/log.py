@@ -7,12 +7,12 @@ from contextlib import AbstractAsyncContextManager
 import grpc
 import structlog
 
-from fedround_server.interceptors.around import AroundInterceptor, Call
+from fedround_server.interceptors.wrapping import Call, ContextInterceptor
 
 log = structlog.get_logger("fedround.call")
 
 
-class LogInterceptor(AroundInterceptor):
+class LogInterceptor(ContextInterceptor):
     """The outermost interceptor: it sees the status that the caller gets."""
 
     def around(self, method: str, context: Call) -> AbstractAsyncContextManager[None]:

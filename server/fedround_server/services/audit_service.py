@@ -6,8 +6,8 @@ from fedround.v1 import audit_pb2, audit_pb2_grpc
 from fedround_server.coordinator import Coordinator
 from fedround_server.domain.audit import AuditEntry, AuditHead, Contribution, Origin
 from fedround_server.domain.errors import FieldInvalid
-from fedround_server.interceptors.around import Call
 from fedround_server.interceptors.auth import caller
+from fedround_server.interceptors.wrapping import Call
 from fedround_server.services import convert, fields, pages
 
 MAX_SEQUENCE = (1 << 62) - 1
@@ -49,7 +49,7 @@ class AuditService(audit_pb2_grpc.AuditServiceServicer):
         position = fields.a_page_token(request.page_token, int)
         start = max(position[0], 0) if position else 0
         version = request.version if request.HasField("version") else None
-        origin = await self._audit.origin(fields.an_id("model_id", request.model_id), version, caller().user_id)
+        origin = await self._audit.origin(fields.parse_id("model_id", request.model_id), version, caller().user_id)
         found = list(enumerate(origin.contributions, 1))[start : start + size + 1]
         page, token = pages.cut(found, size, lambda one: _contribution(one[1]), lambda one: fields.page_token(one[0]))
         return audit_pb2.GetContributionsResponse(origin=_origin(origin), contributions=page, next_page_token=token)

@@ -7,13 +7,13 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 import google_crc32c
 
 from fedround.v1 import event_pb2
-from fedround_server.coordinator.upload import Incoming
+from fedround_server.coordinator.uploads.receive import Incoming
 from fedround_server.domain.errors import ChunkCorrupt, FieldInvalid, OffsetOutOfRange
 from fedround_server.domain.model import BlobRef
-from fedround_server.interceptors.around import Call
 from fedround_server.interceptors.auth import caller
+from fedround_server.interceptors.wrapping import Call
 from fedround_server.services import fields
-from fedround_server.services.packing import GZIP, Packer, a_packing, unpack
+from fedround_server.services.compression import GZIP, Compressor, a_packing, unpack
 from fedround_wire.frames import Frame
 
 MAX_CHUNK = 1 << 20
@@ -90,7 +90,7 @@ async def send_file(
     message: Callable[..., Any],
     info: event_pb2.ModelInfo,
     chunks: AsyncGenerator[bytes, None],
-    packer: Packer | None,
+    packer: Compressor | None,
 ) -> None:
     """Answers a download: first what is sent, then the file.
 

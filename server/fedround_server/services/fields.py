@@ -34,7 +34,7 @@ SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 UNKEEPABLE = re.compile(r"[\x00\ud800-\udfff]")
 
 
-def an_id(field: str, value: str) -> str:
+def parse_id(field: str, value: str) -> str:
     """Reads a required UUID, in lower case.
 
     Raises:
@@ -49,7 +49,7 @@ def an_id(field: str, value: str) -> str:
 
 def an_optional_id(field: str, value: str) -> str | None:
     """Reads a UUID that may be empty."""
-    return an_id(field, value) if value else None
+    return parse_id(field, value) if value else None
 
 
 def ids(field: str, values: Iterable[str]) -> list[str]:
@@ -62,10 +62,10 @@ def ids(field: str, values: Iterable[str]) -> list[str]:
     found = set(values)
     if len(found) > MAX_CLIENTS:
         raise FieldInvalid(field, f"names {len(found)} users; at most {MAX_CLIENTS} a call")
-    return sorted({an_id(field, value) for value in found})
+    return sorted({parse_id(field, value) for value in found})
 
 
-def some_ids(field: str, values: Iterable[str]) -> list[str]:
+def parse_ids(field: str, values: Iterable[str]) -> list[str]:
     """Reads a set of UUIDs that must not be empty."""
     found = ids(field, values)
     if not found:
@@ -73,7 +73,7 @@ def some_ids(field: str, values: Iterable[str]) -> list[str]:
     return found
 
 
-def a_text(field: str, value: str, longest: int, *, required: bool = False) -> str:
+def parse_text(field: str, value: str, longest: int, *, required: bool = False) -> str:
     """Reads words for people.
 
     Raises:
@@ -233,7 +233,7 @@ def some_metrics(values: Mapping[str, float]) -> dict[str, float]:
     if len(values) > MAX_METRICS:
         raise FieldInvalid("metrics", f"has {len(values)} entries; at most {MAX_METRICS}")
     for name, value in values.items():
-        a_text("metrics", name, MAX_METRIC_NAME, required=True)
+        parse_text("metrics", name, MAX_METRIC_NAME, required=True)
         if not math.isfinite(value):
             raise UpdateNotFinite(f"metrics[{name!r}] is {value}: report finite numbers, or leave it out")
     return dict(values)
@@ -247,7 +247,7 @@ def metric_names(values: Collection[str]) -> tuple[str, ...]:
     """
     if len(values) > MAX_METRICS:
         raise FieldInvalid("spec.metric_names", f"has {len(values)} entries; at most {MAX_METRICS}")
-    names = [a_text("spec.metric_names", value, MAX_METRIC_NAME, required=True) for value in values]
+    names = [parse_text("spec.metric_names", value, MAX_METRIC_NAME, required=True) for value in values]
     if len(set(names)) != len(names):
         raise FieldInvalid("spec.metric_names", "contains a name twice")
     return tuple(names)
@@ -264,7 +264,7 @@ def a_position(value: str) -> tuple[datetime, str] | None:
     if found is None:
         return None
     try:
-        return datetime.fromtimestamp(found[0] / 1_000_000, UTC), an_id("page_token", found[1])
+        return datetime.fromtimestamp(found[0] / 1_000_000, UTC), parse_id("page_token", found[1])
     except (ValueError, OverflowError, OSError) as error:
         raise FieldInvalid("page_token", "is not a next_page_token of this listing") from error
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from grpc_health.v1 import health, health_pb2
 
-from fedround_server.interceptors.around import Call
+from fedround_server.interceptors.wrapping import Call
 
 
 class HealthService(health.aio.HealthServicer):  # type: ignore[misc]  # it ships no types

@@ -8,8 +8,8 @@ from fedround_server.coordinator.inference import Question
 from fedround_server.domain.errors import FieldInvalid
 from fedround_server.domain.model import Dtype
 from fedround_server.domain.prediction import Array
-from fedround_server.interceptors.around import Call
 from fedround_server.interceptors.auth import caller
+from fedround_server.interceptors.wrapping import Call
 from fedround_server.services import convert, fields, uncertainty
 
 MAX_RANK = 16
@@ -31,7 +31,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         chosen = request.uncertainty.WhichOneof("method")
         question = Question(
             user_id=caller().user_id,
-            model_id=fields.an_id("model_id", request.model_id),
+            model_id=fields.parse_id("model_id", request.model_id),
             version=version,
             tag=tag,
             inputs=_inputs(request.inputs),

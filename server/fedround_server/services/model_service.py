@@ -7,17 +7,17 @@ from fedround.v1 import model_pb2, model_pb2_grpc
 from fedround_server.coordinator import Coordinator
 from fedround_server.domain.errors import FieldInvalid, ModelNotFound
 from fedround_server.domain.model import BEST, LAST, ModelVersion
-from fedround_server.interceptors.around import Call
 from fedround_server.interceptors.auth import caller
+from fedround_server.interceptors.wrapping import Call
 from fedround_server.services import convert, fields, pages
 from fedround_server.services.chunks import ChunkStream, check_offset, incoming, send_file
-from fedround_server.services.packing import Packer, a_packing
+from fedround_server.services.compression import Compressor, a_packing
 
 
 class ModelService(model_pb2_grpc.ModelServiceServicer):
     """Stores models."""
 
-    def __init__(self, coordinator: Coordinator, packer: Packer) -> None:
+    def __init__(self, coordinator: Coordinator, packer: Compressor) -> None:
         """Serves these use cases."""
         self._models = coordinator.models
         self._packer = packer
@@ -30,8 +30,8 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
         """Stores a model file as version 0 of a new model."""
         stream = ChunkStream(request_iterator)
         spec = (await stream.first()).spec
-        name = fields.a_text("spec.name", spec.name, 200)
-        description = fields.a_text("spec.description", spec.description, 10_000)
+        name = fields.parse_text("spec.name", spec.name, 200)
+        description = fields.parse_text("spec.description", spec.description, 10_000)
         architecture = fields.an_architecture("spec.architecture", spec.architecture)
         file = incoming(stream, "spec.", spec.sha256, spec.size_bytes, spec.upload_id, spec.offset)
         model = await self._models.upload(name, description, architecture, file)
@@ -39,7 +39,7 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
 
     async def GetModel(self, request: model_pb2.GetModelRequest, context: Call) -> model_pb2.GetModelResponse:
         """Answers one model."""
-        model = await self._models.get(fields.an_id("model_id", request.model_id), caller().user_id)
+        model = await self._models.get(fields.parse_id("model_id", request.model_id), caller().user_id)
         return model_pb2.GetModelResponse(model=convert.model(model))
 
     async def GetModels(self, request: model_pb2.GetModelsRequest, context: Call) -> model_pb2.GetModelsResponse:
@@ -58,7 +58,7 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
         size = fields.a_page_size(request.page_size)
         position = fields.a_page_token(request.page_token, int)
         versions = await self._models.page_versions(
-            fields.an_id("model_id", request.model_id), caller().user_id, position[0] if position else None, size + 1
+            fields.parse_id("model_id", request.model_id), caller().user_id, position[0] if position else None, size + 1
         )
         page, token = pages.cut(
             versions, size, convert.model_version, lambda view: fields.page_token(view.version.version)
@@ -73,7 +73,7 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
         if tag in (LAST, BEST):
             raise FieldInvalid("tag", f"{tag!r} is the server's: choose another one")
         version = await self._models.tag(
-            fields.an_id("model_id", request.model_id), request.version, tag, caller().user_id, remove=request.remove
+            fields.parse_id("model_id", request.model_id), request.version, tag, caller().user_id, remove=request.remove
         )
         return model_pb2.TagModelVersionResponse(version=convert.model_version(version))
 
@@ -87,7 +87,7 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
         if request.part not in model_pb2.ModelPart.values():
             raise FieldInvalid("part", f"is {request.part}; known are {', '.join(model_pb2.ModelPart.keys())}")
         packer = self._packer if a_packing(request.packing) else None
-        model_id = fields.an_id("model_id", request.model_id)
+        model_id = fields.parse_id("model_id", request.model_id)
         version = await self._models.get_version(model_id, number, tag, caller().user_id)
         if request.part == model_pb2.MODEL_PART_POSTERIOR:
             version = _posterior(version)
@@ -101,13 +101,13 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
 
     async def RemoveModel(self, request: model_pb2.RemoveModelRequest, context: Call) -> model_pb2.RemoveModelResponse:
         """Removes a model."""
-        await self._models.remove(fields.an_id("model_id", request.model_id), caller().user_id)
+        await self._models.remove(fields.parse_id("model_id", request.model_id), caller().user_id)
         return model_pb2.RemoveModelResponse()
 
     async def GetMetrics(self, request: model_pb2.GetMetricsRequest, context: Call) -> model_pb2.GetMetricsResponse:
         """Lists the metrics reported on a model."""
         size = fields.a_page_size(request.page_size)
-        model_id, after = fields.an_id("model_id", request.model_id), _after(request.page_token)
+        model_id, after = fields.parse_id("model_id", request.model_id), _after(request.page_token)
         reports = await self._models.metrics(model_id, caller().user_id, after, size + 1)
         page, token = pages.cut(
             reports, size, convert.metric_report, lambda one: fields.page_token(one.round, one.reporter_id or "")

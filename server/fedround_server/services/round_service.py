@@ -9,11 +9,11 @@ from fedround_server.coordinator import Coordinator
 from fedround_server.coordinator.subscription import GoingAway, Heartbeat
 from fedround_server.domain.errors import FieldInvalid
 from fedround_server.domain.event import Event, ModelInfo
-from fedround_server.interceptors.around import Call
 from fedround_server.interceptors.auth import caller
+from fedround_server.interceptors.wrapping import Call
 from fedround_server.services import convert, fields, round_view
 from fedround_server.services.chunks import ChunkStream, check_offset, incoming, send_file
-from fedround_server.services.packing import Packer, a_packing
+from fedround_server.services.compression import Compressor, a_packing
 
 RECENT = 64
 """How many encoded events are kept."""
@@ -22,7 +22,7 @@ RECENT = 64
 class RoundService(round_pb2_grpc.RoundServiceServicer):
     """For the users that take part in rounds."""
 
-    def __init__(self, coordinator: Coordinator, packer: Packer) -> None:
+    def __init__(self, coordinator: Coordinator, packer: Compressor) -> None:
         """Serves these use cases."""
         self._packer = packer
         self._coordinator = coordinator
@@ -37,7 +37,7 @@ class RoundService(round_pb2_grpc.RoundServiceServicer):
         """Streams events."""
         training_id = fields.an_optional_id("training_id", request.training_id)
         cursors = {
-            fields.an_id("resume_after_sequence", key): sequence
+            fields.parse_id("resume_after_sequence", key): sequence
             for key, sequence in request.resume_after_sequence.items()
         }
         if any(sequence >= 1 << 62 for sequence in cursors.values()):
@@ -53,7 +53,7 @@ class RoundService(round_pb2_grpc.RoundServiceServicer):
         """Accepts an update."""
         stream = ChunkStream(request_iterator)
         spec = (await stream.first()).spec
-        training_id = fields.an_id("spec.training_id", spec.training_id)
+        training_id = fields.parse_id("spec.training_id", spec.training_id)
         async with self._coordinator.refusals.counted(training_id, spec.round, caller().user_id):
             file = incoming(stream, "spec.", spec.sha256, spec.size_bytes, spec.upload_id, spec.offset)
             if file.sha256 is None:
@@ -71,7 +71,7 @@ class RoundService(round_pb2_grpc.RoundServiceServicer):
 
     async def GetUpload(self, request: round_pb2.GetUploadRequest, context: Call) -> round_pb2.GetUploadResponse:
         """Answers how much of an upload has arrived."""
-        upload_id = fields.an_id("upload_id", request.upload_id)
+        upload_id = fields.parse_id("upload_id", request.upload_id)
         size = self._coordinator.uploads.committed_size(caller().user_id, upload_id)
         return round_pb2.GetUploadResponse(committed_size=size)
 
@@ -82,7 +82,7 @@ class RoundService(round_pb2_grpc.RoundServiceServicer):
     ) -> None:
         """Streams the model that the caller was dealt."""
         packer = self._packer if a_packing(request.packing) else None
-        training_id = fields.an_id("training_id", request.training_id)
+        training_id = fields.parse_id("training_id", request.training_id)
         base, blob = await self._rounds.dealt(training_id, request.round, caller().user_id)
         check_offset(blob, request.offset)
         info = convert.model_info(ModelInfo(base.model_id, base.version, blob))
@@ -93,7 +93,7 @@ class RoundService(round_pb2_grpc.RoundServiceServicer):
         self, request: round_pb2.SubmitMetricsRequest, context: Call
     ) -> round_pb2.SubmitMetricsResponse:
         """Accepts the results of an evaluation."""
-        training_id, user_id = fields.an_id("training_id", request.training_id), caller().user_id
+        training_id, user_id = fields.parse_id("training_id", request.training_id), caller().user_id
         async with self._coordinator.refusals.counted(training_id, request.round, user_id):
             await self._rounds.submit_metrics(
                 training_id,
@@ -106,7 +106,7 @@ class RoundService(round_pb2_grpc.RoundServiceServicer):
 
     async def GetRound(self, request: round_pb2.GetRoundRequest, context: Call) -> round_pb2.GetRoundResponse:
         """Answers why a round is waiting."""
-        training_id = fields.an_id("training_id", request.training_id)
+        training_id = fields.parse_id("training_id", request.training_id)
         number = request.round if request.HasField("round") else None
         explanation = await self._rounds.explain(training_id, number, caller().user_id)
         return round_pb2.GetRoundResponse(round=round_view.write(explanation))

@@ -5,10 +5,10 @@ from functools import partial
 
 from fedround.v1 import training_pb2, training_pb2_grpc
 from fedround_server.coordinator import Coordinator
-from fedround_server.coordinator.upload import Incoming
+from fedround_server.coordinator.uploads.receive import Incoming
 from fedround_server.domain.errors import FieldInvalid
-from fedround_server.interceptors.around import Call
 from fedround_server.interceptors.auth import caller
+from fedround_server.interceptors.wrapping import Call
 from fedround_server.services import convert, fields, pages, training_spec
 from fedround_server.services.chunks import ChunkStream, incoming
 
@@ -49,7 +49,7 @@ class TrainingService(training_pb2_grpc.TrainingServiceServicer):
         self, request: training_pb2.GetTrainingRequest, context: Call
     ) -> training_pb2.GetTrainingResponse:
         """Answers one training."""
-        training = await self._trainings.get(fields.an_id("training_id", request.training_id), caller().user_id)
+        training = await self._trainings.get(fields.parse_id("training_id", request.training_id), caller().user_id)
         return training_pb2.GetTrainingResponse(training=convert.training(training, caller().user_id))
 
     async def GetTrainings(
@@ -78,9 +78,9 @@ class TrainingService(training_pb2_grpc.TrainingServiceServicer):
     ) -> training_pb2.RegisterClientsResponse:
         """Registers clients as participants."""
         training = await self._trainings.register(
-            fields.an_id("training_id", request.training_id),
+            fields.parse_id("training_id", request.training_id),
             caller().user_id,
-            fields.some_ids("client_ids", request.client_ids),
+            fields.parse_ids("client_ids", request.client_ids),
         )
         return training_pb2.RegisterClientsResponse(training=convert.training(training, caller().user_id))
 
@@ -89,9 +89,9 @@ class TrainingService(training_pb2_grpc.TrainingServiceServicer):
     ) -> training_pb2.RemoveClientsResponse:
         """Removes participants."""
         training = await self._trainings.remove_clients(
-            fields.an_id("training_id", request.training_id),
+            fields.parse_id("training_id", request.training_id),
             caller().user_id,
-            fields.some_ids("client_ids", request.client_ids),
+            fields.parse_ids("client_ids", request.client_ids),
         )
         return training_pb2.RemoveClientsResponse(training=convert.training(training, caller().user_id))
 
@@ -99,7 +99,7 @@ class TrainingService(training_pb2_grpc.TrainingServiceServicer):
         self, request: training_pb2.RemoveTrainingRequest, context: Call
     ) -> training_pb2.RemoveTrainingResponse:
         """Removes a training."""
-        training_id = fields.an_id("training_id", request.training_id)
+        training_id = fields.parse_id("training_id", request.training_id)
         await self._trainings.remove(training_id, caller().user_id, force=request.force)
         return training_pb2.RemoveTrainingResponse()
 
@@ -108,7 +108,7 @@ class TrainingService(training_pb2_grpc.TrainingServiceServicer):
     ) -> training_pb2.StartTrainingResponse:
         """Starts a training."""
         training = await self._trainings.start(
-            fields.an_id("training_id", request.training_id),
+            fields.parse_id("training_id", request.training_id),
             caller().user_id,
             fields.an_optional_id("request_id", request.request_id),
         )

@@ -40,8 +40,8 @@ def read(message: training_pb2.TrainingSpec) -> TrainingSpec:
         raise FieldInvalid("spec.architecture", "is for a streamed model: the stored one names its own")
     chosen = _aggregation(message.aggregation)
     return TrainingSpec(
-        name=fields.a_text("spec.name", message.name, 200),
-        description=fields.a_text("spec.description", message.description, 10_000),
+        name=fields.parse_text("spec.name", message.name, 200),
+        description=fields.parse_text("spec.description", message.description, 10_000),
         target_num_updates=_target(message.target_num_updates),
         metric_names=fields.metric_names(message.metric_names),
         client_ids=tuple(fields.ids("spec.client_ids", message.client_ids)),

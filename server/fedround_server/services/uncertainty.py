@@ -61,7 +61,7 @@ def _ensemble(field: str, message: aggregation_pb2.Ensemble) -> dict[str, Any]:
         raise FieldInvalid(f"{field}.ensemble.last_versions", f"is {message.last_versions}; at most {MAX_VOTES}")
     members = [
         [
-            fields.an_id(f"{field}.ensemble.members.model_id", member.model_id),
+            fields.parse_id(f"{field}.ensemble.members.model_id", member.model_id),
             member.version if member.HasField("version") else None,
         ]
         for member in message.members

@@ -6,8 +6,8 @@ from fedround.v1 import user_pb2, user_pb2_grpc
 from fedround_server.coordinator import Coordinator
 from fedround_server.domain.errors import FieldInvalid
 from fedround_server.domain.user import Role, User, UserView
-from fedround_server.interceptors.around import Call
 from fedround_server.interceptors.auth import caller
+from fedround_server.interceptors.wrapping import Call
 from fedround_server.services import convert, fields, pages
 
 MAX_OVERLAP = timedelta(days=30)
@@ -27,7 +27,7 @@ class UserService(user_pb2_grpc.UserServiceServicer):
         role = _role(request.role)
         if role is None:
             raise FieldInvalid("role", "is required: ROLE_ADMIN, ROLE_ACTOR or ROLE_CLIENT")
-        name = fields.a_text("name", request.name, 200, required=True)
+        name = fields.parse_text("name", request.name, 200, required=True)
         lifetime = fields.an_optional_duration("lifetime", request, MAX_LIFETIME)
         names = fields.certificate_names("certificate_names", request.certificate_names)
         made, token = await self._users.create(name, role, lifetime, names)
@@ -35,7 +35,7 @@ class UserService(user_pb2_grpc.UserServiceServicer):
 
     async def GetUser(self, request: user_pb2.GetUserRequest, context: Call) -> user_pb2.GetUserResponse:
         """Answers one user."""
-        user = await self._users.get(caller(), fields.an_id("user_id", request.user_id))
+        user = await self._users.get(caller(), fields.parse_id("user_id", request.user_id))
         return user_pb2.GetUserResponse(user=self._shown(user))
 
     async def GetUsers(self, request: user_pb2.GetUsersRequest, context: Call) -> user_pb2.GetUsersResponse:
@@ -68,14 +68,14 @@ class UserService(user_pb2_grpc.UserServiceServicer):
         self, request: user_pb2.SetCertificateNamesRequest, context: Call
     ) -> user_pb2.SetCertificateNamesResponse:
         """Sets which client certificates are a user's."""
-        user_id = fields.an_id("user_id", request.user_id)
+        user_id = fields.parse_id("user_id", request.user_id)
         names = fields.certificate_names("certificate_names", request.certificate_names)
         view = await self._users.set_certificate_names(user_id, names)
         return user_pb2.SetCertificateNamesResponse(user=self._shown(view))
 
     async def RemoveUser(self, request: user_pb2.RemoveUserRequest, context: Call) -> user_pb2.RemoveUserResponse:
         """Removes a user."""
-        await self._coordinator.remove_user(fields.an_id("user_id", request.user_id), force=request.force)
+        await self._coordinator.remove_user(fields.parse_id("user_id", request.user_id), force=request.force)
         return user_pb2.RemoveUserResponse()
 
     def _shown(self, found: User | UserView) -> user_pb2.User:

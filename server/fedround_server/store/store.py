@@ -6,16 +6,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from fedround_server.store.audit import AuditVerbs
-from fedround_server.store.credentials import CredentialVerbs
-from fedround_server.store.database import Database, utc_now
-from fedround_server.store.event import EventVerbs
-from fedround_server.store.model import ModelVerbs
-from fedround_server.store.refusal import RefusalVerbs
-from fedround_server.store.round import RoundVerbs
-from fedround_server.store.sighting import SightingVerbs
-from fedround_server.store.training import TrainingVerbs
-from fedround_server.store.user import UserVerbs
+from fedround_server.store.db.run import Database, utc_now
+from fedround_server.store.verbs.audit import AuditVerbs
+from fedround_server.store.verbs.credentials import CredentialVerbs
+from fedround_server.store.verbs.event import EventVerbs
+from fedround_server.store.verbs.last_seen import SightingVerbs
+from fedround_server.store.verbs.model import ModelVerbs
+from fedround_server.store.verbs.rejected_update import RefusalVerbs
+from fedround_server.store.verbs.round import RoundVerbs
+from fedround_server.store.verbs.training import TrainingVerbs
+from fedround_server.store.verbs.user import UserVerbs
 
 
 class Store:

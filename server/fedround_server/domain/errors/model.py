@@ -1,4 +1,4 @@
-"""Refusals about models and predictions."""
+"""RejectedUpdates about models and predictions."""
 
 from fedround_server.domain.errors.family import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
 

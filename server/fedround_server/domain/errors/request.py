@@ -1,4 +1,4 @@
-"""Refusals about calls, whatever they are about."""
+"""RejectedUpdates about calls, whatever they are about."""
 
 from fedround_server.domain.errors.family import InvalidArgument, OutOfRange, ResourceExhausted, Unavailable
 

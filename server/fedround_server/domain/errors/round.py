@@ -1,4 +1,4 @@
-"""Refusals about rounds and what is submitted in them."""
+"""RejectedUpdates about rounds and what is submitted in them."""
 
 from fedround_server.domain.errors.family import (
     AlreadyExists,

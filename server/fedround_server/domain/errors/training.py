@@ -1,4 +1,4 @@
-"""Refusals about trainings."""
+"""RejectedUpdates about trainings."""
 
 from collections.abc import Sequence
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""Refusals about files on their way."""
+"""RejectedUpdates about files on their way."""
 
 from fedround_server.domain.errors.family import Aborted, DataLoss, FailedPrecondition, OutOfRange, ResourceExhausted
 

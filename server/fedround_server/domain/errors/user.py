@@ -1,4 +1,4 @@
-"""Refusals about users: who calls, and what its role may."""
+"""RejectedUpdates about users: who calls, and what its role may."""
 
 from fedround_server.domain.errors.family import (
     AlreadyExists,

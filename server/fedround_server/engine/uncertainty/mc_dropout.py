@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from torch import Tensor
 from torch.nn.modules.dropout import _DropoutNd
 
-from fedround_server.engine.job import PredictionFailed
+from fedround_server.engine.jobs import PredictionFailed
 from fedround_server.engine.uncertainty.predictor import Predictor
 
 

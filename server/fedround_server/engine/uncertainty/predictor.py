@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from fedround_server.engine.job import PredictionFailed
-from fedround_server.engine.tensors import TensorFile
+from fedround_server.engine.format.tensors import TensorFile
+from fedround_server.engine.jobs import PredictionFailed
 
 
 @dataclass(frozen=True, slots=True)

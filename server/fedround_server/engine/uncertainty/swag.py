@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from fedround_server.domain.swag import DEVIATION, MEAN, SECOND, columns
-from fedround_server.engine.job import PredictionFailed
-from fedround_server.engine.tensors import TensorFile
+from fedround_server.engine.format.tensors import TensorFile
+from fedround_server.engine.jobs import PredictionFailed
 from fedround_server.engine.uncertainty.predictor import Predictor, read
 
 

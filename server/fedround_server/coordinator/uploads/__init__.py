@@ -1,0 +1,1 @@
+"""Uploads: from the stream to a file on disk."""

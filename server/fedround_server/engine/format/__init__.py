@@ -1,0 +1,1 @@
+"""safetensors files: the header, the manifest, and reading and writing tensors block by block."""

@@ -1,0 +1,1 @@
+"""The operating system: memory and the page cache."""

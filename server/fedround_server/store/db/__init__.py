@@ -1,0 +1,1 @@
+"""The database: connections, transactions, compiled queries, and the audit trail."""

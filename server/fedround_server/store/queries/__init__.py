@@ -1,0 +1,1 @@
+"""Reads; each runs inside a transaction of a verb."""

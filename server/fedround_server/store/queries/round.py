@@ -1,0 +1,94 @@
+"""Reads of rounds, of their cohorts, and of what was submitted in them."""
+
+from peewee import ModelSelect
+
+from fedround_server.domain.model import BlobRef
+from fedround_server.store.db.compiled import compiled
+from fedround_server.store.tables.schema import AssignmentRow, CohortRow, RoundRow, UpdateRow
+
+SUBMITTED = (
+    (CohortRow.training_id == UpdateRow.training_id)
+    & (CohortRow.number == UpdateRow.number)
+    & (CohortRow.user_id == UpdateRow.user_id)
+)
+"""Joins the members of cohorts with what they submitted."""
+
+
+@compiled
+def _round(training_id: str, number: int) -> "ModelSelect[RoundRow]":
+    return RoundRow.select().where(RoundRow.training_id == training_id, RoundRow.number == number)
+
+
+@compiled
+def _member(training_id: str, number: int, user_id: str) -> "ModelSelect[CohortRow]":
+    return CohortRow.select().where(
+        CohortRow.training_id == training_id, CohortRow.number == number, CohortRow.user_id == user_id
+    )
+
+
+@compiled
+def _update(training_id: str, number: int, user_id: str) -> "ModelSelect[UpdateRow]":
+    return UpdateRow.select().where(
+        UpdateRow.training_id == training_id, UpdateRow.number == number, UpdateRow.user_id == user_id
+    )
+
+
+@compiled
+def _assignment(training_id: str, number: int, user_id: str) -> "ModelSelect[AssignmentRow]":
+    return AssignmentRow.select().where(
+        AssignmentRow.training_id == training_id, AssignmentRow.number == number, AssignmentRow.user_id == user_id
+    )
+
+
+def get_round(training_id: str, number: int) -> RoundRow:
+    """Returns a round that is known to exist."""
+    return _round.one(training_id, number)
+
+
+def find_round(training_id: str, number: int) -> RoundRow | None:
+    """Returns a round."""
+    return _round.first(training_id, number)
+
+
+def is_member(training_id: str, number: int, user_id: str) -> bool:
+    """Returns whether a user belongs to a round's cohort, and was not removed from it."""
+    member = _member.first(training_id, number, user_id)
+    return member is not None and not member.removed
+
+
+def find_submission(training_id: str, number: int, user_id: str) -> UpdateRow | None:
+    """Returns the update or report that a user has submitted in a round."""
+    return _update.first(training_id, number, user_id)
+
+
+def find_assignment(row: RoundRow, user_id: str) -> BlobRef | None:
+    """Returns the model that was assigned to a user in a round."""
+    found = _assignment.first(row.training_id, row.number, user_id)
+    return None if found is None else BlobRef(found.sha256, found.size_bytes)
+
+
+def counted_updates(training_id: str, number: int) -> list[UpdateRow]:
+    """Returns the submissions of a round that count, in canonical order: those of members that were not removed."""
+    rows = (
+        UpdateRow.select()
+        .join(CohortRow, on=SUBMITTED)
+        .where(UpdateRow.training_id == training_id, UpdateRow.number == number, ~CohortRow.removed)
+    )
+    return sorted(rows, key=lambda row: row.user_id)
+
+
+def missing_members(row: RoundRow) -> list[str]:
+    """Returns the ids of the present members of a round's cohort that have submitted nothing, sorted."""
+    present = CohortRow.select(CohortRow.user_id).where(
+        CohortRow.training_id == row.training_id, CohortRow.number == row.number, ~CohortRow.removed
+    )
+    submitted = {update.user_id for update in counted_updates(row.training_id, row.number)}
+    return sorted({member.user_id for member in present} - submitted)
+
+
+def all_members(row: RoundRow) -> set[str]:
+    """Returns the ids of all members of a round's cohort, including removed ones."""
+    rows = CohortRow.select(CohortRow.user_id).where(
+        CohortRow.training_id == row.training_id, CohortRow.number == row.number
+    )
+    return {member.user_id for member in rows}

@@ -1,0 +1,101 @@
+"""What is known of a round, for its actor; runs inside the verb `explain`."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from datetime import timedelta
+from typing import Any
+
+from peewee import JOIN
+
+from fedround_server.domain.forecast import HISTORY
+from fedround_server.domain.rejected_update import Refusal, summed
+from fedround_server.domain.round import RoundMember, RoundState, RoundView
+from fedround_server.store.queries.round import SUBMITTED, counted_updates
+from fedround_server.store.tables.mapping import to_round, to_spec
+from fedround_server.store.tables.schema import (
+    CohortRow,
+    LastSeenRow,
+    RejectedUpdateRow,
+    RoundRow,
+    TrainingRow,
+    UpdateRow,
+    UserRow,
+)
+
+
+def view(training: TrainingRow, row: RoundRow) -> RoundView:
+    """Returns a round with its present members by name."""
+    arrivals = {update.user_id: update.accept_time for update in counted_updates(row.training_id, row.number)}
+    durations = _durations(row) if row.state == RoundState.OPEN.value else {}
+    refusals = _refusals(row)
+    cohort: Iterable[dict[str, Any]] = (
+        CohortRow.select(
+            CohortRow.user_id, CohortRow.ask_time, UserRow.name.alias("name"), LastSeenRow.seen_time.alias("seen_time")
+        )
+        .join(UserRow, on=(UserRow.user_id == CohortRow.user_id))
+        .join(LastSeenRow, JOIN.LEFT_OUTER, on=(LastSeenRow.user_id == CohortRow.user_id))
+        .where(CohortRow.training_id == row.training_id, CohortRow.number == row.number, ~CohortRow.removed)
+        .order_by(UserRow.name)
+        .dicts()  # type: ignore[assignment]  # the stubs don't know what dicts() does
+    )
+    members = tuple(
+        RoundMember(
+            user_id=member["user_id"],
+            name=member["name"],
+            ask_time=member["ask_time"],
+            arrive_time=arrivals.get(member["user_id"]),
+            seen_time=member["seen_time"],
+            durations=tuple(durations.get(member["user_id"], ())),
+            refusals=tuple(refusals.get(member["user_id"], ())),
+        )
+        for member in cohort
+    )
+    everything = summed(refusal for found in refusals.values() for refusal in found)
+    return RoundView(to_round(row), to_spec(training.spec).round_policy, members, everything)
+
+
+def _durations(row: RoundRow) -> Mapping[str, list[timedelta]]:
+    """Returns by user how long those whose update is missing took in the latest rounds of the kind.
+
+    That is from being asked to an accepted update.
+    """
+    latest = (
+        RoundRow.select(RoundRow.number)
+        .where(RoundRow.training_id == row.training_id, RoundRow.kind == row.kind, RoundRow.number < row.number)
+        .order_by(RoundRow.number.desc())
+        .limit(HISTORY)
+    )
+    other = UpdateRow.alias()
+    here = other.select(other.user_id).where(other.training_id == row.training_id, other.number == row.number)
+    took = (UpdateRow.accept_time - CohortRow.ask_time).converter(_microseconds)
+    taken: Iterable[tuple[Any, ...]] = (
+        UpdateRow.select(UpdateRow.user_id, took)
+        .join(CohortRow, on=SUBMITTED)
+        .where(
+            UpdateRow.training_id == row.training_id,
+            UpdateRow.number.in_([old.number for old in latest]),
+            UpdateRow.user_id.not_in(here),
+        )
+        .tuples()  # type: ignore[assignment]  # the stubs don't know what tuples() does
+    )
+    found: dict[str, list[timedelta]] = defaultdict(list)
+    for user_id, duration in taken:
+        found[user_id].append(duration)
+    return found
+
+
+def _microseconds(count: int) -> timedelta:
+    return timedelta(microseconds=count)
+
+
+def _refusals(row: RoundRow) -> Mapping[str, list[Refusal]]:
+    """Returns by user what was refused in a round."""
+    rows = (
+        RejectedUpdateRow.select()
+        .where(RejectedUpdateRow.training_id == row.training_id, RejectedUpdateRow.number == row.number)
+        .order_by(RejectedUpdateRow.user_id, RejectedUpdateRow.reason)
+    )
+    found: dict[str, list[Refusal]] = defaultdict(list)
+    for refusal in rows:
+        found[refusal.user_id].append(Refusal(refusal.reason, refusal.count, refusal.last_time, refusal.message))
+    return found

@@ -1,0 +1,1 @@
+"""The tables, their migrations, and how rows become objects of the domain."""

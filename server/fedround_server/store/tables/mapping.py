@@ -1,0 +1,268 @@
+"""Rows to dataclasses and back."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from fedround_server.domain import event as events
+from fedround_server.domain.audit import AuditEntry
+from fedround_server.domain.event import Event, ModelInfo, Payload
+from fedround_server.domain.model import BlobRef, Dtype, Manifest, Model, ModelVersion, Posterior, TensorSpec
+from fedround_server.domain.round import Round, RoundKind, RoundState
+from fedround_server.domain.token import Token
+from fedround_server.domain.training import (
+    Aggregation,
+    Evaluation,
+    Goal,
+    LateUpdates,
+    OnMissed,
+    RoundPolicy,
+    Selection,
+    Training,
+    TrainingFailure,
+    TrainingSpec,
+    TrainingState,
+    Uncertainty,
+    UpdatePrecision,
+)
+from fedround_server.domain.update import Update
+from fedround_server.domain.user import Role, User
+from fedround_server.store.tables.schema import (
+    AuditRow,
+    EventRow,
+    ModelRow,
+    ModelVersionRow,
+    RoundRow,
+    TokenRow,
+    TrainingRow,
+    UpdateRow,
+    UserRow,
+)
+
+ENDED = tuple(state.value for state in TrainingState if state.is_ended)
+PAYLOADS: Mapping[str, type[Payload]] = {
+    kind.__name__: kind
+    for kind in (
+        events.TrainingStarted,
+        events.RoundStarted,
+        events.RoundExtended,
+        events.UpdateAccepted,
+        events.RoundClosed,
+        events.ClientRemoved,
+        events.TrainingFinished,
+        events.TrainingFailed,
+        events.TrainingRemoved,
+    )
+}
+
+
+def to_user(row: UserRow) -> User:
+    """Reads a user."""
+    return User(row.user_id, row.name, Role(row.role), row.create_time)
+
+
+def to_token(row: TokenRow) -> Token:
+    """Reads a token."""
+    return Token(row.token_hash, row.create_time, row.expire_time)
+
+
+def from_manifest(manifest: Manifest) -> dict[str, list[Any]]:
+    """Writes a manifest as {name: [dtype, shape]}."""
+    return {name: [spec.dtype.name, list(spec.shape)] for name, spec in manifest.items()}
+
+
+def to_manifest(data: Mapping[str, list[Any]]) -> Manifest:
+    """Reads a manifest."""
+    return {name: TensorSpec(Dtype[dtype], tuple(shape)) for name, (dtype, shape) in data.items()}
+
+
+def to_version(row: ModelVersionRow) -> ModelVersion:
+    """Reads a model's version."""
+    posterior = None
+    if row.posterior_sha256 is not None:
+        posterior = Posterior(BlobRef(row.posterior_sha256, row.posterior_size_bytes), row.posterior_rank)
+    blob = BlobRef(row.sha256, row.size_bytes)
+    return ModelVersion(row.model_id, row.version, blob, row.create_time, row.stored, posterior)
+
+
+def to_model(row: ModelRow, latest: ModelVersionRow) -> Model:
+    """Reads a model with its latest version."""
+    return Model(
+        model_id=row.model_id,
+        name=row.name,
+        description=row.description,
+        owner_id=row.owner_id,
+        source_model_id=row.source_model_id,
+        manifest=to_manifest(row.manifest or {}),
+        latest=to_version(latest),
+        create_time=row.create_time,
+        source_version=row.source_version,
+        architecture=row.architecture,
+    )
+
+
+def from_spec(spec: TrainingSpec) -> dict[str, Any]:
+    """Writes a spec without its client_ids; everything in it is fixed when the training is created."""
+    policy = spec.round_policy
+    return {
+        "name": spec.name,
+        "description": spec.description,
+        "target_num_updates": spec.target_num_updates,
+        "metric_names": list(spec.metric_names),
+        "aggregation": {"algorithm": spec.aggregation.algorithm, "options": dict(spec.aggregation.options)},
+        "min_updates": policy.min_updates,
+        "deadline_us": None if policy.deadline is None else policy.deadline // timedelta(microseconds=1),
+        "late_updates": policy.late_updates.name,
+        "on_missed": policy.on_missed.name,
+        "max_retries": policy.max_retries,
+        "evaluation": spec.evaluation.name,
+        "max_num_examples": spec.max_num_examples,
+        "max_update_norm": spec.max_update_norm,
+        "update_precision": spec.update_precision.name,
+        "model_id": spec.model_id,
+        "model_version": spec.model_version,
+        "request_id": spec.request_id,
+        "selection": None
+        if spec.selection is None
+        else {"metric": spec.selection.metric, "goal": spec.selection.goal.name, "patience": spec.selection.patience},
+        "keep_versions": spec.keep_versions,
+        "architecture": spec.architecture,
+        "uncertainty": {"method": spec.uncertainty.method, "options": dict(spec.uncertainty.options)},
+    }
+
+
+def to_spec(data: Mapping[str, Any], client_ids: Sequence[str] = ()) -> TrainingSpec:
+    """Reads a spec."""
+    deadline_us = data["deadline_us"]
+    selection = data["selection"]
+    return TrainingSpec(
+        name=data["name"],
+        description=data["description"],
+        target_num_updates=data["target_num_updates"],
+        metric_names=tuple(data["metric_names"]),
+        client_ids=tuple(client_ids),
+        aggregation=Aggregation(data["aggregation"]["algorithm"], data["aggregation"]["options"]),
+        round_policy=RoundPolicy(
+            min_updates=data["min_updates"],
+            deadline=None if deadline_us is None else timedelta(microseconds=deadline_us),
+            late_updates=LateUpdates[data["late_updates"]],
+            on_missed=OnMissed[data["on_missed"]],
+            max_retries=data["max_retries"],
+        ),
+        evaluation=Evaluation[data["evaluation"]],
+        max_num_examples=data["max_num_examples"],
+        max_update_norm=data["max_update_norm"],
+        # Trainings that were created before there was a choice have none.
+        update_precision=UpdatePrecision[data.get("update_precision", "FULL")],
+        model_id=data["model_id"],
+        model_version=data["model_version"],
+        request_id=data["request_id"],
+        selection=None
+        if selection is None
+        else Selection(selection["metric"], Goal[selection["goal"]], selection["patience"]),
+        keep_versions=data["keep_versions"],
+        architecture=data["architecture"],
+        uncertainty=Uncertainty(data["uncertainty"]["method"], data["uncertainty"]["options"]),
+    )
+
+
+def to_training(
+    row: TrainingRow, client_ids: Sequence[str], participant_ids: tuple[str, ...], current: RoundRow | None
+) -> Training:
+    """Reads a training, with its current round if it has one."""
+    failure = None if row.failure_reason is None else TrainingFailure(row.failure_reason, row.failure_message or "")
+    return Training(
+        training_id=row.training_id,
+        spec=to_spec(row.spec, client_ids),
+        actor_id=row.actor_id,
+        participant_ids=participant_ids,
+        state=TrainingState(row.state),
+        round=row.round,
+        updates_arrived=0 if current is None else current.arrived,
+        updates_expected=0 if current is None else current.expected,
+        model_id=row.model_id,
+        model_version=row.model_version,
+        failure=failure,
+        last_sequence=row.last_sequence,
+        create_time=row.create_time,
+        start_time=row.start_time,
+        update_time=row.update_time,
+        best_version=row.best_version,
+        best_value=row.best_value,
+        num_participants=row.num_participants,
+    )
+
+
+def to_round(row: RoundRow) -> Round:
+    """Reads a round."""
+    return Round(
+        training_id=row.training_id,
+        number=row.number,
+        kind=RoundKind(row.kind),
+        state=RoundState(row.state),
+        epoch=row.epoch,
+        model_version=row.model_version,
+        arrived=row.arrived,
+        expected=row.expected,
+        open_time=row.open_time,
+        deadline=row.deadline,
+        done_time=row.done_time,
+        step=row.step,
+        attempt=row.attempt,
+    )
+
+
+def to_update(row: UpdateRow) -> Update:
+    """Reads an update."""
+    return Update(
+        update_id=row.update_id,
+        training_id=row.training_id,
+        round=row.number,
+        user_id=row.user_id,
+        blob=BlobRef(row.sha256 or "", row.size_bytes),
+        num_examples=row.num_examples,
+        accept_time=row.accept_time,
+    )
+
+
+def from_payload(payload: Payload) -> dict[str, Any]:
+    """Writes what happened."""
+    data = asdict(payload)
+    if data.get("deadline") is not None:
+        data["deadline"] = data["deadline"].timestamp()
+    return data
+
+
+def to_event(row: EventRow) -> Event:
+    """Reads an event."""
+    data = dict(row.payload)
+    if "model" in data:
+        data["model"] = ModelInfo(**{**data["model"], "blob": BlobRef(**data["model"]["blob"])})
+    if "aggregation" in data:
+        data["aggregation"] = Aggregation(**data["aggregation"])
+        data["metric_names"] = tuple(data["metric_names"])
+    if data.get("deadline") is not None:
+        data["deadline"] = datetime.fromtimestamp(data["deadline"], UTC)
+    return Event(row.training_id, row.sequence, row.create_time, PAYLOADS[row.kind](**data))
+
+
+def from_entry(entry: AuditEntry) -> dict[str, Any]:
+    """Writes an entry of the audit log."""
+    return {one.name: getattr(entry, one.name) for one in fields(entry)}
+
+
+def to_entry(row: AuditRow) -> AuditEntry:
+    """Reads an entry of the audit log."""
+    return AuditEntry(
+        sequence=row.sequence,
+        time=row.time,
+        user_id=row.user_id,
+        action=row.action,
+        training_id=row.training_id,
+        model_id=row.model_id,
+        subject=row.subject,
+        facts=row.facts,
+        previous_hash=row.previous_hash,
+        hash=row.hash,
+    )

@@ -1,0 +1,396 @@
+"""The tables. Migrations make them; a test holds the two together."""
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+from peewee import (
+    BigIntegerField,
+    BooleanField,
+    CharField,
+    CompositeKey,
+    DatabaseProxy,
+    DoubleField,
+    IntegerField,
+    Model,
+    TextField,
+)
+
+BATCH_ROWS = 500
+"""Rows of one INSERT, so that no statement has too many parameters."""
+
+database_proxy = DatabaseProxy()
+
+
+class InstantField(BigIntegerField):
+    """A point in time, kept as whole microseconds since 1970 UTC: the same in every database."""
+
+    def db_value(self, value: datetime | None) -> int | None:
+        """Encodes an aware datetime."""
+        if value is None:
+            return None
+        return round(value.timestamp() * 1_000_000)
+
+    def python_value(self, value: int | None) -> datetime | None:
+        """Decodes into an aware datetime in UTC."""
+        return None if value is None else datetime.fromtimestamp(value / 1_000_000, UTC)
+
+
+class JsonField(TextField):
+    """A small structure that no query looks into."""
+
+    def db_value(self, value: Any) -> str | None:
+        """Encodes with sorted keys; NaN and Inf are refused."""
+        return None if value is None else json.dumps(value, sort_keys=True, allow_nan=False, separators=(",", ":"))
+
+    def python_value(self, value: str | None) -> Any:
+        """Decodes."""
+        return None if value is None else json.loads(value)
+
+
+def id_field(**options: Any) -> CharField:
+    """Declares a UUID in its usual 36 characters."""
+    return CharField(max_length=36, **options)
+
+
+class Row(Model):
+    """Base of all tables."""
+
+    _dirty: set[str]  # the stubs lack it
+
+    class Meta:
+        """Binds to the open store."""
+
+        database = database_proxy
+        legacy_table_names = False
+
+
+class UserRow(Row):
+    """A user; a removed one stays, renamed, for the history that it is part of."""
+
+    user_id = id_field(primary_key=True)
+    name = CharField(max_length=250, unique=True)
+    role = CharField(max_length=16)
+    create_time = InstantField()
+    remove_time = InstantField(null=True)
+
+    class Meta:
+        table_name = "users"
+        indexes = ((("role", "name"), False),)
+
+
+class TokenRow(Row):
+    """A token that is not revoked; an expired one stays until the next rotation, to be told as such."""
+
+    token_hash = CharField(max_length=64, primary_key=True)
+    user_id = id_field(index=True)
+    create_time = InstantField()
+    expire_time = InstantField(null=True)
+
+    class Meta:
+        table_name = "token"
+
+
+class CertificateNameRow(Row):
+    """A name in client certificates that are a user's."""
+
+    name = CharField(max_length=250, primary_key=True)
+    user_id = id_field(index=True)
+
+    class Meta:
+        table_name = "certificate_name"
+
+
+class ModelRow(Row):
+    """A model; stored_bytes counts the files of its versions and posteriors that are kept."""
+
+    model_id = id_field(primary_key=True)
+    owner_id = id_field()
+    name = CharField(max_length=200)
+    description = TextField()
+    source_model_id = id_field(null=True)
+    source_version = IntegerField(null=True)
+    architecture = CharField(max_length=100)
+    upload_id = id_field(null=True)
+    manifest = JsonField()
+    version = IntegerField()
+    stored_bytes = BigIntegerField()
+    create_time = InstantField()
+    remove_time = InstantField(null=True)
+
+    class Meta:
+        table_name = "model"
+        indexes = ((("owner_id", "upload_id"), True), (("owner_id", "create_time"), False))
+
+
+class ModelVersionRow(Row):
+    """One version of a model."""
+
+    model_id = id_field()
+    version = IntegerField()
+    sha256 = CharField(max_length=64, index=True)
+    size_bytes = BigIntegerField()
+    create_time = InstantField()
+    stored = BooleanField()
+    posterior_sha256 = CharField(max_length=64, index=True, null=True)
+    posterior_size_bytes = BigIntegerField()
+    posterior_rank = IntegerField()
+
+    class Meta:
+        table_name = "model_version"
+        primary_key = CompositeKey("model_id", "version")
+
+
+# A commit looks for versions to drop: most of a long training's were dropped long ago.
+ModelVersionRow.add_index(
+    ModelVersionRow.model_id, ModelVersionRow.version, where=ModelVersionRow.stored, name="model_version_stored"
+)
+
+
+class TagRow(Row):
+    """A tag on a version of a model; `last` is not kept, it is the latest version."""
+
+    model_id = id_field()
+    version = IntegerField()
+    tag = CharField(max_length=50)
+
+    class Meta:
+        table_name = "model_tag"
+        primary_key = CompositeKey("model_id", "version", "tag")
+
+
+class TrainingRow(Row):
+    """A training. Every verb that changes something of a training locks this row first.
+
+    num_participants counts those that are present, stored_bytes the files of its updates.
+    """
+
+    training_id = id_field(primary_key=True)
+    actor_id = id_field()
+    model_id = id_field(index=True)
+    spec = JsonField()
+    state = CharField(max_length=16, index=True)
+    round = IntegerField()
+    model_version = IntegerField()
+    best_version = IntegerField(null=True)
+    best_value = DoubleField(null=True)
+    num_participants = IntegerField()
+    failure_reason = CharField(max_length=64, null=True)
+    failure_message = TextField(null=True)
+    last_sequence = BigIntegerField()
+    stored_bytes = BigIntegerField()
+    request_id = id_field(null=True)
+    start_request_id = id_field(null=True)
+    create_time = InstantField()
+    start_time = InstantField(null=True)
+    update_time = InstantField()
+    remove_time = InstantField(null=True)
+
+    class Meta:
+        table_name = "training"
+        indexes = (
+            (("actor_id", "request_id"), True),
+            (("actor_id", "create_time"), False),
+        )
+
+
+class TrainingClientsRow(Row):
+    """The clients that a training's spec names: apart from it, since every verb about a training reads the spec."""
+
+    training_id = id_field(primary_key=True)
+    client_ids = JsonField()
+
+    class Meta:
+        table_name = "training_clients"
+
+
+class ParticipantRow(Row):
+    """A client's part in a training. It sees the events in (after_sequence, until_sequence]."""
+
+    training_id = id_field()
+    user_id = id_field()
+    register_time = InstantField()
+    remove_time = InstantField(null=True)
+    after_sequence = BigIntegerField()
+    until_sequence = BigIntegerField(null=True)
+
+    class Meta:
+        table_name = "participant"
+        primary_key = CompositeKey("training_id", "user_id")
+        indexes = ((("user_id", "register_time"), False),)
+
+
+class RoundRow(Row):
+    """A round, with how many members its cohort has, and how many of their updates arrived.
+
+    To count the rows at each update would take 1,000 participants a million steps.
+    """
+
+    training_id = id_field()
+    number = IntegerField()
+    kind = CharField(max_length=16)
+    state = CharField(max_length=16, index=True)
+    epoch = IntegerField()
+    step = IntegerField()
+    attempt = IntegerField()
+    model_version = IntegerField()
+    members = IntegerField()
+    arrived = IntegerField()
+    expected = IntegerField()
+    metrics = JsonField(null=True)
+    num_examples = BigIntegerField()
+    open_time = InstantField()
+    deadline = InstantField(null=True)
+    done_time = InstantField(null=True)
+
+    class Meta:
+        table_name = "round"
+        primary_key = CompositeKey("training_id", "number")
+        indexes = ((("training_id", "kind", "model_version"), False),)
+
+
+class CohortRow(Row):
+    """A member of a round's cohort; a removed one's update of the open round does not count."""
+
+    training_id = id_field()
+    number = IntegerField()
+    user_id = id_field()
+    removed = BooleanField()
+    ask_time = InstantField()
+
+    class Meta:
+        table_name = "cohort"
+        primary_key = CompositeKey("training_id", "number", "user_id")
+
+
+class UpdateRow(Row):
+    """An accepted update; in an evaluation round a report, which has no file."""
+
+    update_id = id_field(primary_key=True)
+    training_id = id_field()
+    number = IntegerField()
+    user_id = id_field()
+    sha256 = CharField(max_length=64, index=True, null=True)
+    size_bytes = BigIntegerField()
+    num_examples = BigIntegerField()
+    metrics = JsonField()
+    accept_time = InstantField()
+
+    class Meta:
+        table_name = "round_update"
+        indexes = ((("training_id", "number", "user_id"), True),)
+
+
+class AssignmentRow(Row):
+    """The update of another participant that a member of a round's cohort goes on with (daisy chaining)."""
+
+    training_id = id_field()
+    number = IntegerField()
+    user_id = id_field()
+    sha256 = CharField(max_length=64)
+    size_bytes = BigIntegerField()
+
+    class Meta:
+        table_name = "deal"
+        primary_key = CompositeKey("training_id", "number", "user_id")
+
+
+class RejectedUpdateRow(Row):
+    """How often what a participant submitted in a round was refused for a reason, and what was said last."""
+
+    training_id = id_field()
+    number = IntegerField()
+    user_id = id_field()
+    reason = CharField(max_length=64)
+    count = BigIntegerField()
+    last_time = InstantField()
+    message = TextField()
+
+    class Meta:
+        table_name = "refusal"
+        primary_key = CompositeKey("training_id", "number", "user_id", "reason")
+
+
+class LastSeenRow(Row):
+    """When a user was seen last, to the minute."""
+
+    user_id = id_field(primary_key=True)
+    seen_time = InstantField()
+
+    class Meta:
+        table_name = "sighting"
+
+
+ALL, ACTOR, COHORT = "all", "actor", "cohort"
+"""The audiences of events; any other one is the id of a user."""
+
+
+class EventRow(Row):
+    """One entry of a training's log; the actor sees all of them.
+
+    The audience is "all", "cohort" (of the round `number`), "actor", or a user.
+    """
+
+    training_id = id_field()
+    sequence = BigIntegerField()
+    kind = CharField(max_length=32)
+    audience = CharField(max_length=36)
+    number = IntegerField(null=True)
+    payload = JsonField()
+    create_time = InstantField()
+
+    class Meta:
+        table_name = "event"
+        primary_key = CompositeKey("training_id", "sequence")
+
+
+class AuditRow(Row):
+    """One entry of the audit log; what does not apply is empty. Rows are never changed and never removed."""
+
+    sequence = BigIntegerField(primary_key=True)
+    time = InstantField()
+    user_id = id_field()
+    action = CharField(max_length=32)
+    training_id = id_field()
+    model_id = id_field()
+    subject = CharField(max_length=64)
+    facts = TextField()
+    previous_hash = CharField(max_length=64)
+    hash = CharField(max_length=64)
+
+    class Meta:
+        table_name = "audit"
+        indexes = ((("training_id", "action", "subject"), False), (("model_id", "action", "subject"), False))
+
+
+class AuditHeadRow(Row):
+    """The last entry of the audit log, in a single row: the lock that orders the entries."""
+
+    id = IntegerField(primary_key=True)
+    sequence = BigIntegerField()
+    hash = CharField(max_length=64)
+
+    class Meta:
+        table_name = "audit_head"
+
+
+TABLES: tuple[type[Row], ...] = (
+    UserRow,
+    TokenRow,
+    CertificateNameRow,
+    ModelRow,
+    ModelVersionRow,
+    TagRow,
+    TrainingRow,
+    TrainingClientsRow,
+    ParticipantRow,
+    RoundRow,
+    CohortRow,
+    UpdateRow,
+    AssignmentRow,
+    RejectedUpdateRow,
+    LastSeenRow,
+    EventRow,
+    AuditRow,
+    AuditHeadRow,
+)

@@ -1,0 +1,1 @@
+"""Changes of the round machine; each runs inside a transaction of a verb that holds the training."""

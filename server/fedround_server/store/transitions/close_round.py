@@ -1,0 +1,116 @@
+"""Closes, repeats and ends open rounds, on every cause alike."""
+
+from datetime import datetime
+from typing import Any
+
+from peewee import Case, fn
+
+from fedround_server.domain.event import RoundExtended
+from fedround_server.domain.round import RoundKind, RoundState, Verdict, expected_updates, judge
+from fedround_server.domain.training import MISSING, RoundPolicy
+from fedround_server.failpoints import reached
+from fedround_server.store.db.audit_trail import note
+from fedround_server.store.queries.round import SUBMITTED, all_members, missing_members
+from fedround_server.store.queries.training import participant_ids
+from fedround_server.store.queries.user import user_names
+from fedround_server.store.tables.mapping import to_spec
+from fedround_server.store.tables.schema import COHORT, CohortRow, RoundRow, TrainingRow, UpdateRow
+from fedround_server.store.transitions.end_training import abandon, fail
+from fedround_server.store.transitions.open_round import enter_cohort, open_round, round_started
+from fedround_server.store.transitions.training import append_event, state_of
+
+
+def evaluate(training: TrainingRow, row: RoundRow | None, now: datetime, *, due: bool = False) -> bool:
+    """Applies the close policy to the current round, if it is open.
+
+    A round that is due with too few updates is repeated, or the training fails, as its policy says. A round whose
+    cohort has left is abandoned, and the next one of its kind is opened for those who were registered meanwhile; they
+    begin a chain anew.
+
+    Args:
+        training: The training, locked.
+        row: Its current round, as it is now; None if there is none.
+        now: The time to write.
+        due: Whether the round's deadline has passed.
+
+    Returns:
+        Whether this call closed the round: then the caller has its aggregation started.
+    """
+    if row is None or row.state != RoundState.OPEN.value or not state_of(training).is_running:
+        return False
+    policy = to_spec(training.spec).round_policy
+    expected = expected_updates(policy, row.members)
+    if expected != row.expected:
+        RoundRow.update(expected=expected).where(_is(row)).execute()
+    if not row.members:
+        abandon(training)
+        open_round(training, row.number + 1, RoundKind(row.kind), now)
+        return False
+    verdict = judge(row.arrived, expected, due=due, last=row.attempt >= policy.max_attempts)
+    if verdict is Verdict.CLOSE:
+        return _close(training, row)
+    if verdict is Verdict.REPEAT:
+        _repeat(training, row, policy, now)
+    elif verdict is Verdict.FAIL:
+        fail(training, "DEADLINE_MISSED", _who_is_missing(row, expected), now)
+    return False
+
+
+def _close(training: TrainingRow, row: RoundRow) -> bool:
+    """Closes an open round; of several callers exactly one is answered True."""
+    closing = RoundRow.update(state=RoundState.AGGREGATING.value, epoch=RoundRow.epoch + 1)
+    closed = bool(closing.where(_is(row), RoundRow.state == RoundState.OPEN.value).execute())
+    if closed:
+        note("round_closed", training, subject=row.number)
+    reached("round.closed")
+    return closed
+
+
+def _repeat(training: TrainingRow, row: RoundRow, policy: RoundPolicy, now: datetime) -> None:
+    """Repeats a round, with the updates that it has, and lets those in who were registered meanwhile.
+
+    Nobody joins a chain: there is no model to deal to them.
+    """
+    joining = [] if row.step else sorted(set(participant_ids(row.training_id)) - all_members(row))
+    enter_cohort(row.training_id, row.number, joining, now)
+    recount(row)
+    row.attempt += 1
+    row.deadline = None if policy.deadline is None else now + policy.deadline
+    row.expected = expected_updates(policy, row.members)
+    RoundRow.update(attempt=row.attempt, deadline=row.deadline, expected=row.expected).where(_is(row)).execute()
+    facts = {"attempt": row.attempt, "joined": joining, "members": row.members}
+    note("round_extended", training, subject=row.number, **facts)
+    extended = RoundExtended(row.number, row.attempt, row.deadline, row.arrived, row.expected)
+    append_event(training, extended, now, audience=COHORT, number=row.number)
+    for user_id in joining:
+        append_event(training, round_started(training, row), now, audience=user_id)
+
+
+def _who_is_missing(row: RoundRow, expected: int) -> str:
+    missing = sorted(user_names(missing_members(row)).values())
+    shown = ", ".join(missing[:20]) + (f" and {len(missing) - 20} more" if len(missing) > 20 else "")
+    tries = f" {row.attempt} times, at last" if row.attempt > 1 else ""
+    return f"round {row.number} reached its deadline{tries} with {row.arrived} of {expected} updates{MISSING}{shown}"
+
+
+def _is(row: RoundRow) -> Any:
+    return (RoundRow.training_id == row.training_id) & (RoundRow.number == row.number)
+
+
+def recount(row: RoundRow) -> None:
+    """Counts a round's present members and their updates anew, after its cohort changed."""
+    present = (CohortRow.training_id == row.training_id) & (CohortRow.number == row.number) & ~CohortRow.removed
+    counts: tuple[int, int] = (
+        CohortRow.select(
+            fn.COUNT(CohortRow.user_id),
+            fn.COALESCE(fn.SUM(Case(None, [(UpdateRow.update_id.is_null(), 0)], 1)), 0),
+        )
+        .left_outer_join(UpdateRow, on=SUBMITTED)
+        .where(present)
+        .tuples()
+        .get()  # type: ignore[assignment]  # the stubs don't know what tuples() does
+    )
+    row.members, row.arrived = int(counts[0]), int(counts[1])
+    RoundRow.update(members=row.members, arrived=row.arrived).where(
+        RoundRow.training_id == row.training_id, RoundRow.number == row.number
+    ).execute()

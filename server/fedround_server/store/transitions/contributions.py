@@ -1,0 +1,73 @@
+"""The contribution ledger: notes of what became of accepted updates; each runs inside a verb's transaction."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from fedround_server.domain.chain import averages
+from fedround_server.domain.model import BlobRef
+from fedround_server.domain.round import RoundKind
+from fedround_server.domain.training import TrainingSpec
+from fedround_server.store.db.audit_trail import note
+from fedround_server.store.tables.schema import RoundRow, TrainingRow, UpdateRow
+
+# An entry has to fit into a message.
+ENTRY_UPDATES = 1000
+
+
+def accept(training: TrainingRow, update: UpdateRow) -> None:
+    """Notes that an update was accepted, or a report, which has no file."""
+    action = "report_accepted" if update.sha256 is None else "update_accepted"
+    note(
+        action, training, subject=update.update_id, **_facts(update), round=update.number, size_bytes=update.size_bytes
+    )
+
+
+def count(
+    training: TrainingRow, row: RoundRow, updates: Sequence[UpdateRow], spec: TrainingSpec, result: BlobRef | None
+) -> None:
+    """Notes that a round is done, after what counted in it, and with which weight; then the version that it made.
+
+    Args:
+        training: The training, with the version that it has now.
+        row: The round.
+        updates: What counted in it, in canonical order.
+        spec: What is trained.
+        result: The new model, or of a SWAG round the posterior; None for a round that makes no file.
+    """
+    kind, total = RoundKind(row.kind), sum(update.num_examples for update in updates)
+    averaged = kind is not RoundKind.TRAIN or averages(spec.aggregation, row.step)
+    for some in _batches(updates):
+        # Dealt, an update goes on as it is. Weights are exact: the average divides by their sum once, at the end.
+        weights = [f"{update.num_examples}/{total}" if averaged else "" for update in some]
+        counted = [
+            {"update_id": update.update_id, "weight": weight, **_facts(update)}
+            for update, weight in zip(some, weights, strict=True)
+        ]
+        note("updates_counted", training, subject=row.number, updates=counted)
+    facts: dict[str, Any] = {"kind": row.kind, "num_updates": len(updates), "num_examples": total}
+    note("round_done", training, subject=row.number, **facts)
+    if result is None:
+        return
+    made: dict[str, Any] = {"sha256": result.sha256, "size_bytes": result.size_bytes, "round": row.number, **facts}
+    if kind is RoundKind.SWAG:
+        note("posterior_made", training, subject=training.model_version, **made)
+    else:
+        algorithm = {"algorithm": spec.aggregation.algorithm, "options": dict(spec.aggregation.options)}
+        # The rounds of a daisy chain made the version together.
+        note("version_made", training, subject=training.model_version, **made, **algorithm, rounds=row.step + 1)
+
+
+def supersede(training: TrainingRow, updates: Sequence[UpdateRow], reason: str) -> None:
+    """Notes that accepted updates of the current round will not count."""
+    for some in _batches(updates):
+        superseded = [update.update_id for update in some]
+        note("updates_superseded", training, subject=training.round, reason=reason, update_ids=superseded)
+
+
+def _facts(update: UpdateRow) -> dict[str, Any]:
+    return {"participant_id": update.user_id, "sha256": update.sha256, "num_examples": update.num_examples}
+
+
+def _batches(updates: Sequence[UpdateRow]) -> Iterator[Sequence[UpdateRow]]:
+    for start in range(0, len(updates), ENTRY_UPDATES):
+        yield updates[start : start + ENTRY_UPDATES]

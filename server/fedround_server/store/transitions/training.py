@@ -1,0 +1,48 @@
+"""Changes of a training's own row: its state, and its event log."""
+
+from datetime import datetime
+
+from fedround_server.domain.event import Payload
+from fedround_server.domain.training import TRANSITIONS, TrainingState
+from fedround_server.store.db.compiled import insert, save
+from fedround_server.store.tables.mapping import from_payload
+from fedround_server.store.tables.schema import ALL, EventRow, TrainingRow
+
+
+def state_of(training: TrainingRow) -> TrainingState:
+    """Returns a row's state."""
+    return TrainingState(training.state)
+
+
+def move(training: TrainingRow, target: TrainingState, now: datetime) -> None:
+    """Makes a transition of the training's life."""
+    if target not in TRANSITIONS[state_of(training)]:
+        raise RuntimeError(f"a training cannot go from {training.state} to {target.value}")
+    training.state = target.value
+    training.update_time = now
+    save(training)
+
+
+def append_event(
+    training: TrainingRow, payload: Payload, now: datetime, audience: str = ALL, number: int | None = None
+) -> int:
+    """Writes what happened behind the training's log; number is the round of the audience COHORT.
+
+    Returns:
+        The event's sequence.
+    """
+    training.last_sequence += 1
+    training.update_time = now
+    save(training)
+    insert(
+        EventRow(
+            training_id=training.training_id,
+            sequence=training.last_sequence,
+            kind=type(payload).__name__,
+            audience=audience,
+            number=number,
+            payload=from_payload(payload),
+            create_time=now,
+        )
+    )
+    return training.last_sequence

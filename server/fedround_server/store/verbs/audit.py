@@ -1,0 +1,106 @@
+"""Verbs about the audit log."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fedround_server.domain.audit import AuditEntry, AuditHead, Contribution, Note, Origin
+from fedround_server.domain.errors import ModelNotFound
+from fedround_server.domain.training import Aggregation
+from fedround_server.store.db.audit_trail import add as add_record
+from fedround_server.store.db.run import Database, verb
+from fedround_server.store.queries.model import owned_model
+from fedround_server.store.queries.user import user_names
+from fedround_server.store.tables.mapping import to_entry
+from fedround_server.store.tables.schema import AuditHeadRow, AuditRow
+
+
+@dataclass(frozen=True, slots=True)
+class AuditVerbs:
+    """What the store does with the audit log, beside what each verb adds to it."""
+
+    database: Database
+
+    @verb
+    def add(self, notes: Sequence[Note]) -> None:
+        """Adds entries about what no other verb writes."""
+        for one in notes:
+            add_record(one)
+
+    @verb
+    def head(self) -> AuditHead:
+        """Returns the end of the chain."""
+        return find_head()
+
+    @verb
+    def read(self, after: int, until: int, limit: int) -> list[AuditEntry]:
+        """Returns entries in their order: those behind a sequence, and up to one."""
+        return find_entries(after, until, limit)
+
+    @verb
+    def origin(self, model_id: str, version: int | None, owner_id: str) -> Origin:
+        """Returns which updates made a version, by default the latest.
+
+        Raises:
+            ModelNotFound: The user owns no such model, or it has no such version.
+        """
+        model = owned_model(model_id, owner_id)
+        wanted = model.version if version is None else version
+        action = "version_made" if wanted else "model_created"
+        made = AuditRow.get_or_none(
+            AuditRow.model_id == model_id, AuditRow.action == action, AuditRow.subject == str(wanted)
+        )
+        if made is None:
+            raise ModelNotFound(f"{model_id} in version {wanted} (the latest is {model.version})")
+        facts = json.loads(made.facts)
+        origin = Origin(model_id, wanted, facts["sha256"], made.time, made.sequence)
+        if not wanted:
+            return origin
+        return replace(
+            origin,
+            training_id=made.training_id,
+            round=facts["round"],
+            aggregation=Aggregation(facts["algorithm"], facts["options"]),
+            num_examples=facts["num_examples"],
+            contributions=_contributions(made, facts),
+        )
+
+
+def find_head() -> AuditHead:
+    """Returns the end of the chain, inside a transaction."""
+    row = AuditHeadRow.get()
+    return AuditHead(row.sequence, row.hash)
+
+
+def find_entries(after: int, until: int, limit: int) -> list[AuditEntry]:
+    """Returns entries in their order, inside a transaction."""
+    rows = AuditRow.select().where(AuditRow.sequence > after, AuditRow.sequence <= until)
+    return [to_entry(row) for row in rows.order_by(AuditRow.sequence).limit(limit)]
+
+
+def _contributions(made: AuditRow, facts: Mapping[str, Any]) -> tuple[Contribution, ...]:
+    rounds = range(facts["round"] + 1 - facts["rounds"], facts["round"] + 1)
+    rows = AuditRow.select().where(
+        AuditRow.training_id == made.training_id,
+        AuditRow.action == "updates_counted",
+        AuditRow.subject.in_([str(number) for number in rounds]),
+    )
+    found = [
+        (int(row.subject), update)
+        for row in rows.order_by(AuditRow.sequence)
+        for update in json.loads(row.facts)["updates"]
+    ]
+    names = user_names(sorted({update["participant_id"] for _, update in found}))
+    return tuple(
+        Contribution(
+            round=number,
+            update_id=update["update_id"],
+            user_id=update["participant_id"],
+            user_name=names.get(update["participant_id"], ""),
+            sha256=update["sha256"],
+            num_examples=update["num_examples"],
+            weight=update["weight"],
+        )
+        for number, update in found
+    )

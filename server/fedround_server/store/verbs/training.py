@@ -1,0 +1,342 @@
+"""Verbs about trainings: what their actors do."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from peewee import ModelSelect
+
+from fedround_server.domain.errors import (
+    FieldInvalid,
+    LastParticipant,
+    NoParticipants,
+    NotActor,
+    TokenInvalid,
+    TrainingEnded,
+    TrainingNotFound,
+    TrainingNotInitial,
+    TrainingRunning,
+    UnknownClients,
+)
+from fedround_server.domain.event import TrainingStarted
+from fedround_server.domain.model import MAX_TENSORS, Manifest, NewModel
+from fedround_server.domain.quota import Quotas
+from fedround_server.domain.round import RoundKind
+from fedround_server.domain.swag import moments
+from fedround_server.domain.training import Training, TrainingSpec, TrainingState
+from fedround_server.store.db.audit_trail import note
+from fedround_server.store.db.run import Database, verb
+from fedround_server.store.queries.model import model_info, owned_model, stored_version
+from fedround_server.store.queries.quota import check_open_trainings, check_stored_bytes
+from fedround_server.store.queries.training import (
+    find_visible,
+    is_participant,
+    load_trainings,
+    lock_steered,
+    lock_visible,
+    participant_ids,
+)
+from fedround_server.store.queries.user import lock_user, unknown_users
+from fedround_server.store.tables.mapping import from_spec, to_manifest
+from fedround_server.store.tables.schema import (
+    ModelRow,
+    ParticipantRow,
+    TrainingClientsRow,
+    TrainingRow,
+)
+from fedround_server.store.transitions import end_training
+from fedround_server.store.transitions.open_round import open_round
+from fedround_server.store.transitions.participants import enroll, leave
+from fedround_server.store.transitions.training import append_event, move, state_of
+from fedround_server.store.transitions.versions import insert_model
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingVerbs:
+    """What the store does with trainings."""
+
+    database: Database
+
+    @verb
+    def prepare(self, actor_id: str, spec: TrainingSpec, quotas: Quotas, size: int = 0) -> Training | None:
+        """Tells whether `create` would go through, before a model is taken in.
+
+        Args:
+            actor_id: Who creates it.
+            spec: What to train.
+            quotas: How much the actor may have.
+            size: Bytes of the model that is to be taken in, as far as known.
+
+        Returns:
+            What a create with the same request id made.
+
+        Raises:
+            FedroundError: As `create`.
+        """
+        _hold_actor(actor_id)
+        if spec.request_id is not None and (made := _created(actor_id, spec.request_id)) is not None:
+            return load_trainings([made])[0]
+        check_open_trainings(actor_id, quotas)
+        check_stored_bytes(actor_id, quotas, size)
+        _refuse(unknown_users(spec.client_ids))
+        if spec.model_id is not None:
+            source = owned_model(spec.model_id, actor_id)
+            stored_version(source, spec.model_version)
+            _check_moments(spec, to_manifest(source.manifest))
+        return None
+
+    @verb
+    def create(
+        self,
+        training_id: str,
+        actor_id: str,
+        spec: TrainingSpec,
+        model: NewModel | None,
+        new_model_id: str,
+        quotas: Quotas,
+        now: datetime,
+    ) -> Training:
+        """Stores a training, with its model and participants, or nothing at all.
+
+        Args:
+            training_id: The training's id.
+            actor_id: Who creates it.
+            spec: What to train; with model_id unless a model is given.
+            model: The streamed model.
+            new_model_id: The id of the streamed model, or of the copy if the stored one is in use.
+            quotas: How much the actor may have.
+            now: The time to write.
+
+        Raises:
+            UnknownClients: Some client_ids are of no user.
+            ModelNotFound: The actor owns no such model.
+            Quota: The actor has too many trainings, or its files too many bytes.
+            TokenInvalid: The actor was removed.
+        """
+        _hold_actor(actor_id)
+        if spec.request_id is not None and (made := _created(actor_id, spec.request_id)) is not None:
+            return load_trainings([made])[0]
+        check_open_trainings(actor_id, quotas)
+        _refuse(unknown_users(spec.client_ids))
+        model_id = (
+            _stored_model(str(spec.model_id), spec.model_version, actor_id, new_model_id, now)
+            if model is None
+            else insert_model(new_model_id, actor_id, model, now).model_id
+        )
+        check_stored_bytes(actor_id, quotas)
+        _check_moments(spec, to_manifest(ModelRow.get(ModelRow.model_id == model_id).manifest))
+        row = TrainingRow.create(
+            training_id=training_id,
+            actor_id=actor_id,
+            model_id=model_id,
+            spec=from_spec(spec),
+            state=TrainingState.INITIAL.value,
+            round=0,
+            model_version=0,
+            best_version=None,
+            best_value=None,
+            num_participants=0,
+            failure_reason=None,
+            failure_message=None,
+            last_sequence=0,
+            stored_bytes=0,
+            request_id=spec.request_id,
+            start_request_id=None,
+            create_time=now,
+            start_time=None,
+            update_time=now,
+            remove_time=None,
+        )
+        note("training_created", row, aggregation=row.spec["aggregation"], target_num_updates=spec.target_num_updates)
+        TrainingClientsRow.create(training_id=training_id, client_ids=list(spec.client_ids))
+        enroll(row, spec.client_ids, now)
+        return load_trainings([row])[0]
+
+    @verb
+    def get(self, training_id: str, user_id: str) -> Training:
+        """Returns a training that the user steers or takes part in.
+
+        Raises:
+            TrainingNotFound: There is none.
+        """
+        row = find_visible(training_id, user_id)
+        if row.actor_id != user_id and not is_participant(training_id, user_id):
+            raise TrainingNotFound(training_id)
+        return load_trainings([row], viewer_id=_other_than_actor(row, user_id))[0]
+
+    @verb
+    def page(self, user_id: str, *, as_actor: bool, before: tuple[datetime, str] | None, limit: int) -> list[Training]:
+        """Returns the trainings that a user steers (or takes part in), the newest first, without their participants."""
+        rows = TrainingRow.select().where(TrainingRow.remove_time.is_null())
+        if as_actor:
+            rows = rows.where(TrainingRow.actor_id == user_id)
+        else:
+            rows = rows.where(TrainingRow.training_id.in_(_parts(user_id)))
+        if before is not None:
+            time, training_id = before
+            rows = rows.where(
+                (TrainingRow.create_time < time)
+                | ((TrainingRow.create_time == time) & (TrainingRow.training_id < training_id))
+            )
+        newest_first = rows.order_by(TrainingRow.create_time.desc(), TrainingRow.training_id.desc()).limit(limit)
+        return load_trainings(list(newest_first), listed=True)
+
+    @verb
+    def register(self, training_id: str, actor_id: str, client_ids: Sequence[str], now: datetime) -> Training:
+        """Registers clients as participants.
+
+        Raises:
+            TrainingNotFound: There is no such training for the caller.
+            NotActor: The caller only takes part.
+            TrainingEnded: The training is over.
+            UnknownClients: Some are of no user; nothing is changed.
+        """
+        unknown = unknown_users(client_ids)
+        row = lock_steered(training_id, actor_id)
+        if state_of(row).is_ended:
+            raise TrainingEnded(f"the training {training_id} is {row.state}: register clients in a new one")
+        _refuse(unknown)
+        for user_id in enroll(row, client_ids, now):
+            if state_of(row).is_running:
+                append_event(row, _started(row), now, audience=user_id)
+        return load_trainings([row])[0]
+
+    @verb
+    def remove_clients(
+        self, training_id: str, caller_id: str, client_ids: Sequence[str], now: datetime
+    ) -> tuple[Training, bool]:
+        """Removes participants: the actor any, a participant itself.
+
+        Returns:
+            The training, and whether the removal closed its round.
+
+        Raises:
+            TrainingNotFound: There is no such training for the caller.
+            NotActor: A participant names others.
+            TrainingEnded: The training is over.
+            UnknownClients: Some take no part; nothing is changed.
+            LastParticipant: None would be left in a running training.
+        """
+        row = lock_visible(training_id, caller_id)
+        leaving = set(client_ids)
+        if row.actor_id != caller_id:
+            if not is_participant(training_id, caller_id):
+                raise TrainingNotFound(training_id)
+            if leaving != {caller_id}:
+                raise NotActor("a participant may remove itself only: ask the actor")
+        if state_of(row).is_ended:
+            raise TrainingEnded(f"the training {training_id} is {row.state}: there is nothing to leave")
+        present = set(participant_ids(training_id))
+        if strangers := leaving - present:
+            raise UnknownClients(sorted(strangers), "not participants of the training")
+        if state_of(row).is_running and leaving == present:
+            raise LastParticipant("a running training keeps one participant: remove the training (force) instead")
+        closed = leave(row, sorted(leaving), now)
+        return load_trainings([row], viewer_id=_other_than_actor(row, caller_id))[0], closed
+
+    @verb
+    def remove(self, training_id: str, actor_id: str, *, force: bool, now: datetime) -> None:
+        """Removes a training; its model stays.
+
+        Raises:
+            TrainingNotFound: There is no such training for the caller.
+            NotActor: The caller only takes part.
+            TrainingRunning: It runs, and force is not set.
+        """
+        row = lock_steered(training_id, actor_id)
+        if state_of(row).is_running and not force:
+            raise TrainingRunning(f"the training {training_id} is running: set force to remove it all the same")
+        end_training.remove(row, now)
+
+    @verb
+    def start(self, training_id: str, actor_id: str, request_id: str | None, now: datetime) -> Training:
+        """Starts a training: its first round opens.
+
+        Raises:
+            TrainingNotFound: There is no such training for the caller.
+            NotActor: The caller only takes part.
+            TrainingNotInitial: It was started before, by another request.
+            NoParticipants: Too few are registered.
+        """
+        row = lock_steered(training_id, actor_id)
+        if request_id is not None and row.start_request_id == request_id:
+            return load_trainings([row])[0]
+        if state_of(row) is not TrainingState.INITIAL:
+            raise TrainingNotInitial(
+                f"the training {training_id} is {row.state}: only an INITIAL one can be started", state=row.state
+            )
+        wanted = max(1, row.spec["min_updates"])
+        if row.num_participants < wanted:
+            present = row.num_participants
+            raise NoParticipants(
+                f"the training has {present} participants and needs at least {wanted}: register clients first"
+            )
+        row.start_request_id = request_id
+        row.start_time = now
+        note("training_started", row)
+        move(row, TrainingState.ONGOING, now)
+        append_event(row, _started(row), now)
+        open_round(row, 0, RoundKind.TRAIN, now)
+        return load_trainings([row])[0]
+
+
+def _refuse(unknown: list[str]) -> None:
+    if unknown:
+        raise UnknownClients(unknown)
+
+
+def _hold_actor(actor_id: str) -> None:
+    """Has the actor create one training at a time: else two at once both find room in its quota."""
+    if not lock_user(actor_id):
+        # Removed since the call began.
+        raise TokenInvalid
+
+
+def _created(actor_id: str, request_id: str) -> TrainingRow | None:
+    row: TrainingRow | None = TrainingRow.get_or_none(
+        TrainingRow.actor_id == actor_id, TrainingRow.request_id == request_id
+    )
+    if row is not None and row.remove_time is not None:
+        raise FieldInvalid("request_id", "the training that it created was removed: use a new one")
+    return row
+
+
+def _stored_model(model_id: str, version: int | None, actor_id: str, copy_id: str, now: datetime) -> str:
+    """Returns the model to train: the stored one, or a copy if another training used it, or of an older version."""
+    source = owned_model(model_id, actor_id)
+    start = stored_version(source, version)
+    unused = not TrainingRow.select().where(TrainingRow.model_id == model_id).exists()
+    if unused and start.version == source.version:
+        return model_id
+    copy = NewModel(
+        source.name, source.description, to_manifest(source.manifest), start.blob, architecture=source.architecture
+    )
+    return insert_model(copy_id, actor_id, copy, now, source=start).model_id
+
+
+def _check_moments(spec: TrainingSpec, manifest: Manifest) -> None:
+    if spec.uncertainty.method != "swag":
+        return
+    count = len(moments(manifest, int(spec.uncertainty.options["rank"])))
+    if count == 0:
+        raise FieldInvalid("spec.uncertainty.swag", "wants a model with floating tensors: there is none in this one")
+    if count > MAX_TENSORS:
+        raise FieldInvalid(
+            "spec.uncertainty.swag.rank",
+            f"makes {count} tensors of moments, and a file may have {MAX_TENSORS}: choose a lower one",
+        )
+
+
+def _other_than_actor(training: TrainingRow, user_id: str) -> str | None:
+    return None if user_id == training.actor_id else user_id
+
+
+def _parts(user_id: str) -> "ModelSelect[ParticipantRow]":
+    return ParticipantRow.select(ParticipantRow.training_id).where(
+        ParticipantRow.user_id == user_id, ParticipantRow.remove_time.is_null()
+    )
+
+
+def _started(training: TrainingRow) -> TrainingStarted:
+    model = model_info(training.model_id, training.model_version)
+    return TrainingStarted(training.spec["target_num_updates"], model)

@@ -1,0 +1,134 @@
+"""Verbs about users."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from peewee import ModelSelect
+
+from fedround_server.domain.errors import LastAdmin, TrainingRunning, UserExists, UserNotFound
+from fedround_server.domain.token import Token
+from fedround_server.domain.user import Role, User, UserView
+from fedround_server.store.db.audit_trail import note
+from fedround_server.store.db.row_locks import locked
+from fedround_server.store.db.run import Database, verb
+from fedround_server.store.queries.training import lock_training, participant_ids
+from fedround_server.store.tables.mapping import to_user
+from fedround_server.store.tables.schema import ParticipantRow, TrainingRow, UserRow
+from fedround_server.store.transitions import end_training
+from fedround_server.store.transitions.participants import leave
+from fedround_server.store.transitions.training import state_of
+from fedround_server.store.verbs.credentials import add_certificate_names, add_token, forget
+
+
+@dataclass(frozen=True, slots=True)
+class UserVerbs:
+    """What the store does with users."""
+
+    database: Database
+
+    @verb
+    def create(self, user: User, token: Token, certificate_names: Sequence[str] = ()) -> UserView:
+        """Stores a user with what lets it in.
+
+        Raises:
+            UserExists: The name is taken.
+            CertificateNameTaken: One of these is another user's.
+        """
+        if UserRow.select().where(UserRow.name == user.name).exists():
+            raise UserExists(f"name: there is a user called {user.name!r} already: choose another name")
+        UserRow.create(user_id=user.user_id, name=user.name, role=user.role.value, create_time=user.create_time)
+        add_token(user.user_id, token)
+        add_certificate_names(user.user_id, certificate_names)
+        note("user_created", subject=user.user_id, role=user.role.value)
+        return UserView(user, tuple(certificate_names), (token,))
+
+    @verb
+    def get(self, user_id: str) -> User:
+        """Returns a user.
+
+        Raises:
+            UserNotFound: There is none, or not any more.
+        """
+        return to_user(_present(user_id))
+
+    @verb
+    def page(self, role: Role | None, after_name: str, limit: int) -> list[User]:
+        """Returns users by name, behind a name."""
+        rows = UserRow.select().where(UserRow.remove_time.is_null(), UserRow.name > after_name)
+        if role is not None:
+            rows = rows.where(UserRow.role == role.value)
+        return [to_user(row) for row in rows.order_by(UserRow.name).limit(limit)]
+
+    @verb
+    def remove(self, user_id: str, now: datetime, *, force: bool = False) -> list[str]:
+        """Removes a user with what lets it in, the trainings that it steers, and its parts in others; ended ones stay.
+
+        Returns:
+            The ids of the trainings that were removed or left.
+
+        Raises:
+            UserNotFound: There is no such user.
+            LastAdmin: Nobody would be left to manage users.
+            TrainingRunning: It steers running trainings, and force is not set.
+        """
+        row = _present(user_id)
+        if row.role == Role.ADMIN.value:
+            # This strength lets an admin that creates a training, and is held for its quota, name another one in it.
+            admins = locked(_admins().order_by(UserRow.user_id), "FOR NO KEY UPDATE")
+            if [admin.user_id for admin in admins] == [user_id]:
+                raise LastAdmin("this is the last admin: create another one first")
+        # The name becomes free; the row stays for the history that it is part of. From here on nobody registers the
+        # user, and nothing is created in its name.
+        changed = UserRow.update(remove_time=now, name=f"{row.name}#{user_id}").where(
+            UserRow.user_id == user_id, UserRow.remove_time.is_null()
+        )
+        if not changed.execute():
+            raise UserNotFound(user_id)
+        forget(user_id)
+        note("user_removed", subject=user_id)
+        trainings = _hold_trainings(user_id)
+        steered = [training for training in trainings if training.actor_id == user_id]
+        running = sum(state_of(training).is_running for training in steered)
+        if running and not force:
+            raise TrainingRunning(
+                f"the user steers {running} running trainings, and nobody else may: wait for their end, or set force to"
+                " remove them too",
+                count=str(running),
+            )
+        for training in trainings:
+            if training.actor_id == user_id:
+                end_training.remove(training, now)
+            else:
+                leave(training, [user_id], now)
+        return [training.training_id for training in trainings]
+
+
+def _present(user_id: str) -> UserRow:
+    row: UserRow | None = UserRow.get_or_none(UserRow.user_id == user_id, UserRow.remove_time.is_null())
+    if row is None:
+        raise UserNotFound(user_id)
+    return row
+
+
+def _admins() -> "ModelSelect[UserRow]":
+    return UserRow.select().where(UserRow.role == Role.ADMIN.value, UserRow.remove_time.is_null())
+
+
+def _hold_trainings(user_id: str) -> list[TrainingRow]:
+    """Takes the trainings that are not ended, of those that the user steers or takes part in.
+
+    One order for all, so that no two removals wait for each other.
+    """
+    steered = TrainingRow.select(TrainingRow.training_id).where(TrainingRow.actor_id == user_id)
+    parts = ParticipantRow.select(ParticipantRow.training_id).where(
+        ParticipantRow.user_id == user_id, ParticipantRow.remove_time.is_null()
+    )
+    trainings = []
+    for training_id in sorted({row.training_id for rows in (steered, parts) for row in rows}):
+        training = lock_training(training_id)
+        if training is None or state_of(training).is_ended:
+            continue
+        if training.actor_id == user_id or user_id in participant_ids(training_id):
+            trainings.append(training)
+    return trainings

@@ -1,0 +1,250 @@
+"""Batch verbs: to be asked together changes no answer; on both databases."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import peewee
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from contracts import alone
+from contracts.world import World, blob, new_id
+from fedround_server.domain.errors import CursorExpired, FedroundError, StoreUnavailable, TrainingNotFound
+from fedround_server.domain.identity import Credentials, Identity
+from fedround_server.domain.token import Token
+from fedround_server.domain.training import Aggregation, OnMissed, RoundPolicy
+from fedround_server.domain.user import Role, User
+from fedround_server.store import Store
+from fedround_server.store.db import batching
+from fedround_server.store.db import run as database
+from fedround_server.store.queries import event_log
+from fedround_server.store.queries.event_log import Part
+
+R = TypeVar("R")
+CLIENTS = 4
+POLICY = RoundPolicy(1, timedelta(minutes=1), on_missed=OnMissed.RETRY, max_retries=20)
+DEEDS = ("register", "remove", "submit", "submit", "miss")
+deeds = st.tuples(
+    st.sampled_from([*DEEDS, *DEEDS, "start", "remove training"]), st.integers(0, CLIENTS), st.integers(0, 1)
+)
+histories = st.lists(deeds, min_size=6, max_size=20).map(lambda some: [("start", 0, 0), *some])
+
+
+async def answer(question: Awaitable[R]) -> R | type[FedroundError]:
+    try:
+        return await question
+    except FedroundError as error:
+        return type(error)
+
+
+async def live(store: Store, world: World, history: Sequence[tuple[str, int, int]]) -> tuple[list[str], list[str]]:
+    """Two trainings with what happened in them; returns the users, the actor and a stranger too, and the trainings."""
+    actor = await world.user(Role.ACTOR)
+    # The actor may take part, too.
+    users = [actor, *await world.users(CLIENTS)]
+    # In a chain, who is registered does not join before it ends: not all are in the cohort.
+    chain = Aggregation("fed_dc", {"daisy_period": 1, "aggregation_period": 3, "seed": 0})
+    spec: dict[str, Any] = {"target_num_updates": 4, "round_policy": POLICY, "aggregation": chain}
+    trainings = [(await world.training(actor, users[1:3], **spec)).training_id for _ in range(2)]
+    for deed, who, which in history:
+        training_id, user = trainings[which], users[who]
+        with suppress(FedroundError):
+            number = (await store.trainings.get(training_id, actor)).round
+            match deed:
+                case "start":
+                    await store.trainings.start(training_id, actor, None, world.now)
+                case "register":
+                    await store.trainings.register(training_id, actor, [user], world.now)
+                case "remove":
+                    await store.trainings.remove_clients(training_id, actor, [user], world.now)
+                case "submit":
+                    await world.submit(training_id, number, user)
+                    await world.commit(training_id)
+                case "miss":
+                    await store.rounds.judge(training_id, number, due=True, now=world.now)
+                case "remove training":
+                    await store.trainings.remove(training_id, actor, force=True, now=world.now)
+    return [*users, await world.user()], trainings
+
+
+@given(history=histories, most=st.sampled_from([1, 3, 500]), page=st.sampled_from([1, 2, 100]), data=st.data())
+@settings(
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
+)
+async def test_each_is_answered_as_if_it_were_alone(
+    store: Store,
+    world: World,
+    history: list[tuple[str, int, int]],
+    most: int,
+    page: int,
+    data: st.DataObject,
+) -> None:
+    users, trainings = await live(store, world, history)
+    unknown = new_id()
+    events = store.events
+
+    async def plainly(ask: Callable[[], R]) -> R:
+        return await store.events.database.run(ask)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batching, "MOST", most)
+        patch.setattr(event_log, "PAGE", page)
+
+        pairs = [(training_id, user) for user in users for training_id in (*trainings, unknown)]
+        parts = await asyncio.gather(*(answer(events.part(*pair)) for pair in pairs))
+        known: list[tuple[Part, str]] = []
+        for (training_id, user), found in zip(pairs, parts, strict=True):
+            expected = await plainly(lambda user=user, one=training_id: alone.parts(user, [one]))
+            assert ([found] if isinstance(found, Part) else []) == expected
+            assert isinstance(found, Part) or found is TrainingNotFound
+            known += [(found, user)] if isinstance(found, Part) else []
+
+        wanted = [(user, some) for user in users for some in (trainings, trainings[:1], [], [trainings[0], unknown])]
+        many = await asyncio.gather(*(answer(events.parts(*one)) for one in wanted))
+        for (user, some), answered in zip(wanted, many, strict=True):
+            expected = await plainly(lambda user=user, some=some: alone.parts(user, some))
+            if len(expected) < len(some):
+                assert answered is TrainingNotFound
+            else:
+                assert by_training(answered) == by_training(expected)
+
+        opened = await asyncio.gather(*(events.open_parts(user) for user in users))
+        for user, answered in zip(users, opened, strict=True):
+            assert by_training(answered) == by_training(await plainly(lambda user=user: alone.open_parts(user)))
+
+        cursors = st.none() | st.integers(0, 20)
+        begun = [(part, user, data.draw(cursors)) for part, user in known for _ in range(2)]
+        starts = await asyncio.gather(*(answer(events.start(*one)) for one in begun))
+        for question, answered in zip(begun, starts, strict=True):
+            expected = await plainly(lambda question=question: alone.start(*question))
+            assert answered == (CursorExpired if expected is None else expected)
+
+        asked = [
+            (part, user, data.draw(st.integers(0, 20)), data.draw(st.sampled_from([1, 2, 100])))
+            for part, user in known
+            for _ in range(2)
+        ]
+        reads = await asyncio.gather(*(events.read(*one) for one in asked))
+        for question, answered in zip(asked, reads, strict=True):
+            assert answered == await plainly(lambda question=question: alone.read(*question))
+
+        limits = st.sampled_from([1, 2, 100])
+        woken = [(*pair, data.draw(st.integers(0, 20)), data.draw(limits)) for pair in pairs]
+        news = await asyncio.gather(*(answer(events.news(*one)) for one in woken))
+        for (_, user, cursor, limit), found, answered in zip(woken, parts, news, strict=True):
+            if not isinstance(found, Part):
+                assert answered is TrainingNotFound
+            elif found.last_sequence <= cursor:
+                assert answered == (found, [], cursor)
+            else:
+                asked_alone = (found, user, cursor, limit)
+                assert answered == (found, *await plainly(lambda one=asked_alone: alone.read(*one)))
+
+
+def by_training(parts: Any) -> list[Part]:
+    return sorted(parts, key=lambda part: part.training_id)
+
+
+async def test_credentials_are_told_apart_however_many_ask(store: Store, world: World) -> None:
+    made, expected = [], []
+    for number in range(6):
+        user = User(new_id(), f"user {new_id()}", Role.CLIENT, world.now)
+        token = Token(blob(user.user_id).sha256, user.create_time)
+        names = [f"{number}-{part}.example" for part in range(number % 3)]
+        await store.users.create(user, token, names)
+        made.append((user, token, tuple(names)))
+    (first, token, _), (second, _, one_name), (third, _, two_names) = made[:3]
+    removed = made[5]
+    await store.users.remove(removed[0].user_id, world.now)
+    asked = [
+        Credentials(token.token_hash),
+        Credentials(None),
+        Credentials(None, one_name),
+        Credentials(token.token_hash, two_names),
+        Credentials(blob("nobody").sha256, ("nobody.example",)),
+        Credentials(removed[1].token_hash, removed[2]),
+        Credentials(None, (*one_name, *two_names)),
+    ]
+    expected = [
+        Identity(first, token),
+        Identity(),
+        Identity(certified=(second,)),
+        Identity(first, token, (third,)),
+        Identity(),
+        Identity(),
+        Identity(certified=(second, third)),
+    ]
+    assert await asyncio.gather(*(store.credentials.identify(one) for one in asked)) == expected
+    assert [await store.credentials.identify(one) for one in asked] == expected
+
+
+@pytest.fixture
+def attempts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the verbs that were run."""
+    names: list[str] = []
+    do = database.Database._do
+
+    def noted(self: Any, verb: Any, name: str, user_id: str) -> Any:
+        names.append(name)
+        return do(self, verb, name, user_id)
+
+    monkeypatch.setattr(database.Database, "_do", noted)
+    return names
+
+
+async def test_many_questions_take_few_transactions(store: Store, world: World, attempts: list[str]) -> None:
+    actor, clients, training = await world.running(3)
+    part = await store.events.part(training.training_id, clients[0])
+    attempts.clear()
+    askers = 3 * batching.MOST
+    await asyncio.gather(*(store.events.read(part, clients[0], 0, 100) for _ in range(askers)))
+    assert attempts == ["event.read"] * 3
+    attempts.clear()
+    # What is asked while a transaction runs waits for the next one, and that is enough for all.
+    asking = [asyncio.create_task(store.events.part(training.training_id, actor))]
+    while not attempts:
+        await asyncio.sleep(0)
+    asking += [asyncio.create_task(store.events.part(training.training_id, one)) for one in clients]
+    await asyncio.gather(*asking)
+    assert attempts == ["event.part"] * 2
+
+
+async def test_who_goes_takes_nothing_from_the_others(store: Store, world: World) -> None:
+    _, clients, training = await world.running(3)
+    asking = [asyncio.create_task(store.events.part(training.training_id, one)) for one in clients]
+    asking[0].cancel()
+    await asyncio.sleep(0)
+    asking[1].cancel()
+    assert (await asking[2]).training_id == training.training_id
+    assert asking[0].cancelled()
+    with pytest.raises(asyncio.CancelledError):
+        await asking[1]
+    # All of them gone, and the next one is answered.
+    asking = [asyncio.create_task(store.events.part(training.training_id, one)) for one in clients]
+    await asyncio.sleep(0)
+    for one in asking:
+        one.cancel()
+    await asyncio.gather(*asking, return_exceptions=True)
+    assert (await store.events.part(training.training_id, clients[0])).training_id == training.training_id
+
+
+async def test_a_database_that_does_not_answer_is_told_to_all(
+    store: Store, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, clients, training = await world.running(3)
+    with monkeypatch.context() as patch:
+
+        def fail(*_: Any) -> None:
+            raise peewee.OperationalError("the server closed the connection")
+
+        patch.setattr(database.Database, "_do", fail)
+        answers = await asyncio.gather(*(answer(store.events.part(training.training_id, one)) for one in clients))
+        assert answers == [StoreUnavailable] * 3
+    assert (await store.events.part(training.training_id, clients[0])).training_id == training.training_id

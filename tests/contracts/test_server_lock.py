@@ -1,0 +1,101 @@
+"""A PostgreSQL database is one server's; a SQLite file is in the data directory, which is."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from contracts.coordination import coordinating
+from fedround_server.coordinator.coordinator import RECONCILIATION_INTERVAL
+from fedround_server.store import Store
+from fedround_server.store.db import server_lock
+from fedround_server.store.db.server_lock import ServerLock
+
+pytestmark = pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+HOLD = (
+    "import sys; from fedround_server.store.db.server_lock import ServerLock\n"
+    "ServerLock(sys.argv[1]).hold(); print(); sys.stdin.read()"
+)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has claims that are taken from here on wait for nobody."""
+    monkeypatch.setattr(server_lock, "SETTINGS", ("SET lock_timeout = '1ms'",))
+
+
+def lose(database: str) -> None:
+    """Ends the session that holds the claim, as a restart of the database would."""
+    import psycopg
+
+    with psycopg.connect(database, autocommit=True) as connection:
+        holders = "SELECT pg_terminate_backend(pid, 30000) FROM pg_locks WHERE locktype = 'advisory' AND granted"
+        assert connection.execute(holders).fetchall() == [(True,)]
+
+
+def is_taken(database: str) -> bool:
+    other = ServerLock(database)
+    try:
+        other.hold()
+    except RuntimeError:
+        return True
+    other.release()
+    return False
+
+
+async def test_an_open_store_has_its_database_for_itself(store: Store, database: str, impatient: None) -> None:
+    assert is_taken(database)
+    await store.hold()
+    assert is_taken(database)
+
+
+def test_a_closed_store_leaves_the_database_to_others(database: str) -> None:
+    for _ in range(2):
+        with Store(database):
+            pass
+
+
+def test_a_killed_process_leaves_the_database_to_others(database: str) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, database], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"\n"
+        holder.kill()
+    assert not is_taken(database)
+
+
+async def test_a_claim_that_a_restart_of_the_database_lost_is_taken_again(
+    store: Store, database: str, tmp_path: Path, impatient: None
+) -> None:
+    async with coordinating(store, tmp_path) as desk:
+        await desk.coordinator.recover()
+        lose(database)
+        for _ in range(2):
+            await desk.clock.asleep(RECONCILIATION_INTERVAL)
+            desk.clock.advance(RECONCILIATION_INTERVAL)
+        await desk.clock.asleep(RECONCILIATION_INTERVAL)
+        assert is_taken(database)
+
+
+async def test_a_server_whose_database_another_one_took_stops(
+    store: Store, database: str, tmp_path: Path, impatient: None
+) -> None:
+    other = ServerLock(database)
+
+    async def overtaken() -> None:
+        async with coordinating(store, tmp_path) as desk:
+            await desk.coordinator.recover()
+            lose(database)
+            other.hold()
+            await desk.clock.asleep(RECONCILIATION_INTERVAL)
+            desk.clock.advance(RECONCILIATION_INTERVAL)
+            await desk.clock.asleep(RECONCILIATION_INTERVAL)
+
+    with pytest.raises(ExceptionGroup) as stopped:
+        await overtaken()
+    other.release()
+    (error,) = stopped.value.exceptions
+    assert isinstance(error, RuntimeError)
+    assert "another server" in str(error)
