@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from fedround_server.domain.training import Aggregation
+from fedround_server.domain.aggregation import Aggregation
 
 DOMAIN = "fedround.audit.v1"
 """What is hashed before the fields, so that a hash stands for an entry and for nothing else."""

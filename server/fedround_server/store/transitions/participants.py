@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 
 from fedround_server.domain.event import ClientRemoved
-from fedround_server.domain.round import RoundState
+from fedround_server.domain.rounds.round import RoundState
 from fedround_server.store.db.audit_trail import note
 from fedround_server.store.db.compiled import in_array, save
 from fedround_server.store.queries.round import counted_updates, find_round

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from fedround_server.domain.aggregation import to_aggregation
 from fedround_server.domain.audit import AuditEntry, AuditHead, Contribution, Note, Origin
 from fedround_server.domain.errors import ModelNotFound
-from fedround_server.domain.training import Aggregation
 from fedround_server.store.db.audit_trail import add as add_record
 from fedround_server.store.db.run import Database, verb
 from fedround_server.store.queries.model import owned_model
@@ -61,7 +61,7 @@ class AuditVerbs:
             origin,
             training_id=made.training_id,
             round=facts["round"],
-            aggregation=Aggregation(facts["algorithm"], facts["options"]),
+            aggregation=to_aggregation(facts["algorithm"], facts["options"]),
             num_examples=facts["num_examples"],
             contributions=_contributions(made, facts),
         )
