@@ -18,7 +18,7 @@ BATCH = 500
 _notes: ContextVar[list[Note]] = ContextVar("notes")
 
 
-def note(action: str, about: Row | None = None, /, *, subject: object = "", **facts: Any) -> None:
+def record(action: str, about: Row | None = None, /, *, subject: object = "", **facts: Any) -> None:
     """Notes what the verb under way changed; an entry of the audit log if it commits.
 
     Args:

@@ -8,7 +8,7 @@ from fedround_server.domain.event import RoundClosed
 from fedround_server.domain.model import BEST, BlobRef
 from fedround_server.domain.round import RoundKind, next_round
 from fedround_server.domain.training import TrainingSpec, out_of_patience
-from fedround_server.store.db.audit_trail import note
+from fedround_server.store.db.audit_trail import record
 from fedround_server.store.queries.training import participant_ids
 from fedround_server.store.tables.mapping import to_spec
 from fedround_server.store.tables.schema import (
@@ -113,7 +113,7 @@ def _retain(training: TrainingRow, spec: TrainingSpec) -> None:
     )
     rows = list(ModelVersionRow.select().where(dropped).order_by(ModelVersionRow.version))
     for row in rows:
-        note("version_dropped", training, subject=row.version)
+        record("version_dropped", training, subject=row.version)
         ModelVersionRow.update(stored=False).where(
             ModelVersionRow.model_id == row.model_id, ModelVersionRow.version == row.version
         ).execute()

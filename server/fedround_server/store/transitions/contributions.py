@@ -7,7 +7,7 @@ from fedround_server.domain.chain import averages
 from fedround_server.domain.model import BlobRef
 from fedround_server.domain.round import RoundKind
 from fedround_server.domain.training import TrainingSpec
-from fedround_server.store.db.audit_trail import note
+from fedround_server.store.db.audit_trail import record
 from fedround_server.store.tables.schema import RoundRow, TrainingRow, UpdateRow
 
 # An entry has to fit into a message.
@@ -17,7 +17,7 @@ ENTRY_UPDATES = 1000
 def accept(training: TrainingRow, update: UpdateRow) -> None:
     """Notes that an update was accepted, or a report, which has no file."""
     action = "report_accepted" if update.sha256 is None else "update_accepted"
-    note(
+    record(
         action, training, subject=update.update_id, **_facts(update), round=update.number, size_bytes=update.size_bytes
     )
 
@@ -43,25 +43,25 @@ def count(
             {"update_id": update.update_id, "weight": weight, **_facts(update)}
             for update, weight in zip(some, weights, strict=True)
         ]
-        note("updates_counted", training, subject=row.number, updates=counted)
+        record("updates_counted", training, subject=row.number, updates=counted)
     facts: dict[str, Any] = {"kind": row.kind, "num_updates": len(updates), "num_examples": total}
-    note("round_done", training, subject=row.number, **facts)
+    record("round_done", training, subject=row.number, **facts)
     if result is None:
         return
     made: dict[str, Any] = {"sha256": result.sha256, "size_bytes": result.size_bytes, "round": row.number, **facts}
     if kind is RoundKind.SWAG:
-        note("posterior_made", training, subject=training.model_version, **made)
+        record("posterior_made", training, subject=training.model_version, **made)
     else:
         algorithm = {"algorithm": spec.aggregation.algorithm, "options": dict(spec.aggregation.options)}
         # The rounds of a daisy chain made the version together.
-        note("version_made", training, subject=training.model_version, **made, **algorithm, rounds=row.step + 1)
+        record("version_made", training, subject=training.model_version, **made, **algorithm, rounds=row.step + 1)
 
 
 def supersede(training: TrainingRow, updates: Sequence[UpdateRow], reason: str) -> None:
     """Notes that accepted updates of the current round will not count."""
     for some in _batches(updates):
         superseded = [update.update_id for update in some]
-        note("updates_superseded", training, subject=training.round, reason=reason, update_ids=superseded)
+        record("updates_superseded", training, subject=training.round, reason=reason, update_ids=superseded)
 
 
 def _facts(update: UpdateRow) -> dict[str, Any]:

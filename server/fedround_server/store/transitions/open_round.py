@@ -10,7 +10,7 @@ from fedround_server.domain.event import RoundStarted
 from fedround_server.domain.round import RoundKind, RoundState, expected_updates
 from fedround_server.domain.training import TrainingState, UpdatePrecision
 from fedround_server.failpoints import reached
-from fedround_server.store.db.audit_trail import note
+from fedround_server.store.db.audit_trail import record
 from fedround_server.store.queries.model import model_info
 from fedround_server.store.queries.training import present_participants
 from fedround_server.store.tables.mapping import to_spec
@@ -61,7 +61,7 @@ def open_round(
         done_time=None,
     )
     training.round = number
-    note("round_opened", training, subject=number, kind=kind.value, version=training.model_version, members=members)
+    record("round_opened", training, subject=number, kind=kind.value, version=training.model_version, members=members)
     append_event(training, round_started(training, row), now, audience=COHORT, number=number)
     reached("round.opened")
 
