@@ -14,7 +14,7 @@ from contracts.world import World, blob, new_id, new_model
 from fedround_client import AuditBroken, AuditEntry, AuditHead
 from fedround_client.chain import ChainVerifier
 from fedround_server.audit import main
-from fedround_server.domain.audit import Note, acting
+from fedround_server.domain.audit import AuditRecord, acting
 from fedround_server.domain.chain import averages
 from fedround_server.domain.errors import ModelNotFound, StoreUnavailable, UserExists
 from fedround_server.domain.quota import Quotas
@@ -310,7 +310,7 @@ async def test_the_rounds_of_a_daisy_chain_made_the_version_together(store: Stor
 
 
 async def test_what_no_verb_writes_can_be_added(store: Store) -> None:
-    await store.audit.add([Note("server_started", facts={"version": "1"}), Note("server_stopped")])
+    await store.audit.add([AuditRecord("server_started", facts={"version": "1"}), AuditRecord("server_stopped")])
     assert [entry.action for entry in await chained(store)] == ["server_started", "server_stopped"]
     assert (await check(store)).head.sequence == 2
 

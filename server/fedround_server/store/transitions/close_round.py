@@ -11,7 +11,7 @@ from fedround_server.domain.rounds import KINDS
 from fedround_server.domain.rounds.round import RoundState
 from fedround_server.domain.training import TrainingFailure
 from fedround_server.failpoints import reached
-from fedround_server.store.db.audit_trail import note
+from fedround_server.store.db.audit_trail import record
 from fedround_server.store.queries.round import SUBMITTED, all_members, missing_members
 from fedround_server.store.queries.training import participant_ids
 from fedround_server.store.queries.user import user_names
@@ -63,7 +63,7 @@ def _close(training: TrainingRow, row: RoundRow) -> bool:
     closing = RoundRow.update(state=RoundState.AGGREGATING.value, epoch=RoundRow.epoch + 1)
     closed = bool(closing.where(_is(row), RoundRow.state == RoundState.OPEN.value).execute())
     if closed:
-        note("round_closed", training, subject=row.number)
+        record("round_closed", training, subject=row.number)
     reached("round.closed")
     return closed
 
@@ -81,7 +81,7 @@ def _repeat(training: TrainingRow, row: RoundRow, policy: RoundPolicy, now: date
     row.expected = expected_updates(policy, row.members)
     RoundRow.update(attempt=row.attempt, deadline=row.deadline, expected=row.expected).where(_is(row)).execute()
     facts = {"attempt": row.attempt, "joined": joining, "members": row.members}
-    note("round_extended", training, subject=row.number, **facts)
+    record("round_extended", training, subject=row.number, **facts)
     extended = RoundExtended(row.number, row.attempt, row.deadline, row.arrived, row.expected)
     append_event(training, extended, now, audience=COHORT, number=row.number)
     for user_id in joining:

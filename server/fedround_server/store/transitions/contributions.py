@@ -7,7 +7,7 @@ from fedround_server.domain.model import BlobRef
 from fedround_server.domain.rounds import KINDS
 from fedround_server.domain.rounds.kind import Assignment, NewArtifact, NewVersion, Outcome
 from fedround_server.domain.training import TrainingSpec
-from fedround_server.store.db.audit_trail import note
+from fedround_server.store.db.audit_trail import record
 from fedround_server.store.tables.mapping import from_aggregation
 from fedround_server.store.tables.schema import RoundRow, TrainingRow, UpdateRow
 
@@ -18,7 +18,7 @@ ENTRY_UPDATES = 1000
 def accept(training: TrainingRow, update: UpdateRow) -> None:
     """Notes that an update was accepted, or a report, which has no file."""
     action = "report_accepted" if update.sha256 is None else "update_accepted"
-    note(
+    record(
         action, training, subject=update.update_id, **_facts(update), round=update.number, size_bytes=update.size_bytes
     )
 
@@ -49,30 +49,30 @@ def count(
             {"update_id": update.update_id, "weight": weight, **_facts(update)}
             for update, weight in zip(some, weights, strict=True)
         ]
-        note("updates_counted", training, subject=row.number, updates=counted)
+        record("updates_counted", training, subject=row.number, updates=counted)
     facts: dict[str, Any] = {
         "kind": KINDS[row.kind].public_name,
         "num_updates": len(updates),
         "num_examples": total,
     }
-    note("round_done", training, subject=row.number, **facts)
+    record("round_done", training, subject=row.number, **facts)
     if result is None:
         return
     made: dict[str, Any] = {"sha256": result.sha256, "size_bytes": result.size_bytes, "round": row.number, **facts}
     match outcome:
         case NewArtifact():
-            note(f"{outcome.kind}_made", training, subject=training.model_version, **made)
+            record(f"{outcome.kind}_made", training, subject=training.model_version, **made)
         case NewVersion():
             # The rounds of a daisy chain made the version together.
             made |= {**from_aggregation(spec.aggregation), "rounds": row.step + 1}
-            note("version_made", training, subject=training.model_version, **made)
+            record("version_made", training, subject=training.model_version, **made)
 
 
 def supersede(training: TrainingRow, updates: Sequence[UpdateRow], reason: str) -> None:
     """Notes that accepted updates of the current round will not count."""
     for some in _batches(updates):
         superseded = [update.update_id for update in some]
-        note("updates_superseded", training, subject=training.round, reason=reason, update_ids=superseded)
+        record("updates_superseded", training, subject=training.round, reason=reason, update_ids=superseded)
 
 
 def _facts(update: UpdateRow) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from datetime import datetime
 from fedround_server.domain.event import TrainingFailed, TrainingFinished, TrainingRemoved
 from fedround_server.domain.rounds.round import RoundState
 from fedround_server.domain.training import TrainingFailure, TrainingState
-from fedround_server.store.db.audit_trail import note
+from fedround_server.store.db.audit_trail import record
 from fedround_server.store.db.compiled import save
 from fedround_server.store.queries.round import counted_updates
 from fedround_server.store.tables.schema import RoundRow, TrainingRow
@@ -15,7 +15,7 @@ from fedround_server.store.transitions.training import append_event, move
 
 def complete(training: TrainingRow, now: datetime, *, early: bool) -> None:
     """Ends a training that reached its target, or whose patience ran out."""
-    note("training_completed", training, subject=training.model_version, early=early)
+    record("training_completed", training, subject=training.model_version, early=early)
     move(training, TrainingState.COMPLETED, now)
     append_event(training, TrainingFinished(training.model_id, training.model_version, early), now)
 
@@ -26,7 +26,7 @@ def fail(training: TrainingRow, failure: TrainingFailure, now: datetime) -> None
     training.failure_reason = failure.reason
     training.failure_message = failure.message
     training.failure_missing = list(failure.missing)
-    note("training_failed", training, reason=failure.reason)
+    record("training_failed", training, reason=failure.reason)
     move(training, TrainingState.ERROR, now)
     append_event(training, TrainingFailed(failure.reason, failure.message), now)
 
@@ -44,13 +44,13 @@ def abandon(training: TrainingRow) -> None:
     )
     if changed:
         contributions.supersede(training, counted_updates(training.training_id, training.round), "round_abandoned")
-        note("round_abandoned", training, subject=training.round)
+        record("round_abandoned", training, subject=training.round)
 
 
 def remove(training: TrainingRow, now: datetime) -> None:
     """Removes a training in any state; its model stays."""
     abandon(training)
-    note("training_removed", training)
+    record("training_removed", training)
     append_event(training, TrainingRemoved(), now)
     training.remove_time = now
     save(training)

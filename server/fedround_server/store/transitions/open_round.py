@@ -12,7 +12,7 @@ from fedround_server.domain.rounds.kind import RoundKind
 from fedround_server.domain.rounds.round import RoundState
 from fedround_server.domain.training import TrainingFailure
 from fedround_server.failpoints import reached
-from fedround_server.store.db.audit_trail import note
+from fedround_server.store.db.audit_trail import record
 from fedround_server.store.queries.model import model_info
 from fedround_server.store.queries.training import present_participants
 from fedround_server.store.tables.mapping import to_spec
@@ -63,7 +63,7 @@ def open_round(
     )
     training.round = number
     facts = {"kind": kind.public_name, "version": training.model_version, "members": members}
-    note("round_opened", training, subject=number, **facts)
+    record("round_opened", training, subject=number, **facts)
     append_event(training, round_started(training, row), now, audience=COHORT, number=number)
     reached("round.opened")
 

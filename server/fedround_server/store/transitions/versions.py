@@ -5,7 +5,7 @@ from datetime import datetime
 from fedround_server.domain.model import PINNED, BlobRef, Model, ModelVersion, NewModel
 from fedround_server.domain.rounds.kind import NewArtifact
 from fedround_server.failpoints import reached
-from fedround_server.store.db.audit_trail import note
+from fedround_server.store.db.audit_trail import record
 from fedround_server.store.queries.model import artifacts_of
 from fedround_server.store.tables.mapping import from_manifest, to_model
 from fedround_server.store.tables.schema import ArtifactRow, ModelRow, ModelVersionRow, TagRow, TrainingRow
@@ -31,7 +31,7 @@ def insert_model(
         remove_time=None,
     )
     origin = {"source_model_id": row.source_model_id, "source_version": row.source_version}
-    note("model_created", row, subject=0, sha256=model.blob.sha256, size_bytes=model.blob.size_bytes, **origin)
+    record("model_created", row, subject=0, sha256=model.blob.sha256, size_bytes=model.blob.size_bytes, **origin)
     return to_model(row, insert_version(model_id, 0, model.blob, now))
 
 
@@ -56,7 +56,7 @@ def put_tag(model_id: str, version: int, tag: str) -> None:
         others = others.where(TagRow.version == version)
     others.execute()
     row = TagRow.create(model_id=model_id, version=version, tag=tag)
-    note("version_tagged", row, subject=version, tag=tag)
+    record("version_tagged", row, subject=version, tag=tag)
 
 
 def remove_tag(model_id: str, version: int, tag: str) -> None:
@@ -64,7 +64,7 @@ def remove_tag(model_id: str, version: int, tag: str) -> None:
     row = TagRow.get_or_none(TagRow.model_id == model_id, TagRow.version == version, TagRow.tag == tag)
     if row is not None:
         row.delete_instance()
-        note("version_untagged", row, subject=version, tag=tag)
+        record("version_untagged", row, subject=version, tag=tag)
 
 
 def add_version(training: TrainingRow, blob: BlobRef, now: datetime) -> None:
@@ -101,7 +101,7 @@ def drop_versions(training: TrainingRow, keep_versions: int) -> None:
     )
     rows = list(ModelVersionRow.select().where(dropped).order_by(ModelVersionRow.version))
     for row in rows:
-        note("version_dropped", training, subject=row.version)
+        record("version_dropped", training, subject=row.version)
         ModelVersionRow.update(stored=False).where(
             ModelVersionRow.model_id == row.model_id, ModelVersionRow.version == row.version
         ).execute()

@@ -13,7 +13,7 @@ from fedround_server.domain.quota import Quotas
 from fedround_server.domain.report import MetricReport
 from fedround_server.domain.rounds import KINDS
 from fedround_server.domain.uncertainty import NoUncertainty, Uncertainty
-from fedround_server.store.db.audit_trail import note
+from fedround_server.store.db.audit_trail import record
 from fedround_server.store.db.run import Database, verb
 from fedround_server.store.queries.model import (
     LISTED,
@@ -175,7 +175,7 @@ class ModelVerbs:
             )
         row.remove_time = now
         row.save()
-        note("model_removed", row)
+        record("model_removed", row)
 
     @verb
     def metrics(self, model_id: str, user_id: str, after: tuple[int, str], limit: int) -> list[MetricReport]:

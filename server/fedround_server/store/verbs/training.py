@@ -23,7 +23,7 @@ from fedround_server.domain.model import Manifest, NewModel
 from fedround_server.domain.quota import Quotas
 from fedround_server.domain.rounds import KINDS, next_kind
 from fedround_server.domain.training import Training, TrainingSpec, TrainingState
-from fedround_server.store.db.audit_trail import note
+from fedround_server.store.db.audit_trail import record
 from fedround_server.store.db.run import Database, verb
 from fedround_server.store.queries.model import model_info, owned_model, stored_version
 from fedround_server.store.queries.quota import check_open_trainings, check_stored_bytes
@@ -147,7 +147,7 @@ class TrainingVerbs:
             update_time=now,
             remove_time=None,
         )
-        note("training_created", row, aggregation=row.spec["aggregation"], target_num_updates=spec.target_num_updates)
+        record("training_created", row, aggregation=row.spec["aggregation"], target_num_updates=spec.target_num_updates)
         TrainingClientsRow.create(training_id=training_id, client_ids=list(spec.client_ids))
         enroll(row, spec.client_ids, now)
         return load_trainings([row])[0]
@@ -273,7 +273,7 @@ class TrainingVerbs:
             )
         row.start_request_id = request_id
         row.start_time = now
-        note("training_started", row)
+        record("training_started", row)
         move(row, TrainingState.ONGOING, now)
         append_event(row, _started(row), now)
         first = next_kind(to_spec(row.spec), None, row.model_version)
