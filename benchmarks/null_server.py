@@ -11,7 +11,7 @@ import grpc
 
 from fedround.v1 import model_pb2, model_pb2_grpc
 from fedround_client.transfer import CHUNK
-from fedround_server.app import OPTIONS, SERVICES
+from fedround_server.grpc_server import OPTIONS, SERVICES
 from fedround_server.host.allocator import keep_freed_blocks
 from fedround_server.interceptors.chunk_codec import ChunkCodecInterceptor
 from fedround_wire.frames import Frame

@@ -11,12 +11,12 @@ from grpc_status import rpc_status
 
 from calls import model_file
 from fedround.v1 import training_pb2, training_pb2_grpc, user_pb2, user_pb2_grpc
-from fedround_server import app
 from fedround_server.domain.user import Role
-from fedround_server.interceptors.auth import ANYBODY, PERMISSIONS
+from fedround_server.grpc_server import SERVICES
+from fedround_server.methods import METHODS
 from service.rules import ID, OK, RULES, UNKNOWN, Rule
 
-METHODS = {f"/{service.full_name}/{method.name}": method for service in app.SERVICES for method in service.methods}
+RPCS = {f"/{service.full_name}/{method.name}": method for service in SERVICES for method in service.methods}
 OBJECTS = ("own", "foreign", "missing")
 # What each state of a token is refused with; nothing for the states that are good.
 STATES = {
@@ -81,7 +81,7 @@ class Site:
 
     async def ask(self, method: str, caller: Caller, object_: str) -> Answer:
         """Calls once; of a stream the first message counts."""
-        described, id_ = METHODS[method], self.id_of(method, caller, object_)
+        described, id_ = RPCS[method], self.id_of(method, caller, object_)
         request = ParseDict(_fill(RULES[method].request, id_), GetMessageClass(described.input_type)())
         shape = "_".join("stream" if s else "unary" for s in (described.client_streaming, described.server_streaming))
         stub = getattr(self.channel, shape)(method, type(request).SerializeToString)
@@ -143,8 +143,8 @@ class Site:
 
 def expected(method: str, caller: Caller, object_: str) -> str:
     """What the tables say."""
-    rule, roles = RULES[method], PERMISSIONS[method]
-    if roles is ANYBODY:
+    rule, roles = RULES[method], METHODS[method].roles
+    if roles is None:
         return rule.owner
     if caller.refusal:
         return caller.refusal

@@ -1,4 +1,4 @@
-"""What each RPC answers about objects: a table to read, beside PERMISSIONS, which says who may call it at all."""
+"""What each RPC answers about objects: a table to read, beside methods.py, which says who may call it at all."""
 
 from dataclasses import dataclass, field
 from typing import Any

@@ -78,8 +78,8 @@ BEHIND_A_TOKEN = [method for method, roles in METHODS.items() if roles is not AN
 FORGETFUL = """
 import sys
 from fedround_server.__main__ import main
-from fedround_server.interceptors.auth import PERMISSIONS
-del PERMISSIONS[sys.argv[1]]
+from fedround_server.methods import METHODS
+del METHODS[sys.argv[1]]
 sys.exit(main(["--listen", "127.0.0.1:0", "--data-dir", sys.argv[2]]))
 """
 
@@ -158,7 +158,7 @@ def test_a_server_does_not_start_with_a_method_that_nobody_decided_about(tmp_pat
     command = [sys.executable, "-c", FORGETFUL, method, str(tmp_path / "data")]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 1
-    assert ended.stderr.startswith(f"error: nobody decided who may call {method}: ")
+    assert ended.stderr.startswith(f"error: it is not defined who may call {method}: ")
     assert not (tmp_path / "data").exists()
 
 

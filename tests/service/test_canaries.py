@@ -12,11 +12,11 @@ from google.protobuf.message_factory import GetMessageClass
 
 from calls import TIMEOUT, Person, kinds, model_file, refused
 from fedround.v1 import user_pb2
-from fedround_server import app
 from fedround_server.domain.token import TOKEN_PREFIX, new_token
+from fedround_server.grpc_server import SERVICES
 from servers import Server, descendants
 
-METHODS = {f"/{service.full_name}/{method.name}": method for service in app.SERVICES for method in service.methods}
+METHODS = {f"/{service.full_name}/{method.name}": method for service in SERVICES for method in service.methods}
 MOMENT = {"nanos": 1000}
 
 

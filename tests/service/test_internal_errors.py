@@ -84,7 +84,7 @@ async def test_a_mistake_is_told_by_its_id_alone(address: str, shape: str) -> No
     assert SECRET not in told
     assert "ZeroDivisionError" not in told
 
-    (mistake,) = (entry for entry in log if entry["event"] == "unexpected")
+    (mistake,) = (entry for entry in log if entry["event"] == "unexpected error")
     assert (mistake["log_level"], mistake["error_id"], mistake["method"]) == ("error", error_id, f"/Failing/{shape}")
     # Whoever writes the log adds the exception that is being handled.
     assert mistake["exc_info"] is True
@@ -97,7 +97,7 @@ def test_the_log_of_a_server_has_the_rest(tmp_path: Path, log_format: str) -> No
         Server(tmp_path / "data", program=program, options=options) as server,
         grpc.insecure_channel(server.address) as channel,
     ):
-        with refused("INTERNAL", "INTERNAL", "the server's log has more under the id") as error:
+        with refused("INTERNAL", "INTERNAL", "under which its log has the details") as error:
             Person(channel, server.admin_token).get(new_id())
         assert SECRET not in error.refusal.message
         server.stop()

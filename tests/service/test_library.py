@@ -107,7 +107,7 @@ class TestTags:
     def test_versions_that_are_not_the_callers(
         self, actor: Person, clients: list[Person], person: Callable[..., Person], model_id: str
     ) -> None:
-        with refused("PERMISSION_DENIED", "ROLE_REQUIRED", "wants the role ACTOR or ADMIN"):
+        with refused("PERMISSION_DENIED", "ROLE_REQUIRED", "requires the role ACTOR or ADMIN"):
             tag(clients[0], model_id, 0, "paper")
         with refused("NOT_FOUND", "MODEL_NOT_FOUND", model_id):
             tag(person("ACTOR"), model_id, 0, "paper")

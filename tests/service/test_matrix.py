@@ -1,6 +1,6 @@
 """Every RPC, by everybody, about everything, with every kind of token: nobody gets or learns more than the tables say.
 
-The methods come from the descriptors; PERMISSIONS and the rules say what is to be answered.
+The methods come from the descriptors; the tables of methods.py and rules.py say what is to be answered.
 """
 
 import asyncio
@@ -19,8 +19,8 @@ from fedround.v1 import user_pb2, user_pb2_grpc
 from fedround_server import app
 from fedround_server.config import Settings
 from fedround_server.domain.user import Role
-from fedround_server.interceptors.auth import PERMISSIONS
-from service.matrix import METHODS, OBJECTS, STATES, Answer, Caller, Site, expected
+from fedround_server.methods import METHODS
+from service.matrix import OBJECTS, RPCS, STATES, Answer, Caller, Site, expected
 from service.rules import RULES
 
 AT_ONCE = 16
@@ -72,12 +72,12 @@ async def everybody(site: Site) -> list[Caller]:
 
 
 def test_there_is_a_rule_for_every_rpc() -> None:
-    assert RULES.keys() == METHODS.keys() == PERMISSIONS.keys()
+    assert RULES.keys() == RPCS.keys() == METHODS.keys()
 
 
 @pytest.mark.timeout(300)
 async def test_the_whole_matrix(site: Site, record_property: Callable[[str, object], None]) -> None:
-    cells = list(itertools.product(METHODS, await everybody(site), OBJECTS))
+    cells = list(itertools.product(RPCS, await everybody(site), OBJECTS))
     room = asyncio.Semaphore(AT_ONCE)
 
     async def ask(method: str, caller: Caller, object_: str) -> Answer:
@@ -99,7 +99,7 @@ async def test_the_whole_matrix(site: Site, record_property: Callable[[str, obje
         if object_ == "foreign" and expected(*foreign) == expected(*missing):
             assert answers[key(foreign)] == answers[key(missing)], f"{method} by {caller}"
             pairs += 1
-    size = f"{len(METHODS)} RPCs, {len(cells)} calls, {pairs} pairs of foreign and missing: {len(leaks)} leaks"
+    size = f"{len(RPCS)} RPCs, {len(cells)} calls, {pairs} pairs of foreign and missing: {len(leaks)} leaks"
     record_property("size", size)
     sys.stdout.write(f"{size} {Counter(answer.reason for answer in answers.values())}\n")
 

@@ -88,7 +88,7 @@ def test_a_user_calls_so_often(server: Server, admin: Person) -> None:
     refusal = call_until_refused(busy, "TOO_MANY_CALLS")
     assert refusal.code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert refusal.metadata == {"limit": "max_calls_per_second_per_user"}
-    assert "you call more often than 1 times a second: wait" in refusal.message
+    assert "you call more often than 1 times per second: wait" in refusal.message
     assert {"QuotaFailure", "RetryInfo"} <= set(refusal.details)
     other.users.GetMyself(ME)
     clock = Noting()
@@ -104,7 +104,7 @@ def test_all_users_call_so_often(server: Server, admin: Person) -> None:
     limits = [call_until_refused(user, "TOO_MANY_CALLS").metadata["limit"] for user in users]
     # Whoever comes late finds no token, though there is one in its own bucket.
     assert limits[-1] == "max_calls_per_second"
-    with refused("RESOURCE_EXHAUSTED", "TOO_MANY_CALLS", "the server is called more often than 3 times a second: wait"):
+    with refused("RESOURCE_EXHAUSTED", "TOO_MANY_CALLS", "called more often than 3 times per second: wait"):
         while True:
             admin.users.GetMyself(ME)
     for person in users:

@@ -21,7 +21,7 @@ STALLED, MIB = 32, 1 << 20
 # A handler that reads nothing.
 SLEEPER = """
 import asyncio, grpc, sys
-from fedround_server.app import OPTIONS
+from fedround_server.grpc_server import OPTIONS
 
 async def sleep(requests, context):
     await asyncio.Event().wait()

@@ -16,7 +16,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 import fedround_client as fr
 from calls import Person
 from fedround.v1 import user_pb2
-from fedround_server.interceptors.auth import check_permissions
+from fedround_server.methods import check_methods
 from servers import Server
 
 
@@ -68,7 +68,7 @@ def test_a_taken_database(database: str, tmp_path: Path) -> None:
 
 def test_a_method_that_nobody_decided_about_stops_the_start() -> None:
     with pytest.raises(RuntimeError, match=r"/fedround\.v1\.TrainingService/Explode"):
-        check_permissions(["/fedround.v1.TrainingService/GetTraining", "/fedround.v1.TrainingService/Explode"])
+        check_methods(["/fedround.v1.TrainingService/GetTraining", "/fedround.v1.TrainingService/Explode"])
 
 
 def test_a_second_start_keeps_the_admin(tmp_path: Path) -> None:

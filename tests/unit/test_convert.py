@@ -5,11 +5,11 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from contracts.world import SPEC, new_id
-from fedround_server.app import MAX_MESSAGE as MAX_MESSAGE_SIZE
 from fedround_server.coordinator.round import Explanation, MemberView
 from fedround_server.domain.rejected_update import MAX_MESSAGE, Refusal
 from fedround_server.domain.round import Round, RoundKind, RoundMember, RoundState, RoundView
 from fedround_server.domain.training import Training, TrainingState
+from fedround_server.grpc_server import MAX_MESSAGE as MAX_MESSAGE_SIZE
 from fedround_server.services import convert, round_view
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

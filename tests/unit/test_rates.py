@@ -3,7 +3,7 @@
 import pytest
 
 from fedround_server.interceptors import rate_limits as rates
-from fedround_server.interceptors.rate_limits import SECONDS, Buckets, _address
+from fedround_server.interceptors.rate_limits import BURST_SECONDS, Buckets, _address
 
 
 class Time:
@@ -26,15 +26,15 @@ def burst(buckets: Buckets, key: str) -> int:
 def test_a_bucket_holds_a_minutes_worth_and_fills_up_again() -> None:
     time = Time()
     buckets = Buckets(4.0, time)
-    assert burst(buckets, "one") == 4 * SECONDS
+    assert burst(buckets, "one") == 4 * BURST_SECONDS
     assert buckets.wait("one") == 0.25
     assert not buckets.wait("two")
     time.now += 0.25
     assert burst(buckets, "one") == 1
     time.now += 10
     assert burst(buckets, "one") == 40
-    time.now += 10 * SECONDS
-    assert burst(buckets, "one") == 4 * SECONDS
+    time.now += 10 * BURST_SECONDS
+    assert burst(buckets, "one") == 4 * BURST_SECONDS
 
 
 def test_a_debt_is_waited_for() -> None:
@@ -57,7 +57,7 @@ def test_a_full_bucket_takes_no_memory() -> None:
 
 
 def test_the_latest_callers_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rates, "MAX_CALLERS", 10)
+    monkeypatch.setattr(rates, "MAX_KEYS", 10)
     buckets = Buckets(4.0, Time())
     burst(buckets, "busy")
     for number in range(1000):

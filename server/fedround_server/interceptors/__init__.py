@@ -1,1 +1,1 @@
-"""What every call goes through, whatever it does: log, errors, auth, limits."""
+"""gRPC interceptors, which every call passes: log, errors, authentication, limits, draining."""

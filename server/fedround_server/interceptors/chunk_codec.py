@@ -1,22 +1,22 @@
-"""Has the chunks of files written and read without protobuf's copies."""
+"""Encodes and decodes the chunks of files without the copies that protobuf makes."""
 
 from collections.abc import Iterable
 from typing import Any
 
 from google.protobuf.descriptor import ServiceDescriptor
 
-from fedround_server.interceptors.wrapping import Handler, WrappingInterceptor, rebuilt
+from fedround_server.interceptors.wrapping import Handler, WrappingInterceptor, rebuild
 from fedround_wire.frames import FrameCodec, download_codec, upload_codec
 
 
 class ChunkCodecInterceptor(WrappingInterceptor):
-    """Has the streams of files read and written by frames."""
+    """Gives the methods that stream files a codec of their own."""
 
     def __init__(self, services: Iterable[ServiceDescriptor]) -> None:
-        """Finds the streams whose messages carry chunks.
+        """Finds the methods whose messages carry chunks.
 
         Args:
-            services: All that the server has.
+            services: All services of the server.
         """
         self.uploads: dict[str, FrameCodec] = {}
         self.downloads: dict[str, FrameCodec] = {}
@@ -29,15 +29,15 @@ class ChunkCodecInterceptor(WrappingInterceptor):
                     self.downloads[name] = codec
 
     def concerns(self, method: str) -> bool:
-        """Tells whether a method's messages carry chunks."""
+        """Returns whether a method's messages carry chunks."""
         return method in self.uploads or method in self.downloads
 
     def wrap(self, method: str, handler: Handler) -> Handler:
-        """Puts the codec in front of protobuf's."""
+        """Returns a handler that tries the codec before protobuf."""
         deserializer: Any = handler.request_deserializer
         serializer: Any = handler.response_serializer
         if method in self.uploads:
             deserializer = self.uploads[method].reading(deserializer)
         if method in self.downloads:
             serializer = self.downloads[method].writing(serializer)
-        return rebuilt(handler, lambda inner: inner, deserializer, serializer)
+        return rebuild(handler, lambda inner: inner, deserializer, serializer)

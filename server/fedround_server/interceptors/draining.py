@@ -1,80 +1,79 @@
-"""A server that leaves begins nothing long, finishes what is under way, and waits for nobody who only watches."""
+"""Draining: the server starts nothing long, finishes the calls in progress, and ends those without an end."""
 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from fedround_server.domain.errors import ServerLeaving
-from fedround_server.interceptors.limits import DOWNLOADS, UPLOADS
 from fedround_server.interceptors.wrapping import Call, ContextInterceptor
+from fedround_server.methods import METHODS, OnDrain
 
-ENDLESS = frozenset(
-    {
-        "/grpc.health.v1.Health/Watch",
-        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
-    }
-)
-"""Calls that end when their caller likes. Subscriptions are none of these: they say goodbye themselves."""
-LONG = UPLOADS | DOWNLOADS | {"/fedround.v1.TrainingService/StartTraining", "/fedround.v1.InferenceService/Predict"}
-"""Calls that a server which leaves does not begin: they would be cut, or open a round whose participants are gone."""
-FAREWELL = 0.2
-"""Seconds in which a watcher is told that the server does not serve any more."""
+END_DELAY = 0.2
+"""Seconds between the start of draining and the end of endless calls: health watchers see NOT_SERVING before that."""
 
 
 class DrainInterceptor(ContextInterceptor):
-    """Knows which calls are under way, and ends the endless ones when the server leaves."""
+    """Counts the calls in progress, and applies each method's `on_drain` once the server drains."""
 
     def __init__(self) -> None:
-        """Begins with none."""
-        self._scopes: set[asyncio.Timeout] = set()
-        self._patience: float | None = None
-        self._under_way = _UnderWay()
+        self._endless: set[asyncio.Timeout] = set()
+        # The timeout of endless calls, in seconds; None until the server drains.
+        self._end_delay: float | None = None
+        self._in_progress = _CallCounter()
 
     def count(self) -> int:
-        """Returns how many calls are under way; endless ones don't count."""
-        return self._under_way.count
+        """Returns the number of calls in progress, without endless ones."""
+        return self._in_progress.count
 
-    def leave(self) -> None:
-        """Ends the endless calls, those under way and those that come, and refuses long ones from now on."""
-        self._patience = FAREWELL
-        for scope in self._scopes:
-            scope.reschedule(asyncio.get_running_loop().time() + FAREWELL)
+    def start_draining(self) -> None:
+        """Ends endless calls, those in progress and later ones, and rejects long calls from now on."""
+        self._end_delay = END_DELAY
+        for timeout in self._endless:
+            timeout.reschedule(asyncio.get_running_loop().time() + END_DELAY)
 
-    async def finish(self, grace: float) -> float:
-        """Waits for the calls that are under way, and returns how many seconds of the grace are left."""
+    async def wait_until_idle(self, grace: float) -> float:
+        """Waits for the calls in progress.
+
+        Args:
+            grace: How long to wait at most, in seconds.
+
+        Returns:
+            The seconds that are left of the grace period.
+        """
         clock = asyncio.get_running_loop().time
         end = clock() + grace
         try:
             async with asyncio.timeout_at(end):
-                await self._under_way.idle.wait()
+                await self._in_progress.idle.wait()
         except TimeoutError:
             return 0.0
         return end - clock()
 
-    def around(self, method: str, context: Call) -> AbstractAsyncContextManager[None]:
-        """Ends an endless call with OK, wherever it waits; others are counted."""
-        if method in ENDLESS:
-            return self._watching()
-        if self._patience is not None and method in LONG:
+    def wrap_call(self, method: str, context: Call) -> AbstractAsyncContextManager[None]:
+        """Counts a call; an endless one is not counted, and ends with OK when the server drains."""
+        on_drain = METHODS[method].on_drain
+        if on_drain is OnDrain.END:
+            return self._end_on_drain()
+        if self._end_delay is not None and on_drain is OnDrain.REJECT:
             raise ServerLeaving
-        return self._under_way
+        return self._in_progress
 
     @asynccontextmanager
-    async def _watching(self) -> AsyncIterator[None]:
-        scope = asyncio.timeout(self._patience)
-        self._scopes.add(scope)
+    async def _end_on_drain(self) -> AsyncIterator[None]:
+        timeout = asyncio.timeout(self._end_delay)
+        self._endless.add(timeout)
         try:
-            async with scope:
+            async with timeout:
                 yield
         except TimeoutError:
-            if not scope.expired():
+            if not timeout.expired():
                 raise
         finally:
-            self._scopes.discard(scope)
+            self._endless.discard(timeout)
 
 
-class _UnderWay:
-    """Counts calls: one for all of them, as thousands of subscriptions last long."""
+class _CallCounter:
+    """Counts calls. One object for all of them: thousands of subscriptions are in progress at the same time."""
 
     def __init__(self) -> None:
         self.count = 0

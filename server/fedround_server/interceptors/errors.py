@@ -1,4 +1,4 @@
-"""Turns domain errors into statuses with details; anything else becomes INTERNAL, with an id and without its text."""
+"""Turns domain errors into statuses with details; other exceptions become INTERNAL, without their text."""
 
 import asyncio
 import uuid
@@ -21,7 +21,7 @@ from fedround_server.interceptors.wrapping import Call, ContextInterceptor
 
 log = structlog.get_logger("fedround.error")
 DOMAIN = "fedround"
-# A status travels as metadata, which gRPC limits to 8 KiB: the message twice or thrice, and not all of it is ASCII.
+# A status travels as metadata, which gRPC limits to 8 KiB: it contains the message two or three times, percent-encoded.
 MAX_MESSAGE_BYTES = 1200
 
 CODES: Mapping[type[FedroundError], grpc.StatusCode] = {
@@ -40,22 +40,22 @@ CODES: Mapping[type[FedroundError], grpc.StatusCode] = {
 
 
 class ErrorInterceptor(ContextInterceptor):
-    """Around everything that may raise a domain error."""
+    """Turns the errors of the interceptors and handlers inside of it into statuses."""
 
-    def __init__(self, max_message: int, refused: Callable[[str, str, FedroundError], None]) -> None:
-        """Begins with nothing refused.
+    def __init__(self, max_message: int, on_error: Callable[[str, str, FedroundError], None]) -> None:
+        """Makes the interceptor.
 
         Args:
-            max_message: What a message carries, in bytes: gRPC refuses more than that without a reason.
-            refused: Told the method, the peer and the error of each refusal; must not take time.
+            max_message: The size limit of a message in bytes: gRPC itself rejects larger ones without a reason.
+            on_error: Called with the method, the peer and the error of each call that fails; must return at once.
         """
         self._max_message = max_message
-        self._refused = refused
+        self._on_error = on_error
 
     @asynccontextmanager
-    async def around(self, method: str, context: Call) -> AsyncIterator[None]:
-        """Aborts the call with the status that an error stands for."""
-        # What another call left here is not this one's. And once a call has ended, peer() reads freed memory.
+    async def wrap_call(self, method: str, context: Call) -> AsyncIterator[None]:
+        """Aborts the call with the status of the error that it raises."""
+        # An earlier call may have left its user here. And once a call has ended, peer() reads freed memory.
         acting.set("")
         peer = context.peer()
         try:
@@ -63,34 +63,38 @@ class ErrorInterceptor(ContextInterceptor):
         except (grpc.aio.AbortError, asyncio.CancelledError):
             raise
         except FedroundError as error:
-            self._refused(method, peer, error)
+            self._on_error(method, peer, error)
             await _abort(context, to_status(error))
         except Exception:
             error_id = str(uuid.uuid4())
-            log.exception("unexpected", method=method, error_id=error_id)
+            log.exception("unexpected error", method=method, error_id=error_id)
             await _abort(context, _internal(error_id))
 
-    def check(self, method: str, response: Message) -> None:
-        """Refuses what does not fit into a message."""
+    def check_response(self, method: str, response: Message) -> None:
+        """Checks that a response fits into a message.
+
+        Raises:
+            AnswerTooLarge: It does not.
+        """
         size = response.ByteSize()
         if size > self._max_message:
-            log.error("answer too large", method=method, size=size)
+            log.error("response too large", method=method, size=size)
             raise errors.AnswerTooLarge(size, self._max_message)
 
 
 def code_of(error: FedroundError) -> grpc.StatusCode:
-    """Returns the status code of an error's family."""
+    """Returns the status code of an error."""
     return next(code for family, code in CODES.items() if isinstance(error, family))
 
 
 def to_status(error: FedroundError) -> status_pb2.Status:
-    """Makes the status of a domain error, with details."""
-    message = _told(error.message)
-    facts = {name: redact(value) for name, value in error.metadata.items()}
-    details: list[Message] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=facts)]
+    """Returns the status of an error, with details."""
+    message = _sanitize(error.message)
+    metadata = {name: redact(value) for name, value in error.metadata.items()}
+    details: list[Message] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=metadata)]
     if isinstance(error, errors.InvalidArgument) and (field := getattr(error, "field", None)):
         violation = error_details_pb2.BadRequest.FieldViolation(
-            field=field, description=_told(getattr(error, "description", ""))
+            field=field, description=_sanitize(getattr(error, "description", ""))
         )
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
     elif isinstance(error, errors.NotFound):
@@ -110,8 +114,8 @@ def to_status(error: FedroundError) -> status_pb2.Status:
     return _status(code_of(error), message, details)
 
 
-def _told(message: str) -> str:
-    """Returns what may be told: without tokens, which callers type into any field, and in so many bytes."""
+def _sanitize(message: str) -> str:
+    """Returns a text without tokens, which callers may type into any field, and cut to MAX_MESSAGE_BYTES."""
     message = redact(message)
     encoded = message.encode()
     if len(encoded) <= MAX_MESSAGE_BYTES:
@@ -122,7 +126,9 @@ def _told(message: str) -> str:
 def _internal(error_id: str) -> status_pb2.Status:
     info = error_details_pb2.ErrorInfo(reason="INTERNAL", domain=DOMAIN, metadata={"error_id": error_id})
     return _status(
-        grpc.StatusCode.INTERNAL, f"something went wrong; the server's log has more under the id {error_id}", [info]
+        grpc.StatusCode.INTERNAL,
+        f"the server failed unexpectedly: report the id {error_id}, under which its log has the details",
+        [info],
     )
 
 

@@ -1,4 +1,4 @@
-"""How many calls of a sort may be under way at once; gRPC's own limit does not fit, since it counts all alike."""
+"""Limits the calls that are in progress at the same time, per user and in total; gRPC's own limit counts all alike."""
 
 from collections import Counter
 from contextlib import AbstractAsyncContextManager
@@ -6,73 +6,55 @@ from contextlib import AbstractAsyncContextManager
 from fedround_server.domain.errors import TooManyStreams, TooManyUploads
 from fedround_server.interceptors.auth import caller
 from fedround_server.interceptors.wrapping import Call, ContextInterceptor
-
-UPLOADS = frozenset(
-    {
-        "/fedround.v1.TrainingService/CreateTraining",
-        "/fedround.v1.ModelService/UploadModel",
-        "/fedround.v1.RoundService/SubmitUpdate",
-    }
-)
-DOWNLOADS = frozenset(
-    {
-        "/fedround.v1.ModelService/DownloadModel",
-        "/fedround.v1.RoundService/DownloadDealtModel",
-        "/fedround.v1.AuditService/ReadAudit",
-    }
-)
-SUBSCRIPTIONS = frozenset({"/fedround.v1.RoundService/Subscribe"})
+from fedround_server.methods import METHODS, Limit
 
 
 class LimitInterceptor(ContextInterceptor):
-    """Counts calls of one sort, per user and in all."""
+    """Enforces one limit."""
 
     def __init__(
         self,
-        calls: str,
-        methods: frozenset[str],
-        refusal: type[TooManyUploads | TooManyStreams],
+        limit: Limit,
+        error: type[TooManyUploads | TooManyStreams],
         per_user: int,
-        in_all: int | None = None,
+        total: int | None = None,
     ) -> None:
-        """Begins with none.
+        """Makes the interceptor.
 
         Args:
-            calls: What people call them.
-            methods: Which methods count.
-            refusal: What one too many is answered with.
-            per_user: How many of one user at the same time.
-            in_all: How many of all users at the same time; None for any number.
+            limit: The limit; it counts the calls of the methods that have it in the table.
+            error: Raised when a call is over the limit.
+            per_user: The number of calls of one user.
+            total: The number of calls of all users; None for no limit.
         """
-        self._calls = calls
-        self._methods = methods
-        self._refusal = refusal
+        self._limit = limit
+        self._error = error
         self._per_user = per_user
-        self._in_all = in_all
-        self._under_way: Counter[str] = Counter()
+        self._total = total
+        self._in_progress: Counter[str] = Counter()
 
     def concerns(self, method: str) -> bool:
-        """Tells whether calls of a method count."""
-        return method in self._methods
+        """Returns whether the limit counts a method's calls."""
+        return METHODS[method].limit is self._limit
 
-    def around(self, method: str, context: Call) -> AbstractAsyncContextManager[None]:
-        """Lets a call through while there is room."""
-        user_id = caller().user_id
-        if self._under_way[user_id] >= self._per_user:
-            raise self._refusal(
-                f"you have {self._per_user} {self._calls} open, as many as you may: end one first",
-                limit=f"max_{self._calls}_per_user",
+    def wrap_call(self, method: str, context: Call) -> AbstractAsyncContextManager[None]:
+        """Counts a call while it is in progress; raises an error when that is one too many."""
+        user_id, noun = caller().user_id, self._limit.value
+        if self._in_progress[user_id] >= self._per_user:
+            raise self._error(
+                f"you have {self._per_user} {noun} in progress, the limit of one user: end one, or try again later",
+                limit=f"max_{noun}_per_user",
             )
-        if self._in_all is not None and self._under_way.total() >= self._in_all:
-            raise self._refusal(
-                f"the server has {self._in_all} {self._calls} open, as many as it takes: try again later",
-                limit=f"max_{self._calls}",
+        if self._total is not None and self._in_progress.total() >= self._total:
+            raise self._error(
+                f"the server has {self._total} {noun} in progress, its limit: try again later",
+                limit=f"max_{noun}",
             )
-        return _Counted(self._under_way, user_id)
+        return _CountedCall(self._in_progress, user_id)
 
 
-class _Counted:
-    """Counts a call for as long as it lasts; thousands do, and a generator would take five times as much memory."""
+class _CountedCall:
+    """Counts one call. Thousands are in progress at the same time: a generator would take five times as much memory."""
 
     __slots__ = ("_counter", "_user_id")
 

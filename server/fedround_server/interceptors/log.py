@@ -1,4 +1,4 @@
-"""One log line a call: method, user, status, time. Never a token, never a payload."""
+"""Writes one log line per call: method, user, status, time. Never a token, never a payload."""
 
 import asyncio
 import time
@@ -13,22 +13,22 @@ log = structlog.get_logger("fedround.call")
 
 
 class LogInterceptor(ContextInterceptor):
-    """The outermost interceptor: it sees the status that the caller gets."""
+    """The outermost interceptor: it logs the status that the caller gets."""
 
-    def around(self, method: str, context: Call) -> AbstractAsyncContextManager[None]:
-        """Logs how a call ended."""
-        return _Logged(method, context)
+    def wrap_call(self, method: str, context: Call) -> AbstractAsyncContextManager[None]:
+        """Logs a call when it ends."""
+        return _LoggedCall(method, context)
 
 
-class _Logged:
-    """One call; thousands of subscriptions last long, and a generator would take five times as much memory."""
+class _LoggedCall:
+    """Logs one call. Thousands are in progress at the same time: a generator would take five times as much memory."""
 
     __slots__ = ("_context", "_method", "_peer", "_started")
 
     def __init__(self, method: str, context: Call) -> None:
         self._method = method
         self._context = context
-        # Asked for now: a stream may be cleaned up after gRPC has freed the call, and peer() then reads freed memory.
+        # Read now: a stream may be cleaned up after gRPC has freed the call, and peer() then reads freed memory.
         self._peer = context.peer()
         self._started = time.monotonic()
 
@@ -37,14 +37,14 @@ class _Logged:
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         cancelled = kind is not None and issubclass(kind, asyncio.CancelledError)
-        code = "CANCELLED" if cancelled else grpc_code(self._context).name
+        code = "CANCELLED" if cancelled else status_code(self._context).name
         level = log.warning if code in ("INTERNAL", "UNKNOWN", "UNAVAILABLE") else log.info
         seconds = round(time.monotonic() - self._started, 4)
         level("call", method=self._method, code=code, seconds=seconds, peer=self._peer)
 
 
-def grpc_code(context: Call) -> grpc.StatusCode:
-    """Returns the status that a call ends with."""
+def status_code(context: Call) -> grpc.StatusCode:
+    """Returns the status code of a call that has ended."""
     code = context.code()
     if isinstance(code, grpc.StatusCode):
         return code

@@ -1,4 +1,4 @@
-"""How many calls may come in a time, of each user and in all; a caller that is not known counts by its address."""
+"""Limits the rate of calls, per user and in total; calls without valid credentials count by their address."""
 
 import ipaddress
 import time
@@ -8,124 +8,133 @@ from contextlib import AbstractAsyncContextManager
 from urllib.parse import unquote
 
 from fedround_server.domain.errors import TooManyCalls, Unauthenticated
-from fedround_server.interceptors.auth import ANYBODY, PERMISSIONS, caller
-from fedround_server.interceptors.wrapping import NOTHING, Call, ContextInterceptor
+from fedround_server.interceptors.auth import caller
+from fedround_server.interceptors.wrapping import NO_CONTEXT, Call, ContextInterceptor
+from fedround_server.methods import METHODS
 
-SECONDS = 60
-"""How many seconds' worth of calls may come at once: a round begins for all its participants at the same time."""
-MAX_CALLERS = 1 << 16
-"""How many callers are remembered, the latest ones."""
+BURST_SECONDS = 60
+"""The size of a full bucket, in seconds of its rate: a round begins for all its participants at the same moment."""
+MAX_KEYS = 1 << 16
+"""How many users or addresses are remembered: those that called last."""
 
 
 class Buckets:
-    """Token buckets by caller. A full one takes no memory; each call takes one token, and may leave a debt."""
+    """Token buckets by key. A full one takes no memory; each call takes one token, and may leave a debt."""
 
     def __init__(self, rate: float, now: Callable[[], float] = time.monotonic) -> None:
-        """Begins with full ones.
+        """Makes full buckets.
 
         Args:
-            rate: How many tokens come in a second; SECONDS times as many make a bucket full.
-            now: Tells the time in seconds.
+            rate: Tokens that are added per second; a full bucket has BURST_SECONDS times as many.
+            now: Returns the time in seconds.
         """
         self.rate = rate
         self._now = now
-        # When each will be full again; who called last is last.
+        # When each bucket will be full again, in the order of the last calls.
         self._full_at: OrderedDict[str, float] = OrderedDict()
 
     def wait(self, key: str) -> float:
-        """Returns for how many seconds there is no token for a caller."""
+        """Returns in how many seconds a bucket will have a token; 0 if it has one."""
         now = self._now()
-        return max(0.0, self._full_at.get(key, now) + 1 / self.rate - now - SECONDS)
+        return max(0.0, self._full_at.get(key, now) + 1 / self.rate - now - BURST_SECONDS)
 
     def take(self, key: str) -> None:
-        """Takes a token of a caller."""
+        """Takes a token from a bucket."""
         now = self._now()
         self._full_at[key] = max(now, self._full_at.get(key, now)) + 1 / self.rate
         self._full_at.move_to_end(key)
-        while len(self._full_at) > MAX_CALLERS or next(iter(self._full_at.values())) <= now:
+        while len(self._full_at) > MAX_KEYS or next(iter(self._full_at.values())) <= now:
             self._full_at.popitem(last=False)
 
 
 class RateInterceptor(ContextInterceptor):
-    """Limits how often users call; behind the authentication."""
+    """Limits the rate of authenticated calls; inside of the authentication."""
 
-    def __init__(self, per_user: float, in_all: float) -> None:
-        """Begins without having heard of anybody.
+    def __init__(self, per_user: float, total: float) -> None:
+        """Makes the interceptor.
 
         Args:
-            per_user: Calls of one user in a second.
-            in_all: Calls of all users in a second.
+            per_user: Calls of one user per second.
+            total: Calls of all users per second.
         """
         self._per_user = Buckets(per_user)
-        self._in_all = Buckets(in_all)
+        self._total = Buckets(total)
 
-    def around(self, method: str, context: Call) -> AbstractAsyncContextManager[None]:
-        """Lets a call through if there is a token for it."""
-        if PERMISSIONS[method] is not ANYBODY:
+    def wrap_call(self, method: str, context: Call) -> AbstractAsyncContextManager[None]:
+        """Takes a token for a call.
+
+        Raises:
+            TooManyCalls: There is none.
+        """
+        if METHODS[method].roles is not None:
             user_id = caller().user_id
             if wait := self._per_user.wait(user_id):
                 raise TooManyCalls(
-                    f"you call more often than {self._per_user.rate:g} times a second",
+                    f"you call more often than {self._per_user.rate:g} times per second",
                     wait,
                     "max_calls_per_second_per_user",
                 )
-            if wait := self._in_all.wait(""):
+            if wait := self._total.wait(""):
                 raise TooManyCalls(
-                    f"the server is called more often than {self._in_all.rate:g} times a second",
+                    f"the server is called more often than {self._total.rate:g} times per second",
                     wait,
                     "max_calls_per_second",
                 )
             self._per_user.take(user_id)
-            self._in_all.take("")
-        return NOTHING
+            self._total.take("")
+        return NO_CONTEXT
 
 
 class UnauthenticatedRateInterceptor(ContextInterceptor):
-    """Limits how often an address calls without a valid token, before the store is asked about it.
+    """Limits the rate of calls without valid credentials, by address, before the store is asked about them.
 
-    A connection over which somebody was known goes on: others behind the same address must not lock it out.
+    A connection whose last call was authenticated is exempt: others behind the same address must not lock it out.
     """
 
     def __init__(self, per_address: float) -> None:
-        """Begins without having heard of anybody.
+        """Makes the interceptor.
 
         Args:
-            per_address: Such calls from one address in a second.
+            per_address: Such calls from one address per second.
         """
         self._per_address = Buckets(per_address)
-        self._known: OrderedDict[str, None] = OrderedDict()
+        self._authenticated: OrderedDict[str, None] = OrderedDict()
 
-    def around(self, method: str, context: Call) -> AbstractAsyncContextManager[None]:
-        """Lets a call through unless too many from its address were refused."""
-        if PERMISSIONS[method] is ANYBODY:
-            return NOTHING
+    def wrap_call(self, method: str, context: Call) -> AbstractAsyncContextManager[None]:
+        """Records whether a call is authenticated.
+
+        Raises:
+            TooManyCalls: Too many calls from its address were not.
+        """
+        if METHODS[method].roles is None:
+            return NO_CONTEXT
         peer = context.peer()
         address = _address(peer)
-        if peer not in self._known and (wait := self._per_address.wait(address)):
+        if peer not in self._authenticated and (wait := self._per_address.wait(address)):
             raise TooManyCalls(
                 "too many calls without a valid token came from your address", wait, "max_calls_per_second_per_user"
             )
-        return _Watched(self, peer, address)
+        return _RecordedCall(self, peer, address)
 
-    def note(self, peer: str, address: str, *, known: bool) -> None:
-        """Notes whether a call over a connection came from somebody who is known."""
-        if not known:
-            self._known.pop(peer, None)
+    def record(self, peer: str, address: str, *, authenticated: bool) -> None:
+        """Records whether a call over a connection was authenticated."""
+        if not authenticated:
+            self._authenticated.pop(peer, None)
             self._per_address.take(address)
             return
-        self._known[peer] = None
-        self._known.move_to_end(peer)
-        if len(self._known) > MAX_CALLERS:
-            self._known.popitem(last=False)
+        self._authenticated[peer] = None
+        self._authenticated.move_to_end(peer)
+        if len(self._authenticated) > MAX_KEYS:
+            self._authenticated.popitem(last=False)
 
 
-class _Watched:
-    """One call; thousands of subscriptions last long, and a generator would take five times as much memory."""
+class _RecordedCall:
+    """Records one call. Thousands are in progress at the same time: a generator would take five times the memory."""
 
-    __slots__ = ("_address", "_peer", "_strangers")
+    __slots__ = ("_address", "_interceptor", "_peer")
 
-    def __init__(self, strangers: UnauthenticatedRateInterceptor, peer: str, address: str) -> None:
-        self._strangers = strangers
+    def __init__(self, interceptor: UnauthenticatedRateInterceptor, peer: str, address: str) -> None:
+        self._interceptor = interceptor
         self._peer = peer
         self._address = address
 
@@ -134,11 +143,11 @@ class _Watched:
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None or issubclass(kind, Unauthenticated):
-            self._strangers.note(self._peer, self._address, known=kind is None)
+            self._interceptor.record(self._peer, self._address, authenticated=kind is None)
 
 
 def _address(peer: str) -> str:
-    """Returns the address of a peer such as ipv4:127.0.0.1:1234; of IPv6 the network, which one caller has whole."""
+    """Returns the address of a peer such as ipv4:127.0.0.1:1234; for IPv6 its /64 network, which one user has whole."""
     host = unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]").partition("%")[0]
     try:
         address = ipaddress.ip_address(host)

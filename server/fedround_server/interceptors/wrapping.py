@@ -1,4 +1,4 @@
-"""Puts an async context manager around every call, of all four shapes."""
+"""Base classes of interceptors that wrap handlers of all four kinds of RPC, or run calls in a context manager."""
 
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -12,19 +12,19 @@ Call: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Continuation: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]"
 
-NOTHING: "nullcontext[None]" = nullcontext()
-"""For an `around` that has all its say before the call; the same one for all, as thousands of calls last long."""
+NO_CONTEXT: "nullcontext[None]" = nullcontext()
+"""For a `wrap_call` that only acts before the call. One object for all: thousands of calls are in progress."""
 
 
 class WrappingInterceptor(grpc.aio.ServerInterceptor):
-    """An interceptor that puts something around handlers: subclasses say what in `wrap`."""
+    """An interceptor that wraps handlers; subclasses implement `wrap`."""
 
     def concerns(self, method: str) -> bool:
-        """Tells whether there is anything to do around calls of a method."""
+        """Returns whether the interceptor wraps a method's handler."""
         return True
 
     def wrap(self, method: str, handler: Handler) -> Handler:
-        """Returns the handler that is called instead; it keeps the shape.
+        """Returns the handler to call instead; it has the same kind.
 
         Args:
             method: Full name, like /fedround.v1.TrainingService/GetTraining.
@@ -35,14 +35,14 @@ class WrappingInterceptor(grpc.aio.ServerInterceptor):
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
     ) -> "Handler | None":
-        """Wraps the handler."""
+        """Returns the wrapped handler of a call."""
         handler = await continuation(handler_call_details)
         method = str(handler_call_details.method)
         if handler is None or not self.concerns(method):
             return handler
         inner, wrapped = self._wrapped.get(method, (None, None))
         if inner is not handler:
-            # Once a method, not once a call: what it is made of takes memory for as long as a subscription lasts.
+            # Once per method, not once per call: a wrapper takes memory for as long as a subscription lasts.
             wrapped = self.wrap(method, handler)
             self._wrapped[method] = handler, wrapped
         return wrapped
@@ -53,10 +53,10 @@ class WrappingInterceptor(grpc.aio.ServerInterceptor):
 
 
 class ContextInterceptor(WrappingInterceptor):
-    """An interceptor that is what it does around a call: subclasses say it in `around`."""
+    """An interceptor that runs each call in an async context manager; subclasses implement `wrap_call`."""
 
-    def around(self, method: str, context: Call) -> AbstractAsyncContextManager[None]:
-        """Returns what is done around one call.
+    def wrap_call(self, method: str, context: Call) -> AbstractAsyncContextManager[None]:
+        """Returns the context manager that a call runs in.
 
         Args:
             method: Full name, like /fedround.v1.TrainingService/GetTraining.
@@ -64,45 +64,45 @@ class ContextInterceptor(WrappingInterceptor):
         """
         raise NotImplementedError
 
-    def check(self, method: str, response: Any) -> None:
-        """Looks at the response of a call that has one, within `around`; may raise."""
+    def check_response(self, method: str, response: Any) -> None:
+        """Checks the only response of a call, within its context manager; may raise."""
 
     def wrap(self, method: str, handler: Handler) -> Handler:
-        """Puts `around` around the handler."""
+        """Returns a handler that runs each call in the context manager."""
 
-        def behaviour(inner: Any) -> Any:
-            make = self._generator if inspect.isasyncgenfunction(inner) else self._coroutine
-            return make(method, inner)
+        def wrap_behaviour(inner: Any) -> Any:
+            wrap = self._wrap_generator if inspect.isasyncgenfunction(inner) else self._wrap_coroutine
+            return wrap(method, inner)
 
-        return rebuilt(handler, behaviour, handler.request_deserializer, handler.response_serializer)
+        return rebuild(handler, wrap_behaviour, handler.request_deserializer, handler.response_serializer)
 
-    def _coroutine(self, method: str, inner: Any) -> Any:
+    def _wrap_coroutine(self, method: str, inner: Any) -> Any:
         async def behaviour(request: Any, context: Any) -> Any:
-            async with self.around(method, context):
+            async with self.wrap_call(method, context):
                 response = await inner(request, context)
                 if response is not None:
-                    self.check(method, response)
+                    self.check_response(method, response)
                 return response
 
         return behaviour
 
-    def _generator(self, method: str, inner: Any) -> Any:
+    def _wrap_generator(self, method: str, inner: Any) -> Any:
         async def behaviour(request: Any, context: Any) -> AsyncIterator[Any]:
-            async with self.around(method, context):
+            async with self.wrap_call(method, context):
                 async for response in inner(request, context):
                     yield response
 
         return behaviour
 
 
-def rebuilt(handler: "Handler", wrap: Callable[[Any], Any], deserializer: Any, serializer: Any) -> "Handler":
-    """Returns a handler of the same shape, which refuses an upload at once where a unary one would hang.
+def rebuild(handler: "Handler", wrap: Callable[[Any], Any], deserializer: Any, serializer: Any) -> "Handler":
+    """Returns a handler of the same kind with another behaviour: one of another kind would block on an upload.
 
     Args:
         handler: The handler.
-        wrap: Makes the new behaviour of the old one.
-        deserializer: Reads requests.
-        serializer: Writes responses.
+        wrap: Returns the new behaviour, given the old one.
+        deserializer: Deserializes requests.
+        serializer: Serializes responses.
     """
     if handler.response_streaming:
         if handler.request_streaming:

@@ -1,0 +1,182 @@
+"""The gRPC server: its options, credentials, interceptors and services, and how it starts and stops."""
+
+import grpc
+from google.rpc import error_details_pb2
+from grpc_channelz.v1 import channelz, channelz_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2
+
+from fedround.v1 import (
+    audit_pb2,
+    audit_pb2_grpc,
+    inference_pb2,
+    inference_pb2_grpc,
+    model_pb2,
+    model_pb2_grpc,
+    round_pb2,
+    round_pb2_grpc,
+    training_pb2,
+    training_pb2_grpc,
+    user_pb2,
+    user_pb2_grpc,
+)
+from fedround_server import tls
+from fedround_server.config import Settings
+from fedround_server.coordinator import Coordinator
+from fedround_server.domain.errors import TooManyStreams, TooManyUploads
+from fedround_server.interceptors.auth import AuthInterceptor
+from fedround_server.interceptors.chunk_codec import ChunkCodecInterceptor
+from fedround_server.interceptors.draining import DrainInterceptor
+from fedround_server.interceptors.errors import ErrorInterceptor
+from fedround_server.interceptors.limits import LimitInterceptor
+from fedround_server.interceptors.log import LogInterceptor
+from fedround_server.interceptors.rate_limits import RateInterceptor, UnauthenticatedRateInterceptor
+from fedround_server.methods import Limit
+from fedround_server.services.audit_service import AuditService
+from fedround_server.services.compression import Compressor
+from fedround_server.services.health_service import HealthService
+from fedround_server.services.inference_service import InferenceService
+from fedround_server.services.model_service import ModelService
+from fedround_server.services.round_service import RoundService
+from fedround_server.services.training_service import TrainingService
+from fedround_server.services.user_service import UserService
+
+# Importing their file adds the types of error details to the descriptor pool: grpcurl prints the types that reflection
+# serves.
+ERROR_DETAILS = error_details_pb2.DESCRIPTOR
+SERVICES = tuple(
+    service
+    for file in (
+        user_pb2,
+        training_pb2,
+        round_pb2,
+        model_pb2,
+        inference_pb2,
+        audit_pb2,
+        health_pb2,
+        reflection_pb2,
+        channelz_pb2,
+    )
+    for service in file.DESCRIPTOR.services_by_name.values()
+)
+METHOD_NAMES = tuple(f"/{service.full_name}/{method.name}" for service in SERVICES for method in service.methods)
+MAX_MESSAGE = 2 << 20
+MAX_PENDING = 1 << 16
+OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE),
+    ("grpc.max_send_message_length", MAX_MESSAGE),
+    # The second is the size from which on gRPC always rejects; without it, it sometimes lets twice as much through.
+    ("grpc.max_metadata_size", 8 << 10),
+    ("grpc.absolute_max_metadata_size", 8 << 10),
+    # Of the calls that Python has not accepted yet, gRPC cancels without a reason some above the first number and all
+    # above the second; by default 1000 and 3000. After a network failure, all participants return at the same moment.
+    ("grpc.server.max_pending_requests", MAX_PENDING),
+    ("grpc.server.max_pending_requests_hard_limit", MAX_PENDING),
+    # A second server on the port must fail, not share it silently.
+    ("grpc.so_reuseport", 0),
+    # Without a bound, a stalled upload costs some 14 MB of server memory. With a window smaller than the next message,
+    # the client would wait for the server between any two.
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", 1 << 20),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.enable_channelz", 1),
+    # gRPC would decompress messages before their sender is authenticated, and a few bytes could cost as much time as
+    # megabytes. Compressed chunks are decompressed after authentication.
+    ("grpc.compression_enabled_algorithms_bitset", 1),
+)
+
+
+class GrpcServer:
+    """A server over the use cases of a coordinator."""
+
+    def __init__(self, settings: Settings, coordinator: Coordinator) -> None:
+        """Makes the server; it listens after `bind`, and serves after `start`."""
+        self._settings = settings
+        self._draining = DrainInterceptor()
+        self._health = HealthService(service.full_name for service in SERVICES)
+        interceptors = (
+            LogInterceptor(),
+            ErrorInterceptor(MAX_MESSAGE, coordinator.audit.denied_calls.note),
+            UnauthenticatedRateInterceptor(settings.max_calls_per_second_per_user),
+            AuthInterceptor(coordinator.users.admit),
+            RateInterceptor(settings.max_calls_per_second_per_user, settings.max_calls_per_second),
+            LimitInterceptor(Limit.UPLOADS, TooManyUploads, settings.max_uploads_per_user, settings.max_uploads),
+            LimitInterceptor(Limit.DOWNLOADS, TooManyStreams, settings.max_downloads_per_user),
+            LimitInterceptor(Limit.SUBSCRIPTIONS, TooManyStreams, settings.max_subscriptions_per_user),
+            self._draining,
+            ChunkCodecInterceptor(SERVICES),
+        )
+        self._server = grpc.aio.server(interceptors=interceptors, options=(*OPTIONS, *_keepalive(settings)))
+        self._add_services(coordinator)
+
+    def calls_in_progress(self) -> int:
+        """Returns the number of calls in progress, without health watches and reflection."""
+        return self._draining.count()
+
+    def bind(self) -> str:
+        """Binds the port.
+
+        Returns:
+            The address that the server listens on.
+
+        Raises:
+            RuntimeError: The port is taken, or the TLS files cannot be used.
+        """
+        host, port = self._settings.address
+        target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        credentials = _credentials(self._settings)
+        try:
+            if credentials is None:
+                bound = self._server.add_insecure_port(target)
+            else:
+                bound = self._server.add_secure_port(target, credentials)
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"cannot listen on {target}: if another server does, choose another address with --listen"
+            ) from error
+        return f"{target.rpartition(':')[0]}:{bound}"
+
+    async def start(self) -> None:
+        """Starts serving."""
+        await self._server.start()
+        for service in SERVICES:
+            await self._health.set(service.full_name, health_pb2.HealthCheckResponse.SERVING)
+
+    async def start_draining(self) -> None:
+        """Reports NOT_SERVING, rejects long calls from now on and ends endless ones; others go on."""
+        await self._health.enter_graceful_shutdown()
+        self._draining.start_draining()
+
+    async def stop(self, grace: float) -> None:
+        """Stops when the calls in progress have ended, or after so many seconds."""
+        # gRPC's own grace period rejects new calls without a reason: it starts when none is in progress any more.
+        await self._server.stop(await self._draining.wait_until_idle(grace))
+
+    def _add_services(self, coordinator: Coordinator) -> None:
+        server, compressor = self._server, Compressor()
+        user_pb2_grpc.add_UserServiceServicer_to_server(UserService(coordinator), server)
+        training_pb2_grpc.add_TrainingServiceServicer_to_server(TrainingService(coordinator), server)
+        round_pb2_grpc.add_RoundServiceServicer_to_server(RoundService(coordinator, compressor), server)
+        model_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(coordinator, compressor), server)
+        inference_pb2_grpc.add_InferenceServiceServicer_to_server(InferenceService(coordinator), server)
+        audit_pb2_grpc.add_AuditServiceServicer_to_server(AuditService(coordinator), server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        channelz.add_channelz_servicer(server)
+        reflection.enable_server_reflection([service.full_name for service in SERVICES], server)
+
+
+def _keepalive(settings: Settings) -> tuple[tuple[str, int], ...]:
+    """Returns the options by which a dead peer is detected within the sum of the two settings; both timeouts count."""
+    timeout = round(settings.keepalive_timeout_seconds * 1000)
+    return (
+        ("grpc.keepalive_time_ms", round(settings.keepalive_seconds * 1000)),
+        ("grpc.keepalive_timeout_ms", timeout),
+        ("grpc.http2.ping_timeout_ms", timeout),
+    )
+
+
+def _credentials(settings: Settings) -> grpc.ServerCredentials | None:
+    if settings.tls_cert is None or settings.tls_key is None:
+        return None
+    return tls.credentials(tls.TlsFiles(settings.tls_cert, settings.tls_key, settings.tls_client_ca))
