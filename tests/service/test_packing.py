@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import save
 
 import fedround_client as fr
-from calls import Person, new_id, refused
+from calls import Person, new_id, new_number, refused
 from fedround.v1 import event_pb2, model_pb2
 from fedround_server.services.packing import Packer
 from servers import Server
@@ -28,7 +28,7 @@ def packed(upload: Upload, data: bytes, size: int = MIB) -> Iterator[Any]:
 
 
 def zeros(count: int) -> bytes:
-    return save({"w": np.zeros(count, np.float32), "own": np.array(int(new_id()[:5], 16))})
+    return save({"w": np.zeros(count, np.float32), "own": np.array(new_number())})
 
 
 def test_packed_and_plain_chunks_make_the_same_file(server: Server, upload: Upload, data: bytes) -> None:
