@@ -16,7 +16,8 @@ from chaos.machine import Machine, a_model, admitted
 from chaos.rules import Training
 from contracts.world import SPEC
 from fedround_server.domain.errors import TokenInvalid
-from fedround_server.domain.training import Evaluation, OnMissed, RoundPolicy
+from fedround_server.domain.policy import OnMissed, RoundPolicy
+from fedround_server.domain.training import Evaluation
 from fedround_server.domain.user import Role
 
 EXAMPLES = size("MACHINE", 8)

@@ -12,7 +12,7 @@ from fedround_server.store.db.run import Database
 
 WRITES = ("INSERT", "UPDATE", "DELETE")
 # What was seen, and what was refused, changes nothing: refused calls have entries of their own.
-ASIDE = ('INSERT INTO "sighting"', 'INSERT INTO "refusal"')
+ASIDE = ('INSERT INTO "last_seen"', 'INSERT INTO "rejected_update"')
 
 
 @contextmanager

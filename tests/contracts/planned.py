@@ -17,7 +17,17 @@ PLANNED = re.compile("SELECT|UPDATE|DELETE|INSERT .* SELECT")
 # All but the audit log's head, which is one row.
 GROWING = {table._meta.table_name for table in TABLES} - {"audit_head"}
 # What grows with the rounds of a training: to look for the training, or the model, alone reads all of it.
-HISTORIES = {"round", "cohort", "round_update", "deal", "refusal", "event", "audit", "model_version"}
+HISTORIES = {
+    "round",
+    "cohort",
+    "round_update",
+    "assignment",
+    "artifact",
+    "rejected_update",
+    "event",
+    "audit",
+    "model_version",
+}
 ALLOWED = {
     "SELECT MAX(": "the greatest of an index is its last entry",
     "(0 = 1)": "nothing is read where nothing is looked for",

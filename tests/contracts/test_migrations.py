@@ -13,7 +13,8 @@ from contracts.world import World
 from fedround_server.domain.errors import StoreUnavailable
 from fedround_server.store import Store
 from fedround_server.store.db.run import MIGRATIONS
-from fedround_server.store.tables.schema import TABLES, database_proxy
+from fedround_server.store.tables.base import database_proxy
+from fedround_server.store.tables.schema import TABLES
 
 OPEN = "import sys; from fedround_server.store import Store\nwith Store(sys.argv[1]): pass"
 

@@ -37,7 +37,8 @@ from fedround_server.domain.errors import (
     UnknownClients,
     UpdateExists,
 )
-from fedround_server.domain.training import Evaluation, OnMissed, RoundPolicy
+from fedround_server.domain.policy import OnMissed, RoundPolicy
+from fedround_server.domain.training import Evaluation
 from fedround_server.domain.user import Role
 from fedround_server.store import Store
 
@@ -333,7 +334,7 @@ class RoundMachine(RuleBasedStateMachine):
             current = self.do(self.store.rounds.current(self.id))
             assert current is not None
             last = rules.rounds[-1]
-            assert (current.state.value, current.kind.value) == (last.state, last.kind)
+            assert (current.state.value, current.kind.name) == (last.state, last.kind)
             assert current.attempt == last.attempt
             assert current.deadline is not None
             assert (current.deadline - current.open_time == timedelta(hours=1)) == (last.attempt == 1)

@@ -12,7 +12,8 @@ from contracts.world import World, new_id
 from fedround_server.domain.errors import StoreUnavailable, TrainingNotFound
 from fedround_server.domain.update import Update
 from fedround_server.store import Store
-from fedround_server.store.tables.schema import UpdateRow, database_proxy
+from fedround_server.store.tables.base import database_proxy
+from fedround_server.store.tables.schema import UpdateRow
 
 CLIENTS = 6
 

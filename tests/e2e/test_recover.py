@@ -12,7 +12,7 @@ from safetensors.numpy import load
 from calls import MODEL, Person, kinds, model_file
 from e2e.left import Left, leave
 from fedround.v1 import event_pb2, model_pb2, training_pb2
-from fedround_server.domain.training import RoundPolicy
+from fedround_server.domain.policy import RoundPolicy
 from servers import Server
 
 NOW = datetime.now(UTC)

@@ -4,7 +4,7 @@ from typing import TypeVar
 
 from peewee import ModelSelect
 
-from fedround_server.store.tables.schema import Row, database_proxy
+from fedround_server.store.tables.base import Row, database_proxy
 
 RowT = TypeVar("RowT", bound=Row)
 

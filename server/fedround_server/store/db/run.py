@@ -26,7 +26,7 @@ from fedround_server.failpoints import reached
 from fedround_server.store.db.audit_trail import recording
 from fedround_server.store.db.batching import Batch
 from fedround_server.store.db.server_lock import ServerLock
-from fedround_server.store.tables.schema import database_proxy
+from fedround_server.store.tables.base import database_proxy
 
 log = logging.getLogger(__name__)
 P = ParamSpec("P")

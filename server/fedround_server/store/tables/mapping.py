@@ -29,11 +29,11 @@ from fedround_server.domain.training import (
 from fedround_server.domain.uncertainty import Swag, to_uncertainty
 from fedround_server.domain.update import Update
 from fedround_server.domain.user import Role, User
+from fedround_server.store.tables.base import InstantField
 from fedround_server.store.tables.schema import (
     ArtifactRow,
     AuditRow,
     EventRow,
-    InstantField,
     ModelRow,
     ModelVersionRow,
     RoundRow,

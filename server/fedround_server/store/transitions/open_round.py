@@ -15,8 +15,9 @@ from fedround_server.failpoints import reached
 from fedround_server.store.db.audit_trail import record
 from fedround_server.store.queries.model import model_info
 from fedround_server.store.queries.training import present_participants
+from fedround_server.store.tables.base import BATCH_ROWS
 from fedround_server.store.tables.mapping import to_spec
-from fedround_server.store.tables.schema import BATCH_ROWS, COHORT, CohortRow, ParticipantRow, RoundRow, TrainingRow
+from fedround_server.store.tables.schema import COHORT, CohortRow, ParticipantRow, RoundRow, TrainingRow
 from fedround_server.store.transitions.end_training import fail
 from fedround_server.store.transitions.training import append_event, move, state_of
 
