@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from fedround_server.config import Settings
 from fedround_server.domain.audit import EPOCH, AuditEntry
 from fedround_server.domain.errors import StoreUnavailable
-from fedround_server.store.db.run import reading
+from fedround_server.store.db.connection import reading
 from fedround_server.store.queries.audit import find_entries, find_head
 
 BATCH = 500

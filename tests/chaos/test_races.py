@@ -42,7 +42,7 @@ from fedround_server.domain.policy import RoundPolicy
 from fedround_server.domain.training import Training, TrainingState
 from fedround_server.domain.user import Role
 from fedround_server.store import Store
-from fedround_server.store.db.run import Database
+from fedround_server.store.db.group_commit import Call, Transactions
 
 REPEATS = size("RACES", 2)
 pytestmark = pytest.mark.timeout(120 + 2 * REPEATS)
@@ -105,16 +105,16 @@ async def race(database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     barrier = None
     if database:
         barrier = Barrier()
-        attempt = Database._attempt
+        run = Transactions._run_in_transaction
 
-        def waits(self: Database, verb: Callable[[], Any], *more: str) -> Any:
+        def waits(self: Transactions, call: Call) -> Any:
             def behind() -> Any:
                 barrier.wait()
-                return verb()
+                return call.verb()
 
-            return attempt(self, behind, *more)
+            return run(self, replace(call, verb=behind))
 
-        monkeypatch.setattr(Database, "_attempt", waits)
+        monkeypatch.setattr(Transactions, "_run_in_transaction", waits)
     with Store(database or tmp_path / "fedround.db") as store:
         async with coordinating(store, tmp_path / "files") as desk:
             yield Race(desk, barrier)

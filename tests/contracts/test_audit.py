@@ -24,7 +24,7 @@ from fedround_server.domain.training import Evaluation
 from fedround_server.domain.uncertainty import Swag
 from fedround_server.domain.user import Role, User, UserView
 from fedround_server.store import Store
-from fedround_server.store.db.run import reading
+from fedround_server.store.db.connection import reading
 from fedround_server.store.tables.schema import AuditHeadRow, AuditRow, UserRow
 
 
