@@ -39,7 +39,7 @@ SHELL         := bash
 .SHELLFLAGS   := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test chaos check lint types proto proto-check proto-lint buf bench bench-peers clean
+.PHONY: help install demo test chaos check lint types proto errors errors-check proto-check proto-lint buf bench bench-peers clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -58,7 +58,7 @@ chaos: install ## Kill servers, race, fuzz and cut, by the sizes KILLS, RACES, F
 	$(BIN)/python -m pytest -rP $(ATTACKS)
 	@$(if $(FAULTS),FEDROUND_TEST_ALL_FAULTS=1 $(BIN)/python -m pytest tests/chaos/test_storage_faults.py)
 
-check: lint types proto-check proto-lint ## Check style, types, protos and generated code
+check: lint types errors-check proto-check proto-lint ## Check style, types, protos and generated code
 
 lint: install
 	@$(BIN)/ruff check
@@ -75,6 +75,12 @@ proto-check: $(PROTO_VENV)/.installed ## Fail when generated/ is not what protos
 	@$(generate); diff -rq -x __pycache__ -x py.typed "$$fresh" generated >&2 || \
 	{ echo "generated/ is stale: run 'make proto' and commit what it writes." >&2; exit 1; }
 	@echo "generated/ is up to date"
+
+errors: install ## Write the SDK's exceptions and docs/errors.md from the server's error classes
+	@$(BIN)/python scripts/generate_errors.py
+
+errors-check: install ## Fail when they are not what the classes say
+	@$(BIN)/python scripts/generate_errors.py --check && echo "the SDK's exceptions and docs/errors.md are up to date"
 
 proto-lint: buf
 	@if [ -x $(BIN_BUF) ]; then $(BIN_BUF) lint protos && echo "buf lint: no findings"; \

@@ -5,15 +5,13 @@ import fcntl
 import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
-from datetime import timedelta
 from pathlib import Path
 
 import structlog
 
 from fedround_server.blobs import BlobStore, sync_folder
 from fedround_server.config import Settings
-from fedround_server.coordinator import Context, Coordinator, Limits
-from fedround_server.domain.quota import Quotas
+from fedround_server.coordinator import Context, Coordinator
 from fedround_server.engine.executor import WorkerEngine
 from fedround_server.engine.jobs import PredictionFailed
 from fedround_server.engine.process import allow_many_files
@@ -55,29 +53,13 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
         await _check_architectures(engine, settings)
         store = stack.enter_context(Store(settings.database or settings.data_dir / "fedround.db"))
         async with _background() as tasks:
-            token_lifetime, max_token_lifetime = settings.token_lifetimes
-            limits = Limits(
-                max_model_bytes=settings.max_model_bytes,
-                max_unfinished_bytes_per_user=settings.max_unfinished_bytes_per_user,
-                max_unfinished_bytes=settings.max_unfinished_bytes,
-                min_free_bytes=settings.min_free_bytes,
-                max_stored_bytes=settings.max_stored_bytes,
-                quotas=Quotas(
-                    settings.max_open_trainings_per_user,
-                    settings.max_open_trainings,
-                    settings.max_stored_bytes_per_user,
-                ),
-                heartbeat=timedelta(seconds=settings.heartbeat_seconds),
-                token_lifetime=token_lifetime,
-                max_token_lifetime=max_token_lifetime,
-            )
             context = Context(
                 store,
                 BlobStore(settings.data_dir),
                 engine,
                 Hub(),
                 tasks,
-                limits,
+                settings.limits,
                 architectures=settings.architectures,
             )
             coordinator = Coordinator(context)

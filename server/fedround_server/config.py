@@ -1,8 +1,12 @@
-"""Settings: flags before FEDROUND_* variables before a TOML file before defaults."""
+"""The settings of the server. Flags win over FEDROUND_* variables, these over a TOML file, and that over defaults.
+
+Each setting is a flag and a variable by its name. A limit has its default in `domain/limits.py`.
+"""
 
 import ipaddress
 import math
 import re
+from dataclasses import fields
 from datetime import timedelta
 from pathlib import Path
 from typing import Self
@@ -11,7 +15,11 @@ from urllib.parse import urlsplit
 from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
+from fedround_server.domain.limits import DEFAULTS, Limits
+
 CONFIG_FILE = "fedround.toml"
+MAX_LIFETIME = 3_200_000_000
+"""Seconds, about a century: dates stay within the years that Python knows."""
 ARCHITECTURE = re.compile(r"[A-Za-z0-9._-]{1,100}=[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
@@ -22,45 +30,61 @@ class Settings(BaseSettings):
         env_prefix="FEDROUND_", frozen=True, extra="forbid", toml_file=CONFIG_FILE, populate_by_name=True
     )
 
-    listen: str = Field("127.0.0.1:50051", description="Address to serve at; port 0 takes a free one.")
-    data_dir: Path = Field(Path("fedround-data"), description="Where the database, the files and admin.token are.")
+    listen: str = Field("127.0.0.1:50051", description="Address to listen on; port 0 takes a free one.")
+    data_dir: Path = Field(Path("fedround-data"), description="Directory of the database, the files and admin.token.")
     database: str = Field("", description="postgresql:// URL; empty for a SQLite file in the data directory.")
     tls_cert: Path | None = Field(None, description="PEM file with the certificate chain.")
     tls_key: Path | None = Field(None, description="PEM file with the private key.")
-    tls_client_ca: Path | None = Field(None, description="PEM file with the CA that client certificates must be of.")
-    insecure: bool = Field(False, description="Serve off loopback without TLS all the same.")
+    tls_client_ca: Path | None = Field(None, description="PEM file with the CA of client certificates; requires them.")
+    insecure: bool = Field(False, description="Listen on addresses other than loopback without TLS.")
     log_format: str = Field("console", pattern="^(console|json)$", description="console or json.")
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="debug, info, warning or error.")
-    grace_seconds: float = Field(10.0, ge=0, description="How long uploads under way may take to finish at the end.")
-    heartbeat_seconds: float = Field(20.0, gt=0, description="How long a subscription stays silent.")
-    keepalive_seconds: float = Field(30.0, gt=0, le=86_400, description="How long a silent peer goes without a ping.")
+    grace_seconds: float = Field(10.0, ge=0, description="Time that calls in progress have to end at shutdown.")
+    heartbeat_seconds: float = Field(
+        DEFAULTS.heartbeat.total_seconds(), gt=0, description="Longest silence of a subscription."
+    )
+    keepalive_seconds: float = Field(30.0, gt=0, le=86_400, description="Time after which a silent peer gets a ping.")
     keepalive_timeout_seconds: float = Field(
-        10.0, gt=0, le=86_400, description="How long a peer may take to answer a ping."
+        10.0, gt=0, le=86_400, description="Time that a peer has to answer a ping."
     )
     token_lifetime_seconds: float | None = Field(
-        None,
-        gt=0,
-        le=3_200_000_000,
-        description="How long tokens are good by default; unset for ever.",
+        None, gt=0, le=MAX_LIFETIME, description="Lifetime of tokens that are created without one; unset for no end."
     )
     max_token_lifetime_seconds: float | None = Field(
-        None,
-        gt=0,
-        le=3_200_000_000,
-        description="How long tokens can be good at most; unset for ever.",
+        None, gt=0, le=MAX_LIFETIME, description="Longest lifetime of any token; unset for no end."
     )
-    max_model_bytes: int = Field(16 << 30, ge=1, description="Size of a model or update file.")
+    max_model_bytes: int = Field(DEFAULTS.max_model_bytes, ge=1, description="Size of a model or update file.")
     max_calls_per_second_per_user: float = Field(
-        200.0, gt=0, description="Calls of one user, or of one address without a valid token; a minute's worth at once."
+        200.0,
+        gt=0,
+        description="Calls of one user, or of one address without a valid token; bursts may have a minute's worth.",
     )
-    max_calls_per_second: float = Field(5000.0, gt=0, description="Calls of all users; a minute's worth at once.")
-    max_unfinished_bytes_per_user: int = Field(64 << 30, ge=1, description="Unfinished uploads of one user, in bytes.")
-    max_unfinished_bytes: int = Field(1 << 40, ge=1, description="Unfinished uploads of all users, in bytes.")
-    min_free_bytes: int = Field(1 << 30, ge=0, description="Left free on the disk; updates may use half of it.")
-    max_stored_bytes_per_user: int = Field(1 << 40, ge=1, description="Files of one user: models, trainings' updates.")
-    max_stored_bytes: int = Field(1 << 44, ge=1, description="Files of all users, before new models are refused.")
-    max_open_trainings_per_user: int = Field(1000, ge=1, description="Trainings of one actor that are not ended.")
-    max_open_trainings: int = Field(10_000, ge=1, description="Trainings of all actors that are not ended.")
+    max_calls_per_second: float = Field(
+        5000.0, gt=0, description="Calls of all users; bursts may have a minute's worth."
+    )
+    max_unfinished_bytes_per_user: int = Field(
+        DEFAULTS.max_unfinished_bytes_per_user, ge=1, description="Size of one user's unfinished uploads."
+    )
+    max_unfinished_bytes: int = Field(
+        DEFAULTS.max_unfinished_bytes, ge=1, description="Size of all unfinished uploads."
+    )
+    min_free_bytes: int = Field(
+        DEFAULTS.min_free_bytes, ge=0, description="Free space on the disk that new models leave; updates leave half."
+    )
+    max_stored_bytes_per_user: int = Field(
+        DEFAULTS.max_stored_bytes_per_user,
+        ge=1,
+        description="Size of one user's files: its models and the updates of its trainings.",
+    )
+    max_stored_bytes: int = Field(
+        DEFAULTS.max_stored_bytes, ge=1, description="Size of all files; new models are rejected beyond it."
+    )
+    max_open_trainings_per_user: int = Field(
+        DEFAULTS.max_open_trainings_per_user, ge=1, description="Trainings of one actor that have not ended."
+    )
+    max_open_trainings: int = Field(
+        DEFAULTS.max_open_trainings, ge=1, description="Trainings of all actors that have not ended."
+    )
     max_uploads_per_user: int = Field(32, ge=1, description="Uploads of one user at the same time.")
     max_uploads: int = Field(512, ge=1, description="Uploads of all users at the same time.")
     max_downloads_per_user: int = Field(32, ge=1, description="Downloads of one user at the same time.")
@@ -68,8 +92,8 @@ class Settings(BaseSettings):
     architecture: tuple[str, ...] = Field(
         (), description="NAME=package.module:factory, for Predict; repeat it for more."
     )
-    predict_seconds: float = Field(60.0, gt=0, description="How long a prediction may take.")
-    predict_bytes: int = Field(2 << 30, ge=1, description="How much memory a prediction may take.")
+    predict_seconds: float = Field(DEFAULTS.predict_seconds, gt=0, description="Duration of a prediction.")
+    predict_bytes: int = Field(DEFAULTS.predict_bytes, ge=1, description="Memory of a prediction.")
 
     @classmethod
     def settings_customise_sources(
@@ -80,20 +104,20 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Orders the sources."""
+        """Returns the sources, the strongest first."""
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         host, _ = self.address
         if (self.tls_cert is None) != (self.tls_key is None):
-            raise ValueError("tls_cert and tls_key go together")
+            raise ValueError("tls_cert and tls_key go together: set both")
         if self.tls_client_ca is not None and self.tls_cert is None:
-            raise ValueError("tls_client_ca goes with tls_cert and tls_key")
+            raise ValueError("tls_client_ca goes with tls_cert and tls_key: set them too")
         if self.tls_cert is None and not self.insecure and not _is_loopback(host):
             raise ValueError(
-                f"{host} is not a loopback address, and there is no TLS, so tokens would travel in the clear:"
-                " set tls_cert and tls_key, or --insecure if something else encrypts"
+                f"{host} is not a loopback address, and without TLS tokens would be sent in plain text:"
+                " set tls_cert and tls_key, or --insecure if something else encrypts the connections"
             )
         if not self.max_model_bytes <= self.max_unfinished_bytes_per_user <= self.max_unfinished_bytes:
             raise ValueError(
@@ -108,20 +132,26 @@ class Settings(BaseSettings):
         return self
 
     @property
-    def token_lifetimes(self) -> tuple[timedelta | None, timedelta | None]:
-        """How long tokens are good, and how long they may be made good."""
+    def limits(self) -> Limits:
+        """The limits that the use cases enforce: the settings that have the name of one, and those in seconds."""
+        names = {field.name for field in fields(Limits)} & type(self).model_fields.keys()
         longest = self.max_token_lifetime_seconds
-        usual = longest if self.token_lifetime_seconds is None else self.token_lifetime_seconds
-        return _duration(usual), _duration(longest)
+        default = longest if self.token_lifetime_seconds is None else self.token_lifetime_seconds
+        return Limits(
+            **{name: getattr(self, name) for name in names},
+            heartbeat=timedelta(seconds=self.heartbeat_seconds),
+            token_lifetime=_duration(default),
+            max_token_lifetime=_duration(longest),
+        )
 
     @property
     def architectures(self) -> dict[str, str]:
-        """The operator's factories by name."""
+        """The import paths of the operator's factories by name."""
         return dict(text.split("=", 1) for text in self.architecture)
 
     @property
     def address(self) -> tuple[str, int]:
-        """Host and port to serve at."""
+        """The host and the port to listen on."""
         host, separator, port = self.listen.rpartition(":")
         if not separator or not port.isdigit() or int(port) > 65535 or not host:
             raise ValueError(f"listen: {self.listen!r} is not HOST:PORT")

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from contracts.coordination import ToldClock
-from fedround_server.coordinator import Context, Limits
+from fedround_server.coordinator import Context
 from fedround_server.coordinator.user import Users
 from fedround_server.domain.errors import FieldInvalid, TokenExpired, TokenInvalid, TokenMissing
 from fedround_server.domain.identity import Credentials, Identity
+from fedround_server.domain.limits import Limits
 from fedround_server.domain.token import hash_token
 from fedround_server.domain.user import Role, User
 from fedround_server.store import Store

@@ -67,7 +67,8 @@ async def test_the_count_follows_versions_posteriors_retention_and_updates(
 
 
 async def test_files_are_kept_up_to_the_quota(store: Store, world: World) -> None:
-    actor, other, quotas = await world.user(Role.ACTOR), await world.user(Role.ACTOR), Quotas(stored_bytes_per_user=100)
+    actor, other = await world.user(Role.ACTOR), await world.user(Role.ACTOR)
+    quotas = Quotas(max_stored_bytes_per_user=100)
     first = await store.models.create(new_id(), actor, sized(60), quotas, world.now)
     assert await store.models.prepare(actor, new_id(), 40, quotas) is None
     with pytest.raises(Quota, match="would have 101 bytes, you may have 100") as error:
@@ -88,7 +89,7 @@ async def test_files_are_kept_up_to_the_quota(store: Store, world: World) -> Non
 
 
 async def test_an_upload_that_is_repeated_is_answered_whatever_the_quota(store: Store, world: World) -> None:
-    actor, quotas = await world.user(Role.ACTOR), Quotas(stored_bytes_per_user=100)
+    actor, quotas = await world.user(Role.ACTOR), Quotas(max_stored_bytes_per_user=100)
     model = replace(sized(100), upload_id=new_id())
     made = await store.models.create(new_id(), actor, model, quotas, world.now)
     assert await store.models.prepare(actor, model.upload_id, 100, quotas) == made
@@ -97,7 +98,7 @@ async def test_an_upload_that_is_repeated_is_answered_whatever_the_quota(store: 
 
 async def test_a_running_round_goes_on_beyond_the_quota(store: Store, world: World) -> None:
     actor, clients, training = await world.running(1)
-    quotas = Quotas(stored_bytes_per_user=await count(store, actor))
+    quotas = Quotas(max_stored_bytes_per_user=await count(store, actor))
     await world.submit(training.training_id, 0, clients[0])
     assert await world.commit(training.training_id)
     with pytest.raises(Quota):
@@ -107,11 +108,11 @@ async def test_a_running_round_goes_on_beyond_the_quota(store: Store, world: Wor
 
 
 async def test_all_actors_have_so_many_open_trainings(store: Store, world: World) -> None:
-    quotas = Quotas(open_trainings=2)
+    quotas = Quotas(max_open_trainings=2)
     one, two = await world.user(Role.ACTOR), await world.user(Role.ACTOR)
     made = [await world.training(actor, []) for actor in (one, two)]
     for actor in (one, two):
-        with pytest.raises(Quota, match="the server has 2 trainings that are not ended") as error:
+        with pytest.raises(Quota, match="the server has 2 trainings that have not ended") as error:
             await store.trainings.prepare(actor, SPEC, quotas)
         assert error.value.metadata == {"limit": "max_open_trainings"}
         with pytest.raises(Quota):

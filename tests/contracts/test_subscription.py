@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from contracts.world import World
-from fedround_server.coordinator import Context, Coordinator, Limits
+from fedround_server.coordinator import Context, Coordinator
 from fedround_server.coordinator.subscription import Heartbeat, Subscriptions
 from fedround_server.domain.event import Event, RoundClosed, RoundStarted, TrainingStarted, UpdateAccepted
+from fedround_server.domain.limits import Limits
 from fedround_server.domain.policy import RoundPolicy
 from fedround_server.domain.user import Role
 from fedround_server.store import Store

@@ -69,7 +69,7 @@ def test_a_running_round_goes_on_when_its_actor_has_no_room(actor: Person, perso
 
 def test_all_actors_have_so_many_trainings_open(person: Callable[..., Person]) -> None:
     made = []
-    with refused("RESOURCE_EXHAUSTED", "QUOTA", "the server has 4 trainings that are not ended") as error:
+    with refused("RESOURCE_EXHAUSTED", "QUOTA", "the server has 4 trainings that have not ended") as error:
         while True:
             actor = person("ACTOR")
             made.append((actor, actor.create().training_id))

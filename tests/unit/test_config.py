@@ -1,6 +1,7 @@
 """Settings: which source wins, and what makes no sense."""
 
 import re
+from dataclasses import fields, replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from pydantic import ValidationError
 
 from fedround_server.__main__ import _parse, main
 from fedround_server.config import Settings
+from fedround_server.domain.limits import DEFAULTS, Limits
 
 
 @pytest.fixture(autouse=True)
@@ -85,20 +87,46 @@ def test_settings_do_not_change() -> None:
         _parse([]).max_uploads = 1  # type: ignore[misc]
 
 
-def test_how_long_tokens_are_good() -> None:
+def lifetimes(*arguments: str) -> tuple[timedelta | None, timedelta | None]:
+    limits = _parse([*arguments]).limits
+    return limits.token_lifetime, limits.max_token_lifetime
+
+
+def test_lifetimes_of_tokens() -> None:
     hour, day = timedelta(hours=1), timedelta(days=1)
-    usual, longest = ["--token-lifetime-seconds", "3600"], ["--max-token-lifetime-seconds", "86400"]
-    assert _parse([]).token_lifetimes == (None, None)
-    assert _parse(usual).token_lifetimes == (hour, None)
-    assert _parse(longest).token_lifetimes == (day, day)
-    assert _parse([*usual, *longest]).token_lifetimes == (hour, day)
+    default, longest = ("--token-lifetime-seconds", "3600"), ("--max-token-lifetime-seconds", "86400")
+    assert lifetimes() == (None, None)
+    assert lifetimes(*default) == (hour, None)
+    assert lifetimes(*longest) == (day, day)
+    assert lifetimes(*default, *longest) == (hour, day)
     with pytest.raises(ValidationError, match="must not be more than max_token_lifetime_seconds"):
         _parse(["--token-lifetime-seconds", "86401", *longest])
 
 
+def test_every_limit_comes_from_its_setting() -> None:
+    assert _parse([]).limits == DEFAULTS
+    given = {
+        "max_open_trainings_per_user": 1,
+        "max_open_trainings": 2,
+        "max_stored_bytes_per_user": 3,
+        "max_model_bytes": 4,
+        "max_unfinished_bytes_per_user": 5,
+        "max_unfinished_bytes": 6,
+        "min_free_bytes": 7,
+        "max_stored_bytes": 8,
+        "predict_seconds": 9.0,
+        "predict_bytes": 10,
+    }
+    arguments = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
+    limits = _parse([*arguments, "--heartbeat-seconds=11"]).limits
+    assert limits == replace(DEFAULTS, **given, heartbeat=timedelta(seconds=11))
+    unset = {field.name for field in fields(Limits)} - given.keys() - {"heartbeat"}
+    assert unset == {"max_predictions", "token_lifetime", "max_token_lifetime"}
+
+
 def test_every_limit_is_documented_with_its_default() -> None:
     page = (Path(__file__).parents[2] / "docs/limits.md").read_text()
-    bounds = re.compile("(max|min)_(?!token)")
+    bounds = re.compile("(max|min|predict)_(?!token)")
     limits = {name: field for name, field in Settings.model_fields.items() if bounds.match(name)}
     assert len(limits) > 10
     for name, field in limits.items():

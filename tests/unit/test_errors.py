@@ -1,4 +1,4 @@
-"""Every refusal has one code, one reason, and details for programs."""
+"""Every error has one code, one reason, and details for programs."""
 
 import base64
 import re
@@ -26,7 +26,7 @@ CLASSES = sorted(
     ),
     key=lambda kind: kind.__name__,
 )
-# What the constructors that make their own message want.
+# The arguments of the constructors that make their own message.
 ARGUMENTS: dict[type[FedroundError], tuple[Any, ...]] = {
     errors.TokenMissing: (),
     errors.TokenInvalid: (),
@@ -58,7 +58,7 @@ def test_reasons_are_unique_and_well_formed() -> None:
 
 
 @pytest.mark.parametrize("kind", CLASSES)
-def test_every_refusal_becomes_a_status_with_its_reason(kind: type[FedroundError]) -> None:
+def test_every_error_becomes_a_status_with_its_reason(kind: type[FedroundError]) -> None:
     error = make(kind)
     status = to_status(error)
     assert status.code == code_of(error).value[0] != grpc.StatusCode.INTERNAL.value[0]
@@ -123,8 +123,8 @@ class Talkative(user_pb2_grpc.UserServiceServicer):
 
 
 async def test_an_answer_larger_than_a_message_has_a_reason() -> None:
-    noted: list[Any] = []
-    interceptor = ErrorInterceptor(1000, lambda *refusal: noted.append(refusal))
+    seen: list[Any] = []
+    interceptor = ErrorInterceptor(1000, lambda *error: seen.append(error))
     server = grpc.aio.server(interceptors=(interceptor,), options=[("grpc.max_send_message_length", 1000)])
     user_pb2_grpc.add_UserServiceServicer_to_server(Talkative(), server)
     port = server.add_insecure_port("127.0.0.1:0")
@@ -140,7 +140,7 @@ async def test_an_answer_larger_than_a_message_has_a_reason() -> None:
                 refusal = read_refusal(error.value)
                 assert (refusal.code, refusal.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "ANSWER_TOO_LARGE")
                 assert "1000" in refusal.message
-        assert [(method, error.reason) for method, _, error in noted] == [
+        assert [(method, error.reason) for method, _, error in seen] == [
             ("/fedround.v1.UserService/GetUser", "ANSWER_TOO_LARGE")
         ] * 2
     finally:

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from fedround_server.blobs import BlobWriter
-from fedround_server.coordinator.context import Limits
 from fedround_server.coordinator.uploads.space import LEAST, Claim, Space
 from fedround_server.domain.errors import DiskFull, Quota, TooManyUploads
+from fedround_server.domain.limits import Limits
 
 MIB = 1 << 20
 LIMITS = Limits(max_unfinished_bytes_per_user=10 * MIB, max_unfinished_bytes=15 * MIB, min_free_bytes=8 * MIB)

@@ -1,4 +1,4 @@
-"""Makes exceptions of what the server answered or told."""
+"""Makes exceptions of failed calls and of events."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from fedround.v1.event_pb2 import Event
+from fedround_client.errors.client_side import TrainingFailed, TrainingRemoved
 from fedround_client.errors.family import FedroundError
-from fedround_client.errors.reason import TrainingFailed, TrainingRemoved
 
 DOMAIN = "fedround"
 
 
 def from_rpc_error(error: grpc.RpcError, address: str) -> FedroundError:
-    """Makes the typed exception of a failed call.
+    """Returns the exception for a failed call.
 
     Args:
-        error: What grpc raised; also a call.
-        address: The server's address, for the text of errors that the server itself could not word.
+        error: The error that grpc raised, or a call that failed.
+        address: The server's address, for the message when the server cannot be reached.
 
     Returns:
-        The class of the reason if the status has an ErrorInfo of ours, else the class of the code.
+        One of the class of the reason if the status has an ErrorInfo of fedround, else of the class of the code.
     """
     code, message = error.code(), error.details() or ""
     info, violations, retry_after = _details(error)
@@ -32,7 +32,7 @@ def from_rpc_error(error: grpc.RpcError, address: str) -> FedroundError:
         kind = FedroundError._by_reason.get(info.reason) or FedroundError._by_code.get(code, FedroundError)
         return kind(code, info.reason, message, dict(info.metadata), violations, retry_after)
     if code is grpc.StatusCode.UNAVAILABLE:
-        plain = " If it speaks no TLS: --insecure, or insecure=True." if "handshake" in message.lower() else ""
+        plain = " If it does not use TLS: --insecure, or insecure=True." if "handshake" in message.lower() else ""
         message = f"The server at {address} cannot be reached ({message}). Is `fedround serve` running there?{plain}"
     kind = FedroundError._by_code.get(code, FedroundError)
     return kind(code, code.name, message or "The server gave no explanation.", None, violations, retry_after)
@@ -42,7 +42,7 @@ def _details(error: grpc.RpcError) -> tuple[error_details_pb2.ErrorInfo | None, 
     found: error_details_pb2.ErrorInfo | None = None
     violations: dict[str, str] = {}
     retry_after: float | None = None
-    # Details that are malformed, or contradict the status they came with, are not ours: a proxy's, say.
+    # Details that are malformed, or contradict the status, are not from fedround: from a proxy, for example.
     with suppress(ValueError, OverflowError, DecodeError):
         status = rpc_status.from_call(error)
         for detail in status.details if status is not None else ():
@@ -58,7 +58,7 @@ def _details(error: grpc.RpcError) -> tuple[error_details_pb2.ErrorInfo | None, 
 
 
 def from_event(event: Event) -> FedroundError | None:
-    """Makes the exception that an event means for whoever waits for the training; None if it goes on or is finished."""
+    """Returns the exception for callers that wait for a training; None if the event does not end it with an error."""
     kind = event.WhichOneof("payload")
     if kind == "training_failed":
         failed = event.training_failed

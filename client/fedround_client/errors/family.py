@@ -1,4 +1,4 @@
-"""The base of all exceptions, and one class a status code."""
+"""The base class of all exceptions, and one class per status code."""
 
 from __future__ import annotations
 
@@ -7,6 +7,24 @@ from typing import ClassVar
 
 import grpc
 
+__all__ = [
+    "Aborted",
+    "AlreadyExists",
+    "DataLoss",
+    "DeadlineExceeded",
+    "FailedPrecondition",
+    "FedroundError",
+    "InvalidArgument",
+    "NotFound",
+    "OutOfRange",
+    "PermissionDenied",
+    "ResourceExhausted",
+    "ServerUnavailable",
+    "Unauthenticated",
+    "Unimplemented",
+]
+
+# The codes that a call gets, without a reason, when the connection fails or the server dies.
 _CUT = frozenset(
     {
         grpc.StatusCode.UNAVAILABLE,
@@ -16,27 +34,27 @@ _CUT = frozenset(
         grpc.StatusCode.DEADLINE_EXCEEDED,
     }
 )
-
-_PASSING = frozenset({"UPLOAD_INCOMPLETE", "UPLOAD_OFFSET", "CHUNK_CORRUPT"})
+# An upload is resumed after these.
+_RESUMABLE = frozenset({"UPLOAD_INCOMPLETE", "UPLOAD_OFFSET", "CHUNK_CORRUPT"})
 
 
 class FedroundError(Exception):
-    """An error answered by the server, or met on the way to it.
+    """A call failed: the server answered with an error, or could not be reached.
 
     Attributes:
         code: The gRPC status code.
-        reason: UPPER_SNAKE, for programs; the code's name if the server gave no reason.
+        reason: UPPER_SNAKE, for programs; the name of the code if the server gave none.
         message: What happened and what to do next, for people.
         metadata: More about the reason, by name.
-        field_violations: For each refused field of the request, what is wrong with it.
-        retry_after: How many seconds to wait at least before the next try, as the server said; None if it did not.
+        field_violations: For each invalid field of the request, what is wrong with it.
+        retry_after: How many seconds to wait at least before the next try; None if the server did not say.
     """
 
     _by_code: ClassVar[dict[grpc.StatusCode, type[FedroundError]]] = {}
     _by_reason: ClassVar[dict[str, type[FedroundError]]] = {}
 
     def __init_subclass__(cls, *, code: grpc.StatusCode | None = None, reason: str = "") -> None:
-        """Registers the class for the code or the reason that it stands for."""
+        """Registers the class for its code or its reason."""
         if code is not None:
             FedroundError._by_code[code] = cls
         if reason:
@@ -51,7 +69,7 @@ class FedroundError(Exception):
         field_violations: Mapping[str, str] | None = None,
         retry_after: float | None = None,
     ) -> None:
-        """Makes the error; see the attributes of the class."""
+        """Makes the exception; see the attributes of the class."""
         super().__init__(code, reason, message, metadata, field_violations, retry_after)
         self.code = code
         self.reason = reason
@@ -61,47 +79,46 @@ class FedroundError(Exception):
         self.retry_after = retry_after
 
     def __str__(self) -> str:
-        """The reason, the message and the refused fields in one line."""
-        told = {field: text for field, text in self.field_violations.items() if text not in self.message}
-        fields = "".join(f"; {field}: {text}" for field, text in told.items())
+        """Returns the reason, the message and the invalid fields as one line."""
+        others = {field: text for field, text in self.field_violations.items() if text not in self.message}
+        fields = "".join(f"; {field}: {text}" for field, text in others.items())
         return f"{self.reason}: {self.message}{fields}"
 
     @property
     def transient(self) -> bool:
         """Whether the same call may succeed a little later."""
-        if self.retry_after is not None or self.reason in _PASSING or self.code is grpc.StatusCode.UNAVAILABLE:
+        if self.retry_after is not None or self.reason in _RESUMABLE or self.code is grpc.StatusCode.UNAVAILABLE:
             return True
-        # A server that dies, or a cut connection, leaves one of these codes and no reason; an answer has a reason, and
-        # a mistake in the server an id in its log.
+        # Answers of the server have a reason of their own; only a defect has the code as its reason, and an error_id.
         return self.code in _CUT and self.reason == self.code.name and "error_id" not in self.metadata
 
 
 class Unauthenticated(FedroundError, code=grpc.StatusCode.UNAUTHENTICATED):
-    """The server does not know who is calling."""
+    """The caller is not authenticated."""
 
 
 class PermissionDenied(FedroundError, code=grpc.StatusCode.PERMISSION_DENIED):
-    """The caller may not do this."""
+    """The caller is not allowed to do this."""
 
 
 class NotFound(FedroundError, code=grpc.StatusCode.NOT_FOUND):
-    """The id does not exist, or the caller has no part in it."""
+    """The object does not exist, or the caller has no part in it."""
 
 
 class InvalidArgument(FedroundError, code=grpc.StatusCode.INVALID_ARGUMENT):
-    """The request itself is wrong; sending it again will not help."""
+    """The request is wrong in every state of the server: sending it again does not help."""
 
 
 class FailedPrecondition(FedroundError, code=grpc.StatusCode.FAILED_PRECONDITION):
-    """The state that something is in does not allow this now."""
+    """The request does not fit the present state."""
 
 
 class AlreadyExists(FedroundError, code=grpc.StatusCode.ALREADY_EXISTS):
-    """Something else is there under that name."""
+    """The object to create exists."""
 
 
 class DataLoss(FedroundError, code=grpc.StatusCode.DATA_LOSS):
-    """Bytes were lost or damaged on the way."""
+    """Bytes were lost or changed in transit."""
 
 
 class ResourceExhausted(FedroundError, code=grpc.StatusCode.RESOURCE_EXHAUSTED):
@@ -109,11 +126,11 @@ class ResourceExhausted(FedroundError, code=grpc.StatusCode.RESOURCE_EXHAUSTED):
 
 
 class OutOfRange(FedroundError, code=grpc.StatusCode.OUT_OF_RANGE):
-    """A position lies outside of what there is."""
+    """A position is outside of the valid range."""
 
 
 class Unimplemented(FedroundError, code=grpc.StatusCode.UNIMPLEMENTED):
-    """One of the two sides is too old for this."""
+    """The server, or this client, is too old for this."""
 
 
 class DeadlineExceeded(FedroundError, code=grpc.StatusCode.DEADLINE_EXCEEDED):
@@ -125,4 +142,4 @@ class ServerUnavailable(FedroundError, code=grpc.StatusCode.UNAVAILABLE):
 
 
 class Aborted(FedroundError, code=grpc.StatusCode.ABORTED):
-    """What was under way has ended without a result."""
+    """The call or the training ended without a result."""

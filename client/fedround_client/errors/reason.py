@@ -1,4 +1,4 @@
-"""One class a reason, below the class of its status code."""
+"""One exception per reason of the server, below that of its status code. Written by `make errors`."""
 
 from fedround_client.errors.family import (
     Aborted,
@@ -12,233 +12,272 @@ from fedround_client.errors.family import (
     ResourceExhausted,
     ServerUnavailable,
     Unauthenticated,
-    Unimplemented,
 )
+
+__all__ = [
+    "AnswerTooLarge",
+    "ArchitectureUnknown",
+    "CertificateAmbiguous",
+    "CertificateMismatch",
+    "CertificateNameTaken",
+    "ChunkCorrupt",
+    "CursorExpired",
+    "DigestMismatch",
+    "DiskFull",
+    "FieldInvalid",
+    "LastAdmin",
+    "LastParticipant",
+    "MetricsExist",
+    "ModelFormat",
+    "ModelInUse",
+    "ModelNotFound",
+    "ModelTooLarge",
+    "NoParticipants",
+    "NotActor",
+    "NotInCohort",
+    "NumExamples",
+    "OffsetOutOfRange",
+    "PosteriorMissing",
+    "PredictionFailed",
+    "PredictionLimit",
+    "Quota",
+    "RoleRequired",
+    "RoundNotFound",
+    "RoundNotOpen",
+    "ServerLeaving",
+    "StoreUnavailable",
+    "TokenExpired",
+    "TokenInvalid",
+    "TokenMissing",
+    "TokenNotFound",
+    "TooManyCalls",
+    "TooManyStreams",
+    "TooManyUploads",
+    "TrainingEnded",
+    "TrainingNotFound",
+    "TrainingNotInitial",
+    "TrainingRunning",
+    "UnknownClients",
+    "UpdateExists",
+    "UpdateMismatch",
+    "UpdateNorm",
+    "UpdateNotFinite",
+    "UploadIncomplete",
+    "UploadOffset",
+    "UploadSuperseded",
+    "UserExists",
+    "UserNotFound",
+    "WorkerKilled",
+]
 
 
 class TokenMissing(Unauthenticated, reason="TOKEN_MISSING"):
-    """The call carried no token."""
+    """The call carries no token."""
 
 
 class TokenInvalid(Unauthenticated, reason="TOKEN_INVALID"):
-    """The token is unknown, or was revoked."""
+    """The token is malformed, unknown or revoked."""
 
 
 class TokenExpired(Unauthenticated, reason="TOKEN_EXPIRED"):
-    """The token was good once."""
-
-
-class TokenNotFound(NotFound, reason="TOKEN_NOT_FOUND"):
-    """The user has no such token."""
+    """The token has expired; only a caller that sends the whole token learns this."""
 
 
 class CertificateMismatch(Unauthenticated, reason="CERTIFICATE_MISMATCH"):
-    """The client certificate and the token are of different users."""
+    """The token and the client certificate belong to different users."""
 
 
 class CertificateAmbiguous(Unauthenticated, reason="CERTIFICATE_AMBIGUOUS"):
     """The client certificate names several users."""
 
 
-class CertificateNameTaken(AlreadyExists, reason="CERTIFICATE_NAME_TAKEN"):
-    """The certificate name is another user's."""
-
-
 class RoleRequired(PermissionDenied, reason="ROLE_REQUIRED"):
-    """The caller's role does not allow this call."""
-
-
-class NotActor(PermissionDenied, reason="NOT_ACTOR"):
-    """Only the training's actor may do this."""
-
-
-class NotInCohort(PermissionDenied, reason="NOT_IN_COHORT"):
-    """The caller does not take part in the round."""
-
-
-class TrainingNotFound(NotFound, reason="TRAINING_NOT_FOUND"):
-    """The caller has no such training."""
-
-
-class ModelNotFound(NotFound, reason="MODEL_NOT_FOUND"):
-    """The caller has no such model, or the model no such version."""
+    """The caller's role does not include the call."""
 
 
 class UserNotFound(NotFound, reason="USER_NOT_FOUND"):
-    """There is no such user."""
+    """The user does not exist, or the caller may not see it."""
 
 
-class RoundNotFound(NotFound, reason="ROUND_NOT_FOUND"):
-    """The training has no such round."""
+class TokenNotFound(NotFound, reason="TOKEN_NOT_FOUND"):
+    """The user has no such token."""
 
 
-class FieldInvalid(InvalidArgument, reason="FIELD_INVALID"):
-    """A field is missing, malformed or out of its range; field_violations names it."""
+class UserExists(AlreadyExists, reason="USER_EXISTS"):
+    """Another user has the name."""
 
 
-class UnknownClients(InvalidArgument, reason="UNKNOWN_CLIENTS"):
-    """Some of the client ids are no users; nothing was changed."""
-
-
-class ModelFormat(InvalidArgument, reason="MODEL_FORMAT"):
-    """The file is not safetensors as the server takes it; `fedround convert` makes it from a .pt file."""
-
-
-class UpdateMismatch(InvalidArgument, reason="UPDATE_MISMATCH"):
-    """Names, shapes or dtypes of the update differ from the model's."""
-
-
-class UpdateNorm(InvalidArgument, reason="UPDATE_NORM"):
-    """The update is farther from the model that it started from than the training allows."""
-
-
-class UpdateNotFinite(InvalidArgument, reason="UPDATE_NOT_FINITE"):
-    """The update has NaN or infinity in it."""
-
-
-class NumExamples(InvalidArgument, reason="NUM_EXAMPLES"):
-    """The number of examples is out of the training's bounds."""
-
-
-class NoParticipants(FailedPrecondition, reason="NO_PARTICIPANTS"):
-    """The training has nobody to train it."""
-
-
-class TrainingNotInitial(FailedPrecondition, reason="TRAINING_NOT_INITIAL"):
-    """The training was started already."""
-
-
-class TrainingRunning(FailedPrecondition, reason="TRAINING_RUNNING"):
-    """The training runs, or the user steers one that does; removing it needs force."""
-
-
-class TrainingEnded(FailedPrecondition, reason="TRAINING_ENDED"):
-    """The training is over."""
-
-
-class LastParticipant(FailedPrecondition, reason="LAST_PARTICIPANT"):
-    """A running training keeps at least one participant."""
-
-
-class RoundNotOpen(FailedPrecondition, reason="ROUND_NOT_OPEN"):
-    """The round was closed already, or has not begun."""
-
-
-class ModelInUse(FailedPrecondition, reason="MODEL_IN_USE"):
-    """A training that is not over needs the model."""
-
-
-class ArchitectureUnknown(FailedPrecondition, reason="ARCHITECTURE_UNKNOWN"):
-    """The operator registered no architecture for the model."""
-
-
-class PosteriorMissing(FailedPrecondition, reason="POSTERIOR_MISSING"):
-    """The version has no SWAG posterior."""
-
-
-class PredictionFailed(FailedPrecondition, reason="PREDICTION_FAILED"):
-    """Model, architecture and method do not fit together."""
+class CertificateNameTaken(AlreadyExists, reason="CERTIFICATE_NAME_TAKEN"):
+    """Another user has the certificate name."""
 
 
 class LastAdmin(FailedPrecondition, reason="LAST_ADMIN"):
     """The server keeps at least one admin."""
 
 
-class UploadOffset(FailedPrecondition, reason="UPLOAD_OFFSET"):
-    """The upload stands at another offset."""
-
-
-class UpdateExists(AlreadyExists, reason="UPDATE_EXISTS"):
-    """The caller gave another update to the round already."""
-
-
-class MetricsExist(AlreadyExists, reason="METRICS_EXIST"):
-    """The caller gave another report to the round already."""
-
-
-class UserExists(AlreadyExists, reason="USER_EXISTS"):
-    """The name is taken."""
-
-
-class UploadIncomplete(DataLoss, reason="UPLOAD_INCOMPLETE"):
-    """The stream ended before the declared size."""
-
-
-class ChunkCorrupt(DataLoss, reason="CHUNK_CORRUPT"):
-    """A chunk was damaged on the way; what came before it is good."""
-
-
-class DigestMismatch(DataLoss, reason="DIGEST_MISMATCH"):
-    """The bytes do not have the declared SHA-256."""
-
-
-class ModelTooLarge(ResourceExhausted, reason="MODEL_TOO_LARGE"):
-    """The model file is larger than the server takes."""
+class FieldInvalid(InvalidArgument, reason="FIELD_INVALID"):
+    """A field is missing, malformed, out of range, or does not go with another one."""
 
 
 class Quota(ResourceExhausted, reason="QUOTA"):
-    """The caller's quota is used up."""
-
-
-class PredictionLimit(ResourceExhausted, reason="PREDICTION_LIMIT"):
-    """The prediction takes more than the operator allows, or too many wait."""
+    """The user, or the server, has as many open trainings, stored bytes or tags as are allowed."""
 
 
 class TooManyCalls(ResourceExhausted, reason="TOO_MANY_CALLS"):
-    """The caller calls too often; nothing was done."""
-
-
-class TooManyUploads(ResourceExhausted, reason="TOO_MANY_UPLOADS"):
-    """The caller has too many uploads under way."""
-
-
-class TooManyStreams(ResourceExhausted, reason="TOO_MANY_STREAMS"):
-    """The caller has too many subscriptions or downloads open."""
-
-
-class DiskFull(ResourceExhausted, reason="DISK_FULL"):
-    """The server's disk has no room for this now."""
+    """The rate of calls is too high: of the user, of all users, or of an address without a valid token."""
 
 
 class AnswerTooLarge(ResourceExhausted, reason="ANSWER_TOO_LARGE"):
-    """The answer does not fit into a message; what the call changed stands."""
-
-
-class CursorExpired(OutOfRange, reason="CURSOR_EXPIRED"):
-    """The training's log does not reach the sequence to resume after."""
-
-
-class OffsetOutOfRange(OutOfRange, reason="OFFSET_OUT_OF_RANGE"):
-    """The file ends before the offset."""
-
-
-class UnsupportedRound(Unimplemented, reason="UNSUPPORTED_ROUND"):
-    """A round asks for something that this participant cannot do."""
+    """The response does not fit into a message of 2 MiB; the changes that the call made remain."""
 
 
 class ServerLeaving(ServerUnavailable, reason="SERVER_LEAVING"):
-    """The server is going down, and begins nothing any more."""
-
-
-class WorkerKilled(ServerUnavailable, reason="WORKER_KILLED"):
-    """The server's worker process was killed from outside, again and again; the call may be tried again."""
+    """The server is shutting down, and accepts no new uploads, downloads, predictions and starts of trainings."""
 
 
 class StoreUnavailable(ServerUnavailable, reason="STORE_UNAVAILABLE"):
-    """The server's database does not answer."""
+    """The database does not answer, or is full."""
+
+
+class WorkerKilled(ServerUnavailable, reason="WORKER_KILLED"):
+    """The worker process was killed three times in a row, most likely because the machine is out of memory."""
+
+
+class TrainingNotFound(NotFound, reason="TRAINING_NOT_FOUND"):
+    """The training does not exist, or the caller has no part in it: one answer, so that ids cannot be probed."""
+
+
+class NotActor(PermissionDenied, reason="NOT_ACTOR"):
+    """Only the training's actor may do this."""
+
+
+class UnknownClients(InvalidArgument, reason="UNKNOWN_CLIENTS"):
+    """A list names users that do not exist; 20 of them are in the message and 60 in the metadata."""
+
+
+class NoParticipants(FailedPrecondition, reason="NO_PARTICIPANTS"):
+    """The training has no participants, or fewer than its rounds need."""
+
+
+class TrainingNotInitial(FailedPrecondition, reason="TRAINING_NOT_INITIAL"):
+    """Only a training in the state INITIAL can be started; of several starts at once exactly one succeeds."""
+
+
+class TrainingRunning(FailedPrecondition, reason="TRAINING_RUNNING"):
+    """The training, or a training of the user to remove, is running, and `force` is not set."""
+
+
+class TrainingEnded(FailedPrecondition, reason="TRAINING_ENDED"):
+    """The training has ended."""
+
+
+class LastParticipant(FailedPrecondition, reason="LAST_PARTICIPANT"):
+    """A running training keeps at least one participant."""
+
+
+class RoundNotFound(NotFound, reason="ROUND_NOT_FOUND"):
+    """The training has no such round."""
+
+
+class RoundNotOpen(FailedPrecondition, reason="ROUND_NOT_OPEN"):
+    """The round does not accept this: it is closed, not open yet, or of another kind."""
+
+
+class NotInCohort(PermissionDenied, reason="NOT_IN_COHORT"):
+    """The caller does not belong to the round's cohort."""
+
+
+class UpdateMismatch(InvalidArgument, reason="UPDATE_MISMATCH"):
+    """The names, shapes or dtypes of the update's tensors are not those that the round asks for."""
+
+
+class UpdateNotFinite(InvalidArgument, reason="UPDATE_NOT_FINITE"):
+    """An update, a model or a metric contains NaN or infinity."""
+
+
+class UpdateNorm(InvalidArgument, reason="UPDATE_NORM"):
+    """The update is farther from the model that it started from than the training's `max_update_norm`."""
+
+
+class NumExamples(InvalidArgument, reason="NUM_EXAMPLES"):
+    """`num_examples` is out of range."""
+
+
+class UpdateExists(AlreadyExists, reason="UPDATE_EXISTS"):
+    """The participant has submitted another update in the round; the same one gets the same receipt again."""
+
+
+class MetricsExist(AlreadyExists, reason="METRICS_EXIST"):
+    """The participant has submitted other metrics in the round; the same ones are accepted again and count once."""
+
+
+class CursorExpired(OutOfRange, reason="CURSOR_EXPIRED"):
+    """A subscription cannot be resumed after this sequence: the log does not reach it, or no longer has it."""
+
+
+class UploadIncomplete(DataLoss, reason="UPLOAD_INCOMPLETE"):
+    """The stream ended before the end of the file."""
+
+
+class ChunkCorrupt(DataLoss, reason="CHUNK_CORRUPT"):
+    """A chunk does not have the checksum that it was sent with; the bytes before it were kept."""
+
+
+class DigestMismatch(DataLoss, reason="DIGEST_MISMATCH"):
+    """The file does not have the declared SHA-256."""
+
+
+class UploadOffset(FailedPrecondition, reason="UPLOAD_OFFSET"):
+    """The upload is resumed at an offset where it does not stand."""
 
 
 class UploadSuperseded(Aborted, reason="UPLOAD_SUPERSEDED"):
-    """A later try of the same upload took over."""
+    """A later call with the same `upload_id` took over the upload."""
 
 
-class TrainingFailed(Aborted):
-    """The training ended in ERROR; the reason and the message are the training's own."""
+class OffsetOutOfRange(OutOfRange, reason="OFFSET_OUT_OF_RANGE"):
+    """A download starts behind the end of the file."""
 
 
-class TrainingRemoved(Aborted, reason="TRAINING_REMOVED"):
-    """The training was removed while somebody took part in it or waited for it."""
+class ModelTooLarge(ResourceExhausted, reason="MODEL_TOO_LARGE"):
+    """The file is larger than the server accepts."""
 
 
-class RemovedFromTraining(Aborted, reason="CLIENT_REMOVED"):
-    """The caller was removed from the training that it took part in."""
+class TooManyUploads(ResourceExhausted, reason="TOO_MANY_UPLOADS"):
+    """Too many uploads are in progress, or have too many bytes."""
+
+
+class TooManyStreams(ResourceExhausted, reason="TOO_MANY_STREAMS"):
+    """The user has too many subscriptions, or too many downloads, in progress."""
+
+
+class DiskFull(ResourceExhausted, reason="DISK_FULL"):
+    """The server's disk is full, or almost full: updates of running rounds are accepted longer than new models."""
+
+
+class ModelNotFound(NotFound, reason="MODEL_NOT_FOUND"):
+    """The model or its version does not exist, or the caller has no part in it."""
+
+
+class ModelFormat(InvalidArgument, reason="MODEL_FORMAT"):
+    """The file is not an acceptable safetensors file; a pickle, for example."""
+
+
+class ModelInUse(FailedPrecondition, reason="MODEL_IN_USE"):
+    """A training that has not ended needs the model."""
+
+
+class ArchitectureUnknown(FailedPrecondition, reason="ARCHITECTURE_UNKNOWN"):
+    """The model names no architecture, or one that is not registered."""
+
+
+class PosteriorMissing(FailedPrecondition, reason="POSTERIOR_MISSING"):
+    """SWAG is asked for, and the version has no posterior."""
+
+
+class PredictionFailed(FailedPrecondition, reason="PREDICTION_FAILED"):
+    """Model, architecture and method do not fit together: weights of other shapes, no dropout, a factory that fails."""
+
+
+class PredictionLimit(ResourceExhausted, reason="PREDICTION_LIMIT"):
+    """A prediction takes more time or memory than the operator allows, or too many are waiting."""

@@ -1,6 +1,6 @@
 """The use cases: the only code that joins store, engine, blobs and hub."""
 
-from fedround_server.coordinator.context import Clock, Context, Limits, SystemClock
+from fedround_server.coordinator.context import Clock, Context, SystemClock
 from fedround_server.coordinator.coordinator import Coordinator
 
-__all__ = ["Clock", "Context", "Coordinator", "Limits", "SystemClock"]
+__all__ = ["Clock", "Context", "Coordinator", "SystemClock"]

@@ -9,7 +9,7 @@ from typing import Any, ParamSpec, Protocol, TypeVar
 
 from fedround_server.blobs import BlobStore
 from fedround_server.coordinator.presence import Presence
-from fedround_server.domain.quota import Quotas
+from fedround_server.domain.limits import DEFAULTS, Limits
 from fedround_server.engine.executor import Engine
 from fedround_server.store import Store
 from fedround_server.wakeups import Hub
@@ -40,35 +40,6 @@ class SystemClock:
         await asyncio.sleep(max(0.0, duration.total_seconds()))
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How much of everything.
-
-    Attributes:
-        max_model_bytes: Size of a model or update file.
-        max_unfinished_bytes_per_user: What the unfinished uploads of one user may have.
-        max_unfinished_bytes: What all unfinished uploads may have.
-        min_free_bytes: What new models leave free on the disk; updates leave half of it.
-        max_stored_bytes: What all files that are kept may have before new models are refused.
-        quotas: How much users may have.
-        heartbeat: How long a subscription stays silent.
-        max_predictions: Predictions that may wait for their turn.
-        token_lifetime: Of tokens that nobody gave another one; None for ever.
-        max_token_lifetime: Of any token; None for ever.
-    """
-
-    max_model_bytes: int = 16 << 30
-    max_unfinished_bytes_per_user: int = 64 << 30
-    max_unfinished_bytes: int = 1 << 40
-    min_free_bytes: int = 1 << 30
-    max_stored_bytes: int = 1 << 44
-    quotas: Quotas = field(default_factory=Quotas)
-    heartbeat: timedelta = timedelta(seconds=20)
-    max_predictions: int = 32
-    token_lifetime: timedelta | None = None
-    max_token_lifetime: timedelta | None = None
-
-
 @dataclass(frozen=True)
 class Context:
     """The parts that use cases join; architectures are the operator's factories by name."""
@@ -78,7 +49,7 @@ class Context:
     engine: Engine
     hub: Hub
     tasks: asyncio.TaskGroup
-    limits: Limits = field(default_factory=Limits)
+    limits: Limits = DEFAULTS
     architectures: Mapping[str, str] = field(default_factory=dict)
     presence: Presence = field(default_factory=Presence)
     clock: Clock = field(default_factory=SystemClock)

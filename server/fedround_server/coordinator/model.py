@@ -28,7 +28,7 @@ class Models:
             Quota: The owner's files have too many bytes.
             FedroundError: The file is refused, as `Uploads.receive` tells.
         """
-        quotas = self._context.limits.quotas
+        quotas = self._context.limits
         made = await self._context.store.models.prepare(
             incoming.user_id, incoming.upload_id, incoming.size_bytes or 0, quotas
         )

@@ -37,7 +37,7 @@ class Trainings:
             FedroundError: The file is refused, as `Uploads.receive` tells.
         """
         size = 0 if incoming is None else incoming.size_bytes or 0
-        made = await self._store.prepare(actor_id, spec, self._context.limits.quotas, size)
+        made = await self._store.prepare(actor_id, spec, self._context.limits, size)
         if made is not None:
             return made
         model = None
@@ -75,7 +75,7 @@ class Trainings:
         return await run_shielded(self._start(training_id, actor_id, request_id))
 
     async def _create(self, actor_id: str, spec: TrainingSpec, model: NewModel | None) -> Training:
-        new_id, quotas = self._context.new_id, self._context.limits.quotas
+        new_id, quotas = self._context.new_id, self._context.limits
         now = self._context.clock.now()
         training = await self._store.create(new_id(), actor_id, spec, model, new_id(), quotas, now)
         self._context.hub.notify(actor_id, *training.participant_ids)

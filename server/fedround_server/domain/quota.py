@@ -1,18 +1,18 @@
-"""How much users may have."""
+"""Quotas of what users keep on the server."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class Quotas:
-    """How much of what is kept.
+    """The quotas that the store enforces.
 
     Attributes:
-        open_trainings_per_user: Trainings of one actor that are not ended.
-        open_trainings: Trainings of all actors that are not ended.
-        stored_bytes_per_user: Files of one user: of its models, and the updates of the trainings that it steers.
+        max_open_trainings_per_user: Trainings of one actor that have not ended.
+        max_open_trainings: Trainings of all actors that have not ended.
+        max_stored_bytes_per_user: Size of one user's files: of its models, and the updates of its trainings.
     """
 
-    open_trainings_per_user: int = 1000
-    open_trainings: int = 10_000
-    stored_bytes_per_user: int = 1 << 40
+    max_open_trainings_per_user: int = 1000
+    max_open_trainings: int = 10_000
+    max_stored_bytes_per_user: int = 1 << 40

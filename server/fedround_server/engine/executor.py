@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
+from fedround_server.domain.limits import DEFAULTS
 from fedround_server.domain.model import BlobRef
 from fedround_server.domain.prediction import Prediction
 from fedround_server.domain.swag_moments import SWAG_MOMENTS
@@ -56,7 +57,9 @@ class WorkerEngine:
     that takes too long.
     """
 
-    def __init__(self, predict_seconds: float = 60, predict_bytes: int = 2 << 30) -> None:
+    def __init__(
+        self, predict_seconds: float = DEFAULTS.predict_seconds, predict_bytes: int = DEFAULTS.predict_bytes
+    ) -> None:
         """Starts nothing yet.
 
         Args:

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from fedround_server.blobs import BlobStore, BlobWriter
-from fedround_server.coordinator.context import Limits
 from fedround_server.domain.errors import DiskFull, Quota, TooManyUploads
+from fedround_server.domain.limits import Limits
 
 LEAST = 1 << 20
 """What an unfinished upload counts at least, in bytes: empty files fill a disk, too."""

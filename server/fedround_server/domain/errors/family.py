@@ -1,20 +1,22 @@
-"""The families of refusals: what kind each is. `interceptors` gives each family its gRPC status code."""
+"""The families of errors. `interceptors/errors.py` maps each family to its gRPC status code."""
 
 from collections.abc import Mapping
 from typing import ClassVar
 
 
 class FedroundError(Exception):
-    """A refusal with a reason.
+    """A call failed for a reason that the caller is told.
 
     Attributes:
         reason: UPPER_SNAKE, stable, for programs.
-        retry_seconds: How long to wait before the same is tried again; None if waiting does not help.
-        message: For people.
+        remedy: What a caller can do about errors of this reason, in Markdown.
+        retry_seconds: How long to wait before the next try; None if waiting does not help.
+        message: What happened and what to do next, for people.
         metadata: More facts for programs.
     """
 
     reason: ClassVar[str] = "INTERNAL"
+    remedy: ClassVar[str] = ""
     retry_seconds: float | None = None
 
     def __init__(self, message: str, **metadata: str) -> None:
@@ -24,15 +26,15 @@ class FedroundError(Exception):
 
 
 class Unauthenticated(FedroundError):
-    """The caller is not known."""
+    """The caller is not authenticated."""
 
 
 class PermissionDenied(FedroundError):
-    """The caller may not do this."""
+    """The caller is not allowed to do this."""
 
 
 class NotFound(FedroundError):
-    """There is no such thing, or the caller has no part in it: one answer, so that ids cannot be probed."""
+    """The object does not exist, or the caller has no part in it: one answer, so that ids cannot be probed."""
 
     resource_type: ClassVar[str] = ""
 
@@ -43,7 +45,7 @@ class NotFound(FedroundError):
 
 
 class InvalidArgument(FedroundError):
-    """The request cannot be right, whatever the state of the server."""
+    """The request is wrong in every state of the server."""
 
 
 class FailedPrecondition(FedroundError):
@@ -51,11 +53,11 @@ class FailedPrecondition(FedroundError):
 
 
 class AlreadyExists(FedroundError):
-    """What is to be made is there already."""
+    """The object to create exists."""
 
 
 class DataLoss(FedroundError):
-    """Bytes went missing, or were changed on the way."""
+    """Bytes were lost or changed in transit."""
 
 
 class ResourceExhausted(FedroundError):
@@ -63,14 +65,14 @@ class ResourceExhausted(FedroundError):
 
 
 class OutOfRange(FedroundError):
-    """A position lies outside of what there is."""
+    """A position is outside of the valid range."""
 
 
 class Aborted(FedroundError):
-    """Something else that the caller does took the place of this."""
+    """A later call took the place of this one."""
 
 
 class Unavailable(FedroundError):
-    """Not now; try again."""
+    """The server cannot answer now."""
 
     retry_seconds = 1.0

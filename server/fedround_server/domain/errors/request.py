@@ -1,12 +1,13 @@
-"""RejectedUpdates about calls, whatever they are about."""
+"""Errors that calls of all services can get: invalid fields, limits, outages."""
 
-from fedround_server.domain.errors.family import InvalidArgument, OutOfRange, ResourceExhausted, Unavailable
+from fedround_server.domain.errors.family import InvalidArgument, ResourceExhausted, Unavailable
 
 
 class FieldInvalid(InvalidArgument):
-    """A field is missing, malformed or out of range."""
+    """A field is missing, malformed, out of range, or does not go with another one."""
 
     reason = "FIELD_INVALID"
+    remedy = "correct the field; the message and BadRequest name it"
 
     def __init__(self, field: str, description: str) -> None:
         super().__init__(f"{field}: {description}", field=field)
@@ -15,15 +16,17 @@ class FieldInvalid(InvalidArgument):
 
 
 class Quota(ResourceExhausted):
-    """The user has as many of these as it may."""
+    """The user, or the server, has as many open trainings, stored bytes or tags as are allowed."""
 
     reason = "QUOTA"
+    remedy = "remove some"
 
 
 class TooManyCalls(ResourceExhausted):
-    """Calls come too fast."""
+    """The rate of calls is too high: of the user, of all users, or of an address without a valid token."""
 
     reason = "TOO_MANY_CALLS"
+    remedy = "wait as long as RetryInfo says; the SDK does"
 
     def __init__(self, what: str, wait: float, limit: str) -> None:
         super().__init__(f"{what}: wait {wait:.3f} s before the next call; nothing was done", limit=limit)
@@ -31,38 +34,37 @@ class TooManyCalls(ResourceExhausted):
 
 
 class AnswerTooLarge(ResourceExhausted):
-    """The answer does not fit into a message."""
+    """The response does not fit into a message of 2 MiB; the changes that the call made remain."""
 
     reason = "ANSWER_TOO_LARGE"
+    remedy = "ask for less: a smaller `page_size`"
 
-    def __init__(self, size: int, most: int) -> None:
+    def __init__(self, size: int, limit: int) -> None:
         super().__init__(
-            f"the answer has {size} bytes, a message carries {most}: ask for less; what was to be changed is changed"
+            f"the response has {size} bytes, more than the {limit} of a message: ask for less;"
+            " the changes that the call made remain"
         )
 
 
-class CursorExpired(OutOfRange):
-    """A subscription cannot be resumed at this sequence."""
-
-    reason = "CURSOR_EXPIRED"
-
-
 class ServerLeaving(Unavailable):
-    """The server is going down, and begins nothing any more."""
+    """The server is shutting down, and accepts no new uploads, downloads, predictions and starts of trainings."""
 
     reason = "SERVER_LEAVING"
+    remedy = "try again when it is back; the SDK does"
 
     def __init__(self) -> None:
-        super().__init__("the server is going down: try again when it is back")
-
-
-class WorkerKilled(Unavailable):
-    """The worker process was killed from outside, again and again: the machine is short of memory, it seems."""
-
-    reason = "WORKER_KILLED"
+        super().__init__("the server is shutting down: try again when it is back")
 
 
 class StoreUnavailable(Unavailable):
-    """The database does not answer."""
+    """The database does not answer, or is full."""
 
     reason = "STORE_UNAVAILABLE"
+    remedy = "try again; the SDK does"
+
+
+class WorkerKilled(Unavailable):
+    """The worker process was killed three times in a row, most likely because the machine is out of memory."""
+
+    reason = "WORKER_KILLED"
+    remedy = "try again; the SDK does, and aggregations do; operators give the machine more memory"

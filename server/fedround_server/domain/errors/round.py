@@ -1,10 +1,11 @@
-"""RejectedUpdates about rounds and what is submitted in them."""
+"""Errors about rounds, updates and events."""
 
 from fedround_server.domain.errors.family import (
     AlreadyExists,
     FailedPrecondition,
     InvalidArgument,
     NotFound,
+    OutOfRange,
     PermissionDenied,
 )
 
@@ -13,37 +14,43 @@ class RoundNotFound(NotFound):
     """The training has no such round."""
 
     reason = "ROUND_NOT_FOUND"
+    remedy = "leave `round` unset for the current one"
     resource_type = "round"
 
 
 class RoundNotOpen(FailedPrecondition):
-    """The round is not open: late, early, of another kind, or of another number."""
+    """The round does not accept this: it is closed, not open yet, or of another kind."""
 
     reason = "ROUND_NOT_OPEN"
+    remedy = "discard the update or report, and wait for the next `round_started`"
 
 
 class NotInCohort(PermissionDenied):
     """The caller does not belong to the round's cohort."""
 
     reason = "NOT_IN_COHORT"
+    remedy = "wait for the `round_started` of a round that you belong to"
 
 
 class UpdateMismatch(InvalidArgument):
-    """An update's tensors are not those that the round asks for."""
+    """The names, shapes or dtypes of the update's tensors are not those that the round asks for."""
 
     reason = "UPDATE_MISMATCH"
+    remedy = "send every tensor of the model, with its name, shape and dtype"
 
 
 class UpdateNotFinite(InvalidArgument):
-    """An update, a model or a metric contains NaN or Inf."""
+    """An update, a model or a metric contains NaN or infinity."""
 
     reason = "UPDATE_NOT_FINITE"
+    remedy = "the training diverged: lower the learning rate, check the data"
 
 
 class UpdateNorm(InvalidArgument):
-    """An update is farther from the model that it started from than the training allows."""
+    """The update is farther from the model that it started from than the training's `max_update_norm`."""
 
     reason = "UPDATE_NORM"
+    remedy = "train fewer steps or with a lower learning rate, or clip the update; the message has both numbers"
 
     def __init__(self, norm: float, limit: float) -> None:
         super().__init__(
@@ -55,9 +62,10 @@ class UpdateNorm(InvalidArgument):
 
 
 class NumExamples(InvalidArgument):
-    """num_examples is out of bounds."""
+    """`num_examples` is out of range."""
 
     reason = "NUM_EXAMPLES"
+    remedy = "send 1 to 2^31, or to the training's `max_num_examples`"
 
     def __init__(self, num_examples: int, highest: int) -> None:
         description = f"must be in 1..{highest}, not {num_examples}"
@@ -67,12 +75,21 @@ class NumExamples(InvalidArgument):
 
 
 class UpdateExists(AlreadyExists):
-    """The participant has submitted another update for the round."""
+    """The participant has submitted another update in the round; the same one gets the same receipt again."""
 
     reason = "UPDATE_EXISTS"
+    remedy = "nothing: the first one counts"
 
 
 class MetricsExist(AlreadyExists):
-    """The participant has reported for the round."""
+    """The participant has submitted other metrics in the round; the same ones are accepted again and count once."""
 
     reason = "METRICS_EXIST"
+    remedy = "nothing: the first ones count"
+
+
+class CursorExpired(OutOfRange):
+    """A subscription cannot be resumed after this sequence: the log does not reach it, or no longer has it."""
+
+    reason = "CURSOR_EXPIRED"
+    remedy = "subscribe again without a cursor"

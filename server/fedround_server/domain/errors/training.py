@@ -1,4 +1,4 @@
-"""RejectedUpdates about trainings."""
+"""Errors about trainings."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -7,22 +7,25 @@ from fedround_server.domain.errors.family import FailedPrecondition, InvalidArgu
 
 
 class TrainingNotFound(NotFound):
-    """No such training for this caller."""
+    """The training does not exist, or the caller has no part in it: one answer, so that ids cannot be probed."""
 
     reason = "TRAINING_NOT_FOUND"
+    remedy = "check the id, and which user the token belongs to"
     resource_type = "training"
 
 
 class NotActor(PermissionDenied):
-    """A participant calls what only the training's actor may."""
+    """Only the training's actor may do this."""
 
     reason = "NOT_ACTOR"
+    remedy = "ask the actor"
 
 
 class UnknownClients(InvalidArgument):
-    """A list names clients that do not exist; they are named as far as an answer has room, and nothing was changed."""
+    """A list names users that do not exist; 20 of them are in the message and 60 in the metadata."""
 
     reason = "UNKNOWN_CLIENTS"
+    remedy = "correct the list and send it whole: nothing was changed"
     # All of a status travels as metadata, which gRPC limits to 8 KiB.
     in_message: ClassVar[int] = 20
     in_metadata: ClassVar[int] = 60
@@ -41,30 +44,35 @@ class UnknownClients(InvalidArgument):
 
 
 class NoParticipants(FailedPrecondition):
-    """A training cannot start without (enough) participants."""
+    """The training has no participants, or fewer than its rounds need."""
 
     reason = "NO_PARTICIPANTS"
+    remedy = "register clients first"
 
 
 class TrainingNotInitial(FailedPrecondition):
-    """Only a training in the state INITIAL can be started."""
+    """Only a training in the state INITIAL can be started; of several starts at once exactly one succeeds."""
 
     reason = "TRAINING_NOT_INITIAL"
+    remedy = "nothing: it was started; see GetTraining"
 
 
 class TrainingRunning(FailedPrecondition):
-    """A running training, or a user that steers one, is removed with force only."""
+    """The training, or a training of the user to remove, is running, and `force` is not set."""
 
     reason = "TRAINING_RUNNING"
+    remedy = "wait for its end, or set `force`"
 
 
 class TrainingEnded(FailedPrecondition):
-    """The training is over."""
+    """The training has ended."""
 
     reason = "TRAINING_ENDED"
+    remedy = "create a new training from its model"
 
 
 class LastParticipant(FailedPrecondition):
     """A running training keeps at least one participant."""
 
     reason = "LAST_PARTICIPANT"
+    remedy = "register another one first, or remove the training"

@@ -18,17 +18,17 @@ def check_open_trainings(actor_id: str, quotas: Quotas) -> None:
     """
     unfinished = TrainingRow.select().where(TrainingRow.remove_time.is_null(), TrainingRow.state.in_(OPEN))
     own = unfinished.where(TrainingRow.actor_id == actor_id).count()
-    if own >= quotas.open_trainings_per_user:
+    if own >= quotas.max_open_trainings_per_user:
         raise Quota(
-            f"you have {own} trainings that are not ended, of {quotas.open_trainings_per_user} at the most: remove some"
-            " first",
+            f"you have {own} trainings that have not ended, and the limit is {quotas.max_open_trainings_per_user}:"
+            " remove some first",
             limit="max_open_trainings_per_user",
         )
     # Actors don't wait for each other: of those that create at the same instant, all may find the last place.
-    if unfinished.count() >= quotas.open_trainings:
+    if unfinished.count() >= quotas.max_open_trainings:
         raise Quota(
-            f"the server has {quotas.open_trainings} trainings that are not ended, as many as it takes: remove some"
-            " first, or ask the operator for more",
+            f"the server has {quotas.max_open_trainings} trainings that have not ended, its limit: remove some first,"
+            " or ask the operator for more",
             limit="max_open_trainings",
         )
 
@@ -40,9 +40,9 @@ def check_stored_bytes(user_id: str, quotas: Quotas, more: int = 0) -> None:
         Quota: Its files have too many.
     """
     stored = stored_bytes(user_id) + more
-    if stored > quotas.stored_bytes_per_user:
+    if stored > quotas.max_stored_bytes_per_user:
         raise Quota(
-            f"your files would have {stored} bytes, you may have {quotas.stored_bytes_per_user}: remove models, or"
+            f"your files would have {stored} bytes, you may have {quotas.max_stored_bytes_per_user}: remove models, or"
             " trainings with their updates, first",
             limit="max_stored_bytes_per_user",
         )

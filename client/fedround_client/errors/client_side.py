@@ -1,0 +1,21 @@
+"""The exceptions that the SDK raises without an error of the server."""
+
+from fedround_client.errors.family import Aborted, Unimplemented
+
+__all__ = ["RemovedFromTraining", "TrainingFailed", "TrainingRemoved", "UnsupportedRound"]
+
+
+class UnsupportedRound(Unimplemented, reason="UNSUPPORTED_ROUND"):
+    """A round asks for something that this participant cannot do."""
+
+
+class TrainingFailed(Aborted):
+    """The training ended in the state ERROR; the reason and the message are the training's own."""
+
+
+class TrainingRemoved(Aborted, reason="TRAINING_REMOVED"):
+    """The training was removed while the caller took part in it or waited for it."""
+
+
+class RemovedFromTraining(Aborted, reason="CLIENT_REMOVED"):
+    """The caller was removed from a training that it took part in."""
