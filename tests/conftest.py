@@ -13,9 +13,11 @@ from urllib.parse import urlsplit
 import pytest
 from hypothesis import HealthCheck, settings
 
-# A machine that is busy with something else is no failure; what others run unattended does the same each time.
+from sizes import IS_LONG
+
+# A machine that is busy with something else is no failure, and only long runs draw new examples each time.
 settings.register_profile(
-    "fedround", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize="CI" in os.environ
+    "fedround", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=not IS_LONG
 )
 settings.load_profile("fedround")
 # Halves the tests of the store, so somebody has to want it: where PostgreSQL is missing they fail otherwise.

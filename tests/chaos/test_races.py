@@ -17,7 +17,6 @@ from typing import Any, TypeAlias
 import pytest
 import pytest_asyncio
 
-from chaos.attacks import SEED, size
 from contracts.coordination import Coordination, coordinating
 from contracts.world import SPEC, blob, update
 from fedround_server.domain.errors import (
@@ -43,9 +42,10 @@ from fedround_server.domain.training import Training, TrainingState
 from fedround_server.domain.user import Role
 from fedround_server.store import Store
 from fedround_server.store.db.group_commit import Call, Transactions
+from sizes import SEED, size
 
 REPEATS = size("RACES", 2)
-pytestmark = pytest.mark.timeout(120 + 2 * REPEATS)
+pytestmark = [pytest.mark.attack, pytest.mark.timeout(300 + 2 * REPEATS)]
 
 
 class Barrier:

@@ -11,7 +11,7 @@ import peewee
 from playhouse.pool import PooledPostgresqlDatabase
 
 from fedround_server.domain.errors import StoreUnavailable
-from fedround_server.store.tables.schema import database_proxy
+from fedround_server.store.tables.base import database_proxy
 
 log = logging.getLogger(__name__)
 
