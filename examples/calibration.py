@@ -54,7 +54,9 @@ def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -
     index = np.minimum((confidence * bins).astype(int), bins - 1)
     count = np.bincount(index, minlength=bins)
     with np.errstate(invalid="ignore"):
-        return Reliability(np.bincount(index, confidence, bins) / count, np.bincount(index, correct, bins) / count, count)
+        return Reliability(
+            np.bincount(index, confidence, bins) / count, np.bincount(index, correct, bins) / count, count
+        )
 
 
 def draw(found: Reliability, path: Path) -> None:

@@ -4,7 +4,7 @@ import hashlib
 
 import numpy as np
 
-from client.scripted import MODEL, OK, TRAINING, USER, piece
+from client.scripted import MODEL, OK, TRAINING, USER, chunk_response
 from fedround.v1 import event_pb2
 from fedround.v1.event_pb2 import ROUND_KIND_TRAIN, Event, ModelInfo, RoundStarted
 from fedround.v1.model_pb2 import DownloadModelResponse
@@ -70,7 +70,7 @@ class Rounds:
         request, rpc = self.server.stream("DownloadModel")
         assert (request.model_id, request.version) == (MODEL, version)
         file = file_of(version)
-        rpc.send_response(piece(DownloadModelResponse, file, info=info_of(version, file)))
+        rpc.send_response(chunk_response(DownloadModelResponse, file, info=info_of(version, file)))
         rpc.terminate(*OK)
 
     def take_tensors(self, status=OK):

@@ -29,7 +29,7 @@ OK = ((), grpc.StatusCode.OK, "")
 UNAVAILABLE = ((), grpc.StatusCode.UNAVAILABLE, "connection reset")
 
 
-def refusal(code, reason, message="no", metadata=None, violations=None, domain="fedround", retry=None):
+def error_status(code, reason, message="no", metadata=None, violations=None, domain="fedround", retry=None):
     """What the server terminates a call with: trailing metadata, code, details."""
     info = error_details_pb2.ErrorInfo(reason=reason, domain=domain, metadata=metadata or {})
     details = [info]
@@ -51,7 +51,7 @@ def refusal(code, reason, message="no", metadata=None, violations=None, domain="
     return (("grpc-status-details-bin", status.SerializeToString()),), code, message
 
 
-def piece(response, data, **fields):
+def chunk_response(response, data, **fields):
     """A message of a download with some bytes and their checksum."""
     return response(chunk=data, chunk_crc32c=google_crc32c.value(data), **fields)
 
@@ -121,7 +121,7 @@ class Server:
         answer(response)
         return request
 
-    def refuse(self, name, status):
+    def fail(self, name, status):
         request, answer = self.unary(name)
         answer(None, status)
         return request

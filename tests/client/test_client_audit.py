@@ -71,7 +71,7 @@ def verify(entries, head=None):
     return verifier.finish(head or AuditHead(entries[-1].sequence, entries[-1].hash))
 
 
-def test_a_story_that_can_be():
+def test_consistent_entries_are_valid():
     story = [CREATED, OPENED, accepted("a"), accepted("b"), superseded("b"), CLOSED, counted("a"), done(), made()]
     report = verify(chain(*story, NEXT, accepted("c", 1), tell("call_refused", count=3)))
     assert (report.updates, report.counted, report.superseded, report.waiting) == (3, 1, 1, 1)
@@ -121,7 +121,7 @@ def test_a_story_that_can_be():
         ([tell("round_opened", "first")], "invalid literal"),
     ],
 )
-def test_a_story_that_cannot_be(story, problem):
+def test_contradicting_entries_are_found(story, problem):
     *before, last = chain(*story)
     verifier = AuditChainVerifier()
     for entry in before:
@@ -132,7 +132,7 @@ def test_a_story_that_cannot_be(story, problem):
     assert problem in broken.value.problem
 
 
-def test_trainings_have_rounds_of_their_own():
+def test_trainings_have_independent_rounds():
     first, second = chain(OPENED, OPENED)
     second = replace(second, training_id=OTHER)
     verify([first, replace(second, hash=second.digest())])
@@ -166,7 +166,7 @@ def test_the_log_is_verified_across_a_lost_connection(server):
     assert call.result(20).head == AuditHead(3, entries[-1].hash)
 
 
-def test_a_server_that_has_less_than_it_says_is_found_out(server):
+def test_a_server_with_fewer_entries_than_its_head_is_found(server):
     entries = chain(CREATED, OPENED)
     call = server.run(server.client.verify_audit)
     server.reply("GetAuditHead", GetAuditHeadResponse(head=HeadMessage(sequence=2, hash=entries[-1].hash)))

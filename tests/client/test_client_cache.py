@@ -1,4 +1,4 @@
-"""Models that a participant has: found again, in memory and on disk, and never trusted without a look."""
+"""The cache of model files, in memory and on disk."""
 
 import errno
 import hashlib
@@ -7,10 +7,7 @@ import os
 import numpy as np
 import pytest
 
-from client.rounds import Rounds, file_of, finished, info_of, round_started
-from client.scripted import MODEL, OK, is_cancelled, piece
-from fedround.v1.model_pb2 import DownloadModelResponse
-from fedround_client import ServerUnavailable
+from client.rounds import Rounds, file_of, finished, round_started
 from fedround_client.cache import SPOOL_BYTES, CacheWriter, ModelCache
 from fedround_client.tensors import to_safetensors
 
@@ -39,7 +36,7 @@ def cache(request, tmp_path):
     made.close()
 
 
-def test_a_restarted_participant_finds_its_model(server, tmp_path):
+def test_a_restarted_participant_uses_the_cached_model(server, tmp_path):
     rounds = Rounds(server, cache=tmp_path / "models")
     rounds.play(1, 0)
     rounds.send(finished(2))
@@ -53,7 +50,7 @@ def test_a_restarted_participant_finds_its_model(server, tmp_path):
     assert names(tmp_path / "models") == [f"{digest(file_of(0))}.safetensors"]
 
 
-def test_a_damaged_file_is_fetched_again(server, tmp_path):
+def test_a_damaged_file_is_downloaded_again(server, tmp_path):
     path = tmp_path / f"{digest(file_of(0))}.safetensors"
     path.write_bytes(file_of(1))
     rounds = Rounds(server, cache=tmp_path)
@@ -63,7 +60,7 @@ def test_a_damaged_file_is_fetched_again(server, tmp_path):
     assert path.read_bytes() == file_of(0)
 
 
-def test_rounds_go_on_where_nothing_can_be_kept(server, monkeypatch):
+def test_rounds_continue_without_a_cache(server, monkeypatch):
     def no_room(self, path):
         self.file = None
 
@@ -75,7 +72,7 @@ def test_rounds_go_on_where_nothing_can_be_kept(server, monkeypatch):
     assert rounds.result().rounds == 2
 
 
-def test_a_file_comes_back_from_its_beginning_each_time(cache):
+def test_a_cached_file_can_be_loaded_repeatedly(cache):
     state = {"w": np.arange(2000, dtype=np.float32)}
     sha256 = keep(cache, to_safetensors(state))
     for _ in range(2):
@@ -85,7 +82,7 @@ def test_a_file_comes_back_from_its_beginning_each_time(cache):
     assert cache.load(digest(b"another"), "numpy") is None
 
 
-def test_what_failed_on_the_way_is_not_kept(cache, tmp_path):
+def test_a_failed_download_is_not_cached(cache, tmp_path):
     def half():
         with cache.writer(digest(b"whole")) as kept:
             kept.write(b"wh")
@@ -97,7 +94,7 @@ def test_what_failed_on_the_way_is_not_kept(cache, tmp_path):
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
-def test_bytes_that_changed_are_not_taken(cache):
+def test_damaged_bytes_are_not_loaded(cache):
     file = to_safetensors({"w": np.zeros(2000, np.float32)})
     sha256 = keep(cache, file)
     held = cache.open(sha256)
@@ -107,7 +104,7 @@ def test_bytes_that_changed_are_not_taken(cache):
     assert cache.load(keep(cache, file), "numpy")["w"].sum() == 0
 
 
-def test_those_unused_for_longest_go_first(tmp_path):
+def test_the_least_recently_used_files_are_evicted_first(tmp_path):
     files = [to_safetensors({"w": np.full(1000, value, np.float32)}) for value in range(4)]
     cache = ModelCache(tmp_path, max_bytes=3 * len(files[0]))
     others = ["mine.safetensors", "notes.txt"]
@@ -126,7 +123,7 @@ def test_those_unused_for_longest_go_first(tmp_path):
     small.close()
 
 
-def test_what_a_killed_process_left_counts_and_goes(tmp_path):
+def test_files_of_a_killed_process_are_evicted(tmp_path):
     left = tmp_path / f"{'a' * 64}.safetensors.{'0' * 32}"
     left.write_bytes(bytes(5000))
     os.utime(left, (1000, 1000))
@@ -137,7 +134,7 @@ def test_what_a_killed_process_left_counts_and_goes(tmp_path):
 
 
 @pytest.mark.parametrize("size", [10, SPOOL_BYTES + 1])
-def test_a_full_disk_keeps_nothing_and_says_so(tmp_path, monkeypatch, caplog, size):
+def test_a_full_disk_is_logged_and_nothing_is_cached(tmp_path, monkeypatch, caplog, size):
     kept = CacheWriter(tmp_path / "file")
 
     class Full:
@@ -155,39 +152,3 @@ def test_a_full_disk_keeps_nothing_and_says_so(tmp_path, monkeypatch, caplog, si
     assert kept.file is None
     (record,) = caplog.records
     assert "No space left" in record.getMessage()
-
-
-def test_a_file_that_is_here_is_not_fetched_again(server, tmp_path):
-    target = tmp_path / "model.safetensors"
-    target.write_bytes(file_of(4))
-    before = target.stat()
-    call = server.run(server.client.download_model, MODEL, to=target)
-    request, rpc = server.stream("DownloadModel")
-    assert request.have_sha256 == digest(file_of(4))
-    rpc.send_response(DownloadModelResponse(info=info_of(4, file_of(4)), unchanged=True))
-    assert call.result(10) == target
-    assert target.stat() == before
-    assert list(tmp_path.iterdir()) == [target]
-
-
-def test_a_server_that_sends_what_is_here_is_not_listened_to(server, tmp_path):
-    target = tmp_path / "model.safetensors"
-    target.write_bytes(file_of(4))
-    call = server.run(server.client.download_model, MODEL, to=target)
-    _, rpc = server.stream("DownloadModel")
-    rpc.send_response(piece(DownloadModelResponse, file_of(4)[:40], info=info_of(4, file_of(4))))
-    assert call.result(10) == target
-    assert is_cancelled(rpc)
-    assert target.read_bytes() == file_of(4)
-
-
-def test_unchanged_is_believed_of_the_same_file_only(server, tmp_path):
-    target = tmp_path / "model.safetensors"
-    target.write_bytes(b"another")
-    call = server.run(server.client.download_model, MODEL, to=target)
-    for _ in range(8):
-        _, rpc = server.stream("DownloadModel")
-        rpc.send_response(DownloadModelResponse(info=info_of(4, file_of(4)), unchanged=True))
-        rpc.terminate(*OK)
-    assert isinstance(call.exception(10), ServerUnavailable)
-    assert target.read_bytes() == b"another"

@@ -70,7 +70,7 @@ def address(users):
     server.stop(None).wait()
 
 
-def test_the_token_comes_from_the_environment_and_goes_with_each_call(users, address, monkeypatch):
+def test_the_token_is_read_from_the_environment_and_sent_with_each_call(users, address, monkeypatch):
     monkeypatch.setenv("FEDROUND_SERVER", address)
     monkeypatch.setenv("FEDROUND_TOKEN", "from-the-environment")
     with connect() as client:
@@ -103,21 +103,21 @@ def test_a_read_is_repeated_while_the_server_restarts(users, address):
     ],
     ids=["versions", "tag", "predict"],
 )
-def test_so_is_whatever_else_may_happen_twice(users, address, call):
+def test_idempotent_calls_are_repeated(users, address, call):
     users.failures = 2
     with connect(address) as client:
         assert call(client) == 3
     assert len(users.calls) == 3
 
 
-def test_what_must_not_happen_twice_is_not_repeated(users, address):
+def test_calls_that_are_not_idempotent_are_not_repeated(users, address):
     users.failures = 1
     with connect(address) as client, pytest.raises(ServerUnavailable):
         client.create_user("name")
     assert len(users.calls) == 1
 
 
-def test_lists_go_through_all_pages(users, address):
+def test_lists_fetch_all_pages(users, address):
     with connect(address) as client:
         names = [user.name for user in client.users("CLIENT")]
     assert names == ["0-0", "0-1", "1-0", "1-1"]
@@ -127,12 +127,12 @@ def test_lists_go_through_all_pages(users, address):
     ]
 
 
-def test_an_unknown_role_is_a_mistake_of_the_caller(address):
+def test_an_unknown_role_is_rejected(address):
     with connect(address) as client, pytest.raises(ValueError, match="ROLE_KING"):
         client.create_user("name", "KING")
 
 
-def test_nobody_listens():
+def test_an_unreachable_server_is_reported():
     with connect("127.0.0.1:1") as client, pytest.raises(ServerUnavailable, match=r"127\.0\.0\.1:1 .*fedround serve"):
         client.create_user("name")
 
@@ -153,7 +153,7 @@ def test_nobody_listens():
         ("example.org:50051", False),
     ],
 )
-def test_only_this_machine_is_spoken_to_in_plaintext(server, loopback, monkeypatch):
+def test_plaintext_is_the_default_on_loopback_only(server, loopback, monkeypatch):
     assert is_loopback(server) is loopback
     kinds = []
     monkeypatch.setattr(grpc, "insecure_channel", lambda *a, **k: kinds.append("plaintext"))
@@ -163,7 +163,7 @@ def test_only_this_machine_is_spoken_to_in_plaintext(server, loopback, monkeypat
     assert kinds == ["plaintext" if loopback else "tls", "plaintext", "tls"]
 
 
-def test_a_tls_file_means_tls_on_loopback_too(tmp_path, monkeypatch):
+def test_a_tls_file_enables_tls_on_loopback(tmp_path, monkeypatch):
     kinds = []
     monkeypatch.setattr(grpc, "ssl_channel_credentials", lambda **files: files)
     monkeypatch.setattr(grpc, "secure_channel", lambda server, files, options: kinds.append(files))
@@ -177,7 +177,7 @@ def test_a_tls_file_means_tls_on_loopback_too(tmp_path, monkeypatch):
     ]
 
 
-def test_contradictions_are_refused(tmp_path):
+def test_contradicting_options_are_rejected(tmp_path):
     with pytest.raises(ValueError, match="insecure means plaintext"):
         connect("127.0.0.1:1", tls_ca=tmp_path / "ca.pem", insecure=True)
     with pytest.raises(ValueError, match="both tls_cert and tls_key"):
@@ -186,32 +186,32 @@ def test_contradictions_are_refused(tmp_path):
         connect("127.0.0.1:1", tls_ca=tmp_path / "ca.pem")
 
 
-def test_a_client_takes_any_channel(address):
+def test_a_client_accepts_any_channel(address):
     with Client(grpc.insecure_channel(address), "token") as client:
         assert client.myself().name == "me"
 
 
-def test_a_proxy_never_sees_what_is_meant_for_this_machine(users, address, monkeypatch):
+def test_loopback_connections_do_not_use_a_proxy(users, address, monkeypatch):
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     with connect(address, "token") as client:
         assert client.myself().name == "me"
 
 
-def test_the_line_end_of_a_token_file_is_no_part_of_the_token(users, address):
+def test_white_space_around_a_token_is_removed(users, address):
     with connect(address, "given\n") as client:
         client.myself()
     assert users.calls[-1][1]["authorization"] == "Bearer given"
 
 
 @pytest.mark.parametrize("token", ["two words", "tök", "a\x00b"])
-def test_what_cannot_be_a_token_is_refused_at_once(address, token):
+def test_invalid_tokens_are_rejected_at_once(address, token):
     with pytest.raises(TokenInvalid, match="right file") as error:
         connect(address, token)
     assert token not in str(error.value)
 
 
-def test_tls_files_come_from_the_environment(monkeypatch, tmp_path):
+def test_tls_files_are_read_from_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("FEDROUND_TLS_CA", str(tmp_path / "nowhere.pem"))
     with pytest.raises(FileNotFoundError, match="nowhere"):
         connect("127.0.0.1:1", "token")

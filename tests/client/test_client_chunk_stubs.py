@@ -47,7 +47,7 @@ def raw():
     server.stop(None)
 
 
-def test_an_upload_mixes_messages_and_frames(raw):
+def test_an_upload_mixes_protobuf_and_chunk_messages(raw):
     models, got = raw
     first = model_pb2.UploadModelRequest(spec={"name": "m"})
     packed = model_pb2.UploadModelRequest(chunk=CHUNK, chunk_crc32c=CRC, packing="PACKING_GZIP")
@@ -57,7 +57,7 @@ def test_an_upload_mixes_messages_and_frames(raw):
     assert [model_pb2.UploadModelRequest.FromString(message) for message in got] == [first, framed, packed]
 
 
-def test_a_download_gives_frames_of_what_is_a_chunk_alone(raw):
+def test_a_download_returns_chunk_messages_for_plain_chunks(raw):
     models, got = raw
     request = model_pb2.DownloadModelRequest(model_id="m", offset=1)
     messages = list(models.DownloadModel(request, timeout=10))
@@ -67,6 +67,6 @@ def test_a_download_gives_frames_of_what_is_a_chunk_alone(raw):
     assert messages[2] == model_pb2.DownloadModelResponse(chunk=CHUNK)
 
 
-def test_other_methods_stay_as_they_are(raw):
+def test_other_methods_are_unchanged(raw):
     models, _ = raw
     assert models.GetModel(model_pb2.GetModelRequest(), timeout=10).model.name == "m"

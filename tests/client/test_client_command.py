@@ -10,7 +10,7 @@ import pytest
 from google.protobuf.json_format import MessageToDict
 from typer.testing import CliRunner
 
-from client.scripted import MODEL, TRAINING, UNAVAILABLE, USER, done, refusal
+from client.scripted import MODEL, TRAINING, UNAVAILABLE, USER, done, error_status
 from fedround.v1.model_pb2 import (
     GetMetricsResponse,
     GetModelResponse,
@@ -144,7 +144,7 @@ CALLS = [
 
 @pytest.mark.parametrize(("line", "method", "response", "request_fields"), CALLS, ids=[call[0] for call in CALLS])
 @pytest.mark.parametrize("form", ["table", "json"])
-def test_commands_ask_and_print(server, command, line, method, response, request_fields, form):
+def test_commands_send_requests_and_print_responses(server, command, line, method, response, request_fields, form):
     call = command(*line.split(), "--format", form)
     request = server.reply(method, response)
     result = done(call)
@@ -165,7 +165,7 @@ def test_commands_ask_and_print(server, command, line, method, response, request
     assert result.stderr == ""
 
 
-def test_tables_for_people_show_names_as_they_are_without_steering_the_terminal(server, command):
+def test_tables_print_names_literally_and_without_control_characters(server, command):
     call = command("user", "list")
     server.reply("GetUsers", GetUsersResponse(users=[ALICE]))
     out = done(call).stdout
@@ -175,7 +175,7 @@ def test_tables_for_people_show_names_as_they_are_without_steering_the_terminal(
     assert out.splitlines()[1].split()[0] == USER
 
 
-def test_json_has_zeros_and_the_names_of_the_protos(server, command):
+def test_json_has_zeros_and_the_field_names_of_the_protos(server, command):
     call = command("training", "show", TRAINING, "--format", "json")
     server.reply("GetTraining", GetTrainingResponse(training=TRAINED))
     printed = json.loads(done(call).stdout)
@@ -184,7 +184,7 @@ def test_json_has_zeros_and_the_names_of_the_protos(server, command):
     assert printed["spec"]["target_num_updates"] == 5
 
 
-def test_a_new_users_token_is_printed_this_once(server, command):
+def test_the_token_of_a_new_user_is_printed(server, command):
     call = command("user", "create", "Bob")
     request = server.reply("CreateUser", CreateUserResponse(user=ALICE, token="bobs-token"))
     assert "bobs-token" in done(call).stdout
@@ -208,7 +208,7 @@ def test_a_new_users_token_is_printed_this_once(server, command):
         (f"model remove {MODEL}", RemoveModelRequest(model_id=MODEL), RemoveModelResponse()),
     ],
 )
-def test_removals_say_so_on_stderr(server, command, line, request_, response):
+def test_removals_are_confirmed_on_stderr(server, command, line, request_, response):
     call = command(*line.split())
     assert server.reply(type(request_).__name__.removesuffix("Request"), response) == request_
     result = done(call)
@@ -216,7 +216,7 @@ def test_removals_say_so_on_stderr(server, command, line, request_, response):
     assert re.search("is (removed|revoked)", result.stderr)
 
 
-def test_participants_are_listed_one_a_line(server, command):
+def test_participants_are_listed_one_per_line(server, command):
     call = command("training", "clients", "list", TRAINING)
     server.reply("GetTraining", GetTrainingResponse(training=Training(participant_ids=[USER, MODEL])))
     assert done(call).stdout.split() == [USER, MODEL]
@@ -230,29 +230,29 @@ def test_participants_are_listed_one_a_line(server, command):
 
 def test_an_error_is_one_line_with_its_fields(server, command):
     call = command("user", "create", "Bob")
-    status = refusal(
+    status = error_status(
         grpc.StatusCode.INVALID_ARGUMENT, "FIELD_INVALID", "The name\nis taken.", violations={"name": "choose another"}
     )
-    server.refuse("CreateUser", status)
+    server.fail("CreateUser", status)
     result = done(call, 1)
     assert result.stdout == ""
     assert result.stderr == "error: FIELD_INVALID: The name is taken.; name: choose another\n"
 
 
-def test_a_server_out_of_reach_says_what_to_do(server, command):
+def test_the_error_of_an_unreachable_server_says_what_to_do(server, command):
     call = command("user", "show")
-    server.refuse("GetMyself", UNAVAILABLE)
+    server.fail("GetMyself", UNAVAILABLE)
     assert "fedround serve" in done(call, 1).stderr
 
 
-def test_without_a_token_it_says_where_the_admins_is(monkeypatch):
+def test_without_a_token_the_error_names_the_file_of_the_admins_token(monkeypatch):
     result = CliRunner().invoke(app, ["user", "list"])
     assert result.exit_code == 1
     assert result.stderr.startswith("error: TOKEN_MISSING: ")
     assert "DATA_DIR/admin.token" in result.stderr
 
 
-def test_the_token_may_lie_in_a_file(server, command, tmp_path):
+def test_the_token_may_be_in_a_file(server, command, tmp_path):
     file = tmp_path / "token"
     file.write_text("from-the-file\n")
     call = command("--server", "example.org:1", "--token-file", file, "user", "show")
@@ -327,20 +327,20 @@ def test_a_missing_file_is_named(line, monkeypatch, tmp_path):
     assert str(missing) in result.stderr
 
 
-def test_an_audit_log_that_cannot_be_read_is_not_a_broken_one(server, command, tmp_path):
+def test_an_unreadable_audit_log_has_another_exit_code_than_a_broken_one(server, command, tmp_path):
     assert "missing.jsonl" in done(command("audit", "verify", "--file", tmp_path / "missing.jsonl"), 3).stderr
     call = command("audit", "verify")
-    server.refuse("GetAuditHead", refusal(grpc.StatusCode.PERMISSION_DENIED, "ROLE_REQUIRED"))
+    server.fail("GetAuditHead", error_status(grpc.StatusCode.PERMISSION_DENIED, "ROLE_REQUIRED"))
     assert "ROLE_REQUIRED" in done(call, 3).stderr
     (tmp_path / "other").write_bytes(b"\xff no export\n")
     told = done(command("audit", "verify", "--file", tmp_path / "other"), 1).stderr
     assert told == "error: AUDIT_BROKEN: entry 1: line 1 is not an entry of an export\n"
 
 
-def test_an_export_that_fails_leaves_no_file_and_none_is_overwritten(server, command, tmp_path):
+def test_a_failed_export_leaves_no_file_and_overwrites_none(server, command, tmp_path):
     file = tmp_path / "audit.jsonl"
     call = command("audit", "export", file)
-    server.refuse("GetAuditHead", refusal(grpc.StatusCode.PERMISSION_DENIED, "ROLE_REQUIRED"))
+    server.fail("GetAuditHead", error_status(grpc.StatusCode.PERMISSION_DENIED, "ROLE_REQUIRED"))
     done(call, 1)
     assert not file.exists()
     file.write_text("noted")
@@ -355,7 +355,7 @@ def test_help_and_version():
         assert result.stdout
 
 
-def test_serve_becomes_the_server_with_all_arguments(monkeypatch):
+def test_serve_executes_the_server_with_all_arguments(monkeypatch):
     executed = []
     monkeypatch.setenv("FEDROUND_TOKEN", "t")
     monkeypatch.setattr(serve, "find_spec", lambda name: object())
@@ -368,7 +368,7 @@ def test_serve_becomes_the_server_with_all_arguments(monkeypatch):
 
 
 @pytest.mark.parametrize(("command_name", "extra"), [("serve", "server"), ("demo", "demo")])
-def test_a_missing_extra_says_how_to_install_it(monkeypatch, command_name, extra):
+def test_the_error_of_a_missing_extra_says_how_to_install_it(monkeypatch, command_name, extra):
     monkeypatch.setattr(serve, "find_spec", lambda name: None if name == "torch" else object())
     result = CliRunner().invoke(app, [command_name])
     assert result.exit_code == 1
@@ -376,7 +376,7 @@ def test_a_missing_extra_says_how_to_install_it(monkeypatch, command_name, extra
     assert f'pip install "fedround[{extra}]"' in result.stderr
 
 
-def test_demo_hands_its_arguments_on(monkeypatch):
+def test_demo_passes_its_arguments_on(monkeypatch):
     module = ModuleType("fedround_client.demo.run")
     module.main = lambda arguments: len(arguments)
     monkeypatch.setitem(sys.modules, "fedround_client.demo.run", module)

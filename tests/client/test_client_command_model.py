@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 
-from client.scripted import MODEL, OK, TRAINING, USER, done, piece
+from client.scripted import MODEL, OK, TRAINING, USER, chunk_response, done
 from fedround.v1.aggregation_pb2 import Ensemble, EnsembleMember, McDropout, Swag
 from fedround.v1.event_pb2 import ROUND_KIND_EVALUATE, ROUND_KIND_TRAIN, ModelInfo
 from fedround.v1.inference_pb2 import PredictResponse, Tensor
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.timeout(30)
 FILE = to_safetensors({"w": np.ones(3, np.float32)})
 
 
-def test_models_go_up(server, command, tmp_path):
+def test_a_model_is_uploaded(server, command, tmp_path):
     path = tmp_path / "net.safetensors"
     path.write_bytes(FILE)
     call = command("model", "upload", path, "--architecture", "mlp")
@@ -52,12 +52,12 @@ def test_models_go_up(server, command, tmp_path):
         ("--tag best --posterior", None, "best", MODEL_PART_POSTERIOR),
     ],
 )
-def test_versions_come_down(server, command, tmp_path, monkeypatch, options, version, tag, part):
+def test_versions_are_downloaded(server, command, tmp_path, monkeypatch, options, version, tag, part):
     monkeypatch.chdir(tmp_path)
     call = command("model", "download", MODEL, *options.split(), "--format", "json")
     request, rpc = server.stream("DownloadModel")
     info = ModelInfo(version=0, sha256=hashlib.sha256(FILE).hexdigest(), size_bytes=len(FILE))
-    rpc.send_response(piece(DownloadModelResponse, FILE, info=info))
+    rpc.send_response(chunk_response(DownloadModelResponse, FILE, info=info))
     rpc.terminate(*OK)
     name = f"{MODEL}.posterior.safetensors" if part == MODEL_PART_POSTERIOR else f"{MODEL}.safetensors"
     assert json.loads(done(call).stdout) == {"path": name}
@@ -66,18 +66,18 @@ def test_versions_come_down(server, command, tmp_path, monkeypatch, options, ver
     assert (tmp_path / name).read_bytes() == FILE
 
 
-def test_a_download_goes_where_it_is_told(server, command, tmp_path):
+def test_a_download_is_written_to_the_given_file(server, command, tmp_path):
     target = tmp_path / "down.safetensors"
     call = command("model", "download", MODEL, "--output", target)
     _, rpc = server.stream("DownloadModel")
     info = ModelInfo(version=0, sha256=hashlib.sha256(FILE).hexdigest(), size_bytes=len(FILE))
-    rpc.send_response(piece(DownloadModelResponse, FILE, info=info))
+    rpc.send_response(chunk_response(DownloadModelResponse, FILE, info=info))
     rpc.terminate(*OK)
     assert done(call).stdout == f"{target}\n"
     assert target.read_bytes() == FILE
 
 
-def test_versions_are_listed_with_what_is_known_of_them(server, command):
+def test_versions_are_listed_with_tags_and_metrics(server, command):
     versions = [
         ModelVersion(version=2, tags=["best", "last"], stored=True, metrics={"loss": 0.5, "accuracy": 0.123456789}),
         ModelVersion(version=1, posterior=PosteriorInfo(rank=4)),
@@ -105,7 +105,7 @@ def metrics(server, command, *options):
     return done(call).stdout
 
 
-def test_metrics_are_a_table_with_a_column_for_each(server, command):
+def test_metrics_are_a_table_with_one_column_per_metric(server, command):
     header, first, second = (line.split() for line in metrics(server, command).splitlines())
     assert header == ["ROUND", "KIND", "VERSION", "EXAMPLES", "=accuracy\N{REPLACEMENT CHARACTER}", "loss"]
     assert first == ["0", "TRAIN", "0", "30", "0.123457"]
@@ -161,14 +161,14 @@ def predict(server, command, inputs, response, *options):
     return request, done(call).stdout
 
 
-def test_point_predictions_are_a_row_an_input(server, command, inputs):
+def test_point_predictions_have_one_row_per_input(server, command, inputs):
     request, out = predict(server, command, inputs, POINTS)
     assert (list(request.inputs.shape), request.inputs.dtype) == ([2, 2], "F32")
     assert not any(request.HasField(name) for name in ("version", "seed", "uncertainty"))
     assert [line.split() for line in out.splitlines()] == [["INPUT", "MEAN"], ["0", "1", "2.5"], ["1", "3", "-0.3333"]]
 
 
-def test_probabilities_come_with_a_class_and_entropies(server, command, inputs):
+def test_probabilities_have_a_class_and_entropies(server, command, inputs):
     _, out = predict(server, command, inputs, PROBABILITIES)
     header, first, second = (line.split() for line in out.splitlines())
     assert header == ["INPUT", "CLASS", "MEAN", "STD", "PREDICTIVE_ENTROPY", "EXPECTED_ENTROPY", "MUTUAL_INFORMATION"]
@@ -187,7 +187,7 @@ def test_probabilities_come_with_a_class_and_entropies(server, command, inputs):
         ),
     ],
 )
-def test_predictions_ask_for_what_is_chosen(server, command, inputs, options, choice):
+def test_predictions_send_the_chosen_options(server, command, inputs, options, choice):
     more = "--tag best --architecture mlp --seed 0"
     request, _ = predict(server, command, inputs, POINTS, *options.split(), *more.split())
     assert request.uncertainty == uncertainty(choice)
@@ -216,7 +216,7 @@ def test_predictions_are_written_to_a_file(server, command, inputs, tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"1 2 3", b"PK\x03\x04"])
-def test_inputs_that_are_no_npy_file_are_told(command, tmp_path, content):
+def test_inputs_that_are_not_a_npy_file_are_rejected(command, tmp_path, content):
     path = tmp_path / "x.npy"
     path.write_bytes(content)
     assert done(command("predict", MODEL, path), 1).stderr.startswith(f"error: INPUTS: {path} is not a .npy file")

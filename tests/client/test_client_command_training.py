@@ -146,7 +146,7 @@ def test_waiting_for_a_training_that_fails_exits_with_1(server, command):
     assert done(call, 1).stderr == "error: DEADLINE_MISSED: nobody came; missing: ward 7\n"
 
 
-def test_a_round_shows_who_is_missing_and_what_was_refused(server, command):
+def test_a_round_shows_missing_participants_and_rejected_updates(server, command):
     refusal = Refusal(reason="UPDATE_NOT_FINITE", count=3, message="tensor 'w' contains NaN or Inf")
     refusal.last_time.FromSeconds(1_800_000_000)
     missing = RoundParticipant(user_id=USER, name="ward 7", uploaded_bytes=4096, subscribed=True, refusals=[refusal])

@@ -8,7 +8,7 @@ import google_crc32c
 import numpy as np
 import pytest
 
-from client.scripted import MODEL, OK, TRAINING, Server, piece
+from client.scripted import MODEL, OK, TRAINING, Server, chunk_response
 from fedround.v1.event_pb2 import PACKING_GZIP, PACKING_UNSPECIFIED, ModelInfo
 from fedround.v1.model_pb2 import DownloadModelResponse
 from fedround.v1.round_pb2 import SubmitUpdateResponse
@@ -32,7 +32,7 @@ def server():
     return made
 
 
-def test_chunks_are_packed_if_that_makes_them_smaller(server):
+def test_chunks_are_compressed_if_that_makes_them_smaller(server):
     call = server.run(server.client.submit_update, TRAINING, 3, STATE, 42)
     rpc = server.upload("SubmitUpdate")
     assert rpc.take_request().spec.size_bytes == len(FILE)
@@ -55,13 +55,13 @@ def packed(chunk, data=None):
     return DownloadModelResponse(chunk=data, chunk_crc32c=google_crc32c.value(chunk), packing=PACKING_GZIP)
 
 
-def test_packed_and_plain_chunks_make_the_same_model(server):
+def test_compressed_and_plain_chunks_can_be_mixed(server):
     call = server.run(server.client.download_model, MODEL)
     request, rpc = server.stream("DownloadModel")
     assert request.packing == PACKING_GZIP
     rpc.send_response(DownloadModelResponse(info=INFO))
     rpc.send_response(packed(FILE[:CHUNK]))
-    rpc.send_response(piece(DownloadModelResponse, FILE[CHUNK : CHUNK + 1000]))
+    rpc.send_response(chunk_response(DownloadModelResponse, FILE[CHUNK : CHUNK + 1000]))
     rpc.send_response(packed(FILE[CHUNK + 1000 :]))
     rpc.terminate(*OK)
     np.testing.assert_array_equal(call.result(10)["z"], NOISE)
@@ -78,7 +78,7 @@ def test_packed_and_plain_chunks_make_the_same_model(server):
     ],
     ids=lambda data: repr(data[:12]),
 )
-def test_what_does_not_unpack_is_fetched_again_and_at_last_given_up(server, data):
+def test_chunks_that_cannot_be_decompressed_are_retried_then_fail(server, data):
     tracemalloc.start()
     try:
         call = server.run(server.client.download_model, MODEL)

@@ -7,7 +7,7 @@ import grpc
 import pytest
 
 import fedround_client
-from client.scripted import TRAINING, refusal
+from client.scripted import TRAINING, error_status
 from fedround.v1.training_pb2 import RemoveTrainingResponse
 from fedround_client import errors
 
@@ -58,14 +58,14 @@ TABLE = [
 
 def failing(server, status):
     call = server.run(server.client.get_training, TRAINING)
-    server.refuse("GetTraining", status)
+    server.fail("GetTraining", status)
     return call.exception(10)
 
 
 @pytest.mark.parametrize(("code", "reason", "kind"), TABLE)
 def test_each_reason_has_its_exception(server, code, reason, kind):
     violations = {"spec.name": "is too long"} if code == "INVALID_ARGUMENT" else None
-    error = failing(server, refusal(grpc.StatusCode[code], reason, "do that", {"id": "7"}, violations))
+    error = failing(server, error_status(grpc.StatusCode[code], reason, "do that", {"id": "7"}, violations))
     assert type(error) is kind
     assert (error.code, error.reason, error.message) == (grpc.StatusCode[code], reason, "do that")
     assert error.metadata == {"id": "7"}
@@ -74,8 +74,8 @@ def test_each_reason_has_its_exception(server, code, reason, kind):
 
 
 @pytest.mark.parametrize("where", ["status", "detail"])
-def test_details_that_are_garbage_are_as_good_as_none(server, where):
-    ((key, details),), code, text = refusal(grpc.StatusCode.NOT_FOUND, "TRAINING_NOT_FOUND")
+def test_malformed_details_are_ignored(server, where):
+    ((key, details),), code, text = error_status(grpc.StatusCode.NOT_FOUND, "TRAINING_NOT_FOUND")
     garbage = b"\xff" * 20 if where == "status" else details.replace(b"TRAINING_NOT_FOUND", b"\xff" * 18)
     error = failing(server, (((key, garbage),), code, text))
     assert type(error) is errors.NotFound
@@ -93,25 +93,25 @@ def test_every_exception_is_exported_and_can_be_pickled():
     assert set(fedround_client.__all__) <= set(vars(fedround_client))
 
 
-def test_a_server_out_of_reach_is_told_with_its_address_and_what_to_do(server):
+def test_an_unreachable_server_is_reported_with_its_address_and_advice(server):
     error = failing(server, ((), grpc.StatusCode.UNAVAILABLE, "connection refused"))
     assert type(error) is errors.ServerUnavailable
     assert re.search(r"there:1.*connection refused.*fedround serve", error.message)
 
 
-def test_what_the_server_asks_to_wait_for_may_be_tried_again(server):
-    error = failing(server, refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_UPLOADS", retry=1.5))
+def test_errors_with_retry_info_are_transient(server):
+    error = failing(server, error_status(grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_UPLOADS", retry=1.5))
     assert (error.retry_after, error.transient) == (1.5, True)
 
 
-def test_details_of_another_domain_are_not_taken_for_ours(server):
-    error = failing(server, refusal(grpc.StatusCode.NOT_FOUND, "TRAINING_NOT_FOUND", domain="example.org"))
+def test_details_of_another_domain_are_ignored(server):
+    error = failing(server, error_status(grpc.StatusCode.NOT_FOUND, "TRAINING_NOT_FOUND", domain="example.org"))
     assert type(error) is errors.NotFound
     assert error.reason == "NOT_FOUND"
 
 
-def test_broken_details_do_not_hide_the_error(server):
-    trailing, _, _ = refusal(grpc.StatusCode.NOT_FOUND, "TRAINING_NOT_FOUND")
+def test_contradicting_details_do_not_hide_the_error(server):
+    trailing, _, _ = error_status(grpc.StatusCode.NOT_FOUND, "TRAINING_NOT_FOUND")
     error = failing(server, (trailing, grpc.StatusCode.PERMISSION_DENIED, "contradiction"))
     assert type(error) is errors.PermissionDenied
     assert error.message == "contradiction"
@@ -136,11 +136,11 @@ def test_broken_details_do_not_hide_the_error(server):
         ("INVALID_ARGUMENT", "FIELD_INVALID", False),
     ],
 )
-def test_what_may_be_tried_again(code, reason, transient):
+def test_transient_errors(code, reason, transient):
     assert errors.FedroundError(grpc.StatusCode[code], reason, "").transient is transient
 
 
-def test_a_mistake_in_the_server_is_not_tried_again():
+def test_an_internal_error_of_the_server_is_not_transient():
     error = errors.FedroundError(grpc.StatusCode.INTERNAL, "INTERNAL", "", {"error_id": "7"})
     assert not error.transient
 
@@ -156,17 +156,17 @@ def test_the_client_needs_neither_torch_nor_a_database():
     assert run.returncode == 0, run.stderr
 
 
-def test_a_call_that_came_too_fast_is_made_again_when_there_is_time_for_it(server):
+def test_a_rate_limited_call_is_repeated_after_the_retry_delay(server):
     call = server.run(server.client.remove_training, TRAINING)
-    busy = refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_CALLS", retry=3.5)
-    server.refuse("RemoveTraining", busy)
+    busy = error_status(grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_CALLS", retry=3.5)
+    server.fail("RemoveTraining", busy)
     server.reply("RemoveTraining", RemoveTrainingResponse())
     assert call.result(10) is None
     assert 1003.5 <= server.time.time() <= 1004
 
 
-def test_calls_that_come_too_fast_again_and_again_are_given_up(server):
+def test_a_call_that_stays_rate_limited_fails(server):
     call = server.run(server.client.get_training, TRAINING)
     for _ in range(8):
-        server.refuse("GetTraining", refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_CALLS", retry=1))
+        server.fail("GetTraining", error_status(grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_CALLS", retry=1))
     assert isinstance(call.exception(10), errors.TooManyCalls)

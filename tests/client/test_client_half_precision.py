@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from client.rounds import Rounds, finished, info_of, round_started
-from client.scripted import OK, piece
+from client.scripted import OK, chunk_response
 from fedround.v1.aggregation_pb2 import UPDATE_PRECISION_BFLOAT16, UPDATE_PRECISION_FLOAT16
 from fedround.v1.model_pb2 import DownloadModelResponse
 from fedround.v1.round_pb2 import SubmitUpdateResponse
@@ -59,7 +59,7 @@ def test_float16_is_rounded_as_numpy_rounds_it(numbers):
 
 
 @given(st.sampled_from([("FLOAT16", 2.0**-11, 2.0**-25), ("BFLOAT16", 2.0**-8, 2.0**-133)]), st.integers(0, 2**32))
-def test_what_is_rebuilt_is_near(precision, seed):
+def test_rebuilt_updates_are_within_the_rounding_error(precision, seed):
     name, relative, absolute = precision
     rng = np.random.default_rng(seed)
     step = 10.0 ** rng.integers(-6, 2)
@@ -81,7 +81,7 @@ def test_what_is_rebuilt_is_near(precision, seed):
 
 
 @given(st.integers(0, 2500), st.sampled_from(["FLOAT16", "BFLOAT16"]))
-def test_differences_are_sent_from_anywhere(offset, precision):
+def test_differences_can_be_read_from_any_offset(offset, precision):
     update = {name: tensor + tensor.dtype.type(1) for name, tensor in MODEL.items()}
     file = SafetensorsStream(difference_sources(update, held(MODEL), precision))
     whole = b"".join(bytes(one) for one in file.pieces())
@@ -100,12 +100,12 @@ def test_differences_are_sent_from_anywhere(offset, precision):
         ({"another": MODEL["w"]}, "'another' is not as in the model"),
     ],
 )
-def test_what_is_no_difference_is_told(update, text):
+def test_updates_that_cannot_be_sent_as_differences_are_rejected(update, text):
     with pytest.raises(NotRepresentable, match=text):
         Payload.of_tensors(difference_sources({**MODEL, **update}, held(MODEL), "FLOAT16"))
 
 
-def test_a_difference_takes_a_block_of_memory():
+def test_a_difference_needs_memory_for_one_block():
     before = {"w": np.ones(10_000_000, np.float32)}
     after, model = {"w": before["w"] + 1}, held(before)
     tracemalloc.start()
@@ -124,7 +124,7 @@ def play(server, train, precision, framework="numpy", **options):
     rounds.training_is_at(0)
     _, rpc = server.stream("DownloadModel")
     file = to_safetensors(MODEL)
-    rpc.send_response(piece(DownloadModelResponse, file, info=info_of(0, file)))
+    rpc.send_response(chunk_response(DownloadModelResponse, file, info=info_of(0, file)))
     rpc.terminate(*OK)
     data = take(server)
     rounds.send(finished(2))
@@ -152,7 +152,7 @@ def add_in_place(model, round_):
 @pytest.mark.parametrize(
     ("precision", "dtype"), [(UPDATE_PRECISION_FLOAT16, torch.float16), (UPDATE_PRECISION_BFLOAT16, torch.bfloat16)]
 )
-def test_a_participant_sends_differences_where_the_round_takes_them(server, framework, precision, dtype):
+def test_a_participant_sends_differences_if_the_round_accepts_them(server, framework, precision, dtype):
     sent = play(server, add_in_place, precision, framework)
     assert {name: tensor.dtype for name, tensor in sent.items()} == {
         "w": dtype,
@@ -166,7 +166,7 @@ def test_a_participant_sends_differences_where_the_round_takes_them(server, fram
 
 
 @pytest.mark.parametrize("precision", [0, 1, 99])
-def test_other_rounds_get_updates_in_full(server, precision):
+def test_other_rounds_get_full_updates(server, precision):
     def train(model, round_):
         assert round_.update_precision == "FULL"
         return model, 1
@@ -174,11 +174,11 @@ def test_other_rounds_get_updates_in_full(server, precision):
     assert play(server, train, precision)["w"].dtype == torch.float32
 
 
-def test_who_wants_to_sends_in_full(server):
+def test_full_updates_can_be_chosen(server):
     assert play(server, add_in_place, UPDATE_PRECISION_FLOAT16, full_updates=True)["w"].dtype == torch.float32
 
 
-def test_what_does_not_fit_is_sent_in_full(server, caplog):
+def test_differences_that_overflow_are_sent_in_full(server, caplog):
     def train(model, round_):
         return {**model, "w": model["w"] + 1e6}, 1
 
@@ -188,7 +188,7 @@ def test_what_does_not_fit_is_sent_in_full(server, caplog):
     assert "sent in full: F16 cannot hold the difference of tensor 'w'" in record.getMessage()
 
 
-def test_without_the_models_file_an_update_is_sent_in_full(server, monkeypatch):
+def test_without_the_cached_model_an_update_is_sent_in_full(server, monkeypatch):
     def no_room(self, path):
         self.file = None
 

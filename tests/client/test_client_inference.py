@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import torch
 
-from client.scripted import MODEL, refusal
+from client.scripted import MODEL, error_status
 from fedround.v1.event_pb2 import ModelInfo
 from fedround.v1.inference_pb2 import PredictResponse, Tensor
 from fedround_client import ArchitectureUnknown, McDropout, TensorError
@@ -28,7 +28,7 @@ def response(**tensors):
     )
 
 
-def test_arrays_go_and_arrays_come(server):
+def test_arrays_are_sent_and_received(server):
     inputs = np.arange(6, dtype=np.int16).reshape(2, 3)
     choice = McDropout(samples=7, softmax=True)
     call = server.run(server.client.predict, MODEL, inputs, tag="best", architecture="mlp", uncertainty=choice, seed=0)
@@ -50,7 +50,7 @@ def test_arrays_go_and_arrays_come(server):
     assert found.mean.flags.writeable
 
 
-def test_one_pass_has_no_spread_and_no_entropies(server):
+def test_one_pass_has_no_variance_and_no_entropies(server):
     call = server.run(server.client.predict, MODEL, np.zeros(2), version=0)
     request = server.reply("Predict", response(mean=[1, 2]))
     assert request.HasField("version")
@@ -84,12 +84,12 @@ def test_inputs_are_sent_little_endian_in_row_major_order(server, inputs, dtype)
     ("inputs", "text"),
     [(np.array(["a"]), "dtype <U1"), (np.zeros((1, 1), np.complex64), "complex64"), (np.zeros(2**19), "at most")],
 )
-def test_inputs_that_cannot_be_sent_are_refused_at_once(server, inputs, text):
+def test_inputs_that_cannot_be_sent_are_rejected_at_once(server, inputs, text):
     with pytest.raises(TensorError, match=text):
         server.client.predict(MODEL, inputs)
 
 
-def test_a_refusal_is_typed(server):
+def test_an_error_is_typed(server):
     call = server.run(server.client.predict, MODEL, np.zeros(2))
-    server.refuse("Predict", refusal(grpc.StatusCode.FAILED_PRECONDITION, "ARCHITECTURE_UNKNOWN"))
+    server.fail("Predict", error_status(grpc.StatusCode.FAILED_PRECONDITION, "ARCHITECTURE_UNKNOWN"))
     assert type(call.exception(10)) is ArchitectureUnknown

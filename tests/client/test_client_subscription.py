@@ -3,7 +3,7 @@ import itertools
 import grpc
 import pytest
 
-from client.scripted import OK, OTHER, TRAINING, UNAVAILABLE, cut, drain, is_cancelled, refusal
+from client.scripted import OK, OTHER, TRAINING, UNAVAILABLE, cut, drain, error_status, is_cancelled
 from fedround.v1 import event_pb2
 from fedround.v1.event_pb2 import Event
 from fedround.v1.training_pb2 import GetTrainingResponse, Training
@@ -45,7 +45,7 @@ def test_watch_resumes_behind_the_last_event_and_ends_with_the_training(server):
     assert call.result(10) == [1, 2, 3, 4]
 
 
-def test_watch_starts_where_it_is_told_to(server):
+def test_watch_starts_behind_the_given_sequence(server):
     call = sequences(server, TRAINING, resume_after=7)
     cursors, _ = subscription(server, started(8), finished(9))
     assert cursors == {TRAINING: 7}
@@ -65,7 +65,7 @@ def test_watch_of_all_trainings_keeps_a_cursor_for_each_and_outlives_them(server
     assert call.result(10) == [(TRAINING, 1), (OTHER, 5), (TRAINING, 2), (OTHER, 6)]
 
 
-def test_heartbeats_move_the_cursor_and_are_not_handed_out(server):
+def test_heartbeats_move_the_cursor_and_are_not_yielded(server):
     call = sequences(server, TRAINING)
     _, rpc = subscription(server, started(1), heartbeat(6))
     cut(rpc)
@@ -74,7 +74,7 @@ def test_heartbeats_move_the_cursor_and_are_not_handed_out(server):
     assert call.result(10) == [1, 7]
 
 
-def test_a_server_that_goes_away_is_come_back_to(server):
+def test_going_away_reconnects(server):
     call = sequences(server, TRAINING)
     away = Event(training_id=TRAINING, sequence=1, going_away=event_pb2.GoingAway(message="restart"))
     subscription(server, started(1), away)
@@ -101,7 +101,7 @@ def test_a_silent_stream_is_dead_after_a_minute(server):
     assert call.result(10) == [1, 2]
 
 
-def test_the_time_that_the_reader_takes_is_not_silence(server):
+def test_the_time_that_the_caller_needs_is_not_silence(server):
     events = server.client.watch(TRAINING)
     call = server.run(next, events)
     _, rpc = subscription(server, started(1))
@@ -111,7 +111,7 @@ def test_the_time_that_the_reader_takes_is_not_silence(server):
     assert server.run(next, events).result(10).sequence == 2
 
 
-def test_leaving_the_iteration_cancels_the_call(server):
+def test_closing_the_iterator_cancels_the_call(server):
     events = server.client.watch(TRAINING)
     call = server.run(next, events)
     _, rpc = subscription(server, started(1))
@@ -120,7 +120,7 @@ def test_leaving_the_iteration_cancels_the_call(server):
     rpc.cancelled()
 
 
-def test_waits_grow_while_the_server_is_down_and_never_end(server, monkeypatch):
+def test_the_back_off_grows_while_the_server_is_down(server, monkeypatch):
     drawn = []
     monkeypatch.setattr("tenacity.wait.random.uniform", lambda low, high: drawn.append(high) or high)
     call = sequences(server, TRAINING)
@@ -140,39 +140,39 @@ def test_waits_grow_while_the_server_is_down_and_never_end(server, monkeypatch):
         ("OUT_OF_RANGE", "CURSOR_EXPIRED", CursorExpired),
     ],
 )
-def test_a_refusal_ends_it(server, code, reason, kind):
+def test_an_error_that_is_not_transient_is_raised(server, code, reason, kind):
     call = sequences(server, TRAINING)
-    server.stream("Subscribe")[1].terminate(*refusal(grpc.StatusCode[code], reason))
+    server.stream("Subscribe")[1].terminate(*error_status(grpc.StatusCode[code], reason))
     assert type(call.exception(10)) is kind
 
 
-def test_a_stream_about_an_ended_training_may_have_nothing_to_say(server):
+def test_a_stream_of_an_ended_training_may_be_empty(server):
     call = sequences(server, TRAINING, resume_after=9)
     server.stream("Subscribe")[1].terminate(*OK)
     assert call.result(10) == []
 
 
-def test_wait_answers_the_finished_training(server):
+def test_wait_returns_the_finished_training(server):
     call = server.run(server.client.wait, TRAINING)
     subscription(server, started(1), finished(2))
     server.reply("GetTraining", GetTrainingResponse(training=Training(training_id=TRAINING, model_version=3)))
     assert call.result(10).model_version == 3
 
 
-def test_wait_is_patient_to_its_end(server):
+def test_wait_retries_reading_the_finished_training(server):
     call = server.run(server.client.wait, TRAINING)
     subscription(server, started(1), finished(2))
     for _ in range(9):
-        server.refuse("GetTraining", UNAVAILABLE)
+        server.fail("GetTraining", UNAVAILABLE)
     server.reply("GetTraining", GetTrainingResponse(training=Training(training_id=TRAINING, model_version=3)))
     assert call.result(10).model_version == 3
 
 
-def test_wait_raises_what_the_training_failed_of(server):
+def test_wait_raises_the_error_of_a_failed_training(server):
     call = server.run(server.client.wait, TRAINING)
     failed = event_pb2.TrainingFailed(reason="DEADLINE_MISSED", message="one of two updates")
     subscription(server, Event(training_id=TRAINING, sequence=2, training_failed=failed))
-    server.refuse("GetTraining", refusal(grpc.StatusCode.NOT_FOUND, "TRAINING_NOT_FOUND"))
+    server.fail("GetTraining", error_status(grpc.StatusCode.NOT_FOUND, "TRAINING_NOT_FOUND"))
     error = call.exception(10)
     assert type(error) is TrainingFailed
     assert (error.reason, error.message) == ("DEADLINE_MISSED", "one of two updates")
@@ -185,7 +185,7 @@ def test_wait_raises_when_the_training_is_removed(server):
     assert type(call.exception(10)) is TrainingRemoved
 
 
-def test_wait_ends_in_time_while_the_server_is_silent(server):
+def test_wait_times_out_while_the_server_is_silent(server):
     call = server.run(server.client.wait, TRAINING, 5)
     subscription(server)
     server.alarm_in(5)
@@ -193,7 +193,7 @@ def test_wait_ends_in_time_while_the_server_is_silent(server):
     assert isinstance(call.exception(10), TimeoutError)
 
 
-def test_wait_ends_in_time_while_the_server_is_down(server):
+def test_wait_times_out_while_the_server_is_down(server):
     call = server.run(server.client.wait, TRAINING, 100)
     while server.called("Subscribe", call):
         server.stream("Subscribe")[1].terminate(*UNAVAILABLE)
@@ -203,7 +203,7 @@ def test_wait_ends_in_time_while_the_server_is_down(server):
     assert server.time.time() == 1100
 
 
-def test_a_lost_connection_is_told_ever_more_rarely(server, caplog):
+def test_lost_connections_are_logged_with_decreasing_frequency(server, caplog):
     call = server.run(server.client.wait, TRAINING, 1000)
     for _ in range(9):
         server.stream("Subscribe")[1].terminate(*UNAVAILABLE)

@@ -33,14 +33,14 @@ def test_moments_are_the_means_in_float64(dtype):
             np.testing.assert_allclose(tensor, exact.astype(np.float64), rtol=1e-15)
 
 
-def test_the_variance_survives_the_difference_of_large_numbers():
+def test_the_variance_is_precise_despite_cancellation():
     weights = snapshots(50)
     found = gather(weights)
     variance = np.stack([snapshot["w"].astype(np.float64) for snapshot in weights]).var(0)
     np.testing.assert_allclose(found["second/w"] - found["mean/w"] ** 2, variance, rtol=1e-6)
 
 
-def test_deviations_are_the_last_ones_from_the_mean_of_their_moment():
+def test_deviations_are_the_last_ones_from_the_running_mean():
     weights = snapshots(5)
     found = gather(weights, rank=2)
     for column, last in enumerate((4, 5)):
@@ -62,7 +62,7 @@ def test_weights_may_change_after_they_were_added():
     assert moments.update()["mean/t"].tolist() == [1, 1]
 
 
-def test_tensors_of_torch_are_added_as_they_are():
+def test_torch_tensors_can_be_added():
     parameter = torch.nn.Parameter(torch.full((2,), 1.5, dtype=torch.bfloat16))
     found = gather([{"w": parameter, "steps": torch.tensor(3), "b": np.float32(2)}])
     assert sorted(found) == ["mean/b", "mean/w", "second/b", "second/w"]
@@ -70,17 +70,17 @@ def test_tensors_of_torch_are_added_as_they_are():
 
 
 @pytest.mark.parametrize(("rank", "count"), [(0, 0), (3, 2)])
-def test_too_few_weights_are_told(rank, count):
+def test_too_few_weights_are_rejected(rank, count):
     with pytest.raises(ValueError, match=f"{max(rank, 1)} times; they were added {count} times"):
         gather(snapshots(count), rank)
 
 
 @pytest.mark.parametrize("other", [{"w": np.ones(3)}, {"w": np.ones(2), "v": np.ones(2)}, {"v": np.ones(2)}])
-def test_weights_of_another_model_are_refused(other):
+def test_weights_of_another_model_are_rejected(other):
     with pytest.raises(TensorError, match="other names or shapes"):
         gather([{"w": np.ones(2)}, other])
 
 
-def test_what_is_no_tensor_is_named():
+def test_a_value_that_is_not_a_tensor_is_named():
     with pytest.raises(TensorError, match="'w' is a list"):
         gather([{"w": [1.0]}])

@@ -29,7 +29,7 @@ states = st.dictionaries(st.text(min_size=1, max_size=20), arrays.arrays(dtypes,
 
 @settings(max_examples=150)
 @given(states)
-def test_arrays_come_back_as_they_were(state):
+def test_arrays_survive_a_round_trip(state):
     back = from_safetensors(to_safetensors(state))
     assert back.keys() == state.keys()
     for name, array in state.items():
@@ -41,14 +41,14 @@ def test_arrays_come_back_as_they_were(state):
 
 @settings(max_examples=150)
 @given(states)
-def test_the_file_is_that_of_the_reference_implementation(state):
+def test_the_file_equals_that_of_the_reference_implementation(state):
     native = {name: array.astype(array.dtype.newbyteorder("=")) for name, array in state.items()}
     assert to_safetensors(state) == safetensors.numpy.save(native)
 
 
 @settings(max_examples=100)
 @given(states, st.data())
-def test_a_file_is_sent_from_anywhere_and_read_in_any_pieces(state, data):
+def test_a_file_is_read_from_any_offset_and_in_any_pieces(state, data):
     file = to_safetensors(state)
     offset = data.draw(st.integers(0, len(file)))
     assert b"".join(SafetensorsStream(array_sources(state)).pieces(offset)) == file[offset:]
@@ -62,7 +62,7 @@ def test_a_file_is_sent_from_anywhere_and_read_in_any_pieces(state, data):
 
 @settings(max_examples=80)
 @given(st.sampled_from(TORCH), shapes, st.integers(0, 2**31))
-def test_tensors_come_back_bit_for_bit(dtype, shape, seed):
+def test_tensors_survive_a_round_trip_bit_for_bit(dtype, shape, seed):
     generator = torch.Generator().manual_seed(seed)
     tensor = (torch.randn(shape, generator=generator) * 50).to(dtype)
     state = {"plain": tensor, "turned": tensor.transpose(0, -1) if tensor.dim() > 1 else tensor}
@@ -73,7 +73,7 @@ def test_tensors_come_back_bit_for_bit(dtype, shape, seed):
         assert torch.equal(back[name], given_tensor)
 
 
-def test_views_parameters_and_shared_tensors():
+def test_views_parameters_and_shared_tensors_are_written():
     weight = torch.nn.Parameter(torch.arange(12.0).reshape(3, 4))
     state = {"a": weight, "tied": weight, "column": weight[:, 1], "numpy": np.arange(6.0).reshape(2, 3).T}
     back = from_safetensors(to_safetensors(state))
@@ -105,7 +105,7 @@ def test_torch_and_numpy_write_the_same_file():
         ({"w": torch.zeros(2, device="meta")}, "without data"),
     ],
 )
-def test_what_is_no_model_is_refused_by_name(state, text):
+def test_values_that_are_not_tensors_are_rejected_by_name(state, text):
     with pytest.raises(TensorError, match=text):
         to_safetensors(state)
 
@@ -144,21 +144,21 @@ def described(shape, begin, end, dtype="F32"):
     ids=lambda data: repr(data[:60]),
 )
 @pytest.mark.parametrize("framework", ["numpy", "torch"])
-def test_what_is_no_safetensors_is_refused(data, framework):
+def test_other_bytes_are_rejected(data, framework):
     with pytest.raises(TensorError, match="not a safetensors file"):
         from_safetensors(data, framework)
 
 
 @pytest.mark.parametrize("framework", ["numpy", "torch"])
 @pytest.mark.parametrize("shape", [[1 << 60], [1 << 70], [1] * 100, [1 << 62, 1 << 62]])
-def test_what_no_memory_holds_is_refused_by_name(framework, shape):
+def test_tensors_too_large_for_memory_are_rejected_by_name(framework, shape):
     size = 4 * int(np.prod([int(side) for side in shape], dtype=object))
     with pytest.raises(TensorError, match=r"'w' does not fit into memory|not a safetensors file: it ends early"):
         from_safetensors(a_file({"w": described(shape, 0, size)}), framework)
 
 
 @pytest.mark.parametrize("framework", ["numpy", "torch"])
-def test_files_of_others_are_read(framework):
+def test_files_of_the_reference_implementation_are_read(framework):
     state = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "none": np.zeros((0, 3)), "n": np.array(7, np.uint16)}
     file = safetensors.numpy.save(state, metadata={"format": "pt"})
     back = from_safetensors(file, framework)
@@ -166,7 +166,7 @@ def test_files_of_others_are_read(framework):
         np.testing.assert_array_equal(np.asarray(back[name]), array)
 
 
-def test_what_was_read_is_aligned_whatever_the_file():
+def test_arrays_are_aligned_even_if_the_file_is_not():
     header = (
         b'{"b":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"w":{"dtype":"F64","shape":[2],"data_offsets":[1,17]}}'
     )
@@ -187,21 +187,21 @@ def memory_of(most):
 
 
 @pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy], ids=["numpy", "torch"])
-def test_nothing_is_copied_but_a_chunk_at_a_time(kind):
+def test_contiguous_tensors_are_copied_one_chunk_at_a_time(kind):
     state = {f"w{number}": kind(np.ones(1_500_000, np.float32)) for number in range(8)}
     with memory_of(4 * CHUNK):
         payload = Payload.of(state)
         assert sum(len(chunk) for chunk, _ in payload.chunks(0)) == payload.size_bytes == 48_000_592
 
 
-def test_what_does_not_lie_in_a_row_is_copied_one_tensor_at_a_time():
+def test_other_tensors_are_copied_one_at_a_time():
     state = {f"w{number}": np.ones((1500, 1000), np.float32).T for number in range(8)}
     with memory_of(6_000_000 + 4 * CHUNK):
         payload = Payload.of(state)
         assert sum(len(chunk) for chunk, _ in payload.chunks(0)) == payload.size_bytes
 
 
-def test_a_file_is_read_into_nothing_but_its_tensors():
+def test_a_file_is_read_directly_into_its_tensors():
     state = {f"w{number}": np.full(1_500_000, number, np.float32) for number in range(8)}
     file = to_safetensors(state)
     with memory_of(len(file) + CHUNK):
@@ -213,7 +213,7 @@ def test_a_file_is_read_into_nothing_but_its_tensors():
     assert state["w7"][0] == 7
 
 
-def test_bfloat16_without_torch_names_the_way_out():
+def test_bfloat16_in_numpy_is_rejected_with_advice():
     data = to_safetensors({"w": torch.ones(2, dtype=torch.bfloat16)})
     with pytest.raises(TensorError, match=r'BF16.*framework="torch"'):
         from_safetensors(data)

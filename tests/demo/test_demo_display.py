@@ -27,7 +27,7 @@ def written(dashboard: Dashboard) -> str:
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", file.getvalue())
 
 
-def test_off_a_terminal_there_is_one_plain_line_a_round() -> None:
+def test_without_a_terminal_one_line_is_printed_per_round() -> None:
     plain = dashboard(terminal=False)
     with plain.shown():
         plain.set_phase("Training")
@@ -41,7 +41,7 @@ def test_off_a_terminal_there_is_one_plain_line_a_round() -> None:
     ]
 
 
-def test_in_a_terminal_all_rounds_are_left_on_the_screen() -> None:
+def test_all_rounds_remain_on_the_terminal() -> None:
     live = dashboard(terminal=True, rounds=40)
     with live.shown():
         for number in range(40):
@@ -51,7 +51,7 @@ def test_in_a_terminal_all_rounds_are_left_on_the_screen() -> None:
     assert sum(line.startswith("round ") for line in last) == 40
 
 
-def test_a_live_board_fits_on_the_screen() -> None:
+def test_a_live_dashboard_fits_on_the_screen() -> None:
     live = dashboard(terminal=True, rounds=40)
     live.rounds = {number: RoundRow(arrived=5, accuracy=0.5) for number in range(40)}
     with live.shown():
@@ -66,7 +66,7 @@ def test_a_client_shows_which_digits_it_has() -> None:
     assert "0······7··" in written(shown)
 
 
-def test_crossing_news_never_moves_a_client_back() -> None:
+def test_messages_out_of_order_never_move_a_client_back() -> None:
     row = ClientRow("client 1", images(1))
     row.advance(0, 1, "uploaded")
     row.advance(0, 0, "training")

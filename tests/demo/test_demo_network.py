@@ -23,14 +23,14 @@ def average(states: list[network.State], weights: list[int]) -> network.State:
     }
 
 
-def test_a_seed_decides_the_start_and_leaves_torch_alone() -> None:
+def test_initial_weights_depend_on_the_seed_only() -> None:
     before = torch.random.get_rng_state()
     assert equal(network.initial_state(1), network.initial_state(1))
     assert not equal(network.initial_state(1), network.initial_state(2))
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_training_is_repeatable_and_leaves_its_input_alone(split: data.Split) -> None:
+def test_training_is_deterministic_and_does_not_change_its_input(split: data.Split) -> None:
     start, images = network.initial_state(1), split.clients[0]
     first, second = (network.train(start, images, epochs=1, seed=7) for _ in range(2))
     assert equal(first, second)
@@ -59,7 +59,7 @@ def test_the_network_learns_all_digits_in_one_place(split: data.Split) -> None:
 
 
 @pytest.mark.examples
-def test_clients_together_do_well_and_alone_do_not(split: data.Split) -> None:
+def test_clients_together_are_better_than_alone(split: data.Split) -> None:
     rounds, epochs = 9, 3
     start = state = network.initial_state(1)
     for number in range(rounds):

@@ -47,7 +47,7 @@ def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_nothing_is_left_at_the_end_of_the_block(tmp_path: Path, modules: Path) -> None:
+def test_no_process_is_left_at_the_end_of_the_block(tmp_path: Path, modules: Path) -> None:
     (modules / "waits.py").write_text(WAITS)
     lines: SimpleQueue[str] = SimpleQueue()
     with ProcessGroup(tmp_path) as processes:
@@ -59,7 +59,9 @@ def test_nothing_is_left_at_the_end_of_the_block(tmp_path: Path, modules: Path) 
     assert not any(map(is_running, pids))
 
 
-def test_who_ignores_the_request_is_killed(tmp_path: Path, modules: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_ignores_sigterm_is_killed(
+    tmp_path: Path, modules: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("fedround_client.demo.processes.GRACE", 0.2)
     (modules / "stubborn.py").write_text(STUBBORN)
     lines: SimpleQueue[str] = SimpleQueue()
@@ -69,7 +71,7 @@ def test_who_ignores_the_request_is_killed(tmp_path: Path, modules: Path, monkey
     assert not is_running(pid)
 
 
-def test_nothing_survives_the_death_of_the_parent(tmp_path: Path, modules: Path) -> None:
+def test_children_end_when_the_parent_is_killed(tmp_path: Path, modules: Path) -> None:
     (modules / "child.py").write_text(WAITS)
     parent = subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     with parent:
@@ -101,7 +103,7 @@ def test_a_killed_process_is_reported_with_the_signal(tmp_path: Path, modules: P
 
 
 @pytest.mark.parametrize("may_finish", [True, False])
-def test_only_some_may_finish(tmp_path: Path, modules: Path, may_finish: bool) -> None:
+def test_a_process_may_finish_only_if_allowed(tmp_path: Path, modules: Path, may_finish: bool) -> None:
     (modules / "finishes.py").write_text("pass")
     with ProcessGroup(tmp_path) as processes:
         processes.start("one", "finishes", [], on_line=str, may_finish=may_finish)

@@ -34,7 +34,7 @@ def outcome(clients: int = 3) -> report.Outcome:
     )
 
 
-def test_the_numbers_are_written_as_json(tmp_path: Path) -> None:
+def test_the_report_is_written_as_json(tmp_path: Path) -> None:
     report.write_json(outcome(), SETTINGS, 12.345, tmp_path / "report.json")
     numbers = json.loads((tmp_path / "report.json").read_text())
     assert (
@@ -69,7 +69,7 @@ def test_a_plot_is_drawn_however_many_clients_there_are(tmp_path: Path, clients:
     assert (tmp_path / "accuracy.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_plot_of_turned_digits_is_drawn(tmp_path: Path) -> None:
+def test_a_plot_of_rotated_digits_is_drawn(tmp_path: Path) -> None:
     report.draw_rotated(TURNED, tmp_path / "uncertainty.png")
     assert (tmp_path / "uncertainty.png").read_bytes().startswith(b"\x89PNG")
 
@@ -84,5 +84,5 @@ def test_labels_are_moved_apart(heights: list[float]) -> None:
     assert max(moved, default=0) <= 1
 
 
-def test_labels_that_are_apart_stay_where_they_are() -> None:
+def test_labels_that_do_not_overlap_are_not_moved() -> None:
     assert report.spread([0.2, 0.5, 0.9], 0.05) == [0.2, 0.5, 0.9]

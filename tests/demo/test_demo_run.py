@@ -44,7 +44,7 @@ def processes_of(demo_folder: Path) -> list[str]:
 
 @pytest.mark.examples
 @pytest.mark.timeout(600)
-def test_the_demo_leaves_a_report_a_plot_and_a_model_that_is_as_good_as_it_says(tmp_path: Path) -> None:
+def test_the_demo_writes_a_correct_report_plots_and_the_model(tmp_path: Path) -> None:
     output = tmp_path / "demo"
     with start_demo(output) as demo:
         text, _ = demo.communicate()
@@ -82,7 +82,7 @@ def test_the_demo_leaves_a_report_a_plot_and_a_model_that_is_as_good_as_it_says(
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.examples)]
 )
-def test_a_signal_ends_everything(tmp_path: Path, number: signal.Signals, code: int) -> None:
+def test_a_signal_ends_all_processes(tmp_path: Path, number: signal.Signals, code: int) -> None:
     with start_demo(tmp_path / "demo", "--rounds=1000") as demo:
         assert demo.stdout is not None
         while "clients at" not in demo.stdout.readline():
@@ -97,14 +97,14 @@ def test_a_signal_ends_everything(tmp_path: Path, number: signal.Signals, code: 
     until(lambda: not processes_of(tmp_path))
 
 
-def test_messages_survive_the_pipe(capsys: pytest.CaptureFixture[str]) -> None:
+def test_messages_are_written_and_read(capsys: pytest.CaptureFixture[str]) -> None:
     message = Message("trained", 3, (0.5,))
     message.write()
     assert Message.read(capsys.readouterr().out) == message
 
 
 @pytest.mark.parametrize("options", [["--clients=0"], ["--rounds=x"], ["--alpha=nan"], ["--seed=-1"]])
-def test_impossible_options_are_refused(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_options_are_rejected(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         parse(options)
     assert ended.value.code == 2

@@ -3,7 +3,7 @@ import numpy as np
 from fedround_client.demo import data, uncertainty
 
 
-def test_turning_keeps_what_is_in_the_middle() -> None:
+def test_rotation_keeps_the_centre_of_images() -> None:
     images = data.load().select(np.arange(5)).images
     assert np.array_equal(uncertainty.rotate(images, 0), images)
     assert np.allclose(uncertainty.rotate(images, 90), np.rot90(images, axes=(2, 3)), atol=1e-5)

@@ -33,11 +33,11 @@ def run(code: str, argument: str, **environment: str) -> str:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="there is no glibc")
-def test_kept_blocks_come_without_new_pages() -> None:
+def test_reused_blocks_need_no_new_pages() -> None:
     assert faults("kept") * 10 < faults("by default")
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="there is no glibc")
-def test_what_the_user_set_stays() -> None:
+def test_user_settings_are_not_changed() -> None:
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
     assert int(run(COUNT, "kept", **environment)) > 10_000

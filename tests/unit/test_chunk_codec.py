@@ -21,7 +21,7 @@ MESSAGES: list[type[Message]] = [
 chunks = st.binary(max_size=300) | st.integers(1, 1 << 20).map(lambda size: b"\xff" * size)
 
 
-def test_the_streams_of_files_are_found() -> None:
+def test_streams_of_chunks_are_found() -> None:
     found = ChunkCodecInterceptor(SERVICES)
     assert found.uploads.keys() == {
         "/fedround.v1.TrainingService/CreateTraining",
@@ -36,7 +36,7 @@ def test_the_streams_of_files_are_found() -> None:
 
 @pytest.mark.parametrize("message", MESSAGES)
 @given(chunk=chunks, crc=st.integers(0, 2**32 - 1))
-def test_a_frame_is_what_protobuf_writes(message: type[Message], chunk: bytes, crc: int) -> None:
+def test_chunk_messages_are_encoded_as_by_protobuf(message: type[Message], chunk: bytes, crc: int) -> None:
     codec = ChunkCodec(message.DESCRIPTOR)
     written = codec.encode(ChunkMessage(chunk, crc))
     assert message.FromString(written) == message(chunk=chunk, chunk_crc32c=crc)
@@ -47,13 +47,13 @@ def test_a_frame_is_what_protobuf_writes(message: type[Message], chunk: bytes, c
 
 @pytest.mark.parametrize("message", MESSAGES)
 @given(data=st.binary(max_size=40) | st.binary(max_size=40).map(lambda rest: b"\x12" + rest))
-def test_what_is_read_is_what_protobuf_reads(message: type[Message], data: bytes) -> None:
+def test_chunk_messages_are_decoded_as_by_protobuf(message: type[Message], data: bytes) -> None:
     frame = ChunkCodec(message.DESCRIPTOR).decode(data)
     if frame is not None:
         assert message.FromString(data) == message(chunk=frame.chunk, chunk_crc32c=frame.chunk_crc32c)
 
 
-def test_what_carries_more_or_less_is_for_protobuf() -> None:
+def test_other_messages_are_left_to_protobuf() -> None:
     codec = ChunkCodec(model_pb2.UploadModelRequest.DESCRIPTOR)
     chunk = b"chunk"
     frame = codec.encode(ChunkMessage(chunk, google_crc32c.value(chunk)))

@@ -10,7 +10,7 @@ from fedround_client.command import app
 
 
 @pytest.mark.parametrize("wrap", [None, "state_dict", "model_state_dict", "model"])
-def test_convert_takes_state_dicts_and_checkpoints(tmp_path, wrap):
+def test_convert_accepts_state_dicts_and_checkpoints(tmp_path, wrap):
     weight = torch.arange(6.0).reshape(2, 3)
     state = {"weight": weight, "tied": weight, "turned": weight.T, "steps": torch.tensor(7)}
     path = tmp_path / "net.pt"
@@ -39,7 +39,7 @@ class Trap:
         ({"weight": torch.zeros(2), "epoch": 3}, "'epoch' is a int"),
     ],
 )
-def test_convert_refuses_what_is_no_state_dict_and_runs_nothing(tmp_path, content, text):
+def test_convert_rejects_other_objects_and_runs_no_code(tmp_path, content, text):
     path = tmp_path / "net.pt"
     torch.save(content, path)
     result = CliRunner().invoke(app, ["convert", str(path), str(tmp_path / "out")])
@@ -52,7 +52,7 @@ def test_convert_refuses_what_is_no_state_dict_and_runs_nothing(tmp_path, conten
 
 @pytest.mark.parametrize("name", ["net.pt", "net.bin", "net.safetensors"])
 @pytest.mark.parametrize("content", [b"not a model", b"", b"\x80\x02", b"PK\x03\x04 cut", b"e" * 100])
-def test_convert_refuses_a_file_of_another_kind(tmp_path, name, content):
+def test_convert_rejects_files_of_another_format(tmp_path, name, content):
     path = tmp_path / name
     path.write_bytes(content)
     result = CliRunner().invoke(app, ["convert", str(path), str(tmp_path / "out")])
@@ -61,7 +61,7 @@ def test_convert_refuses_a_file_of_another_kind(tmp_path, name, content):
     assert not (tmp_path / "out").exists()
 
 
-def test_convert_never_writes_over_the_file_that_it_reads(tmp_path):
+def test_convert_never_overwrites_its_input(tmp_path):
     path = tmp_path / "net.safetensors"
     torch.save({"w": torch.zeros(2)}, path)
     before = path.read_bytes()
@@ -71,7 +71,7 @@ def test_convert_never_writes_over_the_file_that_it_reads(tmp_path):
     assert path.read_bytes() == before
 
 
-def test_convert_says_what_it_wrote_as_json(tmp_path):
+def test_convert_prints_the_result_as_json(tmp_path):
     torch.save({"w": torch.zeros(2)}, tmp_path / "net.pt")
     result = CliRunner().invoke(app, ["convert", str(tmp_path / "net.pt"), "--format", "json"])
     written = tmp_path / "net.safetensors"

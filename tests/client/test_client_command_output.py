@@ -31,7 +31,7 @@ def test_times_are_local(new_york):
     assert output.when(Timestamp()) == ""
 
 
-def test_ids_stay_in_one_piece_on_a_narrow_terminal(monkeypatch):
+def test_ids_are_not_wrapped_on_a_narrow_terminal(monkeypatch):
     terminal = io.StringIO()
     monkeypatch.setattr(terminal, "isatty", lambda: True)
     monkeypatch.setattr(sys, "stdout", terminal)
@@ -42,7 +42,7 @@ def test_ids_stay_in_one_piece_on_a_narrow_terminal(monkeypatch):
     assert TRAINING in terminal.getvalue()
 
 
-def test_a_reader_that_leaves_gets_no_complaint():
+def test_a_closed_pipe_prints_no_error():
     reading, writing = os.pipe()
     os.close(reading)
     program = (
