@@ -224,7 +224,7 @@ class TrainingCalls:
         return self._rpc.retrying(None, sleep=subscription.sleep)(self.get_training, training_id)
 
     def _with_details(self, error: FedroundError) -> FedroundError:
-        """Returns the error with the message of the training, which tells its actor which participants were missing."""
+        """Returns the error with the training's own message, which lists the missing participants for the actor only."""
         if isinstance(error, TrainingFailed):
             with suppress(FedroundError):
                 details = self.get_training(error.metadata["training_id"]).error

@@ -18,7 +18,7 @@ def _no_environment(monkeypatch):
 
 @pytest.fixture
 def command(server, monkeypatch):
-    """Runs the command against the scripted server, in another thread."""
+    """Runs the command with the scripted server, in another thread."""
 
     def connect(address, token, **options):
         monkeypatch.setattr(server, "connected", (address, token, options), raising=False)

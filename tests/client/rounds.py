@@ -1,4 +1,4 @@
-"""A participant under test, and the server's part of its conversation."""
+"""A participant under test, and the server's side of its rounds."""
 
 import hashlib
 
@@ -45,7 +45,7 @@ def plus_one(model, round_):
 
 
 class Rounds:
-    """A participant under test, and the server's part of its conversation."""
+    """A participant under test, and the server's side of its rounds."""
 
     def __init__(self, server, train=plus_one, evaluate=None, training_id=TRAINING, over=(), **options):
         self.server = server
@@ -85,7 +85,7 @@ class Rounds:
         spec, tensors = self.take_tensors(status)
         return spec, tensors["w"]
 
-    def play(self, sequence, number, status=OK):
+    def run_round(self, sequence, number, status=OK):
         self.send(round_started(sequence, number))
         self.training_is_at(number)
         self.serve_model(number)

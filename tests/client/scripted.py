@@ -1,4 +1,4 @@
-"""A server played by the test, over grpcio-testing's fake channel and fake time."""
+"""A server scripted by the test, over the fake channel and fake time of grpcio-testing."""
 
 import threading
 import time
@@ -30,7 +30,7 @@ UNAVAILABLE = ((), grpc.StatusCode.UNAVAILABLE, "connection reset")
 
 
 def error_status(code, reason, message="no", metadata=None, violations=None, domain="fedround", retry=None):
-    """What the server terminates a call with: trailing metadata, code, details."""
+    """Returns how the server terminates a failed call: trailing metadata, code, details."""
     info = error_details_pb2.ErrorInfo(reason=reason, domain=domain, metadata=metadata or {})
     details = [info]
     if violations:
@@ -52,34 +52,34 @@ def error_status(code, reason, message="no", metadata=None, violations=None, dom
 
 
 def chunk_response(response, data, **fields):
-    """A message of a download with some bytes and their checksum."""
+    """Returns a message of a download with a chunk and its checksum."""
     return response(chunk=data, chunk_crc32c=google_crc32c.value(data), **fields)
 
 
 def until(condition):
-    """Waits for what another thread is about to do; the test's own timeout is the limit."""
+    """Waits for a condition that another thread fulfils; the test's own timeout is the limit."""
     while not condition():
         time.sleep(0.001)
 
 
 def drain(rpc):
-    """Waits until the client has read what was sent: the fake channel drops the rest when a call fails."""
+    """Waits until the client has read all responses: the fake channel drops unread ones when a call fails."""
     until(lambda: not rpc._rpc_state._responses)
 
 
 def cut(rpc):
-    """Cuts the connection behind what was sent."""
+    """Cuts the connection after the responses that were sent."""
     drain(rpc)
     rpc.terminate(*UNAVAILABLE)
 
 
 def is_cancelled(rpc):
-    """Whether the client has given the call up."""
+    """Returns whether the client has cancelled the call."""
     return rpc._rpc_state._code is grpc.StatusCode.CANCELLED
 
 
 def done(call, code=0):
-    """Waits for the end of a command."""
+    """Waits for the end of a command, and checks its exit code."""
     result = call.result(20)
     assert result.exit_code == code, result.output
     assert "my-secret-token" not in result.output
@@ -87,7 +87,7 @@ def done(call, code=0):
 
 
 class Server:
-    """Takes the calls of a client that runs in another thread."""
+    """Answers the calls of a client that runs in another thread."""
 
     def __init__(self):
         self.time = grpc_testing.strict_fake_time(1000.0)
@@ -103,12 +103,12 @@ class Server:
             except BaseException as error:
                 future.set_exception(error)
 
-        # In a test that fails it may wait for an answer forever: a daemon does not keep the run from ending.
+        # A daemon, since in a failing test it may wait for a response forever.
         threading.Thread(target=work, daemon=True).start()
         return future
 
     def unary(self, name):
-        """The next call of a unary method: its request, and what answers it."""
+        """Returns the request of the next call of a unary method, and a function that answers it."""
         _, request, rpc = self.channel.take_unary_unary(METHODS[name])
 
         def answer(response=None, status=OK):
@@ -127,17 +127,17 @@ class Server:
         return request
 
     def stream(self, name):
-        """The next call of a server-streaming method: its request and the rpc."""
+        """Returns the request of the next call of a server-streaming method, and the rpc."""
         _, request, rpc = self.channel.take_unary_stream(METHODS[name])
         return request, rpc
 
     def upload(self, name):
-        """The next call of a client-streaming method."""
+        """Returns the next call of a client-streaming method."""
         _, rpc = self.channel.take_stream_unary(METHODS[name])
         return rpc
 
     def receive(self, rpc, size):
-        """Reads the first message and so many bytes of chunks behind it."""
+        """Returns the first message, and a number of bytes of chunks after it."""
         first = rpc.take_request()
         data = first.chunk
         while len(data) < size:
@@ -145,11 +145,11 @@ class Server:
         return first, data
 
     def called(self, name, call):
-        """Waits for the next call of a method, or for the end of what would make it; whether there is one to take."""
+        """Waits for the next call of a method, or the end of the caller; returns whether there is a call."""
         waiting = self.channel._state._rpc_states[f"/{METHODS[name].containing_service.full_name}/{name}"]
         until(lambda: waiting or call.done())
         return bool(waiting)
 
     def alarm_in(self, seconds):
-        """Waits until the client has set an alarm so many seconds from now."""
+        """Waits until the client has set an alarm for a number of seconds from now."""
         until(lambda: self.time.time() + seconds in self.time._state.times_to_behaviors)

@@ -1,4 +1,4 @@
-"""Verifying the audit log: entries that are chained well, and tell of what cannot be; and reading it across cuts."""
+"""Verification of the audit log: entries with valid hashes that contradict each other, and lost connections."""
 
 import json
 from dataclasses import replace
@@ -18,45 +18,45 @@ pytestmark = pytest.mark.timeout(30)
 DIGEST = "d" * 64
 
 
-def tell(action, subject="", **facts):
-    """What an entry says."""
+def record(action, subject="", **facts):
+    """Returns the fields of an entry."""
     return action, str(subject), facts
 
 
 def accepted(update_id, number=0, participant=None, examples=10):
     facts = {"round": number, "participant_id": participant or update_id, "sha256": DIGEST, "num_examples": examples}
-    return tell("update_accepted", update_id, **facts)
+    return record("update_accepted", update_id, **facts)
 
 
 def counted(*updates, number=0, total=10, **changed):
     fields = {"sha256": DIGEST, "num_examples": 10, "weight": f"10/{total}", **changed}
     updates = [{"update_id": update, "participant_id": update, **fields} for update in updates]
-    return tell("updates_counted", number, updates=updates)
+    return record("updates_counted", number, updates=updates)
 
 
 def superseded(*updates, reason="participant_removed"):
-    return tell("updates_superseded", 0, update_ids=list(updates), reason=reason)
+    return record("updates_superseded", 0, update_ids=list(updates), reason=reason)
 
 
 def done(number=0, updates=1, examples=10):
-    return tell("round_done", number, kind="TRAIN", num_updates=updates, num_examples=examples)
+    return record("round_done", number, kind="TRAIN", num_updates=updates, num_examples=examples)
 
 
 def made(version=1, number=0, updates=1, examples=10):
-    return tell("version_made", version, kind="TRAIN", round=number, num_updates=updates, num_examples=examples)
+    return record("version_made", version, kind="TRAIN", round=number, num_updates=updates, num_examples=examples)
 
 
-CREATED = tell("model_created", 0)
-OPENED = tell("round_opened", 0)
-CLOSED = tell("round_closed", 0)
-ABANDONED = tell("round_abandoned", 0)
-NEXT = tell("round_opened", 1)
+CREATED = record("model_created", 0)
+OPENED = record("round_opened", 0)
+CLOSED = record("round_closed", 0)
+ABANDONED = record("round_abandoned", 0)
+NEXT = record("round_opened", 1)
 
 
-def chain(*story):
-    """A story in entries that follow each other."""
+def chain(*records):
+    """Returns entries with valid hashes."""
     entries, previous = [], START
-    for sequence, (action, subject, facts) in enumerate(story, 1):
+    for sequence, (action, subject, facts) in enumerate(records, 1):
         text = json.dumps(facts)
         entry = AuditEntry(sequence, 1000 + sequence, USER, action, TRAINING, MODEL, subject, text, previous, "")
         entries.append(replace(entry, hash=entry.digest()))
@@ -72,14 +72,14 @@ def verify(entries, head=None):
 
 
 def test_consistent_entries_are_valid():
-    story = [CREATED, OPENED, accepted("a"), accepted("b"), superseded("b"), CLOSED, counted("a"), done(), made()]
-    report = verify(chain(*story, NEXT, accepted("c", 1), tell("call_refused", count=3)))
+    records = [CREATED, OPENED, accepted("a"), accepted("b"), superseded("b"), CLOSED, counted("a"), done(), made()]
+    report = verify(chain(*records, NEXT, accepted("c", 1), record("call_refused", count=3)))
     assert (report.updates, report.counted, report.superseded, report.waiting) == (3, 1, 1, 1)
     assert (report.versions, report.refused) == (1, 3)
 
 
 @pytest.mark.parametrize(
-    ("story", "problem"),
+    ("records", "problem"),
     [
         ([accepted("a")], "is not in progress"),
         ([OPENED, accepted("a", 1)], "is not in progress"),
@@ -109,7 +109,7 @@ def test_consistent_entries_are_valid():
         ([OPENED, done(updates=0, examples=0)], "the round is done, but was not closed"),
         ([OPENED, CLOSED, CLOSED], "was closed before"),
         ([OPENED, NEXT], "has not ended"),
-        ([OPENED, ABANDONED, tell("round_opened", 2)], "round 2 is not the next one"),
+        ([OPENED, ABANDONED, record("round_opened", 2)], "round 2 is not the next one"),
         ([OPENED, ABANDONED, OPENED], "round 0 is not the next one"),
         ([CREATED, CREATED], "was created before"),
         ([CREATED, made()], "no round was done"),
@@ -117,12 +117,12 @@ def test_consistent_entries_are_valid():
         ([CREATED, OPENED, accepted("a"), CLOSED, counted("a"), done(), made(), made(2)], "no round was done"),
         ([CREATED, OPENED, accepted("a"), CLOSED, counted("a"), done(), made(updates=2)], "has another num_updates"),
         ([CREATED, OPENED, accepted("a"), CLOSED, counted("a"), done(), made(number=1)], "has another round"),
-        ([OPENED, tell("update_accepted", "a", round=0)], "lacks a field of update_accepted"),
-        ([tell("round_opened", "first")], "invalid literal"),
+        ([OPENED, record("update_accepted", "a", round=0)], "lacks a field of update_accepted"),
+        ([record("round_opened", "first")], "invalid literal"),
     ],
 )
-def test_contradicting_entries_are_found(story, problem):
-    *before, last = chain(*story)
+def test_contradicting_entries_are_found(records, problem):
+    *before, last = chain(*records)
     verifier = AuditChainVerifier()
     for entry in before:
         verifier.add(entry)
@@ -159,7 +159,7 @@ def test_the_log_is_verified_across_a_lost_connection(server):
     request, rpc = server.stream("ReadAudit")
     assert request.after_sequence == 1
     rpc.send_response(ReadAuditResponse(head=HeadMessage(sequence=4)))
-    # The log went on meanwhile.
+    # The log has grown meanwhile.
     later = message(chain(CREATED, OPENED, accepted("a"), CLOSED)[-1])
     rpc.send_response(ReadAuditResponse(entries=[*(message(entry) for entry in entries[1:]), later]))
     rpc.terminate(*OK)

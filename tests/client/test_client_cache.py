@@ -38,7 +38,7 @@ def cache(request, tmp_path):
 
 def test_a_restarted_participant_uses_the_cached_model(server, tmp_path):
     rounds = Rounds(server, cache=tmp_path / "models")
-    rounds.play(1, 0)
+    rounds.run_round(1, 0)
     rounds.send(finished(2))
     rounds.result()
     rounds = Rounds(server, cache=tmp_path / "models")
@@ -54,7 +54,7 @@ def test_a_damaged_file_is_downloaded_again(server, tmp_path):
     path = tmp_path / f"{digest(file_of(0))}.safetensors"
     path.write_bytes(file_of(1))
     rounds = Rounds(server, cache=tmp_path)
-    np.testing.assert_array_equal(rounds.play(1, 0)[1], [1, 1, 1])
+    np.testing.assert_array_equal(rounds.run_round(1, 0)[1], [1, 1, 1])
     rounds.send(finished(2))
     rounds.result()
     assert path.read_bytes() == file_of(0)
@@ -66,8 +66,8 @@ def test_rounds_continue_without_a_cache(server, monkeypatch):
 
     monkeypatch.setattr(CacheWriter, "__init__", no_room)
     rounds = Rounds(server)
-    rounds.play(1, 0)
-    rounds.play(2, 1)
+    rounds.run_round(1, 0)
+    rounds.run_round(2, 1)
     rounds.send(finished(3))
     assert rounds.result().rounds == 2
 

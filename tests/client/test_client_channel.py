@@ -1,4 +1,4 @@
-"""The channel against a real port: who is told what, what is repeated, what is encrypted."""
+"""The channel with a real port: tokens, repeated calls, encryption."""
 
 from concurrent.futures import ThreadPoolExecutor
 

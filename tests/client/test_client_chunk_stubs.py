@@ -1,4 +1,4 @@
-"""The SDK writes and reads chunks as frames, and what goes over the wire is what protobuf writes."""
+"""Stubs with the chunk codec send the same bytes as protobuf."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -17,15 +17,15 @@ SERVICE = "fedround.v1.ModelService"
 
 @pytest.fixture
 def raw():
-    """A server that keeps and answers bytes, and what it got."""
-    got = []
+    """A server that works with raw bytes, and the messages that it received."""
+    received = []
 
     def take(messages, _):
-        got.extend(messages)
+        received.extend(messages)
         return model_pb2.UploadModelResponse(model={"name": "m"}).SerializeToString()
 
     def give(request, _):
-        got.append(request)
+        received.append(request)
         yield model_pb2.DownloadModelResponse(info={"version": 3}).SerializeToString()
         yield model_pb2.DownloadModelResponse(chunk=CHUNK, chunk_crc32c=CRC).SerializeToString()
         yield model_pb2.DownloadModelResponse(chunk=CHUNK).SerializeToString()
@@ -43,25 +43,25 @@ def raw():
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-        yield with_chunk_codec(model_pb2_grpc.ModelServiceStub(channel), channel, model_pb2.DESCRIPTOR), got
+        yield with_chunk_codec(model_pb2_grpc.ModelServiceStub(channel), channel, model_pb2.DESCRIPTOR), received
     server.stop(None)
 
 
 def test_an_upload_mixes_protobuf_and_chunk_messages(raw):
-    models, got = raw
+    models, received = raw
     first = model_pb2.UploadModelRequest(spec={"name": "m"})
-    packed = model_pb2.UploadModelRequest(chunk=CHUNK, chunk_crc32c=CRC, packing="PACKING_GZIP")
-    response = models.UploadModel(iter([first, ChunkMessage(CHUNK, CRC), packed]), timeout=10)
+    compressed = model_pb2.UploadModelRequest(chunk=CHUNK, chunk_crc32c=CRC, packing="PACKING_GZIP")
+    response = models.UploadModel(iter([first, ChunkMessage(CHUNK, CRC), compressed]), timeout=10)
     assert response == model_pb2.UploadModelResponse(model={"name": "m"})
-    framed = model_pb2.UploadModelRequest(chunk=CHUNK, chunk_crc32c=CRC)
-    assert [model_pb2.UploadModelRequest.FromString(message) for message in got] == [first, framed, packed]
+    plain = model_pb2.UploadModelRequest(chunk=CHUNK, chunk_crc32c=CRC)
+    assert [model_pb2.UploadModelRequest.FromString(message) for message in received] == [first, plain, compressed]
 
 
 def test_a_download_returns_chunk_messages_for_plain_chunks(raw):
-    models, got = raw
+    models, received = raw
     request = model_pb2.DownloadModelRequest(model_id="m", offset=1)
     messages = list(models.DownloadModel(request, timeout=10))
-    assert got == [request.SerializeToString()]
+    assert received == [request.SerializeToString()]
     assert messages[0].info.version == 3
     assert messages[1] == ChunkMessage(CHUNK, CRC)
     assert messages[2] == model_pb2.DownloadModelResponse(chunk=CHUNK)

@@ -333,8 +333,8 @@ def test_an_unreadable_audit_log_has_another_exit_code_than_a_broken_one(server,
     server.fail("GetAuditHead", error_status(grpc.StatusCode.PERMISSION_DENIED, "ROLE_REQUIRED"))
     assert "ROLE_REQUIRED" in done(call, 3).stderr
     (tmp_path / "other").write_bytes(b"\xff no export\n")
-    told = done(command("audit", "verify", "--file", tmp_path / "other"), 1).stderr
-    assert told == "error: AUDIT_BROKEN: entry 1: line 1 is not an entry of an export\n"
+    stderr = done(command("audit", "verify", "--file", tmp_path / "other"), 1).stderr
+    assert stderr == "error: AUDIT_BROKEN: entry 1: line 1 is not an entry of an export\n"
 
 
 def test_a_failed_export_leaves_no_file_and_overwrites_none(server, command, tmp_path):
@@ -343,9 +343,9 @@ def test_a_failed_export_leaves_no_file_and_overwrites_none(server, command, tmp
     server.fail("GetAuditHead", error_status(grpc.StatusCode.PERMISSION_DENIED, "ROLE_REQUIRED"))
     done(call, 1)
     assert not file.exists()
-    file.write_text("noted")
+    file.write_text("existing")
     assert "--force" in done(command("audit", "export", file), 2).stderr
-    assert file.read_text() == "noted"
+    assert file.read_text() == "existing"
 
 
 def test_help_and_version():

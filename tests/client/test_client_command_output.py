@@ -1,4 +1,4 @@
-"""What people see in a terminal, and programs in a pipe."""
+"""Output to terminals and pipes."""
 
 import io
 import os

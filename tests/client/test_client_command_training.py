@@ -1,4 +1,4 @@
-"""`fedround training`: created with all that a spec can say, shown, waited for and watched."""
+"""`fedround training`: create with all options, show, wait and watch."""
 
 import json
 
@@ -139,36 +139,36 @@ def test_training_wait_and_watch(server, command):
 
 def test_waiting_for_a_training_that_fails_exits_with_1(server, command):
     call = command("training", "wait", TRAINING)
-    failed = event_pb2.TrainingFailed(reason="DEADLINE_MISSED", message="nobody came")
+    failed = event_pb2.TrainingFailed(reason="DEADLINE_MISSED", message="no update arrived")
     server.stream("Subscribe")[1].send_response(Event(training_id=TRAINING, sequence=3, training_failed=failed))
-    error = TrainingError(reason="DEADLINE_MISSED", message="nobody came; missing: ward 7")
+    error = TrainingError(reason="DEADLINE_MISSED", message="no update arrived; missing: ward 7")
     server.reply("GetTraining", GetTrainingResponse(training=Training(error=error)))
-    assert done(call, 1).stderr == "error: DEADLINE_MISSED: nobody came; missing: ward 7\n"
+    assert done(call, 1).stderr == "error: DEADLINE_MISSED: no update arrived; missing: ward 7\n"
 
 
 def test_a_round_shows_missing_participants_and_rejected_updates(server, command):
-    refusal = Refusal(reason="UPDATE_NOT_FINITE", count=3, message="tensor 'w' contains NaN or Inf")
-    refusal.last_time.FromSeconds(1_800_000_000)
-    missing = RoundParticipant(user_id=USER, name="ward 7", uploaded_bytes=4096, subscribed=True, refusals=[refusal])
+    rejected = Refusal(reason="UPDATE_NOT_FINITE", count=3, message="tensor 'w' contains NaN or Inf")
+    rejected.last_time.FromSeconds(1_800_000_000)
+    missing = RoundParticipant(user_id=USER, name="ward 7", uploaded_bytes=4096, subscribed=True, refusals=[rejected])
     missing.missing_since_time.FromSeconds(1_799_999_000)
     missing.forecast_arrive_time.FromSeconds(1_800_000_900)
     arrived = RoundParticipant(user_id=OTHER, name="ward 8", arrived=True)
-    found = Round(training_id=TRAINING, attempt=2, wait_rule=WAIT_RULE_MIN_UPDATES, refusals=[refusal])
+    found = Round(training_id=TRAINING, attempt=2, wait_rule=WAIT_RULE_MIN_UPDATES, refusals=[rejected])
     found.participants.extend([missing, arrived])
 
     call = command("training", "round", TRAINING)
     server.reply("GetRound", GetRoundResponse(round=found))
-    head, people, refusals = done(call).stdout.split("\n\n")
+    head, people, reasons = done(call).stdout.split("\n\n")
     shown = dict(line.split(maxsplit=1) for line in head.splitlines())
     assert (shown["attempt"].strip(), shown["wait_rule"].strip()) == ("2", "WAIT_RULE_MIN_UPDATES")
     assert USER not in head
     header, first, second = people.splitlines()
-    assert " ".join(header.split()) == "NAME USER_ID ARRIVED MISSING SINCE LAST SEEN BYTES EXPECTED REFUSED"
+    assert " ".join(header.split()) == "NAME USER_ID ARRIVED MISSING SINCE LAST SEEN BYTES EXPECTED REJECTED"
     for cell in ("ward 7", USER, "now", "4096", "UPDATE_NOT_FINITE 3"):
         assert cell in first
     assert (OTHER in second, "now" in second) == (True, False)
-    assert [line.split()[:2] for line in refusals.splitlines()] == [["REFUSED", "COUNT"], ["UPDATE_NOT_FINITE", "3"]]
-    assert "contains NaN" in refusals
+    assert [line.split()[:2] for line in reasons.splitlines()] == [["REJECTED", "COUNT"], ["UPDATE_NOT_FINITE", "3"]]
+    assert "contains NaN" in reasons
 
     call = command("training", "round", TRAINING, "--format", "json")
     server.reply("GetRound", GetRoundResponse(round=found))

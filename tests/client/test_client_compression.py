@@ -1,4 +1,4 @@
-"""Chunks that are packed on their way, by a scripted server."""
+"""Compressed chunks, with a scripted server."""
 
 import gzip
 import tracemalloc
@@ -17,7 +17,7 @@ from fedround_client.payload import CHUNK, Payload
 
 pytestmark = pytest.mark.timeout(30)
 
-# The first chunk gets smaller, the other one does not.
+# Compression makes only the first chunk smaller.
 NOISE = np.random.default_rng(1).integers(0, 256, CHUNK, np.uint8)
 STATE = {"w": np.zeros(CHUNK // 8), "z": NOISE}
 FILE = to_safetensors(STATE)
@@ -36,21 +36,21 @@ def test_chunks_are_compressed_if_that_makes_them_smaller(server):
     call = server.run(server.client.submit_update, TRAINING, 3, STATE, 42)
     rpc = server.upload("SubmitUpdate")
     assert rpc.take_request().spec.size_bytes == len(FILE)
-    data, ways = b"", []
+    data, methods = b"", []
     while len(data) < len(FILE):
         message = rpc.take_request()
         chunk = gzip.decompress(message.chunk) if message.packing == PACKING_GZIP else message.chunk
         assert message.chunk_crc32c == google_crc32c.value(chunk)
         data += chunk
-        ways.append(message.packing)
+        methods.append(message.packing)
     rpc.terminate(SubmitUpdateResponse(), *OK)
     call.result(10)
     assert data == FILE
-    assert ways == [PACKING_GZIP, PACKING_UNSPECIFIED, PACKING_UNSPECIFIED][: len(ways)]
-    assert PACKING_UNSPECIFIED in ways
+    assert methods == [PACKING_GZIP, PACKING_UNSPECIFIED, PACKING_UNSPECIFIED][: len(methods)]
+    assert PACKING_UNSPECIFIED in methods
 
 
-def packed(chunk, data=None):
+def compressed(chunk, data=None):
     data = gzip.compress(chunk) if data is None else data
     return DownloadModelResponse(chunk=data, chunk_crc32c=google_crc32c.value(chunk), packing=PACKING_GZIP)
 
@@ -60,9 +60,9 @@ def test_compressed_and_plain_chunks_can_be_mixed(server):
     request, rpc = server.stream("DownloadModel")
     assert request.packing == PACKING_GZIP
     rpc.send_response(DownloadModelResponse(info=INFO))
-    rpc.send_response(packed(FILE[:CHUNK]))
+    rpc.send_response(compressed(FILE[:CHUNK]))
     rpc.send_response(chunk_response(DownloadModelResponse, FILE[CHUNK : CHUNK + 1000]))
-    rpc.send_response(packed(FILE[CHUNK + 1000 :]))
+    rpc.send_response(compressed(FILE[CHUNK + 1000 :]))
     rpc.terminate(*OK)
     np.testing.assert_array_equal(call.result(10)["z"], NOISE)
 
@@ -70,7 +70,7 @@ def test_compressed_and_plain_chunks_can_be_mixed(server):
 @pytest.mark.parametrize(
     "data",
     [
-        b"not packed",
+        b"not compressed",
         gzip.compress(FILE[:1000], mtime=0)[:-1],
         gzip.compress(FILE[:1000], mtime=0) + b"more",
         zlib.compress(FILE[:1000]),
@@ -86,7 +86,7 @@ def test_chunks_that_cannot_be_decompressed_are_retried_then_fail(server, data):
             request, rpc = server.stream("DownloadModel")
             assert request.offset == 0
             rpc.send_response(DownloadModelResponse(info=INFO))
-            rpc.send_response(packed(FILE[:1000], data))
+            rpc.send_response(compressed(FILE[:1000], data))
         assert isinstance(call.exception(10), ChunkCorrupt)
         assert tracemalloc.get_traced_memory()[1] < 16 << 20
     finally:

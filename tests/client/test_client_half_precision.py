@@ -1,4 +1,4 @@
-"""Updates in half precision: rounded as everybody rounds, sent where the round takes them, and in full otherwise."""
+"""Updates in half precision: rounding, and when they are sent in full instead."""
 
 import io
 import logging
@@ -33,7 +33,7 @@ MODEL = {
 values = arrays(np.float32, st.integers(1, 50), elements=st.floats(width=32))
 
 
-def held(state):
+def shared_file(state):
     return SharedFile(io.BytesIO(to_safetensors(state)))
 
 
@@ -67,7 +67,9 @@ def test_rebuilt_updates_are_within_the_rounding_error(precision, seed):
         key: np.asarray(tensor + rng.standard_normal(tensor.shape) * step).astype(tensor.dtype)
         for key, tensor in MODEL.items()
     }
-    file = b"".join(bytes(one) for one in SafetensorsStream(difference_sources(update, held(MODEL), name)).pieces())
+    file = b"".join(
+        bytes(one) for one in SafetensorsStream(difference_sources(update, shared_file(MODEL), name)).pieces()
+    )
     found = from_safetensors(file, "torch")
     assert found["half"].dtype == torch.float16
     np.testing.assert_array_equal(found["half"], update["half"])
@@ -75,7 +77,7 @@ def test_rebuilt_updates_are_within_the_rounding_error(precision, seed):
     for key in ("w", "wide"):
         assert found[key].dtype == (torch.float16 if name == "FLOAT16" else torch.bfloat16)
         exact = update[key].astype(np.float64) - MODEL[key]
-        # Half a unit of the half precision, and of the float32 on the way to it.
+        # Half a unit in the last place of the half precision, and of the float32 that is rounded.
         bound = np.abs(exact) * (relative + 2.0**-23) + absolute
         assert (np.abs(found[key].double().numpy() - exact) <= bound).all()
 
@@ -83,7 +85,7 @@ def test_rebuilt_updates_are_within_the_rounding_error(precision, seed):
 @given(st.integers(0, 2500), st.sampled_from(["FLOAT16", "BFLOAT16"]))
 def test_differences_can_be_read_from_any_offset(offset, precision):
     update = {name: tensor + tensor.dtype.type(1) for name, tensor in MODEL.items()}
-    file = SafetensorsStream(difference_sources(update, held(MODEL), precision))
+    file = SafetensorsStream(difference_sources(update, shared_file(MODEL), precision))
     whole = b"".join(bytes(one) for one in file.pieces())
     assert len(whole) == file.size_bytes
     assert b"".join(bytes(one) for one in file.pieces(offset)) == whole[offset:]
@@ -102,12 +104,12 @@ def test_differences_can_be_read_from_any_offset(offset, precision):
 )
 def test_updates_that_cannot_be_sent_as_differences_are_rejected(update, text):
     with pytest.raises(NotRepresentable, match=text):
-        Payload.of_tensors(difference_sources({**MODEL, **update}, held(MODEL), "FLOAT16"))
+        Payload.of_tensors(difference_sources({**MODEL, **update}, shared_file(MODEL), "FLOAT16"))
 
 
 def test_a_difference_needs_memory_for_one_block():
     before = {"w": np.ones(10_000_000, np.float32)}
-    after, model = {"w": before["w"] + 1}, held(before)
+    after, model = {"w": before["w"] + 1}, shared_file(before)
     tracemalloc.start()
     try:
         payload = Payload.of_tensors(difference_sources(after, model, "BFLOAT16"))
@@ -117,8 +119,8 @@ def test_a_difference_needs_memory_for_one_block():
         tracemalloc.stop()
 
 
-def play(server, train, precision, framework="numpy", **options):
-    """A round whose update may be half as large; returns its tensors as torch reads them."""
+def submitted_tensors(server, train, precision, framework="numpy", **options):
+    """Runs a round that accepts half precision; returns the tensors of the update as torch reads them."""
     rounds = Rounds(server, train, framework=framework, **options)
     rounds.send(round_started(1, 0, update_precision=precision, model=info_of(0, to_safetensors(MODEL))))
     rounds.training_is_at(0)
@@ -126,13 +128,13 @@ def play(server, train, precision, framework="numpy", **options):
     file = to_safetensors(MODEL)
     rpc.send_response(chunk_response(DownloadModelResponse, file, info=info_of(0, file)))
     rpc.terminate(*OK)
-    data = take(server)
+    data = accept_update(server)
     rounds.send(finished(2))
     rounds.result()
     return from_safetensors(data, "torch")
 
 
-def take(server):
+def accept_update(server):
     rpc = server.upload("SubmitUpdate")
     first = rpc.take_request()
     data = rpc.take_request().chunk
@@ -153,7 +155,7 @@ def add_in_place(model, round_):
     ("precision", "dtype"), [(UPDATE_PRECISION_FLOAT16, torch.float16), (UPDATE_PRECISION_BFLOAT16, torch.bfloat16)]
 )
 def test_a_participant_sends_differences_if_the_round_accepts_them(server, framework, precision, dtype):
-    sent = play(server, add_in_place, precision, framework)
+    sent = submitted_tensors(server, add_in_place, precision, framework)
     assert {name: tensor.dtype for name, tensor in sent.items()} == {
         "w": dtype,
         "wide": dtype,
@@ -171,18 +173,20 @@ def test_other_rounds_get_full_updates(server, precision):
         assert round_.update_precision == "FULL"
         return model, 1
 
-    assert play(server, train, precision)["w"].dtype == torch.float32
+    assert submitted_tensors(server, train, precision)["w"].dtype == torch.float32
 
 
 def test_full_updates_can_be_chosen(server):
-    assert play(server, add_in_place, UPDATE_PRECISION_FLOAT16, full_updates=True)["w"].dtype == torch.float32
+    assert (
+        submitted_tensors(server, add_in_place, UPDATE_PRECISION_FLOAT16, full_updates=True)["w"].dtype == torch.float32
+    )
 
 
 def test_differences_that_overflow_are_sent_in_full(server, caplog):
     def train(model, round_):
         return {**model, "w": model["w"] + 1e6}, 1
 
-    sent = play(server, train, UPDATE_PRECISION_FLOAT16)
+    sent = submitted_tensors(server, train, UPDATE_PRECISION_FLOAT16)
     assert (sent["w"].dtype, sent["wide"].dtype) == (torch.float32, torch.float64)
     (record,) = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert "sent in full: F16 cannot hold the difference of tensor 'w'" in record.getMessage()
@@ -193,4 +197,4 @@ def test_without_the_cached_model_an_update_is_sent_in_full(server, monkeypatch)
         self.file = None
 
     monkeypatch.setattr("fedround_client.cache.CacheWriter.__init__", no_room)
-    assert play(server, add_in_place, UPDATE_PRECISION_FLOAT16)["w"].dtype == torch.float32
+    assert submitted_tensors(server, add_in_place, UPDATE_PRECISION_FLOAT16)["w"].dtype == torch.float32

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.timeout(30)
 def test_two_rounds_to_the_end(server):
     rounds = Rounds(server)
     for number in range(2):
-        spec, weights = rounds.play(number + 1, number)
+        spec, weights = rounds.run_round(number + 1, number)
         assert (spec.training_id, spec.round, spec.num_examples) == (TRAINING, number, 10)
         assert dict(spec.metrics) == {"loss": 0.25}
         np.testing.assert_array_equal(weights, np.full(3, number + 1))
@@ -55,7 +55,7 @@ def test_a_repeated_round_is_trained_once(server):
     rounds.take_update()
     extended = event_pb2.RoundExtended(round=0, attempt=3)
     rounds.send(Event(training_id=TRAINING, sequence=2, round_extended=extended))
-    rounds.play(3, 1)
+    rounds.run_round(3, 1)
     rounds.send(finished(4))
     assert rounds.result().rounds == 2
     assert seen == [(0, 2), (1, 1)]
@@ -64,20 +64,20 @@ def test_a_repeated_round_is_trained_once(server):
 def test_a_submitted_round_is_not_trained_again(server):
     rounds = Rounds(server)
     rounds.send(round_started(1, 0, submitted=True))
-    rounds.play(2, 1)
+    rounds.run_round(2, 1)
     rounds.send(finished(3))
     assert rounds.result().rounds == 1
 
 
 def test_a_subscription_resumes_behind_the_last_event_after_a_restart(server):
     rounds = Rounds(server)
-    rounds.play(1, 0)
+    rounds.run_round(1, 0)
     cut(rounds.rpc)
     server.stream("Subscribe")[1].terminate(*UNAVAILABLE)
     rounds.subscribe()
     assert dict(rounds.request.resume_after_sequence) == {TRAINING: 1}
     rounds.send(round_started(1, 0))  # once more: at least once is the promise
-    rounds.play(2, 1)
+    rounds.run_round(2, 1)
     rounds.send(finished(3))
     assert rounds.result().rounds == 2
 
@@ -94,8 +94,8 @@ def test_a_subscription_resumes_behind_the_last_event_after_a_restart(server):
 )
 def test_late_results_are_logged_and_the_next_round_is_run(server, caplog, code, reason):
     rounds = Rounds(server)
-    rounds.play(1, 0, status=error_status(grpc.StatusCode[code], reason))
-    rounds.play(2, 1)
+    rounds.run_round(1, 0, status=error_status(grpc.StatusCode[code], reason))
+    rounds.run_round(2, 1)
     rounds.send(finished(3))
     assert rounds.result().rounds == 1
     (record,) = [record for record in caplog.records if record.levelno == logging.WARNING]
@@ -108,7 +108,7 @@ def test_a_second_report_is_logged_and_the_next_round_is_run(server):
     rounds.training_is_at(0)
     rounds.serve_model(0)
     server.fail("SubmitMetrics", error_status(grpc.StatusCode.ALREADY_EXISTS, "METRICS_EXIST"))
-    rounds.play(2, 1)
+    rounds.run_round(2, 1)
     rounds.send(finished(3))
     assert rounds.result().rounds == 1
 
@@ -118,7 +118,7 @@ def test_a_model_without_a_file_means_that_the_round_is_over(server):
     rounds.send(round_started(1, 0))
     rounds.training_is_at(0)
     server.stream("DownloadModel")[1].terminate(*error_status(grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND"))
-    rounds.play(2, 1)
+    rounds.run_round(2, 1)
     rounds.send(finished(3))
     assert rounds.result().rounds == 1
 
@@ -127,14 +127,14 @@ def test_a_round_that_is_over_is_not_trained(server):
     rounds = Rounds(server)
     rounds.send(round_started(1, 0))
     rounds.training_is_at(2)
-    rounds.play(2, 2)
+    rounds.run_round(2, 2)
     rounds.send(finished(3))
     assert rounds.result().rounds == 1
 
 
 def test_a_live_round_is_not_checked_for_being_over(server):
     rounds = Rounds(server)
-    rounds.play(1, 0)
+    rounds.run_round(1, 0)
     server.alarm_in(60)
     server.time.sleep_for(1)
     rounds.send(round_started(2, 1), round_started(3, 2))
@@ -151,7 +151,7 @@ def test_the_first_event_of_a_stream_is_never_live(server):
     rounds = Rounds(server)
     server.alarm_in(60)
     server.time.sleep_for(5)
-    rounds.play(1, 0)
+    rounds.run_round(1, 0)
     rounds.send(finished(2))
     assert rounds.result().rounds == 1
 
@@ -161,7 +161,7 @@ def test_the_first_event_of_a_stream_is_never_live(server):
 )
 def test_a_rejected_update_ends_the_participation(server, code, reason):
     rounds = Rounds(server)
-    rounds.play(1, 0, status=error_status(grpc.StatusCode[code], reason))
+    rounds.run_round(1, 0, status=error_status(grpc.StatusCode[code], reason))
     assert rounds.error().reason == reason
     until(lambda: is_cancelled(rounds.rpc))
 
@@ -174,11 +174,11 @@ def test_an_invalid_token_ends_the_participation_at_once(server):
 
 def test_a_failed_training_raises(server):
     rounds = Rounds(server)
-    failed = event_pb2.TrainingFailed(reason="DEADLINE_MISSED", message="nobody came")
+    failed = event_pb2.TrainingFailed(reason="DEADLINE_MISSED", message="no update arrived")
     rounds.send(Event(training_id=TRAINING, sequence=1, training_failed=failed))
     error = rounds.error()
     assert type(error) is TrainingFailed
-    assert (error.reason, error.message) == ("DEADLINE_MISSED", "nobody came")
+    assert (error.reason, error.message) == ("DEADLINE_MISSED", "no update arrived")
 
 
 def test_the_removal_of_this_participant_raises_and_of_others_does_not(server):
@@ -195,14 +195,14 @@ def test_a_subscription_to_all_trainings_ignores_ended_ones(server):
     rounds = Rounds(server, training_id=None, over=[OTHER])
     assert rounds.request.training_id == ""
     rounds.send(round_started(4, 0, training_id=OTHER), finished(5, OTHER))
-    rounds.play(1, 0)
+    rounds.run_round(1, 0)
     rounds.send(finished(2))
     assert rounds.result() == Participation(TRAINING, MODEL, 9, rounds=1)
 
 
 def test_without_until_finished_it_continues_with_other_trainings(server):
     rounds = Rounds(server, training_id=None, until_finished=False)
-    rounds.play(1, 0)
+    rounds.run_round(1, 0)
     failed = event_pb2.TrainingFailed(reason="DEADLINE_MISSED")
     rounds.send(finished(2), Event(training_id=OTHER, sequence=1, training_failed=failed))
     rounds.rpc.terminate(*OK)
@@ -215,12 +215,12 @@ def test_without_until_finished_it_continues_with_other_trainings(server):
 
 def test_an_expired_cursor_restarts_at_the_current_round(server):
     rounds = Rounds(server)
-    rounds.play(5, 0)
+    rounds.run_round(5, 0)
     cut(rounds.rpc)
     rounds.subscribe()
     rounds.rpc.terminate(*error_status(grpc.StatusCode.OUT_OF_RANGE, "CURSOR_EXPIRED"))
     rounds.subscribe()
     assert dict(rounds.request.resume_after_sequence) == {}
-    rounds.play(1, 1)
+    rounds.run_round(1, 1)
     rounds.send(finished(2))
     assert rounds.result().rounds == 2

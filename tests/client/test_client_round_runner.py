@@ -47,7 +47,7 @@ def test_the_function_gets_the_round_and_may_return_tuples(server):
     rounds.training_is_at(0)
     rounds.serve_model(0)
     assert rounds.take_update()[0].num_examples == 5
-    spec, _ = rounds.play(2, 1)
+    spec, _ = rounds.run_round(2, 1)
     assert (spec.num_examples, dict(spec.metrics)) == (6, {"a": 1.0})
     rounds.send(finished(3))
     rounds.result()
@@ -97,7 +97,7 @@ def test_models_can_be_torch_tensors(server):
         return model, 1
 
     rounds = Rounds(server, train, framework="torch")
-    rounds.play(1, 0)
+    rounds.run_round(1, 0)
     rounds.send(finished(2))
     assert rounds.result().rounds == 1
 
@@ -227,7 +227,7 @@ def test_without_an_assigned_model_it_waits_for_the_next_round(server):
     rounds.send(round_started(1, 0, dealt=True))
     rounds.training_is_at(0)
     server.stream("DownloadDealtModel")[1].terminate(*error_status(grpc.StatusCode.PERMISSION_DENIED, "NOT_IN_COHORT"))
-    rounds.play(2, 1)
+    rounds.run_round(2, 1)
     rounds.send(finished(3))
     assert rounds.result().rounds == 1
 

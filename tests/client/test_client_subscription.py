@@ -210,5 +210,7 @@ def test_lost_connections_are_logged_with_decreasing_frequency(server, caplog):
     subscription(server, started(1), finished(2))
     server.reply("GetTraining", GetTrainingResponse(training=Training(training_id=TRAINING)))
     call.result(10)
-    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert [("in a row" in text, "connection reset" in text) for text in told] == [(False, True)] + [(True, True)] * 3
+    messages = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert [("in a row" in text, "connection reset" in text) for text in messages] == [(False, True)] + [
+        (True, True)
+    ] * 3

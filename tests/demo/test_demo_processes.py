@@ -1,4 +1,4 @@
-"""Processes, with modules of the standard library in the place of the server and the participants."""
+"""Child processes, with small modules in place of the server and the participants."""
 
 import os
 import signal
@@ -40,7 +40,7 @@ def check_until_it_fails(processes: ProcessGroup) -> None:
 
 @pytest.fixture
 def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder whose modules the processes can run."""
+    """A folder of modules that the processes can run."""
     folder = tmp_path / "modules"
     folder.mkdir()
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), *filter(None, sys.path)]))
@@ -117,11 +117,11 @@ def test_a_process_may_finish_only_if_allowed(tmp_path: Path, modules: Path, may
 
 def test_the_token_is_in_the_environment_only(tmp_path: Path, modules: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEDROUND_SERVER", "somewhere.else:1")
-    (modules / "tells.py").write_text(
+    (modules / "prints.py").write_text(
         "import os, sys\n"
         "print(sys.argv[1:], {name: os.environ[name] for name in os.environ if name.startswith('FEDROUND_')})"
     )
     lines: SimpleQueue[str] = SimpleQueue()
     with ProcessGroup(tmp_path) as processes:
-        processes.start("one", "tells", ["--option=1"], on_line=lines.put, token="secret", may_finish=True)
+        processes.start("one", "prints", ["--option=1"], on_line=lines.put, token="secret", may_finish=True)
         assert lines.get() == "['--option=1'] {'FEDROUND_TOKEN': 'secret'}"

@@ -1,4 +1,4 @@
-"""The whole demo, in its own processes."""
+"""The complete demo, in its own processes."""
 
 import hashlib
 import json
@@ -31,7 +31,7 @@ def start_demo(output: Path, *options: str) -> subprocess.Popen[str]:
 
 
 def processes_of(demo_folder: Path) -> list[str]:
-    """Command lines of what a demo has started: whoever started whom, all have its folder for temporary files."""
+    """Returns the command lines of all processes of a demo, which share its folder for temporary files."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -59,12 +59,12 @@ def test_the_demo_writes_a_correct_report_plots_and_the_model(tmp_path: Path) ->
     assert report["model_sha256"] == hashlib.sha256(file).hexdigest()
     assert report["images"] == [len(digits) for digits in images.clients]
     assert (report["rounds"], report["clients"], len(report["accuracy_by_round"])) == (8, 5, 9)
-    # What the clients reported, each on its share, is the accuracy on all held-out images.
+    # The mean of the accuracies that the clients reported on their shares is that on all held-out images.
     assert report["final_accuracy"] == report["accuracy_by_round"][-1]
     assert report["final_accuracy"] == pytest.approx(network.accuracy(model, images.held_out))
     assert report["final_accuracy"] >= 0.95
     assert report["centralised_accuracy"] >= 0.95
-    # What the demo is about: nobody is as good alone.
+    # The point of the demo: no client alone is as good.
     assert len(report["local_accuracies"]) == 5
     assert max(report["local_accuracies"]) < report["final_accuracy"]
     found = report["uncertainty"]

@@ -1,4 +1,4 @@
-"""Freed blocks of memory are kept for the next ones."""
+"""malloc reuses freed blocks."""
 
 import os
 import subprocess

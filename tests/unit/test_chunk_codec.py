@@ -1,4 +1,4 @@
-"""Chunks on the wire: frames are what protobuf makes of the same message, and of nothing else."""
+"""The chunk codec encodes and decodes as protobuf does."""
 
 import google_crc32c
 import pytest
@@ -48,18 +48,18 @@ def test_chunk_messages_are_encoded_as_by_protobuf(message: type[Message], chunk
 @pytest.mark.parametrize("message", MESSAGES)
 @given(data=st.binary(max_size=40) | st.binary(max_size=40).map(lambda rest: b"\x12" + rest))
 def test_chunk_messages_are_decoded_as_by_protobuf(message: type[Message], data: bytes) -> None:
-    frame = ChunkCodec(message.DESCRIPTOR).decode(data)
-    if frame is not None:
-        assert message.FromString(data) == message(chunk=frame.chunk, chunk_crc32c=frame.chunk_crc32c)
+    decoded = ChunkCodec(message.DESCRIPTOR).decode(data)
+    if decoded is not None:
+        assert message.FromString(data) == message(chunk=decoded.chunk, chunk_crc32c=decoded.chunk_crc32c)
 
 
 def test_other_messages_are_left_to_protobuf() -> None:
     codec = ChunkCodec(model_pb2.UploadModelRequest.DESCRIPTOR)
     chunk = b"chunk"
-    frame = codec.encode(ChunkMessage(chunk, google_crc32c.value(chunk)))
+    encoded = codec.encode(ChunkMessage(chunk, google_crc32c.value(chunk)))
     with_spec = model_pb2.UploadModelRequest(spec=model_pb2.ModelSpec(name="a"), chunk=chunk, chunk_crc32c=1)
     without_crc = model_pb2.UploadModelRequest(chunk=chunk)
-    for data in (b"", with_spec.SerializeToString(), without_crc.SerializeToString(), frame[:-1], frame + b"\x1d"):
+    for data in (b"", with_spec.SerializeToString(), without_crc.SerializeToString(), encoded[:-1], encoded + b"\x1d"):
         assert codec.decode(data) is None
     assert not ChunkMessage(chunk, 1).HasField("spec")
     assert ChunkMessage(chunk, 1).HasField("chunk_crc32c")

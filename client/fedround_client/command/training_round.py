@@ -18,10 +18,10 @@ _PARTICIPANTS: Columns[RoundParticipant] = {
     "LAST SEEN": lambda one: "now" if one.subscribed else when(one.last_seen_time),
     "BYTES": lambda one: one.uploaded_bytes or "",
     "EXPECTED": lambda one: when(one.forecast_arrive_time),
-    "REFUSED": lambda one: ", ".join(f"{refusal.reason} {refusal.count}" for refusal in one.refusals),
+    "REJECTED": lambda one: ", ".join(f"{refusal.reason} {refusal.count}" for refusal in one.refusals),
 }
-_REFUSALS: Columns[Refusal] = {
-    "REFUSED": lambda refusal: refusal.reason,
+_REJECTED_UPDATES: Columns[Refusal] = {
+    "REJECTED": lambda refusal: refusal.reason,
     "COUNT": lambda refusal: refusal.count,
     "LAST": lambda refusal: when(refusal.last_time),
     "MESSAGE": lambda refusal: refusal.message,
@@ -51,4 +51,4 @@ def round_(
     show_all(found.participants, _PARTICIPANTS, form)
     if found.refusals:
         typer.echo()
-        show_all(found.refusals, _REFUSALS, form)
+        show_all(found.refusals, _REJECTED_UPDATES, form)
