@@ -100,7 +100,7 @@ class Participant(UserCalls, TrainingCalls):
             self._accepted.pop(event.training_id, None)
             if self._until_finished:
                 raise error
-            logger.warning("Training %s goes on without this participant, or not at all: %s", event.training_id, error)
+            logger.warning("The participation in training %s has ended: %s", event.training_id, error)
         if kind != "training_finished":
             return None
         finished = event.training_finished
@@ -128,7 +128,7 @@ class Participant(UserCalls, TrainingCalls):
             self._runner.run(training_id, started)
             self._accepted[training_id] = self._accepted.get(training_id, 0) + 1
         except _ROUND_MISSED as error:
-            logger.warning("Round %d of training %s goes on without this: %s", started.round, training_id, error)
+            logger.warning("Round %d of training %s is missed: %s", started.round, training_id, error)
 
     def _is_over(self, training_id: str, started: RoundStarted) -> bool:
         """Returns whether a round was closed while this participant was disconnected or busy."""

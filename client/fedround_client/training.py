@@ -92,7 +92,7 @@ class TrainingCalls:
             FieldInvalid: Another field is not valid; field_violations names it.
         """
         if (model is None) == (not model_id):
-            raise TypeError("create_training takes either a model or the model_id of a stored one.")
+            raise TypeError("create_training needs either a model or the model_id of a stored one.")
         payload = Payload.of(model) if model is not None else Payload.empty()
         upload_id = str(uuid.uuid4()) if model is not None else ""
         spec = TrainingSpec(
@@ -224,7 +224,7 @@ class TrainingCalls:
         return self._rpc.retrying(None, sleep=subscription.sleep)(self.get_training, training_id)
 
     def _with_details(self, error: FedroundError) -> FedroundError:
-        """Returns the error with the training's own message, which lists the missing participants for the actor only."""
+        """Returns the error with the training's own message, which names missing participants to the actor only."""
         if isinstance(error, TrainingFailed):
             with suppress(FedroundError):
                 details = self.get_training(error.metadata["training_id"]).error
