@@ -105,7 +105,7 @@ class Coordination:
     async def submit(self, training_id: str, number: int, user: str) -> None:
         """Submits an update whose file is here."""
         new = update(training_id, number, user)
-        await self.coordinator.rounds._accept(new, RoundKind.TRAIN)
+        await self.coordinator.submissions._accept(new, RoundKind.TRAIN)
 
     async def until(self, actor: str, training_id: str, holds: Callable[[Training], bool]) -> Training:
         """Waits until something holds of a training, and looks at each wake-up of its subscribers."""

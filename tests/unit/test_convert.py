@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from contracts.world import SPEC, new_id
 from fedround_server.app import MAX_MESSAGE as MAX_MESSAGE_SIZE
-from fedround_server.coordinator.round import Explanation, MemberView
+from fedround_server.coordinator.round_status import Explanation, MemberView
 from fedround_server.domain.rejected_update import MAX_MESSAGE, Refusal
 from fedround_server.domain.round import Round, RoundKind, RoundMember, RoundState, RoundView
 from fedround_server.domain.training import Training, TrainingState

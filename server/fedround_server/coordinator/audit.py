@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from fedround_server.coordinator.context import Context
 from fedround_server.coordinator.denied_calls import DeniedCalls
-from fedround_server.domain.audit import AuditEntry, AuditHead, Note, Origin
+from fedround_server.domain.audit import AuditEntry, AuditHead, Note
 from fedround_server.domain.errors import Unavailable
 
 log = logging.getLogger(__name__)
@@ -35,23 +35,11 @@ class Audit:
         except Unavailable as error:
             log.warning("noting the stop: %s", error)
 
-    async def head(self) -> AuditHead:
-        """Returns where the chain ends."""
-        return await self._store.head()
-
     async def read(self, after: int, head: AuditHead) -> AsyncGenerator[list[AuditEntry], None]:
         """Reads the entries behind a sequence in batches, up to a head."""
         while after < head.sequence and (entries := await self._store.read(after, head.sequence, BATCH)):
             yield entries
             after = entries[-1].sequence
-
-    async def origin(self, model_id: str, version: int | None, owner_id: str) -> Origin:
-        """Returns which updates made a version of a model.
-
-        Raises:
-            ModelNotFound: The user owns no such model, or it has no such version.
-        """
-        return await self._store.origin(model_id, version, owner_id)
 
 
 def _version() -> str:

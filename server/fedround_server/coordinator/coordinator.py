@@ -7,8 +7,11 @@ from fedround_server.coordinator.audit import Audit
 from fedround_server.coordinator.context import Context, in_thread, run_shielded, settle
 from fedround_server.coordinator.inference import Inference
 from fedround_server.coordinator.model import Models
+from fedround_server.coordinator.reads import Reads
 from fedround_server.coordinator.rejected_updates import RejectedUpdates
 from fedround_server.coordinator.round import Rounds
+from fedround_server.coordinator.round_status import RoundStatus
+from fedround_server.coordinator.submission import Submissions
 from fedround_server.coordinator.subscription import Subscriptions
 from fedround_server.coordinator.training import Trainings
 from fedround_server.coordinator.uploads.receive import Uploads
@@ -30,10 +33,13 @@ class Coordinator:
     def __init__(self, context: Context) -> None:
         """Joins the use cases over one context."""
         self._context = context
+        self.reads = Reads(context.store)
         self.uploads = Uploads(context)
         self.users = Users(context)
         self.models = Models(context, self.uploads)
         self.rounds = Rounds(context, self.uploads)
+        self.submissions = Submissions(context, self.uploads, self.rounds.aggregations)
+        self.round_status = RoundStatus(context, self.uploads)
         self.refusals = RejectedUpdates(context)
         self.trainings = Trainings(context, self.uploads, self.rounds)
         self.subscriptions = Subscriptions(context)
@@ -65,7 +71,7 @@ class Coordinator:
 
     def leave(self) -> None:
         """Opens and closes no rounds any more, and has every subscription say goodbye."""
-        self.rounds.leave()
+        self.rounds.stop()
         self.subscriptions.close()
 
     async def close(self) -> None:

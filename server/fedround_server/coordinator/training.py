@@ -1,7 +1,6 @@
 """Use cases about trainings."""
 
 from collections.abc import Sequence
-from datetime import datetime
 
 from fedround_server.coordinator.context import Context, run_shielded
 from fedround_server.coordinator.round import Rounds
@@ -48,16 +47,6 @@ class Trainings:
             model = NewModel(spec.name, spec.description, received.manifest, received.blob, spec.architecture)
         return await run_shielded(self._create(actor_id, spec, model))
 
-    async def get(self, training_id: str, user_id: str) -> Training:
-        """Returns a training that the user steers or takes part in."""
-        return await self._store.get(training_id, user_id)
-
-    async def page(
-        self, user_id: str, *, as_actor: bool, before: tuple[datetime, str] | None, limit: int
-    ) -> list[Training]:
-        """Returns the trainings that a user steers (or takes part in), the newest first."""
-        return await self._store.page(user_id, as_actor=as_actor, before=before, limit=limit)
-
     async def register(self, training_id: str, actor_id: str, client_ids: Sequence[str]) -> Training:
         """Registers clients as participants."""
         return await run_shielded(self._register(training_id, actor_id, client_ids))
@@ -91,7 +80,7 @@ class Trainings:
         training, closed = await self._store.remove_clients(training_id, caller_id, client_ids, now)
         self._context.hub.notify(training_id)
         if closed:
-            self._rounds.aggregate_soon(training_id)
+            self._rounds.aggregations.start(training_id)
         else:
             # The next round may be open, for others.
             await self._rounds.follow_up(training_id)

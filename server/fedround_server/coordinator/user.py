@@ -96,10 +96,6 @@ class Users:
         """
         return await self._context.store.credentials.view(user_id, self._context.clock.now())
 
-    async def page(self, role: Role | None, after_name: str, limit: int) -> list[User]:
-        """Returns users by name, behind a name."""
-        return await self._context.store.users.page(role, after_name, limit)
-
     async def rotate_token(
         self, caller: User, user_id: str, overlap: timedelta | None, lifetime: timedelta | None
     ) -> str:

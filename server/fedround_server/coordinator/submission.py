@@ -1,0 +1,69 @@
+"""Use cases of participants: submitting an update or a report to a round."""
+
+from collections.abc import Mapping
+
+from fedround_server.coordinator.aggregation import Aggregations
+from fedround_server.coordinator.context import Context, run_shielded
+from fedround_server.coordinator.uploads.receive import Incoming, Uploads
+from fedround_server.domain.errors import NotInCohort, RoundNotOpen, UpdateExists
+from fedround_server.domain.model import BlobRef
+from fedround_server.domain.round import RoundKind
+from fedround_server.domain.update import NewUpdate, Update
+from fedround_server.failpoints import reached
+from fedround_server.wakeups import for_actor
+
+# A report of an evaluation round brings no file.
+NO_FILE = BlobRef("", 0)
+
+
+class Submissions:
+    """Accepts updates and reports, and starts the aggregation of the rounds that they close."""
+
+    def __init__(self, context: Context, uploads: Uploads, aggregations: Aggregations) -> None:
+        """Creates the use cases over the parts that they join."""
+        self._context = context
+        self._store = context.store.rounds
+        self._uploads = uploads
+        self._aggregations = aggregations
+
+    async def submit(
+        self, training_id: str, number: int, num_examples: int, metrics: Mapping[str, float], incoming: Incoming
+    ) -> Update:
+        """Accepts an update. When it returns, the update is on disk and will be counted exactly once.
+
+        Raises:
+            FedroundError: The update is rejected, as described for `RoundVerbs.admit` and `Uploads.receive`.
+        """
+        blob = BlobRef(str(incoming.sha256), int(incoming.size_bytes or 0))
+        new = NewUpdate(training_id, number, incoming.user_id, blob, num_examples, metrics)
+        try:
+            admission = await self._store.admit(new)
+        except (RoundNotOpen, NotInCohort, UpdateExists):
+            # The remains of an earlier attempt would count against the user's limit for a day.
+            await self._uploads.abandon(incoming.user_id, incoming.upload_id)
+            raise
+        if admission.receipt is not None:
+            return admission.receipt
+        await self._uploads.receive(incoming, admission.manifest, admission.bound, admission.differences)
+        update = await run_shielded(self._accept(new, RoundKind.TRAIN))
+        reached("update.replying")
+        return update
+
+    async def submit_metrics(
+        self, training_id: str, number: int, user_id: str, num_examples: int, metrics: Mapping[str, float]
+    ) -> None:
+        """Accepts a report of an evaluation round.
+
+        Raises:
+            FedroundError: The report is rejected, as described for `RoundVerbs.submit`.
+        """
+        new = NewUpdate(training_id, number, user_id, NO_FILE, num_examples, metrics)
+        await run_shielded(self._accept(new, RoundKind.EVALUATE))
+
+    async def _accept(self, new: NewUpdate, kind: RoundKind) -> Update:
+        update, closed = await self._store.submit(self._context.new_id(), new, kind, self._context.clock.now())
+        reached("update.accepted")
+        self._context.hub.notify(for_actor(new.training_id))
+        if closed:
+            self._aggregations.start(new.training_id)
+        return update
