@@ -5,7 +5,8 @@ from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
 from fedround_server.blobs import map_disk_full
-from fedround_server.coordinator.context import Context, in_thread
+from fedround_server.coordinator.context import Context
+from fedround_server.coordinator.tasks import in_thread
 from fedround_server.domain.audit import acting
 from fedround_server.domain.chain import averages
 from fedround_server.domain.errors import DiskFull, Unavailable
@@ -54,7 +55,7 @@ class Aggregations:
         self._again.add(training_id)
         if training_id not in self._running and not self._stopped:
             self._running.add(training_id)
-            self._context.tasks.create_task(self._run(training_id), name=f"aggregate {training_id}")
+            self._context.background.create_task(self._run(training_id), name=f"aggregate {training_id}")
 
     async def _run(self, training_id: str) -> None:
         # The user whose update closed the round started this task, but does not make the model.

@@ -25,7 +25,7 @@ class Audit:
     async def start(self) -> None:
         """Tells that the server starts, and writes refusals from now on."""
         await self._store.add([Note("server_started", facts={"version": _version()})])
-        self._context.tasks.create_task(self.denied_calls.run(), name="write refusals")
+        self._context.background.create_task(self.denied_calls.run(), name="write refusals")
 
     async def stop(self) -> None:
         """Tells that the server stops, as the last thing that it does; a start without this is one behind a crash."""

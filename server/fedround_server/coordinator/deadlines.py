@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from fedround_server.coordinator.aggregation import RETRY_DELAY
-from fedround_server.coordinator.context import Context, run_shielded
+from fedround_server.coordinator.context import Context
 from fedround_server.domain.audit import acting
 from fedround_server.domain.errors import Unavailable
 from fedround_server.domain.round import Round, UnfinishedRound
@@ -67,7 +67,7 @@ class Deadlines:
         self.disarm(training_id)
         left = deadline - self._context.clock.now()
         waiting = self._wait(training_id, number, attempt, left)
-        task = self._context.tasks.create_task(waiting, name=f"deadline {training_id}")
+        task = self._context.background.create_task(waiting, name=f"deadline {training_id}")
         self._timers[training_id] = _Timer(number, attempt, task)
         return True
 
@@ -85,7 +85,7 @@ class Deadlines:
             if self._stopped:
                 return
             try:
-                await run_shielded(self._expire(training_id, number, attempt))
+                await self._context.tasks.run_shielded(self._expire(training_id, number, attempt))
             except Unavailable as error:
                 log.warning("deadline of training %s: %s", training_id, error)
                 await self._context.clock.sleep(RETRY_DELAY)

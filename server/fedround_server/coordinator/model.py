@@ -2,7 +2,8 @@
 
 from collections.abc import AsyncGenerator
 
-from fedround_server.coordinator.context import Context, in_thread
+from fedround_server.coordinator.context import Context
+from fedround_server.coordinator.tasks import in_thread
 from fedround_server.coordinator.uploads.receive import Incoming, Uploads
 from fedround_server.domain.model import BlobRef, Model, NewModel, VersionView
 

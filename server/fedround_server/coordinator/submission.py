@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from fedround_server.coordinator.aggregation import Aggregations
-from fedround_server.coordinator.context import Context, run_shielded
+from fedround_server.coordinator.context import Context
 from fedround_server.coordinator.uploads.receive import Incoming, Uploads
 from fedround_server.domain.errors import NotInCohort, RoundNotOpen, UpdateExists
 from fedround_server.domain.model import BlobRef
@@ -45,7 +45,7 @@ class Submissions:
         if admission.receipt is not None:
             return admission.receipt
         await self._uploads.receive(incoming, admission.manifest, admission.bound, admission.differences)
-        update = await run_shielded(self._accept(new, RoundKind.TRAIN))
+        update = await self._context.tasks.run_shielded(self._accept(new, RoundKind.TRAIN))
         reached("update.replying")
         return update
 
@@ -58,7 +58,7 @@ class Submissions:
             FedroundError: The report is rejected, as described for `RoundVerbs.submit`.
         """
         new = NewUpdate(training_id, number, user_id, NO_FILE, num_examples, metrics)
-        await run_shielded(self._accept(new, RoundKind.EVALUATE))
+        await self._context.tasks.run_shielded(self._accept(new, RoundKind.EVALUATE))
 
     async def _accept(self, new: NewUpdate, kind: RoundKind) -> Update:
         update, closed = await self._store.submit(self._context.new_id(), new, kind, self._context.clock.now())
