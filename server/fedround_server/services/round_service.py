@@ -26,7 +26,7 @@ class RoundService(round_pb2_grpc.RoundServiceServicer):
         """Serves these use cases."""
         self._packer = packer
         self._coordinator = coordinator
-        self._rounds = coordinator.rounds
+        self._submissions = coordinator.submissions
         self._encode = Encoder()
 
     async def Subscribe(  # type: ignore[override]  # a coroutine that writes has no generator lifetime to reason about
@@ -60,7 +60,7 @@ class RoundService(round_pb2_grpc.RoundServiceServicer):
                 raise FieldInvalid("spec.sha256", "is required: the SHA-256 of the file, in hex")
             if file.size_bytes is None:
                 raise FieldInvalid("spec.size_bytes", "is required: the size of the file in bytes")
-            update = await self._rounds.submit(
+            update = await self._submissions.submit(
                 training_id,
                 spec.round,
                 fields.a_num_examples(spec.num_examples),
@@ -83,7 +83,7 @@ class RoundService(round_pb2_grpc.RoundServiceServicer):
         """Streams the model that the caller was dealt."""
         packer = self._packer if a_packing(request.packing) else None
         training_id = fields.parse_id("training_id", request.training_id)
-        base, blob = await self._rounds.assigned(training_id, request.round, caller().user_id)
+        base, blob = await self._coordinator.reads.assigned_model(training_id, request.round, caller().user_id)
         check_offset(blob, request.offset)
         info = convert.model_info(ModelInfo(base.model_id, base.version, blob))
         chunks = self._coordinator.models.read(blob, request.offset)
@@ -95,7 +95,7 @@ class RoundService(round_pb2_grpc.RoundServiceServicer):
         """Accepts the results of an evaluation."""
         training_id, user_id = fields.parse_id("training_id", request.training_id), caller().user_id
         async with self._coordinator.refusals.counted(training_id, request.round, user_id):
-            await self._rounds.submit_metrics(
+            await self._submissions.submit_metrics(
                 training_id,
                 request.round,
                 user_id,
@@ -108,7 +108,7 @@ class RoundService(round_pb2_grpc.RoundServiceServicer):
         """Answers why a round is waiting."""
         training_id = fields.parse_id("training_id", request.training_id)
         number = request.round if request.HasField("round") else None
-        explanation = await self._rounds.explain(training_id, number, caller().user_id)
+        explanation = await self._coordinator.round_status.explain(training_id, number, caller().user_id)
         return round_pb2.GetRoundResponse(round=round_view.write(explanation))
 
 

@@ -42,7 +42,7 @@ class UserService(user_pb2_grpc.UserServiceServicer):
         """Lists users by name."""
         size = fields.a_page_size(request.page_size)
         after = fields.a_page_token(request.page_token, str)
-        users = await self._users.page(_role(request.role), after[0] if after else "", size + 1)
+        users = await self._coordinator.reads.users(_role(request.role), after[0] if after else "", size + 1)
         page, token = pages.cut(users, size, convert.user, lambda user: fields.page_token(user.name))
         return user_pb2.GetUsersResponse(users=page, next_page_token=token)
 
