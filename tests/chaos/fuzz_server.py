@@ -156,13 +156,13 @@ def page_token(folder: Path) -> Iterator[Target]:
             value: Any = rand.choice((parts, *parts, {"a": parts}, [*parts, None], [True], [1.5], [[[]]], [10**300]))
             text = base64.urlsafe_b64encode(mutate(rand, json.dumps(value).encode())).decode()
         else:
-            text = fields.page_token(*parts)
+            text = fields.format_page_token(*parts)
         text = mutate(rand, text.encode(), rand.choice((0, 0, 1, 3))).decode(errors="replace")
         try:
-            found = fields.a_page_token(text, *kinds)
+            found = fields.parse_page_token(text, *kinds)
             assert found is None or [type(part) for part in found] == kinds
             assert found is None or all(0 <= part < 1 << 62 for part in found if isinstance(part, int))
-            position = fields.a_position(text)
+            position = fields.parse_position(text)
         except FieldInvalid:
             return "refused"
         if position is None:

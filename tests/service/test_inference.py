@@ -175,7 +175,7 @@ class TestRefusals:
         [
             ("tag", {"tag": "last", "version": 0}, "choose one"),
             ("seed", {"seed": 2**63}, "at most"),
-            ("architecture", {"architecture": "a b"}, "is no name"),
+            ("architecture", {"architecture": "a b"}, "is not a name"),
             ("uncertainty.mc_dropout.samples", {"uncertainty": {"mc_dropout": {"samples": 1001}}}, "in 1..1000"),
         ],
     )

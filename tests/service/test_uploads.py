@@ -192,8 +192,8 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("field", "value", "words"),
         [
-            ("sha256", "abc", "is not a SHA-256: 64 hexadecimal digits"),
-            ("sha256", "g" * 64, "is not a SHA-256: 64 hexadecimal digits"),
+            ("sha256", "abc", "is not a SHA-256 of 64 hexadecimal digits"),
+            ("sha256", "g" * 64, "is not a SHA-256 of 64 hexadecimal digits"),
             ("upload_id", "x", "'x' is not a UUID"),
             ("offset", 5, "goes with upload_id, and lies inside of the file"),
         ],

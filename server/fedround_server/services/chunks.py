@@ -127,8 +127,8 @@ def incoming(
     Raises:
         FieldInvalid: A field is malformed, or a resumable upload declares too little.
     """
-    digest = fields.a_digest(f"{prefix}sha256", sha256)
-    resumable = fields.an_optional_id("upload_id", upload_id)
+    digest = fields.parse_digest(f"{prefix}sha256", sha256)
+    resumable = fields.parse_optional_id("upload_id", upload_id)
     if resumable is not None and (digest is None or not size_bytes):
         raise FieldInvalid("upload_id", f"a resumable upload declares {prefix}sha256 and {prefix}size_bytes")
     if offset and (resumable is None or offset > size_bytes):

@@ -25,7 +25,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
 
     async def Predict(self, request: inference_pb2.PredictRequest, context: Call) -> inference_pb2.PredictResponse:
         """Predicts outputs for inputs."""
-        version, tag = fields.a_version(request.version if request.HasField("version") else None, request.tag)
+        version, tag = fields.parse_version(request.version if request.HasField("version") else None, request.tag)
         if request.seed > MAX_SEED:
             raise FieldInvalid("seed", f"is {request.seed}; at most {MAX_SEED}")
         chosen = request.uncertainty.WhichOneof("method")
@@ -37,7 +37,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             inputs=_inputs(request.inputs),
             uncertainty=uncertainty.read("uncertainty", request.uncertainty) if chosen else None,
             seed=request.seed if request.HasField("seed") else None,
-            architecture=fields.an_architecture("architecture", request.architecture),
+            architecture=fields.parse_architecture("architecture", request.architecture),
         )
         answer = await self._inference.predict(question)
         found = answer.prediction

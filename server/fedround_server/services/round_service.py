@@ -35,7 +35,7 @@ class RoundService(round_pb2_grpc.RoundServiceServicer):
         context: Call,
     ) -> None:
         """Streams events."""
-        training_id = fields.an_optional_id("training_id", request.training_id)
+        training_id = fields.parse_optional_id("training_id", request.training_id)
         cursors = {
             fields.parse_id("resume_after_sequence", key): sequence
             for key, sequence in request.resume_after_sequence.items()
@@ -63,8 +63,8 @@ class RoundService(round_pb2_grpc.RoundServiceServicer):
             update = await self._rounds.submit(
                 training_id,
                 spec.round,
-                fields.a_num_examples(spec.num_examples),
-                fields.some_metrics(spec.metrics),
+                fields.parse_num_examples(spec.num_examples),
+                fields.parse_metrics(spec.metrics),
                 replace(file, training_id=training_id, round=spec.round),
             )
         return round_pb2.SubmitUpdateResponse(receipt=convert.receipt(update))
@@ -99,8 +99,8 @@ class RoundService(round_pb2_grpc.RoundServiceServicer):
                 training_id,
                 request.round,
                 user_id,
-                fields.a_num_examples(request.num_examples),
-                fields.some_metrics(request.metrics),
+                fields.parse_num_examples(request.num_examples),
+                fields.parse_metrics(request.metrics),
             )
         return round_pb2.SubmitMetricsResponse()
 
