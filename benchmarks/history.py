@@ -15,7 +15,6 @@ from fedround.v1.model_pb2 import GetMetricsRequest, GetModelVersionsRequest
 from fedround.v1.round_pb2 import GetRoundRequest
 from fedround.v1.training_pb2 import TRAINING_ROLE_CLIENT, GetTrainingRequest, GetTrainingsRequest, Training
 from fedround_server.domain.model import BlobRef
-from fedround_server.domain.round import RoundKind
 from fedround_server.domain.update import NewUpdate
 from fedround_server.store import Store
 
@@ -39,7 +38,7 @@ async def _write(store: Store, training_id: str, user_ids: Sequence[str], rounds
     for number in range(rounds):
         for user_id in user_ids:
             update = NewUpdate(training_id, number, user_id, _blob(f"{number} {user_id}"), 1, {"loss": 0.5})
-            await store.rounds.submit(str(uuid.uuid4()), update, RoundKind.TRAIN, datetime.now(UTC))
+            await store.submissions.submit_update(str(uuid.uuid4()), update, datetime.now(UTC))
         task = await store.rounds.find_aggregation(training_id)
         assert task is not None
         await store.rounds.commit(training_id, number, task.round.epoch, _blob(f"{number}"), datetime.now(UTC))

@@ -9,7 +9,8 @@ Figures = dict[str, Any]
 def saving(figures: Figures, _: Path) -> str:
     """Makes the tables of compression and of half precision."""
     lines = [
-        f"Chunks of {figures['chunk_bytes'] // 1024} KiB, one core, {figures['date']}: what is spared, how fast.",
+        f"Chunks of {figures['chunk_bytes'] // 1024} KiB, one core, {figures['date']}: bytes saved, and the rate of"
+        " compression.",
         "",
     ]
     packers = sorted({packer for found in figures["compression"].values() for packer in found})
@@ -25,7 +26,7 @@ def saving(figures: Figures, _: Path) -> str:
         f"{figures['clients']} participants of the SDK with a model of {figures['model_mib']} MiB, and the"
         " accuracies of the demo's network after training with each precision:",
         "",
-        "| updates | an update | a round | server's CPU a round | accuracies |",
+        "| update precision | size of an update | time of a round | server's CPU per round | accuracies |",
         "|---|--:|--:|--:|---|",
     ]
     for name, found in figures["update_precision"].items():
@@ -40,10 +41,10 @@ def saving(figures: Figures, _: Path) -> str:
 def sdk(figures: Figures, _: Path) -> str:
     """Makes the table of memory."""
     lines = [
-        f"A client process with a model of {figures['model_mb']:,.0f} MB: the most anonymous memory above what it"
-        f" had before, the model itself included, {figures['date']}.",
+        f"Peak anonymous memory of a client process with a model of {figures['model_mb']:,.0f} MB, above what it had"
+        f" before, including the model itself; {figures['date']}.",
         "",
-        "| what | memory | times the model |",
+        "| operation | memory | multiple of the model's size |",
         "|---|--:|--:|",
     ]
     for way, found in figures["ways"].items():

@@ -25,20 +25,20 @@ def rounds(figures: Figures, folder: Path) -> str:
     machine = figures["machine"]
     lines = [
         f"{machine['cores']} cores ({machine['processor']}), {machine['memory_gib']:g} GiB, {machine['system']}, Python"
-        f" {machine['python']}; {figures['date']}. {figures['rounds']} rounds a run, {figures['alternations']} runs in"
-        " turn; medians, and the fastest and slowest round.",
+        f" {machine['python']}; {figures['date']}. {figures['rounds']} rounds a run, {figures['alternations']} runs of"
+        " each system in turn; medians, with the fastest and the slowest round in parentheses.",
         "",
-        f"![Seconds a round, and memory of the server]({PICTURE})",
+        f"![Seconds per round, and memory of the server]({PICTURE})",
         "",
-        "| workload | system | seconds a round | speed | server's memory | server's CPU | clients' CPU |",
+        "| workload | system | seconds per round | relative speed | server's memory | server's CPU | clients' CPU |",
         "|---|---|--:|--:|--:|--:|--:|",
     ]
     for result in figures["workloads"].values():
         lines += [_row(result, name, system) for name, system in result["systems"].items()]
     lines += [
         "",
-        "Speed is in times of the fastest peer's. Memory is the most anonymous memory that the server's processes held"
-        " together, CPU the seconds that a round took of it, all processes together.",
+        "Relative speed is the speed divided by that of the fastest peer. Memory is the peak of the anonymous memory of"
+        " all server processes together. CPU is the CPU time of a round, summed over processes.",
     ]
     lines += [f"\n{line}" for line in _absent(figures)]
     return "\n".join(lines)
@@ -69,7 +69,7 @@ def _workload(result: Figures) -> str:
 
 def _absent(figures: Figures) -> list[str]:
     return [
-        f"{SYSTEMS[name].label} is missing at {_workload(result)}: {why}"
+        f"{SYSTEMS[name].label} has no figure at {_workload(result)}: {why}"
         for result in figures["workloads"].values()
         for name, why in result["absent"].items()
     ]

@@ -6,10 +6,10 @@ from typing import Any
 Figures = dict[str, Any]
 SHAPES = {"few": "over 100 connections", "own": "each over its own connection"}
 EVENTS = {
-    "round_extended": "`round_extended`, which comes alone",
-    "round_closed": "`round_closed`, with the next one behind it",
-    "round_started": "`round_started`, behind that",
-    "training_removed": "`training_removed`, and the end of the stream",
+    "round_extended": "`round_extended`, a single event",
+    "round_closed": "`round_closed`, followed by the next event",
+    "round_started": "`round_started`, the next event",
+    "training_removed": "`training_removed`, followed by the end of the stream",
 }
 
 
@@ -21,22 +21,24 @@ def subscribers(figures: Figures, _: Path) -> str:
         "",
         f"| | {' | '.join(title for title, _ in shapes)} |",
         f"|---|{'--:|' * len(shapes)}",
-        _row("memory a subscription", [f"{shape['kb_a_subscription']:.1f} kB" for _, shape in shapes]),
-        _row("CPU when idle, of one core", [f"{shape['idle_cpu']:.1%}" for _, shape in shapes]),
+        _row("memory per subscription", [f"{shape['kb_a_subscription']:.1f} kB" for _, shape in shapes]),
+        _row("CPU when idle, share of one core", [f"{shape['idle_cpu']:.1%}" for _, shape in shapes]),
     ]
     for event, what in EVENTS.items():
         delays = [shape[event] for _, shape in shapes]
         told = [f"{one['p50']:.2f} s, {one['p99']:.2f} s, {one['max']:.2f} s" for one in delays]
-        lines.append(_row(f"{what}, at all of them: p50, p99, slowest", told))
+        lines.append(_row(f"{what}; delay until received: p50, p99, maximum", told))
     for number in range(max(len(shape["storms"]) for _, shape in shapes)):
         storms = [shape["storms"][number] if number < len(shape["storms"]) else None for _, shape in shapes]
         lines.append(
             _row(
-                f"storm {number + 1}: all are back after, errors left",
+                f"reconnect storm {number + 1}: time until all are subscribed again, remaining errors",
                 ["" if one is None else f"{one['seconds']:.1f} s, {one['errors_left']}" for one in storms],
             )
         )
-    lines.append(_row("memory left when all have gone", [f"{shape['mib_left']:.0f} MiB" for _, shape in shapes]))
+    lines.append(
+        _row("memory that remains after all have disconnected", [f"{shape['mib_left']:.0f} MiB" for _, shape in shapes])
+    )
     return "\n".join(lines)
 
 
@@ -44,13 +46,13 @@ def start(figures: Figures, _: Path) -> str:
     """Says how long a start takes, and what an idle server needs."""
     cpu = figures["idle_server_cpu_seconds_per_minute"] + figures["idle_worker_cpu_seconds_per_minute"]
     return (
-        f"Serving {figures['seconds_to_serving']:.2f} s after the start (slowest of {figures['starts']}:"
+        f"The server serves {figures['seconds_to_serving']:.2f} s after its start (slowest of {figures['starts']}:"
         f" {figures['slowest']:.2f} s; importing gRPC and Peewee alone"
-        f" {figures['imports_alone']:.2f} s). Idle, the server holds {figures['idle_server_anonymous_mib']:.0f} MiB"
-        " of its own and its worker, with torch,"
+        f" {figures['imports_alone']:.2f} s). When idle, the server process has"
+        f" {figures['idle_server_anonymous_mib']:.0f} MiB of anonymous memory and its worker process, with torch,"
         f" {figures['idle_worker_anonymous_mib']:.0f} MiB ({figures['idle_server_resident_mib']:.0f} and"
         f" {figures['idle_worker_resident_mib']:.0f} MiB resident); together they use"
-        f" {cpu:.2f} s of CPU a minute. {figures['date']}."
+        f" {cpu:.2f} s of CPU per minute. {figures['date']}."
     )
 
 
@@ -64,14 +66,15 @@ def growth(figures: Figures, _: Path) -> str:
         f"{rounds['rounds']:,} rounds of a tiny model with {rounds['participants']} participants,"
         f" {figures['database']}, {figures['date']}:",
         "",
-        f"- memory a round, with its standard error: server {_error(server)} bytes, worker {_error(worker)} bytes",
+        f"- memory growth per round, with its standard error: server {_error(server)} bytes, worker {_error(worker)}"
+        " bytes",
         f"- the median round took {rounds['median_ms_early']:.1f} ms early and {rounds['median_ms_late']:.1f} ms late,"
-        f" {rounds['late_to_early']:.2f} times; trend {_error(time)} us a round; CPU {rounds['cpu_ms_early']:.1f} and"
-        f" {rounds['cpu_ms_late']:.1f} ms",
+        f" a ratio of {rounds['late_to_early']:.2f}; trend {_error(time)} us per round; CPU"
+        f" {rounds['cpu_ms_early']:.1f} and {rounds['cpu_ms_late']:.1f} ms",
         f"- a stored round takes {rounds['database_bytes_per_round'] / 1000:.1f} kB of database and"
         f" {rounds['files_per_round']:g} files",
         "",
-        "| participants of a round | server's CPU an update |",
+        "| participants of a round | server's CPU per update |",
         "|--:|--:|",
     ]
     lines += [f"| {one['participants']:,} | {one['server_cpu_ms']:.2f} ms |" for one in figures["cohorts"]]
@@ -87,7 +90,7 @@ def growth(figures: Figures, _: Path) -> str:
     for call, timed in figures["history"]["timed"].items():
         cells = [f"{timed[kind]['median_ms']:.1f} ms ({timed[kind]['ratio']:.2f})" for kind in ("wide", "long")]
         lines.append(f"| {call} | {' | '.join(cells)} | {timed['fresh']['median_ms']:.1f} ms |")
-    lines += ["", "Medians; in brackets times the new one's."]
+    lines += ["", "Medians; in parentheses the ratio to the same call about the new training."]
     return "\n".join(lines)
 
 

@@ -39,7 +39,7 @@ def streams(figures: Figures, _: Path) -> str:
     lines = [
         f"Files of {figures['size_bytes'] / 2**20:.0f} MiB, {figures['date']}, load {figures['machine']['load']:g}.",
         "",
-        "| stream | reached | allowed | share | CPU of all | cores busy |",
+        "| stream | measured | attainable | share | CPU, all processes | cores busy |",
         "|---|--:|--:|--:|--:|--:|",
     ]
     for name, stream in figures["streams"].items():
@@ -47,10 +47,10 @@ def streams(figures: Figures, _: Path) -> str:
             f"| {NAMES[name]} | **{stream['rate'] / 1e9:.2f} GB/s** | {stream['allowed'] / 1e9:.2f} GB/s"
             f" | **{stream['share']:.0%}** | {stream['cpu']:.2f} ns a byte | {_busy(stream)} |"
         )
-    lines += ["", "| alone | rate | CPU | cores busy |", "|---|--:|--:|--:|"]
+    lines += ["", "| part, measured alone | rate | CPU | cores busy |", "|---|--:|--:|--:|"]
     for name, part in figures["parts"].items():
         lines.append(f"| {name} | {part['rate'] / 1e9:.2f} GB/s | {part['cpu']:.2f} ns a byte | {_busy(part)} |")
-    lines += ["", f"The server's most anonymous memory meanwhile: {figures['peak_anonymous_mib']:.0f} MiB."]
+    lines += ["", f"Peak anonymous memory of the server during this: {figures['peak_anonymous_mib']:.0f} MiB."]
     return "\n".join(lines)
 
 

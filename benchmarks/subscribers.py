@@ -52,7 +52,8 @@ from fedround.v1.training_pb2_grpc import TrainingServiceStub
 from fedround_server.domain.token import hash_token, new_token
 from fedround_server.engine.process import allow_many_files
 from fedround_server.store import Store
-from fedround_server.store.tables.schema import TokenRow, UserRow, database_proxy
+from fedround_server.store.tables.base import database_proxy
+from fedround_server.store.tables.schema import TokenRow, UserRow
 from measure import MIB, Running, anonymous, cpu_seconds, fedround_server, keep, tree
 
 HEARTBEAT = 20.0

@@ -1,4 +1,4 @@
-"""Takes part in a training that it is registered in, to its end. Its data never leaves it."""
+"""Takes part in a training in which this client is registered, until it ends. The data never leaves this machine."""
 
 import numpy as np
 
@@ -14,7 +14,7 @@ def train(model, round):
         error = x @ model["weight"] + model["bias"] - y
         model["weight"] -= 0.1 * x.T @ error / len(x)
         model["bias"] -= 0.1 * error.mean()
-    return model, len(x)  # what was learnt, and from how many examples
+    return model, len(x)  # the update, and the number of examples behind it
 
 
 with fr.connect() as client:

@@ -53,6 +53,11 @@ def new_id() -> str:
     return str(uuid.uuid4())
 
 
+def new_number() -> int:
+    """A number of 48 random bits, for a file unlike all others; a float64 holds it exactly."""
+    return uuid.uuid4().int >> 80
+
+
 @dataclass
 class Person:
     """A user with a channel of its own."""

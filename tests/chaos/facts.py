@@ -13,7 +13,7 @@ from typing import Any
 from chaos.tensors import Tensors, read
 
 Row = dict[str, Any]
-JSON_COLUMNS = ("manifest", "spec", "metrics", "payload")
+JSON_COLUMNS = ("manifest", "spec", "metrics", "payload", "details", "failure_missing")
 
 
 @dataclass
@@ -47,6 +47,12 @@ class Facts:
     @cached_property
     def trainings(self) -> dict[str, Row]:
         return {row["training_id"]: row for row in self["training"]}
+
+    @cached_property
+    def posteriors(self) -> dict[tuple[str, int], str]:
+        """The digest of the posterior of each (model, version)."""
+        found = (row for row in self["artifact"] if row["kind"] == "posterior")
+        return {(row["model_id"], row["version"]): row["sha256"] for row in found}
 
     @cached_property
     def counted(self) -> dict[Hashable, list[Row]]:

@@ -14,7 +14,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
-from chaos.attacks import SEED
+from sizes import SEED
 
 CPU_SECONDS = 1.0
 MEMORY = 512 << 20

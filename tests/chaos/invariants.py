@@ -105,7 +105,7 @@ def models_are_right(facts: Facts, history: History) -> Findings:
         if version is None or not version["stored"] or not used:
             yield from [] if used and version else [(row["training_id"], f"round {row['number']} has made nothing")]
             continue
-        digest = version["sha256"] if makes else version["posterior_sha256"]
+        digest = version["sha256"] if makes else facts.posteriors[training["model_id"], row["model_version"]]
         try:
             inputs = [facts.tensors(update["sha256"]) for update in used]
             weights = [update["num_examples"] for update in used]
@@ -174,10 +174,11 @@ def references_lead_somewhere(facts: Facts, history: History) -> Findings:
     """What a row refers to is there, with the size that the row gives."""
     removed = {row["model_id"] for row in facts["model"] if row["remove_time"]}
     needed = [(row["sha256"], row["size_bytes"], "") for row in facts["model_version"] if _needed(row, removed)]
-    for row in facts["model_version"]:
-        if row["posterior_sha256"] and _needed(row, removed):
-            needed.append((row["posterior_sha256"], row["posterior_size_bytes"], ""))
-    for row in (*facts["round_update"], *facts["deal"]):
+    stored = {(row["model_id"], row["version"]) for row in facts["model_version"] if _needed(row, removed)}
+    for row in facts["artifact"]:
+        if (row["model_id"], row["version"]) in stored:
+            needed.append((row["sha256"], row["size_bytes"], ""))
+    for row in (*facts["round_update"], *facts["assignment"]):
         if row["sha256"] and not facts.trainings[row["training_id"]]["remove_time"]:
             needed.append((row["sha256"], row["size_bytes"], row["training_id"]))
     for digest, size, training_id in needed:
@@ -186,16 +187,16 @@ def references_lead_somewhere(facts: Facts, history: History) -> Findings:
             yield training_id, f"the blob {digest} of {size} bytes is referred to, and is not there"
 
 
-def chains_deal_each_model_once(facts: Facts, history: History) -> Findings:
-    """In daisy chaining, the members of a dealt round get each other's last updates, each one once, none its own."""
-    for key, deals in facts.by("deal", "training_id", "number").items():
+def chains_assign_each_model_once(facts: Facts, history: History) -> Findings:
+    """In daisy chaining, the members of a round are assigned each other's last updates, each one once, none its own."""
+    for key, rows in facts.by("assignment", "training_id", "number").items():
         training_id, number = key  # type: ignore[misc]
         before = {row["user_id"]: row["sha256"] for row in facts.counted.get((training_id, number - 1), [])}
-        dealt = {row["user_id"]: row["sha256"] for row in deals}
-        own = [user for user, digest in dealt.items() if len(dealt) > 1 and before.get(user) == digest]
-        sources = Counter(digest for user, digest in before.items() if user in dealt)
-        if own or Counter(dealt.values()) != sources:
-            yield training_id, f"round {number} was dealt {dealt} of {before}"
+        assigned = {row["user_id"]: row["sha256"] for row in rows}
+        own = [user for user, digest in assigned.items() if len(assigned) > 1 and before.get(user) == digest]
+        sources = Counter(digest for user, digest in before.items() if user in assigned)
+        if own or Counter(assigned.values()) != sources:
+            yield training_id, f"round {number} assigned {assigned} of {before}"
 
 
 def acknowledged_changes_stand(facts: Facts, history: History) -> Findings:
@@ -285,7 +286,7 @@ RULES: tuple[Rule, ...] = (
     closed_rounds_stay_closed,
     blobs_are_themselves,
     references_lead_somewhere,
-    chains_deal_each_model_once,
+    chains_assign_each_model_once,
     acknowledged_changes_stand,
     the_audit_log_is_a_chain,
     the_ledger_knows_what_counts,
@@ -310,8 +311,8 @@ def _left(facts: Facts, training_id: str, user_id: str) -> bool:
 
 
 def _makes_version(training: Row, row: Row) -> bool:
-    """Tells whether a round has made a version of the model: local models of a daisy chain are dealt until the last."""
-    if (row["state"], row["kind"]) != ("DONE", "TRAIN"):
+    """Returns whether a round made a version: in a daisy chain, only the last one does."""
+    if row["state"] != "DONE" or row["kind"] not in ("TRAIN", "CHAINED"):
         return False
     aggregation = training["spec"]["aggregation"]
     if aggregation["algorithm"] != "fed_dc":

@@ -22,7 +22,7 @@ from fedround_server.coordinator.uploads.receive import Incoming
 from fedround_server.domain.errors import FedroundError, StoreUnavailable
 from fedround_server.domain.event import Event
 from fedround_server.domain.identity import Credentials
-from fedround_server.domain.round import RoundKind
+from fedround_server.domain.rounds import KINDS
 from fedround_server.domain.token import hash_token
 from fedround_server.domain.user import User
 from unit.safetensors_files import write
@@ -271,7 +271,7 @@ class Machine(RuleBasedStateMachine):
             asked.expected,
         )
         view = (await self.life.coordinator.rounds.explain(training.training_id, None, training.actor)).view
-        assert (view.round.state.value, view.round.kind) == (asked.state, RoundKind(asked.kind))
+        assert (view.round.state.value, view.round.kind) == (asked.state, KINDS[asked.kind])
         assert {member.user_id for member in view.members} == asked.members
         assert {member.user_id for member in view.members if member.arrive_time} == asked.counted.keys()
 

@@ -13,7 +13,14 @@ READERS = {
     *("event.part", "event.parts", "event.open_parts", "event.start", "event.read", "event.news"),
     *("model.prepare", "model.get", "model.get_version", "model.page_versions", "model.page", "model.metrics"),
     *("model.predicts_with", "model.digests_in_use"),
-    *("round.admit", "round.find_aggregation", "round.dealt", "round.unfinished", "round.current", "round.explain"),
+    *(
+        "submission.admit",
+        "round.find_aggregation",
+        "round.assigned",
+        "round.unfinished",
+        "round.current",
+        "round.explain",
+    ),
     *("training.prepare", "training.get", "training.page"),
     *("user.get", "user.page", "credential.admins"),
 }

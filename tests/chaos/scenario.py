@@ -25,10 +25,11 @@ from contracts.world import SPEC
 from fedround_server.blobs import BlobStore
 from fedround_server.coordinator import Context, Coordinator
 from fedround_server.coordinator.uploads.receive import Incoming
+from fedround_server.domain.aggregation import FedDC
 from fedround_server.domain.errors import FedroundError, TrainingNotFound, UserExists, UserNotFound
 from fedround_server.domain.model import BlobRef
-from fedround_server.domain.round import RoundKind
-from fedround_server.domain.training import Aggregation, Training, TrainingState, Uncertainty
+from fedround_server.domain.training import Training, TrainingState
+from fedround_server.domain.uncertainty import Swag
 from fedround_server.domain.user import Role
 from fedround_server.engine.executor import _aggregate, _examine
 from fedround_server.engine.jobs import AggregationJob, Examination, Origin
@@ -37,9 +38,9 @@ from fedround_server.wakeups import Hub
 
 R = TypeVar("R")
 TRIES = 5
-KINDS = {"weight": ("F32", (2, 3)), "half": ("BF16", (3,)), "norm.num_batches_tracked": ("I64", ())}
-CHAIN = Aggregation("fed_dc", {"daisy_period": 1, "aggregation_period": 2, "seed": 3})
-SWAG = Uncertainty("swag", {"samples": 1, "softmax": False, "every": 0, "rank": 1})
+TENSORS = {"weight": ("F32", (2, 3)), "half": ("BF16", (3,)), "norm.num_batches_tracked": ("I64", ())}
+CHAIN = FedDC(daisy_period=1, aggregation_period=2, seed=3)
+SWAG = Swag(samples=1, rank=1)
 
 
 class InProcess:
@@ -133,7 +134,7 @@ class Scenario:
             uncertainty=SWAG,
             request_id="11111111-1111-4111-8111-111111111111",
         )
-        file = tensors.write(tensors.fill(KINDS, Random(0)))
+        file = tensors.write(tensors.fill(TENSORS, Random(0)))
         trainings = coordinator.trainings
         made = await self._try(lambda: trainings.create(actor, spec, incoming(actor, file)))
         id_ = made.training_id
@@ -141,7 +142,7 @@ class Scenario:
         await self._try(lambda: trainings.register(id_, actor, clients))
         await self._try(lambda: trainings.start(id_, actor, spec.request_id))
         self._note("started", training_id=id_)
-        for number, kind in enumerate((RoundKind.TRAIN, RoundKind.TRAIN, RoundKind.EVALUATE, RoundKind.SWAG)):
+        for number, kind in enumerate(("CHAINED", "CHAINED", "EVALUATE", "SWAG")):
             await self._until(coordinator, id_, actor, lambda training, number=number: training.round >= number)
             for client in clients:
                 await self._contribute(coordinator, id_, number, client, kind)
@@ -149,18 +150,18 @@ class Scenario:
         assert after.state is TrainingState.COMPLETED, after.failure
 
     async def _contribute(
-        self, coordinator: Coordinator, training_id: str, number: int, user_id: str, kind: RoundKind
+        self, coordinator: Coordinator, training_id: str, number: int, user_id: str, kind: str
     ) -> None:
         draw = Random(f"{number} {user_id}")
         facts = {"training_id": training_id, "round": number, "user_id": user_id, "num_examples": draw.randint(1, 99)}
         examples, metrics = facts["num_examples"], {"accuracy": draw.random()}
-        if kind is RoundKind.EVALUATE:
+        if kind == "EVALUATE":
             await self._try(
                 lambda: coordinator.rounds.submit_metrics(training_id, number, user_id, examples, metrics)  # type: ignore[arg-type]
             )
             self._note("report", **facts, metrics=metrics)
             return
-        drawn = tensors.moments(KINDS, 1, draw) if kind is RoundKind.SWAG else tensors.fill(KINDS, draw)
+        drawn = tensors.moments(TENSORS, 1, draw) if kind == "SWAG" else tensors.fill(TENSORS, draw)
         file = tensors.write(drawn)
         upload_id = f"22222222-2222-4222-8222-{number:012}" if number % 2 else None
 
@@ -177,11 +178,11 @@ class Scenario:
     async def _leave(self, coordinator: Coordinator, actor: str, clients: list[str]) -> None:
         """A second training loses a participant and a user, and is removed."""
         spec = replace(SPEC, client_ids=tuple(clients), request_id="33333333-3333-4333-8333-333333333333")
-        file = tensors.write(tensors.fill(KINDS, Random(2)))
+        file = tensors.write(tensors.fill(TENSORS, Random(2)))
         trainings = coordinator.trainings
         made = await self._try(lambda: trainings.create(actor, spec, incoming(actor, file)))
         await self._try(lambda: trainings.start(made.training_id, actor, spec.request_id))
-        await self._contribute(coordinator, made.training_id, 0, clients[0], RoundKind.TRAIN)
+        await self._contribute(coordinator, made.training_id, 0, clients[0], "TRAIN")
         await self._gone(lambda: coordinator.remove_user(clients[1], force=False), UserNotFound)
         self._note("user_removed", user_id=clients[1])
         await self._gone(lambda: trainings.remove(made.training_id, actor, force=True), TrainingNotFound)

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from chaos import fuzz_client, fuzz_server
-from chaos.attacks import size
 from chaos.fuzzing import fuzz
+from sizes import size
 
 INPUTS = size("FUZZ", 10_000)
 TARGETS = {**fuzz_server.TARGETS, **fuzz_client.TARGETS}
-pytestmark = pytest.mark.timeout(120 + INPUTS // 200)
+pytestmark = [pytest.mark.attack, pytest.mark.timeout(300 + INPUTS // 200)]
 
 
 @pytest.mark.parametrize("name", TARGETS)

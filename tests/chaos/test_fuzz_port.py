@@ -15,17 +15,17 @@ from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 
 from calls import Person, digest, model_file, new_id, read_refusal
-from chaos.attacks import SEED, size
 from chaos.fuzz_client import METHODS
 from chaos.fuzzing import Hints, message, mutate
 from servers import Server
+from sizes import SEED, size
 
 INPUTS = size("FUZZ", 10_000) // 20
 ROUND = 100
 """After so many requests there are new objects to aim at: some remove them."""
 FILE = model_file()
-SECONDS = 30
-pytestmark = pytest.mark.timeout(120 + INPUTS // 20)
+SECONDS = 100
+pytestmark = [pytest.mark.attack, pytest.mark.timeout(300 + INPUTS // 20)]
 
 
 @pytest.fixture(scope="module")

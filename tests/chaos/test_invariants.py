@@ -97,7 +97,8 @@ COUNTED = """SELECT u.update_id, u.training_id, u.number, u.user_id, u.sha256 FR
     JOIN cohort c ON c.training_id = u.training_id AND c.number = u.number AND c.user_id = u.user_id AND NOT c.removed
     JOIN training t ON t.training_id = u.training_id AND t.remove_time IS NULL"""
 TRAINED = COUNTED + " WHERE r.kind = 'TRAIN' AND t.spec LIKE '%fed_avg%' ORDER BY t.training_id, u.number DESC"
-MADE = """SELECT v.sha256, v.posterior_sha256, v.model_id, v.version, t.training_id FROM model_version v
+MADE = """SELECT v.sha256, a.sha256 AS posterior, v.model_id, v.version, t.training_id FROM model_version v
+    LEFT JOIN artifact a ON a.model_id = v.model_id AND a.version = v.version
     JOIN training t ON t.model_id = v.model_id WHERE v.stored AND v.version > 0 AND t.state = 'COMPLETED'"""
 Damage = Callable[[Left], None]
 DAMAGES: list[tuple[str, Damage]] = []
@@ -163,7 +164,7 @@ def an_arrival_is_counted_twice(left: Left) -> None:
 @breaks("rounds_commit_once")
 def a_round_is_committed_twice(left: Left) -> None:
     (model_id, version) = left.one(f"SELECT model_id, MAX(version) FROM ({MADE})")
-    columns = "sha256, size_bytes, create_time, stored, posterior_sha256, posterior_size_bytes, posterior_rank"
+    columns = "sha256, size_bytes, create_time, stored"
     left.sql(
         f"INSERT INTO model_version SELECT model_id, version + 1, {columns} FROM model_version"
         " WHERE model_id = ? AND version = ?",
@@ -198,9 +199,9 @@ def a_model_has_a_wrong_bit(left: Left) -> None:
 
 @breaks("models_are_right")
 def a_posterior_has_a_wrong_bit(left: Left) -> None:
-    _, digest, *key = left.one(MADE + " AND v.posterior_sha256 IS NOT NULL")
+    _, digest, *key = left.one(MADE + " AND a.sha256 IS NOT NULL")
     changed = left.replace_blob(digest)
-    left.sql("UPDATE model_version SET posterior_sha256 = ? WHERE model_id = ? AND version = ?", changed, *key[:2])
+    left.sql("UPDATE artifact SET sha256 = ? WHERE model_id = ? AND version = ?", changed, *key[:2])
 
 
 @breaks("models_are_right")
@@ -262,16 +263,16 @@ def the_file_of_an_update_is_gone(left: Left) -> None:
 
 @breaks("references_lead_somewhere")
 def the_file_of_a_posterior_is_short(left: Left) -> None:
-    path = left.blob(left.one(MADE + " AND v.posterior_sha256 IS NOT NULL")[1])
+    path = left.blob(left.one(MADE + " AND a.sha256 IS NOT NULL")[1])
     path.chmod(0o600)
     path.write_bytes(path.read_bytes()[:-1])
 
 
-@breaks("chains_deal_each_model_once")
-def somebody_is_dealt_its_own_model(left: Left) -> None:
+@breaks("chains_assign_each_model_once")
+def a_participant_is_assigned_its_own_model(left: Left) -> None:
     left.sql(
-        "UPDATE deal SET sha256 = (SELECT sha256 FROM round_update u WHERE u.training_id = deal.training_id"
-        " AND u.number = deal.number - 1 AND u.user_id = deal.user_id)"
+        "UPDATE assignment SET sha256 = (SELECT sha256 FROM round_update u WHERE u.training_id = assignment.training_id"
+        " AND u.number = assignment.number - 1 AND u.user_id = assignment.user_id)"
     )
 
 

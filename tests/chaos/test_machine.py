@@ -10,14 +10,15 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, precondition, rule
 
-from chaos.attacks import is_long, size
 from chaos.incarnation import Fault
 from chaos.machine import Machine, a_model, admitted
 from chaos.rules import Training
 from contracts.world import SPEC
 from fedround_server.domain.errors import TokenInvalid
-from fedround_server.domain.training import Evaluation, OnMissed, RoundPolicy
+from fedround_server.domain.policy import OnMissed, RoundPolicy
+from fedround_server.domain.training import Evaluation
 from fedround_server.domain.user import Role
+from sizes import IS_LONG, size
 
 EXAMPLES = size("MACHINE", 8)
 STEPS = size("MACHINE_STEPS", 30)
@@ -282,6 +283,7 @@ def machine_on(url: str) -> type[Rules]:
     return OnDatabase
 
 
+@pytest.mark.attack
 @pytest.mark.timeout(300 + 30 * EXAMPLES)
 def test_the_rules_hold_whatever_happens(database: str) -> None:
     examples = max(1, EXAMPLES // 4) if database else EXAMPLES
@@ -290,7 +292,7 @@ def test_the_rules_hold_whatever_happens(database: str) -> None:
         max_examples=examples,
         stateful_step_count=STEPS,
         deadline=None,
-        derandomize=not is_long("MACHINE"),
+        derandomize=not IS_LONG,
         suppress_health_check=list(HealthCheck),
     )
     case().runTest()

@@ -21,8 +21,8 @@ from fedround_server import blobs
 from fedround_server.blobs import BlobWriter
 from fedround_server.engine.format.tensors import TensorWriter
 
-REFERRED = """SELECT sha256 FROM model_version UNION SELECT posterior_sha256 FROM model_version
-    UNION SELECT sha256 FROM round_update UNION SELECT sha256 FROM deal"""
+REFERRED = """SELECT sha256 FROM model_version UNION SELECT sha256 FROM artifact
+    UNION SELECT sha256 FROM round_update UNION SELECT sha256 FROM assignment"""
 
 
 @dataclass

@@ -13,18 +13,18 @@ import pytest
 import trustme
 
 import fedround_client as fr
-from chaos.attacks import SEED, size
 from chaos.proxy import Fate, Proxy, mixture
 from fedround.v1 import training_pb2
 from fedround_client.channel import OPTIONS
 from servers import Server
+from sizes import SEED, size
 
 STRUCK = size("NETWORK_STRUCK", 4)
 MIXTURES = size("NETWORKS", 1)
 ROUNDS = 2
 CLIENTS = 2
 SHAPE = (2000,)
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.attack, pytest.mark.timeout(300)]
 # A silent peer is found sooner than by those who have the time: the test has not.
 PATIENCE = {
     "grpc.keepalive_time_ms": 6_000,
@@ -136,7 +136,13 @@ NETWORKS: dict[str, Callable[[int], Fate]] = {
 }
 
 
-@pytest.mark.parametrize("network", NETWORKS)
+# One of each sort; the others are for `make chaos`.
+FEW = ("latency", "slices", "reset", "flip")
+
+
+@pytest.mark.parametrize(
+    "network", [pytest.param(name, marks=[] if name in FEW else pytest.mark.chaos) for name in NETWORKS]
+)
 def test_rounds_come_to_their_end_behind_any_network(
     server: Server, authority: trustme.CA, expected: list[bytes], network: str
 ) -> None:

@@ -17,7 +17,6 @@ from typing import Any, TypeAlias
 import pytest
 import pytest_asyncio
 
-from chaos.attacks import SEED, size
 from contracts.coordination import Coordination, coordinating
 from contracts.world import SPEC, blob, update
 from fedround_server.domain.errors import (
@@ -38,14 +37,15 @@ from fedround_server.domain.event import (
     TrainingRemoved,
     UpdateAccepted,
 )
-from fedround_server.domain.round import RoundKind
-from fedround_server.domain.training import RoundPolicy, Training, TrainingState
+from fedround_server.domain.policy import RoundPolicy
+from fedround_server.domain.training import Training, TrainingState
 from fedround_server.domain.user import Role
 from fedround_server.store import Store
-from fedround_server.store.db.run import Database
+from fedround_server.store.db.group_commit import Call, Transactions
+from sizes import SEED, size
 
 REPEATS = size("RACES", 2)
-pytestmark = pytest.mark.timeout(120 + 2 * REPEATS)
+pytestmark = [pytest.mark.attack, pytest.mark.timeout(300 + 2 * REPEATS)]
 
 
 class Barrier:
@@ -105,16 +105,16 @@ async def race(database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     barrier = None
     if database:
         barrier = Barrier()
-        attempt = Database._attempt
+        run = Transactions._run_in_transaction
 
-        def waits(self: Database, verb: Callable[[], Any], *more: str) -> Any:
+        def waits(self: Transactions, call: Call) -> Any:
             def behind() -> Any:
                 barrier.wait()
-                return verb()
+                return call.verb()
 
-            return attempt(self, behind, *more)
+            return run(self, replace(call, verb=behind))
 
-        monkeypatch.setattr(Database, "_attempt", waits)
+        monkeypatch.setattr(Transactions, "_run_in_transaction", waits)
     with Store(database or tmp_path / "fedround.db") as store:
         async with coordinating(store, tmp_path / "files") as desk:
             yield Race(desk, barrier)
@@ -249,22 +249,22 @@ async def registration_against_close(race: Race) -> None:
 @scene
 async def two_different_updates_of_one(race: Race) -> None:
     actor, (client, _), training = await race.desk.running(2)
-    accept = race.desk.coordinator.rounds._accept
+    accept = race.desk.coordinator.rounds._accept_update
     both = [update(training.training_id, 0, client, content) for content in ("one", "other")]
-    outcomes = await race.run(*(accept(new, RoundKind.TRAIN) for new in both))
+    outcomes = await race.run(*(accept(new) for new in both))
     assert sum(refused(outcome, UpdateExists) for outcome in outcomes) == 1
     (receipt,) = [outcome for outcome in outcomes if not isinstance(outcome, FedroundError)]
     accepted = the_one(await race.log(training.training_id, actor), UpdateAccepted).payload
     assert accepted.update_id == receipt.update_id  # type: ignore[union-attr]
     again = [new for new in both if new.blob == receipt.blob]
-    assert (await accept(again[0], RoundKind.TRAIN)).update_id == receipt.update_id
+    assert (await accept(again[0])).update_id == receipt.update_id
 
 
 @scene
 async def the_same_update_twice(race: Race) -> None:
     actor, (client, _), training = await race.desk.running(2)
     new = update(training.training_id, 0, client)
-    first, second = await race.run(*(race.desk.coordinator.rounds._accept(new, RoundKind.TRAIN) for _ in range(2)))
+    first, second = await race.run(*(race.desk.coordinator.rounds._accept(new) for _ in range(2)))
     assert first.update_id == second.update_id
     the_one(await race.log(training.training_id, actor), UpdateAccepted)
 

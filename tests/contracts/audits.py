@@ -52,7 +52,7 @@ async def tamper(store: Store, change: Callable[[], object]) -> None:
     database = store._database
 
     def work() -> None:
-        with database._connection(), database._transaction():
+        with database._transactions.begin():
             change()
 
     await asyncio.get_running_loop().run_in_executor(database._executor, work)

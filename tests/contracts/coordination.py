@@ -16,7 +16,6 @@ from fedround_server.blobs import BlobStore
 from fedround_server.coordinator import Context, Coordinator
 from fedround_server.domain.errors import StoreUnavailable
 from fedround_server.domain.model import BlobRef
-from fedround_server.domain.round import RoundKind
 from fedround_server.domain.training import Training
 from fedround_server.domain.user import Role
 from fedround_server.engine.jobs import AggregationJob, Examination, Origin, PredictionJob
@@ -105,7 +104,7 @@ class Coordination:
     async def submit(self, training_id: str, number: int, user: str) -> None:
         """Submits an update whose file is here."""
         new = update(training_id, number, user)
-        await self.coordinator.rounds._accept(new, RoundKind.TRAIN)
+        await self.coordinator.rounds._accept_update(new)
 
     async def until(self, actor: str, training_id: str, holds: Callable[[Training], bool]) -> Training:
         """Waits until something holds of a training, and looks at each wake-up of its subscribers."""

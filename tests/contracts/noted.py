@@ -8,11 +8,11 @@ from typing import Any
 import peewee
 import pytest
 
-from fedround_server.store.db.run import Database
+from fedround_server.store.db.group_commit import Call, Transactions
 
 WRITES = ("INSERT", "UPDATE", "DELETE")
 # What was seen, and what was refused, changes nothing: refused calls have entries of their own.
-ASIDE = ('INSERT INTO "sighting"', 'INSERT INTO "refusal"')
+ASIDE = ('INSERT INTO "last_seen"', 'INSERT INTO "rejected_update"')
 
 
 @contextmanager
@@ -21,7 +21,7 @@ def noting_verbs(patch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     unnoted: list[str] = []
     # PostgreSQL has a pool of threads, and a transaction stays on one of them.
     thread = threading.local()
-    do, execute = Database._do, peewee.Database.execute_sql
+    run, execute = Transactions._run, peewee.Database.execute_sql
 
     def watched(database: peewee.Database, sql: str, params: Any = None, *more: Any) -> Any:
         cursor = execute(database, sql, params, *more)
@@ -30,13 +30,13 @@ def noting_verbs(patch: pytest.MonkeyPatch) -> Iterator[list[str]]:
             thread.statements.append(sql)
         return cursor
 
-    def checked(database: Database, *args: Any) -> Any:
+    def checked(transactions: Transactions, call: Call) -> Any:
         thread.statements = []
-        answer = do(database, *args)
+        answer = run(transactions, call)
         if not any('INTO "audit"' in sql for sql in thread.statements):
             unnoted.extend(thread.statements)
         return answer
 
     patch.setattr(peewee.Database, "execute_sql", watched)
-    patch.setattr(Database, "_do", checked)
+    patch.setattr(Transactions, "_run", checked)
     yield unnoted

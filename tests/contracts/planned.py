@@ -10,14 +10,24 @@ from typing import Any
 import peewee
 import pytest
 
-from fedround_server.store.db.run import Database
+from fedround_server.store.db.group_commit import Call, Transactions
 from fedround_server.store.tables.schema import TABLES
 
 PLANNED = re.compile("SELECT|UPDATE|DELETE|INSERT .* SELECT")
 # All but the audit log's head, which is one row.
 GROWING = {table._meta.table_name for table in TABLES} - {"audit_head"}
 # What grows with the rounds of a training: to look for the training, or the model, alone reads all of it.
-HISTORIES = {"round", "cohort", "round_update", "deal", "refusal", "event", "audit", "model_version"}
+HISTORIES = {
+    "round",
+    "cohort",
+    "round_update",
+    "assignment",
+    "artifact",
+    "rejected_update",
+    "event",
+    "audit",
+    "model_version",
+}
 ALLOWED = {
     "SELECT MAX(": "the greatest of an index is its last entry",
     "(0 = 1)": "nothing is read where nothing is looked for",
@@ -37,12 +47,12 @@ def planning(patch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     wasteful: list[str] = []
     # What tests ask beside the verbs has no name, and may read what it likes.
     thread = threading.local()
-    do, execute = Database._do, peewee.Database.execute_sql
+    run, execute = Transactions._run, peewee.Database.execute_sql
 
-    def named(database: Database, verb: Any, name: str, *args: Any) -> Any:
-        thread.verb = name
+    def named(transactions: Transactions, call: Call) -> Any:
+        thread.verb = call.name
         try:
-            return do(database, verb, name, *args)
+            return run(transactions, call)
         finally:
             thread.verb = ""
 
@@ -54,7 +64,7 @@ def planning(patch: pytest.MonkeyPatch) -> Iterator[list[str]]:
                 _fine.add(sql)
         return execute(database, sql, params, *more)
 
-    patch.setattr(Database, "_do", named)
+    patch.setattr(Transactions, "_run", named)
     patch.setattr(peewee.Database, "execute_sql", watched)
     yield wasteful
 

@@ -14,16 +14,17 @@ from contracts.world import World, blob, new_id, new_model
 from fedround_client import AuditBroken, AuditEntry, AuditHead
 from fedround_client.chain import ChainVerifier
 from fedround_server.audit import main
-from fedround_server.domain.audit import Note, acting
-from fedround_server.domain.chain import averages
+from fedround_server.domain.aggregation import FedAvg, FedDC
+from fedround_server.domain.audit import AuditRecord, acting
 from fedround_server.domain.errors import ModelNotFound, StoreUnavailable, UserExists
+from fedround_server.domain.policy import RoundPolicy
 from fedround_server.domain.quota import Quotas
-from fedround_server.domain.round import RoundKind
 from fedround_server.domain.token import Token
-from fedround_server.domain.training import Aggregation, Evaluation, RoundPolicy, Uncertainty
+from fedround_server.domain.training import Evaluation
+from fedround_server.domain.uncertainty import Swag
 from fedround_server.domain.user import Role, User, UserView
 from fedround_server.store import Store
-from fedround_server.store.db.run import reading
+from fedround_server.store.db.connection import reading
 from fedround_server.store.tables.schema import AuditHeadRow, AuditRow, UserRow
 
 
@@ -63,8 +64,8 @@ async def test_a_training_is_told_from_its_model_to_its_end(store: Store, world:
 async def test_every_kind_of_training_leaves_a_chain_that_holds(store: Store, world: World) -> None:
     for spec in (
         {"metric_names": ("loss",), "evaluation": Evaluation.EVERY_ROUND},
-        {"aggregation": Aggregation("fed_dc", {"daisy_period": 1, "aggregation_period": 2, "seed": 0})},
-        {"uncertainty": Uncertainty("swag", {"rank": 1, "start_version": 1, "every": 1})},
+        {"aggregation": FedDC(daisy_period=1, aggregation_period=2, seed=0)},
+        {"uncertainty": Swag(samples=1, rank=1, every=1)},
         {"keep_versions": 1},
     ):
         actor, users, training = await world.running(2, **spec)
@@ -80,8 +81,8 @@ async def test_every_kind_of_training_leaves_a_chain_that_holds(store: Store, wo
     assert report.versions == 8
     assert len(await told(store, "posterior_made")) == 2
     assert len(await told(store, "version_dropped")) == 2
-    dealt = [update["weight"] for counted in await told(store, "updates_counted") for update in counted["updates"]]
-    assert dealt.count("") == 4
+    weights = [update["weight"] for counted in await told(store, "updates_counted") for update in counted["updates"]]
+    assert weights.count("") == 4
 
 
 async def commit(world: World, training_id: str) -> None:
@@ -89,9 +90,7 @@ async def commit(world: World, training_id: str) -> None:
     rounds = world.store.rounds
     task = await rounds.find_aggregation(training_id)
     assert task is not None
-    dealt = task.round.kind is RoundKind.TRAIN and not averages(task.spec.aggregation, task.round.step)
-    makes_none = dealt or task.round.kind is RoundKind.EVALUATE
-    result = None if makes_none else blob(f"{training_id} {task.round.number}")
+    result = None if task.computation is None else blob(f"{training_id} {task.round.number}")
     assert await rounds.commit(training_id, task.round.number, task.round.epoch, result, world.now)
 
 
@@ -281,7 +280,7 @@ async def test_who_contributed_to_a_version(store: Store, world: World) -> None:
     await store.users.remove(one, world.now)
     origin = await store.audit.origin(training.model_id, None, actor)
     assert (origin.version, origin.sha256, origin.training_id) == (1, blob("made").sha256, training.training_id)
-    assert (origin.round, origin.aggregation, origin.num_examples) == (0, Aggregation(), 40)
+    assert (origin.round, origin.aggregation, origin.num_examples) == (0, FedAvg(), 40)
     first, second = origin.contributions
     assert (first.update_id, first.user_id, first.user_name) == (update.update_id, one, name)
     assert (first.sha256, first.num_examples, first.weight) == (update.blob.sha256, 10, "10/40")
@@ -298,7 +297,7 @@ async def test_who_contributed_to_a_version(store: Store, world: World) -> None:
 
 
 async def test_the_rounds_of_a_daisy_chain_made_the_version_together(store: Store, world: World) -> None:
-    aggregation = Aggregation("fed_dc", {"daisy_period": 1, "aggregation_period": 2, "seed": 0})
+    aggregation = FedDC(daisy_period=1, aggregation_period=2, seed=0)
     actor, users, training = await world.running(2, aggregation=aggregation, target_num_updates=1)
     for number in range(2):
         for user in users:
@@ -310,7 +309,7 @@ async def test_the_rounds_of_a_daisy_chain_made_the_version_together(store: Stor
 
 
 async def test_what_no_verb_writes_can_be_added(store: Store) -> None:
-    await store.audit.add([Note("server_started", facts={"version": "1"}), Note("server_stopped")])
+    await store.audit.add([AuditRecord("server_started", facts={"version": "1"}), AuditRecord("server_stopped")])
     assert [entry.action for entry in await chained(store)] == ["server_started", "server_stopped"]
     assert (await check(store)).head.sequence == 2
 

@@ -13,14 +13,15 @@ from hypothesis import strategies as st
 
 from contracts import alone
 from contracts.world import World, blob, new_id
+from fedround_server.domain.aggregation import FedDC
 from fedround_server.domain.errors import CursorExpired, FedroundError, StoreUnavailable, TrainingNotFound
 from fedround_server.domain.identity import Credentials, Identity
+from fedround_server.domain.policy import OnMissed, RoundPolicy
 from fedround_server.domain.token import Token
-from fedround_server.domain.training import Aggregation, OnMissed, RoundPolicy
 from fedround_server.domain.user import Role, User
 from fedround_server.store import Store
 from fedround_server.store.db import batching
-from fedround_server.store.db import run as database
+from fedround_server.store.db.group_commit import Call, Transactions
 from fedround_server.store.queries import event_log
 from fedround_server.store.queries.event_log import Part
 
@@ -47,7 +48,7 @@ async def live(store: Store, world: World, history: Sequence[tuple[str, int, int
     # The actor may take part, too.
     users = [actor, *await world.users(CLIENTS)]
     # In a chain, who is registered does not join before it ends: not all are in the cohort.
-    chain = Aggregation("fed_dc", {"daisy_period": 1, "aggregation_period": 3, "seed": 0})
+    chain = FedDC(daisy_period=1, aggregation_period=3, seed=0)
     spec: dict[str, Any] = {"target_num_updates": 4, "round_policy": POLICY, "aggregation": chain}
     trainings = [(await world.training(actor, users[1:3], **spec)).training_id for _ in range(2)]
     for deed, who, which in history:
@@ -94,7 +95,7 @@ async def test_each_is_answered_as_if_it_were_alone(
         return await store.events.database.run(ask)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(batching, "MOST", most)
+        patch.setattr(batching, "MAX_BATCH", most)
         patch.setattr(event_log, "PAGE", page)
 
         pairs = [(training_id, user) for user in users for training_id in (*trainings, unknown)]
@@ -189,13 +190,13 @@ async def test_credentials_are_told_apart_however_many_ask(store: Store, world: 
 def attempts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the verbs that were run."""
     names: list[str] = []
-    do = database.Database._do
+    run = Transactions._run
 
-    def noted(self: Any, verb: Any, name: str, user_id: str) -> Any:
-        names.append(name)
-        return do(self, verb, name, user_id)
+    def noted(self: Transactions, call: Call) -> Any:
+        names.append(call.name)
+        return run(self, call)
 
-    monkeypatch.setattr(database.Database, "_do", noted)
+    monkeypatch.setattr(Transactions, "_run", noted)
     return names
 
 
@@ -203,7 +204,7 @@ async def test_many_questions_take_few_transactions(store: Store, world: World, 
     actor, clients, training = await world.running(3)
     part = await store.events.part(training.training_id, clients[0])
     attempts.clear()
-    askers = 3 * batching.MOST
+    askers = 3 * batching.MAX_BATCH
     await asyncio.gather(*(store.events.read(part, clients[0], 0, 100) for _ in range(askers)))
     assert attempts == ["event.read"] * 3
     attempts.clear()
@@ -244,7 +245,7 @@ async def test_a_database_that_does_not_answer_is_told_to_all(
         def fail(*_: Any) -> None:
             raise peewee.OperationalError("the server closed the connection")
 
-        patch.setattr(database.Database, "_do", fail)
+        patch.setattr(Transactions, "_run", fail)
         answers = await asyncio.gather(*(answer(store.events.part(training.training_id, one)) for one in clients))
         assert answers == [StoreUnavailable] * 3
     assert (await store.events.part(training.training_id, clients[0])).training_id == training.training_id

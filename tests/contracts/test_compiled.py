@@ -8,10 +8,11 @@ import pytest
 from peewee import ModelSelect
 
 from contracts.world import World
-from fedround_server.store.db.audit_trail import note
+from fedround_server.store.db.audit_trail import record
 from fedround_server.store.db.compiled import compiled, insert, save
 from fedround_server.store.db.row_locks import locked
-from fedround_server.store.tables.schema import CohortRow, EventRow, ModelVersionRow, Row, TokenRow, UserRow
+from fedround_server.store.tables.base import Row
+from fedround_server.store.tables.schema import CohortRow, EventRow, ModelVersionRow, TokenRow, UserRow
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 
@@ -24,7 +25,7 @@ async def run(world: World, compare: Callable[[], None]) -> None:
     """Runs what changes rows as a verb that notes it."""
 
     def verb() -> None:
-        note("tested")
+        record("tested")
         compare()
 
     await world.store._database.run(verb)

@@ -20,7 +20,7 @@ from fedround_server.domain.user import Role
 from fedround_server.engine.executor import _aggregate
 from fedround_server.engine.jobs import AggregationJob
 from fedround_server.store import Store
-from fedround_server.store.tables.schema import database_proxy
+from fedround_server.store.tables.base import database_proxy
 
 
 class InProcess(ToldEngine):

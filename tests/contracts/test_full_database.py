@@ -9,7 +9,8 @@ from contracts.world import World
 from fedround_server.domain.errors import StoreUnavailable
 from fedround_server.domain.user import Role
 from fedround_server.store import Store
-from fedround_server.store.tables.schema import TABLES, database_proxy
+from fedround_server.store.tables.base import database_proxy
+from fedround_server.store.tables.schema import TABLES
 
 MANY = 200
 

@@ -5,8 +5,9 @@ from datetime import timedelta
 from pathlib import Path
 
 from contracts.coordination import Coordination, coordinating
-from fedround_server.domain.round import RoundState
-from fedround_server.domain.training import RoundPolicy, TrainingState
+from fedround_server.domain.policy import RoundPolicy
+from fedround_server.domain.rounds.round import RoundState
+from fedround_server.domain.training import TrainingState
 from fedround_server.store import Store
 
 MINUTE = timedelta(minutes=1)

@@ -9,7 +9,8 @@ import pytest
 from contracts.world import World, update
 from fedround_server.domain.training import Training
 from fedround_server.store import Store
-from fedround_server.store.tables.schema import TrainingRow, database_proxy
+from fedround_server.store.tables.base import database_proxy
+from fedround_server.store.tables.schema import TrainingRow
 
 TARGET = 100
 PAGE = 2
@@ -78,7 +79,7 @@ async def costs_of_a_participant(meter: Meter, world: World, user: str, training
     part = await store.events.part(training_id, user)
     return {
         "snapshot": await meter.cost(store.events.start(part, user, None)),
-        "admission": await meter.cost(store.rounds.admit(update(training_id, number, user))),
+        "admission": await meter.cost(store.submissions.admit(update(training_id, number, user))),
         "submission": await meter.cost(world.submit(training_id, number, user)),
         "part": await meter.cost(store.events.part(training_id, user)),
         "training": await meter.cost(store.trainings.get(training_id, user)),

@@ -10,7 +10,8 @@ from contracts.coordination import Coordination, coordinating
 from contracts.test_event import kinds, read
 from fedround_server.domain.errors import RoundNotOpen, TrainingNotFound
 from fedround_server.domain.event import RoundClosed, RoundStarted, TrainingFailed, TrainingRemoved, UpdateAccepted
-from fedround_server.domain.training import RoundPolicy, TrainingState
+from fedround_server.domain.policy import RoundPolicy
+from fedround_server.domain.training import TrainingState
 from fedround_server.store import Store
 
 DEADLINE = timedelta(seconds=30)

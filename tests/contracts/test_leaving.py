@@ -10,10 +10,15 @@ import pytest
 
 from contracts.coordination import coordinating
 from contracts.world import World
+from fedround_server.domain.aggregation import FedDC
 from fedround_server.domain.errors import NotInCohort
 from fedround_server.domain.event import RoundStarted
-from fedround_server.domain.round import RoundKind, RoundState
-from fedround_server.domain.training import Aggregation, RoundPolicy, TrainingState, Uncertainty
+from fedround_server.domain.policy import RoundPolicy
+from fedround_server.domain.rounds import KINDS
+from fedround_server.domain.rounds.kind import RoundKind
+from fedround_server.domain.rounds.round import RoundState
+from fedround_server.domain.training import TrainingState
+from fedround_server.domain.uncertainty import NoUncertainty, Swag
 from fedround_server.store import Store
 from fedround_server.store.verbs.user import UserVerbs
 
@@ -60,10 +65,10 @@ async def test_a_round_that_everybody_left_is_followed_by_one_for_the_present(
 
 
 @leaving
-@pytest.mark.parametrize("kind", [RoundKind.EVALUATE, RoundKind.SWAG])
+@pytest.mark.parametrize("kind", [KINDS["EVALUATE"], KINDS["SWAG"]])
 async def test_the_next_round_asks_for_the_same(store: Store, world: World, leave: Leave, kind: RoundKind) -> None:
-    swag = Uncertainty("swag", {"rank": 0, "every": 0}) if kind is RoundKind.SWAG else Uncertainty()
-    metrics = ("loss",) if kind is RoundKind.EVALUATE else ()
+    swag = Swag(samples=1, rank=0, every=0) if kind is KINDS["SWAG"] else NoUncertainty()
+    metrics = ("loss",) if kind is KINDS["EVALUATE"] else ()
     actor, cohort, training = await world.running(1, target_num_updates=1, uncertainty=swag, metric_names=metrics)
     await world.submit(training.training_id, 0, cohort[0])
     await world.commit(training.training_id)
@@ -77,7 +82,7 @@ async def test_the_next_round_asks_for_the_same(store: Store, world: World, leav
 
 @leaving
 async def test_a_chain_that_everybody_left_begins_anew(store: Store, world: World, leave: Leave) -> None:
-    chain = Aggregation("fed_dc", {"daisy_period": 1, "aggregation_period": 3, "seed": 0})
+    chain = FedDC(daisy_period=1, aggregation_period=3, seed=0)
     actor, cohort, training = await world.running(2, aggregation=chain)
     for client in cohort:
         await world.submit(training.training_id, 0, client)
@@ -90,9 +95,9 @@ async def test_a_chain_that_everybody_left_begins_anew(store: Store, world: Worl
     current = await store.rounds.current(training.training_id)
     assert current is not None
     assert (current.number, current.step) == (2, 0)
-    assert [(told.round, told.dealt) for told in await started(store, training.training_id, late)] == [(2, False)]
+    assert [(told.round, told.assigned) for told in await started(store, training.training_id, late)] == [(2, False)]
     with pytest.raises(NotInCohort):
-        await store.rounds.dealt(training.training_id, 2, late)
+        await store.rounds.assigned(training.training_id, 2, late)
 
 
 @pytest.mark.parametrize("with_account", [False, True])

@@ -13,7 +13,8 @@ from contracts.world import World
 from fedround_server.domain.errors import StoreUnavailable
 from fedround_server.store import Store
 from fedround_server.store.db.run import MIGRATIONS
-from fedround_server.store.tables.schema import TABLES, database_proxy
+from fedround_server.store.tables.base import database_proxy
+from fedround_server.store.tables.schema import TABLES
 
 OPEN = "import sys; from fedround_server.store import Store\nwith Store(sys.argv[1]): pass"
 
@@ -30,8 +31,8 @@ def tables(database: peewee.Database) -> dict[str, Any]:
     }
 
 
-def test_the_migrations_make_what_the_tables_say(database: str, tmp_path: Path) -> None:
-    with Store(database or tmp_path / "fedround.db"):
+def test_the_migrations_make_what_the_tables_say(empty_database: str, tmp_path: Path) -> None:
+    with Store(empty_database or tmp_path / "fedround.db"):
         opened: peewee.Database = database_proxy.obj
         migrated = tables(opened)
         with opened.atomic() as transaction:
@@ -43,16 +44,16 @@ def test_the_migrations_make_what_the_tables_say(database: str, tmp_path: Path) 
     assert migrated == declared
 
 
-async def test_a_second_opening_changes_nothing(database: str, tmp_path: Path) -> None:
-    url = database or tmp_path / "fedround.db"
+async def test_a_second_opening_changes_nothing(empty_database: str, tmp_path: Path) -> None:
+    url = empty_database or tmp_path / "fedround.db"
     with Store(url) as store:
         user = await World(store).user(name="somebody")
     with Store(url) as store:
         assert (await store.users.get(user)).name == "somebody"
 
 
-def test_three_servers_may_migrate_one_database_at_once(database: str, tmp_path: Path) -> None:
-    url = database or str(tmp_path / "fedround.db")
+def test_three_servers_may_migrate_one_database_at_once(empty_database: str, tmp_path: Path) -> None:
+    url = empty_database or str(tmp_path / "fedround.db")
     openers = [subprocess.Popen([sys.executable, "-c", OPEN, url], stderr=subprocess.PIPE, text=True) for _ in range(3)]
     assert [(opener.communicate()[1], opener.returncode) for opener in openers] == [("", 0)] * 3
     with Store(url):

@@ -9,8 +9,8 @@ from contracts.world import SPEC, World, blob, new_id, new_model
 from fedround_server.domain.errors import ModelInUse, ModelNotFound, Quota
 from fedround_server.domain.model import Model
 from fedround_server.domain.quota import Quotas
-from fedround_server.domain.training import Uncertainty
-from fedround_server.domain.update import MetricReport
+from fedround_server.domain.report import MetricReport
+from fedround_server.domain.uncertainty import Swag
 from fedround_server.domain.user import Role
 from fedround_server.store import Store
 
@@ -105,7 +105,7 @@ async def test_files_are_in_use_as_long_as_something_needs_them(store: Store, wo
 
 
 async def test_a_posterior_is_in_use_with_its_version(store: Store, world: World) -> None:
-    swag = Uncertainty("swag", {"rank": 0, "every": 0})
+    swag = Swag(samples=1, rank=0, every=0)
     actor, (client,), training = await world.running(1, target_num_updates=1, uncertainty=swag)
     await world.submit(training.training_id, 0, client)
     await world.commit(training.training_id)

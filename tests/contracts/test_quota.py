@@ -8,11 +8,11 @@ from contracts.world import SPEC, World, blob, new_id, new_model
 from fedround_server.domain.errors import Quota
 from fedround_server.domain.model import BlobRef, NewModel
 from fedround_server.domain.quota import Quotas
-from fedround_server.domain.training import Uncertainty
+from fedround_server.domain.uncertainty import Swag
 from fedround_server.domain.user import Role
 from fedround_server.store import Store
 from fedround_server.store.queries.quota import stored_bytes
-from fedround_server.store.tables.schema import ModelRow, ModelVersionRow, UpdateRow
+from fedround_server.store.tables.schema import ArtifactRow, ModelRow, ModelVersionRow, UpdateRow
 
 
 def sized(size: int) -> NewModel:
@@ -27,28 +27,31 @@ def kept() -> int:
     """What all files have that some row needs."""
     versions = ModelVersionRow.select().join(ModelRow, on=(ModelRow.model_id == ModelVersionRow.model_id))
     needed = versions.where(ModelVersionRow.stored, ModelRow.remove_time.is_null())
-    updates = UpdateRow.select()
-    return sum(row.size_bytes + row.posterior_size_bytes for row in needed) + sum(row.size_bytes for row in updates)
+    same = (ModelVersionRow.model_id == ArtifactRow.model_id) & (ModelVersionRow.version == ArtifactRow.version)
+    artifacts = ArtifactRow.select().join(ModelVersionRow, on=same)
+    artifacts = artifacts.join(ModelRow, on=(ModelRow.model_id == ArtifactRow.model_id))
+    belonging = artifacts.where(ModelVersionRow.stored, ModelRow.remove_time.is_null())
+    return sum(row.size_bytes for rows in (needed, belonging, UpdateRow.select()) for row in rows)
 
 
 @pytest.mark.parametrize("keep_versions", [0, 2])
 async def test_the_count_follows_versions_posteriors_retention_and_updates(
     store: Store, world: World, keep_versions: int
 ) -> None:
-    swag = Uncertainty("swag", {"samples": 1, "softmax": False, "every": 1, "rank": 1})
+    swag = Swag(samples=1, softmax=False, every=1, rank=1)
     actor, clients, training = await world.running(
         2, target_num_updates=6, keep_versions=keep_versions, uncertainty=swag, metric_names=("loss",)
     )
     assert await count(store, actor) == new_model().blob.size_bytes
     while (current := await store.rounds.current(training.training_id)) is not None and not current.state.is_over:
         for client in clients:
-            if current.kind.value == "EVALUATE":
+            if current.kind.name == "EVALUATE":
                 await world.report(training.training_id, current.number, client, 1, loss=0.5)
             else:
                 await world.submit(training.training_id, current.number, client)
         task = await store.rounds.find_aggregation(training.training_id)
         assert task is not None
-        result = None if task.round.kind.value == "EVALUATE" else blob(f"result {task.round.number}")
+        result = None if task.round.kind.name == "EVALUATE" else blob(f"result {task.round.number}")
         await store.rounds.commit(training.training_id, task.round.number, task.round.epoch, result, world.now)
         assert await count(store, actor) == await store._database.run(kept)
     assert (await store.trainings.get(training.training_id, actor)).model_version == 6

@@ -12,10 +12,12 @@ from contracts.world import World
 from fedround_server.coordinator.coordinator import RECONCILIATION_INTERVAL
 from fedround_server.coordinator.round import RETRY
 from fedround_server.domain.errors import StoreUnavailable
-from fedround_server.domain.round import RoundState
-from fedround_server.domain.training import RoundPolicy, TrainingState
+from fedround_server.domain.policy import RoundPolicy
+from fedround_server.domain.rounds.round import RoundState
+from fedround_server.domain.training import TrainingState
 from fedround_server.store import Store
 from fedround_server.store.verbs.round import RoundVerbs
+from fedround_server.store.verbs.submission import SubmissionVerbs
 from fedround_server.store.verbs.training import TrainingVerbs
 
 DEADLINE = RoundPolicy(deadline=timedelta(minutes=1))
@@ -37,7 +39,7 @@ async def test_a_close_whose_answer_is_lost_is_followed_by_the_aggregation(
     async with coordinating(store, tmp_path) as desk:
         await desk.coordinator.recover()
         actor, (client,), training = await desk.running(1)
-        lose(monkeypatch, RoundVerbs, "submit", committed=True)
+        lose(monkeypatch, SubmissionVerbs, "submit_update", committed=True)
         with pytest.raises(StoreUnavailable):
             await desk.submit(training.training_id, 0, client)
         # The same again is answered with the receipt, and closes nothing.

@@ -18,8 +18,10 @@ from fedround_server.domain.errors import (
     TrainingNotFound,
     UpdateExists,
 )
-from fedround_server.domain.round import RoundKind, RoundState
-from fedround_server.domain.training import RoundPolicy, TrainingState
+from fedround_server.domain.policy import RoundPolicy
+from fedround_server.domain.rounds import KINDS
+from fedround_server.domain.rounds.round import RoundState
+from fedround_server.domain.training import TrainingState
 from fedround_server.domain.user import Role
 from fedround_server.store import Store
 
@@ -37,7 +39,7 @@ async def test_a_training_from_start_to_end(store: Store, world: World) -> None:
         task = await store.rounds.find_aggregation(training.training_id)
         assert task is not None
         assert [update.user_id for update in task.updates] == clients
-        assert (task.round.number, task.round.kind, task.round.epoch) == (number, RoundKind.TRAIN, 1)
+        assert (task.round.number, task.round.kind, task.round.epoch) == (number, KINDS["TRAIN"], 1)
         assert task.model == (await store.models.get_version(training.model_id, number, actor)).blob
         assert await world.commit(training.training_id, f"trained {number}")
         after = await store.trainings.get(training.training_id, actor)
@@ -58,7 +60,7 @@ async def test_the_same_update_again_gets_the_same_receipt(store: Store, world: 
     _, (first, second), training = await world.running(2)
     accepted, _ = await world.submit(training.training_id, 0, first)
     assert await world.submit(training.training_id, 0, first) == (accepted, False)
-    assert (await store.rounds.admit(update(training.training_id, 0, first))).receipt == accepted
+    assert await store.submissions.admit(update(training.training_id, 0, first)) == accepted
     with pytest.raises(UpdateExists) as refusal:
         await world.submit(training.training_id, 0, first, "another")
     assert refusal.value.metadata["update_id"] == accepted.update_id
@@ -151,7 +153,7 @@ async def test_example_counts_are_bounded(store: Store, world: World, num_exampl
     with pytest.raises(NumExamples, match=r"1\.\.1000"):
         await world.submit(training.training_id, 0, client, num_examples=num_examples)
     with pytest.raises(NumExamples):
-        await store.rounds.admit(update(training.training_id, 0, client, num_examples=num_examples))
+        await store.submissions.admit(update(training.training_id, 0, client, num_examples=num_examples))
     assert (await world.submit(training.training_id, 0, client, num_examples=1000))[1]
 
 
@@ -251,8 +253,8 @@ async def test_a_deadline_that_is_missed_ends_the_training(store: Store, world: 
     assert after.state is TrainingState.ERROR
     assert after.failure is not None
     name = (await store.users.get(second)).name
-    assert after.failure.message == f"round 0 reached its deadline with 1 of 2 updates; missing: {name}"
-    assert name not in after.failure.public_message
+    assert after.failure.actor_message == f"round 0 reached its deadline with 1 of 2 updates; missing: {name}"
+    assert name not in after.failure.message
 
 
 async def test_a_deadline_after_the_close_does_nothing(store: Store, world: World) -> None:
@@ -330,7 +332,7 @@ async def test_a_stranger_learns_nothing_of_a_round(store: Store, world: World) 
     calls: list[Any] = [
         world.submit(training.training_id, 0, stranger),
         world.report(training.training_id, 0, stranger, 1),
-        store.rounds.admit(update(training.training_id, 0, stranger)),
+        store.submissions.admit(update(training.training_id, 0, stranger)),
         store.rounds.explain(training.training_id, 0, stranger),
         world.submit(new_id(), 0, stranger),
     ]

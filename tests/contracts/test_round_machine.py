@@ -37,12 +37,15 @@ from fedround_server.domain.errors import (
     UnknownClients,
     UpdateExists,
 )
-from fedround_server.domain.training import Evaluation, OnMissed, RoundPolicy
+from fedround_server.domain.policy import OnMissed, RoundPolicy
+from fedround_server.domain.training import Evaluation
 from fedround_server.domain.user import Role
 from fedround_server.store import Store
+from sizes import size
 
 R = TypeVar("R")
 CLIENTS = 4
+EXAMPLES = 4 * size("MACHINE", 6)
 clients = st.integers(0, CLIENTS - 1)
 # Of the current round, the one before, or the next.
 offsets = st.sampled_from([0, 0, 0, 0, -1, 1])
@@ -333,7 +336,7 @@ class RoundMachine(RuleBasedStateMachine):
             current = self.do(self.store.rounds.current(self.id))
             assert current is not None
             last = rules.rounds[-1]
-            assert (current.state.value, current.kind.value) == (last.state, last.kind)
+            assert (current.state.value, current.kind.name) == (last.state, last.kind)
             assert current.attempt == last.attempt
             assert current.deadline is not None
             assert (current.deadline - current.open_time == timedelta(hours=1)) == (last.attempt == 1)
@@ -373,7 +376,8 @@ class RoundMachine(RuleBasedStateMachine):
 
 
 # A failure is shrunk for up to five minutes.
-@pytest.mark.timeout(900)
+@pytest.mark.attack
+@pytest.mark.timeout(900 + EXAMPLES)
 def test_the_round_machine_keeps_its_rules(database: str, tmp_path: Path) -> None:
     with Store(database or tmp_path / "fedround.db") as store, asyncio.Runner() as runner:
 
@@ -384,7 +388,7 @@ def test_the_round_machine_keeps_its_rules(database: str, tmp_path: Path) -> Non
         run_state_machine_as_test(
             Machine,
             settings=settings(
-                max_examples=20 if database else 80,
+                max_examples=max(1, EXAMPLES // 4) if database else EXAMPLES,
                 stateful_step_count=30,
                 suppress_health_check=list(HealthCheck),
             ),

@@ -10,12 +10,12 @@ from contracts.coordination import coordinating, lose
 from contracts.world import World, new_id
 from fedround_server.coordinator.coordinator import SIGHTING_INTERVAL
 from fedround_server.domain.errors import FieldInvalid, RoundNotOpen, TrainingNotFound, UpdateMismatch, UploadOffset
+from fedround_server.domain.policy import OnMissed, RoundPolicy
 from fedround_server.domain.rejected_update import MAX_MESSAGE
-from fedround_server.domain.round import RoundMember, WaitRule, wait_rule, when_missed
+from fedround_server.domain.rounds.round import RoundMember, WaitRule
 from fedround_server.domain.token import new_token
-from fedround_server.domain.training import OnMissed, RoundPolicy
 from fedround_server.store import Store
-from fedround_server.store.verbs.rejected_update import RefusalVerbs
+from fedround_server.store.verbs.submission import SubmissionVerbs
 
 HOUR = timedelta(hours=1)
 
@@ -75,31 +75,31 @@ async def test_a_history_is_of_the_same_kind_and_of_the_latest_rounds(
 async def test_the_rule_and_what_happens_at_the_deadline(store: Store, world: World) -> None:
     actor, clients, training = await world.running(3)
     view = await store.rounds.explain(training.training_id, None, actor)
-    assert (wait_rule(view), when_missed(view)) == (WaitRule.ALL_UPDATES, None)
+    assert (view.wait_rule, view.when_missed) == (WaitRule.ALL_UPDATES, None)
     policy = RoundPolicy(2, HOUR, on_missed=OnMissed.RETRY, max_retries=1)
     actor, clients, training = await world.running(3, round_policy=policy, target_num_updates=1)
     training_id = training.training_id
     view = await store.rounds.explain(training_id, None, actor)
-    assert (wait_rule(view), when_missed(view)) == (WaitRule.MIN_UPDATES, OnMissed.RETRY)
+    assert (view.wait_rule, view.when_missed) == (WaitRule.MIN_UPDATES, OnMissed.RETRY)
     await store.rounds.judge(training_id, 0, due=True, now=world.now)
     view = await store.rounds.explain(training_id, None, actor)
-    assert (wait_rule(view), when_missed(view)) == (WaitRule.MIN_UPDATES, OnMissed.FAIL)
+    assert (view.wait_rule, view.when_missed) == (WaitRule.MIN_UPDATES, OnMissed.FAIL)
     # Two are all that are left.
     await store.trainings.remove_clients(training_id, actor, clients[:1], world.now)
     view = await store.rounds.explain(training_id, None, actor)
-    assert wait_rule(view) is WaitRule.ALL_UPDATES
+    assert view.wait_rule is WaitRule.ALL_UPDATES
     for client in clients[1:]:
         await world.submit(training_id, 0, client)
     view = await store.rounds.explain(training_id, None, actor)
-    assert (wait_rule(view), when_missed(view)) == (WaitRule.AGGREGATION, None)
+    assert (view.wait_rule, view.when_missed) == (WaitRule.AGGREGATION, None)
     await world.commit(training_id)
     view = await store.rounds.explain(training_id, None, actor)
-    assert (wait_rule(view), when_missed(view)) == (None, None)
+    assert (view.wait_rule, view.when_missed) == (None, None)
 
 
 async def test_refusals_are_counted_by_user_and_reason(store: Store, world: World) -> None:
     actor, (first, second), training = await world.running(2)
-    training_id, note = training.training_id, store.refusals.note
+    training_id, note = training.training_id, store.submissions.record_rejected
     await asyncio.gather(*(note(training_id, 0, first, "A", "early", world.now) for _ in range(10)))
     last = world.now
     await note(training_id, 0, first, "A", "x" * 1000, last)
@@ -122,11 +122,11 @@ async def test_who_left_is_counted_in_the_round_and_a_stranger_nowhere(store: St
     actor, (first, second), training = await world.running(2)
     training_id, stranger = training.training_id, await world.user()
     await store.trainings.remove_clients(training_id, actor, [first], world.now)
-    await store.refusals.note(training_id, 0, first, "A", "", world.now)
-    await store.refusals.note(training_id, 0, stranger, "A", "", world.now)
-    await store.refusals.note(new_id(), 0, second, "A", "", world.now)
+    await store.submissions.record_rejected(training_id, 0, first, "A", "", world.now)
+    await store.submissions.record_rejected(training_id, 0, stranger, "A", "", world.now)
+    await store.submissions.record_rejected(new_id(), 0, second, "A", "", world.now)
     waiting = await world.training(actor, [second])
-    await store.refusals.note(waiting.training_id, 0, second, "A", "", world.now)
+    await store.submissions.record_rejected(waiting.training_id, 0, second, "A", "", world.now)
     view = await store.rounds.explain(training_id, None, actor)
     assert [(one.reason, one.count) for one in view.refusals] == [("A", 1)]
     assert not any(member.refusals for member in view.members)
@@ -138,7 +138,7 @@ async def test_a_refusal_stands_though_it_cannot_be_counted(
     async with coordinating(store, tmp_path) as desk:
         actor, (client,), training = await desk.running(1)
         refusals = desk.coordinator.refusals
-        lose(monkeypatch, RefusalVerbs, "note", committed=False)
+        lose(monkeypatch, SubmissionVerbs, "record_rejected", committed=False)
         for count in (0, 1):
             with pytest.raises(UpdateMismatch):
                 async with refusals.counted(training.training_id, 0, client):

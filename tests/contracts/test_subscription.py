@@ -14,10 +14,10 @@ from fedround_server.coordinator import Context, Coordinator
 from fedround_server.coordinator.subscription import Heartbeat, Subscriptions
 from fedround_server.domain.event import Event, RoundClosed, RoundStarted, TrainingStarted, UpdateAccepted
 from fedround_server.domain.limits import Limits
-from fedround_server.domain.training import RoundPolicy
+from fedround_server.domain.policy import RoundPolicy
 from fedround_server.domain.user import Role
 from fedround_server.store import Store
-from fedround_server.store.db.run import Database
+from fedround_server.store.db.group_commit import Call, Transactions
 from fedround_server.wakeups import Hub, for_actor
 
 NOTHING: Any = None
@@ -174,13 +174,13 @@ async def test_many_wake_ups_take_few_verbs(
     await world.submit(training.training_id, 0, clients[0])
     await world.commit(training.training_id)
     verbs: list[str] = []
-    do = Database._do
+    run = Transactions._run
 
-    def noted(self: Any, verb: Any, name: str, user_id: str) -> Any:
-        verbs.append(name)
-        return do(self, verb, name, user_id)
+    def noted(self: Transactions, call: Call) -> Any:
+        verbs.append(call.name)
+        return run(self, call)
 
-    monkeypatch.setattr(Database, "_do", noted)
+    monkeypatch.setattr(Transactions, "_run", noted)
     hub.notify(training.training_id)
     for one in listeners:
         assert isinstance(await one.next(), RoundClosed)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from contracts.world import SPEC, World, blob, new_id, new_model
+from fedround_server.domain.aggregation import FedProx
 from fedround_server.domain.errors import (
     FieldInvalid,
     LastParticipant,
@@ -22,18 +23,11 @@ from fedround_server.domain.errors import (
     UnknownClients,
 )
 from fedround_server.domain.model import MAX_TENSORS, Dtype, NewModel, TensorSpec
+from fedround_server.domain.policy import LateUpdates, RoundPolicy
 from fedround_server.domain.quota import Quotas
-from fedround_server.domain.round import RoundState
-from fedround_server.domain.training import (
-    Aggregation,
-    Evaluation,
-    LateUpdates,
-    RoundPolicy,
-    Training,
-    TrainingSpec,
-    TrainingState,
-    Uncertainty,
-)
+from fedround_server.domain.rounds.round import RoundState
+from fedround_server.domain.training import Evaluation, Training, TrainingSpec, TrainingState
+from fedround_server.domain.uncertainty import Swag
 from fedround_server.domain.user import Role
 from fedround_server.store import Store
 
@@ -48,7 +42,7 @@ async def test_a_training_comes_back_as_it_was_made(store: Store, world: World) 
         target_num_updates=7,
         metric_names=("loss", "accuracy"),
         client_ids=(clients[2], clients[0]),
-        aggregation=Aggregation("fed_prox", {"mu": 0.1}),
+        aggregation=FedProx(0.1),
         round_policy=RoundPolicy(2, timedelta(seconds=1.5), LateUpdates.REJECT),
         evaluation=Evaluation.FINAL_ONLY,
         max_num_examples=2**31,
@@ -86,7 +80,7 @@ async def test_moments_must_fit_into_a_file(store: Store, world: World) -> None:
     actor = await world.user(Role.ACTOR)
     layers = MAX_TENSORS // 22
     manifest = {f"layer.{number}": TensorSpec(Dtype.F32, (1,)) for number in range(layers + 1)}
-    swag = replace(SPEC, uncertainty=Uncertainty("swag", {"samples": 1, "softmax": False, "every": 0, "rank": 20}))
+    swag = replace(SPEC, uncertainty=Swag(samples=1, softmax=False, every=0, rank=20))
     large = NewModel("large", "", manifest, blob("large"))
     with pytest.raises(FieldInvalid, match="choose a lower one"):
         await store.trainings.create(new_id(), actor, swag, large, new_id(), Quotas(), world.now)

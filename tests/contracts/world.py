@@ -6,11 +6,13 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from fedround_server.domain.aggregation import FedAvg
 from fedround_server.domain.model import BlobRef, Dtype, NewModel, TensorSpec
+from fedround_server.domain.policy import RoundPolicy
 from fedround_server.domain.quota import Quotas
-from fedround_server.domain.round import RoundKind
+from fedround_server.domain.report import NewReport
 from fedround_server.domain.token import Token
-from fedround_server.domain.training import Aggregation, Evaluation, RoundPolicy, Training, TrainingSpec
+from fedround_server.domain.training import Evaluation, Training, TrainingSpec
 from fedround_server.domain.update import NewUpdate, Update
 from fedround_server.domain.user import Role, User
 from fedround_server.store import Store
@@ -22,7 +24,7 @@ SPEC = TrainingSpec(
     target_num_updates=2,
     metric_names=(),
     client_ids=(),
-    aggregation=Aggregation(),
+    aggregation=FedAvg(),
     round_policy=RoundPolicy(),
     evaluation=Evaluation.EVERY_ROUND,
     max_num_examples=1000,
@@ -79,17 +81,17 @@ class World:
         self, training_id: str, number: int, user: str, content: str = "", num_examples: int = 10, **changed: Any
     ) -> tuple[Update, bool]:
         new = replace(update(training_id, number, user, content, num_examples), **changed)
-        return await self.store.rounds.submit(new_id(), new, RoundKind.TRAIN, self.now)
+        return await self.store.submissions.submit_update(new_id(), new, self.now)
 
     async def report(self, training_id: str, number: int, user: str, num_examples: int, **metrics: float) -> bool:
-        new = NewUpdate(training_id, number, user, BlobRef("", 0), num_examples, metrics)
-        return (await self.store.rounds.submit(new_id(), new, RoundKind.EVALUATE, self.now))[1]
+        new = NewReport(training_id, number, user, num_examples, metrics)
+        return (await self.store.submissions.submit_report(new_id(), new, self.now))[1]
 
     async def commit(self, training_id: str, content: str = "") -> bool:
         """Commits the closed round, as the aggregation that it waits for would."""
         task = await self.store.rounds.find_aggregation(training_id)
         assert task is not None
-        result = blob(content or f"version {task.round.number + 1}") if task.round.kind is RoundKind.TRAIN else None
+        result = None if task.computation is None else blob(content or f"version {task.round.number + 1}")
         return await self.store.rounds.commit(training_id, task.round.number, task.round.epoch, result, self.now)
 
 

@@ -58,6 +58,7 @@ def test_the_network_learns_all_digits_in_one_place(split: data.Split) -> None:
     assert curve[-1] >= 0.95
 
 
+@pytest.mark.examples
 def test_clients_together_do_well_and_alone_do_not(split: data.Split) -> None:
     rounds, epochs = 9, 3
     start = state = network.initial_state(1)

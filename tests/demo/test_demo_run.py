@@ -42,6 +42,7 @@ def processes_of(demo_folder: Path) -> list[str]:
     return found
 
 
+@pytest.mark.examples
 @pytest.mark.timeout(600)
 def test_the_demo_leaves_a_report_a_plot_and_a_model_that_is_as_good_as_it_says(tmp_path: Path) -> None:
     output = tmp_path / "demo"
@@ -78,7 +79,9 @@ def test_the_demo_leaves_a_report_a_plot_and_a_model_that_is_as_good_as_it_says(
     until(lambda: not processes_of(tmp_path))
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.examples)]
+)
 def test_a_signal_ends_everything(tmp_path: Path, number: signal.Signals, code: int) -> None:
     with start_demo(tmp_path / "demo", "--rounds=1000") as demo:
         assert demo.stdout is not None

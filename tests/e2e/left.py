@@ -12,7 +12,7 @@ from contracts.world import SPEC, World
 from fedround_server.blobs import BlobStore
 from fedround_server.domain.model import BlobRef, Dtype, NewModel, TensorSpec
 from fedround_server.domain.quota import Quotas
-from fedround_server.domain.round import RoundKind
+from fedround_server.domain.report import NewReport
 from fedround_server.domain.training import Training
 from fedround_server.domain.update import NewUpdate
 from fedround_server.domain.user import Role
@@ -42,10 +42,12 @@ class Left:
 
     async def submit(self, training: Training, number: int, user: str, data: bytes | None = None) -> bool:
         """An update (or, without a file, a report) that was accepted; returns whether it closed the round."""
-        kind = RoundKind.EVALUATE if data is None else RoundKind.TRAIN
-        blob = BlobRef("", 0) if data is None else self.keep(data)
-        new = NewUpdate(training.training_id, number, user, blob, 1, {"accuracy": 0.5})
-        return (await self.store.rounds.submit(new_id(), new, kind, self.now))[1]
+        submissions, metrics = self.store.submissions, {"accuracy": 0.5}
+        if data is None:
+            report = NewReport(training.training_id, number, user, 1, metrics)
+            return (await submissions.submit_report(new_id(), report, self.now))[1]
+        update = NewUpdate(training.training_id, number, user, self.keep(data), 1, metrics)
+        return (await submissions.submit_update(new_id(), update, self.now))[1]
 
     def keep(self, data: bytes) -> BlobRef:
         with self.blobs.upload("somebody", None, 0, new_id()) as writer:

@@ -88,6 +88,7 @@ def test_an_upload_that_fills_the_disk_goes_on_when_there_is_room(admin: Person,
     assert download(admin, model.model_id)[1] == data
 
 
+@pytest.mark.chaos
 def test_an_aggregation_waits_for_room(server: Server, admin: Person, filler: Filler) -> None:
     clients = [admin.make(server.address, "CLIENT") for _ in range(2)]
     first, second = (file_of(value) for value in (1, 3))

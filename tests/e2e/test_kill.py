@@ -13,12 +13,13 @@ import fedround_client as fr
 from e2e.killer import Killer, with_and_without
 from fedround.v1 import training_pb2
 from servers import Server
+from sizes import size
 
 ROUNDS = 3
-KILLS = 10
+KILLS = size("ROUND_KILLS", 2)
 SHAPE = (200_000,)
-# A round's updates wait for so many kills, so that the ten are spread over the whole training.
-KILLS_BEFORE = {0: 1, 1: 4, 2: 8}
+# A round's updates wait for so many kills, which are so spread over the whole training.
+KILLS_BEFORE = [1 + number * KILLS // ROUNDS for number in range(ROUNDS)]
 
 
 def train_like(number: int, killer: Killer | None) -> "fr.Train":
@@ -68,7 +69,7 @@ def run(server: Server, training_id: str, tokens: list[str], killer: Killer | No
         if killer is not None:
             with killer:
                 killer.run(KILLS)
-        training = actor.wait(training_id, timeout=90)
+        training = actor.wait(training_id, timeout=200 + 10 * KILLS)
         assert [end.result().model_version for end in ends] == [ROUNDS] * 3
         assert training.state == training_pb2.TRAINING_STATE_COMPLETED
         assert training.model_version == ROUNDS
@@ -90,9 +91,9 @@ def check_log(actor: fr.Client, training_id: str) -> None:
     assert [event.round_closed.num_updates for event in events if event.HasField("round_closed")] == [3] * ROUNDS
 
 
-@pytest.mark.timeout(240)
-def test_a_training_survives_ten_kills_with_the_same_bits(
-    tmp_path: Path, database: str, copied: Callable[[], str]
-) -> None:
+@pytest.mark.attack
+@pytest.mark.timeout(300 + 20 * KILLS)
+@pytest.mark.parametrize("database", ["sqlite", pytest.param("postgresql", marks=pytest.mark.chaos)], indirect=True)
+def test_a_training_survives_kills_with_the_same_bits(tmp_path: Path, database: str, copied: Callable[[], str]) -> None:
     expected, survived = with_and_without(KILLS, 7, tmp_path, database, copied, prepare, run)
     assert survived == expected

@@ -15,12 +15,15 @@ import fedround_client as fr
 from e2e.killer import Killer, with_and_without
 from fedround.v1.event_pb2 import RoundKind
 from servers import Server
+from sizes import size
 
 PARTICIPANTS = 3
 TARGET = 2
 SHAPE = (50_000,)
 # Each update of the global model takes a round that is dealt, one that is averaged, an evaluation, and moments.
 KINDS = ["TRAIN", "TRAIN", "EVALUATE", "SWAG"] * TARGET
+# One before each kind of round, or more.
+KILLS = size("ROUND_KILLS", 4)
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Participant:
 
     def _begin(self, round: fr.Round) -> np.random.Generator:
         if self._killer is not None:
-            self._killer.wait_for(round.number + 1)
+            self._killer.wait_for(min(KILLS, round.number + 1))
         return np.random.default_rng((self._number, round.number))
 
     def train(self, model: dict[str, np.ndarray], round: fr.Round) -> fr.Update:
@@ -96,8 +99,8 @@ def run(server: Server, training_id: str, tokens: list[str], killer: Killer | No
             )
         if killer is not None:
             with killer:
-                killer.run(len(KINDS))
-        training = actor.wait(training_id, timeout=200)
+                killer.run(KILLS)
+        training = actor.wait(training_id, timeout=200 + 10 * KILLS)
         assert [end.result().rounds for end in ends] == [len(KINDS)] * PARTICIPANTS
         events = list(actor.watch(training_id, resume_after=0))
         assert [event.sequence for event in events] == list(range(1, len(events) + 1))
@@ -117,11 +120,13 @@ def digest(actor: fr.Client, model_id: str, version: int, part: Any) -> str:
     return hashlib.sha256(b"".join(arrays[name].tobytes() for name in sorted(arrays))).hexdigest()
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.attack
+@pytest.mark.timeout(300 + 20 * KILLS)
+@pytest.mark.parametrize("database", ["sqlite", pytest.param("postgresql", marks=pytest.mark.chaos)], indirect=True)
 def test_every_kind_of_round_survives_kills_with_the_same_bits(
     tmp_path: Path, database: str, copied: Callable[[], str]
 ) -> None:
-    expected, survived = with_and_without(len(KINDS), 11, tmp_path, database, copied, prepare, run)
+    expected, survived = with_and_without(KILLS, 11, tmp_path, database, copied, prepare, run)
 
     assert expected.kinds == [f"ROUND_KIND_{kind}" for kind in KINDS]
     assert expected.counted == [PARTICIPANTS] * len(KINDS)

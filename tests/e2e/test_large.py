@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import struct
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,8 @@ CHUNK = 3 << 18
 # Between the values of a file nothing is written: it is a hole on the disk of the test, and zeros to everybody else.
 STRIDE = 16 << 20
 TIMEOUT = 900
-# Whatever the size of the model.
-SERVER_MEMORY = 200 << 20
+# What the server's memory may grow by, whatever the size of the model.
+GROWTH = 100 << 20
 
 
 def sparse(path: Path, size: int, value: float) -> str:
@@ -62,7 +63,8 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.parametrize(
     "size",
     [
-        300 << 20,
+        150 << 20,
+        pytest.param(300 << 20, marks=pytest.mark.chaos),
         pytest.param(
             3 << 30,
             marks=pytest.mark.skipif(
@@ -71,12 +73,13 @@ def folder(tmp_path: Path) -> Iterator[Path]:
             ),
         ),
     ],
-    ids=["300 MB", "3 GB"],
+    ids=["150 MB", "300 MB", "3 GB"],
 )
 def test_a_round_of_a_large_model(folder: Path, size: int) -> None:
     paths = {value: folder / str(value) for value in (0.0, 1.0, 4.0, 3.25)}
     digests = {value: sparse(path, size, value) for value, path in paths.items()}
     with Server(folder / "data") as server, grpc.insecure_channel(server.address) as channel:
+        before = peak_memory(server.pid)
         actor = Person(channel, server.admin_token)
         clients = sorted((actor.make(server.address, "CLIENT") for _ in range(2)), key=lambda one: one.user_id)
         spec = training_pb2.TrainingSpec(
@@ -104,4 +107,6 @@ def test_a_round_of_a_large_model(folder: Path, size: int) -> None:
             received.update(answer.chunk)
         # (1 x 1.0 + 3 x 4.0) / 4
         assert received.hexdigest() == digests[3.25]
-        assert peak_memory(server.pid) < SERVER_MEMORY
+        grown = peak_memory(server.pid) - before
+        sys.stdout.write(f"the server grew by {grown >> 20} MiB\n")
+        assert grown < GROWTH

@@ -7,15 +7,20 @@ from pathlib import Path
 
 import grpc
 import numpy as np
+import pytest
 from safetensors.numpy import load
 
 from calls import MODEL, Person, kinds, model_file
 from e2e.left import Left, leave
 from fedround.v1 import event_pb2, model_pb2, training_pb2
-from fedround_server.domain.training import RoundPolicy
+from fedround_server.domain.policy import RoundPolicy
 from servers import Server
 
 NOW = datetime.now(UTC)
+# They wait for real seconds, so `make test` runs them on one database.
+ON_BOTH_AT_LENGTH = pytest.mark.parametrize(
+    "database", ["sqlite", pytest.param("postgresql", marks=pytest.mark.chaos)], indirect=True
+)
 
 
 @contextmanager
@@ -119,20 +124,22 @@ def test_a_deadline_that_passed_meanwhile_has_its_effect_before_anybody_is_serve
         ]
 
 
+@ON_BOTH_AT_LENGTH
 def test_a_deadline_ahead_is_kept(data_dir: Path, database: str) -> None:
     now = datetime.now(UTC)
 
     async def prepare(left: Left) -> tuple[str, str]:
-        actor, _, training = await left.running(1, round_policy=RoundPolicy(deadline=timedelta(seconds=6)))
+        actor, _, training = await left.running(1, round_policy=RoundPolicy(deadline=timedelta(seconds=3)))
         return actor, training.training_id
 
     actor_id, training_id = leave(data_dir, database, now, prepare)
     with taken_up(data_dir, database, actor_id) as actor:
         failed = log(actor, training_id)[-1]
         assert failed.training_failed.reason == "DEADLINE_MISSED"
-        assert failed.create_time.ToDatetime(UTC) >= now + timedelta(seconds=6)
+        assert failed.create_time.ToDatetime(UTC) >= now + timedelta(seconds=3)
 
 
+@ON_BOTH_AT_LENGTH
 def test_a_round_that_follows_has_its_deadline(data_dir: Path, database: str) -> None:
     async def prepare(left: Left) -> tuple[str, str]:
         policy = RoundPolicy(deadline=timedelta(seconds=2))

@@ -36,7 +36,8 @@ def test_a_step_goes_down_the_gradient(fed_dc) -> None:
         assert gradient == pytest.approx(slope, abs=1e-6), name
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.examples
+@pytest.mark.timeout(600)
 def test_the_experiment_runs_against_a_real_server(fed_dc, tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(fed_dc, "PARTICIPANTS", 3)
     monkeypatch.setattr(fed_dc, "LOCAL_ROUNDS", 4)

@@ -93,6 +93,7 @@ def test_the_examples_learn_together(server: Server, tmp_path: Path) -> None:
     check(eval(printed, {"array": np.array, "float32": np.float32}))
 
 
+@pytest.mark.examples
 def test_a_training_by_the_command(server: Server, tmp_path: Path) -> None:
     actor, clients, ids = people(server, tmp_path)
     initial = {"weight": np.zeros(3, np.float32), "bias": np.zeros(1, np.float32)}

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import grpc
 import pytest
 
-from calls import Person, model_file, new_id
+from calls import Person, model_file, new_number
 from servers import Server
 from service.uploads import Upload, creating, storing, submitting
 
@@ -56,8 +56,8 @@ def clients(person: Callable[..., Person]) -> list[Person]:
 
 @pytest.fixture
 def data() -> bytes:
-    """A file that nobody has sent before."""
-    return model_file(int(new_id()[:5], 16))
+    """A file that no other test has sent."""
+    return model_file(new_number())
 
 
 @pytest.fixture(params=["CreateTraining", "UploadModel", "SubmitUpdate"])

@@ -11,7 +11,8 @@ from calls import Person, kinds, model_file, new_id, read_refusal, refused, upda
 from fedround.v1 import inference_pb2, model_pb2, round_pb2, training_pb2, user_pb2
 from service.uploads import belongings
 
-MALFORMED = ["x", "123", "g" * 36, "{" + "1" * 36 + "}", new_id() + "0", new_id().replace("-", ""), "1" * 10_000]
+UUID = "caa9ec9f-fada-4829-ade5-e642e28628c3"
+MALFORMED = ["x", "123", "g" * 36, "{" + "1" * 36 + "}", UUID + "0", UUID.replace("-", ""), "1" * 10_000]
 INPUTS = {"dtype": "F32", "shape": [1], "data": bytes(4)}
 TRAIN, ROUND, MODEL, USER = "TRAINING_NOT_FOUND", "ROUND_NOT_FOUND", "MODEL_NOT_FOUND", "USER_NOT_FOUND"
 

@@ -2,7 +2,8 @@
 
 import gzip
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import google_crc32c
@@ -11,7 +12,7 @@ import pytest
 from safetensors.numpy import save
 
 import fedround_client as fr
-from calls import Person, new_id, refused
+from calls import Person, new_id, new_number, refused
 from fedround.v1 import event_pb2, model_pb2
 from fedround_server.services.compression import Compressor
 from servers import Server
@@ -28,7 +29,7 @@ def packed(upload: Upload, data: bytes, size: int = MIB) -> Iterator[Any]:
 
 
 def zeros(count: int) -> bytes:
-    return save({"w": np.zeros(count, np.float32), "own": np.array(int(new_id()[:5], 16))})
+    return save({"w": np.zeros(count, np.float32), "own": np.array(new_number())})
 
 
 def test_packed_and_plain_chunks_make_the_same_file(server: Server, upload: Upload, data: bytes) -> None:
@@ -48,22 +49,39 @@ def test_a_resumed_upload_counts_the_bytes_of_the_file(server: Server, actor: Pe
     assert is_stored(server, data)
 
 
-@pytest.mark.parametrize(
-    ("chunk", "reason", "words"),
-    [
-        (gzip.compress(bytes(MIB + 1)), "FIELD_INVALID", f"chunk: unpacks to more than {MIB} bytes"),
-        (gzip.compress(bytes(512 * MIB), 9), "FIELD_INVALID", f"chunk: unpacks to more than {MIB} bytes"),
-        (gzip.compress(b"one") + gzip.compress(b"two"), "FIELD_INVALID", "or more follows: pack each chunk by itself"),
-        (gzip.compress(b"cut off")[:-1], "CHUNK_CORRUPT", "send them again"),
-        (gzip.compress(b"damaged")[:-1] + b"!", "CHUNK_CORRUPT", "send them again"),
-        (zlib.compress(b"another format"), "CHUNK_CORRUPT", "send them again"),
-        (b"not packed", "CHUNK_CORRUPT", "send them again"),
-    ],
-    ids=lambda value: repr(value[:20]),
-)
-def test_what_unpacks_to_nothing_good_is_refused(
-    upload: Upload, data: bytes, chunk: bytes, reason: str, words: str
-) -> None:
+@cache
+def bomb() -> bytes:
+    """512 MiB in half a MiB; made once, as it takes seconds."""
+    return gzip.compress(bytes(512 * MIB), 9)
+
+
+REFUSED: dict[str, tuple[Callable[[], bytes], str, str]] = {
+    "a byte too many": (
+        lambda: gzip.compress(bytes(MIB + 1)),
+        "FIELD_INVALID",
+        f"chunk: unpacks to more than {MIB} bytes",
+    ),
+    "a bomb": (
+        bomb,
+        "FIELD_INVALID",
+        f"chunk: unpacks to more than {MIB} bytes",
+    ),
+    "two chunks": (
+        lambda: gzip.compress(b"one") + gzip.compress(b"two"),
+        "FIELD_INVALID",
+        "or more follows: pack each chunk by itself",
+    ),
+    "cut off": (lambda: gzip.compress(b"cut off")[:-1], "CHUNK_CORRUPT", "send them again"),
+    "damaged": (lambda: gzip.compress(b"damaged")[:-1] + b"!", "CHUNK_CORRUPT", "send them again"),
+    "another format": (lambda: zlib.compress(b"another format"), "CHUNK_CORRUPT", "send them again"),
+    "not packed": (lambda: b"not packed", "CHUNK_CORRUPT", "send them again"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_unpacks_to_nothing_good_is_refused(upload: Upload, data: bytes, name: str) -> None:
+    make, reason, words = REFUSED[name]
+    chunk = make()
     code = "INVALID_ARGUMENT" if reason == "FIELD_INVALID" else "DATA_LOSS"
     before = upload.look()
     with refused(code, reason, words):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from calls import Person, new_id, refused
+from calls import Person, new_number, refused
 from fedround.v1 import model_pb2
 from servers import Server
 from service.uploads import Upload, creating, storing, submitting
@@ -29,8 +29,8 @@ def admin(server: Server) -> Iterator[Person]:
 
 
 def file() -> bytes:
-    """A file of 1 kB that nobody has sent before: two fit into a user's quota."""
-    return save({"w": np.full(250, int(new_id()[:5], 16), np.float32)})
+    """A file of 1 kB that no other test has sent: two fit into a user's quota."""
+    return save({"w": np.full(125, new_number(), np.float64)})
 
 
 def store(person: Person) -> model_pb2.Model:

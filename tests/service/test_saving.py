@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import load
 
 import fedround_client as fr
-from calls import Person, digest, download, model_file, new_id, refused, until, whole
+from calls import Person, digest, download, model_file, new_number, refused, until, whole
 from fedround.v1 import model_pb2
 from servers import Server
 from service.uploads import is_stored, storing
@@ -44,14 +44,13 @@ def test_what_the_caller_claims_to_have_shows_nothing_of_others(
 def test_equal_updates_are_one_file_and_count_each(server: Server, actor: Person, clients: list[Person]) -> None:
     made = actor.create(client_ids=[client.user_id for client in clients], target_num_updates=2)
     actor.start(made.training_id)
-    value = int(new_id()[:5], 16)
-    data = model_file(value)
+    data = model_file(1, count=np.array(new_number()))
     receipts = [client.submit(made.training_id, data, num_examples=1) for client in clients[:2]]
     assert receipts[0].update_id != receipts[1].update_id
-    clients[2].submit(made.training_id, model_file(value + 3), num_examples=2)
+    clients[2].submit(made.training_id, model_file(4), num_examples=2)
     until(lambda: actor.get(made.training_id).round == 1)
     after = load(download(actor, made.model_id, version=1)[1])
-    np.testing.assert_array_equal(after["weight"], np.full((2, 3), value + 3 / 2, np.float32))
+    np.testing.assert_array_equal(after["weight"], np.full((2, 3), 5 / 2, np.float32))
     assert is_stored(server, data)
 
 

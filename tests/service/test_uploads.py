@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.numpy import save
 
-from calls import MODEL, Person, digest, model_file, new_id, refused, until
+from calls import MODEL, Person, digest, model_file, new_id, new_number, refused, until
 from fedround.v1 import user_pb2
 from servers import Server
 from service.uploads import Upload, committed, creating, is_stored, storing, submitting
@@ -228,7 +228,7 @@ def test_chunks_of_any_size_are_taken(server: Server, upload: Upload, data: byte
 
 
 def test_a_chunk_of_1_mib_is_taken(server: Server, actor: Person, clients: list[Person]) -> None:
-    initial, file = (save({"w": np.full(300_000, value, np.float32)}) for value in (0, int(new_id()[:5], 16)))
+    initial, file = (save({"w": np.full(150_000, value, np.float64)}) for value in (0, new_number()))
     for upload in (creating(actor), storing(actor), submitting(actor, clients[0], initial)):
         chunks = list(upload.chunks(file))
         assert len(chunks[0].chunk) == 1 << 20

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedround_client.chain import AuditEntry, AuditHead
-from fedround_server.domain.audit import DOMAIN, EPOCH, START, Note, chain, digest, encode, to_json
+from fedround_server.domain.audit import DOMAIN, EPOCH, START, AuditRecord, audit_chain, digest, encode, to_json
 from fedround_server.domain.audit import AuditHead as Head
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
@@ -20,7 +20,7 @@ FACTS = st.dictionaries(
     ),
     max_size=4,
 )
-NOTES = st.builds(Note, TEXT, TEXT, TEXT, TEXT, FACTS)
+RECORDS = st.builds(AuditRecord, TEXT, TEXT, TEXT, TEXT, FACTS)
 TIMES = st.datetimes(datetime(1970, 1, 1), datetime(2999, 1, 1)).map(lambda time: time.replace(tzinfo=EPOCH.tzinfo))
 
 
@@ -41,17 +41,17 @@ def test_what_is_hashed_can_be_read_back_so_no_two_entries_are_hashed_alike(fiel
     assert decode(encode(fields)) == [DOMAIN, *(str(value) for value in fields)]
 
 
-@given(st.lists(NOTES, min_size=1, max_size=3), TEXT, TIMES)
-def test_client_and_server_hash_alike(notes: list[Note], user_id: str, time: datetime) -> None:
-    entries = chain(notes, user_id, Head(0, START), time)
+@given(st.lists(RECORDS, min_size=1, max_size=3), TEXT, TIMES)
+def test_client_and_server_hash_alike(records: list[AuditRecord], user_id: str, time: datetime) -> None:
+    entries = audit_chain(records, user_id, Head(0, START), time)
     previous = START
-    for sequence, (note, entry) in enumerate(zip(notes, entries, strict=True), 1):
+    for sequence, (record, entry) in enumerate(zip(records, entries, strict=True), 1):
         time_us = (entry.time - EPOCH) // timedelta(microseconds=1)
         about = (entry.action, entry.training_id, entry.model_id, entry.subject, entry.facts)
         read = AuditEntry(entry.sequence, time_us, entry.user_id, *about, entry.previous_hash, entry.hash)
         assert read.digest() == entry.hash
         assert (entry.sequence, entry.user_id, entry.previous_hash) == (sequence, user_id, previous)
-        assert about == (note.action, note.training_id, note.model_id, note.subject, to_json(note.facts))
+        assert about == (record.action, record.training_id, record.model_id, record.subject, to_json(record.facts))
         previous = entry.hash
 
 

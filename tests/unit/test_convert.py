@@ -7,13 +7,14 @@ from datetime import UTC, datetime
 from contracts.world import SPEC, new_id
 from fedround_server.coordinator.round import Explanation, MemberView
 from fedround_server.domain.rejected_update import MAX_MESSAGE, Refusal
-from fedround_server.domain.round import Round, RoundKind, RoundMember, RoundState, RoundView
+from fedround_server.domain.rounds import KINDS
+from fedround_server.domain.rounds.round import Round, RoundMember, RoundState, RoundView
 from fedround_server.domain.training import Training, TrainingState
 from fedround_server.grpc_server import MAX_MESSAGE as MAX_MESSAGE_SIZE
 from fedround_server.services import convert, round_view
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-ROUND = Round(new_id(), 0, RoundKind.TRAIN, RoundState.OPEN, 0, 0, 1000, 2000, NOW, None, None)
+ROUND = Round(new_id(), 0, KINDS["TRAIN"], RoundState.OPEN, 0, 0, 1000, 2000, NOW, None, None)
 TRAINING = Training(new_id(), SPEC, new_id(), (), TrainingState.INITIAL, 0, 0, 0, new_id(), 0, None, 0, NOW, None, NOW)
 LONGEST = "\U0001f3e5" * 200
 

@@ -10,10 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contracts.world import SPEC
-from fedround_server.domain.round import RoundKind, Verdict, expected_updates, judge, next_round
+from fedround_server.domain.policy import RoundPolicy, Verdict, expected_updates, judge
+from fedround_server.domain.report import MAX_MEANS, foremost, weighted_means
+from fedround_server.domain.rounds import KINDS, next_kind
+from fedround_server.domain.rounds.kind import RoundKind
 from fedround_server.domain.token import hash_token, new_token
-from fedround_server.domain.training import TRANSITIONS, Evaluation, RoundPolicy, TrainingFailure, TrainingState
-from fedround_server.domain.update import MAX_MEANS, foremost, weighted_means
+from fedround_server.domain.training import TRANSITIONS, Evaluation, TrainingFailure, TrainingState
 
 sizes = st.integers(0, 50)
 
@@ -50,16 +52,16 @@ def test_a_round_closes_when_it_has_what_it_needs(
 def test_a_training_makes_its_versions_and_ends(target: int, evaluation: Evaluation, asks: bool) -> None:
     spec = replace(SPEC, target_num_updates=target, evaluation=evaluation, metric_names=("loss",) if asks else ())
     kinds: list[RoundKind] = []
-    kind: RoundKind | None = RoundKind.TRAIN
+    kind: RoundKind | None = KINDS["TRAIN"]
     version = 0
     while kind is not None:
         kinds.append(kind)
-        version += kind is RoundKind.TRAIN
-        kind = next_round(spec, kind, version)
-    assert kinds.count(RoundKind.TRAIN) == target
+        version += kind is KINDS["TRAIN"]
+        kind = next_kind(spec, kind.name, version)
+    assert kinds.count(KINDS["TRAIN"]) == target
     evaluations = {Evaluation.EVERY_ROUND: target, Evaluation.FINAL_ONLY: 1, Evaluation.NEVER: 0}
-    assert kinds.count(RoundKind.EVALUATE) == (evaluations[evaluation] if asks else 0)
-    assert all(one is not other for one, other in itertools.pairwise(kinds)) or RoundKind.EVALUATE not in kinds[:-1]
+    assert kinds.count(KINDS["EVALUATE"]) == (evaluations[evaluation] if asks else 0)
+    assert all(one is not other for one, other in itertools.pairwise(kinds)) or KINDS["EVALUATE"] not in kinds[:-1]
 
 
 def metric_reports(values: st.SearchStrategy[float]) -> st.SearchStrategy[list[tuple[dict[str, float], int]]]:
@@ -99,5 +101,8 @@ def test_tokens_are_long_and_kept_as_hashes_only() -> None:
 
 
 def test_who_is_missing_is_not_public() -> None:
-    failure = TrainingFailure("DEADLINE_MISSED", "1 of 2 updates; missing: ward 7")
-    assert failure.public_message == "1 of 2 updates"
+    failure = TrainingFailure("DEADLINE_MISSED", "1 of 2 updates", ("ward 7",))
+    assert failure.message == "1 of 2 updates"
+    assert failure.actor_message == "1 of 2 updates; missing: ward 7"
+    many = TrainingFailure("DEADLINE_MISSED", "late", tuple(map(str, range(22))))
+    assert many.actor_message.endswith("17, 18, 19 and 2 more")

@@ -17,7 +17,7 @@ from fedround_server.domain import errors
 from fedround_server.domain.errors import FedroundError
 from fedround_server.interceptors.errors import CODES, ErrorInterceptor, code_of, to_status
 
-FAMILIES = set(CODES)
+FAMILIES = sorted(CODES, key=lambda kind: kind.__name__)
 CLASSES = sorted(
     (
         kind

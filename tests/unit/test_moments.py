@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes
 
 from fedround_server.domain.model import Dtype, TensorSpec
-from fedround_server.domain.swag import moments
+from fedround_server.domain.swag_moments import SWAG_MOMENTS, moments
 from fedround_server.engine.format.tensors import TensorFile
-from fedround_server.engine.jobs import SWAG_MOMENTS, AggregationFailed, AggregationJob
+from fedround_server.engine.jobs import AggregationFailed, AggregationJob
 from fedround_server.engine.uncertainty.moments import collect
 from fedround_server.engine.uncertainty.swag import draw
 from unit.safetensors_files import write

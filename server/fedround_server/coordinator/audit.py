@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from fedround_server.coordinator.context import Context
 from fedround_server.coordinator.denied_calls import DeniedCalls
-from fedround_server.domain.audit import AuditEntry, AuditHead, Note, Origin
+from fedround_server.domain.audit import AuditEntry, AuditHead, AuditRecord, Origin
 from fedround_server.domain.errors import Unavailable
 
 log = logging.getLogger(__name__)
@@ -24,14 +24,14 @@ class Audit:
 
     async def start(self) -> None:
         """Tells that the server starts, and writes refusals from now on."""
-        await self._store.add([Note("server_started", facts={"version": _version()})])
+        await self._store.add([AuditRecord("server_started", facts={"version": _version()})])
         self._context.tasks.create_task(self.denied_calls.run(), name="write refusals")
 
     async def stop(self) -> None:
         """Tells that the server stops, as the last thing that it does; a start without this is one behind a crash."""
         await self.denied_calls.flush(everything=True)
         try:
-            await self._store.add([Note("server_stopped", facts={"version": _version()})])
+            await self._store.add([AuditRecord("server_stopped", facts={"version": _version()})])
         except Unavailable as error:
             log.warning("noting the stop: %s", error)
 

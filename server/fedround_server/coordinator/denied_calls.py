@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import TypeAlias
 
 from fedround_server.coordinator.context import Context
-from fedround_server.domain.audit import Note, acting
+from fedround_server.domain.audit import AuditRecord, acting
 from fedround_server.domain.errors import FedroundError, Unavailable
 
 log = logging.getLogger(__name__)
@@ -118,10 +118,10 @@ class DeniedCalls:
             found.due += QUIET
 
 
-def _note(key: Key, found: _Sort) -> Note:
+def _note(key: Key, found: _Sort) -> AuditRecord:
     user_id, peer, _, reason = key
     facts = {"method": found.method, "peer": peer, "reason": reason, "count": found.count, "ids": dict(found.ids)}
-    return Note("call_refused", subject=user_id, facts={**facts, "since": found.since.isoformat()})
+    return AuditRecord("call_refused", subject=user_id, facts={**facts, "since": found.since.isoformat()})
 
 
 def _ids(error: FedroundError) -> Mapping[str, str]:

@@ -11,9 +11,9 @@ from fedround_server.domain.errors import (
     WorkerKilled,
 )
 from fedround_server.domain.errors import PredictionFailed as Refused
-from fedround_server.domain.model import ModelVersion
+from fedround_server.domain.model import POSTERIOR, ModelVersion
 from fedround_server.domain.prediction import Array, Prediction
-from fedround_server.domain.training import Uncertainty
+from fedround_server.domain.uncertainty import Ensemble, Swag, Uncertainty, options_of
 from fedround_server.engine.executor import WorkerLost
 from fedround_server.engine.jobs import PredictionFailed, PredictionJob
 
@@ -76,9 +76,10 @@ class Inference:
         architecture = self._architecture(question.architecture or own)
         uncertainty = question.uncertainty or usual
         voters = [version]
-        if uncertainty.method == "ensemble":
+        if isinstance(uncertainty, Ensemble):
             voters = await self._voters(question, version, uncertainty)
-        if uncertainty.method == "swag" and version.posterior is None:
+        posterior = version.artifacts.get(POSTERIOR)
+        if isinstance(uncertainty, Swag) and posterior is None:
             raise PosteriorMissing(
                 f"version {version.version} has no SWAG posterior: train with uncertainty swag, or choose a version"
                 " that GetModelVersions shows with one"
@@ -87,10 +88,10 @@ class Inference:
         job = PredictionJob(
             architecture=architecture,
             models=tuple(path(voter.blob.sha256) for voter in voters),
-            posterior=None if version.posterior is None else path(version.posterior.blob.sha256),
+            posterior=None if posterior is None else path(posterior.blob.sha256),
             inputs=question.inputs,
-            method=uncertainty.method,
-            options=uncertainty.options,
+            method=uncertainty.name,
+            options=options_of(uncertainty),
             seed=question.seed,
         )
         return Answer(version, uncertainty, await self._run(job))
@@ -106,15 +107,15 @@ class Inference:
             " in the request or when the model is created"
         )
 
-    async def _voters(self, question: Question, version: ModelVersion, uncertainty: Uncertainty) -> list[ModelVersion]:
+    async def _voters(self, question: Question, version: ModelVersion, ensemble: Ensemble) -> list[ModelVersion]:
         """Returns who votes: the asked version or its model's latest ones, and the members named."""
         models = self._context.store.models
         voters = [version]
-        last = uncertainty.options["last_versions"]
+        last = ensemble.last_versions
         if last:
             page = await models.page_versions(question.model_id, question.user_id, version.version + 1, last)
             voters = [view.version for view in page if view.version.stored]
-        for model_id, number in uncertainty.options["members"]:
+        for model_id, number in ensemble.members:
             voters.append(await models.get_version(model_id, number, question.user_id))
         return voters
 

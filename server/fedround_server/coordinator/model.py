@@ -6,7 +6,7 @@ from datetime import datetime
 from fedround_server.coordinator.context import Context, in_thread
 from fedround_server.coordinator.uploads.receive import Incoming, Uploads
 from fedround_server.domain.model import BlobRef, Model, ModelVersion, NewModel, VersionView
-from fedround_server.domain.update import MetricReport
+from fedround_server.domain.report import MetricReport
 
 CHUNK = 3 << 18
 """768 KiB: a multiple of three, so that a JSON client can concatenate base64 chunks."""

@@ -47,6 +47,8 @@ class RejectedUpdates:
         message = redact(error.message).encode(errors="replace").decode().replace("\0", " ")
         now = self._context.clock.now()
         try:
-            await self._context.store.refusals.note(training_id, number, user_id, error.reason, message, now)
+            await self._context.store.submissions.record_rejected(
+                training_id, number, user_id, error.reason, message, now
+            )
         except Unavailable as unavailable:
             log.warning("a refusal %s in training %s is not counted: %s", error.reason, training_id, unavailable)

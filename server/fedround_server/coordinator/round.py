@@ -11,13 +11,13 @@ from fedround_server.coordinator.context import Context, in_thread, run_shielded
 from fedround_server.coordinator.uploads.receive import Incoming, Uploads
 from fedround_server.domain import forecast
 from fedround_server.domain.audit import acting
-from fedround_server.domain.chain import averages
 from fedround_server.domain.errors import DiskFull, NotInCohort, RoundNotOpen, Unavailable, UpdateExists
 from fedround_server.domain.event import ModelInfo
 from fedround_server.domain.model import BlobRef
-from fedround_server.domain.round import Round, RoundKind, RoundMember, RoundState, RoundView, UnfinishedRound
+from fedround_server.domain.report import NewReport
+from fedround_server.domain.rounds.round import Round, RoundMember, RoundState, RoundView, UnfinishedRound
 from fedround_server.domain.update import NewUpdate, Update
-from fedround_server.engine.jobs import SWAG_MOMENTS, AggregationFailed, AggregationJob
+from fedround_server.engine.jobs import AggregationFailed, AggregationJob
 from fedround_server.failpoints import reached
 from fedround_server.store.verbs.round import AggregationTask
 from fedround_server.wakeups import for_actor
@@ -27,8 +27,6 @@ RETRY = timedelta(seconds=1)
 PASSING = (Unavailable, DiskFull, OSError)
 """What may be over at the next try: accepted updates wait for it."""
 INTERNAL = "round {} could not be aggregated; the server's log has more under the id {}"
-# A report of an evaluation round brings no file.
-NO_FILE = BlobRef("", 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,20 +88,21 @@ class Rounds:
         """Accepts an update. When it returns, the update is on disk and will be counted once.
 
         Raises:
-            FedroundError: The update is refused, as `RoundVerbs.admit` and `Uploads.receive` tell.
+            FedroundError: The update is refused, as `SubmissionVerbs.admit` and `Uploads.receive` tell.
         """
         blob = BlobRef(str(incoming.sha256), int(incoming.size_bytes or 0))
         new = NewUpdate(training_id, number, incoming.user_id, blob, num_examples, metrics)
         try:
-            admission = await self._store.admit(new)
+            admission = await self._context.store.submissions.admit(new)
         except (RoundNotOpen, NotInCohort, UpdateExists):
             # What an earlier try left would count against the user for a day.
             await self._uploads.abandon(incoming.user_id, incoming.upload_id)
             raise
-        if admission.receipt is not None:
-            return admission.receipt
-        await self._uploads.receive(incoming, admission.manifest, admission.bound, admission.differences)
-        update = await run_shielded(self._accept(new, RoundKind.TRAIN))
+        if isinstance(admission, Update):
+            return admission
+        tensors = admission.tensors
+        await self._uploads.receive(incoming, tensors.manifest, admission.bound, tensors.differences)
+        update = await run_shielded(self._accept_update(new))
         reached("update.replying")
         return update
 
@@ -113,10 +112,10 @@ class Rounds:
         """Accepts a report of an evaluation round.
 
         Raises:
-            FedroundError: The report is refused, as `RoundVerbs.submit` tells.
+            FedroundError: The report is refused, as `SubmissionVerbs.submit_report` lists.
         """
-        new = NewUpdate(training_id, number, user_id, NO_FILE, num_examples, metrics)
-        await run_shielded(self._accept(new, RoundKind.EVALUATE))
+        new = NewReport(training_id, number, user_id, num_examples, metrics)
+        await run_shielded(self._accept_report(new))
 
     async def explain(self, training_id: str, number: int | None, actor_id: str) -> Explanation:
         """Returns a round with what is known of its members.
@@ -132,13 +131,13 @@ class Rounds:
         forecast_end = forecast.end(arrivals, found.round.expected, found.round.deadline) if is_open else None
         return Explanation(found, members, forecast_end)
 
-    async def dealt(self, training_id: str, number: int, user_id: str) -> tuple[ModelInfo, BlobRef]:
-        """Returns the model that a user was dealt in a round of daisy chaining.
+    async def assigned(self, training_id: str, number: int, user_id: str) -> tuple[ModelInfo, BlobRef]:
+        """Returns the model that was assigned to a user in a round of daisy chaining.
 
         Raises:
-            FedroundError: As `RoundVerbs.dealt` tells.
+            FedroundError: As `RoundVerbs.assigned` lists.
         """
-        return await self._store.dealt(training_id, number, user_id)
+        return await self._store.assigned(training_id, number, user_id)
 
     async def recover(self) -> None:
         """Takes up what an earlier process left; before serving."""
@@ -221,13 +220,22 @@ class Rounds:
         self._timers[training_id] = _Timer(number, attempt, task)
         return True
 
-    async def _accept(self, new: NewUpdate, kind: RoundKind) -> Update:
-        update, closed = await self._store.submit(self._context.new_id(), new, kind, self._context.clock.now())
-        reached("update.accepted")
-        self._context.hub.notify(for_actor(new.training_id))
-        if closed:
-            self.aggregate_soon(new.training_id)
+    async def _accept_update(self, new: NewUpdate) -> Update:
+        submissions, now = self._context.store.submissions, self._context.clock.now()
+        update, closed = await submissions.submit_update(self._context.new_id(), new, now)
+        self._accepted(new.training_id, closed=closed)
         return update
+
+    async def _accept_report(self, new: NewReport) -> None:
+        submissions, now = self._context.store.submissions, self._context.clock.now()
+        _, closed = await submissions.submit_report(self._context.new_id(), new, now)
+        self._accepted(new.training_id, closed=closed)
+
+    def _accepted(self, training_id: str, *, closed: bool) -> None:
+        reached("update.accepted")
+        self._context.hub.notify(for_actor(training_id))
+        if closed:
+            self.aggregate_soon(training_id)
 
     async def _judge(self, training_id: str, number: int, attempt: int, *, due: bool) -> None:
         now = self._context.clock.now()
@@ -304,19 +312,18 @@ class Rounds:
         await self.follow_up(closed.training_id)
 
     async def _compute(self, task: AggregationTask) -> BlobRef | None:
-        """Makes the file of a closed round; reports make none, nor do local models that are dealt."""
-        kind, aggregation = task.round.kind, task.spec.aggregation
-        dealt = kind is RoundKind.TRAIN and not averages(aggregation, task.round.step)
-        if dealt or kind is RoundKind.EVALUATE:
+        """Makes the file of a closed round, if it makes one."""
+        computation = task.computation
+        if computation is None:
             return None
         blobs = self._context.blobs
         job = AggregationJob(
             model=blobs.path(task.model.sha256),
             updates=tuple(blobs.path(update.blob.sha256) for update in task.updates),
             weights=tuple(update.num_examples for update in task.updates),
-            algorithm=SWAG_MOMENTS if kind is RoundKind.SWAG else aggregation.algorithm,
-            options=aggregation.options,
-            differences=task.spec.update_precision.dtype,
+            algorithm=computation.algorithm,
+            options=computation.options,
+            differences=computation.differences,
         )
         target = blobs.temporary(self._context.new_id())
         try:

@@ -1,4 +1,4 @@
-"""The audit log: what was changed, by whom, and what was refused, as one chain of hashes."""
+"""The audit log: who changed what, and which calls were denied, as one chain of hashes."""
 
 import hashlib
 import json
@@ -8,28 +8,29 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from fedround_server.domain.training import Aggregation
+from fedround_server.domain.aggregation import Aggregation
 
 DOMAIN = "fedround.audit.v1"
-"""What is hashed before the fields, so that a hash stands for an entry and for nothing else."""
+"""Hashed before the fields, so that no other use of SHA-256 produces the hash of an entry."""
 START = "0" * 64
-"""What the first entry has as previous_hash."""
+"""The previous_hash of the first entry."""
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 acting: ContextVar[str] = ContextVar("acting", default="")
-"""The id of the user in whose name something is done; empty for the server itself."""
+"""The id of the user who makes the current call; empty for the server itself."""
 
 
 @dataclass(frozen=True, slots=True)
-class Note:
-    """What an entry says, before it has its place in the chain.
+class AuditRecord:
+    """The content of an entry, before it has its place in the chain.
 
     Attributes:
-        action: What was done, in snake_case.
+        action: The action, in snake_case.
         training_id: The training that it is about, or empty.
         model_id: The model that it is about, or empty.
-        subject: What it is about within that, or by itself: the id of a user or an update, a version, a round.
-        facts: More, as docs/audit.md lists by action. Never free text of a caller, never a token or its hash.
+        subject: What it is about, within the training or model or on its own: a user id, an update id, a version or a
+            round.
+        facts: Details, listed by action in docs/audit.md. Never free text of a caller, never a token or its hash.
     """
 
     action: str
@@ -41,7 +42,7 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class AuditEntry:
-    """One link of the chain; facts are canonical JSON, and are hashed as the text that they are."""
+    """An entry of the chain; facts are canonical JSON, and are hashed as text."""
 
     sequence: int
     time: datetime
@@ -57,7 +58,7 @@ class AuditEntry:
 
 @dataclass(frozen=True, slots=True)
 class AuditHead:
-    """The last link of the chain; before the first, sequence 0."""
+    """The sequence and hash of the last entry; sequence 0 if the log is empty."""
 
     sequence: int
     hash: str
@@ -65,7 +66,7 @@ class AuditHead:
 
 @dataclass(frozen=True, slots=True)
 class Contribution:
-    """What an update was to a version; weight is empty for a local model that was dealt, not averaged."""
+    """How an update contributed to a version; weight is empty for a local model that was assigned, not averaged."""
 
     round: int
     update_id: str
@@ -78,7 +79,7 @@ class Contribution:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a version of a model comes from: which algorithm made it in which round, or an upload for version 0."""
+    """The origin of a model version: the algorithm and round that made it, or an upload for version 0."""
 
     model_id: str
     version: int
@@ -92,11 +93,18 @@ class Origin:
     contributions: tuple[Contribution, ...] = ()
 
 
-def chain(notes: Iterable[Note], user_id: str, head: AuditHead, time: datetime) -> list[AuditEntry]:
-    """Makes entries of notes, behind the head of the chain."""
+def audit_chain(records: Iterable[AuditRecord], user_id: str, head: AuditHead, time: datetime) -> list[AuditEntry]:
+    """Returns the entries that append records to the chain.
+
+    Args:
+        records: The records, in their order.
+        user_id: The user who acts; empty for the server itself.
+        head: The present end of the chain.
+        time: The time of the entries.
+    """
     entries: list[AuditEntry] = []
-    for note in notes:
-        about = (note.action, note.training_id, note.model_id, note.subject, to_json(note.facts))
+    for record in records:
+        about = (record.action, record.training_id, record.model_id, record.subject, to_json(record.facts))
         sequence, previous = head.sequence + 1, head.hash
         micros = (time - EPOCH) // timedelta(microseconds=1)
         head = AuditHead(sequence, digest((sequence, micros, user_id, *about, previous)))
@@ -105,19 +113,23 @@ def chain(notes: Iterable[Note], user_id: str, head: AuditHead, time: datetime) 
 
 
 def digest(fields: Sequence[str | int]) -> str:
-    """Returns the SHA-256 of an entry's fields but the hash, in the order of AuditEntry, the time in microseconds."""
+    """Returns the SHA-256 of all fields of an entry except its hash.
+
+    Args:
+        fields: In the order of AuditEntry, the time in microseconds since 1970 UTC.
+    """
     return hashlib.sha256(encode(fields)).hexdigest()
 
 
 def encode(fields: Sequence[str | int]) -> bytes:
-    """Writes DOMAIN and the fields as netstrings: the length of the UTF-8 text, a colon, the text, a comma.
+    """Encodes DOMAIN and the fields as netstrings: the length of the UTF-8 text, a colon, the text, a comma.
 
-    No two sequences of fields have the same encoding.
+    The encoding is injective: no two sequences of fields have the same one.
     """
     texts = [str(value).encode() for value in (DOMAIN, *fields)]
     return b"".join(b"%d:%s," % (len(text), text) for text in texts)
 
 
 def to_json(facts: Mapping[str, Any]) -> str:
-    """Writes facts as canonical JSON: sorted keys, ASCII, no white space."""
+    """Returns facts as canonical JSON: sorted keys, ASCII, no white space."""
     return json.dumps(facts, sort_keys=True, allow_nan=False, separators=(",", ":"))

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any
 
+from fedround_server.domain.aggregation import Aggregation
 from fedround_server.domain.model import BlobRef
-from fedround_server.domain.training import Aggregation
+from fedround_server.domain.uncertainty import Swag
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True)
 class TrainingStarted:
-    """The training was started, or somebody was registered in a running one."""
+    """The training was started, or a client was registered in a running one."""
 
     target_num_updates: int
     model: ModelInfo
@@ -31,12 +31,14 @@ class RoundStarted:
     """A round was opened.
 
     Attributes:
-        model: The model to start from; if the participants are dealt models of their own, the one the chain began with.
+        kind: The kind of round, as clients see it.
+        model: The model to start from; if each participant is assigned a model, the one that the chain began with.
         local_rounds: How many local rounds each trains before it submits.
+        assigned: Whether each participant is assigned a model.
         swag: What a SWAG round asks for.
-        attempt: Which try of the round it is, from 1.
-        update_precision: In which precision updates may come: "FULL", "FLOAT16" or "BFLOAT16".
-        submitted: Whether the reader has submitted in it; this and what a repeated round has anew is not in the log.
+        attempt: The attempt at the round, from 1.
+        update_precision: The precision in which updates may come: "FULL", "FLOAT16" or "BFLOAT16".
+        submitted: Whether the reader has submitted in it. This, and what a repeated round changes, is not in the log.
     """
 
     round: int
@@ -46,8 +48,8 @@ class RoundStarted:
     aggregation: Aggregation
     metric_names: tuple[str, ...]
     local_rounds: int = 1
-    dealt: bool = False
-    swag: Mapping[str, Any] | None = None
+    assigned: bool = False
+    swag: Swag | None = None
     attempt: int = 1
     submitted: bool = False
     update_precision: str = "FULL"
@@ -55,7 +57,7 @@ class RoundStarted:
 
 @dataclass(frozen=True, slots=True)
 class RoundExtended:
-    """A round missed its deadline and is repeated, with the updates that it has."""
+    """A round missed its deadline and is repeated; it keeps its updates."""
 
     round: int
     attempt: int
@@ -81,8 +83,8 @@ class RoundClosed:
     """A round's result is committed.
 
     Attributes:
-        metrics: The means of what the training asked for.
-        more_metrics: Those of everything else that was reported, for the actor only.
+        metrics: The means of the metrics that the training asks for.
+        more_metrics: The means of all other metrics that were reported; for the actor only.
     """
 
     round: int
@@ -94,7 +96,7 @@ class RoundClosed:
 
     @property
     def public(self) -> "RoundClosed":
-        """What participants may read: the mean of what one of them reported alone is that one's own value."""
+        """What participants may see: the mean of a metric that only one of them reported is that one's own value."""
         return replace(self, more_metrics={})
 
 
@@ -140,7 +142,7 @@ Payload = (
 )
 
 LAST_OF_A_TRAINING = (TrainingFinished, TrainingFailed, TrainingRemoved)
-"""After one of these, nothing happens in a training but its removal."""
+"""After one of these, the only thing that can happen to a training is its removal."""
 
 
 @dataclass(frozen=True, slots=True)

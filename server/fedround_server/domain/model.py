@@ -2,7 +2,7 @@
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from math import prod
 
@@ -51,11 +51,11 @@ class TensorSpec:
 
 
 Manifest = Mapping[str, TensorSpec]
-"""What a model consists of: tensor name -> type and shape. Every update must have exactly the model's."""
+"""The tensors of a model: name -> dtype and shape. Every update must have exactly those of its model."""
 
 
 def differences(model: Manifest, dtype: Dtype) -> Manifest:
-    """Returns what an update consists of whose wide floating tensors are differences from the model's.
+    """Returns the tensors of an update whose wide floating tensors are differences from the model's.
 
     Args:
         model: The model's tensors.
@@ -66,7 +66,7 @@ def differences(model: Manifest, dtype: Dtype) -> Manifest:
 
 
 MAX_TENSORS = 20_000
-"""How many tensors a file that somebody sends may have."""
+"""How many tensors an uploaded file may have."""
 
 
 LAST, BEST, PINNED = "last", "best", "pinned"
@@ -75,30 +75,37 @@ LAST, BEST, PINNED = "last", "best", "pinned"
 
 @dataclass(frozen=True, slots=True)
 class BlobRef:
-    """An immutable file, by what it contains."""
+    """A reference to an immutable file, by its content."""
 
     sha256: str
     size_bytes: int
 
 
+POSTERIOR = "posterior"
+"""The kind of artifact that a SWAG posterior is; its details have the rank of the low-rank part."""
+
+
 @dataclass(frozen=True, slots=True)
-class Posterior:
-    """A SWAG posterior around a version.
+class Artifact:
+    """A file that belongs to a version of a model.
 
     Attributes:
-        rank: Columns of the low-rank part; 0 for a diagonal posterior.
+        kind: What it is: `posterior`, for one. A version has at most one artifact of a kind.
+        details: What is known of it without opening it.
     """
 
+    kind: str
     blob: BlobRef
-    rank: int
+    details: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class ModelVersion:
-    """One version of a model; version = updates of the global model that made it.
+    """One version of a model; the version counts the updates of the global model.
 
     Attributes:
-        stored: Whether the file is still here; retention drops old versions without a tag.
+        stored: Whether the files are still stored; retention drops those of old versions without a tag.
+        artifacts: Its artifacts by kind.
     """
 
     model_id: str
@@ -106,12 +113,12 @@ class ModelVersion:
     blob: BlobRef
     create_time: datetime
     stored: bool = True
-    posterior: Posterior | None = None
+    artifacts: Mapping[str, Artifact] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class VersionView:
-    """A version with what is known about it.
+    """A version with its tags and metrics.
 
     Attributes:
         tags: Its tags, sorted.

@@ -3,14 +3,16 @@
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
-from typing import Any
+from datetime import datetime
 
+from fedround_server.domain.aggregation import Aggregation
 from fedround_server.domain.model import Dtype
+from fedround_server.domain.policy import RoundPolicy
+from fedround_server.domain.uncertainty import NoUncertainty, Uncertainty
 
 MAX_NUM_EXAMPLES = 2**31
 MAX_TARGET_NUM_UPDATES = 1_000_000
-MISSING = "; missing: "
+MAX_NAMED = 20
 
 
 class TrainingState(enum.Enum):
@@ -24,12 +26,12 @@ class TrainingState(enum.Enum):
 
     @property
     def is_running(self) -> bool:
-        """Whether rounds are under way."""
+        """Whether rounds take place."""
         return self in (TrainingState.ONGOING, TrainingState.SWAG_ROUND)
 
     @property
     def is_ended(self) -> bool:
-        """Whether nothing will happen any more."""
+        """Whether the training is over."""
         return self in (TrainingState.COMPLETED, TrainingState.ERROR)
 
 
@@ -51,19 +53,6 @@ class Evaluation(enum.Enum):
     NEVER = "NEVER"
 
 
-class LateUpdates(enum.Enum):
-    """What happens to an update that arrives after its round was closed."""
-
-    REJECT = "REJECT"
-
-
-class OnMissed(enum.Enum):
-    """What happens to a round that reaches its deadline with fewer updates than it needs."""
-
-    FAIL = "FAIL"
-    RETRY = "RETRY"
-
-
 class UpdatePrecision(enum.Enum):
     """How exactly updates say what was learned."""
 
@@ -75,46 +64,6 @@ class UpdatePrecision(enum.Enum):
     def dtype(self) -> Dtype | None:
         """The type of differences; None if there are none."""
         return {"FLOAT16": Dtype.F16, "BFLOAT16": Dtype.BF16}.get(self.value)
-
-
-@dataclass(frozen=True, slots=True)
-class RoundPolicy:
-    """When a round closes.
-
-    Attributes:
-        min_updates: So many updates close the round; 0 means one from every member of the cohort.
-        deadline: How long a round may stay open; None means without end.
-        late_updates: What happens to updates that come too late.
-        on_missed: What happens to a round that reaches its deadline with too few.
-        max_retries: How many times such a round is repeated; 0 unless on_missed is RETRY.
-    """
-
-    min_updates: int = 0
-    deadline: timedelta | None = None
-    late_updates: LateUpdates = LateUpdates.REJECT
-    on_missed: OnMissed = OnMissed.FAIL
-    max_retries: int = 0
-
-    @property
-    def max_attempts(self) -> int:
-        """How many tries a round has."""
-        return 1 + self.max_retries
-
-
-@dataclass(frozen=True, slots=True)
-class Aggregation:
-    """An aggregator by its registry name, with its options."""
-
-    algorithm: str = "fed_avg"
-    options: Mapping[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Uncertainty:
-    """How predictions come with an uncertainty: a method by its registry name, with its options."""
-
-    method: str = "none"
-    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Goal(enum.Enum):
@@ -138,7 +87,7 @@ class Selection:
     patience: int = 0
 
     def prefers(self, value: float, best: float | None) -> bool:
-        """Tells whether a value beats the best one so far; of equals the first stays."""
+        """Returns whether a value is better than the best one so far; of equal values the first stays."""
         if best is None:
             return True
         return value < best if self.goal is Goal.MINIMIZE else value > best
@@ -171,22 +120,33 @@ class TrainingSpec:
     keep_versions: int = 0
     model_version: int | None = None
     architecture: str = ""
-    uncertainty: Uncertainty = field(default_factory=Uncertainty)
+    uncertainty: Uncertainty = field(default_factory=NoUncertainty)
     max_update_norm: float = 0.0
     update_precision: UpdatePrecision = UpdatePrecision.FULL
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingFailure:
-    """Why a training ended in ERROR."""
+    """Why a training ended in ERROR.
+
+    Attributes:
+        reason: UPPER_SNAKE, for programs.
+        message: What happened, for everyone who may see the training.
+        missing: The names of the participants whose submissions were missing; for the actor only.
+    """
 
     reason: str
     message: str
+    missing: tuple[str, ...] = ()
 
     @property
-    def public_message(self) -> str:
-        """What participants may read: who is missing is for the actor only."""
-        return self.message.split(MISSING)[0]
+    def actor_message(self) -> str:
+        """What happened, with the names of the first MAX_NAMED missing participants."""
+        if not self.missing:
+            return self.message
+        more = len(self.missing) - MAX_NAMED
+        named = ", ".join(self.missing[:MAX_NAMED])
+        return f"{self.message}; missing: {named}" + (f" and {more} more" if more > 0 else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,31 +183,7 @@ class Training:
     num_participants: int = 0
 
 
-def evaluates(spec: TrainingSpec, model_version: int) -> bool:
-    """Tells whether a model version is evaluated by the participants.
-
-    A training without metric names has nothing to ask for, so it has no evaluation rounds.
-    """
-    if not spec.metric_names or spec.evaluation is Evaluation.NEVER:
-        return False
-    return spec.evaluation is Evaluation.EVERY_ROUND or model_version >= spec.target_num_updates
-
-
-def collects(spec: TrainingSpec, model_version: int, *, last: bool) -> bool:
-    """Tells whether SWAG moments are collected around a model version.
-
-    Args:
-        spec: What to train.
-        model_version: The version.
-        last: Whether the training makes no more versions.
-    """
-    if spec.uncertainty.method != "swag":
-        return False
-    every = int(spec.uncertainty.options["every"])
-    return last or (every > 0 and model_version % every == 0)
-
-
 def out_of_patience(spec: TrainingSpec, model_version: int, best_version: int | None) -> bool:
-    """Tells whether a training finishes before its target, since its versions get no better."""
+    """Returns whether a training finishes before its target, because its versions got no better."""
     patience = 0 if spec.selection is None else spec.selection.patience
     return 0 < patience <= model_version - (best_version or 0) and best_version is not None

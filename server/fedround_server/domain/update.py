@@ -1,19 +1,34 @@
-"""Updates: what participants submit."""
+"""Updates: what participants submit in rounds that make a file."""
 
-from collections.abc import Collection, Mapping
+import enum
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import ClassVar
 
 from fedround_server.domain.model import BlobRef
 
-MAX_MEANS = 1000
-"""How many metrics a round's result has, so that it fits into a message whatever is reported."""
+
+class Submission(enum.Enum):
+    """What members of a cohort submit.
+
+    Attributes:
+        method: The RPC that submits it.
+    """
+
+    UPDATE = ("update", "SubmitUpdate")
+    REPORT = ("report", "SubmitMetrics")
+
+    def __init__(self, noun: str, method: str) -> None:
+        self.noun = noun
+        self.method = method
 
 
 @dataclass(frozen=True, slots=True)
 class NewUpdate:
     """An update whose file is stored, to be accepted."""
 
+    submission: ClassVar[Submission] = Submission.UPDATE
     training_id: str
     round: int
     user_id: str
@@ -24,12 +39,12 @@ class NewUpdate:
 
 @dataclass(frozen=True, slots=True)
 class NormBound:
-    """How far an update may be from the model that its participant started from.
+    """A limit of the distance between an update and the model that its participant started from.
 
     Attributes:
         limit: The largest L2 norm of the difference.
         origin: That model.
-        prefix: What the update puts before the names of the model's tensors.
+        prefix: What precedes the names of the model's tensors in the update.
     """
 
     limit: float
@@ -48,44 +63,3 @@ class Update:
     blob: BlobRef
     num_examples: int
     accept_time: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class MetricReport:
-    """Metrics of one round by one reporter, or aggregated (reporter_id is None)."""
-
-    training_id: str
-    round: int
-    kind: str
-    model_version: int
-    reporter_id: str | None
-    num_examples: int
-    metrics: Mapping[str, float]
-
-
-def weighted_means(reports: list[tuple[Mapping[str, float], int]]) -> dict[str, float]:
-    """Averages metrics, weighted by example count, each over those that reported it; finite ones have a finite mean.
-
-    Args:
-        reports: (metrics, num_examples) in canonical order.
-    """
-    votes: dict[str, list[tuple[float, int]]] = {}
-    for metrics, num_examples in reports:
-        for name, value in metrics.items():
-            votes.setdefault(name, []).append((value, num_examples))
-    return {name: _mean(votes[name]) for name in sorted(votes)}
-
-
-def _mean(votes: list[tuple[float, int]]) -> float:
-    # Shares: a value times its example count may be more than a float holds.
-    total = sum(num_examples for _, num_examples in votes)
-    mean = sum(value * (num_examples / total) for value, num_examples in votes)
-    # Rounding may leave the range of the values, at its end even that of floats.
-    values = [value for value, _ in votes]
-    return min(max(mean, min(values)), max(values))
-
-
-def foremost(means: Mapping[str, float], asked: Collection[str]) -> dict[str, float]:
-    """Returns the metrics that a result has room for: those that the training asked for, then others by name."""
-    names = sorted(means, key=lambda name: (name not in asked, name))[:MAX_MEANS]
-    return {name: means[name] for name in sorted(names)}

@@ -11,7 +11,8 @@ from typing import Protocol, Self
 from fedround_server.domain.limits import DEFAULTS
 from fedround_server.domain.model import BlobRef
 from fedround_server.domain.prediction import Prediction
-from fedround_server.engine.jobs import SWAG_MOMENTS, AggregationJob, Examination, Origin, PredictionJob
+from fedround_server.domain.swag_moments import SWAG_MOMENTS
+from fedround_server.engine.jobs import AggregationJob, Examination, Origin, PredictionJob
 from fedround_server.engine.process import Worker, WorkerLost
 from fedround_server.host.page_cache import drop_cached_pages
 

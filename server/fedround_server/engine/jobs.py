@@ -8,9 +8,6 @@ from typing import Any
 from fedround_server.domain.model import Dtype
 from fedround_server.domain.prediction import Array
 
-SWAG_MOMENTS = "swag_moments"
-"""Not an aggregator of models: the updates are moments, and the result is a posterior."""
-
 
 class AggregationFailed(ValueError):
     """The updates have no aggregate that can be stored."""

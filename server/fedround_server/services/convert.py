@@ -7,11 +7,13 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from fedround.v1 import aggregation_pb2, event_pb2, model_pb2, round_pb2, training_pb2, user_pb2
 from fedround_server.coordinator.subscription import GoingAway, Heartbeat
 from fedround_server.domain import event as events
+from fedround_server.domain.aggregation import Aggregation, options_of
 from fedround_server.domain.event import Event
-from fedround_server.domain.model import Model, ModelVersion, TensorSpec, VersionView
+from fedround_server.domain.model import POSTERIOR, Model, ModelVersion, TensorSpec, VersionView
+from fedround_server.domain.report import MetricReport
 from fedround_server.domain.token import Token
-from fedround_server.domain.training import Aggregation, Training, TrainingFailure, TrainingSpec, Uncertainty
-from fedround_server.domain.update import MetricReport, Update
+from fedround_server.domain.training import Training, TrainingFailure, TrainingSpec
+from fedround_server.domain.update import Update
 from fedround_server.domain.user import User
 from fedround_server.services import pages, uncertainty
 
@@ -75,7 +77,7 @@ def _tensor(entry: tuple[str, TensorSpec]) -> model_pb2.TensorInfo:
 def model_version(found: VersionView) -> model_pb2.ModelVersion:
     """Encodes a version with its tags and metrics."""
     version = found.version
-    posterior = version.posterior
+    posterior = version.artifacts.get(POSTERIOR)
     return model_pb2.ModelVersion(
         model_id=version.model_id,
         version=version.version,
@@ -88,7 +90,7 @@ def model_version(found: VersionView) -> model_pb2.ModelVersion:
         posterior=None
         if posterior is None
         else model_pb2.PosteriorInfo(
-            sha256=posterior.blob.sha256, size_bytes=posterior.blob.size_bytes, rank=posterior.rank
+            sha256=posterior.blob.sha256, size_bytes=posterior.blob.size_bytes, rank=posterior.details["rank"]
         ),
     )
 
@@ -119,9 +121,9 @@ def metric_report(found: MetricReport) -> model_pb2.MetricReport:
 def aggregation(found: Aggregation) -> aggregation_pb2.Aggregation:
     """Encodes an aggregation: the options message has the algorithm's name."""
     message = aggregation_pb2.Aggregation()
-    options = getattr(message, found.algorithm)
+    options = getattr(message, found.name)
     options.SetInParent()
-    for name, value in found.options.items():
+    for name, value in options_of(found).items():
         setattr(options, name, value)
     return message
 
@@ -194,7 +196,7 @@ def training(found: Training, viewer_id: str, *, listed: bool = False) -> traini
 
 
 def _failure(failure: TrainingFailure, *, for_actor: bool) -> training_pb2.TrainingError:
-    message = failure.message if for_actor else failure.public_message
+    message = failure.actor_message if for_actor else failure.message
     return training_pb2.TrainingError(reason=failure.reason, message=message)
 
 
@@ -243,12 +245,12 @@ def _payload(message: event_pb2.Event, payload: events.Payload) -> None:
             started.aggregation.CopyFrom(aggregation(payload.aggregation))
             started.metric_names.extend(payload.metric_names)
             started.local_rounds = payload.local_rounds
-            started.dealt = payload.dealt
+            started.dealt = payload.assigned
             started.attempt = payload.attempt
             started.submitted = payload.submitted
             started.update_precision = update_precision(payload.update_precision)
             if payload.swag is not None:
-                started.swag.CopyFrom(uncertainty.write(Uncertainty("swag", payload.swag)).swag)
+                started.swag.CopyFrom(uncertainty.write(payload.swag).swag)
         case events.RoundExtended():
             message.round_extended.round = payload.round
             message.round_extended.attempt = payload.attempt

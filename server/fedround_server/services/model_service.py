@@ -6,7 +6,7 @@ from dataclasses import replace
 from fedround.v1 import model_pb2, model_pb2_grpc
 from fedround_server.coordinator import Coordinator
 from fedround_server.domain.errors import FieldInvalid, ModelNotFound
-from fedround_server.domain.model import BEST, LAST, ModelVersion
+from fedround_server.domain.model import BEST, LAST, POSTERIOR, ModelVersion
 from fedround_server.interceptors.auth import caller
 from fedround_server.interceptors.wrapping import Call
 from fedround_server.services import convert, fields, pages
@@ -123,6 +123,7 @@ def _after(token: str) -> tuple[int, str]:
 
 def _posterior(version: ModelVersion) -> ModelVersion:
     """Puts the posterior's file in the place of the model's."""
-    if version.posterior is None:
+    posterior = version.artifacts.get(POSTERIOR)
+    if posterior is None:
         raise ModelNotFound(f"{version.model_id} in version {version.version} with a SWAG posterior")
-    return replace(version, blob=version.posterior.blob)
+    return replace(version, blob=posterior.blob)

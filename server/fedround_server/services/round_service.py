@@ -83,7 +83,7 @@ class RoundService(round_pb2_grpc.RoundServiceServicer):
         """Streams the model that the caller was dealt."""
         packer = self._packer if a_packing(request.packing) else None
         training_id = fields.parse_id("training_id", request.training_id)
-        base, blob = await self._rounds.dealt(training_id, request.round, caller().user_id)
+        base, blob = await self._rounds.assigned(training_id, request.round, caller().user_id)
         check_offset(blob, request.offset)
         info = convert.model_info(ModelInfo(base.model_id, base.version, blob))
         chunks = self._coordinator.models.read(blob, request.offset)

@@ -4,9 +4,9 @@ from itertools import islice
 
 from fedround.v1 import round_pb2, training_pb2
 from fedround_server.coordinator.round import Explanation, MemberView
+from fedround_server.domain.policy import OnMissed
 from fedround_server.domain.rejected_update import Refusal
-from fedround_server.domain.round import RoundKind, RoundState, RoundView, wait_rule, when_missed
-from fedround_server.domain.training import OnMissed
+from fedround_server.domain.rounds.round import RoundState, RoundView
 from fedround_server.services import convert, pages
 
 MAX_MEMBERS = 1000
@@ -16,12 +16,12 @@ def write(explanation: Explanation) -> round_pb2.Round:
     """Encodes a round with what is known of its members: the missing ones first, as far as there is room."""
     view = explanation.view
     found = view.round
-    rule, missed = wait_rule(view), when_missed(view)
+    rule, missed = view.wait_rule, view.when_missed
     missing_first = sorted(explanation.members, key=lambda one: one.member.arrive_time is not None)
     return round_pb2.Round(
         training_id=found.training_id,
         number=found.number,
-        kind=convert.round_kind(found.kind.value),
+        kind=convert.round_kind(found.kind.public_name),
         state=round_pb2.RoundState.Value(f"ROUND_STATE_{found.state.value}"),
         model_version=found.model_version,
         updates_arrived=found.arrived,
@@ -75,11 +75,10 @@ def _waiting_for(view: RoundView) -> str:
         return "nothing: the round was abandoned; the training's error says why"
     if found.state is not RoundState.OPEN:
         return f"nothing: the round is {found.state.value}"
-    noun = "reports" if found.kind is RoundKind.EVALUATE else "updates"
-    rule = f"{found.expected - found.arrived} more of {found.expected} {noun}"
+    rule = f"{found.expected - found.arrived} more of {found.expected} {found.kind.submission.noun}s"
     if found.deadline is None:
         return f"{rule}; there is no deadline"
     rule += f", until {found.deadline.isoformat(timespec='seconds')}"
-    if when_missed(view) is OnMissed.RETRY:
+    if view.when_missed is OnMissed.RETRY:
         return f"{rule}: with fewer than that it is repeated (attempt {found.attempt} of {view.policy.max_attempts})"
     return f"{rule}: fewer than that end the training in ERROR"

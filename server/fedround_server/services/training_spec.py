@@ -4,16 +4,14 @@ import math
 from datetime import timedelta
 
 from fedround.v1 import aggregation_pb2, training_pb2
-from fedround_server.domain.chain import FED_DC
+from fedround_server.domain.aggregation import Aggregation, FedAvg, FedDC, to_aggregation
 from fedround_server.domain.errors import FieldInvalid
+from fedround_server.domain.policy import OnMissed, RoundPolicy
 from fedround_server.domain.training import (
     MAX_NUM_EXAMPLES,
     MAX_TARGET_NUM_UPDATES,
-    Aggregation,
     Evaluation,
     Goal,
-    OnMissed,
-    RoundPolicy,
     Selection,
     TrainingSpec,
     UpdatePrecision,
@@ -86,9 +84,9 @@ def _precision(value: aggregation_pb2.UpdatePrecision.ValueType, chosen: Aggrega
     if value == aggregation_pb2.UPDATE_PRECISION_UNSPECIFIED:
         return UpdatePrecision.FULL
     found = UpdatePrecision(aggregation_pb2.UpdatePrecision.Name(value).removeprefix("UPDATE_PRECISION_"))
-    if found is not UpdatePrecision.FULL and chosen.algorithm == FED_DC:
+    if found is not UpdatePrecision.FULL and isinstance(chosen, FedDC):
         raise FieldInvalid(
-            "spec.update_precision", "does not go with fed_dc: its models are dealt as they come, so send them in full"
+            "spec.update_precision", "does not go with fed_dc: local models go on as they come, so send them in full"
         )
     return found
 
@@ -97,16 +95,16 @@ def _aggregation(message: aggregation_pb2.Aggregation) -> Aggregation:
     """Reads the algorithm and its options: the oneof's field names are the aggregators' names."""
     algorithm = message.WhichOneof("algorithm")
     if algorithm is None:
-        return Aggregation()
+        return FedAvg()
     options = getattr(message, algorithm)
     values = {field.name: getattr(options, field.name) for field in options.DESCRIPTOR.fields}
     for name, value in values.items():
         if not math.isfinite(value) or value < 0:
             raise FieldInvalid(f"spec.aggregation.{algorithm}.{name}", f"is {value}; must be finite and >= 0")
-    return Aggregation(algorithm, _fed_dc(values) if algorithm == FED_DC else values)
+    return _fed_dc(values) if algorithm == FedDC.name else to_aggregation(algorithm, values)
 
 
-def _fed_dc(values: dict[str, int]) -> dict[str, int]:
+def _fed_dc(values: dict[str, int]) -> FedDC:
     daisy = values["daisy_period"] or 1
     period = values["aggregation_period"] or DEFAULT_CHAIN * daisy
     if not daisy <= period <= MAX_CHAIN or period % daisy:
@@ -116,7 +114,7 @@ def _fed_dc(values: dict[str, int]) -> dict[str, int]:
         )
     if values["seed"] > MAX_SEED:
         raise FieldInvalid("spec.aggregation.fed_dc.seed", f"is {values['seed']}; at most {MAX_SEED}")
-    return {"daisy_period": daisy, "aggregation_period": period, "seed": values["seed"]}
+    return FedDC(daisy, period, values["seed"])
 
 
 def _keep_versions(value: int) -> int:

@@ -12,8 +12,8 @@ from fedround_server.store.verbs.credentials import CredentialVerbs
 from fedround_server.store.verbs.event import EventVerbs
 from fedround_server.store.verbs.last_seen import SightingVerbs
 from fedround_server.store.verbs.model import ModelVerbs
-from fedround_server.store.verbs.rejected_update import RefusalVerbs
 from fedround_server.store.verbs.round import RoundVerbs
+from fedround_server.store.verbs.submission import SubmissionVerbs
 from fedround_server.store.verbs.training import TrainingVerbs
 from fedround_server.store.verbs.user import UserVerbs
 
@@ -34,7 +34,7 @@ class Store:
         self.models = ModelVerbs(self._database)
         self.trainings = TrainingVerbs(self._database)
         self.rounds = RoundVerbs(self._database)
-        self.refusals = RefusalVerbs(self._database)
+        self.submissions = SubmissionVerbs(self._database)
         self.sightings = SightingVerbs(self._database)
         self.events = EventVerbs(self._database)
         self.audit = AuditVerbs(self._database)

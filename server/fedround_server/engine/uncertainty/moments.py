@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fedround_server.domain.model import BlobRef, Manifest, TensorSpec
-from fedround_server.domain.swag import DEVIATION, MEAN, SECOND, columns
+from fedround_server.domain.swag_moments import DEVIATION, MEAN, SECOND, columns
 from fedround_server.engine.aggregators import Block
 from fedround_server.engine.aggregators.fed_avg import fed_avg
 from fedround_server.engine.format.manifest import make_header

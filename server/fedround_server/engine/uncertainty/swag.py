@@ -6,7 +6,7 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from fedround_server.domain.swag import DEVIATION, MEAN, SECOND, columns
+from fedround_server.domain.swag_moments import DEVIATION, MEAN, SECOND, columns
 from fedround_server.engine.format.tensors import TensorFile
 from fedround_server.engine.jobs import PredictionFailed
 from fedround_server.engine.uncertainty.predictor import Predictor, read

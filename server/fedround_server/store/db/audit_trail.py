@@ -1,4 +1,4 @@
-"""What verbs note of what they change: chained behind the audit log as the last thing of their transaction."""
+"""The audit trail: what verbs record of their changes, appended to the audit log at the end of their transaction."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -8,62 +8,61 @@ from typing import Any
 
 from peewee import ModelSelect
 
-from fedround_server.domain.audit import AuditHead, Note, chain
+from fedround_server.domain.audit import AuditHead, AuditRecord, audit_chain
 from fedround_server.store.db.compiled import compiled, insert, save
+from fedround_server.store.tables.base import BATCH_ROWS, Row, database_proxy
 from fedround_server.store.tables.mapping import from_entry
-from fedround_server.store.tables.schema import AuditHeadRow, AuditRow, Row, database_proxy
+from fedround_server.store.tables.schema import AuditHeadRow, AuditRow
 
-BATCH = 500
-
-_notes: ContextVar[list[Note]] = ContextVar("notes")
+_records: ContextVar[list[AuditRecord]] = ContextVar("records")
 
 
-def note(action: str, about: Row | None = None, /, *, subject: object = "", **facts: Any) -> None:
-    """Notes what the verb under way changed; an entry of the audit log if it commits.
+def record(action: str, about: Row | None = None, /, *, subject: object = "", **facts: Any) -> None:
+    """Records a change of the running verb; it becomes an entry of the audit log if the verb commits.
 
     Args:
-        action: What was done, in snake_case; docs/audit.md lists them all.
+        action: The action, in snake_case; docs/audit.md lists them all.
         about: The row of the training, the round or the model that it is about.
         subject: What it is about within that.
-        facts: More. Never free text of a caller, never a token or its hash.
+        facts: Details. Never free text of a caller, never a token or its hash.
     """
     training_id, model_id = getattr(about, "training_id", ""), getattr(about, "model_id", "")
-    add(Note(action, training_id, model_id, str(subject), facts))
+    append(AuditRecord(action, training_id, model_id, str(subject), facts))
 
 
-def add(one: Note) -> None:
-    """Adds to what the verb under way notes."""
-    _notes.get().append(one)
+def append(one: AuditRecord) -> None:
+    """Appends a record to those of the running verb."""
+    _records.get().append(one)
 
 
 @contextmanager
 def recording(user_id: str, now: Callable[[], datetime]) -> Iterator[None]:
-    """Chains what is noted in the block, at its end; the transaction has nothing to do after that but commit.
+    """Collects the records of a block, and writes them at its end; only the commit may follow in the transaction.
 
     Args:
-        user_id: Who acts; empty for the server itself.
-        now: Tells the time that the entries get.
+        user_id: The user who acts; empty for the server itself.
+        now: Returns the time of the entries.
     """
-    notes: list[Note] = []
-    reset = _notes.set(notes)
+    records: list[AuditRecord] = []
+    reset = _records.set(records)
     try:
         yield
     finally:
-        _notes.reset(reset)
-    if notes:
-        _append(notes, user_id, now)
+        _records.reset(reset)
+    if records:
+        _write(records, user_id, now)
 
 
-def _append(notes: Sequence[Note], user_id: str, now: Callable[[], datetime]) -> None:
-    # Every change waits here for the one before it to commit. Who holds the head waits for no other row any more: so no
-    # two verbs wait for each other, and nobody waits for longer than a commit takes.
+def _write(records: Sequence[AuditRecord], user_id: str, now: Callable[[], datetime]) -> None:
+    # The lock on the head makes every change wait for the commit of the one before it. A transaction that holds the
+    # head waits for no other lock: so there is no deadlock, and no wait is longer than a commit.
     row = _head.one()
-    entries = chain(notes, user_id, AuditHead(row.sequence, row.hash), now())
+    entries = audit_chain(records, user_id, AuditHead(row.sequence, row.hash), now())
     if len(entries) == 1:
         insert(AuditRow(**from_entry(entries[0])))
     else:
-        for start in range(0, len(entries), BATCH):
-            AuditRow.insert_many([from_entry(entry) for entry in entries[start : start + BATCH]]).execute()
+        for start in range(0, len(entries), BATCH_ROWS):
+            AuditRow.insert_many([from_entry(entry) for entry in entries[start : start + BATCH_ROWS]]).execute()
     row.sequence, row.hash = entries[-1].sequence, entries[-1].hash
     save(row)
 

@@ -1,4 +1,4 @@
-"""Puts questions of one kind together: those that come while others are being answered are then answered at once."""
+"""Batching: questions of one kind that come while others are being answered are answered together."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
@@ -9,39 +9,40 @@ from fedround_server.domain.errors import FedroundError
 Q = TypeVar("Q")
 R = TypeVar("R")
 
-MOST = 1000
-"""How many questions go together: the store does other work in between."""
+MAX_BATCH = 1000
+"""How many questions are answered together; the store does other work between two batches."""
 
 
 class Batch(Generic[Q, R]):
-    """The questions of one kind.
+    """Questions of one kind that wait for their answers.
 
-    Nothing is kept from one time to the next: a question is answered by a transaction that begins after it was asked.
+    No answer is kept for a later question: each is answered by a transaction that begins after it was asked.
     """
 
     def __init__(self, answer: Callable[[Sequence[Q]], Coroutine[Any, Any, Sequence[R | FedroundError]]]) -> None:
         """Begins without questions.
 
         Args:
-            answer: Answers many questions, in their order; an error among the answers is that one question's own.
+            answer: Answers questions, in their order. An error among the answers belongs to one question; an error that
+                is raised belongs to all.
         """
         self._answer = answer
         self._waiting: list[tuple[Q, asyncio.Future[R]]] = []
         self._task: asyncio.Task[None] | None = None
 
     async def ask(self, question: Q) -> R:
-        """Returns the answer to a question, or raises it; cancelling takes nothing from those who asked, too."""
+        """Returns the answer to a question, or raises its error; cancelling it does not affect other questions."""
         future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         self._waiting.append((question, future))
         if self._task is None:
-            # It runs behind all who are ready to ask now.
+            # The task starts after all coroutines that are ready now: what they ask is in the first batch.
             self._task = asyncio.create_task(self._run())
         return await future
 
     async def _run(self) -> None:
         try:
             while self._waiting:
-                some, self._waiting = self._waiting[:MOST], self._waiting[MOST:]
+                some, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
                 await self._answer_some([(question, future) for question, future in some if not future.done()])
         finally:
             self._task = None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 from peewee import OP, CharField, ColumnBase, Context, Expression, Field, IntegerField, PostgresqlDatabase, Query
 
-from fedround_server.store.tables.schema import Row, database_proxy
+from fedround_server.store.tables.base import Row, database_proxy
 
 if TYPE_CHECKING:
     from peewee import ModelSelect

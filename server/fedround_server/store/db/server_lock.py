@@ -1,16 +1,16 @@
-"""One server a PostgreSQL database: the claim that a server holds for as long as it lives."""
+"""The server lock: an advisory lock that makes a PostgreSQL database belong to one server."""
 
 from typing import Any
 
 from fedround_server.domain.errors import StoreUnavailable
 
-# Any constant will do, if nothing else takes it.
+# Any constant that no other application of the database uses.
 LOCK_KEY = 0x666564726F756E64
-# Of a server that was killed just now, the database may not know yet.
+# The database may notice only after a moment that a server was killed.
 LOCK_TIMEOUT = "5s"
 SETTINGS = (
     f"SET lock_timeout = '{LOCK_TIMEOUT}'",
-    # A machine that is gone says nothing: without these, its claim would outlive it by hours.
+    # Without keepalives, the lock of a machine that has lost its network would be held for hours.
     "SET tcp_keepalives_idle = 10",
     "SET tcp_keepalives_interval = 5",
     "SET tcp_keepalives_count = 3",
@@ -18,10 +18,10 @@ SETTINGS = (
 
 
 class ServerLock:
-    """An advisory lock in a session of its own: it goes with the process, however that ends."""
+    """An advisory lock in a session of its own: the database releases it when the process ends, however it ends."""
 
     def __init__(self, url: str) -> None:
-        """Claims nothing yet.
+        """Takes no lock yet.
 
         Args:
             url: A `postgresql://` URL.
@@ -30,7 +30,7 @@ class ServerLock:
         self._session: Any = None
 
     def hold(self) -> None:
-        """Takes the claim, unless it is held; a restart of the database loses it, and then it is taken again.
+        """Takes the lock, or makes sure that it is still held; a restart of the database releases it.
 
         Raises:
             RuntimeError: Another server holds it.
@@ -58,7 +58,7 @@ class ServerLock:
             raise StoreUnavailable(f"the database does not answer: {error}") from error
 
     def release(self) -> None:
-        """Ends the claim."""
+        """Releases the lock, if it is held."""
         if self._session is not None:
             self._session.close()
             self._session = None

@@ -8,11 +8,13 @@ from peewee import JOIN, ModelSelect
 from fedround_server.domain.errors import FieldInvalid, ModelNotFound
 from fedround_server.domain.event import ModelInfo
 from fedround_server.domain.model import LAST, Model, ModelVersion, VersionView
-from fedround_server.domain.round import RoundKind
+from fedround_server.domain.rounds import KINDS
+from fedround_server.domain.update import Submission
 from fedround_server.store.db.compiled import compiled
 from fedround_server.store.db.row_locks import locked
 from fedround_server.store.tables.mapping import to_model, to_version
 from fedround_server.store.tables.schema import (
+    ArtifactRow,
     ModelRow,
     ModelVersionRow,
     ParticipantRow,
@@ -120,6 +122,11 @@ def uploaded_model(owner_id: str, upload_id: str | None) -> Model | None:
     return None if row is None else with_latest(row)
 
 
+def artifacts_of(model_id: str, versions: Sequence[int]) -> list[ArtifactRow]:
+    """Returns the artifacts of versions of a model."""
+    return list(ArtifactRow.select().where(ArtifactRow.model_id == model_id, ArtifactRow.version.in_(versions)))
+
+
 def stored_version(model: ModelRow, version: int | None) -> ModelVersion:
     """Returns a version whose file is here, by default the latest.
 
@@ -132,7 +139,7 @@ def stored_version(model: ModelRow, version: int | None) -> ModelVersion:
         raise ModelNotFound(f"{model.model_id} in version {wanted} (the latest is {model.version})")
     if not row.stored:
         raise ModelNotFound(f"{model.model_id} in version {wanted} (its file was dropped by keep_versions)")
-    return to_version(row)
+    return to_version(row, artifacts_of(model.model_id, [wanted]))
 
 
 def tagged_version(model: ModelRow, tag: str) -> int:
@@ -160,9 +167,16 @@ def version_views(model: ModelRow, rows: Sequence[ModelVersionRow], user_id: str
     tags: dict[int, set[str]] = {number: {LAST} if number == model.version else set() for number in numbers}
     for tag in TagRow.select().where(TagRow.model_id == model.model_id, TagRow.version.in_(numbers)):
         tags[tag.version].add(tag.tag)
+    artifacts: dict[int, list[ArtifactRow]] = {number: [] for number in numbers}
+    for artifact in artifacts_of(model.model_id, numbers):
+        artifacts[artifact.version].append(artifact)
     metrics, shown = _metrics(model.model_id, numbers), shown_metrics(model, user_id)
     return [
-        VersionView(to_version(row), tuple(sorted(tags[row.version])), shown(metrics.get(row.version, {})))
+        VersionView(
+            to_version(row, artifacts[row.version]),
+            tuple(sorted(tags[row.version])),
+            shown(metrics.get(row.version, {})),
+        )
         for row in rows
     ]
 
@@ -181,12 +195,13 @@ def shown_metrics(model: ModelRow, user_id: str) -> Callable[[Mapping[str, float
 
 
 def _metrics(model_id: str, versions: Sequence[int]) -> dict[int, Mapping[str, float]]:
+    reporting = [kind.name for kind in KINDS.values() if kind.submission is Submission.REPORT]
     rounds = (
         RoundRow.select(RoundRow.model_version, RoundRow.metrics)
         .join(TrainingRow, on=(TrainingRow.training_id == RoundRow.training_id))
         .where(
             TrainingRow.model_id == model_id,
-            RoundRow.kind == RoundKind.EVALUATE.value,
+            RoundRow.kind.in_(reporting),
             RoundRow.model_version.in_(versions),
             RoundRow.metrics.is_null(False),
         )

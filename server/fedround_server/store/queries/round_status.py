@@ -9,7 +9,7 @@ from peewee import JOIN
 
 from fedround_server.domain.forecast import HISTORY
 from fedround_server.domain.rejected_update import Refusal, summed
-from fedround_server.domain.round import RoundMember, RoundState, RoundView
+from fedround_server.domain.rounds.round import RoundMember, RoundState, RoundView
 from fedround_server.store.queries.round import SUBMITTED, counted_updates
 from fedround_server.store.tables.mapping import to_round, to_spec
 from fedround_server.store.tables.schema import (

@@ -1,4 +1,4 @@
-"""Whether what a participant submits fits; runs inside verbs about rounds, behind a lock of its training."""
+"""Whether a submission may be accepted; read while its training is locked."""
 
 import json
 from dataclasses import dataclass
@@ -14,14 +14,16 @@ from fedround_server.domain.errors import (
     TrainingNotFound,
     UpdateExists,
 )
-from fedround_server.domain.model import Manifest, differences
-from fedround_server.domain.round import RoundKind, RoundState
-from fedround_server.domain.swag import MEAN, moments
+from fedround_server.domain.model import Manifest
+from fedround_server.domain.report import NewReport
+from fedround_server.domain.rounds import KINDS
+from fedround_server.domain.rounds.kind import ExpectedTensors
+from fedround_server.domain.rounds.round import RoundState
 from fedround_server.domain.update import NewUpdate, NormBound, Update
 from fedround_server.recent import Recent
 from fedround_server.store.db.compiled import compiled_values
 from fedround_server.store.queries.model import model_info
-from fedround_server.store.queries.round import find_assignment, find_round, find_submission, get_round, is_member
+from fedround_server.store.queries.round import find_assignment, find_round, find_submission, is_member
 from fedround_server.store.queries.training import took_part
 from fedround_server.store.tables.mapping import to_manifest, to_spec, to_update
 from fedround_server.store.tables.schema import ModelRow, RoundRow, TrainingRow, UpdateRow
@@ -32,86 +34,80 @@ REMEMBERED = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """What an update must look like to be accepted.
+    """What an update must be to be accepted.
 
     Attributes:
-        manifest: Its tensors.
-        differences: Those of one that tells differences in half precision; None if none may.
-        bound: How far it may be from its origin.
-        receipt: Set if it was accepted before.
+        tensors: Its tensors.
+        bound: The limit of its distance from the model that its participant started from; None without a limit.
     """
 
-    manifest: Manifest
-    differences: Manifest | None
+    tensors: ExpectedTensors
     bound: NormBound | None
-    receipt: Update | None
 
 
-def admit(training: TrainingRow, new: NewUpdate) -> Admission:
-    """Tells whether an update would be accepted now."""
-    found = check(training, new, RoundKind.TRAIN)
-    if isinstance(found, Update):
-        receipt, row = found, get_round(new.training_id, new.round)
-    else:
-        receipt, row = None, found
+def admit(training: TrainingRow, new: NewUpdate) -> Admission | Update:
+    """Returns what an update must be to be accepted now, or the same update if it was accepted before."""
+    row = check(training, new)
+    if isinstance(row, UpdateRow):
+        return to_update(row)
     spec = to_spec(training.spec)
     [(text,)] = _manifest.all(training.model_id)
-    manifest = _read_manifest(text)
-    narrow, half = None, spec.update_precision.dtype
-    if row.kind == RoundKind.SWAG.value:
-        manifest = moments(manifest, int(spec.uncertainty.options["rank"]))
-    elif half is not None:
-        narrow = differences(manifest, half)
-    return Admission(manifest, narrow, _bound(training, row, new.user_id, spec.max_update_norm), receipt)
+    expected = KINDS[row.kind].tensors(spec, _read_manifest(text))
+    bound = None
+    if spec.max_update_norm:
+        origin = find_assignment(row, new.user_id) or model_info(training.model_id, row.model_version).blob
+        bound = NormBound(spec.max_update_norm, origin, expected.prefix)
+    return Admission(expected, bound)
 
 
-def check(training: TrainingRow, new: NewUpdate, kind: RoundKind) -> RoundRow | Update:
-    """Checks whether a submission fits; returns its open round, or the stored one if it is the same again."""
+def check(training: TrainingRow, new: NewUpdate | NewReport) -> RoundRow | UpdateRow:
+    """Checks that a submission may be accepted.
+
+    Returns:
+        Its open round; or the stored submission, if the same one was accepted before.
+
+    Raises:
+        FedroundError: It is rejected, as `SubmissionVerbs.submit_update` and `submit_report` list.
+    """
     if not took_part(training, new.user_id):
         raise TrainingNotFound(new.training_id)
     before = find_submission(new.training_id, new.round, new.user_id)
     if before is not None:
         return _same(before, new)
     row = find_round(new.training_id, new.round)
-    if row is None or row.state != RoundState.OPEN.value or _is_report(row.kind) != (kind is RoundKind.EVALUATE):
-        raise RoundNotOpen(_why_not_open(training, row, new.round, kind), training_id=new.training_id)
+    if row is None or row.state != RoundState.OPEN.value or KINDS[row.kind].submission is not new.submission:
+        raise RoundNotOpen(_why_not_open(training, row, new.round), training_id=new.training_id)
     if not is_member(new.training_id, new.round, new.user_id):
         raise NotInCohort(f"you do not belong to the cohort of round {new.round}: wait for the next round_started")
     spec = to_spec(training.spec)
     if not 1 <= new.num_examples <= spec.max_num_examples:
         raise NumExamples(new.num_examples, spec.max_num_examples)
-    lacking = sorted(set(spec.metric_names) - set(new.metrics)) if kind is RoundKind.EVALUATE else []
+    lacking = sorted(set(KINDS[row.kind].required_metrics(spec)) - set(new.metrics))
     if lacking:
         raise FieldInvalid("metrics", f"the training asks for {', '.join(lacking)} too")
     return row
 
 
-def _bound(training: TrainingRow, row: RoundRow, user_id: str, limit: float) -> NormBound | None:
-    """Returns how far a member's update may be from what the member started from."""
-    if not limit:
-        return None
-    origin = find_assignment(row, user_id) or model_info(training.model_id, row.model_version).blob
-    return NormBound(limit, origin, f"{MEAN}/" if row.kind == RoundKind.SWAG.value else "")
-
-
-def _same(before: UpdateRow, new: NewUpdate) -> Update:
-    if (before.sha256 or "") == new.blob.sha256:
-        if new.blob.sha256 or (before.metrics == dict(new.metrics) and before.num_examples == new.num_examples):
-            return to_update(before)
+def _same(before: UpdateRow, new: NewUpdate | NewReport) -> UpdateRow:
+    """Returns a stored submission if the new one is the same."""
+    if before.sha256 != (new.blob.sha256 if isinstance(new, NewUpdate) else None):
+        raise UpdateExists(
+            f"you have submitted another update for round {new.round}: it stands", update_id=before.update_id
+        )
+    same = before.metrics == dict(new.metrics) and before.num_examples == new.num_examples
+    if isinstance(new, NewReport) and not same:
         raise MetricsExist(f"you have reported other metrics for round {new.round}: they stand")
-    raise UpdateExists(
-        f"you have submitted another update for round {new.round}: it stands", update_id=before.update_id
-    )
+    return before
 
 
-def _why_not_open(training: TrainingRow, row: RoundRow | None, number: int, kind: RoundKind) -> str:
+def _why_not_open(training: TrainingRow, row: RoundRow | None, number: int) -> str:
     if row is None:
         current = find_round(training.training_id, training.round)
         now = "the training is not started" if current is None else f"the current round is {training.round}"
         return f"round {number} is not open: {now}"
+    kind = KINDS[row.kind]
     if row.state == RoundState.OPEN.value:
-        verb_ = "SubmitMetrics" if _is_report(row.kind) else "SubmitUpdate"
-        return f"round {number} is of kind {row.kind}: use {verb_}"
+        return f"round {number} is of kind {kind.public_name}: use {kind.submission.method}"
     return f"round {number} is {row.state}: follow the subscription for the next one"
 
 
@@ -121,7 +117,3 @@ def _manifest(model_id: str) -> "ModelSelect[ModelRow]":
 
 
 _read_manifest: Recent[str, Manifest] = Recent(lambda text: to_manifest(json.loads(text)), REMEMBERED)
-
-
-def _is_report(kind: str) -> bool:
-    return kind == RoundKind.EVALUATE.value

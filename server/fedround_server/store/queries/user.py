@@ -4,7 +4,8 @@ from collections.abc import Iterable, Sequence
 
 from fedround_server.store.db.compiled import in_array
 from fedround_server.store.db.row_locks import locked
-from fedround_server.store.tables.schema import BATCH_ROWS, UserRow
+from fedround_server.store.tables.base import BATCH_ROWS
+from fedround_server.store.tables.schema import UserRow
 
 
 def lock_user(user_id: str) -> bool:

@@ -1,34 +1,37 @@
 """Rows to dataclasses and back."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
+from fedround_server.domain import aggregation, uncertainty
 from fedround_server.domain import event as events
+from fedround_server.domain.aggregation import Aggregation, to_aggregation
 from fedround_server.domain.audit import AuditEntry
 from fedround_server.domain.event import Event, ModelInfo, Payload
-from fedround_server.domain.model import BlobRef, Dtype, Manifest, Model, ModelVersion, Posterior, TensorSpec
-from fedround_server.domain.round import Round, RoundKind, RoundState
+from fedround_server.domain.model import Artifact, BlobRef, Dtype, Manifest, Model, ModelVersion, TensorSpec
+from fedround_server.domain.policy import LateUpdates, OnMissed, RoundPolicy
+from fedround_server.domain.report import Report
+from fedround_server.domain.rounds import KINDS
+from fedround_server.domain.rounds.round import Round, RoundState
 from fedround_server.domain.token import Token
 from fedround_server.domain.training import (
-    Aggregation,
     Evaluation,
     Goal,
-    LateUpdates,
-    OnMissed,
-    RoundPolicy,
     Selection,
     Training,
     TrainingFailure,
     TrainingSpec,
     TrainingState,
-    Uncertainty,
     UpdatePrecision,
 )
+from fedround_server.domain.uncertainty import Swag, to_uncertainty
 from fedround_server.domain.update import Update
 from fedround_server.domain.user import Role, User
+from fedround_server.store.tables.base import InstantField
 from fedround_server.store.tables.schema import (
+    ArtifactRow,
     AuditRow,
     EventRow,
     ModelRow,
@@ -40,6 +43,7 @@ from fedround_server.store.tables.schema import (
     UserRow,
 )
 
+DEADLINE = InstantField(null=True)
 ENDED = tuple(state.value for state in TrainingState if state.is_ended)
 PAYLOADS: Mapping[str, type[Payload]] = {
     kind.__name__: kind
@@ -77,13 +81,16 @@ def to_manifest(data: Mapping[str, list[Any]]) -> Manifest:
     return {name: TensorSpec(Dtype[dtype], tuple(shape)) for name, (dtype, shape) in data.items()}
 
 
-def to_version(row: ModelVersionRow) -> ModelVersion:
-    """Reads a model's version."""
-    posterior = None
-    if row.posterior_sha256 is not None:
-        posterior = Posterior(BlobRef(row.posterior_sha256, row.posterior_size_bytes), row.posterior_rank)
+def to_artifact(row: ArtifactRow) -> Artifact:
+    """Reads an artifact."""
+    return Artifact(row.kind, BlobRef(row.sha256, row.size_bytes), row.details)
+
+
+def to_version(row: ModelVersionRow, artifacts: Iterable[ArtifactRow] = ()) -> ModelVersion:
+    """Reads a version of a model with its artifacts."""
     blob = BlobRef(row.sha256, row.size_bytes)
-    return ModelVersion(row.model_id, row.version, blob, row.create_time, row.stored, posterior)
+    found = {artifact.kind: to_artifact(artifact) for artifact in artifacts}
+    return ModelVersion(row.model_id, row.version, blob, row.create_time, row.stored, found)
 
 
 def to_model(row: ModelRow, latest: ModelVersionRow) -> Model:
@@ -110,7 +117,7 @@ def from_spec(spec: TrainingSpec) -> dict[str, Any]:
         "description": spec.description,
         "target_num_updates": spec.target_num_updates,
         "metric_names": list(spec.metric_names),
-        "aggregation": {"algorithm": spec.aggregation.algorithm, "options": dict(spec.aggregation.options)},
+        "aggregation": from_aggregation(spec.aggregation),
         "min_updates": policy.min_updates,
         "deadline_us": None if policy.deadline is None else policy.deadline // timedelta(microseconds=1),
         "late_updates": policy.late_updates.name,
@@ -128,7 +135,7 @@ def from_spec(spec: TrainingSpec) -> dict[str, Any]:
         else {"metric": spec.selection.metric, "goal": spec.selection.goal.name, "patience": spec.selection.patience},
         "keep_versions": spec.keep_versions,
         "architecture": spec.architecture,
-        "uncertainty": {"method": spec.uncertainty.method, "options": dict(spec.uncertainty.options)},
+        "uncertainty": {"method": spec.uncertainty.name, "options": uncertainty.options_of(spec.uncertainty)},
     }
 
 
@@ -142,7 +149,7 @@ def to_spec(data: Mapping[str, Any], client_ids: Sequence[str] = ()) -> Training
         target_num_updates=data["target_num_updates"],
         metric_names=tuple(data["metric_names"]),
         client_ids=tuple(client_ids),
-        aggregation=Aggregation(data["aggregation"]["algorithm"], data["aggregation"]["options"]),
+        aggregation=to_aggregation(data["aggregation"]["algorithm"], data["aggregation"]["options"]),
         round_policy=RoundPolicy(
             min_updates=data["min_updates"],
             deadline=None if deadline_us is None else timedelta(microseconds=deadline_us),
@@ -163,7 +170,7 @@ def to_spec(data: Mapping[str, Any], client_ids: Sequence[str] = ()) -> Training
         else Selection(selection["metric"], Goal[selection["goal"]], selection["patience"]),
         keep_versions=data["keep_versions"],
         architecture=data["architecture"],
-        uncertainty=Uncertainty(data["uncertainty"]["method"], data["uncertainty"]["options"]),
+        uncertainty=to_uncertainty(data["uncertainty"]["method"], data["uncertainty"]["options"]),
     )
 
 
@@ -171,7 +178,9 @@ def to_training(
     row: TrainingRow, client_ids: Sequence[str], participant_ids: tuple[str, ...], current: RoundRow | None
 ) -> Training:
     """Reads a training, with its current round if it has one."""
-    failure = None if row.failure_reason is None else TrainingFailure(row.failure_reason, row.failure_message or "")
+    failure = None
+    if row.failure_reason is not None:
+        failure = TrainingFailure(row.failure_reason, row.failure_message or "", tuple(row.failure_missing))
     return Training(
         training_id=row.training_id,
         spec=to_spec(row.spec, client_ids),
@@ -199,7 +208,7 @@ def to_round(row: RoundRow) -> Round:
     return Round(
         training_id=row.training_id,
         number=row.number,
-        kind=RoundKind(row.kind),
+        kind=KINDS[row.kind],
         state=RoundState(row.state),
         epoch=row.epoch,
         model_version=row.model_version,
@@ -214,23 +223,41 @@ def to_round(row: RoundRow) -> Round:
 
 
 def to_update(row: UpdateRow) -> Update:
-    """Reads an update."""
+    """Reads an update.
+
+    Raises:
+        TypeError: It is a report, which has no file.
+    """
+    if row.sha256 is None:
+        raise TypeError(f"{row.update_id} is a report")
     return Update(
         update_id=row.update_id,
         training_id=row.training_id,
         round=row.number,
         user_id=row.user_id,
-        blob=BlobRef(row.sha256 or "", row.size_bytes),
+        blob=BlobRef(row.sha256, row.size_bytes),
         num_examples=row.num_examples,
         accept_time=row.accept_time,
     )
 
 
+def to_report(row: UpdateRow) -> Report:
+    """Reads a report, which is a row without a file."""
+    return Report(row.update_id, row.training_id, row.number, row.user_id, row.num_examples, row.accept_time)
+
+
+def from_aggregation(rule: Aggregation) -> dict[str, Any]:
+    """Writes a rule of aggregation."""
+    return {"algorithm": rule.name, "options": aggregation.options_of(rule)}
+
+
 def from_payload(payload: Payload) -> dict[str, Any]:
-    """Writes what happened."""
+    """Writes the payload of an event."""
     data = asdict(payload)
-    if data.get("deadline") is not None:
-        data["deadline"] = data["deadline"].timestamp()
+    if isinstance(payload, events.RoundStarted):
+        data["aggregation"] = from_aggregation(payload.aggregation)
+    if "deadline" in data:
+        data["deadline"] = DEADLINE.db_value(data["deadline"])
     return data
 
 
@@ -240,10 +267,11 @@ def to_event(row: EventRow) -> Event:
     if "model" in data:
         data["model"] = ModelInfo(**{**data["model"], "blob": BlobRef(**data["model"]["blob"])})
     if "aggregation" in data:
-        data["aggregation"] = Aggregation(**data["aggregation"])
+        data["aggregation"] = to_aggregation(data["aggregation"]["algorithm"], data["aggregation"]["options"])
         data["metric_names"] = tuple(data["metric_names"])
-    if data.get("deadline") is not None:
-        data["deadline"] = datetime.fromtimestamp(data["deadline"], UTC)
+        data["swag"] = Swag(**data["swag"]) if data.get("swag") else None
+    if "deadline" in data:
+        data["deadline"] = DEADLINE.python_value(data["deadline"])
     return Event(row.training_id, row.sequence, row.create_time, PAYLOADS[row.kind](**data))
 
 

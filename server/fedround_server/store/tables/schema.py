@@ -1,68 +1,8 @@
-"""The tables. Migrations make them; a test holds the two together."""
+"""The tables. Migrations make them; a test compares the two."""
 
-import json
-from datetime import UTC, datetime
-from typing import Any
+from peewee import BigIntegerField, BooleanField, CharField, CompositeKey, DoubleField, IntegerField, TextField
 
-from peewee import (
-    BigIntegerField,
-    BooleanField,
-    CharField,
-    CompositeKey,
-    DatabaseProxy,
-    DoubleField,
-    IntegerField,
-    Model,
-    TextField,
-)
-
-BATCH_ROWS = 500
-"""Rows of one INSERT, so that no statement has too many parameters."""
-
-database_proxy = DatabaseProxy()
-
-
-class InstantField(BigIntegerField):
-    """A point in time, kept as whole microseconds since 1970 UTC: the same in every database."""
-
-    def db_value(self, value: datetime | None) -> int | None:
-        """Encodes an aware datetime."""
-        if value is None:
-            return None
-        return round(value.timestamp() * 1_000_000)
-
-    def python_value(self, value: int | None) -> datetime | None:
-        """Decodes into an aware datetime in UTC."""
-        return None if value is None else datetime.fromtimestamp(value / 1_000_000, UTC)
-
-
-class JsonField(TextField):
-    """A small structure that no query looks into."""
-
-    def db_value(self, value: Any) -> str | None:
-        """Encodes with sorted keys; NaN and Inf are refused."""
-        return None if value is None else json.dumps(value, sort_keys=True, allow_nan=False, separators=(",", ":"))
-
-    def python_value(self, value: str | None) -> Any:
-        """Decodes."""
-        return None if value is None else json.loads(value)
-
-
-def id_field(**options: Any) -> CharField:
-    """Declares a UUID in its usual 36 characters."""
-    return CharField(max_length=36, **options)
-
-
-class Row(Model):
-    """Base of all tables."""
-
-    _dirty: set[str]  # the stubs lack it
-
-    class Meta:
-        """Binds to the open store."""
-
-        database = database_proxy
-        legacy_table_names = False
+from fedround_server.store.tables.base import InstantField, JsonField, Row, id_field
 
 
 class UserRow(Row):
@@ -102,7 +42,7 @@ class CertificateNameRow(Row):
 
 
 class ModelRow(Row):
-    """A model; stored_bytes counts the files of its versions and posteriors that are kept."""
+    """A model; stored_bytes counts the stored files of its versions and of their artifacts."""
 
     model_id = id_field(primary_key=True)
     owner_id = id_field()
@@ -132,9 +72,6 @@ class ModelVersionRow(Row):
     size_bytes = BigIntegerField()
     create_time = InstantField()
     stored = BooleanField()
-    posterior_sha256 = CharField(max_length=64, index=True, null=True)
-    posterior_size_bytes = BigIntegerField()
-    posterior_rank = IntegerField()
 
     class Meta:
         table_name = "model_version"
@@ -145,6 +82,21 @@ class ModelVersionRow(Row):
 ModelVersionRow.add_index(
     ModelVersionRow.model_id, ModelVersionRow.version, where=ModelVersionRow.stored, name="model_version_stored"
 )
+
+
+class ArtifactRow(Row):
+    """A file that belongs to a version of a model, such as a SWAG posterior; of each kind a version has at most one."""
+
+    model_id = id_field()
+    version = IntegerField()
+    kind = CharField(max_length=32)
+    sha256 = CharField(max_length=64, index=True)
+    size_bytes = BigIntegerField()
+    details = JsonField()
+
+    class Meta:
+        table_name = "artifact"
+        primary_key = CompositeKey("model_id", "version", "kind")
 
 
 class TagRow(Row):
@@ -177,6 +129,7 @@ class TrainingRow(Row):
     num_participants = IntegerField()
     failure_reason = CharField(max_length=64, null=True)
     failure_message = TextField(null=True)
+    failure_missing = JsonField()
     last_sequence = BigIntegerField()
     stored_bytes = BigIntegerField()
     request_id = id_field(null=True)
@@ -282,7 +235,7 @@ class UpdateRow(Row):
 
 
 class AssignmentRow(Row):
-    """The update of another participant that a member of a round's cohort goes on with (daisy chaining)."""
+    """The update of another participant that was assigned to a member of a round's cohort (daisy chaining)."""
 
     training_id = id_field()
     number = IntegerField()
@@ -291,12 +244,12 @@ class AssignmentRow(Row):
     size_bytes = BigIntegerField()
 
     class Meta:
-        table_name = "deal"
+        table_name = "assignment"
         primary_key = CompositeKey("training_id", "number", "user_id")
 
 
 class RejectedUpdateRow(Row):
-    """How often what a participant submitted in a round was refused for a reason, and what was said last."""
+    """How often a participant's submissions in a round were rejected for a reason, and the last message."""
 
     training_id = id_field()
     number = IntegerField()
@@ -307,7 +260,7 @@ class RejectedUpdateRow(Row):
     message = TextField()
 
     class Meta:
-        table_name = "refusal"
+        table_name = "rejected_update"
         primary_key = CompositeKey("training_id", "number", "user_id", "reason")
 
 
@@ -318,7 +271,7 @@ class LastSeenRow(Row):
     seen_time = InstantField()
 
     class Meta:
-        table_name = "sighting"
+        table_name = "last_seen"
 
 
 ALL, ACTOR, COHORT = "all", "actor", "cohort"
@@ -380,6 +333,7 @@ TABLES: tuple[type[Row], ...] = (
     CertificateNameRow,
     ModelRow,
     ModelVersionRow,
+    ArtifactRow,
     TagRow,
     TrainingRow,
     TrainingClientsRow,

@@ -6,10 +6,12 @@ from typing import Any
 from peewee import Case, fn
 
 from fedround_server.domain.event import RoundExtended
-from fedround_server.domain.round import RoundKind, RoundState, Verdict, expected_updates, judge
-from fedround_server.domain.training import MISSING, RoundPolicy
+from fedround_server.domain.policy import RoundPolicy, Verdict, expected_updates, judge
+from fedround_server.domain.rounds import KINDS
+from fedround_server.domain.rounds.round import RoundState
+from fedround_server.domain.training import TrainingFailure
 from fedround_server.failpoints import reached
-from fedround_server.store.db.audit_trail import note
+from fedround_server.store.db.audit_trail import record
 from fedround_server.store.queries.round import SUBMITTED, all_members, missing_members
 from fedround_server.store.queries.training import participant_ids
 from fedround_server.store.queries.user import user_names
@@ -44,7 +46,7 @@ def evaluate(training: TrainingRow, row: RoundRow | None, now: datetime, *, due:
         RoundRow.update(expected=expected).where(_is(row)).execute()
     if not row.members:
         abandon(training)
-        open_round(training, row.number + 1, RoundKind(row.kind), now)
+        open_round(training, row.number + 1, KINDS[row.kind], now)
         return False
     verdict = judge(row.arrived, expected, due=due, last=row.attempt >= policy.max_attempts)
     if verdict is Verdict.CLOSE:
@@ -52,7 +54,7 @@ def evaluate(training: TrainingRow, row: RoundRow | None, now: datetime, *, due:
     if verdict is Verdict.REPEAT:
         _repeat(training, row, policy, now)
     elif verdict is Verdict.FAIL:
-        fail(training, "DEADLINE_MISSED", _who_is_missing(row, expected), now)
+        fail(training, _deadline_missed(row, expected), now)
     return False
 
 
@@ -61,7 +63,7 @@ def _close(training: TrainingRow, row: RoundRow) -> bool:
     closing = RoundRow.update(state=RoundState.AGGREGATING.value, epoch=RoundRow.epoch + 1)
     closed = bool(closing.where(_is(row), RoundRow.state == RoundState.OPEN.value).execute())
     if closed:
-        note("round_closed", training, subject=row.number)
+        record("round_closed", training, subject=row.number)
     reached("round.closed")
     return closed
 
@@ -79,18 +81,18 @@ def _repeat(training: TrainingRow, row: RoundRow, policy: RoundPolicy, now: date
     row.expected = expected_updates(policy, row.members)
     RoundRow.update(attempt=row.attempt, deadline=row.deadline, expected=row.expected).where(_is(row)).execute()
     facts = {"attempt": row.attempt, "joined": joining, "members": row.members}
-    note("round_extended", training, subject=row.number, **facts)
+    record("round_extended", training, subject=row.number, **facts)
     extended = RoundExtended(row.number, row.attempt, row.deadline, row.arrived, row.expected)
     append_event(training, extended, now, audience=COHORT, number=row.number)
     for user_id in joining:
         append_event(training, round_started(training, row), now, audience=user_id)
 
 
-def _who_is_missing(row: RoundRow, expected: int) -> str:
+def _deadline_missed(row: RoundRow, expected: int) -> TrainingFailure:
     missing = sorted(user_names(missing_members(row)).values())
-    shown = ", ".join(missing[:20]) + (f" and {len(missing) - 20} more" if len(missing) > 20 else "")
     tries = f" {row.attempt} times, at last" if row.attempt > 1 else ""
-    return f"round {row.number} reached its deadline{tries} with {row.arrived} of {expected} updates{MISSING}{shown}"
+    message = f"round {row.number} reached its deadline{tries} with {row.arrived} of {expected} updates"
+    return TrainingFailure("DEADLINE_MISSED", message, tuple(missing))
 
 
 def _is(row: RoundRow) -> Any:

@@ -3,11 +3,12 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from fedround_server.domain.chain import averages
 from fedround_server.domain.model import BlobRef
-from fedround_server.domain.round import RoundKind
+from fedround_server.domain.rounds import KINDS
+from fedround_server.domain.rounds.kind import Assignment, NewArtifact, NewVersion, Outcome
 from fedround_server.domain.training import TrainingSpec
-from fedround_server.store.db.audit_trail import note
+from fedround_server.store.db.audit_trail import record
+from fedround_server.store.tables.mapping import from_aggregation
 from fedround_server.store.tables.schema import RoundRow, TrainingRow, UpdateRow
 
 # An entry has to fit into a message.
@@ -17,51 +18,61 @@ ENTRY_UPDATES = 1000
 def accept(training: TrainingRow, update: UpdateRow) -> None:
     """Notes that an update was accepted, or a report, which has no file."""
     action = "report_accepted" if update.sha256 is None else "update_accepted"
-    note(
+    record(
         action, training, subject=update.update_id, **_facts(update), round=update.number, size_bytes=update.size_bytes
     )
 
 
 def count(
-    training: TrainingRow, row: RoundRow, updates: Sequence[UpdateRow], spec: TrainingSpec, result: BlobRef | None
+    training: TrainingRow,
+    row: RoundRow,
+    updates: Sequence[UpdateRow],
+    spec: TrainingSpec,
+    outcome: Outcome,
+    result: BlobRef | None,
 ) -> None:
-    """Notes that a round is done, after what counted in it, and with which weight; then the version that it made.
+    """Records that a round is done, with the weight of each submission, and the version or artifact that it made.
 
     Args:
         training: The training, with the version that it has now.
         row: The round.
-        updates: What counted in it, in canonical order.
+        updates: The submissions that counted, in canonical order.
         spec: What is trained.
-        result: The new model, or of a SWAG round the posterior; None for a round that makes no file.
+        outcome: What the round brought.
+        result: The file that was made of the updates, if any.
     """
-    kind, total = RoundKind(row.kind), sum(update.num_examples for update in updates)
-    averaged = kind is not RoundKind.TRAIN or averages(spec.aggregation, row.step)
+    total = sum(update.num_examples for update in updates)
     for some in _batches(updates):
-        # Dealt, an update goes on as it is. Weights are exact: the average divides by their sum once, at the end.
-        weights = [f"{update.num_examples}/{total}" if averaged else "" for update in some]
+        # An assigned update goes on as it is. Weights are exact: the average divides by their sum once, at the end.
+        weights = ["" if isinstance(outcome, Assignment) else f"{update.num_examples}/{total}" for update in some]
         counted = [
             {"update_id": update.update_id, "weight": weight, **_facts(update)}
             for update, weight in zip(some, weights, strict=True)
         ]
-        note("updates_counted", training, subject=row.number, updates=counted)
-    facts: dict[str, Any] = {"kind": row.kind, "num_updates": len(updates), "num_examples": total}
-    note("round_done", training, subject=row.number, **facts)
+        record("updates_counted", training, subject=row.number, updates=counted)
+    facts: dict[str, Any] = {
+        "kind": KINDS[row.kind].public_name,
+        "num_updates": len(updates),
+        "num_examples": total,
+    }
+    record("round_done", training, subject=row.number, **facts)
     if result is None:
         return
     made: dict[str, Any] = {"sha256": result.sha256, "size_bytes": result.size_bytes, "round": row.number, **facts}
-    if kind is RoundKind.SWAG:
-        note("posterior_made", training, subject=training.model_version, **made)
-    else:
-        algorithm = {"algorithm": spec.aggregation.algorithm, "options": dict(spec.aggregation.options)}
-        # The rounds of a daisy chain made the version together.
-        note("version_made", training, subject=training.model_version, **made, **algorithm, rounds=row.step + 1)
+    match outcome:
+        case NewArtifact():
+            record(f"{outcome.kind}_made", training, subject=training.model_version, **made)
+        case NewVersion():
+            # The rounds of a daisy chain made the version together.
+            made |= {**from_aggregation(spec.aggregation), "rounds": row.step + 1}
+            record("version_made", training, subject=training.model_version, **made)
 
 
 def supersede(training: TrainingRow, updates: Sequence[UpdateRow], reason: str) -> None:
     """Notes that accepted updates of the current round will not count."""
     for some in _batches(updates):
         superseded = [update.update_id for update in some]
-        note("updates_superseded", training, subject=training.round, reason=reason, update_ids=superseded)
+        record("updates_superseded", training, subject=training.round, reason=reason, update_ids=superseded)
 
 
 def _facts(update: UpdateRow) -> dict[str, Any]:

@@ -3,9 +3,9 @@
 from datetime import datetime
 
 from fedround_server.domain.event import TrainingFailed, TrainingFinished, TrainingRemoved
-from fedround_server.domain.round import RoundState
+from fedround_server.domain.rounds.round import RoundState
 from fedround_server.domain.training import TrainingFailure, TrainingState
-from fedround_server.store.db.audit_trail import note
+from fedround_server.store.db.audit_trail import record
 from fedround_server.store.db.compiled import save
 from fedround_server.store.queries.round import counted_updates
 from fedround_server.store.tables.schema import RoundRow, TrainingRow
@@ -14,24 +14,25 @@ from fedround_server.store.transitions.training import append_event, move
 
 
 def complete(training: TrainingRow, now: datetime, *, early: bool) -> None:
-    """Ends a training at its target, or when its patience is over."""
-    note("training_completed", training, subject=training.model_version, early=early)
+    """Ends a training that reached its target, or whose patience ran out."""
+    record("training_completed", training, subject=training.model_version, early=early)
     move(training, TrainingState.COMPLETED, now)
     append_event(training, TrainingFinished(training.model_id, training.model_version, early), now)
 
 
-def fail(training: TrainingRow, reason: str, message: str, now: datetime) -> None:
+def fail(training: TrainingRow, failure: TrainingFailure, now: datetime) -> None:
     """Ends a training in ERROR; its updates and model versions stay."""
     abandon(training)
-    training.failure_reason = reason
-    training.failure_message = message
-    note("training_failed", training, reason=reason)
+    training.failure_reason = failure.reason
+    training.failure_message = failure.message
+    training.failure_missing = list(failure.missing)
+    record("training_failed", training, reason=failure.reason)
     move(training, TrainingState.ERROR, now)
-    append_event(training, TrainingFailed(reason, TrainingFailure(reason, message).public_message), now)
+    append_event(training, TrainingFailed(failure.reason, failure.message), now)
 
 
 def abandon(training: TrainingRow) -> None:
-    """Ends the current round without a result; an aggregation under way will not commit."""
+    """Ends the current round without a result; an aggregation in progress will not commit."""
     changed = (
         RoundRow.update(state=RoundState.ABANDONED.value)
         .where(
@@ -43,13 +44,13 @@ def abandon(training: TrainingRow) -> None:
     )
     if changed:
         contributions.supersede(training, counted_updates(training.training_id, training.round), "round_abandoned")
-        note("round_abandoned", training, subject=training.round)
+        record("round_abandoned", training, subject=training.round)
 
 
 def remove(training: TrainingRow, now: datetime) -> None:
-    """Removes a training, whatever it is at; its model stays."""
+    """Removes a training in any state; its model stays."""
     abandon(training)
-    note("training_removed", training)
+    record("training_removed", training)
     append_event(training, TrainingRemoved(), now)
     training.remove_time = now
     save(training)

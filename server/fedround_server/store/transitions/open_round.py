@@ -5,16 +5,19 @@ from datetime import datetime
 
 from peewee import Value
 
-from fedround_server.domain.chain import local_rounds
 from fedround_server.domain.event import RoundStarted
-from fedround_server.domain.round import RoundKind, RoundState, expected_updates
-from fedround_server.domain.training import TrainingState, UpdatePrecision
+from fedround_server.domain.policy import expected_updates
+from fedround_server.domain.rounds import KINDS
+from fedround_server.domain.rounds.kind import RoundKind
+from fedround_server.domain.rounds.round import RoundState
+from fedround_server.domain.training import TrainingFailure
 from fedround_server.failpoints import reached
-from fedround_server.store.db.audit_trail import note
+from fedround_server.store.db.audit_trail import record
 from fedround_server.store.queries.model import model_info
 from fedround_server.store.queries.training import present_participants
+from fedround_server.store.tables.base import BATCH_ROWS
 from fedround_server.store.tables.mapping import to_spec
-from fedround_server.store.tables.schema import BATCH_ROWS, COHORT, CohortRow, ParticipantRow, RoundRow, TrainingRow
+from fedround_server.store.tables.schema import COHORT, CohortRow, ParticipantRow, RoundRow, TrainingRow
 from fedround_server.store.transitions.end_training import fail
 from fedround_server.store.transitions.training import append_event, move, state_of
 
@@ -22,30 +25,29 @@ from fedround_server.store.transitions.training import append_event, move, state
 def open_round(
     training: TrainingRow, number: int, kind: RoundKind, now: datetime, chain: Sequence[str] = (), step: int = 0
 ) -> None:
-    """Opens a round for all present participants (or for those in a chain); without any, the training fails.
+    """Opens a round for all present participants, or for those in a chain; without any, the training fails.
 
     Args:
         training: The training, locked.
         number: The round's number.
-        kind: What is asked for.
+        kind: Its kind.
         now: The time to write.
-        chain: The participants that go on with models that they were dealt.
-        step: Rounds of the chain so far.
+        chain: The participants that go on with the models assigned to them; empty for all present participants.
+        step: Rounds since the last version in which models changed hands.
     """
     training_id = training.training_id
     members = enter_cohort(training_id, number, chain, now) if chain else _enter_all(training_id, number, now)
     if not members:
-        fail(training, "NO_PARTICIPANTS", "no participants are left", now)
+        fail(training, TrainingFailure("NO_PARTICIPANTS", "no participants are left"), now)
         return
     spec = to_spec(training.spec)
-    state = TrainingState.SWAG_ROUND if kind is RoundKind.SWAG else TrainingState.ONGOING
-    if state_of(training) is not state:
-        move(training, state, now)
+    if state_of(training) is not kind.training_state:
+        move(training, kind.training_state, now)
     policy = spec.round_policy
     row = RoundRow.create(
         training_id=training.training_id,
         number=number,
-        kind=kind.value,
+        kind=kind.name,
         state=RoundState.OPEN.value,
         epoch=0,
         step=step,
@@ -61,27 +63,28 @@ def open_round(
         done_time=None,
     )
     training.round = number
-    note("round_opened", training, subject=number, kind=kind.value, version=training.model_version, members=members)
+    facts = {"kind": kind.public_name, "version": training.model_version, "members": members}
+    record("round_opened", training, subject=number, **facts)
     append_event(training, round_started(training, row), now, audience=COHORT, number=number)
     reached("round.opened")
 
 
 def round_started(training: TrainingRow, row: RoundRow) -> RoundStarted:
-    """Returns what a round asks of those who are in it."""
-    spec = to_spec(training.spec)
-    kind = RoundKind(row.kind)
+    """Returns what a round tells its cohort."""
+    spec, kind = to_spec(training.spec), KINDS[row.kind]
+    request = kind.request(spec, row.step)
     return RoundStarted(
         round=row.number,
-        kind=row.kind,
+        kind=kind.public_name,
         model=model_info(training.model_id, row.model_version),
         deadline=row.deadline,
         aggregation=spec.aggregation,
         metric_names=spec.metric_names,
-        local_rounds=local_rounds(spec.aggregation) if kind is RoundKind.TRAIN else 1,
-        dealt=row.step > 0,
-        swag=spec.uncertainty.options if kind is RoundKind.SWAG else None,
+        local_rounds=request.local_rounds,
+        assigned=request.assigned,
+        swag=request.swag,
         attempt=row.attempt,
-        update_precision=(spec.update_precision if kind is RoundKind.TRAIN else UpdatePrecision.FULL).value,
+        update_precision=request.update_precision.value,
     )
 
 

@@ -4,12 +4,13 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 
 from fedround_server.domain.event import ClientRemoved
-from fedround_server.domain.round import RoundState
-from fedround_server.store.db.audit_trail import note
+from fedround_server.domain.rounds.round import RoundState
+from fedround_server.store.db.audit_trail import record
 from fedround_server.store.db.compiled import in_array, save
 from fedround_server.store.queries.round import counted_updates, find_round
 from fedround_server.store.queries.training import participant_ids
-from fedround_server.store.tables.schema import BATCH_ROWS, CohortRow, ParticipantRow, TrainingRow
+from fedround_server.store.tables.base import BATCH_ROWS
+from fedround_server.store.tables.schema import CohortRow, ParticipantRow, TrainingRow
 from fedround_server.store.transitions import contributions
 from fedround_server.store.transitions.close_round import evaluate, recount
 from fedround_server.store.transitions.training import append_event
@@ -33,7 +34,7 @@ def enroll(training: TrainingRow, client_ids: Iterable[str], now: datetime) -> l
         training.num_participants += len(rows)
         save(training)
     for start in range(0, len(rows), BATCH_ROWS):
-        note("clients_registered", training, user_ids=new[start : start + BATCH_ROWS])
+        record("clients_registered", training, user_ids=new[start : start + BATCH_ROWS])
         # Somebody who left and comes back has a row already.
         ParticipantRow.insert_many(rows[start : start + BATCH_ROWS]).on_conflict(
             conflict_target=[ParticipantRow.training_id, ParticipantRow.user_id],
@@ -55,7 +56,7 @@ def leave(training: TrainingRow, user_ids: Sequence[str], now: datetime) -> bool
     """
     for user_id in sorted(user_ids):
         training.num_participants -= 1
-        note("client_removed", training, subject=user_id)
+        record("client_removed", training, subject=user_id)
         sequence = append_event(training, ClientRemoved(user_id), now, audience=user_id)
         ParticipantRow.update(remove_time=now, until_sequence=sequence).where(
             ParticipantRow.training_id == training.training_id, ParticipantRow.user_id == user_id

@@ -3,16 +3,18 @@
 from datetime import datetime
 
 from fedround_server.domain.model import PINNED, BlobRef, Model, ModelVersion, NewModel
+from fedround_server.domain.rounds.kind import NewArtifact
 from fedround_server.failpoints import reached
-from fedround_server.store.db.audit_trail import note
+from fedround_server.store.db.audit_trail import record
+from fedround_server.store.queries.model import artifacts_of
 from fedround_server.store.tables.mapping import from_manifest, to_model
-from fedround_server.store.tables.schema import ModelRow, ModelVersionRow, TagRow
+from fedround_server.store.tables.schema import ArtifactRow, ModelRow, ModelVersionRow, TagRow, TrainingRow
 
 
 def insert_model(
     model_id: str, owner_id: str, model: NewModel, now: datetime, source: ModelVersion | None = None
 ) -> Model:
-    """Stores a model as version 0; inside a transaction."""
+    """Stores a model as version 0."""
     row = ModelRow.create(
         model_id=model_id,
         owner_id=owner_id,
@@ -29,7 +31,7 @@ def insert_model(
         remove_time=None,
     )
     origin = {"source_model_id": row.source_model_id, "source_version": row.source_version}
-    note("model_created", row, subject=0, sha256=model.blob.sha256, size_bytes=model.blob.size_bytes, **origin)
+    record("model_created", row, subject=0, sha256=model.blob.sha256, size_bytes=model.blob.size_bytes, **origin)
     return to_model(row, insert_version(model_id, 0, model.blob, now))
 
 
@@ -42,27 +44,72 @@ def insert_version(model_id: str, version: int, blob: BlobRef, now: datetime) ->
         size_bytes=blob.size_bytes,
         create_time=now,
         stored=True,
-        posterior_sha256=None,
-        posterior_size_bytes=0,
-        posterior_rank=0,
     )
     reached("version.inserted")
     return row
 
 
 def put_tag(model_id: str, version: int, tag: str) -> None:
-    """Puts a tag on a version, and takes it from the one that had it, unless many may have it."""
+    """Puts a tag on a version, and removes it from the version that had it, unless several may have it."""
     others = TagRow.delete().where(TagRow.model_id == model_id, TagRow.tag == tag)
     if tag == PINNED:
         others = others.where(TagRow.version == version)
     others.execute()
     row = TagRow.create(model_id=model_id, version=version, tag=tag)
-    note("version_tagged", row, subject=version, tag=tag)
+    record("version_tagged", row, subject=version, tag=tag)
 
 
 def remove_tag(model_id: str, version: int, tag: str) -> None:
-    """Takes a tag from a version, if it carries it."""
+    """Removes a tag from a version, if it has it."""
     row = TagRow.get_or_none(TagRow.model_id == model_id, TagRow.version == version, TagRow.tag == tag)
     if row is not None:
         row.delete_instance()
-        note("version_untagged", row, subject=version, tag=tag)
+        record("version_untagged", row, subject=version, tag=tag)
+
+
+def add_version(training: TrainingRow, blob: BlobRef, now: datetime) -> None:
+    """Stores the next version of a training's model."""
+    training.model_version += 1
+    insert_version(training.model_id, training.model_version, blob, now)
+    ModelRow.update(version=training.model_version).where(ModelRow.model_id == training.model_id).execute()
+    _add_stored_bytes(training.model_id, blob.size_bytes)
+
+
+def add_artifact(training: TrainingRow, artifact: NewArtifact, blob: BlobRef) -> None:
+    """Stores an artifact of the present version of a training's model."""
+    ArtifactRow.create(
+        model_id=training.model_id,
+        version=training.model_version,
+        kind=artifact.kind,
+        sha256=blob.sha256,
+        size_bytes=blob.size_bytes,
+        details=dict(artifact.details),
+    )
+    _add_stored_bytes(training.model_id, blob.size_bytes)
+
+
+def drop_versions(training: TrainingRow, keep_versions: int) -> None:
+    """Drops the files of old versions without a tag; 0 keeps all versions."""
+    if not keep_versions:
+        return
+    tagged = TagRow.select(TagRow.version).where(TagRow.model_id == training.model_id)
+    dropped = (
+        (ModelVersionRow.model_id == training.model_id)
+        & (ModelVersionRow.version <= training.model_version - keep_versions)
+        & ModelVersionRow.stored
+        & ModelVersionRow.version.not_in(tagged)
+    )
+    rows = list(ModelVersionRow.select().where(dropped).order_by(ModelVersionRow.version))
+    for row in rows:
+        record("version_dropped", training, subject=row.version)
+        ModelVersionRow.update(stored=False).where(
+            ModelVersionRow.model_id == row.model_id, ModelVersionRow.version == row.version
+        ).execute()
+    if rows:
+        artifacts = artifacts_of(training.model_id, [row.version for row in rows])
+        sizes = [row.size_bytes for row in rows] + [artifact.size_bytes for artifact in artifacts]
+        _add_stored_bytes(training.model_id, -sum(sizes))
+
+
+def _add_stored_bytes(model_id: str, size: int) -> None:
+    ModelRow.update(stored_bytes=ModelRow.stored_bytes + size).where(ModelRow.model_id == model_id).execute()

@@ -5,28 +5,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fedround_server.domain.audit import AuditEntry, AuditHead, Contribution, Note, Origin
+from fedround_server.domain.aggregation import to_aggregation
+from fedround_server.domain.audit import AuditEntry, AuditHead, AuditRecord, Contribution, Origin
 from fedround_server.domain.errors import ModelNotFound
-from fedround_server.domain.training import Aggregation
-from fedround_server.store.db.audit_trail import add as add_record
+from fedround_server.store.db.audit_trail import append
 from fedround_server.store.db.run import Database, verb
+from fedround_server.store.queries.audit import find_entries, find_head
 from fedround_server.store.queries.model import owned_model
 from fedround_server.store.queries.user import user_names
-from fedround_server.store.tables.mapping import to_entry
-from fedround_server.store.tables.schema import AuditHeadRow, AuditRow
+from fedround_server.store.tables.schema import AuditRow
 
 
 @dataclass(frozen=True, slots=True)
 class AuditVerbs:
-    """What the store does with the audit log, beside what each verb adds to it."""
+    """Verbs about the audit log as a whole; every other verb appends its own records."""
 
     database: Database
 
     @verb
-    def add(self, notes: Sequence[Note]) -> None:
-        """Adds entries about what no other verb writes."""
-        for one in notes:
-            add_record(one)
+    def add(self, records: Sequence[AuditRecord]) -> None:
+        """Appends records of what no other verb writes."""
+        for record in records:
+            append(record)
 
     @verb
     def head(self) -> AuditHead:
@@ -35,12 +35,12 @@ class AuditVerbs:
 
     @verb
     def read(self, after: int, until: int, limit: int) -> list[AuditEntry]:
-        """Returns entries in their order: those behind a sequence, and up to one."""
+        """Returns entries in order: those after one sequence, up to and including another."""
         return find_entries(after, until, limit)
 
     @verb
     def origin(self, model_id: str, version: int | None, owner_id: str) -> Origin:
-        """Returns which updates made a version, by default the latest.
+        """Returns the origin of a model version, by default the latest, with the updates that made it.
 
         Raises:
             ModelNotFound: The user owns no such model, or it has no such version.
@@ -61,22 +61,10 @@ class AuditVerbs:
             origin,
             training_id=made.training_id,
             round=facts["round"],
-            aggregation=Aggregation(facts["algorithm"], facts["options"]),
+            aggregation=to_aggregation(facts["algorithm"], facts["options"]),
             num_examples=facts["num_examples"],
             contributions=_contributions(made, facts),
         )
-
-
-def find_head() -> AuditHead:
-    """Returns the end of the chain, inside a transaction."""
-    row = AuditHeadRow.get()
-    return AuditHead(row.sequence, row.hash)
-
-
-def find_entries(after: int, until: int, limit: int) -> list[AuditEntry]:
-    """Returns entries in their order, inside a transaction."""
-    rows = AuditRow.select().where(AuditRow.sequence > after, AuditRow.sequence <= until)
-    return [to_entry(row) for row in rows.order_by(AuditRow.sequence).limit(limit)]
 
 
 def _contributions(made: AuditRow, facts: Mapping[str, Any]) -> tuple[Contribution, ...]:

@@ -10,7 +10,7 @@ from fedround_server.domain.errors import CertificateNameTaken, FedroundError, T
 from fedround_server.domain.identity import Credentials, Identity
 from fedround_server.domain.token import LIVE_TOKENS, Token
 from fedround_server.domain.user import Role, User, UserView
-from fedround_server.store.db.audit_trail import note
+from fedround_server.store.db.audit_trail import record
 from fedround_server.store.db.compiled import compiled, in_array
 from fedround_server.store.db.run import Database, batched, verb
 from fedround_server.store.queries.user import lock_user
@@ -84,7 +84,7 @@ class CredentialVerbs:
             TokenRow.token_hash.in_(kept), TokenRow.expire_time.is_null() | (TokenRow.expire_time > until)
         ).execute()
         add_token(user_id, token)
-        note("token_rotated", subject=user_id, kept=len(kept))
+        record("token_rotated", subject=user_id, kept=len(kept))
 
     @verb
     def revoke(self, user_id: str, token_id: str) -> None:
@@ -98,7 +98,7 @@ class CredentialVerbs:
         revoked = TokenRow.delete().where(TokenRow.user_id == user_id, TokenRow.token_hash.startswith(token_id))
         if not revoked.execute():
             raise TokenNotFound(token_id)
-        note("token_revoked", subject=user_id)
+        record("token_revoked", subject=user_id)
 
     @verb
     def set_certificate_names(self, user_id: str, names: Sequence[str]) -> None:
@@ -111,7 +111,7 @@ class CredentialVerbs:
         _hold(user_id)
         CertificateNameRow.delete().where(CertificateNameRow.user_id == user_id).execute()
         add_certificate_names(user_id, names)
-        note("certificate_names_set", subject=user_id, count=len(names))
+        record("certificate_names_set", subject=user_id, count=len(names))
 
 
 def add_token(user_id: str, token: Token) -> None:

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from fedround_server.store.db.run import Database, verb
-from fedround_server.store.tables.schema import BATCH_ROWS, LastSeenRow
+from fedround_server.store.tables.base import BATCH_ROWS
+from fedround_server.store.tables.schema import LastSeenRow
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,10 @@ from peewee import ModelSelect
 from fedround_server.domain.errors import ModelInUse, Quota, TokenInvalid
 from fedround_server.domain.model import Model, ModelVersion, NewModel, VersionView
 from fedround_server.domain.quota import Quotas
-from fedround_server.domain.training import Uncertainty
-from fedround_server.domain.update import MetricReport
-from fedround_server.store.db.audit_trail import note
+from fedround_server.domain.report import MetricReport
+from fedround_server.domain.rounds import KINDS
+from fedround_server.domain.uncertainty import NoUncertainty, Uncertainty
+from fedround_server.store.db.audit_trail import record
 from fedround_server.store.db.run import Database, verb
 from fedround_server.store.queries.model import (
     LISTED,
@@ -28,7 +29,15 @@ from fedround_server.store.queries.model import (
 from fedround_server.store.queries.quota import check_stored_bytes
 from fedround_server.store.queries.user import lock_user
 from fedround_server.store.tables.mapping import ENDED, to_spec
-from fedround_server.store.tables.schema import ModelRow, ModelVersionRow, RoundRow, TagRow, TrainingRow, UpdateRow
+from fedround_server.store.tables.schema import (
+    ArtifactRow,
+    ModelRow,
+    ModelVersionRow,
+    RoundRow,
+    TagRow,
+    TrainingRow,
+    UpdateRow,
+)
 from fedround_server.store.transitions.versions import insert_model, put_tag, remove_tag
 
 MAX_TAGS = 100
@@ -166,7 +175,7 @@ class ModelVerbs:
             )
         row.remove_time = now
         row.save()
-        note("model_removed", row)
+        record("model_removed", row)
 
     @verb
     def metrics(self, model_id: str, user_id: str, after: tuple[int, str], limit: int) -> list[MetricReport]:
@@ -220,22 +229,30 @@ class ModelVerbs:
         """
         model = visible_model(model_id, user_id)
         row = TrainingRow.get_or_none(TrainingRow.model_id == model_id)
-        return model.architecture, Uncertainty() if row is None else to_spec(row.spec).uncertainty
+        return model.architecture, NoUncertainty() if row is None else to_spec(row.spec).uncertainty
 
     @verb
-    def digests_in_use(self, among: Collection[str]) -> set[str]:
-        """Returns which of some digests, a few hundred at the most, are of files that something still needs."""
-        needing: list[ModelSelect[Any]] = [
-            ModelVersionRow.select(digest)
+    def digests_in_use(self, digests: Collection[str]) -> set[str]:
+        """Returns which of some digests (a few hundred at most) belong to files that are still needed."""
+        present = ModelRow.remove_time.is_null() & ModelVersionRow.stored
+        versions = (
+            ModelVersionRow.select(ModelVersionRow.sha256)
             .join(ModelRow, on=(ModelRow.model_id == ModelVersionRow.model_id))
-            .where(ModelRow.remove_time.is_null(), ModelVersionRow.stored, digest.in_(among))
-            for digest in (ModelVersionRow.sha256, ModelVersionRow.posterior_sha256)
-        ]
-        needing.append(
+            .where(present, ModelVersionRow.sha256.in_(digests))
+        )
+        same = (ModelVersionRow.model_id == ArtifactRow.model_id) & (ModelVersionRow.version == ArtifactRow.version)
+        artifacts = (
+            ArtifactRow.select(ArtifactRow.sha256)
+            .join(ModelVersionRow, on=same)
+            .join(ModelRow, on=(ModelRow.model_id == ArtifactRow.model_id))
+            .where(present, ArtifactRow.sha256.in_(digests))
+        )
+        updates = (
             UpdateRow.select(UpdateRow.sha256)
             .join(TrainingRow, on=(TrainingRow.training_id == UpdateRow.training_id))
-            .where(TrainingRow.remove_time.is_null(), UpdateRow.sha256.in_(among))
+            .where(TrainingRow.remove_time.is_null(), UpdateRow.sha256.in_(digests))
         )
+        needing: tuple[ModelSelect[Any], ...] = (versions, artifacts, updates)
         return {digest for rows in needing for (digest,) in rows.distinct().tuples()}
 
 
@@ -243,7 +260,7 @@ def _report(row: RoundRow, reporter_id: str | None, num_examples: int, metrics: 
     return MetricReport(
         training_id=row.training_id,
         round=row.number,
-        kind=row.kind,
+        kind=KINDS[row.kind].public_name,
         model_version=row.model_version,
         reporter_id=reporter_id,
         num_examples=num_examples,

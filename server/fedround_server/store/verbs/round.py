@@ -1,116 +1,50 @@
-"""Verbs about rounds: what their participants do, and how they end."""
+"""Transactions about rounds: how they close, what they make, and how they stand."""
 
 from dataclasses import dataclass
 from datetime import datetime
 
-from fedround_server.domain.errors import (
-    NotActor,
-    NotInCohort,
-    RoundNotFound,
-    TrainingNotFound,
-)
-from fedround_server.domain.event import ModelInfo, UpdateAccepted
+from fedround_server.domain.errors import NotActor, NotInCohort, RoundNotFound, TrainingNotFound
+from fedround_server.domain.event import ModelInfo
 from fedround_server.domain.model import BlobRef
-from fedround_server.domain.round import Round, RoundKind, RoundState, RoundView, UnfinishedRound
-from fedround_server.domain.training import TrainingSpec
-from fedround_server.domain.update import NewUpdate, Update, foremost, weighted_means
-from fedround_server.failpoints import reached
-from fedround_server.store.db.compiled import insert, save
+from fedround_server.domain.report import foremost, weighted_means
+from fedround_server.domain.rounds import KINDS
+from fedround_server.domain.rounds.kind import Computation
+from fedround_server.domain.rounds.round import Round, RoundState, RoundView, UnfinishedRound
+from fedround_server.domain.training import TrainingFailure
+from fedround_server.domain.update import Update
 from fedround_server.store.db.run import Database, verb
-from fedround_server.store.queries import submission
 from fedround_server.store.queries.model import model_info
 from fedround_server.store.queries.round import counted_updates, find_assignment, find_round, get_round
 from fedround_server.store.queries.round_status import view
-from fedround_server.store.queries.submission import Admission
-from fedround_server.store.queries.training import (
-    find_training,
-    find_visible,
-    is_participant,
-    lock_training,
-    lock_visible,
-)
+from fedround_server.store.queries.training import find_training, find_visible, is_participant, lock_training
 from fedround_server.store.tables.mapping import to_round, to_spec, to_update
-from fedround_server.store.tables.schema import (
-    ACTOR,
-    RoundRow,
-    TrainingRow,
-    UpdateRow,
-)
-from fedround_server.store.transitions import contributions, end_training
+from fedround_server.store.tables.schema import RoundRow, TrainingRow
+from fedround_server.store.transitions import end_training
 from fedround_server.store.transitions.close_round import evaluate
-from fedround_server.store.transitions.commit_round import follow
-from fedround_server.store.transitions.training import append_event
+from fedround_server.store.transitions.commit_round import commit_result
 
 
 @dataclass(frozen=True, slots=True)
 class AggregationTask:
-    """A closed round, and all that its aggregation needs; updates in canonical order."""
+    """A closed round, and all that its aggregation needs.
+
+    Attributes:
+        model: The model that the round started from.
+        computation: What makes a file of the updates; None if the round makes none.
+        updates: The updates that count, in canonical order; empty if the round makes no file.
+    """
 
     round: Round
-    spec: TrainingSpec
     model: BlobRef
+    computation: Computation | None
     updates: tuple[Update, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class RoundVerbs:
-    """What the store does with rounds."""
+    """Transactions about rounds."""
 
     database: Database
-
-    @verb
-    def admit(self, new: NewUpdate) -> Admission:
-        """Tells whether an update would be accepted now, before its file is taken in.
-
-        Raises:
-            TrainingNotFound: The user has no part in such a training.
-            RoundNotOpen: The round does not take updates.
-            NotInCohort: The user does not belong to the round.
-            UpdateExists: The user submitted another update.
-            NumExamples: More than the training's cap.
-        """
-        return submission.admit(lock_visible(new.training_id, new.user_id), new)
-
-    @verb
-    def submit(self, update_id: str, new: NewUpdate, kind: RoundKind, now: datetime) -> tuple[Update, bool]:
-        """Accepts an update (or, in an evaluation round, a report), once.
-
-        Returns:
-            The update, and whether it closed the round: then the caller has the aggregation started.
-
-        Raises:
-            FieldInvalid: A report lacks one of the training's metrics.
-            MetricsExist: The user has sent another report.
-            FedroundError: As `admit`.
-        """
-        training = lock_visible(new.training_id, new.user_id)
-        current = submission.check(training, new, kind)
-        if isinstance(current, Update):
-            return current, False
-        row = UpdateRow(
-            update_id=update_id,
-            training_id=new.training_id,
-            number=new.round,
-            user_id=new.user_id,
-            sha256=new.blob.sha256 or None,
-            size_bytes=new.blob.size_bytes,
-            num_examples=new.num_examples,
-            metrics=dict(new.metrics),
-            accept_time=now,
-        )
-        insert(row)
-        reached("update.inserted")
-        contributions.accept(training, row)
-        training.stored_bytes += new.blob.size_bytes
-        # The lock is held since the round was read.
-        current.arrived += 1
-        save(current)
-        accepted = UpdateAccepted(
-            update_id, new.round, new.user_id, new.num_examples, current.arrived, current.expected
-        )
-        append_event(training, accepted, now, audience=ACTOR)
-        reached("update.logged")
-        return to_update(row), evaluate(training, current, now)
 
     @verb
     def judge(
@@ -120,10 +54,10 @@ class RoundVerbs:
 
         Args:
             training_id: The training.
-            number: The round, if the cause is one round's own (its deadline); nothing happens to another one.
+            number: The round, if the cause belongs to one round (its deadline); no other round is touched.
             due: Whether the round's deadline has passed.
             now: The time to write.
-            attempt: The try of that round, likewise.
+            attempt: The attempt at that round, likewise.
 
         Returns:
             Whether this closed the round.
@@ -145,11 +79,10 @@ class RoundVerbs:
         row = find_round(training_id, training.round)
         if row is None or row.state != RoundState.AGGREGATING.value:
             return None
-        updates = counted_updates(training_id, row.number)
-        info = model_info(training.model_id, row.model_version)
-        return AggregationTask(
-            to_round(row), to_spec(training.spec), info.blob, tuple(to_update(row) for row in updates)
-        )
+        model = model_info(training.model_id, row.model_version).blob
+        computation = KINDS[row.kind].computation(to_spec(training.spec), row.step)
+        updates = () if computation is None else tuple(map(to_update, counted_updates(training_id, row.number)))
+        return AggregationTask(to_round(row), model, computation, updates)
 
     @verb
     def commit(self, training_id: str, number: int, epoch: int, result: BlobRef | None, now: datetime) -> bool:
@@ -158,8 +91,8 @@ class RoundVerbs:
         Args:
             training_id: The training.
             number: The round.
-            epoch: The epoch that the aggregation was started under: one that was overtaken does not commit (fencing).
-            result: The new model, or of a SWAG round the posterior; None for a round that makes no file.
+            epoch: The epoch that the aggregation was started in; one of an earlier epoch does not commit (fencing).
+            result: The file that was made of the updates; None for a round that makes none.
             now: The time to write.
 
         Returns:
@@ -189,7 +122,7 @@ class RoundVerbs:
         if not changed:
             return False
         row = get_round(training_id, number)
-        follow(training, row, updates, metrics, result, now)
+        commit_result(training, row, updates, metrics, result, now)
         return True
 
     @verb
@@ -199,17 +132,17 @@ class RoundVerbs:
         row = None if training is None else find_round(training_id, number)
         if training is None or row is None or row.state != RoundState.AGGREGATING.value or row.epoch != epoch:
             return False
-        end_training.fail(training, reason, message, now)
+        end_training.fail(training, TrainingFailure(reason, message), now)
         return True
 
     @verb
-    def dealt(self, training_id: str, number: int, user_id: str) -> tuple[ModelInfo, BlobRef]:
-        """Returns the model that a user was dealt in a round, beside the one that the chain began with.
+    def assigned(self, training_id: str, number: int, user_id: str) -> tuple[ModelInfo, BlobRef]:
+        """Returns the model that the chain began with, and the one that was assigned to a user in a round.
 
         Raises:
             TrainingNotFound: The user takes no part in such a training.
             RoundNotFound: There is no such round (yet).
-            NotInCohort: The user was dealt nothing in it.
+            NotInCohort: No model was assigned to the user in it.
         """
         training = find_visible(training_id, user_id)
         if not is_participant(training_id, user_id):
@@ -217,14 +150,16 @@ class RoundVerbs:
         row = find_round(training_id, number)
         if row is None:
             raise RoundNotFound(f"{number} of the training {training_id}")
-        deal = find_assignment(row, user_id)
-        if deal is None:
-            raise NotInCohort(f"you were dealt no model in round {number}: download the one that round_started names")
-        return model_info(training.model_id, row.model_version), deal
+        found = find_assignment(row, user_id)
+        if found is None:
+            raise NotInCohort(
+                f"no model was assigned to you in round {number}: download the one that round_started names"
+            )
+        return model_info(training.model_id, row.model_version), found
 
     @verb
     def unfinished(self) -> list[UnfinishedRound]:
-        """Returns the rounds of running trainings that are open or have no result yet, by a single query."""
+        """Returns the rounds of running trainings that are open or have no result yet, with a single query."""
         rows = (
             RoundRow.select(RoundRow.training_id, RoundRow.number, RoundRow.state, RoundRow.attempt, RoundRow.deadline)
             .join(
@@ -251,11 +186,11 @@ class RoundVerbs:
 
     @verb
     def explain(self, training_id: str, number: int | None, actor_id: str) -> RoundView:
-        """Returns a round, by default the current one, with what is known of it.
+        """Returns a round, by default the current one, with its members and rejected submissions.
 
         Raises:
             TrainingNotFound: The user has no part in such a training.
-            NotActor: The caller only takes part.
+            NotActor: The caller is a participant.
             RoundNotFound: There is no such round (yet).
         """
         training = find_visible(training_id, actor_id)

@@ -19,12 +19,11 @@ from fedround_server.domain.errors import (
     UnknownClients,
 )
 from fedround_server.domain.event import TrainingStarted
-from fedround_server.domain.model import MAX_TENSORS, Manifest, NewModel
+from fedround_server.domain.model import Manifest, NewModel
 from fedround_server.domain.quota import Quotas
-from fedround_server.domain.round import RoundKind
-from fedround_server.domain.swag import moments
+from fedround_server.domain.rounds import KINDS, next_kind
 from fedround_server.domain.training import Training, TrainingSpec, TrainingState
-from fedround_server.store.db.audit_trail import note
+from fedround_server.store.db.audit_trail import record
 from fedround_server.store.db.run import Database, verb
 from fedround_server.store.queries.model import model_info, owned_model, stored_version
 from fedround_server.store.queries.quota import check_open_trainings, check_stored_bytes
@@ -37,7 +36,7 @@ from fedround_server.store.queries.training import (
     participant_ids,
 )
 from fedround_server.store.queries.user import lock_user, unknown_users
-from fedround_server.store.tables.mapping import from_spec, to_manifest
+from fedround_server.store.tables.mapping import from_spec, to_manifest, to_spec
 from fedround_server.store.tables.schema import (
     ModelRow,
     ParticipantRow,
@@ -82,7 +81,7 @@ class TrainingVerbs:
         if spec.model_id is not None:
             source = owned_model(spec.model_id, actor_id)
             stored_version(source, spec.model_version)
-            _check_moments(spec, to_manifest(source.manifest))
+            _check_kinds(spec, to_manifest(source.manifest))
         return None
 
     @verb
@@ -124,7 +123,7 @@ class TrainingVerbs:
             else insert_model(new_model_id, actor_id, model, now).model_id
         )
         check_stored_bytes(actor_id, quotas)
-        _check_moments(spec, to_manifest(ModelRow.get(ModelRow.model_id == model_id).manifest))
+        _check_kinds(spec, to_manifest(ModelRow.get(ModelRow.model_id == model_id).manifest))
         row = TrainingRow.create(
             training_id=training_id,
             actor_id=actor_id,
@@ -138,6 +137,7 @@ class TrainingVerbs:
             num_participants=0,
             failure_reason=None,
             failure_message=None,
+            failure_missing=[],
             last_sequence=0,
             stored_bytes=0,
             request_id=spec.request_id,
@@ -147,7 +147,7 @@ class TrainingVerbs:
             update_time=now,
             remove_time=None,
         )
-        note("training_created", row, aggregation=row.spec["aggregation"], target_num_updates=spec.target_num_updates)
+        record("training_created", row, aggregation=row.spec["aggregation"], target_num_updates=spec.target_num_updates)
         TrainingClientsRow.create(training_id=training_id, client_ids=list(spec.client_ids))
         enroll(row, spec.client_ids, now)
         return load_trainings([row])[0]
@@ -273,10 +273,13 @@ class TrainingVerbs:
             )
         row.start_request_id = request_id
         row.start_time = now
-        note("training_started", row)
+        record("training_started", row)
         move(row, TrainingState.ONGOING, now)
         append_event(row, _started(row), now)
-        open_round(row, 0, RoundKind.TRAIN, now)
+        first = next_kind(to_spec(row.spec), None, row.model_version)
+        if first is None:
+            raise RuntimeError("a new training has no first round")
+        open_round(row, 0, first, now)
         return load_trainings([row])[0]
 
 
@@ -314,17 +317,9 @@ def _stored_model(model_id: str, version: int | None, actor_id: str, copy_id: st
     return insert_model(copy_id, actor_id, copy, now, source=start).model_id
 
 
-def _check_moments(spec: TrainingSpec, manifest: Manifest) -> None:
-    if spec.uncertainty.method != "swag":
-        return
-    count = len(moments(manifest, int(spec.uncertainty.options["rank"])))
-    if count == 0:
-        raise FieldInvalid("spec.uncertainty.swag", "wants a model with floating tensors: there is none in this one")
-    if count > MAX_TENSORS:
-        raise FieldInvalid(
-            "spec.uncertainty.swag.rank",
-            f"makes {count} tensors of moments, and a file may have {MAX_TENSORS}: choose a lower one",
-        )
+def _check_kinds(spec: TrainingSpec, manifest: Manifest) -> None:
+    for kind in KINDS.values():
+        kind.check(spec, manifest)
 
 
 def _other_than_actor(training: TrainingRow, user_id: str) -> str | None:

@@ -9,7 +9,7 @@ from peewee import ModelSelect
 from fedround_server.domain.errors import LastAdmin, TrainingRunning, UserExists, UserNotFound
 from fedround_server.domain.token import Token
 from fedround_server.domain.user import Role, User, UserView
-from fedround_server.store.db.audit_trail import note
+from fedround_server.store.db.audit_trail import record
 from fedround_server.store.db.row_locks import locked
 from fedround_server.store.db.run import Database, verb
 from fedround_server.store.queries.training import lock_training, participant_ids
@@ -40,7 +40,7 @@ class UserVerbs:
         UserRow.create(user_id=user.user_id, name=user.name, role=user.role.value, create_time=user.create_time)
         add_token(user.user_id, token)
         add_certificate_names(user.user_id, certificate_names)
-        note("user_created", subject=user.user_id, role=user.role.value)
+        record("user_created", subject=user.user_id, role=user.role.value)
         return UserView(user, tuple(certificate_names), (token,))
 
     @verb
@@ -86,7 +86,7 @@ class UserVerbs:
         if not changed.execute():
             raise UserNotFound(user_id)
         forget(user_id)
-        note("user_removed", subject=user_id)
+        record("user_removed", subject=user_id)
         trainings = _hold_trainings(user_id)
         steered = [training for training in trainings if training.actor_id == user_id]
         running = sum(state_of(training).is_running for training in steered)

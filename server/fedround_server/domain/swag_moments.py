@@ -11,10 +11,12 @@ from fedround_server.domain.model import Dtype, Manifest, TensorSpec
 
 MEAN, SECOND, DEVIATION = "mean", "second", "deviation"
 MAX_RANK = 20
+SWAG_MOMENTS = "swag_moments"
+"""The name under which the engine aggregates moments."""
 
 
 def moments(model: Manifest, rank: int) -> Manifest:
-    """Returns what a participant sends about a model; nothing for a model without floating tensors.
+    """Returns the tensors that a participant sends; none for a model without floating tensors.
 
     Args:
         model: The model's tensors.

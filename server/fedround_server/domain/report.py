@@ -1,0 +1,80 @@
+"""Reports: what participants submit in evaluation rounds; and metrics in general."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import ClassVar
+
+from fedround_server.domain.update import Submission
+
+MAX_MEANS = 1000
+"""How many metrics a round's result has, so that it fits into a message."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewReport:
+    """A report, to be accepted."""
+
+    submission: ClassVar[Submission] = Submission.REPORT
+    training_id: str
+    round: int
+    user_id: str
+    num_examples: int
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """An accepted report."""
+
+    report_id: str
+    training_id: str
+    round: int
+    user_id: str
+    num_examples: int
+    accept_time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class MetricReport:
+    """Metrics of one round by one reporter, or aggregated (reporter_id is None).
+
+    Attributes:
+        kind: The kind of the round, as clients see it.
+    """
+
+    training_id: str
+    round: int
+    kind: str
+    model_version: int
+    reporter_id: str | None
+    num_examples: int
+    metrics: Mapping[str, float]
+
+
+def weighted_means(reports: list[tuple[Mapping[str, float], int]]) -> dict[str, float]:
+    """Averages metrics, weighted by example count, each over those that reported it; finite ones have a finite mean.
+
+    Args:
+        reports: (metrics, num_examples) in canonical order.
+    """
+    votes: dict[str, list[tuple[float, int]]] = {}
+    for metrics, num_examples in reports:
+        for name, value in metrics.items():
+            votes.setdefault(name, []).append((value, num_examples))
+    return {name: _mean(votes[name]) for name in sorted(votes)}
+
+
+def _mean(votes: list[tuple[float, int]]) -> float:
+    # Shares: a value times its example count may be more than a float holds.
+    total = sum(num_examples for _, num_examples in votes)
+    mean = sum(value * (num_examples / total) for value, num_examples in votes)
+    # Rounding may leave the range of the values, at its end even that of floats.
+    values = [value for value, _ in votes]
+    return min(max(mean, min(values)), max(values))
+
+
+def foremost(means: Mapping[str, float], asked: Collection[str]) -> dict[str, float]:
+    """Returns the metrics that a result has room for: those that the training asked for, then others by name."""
+    names = sorted(means, key=lambda name: (name not in asked, name))[:MAX_MEANS]
+    return {name: means[name] for name in sorted(names)}

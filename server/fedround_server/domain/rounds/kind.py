@@ -1,0 +1,170 @@
+"""What a kind of round is."""
+
+import enum
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+from fedround_server.domain.model import Dtype, Manifest
+from fedround_server.domain.training import TrainingSpec, TrainingState, UpdatePrecision
+from fedround_server.domain.uncertainty import Swag
+from fedround_server.domain.update import Submission
+
+
+@dataclass(frozen=True, slots=True)
+class ExpectedTensors:
+    """The tensors of a submission.
+
+    Attributes:
+        manifest: Its tensors; a report has none.
+        differences: The tensors of one that carries differences in half precision; None if that is not allowed.
+        prefix: What precedes the names of the model's tensors, for the distance from the model.
+    """
+
+    manifest: Manifest
+    differences: Manifest | None = None
+    prefix: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RoundRequest:
+    """What a round tells its cohort, beside what every round does.
+
+    Attributes:
+        local_rounds: Local rounds before the submission.
+        assigned: Whether each participant starts from a model that was assigned to it.
+        swag: What a SWAG round asks for.
+        update_precision: The precision in which updates may come.
+    """
+
+    local_rounds: int = 1
+    assigned: bool = False
+    swag: Swag | None = None
+    update_precision: UpdatePrecision = UpdatePrecision.FULL
+
+
+@dataclass(frozen=True, slots=True)
+class Computation:
+    """What makes one file of a round's updates.
+
+    Attributes:
+        algorithm: The name of an aggregator of the engine.
+        options: Its options.
+        differences: The dtype in which updates may carry differences from the model.
+    """
+
+    algorithm: str
+    options: Mapping[str, float]
+    differences: Dtype | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NewVersion:
+    """The file is the next version of the model."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewArtifact:
+    """The file is an artifact of the present version.
+
+    Attributes:
+        kind: Its kind.
+        details: What is known of it.
+    """
+
+    kind: str
+    details: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """The metrics are those of the present version; there is no file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """Each participant goes on with another one's update; there is no file.
+
+    Attributes:
+        draw: Returns for each of some participants, in canonical order, whose update it goes on with.
+    """
+
+    draw: Callable[[Sequence[str]], Mapping[str, str]]
+
+
+Outcome: TypeAlias = NewVersion | NewArtifact | Evaluation | Assignment
+
+
+class Sequel(enum.Enum):
+    """When rounds of a kind are due."""
+
+    NEXT_VERSION = "NEXT_VERSION"
+    """When another version is to be made."""
+    PRESENT_VERSION = "PRESENT_VERSION"
+    """After a version was made, before the next one."""
+
+
+class RoundKind(Protocol):
+    """A kind of round: all that distinguishes it. To add one, write its file and its line in the registry.
+
+    Attributes:
+        name: UPPER_SNAKE; kept in the database.
+        public_name: The name that clients see, a value of the enum RoundKind in the protos.
+        submission: What members of the cohort submit.
+        sequel: When it is due.
+        training_state: The state of a training while such a round is open.
+    """
+
+    name: str
+    public_name: str
+    submission: Submission = Submission.UPDATE
+    sequel: Sequel = Sequel.PRESENT_VERSION
+    training_state: TrainingState = TrainingState.ONGOING
+
+    def is_due(self, spec: TrainingSpec, model_version: int, *, last: bool) -> bool:
+        """Returns whether a training has such a round at a version of its model.
+
+        Args:
+            spec: What to train.
+            model_version: The present version.
+            last: Whether the training makes no more versions.
+        """
+
+    def check(self, spec: TrainingSpec, model: Manifest) -> None:
+        """Checks that a training can have its rounds of this kind.
+
+        Raises:
+            FieldInvalid: It cannot, with this model.
+        """
+        return
+
+    def request(self, spec: TrainingSpec, step: int) -> RoundRequest:
+        """Returns what a round tells its cohort.
+
+        Args:
+            spec: What to train.
+            step: Rounds since the last version in which models changed hands.
+        """
+        return RoundRequest()
+
+    def tensors(self, spec: TrainingSpec, model: Manifest) -> ExpectedTensors:
+        """Returns the tensors that a submission has."""
+        return ExpectedTensors({})
+
+    def required_metrics(self, spec: TrainingSpec) -> tuple[str, ...]:
+        """Returns the names of the metrics that a submission must have."""
+        return ()
+
+    def computation(self, spec: TrainingSpec, step: int) -> Computation | None:
+        """Returns what makes a file of the updates; None if the round makes none."""
+        return None
+
+    def outcome(self, spec: TrainingSpec, number: int, step: int, num_updates: int) -> Outcome:
+        """Returns what a round that is done brings.
+
+        Args:
+            spec: What to train.
+            number: The round.
+            step: Rounds since the last version in which models changed hands.
+            num_updates: How many submissions counted.
+        """

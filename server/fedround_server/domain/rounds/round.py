@@ -1,0 +1,122 @@
+"""Rounds: one ask-and-collect cycle each, and the policy that closes them."""
+
+import enum
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from fedround_server.domain.policy import OnMissed, RoundPolicy
+from fedround_server.domain.rejected_update import Refusal
+from fedround_server.domain.rounds.kind import RoundKind
+
+
+class RoundState(enum.Enum):
+    """Where a round is in its life."""
+
+    OPEN = "OPEN"
+    AGGREGATING = "AGGREGATING"
+    DONE = "DONE"
+    ABANDONED = "ABANDONED"
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing will happen in it any more."""
+        return self in (RoundState.DONE, RoundState.ABANDONED)
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """A round.
+
+    Attributes:
+        model_version: The version that it started from.
+        epoch: Counts closings; an aggregation may commit only under the epoch that it was started with (fencing).
+        arrived: Updates or reports of present members of the cohort.
+        expected: How many of them close the round.
+        step: Rounds since the last model version, in daisy chaining.
+        attempt: Which try it is, from 1: a round that misses its deadline may be repeated.
+    """
+
+    training_id: str
+    number: int
+    kind: RoundKind
+    state: RoundState
+    epoch: int
+    model_version: int
+    arrived: int
+    expected: int
+    open_time: datetime
+    deadline: datetime | None
+    done_time: datetime | None
+    step: int = 0
+    attempt: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class UnfinishedRound:
+    """A round that something is still to happen in: its close, or its aggregation."""
+
+    training_id: str
+    number: int
+    state: RoundState
+    attempt: int
+    deadline: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class RoundMember:
+    """A member of a round's cohort.
+
+    Attributes:
+        ask_time: Since when it is in the round.
+        arrive_time: When its update or report was accepted; None while that is missing.
+        seen_time: When it was seen last, as far as that is stored.
+        durations: If its update of an open round is missing, what it took in earlier rounds of the kind, from being
+            asked to an accepted update.
+        refusals: What it submitted in vain.
+    """
+
+    user_id: str
+    name: str
+    ask_time: datetime
+    arrive_time: datetime | None
+    seen_time: datetime | None = None
+    durations: tuple[timedelta, ...] = ()
+    refusals: tuple[Refusal, ...] = ()
+
+
+class WaitRule(enum.Enum):
+    """What a round waits for."""
+
+    ALL_UPDATES = "ALL_UPDATES"
+    MIN_UPDATES = "MIN_UPDATES"
+    AGGREGATION = "AGGREGATION"
+
+
+@dataclass(frozen=True, slots=True)
+class RoundView:
+    """A round with its policy and its present members, as its actor may see them.
+
+    Attributes:
+        refusals: Rejected submissions, including those of users who are not present members.
+    """
+
+    round: Round
+    policy: RoundPolicy
+    members: tuple[RoundMember, ...]
+    refusals: tuple[Refusal, ...] = ()
+
+    @property
+    def wait_rule(self) -> WaitRule | None:
+        """What the round waits for; None if it is over."""
+        if self.round.state is RoundState.AGGREGATING:
+            return WaitRule.AGGREGATION
+        if self.round.state is not RoundState.OPEN:
+            return None
+        return WaitRule.MIN_UPDATES if self.round.expected < len(self.members) else WaitRule.ALL_UPDATES
+
+    @property
+    def when_missed(self) -> OnMissed | None:
+        """What happens if an open round reaches its deadline as it is; None if it has none, or is not open."""
+        if self.round.state is not RoundState.OPEN or self.round.deadline is None:
+            return None
+        return OnMissed.RETRY if self.round.attempt < self.policy.max_attempts else OnMissed.FAIL

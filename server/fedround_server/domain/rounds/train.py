@@ -1,0 +1,43 @@
+"""Rounds in which participants train the model; their updates make its next version."""
+
+from fedround_server.domain.aggregation import FedDC, options_of
+from fedround_server.domain.model import Manifest, differences
+from fedround_server.domain.rounds.kind import (
+    Computation,
+    ExpectedTensors,
+    NewVersion,
+    RoundKind,
+    RoundRequest,
+    Sequel,
+)
+from fedround_server.domain.training import TrainingSpec
+
+
+class Train(RoundKind):
+    """A round of training."""
+
+    name = "TRAIN"
+    public_name = "TRAIN"
+    sequel = Sequel.NEXT_VERSION
+
+    def is_due(self, spec: TrainingSpec, model_version: int, *, last: bool) -> bool:
+        """Returns whether another version is to be made, without daisy chaining."""
+        return not last and not isinstance(spec.aggregation, FedDC)
+
+    def request(self, spec: TrainingSpec, step: int) -> RoundRequest:
+        """Returns the precision of updates."""
+        return RoundRequest(update_precision=spec.update_precision)
+
+    def tensors(self, spec: TrainingSpec, model: Manifest) -> ExpectedTensors:
+        """Returns the model's tensors, or differences from them in half precision."""
+        half = spec.update_precision.dtype
+        return ExpectedTensors(model, None if half is None else differences(model, half))
+
+    def computation(self, spec: TrainingSpec, step: int) -> Computation:
+        """Returns the training's rule of aggregation."""
+        rule = spec.aggregation
+        return Computation(rule.name, options_of(rule), spec.update_precision.dtype)
+
+    def outcome(self, spec: TrainingSpec, number: int, step: int, num_updates: int) -> NewVersion:
+        """Returns that the file is the next version."""
+        return NewVersion()

@@ -1,0 +1,116 @@
+"""Connections to SQLite and PostgreSQL, and what their errors mean to callers."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeAlias
+
+import peewee
+from playhouse.pool import PooledPostgresqlDatabase
+
+from fedround_server.domain.errors import StoreUnavailable
+from fedround_server.store.tables.base import database_proxy
+
+log = logging.getLogger(__name__)
+
+POSTGRES_THREADS = 4
+Connections: TypeAlias = peewee.SqliteDatabase | PooledPostgresqlDatabase
+"""A connection to SQLite for each thread, or a pool of connections to PostgreSQL."""
+
+
+def is_postgres(url: str | Path) -> bool:
+    """Returns whether a URL names a PostgreSQL database; all others are paths of SQLite files."""
+    return isinstance(url, str) and url.startswith(("postgresql://", "postgres://"))
+
+
+def connect(url: str | Path) -> Connections:
+    """Returns the connections to a database; none is open yet.
+
+    Args:
+        url: A `postgresql://` URL, or the path of a SQLite file, which is created if it is missing.
+
+    Raises:
+        RuntimeError: PostgreSQL's driver is not installed.
+    """
+    return _postgres(str(url)) if is_postgres(url) else _sqlite(Path(url))
+
+
+def _sqlite(path: Path) -> peewee.SqliteDatabase:
+    # In WAL mode, synchronous=NORMAL does not sync at a commit; FULL does, and a receipt is a promise.
+    pragmas = {"journal_mode": "wal", "synchronous": "full", "busy_timeout": 10_000}
+    if not path.exists():
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+    return peewee.SqliteDatabase(str(path), pragmas=pragmas, thread_safe=True)
+
+
+def _postgres(url: str) -> PooledPostgresqlDatabase:
+    try:
+        from psycopg.conninfo import conninfo_to_dict
+    except ImportError as error:
+        raise RuntimeError("PostgreSQL wants its driver: pip install 'fedround[postgres]'") from error
+    settings = conninfo_to_dict(url)
+    return PooledPostgresqlDatabase(
+        settings.pop("dbname", None) or "fedround",
+        max_connections=POSTGRES_THREADS + 1,
+        prefer_psycopg3=True,
+        **settings,
+    )
+
+
+@contextmanager
+def reading(url: str | Path) -> Iterator[None]:
+    """Binds the tables to a database within the block, read-only; a running server may have the database open.
+
+    Args:
+        url: As for `Database`.
+
+    Raises:
+        StoreUnavailable: There is no such database, or it does not answer.
+    """
+    database: Connections
+    if is_postgres(url):
+        database = _postgres(str(url))
+    else:
+        database = peewee.SqliteDatabase(f"{Path(url).absolute().as_uri()}?mode=ro", uri=True)
+    database_proxy.initialize(database)
+    try:
+        with database.connection_context():
+            if is_postgres(url):
+                database.execute_sql("SET default_transaction_read_only = on")
+            yield
+    except (peewee.DatabaseError, peewee.InterfaceError) as error:
+        raise StoreUnavailable(f"the database cannot be read: {error}") from error
+    finally:
+        disconnect(database)
+        database_proxy.initialize(None)
+
+
+def disconnect(database: Connections) -> None:
+    """Closes the connections of all threads, of SQLite the one of this thread."""
+    if isinstance(database, PooledPostgresqlDatabase):
+        database.close_all()
+    else:
+        database.close()
+
+
+@contextmanager
+def unavailable() -> Iterator[None]:
+    """Translates the errors of a database that does not answer.
+
+    Raises:
+        StoreUnavailable: The database does not answer.
+    """
+    try:
+        yield
+    except (peewee.OperationalError, peewee.InterfaceError) as error:
+        log.warning("the database does not answer: %s", _first(error))
+        raise StoreUnavailable("the database does not answer: try again") from error
+
+
+def _first(error: BaseException) -> BaseException:
+    """Returns the first error of a chain: when SQLite has ended a transaction itself, the rollback fails too."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return error

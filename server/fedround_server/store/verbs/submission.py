@@ -1,0 +1,143 @@
+"""Transactions about what participants submit: updates, reports, and what was rejected."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from fedround_server.domain.errors import TrainingNotFound
+from fedround_server.domain.event import UpdateAccepted
+from fedround_server.domain.rejected_update import MAX_MESSAGE
+from fedround_server.domain.report import NewReport, Report
+from fedround_server.domain.update import NewUpdate, Update
+from fedround_server.failpoints import reached
+from fedround_server.store.db.compiled import insert, save
+from fedround_server.store.db.run import Database, verb
+from fedround_server.store.queries import submission
+from fedround_server.store.queries.round import find_round
+from fedround_server.store.queries.submission import Admission
+from fedround_server.store.queries.training import find_visible, lock_visible, took_part
+from fedround_server.store.tables.mapping import to_report, to_update
+from fedround_server.store.tables.schema import ACTOR, RejectedUpdateRow, RoundRow, TrainingRow, UpdateRow
+from fedround_server.store.transitions import contributions
+from fedround_server.store.transitions.close_round import evaluate
+from fedround_server.store.transitions.training import append_event
+
+
+@dataclass(frozen=True, slots=True)
+class SubmissionVerbs:
+    """Transactions about submissions."""
+
+    database: Database
+
+    @verb
+    def admit(self, new: NewUpdate) -> Admission | Update:
+        """Returns what an update must be to be accepted now, before its file is received.
+
+        Returns:
+            The same update, if it was accepted before.
+
+        Raises:
+            TrainingNotFound: The user has no part in such a training.
+            RoundNotOpen: The round does not take updates.
+            NotInCohort: The user does not belong to the round.
+            UpdateExists: The user has submitted another update.
+            NumExamples: More than the training's limit.
+        """
+        return submission.admit(lock_visible(new.training_id, new.user_id), new)
+
+    @verb
+    def submit_update(self, update_id: str, new: NewUpdate, now: datetime) -> tuple[Update, bool]:
+        """Accepts an update, once.
+
+        Returns:
+            The update, and whether it closed the round: then the caller starts the aggregation.
+
+        Raises:
+            FedroundError: As `admit`.
+        """
+        training = lock_visible(new.training_id, new.user_id)
+        current = submission.check(training, new)
+        if isinstance(current, UpdateRow):
+            return to_update(current), False
+        row = _accept(training, current, new, update_id, now)
+        return to_update(row), evaluate(training, current, now)
+
+    @verb
+    def submit_report(self, report_id: str, new: NewReport, now: datetime) -> tuple[Report, bool]:
+        """Accepts a report, once.
+
+        Returns:
+            The report, and whether it closed the round: then the caller starts what follows.
+
+        Raises:
+            FieldInvalid: The report lacks one of the training's metrics.
+            MetricsExist: The user has sent another report.
+            FedroundError: As `admit`.
+        """
+        training = lock_visible(new.training_id, new.user_id)
+        current = submission.check(training, new)
+        if isinstance(current, UpdateRow):
+            return to_report(current), False
+        row = _accept(training, current, new, report_id, now)
+        return to_report(row), evaluate(training, current, now)
+
+    @verb
+    def record_rejected(
+        self, training_id: str, number: int, user_id: str, reason: str, message: str, now: datetime
+    ) -> None:
+        """Counts a rejected submission, if the user takes, or took, part in the training.
+
+        A rejection that names an unknown round counts for the current one, so a user has at most one row for each round
+        and reason.
+        """
+        try:
+            training = find_visible(training_id, user_id)
+        except TrainingNotFound:
+            return
+        if not took_part(training, user_id):
+            return
+        row = find_round(training_id, number) or find_round(training_id, training.round)
+        if row is None:
+            return
+        table = RejectedUpdateRow
+        table.insert(
+            training_id=training_id,
+            number=row.number,
+            user_id=user_id,
+            reason=reason,
+            count=1,
+            last_time=now,
+            message=message[:MAX_MESSAGE],
+        ).on_conflict(
+            conflict_target=[table.training_id, table.number, table.user_id, table.reason],
+            preserve=[table.last_time, table.message],
+            update={table.count: table.count + 1},
+        ).execute()
+
+
+def _accept(
+    training: TrainingRow, current: RoundRow, new: NewUpdate | NewReport, update_id: str, now: datetime
+) -> UpdateRow:
+    """Inserts a submission, and counts it in its round."""
+    blob = new.blob if isinstance(new, NewUpdate) else None
+    row = UpdateRow(
+        update_id=update_id,
+        training_id=new.training_id,
+        number=new.round,
+        user_id=new.user_id,
+        sha256=None if blob is None else blob.sha256,
+        size_bytes=0 if blob is None else blob.size_bytes,
+        num_examples=new.num_examples,
+        metrics=dict(new.metrics),
+        accept_time=now,
+    )
+    insert(row)
+    reached("update.inserted")
+    contributions.accept(training, row)
+    training.stored_bytes += row.size_bytes
+    # The training has been locked since the round was read.
+    current.arrived += 1
+    save(current)
+    accepted = UpdateAccepted(update_id, new.round, new.user_id, new.num_examples, current.arrived, current.expected)
+    append_event(training, accepted, now, audience=ACTOR)
+    reached("update.logged")
+    return row
