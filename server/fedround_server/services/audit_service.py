@@ -17,15 +17,14 @@ class AuditService(audit_pb2_grpc.AuditServiceServicer):
     """Reads the audit log."""
 
     def __init__(self, coordinator: Coordinator) -> None:
-        """Serves these use cases."""
         self._audit = coordinator.audit
 
     async def ReadAudit(  # type: ignore[override]  # a coroutine that writes has no generator lifetime to reason about
         self, request: audit_pb2.ReadAuditRequest, context: Call
     ) -> None:
-        """Streams entries, as many in a message as fit."""
+        """Streams entries, as many per message as fit."""
         if request.after_sequence > MAX_SEQUENCE:
-            raise FieldInvalid("after_sequence", "is one that no log reaches")
+            raise FieldInvalid("after_sequence", "is beyond the end of any log")
         head = await self._audit.head()
         await context.write(audit_pb2.ReadAuditResponse(head=_head(head)))
         async for batch in self._audit.read(request.after_sequence, head):
@@ -38,13 +37,13 @@ class AuditService(audit_pb2_grpc.AuditServiceServicer):
     async def GetAuditHead(
         self, request: audit_pb2.GetAuditHeadRequest, context: Call
     ) -> audit_pb2.GetAuditHeadResponse:
-        """Answers where the chain ends."""
+        """Returns the last entry's sequence and hash."""
         return audit_pb2.GetAuditHeadResponse(head=_head(await self._audit.head()))
 
     async def GetContributions(
         self, request: audit_pb2.GetContributionsRequest, context: Call
     ) -> audit_pb2.GetContributionsResponse:
-        """Lists the updates that made a version."""
+        """Lists the updates that a version was aggregated from."""
         size = fields.parse_page_size(request.page_size)
         position = fields.parse_page_token(request.page_token, int)
         start = max(position[0], 0) if position else 0

@@ -11,16 +11,15 @@ from fedround_server.interceptors.auth import caller
 from fedround_server.interceptors.wrapping import Call
 from fedround_server.services import convert, fields, pages
 from fedround_server.services.chunks import ChunkStream, check_offset, incoming, send_file
-from fedround_server.services.compression import Compressor, a_packing
+from fedround_server.services.compression import Compressor, parse_compression
 
 
 class ModelService(model_pb2_grpc.ModelServiceServicer):
     """Stores models."""
 
-    def __init__(self, coordinator: Coordinator, packer: Compressor) -> None:
-        """Serves these use cases."""
+    def __init__(self, coordinator: Coordinator, compressor: Compressor) -> None:
         self._models = coordinator.models
-        self._packer = packer
+        self._compressor = compressor
 
     async def UploadModel(
         self,
@@ -38,7 +37,7 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
         return model_pb2.UploadModelResponse(model=convert.model(model))
 
     async def GetModel(self, request: model_pb2.GetModelRequest, context: Call) -> model_pb2.GetModelResponse:
-        """Answers one model."""
+        """Returns a model."""
         model = await self._models.get(fields.parse_id("model_id", request.model_id), caller().user_id)
         return model_pb2.GetModelResponse(model=convert.model(model))
 
@@ -68,10 +67,10 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
     async def TagModelVersion(
         self, request: model_pb2.TagModelVersionRequest, context: Call
     ) -> model_pb2.TagModelVersionResponse:
-        """Puts a tag on a version, or takes it away."""
+        """Adds a tag to a version, or removes it."""
         tag = fields.parse_tag("tag", request.tag)
         if tag in (LAST, BEST):
-            raise FieldInvalid("tag", f"{tag!r} is the server's: choose another one")
+            raise FieldInvalid("tag", f"{tag!r} is set by the server: choose another one")
         version = await self._models.tag(
             fields.parse_id("model_id", request.model_id), request.version, tag, caller().user_id, remove=request.remove
         )
@@ -86,7 +85,7 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
         number, tag = fields.parse_version(request.version if request.HasField("version") else None, request.tag)
         if request.part not in model_pb2.ModelPart.values():
             raise FieldInvalid("part", f"is {request.part}; known are {', '.join(model_pb2.ModelPart.keys())}")
-        packer = self._packer if a_packing(request.packing) else None
+        compressor = self._compressor if parse_compression(request.packing) else None
         model_id = fields.parse_id("model_id", request.model_id)
         version = await self._models.get_version(model_id, number, tag, caller().user_id)
         if request.part == model_pb2.MODEL_PART_POSTERIOR:
@@ -97,7 +96,7 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
             await context.write(model_pb2.DownloadModelResponse(info=info, unchanged=True))
             return
         chunks = self._models.read(version.blob, request.offset)
-        await send_file(context, model_pb2.DownloadModelResponse, info, chunks, packer)
+        await send_file(context, model_pb2.DownloadModelResponse, info, chunks, compressor)
 
     async def RemoveModel(self, request: model_pb2.RemoveModelRequest, context: Call) -> model_pb2.RemoveModelResponse:
         """Removes a model."""

@@ -1,4 +1,4 @@
-"""Cuts what is listed, so that it fits into a message."""
+"""Cuts lists into pages that fit into a message."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
@@ -9,13 +9,13 @@ Item = TypeVar("Item")
 M = TypeVar("M", bound=Message)
 
 MAX_BYTES = 3 << 19
-"""1.5 MiB for a list: a message has 2 MiB, and there is more in it."""
+"""1.5 MiB for a list: a message of 2 MiB has other fields, too."""
 FRAME = 8
-"""What a field takes around its value at the most, in bytes."""
+"""The most that the tag and the length of a field take, in bytes."""
 
 
 def fitting(items: Iterable[Item], encode: Callable[[Item], M]) -> list[M]:
-    """Encodes the first items: as many as fit into a message, at least one if there is one."""
+    """Encodes as many of the first items as fit into a message, and at least one if there is one."""
     messages: list[M] = []
     total = 0
     for item in items:
@@ -30,13 +30,13 @@ def fitting(items: Iterable[Item], encode: Callable[[Item], M]) -> list[M]:
 def cut(
     found: Sequence[Item], size: int, encode: Callable[[Item], M], token: Callable[[Item], str]
 ) -> tuple[list[M], str]:
-    """Makes a page of entries that fit.
+    """Makes a page of entries that fit into a message.
 
     Args:
-        found: The entries, more than `size` if there are more.
-        size: How many are asked for.
-        encode: Makes a message of an entry.
-        token: Makes the token of the page behind an entry.
+        found: The entries: more than `size` if the list goes on.
+        size: The requested number of entries.
+        encode: Encodes an entry.
+        token: Returns the token of the page behind an entry.
 
     Returns:
         The messages, and the token of the next page; empty if there is none.

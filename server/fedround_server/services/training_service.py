@@ -1,4 +1,4 @@
-"""TrainingService: the seven RPCs."""
+"""TrainingService."""
 
 from collections.abc import AsyncIterator
 from functools import partial
@@ -14,10 +14,9 @@ from fedround_server.services.chunks import ChunkStream, incoming
 
 
 class TrainingService(training_pb2_grpc.TrainingServiceServicer):
-    """Creates and steers trainings."""
+    """Creates, starts, changes and removes trainings."""
 
     def __init__(self, coordinator: Coordinator) -> None:
-        """Serves these use cases."""
         self._trainings = coordinator.trainings
 
     async def CreateTraining(
@@ -41,14 +40,14 @@ class TrainingService(training_pb2_grpc.TrainingServiceServicer):
             )
         else:
             async for _ in stream.chunks():
-                raise FieldInvalid("spec.model_id", "names a stored model, and a file is streamed: choose one")
+                raise FieldInvalid("spec.model_id", "selects a stored model, and a file is streamed: choose one")
         training = await self._trainings.create(caller().user_id, spec, file)
         return training_pb2.CreateTrainingResponse(training=convert.training(training, caller().user_id))
 
     async def GetTraining(
         self, request: training_pb2.GetTrainingRequest, context: Call
     ) -> training_pb2.GetTrainingResponse:
-        """Answers one training."""
+        """Returns a training."""
         training = await self._trainings.get(fields.parse_id("training_id", request.training_id), caller().user_id)
         return training_pb2.GetTrainingResponse(training=convert.training(training, caller().user_id))
 
