@@ -64,7 +64,7 @@ def _inputs(message: inference_pb2.Tensor) -> Array:
         raise FieldInvalid("inputs.shape", f"is {list(shape)[:20]}; must be 1 to {MAX_RANK} numbers, each >= 1")
     expected = math.prod(shape) * dtype.itemsize
     if len(message.data) != expected:
-        raise FieldInvalid("inputs.data", f"has {len(message.data)} bytes; dtype and shape require {expected}")
+        raise FieldInvalid("inputs.data", f"has {len(message.data)} bytes; dtype and shape need {expected}")
     return Array(dtype, shape, message.data)
 
 
