@@ -1,4 +1,4 @@
-"""Fields that are too much are refused before they are read: reading them would hold everybody up."""
+"""Fields with too many values are rejected before they are parsed: that would block the event loop."""
 
 import base64
 import json
@@ -19,7 +19,7 @@ def test_too_many_metric_names_are_counted_first() -> None:
         fields.parse_metric_names([""] * (fields.MAX_METRICS + 1))
 
 
-def test_a_page_token_is_no_longer_than_any_that_was_made() -> None:
+def test_a_page_token_is_not_longer_than_any_valid_one() -> None:
     assert len(fields.format_page_token("\U0001f600" * 200)) < fields.MAX_PAGE_TOKEN
     padded = json.dumps([7]) + " " * fields.MAX_PAGE_TOKEN
     with pytest.raises(FieldInvalid, match="is not a next_page_token"):

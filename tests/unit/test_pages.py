@@ -17,7 +17,7 @@ def user(size: int) -> user_pb2.User:
         ([10] * 3, 5, 3),
         ([10] * 6, 5, 5),
         ([pages.MAX_BYTES // 4] * 6, 5, 3),
-        # At least one, however large: else nobody would come past it.
+        # At least one, whatever its size: otherwise no page could go beyond it.
         ([pages.MAX_BYTES * 2] * 2, 5, 1),
         ([10, pages.MAX_BYTES * 2, 10], 5, 1),
     ],
