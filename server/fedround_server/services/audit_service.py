@@ -44,14 +44,14 @@ class AuditService(audit_pb2_grpc.AuditServiceServicer):
         self, request: audit_pb2.GetContributionsRequest, context: Call
     ) -> audit_pb2.GetContributionsResponse:
         """Lists the updates that a version was aggregated from."""
-        size = fields.parse_page_size(request.page_size)
-        position = fields.parse_page_token(request.page_token, int)
+        size = pages.parse_size(request.page_size)
+        position = pages.parse_token(request.page_token, int)
         start = max(position[0], 0) if position else 0
         version = request.version if request.HasField("version") else None
         origin = await self._audit.origin(fields.parse_id("model_id", request.model_id), version, caller().user_id)
         found = list(enumerate(origin.contributions, 1))[start : start + size + 1]
         page, token = pages.cut(
-            found, size, lambda found: _contribution(found[1]), lambda found: fields.format_page_token(found[0])
+            found, size, lambda found: _contribution(found[1]), lambda found: pages.format_token(found[0])
         )
         return audit_pb2.GetContributionsResponse(origin=_origin(origin), contributions=page, next_page_token=token)
 

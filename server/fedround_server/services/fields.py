@@ -1,14 +1,10 @@
 """Parses the fields of requests; each error names its field and what would be valid."""
 
-import base64
-import binascii
-import json
 import math
 import re
 import uuid
 from collections.abc import Collection, Iterable, Mapping
-from datetime import UTC, datetime, timedelta
-from typing import Any
+from datetime import timedelta
 
 from google.protobuf.message import Message
 
@@ -16,11 +12,7 @@ from fedround_server.domain.errors import FieldInvalid, NumExamples, UpdateNotFi
 from fedround_server.domain.token import ID_DIGITS
 from fedround_server.domain.training import MAX_NUM_EXAMPLES
 
-DEFAULT_PAGE = 50
-MAX_PAGE = 1000
 MAX_CLIENTS = 10_000
-MAX_PAGE_TOKEN = 4096
-"""In characters; the longest name takes some 3,200."""
 MAX_METRICS = 100
 MAX_METRIC_NAME = 100
 UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
@@ -184,46 +176,6 @@ def parse_optional_duration(field: str, message: Message, longest: timedelta, pr
     return duration
 
 
-def parse_page_size(value: int) -> int:
-    """Returns the number of entries of a page: the default for 0, and at most MAX_PAGE.
-
-    Raises:
-        FieldInvalid: It is negative.
-    """
-    if value < 0:
-        raise FieldInvalid("page_size", f"is {value}; must not be negative")
-    return min(value or DEFAULT_PAGE, MAX_PAGE)
-
-
-def format_page_token(*position: str | int) -> str:
-    """Returns the opaque token of a position where a page starts."""
-    return base64.urlsafe_b64encode(json.dumps(position).encode()).decode()
-
-
-def parse_page_token(value: str, *kinds: type[str] | type[int]) -> tuple[Any, ...] | None:
-    """Returns the position that a page token stands for; None for the first page.
-
-    Args:
-        value: The token.
-        kinds: The types of the position's parts.
-
-    Raises:
-        FieldInvalid: It is not a token of this list.
-    """
-    if not value:
-        return None
-    try:
-        if len(value) > MAX_PAGE_TOKEN:
-            raise ValueError("too long")
-        position = json.loads(base64.b64decode(value.encode(), altchars=b"-_", validate=True))
-    except (ValueError, binascii.Error, RecursionError):
-        position = None
-    fits = isinstance(position, list) and len(position) == len(kinds)
-    if not fits or not all(_is_part(part, kind) for part, kind in zip(position, kinds, strict=True)):
-        raise FieldInvalid("page_token", "is not a next_page_token of this list: leave it empty for the first page")
-    return tuple(position)
-
-
 def parse_num_examples(value: int) -> int:
     """Checks a number of examples and returns it.
 
@@ -263,25 +215,3 @@ def parse_metric_names(values: Collection[str]) -> tuple[str, ...]:
     if len(set(names)) != len(names):
         raise FieldInvalid("spec.metric_names", "contains a name twice")
     return tuple(names)
-
-
-def format_position(time: datetime, id_: str) -> str:
-    """Returns the page token behind an entry, in a list that is ordered by time and id."""
-    return format_page_token(round(time.timestamp() * 1_000_000), id_)
-
-
-def parse_position(value: str) -> tuple[datetime, str] | None:
-    """Returns the time and the id that a token of `format_position` stands for; None for the first page."""
-    found = parse_page_token(value, int, str)
-    if found is None:
-        return None
-    try:
-        return datetime.fromtimestamp(found[0] / 1_000_000, UTC), parse_id("page_token", found[1])
-    except (ValueError, OverflowError, OSError) as error:
-        raise FieldInvalid("page_token", "is not a next_page_token of this list") from error
-
-
-def _is_part(part: Any, kind: type[str] | type[int]) -> bool:
-    if type(part) is not kind:
-        return False
-    return 0 <= part < 1 << 62 if isinstance(part, int) else not UNSTORABLE.search(part)

@@ -43,10 +43,10 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
 
     async def GetModels(self, request: model_pb2.GetModelsRequest, context: Call) -> model_pb2.GetModelsResponse:
         """Lists the caller's models."""
-        size = fields.parse_page_size(request.page_size)
-        models = await self._models.page(caller().user_id, fields.parse_position(request.page_token), size + 1)
+        size = pages.parse_size(request.page_size)
+        models = await self._models.page(caller().user_id, pages.parse_position(request.page_token), size + 1)
         page, token = pages.cut(
-            models, size, convert.model, lambda model: fields.format_position(model.create_time, model.model_id)
+            models, size, convert.model, lambda model: pages.format_position(model.create_time, model.model_id)
         )
         return model_pb2.GetModelsResponse(models=page, next_page_token=token)
 
@@ -54,13 +54,13 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
         self, request: model_pb2.GetModelVersionsRequest, context: Call
     ) -> model_pb2.GetModelVersionsResponse:
         """Lists the versions of a model."""
-        size = fields.parse_page_size(request.page_size)
-        position = fields.parse_page_token(request.page_token, int)
+        size = pages.parse_size(request.page_size)
+        position = pages.parse_token(request.page_token, int)
         versions = await self._models.page_versions(
             fields.parse_id("model_id", request.model_id), caller().user_id, position[0] if position else None, size + 1
         )
         page, token = pages.cut(
-            versions, size, convert.model_version, lambda view: fields.format_page_token(view.version.version)
+            versions, size, convert.model_version, lambda view: pages.format_token(view.version.version)
         )
         return model_pb2.GetModelVersionsResponse(versions=page, next_page_token=token)
 
@@ -105,18 +105,18 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
 
     async def GetMetrics(self, request: model_pb2.GetMetricsRequest, context: Call) -> model_pb2.GetMetricsResponse:
         """Lists the metrics reported on a model."""
-        size = fields.parse_page_size(request.page_size)
+        size = pages.parse_size(request.page_size)
         model_id, after = fields.parse_id("model_id", request.model_id), _after(request.page_token)
         reports = await self._models.metrics(model_id, caller().user_id, after, size + 1)
         page, token = pages.cut(
-            reports, size, convert.metric_report, lambda one: fields.format_page_token(one.round, one.reporter_id or "")
+            reports, size, convert.metric_report, lambda one: pages.format_token(one.round, one.reporter_id or "")
         )
         return model_pb2.GetMetricsResponse(reports=page, next_page_token=token)
 
 
 def _after(token: str) -> tuple[int, str]:
     """Reads round and reporter of the report that a page goes on behind."""
-    found = fields.parse_page_token(token, int, str)
+    found = pages.parse_token(token, int, str)
     return (-1, "") if found is None else (found[0], fields.parse_optional_id("page_token", found[1]) or "")
 
 

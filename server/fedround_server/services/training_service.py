@@ -57,18 +57,18 @@ class TrainingService(training_pb2_grpc.TrainingServiceServicer):
         """Lists the caller's trainings."""
         if request.role not in training_pb2.TrainingRole.values():
             raise FieldInvalid("role", f"is {request.role}; known are TRAINING_ROLE_ACTOR and TRAINING_ROLE_CLIENT")
-        size = fields.parse_page_size(request.page_size)
+        size = pages.parse_size(request.page_size)
         trainings = await self._trainings.page(
             caller().user_id,
             as_actor=request.role != training_pb2.TRAINING_ROLE_CLIENT,
-            before=fields.parse_position(request.page_token),
+            before=pages.parse_position(request.page_token),
             limit=size + 1,
         )
         page, token = pages.cut(
             trainings,
             size,
             partial(convert.training, viewer_id=caller().user_id, listed=True),
-            lambda training: fields.format_position(training.create_time, training.training_id),
+            lambda training: pages.format_position(training.create_time, training.training_id),
         )
         return training_pb2.GetTrainingsResponse(trainings=page, next_page_token=token)
 

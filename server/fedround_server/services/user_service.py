@@ -39,10 +39,10 @@ class UserService(user_pb2_grpc.UserServiceServicer):
 
     async def GetUsers(self, request: user_pb2.GetUsersRequest, context: Call) -> user_pb2.GetUsersResponse:
         """Lists users by name."""
-        size = fields.parse_page_size(request.page_size)
-        after = fields.parse_page_token(request.page_token, str)
+        size = pages.parse_size(request.page_size)
+        after = pages.parse_token(request.page_token, str)
         users = await self._users.page(_role(request.role), after[0] if after else "", size + 1)
-        page, token = pages.cut(users, size, convert.user, lambda user: fields.format_page_token(user.name))
+        page, token = pages.cut(users, size, convert.user, lambda user: pages.format_token(user.name))
         return user_pb2.GetUsersResponse(users=page, next_page_token=token)
 
     async def GetMyself(self, request: user_pb2.GetMyselfRequest, context: Call) -> user_pb2.GetMyselfResponse:
