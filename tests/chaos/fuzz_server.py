@@ -30,7 +30,7 @@ from fedround_server.engine.format.manifest import HeaderGate
 from fedround_server.engine.format.tensors import TensorFile
 from fedround_server.engine.jobs import Examination, Origin
 from fedround_server.interceptors import auth
-from fedround_server.services import fields, training_spec
+from fedround_server.services import pages, training_spec
 from fedround_server.services.chunks import ChunkStream, incoming
 from fedround_server.wakeups import Hub
 from unit.safetensors_files import entry, with_header
@@ -156,13 +156,13 @@ def page_token(folder: Path) -> Iterator[Target]:
             value: Any = rand.choice((parts, *parts, {"a": parts}, [*parts, None], [True], [1.5], [[[]]], [10**300]))
             text = base64.urlsafe_b64encode(mutate(rand, json.dumps(value).encode())).decode()
         else:
-            text = fields.page_token(*parts)
+            text = pages.format_token(*parts)
         text = mutate(rand, text.encode(), rand.choice((0, 0, 1, 3))).decode(errors="replace")
         try:
-            found = fields.a_page_token(text, *kinds)
+            found = pages.parse_token(text, *kinds)
             assert found is None or [type(part) for part in found] == kinds
             assert found is None or all(0 <= part < 1 << 62 for part in found if isinstance(part, int))
-            position = fields.a_position(text)
+            position = pages.parse_position(text)
         except FieldInvalid:
             return "refused"
         if position is None:

@@ -74,7 +74,7 @@ def test_each_reason_has_its_exception(server, code, reason, kind):
 
 
 @pytest.mark.parametrize("where", ["status", "detail"])
-def test_details_that_are_garbage_are_as_good_as_none(server, where):
+def test_malformed_details_are_ignored(server, where):
     ((key, details),), code, text = refusal(grpc.StatusCode.NOT_FOUND, "TRAINING_NOT_FOUND")
     garbage = b"\xff" * 20 if where == "status" else details.replace(b"TRAINING_NOT_FOUND", b"\xff" * 18)
     error = failing(server, (((key, garbage),), code, text))
@@ -93,24 +93,24 @@ def test_every_exception_is_exported_and_can_be_pickled():
     assert set(fedround_client.__all__) <= set(vars(fedround_client))
 
 
-def test_a_server_out_of_reach_is_told_with_its_address_and_what_to_do(server):
+def test_an_unreachable_server_is_reported_with_its_address_and_a_remedy(server):
     error = failing(server, ((), grpc.StatusCode.UNAVAILABLE, "connection refused"))
     assert type(error) is errors.ServerUnavailable
     assert re.search(r"there:1.*connection refused.*fedround serve", error.message)
 
 
-def test_what_the_server_asks_to_wait_for_may_be_tried_again(server):
+def test_an_error_with_retry_info_is_transient(server):
     error = failing(server, refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_UPLOADS", retry=1.5))
     assert (error.retry_after, error.transient) == (1.5, True)
 
 
-def test_details_of_another_domain_are_not_taken_for_ours(server):
+def test_details_of_another_domain_are_ignored(server):
     error = failing(server, refusal(grpc.StatusCode.NOT_FOUND, "TRAINING_NOT_FOUND", domain="example.org"))
     assert type(error) is errors.NotFound
     assert error.reason == "NOT_FOUND"
 
 
-def test_broken_details_do_not_hide_the_error(server):
+def test_details_that_contradict_the_status_are_ignored(server):
     trailing, _, _ = refusal(grpc.StatusCode.NOT_FOUND, "TRAINING_NOT_FOUND")
     error = failing(server, (trailing, grpc.StatusCode.PERMISSION_DENIED, "contradiction"))
     assert type(error) is errors.PermissionDenied
@@ -136,11 +136,11 @@ def test_broken_details_do_not_hide_the_error(server):
         ("INVALID_ARGUMENT", "FIELD_INVALID", False),
     ],
 )
-def test_what_may_be_tried_again(code, reason, transient):
+def test_which_errors_are_transient(code, reason, transient):
     assert errors.FedroundError(grpc.StatusCode[code], reason, "").transient is transient
 
 
-def test_a_mistake_in_the_server_is_not_tried_again():
+def test_a_defect_in_the_server_is_not_transient():
     error = errors.FedroundError(grpc.StatusCode.INTERNAL, "INTERNAL", "", {"error_id": "7"})
     assert not error.transient
 
@@ -156,7 +156,7 @@ def test_the_client_needs_neither_torch_nor_a_database():
     assert run.returncode == 0, run.stderr
 
 
-def test_a_call_that_came_too_fast_is_made_again_when_there_is_time_for_it(server):
+def test_a_call_over_the_rate_limit_is_repeated(server):
     call = server.run(server.client.remove_training, TRAINING)
     busy = refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_CALLS", retry=3.5)
     server.refuse("RemoveTraining", busy)
@@ -165,7 +165,7 @@ def test_a_call_that_came_too_fast_is_made_again_when_there_is_time_for_it(serve
     assert 1003.5 <= server.time.time() <= 1004
 
 
-def test_calls_that_come_too_fast_again_and_again_are_given_up(server):
+def test_a_call_that_stays_over_the_rate_limit_fails(server):
     call = server.run(server.client.get_training, TRAINING)
     for _ in range(8):
         server.refuse("GetTraining", refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_CALLS", retry=1))

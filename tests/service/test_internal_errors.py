@@ -55,7 +55,10 @@ HANDLERS = {
 @pytest.fixture
 async def address() -> AsyncIterator[str]:
     """Of a server whose every method fails."""
-    interceptors = (LogInterceptor(), ErrorInterceptor(MAX_MESSAGE, lambda *_: pytest.fail("this is no refusal")))
+    interceptors = (
+        LogInterceptor(),
+        ErrorInterceptor(MAX_MESSAGE, lambda *_: pytest.fail("not a fedround error")),
+    )
     server = grpc.aio.server(interceptors=interceptors)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("Failing", HANDLERS),))
     port = server.add_insecure_port("127.0.0.1:0")
