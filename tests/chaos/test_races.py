@@ -64,7 +64,7 @@ class Barrier:
             gate = self._gate if self._left else None
             self._left = max(0, self._left - 1)
         if gate is not None:
-            gate.wait(30)
+            gate.wait(100)
 
 
 class Race:

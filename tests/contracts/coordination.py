@@ -111,7 +111,7 @@ class Coordination:
         with self.context.hub.waiter() as waiter:
             waiter.follow([training_id])
             while not holds(training := await self.context.store.trainings.get(training_id, actor)):
-                assert await waiter.wait(30), f"nobody is woken any more: {training}"
+                assert await waiter.wait(100), f"nobody is woken any more: {training}"
         return training
 
 

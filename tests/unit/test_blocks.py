@@ -8,6 +8,8 @@ import pytest
 
 from fedround_wire.blocks import SET_BY_USERS
 
+pytestmark = pytest.mark.serial
+
 COUNT = """
 import resource, sys
 if sys.argv[1] == "kept":
