@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, ParamSpec, Protocol, TypeVar
 
-from fedround_server.blobs import BlobStore
+from fedround_server.blobs import Blobs
 from fedround_server.coordinator.presence import Presence
 from fedround_server.domain.quota import Quotas
 from fedround_server.engine.executor import Engine
@@ -74,7 +74,7 @@ class Context:
     """The parts that use cases join; architectures are the operator's factories by name."""
 
     store: Store
-    blobs: BlobStore
+    blobs: Blobs
     engine: Engine
     hub: Hub
     tasks: asyncio.TaskGroup
