@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import save
 
 import fedround_client as fr
-from calls import MODEL, Person, new_id, refused
+from calls import MODEL, Person, new_id, refused, until
 from fedround_client.clock import SystemClock
 from servers import Server
 from service.uploads import Halted, Upload, committed, storing
@@ -140,6 +140,8 @@ def test_what_uploads_under_way_will_take_is_not_free(
 ) -> None:
     first, second = storing(person("ACTOR")), storing(person("ACTOR"))
     with Halted(server, first, FILE) as halted:
+        arrived = server.data_dir / "tmp"
+        until(lambda: sum(path.stat().st_size for path in arrived.iterdir()) == len(FILE) // 2)
         # The half of it that has arrived is not free any more.
         disk.write_text(str(1_000_000 + len(FILE) // 2 + len(data) - 1))
         with refused("RESOURCE_EXHAUSTED", "DISK_FULL", "almost full"):
