@@ -154,6 +154,18 @@ def test_server_keeps_to_the_layers() -> None:
     assert server_violations(SERVER) == []
 
 
+def test_only_the_composition_root_chooses_how_blobs_are_stored() -> None:
+    # What callers use is in the package itself.
+    inner = {f"fedround_server.blobs.{path.stem}" for path in (SERVER / "blobs").glob("*.py")}
+    chosen = {
+        str(inside)
+        for inside, tree, package in modules(SERVER)
+        for item in imports(tree, package)
+        if inside.parts[0] != "blobs" and item.name.rpartition(".")[0] in inner
+    }
+    assert chosen == {"app.py"}
+
+
 def test_client_loads_neither_torch_nor_a_database() -> None:
     assert client_violations(CLIENT) == []
 

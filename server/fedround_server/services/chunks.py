@@ -1,4 +1,4 @@
-"""Streams that carry a file in chunks: up behind a spec, and down behind what is sent."""
+"""Streams that carry a file in chunks: uploads after a spec, downloads after a description of the model."""
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
@@ -27,7 +27,7 @@ class Message(Protocol):
     packing: event_pb2.Packing.ValueType
 
     def HasField(self, field_name: Literal["spec", "chunk_crc32c"], /) -> bool:  # noqa: N802 - protobuf's name
-        """Tells whether a field is there."""
+        """Returns whether a field is set."""
 
 
 M = TypeVar("M", bound=Message)
@@ -37,16 +37,16 @@ def check_offset(blob: BlobRef, offset: int) -> None:
     """Checks where a download starts.
 
     Raises:
-        OffsetOutOfRange: Behind the end of the file.
+        OffsetOutOfRange: It lies behind the end of the file.
     """
     if offset > blob.size_bytes:
         raise OffsetOutOfRange(f"offset: the file ends at {blob.size_bytes}, before {offset}")
 
 
 class ChunkStream(Generic[M]):
-    """Reads such a stream: `first` gives the message with the spec, `chunks` the file.
+    """Reads an upload: `first` returns the message with the spec, `chunks` the file.
 
-    Neither can tell a complete stream from one that was cut off: only the declared size and digest can.
+    A stream that was cut off looks complete; only the declared size and digest show it.
     """
 
     def __init__(self, requests: AsyncIterator[M]) -> None:
@@ -58,7 +58,7 @@ class ChunkStream(Generic[M]):
         """Reads the first message.
 
         Raises:
-            FieldInvalid: It is missing, or carries no spec.
+            FieldInvalid: It is missing, or has no spec.
         """
         async for message in self._requests:
             if not message.HasField("spec"):
@@ -71,8 +71,8 @@ class ChunkStream(Generic[M]):
         """Yields the file, from an offset on.
 
         Raises:
-            FieldInvalid: A chunk is too large, or a spec comes late or twice.
-            ChunkCorrupt: A chunk was damaged on the way.
+            FieldInvalid: A chunk is too large, or a message after the first has a spec.
+            ChunkCorrupt: A chunk was damaged in transit.
         """
         if self._first is not None and (data := await _take(self._first, offset)):
             yield data
@@ -92,14 +92,14 @@ async def send_file(
     chunks: AsyncGenerator[bytes, None],
     packer: Compressor | None,
 ) -> None:
-    """Answers a download: first what is sent, then the file.
+    """Answers a download: first the description, then the file.
 
     Args:
         context: The call.
-        message: Makes messages of its stream.
-        info: What is sent.
-        chunks: The file, closed at the end.
-        packer: Packs the chunks; None to send them as they are.
+        message: The class of the stream's messages.
+        info: The description.
+        chunks: The file; closed at the end.
+        packer: Compresses the chunks; None to send them as they are.
     """
     async with aclosing(chunks):
         await context.write(message(info=info))
@@ -114,10 +114,10 @@ async def send_file(
 def incoming(
     stream: ChunkStream[M], prefix: str, sha256: str, size_bytes: int, upload_id: str, offset: int
 ) -> Incoming:
-    """Reads what was declared of a file.
+    """Parses the declaration of a file.
 
     Args:
-        stream: Where the file comes from.
+        stream: The file's stream.
         prefix: What the names of the declaring fields begin with.
         sha256: As declared; empty for none.
         size_bytes: As declared; 0 for none.
@@ -138,7 +138,7 @@ def incoming(
 
 async def _take(message: Message, offset: int) -> bytes:
     """Checks a chunk; returns the bytes of the file that it carries."""
-    # Once: with a message of protobuf each look at the field makes a copy.
+    # Read once: with protobuf's messages, each access to the field makes a copy.
     data = message.chunk
     size = len(data)
     if size > MAX_CHUNK:
