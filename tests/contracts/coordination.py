@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 
 from contracts.world import World, update
-from fedround_server.blobs import BlobStore
+from fedround_server.blobs import BlobFiles, StagedBlob
+from fedround_server.blobs.local import LocalBlobs
 from fedround_server.coordinator import Context, Coordinator
 from fedround_server.domain.errors import StoreUnavailable
 from fedround_server.domain.model import BlobRef
 from fedround_server.domain.training import Training
 from fedround_server.domain.user import Role
-from fedround_server.engine.jobs import AggregationJob, Examination, Origin, PredictionJob
+from fedround_server.engine.jobs import AggregationJob, CheckJob, CheckResult, PredictionJob
 from fedround_server.store import Store
 from fedround_server.wakeups import Hub
 
@@ -62,6 +63,7 @@ class ToldClock:
 class ToldEngine:
     """Aggregates to a file of a few bytes, or fails as it is told to."""
 
+    files: BlobFiles
     error: Exception | None = None
     jobs: list[AggregationJob] = field(default_factory=list)
     may_end: asyncio.Event = field(default_factory=asyncio.Event)
@@ -69,17 +71,18 @@ class ToldEngine:
     def __post_init__(self) -> None:
         self.may_end.set()
 
-    async def examine(self, path: Path, origin: Origin | None = None) -> Examination:
-        return Examination()
+    async def check(self, job: CheckJob) -> CheckResult:
+        return CheckResult()
 
-    async def aggregate(self, job: AggregationJob, target: Path) -> BlobRef:
+    async def aggregate(self, job: AggregationJob) -> StagedBlob:
         self.jobs.append(job)
         await self.may_end.wait()
         if self.error is not None:
             raise self.error
         content = f"result {len(self.jobs)}".encode()
-        target.write_bytes(content)
-        return BlobRef(hashlib.sha256(content).hexdigest(), len(content))
+        with self.files.stage() as (staged, path):
+            path.write_bytes(content)
+        return StagedBlob(staged, BlobRef(hashlib.sha256(content).hexdigest(), len(content)))
 
     async def predict(self, job: PredictionJob) -> Any:
         raise AssertionError("nobody predicts here")
@@ -122,10 +125,11 @@ class _Done(Exception):
 @asynccontextmanager
 async def coordinating(store: Store, folder: Path) -> AsyncIterator[Coordination]:
     """Runs a coordinator for the time of the block."""
-    clock, engine = ToldClock(), ToldEngine()
+    clock, blobs = ToldClock(), LocalBlobs(folder)
+    engine = ToldEngine(blobs.files)
     try:
         async with asyncio.TaskGroup() as tasks:
-            context = Context(store, BlobStore(folder), engine, Hub(), tasks, clock=clock)
+            context = Context(store, blobs, engine, Hub(), tasks, clock=clock)
             yield Coordination(Coordinator(context), context, clock, engine, World(store))
             raise _Done
     except* _Done:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from contracts.coordination import Coordination, coordinating, lose
-from fedround_server.blobs import UNREFERENCED_SECONDS
+from fedround_server.blobs import StagedRef
+from fedround_server.blobs.aging import UNREFERENCED_SECONDS
 from fedround_server.coordinator.coordinator import COLLECTION_INTERVAL, COLLECTION_SLICE
 from fedround_server.domain.model import BlobRef
 from fedround_server.store import Store
@@ -16,16 +17,16 @@ from fedround_server.store.verbs.model import ModelVerbs
 
 def old(desk: Coordination, content: str) -> BlobRef:
     """Stores a blob that came long ago."""
-    with desk.context.blobs.upload("user", None, 0, "one") as writer:
+    with desk.context.blobs.writer(StagedRef("one")) as writer:
         writer.write(content.encode())
-        desk.context.blobs.adopt(writer.path, writer.blob)
-    path = desk.context.blobs.path(writer.blob.sha256)
+        desk.context.blobs.commit(writer.staged)
+    path = desk.context.blobs.files.local_path(writer.staged.blob)
     os.utime(path, (path.stat().st_mtime - UNREFERENCED_SECONDS - 60,) * 2)
-    return writer.blob
+    return writer.staged.blob
 
 
 def here(desk: Coordination, *blobs: BlobRef) -> list[bool]:
-    return [desk.context.blobs.path(blob.sha256).exists() for blob in blobs]
+    return [desk.context.blobs.files.local_path(blob).exists() for blob in blobs]
 
 
 async def test_what_nobody_needs_goes_in_slices(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

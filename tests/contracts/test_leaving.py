@@ -10,6 +10,7 @@ import pytest
 
 from contracts.coordination import coordinating
 from contracts.world import World
+from fedround_server.blobs import UploadRef
 from fedround_server.domain.aggregation import FedDC
 from fedround_server.domain.errors import NotInCohort
 from fedround_server.domain.event import RoundStarted
@@ -130,7 +131,7 @@ async def test_a_removal_goes_on_without_its_caller(
     async with coordinating(store, tmp_path) as desk:
         actor, (stays, gone), training = await desk.running(2)
         await desk.submit(training.training_id, 0, stays)
-        with desk.context.blobs.upload(gone, "half an upload", 0, "") as writer:
+        with desk.context.blobs.writer(UploadRef(gone, "half an upload")) as writer:
             writer.write(b"half")
         monkeypatch.setattr(UserVerbs, "remove", last_heard_of)
         removal = asyncio.create_task(desk.coordinator.remove_user(gone, force=False))
@@ -138,7 +139,7 @@ async def test_a_removal_goes_on_without_its_caller(
             await removal
         await desk.until(actor, training.training_id, lambda training: training.round == 1)
         await desk.coordinator.close()
-        assert desk.context.blobs.upload_size(gone, "half an upload") == 0
+        assert desk.context.blobs.upload_size(UploadRef(gone, "half an upload")) == 0
 
 
 async def test_a_removed_actors_deadlines_are_nobodys(store: Store, tmp_path: Path) -> None:

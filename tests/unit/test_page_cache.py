@@ -1,6 +1,7 @@
 """What the system keeps of files goes when it is not needed any more, and the files stay what they are."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,7 @@ def test_a_replaced_file_is_freed_behind_the_block(tmp_path: Path) -> None:
     old, new = tmp_path / "old", tmp_path / "new"
     old.write_bytes(DATA)
     new.write_bytes(b"new")
-    with keep_open(old):
+    with ThreadPoolExecutor(1) as closer, keep_open(old, closer):
         new.replace(old)
         assert _is_open(str(old) + " (deleted)")
     assert old.read_bytes() == b"new"
@@ -52,7 +53,7 @@ def test_a_replaced_file_is_freed_behind_the_block(tmp_path: Path) -> None:
 
 
 def test_there_need_be_nothing_to_replace(tmp_path: Path) -> None:
-    with keep_open(tmp_path / "file"):
+    with ThreadPoolExecutor(1) as closer, keep_open(tmp_path / "file", closer):
         (tmp_path / "file").write_bytes(DATA)
     assert (tmp_path / "file").read_bytes() == DATA
 

@@ -107,22 +107,17 @@ class Aggregations:
         computation = task.computation
         if computation is None:
             return None
-        blobs = self._context.blobs
         job = AggregationJob(
-            model=blobs.path(task.model.sha256),
-            updates=tuple(blobs.path(update.blob.sha256) for update in task.updates),
+            model=task.model,
+            updates=tuple(update.blob for update in task.updates),
             weights=tuple(update.num_examples for update in task.updates),
             algorithm=computation.algorithm,
             options=computation.options,
             differences=computation.differences,
         )
-        target = blobs.temporary(self._context.new_id())
-        try:
-            with map_disk_full():
-                result = await self._context.engine.aggregate(job, target)
-            reached("aggregation.computed")
-            await in_thread(blobs.adopt, target, result)
-            reached("aggregation.adopted")
-        finally:
-            target.unlink(missing_ok=True)
-        return result
+        with map_disk_full():
+            result = await self._context.engine.aggregate(job)
+        reached("aggregation.computed")
+        await in_thread(self._context.blobs.commit, result)
+        reached("aggregation.adopted")
+        return result.blob

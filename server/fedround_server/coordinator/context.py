@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
-from fedround_server.blobs import BlobStore
+from fedround_server.blobs import Blobs
 from fedround_server.coordinator.presence import Presence
 from fedround_server.coordinator.tasks import Tasks
 from fedround_server.domain.limits import DEFAULTS, Limits
@@ -51,7 +51,7 @@ class Context:
     """
 
     store: Store
-    blobs: BlobStore
+    blobs: Blobs
     engine: Engine
     hub: Hub
     background: asyncio.TaskGroup

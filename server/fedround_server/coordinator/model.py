@@ -45,7 +45,7 @@ class Models:
 
     async def read(self, blob: BlobRef, offset: int) -> AsyncGenerator[bytes, None]:
         """Reads a file in chunks, from an offset."""
-        with self._context.blobs.open(blob.sha256, offset, CHUNK) as file:
+        with self._context.blobs.open(blob, offset, CHUNK) as file:
             while True:
                 chunk = file.read_cached()
                 if chunk is None:

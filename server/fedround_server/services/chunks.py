@@ -57,7 +57,7 @@ class ChunkStream(Generic[M]):
         """Reads the first message.
 
         Raises:
-            FieldInvalid: It is missing, or carries no spec.
+            FieldInvalid: It is missing, or has no spec.
         """
         async for message in self._requests:
             if not message.HasField("spec"):
