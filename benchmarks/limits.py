@@ -23,7 +23,7 @@ import google_crc32c
 import numpy as np
 from safetensors.numpy import save_file
 
-from fedround_client.transfer import CHUNK
+from fedround_client.payload import CHUNK
 from measure import MIB, cpu_seconds, keep
 
 RECEIVER = """

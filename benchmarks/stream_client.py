@@ -17,8 +17,8 @@ from fedround.v1.model_pb2 import DownloadModelRequest, ModelSpec, UploadModelRe
 from fedround.v1.model_pb2_grpc import ModelServiceStub
 from fedround_client.channel import open_channel
 from fedround_client.chunk_stubs import with_chunk_codec
-from fedround_client.participant import KEPT, LARGEST
-from fedround_client.transfer import CHUNK
+from fedround_client.participant import MAX_FREED_BLOCK, TRIM_THRESHOLD
+from fedround_client.payload import CHUNK
 from fedround_wire.allocator import keep_freed
 from fedround_wire.chunk_codec import ChunkMessage
 
@@ -74,7 +74,7 @@ class StreamClient:
 def main() -> None:
     """Serves its standard input."""
     address, token, path = sys.argv[1:]
-    keep_freed(LARGEST, KEPT)
+    keep_freed(MAX_FREED_BLOCK, TRIM_THRESHOLD)
     client = StreamClient(address, token, Path(path))
     print("ready", flush=True)
     for line in sys.stdin:

@@ -15,7 +15,7 @@ import numpy as np
 from safetensors.numpy import load, save
 
 from fedround.v1 import event_pb2, model_pb2, model_pb2_grpc, round_pb2, round_pb2_grpc
-from fedround_client.transfer import CHUNK
+from fedround_client.payload import CHUNK
 from fedround_wire.chunk_codec import ChunkMessage
 from null_server import lean_server
 from peers.common import Processes, Workload, free_port, tell, tell_end, tell_round, wait_for_port

@@ -18,7 +18,7 @@ from fedround.v1.round_pb2 import SubmitUpdateRequest, SubscribeRequest, UpdateS
 from fedround.v1.round_pb2_grpc import RoundServiceStub
 from fedround_client.channel import open_channel
 from fedround_client.chunk_stubs import with_chunk_codec
-from fedround_client.participant import KEPT, LARGEST
+from fedround_client.participant import MAX_FREED_BLOCK, TRIM_THRESHOLD
 from fedround_wire.allocator import keep_freed
 from fedround_wire.chunk_codec import ChunkMessage
 from measure import fedround_server
@@ -28,7 +28,7 @@ TakePart = Callable[[int, str, str, str], None]
 
 
 def take_part(number: int, address: str, token: str, training_id: str) -> None:
-    keep_freed(LARGEST, KEPT)
+    keep_freed(MAX_FREED_BLOCK, TRIM_THRESHOLD)
     metadata = (("authorization", f"Bearer {token}"),)
     with open_channel(address) as channel:
         rounds = with_chunk_codec(RoundServiceStub(channel), channel, round_pb2.DESCRIPTOR)

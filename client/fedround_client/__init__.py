@@ -1,4 +1,4 @@
-"""The client of fedround, a coordination server for federated learning.
+"""The Python SDK of fedround, a coordination server for federated learning.
 
 >>> with fedround_client.connect() as client:  # doctest: +SKIP
 ...     client.participate(train)
@@ -16,16 +16,18 @@ from fedround.v1.aggregation_pb2 import (
     Swag,
 )
 from fedround_client import errors
-from fedround_client.audit_chain import AuditBroken, AuditEntry, AuditHead, AuditReport
+from fedround_client.audit_chain import AuditReport
+from fedround_client.audit_entry import AuditBroken, AuditEntry, AuditHead
 from fedround_client.client import Client, connect
 from fedround_client.errors.client_side import *
 from fedround_client.errors.family import *
 from fedround_client.errors.reason import *
 from fedround_client.inference import Prediction
 from fedround_client.options import Selection
-from fedround_client.participant import Participation, Round, Update
+from fedround_client.participation import Participation, Round, Update
 from fedround_client.swag_moments import Moments
-from fedround_client.tensors import TensorError, from_safetensors, to_safetensors
+from fedround_client.tensor_types import TensorError
+from fedround_client.tensors import from_safetensors, to_safetensors
 
 __all__ = [
     "AuditBroken",

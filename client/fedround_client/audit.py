@@ -1,4 +1,4 @@
-"""The audit log: reading it, verifying it, and which updates made which version of a model."""
+"""The calls of AuditService: read and verify the audit log, and find the updates behind a version of a model."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import grpc
 
 from fedround.v1 import audit_pb2
 from fedround.v1.audit_pb2 import Contribution, Origin
-from fedround_client.audit_chain import AuditChainVerifier, AuditEntry, AuditHead, AuditReport
-from fedround_client.rpc import ATTEMPTS, Rpc, Stream
+from fedround_client.audit_chain import AuditChainVerifier, AuditReport
+from fedround_client.audit_entry import AuditEntry, AuditHead
+from fedround_client.retry import ATTEMPTS
+from fedround_client.rpc import Rpc, Stream
 
 
 class AuditCalls:
@@ -18,35 +20,35 @@ class AuditCalls:
     _rpc: Rpc
 
     def audit_head(self) -> AuditHead:
-        """Answers where the audit log ends. For admins.
+        """Returns the head of the audit log, which is its last entry. For admins.
 
         Raises:
-            RoleRequired: You are no admin.
+            RoleRequired: You are not an admin.
         """
         return _head(self._rpc.unary(self._rpc.audit.GetAuditHead, audit_pb2.GetAuditHeadRequest()).head)
 
     def read_audit(self, after: int = 0, until: AuditHead | None = None) -> Iterator[AuditEntry]:
-        """Iterates over the audit log, across lost connections. For admins.
+        """Iterates over the entries of the audit log, across lost connections. For admins.
 
         Args:
-            after: Sequence to start behind; 0 for the first entry.
-            until: Where to end; by default where the log ends now.
+            after: Sequence of the entry before the first one; 0 to start at the beginning.
+            until: The last entry; by default the present head.
 
         Raises:
-            RoleRequired: You are no admin.
+            RoleRequired: You are not an admin.
         """
         return self._read(after, until or self.audit_head())
 
     def verify_audit(self, anchor: AuditHead | None = None) -> AuditReport:
-        """Verifies the whole audit log here, whatever the server thinks of it. For admins.
+        """Verifies the whole audit log on this machine, without trust in the server. For admins.
 
         Args:
-            anchor: A head that was noted earlier: without one, nobody can tell that the end was cut off, or that all
-                was written anew.
+            anchor: A head that was recorded earlier. Without one, it cannot be detected that the end was cut off, or
+                that the whole log was rewritten.
 
         Raises:
-            AuditBroken: It is not what a server wrote, or not all of it.
-            RoleRequired: You are no admin.
+            AuditBroken: The log was changed, or is incomplete.
+            RoleRequired: You are not an admin.
         """
         head, verifier = self.audit_head(), AuditChainVerifier(anchor)
         for entry in self._read(0, head):
@@ -54,33 +56,33 @@ class AuditCalls:
         return verifier.finish(head)
 
     def contributions(self, model_id: str, version: int | None = None) -> tuple[Origin, list[Contribution]]:
-        """Answers which updates made a version of a model of yours. For actors.
+        """Returns the updates that a version of a model of yours was aggregated from. For actors.
 
         Args:
             model_id: UUID of the model.
             version: The version; None for the latest one.
 
         Returns:
-            Where the version comes from, and the updates by round and participant.
+            The origin of the version, and the updates, sorted by round and participant.
 
         Raises:
             ModelNotFound: You own no such model, or it has no such version.
         """
         request = audit_pb2.GetContributionsRequest(model_id=model_id, version=version)
-        found: list[Contribution] = []
+        contributions: list[Contribution] = []
         origin = Origin()
         for page in self._rpc.pages(self._rpc.audit.GetContributions, request):
-            # The latest version may be another one by the next page.
+            # A newer version may be the latest one when the next page is fetched.
             origin, request.version = page.origin, page.origin.version
-            found += page.contributions
-        return origin, found
+            contributions += page.contributions
+        return origin, contributions
 
     def _read(self, after: int, head: AuditHead) -> Iterator[AuditEntry]:
         stream: Stream[audit_pb2.ReadAuditResponse] | None = None
         try:
             while after < head.sequence:
                 message = None
-                # Nothing is yielded within an attempt: it would take the end of the generator for a failure.
+                # Must not yield within an attempt: it would treat the GeneratorExit of a closed generator as a failure.
                 for attempt in self._rpc.retrying(ATTEMPTS):
                     with attempt, self._rpc.typed_errors():
                         if stream is None:
@@ -92,7 +94,7 @@ class AuditCalls:
                             stream = None
                             raise
                 if message is None:
-                    # The server says that there are more, and has none: for `verify_audit` to tell.
+                    # The server has fewer entries than its head says; `verify_audit` reports it.
                     return
                 for entry in message.entries:
                     if entry.sequence > head.sequence:

@@ -1,134 +1,26 @@
-"""The chain of the audit log: what an entry is, how it is hashed, and how all of it is verified, without the server."""
+"""Verification of the audit log's hash chain, without the server."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import astuple, dataclass
-from typing import Any
+from dataclasses import dataclass
 
-from fedround.v1 import audit_pb2
+from fedround_client.audit_entry import START, AuditBroken, AuditEntry, AuditHead
 from fedround_client.ledger import Ledger
-
-DOMAIN = "fedround.audit.v1"
-START = "0" * 64
-
-
-class AuditBroken(Exception):
-    """The audit log is not what a server wrote, or not all of it.
-
-    Attributes:
-        sequence: The first entry that is wrong.
-        problem: What is wrong with it.
-    """
-
-    def __init__(self, sequence: int, problem: str) -> None:
-        super().__init__(f"entry {sequence}: {problem}")
-        self.sequence = sequence
-        self.problem = problem
-
-
-@dataclass(frozen=True)
-class AuditHead:
-    """An end of the chain: now, or when somebody noted it."""
-
-    sequence: int
-    hash: str
-
-    @classmethod
-    def parse(cls, text: str) -> AuditHead:
-        """Reads what `str` writes.
-
-        Raises:
-            ValueError: It is not SEQUENCE:HASH.
-        """
-        sequence, _, found = text.strip().partition(":")
-        digits = found.lower()
-        if not sequence.isdecimal() or len(digits) != len(START) or set(digits) - set("0123456789abcdef"):
-            raise ValueError(f"{text!r} is not SEQUENCE:HASH, as `fedround audit verify` prints it")
-        return cls(int(sequence), digits)
-
-    def __str__(self) -> str:
-        return f"{self.sequence}:{self.hash}"
-
-
-@dataclass(frozen=True)
-class AuditEntry:
-    """One entry of the audit log, in the order in which its fields are hashed; what does not apply is empty.
-
-    Attributes:
-        sequence: Position in the log: 1, 2, 3, without gaps.
-        time_us: When it was written, in microseconds since 1970 UTC.
-        user_id: In whose name it was done; empty for the server itself.
-        action: What was done.
-        training_id: The training that it is about.
-        model_id: The model that it is about.
-        subject: What it is about within that.
-        facts: More, as canonical JSON.
-        previous_hash: Hash of the entry before.
-        hash: SHA-256 of the other fields.
-    """
-
-    sequence: int
-    time_us: int
-    user_id: str
-    action: str
-    training_id: str
-    model_id: str
-    subject: str
-    facts: str
-    previous_hash: str
-    hash: str
-
-    @classmethod
-    def from_message(cls, message: audit_pb2.AuditEntry) -> AuditEntry:
-        """Reads an entry as the server sends it."""
-        return cls(
-            sequence=message.sequence,
-            time_us=message.time.seconds * 1_000_000 + message.time.nanos // 1000,
-            user_id=message.user_id,
-            action=message.action,
-            training_id=message.training_id,
-            model_id=message.model_id,
-            subject=message.subject,
-            facts=message.facts,
-            previous_hash=message.previous_hash,
-            hash=message.hash,
-        )
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> AuditEntry:
-        """Reads an entry as a line of an export has it.
-
-        Raises:
-            ValueError: A field is missing, or there is one too many, or one of another type.
-        """
-        fields = cls.__dataclass_fields__
-        if data.keys() != fields.keys():
-            raise ValueError(f"an entry has the fields {', '.join(fields)}")
-        if any(type(data[name]).__name__ != field.type for name, field in fields.items()):
-            raise ValueError("sequence and time_us are integers, everything else is text")
-        return cls(**data)
-
-    def digest(self) -> str:
-        """Returns the hash that the entry should have: SHA-256 over DOMAIN and the fields before it, as netstrings."""
-        texts = [str(value).encode() for value in (DOMAIN, *astuple(self)[:-1])]
-        return hashlib.sha256(b"".join(b"%d:%s," % (len(text), text) for text in texts)).hexdigest()
 
 
 @dataclass(frozen=True)
 class AuditReport:
-    """What a chain that holds has in it.
+    """The contents of a valid audit log.
 
     Attributes:
-        head: Where it ends: note it elsewhere, and verify against it later.
+        head: Its last entry: record it elsewhere, and verify the log against it later.
         updates: Updates and reports that were accepted.
-        counted: How many of them counted.
-        superseded: How many will not count, each with a reason.
-        waiting: How many are of rounds that are not done.
-        versions: Versions of models that trainings made.
-        refused: Calls that were refused.
+        counted: How many of them were counted.
+        superseded: How many will not be counted, each with a reason.
+        waiting: How many belong to rounds that are not done.
+        versions: Versions of models that trainings produced.
+        refused: Calls that were denied.
     """
 
     head: AuditHead
@@ -141,13 +33,13 @@ class AuditReport:
 
 
 class AuditChainVerifier:
-    """Verifies a chain, entry by entry; of those behind it, it keeps the ids of the updates."""
+    """Verifies an audit log entry by entry. Of the entries seen, it keeps only the ids of the updates."""
 
     def __init__(self, anchor: AuditHead | None = None) -> None:
-        """Begins before the first entry.
+        """Creates a verifier that has seen no entry.
 
         Args:
-            anchor: A head that was noted earlier; the chain has to go through it.
+            anchor: A head that was recorded earlier; the log must contain it.
         """
         self._anchor = anchor
         self._last = AuditHead(0, START)
@@ -158,52 +50,54 @@ class AuditChainVerifier:
         """Verifies the next entry.
 
         Raises:
-            AuditBroken: It does not belong there, was changed, or tells of what cannot be.
+            AuditBroken: It is out of sequence, was changed, or contradicts the entries before it.
         """
         expected = self._last.sequence + 1
         if entry.sequence != expected:
-            raise AuditBroken(expected, f"is missing: the next one that is here is {entry.sequence}")
+            raise AuditBroken(expected, f"is missing: the next entry is {entry.sequence}")
         if entry.previous_hash != self._last.hash:
             raise AuditBroken(expected, "does not follow the entry before it: one of the two was changed")
         if entry.hash != entry.digest():
-            raise AuditBroken(expected, "its hash is not that of its fields: it was changed")
+            raise AuditBroken(expected, "its hash does not match its fields: it was changed")
         self._last = AuditHead(entry.sequence, entry.hash)
         if self._anchor is not None and self._anchor.sequence == entry.sequence and self._anchor.hash != entry.hash:
-            raise AuditBroken(expected, "has another hash than the head that was noted: the log was rewritten")
+            raise AuditBroken(expected, "has another hash than the head that was recorded: the log was rewritten")
         try:
             facts = json.loads(entry.facts)
             if entry.action == "call_refused":
                 self._refused += facts["count"]
             else:
-                self._ledger.add(entry.action, entry.training_id, entry.model_id, entry.subject, facts)
+                self._ledger.add(entry, facts)
         except ValueError as error:
             raise AuditBroken(expected, str(error)) from error
         except (KeyError, TypeError, AttributeError) as error:
-            raise AuditBroken(expected, f"lacks what {entry.action} tells") from error
+            raise AuditBroken(expected, f"lacks a field of {entry.action}") from error
 
     def finish(self, head: AuditHead | None) -> AuditReport:
-        """Verifies that the chain ends where it should.
+        """Verifies that the log ends where it should.
 
         Args:
-            head: Where the server, or the file, says that it ends; None if it does not say.
+            head: The head according to the server or the file; None if the file has none.
 
         Raises:
-            AuditBroken: It does not.
+            AuditBroken: Entries are missing at the end, or there are too many.
         """
         missing = self._last.sequence + 1
         if self._anchor is not None and self._anchor.sequence > self._last.sequence:
-            raise AuditBroken(missing, f"is missing: the log was cut off, it went to {self._anchor.sequence} once")
+            raise AuditBroken(
+                missing, f"is missing: the log was cut off, it had {self._anchor.sequence} entries before"
+            )
         if head is None:
-            raise AuditBroken(missing, "may be missing: there is no line with the head, so the end is cut off")
+            raise AuditBroken(missing, "may be missing: the file has no line with the head, so its end was cut off")
         if head != self._last:
-            raise AuditBroken(missing, f"is missing, or too much is here: the log should end with {head}")
-        found = self._ledger
+            raise AuditBroken(missing, f"is missing, or there are too many entries: the log should end with {head}")
+        ledger = self._ledger
         return AuditReport(
             self._last,
-            updates=found.accepted,
-            counted=found.counted,
-            superseded=found.superseded,
-            waiting=found.accepted - found.counted - found.superseded,
-            versions=found.versions,
+            updates=ledger.accepted,
+            counted=ledger.counted,
+            superseded=ledger.superseded,
+            waiting=ledger.accepted - ledger.counted - ledger.superseded,
+            versions=ledger.versions,
             refused=self._refused,
         )

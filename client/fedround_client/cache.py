@@ -1,4 +1,4 @@
-"""Model files that were fetched, on disk, for when they are wanted again."""
+"""A cache of downloaded model files on disk."""
 
 from __future__ import annotations
 
@@ -15,54 +15,56 @@ from pathlib import Path
 from typing import IO, Any
 from uuid import uuid4
 
-from fedround_client.tensors import Framework, SafetensorsReader
-from fedround_client.transfer import CHUNK
+from fedround_client.payload import CHUNK
+from fedround_client.safetensors_reader import SafetensorsReader
+from fedround_client.tensor_types import Framework
 
 logger = logging.getLogger(__name__)
 
 CACHE_BYTES = 16 << 30
 SPOOL_BYTES = 16 << 20
-"""What a file without a name may have before it goes to disk."""
-# Nothing else in the folder is touched: it may be one of the user's own.
-_OURS = re.compile(r"[0-9a-f]{64}\.safetensors(\.[0-9a-f]{32})?")
+"""Size up to which a temporary file stays in memory."""
+# No other file is touched: the folder may contain files of the user.
+_CACHE_FILE = re.compile(r"[0-9a-f]{64}\.safetensors(\.[0-9a-f]{32})?")
 
 
 class SharedFile:
-    """A file that several threads read; it is closed when nobody has it any more."""
+    """A file that several threads may read. It is closed when the last reference to it is dropped."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        """Takes over a file."""
+        """Takes ownership of an open file."""
         self.file = file
         self._lock = threading.Lock()
 
     def __del__(self) -> None:
-        """Closes it."""
+        """Closes the file."""
         with suppress(OSError):
             self.file.close()
 
-    def read(self, place: int, length: int) -> bytes:
-        """Returns bytes from a place on, fewer at the end."""
+    def read(self, offset: int, length: int) -> bytes:
+        """Returns bytes from an offset on; fewer at the end of the file."""
         with self._lock:
-            self.file.seek(place)
+            self.file.seek(offset)
             return self.file.read(length)
 
 
 class ModelCache:
-    """Keeps the file that was used last, and in a folder also others, each under its digest.
+    """Keeps the file that was used last open; with a folder, also keeps other files, each under its digest.
 
-    Without a folder the file has no name: it is gone with the process. A cache that cannot be written to keeps nothing,
-    and hinders nobody.
+    Without a folder the file is a temporary one, which ends with the process. If the disk is full or cannot be written
+    to, nothing is cached, and no error is raised.
     """
 
     def __init__(self, folder: str | PathLike[str] | None = None, max_bytes: int = CACHE_BYTES) -> None:
-        """Begins with what is in the folder.
+        """Opens a cache, with the files that the folder has.
 
         Args:
-            folder: Made if it is not there; several processes may share it.
-            max_bytes: What its files may have together; those unused for longest go first, and the latest one stays.
+            folder: Created if it does not exist; several processes may share it. None for a temporary file.
+            max_bytes: Limit on the size of all files together. The least recently used files are removed first; the
+                latest one stays even if it is larger.
 
         Raises:
-            OSError: The folder cannot be made.
+            OSError: The folder cannot be created.
         """
         self._folder = None if folder is None else Path(folder)
         if self._folder is not None:
@@ -72,11 +74,11 @@ class ModelCache:
         self._file: SharedFile | None = None
 
     def close(self) -> None:
-        """Lets go of the file that was used last."""
+        """Drops the file that was used last."""
         self._sha256, self._file = "", None
 
     def open(self, sha256: str) -> SharedFile | None:
-        """Returns the file with a digest, if it is here."""
+        """Returns the file with a digest; None if it is not cached."""
         if sha256 != self._sha256:
             self.close()
             if self._folder is not None:
@@ -87,110 +89,113 @@ class ModelCache:
         return self._file
 
     def load(self, sha256: str, framework: Framework) -> dict[str, Any] | None:
-        """Reads the tensors of the file with a digest, if it is here and not damaged.
+        """Returns the tensors of the file with a digest; None if it is not cached, or damaged.
 
         Raises:
-            TensorError: It holds a dtype that numpy does not have.
+            TensorError: It has a dtype that numpy does not have.
         """
         file = self.open(sha256)
         if file is None:
             return None
-        arrival, digest, place = SafetensorsReader(framework), hashlib.sha256(), 0
+        reader, digest, offset = SafetensorsReader(framework), hashlib.sha256(), 0
         with suppress(OSError):
-            while data := file.read(place, CHUNK):
-                arrival.write(data)
+            while data := file.read(offset, CHUNK):
+                reader.write(data)
                 digest.update(data)
-                place += len(data)
+                offset += len(data)
         if digest.hexdigest() == sha256:
-            return arrival.tensors()
+            return reader.tensors()
         logger.warning("The model file %s in the cache is damaged, and is not used.", sha256)
         self.close()
         return None
 
     @contextmanager
-    def keeping(self, sha256: str) -> Iterator[CacheWriter]:
-        """Takes in a file during a `with` block, which must leave with an error if the file is not the right one."""
-        # First, for the room that it takes.
+    def writer(self, sha256: str) -> Iterator[CacheWriter]:
+        """Adds a file to the cache at the end of the `with` block, unless the block raises.
+
+        The caller must write bytes that have the digest, or raise.
+        """
+        # First, to free the space of the previous temporary file.
         self.close()
         name = f"{sha256}.safetensors"
         part = None if self._folder is None else self._folder / f"{name}.{uuid4().hex}"
-        kept = CacheWriter(part)
+        writer = CacheWriter(part)
         try:
-            yield kept
+            yield writer
             if part is not None:
-                kept.rename(part.with_name(name))
-                self._shrink(part.with_name(name))
-            if kept.file is not None:
-                self._sha256, self._file = sha256, SharedFile(kept.file)
+                writer.rename(part.with_name(name))
+                self._evict(part.with_name(name))
+            if writer.file is not None:
+                self._sha256, self._file = sha256, SharedFile(writer.file)
         except BaseException:
-            kept.drop()
+            writer.discard()
             raise
         finally:
             if part is not None:
                 with suppress(OSError):
                     part.unlink(missing_ok=True)
 
-    def _shrink(self, latest: Path) -> None:
-        """Removes what is too much."""
-        found = []
+    def _evict(self, latest: Path) -> None:
+        """Removes the least recently used files until the rest fits into the limit."""
+        files = []
         for path in latest.parent.iterdir():
             # Another process may have removed it.
             with suppress(OSError):
-                if _OURS.fullmatch(path.name) and path != latest:
+                if _CACHE_FILE.fullmatch(path.name) and path != latest:
                     status = path.stat()
-                    found.append((status.st_mtime, status.st_size, path))
+                    files.append((status.st_mtime, status.st_size, path))
         with suppress(OSError):
-            room = self._max_bytes - latest.stat().st_size
-            for _, size, path in sorted(found, reverse=True):
-                room -= size
-                if room < 0:
+            remaining = self._max_bytes - latest.stat().st_size
+            for _, size, path in sorted(files, reverse=True):
+                remaining -= size
+                if remaining < 0:
                     path.unlink(missing_ok=True)
 
 
 class CacheWriter:
-    """A file that is being kept, as far as the disk allows.
+    """Writes a file of the cache. After the first OSError it ignores what is written.
 
     Attributes:
-        file: The file; None if there is no room for it.
+        file: The file; None after an error.
     """
 
     def __init__(self, path: Path | None) -> None:
-        """Opens it.
+        """Opens the file.
 
         Args:
-            path: Where; None for a file without a name.
+            path: Where to create the file; None for a temporary file.
         """
         self.file: IO[bytes] | None = None
-        with self._tolerance():
+        with self._discard_on_error():
             self.file = _temporary() if path is None else path.open("x+b")
 
     def write(self, data: bytes, /) -> None:
         """Appends data."""
-        with self._tolerance():
+        with self._discard_on_error():
             if self.file is not None:
                 self.file.write(data)
 
     def rename(self, path: Path) -> None:
-        """Gives it its name, now that it is complete."""
-        with self._tolerance():
+        """Moves the complete file to its final path."""
+        with self._discard_on_error():
             if self.file is not None:
                 self.file.flush()
                 Path(self.file.name).replace(path)
 
-    def drop(self) -> None:
-        """Lets go of it."""
+    def discard(self) -> None:
+        """Closes the file."""
         if self.file is not None:
             with suppress(OSError):
                 self.file.close()
         self.file = None
 
     @contextmanager
-    def _tolerance(self) -> Iterator[None]:
+    def _discard_on_error(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            logger.warning("A model is not kept, and will be fetched again when it is wanted: %s", error)
-            self.drop()
+            logger.warning("A model is not cached, and will be downloaded again when it is needed: %s", error)
+            self.discard()
 
 
 def _temporary() -> IO[bytes]:

@@ -1,4 +1,4 @@
-"""Has the chunks of files written and read without protobuf's copies."""
+"""Generated stubs whose file transfers use the chunk codec."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ Stub = TypeVar("Stub")
 
 
 def with_chunk_codec(stub: Stub, channel: grpc.Channel, file: FileDescriptor) -> Stub:
-    """Has the streams of files of a stub written and read by frames, and returns the stub.
+    """Replaces the methods of a stub that stream chunks by methods that use the chunk codec, and returns the stub.
 
     Args:
         stub: A generated stub.
-        channel: The channel that it was made with.
-        file: Describes its service, the only one of its file.
+        channel: The channel that the stub was created with.
+        file: Descriptor of the file that defines the service, and no other one.
     """
     (service,) = file.services_by_name.values()
     for method in service.methods:
@@ -27,9 +27,7 @@ def with_chunk_codec(stub: Stub, channel: grpc.Channel, file: FileDescriptor) ->
         serializer: Any = GetMessageClass(method.input_type).SerializeToString
         deserializer: Any = GetMessageClass(method.output_type).FromString
         if (codec := upload_codec(method)) is not None:
-            serializer = codec.writing(serializer)
-            setattr(stub, method.name, channel.stream_unary(name, serializer, deserializer))
+            setattr(stub, method.name, channel.stream_unary(name, codec.serializer(serializer), deserializer))
         elif (codec := download_codec(method)) is not None:
-            deserializer = codec.reading(deserializer)
-            setattr(stub, method.name, channel.unary_stream(name, serializer, deserializer))
+            setattr(stub, method.name, channel.unary_stream(name, serializer, codec.deserializer(deserializer)))
     return stub

@@ -1,4 +1,4 @@
-"""The client: one connection to a server, in the name of one user."""
+"""The client: one connection to a server, as one user."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ from fedround_client.channel import open_channel
 from fedround_client.clock import Clock, SystemClock
 from fedround_client.inference import InferenceCalls
 from fedround_client.model import ModelCalls
-from fedround_client.participant import Evaluate, Participant, Participation, Train
+from fedround_client.participant import Participant
+from fedround_client.participation import Callbacks, Evaluate, Participation, Train
 from fedround_client.round import RoundCalls
+from fedround_client.round_runner import RoundRunner
 from fedround_client.rpc import Rpc
-from fedround_client.tensors import Framework
+from fedround_client.tensor_types import Framework
 from fedround_client.training import TrainingCalls
 from fedround_client.user import UserCalls
 
@@ -29,7 +31,7 @@ DEFAULT_SERVER = "127.0.0.1:50051"
 
 
 class Client(UserCalls, TrainingCalls, ModelCalls, RoundCalls, InferenceCalls, AuditCalls):
-    """Talks to a fedround server. Safe to use from several threads; close it, or use it in a `with` block."""
+    """A client of a fedround server. Thread-safe. Close it, or use it in a `with` block."""
 
     def __init__(
         self,
@@ -40,18 +42,18 @@ class Client(UserCalls, TrainingCalls, ModelCalls, RoundCalls, InferenceCalls, A
         clock: Clock | None = None,
         compression: CompressionName | None = None,
     ) -> None:
-        """Takes over a channel; `connect` is the usual way to get a client.
+        """Takes ownership of a channel; `connect` is the usual way to create a client.
 
         Args:
             channel: Any grpc channel; closed with the client.
             token: The user's token.
-            address: Where the channel leads, for error messages.
-            clock: Tells the time; the real one by default.
+            address: Address of the server, for error messages.
+            clock: Clock for retries and timeouts; the real one by default.
             compression: As in `connect`.
         """
         self._channel = channel
-        packing = PACKING_UNSPECIFIED if compression is None else Packing.Value(f"PACKING_{compression.upper()}")
-        self._rpc = Rpc(channel, token=token, address=address, clock=clock or SystemClock(), packing=packing)
+        method = PACKING_UNSPECIFIED if compression is None else Packing.Value(f"PACKING_{compression.upper()}")
+        self._rpc = Rpc(channel, token=token, address=address, clock=clock or SystemClock(), compression=method)
 
     def __enter__(self) -> Self:
         """Returns the client."""
@@ -62,7 +64,7 @@ class Client(UserCalls, TrainingCalls, ModelCalls, RoundCalls, InferenceCalls, A
         self.close()
 
     def close(self) -> None:
-        """Closes the channel; calls under way end with an error."""
+        """Closes the channel; calls in progress fail."""
         self._channel.close()
 
     def participate(
@@ -78,53 +80,47 @@ class Client(UserCalls, TrainingCalls, ModelCalls, RoundCalls, InferenceCalls, A
         cache_bytes: int = CACHE_BYTES,
         full_updates: bool = False,
     ) -> Participation:
-        """Takes part in the rounds that the server opens for you, across lost connections and server restarts.
+        """Participates in trainings: runs the rounds that the server opens, across lost connections and restarts.
 
-        Errors of your functions end it and are raised as they are. A result that comes too late, or again after a
-        restart of this program, is logged, and the next round is waited for. From then on the C library keeps freed
-        blocks of memory of up to 32 MiB in this process, as glibc does by itself once it has seen some (mallopt).
+        Exceptions of your functions are raised unchanged, and end the participation. If a result is late, or a
+        restarted program submits another one, a warning is logged and the participation continues with the next round.
+        The call makes the C library reuse freed blocks of up to 32 MiB in this process, as glibc does by itself once
+        it has seen such blocks (mallopt).
 
         Args:
-            train: Called with the round's model (np.ndarray by name, writable, yours) and the Round. Returns an
+            train: Called with the round's model (np.ndarray by name, which you may change) and the Round. Returns an
                 Update, or (model, num_examples), or (model, num_examples, metrics).
-            evaluate: Called likewise in rounds that evaluate a model. Returns (metrics, num_examples).
-            swag: Called likewise in rounds that collect moments of the weights. Trains on, returns what train returns
-                with `Moments.update()` in the model's place. Without it, train is called ten times in a row in such a
-                round (more often if the rank wants it), each time with what it returned before.
-            training_id: UUID of a training; None for all that you are registered in, now and later.
-            until_finished: Return after the first training that finishes; False to serve one training after
-                another until interrupted. Without effect if a training_id is given.
+            evaluate: Called with the same arguments in evaluation rounds. Returns (metrics, num_examples).
+            swag: Called with the same arguments in SWAG rounds. Trains, and returns the same as train, with
+                `Moments.update()` in place of the model. Without it, such a round calls train ten times (more often
+                if the rank needs it), each time with the model that it returned before.
+            training_id: UUID of a training; None for all in which you are registered, now or later.
+            until_finished: Return after the first training that finishes; False to participate in one training after
+                another until interrupted. Ignored if a training_id is given.
             framework: "torch" to get the models as tensors.
-            cache: A folder that keeps the files of models, for when they are wanted again, also by a program that was
-                restarted, or by another participant on this machine. By default the latest one is kept, in a temporary
-                file that goes with the program.
-            cache_bytes: What the folder's files may have together.
-            full_updates: Send updates as they are, also where the training would take them in half precision.
+            cache: A folder for model files, so that a restarted program, or another participant on this machine, need
+                not download them again. By default only the latest model is cached, in a temporary file.
+            cache_bytes: Limit on the size of all files in the folder together.
+            full_updates: Send updates in full precision even if the training accepts half precision.
 
         Returns:
             How the training ended.
 
         Raises:
             TrainingFailed: The training ended in ERROR.
-            TrainingRemoved: It was removed.
-            RemovedFromTraining: You were removed from it. (Without until_finished these three are logged only.)
-            UnsupportedRound: A round wants an evaluation, and there is no evaluate function.
-            FedroundError: The server refused something: the token, the update, the metrics.
+            TrainingRemoved: The training was removed.
+            RemovedFromTraining: You were removed from the training. (Without until_finished, these three are only
+                logged.)
+            UnsupportedRound: A round needs an evaluate function, or a newer SDK.
+            FedroundError: The server answered with an error that is not transient, for example about the token, the
+                update or the metrics.
             TensorError: Your update cannot be written as safetensors.
-            OSError: The folder of the cache cannot be made.
+            OSError: The folder of the cache cannot be created.
         """
         with closing(ModelCache(cache, cache_bytes)) as models:
-            participant = Participant(
-                self._rpc,
-                train,
-                evaluate,
-                swag,
-                training_id=training_id,
-                until_finished=until_finished,
-                framework=framework,
-                cache=models,
-                full_updates=full_updates,
-            )
+            callbacks = Callbacks(train, evaluate, swag)
+            runner = RoundRunner(self._rpc, callbacks, framework=framework, cache=models, full_updates=full_updates)
+            participant = Participant(self._rpc, runner, training_id=training_id, until_finished=until_finished)
             return participant.run()
 
 
@@ -138,22 +134,23 @@ def connect(
     insecure: bool | None = None,
     compression: CompressionName | None = None,
 ) -> Client:
-    """Makes a client; the connection itself is made with the first call.
+    """Returns a client, which connects with the first call.
 
     Args:
-        server: HOST:PORT; by default the environment's FEDROUND_SERVER, or 127.0.0.1:50051.
-        token: Your token; by default the environment's FEDROUND_TOKEN. None is needed where your certificate names you.
-        tls_ca: PEM file of the authority that signed the server's certificate; by default the environment's
-            FEDROUND_TLS_CA, or those that the machine trusts.
-        tls_cert: PEM file of your certificate, if the server wants one, or knows you by it; by default
+        server: HOST:PORT; by default the environment variable FEDROUND_SERVER, or 127.0.0.1:50051.
+        token: Your token; by default the environment variable FEDROUND_TOKEN. Not needed if the server knows you by
+            your certificate.
+        tls_ca: PEM file of the authority that signed the server's certificate; by default the environment variable
+            FEDROUND_TLS_CA, or the authorities that the machine trusts.
+        tls_cert: PEM file of your certificate, if the server requires one or knows you by it; by default
             FEDROUND_CLIENT_CERT.
         tls_key: PEM file of its key; by default FEDROUND_CLIENT_KEY.
         insecure: True for plaintext, False for TLS; by default plaintext on loopback only.
-        compression: "gzip" to pack files on their way, and to ask for packed ones. It pays on slow connections only, or
-            with many zeros: it saves a fourteenth of float32 weights, at some 40 MB/s.
+        compression: "gzip" to compress model files in both directions. Worthwhile on slow connections or with many
+            zeros only: it makes float32 weights smaller by a fourteenth, at about 40 MB/s.
 
     Raises:
-        TokenInvalid: The token cannot be one.
+        TokenInvalid: The token contains invalid characters.
         ValueError: The TLS options contradict each other, or the compression is unknown.
         OSError: A TLS file cannot be read.
     """

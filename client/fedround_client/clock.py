@@ -1,4 +1,4 @@
-"""The passage of time, as the client sees it: injected, so that tests need not wait."""
+"""The clock of the client: injected, so that tests need not wait."""
 
 from __future__ import annotations
 
@@ -9,38 +9,38 @@ from typing import Protocol
 
 
 class Alarm(Protocol):
-    """A call that is due later."""
+    """A scheduled call."""
 
     def cancel(self) -> object:
-        """Calls it off, if it is not too late."""
+        """Cancels the call, unless it has begun."""
 
 
 class Clock(Protocol):
-    """What tells the time, in seconds; `grpc_testing.strict_fake_time` is one, too."""
+    """A clock in seconds; `grpc_testing.strict_fake_time` is an implementation, too."""
 
     def time(self) -> float:
-        """Seconds since some moment; never goes back."""
+        """Returns the seconds since a fixed moment; never goes back."""
 
     def sleep_for(self, duration: float) -> None:
-        """Returns after so many seconds."""
+        """Sleeps for a number of seconds."""
 
     def call_in(self, behavior: Callable[[], object], delay: float) -> Alarm:
-        """Calls the function after so many seconds, in a thread of its own."""
+        """Schedules a call of the function after a number of seconds, in a thread of its own."""
 
 
 class SystemClock:
     """The real time."""
 
     def time(self) -> float:
-        """Seconds of the monotonic clock."""
+        """Returns the seconds of the monotonic clock."""
         return time.monotonic()
 
     def sleep_for(self, duration: float) -> None:
-        """Sleeps for so many seconds."""
+        """Sleeps for a number of seconds."""
         time.sleep(duration)
 
     def call_in(self, behavior: Callable[[], object], delay: float) -> Alarm:
-        """Calls the function after so many seconds, in a daemon thread."""
+        """Schedules a call of the function after a number of seconds, in a daemon thread."""
         timer = threading.Timer(delay, behavior)
         timer.daemon = True
         timer.start()

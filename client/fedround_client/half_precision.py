@@ -1,4 +1,4 @@
-"""Updates as differences from the round's model, in half precision: half the bytes of float32."""
+"""Updates as differences from the round's model in half precision: half the bytes of float32."""
 
 from __future__ import annotations
 
@@ -9,77 +9,78 @@ from typing import Any
 import numpy as np
 
 from fedround_client.cache import SharedFile
-from fedround_client.safetensors_header import PREFIX, SIZES, TensorInfo, header_length, read_header
-from fedround_client.tensors import ArraySource, StateDict, TensorSource, array_sources
+from fedround_client.safetensors_header import DTYPE_SIZES, PREFIX, TensorInfo, header_length, read_header
+from fedround_client.safetensors_stream import ArraySource, TensorSource
+from fedround_client.tensor_types import StateDict
+from fedround_client.tensors import array_sources
 
 BLOCK = 1 << 18
-"""Elements that are worked on at a time."""
+"""Elements that are processed at a time."""
 
 HALF_DTYPES = {"FLOAT16": "F16", "BFLOAT16": "BF16"}
-"""The types of differences by precision."""
+"""The dtypes of differences, by the name of the precision."""
 
-_WIDE: Mapping[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F64": np.dtype("<f8")}
+_WIDE_DTYPES: Mapping[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F64": np.dtype("<f8")}
 
 
 class NotRepresentable(ValueError):
-    """An update that cannot be told as differences in half precision; in full it may be fine."""
+    """An update cannot be sent as differences in half precision; in full it may be valid."""
 
 
-def differences(update: StateDict, model: SharedFile, precision: str) -> list[TensorSource]:
-    """Puts differences from the model in place of an update's float32 and float64 tensors.
+def difference_sources(update: StateDict, model: SharedFile, precision: str) -> list[TensorSource]:
+    """Replaces the float32 and float64 tensors of an update by their differences from the model.
 
     Args:
         update: The update; it must not change while the differences are read.
         model: The file of the round's model.
-        precision: One of HALF_DTYPES.
+        precision: A key of HALF_DTYPES.
 
     Returns:
-        Tensors to be written; reading one raises NotRepresentable if the type cannot hold it.
+        The tensors of the file to send. Reading one raises NotRepresentable if the dtype cannot hold a difference.
 
     Raises:
-        NotRepresentable: The update has not the tensors of the model.
-        TensorError: It cannot be written at all.
+        NotRepresentable: A tensor is not in the model, or has another shape or dtype there.
+        TensorError: The update cannot be written as safetensors at all.
     """
-    known = _places(model)
-    found: list[TensorSource] = []
-    for tensor in array_sources(update):
-        described = tensor.described
-        if described.dtype not in _WIDE:
-            found.append(tensor)
+    in_model = _tensor_offsets(model)
+    sources: list[TensorSource] = []
+    for source in array_sources(update):
+        info = source.info
+        if info.dtype not in _WIDE_DTYPES:
+            sources.append(source)
             continue
-        before, place = known.get(described.name, (None, 0))
-        if before != described:
-            raise NotRepresentable(f"tensor {described.name!r} is not as in the model")
-        found.append(_Difference(tensor, model, place, HALF_DTYPES[precision]))
-    return found
+        model_info, offset = in_model.get(info.name, (None, 0))
+        if model_info != info:
+            raise NotRepresentable(f"tensor {info.name!r} is not as in the model")
+        sources.append(_DifferenceSource(source, model, offset, HALF_DTYPES[precision]))
+    return sources
 
 
 @dataclass(frozen=True)
-class _Difference:
-    """A tensor that is written as its difference from the model's, which begins at a place in a file."""
+class _DifferenceSource:
+    """The difference of a tensor from the tensor at an offset of the model's file."""
 
-    after: ArraySource
+    update: ArraySource
     model: SharedFile
-    place: int
+    offset: int
     dtype: str
 
     @property
-    def described(self) -> TensorInfo:
-        return TensorInfo(self.after.described.name, self.dtype, self.after.described.shape)
+    def info(self) -> TensorInfo:
+        return TensorInfo(self.update.info.name, self.dtype, self.update.info.shape)
 
     def pieces(self, offset: int) -> Iterator[memoryview]:
-        wide = _WIDE[self.after.described.dtype]
-        after = np.frombuffer(self.after.memory(), wide)
-        first = offset // SIZES[self.dtype]
-        skip = offset % SIZES[self.dtype]
-        for start in range(first, len(after), BLOCK):
-            block = after[start : start + BLOCK]
-            before = np.frombuffer(self.model.read(self.place + start * wide.itemsize, block.nbytes), wide)
-            # What is too large is told by what comes of it.
+        wide = _WIDE_DTYPES[self.update.info.dtype]
+        updated = np.frombuffer(self.update.memory(), wide)
+        first, skip = divmod(offset, DTYPE_SIZES[self.dtype])
+        for start in range(first, len(updated), BLOCK):
+            block = updated[start : start + BLOCK]
+            base = np.frombuffer(self.model.read(self.offset + start * wide.itemsize, block.nbytes), wide)
+            # Overflow is found by its result.
             with np.errstate(over="ignore", invalid="ignore"):
-                half = round_to_half(np.asarray(block - before, np.float32), self.dtype)
+                half = round_to_half(np.asarray(block - base, np.float32), self.dtype)
             if half is None:
-                raise NotRepresentable(f"{self.dtype} cannot hold the difference of tensor {self.described.name!r}")
+                raise NotRepresentable(f"{self.dtype} cannot hold the difference of tensor {self.info.name!r}")
             yield half.view(np.uint8).data[skip:]
             skip = 0
 
@@ -88,28 +89,29 @@ def round_to_half(values: np.ndarray[Any, np.dtype[np.float32]], dtype: str) -> 
     """Rounds float32 to the nearest number of a half precision, ties to even.
 
     Args:
-        values: Of any shape.
+        values: An array of any shape.
         dtype: "F16" or "BF16".
 
     Returns:
-        Of the same shape, float16, or uint16 with the bits of bfloat16; None if a value is none of its finite numbers.
+        An array of the same shape: float16, or uint16 with the bits of bfloat16. None if a value is not finite, or too
+        large for the dtype.
     """
     if dtype == "F16":
         with np.errstate(over="ignore"):
             half = values.astype("<f2")
         return half if np.isfinite(half).all() else None
     bits = values.view("<u4")
-    # The upper half, and one more if the lower one is above the middle, or at it and the upper one odd.
+    # The upper half, plus one if the lower half is above the middle, or at the middle and the upper half is odd.
     upper = ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype("<u2")
-    # NaN and Inf, and what was rounded to Inf; a NaN may have been carried into the sign.
+    # Checks the values, too: the carry may have turned a NaN into a finite number.
     return upper if np.isfinite(values).all() and not ((upper & 0x7F80) == 0x7F80).any() else None
 
 
-def _places(model: SharedFile) -> Mapping[str, tuple[TensorInfo, int]]:
-    """Returns the tensors of a file, each with where it begins in bytes."""
+def _tensor_offsets(model: SharedFile) -> Mapping[str, tuple[TensorInfo, int]]:
+    """Returns the tensors of a file by name, each with the offset of its data in bytes."""
     length = header_length(model.read(0, PREFIX))
-    found, place = {}, PREFIX + length
+    offsets, offset = {}, PREFIX + length
     for tensor in read_header(model.read(PREFIX, length)):
-        found[tensor.name] = (tensor, place)
-        place += tensor.num_bytes
-    return found
+        offsets[tensor.name] = (tensor, offset)
+        offset += tensor.num_bytes
+    return offsets

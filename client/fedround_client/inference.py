@@ -1,4 +1,4 @@
-"""Predictions of stored models, made on the server."""
+"""The calls of InferenceService: predictions with stored models, computed on the server."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import numpy as np
 from fedround.v1.aggregation_pb2 import Uncertainty
 from fedround.v1.inference_pb2 import PredictRequest, Tensor
 from fedround_client import options
-from fedround_client.options import UncertaintyChoice
+from fedround_client.options import UncertaintyOption
 from fedround_client.rpc import Rpc
-from fedround_client.tensors import TensorError
+from fedround_client.tensor_types import TensorError
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 INPUT_LIMIT = 15 * 2**17
-"""What inputs may take, in bytes: a message has 2 MiB."""
+"""Largest inputs in bytes: a message may have 2 MiB."""
 
 _DTYPES = {
     "float64": "F64",
@@ -34,19 +34,19 @@ _DTYPES = {
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What a model predicted. The first dimension of the arrays, all float32, counts the inputs.
+    """The prediction of a model. All arrays are float32; their first dimension is the input.
 
     Attributes:
         model_id: UUID of the model.
-        model_version: The version that predicted.
-        samples: How many passes the prediction is made of.
-        uncertainty: What was done, with the defaults filled in.
-        mean: Mean of the passes; with softmax, probabilities.
+        model_version: Version of the model.
+        samples: Number of forward passes.
+        uncertainty: The method and its options, with the defaults filled in.
+        mean: Mean over the passes; with softmax, probabilities.
         variance: Variance over the passes; None with one pass.
-        std: Its square root; None with one pass.
+        std: Standard deviation over the passes; None with one pass.
         predictive_entropy: Entropy of the mean over the last dimension, in nats; None without softmax.
-        expected_entropy: Mean of the passes' entropies, what is uncertain in the data; None without softmax.
-        mutual_information: The difference of the two, what is uncertain in the model; None without softmax.
+        expected_entropy: Mean of the entropies of the passes, the uncertainty of the data; None without softmax.
+        mutual_information: The difference of the two, the uncertainty of the model; None without softmax.
     """
 
     model_id: str
@@ -74,31 +74,31 @@ class InferenceCalls:
         version: int | None = None,
         tag: str = "",
         architecture: str = "",
-        uncertainty: UncertaintyChoice | None = None,
+        uncertainty: UncertaintyOption | None = None,
         seed: int | None = None,
         timeout: float | None = None,
     ) -> Prediction:
-        """Predicts on the server with a stored model.
+        """Predicts with a stored model on the server.
 
         Args:
-            model_id: UUID of a model of yours, or of a training that you take part in.
-            inputs: Inputs along the first dimension, at most 1.9 MB; their outputs must fit into a message, too.
+            model_id: UUID of a model of yours, or of a training in which you participate.
+            inputs: The inputs, along the first dimension, at most 1.9 MB. The outputs must fit into a message, too.
             version: Number of updates of the global model so far; None for the latest one.
-            tag: The version that carries this tag instead, such as "best".
-            architecture: A name that the operator registered; by default the one that the model names.
-            uncertainty: McDropout(...), Swag(...), Ensemble(...) or NoUncertainty(); by default as the model's training
-                says, or none.
-            seed: Makes what is drawn at random reproducible; None draws anew each time.
-            timeout: Seconds; None leaves it to the server, which has a limit of its own.
+            tag: Instead of a version: the latest one that has this tag, for example "best".
+            architecture: Name of a registered architecture; that of the model by default.
+            uncertainty: McDropout(...), Swag(...), Ensemble(...) or NoUncertainty(); by default that of the model's
+                training, or none.
+            seed: Seed of the random numbers; None for another one each time.
+            timeout: Seconds; None for the server's own limit.
 
         Raises:
-            TensorError: The inputs have a dtype that the server does not take, or are too large.
+            TensorError: The inputs have a dtype that the server does not accept, or are too large.
             ModelNotFound: You have no such model, or it has no such version.
-            ArchitectureUnknown: The operator registered no architecture for it.
+            ArchitectureUnknown: The operator registered no such architecture.
             PosteriorMissing: The version has no SWAG posterior.
-            PredictionFailed: Model, architecture and method do not fit together.
-            PredictionLimit: It takes more time or memory than the operator allows, or too many wait.
-            FieldInvalid: The architecture does not take these inputs.
+            PredictionFailed: The model, the architecture and the method are not compatible.
+            PredictionLimit: The prediction takes more time or memory than the operator allows, or too many are waiting.
+            FieldInvalid: The architecture does not accept these inputs.
         """
         request = PredictRequest(
             model_id=model_id,
@@ -109,19 +109,19 @@ class InferenceCalls:
             seed=seed,
             architecture=architecture,
         )
-        found = self._rpc.unary(self._rpc.inference.Predict, request, timeout)
-        several, softmax = found.HasField("variance"), found.HasField("predictive_entropy")
+        response = self._rpc.unary(self._rpc.inference.Predict, request, timeout)
+        several, softmax = response.HasField("variance"), response.HasField("predictive_entropy")
         return Prediction(
-            model_id=found.model.model_id,
-            model_version=found.model.version,
-            samples=found.samples,
-            uncertainty=found.uncertainty,
-            mean=_array(found.mean),
-            variance=_array(found.variance) if several else None,
-            std=_array(found.std) if several else None,
-            predictive_entropy=_array(found.predictive_entropy) if softmax else None,
-            expected_entropy=_array(found.expected_entropy) if softmax else None,
-            mutual_information=_array(found.mutual_information) if softmax else None,
+            model_id=response.model.model_id,
+            model_version=response.model.version,
+            samples=response.samples,
+            uncertainty=response.uncertainty,
+            mean=_array(response.mean),
+            variance=_array(response.variance) if several else None,
+            std=_array(response.std) if several else None,
+            predictive_entropy=_array(response.predictive_entropy) if softmax else None,
+            expected_entropy=_array(response.expected_entropy) if softmax else None,
+            mutual_information=_array(response.mutual_information) if softmax else None,
         )
 
 

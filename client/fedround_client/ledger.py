@@ -1,4 +1,4 @@
-"""The contribution ledger: each accepted update is counted once, or superseded with a reason."""
+"""The contribution ledger of the audit log: each accepted update is counted once, or superseded with a reason."""
 
 from __future__ import annotations
 
@@ -6,17 +6,23 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from fedround_client.audit_entry import AuditEntry
+
 Facts = Mapping[str, Any]
 
 
 @dataclass
 class _Round:
-    """A round that is not over.
+    """A round that has not ended.
 
     Attributes:
-        waiting: Updates that were accepted, and what became of them is not told yet.
-        participants: Those that have sent one.
-        totals: Denominators of the weights so far.
+        number: Number of the round.
+        open: Whether it accepts updates.
+        waiting: The facts of updates that were accepted, and neither counted nor superseded, by update id.
+        participants: Ids of the participants that have submitted an update.
+        counted: How many updates were counted.
+        examples: Number of their examples.
+        totals: Denominators of their weights.
     """
 
     number: int
@@ -29,17 +35,17 @@ class _Round:
 
 
 class Ledger:
-    """Follows rounds and versions through the audit log.
+    """Checks that the rounds and versions in an audit log are consistent.
 
     Attributes:
         accepted: Updates and reports that were accepted.
-        counted: How many of them counted.
-        superseded: How many will not count.
-        versions: Versions of models that trainings made.
+        counted: How many of them were counted.
+        superseded: How many will not be counted.
+        versions: Versions of models that trainings produced.
     """
 
     def __init__(self) -> None:
-        """Begins before the first entry."""
+        """Creates a ledger without entries."""
         self.accepted = 0
         self.counted = 0
         self.superseded = 0
@@ -49,7 +55,7 @@ class Ledger:
         self._last_round: dict[str, int] = {}
         self._latest: dict[str, int] = {}
         self._ids: set[str] = set()
-        self._actions: Mapping[str, Callable[[str, str, str, Facts], None]] = {
+        self._handlers: Mapping[str, Callable[[AuditEntry, Facts], None]] = {
             "model_created": self._model_created,
             "round_opened": self._round_opened,
             "update_accepted": self._update_accepted,
@@ -62,105 +68,115 @@ class Ledger:
             "version_made": self._version_made,
         }
 
-    def add(self, action: str, training_id: str, model_id: str, subject: str, facts: Facts) -> None:
-        """Follows one entry; those about other things are none of the ledger's.
+    def add(self, entry: AuditEntry, facts: Facts) -> None:
+        """Adds an entry. Entries that do not concern rounds, updates or versions are ignored.
+
+        Args:
+            entry: The next entry of the log.
+            facts: Its facts, parsed.
 
         Raises:
-            ValueError: What it tells cannot be, after what the entries before it told.
+            ValueError: The entry contradicts the entries before it.
+            KeyError, TypeError, AttributeError: The facts lack a field, or one has another type.
         """
-        follow = self._actions.get(action)
-        if follow is not None:
-            follow(training_id, model_id, subject, facts)
+        handle = self._handlers.get(entry.action)
+        if handle is not None:
+            handle(entry, facts)
 
-    def _model_created(self, training_id: str, model_id: str, subject: str, facts: Facts) -> None:
-        _check(model_id not in self._latest, f"the model {model_id} was created before")
-        self._latest[model_id] = 0
+    def _model_created(self, entry: AuditEntry, facts: Facts) -> None:
+        _check(entry.model_id not in self._latest, f"the model {entry.model_id} was created before")
+        self._latest[entry.model_id] = 0
 
-    def _round_opened(self, training_id: str, model_id: str, subject: str, facts: Facts) -> None:
-        number = int(subject)
-        _check(training_id not in self._rounds, f"a round of the training {training_id} is not over")
-        _check(number == self._last_round.get(training_id, -1) + 1, f"round {number} is not the next one")
-        self._rounds[training_id] = _Round(number)
-        self._last_round[training_id] = number
+    def _round_opened(self, entry: AuditEntry, facts: Facts) -> None:
+        number = int(entry.subject)
+        _check(entry.training_id not in self._rounds, f"a round of the training {entry.training_id} has not ended")
+        _check(number == self._last_round.get(entry.training_id, -1) + 1, f"round {number} is not the next one")
+        self._rounds[entry.training_id] = _Round(number)
+        self._last_round[entry.training_id] = number
 
-    def _update_accepted(self, training_id: str, model_id: str, subject: str, facts: Facts) -> None:
-        found = self._round(training_id, facts["round"])
-        _check(found.open, f"the update {subject} was accepted for a round that was closed")
-        _check(subject not in self._ids, f"the update {subject} was accepted before")
-        _check(facts["participant_id"] not in found.participants, "the participant has sent another update before")
-        self._ids.add(subject)
-        found.participants.add(facts["participant_id"])
-        found.waiting[subject] = facts
+    def _update_accepted(self, entry: AuditEntry, facts: Facts) -> None:
+        round_ = self._round(entry.training_id, facts["round"])
+        _check(round_.open, f"the update {entry.subject} was accepted for a round that was closed")
+        _check(entry.subject not in self._ids, f"the update {entry.subject} was accepted before")
+        _check(facts["participant_id"] not in round_.participants, "the participant has sent another update before")
+        self._ids.add(entry.subject)
+        round_.participants.add(facts["participant_id"])
+        round_.waiting[entry.subject] = facts
         self.accepted += 1
 
-    def _round_closed(self, training_id: str, model_id: str, subject: str, facts: Facts) -> None:
-        found = self._round(training_id, int(subject))
-        _check(found.open, "the round was closed before")
-        found.open = False
+    def _round_closed(self, entry: AuditEntry, facts: Facts) -> None:
+        round_ = self._round(entry.training_id, int(entry.subject))
+        _check(round_.open, "the round was closed before")
+        round_.open = False
 
-    def _updates_counted(self, training_id: str, model_id: str, subject: str, facts: Facts) -> None:
-        found = self._round(training_id, int(subject))
-        _check(not found.open, "updates count before the round is closed")
+    def _updates_counted(self, entry: AuditEntry, facts: Facts) -> None:
+        round_ = self._round(entry.training_id, int(entry.subject))
+        _check(not round_.open, "updates are counted before the round is closed")
         for update in facts["updates"]:
             update_id, weight = update["update_id"], update["weight"]
-            accepted = found.waiting.pop(update_id, None)
+            accepted = round_.waiting.pop(update_id, None)
             if accepted is None:
                 raise ValueError(
-                    f"the update {update_id} counts, and was not accepted, or counted or superseded before"
+                    f"the update {update_id} is counted, but was not accepted, or was counted or superseded before"
                 )
             for name in ("participant_id", "sha256", "num_examples"):
-                _check(
-                    update[name] == accepted[name], f"the update {update_id} had another {name} when it was accepted"
-                )
+                if update[name] != accepted[name]:
+                    raise ValueError(f"the update {update_id} had another {name} when it was accepted")
             if weight:
                 examples, _, total = weight.partition("/")
                 _check(
-                    int(examples) == update["num_examples"], f"the update {update_id} has a weight of its own making"
+                    int(examples) == update["num_examples"],
+                    f"the weight of the update {update_id} is not its num_examples",
                 )
-                found.totals.add(int(total))
-            found.counted += 1
-            found.examples += update["num_examples"]
+                round_.totals.add(int(total))
+            round_.counted += 1
+            round_.examples += update["num_examples"]
         self.counted += len(facts["updates"])
 
-    def _updates_superseded(self, training_id: str, model_id: str, subject: str, facts: Facts) -> None:
-        found = self._round(training_id, int(subject))
+    def _updates_superseded(self, entry: AuditEntry, facts: Facts) -> None:
+        round_ = self._round(entry.training_id, int(entry.subject))
         _check(bool(facts["reason"]), "updates are superseded without a reason")
         for update_id in facts["update_ids"]:
-            _check(found.waiting.pop(update_id, None) is not None, f"the update {update_id} is none that waits")
+            _check(
+                round_.waiting.pop(update_id, None) is not None,
+                f"the update {update_id} is superseded, but was not waiting",
+            )
         self.superseded += len(facts["update_ids"])
 
-    def _round_done(self, training_id: str, model_id: str, subject: str, facts: Facts) -> None:
-        found = self._end(training_id, int(subject))
-        _check(not found.open, "the round was not closed before it was done")
-        _check(facts["num_updates"] == found.counted, f"{found.counted} updates counted, not {facts['num_updates']}")
-        _check(facts["num_examples"] == found.examples, f"{found.examples} examples counted")
-        _check(found.totals <= {found.examples}, "the weights of the updates do not add up to one")
-        self._done[training_id] = {**facts, "round": found.number}
+    def _round_done(self, entry: AuditEntry, facts: Facts) -> None:
+        round_ = self._end(entry.training_id, int(entry.subject))
+        _check(not round_.open, "the round is done, but was not closed")
+        _check(
+            facts["num_updates"] == round_.counted, f"{round_.counted} updates were counted, not {facts['num_updates']}"
+        )
+        _check(facts["num_examples"] == round_.examples, f"{round_.examples} examples were counted")
+        _check(round_.totals <= {round_.examples}, "the weights of the updates do not add up to one")
+        self._done[entry.training_id] = {**facts, "round": round_.number}
 
-    def _round_abandoned(self, training_id: str, model_id: str, subject: str, facts: Facts) -> None:
-        self._end(training_id, int(subject))
+    def _round_abandoned(self, entry: AuditEntry, facts: Facts) -> None:
+        self._end(entry.training_id, int(entry.subject))
 
-    def _version_made(self, training_id: str, model_id: str, subject: str, facts: Facts) -> None:
-        version, made_by = int(subject), self._done.pop(training_id, None)
-        _check(version == self._latest.get(model_id, -2) + 1, f"version {version} is not the next one of its model")
-        _check(made_by is not None, "a version was made, and no round was done, or it has made another one")
-        for name, value in (made_by or {}).items():
-            _check(facts[name] == value, f"version {version} has another {name} than the round that made it")
-        self._latest[model_id] = version
+    def _version_made(self, entry: AuditEntry, facts: Facts) -> None:
+        version, done = int(entry.subject), self._done.pop(entry.training_id, None)
+        _check(
+            version == self._latest.get(entry.model_id, -2) + 1, f"version {version} is not the next one of its model"
+        )
+        _check(done is not None, "a version was produced, but no round was done, or that produced another one")
+        for name, value in (done or {}).items():
+            _check(facts[name] == value, f"version {version} has another {name} than the round that produced it")
+        self._latest[entry.model_id] = version
         self.versions += 1
 
     def _round(self, training_id: str, number: int) -> _Round:
-        found = self._rounds.get(training_id)
-        if found is None or found.number != number:
-            raise ValueError(f"round {number} of the training {training_id} is not under way")
-        return found
+        round_ = self._rounds.get(training_id)
+        if round_ is None or round_.number != number:
+            raise ValueError(f"round {number} of the training {training_id} is not in progress")
+        return round_
 
     def _end(self, training_id: str, number: int) -> _Round:
-        found = self._round(training_id, number)
-        forgotten = ", ".join(sorted(found.waiting)[:3])
-        _check(
-            not found.waiting, f"{len(found.waiting)} accepted updates are neither counted nor superseded: {forgotten}"
-        )
+        round_ = self._round(training_id, number)
+        some = ", ".join(sorted(round_.waiting)[:3])
+        _check(not round_.waiting, f"{len(round_.waiting)} accepted updates are neither counted nor superseded: {some}")
         return self._rounds.pop(training_id)
 
 

@@ -1,4 +1,4 @@
-"""Models: stored on the server, version by version."""
+"""The calls of ModelService: models on the server and their versions."""
 
 from __future__ import annotations
 
@@ -11,9 +11,13 @@ from typing import Any, Literal, TypeAlias, overload
 from fedround.v1 import model_pb2
 from fedround.v1.event_pb2 import ModelInfo
 from fedround.v1.model_pb2 import DownloadModelRequest, MetricReport, Model, ModelSpec, ModelVersion, UploadModelRequest
-from fedround_client.rpc import ATTEMPTS, Rpc
-from fedround_client.tensors import Framework, SafetensorsReader
-from fedround_client.transfer import ModelSource, Payload, Progress, Sink, digest_of, download, upload
+from fedround_client.download import Sink, download, file_sha256
+from fedround_client.payload import ModelSource, Payload, Progress
+from fedround_client.retry import ATTEMPTS
+from fedround_client.rpc import Rpc
+from fedround_client.safetensors_reader import SafetensorsReader
+from fedround_client.tensor_types import Framework
+from fedround_client.upload import upload
 
 PartName: TypeAlias = Literal["MODEL", "POSTERIOR"]
 
@@ -32,19 +36,19 @@ class ModelCalls:
         architecture: str = "",
         progress: Progress | None = None,
     ) -> Model:
-        """Stores a model as version 0 of a new one; a cut upload goes on where it was. For actors.
+        """Stores a model file as version 0 of a new model; resumes after a lost connection. For actors.
 
         Args:
             model: A state dict of numpy arrays or torch tensors, or the path of a safetensors file.
-            name: For people, at most 200 characters.
-            description: For people, at most 10,000 characters.
-            architecture: What `predict` builds for the model: a name that the operator registered.
-            progress: Told how many bytes of how many are sent.
+            name: A name for people, at most 200 characters.
+            description: A description for people, at most 10,000 characters.
+            architecture: The architecture that `predict` uses, by the name that the operator registered.
+            progress: Called with the bytes sent and the bytes in all.
 
         Raises:
             TensorError: The state dict cannot be written as safetensors.
-            ModelFormat: The file is not safetensors as the server takes it.
-            ModelTooLarge: It is larger than the server takes.
+            ModelFormat: The file is not safetensors, or not in the form that the server accepts.
+            ModelTooLarge: The file is larger than the server allows.
         """
         payload = Payload.of(model)
         upload_id = str(uuid.uuid4())
@@ -72,7 +76,7 @@ class ModelCalls:
         ).model
 
     def get_model(self, model_id: str) -> Model:
-        """Answers what a model is: its latest version, its tensors' names, shapes and dtypes.
+        """Returns a model: its latest version, and the names, shapes and dtypes of its tensors.
 
         Raises:
             ModelNotFound: You have no such model.
@@ -80,7 +84,7 @@ class ModelCalls:
         return self._rpc.unary(self._rpc.models.GetModel, model_pb2.GetModelRequest(model_id=model_id)).model
 
     def models(self) -> Iterator[Model]:
-        """Iterates over your models, the newest first, fetching page after page."""
+        """Iterates over your models, the newest first; fetches them page by page."""
         for page in self._rpc.pages(self._rpc.models.GetModels, model_pb2.GetModelsRequest()):
             yield from page.models
 
@@ -95,26 +99,26 @@ class ModelCalls:
             yield from page.versions
 
     def tag_model(self, model_id: str, version: int, tag: str) -> ModelVersion:
-        """Puts a tag on a version of a model of yours; a tagged version keeps its file.
+        """Adds a tag to a version of a model of yours; a tagged version keeps its file.
 
         Args:
             model_id: UUID of the model.
-            version: Updates of the global model that made the version.
-            tag: "pinned", which any number of versions may carry, or a word of your own, which moves from one version
-                of the model to the other; lower case, at most 50 characters. The server itself moves "last" and "best".
+            version: Number of the version.
+            tag: "pinned", which any number of versions may have, or a tag of your own, which moves from one version of
+                the model to another; lower case, at most 50 characters. The server itself sets "last" and "best".
 
         Raises:
-            ModelNotFound: You own no such model, or the version or its file is not there.
-            FieldInvalid: The tag is refused.
+            ModelNotFound: You own no such model, it has no such version, or the version has lost its file.
+            FieldInvalid: The tag is not valid.
         """
         return self._tag(model_id, version, tag, remove=False)
 
     def untag_model(self, model_id: str, version: int, tag: str) -> ModelVersion:
-        """Takes a tag from a version, if it carries it.
+        """Removes a tag from a version; does nothing if the version does not have it.
 
         Raises:
-            ModelNotFound: You own no such model, or the version or its file is not there.
-            FieldInvalid: The tag is refused.
+            ModelNotFound: You own no such model, it has no such version, or the version has lost its file.
+            FieldInvalid: The tag is not valid.
         """
         return self._tag(model_id, version, tag, remove=True)
 
@@ -159,34 +163,34 @@ class ModelCalls:
         attempts: int | None = ATTEMPTS,
         progress: Progress | None = None,
     ) -> dict[str, Any] | Path:
-        """Fetches a version of a model and verifies its SHA-256; a cut download goes on where it was.
+        """Downloads a version of a model, and verifies its SHA-256; resumes after a lost connection.
 
         Args:
-            model_id: UUID of a model of yours, or of a training that you take part in.
+            model_id: UUID of a model of yours, or of a training in which you participate.
             version: Number of updates of the global model so far; None for the latest one.
-            tag: The version that carries this tag instead, such as "best"; of several the latest.
-            part: "POSTERIOR" for the SWAG posterior around the version: float64 arrays mean/NAME and second/NAME, and
-                float32 arrays deviation/K/NAME for a low-rank part.
-            to: Path of a safetensors file to write; it appears once it is complete, and is not fetched again if it is
-                there. None to get the tensors.
+            tag: Instead of a version: the latest one that has this tag, for example "best".
+            part: "POSTERIOR" for the SWAG posterior of the version: float64 arrays mean/NAME and second/NAME, and
+                float32 arrays deviation/K/NAME for the low-rank part.
+            to: Path of a safetensors file to write. It is replaced once the download is complete, and nothing is
+                downloaded if it already has these bytes. None to return the tensors.
             framework: "numpy" for arrays, "torch" for tensors.
-            attempts: How many in a row may fail without progress; None for any number.
-            progress: Told how many bytes of how many have arrived.
+            attempts: How many attempts in a row may fail without progress; None for any number.
+            progress: Called with the bytes received and the bytes in all.
 
         Returns:
-            np.ndarray or torch.Tensor by name; or the path, if there is one.
+            np.ndarray or torch.Tensor by name; or the path, if one was given.
 
         Raises:
-            ModelNotFound: You have no such model, it has no such version, or the version no file or posterior.
-            DigestMismatch: The bytes were damaged.
-            TensorError: The model has tensors (bfloat16) that numpy cannot hold; ask for "torch".
+            ModelNotFound: You have no such model, it has no such version, or the version has no file or no posterior.
+            DigestMismatch: The received bytes do not have the announced SHA-256.
+            TensorError: The model has tensors of a dtype that numpy does not have (bfloat16); use "torch".
             OSError: The file cannot be written.
         """
 
-        have = "" if to is None else digest_of(Path(to))
+        have = "" if to is None else file_sha256(Path(to))
 
         def request(offset: int, info: ModelInfo | None) -> DownloadModelRequest:
-            # After a cut the same version is asked for again, even if the latest or the tagged one is another by now.
+            # A resumed download needs the same version, even if another one is the latest, or has the tag, by now.
             return DownloadModelRequest(
                 model_id=model_id,
                 version=version if info is None else info.version,
@@ -194,7 +198,7 @@ class ModelCalls:
                 part=model_pb2.ModelPart.Value(f"MODEL_PART_{part}"),
                 offset=offset,
                 have_sha256=have,
-                packing=self._rpc.packing,
+                packing=self._rpc.compression,
             )
 
         def fetch(sink: Sink) -> ModelInfo:
@@ -202,9 +206,9 @@ class ModelCalls:
             return download(self._rpc, method, request, sink, have=have, attempts=attempts, progress=progress)
 
         if to is None:
-            arrival = SafetensorsReader(framework)
-            fetch(arrival)
-            return arrival.tensors()
+            reader = SafetensorsReader(framework)
+            fetch(reader)
+            return reader.tensors()
         target = Path(to)
         incomplete = target.with_name(f".{target.name}.{uuid.uuid4()}.part")
         try:
@@ -215,16 +219,16 @@ class ModelCalls:
             incomplete.unlink(missing_ok=True)
 
     def remove_model(self, model_id: str) -> None:
-        """Removes a model with all its versions; refused while a training that has not ended needs it.
+        """Removes a model with all its versions, unless a training that has not ended needs it.
 
         Raises:
             ModelNotFound: You have no such model.
-            ModelInUse: A training needs it.
+            ModelInUse: A training that has not ended needs it.
         """
         self._rpc.unary(self._rpc.models.RemoveModel, model_pb2.RemoveModelRequest(model_id=model_id))
 
     def metrics(self, model_id: str) -> Iterator[MetricReport]:
-        """Iterates over the metrics reported on a model, by round; a round's weighted means come first.
+        """Iterates over the metrics reported on a model, round by round; the weighted means of a round come first.
 
         Raises:
             ModelNotFound: You have no such model.

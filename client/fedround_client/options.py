@@ -1,4 +1,4 @@
-"""What an actor may choose between, from what is easy to write to the messages of the API."""
+"""Options of trainings and predictions, and their conversion to the messages of the API."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from fedround.v1.aggregation_pb2 import (
 )
 from fedround.v1.training_pb2 import ModelSelection
 
-AggregationChoice: TypeAlias = FedAvg | FedProx | FedDc | Aggregation
-UncertaintyChoice: TypeAlias = NoUncertainty | McDropout | Swag | Ensemble | Uncertainty
+AggregationOption: TypeAlias = FedAvg | FedProx | FedDc | Aggregation
+UncertaintyOption: TypeAlias = NoUncertainty | McDropout | Swag | Ensemble | Uncertainty
 EvaluationName: TypeAlias = Literal["EVERY_ROUND", "FINAL_ONLY", "NEVER"]
 PrecisionName: TypeAlias = Literal["FULL", "FLOAT16", "BFLOAT16"]
 GoalName: TypeAlias = Literal["MINIMIZE", "MAXIMIZE"]
@@ -28,12 +28,12 @@ GoalName: TypeAlias = Literal["MINIMIZE", "MAXIMIZE"]
 
 @dataclass(frozen=True)
 class Selection:
-    """Which version of a model is tagged `best`, and when to stop looking for a better one.
+    """Which version of a model gets the tag `best`, and when training stops early.
 
     Attributes:
         metric: One of the training's metric_names.
         goal: "MINIMIZE" for a loss, "MAXIMIZE" for an accuracy.
-        patience: The training finishes early when so many model updates in a row made no better version; 0: never.
+        patience: The training finishes after this many model updates in a row without a better version; 0: never.
     """
 
     metric: str
@@ -41,37 +41,37 @@ class Selection:
     patience: int = 0
 
 
-def aggregation(choice: AggregationChoice | None) -> Aggregation | None:
-    """Puts an algorithm's options into their message."""
-    match choice:
+def aggregation(option: AggregationOption | None) -> Aggregation | None:
+    """Returns the message for an aggregation algorithm and its options."""
+    match option:
         case FedAvg():
-            return Aggregation(fed_avg=choice)
+            return Aggregation(fed_avg=option)
         case FedProx():
-            return Aggregation(fed_prox=choice)
+            return Aggregation(fed_prox=option)
         case FedDc():
-            return Aggregation(fed_dc=choice)
+            return Aggregation(fed_dc=option)
         case _:
-            return choice
+            return option
 
 
-def uncertainty(choice: UncertaintyChoice | None) -> Uncertainty | None:
-    """Puts a method's options into their message."""
-    match choice:
+def uncertainty(option: UncertaintyOption | None) -> Uncertainty | None:
+    """Returns the message for a method of uncertainty estimation and its options."""
+    match option:
         case NoUncertainty():
-            return Uncertainty(none=choice)
+            return Uncertainty(none=option)
         case McDropout():
-            return Uncertainty(mc_dropout=choice)
+            return Uncertainty(mc_dropout=option)
         case Swag():
-            return Uncertainty(swag=choice)
+            return Uncertainty(swag=option)
         case Ensemble():
-            return Uncertainty(ensemble=choice)
+            return Uncertainty(ensemble=option)
         case _:
-            return choice
+            return option
 
 
-def selection(choice: Selection | None) -> ModelSelection | None:
-    """Makes the message."""
-    if choice is None:
+def selection(option: Selection | None) -> ModelSelection | None:
+    """Returns the message for the selection of the best version."""
+    if option is None:
         return None
-    goal = training_pb2.Goal.Value(f"GOAL_{choice.goal}")
-    return ModelSelection(metric=choice.metric, goal=goal, patience=choice.patience)
+    goal = training_pb2.Goal.Value(f"GOAL_{option.goal}")
+    return ModelSelection(metric=option.metric, goal=goal, patience=option.patience)

@@ -1,4 +1,4 @@
-"""Rounds: what participants submit, and why a round is waiting."""
+"""The calls of RoundService: results of participants, and the state of a round."""
 
 from __future__ import annotations
 
@@ -15,18 +15,22 @@ from fedround.v1.round_pb2 import (
     UpdateReceipt,
     UpdateSpec,
 )
-from fedround_client.rpc import ATTEMPTS, Rpc
-from fedround_client.tensors import Framework, SafetensorsReader
-from fedround_client.transfer import ModelSource, Payload, Progress, download, upload
+from fedround_client.download import download
+from fedround_client.payload import ModelSource, Payload, Progress
+from fedround_client.retry import ATTEMPTS
+from fedround_client.rpc import Rpc
+from fedround_client.safetensors_reader import SafetensorsReader
+from fedround_client.tensor_types import Framework
+from fedround_client.upload import upload
 
 
 class RoundCalls:
-    """The calls of RoundService that stand on their own; `Client.participate` makes them for you."""
+    """Single calls of RoundService; `Client.participate` makes them for you."""
 
     _rpc: Rpc
 
     def get_round(self, training_id: str, number: int | None = None) -> Round:
-        """Answers who and what a round is waiting for.
+        """Returns the state of a round: which participants are missing, and which rule keeps it open.
 
         Args:
             training_id: UUID of a training of yours.
@@ -34,12 +38,12 @@ class RoundCalls:
 
         Raises:
             TrainingNotFound: You have no such training.
-            NotActor: You take part in it, but did not create it.
+            NotActor: You are a participant of the training, not its actor.
         """
         request = GetRoundRequest(training_id=training_id, round=number)
         return self._rpc.unary(self._rpc.rounds.GetRound, request).round
 
-    def download_dealt_model(
+    def download_assigned_model(
         self,
         training_id: str,
         number: int,
@@ -48,34 +52,34 @@ class RoundCalls:
         attempts: int | None = ATTEMPTS,
         progress: Progress | None = None,
     ) -> dict[str, Any]:
-        """Fetches the local model that you were dealt in a round of daisy chaining; nobody else can read it.
+        """Downloads the local model that was assigned to you in a round of daisy chaining; no other user can read it.
 
         Args:
             training_id: UUID of the training.
             number: Number of the round.
             framework: "numpy" for arrays, "torch" for tensors.
-            attempts: How many in a row may fail without progress; None for any number.
-            progress: Told how many bytes of how many have arrived.
+            attempts: How many attempts in a row may fail without progress; None for any number.
+            progress: Called with the bytes received and the bytes in all.
 
         Returns:
             np.ndarray or torch.Tensor by name.
 
         Raises:
-            NotInCohort: You were dealt nothing in this round.
-            TrainingNotFound: You take no part in such a training.
+            NotInCohort: No model is assigned to you in this round.
+            TrainingNotFound: You are not a participant of such a training.
         """
-        arrival = SafetensorsReader(framework)
+        reader = SafetensorsReader(framework)
         download(
             self._rpc,
             self._rpc.rounds.DownloadDealtModel,
             lambda offset, _: DownloadDealtModelRequest(
-                training_id=training_id, round=number, offset=offset, packing=self._rpc.packing
+                training_id=training_id, round=number, offset=offset, packing=self._rpc.compression
             ),
-            arrival,
+            reader,
             attempts=attempts,
             progress=progress,
         )
-        return arrival.tensors()
+        return reader.tensors()
 
     def submit_update(
         self,
@@ -88,25 +92,26 @@ class RoundCalls:
         attempts: int | None = ATTEMPTS,
         progress: Progress | None = None,
     ) -> UpdateReceipt:
-        """Submits an update of an open round; a cut upload goes on where it was.
+        """Submits an update to an open round; resumes the upload after a lost connection.
 
         Args:
             training_id: UUID of the training.
             number: Number of the round, from 0.
             model: State dict with names, shapes and dtypes as in the round's model, or the path of such a file.
-            num_examples: Examples it was trained on, its weight; 1 to 2^31 or the training's max_num_examples.
-            metrics: Finite numbers to keep with the update.
-            attempts: How many in a row may fail without progress; None for any number.
-            progress: Told how many bytes of how many are sent.
+            num_examples: Number of examples it was trained on, which is its weight; from 1 to the training's
+                max_num_examples, or to 2^31.
+            metrics: Finite numbers to store with the update.
+            attempts: How many attempts in a row may fail without progress; None for any number.
+            progress: Called with the bytes sent and the bytes in all.
 
         Returns:
-            The server's promise to count the update.
+            The receipt: the server's promise that the update is stored, and counted once.
 
         Raises:
             RoundNotOpen: The round is over.
-            UpdateExists: You gave another update to it before.
-            UpdateMismatch, UpdateNotFinite, NumExamples: The update is refused.
-            FedroundError: Anything else that the server refused.
+            UpdateExists: You submitted another update to the round before.
+            UpdateMismatch, UpdateNotFinite, UpdateNorm, NumExamples: The update is not valid.
+            FedroundError: The server answered with another error.
         """
         return self._submit_payload(
             training_id, number, Payload.of(model), num_examples, metrics, attempts=attempts, progress=progress
@@ -150,17 +155,18 @@ class RoundCalls:
         ).receipt
 
     def submit_metrics(self, training_id: str, number: int, metrics: Mapping[str, float], num_examples: int) -> None:
-        """Submits the results of an evaluation round.
+        """Submits the metrics of an evaluation round.
 
         Args:
             training_id: UUID of the training.
             number: Number of the evaluation round.
             metrics: Finite numbers by name; at least the training's metric_names.
-            num_examples: Examples behind them, 1 to 2^31.
+            num_examples: Number of examples that were evaluated, from 1 to 2^31.
 
         Raises:
             RoundNotOpen: The round is over.
-            FedroundError: Anything else that the server refused.
+            MetricsExist: You submitted another report to the round before.
+            FedroundError: The server answered with another error.
         """
         request = SubmitMetricsRequest(
             training_id=training_id, round=number, metrics=metrics, num_examples=num_examples

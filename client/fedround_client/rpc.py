@@ -1,16 +1,14 @@
-"""Calls to the server: the caller's token on each, typed exceptions from each, back-off between attempts."""
+"""Calls to the server: with the caller's token, typed exceptions, and retries."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
-from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
-from tenacity.wait import wait_base
+from tenacity import Retrying
 
 from fedround.v1 import (
     audit_pb2_grpc,
@@ -26,7 +24,8 @@ from fedround.v1 import (
 from fedround.v1.event_pb2 import Packing
 from fedround_client.chunk_stubs import with_chunk_codec
 from fedround_client.clock import Clock
-from fedround_client.errors import FedroundError, TokenInvalid, TooManyCalls, from_rpc_error
+from fedround_client.errors import TokenInvalid, from_rpc_error
+from fedround_client.retry import ATTEMPTS, is_rate_limited, is_transient, retrying
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -34,28 +33,21 @@ Item = TypeVar("Item", covariant=True)
 PagedRequest = TypeVar("PagedRequest", bound="_PagedRequest")
 Page = TypeVar("Page", bound="_Page")
 
-logger = logging.getLogger(__name__)
-
 UNARY_TIMEOUT = 60.0
 PAGE_SIZE = 1000
-ATTEMPTS = 8
-"""How often a transfer is tried without a byte of progress before it is given up."""
-
-# Full jitter: many participants that lose the server at once must not come back at once, nor those it told to wait.
-BACKOFF: wait_base = wait_random_exponential(multiplier=0.5, max=30)
 
 
 class Stream(Protocol[Item]):
-    """A server stream being read; reading it raises grpc.RpcError."""
+    """A server stream; reading it raises grpc.RpcError."""
 
     def __iter__(self) -> Iterator[Item]:
-        """Iterates over what is still to come."""
+        """Iterates over the messages that are still to come."""
 
     def __next__(self) -> Item:
         """Waits for the next message."""
 
     def cancel(self) -> object:
-        """Ends the call, from any thread."""
+        """Cancels the call; may be called from any thread."""
 
 
 class _PagedRequest(Protocol):
@@ -67,47 +59,42 @@ class _Page(Protocol):
     next_page_token: str
 
 
-def is_transient(error: BaseException) -> bool:
-    """Whether the call that raised this may be tried again."""
-    return isinstance(error, FedroundError) and error.transient
-
-
-def _is_too_fast(error: BaseException) -> bool:
-    """Whether a call was refused before anything was done, because there were too many."""
-    return isinstance(error, TooManyCalls)
-
-
 class Rpc:
-    """The stubs of one channel, and how they are called."""
+    """The stubs of one channel, and the ways to call them.
+
+    Attributes:
+        clock: Clock for retries and timeouts.
+        compression: How chunks of files are compressed.
+        address: The server's address, for error messages.
+    """
 
     def __init__(
-        self, channel: grpc.Channel, *, token: str | None, address: str, clock: Clock, packing: Packing.ValueType
+        self, channel: grpc.Channel, *, token: str | None, address: str, clock: Clock, compression: Packing.ValueType
     ) -> None:
-        """Takes the channel; whoever opened it closes it.
+        """Creates the stubs. The caller closes the channel.
 
         Args:
             channel: A grpc channel, or a fake one.
-            token: The caller's token; None sends none.
-            address: Where the channel leads, for error messages.
-            clock: Tells the time between attempts.
-            packing: How chunks of files are packed on their way.
+            token: The caller's token; None to send none.
+            address: The server's address, for error messages.
+            clock: Clock for retries and timeouts.
+            compression: How chunks of files are compressed.
         """
+        trainings, models = training_pb2_grpc.TrainingServiceStub(channel), model_pb2_grpc.ModelServiceStub(channel)
         self.users = user_pb2_grpc.UserServiceStub(channel)
-        self.trainings = with_chunk_codec(
-            training_pb2_grpc.TrainingServiceStub(channel), channel, training_pb2.DESCRIPTOR
-        )
-        self.models = with_chunk_codec(model_pb2_grpc.ModelServiceStub(channel), channel, model_pb2.DESCRIPTOR)
+        self.trainings = with_chunk_codec(trainings, channel, training_pb2.DESCRIPTOR)
+        self.models = with_chunk_codec(models, channel, model_pb2.DESCRIPTOR)
         self.rounds = with_chunk_codec(round_pb2_grpc.RoundServiceStub(channel), channel, round_pb2.DESCRIPTOR)
         self.inference = inference_pb2_grpc.InferenceServiceStub(channel)
         self.audit = audit_pb2_grpc.AuditServiceStub(channel)
         self.clock = clock
-        self.packing = packing
+        self.compression = compression
         self.address = address
-        self._metadata = (("authorization", f"Bearer {_checked(token)}"),) if token else ()
+        self._metadata = (("authorization", f"Bearer {_valid_token(token)}"),) if token else ()
 
     @contextmanager
     def typed_errors(self) -> Iterator[None]:
-        """Turns every grpc.RpcError raised inside into a FedroundError."""
+        """Converts every grpc.RpcError raised in the block to a FedroundError."""
         try:
             yield
         except grpc.RpcError as error:
@@ -119,14 +106,14 @@ class Rpc:
         request: Request,
         timeout: float | None = UNARY_TIMEOUT,
     ) -> Response:
-        """Calls a unary method; a call that came too fast is made again when the server has time for it.
+        """Calls a unary method, and repeats a call that was rejected by a rate limit.
 
-        The channel itself repeats those that may be repeated when the connection is lost.
+        When the connection is lost, the channel itself repeats the methods that may be repeated.
 
         Args:
             method: The method.
             request: Its request.
-            timeout: Seconds; None leaves it to the server.
+            timeout: Seconds; None for the server's own limit.
 
         Raises:
             FedroundError: The call failed.
@@ -136,10 +123,10 @@ class Rpc:
             with self.typed_errors():
                 return method(request, timeout=timeout, metadata=self._metadata)
 
-        return self.retrying(ATTEMPTS, when=_is_too_fast)(call)
+        return self.retrying(ATTEMPTS, when=is_rate_limited)(call)
 
     def pages(self, method: grpc.UnaryUnaryMultiCallable[PagedRequest, Page], request: PagedRequest) -> Iterator[Page]:
-        """Calls a method that lists things until its last page.
+        """Yields all pages of a method that lists objects.
 
         Raises:
             FedroundError: A call failed.
@@ -162,42 +149,27 @@ class Rpc:
             return method(requests, metadata=self._metadata)
 
     def open(self, method: grpc.UnaryStreamMultiCallable[Request, Response], request: Request) -> Stream[Response]:
-        """Opens a server stream, to be read within typed_errors and cancelled at the end."""
+        """Opens a server stream. The caller reads it within `typed_errors`, and cancels it at the end."""
         return method(request, metadata=self._metadata)
 
     def retrying(
         self,
         attempts: int | None,
-        nap: Callable[[float], None] | None = None,
+        sleep: Callable[[float], None] | None = None,
         when: Callable[[BaseException], bool] = is_transient,
     ) -> Retrying:
-        """Attempts at something that may meet transient errors, with back-off between them.
+        """Returns the attempts of an operation, with back-off between them; see `fedround_client.retry.retrying`.
 
         Args:
-            attempts: How many in a row may fail; None for any number. Setting the attempt_number of the
-                attempt's retry_state to 1 begins the row again, after progress.
-            nap: Sleeps so many seconds; the clock's own by default.
-            when: Tells which errors are worth another attempt.
-
-        Returns:
-            What `for attempt in ...: with attempt: ...` loops over. The last error is raised as it is.
+            attempts: How many in a row may fail; None for any number.
+            sleep: Sleeps for a number of seconds; that of the clock by default.
+            when: Returns whether an error is worth another attempt.
         """
-
-        def stop(state: RetryCallState) -> bool:
-            return attempts is not None and state.attempt_number >= attempts
-
-        return Retrying(
-            sleep=nap or self.clock.sleep_for,
-            wait=_wait,
-            stop=stop,
-            before_sleep=_tell,
-            retry=retry_if_exception(when),
-            reraise=True,
-        )
+        return retrying(attempts, sleep or self.clock.sleep_for, when)
 
 
 def duration(seconds: float | None) -> Duration | None:
-    """Encodes seconds; None stays unset."""
+    """Returns seconds as a protobuf Duration; None stays None."""
     if seconds is None:
         return None
     message = Duration()
@@ -205,27 +177,13 @@ def duration(seconds: float | None) -> Duration | None:
     return message
 
 
-def _checked(token: str) -> str:
-    """The token without the white space that files end with."""
+def _valid_token(token: str) -> str:
+    """Returns the token without the white space that files end with."""
     stripped = token.strip()
     if not stripped.isascii() or not stripped.isprintable() or " " in stripped:
         raise TokenInvalid(
             grpc.StatusCode.UNAUTHENTICATED,
             "TOKEN_INVALID",
-            "The token has characters that no token has: is it the content of the right file?",
+            "The token contains characters that no token has: is it the content of the right file?",
         )
     return stripped
-
-
-def _wait(state: RetryCallState) -> float:
-    """What the server asked for, if it did, and a random time on top."""
-    error = None if state.outcome is None else state.outcome.exception()
-    return BACKOFF(state) + (getattr(error, "retry_after", None) or 0.0)
-
-
-def _tell(state: RetryCallState) -> None:
-    """Logs a failed attempt, ever more rarely: the 1st, 2nd, 4th, 8th, ... in a row."""
-    number = state.attempt_number
-    if number & (number - 1) == 0 and state.outcome is not None:
-        times = f", {number} times in a row" if number > 1 else ""
-        logger.warning("Trying again%s: %s", times, state.outcome.exception())

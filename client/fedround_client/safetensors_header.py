@@ -1,7 +1,7 @@
-"""The header of a safetensors file: written as the reference implementation writes it, and read.
+"""The header of a safetensors file, written as the reference implementation writes it, and parsed.
 
-The format: 8 bytes with the length of a JSON header (little-endian), the header, then the tensors' data. The header
-maps each name to {"dtype", "shape", "data_offsets": [begin, end]}, counted from the end of the header.
+The format: 8 bytes with the length of a JSON header (little-endian), the header, then the data of the tensors. The
+header maps each name to {"dtype", "shape", "data_offsets": [begin, end]}, counted from the end of the header.
 (https://github.com/huggingface/safetensors)
 """
 
@@ -14,10 +14,11 @@ from math import prod
 from typing import Any
 
 PREFIX = 8
+"""Bytes in front of the header that hold its length."""
 MAX_HEADER = 100_000_000
-"""What the reference implementation reads at most, in bytes."""
+"""The longest header that the reference implementation accepts, in bytes."""
 
-NAMES = {
+DTYPE_NAMES = {
     "BOOL": "bool",
     "U8": "uint8",
     "I8": "int8",
@@ -32,24 +33,24 @@ NAMES = {
     "I64": "int64",
     "U64": "uint64",
 }
-"""Types by their safetensors names, with the names that numpy and torch give them; the order of the data, backwards."""
+"""The names of dtypes in numpy and torch by their names in safetensors. A file has its tensors in the reverse order."""
 
-SIZES = {"BOOL": 1, "U8": 1, "I8": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2, "I32": 4, "U32": 4, "F32": 4}
-SIZES |= {"F64": 8, "I64": 8, "U64": 8}
-_ORDER = {dtype: number for number, dtype in enumerate(reversed(NAMES))}
+DTYPE_SIZES = {"BOOL": 1, "U8": 1, "I8": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2, "I32": 4, "U32": 4, "F32": 4}
+DTYPE_SIZES |= {"F64": 8, "I64": 8, "U64": 8}
+_RANKS = {dtype: rank for rank, dtype in enumerate(reversed(DTYPE_NAMES))}
 
 
 class HeaderError(ValueError):
-    """A header that describes no file."""
+    """The bytes are not a valid safetensors header."""
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """A tensor in a file.
+    """What the header says about one tensor.
 
     Attributes:
-        name: Its name.
-        dtype: Its type, by its safetensors name.
+        name: Name of the tensor.
+        dtype: Its dtype, by the name in safetensors.
         shape: Its shape; empty for a scalar.
     """
 
@@ -59,20 +60,20 @@ class TensorInfo:
 
     @property
     def num_bytes(self) -> int:
-        """Size of its data."""
-        return prod(self.shape) * SIZES[self.dtype]
+        """Size of the tensor's data in bytes."""
+        return prod(self.shape) * DTYPE_SIZES[self.dtype]
 
 
 def data_order(tensor: TensorInfo) -> tuple[int, str]:
-    """Sorts tensors as the data of a file has them: the widest types first, so that all are aligned; then by name."""
-    return _ORDER[tensor.dtype], tensor.name
+    """Returns the sort key of a tensor in a file: the widest dtypes first, so that all are aligned, then by name."""
+    return _RANKS[tensor.dtype], tensor.name
 
 
 def write_header(tensors: Iterable[TensorInfo]) -> bytes:
-    """Writes everything before the data of a file with these tensors, one behind the other.
+    """Returns the bytes in front of the data of a file that has these tensors, one behind the other.
 
     Raises:
-        UnicodeEncodeError: A name has characters that UTF-8 does not have.
+        UnicodeEncodeError: A name cannot be encoded as UTF-8.
     """
     header: dict[str, Any] = {}
     position = 0
@@ -87,10 +88,10 @@ def write_header(tensors: Iterable[TensorInfo]) -> bytes:
 
 
 def header_length(prefix: bytes) -> int:
-    """Reads how long the header is, from the first 8 bytes of a file.
+    """Returns the length of the header, from the first 8 bytes of a file.
 
     Raises:
-        HeaderError: No header is so long.
+        HeaderError: The length is larger than MAX_HEADER.
     """
     length = int.from_bytes(prefix, "little")
     if length > MAX_HEADER:
@@ -99,13 +100,13 @@ def header_length(prefix: bytes) -> int:
 
 
 def read_header(text: bytes) -> list[TensorInfo]:
-    """Reads a header, without the 8 bytes of its length.
+    """Parses a header, without the 8 bytes of its length.
 
     Returns:
-        The tensors in the order of their data, which follow each other without a hole.
+        The tensors in the order of their data, which is contiguous.
 
     Raises:
-        HeaderError: It describes no file.
+        HeaderError: The header is not valid, or the data would have gaps or overlap.
     """
     try:
         header = json.loads(text.decode())
@@ -113,29 +114,31 @@ def read_header(text: bytes) -> list[TensorInfo]:
         raise HeaderError("its header is not valid JSON") from error
     if not isinstance(header, dict):
         raise HeaderError("its header is not a JSON object")
-    found = [_read(name, entry) for name, entry in header.items() if name != "__metadata__"]
+    entries = [_parse_entry(name, entry) for name, entry in header.items() if name != "__metadata__"]
+    entries.sort(key=lambda entry: entry[:2])
     position = 0
-    for begin, end, tensor in sorted(found, key=lambda one: one[:2]):
+    for begin, end, tensor in entries:
         if begin != position:
             raise HeaderError(f"the data of tensor {tensor.name!r} begins at byte {begin}, not {position}")
         position = end
-    return [tensor for _, _, tensor in sorted(found, key=lambda one: one[:2])]
+    return [tensor for _, _, tensor in entries]
 
 
-def _read(name: str, entry: Any) -> tuple[int, int, TensorInfo]:
+def _parse_entry(name: str, entry: Any) -> tuple[int, int, TensorInfo]:
+    """Returns where the data of a tensor begins and ends, and what the header says about it."""
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
-        raise HeaderError(f"tensor {name!r} lacks dtype, shape or data_offsets")
+        raise HeaderError(f"tensor {name!r} has no dtype, shape or data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in NAMES:
-        raise HeaderError(f"tensor {name!r} has an unknown dtype {str(dtype)[:40]!r}")
+    if not isinstance(dtype, str) or dtype not in DTYPE_NAMES:
+        raise HeaderError(f"tensor {name!r} has the unknown dtype {str(dtype)[:40]!r}")
     if not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2:
-        raise HeaderError(f"tensor {name!r} has a shape or data_offsets that are none")
+        raise HeaderError(f"tensor {name!r} has an invalid shape or invalid data_offsets")
     tensor = TensorInfo(name, dtype, tuple(shape))
     if offsets[1] - offsets[0] != tensor.num_bytes:
-        raise HeaderError(f"tensor {name!r} needs {tensor.num_bytes} bytes, and has data_offsets {offsets}")
+        raise HeaderError(f"tensor {name!r} needs {tensor.num_bytes} bytes, but has the data_offsets {offsets}")
     return offsets[0], offsets[1], tensor
 
 
 def _are_sizes(values: Any) -> bool:
-    # bool is an int in Python, but not here.
+    # isinstance would accept a bool as an int.
     return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)

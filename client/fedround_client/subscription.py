@@ -1,4 +1,4 @@
-"""Reading the events of trainings as one sequence, however often the connection is lost in between."""
+"""Subscriptions: the events of trainings as one sequence, across lost connections."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from fedround.v1.round_pb2 import SubscribeRequest
 from fedround_client.errors import FedroundError, ServerUnavailable
 from fedround_client.rpc import Rpc, Stream
 
-SILENCE = 60.0
-"""After so many seconds without even a heartbeat (one comes every 20 s), a stream is dead."""
+SILENCE_TIMEOUT = 60.0
+"""Seconds without an event or a heartbeat (sent every 20 s) after which a stream is considered dead."""
 
-LULL = 1.0
-"""A stream that gave nothing for so many seconds, longer than what was lost takes to be sent again, had nothing."""
-MOMENT = 1.0
-"""For so many seconds behind a lull, what comes has just happened."""
+IDLE_SECONDS = 1.0
+"""After this many seconds without an event a stream has no backlog: TCP resends lost packets sooner than that."""
+LIVE_SECONDS = 1.0
+"""Events within this many seconds after an idle phase are live."""
 
-LAST = frozenset({"training_finished", "training_failed", "training_removed"})
+FINAL_EVENTS = frozenset({"training_finished", "training_failed", "training_removed"})
 """The events that end a training."""
 
 
 class Subscription:
     """Iterates over the events of one training, or of all the caller's trainings, each once and in order.
 
-    It reconnects with back-off for as long as it takes, and resumes behind the last event that it gave out. Heartbeats
-    and farewells are kept to itself. About one training, it ends after the training's last event.
+    It reconnects with back-off without a limit, and resumes behind the last event that it yielded. It does not yield
+    heartbeats and going_away. A subscription to one training ends after the training's final event.
 
     Attributes:
-        is_live: Whether the event that was given out last has most probably just happened: it is at most as old as the
-            stream was silent before. False if it may have waited for its reader, or for the stream.
+        is_live: Whether the event that was yielded last has most probably just happened. False if it may have waited
+            in a buffer, for the caller or for the connection.
     """
 
     def __init__(
@@ -48,8 +48,8 @@ class Subscription:
         Args:
             rpc: Calls the server.
             training_id: UUID of the training; empty for all of the caller's.
-            resume_after: For each training id the last sequence that is known already.
-            timeout: Seconds from now after which it ends with TimeoutError; None for never.
+            resume_after: The sequence of the last known event, by training id.
+            timeout: Seconds from now after which it raises TimeoutError; None for no limit.
         """
         self._rpc = rpc
         self._clock = rpc.clock
@@ -64,26 +64,26 @@ class Subscription:
         """Yields the events.
 
         Raises:
-            TimeoutError: The timeout is over.
-            FedroundError: The server refused.
+            TimeoutError: The timeout has expired.
+            FedroundError: The server answered with an error that is not transient.
         """
-        for attempt in self._rpc.retrying(None, nap=self.nap):
+        for attempt in self._rpc.retrying(None, sleep=self.sleep):
             with attempt:
                 stream = self._open()
                 try:
                     for event in self._read(stream):
                         kind = event.WhichOneof("payload")
                         if kind == "going_away":
-                            raise self._lost(event.going_away.message)
+                            raise self._connection_lost(event.going_away.message)
                         attempt.retry_state.attempt_number = 1
                         self._last_error = None
                         if self._advance(event) and kind != "heartbeat":
                             yield event
-                            if self._training_id and kind in LAST:
+                            if self._training_id and kind in FINAL_EVENTS:
                                 return
-                    if self._training_id:  # without a farewell: there is nothing more to come
+                    if self._training_id:  # the training has ended, and has no more events
                         return
-                    raise self._lost("the stream ended")
+                    raise self._connection_lost("the stream ended")
                 except FedroundError as error:
                     self._last_error = error
                     raise
@@ -95,14 +95,14 @@ class Subscription:
         return self._rpc.open(self._rpc.rounds.Subscribe, request)
 
     def _read(self, stream: Stream[Event]) -> Iterator[Event]:
-        """Reads until the end, and cancels a stream that stays silent or is read past the timeout."""
+        """Yields the events of a stream; cancels it when it is silent for too long, or at the timeout."""
         now = self._clock.time
-        # A stream may begin with what happened before.
-        lull_ended, is_first = -math.inf, True
+        # A stream may begin with old events, so what precedes its first event is not an idle phase.
+        idle_until, is_first = -math.inf, True
         while True:
             begin = now()
-            # Only the waiting is timed: how long the reader takes for an event is its own affair.
-            alarm = self._clock.call_in(stream.cancel, min(SILENCE, self._remaining()))
+            # The time that the caller needs for an event is not silence.
+            alarm = self._clock.call_in(stream.cancel, min(SILENCE_TIMEOUT, self._remaining()))
             try:
                 with self._rpc.typed_errors():
                     event = next(stream, None)
@@ -110,15 +110,15 @@ class Subscription:
                 alarm.cancel()
             if event is None:
                 return
-            heard = now()
-            if heard - begin >= LULL and not is_first:
-                lull_ended = heard
+            received = now()
+            if received - begin >= IDLE_SECONDS and not is_first:
+                idle_until = received
             is_first = False
-            self.is_live = heard - lull_ended < MOMENT
+            self.is_live = received - idle_until < LIVE_SECONDS
             yield event
 
     def _advance(self, event: Event) -> bool:
-        """Moves the cursor; False if the event was given out before."""
+        """Moves the cursor; returns False if the event was yielded before."""
         if not event.training_id:
             return True
         known = self._cursors.get(event.training_id, 0)
@@ -127,22 +127,22 @@ class Subscription:
 
     def _remaining(self) -> float:
         if self._ends_at is None:
-            return SILENCE
+            return SILENCE_TIMEOUT
         remaining = self._ends_at - self._clock.time()
         if remaining <= 0:
             why = "" if self._last_error is None else f" The last error: {self._last_error}"
-            raise TimeoutError(f"What was waited for did not happen within {self._timeout:g} s.{why}")
+            raise TimeoutError(f"The training did not end within {self._timeout:g} s.{why}")
         return remaining
 
-    def nap(self, seconds: float) -> None:
+    def sleep(self, seconds: float) -> None:
         """Sleeps, but not past the timeout.
 
         Raises:
-            TimeoutError: The timeout is over.
+            TimeoutError: The timeout has expired.
         """
         self._clock.sleep_for(min(seconds, self._remaining()))
         self._remaining()
 
-    def _lost(self, why: str) -> FedroundError:
+    def _connection_lost(self, why: str) -> FedroundError:
         message = f"The server at {self._rpc.address} ended the subscription: {why}"
         return ServerUnavailable(grpc.StatusCode.UNAVAILABLE, "UNAVAILABLE", message)

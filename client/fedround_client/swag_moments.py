@@ -1,4 +1,4 @@
-"""Moments of weights, which are what participants send in a SWAG round (Maddox et al., NeurIPS 2019)."""
+"""Moments of weights, which participants send in a SWAG round (Maddox et al., NeurIPS 2019)."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from fedround_client.tensors import StateDict, TensorError, floating
+from fedround_client.tensor_types import StateDict, TensorError
+from fedround_client.tensors import float64_arrays
 
 Arrays: TypeAlias = dict[str, np.ndarray[Any, np.dtype[Any]]]
 
 
 class Moments:
-    """Gathers weights along a training, and makes the update of a SWAG round of them.
+    """Collects weights during training, and computes the update of a SWAG round from them.
 
     def swag(model, round):
         moments = Moments(round.swag_rank)
@@ -24,25 +25,25 @@ class Moments:
     """
 
     def __init__(self, rank: int = 0) -> None:
-        """Begins with no weights.
+        """Creates a collector without weights.
 
         Args:
             rank: How many deviations to send: the round's swag_rank.
         """
         self._rank = rank
         self._count = 0
-        # Sums, not running means: in float64 the sum of float32 weights, and that of their squares, is all but exact.
+        # Sums instead of running means: in float64 the sums of float32 weights and of their squares are nearly exact.
         self._sums: Arrays = {}
         self._squares: Arrays = {}
         self._deviations: deque[Arrays] = deque(maxlen=rank)
 
     def add(self, weights: StateDict) -> None:
-        """Takes in the weights as they are now, say after each epoch; integer tensors are left out.
+        """Adds the current weights, for example after each epoch. Integer tensors are ignored.
 
         Raises:
-            TensorError: Something in it is no tensor, or the tensors are not those of before.
+            TensorError: A value is not a tensor, or names or shapes differ from those added before.
         """
-        values = floating(weights)
+        values = float64_arrays(weights)
         if not self._count:
             self._sums = {name: np.zeros_like(value) for name, value in values.items()}
             self._squares = {name: np.zeros_like(value) for name, value in values.items()}
@@ -57,23 +58,26 @@ class Moments:
             self._deviations.append({name: np.asarray(values[name] - mean[name], np.float32) for name in values})
 
     def update(self) -> Arrays:
-        """Makes the tensors of the update.
+        """Returns the tensors of the update.
 
         Returns:
-            mean/NAME and second/NAME, the means of the weights and of their squares in float64; and deviation/K/NAME,
-            the last `rank` deviations from the mean of their moment in float32.
+            mean/NAME and second/NAME: the means of the weights and of their squares, in float64. deviation/K/NAME: the
+            last `rank` deviations, each from the mean of the weights up to then, in float32.
 
         Raises:
-            ValueError: Too few weights were added.
+            ValueError: Fewer weights were added than the rank needs.
         """
-        least = max(self._rank, 1)
-        if self._count < least:
-            raise ValueError(f"Moments of rank {self._rank} take the weights {least} times; they came {self._count}.")
-        found = {f"mean/{name}": mean for name, mean in self._mean(self._sums).items()}
-        found |= {f"second/{name}": mean for name, mean in self._mean(self._squares).items()}
+        minimum = max(self._rank, 1)
+        if self._count < minimum:
+            raise ValueError(
+                f"Moments of rank {self._rank} need the weights at least {minimum} times; they were added"
+                f" {self._count} times."
+            )
+        tensors = {f"mean/{name}": mean for name, mean in self._mean(self._sums).items()}
+        tensors |= {f"second/{name}": mean for name, mean in self._mean(self._squares).items()}
         for column, deviation in enumerate(self._deviations):
-            found |= {f"deviation/{column}/{name}": value for name, value in deviation.items()}
-        return found
+            tensors |= {f"deviation/{column}/{name}": value for name, value in deviation.items()}
+        return tensors
 
     def _mean(self, sums: Arrays) -> Arrays:
         return {name: np.asarray(total / self._count) for name, total in sums.items()}

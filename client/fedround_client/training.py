@@ -1,4 +1,4 @@
-"""Trainings: created, steered and watched by their actor."""
+"""The calls of TrainingService, and waiting for the result of a training."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from fedround.v1.event_pb2 import Event
 from fedround.v1.training_pb2 import CreateTrainingRequest, RoundPolicy, Training, TrainingSpec
 from fedround_client import options
 from fedround_client.errors import FedroundError, TrainingFailed, from_event
-from fedround_client.options import AggregationChoice, EvaluationName, PrecisionName, Selection, UncertaintyChoice
+from fedround_client.options import AggregationOption, EvaluationName, PrecisionName, Selection, UncertaintyOption
+from fedround_client.payload import ModelSource, Payload, Progress
 from fedround_client.rpc import Rpc, duration
 from fedround_client.subscription import Subscription
-from fedround_client.transfer import ModelSource, Payload, Progress, upload
+from fedround_client.upload import upload
 
 TrainingRoleName: TypeAlias = Literal["ACTOR", "CLIENT"]
 
 
 class TrainingCalls:
-    """The calls of TrainingService, and waiting for what comes of a training."""
+    """The calls of TrainingService, and waiting for the result of a training."""
 
     _rpc: Rpc
 
@@ -38,8 +39,8 @@ class TrainingCalls:
         description: str = "",
         metric_names: Iterable[str] = (),
         client_ids: Iterable[str] = (),
-        aggregation: AggregationChoice | None = None,
-        uncertainty: UncertaintyChoice | None = None,
+        aggregation: AggregationOption | None = None,
+        uncertainty: UncertaintyOption | None = None,
         min_updates: int = 0,
         deadline: float | None = None,
         max_retries: int = 0,
@@ -52,46 +53,47 @@ class TrainingCalls:
         request_id: str | None = None,
         progress: Progress | None = None,
     ) -> Training:
-        """Creates a training; a cut upload goes on where it was. For actors.
+        """Creates a training; resumes the upload of its model after a lost connection. For actors.
 
         Args:
             model: The initial model: a state dict of numpy arrays or torch tensors, or the path of a safetensors file.
-            name: For people, at most 200 characters.
-            target_num_updates: How many updates of the global model the training makes, from 1.
-            model_id: UUID of a stored model of yours, to train instead of `model`.
-            model_version: Which of its versions to start from; None for the latest.
-            architecture: What `predict` builds for `model`: a name that the operator registered.
-            description: For people, at most 10,000 characters.
-            metric_names: Metrics that every evaluation report must carry.
-            client_ids: UUIDs of the users to register at once.
-            aggregation: How updates become the next model: FedAvg() by default, FedProx(mu=...) or FedDc(...).
-            uncertainty: How predictions come with an uncertainty: McDropout(...), Swag(...), for which the training
-                collects moments in rounds of their own, or Ensemble(...); none by default.
-            min_updates: A round closes with so many updates; 0 waits for every participant.
-            deadline: Seconds that a round may stay open; None for any time.
-            max_retries: How often a round that misses its deadline is repeated, with the updates that it has; then,
-                or with 0, the training ends in ERROR.
+            name: A name for people, at most 200 characters.
+            target_num_updates: How often the training updates the global model; at least 1.
+            model_id: Instead of `model`: UUID of a stored model of yours.
+            model_version: The version of model_id to start from; None for the latest.
+            architecture: The architecture that `predict` uses, by the name that the operator registered.
+            description: A description for people, at most 10,000 characters.
+            metric_names: Metrics that every evaluation report must contain.
+            client_ids: UUIDs of the users to register as participants.
+            aggregation: How updates are aggregated: FedAvg() by default, FedProx(mu=...) or FedDc(...).
+            uncertainty: How the uncertainty of predictions is estimated: McDropout(...), Swag(...), for which the
+                training collects moments in SWAG rounds, or Ensemble(...); not at all by default.
+            min_updates: Number of updates that closes a round; 0 to wait for every participant.
+            deadline: Seconds that a round may stay open; None for no limit.
+            max_retries: How often a round that misses its deadline is repeated with the updates that it has. After
+                that, the training ends in the state ERROR.
             evaluation: When participants evaluate the model, if there are metric_names.
             selection: Which version is tagged `best`, and early stopping; None for neither.
             keep_versions: How many of the latest versions keep their files, besides the tagged ones; 0 for all.
-            max_num_examples: The most that an update may claim; 0 for the server's limit.
-            max_update_norm: How far an update may be from the model that it started from (L2 norm of the difference);
-                0 for any distance.
-            update_precision: "FLOAT16" or "BFLOAT16" has participants send float32 and float64 tensors as differences
+            max_num_examples: Largest num_examples of an update; 0 for the server's limit.
+            max_update_norm: Largest L2 norm of the difference between an update and the model that it started from;
+                0 for no limit.
+            update_precision: With "FLOAT16" or "BFLOAT16", participants send float32 and float64 tensors as differences
                 from the round's model in half precision: half the bytes of float32. Not with FedDc.
-            request_id: UUID that makes a repeated create answer the first one's training; made up by default.
-            progress: Told how many bytes of how many are sent.
+            request_id: UUID of the request: a repeated one returns the training that the first one created. Random by
+                default.
+            progress: Called with the bytes sent and the bytes in all.
 
         Raises:
             TypeError: Both or none of model and model_id are given.
             TensorError: The state dict cannot be written as safetensors.
-            ModelFormat: The file is not safetensors as the server takes it.
-            UnknownClients: Some client ids are no users; nothing was created.
-            FieldInvalid: Something else is refused; field_violations names it.
+            ModelFormat: The file is not safetensors, or not in the form that the server accepts.
+            UnknownClients: A client id is not the id of a user; nothing was created.
+            FieldInvalid: Another field is not valid; field_violations names it.
         """
         if (model is None) == (not model_id):
             raise TypeError("create_training takes either a model or the model_id of a stored one.")
-        payload = Payload.of(model) if model is not None else Payload.nothing()
+        payload = Payload.of(model) if model is not None else Payload.empty()
         upload_id = str(uuid.uuid4()) if model is not None else ""
         spec = TrainingSpec(
             name=name,
@@ -126,17 +128,17 @@ class TrainingCalls:
         ).training
 
     def start_training(self, training_id: str) -> Training:
-        """Starts the first round.
+        """Starts a training: opens its first round.
 
         Raises:
-            NoParticipants: Nobody is registered.
+            NoParticipants: The training has no participants.
             TrainingNotInitial: It was started before.
         """
         request = training_pb2.StartTrainingRequest(training_id=training_id, request_id=str(uuid.uuid4()))
         return self._rpc.unary(self._rpc.trainings.StartTraining, request).training
 
     def get_training(self, training_id: str) -> Training:
-        """Answers a training that you created or take part in.
+        """Returns a training that you created or participate in.
 
         Raises:
             TrainingNotFound: You have no such training.
@@ -145,41 +147,41 @@ class TrainingCalls:
         return self._rpc.unary(self._rpc.trainings.GetTraining, request).training
 
     def trainings(self, role: TrainingRoleName = "ACTOR") -> Iterator[Training]:
-        """Iterates over your trainings, the newest first, fetching page after page.
+        """Iterates over your trainings, the newest first; fetches them page by page.
 
         Args:
-            role: "ACTOR" for those that you created, "CLIENT" for those that you take part in.
+            role: "ACTOR" for those that you created, "CLIENT" for those that you participate in.
         """
         request = training_pb2.GetTrainingsRequest(role=training_pb2.TrainingRole.Value(f"TRAINING_ROLE_{role}"))
         for page in self._rpc.pages(self._rpc.trainings.GetTrainings, request):
             yield from page.trainings
 
     def register_clients(self, training_id: str, client_ids: Iterable[str]) -> Training:
-        """Registers users as participants; in a running training they join when a round is opened, or repeated.
+        """Registers users as participants; they join a running training when the next round is opened, or one repeated.
 
         Raises:
-            UnknownClients: Some ids are no users; nothing was changed.
+            UnknownClients: An id is not the id of a user; nothing was changed.
             TrainingEnded: The training is over.
         """
         request = training_pb2.RegisterClientsRequest(training_id=training_id, client_ids=client_ids)
         return self._rpc.unary(self._rpc.trainings.RegisterClients, request).training
 
     def remove_clients(self, training_id: str, client_ids: Iterable[str]) -> Training:
-        """Removes participants; their updates of the open round do not count. Participants may remove themselves.
+        """Removes participants; their updates in the open round are discarded. Participants may remove themselves.
 
         Raises:
-            UnknownClients: Some ids are no participants; nothing was changed.
-            LastParticipant: A running training keeps at least one.
+            UnknownClients: An id is not the id of a participant; nothing was changed.
+            LastParticipant: A running training needs at least one participant.
             TrainingEnded: The training is over.
         """
         request = training_pb2.RemoveClientsRequest(training_id=training_id, client_ids=client_ids)
         return self._rpc.unary(self._rpc.trainings.RemoveClients, request).training
 
     def remove_training(self, training_id: str, *, force: bool = False) -> None:
-        """Removes a training; its model and the versions so far stay.
+        """Removes a training; its model and all versions stay.
 
         Raises:
-            TrainingRunning: It runs, and force is not given.
+            TrainingRunning: It is running, and force is False.
         """
         request = training_pb2.RemoveTrainingRequest(training_id=training_id, force=force)
         self._rpc.unary(self._rpc.trainings.RemoveTraining, request)
@@ -187,46 +189,47 @@ class TrainingCalls:
     def watch(
         self, training_id: str | None = None, *, resume_after: int | Mapping[str, int] | None = None
     ) -> Iterator[Event]:
-        """Iterates over what happens, across lost connections and server restarts, each event once and in order.
+        """Iterates over events, each once and in order, across lost connections and server restarts.
 
         Args:
-            training_id: UUID of the training; iteration ends after its last event. None for all of yours, without end.
-            resume_after: The last sequence that you know (for all trainings: by training id); None starts at the
-                current round, or before the start at the beginning.
+            training_id: UUID of the training; the iteration ends after its last event. None for all of yours, without
+                end.
+            resume_after: Sequence of the last event that you have (for all trainings: by training id); None to begin
+                at the current round, or at the first event if no round was opened yet.
 
         Raises:
             TrainingNotFound: You have no such training.
-            CursorExpired: The log does not reach the sequence.
+            CursorExpired: The log does not have that sequence.
         """
         cursors = {training_id or "": resume_after} if isinstance(resume_after, int) else resume_after
         return iter(Subscription(self._rpc, training_id or "", resume_after=cursors))
 
     def wait(self, training_id: str, timeout: float | None = None) -> Training:
-        """Returns a training once it is completed.
+        """Waits until a training is completed, and returns it.
 
         Args:
             training_id: UUID of the training.
-            timeout: Seconds; None for any time.
+            timeout: Seconds; None for no limit.
 
         Raises:
-            TimeoutError: It has not ended in time.
-            TrainingFailed: It ended in ERROR.
+            TimeoutError: It did not end in time.
+            TrainingFailed: It ended in the state ERROR.
             TrainingRemoved: It was removed.
         """
         subscription = Subscription(self._rpc, training_id, timeout=timeout)
         for event in subscription:
             error = from_event(event)
             if error is not None:
-                raise self._explained(error)
-        return self._rpc.retrying(None, nap=subscription.nap)(self.get_training, training_id)
+                raise self._with_details(error)
+        return self._rpc.retrying(None, sleep=subscription.sleep)(self.get_training, training_id)
 
-    def _explained(self, error: FedroundError) -> FedroundError:
-        """Adds what only the training itself tells, and only to its actor: who was missing."""
+    def _with_details(self, error: FedroundError) -> FedroundError:
+        """Returns the error with the message of the training, which tells its actor which participants were missing."""
         if isinstance(error, TrainingFailed):
             with suppress(FedroundError):
-                found = self.get_training(error.metadata["training_id"]).error
-                if found.reason:
-                    return TrainingFailed(error.code, found.reason, found.message, error.metadata)
+                details = self.get_training(error.metadata["training_id"]).error
+                if details.reason:
+                    return TrainingFailed(error.code, details.reason, details.message, error.metadata)
         return error
 
 

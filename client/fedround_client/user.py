@@ -1,4 +1,4 @@
-"""Users: who may talk to the server, and with which token."""
+"""The calls of UserService: users, their tokens and their certificates."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ class UserCalls:
         Args:
             name: Unique, 1 to 200 characters.
             role: What the user may do.
-            lifetime: Seconds that the token is good; None for as long as the server's settings say.
-            certificate_names: DNS names, URIs and e-mail addresses: client certificates with one of them are the
-                user's.
+            lifetime: Seconds until the token expires; None for the server's default.
+            certificate_names: DNS names, URIs and e-mail addresses. A client certificate with one of them
+                authenticates the user.
 
         Returns:
-            The user, and its token: the only time that the server shows it.
+            The user, and its token, which the server does not show again.
 
         Raises:
-            RoleRequired: You are no admin.
-            FieldInvalid: The name or the lifetime is refused.
-            CertificateNameTaken: A certificate name is another user's.
+            RoleRequired: You are not an admin.
+            FieldInvalid: The name or the lifetime is not valid.
+            CertificateNameTaken: A certificate name belongs to another user.
         """
         request = user_pb2.CreateUserRequest(
             name=name, role=_role(role), lifetime=duration(lifetime), certificate_names=certificate_names
@@ -49,49 +49,49 @@ class UserCalls:
         return response.user, response.token
 
     def get_user(self, user_id: str) -> User:
-        """Answers one user.
+        """Returns a user.
 
         Raises:
-            UserNotFound: There is none with this UUID, or you may not see it.
+            UserNotFound: No user has this UUID, or you may not see it.
         """
         return self._rpc.unary(self._rpc.users.GetUser, user_pb2.GetUserRequest(user_id=user_id)).user
 
     def users(self, role: RoleName | None = None) -> Iterator[User]:
-        """Iterates over the users by name, fetching page after page. For admins and actors.
+        """Iterates over the users, sorted by name; fetches them page by page. For admins and actors.
 
         Args:
             role: Only those with this role; None for all.
 
         Raises:
-            RoleRequired: You are neither admin nor actor.
+            RoleRequired: You are neither an admin nor an actor.
         """
-        wanted = user_pb2.ROLE_UNSPECIFIED if role is None else _role(role)
-        for page in self._rpc.pages(self._rpc.users.GetUsers, user_pb2.GetUsersRequest(role=wanted)):
+        role_value = user_pb2.ROLE_UNSPECIFIED if role is None else _role(role)
+        for page in self._rpc.pages(self._rpc.users.GetUsers, user_pb2.GetUsersRequest(role=role_value)):
             yield from page.users
 
     def myself(self) -> User:
-        """Answers the user that the token, or the certificate, belongs to."""
+        """Returns the user that the token or the certificate authenticates."""
         return self._rpc.unary(self._rpc.users.GetMyself, user_pb2.GetMyselfRequest()).user
 
     def rotate_token(self, user_id: str = "", *, overlap: float | None = None, lifetime: float | None = None) -> str:
         """Replaces a user's token.
 
         Args:
-            user_id: UUID of the user, for admins; empty for yourself. This client keeps using the old token.
-            overlap: Seconds that the old token goes on to work, at most 30 days; None for not at all.
-            lifetime: Seconds that the new token is good; None for as long as the server's settings say.
+            user_id: UUID of the user, for admins; empty for yourself. This client continues to use the old token.
+            overlap: Seconds that the old token stays valid, at most 30 days; None to revoke it at once.
+            lifetime: Seconds until the new token expires; None for the server's default.
 
         Returns:
-            The new token, shown this once.
+            The new token, which the server does not show again.
         """
         request = user_pb2.RotateTokenRequest(user_id=user_id, overlap=duration(overlap), lifetime=duration(lifetime))
         return self._rpc.unary(self._rpc.users.RotateToken, request).token
 
     def revoke_token(self, token_id: str, user_id: str = "") -> None:
-        """Revokes a token; calls that were made with it end at once.
+        """Revokes a token; ends the calls that were made with it.
 
         Args:
-            token_id: Which one, as `User.tokens` shows it.
+            token_id: Id of the token, from `User.tokens`.
             user_id: UUID of the user, for admins; empty for yourself.
 
         Raises:
@@ -101,26 +101,26 @@ class UserCalls:
         self._rpc.unary(self._rpc.users.RevokeToken, request)
 
     def set_certificate_names(self, user_id: str, names: Iterable[str]) -> User:
-        """Sets which client certificates are a user's, in place of those set before. For admins.
+        """Sets the names in client certificates that authenticate a user, in place of those set before. For admins.
 
         Args:
             user_id: UUID of the user.
-            names: DNS names, URIs and e-mail addresses, as they stand in a certificate's subjectAltName.
+            names: DNS names, URIs and e-mail addresses, as in the subjectAltName of a certificate.
 
         Raises:
-            CertificateNameTaken: One is another user's.
+            CertificateNameTaken: A name belongs to another user.
         """
         request = user_pb2.SetCertificateNamesRequest(user_id=user_id, certificate_names=names)
         return self._rpc.unary(self._rpc.users.SetCertificateNames, request).user
 
     def remove_user(self, user_id: str, *, force: bool = False) -> None:
-        """Removes a user: its tokens are revoked, it leaves its trainings, and those that it steers are removed.
+        """Removes a user, its tokens and its participation in trainings, and the trainings that it created.
 
         For admins.
 
         Raises:
-            UserNotFound: There is none with this UUID.
-            TrainingRunning: It steers running trainings, and force is not given.
+            UserNotFound: No user has this UUID.
+            TrainingRunning: It is the actor of a running training, and force is False.
         """
         self._rpc.unary(self._rpc.users.RemoveUser, user_pb2.RemoveUserRequest(user_id=user_id, force=force))
 

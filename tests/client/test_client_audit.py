@@ -10,7 +10,8 @@ from fedround.v1.audit_pb2 import AuditEntry as EntryMessage
 from fedround.v1.audit_pb2 import AuditHead as HeadMessage
 from fedround.v1.audit_pb2 import GetAuditHeadResponse, ReadAuditResponse
 from fedround_client import AuditBroken, AuditEntry, AuditHead
-from fedround_client.audit_chain import START, AuditChainVerifier
+from fedround_client.audit_chain import AuditChainVerifier
+from fedround_client.audit_entry import START
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -80,28 +81,28 @@ def test_a_story_that_can_be():
 @pytest.mark.parametrize(
     ("story", "problem"),
     [
-        ([accepted("a")], "is not under way"),
-        ([OPENED, accepted("a", 1)], "is not under way"),
+        ([accepted("a")], "is not in progress"),
+        ([OPENED, accepted("a", 1)], "is not in progress"),
         ([OPENED, CLOSED, accepted("a")], "was accepted for a round that was closed"),
         ([OPENED, accepted("a"), accepted("a", participant="b")], "the update a was accepted before"),
         ([OPENED, accepted("a"), accepted("b", participant="a")], "has sent another update before"),
-        ([OPENED, accepted("a"), counted("a")], "count before the round is closed"),
-        ([OPENED, CLOSED, counted("a")], "the update a counts, and was not accepted"),
-        ([OPENED, accepted("a"), CLOSED, counted("a"), counted("a")], "the update a counts, and was not accepted"),
-        ([OPENED, accepted("a"), superseded("a"), CLOSED, counted("a")], "the update a counts, and was not accepted"),
+        ([OPENED, accepted("a"), counted("a")], "are counted before the round is closed"),
+        ([OPENED, CLOSED, counted("a")], "the update a is counted, but was not accepted"),
+        ([OPENED, accepted("a"), CLOSED, counted("a"), counted("a")], "the update a is counted, but was not accepted"),
+        ([OPENED, accepted("a"), superseded("a"), CLOSED, counted("a")], "the update a is counted, but was not accepted"),
         ([OPENED, accepted("a"), CLOSED, counted("a", sha256="e" * 64)], "had another sha256"),
         ([OPENED, accepted("a"), CLOSED, counted("a", num_examples=11)], "had another num_examples"),
-        ([OPENED, accepted("a"), CLOSED, counted("a", weight="9/10")], "a weight of its own making"),
+        ([OPENED, accepted("a"), CLOSED, counted("a", weight="9/10")], "the weight of the update a is not its num_examples"),
         ([OPENED, accepted("a"), CLOSED, counted("a", total=20), done()], "do not add up to one"),
         ([OPENED, accepted("a"), CLOSED, done(updates=0, examples=0)], "neither counted nor superseded: a"),
         ([OPENED, accepted("a"), ABANDONED], "neither counted nor superseded: a"),
         ([OPENED, accepted("a"), superseded("a", reason="")], "without a reason"),
-        ([OPENED, superseded("a")], "none that waits"),
-        ([OPENED, accepted("a"), CLOSED, counted("a"), done(updates=2)], "1 updates counted, not 2"),
-        ([OPENED, accepted("a"), CLOSED, counted("a"), done(examples=9)], "10 examples counted"),
-        ([OPENED, done(updates=0, examples=0)], "was not closed before it was done"),
+        ([OPENED, superseded("a")], "was not waiting"),
+        ([OPENED, accepted("a"), CLOSED, counted("a"), done(updates=2)], "1 updates were counted, not 2"),
+        ([OPENED, accepted("a"), CLOSED, counted("a"), done(examples=9)], "10 examples were counted"),
+        ([OPENED, done(updates=0, examples=0)], "the round is done, but was not closed"),
         ([OPENED, CLOSED, CLOSED], "was closed before"),
-        ([OPENED, NEXT], "is not over"),
+        ([OPENED, NEXT], "has not ended"),
         ([OPENED, ABANDONED, tell("round_opened", 2)], "round 2 is not the next one"),
         ([OPENED, ABANDONED, OPENED], "round 0 is not the next one"),
         ([CREATED, CREATED], "was created before"),
@@ -110,7 +111,7 @@ def test_a_story_that_can_be():
         ([CREATED, OPENED, accepted("a"), CLOSED, counted("a"), done(), made(), made(2)], "no round was done"),
         ([CREATED, OPENED, accepted("a"), CLOSED, counted("a"), done(), made(updates=2)], "has another num_updates"),
         ([CREATED, OPENED, accepted("a"), CLOSED, counted("a"), done(), made(number=1)], "has another round"),
-        ([OPENED, tell("update_accepted", "a", round=0)], "lacks what update_accepted tells"),
+        ([OPENED, tell("update_accepted", "a", round=0)], "lacks a field of update_accepted"),
         ([tell("round_opened", "first")], "invalid literal"),
     ],
 )

@@ -22,7 +22,7 @@ def digest(file):
 
 
 def keep(cache, file):
-    with cache.keeping(digest(file)) as kept:
+    with cache.writer(digest(file)) as kept:
         for start in range(0, len(file), 1000):
             kept.write(file[start : start + 1000])
     return digest(file)
@@ -87,7 +87,7 @@ def test_a_file_comes_back_from_its_beginning_each_time(cache):
 
 def test_what_failed_on_the_way_is_not_kept(cache, tmp_path):
     def half():
-        with cache.keeping(digest(b"whole")) as kept:
+        with cache.writer(digest(b"whole")) as kept:
             kept.write(b"wh")
             raise ConnectionError
 

@@ -219,10 +219,10 @@ def test_predictions_are_written_to_a_file(server, command, inputs, tmp_path):
 def test_inputs_that_are_no_npy_file_are_told(command, tmp_path, content):
     path = tmp_path / "x.npy"
     path.write_bytes(content)
-    assert done(command("predict", MODEL, path), 1).stderr.startswith(f"error: INPUTS: {path} is no .npy file")
+    assert done(command("predict", MODEL, path), 1).stderr.startswith(f"error: INPUTS: {path} is not a .npy file")
 
 
 def test_inputs_are_never_unpickled(command, tmp_path):
     path = tmp_path / "x.npy"
     np.save(path, np.array([{}], object), allow_pickle=True)
-    assert done(command("predict", MODEL, path), 1).stderr.startswith(f"error: INPUTS: {path} is no .npy file")
+    assert done(command("predict", MODEL, path), 1).stderr.startswith(f"error: INPUTS: {path} is not a .npy file")

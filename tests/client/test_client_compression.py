@@ -13,7 +13,7 @@ from fedround.v1.event_pb2 import PACKING_GZIP, PACKING_UNSPECIFIED, ModelInfo
 from fedround.v1.model_pb2 import DownloadModelResponse
 from fedround.v1.round_pb2 import SubmitUpdateResponse
 from fedround_client import ChunkCorrupt, Client, to_safetensors
-from fedround_client.transfer import CHUNK, Payload
+from fedround_client.payload import CHUNK, Payload
 
 pytestmark = pytest.mark.timeout(30)
 

@@ -18,9 +18,9 @@ from fedround.v1.model_pb2 import DownloadModelResponse
 from fedround.v1.round_pb2 import SubmitUpdateResponse
 from fedround_client import from_safetensors, to_safetensors
 from fedround_client.cache import SharedFile
-from fedround_client.half_precision import NotRepresentable, differences, round_to_half
-from fedround_client.tensors import SafetensorsStream
-from fedround_client.transfer import CHUNK, Payload
+from fedround_client.half_precision import NotRepresentable, difference_sources, round_to_half
+from fedround_client.payload import CHUNK, Payload
+from fedround_client.safetensors_stream import SafetensorsStream
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -67,7 +67,7 @@ def test_what_is_rebuilt_is_near(precision, seed):
         key: np.asarray(tensor + rng.standard_normal(tensor.shape) * step).astype(tensor.dtype)
         for key, tensor in MODEL.items()
     }
-    file = b"".join(bytes(one) for one in SafetensorsStream(differences(update, held(MODEL), name)).pieces())
+    file = b"".join(bytes(one) for one in SafetensorsStream(difference_sources(update, held(MODEL), name)).pieces())
     found = from_safetensors(file, "torch")
     assert found["half"].dtype == torch.float16
     np.testing.assert_array_equal(found["half"], update["half"])
@@ -83,7 +83,7 @@ def test_what_is_rebuilt_is_near(precision, seed):
 @given(st.integers(0, 2500), st.sampled_from(["FLOAT16", "BFLOAT16"]))
 def test_differences_are_sent_from_anywhere(offset, precision):
     update = {name: tensor + tensor.dtype.type(1) for name, tensor in MODEL.items()}
-    file = SafetensorsStream(differences(update, held(MODEL), precision))
+    file = SafetensorsStream(difference_sources(update, held(MODEL), precision))
     whole = b"".join(bytes(one) for one in file.pieces())
     assert len(whole) == file.size_bytes
     assert b"".join(bytes(one) for one in file.pieces(offset)) == whole[offset:]
@@ -102,7 +102,7 @@ def test_differences_are_sent_from_anywhere(offset, precision):
 )
 def test_what_is_no_difference_is_told(update, text):
     with pytest.raises(NotRepresentable, match=text):
-        Payload.of_tensors(differences({**MODEL, **update}, held(MODEL), "FLOAT16"))
+        Payload.of_tensors(difference_sources({**MODEL, **update}, held(MODEL), "FLOAT16"))
 
 
 def test_a_difference_takes_a_block_of_memory():
@@ -110,7 +110,7 @@ def test_a_difference_takes_a_block_of_memory():
     after, model = {"w": before["w"] + 1}, held(before)
     tracemalloc.start()
     try:
-        payload = Payload.of_tensors(differences(after, model, "BFLOAT16"))
+        payload = Payload.of_tensors(difference_sources(after, model, "BFLOAT16"))
         assert sum(len(chunk) for chunk, _ in payload.chunks(0)) == payload.size_bytes
         assert tracemalloc.get_traced_memory()[1] < 12 * CHUNK
     finally:

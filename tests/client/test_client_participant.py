@@ -44,7 +44,7 @@ def test_freed_memory_is_kept(server, monkeypatch):
     rounds = Rounds(server)
     rounds.send(finished(1))
     rounds.result()
-    assert kept == [(participant.LARGEST, participant.KEPT)]
+    assert kept == [(participant.MAX_FREED_BLOCK, participant.TRIM_THRESHOLD)]
 
 
 def test_the_function_gets_the_round_and_may_return_tuples(server):
@@ -352,7 +352,7 @@ def test_a_deadline_that_is_no_time_ends_it(server):
     rounds.training_is_at(0)
     error = rounds.error()
     assert isinstance(error, UnsupportedRound)
-    assert "deadline that is no time" in str(error)
+    assert "deadline that is not a valid time" in str(error)
 
 
 def test_all_trainings_leave_out_what_was_over_before(server):

@@ -43,7 +43,7 @@ def test_a_dealt_model_is_trained_on_for_the_local_rounds_and_never_kept(server)
     rounds.send(finished(4))
     assert rounds.result().rounds == 3
     assert seen[0] == Round(TRAINING, 0, "TRAIN", 0, local_rounds=3)
-    assert seen[2] == Round(TRAINING, 2, "TRAIN", 0, local_rounds=3, dealt=True)
+    assert seen[2] == Round(TRAINING, 2, "TRAIN", 0, local_rounds=3, assigned=True)
 
 
 def test_who_was_dealt_nothing_waits_for_the_next_round(server):

@@ -71,7 +71,7 @@ def test_tensors_of_torch_are_added_as_they_are():
 
 @pytest.mark.parametrize(("rank", "count"), [(0, 0), (3, 2)])
 def test_too_few_weights_are_told(rank, count):
-    with pytest.raises(ValueError, match=f"{max(rank, 1)} times; they came {count}"):
+    with pytest.raises(ValueError, match=f"{max(rank, 1)} times; they were added {count} times"):
         gather(snapshots(count), rank)
 
 

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from fedround_client import TensorError, from_safetensors, to_safetensors
-from fedround_client.tensors import SafetensorsReader, SafetensorsStream, array_sources, copied
-from fedround_client.transfer import CHUNK, Payload
+from fedround_client.payload import CHUNK, Payload
+from fedround_client.safetensors_reader import SafetensorsReader
+from fedround_client.safetensors_stream import SafetensorsStream
+from fedround_client.tensors import array_sources, copy_state
 
 NUMPY = [np.float64, np.float32, np.float16, np.int64, np.int32, np.int16, np.int8, np.uint8, np.bool_]
 TORCH = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
@@ -206,7 +208,7 @@ def test_a_file_is_read_into_nothing_but_its_tensors():
         back = from_safetensors(file)
     np.testing.assert_array_equal(back["w7"], state["w7"])
     with memory_of(len(file) + CHUNK):
-        again = copied(state, "numpy")
+        again = copy_state(state, "numpy")
     again["w7"] += 1
     assert state["w7"][0] == 7
 

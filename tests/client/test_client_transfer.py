@@ -25,7 +25,7 @@ from fedround_client import (
     options,
     to_safetensors,
 )
-from fedround_client.transfer import CHUNK
+from fedround_client.payload import CHUNK
 
 pytestmark = pytest.mark.timeout(30)
 

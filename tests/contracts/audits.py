@@ -5,7 +5,8 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from fedround_client.audit_chain import AuditChainVerifier, AuditEntry, AuditHead, AuditReport
+from fedround_client.audit_chain import AuditChainVerifier, AuditReport
+from fedround_client.audit_entry import AuditEntry, AuditHead
 from fedround_server.domain.audit import EPOCH
 from fedround_server.store import Store
 

@@ -55,7 +55,7 @@ def test_the_log_is_verified_where_it_is_and_against_a_head_that_was_noted(
 ) -> None:
     online = fedround("audit", "verify").stdout
     assert "4 accepted: 4 counted, 0 superseded, 0 waiting." in online
-    assert "Versions made of them: 2." in online
+    assert "Versions produced from them: 2." in online
     head = online.split()[-1]
     assert fr.AuditHead.parse(head).sequence > 10
     assert fedround("audit", "head").stdout == f"{head}\n"
@@ -82,9 +82,9 @@ def test_a_copy_that_was_changed_is_found(server: Server, fedround: Callable[...
     changed = json.loads(lines[4])
     changed["user_id"] = ""
     for copy, problem in (
-        ([*lines[:4], json.dumps(changed) + "\n", *lines[5:]], "entry 5: its hash is not that of its fields"),
+        ([*lines[:4], json.dumps(changed) + "\n", *lines[5:]], "entry 5: its hash does not match its fields"),
         ([*lines[:4], *lines[5:]], "entry 5: is missing"),
-        (lines[:-1], f"entry {len(lines)}: may be missing: there is no line with the head"),
+        (lines[:-1], f"entry {len(lines)}: may be missing: the file has no line with the head"),
         ([*lines[:-2], lines[-1]], f"entry {len(lines) - 1}: is missing"),
         ([*lines[:4], lines[4][:50] + "\n"], "entry 5: line 5 is not an entry of an export"),
     ):

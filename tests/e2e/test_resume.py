@@ -9,7 +9,7 @@ import pytest
 import fedround_client as fr
 from calls import until
 from e2e.people import Federation, federation
-from fedround_client.transfer import CHUNK
+from fedround_client.payload import CHUNK
 from servers import Server
 
 ZEROS = {"w": np.zeros(3_000_000, np.float32)}
@@ -101,7 +101,7 @@ def test_a_dealt_model_is_fetched_from_where_it_was_cut(server: Server, people: 
         client.submit_update(training.training_id, 0, WEIGHTS, 1)
         until(lambda: people.actor.get_training(training.training_id).round == 1)
         sabotage = Sabotage(server, is_upload=False)
-        dealt = client.download_dealt_model(training.training_id, 1, progress=sabotage)
+        dealt = client.download_assigned_model(training.training_id, 1, progress=sabotage)
     assert np.array_equal(dealt["w"], WEIGHTS["w"])
     received = sabotage.before + sabotage.after
     assert received == sorted(set(received))

@@ -14,7 +14,7 @@ import fedround_client as fr
 from calls import until
 from e2e.people import users
 from fedround.v1 import round_pb2, training_pb2
-from fedround_client.transfer import Payload
+from fedround_client.payload import Payload
 from servers import Server
 
 MODEL = {"weight": np.zeros((4, 3), np.float32), "steps": np.array(0, np.int64)}

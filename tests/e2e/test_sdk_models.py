@@ -13,7 +13,7 @@ import pytest
 import fedround_client as fr
 from e2e.people import Federation, federation
 from fedround.v1 import model_pb2, model_pb2_grpc
-from fedround_client.transfer import CHUNK
+from fedround_client.payload import CHUNK
 from servers import Server
 
 State = dict[str, Any]

@@ -97,7 +97,7 @@ class Chain:
 
     def functions(self, number: int) -> tuple[Any, ...]:
         def train(model: State, round_: fr.Round) -> tuple[State, int]:
-            self.asked[round_.number].add((round_.dealt, round_.local_rounds, round_.model_version))
+            self.asked[round_.number].add((round_.assigned, round_.local_rounds, round_.model_version))
             self.got[round_.number][number] = {"w": model["w"].copy()}
             # Weights that tell who trained them, when, and how often they were trained before.
             trained = {"w": np.float32([number, round_.number, model["w"][2] + 1])}
@@ -141,14 +141,14 @@ def test_daisy_chaining_hands_models_on_and_averages_at_last(server: Server) -> 
         # Each participant can read what it was dealt, and nobody else can.
         for number in range(3):
             with people.connect(number) as client:
-                dealt = client.download_dealt_model(training.training_id, 1)
+                dealt = client.download_assigned_model(training.training_id, 1)
                 assert np.array_equal(dealt["w"], chain.got[1][number]["w"])
                 with pytest.raises(fr.NotInCohort):
-                    client.download_dealt_model(training.training_id, 3)
+                    client.download_assigned_model(training.training_id, 3)
         with pytest.raises(fr.TrainingNotFound):
-            people.actor.download_dealt_model(training.training_id, 1)
+            people.actor.download_assigned_model(training.training_id, 1)
         with federation(server, 1) as others, others.connect(0) as stranger, pytest.raises(fr.TrainingNotFound):
-            stranger.download_dealt_model(training.training_id, 1)
+            stranger.download_assigned_model(training.training_id, 1)
 
 
 def test_who_misses_a_round_leaves_the_chain_until_the_next_average(

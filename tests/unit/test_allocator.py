@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from fedround_wire.allocator import SET_BY_USERS
+from fedround_wire.allocator import USER_SETTINGS
 
 pytestmark = pytest.mark.serial
 
@@ -26,7 +26,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 def faults(how: str) -> int:
-    return int(run(COUNT, how, **{name: value for name, value in os.environ.items() if name not in SET_BY_USERS}))
+    return int(run(COUNT, how, **{name: value for name, value in os.environ.items() if name not in USER_SETTINGS}))
 
 
 def run(code: str, argument: str, **environment: str) -> str:

@@ -1,1 +1,1 @@
-"""What the client and the server of fedround do alike for messages on their way."""
+"""What the client and the server of fedround share for messages on the wire."""

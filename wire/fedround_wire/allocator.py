@@ -1,4 +1,4 @@
-"""The blocks of memory that messages lie in."""
+"""Settings of the C library's memory allocator for the buffers of messages."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ import sys
 # <malloc.h> of glibc.
 M_TRIM_THRESHOLD = -1
 M_MMAP_THRESHOLD = -3
-SET_BY_USERS = {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"}
+USER_SETTINGS = {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"}
 
 
-def keep_freed(largest: int, kept: int) -> None:
-    """Has the C library keep freed blocks for the next ones, from now on and in the whole process.
+def keep_freed(max_block_bytes: int, trim_threshold: int) -> None:
+    """Makes malloc reuse freed blocks instead of returning them to the system, in the whole process from now on.
 
-    By default those as large as a chunk of a file come from the system, page by page, and go back to it: clearing the
-    pages takes three times as long as all else that a download does. Where there is no glibc, or the user has set this
-    in the environment, nothing happens.
+    By default a block as large as a chunk of a file is mapped by the kernel and unmapped when it is freed. Clearing the
+    new pages takes three times as long as everything else that a download does. Nothing is changed where the C library
+    is not glibc, or where the user has set the allocator in the environment.
 
     Args:
-        largest: Bytes of the largest blocks that are kept.
-        kept: Bytes of free memory that are kept at the end of each heap.
+        max_block_bytes: Size of the largest blocks that are reused (M_MMAP_THRESHOLD).
+        trim_threshold: Bytes of free memory that may remain at the end of each heap (M_TRIM_THRESHOLD).
     """
-    if not sys.platform.startswith("linux") or not os.environ.keys().isdisjoint(SET_BY_USERS):
+    if not sys.platform.startswith("linux") or not os.environ.keys().isdisjoint(USER_SETTINGS):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, largest)
-        mallopt(M_TRIM_THRESHOLD, kept)
+        mallopt(M_MMAP_THRESHOLD, max_block_bytes)
+        mallopt(M_TRIM_THRESHOLD, trim_threshold)

@@ -1,8 +1,8 @@
-"""Chunks of files on the wire, without protobuf's copies.
+"""A codec for messages that carry chunks of files, without protobuf's copies.
 
-protobuf copies a field of bytes three times on its way: into the message, into the serialised message, and out of that.
-Nearly all that moves between client and server are messages of a chunk and its CRC-32C and nothing else. Those are put
-together here and taken apart with one copy each; what looks different in any way goes through protobuf.
+protobuf copies a bytes field three times: into the message, into the serialised message, and out of it. Nearly all
+traffic between client and server consists of messages that have a chunk and its CRC-32C and no other field. This module
+encodes and decodes those with one copy each; every other message is left to protobuf.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ BYTES, FIXED32 = 2, 5
 
 
 class ChunkMessage(NamedTuple):
-    """A message of a chunk and its CRC-32C and nothing else; looks like the protobuf message that it stands for.
+    """A message with a chunk, its CRC-32C and no other field. It has the interface of the protobuf message it replaces.
 
     Attributes:
-        chunk: The bytes.
-        chunk_crc32c: Their CRC-32C.
-        packing: They are not packed.
+        chunk: Bytes of the file.
+        chunk_crc32c: CRC-32C of the chunk.
+        packing: 0: the chunk is not compressed.
     """
 
     chunk: bytes
@@ -31,26 +31,26 @@ class ChunkMessage(NamedTuple):
     packing: int = 0
 
     def HasField(self, field_name: str, /) -> bool:  # noqa: N802 - protobuf's name
-        """Tells whether a field is there."""
+        """Returns whether an optional field is set."""
         return field_name == "chunk_crc32c"
 
 
 class ChunkCodec:
-    """How the messages of one stream are written that carry nothing but a chunk and its CRC-32C."""
+    """Encodes and decodes the chunk messages of one message type."""
 
     def __init__(self, descriptor: Descriptor) -> None:
-        """Takes the fields' numbers from the description of the messages."""
+        """Reads the field numbers from the descriptor of the message type."""
         fields = descriptor.fields_by_name
         self._chunk_tag = _tag(fields["chunk"], BYTES)
         self._crc_tag = _tag(fields["chunk_crc32c"], FIXED32)
 
-    def encode(self, frame: ChunkMessage) -> bytes:
-        """Writes a message, as protobuf does."""
-        crc = frame.chunk_crc32c.to_bytes(4, "little")
-        return b"".join((self._chunk_tag, _varint(len(frame.chunk)), frame.chunk, self._crc_tag, crc))
+    def encode(self, message: ChunkMessage) -> bytes:
+        """Returns the bytes that protobuf would write for the message."""
+        crc = message.chunk_crc32c.to_bytes(4, "little")
+        return b"".join((self._chunk_tag, _varint(len(message.chunk)), message.chunk, self._crc_tag, crc))
 
     def decode(self, data: bytes) -> ChunkMessage | None:
-        """Reads a message; returns None if it is another one, which protobuf has to look at."""
+        """Decodes a message; returns None if it has other fields, so that protobuf has to decode it."""
         if not data.startswith(self._chunk_tag):
             return None
         size, start = _read_varint(data, 1)
@@ -59,27 +59,27 @@ class ChunkCodec:
             return None
         return ChunkMessage(data[start:end], int.from_bytes(data[end + 1 :], "little"))
 
-    def writing(self, other: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
-        """Returns a serializer of frames, which leaves what is none to another one."""
-        return lambda message: self.encode(message) if isinstance(message, ChunkMessage) else other(message)
+    def serializer(self, fallback: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
+        """Returns a serializer that encodes chunk messages, and calls the fallback for all others."""
+        return lambda message: self.encode(message) if isinstance(message, ChunkMessage) else fallback(message)
 
-    def reading(self, other: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-        """Returns a deserializer that gives frames, and leaves what is none to another one."""
-        return lambda data: self.decode(data) or other(data)
+    def deserializer(self, fallback: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+        """Returns a deserializer that decodes chunk messages, and calls the fallback for all others."""
+        return lambda data: self.decode(data) or fallback(data)
 
 
 def upload_codec(method: MethodDescriptor) -> ChunkCodec | None:
-    """Returns how chunks of a method's requests are written; None if it takes no stream of them."""
+    """Returns the codec for a method's requests; None unless they are a stream of chunks."""
     return _codec(method.input_type) if method.client_streaming and not method.server_streaming else None
 
 
 def download_codec(method: MethodDescriptor) -> ChunkCodec | None:
-    """Returns how chunks of a method's responses are written; None if it gives no stream of them."""
+    """Returns the codec for a method's responses; None unless they are a stream of chunks."""
     return _codec(method.output_type) if method.server_streaming and not method.client_streaming else None
 
 
-def _codec(messages: Descriptor) -> ChunkCodec | None:
-    return ChunkCodec(messages) if CHUNK_FIELDS.issubset(messages.fields_by_name) else None
+def _codec(message_type: Descriptor) -> ChunkCodec | None:
+    return ChunkCodec(message_type) if CHUNK_FIELDS.issubset(message_type.fields_by_name) else None
 
 
 def _tag(field: FieldDescriptor, wire_type: int) -> bytes:
@@ -87,7 +87,7 @@ def _tag(field: FieldDescriptor, wire_type: int) -> bytes:
 
 
 def _read_varint(data: bytes, start: int) -> tuple[int, int]:
-    """Returns a number of up to 28 bits and where it ends; 0, 0 if there is none."""
+    """Returns a number of up to 28 bits and the position behind it; 0, 0 if there is none."""
     number = 0
     for index, byte in enumerate(data[start : start + 4]):
         number |= (byte & 0x7F) << 7 * index
@@ -97,9 +97,9 @@ def _read_varint(data: bytes, start: int) -> tuple[int, int]:
 
 
 def _varint(number: int) -> bytes:
-    found = bytearray()
+    encoded = bytearray()
     while number > 0x7F:
-        found.append(number & 0x7F | 0x80)
+        encoded.append(number & 0x7F | 0x80)
         number >>= 7
-    found.append(number)
-    return bytes(found)
+    encoded.append(number)
+    return bytes(encoded)

@@ -18,7 +18,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,  # a traceback with locals would show the token
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Federated learning over gRPC: run a server, steer trainings, fetch models, predict.",
+    help="Federated learning over gRPC: run a server, manage trainings, download models, predict.",
 )
 app.add_typer(user.app, name="user")
 app.add_typer(training.app, name="training")
@@ -32,12 +32,12 @@ app.command("serve", context_settings=serve.PASS_THROUGH)(serve.serve)
 app.command("demo", context_settings=serve.PASS_THROUGH)(demo.demo)
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         try:
             typer.echo(version("fedround"))
         except PackageNotFoundError:
-            typer.echo("unknown: fedround is not installed, but run from its sources")
+            typer.echo("unknown: fedround is run from its sources, not installed")
         raise typer.Exit
 
 
@@ -46,25 +46,27 @@ def options(
     context: typer.Context,
     server: Annotated[str, typer.Option(envvar="FEDROUND_SERVER", help="HOST:PORT of the server.")] = DEFAULT_SERVER,
     token: Annotated[
-        str, typer.Option(envvar="FEDROUND_TOKEN", help="Your token. Others may see it here: prefer the environment.")
+        str,
+        typer.Option(envvar="FEDROUND_TOKEN", help="Your token. Others may see it here: prefer the environment."),
     ] = "",
-    token_file: Annotated[Path | None, typer.Option(help="File with your token; goes before the environment.")] = None,
+    token_file: Annotated[Path | None, typer.Option(help="File with your token; overrides the environment.")] = None,
     tls_ca: Annotated[
-        Path | None, typer.Option(envvar="FEDROUND_TLS_CA", help="PEM file of the authority behind the server.")
+        Path | None,
+        typer.Option(envvar="FEDROUND_TLS_CA", help="PEM file of the server's certificate authority."),
     ] = None,
     tls_cert: Annotated[
         Path | None, typer.Option(envvar="FEDROUND_CLIENT_CERT", help="PEM file of your certificate.")
     ] = None,
     tls_key: Annotated[Path | None, typer.Option(envvar="FEDROUND_CLIENT_KEY", help="PEM file of its key.")] = None,
-    insecure: Annotated[bool, typer.Option("--insecure", help="Plaintext, also to another machine.")] = False,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Use plaintext, even to another machine.")] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Federated learning over gRPC: run a server, steer trainings, fetch models, predict."""
+    """Federated learning over gRPC: run a server, manage trainings, download models, predict."""
     context.obj = Session(server, token, token_file, tls_ca, tls_cert, tls_key, insecure)
 
 
 def main() -> None:
-    """Runs the command. Exits with 0, with 1 after an error, with 2 if it was called wrongly, with 130 on Ctrl-C."""
+    """Runs the command. Exits with 0, with 1 after an error, with 2 after a usage error, with 130 on Ctrl-C."""
     app(prog_name="fedround")

@@ -1,4 +1,4 @@
-"""`fedround convert`: a PyTorch state dict becomes a safetensors file, on the user's own machine."""
+"""`fedround convert`: convert a PyTorch state dict to a safetensors file, on the user's own machine."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ import typer
 from fedround_client.command.output import Format, FormatOption
 from fedround_client.command.serve import require
 from fedround_client.command.session import fail
-from fedround_client.tensors import TensorError, to_safetensors
+from fedround_client.tensor_types import TensorError
+from fedround_client.tensors import to_safetensors
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 
 
 def convert(
-    state_dict: Annotated[Path, typer.Argument(help="A file that torch.save wrote.", exists=True, dir_okay=False)],
-    output: Annotated[Path | None, typer.Argument(help="By default the same name with .safetensors.")] = None,
+    state_dict: Annotated[Path, typer.Argument(help="A file written by torch.save.", exists=True, dir_okay=False)],
+    output: Annotated[Path | None, typer.Argument(help="The file to write; NAME.safetensors by default.")] = None,
     form: FormatOption = Format.TABLE,
 ) -> None:
-    """Convert a PyTorch state dict to safetensors, which is what the server takes."""
+    """Convert a PyTorch state dict to safetensors, the format that the server accepts."""
     require("convert", "server", ("torch",))
     target = output or state_dict.with_suffix(".safetensors")
     if target.resolve() == state_dict.resolve():
@@ -39,16 +40,16 @@ def _load(path: Path) -> Any:
     import torch
 
     try:
-        # On other people's files this is hardening, not a boundary: it can still take all the memory there is.
+        # weights_only is hardening, not a security boundary: a hostile file can still use up all memory.
         with path.open("rb") as file:
             return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a parser of broken files comes across
+    except Exception as error:  # a broken file may cause any exception in the parser
         why = str(error).partition("\n")[0]
         fail(f"MODEL_FORMAT: {path} is not a plain state dict (save model.state_dict(), not the model): {why}")
 
 
 def _tensors(content: Any) -> Mapping[str, Any]:
-    """Takes a state dict out of the checkpoint that it may be wrapped in."""
+    """Returns the state dict of a file, which may be part of a checkpoint."""
     for key in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]

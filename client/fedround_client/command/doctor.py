@@ -1,4 +1,4 @@
-"""`fedround doctor`: what is installed here, and whether the server can be used, each with what to do about it."""
+"""`fedround doctor`: check the installation, the server and the token."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ OPTIONAL = {
     "demo": ("matplotlib", "sklearn"),
 }
 SERVING = b"\x08\x01"
-"""grpc.health.v1.HealthCheckResponse with the status SERVING; its package belongs to servers."""
+"""grpc.health.v1.HealthCheckResponse with the status SERVING. The SDK does not depend on grpcio-health-checking."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found.
+    """The result of a check.
 
     Attributes:
-        check: What was looked at.
-        state: "ok", "note" for what may be as it is, or "fail".
-        found: What is there, and what to do about it.
+        check: What was checked.
+        state: "ok", "note" for something optional that is missing, or "fail".
+        found: What was found, and what to do about it.
     """
 
     check: str
@@ -44,7 +44,7 @@ class Finding:
 
 
 def doctor(context: typer.Context, form: FormatOption = Format.TABLE) -> None:
-    """Check the installation, the server and your token; exits with 1 if something is wrong."""
+    """Check the installation, the server and your token; exits with 1 if a check fails."""
     session: Session = context.find_object(Session) or context.obj
     findings = [*_installation(), *_server(session)]
     if form is Format.JSON:
@@ -61,15 +61,15 @@ def _installation() -> Iterator[Finding]:
         try:
             yield Finding(package, "ok", version(package))
         except PackageNotFoundError:
-            yield Finding(package, "note", "not installed, but run from its sources")
+            yield Finding(package, "note", "run from its sources, not installed")
     for extra, modules in OPTIONAL.items():
         missing = [module for module in modules if find_spec(module) is None]
-        install = f'without {", ".join(missing)}; if you need it: pip install "fedround[{extra}]"'
+        install = f'{", ".join(missing)} not installed; if you need it: pip install "fedround[{extra}]"'
         yield Finding(f"extra {extra}", "note" if missing else "ok", install if missing else "installed")
 
 
 def _server(session: Session) -> Iterator[Finding]:
-    """Goes on as far as it gets: without a connection there is no health, without health no token to try."""
+    """Checks the connection, then the health of the server, then the token; stops at the first failure."""
     where = "this machine" if is_loopback(session.server) else "another machine"
     yield Finding("server", "ok", f"{session.server}, {where}")
     try:

@@ -1,4 +1,4 @@
-"""`fedround metrics`: what was measured on a model, round by round."""
+"""`fedround metrics`: the metrics reported on a model, by round."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def metrics(
     context: typer.Context,
     model_id: Annotated[str, typer.Argument(metavar="MODEL_ID", help="UUID of the model.")],
     by_reporter: Annotated[
-        bool, typer.Option("--by-reporter", help="Also what each participant reported, not the means only.")
+        bool, typer.Option("--by-reporter", help="Also print the report of each participant, not only the means.")
     ] = False,
     form: TableFormatOption = TableFormat.TABLE,
 ) -> None:
-    """Print the metrics reported on a model, by round: means weighted by example counts."""
+    """Print the metrics reported on a model, by round: means weighted by the number of examples."""
     with client_of(context) as client:
         reports = [report for report in client.metrics(model_id) if by_reporter or not report.reporter_id]
     columns = _columns(reports, by_reporter=by_reporter)

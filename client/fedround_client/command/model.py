@@ -1,4 +1,4 @@
-"""`fedround model`: what is trained, version by version."""
+"""`fedround model`: models and their versions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fedround.v1.model_pb2 import Model, ModelVersion
 from fedround_client.command.output import UINT32, Columns, Format, FormatOption, progress, show, show_all, when
 from fedround_client.command.session import client_of
 
-app = typer.Typer(no_args_is_help=True, help="Upload, list, tag and download models, version by version.")
+app = typer.Typer(no_args_is_help=True, help="Upload, list, tag and download models and their versions.")
 
 ModelId = Annotated[str, typer.Argument(metavar="MODEL_ID", help="UUID of the model.")]
 
@@ -42,7 +42,7 @@ _CONTRIBUTION_COLUMNS: Columns[Contribution] = {
     "USER_ID": lambda one: one.user_id,
     "UPDATE_ID": lambda one: one.update_id,
     "EXAMPLES": lambda one: one.num_examples,
-    "WEIGHT": lambda one: one.weight or "dealt",
+    "WEIGHT": lambda one: one.weight or "assigned",
     "SHA256": lambda one: one.sha256,
 }
 
@@ -50,10 +50,10 @@ _CONTRIBUTION_COLUMNS: Columns[Contribution] = {
 @app.command()
 def upload(
     context: typer.Context,
-    file: Annotated[Path, typer.Argument(help="A safetensors file; `fedround convert` makes one of a .pt file.")],
-    name: Annotated[str, typer.Option(help="For people; the file's name by default.")] = "",
-    description: Annotated[str, typer.Option(help="For people.")] = "",
-    architecture: Annotated[str, typer.Option(help="What predictions build for it, as the operator named it.")] = "",
+    file: Annotated[Path, typer.Argument(help="A safetensors file; `fedround convert` makes one from a .pt file.")],
+    name: Annotated[str, typer.Option(help="A name for people; the name of the file by default.")] = "",
+    description: Annotated[str, typer.Option(help="A description for people.")] = "",
+    architecture: Annotated[str, typer.Option(help="Registered architecture that predictions use.")] = "",
     form: FormatOption = Format.TABLE,
 ) -> None:
     """Store a model file as version 0 of a new model."""
@@ -92,13 +92,13 @@ def contributions(
     version: Annotated[int | None, typer.Option(min=0, max=UINT32, help="The latest one by default.")] = None,
     form: FormatOption = Format.TABLE,
 ) -> None:
-    """List the updates that made a version of a model, each with its weight in the average."""
+    """List the updates that a version of a model was aggregated from, each with its weight."""
     with client_of(context) as client:
-        origin, made_of = client.contributions(model_id, version)
+        origin, contributions = client.contributions(model_id, version)
     if form is Format.TABLE:
         source = f"round {origin.round} of training {origin.training_id}" if origin.training_id else "an upload"
         typer.echo(f"Version {origin.version} was made by {source}: audit entry {origin.sequence}.", err=True)
-    show_all(made_of, _CONTRIBUTION_COLUMNS, form)
+    show_all(contributions, _CONTRIBUTION_COLUMNS, form)
 
 
 @app.command()
@@ -106,11 +106,11 @@ def tag(
     context: typer.Context,
     model_id: ModelId,
     version: Annotated[int, typer.Argument(min=0, max=UINT32, help="The version.")],
-    tag: Annotated[str, typer.Argument(help="pinned, or a word of your own; best and last are the server's.")],
-    remove: Annotated[bool, typer.Option("--remove", help="Take the tag away instead.")] = False,
+    tag: Annotated[str, typer.Argument(help="pinned, or a tag of your own; only the server sets best and last.")],
+    remove: Annotated[bool, typer.Option("--remove", help="Remove the tag instead.")] = False,
     form: FormatOption = Format.TABLE,
 ) -> None:
-    """Put a tag on a version; a tagged version keeps its file."""
+    """Add a tag to a version; a tagged version keeps its file."""
     with client_of(context) as client:
         change = client.untag_model if remove else client.tag_model
         show(change(model_id, version, tag), form)
@@ -121,16 +121,16 @@ def download(
     context: typer.Context,
     model_id: ModelId,
     version: Annotated[int | None, typer.Option(min=0, max=UINT32, help="The latest one by default.")] = None,
-    tag: Annotated[str, typer.Option(help="The version that carries this tag instead, such as best.")] = "",
-    posterior: Annotated[bool, typer.Option("--posterior", help="Fetch the SWAG posterior around it.")] = False,
+    tag: Annotated[str, typer.Option(help="Instead of --version: the one with this tag, such as best.")] = "",
+    posterior: Annotated[bool, typer.Option("--posterior", help="Download the SWAG posterior of the version.")] = False,
     output: Annotated[
         Path | None, typer.Option(help="The file to write; MODEL_ID[.posterior].safetensors by default.")
     ] = None,
     form: FormatOption = Format.TABLE,
 ) -> None:
-    """Fetch a version of a model as a safetensors file, and print its path."""
+    """Download a version of a model as a safetensors file, and print its path."""
     if tag and version is not None:
-        raise typer.BadParameter("--version and --tag both name a version: choose one")
+        raise typer.BadParameter("--version and --tag both select a version: choose one")
     target = output or Path(f"{model_id}.posterior.safetensors" if posterior else f"{model_id}.safetensors")
     with client_of(context) as client, progress("download") as report:
         path = client.download_model(

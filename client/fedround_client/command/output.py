@@ -1,4 +1,4 @@
-"""Results for people (tables) and for programs (protobuf JSON) on stdout."""
+"""Output of the commands: tables for people, protobuf JSON for programs."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
-from fedround_client.transfer import Progress as Report
+from fedround_client.payload import Progress as Report
 
 
 class Format(StrEnum):
-    """How results are printed."""
+    """Output formats."""
 
     TABLE = "table"
     JSON = "json"
 
 
 class TableFormat(StrEnum):
-    """How results with a row each are printed, where a spreadsheet may want them too."""
+    """Output formats of commands whose rows may be loaded into a spreadsheet."""
 
     TABLE = "table"
     CSV = "csv"
@@ -44,19 +44,19 @@ TableFormatOption: TypeAlias = Annotated[
 ]
 
 UINT32 = 2**32 - 1
-"""The most that the API's counts and versions hold."""
+"""Largest value of counts and versions in the API."""
 
 Item = TypeVar("Item", bound=Message)
 Columns: TypeAlias = Mapping[str, Callable[[Item], object]]
 
 
 def as_dict(message: Message) -> dict[str, Any]:
-    """The message as protobuf JSON, with the names of the .proto files and with zeros."""
+    """Returns a message as protobuf JSON, with the field names of the .proto files, and with zeros."""
     return MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
 
 
 def show(message: Message, form: Format) -> None:
-    """Prints one message, as JSON or with a line for each field that has a value."""
+    """Prints a message as JSON, or as a table with one row per field that has a value."""
     if form is Format.JSON:
         typer.echo(json.dumps(as_dict(message), indent=2))
         return
@@ -67,7 +67,7 @@ def show(message: Message, form: Format) -> None:
 
 
 def show_all(messages: Iterable[Item], columns: Columns[Item], form: Format) -> None:
-    """Prints messages, as a JSON array or with a row for each."""
+    """Prints messages as a JSON array, or as a table with one row per message."""
     if form is Format.JSON:
         typer.echo(json.dumps([as_dict(message) for message in messages], indent=2))
         return
@@ -78,7 +78,7 @@ def show_table(header: Iterable[str], rows: Iterable[Sequence[object]]) -> None:
     """Prints a table for people."""
     table = Table(box=None, padding=(0, 2, 0, 0))
     for name in header:
-        # An id that is folded cannot be copied.
+        # A wrapped id cannot be copied.
         table.add_column(_plain(name), overflow="fold", no_wrap=name.endswith("ID"))
     for row in rows:
         table.add_row(*(_plain(f"{cell:.6g}" if isinstance(cell, float) else cell) for cell in row))
@@ -86,7 +86,7 @@ def show_table(header: Iterable[str], rows: Iterable[Sequence[object]]) -> None:
 
 
 def as_csv(messages: Iterable[Item], columns: Columns[Item]) -> str:
-    """Writes messages as CSV with a header; floats have all their digits."""
+    """Returns messages as CSV with a header; floats have all their digits."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([_plain(name) for name in columns])
@@ -95,14 +95,14 @@ def as_csv(messages: Iterable[Item], columns: Columns[Item]) -> str:
 
 
 def when(moment: Timestamp) -> str:
-    """A moment as people read it, in local time; empty if unset."""
+    """Returns a time in ISO 8601 and local time; empty if unset."""
     if not moment.ByteSize():
         return ""
     return moment.ToDatetime(UTC).astimezone().isoformat(" ", "seconds")
 
 
 def state_name(name: str) -> str:
-    """An enum's name without its prefix: TRAINING_STATE_ONGOING is ONGOING."""
+    """Returns the name of an enum value without its prefix: TRAINING_STATE_ONGOING becomes ONGOING."""
     for prefix in ("TRAINING_STATE_", "ROUND_STATE_", "ROUND_KIND_", "ROLE_"):
         name = name.removeprefix(prefix)
     return name
@@ -110,7 +110,7 @@ def state_name(name: str) -> str:
 
 @contextmanager
 def progress(what: str) -> Iterator[Report | None]:
-    """Shows the progress of a transfer on stderr while it lasts, if that is a terminal."""
+    """Shows the progress of a transfer on stderr during the block, if that is a terminal."""
     if not sys.stderr.isatty():
         yield None
         return
@@ -125,7 +125,7 @@ def _cells(message: Item, columns: Columns[Item]) -> list[object]:
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    if value == {}:  # a choice without options, like FedAvg
+    if value == {}:  # a message without fields, like FedAvg
         yield name, "{}"
     elif isinstance(value, dict):
         for key, item in value.items():
@@ -138,10 +138,10 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _plain(value: object) -> str:
-    """The value without anything that would steer a terminal, or be markup."""
+    """Returns a value as text without control characters."""
     return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in str(value))
 
 
 def _console() -> Console:
-    # Into a pipe or a file nothing is folded: ids stay in one piece.
+    # Does not wrap lines in pipes and files, so that ids stay whole.
     return Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 10_000)

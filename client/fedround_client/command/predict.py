@@ -1,4 +1,4 @@
-"""`fedround predict`: a stored model predicts on the server."""
+"""`fedround predict`: predict with a stored model on the server."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from fedround_client.command.uncertainty import (
     MethodOption,
     SamplesOption,
     SoftmaxOption,
-    choose,
+    uncertainty_option,
 )
 from fedround_client.inference import Prediction
-from fedround_client.tensors import TensorError
+from fedround_client.tensor_types import TensorError
 
 _ARRAYS = ("mean", "variance", "std", "predictive_entropy", "expected_entropy", "mutual_information")
 
@@ -28,25 +28,25 @@ _ARRAYS = ("mean", "variance", "std", "predictive_entropy", "expected_entropy", 
 def predict(
     context: typer.Context,
     model_id: Annotated[str, typer.Argument(metavar="MODEL_ID", help="UUID of the model.")],
-    inputs: Annotated[Path, typer.Argument(help="A .npy file; the first dimension of its array counts the inputs.")],
+    inputs: Annotated[Path, typer.Argument(help="A .npy file with the inputs along the first dimension.")],
     version: Annotated[int | None, typer.Option(min=0, max=UINT32, help="The latest one by default.")] = None,
-    tag: Annotated[str, typer.Option(help="The version that carries this tag instead, such as best.")] = "",
-    architecture: Annotated[str, typer.Option(help="A registered name; the model's own by default.")] = "",
+    tag: Annotated[str, typer.Option(help="Instead of --version: the one with this tag, such as best.")] = "",
+    architecture: Annotated[str, typer.Option(help="Registered architecture; that of the model by default.")] = "",
     uncertainty: MethodOption = None,
     samples: SamplesOption = 0,
     softmax: SoftmaxOption = False,
     last_versions: LastVersionsOption = 0,
     member: MemberOption = None,
-    seed: Annotated[
-        int | None, typer.Option(min=0, max=2**62, help="Makes what is drawn at random reproducible.")
-    ] = None,
-    output: Annotated[Path | None, typer.Option(help="A .npz file to write all arrays to, and print its path.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=2**62, help="Seed of the random numbers.")] = None,
+    output: Annotated[Path | None, typer.Option(help="A .npz file to write all arrays to.")] = None,
     form: FormatOption = Format.TABLE,
 ) -> None:
-    """Predict on the server with a stored model, and tell how uncertain that is."""
-    choice = choose(uncertainty, samples=samples, softmax=softmax, last_versions=last_versions, members=member)
+    """Predict with a stored model on the server, and print the uncertainty."""
+    option = uncertainty_option(
+        uncertainty, samples=samples, softmax=softmax, last_versions=last_versions, members=member
+    )
     if tag and version is not None:
-        raise typer.BadParameter("--version and --tag both name a version: choose one")
+        raise typer.BadParameter("--version and --tag both select a version: choose one")
     with client_of(context) as client:
         try:
             prediction = client.predict(
@@ -55,7 +55,7 @@ def predict(
                 version=version,
                 tag=tag,
                 architecture=architecture,
-                uncertainty=choice,
+                uncertainty=option,
                 seed=seed,
             )
         except TensorError as error:
@@ -76,12 +76,12 @@ def _read(path: Path) -> np.ndarray[Any, Any]:
         try:
             return np.lib.format.read_array(file, allow_pickle=False)
         except ValueError as error:
-            raise TensorError(f"{path} is no .npy file of numbers: {error}") from error
+            raise TensorError(f"{path} is not a .npy file of numbers: {error}") from error
 
 
 def _arrays(prediction: Prediction) -> dict[str, Any]:
-    found = {name: getattr(prediction, name) for name in _ARRAYS}
-    return {name: array for name, array in found.items() if array is not None}
+    arrays = {name: getattr(prediction, name) for name in _ARRAYS}
+    return {name: array for name, array in arrays.items() if array is not None}
 
 
 def _as_dict(prediction: Prediction) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def _as_dict(prediction: Prediction) -> dict[str, Any]:
 
 
 def _columns(prediction: Prediction) -> dict[str, list[str]]:
-    """A row an input; variances are left to programs, as people read standard deviations."""
+    """Returns the columns of the table, one row per input. The variance is left out, since the table has its root."""
     columns = {"INPUT": [str(number) for number in range(len(prediction.mean))]}
     if prediction.predictive_entropy is not None:
         columns["CLASS"] = _texts(prediction.mean.argmax(-1))

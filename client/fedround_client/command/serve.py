@@ -1,4 +1,4 @@
-"""`fedround serve`: becomes the server."""
+"""`fedround serve`: run the server in place of this process."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from fedround_client.command.session import fail
 
 PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
-_NEEDED = ("fedround_server", "peewee", "pydantic_settings", "structlog", "torch")
+_MODULES = ("fedround_server", "peewee", "pydantic_settings", "structlog", "torch")
 
 
 def serve(context: typer.Context) -> None:
     """Run a server; `fedround serve --help` lists its options."""
-    require("serve", "server", _NEEDED)
+    require("serve", "server", _MODULES)
     sys.stdout.flush()
-    # The server wants no token of yours, and others may read its environment.
+    # The server does not need the user's token, and its environment may be visible to others.
     os.environ.pop("FEDROUND_TOKEN", None)
-    # -P: a queue.py in the folder where somebody starts it is none of the server's modules.
-    os.execv(sys.executable, [sys.executable, "-P", "-m", "fedround_server", *context.args])  # noqa: S606 -- no shell wanted
+    # -P: do not import modules from the working directory, for example a queue.py.
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "fedround_server", *context.args])  # noqa: S606 -- without a shell
 
 
 def require(command: str, extra: str, modules: tuple[str, ...]) -> None:
-    """Fails with what to install unless all modules can be found; imports none of them."""
+    """Fails with the extra to install unless all modules are installed; does not import them."""
     missing = [module for module in modules if find_spec(module) is None]
     if missing:
         fail(

@@ -1,4 +1,4 @@
-"""What the commands share: the client made of the global options, and errors told in one line."""
+"""What the commands share: the client for the global options, and errors as one line."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from typer.core import TyperGroup
 
 from fedround_client.client import Client, connect
 from fedround_client.errors import FedroundError, TokenMissing
-from fedround_client.tensors import TensorError
+from fedround_client.tensor_types import TensorError
 
 
 class Group(TyperGroup):
     """Prints expected errors as one line on stderr, and exits with 1."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Invokes the command that was asked for."""
+        """Invokes the command."""
         try:
-            with telling_errors():
+            with print_errors():
                 return super().invoke(ctx)
         except BrokenPipeError:
-            # Whoever read this has heard enough; what is still buffered has nowhere to go.
+            # The reader has closed the pipe; discard what is still buffered.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
@@ -36,7 +36,7 @@ class Group(TyperGroup):
 
 
 @contextmanager
-def telling_errors() -> Iterator[None]:
+def print_errors() -> Iterator[None]:
     """Prints expected errors as one line on stderr, and exits with 1."""
     try:
         yield
@@ -71,10 +71,10 @@ class Session:
     insecure: bool
 
     def client(self) -> Client:
-        """Makes the client.
+        """Returns the client.
 
         Raises:
-            TokenMissing: No option and no variable gives a token, or a certificate.
+            TokenMissing: Neither an option nor the environment has a token or a certificate.
             OSError: A file cannot be read.
         """
         token = self.token_file.read_text().strip() if self.token_file is not None else self.token
@@ -82,9 +82,9 @@ class Session:
             raise TokenMissing(
                 grpc.StatusCode.UNAUTHENTICATED,
                 "TOKEN_MISSING",
-                "Set FEDROUND_TOKEN, or pass --token-file; or --tls-cert, where a certificate will do. The first start"
-                " of a server writes the admin's token to DATA_DIR/admin.token, by default fedround-data/admin.token"
-                " where the server runs.",
+                "Set FEDROUND_TOKEN, or pass --token-file; or --tls-cert, if the server knows you by your certificate."
+                " The first start of a server writes the admin's token to DATA_DIR/admin.token, by default"
+                " fedround-data/admin.token on the server's machine.",
             )
         try:
             return connect(
@@ -100,6 +100,6 @@ class Session:
 
 
 def client_of(context: typer.Context) -> Client:
-    """Makes the client that the global options ask for."""
+    """Returns the client for the global options."""
     session: Session = context.find_object(Session) or context.obj
     return session.client()

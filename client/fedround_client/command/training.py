@@ -1,4 +1,4 @@
-"""`fedround training`: what an actor creates, steers and watches."""
+"""`fedround training`: create, start, watch and remove trainings."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from fedround_client.command.output import (
 )
 from fedround_client.command.session import client_of
 
-app = typer.Typer(no_args_is_help=True, help="Create, steer and watch trainings.")
+app = typer.Typer(no_args_is_help=True, help="Create, start, watch and remove trainings.")
 app.add_typer(training_clients.app, name="clients")
 app.command("create")(training_create.create)
 app.command("round")(training_round.round_)
@@ -54,7 +54,7 @@ _COLUMNS: Columns[Training] = {
 
 @app.command()
 def start(context: typer.Context, training_id: TrainingId, form: FormatOption = Format.TABLE) -> None:
-    """Start the first round."""
+    """Start a training."""
     with client_of(context) as client:
         show(client.start_training(training_id), form)
 
@@ -63,7 +63,8 @@ def start(context: typer.Context, training_id: TrainingId, form: FormatOption = 
 def list_(
     context: typer.Context,
     role: Annotated[
-        TrainingRoleChoice, typer.Option(case_sensitive=False, help="Those you created, or those you take part in.")
+        TrainingRoleChoice,
+        typer.Option(case_sensitive=False, help="Those that you created, or participate in."),
     ] = TrainingRoleChoice.ACTOR,
     form: FormatOption = Format.TABLE,
 ) -> None:
@@ -83,7 +84,7 @@ def show_(context: typer.Context, training_id: TrainingId, form: FormatOption = 
 def remove(
     context: typer.Context,
     training_id: TrainingId,
-    force: Annotated[bool, typer.Option("--force", help="Even while it runs.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Remove it even if it is running.")] = False,
 ) -> None:
     """Remove a training; its model stays."""
     with client_of(context) as client:
@@ -111,7 +112,7 @@ def watch(
     ] = "",
     form: FormatOption = Format.TABLE,
 ) -> None:
-    """Print what happens, a line for each event (with JSON: an object for each line)."""
+    """Print events as they happen, one per line (with JSON: one object per line)."""
     with client_of(context) as client:
         for event in client.watch(training_id or None):
             typer.echo(json.dumps(as_dict(event)) if form is Format.JSON else _line(event))

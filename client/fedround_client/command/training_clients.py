@@ -1,4 +1,4 @@
-"""`fedround training clients`: who takes part."""
+"""`fedround training clients`: the participants of a training."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ClientIds = Annotated[list[str], typer.Argument(metavar="CLIENT_ID...", help="UU
 
 @app.command("list")
 def list_(context: typer.Context, training_id: TrainingId, form: FormatOption = Format.TABLE) -> None:
-    """List the UUIDs of the participants; a participant sees its own only."""
+    """List the UUIDs of the participants; a participant sees only its own."""
     with client_of(context) as client:
         training = client.get_training(training_id)
     ids = list(training.participant_ids)
@@ -31,7 +31,7 @@ def list_(context: typer.Context, training_id: TrainingId, form: FormatOption = 
 def add(
     context: typer.Context, training_id: TrainingId, client_ids: ClientIds, form: FormatOption = Format.TABLE
 ) -> None:
-    """Register users; in a running training they join when a round is opened, or repeated."""
+    """Register users; they join a running training when the next round is opened, or one repeated."""
     with client_of(context) as client:
         show(client.register_clients(training_id, client_ids), form)
 
@@ -40,6 +40,6 @@ def add(
 def remove(
     context: typer.Context, training_id: TrainingId, client_ids: ClientIds, form: FormatOption = Format.TABLE
 ) -> None:
-    """Remove participants; their updates of the open round do not count."""
+    """Remove participants; their updates in the open round are discarded."""
     with client_of(context) as client:
         show(client.remove_clients(training_id, client_ids), form)

@@ -1,4 +1,4 @@
-"""`fedround training create`: everything that a training may be told."""
+"""`fedround training create`: create a training with all its options."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from fedround_client.command.uncertainty import (
     MethodOption,
     SamplesOption,
     SoftmaxOption,
-    choose,
+    uncertainty_option,
 )
-from fedround_client.options import AggregationChoice, Selection
+from fedround_client.options import AggregationOption, Selection
 
-MIN_UPDATES_HELP = "So many updates close a round; 0 waits for all. A smaller cohort closes with all its members."
+MIN_UPDATES_HELP = "Number of updates that closes a round; 0 for all participants. At most the size of the cohort."
 
 
 class EvaluationChoice(StrEnum):
@@ -42,21 +42,21 @@ class PrecisionChoice(StrEnum):
 
 def create(
     context: typer.Context,
-    name: Annotated[str, typer.Option(help="For people, at most 200 characters.")],
+    name: Annotated[str, typer.Option(help="A name for people, at most 200 characters.")],
     target_num_updates: Annotated[int, typer.Option(min=1, max=UINT32, help="Updates of the global model to make.")],
     model_file: Annotated[Path | None, typer.Argument(help="The initial model, a safetensors file.")] = None,
-    model_id: Annotated[str, typer.Option(help="UUID of a stored model to train instead of a file.")] = "",
+    model_id: Annotated[str, typer.Option(help="Instead of a file: UUID of a stored model.")] = "",
     model_version: Annotated[
         int | None,
         typer.Option(min=0, max=UINT32, help="The version of --model-id to start from; the latest by default."),
     ] = None,
-    architecture: Annotated[str, typer.Option(help="What predictions build for it, as the operator named it.")] = "",
-    description: Annotated[str, typer.Option(help="For people.")] = "",
+    architecture: Annotated[str, typer.Option(help="Registered architecture that predictions use.")] = "",
+    description: Annotated[str, typer.Option(help="A description for people.")] = "",
     client: Annotated[list[str] | None, typer.Option(help="UUID of a user to register; repeat for more.")] = None,
     metric: Annotated[list[str] | None, typer.Option(help="Metric that evaluations report; repeat for more.")] = None,
     min_updates: Annotated[int, typer.Option(min=0, max=UINT32, help=MIN_UPDATES_HELP)] = 0,
     deadline: Annotated[
-        float | None, typer.Option(help="Seconds that a round may stay open; without it, for ever.")
+        float | None, typer.Option(help="Seconds that a round may stay open; no limit by default.")
     ] = None,
     max_retries: Annotated[
         int,
@@ -64,23 +64,23 @@ def create(
             min=0, max=1000, help="How often a round that misses its deadline is repeated; 0 ends the training."
         ),
     ] = 0,
-    fed_prox_mu: Annotated[float | None, typer.Option(help="Use FedProx, with this weight.")] = None,
+    fed_prox_mu: Annotated[float | None, typer.Option(help="Use FedProx with this mu.")] = None,
     daisy_period: Annotated[
-        int, typer.Option(min=0, max=UINT32, help="Use FedDC, and deal local models after so many local rounds.")
+        int, typer.Option(min=0, max=UINT32, help="Use FedDC: local rounds before local models are assigned to others.")
     ] = 0,
     aggregation_period: Annotated[
-        int, typer.Option(min=0, max=UINT32, help="Use FedDC, and average after so many local rounds; 0 for ten deals.")
+        int, typer.Option(min=0, max=UINT32, help="Use FedDC: local rounds before an average; 0 for ten daisy periods.")
     ] = 0,
     daisy_seed: Annotated[
-        int | None, typer.Option(min=0, max=2**53, help="Use FedDC, and make the deals reproducible.")
+        int | None, typer.Option(min=0, max=2**53, help="Use FedDC: seed of the assignments.")
     ] = None,
     evaluation: Annotated[
         EvaluationChoice, typer.Option(case_sensitive=False, help="When participants evaluate the model.")
     ] = EvaluationChoice.EVERY_ROUND,
-    minimize: Annotated[str, typer.Option(metavar="METRIC", help="The best version has the least of it.")] = "",
-    maximize: Annotated[str, typer.Option(metavar="METRIC", help="The best version has the most of it.")] = "",
+    minimize: Annotated[str, typer.Option(metavar="METRIC", help="The best version has its smallest value.")] = "",
+    maximize: Annotated[str, typer.Option(metavar="METRIC", help="The best version has its largest value.")] = "",
     patience: Annotated[
-        int, typer.Option(min=0, max=UINT32, help="Stop after so many updates that made nothing better.")
+        int, typer.Option(min=0, max=UINT32, help="Stop after this many updates in a row without a better version.")
     ] = 0,
     keep_versions: Annotated[
         int,
@@ -92,21 +92,21 @@ def create(
     swag_every: Annotated[
         int,
         typer.Option(
-            min=0, max=UINT32, help="Collect moments after so many updates each; 0 for after the last one only."
+            min=0, max=UINT32, help="Updates between SWAG rounds; 0 for one SWAG round after the last update."
         ),
     ] = 0,
-    swag_rank: Annotated[int, typer.Option(min=0, max=UINT32, help="Deviations that each participant sends.")] = 0,
+    swag_rank: Annotated[int, typer.Option(min=0, max=UINT32, help="How many deviations each participant sends.")] = 0,
     last_versions: LastVersionsOption = 0,
     member: MemberOption = None,
     max_num_examples: Annotated[
-        int, typer.Option(min=0, max=2**31, help="The most an update may claim; 0 for no cap.")
+        int, typer.Option(min=0, max=2**31, help="Largest num_examples of an update; 0 for the server's limit.")
     ] = 0,
     max_update_norm: Annotated[
-        float, typer.Option(min=0, help="How far (L2) an update may be from its model; 0 for any distance.")
+        float, typer.Option(min=0, help="Largest L2 distance of an update from its model; 0 for no limit.")
     ] = 0.0,
     update_precision: Annotated[
         PrecisionChoice,
-        typer.Option(case_sensitive=False, help="Whether updates come as differences in half precision."),
+        typer.Option(case_sensitive=False, help="Precision in which participants send updates."),
     ] = PrecisionChoice.FULL,
     form: FormatOption = Format.TABLE,
 ) -> None:
@@ -114,12 +114,12 @@ def create(
     if (model_file is None) == (not model_id):
         raise typer.BadParameter("give either a MODEL_FILE or a --model-id")
     if deadline is not None and not 0 < deadline <= 366 * 86_400:
-        raise typer.BadParameter("--deadline takes seconds, more than 0 and up to a year")
+        raise typer.BadParameter("--deadline must be more than 0 seconds, and at most a year")
     if max_retries and deadline is None:
-        raise typer.BadParameter("--max-retries repeats a round that misses its deadline: give a --deadline, too")
+        raise typer.BadParameter("--max-retries needs a --deadline: it repeats a round that misses it")
     aggregation = _aggregation(fed_prox_mu, daisy_period, aggregation_period, daisy_seed)
     selection = _selection(minimize, maximize, patience)
-    choice = choose(
+    method = uncertainty_option(
         uncertainty,
         samples=samples,
         softmax=softmax,
@@ -140,7 +140,7 @@ def create(
             metric_names=metric or (),
             client_ids=client or (),
             aggregation=aggregation,
-            uncertainty=choice,
+            uncertainty=method,
             min_updates=min_updates,
             deadline=deadline,
             max_retries=max_retries,
@@ -157,7 +157,7 @@ def create(
 
 def _aggregation(
     mu: float | None, daisy_period: int, aggregation_period: int, seed: int | None
-) -> AggregationChoice | None:
+) -> AggregationOption | None:
     fed_dc = bool(daisy_period or aggregation_period) or seed is not None
     if fed_dc and mu is not None:
         raise typer.BadParameter("--fed-prox-mu is FedProx, a period or --daisy-seed is FedDC: choose one")
@@ -174,5 +174,5 @@ def _selection(minimize: str, maximize: str, patience: int) -> Selection | None:
     if maximize:
         return Selection(maximize, "MAXIMIZE", patience)
     if patience:
-        raise typer.BadParameter("--patience wants a metric to --minimize or to --maximize")
+        raise typer.BadParameter("--patience needs a metric to --minimize or to --maximize")
     return None

@@ -1,4 +1,4 @@
-"""`fedround training round`: what a round is waiting for."""
+"""`fedround training round`: the state of a round."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def round_(
     ] = None,
     form: FormatOption = Format.TABLE,
 ) -> None:
-    """Show what a round is waiting for, who is missing, and what was refused."""
+    """Show which rule keeps a round open, which participants are missing, and which updates were rejected."""
     with client_of(context) as client:
         found = client.get_round(training_id, number)
     if form is Format.JSON:

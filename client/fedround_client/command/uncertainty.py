@@ -1,4 +1,4 @@
-"""Options that choose how uncertain predictions are, for the commands that take them."""
+"""Options for the uncertainty of predictions, for the commands that have them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Annotated, Any, TypeAlias
 import typer
 
 from fedround.v1.aggregation_pb2 import Ensemble, EnsembleMember, McDropout, NoUncertainty, Swag
-from fedround_client.options import UncertaintyChoice
+from fedround_client.options import UncertaintyOption
 
 
 class Method(StrEnum):
-    """The methods."""
+    """Methods of uncertainty estimation."""
 
     NONE = "none"
     MC_DROPOUT = "mc-dropout"
@@ -22,23 +22,22 @@ class Method(StrEnum):
 
 
 MethodOption: TypeAlias = Annotated[
-    Method | None, typer.Option("--uncertainty", case_sensitive=False, help="How predictions come with an uncertainty.")
+    Method | None,
+    typer.Option("--uncertainty", case_sensitive=False, help="Method to estimate the uncertainty."),
 ]
 SamplesOption: TypeAlias = Annotated[
-    int, typer.Option("--samples", min=0, max=1000, help="Passes of mc-dropout, or draws of swag; 0 for 30.")
+    int, typer.Option("--samples", min=0, max=1000, help="Forward passes of mc-dropout, or samples of swag; 0 for 30.")
 ]
 SoftmaxOption: TypeAlias = Annotated[
-    bool, typer.Option("--softmax", help="The outputs are logits: average probabilities, and tell entropies.")
+    bool, typer.Option("--softmax", help="The outputs are logits: average probabilities, and print entropies.")
 ]
 MemberOption: TypeAlias = Annotated[
     list[str] | None,
-    typer.Option("--member", metavar="MODEL_ID[:VERSION]", help="Votes in the ensemble too; repeat for more."),
+    typer.Option("--member", metavar="MODEL_ID[:VERSION]", help="Another model of the ensemble; repeat for more."),
 ]
 LastVersionsOption: TypeAlias = Annotated[
     int,
-    typer.Option(
-        "--last-versions", min=0, max=100, help="So many of the model's latest versions vote in the ensemble."
-    ),
+    typer.Option("--last-versions", min=0, max=100, help="How many of the model's latest versions the ensemble has."),
 ]
 
 _MESSAGES: Mapping[Method, type[NoUncertainty | McDropout | Swag | Ensemble]] = {
@@ -49,32 +48,32 @@ _MESSAGES: Mapping[Method, type[NoUncertainty | McDropout | Swag | Ensemble]] = 
 }
 
 
-def choose(method: Method | None, **options: Any) -> UncertaintyChoice | None:
-    """Makes the choice of the options that were given.
+def uncertainty_option(method: Method | None, **options: Any) -> UncertaintyOption | None:
+    """Returns the message of a method and its options.
 
     Args:
-        method: The method; None leaves the choice to the server.
-        options: Fields of the method's message; what is zero or empty was not given.
+        method: The method; None for the server's default.
+        options: Fields of the method's message; those that are zero or empty were not given.
 
     Raises:
-        BadParameter: An option does not belong to the method, or names no member.
+        BadParameter: An option does not belong to the method, or a member is malformed.
     """
     given = {name: value for name, value in options.items() if value}
     if method is None:
         if given:
-            raise typer.BadParameter(f"{', '.join(given)}: nothing without an --uncertainty")
+            raise typer.BadParameter(f"{', '.join(given)}: needs an --uncertainty")
         return None
     message: Any = _MESSAGES[method]
     if wrong := given.keys() - message.DESCRIPTOR.fields_by_name.keys():
-        raise typer.BadParameter(f"{', '.join(sorted(wrong))}: nothing that --uncertainty {method} takes")
+        raise typer.BadParameter(f"{', '.join(sorted(wrong))}: not an option of --uncertainty {method}")
     if "members" in given:
         given["members"] = [_member(text) for text in given["members"]]
-    choice: UncertaintyChoice = message(**given)
-    return choice
+    option: UncertaintyOption = message(**given)
+    return option
 
 
 def _member(text: str) -> EnsembleMember:
     model_id, colon, version = text.partition(":")
     if colon and not version.isdecimal():
-        raise typer.BadParameter(f"--member {text}: the version is no number")
+        raise typer.BadParameter(f"--member {text}: the version is not a number")
     return EnsembleMember(model_id=model_id, version=int(version) if colon else None)

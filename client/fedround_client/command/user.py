@@ -1,4 +1,4 @@
-"""`fedround user`: who may talk to the server."""
+"""`fedround user`: users, their tokens and their certificates."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ app = typer.Typer(no_args_is_help=True, help="Manage users and their tokens.")
 
 
 class RoleChoice(StrEnum):
-    """The roles."""
+    """Roles of users."""
 
     CLIENT = "CLIENT"
     ACTOR = "ACTOR"
     ADMIN = "ADMIN"
 
 
-def _more_than_none(hours: float | None) -> float | None:
+def _positive(hours: float | None) -> float | None:
     if hours is not None and not hours > 0:
-        raise typer.BadParameter("takes hours, more than 0")
+        raise typer.BadParameter("must be more than 0 hours")
     return hours
 
 
 UserId = Annotated[str, typer.Argument(metavar="USER_ID", help="UUID of the user.")]
-MaybeUserId = Annotated[str, typer.Argument(metavar="[USER_ID]", help="UUID of the user; yourself by default.")]
+OptionalUserId = Annotated[str, typer.Argument(metavar="[USER_ID]", help="UUID of the user; yourself by default.")]
 Lifetime = Annotated[
     float | None,
     typer.Option(
-        callback=_more_than_none,
-        help="Hours that the token is good, more than 0; by default as long as the server's settings say.",
+        callback=_positive,
+        help="Hours until the token expires, more than 0; the server's default otherwise.",
     ),
 ]
-CERTIFICATE_HELP = "DNS name, URI or e-mail address in the subjectAltName of certificates that are the user's."
+CERTIFICATE_HELP = "DNS name, URI or e-mail address in the subjectAltName of certificates that authenticate the user."
 
 _COLUMNS: Columns[User] = {
     "USER_ID": lambda user: user.user_id,
@@ -56,7 +56,7 @@ def create(
     certificate_name: Annotated[list[str] | None, typer.Option(help=CERTIFICATE_HELP)] = None,
     form: FormatOption = Format.TABLE,
 ) -> None:
-    """Create a user, and print its token: the only time that it is shown."""
+    """Create a user, and print its token, which is not shown again."""
     with client_of(context) as client:
         user, token = client.create_user(
             name, role.value, lifetime=_seconds(lifetime), certificate_names=certificate_name or ()
@@ -67,7 +67,7 @@ def create(
 @app.command("list")
 def list_(
     context: typer.Context,
-    role: Annotated[RoleChoice | None, typer.Option(case_sensitive=False, help="Only users of this role.")] = None,
+    role: Annotated[RoleChoice | None, typer.Option(case_sensitive=False, help="Only users with this role.")] = None,
     form: FormatOption = Format.TABLE,
 ) -> None:
     """List the users by name."""
@@ -76,8 +76,8 @@ def list_(
 
 
 @app.command("show")
-def show_(context: typer.Context, user_id: MaybeUserId = "", form: FormatOption = Format.TABLE) -> None:
-    """Show a user and its live tokens."""
+def show_(context: typer.Context, user_id: OptionalUserId = "", form: FormatOption = Format.TABLE) -> None:
+    """Show a user and its valid tokens."""
     with client_of(context) as client:
         show(client.get_user(user_id) if user_id else client.myself(), form)
 
@@ -86,9 +86,9 @@ def show_(context: typer.Context, user_id: MaybeUserId = "", form: FormatOption 
 def remove(
     context: typer.Context,
     user_id: UserId,
-    force: Annotated[bool, typer.Option("--force", help="Even while trainings run that it steers.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Even if it is the actor of a running training.")] = False,
 ) -> None:
-    """Remove a user: its tokens are revoked, it leaves its trainings, and those that it steers are removed."""
+    """Remove a user, its tokens and its participation in trainings, and the trainings that it created."""
     with client_of(context) as client:
         client.remove_user(user_id, force=force)
     typer.echo(f"User {user_id} is removed.", err=True)
@@ -97,15 +97,15 @@ def remove(
 @app.command()
 def rotate_token(
     context: typer.Context,
-    user_id: MaybeUserId = "",
+    user_id: OptionalUserId = "",
     overlap: Annotated[
         float | None,
-        typer.Option(min=0, max=720, help="Hours that the old token goes on to work, up to 30 days; by default none."),
+        typer.Option(min=0, max=720, help="Hours that the old token stays valid, up to 30 days; by default none."),
     ] = None,
     lifetime: Lifetime = None,
     form: FormatOption = Format.TABLE,
 ) -> None:
-    """Replace a user's token, and print the new one: the only time that it is shown."""
+    """Replace a user's token, and print the new one, which is not shown again."""
     with client_of(context) as client:
         token = client.rotate_token(user_id, overlap=_seconds(overlap), lifetime=_seconds(lifetime))
     show(RotateTokenResponse(token=token), form)
@@ -114,10 +114,10 @@ def rotate_token(
 @app.command()
 def revoke_token(
     context: typer.Context,
-    token_id: Annotated[str, typer.Argument(help="Which one, as `fedround user show` says.")],
-    user_id: MaybeUserId = "",
+    token_id: Annotated[str, typer.Argument(help="Id of the token, as printed by `fedround user show`.")],
+    user_id: OptionalUserId = "",
 ) -> None:
-    """Revoke a token; calls that were made with it end at once."""
+    """Revoke a token; ends the calls that were made with it."""
     with client_of(context) as client:
         client.revoke_token(token_id, user_id)
     typer.echo(f"Token {token_id} is revoked.", err=True)
@@ -130,7 +130,7 @@ def certificates(
     names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help=CERTIFICATE_HELP)] = None,
     form: FormatOption = Format.TABLE,
 ) -> None:
-    """Set which client certificates are a user's, in place of those set before; without a name none."""
+    """Set the names in client certificates that authenticate a user, in place of those set before; may be none."""
     with client_of(context) as client:
         show(client.set_certificate_names(user_id, names or ()), form)
 

@@ -37,7 +37,7 @@ class ChunkCodecInterceptor(WrappingInterceptor):
         deserializer: Any = handler.request_deserializer
         serializer: Any = handler.response_serializer
         if method in self.uploads:
-            deserializer = self.uploads[method].reading(deserializer)
+            deserializer = self.uploads[method].deserializer(deserializer)
         if method in self.downloads:
-            serializer = self.downloads[method].writing(serializer)
+            serializer = self.downloads[method].serializer(serializer)
         return rebuild(handler, lambda inner: inner, deserializer, serializer)

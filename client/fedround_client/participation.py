@@ -1,0 +1,133 @@
+"""The types of `Client.participate`: what its functions get and return."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, TypeAlias
+
+from fedround_client.tensor_types import StateDict
+
+
+@dataclass(frozen=True)
+class Round:
+    """A round that a participant works on.
+
+    Attributes:
+        training_id: UUID of the training.
+        number: Number of the round, from 0.
+        kind: "TRAIN", "EVALUATE" or "SWAG".
+        model_version: Version of the model that the function gets: the number of updates of the global model so far.
+        deadline: When the round ends at the latest, in UTC; None if it has no deadline.
+        fed_prox_mu: Add mu / 2 * ||w - w_global||^2 to the loss; 0.0 unless the aggregation is FedProx.
+        metric_names: Metrics that an evaluation must report.
+        local_rounds: How many local rounds to train before returning; above 1 in daisy chaining (FedDc) only.
+        assigned: Whether the model is another participant's local model, assigned to this one (FedDc).
+        swag_rank: How many deviations a SWAG round needs: Moments(round.swag_rank).
+        attempt: Which attempt at the round this is, from 1: a round that misses its deadline may be repeated.
+        update_precision: "FULL"; or "FLOAT16" or "BFLOAT16" if the update may be sent as differences in half precision,
+            which `participate` does by itself.
+    """
+
+    training_id: str
+    number: int
+    kind: str
+    model_version: int
+    deadline: datetime | None = None
+    fed_prox_mu: float = 0.0
+    metric_names: tuple[str, ...] = ()
+    local_rounds: int = 1
+    assigned: bool = False
+    swag_rank: int = 0
+    attempt: int = 1
+    update_precision: str = "FULL"
+
+
+@dataclass(frozen=True)
+class Update:
+    """The result of training a model.
+
+    Attributes:
+        model: Tensors with the names, shapes and dtypes of the round's model; numpy arrays or torch tensors.
+        num_examples: Number of examples that it was trained on, which is its weight; at least 1.
+        metrics: Finite numbers to store with the update.
+    """
+
+    model: StateDict
+    num_examples: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Checks what would otherwise fail later, while the update is sent.
+
+        Raises:
+            TypeError: num_examples is not an integer.
+        """
+        try:
+            operator.index(self.num_examples)
+        except TypeError:
+            raise TypeError(f"num_examples must be a whole number, not {self.num_examples!r}") from None
+
+
+@dataclass(frozen=True)
+class Participation:
+    """How a training ended for a participant.
+
+    Attributes:
+        training_id: UUID of the training.
+        model_id: UUID of the trained model.
+        model_version: Its last version.
+        rounds: How many of this participant's updates and metric reports were accepted.
+    """
+
+    training_id: str
+    model_id: str
+    model_version: int
+    rounds: int
+
+
+TrainResult: TypeAlias = Update | tuple[StateDict, int] | tuple[StateDict, int, Mapping[str, float]]
+Train: TypeAlias = Callable[[dict[str, Any], Round], TrainResult]
+Evaluate: TypeAlias = Callable[[dict[str, Any], Round], tuple[Mapping[str, float], int]]
+
+
+@dataclass(frozen=True)
+class Callbacks:
+    """The user's functions: for rounds of training, of evaluation, and of SWAG."""
+
+    train: Train
+    evaluate: Evaluate | None = None
+    swag: Train | None = None
+
+
+def as_update(result: TrainResult) -> Update:
+    """Returns the result of a train or swag function as an Update.
+
+    Raises:
+        TypeError: The function returned something else.
+    """
+    if isinstance(result, Update):
+        return result
+    if not isinstance(result, tuple) or len(result) not in (2, 3):
+        raise TypeError(
+            f"train must return an Update, or (model, num_examples), or (model, num_examples, metrics); it returned"
+            f" a {_type_name(result)}"
+        )
+    return Update(*result)
+
+
+def as_report(result: tuple[Mapping[str, float], int]) -> tuple[Mapping[str, float], int]:
+    """Returns the result of an evaluate function, metrics and number of examples, after a check of its type.
+
+    Raises:
+        TypeError: The function returned something else.
+    """
+    if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[0], Mapping):
+        raise TypeError(f"evaluate must return (metrics, num_examples); it returned a {_type_name(result)}")
+    return result
+
+
+def _type_name(value: object) -> str:
+    return f"tuple of {len(value)}" if isinstance(value, tuple) else type(value).__name__

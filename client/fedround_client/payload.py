@@ -1,0 +1,102 @@
+"""Model files that are sent: what they consist of, their size and digest, and their chunks."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import TypeAlias
+
+from fedround_client.safetensors_stream import SafetensorsStream, TensorSource
+from fedround_client.tensor_types import StateDict
+from fedround_client.tensors import array_sources
+
+CHUNK = 3 * 2**18
+"""Bytes of a chunk that the client sends."""
+
+ModelSource: TypeAlias = StateDict | str | PathLike[str]
+"""A state dict, or the path of a safetensors file."""
+
+Progress: TypeAlias = Callable[[int, int], None]
+"""Called with the bytes transferred so far and the bytes in all, from any thread."""
+
+
+@dataclass(frozen=True)
+class Payload:
+    """A file to send.
+
+    Attributes:
+        size_bytes: Its size.
+        sha256: Its SHA-256 in hex.
+    """
+
+    size_bytes: int
+    sha256: str
+    _source: SafetensorsStream | Path | None
+
+    @classmethod
+    def of(cls, model: ModelSource) -> Payload:
+        """Returns the payload of a state dict or a file, which must not change until it is sent; nothing is copied.
+
+        Raises:
+            TensorError: The state dict cannot be written as safetensors.
+            OSError: The file cannot be read.
+        """
+        if isinstance(model, Mapping):
+            return cls.of_tensors(array_sources(model))
+        path = Path(model)
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            return cls(file.tell(), digest, path)
+
+    @classmethod
+    def of_tensors(cls, tensors: Iterable[TensorSource]) -> Payload:
+        """Returns the payload of tensors, which must not change until they are sent.
+
+        Raises:
+            TensorError: They cannot be written as safetensors.
+        """
+        stream = SafetensorsStream(tensors)
+        digest = hashlib.sha256()
+        for piece in stream.pieces():
+            digest.update(piece)
+            del piece
+        return cls(stream.size_bytes, digest.hexdigest(), stream)
+
+    @classmethod
+    def empty(cls) -> Payload:
+        """Returns the payload of a request that carries no file."""
+        return cls(0, "", None)
+
+    def chunks(self, offset: int) -> Iterator[tuple[bytes, int]]:
+        """Yields the chunks from an offset on, each with the offset of its end, in bytes."""
+        if isinstance(self._source, SafetensorsStream):
+            for chunk in _chunks(self._source.pieces(offset)):
+                offset += len(chunk)
+                yield chunk, offset
+        elif self._source is not None:
+            with self._source.open("rb") as file:
+                file.seek(offset)
+                while chunk := file.read(CHUNK):
+                    yield chunk, file.tell()
+
+
+def _chunks(pieces: Iterator[memoryview]) -> Iterator[bytes]:
+    """Regroups pieces of any size into chunks. Bytes of a chunk within one piece are copied once, others twice."""
+    rest = bytearray()
+    for piece in pieces:
+        start = min(CHUNK - len(rest), len(piece)) if rest else 0
+        rest += piece[:start]
+        if len(rest) == CHUNK:
+            yield bytes(rest)
+            rest.clear()
+        while len(piece) - start >= CHUNK:
+            yield bytes(piece[start : start + CHUNK])
+            start += CHUNK
+        rest += piece[start:]
+        # Otherwise a copied tensor would stay in memory while the next one is copied.
+        del piece
+    if rest:
+        yield bytes(rest)

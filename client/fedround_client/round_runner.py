@@ -1,0 +1,170 @@
+"""One round of a participant: fetch the model, call the user's function, submit the result."""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, datetime
+from typing import Any
+
+import grpc
+
+from fedround.v1.aggregation_pb2 import UPDATE_PRECISION_UNSPECIFIED, UpdatePrecision
+from fedround.v1.event_pb2 import ModelInfo, RoundKind, RoundStarted
+from fedround.v1.model_pb2 import DownloadModelRequest
+from fedround_client.cache import ModelCache
+from fedround_client.download import Tee, download
+from fedround_client.errors import UnsupportedRound
+from fedround_client.half_precision import HALF_DTYPES, NotRepresentable, difference_sources
+from fedround_client.participation import Callbacks, Round, TrainResult, Update, as_report, as_update
+from fedround_client.payload import Payload
+from fedround_client.round import RoundCalls
+from fedround_client.rpc import Rpc
+from fedround_client.safetensors_reader import SafetensorsReader
+from fedround_client.swag_moments import Moments
+from fedround_client.tensor_types import Framework, StateDict
+from fedround_client.tensors import copy_state
+
+logger = logging.getLogger(__name__)
+
+SNAPSHOTS = 10
+"""How many snapshots of the weights a SWAG round takes without a swag function."""
+
+
+class RoundRunner(RoundCalls):
+    """Runs the rounds of a participant."""
+
+    def __init__(
+        self, rpc: Rpc, callbacks: Callbacks, *, framework: Framework, cache: ModelCache, full_updates: bool = False
+    ) -> None:
+        """Creates a runner.
+
+        Args:
+            rpc: Calls the server.
+            callbacks: The user's functions.
+            framework: Framework of the models that the functions get.
+            cache: Cache of model files.
+            full_updates: Send updates in full even if the round accepts half precision.
+        """
+        self._rpc = rpc
+        self._callbacks = callbacks
+        self._framework = framework
+        self._cache = cache
+        self._full_updates = full_updates
+
+    def run(self, training_id: str, started: RoundStarted) -> None:
+        """Runs a round until its result is accepted, for as long as the server takes to answer.
+
+        Args:
+            training_id: UUID of the training.
+            started: The event that started the round.
+
+        Raises:
+            UnsupportedRound: This SDK, or the participant's functions, cannot run such a round.
+            FedroundError: The server answered with an error that is not transient.
+        """
+        round_ = _round(training_id, started)
+        logger.info("Round %d of training %s: %s", round_.number, training_id, round_.kind)
+        evaluate = self._callbacks.evaluate
+        if round_.kind == "TRAIN":
+            result = self._callbacks.train(self._fetch(round_, started.model), round_)
+            self._submit(round_, result, started.model.sha256)
+        elif round_.kind == "SWAG":
+            collect = self._callbacks.swag or self._collect_moments
+            self._submit(round_, collect(self._fetch(round_, started.model), round_))
+        elif round_.kind == "EVALUATE" and evaluate is not None:
+            metrics, num_examples = as_report(evaluate(self._fetch(round_, started.model), round_))
+            self._rpc.retrying(None)(self.submit_metrics, training_id, round_.number, metrics, num_examples)
+        else:
+            need = "an evaluate function: participate(train, evaluate)" if round_.kind == "EVALUATE" else "a newer SDK"
+            raise _unsupported(training_id, round_.number, f"has the kind {round_.kind}, which needs {need}.")
+
+    def _fetch(self, round_: Round, info: ModelInfo) -> dict[str, Any]:
+        """Returns the round's model as new arrays, which the user may change; downloads it unless it is cached."""
+        if round_.assigned:
+            return self.download_assigned_model(
+                round_.training_id, round_.number, framework=self._framework, attempts=None
+            )
+        cached = self._cache.load(info.sha256, self._framework)
+        if cached is not None:
+            return cached
+        reader = SafetensorsReader(self._framework)
+        with self._cache.writer(info.sha256) as cache_writer:
+            download(
+                self._rpc,
+                self._rpc.models.DownloadModel,
+                lambda offset, _: DownloadModelRequest(
+                    model_id=info.model_id, version=info.version, offset=offset, packing=self._rpc.compression
+                ),
+                Tee(reader, cache_writer),
+                attempts=None,
+            )
+        return reader.tensors()
+
+    def _submit(self, round_: Round, result: TrainResult, model_sha256: str = "") -> None:
+        update = as_update(result)
+        payload = self._half_precision_payload(round_, update.model, model_sha256) or Payload.of(update.model)
+        self._submit_payload(
+            round_.training_id, round_.number, payload, update.num_examples, update.metrics, attempts=None
+        )
+
+    def _half_precision_payload(self, round_: Round, update: StateDict, model_sha256: str) -> Payload | None:
+        """Returns the update in half precision; None if the round or the update does not allow it.
+
+        It is computed from the model's file, so it also needs that in the cache.
+        """
+        if self._full_updates or round_.update_precision not in HALF_DTYPES:
+            return None
+        model = self._cache.open(model_sha256)
+        if model is None:
+            return None
+        try:
+            return Payload.of_tensors(difference_sources(update, model, round_.update_precision))
+        except NotRepresentable as reason:
+            logger.warning("The update of round %d is sent in full: %s", round_.number, reason)
+            return None
+
+    def _collect_moments(self, model: dict[str, Any], round_: Round) -> Update:
+        """Calls the train function repeatedly, and adds the weights after each call."""
+        moments = Moments(round_.swag_rank)
+        # One more than the rank, since the first deviation from the mean so far is always zero.
+        for _ in range(max(SNAPSHOTS, round_.swag_rank + 1)):
+            update = as_update(self._callbacks.train(model, round_))
+            moments.add(update.model)
+            model = copy_state(update.model, self._framework)
+        return Update(moments.update(), update.num_examples, update.metrics)
+
+
+def _round(training_id: str, started: RoundStarted) -> Round:
+    is_known = started.kind in RoundKind.values()
+    return Round(
+        training_id=training_id,
+        number=started.round,
+        kind=RoundKind.Name(started.kind).removeprefix("ROUND_KIND_") if is_known else str(started.kind),
+        model_version=started.model.version,
+        deadline=_deadline(training_id, started) if started.HasField("deadline") else None,
+        fed_prox_mu=started.aggregation.fed_prox.mu,
+        metric_names=tuple(started.metric_names),
+        local_rounds=started.local_rounds,
+        assigned=started.dealt,
+        swag_rank=started.swag.rank,
+        attempt=max(1, started.attempt),
+        update_precision=_precision(started.update_precision),
+    )
+
+
+def _precision(value: UpdatePrecision.ValueType) -> str:
+    """Returns the name of a precision; FULL for one that this SDK does not know, since its use is optional."""
+    is_known = value in UpdatePrecision.values() and value != UPDATE_PRECISION_UNSPECIFIED
+    return UpdatePrecision.Name(value).removeprefix("UPDATE_PRECISION_") if is_known else "FULL"
+
+
+def _deadline(training_id: str, started: RoundStarted) -> datetime:
+    try:
+        return started.deadline.ToDatetime(tzinfo=UTC)
+    except (ValueError, OverflowError) as error:
+        raise _unsupported(training_id, started.round, f"has a deadline that is not a valid time: {error}") from error
+
+
+def _unsupported(training_id: str, number: int, problem: str) -> UnsupportedRound:
+    message = f"Round {number} of training {training_id} {problem}"
+    return UnsupportedRound(grpc.StatusCode.UNIMPLEMENTED, "UNSUPPORTED_ROUND", message, {"training_id": training_id})
