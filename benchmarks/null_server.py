@@ -14,7 +14,7 @@ from fedround_client.transfer import CHUNK
 from fedround_server.grpc_server import OPTIONS, SERVICES
 from fedround_server.host.allocator import keep_freed_blocks
 from fedround_server.interceptors.chunk_codec import ChunkCodecInterceptor
-from fedround_wire.frames import Frame
+from fedround_wire.chunk_codec import ChunkMessage
 
 ZEROS = bytes(CHUNK)
 
@@ -33,7 +33,7 @@ class NullService(model_pb2_grpc.ModelServiceServicer):
     async def DownloadModel(self, request: model_pb2.DownloadModelRequest, context: Any) -> None:  # noqa: N802
         """Sends as many bytes as the offset says."""
         for _ in range(0, request.offset, CHUNK):
-            await context.write(Frame(ZEROS, 0))
+            await context.write(ChunkMessage(ZEROS, 0))
 
 
 def lean_server() -> grpc.aio.Server:

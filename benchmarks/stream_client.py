@@ -16,11 +16,11 @@ from fedround.v1 import model_pb2
 from fedround.v1.model_pb2 import DownloadModelRequest, ModelSpec, UploadModelRequest
 from fedround.v1.model_pb2_grpc import ModelServiceStub
 from fedround_client.channel import open_channel
-from fedround_client.frames import with_frames
+from fedround_client.chunk_stubs import with_chunk_codec
 from fedround_client.participant import KEPT, LARGEST
 from fedround_client.transfer import CHUNK
-from fedround_wire.blocks import keep_freed
-from fedround_wire.frames import Frame
+from fedround_wire.allocator import keep_freed
+from fedround_wire.chunk_codec import ChunkMessage
 
 
 class StreamClient:
@@ -28,7 +28,7 @@ class StreamClient:
 
     def __init__(self, address: str, token: str, path: Path) -> None:
         channel = open_channel(address)
-        self._models = with_frames(ModelServiceStub(channel), channel, model_pb2.DESCRIPTOR)
+        self._models = with_chunk_codec(ModelServiceStub(channel), channel, model_pb2.DESCRIPTOR)
         self._metadata = (("authorization", f"Bearer {token}"),)
         self._data = path.read_bytes()
         self._sha256 = hashlib.sha256(self._data).hexdigest()
@@ -38,10 +38,10 @@ class StreamClient:
         """Sends the file, each chunk with its CRC-32C; its SHA-256 is known."""
         spec = ModelSpec(name="benchmark", sha256=self._sha256, size_bytes=len(self._data))
 
-        def messages() -> Iterator[UploadModelRequest | Frame]:
+        def messages() -> Iterator[UploadModelRequest | ChunkMessage]:
             yield UploadModelRequest(spec=spec)
             for chunk in self._chunks():
-                yield Frame(chunk, google_crc32c.value(chunk))
+                yield ChunkMessage(chunk, google_crc32c.value(chunk))
 
         self._model_id = self._models.UploadModel(messages(), metadata=self._metadata).model.model_id
 
@@ -60,7 +60,7 @@ class StreamClient:
 
     def drop(self) -> None:
         """Sends the file's bytes, and nothing about them."""
-        self._models.UploadModel(Frame(chunk, 0) for chunk in self._chunks())
+        self._models.UploadModel(ChunkMessage(chunk, 0) for chunk in self._chunks())
 
     def fill(self) -> None:
         """Fetches as many bytes."""

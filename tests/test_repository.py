@@ -80,6 +80,13 @@ def test_every_action_of_the_audit_log_is_documented() -> None:
     assert actions - set(re.findall(r"`([a-z_]+)`", read("docs/audit.md"))) == set()
 
 
+def test_every_suite_is_listed() -> None:
+    rows = "".join(re.findall(r"^\| (`test[^|]+) \|", read("docs/reliability.md"), re.MULTILINE))
+    folders = {path.parent.name for path in (ROOT / "tests").glob("*/test_*.py")} - {"chaos"}
+    files = {path.name for folder in ("tests", "tests/chaos") for path in (ROOT / folder).glob("test_*.py")}
+    assert {name for name in folders | files if f"/{name}`" not in rows and f"`{name}`" not in rows} == set()
+
+
 def test_every_decision_is_listed() -> None:
     decisions = {path.name for path in (ROOT / "docs/adr").glob("0*.md")}
     assert decisions == set(re.findall(r"\((0[^)]+\.md)\)", read("docs/adr/README.md")))

@@ -16,7 +16,7 @@ from safetensors.numpy import load, save
 
 from fedround.v1 import event_pb2, model_pb2, model_pb2_grpc, round_pb2, round_pb2_grpc
 from fedround_client.transfer import CHUNK
-from fedround_wire.frames import Frame
+from fedround_wire.chunk_codec import ChunkMessage
 from null_server import lean_server
 from peers.common import Processes, Workload, free_port, tell, tell_end, tell_round, wait_for_port
 from peers.fedround import digest, take_part
@@ -30,7 +30,7 @@ class Services(round_pb2_grpc.RoundServiceServicer, model_pb2_grpc.ModelServiceS
         self.ended = asyncio.Event()
         self._workload = workload
         self._layers = {f"layer{number}": layer for number, layer in enumerate(workload.layers())}
-        self._model: list[Frame] = []
+        self._model: list[ChunkMessage] = []
         self._subscribers: list[asyncio.Queue[event_pb2.Event | None]] = []
         self._updates: list[bytes] = []
         self._round = 0
@@ -63,7 +63,7 @@ class Services(round_pb2_grpc.RoundServiceServicer, model_pb2_grpc.ModelServiceS
         self._round += 1
         data = save(self._layers)
         chunks = [data[start : start + CHUNK] for start in range(0, len(data), CHUNK)]
-        self._model = [Frame(chunk, google_crc32c.value(chunk)) for chunk in chunks]
+        self._model = [ChunkMessage(chunk, google_crc32c.value(chunk)) for chunk in chunks]
         info = event_pb2.ModelInfo(sha256=digest(chunks), size_bytes=len(data))
         self._tell_all(event_pb2.Event(round_started=event_pb2.RoundStarted(round=self._round, model=info)))
 

@@ -17,10 +17,10 @@ from fedround.v1.model_pb2_grpc import ModelServiceStub
 from fedround.v1.round_pb2 import SubmitUpdateRequest, SubscribeRequest, UpdateSpec
 from fedround.v1.round_pb2_grpc import RoundServiceStub
 from fedround_client.channel import open_channel
-from fedround_client.frames import with_frames
+from fedround_client.chunk_stubs import with_chunk_codec
 from fedround_client.participant import KEPT, LARGEST
-from fedround_wire.blocks import keep_freed
-from fedround_wire.frames import Frame
+from fedround_wire.allocator import keep_freed
+from fedround_wire.chunk_codec import ChunkMessage
 from measure import fedround_server
 from peers.common import Processes, Workload, tell, tell_end, tell_round
 
@@ -31,8 +31,8 @@ def take_part(number: int, address: str, token: str, training_id: str) -> None:
     keep_freed(LARGEST, KEPT)
     metadata = (("authorization", f"Bearer {token}"),)
     with open_channel(address) as channel:
-        rounds = with_frames(RoundServiceStub(channel), channel, round_pb2.DESCRIPTOR)
-        models = with_frames(ModelServiceStub(channel), channel, model_pb2.DESCRIPTOR)
+        rounds = with_chunk_codec(RoundServiceStub(channel), channel, round_pb2.DESCRIPTOR)
+        models = with_chunk_codec(ModelServiceStub(channel), channel, model_pb2.DESCRIPTOR)
         for event in rounds.Subscribe(SubscribeRequest(training_id=training_id), metadata=metadata):
             if event.WhichOneof("payload") != "round_started":
                 continue
@@ -72,10 +72,10 @@ def changed(chunk: bytes, number: int) -> bytes:
     return bytes(data)
 
 
-def messages(spec: UpdateSpec, chunks: list[bytes]) -> Iterator[SubmitUpdateRequest | Frame]:
+def messages(spec: UpdateSpec, chunks: list[bytes]) -> Iterator[SubmitUpdateRequest | ChunkMessage]:
     yield SubmitUpdateRequest(spec=spec)
     for chunk in chunks:
-        yield Frame(chunk, google_crc32c.value(chunk))
+        yield ChunkMessage(chunk, google_crc32c.value(chunk))
 
 
 def run(workload: Workload, take_part: TakePart = take_part) -> None:

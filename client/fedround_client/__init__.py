@@ -16,15 +16,15 @@ from fedround.v1.aggregation_pb2 import (
     Swag,
 )
 from fedround_client import errors
-from fedround_client.chain import AuditBroken, AuditEntry, AuditHead, AuditReport
-from fedround_client.choices import Selection
+from fedround_client.audit_chain import AuditBroken, AuditEntry, AuditHead, AuditReport
 from fedround_client.client import Client, connect
 from fedround_client.errors.client_side import *
 from fedround_client.errors.family import *
 from fedround_client.errors.reason import *
 from fedround_client.inference import Prediction
-from fedround_client.moments import Moments
+from fedround_client.options import Selection
 from fedround_client.participant import Participation, Round, Update
+from fedround_client.swag_moments import Moments
 from fedround_client.tensors import TensorError, from_safetensors, to_safetensors
 
 __all__ = [

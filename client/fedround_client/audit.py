@@ -8,7 +8,7 @@ import grpc
 
 from fedround.v1 import audit_pb2
 from fedround.v1.audit_pb2 import Contribution, Origin
-from fedround_client.chain import AuditEntry, AuditHead, AuditReport, ChainVerifier
+from fedround_client.audit_chain import AuditChainVerifier, AuditEntry, AuditHead, AuditReport
 from fedround_client.rpc import ATTEMPTS, Rpc, Stream
 
 
@@ -48,7 +48,7 @@ class AuditCalls:
             AuditBroken: It is not what a server wrote, or not all of it.
             RoleRequired: You are no admin.
         """
-        head, verifier = self.audit_head(), ChainVerifier(anchor)
+        head, verifier = self.audit_head(), AuditChainVerifier(anchor)
         for entry in self._read(0, head):
             verifier.add(entry)
         return verifier.finish(head)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 from uuid import uuid4
 
-from fedround_client.tensors import Arrival, Framework
+from fedround_client.tensors import Framework, SafetensorsReader
 from fedround_client.transfer import CHUNK
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ SPOOL_BYTES = 16 << 20
 _OURS = re.compile(r"[0-9a-f]{64}\.safetensors(\.[0-9a-f]{32})?")
 
 
-class HeldFile:
+class SharedFile:
     """A file that several threads read; it is closed when nobody has it any more."""
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -69,20 +69,20 @@ class ModelCache:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._max_bytes = max_bytes
         self._sha256 = ""
-        self._file: HeldFile | None = None
+        self._file: SharedFile | None = None
 
     def close(self) -> None:
         """Lets go of the file that was used last."""
         self._sha256, self._file = "", None
 
-    def open(self, sha256: str) -> HeldFile | None:
+    def open(self, sha256: str) -> SharedFile | None:
         """Returns the file with a digest, if it is here."""
         if sha256 != self._sha256:
             self.close()
             if self._folder is not None:
                 path = self._folder / f"{sha256}.safetensors"
                 with suppress(OSError):
-                    self._file, self._sha256 = HeldFile(path.open("rb")), sha256
+                    self._file, self._sha256 = SharedFile(path.open("rb")), sha256
                     os.utime(path)
         return self._file
 
@@ -95,7 +95,7 @@ class ModelCache:
         file = self.open(sha256)
         if file is None:
             return None
-        arrival, digest, place = Arrival(framework), hashlib.sha256(), 0
+        arrival, digest, place = SafetensorsReader(framework), hashlib.sha256(), 0
         with suppress(OSError):
             while data := file.read(place, CHUNK):
                 arrival.write(data)
@@ -108,20 +108,20 @@ class ModelCache:
         return None
 
     @contextmanager
-    def keeping(self, sha256: str) -> Iterator[Kept]:
+    def keeping(self, sha256: str) -> Iterator[CacheWriter]:
         """Takes in a file during a `with` block, which must leave with an error if the file is not the right one."""
         # First, for the room that it takes.
         self.close()
         name = f"{sha256}.safetensors"
         part = None if self._folder is None else self._folder / f"{name}.{uuid4().hex}"
-        kept = Kept(part)
+        kept = CacheWriter(part)
         try:
             yield kept
             if part is not None:
                 kept.rename(part.with_name(name))
                 self._shrink(part.with_name(name))
             if kept.file is not None:
-                self._sha256, self._file = sha256, HeldFile(kept.file)
+                self._sha256, self._file = sha256, SharedFile(kept.file)
         except BaseException:
             kept.drop()
             raise
@@ -147,7 +147,7 @@ class ModelCache:
                     path.unlink(missing_ok=True)
 
 
-class Kept:
+class CacheWriter:
     """A file that is being kept, as far as the disk allows.
 
     Attributes:

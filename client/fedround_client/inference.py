@@ -9,8 +9,8 @@ import numpy as np
 
 from fedround.v1.aggregation_pb2 import Uncertainty
 from fedround.v1.inference_pb2 import PredictRequest, Tensor
-from fedround_client import choices
-from fedround_client.choices import UncertaintyChoice
+from fedround_client import options
+from fedround_client.options import UncertaintyChoice
 from fedround_client.rpc import Rpc
 from fedround_client.tensors import TensorError
 
@@ -105,7 +105,7 @@ class InferenceCalls:
             version=version,
             tag=tag,
             inputs=_tensor(inputs),
-            uncertainty=choices.uncertainty(uncertainty),
+            uncertainty=options.uncertainty(uncertainty),
             seed=seed,
             architecture=architecture,
         )

@@ -12,7 +12,7 @@ from fedround.v1 import model_pb2
 from fedround.v1.event_pb2 import ModelInfo
 from fedround.v1.model_pb2 import DownloadModelRequest, MetricReport, Model, ModelSpec, ModelVersion, UploadModelRequest
 from fedround_client.rpc import ATTEMPTS, Rpc
-from fedround_client.tensors import Arrival, Framework
+from fedround_client.tensors import Framework, SafetensorsReader
 from fedround_client.transfer import ModelSource, Payload, Progress, Sink, digest_of, download, upload
 
 PartName: TypeAlias = Literal["MODEL", "POSTERIOR"]
@@ -202,7 +202,7 @@ class ModelCalls:
             return download(self._rpc, method, request, sink, have=have, attempts=attempts, progress=progress)
 
         if to is None:
-            arrival = Arrival(framework)
+            arrival = SafetensorsReader(framework)
             fetch(arrival)
             return arrival.tensors()
         target = Path(to)

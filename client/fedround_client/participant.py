@@ -16,7 +16,6 @@ from fedround.v1.event_pb2 import Event, ModelInfo, RoundKind, RoundStarted
 from fedround.v1.model_pb2 import DownloadModelRequest
 from fedround.v1.training_pb2 import TRAINING_STATE_COMPLETED, TRAINING_STATE_ERROR, Training
 from fedround_client.cache import ModelCache
-from fedround_client.differences import HALVES, NoDifference, differences
 from fedround_client.errors import (
     CursorExpired,
     MetricsExist,
@@ -30,15 +29,16 @@ from fedround_client.errors import (
     UpdateExists,
     from_event,
 )
-from fedround_client.moments import Moments
+from fedround_client.half_precision import HALF_DTYPES, NotRepresentable, differences
 from fedround_client.round import RoundCalls
 from fedround_client.rpc import Response, Rpc
 from fedround_client.subscription import LAST, Subscription
-from fedround_client.tensors import Arrival, Framework, StateDict, copied
+from fedround_client.swag_moments import Moments
+from fedround_client.tensors import Framework, SafetensorsReader, StateDict, copied
 from fedround_client.training import TrainingCalls
-from fedround_client.transfer import Both, Payload, download
+from fedround_client.transfer import Payload, Tee, download
 from fedround_client.user import UserCalls
-from fedround_wire.blocks import keep_freed
+from fedround_wire.allocator import keep_freed
 
 logger = logging.getLogger(__name__)
 
@@ -264,14 +264,14 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
 
     def _differences(self, round_: Round, update: StateDict, model_sha256: str) -> Payload | None:
         """Tells an update in half precision, if the round takes that and the model's file is here to compare with."""
-        if self._full_updates or round_.update_precision not in HALVES:
+        if self._full_updates or round_.update_precision not in HALF_DTYPES:
             return None
         model = self._cache.open(model_sha256)
         if model is None:
             return None
         try:
             return Payload.of_tensors(differences(update, model, round_.update_precision))
-        except NoDifference as reason:
+        except NotRepresentable as reason:
             logger.warning("The update of round %d is sent in full: %s", round_.number, reason)
             return None
 
@@ -294,7 +294,7 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
         known = self._cache.load(info.sha256, self._framework)
         if known is not None:
             return known
-        arrival = Arrival(self._framework)
+        arrival = SafetensorsReader(self._framework)
         with self._cache.keeping(info.sha256) as kept:
             download(
                 self._rpc,
@@ -302,7 +302,7 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
                 lambda offset, _: DownloadModelRequest(
                     model_id=info.model_id, version=info.version, offset=offset, packing=self._rpc.packing
                 ),
-                Both(arrival, kept),
+                Tee(arrival, kept),
                 attempts=None,
             )
         return arrival.tensors()

@@ -16,7 +16,7 @@ from fedround.v1.round_pb2 import (
     UpdateSpec,
 )
 from fedround_client.rpc import ATTEMPTS, Rpc
-from fedround_client.tensors import Arrival, Framework
+from fedround_client.tensors import Framework, SafetensorsReader
 from fedround_client.transfer import ModelSource, Payload, Progress, download, upload
 
 
@@ -64,7 +64,7 @@ class RoundCalls:
             NotInCohort: You were dealt nothing in this round.
             TrainingNotFound: You take no part in such a training.
         """
-        arrival = Arrival(framework)
+        arrival = SafetensorsReader(framework)
         download(
             self._rpc,
             self._rpc.rounds.DownloadDealtModel,

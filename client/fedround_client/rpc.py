@@ -24,9 +24,9 @@ from fedround.v1 import (
     user_pb2_grpc,
 )
 from fedround.v1.event_pb2 import Packing
+from fedround_client.chunk_stubs import with_chunk_codec
 from fedround_client.clock import Clock
 from fedround_client.errors import FedroundError, TokenInvalid, TooManyCalls, from_rpc_error
-from fedround_client.frames import with_frames
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -93,9 +93,11 @@ class Rpc:
             packing: How chunks of files are packed on their way.
         """
         self.users = user_pb2_grpc.UserServiceStub(channel)
-        self.trainings = with_frames(training_pb2_grpc.TrainingServiceStub(channel), channel, training_pb2.DESCRIPTOR)
-        self.models = with_frames(model_pb2_grpc.ModelServiceStub(channel), channel, model_pb2.DESCRIPTOR)
-        self.rounds = with_frames(round_pb2_grpc.RoundServiceStub(channel), channel, round_pb2.DESCRIPTOR)
+        self.trainings = with_chunk_codec(
+            training_pb2_grpc.TrainingServiceStub(channel), channel, training_pb2.DESCRIPTOR
+        )
+        self.models = with_chunk_codec(model_pb2_grpc.ModelServiceStub(channel), channel, model_pb2.DESCRIPTOR)
+        self.rounds = with_chunk_codec(round_pb2_grpc.RoundServiceStub(channel), channel, round_pb2.DESCRIPTOR)
         self.inference = inference_pb2_grpc.InferenceServiceStub(channel)
         self.audit = audit_pb2_grpc.AuditServiceStub(channel)
         self.clock = clock

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 
-from fedround_client.layout import (
+from fedround_client.safetensors_header import (
     NAMES,
     PREFIX,
-    Described,
-    LayoutError,
+    HeaderError,
+    TensorInfo,
     data_order,
     header_length,
     read_header,
@@ -39,11 +39,11 @@ class TensorError(ValueError):
     """A state dict that cannot be written as a model file, or a file that cannot be read as one."""
 
 
-class Leaving(Protocol):
+class TensorSource(Protocol):
     """A tensor to be written."""
 
     @property
-    def described(self) -> Described:
+    def described(self) -> TensorInfo:
         """Its name, type and shape."""
 
     def pieces(self, offset: int) -> Iterator[memoryview]:
@@ -51,14 +51,14 @@ class Leaving(Protocol):
 
 
 @dataclass(frozen=True)
-class Plain:
+class ArraySource:
     """A tensor to be written as it is.
 
     Attributes:
         memory: Gives its bytes, flat: those of the tensor itself, or of a copy if they do not lie in a row.
     """
 
-    described: Described
+    described: TensorInfo
     memory: Callable[[], memoryview]
 
     def pieces(self, offset: int) -> Iterator[memoryview]:
@@ -66,10 +66,10 @@ class Plain:
         yield self.memory()[offset:]
 
 
-class TensorFile:
+class SafetensorsStream:
     """A safetensors file that is never made: its bytes are those of its tensors."""
 
-    def __init__(self, tensors: Iterable[Leaving]) -> None:
+    def __init__(self, tensors: Iterable[TensorSource]) -> None:
         """Puts tensors into order.
 
         Raises:
@@ -97,7 +97,7 @@ class TensorFile:
             position = end
 
 
-class Arrival:
+class SafetensorsReader:
     """A safetensors file that arrives in pieces, each of which goes to its place in the memory of a tensor."""
 
     def __init__(self, framework: Framework = "numpy") -> None:
@@ -110,7 +110,7 @@ class Arrival:
         self._header = bytearray()
         self._wanted = PREFIX
         # Those still to come, the next one last.
-        self._described: list[Described] = []
+        self._described: list[TensorInfo] = []
         self._is_described = False
         self._found: dict[str, Any] = {}
         self._target = memoryview(bytearray())
@@ -123,7 +123,7 @@ class Arrival:
             try:
                 while len(rest):
                     rest = self._take(rest)
-            except (LayoutError, TensorError) as error:
+            except (HeaderError, TensorError) as error:
                 self._problem, self._found, self._target = error, {}, memoryview(b"")
         return len(data)
 
@@ -135,10 +135,10 @@ class Arrival:
         """
         try:
             if self._problem is None and not self._is_whole():
-                raise LayoutError("it ends early")
+                raise HeaderError("it ends early")
             if self._problem is not None:
                 raise self._problem
-        except LayoutError as error:
+        except HeaderError as error:
             raise TensorError(f"This is not a safetensors file: {error}") from error
         return self._found
 
@@ -157,7 +157,7 @@ class Arrival:
             return data[missing:]
         if not len(self._target):
             if not self._described:
-                raise LayoutError("it goes on behind its last tensor")
+                raise HeaderError("it goes on behind its last tensor")
             self._begin_tensor()
         length = min(len(data), len(self._target))
         self._target[:length] = data[:length]
@@ -182,7 +182,7 @@ class Arrival:
             raise TensorError(f"Tensor {described.name!r} does not fit into memory: {error}") from error
 
 
-def leaving(state: StateDict) -> list[Plain]:
+def array_sources(state: StateDict) -> list[ArraySource]:
     """Looks at a state dict that is to be written, and copies nothing.
 
     Raises:
@@ -190,7 +190,7 @@ def leaving(state: StateDict) -> list[Plain]:
     """
     if not state:
         raise TensorError("The state dict is empty: a model has at least one tensor.")
-    return [_leaving(name, value) for name, value in state.items()]
+    return [_array_source(name, value) for name, value in state.items()]
 
 
 def to_safetensors(state: StateDict) -> bytes:
@@ -207,7 +207,7 @@ def to_safetensors(state: StateDict) -> bytes:
         TensorError: The dict is empty, or something in it is no such tensor; the text names it.
     """
     file = io.BytesIO()
-    for piece in TensorFile(leaving(state)).pieces():
+    for piece in SafetensorsStream(array_sources(state)).pieces():
         file.write(piece)
         del piece
     return file.getvalue()
@@ -226,7 +226,7 @@ def from_safetensors(data: bytes, framework: Framework = "numpy") -> dict[str, A
     Raises:
         TensorError: The bytes are no safetensors, or hold a dtype that numpy does not have (bfloat16).
     """
-    arrival = Arrival(framework)
+    arrival = SafetensorsReader(framework)
     arrival.write(data)
     return arrival.tensors()
 
@@ -237,8 +237,8 @@ def copied(state: StateDict, framework: Framework) -> dict[str, Any]:
     Raises:
         TensorError: As to_safetensors and from_safetensors.
     """
-    arrival = Arrival(framework)
-    for piece in TensorFile(leaving(state)).pieces():
+    arrival = SafetensorsReader(framework)
+    for piece in SafetensorsStream(array_sources(state)).pieces():
         arrival.write(piece)
         del piece
     return arrival.tensors()
@@ -265,14 +265,14 @@ def floating(state: StateDict) -> dict[str, np.ndarray[Any, np.dtype[np.float64]
     return found
 
 
-def _leaving(name: object, value: object) -> Plain:
+def _array_source(name: object, value: object) -> ArraySource:
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
         dtype = _checked_tensor(name, value, torch)
-        return Plain(Described(str(name), dtype, tuple(value.shape)), lambda: _tensor_memory(value, torch))
+        return ArraySource(TensorInfo(str(name), dtype, tuple(value.shape)), lambda: _tensor_memory(value, torch))
     array = _an_array(name, value)
     dtype = _checked(name, array.dtype.name, array.size)
-    return Plain(Described(str(name), dtype, array.shape), lambda: _array_memory(array))
+    return ArraySource(TensorInfo(str(name), dtype, array.shape), lambda: _array_memory(array))
 
 
 def _an_array(name: object, value: object) -> np.ndarray[Any, np.dtype[Any]]:
@@ -309,14 +309,14 @@ def _tensor_memory(value: torch.Tensor, torch: Any) -> memoryview:
     return flat.data
 
 
-def _new_array(described: Described) -> tuple[Any, memoryview]:
+def _new_array(described: TensorInfo) -> tuple[Any, memoryview]:
     if described.dtype == "BF16":
         raise TensorError('numpy has no dtype BF16: read this model with framework="torch" (and torch installed).')
     array = np.empty(described.shape, np.dtype(NAMES[described.dtype]).newbyteorder("<"))
     return array, array.reshape(-1).view(np.uint8).data
 
 
-def _new_tensor(described: Described) -> tuple[Any, memoryview]:
+def _new_tensor(described: TensorInfo) -> tuple[Any, memoryview]:
     import torch
 
     tensor = torch.empty(described.shape, dtype=getattr(torch, NAMES[described.dtype]), device="cpu")

@@ -11,9 +11,9 @@ from fedround.v1 import training_pb2
 from fedround.v1.aggregation_pb2 import UpdatePrecision
 from fedround.v1.event_pb2 import Event
 from fedround.v1.training_pb2 import CreateTrainingRequest, RoundPolicy, Training, TrainingSpec
-from fedround_client import choices
-from fedround_client.choices import AggregationChoice, EvaluationName, PrecisionName, Selection, UncertaintyChoice
+from fedround_client import options
 from fedround_client.errors import FedroundError, TrainingFailed, from_event
+from fedround_client.options import AggregationChoice, EvaluationName, PrecisionName, Selection, UncertaintyChoice
 from fedround_client.rpc import Rpc, duration
 from fedround_client.subscription import Subscription
 from fedround_client.transfer import ModelSource, Payload, Progress, upload
@@ -104,11 +104,11 @@ class TrainingCalls:
             target_num_updates=target_num_updates,
             metric_names=metric_names,
             client_ids=client_ids,
-            aggregation=choices.aggregation(aggregation),
-            uncertainty=choices.uncertainty(uncertainty),
+            aggregation=options.aggregation(aggregation),
+            uncertainty=options.uncertainty(uncertainty),
             round_policy=_policy(min_updates, deadline, max_retries),
             evaluation=training_pb2.Evaluation.Value(f"EVALUATION_{evaluation}"),
-            selection=choices.selection(selection),
+            selection=options.selection(selection),
             keep_versions=keep_versions,
             max_num_examples=max_num_examples,
             max_update_norm=max_update_norm,

@@ -20,8 +20,8 @@ from fedround.v1.event_pb2 import PACKING_GZIP, PACKING_UNSPECIFIED, ModelInfo, 
 from fedround.v1.round_pb2 import GetUploadRequest
 from fedround_client.errors import ChunkCorrupt, DigestMismatch, FedroundError, ServerUnavailable
 from fedround_client.rpc import ATTEMPTS, Rpc
-from fedround_client.tensors import Leaving, StateDict, TensorFile, leaving
-from fedround_wire.frames import Frame
+from fedround_client.tensors import SafetensorsStream, StateDict, TensorSource, array_sources
+from fedround_wire.chunk_codec import ChunkMessage
 
 CHUNK = 3 * 2**18
 MAX_CHUNK = 2**20
@@ -63,7 +63,7 @@ class Sink(Protocol):
 
 
 @dataclass(frozen=True)
-class Both:
+class Tee:
     """Two places at once."""
 
     first: Sink
@@ -86,7 +86,7 @@ class Payload:
 
     size_bytes: int
     sha256: str
-    _source: TensorFile | Path | None
+    _source: SafetensorsStream | Path | None
 
     @classmethod
     def of(cls, model: ModelSource) -> Payload:
@@ -97,20 +97,20 @@ class Payload:
             OSError: The file cannot be read.
         """
         if isinstance(model, Mapping):
-            return cls.of_tensors(leaving(model))
+            return cls.of_tensors(array_sources(model))
         path = Path(model)
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             return cls(file.tell(), digest, path)
 
     @classmethod
-    def of_tensors(cls, tensors: Iterable[Leaving]) -> Payload:
+    def of_tensors(cls, tensors: Iterable[TensorSource]) -> Payload:
         """Measures tensors, which must not change until they are sent.
 
         Raises:
             TensorError: They cannot be written as safetensors.
         """
-        file = TensorFile(tensors)
+        file = SafetensorsStream(tensors)
         digest = hashlib.sha256()
         for piece in file.pieces():
             digest.update(piece)
@@ -124,7 +124,7 @@ class Payload:
 
     def chunks(self, offset: int) -> Iterator[tuple[bytes, int]]:
         """Cuts what lies behind the offset into chunks, each with the position of its end, in bytes."""
-        if isinstance(self._source, TensorFile):
+        if isinstance(self._source, SafetensorsStream):
             for chunk in _cut(self._source.pieces(offset)):
                 offset += len(chunk)
                 yield chunk, offset
@@ -193,7 +193,11 @@ def upload(
                 packed, packing = _pack(chunk, rpc.packing)
                 checksum = google_crc32c.value(chunk)
                 # A frame stands for the message that `more` would make.
-                yield more(chunk=packed, chunk_crc32c=checksum, packing=packing) if packing else Frame(packed, checksum)
+                yield (
+                    more(chunk=packed, chunk_crc32c=checksum, packing=packing)
+                    if packing
+                    else ChunkMessage(packed, checksum)
+                )
                 if progress is not None:
                     progress(end, payload.size_bytes)
         except Exception as error:

@@ -270,7 +270,7 @@ class Machine(RuleBasedStateMachine):
             len(asked.counted),
             asked.expected,
         )
-        view = (await self.life.coordinator.rounds.explain(training.training_id, None, training.actor)).view
+        view = (await self.life.coordinator.round_status.explain(training.training_id, None, training.actor)).view
         assert (view.round.state.value, view.round.kind) == (asked.state, KINDS[asked.kind])
         assert {member.user_id for member in view.members} == asked.members
         assert {member.user_id for member in view.members if member.arrive_time} == asked.counted.keys()

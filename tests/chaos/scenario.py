@@ -157,7 +157,7 @@ class Scenario:
         examples, metrics = facts["num_examples"], {"accuracy": draw.random()}
         if kind == "EVALUATE":
             await self._try(
-                lambda: coordinator.rounds.submit_metrics(training_id, number, user_id, examples, metrics)  # type: ignore[arg-type]
+                lambda: coordinator.submissions.submit_metrics(training_id, number, user_id, examples, metrics)  # type: ignore[arg-type]
             )
             self._note("report", **facts, metrics=metrics)
             return
@@ -168,7 +168,7 @@ class Scenario:
         async def submit() -> Any:
             offset = 0 if upload_id is None else coordinator.uploads.committed_size(user_id, upload_id)
             sent = incoming(user_id, file, upload_id, offset, training_id)
-            return await coordinator.rounds.submit(training_id, number, examples, metrics, sent)  # type: ignore[arg-type]
+            return await coordinator.submissions.submit(training_id, number, examples, metrics, sent)  # type: ignore[arg-type]
 
         update = await self._try(submit)
         accepted = round(update.accept_time.timestamp() * 1_000_000)
@@ -237,7 +237,7 @@ class Scenario:
         hub = coordinator._context.hub
         with hub.waiter() as waiter:
             waiter.follow([training_id])
-            while not holds(found := await self._try(lambda: coordinator.trainings.get(training_id, actor))):
+            while not holds(found := await self._try(lambda: coordinator.reads.training(training_id, actor))):
                 await waiter.wait(0.01 if self._storage.fired.is_set() else 1)
             return found
 

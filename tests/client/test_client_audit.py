@@ -10,7 +10,7 @@ from fedround.v1.audit_pb2 import AuditEntry as EntryMessage
 from fedround.v1.audit_pb2 import AuditHead as HeadMessage
 from fedround.v1.audit_pb2 import GetAuditHeadResponse, ReadAuditResponse
 from fedround_client import AuditBroken, AuditEntry, AuditHead
-from fedround_client.chain import START, ChainVerifier
+from fedround_client.audit_chain import START, AuditChainVerifier
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -64,7 +64,7 @@ def chain(*story):
 
 
 def verify(entries, head=None):
-    verifier = ChainVerifier()
+    verifier = AuditChainVerifier()
     for entry in entries:
         verifier.add(entry)
     return verifier.finish(head or AuditHead(entries[-1].sequence, entries[-1].hash))
@@ -116,7 +116,7 @@ def test_a_story_that_can_be():
 )
 def test_a_story_that_cannot_be(story, problem):
     *before, last = chain(*story)
-    verifier = ChainVerifier()
+    verifier = AuditChainVerifier()
     for entry in before:
         verifier.add(entry)
     with pytest.raises(AuditBroken) as broken:

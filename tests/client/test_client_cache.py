@@ -11,7 +11,7 @@ from client.rounds import Rounds, file_of, finished, info_of, round_started
 from client.scripted import MODEL, OK, is_cancelled, piece
 from fedround.v1.model_pb2 import DownloadModelResponse
 from fedround_client import ServerUnavailable
-from fedround_client.cache import SPOOL_BYTES, Kept, ModelCache
+from fedround_client.cache import SPOOL_BYTES, CacheWriter, ModelCache
 from fedround_client.tensors import to_safetensors
 
 pytestmark = pytest.mark.timeout(30)
@@ -67,7 +67,7 @@ def test_rounds_go_on_where_nothing_can_be_kept(server, monkeypatch):
     def no_room(self, path):
         self.file = None
 
-    monkeypatch.setattr(Kept, "__init__", no_room)
+    monkeypatch.setattr(CacheWriter, "__init__", no_room)
     rounds = Rounds(server)
     rounds.play(1, 0)
     rounds.play(2, 1)
@@ -138,7 +138,7 @@ def test_what_a_killed_process_left_counts_and_goes(tmp_path):
 
 @pytest.mark.parametrize("size", [10, SPOOL_BYTES + 1])
 def test_a_full_disk_keeps_nothing_and_says_so(tmp_path, monkeypatch, caplog, size):
-    kept = Kept(tmp_path / "file")
+    kept = CacheWriter(tmp_path / "file")
 
     class Full:
         def write(self, data):

@@ -25,7 +25,7 @@ from fedround.v1.model_pb2 import (
     UploadModelResponse,
 )
 from fedround_client import to_safetensors
-from fedround_client.choices import uncertainty
+from fedround_client.options import uncertainty
 
 pytestmark = pytest.mark.timeout(30)
 

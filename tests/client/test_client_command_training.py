@@ -23,7 +23,7 @@ from fedround.v1.training_pb2 import (
     TrainingSpec,
 )
 from fedround_client import Ensemble, EnsembleMember, FedDc, McDropout, NoUncertainty, Swag, to_safetensors
-from fedround_client.choices import aggregation, uncertainty
+from fedround_client.options import aggregation, uncertainty
 
 pytestmark = pytest.mark.timeout(30)
 

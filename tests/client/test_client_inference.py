@@ -7,7 +7,7 @@ from client.scripted import MODEL, refusal
 from fedround.v1.event_pb2 import ModelInfo
 from fedround.v1.inference_pb2 import PredictResponse, Tensor
 from fedround_client import ArchitectureUnknown, McDropout, TensorError
-from fedround_client.choices import uncertainty
+from fedround_client.options import uncertainty
 
 pytestmark = pytest.mark.timeout(30)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from fedround_client import TensorError, from_safetensors, to_safetensors
-from fedround_client.tensors import Arrival, TensorFile, copied, leaving
+from fedround_client.tensors import SafetensorsReader, SafetensorsStream, array_sources, copied
 from fedround_client.transfer import CHUNK, Payload
 
 NUMPY = [np.float64, np.float32, np.float16, np.int64, np.int32, np.int16, np.int8, np.uint8, np.bool_]
@@ -49,8 +49,8 @@ def test_the_file_is_that_of_the_reference_implementation(state):
 def test_a_file_is_sent_from_anywhere_and_read_in_any_pieces(state, data):
     file = to_safetensors(state)
     offset = data.draw(st.integers(0, len(file)))
-    assert b"".join(TensorFile(leaving(state)).pieces(offset)) == file[offset:]
-    arrival, cuts = Arrival(), data.draw(st.lists(st.integers(0, len(file))))
+    assert b"".join(SafetensorsStream(array_sources(state)).pieces(offset)) == file[offset:]
+    arrival, cuts = SafetensorsReader(), data.draw(st.lists(st.integers(0, len(file))))
     for start, end in zip([0, *sorted(cuts)], [*sorted(cuts), len(file)], strict=True):
         arrival.write(file[start:end])
     back = arrival.tensors()

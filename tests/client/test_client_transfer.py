@@ -22,7 +22,7 @@ from fedround_client import (
     Selection,
     ServerUnavailable,
     Swag,
-    choices,
+    options,
     to_safetensors,
 )
 from fedround_client.transfer import CHUNK
@@ -219,13 +219,13 @@ def test_a_training_of_a_stored_model_sends_no_bytes_and_repeats_its_request_id(
 @pytest.mark.parametrize(
     ("make", "field", "choice"),
     [
-        (choices.aggregation, "fed_avg", FedAvg()),
-        (choices.aggregation, "fed_prox", FedProx(mu=0.5)),
-        (choices.aggregation, "fed_dc", FedDc(daisy_period=2, aggregation_period=6, seed=7)),
-        (choices.uncertainty, "none", NoUncertainty()),
-        (choices.uncertainty, "mc_dropout", McDropout(samples=3, softmax=True)),
-        (choices.uncertainty, "swag", Swag(every=2, rank=1)),
-        (choices.uncertainty, "ensemble", Ensemble(last_versions=3)),
+        (options.aggregation, "fed_avg", FedAvg()),
+        (options.aggregation, "fed_prox", FedProx(mu=0.5)),
+        (options.aggregation, "fed_dc", FedDc(daisy_period=2, aggregation_period=6, seed=7)),
+        (options.uncertainty, "none", NoUncertainty()),
+        (options.uncertainty, "mc_dropout", McDropout(samples=3, softmax=True)),
+        (options.uncertainty, "swag", Swag(every=2, rank=1)),
+        (options.uncertainty, "ensemble", Ensemble(last_versions=3)),
     ],
 )
 def test_a_choice_may_be_made_by_its_options_alone(make, field, choice):

@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from fedround_client.chain import AuditEntry, AuditHead, AuditReport, ChainVerifier
+from fedround_client.audit_chain import AuditChainVerifier, AuditEntry, AuditHead, AuditReport
 from fedround_server.domain.audit import EPOCH
 from fedround_server.store import Store
 
@@ -31,7 +31,7 @@ async def chained(store: Store) -> list[AuditEntry]:
 
 async def check(store: Store, anchor: AuditHead | None = None) -> AuditReport:
     """Verifies the chain."""
-    verifier = ChainVerifier(anchor)
+    verifier = AuditChainVerifier(anchor)
     for entry in await chained(store):
         verifier.add(entry)
     head = await store.audit.head()

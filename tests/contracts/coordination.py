@@ -104,14 +104,14 @@ class Coordination:
     async def submit(self, training_id: str, number: int, user: str) -> None:
         """Submits an update whose file is here."""
         new = update(training_id, number, user)
-        await self.coordinator.rounds._accept_update(new)
+        await self.coordinator.submissions._accept_update(new)
 
     async def until(self, actor: str, training_id: str, holds: Callable[[Training], bool]) -> Training:
         """Waits until something holds of a training, and looks at each wake-up of its subscribers."""
         with self.context.hub.waiter() as waiter:
             waiter.follow([training_id])
             while not holds(training := await self.context.store.trainings.get(training_id, actor)):
-                assert await waiter.wait(30), f"nobody is woken any more: {training}"
+                assert await waiter.wait(100), f"nobody is woken any more: {training}"
         return training
 
 

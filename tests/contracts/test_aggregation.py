@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from contracts.coordination import Coordination, coordinating, lose
-from fedround_server.coordinator.round import RETRY
+from fedround_server.coordinator.aggregation import RETRY_DELAY
 from fedround_server.domain.errors import DiskFull, ModelFormat, WorkerKilled
 from fedround_server.domain.training import Training, TrainingState
 from fedround_server.engine.executor import WorkerLost
@@ -86,12 +86,12 @@ async def test_a_worker_that_is_killed_from_outside_delays_its_training_and_neve
         actor, (client,), training = await desk.running(1, target_num_updates=1)
         await desk.submit(training.training_id, 0, client)
         for _ in range(5):
-            await desk.clock.asleep(RETRY)
+            await desk.clock.asleep(RETRY_DELAY)
             assert (await store.trainings.get(training.training_id, actor)).state is TrainingState.ONGOING
-            desk.clock.advance(RETRY)
-        await desk.clock.asleep(RETRY)
+            desk.clock.advance(RETRY_DELAY)
+        await desk.clock.asleep(RETRY_DELAY)
         desk.engine.error = None
-        desk.clock.advance(RETRY)
+        desk.clock.advance(RETRY_DELAY)
         after = await desk.until(actor, training.training_id, lambda training: training.state.is_ended)
     assert (after.state, after.model_version) == (TrainingState.COMPLETED, 1)
 
@@ -101,10 +101,10 @@ async def test_updates_wait_for_a_disk_that_fails(store: Store, tmp_path: Path) 
         desk.engine.error = OSError(errno.EIO, "the disk fails")
         actor, (client,), training = await desk.running(1, target_num_updates=1)
         await desk.submit(training.training_id, 0, client)
-        await desk.clock.asleep(RETRY)
+        await desk.clock.asleep(RETRY_DELAY)
         assert (await store.trainings.get(training.training_id, actor)).state is TrainingState.ONGOING
         desk.engine.error = None
-        desk.clock.advance(RETRY)
+        desk.clock.advance(RETRY_DELAY)
         after = await desk.until(actor, training.training_id, lambda training: training.state.is_ended)
     assert after.state is TrainingState.COMPLETED
 
@@ -118,9 +118,9 @@ async def test_a_database_that_does_not_answer_is_asked_again(
         lose(monkeypatch, RoundVerbs, verb, committed=False)
         actor, (client,), training = await desk.running(1, target_num_updates=1)
         await desk.submit(training.training_id, 0, client)
-        await desk.clock.asleep(RETRY)
+        await desk.clock.asleep(RETRY_DELAY)
         assert (await store.trainings.get(training.training_id, actor)).state is TrainingState.ONGOING
-        desk.clock.advance(RETRY)
+        desk.clock.advance(RETRY_DELAY)
         await desk.until(actor, training.training_id, lambda training: training.state.is_ended)
 
 

@@ -12,7 +12,7 @@ import pytest
 from contracts.audits import chained, check, tamper, told
 from contracts.world import World, blob, new_id, new_model
 from fedround_client import AuditBroken, AuditEntry, AuditHead
-from fedround_client.chain import ChainVerifier
+from fedround_client.audit_chain import AuditChainVerifier
 from fedround_server.audit import main
 from fedround_server.domain.aggregation import FedAvg, FedDC
 from fedround_server.domain.audit import AuditRecord, acting
@@ -321,7 +321,7 @@ def test_the_log_is_read_from_the_database_without_a_server_and_not_written(
         asyncio.run(World(store).users(3))
     assert main(["--data-dir", str(tmp_path), "--database", database]) == 0
     *lines, last = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    verifier = ChainVerifier()
+    verifier = AuditChainVerifier()
     for line in lines:
         verifier.add(AuditEntry.from_json(line))
     assert verifier.finish(AuditHead.parse(last["head"])).head.sequence == 3

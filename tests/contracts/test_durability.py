@@ -157,7 +157,7 @@ async def test_files_are_on_disk_before_the_rows_and_the_answers_that_promise_th
         diary.note("answer", "created")
         await coordinator.trainings.start(made.training_id, actor, None)
         for client, update in zip(clients, updates, strict=True):
-            await coordinator.rounds.submit(made.training_id, 0, 1, {}, sent(client, update, made.training_id))
+            await coordinator.submissions.submit(made.training_id, 0, 1, {}, sent(client, update, made.training_id))
             diary.note("answer", f"receipt {client}")
         with desk.context.hub.waiter() as waiter:
             waiter.follow([made.training_id])

@@ -9,8 +9,8 @@ import pytest
 
 from contracts.coordination import Coordination, coordinating, lose
 from contracts.world import World
+from fedround_server.coordinator.aggregation import RETRY_DELAY
 from fedround_server.coordinator.coordinator import RECONCILIATION_INTERVAL
-from fedround_server.coordinator.round import RETRY
 from fedround_server.domain.errors import StoreUnavailable
 from fedround_server.domain.policy import RoundPolicy
 from fedround_server.domain.rounds.round import RoundState
@@ -60,8 +60,8 @@ async def test_the_next_rounds_deadline_holds_though_its_opening_was_not_heard_o
         lose(monkeypatch, RoundVerbs, verb, committed=committed)
         await desk.submit(training.training_id, 0, client)
         if committed:
-            await desk.clock.asleep(RETRY)
-            desk.clock.advance(RETRY)
+            await desk.clock.asleep(RETRY_DELAY)
+            desk.clock.advance(RETRY_DELAY)
         await desk.until(actor, training.training_id, lambda training: training.round == 1)
         await reconcile(desk)
         (left,) = await store.rounds.unfinished()
@@ -106,10 +106,10 @@ async def test_an_end_whose_answer_is_lost_is_told(
         lose(monkeypatch, RoundVerbs, "commit", committed=True)
         with desk.context.hub.waiter() as waiter:
             await desk.submit(training.training_id, 0, client)
-            await desk.clock.asleep(RETRY)
+            await desk.clock.asleep(RETRY_DELAY)
             assert (await store.trainings.get(training.training_id, actor)).state is TrainingState.COMPLETED
             waiter.follow([training.training_id])
-            desk.clock.advance(RETRY)
+            desk.clock.advance(RETRY_DELAY)
             assert await waiter.wait(30)
 
 

@@ -10,7 +10,7 @@ import pytest
 from contracts.coordination import Coordination, coordinating, lose
 from contracts.world import World, blob
 from fedround_server.blobs import BlobWriter
-from fedround_server.coordinator.round import RETRY
+from fedround_server.coordinator.aggregation import RETRY_DELAY
 from fedround_server.coordinator.uploads.receive import Incoming
 from fedround_server.domain.aggregation import FedDC
 from fedround_server.domain.errors import NotInCohort, UpdateExists
@@ -305,8 +305,8 @@ async def test_a_repeat_whose_answer_is_lost_happens_once(
         _, _, training = await desk.running(1, round_policy=policy())
         lose(monkeypatch, RoundVerbs, "judge", committed=committed)
         await lapse(desk, training.training_id)
-        await desk.clock.asleep(RETRY)
-        desk.clock.advance(RETRY)
+        await desk.clock.asleep(RETRY_DELAY)
+        desk.clock.advance(RETRY_DELAY)
         await attempts(desk, training.training_id, 2)
         current = await store.rounds.current(training.training_id)
         assert current is not None

@@ -198,7 +198,7 @@ async def test_who_was_seen_is_known_after_a_restart(store: Store, tmp_path: Pat
         # What happened since the last time that it was kept is kept at the end.
         await desk.coordinator.close()
     async with coordinating(store, tmp_path / "two") as desk:
-        explanation = await desk.coordinator.rounds.explain(training.training_id, None, actor)
+        explanation = await desk.coordinator.round_status.explain(training.training_id, None, actor)
         seen = {one.member.user_id: one.last_seen for one in explanation.members}
         assert seen == {first: start, second: start + SIGHTING_INTERVAL + timedelta(seconds=7), third: None}
 
@@ -217,8 +217,8 @@ async def test_the_end_of_a_round_is_forecast_from_earlier_ones(store: Store, tm
     async with coordinating(store, tmp_path) as desk:
         policy = RoundPolicy(2, HOUR)
         actor, clients, training = await desk.running(3, round_policy=policy, target_num_updates=5)
-        training_id, rounds = training.training_id, desk.coordinator.rounds
-        found = await rounds.explain(training_id, None, actor)
+        training_id, status = training.training_id, desk.coordinator.round_status
+        found = await status.explain(training_id, None, actor)
         assert (found.forecast_end, {one.forecast for one in found.members}) == (None, {None})
         # The first takes a minute, the second two; the third nobody waits for.
         for client in clients[:2]:
@@ -226,7 +226,7 @@ async def test_the_end_of_a_round_is_forecast_from_earlier_ones(store: Store, tm
             await desk.submit(training_id, 0, client)
         await desk.until(actor, training_id, lambda training: training.round == 1)
         opened = desk.clock.now()
-        found = await rounds.explain(training_id, None, actor)
+        found = await status.explain(training_id, None, actor)
         forecasts = {one.member.user_id: one.forecast for one in found.members}
         assert forecasts == {
             clients[0]: opened + timedelta(minutes=1),
@@ -237,13 +237,13 @@ async def test_the_end_of_a_round_is_forecast_from_earlier_ones(store: Store, tm
         # The third comes in the place of the first.
         desk.clock.advance(timedelta(seconds=30))
         await desk.submit(training_id, 1, clients[2])
-        found = await rounds.explain(training_id, None, actor)
+        found = await status.explain(training_id, None, actor)
         assert found.forecast_end == opened + timedelta(minutes=1)
         # Overdue is at any moment, and never behind the deadline.
         desk.clock.advance(timedelta(minutes=9))
-        found = await rounds.explain(training_id, None, actor)
+        found = await status.explain(training_id, None, actor)
         assert found.forecast_end == desk.clock.now()
         await desk.submit(training_id, 1, clients[1])
         await desk.until(actor, training_id, lambda training: training.round == 2)
-        closed = await rounds.explain(training_id, 1, actor)
+        closed = await status.explain(training_id, 1, actor)
         assert (closed.forecast_end, {one.forecast for one in closed.members}) == (None, {None})

@@ -94,9 +94,9 @@ async def test_what_only_the_actor_sees_wakes_only_the_actor(
     for one in (steering, taking_part):
         assert isinstance(await one.next(), RoundStarted)
     before = list(taking_part.verbs.calls)
-    rounds = Coordinator(Context(store, NOTHING, NOTHING, hub, NOTHING)).rounds
+    submissions = Coordinator(Context(store, NOTHING, NOTHING, hub, NOTHING)).submissions
     for client in clients[:2]:
-        await rounds.submit_metrics(training.training_id, 1, client, 1, {"loss": 0.5})
+        await submissions.submit_metrics(training.training_id, 1, client, 1, {"loss": 0.5})
         assert isinstance(await steering.next(), UpdateAccepted)
     assert taking_part.verbs.calls == before
 

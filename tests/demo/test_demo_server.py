@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from fedround_client.demo.children import Children
+from fedround_client.demo.processes import Children
 from fedround_client.demo.server import Server
 
 

@@ -9,7 +9,7 @@ from google.protobuf.message_factory import GetMessageClass
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from calls import model_file
+from calls import TIMEOUT, model_file
 from fedround.v1 import training_pb2, training_pb2_grpc, user_pb2, user_pb2_grpc
 from fedround_server.domain.user import Role
 from fedround_server.grpc_server import SERVICES
@@ -85,7 +85,7 @@ class Site:
         request = ParseDict(_fill(RULES[method].request, id_), GetMessageClass(described.input_type)())
         shape = "_".join("stream" if s else "unary" for s in (described.client_streaming, described.server_streaming))
         stub = getattr(self.channel, shape)(method, type(request).SerializeToString)
-        call = stub([request] if described.client_streaming else request, metadata=caller.metadata, timeout=60)
+        call = stub([request] if described.client_streaming else request, metadata=caller.metadata, timeout=TIMEOUT)
         try:
             if described.server_streaming:
                 if await call.read() is not grpc.aio.EOF:

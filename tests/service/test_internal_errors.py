@@ -32,16 +32,16 @@ async def fail_between(request: Any, context: Any) -> AsyncIterator[bytes]:
     raise ZeroDivisionError(SECRET)
 
 
-# A server with a mistake in one of its use cases.
+# A server with a mistake in one of its reads.
 PROGRAM = f"""
 import sys
 from fedround_server.__main__ import main
-from fedround_server.coordinator.training import Trainings
+from fedround_server.store.verbs.training import TrainingVerbs
 
 async def get(*_):
     raise ZeroDivisionError({SECRET!r})
 
-Trainings.get = get
+TrainingVerbs.get = get
 sys.exit(main())
 """
 HANDLERS = {

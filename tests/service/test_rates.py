@@ -93,8 +93,9 @@ def test_calls_of_one_user(server: Server, admin: Person) -> None:
     other.users.GetMyself(ME)
     clock = RecordingClock()
     with fr.Client(grpc.insecure_channel(server.address), busy.token, clock=clock) as client:
-        assert client.myself().user_id == busy.user_id
-    assert clock.waits
+        # On a slow machine there may be tokens again before the first call.
+        while not clock.waits:
+            assert client.myself().user_id == busy.user_id
     for person in (busy, other):
         person.channel.close()
 

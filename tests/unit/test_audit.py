@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedround_client.chain import AuditEntry, AuditHead
+from fedround_client.audit_chain import AuditEntry, AuditHead
 from fedround_server.domain.audit import DOMAIN, EPOCH, START, AuditRecord, audit_chain, digest, encode, to_json
 from fedround_server.domain.audit import AuditHead as Head
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from contracts.world import SPEC, new_id
-from fedround_server.coordinator.round import Explanation, MemberView
+from fedround_server.coordinator.round_status import Explanation, MemberView
 from fedround_server.domain.rejected_update import MAX_MESSAGE, Refusal
 from fedround_server.domain.rounds import KINDS
 from fedround_server.domain.rounds.round import Round, RoundMember, RoundState, RoundView

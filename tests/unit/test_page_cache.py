@@ -1,15 +1,16 @@
 """What the system keeps of files goes when it is not needed any more, and the files stay what they are."""
 
 import os
-import time
 from pathlib import Path
 
 import pytest
 
+from calls import until
 from fedround_server.host.page_cache import drop_cached_pages, keep_open
 from in_memory import is_in_memory
 
 DATA = os.urandom(1 << 20)
+pytestmark = pytest.mark.serial
 
 
 @pytest.fixture
@@ -47,10 +48,7 @@ def test_a_replaced_file_is_freed_behind_the_block(tmp_path: Path) -> None:
         new.replace(old)
         assert _is_open(str(old) + " (deleted)")
     assert old.read_bytes() == b"new"
-    end = time.monotonic() + 10
-    while _is_open(str(old) + " (deleted)"):
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    until(lambda: not _is_open(str(old) + " (deleted)"))
 
 
 def test_there_need_be_nothing_to_replace(tmp_path: Path) -> None:

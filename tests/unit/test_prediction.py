@@ -136,7 +136,7 @@ def engine() -> Iterator[WorkerEngine]:
 
 async def ask(engine: WorkerEngine, folder: Path, work: PredictionJob) -> Prediction:
     """Asks like a caller, who gets the errors of the domain."""
-    parts: Any = {"store": None, "tasks": None, "blobs": BlobStore(folder), "engine": engine, "hub": Hub()}
+    parts: Any = {"store": None, "background": None, "blobs": BlobStore(folder), "engine": engine, "hub": Hub()}
     return await Inference(Context(**parts))._run(work)
 
 

@@ -40,7 +40,7 @@ class SlowEngine:
 
 
 def uploads(folder: Path, engine: SlowEngine) -> Uploads:
-    parts = {"store": None, "tasks": None, "blobs": BlobStore(folder), "engine": engine, "hub": Hub()}
+    parts = {"store": None, "background": None, "blobs": BlobStore(folder), "engine": engine, "hub": Hub()}
     return Uploads(Context(**parts))  # type: ignore[arg-type]
 
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any, TypeAlias
 
 import typer
 
-from fedround_client.chain import AuditBroken, AuditEntry, AuditHead, AuditReport, ChainVerifier
+from fedround_client.audit_chain import AuditBroken, AuditChainVerifier, AuditEntry, AuditHead, AuditReport
 from fedround_client.command.output import Format, FormatOption
 from fedround_client.command.serve import require
 from fedround_client.command.session import client_of, fail, telling_errors
@@ -48,7 +48,7 @@ def verify(
     """
     _check_source(context, data_dir, file)
     try:
-        verifier = ChainVerifier(AuditHead.parse(head) if head else None)
+        verifier = AuditChainVerifier(AuditHead.parse(head) if head else None)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     try:
@@ -99,7 +99,7 @@ def export(
     typer.echo(f"{count} entries are in {file}.", err=True)
 
 
-def _verify(verifier: ChainVerifier, items: Iterable[AuditEntry | AuditHead]) -> AuditReport:
+def _verify(verifier: AuditChainVerifier, items: Iterable[AuditEntry | AuditHead]) -> AuditReport:
     head = None
     for item in items:
         if isinstance(item, AuditHead):

@@ -100,4 +100,4 @@ def _health(channel: grpc.Channel, address: str) -> Finding:
         return Finding("connection", "fail", str(from_rpc_error(error, address)))
     if serving:
         return Finding("health", "ok", "serving")
-    return Finding("health", "fail", "not serving: the server is starting or leaving, try again")
+    return Finding("health", "fail", "not serving: the server is starting or shutting down, try again")

@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from fedround.v1.aggregation_pb2 import FedDc, FedProx
-from fedround_client.choices import AggregationChoice, Selection
 from fedround_client.command.output import UINT32, Format, FormatOption, progress, show
 from fedround_client.command.session import client_of
 from fedround_client.command.uncertainty import (
@@ -20,6 +19,7 @@ from fedround_client.command.uncertainty import (
     SoftmaxOption,
     choose,
 )
+from fedround_client.options import AggregationChoice, Selection
 
 MIN_UPDATES_HELP = "So many updates close a round; 0 waits for all. A smaller cohort closes with all its members."
 

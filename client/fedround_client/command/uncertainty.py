@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeAlias
 import typer
 
 from fedround.v1.aggregation_pb2 import Ensemble, EnsembleMember, McDropout, NoUncertainty, Swag
-from fedround_client.choices import UncertaintyChoice
+from fedround_client.options import UncertaintyChoice
 
 
 class Method(StrEnum):

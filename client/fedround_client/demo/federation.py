@@ -12,10 +12,10 @@ import fedround_client as fr
 from fedround.v1.event_pb2 import ROUND_KIND_EVALUATE, ROUND_KIND_TRAIN, Event
 from fedround.v1.user_pb2 import User
 from fedround_client.demo import network
-from fedround_client.demo.children import Children
 from fedround_client.demo.data import Split, pooled
 from fedround_client.demo.display import Board, ClientRow
 from fedround_client.demo.messages import Message
+from fedround_client.demo.processes import Children
 from fedround_client.demo.report import Outcome
 from fedround_client.demo.server import ARCHITECTURE
 from fedround_client.demo.settings import Settings

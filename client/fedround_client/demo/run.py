@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.text import Text
 
 import fedround_client as fr
-from fedround_client.demo.children import ChildEnded, Children
 from fedround_client.demo.display import Board, comparison
+from fedround_client.demo.processes import ChildEnded, Children
 from fedround_client.demo.report import Outcome, draw, draw_turned, write_json
 from fedround_client.demo.server import Server
 from fedround_client.demo.settings import Settings, parse

@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
-from fedround_client.demo.children import ChildEnded, Children
+from fedround_client.demo.processes import ChildEnded, Children
 
 ARCHITECTURE, FACTORY = "digits", "fedround_client.demo.network:build"
 SERVING = "fedround is serving on "

@@ -4,12 +4,16 @@ import logging
 from datetime import timedelta
 
 from fedround_server.coordinator.audit import Audit
-from fedround_server.coordinator.context import Context, in_thread, run_shielded, settle
+from fedround_server.coordinator.context import Context
 from fedround_server.coordinator.inference import Inference
 from fedround_server.coordinator.model import Models
+from fedround_server.coordinator.reads import Reads
 from fedround_server.coordinator.rejected_updates import RejectedUpdates
 from fedround_server.coordinator.round import Rounds
+from fedround_server.coordinator.round_status import RoundStatus
+from fedround_server.coordinator.submission import Submissions
 from fedround_server.coordinator.subscription import Subscriptions
+from fedround_server.coordinator.tasks import in_thread
 from fedround_server.coordinator.training import Trainings
 from fedround_server.coordinator.uploads.receive import Uploads
 from fedround_server.coordinator.user import Users
@@ -30,10 +34,13 @@ class Coordinator:
     def __init__(self, context: Context) -> None:
         """Joins the use cases over one context."""
         self._context = context
+        self.reads = Reads(context.store)
         self.uploads = Uploads(context)
         self.users = Users(context)
         self.models = Models(context, self.uploads)
         self.rounds = Rounds(context, self.uploads)
+        self.submissions = Submissions(context, self.uploads, self.rounds.aggregations)
+        self.round_status = RoundStatus(context, self.uploads)
         self.refusals = RejectedUpdates(context)
         self.trainings = Trainings(context, self.uploads, self.rounds)
         self.subscriptions = Subscriptions(context)
@@ -49,9 +56,9 @@ class Coordinator:
         await self.uploads.recover()
         await self.rounds.recover()
         reached("start.recovered")
-        self._context.tasks.create_task(self._reconcile(), name="reconcile rounds")
-        self._context.tasks.create_task(self._collect(), name="collect blobs")
-        self._context.tasks.create_task(self._watch(), name="keep sightings")
+        self._context.background.create_task(self._reconcile(), name="reconcile rounds")
+        self._context.background.create_task(self._collect(), name="collect blobs")
+        self._context.background.create_task(self._watch(), name="keep sightings")
 
     async def remove_user(self, user_id: str, *, force: bool) -> None:
         """Removes a user with the trainings that it steers, and goes on with those that it left.
@@ -61,16 +68,16 @@ class Coordinator:
             LastAdmin: Nobody would be left to manage users.
             TrainingRunning: It steers running trainings, and force is not set.
         """
-        await run_shielded(self._remove_user(user_id, force))
+        await self._context.tasks.run_shielded(self._remove_user(user_id, force))
 
     def leave(self) -> None:
         """Opens and closes no rounds any more, and has every subscription say goodbye."""
-        self.rounds.leave()
+        self.rounds.stop()
         self.subscriptions.close()
 
     async def close(self) -> None:
         """Waits for work that must not stop half way, keeps who was seen, and has the audit log say the last word."""
-        await settle()
+        await self._context.tasks.drain()
         await self._keep_sightings()
         await self.audit.stop()
 

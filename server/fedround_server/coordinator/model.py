@@ -1,12 +1,11 @@
 """Use cases about models."""
 
 from collections.abc import AsyncGenerator
-from datetime import datetime
 
-from fedround_server.coordinator.context import Context, in_thread
+from fedround_server.coordinator.context import Context
+from fedround_server.coordinator.tasks import in_thread
 from fedround_server.coordinator.uploads.receive import Incoming, Uploads
-from fedround_server.domain.model import BlobRef, Model, ModelVersion, NewModel, VersionView
-from fedround_server.domain.report import MetricReport
+from fedround_server.domain.model import BlobRef, Model, NewModel, VersionView
 
 CHUNK = 3 << 18
 """768 KiB: a multiple of three, so that a JSON client can concatenate base64 chunks."""
@@ -40,26 +39,6 @@ class Models:
             self._context.new_id(), incoming.user_id, model, quotas, self._context.clock.now()
         )
 
-    async def get(self, model_id: str, user_id: str) -> Model:
-        """Returns a model that the user owns or takes part in training."""
-        return await self._context.store.models.get(model_id, user_id)
-
-    async def page(self, owner_id: str, before: tuple[datetime, str] | None, limit: int) -> list[Model]:
-        """Returns the owner's models, the newest first."""
-        return await self._context.store.models.page(owner_id, before, limit)
-
-    async def get_version(self, model_id: str, version: int | None, tag: str, user_id: str) -> ModelVersion:
-        """Returns a version of a model, by number or by tag, by default the latest.
-
-        Raises:
-            ModelNotFound: There is none for the user.
-        """
-        return await self._context.store.models.get_version(model_id, version, user_id, tag)
-
-    async def page_versions(self, model_id: str, user_id: str, before: int | None, limit: int) -> list[VersionView]:
-        """Returns a model's versions, the newest first."""
-        return await self._context.store.models.page_versions(model_id, user_id, before, limit)
-
     async def tag(self, model_id: str, version: int, tag: str, owner_id: str, *, remove: bool) -> VersionView:
         """Puts a tag on a version, or takes it away."""
         return await self._context.store.models.tag(model_id, version, tag, owner_id, remove=remove)
@@ -83,7 +62,3 @@ class Models:
             ModelInUse: A training that is not ended needs it.
         """
         await self._context.store.models.remove(model_id, owner_id, self._context.clock.now())
-
-    async def metrics(self, model_id: str, user_id: str, after: tuple[int, str], limit: int) -> list[MetricReport]:
-        """Returns the metrics reported on a model, by round and reporter."""
-        return await self._context.store.models.metrics(model_id, user_id, after, limit)

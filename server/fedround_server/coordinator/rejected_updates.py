@@ -4,7 +4,7 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from fedround_server.coordinator.context import Context, run_shielded
+from fedround_server.coordinator.context import Context
 from fedround_server.domain.errors import (
     AlreadyExists,
     DataLoss,
@@ -39,7 +39,7 @@ class RejectedUpdates:
             # It only tells where to go on.
             raise
         except COUNTED as error:
-            await run_shielded(self._note(training_id, number, user_id, error))
+            await self._context.tasks.run_shielded(self._note(training_id, number, user_id, error))
             raise
 
     async def _note(self, training_id: str, number: int, user_id: str, error: FedroundError) -> None:

@@ -1,9 +1,8 @@
 """Use cases about trainings."""
 
 from collections.abc import Sequence
-from datetime import datetime
 
-from fedround_server.coordinator.context import Context, run_shielded
+from fedround_server.coordinator.context import Context
 from fedround_server.coordinator.round import Rounds
 from fedround_server.coordinator.uploads.receive import Incoming, Uploads
 from fedround_server.domain.model import NewModel
@@ -46,33 +45,23 @@ class Trainings:
         else:
             received = await self._uploads.receive(incoming, None)
             model = NewModel(spec.name, spec.description, received.manifest, received.blob, spec.architecture)
-        return await run_shielded(self._create(actor_id, spec, model))
-
-    async def get(self, training_id: str, user_id: str) -> Training:
-        """Returns a training that the user steers or takes part in."""
-        return await self._store.get(training_id, user_id)
-
-    async def page(
-        self, user_id: str, *, as_actor: bool, before: tuple[datetime, str] | None, limit: int
-    ) -> list[Training]:
-        """Returns the trainings that a user steers (or takes part in), the newest first."""
-        return await self._store.page(user_id, as_actor=as_actor, before=before, limit=limit)
+        return await self._context.tasks.run_shielded(self._create(actor_id, spec, model))
 
     async def register(self, training_id: str, actor_id: str, client_ids: Sequence[str]) -> Training:
         """Registers clients as participants."""
-        return await run_shielded(self._register(training_id, actor_id, client_ids))
+        return await self._context.tasks.run_shielded(self._register(training_id, actor_id, client_ids))
 
     async def remove_clients(self, training_id: str, caller_id: str, client_ids: Sequence[str]) -> Training:
         """Removes participants; the open round is judged anew at once."""
-        return await run_shielded(self._remove_clients(training_id, caller_id, client_ids))
+        return await self._context.tasks.run_shielded(self._remove_clients(training_id, caller_id, client_ids))
 
     async def remove(self, training_id: str, actor_id: str, *, force: bool) -> None:
         """Removes a training; its model stays."""
-        await run_shielded(self._remove(training_id, actor_id, force))
+        await self._context.tasks.run_shielded(self._remove(training_id, actor_id, force))
 
     async def start(self, training_id: str, actor_id: str, request_id: str | None) -> Training:
         """Starts a training: its first round opens."""
-        return await run_shielded(self._start(training_id, actor_id, request_id))
+        return await self._context.tasks.run_shielded(self._start(training_id, actor_id, request_id))
 
     async def _create(self, actor_id: str, spec: TrainingSpec, model: NewModel | None) -> Training:
         new_id, quotas = self._context.new_id, self._context.limits
@@ -91,7 +80,7 @@ class Trainings:
         training, closed = await self._store.remove_clients(training_id, caller_id, client_ids, now)
         self._context.hub.notify(training_id)
         if closed:
-            self._rounds.aggregate_soon(training_id)
+            self._rounds.aggregations.start(training_id)
         else:
             # The next round may be open, for others.
             await self._rounds.follow_up(training_id)

@@ -5,7 +5,8 @@ from contextlib import AbstractAsyncContextManager
 from datetime import datetime, timedelta
 
 from fedround_server.coordinator.access import Access
-from fedround_server.coordinator.context import Context, in_thread, run_shielded
+from fedround_server.coordinator.context import Context
+from fedround_server.coordinator.tasks import in_thread
 from fedround_server.domain.errors import FieldInvalid, RoleRequired, UserNotFound
 from fedround_server.domain.identity import Credentials
 from fedround_server.domain.token import Token, hash_token, new_token
@@ -96,10 +97,6 @@ class Users:
         """
         return await self._context.store.credentials.view(user_id, self._context.clock.now())
 
-    async def page(self, role: Role | None, after_name: str, limit: int) -> list[User]:
-        """Returns users by name, behind a name."""
-        return await self._context.store.users.page(role, after_name, limit)
-
     async def rotate_token(
         self, caller: User, user_id: str, overlap: timedelta | None, lifetime: timedelta | None
     ) -> str:
@@ -119,7 +116,9 @@ class Users:
         _check_owner(caller, user_id)
         token, now = new_token(), self._context.clock.now()
         stored = Token(hash_token(token), now, self._expiry(lifetime))
-        await run_shielded(self._rotate(user_id, stored, None if overlap is None else now + overlap))
+        await self._context.tasks.run_shielded(
+            self._rotate(user_id, stored, None if overlap is None else now + overlap)
+        )
         return token
 
     async def revoke_token(self, caller: User, user_id: str, token_id: str) -> None:
@@ -131,7 +130,7 @@ class Users:
             TokenNotFound: It has no such token.
         """
         _check_owner(caller, user_id)
-        await run_shielded(self._revoke(user_id, token_id))
+        await self._context.tasks.run_shielded(self._revoke(user_id, token_id))
 
     async def set_certificate_names(self, user_id: str, names: Sequence[str]) -> UserView:
         """Sets which client certificates are a user's.
@@ -140,7 +139,7 @@ class Users:
             UserNotFound: There is no such user.
             CertificateNameTaken: One is another user's.
         """
-        await run_shielded(self._set_certificate_names(user_id, names))
+        await self._context.tasks.run_shielded(self._set_certificate_names(user_id, names))
         return await self.view(user_id)
 
     async def remove(self, user_id: str, *, force: bool) -> list[str]:

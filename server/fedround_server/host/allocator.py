@@ -5,7 +5,7 @@ import ctypes
 import gc
 from collections.abc import Callable
 
-from fedround_wire import blocks
+from fedround_wire import allocator
 
 LARGEST = 4 << 20
 """Blocks up to this size are kept when they are freed; gRPC's messages and torch's blocks are smaller."""
@@ -21,7 +21,7 @@ TIMES = 12
 
 def keep_freed_blocks() -> None:
     """Has freed blocks as large as a chunk of a file kept for the next one."""
-    blocks.keep_freed(LARGEST, KEPT)
+    allocator.keep_freed(LARGEST, KEPT)
 
 
 def set_up() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 from google.protobuf.descriptor import ServiceDescriptor
 
 from fedround_server.interceptors.wrapping import Handler, WrappingInterceptor, rebuild
-from fedround_wire.frames import FrameCodec, download_codec, upload_codec
+from fedround_wire.chunk_codec import ChunkCodec, download_codec, upload_codec
 
 
 class ChunkCodecInterceptor(WrappingInterceptor):
@@ -18,8 +18,8 @@ class ChunkCodecInterceptor(WrappingInterceptor):
         Args:
             services: All services of the server.
         """
-        self.uploads: dict[str, FrameCodec] = {}
-        self.downloads: dict[str, FrameCodec] = {}
+        self.uploads: dict[str, ChunkCodec] = {}
+        self.downloads: dict[str, ChunkCodec] = {}
         for service in services:
             for method in service.methods:
                 name = f"/{service.full_name}/{method.name}"

@@ -18,6 +18,7 @@ class AuditService(audit_pb2_grpc.AuditServiceServicer):
 
     def __init__(self, coordinator: Coordinator) -> None:
         self._audit = coordinator.audit
+        self._reads = coordinator.reads
 
     async def ReadAudit(  # type: ignore[override]  # a coroutine that writes has no generator lifetime to reason about
         self, request: audit_pb2.ReadAuditRequest, context: Call
@@ -25,7 +26,7 @@ class AuditService(audit_pb2_grpc.AuditServiceServicer):
         """Streams entries, as many per message as fit."""
         if request.after_sequence > MAX_SEQUENCE:
             raise FieldInvalid("after_sequence", "is beyond the end of any log")
-        head = await self._audit.head()
+        head = await self._reads.audit_head()
         await context.write(audit_pb2.ReadAuditResponse(head=_head(head)))
         async for batch in self._audit.read(request.after_sequence, head):
             entries = batch
@@ -38,7 +39,7 @@ class AuditService(audit_pb2_grpc.AuditServiceServicer):
         self, request: audit_pb2.GetAuditHeadRequest, context: Call
     ) -> audit_pb2.GetAuditHeadResponse:
         """Returns the last entry's sequence and hash."""
-        return audit_pb2.GetAuditHeadResponse(head=_head(await self._audit.head()))
+        return audit_pb2.GetAuditHeadResponse(head=_head(await self._reads.audit_head()))
 
     async def GetContributions(
         self, request: audit_pb2.GetContributionsRequest, context: Call
@@ -48,7 +49,7 @@ class AuditService(audit_pb2_grpc.AuditServiceServicer):
         position = pages.parse_token(request.page_token, int)
         start = max(position[0], 0) if position else 0
         version = request.version if request.HasField("version") else None
-        origin = await self._audit.origin(fields.parse_id("model_id", request.model_id), version, caller().user_id)
+        origin = await self._reads.origin(fields.parse_id("model_id", request.model_id), version, caller().user_id)
         found = list(enumerate(origin.contributions, 1))[start : start + size + 1]
         page, token = pages.cut(
             found, size, lambda found: _contribution(found[1]), lambda found: pages.format_token(found[0])

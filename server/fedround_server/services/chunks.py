@@ -14,7 +14,7 @@ from fedround_server.interceptors.auth import caller
 from fedround_server.interceptors.wrapping import Call
 from fedround_server.services import fields
 from fedround_server.services.compression import GZIP, Compressor, decompress, parse_compression
-from fedround_wire.frames import Frame
+from fedround_wire.chunk_codec import ChunkMessage
 
 MAX_CHUNK = 1 << 20
 
@@ -106,7 +106,7 @@ async def send_file(
             checksum = google_crc32c.value(chunk)
             compressed = None if compressor is None else await compressor.compress(chunk)
             if compressed is None:
-                await context.write(Frame(chunk, checksum))
+                await context.write(ChunkMessage(chunk, checksum))
             else:
                 await context.write(message(chunk=compressed, chunk_crc32c=checksum, packing=GZIP))
 

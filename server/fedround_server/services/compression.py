@@ -3,7 +3,7 @@
 import zlib
 
 from fedround.v1 import event_pb2
-from fedround_server.coordinator.context import in_thread
+from fedround_server.coordinator.tasks import in_thread
 from fedround_server.domain.errors import ChunkCorrupt, FieldInvalid
 
 GZIP = event_pb2.PACKING_GZIP

@@ -19,6 +19,7 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
 
     def __init__(self, coordinator: Coordinator, compressor: Compressor) -> None:
         self._models = coordinator.models
+        self._reads = coordinator.reads
         self._compressor = compressor
 
     async def UploadModel(
@@ -38,13 +39,13 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
 
     async def GetModel(self, request: model_pb2.GetModelRequest, context: Call) -> model_pb2.GetModelResponse:
         """Returns a model."""
-        model = await self._models.get(fields.parse_id("model_id", request.model_id), caller().user_id)
+        model = await self._reads.model(fields.parse_id("model_id", request.model_id), caller().user_id)
         return model_pb2.GetModelResponse(model=convert.model(model))
 
     async def GetModels(self, request: model_pb2.GetModelsRequest, context: Call) -> model_pb2.GetModelsResponse:
         """Lists the caller's models."""
         size = pages.parse_size(request.page_size)
-        models = await self._models.page(caller().user_id, pages.parse_position(request.page_token), size + 1)
+        models = await self._reads.models(caller().user_id, pages.parse_position(request.page_token), size + 1)
         page, token = pages.cut(
             models, size, convert.model, lambda model: pages.format_position(model.create_time, model.model_id)
         )
@@ -56,7 +57,7 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
         """Lists the versions of a model."""
         size = pages.parse_size(request.page_size)
         position = pages.parse_token(request.page_token, int)
-        versions = await self._models.page_versions(
+        versions = await self._reads.model_versions(
             fields.parse_id("model_id", request.model_id), caller().user_id, position[0] if position else None, size + 1
         )
         page, token = pages.cut(
@@ -87,7 +88,7 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
             raise FieldInvalid("part", f"is {request.part}; known are {', '.join(model_pb2.ModelPart.keys())}")
         compressor = self._compressor if parse_compression(request.packing) else None
         model_id = fields.parse_id("model_id", request.model_id)
-        version = await self._models.get_version(model_id, number, tag, caller().user_id)
+        version = await self._reads.model_version(model_id, number, caller().user_id, tag)
         if request.part == model_pb2.MODEL_PART_POSTERIOR:
             version = _posterior(version)
         check_offset(version.blob, request.offset)
@@ -107,7 +108,7 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
         """Lists the metrics reported on a model."""
         size = pages.parse_size(request.page_size)
         model_id, after = fields.parse_id("model_id", request.model_id), _after(request.page_token)
-        reports = await self._models.metrics(model_id, caller().user_id, after, size + 1)
+        reports = await self._reads.metrics(model_id, caller().user_id, after, size + 1)
         page, token = pages.cut(
             reports, size, convert.metric_report, lambda one: pages.format_token(one.round, one.reporter_id or "")
         )

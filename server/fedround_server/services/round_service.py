@@ -22,7 +22,7 @@ class RoundService(round_pb2_grpc.RoundServiceServicer):
     def __init__(self, coordinator: Coordinator, compressor: Compressor) -> None:
         self._compressor = compressor
         self._coordinator = coordinator
-        self._rounds = coordinator.rounds
+        self._submissions = coordinator.submissions
         self._encoder = EventEncoder()
 
     async def Subscribe(  # type: ignore[override]  # a coroutine that writes has no generator lifetime to reason about
@@ -58,7 +58,7 @@ class RoundService(round_pb2_grpc.RoundServiceServicer):
                 raise FieldInvalid("spec.sha256", "is required: the SHA-256 of the file, in hex")
             if file.size_bytes is None:
                 raise FieldInvalid("spec.size_bytes", "is required: the size of the file in bytes")
-            update = await self._rounds.submit(
+            update = await self._submissions.submit(
                 training_id,
                 spec.round,
                 fields.parse_num_examples(spec.num_examples),
@@ -81,7 +81,7 @@ class RoundService(round_pb2_grpc.RoundServiceServicer):
         """Streams the model that is assigned to the caller."""
         compressor = self._compressor if parse_compression(request.packing) else None
         training_id = fields.parse_id("training_id", request.training_id)
-        base, blob = await self._rounds.assigned(training_id, request.round, caller().user_id)
+        base, blob = await self._coordinator.reads.assigned_model(training_id, request.round, caller().user_id)
         check_offset(blob, request.offset)
         info = convert.model_info(ModelInfo(base.model_id, base.version, blob))
         chunks = self._coordinator.models.read(blob, request.offset)
@@ -93,7 +93,7 @@ class RoundService(round_pb2_grpc.RoundServiceServicer):
         """Accepts the metrics of an evaluation."""
         training_id, user_id = fields.parse_id("training_id", request.training_id), caller().user_id
         async with self._coordinator.refusals.counted(training_id, request.round, user_id):
-            await self._rounds.submit_metrics(
+            await self._submissions.submit_metrics(
                 training_id,
                 request.round,
                 user_id,
@@ -106,7 +106,7 @@ class RoundService(round_pb2_grpc.RoundServiceServicer):
         """Returns a round with the reason why it is waiting."""
         training_id = fields.parse_id("training_id", request.training_id)
         number = request.round if request.HasField("round") else None
-        explanation = await self._rounds.explain(training_id, number, caller().user_id)
+        explanation = await self._coordinator.round_status.explain(training_id, number, caller().user_id)
         return round_pb2.GetRoundResponse(round=round_view.write(explanation))
 
 

@@ -3,7 +3,7 @@
 from itertools import islice
 
 from fedround.v1 import round_pb2, training_pb2
-from fedround_server.coordinator.round import Explanation, MemberView
+from fedround_server.coordinator.round_status import Explanation, MemberView
 from fedround_server.domain.policy import OnMissed
 from fedround_server.domain.rejected_update import Refusal
 from fedround_server.domain.rounds.round import RoundState, RoundView

@@ -18,6 +18,7 @@ class TrainingService(training_pb2_grpc.TrainingServiceServicer):
 
     def __init__(self, coordinator: Coordinator) -> None:
         self._trainings = coordinator.trainings
+        self._reads = coordinator.reads
 
     async def CreateTraining(
         self,
@@ -48,7 +49,7 @@ class TrainingService(training_pb2_grpc.TrainingServiceServicer):
         self, request: training_pb2.GetTrainingRequest, context: Call
     ) -> training_pb2.GetTrainingResponse:
         """Returns a training."""
-        training = await self._trainings.get(fields.parse_id("training_id", request.training_id), caller().user_id)
+        training = await self._reads.training(fields.parse_id("training_id", request.training_id), caller().user_id)
         return training_pb2.GetTrainingResponse(training=convert.training(training, caller().user_id))
 
     async def GetTrainings(
@@ -58,7 +59,7 @@ class TrainingService(training_pb2_grpc.TrainingServiceServicer):
         if request.role not in training_pb2.TrainingRole.values():
             raise FieldInvalid("role", f"is {request.role}; known are TRAINING_ROLE_ACTOR and TRAINING_ROLE_CLIENT")
         size = pages.parse_size(request.page_size)
-        trainings = await self._trainings.page(
+        trainings = await self._reads.trainings(
             caller().user_id,
             as_actor=request.role != training_pb2.TRAINING_ROLE_CLIENT,
             before=pages.parse_position(request.page_token),

@@ -41,7 +41,7 @@ class UserService(user_pb2_grpc.UserServiceServicer):
         """Lists users by name."""
         size = pages.parse_size(request.page_size)
         after = pages.parse_token(request.page_token, str)
-        users = await self._users.page(_role(request.role), after[0] if after else "", size + 1)
+        users = await self._coordinator.reads.users(_role(request.role), after[0] if after else "", size + 1)
         page, token = pages.cut(users, size, convert.user, lambda user: pages.format_token(user.name))
         return user_pb2.GetUsersResponse(users=page, next_page_token=token)
 

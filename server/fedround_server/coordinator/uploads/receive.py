@@ -6,7 +6,8 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 
 from fedround_server.blobs import BlobWriter
-from fedround_server.coordinator.context import Context, await_even_if_cancelled, in_thread
+from fedround_server.coordinator.context import Context
+from fedround_server.coordinator.tasks import await_even_if_cancelled, in_thread
 from fedround_server.coordinator.uploads.space import Claim, Space
 from fedround_server.coordinator.uploads.write_buffer import WriteBuffer
 from fedround_server.domain.errors import (

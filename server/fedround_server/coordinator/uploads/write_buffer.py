@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import Self
 
 from fedround_server.blobs import BlobWriter
-from fedround_server.coordinator.context import await_even_if_cancelled
+from fedround_server.coordinator.tasks import await_even_if_cancelled
 from fedround_server.failpoints import reached
 
 log = logging.getLogger(__name__)

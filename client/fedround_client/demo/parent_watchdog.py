@@ -1,4 +1,4 @@
-"""Runs a module as a process that does not outlive its parent: `python -m fedround_client.demo.leash MODULE ...`.
+"""Runs a module as a process that does not outlive its parent: `python -m fedround_client.demo.parent_watchdog MODULE ...`.
 
 The parent keeps the other end of standard input open and writes nothing to it. When the parent is gone, however it
 ended, the pipe is closed, and the process ends itself: politely at first, and after a while with its whole session.

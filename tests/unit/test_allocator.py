@@ -6,12 +6,14 @@ import sys
 
 import pytest
 
-from fedround_wire.blocks import SET_BY_USERS
+from fedround_wire.allocator import SET_BY_USERS
+
+pytestmark = pytest.mark.serial
 
 COUNT = """
 import resource, sys
 if sys.argv[1] == "kept":
-    from fedround_wire.blocks import keep_freed
+    from fedround_wire.allocator import keep_freed
     keep_freed(4 << 20, 32 << 20)
 def chunks():
     for _ in range(20):

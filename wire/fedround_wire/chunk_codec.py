@@ -17,7 +17,7 @@ BYTES, FIXED32 = 2, 5
 """Wire types (https://protobuf.dev/programming-guides/encoding/)."""
 
 
-class Frame(NamedTuple):
+class ChunkMessage(NamedTuple):
     """A message of a chunk and its CRC-32C and nothing else; looks like the protobuf message that it stands for.
 
     Attributes:
@@ -35,7 +35,7 @@ class Frame(NamedTuple):
         return field_name == "chunk_crc32c"
 
 
-class FrameCodec:
+class ChunkCodec:
     """How the messages of one stream are written that carry nothing but a chunk and its CRC-32C."""
 
     def __init__(self, descriptor: Descriptor) -> None:
@@ -44,12 +44,12 @@ class FrameCodec:
         self._chunk_tag = _tag(fields["chunk"], BYTES)
         self._crc_tag = _tag(fields["chunk_crc32c"], FIXED32)
 
-    def encode(self, frame: Frame) -> bytes:
+    def encode(self, frame: ChunkMessage) -> bytes:
         """Writes a message, as protobuf does."""
         crc = frame.chunk_crc32c.to_bytes(4, "little")
         return b"".join((self._chunk_tag, _varint(len(frame.chunk)), frame.chunk, self._crc_tag, crc))
 
-    def decode(self, data: bytes) -> Frame | None:
+    def decode(self, data: bytes) -> ChunkMessage | None:
         """Reads a message; returns None if it is another one, which protobuf has to look at."""
         if not data.startswith(self._chunk_tag):
             return None
@@ -57,29 +57,29 @@ class FrameCodec:
         end = start + size
         if start == 0 or len(data) != end + 5 or data[end : end + 1] != self._crc_tag:
             return None
-        return Frame(data[start:end], int.from_bytes(data[end + 1 :], "little"))
+        return ChunkMessage(data[start:end], int.from_bytes(data[end + 1 :], "little"))
 
     def writing(self, other: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
         """Returns a serializer of frames, which leaves what is none to another one."""
-        return lambda message: self.encode(message) if isinstance(message, Frame) else other(message)
+        return lambda message: self.encode(message) if isinstance(message, ChunkMessage) else other(message)
 
     def reading(self, other: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
         """Returns a deserializer that gives frames, and leaves what is none to another one."""
         return lambda data: self.decode(data) or other(data)
 
 
-def upload_codec(method: MethodDescriptor) -> FrameCodec | None:
+def upload_codec(method: MethodDescriptor) -> ChunkCodec | None:
     """Returns how chunks of a method's requests are written; None if it takes no stream of them."""
     return _codec(method.input_type) if method.client_streaming and not method.server_streaming else None
 
 
-def download_codec(method: MethodDescriptor) -> FrameCodec | None:
+def download_codec(method: MethodDescriptor) -> ChunkCodec | None:
     """Returns how chunks of a method's responses are written; None if it gives no stream of them."""
     return _codec(method.output_type) if method.server_streaming and not method.client_streaming else None
 
 
-def _codec(messages: Descriptor) -> FrameCodec | None:
-    return FrameCodec(messages) if CHUNK_FIELDS.issubset(messages.fields_by_name) else None
+def _codec(messages: Descriptor) -> ChunkCodec | None:
+    return ChunkCodec(messages) if CHUNK_FIELDS.issubset(messages.fields_by_name) else None
 
 
 def _tag(field: FieldDescriptor, wire_type: int) -> bytes:

@@ -8,49 +8,49 @@ from typing import Any
 
 import numpy as np
 
-from fedround_client.cache import HeldFile
-from fedround_client.layout import PREFIX, SIZES, Described, header_length, read_header
-from fedround_client.tensors import Leaving, Plain, StateDict, leaving
+from fedround_client.cache import SharedFile
+from fedround_client.safetensors_header import PREFIX, SIZES, TensorInfo, header_length, read_header
+from fedround_client.tensors import ArraySource, StateDict, TensorSource, array_sources
 
 BLOCK = 1 << 18
 """Elements that are worked on at a time."""
 
-HALVES = {"FLOAT16": "F16", "BFLOAT16": "BF16"}
+HALF_DTYPES = {"FLOAT16": "F16", "BFLOAT16": "BF16"}
 """The types of differences by precision."""
 
 _WIDE: Mapping[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F64": np.dtype("<f8")}
 
 
-class NoDifference(ValueError):
+class NotRepresentable(ValueError):
     """An update that cannot be told as differences in half precision; in full it may be fine."""
 
 
-def differences(update: StateDict, model: HeldFile, precision: str) -> list[Leaving]:
+def differences(update: StateDict, model: SharedFile, precision: str) -> list[TensorSource]:
     """Puts differences from the model in place of an update's float32 and float64 tensors.
 
     Args:
         update: The update; it must not change while the differences are read.
         model: The file of the round's model.
-        precision: One of HALVES.
+        precision: One of HALF_DTYPES.
 
     Returns:
-        Tensors to be written; reading one raises NoDifference if the type cannot hold it.
+        Tensors to be written; reading one raises NotRepresentable if the type cannot hold it.
 
     Raises:
-        NoDifference: The update has not the tensors of the model.
+        NotRepresentable: The update has not the tensors of the model.
         TensorError: It cannot be written at all.
     """
     known = _places(model)
-    found: list[Leaving] = []
-    for tensor in leaving(update):
+    found: list[TensorSource] = []
+    for tensor in array_sources(update):
         described = tensor.described
         if described.dtype not in _WIDE:
             found.append(tensor)
             continue
         before, place = known.get(described.name, (None, 0))
         if before != described:
-            raise NoDifference(f"tensor {described.name!r} is not as in the model")
-        found.append(_Difference(tensor, model, place, HALVES[precision]))
+            raise NotRepresentable(f"tensor {described.name!r} is not as in the model")
+        found.append(_Difference(tensor, model, place, HALF_DTYPES[precision]))
     return found
 
 
@@ -58,14 +58,14 @@ def differences(update: StateDict, model: HeldFile, precision: str) -> list[Leav
 class _Difference:
     """A tensor that is written as its difference from the model's, which begins at a place in a file."""
 
-    after: Plain
-    model: HeldFile
+    after: ArraySource
+    model: SharedFile
     place: int
     dtype: str
 
     @property
-    def described(self) -> Described:
-        return Described(self.after.described.name, self.dtype, self.after.described.shape)
+    def described(self) -> TensorInfo:
+        return TensorInfo(self.after.described.name, self.dtype, self.after.described.shape)
 
     def pieces(self, offset: int) -> Iterator[memoryview]:
         wide = _WIDE[self.after.described.dtype]
@@ -77,14 +77,14 @@ class _Difference:
             before = np.frombuffer(self.model.read(self.place + start * wide.itemsize, block.nbytes), wide)
             # What is too large is told by what comes of it.
             with np.errstate(over="ignore", invalid="ignore"):
-                half = narrow(np.asarray(block - before, np.float32), self.dtype)
+                half = round_to_half(np.asarray(block - before, np.float32), self.dtype)
             if half is None:
-                raise NoDifference(f"{self.dtype} cannot hold the difference of tensor {self.described.name!r}")
+                raise NotRepresentable(f"{self.dtype} cannot hold the difference of tensor {self.described.name!r}")
             yield half.view(np.uint8).data[skip:]
             skip = 0
 
 
-def narrow(values: np.ndarray[Any, np.dtype[np.float32]], dtype: str) -> np.ndarray[Any, np.dtype[Any]] | None:
+def round_to_half(values: np.ndarray[Any, np.dtype[np.float32]], dtype: str) -> np.ndarray[Any, np.dtype[Any]] | None:
     """Rounds float32 to the nearest number of a half precision, ties to even.
 
     Args:
@@ -105,7 +105,7 @@ def narrow(values: np.ndarray[Any, np.dtype[np.float32]], dtype: str) -> np.ndar
     return upper if np.isfinite(values).all() and not ((upper & 0x7F80) == 0x7F80).any() else None
 
 
-def _places(model: HeldFile) -> Mapping[str, tuple[Described, int]]:
+def _places(model: SharedFile) -> Mapping[str, tuple[TensorInfo, int]]:
     """Returns the tensors of a file, each with where it begins in bytes."""
     length = header_length(model.read(0, PREFIX))
     found, place = {}, PREFIX + length

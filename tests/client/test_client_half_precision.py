@@ -17,9 +17,9 @@ from fedround.v1.aggregation_pb2 import UPDATE_PRECISION_BFLOAT16, UPDATE_PRECIS
 from fedround.v1.model_pb2 import DownloadModelResponse
 from fedround.v1.round_pb2 import SubmitUpdateResponse
 from fedround_client import from_safetensors, to_safetensors
-from fedround_client.cache import HeldFile
-from fedround_client.differences import NoDifference, differences, narrow
-from fedround_client.tensors import TensorFile
+from fedround_client.cache import SharedFile
+from fedround_client.half_precision import NotRepresentable, differences, round_to_half
+from fedround_client.tensors import SafetensorsStream
 from fedround_client.transfer import CHUNK, Payload
 
 pytestmark = pytest.mark.timeout(60)
@@ -34,13 +34,13 @@ values = arrays(np.float32, st.integers(1, 50), elements=st.floats(width=32))
 
 
 def held(state):
-    return HeldFile(io.BytesIO(to_safetensors(state)))
+    return SharedFile(io.BytesIO(to_safetensors(state)))
 
 
 @given(values)
 def test_bfloat16_is_rounded_as_torch_rounds_it(numbers):
     expected = torch.from_numpy(numbers).to(torch.bfloat16)
-    bits = narrow(numbers, "BF16")
+    bits = round_to_half(numbers, "BF16")
     if torch.isfinite(expected).all():
         assert bits.tobytes() == expected.view(torch.int16).numpy().tobytes()
     else:
@@ -51,7 +51,7 @@ def test_bfloat16_is_rounded_as_torch_rounds_it(numbers):
 def test_float16_is_rounded_as_numpy_rounds_it(numbers):
     with np.errstate(over="ignore"):
         expected = numbers.astype(np.float16)
-    half = narrow(numbers, "F16")
+    half = round_to_half(numbers, "F16")
     if np.isfinite(expected).all():
         assert half.tobytes() == expected.tobytes()
     else:
@@ -67,7 +67,7 @@ def test_what_is_rebuilt_is_near(precision, seed):
         key: np.asarray(tensor + rng.standard_normal(tensor.shape) * step).astype(tensor.dtype)
         for key, tensor in MODEL.items()
     }
-    file = b"".join(bytes(one) for one in TensorFile(differences(update, held(MODEL), name)).pieces())
+    file = b"".join(bytes(one) for one in SafetensorsStream(differences(update, held(MODEL), name)).pieces())
     found = from_safetensors(file, "torch")
     assert found["half"].dtype == torch.float16
     np.testing.assert_array_equal(found["half"], update["half"])
@@ -83,7 +83,7 @@ def test_what_is_rebuilt_is_near(precision, seed):
 @given(st.integers(0, 2500), st.sampled_from(["FLOAT16", "BFLOAT16"]))
 def test_differences_are_sent_from_anywhere(offset, precision):
     update = {name: tensor + tensor.dtype.type(1) for name, tensor in MODEL.items()}
-    file = TensorFile(differences(update, held(MODEL), precision))
+    file = SafetensorsStream(differences(update, held(MODEL), precision))
     whole = b"".join(bytes(one) for one in file.pieces())
     assert len(whole) == file.size_bytes
     assert b"".join(bytes(one) for one in file.pieces(offset)) == whole[offset:]
@@ -101,7 +101,7 @@ def test_differences_are_sent_from_anywhere(offset, precision):
     ],
 )
 def test_what_is_no_difference_is_told(update, text):
-    with pytest.raises(NoDifference, match=text):
+    with pytest.raises(NotRepresentable, match=text):
         Payload.of_tensors(differences({**MODEL, **update}, held(MODEL), "FLOAT16"))
 
 
@@ -192,5 +192,5 @@ def test_without_the_models_file_an_update_is_sent_in_full(server, monkeypatch):
     def no_room(self, path):
         self.file = None
 
-    monkeypatch.setattr("fedround_client.cache.Kept.__init__", no_room)
+    monkeypatch.setattr("fedround_client.cache.CacheWriter.__init__", no_room)
     assert play(server, add_in_place, UPDATE_PRECISION_FLOAT16)["w"].dtype == torch.float32

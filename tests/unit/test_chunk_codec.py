@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from fedround.v1 import model_pb2, round_pb2, training_pb2
 from fedround_server.grpc_server import SERVICES
 from fedround_server.interceptors.chunk_codec import ChunkCodecInterceptor
-from fedround_wire.frames import Frame, FrameCodec
+from fedround_wire.chunk_codec import ChunkCodec, ChunkMessage
 
 MESSAGES: list[type[Message]] = [
     training_pb2.CreateTrainingRequest,
@@ -37,29 +37,29 @@ def test_the_streams_of_files_are_found() -> None:
 @pytest.mark.parametrize("message", MESSAGES)
 @given(chunk=chunks, crc=st.integers(0, 2**32 - 1))
 def test_a_frame_is_what_protobuf_writes(message: type[Message], chunk: bytes, crc: int) -> None:
-    codec = FrameCodec(message.DESCRIPTOR)
-    written = codec.encode(Frame(chunk, crc))
+    codec = ChunkCodec(message.DESCRIPTOR)
+    written = codec.encode(ChunkMessage(chunk, crc))
     assert message.FromString(written) == message(chunk=chunk, chunk_crc32c=crc)
     if chunk:
         assert written == message(chunk=chunk, chunk_crc32c=crc).SerializeToString()
-    assert codec.decode(written) == Frame(chunk, crc)
+    assert codec.decode(written) == ChunkMessage(chunk, crc)
 
 
 @pytest.mark.parametrize("message", MESSAGES)
 @given(data=st.binary(max_size=40) | st.binary(max_size=40).map(lambda rest: b"\x12" + rest))
 def test_what_is_read_is_what_protobuf_reads(message: type[Message], data: bytes) -> None:
-    frame = FrameCodec(message.DESCRIPTOR).decode(data)
+    frame = ChunkCodec(message.DESCRIPTOR).decode(data)
     if frame is not None:
         assert message.FromString(data) == message(chunk=frame.chunk, chunk_crc32c=frame.chunk_crc32c)
 
 
 def test_what_carries_more_or_less_is_for_protobuf() -> None:
-    codec = FrameCodec(model_pb2.UploadModelRequest.DESCRIPTOR)
+    codec = ChunkCodec(model_pb2.UploadModelRequest.DESCRIPTOR)
     chunk = b"chunk"
-    frame = codec.encode(Frame(chunk, google_crc32c.value(chunk)))
+    frame = codec.encode(ChunkMessage(chunk, google_crc32c.value(chunk)))
     with_spec = model_pb2.UploadModelRequest(spec=model_pb2.ModelSpec(name="a"), chunk=chunk, chunk_crc32c=1)
     without_crc = model_pb2.UploadModelRequest(chunk=chunk)
     for data in (b"", with_spec.SerializeToString(), without_crc.SerializeToString(), frame[:-1], frame + b"\x1d"):
         assert codec.decode(data) is None
-    assert not Frame(chunk, 1).HasField("spec")
-    assert Frame(chunk, 1).HasField("chunk_crc32c")
+    assert not ChunkMessage(chunk, 1).HasField("spec")
+    assert ChunkMessage(chunk, 1).HasField("chunk_crc32c")

@@ -10,14 +10,14 @@ from queue import SimpleQueue
 
 import pytest
 
-from fedround_client.demo.children import ChildEnded, Children
+from fedround_client.demo.processes import ChildEnded, Children
 
 WAITS = "import os, sys, time; print(os.getpid(), flush=True); time.sleep(600)"
 STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + WAITS
 PARENT = """
 import sys, time
 from pathlib import Path
-from fedround_client.demo.children import Children
+from fedround_client.demo.processes import Children
 with Children(Path(sys.argv[1])) as children:
     children.start("child", "child", [], on_line=lambda line: print(line, flush=True))
     time.sleep(600)
@@ -60,7 +60,7 @@ def test_nothing_is_left_at_the_end_of_the_block(tmp_path: Path, modules: Path) 
 
 
 def test_who_ignores_the_request_is_killed(tmp_path: Path, modules: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedround_client.demo.children.GRACE", 0.2)
+    monkeypatch.setattr("fedround_client.demo.processes.GRACE", 0.2)
     (modules / "stubborn.py").write_text(STUBBORN)
     lines: SimpleQueue[str] = SimpleQueue()
     with Children(tmp_path) as children:

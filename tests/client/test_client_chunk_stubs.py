@@ -7,8 +7,8 @@ import grpc
 import pytest
 
 from fedround.v1 import model_pb2, model_pb2_grpc
-from fedround_client.frames import with_frames
-from fedround_wire.frames import Frame
+from fedround_client.chunk_stubs import with_chunk_codec
+from fedround_wire.chunk_codec import ChunkMessage
 
 CHUNK = b"\x00\xff" * 100_000
 CRC = google_crc32c.value(CHUNK)
@@ -43,7 +43,7 @@ def raw():
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-        yield with_frames(model_pb2_grpc.ModelServiceStub(channel), channel, model_pb2.DESCRIPTOR), got
+        yield with_chunk_codec(model_pb2_grpc.ModelServiceStub(channel), channel, model_pb2.DESCRIPTOR), got
     server.stop(None)
 
 
@@ -51,7 +51,7 @@ def test_an_upload_mixes_messages_and_frames(raw):
     models, got = raw
     first = model_pb2.UploadModelRequest(spec={"name": "m"})
     packed = model_pb2.UploadModelRequest(chunk=CHUNK, chunk_crc32c=CRC, packing="PACKING_GZIP")
-    response = models.UploadModel(iter([first, Frame(CHUNK, CRC), packed]), timeout=10)
+    response = models.UploadModel(iter([first, ChunkMessage(CHUNK, CRC), packed]), timeout=10)
     assert response == model_pb2.UploadModelResponse(model={"name": "m"})
     framed = model_pb2.UploadModelRequest(chunk=CHUNK, chunk_crc32c=CRC)
     assert [model_pb2.UploadModelRequest.FromString(message) for message in got] == [first, framed, packed]
@@ -63,7 +63,7 @@ def test_a_download_gives_frames_of_what_is_a_chunk_alone(raw):
     messages = list(models.DownloadModel(request, timeout=10))
     assert got == [request.SerializeToString()]
     assert messages[0].info.version == 3
-    assert messages[1] == Frame(CHUNK, CRC)
+    assert messages[1] == ChunkMessage(CHUNK, CRC)
     assert messages[2] == model_pb2.DownloadModelResponse(chunk=CHUNK)
 
 

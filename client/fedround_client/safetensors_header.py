@@ -39,12 +39,12 @@ SIZES |= {"F64": 8, "I64": 8, "U64": 8}
 _ORDER = {dtype: number for number, dtype in enumerate(reversed(NAMES))}
 
 
-class LayoutError(ValueError):
+class HeaderError(ValueError):
     """A header that describes no file."""
 
 
 @dataclass(frozen=True)
-class Described:
+class TensorInfo:
     """A tensor in a file.
 
     Attributes:
@@ -63,12 +63,12 @@ class Described:
         return prod(self.shape) * SIZES[self.dtype]
 
 
-def data_order(tensor: Described) -> tuple[int, str]:
+def data_order(tensor: TensorInfo) -> tuple[int, str]:
     """Sorts tensors as the data of a file has them: the widest types first, so that all are aligned; then by name."""
     return _ORDER[tensor.dtype], tensor.name
 
 
-def write_header(tensors: Iterable[Described]) -> bytes:
+def write_header(tensors: Iterable[TensorInfo]) -> bytes:
     """Writes everything before the data of a file with these tensors, one behind the other.
 
     Raises:
@@ -90,49 +90,49 @@ def header_length(prefix: bytes) -> int:
     """Reads how long the header is, from the first 8 bytes of a file.
 
     Raises:
-        LayoutError: No header is so long.
+        HeaderError: No header is so long.
     """
     length = int.from_bytes(prefix, "little")
     if length > MAX_HEADER:
-        raise LayoutError(f"its header would have {length} bytes")
+        raise HeaderError(f"its header would have {length} bytes")
     return length
 
 
-def read_header(text: bytes) -> list[Described]:
+def read_header(text: bytes) -> list[TensorInfo]:
     """Reads a header, without the 8 bytes of its length.
 
     Returns:
         The tensors in the order of their data, which follow each other without a hole.
 
     Raises:
-        LayoutError: It describes no file.
+        HeaderError: It describes no file.
     """
     try:
         header = json.loads(text.decode())
     except (ValueError, RecursionError) as error:
-        raise LayoutError("its header is not valid JSON") from error
+        raise HeaderError("its header is not valid JSON") from error
     if not isinstance(header, dict):
-        raise LayoutError("its header is not a JSON object")
+        raise HeaderError("its header is not a JSON object")
     found = [_read(name, entry) for name, entry in header.items() if name != "__metadata__"]
     position = 0
     for begin, end, tensor in sorted(found, key=lambda one: one[:2]):
         if begin != position:
-            raise LayoutError(f"the data of tensor {tensor.name!r} begins at byte {begin}, not {position}")
+            raise HeaderError(f"the data of tensor {tensor.name!r} begins at byte {begin}, not {position}")
         position = end
     return [tensor for _, _, tensor in sorted(found, key=lambda one: one[:2])]
 
 
-def _read(name: str, entry: Any) -> tuple[int, int, Described]:
+def _read(name: str, entry: Any) -> tuple[int, int, TensorInfo]:
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
-        raise LayoutError(f"tensor {name!r} lacks dtype, shape or data_offsets")
+        raise HeaderError(f"tensor {name!r} lacks dtype, shape or data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in NAMES:
-        raise LayoutError(f"tensor {name!r} has an unknown dtype {str(dtype)[:40]!r}")
+        raise HeaderError(f"tensor {name!r} has an unknown dtype {str(dtype)[:40]!r}")
     if not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2:
-        raise LayoutError(f"tensor {name!r} has a shape or data_offsets that are none")
-    tensor = Described(name, dtype, tuple(shape))
+        raise HeaderError(f"tensor {name!r} has a shape or data_offsets that are none")
+    tensor = TensorInfo(name, dtype, tuple(shape))
     if offsets[1] - offsets[0] != tensor.num_bytes:
-        raise LayoutError(f"tensor {name!r} needs {tensor.num_bytes} bytes, and has data_offsets {offsets}")
+        raise HeaderError(f"tensor {name!r} needs {tensor.num_bytes} bytes, and has data_offsets {offsets}")
     return offsets[0], offsets[1], tensor
 
 

@@ -8,12 +8,12 @@ import grpc
 from google.protobuf.descriptor import FileDescriptor
 from google.protobuf.message_factory import GetMessageClass
 
-from fedround_wire.frames import download_codec, upload_codec
+from fedround_wire.chunk_codec import download_codec, upload_codec
 
 Stub = TypeVar("Stub")
 
 
-def with_frames(stub: Stub, channel: grpc.Channel, file: FileDescriptor) -> Stub:
+def with_chunk_codec(stub: Stub, channel: grpc.Channel, file: FileDescriptor) -> Stub:
     """Has the streams of files of a stub written and read by frames, and returns the stub.
 
     Args:

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
-from fedround_client.demo.leash import GRACE
+from fedround_client.demo.parent_watchdog import GRACE
 
 TAIL_LINES = 15
 
@@ -74,7 +74,7 @@ class Children:
         log = self._logs / f"{name.replace(' ', '-')}.log"
         with log.open("w") as errors:
             process = subprocess.Popen(  # noqa: S603 -- our own modules
-                [sys.executable, "-P", "-m", "fedround_client.demo.leash", module, *arguments],
+                [sys.executable, "-P", "-m", "fedround_client.demo.parent_watchdog", module, *arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,

@@ -140,7 +140,7 @@ class AuditReport:
     refused: int
 
 
-class ChainVerifier:
+class AuditChainVerifier:
     """Verifies a chain, entry by entry; of those behind it, it keeps the ids of the updates."""
 
     def __init__(self, anchor: AuditHead | None = None) -> None:
