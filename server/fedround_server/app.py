@@ -173,7 +173,7 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
                 yield address
             finally:
                 await health_servicer.enter_graceful_shutdown()
-                coordinator.leave()
+                coordinator.start_draining()
                 leaving.leave()
                 # gRPC's own end refuses new calls without a word: it comes when nothing is under way any more.
                 await server.stop(await leaving.finish(settings.grace_seconds))

@@ -8,7 +8,7 @@ import pytest
 
 from contracts.coordination import Coordination, coordinating, lose
 from fedround_server.blobs import UNREFERENCED_SECONDS
-from fedround_server.coordinator.coordinator import COLLECTION_INTERVAL, COLLECTION_SLICE
+from fedround_server.coordinator.housekeeping import COLLECTION_BATCH, COLLECTION_INTERVAL
 from fedround_server.domain.model import BlobRef
 from fedround_server.store import Store
 from fedround_server.store.verbs.model import ModelVerbs
@@ -40,11 +40,11 @@ async def test_what_nobody_needs_goes_in_slices(store: Store, tmp_path: Path, mo
         _, (client,), training = await desk.running(1)
         needed = old(desk, f"0 {client}")
         await desk.world.submit(training.training_id, 0, client)
-        rubbish = [old(desk, f"rubbish {number}") for number in range(COLLECTION_SLICE + 10)]
+        rubbish = [old(desk, f"rubbish {number}") for number in range(COLLECTION_BATCH + 10)]
         await desk.coordinator.recover()
         await desk.clock.asleep(COLLECTION_INTERVAL)
         assert here(desk, needed, *rubbish) == [True] + [False] * len(rubbish)
-    assert asked == [COLLECTION_SLICE, 11]
+    assert asked == [COLLECTION_BATCH, 11]
 
 
 async def test_a_file_that_two_updates_have_stays_until_neither_needs_it(store: Store, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from contracts.coordination import Coordination, coordinating, lose
 from contracts.world import World
 from fedround_server.coordinator.aggregation import RETRY_DELAY
-from fedround_server.coordinator.coordinator import RECONCILIATION_INTERVAL
+from fedround_server.coordinator.housekeeping import RECONCILIATION_INTERVAL
 from fedround_server.domain.errors import StoreUnavailable
 from fedround_server.domain.round import RoundState
 from fedround_server.domain.training import RoundPolicy, TrainingState
