@@ -232,9 +232,9 @@ def _make_server(
     server = grpc.aio.server(
         interceptors=(
             LogInterceptor(),
-            ErrorInterceptor(MAX_MESSAGE, coordinator.audit.denied_calls.note),
+            ErrorInterceptor(MAX_MESSAGE, coordinator.audit.denied_calls.record),
             UnauthenticatedRateInterceptor(settings.max_calls_per_second_per_user),
-            AuthInterceptor(coordinator.users.admit),
+            AuthInterceptor(coordinator.access.admit),
             RateInterceptor(settings.max_calls_per_second_per_user, settings.max_calls_per_second),
             LimitInterceptor("uploads", UPLOADS, TooManyUploads, settings.max_uploads_per_user, settings.max_uploads),
             LimitInterceptor("downloads", DOWNLOADS, TooManyStreams, settings.max_downloads_per_user),

@@ -1,5 +1,6 @@
 """All use cases together."""
 
+from fedround_server.coordinator.access import Access
 from fedround_server.coordinator.audit import Audit
 from fedround_server.coordinator.context import Context
 from fedround_server.coordinator.housekeeping import Housekeeping
@@ -26,7 +27,8 @@ class Coordinator:
         self._context = context
         self.reads = Reads(context.store)
         self.uploads = Uploads(context)
-        self.users = Users(context)
+        self.access = Access(context)
+        self.users = Users(context, self.access)
         self.models = Models(context, self.uploads)
         self.rounds = Rounds(context, self.uploads)
         self.submissions = Submissions(context, self.uploads, self.rounds.aggregations)

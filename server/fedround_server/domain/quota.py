@@ -1,16 +1,16 @@
-"""How much users may have."""
+"""Quotas of users."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class Quotas:
-    """How much of what is kept.
+    """Upper bounds of what is stored.
 
     Attributes:
-        open_trainings_per_user: Trainings of one actor that are not ended.
-        open_trainings: Trainings of all actors that are not ended.
-        stored_bytes_per_user: Files of one user: of its models, and the updates of the trainings that it steers.
+        open_trainings_per_user: Trainings of one actor that have not ended.
+        open_trainings: Trainings of all actors that have not ended.
+        stored_bytes_per_user: Bytes of one user's files: its models, and the updates of the trainings that it steers.
     """
 
     open_trainings_per_user: int = 1000

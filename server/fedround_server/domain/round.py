@@ -4,7 +4,7 @@ import enum
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from fedround_server.domain.rejected_update import Refusal
+from fedround_server.domain.rejected_update import RejectedUpdate
 from fedround_server.domain.training import OnMissed, RoundPolicy, TrainingSpec, collects, evaluates
 
 
@@ -88,7 +88,7 @@ class RoundMember:
     arrive_time: datetime | None
     seen_time: datetime | None = None
     durations: tuple[timedelta, ...] = ()
-    refusals: tuple[Refusal, ...] = ()
+    refusals: tuple[RejectedUpdate, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ class RoundView:
     round: Round
     policy: RoundPolicy
     members: tuple[RoundMember, ...]
-    refusals: tuple[Refusal, ...] = ()
+    refusals: tuple[RejectedUpdate, ...] = ()
 
 
 class WaitRule(enum.Enum):
