@@ -80,9 +80,7 @@ async def test_an_entry_has_ids_and_nothing_else_that_the_caller_chose(store: St
     assert "a secret" not in str(found)
 
 
-async def test_an_unauthenticated_peer_is_named_by_its_address_alone(
-    store: Store, calls: DeniedCalls
-) -> None:
+async def test_an_unauthenticated_peer_is_named_by_its_address_alone(store: Store, calls: DeniedCalls) -> None:
     acting.set("")
     for port in range(5):
         calls.record(f"{METHOD}{port}", f"ipv6:[::1]:{port}", TokenInvalid())
