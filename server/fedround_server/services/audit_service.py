@@ -17,14 +17,14 @@ class AuditService(audit_pb2_grpc.AuditServiceServicer):
     """Reads the audit log."""
 
     def __init__(self, coordinator: Coordinator) -> None:
-        """Serves these use cases."""
+        """Creates the service over the use cases."""
         self._audit = coordinator.audit
         self._reads = coordinator.reads
 
     async def ReadAudit(  # type: ignore[override]  # a coroutine that writes has no generator lifetime to reason about
         self, request: audit_pb2.ReadAuditRequest, context: Call
     ) -> None:
-        """Streams entries, as many in a message as fit."""
+        """Streams entries, as many per message as fit into it."""
         if request.after_sequence > MAX_SEQUENCE:
             raise FieldInvalid("after_sequence", "is one that no log reaches")
         head = await self._reads.audit_head()
@@ -39,13 +39,13 @@ class AuditService(audit_pb2_grpc.AuditServiceServicer):
     async def GetAuditHead(
         self, request: audit_pb2.GetAuditHeadRequest, context: Call
     ) -> audit_pb2.GetAuditHeadResponse:
-        """Answers where the chain ends."""
+        """Returns the end of the chain."""
         return audit_pb2.GetAuditHeadResponse(head=_head(await self._reads.audit_head()))
 
     async def GetContributions(
         self, request: audit_pb2.GetContributionsRequest, context: Call
     ) -> audit_pb2.GetContributionsResponse:
-        """Lists the updates that made a version."""
+        """Lists the updates that a version was made of."""
         size = fields.a_page_size(request.page_size)
         position = fields.a_page_token(request.page_token, int)
         start = max(position[0], 0) if position else 0

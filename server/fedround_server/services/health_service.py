@@ -1,4 +1,4 @@
-"""grpc.health.v1.Health: gRPC's own, with the method that it leaves out."""
+"""grpc.health.v1.Health: gRPC's implementation, with the method that it lacks."""
 
 from collections.abc import Iterable
 
@@ -8,14 +8,14 @@ from fedround_server.interceptors.wrapping import Call
 
 
 class HealthService(health.aio.HealthServicer):  # type: ignore[misc]  # it ships no types
-    """Tells whether the server serves."""
+    """Reports the health of the server and of its services."""
 
     def __init__(self, services: Iterable[str]) -> None:
-        """Knows the full names of the services."""
+        """Creates the service for services with these full names."""
         super().__init__()
         self._services = tuple(services)
 
     async def List(self, request: health_pb2.HealthListRequest, context: Call) -> health_pb2.HealthListResponse:
-        """Answers for all services, and under an empty name for the server."""
+        """Returns the health of all services, and that of the server under the empty name."""
         asked = [health_pb2.HealthCheckRequest(service=service) for service in ("", *self._services)]
         return health_pb2.HealthListResponse(statuses={one.service: await self.Check(one, context) for one in asked})

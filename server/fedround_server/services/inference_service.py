@@ -20,7 +20,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
     """Predicts with stored models."""
 
     def __init__(self, coordinator: Coordinator) -> None:
-        """Serves these use cases."""
+        """Creates the service over the use cases."""
         self._inference = coordinator.inference
 
     async def Predict(self, request: inference_pb2.PredictRequest, context: Call) -> inference_pb2.PredictResponse:

@@ -15,10 +15,10 @@ from fedround_server.services.compression import Compressor, a_packing
 
 
 class ModelService(model_pb2_grpc.ModelServiceServicer):
-    """Stores models."""
+    """Stores and returns models."""
 
     def __init__(self, coordinator: Coordinator, packer: Compressor) -> None:
-        """Serves these use cases."""
+        """Creates the service over the use cases."""
         self._models = coordinator.models
         self._reads = coordinator.reads
         self._packer = packer
@@ -39,7 +39,7 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
         return model_pb2.UploadModelResponse(model=convert.model(model))
 
     async def GetModel(self, request: model_pb2.GetModelRequest, context: Call) -> model_pb2.GetModelResponse:
-        """Answers one model."""
+        """Returns a model."""
         model = await self._reads.model(fields.parse_id("model_id", request.model_id), caller().user_id)
         return model_pb2.GetModelResponse(model=convert.model(model))
 
@@ -69,7 +69,7 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
     async def TagModelVersion(
         self, request: model_pb2.TagModelVersionRequest, context: Call
     ) -> model_pb2.TagModelVersionResponse:
-        """Puts a tag on a version, or takes it away."""
+        """Adds a tag to a version, or removes it."""
         tag = fields.a_tag("tag", request.tag)
         if tag in (LAST, BEST):
             raise FieldInvalid("tag", f"{tag!r} is the server's: choose another one")
@@ -117,13 +117,13 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
 
 
 def _after(token: str) -> tuple[int, str]:
-    """Reads round and reporter of the report that a page goes on behind."""
+    """Decodes a page token: round and reporter of the last report of the page before."""
     found = fields.a_page_token(token, int, str)
     return (-1, "") if found is None else (found[0], fields.an_optional_id("page_token", found[1]) or "")
 
 
 def _posterior(version: ModelVersion) -> ModelVersion:
-    """Puts the posterior's file in the place of the model's."""
+    """Returns the version with the file of its posterior in place of the model's."""
     if version.posterior is None:
         raise ModelNotFound(f"{version.model_id} in version {version.version} with a SWAG posterior")
     return replace(version, blob=version.posterior.blob)

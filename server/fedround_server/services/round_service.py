@@ -16,14 +16,14 @@ from fedround_server.services.chunks import ChunkStream, check_offset, incoming,
 from fedround_server.services.compression import Compressor, a_packing
 
 RECENT = 64
-"""How many encoded events are kept."""
+"""How many encoded events are cached."""
 
 
 class RoundService(round_pb2_grpc.RoundServiceServicer):
-    """For the users that take part in rounds."""
+    """The RPCs of users that take part in rounds."""
 
     def __init__(self, coordinator: Coordinator, packer: Compressor) -> None:
-        """Serves these use cases."""
+        """Creates the service over the use cases."""
         self._packer = packer
         self._coordinator = coordinator
         self._submissions = coordinator.submissions
@@ -70,7 +70,7 @@ class RoundService(round_pb2_grpc.RoundServiceServicer):
         return round_pb2.SubmitUpdateResponse(receipt=convert.receipt(update))
 
     async def GetUpload(self, request: round_pb2.GetUploadRequest, context: Call) -> round_pb2.GetUploadResponse:
-        """Answers how much of an upload has arrived."""
+        """Returns how many bytes of an upload have arrived."""
         upload_id = fields.parse_id("upload_id", request.upload_id)
         size = self._coordinator.uploads.committed_size(caller().user_id, upload_id)
         return round_pb2.GetUploadResponse(committed_size=size)
@@ -80,7 +80,7 @@ class RoundService(round_pb2_grpc.RoundServiceServicer):
         request: round_pb2.DownloadDealtModelRequest,
         context: Call,
     ) -> None:
-        """Streams the model that the caller was dealt."""
+        """Streams the model that the caller was assigned in a round."""
         packer = self._packer if a_packing(request.packing) else None
         training_id = fields.parse_id("training_id", request.training_id)
         base, blob = await self._coordinator.reads.assigned_model(training_id, request.round, caller().user_id)
@@ -92,7 +92,7 @@ class RoundService(round_pb2_grpc.RoundServiceServicer):
     async def SubmitMetrics(
         self, request: round_pb2.SubmitMetricsRequest, context: Call
     ) -> round_pb2.SubmitMetricsResponse:
-        """Accepts the results of an evaluation."""
+        """Accepts a report of an evaluation round."""
         training_id, user_id = fields.parse_id("training_id", request.training_id), caller().user_id
         async with self._coordinator.rejected_updates.counted(training_id, request.round, user_id):
             await self._submissions.submit_metrics(
@@ -105,7 +105,7 @@ class RoundService(round_pb2_grpc.RoundServiceServicer):
         return round_pb2.SubmitMetricsResponse()
 
     async def GetRound(self, request: round_pb2.GetRoundRequest, context: Call) -> round_pb2.GetRoundResponse:
-        """Answers why a round is waiting."""
+        """Returns a round with what it waits for."""
         training_id = fields.parse_id("training_id", request.training_id)
         number = request.round if request.HasField("round") else None
         explanation = await self._coordinator.round_status.explain(training_id, number, caller().user_id)
@@ -113,7 +113,7 @@ class RoundService(round_pb2_grpc.RoundServiceServicer):
 
 
 class _Line:
-    """The way to a subscriber."""
+    """The stream of a subscription."""
 
     __slots__ = ("_context", "_encode")
 
@@ -129,14 +129,14 @@ class _Line:
 
 
 class Encoder:
-    """Encodes an event once for the many subscribers that the store hands the same one to."""
+    """Encodes an event once for all subscribers to which the store returns the same object."""
 
     def __init__(self) -> None:
-        """Begins without any."""
+        """Creates it with an empty cache."""
         self._recent: OrderedDict[int, tuple[object, event_pb2.Event]] = OrderedDict()
 
     def __call__(self, event: Event | Heartbeat | GoingAway) -> event_pb2.Event:
-        """Returns the message for an event; it is shared, and must not be changed."""
+        """Returns the message for an event; it is shared, and must not be modified."""
         if not isinstance(event, Event):
             return convert.event(event)
         # By identity: to compare events takes as long as to encode them. What is kept here has its id for itself.

@@ -1,4 +1,4 @@
-"""TrainingService: the seven RPCs."""
+"""TrainingService."""
 
 from collections.abc import AsyncIterator
 from functools import partial
@@ -17,7 +17,7 @@ class TrainingService(training_pb2_grpc.TrainingServiceServicer):
     """Creates and steers trainings."""
 
     def __init__(self, coordinator: Coordinator) -> None:
-        """Serves these use cases."""
+        """Creates the service over the use cases."""
         self._trainings = coordinator.trainings
         self._reads = coordinator.reads
 
@@ -49,7 +49,7 @@ class TrainingService(training_pb2_grpc.TrainingServiceServicer):
     async def GetTraining(
         self, request: training_pb2.GetTrainingRequest, context: Call
     ) -> training_pb2.GetTrainingResponse:
-        """Answers one training."""
+        """Returns a training."""
         training = await self._reads.training(fields.parse_id("training_id", request.training_id), caller().user_id)
         return training_pb2.GetTrainingResponse(training=convert.training(training, caller().user_id))
 

@@ -15,15 +15,15 @@ MAX_LIFETIME = timedelta(days=36_500)
 
 
 class UserService(user_pb2_grpc.UserServiceServicer):
-    """Manages who may talk to the server."""
+    """Manages users and their credentials."""
 
     def __init__(self, coordinator: Coordinator) -> None:
-        """Serves these use cases."""
+        """Creates the service over the use cases."""
         self._coordinator = coordinator
         self._users = coordinator.users
 
     async def CreateUser(self, request: user_pb2.CreateUserRequest, context: Call) -> user_pb2.CreateUserResponse:
-        """Creates a user and answers its token."""
+        """Creates a user, and returns its token."""
         role = _role(request.role)
         if role is None:
             raise FieldInvalid("role", "is required: ROLE_ADMIN, ROLE_ACTOR or ROLE_CLIENT")
@@ -34,7 +34,7 @@ class UserService(user_pb2_grpc.UserServiceServicer):
         return user_pb2.CreateUserResponse(user=self._shown(made), token=token)
 
     async def GetUser(self, request: user_pb2.GetUserRequest, context: Call) -> user_pb2.GetUserResponse:
-        """Answers one user."""
+        """Returns a user."""
         user = await self._users.get(caller(), fields.parse_id("user_id", request.user_id))
         return user_pb2.GetUserResponse(user=self._shown(user))
 
@@ -47,7 +47,7 @@ class UserService(user_pb2_grpc.UserServiceServicer):
         return user_pb2.GetUsersResponse(users=page, next_page_token=token)
 
     async def GetMyself(self, request: user_pb2.GetMyselfRequest, context: Call) -> user_pb2.GetMyselfResponse:
-        """Answers the caller."""
+        """Returns the caller."""
         return user_pb2.GetMyselfResponse(user=self._shown(await self._users.view(caller().user_id)))
 
     async def RotateToken(self, request: user_pb2.RotateTokenRequest, context: Call) -> user_pb2.RotateTokenResponse:
@@ -67,7 +67,7 @@ class UserService(user_pb2_grpc.UserServiceServicer):
     async def SetCertificateNames(
         self, request: user_pb2.SetCertificateNamesRequest, context: Call
     ) -> user_pb2.SetCertificateNamesResponse:
-        """Sets which client certificates are a user's."""
+        """Sets the names in client certificates that identify a user."""
         user_id = fields.parse_id("user_id", request.user_id)
         names = fields.certificate_names("certificate_names", request.certificate_names)
         view = await self._users.set_certificate_names(user_id, names)
@@ -79,7 +79,7 @@ class UserService(user_pb2_grpc.UserServiceServicer):
         return user_pb2.RemoveUserResponse()
 
     def _shown(self, found: User | UserView) -> user_pb2.User:
-        """Encodes a user, with what lets it in if the caller may see that."""
+        """Encodes a user, with its credentials if the caller may see them."""
         if isinstance(found, User):
             return convert.user(found)
         message = convert.user(found.user)
