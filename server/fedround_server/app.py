@@ -78,7 +78,7 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
                 yield address
             finally:
                 await server.start_draining()
-                coordinator.leave()
+                coordinator.start_draining()
                 await server.stop(settings.grace_seconds)
                 await coordinator.close()
 

@@ -89,10 +89,16 @@ def test_a_story_that_can_be():
         ([OPENED, accepted("a"), counted("a")], "are counted before the round is closed"),
         ([OPENED, CLOSED, counted("a")], "the update a is counted, but was not accepted"),
         ([OPENED, accepted("a"), CLOSED, counted("a"), counted("a")], "the update a is counted, but was not accepted"),
-        ([OPENED, accepted("a"), superseded("a"), CLOSED, counted("a")], "the update a is counted, but was not accepted"),
+        (
+            [OPENED, accepted("a"), superseded("a"), CLOSED, counted("a")],
+            "the update a is counted, but was not accepted",
+        ),
         ([OPENED, accepted("a"), CLOSED, counted("a", sha256="e" * 64)], "had another sha256"),
         ([OPENED, accepted("a"), CLOSED, counted("a", num_examples=11)], "had another num_examples"),
-        ([OPENED, accepted("a"), CLOSED, counted("a", weight="9/10")], "the weight of the update a is not its num_examples"),
+        (
+            [OPENED, accepted("a"), CLOSED, counted("a", weight="9/10")],
+            "the weight of the update a is not its num_examples",
+        ),
         ([OPENED, accepted("a"), CLOSED, counted("a", total=20), done()], "do not add up to one"),
         ([OPENED, accepted("a"), CLOSED, done(updates=0, examples=0)], "neither counted nor superseded: a"),
         ([OPENED, accepted("a"), ABANDONED], "neither counted nor superseded: a"),

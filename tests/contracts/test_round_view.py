@@ -8,7 +8,7 @@ import pytest
 
 from contracts.coordination import coordinating, lose
 from contracts.world import World, new_id
-from fedround_server.coordinator.coordinator import SIGHTING_INTERVAL
+from fedround_server.coordinator.housekeeping import LAST_SEEN_INTERVAL
 from fedround_server.domain.errors import FieldInvalid, RoundNotOpen, TrainingNotFound, UpdateMismatch, UploadOffset
 from fedround_server.domain.policy import OnMissed, RoundPolicy
 from fedround_server.domain.rejected_update import MAX_MESSAGE
@@ -137,7 +137,7 @@ async def test_a_refusal_stands_though_it_cannot_be_counted(
 ) -> None:
     async with coordinating(store, tmp_path) as desk:
         actor, (client,), training = await desk.running(1)
-        refusals = desk.coordinator.refusals
+        refusals = desk.coordinator.rejected_updates
         lose(monkeypatch, SubmissionVerbs, "record_rejected", committed=False)
         for count in (0, 1):
             with pytest.raises(UpdateMismatch):
@@ -165,7 +165,7 @@ async def test_no_token_is_kept_with_a_refusal(store: Store, tmp_path: Path) -> 
     async with coordinating(store, tmp_path) as desk:
         actor, (client,), training = await desk.running(1)
         with pytest.raises(FieldInvalid):
-            async with desk.coordinator.refusals.counted(training.training_id, 0, client):
+            async with desk.coordinator.rejected_updates.counted(training.training_id, 0, client):
                 raise FieldInvalid("upload_id", f"{token!r} is not a UUID" + "!" * MAX_MESSAGE)
         view = await store.rounds.explain(training.training_id, None, actor)
     assert view.refusals[0].message.startswith("upload_id: 'fr_...' is not a UUID")
@@ -188,19 +188,19 @@ async def test_who_was_seen_is_known_after_a_restart(store: Store, tmp_path: Pat
         presence, start = desk.context.presence, desk.clock.now()
         presence.see(first, start)
         with presence.listening(second, desk.clock.now):
-            await desk.clock.asleep(SIGHTING_INTERVAL)
-            desk.clock.advance(SIGHTING_INTERVAL)
-            await desk.clock.asleep(start + 2 * SIGHTING_INTERVAL)
+            await desk.clock.asleep(LAST_SEEN_INTERVAL)
+            desk.clock.advance(LAST_SEEN_INTERVAL)
+            await desk.clock.asleep(start + 2 * LAST_SEEN_INTERVAL)
             found = await members(store, training.training_id, actor)
             assert (found[first].seen_time, found[third].seen_time) == (start, None)
-            assert found[second].seen_time == start + SIGHTING_INTERVAL
+            assert found[second].seen_time == start + LAST_SEEN_INTERVAL
             desk.clock.advance(timedelta(seconds=7))
         # What happened since the last time that it was kept is kept at the end.
         await desk.coordinator.close()
     async with coordinating(store, tmp_path / "two") as desk:
         explanation = await desk.coordinator.round_status.explain(training.training_id, None, actor)
         seen = {one.member.user_id: one.last_seen for one in explanation.members}
-        assert seen == {first: start, second: start + SIGHTING_INTERVAL + timedelta(seconds=7), third: None}
+        assert seen == {first: start, second: start + LAST_SEEN_INTERVAL + timedelta(seconds=7), third: None}
 
 
 async def test_sightings_of_very_many_are_kept(store: Store, world: World) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from contracts.coordination import coordinating
-from fedround_server.coordinator.coordinator import RECONCILIATION_INTERVAL
+from fedround_server.coordinator.housekeeping import RECONCILIATION_INTERVAL
 from fedround_server.store import Store
 from fedround_server.store.db import server_lock
 from fedround_server.store.db.server_lock import ServerLock

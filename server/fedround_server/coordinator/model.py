@@ -12,20 +12,20 @@ CHUNK = 3 << 18
 
 
 class Models:
-    """What can be done with models."""
+    """Stores and reads models."""
 
     def __init__(self, context: Context, uploads: Uploads) -> None:
-        """Joins what is needed."""
+        """Creates the use cases over the parts that they join."""
         self._context = context
         self._uploads = uploads
 
     async def upload(self, name: str, description: str, architecture: str, incoming: Incoming) -> Model:
-        """Stores a model file as version 0 of a new model, once however often an upload with an id is repeated.
+        """Stores a model file as version 0 of a new model, exactly once for an upload id.
 
         Raises:
-            FieldInvalid: The upload has made a model that was removed.
-            Quota: The owner's files have too many bytes.
-            FedroundError: The file is refused, as `Uploads.receive` tells.
+            FieldInvalid: The upload created a model that has been removed.
+            Quota: The owner has too many bytes of files.
+            FedroundError: The file is rejected, as described for `Uploads.receive`.
         """
         quotas = self._context.limits
         made = await self._context.store.models.prepare(
@@ -40,11 +40,15 @@ class Models:
         )
 
     async def tag(self, model_id: str, version: int, tag: str, owner_id: str, *, remove: bool) -> VersionView:
-        """Puts a tag on a version, or takes it away."""
+        """Adds a tag to a version, or removes it.
+
+        Raises:
+            FedroundError: As described for `ModelVerbs.tag`.
+        """
         return await self._context.store.models.tag(model_id, version, tag, owner_id, remove=remove)
 
     async def read(self, blob: BlobRef, offset: int) -> AsyncGenerator[bytes, None]:
-        """Reads a file in chunks, from an offset."""
+        """Yields a file in chunks of at most 768 KiB, from an offset in bytes."""
         with self._context.blobs.open(blob, offset, CHUNK) as file:
             while True:
                 chunk = file.read_cached()
@@ -59,6 +63,6 @@ class Models:
 
         Raises:
             ModelNotFound: The user owns no such model.
-            ModelInUse: A training that is not ended needs it.
+            ModelInUse: A training that has not ended uses it.
         """
         await self._context.store.models.remove(model_id, owner_id, self._context.clock.now())

@@ -15,7 +15,7 @@ from fedround_server.services.compression import Compressor, parse_compression
 
 
 class ModelService(model_pb2_grpc.ModelServiceServicer):
-    """Stores models."""
+    """Stores and returns models."""
 
     def __init__(self, coordinator: Coordinator, compressor: Compressor) -> None:
         self._models = coordinator.models
@@ -116,13 +116,13 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
 
 
 def _after(token: str) -> tuple[int, str]:
-    """Reads round and reporter of the report that a page goes on behind."""
+    """Decodes a page token: round and reporter of the last report of the page before."""
     found = pages.parse_token(token, int, str)
     return (-1, "") if found is None else (found[0], fields.parse_optional_id("page_token", found[1]) or "")
 
 
 def _posterior(version: ModelVersion) -> ModelVersion:
-    """Puts the posterior's file in the place of the model's."""
+    """Returns the version with the file of its posterior in place of the model's."""
     posterior = version.artifacts.get(POSTERIOR)
     if posterior is None:
         raise ModelNotFound(f"{version.model_id} in version {version.version} with a SWAG posterior")

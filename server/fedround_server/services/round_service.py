@@ -52,7 +52,7 @@ class RoundService(round_pb2_grpc.RoundServiceServicer):
         stream = ChunkStream(request_iterator)
         spec = (await stream.first()).spec
         training_id = fields.parse_id("spec.training_id", spec.training_id)
-        async with self._coordinator.refusals.counted(training_id, spec.round, caller().user_id):
+        async with self._coordinator.rejected_updates.counted(training_id, spec.round, caller().user_id):
             file = incoming(stream, "spec.", spec.sha256, spec.size_bytes, spec.upload_id, spec.offset)
             if file.sha256 is None:
                 raise FieldInvalid("spec.sha256", "is required: the SHA-256 of the file, in hex")
@@ -92,7 +92,7 @@ class RoundService(round_pb2_grpc.RoundServiceServicer):
     ) -> round_pb2.SubmitMetricsResponse:
         """Accepts the metrics of an evaluation."""
         training_id, user_id = fields.parse_id("training_id", request.training_id), caller().user_id
-        async with self._coordinator.refusals.counted(training_id, request.round, user_id):
+        async with self._coordinator.rejected_updates.counted(training_id, request.round, user_id):
             await self._submissions.submit_metrics(
                 training_id,
                 request.round,

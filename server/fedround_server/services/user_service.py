@@ -84,7 +84,9 @@ class UserService(user_pb2_grpc.UserServiceServicer):
         message = convert.user(found.user)
         message.certificate_names.extend(found.certificate_names)
         for token in found.tokens:
-            message.tokens.append(convert.token(token, self._users.last_use(found.user.user_id, token)))
+            message.tokens.append(
+                convert.token(token, self._coordinator.access.last_use(found.user.user_id, token.token_hash))
+            )
         return message
 
 
