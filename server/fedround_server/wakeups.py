@@ -32,11 +32,11 @@ class Waiter:
         for topic in self._topics:
             self._hub.remove(topic, self)
 
-    def follow(self, topics: Iterable[str]) -> None:
-        """Hears these topics too."""
-        for topic in topics:
-            if self._hub.add(topic, self):
-                self._topics.append(topic)
+    def follow(self, topics: Iterable[str]) -> bool:
+        """Adds topics; returns whether one of them is new."""
+        new = [topic for topic in topics if self._hub.add(topic, self)]
+        self._topics += new
+        return bool(new)
 
     def wake(self, topic: str) -> None:
         """Ends the present or the next wait."""

@@ -1,13 +1,13 @@
 """Subscriptions: a cursor in the log each, and no queue."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from fedround_server.coordinator.context import Context
 from fedround_server.domain.errors import FieldInvalid
 from fedround_server.domain.event import Event
-from fedround_server.store.queries.event_log import Part
+from fedround_server.store.queries.log_view import LogView
 from fedround_server.wakeups import Waiter, for_actor, training_of
 
 BATCH = 100
@@ -127,39 +127,43 @@ class _Subscription:
         self.user_id = user_id
         self._store = context.store.events
         self._resume_after = resume_after
-        # Where trainings without a cursor start; None for the current round.
+        # The cursor of trainings without a position; None for the one before the current round.
         self._start_after: int | None = None
         self._waiter = waiter
         self._cursors: dict[str, int] = {}
 
     async def drain(self, send: Send, topics: Collection[str]) -> bool:
-        """Sends what is new, after a wake-up or (without topics) of itself; tells whether nothing more can come."""
+        """Sends what is new; returns whether no event will follow.
+
+        Args:
+            send: Sends an event.
+            topics: The topics of a wake-up; empty at the beginning and after a timeout.
+        """
         raise NotImplementedError
 
     def position(self) -> tuple[str, int]:
-        """Returns what a heartbeat says."""
+        """Returns the training and the sequence of a heartbeat."""
         raise NotImplementedError
 
-    async def _drain_part(self, part: Part, send: Send) -> None:
-        cursor = self._cursors.get(part.training_id)
+    async def _catch_up(self, training_id: str, send: Send) -> LogView:
+        """Sends the new events of a training; returns the view that includes them."""
+        cursor = self._cursors.get(training_id)
         if cursor is None:
-            self._waiter.follow([part.training_id, *([for_actor(part.training_id)] if part.is_actor else [])])
-            resume_after = self._resume_after.get(part.training_id, self._start_after)
-            cursor = await self._store.start(part, self.user_id, resume_after)
-        elif cursor >= part.last_sequence:
-            return
-        events, cursor = await self._store.read(part, self.user_id, cursor, BATCH)
-        await self._pass_on(part, events, cursor, send)
-
-    async def _pass_on(self, part: Part, events: Sequence[Event], cursor: int, send: Send) -> None:
-        """Sends what was read of a part up to a cursor, and all that lies behind."""
+            cursor = await self._begin(training_id)
         while True:
-            for event in events:
+            page = await self._store.poll(training_id, self.user_id, cursor, BATCH)
+            follows_more = page.view.is_actor and self._waiter.follow([for_actor(training_id)])
+            for event in page.events:
                 await send(event)
-            self._cursors[part.training_id] = cursor
-            if len(events) < BATCH:
-                return
-            events, cursor = await self._store.read(part, self.user_id, cursor, BATCH)
+            cursor = self._cursors[training_id] = page.cursor
+            # No wake-up tells of what happened for the actor alone before its topic was followed: look again.
+            if len(page.events) < BATCH and not follows_more:
+                return page.view
+
+    async def _begin(self, training_id: str) -> int:
+        self._waiter.follow([training_id])
+        position = self._resume_after.get(training_id, self._start_after)
+        return await self._store.start(training_id, self.user_id) if position is None else position
 
 
 class _One(_Subscription):
@@ -174,53 +178,48 @@ class _One(_Subscription):
         if foreign := sorted(resume_after.keys() - {training_id}):
             raise FieldInvalid("resume_after_sequence", f"{foreign[0]} is not the training that you subscribe to")
         self._training_id = training_id
-        waiter.follow([training_id])
 
     async def drain(self, send: Send, topics: Collection[str]) -> bool:
-        cursor = self._cursors.get(self._training_id)
-        if cursor is None:
-            # What ends the part is in the log before the part says so: read the part first.
-            part = await self._store.part(self._training_id, self.user_id)
-            await self._drain_part(part, send)
-        else:
-            part, events, cursor = await self._store.news(self._training_id, self.user_id, cursor, BATCH)
-            await self._pass_on(part, events, cursor, send)
-        return part.ended
+        return (await self._catch_up(self._training_id, send)).ended
 
     def position(self) -> tuple[str, int]:
         return self._training_id, self._cursors[self._training_id]
 
 
 class _All(_Subscription):
-    """The logs of all trainings that the user has a part in, also later ones."""
+    """The logs of all trainings that the user steers or takes part in, also of later ones."""
 
     __slots__ = ("_unfinished",)
 
     def __init__(self, context: Context, user_id: str, resume_after: Mapping[str, int], waiter: Waiter) -> None:
         super().__init__(context, user_id, resume_after, waiter)
-        # Trainings to look at even if they are over or the user has left them: their last event is still to be sent.
+        # Trainings to look at even if they have ended or the user has left them: their last event is still to be sent.
         self._unfinished = set(resume_after)
 
     async def drain(self, send: Send, topics: Collection[str]) -> bool:
-        for part in await self._look(topics):
-            await self._drain_part(part, send)
-            if part.ended:
-                # Its topics go on to be heard: it may be removed yet.
-                self._unfinished.discard(part.training_id)
-            else:
-                self._unfinished.add(part.training_id)
-        # The user's part in whatever comes from now on is new: none of it was missed before.
+        if topics and self.user_id not in topics:
+            for training_id in {training_of(topic) for topic in topics}:
+                self._mark(await self._catch_up(training_id, send))
+        else:
+            for view in await self._views({training_of(topic) for topic in topics if topic != self.user_id}):
+                is_new = self._cursors.get(view.training_id, -1) < view.last_sequence
+                self._mark(await self._catch_up(view.training_id, send) if is_new else view)
+        # Trainings that come from now on are read from their beginning: the subscriber has missed nothing before.
         self._start_after = 0
         return False
 
     def position(self) -> tuple[str, int]:
         return "", 0
 
-    async def _look(self, topics: Collection[str]) -> list[Part]:
-        """Returns the parts that something may have happened in."""
-        if topics and self.user_id not in topics:
-            return await self._store.parts(self.user_id, {training_of(topic) for topic in topics})
-        found = await self._store.open_parts(self.user_id)
-        woken = {training_of(topic) for topic in topics if topic != self.user_id}
-        rest = (self._unfinished | woken) - {part.training_id for part in found}
-        return [*found, *(await self._store.parts(self.user_id, rest) if rest else ())]
+    def _mark(self, view: LogView) -> None:
+        if view.ended:
+            # Its topics are still followed: the training may yet be removed.
+            self._unfinished.discard(view.training_id)
+        else:
+            self._unfinished.add(view.training_id)
+
+    async def _views(self, woken: Collection[str]) -> list[LogView]:
+        """Returns the views of all trainings in which something may have happened."""
+        found = await self._store.open_views(self.user_id)
+        rest = self._unfinished.union(woken) - {view.training_id for view in found}
+        return [*found, *(await self._store.views(self.user_id, rest) if rest else ())]
