@@ -44,7 +44,9 @@ def start(view: LogView, user_id: str) -> int:
     return max(view.after, _situation(view, user_id) - 1)
 
 
-def read(view: LogView, user_id: str, after: int, limit: int) -> tuple[list[Event], int]:
+def read(view: LogView, user_id: str, after: int | None, limit: int) -> tuple[list[Event], int]:
+    if after is None:
+        after = start(view, user_id)
     top = EventRow.select(fn.MAX(EventRow.sequence)).where(EventRow.training_id == view.training_id).scalar() or 0
     rows = _visible(view, user_id).where(EventRow.sequence > after, EventRow.sequence <= top)
     found = [to_event(row) for row in rows.order_by(EventRow.sequence).limit(limit)]

@@ -27,7 +27,7 @@ from fedround_server.store.queries.event_log import LogPage
 from fedround_server.store.queries.log_view import LogView
 
 
-async def read(store: Store, training_id: str, user: str, after: int = 0, limit: int = 1000) -> list[Event]:
+async def read(store: Store, training_id: str, user: str, after: int | None = 0, limit: int = 1000) -> list[Event]:
     return list((await store.events.poll(training_id, user, after, limit)).events)
 
 
@@ -195,8 +195,7 @@ async def test_a_subscription_starts_where_the_training_stands(store: Store, wor
     await world.submit(training.training_id, 0, first)
 
     async def snapshot(user: str, resume_after: int | None = None) -> list[type]:
-        start = await store.events.start(training.training_id, user) if resume_after is None else resume_after
-        return kinds(await read(store, training.training_id, user, start, 100))
+        return kinds(await read(store, training.training_id, user, resume_after))
 
     assert await snapshot(first) == [RoundStarted]
     assert await snapshot(actor) == [RoundStarted, UpdateAccepted]
@@ -224,7 +223,7 @@ async def test_who_never_had_a_part_gets_nothing(store: Store, world: World) -> 
         stranger = await world.user(Role.ACTOR)
         for call in (
             store.events.views(stranger, [training_id]),
-            store.events.start(training_id, stranger),
+            store.events.poll(training_id, stranger, None, 100),
             store.events.poll(training_id, stranger, 0, 100),
         ):
             with pytest.raises(TrainingNotFound):

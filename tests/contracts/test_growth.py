@@ -77,7 +77,7 @@ async def costs_of_a_participant(meter: Meter, world: World, user: str, training
     store, training_id = world.store, training.training_id
     (view,) = await store.events.views(user, [training_id])
     return {
-        "snapshot": await meter.cost(store.events.start(training_id, user)),
+        "snapshot": await meter.cost(store.events.poll(training_id, user, None, 1)),
         "admission": await meter.cost(store.rounds.admit(update(training_id, number, user))),
         "submission": await meter.cost(world.submit(training_id, number, user)),
         "view": await meter.cost(store.events.views(user, [training_id])),

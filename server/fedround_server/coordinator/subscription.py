@@ -127,7 +127,7 @@ class _Subscription:
         self.user_id = user_id
         self._store = context.store.events
         self._resume_after = resume_after
-        # The cursor of trainings without a position; None for the one before the current round.
+        # The cursor of trainings without a position; None to begin with the current round.
         self._start_after: int | None = None
         self._waiter = waiter
         self._cursors: dict[str, int] = {}
@@ -149,7 +149,8 @@ class _Subscription:
         """Sends the new events of a training; returns the view that includes them."""
         cursor = self._cursors.get(training_id)
         if cursor is None:
-            cursor = await self._begin(training_id)
+            self._waiter.follow([training_id])
+            cursor = self._resume_after.get(training_id, self._start_after)
         while True:
             page = await self._store.poll(training_id, self.user_id, cursor, BATCH)
             follows_more = page.view.is_actor and self._waiter.follow([for_actor(training_id)])
@@ -159,11 +160,6 @@ class _Subscription:
             # No wake-up tells of what happened for the actor alone before its topic was followed: look again.
             if len(page.events) < BATCH and not follows_more:
                 return page.view
-
-    async def _begin(self, training_id: str) -> int:
-        self._waiter.follow([training_id])
-        position = self._resume_after.get(training_id, self._start_after)
-        return await self._store.start(training_id, self.user_id) if position is None else position
 
 
 class _One(_Subscription):

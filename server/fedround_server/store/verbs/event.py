@@ -30,20 +30,12 @@ class EventVerbs:
         """Returns a user's views of all running trainings that it steers or takes part in."""
         return find_open_views(user_id)
 
-    @verb
-    def start(self, training_id: str, user_id: str) -> int:
-        """Returns the cursor at which a subscription without a position begins.
-
-        The first event after it shows the present situation: the start of the current round, or the end.
-
-        Raises:
-            TrainingNotFound: The user never took part in the training.
-        """
-        return find_start(_existing(find_views([(training_id, user_id)]), training_id, user_id), user_id)
-
     @batched
-    def poll(self, asked: Sequence[tuple[str, str, int, int]]) -> list[LogPage | FedroundError]:
+    def poll(self, asked: Sequence[tuple[str, str, int | None, int]]) -> list[LogPage | FedroundError]:
         """Reads on after a cursor (training, user, cursor, limit). Thousands of subscribers ask this at once.
+
+        Without a cursor, the first event shows the present situation: the start of the current round, or the end of the
+        training.
 
         Raises:
             TrainingNotFound: The user never took part in the training.
@@ -64,12 +56,14 @@ def _existing(views: Mapping[tuple[str, str], LogView], training_id: str, user_i
 
 
 def _begin(
-    views: Mapping[tuple[str, str], LogView], training_id: str, user_id: str, cursor: int, limit: int
+    views: Mapping[tuple[str, str], LogView], training_id: str, user_id: str, cursor: int | None, limit: int
 ) -> LogReader | LogPage | FedroundError:
     """Returns a reader if there is something new after a cursor, else the answer."""
     view = views.get((training_id, user_id))
     if view is None:
         return TrainingNotFound(training_id)
+    if cursor is None:
+        cursor = find_start(view, user_id)
     if cursor > view.last_sequence:
         return CursorExpired(
             f"resume_after_sequence {cursor} lies behind the end of the log ({view.last_sequence}) of the training"
