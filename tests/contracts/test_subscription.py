@@ -1,4 +1,4 @@
-"""What wakes a subscription, and what it then asks the store; on both databases."""
+"""What wakes a subscription, and which verbs it then calls; on both databases."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -23,7 +23,7 @@ NOTHING: Any = None
 
 
 class Verbs:
-    """The store's verbs about events, with a note of each call."""
+    """The store's verbs about events; records each call."""
 
     def __init__(self, verbs: Any) -> None:
         self.calls: list[str] = []
@@ -63,7 +63,7 @@ Listen = Callable[..., Listener]
 async def waiting(hub: Hub, user: str) -> None:
     """Returns when the user's subscription waits for a wake-up."""
     (waiter,) = hub._waiters[user]
-    while waiter._woken is None:
+    while waiter._future is None:
         await asyncio.sleep(0.001)
 
 

@@ -97,7 +97,7 @@ class Coordinator:
     async def _keep_sightings(self) -> None:
         news = self._context.presence.take_news(self._context.clock.now())
         try:
-            await self._context.store.sightings.note(news)
+            await self._context.store.users.record_last_seen(news)
         except Unavailable as error:
             self._context.presence.give_back(news)
             log.warning("keeping when users were seen: %s", error)

@@ -1,4 +1,4 @@
-"""Subscriptions: a cursor in the log each, and no queue."""
+"""Subscriptions: each has a cursor in the logs of trainings, and no queue."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping
@@ -15,7 +15,7 @@ BATCH = 100
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """Nothing happened for a while; training_id is empty in a subscription to all trainings."""
+    """Nothing was sent for a while; training_id is empty in a subscription to all trainings."""
 
     training_id: str
     sequence: int
@@ -23,7 +23,7 @@ class Heartbeat:
 
 @dataclass(frozen=True, slots=True)
 class GoingAway:
-    """The server is going down."""
+    """The server is draining: subscribe again."""
 
     training_id: str
     sequence: int
@@ -33,15 +33,15 @@ Send = Callable[[Event | Heartbeat | GoingAway], Awaitable[None]]
 
 
 class Subscriptions:
-    """Who listens, and whether the server is about to leave."""
+    """All open subscriptions."""
 
     def __init__(self, context: Context) -> None:
-        """Begins with nobody listening."""
+        """Begins without subscriptions."""
         self._context = context
         self._closing = False
 
     def close(self) -> None:
-        """Has every subscription say goodbye and end."""
+        """Ends all subscriptions, each with a GoingAway."""
         self._closing = True
         self._context.hub.notify_all()
 
@@ -53,20 +53,20 @@ class Subscriptions:
         send: Send,
         greet: Callable[[], Awaitable[None]],
     ) -> None:
-        """Sends a training's events, or those of all the user's trainings, until nothing more can come.
+        """Sends the events of a training, or of all trainings of the user, until no event can follow.
 
         Args:
-            user_id: Who listens.
+            user_id: The subscriber.
             training_id: The training; None for all of the user's.
-            resume_after: For each training the last sequence seen.
-            send: Where events go; it waits while the subscriber is slow.
-            greet: Tells the subscriber that it hears of everything from now on; not called if it was sent something.
+            resume_after: The last sequence that the subscriber has seen, by training.
+            send: Sends an event; waits while the subscriber is slow.
+            greet: Tells the subscriber that it will receive all events from now on; not called after an event was sent.
 
         Raises:
-            TrainingNotFound: The user never had a part in the training.
-            CursorExpired: A log does not reach its cursor.
+            TrainingNotFound: The user never took part in the training.
+            CursorExpired: A log ends before its cursor.
         """
-        # Follow first, then read the log: what happens in between wakes the next wait.
+        # Follow the topics first, then read the log: what happens in between wakes the next wait.
         with self._context.hub.waiter() as waiter:
             waiter.follow([user_id])
             if training_id is None:
@@ -88,12 +88,12 @@ class Subscriptions:
 
 
 class _Line:
-    """The way to a subscriber, and how long nothing went over it: not all that wakes a subscription is for it."""
+    """Sends to a subscriber, and measures the silence since: not every wake-up leads to an event."""
 
     __slots__ = ("_clock", "_greet", "_greeted", "_send", "_spoke")
 
     def __init__(self, send: Send, greet: Callable[[], Awaitable[None]]) -> None:
-        """Begins now."""
+        """Begins a silence."""
         self._send = send
         self._greet = greet
         self._greeted = False
@@ -102,17 +102,17 @@ class _Line:
 
     @property
     def silence(self) -> float:
-        """Seconds since something was sent."""
+        """Seconds since the last message was sent."""
         return self._clock() - self._spoke
 
     async def greet(self) -> None:
-        """Greets, unless something was sent."""
+        """Greets the subscriber, unless a message was sent before."""
         if not self._greeted:
             self._greeted = True
             await self._greet()
 
     async def send(self, event: Event | Heartbeat | GoingAway) -> None:
-        """Sends something."""
+        """Sends a message."""
         self._greeted = True
         await self._send(event)
         self._spoke = self._clock()
