@@ -9,8 +9,9 @@ from peewee import ModelSelect
 
 from contracts.world import World
 from fedround_server.store.db.audit_trail import record
-from fedround_server.store.db.compiled import compiled, insert, save
+from fedround_server.store.db.compiled import compiled
 from fedround_server.store.db.row_locks import locked
+from fedround_server.store.db.rows import insert, save
 from fedround_server.store.tables.schema import CohortRow, EventRow, ModelVersionRow, Row, TokenRow, UserRow
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)

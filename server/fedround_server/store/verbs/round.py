@@ -15,7 +15,7 @@ from fedround_server.domain.round import Round, RoundKind, RoundState, RoundView
 from fedround_server.domain.training import TrainingSpec
 from fedround_server.domain.update import NewUpdate, Update, foremost, weighted_means
 from fedround_server.failpoints import reached
-from fedround_server.store.db.compiled import insert, save
+from fedround_server.store.db.rows import insert, save
 from fedround_server.store.db.run import Database, verb
 from fedround_server.store.queries import submission
 from fedround_server.store.queries.model import model_info
