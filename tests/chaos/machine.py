@@ -249,8 +249,7 @@ class Machine(RuleBasedStateMachine):
 
     async def _check(self, training: Training) -> None:
         store = self.life.store
-        part = await store.events.part(training.training_id, training.actor)
-        events, _ = await store.events.read(part, training.actor, 0, 10_000)
+        events = (await store.events.poll(training.training_id, training.actor, 0, 10_000)).events
         assert [event.sequence for event in events] == list(range(1, len(events) + 1))
         assert [type(event.payload).__name__ for event in events] == [entry.kind for entry in training.log]
         version = await store.models.get_version(training.model_id, None, training.actor)

@@ -91,10 +91,9 @@ class Race:
 
     async def log(self, training_id: str, actor: str) -> list[Event]:
         """The training's events; without gaps, and agreeing with its row."""
-        part = await self.store.events.part(training_id, actor)
-        events, _ = await self.store.events.read(part, actor, 0, 1000)
-        assert [event.sequence for event in events] == list(range(1, part.last_sequence + 1))
-        return events
+        page = await self.store.events.poll(training_id, actor, 0, 1000)
+        assert [event.sequence for event in page.events] == list(range(1, page.view.last_sequence + 1))
+        return list(page.events)
 
     async def until(self, actor: str, training: Training, holds: Callable[[Training], bool]) -> Training:
         return await self.desk.until(actor, training.training_id, holds)

@@ -39,8 +39,7 @@ leaving = pytest.mark.parametrize("leave", [by_the_actor, with_their_accounts])
 
 
 async def started(store: Store, training_id: str, user: str) -> list[RoundStarted]:
-    part = await store.events.part(training_id, user)
-    events, _ = await store.events.read(part, user, 0, 100)
+    events = (await store.events.poll(training_id, user, 0, 100)).events
     return [event.payload for event in events if isinstance(event.payload, RoundStarted)]
 
 
@@ -152,6 +151,6 @@ async def test_the_deadlines_of_a_removed_actor_are_cancelled(store: Store, tmp_
             participant.follow([training.training_id])
             await desk.coordinator.remove_user(actor, force=True)
             assert await participant.wait(30)
-        assert (await store.events.part(training.training_id, client)).ended
+        assert (await store.events.poll(training.training_id, client, 0, 100)).view.ended
         with pytest.raises(asyncio.CancelledError):
             await timer

@@ -37,9 +37,7 @@ async def miss(world: World, training_id: str, number: int = 0, attempt: int = 1
 
 async def read(store: Store, training_id: str, user: str) -> list[Event]:
     """What a new subscription of a user begins with."""
-    part = await store.events.part(training_id, user)
-    cursor = await store.events.start(part, user, None)
-    return (await store.events.read(part, user, cursor, 100))[0]
+    return list((await store.events.poll(training_id, user, None, 100)).events)
 
 
 async def test_a_repeated_round_keeps_its_number_and_its_updates(store: Store, world: World) -> None:
@@ -149,8 +147,7 @@ async def test_what_each_hears_of_it(store: Store, world: World) -> None:
     assert log[1:] == [extended]
     (joined,) = [event.payload for event in await read(store, training_id, late)]
     assert joined == log[0]
-    part = await store.events.part(training_id, late)
-    heard = [event.payload for event in (await store.events.read(part, late, 0, 100))[0]]
+    heard = [event.payload for event in (await store.events.poll(training_id, late, 0, 100)).events]
     assert [type(payload) for payload in heard] == [TrainingStarted, RoundExtended, RoundStarted]
     seen = [type(event.payload) for event in await read(store, training_id, actor)]
     assert seen == [RoundStarted, TrainingStarted, RoundExtended, RoundStarted]

@@ -205,10 +205,10 @@ async def test_who_was_seen_is_known_after_a_restart(store: Store, tmp_path: Pat
 
 async def test_sightings_of_very_many_are_kept(store: Store, world: World) -> None:
     actor, clients, training = await world.running(2)
-    await store.sightings.note({})
-    await store.sightings.note({new_id(): world.now for _ in range(1200)} | {clients[0]: world.now})
+    await store.users.record_last_seen({})
+    await store.users.record_last_seen({new_id(): world.now for _ in range(1200)} | {clients[0]: world.now})
     last = world.now
-    await store.sightings.note({clients[0]: last})
+    await store.users.record_last_seen({clients[0]: last})
     found = await members(store, training.training_id, actor)
     assert (found[clients[0]].seen_time, found[clients[1]].seen_time) == (last, None)
 

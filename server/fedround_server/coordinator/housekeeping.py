@@ -37,7 +37,7 @@ class Housekeeping:
         """Writes the last-seen times that changed since the last call."""
         changed = self._context.presence.take_news(self._context.clock.now())
         try:
-            await self._context.store.sightings.note(changed)
+            await self._context.store.users.record_last_seen(changed)
         except Unavailable as error:
             self._context.presence.give_back(changed)
             log.warning("keeping last-seen times: %s", error)
