@@ -1,11 +1,11 @@
-"""Daisy chaining against averaging, where every participant has four images only.
+"""Daisy chaining compared with averaging, where every participant has only four images.
 
-Sixteen participants learn handwritten digits, one gradient step a local round, 100 local rounds each, three times:
+Sixteen participants train a classifier of handwritten digits for 100 local rounds of one gradient step, three times:
 
-- FedAvg that averages after every 20 local rounds: each participant fits its four images and little else;
-- FedDC (Kamp et al., Federated Learning from Small Datasets, ICLR 2023) that averages as rarely, and deals the local
-  models to other participants after every local round, so that each model sees many participants' images in between;
-- FedAvg that averages after every local round: the best that averaging can do, with twenty times as many averages.
+- FedAvg with an average after every 20 local rounds: each participant overfits its four images;
+- FedDC (Kamp et al., Federated Learning from Small Datasets, ICLR 2023) with as few averages, which assigns the local
+  models to other participants after every local round, so that each model sees the images of many participants;
+- FedAvg with an average after every local round: the best result of averaging, with twenty times as many averages.
 
 Run it with `python examples/fed_dc.py`; it takes a few minutes and writes fed_dc.png and fed_dc.json.
 """
@@ -32,7 +32,7 @@ Arrays = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to train: how many gradient steps a round has, and how many updates of the global model there are."""
+    """One arm of the experiment: gradient steps per round, and the number of updates of the global model."""
 
     name: str
     steps: int
@@ -40,7 +40,7 @@ class Arm:
     aggregation: fr.FedAvg | fr.FedDc
 
     @property
-    def steps_a_version(self) -> int:
+    def steps_per_version(self) -> int:
         """Local rounds between two versions of the global model."""
         return LOCAL_ROUNDS // self.versions
 
@@ -53,7 +53,7 @@ ARMS = [
 
 
 def initial_model(rng: np.random.Generator) -> Arrays:
-    """A network with one hidden layer."""
+    """Returns the weights of a network with one hidden layer."""
     return {
         "hidden.weight": rng.uniform(-1 / 8, 1 / 8, (64, HIDDEN)).astype(np.float32),
         "hidden.bias": np.zeros(HIDDEN, np.float32),
@@ -63,7 +63,7 @@ def initial_model(rng: np.random.Generator) -> Arrays:
 
 
 def probabilities(model: Arrays, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the hidden activations and what the network thinks of each digit."""
+    """Returns the hidden activations and the probability of each digit."""
     hidden = np.maximum(images @ model["hidden.weight"] + model["hidden.bias"], 0)
     scores = hidden @ model["digit.weight"] + model["digit.bias"]
     powers = np.exp(scores - scores.max(axis=1, keepdims=True))
@@ -71,24 +71,24 @@ def probabilities(model: Arrays, images: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def step(model: Arrays, images: np.ndarray, labels: np.ndarray) -> None:
-    """One step of gradient descent on the cross-entropy of all images."""
-    hidden, wrong = probabilities(model, images)
-    wrong[np.arange(len(labels)), labels] -= 1
-    wrong /= len(labels)
-    back = (wrong @ model["digit.weight"].T) * (hidden > 0)
-    model["digit.weight"] -= LEARNING_RATE * hidden.T @ wrong
-    model["digit.bias"] -= LEARNING_RATE * wrong.sum(axis=0)
+    """Takes one step of gradient descent on the cross-entropy of all images."""
+    hidden, gradient = probabilities(model, images)
+    gradient[np.arange(len(labels)), labels] -= 1
+    gradient /= len(labels)
+    back = (gradient @ model["digit.weight"].T) * (hidden > 0)
+    model["digit.weight"] -= LEARNING_RATE * hidden.T @ gradient
+    model["digit.bias"] -= LEARNING_RATE * gradient.sum(axis=0)
     model["hidden.weight"] -= LEARNING_RATE * images.T @ back
     model["hidden.bias"] -= LEARNING_RATE * back.sum(axis=0)
 
 
 def accuracy(model: Arrays, images: np.ndarray, labels: np.ndarray) -> float:
-    """The share of images that the network recognises."""
+    """Returns the fraction of images that the network classifies correctly."""
     return float((probabilities(model, images)[1].argmax(axis=1) == labels).mean())
 
 
 def trainer(images: np.ndarray, labels: np.ndarray, steps: int) -> Callable[[Arrays, fr.Round], tuple[Arrays, int]]:
-    """Makes a participant's train function."""
+    """Returns the train function of a participant."""
 
     def train(model: Arrays, round: fr.Round) -> tuple[Arrays, int]:
         for _ in range(steps * round.local_rounds):
@@ -99,14 +99,14 @@ def trainer(images: np.ndarray, labels: np.ndarray, steps: int) -> Callable[[Arr
 
 
 def run(arm: Arm, address: str, actor_token: str, ids: list[str], tokens: list[str], seed: int) -> list[float]:
-    """Trains in one way; returns the accuracy of each version of the global model on images that nobody trained on."""
+    """Runs one arm; returns the accuracy of each version of the global model on held-out images."""
     from sklearn.datasets import load_digits
 
     pixels, labels = load_digits(return_X_y=True)
     images = (pixels / 16).astype(np.float32)
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(labels))
-    held_out, dealt = order[:600], order[600 : 600 + PARTICIPANTS * IMAGES].reshape(PARTICIPANTS, IMAGES)
+    held_out, subsets = order[:600], order[600 : 600 + PARTICIPANTS * IMAGES].reshape(PARTICIPANTS, IMAGES)
     with fr.connect(address, actor_token) as actor:
         training = actor.create_training(
             initial_model(rng),
@@ -121,7 +121,7 @@ def run(arm: Arm, address: str, actor_token: str, ids: list[str], tokens: list[s
             with fr.connect(address, token) as client:
                 client.participate(trainer(images[own], labels[own], arm.steps), training_id=training.training_id)
 
-        threads = [threading.Thread(target=participate, args=pair) for pair in zip(tokens, dealt, strict=True)]
+        threads = [threading.Thread(target=participate, args=pair) for pair in zip(tokens, subsets, strict=True)]
         for thread in threads:
             thread.start()
         actor.start_training(training.training_id)
@@ -132,7 +132,7 @@ def run(arm: Arm, address: str, actor_token: str, ids: list[str], tokens: list[s
 
 
 def spread(ends: dict[str, float]) -> dict[str, float]:
-    """Moves the labels at the ends of the curves apart, so that they can be read."""
+    """Moves the labels at the ends of the curves apart, so that they do not overlap."""
     moved: dict[str, float] = {}
     for name, end in sorted(ends.items(), key=lambda pair: pair[1]):
         moved[name] = max(end, max(moved.values(), default=-1) + LABEL_GAP)
@@ -150,7 +150,7 @@ def draw(curves: dict[str, list[float]], path: Path) -> None:
     heights = spread({name: curve[-1] for name, curve in curves.items()})
     for arm, colour, marker in zip(ARMS, ("#0072b2", "#d55e00", "#777777"), ("o", "s", ""), strict=True):
         curve = curves[arm.name]
-        steps = [number * arm.steps_a_version for number in range(len(curve))]
+        steps = [number * arm.steps_per_version for number in range(len(curve))]
         axes.plot(steps, curve, color=colour, marker=marker, linewidth=2 if marker else 1, clip_on=False)
         label = f"{curve[-1]:.0%}  {arm.name}"
         axes.text(steps[-1] * 1.03, heights[arm.name], label, color=colour, verticalalignment="center")
@@ -166,9 +166,9 @@ def draw(curves: dict[str, list[float]], path: Path) -> None:
 
 def main() -> None:
     """Runs the experiment."""
-    parser = argparse.ArgumentParser(description="Daisy chaining against averaging, on tiny local data.")
+    parser = argparse.ArgumentParser(description="Daisy chaining compared with averaging, on tiny local data sets.")
     parser.add_argument("--output", type=Path, default=Path(), help="folder for fed_dc.png and fed_dc.json")
-    parser.add_argument("--seed", type=int, default=0, help="makes the experiment repeatable")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers")
     chosen = parser.parse_args()
     with local_server() as (address, admin_token):
         users = create_users(address, admin_token, PARTICIPANTS)

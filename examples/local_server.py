@@ -1,4 +1,4 @@
-"""A server for experiments: on a free port of this machine, with a folder that goes when it ends."""
+"""A server for experiments: on a free port of this machine, with a temporary data directory."""
 
 import subprocess
 import sys
@@ -14,10 +14,10 @@ SERVING = "fedround is serving on "
 
 @contextmanager
 def local_server(*options: str) -> Iterator[tuple[str, str]]:
-    """Runs a server for the time of the block.
+    """Runs a server during the block.
 
     Args:
-        options: More options of `fedround serve`.
+        options: Further options of `fedround serve`.
 
     Yields:
         Its HOST:PORT, and the admin's token.
@@ -28,7 +28,7 @@ def local_server(*options: str) -> Iterator[tuple[str, str]]:
             try:
                 line = process.stdout.readline() if process.stdout else ""
                 if not line.startswith(SERVING):
-                    raise RuntimeError("the server does not start: try `fedround serve` to see why")
+                    raise RuntimeError("the server does not start: run `fedround serve` to see why")
                 yield line.removeprefix(SERVING).strip(), (Path(folder) / "admin.token").read_text()
             finally:
                 process.terminate()
@@ -42,5 +42,5 @@ def create_users(address: str, admin_token: str, num_clients: int) -> tuple[str,
     """
     with fr.connect(address, admin_token) as admin:
         _, actor_token = admin.create_user("actor", role="ACTOR")
-        made = [admin.create_user(f"client {number}") for number in range(num_clients)]
-    return actor_token, [user.user_id for user, _ in made], [token for _, token in made]
+        clients = [admin.create_user(f"client {number}") for number in range(num_clients)]
+    return actor_token, [user.user_id for user, _ in clients], [token for _, token in clients]

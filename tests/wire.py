@@ -1,4 +1,4 @@
-"""A connection that a test can cut, and that damages what it carries."""
+"""A proxy for one connection, which a test can cut, and which can damage data."""
 
 import contextlib
 import socket
@@ -7,22 +7,27 @@ import threading
 from types import TracebackType
 from typing import Self
 
-# Closing a socket with this resets the connection: no farewell, as when a machine goes off.
+# Closing a socket with this option resets the connection, as when a machine loses power.
 RESET = struct.pack("ii", 1, 0)
 
 
 class Wire:
-    """Leads to a server, for one connection. Its `with` block is the time in which it can be used."""
+    """A proxy to a server, for one connection. Can be used within its `with` block."""
 
     def __init__(self, address: str, damages: bytes = b"") -> None:
-        """Damages the first occurrence of some bytes by one bit, if there are any."""
+        """Opens the proxy.
+
+        Args:
+            address: HOST:PORT of the server.
+            damages: Bytes whose first occurrence has one bit flipped; empty for none.
+        """
         self._damages = damages
         self.has_damaged = threading.Event()
         host, port = address.split(":")
         self._target = host, int(port)
         self._ends: list[socket.socket] = []
-        self._door = socket.create_server(("127.0.0.1", 0))
-        self.address = f"127.0.0.1:{self._door.getsockname()[1]}"
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
 
     def __enter__(self) -> Self:
         threading.Thread(target=self._connect, daemon=True).start()
@@ -32,19 +37,19 @@ class Wire:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.cut()
-        self._door.close()
+        self._listener.close()
 
     def cut(self) -> None:
         """Ends the connection on both sides at once."""
         for end in self._ends:
             with contextlib.suppress(OSError):
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-                # Wakes the thread that reads it, which would keep it open otherwise.
+                # Wakes the reading thread, which would keep the socket open otherwise.
                 end.shutdown(socket.SHUT_RD)
             end.close()
 
     def _connect(self) -> None:
-        near, _ = self._door.accept()
+        near, _ = self._listener.accept()
         far = socket.create_connection(self._target)
         self._ends = [near, far]
         for source, target in ((near, far), (far, near)):

@@ -69,6 +69,6 @@ def test_a_small_alpha_deals_less_evenly(digits: data.Digits) -> None:
 
 
 def test_a_file_keeps_the_images(digits: data.Digits, tmp_path) -> None:
-    some = digits.take(np.arange(20))
+    some = digits.select(np.arange(20))
     some.save(tmp_path / "some.npz")
     assert keys(data.Digits.read(tmp_path / "some.npz")) == keys(some)

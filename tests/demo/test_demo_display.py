@@ -5,35 +5,35 @@ import numpy as np
 from rich.console import Console
 
 from fedround_client.demo.data import Digits
-from fedround_client.demo.display import Board, ClientRow, RoundRow, comparison
+from fedround_client.demo.display import ClientRow, Dashboard, RoundRow, comparison
 from fedround_client.demo.report import Outcome
-from fedround_client.demo.uncertainty import Turned
+from fedround_client.demo.uncertainty import RotationResult
 
-NOTHING = Turned((), [], [], [], [], [])
+NOTHING = RotationResult((), [], [], [], [], [])
 
 
 def images(*labels: int) -> Digits:
     return Digits(np.zeros((len(labels), 1, 8, 8), np.float32), np.array(labels))
 
 
-def board(*, terminal: bool, rounds: int = 12, height: int = 24) -> Board:
+def dashboard(*, terminal: bool, rounds: int = 12, height: int = 24) -> Dashboard:
     console = Console(file=io.StringIO(), force_terminal=terminal, width=80, height=height, _environ={})
-    return Board(console, rounds, [ClientRow(f"client {number}", images(0, 0, 7)) for number in range(1, 6)])
+    return Dashboard(console, rounds, [ClientRow(f"client {number}", images(0, 0, 7)) for number in range(1, 6)])
 
 
-def written(board: Board) -> str:
-    file = board.console.file
+def written(dashboard: Dashboard) -> str:
+    file = dashboard.console.file
     assert isinstance(file, io.StringIO)
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", file.getvalue())
 
 
 def test_off_a_terminal_there_is_one_plain_line_a_round() -> None:
-    plain = board(terminal=False)
+    plain = dashboard(terminal=False)
     with plain.shown():
-        plain.enter("Training")
+        plain.set_phase("Training")
         for number, accuracy in enumerate((0.5, 0.987)):
             plain.round(number).arrived = 5
-            plain.grade(number, accuracy)
+            plain.record_accuracy(number, accuracy)
     assert written(plain).splitlines() == [
         "Training",
         "round  1 of 12: 5 updates, accuracy 50.0%",
@@ -42,26 +42,26 @@ def test_off_a_terminal_there_is_one_plain_line_a_round() -> None:
 
 
 def test_in_a_terminal_all_rounds_are_left_on_the_screen() -> None:
-    live = board(terminal=True, rounds=40)
+    live = dashboard(terminal=True, rounds=40)
     with live.shown():
         for number in range(40):
-            live.grade(number, number / 40)
+            live.record_accuracy(number, number / 40)
     last = written(live).rpartition("client 1")[2].splitlines()
     assert [line for line in last if line.startswith("round ")][-1].split("accuracy")[1].strip() == "97.5%"
     assert sum(line.startswith("round ") for line in last) == 40
 
 
 def test_a_live_board_fits_on_the_screen() -> None:
-    live = board(terminal=True, rounds=40)
+    live = dashboard(terminal=True, rounds=40)
     live.rounds = {number: RoundRow(arrived=5, accuracy=0.5) for number in range(40)}
     with live.shown():
-        live.enter("Training")
+        live.set_phase("Training")
         lines = live.console.render_lines(live)
     assert len(lines) <= 24
 
 
 def test_a_client_shows_which_digits_it_has() -> None:
-    shown = board(terminal=False)
+    shown = dashboard(terminal=False)
     shown.console.print(shown)
     assert "0······7··" in written(shown)
 

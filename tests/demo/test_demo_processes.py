@@ -10,16 +10,16 @@ from queue import SimpleQueue
 
 import pytest
 
-from fedround_client.demo.processes import ChildEnded, Children
+from fedround_client.demo.processes import ProcessExited, ProcessGroup
 
 WAITS = "import os, sys, time; print(os.getpid(), flush=True); time.sleep(600)"
 STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + WAITS
 PARENT = """
 import sys, time
 from pathlib import Path
-from fedround_client.demo.processes import Children
-with Children(Path(sys.argv[1])) as children:
-    children.start("child", "child", [], on_line=lambda line: print(line, flush=True))
+from fedround_client.demo.processes import ProcessGroup
+with ProcessGroup(Path(sys.argv[1])) as processes:
+    processes.start("child", "child", [], on_line=lambda line: print(line, flush=True))
     time.sleep(600)
 """
 
@@ -32,9 +32,9 @@ def is_running(pid: int) -> bool:
     return state != "Z"
 
 
-def check_until_it_fails(children: Children) -> None:
+def check_until_it_fails(processes: ProcessGroup) -> None:
     while True:  # the test's timeout is the limit
-        children.check()
+        processes.check()
         time.sleep(0.01)
 
 
@@ -50,11 +50,11 @@ def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_nothing_is_left_at_the_end_of_the_block(tmp_path: Path, modules: Path) -> None:
     (modules / "waits.py").write_text(WAITS)
     lines: SimpleQueue[str] = SimpleQueue()
-    with Children(tmp_path) as children:
-        children.start("one", "waits", [], on_line=lines.put)
-        children.start("two", "waits", [], on_line=lines.put)
+    with ProcessGroup(tmp_path) as processes:
+        processes.start("one", "waits", [], on_line=lines.put)
+        processes.start("two", "waits", [], on_line=lines.put)
         pids = [int(lines.get()), int(lines.get())]
-        children.check()
+        processes.check()
         assert all(map(is_running, pids))
     assert not any(map(is_running, pids))
 
@@ -63,8 +63,8 @@ def test_who_ignores_the_request_is_killed(tmp_path: Path, modules: Path, monkey
     monkeypatch.setattr("fedround_client.demo.processes.GRACE", 0.2)
     (modules / "stubborn.py").write_text(STUBBORN)
     lines: SimpleQueue[str] = SimpleQueue()
-    with Children(tmp_path) as children:
-        children.start("one", "stubborn", [], on_line=lines.put)
+    with ProcessGroup(tmp_path) as processes:
+        processes.start("one", "stubborn", [], on_line=lines.put)
         pid = int(lines.get())
     assert not is_running(pid)
 
@@ -84,33 +84,33 @@ def test_nothing_survives_the_death_of_the_parent(tmp_path: Path, modules: Path)
 
 def test_a_process_that_ends_is_reported_with_its_log(tmp_path: Path, modules: Path) -> None:
     (modules / "fails.py").write_text("raise SystemExit('the reason')")
-    with Children(tmp_path) as children:
-        children.start("client 1", "fails", [], on_line=str, may_finish=True)
-        with pytest.raises(ChildEnded, match=r"(?s)Client 1 ended with exit code 1\..*client-1\.log:.*the reason"):
-            check_until_it_fails(children)
+    with ProcessGroup(tmp_path) as processes:
+        processes.start("client 1", "fails", [], on_line=str, may_finish=True)
+        with pytest.raises(ProcessExited, match=r"(?s)Client 1 ended with exit code 1\..*client-1\.log:.*the reason"):
+            check_until_it_fails(processes)
 
 
 def test_a_killed_process_is_reported_with_the_signal(tmp_path: Path, modules: Path) -> None:
     (modules / "waits.py").write_text(WAITS)
     lines: SimpleQueue[str] = SimpleQueue()
-    with Children(tmp_path) as children:
-        children.start("server", "waits", [], on_line=lines.put)
+    with ProcessGroup(tmp_path) as processes:
+        processes.start("server", "waits", [], on_line=lines.put)
         os.kill(int(lines.get()), signal.SIGKILL)
-        with pytest.raises(ChildEnded, match="Server was killed by SIGKILL"):
-            check_until_it_fails(children)
+        with pytest.raises(ProcessExited, match="Server was killed by SIGKILL"):
+            check_until_it_fails(processes)
 
 
 @pytest.mark.parametrize("may_finish", [True, False])
 def test_only_some_may_finish(tmp_path: Path, modules: Path, may_finish: bool) -> None:
     (modules / "finishes.py").write_text("pass")
-    with Children(tmp_path) as children:
-        children.start("one", "finishes", [], on_line=str, may_finish=may_finish)
-        children._children[0].process.wait()
+    with ProcessGroup(tmp_path) as processes:
+        processes.start("one", "finishes", [], on_line=str, may_finish=may_finish)
+        processes._processes[0].process.wait()
         if may_finish:
-            children.check()
+            processes.check()
         else:
-            with pytest.raises(ChildEnded, match="ended with exit code 0"):
-                children.check()
+            with pytest.raises(ProcessExited, match="ended with exit code 0"):
+                processes.check()
 
 
 def test_the_token_is_in_the_environment_only(tmp_path: Path, modules: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,6 +120,6 @@ def test_the_token_is_in_the_environment_only(tmp_path: Path, modules: Path, mon
         "print(sys.argv[1:], {name: os.environ[name] for name in os.environ if name.startswith('FEDROUND_')})"
     )
     lines: SimpleQueue[str] = SimpleQueue()
-    with Children(tmp_path) as children:
-        children.start("one", "tells", ["--option=1"], on_line=lines.put, token="secret", may_finish=True)
+    with ProcessGroup(tmp_path) as processes:
+        processes.start("one", "tells", ["--option=1"], on_line=lines.put, token="secret", may_finish=True)
         assert lines.get() == "['--option=1'] {'FEDROUND_TOKEN': 'secret'}"

@@ -7,12 +7,12 @@ import pytest
 
 from fedround_client.demo import report
 from fedround_client.demo.settings import Settings
-from fedround_client.demo.uncertainty import Turned
+from fedround_client.demo.uncertainty import RotationResult
 
 SETTINGS = Settings(rounds=2, clients=3, alpha=0.3, local_epochs=1, seed=1, output=Path("demo"))
 
 
-TURNED = Turned(
+TURNED = RotationResult(
     degrees=(0, 90, 180),
     examples=[np.zeros((4, 1, 8, 8), np.float32)] * 3,
     accuracy=[1.0, 0.2, 0.4],
@@ -30,7 +30,7 @@ def outcome(clients: int = 3) -> report.Outcome:
         images=[100] * clients,
         model_id="00000000-0000-0000-0000-000000000001",
         model_sha256="ab" * 32,
-        turned=TURNED,
+        rotated=TURNED,
     )
 
 
@@ -70,7 +70,7 @@ def test_a_plot_is_drawn_however_many_clients_there_are(tmp_path: Path, clients:
 
 
 def test_a_plot_of_turned_digits_is_drawn(tmp_path: Path) -> None:
-    report.draw_turned(TURNED, tmp_path / "uncertainty.png")
+    report.draw_rotated(TURNED, tmp_path / "uncertainty.png")
     assert (tmp_path / "uncertainty.png").read_bytes().startswith(b"\x89PNG")
 
 

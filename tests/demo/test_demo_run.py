@@ -69,8 +69,8 @@ def test_the_demo_leaves_a_report_a_plot_and_a_model_that_is_as_good_as_it_says(
     assert max(report["local_accuracies"]) < report["final_accuracy"]
     found = report["uncertainty"]
     assert (found["degrees"][0], found["degrees"][-1]) == (0, 180)
-    upright, *turned = found["predictive_entropy"]
-    assert all(upright < entropy for entropy in turned)
+    upright, *rotated = found["predictive_entropy"]
+    assert all(upright < entropy for entropy in rotated)
     parts = zip(found["expected_entropy"], found["mutual_information"], strict=True)
     assert found["predictive_entropy"] == pytest.approx([sum(pair) for pair in parts], abs=1e-4)
     for picture in ("accuracy.png", "uncertainty.png"):
@@ -99,7 +99,7 @@ def test_a_signal_ends_everything(tmp_path: Path, number: signal.Signals, code: 
 
 def test_messages_survive_the_pipe(capsys: pytest.CaptureFixture[str]) -> None:
     message = Message("trained", 3, (0.5,))
-    message.say()
+    message.write()
     assert Message.read(capsys.readouterr().out) == message
 
 

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from fedround_client.demo.processes import Children
+from fedround_client.demo.processes import ProcessGroup
 from fedround_client.demo.server import Server
 
 
@@ -10,7 +10,7 @@ def test_settings_of_other_servers_are_not_for_the_demo(tmp_path: Path, monkeypa
     (tmp_path / "fedround.toml").write_text('database = "postgresql://127.0.0.1:1/theirs"\n')
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FEDROUND_DATABASE", "postgresql://127.0.0.1:1/theirs")
-    with Children(tmp_path) as children:
-        server = Server(children, tmp_path / "data")
+    with ProcessGroup(tmp_path) as processes:
+        server = Server(processes, tmp_path / "data")
         assert server.wait().startswith("127.0.0.1:")
         assert server.admin_token()

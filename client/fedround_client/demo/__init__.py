@@ -1,1 +1,1 @@
-"""A federated training from end to end on this machine: `fedround demo`."""
+"""`fedround demo`: a complete federated training on this machine."""

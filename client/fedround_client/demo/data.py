@@ -1,4 +1,4 @@
-"""Handwritten digits, dealt unevenly to the clients: four fifths to learn from, a fifth to evaluate with."""
+"""Handwritten digits, split unevenly among the clients: four fifths for training, one fifth for evaluation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 NUM_LABELS = 10
-MIN_IMAGES = 16  # what every client gets at least: a batch
+MIN_IMAGES = 16  # of each client: one batch
 
 
 @dataclass(frozen=True)
@@ -16,48 +16,48 @@ class Digits:
     """Labelled images.
 
     Attributes:
-        images: float32 of shape (n, 1, 8, 8), ink from 0 to 1.
-        labels: int64 of shape (n,), the digit that each image shows.
+        images: float32 of shape (n, 1, 8, 8), from 0 (white) to 1 (black).
+        labels: int64 of shape (n,), the digit on each image.
     """
 
     images: npt.NDArray[np.float32]
     labels: npt.NDArray[np.int64]
 
     def __len__(self) -> int:
-        """The number of images."""
+        """Returns the number of images."""
         return len(self.labels)
 
-    def take(self, indices: npt.NDArray[np.int64]) -> "Digits":
-        """The images at some positions."""
+    def select(self, indices: npt.NDArray[np.int64]) -> "Digits":
+        """Returns the images at some positions."""
         return Digits(self.images[indices], self.labels[indices])
 
     def label_counts(self) -> list[int]:
-        """How many images there are of each digit."""
+        """Returns the number of images of each digit."""
         return [int(count) for count in np.bincount(self.labels, minlength=NUM_LABELS)]
 
     def save(self, path: Path) -> None:
-        """Writes the images to an npz file, for the process that works with them."""
+        """Writes the images to an npz file."""
         np.savez(path, images=self.images, labels=self.labels)
 
     @classmethod
     def read(cls, path: Path) -> "Digits":
-        """Reads what save wrote."""
+        """Reads a file written by `save`."""
         with np.load(path, allow_pickle=False) as arrays:
             return cls(arrays["images"], arrays["labels"])
 
 
 def pooled(parts: Sequence[Digits]) -> Digits:
-    """The images of several in one place."""
+    """Returns all images of several clients."""
     return Digits(np.concatenate([part.images for part in parts]), np.concatenate([part.labels for part in parts]))
 
 
 @dataclass(frozen=True)
 class Split:
-    """Who has which images.
+    """The images of each client.
 
     Attributes:
-        clients: What each client learns from.
-        shares: What each evaluates with; nobody learns from these.
+        clients: The training images of each client.
+        shares: The held-out images of each client, for evaluation only.
     """
 
     clients: list[Digits]
@@ -65,13 +65,13 @@ class Split:
 
     @property
     def held_out(self) -> Digits:
-        """The images that nobody learns from: the mean of the clients' accuracies, by images, is that on these."""
+        """All held-out images. The accuracy on them is the mean of the clients' accuracies, weighted by images."""
         return pooled(self.shares)
 
 
 def load() -> Digits:
     """Loads the 1,797 images that come with scikit-learn."""
-    # Participants use this module too, and they can do without the second that this import takes.
+    # Takes a second to import, and participants do not need it.
     from sklearn.datasets import load_digits
 
     pixels, labels = load_digits(return_X_y=True)
@@ -79,39 +79,42 @@ def load() -> Digits:
 
 
 def split(digits: Digits, num_clients: int, alpha: float, seed: int) -> Split:
-    """Deals every label to the clients, a fifth of it to evaluate with and the rest to learn from.
+    """Splits the images of every label among the clients: one fifth for evaluation, the rest for training.
 
-    Each label is dealt in shares drawn from a Dirichlet distribution (Hsu et al., 2019, arXiv:1909.06335).
+    The shares of each label are drawn from a Dirichlet distribution (Hsu et al., 2019, arXiv:1909.06335).
 
     Args:
         digits: All images.
-        num_clients: How many clients there are.
-        alpha: Concentration of the distribution: the smaller, the less the clients have in common.
-        seed: Makes the split repeatable.
+        num_clients: Number of clients.
+        alpha: Concentration of the distribution: the smaller, the less similar are the clients.
+        seed: Seed of the split.
 
     Returns:
-        The split, in which every client has at least MIN_IMAGES images to learn from, and one to evaluate with.
+        The split. Every client has at least MIN_IMAGES images for training, and one for evaluation.
+
+    Raises:
+        ValueError: There are too few images for so many clients.
     """
     random = np.random.default_rng(seed)
     held_out: list[list[int]] = [[] for _ in range(num_clients)]
-    hands: list[list[int]] = [[] for _ in range(num_clients)]
+    training: list[list[int]] = [[] for _ in range(num_clients)]
     for label in range(NUM_LABELS):
         indices = random.permutation(np.flatnonzero(digits.labels == label))
         fifth = round(len(indices) / 5)
         shares = np.cumsum(random.dirichlet([alpha] * num_clients))[:-1]
-        for stock, receivers in ((indices[:fifth], held_out), (indices[fifth:], hands)):
-            parts = np.split(stock, np.round(shares * len(stock)).astype(int))
-            for receiver, part in zip(receivers, parts, strict=True):
-                receiver.extend(int(index) for index in part)
-    _feed_the_poorest(held_out, 1)
-    _feed_the_poorest(hands, MIN_IMAGES)
-    clients = [digits.take(random.permutation(np.array(hand, dtype=np.int64))) for hand in hands]
-    return Split(clients, [digits.take(np.array(share, dtype=np.int64)) for share in held_out])
+        for part, clients in ((indices[:fifth], held_out), (indices[fifth:], training)):
+            pieces = np.split(part, np.round(shares * len(part)).astype(int))
+            for client, piece in zip(clients, pieces, strict=True):
+                client.extend(int(index) for index in piece)
+    _rebalance(held_out, 1)
+    _rebalance(training, MIN_IMAGES)
+    images = [digits.select(random.permutation(np.array(client, dtype=np.int64))) for client in training]
+    return Split(images, [digits.select(np.array(share, dtype=np.int64)) for share in held_out])
 
 
-def _feed_the_poorest(hands: list[list[int]], least: int) -> None:
-    """Moves images from the richest client to the poorest until everybody has enough."""
-    if sum(map(len, hands)) < least * len(hands):
-        raise ValueError(f"there are too few images to give {len(hands)} clients {least} each")
-    while len(poorest := min(hands, key=len)) < least:
-        poorest.append(max(hands, key=len).pop())
+def _rebalance(clients: list[list[int]], minimum: int) -> None:
+    """Moves images from the client with the most to the client with the fewest until each has the minimum."""
+    if sum(map(len, clients)) < minimum * len(clients):
+        raise ValueError(f"there are too few images to give {len(clients)} clients {minimum} each")
+    while len(smallest := min(clients, key=len)) < minimum:
+        smallest.append(max(clients, key=len).pop())

@@ -1,4 +1,4 @@
-"""What the demo shows while it runs: a live table in a terminal, a line per round elsewhere."""
+"""The output of the demo: a live table in a terminal, otherwise one line per round."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,13 +18,13 @@ from fedround_client.demo.report import Outcome
 
 STATES = {"waiting": "dim", "training": "yellow", "uploaded": "green", "training alone": "yellow", "done": "green"}
 FRAME_LINES = 6
-"""Lines of the display that are neither clients nor rounds."""
+"""Lines of the display besides those of clients and rounds."""
 MAX_COLUMNS = 5
 
 
 @dataclass
 class ClientRow:
-    """What is shown of a client."""
+    """A row of the client table."""
 
     name: str
     images: Digits
@@ -34,29 +34,29 @@ class ClientRow:
     progress: tuple[int, int] = (-1, 0)
 
     def advance(self, round: int, step: int, state: str) -> None:
-        """Moves on to a step of a round, unless it is further already: its own news and the server's may cross."""
+        """Sets the state unless a later one is set: messages of the client may overtake events of the server."""
         if (round, step) > self.progress:
             self.progress, self.state = (round, step), state
 
 
 @dataclass
 class RoundRow:
-    """What is shown of a round."""
+    """A row of the round table."""
 
     arrived: int = 0
     accuracy: float | None = None
 
 
 @dataclass
-class Board:
-    """Everything that is shown.
+class Dashboard:
+    """The state of the demo, as it is displayed.
 
     Attributes:
-        console: Where it is shown.
-        rounds_planned: How many rounds there will be.
+        console: Console to print to.
+        rounds_planned: Number of rounds.
         clients: The clients.
         rounds: The rounds so far, by number from 0.
-        phase: What is going on, in words.
+        phase: The present step, as text.
     """
 
     console: Console
@@ -69,7 +69,7 @@ class Board:
 
     @contextmanager
     def shown(self) -> Iterator[None]:
-        """Shows the board while the block runs."""
+        """Shows the dashboard during the block."""
         if not self.console.is_interactive:
             yield
             return
@@ -78,21 +78,21 @@ class Board:
             try:
                 yield
             finally:
-                # What stays on the screen is everything.
+                # The final frame, which remains on the screen, has all rounds.
                 self._live, self.phase = False, ""
 
-    def enter(self, phase: str) -> None:
-        """Says what is going on now."""
+    def set_phase(self, phase: str) -> None:
+        """Sets the present step."""
         self.phase = phase
         if not self._live:
             self.console.print(phase, soft_wrap=True)
 
     def round(self, number: int) -> RoundRow:
-        """The row of a round, which the first news of it makes."""
+        """Returns the row of a round; creates it if it does not exist."""
         return self.rounds.setdefault(number, RoundRow())
 
-    def grade(self, number: int, accuracy: float) -> None:
-        """Tells how good the model is that a round led to."""
+    def record_accuracy(self, number: int, accuracy: float) -> None:
+        """Sets the accuracy of the model after a round."""
         row = self.round(number)
         row.accuracy = accuracy
         if not self._live:
@@ -100,7 +100,7 @@ class Board:
             self.console.print(text, soft_wrap=True, highlight=False)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Renders the board; while it is live, only as many rounds as fit on the screen."""
+        """Renders the dashboard; in live mode only as many rounds as fit on the screen."""
         if self.clients:
             yield self._client_table()
         room = max(3, console.height - len(self.clients) - FRAME_LINES)
@@ -144,12 +144,12 @@ class Board:
 
 
 def percent(accuracy: float | None) -> str:
-    """An accuracy as it is shown; empty if there is none yet."""
+    """Returns an accuracy as text; empty if it is not known yet."""
     return "" if accuracy is None else f"{accuracy:.1%}"
 
 
 def comparison(outcome: Outcome) -> Table:
-    """The accuracy after each round against the alternatives to a federation."""
+    """Returns a table of the accuracy after each round, compared with the alternatives to a federation."""
     columns = {"together": outcome.federated, "one place": outcome.centralised} | _alone(outcome.alone)
     table = Table("round", box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 0, 0, 1))
     for name in columns:
@@ -161,7 +161,7 @@ def comparison(outcome: Outcome) -> Table:
 
 
 def _alone(curves: list[list[float]]) -> dict[str, list[float]]:
-    """The columns about clients alone: one for each, or a summary if so many would not fit on the screen."""
+    """Returns the columns for clients alone: one per client, or a summary if they do not fit on the screen."""
     if len(curves) <= MAX_COLUMNS:
         return {f"client {number}": curve for number, curve in enumerate(curves, start=1)}
     summaries: dict[str, Callable[[tuple[float, ...]], float]] = {"best alone": max, "mean": fmean, "worst": min}
@@ -169,7 +169,7 @@ def _alone(curves: list[list[float]]) -> dict[str, list[float]]:
 
 
 def _digits(images: Digits) -> Text:
-    """The digits that a client has: a dot for those that it lacks, dim those of which it has hardly any."""
+    """Returns the digits that a client has images of, rare ones dim; a dot for those that it does not have."""
     text = Text()
     counts = images.label_counts()
     for label, count in enumerate(counts):

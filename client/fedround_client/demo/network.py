@@ -1,4 +1,4 @@
-"""A small convolutional network for 8 x 8 digits: how it starts, learns and is graded. Repeatable for given seeds."""
+"""A small convolutional network for 8 x 8 digits: initialisation, training and evaluation, deterministic by seed."""
 
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -19,18 +19,18 @@ LEARNING_RATE = 0.03
 MOMENTUM = 0.9
 
 
-torch.set_num_threads(1)  # tensors this small only lose time to threads, and several processes share the machine
+torch.set_num_threads(1)  # small tensors do not profit from threads, and several processes share the machine
 
 
 class Network(nn.Sequential):
-    """The architecture that predictions are made with."""
+    """The network, with the input shape that the server needs for predictions."""
 
     input_shape = (1, SIDE, SIDE)
 
 
 def build() -> Network:
-    """The network: two convolutions, each followed by halving the image, and a linear layer behind dropout."""
-    # GroupNorm has nothing to average but weights: BatchNorm's running means differ from client to client.
+    """Returns the network: two convolutions, each with pooling, then dropout and a linear layer."""
+    # GroupNorm, since the running statistics of BatchNorm would differ from client to client.
     return Network(
         OrderedDict[str, nn.Module](
             edges=nn.Conv2d(1, 32, kernel_size=3, padding=1),
@@ -49,12 +49,12 @@ def build() -> Network:
 
 
 def derive_seed(seed: int, *purpose: int) -> int:
-    """A seed of its own for a purpose that numbers name."""
+    """Returns an independent seed for a purpose, which is identified by numbers."""
     return int(np.random.SeedSequence(seed, spawn_key=purpose).generate_state(1)[0])
 
 
 def initial_state(seed: int) -> State:
-    """The weights that a seed starts from, without touching torch's global random state."""
+    """Returns initial weights; does not change torch's global random state."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return _state(build())
@@ -64,10 +64,10 @@ def train(state: State, digits: Digits, epochs: int, seed: int) -> State:
     """Trains by stochastic gradient descent.
 
     Args:
-        state: The weights to start from; left as they are.
-        digits: What to learn.
-        epochs: How often to go through all images.
-        seed: Decides the order of the images, and what dropout drops.
+        state: The weights to start from; not changed.
+        digits: The training images.
+        epochs: Number of epochs.
+        seed: Determines the order of the images and the dropout.
 
     Returns:
         The trained weights.
@@ -75,7 +75,7 @@ def train(state: State, digits: Digits, epochs: int, seed: int) -> State:
     network = _network(state).train()
     images, labels = torch.from_numpy(digits.images), torch.from_numpy(digits.labels)
     optimizer = torch.optim.SGD(network.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM)
-    # Dropout draws from torch's global random state, which is put back.
+    # Dropout uses torch's global random state; fork_rng restores it.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for _ in range(epochs):
@@ -89,10 +89,10 @@ def train(state: State, digits: Digits, epochs: int, seed: int) -> State:
 def learning_curve(
     state: State, digits: Digits, held_out: Digits, rounds: int, epochs: int, seed: int
 ) -> Iterator[float]:
-    """Trains without a federation, for as many epochs as a participant of one does.
+    """Trains without a federation, for as many epochs as a participant does.
 
     Yields:
-        The accuracy on the held-out images at the start and after every round's worth of epochs.
+        The accuracy on the held-out images at the start and after each round's number of epochs.
     """
     yield accuracy(state, held_out)
     for number in range(rounds):
@@ -101,7 +101,7 @@ def learning_curve(
 
 
 def accuracy(state: State, digits: Digits) -> float:
-    """The share of images that the network recognises."""
+    """Returns the fraction of images that the network classifies correctly."""
     with torch.inference_mode():
         scores = _network(state).eval()(torch.from_numpy(digits.images))
     return float((scores.argmax(dim=1).numpy() == digits.labels).mean())

@@ -1,7 +1,7 @@
 """Runs a module in a process that ends with its parent: `python -m fedround_client.demo.parent_watchdog MODULE ...`.
 
-The parent keeps the other end of standard input open and writes nothing to it. When the parent is gone, however it
-ended, the pipe is closed, and the process ends itself: politely at first, and after a while with its whole session.
+The parent keeps the other end of standard input open and writes nothing to it. When the parent ends for any reason, the
+pipe is closed, and the process sends SIGTERM to itself, and later SIGKILL to its whole session.
 """
 
 import os
@@ -12,12 +12,12 @@ import threading
 import time
 
 GRACE = 5.0
-"""Seconds between asking and killing."""
+"""Seconds between SIGTERM and SIGKILL."""
 
 
 def main() -> None:
-    """Runs the module that the command line names, with the arguments behind it."""
-    threading.Thread(target=_end_with_parent, name="leash", daemon=True).start()
+    """Runs the module named by the first argument, with the other arguments."""
+    threading.Thread(target=_end_with_parent, name="parent watchdog", daemon=True).start()
     del sys.argv[0]
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 

@@ -1,4 +1,4 @@
-"""The demo's processes: started with a log each, watched, and ended together."""
+"""The child processes of the demo: started, each with a log, monitored, and ended together."""
 
 import os
 import signal
@@ -18,20 +18,20 @@ from fedround_client.demo.parent_watchdog import GRACE
 TAIL_LINES = 15
 
 
-class ChildEnded(Exception):
-    """A process ended that should not have."""
+class ProcessExited(Exception):
+    """A process ended unexpectedly."""
 
 
 @dataclass(frozen=True)
-class Child:
-    """A process of the demo.
+class ManagedProcess:
+    """A child process.
 
     Attributes:
-        name: What the demo calls it.
+        name: Its name in messages.
         process: The process.
-        log: What it wrote to standard error.
-        may_finish: Whether it may end by itself, if it does so with exit code 0.
-        reader: Reads its standard output.
+        log: File with its standard error.
+        may_finish: Whether it may end by itself with exit code 0.
+        reader: Thread that reads its standard output.
     """
 
     name: str
@@ -41,13 +41,17 @@ class Child:
     reader: threading.Thread
 
 
-class Children:
-    """Starts processes; none is left at the end of the `with` block, or when this process is killed."""
+class ProcessGroup:
+    """Starts child processes, and ends them at the end of the `with` block, or when this process is killed."""
 
     def __init__(self, logs: Path) -> None:
-        """Takes the folder for the logs, which must exist."""
+        """Creates an empty group.
+
+        Args:
+            logs: An existing folder for the logs.
+        """
         self._logs = logs
-        self._children: list[Child] = []
+        self._processes: list[ManagedProcess] = []
 
     def start(
         self,
@@ -63,13 +67,13 @@ class Children:
         """Starts a Python module as a process.
 
         Args:
-            name: What to call it; also names its log.
-            module: The module.
-            arguments: Its command line. Others on the machine can read that, so it is no place for the token.
+            name: Its name, also that of its log.
+            module: Name of the module.
+            arguments: Its command line, which other users of the machine can read: do not pass the token.
             on_line: Called with each line of its standard output, in a thread.
-            token: What it shows to the server.
-            folder: Where it works; here by default.
-            may_finish: Whether it may end by itself.
+            token: Its token for the server, passed in the environment.
+            folder: Its working directory; that of this process by default.
+            may_finish: Whether it may end by itself with exit code 0.
         """
         log = self._logs / f"{name.replace(' ', '-')}.log"
         with log.open("w") as errors:
@@ -81,39 +85,41 @@ class Children:
                 text=True,
                 env=_environment(token),
                 cwd=folder,
-                # Ctrl-C in a terminal goes to every process of the session; this one ends the others in order.
+                # In a new session, so that Ctrl-C in a terminal reaches only this process, which ends the others.
                 start_new_session=True,
             )
         reader = threading.Thread(target=_read, args=(process.stdout, on_line), name=name, daemon=True)
-        self._children.append(Child(name, process, log, may_finish, reader))
+        self._processes.append(ManagedProcess(name, process, log, may_finish, reader))
         reader.start()
 
     def check(self) -> None:
-        """Checks that all are well.
+        """Checks that no process has ended unexpectedly.
 
         Raises:
-            ChildEnded: One is not; with the end of its log.
+            ProcessExited: One has; with the end of its log.
         """
-        for child in self._children:
+        for child in self._processes:
             code = child.process.poll()
             if code is not None and not (code == 0 and child.may_finish):
-                raise ChildEnded(f"{child.name.capitalize()} {_how(code)}. The end of {child.log}:\n{_tail(child.log)}")
+                raise ProcessExited(
+                    f"{child.name.capitalize()} {_exit_text(code)}. The end of {child.log}:\n{_tail(child.log)}"
+                )
 
     def __enter__(self) -> Self:
-        """Returns the children."""
+        """Returns the group."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Ends all of them: asks, waits for a few seconds, kills."""
-        for child in self._children:
+        """Ends all processes: sends SIGTERM, waits for a few seconds, and sends SIGKILL."""
+        for child in self._processes:
             child.process.terminate()
         deadline = time.monotonic() + GRACE
-        for child in self._children:
+        for child in self._processes:
             with suppress(subprocess.TimeoutExpired):
                 child.process.wait(max(0.0, deadline - time.monotonic()))
-            # Whoever is left of its session: the process itself, or a worker that it left behind.
+            # The whole session, which may contain workers of the process.
             with suppress(ProcessLookupError):
                 os.killpg(child.process.pid, signal.SIGKILL)
             child.process.wait()
@@ -123,7 +129,7 @@ class Children:
 
 
 def _environment(token: str | None) -> dict[str, str]:
-    """Ours, without settings for other servers, and with one thread a process."""
+    """Returns the environment without settings for other servers, and with one thread per process."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("FEDROUND_")}
     return inherited | {"OMP_NUM_THREADS": "1"} | ({"FEDROUND_TOKEN": token} if token else {})
 
@@ -135,7 +141,7 @@ def _read(lines: IO[str] | None, on_line: Callable[[str], None]) -> None:
                 on_line(line.rstrip("\n"))
 
 
-def _how(code: int) -> str:
+def _exit_text(code: int) -> str:
     return f"ended with exit code {code}" if code >= 0 else f"was killed by {signal.Signals(-code).name}"
 
 

@@ -1,4 +1,4 @@
-"""What came out: the numbers as JSON, the curves as a plot."""
+"""The results of the demo: numbers as JSON, curves as plots."""
 
 import json
 from dataclasses import dataclass
@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from fedround_client.demo.settings import Settings
-from fedround_client.demo.uncertainty import METHOD, Turned
+from fedround_client.demo.uncertainty import METHOD, RotationResult
 
-# Okabe and Ito's palette, which stays distinct with every kind of colour blindness.
+# From the palette of Okabe and Ito, which is distinct with every kind of colour blindness.
 BLUE, VERMILION, GREY = "#0072B2", "#D55E00", "#767676"
 MAX_LABELS = 12
 LABEL_GAP = 0.045
@@ -18,16 +18,16 @@ SHOWN_DIGITS = 3
 
 @dataclass(frozen=True)
 class Outcome:
-    """Accuracies on the held-out images, each list from the untrained network to the end of the last round.
+    """Accuracies on the held-out images. Each list goes from the untrained network to the end of the last round.
 
     Attributes:
         federated: Of the global model.
         alone: Of the network trained on one client's images, for each client.
         centralised: Of the network trained on all images in one place.
-        images: How many images each client has.
+        images: Number of images of each client.
         model_id: UUID of the final model.
-        model_sha256: SHA-256 of the final model's file, as the server says.
-        turned: How sure the final model is of digits that are turned.
+        model_sha256: SHA-256 of the final model's file, from the server.
+        rotated: The uncertainty of the final model on rotated digits.
     """
 
     federated: list[float]
@@ -36,17 +36,17 @@ class Outcome:
     images: list[int]
     model_id: str
     model_sha256: str
-    turned: Turned
+    rotated: RotationResult
 
 
 def write_json(outcome: Outcome, settings: Settings, seconds: float, path: Path) -> None:
     """Writes the numbers.
 
     Args:
-        outcome: What came out.
-        settings: How it was made.
-        seconds: How long it took.
-        path: The file.
+        outcome: The results.
+        settings: The options of the demo.
+        seconds: Duration of the demo.
+        path: The file to write.
     """
     report = {
         "final_accuracy": outcome.federated[-1],
@@ -60,12 +60,12 @@ def write_json(outcome: Outcome, settings: Settings, seconds: float, path: Path)
         "uncertainty": {
             "method": "mc_dropout",
             "samples": METHOD.samples,
-            "images": len(outcome.turned.examples[0]),
-            "degrees": list(outcome.turned.degrees),
-            "accuracy": outcome.turned.accuracy,
-            "predictive_entropy": outcome.turned.predictive_entropy,
-            "expected_entropy": outcome.turned.expected_entropy,
-            "mutual_information": outcome.turned.mutual_information,
+            "images": len(outcome.rotated.examples[0]),
+            "degrees": list(outcome.rotated.degrees),
+            "accuracy": outcome.rotated.accuracy,
+            "predictive_entropy": outcome.rotated.predictive_entropy,
+            "expected_entropy": outcome.rotated.expected_entropy,
+            "mutual_information": outcome.rotated.mutual_information,
         },
         "images": outcome.images,
         "alpha": settings.alpha,
@@ -77,7 +77,7 @@ def write_json(outcome: Outcome, settings: Settings, seconds: float, path: Path)
 
 def draw(outcome: Outcome, settings: Settings, path: Path) -> None:
     """Draws the accuracies over the rounds as a PNG."""
-    # Takes a second, and no participant draws.
+    # Takes a second to import, and participants do not need it.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, PercentFormatter
@@ -102,7 +102,7 @@ def draw(outcome: Outcome, settings: Settings, path: Path) -> None:
         )
 
     axes.set_title(f"{settings.clients} clients learn handwritten digits", loc="left", weight="bold")
-    axes.set_xlabel(f"rounds, each of {settings.local_epochs} passes over the images")
+    axes.set_xlabel(f"rounds of {settings.local_epochs} epochs each")
     axes.set_ylabel("accuracy on held-out images")
     axes.set_xlim(0, settings.rounds)
     axes.set_ylim(0, 1.02)
@@ -113,7 +113,7 @@ def draw(outcome: Outcome, settings: Settings, path: Path) -> None:
     figure.savefig(path)
 
 
-def draw_turned(turned: Turned, path: Path) -> None:
+def draw_rotated(rotated: RotationResult, path: Path) -> None:
     """Draws the entropies over the angle as a PNG, with some of the digits at each angle."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -123,28 +123,28 @@ def draw_turned(turned: Turned, path: Path) -> None:
     strip, axes = figure.subplots(2, 1, height_ratios=(1, 3))
     gap = ((1, 1), (1, 1))
     rows = [
-        np.concatenate([np.pad(images[number, 0], gap) for images in turned.examples], axis=1)
+        np.concatenate([np.pad(images[number, 0], gap) for images in rotated.examples], axis=1)
         for number in range(SHOWN_DIGITS)
     ]
-    half = (turned.degrees[1] - turned.degrees[0]) / 2
-    left, right = turned.degrees[0] - half, turned.degrees[-1] + half
+    half = (rotated.degrees[1] - rotated.degrees[0]) / 2
+    left, right = rotated.degrees[0] - half, rotated.degrees[-1] + half
     strip.imshow(np.concatenate(rows), cmap="Greys", aspect="auto", extent=(left, right, 0, SHOWN_DIGITS))
     strip.set_axis_off()
-    strip.set_title("The model is sure of upright digits, and less so of turned ones", loc="left", weight="bold")
+    strip.set_title("The model is certain of upright digits, and less so of rotated ones", loc="left", weight="bold")
     axes.stackplot(
-        turned.degrees,
-        turned.expected_entropy,
-        turned.mutual_information,
+        rotated.degrees,
+        rotated.expected_entropy,
+        rotated.mutual_information,
         colors=("#9FC8E0", "#F0B48A"),
-        labels=("in the image (expected entropy)", "in the model (mutual information)"),
+        labels=("of the data (expected entropy)", "of the model (mutual information)"),
     )
-    whole = {"color": BLUE, "linewidth": 2, "marker": "o", "label": "both (predictive entropy)"}
-    axes.plot(turned.degrees, turned.predictive_entropy, **whole)
-    axes.set_xlabel("turned by, in degrees")
+    whole = {"color": BLUE, "linewidth": 2, "marker": "o", "label": "total (predictive entropy)"}
+    axes.plot(rotated.degrees, rotated.predictive_entropy, **whole)
+    axes.set_xlabel("rotation in degrees")
     axes.set_ylabel("uncertainty in nats")
     axes.set_xlim(left, right)
-    axes.set_xticks(turned.degrees)
-    axes.set_ylim(0, 1.3 * max(turned.predictive_entropy))
+    axes.set_xticks(rotated.degrees)
+    axes.set_ylim(0, 1.3 * max(rotated.predictive_entropy))
     axes.legend(frameon=False, loc="upper right", reverse=True, ncols=3)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path)
@@ -158,22 +158,22 @@ class _Label:
 
 
 def _labels(outcome: Outcome) -> list[_Label]:
-    """Names for the curves, from the lowest end to the highest."""
+    """Returns the labels of the curves, sorted by the end of the curve."""
     alone = sorted(
         (_Label(curve[-1], f"client {number} alone", GREY) for number, curve in enumerate(outcome.alone, start=1)),
         key=lambda label: label.accuracy,
     )
     if len(alone) > MAX_LABELS:
         alone = [alone[0], alone[-1]]
-    joint = [
+    compared = [
         _Label(outcome.centralised[-1], "all data in one place", VERMILION),
         _Label(outcome.federated[-1], "together, federated", BLUE),
     ]
-    return sorted(alone + joint, key=lambda label: label.accuracy)
+    return sorted(alone + compared, key=lambda label: label.accuracy)
 
 
 def spread(heights: list[float], gap: float) -> list[float]:
-    """Moves ascending heights apart, so that labels at them do not overlap, and none is above 1."""
+    """Moves ascending heights apart, so that labels do not overlap and none is above 1."""
     moved: list[float] = []
     for height in heights:
         moved.append(max(height, moved[-1] + gap) if moved else height)

@@ -1,4 +1,4 @@
-"""`fedround demo`: several clients learn handwritten digits together through a real server on this machine."""
+"""`fedround demo`: several clients train a classifier of handwritten digits through a real server on this machine."""
 
 import signal
 import sys
@@ -13,26 +13,26 @@ from rich.console import Console
 from rich.text import Text
 
 import fedround_client as fr
-from fedround_client.demo.display import Board, comparison
-from fedround_client.demo.processes import ChildEnded, Children
-from fedround_client.demo.report import Outcome, draw, draw_turned, write_json
+from fedround_client.demo.display import Dashboard, comparison
+from fedround_client.demo.processes import ProcessExited, ProcessGroup
+from fedround_client.demo.report import Outcome, draw, draw_rotated, write_json
 from fedround_client.demo.server import Server
 from fedround_client.demo.settings import Settings, parse
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 RESULTS = {
-    "accuracy.png": "the accuracy by round against the alternatives",
-    "uncertainty.png": "how sure the model is of digits that are turned",
+    "accuracy.png": "the accuracy by round, compared with the alternatives",
+    "uncertainty.png": "the uncertainty of the model on rotated digits",
     "report.json": "the numbers",
     "model.safetensors": "the final model",
 }
 
 
 class Interrupted(BaseException):
-    """Somebody wants the demo to end."""
+    """A signal asks the demo to end."""
 
     def __init__(self, number: int) -> None:
-        """Takes the signal's number."""
+        """Stores the number of the signal."""
         super().__init__(number)
         self.number = number
 
@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs the demo.
 
     Args:
-        argv: The command line behind `fedround demo`.
+        argv: The arguments of `fedround demo`.
 
     Returns:
         The exit code: 0, 1 after an error, 128 + N after signal N (130 after Ctrl-C).
@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
     except Interrupted as interruption:
         console.print(f"Stopped by {signal.Signals(interruption.number).name}. Nothing is left running.")
         return 128 + interruption.number
-    except (ChildEnded, fr.FedroundError, OSError) as error:
+    except (ProcessExited, fr.FedroundError, OSError) as error:
         console.print(Text(f"The demo failed. {error}", "red"), soft_wrap=True)
         return 1
     return 0
@@ -65,22 +65,22 @@ def _demonstrate(settings: Settings, console: Console) -> None:
     output = settings.output
     logs = output / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    for file in RESULTS:  # whatever is there at the end is from this run
+    for file in RESULTS:  # so that all files at the end are from this run
         (output / file).unlink(missing_ok=True)
-    board = Board(console, settings.rounds)
+    dashboard = Dashboard(console, settings.rounds)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fedround-demo-")))
-        children = stack.enter_context(Children(logs))
-        stack.callback(_ignore_signals)  # a second Ctrl-C must not cut the clean-up short
-        stack.enter_context(board.shown())
+        processes = stack.enter_context(ProcessGroup(logs))
+        stack.callback(_ignore_signals)  # a second Ctrl-C must not interrupt the clean-up
+        stack.enter_context(dashboard.shown())
         try:
-            outcome = _federate(settings, board, children, folder)
+            outcome = _federate(settings, dashboard, processes, folder)
         except fr.FedroundError:
-            children.check()  # a process that is gone says more than the call that missed it
+            processes.check()  # the log of an ended process says more than the error of a call
             raise
-        board.enter("Drawing the curves")
+        dashboard.set_phase("Drawing the curves")
         draw(outcome, settings, output / "accuracy.png")
-        draw_turned(outcome.turned, output / "uncertainty.png")
+        draw_rotated(outcome.rotated, output / "uncertainty.png")
     seconds = time.monotonic() - begin
     write_json(outcome, settings, seconds, output / "report.json")
     console.print("\nAccuracy on the held-out digits, by round:")
@@ -88,40 +88,40 @@ def _demonstrate(settings: Settings, console: Console) -> None:
     console.print(Text(f"Done in {seconds:.0f} s. The results are in {output}:"), soft_wrap=True)
     for file, content in RESULTS.items():
         console.print(Text(f"  {file:<18} {content}"), soft_wrap=True)
-    console.print(Text(f"  {'logs':<18} what each process had to say"), soft_wrap=True)
+    console.print(Text(f"  {'logs':<18} the log of each process"), soft_wrap=True)
 
 
-def _federate(settings: Settings, board: Board, children: Children, folder: Path) -> Outcome:
-    board.enter("Starting the server")
-    server = Server(children, folder / "server")
-    # Takes two seconds (torch), which is time enough for the server to start; and --help needs none of it.
+def _federate(settings: Settings, dashboard: Dashboard, processes: ProcessGroup, folder: Path) -> Outcome:
+    dashboard.set_phase("Starting the server")
+    server = Server(processes, folder / "server")
+    # Imports torch, which takes two seconds: --help does not need it, and the server starts meanwhile.
     from fedround_client.demo.data import load, split
-    from fedround_client.demo.federation import Federation, Seat
+    from fedround_client.demo.federation import ClientAccount, Federation
 
     images = split(load(), settings.clients, settings.alpha, settings.seed)
     address = server.wait()
     with fr.connect(address, server.admin_token()) as admin:
         _, actor_token = admin.create_user("demo actor", role="ACTOR")
-        seats = [Seat.of(*admin.create_user(f"client {number + 1}")) for number in range(settings.clients)]
-    board.enter(f"Starting {settings.clients} clients at {address}")
+        accounts = [ClientAccount.of(*admin.create_user(f"client {number + 1}")) for number in range(settings.clients)]
+    dashboard.set_phase(f"Starting {settings.clients} clients at {address}")
     with fr.connect(address, actor_token) as actor:
-        federation = Federation(actor, address, settings, images, board)
-        outcome = federation.run(children, seats, folder)
+        federation = Federation(actor, address, settings, images, dashboard)
+        outcome = federation.run(processes, accounts, folder)
         actor.download_model(outcome.model_id, to=settings.output / "model.safetensors")
     return outcome
 
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Turns the first signal to end into Interrupted, and ignores those that follow."""
+    """Raises Interrupted at the first signal of SIGNALS, and ignores later ones."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         _ignore_signals()
         raise Interrupted(number)
 
-    # Under nohup, a hang-up is not meant.
-    wanted = [number for number in SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, interrupt) for number in wanted}
+    # nohup ignores SIGHUP, and so must the demo.
+    handled = [number for number in SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in handled}
     try:
         yield
     finally:

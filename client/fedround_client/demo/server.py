@@ -1,10 +1,10 @@
-"""The demo's server: a process like the one of `fedround serve`, with a folder of its own."""
+"""The server of the demo: a process like that of `fedround serve`, with its own data directory."""
 
 import time
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
-from fedround_client.demo.processes import ChildEnded, Children
+from fedround_client.demo.processes import ProcessExited, ProcessGroup
 
 ARCHITECTURE, FACTORY = "digits", "fedround_client.demo.network:build"
 SERVING = "fedround is serving on "
@@ -14,41 +14,41 @@ START_SECONDS = 60.0
 class Server:
     """A server on a free port of this machine."""
 
-    def __init__(self, children: Children, data_dir: Path) -> None:
-        """Starts it.
+    def __init__(self, processes: ProcessGroup, data_dir: Path) -> None:
+        """Starts the server.
 
         Args:
-            children: Starts processes.
-            data_dir: Folder for the server's files.
+            processes: Starts processes.
+            data_dir: Data directory, which is created.
         """
-        self._children = children
+        self._processes = processes
         self._data_dir = data_dir
         self._lines: SimpleQueue[str] = SimpleQueue()
         arguments = ["--listen=127.0.0.1:0", f"--data-dir={data_dir}", f"--architecture={ARCHITECTURE}={FACTORY}"]
-        # In a folder without a fedround.toml: the settings of a server that somebody runs here are not for this one.
+        # Runs in its data directory, so that it does not read a fedround.toml of another server.
         data_dir.mkdir()
-        children.start("server", "fedround_server", arguments, on_line=self._lines.put, folder=data_dir)
+        processes.start("server", "fedround_server", arguments, on_line=self._lines.put, folder=data_dir)
 
     def wait(self) -> str:
-        """Waits until it serves.
+        """Waits until the server is ready.
 
         Returns:
             Its HOST:PORT.
 
         Raises:
-            ChildEnded: It ended, or does not serve in time.
+            ProcessExited: It ended, or is not ready in time.
         """
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
             try:
                 line = self._lines.get(timeout=0.1)
             except Empty:
-                self._children.check()
+                self._processes.check()
             else:
                 if line.startswith(SERVING):
                     return line.removeprefix(SERVING)
-        raise ChildEnded(f"The server does not serve within {START_SECONDS:.0f} seconds; its log may say why.")
+        raise ProcessExited(f"The server is not ready after {START_SECONDS:.0f} seconds; its log may say why.")
 
     def admin_token(self) -> str:
-        """The token that it made for its admin when it started."""
+        """Returns the token of the admin, which the first start created."""
         return (self._data_dir / "admin.token").read_text().strip()

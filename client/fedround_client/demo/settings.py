@@ -1,4 +1,4 @@
-"""What can be chosen about the demo."""
+"""The options of the demo."""
 
 import argparse
 from collections.abc import Callable, Sequence
@@ -14,11 +14,11 @@ class Settings:
     """The options of `fedround demo`.
 
     Attributes:
-        rounds: How many rounds the clients train together.
-        clients: How many clients there are.
-        alpha: How alike the clients' images are.
-        local_epochs: How often a client goes through its images in a round.
-        seed: Decides the split, the first weights and the order of the images.
+        rounds: Number of training rounds.
+        clients: Number of clients.
+        alpha: How similar the label distributions of the clients are.
+        local_epochs: Epochs per client and round.
+        seed: Determines the split, the initial weights and the order of the images.
         output: Folder for the results and the logs.
     """
 
@@ -31,26 +31,25 @@ class Settings:
 
 
 def parse(arguments: Sequence[str]) -> Settings:
-    """Reads the command line; ends the program if it is wrong or asks for help."""
+    """Parses the command line; exits if it is not valid, or for --help."""
     parser = argparse.ArgumentParser(
         prog="fedround demo",
-        description="Several clients, each a process with images of its own, learn handwritten digits together through"
-        " a real server on this machine. Ctrl-C ends all of it.",
+        description="Several clients, each a process with its own images, train a classifier of handwritten digits"
+        " together, through a real server on this machine. Ctrl-C ends all processes.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--rounds", type=_between(int, 1, 1000), default=8, help="rounds of training", metavar="N")
+    parser.add_argument("--rounds", type=_between(int, 1, 1000), default=8, help="number of rounds", metavar="N")
     parser.add_argument("--clients", type=_between(int, 1, 50), default=5, help="number of clients", metavar="N")
     parser.add_argument(
         "--alpha",
         type=_between(float, 0.01, 1000),
         default=0.3,
-        help="concentration of the Dirichlet distribution that deals the images: the smaller, the less the clients'"
-        " images are alike",
+        help="concentration of the Dirichlet distribution of labels: the smaller, the less similar are the clients",
     )
     parser.add_argument(
-        "--local-epochs", type=_between(int, 1, 100), default=3, help="passes over its images a round", metavar="N"
+        "--local-epochs", type=_between(int, 1, 100), default=3, help="epochs per client and round", metavar="N"
     )
-    parser.add_argument("--seed", type=_between(int, 0, 2**32 - 1), default=1, help="makes the demo repeatable")
+    parser.add_argument("--seed", type=_between(int, 0, 2**32 - 1), default=1, help="seed of all random numbers")
     parser.add_argument("--output", type=Path, default=Path("demo"), help="folder for results and logs", metavar="DIR")
     return Settings(**vars(parser.parse_args(arguments)))
 
@@ -62,5 +61,5 @@ def _between(kind: type[Number], least: Number, most: Number) -> Callable[[str],
             raise argparse.ArgumentTypeError(f"{text} is not between {least} and {most}")
         return number
 
-    parse_number.__name__ = kind.__name__  # argparse says "invalid int value"
+    parse_number.__name__ = kind.__name__  # for argparse's message "invalid int value"
     return parse_number

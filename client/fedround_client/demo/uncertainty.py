@@ -1,4 +1,4 @@
-"""How sure a model is of digits that are turned, which nobody showed it: it had better not be sure."""
+"""The uncertainty of the model on rotated digits, which it was not trained on."""
 
 from dataclasses import dataclass
 
@@ -14,16 +14,16 @@ NUM_IMAGES = 100
 
 
 @dataclass(frozen=True)
-class Turned:
-    """Means over the same images, for each angle; entropies in nats.
+class RotationResult:
+    """Means over the same images for each angle; entropies in nats.
 
     Attributes:
         degrees: The angles, from 0.
         examples: The images at each angle.
-        accuracy: The share that the model recognises.
-        predictive_entropy: How unsure its predictions are.
-        expected_entropy: The part that is in the images.
-        mutual_information: The part that is in the model: on how much its passes differ.
+        accuracy: Fraction of images that are classified correctly.
+        predictive_entropy: The total uncertainty of the predictions.
+        expected_entropy: The uncertainty of the data.
+        mutual_information: The uncertainty of the model: how much its passes differ.
     """
 
     degrees: tuple[int, ...]
@@ -34,37 +34,37 @@ class Turned:
     mutual_information: list[float]
 
 
-def look(actor: fr.Client, model_id: str, digits: Digits, seed: int) -> Turned:
-    """Has the server predict turned digits.
+def predict_rotated(actor: fr.Client, model_id: str, digits: Digits, seed: int) -> RotationResult:
+    """Predicts rotated digits on the server.
 
     Args:
-        actor: Owns the model.
-        model_id: UUID of the model; its best version predicts.
-        digits: Some of these are turned.
-        seed: Makes the predictions repeatable.
+        actor: The client of the model's owner.
+        model_id: UUID of the model; its best version is used.
+        digits: Images to choose from.
+        seed: Seed of the choice and of the predictions.
     """
-    chosen = digits.take(np.random.default_rng(seed).permutation(len(digits))[:NUM_IMAGES])
-    turned = Turned(DEGREES, [], [], [], [], [])
+    sample = digits.select(np.random.default_rng(seed).permutation(len(digits))[:NUM_IMAGES])
+    rotated = RotationResult(DEGREES, [], [], [], [], [])
     for degrees in DEGREES:
-        images = turn(chosen.images, degrees)
-        found = actor.predict(model_id, images, tag="best", seed=seed)
-        turned.examples.append(images)
-        turned.accuracy.append(float((found.mean.argmax(axis=1) == chosen.labels).mean()))
-        turned.predictive_entropy.append(_mean(found.predictive_entropy))
-        turned.expected_entropy.append(_mean(found.expected_entropy))
-        turned.mutual_information.append(_mean(found.mutual_information))
-    return turned
+        images = rotate(sample.images, degrees)
+        prediction = actor.predict(model_id, images, tag="best", seed=seed)
+        rotated.examples.append(images)
+        rotated.accuracy.append(float((prediction.mean.argmax(axis=1) == sample.labels).mean()))
+        rotated.predictive_entropy.append(_mean(prediction.predictive_entropy))
+        rotated.expected_entropy.append(_mean(prediction.expected_entropy))
+        rotated.mutual_information.append(_mean(prediction.mutual_information))
+    return rotated
 
 
-def turn(images: npt.NDArray[np.float32], degrees: int) -> npt.NDArray[np.float32]:
-    """Turns images of shape (n, 1, 8, 8) around their middle; what comes in at the corners is white."""
-    # Comes with scikit-learn, and participants can do without it.
-    from scipy.ndimage import rotate
+def rotate(images: npt.NDArray[np.float32], degrees: int) -> npt.NDArray[np.float32]:
+    """Returns images of shape (n, 1, 8, 8) rotated around their centre; corners are filled with white."""
+    # scipy takes time to import, and participants do not need it.
+    from scipy import ndimage
 
-    turned: npt.NDArray[np.float32] = rotate(images, degrees, axes=(2, 3), reshape=False, order=1)
-    return turned
+    rotated: npt.NDArray[np.float32] = ndimage.rotate(images, degrees, axes=(2, 3), reshape=False, order=1)
+    return rotated
 
 
 def _mean(entropies: npt.NDArray[np.float32] | None) -> float:
-    # With softmax there are entropies.
+    # With softmax, predictions have entropies.
     return 0.0 if entropies is None else float(entropies.mean())
