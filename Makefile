@@ -4,19 +4,23 @@ PYTHON ?= python3
 NPM    ?= npm
 # More words for the command that a target runs: make test ARGS='-k layers'
 ARGS   ?=
-# The sizes of `make chaos`, and what its draws begin with: kills of servers, repeats of each race, fuzzed inputs, runs of
-# the state machine, bad networks, kills of the worker.
+# How many tests `make test` runs at the same time.
+JOBS   ?= 2
+# The sizes of `make chaos`, and the seed of its random choices: kills of servers by scripted clients, repeats of each
+# race, fuzzed inputs, runs of the state machine, random networks, kills of the worker, kills of a server in one training.
 KILLS        ?= 300
 RACES        ?= 20
 FUZZ         ?= 50000
 MACHINE      ?= 50
 NETWORKS     ?= 3
 WORKER_KILLS ?= 10
+ROUND_KILLS  ?= 10
 SEED         ?= 1
-# `all` has it fail each call of the storage layer, too.
-FAULTS ?=
+# `all` fails each call of the storage layer, instead of one of each kind.
+FAULTS       ?=
 
-ATTACKS := $(addprefix tests/chaos/test_,races.py fuzz.py fuzz_port.py machine.py proxy.py worker_killed.py)
+SIZES := RACES FUZZ MACHINE NETWORKS WORKER_KILLS ROUND_KILLS FAULTS SEED
+QUICK := not chaos and not examples
 
 VENV       := .venv
 PROTO_VENV := .venv-proto
@@ -39,24 +43,27 @@ SHELL         := bash
 .SHELLFLAGS   := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test chaos check lint types proto errors errors-check proto-check proto-lint buf bench bench-peers clean
+.PHONY: help install demo test chaos examples check lint types proto errors errors-check proto-check proto-lint buf bench bench-peers clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
 install: $(VENV)/.installed ## Set up the environment in .venv
 
-demo: install ## Watch five clients train one model through a real server
+demo: install ## Watch five clients train one model through a real server; writes demo/
 	@$(BIN)/fedround demo --output demo $(ARGS)
 
-test: install buf ## Run the tests
-	@$(BIN)/python -m pytest $(ARGS)
+# pytest exits with 5 when ARGS select no test.
+test: install buf ## Run the tests, JOBS at a time: every promise, at a small size (5 minutes on two cores)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m '$(QUICK) and not serial' $(ARGS) || [ $$? = 5 ]
+	@$(BIN)/python -m pytest -m '$(QUICK) and serial' $(ARGS) || [ $$? = 5 ]
 
-chaos: install ## Kill servers, race, fuzz and cut, by the sizes KILLS, RACES, FUZZ, ...; writes chaos.json
+chaos: install ## Kill, race, fuzz and cut at the sizes KILLS, RACES, FUZZ, ... (10 minutes); writes chaos.json
 	@PYTHONPATH=tests $(BIN)/python -m chaos --kills $(KILLS) --seed $(SEED) $(ARGS)
-	@$(foreach size,RACES FUZZ MACHINE NETWORKS WORKER_KILLS SEED,FEDROUND_CHAOS_$(size)=$($(size))) \
-	$(BIN)/python -m pytest -rP $(ATTACKS)
-	@$(if $(FAULTS),FEDROUND_TEST_ALL_FAULTS=1 $(BIN)/python -m pytest tests/chaos/test_storage_faults.py)
+	@$(foreach name,$(SIZES),FEDROUND_CHAOS_$(name)=$($(name))) $(BIN)/python -m pytest -rP -m 'attack or chaos'
+
+examples: install ## Run the whole demo and the examples, and check what comes out (2 minutes)
+	@$(BIN)/python -m pytest -m examples $(ARGS)
 
 check: lint types errors-check proto-check proto-lint ## Check style, types, protos and generated code
 

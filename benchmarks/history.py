@@ -42,7 +42,7 @@ async def _write(store: Store, training_id: str, user_ids: Sequence[str], rounds
         task = await store.rounds.find_aggregation(training_id)
         assert task is not None
         await store.rounds.commit(training_id, number, task.round.epoch, _blob(f"{number}"), datetime.now(UTC))
-    return (await store.events.part(training_id, user_ids[0])).last_sequence
+    return (await store.events.views(user_ids[0], [training_id]))[0].last_sequence
 
 
 def _blob(content: str) -> BlobRef:

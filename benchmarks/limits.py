@@ -39,15 +39,15 @@ with socket.create_connection(("127.0.0.1", int(sys.argv[1]))) as connection:
             left -= received
         connection.sendall(b"!")
 """
-EXAMINER = """
+CHECKER = """
 import sys, time
 from pathlib import Path
-from fedround_server.engine.check import examine
-from fedround_server.engine.executor import _prepare
-_prepare()
+from fedround_server.engine.check import check_numbers
+from fedround_server.engine.worker import prepare
+prepare()
 for line in sys.stdin:
     begin, cpu = time.perf_counter(), time.process_time()
-    examine(Path(sys.argv[1]))
+    check_numbers(Path(sys.argv[1]))
     print(time.perf_counter() - begin, time.process_time() - cpu, flush=True)
 """
 
@@ -89,9 +89,9 @@ class Limits:
         command = [sys.executable, "-S", "-c", RECEIVER, str(listener.getsockname()[1]), str(len(self._data))]
         self._receiver = self._stack.enter_context(subprocess.Popen(command))
         self._connection = self._stack.enter_context(listener.accept()[0])
-        command = [sys.executable, "-c", EXAMINER, str(self.path)]
+        command = [sys.executable, "-c", CHECKER, str(self.path)]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        self._examiner = self._stack.enter_context(subprocess.Popen(command, text=True, **pipes))
+        self._checker = self._stack.enter_context(subprocess.Popen(command, text=True, **pipes))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -105,7 +105,7 @@ class Limits:
             "disk: write + fsync": self._timed(self._write),
             "SHA-256": self._timed(self._hash),
             "CRC-32C": self._timed(self._checksum),
-            "NaN and Inf": self._examine(),
+            "NaN and Inf": self._check_numbers(),
         }
         if not self._times:
             self._times = {name: Times() for name in parts}
@@ -151,12 +151,12 @@ class Limits:
         for chunk in self._chunks:
             google_crc32c.value(chunk)
 
-    def _examine(self) -> tuple[float, float]:
-        assert self._examiner.stdin
-        assert self._examiner.stdout
-        self._examiner.stdin.write("again\n")
-        self._examiner.stdin.flush()
-        seconds, cpu = self._examiner.stdout.readline().split()
+    def _check_numbers(self) -> tuple[float, float]:
+        assert self._checker.stdin
+        assert self._checker.stdout
+        self._checker.stdin.write("again\n")
+        self._checker.stdin.flush()
+        seconds, cpu = self._checker.stdout.readline().split()
         return float(seconds), float(cpu)
 
 

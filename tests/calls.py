@@ -29,7 +29,8 @@ from fedround.v1 import (
     user_pb2_grpc,
 )
 
-TIMEOUT = 30
+TIMEOUT = 100
+"""Seconds until a call is given up: a limit for what hangs, below that of the test."""
 MODEL = {"weight": np.zeros((2, 3), np.float32), "bias": np.zeros(3, np.float64), "count": np.array(0, np.int64)}
 
 

@@ -39,10 +39,9 @@ LAYERS = {
     "wakeups": layer(""),
     "failpoints": layer(""),
     "host": layer("", "fedround_wire"),
-    "recent": layer(""),
     "blobs": layer("domain failpoints host"),
-    "store": layer("domain failpoints recent", "peewee playhouse psycopg psycopg_pool"),
-    "engine": layer("domain host recent", "torch safetensors numpy"),
+    "store": layer("domain failpoints", "cachetools peewee playhouse psycopg psycopg_pool"),
+    "engine": layer("domain host blobs", "cachetools torch safetensors numpy"),
     "coordinator": layer("domain wakeups failpoints blobs store engine", "structlog"),
     "methods": layer("domain"),
     "interceptors": layer(
@@ -162,6 +161,18 @@ def test_server_keeps_to_the_layers() -> None:
     assert server_violations(SERVER) == []
 
 
+def test_only_the_composition_root_chooses_how_blobs_are_stored() -> None:
+    # What callers use is in the package itself.
+    inner = {f"fedround_server.blobs.{path.stem}" for path in (SERVER / "blobs").glob("*.py")}
+    chosen = {
+        str(inside)
+        for inside, tree, package in modules(SERVER)
+        for item in imports(tree, package)
+        if inside.parts[0] != "blobs" and item.name.rpartition(".")[0] in inner
+    }
+    assert chosen == {"app.py"}
+
+
 def test_client_loads_neither_torch_nor_a_database() -> None:
     assert client_violations(CLIENT) == []
 
@@ -182,7 +193,7 @@ def test_what_is_shared_knows_neither_end(tmp_path: Path) -> None:
         ("domain/round.py", "from fedround_server import blobs as files"),
         ("domain/round.py", "def late():\n    import numpy"),
         ("wakeups.py", "from fedround_server.domain import event"),
-        ("blobs.py", "from fedround.v1 import training_pb2"),
+        ("blobs/local.py", "from fedround.v1 import training_pb2"),
         ("store/store.py", "from fedround_server.wakeups import Hub"),
         ("engine/aggregators/fed_avg.py", "from ...store import schema"),
         ("coordinator/training.py", "import torch"),

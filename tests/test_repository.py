@@ -75,9 +75,16 @@ def test_what_is_generated_from_the_errors_is_up_to_date() -> None:
 
 def test_every_action_of_the_audit_log_is_documented() -> None:
     sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "server").rglob("*.py"))
-    actions = set(re.findall(r'\b[nN]ote\("([a-z_]+)"', sources))
+    actions = set(re.findall(r'\b(?:record|AuditRecord)\("([a-z_]+)"', sources))
     assert {"user_created", "call_refused"} < actions
     assert actions - set(re.findall(r"`([a-z_]+)`", read("docs/audit.md"))) == set()
+
+
+def test_every_suite_is_listed() -> None:
+    rows = "".join(re.findall(r"^\| (`test[^|]+) \|", read("docs/reliability.md"), re.MULTILINE))
+    folders = {path.parent.name for path in (ROOT / "tests").glob("*/test_*.py")} - {"chaos"}
+    files = {path.name for folder in ("tests", "tests/chaos") for path in (ROOT / folder).glob("test_*.py")}
+    assert {name for name in folders | files if f"/{name}`" not in rows and f"`{name}`" not in rows} == set()
 
 
 def test_every_decision_is_listed() -> None:

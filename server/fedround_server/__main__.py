@@ -1,4 +1,4 @@
-"""`python -m fedround_server`: parses the settings, serves until a signal comes."""
+"""`python -m fedround_server`: parses the settings and serves until a signal arrives."""
 
 import argparse
 import asyncio
@@ -18,13 +18,13 @@ log = structlog.get_logger("fedround.main")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Serves.
+    """Runs a server.
 
     Args:
-        argv: The arguments; those of the process by default.
+        argv: The arguments; by default those of the process.
 
     Returns:
-        The exit code: 0 after a signal, 1 after a failure, 2 for settings that make no sense.
+        The exit code: 0 after a signal, 1 after a failure, 2 for invalid settings.
     """
     try:
         settings = _parse(sys.argv[1:] if argv is None else argv)
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         for cause in _causes(error):
             if not isinstance(cause, RuntimeError | OSError):
-                log.error("the server stops", exc_info=cause)
+                log.error("unexpected error: the server stops", exc_info=cause)
             sys.stderr.write(f"error: {cause}\n")
         return 1
     return 0
@@ -62,7 +62,7 @@ async def _run(settings: Settings) -> None:
 
     def on_signal() -> None:
         if stop.is_set():
-            # The second signal does not wait for anybody.
+            # The second signal does not wait for calls in progress.
             signal.raise_signal(signal.SIGKILL)
         stop.set()
 

@@ -9,15 +9,16 @@ from pathlib import Path
 
 import structlog
 
-from fedround_server.blobs import BlobStore, sync_folder
+from fedround_server.blobs.local import LocalBlobs
 from fedround_server.config import Settings
 from fedround_server.coordinator import Context, Coordinator
 from fedround_server.engine.executor import WorkerEngine
-from fedround_server.engine.jobs import PredictionFailed
+from fedround_server.engine.jobs import PredictionFault
 from fedround_server.engine.process import allow_many_files
 from fedround_server.failpoints import reached
 from fedround_server.grpc_server import METHOD_NAMES, GrpcServer
 from fedround_server.host import allocator
+from fedround_server.host.folder import sync_folder
 from fedround_server.methods import check_methods
 from fedround_server.store import Store
 from fedround_server.wakeups import Hub
@@ -48,14 +49,15 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
         sync_folder(settings.data_dir.absolute().parent)
     with ExitStack() as stack:
         stack.enter_context(_exclusive(settings.data_dir))
+        blobs = LocalBlobs(settings.data_dir)
         # Before any gRPC object exists.
-        engine = stack.enter_context(WorkerEngine(settings.predict_seconds, settings.predict_bytes))
+        engine = stack.enter_context(WorkerEngine(blobs.files, settings.predict_seconds, settings.predict_bytes))
         await _check_architectures(engine, settings)
         store = stack.enter_context(Store(settings.database or settings.data_dir / "fedround.db"))
         async with _background() as tasks:
             context = Context(
                 store,
-                BlobStore(settings.data_dir),
+                blobs,
                 engine,
                 Hub(),
                 tasks,
@@ -76,7 +78,7 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
                 yield address
             finally:
                 await server.start_draining()
-                coordinator.leave()
+                coordinator.start_draining()
                 await server.stop(settings.grace_seconds)
                 await coordinator.close()
 
@@ -84,7 +86,7 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
 async def _check_architectures(engine: WorkerEngine, settings: Settings) -> None:
     try:
         await engine.check_architectures(settings.architectures.values())
-    except PredictionFailed as error:
+    except PredictionFault as error:
         raise RuntimeError(f"architecture: {error.message}") from error
 
 

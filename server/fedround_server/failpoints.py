@@ -1,8 +1,8 @@
-"""Named points in the commit protocol at which tests end the server with SIGKILL.
+"""Failpoints: named points in the commit protocol at which tests kill the server with SIGKILL.
 
-`FEDROUND_FAILPOINT=NAME` or `NAME:N` in the environment has the process kill itself when it reaches that point for the
-first or the Nth time. Each verb of the store that changes something has three points besides those named here: begun,
-written (all but the commit) and committed. docs/failpoints.md lists them all.
+With `FEDROUND_FAILPOINT=NAME` or `NAME:N` in the environment, the process kills itself when it reaches that point for
+the first or the Nth time. Each verb of the store that writes has three more points: begun, written (before the commit)
+and committed. docs/failpoints.md lists all points.
 """
 
 import os
@@ -40,21 +40,25 @@ VARIABLE = "FEDROUND_FAILPOINT"
 
 
 class Kill:
-    """Kills the process at a point."""
+    """Kills the process at one point."""
 
     def __init__(self, setting: str) -> None:
-        """Reads where.
+        """Parses a setting.
 
         Args:
             setting: NAME or NAME:N.
         """
         self._name, _, count = setting.partition(":")
         self._left = int(count or 1)
-        # The store's threads reach points too.
+        # Points are reached in the threads of the store, too.
         self._lock = threading.Lock()
 
     def __call__(self, name: str) -> None:
-        """Is told of every point that is reached."""
+        """Kills the process if this is the point, reached for the Nth time.
+
+        Args:
+            name: The point that was reached.
+        """
         if name == self._name:
             with self._lock:
                 self._left -= 1
@@ -66,12 +70,12 @@ _listener: Callable[[str], None] | None = Kill(os.environ[VARIABLE]) if VARIABLE
 
 
 def listen(listener: Callable[[str], None] | None) -> None:
-    """Has somebody told of every point that is reached; None ends that."""
+    """Sets the function that is called with the name of each point that is reached; None removes it."""
     global _listener
     _listener = listener
 
 
 def reached(name: str) -> None:
-    """Marks a point; costs a comparison when nobody listens."""
+    """Marks a point; without a listener it costs one comparison."""
     if _listener is not None:
         _listener(name)

@@ -97,9 +97,9 @@ class GrpcServer:
         self._health = HealthService(service.full_name for service in SERVICES)
         interceptors = (
             LogInterceptor(),
-            ErrorInterceptor(MAX_MESSAGE, coordinator.audit.denied_calls.note),
+            ErrorInterceptor(MAX_MESSAGE, coordinator.audit.denied_calls.record),
             UnauthenticatedRateInterceptor(settings.max_calls_per_second_per_user),
-            AuthInterceptor(coordinator.users.admit),
+            AuthInterceptor(coordinator.access.admit),
             RateInterceptor(settings.max_calls_per_second_per_user, settings.max_calls_per_second),
             LimitInterceptor(Limit.UPLOADS, TooManyUploads, settings.max_uploads_per_user, settings.max_uploads),
             LimitInterceptor(Limit.DOWNLOADS, TooManyStreams, settings.max_downloads_per_user),

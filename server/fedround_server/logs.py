@@ -1,4 +1,4 @@
-"""Logs to stderr, for people or as JSON; the standard library's loggers join in."""
+"""Configures logging to stderr, as text or JSON, for structlog and the standard library's loggers."""
 
 import logging
 import sys
@@ -14,7 +14,7 @@ def set_up(log_format: str, log_level: str) -> None:
 
     Args:
         log_format: "console" or "json".
-        log_level: Name of the lowest level that is shown.
+        log_level: Name of the lowest level that is written.
     """
     shared: list[structlog.types.Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -25,7 +25,7 @@ def set_up(log_format: str, log_level: str) -> None:
     as_json = log_format == "json"
     ending: list[structlog.types.Processor] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
     if as_json:
-        # Without locals: they hold tokens, and whole models.
+        # Without locals: they contain tokens, and whole models.
         without_locals = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
         ending += [structlog.processors.ExceptionRenderer(without_locals), structlog.processors.JSONRenderer()]
     else:
@@ -44,5 +44,5 @@ def set_up(log_format: str, log_level: str) -> None:
 
 
 def _redacted(_logger: Any, _method: str, line: Any) -> str:
-    """Takes tokens out of a whole line, wherever they come from: this is the last to see it."""
+    """Removes tokens from a line, wherever they come from: this is the last processor."""
     return redact(line)

@@ -1,4 +1,4 @@
-"""TLS: certificate, key and client CA from files that may be replaced while the server runs."""
+"""TLS credentials from files that may be replaced while the server runs."""
 
 import ssl
 from dataclasses import dataclass
@@ -12,23 +12,23 @@ log = structlog.get_logger("fedround.tls")
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
-    """Where they are; without a client CA nobody is asked for a certificate."""
+    """Paths of certificate, key and CA of client certificates; without a CA, no client needs a certificate."""
 
     cert: Path
     key: Path
     client_ca: Path | None = None
 
     def signature(self) -> tuple[tuple[int, ...] | None, ...]:
-        """Returns what changes when a file is replaced; it costs no reading."""
+        """Returns a value that changes when a file is replaced, without reading the files."""
         return tuple(map(_signature, (self.cert, self.key, self.client_ca)))
 
     def load(self) -> grpc.ServerCertificateConfiguration:
         """Reads the files.
 
         Raises:
-            OSError: One cannot be read, or is no PEM file of its kind; or key and certificate do not match.
+            OSError: One cannot be read, is not a PEM file of its kind, or the key does not fit the certificate.
         """
-        # gRPC says of bad files that nobody could connect, one connection after the other.
+        # Checked here: gRPC would accept bad files, and then fail at every connection.
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.cert, self.key, password="")
         if self.client_ca is not None:
             ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(self.client_ca)
@@ -38,7 +38,7 @@ class TlsFiles:
 
 
 class _Reloading:
-    """Looks at the files at each new connection, and takes them all together or none."""
+    """Checks the files at each new connection, and loads all of them or none."""
 
     def __init__(self, files: TlsFiles) -> None:
         self._files = files
@@ -46,7 +46,7 @@ class _Reloading:
         self.first = files.load()
 
     def fetch(self) -> grpc.ServerCertificateConfiguration | None:
-        """Returns what the files say now; None while nothing new and good is there."""
+        """Returns the configuration of the files; None if they have not changed, or cannot be used."""
         found = self._files.signature()
         if found == self._seen:
             return None
@@ -54,21 +54,21 @@ class _Reloading:
             loaded = self._files.load()
         except OSError as error:
             self._seen = found
-            log.error("the new TLS files are not taken, the ones before stay", error=str(error))
+            log.error("cannot use the new TLS files: the previous ones stay in use", error=str(error))
             return None
         if self._files.signature() != found:
-            # They are being replaced: the next connection finds them whole.
+            # They are being replaced: the next connection checks them again.
             return None
         self._seen = found
-        log.info("took new TLS files", cert=str(self._files.cert))
+        log.info("loaded new TLS files", cert=str(self._files.cert))
         return loaded
 
 
 def credentials(files: TlsFiles) -> grpc.ServerCredentials:
-    """Makes credentials that follow the files: new connections get the new certificate, old ones live on.
+    """Returns credentials that follow the files: new connections get the new certificate, open ones keep theirs.
 
     Raises:
-        RuntimeError: The files are no good.
+        RuntimeError: The files cannot be used.
     """
     try:
         reloading = _Reloading(files)
@@ -76,7 +76,7 @@ def credentials(files: TlsFiles) -> grpc.ServerCredentials:
         raise RuntimeError(f"cannot use the TLS files: {error}: check {files.cert} and {files.key}") from error
     return grpc.dynamic_ssl_server_credentials(
         reloading.first,
-        reloading.fetch,  # type: ignore[arg-type]  # the stubs forget that None stands for no change
+        reloading.fetch,  # type: ignore[arg-type]  # the stubs lack None, which stands for no change
         require_client_authentication=files.client_ca is not None,
     )
 
@@ -88,5 +88,5 @@ def _signature(path: Path | None) -> tuple[int, ...] | None:
         status = path.stat()
     except OSError:
         return None
-    # The last one tells of a change of owner or mode, too: it may make a file readable.
+    # The last one changes with the owner and the mode, too: they may make the file readable.
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns

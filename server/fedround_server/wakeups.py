@@ -1,4 +1,4 @@
-"""Wakes those who wait for something to happen. A wake-up is a hint and carries nothing: the log has the events."""
+"""Wake-ups: tell subscriptions that something has happened. A wake-up carries no data; the events are in the log."""
 
 import asyncio
 from collections.abc import Iterable
@@ -9,60 +9,67 @@ ACTOR = "actor of "
 
 
 class Waiter:
-    """Somebody who waits for any of some topics. Its `with` block is the time in which it hears them."""
+    """Waits for wake-ups of some topics. A context manager: it follows its topics within its `with` block."""
 
-    __slots__ = ("_hub", "_told", "_topics", "_woken")
+    __slots__ = ("_future", "_hub", "_topics", "_woken")
 
     def __init__(self, hub: "Hub") -> None:
-        """Belongs to a hub, and hears nothing yet."""
+        """Follows no topics yet.
+
+        Args:
+            hub: The hub that wakes it.
+        """
         self._hub = hub
         self._topics: list[str] = []
-        # No set while there is nothing in it: most wait most of the time.
-        self._told: set[str] | None = None
-        self._woken: asyncio.Future[None] | None = None
+        # None instead of an empty set, to save memory: there are thousands of waiters, and most have no wake-up.
+        self._woken: set[str] | None = None
+        self._future: asyncio.Future[None] | None = None
 
     def __enter__(self) -> Self:
-        """Begins to hear the topics."""
+        """Returns itself."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stops hearing."""
+        """Stops following all topics."""
         for topic in self._topics:
             self._hub.remove(topic, self)
 
-    def follow(self, topics: Iterable[str]) -> None:
-        """Hears these topics too."""
-        for topic in topics:
-            if self._hub.add(topic, self):
-                self._topics.append(topic)
+    def follow(self, topics: Iterable[str]) -> bool:
+        """Adds topics; returns whether one of them is new."""
+        new = [topic for topic in topics if self._hub.add(topic, self)]
+        self._topics += new
+        return bool(new)
 
     def wake(self, topic: str) -> None:
-        """Ends the present or the next wait."""
-        if self._told is None:
-            self._told = set()
-        self._told.add(topic)
-        _end(self._woken)
+        """Ends the present wait, or the next one."""
+        if self._woken is None:
+            self._woken = set()
+        self._woken.add(topic)
+        _end(self._future)
 
     async def wait(self, seconds: float) -> frozenset[str]:
-        """Waits for a wake-up since the last wait.
+        """Waits for a wake-up, unless one came since the last wait.
+
+        Args:
+            seconds: The timeout.
 
         Returns:
-            The topics that woke; none after so many seconds without.
+            The topics of the wake-ups; empty after a timeout.
         """
-        if self._told is None:
-            # An event and a timeout do the same and take a kilobyte, of each of thousands of waiters.
+        if self._woken is None:
+            # An asyncio.Event with asyncio.timeout would take a kilobyte more for each of thousands of waiters.
             loop = asyncio.get_running_loop()
-            self._woken = loop.create_future()
-            timer = loop.call_later(seconds, _end, self._woken)
+            self._future = loop.create_future()
+            timer = loop.call_later(seconds, _end, self._future)
             try:
-                await self._woken
+                await self._future
             finally:
                 timer.cancel()
-                self._woken = None
-        told, self._told = self._told, None
-        return frozenset(told or ())
+                self._future = None
+        woken, self._woken = self._woken, None
+        return frozenset(woken or ())
 
 
 def _end(wait: "asyncio.Future[None] | None") -> None:
@@ -71,7 +78,7 @@ def _end(wait: "asyncio.Future[None] | None") -> None:
 
 
 def for_actor(training_id: str) -> str:
-    """Returns the topic of what happens in a training and its actor alone can see."""
+    """Returns the topic of the events of a training that only its actor can see."""
     return ACTOR + training_id
 
 
@@ -81,35 +88,35 @@ def training_of(topic: str) -> str:
 
 
 class Hub:
-    """Who waits for what. Topics are ids of trainings (also as `for_actor` makes them) and of users."""
+    """Maps topics to waiters. Topics are the ids of trainings and users, and those that `for_actor` returns."""
 
     def __init__(self) -> None:
-        """Begins empty."""
+        """Begins without waiters."""
         self._waiters: dict[str, set[Waiter]] = {}
 
     def waiter(self) -> Waiter:
-        """Makes a waiter."""
+        """Returns a new waiter."""
         return Waiter(self)
 
     def notify(self, *topics: str) -> None:
-        """Wakes all who follow one of these topics."""
+        """Wakes all waiters that follow one of these topics."""
         for topic in topics:
             for waiter in self._waiters.get(topic, ()):
                 waiter.wake(topic)
 
     def notify_all(self) -> None:
-        """Wakes everybody."""
+        """Wakes all waiters."""
         self.notify(*self._waiters)
 
     def add(self, topic: str, waiter: Waiter) -> bool:
-        """Notes that a waiter follows a topic; tells whether it did not yet."""
+        """Adds a waiter to a topic; returns whether that is new."""
         waiters = self._waiters.setdefault(topic, set())
         known = waiter in waiters
         waiters.add(waiter)
         return not known
 
     def remove(self, topic: str, waiter: Waiter) -> None:
-        """Forgets that a waiter follows a topic."""
+        """Removes a waiter from a topic."""
         waiters = self._waiters[topic]
         waiters.discard(waiter)
         if not waiters:

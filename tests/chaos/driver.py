@@ -39,7 +39,7 @@ LONGEST_OUTAGE = 5.0
 # A point that is not reached by then is given up, and the kill comes all the same.
 REACHED_IN = 4.0
 # What a server does now and then, and before it ends in good order.
-AT_THE_END = ("audit.", "sighting.")
+AT_THE_END = ("audit.", "user.record_last_seen.")
 
 
 @dataclass

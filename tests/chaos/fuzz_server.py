@@ -18,19 +18,19 @@ from google.protobuf.message import DecodeError
 
 from chaos.fuzzing import NUMBERS, TEXTS, Target, message, mutate, pieces
 from fedround.v1 import round_pb2, training_pb2
-from fedround_server.blobs import BlobStore
+from fedround_server.blobs.local import LocalBlobs
 from fedround_server.coordinator.context import Context
 from fedround_server.coordinator.uploads.receive import Uploads
 from fedround_server.domain.errors import FedroundError, FieldInvalid, ModelFormat, TokenInvalid
 from fedround_server.domain.model import Dtype, Manifest, TensorSpec
 from fedround_server.domain.token import hash_token
 from fedround_server.domain.user import Role, User
-from fedround_server.engine.check import examine
-from fedround_server.engine.format.manifest import HeaderGate
+from fedround_server.engine.check import check_numbers
+from fedround_server.engine.format.gate import HeaderGate
 from fedround_server.engine.format.tensors import TensorFile
-from fedround_server.engine.jobs import Examination, Origin
+from fedround_server.engine.jobs import CheckJob, CheckResult
 from fedround_server.interceptors import auth
-from fedround_server.services import fields, training_spec
+from fedround_server.services import pages, training_spec
 from fedround_server.services.chunks import ChunkStream, incoming
 from fedround_server.wakeups import Hub
 from unit.safetensors_files import entry, with_header
@@ -140,7 +140,7 @@ def tensor_file(folder: Path) -> Iterator[Target]:
         path.write_bytes(data[: gate.layout.size_bytes].ljust(gate.layout.size_bytes, rand.choice((b"\0", b"\xff"))))
         with TensorFile(path) as file:
             assert file.layout.manifest == gate.layout.manifest
-        return "finite" if examine(path).not_finite is None else "not finite"
+        return "finite" if check_numbers(path).not_finite is None else "not finite"
 
     yield target
 
@@ -156,13 +156,13 @@ def page_token(folder: Path) -> Iterator[Target]:
             value: Any = rand.choice((parts, *parts, {"a": parts}, [*parts, None], [True], [1.5], [[[]]], [10**300]))
             text = base64.urlsafe_b64encode(mutate(rand, json.dumps(value).encode())).decode()
         else:
-            text = fields.page_token(*parts)
+            text = pages.format_token(*parts)
         text = mutate(rand, text.encode(), rand.choice((0, 0, 1, 3))).decode(errors="replace")
         try:
-            found = fields.a_page_token(text, *kinds)
+            found = pages.parse_token(text, *kinds)
             assert found is None or [type(part) for part in found] == kinds
             assert found is None or all(0 <= part < 1 << 62 for part in found if isinstance(part, int))
-            position = fields.a_position(text)
+            position = pages.parse_position(text)
         except FieldInvalid:
             return "refused"
         if position is None:
@@ -229,17 +229,20 @@ def spec(folder: Path) -> Iterator[Target]:
 
 
 class _Engine:
-    async def examine(self, path: Path, origin: Origin | None = None) -> Examination:
-        path.read_bytes()
-        return Examination()
+    def __init__(self, blobs: LocalBlobs) -> None:
+        self._files = blobs.files
+
+    async def check(self, job: CheckJob) -> CheckResult:
+        self._files.local_path(job.file).read_bytes()
+        return CheckResult()
 
 
 @contextmanager
 def chunks(folder: Path) -> Iterator[Target]:
     """Uploads in several tries: messages in any order, cut and resumed anywhere, with true and false declarations."""
-    blobs = BlobStore(folder)
+    blobs = LocalBlobs(folder)
     ids = iter(range(1 << 60))
-    parts: dict[str, Any] = {"store": None, "tasks": None, "blobs": blobs, "engine": _Engine(), "hub": Hub()}
+    parts: dict[str, Any] = {"store": None, "background": None, "blobs": blobs, "engine": _Engine(), "hub": Hub()}
     context = Context(**parts, new_id=lambda: str(next(ids)))
     context = replace(context, limits=replace(context.limits, max_model_bytes=2000))
     uploads = Uploads(context)
@@ -248,7 +251,7 @@ def chunks(folder: Path) -> Iterator[Target]:
         yield lambda rand: runner.run(_tries(rand, uploads, blobs))
 
 
-async def _tries(rand: random.Random, uploads: Uploads, blobs: BlobStore) -> str:
+async def _tries(rand: random.Random, uploads: Uploads, blobs: LocalBlobs) -> str:
     file = with_header(*PLAIN) if rand.random() < 0.7 else a_file(rand, MANIFEST)
     file += rand.randbytes(4) if rand.random() < 0.1 else b""
     digest = hashlib.sha256(file).hexdigest()
@@ -265,12 +268,12 @@ async def _tries(rand: random.Random, uploads: Uploads, blobs: BlobStore) -> str
             except FedroundError as error:
                 outcome = error.reason
                 continue
-            kept = blobs.path(received.blob.sha256).read_bytes()
+            kept = blobs.files.local_path(received.blob).read_bytes()
             assert hashlib.sha256(kept).hexdigest() == received.blob.sha256
             assert len(kept) == received.blob.size_bytes
             assert received.manifest == MANIFEST
             assert received.blob.sha256 == sent[0].spec.sha256.lower() or not sent[0].spec.sha256
-            blobs.path(received.blob.sha256).unlink()
+            blobs.files.local_path(received.blob).unlink()
             outcome = "blob"
     finally:
         auth._caller.reset(reset)

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from chaos.rules import result_file
-from fedround_server.blobs import BlobStore
+from fedround_server.blobs import BlobFiles, StagedBlob
+from fedround_server.blobs.local import LocalBlobs
 from fedround_server.coordinator import Context, Coordinator
 from fedround_server.domain.errors import StoreUnavailable
 from fedround_server.domain.model import BlobRef
-from fedround_server.engine.jobs import AggregationJob, Examination, Origin, PredictionJob
+from fedround_server.engine.jobs import AggregationJob, CheckJob, CheckResult, PredictionJob
 from fedround_server.store import Store
 from fedround_server.wakeups import Hub
 
@@ -55,23 +56,25 @@ class Clocks:
 class Engine:
     """Makes a file that tells what it was made of; waits while it is told to."""
 
-    def __init__(self) -> None:
+    def __init__(self, files: BlobFiles) -> None:
+        self.files = files
         self.may_end = asyncio.Event()
         self.may_end.set()
         self.waiting = 0
 
-    async def examine(self, path: Path, origin: Origin | None = None) -> Examination:
-        return Examination()
+    async def check(self, job: CheckJob) -> CheckResult:
+        return CheckResult()
 
-    async def aggregate(self, job: AggregationJob, target: Path) -> BlobRef:
+    async def aggregate(self, job: AggregationJob) -> StagedBlob:
         if not self.may_end.is_set():
             self.waiting += 1
             await self.may_end.wait()
             self.waiting -= 1
-        updates = [(path.name, weight) for path, weight in zip(job.updates, job.weights, strict=True)]
-        content = result_file(job.model.name, updates)
-        target.write_bytes(content)
-        return BlobRef(hashlib.sha256(content).hexdigest(), len(content))
+        updates = [(blob.sha256, weight) for blob, weight in zip(job.updates, job.weights, strict=True)]
+        content = result_file(job.model.sha256, updates)
+        with self.files.stage() as (staged, path):
+            path.write_bytes(content)
+        return StagedBlob(staged, BlobRef(hashlib.sha256(content).hexdigest(), len(content)))
 
     async def predict(self, job: PredictionJob) -> Any:
         raise AssertionError("nobody predicts here")
@@ -92,12 +95,12 @@ class Incarnation:
 
     def __init__(self, database: str | Path, folder: Path, clocks: Clocks, new_id: Callable[[], str]) -> None:
         self._store = Store(database)
-        self._folder = folder
+        self._blobs = LocalBlobs(folder)
         self._clocks = clocks
         self._new_id = new_id
         self._over = asyncio.Event()
         self._fault: Fault | None = None
-        self.engine = Engine()
+        self.engine = Engine(self._blobs.files)
 
     @property
     def store(self) -> Store:
@@ -165,7 +168,7 @@ class Incarnation:
     async def _live(self, begun: "asyncio.Future[None]") -> None:
         async with asyncio.TaskGroup() as tasks:
             parts = Context(
-                self._store, BlobStore(self._folder), self.engine, Hub(), tasks, clock=self._clocks, new_id=self._new_id
+                self._store, self._blobs, self.engine, Hub(), tasks, clock=self._clocks, new_id=self._new_id
             )
             self.coordinator = Coordinator(parts)
             self.context = parts

@@ -249,8 +249,7 @@ class Machine(RuleBasedStateMachine):
 
     async def _check(self, training: Training) -> None:
         store = self.life.store
-        part = await store.events.part(training.training_id, training.actor)
-        events, _ = await store.events.read(part, training.actor, 0, 10_000)
+        events = (await store.events.poll(training.training_id, training.actor, 0, 10_000)).events
         assert [event.sequence for event in events] == list(range(1, len(events) + 1))
         assert [type(event.payload).__name__ for event in events] == [entry.kind for entry in training.log]
         version = await store.models.get_version(training.model_id, None, training.actor)
@@ -270,7 +269,7 @@ class Machine(RuleBasedStateMachine):
             len(asked.counted),
             asked.expected,
         )
-        view = (await self.life.coordinator.rounds.explain(training.training_id, None, training.actor)).view
+        view = (await self.life.coordinator.round_status.explain(training.training_id, None, training.actor)).view
         assert (view.round.state.value, view.round.kind) == (asked.state, KINDS[asked.kind])
         assert {member.user_id for member in view.members} == asked.members
         assert {member.user_id for member in view.members if member.arrive_time} == asked.counted.keys()

@@ -22,17 +22,17 @@ from chaos.history import History
 from chaos.invariants import Violation, check
 from chaos.lives import PATIENCE
 from contracts.world import SPEC
-from fedround_server.blobs import BlobStore
+from fedround_server.blobs import BlobFiles, StagedBlob
+from fedround_server.blobs.local import LocalBlobs
 from fedround_server.coordinator import Context, Coordinator
 from fedround_server.coordinator.uploads.receive import Incoming
 from fedround_server.domain.aggregation import FedDC
 from fedround_server.domain.errors import FedroundError, TrainingNotFound, UserExists, UserNotFound
-from fedround_server.domain.model import BlobRef
 from fedround_server.domain.training import Training, TrainingState
 from fedround_server.domain.uncertainty import Swag
 from fedround_server.domain.user import Role
-from fedround_server.engine.executor import _aggregate, _examine
-from fedround_server.engine.jobs import AggregationJob, Examination, Origin
+from fedround_server.engine import worker
+from fedround_server.engine.jobs import AggregationJob, CheckJob, CheckResult
 from fedround_server.store import Store
 from fedround_server.wakeups import Hub
 
@@ -46,11 +46,14 @@ SWAG = Swag(samples=1, rank=1)
 class InProcess:
     """Does the worker's jobs here, where their calls can fail."""
 
-    async def examine(self, path: Path, origin: Origin | None = None) -> Examination:
-        return _examine(path, origin)
+    def __init__(self, files: BlobFiles) -> None:
+        self._files = files
 
-    async def aggregate(self, job: AggregationJob, target: Path) -> BlobRef:
-        return _aggregate(job, target)
+    async def check(self, job: CheckJob) -> CheckResult:
+        return worker.run_check(self._files, job)
+
+    async def aggregate(self, job: AggregationJob) -> StagedBlob:
+        return worker.run_aggregation(self._files, job)
 
 
 class Hasty:
@@ -104,8 +107,8 @@ class Scenario:
         with Store(self._database or self.data_dir / "fedround.db") as store:
             try:
                 async with asyncio.TaskGroup() as tasks:
-                    clock, blobs = Hasty(self._storage), BlobStore(self.data_dir)
-                    context = Context(store, blobs, InProcess(), Hub(), tasks, clock=clock)  # type: ignore[arg-type]
+                    clock, blobs = Hasty(self._storage), LocalBlobs(self.data_dir)
+                    context = Context(store, blobs, InProcess(blobs.files), Hub(), tasks, clock=clock)  # type: ignore[arg-type]
                     coordinator = Coordinator(context)
                     await coordinator.recover()
                     yield coordinator
@@ -157,7 +160,7 @@ class Scenario:
         examples, metrics = facts["num_examples"], {"accuracy": draw.random()}
         if kind == "EVALUATE":
             await self._try(
-                lambda: coordinator.rounds.submit_metrics(training_id, number, user_id, examples, metrics)  # type: ignore[arg-type]
+                lambda: coordinator.submissions.submit_metrics(training_id, number, user_id, examples, metrics)  # type: ignore[arg-type]
             )
             self._note("report", **facts, metrics=metrics)
             return
@@ -168,7 +171,7 @@ class Scenario:
         async def submit() -> Any:
             offset = 0 if upload_id is None else coordinator.uploads.committed_size(user_id, upload_id)
             sent = incoming(user_id, file, upload_id, offset, training_id)
-            return await coordinator.rounds.submit(training_id, number, examples, metrics, sent)  # type: ignore[arg-type]
+            return await coordinator.submissions.submit(training_id, number, examples, metrics, sent)  # type: ignore[arg-type]
 
         update = await self._try(submit)
         accepted = round(update.accept_time.timestamp() * 1_000_000)
@@ -237,7 +240,7 @@ class Scenario:
         hub = coordinator._context.hub
         with hub.waiter() as waiter:
             waiter.follow([training_id])
-            while not holds(found := await self._try(lambda: coordinator.trainings.get(training_id, actor))):
+            while not holds(found := await self._try(lambda: coordinator.reads.training(training_id, actor))):
                 await waiter.wait(0.01 if self._storage.fired.is_set() else 1)
             return found
 

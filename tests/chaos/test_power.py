@@ -17,9 +17,9 @@ import pytest
 from chaos.faults import Storage, failing
 from chaos.history import History
 from chaos.scenario import run
-from fedround_server import blobs
-from fedround_server.blobs import BlobWriter
-from fedround_server.engine.format.tensors import TensorWriter
+from fedround_server.blobs import local
+from fedround_server.blobs.writer import LocalWriter
+from fedround_server.engine.format.writer import TensorWriter
 
 REFERRED = """SELECT sha256 FROM model_version UNION SELECT sha256 FROM artifact
     UNION SELECT sha256 FROM round_update UNION SELECT sha256 FROM assignment"""
@@ -93,7 +93,7 @@ def test_no_row_refers_to_what_a_loss_of_power_would_take(copied: Callable[[], s
 
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [(blobs, "sync_folder"), (BlobWriter, "sync"), (TensorWriter, "finish")],
+    [(local, "sync_folder"), (LocalWriter, "sync"), (TensorWriter, "finish")],
     ids=["folder", "upload", "model"],
 )
 def test_a_sync_that_is_left_out_is_noticed(

@@ -64,7 +64,7 @@ class Barrier:
             gate = self._gate if self._left else None
             self._left = max(0, self._left - 1)
         if gate is not None:
-            gate.wait(30)
+            gate.wait(100)
 
 
 class Race:
@@ -91,10 +91,9 @@ class Race:
 
     async def log(self, training_id: str, actor: str) -> list[Event]:
         """The training's events; without gaps, and agreeing with its row."""
-        part = await self.store.events.part(training_id, actor)
-        events, _ = await self.store.events.read(part, actor, 0, 1000)
-        assert [event.sequence for event in events] == list(range(1, part.last_sequence + 1))
-        return events
+        page = await self.store.events.poll(training_id, actor, 0, 1000)
+        assert [event.sequence for event in page.events] == list(range(1, page.view.last_sequence + 1))
+        return list(page.events)
 
     async def until(self, actor: str, training: Training, holds: Callable[[Training], bool]) -> Training:
         return await self.desk.until(actor, training.training_id, holds)
@@ -249,7 +248,7 @@ async def registration_against_close(race: Race) -> None:
 @scene
 async def two_different_updates_of_one(race: Race) -> None:
     actor, (client, _), training = await race.desk.running(2)
-    accept = race.desk.coordinator.rounds._accept_update
+    accept = race.desk.coordinator.submissions._accept_update
     both = [update(training.training_id, 0, client, content) for content in ("one", "other")]
     outcomes = await race.run(*(accept(new) for new in both))
     assert sum(refused(outcome, UpdateExists) for outcome in outcomes) == 1
@@ -264,7 +263,7 @@ async def two_different_updates_of_one(race: Race) -> None:
 async def the_same_update_twice(race: Race) -> None:
     actor, (client, _), training = await race.desk.running(2)
     new = update(training.training_id, 0, client)
-    first, second = await race.run(*(race.desk.coordinator.rounds._accept(new) for _ in range(2)))
+    first, second = await race.run(*(race.desk.coordinator.submissions._accept_update(new) for _ in range(2)))
     assert first.update_id == second.update_id
     the_one(await race.log(training.training_id, actor), UpdateAccepted)
 

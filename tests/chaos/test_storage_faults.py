@@ -1,6 +1,6 @@
 """One call of the storage layer fails: nothing is lost, nothing is wrong, and whoever tries again succeeds.
 
-FEDROUND_TEST_ALL_FAULTS=1 fails all calls, one after the other, which takes many minutes; otherwise one of each name.
+FEDROUND_CHAOS_FAULTS=all fails all calls, one after the other, which takes many minutes; otherwise one of each name.
 """
 
 import os
@@ -14,7 +14,7 @@ import pytest
 from chaos.faults import Fault
 from chaos.scenario import survive
 
-ALL = "FEDROUND_TEST_ALL_FAULTS"
+ALL = os.environ.get("FEDROUND_CHAOS_FAULTS") == "all"
 NAMES = {"open", "write", "fsync", "replace", "unlink", "put", "BEGIN", "INSERT", "UPDATE", "COMMIT"}
 
 
@@ -23,7 +23,7 @@ def chosen(faults: list[Fault], database: str) -> list[Fault]:
 
     The one is drawn from the first half: the last calls may not come again, as threads are not so orderly.
     """
-    if ALL in os.environ:
+    if ALL:
         return faults
     if database:
         faults = [fault for fault in faults if fault.call.isupper()]
@@ -32,7 +32,9 @@ def chosen(faults: list[Fault], database: str) -> list[Fault]:
     return [draw.choice(some[: (len(some) + 1) // 2]) for some in by_name]
 
 
+@pytest.mark.attack
 @pytest.mark.timeout(3600)
+@pytest.mark.parametrize("database", ["sqlite", pytest.param("postgresql", marks=pytest.mark.chaos)], indirect=True)
 def test_any_call_may_fail(copied: Callable[[], str], tmp_path: Path) -> None:
     database = copied()
     dry, violations = survive(None, tmp_path / "dry", database)

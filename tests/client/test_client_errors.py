@@ -93,13 +93,13 @@ def test_every_exception_is_exported_and_can_be_pickled():
     assert set(fedround_client.__all__) <= set(vars(fedround_client))
 
 
-def test_an_unreachable_server_is_reported_with_its_address_and_advice(server):
+def test_an_unreachable_server_is_reported_with_its_address_and_a_remedy(server):
     error = failing(server, ((), grpc.StatusCode.UNAVAILABLE, "connection refused"))
     assert type(error) is errors.ServerUnavailable
     assert re.search(r"there:1.*connection refused.*fedround serve", error.message)
 
 
-def test_errors_with_retry_info_are_transient(server):
+def test_an_error_with_retry_info_is_transient(server):
     error = failing(server, error_status(grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_UPLOADS", retry=1.5))
     assert (error.retry_after, error.transient) == (1.5, True)
 
@@ -110,7 +110,7 @@ def test_details_of_another_domain_are_ignored(server):
     assert error.reason == "NOT_FOUND"
 
 
-def test_contradicting_details_do_not_hide_the_error(server):
+def test_details_that_contradict_the_status_are_ignored(server):
     trailing, _, _ = error_status(grpc.StatusCode.NOT_FOUND, "TRAINING_NOT_FOUND")
     error = failing(server, (trailing, grpc.StatusCode.PERMISSION_DENIED, "contradiction"))
     assert type(error) is errors.PermissionDenied
@@ -136,11 +136,11 @@ def test_contradicting_details_do_not_hide_the_error(server):
         ("INVALID_ARGUMENT", "FIELD_INVALID", False),
     ],
 )
-def test_transient_errors(code, reason, transient):
+def test_which_errors_are_transient(code, reason, transient):
     assert errors.FedroundError(grpc.StatusCode[code], reason, "").transient is transient
 
 
-def test_an_internal_error_of_the_server_is_not_transient():
+def test_a_defect_in_the_server_is_not_transient():
     error = errors.FedroundError(grpc.StatusCode.INTERNAL, "INTERNAL", "", {"error_id": "7"})
     assert not error.transient
 
@@ -156,7 +156,7 @@ def test_the_client_needs_neither_torch_nor_a_database():
     assert run.returncode == 0, run.stderr
 
 
-def test_a_rate_limited_call_is_repeated_after_the_retry_delay(server):
+def test_a_call_over_the_rate_limit_is_repeated(server):
     call = server.run(server.client.remove_training, TRAINING)
     busy = error_status(grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_CALLS", retry=3.5)
     server.fail("RemoveTraining", busy)
@@ -165,7 +165,7 @@ def test_a_rate_limited_call_is_repeated_after_the_retry_delay(server):
     assert 1003.5 <= server.time.time() <= 1004
 
 
-def test_a_call_that_stays_rate_limited_fails(server):
+def test_a_call_that_stays_over_the_rate_limit_fails(server):
     call = server.run(server.client.get_training, TRAINING)
     for _ in range(8):
         server.fail("GetTraining", error_status(grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_CALLS", retry=1))

@@ -1,4 +1,4 @@
-"""What a joint verb answers, found out for one asker alone: one query each, as plain as they can be."""
+"""What a subscriber may read, found for one user alone, with queries that are as plain as possible."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -7,7 +7,7 @@ from typing import Any
 from peewee import JOIN, ModelSelect, fn
 
 from fedround_server.domain.event import LAST_OF_A_TRAINING, Event, RoundClosed, RoundStarted, TrainingStarted
-from fedround_server.store.queries.event_log import Part
+from fedround_server.store.queries.log_view import LogView
 from fedround_server.store.tables.mapping import to_event
 from fedround_server.store.tables.schema import (
     ALL,
@@ -24,15 +24,15 @@ from fedround_server.store.verbs.model import ENDED
 LAST_KINDS = tuple(kind.__name__ for kind in LAST_OF_A_TRAINING)
 
 
-def parts(user_id: str, training_ids: Collection[str]) -> list[Part]:
-    return _parts(user_id, TrainingRow.training_id.in_(sorted(training_ids)))
+def views(user_id: str, training_ids: Collection[str]) -> list[LogView]:
+    return _views(user_id, TrainingRow.training_id.in_(sorted(training_ids)))
 
 
-def open_parts(user_id: str) -> list[Part]:
+def open_views(user_id: str) -> list[LogView]:
     mine = ParticipantRow.select(ParticipantRow.training_id).where(
         ParticipantRow.user_id == user_id, ParticipantRow.remove_time.is_null()
     )
-    return _parts(
+    return _views(
         user_id,
         (TrainingRow.actor_id == user_id) | TrainingRow.training_id.in_(mine),
         TrainingRow.state.not_in(ENDED),
@@ -40,22 +40,21 @@ def open_parts(user_id: str) -> list[Part]:
     )
 
 
-def start(part: Part, user_id: str, resume_after: int | None) -> int | None:
-    """The cursor; None if it is refused."""
-    if resume_after is not None:
-        return max(resume_after, part.after) if resume_after <= part.last_sequence else None
-    return max(part.after, _snapshot(part, user_id) - 1)
+def start(view: LogView, user_id: str) -> int:
+    return max(view.after, _situation(view, user_id) - 1)
 
 
-def read(part: Part, user_id: str, after: int, limit: int) -> tuple[list[Event], int]:
-    top = EventRow.select(fn.MAX(EventRow.sequence)).where(EventRow.training_id == part.training_id).scalar() or 0
-    rows = _view(part, user_id).where(EventRow.sequence > after, EventRow.sequence <= top)
+def read(view: LogView, user_id: str, after: int | None, limit: int) -> tuple[list[Event], int]:
+    if after is None:
+        after = start(view, user_id)
+    top = EventRow.select(fn.MAX(EventRow.sequence)).where(EventRow.training_id == view.training_id).scalar() or 0
+    rows = _visible(view, user_id).where(EventRow.sequence > after, EventRow.sequence <= top)
     found = [to_event(row) for row in rows.order_by(EventRow.sequence).limit(limit)]
-    events = [_shown(event, part) for event in _up_to_date(found, user_id)]
+    events = [_shown(event, view) for event in _with_present_rounds(found, user_id)]
     return events, events[-1].sequence if len(events) == limit else max(after, top)
 
 
-def _parts(user_id: str, *conditions: Any) -> list[Part]:
+def _views(user_id: str, *conditions: Any) -> list[LogView]:
     rows: Iterable[dict[str, Any]] = (
         TrainingRow.select(
             TrainingRow.training_id,
@@ -74,12 +73,12 @@ def _parts(user_id: str, *conditions: Any) -> list[Part]:
         .where(*conditions, (TrainingRow.actor_id == user_id) | ParticipantRow.user_id.is_null(False))
         .dicts()  # type: ignore[assignment]  # the stubs don't know what dicts() does
     )
-    return [_part(row, row["actor_id"] == user_id) for row in rows]
+    return [_view_of(row, row["actor_id"] == user_id) for row in rows]
 
 
-def _part(row: Mapping[str, Any], is_actor: bool) -> Part:
+def _view_of(row: Mapping[str, Any], is_actor: bool) -> LogView:
     over = row["remove_time"] is not None or row["state"] in ENDED
-    return Part(
+    return LogView(
         training_id=row["training_id"],
         is_actor=is_actor,
         after=0 if is_actor else row["after_sequence"],
@@ -89,14 +88,14 @@ def _part(row: Mapping[str, Any], is_actor: bool) -> Part:
     )
 
 
-def _shown(event: Event, part: Part) -> Event:
-    if part.is_actor or not isinstance(event.payload, RoundClosed):
+def _shown(event: Event, view: LogView) -> Event:
+    if view.is_actor or not isinstance(event.payload, RoundClosed):
         return event
     return replace(event, payload=event.payload.public)
 
 
-def _up_to_date(found: Sequence[Event], user_id: str) -> list[Event]:
-    """Has the start of a round tell how that round is now: who begins to listen may begin with it."""
+def _with_present_rounds(found: Sequence[Event], user_id: str) -> list[Event]:
+    """Replaces the starts of rounds by the present state of these rounds."""
     started = {event.payload.round for event in found if isinstance(event.payload, RoundStarted)}
     if not started:
         return list(found)
@@ -123,24 +122,24 @@ def _up_to_date(found: Sequence[Event], user_id: str) -> list[Event]:
     ]
 
 
-def _view(part: Part, user_id: str) -> "ModelSelect[EventRow]":
-    rows = EventRow.select().where(EventRow.training_id == part.training_id, EventRow.sequence > part.after)
-    if part.is_actor:
+def _visible(view: LogView, user_id: str) -> "ModelSelect[EventRow]":
+    rows = EventRow.select().where(EventRow.training_id == view.training_id, EventRow.sequence > view.after)
+    if view.is_actor:
         return rows
     rounds = CohortRow.select(CohortRow.number).where(
-        CohortRow.training_id == part.training_id, CohortRow.user_id == user_id
+        CohortRow.training_id == view.training_id, CohortRow.user_id == user_id
     )
     rows = rows.where(
         EventRow.audience.in_([ALL, user_id]) | ((EventRow.audience == COHORT) & EventRow.number.in_(rounds))
     )
-    return rows if part.until is None else rows.where(EventRow.sequence <= part.until)
+    return rows if view.until is None else rows.where(EventRow.sequence <= view.until)
 
 
-def _snapshot(part: Part, user_id: str) -> int:
-    """Returns the sequence of the event that tells where the training stands."""
-    telling = (RoundStarted.__name__, TrainingStarted.__name__, "ClientRemoved", *LAST_KINDS)
-    rows = _view(part, user_id)
-    if part.is_actor:
+def _situation(view: LogView, user_id: str) -> int:
+    """Returns the sequence of the event that shows the present situation."""
+    kinds = (RoundStarted.__name__, TrainingStarted.__name__, "ClientRemoved", *LAST_KINDS)
+    rows = _visible(view, user_id)
+    if view.is_actor:
         rows = rows.where(EventRow.audience.in_([ALL, COHORT]))
-    row = rows.where(EventRow.kind.in_(telling)).order_by(EventRow.sequence.desc()).first()
+    row = rows.where(EventRow.kind.in_(kinds)).order_by(EventRow.sequence.desc()).first()
     return 1 if row is None else int(row.sequence)

@@ -5,18 +5,18 @@ from pathlib import Path
 
 import pytest
 
-from contracts.noted import noting_verbs
+from contracts.noted import unrecorded_changes
 from contracts.planned import planning
 from contracts.world import World
 from fedround_server.store import Store
 
 
 @pytest.fixture(autouse=True)
-def unnoted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Fails a test whose verbs change something without a word in the audit log."""
-    with noting_verbs(monkeypatch) as unnoted:
-        yield unnoted
-    assert unnoted == []
+def unrecorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Fails a test whose verbs change something without an entry in the audit log."""
+    with unrecorded_changes(monkeypatch) as unrecorded:
+        yield unrecorded
+    assert unrecorded == []
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""A coordinator over a real store and real files, with a clock and an engine that do what a test says."""
+"""A coordinator over a real store and real files, with a clock and an engine that the test controls."""
 
 import asyncio
 import hashlib
@@ -12,24 +12,25 @@ from typing import Any
 import pytest
 
 from contracts.world import World, update
-from fedround_server.blobs import BlobStore
+from fedround_server.blobs import BlobFiles, StagedBlob
+from fedround_server.blobs.local import LocalBlobs
 from fedround_server.coordinator import Context, Coordinator
 from fedround_server.domain.errors import StoreUnavailable
 from fedround_server.domain.model import BlobRef
 from fedround_server.domain.training import Training
 from fedround_server.domain.user import Role
-from fedround_server.engine.jobs import AggregationJob, Examination, Origin, PredictionJob
+from fedround_server.engine.jobs import AggregationJob, CheckJob, CheckResult, PredictionJob
 from fedround_server.store import Store
 from fedround_server.wakeups import Hub
 
 
 class ToldClock:
-    """Time that passes when it is told to."""
+    """A clock that the test advances."""
 
     def __init__(self) -> None:
         self._now = datetime(2026, 1, 1, tzinfo=UTC)
         self._sleepers: list[tuple[timedelta, datetime, asyncio.Event]] = []
-        self._somebody_slept = asyncio.Event()
+        self._slept = asyncio.Event()
 
     def now(self) -> datetime:
         return self._now
@@ -37,7 +38,7 @@ class ToldClock:
     async def sleep(self, duration: timedelta) -> None:
         sleeper = (duration, self._now + duration, asyncio.Event())
         self._sleepers.append(sleeper)
-        self._somebody_slept.set()
+        self._slept.set()
         self.advance(timedelta(0))
         try:
             await sleeper[2].wait()
@@ -45,23 +46,24 @@ class ToldClock:
             self._sleepers.remove(sleeper)
 
     def advance(self, duration: timedelta) -> None:
-        """Passes, and wakes those whose time has come."""
+        """Advances the time, and wakes the sleepers that are due."""
         self._now += duration
         for _, until, woken in self._sleepers:
             if until <= self._now:
                 woken.set()
 
     async def asleep(self, until: timedelta | datetime) -> None:
-        """Waits until somebody sleeps for so long, or until that time."""
+        """Waits until some task sleeps for this duration, or until this time."""
         while not any(until in sleeper and not sleeper[2].is_set() for sleeper in self._sleepers):
-            self._somebody_slept.clear()
-            await self._somebody_slept.wait()
+            self._slept.clear()
+            await self._slept.wait()
 
 
 @dataclass
 class ToldEngine:
-    """Aggregates to a file of a few bytes, or fails as it is told to."""
+    """Aggregates to a file of a few bytes, or fails with the given error."""
 
+    files: BlobFiles
     error: Exception | None = None
     jobs: list[AggregationJob] = field(default_factory=list)
     may_end: asyncio.Event = field(default_factory=asyncio.Event)
@@ -69,25 +71,26 @@ class ToldEngine:
     def __post_init__(self) -> None:
         self.may_end.set()
 
-    async def examine(self, path: Path, origin: Origin | None = None) -> Examination:
-        return Examination()
+    async def check(self, job: CheckJob) -> CheckResult:
+        return CheckResult()
 
-    async def aggregate(self, job: AggregationJob, target: Path) -> BlobRef:
+    async def aggregate(self, job: AggregationJob) -> StagedBlob:
         self.jobs.append(job)
         await self.may_end.wait()
         if self.error is not None:
             raise self.error
         content = f"result {len(self.jobs)}".encode()
-        target.write_bytes(content)
-        return BlobRef(hashlib.sha256(content).hexdigest(), len(content))
+        with self.files.stage() as (staged, path):
+            path.write_bytes(content)
+        return StagedBlob(staged, BlobRef(hashlib.sha256(content).hexdigest(), len(content)))
 
     async def predict(self, job: PredictionJob) -> Any:
-        raise AssertionError("nobody predicts here")
+        raise AssertionError("no test predicts here")
 
 
 @dataclass(frozen=True)
 class Coordination:
-    """A coordinator, and what a test says to it and about it."""
+    """A coordinator with the parts that a test controls."""
 
     coordinator: Coordinator
     context: Context
@@ -96,22 +99,22 @@ class Coordination:
     world: World
 
     async def running(self, clients: int, **spec: Any) -> tuple[str, list[str], Training]:
-        """An actor, its clients, and their training, which is started."""
+        """Returns an actor, its clients, and their training, which has been started."""
         actor, users = await self.world.user(Role.ACTOR), await self.world.users(clients)
         made = await self.world.training(actor, users, **spec)
         return actor, users, await self.coordinator.trainings.start(made.training_id, actor, None)
 
     async def submit(self, training_id: str, number: int, user: str) -> None:
-        """Submits an update whose file is here."""
+        """Submits an update whose file has already been stored."""
         new = update(training_id, number, user)
-        await self.coordinator.rounds._accept_update(new)
+        await self.coordinator.submissions._accept_update(new)
 
     async def until(self, actor: str, training_id: str, holds: Callable[[Training], bool]) -> Training:
-        """Waits until something holds of a training, and looks at each wake-up of its subscribers."""
+        """Waits until a condition of a training holds, checking it at each wake-up of its subscribers."""
         with self.context.hub.waiter() as waiter:
             waiter.follow([training_id])
             while not holds(training := await self.context.store.trainings.get(training_id, actor)):
-                assert await waiter.wait(30), f"nobody is woken any more: {training}"
+                assert await waiter.wait(100), f"no wake-up any more: {training}"
         return training
 
 
@@ -122,10 +125,11 @@ class _Done(Exception):
 @asynccontextmanager
 async def coordinating(store: Store, folder: Path) -> AsyncIterator[Coordination]:
     """Runs a coordinator for the time of the block."""
-    clock, engine = ToldClock(), ToldEngine()
+    clock, blobs = ToldClock(), LocalBlobs(folder)
+    engine = ToldEngine(blobs.files)
     try:
         async with asyncio.TaskGroup() as tasks:
-            context = Context(store, BlobStore(folder), engine, Hub(), tasks, clock=clock)
+            context = Context(store, blobs, engine, Hub(), tasks, clock=clock)
             yield Coordination(Coordinator(context), context, clock, engine, World(store))
             raise _Done
     except* _Done:
@@ -133,7 +137,7 @@ async def coordinating(store: Store, folder: Path) -> AsyncIterator[Coordination
 
 
 def lose(patch: pytest.MonkeyPatch, verbs: type, name: str, *, committed: bool) -> None:
-    """Has the next call of a verb find the database gone: before it begins, or when it would hear of its commit."""
+    """Makes the next call of a verb fail as if the database had gone: before it begins, or after its commit."""
     verb = getattr(verbs, name)
 
     async def lost(self: Any, *args: Any, **kwargs: Any) -> None:

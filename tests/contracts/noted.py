@@ -1,4 +1,4 @@
-"""Finds verbs that change something without a word in the audit log."""
+"""Finds verbs that change something without an entry in the audit log."""
 
 import threading
 from collections.abc import Iterator
@@ -9,16 +9,17 @@ import peewee
 import pytest
 
 from fedround_server.store.db.group_commit import Call, Transactions
+from fedround_server.store.tables.schema import LastSeenRow, RejectedUpdateRow
 
 WRITES = ("INSERT", "UPDATE", "DELETE")
-# What was seen, and what was refused, changes nothing: refused calls have entries of their own.
-ASIDE = ('INSERT INTO "last_seen"', 'INSERT INTO "rejected_update"')
+# Neither the time when a user was last seen nor the count of rejected updates is a change.
+ASIDE = tuple(f'INSERT INTO "{table._meta.table_name}"' for table in (LastSeenRow, RejectedUpdateRow))
 
 
 @contextmanager
-def noting_verbs(patch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Collects the statements of transactions that changed rows and noted nothing, for the time of the block."""
-    unnoted: list[str] = []
+def unrecorded_changes(patch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Collects the statements of transactions that changed rows and recorded nothing, within the block."""
+    unrecorded: list[str] = []
     # PostgreSQL has a pool of threads, and a transaction stays on one of them.
     thread = threading.local()
     run, execute = Transactions._run, peewee.Database.execute_sql
@@ -34,9 +35,9 @@ def noting_verbs(patch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         thread.statements = []
         answer = run(transactions, call)
         if not any('INTO "audit"' in sql for sql in thread.statements):
-            unnoted.extend(thread.statements)
+            unrecorded.extend(thread.statements)
         return answer
 
     patch.setattr(peewee.Database, "execute_sql", watched)
     patch.setattr(Transactions, "_run", checked)
-    yield unnoted
+    yield unrecorded

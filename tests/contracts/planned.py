@@ -1,4 +1,4 @@
-"""Finds statements of verbs that read a whole table, or a training's whole history, where an index could tell."""
+"""Finds statements of verbs that read a whole table, or the whole history of a training, instead of using an index."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from fedround_server.store.tables.schema import TABLES
 PLANNED = re.compile("SELECT|UPDATE|DELETE|INSERT .* SELECT")
 # All but the audit log's head, which is one row.
 GROWING = {table._meta.table_name for table in TABLES} - {"audit_head"}
-# What grows with the rounds of a training: to look for the training, or the model, alone reads all of it.
+# Tables that grow with the rounds of a training: a search by training or model alone reads the whole history.
 HISTORIES = {
     "round",
     "cohort",
@@ -33,9 +33,9 @@ ALLOWED = {
     "(0 = 1)": "nothing is read where nothing is looked for",
     'ORDER BY "t1"."version" DESC LIMIT': "a page comes from the end of the index, and ends at its limit",
 }
-"""Parts of statements whose plan looks as if they read much, and why they don't."""
+"""Parts of statements whose plan seems to read much, and why it does not."""
 ALLOWED_IN_POSTGRES = {"SELECT DISTINCT": "of three models it reads three, then their versions; of many it would not"}
-# A small table is read whole, whatever indexes it has, unless that is forbidden.
+# PostgreSQL reads a small table sequentially, whatever indexes it has, unless that is disabled.
 FORBIDDEN = ("enable_seqscan", "enable_hashjoin", "enable_mergejoin")
 
 _fine: set[str] = set()
@@ -43,9 +43,9 @@ _fine: set[str] = set()
 
 @contextmanager
 def planning(patch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Collects the statements whose plans read too much, for the time of the block; each is planned once a run."""
+    """Collects the statements whose plans read too much, within the block; each is planned once a run."""
     wasteful: list[str] = []
-    # What tests ask beside the verbs has no name, and may read what it likes.
+    # Statements of the tests themselves have no name, and may read anything.
     thread = threading.local()
     run, execute = Transactions._run, peewee.Database.execute_sql
 

@@ -1,4 +1,4 @@
-"""A call ends with what let it in; on both databases."""
+"""A call ends when its credentials are revoked or expire; on both databases."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -10,6 +10,7 @@ import pytest
 
 from contracts.coordination import ToldClock
 from fedround_server.coordinator import Context
+from fedround_server.coordinator.access import Access
 from fedround_server.coordinator.user import Users
 from fedround_server.domain.errors import FieldInvalid, TokenExpired, TokenInvalid, TokenMissing
 from fedround_server.domain.identity import Credentials, Identity
@@ -30,36 +31,46 @@ def clock() -> ToldClock:
 
 
 @pytest.fixture
-def users(store: Store, clock: ToldClock) -> Users:
-    return Users(Context(store, NOTHING, NOTHING, Hub(), NOTHING, clock=clock))
+def context(store: Store, clock: ToldClock) -> Context:
+    return Context(store, NOTHING, NOTHING, Hub(), NOTHING, clock=clock)
 
 
-class Visit:
-    """A call that stays until it is ended."""
+@pytest.fixture
+def access(context: Context) -> Access:
+    return Access(context)
 
-    def __init__(self, users: Users, credentials: Credentials) -> None:
-        self.entered = asyncio.Event()
-        self._leave = asyncio.Event()
-        self.task = asyncio.create_task(self._stay(users, credentials))
 
-    async def _stay(self, users: Users, credentials: Credentials) -> User:
-        async with users.admit(credentials) as user:
-            self.entered.set()
-            await self._leave.wait()
+@pytest.fixture
+def users(context: Context, access: Access) -> Users:
+    return Users(context, access)
+
+
+class OpenCall:
+    """A call that lasts until it is finished or ended with an error."""
+
+    def __init__(self, access: Access, credentials: Credentials) -> None:
+        self.admitted = asyncio.Event()
+        self._finish = asyncio.Event()
+        self.task = asyncio.create_task(self._run(access, credentials))
+
+    async def _run(self, access: Access, credentials: Credentials) -> User:
+        async with access.admit(credentials) as user:
+            self.admitted.set()
+            await self._finish.wait()
             return user
 
-    async def leave(self) -> User:
-        self._leave.set()
+    async def finish(self) -> User:
+        self._finish.set()
         return await self.task
 
 
-async def visit(users: Users, credentials: Credentials) -> Visit:
-    visit = Visit(users, credentials)
-    await visit.entered.wait()
-    return visit
+async def open_call(access: Access, credentials: Credentials) -> OpenCall:
+    call = OpenCall(access, credentials)
+    await call.admitted.wait()
+    return call
 
 
-async def made(users: Users, *names: str, role: Role = Role.CLIENT, **options: Any) -> tuple[User, Credentials]:
+async def created(users: Users, *names: str, role: Role = Role.CLIENT, **options: Any) -> tuple[User, Credentials]:
     view, token = await users.create(names[0], role, options.get("lifetime"), names)
     return view.user, Credentials(hash_token(token))
 
@@ -76,43 +87,43 @@ async def revoke_all(users: Users, user: User) -> None:
 
 
 @pytest.mark.parametrize("change", [ROTATE, REMOVE, revoke_all])
-async def test_calls_end_with_the_token_that_let_them_in(users: Users, change: Change) -> None:
-    user, token = await made(users, "one")
-    _, other = await made(users, "other")
-    staying, ended = await visit(users, other), [await visit(users, token) for _ in range(3)]
+async def test_calls_end_with_their_token(users: Users, access: Access, change: Change) -> None:
+    user, token = await created(users, "one")
+    _, other = await created(users, "other")
+    kept, ended = await open_call(access, other), [await open_call(access, token) for _ in range(3)]
     await change(users, user)
     for one in ended:
         with pytest.raises(TokenInvalid):
             await one.task
-    assert (await staying.leave()).name == "other"
+    assert (await kept.finish()).name == "other"
 
 
-async def test_a_call_by_certificate_outlives_no_name(users: Users) -> None:
-    user, token = await made(users, "one")
-    certified, by_token = await visit(users, Credentials(None, ("one",))), await visit(users, token)
+async def test_a_call_with_a_certificate_ends_with_its_name(users: Users, access: Access) -> None:
+    user, token = await created(users, "one")
+    certified, by_token = await open_call(access, Credentials(None, ("one",))), await open_call(access, token)
     await RENAME(users, user)
     with pytest.raises(TokenMissing):
         await certified.task
-    assert await by_token.leave() == user
-    certified = await visit(users, Credentials(None, ("else",)))
+    assert await by_token.finish() == user
+    certified = await open_call(access, Credentials(None, ("else",)))
     await REMOVE(users, user)
     with pytest.raises(TokenMissing):
         await certified.task
 
 
-async def test_the_call_that_revokes_its_own_token_answers(users: Users) -> None:
-    user, token = await made(users, "one")
-    async with users.admit(token):
+async def test_the_call_that_revokes_its_own_token_gets_its_response(users: Users, access: Access) -> None:
+    user, token = await created(users, "one")
+    async with access.admit(token):
         new = await users.rotate_token(user, user.user_id, None, None)
     with pytest.raises(TokenInvalid):
-        async with users.admit(token):
+        async with access.admit(token):
             pass
-    async with users.admit(Credentials(hash_token(new))) as found:
+    async with access.admit(Credentials(hash_token(new))) as found:
         assert found == user
 
 
-class LateAnswers:
-    """The store's verbs about credentials; the first look is answered with what was true before a commit."""
+class StaleIdentities:
+    """The store's verbs about credentials; the first query returns what was true before a commit."""
 
     def __init__(self, store: Store) -> None:
         self.commit: Callable[[], Coroutine[Any, Any, object]] | None = None
@@ -129,63 +140,67 @@ class LateAnswers:
         return known
 
 
-async def test_a_call_that_comes_while_its_token_is_revoked(store: Store, clock: ToldClock) -> None:
-    answers = LateAnswers(store)
-    late: Any = SimpleNamespace(users=store.users, credentials=answers)
-    users = Users(Context(late, NOTHING, NOTHING, Hub(), NOTHING, clock=clock))
-    user, token = await made(users, "one")
-    answers.commit = lambda: ROTATE(users, user)
+async def test_a_call_that_starts_while_its_token_is_revoked(store: Store, clock: ToldClock) -> None:
+    verbs = StaleIdentities(store)
+    stale: Any = SimpleNamespace(users=store.users, credentials=verbs)
+    context = Context(stale, NOTHING, NOTHING, Hub(), NOTHING, clock=clock)
+    access = Access(context)
+    users = Users(context, access)
+    user, token = await created(users, "one")
+    verbs.commit = lambda: ROTATE(users, user)
     with pytest.raises(TokenInvalid):
-        async with users.admit(token):
+        async with access.admit(token):
             pass
 
 
-async def test_a_call_ends_when_its_token_expires(users: Users) -> None:
-    _, token = await made(users, "one", lifetime=MOMENT)
+async def test_a_call_ends_when_its_token_expires(users: Users, access: Access) -> None:
+    _, token = await created(users, "one", lifetime=MOMENT)
     with pytest.raises(TokenExpired):
-        await (await visit(users, token)).task
+        await (await open_call(access, token)).task
 
 
-async def test_a_call_ends_with_the_overlap(users: Users, clock: ToldClock) -> None:
-    user, token = await made(users, "one")
-    before = await visit(users, token)
+async def test_a_call_ends_with_the_overlap(users: Users, access: Access, clock: ToldClock) -> None:
+    user, token = await created(users, "one")
+    before = await open_call(access, token)
     new = await users.rotate_token(user, user.user_id, MOMENT, None)
     with pytest.raises(TokenExpired):
         await before.task
-    stays = await visit(users, Credentials(hash_token(new)))
+    rotated = await open_call(access, Credentials(hash_token(new)))
     clock.advance(HOUR)
     with pytest.raises(TokenExpired):
-        async with users.admit(token):
+        async with access.admit(token):
             pass
-    assert await stays.leave() == user
+    assert await rotated.finish() == user
 
 
-async def test_what_a_call_raises_is_raised(users: Users) -> None:
-    _, token = await made(users, "one")
+async def test_an_error_of_the_call_itself_is_passed_on(users: Users, access: Access) -> None:
+    _, token = await created(users, "one")
     with pytest.raises(TimeoutError, match="its own"):
-        async with users.admit(token):
+        async with access.admit(token):
             raise TimeoutError("its own")
 
 
-async def test_when_tokens_were_used_last(users: Users, clock: ToldClock) -> None:
-    user, token = await made(users, "one")
+async def test_the_time_of_last_use_of_tokens(users: Users, access: Access, clock: ToldClock) -> None:
+    user, token = await created(users, "one")
     used = {}
     for _ in range(4):
-        async with users.admit(token):
+        async with access.admit(token):
             used[token.token_hash] = clock.now()
         token = Credentials(hash_token(await users.rotate_token(user, user.user_id, HOUR, None)))
         clock.advance(MOMENT)
     new, before = (await users.view(user.user_id)).tokens
-    assert users.last_use(user.user_id, new) is None
-    assert users.last_use(user.user_id, before) == used[before.token_hash]
+    assert access.last_use(user.user_id, new.token_hash) is None
+    assert access.last_use(user.user_id, before.token_hash) == used[before.token_hash]
 
 
 async def test_lifetimes(store: Store, clock: ToldClock) -> None:
     limits = Limits(token_lifetime=HOUR, max_token_lifetime=2 * HOUR)
-    users = Users(Context(store, NOTHING, NOTHING, Hub(), NOTHING, limits, clock=clock))
+    context = Context(store, NOTHING, NOTHING, Hub(), NOTHING, limits, clock=clock)
+    access = Access(context)
+    users = Users(context, access)
     kept: list[str] = []
     assert await users.bootstrap(kept.append)
-    async with users.admit(Credentials(hash_token(kept[0]))) as admin:
+    async with access.admit(Credentials(hash_token(kept[0]))) as admin:
         (token,) = (await users.view(admin.user_id)).tokens
     assert token.expire_time is None
     view, _ = await users.create("usual", Role.CLIENT, None, ())

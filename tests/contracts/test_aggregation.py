@@ -1,4 +1,4 @@
-"""What becomes of a round whose result cannot be made or kept, on both databases."""
+"""Rounds whose result cannot be computed or stored, on both databases."""
 
 import errno
 from datetime import timedelta
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from contracts.coordination import Coordination, coordinating, lose
-from fedround_server.coordinator.round import RETRY
+from fedround_server.coordinator.aggregation import RETRY_DELAY
 from fedround_server.domain.errors import DiskFull, ModelFormat, WorkerKilled
 from fedround_server.domain.training import Training, TrainingState
 from fedround_server.engine.executor import WorkerLost
@@ -24,7 +24,7 @@ async def ended(desk: Coordination) -> Training:
     return await desk.until(actor, training.training_id, lambda training: training.state.is_ended)
 
 
-async def test_an_aggregate_that_cannot_be_stored_says_why(store: Store, tmp_path: Path) -> None:
+async def test_an_aggregate_that_cannot_be_represented_is_reported(store: Store, tmp_path: Path) -> None:
     async with coordinating(store, tmp_path) as desk:
         desk.engine.error = AggregationFailed("the aggregate of tensor 'w' has values that its dtype cannot hold")
         failure = (await ended(desk)).failure
@@ -43,7 +43,7 @@ async def test_an_aggregate_that_cannot_be_stored_says_why(store: Store, tmp_pat
     ],
     ids=lambda error: type(error).__name__,
 )
-async def test_any_error_ends_its_training_alone_and_is_told_in_the_log_only(
+async def test_any_error_ends_only_its_training_and_its_text_is_only_in_the_log(
     store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
     async with coordinating(store, tmp_path) as desk:
@@ -60,7 +60,7 @@ async def test_any_error_ends_its_training_alone_and_is_told_in_the_log_only(
     assert record.exc_info[1] is error
 
 
-async def test_a_commit_that_fails_ends_its_training_alone(
+async def test_a_commit_that_fails_ends_only_its_training(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commit = RoundVerbs.commit
@@ -78,7 +78,7 @@ async def test_a_commit_that_fails_ends_its_training_alone(
     assert "JSON" not in failure.message
 
 
-async def test_a_worker_that_is_killed_from_outside_delays_its_training_and_never_fails_it(
+async def test_a_worker_that_is_killed_from_outside_delays_its_training_without_failing_it(
     store: Store, tmp_path: Path
 ) -> None:
     async with coordinating(store, tmp_path) as desk:
@@ -86,31 +86,31 @@ async def test_a_worker_that_is_killed_from_outside_delays_its_training_and_neve
         actor, (client,), training = await desk.running(1, target_num_updates=1)
         await desk.submit(training.training_id, 0, client)
         for _ in range(5):
-            await desk.clock.asleep(RETRY)
+            await desk.clock.asleep(RETRY_DELAY)
             assert (await store.trainings.get(training.training_id, actor)).state is TrainingState.ONGOING
-            desk.clock.advance(RETRY)
-        await desk.clock.asleep(RETRY)
+            desk.clock.advance(RETRY_DELAY)
+        await desk.clock.asleep(RETRY_DELAY)
         desk.engine.error = None
-        desk.clock.advance(RETRY)
+        desk.clock.advance(RETRY_DELAY)
         after = await desk.until(actor, training.training_id, lambda training: training.state.is_ended)
     assert (after.state, after.model_version) == (TrainingState.COMPLETED, 1)
 
 
-async def test_updates_wait_for_a_disk_that_fails(store: Store, tmp_path: Path) -> None:
+async def test_updates_wait_while_the_disk_fails(store: Store, tmp_path: Path) -> None:
     async with coordinating(store, tmp_path) as desk:
         desk.engine.error = OSError(errno.EIO, "the disk fails")
         actor, (client,), training = await desk.running(1, target_num_updates=1)
         await desk.submit(training.training_id, 0, client)
-        await desk.clock.asleep(RETRY)
+        await desk.clock.asleep(RETRY_DELAY)
         assert (await store.trainings.get(training.training_id, actor)).state is TrainingState.ONGOING
         desk.engine.error = None
-        desk.clock.advance(RETRY)
+        desk.clock.advance(RETRY_DELAY)
         after = await desk.until(actor, training.training_id, lambda training: training.state.is_ended)
     assert after.state is TrainingState.COMPLETED
 
 
 @pytest.mark.parametrize("verb", ["find_aggregation", "commit", "fail"])
-async def test_a_database_that_does_not_answer_is_asked_again(
+async def test_a_verb_is_retried_while_the_database_does_not_answer(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
 ) -> None:
     async with coordinating(store, tmp_path) as desk:
@@ -118,14 +118,14 @@ async def test_a_database_that_does_not_answer_is_asked_again(
         lose(monkeypatch, RoundVerbs, verb, committed=False)
         actor, (client,), training = await desk.running(1, target_num_updates=1)
         await desk.submit(training.training_id, 0, client)
-        await desk.clock.asleep(RETRY)
+        await desk.clock.asleep(RETRY_DELAY)
         assert (await store.trainings.get(training.training_id, actor)).state is TrainingState.ONGOING
-        desk.clock.advance(RETRY)
+        desk.clock.advance(RETRY_DELAY)
         await desk.until(actor, training.training_id, lambda training: training.state.is_ended)
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
-async def test_a_full_disk_is_waited_for(
+async def test_an_aggregation_is_retried_while_the_disk_is_full(
     store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture, code: int
 ) -> None:
     pause = timedelta(seconds=DiskFull.retry_seconds)
@@ -145,7 +145,7 @@ async def test_a_full_disk_is_waited_for(
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
-async def test_a_result_that_finds_no_room_leaves_nothing(
+async def test_a_result_that_does_not_fit_on_the_disk_leaves_no_file(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mkdir = Path.mkdir

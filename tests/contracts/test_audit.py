@@ -192,11 +192,11 @@ async def test_entries_are_told_in_the_time_of_the_store(database: str, tmp_path
         await check(store)
 
 
-async def test_a_verb_that_notes_nothing_is_found(store: Store, world: World, unnoted: list[str]) -> None:
+async def test_a_change_without_a_record_is_found(store: Store, world: World, unrecorded: list[str]) -> None:
     user = await world.user()
     await store._database.run(lambda: UserRow.update(role="ADMIN").where(UserRow.user_id == user).execute())
-    assert len(unnoted) == 1
-    assert unnoted.pop().startswith("UPDATE")
+    assert len(unrecorded) == 1
+    assert unrecorded.pop().startswith("UPDATE")
 
 
 def changed(field: str, value: Any) -> Callable[[], object]:

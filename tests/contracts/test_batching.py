@@ -1,4 +1,4 @@
-"""Batch verbs: to be asked together changes no answer; on both databases."""
+"""Batched verbs: a question gets the same answer alone and in a batch; on both databases."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -23,7 +23,8 @@ from fedround_server.store import Store
 from fedround_server.store.db import batching
 from fedround_server.store.db.group_commit import Call, Transactions
 from fedround_server.store.queries import event_log
-from fedround_server.store.queries.event_log import Part
+from fedround_server.store.queries.event_log import LogPage
+from fedround_server.store.queries.log_view import LogView
 
 R = TypeVar("R")
 CLIENTS = 4
@@ -98,59 +99,38 @@ async def test_each_is_answered_as_if_it_were_alone(
         patch.setattr(batching, "MAX_BATCH", most)
         patch.setattr(event_log, "PAGE", page)
 
+        views: dict[tuple[str, str], LogView] = {}
+        for user in users:
+            for some in (trainings, trainings[:1], [], [trainings[0], unknown]):
+                expected = await plainly(lambda user=user, some=some: alone.views(user, some))
+                found = await answer(events.views(user, some))
+                if len(expected) < len(some):
+                    assert found is TrainingNotFound
+                else:
+                    assert by_training(found) == by_training(expected)
+                views |= {(view.training_id, user): view for view in expected}
+            opened = await plainly(lambda user=user: alone.open_views(user))
+            assert by_training(await events.open_views(user)) == by_training(opened)
+
         pairs = [(training_id, user) for user in users for training_id in (*trainings, unknown)]
-        parts = await asyncio.gather(*(answer(events.part(*pair)) for pair in pairs))
-        known: list[tuple[Part, str]] = []
-        for (training_id, user), found in zip(pairs, parts, strict=True):
-            expected = await plainly(lambda user=user, one=training_id: alone.parts(user, [one]))
-            assert ([found] if isinstance(found, Part) else []) == expected
-            assert isinstance(found, Part) or found is TrainingNotFound
-            known += [(found, user)] if isinstance(found, Part) else []
-
-        wanted = [(user, some) for user in users for some in (trainings, trainings[:1], [], [trainings[0], unknown])]
-        many = await asyncio.gather(*(answer(events.parts(*one)) for one in wanted))
-        for (user, some), answered in zip(wanted, many, strict=True):
-            expected = await plainly(lambda user=user, some=some: alone.parts(user, some))
-            if len(expected) < len(some):
-                assert answered is TrainingNotFound
+        cursors, limits = st.none() | st.integers(0, 20), st.sampled_from([1, 2, 100])
+        asked = [(*pair, data.draw(cursors), data.draw(limits)) for pair in pairs for _ in range(2)]
+        polled = await asyncio.gather(*(answer(events.poll(*one)) for one in asked))
+        for (training_id, user, cursor, limit), page in zip(asked, polled, strict=True):
+            view = views.get((training_id, user))
+            if view is None:
+                assert page is TrainingNotFound
+            elif cursor is not None and cursor > view.last_sequence:
+                assert page is CursorExpired
             else:
-                assert by_training(answered) == by_training(expected)
-
-        opened = await asyncio.gather(*(events.open_parts(user) for user in users))
-        for user, answered in zip(users, opened, strict=True):
-            assert by_training(answered) == by_training(await plainly(lambda user=user: alone.open_parts(user)))
-
-        cursors = st.none() | st.integers(0, 20)
-        begun = [(part, user, data.draw(cursors)) for part, user in known for _ in range(2)]
-        starts = await asyncio.gather(*(answer(events.start(*one)) for one in begun))
-        for question, answered in zip(begun, starts, strict=True):
-            expected = await plainly(lambda question=question: alone.start(*question))
-            assert answered == (CursorExpired if expected is None else expected)
-
-        asked = [
-            (part, user, data.draw(st.integers(0, 20)), data.draw(st.sampled_from([1, 2, 100])))
-            for part, user in known
-            for _ in range(2)
-        ]
-        reads = await asyncio.gather(*(events.read(*one) for one in asked))
-        for question, answered in zip(asked, reads, strict=True):
-            assert answered == await plainly(lambda question=question: alone.read(*question))
-
-        limits = st.sampled_from([1, 2, 100])
-        woken = [(*pair, data.draw(st.integers(0, 20)), data.draw(limits)) for pair in pairs]
-        news = await asyncio.gather(*(answer(events.news(*one)) for one in woken))
-        for (_, user, cursor, limit), found, answered in zip(woken, parts, news, strict=True):
-            if not isinstance(found, Part):
-                assert answered is TrainingNotFound
-            elif found.last_sequence <= cursor:
-                assert answered == (found, [], cursor)
-            else:
-                asked_alone = (found, user, cursor, limit)
-                assert answered == (found, *await plainly(lambda one=asked_alone: alone.read(*one)))
+                question = (view, user, cursor, limit)
+                found, after = await plainly(lambda question=question: alone.read(*question))
+                assert isinstance(page, LogPage)
+                assert (page.view, list(page.events), page.cursor) == (view, found, after)
 
 
-def by_training(parts: Any) -> list[Part]:
-    return sorted(parts, key=lambda part: part.training_id)
+def by_training(views: Any) -> list[LogView]:
+    return sorted(views, key=lambda view: view.training_id)
 
 
 async def test_credentials_are_told_apart_however_many_ask(store: Store, world: World) -> None:
@@ -202,38 +182,37 @@ def attempts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 async def test_many_questions_take_few_transactions(store: Store, world: World, attempts: list[str]) -> None:
     actor, clients, training = await world.running(3)
-    part = await store.events.part(training.training_id, clients[0])
     attempts.clear()
     askers = 3 * batching.MAX_BATCH
-    await asyncio.gather(*(store.events.read(part, clients[0], 0, 100) for _ in range(askers)))
-    assert attempts == ["event.read"] * 3
+    await asyncio.gather(*(store.events.poll(training.training_id, clients[0], 0, 100) for _ in range(askers)))
+    assert attempts == ["event.poll"] * 3
     attempts.clear()
     # What is asked while a transaction runs waits for the next one, and that is enough for all.
-    asking = [asyncio.create_task(store.events.part(training.training_id, actor))]
+    asking = [asyncio.create_task(store.events.poll(training.training_id, actor, 0, 100))]
     while not attempts:
         await asyncio.sleep(0)
-    asking += [asyncio.create_task(store.events.part(training.training_id, one)) for one in clients]
+    asking += [asyncio.create_task(store.events.poll(training.training_id, one, 0, 100)) for one in clients]
     await asyncio.gather(*asking)
-    assert attempts == ["event.part"] * 2
+    assert attempts == ["event.poll"] * 2
 
 
 async def test_who_goes_takes_nothing_from_the_others(store: Store, world: World) -> None:
     _, clients, training = await world.running(3)
-    asking = [asyncio.create_task(store.events.part(training.training_id, one)) for one in clients]
+    asking = [asyncio.create_task(store.events.poll(training.training_id, one, 0, 100)) for one in clients]
     asking[0].cancel()
     await asyncio.sleep(0)
     asking[1].cancel()
-    assert (await asking[2]).training_id == training.training_id
+    assert (await asking[2]).view.training_id == training.training_id
     assert asking[0].cancelled()
     with pytest.raises(asyncio.CancelledError):
         await asking[1]
     # All of them gone, and the next one is answered.
-    asking = [asyncio.create_task(store.events.part(training.training_id, one)) for one in clients]
+    asking = [asyncio.create_task(store.events.poll(training.training_id, one, 0, 100)) for one in clients]
     await asyncio.sleep(0)
     for one in asking:
         one.cancel()
     await asyncio.gather(*asking, return_exceptions=True)
-    assert (await store.events.part(training.training_id, clients[0])).training_id == training.training_id
+    assert (await store.events.poll(training.training_id, clients[0], 0, 100)).view.training_id == training.training_id
 
 
 async def test_a_database_that_does_not_answer_is_told_to_all(
@@ -246,6 +225,7 @@ async def test_a_database_that_does_not_answer_is_told_to_all(
             raise peewee.OperationalError("the server closed the connection")
 
         patch.setattr(Transactions, "_run", fail)
-        answers = await asyncio.gather(*(answer(store.events.part(training.training_id, one)) for one in clients))
+        polls = (store.events.poll(training.training_id, one, 0, 100) for one in clients)
+        answers = await asyncio.gather(*map(answer, polls))
         assert answers == [StoreUnavailable] * 3
-    assert (await store.events.part(training.training_id, clients[0])).training_id == training.training_id
+    assert (await store.events.poll(training.training_id, clients[0], 0, 100)).view.training_id == training.training_id

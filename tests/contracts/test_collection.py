@@ -1,4 +1,4 @@
-"""Files that nobody needs are collected, a few at a time, on both databases."""
+"""Files that are no longer in use are removed in batches, on both databases."""
 
 import os
 from pathlib import Path
@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from contracts.coordination import Coordination, coordinating, lose
-from fedround_server.blobs import UNREFERENCED_SECONDS
-from fedround_server.coordinator.coordinator import COLLECTION_INTERVAL, COLLECTION_SLICE
+from fedround_server.blobs import StagedRef
+from fedround_server.blobs.aging import UNREFERENCED_SECONDS
+from fedround_server.coordinator.housekeeping import COLLECTION_BATCH, COLLECTION_INTERVAL
 from fedround_server.domain.model import BlobRef
 from fedround_server.store import Store
 from fedround_server.store.verbs.model import ModelVerbs
@@ -16,19 +17,21 @@ from fedround_server.store.verbs.model import ModelVerbs
 
 def old(desk: Coordination, content: str) -> BlobRef:
     """Stores a blob that came long ago."""
-    with desk.context.blobs.upload("user", None, 0, "one") as writer:
+    with desk.context.blobs.writer(StagedRef("one")) as writer:
         writer.write(content.encode())
-        desk.context.blobs.adopt(writer.path, writer.blob)
-    path = desk.context.blobs.path(writer.blob.sha256)
+        desk.context.blobs.commit(writer.staged)
+    path = desk.context.blobs.files.local_path(writer.staged.blob)
     os.utime(path, (path.stat().st_mtime - UNREFERENCED_SECONDS - 60,) * 2)
-    return writer.blob
+    return writer.staged.blob
 
 
-def here(desk: Coordination, *blobs: BlobRef) -> list[bool]:
-    return [desk.context.blobs.path(blob.sha256).exists() for blob in blobs]
+def stored(desk: Coordination, *blobs: BlobRef) -> list[bool]:
+    return [desk.context.blobs.files.local_path(blob).exists() for blob in blobs]
 
 
-async def test_what_nobody_needs_goes_in_slices(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_files_that_are_not_in_use_are_removed_in_batches(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     digests_in_use, asked = ModelVerbs.digests_in_use, []
 
     async def counted(self: Any, among: list[str]) -> set[str]:
@@ -40,14 +43,14 @@ async def test_what_nobody_needs_goes_in_slices(store: Store, tmp_path: Path, mo
         _, (client,), training = await desk.running(1)
         needed = old(desk, f"0 {client}")
         await desk.world.submit(training.training_id, 0, client)
-        rubbish = [old(desk, f"rubbish {number}") for number in range(COLLECTION_SLICE + 10)]
+        unused = [old(desk, f"unused {number}") for number in range(COLLECTION_BATCH + 10)]
         await desk.coordinator.recover()
         await desk.clock.asleep(COLLECTION_INTERVAL)
-        assert here(desk, needed, *rubbish) == [True] + [False] * len(rubbish)
-    assert asked == [COLLECTION_SLICE, 11]
+        assert stored(desk, needed, *unused) == [True] + [False] * len(unused)
+    assert asked == [COLLECTION_BATCH, 11]
 
 
-async def test_a_file_that_two_updates_have_stays_until_neither_needs_it(store: Store, tmp_path: Path) -> None:
+async def test_a_file_of_two_updates_stays_until_neither_uses_it(store: Store, tmp_path: Path) -> None:
     async with coordinating(store, tmp_path) as desk:
         shared = old(desk, "the same weights")
         trainings = [await desk.running(3) for _ in range(2)]
@@ -59,21 +62,19 @@ async def test_a_file_that_two_updates_have_stays_until_neither_needs_it(store: 
             assert {update.blob for update in updates} == {shared}
         await desk.coordinator.recover()
         await desk.clock.asleep(COLLECTION_INTERVAL)
-        assert here(desk, shared) == [True]
+        assert stored(desk, shared) == [True]
         stays = []
         for actor, _, training in trainings:
             await desk.coordinator.trainings.remove(training.training_id, actor, force=True)
             desk.clock.advance(COLLECTION_INTERVAL)
             await desk.clock.asleep(COLLECTION_INTERVAL)
-            stays += here(desk, shared)
+            stays += stored(desk, shared)
         assert stays == [True, False]
 
 
-async def test_a_collection_that_fails_is_followed_by_the_next(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_collection_goes_on_after_an_error(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with coordinating(store, tmp_path) as desk:
-        rubbish = old(desk, "rubbish")
+        unused = old(desk, "unused")
         lose(monkeypatch, ModelVerbs, "digests_in_use", committed=False)
         await desk.coordinator.recover()
         await desk.clock.asleep(COLLECTION_INTERVAL)
@@ -81,10 +82,10 @@ async def test_a_collection_that_fails_is_followed_by_the_next(
             patch.setattr(Path, "iterdir", _fail)
             desk.clock.advance(COLLECTION_INTERVAL)
             await desk.clock.asleep(COLLECTION_INTERVAL)
-        assert here(desk, rubbish) == [True]
+        assert stored(desk, unused) == [True]
         desk.clock.advance(COLLECTION_INTERVAL)
         await desk.clock.asleep(COLLECTION_INTERVAL)
-        assert here(desk, rubbish) == [False]
+        assert stored(desk, unused) == [False]
 
 
 def _fail(*_: object) -> None:

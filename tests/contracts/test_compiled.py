@@ -1,4 +1,4 @@
-"""Prepared statements do what the queries do that they are made of."""
+"""Compiled queries find what the queries find that they are made of."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -9,8 +9,9 @@ from peewee import ModelSelect
 
 from contracts.world import World
 from fedround_server.store.db.audit_trail import record
-from fedround_server.store.db.compiled import compiled, insert, save
+from fedround_server.store.db.compiled import compiled
 from fedround_server.store.db.row_locks import locked
+from fedround_server.store.db.rows import insert, save
 from fedround_server.store.tables.base import Row
 from fedround_server.store.tables.schema import CohortRow, EventRow, ModelVersionRow, TokenRow, UserRow
 
@@ -22,7 +23,7 @@ def columns(row: Row | None) -> dict[str, Any] | None:
 
 
 async def run(world: World, compare: Callable[[], None]) -> None:
-    """Runs what changes rows as a verb that notes it."""
+    """Runs a comparison, which changes rows, as a verb with a record."""
 
     def verb() -> None:
         record("tested")
@@ -61,7 +62,7 @@ CASES: list[tuple[Any, list[tuple[Any, ...]]]] = [
 
 
 @pytest.mark.parametrize(("build", "asked"), CASES, ids=["members", "some"])
-async def test_a_prepared_query_finds_what_the_query_finds(
+async def test_a_compiled_query_finds_what_the_query_finds(
     world: World, build: Any, asked: list[tuple[Any, ...]]
 ) -> None:
     query = compiled(build)
@@ -124,7 +125,7 @@ async def test_saving_writes_what_was_set_and_nothing_else(world: World) -> None
     await run(world, compare)
 
 
-async def test_a_query_of_two_tables_cannot_be_prepared(world: World) -> None:
+async def test_a_query_of_two_tables_cannot_be_compiled(world: World) -> None:
     @compiled
     def both(user_id: str) -> "ModelSelect[TokenRow]":
         joined = TokenRow.select(TokenRow, UserRow).join(UserRow, on=(TokenRow.user_id == UserRow.user_id))

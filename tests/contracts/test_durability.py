@@ -12,12 +12,12 @@ from calls import digest, model_file
 from contracts.coordination import ToldEngine, coordinating
 from contracts.world import SPEC, World
 from fedround_server.app import _write_secret
+from fedround_server.blobs import StagedBlob
 from fedround_server.coordinator import Coordinator
 from fedround_server.coordinator.uploads.receive import Incoming
 from fedround_server.domain.errors import StoreUnavailable
-from fedround_server.domain.model import BlobRef
 from fedround_server.domain.user import Role
-from fedround_server.engine.executor import _aggregate
+from fedround_server.engine import worker
 from fedround_server.engine.jobs import AggregationJob
 from fedround_server.store import Store
 from fedround_server.store.tables.base import database_proxy
@@ -26,8 +26,8 @@ from fedround_server.store.tables.base import database_proxy
 class InProcess(ToldEngine):
     """Aggregates like the worker does."""
 
-    async def aggregate(self, job: AggregationJob, target: Path) -> BlobRef:
-        return _aggregate(job, target)
+    async def aggregate(self, job: AggregationJob) -> StagedBlob:
+        return worker.run_aggregation(self.files, job)
 
 
 class Diary:
@@ -147,7 +147,7 @@ async def test_files_are_on_disk_before_the_rows_and_the_answers_that_promise_th
 ) -> None:
     diary = Diary(tmp_path, monkeypatch)
     async with coordinating(sqlite, tmp_path) as desk:
-        coordinator = Coordinator(replace(desk.context, engine=InProcess()))
+        coordinator = Coordinator(replace(desk.context, engine=InProcess(desk.engine.files)))
         actor, clients = await desk.world.user(Role.ACTOR), await desk.world.users(2)
         await diary.read_statements(sqlite)
 
@@ -157,7 +157,7 @@ async def test_files_are_on_disk_before_the_rows_and_the_answers_that_promise_th
         diary.note("answer", "created")
         await coordinator.trainings.start(made.training_id, actor, None)
         for client, update in zip(clients, updates, strict=True):
-            await coordinator.rounds.submit(made.training_id, 0, 1, {}, sent(client, update, made.training_id))
+            await coordinator.submissions.submit(made.training_id, 0, 1, {}, sent(client, update, made.training_id))
             diary.note("answer", f"receipt {client}")
         with desk.context.hub.waiter() as waiter:
             waiter.follow([made.training_id])

@@ -24,11 +24,17 @@ from fedround_server.domain.event import (
 from fedround_server.domain.policy import RoundPolicy
 from fedround_server.domain.user import Role
 from fedround_server.store import Store
+from fedround_server.store.queries.event_log import LogPage
+from fedround_server.store.queries.log_view import LogView
 
 
-async def read(store: Store, training_id: str, user: str, after: int = 0, limit: int = 1000) -> list[Event]:
-    part = await store.events.part(training_id, user)
-    return (await store.events.read(part, user, after, limit))[0]
+async def read(store: Store, training_id: str, user: str, after: int | None = 0, limit: int = 1000) -> list[Event]:
+    return list((await store.events.poll(training_id, user, after, limit)).events)
+
+
+async def view(store: Store, training_id: str, user: str) -> LogView:
+    (found,) = await store.events.views(user, [training_id])
+    return found
 
 
 def kinds(events: list[Event]) -> list[type]:
@@ -74,15 +80,16 @@ async def test_reading_goes_on_behind_the_cursor(store: Store, world: World) -> 
         await world.commit(training.training_id)
     for user in (actor, clients[0]):
         whole = await read(store, training.training_id, user)
-        part = await store.events.part(training.training_id, user)
-        cursor, pages = 0, []
-        while cursor < part.last_sequence:
-            events, after = await store.events.read(part, user, cursor, 2)
-            assert after > cursor
-            pages += events
-            cursor = after
-        assert pages == whole
-        assert await store.events.read(part, user, cursor, 2) == ([], cursor)
+        expected = await view(store, training.training_id, user)
+        cursor, events = 0, []
+        while cursor < expected.last_sequence:
+            page = await store.events.poll(training.training_id, user, cursor, 2)
+            assert page.view == expected
+            assert page.cursor > cursor
+            events += page.events
+            cursor = page.cursor
+        assert events == whole
+        assert await store.events.poll(training.training_id, user, cursor, 2) == LogPage(expected, (), cursor)
 
 
 async def test_sequences_have_no_gaps_under_concurrency(store: Store, world: World) -> None:
@@ -141,8 +148,8 @@ async def test_a_removed_participant_reads_up_to_its_removal(store: Store, world
     await world.commit(training.training_id)
     assert kinds(await read(store, training.training_id, first)) == [TrainingStarted, RoundStarted, ClientRemoved]
     assert ClientRemoved not in kinds(await read(store, training.training_id, second))
-    part = await store.events.part(training.training_id, first)
-    assert (part.until, part.ended) == (3, True)
+    found = await view(store, training.training_id, first)
+    assert (found.until, found.ended) == (3, True)
 
 
 async def test_who_comes_back_reads_from_its_return(store: Store, world: World) -> None:
@@ -159,7 +166,7 @@ async def test_the_end_is_in_the_log_and_seen_by_all(store: Store, world: World)
     await store.trainings.remove(training.training_id, actor, force=True, now=world.now)
     for user in (actor, client):
         assert kinds(await read(store, training.training_id, user))[-1] is TrainingRemoved
-        assert (await store.events.part(training.training_id, user)).ended
+        assert (await view(store, training.training_id, user)).ended
 
 
 async def test_who_is_missing_is_for_the_actor_only(store: Store, world: World) -> None:
@@ -189,9 +196,7 @@ async def test_a_subscription_starts_where_the_training_stands(store: Store, wor
     await world.submit(training.training_id, 0, first)
 
     async def snapshot(user: str, resume_after: int | None = None) -> list[type]:
-        part = await store.events.part(training.training_id, user)
-        start = await store.events.start(part, user, resume_after)
-        return kinds((await store.events.read(part, user, start, 100))[0])
+        return kinds(await read(store, training.training_id, user, resume_after))
 
     assert await snapshot(first) == [RoundStarted]
     assert await snapshot(actor) == [RoundStarted, UpdateAccepted]
@@ -209,19 +214,24 @@ async def test_a_subscription_starts_where_the_training_stands(store: Store, wor
 
 async def test_a_cursor_behind_the_end_is_refused(store: Store, world: World) -> None:
     actor, _, training = await world.running(1)
-    part = await store.events.part(training.training_id, actor)
     with pytest.raises(CursorExpired, match="end of the log \\(2\\)"):
-        await store.events.start(part, actor, 3)
+        await store.events.poll(training.training_id, actor, 3, 100)
 
 
 async def test_who_never_had_a_part_gets_nothing(store: Store, world: World) -> None:
     _, _, training = await world.running(1)
     for training_id in (training.training_id, new_id()):
-        with pytest.raises(TrainingNotFound):
-            await store.events.part(training_id, await world.user(Role.ACTOR))
+        stranger = await world.user(Role.ACTOR)
+        for call in (
+            store.events.views(stranger, [training_id]),
+            store.events.poll(training_id, stranger, None, 100),
+            store.events.poll(training_id, stranger, 0, 100),
+        ):
+            with pytest.raises(TrainingNotFound):
+                await call
 
 
-async def test_the_open_parts_of_a_user(store: Store, world: World) -> None:
+async def test_the_open_views_of_a_user(store: Store, world: World) -> None:
     actor, (client, _), training = await world.running(2, target_num_updates=1)
     other = await world.training(actor, [client])
     left = await world.training(actor, [client])
@@ -234,20 +244,20 @@ async def test_the_open_parts_of_a_user(store: Store, world: World) -> None:
     await world.commit(ended.training_id)
     everything = {one.training_id for one in (training, other, left, removed, ended)}
     for user, open_ in ((client, [training, other]), (actor, [training, other, left])):
-        parts = await store.events.open_parts(user)
-        assert {part.training_id for part in parts} == {one.training_id for one in open_}
-        assert not any(part.ended for part in parts)
-        named = await store.events.parts(user, everything)
-        assert {part.training_id for part in named} == everything
-        for part in (*parts, *named):
-            assert await store.events.part(part.training_id, user) == part
+        views = await store.events.open_views(user)
+        assert {one.training_id for one in views} == {one.training_id for one in open_}
+        assert not any(one.ended for one in views)
+        named = await store.events.views(user, everything)
+        assert {one.training_id for one in named} == everything
+        for one in (*views, *named):
+            assert (await store.events.poll(one.training_id, user, 0, 100)).view == one
     stranger = await world.user()
-    assert await store.events.open_parts(stranger) == await store.events.parts(stranger, []) == []
+    assert await store.events.open_views(stranger) == await store.events.views(stranger, []) == []
     with pytest.raises(TrainingNotFound):
-        await store.events.parts(client, [training.training_id, new_id()])
+        await store.events.views(client, [training.training_id, new_id()])
 
 
-async def test_parts_take_as_many_queries_whatever_their_number(
+async def test_views_take_as_many_queries_whatever_their_number(
     store: Store, world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     actor, client = await world.user(Role.ACTOR), await world.user()
@@ -257,10 +267,10 @@ async def test_parts_take_as_many_queries_whatever_their_number(
         ids += [(await world.training(actor, [client])).training_id for _ in range(10)]
         queries.append([])
         for user in (actor, client):
-            for parts in (store.events.open_parts(user), store.events.parts(user, ids)):
+            for views in (store.events.open_views(user), store.events.views(user, ids)):
                 caplog.clear()
                 with caplog.at_level("DEBUG", "peewee"):
-                    assert len(await parts) == len(ids)
+                    assert len(await views) == len(ids)
                 queries[-1].append(len(caplog.records))
     assert queries[0] == queries[1]
     assert 0 not in queries[0]

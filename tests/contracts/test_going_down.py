@@ -31,7 +31,7 @@ async def test_an_aggregation_that_ends_while_the_server_leaves_opens_no_round(s
         await desk.submit(training.training_id, 0, client)
         while not desk.engine.jobs:
             await asyncio.sleep(0)
-        desk.coordinator.leave()
+        desk.coordinator.start_draining()
         desk.engine.may_end.set()
         await ended(training.training_id)
         assert await current(desk, training.training_id) == (0, RoundState.AGGREGATING)
@@ -43,7 +43,7 @@ async def test_an_aggregation_that_ends_while_the_server_leaves_opens_no_round(s
 async def test_an_update_that_closes_a_round_while_the_server_leaves_is_accepted(store: Store, tmp_path: Path) -> None:
     async with coordinating(store, tmp_path) as desk:
         actor, (client,), training = await desk.running(1, target_num_updates=1)
-        desk.coordinator.leave()
+        desk.coordinator.start_draining()
         await desk.submit(training.training_id, 0, client)
         assert desk.engine.jobs == []
         assert await current(desk, training.training_id) == (0, RoundState.AGGREGATING)
@@ -59,7 +59,7 @@ async def test_a_deadline_that_passes_while_the_server_leaves_is_judged_by_the_n
         await desk.coordinator.recover()
         actor, _, training = await desk.running(1, round_policy=RoundPolicy(deadline=MINUTE))
         await desk.clock.asleep(MINUTE)
-        desk.coordinator.leave()
+        desk.coordinator.start_draining()
         desk.clock.advance(MINUTE)
         await ended(training.training_id)
         assert await current(desk, training.training_id) == (0, RoundState.OPEN)

@@ -69,24 +69,24 @@ async def play(world: World, clients: int, rounds: int) -> tuple[str, list[str],
 async def wake_up(meter: Meter, world: World, user: str, training: Training) -> tuple[int, int]:
     """What it costs to hear of a round that has just begun."""
     events = world.store.events
-    part = await events.part(training.training_id, user)
-    return await meter.cost(events.news(training.training_id, user, part.last_sequence - 1, 100))
+    (view,) = await events.views(user, [training.training_id])
+    return await meter.cost(events.poll(training.training_id, user, view.last_sequence - 1, 100))
 
 
 async def costs_of_a_participant(meter: Meter, world: World, user: str, training: Training, number: int) -> Costs:
     """What the calls of a participant cost in an open round, in turn."""
     store, training_id = world.store, training.training_id
-    part = await store.events.part(training_id, user)
+    (view,) = await store.events.views(user, [training_id])
     return {
-        "snapshot": await meter.cost(store.events.start(part, user, None)),
+        "snapshot": await meter.cost(store.events.poll(training_id, user, None, 1)),
         "admission": await meter.cost(store.submissions.admit(update(training_id, number, user))),
         "submission": await meter.cost(world.submit(training_id, number, user)),
-        "part": await meter.cost(store.events.part(training_id, user)),
+        "view": await meter.cost(store.events.views(user, [training_id])),
         "training": await meter.cost(store.trainings.get(training_id, user)),
         "trainings": await meter.cost(store.trainings.page(user, as_actor=False, before=None, limit=PAGE)),
         "current round": await meter.cost(store.rounds.current(training_id)),
         # An update is its actor's to hear of.
-        "wake-up for nothing": await meter.cost(store.events.news(training_id, user, part.last_sequence, 100)),
+        "wake-up for nothing": await meter.cost(store.events.poll(training_id, user, view.last_sequence, 100)),
     }
 
 

@@ -1,4 +1,4 @@
-"""A training goes on without those who leave it, as long as somebody is there; on both databases."""
+"""A training goes on without participants who leave, as long as one stays; on both databases."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -10,6 +10,7 @@ import pytest
 
 from contracts.coordination import coordinating
 from contracts.world import World
+from fedround_server.blobs import UploadRef
 from fedround_server.domain.aggregation import FedDC
 from fedround_server.domain.errors import NotInCohort
 from fedround_server.domain.event import RoundStarted
@@ -38,13 +39,12 @@ leaving = pytest.mark.parametrize("leave", [by_the_actor, with_their_accounts])
 
 
 async def started(store: Store, training_id: str, user: str) -> list[RoundStarted]:
-    part = await store.events.part(training_id, user)
-    events, _ = await store.events.read(part, user, 0, 100)
+    events = (await store.events.poll(training_id, user, 0, 100)).events
     return [event.payload for event in events if isinstance(event.payload, RoundStarted)]
 
 
 @leaving
-async def test_a_round_that_everybody_left_is_followed_by_one_for_the_present(
+async def test_a_round_whose_whole_cohort_left_is_followed_by_one_for_those_who_stay(
     store: Store, world: World, leave: Leave
 ) -> None:
     actor, cohort, training = await world.running(2, target_num_updates=1)
@@ -55,7 +55,7 @@ async def test_a_round_that_everybody_left_is_followed_by_one_for_the_present(
     after = await store.trainings.get(training.training_id, actor)
     assert (after.state, after.round, after.updates_expected, after.updates_arrived) == (TrainingState.ONGOING, 1, 1, 0)
     assert (await store.rounds.explain(training.training_id, 0, actor)).round.state is RoundState.ABANDONED
-    assert [told.round for told in await started(store, training.training_id, late)] == [1]
+    assert [payload.round for payload in await started(store, training.training_id, late)] == [1]
     assert (await world.submit(training.training_id, 1, late))[1]
     task = await store.rounds.find_aggregation(training.training_id)
     assert task is not None
@@ -66,7 +66,9 @@ async def test_a_round_that_everybody_left_is_followed_by_one_for_the_present(
 
 @leaving
 @pytest.mark.parametrize("kind", [KINDS["EVALUATE"], KINDS["SWAG"]])
-async def test_the_next_round_asks_for_the_same(store: Store, world: World, leave: Leave, kind: RoundKind) -> None:
+async def test_the_following_round_is_of_the_same_kind(
+    store: Store, world: World, leave: Leave, kind: RoundKind
+) -> None:
     swag = Swag(samples=1, rank=0, every=0) if kind is KINDS["SWAG"] else NoUncertainty()
     metrics = ("loss",) if kind is KINDS["EVALUATE"] else ()
     actor, cohort, training = await world.running(1, target_num_updates=1, uncertainty=swag, metric_names=metrics)
@@ -81,7 +83,7 @@ async def test_the_next_round_asks_for_the_same(store: Store, world: World, leav
 
 
 @leaving
-async def test_a_chain_that_everybody_left_begins_anew(store: Store, world: World, leave: Leave) -> None:
+async def test_daisy_chaining_begins_anew_after_the_whole_cohort_left(store: Store, world: World, leave: Leave) -> None:
     chain = FedDC(daisy_period=1, aggregation_period=3, seed=0)
     actor, cohort, training = await world.running(2, aggregation=chain)
     for client in cohort:
@@ -95,15 +97,15 @@ async def test_a_chain_that_everybody_left_begins_anew(store: Store, world: Worl
     current = await store.rounds.current(training.training_id)
     assert current is not None
     assert (current.number, current.step) == (2, 0)
-    assert [(told.round, told.assigned) for told in await started(store, training.training_id, late)] == [(2, False)]
+    assert [(payload.round, payload.assigned) for payload in await started(store, training.training_id, late)] == [
+        (2, False)
+    ]
     with pytest.raises(NotInCohort):
         await store.rounds.assigned(training.training_id, 2, late)
 
 
 @pytest.mark.parametrize("with_account", [False, True])
-async def test_the_deadline_of_the_round_for_the_present_holds(
-    store: Store, tmp_path: Path, with_account: bool
-) -> None:
+async def test_the_deadline_of_the_following_round_holds(store: Store, tmp_path: Path, with_account: bool) -> None:
     async with coordinating(store, tmp_path) as desk:
         actor, (gone,), training = await desk.running(1, round_policy=RoundPolicy(deadline=timedelta(minutes=1)))
         await desk.coordinator.trainings.register(training.training_id, actor, [await desk.world.user()])
@@ -117,12 +119,12 @@ async def test_the_deadline_of_the_round_for_the_present_holds(
         await desk.until(actor, training.training_id, lambda training: training.state is TrainingState.ERROR)
 
 
-async def test_a_removal_goes_on_without_its_caller(
+async def test_a_removal_completes_although_its_caller_is_cancelled(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     remove = UserVerbs.remove
 
-    async def last_heard_of(*args: Any, **kwargs: Any) -> list[str]:
+    async def remove_and_cancel(*args: Any, **kwargs: Any) -> list[str]:
         left = await remove(*args, **kwargs)
         removal.cancel()
         return left
@@ -130,18 +132,18 @@ async def test_a_removal_goes_on_without_its_caller(
     async with coordinating(store, tmp_path) as desk:
         actor, (stays, gone), training = await desk.running(2)
         await desk.submit(training.training_id, 0, stays)
-        with desk.context.blobs.upload(gone, "half an upload", 0, "") as writer:
+        with desk.context.blobs.writer(UploadRef(gone, "half an upload")) as writer:
             writer.write(b"half")
-        monkeypatch.setattr(UserVerbs, "remove", last_heard_of)
+        monkeypatch.setattr(UserVerbs, "remove", remove_and_cancel)
         removal = asyncio.create_task(desk.coordinator.remove_user(gone, force=False))
         with pytest.raises(asyncio.CancelledError):
             await removal
         await desk.until(actor, training.training_id, lambda training: training.round == 1)
         await desk.coordinator.close()
-        assert desk.context.blobs.upload_size(gone, "half an upload") == 0
+        assert desk.context.blobs.upload_size(UploadRef(gone, "half an upload")) == 0
 
 
-async def test_a_removed_actors_deadlines_are_nobodys(store: Store, tmp_path: Path) -> None:
+async def test_the_deadlines_of_a_removed_actor_are_cancelled(store: Store, tmp_path: Path) -> None:
     async with coordinating(store, tmp_path) as desk:
         actor, (client,), training = await desk.running(1, round_policy=RoundPolicy(deadline=timedelta(minutes=1)))
         (timer,) = [task for task in asyncio.all_tasks() if task.get_name().startswith("deadline")]
@@ -149,6 +151,6 @@ async def test_a_removed_actors_deadlines_are_nobodys(store: Store, tmp_path: Pa
             participant.follow([training.training_id])
             await desk.coordinator.remove_user(actor, force=True)
             assert await participant.wait(30)
-        assert (await store.events.part(training.training_id, client)).ended
+        assert (await store.events.poll(training.training_id, client, 0, 100)).view.ended
         with pytest.raises(asyncio.CancelledError):
             await timer

@@ -1,4 +1,4 @@
-"""What a lost database leaves behind is taken up, once, on both databases."""
+"""Rounds that are left behind when the database fails are taken up, once; on both databases."""
 
 import asyncio
 import logging
@@ -9,8 +9,8 @@ import pytest
 
 from contracts.coordination import Coordination, coordinating, lose
 from contracts.world import World
-from fedround_server.coordinator.coordinator import RECONCILIATION_INTERVAL
-from fedround_server.coordinator.round import RETRY
+from fedround_server.coordinator.aggregation import RETRY_DELAY
+from fedround_server.coordinator.housekeeping import RECONCILIATION_INTERVAL
 from fedround_server.domain.errors import StoreUnavailable
 from fedround_server.domain.policy import RoundPolicy
 from fedround_server.domain.rounds.round import RoundState
@@ -24,7 +24,7 @@ DEADLINE = RoundPolicy(deadline=timedelta(minutes=1))
 
 
 async def reconcile(desk: Coordination) -> None:
-    """Lets the time of the next look pass."""
+    """Advances the clock to the next reconciliation."""
     await desk.clock.asleep(RECONCILIATION_INTERVAL)
     desk.clock.advance(RECONCILIATION_INTERVAL)
 
@@ -33,7 +33,7 @@ def timers(training_id: str) -> int:
     return sum(task.get_name() == f"deadline {training_id}" for task in asyncio.all_tasks())
 
 
-async def test_a_close_whose_answer_is_lost_is_followed_by_the_aggregation(
+async def test_a_round_whose_close_gets_no_answer_is_aggregated(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with coordinating(store, tmp_path) as desk:
@@ -42,26 +42,26 @@ async def test_a_close_whose_answer_is_lost_is_followed_by_the_aggregation(
         lose(monkeypatch, SubmissionVerbs, "submit_update", committed=True)
         with pytest.raises(StoreUnavailable):
             await desk.submit(training.training_id, 0, client)
-        # The same again is answered with the receipt, and closes nothing.
+        # A repeated update gets its receipt, and closes nothing.
         await desk.submit(training.training_id, 0, client)
         await reconcile(desk)
         await desk.until(actor, training.training_id, lambda training: training.round == 1)
 
 
 @pytest.mark.parametrize(("verb", "committed"), [("commit", True), ("current", False)])
-async def test_the_next_rounds_deadline_holds_though_its_opening_was_not_heard_of(
+async def test_the_next_rounds_deadline_holds_although_its_opening_got_no_answer(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str, committed: bool
 ) -> None:
     async with coordinating(store, tmp_path) as desk:
         await desk.coordinator.recover()
         actor, (client,), training = await desk.running(1, round_policy=DEADLINE)
-        # The next round's deadline must not be that of this one.
+        # So that the next round has another deadline than this one.
         desk.clock.advance(timedelta(seconds=1))
         lose(monkeypatch, RoundVerbs, verb, committed=committed)
         await desk.submit(training.training_id, 0, client)
         if committed:
-            await desk.clock.asleep(RETRY)
-            desk.clock.advance(RETRY)
+            await desk.clock.asleep(RETRY_DELAY)
+            desk.clock.advance(RETRY_DELAY)
         await desk.until(actor, training.training_id, lambda training: training.round == 1)
         await reconcile(desk)
         (left,) = await store.rounds.unfinished()
@@ -73,7 +73,7 @@ async def test_the_next_rounds_deadline_holds_though_its_opening_was_not_heard_o
     assert after.failure.reason == "DEADLINE_MISSED"
 
 
-async def test_a_start_whose_answer_is_lost_has_its_deadline(
+async def test_a_start_that_gets_no_answer_has_its_deadline(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with coordinating(store, tmp_path) as desk:
@@ -87,7 +87,7 @@ async def test_a_start_whose_answer_is_lost_has_its_deadline(
         await desk.clock.asleep(left.deadline)
 
 
-async def test_a_start_stands_though_its_deadline_cannot_be_read(
+async def test_a_start_succeeds_although_its_deadline_cannot_be_read(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with coordinating(store, tmp_path) as desk:
@@ -98,7 +98,7 @@ async def test_a_start_stands_though_its_deadline_cannot_be_read(
         assert timers(training.training_id) == 1
 
 
-async def test_an_end_whose_answer_is_lost_is_told(
+async def test_subscribers_are_woken_for_an_end_that_got_no_answer(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with coordinating(store, tmp_path) as desk:
@@ -106,20 +106,20 @@ async def test_an_end_whose_answer_is_lost_is_told(
         lose(monkeypatch, RoundVerbs, "commit", committed=True)
         with desk.context.hub.waiter() as waiter:
             await desk.submit(training.training_id, 0, client)
-            await desk.clock.asleep(RETRY)
+            await desk.clock.asleep(RETRY_DELAY)
             assert (await store.trainings.get(training.training_id, actor)).state is TrainingState.COMPLETED
             waiter.follow([training.training_id])
-            desk.clock.advance(RETRY)
+            desk.clock.advance(RETRY_DELAY)
             assert await waiter.wait(30)
 
 
-async def test_the_next_look_comes_though_the_database_did_not_answer(
+async def test_reconciliation_goes_on_after_the_database_did_not_answer(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with coordinating(store, tmp_path) as desk:
         await desk.coordinator.recover()
         actor, (client,), training = await desk.running(1)
-        # Behind the coordinator's back: nothing but a look can find it.
+        # Without the coordinator: only reconciliation can find it.
         await desk.world.submit(training.training_id, 0, client)
         lose(monkeypatch, RoundVerbs, "unfinished", committed=False)
         await reconcile(desk)
@@ -127,7 +127,7 @@ async def test_the_next_look_comes_though_the_database_did_not_answer(
         await desk.until(actor, training.training_id, lambda training: training.round == 1)
 
 
-async def test_a_look_leaves_alone_what_is_under_way(store: Store, tmp_path: Path) -> None:
+async def test_reconciliation_does_not_touch_what_is_under_way(store: Store, tmp_path: Path) -> None:
     async with coordinating(store, tmp_path) as desk:
         rounds = desk.coordinator.rounds
         _, _, waiting = await desk.running(2, round_policy=DEADLINE)
@@ -143,7 +143,7 @@ async def test_a_look_leaves_alone_what_is_under_way(store: Store, tmp_path: Pat
         assert len(desk.engine.jobs) == 1
 
 
-async def test_a_look_is_one_query_however_many_rounds_there_are(
+async def test_reconciliation_needs_one_query_for_any_number_of_rounds(
     store: Store, world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     for _ in range(5):
@@ -153,7 +153,7 @@ async def test_a_look_is_one_query_however_many_rounds_there_are(
     assert sum("SELECT" in record.getMessage() for record in caplog.records) == 1
 
 
-async def test_a_start_takes_up_what_was_left_and_judges_late_rounds(store: Store, tmp_path: Path) -> None:
+async def test_recovery_takes_up_closed_rounds_and_ends_late_ones(store: Store, tmp_path: Path) -> None:
     async with coordinating(store, tmp_path / "one") as desk:
         _, _, late = await desk.running(1, round_policy=DEADLINE)
         actor, (client,), closed = await desk.running(1, round_policy=RoundPolicy(deadline=timedelta(hours=1)))

@@ -1,6 +1,5 @@
 """Rounds that miss their deadline and are repeated; on both databases."""
 
-from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -9,9 +8,9 @@ import pytest
 
 from contracts.coordination import Coordination, coordinating, lose
 from contracts.world import World, blob
-from fedround_server.blobs import BlobWriter
-from fedround_server.coordinator.round import RETRY
-from fedround_server.coordinator.uploads.receive import Incoming
+from fedround_server.blobs import StagedRef
+from fedround_server.blobs.writer import LocalWriter
+from fedround_server.coordinator.aggregation import RETRY_DELAY
 from fedround_server.domain.aggregation import FedDC
 from fedround_server.domain.errors import NotInCohort, UpdateExists
 from fedround_server.domain.event import Event, RoundExtended, RoundStarted, TrainingStarted
@@ -36,15 +35,9 @@ async def miss(world: World, training_id: str, number: int = 0, attempt: int = 1
     return await world.store.rounds.judge(training_id, number, due=True, now=world.now, attempt=attempt)
 
 
-async def chunks() -> AsyncIterator[bytes]:
-    yield b""
-
-
 async def read(store: Store, training_id: str, user: str) -> list[Event]:
     """What a new subscription of a user begins with."""
-    part = await store.events.part(training_id, user)
-    cursor = await store.events.start(part, user, None)
-    return (await store.events.read(part, user, cursor, 100))[0]
+    return list((await store.events.poll(training_id, user, None, 100)).events)
 
 
 async def test_a_repeated_round_keeps_its_number_and_its_updates(store: Store, world: World) -> None:
@@ -75,12 +68,12 @@ async def test_a_repeated_round_keeps_its_number_and_its_updates(store: Store, w
 async def test_a_repeat_does_not_forget_how_far_an_update_has_come(store: Store, tmp_path: Path) -> None:
     async with coordinating(store, tmp_path) as desk:
         _, (client, _), training = await desk.running(2, round_policy=policy())
-        uploads, training_id = desk.coordinator.uploads, training.training_id
+        ref, uploads, training_id = StagedRef("update"), desk.coordinator.uploads, training.training_id
         current = await store.rounds.current(training_id)
         assert current is not None
-        with BlobWriter(tmp_path / "update", keep=False) as writer:
+        with LocalWriter(ref, tmp_path / "update") as writer:
             writer.write(b"half of it")
-            with uploads._watch(Incoming(client, chunks(), None, None, training_id=training_id), writer):
+            with uploads._progress.watch(training_id, 0, client, ref, writer):
                 await desk.clock.asleep(MINUTE)
                 desk.clock.advance(MINUTE)
                 # The next try's timer.
@@ -154,8 +147,7 @@ async def test_what_each_hears_of_it(store: Store, world: World) -> None:
     assert log[1:] == [extended]
     (joined,) = [event.payload for event in await read(store, training_id, late)]
     assert joined == log[0]
-    part = await store.events.part(training_id, late)
-    heard = [event.payload for event in (await store.events.read(part, late, 0, 100))[0]]
+    heard = [event.payload for event in (await store.events.poll(training_id, late, 0, 100)).events]
     assert [type(payload) for payload in heard] == [TrainingStarted, RoundExtended, RoundStarted]
     seen = [type(event.payload) for event in await read(store, training_id, actor)]
     assert seen == [RoundStarted, TrainingStarted, RoundExtended, RoundStarted]
@@ -305,8 +297,8 @@ async def test_a_repeat_whose_answer_is_lost_happens_once(
         _, _, training = await desk.running(1, round_policy=policy())
         lose(monkeypatch, RoundVerbs, "judge", committed=committed)
         await lapse(desk, training.training_id)
-        await desk.clock.asleep(RETRY)
-        desk.clock.advance(RETRY)
+        await desk.clock.asleep(RETRY_DELAY)
+        desk.clock.advance(RETRY_DELAY)
         await attempts(desk, training.training_id, 2)
         current = await store.rounds.current(training.training_id)
         assert current is not None

@@ -353,10 +353,10 @@ class RoundMachine(RuleBasedStateMachine):
         self.check_versions()
 
     def check_log(self) -> None:
-        part = self.do(self.store.events.part(self.id, self.actor))
-        assert part is not None
-        events, _ = self.do(self.store.events.read(part, self.actor, 0, 1000)) or ([], 0)
-        assert [event.sequence for event in events] == list(range(1, part.last_sequence + 1))
+        page = self.do(self.store.events.poll(self.id, self.actor, 0, 1000))
+        assert page is not None
+        events = page.events
+        assert [event.sequence for event in events] == list(range(1, page.view.last_sequence + 1))
         kinds = [type(event.payload).__name__ for event in events]
         rounds = self.rules.rounds
         assert kinds.count("RoundStarted") == len(rounds) + sum(row.joined for row in rounds)

@@ -8,7 +8,7 @@ import pytest
 
 from contracts.coordination import coordinating, lose
 from contracts.world import World, new_id
-from fedround_server.coordinator.coordinator import SIGHTING_INTERVAL
+from fedround_server.coordinator.housekeeping import LAST_SEEN_INTERVAL
 from fedround_server.domain.errors import FieldInvalid, RoundNotOpen, TrainingNotFound, UpdateMismatch, UploadOffset
 from fedround_server.domain.policy import OnMissed, RoundPolicy
 from fedround_server.domain.rejected_update import MAX_MESSAGE
@@ -137,7 +137,7 @@ async def test_a_refusal_stands_though_it_cannot_be_counted(
 ) -> None:
     async with coordinating(store, tmp_path) as desk:
         actor, (client,), training = await desk.running(1)
-        refusals = desk.coordinator.refusals
+        refusals = desk.coordinator.rejected_updates
         lose(monkeypatch, SubmissionVerbs, "record_rejected", committed=False)
         for count in (0, 1):
             with pytest.raises(UpdateMismatch):
@@ -165,7 +165,7 @@ async def test_no_token_is_kept_with_a_refusal(store: Store, tmp_path: Path) -> 
     async with coordinating(store, tmp_path) as desk:
         actor, (client,), training = await desk.running(1)
         with pytest.raises(FieldInvalid):
-            async with desk.coordinator.refusals.counted(training.training_id, 0, client):
+            async with desk.coordinator.rejected_updates.counted(training.training_id, 0, client):
                 raise FieldInvalid("upload_id", f"{token!r} is not a UUID" + "!" * MAX_MESSAGE)
         view = await store.rounds.explain(training.training_id, None, actor)
     assert view.refusals[0].message.startswith("upload_id: 'fr_...' is not a UUID")
@@ -188,27 +188,27 @@ async def test_who_was_seen_is_known_after_a_restart(store: Store, tmp_path: Pat
         presence, start = desk.context.presence, desk.clock.now()
         presence.see(first, start)
         with presence.listening(second, desk.clock.now):
-            await desk.clock.asleep(SIGHTING_INTERVAL)
-            desk.clock.advance(SIGHTING_INTERVAL)
-            await desk.clock.asleep(start + 2 * SIGHTING_INTERVAL)
+            await desk.clock.asleep(LAST_SEEN_INTERVAL)
+            desk.clock.advance(LAST_SEEN_INTERVAL)
+            await desk.clock.asleep(start + 2 * LAST_SEEN_INTERVAL)
             found = await members(store, training.training_id, actor)
             assert (found[first].seen_time, found[third].seen_time) == (start, None)
-            assert found[second].seen_time == start + SIGHTING_INTERVAL
+            assert found[second].seen_time == start + LAST_SEEN_INTERVAL
             desk.clock.advance(timedelta(seconds=7))
         # What happened since the last time that it was kept is kept at the end.
         await desk.coordinator.close()
     async with coordinating(store, tmp_path / "two") as desk:
-        explanation = await desk.coordinator.rounds.explain(training.training_id, None, actor)
+        explanation = await desk.coordinator.round_status.explain(training.training_id, None, actor)
         seen = {one.member.user_id: one.last_seen for one in explanation.members}
-        assert seen == {first: start, second: start + SIGHTING_INTERVAL + timedelta(seconds=7), third: None}
+        assert seen == {first: start, second: start + LAST_SEEN_INTERVAL + timedelta(seconds=7), third: None}
 
 
 async def test_sightings_of_very_many_are_kept(store: Store, world: World) -> None:
     actor, clients, training = await world.running(2)
-    await store.sightings.note({})
-    await store.sightings.note({new_id(): world.now for _ in range(1200)} | {clients[0]: world.now})
+    await store.users.record_last_seen({})
+    await store.users.record_last_seen({new_id(): world.now for _ in range(1200)} | {clients[0]: world.now})
     last = world.now
-    await store.sightings.note({clients[0]: last})
+    await store.users.record_last_seen({clients[0]: last})
     found = await members(store, training.training_id, actor)
     assert (found[clients[0]].seen_time, found[clients[1]].seen_time) == (last, None)
 
@@ -217,8 +217,8 @@ async def test_the_end_of_a_round_is_forecast_from_earlier_ones(store: Store, tm
     async with coordinating(store, tmp_path) as desk:
         policy = RoundPolicy(2, HOUR)
         actor, clients, training = await desk.running(3, round_policy=policy, target_num_updates=5)
-        training_id, rounds = training.training_id, desk.coordinator.rounds
-        found = await rounds.explain(training_id, None, actor)
+        training_id, status = training.training_id, desk.coordinator.round_status
+        found = await status.explain(training_id, None, actor)
         assert (found.forecast_end, {one.forecast for one in found.members}) == (None, {None})
         # The first takes a minute, the second two; the third nobody waits for.
         for client in clients[:2]:
@@ -226,7 +226,7 @@ async def test_the_end_of_a_round_is_forecast_from_earlier_ones(store: Store, tm
             await desk.submit(training_id, 0, client)
         await desk.until(actor, training_id, lambda training: training.round == 1)
         opened = desk.clock.now()
-        found = await rounds.explain(training_id, None, actor)
+        found = await status.explain(training_id, None, actor)
         forecasts = {one.member.user_id: one.forecast for one in found.members}
         assert forecasts == {
             clients[0]: opened + timedelta(minutes=1),
@@ -237,13 +237,13 @@ async def test_the_end_of_a_round_is_forecast_from_earlier_ones(store: Store, tm
         # The third comes in the place of the first.
         desk.clock.advance(timedelta(seconds=30))
         await desk.submit(training_id, 1, clients[2])
-        found = await rounds.explain(training_id, None, actor)
+        found = await status.explain(training_id, None, actor)
         assert found.forecast_end == opened + timedelta(minutes=1)
         # Overdue is at any moment, and never behind the deadline.
         desk.clock.advance(timedelta(minutes=9))
-        found = await rounds.explain(training_id, None, actor)
+        found = await status.explain(training_id, None, actor)
         assert found.forecast_end == desk.clock.now()
         await desk.submit(training_id, 1, clients[1])
         await desk.until(actor, training_id, lambda training: training.round == 2)
-        closed = await rounds.explain(training_id, 1, actor)
+        closed = await status.explain(training_id, 1, actor)
         assert (closed.forecast_end, {one.forecast for one in closed.members}) == (None, {None})

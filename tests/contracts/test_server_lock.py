@@ -1,4 +1,4 @@
-"""A PostgreSQL database is one server's; a SQLite file is in the data directory, which is."""
+"""The server lock: a PostgreSQL database belongs to one server; a SQLite file belongs to the owner of its folder."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from contracts.coordination import coordinating
-from fedround_server.coordinator.coordinator import RECONCILIATION_INTERVAL
+from fedround_server.coordinator.housekeeping import RECONCILIATION_INTERVAL
 from fedround_server.store import Store
 from fedround_server.store.db import server_lock
 from fedround_server.store.db.server_lock import ServerLock
@@ -21,12 +21,12 @@ HOLD = (
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Has claims that are taken from here on wait for nobody."""
+    """Makes attempts to take the lock fail at once."""
     monkeypatch.setattr(server_lock, "SETTINGS", ("SET lock_timeout = '1ms'",))
 
 
 def lose(database: str) -> None:
-    """Ends the session that holds the claim, as a restart of the database would."""
+    """Ends the session that holds the lock, as a restart of the database would."""
     import psycopg
 
     with psycopg.connect(database, autocommit=True) as connection:
@@ -44,19 +44,19 @@ def is_taken(database: str) -> bool:
     return False
 
 
-async def test_an_open_store_has_its_database_for_itself(store: Store, database: str, impatient: None) -> None:
+async def test_an_open_store_holds_the_lock(store: Store, database: str, impatient: None) -> None:
     assert is_taken(database)
     await store.hold()
     assert is_taken(database)
 
 
-def test_a_closed_store_leaves_the_database_to_others(database: str) -> None:
+def test_a_closed_store_releases_the_lock(database: str) -> None:
     for _ in range(2):
         with Store(database):
             pass
 
 
-def test_a_killed_process_leaves_the_database_to_others(database: str) -> None:
+def test_a_killed_process_releases_the_lock(database: str) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", HOLD, database], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as holder:
@@ -66,7 +66,7 @@ def test_a_killed_process_leaves_the_database_to_others(database: str) -> None:
     assert not is_taken(database)
 
 
-async def test_a_claim_that_a_restart_of_the_database_lost_is_taken_again(
+async def test_a_lock_lost_in_a_restart_of_the_database_is_taken_again(
     store: Store, database: str, tmp_path: Path, impatient: None
 ) -> None:
     async with coordinating(store, tmp_path) as desk:
@@ -79,7 +79,7 @@ async def test_a_claim_that_a_restart_of_the_database_lost_is_taken_again(
         assert is_taken(database)
 
 
-async def test_a_server_whose_database_another_one_took_stops(
+async def test_a_server_stops_when_another_one_has_taken_the_lock(
     store: Store, database: str, tmp_path: Path, impatient: None
 ) -> None:
     other = ServerLock(database)

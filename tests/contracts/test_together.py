@@ -1,4 +1,4 @@
-"""Verbs that wait for SQLite's one writer share a commit, and nothing else."""
+"""Group commit: verbs that wait for the writer of SQLite share a commit, and nothing else."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
@@ -24,12 +24,12 @@ def store(tmp_path: Path) -> Iterator[Store]:
         yield store
 
 
-async def trace(store: Store, note: Callable[[str], None] | None) -> None:
-    await store._database.run(lambda: database_proxy.obj.connection().set_trace_callback(note))
+async def trace(store: Store, callback: Callable[[str], None] | None) -> None:
+    await store._database.run(lambda: database_proxy.obj.connection().set_trace_callback(callback))
 
 
 async def together(store: Store, *calls: Awaitable[Any]) -> list[Any]:
-    """Has verbs wait until all of them do, and returns their results and errors."""
+    """Runs verbs as one group; returns their results and errors."""
     release = asyncio.Event()
     loop = asyncio.get_running_loop()
 

@@ -123,8 +123,7 @@ async def test_a_removed_actors_trainings_go_with_it_but_those_that_are_ended(st
     for training in (running, waiting):
         with pytest.raises(TrainingNotFound):
             await store.trainings.get(training.training_id, client)
-        part = await store.events.part(training.training_id, client)
-        events, _ = await store.events.read(part, client, 0, 100)
+        events = (await store.events.poll(training.training_id, client, 0, 100)).events
         assert events[-1].payload == TrainingRemoved()
     assert (await store.trainings.get(ended.training_id, client)).state is TrainingState.COMPLETED
     assert (await store.trainings.get(other.training_id, client)).participant_ids == (client,)

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 from calls import MODEL, digest, model_file, new_id
 from contracts.world import SPEC, World
-from fedround_server.blobs import BlobStore
+from fedround_server.blobs import StagedRef
+from fedround_server.blobs.local import LocalBlobs
 from fedround_server.domain.model import BlobRef, Dtype, NewModel, TensorSpec
 from fedround_server.domain.quota import Quotas
 from fedround_server.domain.report import NewReport
@@ -28,7 +29,7 @@ class Left:
     """A data directory without its server. Users are known by their ids: those are their tokens, too."""
 
     store: Store
-    blobs: BlobStore
+    blobs: LocalBlobs
     world: World
     now: datetime
 
@@ -50,10 +51,10 @@ class Left:
         return (await submissions.submit_update(new_id(), update, self.now))[1]
 
     def keep(self, data: bytes) -> BlobRef:
-        with self.blobs.upload("somebody", None, 0, new_id()) as writer:
+        with self.blobs.writer(StagedRef(new_id())) as writer:
             writer.write(data)
             writer.sync()
-            self.blobs.adopt(writer.path, writer.blob)
+            self.blobs.commit(writer.staged)
         return BlobRef(digest(data), len(data))
 
 
@@ -63,6 +64,6 @@ def leave(data_dir: Path, database: str, now: datetime, prepare: Callable[[Left]
 
     async def run() -> R:
         with Store(database or data_dir / "fedround.db") as store:
-            return await prepare(Left(store, BlobStore(data_dir), World(store), now))
+            return await prepare(Left(store, LocalBlobs(data_dir), World(store), now))
 
     return asyncio.run(run())

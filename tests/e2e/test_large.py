@@ -59,6 +59,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     shutil.rmtree(tmp_path)
 
 
+@pytest.mark.serial
 @pytest.mark.timeout(TIMEOUT)
 @pytest.mark.parametrize(
     "size",
@@ -67,10 +68,12 @@ def folder(tmp_path: Path) -> Iterator[Path]:
         pytest.param(300 << 20, marks=pytest.mark.chaos),
         pytest.param(
             3 << 30,
-            marks=pytest.mark.skipif(
-                "FEDROUND_TEST_3GB" not in os.environ,
-                reason="3 GB take 15 GB of disk: set FEDROUND_TEST_3GB",
-            ),
+            marks=[
+                pytest.mark.chaos,
+                pytest.mark.skipif(
+                    "FEDROUND_TEST_3GB" not in os.environ, reason="3 GB take 15 GB of disk: set FEDROUND_TEST_3GB"
+                ),
+            ],
         ),
     ],
     ids=["150 MB", "300 MB", "3 GB"],

@@ -46,7 +46,8 @@ def test_a_closed_round_is_aggregated(data_dir: Path, database: str) -> None:
         assert not await left.submit(training, 0, first, model_file(1))
         assert await left.submit(training, 0, second, model_file(3))
         # An aggregation was under way, and has left its part.
-        left.blobs.temporary("part").write_bytes(model_file()[:50])
+        with left.blobs.files.stage() as (_, part):
+            part.write_bytes(model_file()[:50])
         return actor, training.training_id, training.model_id
 
     actor_id, training_id, model_id = leave(data_dir, database, NOW, prepare)
@@ -80,7 +81,7 @@ def test_a_closed_round_whose_files_are_gone_ends_the_training(data_dir: Path, d
     async def prepare(left: Left) -> tuple[str, str]:
         actor, (client,), training = await left.running(1)
         await left.submit(training, 0, client, model_file(1))
-        left.blobs.path(left.keep(model_file(1)).sha256).unlink()
+        left.blobs.files.local_path(left.keep(model_file(1))).unlink()
         return actor, training.training_id
 
     actor_id, training_id = leave(data_dir, database, NOW, prepare)

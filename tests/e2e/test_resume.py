@@ -66,7 +66,7 @@ def submit(people: Federation, progress: Callable[[int, int], None]) -> Any:
     people.actor.start_training(training.training_id)
     with people.connect(0) as client:
         client.submit_update(training.training_id, 0, WEIGHTS, 1, progress=progress)
-    people.actor.wait(training.training_id, 60)
+    people.actor.wait(training.training_id, 200)
     return people.actor.download_model(training.model_id)
 
 

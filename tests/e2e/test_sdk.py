@@ -47,7 +47,7 @@ def test_a_training_with_evaluation_runs_end_to_end(server: Server) -> None:
             MODEL, name="whole", target_num_updates=2, metric_names=["accuracy"], client_ids=[id_ for id_, _ in clients]
         )
         actor.start_training(training.training_id)
-        finished = actor.wait(training.training_id, timeout=60)
+        finished = actor.wait(training.training_id, timeout=200)
         assert [end.result().rounds for end in ends] == [4, 4, 4]
 
         assert finished.state == training_pb2.TRAINING_STATE_COMPLETED
@@ -72,7 +72,7 @@ def test_a_server_that_comes_back_goes_on(server: Server) -> None:
         server.stop()
         server.start()
         second = pool.submit(participate, server, clients[1][1])
-        assert actor.wait(training.training_id, timeout=60).model_version == 3
+        assert actor.wait(training.training_id, timeout=200).model_version == 3
         assert (first.result().rounds, second.result().rounds) == (3, 3)
 
 
@@ -94,13 +94,13 @@ def test_an_upload_goes_on_behind_a_kill(server: Server) -> None:
             yield training_pb2.CreateTrainingRequest(chunk=chunk)
             if end > payload.size_bytes // 2:
                 half_sent.set()
-                server_gone.wait(60)
+                server_gone.wait(100)
                 return
 
     with fr.connect(server.address, actor_token) as actor, ThreadPoolExecutor(1) as pool:
         rpc = actor._rpc
         cut = pool.submit(rpc.send, rpc.trainings.CreateTraining, first_try())
-        assert half_sent.wait(60)
+        assert half_sent.wait(100)
 
         def committed() -> int:
             return rpc.unary(rpc.rounds.GetUpload, round_pb2.GetUploadRequest(upload_id=upload_id)).committed_size

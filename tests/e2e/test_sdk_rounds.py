@@ -161,11 +161,11 @@ def test_who_misses_a_round_leaves_the_chain_until_the_next_average(
         seen.append(round_.number)
         if round_.number == 0:
             slow.set()
-            assert closed.wait(60)
+            assert closed.wait(100)
         return plus_one(model, round_)
 
     def punctual(model: State, round_: fr.Round) -> tuple[State, int]:
-        assert slow.wait(60)
+        assert slow.wait(100)
         return plus_one(model, round_)
 
     with federation(server, 3) as people, caplog.at_level(logging.WARNING, "fedround_client"):
@@ -275,7 +275,7 @@ def test_who_misses_a_deadline_comes_into_the_round_when_it_is_repeated(server: 
 
     def late(model: State, round_: fr.Round) -> tuple[State, int]:
         trained[1].append(round_.number)
-        assert extended.wait(60)
+        assert extended.wait(100)
         return {"w": model["w"] + np.float32(5)}, 1
 
     with federation(server, 2) as people:

@@ -1,4 +1,4 @@
-"""Everybody who may call a server, what is theirs, and what they are answered."""
+"""Callers of all kinds, the objects that they own, and the answers that they get."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +9,7 @@ from google.protobuf.message_factory import GetMessageClass
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from calls import model_file
+from calls import TIMEOUT, model_file
 from fedround.v1 import training_pb2, training_pb2_grpc, user_pb2, user_pb2_grpc
 from fedround_server.domain.user import Role
 from fedround_server.grpc_server import SERVICES
@@ -18,7 +18,7 @@ from service.rules import ID, OK, RULES, UNKNOWN, Rule
 
 RPCS = {f"/{service.full_name}/{method.name}": method for service in SERVICES for method in service.methods}
 OBJECTS = ("own", "foreign", "missing")
-# What each state of a token is refused with; nothing for the states that are good.
+# The reason of the error for each state of a token; empty for the valid ones.
 STATES = {
     "valid": "",
     "previous within its overlap": "",
@@ -37,7 +37,7 @@ ROTATIONS = {
 
 @dataclass(frozen=True)
 class Caller:
-    """Somebody who calls, and what is its own; nobody without a role."""
+    """A caller and the objects that it owns; unauthenticated if it has no role."""
 
     role: Role | None = None
     state: str = "valid"
@@ -46,8 +46,8 @@ class Caller:
     own: dict[str, str] = field(default_factory=dict)
 
     @property
-    def refusal(self) -> str:
-        """What all calls behind a token are refused with."""
+    def error(self) -> str:
+        """The reason of the error that all calls get that need a token; empty for none."""
         if self.role is None:
             return "TOKEN_MISSING"
         return "TOKEN_INVALID" if self.removed else STATES[self.state]
@@ -57,13 +57,13 @@ class Caller:
         return [("authorization", f"Bearer {self.token}")] if self.token else []
 
     def __str__(self) -> str:
-        role = "nobody" if self.role is None else self.role.value
+        role = "unauthenticated" if self.role is None else self.role.value
         return f"{role}{' (removed)' if self.removed else ''} with a token that is {self.state}"
 
 
 @dataclass(frozen=True)
 class Answer:
-    """All that a caller can learn from a call, but the object's id."""
+    """All that a caller can learn from a call, without the object's id."""
 
     reason: str
     code: grpc.StatusCode
@@ -73,7 +73,7 @@ class Answer:
 
 @dataclass
 class Site:
-    """A server, its first admin, and what somebody else has on it."""
+    """A server, its first admin, and the objects of another user."""
 
     channel: grpc.aio.Channel
     admin: Caller
@@ -85,7 +85,7 @@ class Site:
         request = ParseDict(_fill(RULES[method].request, id_), GetMessageClass(described.input_type)())
         shape = "_".join("stream" if s else "unary" for s in (described.client_streaming, described.server_streaming))
         stub = getattr(self.channel, shape)(method, type(request).SerializeToString)
-        call = stub([request] if described.client_streaming else request, metadata=caller.metadata, timeout=60)
+        call = stub([request] if described.client_streaming else request, metadata=caller.metadata, timeout=TIMEOUT)
         try:
             if described.server_streaming:
                 if await call.read() is not grpc.aio.EOF:
@@ -131,7 +131,7 @@ class Site:
         """A running training that the user steers, or takes part in, with its model; and the user."""
         trainings = training_pb2_grpc.TrainingServiceStub(self.channel)
         actor = self.admin.metadata if role is Role.CLIENT else metadata
-        # An actor's participant is somebody else: the admin.
+        # The participant of an actor's training is the admin.
         participant = user_id if role is Role.CLIENT else self.admin.own["user"]
         spec = training_pb2.TrainingSpec(name="t", target_num_updates=1, client_ids=[participant])
         message = training_pb2.CreateTrainingRequest(spec=spec, chunk=model_file())
@@ -142,12 +142,12 @@ class Site:
 
 
 def expected(method: str, caller: Caller, object_: str) -> str:
-    """What the tables say."""
+    """The reason that the tables say."""
     rule, roles = RULES[method], METHODS[method].roles
     if roles is None:
         return rule.owner
-    if caller.refusal:
-        return caller.refusal
+    if caller.error:
+        return caller.error
     assert caller.role is not None
     if caller.role not in roles:
         return "ROLE_REQUIRED"
@@ -161,8 +161,8 @@ def expected(method: str, caller: Caller, object_: str) -> str:
 def _about_others(rule: Rule, role: Role, object_: str) -> str:
     overseen = {Role.ADMIN: rule.admin, Role.ACTOR: rule.actor}.get(role, "")
     if not overseen:
-        return rule.stranger
-    # A field that is wrong in any case is told first.
+        return rule.other
+    # An invalid field is reported first.
     return overseen if object_ == "foreign" or overseen == "FIELD_INVALID" else "USER_NOT_FOUND"
 
 
@@ -180,7 +180,7 @@ def _without(value: Any, id_: str) -> Any:
 
 
 async def _reason(call: Any) -> str:
-    """The reason of a refusal; the code where gRPC's own services refuse."""
+    """The reason of an error; the code if it is one of gRPC's own services."""
     code = await call.code()
     if code is grpc.StatusCode.OK:
         return OK

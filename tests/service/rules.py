@@ -1,4 +1,4 @@
-"""What each RPC answers about objects: a table to read, beside methods.py, which says who may call it at all."""
+"""What each RPC answers about objects, as a table; methods.py says which roles may call it at all."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,37 +10,37 @@ OK = "OK"
 
 @dataclass(frozen=True)
 class Rule:
-    """An RPC's answers by reason; `OK` is an answer, what gRPC's own services refuse is a code.
+    """The reasons that an RPC answers with; `OK` for no error, and a status code for errors of gRPC's own services.
 
     Attributes:
-        kind: What the request names: a training, a model, a user, or nothing that is anybody's.
+        kind: The kind of object that the request names: training, model or user; empty for none that has an owner.
         request: The request; ID stands for the object's id. It changes nothing that another call depends on.
         owner: To the actor of a training, the owner of a model, the user itself.
         participant: To a participant of the training, or of the one that trains the model.
-        stranger: To everybody else, about what others have and what nobody has.
-        admin: To admins, about what others have; by default they are strangers.
-        actor: The same of actors.
+        other: To all other users, about objects that exist and objects that do not.
+        admin: To admins, about objects of other users; by default as to all others.
+        actor: To actors, likewise.
     """
 
     kind: str = ""
     request: dict[str, Any] = field(default_factory=dict)
     owner: str = OK
     participant: str = ""
-    stranger: str = ""
+    other: str = ""
     admin: str = ""
     actor: str = ""
 
 
-def training(owner: str, participant: str, stranger: str = "TRAINING_NOT_FOUND", **request: Any) -> Rule:
-    return Rule("training", {"training_id": ID, **request}, owner, participant, stranger)
+def training(owner: str, participant: str, other: str = "TRAINING_NOT_FOUND", **request: Any) -> Rule:
+    return Rule("training", {"training_id": ID, **request}, owner, participant, other)
 
 
-def model(owner: str, participant: str, stranger: str = "MODEL_NOT_FOUND", **request: Any) -> Rule:
-    return Rule("model", {"model_id": ID, **request}, owner, participant, stranger)
+def model(owner: str, participant: str, other: str = "MODEL_NOT_FOUND", **request: Any) -> Rule:
+    return Rule("model", {"model_id": ID, **request}, owner, participant, other)
 
 
-def user(owner: str, stranger: str = "USER_NOT_FOUND", admin: str = OK, actor: str = "", **request: Any) -> Rule:
-    return Rule("user", {"user_id": ID, **request}, owner, "", stranger, admin, actor)
+def user(owner: str, other: str = "USER_NOT_FOUND", admin: str = OK, actor: str = "", **request: Any) -> Rule:
+    return Rule("user", {"user_id": ID, **request}, owner, "", other, admin, actor)
 
 
 UPDATE = {"training_id": ID, "round": 99, "num_examples": "1", "sha256": "0" * 64, "size_bytes": "1"}
@@ -59,7 +59,7 @@ RULES = {
         "TOKEN_NOT_FOUND", "ROLE_REQUIRED", "TOKEN_NOT_FOUND", token_id="0" * 16
     ),
     "/fedround.v1.UserService/SetCertificateNames": user(OK),
-    # Everybody of the test steers a running training, or has a part in one.
+    # Each user of the test is the actor of a running training, or takes part in one.
     "/fedround.v1.UserService/RemoveUser": user("TRAINING_RUNNING", admin="TRAINING_RUNNING"),
     "/fedround.v1.TrainingService/CreateTraining": Rule(
         "model", {"spec": CREATE}, OK, "MODEL_NOT_FOUND", "MODEL_NOT_FOUND"
@@ -71,7 +71,7 @@ RULES = {
     "/fedround.v1.TrainingService/RemoveTraining": training("TRAINING_RUNNING", "NOT_ACTOR"),
     "/fedround.v1.TrainingService/StartTraining": training("TRAINING_NOT_INITIAL", "NOT_ACTOR"),
     "/fedround.v1.RoundService/Subscribe": training(OK, OK),
-    # To these the actor is nobody: it takes no part in its own training.
+    # Here the actor is like any other user: it takes no part in its own training.
     "/fedround.v1.RoundService/SubmitUpdate": Rule(
         "training", {"spec": UPDATE}, "TRAINING_NOT_FOUND", "ROUND_NOT_OPEN", "TRAINING_NOT_FOUND"
     ),
@@ -92,7 +92,7 @@ RULES = {
     "/fedround.v1.InferenceService/Predict": model("ARCHITECTURE_UNKNOWN", "ARCHITECTURE_UNKNOWN", inputs=INPUTS),
     "/fedround.v1.AuditService/ReadAudit": NONE,
     "/fedround.v1.AuditService/GetAuditHead": NONE,
-    # What others did is for who asked for it.
+    # Only the actor may see which updates others sent.
     "/fedround.v1.AuditService/GetContributions": model(OK, "MODEL_NOT_FOUND"),
     "/grpc.health.v1.Health/Check": NONE,
     "/grpc.health.v1.Health/List": NONE,

@@ -18,8 +18,8 @@ from calls import TIMEOUT, Person, kinds, model_file, new_id, read_refusal, refu
 from fedround.v1 import training_pb2, user_pb2
 from servers import Server
 
-ADMIN, ACTORS, USERS, ANYBODY = {"ADMIN"}, {"ADMIN", "ACTOR"}, {"ADMIN", "ACTOR", "CLIENT"}, None
-# Written down once more, so that nobody changes who may call what without meaning it.
+ADMIN, ACTORS, USERS, UNAUTHENTICATED = {"ADMIN"}, {"ADMIN", "ACTOR"}, {"ADMIN", "ACTOR", "CLIENT"}, None
+# Independent of the server's own table, so that a change of a permission has to be made twice.
 TABLE: dict[str, dict[str, set[str] | None]] = {
     "fedround.v1.UserService": {
         "CreateUser": ADMIN,
@@ -60,8 +60,8 @@ TABLE: dict[str, dict[str, set[str] | None]] = {
     },
     "fedround.v1.InferenceService": {"Predict": USERS},
     "fedround.v1.AuditService": {"ReadAudit": ADMIN, "GetAuditHead": ADMIN, "GetContributions": ACTORS},
-    "grpc.health.v1.Health": {"Check": ANYBODY, "List": ANYBODY, "Watch": ANYBODY},
-    "grpc.reflection.v1alpha.ServerReflection": {"ServerReflectionInfo": ANYBODY},
+    "grpc.health.v1.Health": {"Check": UNAUTHENTICATED, "List": UNAUTHENTICATED, "Watch": UNAUTHENTICATED},
+    "grpc.reflection.v1alpha.ServerReflection": {"ServerReflectionInfo": UNAUTHENTICATED},
     "grpc.channelz.v1.Channelz": {
         "GetTopChannels": ADMIN,
         "GetServers": ADMIN,
@@ -73,9 +73,9 @@ TABLE: dict[str, dict[str, set[str] | None]] = {
     },
 }
 METHODS = {f"/{service}/{name}": roles for service, methods in TABLE.items() for name, roles in methods.items()}
-BEHIND_A_TOKEN = [method for method, roles in METHODS.items() if roles is not ANYBODY]
-# A server that lacks one decision.
-FORGETFUL = """
+BEHIND_A_TOKEN = [method for method, roles in METHODS.items() if roles is not UNAUTHENTICATED]
+# A server that lacks one permission.
+INCOMPLETE = """
 import sys
 from fedround_server.__main__ import main
 from fedround_server.methods import METHODS
@@ -112,7 +112,7 @@ def call(channel: grpc.Channel, shape: str, method: str, *metadata: tuple[str, s
         answer.cancel()
 
 
-def test_somebody_decided_about_every_method(shapes: dict[str, str]) -> None:
+def test_every_method_has_a_permission(shapes: dict[str, str]) -> None:
     assert shapes.keys() == METHODS.keys()
 
 
@@ -142,20 +142,20 @@ def test_by_role(person: Callable[..., Person], shapes: dict[str, str], method: 
         # What begins with an id has a malformed one: nothing is done, and no subscription waits.
         call(caller.channel, shapes[method], method, ("x-token", caller.token), request=b"\n\x01x")
     except grpc.RpcError as error:
-        # gRPC's own services refuse without details.
+        # Errors of gRPC's own services have no details.
         reason = read_refusal(error).reason if rpc_status.from_call(error) else error.code().name
     roles = METHODS[method]
-    assert (reason == "ROLE_REQUIRED") == (roles is not ANYBODY and role not in roles), reason
+    assert (reason == "ROLE_REQUIRED") == (roles is not UNAUTHENTICATED and role not in roles), reason
 
 
 @pytest.mark.parametrize("method", sorted(METHODS.keys() - set(BEHIND_A_TOKEN)))
-def test_what_anybody_may_call(admin: Person, shapes: dict[str, str], method: str) -> None:
+def test_what_needs_no_token(admin: Person, shapes: dict[str, str], method: str) -> None:
     call(admin.channel, shapes[method], method)
 
 
 @pytest.mark.parametrize("method", ["/fedround.v1.TrainingService/StartTraining", "/grpc.health.v1.Health/Watch"])
-def test_a_server_does_not_start_with_a_method_that_nobody_decided_about(tmp_path: Path, method: str) -> None:
-    command = [sys.executable, "-c", FORGETFUL, method, str(tmp_path / "data")]
+def test_a_server_does_not_start_with_a_method_without_a_permission(tmp_path: Path, method: str) -> None:
+    command = [sys.executable, "-c", INCOMPLETE, method, str(tmp_path / "data")]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 1
     assert ended.stderr.startswith(f"error: it is not defined who may call {method}: ")
@@ -183,7 +183,7 @@ def test_the_first_admin_has_a_private_file_and_no_token_is_logged(server: Serve
 
 
 class TestUsers:
-    def test_a_rotated_token_is_dead(self, admin: Person, actor: Person, clients: list[Person]) -> None:
+    def test_a_rotated_token_is_invalid(self, admin: Person, actor: Person, clients: list[Person]) -> None:
         new = actor.users.RotateToken(user_pb2.RotateTokenRequest()).token
         with refused("UNAUTHENTICATED", "TOKEN_INVALID"):
             actor.users.GetMyself(user_pb2.GetMyselfRequest())
@@ -206,7 +206,7 @@ class TestUsers:
         assert clients[0].user_id not in actor.get(made.training_id).participant_ids
         assert admin.users.CreateUser(user_pb2.CreateUserRequest(name=name, role="ROLE_CLIENT")).user.name == name
 
-    def test_who_steers_a_running_training_is_removed_with_force_only(
+    def test_the_actor_of_a_running_training_is_removed_with_force_only(
         self, admin: Person, actor: Person, clients: list[Person]
     ) -> None:
         made = actor.create(client_ids=[clients[0].user_id])
@@ -256,7 +256,7 @@ class TestUsers:
             (user_pb2.CreateUserRequest(name="n", role=9), "role"),
         ],
     )
-    def test_a_user_that_makes_no_sense(self, admin: Person, request_: Any, field: str) -> None:
+    def test_an_invalid_user(self, admin: Person, request_: Any, field: str) -> None:
         with refused("INVALID_ARGUMENT", "FIELD_INVALID", field) as error:
             admin.users.CreateUser(request_)
         assert list(error.refusal.fields) == [field]
@@ -284,7 +284,7 @@ class TestUsers:
         assert actor.user_id not in found
 
     @pytest.mark.parametrize("position", [b'["\\u0000"]', b'["\\ud800"]', b"[1]", b'["a", "b"]'])
-    def test_a_token_that_no_listing_made(self, actor: Person, position: bytes) -> None:
+    def test_a_page_token_of_no_list(self, actor: Person, position: bytes) -> None:
         token = base64.urlsafe_b64encode(position).decode()
         with refused("INVALID_ARGUMENT", "FIELD_INVALID", "page_token"):
             actor.users.GetUsers(user_pb2.GetUsersRequest(page_token=token))

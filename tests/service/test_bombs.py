@@ -17,6 +17,7 @@ from fedround.v1 import event_pb2, model_pb2
 from servers import Server
 from service.uploads import storing
 
+pytestmark = pytest.mark.serial
 SIZE = 128 << 20
 MOST = 32 << 20
 """What the process may grow by; a message may have 2 MiB."""
@@ -72,7 +73,7 @@ def test_a_server_unfolds_no_bomb(server: Server, way: grpc.Compression) -> None
         person.create(model_file())
 
 
-def test_a_server_unpacks_no_chunk_beyond_its_size(server: Server) -> None:
+def test_a_server_decompresses_no_chunk_beyond_its_size(server: Server) -> None:
     data = model_file()
     with grpc.insecure_channel(server.address) as channel:
         person = Person(channel, server.admin_token)
@@ -81,7 +82,7 @@ def test_a_server_unpacks_no_chunk_beyond_its_size(server: Server) -> None:
         upload = storing(person)
         chunk = upload.request(chunk=gzip.compress(bytes(SIZE), 9), packing=event_pb2.PACKING_GZIP)
         for _ in range(4):
-            with refused("INVALID_ARGUMENT", "FIELD_INVALID", "unpacks to more than"):
+            with refused("INVALID_ARGUMENT", "FIELD_INVALID", "decompresses to more than"):
                 upload.send(upload.spec(data), chunk)
         assert peak_memory(server.pid) - before < MOST
 

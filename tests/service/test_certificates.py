@@ -16,7 +16,7 @@ from fedround.v1 import user_pb2
 from servers import Server
 
 ASKED = user_pb2.GetMyselfRequest()
-BROKEN = "the new TLS files are not taken"
+BROKEN = "cannot use the new TLS files"
 
 
 @dataclass

@@ -68,9 +68,9 @@ class TestDeals:
         training_id = training.training_id
         assert dealt(clients[0], training_id)[1] == model_file(2)
         assert dealt(clients[1], training_id)[1] == model_file(1)
-        with refused("PERMISSION_DENIED", "NOT_IN_COHORT", "dealt no model in round 1"):
+        with refused("PERMISSION_DENIED", "NOT_IN_COHORT", "no model was assigned to you in round 1"):
             dealt(clients[2], training_id)
-        with refused("PERMISSION_DENIED", "NOT_IN_COHORT", "dealt no model in round 0"):
+        with refused("PERMISSION_DENIED", "NOT_IN_COHORT", "no model was assigned to you in round 0"):
             dealt(clients[0], training_id, 0)
         with refused("NOT_FOUND", "ROUND_NOT_FOUND", f"2 of the training {training_id}"):
             dealt(clients[0], training_id, 2)

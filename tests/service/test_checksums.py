@@ -24,7 +24,7 @@ def test_a_flipped_bit_is_found_at_its_chunk(
     damaged[bit // 8] ^= 1 << bit % 8
     good, chunks[number].chunk = chunks[number].chunk, bytes(damaged)
     before = upload.look()
-    with refused("DATA_LOSS", "CHUNK_CORRUPT", f"the {SIZE} bytes from offset {offset} were damaged") as error:
+    with refused("DATA_LOSS", "CHUNK_CORRUPT", f"the {SIZE} bytes at offset {offset} were damaged") as error:
         upload.send(upload.resumable(data, upload_id), *chunks)
     assert error.refusal.metadata == {"offset": str(offset)}
     assert upload.look() == before
@@ -38,7 +38,7 @@ def test_a_flipped_bit_is_found_at_its_chunk(
 def test_a_flipped_bit_in_the_first_message_is_found(server: Server, upload: Upload, data: bytes) -> None:
     head = upload.spec(data)
     head.chunk, head.chunk_crc32c = data, google_crc32c.value(data) ^ 1
-    with refused("DATA_LOSS", "CHUNK_CORRUPT", f"the {len(data)} bytes from offset 0 were damaged"):
+    with refused("DATA_LOSS", "CHUNK_CORRUPT", f"the {len(data)} bytes at offset 0 were damaged"):
         upload.send(head)
     assert not is_stored(server, data)
     head.chunk_crc32c ^= 1

@@ -1,4 +1,4 @@
-"""What a server that was told to stop still does, and what it leaves to the next one."""
+"""What a server still does while it drains, and what it leaves to the next one."""
 
 import os
 import signal
@@ -27,7 +27,7 @@ def admin_of(server: Server) -> Iterator[Person]:
 
 
 def signal_and_see(server: Server, person: Person) -> None:
-    """Tells a server to stop, and waits until it says that it does."""
+    """Sends a server SIGTERM, and waits until it reports that it drains."""
     stub = health_pb2_grpc.HealthStub(person.channel)
     watch = stub.Watch(health_pb2.HealthCheckRequest(), timeout=TIMEOUT)
     assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
@@ -35,7 +35,7 @@ def signal_and_see(server: Server, person: Person) -> None:
     assert [answer.status for answer in watch] == [health_pb2.HealthCheckResponse.NOT_SERVING]
 
 
-def test_a_server_that_leaves_begins_nothing_and_finishes_what_is_under_way(tmp_path: Path) -> None:
+def test_draining_rejects_long_calls_and_finishes_those_in_progress(tmp_path: Path) -> None:
     data, later = model_file(7), model_file(8)
     with Server(tmp_path / "data", options=PATIENT) as server:
         with admin_of(server) as admin, admin_of(server) as newcomer:
@@ -69,7 +69,7 @@ def test_a_server_that_leaves_begins_nothing_and_finishes_what_is_under_way(tmp_
             assert admin.get(waiting.training_id) == waiting
 
 
-def test_an_update_that_is_cut_is_resumed_behind_the_restart(tmp_path: Path) -> None:
+def test_an_update_that_is_cut_is_resumed_after_the_restart(tmp_path: Path) -> None:
     data, upload_id = model_file(1), new_id()
     with Server(tmp_path / "data", options=("--grace-seconds", "1")) as server:
         with admin_of(server) as admin:
@@ -114,7 +114,7 @@ def test_the_sdk_waits_for_the_server_to_come_back(tmp_path: Path) -> None:
         assert client.get_training(made.result().training_id).spec.name == "patient"
 
 
-def test_a_second_signal_waits_for_nobody(tmp_path: Path) -> None:
+def test_a_second_signal_kills_at_once(tmp_path: Path) -> None:
     with Server(tmp_path / "data", options=PATIENT) as server:
         with admin_of(server) as admin, Halted(server, storing(admin), model_file(7)):
             children = descendants(server.pid)

@@ -7,7 +7,7 @@ from typing import Any
 import grpc
 import pytest
 
-from calls import Person, kinds, model_file, new_id, read_refusal, refused, update_spec
+from calls import TIMEOUT, Person, kinds, model_file, new_id, read_refusal, refused, update_spec
 from fedround.v1 import inference_pb2, model_pb2, round_pb2, training_pb2, user_pb2
 from service.uploads import belongings
 
@@ -37,7 +37,7 @@ class Method:
             "inference": inference_pb2,
         }[self.stub]
         request = getattr(messages, f"{self.name}Request")(**self.needs, **{self.field: id_})
-        answer = getattr(getattr(person, self.stub), self.name)(request, timeout=30)
+        answer = getattr(getattr(person, self.stub), self.name)(request, timeout=TIMEOUT)
         return next(answer) if hasattr(answer, "cancel") else answer
 
     def __str__(self) -> str:
@@ -147,7 +147,7 @@ def test_an_update_for_what_others_have(person: Callable[..., Person], owned: tr
             stranger.submit(training_id, data)
         with refused("INVALID_ARGUMENT", "FIELD_INVALID", "spec.training_id"):
             message = round_pb2.SubmitUpdateRequest(spec=update_spec(training_id[:-1], data))
-            stranger.rounds.SubmitUpdate(iter([message]), timeout=30)
+            stranger.rounds.SubmitUpdate(iter([message]), timeout=TIMEOUT)
 
 
 def test_ids_may_be_in_upper_case(actor: Person) -> None:

@@ -152,13 +152,13 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("field", "inputs", "words"),
         [
-            ("inputs.dtype", {}, "'' is none of F64, F32"),
-            ("inputs.dtype", {"dtype": "F33", "shape": [1, 2], "data": bytes(8)}, "'F33' is none of F64, F32"),
+            ("inputs.dtype", {}, "'' is not one of F64, F32"),
+            ("inputs.dtype", {"dtype": "F33", "shape": [1, 2], "data": bytes(8)}, "'F33' is not one of F64, F32"),
             ("inputs.shape", {"dtype": "F32", "data": bytes(4)}, "must be 1 to 16 numbers"),
             ("inputs.shape", {"dtype": "F32", "shape": [0, 2]}, "is [0, 2]; must be 1 to 16 numbers, each >= 1"),
             ("inputs.shape", {"dtype": "F32", "shape": [-1, 2], "data": bytes(8)}, "each >= 1"),
-            ("inputs.data", {"dtype": "F32", "shape": [1, 2], "data": bytes(7)}, "has 7 bytes, dtype and shape make 8"),
-            ("inputs.data", {"dtype": "F32", "shape": [1, 2], "data": bytes(9)}, "has 9 bytes, dtype and shape make 8"),
+            ("inputs.data", {"dtype": "F32", "shape": [1, 2], "data": bytes(7)}, "has 7 bytes; dtype and shape need 8"),
+            ("inputs.data", {"dtype": "F32", "shape": [1, 2], "data": bytes(9)}, "has 9 bytes; dtype and shape need 8"),
             ("inputs", {"dtype": "F32", "shape": [1, 3], "data": bytes(12)}, "the architecture takes [N, 2]"),
             ("inputs", {"dtype": "I32", "shape": [1, 2], "data": bytes(8)}, "the network does not take these inputs"),
         ],
@@ -175,7 +175,7 @@ class TestRefusals:
         [
             ("tag", {"tag": "last", "version": 0}, "choose one"),
             ("seed", {"seed": 2**63}, "at most"),
-            ("architecture", {"architecture": "a b"}, "is no name"),
+            ("architecture", {"architecture": "a b"}, "is not a name"),
             ("uncertainty.mc_dropout.samples", {"uncertainty": {"mc_dropout": {"samples": 1001}}}, "in 1..1000"),
         ],
     )

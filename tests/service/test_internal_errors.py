@@ -32,16 +32,16 @@ async def fail_between(request: Any, context: Any) -> AsyncIterator[bytes]:
     raise ZeroDivisionError(SECRET)
 
 
-# A server with a mistake in one of its use cases.
+# A server with a mistake in one of its reads.
 PROGRAM = f"""
 import sys
 from fedround_server.__main__ import main
-from fedround_server.coordinator.training import Trainings
+from fedround_server.store.verbs.training import TrainingVerbs
 
 async def get(*_):
     raise ZeroDivisionError({SECRET!r})
 
-Trainings.get = get
+TrainingVerbs.get = get
 sys.exit(main())
 """
 HANDLERS = {
@@ -55,7 +55,10 @@ HANDLERS = {
 @pytest.fixture
 async def address() -> AsyncIterator[str]:
     """Of a server whose every method fails."""
-    interceptors = (LogInterceptor(), ErrorInterceptor(MAX_MESSAGE, lambda *_: pytest.fail("this is no refusal")))
+    interceptors = (
+        LogInterceptor(),
+        ErrorInterceptor(MAX_MESSAGE, lambda *_: pytest.fail("not a fedround error")),
+    )
     server = grpc.aio.server(interceptors=interceptors)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("Failing", HANDLERS),))
     port = server.add_insecure_port("127.0.0.1:0")

@@ -92,8 +92,8 @@ class TestTags:
     @pytest.mark.parametrize("remove", [False, True])
     def test_tags_that_nobody_sets(self, actor: Person, model_id: str, remove: bool) -> None:
         for name, words in (
-            ("last", "the server's: choose another one"),
-            ("best", "the server's: choose another one"),
+            ("last", "is set by the server: choose another one"),
+            ("best", "is set by the server: choose another one"),
             ("", "1 to 50 lower-case letters"),
             ("Paper", "1 to 50 lower-case letters"),
             ("-paper", "1 to 50 lower-case letters"),

@@ -1,4 +1,4 @@
-"""Every RPC, by everybody, about everything, with every kind of token: nobody gets or learns more than the tables say.
+"""Every RPC, by every kind of caller, token and object: no caller gets or learns more than the tables say.
 
 The methods come from the descriptors; the tables of methods.py and rules.py say what is to be answered.
 """
@@ -64,8 +64,8 @@ def statements() -> Iterator[list[str]]:
         logger.setLevel(level)
 
 
-async def everybody(site: Site) -> list[Caller]:
-    """Nobody, and for each role and each state of its token a user; and the same of removed actors."""
+async def all_callers(site: Site) -> list[Caller]:
+    """An unauthenticated caller, a user for each role and state of its token, and removed actors likewise."""
     kinds = [*((role, False) for role in Role), (Role.ACTOR, True)]
     made = [await site.make(role, state, removed=removed) for role, removed in kinds for state in STATES]
     return [Caller(own=site.foreign), *made]
@@ -77,7 +77,7 @@ def test_there_is_a_rule_for_every_rpc() -> None:
 
 @pytest.mark.timeout(300)
 async def test_the_whole_matrix(site: Site, record_property: Callable[[str, object], None]) -> None:
-    cells = list(itertools.product(RPCS, await everybody(site), OBJECTS))
+    cells = list(itertools.product(RPCS, await all_callers(site), OBJECTS))
     room = asyncio.Semaphore(AT_ONCE)
 
     async def ask(method: str, caller: Caller, object_: str) -> Answer:
@@ -92,7 +92,7 @@ async def test_the_whole_matrix(site: Site, record_property: Callable[[str, obje
         if answers[key(cell)].reason != expected(*cell)
     ]
     assert leaks == []
-    # What must not be told apart differs in nothing.
+    # What must be indistinguishable differs in nothing.
     pairs = 0
     for method, caller, object_ in cells:
         foreign, missing = (method, caller, "foreign"), (method, caller, "missing")
@@ -122,7 +122,7 @@ async def test_foreign_and_missing_cost_the_same_statements(site: Site) -> None:
 
 
 async def differences(site: Site, method: str, caller: Caller) -> list[str]:
-    """Looks again where they differ: what the server does by itself comes in between now and then."""
+    """Compares again if they differ: statements of background tasks may come in between."""
     for _ in range(LOOKS):
         seen = []
         for object_ in ("foreign", "missing"):

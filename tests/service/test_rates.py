@@ -1,4 +1,4 @@
-"""How often users call, and strangers."""
+"""Limits on the rate of calls, of users and of unauthenticated peers."""
 
 import time
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from fedround.v1 import user_pb2
 from fedround_client.clock import SystemClock
 from servers import Server
 
-# A minute's worth may come at once.
+# A burst may have a minute's worth.
 LIMITS = ("--max-calls-per-second-per-user", "1", "--max-calls-per-second", "3")
 ME = user_pb2.GetMyselfRequest()
 
@@ -44,24 +44,24 @@ def call_until_refused(person: Person, reason: str) -> Refusal:
                 return refusal
 
 
-def test_a_stranger_is_refused_without_a_look_at_its_token(server: Server, admin: Person) -> None:
-    known, nobody = connect(server, server.admin_token), connect(server, "wrong")
+def test_an_unauthenticated_peer_is_rejected_before_its_token_is_checked(server: Server, admin: Person) -> None:
+    known, unknown = connect(server, server.admin_token), connect(server, "wrong")
     assert known.users.GetMyself(ME).user.user_id == admin.users.GetMyself(ME).user.user_id
-    refusal = call_until_refused(nobody, "TOO_MANY_CALLS")
+    refusal = call_until_refused(unknown, "TOO_MANY_CALLS")
     assert refusal.code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert refusal.metadata == {"limit": "max_calls_per_second_per_user"}
     assert "calls without a valid token came from your address" in refusal.message
     assert {"QuotaFailure", "RetryInfo"} <= set(refusal.details)
-    # Who was known over its connection goes on; who comes anew waits like the others behind the address.
+    # An authenticated connection is exempt; a new one from the same address is not.
     known.users.GetMyself(ME)
-    until(lambda: call_until_refused(nobody, "TOO_MANY_CALLS") and is_refused_at_once(server))
+    until(lambda: call_until_refused(unknown, "TOO_MANY_CALLS") and is_refused_at_once(server))
     known.users.GetMyself(ME)
-    for person in (known, nobody):
+    for person in (known, unknown):
         person.channel.close()
 
 
 def is_refused_at_once(server: Server) -> bool:
-    """Comes with a valid token over a new connection; a token may have come back meanwhile."""
+    """Calls with a valid token over a new connection; the bucket may have got a token meanwhile."""
     person = connect(server, server.admin_token)
     try:
         person.users.GetMyself(ME)
@@ -72,8 +72,8 @@ def is_refused_at_once(server: Server) -> bool:
     return False
 
 
-class Noting(SystemClock):
-    """Real time that says how long somebody waited."""
+class RecordingClock(SystemClock):
+    """Real time that records the waits."""
 
     def __init__(self) -> None:
         self.waits: list[float] = []
@@ -83,7 +83,7 @@ class Noting(SystemClock):
         time.sleep(duration)
 
 
-def test_a_user_calls_so_often(server: Server, admin: Person) -> None:
+def test_calls_of_one_user(server: Server, admin: Person) -> None:
     busy, other = (admin.make(server.address, "CLIENT") for _ in range(2))
     refusal = call_until_refused(busy, "TOO_MANY_CALLS")
     assert refusal.code is grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -91,18 +91,19 @@ def test_a_user_calls_so_often(server: Server, admin: Person) -> None:
     assert "you call more often than 1 times per second: wait" in refusal.message
     assert {"QuotaFailure", "RetryInfo"} <= set(refusal.details)
     other.users.GetMyself(ME)
-    clock = Noting()
+    clock = RecordingClock()
     with fr.Client(grpc.insecure_channel(server.address), busy.token, clock=clock) as client:
-        assert client.myself().user_id == busy.user_id
-    assert clock.waits
+        # On a slow machine there may be tokens again before the first call.
+        while not clock.waits:
+            assert client.myself().user_id == busy.user_id
     for person in (busy, other):
         person.channel.close()
 
 
-def test_all_users_call_so_often(server: Server, admin: Person) -> None:
+def test_calls_of_all_users(server: Server, admin: Person) -> None:
     users = [admin.make(server.address, "CLIENT") for _ in range(5)]
     limits = [call_until_refused(user, "TOO_MANY_CALLS").metadata["limit"] for user in users]
-    # Whoever comes late finds no token, though there is one in its own bucket.
+    # The last ones find no token in the common bucket, though there is one in their own.
     assert limits[-1] == "max_calls_per_second"
     with refused("RESOURCE_EXHAUSTED", "TOO_MANY_CALLS", "called more often than 3 times per second: wait"):
         while True:

@@ -18,7 +18,7 @@ from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
-from calls import Person, digest, model_file, new_id
+from calls import TIMEOUT, Person, digest, model_file, new_id
 from servers import Server
 
 BUF = shutil.which("buf") or shutil.which("buf", path=str(Path(__file__).parents[2] / ".tools/node_modules/.bin"))
@@ -108,7 +108,7 @@ class Reflected:
             )
             given = iter(requests) if found.client_streaming else requests[0]
             try:
-                got = call(given, metadata=[("x-token", token)], timeout=30)
+                got = call(given, metadata=[("x-token", token)], timeout=TIMEOUT)
                 answers = [got] if not found.server_streaming else []
                 for response in got if found.server_streaming else []:
                     answers.append(response)

@@ -27,9 +27,9 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from fedround_server.__main__ import main
-from fedround_server.blobs import BlobStore
+from fedround_server.blobs.local import LocalBlobs
 
-BlobStore.free_bytes = lambda _: int(Path({!r}).read_text())
+LocalBlobs.free_bytes = lambda _: int(Path({!r}).read_text())
 sys.exit(main())
 """
 

@@ -1,4 +1,4 @@
-"""How a server starts, refuses to start, and is kept private."""
+"""How a server starts, fails to start, and is kept private."""
 
 import resource
 import subprocess
@@ -21,7 +21,7 @@ from servers import Server
 
 
 def serve(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Runs a server that is to refuse."""
+    """Runs a server that must fail to start."""
     command = [sys.executable, "-m", "fedround_server", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
@@ -37,7 +37,7 @@ def serve(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
         (["--grace-seconds", "-1"], "grace_seconds"),
     ],
 )
-def test_settings_that_make_no_sense(tmp_path: Path, arguments: list[str], words: str) -> None:
+def test_invalid_settings(tmp_path: Path, arguments: list[str], words: str) -> None:
     ended = serve("--data-dir", tmp_path / "data", *arguments)
     assert ended.returncode == 2
     assert ended.stderr.startswith("error: ")
@@ -66,7 +66,7 @@ def test_a_taken_database(database: str, tmp_path: Path) -> None:
         server.start()
 
 
-def test_a_method_that_nobody_decided_about_stops_the_start() -> None:
+def test_a_method_without_a_permission_stops_the_start() -> None:
     with pytest.raises(RuntimeError, match=r"/fedround\.v1\.TrainingService/Explode"):
         check_methods(["/fedround.v1.TrainingService/GetTraining", "/fedround.v1.TrainingService/Explode"])
 
@@ -81,7 +81,7 @@ def test_a_second_start_keeps_the_admin(tmp_path: Path) -> None:
         assert (me.name, me.role) == ("admin", user_pb2.ROLE_ADMIN)
 
 
-def test_a_start_lets_an_admin_in_when_none_can_come_in(tmp_path: Path) -> None:
+def test_a_start_makes_a_token_when_no_admin_has_one(tmp_path: Path) -> None:
     with Server(tmp_path / "data") as server:
         token = server.admin_token
         with grpc.insecure_channel(server.address) as channel:
@@ -104,7 +104,7 @@ def test_a_server_may_open_as_many_files_as_its_hard_limit_says(tmp_path: Path) 
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_a_server_that_leaves_waits_for_nobody_who_only_watches(tmp_path: Path) -> None:
+def test_draining_ends_health_watches_and_reflection(tmp_path: Path) -> None:
     with Server(tmp_path / "data", options=("--grace-seconds", "3600")) as server:
         with grpc.insecure_channel(server.address) as channel:
             stub = health_pb2_grpc.HealthStub(channel)
@@ -124,7 +124,7 @@ def test_a_server_that_leaves_waits_for_nobody_who_only_watches(tmp_path: Path) 
 
 
 def asking(done: threading.Event) -> Iterator[reflection_pb2.ServerReflectionRequest]:
-    """Asks one question and keeps the line open."""
+    """Sends one request and keeps the stream open."""
     yield reflection_pb2.ServerReflectionRequest(list_services="")
     done.wait(60)
 

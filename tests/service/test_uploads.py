@@ -83,7 +83,7 @@ class TestRefused:
     def test_a_spec_again(self, upload: Upload, data: bytes) -> None:
         head, *chunks = upload.spec(data), *upload.chunks(data, 50)
         for messages in ([head, head, *chunks], [head, *chunks, head], [head, *chunks[:3], head, *chunks[3:]]):
-            with refused("INVALID_ARGUMENT", "FIELD_INVALID", "spec", "belongs into the first message, once"):
+            with refused("INVALID_ARGUMENT", "FIELD_INVALID", "spec", "is allowed in the first message only"):
                 upload.send(*messages)
 
     @pytest.mark.parametrize("first", [True, False])
@@ -192,10 +192,10 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("field", "value", "words"),
         [
-            ("sha256", "abc", "is not a SHA-256: 64 hexadecimal digits"),
-            ("sha256", "g" * 64, "is not a SHA-256: 64 hexadecimal digits"),
+            ("sha256", "abc", "is not a SHA-256 of 64 hexadecimal digits"),
+            ("sha256", "g" * 64, "is not a SHA-256 of 64 hexadecimal digits"),
             ("upload_id", "x", "'x' is not a UUID"),
-            ("offset", 5, "goes with upload_id, and lies inside of the file"),
+            ("offset", 5, "requires upload_id, and must not be behind the end of the file"),
         ],
     )
     def test_a_declaration_that_makes_no_sense(

@@ -4,9 +4,10 @@ import os
 import signal
 from pathlib import Path
 
-from fedround_server.domain.model import BlobRef
-from fedround_server.engine.executor import _aggregate
+from fedround_server.blobs import StagedBlob
+from fedround_server.engine import worker
 from fedround_server.engine.jobs import AggregationJob
+from unit.paths import Paths
 
 
 def die_once(marker: Path) -> int:
@@ -17,12 +18,12 @@ def die_once(marker: Path) -> int:
     return os.getpid()
 
 
-def aggregate_and_die_once(marker: Path, job: AggregationJob, target: Path) -> BlobRef:
-    """Aggregates; the first process is killed between writing the whole file and putting it in its place."""
+def aggregate_and_die_once(marker: Path, files: Paths, job: AggregationJob) -> StagedBlob:
+    """Aggregates; the first process is killed between writing the whole file and saying so."""
     if not marker.exists():
         marker.touch()
-        Path.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign,assignment]
-    return _aggregate(job, target)
+        worker.drop_cached_pages = be_killed
+    return worker.run_aggregation(files, job)
 
 
 def be_killed(_: object = None) -> None:

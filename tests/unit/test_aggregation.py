@@ -17,10 +17,11 @@ from hypothesis.extra.numpy import array_shapes
 
 from fedround_server.engine.aggregation import aggregate
 from fedround_server.engine.aggregators import AGGREGATORS
-from fedround_server.engine.check import examine
+from fedround_server.engine.check import check_numbers
 from fedround_server.engine.format import tensors as engine_tensors
 from fedround_server.engine.format.tensors import BLOCK
 from fedround_server.engine.jobs import AggregationFailed, AggregationJob
+from unit.paths import Paths, at
 from unit.safetensors_files import NUMPY_DTYPES, write
 
 Tensors = dict[str, np.ndarray]
@@ -35,7 +36,8 @@ def make(folder: Path, model: Tensors, updates: list[Tensors], weights: list[int
         files[-1].write_bytes(write(tensors))
     target = folder / "new.safetensors"
     target.unlink(missing_ok=True)
-    blob = aggregate(AggregationJob(files[0], tuple(files[1:]), tuple(weights), algorithm, {}), target)
+    first, *others = map(at, files)
+    blob = aggregate(Paths(folder), AggregationJob(first, tuple(others), tuple(weights), algorithm, {}), target)
     assert blob.sha256 == hashlib.sha256(target.read_bytes()).hexdigest()
     assert blob.size_bytes == target.stat().st_size
     return target
@@ -164,7 +166,7 @@ def test_bfloat16_is_averaged_and_rounded_to_nearest_even(tmp_path: Path) -> Non
         files.append(tmp_path / f"{number}")
         safetensors.torch.save_file({"w": torch.tensor(row, dtype=torch.bfloat16)}, files[-1])
     target = tmp_path / "new"
-    aggregate(AggregationJob(files[0], tuple(files), (1, 1), "fed_avg", {}), target)
+    aggregate(Paths(tmp_path), AggregationJob(at(files[0]), tuple(map(at, files)), (1, 1), "fed_avg", {}), target)
     result = safetensors.torch.load_file(target)["w"]
     assert result.dtype == torch.bfloat16
     # 1.00390625 lies in the middle of 1.0 and 1.0078125: even wins.
@@ -198,7 +200,7 @@ def test_the_new_file_has_the_models_header(tmp_path: Path) -> None:
     safetensors.numpy.save_file({"a": np.zeros(3), "b": np.zeros(2)}, files[0], {"format": "pt", "by": "me"})
     files[1].write_bytes(write({"b": np.ones(2), "a": np.full(3, 2.0)}))
     target = tmp_path / "new"
-    aggregate(AggregationJob(files[0], (files[1],), (1,), "fed_avg", {}), target)
+    aggregate(Paths(tmp_path), AggregationJob(at(files[0]), (at(files[1]),), (1,), "fed_avg", {}), target)
     before, after = files[0].read_bytes(), target.read_bytes()
     assert len(after) == len(before)
     assert after[: 8 + before[0]] == before[: 8 + before[0]]
@@ -246,16 +248,16 @@ def test_one_bad_value_is_found_wherever_it_is(tmp_path: Path, dtype: str, bad: 
         tensor = np.zeros(2 * BLOCK + 5, NUMPY_DTYPES[dtype])
         file = tmp_path / "file"
         file.write_bytes(write({"fine": np.ones(3), "spoilt": tensor}))
-        assert examine(file).not_finite is None
+        assert check_numbers(file).not_finite is None
         tensor[position] = bad
         file.write_bytes(write({"fine": np.ones(3), "spoilt": tensor}))
-        assert examine(file).not_finite == "spoilt"
+        assert check_numbers(file).not_finite == "spoilt"
 
 
 def test_bfloat16_is_looked_at_too(tmp_path: Path) -> None:
     file = tmp_path / "file"
     safetensors.torch.save_file({"w": torch.tensor([1.0, float("inf")], dtype=torch.bfloat16)}, file)
-    assert examine(file).not_finite == "w"
+    assert check_numbers(file).not_finite == "w"
 
 
 def test_extreme_but_finite_values_pass(tmp_path: Path) -> None:
@@ -264,7 +266,7 @@ def test_extreme_but_finite_values_pass(tmp_path: Path) -> None:
         dtype: np.array([np.finfo(NUMPY_DTYPES[dtype]).max, np.finfo(NUMPY_DTYPES[dtype]).min]) for dtype in FLOATS
     }
     file.write_bytes(write({**tensors, "I64": np.array([2**63 - 1])}))
-    assert examine(file).not_finite is None
+    assert check_numbers(file).not_finite is None
 
 
 def test_tensors_may_lie_in_any_order(tmp_path: Path) -> None:

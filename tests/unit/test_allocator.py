@@ -8,6 +8,8 @@ import pytest
 
 from fedround_wire.allocator import USER_SETTINGS
 
+pytestmark = pytest.mark.serial
+
 COUNT = """
 import resource, sys
 if sys.argv[1] == "kept":

@@ -1,4 +1,4 @@
-"""Settings: which source wins, and what makes no sense."""
+"""Settings: the order of the sources, and invalid values."""
 
 import re
 from dataclasses import fields, replace
@@ -33,7 +33,7 @@ def test_flags_win_over_the_environment_over_the_file_over_the_default(
     assert (settings.grace_seconds, settings.max_uploads, settings.insecure) == (3, 7, True)
 
 
-def test_a_server_may_be_on_loopback_without_more(folder: Path) -> None:
+def test_a_server_may_listen_on_loopback_without_tls(folder: Path) -> None:
     for listen in ("127.0.0.1:1", "127.8.9.10:1", "localhost:1", "[::1]:1"):
         assert _parse(["--listen", listen]).address[1] == 1
     assert _parse(["--listen", "[::1]:1"]).address == ("::1", 1)
@@ -59,24 +59,24 @@ def test_a_server_may_be_on_loopback_without_more(folder: Path) -> None:
         (["--keepalive-timeout-seconds", "1e9"], "keepalive_timeout_seconds"),
     ],
 )
-def test_what_makes_no_sense_is_told(
+def test_invalid_settings_are_reported(
     arguments: list[str], words: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(arguments) == 2
-    told = capsys.readouterr()
-    assert words in told.err
-    assert told.err.startswith("error: ")
-    assert told.out == ""
+    output = capsys.readouterr()
+    assert words in output.err
+    assert output.err.startswith("error: ")
+    assert output.out == ""
     assert list(folder.iterdir()) == []
 
 
-def test_a_misspelt_name_in_the_file_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_name_in_the_file_is_reported(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "fedround.toml").write_text("data_dirr = 'x'\n")
     assert main([]) == 2
     assert "data_dirr" in capsys.readouterr().err
 
 
-def test_a_file_that_is_no_toml_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_is_not_toml_is_reported(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "fedround.toml").write_text("data_dir = \n")
     assert main([]) == 2
     assert "fedround.toml" in capsys.readouterr().err

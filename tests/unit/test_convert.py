@@ -5,8 +5,8 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from contracts.world import SPEC, new_id
-from fedround_server.coordinator.round import Explanation, MemberView
-from fedround_server.domain.rejected_update import MAX_MESSAGE, Refusal
+from fedround_server.coordinator.round_status import Explanation, MemberView
+from fedround_server.domain.rejected_update import MAX_MESSAGE, RejectedUpdate
 from fedround_server.domain.rounds import KINDS
 from fedround_server.domain.rounds.round import Round, RoundMember, RoundState, RoundView
 from fedround_server.domain.training import Training, TrainingState
@@ -33,7 +33,7 @@ def test_a_round_shows_the_missing_first() -> None:
 
 
 def test_refusals_leave_room_for_the_rest_of_a_round() -> None:
-    refusals = tuple(Refusal(f"REASON_{number}", 2**40, NOW, "\U0001f3e5" * MAX_MESSAGE) for number in range(20))
+    refusals = tuple(RejectedUpdate(f"REASON_{number}", 2**40, NOW, "\U0001f3e5" * MAX_MESSAGE) for number in range(20))
     members = [RoundMember(new_id(), LONGEST, NOW, None, refusals=refusals) for _ in range(1000)]
     views = tuple(MemberView(member, NOW, True, 2**40, NOW) for member in members)
     shown = round_view.write(Explanation(RoundView(ROUND, SPEC.round_policy, (), refusals), views, NOW))

@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 from fedround_server.domain.errors import UpdateMismatch
 from fedround_server.domain.model import Dtype, TensorSpec, differences
 from fedround_server.engine.aggregation import aggregate
-from fedround_server.engine.check import examine
+from fedround_server.engine.check import check_numbers
 from fedround_server.engine.format import tensors as engine_tensors
-from fedround_server.engine.format.manifest import HeaderGate, make_header
+from fedround_server.engine.format.gate import HeaderGate
+from fedround_server.engine.format.manifest import make_header
 from fedround_server.engine.format.tensors import BLOCK
-from fedround_server.engine.jobs import AggregationJob, Origin
+from fedround_server.engine.jobs import AggregationJob
+from unit.paths import Paths, at
 
 Tensors = dict[str, np.ndarray]
 SHAPES = {"wide": (np.float64, (3, 5)), "w": (np.float32, (4, 7)), "half": (np.float16, (6,)), "count": (np.int64, ())}
@@ -57,7 +59,8 @@ def make(folder: Path, base: Tensors, updates: list[Tensors], weights: list[int]
         files[-1].write_bytes(safetensors.numpy.save(tensors))
     target = folder / "new.safetensors"
     target.unlink(missing_ok=True)
-    aggregate(AggregationJob(files[0], tuple(files[1:]), tuple(weights), "fed_avg", {}, Dtype.F16), target)
+    first, *others = map(at, files)
+    aggregate(Paths(folder), AggregationJob(first, tuple(others), tuple(weights), "fed_avg", {}, Dtype.F16), target)
     return safetensors.numpy.load_file(target)
 
 
@@ -131,7 +134,7 @@ def test_the_norm_is_that_of_the_differences(
         (folder / name).write_bytes(safetensors.numpy.save(tensors))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine_tensors, "BLOCK", block)
-        found = examine(folder / "update", Origin(folder / "base"))
+        found = check_numbers(folder / "update", folder / "base")
     # The tensor that is half precision in the model, too, is no difference.
     assert found.norm == pytest.approx(np.sqrt(np.sum(np.square(wide)) + np.sum(np.square(np.array(half) - 3))))
 
@@ -139,8 +142,8 @@ def test_the_norm_is_that_of_the_differences(
 def test_a_difference_that_is_none_is_named(tmp_path: Path) -> None:
     (tmp_path / "base").write_bytes(safetensors.numpy.save({"w": np.ones(3, np.float32)}))
     (tmp_path / "update").write_bytes(safetensors.numpy.save({"w": np.array([0, np.inf, 0], np.float16)}))
-    for origin in (None, Origin(tmp_path / "base")):
-        assert examine(tmp_path / "update", origin).not_finite == "w"
+    for origin in (None, tmp_path / "base"):
+        assert check_numbers(tmp_path / "update", origin).not_finite == "w"
 
 
 def test_all_wide_tensors_are_differences_or_none() -> None:

@@ -1,4 +1,4 @@
-"""When a round will end, as properties."""
+"""Forecasts of arrivals and of the end of a round, as properties."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -15,7 +15,7 @@ arrivals = st.lists(st.none() | times, min_size=1, max_size=20)
 
 
 @given(times, histories, times)
-def test_an_arrival_is_not_in_the_past_and_after_the_median_if_that_is_not_over(
+def test_an_arrival_is_never_in_the_past_and_otherwise_after_the_median(
     asked: datetime, durations: list[timedelta], now: datetime
 ) -> None:
     found = arrival(asked, durations, now)
@@ -34,7 +34,7 @@ def test_an_arrival_is_not_in_the_past_and_after_the_median_if_that_is_not_over(
 
 
 @given(times, st.lists(spans, min_size=3, max_size=20), times)
-def test_one_bad_day_does_not_move_an_arrival_beyond_the_others(
+def test_one_outlier_does_not_move_an_arrival_beyond_the_others(
     asked: datetime, durations: list[timedelta], now: datetime
 ) -> None:
     found = arrival(asked, [*durations, timedelta(days=365)], now)
@@ -55,14 +55,14 @@ def test_the_end_is_the_kth_arrival_or_the_deadline(
     assert ending is not None
     assert deadline is None or ending <= deadline
     if deadline is None or ending < deadline:
-        # At that moment enough are there, and a moment before they were not.
+        # Enough updates have arrived at that time, and too few before it.
         assert sum(time <= ending for time in known) >= expected
         assert sum(time < ending for time in known) < expected
     assert end(data.draw(st.permutations(found)), expected, deadline) == ending
 
 
 @given(arrivals, st.data())
-def test_a_round_that_wants_more_ends_no_earlier(found: list[datetime | None], data: st.DataObject) -> None:
+def test_a_round_that_expects_more_updates_ends_no_earlier(found: list[datetime | None], data: st.DataObject) -> None:
     expected = data.draw(st.integers(1, len(found)))
     sooner, later = end(found, expected, None), end(found, expected + 1, None)
     assert later is None or (sooner is not None and sooner <= later)

@@ -1,4 +1,4 @@
-"""Whose call it is."""
+"""The caller that credentials stand for."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -18,40 +18,40 @@ from fedround_server.domain.user import Role, User
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 ANN, BOB = (User(name, name, Role.CLIENT, NOW) for name in ("ann", "bob"))
-LASTING = Token("a" * 64, NOW)
-GOOD = Token("a" * 64, NOW, NOW + timedelta(microseconds=1))
-OVER = Token("a" * 64, NOW, NOW)
-NOTHING, SHOWN = Credentials(None), Credentials("a" * 64)
+UNLIMITED = Token("a" * 64, NOW)
+VALID = Token("a" * 64, NOW, NOW + timedelta(microseconds=1))
+EXPIRED = Token("a" * 64, NOW, NOW)
+NO_TOKEN, WITH_TOKEN = Credentials(None), Credentials("a" * 64)
 
 
 @pytest.mark.parametrize(
     ("credentials", "known"),
     [
-        (SHOWN, Identity(ANN, LASTING)),
-        (SHOWN, Identity(ANN, GOOD)),
-        (SHOWN, Identity(ANN, GOOD, (ANN,))),
-        (NOTHING, Identity(certified=(ANN,))),
+        (WITH_TOKEN, Identity(ANN, UNLIMITED)),
+        (WITH_TOKEN, Identity(ANN, VALID)),
+        (WITH_TOKEN, Identity(ANN, VALID, (ANN,))),
+        (NO_TOKEN, Identity(certified=(ANN,))),
     ],
 )
-def test_who_is_known(credentials: Credentials, known: Identity) -> None:
+def test_a_known_caller(credentials: Credentials, known: Identity) -> None:
     assert caller_of(credentials, known, NOW) == ANN
 
 
 @pytest.mark.parametrize(
-    ("credentials", "known", "refusal"),
+    ("credentials", "known", "error"),
     [
-        (NOTHING, Identity(), TokenMissing),
-        (SHOWN, Identity(), TokenInvalid),
-        # A certificate does not mend a wrong token.
-        (SHOWN, Identity(certified=(ANN,)), TokenInvalid),
-        (SHOWN, Identity(ANN, OVER), TokenExpired),
-        (SHOWN, Identity(ANN, OVER, (ANN,)), TokenExpired),
-        (SHOWN, Identity(ANN, GOOD, (BOB,)), CertificateMismatch),
-        # Nor does a token mend a certificate.
-        (SHOWN, Identity(ANN, GOOD, (ANN, BOB)), CertificateAmbiguous),
-        (NOTHING, Identity(certified=(ANN, BOB)), CertificateAmbiguous),
+        (NO_TOKEN, Identity(), TokenMissing),
+        (WITH_TOKEN, Identity(), TokenInvalid),
+        # A certificate does not make up for a wrong token.
+        (WITH_TOKEN, Identity(certified=(ANN,)), TokenInvalid),
+        (WITH_TOKEN, Identity(ANN, EXPIRED), TokenExpired),
+        (WITH_TOKEN, Identity(ANN, EXPIRED, (ANN,)), TokenExpired),
+        (WITH_TOKEN, Identity(ANN, VALID, (BOB,)), CertificateMismatch),
+        # Nor does a token make up for an ambiguous certificate.
+        (WITH_TOKEN, Identity(ANN, VALID, (ANN, BOB)), CertificateAmbiguous),
+        (NO_TOKEN, Identity(certified=(ANN, BOB)), CertificateAmbiguous),
     ],
 )
-def test_who_is_not(credentials: Credentials, known: Identity, refusal: type[FedroundError]) -> None:
-    with pytest.raises(refusal):
+def test_an_unknown_caller(credentials: Credentials, known: Identity, error: type[FedroundError]) -> None:
+    with pytest.raises(error):
         caller_of(credentials, known, NOW)

@@ -15,13 +15,15 @@ from hypothesis.extra.numpy import array_shapes
 
 from fedround_server.domain.errors import ModelFormat, UpdateMismatch
 from fedround_server.domain.model import MAX_TENSORS, Dtype, TensorSpec
+from fedround_server.engine.format.compare import check_same
+from fedround_server.engine.format.gate import LARGE, MAX_HEADER, HeaderGate
 from fedround_server.engine.format.header import read_header
 from fedround_server.engine.format.manifest import (
-    LARGE,
-    MAX_HEADER,
-    HeaderGate,
+    CACHED_BYTES,
+    PREFIX,
     Layout,
-    check_same,
+    _parse_header,
+    make_header,
     parse_header,
 )
 from unit.safetensors_files import NUMPY_DTYPES, entry, with_header
@@ -271,3 +273,30 @@ def test_a_gate_with_expectations_refuses_at_the_end_of_the_header() -> None:
     gate.feed(with_header(header)[:-1])
     with pytest.raises(UpdateMismatch):
         gate.feed(with_header(header)[-1:])
+
+
+def test_the_latest_layouts_are_cached_within_a_bound() -> None:
+    def header(number: int) -> bytes:
+        text = make_header({f"tensor {number}": TensorSpec(Dtype.F32, (1,))})[PREFIX:]
+        return text.ljust(CACHED_BYTES // 4)
+
+    _parse_header.cache_clear()
+    first, second = parse_header(header(0)), parse_header(header(1))
+    assert parse_header(header(0)) is first
+    # A file of the server's own is checked less strictly.
+    assert parse_header(header(1), own=True) is not second
+    # Three fit, with what they say about their files; the one that was not asked for longest is dropped first.
+    assert parse_header(header(0)) is first
+    parse_header(header(2))
+    assert parse_header(header(0)) is first
+    assert parse_header(header(1)) is not second
+    _parse_header.cache_clear()
+
+
+def test_a_rejected_header_is_not_cached() -> None:
+    _parse_header.cache_clear()
+    for _ in range(2):
+        with pytest.raises(ModelFormat):
+            parse_header(b"{}")
+    assert _parse_header.cache is not None
+    assert len(_parse_header.cache) == 0

@@ -16,6 +16,7 @@ from fedround_server.engine.format.tensors import TensorFile
 from fedround_server.engine.jobs import AggregationFailed, AggregationJob
 from fedround_server.engine.uncertainty.moments import collect
 from fedround_server.engine.uncertainty.swag import draw
+from unit.paths import Paths, at
 from unit.safetensors_files import write
 
 Tensors = dict[str, np.ndarray]
@@ -41,7 +42,8 @@ def make(folder: Path, updates: list[Tensors], weights: list[int]) -> Path:
         files[-1].write_bytes(write(tensors))
     target = folder / "posterior.safetensors"
     target.unlink(missing_ok=True)
-    blob = collect(AggregationJob(folder / "no model", tuple(files), tuple(weights), SWAG_MOMENTS, {}), target)
+    job = AggregationJob(at(folder / "no model"), tuple(map(at, files)), tuple(weights), SWAG_MOMENTS, {})
+    blob = collect(Paths(folder), job, target)
     assert blob.size_bytes == target.stat().st_size
     return target
 

@@ -1,15 +1,17 @@
 """What the system keeps of files goes when it is not needed any more, and the files stay what they are."""
 
 import os
-import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from calls import until
 from fedround_server.host.page_cache import drop_cached_pages, keep_open
 from in_memory import is_in_memory
 
 DATA = os.urandom(1 << 20)
+pytestmark = pytest.mark.serial
 
 
 @pytest.fixture
@@ -43,18 +45,15 @@ def test_a_replaced_file_is_freed_behind_the_block(tmp_path: Path) -> None:
     old, new = tmp_path / "old", tmp_path / "new"
     old.write_bytes(DATA)
     new.write_bytes(b"new")
-    with keep_open(old):
+    with ThreadPoolExecutor(1) as closer, keep_open(old, closer):
         new.replace(old)
         assert _is_open(str(old) + " (deleted)")
     assert old.read_bytes() == b"new"
-    end = time.monotonic() + 10
-    while _is_open(str(old) + " (deleted)"):
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    until(lambda: not _is_open(str(old) + " (deleted)"))
 
 
 def test_there_need_be_nothing_to_replace(tmp_path: Path) -> None:
-    with keep_open(tmp_path / "file"):
+    with ThreadPoolExecutor(1) as closer, keep_open(tmp_path / "file", closer):
         (tmp_path / "file").write_bytes(DATA)
     assert (tmp_path / "file").read_bytes() == DATA
 

@@ -10,17 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedround_server.blobs import BlobStore
 from fedround_server.coordinator.context import Context
 from fedround_server.coordinator.inference import Inference
-from fedround_server.domain.errors import FieldInvalid, PredictionLimit
-from fedround_server.domain.errors import PredictionFailed as Refused
+from fedround_server.domain.errors import FieldInvalid, PredictionFailed, PredictionLimit
 from fedround_server.domain.model import Dtype
 from fedround_server.domain.prediction import Array, Prediction
 from fedround_server.engine.executor import WorkerEngine
-from fedround_server.engine.jobs import AggregationJob, PredictionFailed, PredictionJob
-from fedround_server.engine.prediction import check, predict
+from fedround_server.engine.jobs import AggregationJob, PredictionFault, PredictionJob
+from fedround_server.engine.prediction import build_architecture, predict
 from fedround_server.wakeups import Hub
+from unit.paths import Paths, at
 from unit.safetensors_files import NAMES, write
 
 WEIGHTS = {"weight": np.arange(6.0).reshape(2, 3), "bias": np.array([0.5, -0.5])}
@@ -41,11 +40,11 @@ def job(folder: Path, factory: str, inputs: np.ndarray = INPUTS, **changed: Any)
     model.write_bytes(write(weights))
     wanted = {"method": "none", "options": {}, "posterior": None, "seed": 1, **changed}
     architecture = factory if ":" in factory else f"unit.architectures:{factory}"
-    return PredictionJob(architecture=architecture, models=(model,), inputs=array(inputs), **wanted)
+    return PredictionJob(architecture=architecture, models=(at(model),), inputs=array(inputs), **wanted)
 
 
 def test_a_prediction_is_the_networks_output(tmp_path: Path) -> None:
-    found = predict(job(tmp_path, "linear"))
+    found = predict(Paths(tmp_path), job(tmp_path, "linear"))
     expected = INPUTS @ WEIGHTS["weight"].T + WEIGHTS["bias"]
     assert numbers(found.mean).tolist() == expected.tolist()
     assert (found.mean.dtype, found.spread, found.entropies, found.samples) == (Dtype.F32, None, None, 1)
@@ -54,18 +53,21 @@ def test_a_prediction_is_the_networks_output(tmp_path: Path) -> None:
 def test_the_architecture_says_what_it_takes(tmp_path: Path) -> None:
     pixels = np.array([[[0, 51], [102, 255]]], np.uint8)
     weights = {"1.weight": np.array([[1.0, 10.0, 100.0, 1000.0]]), "1.bias": np.zeros(1)}
-    found = predict(job(tmp_path, "images", pixels, weights=weights))
+    found = predict(Paths(tmp_path), job(tmp_path, "images", pixels, weights=weights))
     np.testing.assert_allclose(numbers(found.mean), [[2 + 40 + 1000]], rtol=1e-6)
-    with pytest.raises(PredictionFailed, match=r"the shape is \[1, 4\], the architecture takes \[N, 2, 2\]") as refused:
-        predict(job(tmp_path, "images", pixels.reshape(1, 4), weights=weights))
+    with pytest.raises(PredictionFault, match=r"the shape is \[1, 4\], the architecture takes \[N, 2, 2\]") as refused:
+        predict(Paths(tmp_path), job(tmp_path, "images", pixels.reshape(1, 4), weights=weights))
     assert refused.value.fault == "inputs"
 
 
 def test_a_network_may_work_in_place(tmp_path: Path) -> None:
     weights = {f"1.{name}": tensor for name, tensor in WEIGHTS.items()}
-    once = predict(job(tmp_path, "in_place", weights=weights))
-    file = tmp_path / "model"
-    thrice = predict(PredictionJob("unit.architectures:in_place", (file,) * 3, None, array(INPUTS), "ensemble", {}, 1))
+    once = predict(Paths(tmp_path), job(tmp_path, "in_place", weights=weights))
+    file = at(tmp_path / "model")
+    thrice = predict(
+        Paths(tmp_path),
+        PredictionJob("unit.architectures:in_place", (file,) * 3, None, array(INPUTS), "ensemble", {}, 1),
+    )
     assert thrice.mean == once.mean
     assert thrice.spread is not None
     assert not numbers(thrice.spread[0]).any()
@@ -100,8 +102,8 @@ def test_a_network_may_work_in_place(tmp_path: Path) -> None:
 def test_what_does_not_fit_is_refused(
     tmp_path: Path, factory: str, changed: dict[str, Any], fault: str, words: str
 ) -> None:
-    with pytest.raises(PredictionFailed, match=f"(?s){words}") as refused:
-        predict(job(tmp_path, factory, **changed))
+    with pytest.raises(PredictionFault, match=f"(?s){words}") as refused:
+        predict(Paths(tmp_path), job(tmp_path, factory, **changed))
     assert refused.value.fault == fault
 
 
@@ -117,61 +119,54 @@ def test_what_does_not_fit_is_refused(
     ],
 )
 def test_an_architecture_that_cannot_be_built_is_refused(tmp_path: Path, architecture: str, words: str) -> None:
-    with pytest.raises(PredictionFailed, match=words) as refused:
-        check(architecture)
+    with pytest.raises(PredictionFault, match=words) as refused:
+        build_architecture(architecture)
     assert refused.value.fault == "architecture"
-    with pytest.raises(PredictionFailed, match=words):
-        predict(job(tmp_path, architecture))
+    with pytest.raises(PredictionFault, match=words):
+        predict(Paths(tmp_path), job(tmp_path, architecture))
 
 
-# Loading torch takes a process a second, so the tests share one; what dies is replaced.
-in_shared_loop = pytest.mark.asyncio(loop_scope="module")
-
-
-@pytest.fixture(scope="module")
-def engine() -> Iterator[WorkerEngine]:
-    with WorkerEngine(predict_bytes=512 << 20) as engine:
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[WorkerEngine]:
+    with WorkerEngine(Paths(tmp_path), predict_bytes=512 << 20) as engine:
         yield engine
 
 
-async def ask(engine: WorkerEngine, folder: Path, work: PredictionJob) -> Prediction:
+async def ask(engine: WorkerEngine, work: PredictionJob) -> Prediction:
     """Asks like a caller, who gets the errors of the domain."""
-    parts: Any = {"store": None, "tasks": None, "blobs": BlobStore(folder), "engine": engine, "hub": Hub()}
+    parts: Any = {"store": None, "tasks": None, "blobs": None, "engine": engine, "hub": Hub()}
     return await Inference(Context(**parts))._run(work)
 
 
-async def aggregate(engine: WorkerEngine, folder: Path, name: str) -> None:
+async def aggregate(engine: WorkerEngine, folder: Path) -> None:
     model = folder / "model"
-    await engine.aggregate(AggregationJob(model, (model,), (1,), "fed_avg", {}), folder / name)
-    assert (folder / name).read_bytes() == model.read_bytes()
+    made = await engine.aggregate(AggregationJob(at(model), (at(model),), (1,), "fed_avg", {}))
+    assert Paths(folder).local_path(made.file).read_bytes() == model.read_bytes()
 
 
-@in_shared_loop
 async def test_an_endless_prediction_is_ended_and_hinders_nobody(engine: WorkerEngine, tmp_path: Path) -> None:
     fine = job(tmp_path, "linear")
-    expected = await ask(engine, tmp_path, fine)
+    expected = await ask(engine, fine)
     engine._predict_seconds = 1
-    endless = asyncio.create_task(ask(engine, tmp_path, job(tmp_path, "never_ends")))
+    endless = asyncio.create_task(ask(engine, job(tmp_path, "never_ends")))
     await asyncio.sleep(0)
-    await aggregate(engine, tmp_path, "meanwhile")
+    await aggregate(engine, tmp_path)
     with pytest.raises(PredictionLimit, match="takes longer than the operator allows"):
         await endless
     engine._predict_seconds = math.inf
-    await aggregate(engine, tmp_path, "afterwards")
-    assert await ask(engine, tmp_path, fine) == expected
+    await aggregate(engine, tmp_path)
+    assert await ask(engine, fine) == expected
 
 
-@in_shared_loop
 async def test_starting_a_process_is_not_the_predictions_time(
     engine: WorkerEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine._predictor.replace()
     ready = []
     timeout = asyncio.timeout
 
     def begin(delay: float) -> asyncio.Timeout:
         assert engine._predictor._pool is not None
-        ready.append(engine._predictor._pool._prepared.done())
+        ready.append(engine._predictor._pool.prepared.done())
         return timeout(delay)
 
     monkeypatch.setattr(asyncio, "timeout", begin)
@@ -179,27 +174,24 @@ async def test_starting_a_process_is_not_the_predictions_time(
     assert ready == [True]
 
 
-@in_shared_loop
 @pytest.mark.parametrize("taker", ["of_torch", "of_numpy", "of_python", "when_built"])
 async def test_memory_is_bounded(engine: WorkerEngine, tmp_path: Path, taker: str) -> None:
     with pytest.raises(PredictionLimit, match="needs more memory than the operator allows"):
-        await ask(engine, tmp_path, job(tmp_path, f"takes_memory_{taker}"))
-    await aggregate(engine, tmp_path, "afterwards")
-    assert (await ask(engine, tmp_path, job(tmp_path, "linear"))).samples == 1
+        await ask(engine, job(tmp_path, f"takes_memory_{taker}"))
+    await aggregate(engine, tmp_path)
+    assert (await ask(engine, job(tmp_path, "linear"))).samples == 1
 
 
 async def begin(engine: WorkerEngine, folder: Path, monkeypatch: pytest.MonkeyPatch) -> asyncio.Task[Prediction]:
-    """Begins a prediction that does not end, in a process that is started with the environment that it needs."""
+    """Begins a prediction that does not end."""
     begun = folder / "begun"
     monkeypatch.setenv("BEGUN", str(begun))
-    engine._predictor.replace()
     endless = asyncio.create_task(engine.predict(job(folder, "never_ends")))
     while not begun.exists():
         await asyncio.sleep(0.001)
     return endless
 
 
-@in_shared_loop
 async def test_a_caller_that_leaves_frees_the_process(
     engine: WorkerEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,27 +203,24 @@ async def test_a_caller_that_leaves_frees_the_process(
     assert leaving.cancelled()
 
 
-@in_shared_loop
 async def test_an_engine_that_is_closed_starts_nothing_any_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = multiprocessing.active_children()
-    with WorkerEngine() as engine:
+    with WorkerEngine(Paths(tmp_path)) as engine:
         leaving = await begin(engine, tmp_path, monkeypatch)
     leaving.cancel()
     await asyncio.wait([leaving])
     assert leaving.cancelled()
-    assert set(multiprocessing.active_children()) == set(before)
+    assert multiprocessing.active_children() == []
 
 
-@in_shared_loop
 async def test_refusals_come_back_from_the_process(engine: WorkerEngine, tmp_path: Path) -> None:
-    with pytest.raises(Refused, match="the factory failed"):
-        await ask(engine, tmp_path, job(tmp_path, "exits"))
+    with pytest.raises(PredictionFailed, match="the factory failed"):
+        await ask(engine, job(tmp_path, "exits"))
     with pytest.raises(FieldInvalid, match="does not take these inputs: some words"):
-        await ask(engine, tmp_path, job(tmp_path, "raises_what_no_other_process_can_read"))
-    with pytest.raises(Refused, match="the architecture ends its process"):
-        await ask(engine, tmp_path, job(tmp_path, "dies"))
-    with pytest.raises(PredictionFailed, match="cannot be imported"):
+        await ask(engine, job(tmp_path, "raises_what_no_other_process_can_read"))
+    with pytest.raises(PredictionFailed, match="the architecture ends its process"):
+        await ask(engine, job(tmp_path, "dies"))
+    with pytest.raises(PredictionFault, match="cannot be imported"):
         await engine.check_architectures(["unit.architectures:linear", "unit.architectures:unheard_of"])
-    assert (await ask(engine, tmp_path, job(tmp_path, "linear"))).samples == 1
+    assert (await ask(engine, job(tmp_path, "linear"))).samples == 1

@@ -1,4 +1,4 @@
-"""Token buckets: how many calls at once, how many in a time, and how much memory."""
+"""Token buckets: bursts, rates and memory."""
 
 import pytest
 
@@ -15,7 +15,7 @@ class Time:
 
 
 def burst(buckets: Buckets, key: str) -> int:
-    """Takes all tokens of a caller."""
+    """Takes all tokens of a bucket."""
     count = 0
     while not buckets.wait(key):
         buckets.take(key)
@@ -37,7 +37,7 @@ def test_a_bucket_holds_a_minutes_worth_and_fills_up_again() -> None:
     assert burst(buckets, "one") == 4 * BURST_SECONDS
 
 
-def test_a_debt_is_waited_for() -> None:
+def test_a_debt_has_to_be_paid_back() -> None:
     buckets = Buckets(4.0, Time())
     burst(buckets, "one")
     for _ in range(8):

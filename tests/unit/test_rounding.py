@@ -9,7 +9,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fedround_server.engine.rounding import narrow
+from fedround_server.engine.format.dtypes import narrow
 
 # Bits of the significand, and exponents of the smallest normal and of the largest numbers.
 FORMATS = {torch.float16: (11, -14, 15), torch.bfloat16: (8, -126, 127)}

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from fedround_server.domain.model import Dtype, TensorSpec
 from fedround_server.engine.aggregation import aggregate
-from fedround_server.engine.check import examine
+from fedround_server.engine.check import check_numbers
 from fedround_server.engine.format.manifest import PREFIX, Layout, make_header, parse_header
 from fedround_server.engine.format.runs import runs, singly
-from fedround_server.engine.jobs import AggregationFailed, AggregationJob, Origin
+from fedround_server.engine.jobs import AggregationFailed, AggregationJob
+from unit.paths import Paths, at
 from unit.safetensors_files import NUMPY_DTYPES, write
 
 specs = st.dictionaries(
@@ -66,9 +67,9 @@ def aggregated(folder: Path, files: list[dict[str, np.ndarray]]) -> dict[str, np
     for path, file in zip(paths, files, strict=True):
         path.write_bytes(write(file))
     (folder / "new").unlink(missing_ok=True)
-    aggregate(
-        AggregationJob(paths[0], tuple(paths[1:]), tuple(range(3, 2 + len(files))), "fed_avg", {}), folder / "new"
-    )
+    model, *updates = map(at, paths)
+    job = AggregationJob(model, tuple(updates), tuple(range(3, 2 + len(files))), "fed_avg", {})
+    aggregate(Paths(folder), job, folder / "new")
     return safetensors.numpy.load_file(folder / "new")
 
 
@@ -89,5 +90,5 @@ def test_it_is_told_in_which_of_them_a_number_is_none(tmp_path: Path, name: str)
     update[name][-1] = np.nan
     with pytest.raises(AggregationFailed, match=f"tensor {name!r} has"):
         aggregated(tmp_path, [model, update])
-    for origin in (None, Origin(tmp_path / "0")):
-        assert examine(tmp_path / "1", origin).not_finite == name
+    for origin in (None, tmp_path / "0"):
+        assert check_numbers(tmp_path / "1", origin).not_finite == name

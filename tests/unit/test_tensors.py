@@ -4,17 +4,17 @@ import gc
 import json
 import os
 import tracemalloc
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fedround_server.domain.errors import UpdateMismatch
-from fedround_server.engine.format import manifest, tensors
+from fedround_server.engine.format import layouts as engine_layouts
+from fedround_server.engine.format import manifest
+from fedround_server.engine.format.layouts import Layouts
 from fedround_server.engine.format.manifest import Layout, parse_header
-from fedround_server.engine.format.tensors import Layouts, TensorFile
-from fedround_server.recent import Recent
+from fedround_server.engine.format.tensors import TensorFile
 from unit.safetensors_files import entry, with_header, write
 
 
@@ -48,7 +48,7 @@ def test_equal_headers_are_parsed_once(tmp_path: Path, monkeypatch: pytest.Monke
         parsed.append(header)
         return parse_header(header, own=own)
 
-    monkeypatch.setattr(tensors, "parse_header", parse)
+    monkeypatch.setattr(engine_layouts, "parse_header", parse)
     layouts = Layouts()
     one, other = {"a": np.zeros(2), "b": np.ones(3)}, {"b": np.ones(3), "a": np.zeros(2)}
     for number, arrays in enumerate((one, other, one, other)):
@@ -61,8 +61,8 @@ def test_equal_headers_are_parsed_once(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_files_of_one_kind_share_what_describes_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    # What is remembered of the latest headers has a bound of its own.
-    monkeypatch.setattr(manifest, "_read_own", Recent(partial(manifest._read, own=True), 0))
+    # The cache of the latest headers has a bound of its own.
+    monkeypatch.setattr(manifest, "_parse_header", manifest._parse_header.__wrapped__)
     count, files = 2000, 20
 
     def header(number: int) -> bytes:

@@ -1,4 +1,4 @@
-"""TLS files: when they are looked at again."""
+"""TLS files: when they are loaded again."""
 
 from pathlib import Path
 

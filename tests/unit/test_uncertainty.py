@@ -14,9 +14,10 @@ from hypothesis.extra.numpy import arrays
 from fedround_server.domain.model import Dtype
 from fedround_server.domain.prediction import Array, Prediction
 from fedround_server.engine.format.tensors import TensorFile
-from fedround_server.engine.jobs import PredictionFailed, PredictionJob
+from fedround_server.engine.jobs import PredictionFault, PredictionJob
 from fedround_server.engine.prediction import predict, summarise
 from fedround_server.engine.uncertainty.swag import draw
+from unit.paths import Paths, at
 from unit.safetensors_files import write
 from unit.test_moments import gather, make
 
@@ -46,9 +47,9 @@ def run(
     inputs: np.ndarray = INPUTS,
 ) -> Prediction:
     given = Array(Dtype.F64, inputs.shape, inputs.tobytes())
-    return predict(
-        PredictionJob(f"unit.architectures:{factory}", tuple(models), posterior, given, method, options, seed)
-    )
+    around = None if posterior is None else at(posterior)
+    job = PredictionJob(f"unit.architectures:{factory}", tuple(map(at, models)), around, given, method, options, seed)
+    return predict(Paths(models[0].parent), job)
 
 
 def sample(posterior: Path, names: list[str], draws: int = DRAWS) -> np.ndarray:
@@ -167,7 +168,7 @@ def test_swag_leaves_batch_statistics_alone(tmp_path: Path) -> None:
 
 def test_a_posterior_of_another_model_is_refused(tmp_path: Path) -> None:
     posterior = save(tmp_path / "posterior", {"mean/weight": LINEAR["weight"], "second/weight": LINEAR["weight"] ** 2})
-    with pytest.raises(PredictionFailed, match="lacks 'bias'"):
+    with pytest.raises(PredictionFault, match="lacks 'bias'"):
         run("linear", [save(tmp_path / "model", LINEAR)], "swag", {"samples": 1}, posterior=posterior)
 
 
@@ -212,7 +213,7 @@ def test_mc_dropout_wakes_nothing_but_dropout(tmp_path: Path) -> None:
 
 def test_dropout_without_effect_is_none(tmp_path: Path) -> None:
     model = save(tmp_path / "model", {f"1.{name}": tensor for name, tensor in LINEAR.items()})
-    with pytest.raises(PredictionFailed, match="no dropout"):
+    with pytest.raises(PredictionFault, match="no dropout"):
         run("without_effect", [model], "mc_dropout", {"samples": 2})
 
 

@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedround_server.blobs import BlobStore
+from fedround_server.blobs.files import LocalFiles
+from fedround_server.blobs.local import LocalBlobs
 from fedround_server.coordinator.context import Context
 from fedround_server.coordinator.uploads.receive import Incoming, Uploads
 from fedround_server.domain.errors import TokenInvalid, UploadIncomplete
-from fedround_server.engine.format import manifest
-from fedround_server.engine.format.manifest import LARGE, Layout, parse_header
-from fedround_server.engine.jobs import Examination, Origin
+from fedround_server.engine.format import gate
+from fedround_server.engine.format.gate import LARGE
+from fedround_server.engine.format.manifest import Layout, parse_header
+from fedround_server.engine.jobs import CheckJob, CheckResult
 from fedround_server.wakeups import Hub
 from unit.safetensors_files import with_header, write
 
@@ -30,17 +32,21 @@ class SlowEngine:
 
     def __init__(self, log: list[str]) -> None:
         self.begun, self.go_on = asyncio.Event(), asyncio.Event()
+        self.files: LocalFiles | None = None
         self._log = log
 
-    async def examine(self, path: Path, origin: Origin | None = None) -> Examination:
+    async def check(self, job: CheckJob) -> CheckResult:
         self.begun.set()
         await self.go_on.wait()
-        self._log.append(f"checked {path.stat().st_size} bytes")
-        return Examination()
+        assert self.files is not None
+        self._log.append(f"checked {self.files.local_path(job.file).stat().st_size} bytes")
+        return CheckResult()
 
 
 def uploads(folder: Path, engine: SlowEngine) -> Uploads:
-    parts = {"store": None, "tasks": None, "blobs": BlobStore(folder), "engine": engine, "hub": Hub()}
+    blobs = LocalBlobs(folder)
+    engine.files = blobs.files
+    parts = {"store": None, "background": None, "blobs": blobs, "engine": engine, "hub": Hub()}
     return Uploads(Context(**parts))  # type: ignore[arg-type]
 
 
@@ -157,7 +163,7 @@ async def test_a_large_header_is_read_aside_of_the_event_loop(
         readers.append(threading.current_thread())
         return parse_header(header)
 
-    monkeypatch.setattr(manifest, "parse_header", read)
+    monkeypatch.setattr(gate, "parse_header", read)
     entry = {"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}
     file = with_header(json.dumps(entry).encode().ljust(length), bytes(4))
 

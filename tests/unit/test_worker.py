@@ -23,33 +23,32 @@ import torch
 from fedround_server.domain.errors import WorkerKilled
 from fedround_server.domain.model import BlobRef
 from fedround_server.engine.executor import WorkerEngine, WorkerLost
-from fedround_server.engine.jobs import AggregationFailed, AggregationJob
+from fedround_server.engine.jobs import AggregationFailed, AggregationJob, CheckJob
 from fedround_server.engine.process import Worker
 from unit.deaths import aggregate_and_die_once, be_killed, die_once
+from unit.paths import Paths, at
 from unit.safetensors_files import write
 
 # Makes a worker, tells its id, and waits to be killed.
 SERVER = """
 import asyncio, multiprocessing, sys, time
 from pathlib import Path
-from fedround_server.engine.process import Worker
 from fedround_server.engine.executor import WorkerEngine
+from fedround_server.engine.jobs import CheckJob
+from unit.paths import Paths, at
 if __name__ == "__main__":
-    with WorkerEngine() as engine:
-        asyncio.run(engine.examine(Path(sys.argv[1])))
+    file = Path(sys.argv[1])
+    with WorkerEngine(Paths(file.parent)) as engine:
+        asyncio.run(engine.check(CheckJob(at(file))))
         assert "torch" not in sys.modules
         print(multiprocessing.active_children()[0].pid, flush=True)
         time.sleep(60)
 """
 
 
-# Loading torch takes a process a second, so the tests share one; what dies is replaced.
-pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-
-@pytest.fixture(scope="module")
-def engine() -> Iterator[WorkerEngine]:
-    with WorkerEngine() as engine:
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[WorkerEngine]:
+    with WorkerEngine(Paths(tmp_path)) as engine:
         yield engine
 
 
@@ -62,19 +61,26 @@ def running(worker: Worker) -> Iterator[Worker]:
         worker.end()
 
 
+def worker() -> int:
+    (child,) = multiprocessing.active_children()
+    assert child.pid is not None
+    return child.pid
+
+
 def job(folder: Path, elements: int = 3) -> AggregationJob:
-    file = folder / "model"
-    file.write_bytes(write({"w": np.ones(elements, np.float32)}))
-    return AggregationJob(file, (file, file), (1, 2), "fed_avg", {})
+    path = folder / "model"
+    path.write_bytes(write({"w": np.ones(elements, np.float32)}))
+    return AggregationJob(at(path), (at(path),) * 2, (1, 2), "fed_avg", {})
 
 
 async def test_jobs_come_back_with_their_results(engine: WorkerEngine, tmp_path: Path) -> None:
     work = job(tmp_path)
-    assert (await engine.examine(work.model)).not_finite is None
-    blob = await engine.aggregate(work, tmp_path / "new")
-    assert (tmp_path / "new").stat().st_size == blob.size_bytes
-    assert safetensors.numpy.load_file(tmp_path / "new")["w"].tolist() == [1, 1, 1]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "new"]
+    assert (await engine.check(CheckJob(work.model))).not_finite is None
+    made = await engine.aggregate(work)
+    new = Paths(tmp_path).local_path(made.file)
+    assert new.stat().st_size == made.blob.size_bytes
+    assert safetensors.numpy.load_file(new)["w"].tolist() == [1, 1, 1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", new.name]
 
 
 async def test_a_round_may_have_more_updates_than_the_soft_limit_of_open_files(tmp_path: Path) -> None:
@@ -83,52 +89,55 @@ async def test_a_round_may_have_more_updates_than_the_soft_limit_of_open_files(t
     many = AggregationJob(work.model, (work.model,) * 300, (1,) * 300, "fed_avg", {})
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
     try:
-        with WorkerEngine() as engine:
-            await engine.aggregate(many, tmp_path / "new")
+        with WorkerEngine(Paths(tmp_path)) as engine:
+            made = await engine.aggregate(many)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert safetensors.numpy.load_file(tmp_path / "new")["w"].tolist() == [1, 1, 1]
+    assert safetensors.numpy.load_file(Paths(tmp_path).local_path(made.file))["w"].tolist() == [1, 1, 1]
 
 
 async def test_a_failure_comes_back_as_itself(engine: WorkerEngine, tmp_path: Path) -> None:
-    spoilt = tmp_path / "spoilt"
-    spoilt.write_bytes(write({"w": np.array([np.inf])}))
+    path = tmp_path / "spoilt"
+    path.write_bytes(write({"w": np.array([np.inf])}))
+    spoilt = at(path)
     with pytest.raises(AggregationFailed, match="'w'"):
-        await engine.aggregate(AggregationJob(spoilt, (spoilt, spoilt), (3, 3), "fed_avg", {}), tmp_path / "new")
+        await engine.aggregate(AggregationJob(spoilt, (spoilt, spoilt), (3, 3), "fed_avg", {}))
     with pytest.raises(FileNotFoundError):
-        await engine.aggregate(AggregationJob(tmp_path / "gone", (spoilt,), (1,), "fed_avg", {}), tmp_path / "new")
+        await engine.aggregate(AggregationJob(at(tmp_path / "gone"), (spoilt,), (1,), "fed_avg", {}))
     # A part of the file would lie there until the next start.
     assert sorted(path.name for path in tmp_path.iterdir()) == ["spoilt"]
-    assert (await engine.examine(spoilt)).not_finite == "w"
+    assert (await engine.check(CheckJob(spoilt))).not_finite == "w"
 
 
 async def test_a_killed_worker_is_replaced_and_its_job_done_again(engine: WorkerEngine, tmp_path: Path) -> None:
-    first = await engine._worker.run(os.getpid)
+    assert (await engine.check(CheckJob(job(tmp_path).model))).not_finite is None
+    first = worker()
     second = await engine._worker.run(die_once, tmp_path / "died")
-    assert second == await engine._worker.run(os.getpid) != first
+    assert second == worker() != first
 
 
 async def test_what_a_killed_worker_left_is_not_in_the_way(engine: WorkerEngine, tmp_path: Path) -> None:
-    work, target = job(tmp_path), tmp_path / "new"
-    blob = await engine._worker.run(aggregate_and_die_once, tmp_path / "died", work, target)
-    assert len(list(tmp_path.glob("new.*"))) == 1
-    assert BlobRef(hashlib.sha256(target.read_bytes()).hexdigest(), target.stat().st_size) == blob
+    files = Paths(tmp_path)
+    made = await engine._worker.run(aggregate_and_die_once, tmp_path / "died", files, job(tmp_path))
+    assert len(list(tmp_path.glob("staged *"))) == 2
+    target = files.local_path(made.file)
+    assert BlobRef(hashlib.sha256(target.read_bytes()).hexdigest(), target.stat().st_size) == made.blob
     assert safetensors.numpy.load_file(target)["w"].tolist() == [1, 1, 1]
 
 
 async def test_jobs_that_wait_survive_their_worker_too(engine: WorkerEngine, tmp_path: Path) -> None:
-    work, pid = job(tmp_path), await engine._worker.run(os.getpid)
-    waiting = [asyncio.create_task(engine.aggregate(work, tmp_path / f"new {number}")) for number in range(20)]
+    work = job(tmp_path)
+    await engine.check(CheckJob(work.model))
+    waiting = [asyncio.create_task(engine.aggregate(work)) for _ in range(20)]
     await asyncio.sleep(0)
-    os.kill(pid, signal.SIGKILL)
-    assert len({blob.sha256 for blob in await asyncio.gather(*waiting)}) == 1
+    os.kill(worker(), signal.SIGKILL)
+    assert len({made.blob for made in await asyncio.gather(*waiting)}) == 1
 
 
-async def test_a_job_that_kills_every_worker_is_given_up() -> None:
-    with running(Worker(gc.enable)) as worker:
-        with pytest.raises(WorkerLost, match="3 times"):
-            await worker.run(os._exit, 1)
-        assert await worker.run(abs, -1) == 1
+async def test_a_job_that_kills_every_worker_is_given_up(engine: WorkerEngine, tmp_path: Path) -> None:
+    with pytest.raises(WorkerLost, match="3 times"):
+        await engine._worker.run(os._exit, 1)
+    assert (await engine.check(CheckJob(job(tmp_path).model))).not_finite is None
 
 
 async def test_nothing_is_held_against_a_job_whose_workers_are_killed_from_outside() -> None:
@@ -164,7 +173,10 @@ async def test_torch_stays_in_the_worker_and_the_worker_goes_with_its_server(tmp
     script = tmp_path / "server.py"
     script.write_text(SERVER)
     server = subprocess.Popen(
-        [sys.executable, str(script), str(job(tmp_path).model)], stdout=subprocess.PIPE, text=True
+        [sys.executable, str(script), job(tmp_path).model.sha256],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
     )
     assert server.stdout is not None
     child = os.pidfd_open(int(server.stdout.readline()))
@@ -181,20 +193,19 @@ async def test_blocks_are_not_shared_among_threads(engine: WorkerEngine) -> None
 
 
 async def test_a_closed_engine_says_so(tmp_path: Path) -> None:
-    with WorkerEngine() as engine:
+    with WorkerEngine(Paths(tmp_path)) as engine:
         pass
     with pytest.raises(WorkerLost, match="closed"):
-        await engine.examine(tmp_path)
+        await engine.check(CheckJob(at(tmp_path)))
 
 
 async def test_closing_ends_the_worker_at_once(tmp_path: Path) -> None:
-    before = multiprocessing.active_children()
-    with WorkerEngine() as engine:
+    with WorkerEngine(Paths(tmp_path)) as engine:
         work = job(tmp_path, 20_000_000)
-        await engine.examine(work.model)
-        under_way = asyncio.create_task(engine.aggregate(work, tmp_path / "new"))
+        await engine.check(CheckJob(work.model))
+        under_way = asyncio.create_task(engine.aggregate(work))
         await asyncio.sleep(0.01)
-        assert len(multiprocessing.active_children()) == len(before) + 1
-    assert set(multiprocessing.active_children()) == set(before)
+        assert len(multiprocessing.active_children()) == 1
+    assert multiprocessing.active_children() == []
     with pytest.raises(WorkerLost):
         await under_way

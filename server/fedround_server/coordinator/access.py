@@ -1,4 +1,4 @@
-"""Who has calls under way, and what let them in: a call does not outlive it."""
+"""Authenticates calls, and ends those under way whose credentials are revoked or expire."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -16,49 +16,57 @@ from fedround_server.domain.user import User
 
 @dataclass(eq=False, slots=True)
 class _Call:
-    """A call under way, and why it is to end."""
+    """A call under way.
+
+    Attributes:
+        scope: Ends the call when it is rescheduled to the present.
+        error: What the call is to end with; None for an expired token.
+    """
 
     credentials: Credentials
     scope: asyncio.Timeout
-    refusal: FedroundError | None = None
+    error: FedroundError | None = None
 
 
-_present: ContextVar[_Call] = ContextVar("call")
+_current: ContextVar[_Call] = ContextVar("call")
 
 
 class Access:
-    """Lets calls in, and ends them when what let them in is revoked or expires."""
+    """The authenticated calls under way, and when tokens were last used."""
 
     def __init__(self, context: Context) -> None:
-        """Begins with no calls."""
+        """Creates it without any calls."""
         self._context = context
         self._calls: dict[str, set[_Call]] = {}
         self._changes = 0
         self._last_uses: dict[str, dict[str, datetime]] = {}
 
     def last_use(self, user_id: str, token_hash: str) -> datetime | None:
-        """Returns when a token let a call in last, since the start of the server."""
+        """Returns when a token was last used for a call, since the start of the server."""
         return self._last_uses.get(user_id, {}).get(token_hash)
 
-    def latest_use(self, user_id: str) -> str | None:
-        """Returns the hash of the token that let a user in last, since the start of the server."""
+    def latest_token(self, user_id: str) -> str | None:
+        """Returns the hash of the token that a user used last, since the start of the server."""
         return next(reversed(self._last_uses.get(user_id, {})), None)
 
     @asynccontextmanager
     async def admit(self, credentials: Credentials) -> AsyncIterator[User]:
-        """Lets a call in for the time of the block.
+        """Authenticates a call, and ends the block with an error when the credentials are revoked or expire.
+
+        Yields:
+            The caller.
 
         Raises:
-            Unauthenticated: Nobody has these credentials, or not any more.
+            Unauthenticated: The credentials are not, or no longer, those of a user.
         """
         user, until = await self._identify(credentials)
         self._context.presence.see(user.user_id, self._context.clock.now())
         if credentials.token_hash is not None:
-            self._note(user.user_id, credentials.token_hash)
+            self._record_use(user.user_id, credentials.token_hash)
         calls = self._calls.setdefault(user.user_id, set())
         scope = asyncio.timeout(self._seconds(until))
         call = _Call(credentials, scope)
-        reset = _present.set(call)
+        reset = _current.set(call)
         try:
             async with scope:
                 calls.add(call)
@@ -66,40 +74,40 @@ class Access:
         except TimeoutError:
             if not scope.expired():
                 raise
-            raise call.refusal or TokenExpired from None
+            raise call.error or TokenExpired from None
         finally:
-            _present.reset(reset)
+            _current.reset(reset)
             calls.discard(call)
             if not calls and self._calls.get(user.user_id) is calls:
                 del self._calls[user.user_id]
 
     async def recheck(self, user_id: str) -> None:
-        """Ends the calls of a user whose credentials let nobody in any more; to be awaited after each such commit.
+        """Ends the calls of a user whose credentials are no longer valid; to be awaited after each commit about them.
 
-        The call that made the change goes on: it has an answer to give.
+        The call that made the change is spared: it has a response to send.
         """
         self._changes += 1
-        own = _present.get(None)
-        # Many calls have the same ones: all calls of most users.
+        own = _current.get(None)
+        # Most users make all their calls with the same credentials.
         for credentials in {call.credentials for call in self._calls.get(user_id, ()) if call is not own}:
-            refusal: FedroundError | None = None
+            reason: FedroundError | None = None
             try:
                 _, until = await self._identify(credentials)
                 seconds = self._seconds(until)
             except FedroundError as error:
-                refusal, seconds = error, 0.0
+                reason, seconds = error, 0.0
             now = asyncio.get_running_loop().time()
             for call in self._calls.get(user_id, ()):
                 if call.credentials == credentials and call is not own and not call.scope.expired():
-                    call.refusal = refusal
+                    call.error = reason
                     call.scope.reschedule(None if seconds is None else now + seconds)
 
     def forget(self, user_id: str) -> None:
         """Forgets when a user's tokens were used."""
         self._last_uses.pop(user_id, None)
 
-    def _note(self, user_id: str, token_hash: str) -> None:
-        """Notes that a token is used, the latest last."""
+    def _record_use(self, user_id: str, token_hash: str) -> None:
+        """Records the use of a token, which becomes the last one of the user's."""
         uses = self._last_uses.setdefault(user_id, {})
         uses.pop(token_hash, None)
         uses[token_hash] = self._context.clock.now()
@@ -107,7 +115,7 @@ class Access:
             del uses[next(iter(uses))]
 
     async def _identify(self, credentials: Credentials) -> tuple[User, datetime | None]:
-        """Returns whose credentials these are, and until when; a commit meanwhile makes it look again."""
+        """Returns the user that credentials belong to, and when they expire; looks again after a commit meanwhile."""
         while True:
             changes = self._changes
             known = await self._context.store.credentials.identify(credentials)

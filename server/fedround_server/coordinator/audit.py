@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from fedround_server.coordinator.context import Context
 from fedround_server.coordinator.denied_calls import DeniedCalls
-from fedround_server.domain.audit import AuditEntry, AuditHead, AuditRecord, Origin
+from fedround_server.domain.audit import AuditEntry, AuditHead, AuditRecord
 from fedround_server.domain.errors import Unavailable
 
 log = logging.getLogger(__name__)
@@ -14,49 +14,37 @@ BATCH = 500
 
 
 class Audit:
-    """What can be asked of the audit log, and what no verb of the store tells it."""
+    """Reads the audit log, and writes the entries that belong to no other verb of the store."""
 
     def __init__(self, context: Context) -> None:
-        """Begins with no refusals."""
+        """Creates it without any denied calls."""
         self._context = context
         self._store = context.store.audit
         self.denied_calls = DeniedCalls(context)
 
     async def start(self) -> None:
-        """Tells that the server starts, and writes refusals from now on."""
+        """Records the start of the server, and starts to write denied calls in the background."""
         await self._store.add([AuditRecord("server_started", facts={"version": _version()})])
-        self._context.tasks.create_task(self.denied_calls.run(), name="write refusals")
+        self._context.background.create_task(self.denied_calls.run(), name="record denied calls")
 
     async def stop(self) -> None:
-        """Tells that the server stops, as the last thing that it does; a start without this is one behind a crash."""
+        """Records the stop of the server, as its last action: a start that does not follow a stop follows a crash."""
         await self.denied_calls.flush(everything=True)
         try:
             await self._store.add([AuditRecord("server_stopped", facts={"version": _version()})])
         except Unavailable as error:
-            log.warning("noting the stop: %s", error)
-
-    async def head(self) -> AuditHead:
-        """Returns where the chain ends."""
-        return await self._store.head()
+            log.warning("recording the stop: %s", error)
 
     async def read(self, after: int, head: AuditHead) -> AsyncGenerator[list[AuditEntry], None]:
-        """Reads the entries behind a sequence in batches, up to a head."""
+        """Reads the entries after a sequence in batches, up to a head."""
         while after < head.sequence and (entries := await self._store.read(after, head.sequence, BATCH)):
             yield entries
             after = entries[-1].sequence
-
-    async def origin(self, model_id: str, version: int | None, owner_id: str) -> Origin:
-        """Returns which updates made a version of a model.
-
-        Raises:
-            ModelNotFound: The user owns no such model, or it has no such version.
-        """
-        return await self._store.origin(model_id, version, owner_id)
 
 
 def _version() -> str:
     try:
         return version("fedround")
     except PackageNotFoundError:
-        # It is not installed, but run from its sources.
+        # It runs from its sources, without being installed.
         return "unknown"

@@ -1,31 +1,29 @@
-"""What all use cases share."""
+"""The parts that the use cases share."""
 
 import asyncio
 import uuid
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, ParamSpec, Protocol, TypeVar
+from typing import Protocol
 
-from fedround_server.blobs import BlobStore
+from fedround_server.blobs import Blobs
 from fedround_server.coordinator.presence import Presence
+from fedround_server.coordinator.tasks import Tasks
 from fedround_server.domain.limits import DEFAULTS, Limits
 from fedround_server.engine.executor import Engine
 from fedround_server.store import Store
 from fedround_server.wakeups import Hub
 
-P = ParamSpec("P")
-R = TypeVar("R")
-
 
 class Clock(Protocol):
-    """Time, so that tests can tell it."""
+    """Time, so that tests can control it."""
 
     def now(self) -> datetime:
-        """Returns the wall time, aware, in UTC."""
+        """Returns the wall time: aware, in UTC."""
 
     async def sleep(self, duration: timedelta) -> None:
-        """Waits, by a clock that nobody sets."""
+        """Waits, by a clock that is never set."""
 
 
 class SystemClock:
@@ -42,59 +40,24 @@ class SystemClock:
 
 @dataclass(frozen=True)
 class Context:
-    """The parts that use cases join; architectures are the operator's factories by name."""
+    """The parts of a server, which the use cases join.
+
+    Attributes:
+        background: Runs what goes on for as long as the server does; a task that fails ends the server.
+        architectures: The operator's factories of models, by name.
+        tasks: Runs what must not stop half way.
+        presence: Which users are connected.
+        new_id: Makes the ids of everything that is created.
+    """
 
     store: Store
-    blobs: BlobStore
+    blobs: Blobs
     engine: Engine
     hub: Hub
-    tasks: asyncio.TaskGroup
+    background: asyncio.TaskGroup
     limits: Limits = DEFAULTS
     architectures: Mapping[str, str] = field(default_factory=dict)
+    tasks: Tasks = field(default_factory=Tasks)
     presence: Presence = field(default_factory=Presence)
     clock: Clock = field(default_factory=SystemClock)
     new_id: Callable[[], str] = lambda: str(uuid.uuid4())
-
-
-async def run_shielded(work: Coroutine[Any, Any, R]) -> R:
-    """Awaits work that must not stop half way: a caller that is cancelled leaves, the work goes on.
-
-    A commit without what follows it (wake subscribers, aggregate the round that it closed) would wait for a restart.
-    """
-    task = asyncio.create_task(work)
-    _under_way.add(task)
-    task.add_done_callback(_under_way.discard)
-    return await asyncio.shield(task)
-
-
-async def await_even_if_cancelled(work: Coroutine[Any, Any, R]) -> R:
-    """Awaits work that uses what its caller holds.
-
-    A caller that is cancelled, even twice, leaves after the work's end, so that no file is closed or cut under it.
-    """
-    task = asyncio.create_task(work)
-    cancelled = None
-    while not task.done():
-        try:
-            await asyncio.wait([task])
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is None:
-        return task.result()
-    if not task.cancelled() and (failure := task.exception()) is not None:
-        raise cancelled from failure
-    raise cancelled
-
-
-async def in_thread(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-    """Runs blocking work in a thread, and waits it out."""
-    return await await_even_if_cancelled(asyncio.to_thread(function, *args, **kwargs))
-
-
-async def settle() -> None:
-    """Waits for work that was not to stop half way."""
-    if _under_way:
-        await asyncio.wait(_under_way)
-
-
-_under_way: set[asyncio.Task[Any]] = set()

@@ -1,4 +1,4 @@
-"""Refused calls, on their way into the audit log: many alike are one entry, so that they cannot fill the disk."""
+"""Denied calls, on their way into the audit log: similar ones share an entry, so that they cannot fill the disk."""
 
 import asyncio
 import logging
@@ -13,27 +13,30 @@ from fedround_server.domain.audit import AuditRecord, acting
 from fedround_server.domain.errors import FedroundError, Unavailable
 
 log = logging.getLogger(__name__)
-INTERVAL = timedelta(seconds=2)
-QUIET = timedelta(minutes=1)
-MAX_KNOWN = 1000
-MAX_STRANGERS = 50
-"""How many sorts of refusals are told apart within QUIET; callers without a user may be anybody, so they get fewer."""
-UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+FLUSH_INTERVAL = timedelta(seconds=2)
+GROUP_INTERVAL = timedelta(minutes=1)
+"""How often a group of denied calls is written, after its first entry."""
+MAX_AUTHENTICATED = 1000
+"""How many groups of calls by users are kept apart."""
+MAX_UNAUTHENTICATED = 50
+"""How many groups of other calls are kept apart: any peer can make those."""
 OTHERS = "others"
+"""Stands for the reason of all calls beyond these numbers."""
+UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 Key: TypeAlias = tuple[str, str, str, str]
 
 
 @dataclass
-class _Sort:
-    """RejectedUpdates that are alike.
+class _Group:
+    """Denied calls with the same caller, method and reason.
 
     Attributes:
-        since: When the first of those was refused that are not written.
-        count: How many are not written.
-        due: When they are.
-        method: What the first of them called.
-        ids: What that was about.
+        since: The time of the first call that is not written yet.
+        due: When the group is to be written.
+        method: The method of that first call.
+        ids: The ids in the metadata of its error.
+        count: How many calls are not written yet.
     """
 
     since: datetime
@@ -44,86 +47,87 @@ class _Sort:
 
 
 class DeniedCalls:
-    """Counts refusals by caller, method and reason, and writes them off the path of the calls.
+    """Counts denied calls by caller, method and reason, and writes them in the background.
 
-    The first of a sort is written within seconds, and what follows within QUIET as one entry with a count.
+    The first call of a group is written within seconds; those that follow within a minute share an entry with a count.
     """
 
     def __init__(self, context: Context) -> None:
-        """Begins with none."""
+        """Creates it without any calls."""
         self._context = context
-        self._known: dict[Key, _Sort] = {}
-        self._strangers: dict[Key, _Sort] = {}
+        self._authenticated: dict[Key, _Group] = {}
+        self._unauthenticated: dict[Key, _Group] = {}
         self._writing = asyncio.Lock()
 
-    def note(self, method: str, peer: str, error: FedroundError) -> None:
-        """Counts a refusal.
+    def record(self, method: str, peer: str, error: FedroundError) -> None:
+        """Counts a denied call.
 
         Args:
-            method: Full name of the method that was called.
-            peer: Where the call came from, as gRPC tells.
-            error: What it was answered with. Failures of the server itself are no refusals.
+            method: Full name of the method.
+            peer: The peer's address, as gRPC formats it.
+            error: The error that the call ended with. Failures of the server itself are ignored.
         """
         if isinstance(error, Unavailable):
             return
         now, user_id = self._context.clock.now(), acting.get()
         if user_id:
-            sorts, limit, key = self._known, MAX_KNOWN, (user_id, "", method, error.reason)
+            groups, limit, key = self._authenticated, MAX_AUTHENTICATED, (user_id, "", method, error.reason)
         else:
-            # Without the port: each connection has another one. Without the method: to be nobody suffices to call all.
-            sorts, limit, key = self._strangers, MAX_STRANGERS, ("", peer.rpartition(":")[0][:64], "", error.reason)
+            # Without the port, which differs for each connection, and without the method: one peer can call them all.
+            address = peer.rpartition(":")[0][:64]
+            groups, limit, key = self._unauthenticated, MAX_UNAUTHENTICATED, ("", address, "", error.reason)
         ids = _ids(error)
-        if key not in sorts and len(sorts) >= limit:
+        if key not in groups and len(groups) >= limit:
             key, method, ids = ("", "", "", OTHERS), "", {}
-        found = sorts.setdefault(key, _Sort(now, now, method, ids))
-        if not found.count:
-            found.since, found.method, found.ids = now, method, ids
-        found.count += 1
+        group = groups.setdefault(key, _Group(now, now, method, ids))
+        if not group.count:
+            group.since, group.method, group.ids = now, method, ids
+        group.count += 1
 
     async def run(self) -> None:
-        """Writes what is due, again and again."""
+        """Writes the groups that are due, forever."""
         while True:
-            await self._context.clock.sleep(INTERVAL)
+            await self._context.clock.sleep(FLUSH_INTERVAL)
             await self.flush()
 
     async def flush(self, *, everything: bool = False) -> None:
-        """Writes what is due, or everything, in one transaction; what cannot be written now stays."""
+        """Writes the groups that are due, or all, in one transaction; after a failure they are kept for the next."""
         async with self._writing:
             await self._flush(everything=everything)
 
     async def _flush(self, *, everything: bool) -> None:
         now, notes = self._context.clock.now(), []
-        written: list[tuple[_Sort, int]] = []
-        for sorts in (self._known, self._strangers):
-            for key, found in list(sorts.items()):
-                if found.due > now and not everything:
+        written: list[tuple[_Group, int]] = []
+        for groups in (self._authenticated, self._unauthenticated):
+            for key, group in list(groups.items()):
+                if group.due > now and not everything:
                     continue
-                if not found.count:
-                    # It was quiet for long enough.
-                    del sorts[key]
+                if not group.count:
+                    # No such call for a whole interval.
+                    del groups[key]
                     continue
-                notes.append(_note(key, found))
-                written.append((found, found.count))
+                notes.append(_record(key, group))
+                written.append((group, group.count))
         if not notes:
             return
         try:
             await self._context.store.audit.add(notes)
         except Unavailable as error:
-            log.warning("noting refusals: %s", error)
+            log.warning("recording denied calls: %s", error)
             return
-        for found, count in written:
-            # More may have come meanwhile.
-            found.count -= count
-            found.since = found.due = now
-            found.due += QUIET
+        for group, count in written:
+            # More calls may have been counted during the transaction.
+            group.count -= count
+            group.since = now
+            group.due = now + GROUP_INTERVAL
 
 
-def _note(key: Key, found: _Sort) -> AuditRecord:
+def _record(key: Key, group: _Group) -> AuditRecord:
     user_id, peer, _, reason = key
-    facts = {"method": found.method, "peer": peer, "reason": reason, "count": found.count, "ids": dict(found.ids)}
-    return AuditRecord("call_refused", subject=user_id, facts={**facts, "since": found.since.isoformat()})
+    facts = {"method": group.method, "peer": peer, "reason": reason, "count": group.count, "ids": dict(group.ids)}
+    return AuditRecord("call_refused", subject=user_id, facts={**facts, "since": group.since.isoformat()})
 
 
 def _ids(error: FedroundError) -> Mapping[str, str]:
-    """Returns the ids in an error's metadata: nothing else there is bounded, and a token is no UUID."""
+    """Returns the UUIDs in an error's metadata: other values are unbounded, and may contain a token."""
     return {name: value for name, value in error.metadata.items() if UUID.fullmatch(value)}

@@ -7,18 +7,18 @@ from fedround_server.domain.errors import (
     ArchitectureUnknown,
     FieldInvalid,
     PosteriorMissing,
+    PredictionFailed,
     PredictionLimit,
     WorkerKilled,
 )
-from fedround_server.domain.errors import PredictionFailed as Refused
 from fedround_server.domain.model import POSTERIOR, ModelVersion
 from fedround_server.domain.prediction import Array, Prediction
 from fedround_server.domain.uncertainty import Ensemble, Swag, Uncertainty, options_of
 from fedround_server.engine.executor import WorkerLost
-from fedround_server.engine.jobs import PredictionFailed, PredictionJob
+from fedround_server.engine.jobs import PredictionFault, PredictionJob
 
 OUTPUT_LIMIT = 15 << 17
-"""What the answer's tensors may take, in bytes: a message has 2 MiB."""
+"""Size of an answer's tensors, in bytes: a message has 2 MiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A prediction, and who predicted."""
+    """A prediction, and the version and method that made it."""
 
     version: ModelVersion
     uncertainty: Uncertainty
@@ -52,12 +52,12 @@ class Answer:
 
 
 class Inference:
-    """What can be predicted."""
+    """Runs predictions, of which a limited number wait for their turn."""
 
     def __init__(self, context: Context) -> None:
-        """Begins with nothing under way."""
+        """Begins with no prediction in progress."""
         self._context = context
-        self._under_way = 0
+        self._in_progress = 0
 
     async def predict(self, question: Question) -> Answer:
         """Predicts with a stored model.
@@ -84,11 +84,10 @@ class Inference:
                 f"version {version.version} has no SWAG posterior: train with uncertainty swag, or choose a version"
                 " that GetModelVersions shows with one"
             )
-        path = self._context.blobs.path
         job = PredictionJob(
             architecture=architecture,
-            models=tuple(path(voter.blob.sha256) for voter in voters),
-            posterior=None if posterior is None else path(posterior.blob.sha256),
+            models=tuple(voter.blob for voter in voters),
+            posterior=None if posterior is None else posterior.blob,
             inputs=question.inputs,
             method=uncertainty.name,
             options=options_of(uncertainty),
@@ -108,7 +107,7 @@ class Inference:
         )
 
     async def _voters(self, question: Question, version: ModelVersion, ensemble: Ensemble) -> list[ModelVersion]:
-        """Returns who votes: the asked version or its model's latest ones, and the members named."""
+        """Returns the versions that vote: the requested one or its model's latest ones, and the members named."""
         models = self._context.store.models
         voters = [version]
         last = ensemble.last_versions
@@ -120,9 +119,9 @@ class Inference:
         return voters
 
     async def _run(self, job: PredictionJob) -> Prediction:
-        if self._under_way >= self._context.limits.max_predictions:
-            raise PredictionLimit(f"{self._under_way} predictions wait already: try again")
-        self._under_way += 1
+        if self._in_progress >= self._context.limits.max_predictions:
+            raise PredictionLimit(f"{self._in_progress} predictions wait already: try again")
+        self._in_progress += 1
         try:
             prediction = await self._context.engine.predict(job)
         except TimeoutError:
@@ -130,12 +129,12 @@ class Inference:
                 "the prediction takes longer than the operator allows: send fewer inputs, ask for fewer samples",
                 limit="predict_seconds",
             ) from None
-        except PredictionFailed as error:
-            raise _refusal(error) from None
+        except PredictionFault as error:
+            raise _to_error(error) from None
         except (WorkerLost, WorkerKilled) as error:
-            raise Refused(f"{error}: it needs too much memory, or the architecture ends its process") from None
+            raise PredictionFailed(f"{error}: it needs too much memory, or the architecture ends its process") from None
         finally:
-            self._under_way -= 1
+            self._in_progress -= 1
         size = sum(len(array.data) for array in _arrays(prediction))
         if size > OUTPUT_LIMIT:
             raise FieldInvalid(
@@ -148,9 +147,9 @@ def _arrays(prediction: Prediction) -> tuple[Array, ...]:
     return (prediction.mean, *(prediction.spread or ()), *(prediction.entropies or ()))
 
 
-def _refusal(error: PredictionFailed) -> FieldInvalid | PredictionLimit | Refused:
+def _to_error(error: PredictionFault) -> FieldInvalid | PredictionFailed | PredictionLimit:
     if error.fault == "inputs":
         return FieldInvalid("inputs", error.message)
     if error.fault == "memory":
         return PredictionLimit(f"{error.message}: send fewer inputs", limit="predict_bytes")
-    return Refused(error.message)
+    return PredictionFailed(error.message)

@@ -1,32 +1,31 @@
 """Use cases about models."""
 
 from collections.abc import AsyncGenerator
-from datetime import datetime
 
-from fedround_server.coordinator.context import Context, in_thread
+from fedround_server.coordinator.context import Context
+from fedround_server.coordinator.tasks import in_thread
 from fedround_server.coordinator.uploads.receive import Incoming, Uploads
-from fedround_server.domain.model import BlobRef, Model, ModelVersion, NewModel, VersionView
-from fedround_server.domain.report import MetricReport
+from fedround_server.domain.model import BlobRef, Model, NewModel, VersionView
 
 CHUNK = 3 << 18
 """768 KiB: a multiple of three, so that a JSON client can concatenate base64 chunks."""
 
 
 class Models:
-    """What can be done with models."""
+    """Stores and reads models."""
 
     def __init__(self, context: Context, uploads: Uploads) -> None:
-        """Joins what is needed."""
+        """Creates the use cases over the parts that they join."""
         self._context = context
         self._uploads = uploads
 
     async def upload(self, name: str, description: str, architecture: str, incoming: Incoming) -> Model:
-        """Stores a model file as version 0 of a new model, once however often an upload with an id is repeated.
+        """Stores a model file as version 0 of a new model, exactly once for an upload id.
 
         Raises:
-            FieldInvalid: The upload has made a model that was removed.
-            Quota: The owner's files have too many bytes.
-            FedroundError: The file is refused, as `Uploads.receive` tells.
+            FieldInvalid: The upload created a model that has been removed.
+            Quota: The owner has too many bytes of files.
+            FedroundError: The file is rejected, as described for `Uploads.receive`.
         """
         quotas = self._context.limits
         made = await self._context.store.models.prepare(
@@ -40,33 +39,17 @@ class Models:
             self._context.new_id(), incoming.user_id, model, quotas, self._context.clock.now()
         )
 
-    async def get(self, model_id: str, user_id: str) -> Model:
-        """Returns a model that the user owns or takes part in training."""
-        return await self._context.store.models.get(model_id, user_id)
-
-    async def page(self, owner_id: str, before: tuple[datetime, str] | None, limit: int) -> list[Model]:
-        """Returns the owner's models, the newest first."""
-        return await self._context.store.models.page(owner_id, before, limit)
-
-    async def get_version(self, model_id: str, version: int | None, tag: str, user_id: str) -> ModelVersion:
-        """Returns a version of a model, by number or by tag, by default the latest.
+    async def tag(self, model_id: str, version: int, tag: str, owner_id: str, *, remove: bool) -> VersionView:
+        """Adds a tag to a version, or removes it.
 
         Raises:
-            ModelNotFound: There is none for the user.
+            FedroundError: As described for `ModelVerbs.tag`.
         """
-        return await self._context.store.models.get_version(model_id, version, user_id, tag)
-
-    async def page_versions(self, model_id: str, user_id: str, before: int | None, limit: int) -> list[VersionView]:
-        """Returns a model's versions, the newest first."""
-        return await self._context.store.models.page_versions(model_id, user_id, before, limit)
-
-    async def tag(self, model_id: str, version: int, tag: str, owner_id: str, *, remove: bool) -> VersionView:
-        """Puts a tag on a version, or takes it away."""
         return await self._context.store.models.tag(model_id, version, tag, owner_id, remove=remove)
 
     async def read(self, blob: BlobRef, offset: int) -> AsyncGenerator[bytes, None]:
-        """Reads a file in chunks, from an offset."""
-        with self._context.blobs.open(blob.sha256, offset, CHUNK) as file:
+        """Yields a file in chunks of at most 768 KiB, from an offset in bytes."""
+        with self._context.blobs.open(blob, offset, CHUNK) as file:
             while True:
                 chunk = file.read_cached()
                 if chunk is None:
@@ -80,10 +63,6 @@ class Models:
 
         Raises:
             ModelNotFound: The user owns no such model.
-            ModelInUse: A training that is not ended needs it.
+            ModelInUse: A training that has not ended uses it.
         """
         await self._context.store.models.remove(model_id, owner_id, self._context.clock.now())
-
-    async def metrics(self, model_id: str, user_id: str, after: tuple[int, str], limit: int) -> list[MetricReport]:
-        """Returns the metrics reported on a model, by round and reporter."""
-        return await self._context.store.models.metrics(model_id, user_id, after, limit)

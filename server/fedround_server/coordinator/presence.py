@@ -1,4 +1,4 @@
-"""Who is there: users that listen, and when the others were seen last."""
+"""Presence: which users have a subscription open, and when each user was last seen."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -7,43 +7,43 @@ from datetime import datetime
 
 
 class Presence:
-    """What is known of users since the start of the server."""
+    """The presence of users since the start of the server."""
 
     def __init__(self) -> None:
-        """Begins without having seen anybody."""
+        """Begins without users."""
         self._seen: dict[str, datetime] = {}
         self._news: set[str] = set()
         self._listening: Counter[str] = Counter()
 
     def see(self, user_id: str, now: datetime) -> None:
-        """Notes that a user was heard of."""
+        """Records that a user was seen."""
         self._seen[user_id] = now
         self._news.add(user_id)
 
     def listening(self, user_id: str, now: Callable[[], datetime]) -> AbstractContextManager[None]:
-        """Has a user there for the time of the block: keepalive ends the subscription of one that is not."""
+        """Marks a user as listening within the block; keepalive ends the subscription of a user that is gone."""
         return _Listening(self, user_id, now)
 
     def begin(self, user_id: str, now: datetime) -> None:
-        """Notes that a user listens."""
+        """Records that a user has opened a subscription."""
         self._listening[user_id] += 1
         self.see(user_id, now)
 
     def end(self, user_id: str, now: datetime) -> None:
-        """Notes that a user listens once less."""
+        """Records that a user has closed a subscription."""
         self._listening[user_id] -= 1
         if not self._listening[user_id]:
             del self._listening[user_id]
-        # Else it was forgotten meanwhile.
+        # A user that was removed in the meantime is not recorded again.
         if user_id in self._seen:
             self.see(user_id, now)
 
     def is_listening(self, user_id: str) -> bool:
-        """Tells whether a user has a subscription open."""
+        """Returns whether a user has a subscription open."""
         return user_id in self._listening
 
     def last_seen(self, user_id: str, now: datetime) -> datetime | None:
-        """Returns when a user was there last, since the start of the server: now if it listens."""
+        """Returns when a user was last seen since the start of the server; that is now while it listens."""
         return now if user_id in self._listening else self._seen.get(user_id)
 
     def forget(self, user_id: str) -> None:
@@ -52,7 +52,7 @@ class Presence:
         self._news.discard(user_id)
 
     def take_news(self, now: datetime) -> dict[str, datetime]:
-        """Returns who was there since the last time that this was asked, and when last."""
+        """Returns when users were last seen, for those seen since the last call."""
         for user_id in self._listening:
             self.see(user_id, now)
         news = {user_id: self._seen[user_id] for user_id in self._news}
@@ -60,12 +60,12 @@ class Presence:
         return news
 
     def give_back(self, news: Iterable[str]) -> None:
-        """Has news told again, since nobody could keep it."""
+        """Makes the next call of `take_news` return these users again, since they could not be stored."""
         self._news |= set(news) & self._seen.keys()
 
 
 class _Listening:
-    """The time of one subscription; there are thousands, and a generator would take five times as much memory."""
+    """The context of one subscription. A generator would take five times as much memory, and there are thousands."""
 
     __slots__ = ("_now", "_presence", "_user_id")
 

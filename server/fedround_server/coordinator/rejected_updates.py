@@ -1,10 +1,10 @@
-"""Keeps count of what participants submit in vain, so that the actor sees it."""
+"""Counts rejected updates and reports, so that the actor sees them."""
 
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from fedround_server.coordinator.context import Context, run_shielded
+from fedround_server.coordinator.context import Context
 from fedround_server.domain.errors import (
     AlreadyExists,
     DataLoss,
@@ -19,31 +19,31 @@ from fedround_server.domain.errors import (
 from fedround_server.domain.token import redact
 
 log = logging.getLogger(__name__)
-# The others say nothing of what was submitted: the caller has no part in the training, or the server no room just now.
+# Other errors do not concern the update: the caller takes no part in the training, or the server has no room now.
 COUNTED = (AlreadyExists, DataLoss, FailedPrecondition, InvalidArgument, ModelTooLarge, PermissionDenied)
 
 
 class RejectedUpdates:
-    """What is done when something that was submitted is refused."""
+    """The counts of rejected updates and reports."""
 
     def __init__(self, context: Context) -> None:
-        """Writes into the context's store."""
+        """Creates it over the context's store."""
         self._context = context
 
     @asynccontextmanager
     async def counted(self, training_id: str, number: int, user_id: str) -> AsyncIterator[None]:
-        """Counts a refusal that the block ends with; the block ends with it all the same."""
+        """Counts the error that the block ends with, if it rejects an update, and raises it again."""
         try:
             yield
         except UploadOffset:
-            # It only tells where to go on.
+            # It tells the caller where to continue.
             raise
         except COUNTED as error:
-            await run_shielded(self._note(training_id, number, user_id, error))
+            await self._context.tasks.run_shielded(self._count(training_id, number, user_id, error))
             raise
 
-    async def _note(self, training_id: str, number: int, user_id: str, error: FedroundError) -> None:
-        # The message may quote what was sent: PostgreSQL keeps no NUL, and nobody may read a token there.
+    async def _count(self, training_id: str, number: int, user_id: str, error: FedroundError) -> None:
+        # The message may quote the request: PostgreSQL stores no NUL, and the actor must not see a token.
         message = redact(error.message).encode(errors="replace").decode().replace("\0", " ")
         now = self._context.clock.now()
         try:
@@ -51,4 +51,6 @@ class RejectedUpdates:
                 training_id, number, user_id, error.reason, message, now
             )
         except Unavailable as unavailable:
-            log.warning("a refusal %s in training %s is not counted: %s", error.reason, training_id, unavailable)
+            log.warning(
+                "an update rejected with %s in training %s is not counted: %s", error.reason, training_id, unavailable
+            )

@@ -1,13 +1,13 @@
-"""Subscriptions: a cursor in the log each, and no queue."""
+"""Subscriptions: each has a cursor in the logs of trainings, and no queue."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from fedround_server.coordinator.context import Context
 from fedround_server.domain.errors import FieldInvalid
 from fedround_server.domain.event import Event
-from fedround_server.store.queries.event_log import Part
+from fedround_server.store.queries.log_view import LogView
 from fedround_server.wakeups import Waiter, for_actor, training_of
 
 BATCH = 100
@@ -15,7 +15,7 @@ BATCH = 100
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """Nothing happened for a while; training_id is empty in a subscription to all trainings."""
+    """Nothing was sent for a while; training_id is empty in a subscription to all trainings."""
 
     training_id: str
     sequence: int
@@ -23,7 +23,7 @@ class Heartbeat:
 
 @dataclass(frozen=True, slots=True)
 class GoingAway:
-    """The server is going down."""
+    """The server is draining: subscribe again."""
 
     training_id: str
     sequence: int
@@ -33,15 +33,15 @@ Send = Callable[[Event | Heartbeat | GoingAway], Awaitable[None]]
 
 
 class Subscriptions:
-    """Who listens, and whether the server is about to leave."""
+    """All open subscriptions."""
 
     def __init__(self, context: Context) -> None:
-        """Begins with nobody listening."""
+        """Begins without subscriptions."""
         self._context = context
         self._closing = False
 
     def close(self) -> None:
-        """Has every subscription say goodbye and end."""
+        """Ends all subscriptions, each with a GoingAway."""
         self._closing = True
         self._context.hub.notify_all()
 
@@ -53,20 +53,20 @@ class Subscriptions:
         send: Send,
         greet: Callable[[], Awaitable[None]],
     ) -> None:
-        """Sends a training's events, or those of all the user's trainings, until nothing more can come.
+        """Sends the events of a training, or of all trainings of the user, until no event can follow.
 
         Args:
-            user_id: Who listens.
+            user_id: The subscriber.
             training_id: The training; None for all of the user's.
-            resume_after: For each training the last sequence seen.
-            send: Where events go; it waits while the subscriber is slow.
-            greet: Tells the subscriber that it hears of everything from now on; not called if it was sent something.
+            resume_after: The last sequence that the subscriber has seen, by training.
+            send: Sends an event; waits while the subscriber is slow.
+            greet: Tells the subscriber that it will receive all events from now on; not called after an event was sent.
 
         Raises:
-            TrainingNotFound: The user never had a part in the training.
-            CursorExpired: A log does not reach its cursor.
+            TrainingNotFound: The user never took part in the training.
+            CursorExpired: A log ends before its cursor.
         """
-        # Follow first, then read the log: what happens in between wakes the next wait.
+        # Follow the topics first, then read the log: what happens in between wakes the next wait.
         with self._context.hub.waiter() as waiter:
             waiter.follow([user_id])
             if training_id is None:
@@ -88,12 +88,12 @@ class Subscriptions:
 
 
 class _Line:
-    """The way to a subscriber, and how long nothing went over it: not all that wakes a subscription is for it."""
+    """Sends to a subscriber, and measures the silence since: not every wake-up leads to an event."""
 
     __slots__ = ("_clock", "_greet", "_greeted", "_send", "_spoke")
 
     def __init__(self, send: Send, greet: Callable[[], Awaitable[None]]) -> None:
-        """Begins now."""
+        """Begins a silence."""
         self._send = send
         self._greet = greet
         self._greeted = False
@@ -102,17 +102,17 @@ class _Line:
 
     @property
     def silence(self) -> float:
-        """Seconds since something was sent."""
+        """Seconds since the last message was sent."""
         return self._clock() - self._spoke
 
     async def greet(self) -> None:
-        """Greets, unless something was sent."""
+        """Greets the subscriber, unless a message was sent before."""
         if not self._greeted:
             self._greeted = True
             await self._greet()
 
     async def send(self, event: Event | Heartbeat | GoingAway) -> None:
-        """Sends something."""
+        """Sends a message."""
         self._greeted = True
         await self._send(event)
         self._spoke = self._clock()
@@ -127,39 +127,39 @@ class _Subscription:
         self.user_id = user_id
         self._store = context.store.events
         self._resume_after = resume_after
-        # Where trainings without a cursor start; None for the current round.
+        # The cursor of trainings without a position; None to begin with the current round.
         self._start_after: int | None = None
         self._waiter = waiter
         self._cursors: dict[str, int] = {}
 
     async def drain(self, send: Send, topics: Collection[str]) -> bool:
-        """Sends what is new, after a wake-up or (without topics) of itself; tells whether nothing more can come."""
+        """Sends what is new; returns whether no event will follow.
+
+        Args:
+            send: Sends an event.
+            topics: The topics of a wake-up; empty at the beginning and after a timeout.
+        """
         raise NotImplementedError
 
     def position(self) -> tuple[str, int]:
-        """Returns what a heartbeat says."""
+        """Returns the training and the sequence of a heartbeat."""
         raise NotImplementedError
 
-    async def _drain_part(self, part: Part, send: Send) -> None:
-        cursor = self._cursors.get(part.training_id)
+    async def _catch_up(self, training_id: str, send: Send) -> LogView:
+        """Sends the new events of a training; returns the view that includes them."""
+        cursor = self._cursors.get(training_id)
         if cursor is None:
-            self._waiter.follow([part.training_id, *([for_actor(part.training_id)] if part.is_actor else [])])
-            resume_after = self._resume_after.get(part.training_id, self._start_after)
-            cursor = await self._store.start(part, self.user_id, resume_after)
-        elif cursor >= part.last_sequence:
-            return
-        events, cursor = await self._store.read(part, self.user_id, cursor, BATCH)
-        await self._pass_on(part, events, cursor, send)
-
-    async def _pass_on(self, part: Part, events: Sequence[Event], cursor: int, send: Send) -> None:
-        """Sends what was read of a part up to a cursor, and all that lies behind."""
+            self._waiter.follow([training_id])
+            cursor = self._resume_after.get(training_id, self._start_after)
         while True:
-            for event in events:
+            page = await self._store.poll(training_id, self.user_id, cursor, BATCH)
+            follows_more = page.view.is_actor and self._waiter.follow([for_actor(training_id)])
+            for event in page.events:
                 await send(event)
-            self._cursors[part.training_id] = cursor
-            if len(events) < BATCH:
-                return
-            events, cursor = await self._store.read(part, self.user_id, cursor, BATCH)
+            cursor = self._cursors[training_id] = page.cursor
+            # No wake-up tells of what happened for the actor alone before its topic was followed: look again.
+            if len(page.events) < BATCH and not follows_more:
+                return page.view
 
 
 class _One(_Subscription):
@@ -174,53 +174,48 @@ class _One(_Subscription):
         if foreign := sorted(resume_after.keys() - {training_id}):
             raise FieldInvalid("resume_after_sequence", f"{foreign[0]} is not the training that you subscribe to")
         self._training_id = training_id
-        waiter.follow([training_id])
 
     async def drain(self, send: Send, topics: Collection[str]) -> bool:
-        cursor = self._cursors.get(self._training_id)
-        if cursor is None:
-            # What ends the part is in the log before the part says so: read the part first.
-            part = await self._store.part(self._training_id, self.user_id)
-            await self._drain_part(part, send)
-        else:
-            part, events, cursor = await self._store.news(self._training_id, self.user_id, cursor, BATCH)
-            await self._pass_on(part, events, cursor, send)
-        return part.ended
+        return (await self._catch_up(self._training_id, send)).ended
 
     def position(self) -> tuple[str, int]:
         return self._training_id, self._cursors[self._training_id]
 
 
 class _All(_Subscription):
-    """The logs of all trainings that the user has a part in, also later ones."""
+    """The logs of all trainings that the user steers or takes part in, also of later ones."""
 
     __slots__ = ("_unfinished",)
 
     def __init__(self, context: Context, user_id: str, resume_after: Mapping[str, int], waiter: Waiter) -> None:
         super().__init__(context, user_id, resume_after, waiter)
-        # Trainings to look at even if they are over or the user has left them: their last event is still to be sent.
+        # Trainings to look at even if they have ended or the user has left them: their last event is still to be sent.
         self._unfinished = set(resume_after)
 
     async def drain(self, send: Send, topics: Collection[str]) -> bool:
-        for part in await self._look(topics):
-            await self._drain_part(part, send)
-            if part.ended:
-                # Its topics go on to be heard: it may be removed yet.
-                self._unfinished.discard(part.training_id)
-            else:
-                self._unfinished.add(part.training_id)
-        # The user's part in whatever comes from now on is new: none of it was missed before.
+        if topics and self.user_id not in topics:
+            for training_id in {training_of(topic) for topic in topics}:
+                self._mark(await self._catch_up(training_id, send))
+        else:
+            for view in await self._views({training_of(topic) for topic in topics if topic != self.user_id}):
+                is_new = self._cursors.get(view.training_id, -1) < view.last_sequence
+                self._mark(await self._catch_up(view.training_id, send) if is_new else view)
+        # Trainings that come from now on are read from their beginning: the subscriber has missed nothing before.
         self._start_after = 0
         return False
 
     def position(self) -> tuple[str, int]:
         return "", 0
 
-    async def _look(self, topics: Collection[str]) -> list[Part]:
-        """Returns the parts that something may have happened in."""
-        if topics and self.user_id not in topics:
-            return await self._store.parts(self.user_id, {training_of(topic) for topic in topics})
-        found = await self._store.open_parts(self.user_id)
-        woken = {training_of(topic) for topic in topics if topic != self.user_id}
-        rest = (self._unfinished | woken) - {part.training_id for part in found}
-        return [*found, *(await self._store.parts(self.user_id, rest) if rest else ())]
+    def _mark(self, view: LogView) -> None:
+        if view.ended:
+            # Its topics are still followed: the training may yet be removed.
+            self._unfinished.discard(view.training_id)
+        else:
+            self._unfinished.add(view.training_id)
+
+    async def _views(self, woken: Collection[str]) -> list[LogView]:
+        """Returns the views of all trainings in which something may have happened."""
+        found = await self._store.open_views(self.user_id)
+        rest = self._unfinished.union(woken) - {view.training_id for view in found}
+        return [*found, *(await self._store.views(self.user_id, rest) if rest else ())]

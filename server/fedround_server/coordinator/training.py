@@ -1,9 +1,8 @@
 """Use cases about trainings."""
 
 from collections.abc import Sequence
-from datetime import datetime
 
-from fedround_server.coordinator.context import Context, run_shielded
+from fedround_server.coordinator.context import Context
 from fedround_server.coordinator.round import Rounds
 from fedround_server.coordinator.uploads.receive import Incoming, Uploads
 from fedround_server.domain.model import NewModel
@@ -12,29 +11,32 @@ from fedround_server.wakeups import for_actor
 
 
 class Trainings:
-    """What can be done with trainings."""
+    """Creates and steers trainings."""
 
     def __init__(self, context: Context, uploads: Uploads, rounds: Rounds) -> None:
-        """Joins what is needed."""
+        """Creates the use cases over the parts that they join."""
         self._context = context
         self._store = context.store.trainings
         self._uploads = uploads
         self._rounds = rounds
 
     async def create(self, actor_id: str, spec: TrainingSpec, incoming: Incoming | None) -> Training:
-        """Creates a training, whole or not at all.
+        """Creates a training with its model and participants, or nothing at all.
 
         Args:
-            actor_id: Who creates it.
-            spec: What to train; names a stored model unless one is incoming.
-            incoming: The model's file.
+            actor_id: The user that will steer it.
+            spec: What to train; names a stored model unless a file is incoming.
+            incoming: The model's file; None for a stored model.
+
+        Returns:
+            The training; that of an earlier call with the same request id, if there was one.
 
         Raises:
-            UnknownClients: Some client_ids are of no user.
+            UnknownClients: Some of the client_ids belong to no user.
             ModelNotFound: The actor owns no such model.
-            Quota: The actor has too many trainings, or its files too many bytes.
+            Quota: The actor has too many trainings or too many bytes of files.
             DiskFull: The disk is almost full.
-            FedroundError: The file is refused, as `Uploads.receive` tells.
+            FedroundError: The file is rejected, as described for `Uploads.receive`.
         """
         size = 0 if incoming is None else incoming.size_bytes or 0
         made = await self._store.prepare(actor_id, spec, self._context.limits, size)
@@ -46,33 +48,39 @@ class Trainings:
         else:
             received = await self._uploads.receive(incoming, None)
             model = NewModel(spec.name, spec.description, received.manifest, received.blob, spec.architecture)
-        return await run_shielded(self._create(actor_id, spec, model))
-
-    async def get(self, training_id: str, user_id: str) -> Training:
-        """Returns a training that the user steers or takes part in."""
-        return await self._store.get(training_id, user_id)
-
-    async def page(
-        self, user_id: str, *, as_actor: bool, before: tuple[datetime, str] | None, limit: int
-    ) -> list[Training]:
-        """Returns the trainings that a user steers (or takes part in), the newest first."""
-        return await self._store.page(user_id, as_actor=as_actor, before=before, limit=limit)
+        return await self._context.tasks.run_shielded(self._create(actor_id, spec, model))
 
     async def register(self, training_id: str, actor_id: str, client_ids: Sequence[str]) -> Training:
-        """Registers clients as participants."""
-        return await run_shielded(self._register(training_id, actor_id, client_ids))
+        """Registers clients as participants.
+
+        Raises:
+            FedroundError: As described for `TrainingVerbs.register`.
+        """
+        return await self._context.tasks.run_shielded(self._register(training_id, actor_id, client_ids))
 
     async def remove_clients(self, training_id: str, caller_id: str, client_ids: Sequence[str]) -> Training:
-        """Removes participants; the open round is judged anew at once."""
-        return await run_shielded(self._remove_clients(training_id, caller_id, client_ids))
+        """Removes participants; the policy of the open round is evaluated at once for those who stay.
+
+        Raises:
+            FedroundError: As described for `TrainingVerbs.remove_clients`.
+        """
+        return await self._context.tasks.run_shielded(self._remove_clients(training_id, caller_id, client_ids))
 
     async def remove(self, training_id: str, actor_id: str, *, force: bool) -> None:
-        """Removes a training; its model stays."""
-        await run_shielded(self._remove(training_id, actor_id, force))
+        """Removes a training; its model stays.
+
+        Raises:
+            FedroundError: As described for `TrainingVerbs.remove`.
+        """
+        await self._context.tasks.run_shielded(self._remove(training_id, actor_id, force))
 
     async def start(self, training_id: str, actor_id: str, request_id: str | None) -> Training:
-        """Starts a training: its first round opens."""
-        return await run_shielded(self._start(training_id, actor_id, request_id))
+        """Starts a training, which opens its first round.
+
+        Raises:
+            FedroundError: As described for `TrainingVerbs.start`.
+        """
+        return await self._context.tasks.run_shielded(self._start(training_id, actor_id, request_id))
 
     async def _create(self, actor_id: str, spec: TrainingSpec, model: NewModel | None) -> Training:
         new_id, quotas = self._context.new_id, self._context.limits
@@ -91,9 +99,9 @@ class Trainings:
         training, closed = await self._store.remove_clients(training_id, caller_id, client_ids, now)
         self._context.hub.notify(training_id)
         if closed:
-            self._rounds.aggregate_soon(training_id)
+            self._rounds.aggregations.start(training_id)
         else:
-            # The next round may be open, for others.
+            # If the whole cohort left, the next round is open for the participants who stay.
             await self._rounds.follow_up(training_id)
         return training
 

@@ -1,43 +1,30 @@
-"""Use cases about users."""
+"""Use cases about users and their credentials."""
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager
 from datetime import datetime, timedelta
 
 from fedround_server.coordinator.access import Access
-from fedround_server.coordinator.context import Context, in_thread, run_shielded
+from fedround_server.coordinator.context import Context
+from fedround_server.coordinator.tasks import in_thread
 from fedround_server.domain.errors import FieldInvalid, RoleRequired, UserNotFound
-from fedround_server.domain.identity import Credentials
 from fedround_server.domain.token import Token, hash_token, new_token
 from fedround_server.domain.user import Role, User, UserView
 
 
 class Users:
-    """What can be done with users."""
+    """Manages users, their tokens and their certificate names."""
 
-    def __init__(self, context: Context) -> None:
-        """Joins what is needed."""
+    def __init__(self, context: Context, access: Access) -> None:
+        """Creates the use cases over the parts that they join."""
         self._context = context
-        self._access = Access(context)
-
-    def admit(self, credentials: Credentials) -> AbstractAsyncContextManager[User]:
-        """Lets a call in for the time of the block, which ends when its credentials are revoked or expire.
-
-        Raises:
-            Unauthenticated: Nobody has these credentials, or not any more.
-        """
-        return self._access.admit(credentials)
-
-    def last_use(self, user_id: str, token: Token) -> datetime | None:
-        """Returns when a call was made with a token last, since the start of the server."""
-        return self._access.last_use(user_id, token.token_hash)
+        self._access = access
 
     async def bootstrap(self, keep_token: Callable[[str], None]) -> bool:
-        """Lets an admin in, if none can come in: makes the first one, or a token for it. The token never expires.
+        """Creates a token that never expires for an admin, and the first admin if needed, unless an admin has a token.
 
         Args:
-            keep_token: Puts the token where the operator finds it, durably; called before the token lets anybody in, so
-                that no crash in between leaves one that nobody has.
+            keep_token: Writes the token durably where the operator finds it; called before the token becomes valid, so
+                that no crash in between leaves a valid token that is lost.
 
         Returns:
             Whether there is a new token.
@@ -60,13 +47,13 @@ class Users:
         """Creates a user.
 
         Args:
-            name: Unique.
-            role: What it may do.
-            lifetime: Of its token; None for the usual one.
-            certificate_names: Of client certificates that are the user's.
+            name: A name that no other user has.
+            role: The role, which decides what the user may do.
+            lifetime: Lifetime of the token; None for the server's default.
+            certificate_names: Names in client certificates that identify the user.
 
         Returns:
-            The user and its token, which nobody can read again.
+            The user and its token, which is not stored and cannot be read again.
 
         Raises:
             UserExists: The name is taken.
@@ -77,10 +64,10 @@ class Users:
         return await self._store_user(name, role, token, self._expiry(lifetime), certificate_names), token
 
     async def get(self, caller: User, user_id: str) -> User | UserView:
-        """Returns a user; to clients only themselves. What lets it in is shown to itself and to admins.
+        """Returns a user; clients see only themselves. Credentials are visible to the user itself and to admins.
 
         Raises:
-            UserNotFound: There is none that the caller may see.
+            UserNotFound: There is no such user that the caller may see.
         """
         if user_id == caller.user_id or caller.role is Role.ADMIN:
             return await self.view(user_id)
@@ -89,16 +76,12 @@ class Users:
         return await self._context.store.users.get(user_id)
 
     async def view(self, user_id: str) -> UserView:
-        """Returns a user with what lets it in.
+        """Returns a user with its credentials.
 
         Raises:
             UserNotFound: There is no such user.
         """
         return await self._context.store.credentials.view(user_id, self._context.clock.now())
-
-    async def page(self, role: Role | None, after_name: str, limit: int) -> list[User]:
-        """Returns users by name, behind a name."""
-        return await self._context.store.users.page(role, after_name, limit)
 
     async def rotate_token(
         self, caller: User, user_id: str, overlap: timedelta | None, lifetime: timedelta | None
@@ -106,53 +89,59 @@ class Users:
         """Replaces a user's token.
 
         Args:
-            caller: Who asks.
-            user_id: Whose token it is.
-            overlap: How long the present one goes on to work; None for not at all.
-            lifetime: Of the new one; None for the usual one.
+            caller: The calling user.
+            user_id: The owner of the token.
+            overlap: How long the present token remains valid; None for not at all.
+            lifetime: Lifetime of the new token; None for the server's default.
+
+        Returns:
+            The new token.
 
         Raises:
-            RoleRequired: Somebody else's, and the caller is no admin.
+            RoleRequired: The token is another user's, and the caller is no admin.
             UserNotFound: There is no such user.
             FieldInvalid: The lifetime is longer than the server allows.
         """
         _check_owner(caller, user_id)
         token, now = new_token(), self._context.clock.now()
-        stored = Token(hash_token(token), now, self._expiry(lifetime))
-        await run_shielded(self._rotate(user_id, stored, None if overlap is None else now + overlap))
+        stored, until = (
+            Token(hash_token(token), now, self._expiry(lifetime)),
+            None if overlap is None else now + overlap,
+        )
+        await self._context.tasks.run_shielded(self._rotate(user_id, stored, until))
         return token
 
     async def revoke_token(self, caller: User, user_id: str, token_id: str) -> None:
         """Revokes a user's token.
 
         Raises:
-            RoleRequired: Somebody else's, and the caller is no admin.
+            RoleRequired: The token is another user's, and the caller is no admin.
             UserNotFound: There is no such user.
-            TokenNotFound: It has no such token.
+            TokenNotFound: The user has no such token.
         """
         _check_owner(caller, user_id)
-        await run_shielded(self._revoke(user_id, token_id))
+        await self._context.tasks.run_shielded(self._revoke(user_id, token_id))
 
     async def set_certificate_names(self, user_id: str, names: Sequence[str]) -> UserView:
-        """Sets which client certificates are a user's.
+        """Sets the names in client certificates that identify a user.
 
         Raises:
             UserNotFound: There is no such user.
-            CertificateNameTaken: One is another user's.
+            CertificateNameTaken: A name is another user's.
         """
-        await run_shielded(self._set_certificate_names(user_id, names))
+        await self._context.tasks.run_shielded(self._set_certificate_names(user_id, names))
         return await self.view(user_id)
 
     async def remove(self, user_id: str, *, force: bool) -> list[str]:
-        """Removes a user; the caller goes on with the trainings.
+        """Removes a user; the caller follows up in the trainings returned.
 
         Returns:
-            The ids of the trainings that it left, or that were removed with it.
+            The ids of the trainings in which the user took part, or that were removed with it.
 
         Raises:
             UserNotFound: There is no such user.
-            LastAdmin: Nobody would be left to manage users.
-            TrainingRunning: It steers running trainings, and force is not set.
+            LastAdmin: The user is the only admin.
+            TrainingRunning: The user steers running trainings, and force is not set.
         """
         left = await self._context.store.users.remove(user_id, self._context.clock.now(), force=force)
         await self._access.recheck(user_id)
@@ -162,7 +151,7 @@ class Users:
         return left
 
     async def _rotate(self, user_id: str, token: Token, until: datetime | None) -> None:
-        used = self._access.latest_use(user_id)
+        used = self._access.latest_token(user_id)
         await self._context.store.credentials.rotate(user_id, token, until, used)
         await self._access.recheck(user_id)
 

@@ -1,23 +1,23 @@
-"""When the members of a round will have submitted, and the round will end, from what they took before."""
+"""Forecasts when updates arrive and a round ends, from the durations of earlier rounds."""
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from statistics import median
 
 HISTORY = 20
-"""How many rounds of the same kind are looked back at."""
+"""How many earlier rounds of the same kind are taken into account."""
 
 
 def arrival(ask_time: datetime, durations: Sequence[timedelta], now: datetime) -> datetime | None:
-    """Predicts when a missing member's update arrives: after its median time, or, if that is over, at any moment.
+    """Forecasts when a missing update arrives: after the member's median duration, or now if that has passed.
 
     Args:
         ask_time: When the member was asked.
-        durations: How long it took from being asked to an accepted update, in earlier rounds.
-        now: The present.
+        durations: The times from being asked to an accepted update, in earlier rounds.
+        now: The present time.
 
     Returns:
-        None for a member without a history.
+        The forecast; None for a member without a history.
     """
     if not durations:
         return None
@@ -25,15 +25,15 @@ def arrival(ask_time: datetime, durations: Sequence[timedelta], now: datetime) -
 
 
 def end(arrivals: Iterable[datetime | None], expected: int, deadline: datetime | None) -> datetime | None:
-    """Predicts when a round has what it needs, or its deadline.
+    """Forecasts when a round has enough updates, or reaches its deadline.
 
     Args:
-        arrivals: When each member's update arrived, or is predicted to; None for an unknown time.
-        expected: How many updates close the round; from 1.
-        deadline: When the round ends at the latest; None means without end.
+        arrivals: When each member's update arrived, or its forecast; None if unknown.
+        expected: How many updates close the round, at least 1.
+        deadline: When the round ends at the latest; None for no deadline.
 
     Returns:
-        None if too few arrivals are known.
+        The forecast; None if too few arrivals are known.
     """
     known = sorted(time for time in arrivals if time is not None)
     if len(known) < expected:

@@ -1,4 +1,4 @@
-"""Whose call it is: decided by the token that it carries, and by the certificate of its connection."""
+"""Determines the caller from the token of the call and the client certificate of its connection."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,11 +16,11 @@ from fedround_server.domain.user import User
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """What a call comes with.
+    """The credentials of a call.
 
     Attributes:
-        token_hash: Of its token, if it carries one.
-        names: Of the client certificate, which the connection has verified.
+        token_hash: Hash of its token; None without a token.
+        names: Names in the client certificate, which has been verified for the connection.
     """
 
     token_hash: str | None
@@ -29,12 +29,12 @@ class Credentials:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What is known about credentials.
+    """The users that credentials belong to.
 
     Attributes:
-        owner: The user that the token belongs to.
+        owner: The owner of the token.
         token: The token.
-        certified: The users that the certificate names.
+        certified: The users that the names in the certificate belong to.
     """
 
     owner: User | None = None
@@ -43,14 +43,14 @@ class Identity:
 
 
 def caller_of(credentials: Credentials, known: Identity, now: datetime) -> User:
-    """Decides whose call it is.
+    """Returns the caller.
 
     Raises:
         CertificateAmbiguous: The certificate names several users.
-        CertificateMismatch: The certificate names somebody else than the token.
-        TokenMissing: There is no token, and the certificate names nobody.
-        TokenInvalid: The token is nobody's.
-        TokenExpired: The token was good once. Only who has the token learns of it.
+        CertificateMismatch: The certificate names another user than the token.
+        TokenMissing: There is no token, and the certificate names no user.
+        TokenInvalid: The token belongs to no user.
+        TokenExpired: The token has expired. Only its holder can cause this error.
     """
     if len(known.certified) > 1:
         raise CertificateAmbiguous

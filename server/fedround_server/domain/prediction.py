@@ -1,4 +1,4 @@
-"""Predictions: tensors in, tensors out."""
+"""Inputs and outputs of predictions."""
 
 from dataclasses import dataclass
 
@@ -7,9 +7,11 @@ from fedround_server.domain.model import Dtype
 
 @dataclass(frozen=True, slots=True)
 class Array:
-    """A dense tensor as plain data.
+    """A dense tensor as bytes.
 
     Attributes:
+        dtype: Type of the elements.
+        shape: Sizes of the dimensions.
         data: The elements in row-major order, little-endian.
     """
 
@@ -20,14 +22,14 @@ class Array:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What was predicted, all F32.
+    """The result of a prediction; all arrays are F32.
 
     Attributes:
-        mean: Mean of the passes, shape (inputs, ...).
-        spread: variance and std, of the same shape; None with one pass.
-        entropies: predictive_entropy, expected_entropy and mutual_information in nats, the last dimension gone; None
-            without softmax.
-        samples: How many passes.
+        mean: Mean over the forward passes, of shape (inputs, ...).
+        spread: Variance and standard deviation over the passes, of the same shape; None with a single pass.
+        entropies: Predictive entropy, expected entropy and mutual information in nats, of that shape without its last
+            dimension; None without softmax.
+        samples: Number of passes.
     """
 
     mean: Array

@@ -1,21 +1,22 @@
-"""RejectedUpdates: what was submitted in a round and kept out of it."""
+"""Updates and reports that were kept out of a round."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
 MAX_MESSAGE = 300
-"""How much is kept of what was said, in characters."""
+"""How many characters of an error message are stored."""
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
-    """How often something was refused for a reason.
+class RejectedUpdate:
+    """How often a participant's updates to a round were rejected for a reason.
 
     Attributes:
-        reason: UPPER_SNAKE, as the participant was told.
-        last_time: When it was refused last.
-        message: What was said then.
+        reason: The reason of the error, in UPPER_SNAKE case.
+        count: How many updates were rejected.
+        last_time: When the last of them was rejected.
+        message: The message of that last error.
     """
 
     reason: str
@@ -24,12 +25,12 @@ class Refusal:
     message: str
 
 
-def summed(refusals: Iterable[Refusal]) -> tuple[Refusal, ...]:
-    """Adds up refusals by reason, the latest message standing for all."""
-    found: dict[str, Refusal] = {}
-    for refusal in refusals:
-        before = found.get(refusal.reason, refusal)
-        latest = max(before, refusal, key=lambda one: one.last_time)
-        count = refusal.count + (0 if before is refusal else before.count)
-        found[refusal.reason] = Refusal(refusal.reason, count, latest.last_time, latest.message)
+def sum_by_reason(rejected: Iterable[RejectedUpdate]) -> tuple[RejectedUpdate, ...]:
+    """Sums counts by reason, with the message of the latest one, in the order of the reasons."""
+    found: dict[str, RejectedUpdate] = {}
+    for one in rejected:
+        before = found.get(one.reason, one)
+        latest = max(before, one, key=lambda candidate: candidate.last_time)
+        count = one.count + (0 if before is one else before.count)
+        found[one.reason] = RejectedUpdate(one.reason, count, latest.last_time, latest.message)
     return tuple(found[reason] for reason in sorted(found))

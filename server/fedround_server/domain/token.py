@@ -1,4 +1,4 @@
-"""Tokens: what a user shows, and what the server keeps of it."""
+"""Tokens, by which callers are authenticated, and what is stored of them."""
 
 import hashlib
 import re
@@ -8,15 +8,15 @@ from datetime import datetime
 
 TOKEN_PREFIX = "fr_"  # noqa: S105 - lets secret scanners find leaked tokens
 ID_DIGITS = 16
-# Also a token that was cut: what is left out of so many characters is guessed by nobody.
+# Also matches a truncated token, since the missing rest of it could be guessed.
 TOKEN = re.compile(rf"{TOKEN_PREFIX}[A-Za-z0-9_-]{{20,}}")
 LIVE_TOKENS = 2
-"""How many tokens of a user are good at once, so that one can take the place of the other."""
+"""How many tokens of a user are valid at once, so that one can replace the other without a gap."""
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """What the server keeps of a token: its hash, never itself."""
+    """A stored token: its hash, never the token itself."""
 
     token_hash: str
     create_time: datetime
@@ -24,24 +24,24 @@ class Token:
 
     @property
     def token_id(self) -> str:
-        """What people call it by."""
+        """The public identifier of the token: the first digits of its hash."""
         return self.token_hash[:ID_DIGITS]
 
     def is_live(self, now: datetime) -> bool:
-        """Tells whether it has not expired."""
+        """Returns whether the token has not expired."""
         return self.expire_time is None or now < self.expire_time
 
 
 def new_token() -> str:
-    """Makes a token of 256 random bits: guessing is hopeless, so a plain SHA-256 is enough to keep it."""
+    """Returns a new token of 256 random bits; with so much entropy a plain SHA-256 is a sufficient hash."""
     return TOKEN_PREFIX + secrets.token_urlsafe(32)
 
 
 def hash_token(token: str) -> str:
-    """Returns what the store keeps of a token."""
+    """Returns the hash under which a token is stored: its SHA-256 in hex."""
     return hashlib.sha256(token.encode()).hexdigest()
 
 
 def redact(text: str) -> str:
-    """Takes tokens out of a text: somebody may have put one where it does not belong."""
+    """Returns a text with all tokens replaced by `fr_...`: a caller may have put one into any field."""
     return TOKEN.sub(f"{TOKEN_PREFIX}...", text)

@@ -8,7 +8,7 @@ from fedround_server.domain.token import Token
 
 
 class Role(enum.Enum):
-    """What a user may do."""
+    """A role, which decides what a user may do."""
 
     ADMIN = "ADMIN"
     ACTOR = "ACTOR"
@@ -17,7 +17,7 @@ class Role(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """Somebody who may talk to the server."""
+    """A user of the server: a person or a machine."""
 
     user_id: str
     name: str
@@ -27,7 +27,13 @@ class User:
 
 @dataclass(frozen=True, slots=True)
 class UserView:
-    """A user as it sees itself, and as admins see it: with its certificate names, and its live tokens, latest first."""
+    """A user with its credentials, as shown to itself and to admins.
+
+    Attributes:
+        user: The user.
+        certificate_names: Names in client certificates that identify the user.
+        tokens: The valid tokens, the latest first.
+    """
 
     user: User
     certificate_names: tuple[str, ...]

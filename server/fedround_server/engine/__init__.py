@@ -1,1 +1,1 @@
-"""Numbers: the gate for model files, and aggregation. Importing this package does not import torch."""
+"""Checks model files, aggregates and predicts. Importing this package does not import torch."""

@@ -1,6 +1,6 @@
-"""Walks over the tensors of a round's updates, block by block across their borders, and writes the next model.
+"""Aggregates a round: reads the updates block by block, across the borders of tensors, and writes the next model.
 
-Memory is O(block x updates), whatever the size of the model.
+Memory is O(block x updates), independent of the size of the model.
 """
 
 from collections.abc import Sequence
@@ -11,21 +11,25 @@ from typing import overload
 import torch
 from torch import Tensor
 
+from fedround_server.blobs import BlobFiles
 from fedround_server.domain.model import BlobRef
 from fedround_server.engine.aggregators import AGGREGATORS, Aggregator, Block
+from fedround_server.engine.format.dtypes import first_not_finite, is_finite, narrow
+from fedround_server.engine.format.layouts import Layouts
 from fedround_server.engine.format.runs import Run, runs
-from fedround_server.engine.format.tensors import Layouts, TensorFile, TensorWriter, blocks, first_not_finite, is_finite
+from fedround_server.engine.format.tensors import TensorFile, blocks
+from fedround_server.engine.format.writer import TensorWriter
 from fedround_server.engine.jobs import AggregationFailed, AggregationJob
-from fedround_server.engine.rounding import narrow
 
-# BatchNorm counts its batches; the count of the most trained update is the one that makes sense.
+# BatchNorm counts its batches; the count of the update that was trained most is the meaningful one.
 COUNTER = "num_batches_tracked"
 
 
-def aggregate(job: AggregationJob, target: Path) -> BlobRef:
-    """Aggregates the updates of a round into a new file.
+def aggregate(files: BlobFiles, job: AggregationJob, target: Path) -> BlobRef:
+    """Aggregates the updates of a round into a new file, forced to disk.
 
     Args:
+        files: Where the files of the job are.
         job: What is aggregated.
         target: Where to write; must not exist.
 
@@ -35,8 +39,8 @@ def aggregate(job: AggregationJob, target: Path) -> BlobRef:
     aggregator = AGGREGATORS[job.algorithm]
     layouts = Layouts(job.differences)
     with ExitStack() as stack:
-        model = stack.enter_context(TensorFile(job.model, layouts))
-        updates = [stack.enter_context(TensorFile(path, layouts)) for path in job.updates]
+        model = stack.enter_context(TensorFile(files.local_path(job.model), layouts))
+        updates = [stack.enter_context(TensorFile(files.local_path(update), layouts)) for update in job.updates]
         writer = stack.enter_context(TensorWriter(target, model.header))
         for run in runs(model.layout, [update.layout for update in updates]):
             for start, length in blocks(run.num_elements):
@@ -52,10 +56,10 @@ def aggregate(job: AggregationJob, target: Path) -> BlobRef:
 
 
 class Parts(Sequence[Tensor]):
-    """The same elements of every update, one tensor each; a difference is added to the model's when it is asked for."""
+    """The same elements of every update, one tensor each, made on access: a difference is added to the model then."""
 
     def __init__(self, updates: Sequence[TensorFile], base: Tensor, name: str, start: int) -> None:
-        """Looks at nothing yet.
+        """Reads nothing yet.
 
         Args:
             updates: The updates' files.
@@ -69,7 +73,7 @@ class Parts(Sequence[Tensor]):
         self._start = start
 
     def __len__(self) -> int:
-        """Returns how many updates there are."""
+        """Returns the number of updates."""
         return len(self._updates)
 
     @overload
@@ -83,8 +87,8 @@ class Parts(Sequence[Tensor]):
         part = self._updates[index].block(self._name, self._start, len(self._base))
         if part.dtype == self._base.dtype:
             return part
-        # Two numbers of the model's type have a mean of its type. Sums beyond its range might have none, and the round
-        # would fail for what one participant sent.
+        # Clamped, since a mean of numbers of the model's type is one. A mean of sums beyond its range might not be, and
+        # one participant's update would make the round fail.
         most = torch.finfo(self._base.dtype).max
         return (self._base.double() + part).clamp_(-most, most)
 

@@ -1,4 +1,4 @@
-"""Looks at the numbers of a file before it is accepted, in one pass."""
+"""Checks the numbers of a file before it is accepted, in one pass."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -8,29 +8,30 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fedround_server.engine.format.dtypes import first_not_finite, is_finite
 from fedround_server.engine.format.manifest import Layout
 from fedround_server.engine.format.runs import Run, runs, singly
-from fedround_server.engine.format.tensors import TensorFile, blocks, first_not_finite, is_finite
-from fedround_server.engine.jobs import Examination, Origin
+from fedround_server.engine.format.tensors import TensorFile, blocks
+from fedround_server.engine.jobs import CheckResult
 
 SMALLEST = 1e-140
-"""Below this, squares vanish that a norm is the root of."""
+"""A norm below this may have lost squares to underflow."""
 NOTHING = torch.zeros(())
 
 
-def examine(path: Path, origin: Origin | None = None) -> Examination:
+def check_numbers(path: Path, origin: Path | None = None, prefix: str = "") -> CheckResult:
     """Looks for NaN and Inf, and measures how far the file is from its origin.
 
     Args:
-        path: A safetensors file that has passed the gate.
+        path: A safetensors file whose header has been accepted.
         origin: The model that it was made from; each of its floating tensors is in the file, as it is or as its
             difference in another type.
+        prefix: What the file puts before the names of the origin's tensors.
     """
     norm = 0.0
     with ExitStack() as stack:
         file = stack.enter_context(TensorFile(path))
-        base = None if origin is None else stack.enter_context(TensorFile(origin.path))
-        prefix = "" if origin is None else origin.prefix
+        base = None if origin is None else stack.enter_context(TensorFile(origin))
         for run in _runs(file.layout, base, prefix):
             if not run.dtype.is_floating:
                 continue
@@ -43,10 +44,10 @@ def examine(path: Path, origin: Origin | None = None) -> Examination:
                     origins = NOTHING
                 step = _distance(block, origins)
                 if step is None:
-                    return Examination(not_finite=run.owner(start + first_not_finite(block)))
-                # Of a sum of squares, the root may be a float where the sum is none.
+                    return CheckResult(not_finite=run.owner(start + first_not_finite(block)))
+                # hypot does not overflow where a sum of squares would.
                 norm = hypot(norm, step)
-    return Examination(norm=norm)
+    return CheckResult(norm=norm)
 
 
 def _runs(layout: Layout, base: TensorFile | None, prefix: str) -> Iterator[Run]:
@@ -57,7 +58,7 @@ def _runs(layout: Layout, base: TensorFile | None, prefix: str) -> Iterator[Run]
 
 
 def _distance(block: Tensor, origin: Tensor | None) -> float | None:
-    """Returns how far a block is from its origin, if that is given; None if the block contains NaN or Inf."""
+    """Returns the distance of a block from its origin, 0 without one; None if the block contains NaN or Inf."""
     if origin is None:
         return 0.0 if is_finite(block) else None
     difference = block.double() - origin
@@ -67,5 +68,5 @@ def _distance(block: Tensor, origin: Tensor | None) -> float | None:
     if not is_finite(block):
         return None
     scale = float(difference.abs().max())
-    # Neither zero nor an overflow, the distance of two opposite giants, can be scaled with.
+    # Zero and infinity (the distance of two huge opposite numbers) cannot be scaled by.
     return scale if scale in (0.0, inf) else scale * float(torch.linalg.vector_norm(difference / scale))

@@ -1,11 +1,11 @@
-"""What engines are asked for, as plain data."""
+"""Jobs of engines as plain data, which can be sent to any process or machine. Files are references, never paths."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from fedround_server.domain.model import Dtype
+from fedround_server.blobs import FileRef
+from fedround_server.domain.model import BlobRef, Dtype
 from fedround_server.domain.prediction import Array
 
 
@@ -13,12 +13,12 @@ class AggregationFailed(ValueError):
     """The updates have no aggregate that can be stored."""
 
 
-class PredictionFailed(ValueError):
-    """There is no prediction; the first argument says whose fault it is, the second what happened."""
+class PredictionFault(ValueError):
+    """Inputs, weights and architecture do not make a prediction; the arguments are `fault` and `message`."""
 
     @property
     def fault(self) -> str:
-        """What has to be mended: "inputs", "weights", "architecture", "dropout" or "memory"."""
+        """What has to be corrected: "inputs", "weights", "architecture", "dropout" or "memory"."""
         return str(self.args[0])
 
     @property
@@ -28,47 +28,28 @@ class PredictionFailed(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class PredictionJob:
-    """Inputs, and who predicts.
+class CheckJob:
+    """A file whose numbers are to be checked.
 
     Attributes:
-        architecture: The operator's factory, as package.module:callable.
-        models: The model's file; for an ensemble those of all that vote.
-        posterior: The file of the SWAG posterior.
-        method: Name of the uncertainty method.
-        options: Its options.
-        seed: Makes what is drawn reproducible.
+        file: The file, whose header has been accepted.
+        origin: The model that a participant started from; None if no distance is asked for.
+        prefix: What the file puts before the names of the origin's tensors.
     """
 
-    architecture: str
-    models: tuple[Path, ...]
-    posterior: Path | None
-    inputs: Array
-    method: str
-    options: Mapping[str, Any]
-    seed: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """The model that a participant started from.
-
-    Attributes:
-        path: Its file.
-        prefix: What the participant's update puts before the names of its tensors.
-    """
-
-    path: Path
+    file: FileRef
+    origin: BlobRef | None = None
     prefix: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Examination:
+class CheckResult:
     """What is known of a file's numbers.
 
     Attributes:
         not_finite: The name of a tensor that contains NaN or Inf; then nothing else is known.
-        norm: How far it is from its origin: the L2 norm of the difference over all floating tensors; 0 without one.
+        norm: How far the file is from its origin: the L2 norm of the difference over all floating tensors; 0 without an
+            origin.
     """
 
     not_finite: str | None = None
@@ -80,17 +61,40 @@ class AggregationJob:
     """A round to aggregate.
 
     Attributes:
-        model: The file of the model that the round started from; the result has its layout.
-        updates: The updates' files, in canonical order.
-        weights: num_examples of each.
+        model: The model that the round started from; the result has its layout.
+        updates: The updates, in canonical order.
+        weights: num_examples of each update.
         algorithm: Name of the aggregator.
         options: Its options.
         differences: The type in which updates may have differences from the model, in place of wider tensors.
     """
 
-    model: Path
-    updates: tuple[Path, ...]
+    model: BlobRef
+    updates: tuple[BlobRef, ...]
     weights: tuple[int, ...]
     algorithm: str
     options: Mapping[str, float]
     differences: Dtype | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PredictionJob:
+    """Inputs, and what predicts.
+
+    Attributes:
+        architecture: The operator's factory, as package.module:callable.
+        models: The model; for an ensemble all models that vote.
+        posterior: The SWAG posterior.
+        inputs: The inputs.
+        method: Name of the uncertainty method.
+        options: Its options.
+        seed: Makes random numbers reproducible.
+    """
+
+    architecture: str
+    models: tuple[BlobRef, ...]
+    posterior: BlobRef | None
+    inputs: Array
+    method: str
+    options: Mapping[str, Any]
+    seed: int | None

@@ -1,4 +1,4 @@
-"""Predicts, and measures how far the passes of an uncertainty method are apart."""
+"""Predicts, and measures the spread of an uncertainty method's passes."""
 
 import importlib
 import sys
@@ -9,22 +9,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedround_server.blobs import BlobFiles
 from fedround_server.domain.model import Dtype
 from fedround_server.domain.prediction import Array, Prediction
-from fedround_server.engine.format.tensors import TORCH_DTYPES
-from fedround_server.engine.jobs import PredictionFailed, PredictionJob
+from fedround_server.engine.format.dtypes import TORCH_DTYPES
+from fedround_server.engine.jobs import PredictionFault, PredictionJob
 from fedround_server.engine.uncertainty import METHODS, Predictor
 from fedround_server.engine.uncertainty.predictor import blaming, bounded, build, load_weights
 
 
-def predict(job: PredictionJob) -> Prediction:
+def predict(files: BlobFiles, job: PredictionJob) -> Prediction:
     """Predicts outputs for inputs.
 
     Raises:
-        PredictionFailed: The inputs, the weights and the architecture don't fit, or memory ran out.
+        PredictionFault: The inputs, the weights and the architecture do not fit, or memory ran out.
     """
     with torch.no_grad(), bounded():
-        return _predict(job)
+        return _predict(files, job)
 
 
 def find_factory(architecture: str) -> Callable[[], object]:
@@ -34,7 +35,7 @@ def find_factory(architecture: str) -> Callable[[], object]:
         architecture: As package.module:callable; modules in the folder where the server was started are found too.
 
     Raises:
-        PredictionFailed: There is none.
+        PredictionFault: It cannot be imported.
     """
     module_name, _, name = architecture.partition(":")
     if "" not in sys.path:
@@ -42,41 +43,43 @@ def find_factory(architecture: str) -> Callable[[], object]:
     with blaming("architecture", f"{architecture} cannot be imported"):
         factory = getattr(importlib.import_module(module_name), name)
     if not callable(factory):
-        raise PredictionFailed("architecture", f"{architecture} is not callable")
+        raise PredictionFault("architecture", f"{architecture} is not callable")
     found: Callable[[], object] = factory
     return found
 
 
-def check(architecture: str) -> None:
+def build_architecture(architecture: str) -> None:
     """Builds an architecture, to see whether it can be built.
 
     Raises:
-        PredictionFailed: It cannot.
+        PredictionFault: It cannot.
     """
     build(find_factory(architecture))
 
 
-def _predict(job: PredictionJob) -> Prediction:
+def _predict(files: BlobFiles, job: PredictionJob) -> Prediction:
     generator = torch.Generator()
     if job.seed is None:
         generator.seed()
     else:
         generator.manual_seed(job.seed)
-    # Dropout knows the global generator only.
+    # Dropout uses the global generator only.
     torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
     network = build(find_factory(job.architecture))
-    load_weights(network, job.models[0])
+    models = tuple(files.local_path(model) for model in job.models)
+    posterior = None if job.posterior is None else files.local_path(job.posterior)
+    load_weights(network, models[0])
     inputs = _inputs(network, job.inputs)
-    predictor = Predictor(network, inputs, job.models, job.posterior, job.options, generator)
+    predictor = Predictor(network, inputs, models, posterior, job.options, generator)
     return summarise(METHODS[job.method](predictor), softmax=bool(job.options.get("softmax", False)))
 
 
 def _inputs(network: nn.Module, array: Array) -> Tensor:
-    """Checks the inputs against what the architecture declares, and preprocesses them."""
+    """Checks the inputs against the shape that the architecture declares, and preprocesses them."""
     tensor = torch.frombuffer(bytearray(array.data), dtype=TORCH_DTYPES[array.dtype]).reshape(array.shape)
     wanted = getattr(network, "input_shape", None)
     if wanted is not None and tuple(array.shape[1:]) != tuple(wanted):
-        raise PredictionFailed(
+        raise PredictionFault(
             "inputs", f"the shape is {list(array.shape)}, the architecture takes [N, {', '.join(map(str, wanted))}]"
         )
     preprocess: Any = getattr(network, "preprocess", None)
@@ -85,12 +88,12 @@ def _inputs(network: nn.Module, array: Array) -> Tensor:
     with blaming("inputs", "the preprocessing does not take these inputs"):
         prepared = preprocess(tensor)
     if not isinstance(prepared, Tensor) or prepared.ndim == 0 or len(prepared) != len(tensor):
-        raise PredictionFailed("architecture", "the preprocessing must return one tensor with a row for each input")
+        raise PredictionFault("architecture", "the preprocessing must return one tensor with a row for each input")
     return prepared
 
 
 def summarise(passes: Iterator[Tensor], *, softmax: bool) -> Prediction:
-    """Summarises passes one by one, in float64, without keeping them (Welford, Technometrics 1962).
+    """Summarises passes one by one, in float64, without storing them (Welford, Technometrics 1962).
 
     Args:
         passes: Outputs of the same shape (inputs, ...), at least one.

@@ -12,7 +12,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from multiprocessing.connection import wait
-from multiprocessing.context import BaseContext
+from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any, ParamSpec, TypeVar
 
 from fedround_server.domain.errors import WorkerKilled
@@ -23,8 +23,6 @@ R = TypeVar("R")
 
 log = logging.getLogger(__name__)
 ATTEMPTS = 3
-# Spawned, never forked: gRPC does not survive a fork.
-CONTEXT: BaseContext = multiprocessing.get_context("spawn")
 
 
 class WorkerLost(RuntimeError):
@@ -32,7 +30,7 @@ class WorkerLost(RuntimeError):
 
 
 class Worker:
-    """One spawned process for jobs, one after the other."""
+    """One spawned process that runs jobs one after the other."""
 
     def __init__(self, prepare: Callable[[], None]) -> None:
         """Starts nothing yet.
@@ -48,23 +46,23 @@ class Worker:
         self._pool = _Pool(self._prepare)
 
     def end(self) -> None:
-        """Ends the process; a job under way is not waited for."""
+        """Ends the process without waiting for a job."""
         pool, self._pool = self._pool, None
         if pool is not None:
             pool.kill()
 
     def replace(self) -> None:
-        """Ends the process with what it is at, and starts another one; none after the end."""
+        """Ends the process with its job, and starts another one, unless the worker has ended."""
         if self._pool is not None:
             self.end()
             self.start()
 
     async def run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Runs a job in the process; a job whose process died is done again.
+        """Runs a job in the process; a job whose process died is repeated.
 
         Raises:
-            WorkerLost: The process died of it again and again, or cannot start, or there is none.
-            WorkerKilled: It was killed from outside each time: nothing is known against the job.
+            WorkerLost: The process died of it again and again, or cannot start, or the worker has ended.
+            WorkerKilled: It was killed from outside each time: the job is not to blame.
         """
         deaths = kills = 0
         while deaths < ATTEMPTS:
@@ -89,64 +87,79 @@ class Worker:
         raise WorkerLost(f"the worker died {ATTEMPTS} times with {function.__name__}")
 
 
+class _Context(SpawnContext):
+    """Spawns the process of an executor, and remembers it: an executor does not show its processes.
+
+    Processes are spawned, never forked: gRPC does not survive a fork.
+    """
+
+    def __init__(self) -> None:
+        self.processes: list[SpawnProcess] = []
+
+    def Process(self, *args: Any, **kwargs: Any) -> SpawnProcess:  # type: ignore[override]  # noqa: N802
+        """Makes a process: what an executor calls. The base class has the process's class here."""
+        process = SpawnProcess(*args, **kwargs)
+        self.processes.append(process)
+        return process
+
+
 class _Pool:
     """A process, and the jobs that it was given."""
 
     def __init__(self, prepare: Callable[[], None]) -> None:
-        self.executor = ProcessPoolExecutor(1, mp_context=CONTEXT, initializer=_settle_in)
-        self._prepared = self.executor.submit(prepare)
-        # The executor forgets them when it breaks.
-        self._processes = self.executor._processes or {}
+        self._context = _Context()
+        self._executor = ProcessPoolExecutor(1, mp_context=self._context, initializer=_set_up)
+        self.prepared = self._executor.submit(prepare)
         self._jobs: list[Future[Any]] = []
         self._ending = threading.Lock()
 
     def submit(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         self._jobs = [job for job in self._jobs if not _is_over(job)]
-        job = self.executor.submit(function, *args, **kwargs)
+        job = self._executor.submit(function, *args, **kwargs)
         self._jobs.append(job)
         return job
 
     def died_with(self, job: Future[Any]) -> bool:
-        """Tells whether the process, now dead, was at the job: it does the first one that is not over.
+        """Returns whether the process, now dead, was running the job: the first one that is not over.
 
-        A process that dies before its first job is everybody's misfortune: it would never start.
+        A process that dies before its first job counts against all of them: otherwise it would be started for ever.
         """
-        return not _is_over(self._prepared) or job is next(job for job in self._jobs if not _is_over(job))
+        return not _is_over(self.prepared) or job is next(job for job in self._jobs if not _is_over(job))
 
     async def was_killed(self) -> bool:
-        """Tells whether the dead process was killed: by the system, which is short of memory, or by somebody."""
+        """Returns whether the dead process was killed by SIGKILL: by the system, short of memory, or by an operator."""
         # Only one thread may wait for a process's end: the executor's own.
         await asyncio.to_thread(self._end)
-        return any(process.exitcode == -signal.SIGKILL for process in self._processes.values())
+        return any(process.exitcode == -signal.SIGKILL for process in self._context.processes)
 
     def kill(self) -> None:
-        for process in list((self.executor._processes or {}).values()):
+        for process in self._context.processes:
             process.kill()
-        # The pool's own thread joins its processes. Joining here too, both would wait for the same children, and the
-        # one that comes second learns nothing.
+        # The executor's own thread joins its processes. If this thread joined, too, both would wait for the same child,
+        # and the second would not learn its exit code.
         self._end()
 
     def _end(self) -> None:
-        # All that had a job there may come at once, and two shutdowns at once close the same files twice.
+        # All callers that had a job there may come at once, and two shutdowns at once close the same files twice.
         with self._ending:
-            self.executor.shutdown(wait=True, cancel_futures=True)
+            self._executor.shutdown(wait=True, cancel_futures=True)
 
 
 def _is_over(job: Future[Any]) -> bool:
-    """Tells whether a job came to an end other than its process's death."""
+    """Returns whether a job ended otherwise than by its process's death."""
     return job.done() and (job.cancelled() or not isinstance(job.exception(), BrokenProcessPool))
 
 
 def allow_many_files() -> None:
-    """Lets this process open as many files as it may: an aggregation maps all updates of its round at once."""
+    """Raises this process's limit of open files as far as allowed: an aggregation maps all updates of its round."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     # macOS has hard limits that it does not accept as soft ones.
     with suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def _settle_in() -> None:
-    """Runs first in the worker: it leaves signals to the server and goes when the server goes, however that ends."""
+def _set_up() -> None:
+    """Runs first in the worker: it leaves signals to the server, and ends when the server ends in whatever way."""
     allow_many_files()
     keep_freed_blocks()
     signal.signal(signal.SIGINT, signal.SIG_IGN)

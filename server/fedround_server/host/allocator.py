@@ -1,4 +1,4 @@
-"""Keeps a process quick and small that moves large files and holds thousands of calls for hours."""
+"""Memory settings for a process that moves large files and holds thousands of calls for hours."""
 
 import asyncio
 import ctypes
@@ -8,27 +8,27 @@ from collections.abc import Callable
 from fedround_wire import allocator
 
 LARGEST = 4 << 20
-"""Blocks up to this size are kept when they are freed; gRPC's messages and torch's blocks are smaller."""
+"""Freed blocks up to this size are kept; gRPC's messages and torch's blocks are smaller."""
 KEPT = 32 << 20
-"""How much free memory is kept at the end of each heap."""
+"""How much free memory is kept at the end of each heap, in bytes."""
 SECONDS = 5.0
 """How often calls are counted."""
 ENDED = 200
-"""So many calls fewer than before, and memory is given back: it takes some milliseconds."""
+"""Memory is given back when the calls in progress have fallen by this many: it takes some milliseconds."""
 TIMES = 12
-"""How often, then: connections end after their calls."""
+"""How often it is given back then: connections end after their calls."""
 
 
 def keep_freed_blocks() -> None:
-    """Has freed blocks as large as a chunk of a file kept for the next one."""
+    """Makes the C library keep freed blocks that are as large as a chunk of a file, for the next chunk."""
     allocator.keep_freed(LARGEST, KEPT)
 
 
 def set_up() -> None:
-    """Has the garbage collector of this process look less often, and never at what is there now, after the start.
+    """Makes the garbage collector of this process run less often, and exempts the objects that exist now.
 
-    By default it goes through the objects of all calls whenever some thousands of new objects come together: with
-    thousands of subscriptions that takes more time than the calls themselves.
+    By default it visits the objects of all calls whenever some thousands of new objects exist: with thousands of
+    subscriptions that takes more time than the calls themselves.
     """
     gc.collect()
     gc.freeze()
@@ -36,14 +36,14 @@ def set_up() -> None:
 
 
 async def give_back(count: Callable[[], int], trim: Callable[[int], object] | None = None) -> None:
-    """Has the C library give memory back to the system whenever many calls have ended; it would keep it for good.
+    """Returns free memory to the system whenever many calls have ended; the C library would keep it for good.
 
     Args:
-        count: Tells how many calls are under way.
-        trim: Gives back all but so many bytes; None for the C library's own, if it has one.
+        count: Returns how many calls are in progress.
+        trim: Gives back all but so many bytes; None for the C library's own function, if it has one.
     """
     if trim is None:
-        # glibc has it, others need it less.
+        # glibc has it; other libraries need it less.
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is None:
         return

@@ -1,15 +1,15 @@
-"""What the system keeps of files in memory: when it goes to disk, and when it is needed no more."""
+"""The kernel's cache of file contents: when it is written to disk, and when it is no longer needed."""
 
 import ctypes
 import os
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 STEP = 8 << 20
-"""Bytes that the disk is given at a time."""
+"""Bytes after which the disk is told to begin."""
 # <fcntl.h> of Linux.
 SYNC_FILE_RANGE_WRITE = 2
 
@@ -24,13 +24,12 @@ def _find() -> Callable[[int, int, int, int], int] | None:
 
 
 _SYNC_FILE_RANGE = _find()
-_CLOSING = ThreadPoolExecutor(1, thread_name_prefix="closing")
 
 
 class Writeback:
-    """Tells the disk to begin while a file grows, so that its fsync does not have to wait for all of it.
+    """Starts writing a growing file to disk early, so that its fsync does not have to wait for all of it.
 
-    It promises nothing: what is on disk is known after the fsync. Where the system has no such call, nothing happens.
+    It guarantees nothing: the file is on disk after the fsync. Does nothing where the system has no such call.
     """
 
     def __init__(self, descriptor: int, position: int = 0) -> None:
@@ -39,7 +38,7 @@ class Writeback:
         self._begun = position
 
     def grown(self, position: int) -> None:
-        """Notes that the file is written up to a position."""
+        """Records that the file is written up to a position, in bytes."""
         if position - self._begun >= STEP:
             if _SYNC_FILE_RANGE is not None:
                 _SYNC_FILE_RANGE(self._descriptor, self._begun, position - self._begun, SYNC_FILE_RANGE_WRITE)
@@ -47,11 +46,11 @@ class Writeback:
 
 
 def drop_cached_pages(path: Path) -> None:
-    """Tells the system that a file, which is on disk, will hardly be read again.
+    """Tells the kernel that a file, which is on disk, will hardly be read again.
 
-    What it kept of the file in memory is taken for the next one. Else each file gets memory that nobody used before, as
-    long as there is some: in a virtual machine, writing to that takes five times as long. What somebody has mapped
-    stays. Where the system has no such call, nothing happens.
+    The next file reuses its pages. Otherwise each file gets pages that were not used before, as long as there are some:
+    in a virtual machine, writing to those takes five times as long. Mapped pages stay. Does nothing where the system
+    has no such call.
     """
     if not hasattr(os, "posix_fadvise"):
         return
@@ -64,10 +63,10 @@ def drop_cached_pages(path: Path) -> None:
 
 
 @contextmanager
-def keep_open(path: Path) -> Iterator[None]:
-    """Has the system keep a file that the block may replace, and free it in a thread that nobody waits for.
+def keep_open(path: Path, closer: Executor) -> Iterator[None]:
+    """Keeps a file open that the block may replace, so that the old one is freed in a thread of `closer`.
 
-    Freeing a large one takes a tenth of a second: so long would wait who sends an update again, whose receipt was lost.
+    Freeing a large file takes a tenth of a second, which a participant that repeats its update would wait for.
     """
     descriptor: int | None = None
     with suppress(OSError):
@@ -76,6 +75,6 @@ def keep_open(path: Path) -> Iterator[None]:
         yield
     finally:
         if descriptor is not None:
-            # Not closed here if there are no more threads: what waits is closed by the next one.
+            # Fails while the interpreter exits, which closes the file, too.
             with suppress(RuntimeError):
-                _CLOSING.submit(os.close, descriptor)
+                closer.submit(os.close, descriptor)

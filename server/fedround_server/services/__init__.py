@@ -1,1 +1,1 @@
-"""gRPC services: decode, call the coordinator once, encode."""
+"""gRPC services. A handler decodes the request, calls the coordinator once and encodes the response."""

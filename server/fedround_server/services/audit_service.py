@@ -17,16 +17,16 @@ class AuditService(audit_pb2_grpc.AuditServiceServicer):
     """Reads the audit log."""
 
     def __init__(self, coordinator: Coordinator) -> None:
-        """Serves these use cases."""
         self._audit = coordinator.audit
+        self._reads = coordinator.reads
 
     async def ReadAudit(  # type: ignore[override]  # a coroutine that writes has no generator lifetime to reason about
         self, request: audit_pb2.ReadAuditRequest, context: Call
     ) -> None:
-        """Streams entries, as many in a message as fit."""
+        """Streams entries, as many per message as fit."""
         if request.after_sequence > MAX_SEQUENCE:
-            raise FieldInvalid("after_sequence", "is one that no log reaches")
-        head = await self._audit.head()
+            raise FieldInvalid("after_sequence", "is beyond the end of any log")
+        head = await self._reads.audit_head()
         await context.write(audit_pb2.ReadAuditResponse(head=_head(head)))
         async for batch in self._audit.read(request.after_sequence, head):
             entries = batch
@@ -38,20 +38,22 @@ class AuditService(audit_pb2_grpc.AuditServiceServicer):
     async def GetAuditHead(
         self, request: audit_pb2.GetAuditHeadRequest, context: Call
     ) -> audit_pb2.GetAuditHeadResponse:
-        """Answers where the chain ends."""
-        return audit_pb2.GetAuditHeadResponse(head=_head(await self._audit.head()))
+        """Returns the last entry's sequence and hash."""
+        return audit_pb2.GetAuditHeadResponse(head=_head(await self._reads.audit_head()))
 
     async def GetContributions(
         self, request: audit_pb2.GetContributionsRequest, context: Call
     ) -> audit_pb2.GetContributionsResponse:
-        """Lists the updates that made a version."""
-        size = fields.a_page_size(request.page_size)
-        position = fields.a_page_token(request.page_token, int)
+        """Lists the updates that a version was aggregated from."""
+        size = pages.parse_size(request.page_size)
+        position = pages.parse_token(request.page_token, int)
         start = max(position[0], 0) if position else 0
         version = request.version if request.HasField("version") else None
-        origin = await self._audit.origin(fields.parse_id("model_id", request.model_id), version, caller().user_id)
+        origin = await self._reads.origin(fields.parse_id("model_id", request.model_id), version, caller().user_id)
         found = list(enumerate(origin.contributions, 1))[start : start + size + 1]
-        page, token = pages.cut(found, size, lambda one: _contribution(one[1]), lambda one: fields.page_token(one[0]))
+        page, token = pages.cut(
+            found, size, lambda found: _contribution(found[1]), lambda found: pages.format_token(found[0])
+        )
         return audit_pb2.GetContributionsResponse(origin=_origin(origin), contributions=page, next_page_token=token)
 
 

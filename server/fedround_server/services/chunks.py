@@ -1,4 +1,4 @@
-"""Streams that carry a file in chunks: up behind a spec, and down behind what is sent."""
+"""Streams that carry a file in chunks: uploads after a spec, downloads after a description."""
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
@@ -13,44 +13,43 @@ from fedround_server.domain.model import BlobRef
 from fedround_server.interceptors.auth import caller
 from fedround_server.interceptors.wrapping import Call
 from fedround_server.services import fields
-from fedround_server.services.compression import GZIP, Compressor, a_packing, unpack
+from fedround_server.services.compression import GZIP, Compressor, decompress, parse_compression
 from fedround_wire.chunk_codec import ChunkMessage
 
 MAX_CHUNK = 1 << 20
 
 
 class Message(Protocol):
-    """A message of such a stream."""
+    """A request message of an upload."""
 
     chunk: bytes
     chunk_crc32c: int
     packing: event_pb2.Packing.ValueType
 
     def HasField(self, field_name: Literal["spec", "chunk_crc32c"], /) -> bool:  # noqa: N802 - protobuf's name
-        """Tells whether a field is there."""
+        """Returns whether a field is set."""
 
 
 M = TypeVar("M", bound=Message)
 
 
 def check_offset(blob: BlobRef, offset: int) -> None:
-    """Checks where a download starts.
+    """Checks the offset where a download starts.
 
     Raises:
-        OffsetOutOfRange: Behind the end of the file.
+        OffsetOutOfRange: It is behind the end of the file.
     """
     if offset > blob.size_bytes:
-        raise OffsetOutOfRange(f"offset: the file ends at {blob.size_bytes}, before {offset}")
+        raise OffsetOutOfRange(f"offset: the file ends at {blob.size_bytes}, before {offset}: start within the file")
 
 
 class ChunkStream(Generic[M]):
-    """Reads such a stream: `first` gives the message with the spec, `chunks` the file.
+    """Reads an upload: `first` returns the message with the spec, `chunks` the file.
 
-    Neither can tell a complete stream from one that was cut off: only the declared size and digest can.
+    A stream that was cut off looks like a complete one: only the declared size and digest show the difference.
     """
 
     def __init__(self, requests: AsyncIterator[M]) -> None:
-        """Wraps a request iterator."""
         self._requests = requests
         self._first: M | None = None
 
@@ -58,7 +57,7 @@ class ChunkStream(Generic[M]):
         """Reads the first message.
 
         Raises:
-            FieldInvalid: It is missing, or carries no spec.
+            FieldInvalid: It is missing, or has no spec.
         """
         async for message in self._requests:
             if not message.HasField("spec"):
@@ -68,18 +67,18 @@ class ChunkStream(Generic[M]):
         raise FieldInvalid("spec", "is required, and the stream is empty: send a message with the spec first")
 
     async def chunks(self, offset: int = 0) -> AsyncIterator[bytes]:
-        """Yields the file, from an offset on.
+        """Yields the chunks of the file, which start at an offset.
 
         Raises:
             FieldInvalid: A chunk is too large, or a spec comes late or twice.
-            ChunkCorrupt: A chunk was damaged on the way.
+            ChunkCorrupt: A chunk was damaged in transit.
         """
         if self._first is not None and (data := await _take(self._first, offset)):
             yield data
             offset += len(data)
         async for message in self._requests:
             if message.HasField("spec"):
-                raise FieldInvalid("spec", "belongs into the first message, once")
+                raise FieldInvalid("spec", "is allowed in the first message only")
             if data := await _take(message, offset):
                 yield data
                 offset += len(data)
@@ -90,61 +89,62 @@ async def send_file(
     message: Callable[..., Any],
     info: event_pb2.ModelInfo,
     chunks: AsyncGenerator[bytes, None],
-    packer: Compressor | None,
+    compressor: Compressor | None,
 ) -> None:
-    """Answers a download: first what is sent, then the file.
+    """Answers a download: with the description of the file, then with its chunks.
 
     Args:
         context: The call.
-        message: Makes messages of its stream.
-        info: What is sent.
-        chunks: The file, closed at the end.
-        packer: Packs the chunks; None to send them as they are.
+        message: The class of the stream's messages.
+        info: The description.
+        chunks: The chunks; closed at the end.
+        compressor: Compresses the chunks; None to send them as they are.
     """
     async with aclosing(chunks):
         await context.write(message(info=info))
         async for chunk in chunks:
-            checksum, packed = google_crc32c.value(chunk), packer and await packer.pack(chunk)
-            if packed is None:
+            checksum = google_crc32c.value(chunk)
+            compressed = None if compressor is None else await compressor.compress(chunk)
+            if compressed is None:
                 await context.write(ChunkMessage(chunk, checksum))
             else:
-                await context.write(message(chunk=packed, chunk_crc32c=checksum, packing=GZIP))
+                await context.write(message(chunk=compressed, chunk_crc32c=checksum, packing=GZIP))
 
 
 def incoming(
     stream: ChunkStream[M], prefix: str, sha256: str, size_bytes: int, upload_id: str, offset: int
 ) -> Incoming:
-    """Reads what was declared of a file.
+    """Returns an upload as its fields declare it.
 
     Args:
-        stream: Where the file comes from.
-        prefix: What the names of the declaring fields begin with.
-        sha256: As declared; empty for none.
-        size_bytes: As declared; 0 for none.
-        upload_id: Makes the upload resumable; empty for none.
-        offset: Where the chunks start.
+        stream: The stream of the file.
+        prefix: The beginning of the names of the declaring fields.
+        sha256: The declared digest; empty for none.
+        size_bytes: The declared size; 0 for none.
+        upload_id: The id of a resumable upload; empty for one that is not.
+        offset: Position of the first chunk in the file.
 
     Raises:
         FieldInvalid: A field is malformed, or a resumable upload declares too little.
     """
-    digest = fields.a_digest(f"{prefix}sha256", sha256)
-    resumable = fields.an_optional_id("upload_id", upload_id)
+    digest = fields.parse_digest(f"{prefix}sha256", sha256)
+    resumable = fields.parse_optional_id("upload_id", upload_id)
     if resumable is not None and (digest is None or not size_bytes):
-        raise FieldInvalid("upload_id", f"a resumable upload declares {prefix}sha256 and {prefix}size_bytes")
+        raise FieldInvalid("upload_id", f"requires {prefix}sha256 and {prefix}size_bytes: set them too")
     if offset and (resumable is None or offset > size_bytes):
-        raise FieldInvalid("offset", "goes with upload_id, and lies inside of the file")
+        raise FieldInvalid("offset", "requires upload_id, and must not be behind the end of the file")
     return Incoming(caller().user_id, stream.chunks(offset), digest, size_bytes or None, resumable, offset)
 
 
 async def _take(message: Message, offset: int) -> bytes:
-    """Checks a chunk; returns the bytes of the file that it carries."""
-    # Once: with a message of protobuf each look at the field makes a copy.
+    """Returns the bytes of the file that a message carries, checked and decompressed."""
+    # Read once: protobuf copies the bytes at each access.
     data = message.chunk
     size = len(data)
     if size > MAX_CHUNK:
         raise FieldInvalid("chunk", f"has {size} bytes; a message carries at most {MAX_CHUNK}")
-    if size and a_packing(message.packing):
-        data = await unpack(data, MAX_CHUNK, offset)
+    if size and parse_compression(message.packing):
+        data = await decompress(data, MAX_CHUNK, offset)
     if message.HasField("chunk_crc32c") and message.chunk_crc32c != google_crc32c.value(data):
         raise ChunkCorrupt(offset, size)
     return data

@@ -1,45 +1,45 @@
-"""Chunks that are packed on their way: only if somebody asks for it, and never more at once than one."""
+"""Compression of chunks in transit: only on request, and one chunk at a time."""
 
 import zlib
 
 from fedround.v1 import event_pb2
-from fedround_server.coordinator.context import in_thread
+from fedround_server.coordinator.tasks import in_thread
 from fedround_server.domain.errors import ChunkCorrupt, FieldInvalid
 
 GZIP = event_pb2.PACKING_GZIP
 LEVEL = 1
-"""Higher levels save hardly more of weights, and take longer."""
+"""Higher levels take longer and make weights hardly smaller."""
 # Of zlib: with the header and the checksum of gzip.
 GZIP_BITS = 31
 
 
 class Compressor:
-    """Packs chunks for all downloads of a server."""
+    """Compresses chunks for all downloads of a server."""
 
     def __init__(self) -> None:
-        """Begins with nothing to do."""
         self._busy = False
 
-    async def pack(self, chunk: bytes) -> bytes | None:
-        """Packs a chunk; None if it does not get smaller, or while another one is being packed.
+    async def compress(self, chunk: bytes) -> bytes | None:
+        """Returns a chunk compressed; None if it does not get smaller, or while another one is being compressed.
 
-        Packing takes twenty times as long as sending: those who ask for it share one thread, and slow down nobody.
+        Compression takes twenty times as long as sending: downloads that ask for it share one thread and slow down no
+        other call.
         """
         if self._busy:
             return None
         self._busy = True
         try:
-            packed = await in_thread(zlib.compress, chunk, LEVEL, GZIP_BITS)
+            compressed = await in_thread(zlib.compress, chunk, LEVEL, GZIP_BITS)
         finally:
             self._busy = False
-        return packed if len(packed) < len(chunk) else None
+        return compressed if len(compressed) < len(chunk) else None
 
 
-def a_packing(value: event_pb2.Packing.ValueType) -> bool:
-    """Reads whether chunks are packed.
+def parse_compression(value: event_pb2.Packing.ValueType) -> bool:
+    """Returns whether chunks are compressed.
 
     Raises:
-        FieldInvalid: In a way that the server does not know.
+        FieldInvalid: The format is unknown.
     """
     if not value:
         return False
@@ -48,25 +48,27 @@ def a_packing(value: event_pb2.Packing.ValueType) -> bool:
     return value == GZIP
 
 
-async def unpack(chunk: bytes, limit: int, offset: int) -> bytes:
-    """Unpacks a chunk, in a thread and not beyond the limit.
+async def decompress(chunk: bytes, limit: int, offset: int) -> bytes:
+    """Decompresses a chunk, in a thread and only up to the limit.
 
     Args:
-        chunk: What was sent.
-        limit: What it may unpack to, in bytes.
-        offset: Where it belongs in the file, to be told of.
+        chunk: The compressed bytes.
+        limit: The largest decompressed size, in bytes.
+        offset: Position of the chunk in the file, for the error.
 
     Raises:
-        FieldInvalid: It unpacks to more, or more follows.
-        ChunkCorrupt: It is not gzip, or is cut.
+        FieldInvalid: The chunk decompresses to more, or more bytes follow.
+        ChunkCorrupt: The chunk is not gzip, or is truncated.
     """
-    unpacking = zlib.decompressobj(GZIP_BITS)
+    decompressor = zlib.decompressobj(GZIP_BITS)
     try:
-        data = await in_thread(unpacking.decompress, chunk, limit + 1)
+        data = await in_thread(decompressor.decompress, chunk, limit + 1)
     except zlib.error as error:
         raise ChunkCorrupt(offset, len(chunk)) from error
-    if len(data) > limit or unpacking.unused_data:
-        raise FieldInvalid("chunk", f"unpacks to more than {limit} bytes, or more follows: pack each chunk by itself")
-    if not unpacking.eof:
+    if len(data) > limit or decompressor.unused_data:
+        raise FieldInvalid(
+            "chunk", f"decompresses to more than {limit} bytes, or more follows: compress each chunk by itself"
+        )
+    if not decompressor.eof:
         raise ChunkCorrupt(offset, len(chunk))
     return data

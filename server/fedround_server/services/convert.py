@@ -223,7 +223,7 @@ def event(found: Event | Heartbeat | GoingAway) -> event_pb2.Event:
         message.heartbeat.sequence = found.sequence
         return message
     if isinstance(found, GoingAway):
-        message.going_away.message = "the server is going down: come back, and resume after the last sequence seen"
+        message.going_away.message = "the server is shutting down: subscribe again, and resume after the last sequence"
         return message
     message.create_time.FromDatetime(found.create_time)
     _payload(message, found.payload)

@@ -20,12 +20,11 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
     """Predicts with stored models."""
 
     def __init__(self, coordinator: Coordinator) -> None:
-        """Serves these use cases."""
         self._inference = coordinator.inference
 
     async def Predict(self, request: inference_pb2.PredictRequest, context: Call) -> inference_pb2.PredictResponse:
         """Predicts outputs for inputs."""
-        version, tag = fields.a_version(request.version if request.HasField("version") else None, request.tag)
+        version, tag = fields.parse_version(request.version if request.HasField("version") else None, request.tag)
         if request.seed > MAX_SEED:
             raise FieldInvalid("seed", f"is {request.seed}; at most {MAX_SEED}")
         chosen = request.uncertainty.WhichOneof("method")
@@ -37,7 +36,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             inputs=_inputs(request.inputs),
             uncertainty=uncertainty.read("uncertainty", request.uncertainty) if chosen else None,
             seed=request.seed if request.HasField("seed") else None,
-            architecture=fields.an_architecture("architecture", request.architecture),
+            architecture=fields.parse_architecture("architecture", request.architecture),
         )
         answer = await self._inference.predict(question)
         found = answer.prediction
@@ -59,13 +58,13 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
 
 def _inputs(message: inference_pb2.Tensor) -> Array:
     if message.dtype not in Dtype.__members__:
-        raise FieldInvalid("inputs.dtype", f"{message.dtype[:40]!r} is none of {', '.join(Dtype.__members__)}")
+        raise FieldInvalid("inputs.dtype", f"{message.dtype[:40]!r} is not one of {', '.join(Dtype.__members__)}")
     dtype, shape = Dtype[message.dtype], tuple(message.shape)
     if not 1 <= len(shape) <= MAX_RANK or any(size < 1 for size in shape):
         raise FieldInvalid("inputs.shape", f"is {list(shape)[:20]}; must be 1 to {MAX_RANK} numbers, each >= 1")
     expected = math.prod(shape) * dtype.itemsize
     if len(message.data) != expected:
-        raise FieldInvalid("inputs.data", f"has {len(message.data)} bytes, dtype and shape make {expected}")
+        raise FieldInvalid("inputs.data", f"has {len(message.data)} bytes; dtype and shape need {expected}")
     return Array(dtype, shape, message.data)
 
 

@@ -11,16 +11,16 @@ from fedround_server.interceptors.auth import caller
 from fedround_server.interceptors.wrapping import Call
 from fedround_server.services import convert, fields, pages
 from fedround_server.services.chunks import ChunkStream, check_offset, incoming, send_file
-from fedround_server.services.compression import Compressor, a_packing
+from fedround_server.services.compression import Compressor, parse_compression
 
 
 class ModelService(model_pb2_grpc.ModelServiceServicer):
-    """Stores models."""
+    """Stores and returns models."""
 
-    def __init__(self, coordinator: Coordinator, packer: Compressor) -> None:
-        """Serves these use cases."""
+    def __init__(self, coordinator: Coordinator, compressor: Compressor) -> None:
         self._models = coordinator.models
-        self._packer = packer
+        self._reads = coordinator.reads
+        self._compressor = compressor
 
     async def UploadModel(
         self,
@@ -32,22 +32,22 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
         spec = (await stream.first()).spec
         name = fields.parse_text("spec.name", spec.name, 200)
         description = fields.parse_text("spec.description", spec.description, 10_000)
-        architecture = fields.an_architecture("spec.architecture", spec.architecture)
+        architecture = fields.parse_architecture("spec.architecture", spec.architecture)
         file = incoming(stream, "spec.", spec.sha256, spec.size_bytes, spec.upload_id, spec.offset)
         model = await self._models.upload(name, description, architecture, file)
         return model_pb2.UploadModelResponse(model=convert.model(model))
 
     async def GetModel(self, request: model_pb2.GetModelRequest, context: Call) -> model_pb2.GetModelResponse:
-        """Answers one model."""
-        model = await self._models.get(fields.parse_id("model_id", request.model_id), caller().user_id)
+        """Returns a model."""
+        model = await self._reads.model(fields.parse_id("model_id", request.model_id), caller().user_id)
         return model_pb2.GetModelResponse(model=convert.model(model))
 
     async def GetModels(self, request: model_pb2.GetModelsRequest, context: Call) -> model_pb2.GetModelsResponse:
         """Lists the caller's models."""
-        size = fields.a_page_size(request.page_size)
-        models = await self._models.page(caller().user_id, fields.a_position(request.page_token), size + 1)
+        size = pages.parse_size(request.page_size)
+        models = await self._reads.models(caller().user_id, pages.parse_position(request.page_token), size + 1)
         page, token = pages.cut(
-            models, size, convert.model, lambda model: fields.position(model.create_time, model.model_id)
+            models, size, convert.model, lambda model: pages.format_position(model.create_time, model.model_id)
         )
         return model_pb2.GetModelsResponse(models=page, next_page_token=token)
 
@@ -55,23 +55,23 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
         self, request: model_pb2.GetModelVersionsRequest, context: Call
     ) -> model_pb2.GetModelVersionsResponse:
         """Lists the versions of a model."""
-        size = fields.a_page_size(request.page_size)
-        position = fields.a_page_token(request.page_token, int)
-        versions = await self._models.page_versions(
+        size = pages.parse_size(request.page_size)
+        position = pages.parse_token(request.page_token, int)
+        versions = await self._reads.model_versions(
             fields.parse_id("model_id", request.model_id), caller().user_id, position[0] if position else None, size + 1
         )
         page, token = pages.cut(
-            versions, size, convert.model_version, lambda view: fields.page_token(view.version.version)
+            versions, size, convert.model_version, lambda view: pages.format_token(view.version.version)
         )
         return model_pb2.GetModelVersionsResponse(versions=page, next_page_token=token)
 
     async def TagModelVersion(
         self, request: model_pb2.TagModelVersionRequest, context: Call
     ) -> model_pb2.TagModelVersionResponse:
-        """Puts a tag on a version, or takes it away."""
-        tag = fields.a_tag("tag", request.tag)
+        """Adds a tag to a version, or removes it."""
+        tag = fields.parse_tag("tag", request.tag)
         if tag in (LAST, BEST):
-            raise FieldInvalid("tag", f"{tag!r} is the server's: choose another one")
+            raise FieldInvalid("tag", f"{tag!r} is set by the server: choose another one")
         version = await self._models.tag(
             fields.parse_id("model_id", request.model_id), request.version, tag, caller().user_id, remove=request.remove
         )
@@ -83,21 +83,21 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
         context: Call,
     ) -> None:
         """Streams a version's file."""
-        number, tag = fields.a_version(request.version if request.HasField("version") else None, request.tag)
+        number, tag = fields.parse_version(request.version if request.HasField("version") else None, request.tag)
         if request.part not in model_pb2.ModelPart.values():
             raise FieldInvalid("part", f"is {request.part}; known are {', '.join(model_pb2.ModelPart.keys())}")
-        packer = self._packer if a_packing(request.packing) else None
+        compressor = self._compressor if parse_compression(request.packing) else None
         model_id = fields.parse_id("model_id", request.model_id)
-        version = await self._models.get_version(model_id, number, tag, caller().user_id)
+        version = await self._reads.model_version(model_id, number, caller().user_id, tag)
         if request.part == model_pb2.MODEL_PART_POSTERIOR:
             version = _posterior(version)
         check_offset(version.blob, request.offset)
         info = convert.model_info(version)
-        if fields.a_digest("have_sha256", request.have_sha256) == version.blob.sha256:
+        if fields.parse_digest("have_sha256", request.have_sha256) == version.blob.sha256:
             await context.write(model_pb2.DownloadModelResponse(info=info, unchanged=True))
             return
         chunks = self._models.read(version.blob, request.offset)
-        await send_file(context, model_pb2.DownloadModelResponse, info, chunks, packer)
+        await send_file(context, model_pb2.DownloadModelResponse, info, chunks, compressor)
 
     async def RemoveModel(self, request: model_pb2.RemoveModelRequest, context: Call) -> model_pb2.RemoveModelResponse:
         """Removes a model."""
@@ -106,23 +106,23 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
 
     async def GetMetrics(self, request: model_pb2.GetMetricsRequest, context: Call) -> model_pb2.GetMetricsResponse:
         """Lists the metrics reported on a model."""
-        size = fields.a_page_size(request.page_size)
+        size = pages.parse_size(request.page_size)
         model_id, after = fields.parse_id("model_id", request.model_id), _after(request.page_token)
-        reports = await self._models.metrics(model_id, caller().user_id, after, size + 1)
+        reports = await self._reads.metrics(model_id, caller().user_id, after, size + 1)
         page, token = pages.cut(
-            reports, size, convert.metric_report, lambda one: fields.page_token(one.round, one.reporter_id or "")
+            reports, size, convert.metric_report, lambda one: pages.format_token(one.round, one.reporter_id or "")
         )
         return model_pb2.GetMetricsResponse(reports=page, next_page_token=token)
 
 
 def _after(token: str) -> tuple[int, str]:
-    """Reads round and reporter of the report that a page goes on behind."""
-    found = fields.a_page_token(token, int, str)
-    return (-1, "") if found is None else (found[0], fields.an_optional_id("page_token", found[1]) or "")
+    """Decodes a page token: round and reporter of the last report of the page before."""
+    found = pages.parse_token(token, int, str)
+    return (-1, "") if found is None else (found[0], fields.parse_optional_id("page_token", found[1]) or "")
 
 
 def _posterior(version: ModelVersion) -> ModelVersion:
-    """Puts the posterior's file in the place of the model's."""
+    """Returns the version with the file of its posterior in place of the model's."""
     posterior = version.artifacts.get(POSTERIOR)
     if posterior is None:
         raise ModelNotFound(f"{version.model_id} in version {version.version} with a SWAG posterior")

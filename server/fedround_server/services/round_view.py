@@ -3,9 +3,9 @@
 from itertools import islice
 
 from fedround.v1 import round_pb2, training_pb2
-from fedround_server.coordinator.round import Explanation, MemberView
+from fedround_server.coordinator.round_status import Explanation, MemberView
 from fedround_server.domain.policy import OnMissed
-from fedround_server.domain.rejected_update import Refusal
+from fedround_server.domain.rejected_update import RejectedUpdate
 from fedround_server.domain.rounds.round import RoundState, RoundView
 from fedround_server.services import convert, pages
 
@@ -58,7 +58,7 @@ def _participant(view: MemberView) -> round_pb2.RoundParticipant:
     )
 
 
-def _refusal(found: Refusal) -> round_pb2.Refusal:
+def _refusal(found: RejectedUpdate) -> round_pb2.Refusal:
     return round_pb2.Refusal(
         reason=found.reason,
         count=found.count,

@@ -1,4 +1,4 @@
-"""TrainingService: the seven RPCs."""
+"""TrainingService."""
 
 from collections.abc import AsyncIterator
 from functools import partial
@@ -14,11 +14,11 @@ from fedround_server.services.chunks import ChunkStream, incoming
 
 
 class TrainingService(training_pb2_grpc.TrainingServiceServicer):
-    """Creates and steers trainings."""
+    """Creates, starts, changes and removes trainings."""
 
     def __init__(self, coordinator: Coordinator) -> None:
-        """Serves these use cases."""
         self._trainings = coordinator.trainings
+        self._reads = coordinator.reads
 
     async def CreateTraining(
         self,
@@ -41,15 +41,15 @@ class TrainingService(training_pb2_grpc.TrainingServiceServicer):
             )
         else:
             async for _ in stream.chunks():
-                raise FieldInvalid("spec.model_id", "names a stored model, and a file is streamed: choose one")
+                raise FieldInvalid("spec.model_id", "selects a stored model, and a file is streamed: choose one")
         training = await self._trainings.create(caller().user_id, spec, file)
         return training_pb2.CreateTrainingResponse(training=convert.training(training, caller().user_id))
 
     async def GetTraining(
         self, request: training_pb2.GetTrainingRequest, context: Call
     ) -> training_pb2.GetTrainingResponse:
-        """Answers one training."""
-        training = await self._trainings.get(fields.parse_id("training_id", request.training_id), caller().user_id)
+        """Returns a training."""
+        training = await self._reads.training(fields.parse_id("training_id", request.training_id), caller().user_id)
         return training_pb2.GetTrainingResponse(training=convert.training(training, caller().user_id))
 
     async def GetTrainings(
@@ -58,18 +58,18 @@ class TrainingService(training_pb2_grpc.TrainingServiceServicer):
         """Lists the caller's trainings."""
         if request.role not in training_pb2.TrainingRole.values():
             raise FieldInvalid("role", f"is {request.role}; known are TRAINING_ROLE_ACTOR and TRAINING_ROLE_CLIENT")
-        size = fields.a_page_size(request.page_size)
-        trainings = await self._trainings.page(
+        size = pages.parse_size(request.page_size)
+        trainings = await self._reads.trainings(
             caller().user_id,
             as_actor=request.role != training_pb2.TRAINING_ROLE_CLIENT,
-            before=fields.a_position(request.page_token),
+            before=pages.parse_position(request.page_token),
             limit=size + 1,
         )
         page, token = pages.cut(
             trainings,
             size,
             partial(convert.training, viewer_id=caller().user_id, listed=True),
-            lambda training: fields.position(training.create_time, training.training_id),
+            lambda training: pages.format_position(training.create_time, training.training_id),
         )
         return training_pb2.GetTrainingsResponse(trainings=page, next_page_token=token)
 
@@ -110,6 +110,6 @@ class TrainingService(training_pb2_grpc.TrainingServiceServicer):
         training = await self._trainings.start(
             fields.parse_id("training_id", request.training_id),
             caller().user_id,
-            fields.an_optional_id("request_id", request.request_id),
+            fields.parse_optional_id("request_id", request.request_id),
         )
         return training_pb2.StartTrainingResponse(training=convert.training(training, caller().user_id))

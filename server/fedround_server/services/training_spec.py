@@ -41,20 +41,20 @@ def read(message: training_pb2.TrainingSpec) -> TrainingSpec:
         name=fields.parse_text("spec.name", message.name, 200),
         description=fields.parse_text("spec.description", message.description, 10_000),
         target_num_updates=_target(message.target_num_updates),
-        metric_names=fields.metric_names(message.metric_names),
-        client_ids=tuple(fields.ids("spec.client_ids", message.client_ids)),
+        metric_names=fields.parse_metric_names(message.metric_names),
+        client_ids=tuple(fields.parse_optional_ids("spec.client_ids", message.client_ids)),
         aggregation=chosen,
         round_policy=_round_policy(message.round_policy),
         evaluation=_evaluation(message.evaluation),
         max_num_examples=_cap(message.max_num_examples),
         max_update_norm=_norm(message.max_update_norm),
         update_precision=_precision(message.update_precision, chosen),
-        model_id=fields.an_optional_id("spec.model_id", message.model_id),
-        request_id=fields.an_optional_id("spec.request_id", message.request_id),
+        model_id=fields.parse_optional_id("spec.model_id", message.model_id),
+        request_id=fields.parse_optional_id("spec.request_id", message.request_id),
         selection=_selection(message) if message.HasField("selection") else None,
         keep_versions=_keep_versions(message.keep_versions),
         model_version=message.model_version if message.HasField("model_version") else None,
-        architecture=fields.an_architecture("spec.architecture", message.architecture),
+        architecture=fields.parse_architecture("spec.architecture", message.architecture),
         uncertainty=uncertainty.read("spec.uncertainty", message.uncertainty),
     )
 
@@ -147,7 +147,7 @@ def _round_policy(message: training_pb2.RoundPolicy) -> RoundPolicy:
     if message.min_updates > fields.MAX_CLIENTS:
         raise FieldInvalid("spec.round_policy.min_updates", f"is {message.min_updates}; at most {fields.MAX_CLIENTS}")
     on_missed, max_retries = _on_missed(message)
-    deadline = fields.an_optional_duration("deadline", message, MAX_DEADLINE, "spec.round_policy.")
+    deadline = fields.parse_optional_duration("deadline", message, MAX_DEADLINE, "spec.round_policy.")
     return RoundPolicy(message.min_updates, deadline, on_missed=on_missed, max_retries=max_retries)
 
 

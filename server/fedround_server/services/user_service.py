@@ -15,61 +15,60 @@ MAX_LIFETIME = timedelta(days=36_500)
 
 
 class UserService(user_pb2_grpc.UserServiceServicer):
-    """Manages who may talk to the server."""
+    """Manages users and their credentials."""
 
     def __init__(self, coordinator: Coordinator) -> None:
-        """Serves these use cases."""
         self._coordinator = coordinator
         self._users = coordinator.users
 
     async def CreateUser(self, request: user_pb2.CreateUserRequest, context: Call) -> user_pb2.CreateUserResponse:
-        """Creates a user and answers its token."""
+        """Creates a user and returns its token."""
         role = _role(request.role)
         if role is None:
             raise FieldInvalid("role", "is required: ROLE_ADMIN, ROLE_ACTOR or ROLE_CLIENT")
         name = fields.parse_text("name", request.name, 200, required=True)
-        lifetime = fields.an_optional_duration("lifetime", request, MAX_LIFETIME)
-        names = fields.certificate_names("certificate_names", request.certificate_names)
+        lifetime = fields.parse_optional_duration("lifetime", request, MAX_LIFETIME)
+        names = fields.parse_certificate_names("certificate_names", request.certificate_names)
         made, token = await self._users.create(name, role, lifetime, names)
         return user_pb2.CreateUserResponse(user=self._shown(made), token=token)
 
     async def GetUser(self, request: user_pb2.GetUserRequest, context: Call) -> user_pb2.GetUserResponse:
-        """Answers one user."""
+        """Returns a user."""
         user = await self._users.get(caller(), fields.parse_id("user_id", request.user_id))
         return user_pb2.GetUserResponse(user=self._shown(user))
 
     async def GetUsers(self, request: user_pb2.GetUsersRequest, context: Call) -> user_pb2.GetUsersResponse:
         """Lists users by name."""
-        size = fields.a_page_size(request.page_size)
-        after = fields.a_page_token(request.page_token, str)
-        users = await self._users.page(_role(request.role), after[0] if after else "", size + 1)
-        page, token = pages.cut(users, size, convert.user, lambda user: fields.page_token(user.name))
+        size = pages.parse_size(request.page_size)
+        after = pages.parse_token(request.page_token, str)
+        users = await self._coordinator.reads.users(_role(request.role), after[0] if after else "", size + 1)
+        page, token = pages.cut(users, size, convert.user, lambda user: pages.format_token(user.name))
         return user_pb2.GetUsersResponse(users=page, next_page_token=token)
 
     async def GetMyself(self, request: user_pb2.GetMyselfRequest, context: Call) -> user_pb2.GetMyselfResponse:
-        """Answers the caller."""
+        """Returns the caller."""
         return user_pb2.GetMyselfResponse(user=self._shown(await self._users.view(caller().user_id)))
 
     async def RotateToken(self, request: user_pb2.RotateTokenRequest, context: Call) -> user_pb2.RotateTokenResponse:
         """Replaces a user's token."""
-        user_id = fields.an_optional_id("user_id", request.user_id) or caller().user_id
-        overlap = fields.an_optional_duration("overlap", request, MAX_OVERLAP)
-        lifetime = fields.an_optional_duration("lifetime", request, MAX_LIFETIME)
+        user_id = fields.parse_optional_id("user_id", request.user_id) or caller().user_id
+        overlap = fields.parse_optional_duration("overlap", request, MAX_OVERLAP)
+        lifetime = fields.parse_optional_duration("lifetime", request, MAX_LIFETIME)
         token = await self._users.rotate_token(caller(), user_id, overlap, lifetime)
         return user_pb2.RotateTokenResponse(token=token)
 
     async def RevokeToken(self, request: user_pb2.RevokeTokenRequest, context: Call) -> user_pb2.RevokeTokenResponse:
         """Revokes one of a user's tokens."""
-        user_id = fields.an_optional_id("user_id", request.user_id) or caller().user_id
-        await self._users.revoke_token(caller(), user_id, fields.a_token_id("token_id", request.token_id))
+        user_id = fields.parse_optional_id("user_id", request.user_id) or caller().user_id
+        await self._users.revoke_token(caller(), user_id, fields.parse_token_id("token_id", request.token_id))
         return user_pb2.RevokeTokenResponse()
 
     async def SetCertificateNames(
         self, request: user_pb2.SetCertificateNamesRequest, context: Call
     ) -> user_pb2.SetCertificateNamesResponse:
-        """Sets which client certificates are a user's."""
+        """Sets the names in client certificates that identify a user."""
         user_id = fields.parse_id("user_id", request.user_id)
-        names = fields.certificate_names("certificate_names", request.certificate_names)
+        names = fields.parse_certificate_names("certificate_names", request.certificate_names)
         view = await self._users.set_certificate_names(user_id, names)
         return user_pb2.SetCertificateNamesResponse(user=self._shown(view))
 
@@ -79,13 +78,15 @@ class UserService(user_pb2_grpc.UserServiceServicer):
         return user_pb2.RemoveUserResponse()
 
     def _shown(self, found: User | UserView) -> user_pb2.User:
-        """Encodes a user, with what lets it in if the caller may see that."""
+        """Encodes a user, with its credentials if the caller may see them."""
         if isinstance(found, User):
             return convert.user(found)
         message = convert.user(found.user)
         message.certificate_names.extend(found.certificate_names)
         for token in found.tokens:
-            message.tokens.append(convert.token(token, self._users.last_use(found.user.user_id, token)))
+            message.tokens.append(
+                convert.token(token, self._coordinator.access.last_use(found.user.user_id, token.token_hash))
+            )
         return message
 
 

@@ -1,4 +1,4 @@
-"""The store: its verbs by noun, over one database."""
+"""The store: its verbs by noun, on one database."""
 
 from collections.abc import Callable
 from datetime import datetime
@@ -10,7 +10,6 @@ from fedround_server.store.db.run import Database, utc_now
 from fedround_server.store.verbs.audit import AuditVerbs
 from fedround_server.store.verbs.credentials import CredentialVerbs
 from fedround_server.store.verbs.event import EventVerbs
-from fedround_server.store.verbs.last_seen import SightingVerbs
 from fedround_server.store.verbs.model import ModelVerbs
 from fedround_server.store.verbs.round import RoundVerbs
 from fedround_server.store.verbs.submission import SubmissionVerbs
@@ -19,14 +18,14 @@ from fedround_server.store.verbs.user import UserVerbs
 
 
 class Store:
-    """Everything that fedround remembers but files. Open it with `with`."""
+    """All persistent state except files. A context manager: it is open within a `with` block."""
 
     def __init__(self, url: str | Path, now: Callable[[], datetime] = utc_now) -> None:
-        """Remembers where the database is.
+        """Connects nothing yet.
 
         Args:
             url: A `postgresql://` URL, or the path of a SQLite file.
-            now: Tells the time of entries of the audit log.
+            now: Returns the time of entries of the audit log.
         """
         self._database = Database(url, now)
         self.users = UserVerbs(self._database)
@@ -35,26 +34,25 @@ class Store:
         self.trainings = TrainingVerbs(self._database)
         self.rounds = RoundVerbs(self._database)
         self.submissions = SubmissionVerbs(self._database)
-        self.sightings = SightingVerbs(self._database)
         self.events = EventVerbs(self._database)
         self.audit = AuditVerbs(self._database)
 
     def __enter__(self) -> Self:
-        """Connects and migrates; of one database there is one open store, in whatever process."""
+        """Connects and migrates the database; it can be open in one process only."""
         self._database.open()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Waits for the verbs under way and disconnects."""
+        """Waits for running verbs and disconnects."""
         self._database.close()
 
     async def hold(self) -> None:
-        """Makes sure that the database is still this process's alone.
+        """Makes sure that this process still holds the server lock of the database.
 
         Raises:
-            RuntimeError: Another server has it, since the database was restarted.
+            RuntimeError: Another server has taken it, since the database was restarted.
             StoreUnavailable: The database does not answer.
         """
         await self._database.hold()

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from fedround_server.domain.policy import OnMissed, RoundPolicy
-from fedround_server.domain.rejected_update import Refusal
+from fedround_server.domain.rejected_update import RejectedUpdate
 from fedround_server.domain.rounds.kind import RoundKind
 
 
@@ -81,7 +81,7 @@ class RoundMember:
     arrive_time: datetime | None
     seen_time: datetime | None = None
     durations: tuple[timedelta, ...] = ()
-    refusals: tuple[Refusal, ...] = ()
+    refusals: tuple[RejectedUpdate, ...] = ()
 
 
 class WaitRule(enum.Enum):
@@ -103,7 +103,7 @@ class RoundView:
     round: Round
     policy: RoundPolicy
     members: tuple[RoundMember, ...]
-    refusals: tuple[Refusal, ...] = ()
+    refusals: tuple[RejectedUpdate, ...] = ()
 
     @property
     def wait_rule(self) -> WaitRule | None:

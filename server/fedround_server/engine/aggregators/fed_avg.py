@@ -12,20 +12,20 @@ EXACT = 2.0**52
 def fed_avg(block: Block, /) -> Tensor:
     """Averages the updates, weighted by their example counts, in float64.
 
-    Sums are in canonical order, and products are exact or rounded by themselves: so the bits don't depend on how the
-    work is cut into vectors or threads, nor on whether the processor multiplies and adds at once.
+    Sums are in canonical order, and products are exact or rounded separately: so the bits do not depend on how the
+    work is divided into vectors or threads, nor on whether the processor fuses multiplication and addition.
     """
     mean = _weighted_sum(block, 1.0).div_(sum(block.weights))
     if block.model.dtype == torch.float64 and not torch.isfinite(mean).all():
-        mean = torch.where(torch.isfinite(mean), mean, _mean_of_giants(block))
+        mean = torch.where(torch.isfinite(mean), mean, _mean_of_huge(block))
     return mean
 
 
-def _mean_of_giants(block: Block) -> Tensor:
+def _mean_of_huge(block: Block) -> Tensor:
     """Averages elements whose weighted sum leaves float64's range, while their mean cannot.
 
-    Weights are scaled by a power of two, which is exact, so far that the sum stays in range. What rounding adds must
-    not carry the mean over the largest of the updates: that may be float64's largest number.
+    Weights are scaled by a power of two, which is exact, so that the sum stays in range. Rounding must not carry the
+    mean over the largest of the updates: that may be float64's largest number.
     """
     weight = sum(block.weights)
     scale = 0.5 ** (weight.bit_length() + 1)
@@ -42,7 +42,7 @@ def _weighted_sum(block: Block, scale: float) -> Tensor:
     for update, weight in zip(block.updates, block.weights, strict=True):
         wide.copy_(update)
         if scale == 1 and weight <= EXACT * torch.finfo(update.dtype).eps:
-            # In one pass over memory: it saves a quarter of the time.
+            # One pass over memory, which saves a quarter of the time.
             total.add_(wide, alpha=weight)
         else:
             total.add_(wide.mul_(weight * scale))

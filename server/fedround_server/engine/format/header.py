@@ -1,7 +1,7 @@
-"""The JSON of a safetensors header, read one tensor at a time.
+"""The JSON of a safetensors header, parsed one tensor at a time.
 
-Python's JSON scanner lets nobody else run until it is through: a crafted header of 4 MiB would hold the event loop for
-0.4 s, even from a thread. Between two tensors others have their turn.
+Python's JSON scanner holds the interpreter lock until it is done: a crafted header of 4 MiB would block the event loop
+for 0.4 s, even from a thread. Between two tensors other threads can run.
 """
 
 import json
@@ -19,7 +19,7 @@ SPACE = re.compile(r"[ \t\n\r]*")
 
 
 def read_header(header: bytes, limit: int) -> dict[str, Any]:
-    """Reads the descriptions of tensors, by name and without the metadata.
+    """Parses the descriptions of tensors, by name and without the metadata.
 
     Args:
         header: The JSON text.
@@ -46,7 +46,7 @@ def read_header(header: bytes, limit: int) -> dict[str, Any]:
 def _read_object(
     text: str, at: int, read_value: Callable[[str, str, int], tuple[Any, int]], most: int
 ) -> tuple[dict[str, Any], int]:
-    """Reads an object member by member; returns it and where it ends."""
+    """Parses an object member by member; returns it and where it ends."""
     found: dict[str, Any] = {}
     at = _skip(text, at + 1)
     if text.startswith("}", at):
@@ -74,7 +74,7 @@ def _read_member(limit: int, name: str, text: str, at: int) -> tuple[Any, int]:
     if name == METADATA:
         if not text.startswith("{", at):
             raise ModelFormat("the safetensors header's metadata is not a JSON object")
-        return _read_object(text, at, _read_note, limit + 1)
+        return _read_object(text, at, _read_metadata_value, limit + 1)
     piece = text[at : at + MAX_ENTRY]
     try:
         value, length = DECODER.raw_decode(piece)
@@ -88,8 +88,8 @@ def _read_member(limit: int, name: str, text: str, at: int) -> tuple[Any, int]:
     return value, at + length
 
 
-def _read_note(_: str, text: str, at: int) -> tuple[str, int]:
-    """Reads a value of the metadata: a string, as in the reference implementation."""
+def _read_metadata_value(_: str, text: str, at: int) -> tuple[str, int]:
+    """Parses a value of the metadata: a string, as in the reference implementation."""
     return _read_string(text, at)
 
 
@@ -109,26 +109,29 @@ def _too_many(limit: int) -> ModelFormat:
     return ModelFormat(f"the safetensors header describes more than {limit} tensors")
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _reject_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         raise ModelFormat("the safetensors header names something twice")
     return found
 
 
-def _no_fractions(text: str) -> NoReturn:
+def _reject_fraction(text: str) -> NoReturn:
     raise ModelFormat(f"the safetensors header contains {text[:40]}, which is no acceptable shape and no offset")
 
 
-def _an_integer(text: str) -> int:
-    # The reference implementation takes it for a fraction: nobody could read the file.
-    return _no_fractions(text) if text == "-0" else int(text)
+def _parse_integer(text: str) -> int:
+    # The reference implementation takes it for a fraction, and could not read the file.
+    return _reject_fraction(text) if text == "-0" else int(text)
 
 
-def _no_constants(text: str) -> NoReturn:
+def _reject_constant(text: str) -> NoReturn:
     raise ValueError(text)
 
 
 DECODER = json.JSONDecoder(
-    object_pairs_hook=_unique, parse_float=_no_fractions, parse_int=_an_integer, parse_constant=_no_constants
+    object_pairs_hook=_reject_duplicates,
+    parse_float=_reject_fraction,
+    parse_int=_parse_integer,
+    parse_constant=_reject_constant,
 )

@@ -1,4 +1,4 @@
-"""The header of a safetensors file: what it says, and whether that may be believed.
+"""The header of a safetensors file: what it says, and whether that is acceptable.
 
 The format: 8 bytes with the length of a JSON header (little-endian), the header, then the tensors' data. The header
 maps each name to {"dtype", "shape", "data_offsets": [begin, end]}, counted from the end of the header.
@@ -9,25 +9,22 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
+from threading import Lock
 from typing import Any
 
-from fedround_server.domain.errors import ModelFormat, UpdateMismatch
+from cachetools import LRUCache, cached
+
+from fedround_server.domain.errors import ModelFormat
 from fedround_server.domain.model import MAX_TENSORS, Dtype, Manifest, TensorSpec
 from fedround_server.engine.format.header import read_header
-from fedround_server.recent import Recent
 
 PREFIX = 8
-MAX_HEADER = 4 << 20
 MAX_RANK = 16
 MAX_NAME = 512
 MAX_DIMENSION = 1 << 48
-LARGE = 64 << 10
-"""A header up to this size is read in a few milliseconds; the largest ones take hundreds."""
-REMEMBERED = 2 << 20
-"""Bytes of headers whose layouts are remembered; a layout takes ten times as much memory."""
+CACHED_BYTES = 2 << 20
+"""Bytes of headers whose layouts are cached; a layout takes ten times as much memory."""
 NAME = re.compile(r"[^\x00-\x1f\x7f\\\ud800-\udfff]+")
-PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,72 +44,24 @@ class Layout:
     size_bytes: int
 
 
-class HeaderGate:
-    """Reads a header from the chunks of a file, and refuses it as soon as it can be known to be bad."""
-
-    def __init__(self, expected: Manifest | None = None, differences: Manifest | None = None) -> None:
-        """Begins before the first byte.
-
-        Args:
-            expected: What the file must contain, exactly; None for anything acceptable.
-            differences: What it may contain instead, exactly.
-        """
-        self._expected = expected
-        self._differences = differences
-        self._seen = bytearray()
-        self._wanted = PREFIX
-        self.layout: Layout | None = None
-
-    def takes_long(self, data: bytes) -> bool:
-        """Tells whether feeding these bytes means reading a large header, which is nothing for the event loop."""
-        if self.layout is not None:
-            return False
-        length = int.from_bytes((bytes(self._seen[:PREFIX]) + data[:PREFIX])[:PREFIX], "little")
-        return LARGE < length <= len(self._seen) + len(data) - PREFIX
-
-    def feed(self, data: bytes) -> None:
-        """Takes the next bytes of the file.
-
-        Raises:
-            ModelFormat: This is no acceptable safetensors file.
-            UpdateMismatch: It does not contain what it must.
-        """
-        if self.layout is not None:
-            return
-        taken = self._take(data)
-        if len(self._seen) == PREFIX == self._wanted:
-            self._wanted += _header_length(bytes(self._seen))
-            self._take(data[taken : taken + self._wanted])
-        if len(self._seen) == self._wanted > PREFIX:
-            self.layout = parse_header(bytes(self._seen[PREFIX:]))
-            self._seen.clear()
-            if self._expected is not None:
-                check_same(self.layout.manifest, self._expected, self._differences)
-
-    def _take(self, data: bytes) -> int:
-        """Takes what is wanted of some bytes; returns how many."""
-        part = data[: self._wanted - len(self._seen)]
-        self._seen += part
-        return len(part)
-
-
 def parse_header(header: bytes, *, own: bool = False) -> Layout:
-    """Checks a header.
+    """Parses and checks a header. The latest ones are cached: the updates of a training have equal headers.
 
     Args:
         header: The JSON text, without the 8 bytes of its length.
-        own: Whether the server keeps the file already: posteriors may have any number of tensors, and longer names.
+        own: Whether the server stores the file already: posteriors may have any number of tensors, and longer names.
 
     Returns:
-        What it says; of equal headers it may be the same object.
+        What it says; for equal headers it may be the same object.
 
     Raises:
         ModelFormat: The header is malformed, or describes a file that is not acceptable.
     """
-    return (_read_own if own else _read_strange)(header)
+    return _parse_header(header, own)
 
 
-def _read(header: bytes, *, own: bool) -> Layout:
+@cached(LRUCache(CACHED_BYTES, getsizeof=lambda layout: layout.data_start), lock=Lock())
+def _parse_header(header: bytes, own: bool) -> Layout:
     tensors = read_header(header, len(header) if own else MAX_TENSORS)
     if not tensors:
         raise ModelFormat("the file contains no tensors")
@@ -135,12 +84,8 @@ def _read(header: bytes, *, own: bool) -> Layout:
     return Layout(manifest, {name: data_start + begin for begin, _, name in spans}, data_start, data_start + position)
 
 
-_read_own: Recent[bytes, Layout] = Recent(partial(_read, own=True), REMEMBERED)
-_read_strange: Recent[bytes, Layout] = Recent(partial(_read, own=False), REMEMBERED)
-
-
 def make_header(manifest: Manifest) -> bytes:
-    """Writes everything before the data of a file with these tensors, one behind the other in the manifest's order."""
+    """Returns everything before the data of a file with these tensors, one after the other in the manifest's order."""
     header: dict[str, Any] = {}
     position = 0
     for name, spec in manifest.items():
@@ -148,59 +93,9 @@ def make_header(manifest: Manifest) -> bytes:
         header[name] = {"dtype": spec.dtype.name, "shape": list(spec.shape), "data_offsets": [position, end]}
         position = end
     text = json.dumps(header, separators=(",", ":")).encode()
-    # The data begins at a multiple of eight, like in files of the reference implementation.
+    # The data begins at a multiple of eight, as in files of the reference implementation.
     text += b" " * (-len(text) % PREFIX)
     return len(text).to_bytes(PREFIX, "little") + text
-
-
-def check_same(actual: Manifest, expected: Manifest, differences: Manifest | None = None) -> None:
-    """Compares what is there with what must be.
-
-    Args:
-        actual: What is there.
-        expected: What must be there.
-        differences: What may be there instead: meant if it has one of the differences.
-
-    Raises:
-        UpdateMismatch: A tensor is missing, is one too many, or has another type or shape.
-    """
-    if actual in (expected, differences):
-        return
-    hint = ""
-    if differences is not None and any(_is_difference(name, actual, expected, differences) for name in actual):
-        expected, hint = differences, ": differences of all F32 and F64 tensors, or of none"
-    if missing := sorted(expected.keys() - actual.keys()):
-        raise UpdateMismatch(f"the update lacks tensors that the round asks for: {_some(missing)}")
-    if surplus := sorted(actual.keys() - expected.keys()):
-        raise UpdateMismatch(f"the update has tensors that the round does not ask for: {_some(surplus)}")
-    for name, spec in expected.items():
-        found = actual[name]
-        if found != spec:
-            raise UpdateMismatch(
-                f"tensor {name!r} is {found.dtype.name}{list(found.shape)},"
-                f" and the round asks for {spec.dtype.name}{list(spec.shape)}{hint}"
-            )
-
-
-def _is_difference(name: str, actual: Manifest, expected: Manifest, differences: Manifest) -> bool:
-    spec = differences.get(name)
-    return spec is not None and spec != expected[name] and spec.dtype is actual[name].dtype
-
-
-def _header_length(prefix: bytes) -> int:
-    length = int.from_bytes(prefix, "little")
-    if 2 <= length <= MAX_HEADER:
-        return length
-    # Looked at last: the lengths 640, 896, ... begin like a pickle.
-    if prefix.startswith(PICKLE_STARTS):
-        raise ModelFormat(
-            "this is a pickle (a torch .pt file), and the server unpickles nothing:"
-            " run `fedround convert FILE` and send the safetensors file that it writes"
-        )
-    raise ModelFormat(
-        f"this is not a safetensors file (its header would have {length} bytes, allowed are 2 to {MAX_HEADER}):"
-        " save the state dict with safetensors, or run `fedround convert FILE`"
-    )
 
 
 def _check_name(name: str) -> None:
@@ -233,9 +128,5 @@ def _parse_tensor(name: str, entry: Any) -> tuple[TensorSpec, int, int]:
 
 
 def _are_sizes(values: Any) -> bool:
-    # bool is an int in Python, but not here.
+    # bool is a subclass of int.
     return isinstance(values, list) and all(type(value) is int and 0 <= value <= MAX_DIMENSION for value in values)
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(repr(name[:80]) for name in names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

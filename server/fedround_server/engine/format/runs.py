@@ -1,4 +1,4 @@
-"""Tensors that lie side by side, worked on as one: most of the many tensors of a model are small."""
+"""Adjacent tensors, processed as one: most of the many tensors of a model are small."""
 
 from bisect import bisect_right
 from collections.abc import Collection, Iterator, Sequence
@@ -10,12 +10,12 @@ from fedround_server.engine.format.manifest import Layout
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Tensors of one dtype, one behind the other in the same order in each of some files.
+    """Tensors of one dtype that follow each other in the same order in each of several files.
 
     Attributes:
-        dtype: Their type in the first file; in another one they may have another one, all the same.
-        names: What they are called. An element of the run is an element behind the first tensor's start.
-        ends: For each the index behind its last element.
+        dtype: Their type in the first file. In another file all of them may have a different type.
+        names: Their names. Elements of the run are counted from the first tensor's start.
+        ends: For each tensor, the index after its last element.
     """
 
     dtype: Dtype
@@ -24,12 +24,12 @@ class Run:
 
     @property
     def first(self) -> str:
-        """Name of the tensor that the run starts with."""
+        """Name of the run's first tensor."""
         return self.names[0]
 
     @property
     def num_elements(self) -> int:
-        """Elements of all its tensors."""
+        """Number of elements of all its tensors."""
         return self.ends[-1]
 
     def owner(self, element: int) -> str:
@@ -38,19 +38,19 @@ class Run:
 
 
 def runs(layout: Layout, others: Collection[Layout] = ()) -> Iterator[Run]:
-    """Cuts files with the same tensors into runs, in the order of the first one.
+    """Divides files with the same tensors into runs, in the order of the first file.
 
-    Only floating tensors are put together: nothing is computed of the others.
+    Only floating tensors are joined: the others are not computed with.
 
     Args:
-        layout: Of the first file.
-        others: Of the others; each is looked at once, however many files have it.
+        layout: The first file's layout.
+        others: Layouts of the other files; equal objects are processed once.
     """
     layouts = [layout, *{id(other): other for other in others}.values()]
     names: list[str] = []
     ends: list[int] = []
     for name in sorted(layout.offsets, key=layout.offsets.__getitem__):
-        if names and not all(_adjoin(one, names[-1], name) for one in layouts):
+        if names and not all(_are_adjacent(one, names[-1], name) for one in layouts):
             yield Run(layout.manifest[names[0]].dtype, names, ends)
             names, ends = [], []
         names.append(name)
@@ -59,12 +59,12 @@ def runs(layout: Layout, others: Collection[Layout] = ()) -> Iterator[Run]:
 
 
 def singly(layout: Layout) -> Iterator[Run]:
-    """Cuts a file into runs of one tensor each."""
+    """Divides a file into runs of one tensor each."""
     for name, spec in layout.manifest.items():
         yield Run(spec.dtype, [name], [spec.num_elements])
 
 
-def _adjoin(layout: Layout, name: str, following: str) -> bool:
+def _are_adjacent(layout: Layout, name: str, following: str) -> bool:
     spec = layout.manifest[name]
     return (
         spec.dtype.is_floating

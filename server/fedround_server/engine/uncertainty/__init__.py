@@ -1,4 +1,4 @@
-"""The uncertainty methods by name: to add one, write its file here and its line below."""
+"""The uncertainty methods by name. To add one, write its file here and its line below."""
 
 from collections.abc import Mapping
 

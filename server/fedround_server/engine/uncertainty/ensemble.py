@@ -8,10 +8,10 @@ from fedround_server.engine.uncertainty.predictor import Predictor, load_weights
 
 
 def ensemble(predictor: Predictor, /) -> Iterator[Tensor]:
-    """Makes one pass with each model.
+    """Runs one pass with each model.
 
     Raises:
-        PredictionFailed: A model does not fit the architecture.
+        PredictionFault: A model does not fit the architecture.
     """
     for path in predictor.models:
         load_weights(predictor.network, path)

@@ -1,8 +1,8 @@
 """Makes one SWAG posterior of the moments that participants collected (Maddox et al., NeurIPS 2019).
 
-The posterior of all is the mixture of the participants' ones: its first and second moment are the means of theirs,
-weighted by example counts. Its deviations are theirs side by side, scaled so that the low-rank covariance is the sum of
-their outer products. How far apart the participants' means are is in the second moment, hence in the diagonal.
+The posterior is the mixture of the participants' posteriors: its first and second moments are the means of theirs,
+weighted by example counts. Its deviations are all of theirs, scaled so that the low-rank covariance is the sum of their
+outer products. The distance between the participants' means is in the second moment, hence in the diagonal.
 """
 
 from collections.abc import Iterator
@@ -13,20 +13,24 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fedround_server.blobs import BlobFiles
 from fedround_server.domain.model import BlobRef, Manifest, TensorSpec
 from fedround_server.domain.swag_moments import DEVIATION, MEAN, SECOND, columns
 from fedround_server.engine.aggregators import Block
 from fedround_server.engine.aggregators.fed_avg import fed_avg
+from fedround_server.engine.format.layouts import Layouts
 from fedround_server.engine.format.manifest import make_header
-from fedround_server.engine.format.tensors import Layouts, TensorFile, TensorWriter, blocks
+from fedround_server.engine.format.tensors import TensorFile, blocks
+from fedround_server.engine.format.writer import TensorWriter
 from fedround_server.engine.jobs import AggregationFailed, AggregationJob
 
 
-def collect(job: AggregationJob, target: Path) -> BlobRef:
+def collect(files: BlobFiles, job: AggregationJob, target: Path) -> BlobRef:
     """Aggregates moments into a new file: mean/NAME and second/NAME, and deviation/K/NAME over all participants.
 
     Args:
-        job: The updates are moments; the model is not looked at.
+        files: Where the files of the job are.
+        job: The updates are moments; the model is not used.
         target: Where to write; must not exist.
 
     Raises:
@@ -34,17 +38,17 @@ def collect(job: AggregationJob, target: Path) -> BlobRef:
     """
     layouts = Layouts()
     with ExitStack() as stack:
-        files = [stack.enter_context(TensorFile(path, layouts)) for path in job.updates]
-        first = files[0].layout.manifest
+        updates = [stack.enter_context(TensorFile(files.local_path(update), layouts)) for update in job.updates]
+        first = updates[0].layout.manifest
         rank = columns(first)
-        manifest = dict(_posterior(first, rank, len(files)))
+        manifest = dict(_posterior(first, rank, len(updates)))
         writer = stack.enter_context(TensorWriter(target, make_header(manifest)))
         for name, spec in manifest.items():
             for start, length in blocks(spec.num_elements):
                 if name.startswith(f"{DEVIATION}/"):
-                    block = _deviation(job, files, name, rank, start, length)
+                    block = _deviation(job, updates, name, rank, start, length)
                 else:
-                    parts = [file.block(name, start, length) for file in files]
+                    parts = [update.block(name, start, length) for update in updates]
                     block = fed_avg(Block(parts, job.weights, parts[0], {}))
                 if not torch.isfinite(block).all():
                     raise AggregationFailed(f"the aggregate of {name!r} has values that its dtype cannot hold")
@@ -62,9 +66,9 @@ def _posterior(specs: Manifest, rank: int, count: int) -> Iterator[tuple[str, Te
                 yield f"{DEVIATION}/{column}/{name.removeprefix(f'{DEVIATION}/0/')}", specs[name]
 
 
-def _deviation(job: AggregationJob, files: list[TensorFile], name: str, rank: int, start: int, length: int) -> Tensor:
+def _deviation(job: AggregationJob, updates: list[TensorFile], name: str, rank: int, start: int, length: int) -> Tensor:
     _, column, tensor = name.split("/", 2)
-    update, own = divmod(int(column), rank)
-    part = files[update].block(f"{DEVIATION}/{own}/{tensor}", start, length)
-    scale = sqrt(job.weights[update] / sum(job.weights) / max(rank - 1, 1))
+    number, own = divmod(int(column), rank)
+    part = updates[number].block(f"{DEVIATION}/{own}/{tensor}", start, length)
+    scale = sqrt(job.weights[number] / sum(job.weights) / max(rank - 1, 1))
     return (part.to(torch.float64) * scale).to(torch.float32)

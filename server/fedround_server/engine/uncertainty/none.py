@@ -8,5 +8,5 @@ from fedround_server.engine.uncertainty.predictor import Predictor
 
 
 def none(predictor: Predictor, /) -> Iterator[Tensor]:
-    """Makes one pass."""
+    """Runs one pass."""
     yield predictor.run()

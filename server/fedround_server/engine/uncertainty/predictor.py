@@ -1,4 +1,4 @@
-"""What uncertainty methods are, and what they get."""
+"""What an uncertainty method is, and its input."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fedround_server.engine.format.tensors import TensorFile
-from fedround_server.engine.jobs import PredictionFailed
+from fedround_server.engine.jobs import PredictionFault
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,10 +20,10 @@ class Predictor:
     Attributes:
         network: The operator's architecture with the first model's weights.
         inputs: Preprocessed, shape (inputs, ...).
-        models: The files of all models that vote, the network's first.
+        models: The files of all models that vote, the one in the network first.
         posterior: The file of the SWAG posterior.
         options: The method's options.
-        generator: Where random numbers come from.
+        generator: The source of random numbers.
     """
 
     network: nn.Module
@@ -34,18 +34,18 @@ class Predictor:
     generator: torch.Generator
 
     def run(self) -> Tensor:
-        """Makes one pass.
+        """Runs one pass.
 
         Raises:
-            PredictionFailed: The network does not take the inputs, or gives no tensor with one row an input.
+            PredictionFault: The network does not take the inputs, or does not return a tensor with one row per input.
         """
         with blaming("inputs", "the network does not take these inputs"):
-            # A network may work in place.
+            # A network may modify its input.
             output = self.network(self.inputs.clone())
         if not isinstance(output, Tensor) or output.ndim == 0 or len(output) != len(self.inputs):
-            raise PredictionFailed("architecture", "the network must return one tensor with a row for each input")
+            raise PredictionFault("architecture", "the network must return one tensor with a row for each input")
         if self.options.get("softmax") and output.ndim == 1:
-            raise PredictionFailed("architecture", "the network returns one number an input, no classes for softmax")
+            raise PredictionFault("architecture", "the network returns one number an input, no classes for softmax")
         return output
 
 
@@ -56,24 +56,18 @@ class Method(Protocol):
         """Yields the outputs of one pass after the other, each of shape (inputs, ...).
 
         Raises:
-            PredictionFailed: The model is not what the method needs.
+            PredictionFault: The model lacks what the method needs.
         """
 
 
-def read(file: TensorFile, name: str) -> Tensor:
-    """Returns a whole tensor of a file, as a copy."""
-    spec = file.layout.manifest[name]
-    return file.block(name, 0, spec.num_elements).clone().reshape(spec.shape)
-
-
 def load_weights(network: nn.Module, path: Path) -> None:
-    """Gives a network the weights of a model.
+    """Loads the weights of a model into a network.
 
     Raises:
-        PredictionFailed: They do not fit.
+        PredictionFault: They do not fit.
     """
     with TensorFile(path) as file:
-        state = {name: read(file, name) for name in file.layout.manifest}
+        state = {name: file.tensor(name) for name in file.layout.manifest}
     with blaming("weights", "the model does not fit the architecture"):
         network.load_state_dict(state)
 
@@ -82,46 +76,46 @@ def build(factory: Callable[[], object]) -> nn.Module:
     """Builds a network in eval mode.
 
     Raises:
-        PredictionFailed: The factory makes none.
+        PredictionFault: The factory does not make one.
     """
     with blaming("architecture", "the factory failed"):
         network = factory()
     if not isinstance(network, nn.Module):
-        raise PredictionFailed("architecture", f"the factory made a {type(network).__name__}, no torch.nn.Module")
+        raise PredictionFault("architecture", f"the factory made a {type(network).__name__}, no torch.nn.Module")
     return network.eval()
 
 
 @contextmanager
 def bounded() -> Iterator[None]:
-    """Runs what may need more memory than there is.
+    """Reports errors of the block that mean that memory ran out.
 
     Raises:
-        PredictionFailed: It did.
+        PredictionFault: Memory ran out.
     """
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        # torch has no class of its own for a CPU without memory.
+        # torch has no exception class for the CPU's memory.
         if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
-            raise PredictionFailed("memory", "the prediction needs more memory than the operator allows") from error
+            raise PredictionFault("memory", "the prediction needs more memory than the operator allows") from error
         raise
 
 
 @contextmanager
 def blaming(fault: str, what: str) -> Iterator[None]:
-    """Runs code of the operator's, which may raise anything, even what no other process can read.
+    """Reports any error of the operator's code, which may raise what another process cannot unpickle.
 
     Args:
-        fault: What has to be mended, unless memory ran out.
+        fault: What has to be corrected, unless memory ran out.
         what: What an error in the block means.
 
     Raises:
-        PredictionFailed: The block failed.
+        PredictionFault: The block failed.
     """
     try:
         with bounded():
             yield
-    except PredictionFailed:
+    except PredictionFault:
         raise
     except (Exception, SystemExit) as error:
-        raise PredictionFailed(fault, f"{what}: {str(error) or type(error).__name__}") from error
+        raise PredictionFault(fault, f"{what}: {str(error) or type(error).__name__}") from error

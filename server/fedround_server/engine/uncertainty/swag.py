@@ -8,22 +8,22 @@ from torch import Tensor
 
 from fedround_server.domain.swag_moments import DEVIATION, MEAN, SECOND, columns
 from fedround_server.engine.format.tensors import TensorFile
-from fedround_server.engine.jobs import PredictionFailed
-from fedround_server.engine.uncertainty.predictor import Predictor, read
+from fedround_server.engine.jobs import PredictionFault
+from fedround_server.engine.uncertainty.predictor import Predictor
 
 
 def swag(predictor: Predictor, /) -> Iterator[Tensor]:
-    """Makes passes with weights drawn from the posterior; buffers, such as batch statistics, stay as they are.
+    """Runs passes with weights drawn from the posterior; buffers, such as batch statistics, keep the model's values.
 
     Raises:
-        PredictionFailed: The posterior lacks weights of the network.
+        PredictionFault: The posterior lacks weights of the network.
     """
     if predictor.posterior is None:
-        raise PredictionFailed("weights", "there is no posterior")
+        raise PredictionFault("weights", "there is no posterior")
     parameters = dict(predictor.network.named_parameters())
     with TensorFile(predictor.posterior) as file:
         if missing := sorted(name for name in parameters if f"{MEAN}/{name}" not in file.layout.manifest):
-            raise PredictionFailed("weights", f"the posterior lacks {missing[0]!r}, a weight of the architecture")
+            raise PredictionFault("weights", f"the posterior lacks {missing[0]!r}, a weight of the architecture")
         for _ in range(predictor.options["samples"]):
             for name, value in draw(file, sorted(parameters), predictor.generator).items():
                 parameters[name].data.copy_(value)
@@ -31,22 +31,22 @@ def swag(predictor: Predictor, /) -> Iterator[Tensor]:
 
 
 def draw(file: TensorFile, names: list[str], generator: torch.Generator) -> dict[str, Tensor]:
-    """Draws weights: mean + sigma * z for a diagonal posterior; with deviations half of each part's variance.
+    """Draws weights: mean + sigma * z for a diagonal posterior; with deviations, half of the variance of each part.
 
     Args:
         file: The posterior.
-        names: Of the weights.
-        generator: Where random numbers come from.
+        names: Names of the weights.
+        generator: The source of random numbers.
 
     Returns:
         Float64 tensors by name.
     """
     rank = columns(file.layout.manifest)
-    # One factor a column for the whole network: this is what makes weights vary together.
+    # One factor per column for the whole network: this makes weights correlate.
     factors = torch.randn(rank, generator=generator, dtype=torch.float64).tolist()
     drawn = {}
     for name in names:
-        mean, second = read(file, f"{MEAN}/{name}"), read(file, f"{SECOND}/{name}")
+        mean, second = file.tensor(f"{MEAN}/{name}"), file.tensor(f"{SECOND}/{name}")
         sigma = (second - mean.square()).clamp(min=0).sqrt()
         noise = sigma * torch.randn(mean.shape, generator=generator, dtype=torch.float64)
         for column, factor in enumerate(factors):

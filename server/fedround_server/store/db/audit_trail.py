@@ -9,7 +9,8 @@ from typing import Any
 from peewee import ModelSelect
 
 from fedround_server.domain.audit import AuditHead, AuditRecord, audit_chain
-from fedround_server.store.db.compiled import compiled, insert, save
+from fedround_server.store.db.compiled import compiled
+from fedround_server.store.db.rows import insert, save
 from fedround_server.store.tables.base import BATCH_ROWS, Row, database_proxy
 from fedround_server.store.tables.mapping import from_entry
 from fedround_server.store.tables.schema import AuditHeadRow, AuditRow

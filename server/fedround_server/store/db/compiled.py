@@ -1,12 +1,11 @@
-"""Statements whose SQL is written once: to have it written anew takes longer than to run it.
+"""Compiled queries: peewee writes their SQL once, since that takes longer than to run it.
 
-Each kind of database gets its own text, as another one may be opened later in the same process.
+The SQL is kept for each kind of database: a process may open one after the other.
 """
 
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from inspect import signature
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
@@ -21,37 +20,54 @@ P = ParamSpec("P")
 RowT = TypeVar("RowT", bound=Row)
 Converter = Callable[[Any], Any]
 UNCHANGED = (CharField.adapt, IntegerField.adapt)
-"""How peewee makes sure that values are what the fields are declared with; here mypy does."""
+"""The conversions of peewee that return text and integers as they are, after a check that mypy makes here."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Slot:
-    """Where a value is put later, by its position among the arguments."""
+class Slot:
+    """The place of an argument among the values of a statement.
+
+    Attributes:
+        position: The position of the argument.
+        convert: Converts the argument for the database; None if it is passed as it is.
+    """
 
     position: int
-    converter: Converter | None
+    convert: Converter | None
 
 
-class _Parameter(ColumnBase):
-    """Stands for a value in a query; by default what it is compared with tells how it is converted."""
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """SQL with its values, some of which are slots for arguments."""
 
-    def __init__(self, position: int, converter: Converter | None = None) -> None:
+    sql: str
+    values: Sequence[Any]
+
+    def execute(self, args: Sequence[Any]) -> Any:
+        """Runs the statement with arguments; returns the cursor."""
+        return database_proxy.execute_sql(self.sql, [_bind(value, args) for value in self.values])
+
+
+class Parameter(ColumnBase):
+    """Stands for an argument in a query; by default it is converted by the field that it is compared with."""
+
+    def __init__(self, position: int, convert: Converter | None = None) -> None:
         self.position = position
-        self._converter_of_its_own = converter
+        self._convert = convert
 
     def __sql__(self, ctx: Context) -> Context:
-        converter = self._converter_of_its_own or ctx.state.converter
-        field = getattr(converter, "__self__", None)
-        if isinstance(field, Field) and not _converts(field, "db_value"):
-            converter = None
-        ctx.value(_Slot(self.position, converter), converter=False)
+        convert = self._convert or ctx.state.converter
+        field = getattr(convert, "__self__", None)
+        if isinstance(field, Field) and not converts(field, "db_value"):
+            convert = None
+        ctx.value(Slot(self.position, convert), converter=False)
         return ctx
 
 
-class _Many(ColumnBase):
+class _Array(ColumnBase):
     """Many values as one parameter."""
 
-    def __init__(self, values: "Collection[str | int] | _Parameter", kind: str) -> None:
+    def __init__(self, values: Collection[str | int] | Parameter, kind: str) -> None:
         self._values = values
         self._kind = kind
 
@@ -60,98 +76,81 @@ class _Many(ColumnBase):
         if isinstance(database_proxy.obj, PostgresqlDatabase):
             before, convert, after = "(SELECT unnest(", list, f"::{self._kind}[]))"
         else:
-            before, convert, after = "(SELECT value FROM json_each(", _as_json, "))"
+            before, convert, after = "(SELECT value FROM json_each(", lambda values: json.dumps(list(values)), "))"
         values = self._values
         ctx.literal(before)
-        ctx.value(_Slot(values.position, convert) if isinstance(values, _Parameter) else convert(values), False)
+        ctx.value(Slot(values.position, convert) if isinstance(values, Parameter) else convert(values), False)
         ctx.literal(after)
         return ctx
 
 
-def _as_json(values: Iterable[str | int]) -> str:
-    return json.dumps(list(values))
-
-
 def in_array(field: Field, values: Collection[str] | Collection[int]) -> Expression:
-    """Says that a field has one of some values: `in_` says it too, with a parameter each, at many times the cost."""
-    return Expression(field, OP.IN, _Many(values, "bigint" if isinstance(field, IntegerField) else "text"))
+    """Returns the condition that a field has one of some values.
 
-
-@dataclass(frozen=True, slots=True)
-class _Statement:
-    sql: str
-    values: Sequence[Any]
-
-    def execute(self, args: Sequence[Any]) -> Any:
-        """Runs the statement with its parameters' values; returns the cursor."""
-        return database_proxy.execute_sql(self.sql, [_bound(value, args) for value in self.values])
-
-
-def _bound(value: Any, args: Sequence[Any]) -> Any:
-    if not isinstance(value, _Slot):
-        return value
-    given = args[value.position]
-    return given if value.converter is None else value.converter(given)
-
-
-def _converts(field: Field, method: str) -> bool:
-    """Tells whether a method of a field changes what it is given: text and whole numbers are stored as they are."""
-    table = type(field)
-    return getattr(table, method) is not getattr(Field, method) or table.adapt not in UNCHANGED
-
-
-def _write(query: Query) -> _Statement:
-    sql, values = query.sql()
-    return _Statement(sql, tuple(values))
+    The values are one parameter of the statement. `field.in_(values)` has one parameter for each, at many times the
+    cost, and its SQL depends on their number.
+    """
+    return Expression(field, OP.IN, _Array(values, "bigint" if isinstance(field, IntegerField) else "text"))
 
 
 @dataclass(frozen=True, slots=True)
 class CompiledValues(Generic[P]):
-    """A query for values of columns."""
+    """A compiled query for the values of columns."""
 
     build: Callable[P, Query]
-    _written: dict[str, _Statement] = field(default_factory=dict)
+    _statements: dict[str, Statement] = field(default_factory=dict)
 
     def all(self, *args: P.args, **kwargs: P.kwargs) -> list[tuple[Any, ...]]:
-        """Returns what it finds, as the database has it: text, numbers and None are what they are."""
-        kind = _kind()
-        if kind not in self._written:
-            self._written[kind] = _write(_built(self.build))
-        found: list[tuple[Any, ...]] = self._written[kind].execute(_positional(args, kwargs)).fetchall()
+        """Returns what the query finds, as the database stores it."""
+        if kwargs:
+            raise TypeError("a compiled query takes its arguments by position")
+        kind = database_kind()
+        if kind not in self._statements:
+            self._statements[kind] = compile_query(self.query())
+        found: list[tuple[Any, ...]] = self._statements[kind].execute(args).fetchall()
         return found
+
+    def query(self) -> Query:
+        """Builds the query with a parameter for each argument."""
+        build: Callable[..., Query] = self.build
+        return build(*map(Parameter, range(len(signature(build).parameters))))
 
 
 def compiled_values(build: Callable[P, Query]) -> CompiledValues[P]:
-    """Turns a function that builds a query into a prepared query for values, like `prepared`."""
+    """Turns a function that builds a query into a compiled query for values; see `compiled`."""
     return CompiledValues(build)
 
 
-@dataclass(frozen=True, slots=True)
 class CompiledQuery(Generic[P, RowT]):
-    """A query for rows of one table."""
+    """A compiled query for rows of one table."""
 
-    build: Callable[P, "ModelSelect[RowT]"]
-    _written: dict[str, tuple[_Statement, "_Reader[RowT]"]] = field(default_factory=dict)
+    def __init__(self, build: "Callable[P, ModelSelect[RowT]]") -> None:
+        """Compiles nothing yet.
+
+        Args:
+            build: Builds the query.
+        """
+        self.build = build
+        self._values = CompiledValues(build)
+        self._reader: _RowReader[RowT] | None = None
 
     def all(self, *args: P.args, **kwargs: P.kwargs) -> list[RowT]:
-        """Returns the rows that it finds."""
-        kind = _kind()
-        if kind not in self._written:
-            query = _built(self.build)
-            self._written[kind] = _write(query), _Reader(query.model, query.selected_columns)
-        statement, reader = self._written[kind]
-        return [reader.read(found) for found in statement.execute(_positional(args, kwargs)).fetchall()]
+        """Returns the rows that the query finds."""
+        if self._reader is None:
+            query: Any = self._values.query()
+            self._reader = _RowReader(query.model, query.selected_columns)
+        return [self._reader.read(found) for found in self._values.all(*args, **kwargs)]
 
     def first(self, *args: P.args, **kwargs: P.kwargs) -> RowT | None:
-        """Returns the first row that it finds; a query that may find many should have a limit of 1."""
+        """Returns the first row that the query finds, or None; a query that may find many should have a limit of 1."""
         rows = self.all(*args, **kwargs)
         return rows[0] if rows else None
 
     def one(self, *args: P.args, **kwargs: P.kwargs) -> RowT:
-        """Returns the row that must be there.
+        """Returns the row that the query finds.
 
         Raises:
-            LookupError: It is not.
+            LookupError: The query finds no row.
         """
         row = self.first(*args, **kwargs)
         if row is None:
@@ -160,86 +159,53 @@ class CompiledQuery(Generic[P, RowT]):
 
 
 def compiled(build: "Callable[P, ModelSelect[RowT]]") -> CompiledQuery[P, RowT]:
-    """Turns a function that builds a query for fields of one table into a prepared query.
+    """Turns a function that builds a query for fields of one table into a compiled query.
 
-    The function is called once, with what stands for the values that callers give: so it may not look at them. They
-    are compared with fields, not with None (nothing equals that), go to `in_array`, or are limits.
+    The function is called once for each kind of database, with parameters instead of values; so it cannot depend on
+    values. A parameter is compared with a field, given to `in_array`, or is a limit. None equals nothing.
     """
     return CompiledQuery(build)
 
 
-def _built(build: Callable[..., Any]) -> Any:
-    return build(*map(_Parameter, range(len(signature(build).parameters))))
-
-
-def _positional(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sequence[Any]:
-    if kwargs:
-        raise TypeError("a prepared query takes its parameters by position")
-    return args
-
-
-class _Reader(Generic[RowT]):
-    """Makes rows of what a query finds, as peewee does."""
+class _RowReader(Generic[RowT]):
+    """Makes rows of a table from the values that a query finds."""
 
     def __init__(self, table: type[RowT], columns: Sequence[Any]) -> None:
         if not all(isinstance(column, Field) and column.model is table for column in columns):
-            raise TypeError(f"a prepared query selects fields of {table.__name__} alone")
+            raise TypeError(f"a compiled query selects fields of {table.__name__} alone")
         self._table = table
         self._names = [column.name for column in columns]
-        self._decoders = [(column.name, column.python_value) for column in columns if _converts(column, "python_value")]
+        self._decoders = [(column.name, column.python_value) for column in columns if converts(column, "python_value")]
 
     def read(self, found: Sequence[Any]) -> RowT:
         values = dict(zip(self._names, found, strict=True))
         for name, decode in self._decoders:
             values[name] = decode(values[name])
-        # What peewee's constructor makes, which calls a setter for each field.
+        # The same result as peewee's constructor, which calls a setter for each field.
         row = self._table.__new__(self._table)
         row.__data__, row.__rel__, row._dirty = values, {}, set()
         return row
 
 
-def insert(*rows: Row) -> None:
-    """Inserts rows with all their columns."""
-    for row in rows:
-        _insertion(_kind(), type(row)).execute(_values(row, row._meta.sorted_field_names))
-        row._dirty.clear()
-
-
-def save(row: Row) -> None:
-    """Writes what was set of a row since it was read or inserted, but not its key."""
-    keys = _keys(type(row))
-    changed = [name for name in row.dirty_field_names if name not in keys]
-    if changed:
-        _update(_kind(), type(row), *changed).execute(_values(row, [*changed, *keys]))
-        row._dirty.clear()
-
-
-def _kind() -> str:
+def database_kind() -> str:
+    """Returns the kind of the open database."""
     return type(database_proxy.obj).__name__
 
 
-@cache
-def _keys(table: type[Row]) -> Sequence[str]:
-    return [key.name for key in table._meta.get_primary_keys()]  # type: ignore[no-untyped-call]  # the stubs' lack
+def compile_query(query: Query) -> Statement:
+    """Returns the SQL of a query."""
+    sql, values = query.sql()
+    return Statement(sql, tuple(values))
 
 
-def _values(row: Row, names: Sequence[str]) -> list[Any]:
-    return [row.__data__.get(name) for name in names]
+def converts(field: Field, method: str) -> bool:
+    """Returns whether `db_value` or `python_value` of a field changes values; text and integers stay the same."""
+    kind = type(field)
+    return getattr(kind, method) is not getattr(Field, method) or kind.adapt not in UNCHANGED
 
 
-@cache
-def _insertion(kind: str, table: type[Row]) -> _Statement:
-    return _write(table.insert(_parameters(table, table._meta.sorted_field_names)))
-
-
-@cache
-def _update(kind: str, table: type[Row], *names: str) -> _Statement:
-    query = table.update(_parameters(table, names))
-    for position, key in enumerate(_keys(table), len(names)):
-        query = query.where(table._meta.fields[key] == _Parameter(position))
-    return _write(query)
-
-
-def _parameters(table: type[Row], names: Sequence[str]) -> Mapping[Field, _Parameter]:
-    fields = [table._meta.fields[name] for name in names]
-    return {one: _Parameter(position, one.db_value) for position, one in enumerate(fields)}
+def _bind(value: Any, args: Sequence[Any]) -> Any:
+    if not isinstance(value, Slot):
+        return value
+    given = args[value.position]
+    return given if value.convert is None else value.convert(given)

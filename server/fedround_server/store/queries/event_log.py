@@ -1,108 +1,194 @@
-"""Which events of a training's log who may see: looked up for many readers at once."""
+"""Reads of the event logs of trainings, for many readers at once."""
 
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 
-from peewee import ModelSelect, Query
+from peewee import ModelSelect, Query, fn
 
 from fedround_server.domain.event import LAST_OF_A_TRAINING, Event, RoundClosed, RoundStarted, TrainingStarted
 from fedround_server.store.db.compiled import compiled, compiled_values, in_array
+from fedround_server.store.queries.log_view import LogView
 from fedround_server.store.tables.mapping import to_event
 from fedround_server.store.tables.schema import ALL, COHORT, CohortRow, EventRow, RoundRow, UpdateRow
 
 PAGE = 100
+"""How many events are read from the database at a time."""
 END = 1 << 62
-"""Behind all sequences."""
-TELLING = (
+"""Greater than all sequences."""
+SITUATION = (
     RoundStarted.__name__,
     TrainingStarted.__name__,
     "ClientRemoved",
     *(kind.__name__ for kind in LAST_OF_A_TRAINING),
 )
-"""The kinds of events that tell where a training stands."""
+"""The kinds of events of which the last one shows the present situation of a training."""
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """What a user may read of a training's log: the sequences in (after, until], and whose events.
+class LogPage:
+    """Some events of a log that a user may see.
 
     Attributes:
-        is_actor: The actor reads everything.
-        until: Where a removed participant's view ends; None while it is present.
-        ended: Whether nothing will be added to the view.
+        view: The user's view of the log.
+        events: The events, in order.
+        cursor: The sequence after which to read on.
     """
 
-    training_id: str
-    is_actor: bool
-    after: int
-    until: int | None
-    last_sequence: int
-    ended: bool
+    view: LogView
+    events: Sequence[Event]
+    cursor: int
 
 
 @dataclass(eq=False, slots=True)
-class Reader:
-    """Somebody who reads some events of a log.
+class LogReader:
+    """A user who reads a log after a cursor.
 
     Attributes:
-        limit: How many at the most.
-        found: Those that it may see, so far; readers share the rows.
+        limit: The maximum number of events.
+        found: The events that were found so far; readers share the rows.
     """
 
-    part: Part
+    view: LogView
     user_id: str
+    cursor: int
     limit: int
     found: list[EventRow] = field(default_factory=list)
 
     @property
     def is_full(self) -> bool:
-        """Whether it has as many as it wants."""
+        """Whether the reader has as many events as it wants."""
         return len(self.found) >= self.limit
 
-    def may_go_beyond(self, sequence: int, *, backwards: bool) -> bool:
-        """Tells whether its view goes on behind (backwards: before) a sequence."""
-        if backwards:
-            return sequence > self.part.after + 1
-        return self.part.until is None or sequence < self.part.until
-
-    def take(self, row: EventRow) -> None:
-        """Takes an event that is for it, unless it lies out of its view or there is no room."""
-        part, sequence = self.part, row.sequence
-        if part.after < sequence and (part.until is None or sequence <= part.until) and not self.is_full:
+    def accept(self, row: EventRow) -> None:
+        """Adds an event that the user may see, unless it lies outside of the view or the reader is full."""
+        until = self.view.until
+        if self.view.after < row.sequence and (until is None or row.sequence <= until) and not self.is_full:
             self.found.append(row)
 
 
-def hand_out(readers: Sequence[Reader], after: int, until: int = END, *, backwards: bool = False) -> None:
-    """Gives readers those of a training's events that they may see, in order (backwards: the last one first).
+def find_start(view: LogView, user_id: str) -> int:
+    """Returns the cursor before the event that shows a user the present situation of a training.
+
+    That event is the start of the current round, if the user belongs to it, or the end of the training, for example.
+    """
+    until = END if view.until is None else view.until
+    if view.is_actor:
+        row = _situation_for_actor.first(view.training_id, view.after, until)
+    else:
+        row = _situation_for.first(view.training_id, view.after, until, user_id)
+    return max(view.after, 0 if row is None else row.sequence - 1)
+
+
+def read_logs(readers: Sequence[LogReader]) -> list[LogPage]:
+    """Reads on after the cursors of readers; returns a page for each."""
+    # The events of a training are committed in the order of their sequences: there are no gaps up to the last one.
+    ends = {training_id: _end(training_id) for training_id in {reader.view.training_id for reader in readers}}
+    groups = defaultdict(list)
+    for reader in readers:
+        after = max(reader.cursor, reader.view.after)
+        groups[reader.view.training_id, reader.view.is_actor, after].append(reader)
+    events: dict[LogReader, list[Event]] = {}
+    for (training_id, _, after), group in groups.items():
+        distribute(group, after, ends[training_id])
+        events.update(zip(group, decode(group), strict=True))
+
+    def cursor(reader: LogReader) -> int:
+        return reader.found[-1].sequence if reader.is_full else max(reader.cursor, ends[reader.view.training_id])
+
+    return [LogPage(reader.view, events[reader], cursor(reader)) for reader in readers]
+
+
+def distribute(readers: Sequence[LogReader], after: int, until: int) -> None:
+    """Gives readers of one training the events that they may see, in order.
 
     Args:
-        readers: Of one training; all are its actor, or none.
-        after: The sequence behind which to begin.
+        readers: Readers of one training; all are its actor, or none is.
+        after: The sequence after which to begin.
         until: The last sequence.
-        backwards: Whether to begin at the end, and to give only what tells where the training stands.
     """
-    # Often the first that is there is the one.
-    size = min(PAGE, max(reader.limit for reader in readers))
     while readers:
-        page = _page(readers, after, until, size, backwards=backwards)
-        _give(page, readers)
-        if len(page) < size:
+        rows = _page(readers, after, until)
+        _give(rows, readers)
+        if len(rows) < PAGE:
             return
-        last = page[-1].sequence
-        after, until = (after, last - 1) if backwards else (last, until)
-        readers = [one for one in readers if not one.is_full and one.may_go_beyond(last, backwards=backwards)]
-        size = min(PAGE, 2 * size)
+        after = rows[-1].sequence
+        readers = [one for one in readers if not one.is_full and (one.view.until is None or one.view.until > after)]
 
 
-def _page(readers: Sequence[Reader], after: int, until: int, size: int, *, backwards: bool) -> list[EventRow]:
-    part = readers[0].part
-    if part.is_actor and not backwards:
-        return _all.all(part.training_id, after, until, size)
-    # Leaves out what none of the readers may see, or has to know.
-    audiences = {ALL, COHORT} if part.is_actor else {ALL, COHORT, *(reader.user_id for reader in readers)}
-    look = _telling if backwards else _for
-    return look.all(part.training_id, after, until, size, audiences)
+def decode(readers: Sequence[LogReader]) -> list[list[Event]]:
+    """Returns the events that readers of one training have found; those that may see the same share the objects."""
+    is_actor = readers[0].view.is_actor
+    rows = {row.sequence: row for reader in readers for row in reader.found}
+    events = {sequence: _shown(to_event(row), is_actor) for sequence, row in rows.items()}
+    found = [[events[row.sequence] for row in reader.found] for reader in readers]
+    started = {event.payload.round for event in events.values() if isinstance(event.payload, RoundStarted)}
+    return _with_present_rounds(readers, found, started) if started else found
+
+
+def _with_present_rounds(
+    readers: Sequence[LogReader], found: Sequence[Sequence[Event]], started: set[int]
+) -> list[list[Event]]:
+    """Replaces the starts of rounds by the present state of these rounds: a subscription may begin with one."""
+    training_id = readers[0].view.training_id
+    rounds = {row.number: row for row in _rounds.all(training_id, started)}
+    submitted = set(_submitted.all(training_id, started, {reader.user_id for reader in readers}))
+    made: dict[tuple[int, bool], Event] = {}
+
+    def present(event: Event, user_id: str) -> Event:
+        payload = event.payload
+        if not isinstance(payload, RoundStarted):
+            return event
+        key = event.sequence, (payload.round, user_id) in submitted
+        if key not in made:
+            row = rounds[payload.round]
+            fresh = replace(payload, attempt=row.attempt, deadline=row.deadline, submitted=key[1])
+            made[key] = replace(event, payload=fresh)
+        return made[key]
+
+    return [[present(event, reader.user_id) for event in some] for reader, some in zip(readers, found, strict=True)]
+
+
+def _shown(event: Event, is_actor: bool) -> Event:
+    if is_actor or not isinstance(event.payload, RoundClosed):
+        return event
+    return replace(event, payload=event.payload.public)
+
+
+def _page(readers: Sequence[LogReader], after: int, until: int) -> list[EventRow]:
+    view = readers[0].view
+    if view.is_actor:
+        return _all.all(view.training_id, after, until, PAGE)
+    # Leaves out the events that none of the readers may see.
+    audiences = {ALL, COHORT, *(reader.user_id for reader in readers)}
+    return _for.all(view.training_id, after, until, PAGE, audiences)
+
+
+def _give(rows: Sequence[EventRow], readers: Sequence[LogReader]) -> None:
+    is_actor = readers[0].view.is_actor
+    by_user = defaultdict(list)
+    for reader in readers:
+        by_user[reader.user_id].append(reader)
+    numbers = {row.number for row in rows if row.audience == COHORT and row.number is not None and not is_actor}
+    members = set(_members.all(rows[0].training_id, numbers, by_user) if numbers else ())
+    for row in rows:
+        if is_actor or row.audience == ALL:
+            audience = readers
+        elif row.audience == COHORT:
+            audience = [reader for reader in readers if (row.number, reader.user_id) in members]
+        else:
+            audience = by_user[row.audience]
+        for reader in audience:
+            reader.accept(row)
+
+
+def _end(training_id: str) -> int:
+    return _last_sequence.all(training_id)[0][0] or 0
+
+
+@compiled_values
+def _last_sequence(training_id: str) -> Query:
+    return EventRow.select(fn.MAX(EventRow.sequence)).where(EventRow.training_id == training_id)
 
 
 @compiled
@@ -116,72 +202,34 @@ def _for(training_id: str, after: int, until: int, size: int, audiences: Collect
 
 
 @compiled
-def _telling(
-    training_id: str, after: int, until: int, size: int, audiences: Collection[str]
-) -> "ModelSelect[EventRow]":
-    rows = _between(training_id, after, until).where(EventRow.kind.in_(TELLING), in_array(EventRow.audience, audiences))
-    return rows.order_by(EventRow.sequence.desc()).limit(size)
+def _situation_for_actor(training_id: str, after: int, until: int) -> "ModelSelect[EventRow]":
+    return _last_situation(training_id, after, until).where(EventRow.audience.in_([ALL, COHORT]))
+
+
+@compiled
+def _situation_for(training_id: str, after: int, until: int, user_id: str) -> "ModelSelect[EventRow]":
+    membership = CohortRow.select(CohortRow.user_id).where(
+        CohortRow.training_id == training_id, CohortRow.number == EventRow.number, CohortRow.user_id == user_id
+    )
+    own = EventRow.audience.in_([ALL, user_id]) | ((EventRow.audience == COHORT) & fn.EXISTS(membership))
+    return _last_situation(training_id, after, until).where(own)
+
+
+def _last_situation(training_id: str, after: int, until: int) -> "ModelSelect[EventRow]":
+    rows = _between(training_id, after, until).where(EventRow.kind.in_(SITUATION))
+    return rows.order_by(EventRow.sequence.desc()).limit(1)
 
 
 def _between(training_id: str, after: int, until: int) -> "ModelSelect[EventRow]":
-    # One bound on each side: of two, SQLite may take the wider one to the index, and read all that lies between.
+    # One bound on each side: of two on one side, SQLite may use the wider one in the index.
     return EventRow.select().where(
         EventRow.training_id == training_id, EventRow.sequence > after, EventRow.sequence <= until
     )
 
 
-def tell(readers: Sequence[Reader]) -> list[list[Event]]:
-    """Makes events of what readers of one training have found; those that may know the same share them."""
-    is_actor = readers[0].part.is_actor
-    rows = {row.sequence: row for reader in readers for row in reader.found}
-    events = {sequence: _shown(to_event(row), is_actor) for sequence, row in rows.items()}
-    heard = [[events[row.sequence] for row in reader.found] for reader in readers]
-    started = {event.payload.round for event in events.values() if isinstance(event.payload, RoundStarted)}
-    return _up_to_date(readers, heard, started) if started else heard
-
-
-def _up_to_date(readers: Sequence[Reader], heard: Sequence[Sequence[Event]], started: set[int]) -> list[list[Event]]:
-    """Has the start of a round tell how that round is now: who begins to listen may begin with it."""
-    training_id = readers[0].part.training_id
-    rounds = {row.number: row for row in _rounds.all(training_id, started)}
-    submitted = set(_submitted.all(training_id, started, {reader.user_id for reader in readers}))
-    made: dict[tuple[int, bool], Event] = {}
-
-    def now(event: Event, user_id: str) -> Event:
-        payload = event.payload
-        if not isinstance(payload, RoundStarted):
-            return event
-        key = event.sequence, (payload.round, user_id) in submitted
-        if key not in made:
-            row = rounds[payload.round]
-            fresh = replace(payload, attempt=row.attempt, deadline=row.deadline, submitted=key[1])
-            made[key] = replace(event, payload=fresh)
-        return made[key]
-
-    return [[now(event, reader.user_id) for event in events] for reader, events in zip(readers, heard, strict=True)]
-
-
-def _give(page: Sequence[EventRow], readers: Sequence[Reader]) -> None:
-    is_actor = readers[0].part.is_actor
-    by_user = defaultdict(list)
-    for reader in readers:
-        by_user[reader.user_id].append(reader)
-    numbers = {row.number for row in page if row.audience == COHORT and row.number is not None and not is_actor}
-    members = set(_members.all(page[0].training_id, numbers, by_user) if numbers else ())
-    for row in page:
-        if is_actor or row.audience == ALL:
-            audience = readers
-        elif row.audience == COHORT:
-            audience = [reader for reader in readers if (row.number, reader.user_id) in members]
-        else:
-            audience = by_user[row.audience]
-        for reader in audience:
-            reader.take(row)
-
-
 @compiled_values
 def _members(training_id: str, numbers: Collection[int], user_ids: Collection[str]) -> Query:
-    """Finds which of the users are, or were, in the cohorts of rounds."""
+    """Finds which of the users belong, or belonged, to the cohorts of rounds."""
     return CohortRow.select(CohortRow.number, CohortRow.user_id).where(
         CohortRow.training_id == training_id, in_array(CohortRow.number, numbers), in_array(CohortRow.user_id, user_ids)
     )
@@ -199,9 +247,3 @@ def _submitted(training_id: str, numbers: Collection[int], user_ids: Collection[
 def _rounds(training_id: str, numbers: Collection[int]) -> "ModelSelect[RoundRow]":
     rows = RoundRow.select(RoundRow.number, RoundRow.attempt, RoundRow.deadline)
     return rows.where(RoundRow.training_id == training_id, in_array(RoundRow.number, numbers))
-
-
-def _shown(event: Event, is_actor: bool) -> Event:
-    if is_actor or not isinstance(event.payload, RoundClosed):
-        return event
-    return replace(event, payload=event.payload.public)

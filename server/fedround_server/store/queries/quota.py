@@ -1,4 +1,4 @@
-"""Steps that hold users to their quotas; each runs inside a verb's transaction, behind `hold_user`."""
+"""Checks of the quotas of users. Each runs in the transaction of a verb that has locked the user."""
 
 from peewee import fn
 
@@ -11,10 +11,10 @@ OPEN = [state.value for state in TrainingState if not state.is_ended]
 
 
 def check_open_trainings(actor_id: str, quotas: Quotas) -> None:
-    """Makes sure that there may be another training.
+    """Makes sure that an actor may create another training.
 
     Raises:
-        Quota: The actor, or all actors together, have too many that are not ended.
+        Quota: The actor, or all actors together, have too many trainings that have not ended.
     """
     unfinished = TrainingRow.select().where(TrainingRow.remove_time.is_null(), TrainingRow.state.in_(OPEN))
     own = unfinished.where(TrainingRow.actor_id == actor_id).count()
@@ -24,7 +24,7 @@ def check_open_trainings(actor_id: str, quotas: Quotas) -> None:
             " remove some first",
             limit="max_open_trainings_per_user",
         )
-    # Actors don't wait for each other: of those that create at the same instant, all may find the last place.
+    # Actors do not lock each other: several that create at the same time may all take the last place.
     if unfinished.count() >= quotas.max_open_trainings:
         raise Quota(
             f"the server has {quotas.max_open_trainings} trainings that have not ended, its limit: remove some first,"
@@ -34,10 +34,10 @@ def check_open_trainings(actor_id: str, quotas: Quotas) -> None:
 
 
 def check_stored_bytes(user_id: str, quotas: Quotas, more: int = 0) -> None:
-    """Makes sure that a user may store so many more bytes.
+    """Makes sure that a user may store more bytes.
 
     Raises:
-        Quota: Its files have too many.
+        Quota: The files of the user would exceed the quota.
     """
     stored = stored_bytes(user_id) + more
     if stored > quotas.max_stored_bytes_per_user:
@@ -49,9 +49,9 @@ def check_stored_bytes(user_id: str, quotas: Quotas, more: int = 0) -> None:
 
 
 def stored_bytes(user_id: str) -> int:
-    """Returns how many bytes the files of a user's models and trainings have; one that two of them have counts twice.
+    """Returns the size in bytes of the files of a user's models and trainings; a file of two of them counts twice.
 
-    What is counted is kept with each model and training: looking at all files would take seconds.
+    Each model and training has a column with the size of its files, since adding up the files would take seconds.
     """
     models = ModelRow.select(fn.COALESCE(fn.SUM(ModelRow.stored_bytes), 0)).where(
         ModelRow.owner_id == user_id, ModelRow.remove_time.is_null()

@@ -8,7 +8,7 @@ from typing import Any
 from peewee import JOIN
 
 from fedround_server.domain.forecast import HISTORY
-from fedround_server.domain.rejected_update import Refusal, summed
+from fedround_server.domain.rejected_update import RejectedUpdate, sum_by_reason
 from fedround_server.domain.rounds.round import RoundMember, RoundState, RoundView
 from fedround_server.store.queries.round import SUBMITTED, counted_updates
 from fedround_server.store.tables.mapping import to_round, to_spec
@@ -50,7 +50,7 @@ def view(training: TrainingRow, row: RoundRow) -> RoundView:
         )
         for member in cohort
     )
-    everything = summed(refusal for found in refusals.values() for refusal in found)
+    everything = sum_by_reason(refusal for found in refusals.values() for refusal in found)
     return RoundView(to_round(row), to_spec(training.spec).round_policy, members, everything)
 
 
@@ -88,14 +88,14 @@ def _microseconds(count: int) -> timedelta:
     return timedelta(microseconds=count)
 
 
-def _refusals(row: RoundRow) -> Mapping[str, list[Refusal]]:
+def _refusals(row: RoundRow) -> Mapping[str, list[RejectedUpdate]]:
     """Returns by user what was refused in a round."""
     rows = (
         RejectedUpdateRow.select()
         .where(RejectedUpdateRow.training_id == row.training_id, RejectedUpdateRow.number == row.number)
         .order_by(RejectedUpdateRow.user_id, RejectedUpdateRow.reason)
     )
-    found: dict[str, list[Refusal]] = defaultdict(list)
+    found: dict[str, list[RejectedUpdate]] = defaultdict(list)
     for refusal in rows:
-        found[refusal.user_id].append(Refusal(refusal.reason, refusal.count, refusal.last_time, refusal.message))
+        found[refusal.user_id].append(RejectedUpdate(refusal.reason, refusal.count, refusal.last_time, refusal.message))
     return found

@@ -2,7 +2,9 @@
 
 import json
 from dataclasses import dataclass
+from threading import Lock
 
+from cachetools import LRUCache, cached
 from peewee import ModelSelect
 
 from fedround_server.domain.errors import (
@@ -20,7 +22,6 @@ from fedround_server.domain.rounds import KINDS
 from fedround_server.domain.rounds.kind import ExpectedTensors
 from fedround_server.domain.rounds.round import RoundState
 from fedround_server.domain.update import NewUpdate, NormBound, Update
-from fedround_server.recent import Recent
 from fedround_server.store.db.compiled import compiled_values
 from fedround_server.store.queries.model import model_info
 from fedround_server.store.queries.round import find_assignment, find_round, find_submission, is_member
@@ -28,8 +29,8 @@ from fedround_server.store.queries.training import took_part
 from fedround_server.store.tables.mapping import to_manifest, to_spec, to_update
 from fedround_server.store.tables.schema import ModelRow, RoundRow, TrainingRow, UpdateRow
 
-REMEMBERED = 1 << 20
-"""Characters of manifests that are remembered; what is read of them takes ten times as much memory."""
+CACHED_TENSORS = 20_000
+"""Tensors of all manifests that are cached; each takes some 500 bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,4 +117,6 @@ def _manifest(model_id: str) -> "ModelSelect[ModelRow]":
     return ModelRow.select(ModelRow.manifest).where(ModelRow.model_id == model_id)
 
 
-_read_manifest: Recent[str, Manifest] = Recent(lambda text: to_manifest(json.loads(text)), REMEMBERED)
+@cached(LRUCache(CACHED_TENSORS, getsizeof=len), lock=Lock())
+def _read_manifest(text: str) -> Manifest:
+    return to_manifest(json.loads(text))

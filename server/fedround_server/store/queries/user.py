@@ -9,9 +9,9 @@ from fedround_server.store.tables.schema import UserRow
 
 
 def lock_user(user_id: str) -> bool:
-    """Locks a user, so that calls in its name, and its removal, run one after the other.
+    """Locks a user, so that its calls and its removal run one after the other.
 
-    The strength of the lock still lets other transactions register the user as a client.
+    The lock still allows other transactions to register the user as a client.
 
     Returns:
         Whether the user exists.
@@ -21,7 +21,7 @@ def lock_user(user_id: str) -> bool:
 
 
 def unknown_users(user_ids: Iterable[str]) -> list[str]:
-    """Returns the ids that no user has; the users of the others cannot be removed before the transaction ends."""
+    """Returns the ids without a user; the users of the others cannot be removed before the transaction ends."""
     wanted = sorted(set(user_ids))
     known: set[str] = set()
     for start in range(0, len(wanted), BATCH_ROWS):
@@ -33,6 +33,6 @@ def unknown_users(user_ids: Iterable[str]) -> list[str]:
 
 
 def user_names(user_ids: Sequence[str]) -> dict[str, str]:
-    """Returns the names of users by id, including those of removed users."""
+    """Returns the names of users, also of removed ones, by id."""
     rows = UserRow.select(UserRow.user_id, UserRow.name).where(in_array(UserRow.user_id, user_ids))
     return {row.user_id: row.name.removesuffix(f"#{row.user_id}") for row in rows}

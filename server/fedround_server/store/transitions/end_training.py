@@ -6,7 +6,7 @@ from fedround_server.domain.event import TrainingFailed, TrainingFinished, Train
 from fedround_server.domain.rounds.round import RoundState
 from fedround_server.domain.training import TrainingFailure, TrainingState
 from fedround_server.store.db.audit_trail import record
-from fedround_server.store.db.compiled import save
+from fedround_server.store.db.rows import save
 from fedround_server.store.queries.round import counted_updates
 from fedround_server.store.tables.schema import RoundRow, TrainingRow
 from fedround_server.store.transitions import contributions

@@ -6,7 +6,8 @@ from datetime import datetime
 from fedround_server.domain.event import ClientRemoved
 from fedround_server.domain.rounds.round import RoundState
 from fedround_server.store.db.audit_trail import record
-from fedround_server.store.db.compiled import in_array, save
+from fedround_server.store.db.compiled import in_array
+from fedround_server.store.db.rows import save
 from fedround_server.store.queries.round import counted_updates, find_round
 from fedround_server.store.queries.training import participant_ids
 from fedround_server.store.tables.base import BATCH_ROWS

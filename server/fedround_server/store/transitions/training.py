@@ -4,7 +4,7 @@ from datetime import datetime
 
 from fedround_server.domain.event import Payload
 from fedround_server.domain.training import TRANSITIONS, TrainingState
-from fedround_server.store.db.compiled import insert, save
+from fedround_server.store.db.rows import insert, save
 from fedround_server.store.tables.mapping import from_payload
 from fedround_server.store.tables.schema import ALL, EventRow, TrainingRow
 

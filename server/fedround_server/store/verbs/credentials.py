@@ -1,4 +1,4 @@
-"""Verbs about what lets users in: tokens and the names in client certificates."""
+"""Verbs about credentials: tokens and the names in client certificates."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -20,13 +20,13 @@ from fedround_server.store.tables.schema import CertificateNameRow, TokenRow, Us
 
 @dataclass(frozen=True, slots=True)
 class CredentialVerbs:
-    """What the store does with credentials."""
+    """Verbs about credentials."""
 
     database: Database
 
     @batched
     def identify(self, asked: Sequence[tuple[Credentials]]) -> list[Identity | FedroundError]:
-        """Returns what is known about credentials."""
+        """Returns the users that credentials belong to. Every call asks this."""
         every = [credentials for (credentials,) in asked]
         owners = _owners({one.token_hash for one in every if one.token_hash is not None})
         certified = _certified({name for one in every for name in one.names})
@@ -40,10 +40,10 @@ class CredentialVerbs:
 
     @verb
     def view(self, user_id: str, now: datetime) -> UserView:
-        """Returns a user with what lets it in.
+        """Returns a user with its credentials.
 
         Raises:
-            UserNotFound: There is none, or not any more.
+            UserNotFound: There is no such user, or it was removed.
         """
         row = UserRow.get_or_none(UserRow.user_id == user_id, UserRow.remove_time.is_null())
         if row is None:
@@ -54,7 +54,7 @@ class CredentialVerbs:
 
     @verb
     def admins(self, now: datetime) -> tuple[list[str], bool]:
-        """Returns the ids of the admins, the first one first, and whether anything lets one of them in."""
+        """Returns the ids of the admins, the oldest first, and whether one of them has a valid credential."""
         rows = UserRow.select().where(UserRow.role == Role.ADMIN.value, UserRow.remove_time.is_null())
         ids = [row.user_id for row in rows.order_by(UserRow.create_time, UserRow.user_id)]
         named = CertificateNameRow.select().where(CertificateNameRow.user_id.in_(ids)).exists()
@@ -62,20 +62,21 @@ class CredentialVerbs:
 
     @verb
     def rotate(self, user_id: str, token: Token, until: datetime | None, used: str | None = None) -> None:
-        """Stores a new token of a user; of the others one live one stays until then, if at all.
+        """Stores a new token of a user; one of its other live tokens may stay valid for some time.
 
-        It is the one in use, else the latest: whoever rotates again because the answer was lost has not got that one.
+        That is the one in use, else the latest. The one in use comes first, since a caller that did not receive the
+        answer rotates again, and does not have the latest one.
 
         Args:
             user_id: Whose token it is.
             token: The new one.
-            until: When the other one ends; None for now.
-            used: The hash of the one in use, if that is known.
+            until: When the other token expires; None for now.
+            used: The hash of the token in use, if it is known.
 
         Raises:
             UserNotFound: There is no such user.
         """
-        _hold(user_id)
+        _lock(user_id)
         live = sorted(_live(user_id, token.create_time), key=lambda one: one.token_hash != used)
         present = live[: LIVE_TOKENS - 1] if until is not None else []
         kept = [one.token_hash for one in present]
@@ -94,7 +95,7 @@ class CredentialVerbs:
             UserNotFound: There is no such user.
             TokenNotFound: It has no such token.
         """
-        _hold(user_id)
+        _lock(user_id)
         revoked = TokenRow.delete().where(TokenRow.user_id == user_id, TokenRow.token_hash.startswith(token_id))
         if not revoked.execute():
             raise TokenNotFound(token_id)
@@ -106,9 +107,9 @@ class CredentialVerbs:
 
         Raises:
             UserNotFound: There is no such user.
-            CertificateNameTaken: One is another user's.
+            CertificateNameTaken: A name belongs to another user.
         """
-        _hold(user_id)
+        _lock(user_id)
         CertificateNameRow.delete().where(CertificateNameRow.user_id == user_id).execute()
         add_certificate_names(user_id, names)
         record("certificate_names_set", subject=user_id, count=len(names))
@@ -125,7 +126,7 @@ def add_certificate_names(user_id: str, names: Sequence[str]) -> None:
     """Stores certificate names of a user.
 
     Raises:
-        CertificateNameTaken: One is another user's.
+        CertificateNameTaken: A name belongs to another user.
     """
     taken = CertificateNameRow.select().where(CertificateNameRow.name.in_(list(names)))
     if (row := taken.order_by(CertificateNameRow.name).first()) is not None:
@@ -134,13 +135,13 @@ def add_certificate_names(user_id: str, names: Sequence[str]) -> None:
         CertificateNameRow.create(name=name, user_id=user_id)
 
 
-def forget(user_id: str) -> None:
-    """Lets a user in no more."""
+def remove_credentials(user_id: str) -> None:
+    """Removes all credentials of a user."""
     for table in (TokenRow, CertificateNameRow):
         table.delete().where(table.user_id == user_id).execute()
 
 
-def _hold(user_id: str) -> None:
+def _lock(user_id: str) -> None:
     if not lock_user(user_id):
         raise UserNotFound(user_id)
 
@@ -152,14 +153,14 @@ def _live(user_id: str, now: datetime) -> list[Token]:
 
 
 def _owners(token_hashes: Collection[str]) -> dict[str, tuple[User, Token]]:
-    """Returns whose tokens these are, by hash."""
+    """Returns the owners of tokens, by hash."""
     tokens = {row.token_hash: row for row in _tokens.all(token_hashes)} if token_hashes else {}
     users = _present_users({row.user_id for row in tokens.values()})
     return {hash_: (users[row.user_id], to_token(row)) for hash_, row in tokens.items() if row.user_id in users}
 
 
 def _certified(names: Collection[str]) -> dict[str, User]:
-    """Returns whose certificate names these are."""
+    """Returns the owners of certificate names, by name."""
     owners = {row.name: row.user_id for row in _names.all(names)} if names else {}
     users = _present_users(set(owners.values()))
     return {name: users[user_id] for name, user_id in owners.items() if user_id in users}

@@ -9,7 +9,7 @@ from fedround_server.domain.rejected_update import MAX_MESSAGE
 from fedround_server.domain.report import NewReport, Report
 from fedround_server.domain.update import NewUpdate, Update
 from fedround_server.failpoints import reached
-from fedround_server.store.db.compiled import insert, save
+from fedround_server.store.db.rows import insert, save
 from fedround_server.store.db.run import Database, verb
 from fedround_server.store.queries import submission
 from fedround_server.store.queries.round import find_round

@@ -1,6 +1,6 @@
 """Verbs about users."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -13,23 +13,24 @@ from fedround_server.store.db.audit_trail import record
 from fedround_server.store.db.row_locks import locked
 from fedround_server.store.db.run import Database, verb
 from fedround_server.store.queries.training import lock_training, participant_ids
+from fedround_server.store.tables.base import BATCH_ROWS
 from fedround_server.store.tables.mapping import to_user
-from fedround_server.store.tables.schema import ParticipantRow, TrainingRow, UserRow
+from fedround_server.store.tables.schema import LastSeenRow, ParticipantRow, TrainingRow, UserRow
 from fedround_server.store.transitions import end_training
 from fedround_server.store.transitions.participants import leave
 from fedround_server.store.transitions.training import state_of
-from fedround_server.store.verbs.credentials import add_certificate_names, add_token, forget
+from fedround_server.store.verbs.credentials import add_certificate_names, add_token, remove_credentials
 
 
 @dataclass(frozen=True, slots=True)
 class UserVerbs:
-    """What the store does with users."""
+    """Verbs about users."""
 
     database: Database
 
     @verb
     def create(self, user: User, token: Token, certificate_names: Sequence[str] = ()) -> UserView:
-        """Stores a user with what lets it in.
+        """Stores a user with its credentials.
 
         Raises:
             UserExists: The name is taken.
@@ -48,13 +49,13 @@ class UserVerbs:
         """Returns a user.
 
         Raises:
-            UserNotFound: There is none, or not any more.
+            UserNotFound: There is no such user, or it was removed.
         """
         return to_user(_present(user_id))
 
     @verb
     def page(self, role: Role | None, after_name: str, limit: int) -> list[User]:
-        """Returns users by name, behind a name."""
+        """Returns users in the order of their names, after a name."""
         rows = UserRow.select().where(UserRow.remove_time.is_null(), UserRow.name > after_name)
         if role is not None:
             rows = rows.where(UserRow.role == role.value)
@@ -62,32 +63,34 @@ class UserVerbs:
 
     @verb
     def remove(self, user_id: str, now: datetime, *, force: bool = False) -> list[str]:
-        """Removes a user with what lets it in, the trainings that it steers, and its parts in others; ended ones stay.
+        """Removes a user with its credentials and the trainings that it steers, and from those that it takes part in.
+
+        Ended trainings stay.
 
         Returns:
             The ids of the trainings that were removed or left.
 
         Raises:
             UserNotFound: There is no such user.
-            LastAdmin: Nobody would be left to manage users.
+            LastAdmin: No other admin exists.
             TrainingRunning: It steers running trainings, and force is not set.
         """
         row = _present(user_id)
         if row.role == Role.ADMIN.value:
-            # This strength lets an admin that creates a training, and is held for its quota, name another one in it.
+            # With this strength, another transaction can create a training that names an admin as a client.
             admins = locked(_admins().order_by(UserRow.user_id), "FOR NO KEY UPDATE")
             if [admin.user_id for admin in admins] == [user_id]:
                 raise LastAdmin("this is the last admin: create another one first")
-        # The name becomes free; the row stays for the history that it is part of. From here on nobody registers the
-        # user, and nothing is created in its name.
+        # The name becomes free; the row stays for the history. From here on no transaction registers the user or
+        # creates anything in its name.
         changed = UserRow.update(remove_time=now, name=f"{row.name}#{user_id}").where(
             UserRow.user_id == user_id, UserRow.remove_time.is_null()
         )
         if not changed.execute():
             raise UserNotFound(user_id)
-        forget(user_id)
+        remove_credentials(user_id)
         record("user_removed", subject=user_id)
-        trainings = _hold_trainings(user_id)
+        trainings = _lock_trainings(user_id)
         steered = [training for training in trainings if training.actor_id == user_id]
         running = sum(state_of(training).is_running for training in steered)
         if running and not force:
@@ -103,6 +106,15 @@ class UserVerbs:
                 leave(training, [user_id], now)
         return [training.training_id for training in trainings]
 
+    @verb
+    def record_last_seen(self, seen: Mapping[str, datetime]) -> None:
+        """Stores when users were last seen, by id."""
+        rows = [{"user_id": user_id, "seen_time": seen[user_id]} for user_id in sorted(seen)]
+        for start in range(0, len(rows), BATCH_ROWS):
+            LastSeenRow.insert_many(rows[start : start + BATCH_ROWS]).on_conflict(
+                conflict_target=[LastSeenRow.user_id], preserve=[LastSeenRow.seen_time]
+            ).execute()
+
 
 def _present(user_id: str) -> UserRow:
     row: UserRow | None = UserRow.get_or_none(UserRow.user_id == user_id, UserRow.remove_time.is_null())
@@ -115,10 +127,10 @@ def _admins() -> "ModelSelect[UserRow]":
     return UserRow.select().where(UserRow.role == Role.ADMIN.value, UserRow.remove_time.is_null())
 
 
-def _hold_trainings(user_id: str) -> list[TrainingRow]:
-    """Takes the trainings that are not ended, of those that the user steers or takes part in.
+def _lock_trainings(user_id: str) -> list[TrainingRow]:
+    """Locks the trainings that the user steers or takes part in and that have not ended.
 
-    One order for all, so that no two removals wait for each other.
+    All removals lock in one order, so that there is no deadlock.
     """
     steered = TrainingRow.select(TrainingRow.training_id).where(TrainingRow.actor_id == user_id)
     parts = ParticipantRow.select(ParticipantRow.training_id).where(

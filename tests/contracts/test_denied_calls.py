@@ -1,4 +1,4 @@
-"""DeniedCalls in the audit log: the first at once, many as one, and never more than so many sorts."""
+"""Denied calls in the audit log: the first at once, repeated ones as one entry, in a bounded number of groups."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -9,7 +9,13 @@ import pytest
 from contracts.audits import check, told
 from contracts.coordination import Coordination, coordinating, lose
 from contracts.world import new_id
-from fedround_server.coordinator.denied_calls import INTERVAL, MAX_KNOWN, MAX_STRANGERS, QUIET, DeniedCalls
+from fedround_server.coordinator.denied_calls import (
+    FLUSH_INTERVAL,
+    GROUP_INTERVAL,
+    MAX_AUTHENTICATED,
+    MAX_UNAUTHENTICATED,
+    DeniedCalls,
+)
 from fedround_server.domain.audit import acting
 from fedround_server.domain.errors import (
     FieldInvalid,
@@ -37,36 +43,36 @@ def calls(desk: Coordination) -> DeniedCalls:
     return desk.coordinator.audit.denied_calls
 
 
-async def refused(store: Store) -> list[tuple[str, str, str, int]]:
+async def denied(store: Store) -> list[tuple[str, str, str, int]]:
     return [(one["subject"], one["peer"], one["reason"], one["count"]) for one in await told(store, "call_refused")]
 
 
-async def test_the_first_is_written_at_once_and_the_others_as_one(
+async def test_the_first_call_is_written_at_once_and_repeated_ones_as_one_entry(
     store: Store, desk: Coordination, calls: DeniedCalls
 ) -> None:
     user = new_id()
     acting.set(user)
     for _ in range(3):
-        calls.note(METHOD, PEER, RoleRequired("no"))
+        calls.record(METHOD, PEER, RoleRequired("no"))
         await calls.flush()
-    assert await refused(store) == [(user, "", "ROLE_REQUIRED", 1)]
-    desk.clock.advance(QUIET)
+    assert await denied(store) == [(user, "", "ROLE_REQUIRED", 1)]
+    desk.clock.advance(GROUP_INTERVAL)
     await calls.flush()
-    assert await refused(store) == [(user, "", "ROLE_REQUIRED", 1), (user, "", "ROLE_REQUIRED", 2)]
-    desk.clock.advance(QUIET)
+    assert await denied(store) == [(user, "", "ROLE_REQUIRED", 1), (user, "", "ROLE_REQUIRED", 2)]
+    desk.clock.advance(GROUP_INTERVAL)
     await calls.flush()
-    calls.note(METHOD, PEER, RoleRequired("no"))
+    calls.record(METHOD, PEER, RoleRequired("no"))
     await calls.flush()
-    assert [count for *_, count in await refused(store)] == [1, 2, 1]
+    assert [count for *_, count in await denied(store)] == [1, 2, 1]
     await check(store)
 
 
-async def test_what_is_written_has_ids_and_nothing_else_that_the_caller_chose(store: Store, calls: DeniedCalls) -> None:
+async def test_an_entry_has_ids_and_nothing_else_that_the_caller_chose(store: Store, calls: DeniedCalls) -> None:
     acting.set(new_id())
     update_id, training_id = new_id(), new_id()
-    calls.note(METHOD, PEER, UpdateExists("a secret", update_id=update_id, note="a secret"))
-    calls.note(METHOD, PEER, TrainingNotFound(training_id))
-    calls.note(METHOD, PEER, FieldInvalid("a secret", "a secret"))
+    calls.record(METHOD, PEER, UpdateExists("a secret", update_id=update_id, note="a secret"))
+    calls.record(METHOD, PEER, TrainingNotFound(training_id))
+    calls.record(METHOD, PEER, FieldInvalid("a secret", "a secret"))
     await calls.flush()
     found = await told(store, "call_refused")
     assert [one["ids"] for one in found] == [{"update_id": update_id}, {"id": training_id}, {}]
@@ -74,58 +80,58 @@ async def test_what_is_written_has_ids_and_nothing_else_that_the_caller_chose(st
     assert "a secret" not in str(found)
 
 
-async def test_who_is_nobody_is_told_by_its_address_whatever_it_calls(store: Store, calls: DeniedCalls) -> None:
+async def test_an_unauthenticated_peer_is_named_by_its_address_alone(store: Store, calls: DeniedCalls) -> None:
     acting.set("")
     for port in range(5):
-        calls.note(f"{METHOD}{port}", f"ipv6:[::1]:{port}", TokenInvalid())
-    calls.note(METHOD, PEER, TokenInvalid())
+        calls.record(f"{METHOD}{port}", f"ipv6:[::1]:{port}", TokenInvalid())
+    calls.record(METHOD, PEER, TokenInvalid())
     await calls.flush()
-    assert await refused(store) == [("", "ipv6:[::1]", "TOKEN_INVALID", 5), ("", "ipv4:10.0.0.1", "TOKEN_INVALID", 1)]
+    assert await denied(store) == [("", "ipv6:[::1]", "TOKEN_INVALID", 5), ("", "ipv4:10.0.0.1", "TOKEN_INVALID", 1)]
 
 
-async def test_there_are_never_more_than_so_many_sorts(store: Store, desk: Coordination, calls: DeniedCalls) -> None:
+async def test_the_number_of_groups_is_bounded(store: Store, desk: Coordination, calls: DeniedCalls) -> None:
     acting.set("")
-    for number in range(MAX_STRANGERS + 10):
-        calls.note(METHOD, f"ipv4:10.0.0.{number}:1", TokenInvalid())
-    for _ in range(MAX_KNOWN + 7):
+    for number in range(MAX_UNAUTHENTICATED + 10):
+        calls.record(METHOD, f"ipv4:10.0.0.{number}:1", TokenInvalid())
+    for _ in range(MAX_AUTHENTICATED + 7):
         acting.set(new_id())
-        calls.note(METHOD, PEER, RoleRequired("no"))
+        calls.record(METHOD, PEER, RoleRequired("no"))
     await calls.flush()
-    found = await refused(store)
-    assert len(found) == MAX_STRANGERS + 1 + MAX_KNOWN + 1
+    found = await denied(store)
+    assert len(found) == MAX_UNAUTHENTICATED + 1 + MAX_AUTHENTICATED + 1
     assert sorted(count for _, _, reason, count in found if reason == "others") == [7, 10]
-    desk.clock.advance(QUIET)
+    desk.clock.advance(GROUP_INTERVAL)
     await calls.flush()
-    assert not calls._known
-    assert not calls._strangers
+    assert not calls._authenticated
+    assert not calls._unauthenticated
 
 
-async def test_failures_of_the_server_are_no_refusals(store: Store, calls: DeniedCalls) -> None:
-    calls.note(METHOD, PEER, StoreUnavailable("try again"))
+async def test_failures_of_the_server_are_no_denied_calls(store: Store, calls: DeniedCalls) -> None:
+    calls.record(METHOD, PEER, StoreUnavailable("try again"))
     await calls.flush(everything=True)
-    assert await refused(store) == []
+    assert await denied(store) == []
 
 
-async def test_what_cannot_be_written_is_written_later(
+async def test_calls_that_cannot_be_written_are_written_later(
     store: Store, calls: DeniedCalls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     acting.set(new_id())
-    calls.note(METHOD, PEER, RoleRequired("no"))
+    calls.record(METHOD, PEER, RoleRequired("no"))
     lose(monkeypatch, AuditVerbs, "add", committed=False)
     await calls.flush()
-    assert await refused(store) == []
+    assert await denied(store) == []
     await calls.flush()
-    assert [count for *_, count in await refused(store)] == [1]
+    assert [count for *_, count in await denied(store)] == [1]
 
 
-async def test_a_server_tells_when_it_starts_and_stops_and_then_writes_what_is_left(
+async def test_a_server_records_its_start_and_stop_and_writes_what_is_left_before_it(
     store: Store, desk: Coordination, calls: DeniedCalls
 ) -> None:
     audit = desk.coordinator.audit
     await audit.start()
     acting.set(new_id())
     for _ in range(2):
-        calls.note(METHOD, PEER, RoleRequired("no"))
+        calls.record(METHOD, PEER, RoleRequired("no"))
         await calls.flush()
     acting.set("")
     await audit.stop()
@@ -133,17 +139,17 @@ async def test_a_server_tells_when_it_starts_and_stops_and_then_writes_what_is_l
     assert [entry.action for entry in entries] == ["server_started", "call_refused", "call_refused", "server_stopped"]
 
 
-async def test_refusals_are_written_by_the_server_itself_within_seconds(store: Store, desk: Coordination) -> None:
+async def test_denied_calls_are_written_in_the_background_within_seconds(store: Store, desk: Coordination) -> None:
     await desk.coordinator.audit.start()
-    await desk.clock.asleep(INTERVAL)
+    await desk.clock.asleep(FLUSH_INTERVAL)
     acting.set(new_id())
-    desk.coordinator.audit.denied_calls.note(METHOD, PEER, RoleRequired("no"))
-    desk.clock.advance(INTERVAL)
-    await desk.clock.asleep(INTERVAL)
-    assert len(await refused(store)) == 1
+    desk.coordinator.audit.denied_calls.record(METHOD, PEER, RoleRequired("no"))
+    desk.clock.advance(FLUSH_INTERVAL)
+    await desk.clock.asleep(FLUSH_INTERVAL)
+    assert len(await denied(store)) == 1
 
 
-async def test_what_follows_the_last_update_is_done_by_the_server_itself(store: Store, desk: Coordination) -> None:
+async def test_what_follows_the_last_update_is_recorded_as_done_by_the_server(store: Store, desk: Coordination) -> None:
     actor, (client,), training = await desk.running(1, target_num_updates=1)
     acting.set(client)
     await desk.submit(training.training_id, 0, client)

@@ -8,11 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedround_server.blobs import BlobWriter
-from fedround_server.coordinator.uploads.write_buffer import LEAST, MOST, WriteBuffer
+from fedround_server.blobs import UploadRef
+from fedround_server.blobs.writer import LocalWriter
+from fedround_server.coordinator.uploads.write_buffer import FLUSH_BYTES, MAX_BUFFERED, WriteBuffer
 from fedround_server.domain.errors import DiskFull
 
-SIZES = st.sampled_from([1, 100, LEAST // 3, LEAST, MOST])
+SIZES = st.sampled_from([1, 100, FLUSH_BYTES // 3, FLUSH_BYTES, MAX_BUFFERED])
+REF = UploadRef("user", "upload")
 PAUSES = st.sampled_from([0.0, 0.0, 0.0, 0.02])
 
 
@@ -25,21 +27,21 @@ def test_all_that_came_in_is_written_in_order(
     chunks = [bytes([number]) * size for number, (size, _) in enumerate(pieces)]
 
     async def take() -> None:
-        with BlobWriter(path, keep=True) as writer:
+        with LocalWriter(REF, path) as writer:
             async with WriteBuffer(writer) as intake:
                 for chunk, (_, pause) in zip(chunks, pieces, strict=True):
                     await intake.write(chunk)
                     if pause:
                         await asyncio.sleep(pause)
             assert intake.size_bytes == writer.size_bytes
-            assert writer.blob.sha256 == hashlib.sha256(b"".join(chunks)).hexdigest()
+            assert writer.staged.blob.sha256 == hashlib.sha256(b"".join(chunks)).hexdigest()
 
     asyncio.run(take())
     assert (path.read_bytes() if path.exists() else b"") == b"".join(chunks)
 
 
 async def test_little_that_came_in_is_written_soon(tmp_path: Path) -> None:
-    with BlobWriter(tmp_path / "file", keep=False) as writer:
+    with LocalWriter(REF, tmp_path / "file") as writer:
         async with WriteBuffer(writer) as intake:
             await intake.write(b"little")
             while writer.size_bytes < 6:
@@ -48,34 +50,34 @@ async def test_little_that_came_in_is_written_soon(tmp_path: Path) -> None:
 
 async def test_nothing_is_written_behind_a_gap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     full = iter([False, True, False, False])
-    write = BlobWriter.write
+    write = LocalWriter.write
 
-    def fail(writer: BlobWriter, data: bytes) -> None:
+    def fail(writer: LocalWriter, data: bytes) -> None:
         if next(full):
             raise DiskFull("the server's disk is full")
         write(writer, data)
 
-    monkeypatch.setattr(BlobWriter, "write", fail)
+    monkeypatch.setattr(LocalWriter, "write", fail)
 
-    async def take(writer: BlobWriter) -> None:
+    async def take(writer: LocalWriter) -> None:
         async with WriteBuffer(writer) as intake:
             for byte in b"abcd":
-                await intake.write(bytes([byte]) * LEAST)
+                await intake.write(bytes([byte]) * FLUSH_BYTES)
 
-    with BlobWriter(tmp_path / "file", keep=True) as writer:
+    with LocalWriter(REF, tmp_path / "file") as writer:
         with pytest.raises(DiskFull):
             await take(writer)
-        assert (tmp_path / "file").read_bytes() == b"a" * LEAST
+        assert (tmp_path / "file").read_bytes() == b"a" * FLUSH_BYTES
 
 
 async def test_the_rest_is_written_when_the_stream_fails(tmp_path: Path) -> None:
-    async def take(writer: BlobWriter) -> None:
+    async def take(writer: LocalWriter) -> None:
         async with WriteBuffer(writer) as intake:
-            await intake.write(b"a" * LEAST)
+            await intake.write(b"a" * FLUSH_BYTES)
             await intake.write(b"rest")
             raise ZeroDivisionError
 
-    with BlobWriter(tmp_path / "file", keep=True) as writer:
+    with LocalWriter(REF, tmp_path / "file") as writer:
         with pytest.raises(ZeroDivisionError):
             await take(writer)
-        assert writer.size_bytes == LEAST + 4
+        assert writer.size_bytes == FLUSH_BYTES + 4

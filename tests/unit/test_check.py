@@ -9,9 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from fedround_server.engine.check import examine
+from fedround_server.engine.check import check_numbers
 from fedround_server.engine.format import tensors as engine_tensors
-from fedround_server.engine.jobs import Origin
 from unit.safetensors_files import NUMPY_DTYPES, write
 
 Tensors = dict[str, np.ndarray]
@@ -55,27 +54,27 @@ def test_the_norm_is_that_of_the_difference_over_all_floating_tensors(
     update, origin = files(tmp_path, *pair)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine_tensors, "BLOCK", block)
-        found = examine(update, Origin(origin))
+        found = check_numbers(update, origin)
     assert found.not_finite is None
     assert found.norm == pytest.approx(distance(*pair), rel=1e-12, abs=1e-300)
-    assert examine(update).norm == 0
+    assert check_numbers(update).norm == 0
 
 
 @pytest.mark.parametrize("scale", [1e-170, 1.0, 1e160, 1e300])
 def test_squares_that_no_float_holds_have_a_root_all_the_same(tmp_path: Path, scale: float) -> None:
     update, origin = files(tmp_path, {"w": np.array([3.0, 4.0]) * scale}, {"w": np.zeros(2)})
-    assert examine(update, Origin(origin)).norm == pytest.approx(5 * scale, rel=1e-12)
+    assert check_numbers(update, origin).norm == pytest.approx(5 * scale, rel=1e-12)
 
 
 def test_opposite_giants_are_farther_than_any_bound(tmp_path: Path) -> None:
     update, origin = files(tmp_path, {"w": np.array([1.7e308])}, {"w": np.array([-1.7e308])})
-    assert examine(update, Origin(origin)).norm == math.inf
+    assert check_numbers(update, origin).norm == math.inf
 
 
 def test_of_moments_the_means_are_measured(tmp_path: Path) -> None:
     moments = {"mean/w": np.array([1.0, 3.0]), "second/w": np.full(2, 9e9), "deviation/0/w": np.full(2, 7, np.float32)}
     update, origin = files(tmp_path, moments, {"w": np.array([1, 1], np.float32), "steps": np.array(3)})
-    assert examine(update, Origin(origin, "mean/")).norm == 2
+    assert check_numbers(update, origin, "mean/").norm == 2
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -87,4 +86,4 @@ def test_a_number_that_is_none_is_found_while_it_is_measured(
     spoilt = np.full(9, others, NUMPY_DTYPES[dtype])
     spoilt[7] = bad
     update, origin = files(tmp_path, {"v": spoilt}, {"v": np.zeros(9, NUMPY_DTYPES[dtype])})
-    assert examine(update, Origin(origin)).not_finite == "v"
+    assert check_numbers(update, origin).not_finite == "v"

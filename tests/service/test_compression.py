@@ -1,4 +1,4 @@
-"""Chunks that are packed on their way, by raw calls: the file is the same, and nothing unpacks without end."""
+"""Compression of chunks, by raw calls: the file is the same, and decompression is bounded."""
 
 import gzip
 import zlib
@@ -22,7 +22,7 @@ GZIP = event_pb2.PACKING_GZIP
 MIB = 1 << 20
 
 
-def packed(upload: Upload, data: bytes, size: int = MIB) -> Iterator[Any]:
+def compressed(upload: Upload, data: bytes, size: int = MIB) -> Iterator[Any]:
     for start in range(0, len(data), size):
         chunk = data[start : start + size]
         yield upload.request(chunk=gzip.compress(chunk), chunk_crc32c=google_crc32c.value(chunk), packing=GZIP)
@@ -32,8 +32,8 @@ def zeros(count: int) -> bytes:
     return save({"w": np.zeros(count, np.float32), "own": np.array(new_number())})
 
 
-def test_packed_and_plain_chunks_make_the_same_file(server: Server, upload: Upload, data: bytes) -> None:
-    head, *chunks = upload.spec(data), *packed(upload, data, 50)
+def test_compressed_and_plain_chunks_make_the_same_file(server: Server, upload: Upload, data: bytes) -> None:
+    head, *chunks = upload.spec(data), *compressed(upload, data, 50)
     head.chunk, head.packing, head.chunk_crc32c = chunks[0].chunk, GZIP, chunks[0].chunk_crc32c
     plain = list(upload.chunks(data, 50))
     upload.send(head, plain[1], *chunks[2:])
@@ -43,9 +43,9 @@ def test_packed_and_plain_chunks_make_the_same_file(server: Server, upload: Uplo
 def test_a_resumed_upload_counts_the_bytes_of_the_file(server: Server, actor: Person, data: bytes) -> None:
     upload, upload_id = storing(actor), new_id()
     with refused("DATA_LOSS", "UPLOAD_INCOMPLETE", f"ended after 100 of {len(data)}"):
-        upload.send(upload.resumable(data, upload_id), *packed(upload, data[:100], 50))
+        upload.send(upload.resumable(data, upload_id), *compressed(upload, data[:100], 50))
     assert committed(upload, upload_id) == 100
-    upload.send(upload.resumable(data, upload_id, 100), *packed(upload, data[100:]))
+    upload.send(upload.resumable(data, upload_id, 100), *compressed(upload, data[100:]))
     assert is_stored(server, data)
 
 
@@ -59,17 +59,17 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str, str]] = {
     "a byte too many": (
         lambda: gzip.compress(bytes(MIB + 1)),
         "FIELD_INVALID",
-        f"chunk: unpacks to more than {MIB} bytes",
+        f"chunk: decompresses to more than {MIB} bytes",
     ),
     "a bomb": (
         bomb,
         "FIELD_INVALID",
-        f"chunk: unpacks to more than {MIB} bytes",
+        f"chunk: decompresses to more than {MIB} bytes",
     ),
     "two chunks": (
         lambda: gzip.compress(b"one") + gzip.compress(b"two"),
         "FIELD_INVALID",
-        "or more follows: pack each chunk by itself",
+        "or more follows: compress each chunk by itself",
     ),
     "cut off": (lambda: gzip.compress(b"cut off")[:-1], "CHUNK_CORRUPT", "send them again"),
     "damaged": (lambda: gzip.compress(b"damaged")[:-1] + b"!", "CHUNK_CORRUPT", "send them again"),
@@ -79,7 +79,7 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str, str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_unpacks_to_nothing_good_is_refused(upload: Upload, data: bytes, name: str) -> None:
+def test_what_cannot_be_decompressed_is_an_error(upload: Upload, data: bytes, name: str) -> None:
     make, reason, words = REFUSED[name]
     chunk = make()
     code = "INVALID_ARGUMENT" if reason == "FIELD_INVALID" else "DATA_LOSS"
@@ -106,7 +106,7 @@ def test_ways_that_nobody_knows_are_refused(upload: Upload, actor: Person, data:
 
 def test_a_chunk_of_1_mib_may_be_packed(server: Server, actor: Person) -> None:
     data, upload = zeros(600_000), storing(actor)
-    upload.send(upload.spec(data), *packed(upload, data))
+    upload.send(upload.spec(data), *compressed(upload, data))
     assert is_stored(server, data)
 
 
@@ -127,19 +127,19 @@ def test_downloads_are_packed_for_those_who_ask(actor: Person) -> None:
 
 
 async def test_chunks_are_packed_one_at_a_time() -> None:
-    packer = Compressor()
-    first = packer.pack(bytes(1000))
+    compressor = Compressor()
+    first = compressor.compress(bytes(1000))
     # It has begun once it waits for its thread.
     waiting = first.__await__()
     next(waiting)
-    assert await packer.pack(bytes(1000)) is None
+    assert await compressor.compress(bytes(1000)) is None
     waiting.close()
-    found = await packer.pack(bytes(1000))
+    found = await compressor.compress(bytes(1000))
     assert found is not None
     assert gzip.decompress(found) == bytes(1000)
 
 
-def test_the_sdk_packs_and_unpacks(server: Server, actor: Person) -> None:
+def test_the_sdk_compresses_and_decompresses(server: Server, actor: Person) -> None:
     weights = {"w": np.where(np.arange(700_000) % 10, 0, np.arange(700_000)).astype(np.float32)}
     with fr.connect(server.address, actor.token, compression="gzip") as client:
         model_id = client.upload_model(weights).model_id

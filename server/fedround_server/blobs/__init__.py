@@ -1,0 +1,20 @@
+"""Immutable files by the SHA-256 of their bytes, and the uploads that become them.
+
+Callers use the protocols of this package; the composition root chooses the implementation.
+"""
+
+from fedround_server.blobs.disk_full import map_disk_full
+from fedround_server.blobs.protocol import BlobFiles, BlobReader, Blobs, BlobWriter
+from fedround_server.blobs.refs import FileRef, StagedBlob, StagedRef, UploadRef
+
+__all__ = [
+    "BlobFiles",
+    "BlobReader",
+    "BlobWriter",
+    "Blobs",
+    "FileRef",
+    "StagedBlob",
+    "StagedRef",
+    "UploadRef",
+    "map_disk_full",
+]

@@ -1,0 +1,51 @@
+"""Where the files of a local blob store are."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+from fedround_server.blobs.refs import FileRef, StagedRef, UploadRef
+
+
+class LocalFiles:
+    """A folder with objects/AA/SHA256 (blobs), uploads/USER/UPLOAD (resumable uploads) and tmp/NAME (staged files)."""
+
+    def __init__(self, root: Path) -> None:
+        """Makes nothing: the folders are those of a `LocalBlobs`, perhaps of another process."""
+        self.objects = root / "objects"
+        self.uploads = root / "uploads"
+        self.tmp = root / "tmp"
+
+    def local_path(self, ref: FileRef) -> Path:
+        """Returns where a file is, or would be."""
+        if isinstance(ref, UploadRef):
+            return self.uploads / ref.user_id / ref.upload_id
+        if isinstance(ref, StagedRef):
+            return self.tmp / ref.name
+        return self.blob_path(ref.sha256)
+
+    def blob_path(self, sha256: str) -> Path:
+        """Returns where a blob is, or would be."""
+        return self.objects / sha256[:2] / sha256
+
+    def range(self, ref: FileRef, start: int, end: int) -> bytes:
+        """Returns the bytes [start, end) of a file."""
+        with self.local_path(ref).open("rb", buffering=0) as file:
+            file.seek(start)
+            return file.read(end - start)
+
+    @contextmanager
+    def stage(self) -> Iterator[tuple[StagedRef, Path]]:
+        """Yields the reference and the path of a new staged file.
+
+        Its name is new for each attempt at a job: a process that died may have left a part, which the next start of the
+        server sweeps.
+        """
+        ref = StagedRef(str(uuid4()))
+        path = self.local_path(ref)
+        try:
+            yield ref, path
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise

@@ -1,0 +1,154 @@
+"""Blobs in a local folder."""
+
+import os
+import shutil
+import threading
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from fedround_server.blobs.aging import file_size, files_below, is_old, remove_if_old, skip_errors
+from fedround_server.blobs.disk_full import map_disk_full
+from fedround_server.blobs.files import LocalFiles
+from fedround_server.blobs.reader import LocalReader
+from fedround_server.blobs.refs import StagedBlob, StagedRef, UploadRef
+from fedround_server.blobs.writer import LocalWriter
+from fedround_server.domain.errors import UploadOffset
+from fedround_server.domain.model import BlobRef
+from fedround_server.failpoints import reached
+from fedround_server.host.folder import sync_folder
+from fedround_server.host.page_cache import keep_open
+
+
+class LocalBlobs:
+    """A folder of blobs; `LocalFiles` has its layout. Any thread may call it.
+
+    Attributes:
+        files: Access to the bytes from any process.
+        stored_bytes: Size of all blobs together, once `measure` has counted those of earlier processes.
+    """
+
+    def __init__(self, root: Path) -> None:
+        """Makes the folder's layout.
+
+        Args:
+            root: The folder.
+        """
+        self.files = LocalFiles(root)
+        for folder in (self.files.objects, self.files.uploads, self.files.tmp):
+            folder.mkdir(parents=True, exist_ok=True)
+        sync_folder(root)
+        self.stored_bytes = 0
+        # Folders of blobs that are known to be on disk.
+        self._durable_folders: set[Path] = set()
+        # Without it, bytes that are committed again between the check of an old blob and its removal would be lost.
+        self._lock = threading.Lock()
+        self._closing = ThreadPoolExecutor(1, thread_name_prefix="closing")
+
+    def writer(self, ref: UploadRef | StagedRef, offset: int = 0) -> LocalWriter:
+        """Opens a new or a resumed upload.
+
+        Raises:
+            UploadOffset: The upload has fewer bytes than that.
+            DiskFull: There is no room for another file.
+        """
+        committed = self.upload_size(ref) if isinstance(ref, UploadRef) else 0
+        if offset > committed:
+            raise UploadOffset(offset, committed)
+        return LocalWriter(ref, self.files.local_path(ref), offset)
+
+    def commit(self, staged: StagedBlob) -> None:
+        """Makes a file that is on disk a blob, durably.
+
+        Raises:
+            DiskFull: There is no room for another file.
+        """
+        source = self.files.local_path(staged.file)
+        try:
+            with map_disk_full():
+                self._adopt(source, staged.blob)
+        except BaseException:
+            if isinstance(staged.file, StagedRef):
+                source.unlink(missing_ok=True)
+            raise
+
+    def open(self, blob: BlobRef, offset: int, chunk_size: int) -> LocalReader:
+        """Opens a blob for reading from an offset, in chunks."""
+        return LocalReader(self.files.local_path(blob), offset, chunk_size)
+
+    def upload_size(self, ref: UploadRef) -> int:
+        """Returns how many bytes of an upload are stored."""
+        try:
+            return self.files.local_path(ref).stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def unfinished_uploads(self) -> Iterator[tuple[UploadRef, int]]:
+        """Yields all uploads with their sizes."""
+        for path in files_below(self.files.uploads):
+            with skip_errors(path):
+                yield _upload_at(path), path.stat().st_size
+
+    def remove_upload(self, ref: UploadRef) -> None:
+        """Removes an upload, if it exists."""
+        self.files.local_path(ref).unlink(missing_ok=True)
+
+    def remove_uploads(self, user_id: str) -> None:
+        """Removes a user's uploads."""
+        shutil.rmtree(self.files.uploads / user_id, ignore_errors=True)
+
+    def free_bytes(self) -> int:
+        """Returns how much room the disk has for files of this process."""
+        disk = os.statvfs(self.files.objects)
+        return disk.f_bavail * disk.f_frsize
+
+    def measure(self) -> None:
+        """Counts `stored_bytes`."""
+        folders = [folder for folder in os.scandir(self.files.objects) if folder.is_dir()]
+        self.stored_bytes = sum(entry.stat().st_size for folder in folders for entry in os.scandir(folder))
+
+    def sweep(self) -> None:
+        """Removes staged files of earlier processes."""
+        for path in self.files.tmp.iterdir():
+            path.unlink()
+
+    def old(self) -> list[str]:
+        """Returns the digests of old blobs."""
+        return [path.name for path in files_below(self.files.objects) if is_old(path)]
+
+    def collect(self, digests: Iterable[str]) -> int:
+        """Removes blobs that are still old; returns how many."""
+        removed = 0
+        for digest in digests:
+            with self._lock:
+                size = remove_if_old(self.files.blob_path(digest))
+                if size is not None:
+                    self.stored_bytes -= size
+                    removed += 1
+        return removed
+
+    def collect_uploads(self) -> list[UploadRef]:
+        """Removes old uploads, and returns them."""
+        return [_upload_at(path) for path in files_below(self.files.uploads) if remove_if_old(path) is not None]
+
+    def _adopt(self, source: Path, blob: BlobRef) -> None:
+        target = self.files.local_path(blob)
+        if target.parent not in self._durable_folders:
+            # Even one that exists: the process that made it may have been killed before it was on disk.
+            target.parent.mkdir(exist_ok=True)
+            sync_folder(self.files.objects)
+            self._durable_folders.add(target.parent)
+        with self._lock, keep_open(target, self._closing):
+            replaced = file_size(target)
+            source.replace(target)
+            self.stored_bytes += blob.size_bytes - replaced
+            reached("blob.renamed")
+            # After the rename: an upload whose commit is interrupted before it must stay writable.
+            target.chmod(0o400)
+            os.utime(target)
+        sync_folder(target.parent)
+        reached("blob.folder_synced")
+
+
+def _upload_at(path: Path) -> UploadRef:
+    return UploadRef(path.parent.name, path.name)

@@ -1,0 +1,176 @@
+"""What a blob store is. `tests/contracts/test_blobs.py` has the contract that every implementation passes."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
+
+from fedround_server.blobs.refs import FileRef, StagedBlob, StagedRef, UploadRef
+from fedround_server.domain.model import BlobRef
+
+
+class BlobWriter(Protocol):
+    """A file that is being received; it is hashed while it is written. Its `with` block closes it.
+
+    Leaving the block removes a staged file that was not committed. A resumable upload stays for the next attempt,
+    unless it is empty or was discarded.
+    """
+
+    @property
+    def size_bytes(self) -> int:
+        """How many bytes were replayed and written."""
+
+    @property
+    def staged(self) -> StagedBlob:
+        """What was replayed and written, to be committed after `sync`."""
+
+    def __enter__(self) -> Self:
+        """Enters the block."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Closes the file."""
+
+    def replay(self, see: Callable[[bytes], None]) -> None:
+        """Hashes what an earlier attempt left, and passes it to `see`; before anything is written."""
+
+    def write(self, data: bytes) -> None:
+        """Appends data, all of it or nothing.
+
+        Raises:
+            DiskFull: There is no room for it.
+        """
+
+    def sync(self) -> None:
+        """Makes the file durable.
+
+        Raises:
+            DiskFull: There is no room for it.
+            OSError: The file cannot be made durable. Leaving the block removes it, so that another attempt writes all
+                of it again.
+        """
+
+    def discard(self) -> None:
+        """Makes leaving the block remove the file, even a resumable upload: another attempt could not repair it."""
+
+
+class BlobReader(Protocol):
+    """A blob that is being sent, chunk by chunk. Its `with` block closes it."""
+
+    def __enter__(self) -> Self:
+        """Enters the block."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Closes the blob."""
+
+    def read_cached(self) -> bytes | None:
+        """Reads the next chunk if that takes no waiting; otherwise returns None and reads nothing."""
+
+    def read(self) -> bytes:
+        """Reads the next chunk, which is empty at the end. May wait."""
+
+
+class BlobFiles(Protocol):
+    """The bytes behind references, in any process: can be pickled, and is passed to engines with their jobs."""
+
+    def local_path(self, ref: FileRef) -> Path:
+        """Returns a local file with the bytes of a reference, to be read or mapped into memory.
+
+        A store whose files are elsewhere fetches them into a cache first.
+
+        Raises:
+            FileNotFoundError: There is no such file, and the store had to fetch it.
+        """
+
+    def range(self, ref: FileRef, start: int, end: int) -> bytes:
+        """Returns the bytes [start, end) of a file, fewer if it ends before.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+        """
+
+    def stage(self) -> AbstractContextManager[tuple[StagedRef, Path]]:
+        """Makes room for a new staged file.
+
+        The block gets its reference and the path to create and write it at, and has to force it to disk. A block that
+        fails leaves no file.
+        """
+
+
+class Blobs(Protocol):
+    """A store of blobs and of the uploads that become them."""
+
+    @property
+    def files(self) -> BlobFiles:
+        """Access to the bytes, to be passed to other processes."""
+
+    @property
+    def stored_bytes(self) -> int:
+        """Size of all blobs together, once `measure` has counted those of earlier processes."""
+
+    def writer(self, ref: UploadRef | StagedRef, offset: int = 0) -> BlobWriter:
+        """Opens a new or a resumed upload. Bytes of an earlier attempt behind the offset are dropped.
+
+        Args:
+            ref: Where to write.
+            offset: Where the upload goes on, in bytes; 0 for a staged file.
+
+        Raises:
+            UploadOffset: The upload has fewer bytes than that.
+            DiskFull: There is no room for another file.
+        """
+
+    def commit(self, staged: StagedBlob) -> None:
+        """Makes a durable file a blob, durably. The file itself is gone afterwards.
+
+        If the same bytes are stored already, they count as new: they are not collected soon. A staged file that cannot
+        be committed is removed; an upload stays for its next attempt.
+
+        Raises:
+            DiskFull: There is no room for it.
+        """
+
+    def open(self, blob: BlobRef, offset: int, chunk_size: int) -> BlobReader:
+        """Opens a blob for reading from an offset, in chunks.
+
+        Raises:
+            FileNotFoundError: There is no such blob.
+        """
+
+    def upload_size(self, ref: UploadRef) -> int:
+        """Returns how many bytes of an upload are stored; 0 for an unknown one."""
+
+    def unfinished_uploads(self) -> Iterator[tuple[UploadRef, int]]:
+        """Returns all uploads, with their sizes in bytes."""
+
+    def remove_upload(self, ref: UploadRef) -> None:
+        """Removes an upload, if it exists."""
+
+    def remove_uploads(self, user_id: str) -> None:
+        """Removes a user's uploads."""
+
+    def free_bytes(self) -> int:
+        """Returns how many more bytes can be stored."""
+
+    def measure(self) -> None:
+        """Counts `stored_bytes`; before serving only."""
+
+    def sweep(self) -> None:
+        """Removes staged files of earlier processes; before serving only."""
+
+    def old(self) -> list[str]:
+        """Returns the digests of blobs that are old enough to be collected if no row refers to them."""
+
+    def collect(self, digests: Iterable[str]) -> int:
+        """Removes blobs, except those that were committed again meanwhile; returns how many were removed.
+
+        Args:
+            digests: Those of old blobs to which no row refers.
+        """
+
+    def collect_uploads(self) -> list[UploadRef]:
+        """Removes uploads that were not continued for long, and returns them."""

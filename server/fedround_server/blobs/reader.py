@@ -1,0 +1,66 @@
+"""Local files that are being sent."""
+
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+READ_AHEAD = 8 << 20
+"""How much the disk is asked for at a time, in bytes."""
+# Linux only.
+RWF_NOWAIT: int | None = getattr(os, "RWF_NOWAIT", None)
+
+
+class LocalReader:
+    """A file that is being sent, chunk by chunk. Its `with` block closes it."""
+
+    def __init__(self, path: Path, offset: int, chunk_size: int) -> None:
+        """Opens the file.
+
+        Args:
+            path: The file; it must not change.
+            offset: Where to begin, in bytes.
+            chunk_size: Bytes of each chunk but the last one.
+        """
+        self._descriptor = os.open(path, os.O_RDONLY)
+        self._end = os.fstat(self._descriptor).st_size
+        self._position = offset
+        self._buffer = bytearray(chunk_size)
+
+    def __enter__(self) -> Self:
+        """Enters the block."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Closes the file."""
+        os.close(self._descriptor)
+
+    def read_cached(self) -> bytes | None:
+        """Reads the next chunk if it is in the page cache; otherwise returns None and reads nothing.
+
+        Reading from memory takes less time than waking a thread.
+        """
+        if RWF_NOWAIT is None:
+            return None
+        try:
+            size = os.preadv(self._descriptor, [self._buffer], self._position, RWF_NOWAIT)
+        except OSError:
+            # Not in memory, or a file system that does not support the flag.
+            return None
+        if size < min(len(self._buffer), self._end - self._position):
+            return None
+        self._position += size
+        return bytes(memoryview(self._buffer)[:size])
+
+    def read(self) -> bytes:
+        """Reads the next chunk, and starts reading ahead from the disk."""
+        size = len(self._buffer)
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._descriptor, self._position, READ_AHEAD, os.POSIX_FADV_WILLNEED)
+        chunk = b""
+        while data := os.pread(self._descriptor, size - len(chunk), self._position):
+            self._position += len(data)
+            chunk += data
+        return chunk

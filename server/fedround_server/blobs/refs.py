@@ -1,0 +1,38 @@
+"""References to files: plain data that means the same in every process."""
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from fedround_server.domain.model import BlobRef
+
+
+@dataclass(frozen=True, slots=True)
+class UploadRef:
+    """A resumable upload. Upload ids of different users never collide."""
+
+    user_id: str
+    upload_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class StagedRef:
+    """A file that is lost with the server's process unless it is committed."""
+
+    name: str
+
+
+FileRef: TypeAlias = BlobRef | UploadRef | StagedRef
+"""Any file of the store."""
+
+
+@dataclass(frozen=True, slots=True)
+class StagedBlob:
+    """A finished file, forced to disk, that is ready to be committed.
+
+    Attributes:
+        file: Where it is.
+        blob: What it contains.
+    """
+
+    file: UploadRef | StagedRef
+    blob: BlobRef

@@ -1,0 +1,105 @@
+"""Local files that are being received."""
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from fedround_server.blobs.disk_full import map_disk_full
+from fedround_server.blobs.refs import StagedBlob, StagedRef, UploadRef
+from fedround_server.domain.model import BlobRef
+from fedround_server.host.page_cache import Writeback
+
+READ_SIZE = 1 << 20
+
+
+class LocalWriter:
+    """A file that is being received; it is hashed while it is written. Its `with` block closes it."""
+
+    def __init__(self, ref: UploadRef | StagedRef, path: Path, offset: int = 0) -> None:
+        """Opens or creates the file.
+
+        Args:
+            ref: What it is called; a resumable upload is kept if it is not committed.
+            path: Where it is.
+            offset: Bytes behind this are dropped.
+
+        Raises:
+            DiskFull: There is no room for another file.
+        """
+        self.size_bytes = 0
+        self._ref = ref
+        self._path = path
+        self._keep = isinstance(ref, UploadRef)
+        self._hash = hashlib.sha256()
+        with map_disk_full():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        self._writeback = Writeback(self._descriptor)
+        os.ftruncate(self._descriptor, offset)
+
+    def __enter__(self) -> Self:
+        """Enters the block."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Closes the file, and removes it unless another attempt can go on with it."""
+        keep = self._keep and os.fstat(self._descriptor).st_size > 0
+        os.close(self._descriptor)
+        if not keep:
+            self._path.unlink(missing_ok=True)
+
+    def replay(self, see: Callable[[bytes], None]) -> None:
+        """Reads what an earlier attempt left, hashes it, and passes it to `see`."""
+        while data := os.read(self._descriptor, READ_SIZE):
+            self._hash.update(data)
+            self.size_bytes += len(data)
+            see(data)
+
+    def write(self, data: bytes) -> None:
+        """Appends data, all of it or nothing.
+
+        Raises:
+            DiskFull: There is no room for it.
+        """
+        try:
+            with map_disk_full():
+                view = memoryview(data)
+                while view:
+                    view = view[os.write(self._descriptor, view) :]
+        except BaseException:
+            # Another attempt goes on behind what is in the file, so that must be what was hashed.
+            os.ftruncate(self._descriptor, self.size_bytes)
+            os.lseek(self._descriptor, self.size_bytes, os.SEEK_SET)
+            raise
+        self._writeback.grown(self.size_bytes + len(data))
+        self._hash.update(data)
+        self.size_bytes += len(data)
+
+    @property
+    def staged(self) -> StagedBlob:
+        """What was replayed and written."""
+        return StagedBlob(self._ref, BlobRef(self._hash.hexdigest(), self.size_bytes))
+
+    def sync(self) -> None:
+        """Forces the file to disk.
+
+        Raises:
+            DiskFull: There is no room for it.
+            OSError: It failed; leaving the block then removes the file.
+        """
+        try:
+            with map_disk_full():
+                os.fsync(self._descriptor)
+        except BaseException:
+            # The kernel drops pages that it failed to write: a second fsync would succeed and guarantee nothing.
+            self.discard()
+            raise
+
+    def discard(self) -> None:
+        """Makes leaving the block remove the file."""
+        self._keep = False

@@ -1,0 +1,123 @@
+"""Aggregates closed rounds in the background, and commits the results."""
+
+import logging
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+
+from fedround_server.blobs import map_disk_full
+from fedround_server.coordinator.context import Context
+from fedround_server.coordinator.tasks import in_thread
+from fedround_server.domain.audit import acting
+from fedround_server.domain.errors import DiskFull, Unavailable
+from fedround_server.domain.model import BlobRef
+from fedround_server.engine.jobs import AggregationFailed, AggregationJob
+from fedround_server.failpoints import reached
+from fedround_server.store.verbs.round import AggregationTask
+
+log = logging.getLogger(__name__)
+RETRY_DELAY = timedelta(seconds=1)
+"""The delay before another attempt after a transient error that names no delay of its own."""
+TRANSIENT = (Unavailable, DiskFull, OSError)
+"""Errors that may not recur at the next attempt: accepted updates wait for it."""
+INTERNAL = "round {} could not be aggregated; the server's log has more under the id {}"
+
+
+class Aggregations:
+    """The aggregations under way, at most one per training."""
+
+    def __init__(self, context: Context, follow_up: Callable[[str], Awaitable[None]]) -> None:
+        """Creates it without any aggregation under way.
+
+        Args:
+            context: The parts of the server.
+            follow_up: Called with the training's id after a result or a failure has been committed.
+        """
+        self._context = context
+        self._store = context.store.rounds
+        self._follow_up = follow_up
+        self._running: set[str] = set()
+        self._again: set[str] = set()
+        self._stopped = False
+
+    def stop(self) -> None:
+        """Leaves closed rounds to the next start: a round opened from now on would miss its participants."""
+        self._stopped = True
+
+    def is_running(self, training_id: str) -> bool:
+        """Returns whether an aggregation for a training is under way."""
+        return training_id in self._running
+
+    def start(self, training_id: str) -> None:
+        """Starts the aggregation of a training's closed round in the background, unless it is under way."""
+        # The one under way may have looked for closed rounds just before this one was closed.
+        self._again.add(training_id)
+        if training_id not in self._running and not self._stopped:
+            self._running.add(training_id)
+            self._context.background.create_task(self._run(training_id), name=f"aggregate {training_id}")
+
+    async def _run(self, training_id: str) -> None:
+        # The user whose update closed the round started this task, but does not make the model.
+        acting.set("")
+        try:
+            while not self._stopped:
+                self._again.discard(training_id)
+                try:
+                    task = await self._store.find_aggregation(training_id)
+                    if task is not None:
+                        reached("aggregation.found")
+                        await self._aggregate(task)
+                    elif training_id not in self._again:
+                        return
+                except TRANSIENT as error:
+                    log.warning("aggregation of training %s: %s", training_id, error)
+                    seconds = getattr(error, "retry_seconds", None)
+                    await self._context.clock.sleep(timedelta(seconds=seconds) if seconds else RETRY_DELAY)
+                    # The error may have hidden a commit that succeeded.
+                    self._context.hub.notify(training_id)
+        finally:
+            self._running.discard(training_id)
+
+    async def _aggregate(self, task: AggregationTask) -> None:
+        """Aggregates a closed round and commits the result, or the failure."""
+        closed = task.round
+        now = self._context.clock.now
+        try:
+            result = await self._compute(task)
+            if self._stopped:
+                return
+            await self._store.commit(closed.training_id, closed.number, closed.epoch, result, now())
+            reached("aggregation.committed")
+        except Exception as error:
+            # A lost file does not come back.
+            if isinstance(error, TRANSIENT) and not isinstance(error, FileNotFoundError):
+                raise
+            # The round of one training must not stop the server, which would meet it again after each restart.
+            error_id = self._context.new_id()
+            log.exception("round %s of training %s failed, id %s", closed.number, closed.training_id, error_id)
+            # The messages of other errors may reveal files of the server.
+            message = str(error) if isinstance(error, AggregationFailed) else INTERNAL.format(closed.number, error_id)
+            await self._store.fail(
+                closed.training_id, closed.number, closed.epoch, "AGGREGATION_FAILED", message, now()
+            )
+        self._context.hub.notify(closed.training_id)
+        await self._follow_up(closed.training_id)
+
+    async def _compute(self, task: AggregationTask) -> BlobRef | None:
+        """Makes the file of a closed round, if its kind makes one."""
+        computation = task.computation
+        if computation is None:
+            return None
+        job = AggregationJob(
+            model=task.model,
+            updates=tuple(update.blob for update in task.updates),
+            weights=tuple(update.num_examples for update in task.updates),
+            algorithm=computation.algorithm,
+            options=computation.options,
+            differences=computation.differences,
+        )
+        with map_disk_full():
+            result = await self._context.engine.aggregate(job)
+        reached("aggregation.computed")
+        await in_thread(self._context.blobs.commit, result)
+        reached("aggregation.adopted")
+        return result.blob

@@ -1,0 +1,75 @@
+"""What the server does from time to time: reconcile rounds, collect blobs, keep last-seen times."""
+
+import logging
+from datetime import timedelta
+
+from fedround_server.coordinator.context import Context
+from fedround_server.coordinator.round import Rounds
+from fedround_server.coordinator.tasks import in_thread
+from fedround_server.coordinator.uploads.receive import Uploads
+from fedround_server.domain.errors import Unavailable
+
+log = logging.getLogger(__name__)
+RECONCILIATION_INTERVAL = timedelta(seconds=5)
+COLLECTION_INTERVAL = timedelta(hours=1)
+COLLECTION_BATCH = 500
+"""How many blobs one query looks up: the store serves other verbs in between."""
+LAST_SEEN_INTERVAL = timedelta(seconds=50)
+
+
+class Housekeeping:
+    """The periodic work of a server. Each part goes on after an error of the database or the disk."""
+
+    def __init__(self, context: Context, rounds: Rounds, uploads: Uploads) -> None:
+        """Creates it; `start` begins the work."""
+        self._context = context
+        self._rounds = rounds
+        self._uploads = uploads
+
+    def start(self) -> None:
+        """Starts the background tasks."""
+        start = self._context.background.create_task
+        start(self._reconcile_forever(), name="reconcile rounds")
+        start(self._collect_forever(), name="collect blobs")
+        start(self._keep_last_seen_forever(), name="keep last-seen times")
+
+    async def keep_last_seen(self) -> None:
+        """Writes the last-seen times that changed since the last call."""
+        changed = self._context.presence.take_news(self._context.clock.now())
+        try:
+            await self._context.store.users.record_last_seen(changed)
+        except Unavailable as error:
+            self._context.presence.give_back(changed)
+            log.warning("keeping last-seen times: %s", error)
+
+    async def _reconcile_forever(self) -> None:
+        while True:
+            await self._context.clock.sleep(RECONCILIATION_INTERVAL)
+            try:
+                await self._context.store.hold()
+                await self._rounds.reconcile()
+            except Unavailable as error:
+                log.warning("reconciling rounds: %s", error)
+
+    async def _keep_last_seen_forever(self) -> None:
+        while True:
+            await self._context.clock.sleep(LAST_SEEN_INTERVAL)
+            await self.keep_last_seen()
+
+    async def _collect_forever(self) -> None:
+        while True:
+            try:
+                await self._collect()
+            except (Unavailable, OSError) as error:
+                log.warning("collecting files: %s", error)
+            await self._context.clock.sleep(COLLECTION_INTERVAL)
+
+    async def _collect(self) -> None:
+        blobs = self._context.blobs
+        old = await in_thread(blobs.old)
+        for start in range(0, len(old), COLLECTION_BATCH):
+            batch = old[start : start + COLLECTION_BATCH]
+            # Only an upload gives a digest its first row, and that renews the time of the blob.
+            in_use = await self._context.store.models.digests_in_use(batch)
+            await in_thread(blobs.collect, set(batch) - in_use)
+        await self._uploads.collect()

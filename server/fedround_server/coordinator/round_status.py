@@ -1,0 +1,76 @@
+"""The status of a round as its actor sees it: who is missing, and when the round will probably end."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from fedround_server.coordinator.context import Context
+from fedround_server.coordinator.uploads.receive import Uploads
+from fedround_server.domain import forecast
+from fedround_server.domain.rounds.round import Round, RoundMember, RoundState, RoundView
+
+
+@dataclass(frozen=True, slots=True)
+class MemberView:
+    """A member of a round's cohort, as the actor sees it.
+
+    Attributes:
+        member: What the store knows of the member.
+        last_seen: When the member was last connected, if known.
+        subscribed: Whether the member has a subscription open.
+        uploaded_bytes: How many bytes of its update have arrived.
+        forecast: When its update is expected; None if it has arrived, or if there is no history.
+    """
+
+    member: RoundMember
+    last_seen: datetime | None
+    subscribed: bool
+    uploaded_bytes: int
+    forecast: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why a round is waiting.
+
+    Attributes:
+        view: The round.
+        members: Its cohort.
+        forecast_end: When its present attempt is expected to end; None if that is not known.
+    """
+
+    view: RoundView
+    members: tuple[MemberView, ...]
+    forecast_end: datetime | None
+
+
+class RoundStatus:
+    """Explains rounds to their actors."""
+
+    def __init__(self, context: Context, uploads: Uploads) -> None:
+        """Creates the use case over the parts that it joins."""
+        self._context = context
+        self._uploads = uploads
+
+    async def explain(self, training_id: str, number: int | None, actor_id: str) -> Explanation:
+        """Returns a round, by default the current one, with what is known of its members.
+
+        Raises:
+            FedroundError: As described for `RoundVerbs.explain`.
+        """
+        found = await self._context.store.rounds.explain(training_id, number, actor_id)
+        now = self._context.clock.now()
+        is_open = found.round.state is RoundState.OPEN
+        members = tuple(self._view(member, found.round, now) for member in found.members)
+        arrivals = [one.member.arrive_time or one.forecast for one in members]
+        forecast_end = forecast.end(arrivals, found.round.expected, found.round.deadline) if is_open else None
+        return Explanation(found, members, forecast_end)
+
+    def _view(self, member: RoundMember, found: Round, now: datetime) -> MemberView:
+        presence, missing = self._context.presence, member.arrive_time is None
+        return MemberView(
+            member=member,
+            last_seen=presence.last_seen(member.user_id, now) or member.seen_time,
+            subscribed=presence.is_listening(member.user_id),
+            uploaded_bytes=self._uploads.progress(found.training_id, found.number, member.user_id) if missing else 0,
+            forecast=forecast.arrival(member.ask_time, member.durations, now) if missing else None,
+        )

@@ -1,0 +1,74 @@
+"""Use cases of participants: submitting an update or a report to a round."""
+
+from collections.abc import Mapping
+
+from fedround_server.coordinator.aggregation import Aggregations
+from fedround_server.coordinator.context import Context
+from fedround_server.coordinator.uploads.receive import Incoming, Uploads
+from fedround_server.domain.errors import NotInCohort, RoundNotOpen, UpdateExists
+from fedround_server.domain.model import BlobRef
+from fedround_server.domain.report import NewReport
+from fedround_server.domain.update import NewUpdate, Update
+from fedround_server.failpoints import reached
+from fedround_server.wakeups import for_actor
+
+
+class Submissions:
+    """Accepts updates and reports, and starts the aggregation of the rounds that they close."""
+
+    def __init__(self, context: Context, uploads: Uploads, aggregations: Aggregations) -> None:
+        """Creates the use cases over the parts that they join."""
+        self._context = context
+        self._store = context.store.submissions
+        self._uploads = uploads
+        self._aggregations = aggregations
+
+    async def submit(
+        self, training_id: str, number: int, num_examples: int, metrics: Mapping[str, float], incoming: Incoming
+    ) -> Update:
+        """Accepts an update. When it returns, the update is on disk and will be counted exactly once.
+
+        Raises:
+            FedroundError: The update is rejected, as described for `SubmissionVerbs.admit` and `Uploads.receive`.
+        """
+        blob = BlobRef(str(incoming.sha256), int(incoming.size_bytes or 0))
+        new = NewUpdate(training_id, number, incoming.user_id, blob, num_examples, metrics)
+        try:
+            admission = await self._store.admit(new)
+        except (RoundNotOpen, NotInCohort, UpdateExists):
+            # The remains of an earlier attempt would count against the user's limit for a day.
+            await self._uploads.abandon(incoming.user_id, incoming.upload_id)
+            raise
+        if isinstance(admission, Update):
+            return admission
+        tensors = admission.tensors
+        await self._uploads.receive(incoming, tensors.manifest, admission.bound, tensors.differences)
+        update = await self._context.tasks.run_shielded(self._accept_update(new))
+        reached("update.replying")
+        return update
+
+    async def submit_metrics(
+        self, training_id: str, number: int, user_id: str, num_examples: int, metrics: Mapping[str, float]
+    ) -> None:
+        """Accepts a report of an evaluation round.
+
+        Raises:
+            FedroundError: The report is rejected, as described for `SubmissionVerbs.submit_report`.
+        """
+        new = NewReport(training_id, number, user_id, num_examples, metrics)
+        await self._context.tasks.run_shielded(self._accept_report(new))
+
+    async def _accept_update(self, new: NewUpdate) -> Update:
+        update, closed = await self._store.submit_update(self._context.new_id(), new, self._context.clock.now())
+        self._accepted(new.training_id, closed=closed)
+        return update
+
+    async def _accept_report(self, new: NewReport) -> None:
+        _, closed = await self._store.submit_report(self._context.new_id(), new, self._context.clock.now())
+        self._accepted(new.training_id, closed=closed)
+
+    def _accepted(self, training_id: str, *, closed: bool) -> None:
+        reached("update.accepted")
+        self._context.hub.notify(for_actor(training_id))
+        if closed:
+            self._aggregations.start(training_id)

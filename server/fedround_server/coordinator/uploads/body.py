@@ -1,0 +1,119 @@
+"""Receives the bytes of a file, and checks what can be checked while they arrive."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from fedround_server.blobs import BlobWriter
+from fedround_server.coordinator.tasks import in_thread
+from fedround_server.coordinator.uploads.space import SpaceReservation
+from fedround_server.coordinator.uploads.write_buffer import WriteBuffer
+from fedround_server.domain.errors import DigestMismatch, FieldInvalid, ModelFormat, ModelTooLarge, UploadIncomplete
+from fedround_server.engine.format.gate import HeaderGate
+from fedround_server.engine.format.manifest import Layout
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """A file that a caller sends.
+
+    Attributes:
+        user_id: The user that sends it.
+        chunks: Its bytes from offset on, in pieces.
+        sha256: Declared digest, lower-case hex.
+        size_bytes: Declared size of the whole file.
+        upload_id: Makes the upload resumable.
+        offset: Where the chunks start in the file.
+        training_id: The training that an update is for.
+        round: The round that it is for.
+    """
+
+    user_id: str
+    chunks: AsyncIterator[bytes]
+    sha256: str | None
+    size_bytes: int | None
+    upload_id: str | None = None
+    offset: int = 0
+    training_id: str | None = None
+    round: int = 0
+
+
+class BodyReceiver:
+    """Receives one file."""
+
+    def __init__(self, incoming: Incoming, gate: HeaderGate, max_bytes: int) -> None:
+        """Checks the declared size.
+
+        Args:
+            incoming: The file.
+            gate: Checks its header.
+            max_bytes: How large it may be.
+
+        Raises:
+            ModelTooLarge: The declared size is over the limit.
+        """
+        self._incoming = incoming
+        self._gate = gate
+        self._max_bytes = max_bytes
+        self._check_limit(incoming.size_bytes)
+
+    async def receive(self, writer: BlobWriter, space: SpaceReservation) -> Layout:
+        """Writes the file; returns what its header says. The file is complete then, but not on disk.
+
+        Raises:
+            FieldInvalid: There are more bytes than declared, or none.
+            ModelFormat: It is no acceptable safetensors file.
+            UpdateMismatch: Its tensors are not the expected ones.
+            ModelTooLarge: It is over the limit.
+            UploadIncomplete: The stream ended early.
+            DigestMismatch: The bytes are not the declared ones.
+            TooManyUploads: The unfinished uploads have too many bytes.
+            DiskFull: There is no room for it.
+        """
+        incoming, gate = self._incoming, self._gate
+        if incoming.offset:
+            await in_thread(writer.replay, gate.feed)
+        async with WriteBuffer(writer) as buffer:
+            async for chunk in incoming.chunks:
+                if gate.takes_long(chunk):
+                    await in_thread(gate.feed, chunk)
+                else:
+                    gate.feed(chunk)
+                self._check_size(buffer.size_bytes + len(chunk))
+                if gate.layout is not None and incoming.size_bytes is None:
+                    space.cover(gate.layout.size_bytes)
+                await buffer.write(chunk)
+        return self._check_complete(writer)
+
+    def _check_size(self, size: int) -> None:
+        declared, layout = self._incoming.size_bytes, self._gate.layout
+        if declared is not None and size > declared:
+            raise FieldInvalid("size_bytes", f"the file is larger than the {declared} bytes declared")
+        if layout is not None:
+            self._check_limit(layout.size_bytes)
+            if size > layout.size_bytes:
+                raise ModelFormat(f"the file goes on behind its last tensor, at byte {layout.size_bytes}")
+
+    def _check_limit(self, size: int | None) -> None:
+        if size is not None and size > self._max_bytes:
+            raise ModelTooLarge(
+                f"the file has {size} bytes, the server takes {self._max_bytes}: ask the operator for more",
+                limit="max_model_bytes",
+            )
+
+    def _check_complete(self, writer: BlobWriter) -> Layout:
+        declared, layout, received = self._incoming.size_bytes, self._gate.layout, writer.staged.blob
+        described = None if layout is None else layout.size_bytes
+        size = received.size_bytes
+        if size == 0 and not declared:
+            raise FieldInvalid("chunk", "no file was sent: send a safetensors file in chunks behind the spec")
+        if declared is not None and size < declared:
+            raise UploadIncomplete(size, declared)
+        if declared is None and (described is None or size < described):
+            raise UploadIncomplete(size, described)
+        if self._incoming.sha256 is not None and received.sha256 != self._incoming.sha256:
+            raise DigestMismatch(
+                f"the file's SHA-256 is {received.sha256}, declared was {self._incoming.sha256}: send it again"
+            )
+        if layout is None or size < layout.size_bytes:
+            raise ModelFormat(f"the file is cut: its header describes more than the {size} bytes that it has")
+        return layout

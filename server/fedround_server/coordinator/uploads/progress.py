@@ -1,0 +1,54 @@
+"""How much of each participant's update has arrived."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from fedround_server.blobs import Blobs, BlobWriter, StagedRef, UploadRef
+
+
+@dataclass(frozen=True, slots=True)
+class _Progress:
+    """The latest attempt at a participant's update; without a writer once it is over."""
+
+    round: int
+    ref: UploadRef | StagedRef
+    writer: BlobWriter | None
+
+
+class UpdateProgress:
+    """How much of each participant's update has arrived, also between two attempts."""
+
+    def __init__(self, blobs: Blobs) -> None:
+        """Begins without any."""
+        self._blobs = blobs
+        self._latest: dict[tuple[str, str], _Progress] = {}
+
+    def bytes_arrived(self, training_id: str, number: int, user_id: str) -> int:
+        """Returns how many bytes of a participant's update for a round are stored."""
+        found = self._latest.get((training_id, user_id))
+        if found is None or found.round != number:
+            return 0
+        if found.writer is not None:
+            return found.writer.size_bytes
+        return self._blobs.upload_size(found.ref) if isinstance(found.ref, UploadRef) else 0
+
+    def forget(self, training_id: str) -> None:
+        """Forgets the updates of a training."""
+        for key in [key for key in self._latest if key[0] == training_id]:
+            del self._latest[key]
+
+    @contextmanager
+    def watch(
+        self, training_id: str, number: int, user_id: str, ref: UploadRef | StagedRef, writer: BlobWriter
+    ) -> Iterator[None]:
+        """Shows the progress of an update that the block receives."""
+        key = (training_id, user_id)
+        own = _Progress(number, ref, writer)
+        self._latest[key] = own
+        try:
+            yield
+        finally:
+            # Otherwise a later attempt, for this round or the next, shows its own.
+            if self._latest.get(key) is own:
+                self._latest[key] = replace(own, writer=None)

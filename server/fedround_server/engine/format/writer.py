@@ -1,0 +1,89 @@
+"""Safetensors files, written one block at a time."""
+
+import hashlib
+import os
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from fedround_server.domain.model import BlobRef
+from fedround_server.host.page_cache import Writeback
+
+BATCH = 128 * 1024
+"""Bytes that are worth passing to the thread: a model may have 20,000 small tensors."""
+AHEAD = 8
+"""Batches that may wait to be written."""
+
+
+class TensorWriter:
+    """Writes a safetensors file in order and hashes it, in a thread, while the next blocks are computed."""
+
+    def __init__(self, path: Path, header: bytes) -> None:
+        """Begins the file.
+
+        Args:
+            path: Where to write; must not exist.
+            header: Everything before the data.
+        """
+        self._file = path.open("xb", buffering=0)
+        self._hash = hashlib.sha256()
+        self._size = 0
+        self._writeback = Writeback(self._file.fileno())
+        self._waiting: list[memoryview] = [memoryview(header)]
+        self._waiting_bytes = len(header)
+        self._thread = ThreadPoolExecutor(1)
+        self._batches: deque[Future[None]] = deque()
+
+    def __enter__(self) -> Self:
+        """Enters the block."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Closes the file."""
+        self._thread.shutdown(cancel_futures=True)
+        self._file.close()
+
+    def write(self, block: Tensor) -> None:
+        """Appends a flat block, which must not change any more.
+
+        Raises:
+            OSError: An earlier one could not be written.
+        """
+        data = block.contiguous().view(torch.uint8).numpy().data
+        self._waiting.append(data)
+        self._waiting_bytes += len(data)
+        if self._waiting_bytes >= BATCH:
+            self._submit()
+
+    def finish(self) -> BlobRef:
+        """Forces the file to disk and returns what it contains.
+
+        Raises:
+            OSError: It could not be written.
+        """
+        self._submit()
+        while self._batches:
+            self._batches.popleft().result()
+        os.fsync(self._file.fileno())
+        return BlobRef(self._hash.hexdigest(), self._size)
+
+    def _submit(self) -> None:
+        self._batches.append(self._thread.submit(self._write, self._waiting))
+        self._waiting, self._waiting_bytes = [], 0
+        if len(self._batches) > AHEAD:
+            self._batches.popleft().result()
+
+    def _write(self, parts: list[memoryview]) -> None:
+        data = parts[0] if len(parts) == 1 else memoryview(b"".join(parts))
+        self._hash.update(data)
+        self._size += len(data)
+        while data:
+            data = data[self._file.write(data) :]
+        self._writeback.grown(self._size)

@@ -1,0 +1,57 @@
+"""Events are encoded once per view, and never shown in the view of another reader."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from fedround_server.coordinator.subscription import Heartbeat
+from fedround_server.domain.aggregation import FedAvg
+from fedround_server.domain.event import Event, ModelInfo, RoundClosed, RoundStarted
+from fedround_server.domain.model import BlobRef
+from fedround_server.services import convert
+from fedround_server.services.event_encoder import CAPACITY, EventEncoder
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+MODEL = ModelInfo("m", 0, BlobRef("0" * 64, 10))
+STARTED = RoundStarted(0, "TRAIN", MODEL, NOW, FedAvg(), ("loss",))
+CLOSED = RoundClosed(0, "TRAIN", 1, 2, {"loss": 0.5}, {"own": 1.0})
+
+
+def event(payload: Any, sequence: int = 1, training_id: str = "t") -> Event:
+    return Event(training_id, sequence, NOW, payload)
+
+
+def test_an_event_is_encoded_once() -> None:
+    encoder = EventEncoder()
+    first = encoder.encode(event(STARTED))
+    assert first == convert.event(event(STARTED))
+    assert encoder.encode(event(replace(STARTED))) is first
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (event(STARTED), event(STARTED, sequence=2)),
+        (event(STARTED), event(STARTED, training_id="u")),
+        (event(STARTED), event(replace(STARTED, submitted=True))),
+        (event(STARTED), event(replace(STARTED, attempt=2))),
+        (event(STARTED), event(replace(STARTED, deadline=NOW + timedelta(seconds=1)))),
+        (event(STARTED), event(replace(STARTED, deadline=None))),
+        (event(CLOSED), event(CLOSED.public)),
+    ],
+)
+def test_another_view_has_a_message_of_its_own(one: Event, other: Event) -> None:
+    encoder = EventEncoder()
+    for shown in (one, other, one, other):
+        assert encoder.encode(shown) == convert.event(shown)
+    assert convert.event(one) != convert.event(other)
+
+
+def test_only_the_last_events_are_kept() -> None:
+    encoder = EventEncoder()
+    for sequence in range(3 * CAPACITY):
+        encoder.encode(event(STARTED, sequence))
+        encoder.encode(Heartbeat("t", sequence))
+    assert len(encoder._encoded) == CAPACITY
