@@ -161,7 +161,7 @@ def kinds(events: Sequence[Any]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Refusal:
+class ErrorDetails:
     """What a refused call said."""
 
     code: grpc.StatusCode
@@ -235,11 +235,11 @@ class refused:  # noqa: N801 - reads like pytest.raises
         return caught
 
     @property
-    def refusal(self) -> Refusal:
-        return read_refusal(self._error.value)
+    def refusal(self) -> ErrorDetails:
+        return read_error(self._error.value)
 
 
-def read_refusal(error: Any) -> Refusal:
+def read_error(error: Any) -> ErrorDetails:
     status = rpc_status.from_call(error)
     assert status is not None, f"no details in {error.code()}: {error.details()}"
     info, fields, details = error_details_pb2.ErrorInfo(), {}, []
@@ -250,7 +250,7 @@ def read_refusal(error: Any) -> Refusal:
             fields = {violation.field: violation.description for violation in bad.field_violations}
         packed.Unpack(info)
     assert info.domain == "fedround"
-    return Refusal(error.code(), info.reason, status.message, dict(info.metadata), fields, details)
+    return ErrorDetails(error.code(), info.reason, status.message, dict(info.metadata), fields, details)
 
 
 class _Token(

@@ -9,7 +9,7 @@ from typing import Literal, Self, TypeAlias
 
 import grpc
 
-from fedround.v1.event_pb2 import PACKING_UNSPECIFIED, Packing
+from fedround.v1.event_pb2 import COMPRESSION_UNSPECIFIED, Compression
 from fedround_client.audit import AuditCalls
 from fedround_client.cache import CACHE_BYTES, ModelCache
 from fedround_client.channel import open_channel
@@ -52,7 +52,9 @@ class Client(UserCalls, TrainingCalls, ModelCalls, RoundCalls, InferenceCalls, A
             compression: As in `connect`.
         """
         self._channel = channel
-        method = PACKING_UNSPECIFIED if compression is None else Packing.Value(f"PACKING_{compression.upper()}")
+        method = (
+            COMPRESSION_UNSPECIFIED if compression is None else Compression.Value(f"COMPRESSION_{compression.upper()}")
+        )
         self._rpc = Rpc(channel, token=token, address=address, clock=clock or SystemClock(), compression=method)
 
     def __enter__(self) -> Self:

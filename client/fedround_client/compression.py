@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 
-from fedround.v1.event_pb2 import PACKING_GZIP, PACKING_UNSPECIFIED, Packing
+from fedround.v1.event_pb2 import COMPRESSION_GZIP, COMPRESSION_UNSPECIFIED, Compression
 
 MAX_CHUNK = 2**20
 """The largest chunk that the API allows, in bytes."""
@@ -18,30 +18,30 @@ class CompressionError(ValueError):
     """The bytes are not a compressed chunk of a valid size."""
 
 
-def compress(chunk: bytes, compression: Packing.ValueType) -> tuple[bytes, Packing.ValueType]:
+def compress(chunk: bytes, compression: Compression.ValueType) -> tuple[bytes, Compression.ValueType]:
     """Compresses a chunk if that makes it smaller.
 
     Args:
         chunk: Bytes of a file.
-        compression: The method; PACKING_UNSPECIFIED for none.
+        compression: The method; COMPRESSION_UNSPECIFIED for none.
 
     Returns:
         The bytes to send, and the method that was used.
     """
-    if compression == PACKING_GZIP:
+    if compression == COMPRESSION_GZIP:
         compressed = zlib.compress(chunk, _LEVEL, _WBITS)
         if len(compressed) < len(chunk):
             return compressed, compression
-    return chunk, PACKING_UNSPECIFIED
+    return chunk, COMPRESSION_UNSPECIFIED
 
 
-def decompress(data: bytes, compression: Packing.ValueType) -> bytes:
+def decompress(data: bytes, compression: Compression.ValueType) -> bytes:
     """Returns the chunk that was compressed. Never allocates more than the largest chunk.
 
     Raises:
         CompressionError: The data is damaged, or is more than one chunk.
     """
-    if compression == PACKING_UNSPECIFIED:
+    if compression == COMPRESSION_UNSPECIFIED:
         return data
     decompressor = zlib.decompressobj(_WBITS)
     try:

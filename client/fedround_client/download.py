@@ -11,7 +11,7 @@ from typing import Literal, Protocol, TypeVar
 import google_crc32c
 import grpc
 
-from fedround.v1.event_pb2 import ModelInfo, Packing
+from fedround.v1.event_pb2 import Compression, ModelInfo
 from fedround_client.compression import CompressionError, decompress
 from fedround_client.errors import ChunkCorrupt, DigestMismatch, ServerUnavailable
 from fedround_client.payload import Progress
@@ -32,7 +32,7 @@ class _Response(Protocol):
     @property
     def chunk_crc32c(self) -> int: ...
     @property
-    def packing(self) -> Packing.ValueType: ...
+    def compression(self) -> Compression.ValueType: ...
     def HasField(self, name: Literal["info"], /) -> bool: ...  # noqa: N802 -- protobuf's name
 
 
@@ -136,7 +136,7 @@ class _Received:
         if not data:
             return False
         try:
-            chunk = decompress(data, response.packing)
+            chunk = decompress(data, response.compression)
         except CompressionError as error:
             raise self._corrupt(len(data)) from error
         # Without this check a server could send bytes without end.

@@ -198,7 +198,7 @@ class ModelCalls:
                 part=model_pb2.ModelPart.Value(f"MODEL_PART_{part}"),
                 offset=offset,
                 have_sha256=have,
-                packing=self._rpc.compression,
+                compression=self._rpc.compression,
             )
 
         def fetch(sink: Sink) -> ModelInfo:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedround.v1.round_pb2 import (
-    DownloadDealtModelRequest,
+    DownloadAssignedModelRequest,
     GetRoundRequest,
     Round,
     SubmitMetricsRequest,
@@ -71,9 +71,9 @@ class RoundCalls:
         reader = SafetensorsReader(framework)
         download(
             self._rpc,
-            self._rpc.rounds.DownloadDealtModel,
-            lambda offset, _: DownloadDealtModelRequest(
-                training_id=training_id, round=number, offset=offset, packing=self._rpc.compression
+            self._rpc.rounds.DownloadAssignedModel,
+            lambda offset, _: DownloadAssignedModelRequest(
+                training_id=training_id, round=number, offset=offset, compression=self._rpc.compression
             ),
             reader,
             attempts=attempts,

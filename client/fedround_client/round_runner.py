@@ -93,7 +93,7 @@ class RoundRunner(RoundCalls):
                 self._rpc,
                 self._rpc.models.DownloadModel,
                 lambda offset, _: DownloadModelRequest(
-                    model_id=info.model_id, version=info.version, offset=offset, packing=self._rpc.compression
+                    model_id=info.model_id, version=info.version, offset=offset, compression=self._rpc.compression
                 ),
                 Tee(reader, cache_writer),
                 attempts=None,
@@ -145,7 +145,7 @@ def _round(training_id: str, started: RoundStarted) -> Round:
         fed_prox_mu=started.aggregation.fed_prox.mu,
         metric_names=tuple(started.metric_names),
         local_rounds=started.local_rounds,
-        assigned=started.dealt,
+        assigned=started.assigned,
         swag_rank=started.swag.rank,
         attempt=max(1, started.attempt),
         update_precision=_precision(started.update_precision),

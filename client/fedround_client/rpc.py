@@ -21,7 +21,7 @@ from fedround.v1 import (
     training_pb2_grpc,
     user_pb2_grpc,
 )
-from fedround.v1.event_pb2 import Packing
+from fedround.v1.event_pb2 import Compression
 from fedround_client.chunk_stubs import with_chunk_codec
 from fedround_client.clock import Clock
 from fedround_client.errors import TokenInvalid, from_rpc_error
@@ -69,7 +69,13 @@ class Rpc:
     """
 
     def __init__(
-        self, channel: grpc.Channel, *, token: str | None, address: str, clock: Clock, compression: Packing.ValueType
+        self,
+        channel: grpc.Channel,
+        *,
+        token: str | None,
+        address: str,
+        clock: Clock,
+        compression: Compression.ValueType,
     ) -> None:
         """Creates the stubs. The caller closes the channel.
 

@@ -39,7 +39,7 @@ def upload(
         payload: The file.
         upload_id: UUID by which the server knows the upload; empty if there is no file to resume.
         first: Returns the first message of a stream that starts at an offset in bytes.
-        more: Returns a message with chunk, chunk_crc32c and packing.
+        more: Returns a message with chunk, chunk_crc32c and compression.
         attempts: How many attempts in a row may fail without progress; None for any number.
         progress: Called after every chunk.
 
@@ -59,7 +59,7 @@ def upload(
                 data, compression = compress(chunk, rpc.compression)
                 crc = google_crc32c.value(chunk)
                 if compression:
-                    yield more(chunk=data, chunk_crc32c=crc, packing=compression)
+                    yield more(chunk=data, chunk_crc32c=crc, compression=compression)
                 else:
                     yield ChunkMessage(data, crc)
                 if progress is not None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import grpc
 
-from calls import new_id, read_refusal
+from calls import new_id, read_error
 from chaos.history import History
 from chaos.lives import PATIENCE
 from fedround.v1 import (
@@ -144,7 +144,7 @@ class Desk:
         if error.code() is grpc.StatusCode.UNAVAILABLE:
             return None
         try:
-            refusal = read_refusal(error)
+            refusal = read_error(error)
         except AssertionError:
             # It was gRPC that said so, as it does of a call whose server is going down.
             gone = error.code() is grpc.StatusCode.CANCELLED

@@ -177,7 +177,7 @@ class Story:
 
     def _submit(self, user: User, started: Any) -> None:
         draw = self._draw
-        if started.dealt and draw.random() < 0.3:
+        if started.assigned and draw.random() < 0.3:
             self._download_dealt(user, started)
         if started.kind == event_pb2.ROUND_KIND_SWAG:
             file = tensors.write(tensors.moments(self._kinds, started.swag.rank, draw))
@@ -242,10 +242,10 @@ class Story:
 
     def _download_dealt(self, user: User, started: Any) -> None:
         """Fetches what a member of the chain goes on with."""
-        request = round_pb2.DownloadDealtModelRequest(training_id=self._training_id, round=started.round)
+        request = round_pb2.DownloadAssignedModelRequest(training_id=self._training_id, round=started.round)
 
         def read(sent: Any, **options: Any) -> bytes:
-            messages = list(self._desk.rounds.DownloadDealtModel(sent, **options))
+            messages = list(self._desk.rounds.DownloadAssignedModel(sent, **options))
             file = b"".join(message.chunk for message in messages)
             if digest(file) != messages[0].info.sha256:
                 self._note("surprise", reason="a dealt model has other bytes than it says")

@@ -14,7 +14,7 @@ from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 
-from calls import Person, digest, model_file, new_id, read_refusal
+from calls import Person, digest, model_file, new_id, read_error
 from chaos.fuzz_client import METHODS
 from chaos.fuzzing import Hints, message, mutate
 from servers import Server
@@ -122,7 +122,7 @@ def outcome(path: str, under_way: Any) -> str:
     code = under_way.code()
     if code in (grpc.StatusCode.OK, grpc.StatusCode.CANCELLED):
         return str(code.name)
-    refusal = read_refusal(under_way)
+    refusal = read_error(under_way)
     assert code not in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DEADLINE_EXCEEDED), refusal
     assert refusal.reason != "INTERNAL"
     return refusal.reason

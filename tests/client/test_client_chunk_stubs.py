@@ -50,7 +50,7 @@ def raw():
 def test_an_upload_mixes_protobuf_and_chunk_messages(raw):
     models, received = raw
     first = model_pb2.UploadModelRequest(spec={"name": "m"})
-    compressed = model_pb2.UploadModelRequest(chunk=CHUNK, chunk_crc32c=CRC, packing="PACKING_GZIP")
+    compressed = model_pb2.UploadModelRequest(chunk=CHUNK, chunk_crc32c=CRC, compression="COMPRESSION_GZIP")
     response = models.UploadModel(iter([first, ChunkMessage(CHUNK, CRC), compressed]), timeout=10)
     assert response == model_pb2.UploadModelResponse(model={"name": "m"})
     plain = model_pb2.UploadModelRequest(chunk=CHUNK, chunk_crc32c=CRC)

@@ -9,7 +9,7 @@ from client.scripted import MODEL, OK, OTHER, TRAINING, USER, done
 from fedround.v1 import event_pb2
 from fedround.v1.aggregation_pb2 import UPDATE_PRECISION_BFLOAT16
 from fedround.v1.event_pb2 import Event
-from fedround.v1.round_pb2 import WAIT_RULE_MIN_UPDATES, GetRoundResponse, Refusal, Round, RoundParticipant
+from fedround.v1.round_pb2 import WAIT_RULE_MIN_UPDATES, GetRoundResponse, RejectedUpdate, Round, RoundParticipant
 from fedround.v1.training_pb2 import (
     GOAL_MAXIMIZE,
     GOAL_MINIMIZE,
@@ -147,13 +147,15 @@ def test_waiting_for_a_training_that_fails_exits_with_1(server, command):
 
 
 def test_a_round_shows_missing_participants_and_rejected_updates(server, command):
-    rejected = Refusal(reason="UPDATE_NOT_FINITE", count=3, message="tensor 'w' contains NaN or Inf")
+    rejected = RejectedUpdate(reason="UPDATE_NOT_FINITE", count=3, message="tensor 'w' contains NaN or Inf")
     rejected.last_time.FromSeconds(1_800_000_000)
-    missing = RoundParticipant(user_id=USER, name="ward 7", uploaded_bytes=4096, subscribed=True, refusals=[rejected])
+    missing = RoundParticipant(
+        user_id=USER, name="ward 7", uploaded_bytes=4096, subscribed=True, rejected_updates=[rejected]
+    )
     missing.missing_since_time.FromSeconds(1_799_999_000)
     missing.forecast_arrive_time.FromSeconds(1_800_000_900)
     arrived = RoundParticipant(user_id=OTHER, name="ward 8", arrived=True)
-    found = Round(training_id=TRAINING, attempt=2, wait_rule=WAIT_RULE_MIN_UPDATES, refusals=[rejected])
+    found = Round(training_id=TRAINING, attempt=2, wait_rule=WAIT_RULE_MIN_UPDATES, rejected_updates=[rejected])
     found.participants.extend([missing, arrived])
 
     call = command("training", "round", TRAINING)

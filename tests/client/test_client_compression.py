@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from client.scripted import MODEL, OK, TRAINING, Server, chunk_response
-from fedround.v1.event_pb2 import PACKING_GZIP, PACKING_UNSPECIFIED, ModelInfo
+from fedround.v1.event_pb2 import COMPRESSION_GZIP, COMPRESSION_UNSPECIFIED, ModelInfo
 from fedround.v1.model_pb2 import DownloadModelResponse
 from fedround.v1.round_pb2 import SubmitUpdateResponse
 from fedround_client import ChunkCorrupt, Client, to_safetensors
@@ -39,26 +39,26 @@ def test_chunks_are_compressed_if_that_makes_them_smaller(server):
     data, methods = b"", []
     while len(data) < len(FILE):
         message = rpc.take_request()
-        chunk = gzip.decompress(message.chunk) if message.packing == PACKING_GZIP else message.chunk
+        chunk = gzip.decompress(message.chunk) if message.compression == COMPRESSION_GZIP else message.chunk
         assert message.chunk_crc32c == google_crc32c.value(chunk)
         data += chunk
-        methods.append(message.packing)
+        methods.append(message.compression)
     rpc.terminate(SubmitUpdateResponse(), *OK)
     call.result(10)
     assert data == FILE
-    assert methods == [PACKING_GZIP, PACKING_UNSPECIFIED, PACKING_UNSPECIFIED][: len(methods)]
-    assert PACKING_UNSPECIFIED in methods
+    assert methods == [COMPRESSION_GZIP, COMPRESSION_UNSPECIFIED, COMPRESSION_UNSPECIFIED][: len(methods)]
+    assert COMPRESSION_UNSPECIFIED in methods
 
 
 def compressed(chunk, data=None):
     data = gzip.compress(chunk) if data is None else data
-    return DownloadModelResponse(chunk=data, chunk_crc32c=google_crc32c.value(chunk), packing=PACKING_GZIP)
+    return DownloadModelResponse(chunk=data, chunk_crc32c=google_crc32c.value(chunk), compression=COMPRESSION_GZIP)
 
 
 def test_compressed_and_plain_chunks_can_be_mixed(server):
     call = server.run(server.client.download_model, MODEL)
     request, rpc = server.stream("DownloadModel")
-    assert request.packing == PACKING_GZIP
+    assert request.compression == COMPRESSION_GZIP
     rpc.send_response(DownloadModelResponse(info=INFO))
     rpc.send_response(compressed(FILE[:CHUNK]))
     rpc.send_response(chunk_response(DownloadModelResponse, FILE[CHUNK : CHUNK + 1000]))

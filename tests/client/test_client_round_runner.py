@@ -12,7 +12,7 @@ from client.rounds import Rounds, file_of, finished, info_of, plus_one, round_st
 from client.scripted import OK, TRAINING, UNAVAILABLE, chunk_response, cut, error_status, is_cancelled, until
 from fedround.v1.aggregation_pb2 import Aggregation, FedProx, Swag
 from fedround.v1.event_pb2 import ROUND_KIND_EVALUATE, ROUND_KIND_SWAG
-from fedround.v1.round_pb2 import DownloadDealtModelResponse, GetUploadResponse, SubmitMetricsResponse
+from fedround.v1.round_pb2 import DownloadAssignedModelResponse, GetUploadResponse, SubmitMetricsResponse
 from fedround_client import (
     Moments,
     Round,
@@ -204,16 +204,16 @@ def test_an_assigned_model_is_trained_and_not_cached(server):
     rounds.serve_model(0)
     assert rounds.take_update()[1].tolist() == [3, 3, 3]
     for number, assigned in ((1, 40), (2, 50)):
-        rounds.send(round_started(number + 1, number, version=0, local_rounds=3, dealt=True))
+        rounds.send(round_started(number + 1, number, version=0, local_rounds=3, assigned=True))
         rounds.training_is_at(number)
-        request, rpc = server.stream("DownloadDealtModel")
+        request, rpc = server.stream("DownloadAssignedModel")
         assert (request.training_id, request.round, request.offset) == (TRAINING, number, 0)
         file = file_of(assigned)
-        rpc.send_response(chunk_response(DownloadDealtModelResponse, file[:20], info=info_of(0, file)))
+        rpc.send_response(chunk_response(DownloadAssignedModelResponse, file[:20], info=info_of(0, file)))
         cut(rpc)
-        request, rpc = server.stream("DownloadDealtModel")
+        request, rpc = server.stream("DownloadAssignedModel")
         assert (request.round, request.offset) == (number, 20)
-        rpc.send_response(chunk_response(DownloadDealtModelResponse, file[20:], info=info_of(0, file)))
+        rpc.send_response(chunk_response(DownloadAssignedModelResponse, file[20:], info=info_of(0, file)))
         rpc.terminate(*OK)
         assert rounds.take_update()[1].tolist() == [assigned + 3] * 3
     rounds.send(finished(4))
@@ -224,9 +224,11 @@ def test_an_assigned_model_is_trained_and_not_cached(server):
 
 def test_without_an_assigned_model_it_waits_for_the_next_round(server):
     rounds = Rounds(server)
-    rounds.send(round_started(1, 0, dealt=True))
+    rounds.send(round_started(1, 0, assigned=True))
     rounds.training_is_at(0)
-    server.stream("DownloadDealtModel")[1].terminate(*error_status(grpc.StatusCode.PERMISSION_DENIED, "NOT_IN_COHORT"))
+    server.stream("DownloadAssignedModel")[1].terminate(
+        *error_status(grpc.StatusCode.PERMISSION_DENIED, "NOT_IN_COHORT")
+    )
     rounds.run_round(2, 1)
     rounds.send(finished(3))
     assert rounds.result().rounds == 1

@@ -108,13 +108,16 @@ async def test_refusals_are_counted_by_user_and_reason(store: Store, world: Worl
     # A round that there is not: it is the current one's.
     await note(training_id, 2**32 - 1, second, "A", "later", world.now)
     view = await store.rounds.explain(training_id, None, actor)
-    found = {member.user_id: {one.reason: one for one in member.refusals} for member in view.members}
+    found = {member.user_id: {one.reason: one for one in member.rejected_updates} for member in view.members}
     assert {user: {reason: one.count for reason, one in own.items()} for user, own in found.items()} == {
         first: {"A": 11, "B": 1},
         second: {"A": 2},
     }
     assert (found[first]["A"].last_time, found[first]["A"].message) == (last, "x" * MAX_MESSAGE)
-    assert [(one.reason, one.count, one.message) for one in view.refusals] == [("A", 13, "later"), ("B", 1, "b")]
+    assert [(one.reason, one.count, one.message) for one in view.rejected_updates] == [
+        ("A", 13, "later"),
+        ("B", 1, "b"),
+    ]
     assert view.round.arrived == 0
 
 
@@ -128,8 +131,8 @@ async def test_who_left_is_counted_in_the_round_and_a_stranger_nowhere(store: St
     waiting = await world.training(actor, [second])
     await store.submissions.record_rejected(waiting.training_id, 0, second, "A", "", world.now)
     view = await store.rounds.explain(training_id, None, actor)
-    assert [(one.reason, one.count) for one in view.refusals] == [("A", 1)]
-    assert not any(member.refusals for member in view.members)
+    assert [(one.reason, one.count) for one in view.rejected_updates] == [("A", 1)]
+    assert not any(member.rejected_updates for member in view.members)
 
 
 async def test_a_refusal_stands_though_it_cannot_be_counted(
@@ -144,7 +147,7 @@ async def test_a_refusal_stands_though_it_cannot_be_counted(
                 async with refusals.counted(training.training_id, 0, client):
                     raise UpdateMismatch("tensor '\0\ud800' is not one of the model's")
             view = await store.rounds.explain(training.training_id, None, actor)
-            assert sum(one.count for one in view.refusals) == count
+            assert sum(one.count for one in view.rejected_updates) == count
         # What says nothing of an update is not counted.
         with pytest.raises(TrainingNotFound):
             async with refusals.counted(training.training_id, 0, client):
@@ -157,10 +160,10 @@ async def test_a_refusal_stands_though_it_cannot_be_counted(
             async with refusals.counted(training.training_id, 0, client):
                 raise UploadOffset(77, 0)
         view = await store.rounds.explain(training.training_id, None, actor)
-        assert {one.reason for one in view.refusals} == {"UPDATE_MISMATCH", "ROUND_NOT_OPEN"}
+        assert {one.reason for one in view.rejected_updates} == {"UPDATE_MISMATCH", "ROUND_NOT_OPEN"}
 
 
-async def test_no_token_is_kept_with_a_refusal(store: Store, tmp_path: Path) -> None:
+async def test_no_token_is_kept_with_a_rejected_update(store: Store, tmp_path: Path) -> None:
     token = new_token()
     async with coordinating(store, tmp_path) as desk:
         actor, (client,), training = await desk.running(1)
@@ -168,7 +171,7 @@ async def test_no_token_is_kept_with_a_refusal(store: Store, tmp_path: Path) -> 
             async with desk.coordinator.rejected_updates.counted(training.training_id, 0, client):
                 raise FieldInvalid("upload_id", f"{token!r} is not a UUID" + "!" * MAX_MESSAGE)
         view = await store.rounds.explain(training.training_id, None, actor)
-    assert view.refusals[0].message.startswith("upload_id: 'fr_...' is not a UUID")
+    assert view.rejected_updates[0].message.startswith("upload_id: 'fr_...' is not a UUID")
 
 
 async def test_who_was_forgotten_is_not_seen_any_more(store: Store, tmp_path: Path) -> None:

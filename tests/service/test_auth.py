@@ -14,7 +14,7 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from grpc_status import rpc_status
 
-from calls import TIMEOUT, Person, kinds, model_file, new_id, read_refusal, refused
+from calls import TIMEOUT, Person, kinds, model_file, new_id, read_error, refused
 from fedround.v1 import training_pb2, user_pb2
 from servers import Server
 
@@ -46,7 +46,7 @@ TABLE: dict[str, dict[str, set[str] | None]] = {
         "GetUpload": USERS,
         "SubmitMetrics": USERS,
         "GetRound": USERS,
-        "DownloadDealtModel": USERS,
+        "DownloadAssignedModel": USERS,
     },
     "fedround.v1.ModelService": {
         "UploadModel": ACTORS,
@@ -143,7 +143,7 @@ def test_by_role(person: Callable[..., Person], shapes: dict[str, str], method: 
         call(caller.channel, shapes[method], method, ("x-token", caller.token), request=b"\n\x01x")
     except grpc.RpcError as error:
         # Errors of gRPC's own services have no details.
-        reason = read_refusal(error).reason if rpc_status.from_call(error) else error.code().name
+        reason = read_error(error).reason if rpc_status.from_call(error) else error.code().name
     roles = METHODS[method]
     assert (reason == "ROLE_REQUIRED") == (roles is not UNAUTHENTICATED and role not in roles), reason
 

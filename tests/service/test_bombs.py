@@ -80,7 +80,7 @@ def test_a_server_decompresses_no_chunk_beyond_its_size(server: Server) -> None:
         person.create(data)
         before = peak_memory(server.pid)
         upload = storing(person)
-        chunk = upload.request(chunk=gzip.compress(bytes(SIZE), 9), packing=event_pb2.PACKING_GZIP)
+        chunk = upload.request(chunk=gzip.compress(bytes(SIZE), 9), compression=event_pb2.COMPRESSION_GZIP)
         for _ in range(4):
             with refused("INVALID_ARGUMENT", "FIELD_INVALID", "decompresses to more than"):
                 upload.send(upload.spec(data), chunk)

@@ -29,8 +29,8 @@ def await_round(actor: Person, training_id: str, number: int) -> Any:
 
 
 def dealt(person: Person, training_id: str, number: int = 1, offset: int = 0) -> tuple[Any, bytes]:
-    request = round_pb2.DownloadDealtModelRequest(training_id=training_id, round=number, offset=offset)
-    return whole(person.rounds.DownloadDealtModel(request))
+    request = round_pb2.DownloadAssignedModelRequest(training_id=training_id, round=number, offset=offset)
+    return whole(person.rounds.DownloadAssignedModel(request))
 
 
 class TestDeals:
@@ -40,18 +40,18 @@ class TestDeals:
         training = begin(actor, clients, aggregation=FED_DC, round_policy={"min_updates": 2})
         for number, client in enumerate(clients[:2]):
             client.submit(training.training_id, model_file(number + 1))
-        assert await_round(actor, training.training_id, 1).dealt
+        assert await_round(actor, training.training_id, 1).assigned
         return training
 
     def test_everybody_is_dealt_what_another_one_sent(self, actor: Person, clients: list[Person]) -> None:
         training = begin(actor, clients, aggregation=FED_DC)
         training_id = training.training_id
-        assert not await_round(actor, training_id, 0).dealt
+        assert not await_round(actor, training_id, 0).assigned
         sent = {client.user_id: model_file(number + 1) for number, client in enumerate(clients)}
         for number in (0, 1):
             for client in clients:
                 client.submit(training_id, sent[client.user_id], number)
-            assert await_round(actor, training_id, number + 1).dealt
+            assert await_round(actor, training_id, number + 1).assigned
             got = {}
             for client in clients:
                 info, data = dealt(client, training_id, number + 1)

@@ -18,14 +18,14 @@ from fedround_server.services.compression import Compressor
 from servers import Server
 from service.uploads import Upload, committed, is_stored, storing
 
-GZIP = event_pb2.PACKING_GZIP
+GZIP = event_pb2.COMPRESSION_GZIP
 MIB = 1 << 20
 
 
 def compressed(upload: Upload, data: bytes, size: int = MIB) -> Iterator[Any]:
     for start in range(0, len(data), size):
         chunk = data[start : start + size]
-        yield upload.request(chunk=gzip.compress(chunk), chunk_crc32c=google_crc32c.value(chunk), packing=GZIP)
+        yield upload.request(chunk=gzip.compress(chunk), chunk_crc32c=google_crc32c.value(chunk), compression=GZIP)
 
 
 def zeros(count: int) -> bytes:
@@ -34,7 +34,7 @@ def zeros(count: int) -> bytes:
 
 def test_compressed_and_plain_chunks_make_the_same_file(server: Server, upload: Upload, data: bytes) -> None:
     head, *chunks = upload.spec(data), *compressed(upload, data, 50)
-    head.chunk, head.packing, head.chunk_crc32c = chunks[0].chunk, GZIP, chunks[0].chunk_crc32c
+    head.chunk, head.compression, head.chunk_crc32c = chunks[0].chunk, GZIP, chunks[0].chunk_crc32c
     plain = list(upload.chunks(data, 50))
     upload.send(head, plain[1], *chunks[2:])
     assert is_stored(server, data)
@@ -85,7 +85,7 @@ def test_what_cannot_be_decompressed_is_an_error(upload: Upload, data: bytes, na
     code = "INVALID_ARGUMENT" if reason == "FIELD_INVALID" else "DATA_LOSS"
     before = upload.look()
     with refused(code, reason, words):
-        upload.send(upload.spec(data), upload.request(chunk=chunk, packing=GZIP))
+        upload.send(upload.spec(data), upload.request(chunk=chunk, compression=GZIP))
     assert upload.look() == before
 
 
@@ -93,15 +93,17 @@ def test_the_checksum_is_that_of_the_file(upload: Upload, data: bytes) -> None:
     chunk = gzip.compress(data)
     with refused("DATA_LOSS", "CHUNK_CORRUPT", "send them again"):
         upload.send(
-            upload.spec(data), upload.request(chunk=chunk, packing=GZIP, chunk_crc32c=google_crc32c.value(chunk))
+            upload.spec(data), upload.request(chunk=chunk, compression=GZIP, chunk_crc32c=google_crc32c.value(chunk))
         )
 
 
 def test_ways_that_nobody_knows_are_refused(upload: Upload, actor: Person, data: bytes) -> None:
-    with refused("INVALID_ARGUMENT", "FIELD_INVALID", "packing: is 7; known are PACKING_UNSPECIFIED, PACKING_GZIP"):
-        upload.send(upload.spec(data), upload.request(chunk=data, packing=7))
-    with refused("INVALID_ARGUMENT", "FIELD_INVALID", "packing: is 7"):
-        list(actor.models.DownloadModel(model_pb2.DownloadModelRequest(model_id=new_id(), packing=7)))
+    with refused(
+        "INVALID_ARGUMENT", "FIELD_INVALID", "compression: is 7; known are COMPRESSION_UNSPECIFIED, COMPRESSION_GZIP"
+    ):
+        upload.send(upload.spec(data), upload.request(chunk=data, compression=7))
+    with refused("INVALID_ARGUMENT", "FIELD_INVALID", "compression: is 7"):
+        list(actor.models.DownloadModel(model_pb2.DownloadModelRequest(model_id=new_id(), compression=7)))
 
 
 def test_a_chunk_of_1_mib_may_be_packed(server: Server, actor: Person) -> None:
@@ -115,14 +117,14 @@ def test_downloads_are_packed_for_those_who_ask(actor: Person) -> None:
     for data, smaller in ((zeros(500_000), True), (save({"w": random}), False)):
         upload = storing(actor)
         model_id = upload.send(upload.spec(data), *upload.chunks(data)).model.model_id
-        for packing in (GZIP, event_pb2.PACKING_UNSPECIFIED):
-            request = model_pb2.DownloadModelRequest(model_id=model_id, offset=10, packing=packing)
+        for compression in (GZIP, event_pb2.COMPRESSION_UNSPECIFIED):
+            request = model_pb2.DownloadModelRequest(model_id=model_id, offset=10, compression=compression)
             _, *messages = actor.models.DownloadModel(request)
-            chunks = [gzip.decompress(one.chunk) if one.packing == GZIP else one.chunk for one in messages]
+            chunks = [gzip.decompress(one.chunk) if one.compression == GZIP else one.chunk for one in messages]
             assert b"".join(chunks) == data[10:]
             assert [one.chunk_crc32c for one in messages] == [google_crc32c.value(chunk) for chunk in chunks]
-            assert any(one.packing == GZIP for one in messages) == (smaller and packing == GZIP)
-            if smaller and packing == GZIP:
+            assert any(one.compression == GZIP for one in messages) == (smaller and compression == GZIP)
+            if smaller and compression == GZIP:
                 assert sum(len(one.chunk) for one in messages) < len(data) / 50
 
 
@@ -146,5 +148,5 @@ def test_the_sdk_compresses_and_decompresses(server: Server, actor: Person) -> N
         np.testing.assert_array_equal(client.download_model(model_id)["w"], weights["w"])
     with fr.connect(server.address, actor.token) as client:
         np.testing.assert_array_equal(client.download_model(model_id)["w"], weights["w"])
-    with pytest.raises(ValueError, match="PACKING_ROT13"):
+    with pytest.raises(ValueError, match="COMPRESSION_ROT13"):
         fr.connect(server.address, actor.token, compression="rot13")  # type: ignore[arg-type]

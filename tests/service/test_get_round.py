@@ -146,11 +146,11 @@ def test_what_was_refused_is_seen_by_the_actor_and_not_in_the_round(
         stranger.submit(training_id, model_file(1), num_examples=0)
 
     found = look(actor, training_id)
-    own = {one.reason: one.count for one in member(found, clients[0]).refusals}
+    own = {one.reason: one.count for one in member(found, clients[0]).rejected_updates}
     assert own == {reason: 2 if reason == "ROUND_NOT_OPEN" else 1 for _, reason, _ in REFUSED}
-    assert {one.reason: one.count for one in member(found, clients[1]).refusals} == {"UPDATE_EXISTS": 1}
-    assert {one.reason: one.count for one in found.refusals} == {**own, "UPDATE_EXISTS": 1, "NOT_IN_COHORT": 1}
-    spoilt = next(one for one in found.refusals if one.reason == "UPDATE_NOT_FINITE")
+    assert {one.reason: one.count for one in member(found, clients[1]).rejected_updates} == {"UPDATE_EXISTS": 1}
+    assert {one.reason: one.count for one in found.rejected_updates} == {**own, "UPDATE_EXISTS": 1, "NOT_IN_COHORT": 1}
+    spoilt = next(one for one in found.rejected_updates if one.reason == "UPDATE_NOT_FINITE")
     assert "'bias' contains NaN or Inf" in spoilt.message
     assert spoilt.last_time.ToNanoseconds() > before.update_time.ToNanoseconds()
     assert (found.updates_arrived, found.updates_expected) == (1, 2)
@@ -177,12 +177,12 @@ def test_reports_that_were_refused_are_seen_too(actor: Person, clients: list[Per
     with refused("INVALID_ARGUMENT", "NUM_EXAMPLES"):
         report(0, accuracy=1.0)
     found = look(actor, training_id)
-    assert {one.reason: one.count for one in found.refusals} == {
+    assert {one.reason: one.count for one in found.rejected_updates} == {
         "FIELD_INVALID": 1,
         "UPDATE_NOT_FINITE": 1,
         "NUM_EXAMPLES": 1,
     }
-    assert look(actor, training_id, round=0).refusals == []
+    assert look(actor, training_id, round=0).rejected_updates == []
     report(accuracy=1.0)
     assert kinds(list(events))[-1] == "training_finished"
 
@@ -214,5 +214,5 @@ def test_what_is_known_after_a_restart(tmp_path: Path) -> None:
         with grpc.insecure_channel(server.address) as again:
             after = member(look(Person(again, actor.token), training_id), client)
         assert after.last_seen_time == before.last_seen_time
-        assert after.refusals == before.refusals
+        assert after.rejected_updates == before.rejected_updates
         assert after.missing_since_time == before.missing_since_time

@@ -7,7 +7,7 @@ from typing import Any
 import grpc
 import pytest
 
-from calls import TIMEOUT, Person, kinds, model_file, new_id, read_refusal, refused, update_spec
+from calls import TIMEOUT, Person, kinds, model_file, new_id, read_error, refused, update_spec
 from fedround.v1 import inference_pb2, model_pb2, round_pb2, training_pb2, user_pb2
 from service.uploads import belongings
 
@@ -58,7 +58,7 @@ METHODS = [
     Method("rounds", "Subscribe", "training_id", TRAIN, optional=True),
     Method("rounds", "GetRound", "training_id", TRAIN),
     Method("rounds", "SubmitMetrics", "training_id", TRAIN, {"num_examples": 1}),
-    Method("rounds", "DownloadDealtModel", "training_id", TRAIN),
+    Method("rounds", "DownloadAssignedModel", "training_id", TRAIN),
     Method("rounds", "GetUpload", "upload_id"),
     Method("models", "GetModel", "model_id", MODEL),
     Method("models", "GetModelVersions", "model_id", MODEL),
@@ -132,7 +132,7 @@ def test_ids_of_what_others_have(
     for id_ in (unknown, owned.training_id if method.reason == TRAIN else owned.model_id):
         with pytest.raises(grpc.RpcError) as error:
             method(stranger, id_)
-        refusal = read_refusal(error.value)
+        refusal = read_error(error.value)
         assert (refusal.code, refusal.reason) == (grpc.StatusCode.NOT_FOUND, method.reason)
         assert refusal.metadata == {"id": id_}
         answers.add(refusal.message.replace(id_, unknown))

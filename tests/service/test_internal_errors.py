@@ -9,7 +9,7 @@ import grpc
 import pytest
 from structlog.testing import capture_logs
 
-from calls import TIMEOUT, Person, new_id, read_refusal, refused
+from calls import TIMEOUT, Person, new_id, read_error, refused
 from fedround_server.interceptors.errors import ErrorInterceptor
 from fedround_server.interceptors.log import LogInterceptor
 from servers import Server
@@ -79,7 +79,7 @@ def call(address: str, shape: str) -> grpc.RpcError:
 async def test_a_mistake_is_told_by_its_id_alone(address: str, shape: str) -> None:
     with capture_logs() as log:
         error = await asyncio.to_thread(call, address, shape)
-    found = read_refusal(error)
+    found = read_error(error)
     assert (found.code, found.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
     error_id = found.metadata["error_id"]
     assert error_id in found.message

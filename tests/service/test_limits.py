@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from calls import TIMEOUT, Person, read_refusal, refused, update_chunks
+from calls import TIMEOUT, Person, read_error, refused, update_chunks
 from fedround.v1 import model_pb2, training_pb2
 from servers import Server
 
@@ -25,7 +25,7 @@ def test_uploads_of_one_user(person: Callable[..., Person]) -> None:
             try:
                 actor.trainings.CreateTraining(iter([training_pb2.CreateTrainingRequest(spec=spec)]), timeout=TIMEOUT)
             except grpc.RpcError as error:
-                refusal = read_refusal(error)
+                refusal = read_error(error)
                 reasons.add(refusal.reason)
                 if refusal.reason == "TOO_MANY_UPLOADS":
                     assert "RetryInfo" in refusal.details
@@ -97,5 +97,5 @@ def until_there_is_room(call: Callable[[], Any]) -> None:
             call()
             return
         except grpc.RpcError as error:
-            if read_refusal(error).reason != "TOO_MANY_STREAMS":
+            if read_error(error).reason != "TOO_MANY_STREAMS":
                 raise

@@ -7,7 +7,7 @@ import grpc
 import pytest
 
 import fedround_client as fr
-from calls import Person, Refusal, read_refusal, refused, until
+from calls import ErrorDetails, Person, read_error, refused, until
 from fedround.v1 import user_pb2
 from fedround_client.clock import SystemClock
 from servers import Server
@@ -34,13 +34,13 @@ def connect(server: Server, token: str) -> Person:
     return Person(grpc.insecure_channel(server.address, options=[("grpc.use_local_subchannel_pool", 1)]), token)
 
 
-def call_until_refused(person: Person, reason: str) -> Refusal:
+def call_until_refused(person: Person, reason: str) -> ErrorDetails:
     """Calls until a call is answered with a reason."""
     while True:
         try:
             person.users.GetMyself(ME)
         except grpc.RpcError as error:
-            if (refusal := read_refusal(error)).reason == reason:
+            if (refusal := read_error(error)).reason == reason:
                 return refusal
 
 
@@ -66,7 +66,7 @@ def is_refused_at_once(server: Server) -> bool:
     try:
         person.users.GetMyself(ME)
     except grpc.RpcError as error:
-        return "came from your address" in read_refusal(error).message
+        return "came from your address" in read_error(error).message
     finally:
         person.channel.close()
     return False

@@ -20,7 +20,7 @@ from calls import (
     kinds,
     model_file,
     new_id,
-    read_refusal,
+    read_error,
     refused,
     until,
     update_chunks,
@@ -350,5 +350,5 @@ class TestTransfers:
         again = training_pb2.CreateTrainingRequest(spec=spec, upload_id=upload_id, offset=50, chunk=data[50:])
         made = actor.trainings.CreateTraining(iter([again]), timeout=TIMEOUT).training
         done.set()
-        assert read_refusal(call.exception()).reason == "UPLOAD_SUPERSEDED"
+        assert read_error(call.exception()).reason == "UPLOAD_SUPERSEDED"
         assert download(actor, made.model_id)[1] == data

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import save
 
 import fedround_client as fr
-from calls import MODEL, Person, model_file, new_id, new_number, read_refusal, refused, until
+from calls import MODEL, Person, model_file, new_id, new_number, read_error, refused, until
 from fedround_client.clock import SystemClock
 from servers import Server
 from service.uploads import Halted, Upload, committed, storing
@@ -156,7 +156,7 @@ def takes(upload: Upload, data: bytes) -> bool:
     try:
         upload.send(upload.spec(data), *upload.chunks(data))
     except grpc.RpcError as error:
-        if read_refusal(error).reason == "DISK_FULL":
+        if read_error(error).reason == "DISK_FULL":
             return False
         raise
     return True

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
-from calls import TIMEOUT, Person, kinds, model_file, new_id, read_refusal, refused, until
+from calls import TIMEOUT, Person, kinds, model_file, new_id, read_error, refused, until
 from fedround.v1 import model_pb2, user_pb2
 from servers import Server
 from service.uploads import Halted, belongings, creating, storing, submitting
@@ -29,7 +29,7 @@ def reason_of(person: Person) -> str:
     try:
         myself(person)
     except grpc.RpcError as error:
-        return read_refusal(error).reason
+        return read_error(error).reason
     return ""
 
 

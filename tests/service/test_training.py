@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 import pytest
 
-from calls import MODEL, Person, kinds, model_file, new_id, read_refusal, refused
+from calls import MODEL, Person, kinds, model_file, new_id, read_error, refused
 from fedround.v1 import model_pb2, training_pb2, user_pb2
 from fedround.v1.training_pb2 import (
     GetTrainingsRequest,
@@ -240,7 +240,7 @@ class TestStart:
             try:
                 actor.start(training.training_id)
             except grpc.RpcError as error:
-                return read_refusal(error).reason
+                return read_error(error).reason
             return "won"
 
         with ThreadPoolExecutor(20) as pool:

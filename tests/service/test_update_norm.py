@@ -46,7 +46,7 @@ def test_in_a_chain_the_distance_is_from_the_dealt_model(actor: Person, clients:
     events = actor.subscribe(training.training_id)
     clients[0].submit(training.training_id, model_file(1))
     clients[1].submit(training.training_id, model_file(-1))
-    assert next(event for event in events if event.HasField("round_started") and event.round_started.dealt)
+    assert next(event for event in events if event.HasField("round_started") and event.round_started.assigned)
     # Each is dealt the other's: to one of them, what it sent itself is far.
     with refused("INVALID_ARGUMENT", "UPDATE_NORM", "6 away"):
         clients[0].submit(training.training_id, model_file(1), 1)

@@ -16,7 +16,7 @@ MESSAGES: list[type[Message]] = [
     model_pb2.UploadModelRequest,
     round_pb2.SubmitUpdateRequest,
     model_pb2.DownloadModelResponse,
-    round_pb2.DownloadDealtModelResponse,
+    round_pb2.DownloadAssignedModelResponse,
 ]
 chunks = st.binary(max_size=300) | st.integers(1, 1 << 20).map(lambda size: b"\xff" * size)
 
@@ -30,7 +30,7 @@ def test_streams_of_chunks_are_found() -> None:
     }
     assert found.downloads.keys() == {
         "/fedround.v1.ModelService/DownloadModel",
-        "/fedround.v1.RoundService/DownloadDealtModel",
+        "/fedround.v1.RoundService/DownloadAssignedModel",
     }
 
 

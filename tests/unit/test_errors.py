@@ -11,7 +11,7 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from calls import read_refusal
+from calls import read_error
 from fedround.v1 import user_pb2, user_pb2_grpc
 from fedround_server.domain import errors
 from fedround_server.domain.errors import FedroundError
@@ -137,7 +137,7 @@ async def test_an_answer_larger_than_a_message_has_a_reason() -> None:
             for size in (1000, 100_000):
                 with pytest.raises(grpc.aio.AioRpcError) as error:
                     await stub.GetUser(user_pb2.GetUserRequest(user_id=str(size)))
-                refusal = read_refusal(error.value)
+                refusal = read_error(error.value)
                 assert (refusal.code, refusal.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "ANSWER_TOO_LARGE")
                 assert "1000" in refusal.message
         assert [(method, error.reason) for method, _, error in seen] == [

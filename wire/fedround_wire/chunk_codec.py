@@ -23,12 +23,12 @@ class ChunkMessage(NamedTuple):
     Attributes:
         chunk: Bytes of the file.
         chunk_crc32c: CRC-32C of the chunk.
-        packing: 0: the chunk is not compressed.
+        compression: 0: the chunk is not compressed.
     """
 
     chunk: bytes
     chunk_crc32c: int
-    packing: int = 0
+    compression: int = 0
 
     def HasField(self, field_name: str, /) -> bool:  # noqa: N802 - protobuf's name
         """Returns whether an optional field is set."""

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fedround.v1.round_pb2 import Refusal, Round, RoundParticipant
+from fedround.v1.round_pb2 import RejectedUpdate, Round, RoundParticipant
 from fedround_client.command.output import UINT32, Columns, Format, FormatOption, show, show_all, when
 from fedround_client.command.session import client_of
 
@@ -18,9 +18,9 @@ _PARTICIPANTS: Columns[RoundParticipant] = {
     "LAST SEEN": lambda one: "now" if one.subscribed else when(one.last_seen_time),
     "BYTES": lambda one: one.uploaded_bytes or "",
     "EXPECTED": lambda one: when(one.forecast_arrive_time),
-    "REJECTED": lambda one: ", ".join(f"{refusal.reason} {refusal.count}" for refusal in one.refusals),
+    "REJECTED": lambda one: ", ".join(f"{refusal.reason} {refusal.count}" for refusal in one.rejected_updates),
 }
-_REJECTED_UPDATES: Columns[Refusal] = {
+_REJECTED_UPDATES: Columns[RejectedUpdate] = {
     "REJECTED": lambda refusal: refusal.reason,
     "COUNT": lambda refusal: refusal.count,
     "LAST": lambda refusal: when(refusal.last_time),
@@ -45,10 +45,10 @@ def round_(
     head = Round()
     head.CopyFrom(found)
     head.ClearField("participants")
-    head.ClearField("refusals")
+    head.ClearField("rejected_updates")
     show(head, form)
     typer.echo()
     show_all(found.participants, _PARTICIPANTS, form)
-    if found.refusals:
+    if found.rejected_updates:
         typer.echo()
-        show_all(found.refusals, _REJECTED_UPDATES, form)
+        show_all(found.rejected_updates, _REJECTED_UPDATES, form)

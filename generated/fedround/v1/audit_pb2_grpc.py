@@ -26,8 +26,9 @@ if _version_not_supported:
 
 
 class AuditServiceStub(object):
-    """Reads the audit log. The server has one, a chain of hashes: nobody can change, remove or insert an entry without breaking
-    it, or without having the chain end otherwise than it did when somebody noted its head. docs/audit.md has what is in it.
+    """Reads the audit log. A server has one log, whose entries form a hash chain, the audit chain. Changing, removing or
+    inserting an entry breaks the chain, or changes its head, which can be compared with a head that was saved earlier.
+    docs/audit.md describes the content.
     """
 
     def __init__(self, channel):
@@ -54,19 +55,20 @@ class AuditServiceStub(object):
 
 
 class AuditServiceServicer(object):
-    """Reads the audit log. The server has one, a chain of hashes: nobody can change, remove or insert an entry without breaking
-    it, or without having the chain end otherwise than it did when somebody noted its head. docs/audit.md has what is in it.
+    """Reads the audit log. A server has one log, whose entries form a hash chain, the audit chain. Changing, removing or
+    inserting an entry breaks the chain, or changes its head, which can be compared with a head that was saved earlier.
+    docs/audit.md describes the content.
     """
 
     def ReadAudit(self, request, context):
-        """Streams the entries behind a sequence, up to where the chain ends when the call begins. Admins only.
+        """Streams the entries after a sequence, up to the head at the time of the call. Admins only.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetAuditHead(self, request, context):
-        """Answers where the chain ends: note it elsewhere, and verify the chain against it later. Admins only.
+        """Returns the head of the chain. Save it elsewhere, to verify the chain against it later. Admins only.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -106,8 +108,9 @@ def add_AuditServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AuditService(object):
-    """Reads the audit log. The server has one, a chain of hashes: nobody can change, remove or insert an entry without breaking
-    it, or without having the chain end otherwise than it did when somebody noted its head. docs/audit.md has what is in it.
+    """Reads the audit log. A server has one log, whose entries form a hash chain, the audit chain. Changing, removing or
+    inserting an entry breaks the chain, or changes its head, which can be compared with a head that was saved earlier.
+    docs/audit.md describes the content.
     """
 
     @staticmethod

@@ -32,7 +32,7 @@ class _RoundKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RoundKind.V
     ROUND_KIND_TRAIN: _RoundKind.ValueType  # 1
     """Train the model and submit an update."""
     ROUND_KIND_SWAG: _RoundKind.ValueType  # 2
-    """Train on, collect the moments of the weights on the way, and submit those."""
+    """Continue training, collect the moments of the weights, and submit them."""
     ROUND_KIND_EVALUATE: _RoundKind.ValueType  # 3
     """Evaluate the model and submit metrics."""
 
@@ -44,34 +44,34 @@ ROUND_KIND_UNSPECIFIED: RoundKind.ValueType  # 0
 ROUND_KIND_TRAIN: RoundKind.ValueType  # 1
 """Train the model and submit an update."""
 ROUND_KIND_SWAG: RoundKind.ValueType  # 2
-"""Train on, collect the moments of the weights on the way, and submit those."""
+"""Continue training, collect the moments of the weights, and submit them."""
 ROUND_KIND_EVALUATE: RoundKind.ValueType  # 3
 """Evaluate the model and submit metrics."""
 Global___RoundKind: _TypeAlias = RoundKind  # noqa: Y015
 
-class _Packing:
+class _Compression:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
 
-class _PackingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Packing.ValueType], _builtins.type):
+class _CompressionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Compression.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
-    PACKING_UNSPECIFIED: _Packing.ValueType  # 0
-    """Not set: not at all."""
-    PACKING_GZIP: _Packing.ValueType  # 1
-    """gzip (RFC 1952): one member, which unpacks to 1 B to 1 MiB."""
+    COMPRESSION_UNSPECIFIED: _Compression.ValueType  # 0
+    """Not set: no compression."""
+    COMPRESSION_GZIP: _Compression.ValueType  # 1
+    """gzip (RFC 1952): one member, which decompresses to 1 B to 1 MiB."""
 
-class Packing(_Packing, metaclass=_PackingEnumTypeWrapper):
-    """How a chunk of a file is packed. Digests, sizes, offsets and checksums are those of the file itself."""
+class Compression(_Compression, metaclass=_CompressionEnumTypeWrapper):
+    """The compression of a chunk of a file. Digests, sizes, offsets and checksums are those of the uncompressed file."""
 
-PACKING_UNSPECIFIED: Packing.ValueType  # 0
-"""Not set: not at all."""
-PACKING_GZIP: Packing.ValueType  # 1
-"""gzip (RFC 1952): one member, which unpacks to 1 B to 1 MiB."""
-Global___Packing: _TypeAlias = Packing  # noqa: Y015
+COMPRESSION_UNSPECIFIED: Compression.ValueType  # 0
+"""Not set: no compression."""
+COMPRESSION_GZIP: Compression.ValueType  # 1
+"""gzip (RFC 1952): one member, which decompresses to 1 B to 1 MiB."""
+Global___Compression: _TypeAlias = Compression  # noqa: Y015
 
 @_typing.final
 class ModelInfo(_message.Message):
-    """A version of a model; DownloadModel fetches its bytes."""
+    """A version of a model; DownloadModel returns its bytes."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -82,7 +82,7 @@ class ModelInfo(_message.Message):
     model_id: _builtins.str
     """UUID of the model."""
     version: _builtins.int
-    """Updates of the global model so far."""
+    """The version: updates of the global model so far."""
     sha256: _builtins.str
     """SHA-256 of the file, in hex."""
     size_bytes: _builtins.int
@@ -124,10 +124,10 @@ class Event(_message.Message):
     GOING_AWAY_FIELD_NUMBER: _builtins.int
     ROUND_EXTENDED_FIELD_NUMBER: _builtins.int
     training_id: _builtins.str
-    """UUID of the training; empty in heartbeats and farewells of a subscription to all trainings."""
+    """UUID of the training; empty in heartbeat and going_away messages of a subscription to all trainings."""
     sequence: _builtins.int
-    """Position in the training's log, from 1, without gaps. Some events are not for everybody, so a subscriber may see
-    gaps. Heartbeats and farewells carry the position reached.
+    """Position in the training's log, from 1, without gaps. Some events are not sent to every subscriber, so a
+    subscriber may see gaps. heartbeat and going_away messages carry the position reached.
     """
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
@@ -139,7 +139,9 @@ class Event(_message.Message):
 
     @_builtins.property
     def round_started(self) -> Global___RoundStarted:
-        """A round was opened. Sent to the actor and to the round's cohort; when a round is repeated, also to who joins it."""
+        """A round was opened. Sent to the actor and to the round's cohort; when a round is repeated, also to clients that
+        join.
+        """
 
     @_builtins.property
     def update_accepted(self) -> Global___UpdateAccepted:
@@ -147,7 +149,7 @@ class Event(_message.Message):
 
     @_builtins.property
     def round_closed(self) -> Global___RoundClosed:
-        """A round was closed and its result is committed."""
+        """A round was closed and its result was committed."""
 
     @_builtins.property
     def client_removed(self) -> Global___ClientRemoved:
@@ -155,7 +157,7 @@ class Event(_message.Message):
 
     @_builtins.property
     def training_finished(self) -> Global___TrainingFinished:
-        """The target is reached. The last event of a training."""
+        """The training reached its target, or stopped early. The last event of a training."""
 
     @_builtins.property
     def training_failed(self) -> Global___TrainingFailed:
@@ -167,11 +169,11 @@ class Event(_message.Message):
 
     @_builtins.property
     def heartbeat(self) -> Global___Heartbeat:
-        """Nothing happened for a while (20 s), and the stream is alive."""
+        """No event for a while (20 s); the stream is alive."""
 
     @_builtins.property
     def going_away(self) -> Global___GoingAway:
-        """The server is going down: the last message of the stream."""
+        """The server is shutting down: the last message of the stream."""
 
     @_builtins.property
     def round_extended(self) -> Global___RoundExtended:
@@ -214,7 +216,7 @@ class TrainingStarted(_message.Message):
     TARGET_NUM_UPDATES_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     target_num_updates: _builtins.int
-    """How many updates of the global model it will make."""
+    """How many updates of the global model the training will make."""
     @_builtins.property
     def model(self) -> Global___ModelInfo:
         """The model that it starts from."""
@@ -246,7 +248,7 @@ class RoundStarted(_message.Message):
     AGGREGATION_FIELD_NUMBER: _builtins.int
     METRIC_NAMES_FIELD_NUMBER: _builtins.int
     LOCAL_ROUNDS_FIELD_NUMBER: _builtins.int
-    DEALT_FIELD_NUMBER: _builtins.int
+    ASSIGNED_FIELD_NUMBER: _builtins.int
     SWAG_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
     SUBMITTED_FIELD_NUMBER: _builtins.int
@@ -254,38 +256,40 @@ class RoundStarted(_message.Message):
     round: _builtins.int
     """Number of the round, from 0."""
     kind: Global___RoundKind.ValueType
-    """What is asked for."""
+    """What the round asks for."""
     local_rounds: _builtins.int
     """How many local rounds to train before submitting, >= 1; above 1 in FedDC only."""
-    dealt: _builtins.bool
-    """Whether each participant is dealt a model of its own (FedDC): fetch it with DownloadDealtModel; `model` is the one
-    that the chain began with.
+    assigned: _builtins.bool
+    """Whether each participant is assigned a model of its own (FedDC), which it downloads with DownloadAssignedModel.
+    `model` is then the one that the chain began with.
     """
     attempt: _builtins.int
-    """Which try of the round this is, from 1. Of a round that was repeated, the present one."""
+    """The attempt of the round, from 1. For a repeated round, the current one."""
     submitted: _builtins.bool
-    """Whether the subscriber has submitted in this round: nothing is left to do in it. Read anew in every subscription."""
+    """Whether the subscriber has already submitted in this round, and has nothing left to do. Determined for each
+    subscription.
+    """
     update_precision: _aggregation_pb2.UpdatePrecision.ValueType
-    """In which precision updates may come; FULL unless the training allows another and the round trains."""
+    """The precision in which updates may be sent; FULL unless the training allows another and the round trains."""
     @_builtins.property
     def model(self) -> Global___ModelInfo:
         """The model to train or to evaluate."""
 
     @_builtins.property
     def deadline(self) -> _timestamp_pb2.Timestamp:
-        """When the round ends at the latest; unset means without end. Of a round that was repeated, the present deadline."""
+        """When the round ends at the latest; unset means no deadline. For a repeated round, the current deadline."""
 
     @_builtins.property
     def aggregation(self) -> _aggregation_pb2.Aggregation:
-        """The aggregation, with the options that clients need (FedProx mu)."""
+        """The aggregation, with the options that participants need (FedProx mu)."""
 
     @_builtins.property
     def metric_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Names of the metrics that an evaluation report must carry."""
+        """Names of the metrics that an evaluation report must contain."""
 
     @_builtins.property
     def swag(self) -> _aggregation_pb2.Swag:
-        """In a SWAG round, what is asked for: how many deviations to send."""
+        """In a SWAG round, its options: how many deviations to send."""
 
     def __init__(
         self,
@@ -297,7 +301,7 @@ class RoundStarted(_message.Message):
         aggregation: _aggregation_pb2.Aggregation | None = ...,
         metric_names: _abc.Iterable[_builtins.str] | None = ...,
         local_rounds: _builtins.int = ...,
-        dealt: _builtins.bool = ...,
+        assigned: _builtins.bool = ...,
         swag: _aggregation_pb2.Swag | None = ...,
         attempt: _builtins.int = ...,
         submitted: _builtins.bool = ...,
@@ -305,7 +309,7 @@ class RoundStarted(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["aggregation", b"aggregation", "deadline", b"deadline", "model", b"model", "swag", b"swag"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregation", b"aggregation", "attempt", b"attempt", "deadline", b"deadline", "dealt", b"dealt", "kind", b"kind", "local_rounds", b"local_rounds", "metric_names", b"metric_names", "model", b"model", "round", b"round", "submitted", b"submitted", "swag", b"swag", "update_precision", b"update_precision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregation", b"aggregation", "assigned", b"assigned", "attempt", b"attempt", "deadline", b"deadline", "kind", b"kind", "local_rounds", b"local_rounds", "metric_names", b"metric_names", "model", b"model", "round", b"round", "submitted", b"submitted", "swag", b"swag", "update_precision", b"update_precision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -313,8 +317,8 @@ Global___RoundStarted: _TypeAlias = RoundStarted  # noqa: Y015
 
 @_typing.final
 class RoundExtended(_message.Message):
-    """A round missed its deadline and is repeated: it stays open under its number, with the updates that it has. Who has
-    submitted is done with it; who is training goes on.
+    """A round missed its deadline and is repeated: it stays open under its number, with the updates that it has.
+    Participants that have submitted need to do nothing; those that are training continue.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -327,14 +331,14 @@ class RoundExtended(_message.Message):
     round: _builtins.int
     """Number of the round."""
     attempt: _builtins.int
-    """Which try of the round begins, from 2."""
+    """The attempt that begins, from 2."""
     updates_arrived: _builtins.int
     """Updates or reports that arrived so far."""
     updates_expected: _builtins.int
-    """How many close the round."""
+    """How many updates or reports close the round."""
     @_builtins.property
     def deadline(self) -> _timestamp_pb2.Timestamp:
-        """When this try ends at the latest."""
+        """When this attempt ends at the latest."""
 
     def __init__(
         self,
@@ -372,11 +376,11 @@ class UpdateAccepted(_message.Message):
     participant_id: _builtins.str
     """UUID of the participant."""
     num_examples: _builtins.int
-    """Examples that it was trained on."""
+    """Number of examples that it was trained on."""
     updates_arrived: _builtins.int
     """Updates or reports that arrived so far."""
     updates_expected: _builtins.int
-    """How many close the round."""
+    """How many updates or reports close the round."""
     def __init__(
         self,
         *,
@@ -429,15 +433,15 @@ class RoundClosed(_message.Message):
     round: _builtins.int
     """Number of the round."""
     kind: Global___RoundKind.ValueType
-    """What was asked for."""
+    """What the round asked for."""
     model_version: _builtins.int
     """The model's version after the round."""
     num_updates: _builtins.int
-    """How many updates (or reports) the result is made of."""
+    """Number of updates (or reports) in the result."""
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
-        """Metrics reported in the round: means weighted by example count, those that the training asked for and up to 1000 in
-        all. A participant sees only those that the training asked for.
+        """Metrics reported in the round: means weighted by the numbers of examples. They include the training's
+        metric_names, and at most 1000 in total. A participant sees only the training's metric_names.
         """
 
     def __init__(
@@ -481,7 +485,7 @@ Global___ClientRemoved: _TypeAlias = ClientRemoved  # noqa: Y015
 
 @_typing.final
 class TrainingFinished(_message.Message):
-    """The target is reached."""
+    """The training reached its target, or stopped early."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -518,9 +522,9 @@ class TrainingFailed(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
-    """UPPER_SNAKE, for programs."""
+    """The reason for programs, in UPPER_SNAKE_CASE."""
     message: _builtins.str
-    """For people."""
+    """A message for humans."""
     def __init__(
         self,
         *,
@@ -576,15 +580,15 @@ Global___Heartbeat: _TypeAlias = Heartbeat  # noqa: Y015
 
 @_typing.final
 class GoingAway(_message.Message):
-    """The stream ends, because the server does; come back and resume after the last sequence seen. A user that may no longer
-    listen gets the status UNAUTHENTICATED instead.
+    """The stream ends because the server is draining; reconnect and resume after the last sequence seen. A user whose
+    credential has ended gets the status UNAUTHENTICATED instead.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MESSAGE_FIELD_NUMBER: _builtins.int
     message: _builtins.str
-    """Why, for people."""
+    """Why, for humans."""
     def __init__(
         self,
         *,

@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class InferenceServiceStub(object):
-    """Predicts on the server. The architecture comes from a factory that the operator registered with --architecture; the
-    server runs no code and unpickles nothing that was uploaded.
+    """Predicts on the server. The architecture comes from a factory that the operator registered with --architecture. The
+    server runs no uploaded code, and unpickles nothing.
     """
 
     def __init__(self, channel):
@@ -44,12 +44,12 @@ class InferenceServiceStub(object):
 
 
 class InferenceServiceServicer(object):
-    """Predicts on the server. The architecture comes from a factory that the operator registered with --architecture; the
-    server runs no code and unpickles nothing that was uploaded.
+    """Predicts on the server. The architecture comes from a factory that the operator registered with --architecture. The
+    server runs no uploaded code, and unpickles nothing.
     """
 
     def Predict(self, request, context):
-        """Predicts outputs for inputs with a stored model of the caller, or of a training that the caller takes part in.
+        """Predicts with a stored model of the caller, or of a training that the caller takes part in.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -72,8 +72,8 @@ def add_InferenceServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class InferenceService(object):
-    """Predicts on the server. The architecture comes from a factory that the operator registered with --architecture; the
-    server runs no code and unpickles nothing that was uploaded.
+    """Predicts on the server. The architecture comes from a factory that the operator registered with --architecture. The
+    server runs no uploaded code, and unpickles nothing.
     """
 
     @staticmethod

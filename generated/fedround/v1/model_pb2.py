@@ -26,7 +26,7 @@ from fedround.v1 import event_pb2 as fedround_dot_v1_dot_event__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x66\x65\x64round/v1/model.proto\x12\x0b\x66\x65\x64round.v1\x1a\x17\x66\x65\x64round/v1/event.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8b\x01\n\tModelSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\x12\x11\n\tupload_id\x18\x04 \x01(\t\x12\x0e\n\x06offset\x18\x05 \x01(\x04\x12\x13\n\x0b\x64\x65scription\x18\x06 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x07 \x01(\t\"8\n\nTensorInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\"\x83\x03\n\x05Model\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x10\n\x08owner_id\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\r\x12\x0e\n\x06sha256\x18\x05 \x01(\t\x12\x12\n\nsize_bytes\x18\x06 \x01(\x04\x12(\n\x07tensors\x18\x07 \x03(\x0b\x32\x17.fedround.v1.TensorInfo\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0b\x64\x65scription\x18\n \x01(\t\x12\x17\n\x0fsource_model_id\x18\x0b \x01(\t\x12\x1b\n\x0esource_version\x18\x0c \x01(\rH\x00\x88\x01\x01\x12\x14\n\x0c\x61rchitecture\x18\r \x01(\t\x12\x13\n\x0bnum_tensors\x18\x0e \x01(\rB\x11\n\x0f_source_version\"\xbc\x02\n\x0cModelVersion\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x0e\n\x06sha256\x18\x03 \x01(\t\x12\x12\n\nsize_bytes\x18\x04 \x01(\x04\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04tags\x18\x06 \x03(\t\x12\x0e\n\x06stored\x18\x07 \x01(\x08\x12\x37\n\x07metrics\x18\x08 \x03(\x0b\x32&.fedround.v1.ModelVersion.MetricsEntry\x12-\n\tposterior\x18\t \x01(\x0b\x32\x1a.fedround.v1.PosteriorInfo\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"A\n\rPosteriorInfo\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x0c\n\x04rank\x18\x03 \x01(\r\"\x9c\x01\n\x12UploadModelRequest\x12$\n\x04spec\x18\x01 \x01(\x0b\x32\x16.fedround.v1.ModelSpec\x12\r\n\x05\x63hunk\x18\x02 \x01(\x0c\x12\x19\n\x0c\x63hunk_crc32c\x18\x03 \x01(\x07H\x00\x88\x01\x01\x12%\n\x07packing\x18\x04 \x01(\x0e\x32\x14.fedround.v1.PackingB\x0f\n\r_chunk_crc32c\"8\n\x13UploadModelResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.fedround.v1.Model\"#\n\x0fGetModelRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\"5\n\x10GetModelResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.fedround.v1.Model\"9\n\x10GetModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"P\n\x11GetModelsResponse\x12\"\n\x06models\x18\x01 \x03(\x0b\x32\x12.fedround.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"R\n\x17GetModelVersionsRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"`\n\x18GetModelVersionsResponse\x12+\n\x08versions\x18\x01 \x03(\x0b\x32\x19.fedround.v1.ModelVersion\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"X\n\x16TagModelVersionRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x0b\n\x03tag\x18\x03 \x01(\t\x12\x0e\n\x06remove\x18\x04 \x01(\x08\"E\n\x17TagModelVersionResponse\x12*\n\x07version\x18\x01 \x01(\x0b\x32\x19.fedround.v1.ModelVersion\"\xc9\x01\n\x14\x44ownloadModelRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x14\n\x07version\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x0b\n\x03tag\x18\x04 \x01(\t\x12$\n\x04part\x18\x05 \x01(\x0e\x32\x16.fedround.v1.ModelPart\x12\x13\n\x0bhave_sha256\x18\x06 \x01(\t\x12%\n\x07packing\x18\x07 \x01(\x0e\x32\x14.fedround.v1.PackingB\n\n\x08_version\"\xb2\x01\n\x15\x44ownloadModelResponse\x12$\n\x04info\x18\x01 \x01(\x0b\x32\x16.fedround.v1.ModelInfo\x12\r\n\x05\x63hunk\x18\x02 \x01(\x0c\x12\x19\n\x0c\x63hunk_crc32c\x18\x03 \x01(\x07H\x00\x88\x01\x01\x12\x11\n\tunchanged\x18\x04 \x01(\x08\x12%\n\x07packing\x18\x05 \x01(\x0e\x32\x14.fedround.v1.PackingB\x0f\n\r_chunk_crc32c\"&\n\x12RemoveModelRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\"\x15\n\x13RemoveModelResponse\"L\n\x11GetMetricsRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"Y\n\x12GetMetricsResponse\x12*\n\x07reports\x18\x01 \x03(\x0b\x32\x19.fedround.v1.MetricReport\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x83\x02\n\x0cMetricReport\x12\x13\n\x0btraining_id\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12$\n\x04kind\x18\x03 \x01(\x0e\x32\x16.fedround.v1.RoundKind\x12\x15\n\rmodel_version\x18\x04 \x01(\r\x12\x13\n\x0breporter_id\x18\x05 \x01(\t\x12\x14\n\x0cnum_examples\x18\x06 \x01(\x03\x12\x37\n\x07metrics\x18\x07 \x03(\x0b\x32&.fedround.v1.MetricReport.MetricsEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01*W\n\tModelPart\x12\x1a\n\x16MODEL_PART_UNSPECIFIED\x10\x00\x12\x14\n\x10MODEL_PART_MODEL\x10\x01\x12\x18\n\x14MODEL_PART_POSTERIOR\x10\x02\x32\xb1\x05\n\x0cModelService\x12R\n\x0bUploadModel\x12\x1f.fedround.v1.UploadModelRequest\x1a .fedround.v1.UploadModelResponse(\x01\x12G\n\x08GetModel\x12\x1c.fedround.v1.GetModelRequest\x1a\x1d.fedround.v1.GetModelResponse\x12J\n\tGetModels\x12\x1d.fedround.v1.GetModelsRequest\x1a\x1e.fedround.v1.GetModelsResponse\x12_\n\x10GetModelVersions\x12$.fedround.v1.GetModelVersionsRequest\x1a%.fedround.v1.GetModelVersionsResponse\x12\\\n\x0fTagModelVersion\x12#.fedround.v1.TagModelVersionRequest\x1a$.fedround.v1.TagModelVersionResponse\x12X\n\rDownloadModel\x12!.fedround.v1.DownloadModelRequest\x1a\".fedround.v1.DownloadModelResponse0\x01\x12P\n\x0bRemoveModel\x12\x1f.fedround.v1.RemoveModelRequest\x1a .fedround.v1.RemoveModelResponse\x12M\n\nGetMetrics\x12\x1e.fedround.v1.GetMetricsRequest\x1a\x1f.fedround.v1.GetMetricsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x66\x65\x64round/v1/model.proto\x12\x0b\x66\x65\x64round.v1\x1a\x17\x66\x65\x64round/v1/event.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8b\x01\n\tModelSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\x12\x11\n\tupload_id\x18\x04 \x01(\t\x12\x0e\n\x06offset\x18\x05 \x01(\x04\x12\x13\n\x0b\x64\x65scription\x18\x06 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x07 \x01(\t\"8\n\nTensorInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\"\x83\x03\n\x05Model\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x10\n\x08owner_id\x18\x03 \x01(\t\x12\x0f\n\x07version\x18\x04 \x01(\r\x12\x0e\n\x06sha256\x18\x05 \x01(\t\x12\x12\n\nsize_bytes\x18\x06 \x01(\x04\x12(\n\x07tensors\x18\x07 \x03(\x0b\x32\x17.fedround.v1.TensorInfo\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0b\x64\x65scription\x18\n \x01(\t\x12\x17\n\x0fsource_model_id\x18\x0b \x01(\t\x12\x1b\n\x0esource_version\x18\x0c \x01(\rH\x00\x88\x01\x01\x12\x14\n\x0c\x61rchitecture\x18\r \x01(\t\x12\x13\n\x0bnum_tensors\x18\x0e \x01(\rB\x11\n\x0f_source_version\"\xbc\x02\n\x0cModelVersion\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x0e\n\x06sha256\x18\x03 \x01(\t\x12\x12\n\nsize_bytes\x18\x04 \x01(\x04\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04tags\x18\x06 \x03(\t\x12\x0e\n\x06stored\x18\x07 \x01(\x08\x12\x37\n\x07metrics\x18\x08 \x03(\x0b\x32&.fedround.v1.ModelVersion.MetricsEntry\x12-\n\tposterior\x18\t \x01(\x0b\x32\x1a.fedround.v1.PosteriorInfo\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"A\n\rPosteriorInfo\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x0c\n\x04rank\x18\x03 \x01(\r\"\xa4\x01\n\x12UploadModelRequest\x12$\n\x04spec\x18\x01 \x01(\x0b\x32\x16.fedround.v1.ModelSpec\x12\r\n\x05\x63hunk\x18\x02 \x01(\x0c\x12\x19\n\x0c\x63hunk_crc32c\x18\x03 \x01(\x07H\x00\x88\x01\x01\x12-\n\x0b\x63ompression\x18\x04 \x01(\x0e\x32\x18.fedround.v1.CompressionB\x0f\n\r_chunk_crc32c\"8\n\x13UploadModelResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.fedround.v1.Model\"#\n\x0fGetModelRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\"5\n\x10GetModelResponse\x12!\n\x05model\x18\x01 \x01(\x0b\x32\x12.fedround.v1.Model\"9\n\x10GetModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"P\n\x11GetModelsResponse\x12\"\n\x06models\x18\x01 \x03(\x0b\x32\x12.fedround.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"R\n\x17GetModelVersionsRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"`\n\x18GetModelVersionsResponse\x12+\n\x08versions\x18\x01 \x03(\x0b\x32\x19.fedround.v1.ModelVersion\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"X\n\x16TagModelVersionRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x0b\n\x03tag\x18\x03 \x01(\t\x12\x0e\n\x06remove\x18\x04 \x01(\x08\"E\n\x17TagModelVersionResponse\x12*\n\x07version\x18\x01 \x01(\x0b\x32\x19.fedround.v1.ModelVersion\"\xd1\x01\n\x14\x44ownloadModelRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x14\n\x07version\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x0b\n\x03tag\x18\x04 \x01(\t\x12$\n\x04part\x18\x05 \x01(\x0e\x32\x16.fedround.v1.ModelPart\x12\x13\n\x0bhave_sha256\x18\x06 \x01(\t\x12-\n\x0b\x63ompression\x18\x07 \x01(\x0e\x32\x18.fedround.v1.CompressionB\n\n\x08_version\"\xba\x01\n\x15\x44ownloadModelResponse\x12$\n\x04info\x18\x01 \x01(\x0b\x32\x16.fedround.v1.ModelInfo\x12\r\n\x05\x63hunk\x18\x02 \x01(\x0c\x12\x19\n\x0c\x63hunk_crc32c\x18\x03 \x01(\x07H\x00\x88\x01\x01\x12\x11\n\tunchanged\x18\x04 \x01(\x08\x12-\n\x0b\x63ompression\x18\x05 \x01(\x0e\x32\x18.fedround.v1.CompressionB\x0f\n\r_chunk_crc32c\"&\n\x12RemoveModelRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\"\x15\n\x13RemoveModelResponse\"L\n\x11GetMetricsRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"Y\n\x12GetMetricsResponse\x12*\n\x07reports\x18\x01 \x03(\x0b\x32\x19.fedround.v1.MetricReport\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x83\x02\n\x0cMetricReport\x12\x13\n\x0btraining_id\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12$\n\x04kind\x18\x03 \x01(\x0e\x32\x16.fedround.v1.RoundKind\x12\x15\n\rmodel_version\x18\x04 \x01(\r\x12\x13\n\x0breporter_id\x18\x05 \x01(\t\x12\x14\n\x0cnum_examples\x18\x06 \x01(\x03\x12\x37\n\x07metrics\x18\x07 \x03(\x0b\x32&.fedround.v1.MetricReport.MetricsEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01*W\n\tModelPart\x12\x1a\n\x16MODEL_PART_UNSPECIFIED\x10\x00\x12\x14\n\x10MODEL_PART_MODEL\x10\x01\x12\x18\n\x14MODEL_PART_POSTERIOR\x10\x02\x32\xb1\x05\n\x0cModelService\x12R\n\x0bUploadModel\x12\x1f.fedround.v1.UploadModelRequest\x1a .fedround.v1.UploadModelResponse(\x01\x12G\n\x08GetModel\x12\x1c.fedround.v1.GetModelRequest\x1a\x1d.fedround.v1.GetModelResponse\x12J\n\tGetModels\x12\x1d.fedround.v1.GetModelsRequest\x1a\x1e.fedround.v1.GetModelsResponse\x12_\n\x10GetModelVersions\x12$.fedround.v1.GetModelVersionsRequest\x1a%.fedround.v1.GetModelVersionsResponse\x12\\\n\x0fTagModelVersion\x12#.fedround.v1.TagModelVersionRequest\x1a$.fedround.v1.TagModelVersionResponse\x12X\n\rDownloadModel\x12!.fedround.v1.DownloadModelRequest\x1a\".fedround.v1.DownloadModelResponse0\x01\x12P\n\x0bRemoveModel\x12\x1f.fedround.v1.RemoveModelRequest\x1a .fedround.v1.RemoveModelResponse\x12M\n\nGetMetrics\x12\x1e.fedround.v1.GetMetricsRequest\x1a\x1f.fedround.v1.GetMetricsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,8 +37,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MODELVERSION_METRICSENTRY']._serialized_options = b'8\001'
   _globals['_METRICREPORT_METRICSENTRY']._loaded_options = None
   _globals['_METRICREPORT_METRICSENTRY']._serialized_options = b'8\001'
-  _globals['_MODELPART']._serialized_start=2746
-  _globals['_MODELPART']._serialized_end=2833
+  _globals['_MODELPART']._serialized_start=2770
+  _globals['_MODELPART']._serialized_end=2857
   _globals['_MODELSPEC']._serialized_start=99
   _globals['_MODELSPEC']._serialized_end=238
   _globals['_TENSORINFO']._serialized_start=240
@@ -52,41 +52,41 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_POSTERIORINFO']._serialized_start=1007
   _globals['_POSTERIORINFO']._serialized_end=1072
   _globals['_UPLOADMODELREQUEST']._serialized_start=1075
-  _globals['_UPLOADMODELREQUEST']._serialized_end=1231
-  _globals['_UPLOADMODELRESPONSE']._serialized_start=1233
-  _globals['_UPLOADMODELRESPONSE']._serialized_end=1289
-  _globals['_GETMODELREQUEST']._serialized_start=1291
-  _globals['_GETMODELREQUEST']._serialized_end=1326
-  _globals['_GETMODELRESPONSE']._serialized_start=1328
-  _globals['_GETMODELRESPONSE']._serialized_end=1381
-  _globals['_GETMODELSREQUEST']._serialized_start=1383
-  _globals['_GETMODELSREQUEST']._serialized_end=1440
-  _globals['_GETMODELSRESPONSE']._serialized_start=1442
-  _globals['_GETMODELSRESPONSE']._serialized_end=1522
-  _globals['_GETMODELVERSIONSREQUEST']._serialized_start=1524
-  _globals['_GETMODELVERSIONSREQUEST']._serialized_end=1606
-  _globals['_GETMODELVERSIONSRESPONSE']._serialized_start=1608
-  _globals['_GETMODELVERSIONSRESPONSE']._serialized_end=1704
-  _globals['_TAGMODELVERSIONREQUEST']._serialized_start=1706
-  _globals['_TAGMODELVERSIONREQUEST']._serialized_end=1794
-  _globals['_TAGMODELVERSIONRESPONSE']._serialized_start=1796
-  _globals['_TAGMODELVERSIONRESPONSE']._serialized_end=1865
-  _globals['_DOWNLOADMODELREQUEST']._serialized_start=1868
-  _globals['_DOWNLOADMODELREQUEST']._serialized_end=2069
-  _globals['_DOWNLOADMODELRESPONSE']._serialized_start=2072
-  _globals['_DOWNLOADMODELRESPONSE']._serialized_end=2250
-  _globals['_REMOVEMODELREQUEST']._serialized_start=2252
-  _globals['_REMOVEMODELREQUEST']._serialized_end=2290
-  _globals['_REMOVEMODELRESPONSE']._serialized_start=2292
-  _globals['_REMOVEMODELRESPONSE']._serialized_end=2313
-  _globals['_GETMETRICSREQUEST']._serialized_start=2315
-  _globals['_GETMETRICSREQUEST']._serialized_end=2391
-  _globals['_GETMETRICSRESPONSE']._serialized_start=2393
-  _globals['_GETMETRICSRESPONSE']._serialized_end=2482
-  _globals['_METRICREPORT']._serialized_start=2485
-  _globals['_METRICREPORT']._serialized_end=2744
+  _globals['_UPLOADMODELREQUEST']._serialized_end=1239
+  _globals['_UPLOADMODELRESPONSE']._serialized_start=1241
+  _globals['_UPLOADMODELRESPONSE']._serialized_end=1297
+  _globals['_GETMODELREQUEST']._serialized_start=1299
+  _globals['_GETMODELREQUEST']._serialized_end=1334
+  _globals['_GETMODELRESPONSE']._serialized_start=1336
+  _globals['_GETMODELRESPONSE']._serialized_end=1389
+  _globals['_GETMODELSREQUEST']._serialized_start=1391
+  _globals['_GETMODELSREQUEST']._serialized_end=1448
+  _globals['_GETMODELSRESPONSE']._serialized_start=1450
+  _globals['_GETMODELSRESPONSE']._serialized_end=1530
+  _globals['_GETMODELVERSIONSREQUEST']._serialized_start=1532
+  _globals['_GETMODELVERSIONSREQUEST']._serialized_end=1614
+  _globals['_GETMODELVERSIONSRESPONSE']._serialized_start=1616
+  _globals['_GETMODELVERSIONSRESPONSE']._serialized_end=1712
+  _globals['_TAGMODELVERSIONREQUEST']._serialized_start=1714
+  _globals['_TAGMODELVERSIONREQUEST']._serialized_end=1802
+  _globals['_TAGMODELVERSIONRESPONSE']._serialized_start=1804
+  _globals['_TAGMODELVERSIONRESPONSE']._serialized_end=1873
+  _globals['_DOWNLOADMODELREQUEST']._serialized_start=1876
+  _globals['_DOWNLOADMODELREQUEST']._serialized_end=2085
+  _globals['_DOWNLOADMODELRESPONSE']._serialized_start=2088
+  _globals['_DOWNLOADMODELRESPONSE']._serialized_end=2274
+  _globals['_REMOVEMODELREQUEST']._serialized_start=2276
+  _globals['_REMOVEMODELREQUEST']._serialized_end=2314
+  _globals['_REMOVEMODELRESPONSE']._serialized_start=2316
+  _globals['_REMOVEMODELRESPONSE']._serialized_end=2337
+  _globals['_GETMETRICSREQUEST']._serialized_start=2339
+  _globals['_GETMETRICSREQUEST']._serialized_end=2415
+  _globals['_GETMETRICSRESPONSE']._serialized_start=2417
+  _globals['_GETMETRICSRESPONSE']._serialized_end=2506
+  _globals['_METRICREPORT']._serialized_start=2509
+  _globals['_METRICREPORT']._serialized_end=2768
   _globals['_METRICREPORT_METRICSENTRY']._serialized_start=959
   _globals['_METRICREPORT_METRICSENTRY']._serialized_end=1005
-  _globals['_MODELSERVICE']._serialized_start=2836
-  _globals['_MODELSERVICE']._serialized_end=3525
+  _globals['_MODELSERVICE']._serialized_start=2860
+  _globals['_MODELSERVICE']._serialized_end=3549
 # @@protoc_insertion_point(module_scope)

@@ -32,22 +32,22 @@ class _ModelPartEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ModelPart.V
     MODEL_PART_MODEL: _ModelPart.ValueType  # 1
     """The model's weights."""
     MODEL_PART_POSTERIOR: _ModelPart.ValueType  # 2
-    """The SWAG posterior around them."""
+    """The SWAG posterior of the version."""
 
 class ModelPart(_ModelPart, metaclass=_ModelPartEnumTypeWrapper):
-    """Which file of a version is meant."""
+    """A file of a version."""
 
 MODEL_PART_UNSPECIFIED: ModelPart.ValueType  # 0
 """Not set: MODEL."""
 MODEL_PART_MODEL: ModelPart.ValueType  # 1
 """The model's weights."""
 MODEL_PART_POSTERIOR: ModelPart.ValueType  # 2
-"""The SWAG posterior around them."""
+"""The SWAG posterior of the version."""
 Global___ModelPart: _TypeAlias = ModelPart  # noqa: Y015
 
 @_typing.final
 class ModelSpec(_message.Message):
-    """What a model is, when it is uploaded."""
+    """The description of a model to upload."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -59,21 +59,21 @@ class ModelSpec(_message.Message):
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     ARCHITECTURE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """A name for people, at most 200 characters; need not be unique."""
+    """A name for humans, at most 200 characters; need not be unique."""
     sha256: _builtins.str
-    """SHA-256 of the file in hex; verified when set."""
+    """SHA-256 of the file in hex; verified if set."""
     size_bytes: _builtins.int
-    """Size of the file in bytes; verified when set."""
+    """Size of the file in bytes; verified if set."""
     upload_id: _builtins.str
-    """UUID made by the caller: makes the upload resumable, and its repetition answer with the model that the first one made.
-    Needs sha256 and size_bytes.
+    """UUID chosen by the caller. It makes the upload resumable, and a repeated upload return the model that the first
+    one created. Needs sha256 and size_bytes.
     """
     offset: _builtins.int
-    """Where the chunks start in the file, as GetUpload answered, in bytes."""
+    """Offset in the file at which the chunks start, as returned by GetUpload, in bytes."""
     description: _builtins.str
-    """More words for people, at most 10,000 characters."""
+    """A description for humans, at most 10,000 characters."""
     architecture: _builtins.str
-    """The architecture that Predict builds for the model, as the operator registered it; may be empty."""
+    """Name of the architecture that Predict builds for the model, as registered by the operator; may be empty."""
     def __init__(
         self,
         *,
@@ -148,28 +148,28 @@ class Model(_message.Message):
     model_id: _builtins.str
     """UUID."""
     name: _builtins.str
-    """A name for people."""
+    """A name for humans."""
     owner_id: _builtins.str
-    """UUID of the user that owns it."""
+    """UUID of the user who owns it."""
     version: _builtins.int
-    """Latest version = updates of the global model so far."""
+    """The latest version: updates of the global model so far."""
     sha256: _builtins.str
     """SHA-256 of the latest version's file, in hex."""
     size_bytes: _builtins.int
     """Size of the latest version's file in bytes."""
     description: _builtins.str
-    """More words for people."""
+    """A description for humans."""
     source_model_id: _builtins.str
-    """UUID of the model that it was copied from; empty if it was uploaded."""
+    """UUID of the model from which it was copied; empty if it was uploaded."""
     source_version: _builtins.int
-    """The version of the model that it was copied from."""
+    """The version from which it was copied."""
     architecture: _builtins.str
-    """The architecture that Predict builds; empty if none was named."""
+    """Name of the architecture that Predict builds; empty if none was named."""
     num_tensors: _builtins.int
-    """How many tensors there are. Left out of lists."""
+    """Number of tensors. Not in lists."""
     @_builtins.property
     def tensors(self) -> _containers.RepeatedCompositeFieldContainer[Global___TensorInfo]:
-        """The tensors, by name, as many as fit into a message (some 20,000); the file has all. Left out of lists."""
+        """The tensors, sorted by name, as many as fit into a message (about 20,000); the file contains all. Not in lists."""
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
@@ -177,7 +177,7 @@ class Model(_message.Message):
 
     @_builtins.property
     def update_time(self) -> _timestamp_pb2.Timestamp:
-        """When its latest version was made."""
+        """When its latest version was created."""
 
     def __init__(
         self,
@@ -245,26 +245,26 @@ class ModelVersion(_message.Message):
     model_id: _builtins.str
     """UUID of the model."""
     version: _builtins.int
-    """Updates of the global model that made it."""
+    """The version: updates of the global model up to it."""
     sha256: _builtins.str
     """SHA-256 of the file, in hex."""
     size_bytes: _builtins.int
     """Size of the file in bytes."""
     stored: _builtins.bool
-    """Whether the file is still here; retention drops old ones without a tag."""
+    """Whether the file is still stored; retention deletes the files of old versions without a tag."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """When it was made."""
+        """When it was created."""
 
     @_builtins.property
     def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Its tags, sorted. `last` is the latest version and `best` the one that the training's selection prefers; the owner
-        sets all others, `pinned` on as many versions as it likes, any other on one version of the model.
+        """Its tags, sorted. `last` is the latest version, and `best` the one that the training's selection prefers. The
+        owner sets all others: `pinned` on any number of versions, any other tag on one version of the model.
         """
 
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
-        """Means of the reports of the evaluation round on this version. A participant sees those of the training's metric_names."""
+        """Means of the reports in this version's evaluation round. A participant sees those of the training's metric_names."""
 
     @_builtins.property
     def posterior(self) -> Global___PosteriorInfo:
@@ -293,7 +293,9 @@ Global___ModelVersion: _TypeAlias = ModelVersion  # noqa: Y015
 
 @_typing.final
 class PosteriorInfo(_message.Message):
-    """A SWAG posterior; its file has the tensors mean/NAME and second/NAME, and deviation/K/NAME for a low-rank part."""
+    """A SWAG posterior. Its file contains the tensors mean/NAME and second/NAME, and deviation/K/NAME for a low-rank
+    part.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -330,19 +332,19 @@ class UploadModelRequest(_message.Message):
     SPEC_FIELD_NUMBER: _builtins.int
     CHUNK_FIELD_NUMBER: _builtins.int
     CHUNK_CRC32C_FIELD_NUMBER: _builtins.int
-    PACKING_FIELD_NUMBER: _builtins.int
+    COMPRESSION_FIELD_NUMBER: _builtins.int
     chunk: _builtins.bytes
-    """The next 1 B to 1 MiB of the file; 768 KiB is a good size."""
+    """The next 1 B to 1 MiB of the file; 768 KiB is recommended."""
     chunk_crc32c: _builtins.int
-    """CRC-32C (Castagnoli) of this message's chunk, unpacked. When set, it is verified before the chunk is written: a chunk
-    that was damaged on the way is refused by itself (CHUNK_CORRUPT), and a resumable upload goes on behind what came
+    """CRC-32C (Castagnoli) of this message's chunk, uncompressed. If set, it is verified before the chunk is written: a
+    chunk that was damaged in transit is rejected (CHUNK_CORRUPT), and a resumable upload continues after the chunks
     before it.
     """
-    packing: _event_pb2.Packing.ValueType
-    """How the chunk is packed; each is packed by itself, or not."""
+    compression: _event_pb2.Compression.ValueType
+    """The compression of the chunk. Each chunk is compressed separately, or not at all."""
     @_builtins.property
     def spec(self) -> Global___ModelSpec:
-        """What is uploaded; in the first message, and only there."""
+        """The description of the model; only in the first message."""
 
     def __init__(
         self,
@@ -350,11 +352,11 @@ class UploadModelRequest(_message.Message):
         spec: Global___ModelSpec | None = ...,
         chunk: _builtins.bytes = ...,
         chunk_crc32c: _builtins.int | None = ...,
-        packing: _event_pb2.Packing.ValueType = ...,
+        compression: _event_pb2.Compression.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_chunk_crc32c", b"_chunk_crc32c", "chunk_crc32c", b"chunk_crc32c", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_chunk_crc32c", b"_chunk_crc32c", "chunk", b"chunk", "chunk_crc32c", b"chunk_crc32c", "packing", b"packing", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_chunk_crc32c", b"_chunk_crc32c", "chunk", b"chunk", "chunk_crc32c", b"chunk_crc32c", "compression", b"compression", "spec", b"spec"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__chunk_crc32c: _TypeAlias = _typing.Literal["chunk_crc32c"]  # noqa: Y015
     _WhichOneofArgType__chunk_crc32c: _TypeAlias = _typing.Literal["_chunk_crc32c", b"_chunk_crc32c"]  # noqa: Y015
@@ -441,11 +443,11 @@ class GetModelsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """Models a page: 0 means 50, more than 1000 means 1000, negative is refused. A page has fewer if so many do not fit
-    into a message.
+    """Models per page: 0 means 50, more than 1000 means 1000, negative is an error. A page has fewer if they would not
+    fit into a message.
     """
     page_token: _builtins.str
-    """The next_page_token of the page before; empty for the first page."""
+    """The next_page_token of the previous page; empty for the first page."""
     def __init__(
         self,
         *,
@@ -500,11 +502,11 @@ class GetModelVersionsRequest(_message.Message):
     model_id: _builtins.str
     """UUID of the model."""
     page_size: _builtins.int
-    """Versions a page: 0 means 50, more than 1000 means 1000, negative is refused. A page has fewer if so many do not fit
-    into a message.
+    """Versions per page: 0 means 50, more than 1000 means 1000, negative is an error. A page has fewer if they would
+    not fit into a message.
     """
     page_token: _builtins.str
-    """The next_page_token of the page before; empty for the first page."""
+    """The next_page_token of the previous page; empty for the first page."""
     def __init__(
         self,
         *,
@@ -563,9 +565,11 @@ class TagModelVersionRequest(_message.Message):
     version: _builtins.int
     """The version."""
     tag: _builtins.str
-    """The tag: 1 to 50 lower-case letters, digits, dots, dashes and underscores, beginning with a letter or digit; not `last` or `best`."""
+    """The tag: 1 to 50 lower-case letters, digits, dots, hyphens and underscores, starting with a letter or a digit;
+    not `last` or `best`.
+    """
     remove: _builtins.bool
-    """Take the tag away instead."""
+    """Remove the tag instead of setting it."""
     def __init__(
         self,
         *,
@@ -591,7 +595,7 @@ class TagModelVersionResponse(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def version(self) -> Global___ModelVersion:
-        """The version afterwards."""
+        """The version after the change."""
 
     def __init__(
         self,
@@ -618,22 +622,22 @@ class DownloadModelRequest(_message.Message):
     TAG_FIELD_NUMBER: _builtins.int
     PART_FIELD_NUMBER: _builtins.int
     HAVE_SHA256_FIELD_NUMBER: _builtins.int
-    PACKING_FIELD_NUMBER: _builtins.int
+    COMPRESSION_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     """UUID of the model."""
     version: _builtins.int
     """The version; unset for the latest one."""
     offset: _builtins.int
-    """Where to start in the file, in bytes; up to its size."""
+    """Offset in the file at which to start, in bytes; at most its size."""
     tag: _builtins.str
-    """The version that carries this tag, instead of a number; of several the latest."""
+    """The version with this tag, instead of a number; if there are several, the latest."""
     part: Global___ModelPart.ValueType
-    """Which file."""
+    """Which file to send."""
     have_sha256: _builtins.str
-    """SHA-256 of a file that the caller has, in hex: if it is the one asked for, it is not sent. Empty for none."""
-    packing: _event_pb2.Packing.ValueType
-    """How chunks may be packed. The server packs one chunk at a time for all, and sends those as they are that would have to
-    wait, or would not get smaller.
+    """SHA-256 of a file that the caller already has, in hex. If it is the requested file, it is not sent. May be empty."""
+    compression: _event_pb2.Compression.ValueType
+    """Compression that the caller accepts. The server compresses one chunk at a time for all downloads, and sends a
+    chunk uncompressed that would have to wait, or would not become smaller.
     """
     def __init__(
         self,
@@ -644,11 +648,11 @@ class DownloadModelRequest(_message.Message):
         tag: _builtins.str = ...,
         part: Global___ModelPart.ValueType = ...,
         have_sha256: _builtins.str = ...,
-        packing: _event_pb2.Packing.ValueType = ...,
+        compression: _event_pb2.Compression.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_version", b"_version", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_version", b"_version", "have_sha256", b"have_sha256", "model_id", b"model_id", "offset", b"offset", "packing", b"packing", "part", b"part", "tag", b"tag", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_version", b"_version", "compression", b"compression", "have_sha256", b"have_sha256", "model_id", b"model_id", "offset", b"offset", "part", b"part", "tag", b"tag", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__version: _TypeAlias = _typing.Literal["version"]  # noqa: Y015
     _WhichOneofArgType__version: _TypeAlias = _typing.Literal["_version", b"_version"]  # noqa: Y015
@@ -666,20 +670,20 @@ class DownloadModelResponse(_message.Message):
     CHUNK_FIELD_NUMBER: _builtins.int
     CHUNK_CRC32C_FIELD_NUMBER: _builtins.int
     UNCHANGED_FIELD_NUMBER: _builtins.int
-    PACKING_FIELD_NUMBER: _builtins.int
+    COMPRESSION_FIELD_NUMBER: _builtins.int
     chunk: _builtins.bytes
     """The next bytes of the file."""
     chunk_crc32c: _builtins.int
-    """CRC-32C (Castagnoli) of this message's chunk, unpacked; set with every chunk. If it does not fit, go on at the offset that the
-    chunk began at.
+    """CRC-32C (Castagnoli) of this message's chunk, uncompressed; set with every chunk. If it does not match, resume at
+    the offset at which the chunk began.
     """
     unchanged: _builtins.bool
-    """With the info: the caller has the file already (have_sha256), and no chunk follows."""
-    packing: _event_pb2.Packing.ValueType
-    """How the chunk is packed."""
+    """With the info: the caller already has the file (have_sha256), and no chunk follows."""
+    compression: _event_pb2.Compression.ValueType
+    """The compression of the chunk."""
     @_builtins.property
     def info(self) -> _event_pb2.ModelInfo:
-        """What is sent; in the first message, and only there."""
+        """The file that is sent; only in the first message."""
 
     def __init__(
         self,
@@ -688,11 +692,11 @@ class DownloadModelResponse(_message.Message):
         chunk: _builtins.bytes = ...,
         chunk_crc32c: _builtins.int | None = ...,
         unchanged: _builtins.bool = ...,
-        packing: _event_pb2.Packing.ValueType = ...,
+        compression: _event_pb2.Compression.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_chunk_crc32c", b"_chunk_crc32c", "chunk_crc32c", b"chunk_crc32c", "info", b"info"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_chunk_crc32c", b"_chunk_crc32c", "chunk", b"chunk", "chunk_crc32c", b"chunk_crc32c", "info", b"info", "packing", b"packing", "unchanged", b"unchanged"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_chunk_crc32c", b"_chunk_crc32c", "chunk", b"chunk", "chunk_crc32c", b"chunk_crc32c", "compression", b"compression", "info", b"info", "unchanged", b"unchanged"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__chunk_crc32c: _TypeAlias = _typing.Literal["chunk_crc32c"]  # noqa: Y015
     _WhichOneofArgType__chunk_crc32c: _TypeAlias = _typing.Literal["_chunk_crc32c", b"_chunk_crc32c"]  # noqa: Y015
@@ -751,11 +755,11 @@ class GetMetricsRequest(_message.Message):
     model_id: _builtins.str
     """UUID of the model."""
     page_size: _builtins.int
-    """Reports a page: 0 means 50, more than 1000 means 1000, negative is refused. A page has fewer if so many do not fit
-    into a message.
+    """Reports per page: 0 means 50, more than 1000 means 1000, negative is an error. A page has fewer if they would not
+    fit into a message.
     """
     page_token: _builtins.str
-    """The next_page_token of the page before; empty for the first page."""
+    """The next_page_token of the previous page; empty for the first page."""
     def __init__(
         self,
         *,
@@ -783,7 +787,7 @@ class GetMetricsResponse(_message.Message):
     """Pass it as page_token for the next page; empty after the last one."""
     @_builtins.property
     def reports(self) -> _containers.RepeatedCompositeFieldContainer[Global___MetricReport]:
-        """The reports, by round; a round's aggregated values first."""
+        """The reports, sorted by round; the aggregated values of a round come first."""
 
     def __init__(
         self,
@@ -801,7 +805,7 @@ Global___GetMetricsResponse: _TypeAlias = GetMetricsResponse  # noqa: Y015
 
 @_typing.final
 class MetricReport(_message.Message):
-    """Metrics of one round, by one reporter or aggregated."""
+    """Metrics of one round: of one reporter, or aggregated."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -837,16 +841,16 @@ class MetricReport(_message.Message):
     round: _builtins.int
     """Number of the round."""
     kind: _event_pb2.RoundKind.ValueType
-    """TRAIN: sent along with an update. EVALUATE: measured on the model version."""
+    """TRAIN: sent with an update. EVALUATE: measured on the model version."""
     model_version: _builtins.int
-    """The model version that the round started from, which in an evaluation round is the evaluated one."""
+    """The model version that the round started from; in an evaluation round, the evaluated version."""
     reporter_id: _builtins.str
-    """UUID of the participant; empty: the mean over the round's reports, weighted by example count."""
+    """UUID of the participant; empty for the mean over the round's reports, weighted by the numbers of examples."""
     num_examples: _builtins.int
-    """Examples behind the values."""
+    """Number of examples behind the values."""
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
-        """The values; aggregated ones at most 1000, those of the training's metric_names first."""
+        """The values. At most 1000 if aggregated; the training's metric_names take precedence."""
 
     def __init__(
         self,

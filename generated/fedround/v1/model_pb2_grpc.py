@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class ModelServiceStub(object):
-    """Stores models. Model files are safetensors, always; nothing is ever unpickled.
+    """Stores models. Model files are always safetensors; nothing is ever unpickled.
     """
 
     def __init__(self, channel):
@@ -78,18 +78,19 @@ class ModelServiceStub(object):
 
 
 class ModelServiceServicer(object):
-    """Stores models. Model files are safetensors, always; nothing is ever unpickled.
+    """Stores models. Model files are always safetensors; nothing is ever unpickled.
     """
 
     def UploadModel(self, request_iterator, context):
-        """Stores a model file as version 0 of a new model. The first message carries the spec, any message may carry a chunk.
+        """Stores a model file as version 0 of a new model. The first message carries the spec, any message may carry a
+        chunk.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetModel(self, request, context):
-        """Answers one model of the caller, or of a training that the caller takes part in.
+        """Returns one model of the caller, or of a training that the caller takes part in.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -110,29 +111,29 @@ class ModelServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def TagModelVersion(self, request, context):
-        """Puts a tag on a version of a model, or takes it away. A tagged version keeps its file. A version carries up to 100 tags.
+        """Sets or removes a tag of a version. A tagged version keeps its file. A version has at most 100 tags.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DownloadModel(self, request, context):
-        """Streams a version's file: first its info, then chunks; the info alone if the caller has the file.
+        """Streams a version's file: first its info, then chunks; only the info if the caller already has the file.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RemoveModel(self, request, context):
-        """Removes a model with all versions. Refused while a training that is not ended needs it.
+        """Removes a model with all versions. Fails while a training that has not ended needs the model.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetMetrics(self, request, context):
-        """Lists the metrics reported on a model, by round. A participant sees its own values, and the aggregated ones of the
-        training's metric_names.
+        """Lists the metrics reported for a model, by round. A participant sees its own values, and the aggregated values of
+        the training's metric_names.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -190,7 +191,7 @@ def add_ModelServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ModelService(object):
-    """Stores models. Model files are safetensors, always; nothing is ever unpickled.
+    """Stores models. Model files are always safetensors; nothing is ever unpickled.
     """
 
     @staticmethod

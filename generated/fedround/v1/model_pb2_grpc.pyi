@@ -27,57 +27,61 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ModelServiceStub:
-    """Stores models. Model files are safetensors, always; nothing is ever unpickled."""
+    """Stores models. Model files are always safetensors; nothing is ever unpickled."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ModelServiceAsyncStub: ...
     UploadModel: _grpc.StreamUnaryMultiCallable[_model_pb2.UploadModelRequest, _model_pb2.UploadModelResponse]
-    """Stores a model file as version 0 of a new model. The first message carries the spec, any message may carry a chunk."""
+    """Stores a model file as version 0 of a new model. The first message carries the spec, any message may carry a
+    chunk.
+    """
     GetModel: _grpc.UnaryUnaryMultiCallable[_model_pb2.GetModelRequest, _model_pb2.GetModelResponse]
-    """Answers one model of the caller, or of a training that the caller takes part in."""
+    """Returns one model of the caller, or of a training that the caller takes part in."""
     GetModels: _grpc.UnaryUnaryMultiCallable[_model_pb2.GetModelsRequest, _model_pb2.GetModelsResponse]
     """Lists the caller's models, the newest first."""
     GetModelVersions: _grpc.UnaryUnaryMultiCallable[_model_pb2.GetModelVersionsRequest, _model_pb2.GetModelVersionsResponse]
     """Lists the versions of a model, the newest first, with their tags and metrics."""
     TagModelVersion: _grpc.UnaryUnaryMultiCallable[_model_pb2.TagModelVersionRequest, _model_pb2.TagModelVersionResponse]
-    """Puts a tag on a version of a model, or takes it away. A tagged version keeps its file. A version carries up to 100 tags."""
+    """Sets or removes a tag of a version. A tagged version keeps its file. A version has at most 100 tags."""
     DownloadModel: _grpc.UnaryStreamMultiCallable[_model_pb2.DownloadModelRequest, _model_pb2.DownloadModelResponse]
-    """Streams a version's file: first its info, then chunks; the info alone if the caller has the file."""
+    """Streams a version's file: first its info, then chunks; only the info if the caller already has the file."""
     RemoveModel: _grpc.UnaryUnaryMultiCallable[_model_pb2.RemoveModelRequest, _model_pb2.RemoveModelResponse]
-    """Removes a model with all versions. Refused while a training that is not ended needs it."""
+    """Removes a model with all versions. Fails while a training that has not ended needs the model."""
     GetMetrics: _grpc.UnaryUnaryMultiCallable[_model_pb2.GetMetricsRequest, _model_pb2.GetMetricsResponse]
-    """Lists the metrics reported on a model, by round. A participant sees its own values, and the aggregated ones of the
-    training's metric_names.
+    """Lists the metrics reported for a model, by round. A participant sees its own values, and the aggregated values of
+    the training's metric_names.
     """
 
 @_typing.type_check_only
 class ModelServiceAsyncStub(ModelServiceStub):
-    """Stores models. Model files are safetensors, always; nothing is ever unpickled."""
+    """Stores models. Model files are always safetensors; nothing is ever unpickled."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     UploadModel: _aio.StreamUnaryMultiCallable[_model_pb2.UploadModelRequest, _model_pb2.UploadModelResponse]  # type: ignore[assignment]
-    """Stores a model file as version 0 of a new model. The first message carries the spec, any message may carry a chunk."""
+    """Stores a model file as version 0 of a new model. The first message carries the spec, any message may carry a
+    chunk.
+    """
     GetModel: _aio.UnaryUnaryMultiCallable[_model_pb2.GetModelRequest, _model_pb2.GetModelResponse]  # type: ignore[assignment]
-    """Answers one model of the caller, or of a training that the caller takes part in."""
+    """Returns one model of the caller, or of a training that the caller takes part in."""
     GetModels: _aio.UnaryUnaryMultiCallable[_model_pb2.GetModelsRequest, _model_pb2.GetModelsResponse]  # type: ignore[assignment]
     """Lists the caller's models, the newest first."""
     GetModelVersions: _aio.UnaryUnaryMultiCallable[_model_pb2.GetModelVersionsRequest, _model_pb2.GetModelVersionsResponse]  # type: ignore[assignment]
     """Lists the versions of a model, the newest first, with their tags and metrics."""
     TagModelVersion: _aio.UnaryUnaryMultiCallable[_model_pb2.TagModelVersionRequest, _model_pb2.TagModelVersionResponse]  # type: ignore[assignment]
-    """Puts a tag on a version of a model, or takes it away. A tagged version keeps its file. A version carries up to 100 tags."""
+    """Sets or removes a tag of a version. A tagged version keeps its file. A version has at most 100 tags."""
     DownloadModel: _aio.UnaryStreamMultiCallable[_model_pb2.DownloadModelRequest, _model_pb2.DownloadModelResponse]  # type: ignore[assignment]
-    """Streams a version's file: first its info, then chunks; the info alone if the caller has the file."""
+    """Streams a version's file: first its info, then chunks; only the info if the caller already has the file."""
     RemoveModel: _aio.UnaryUnaryMultiCallable[_model_pb2.RemoveModelRequest, _model_pb2.RemoveModelResponse]  # type: ignore[assignment]
-    """Removes a model with all versions. Refused while a training that is not ended needs it."""
+    """Removes a model with all versions. Fails while a training that has not ended needs the model."""
     GetMetrics: _aio.UnaryUnaryMultiCallable[_model_pb2.GetMetricsRequest, _model_pb2.GetMetricsResponse]  # type: ignore[assignment]
-    """Lists the metrics reported on a model, by round. A participant sees its own values, and the aggregated ones of the
-    training's metric_names.
+    """Lists the metrics reported for a model, by round. A participant sees its own values, and the aggregated values of
+    the training's metric_names.
     """
 
 class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Stores models. Model files are safetensors, always; nothing is ever unpickled."""
+    """Stores models. Model files are always safetensors; nothing is ever unpickled."""
 
     @_abc_1.abstractmethod
     def UploadModel(
@@ -85,7 +89,9 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_model_pb2.UploadModelRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_model_pb2.UploadModelResponse, _abc.Awaitable[_model_pb2.UploadModelResponse]]:
-        """Stores a model file as version 0 of a new model. The first message carries the spec, any message may carry a chunk."""
+        """Stores a model file as version 0 of a new model. The first message carries the spec, any message may carry a
+        chunk.
+        """
 
     @_abc_1.abstractmethod
     def GetModel(
@@ -93,7 +99,7 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_pb2.GetModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_pb2.GetModelResponse, _abc.Awaitable[_model_pb2.GetModelResponse]]:
-        """Answers one model of the caller, or of a training that the caller takes part in."""
+        """Returns one model of the caller, or of a training that the caller takes part in."""
 
     @_abc_1.abstractmethod
     def GetModels(
@@ -117,7 +123,7 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_pb2.TagModelVersionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_pb2.TagModelVersionResponse, _abc.Awaitable[_model_pb2.TagModelVersionResponse]]:
-        """Puts a tag on a version of a model, or takes it away. A tagged version keeps its file. A version carries up to 100 tags."""
+        """Sets or removes a tag of a version. A tagged version keeps its file. A version has at most 100 tags."""
 
     @_abc_1.abstractmethod
     def DownloadModel(
@@ -125,7 +131,7 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_pb2.DownloadModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_model_pb2.DownloadModelResponse], _abc.AsyncIterator[_model_pb2.DownloadModelResponse]]:
-        """Streams a version's file: first its info, then chunks; the info alone if the caller has the file."""
+        """Streams a version's file: first its info, then chunks; only the info if the caller already has the file."""
 
     @_abc_1.abstractmethod
     def RemoveModel(
@@ -133,7 +139,7 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_pb2.RemoveModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_pb2.RemoveModelResponse, _abc.Awaitable[_model_pb2.RemoveModelResponse]]:
-        """Removes a model with all versions. Refused while a training that is not ended needs it."""
+        """Removes a model with all versions. Fails while a training that has not ended needs the model."""
 
     @_abc_1.abstractmethod
     def GetMetrics(
@@ -141,8 +147,8 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_pb2.GetMetricsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_pb2.GetMetricsResponse, _abc.Awaitable[_model_pb2.GetMetricsResponse]]:
-        """Lists the metrics reported on a model, by round. A participant sees its own values, and the aggregated ones of the
-        training's metric_names.
+        """Lists the metrics reported for a model, by round. A participant sees its own values, and the aggregated values of
+        the training's metric_names.
         """
 
 def add_ModelServiceServicer_to_server(servicer: ModelServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -27,7 +27,7 @@ if _version_not_supported:
 
 
 class RoundServiceStub(object):
-    """For the users that take part in rounds.
+    """Events, submissions and the status of rounds.
     """
 
     def __init__(self, channel):
@@ -51,10 +51,10 @@ class RoundServiceStub(object):
                 request_serializer=fedround_dot_v1_dot_round__pb2.GetUploadRequest.SerializeToString,
                 response_deserializer=fedround_dot_v1_dot_round__pb2.GetUploadResponse.FromString,
                 _registered_method=True)
-        self.DownloadDealtModel = channel.unary_stream(
-                '/fedround.v1.RoundService/DownloadDealtModel',
-                request_serializer=fedround_dot_v1_dot_round__pb2.DownloadDealtModelRequest.SerializeToString,
-                response_deserializer=fedround_dot_v1_dot_round__pb2.DownloadDealtModelResponse.FromString,
+        self.DownloadAssignedModel = channel.unary_stream(
+                '/fedround.v1.RoundService/DownloadAssignedModel',
+                request_serializer=fedround_dot_v1_dot_round__pb2.DownloadAssignedModelRequest.SerializeToString,
+                response_deserializer=fedround_dot_v1_dot_round__pb2.DownloadAssignedModelResponse.FromString,
                 _registered_method=True)
         self.SubmitMetrics = channel.unary_unary(
                 '/fedround.v1.RoundService/SubmitMetrics',
@@ -69,13 +69,14 @@ class RoundServiceStub(object):
 
 
 class RoundServiceServicer(object):
-    """For the users that take part in rounds.
+    """Events, submissions and the status of rounds.
     """
 
     def Subscribe(self, request, context):
-        """Streams the events of one training, or of all the caller's trainings. Without a cursor the stream starts at the current
-        round; with one it goes on behind it. In order, at least once. A stream about one training ends after the
-        training's last event. Initial metadata comes once the start is found: the stream tells all that happens from then on.
+        """Streams the events of one training, or of all the caller's trainings, in order and at least once. Without a
+        cursor the stream starts at the current round; with one it resumes after it. The stream of one training ends
+        after the training's last event. The server sends the initial metadata once the starting position is fixed: all
+        later events are delivered.
         buf:lint:ignore RPC_RESPONSE_STANDARD_NAME -- an event is a noun of its own, stored and streamed alike
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -83,38 +84,39 @@ class RoundServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def SubmitUpdate(self, request_iterator, context):
-        """Submits an update of the open round. The first message carries the spec, any message may carry a chunk. The receipt is a
-        promise: the update is on disk and will be counted once. The same update again is answered with the same receipt.
+        """Submits an update for the open round. The first message carries the spec, any message may carry a chunk. The
+        receipt guarantees that the update is on disk and will be counted exactly once. If the same update is sent again,
+        the same receipt is returned.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetUpload(self, request, context):
-        """Answers how much of a resumable upload of the caller has arrived, also after a server restart.
+        """Returns how much of a resumable upload of the caller has arrived, also after a restart of the server.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def DownloadDealtModel(self, request, context):
-        """Streams the model that the caller was dealt in a round of daisy chaining: first its info, then chunks. Nobody else can
-        read it.
+    def DownloadAssignedModel(self, request, context):
+        """Streams the model that is assigned to the caller in a round of daisy chaining: first its info, then chunks. No
+        other user can read it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SubmitMetrics(self, request, context):
-        """Submits the results of evaluating the model in the open evaluation round, once.
+        """Submits the report of the caller for the open evaluation round, once.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetRound(self, request, context):
-        """Answers why a round is waiting: who is missing, which rule holds it, when that fires and what happens then, what was
-        refused, and when the round will probably end. For the actor.
+        """Returns why a round is waiting: which participants are missing, which rule keeps it open, when its deadline is
+        and what happens then, which submissions were rejected, and when the round will probably end. For the actor.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -138,10 +140,10 @@ def add_RoundServiceServicer_to_server(servicer, server):
                     request_deserializer=fedround_dot_v1_dot_round__pb2.GetUploadRequest.FromString,
                     response_serializer=fedround_dot_v1_dot_round__pb2.GetUploadResponse.SerializeToString,
             ),
-            'DownloadDealtModel': grpc.unary_stream_rpc_method_handler(
-                    servicer.DownloadDealtModel,
-                    request_deserializer=fedround_dot_v1_dot_round__pb2.DownloadDealtModelRequest.FromString,
-                    response_serializer=fedround_dot_v1_dot_round__pb2.DownloadDealtModelResponse.SerializeToString,
+            'DownloadAssignedModel': grpc.unary_stream_rpc_method_handler(
+                    servicer.DownloadAssignedModel,
+                    request_deserializer=fedround_dot_v1_dot_round__pb2.DownloadAssignedModelRequest.FromString,
+                    response_serializer=fedround_dot_v1_dot_round__pb2.DownloadAssignedModelResponse.SerializeToString,
             ),
             'SubmitMetrics': grpc.unary_unary_rpc_method_handler(
                     servicer.SubmitMetrics,
@@ -162,7 +164,7 @@ def add_RoundServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class RoundService(object):
-    """For the users that take part in rounds.
+    """Events, submissions and the status of rounds.
     """
 
     @staticmethod
@@ -247,7 +249,7 @@ class RoundService(object):
             _registered_method=True)
 
     @staticmethod
-    def DownloadDealtModel(request,
+    def DownloadAssignedModel(request,
             target,
             options=(),
             channel_credentials=None,
@@ -260,9 +262,9 @@ class RoundService(object):
         return grpc.experimental.unary_stream(
             request,
             target,
-            '/fedround.v1.RoundService/DownloadDealtModel',
-            fedround_dot_v1_dot_round__pb2.DownloadDealtModelRequest.SerializeToString,
-            fedround_dot_v1_dot_round__pb2.DownloadDealtModelResponse.FromString,
+            '/fedround.v1.RoundService/DownloadAssignedModel',
+            fedround_dot_v1_dot_round__pb2.DownloadAssignedModelRequest.SerializeToString,
+            fedround_dot_v1_dot_round__pb2.DownloadAssignedModelResponse.FromString,
             options,
             channel_credentials,
             insecure,

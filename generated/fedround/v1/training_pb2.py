@@ -28,25 +28,25 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x66\x65\x64round/v1/training.proto\x12\x0b\x66\x65\x64round.v1\x1a\x1d\x66\x65\x64round/v1/aggregation.proto\x1a\x17\x66\x65\x64round/v1/event.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbe\x01\n\x0bRoundPolicy\x12\x13\n\x0bmin_updates\x18\x01 \x01(\r\x12+\n\x08\x64\x65\x61\x64line\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\x0clate_updates\x18\x03 \x01(\x0e\x32\x18.fedround.v1.LateUpdates\x12(\n\ton_missed\x18\x04 \x01(\x0e\x32\x15.fedround.v1.OnMissed\x12\x13\n\x0bmax_retries\x18\x05 \x01(\r\"S\n\x0eModelSelection\x12\x0e\n\x06metric\x18\x01 \x01(\t\x12\x1f\n\x04goal\x18\x02 \x01(\x0e\x32\x11.fedround.v1.Goal\x12\x10\n\x08patience\x18\x03 \x01(\r\"\xfe\x04\n\x0cTrainingSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x10\n\x08model_id\x18\x03 \x01(\t\x12\x14\n\x0cmodel_sha256\x18\x04 \x01(\t\x12\x18\n\x10model_size_bytes\x18\x05 \x01(\x04\x12\x1a\n\x12target_num_updates\x18\x06 \x01(\r\x12\x14\n\x0cmetric_names\x18\x07 \x03(\t\x12\x12\n\nclient_ids\x18\x08 \x03(\t\x12-\n\x0b\x61ggregation\x18\t \x01(\x0b\x32\x18.fedround.v1.Aggregation\x12-\n\x0buncertainty\x18\n \x01(\x0b\x32\x18.fedround.v1.Uncertainty\x12.\n\x0cround_policy\x18\x0b \x01(\x0b\x32\x18.fedround.v1.RoundPolicy\x12+\n\nevaluation\x18\x0c \x01(\x0e\x32\x17.fedround.v1.Evaluation\x12\x12\n\nrequest_id\x18\r \x01(\t\x12\x18\n\x10max_num_examples\x18\x0e \x01(\x04\x12.\n\tselection\x18\x0f \x01(\x0b\x32\x1b.fedround.v1.ModelSelection\x12\x15\n\rkeep_versions\x18\x10 \x01(\r\x12\x1a\n\rmodel_version\x18\x11 \x01(\rH\x00\x88\x01\x01\x12\x14\n\x0c\x61rchitecture\x18\x12 \x01(\t\x12\x17\n\x0fmax_update_norm\x18\x13 \x01(\x01\x12\x36\n\x10update_precision\x18\x14 \x01(\x0e\x32\x1c.fedround.v1.UpdatePrecisionB\x10\n\x0e_model_version\"0\n\rTrainingError\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"\xb4\x04\n\x08Training\x12\x13\n\x0btraining_id\x18\x01 \x01(\t\x12\'\n\x04spec\x18\x02 \x01(\x0b\x32\x19.fedround.v1.TrainingSpec\x12\x10\n\x08\x61\x63tor_id\x18\x03 \x01(\t\x12\x17\n\x0fparticipant_ids\x18\x04 \x03(\t\x12)\n\x05state\x18\x05 \x01(\x0e\x32\x1a.fedround.v1.TrainingState\x12\r\n\x05round\x18\x06 \x01(\r\x12\x17\n\x0fupdates_arrived\x18\x07 \x01(\r\x12\x18\n\x10updates_expected\x18\x08 \x01(\r\x12\x10\n\x08model_id\x18\t \x01(\t\x12\x15\n\rmodel_version\x18\n \x01(\r\x12)\n\x05\x65rror\x18\x0b \x01(\x0b\x32\x1a.fedround.v1.TrainingError\x12/\n\x0b\x63reate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x19\n\x0c\x62\x65st_version\x18\x0f \x01(\rH\x00\x88\x01\x01\x12\x17\n\nbest_value\x18\x10 \x01(\x01H\x01\x88\x01\x01\x12\x18\n\x10num_participants\x18\x11 \x01(\rB\x0f\n\r_best_versionB\r\n\x0b_best_value\"\xc5\x01\n\x15\x43reateTrainingRequest\x12\'\n\x04spec\x18\x01 \x01(\x0b\x32\x19.fedround.v1.TrainingSpec\x12\r\n\x05\x63hunk\x18\x02 \x01(\x0c\x12\x11\n\tupload_id\x18\x03 \x01(\t\x12\x0e\n\x06offset\x18\x04 \x01(\x04\x12\x19\n\x0c\x63hunk_crc32c\x18\x05 \x01(\x07H\x00\x88\x01\x01\x12%\n\x07packing\x18\x06 \x01(\x0e\x32\x14.fedround.v1.PackingB\x0f\n\r_chunk_crc32c\"A\n\x16\x43reateTrainingResponse\x12\'\n\x08training\x18\x01 \x01(\x0b\x32\x15.fedround.v1.Training\")\n\x12GetTrainingRequest\x12\x13\n\x0btraining_id\x18\x01 \x01(\t\">\n\x13GetTrainingResponse\x12\'\n\x08training\x18\x01 \x01(\x0b\x32\x15.fedround.v1.Training\"e\n\x13GetTrainingsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\'\n\x04role\x18\x03 \x01(\x0e\x32\x19.fedround.v1.TrainingRole\"Y\n\x14GetTrainingsResponse\x12(\n\ttrainings\x18\x01 \x03(\x0b\x32\x15.fedround.v1.Training\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"A\n\x16RegisterClientsRequest\x12\x13\n\x0btraining_id\x18\x01 \x01(\t\x12\x12\n\nclient_ids\x18\x02 \x03(\t\"B\n\x17RegisterClientsResponse\x12\'\n\x08training\x18\x01 \x01(\x0b\x32\x15.fedround.v1.Training\"?\n\x14RemoveClientsRequest\x12\x13\n\x0btraining_id\x18\x01 \x01(\t\x12\x12\n\nclient_ids\x18\x02 \x03(\t\"@\n\x15RemoveClientsResponse\x12\'\n\x08training\x18\x01 \x01(\x0b\x32\x15.fedround.v1.Training\";\n\x15RemoveTrainingRequest\x12\x13\n\x0btraining_id\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\"\x18\n\x16RemoveTrainingResponse\"?\n\x14StartTrainingRequest\x12\x13\n\x0btraining_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"@\n\x15StartTrainingResponse\x12\'\n\x08training\x18\x01 \x01(\x0b\x32\x15.fedround.v1.Training*\xbe\x01\n\rTrainingState\x12\x1e\n\x1aTRAINING_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16TRAINING_STATE_INITIAL\x10\x01\x12\x1a\n\x16TRAINING_STATE_ONGOING\x10\x02\x12\x1d\n\x19TRAINING_STATE_SWAG_ROUND\x10\x03\x12\x1c\n\x18TRAINING_STATE_COMPLETED\x10\x04\x12\x18\n\x14TRAINING_STATE_ERROR\x10\x05*u\n\nEvaluation\x12\x1a\n\x16\x45VALUATION_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x45VALUATION_EVERY_ROUND\x10\x01\x12\x19\n\x15\x45VALUATION_FINAL_ONLY\x10\x02\x12\x14\n\x10\x45VALUATION_NEVER\x10\x03*D\n\x0bLateUpdates\x12\x1c\n\x18LATE_UPDATES_UNSPECIFIED\x10\x00\x12\x17\n\x13LATE_UPDATES_REJECT\x10\x01*N\n\x08OnMissed\x12\x19\n\x15ON_MISSED_UNSPECIFIED\x10\x00\x12\x12\n\x0eON_MISSED_FAIL\x10\x01\x12\x13\n\x0fON_MISSED_RETRY\x10\x02*B\n\x04Goal\x12\x14\n\x10GOAL_UNSPECIFIED\x10\x00\x12\x11\n\rGOAL_MINIMIZE\x10\x01\x12\x11\n\rGOAL_MAXIMIZE\x10\x02*`\n\x0cTrainingRole\x12\x1d\n\x19TRAINING_ROLE_UNSPECIFIED\x10\x00\x12\x17\n\x13TRAINING_ROLE_ACTOR\x10\x01\x12\x18\n\x14TRAINING_ROLE_CLIENT\x10\x02\x32\xfe\x04\n\x0fTrainingService\x12[\n\x0e\x43reateTraining\x12\".fedround.v1.CreateTrainingRequest\x1a#.fedround.v1.CreateTrainingResponse(\x01\x12P\n\x0bGetTraining\x12\x1f.fedround.v1.GetTrainingRequest\x1a .fedround.v1.GetTrainingResponse\x12S\n\x0cGetTrainings\x12 .fedround.v1.GetTrainingsRequest\x1a!.fedround.v1.GetTrainingsResponse\x12\\\n\x0fRegisterClients\x12#.fedround.v1.RegisterClientsRequest\x1a$.fedround.v1.RegisterClientsResponse\x12V\n\rRemoveClients\x12!.fedround.v1.RemoveClientsRequest\x1a\".fedround.v1.RemoveClientsResponse\x12Y\n\x0eRemoveTraining\x12\".fedround.v1.RemoveTrainingRequest\x1a#.fedround.v1.RemoveTrainingResponse\x12V\n\rStartTraining\x12!.fedround.v1.StartTrainingRequest\x1a\".fedround.v1.StartTrainingResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x66\x65\x64round/v1/training.proto\x12\x0b\x66\x65\x64round.v1\x1a\x1d\x66\x65\x64round/v1/aggregation.proto\x1a\x17\x66\x65\x64round/v1/event.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbe\x01\n\x0bRoundPolicy\x12\x13\n\x0bmin_updates\x18\x01 \x01(\r\x12+\n\x08\x64\x65\x61\x64line\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\x0clate_updates\x18\x03 \x01(\x0e\x32\x18.fedround.v1.LateUpdates\x12(\n\ton_missed\x18\x04 \x01(\x0e\x32\x15.fedround.v1.OnMissed\x12\x13\n\x0bmax_retries\x18\x05 \x01(\r\"S\n\x0eModelSelection\x12\x0e\n\x06metric\x18\x01 \x01(\t\x12\x1f\n\x04goal\x18\x02 \x01(\x0e\x32\x11.fedround.v1.Goal\x12\x10\n\x08patience\x18\x03 \x01(\r\"\xfe\x04\n\x0cTrainingSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x10\n\x08model_id\x18\x03 \x01(\t\x12\x14\n\x0cmodel_sha256\x18\x04 \x01(\t\x12\x18\n\x10model_size_bytes\x18\x05 \x01(\x04\x12\x1a\n\x12target_num_updates\x18\x06 \x01(\r\x12\x14\n\x0cmetric_names\x18\x07 \x03(\t\x12\x12\n\nclient_ids\x18\x08 \x03(\t\x12-\n\x0b\x61ggregation\x18\t \x01(\x0b\x32\x18.fedround.v1.Aggregation\x12-\n\x0buncertainty\x18\n \x01(\x0b\x32\x18.fedround.v1.Uncertainty\x12.\n\x0cround_policy\x18\x0b \x01(\x0b\x32\x18.fedround.v1.RoundPolicy\x12+\n\nevaluation\x18\x0c \x01(\x0e\x32\x17.fedround.v1.Evaluation\x12\x12\n\nrequest_id\x18\r \x01(\t\x12\x18\n\x10max_num_examples\x18\x0e \x01(\x04\x12.\n\tselection\x18\x0f \x01(\x0b\x32\x1b.fedround.v1.ModelSelection\x12\x15\n\rkeep_versions\x18\x10 \x01(\r\x12\x1a\n\rmodel_version\x18\x11 \x01(\rH\x00\x88\x01\x01\x12\x14\n\x0c\x61rchitecture\x18\x12 \x01(\t\x12\x17\n\x0fmax_update_norm\x18\x13 \x01(\x01\x12\x36\n\x10update_precision\x18\x14 \x01(\x0e\x32\x1c.fedround.v1.UpdatePrecisionB\x10\n\x0e_model_version\"0\n\rTrainingError\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"\xb4\x04\n\x08Training\x12\x13\n\x0btraining_id\x18\x01 \x01(\t\x12\'\n\x04spec\x18\x02 \x01(\x0b\x32\x19.fedround.v1.TrainingSpec\x12\x10\n\x08\x61\x63tor_id\x18\x03 \x01(\t\x12\x17\n\x0fparticipant_ids\x18\x04 \x03(\t\x12)\n\x05state\x18\x05 \x01(\x0e\x32\x1a.fedround.v1.TrainingState\x12\r\n\x05round\x18\x06 \x01(\r\x12\x17\n\x0fupdates_arrived\x18\x07 \x01(\r\x12\x18\n\x10updates_expected\x18\x08 \x01(\r\x12\x10\n\x08model_id\x18\t \x01(\t\x12\x15\n\rmodel_version\x18\n \x01(\r\x12)\n\x05\x65rror\x18\x0b \x01(\x0b\x32\x1a.fedround.v1.TrainingError\x12/\n\x0b\x63reate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x19\n\x0c\x62\x65st_version\x18\x0f \x01(\rH\x00\x88\x01\x01\x12\x17\n\nbest_value\x18\x10 \x01(\x01H\x01\x88\x01\x01\x12\x18\n\x10num_participants\x18\x11 \x01(\rB\x0f\n\r_best_versionB\r\n\x0b_best_value\"\xcd\x01\n\x15\x43reateTrainingRequest\x12\'\n\x04spec\x18\x01 \x01(\x0b\x32\x19.fedround.v1.TrainingSpec\x12\r\n\x05\x63hunk\x18\x02 \x01(\x0c\x12\x11\n\tupload_id\x18\x03 \x01(\t\x12\x0e\n\x06offset\x18\x04 \x01(\x04\x12\x19\n\x0c\x63hunk_crc32c\x18\x05 \x01(\x07H\x00\x88\x01\x01\x12-\n\x0b\x63ompression\x18\x06 \x01(\x0e\x32\x18.fedround.v1.CompressionB\x0f\n\r_chunk_crc32c\"A\n\x16\x43reateTrainingResponse\x12\'\n\x08training\x18\x01 \x01(\x0b\x32\x15.fedround.v1.Training\")\n\x12GetTrainingRequest\x12\x13\n\x0btraining_id\x18\x01 \x01(\t\">\n\x13GetTrainingResponse\x12\'\n\x08training\x18\x01 \x01(\x0b\x32\x15.fedround.v1.Training\"e\n\x13GetTrainingsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\'\n\x04role\x18\x03 \x01(\x0e\x32\x19.fedround.v1.TrainingRole\"Y\n\x14GetTrainingsResponse\x12(\n\ttrainings\x18\x01 \x03(\x0b\x32\x15.fedround.v1.Training\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"A\n\x16RegisterClientsRequest\x12\x13\n\x0btraining_id\x18\x01 \x01(\t\x12\x12\n\nclient_ids\x18\x02 \x03(\t\"B\n\x17RegisterClientsResponse\x12\'\n\x08training\x18\x01 \x01(\x0b\x32\x15.fedround.v1.Training\"?\n\x14RemoveClientsRequest\x12\x13\n\x0btraining_id\x18\x01 \x01(\t\x12\x12\n\nclient_ids\x18\x02 \x03(\t\"@\n\x15RemoveClientsResponse\x12\'\n\x08training\x18\x01 \x01(\x0b\x32\x15.fedround.v1.Training\";\n\x15RemoveTrainingRequest\x12\x13\n\x0btraining_id\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\"\x18\n\x16RemoveTrainingResponse\"?\n\x14StartTrainingRequest\x12\x13\n\x0btraining_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"@\n\x15StartTrainingResponse\x12\'\n\x08training\x18\x01 \x01(\x0b\x32\x15.fedround.v1.Training*\xbe\x01\n\rTrainingState\x12\x1e\n\x1aTRAINING_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16TRAINING_STATE_INITIAL\x10\x01\x12\x1a\n\x16TRAINING_STATE_ONGOING\x10\x02\x12\x1d\n\x19TRAINING_STATE_SWAG_ROUND\x10\x03\x12\x1c\n\x18TRAINING_STATE_COMPLETED\x10\x04\x12\x18\n\x14TRAINING_STATE_ERROR\x10\x05*u\n\nEvaluation\x12\x1a\n\x16\x45VALUATION_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x45VALUATION_EVERY_ROUND\x10\x01\x12\x19\n\x15\x45VALUATION_FINAL_ONLY\x10\x02\x12\x14\n\x10\x45VALUATION_NEVER\x10\x03*D\n\x0bLateUpdates\x12\x1c\n\x18LATE_UPDATES_UNSPECIFIED\x10\x00\x12\x17\n\x13LATE_UPDATES_REJECT\x10\x01*N\n\x08OnMissed\x12\x19\n\x15ON_MISSED_UNSPECIFIED\x10\x00\x12\x12\n\x0eON_MISSED_FAIL\x10\x01\x12\x13\n\x0fON_MISSED_RETRY\x10\x02*B\n\x04Goal\x12\x14\n\x10GOAL_UNSPECIFIED\x10\x00\x12\x11\n\rGOAL_MINIMIZE\x10\x01\x12\x11\n\rGOAL_MAXIMIZE\x10\x02*`\n\x0cTrainingRole\x12\x1d\n\x19TRAINING_ROLE_UNSPECIFIED\x10\x00\x12\x17\n\x13TRAINING_ROLE_ACTOR\x10\x01\x12\x18\n\x14TRAINING_ROLE_CLIENT\x10\x02\x32\xfe\x04\n\x0fTrainingService\x12[\n\x0e\x43reateTraining\x12\".fedround.v1.CreateTrainingRequest\x1a#.fedround.v1.CreateTrainingResponse(\x01\x12P\n\x0bGetTraining\x12\x1f.fedround.v1.GetTrainingRequest\x1a .fedround.v1.GetTrainingResponse\x12S\n\x0cGetTrainings\x12 .fedround.v1.GetTrainingsRequest\x1a!.fedround.v1.GetTrainingsResponse\x12\\\n\x0fRegisterClients\x12#.fedround.v1.RegisterClientsRequest\x1a$.fedround.v1.RegisterClientsResponse\x12V\n\rRemoveClients\x12!.fedround.v1.RemoveClientsRequest\x1a\".fedround.v1.RemoveClientsResponse\x12Y\n\x0eRemoveTraining\x12\".fedround.v1.RemoveTrainingRequest\x1a#.fedround.v1.RemoveTrainingResponse\x12V\n\rStartTraining\x12!.fedround.v1.StartTrainingRequest\x1a\".fedround.v1.StartTrainingResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fedround.v1.training_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TRAININGSTATE']._serialized_start=2753
-  _globals['_TRAININGSTATE']._serialized_end=2943
-  _globals['_EVALUATION']._serialized_start=2945
-  _globals['_EVALUATION']._serialized_end=3062
-  _globals['_LATEUPDATES']._serialized_start=3064
-  _globals['_LATEUPDATES']._serialized_end=3132
-  _globals['_ONMISSED']._serialized_start=3134
-  _globals['_ONMISSED']._serialized_end=3212
-  _globals['_GOAL']._serialized_start=3214
-  _globals['_GOAL']._serialized_end=3280
-  _globals['_TRAININGROLE']._serialized_start=3282
-  _globals['_TRAININGROLE']._serialized_end=3378
+  _globals['_TRAININGSTATE']._serialized_start=2761
+  _globals['_TRAININGSTATE']._serialized_end=2951
+  _globals['_EVALUATION']._serialized_start=2953
+  _globals['_EVALUATION']._serialized_end=3070
+  _globals['_LATEUPDATES']._serialized_start=3072
+  _globals['_LATEUPDATES']._serialized_end=3140
+  _globals['_ONMISSED']._serialized_start=3142
+  _globals['_ONMISSED']._serialized_end=3220
+  _globals['_GOAL']._serialized_start=3222
+  _globals['_GOAL']._serialized_end=3288
+  _globals['_TRAININGROLE']._serialized_start=3290
+  _globals['_TRAININGROLE']._serialized_end=3386
   _globals['_ROUNDPOLICY']._serialized_start=165
   _globals['_ROUNDPOLICY']._serialized_end=355
   _globals['_MODELSELECTION']._serialized_start=357
@@ -58,33 +58,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TRAINING']._serialized_start=1134
   _globals['_TRAINING']._serialized_end=1698
   _globals['_CREATETRAININGREQUEST']._serialized_start=1701
-  _globals['_CREATETRAININGREQUEST']._serialized_end=1898
-  _globals['_CREATETRAININGRESPONSE']._serialized_start=1900
-  _globals['_CREATETRAININGRESPONSE']._serialized_end=1965
-  _globals['_GETTRAININGREQUEST']._serialized_start=1967
-  _globals['_GETTRAININGREQUEST']._serialized_end=2008
-  _globals['_GETTRAININGRESPONSE']._serialized_start=2010
-  _globals['_GETTRAININGRESPONSE']._serialized_end=2072
-  _globals['_GETTRAININGSREQUEST']._serialized_start=2074
-  _globals['_GETTRAININGSREQUEST']._serialized_end=2175
-  _globals['_GETTRAININGSRESPONSE']._serialized_start=2177
-  _globals['_GETTRAININGSRESPONSE']._serialized_end=2266
-  _globals['_REGISTERCLIENTSREQUEST']._serialized_start=2268
-  _globals['_REGISTERCLIENTSREQUEST']._serialized_end=2333
-  _globals['_REGISTERCLIENTSRESPONSE']._serialized_start=2335
-  _globals['_REGISTERCLIENTSRESPONSE']._serialized_end=2401
-  _globals['_REMOVECLIENTSREQUEST']._serialized_start=2403
-  _globals['_REMOVECLIENTSREQUEST']._serialized_end=2466
-  _globals['_REMOVECLIENTSRESPONSE']._serialized_start=2468
-  _globals['_REMOVECLIENTSRESPONSE']._serialized_end=2532
-  _globals['_REMOVETRAININGREQUEST']._serialized_start=2534
-  _globals['_REMOVETRAININGREQUEST']._serialized_end=2593
-  _globals['_REMOVETRAININGRESPONSE']._serialized_start=2595
-  _globals['_REMOVETRAININGRESPONSE']._serialized_end=2619
-  _globals['_STARTTRAININGREQUEST']._serialized_start=2621
-  _globals['_STARTTRAININGREQUEST']._serialized_end=2684
-  _globals['_STARTTRAININGRESPONSE']._serialized_start=2686
-  _globals['_STARTTRAININGRESPONSE']._serialized_end=2750
-  _globals['_TRAININGSERVICE']._serialized_start=3381
-  _globals['_TRAININGSERVICE']._serialized_end=4019
+  _globals['_CREATETRAININGREQUEST']._serialized_end=1906
+  _globals['_CREATETRAININGRESPONSE']._serialized_start=1908
+  _globals['_CREATETRAININGRESPONSE']._serialized_end=1973
+  _globals['_GETTRAININGREQUEST']._serialized_start=1975
+  _globals['_GETTRAININGREQUEST']._serialized_end=2016
+  _globals['_GETTRAININGRESPONSE']._serialized_start=2018
+  _globals['_GETTRAININGRESPONSE']._serialized_end=2080
+  _globals['_GETTRAININGSREQUEST']._serialized_start=2082
+  _globals['_GETTRAININGSREQUEST']._serialized_end=2183
+  _globals['_GETTRAININGSRESPONSE']._serialized_start=2185
+  _globals['_GETTRAININGSRESPONSE']._serialized_end=2274
+  _globals['_REGISTERCLIENTSREQUEST']._serialized_start=2276
+  _globals['_REGISTERCLIENTSREQUEST']._serialized_end=2341
+  _globals['_REGISTERCLIENTSRESPONSE']._serialized_start=2343
+  _globals['_REGISTERCLIENTSRESPONSE']._serialized_end=2409
+  _globals['_REMOVECLIENTSREQUEST']._serialized_start=2411
+  _globals['_REMOVECLIENTSREQUEST']._serialized_end=2474
+  _globals['_REMOVECLIENTSRESPONSE']._serialized_start=2476
+  _globals['_REMOVECLIENTSRESPONSE']._serialized_end=2540
+  _globals['_REMOVETRAININGREQUEST']._serialized_start=2542
+  _globals['_REMOVETRAININGREQUEST']._serialized_end=2601
+  _globals['_REMOVETRAININGRESPONSE']._serialized_start=2603
+  _globals['_REMOVETRAININGRESPONSE']._serialized_end=2627
+  _globals['_STARTTRAININGREQUEST']._serialized_start=2629
+  _globals['_STARTTRAININGREQUEST']._serialized_end=2692
+  _globals['_STARTTRAININGRESPONSE']._serialized_start=2694
+  _globals['_STARTTRAININGRESPONSE']._serialized_end=2758
+  _globals['_TRAININGSERVICE']._serialized_start=3389
+  _globals['_TRAININGSERVICE']._serialized_end=4027
 # @@protoc_insertion_point(module_scope)

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class TrainingServiceStub(object):
-    """Creates and steers trainings. The actor that created a training steers it; its participants may read it and leave it.
+    """Creates and controls trainings. The actor who created a training controls it; participants may read it and leave
+    it.
     """
 
     def __init__(self, channel):
@@ -73,20 +74,21 @@ class TrainingServiceStub(object):
 
 
 class TrainingServiceServicer(object):
-    """Creates and steers trainings. The actor that created a training steers it; its participants may read it and leave it.
+    """Creates and controls trainings. The actor who created a training controls it; participants may read it and leave
+    it.
     """
 
     def CreateTraining(self, request_iterator, context):
         """Creates a training from a streamed model file (safetensors) or from a stored model. The first message carries the
-        spec, any message may carry a chunk, so that a small model fits into one message. All or nothing: a refused
-        create leaves no training and no model behind.
+        spec, any message may carry a chunk, so that a small model fits into one message. The call is atomic: if it
+        fails, it leaves neither a training nor a model behind.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetTraining(self, request, context):
-        """Answers one training that the caller steers or takes part in.
+        """Returns one training that the caller created or takes part in.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -100,17 +102,17 @@ class TrainingServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def RegisterClients(self, request, context):
-        """Registers clients as participants. Before the start they take part from round 0, afterwards from the next round,
-        or from when the open one is repeated.
-        The ids are a set: repeating one is fine; if any is unknown, all unknown ones are named and nothing changes.
+        """Registers clients as participants. Before the start, they take part from round 0; afterwards from the next round,
+        or from the next attempt of the open round. The ids are a set, so duplicates are allowed. If any id is unknown,
+        the error names all unknown ids, and nothing changes.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RemoveClients(self, request, context):
-        """Removes participants, by the actor, or oneself. The open round is re-evaluated at once; a removed participant's
-        update of the open round does not count.
+        """Removes participants: any of them for the actor, only itself for a participant. The open round is re-evaluated
+        immediately; a removed participant's update of the open round does not count.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -124,7 +126,7 @@ class TrainingServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def StartTraining(self, request, context):
-        """Starts the first round of a training in the state INITIAL that has participants.
+        """Opens the first round of a training that is in the state INITIAL and has participants.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -177,7 +179,8 @@ def add_TrainingServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class TrainingService(object):
-    """Creates and steers trainings. The actor that created a training steers it; its participants may read it and leave it.
+    """Creates and controls trainings. The actor who created a training controls it; participants may read it and leave
+    it.
     """
 
     @staticmethod

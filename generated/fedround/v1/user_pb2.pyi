@@ -32,26 +32,26 @@ class _RoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Role.ValueType],
     ROLE_ADMIN: _Role.ValueType  # 1
     """Manages users."""
     ROLE_ACTOR: _Role.ValueType  # 2
-    """Uploads models, creates and steers trainings."""
+    """Uploads models, creates and controls trainings."""
     ROLE_CLIENT: _Role.ValueType  # 3
-    """Takes part in trainings that an actor registered it in."""
+    """Takes part in trainings in which an actor registered it."""
 
 class Role(_Role, metaclass=_RoleEnumTypeWrapper):
-    """What a user may do. A role includes what the ones below it may do."""
+    """What a user may do. A role includes the permissions of those below it."""
 
 ROLE_UNSPECIFIED: Role.ValueType  # 0
 """Not set."""
 ROLE_ADMIN: Role.ValueType  # 1
 """Manages users."""
 ROLE_ACTOR: Role.ValueType  # 2
-"""Uploads models, creates and steers trainings."""
+"""Uploads models, creates and controls trainings."""
 ROLE_CLIENT: Role.ValueType  # 3
-"""Takes part in trainings that an actor registered it in."""
+"""Takes part in trainings in which an actor registered it."""
 Global___Role: _TypeAlias = Role  # noqa: Y015
 
 @_typing.final
 class User(_message.Message):
-    """Somebody, or some machine, with a token."""
+    """A person or a machine that calls the API."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -73,13 +73,13 @@ class User(_message.Message):
 
     @_builtins.property
     def certificate_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Client certificates with one of these names are the user's: a DNS name, a URI or an e-mail address, as it stands in
-        the certificate's subjectAltName. Shown to the user itself and to admins, not in lists.
+        """Certificate names: a client certificate with one of these names in its subjectAltName authenticates the user.
+        Each is a DNS name, a URI or an e-mail address. Shown to the user itself and to admins, not in lists.
         """
 
     @_builtins.property
     def tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___Token]:
-        """The tokens that are good now, the latest first: two at most. Shown to the user itself and to admins, not in lists."""
+        """The valid tokens, the latest first: at most two. Shown to the user itself and to admins, not in lists."""
 
     def __init__(
         self,
@@ -101,7 +101,7 @@ Global___User: _TypeAlias = User  # noqa: Y015
 
 @_typing.final
 class Token(_message.Message):
-    """What the server shows of a token."""
+    """The information about a token that the server shows."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -113,15 +113,15 @@ class Token(_message.Message):
     """The first 16 hexadecimal digits of the token's SHA-256."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """When it was made."""
+        """When it was created."""
 
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """When it expires; unset for never."""
+        """When it expires; unset if never."""
 
     @_builtins.property
     def last_use_time(self) -> _timestamp_pb2.Timestamp:
-        """When a call was made with it last, since the start of the server."""
+        """When it was last used for a call since the start of the server; unset if not."""
 
     def __init__(
         self,
@@ -155,11 +155,11 @@ class CreateUserRequest(_message.Message):
     """What the user may do; required."""
     @_builtins.property
     def lifetime(self) -> _duration_pb2.Duration:
-        """How long the token is good; unset for as long as the server's settings say."""
+        """Lifetime of the token; unset for the default of the server's settings."""
 
     @_builtins.property
     def certificate_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Client certificates that are the user's, as in User; at most 20, each of one user only."""
+        """Certificate names, as in User; at most 20. A name belongs to one user only."""
 
     def __init__(
         self,
@@ -186,7 +186,7 @@ class CreateUserResponse(_message.Message):
     USER_FIELD_NUMBER: _builtins.int
     TOKEN_FIELD_NUMBER: _builtins.int
     token: _builtins.str
-    """The token, shown this once; the server keeps its SHA-256 only."""
+    """The token, shown only this once; the server stores only its SHA-256."""
     @_builtins.property
     def user(self) -> Global___User:
         """The new user."""
@@ -261,11 +261,11 @@ class GetUsersRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     ROLE_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """Users a page: 0 means 50, more than 1000 means 1000, negative is refused. A page has fewer if so many do not fit
-    into a message.
+    """Users per page: 0 means 50, more than 1000 means 1000, negative is an error. A page has fewer if they would not
+    fit into a message.
     """
     page_token: _builtins.str
-    """The next_page_token of the page before; empty for the first page."""
+    """The next_page_token of the previous page; empty for the first page."""
     role: Global___Role.ValueType
     """Only users of this role; unset for all."""
     def __init__(
@@ -295,7 +295,7 @@ class GetUsersResponse(_message.Message):
     """Pass it as page_token for the next page; empty after the last one."""
     @_builtins.property
     def users(self) -> _containers.RepeatedCompositeFieldContainer[Global___User]:
-        """The users, by name."""
+        """The users, sorted by name."""
 
     def __init__(
         self,
@@ -365,11 +365,11 @@ class RotateTokenRequest(_message.Message):
     """UUID of the user; empty for the caller."""
     @_builtins.property
     def overlap(self) -> _duration_pb2.Duration:
-        """How long the present token goes on to work, at most 30 days; unset for not at all. Older ones end at once."""
+        """How long the current token stays valid, at most 30 days; unset means not at all. Older tokens end immediately."""
 
     @_builtins.property
     def lifetime(self) -> _duration_pb2.Duration:
-        """How long the new token is good; unset for as long as the server's settings say."""
+        """Lifetime of the new token; unset for the default of the server's settings."""
 
     def __init__(
         self,
@@ -394,7 +394,7 @@ class RotateTokenResponse(_message.Message):
 
     TOKEN_FIELD_NUMBER: _builtins.int
     token: _builtins.str
-    """The new token, shown this once."""
+    """The new token, shown only this once."""
     def __init__(
         self,
         *,
@@ -419,7 +419,7 @@ class RevokeTokenRequest(_message.Message):
     user_id: _builtins.str
     """UUID of the user; empty for the caller."""
     token_id: _builtins.str
-    """Which token, as User shows it."""
+    """Id of the token, as in User."""
     def __init__(
         self,
         *,
@@ -463,7 +463,7 @@ class SetCertificateNamesRequest(_message.Message):
     """UUID of the user."""
     @_builtins.property
     def certificate_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The names, as in User; at most 20, each of one user only. Empty for none: calls that were let in by another one end."""
+        """The names, as in User; at most 20; empty for none. Calls that a removed name authenticated end immediately."""
 
     def __init__(
         self,
@@ -488,7 +488,7 @@ class SetCertificateNamesResponse(_message.Message):
     USER_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def user(self) -> Global___User:
-        """The user with its names."""
+        """The user with its new names."""
 
     def __init__(
         self,
@@ -514,7 +514,7 @@ class RemoveUserRequest(_message.Message):
     user_id: _builtins.str
     """UUID of the user."""
     force: _builtins.bool
-    """Remove it even if it steers running trainings, and these with it."""
+    """Remove the user even if it is the actor of running trainings, which are then removed too."""
     def __init__(
         self,
         *,

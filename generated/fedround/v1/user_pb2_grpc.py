@@ -26,9 +26,9 @@ if _version_not_supported:
 
 
 class UserServiceStub(object):
-    """Manages who may talk to the server. Every RPC of every service but health and reflection wants a token in the metadata:
-    `authorization: Bearer TOKEN`, or `x-token: TOKEN`. Where the server asks for client certificates, one that names a user
-    does as well; a token beside it must be of the same user.
+    """Manages users and their credentials. Every RPC of every service except health and reflection needs a token in the
+    metadata: `authorization: Bearer TOKEN`, or `x-token: TOKEN`. If the server requires client certificates, a
+    certificate that names a user is sufficient; a token sent with it must belong to the same user.
     """
 
     def __init__(self, channel):
@@ -80,63 +80,65 @@ class UserServiceStub(object):
 
 
 class UserServiceServicer(object):
-    """Manages who may talk to the server. Every RPC of every service but health and reflection wants a token in the metadata:
-    `authorization: Bearer TOKEN`, or `x-token: TOKEN`. Where the server asks for client certificates, one that names a user
-    does as well; a token beside it must be of the same user.
+    """Manages users and their credentials. Every RPC of every service except health and reflection needs a token in the
+    metadata: `authorization: Bearer TOKEN`, or `x-token: TOKEN`. If the server requires client certificates, a
+    certificate that names a user is sufficient; a token sent with it must belong to the same user.
     """
 
     def CreateUser(self, request, context):
-        """Creates a user and answers its token: the only time that the server shows it. Admins only.
+        """Creates a user and returns its token. The server shows the token only this once. Admins only.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetUser(self, request, context):
-        """Answers one user. Clients may ask for themselves only.
+        """Returns one user. Clients may only request themselves.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetUsers(self, request, context):
-        """Lists users by name, for admins, and for actors who look for clients to register.
+        """Lists users, sorted by name. For admins, and for actors that look for clients to register.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetMyself(self, request, context):
-        """Answers the user that the token belongs to.
+        """Returns the caller.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RotateToken(self, request, context):
-        """Replaces a user's token; the old one is refused from then on, or after an overlap. One's own, or for an admin anyone's.
+        """Replaces a user's token; the old one becomes invalid, immediately or after an overlap. For the user itself, and
+        admins.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RevokeToken(self, request, context):
-        """Revokes a token; calls that were made with it end at once. One's own, or for an admin anyone's.
+        """Revokes a token; calls that were made with it end immediately. For the user itself, and admins.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SetCertificateNames(self, request, context):
-        """Sets which client certificates are a user's, in place of those set before. Admins only.
+        """Replaces the certificate names of a user. Admins only.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RemoveUser(self, request, context):
-        """Removes a user: its tokens are revoked, its calls end, and it leaves the trainings that are not ended. Those
-        that it steers are removed, as nobody else may steer them; running ones only with force. Admins only.
+        """Removes a user: its tokens are revoked, its calls end, and it leaves the trainings that have not ended. The
+        trainings of which it is the actor are removed, since no other user can control them; running ones only with
+        force. Admins only.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -194,9 +196,9 @@ def add_UserServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class UserService(object):
-    """Manages who may talk to the server. Every RPC of every service but health and reflection wants a token in the metadata:
-    `authorization: Bearer TOKEN`, or `x-token: TOKEN`. Where the server asks for client certificates, one that names a user
-    does as well; a token beside it must be of the same user.
+    """Manages users and their credentials. Every RPC of every service except health and reflection needs a token in the
+    metadata: `authorization: Bearer TOKEN`, or `x-token: TOKEN`. If the server requires client certificates, a
+    certificate that names a user is sufficient; a token sent with it must belong to the same user.
     """
 
     @staticmethod

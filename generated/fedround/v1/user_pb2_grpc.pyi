@@ -27,9 +27,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class UserServiceStub:
-    """Manages who may talk to the server. Every RPC of every service but health and reflection wants a token in the metadata:
-    `authorization: Bearer TOKEN`, or `x-token: TOKEN`. Where the server asks for client certificates, one that names a user
-    does as well; a token beside it must be of the same user.
+    """Manages users and their credentials. Every RPC of every service except health and reflection needs a token in the
+    metadata: `authorization: Bearer TOKEN`, or `x-token: TOKEN`. If the server requires client certificates, a
+    certificate that names a user is sufficient; a token sent with it must belong to the same user.
     """
 
     @_typing.overload
@@ -37,55 +37,61 @@ class UserServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> UserServiceAsyncStub: ...
     CreateUser: _grpc.UnaryUnaryMultiCallable[_user_pb2.CreateUserRequest, _user_pb2.CreateUserResponse]
-    """Creates a user and answers its token: the only time that the server shows it. Admins only."""
+    """Creates a user and returns its token. The server shows the token only this once. Admins only."""
     GetUser: _grpc.UnaryUnaryMultiCallable[_user_pb2.GetUserRequest, _user_pb2.GetUserResponse]
-    """Answers one user. Clients may ask for themselves only."""
+    """Returns one user. Clients may only request themselves."""
     GetUsers: _grpc.UnaryUnaryMultiCallable[_user_pb2.GetUsersRequest, _user_pb2.GetUsersResponse]
-    """Lists users by name, for admins, and for actors who look for clients to register."""
+    """Lists users, sorted by name. For admins, and for actors that look for clients to register."""
     GetMyself: _grpc.UnaryUnaryMultiCallable[_user_pb2.GetMyselfRequest, _user_pb2.GetMyselfResponse]
-    """Answers the user that the token belongs to."""
+    """Returns the caller."""
     RotateToken: _grpc.UnaryUnaryMultiCallable[_user_pb2.RotateTokenRequest, _user_pb2.RotateTokenResponse]
-    """Replaces a user's token; the old one is refused from then on, or after an overlap. One's own, or for an admin anyone's."""
+    """Replaces a user's token; the old one becomes invalid, immediately or after an overlap. For the user itself, and
+    admins.
+    """
     RevokeToken: _grpc.UnaryUnaryMultiCallable[_user_pb2.RevokeTokenRequest, _user_pb2.RevokeTokenResponse]
-    """Revokes a token; calls that were made with it end at once. One's own, or for an admin anyone's."""
+    """Revokes a token; calls that were made with it end immediately. For the user itself, and admins."""
     SetCertificateNames: _grpc.UnaryUnaryMultiCallable[_user_pb2.SetCertificateNamesRequest, _user_pb2.SetCertificateNamesResponse]
-    """Sets which client certificates are a user's, in place of those set before. Admins only."""
+    """Replaces the certificate names of a user. Admins only."""
     RemoveUser: _grpc.UnaryUnaryMultiCallable[_user_pb2.RemoveUserRequest, _user_pb2.RemoveUserResponse]
-    """Removes a user: its tokens are revoked, its calls end, and it leaves the trainings that are not ended. Those
-    that it steers are removed, as nobody else may steer them; running ones only with force. Admins only.
+    """Removes a user: its tokens are revoked, its calls end, and it leaves the trainings that have not ended. The
+    trainings of which it is the actor are removed, since no other user can control them; running ones only with
+    force. Admins only.
     """
 
 @_typing.type_check_only
 class UserServiceAsyncStub(UserServiceStub):
-    """Manages who may talk to the server. Every RPC of every service but health and reflection wants a token in the metadata:
-    `authorization: Bearer TOKEN`, or `x-token: TOKEN`. Where the server asks for client certificates, one that names a user
-    does as well; a token beside it must be of the same user.
+    """Manages users and their credentials. Every RPC of every service except health and reflection needs a token in the
+    metadata: `authorization: Bearer TOKEN`, or `x-token: TOKEN`. If the server requires client certificates, a
+    certificate that names a user is sufficient; a token sent with it must belong to the same user.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateUser: _aio.UnaryUnaryMultiCallable[_user_pb2.CreateUserRequest, _user_pb2.CreateUserResponse]  # type: ignore[assignment]
-    """Creates a user and answers its token: the only time that the server shows it. Admins only."""
+    """Creates a user and returns its token. The server shows the token only this once. Admins only."""
     GetUser: _aio.UnaryUnaryMultiCallable[_user_pb2.GetUserRequest, _user_pb2.GetUserResponse]  # type: ignore[assignment]
-    """Answers one user. Clients may ask for themselves only."""
+    """Returns one user. Clients may only request themselves."""
     GetUsers: _aio.UnaryUnaryMultiCallable[_user_pb2.GetUsersRequest, _user_pb2.GetUsersResponse]  # type: ignore[assignment]
-    """Lists users by name, for admins, and for actors who look for clients to register."""
+    """Lists users, sorted by name. For admins, and for actors that look for clients to register."""
     GetMyself: _aio.UnaryUnaryMultiCallable[_user_pb2.GetMyselfRequest, _user_pb2.GetMyselfResponse]  # type: ignore[assignment]
-    """Answers the user that the token belongs to."""
+    """Returns the caller."""
     RotateToken: _aio.UnaryUnaryMultiCallable[_user_pb2.RotateTokenRequest, _user_pb2.RotateTokenResponse]  # type: ignore[assignment]
-    """Replaces a user's token; the old one is refused from then on, or after an overlap. One's own, or for an admin anyone's."""
+    """Replaces a user's token; the old one becomes invalid, immediately or after an overlap. For the user itself, and
+    admins.
+    """
     RevokeToken: _aio.UnaryUnaryMultiCallable[_user_pb2.RevokeTokenRequest, _user_pb2.RevokeTokenResponse]  # type: ignore[assignment]
-    """Revokes a token; calls that were made with it end at once. One's own, or for an admin anyone's."""
+    """Revokes a token; calls that were made with it end immediately. For the user itself, and admins."""
     SetCertificateNames: _aio.UnaryUnaryMultiCallable[_user_pb2.SetCertificateNamesRequest, _user_pb2.SetCertificateNamesResponse]  # type: ignore[assignment]
-    """Sets which client certificates are a user's, in place of those set before. Admins only."""
+    """Replaces the certificate names of a user. Admins only."""
     RemoveUser: _aio.UnaryUnaryMultiCallable[_user_pb2.RemoveUserRequest, _user_pb2.RemoveUserResponse]  # type: ignore[assignment]
-    """Removes a user: its tokens are revoked, its calls end, and it leaves the trainings that are not ended. Those
-    that it steers are removed, as nobody else may steer them; running ones only with force. Admins only.
+    """Removes a user: its tokens are revoked, its calls end, and it leaves the trainings that have not ended. The
+    trainings of which it is the actor are removed, since no other user can control them; running ones only with
+    force. Admins only.
     """
 
 class UserServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Manages who may talk to the server. Every RPC of every service but health and reflection wants a token in the metadata:
-    `authorization: Bearer TOKEN`, or `x-token: TOKEN`. Where the server asks for client certificates, one that names a user
-    does as well; a token beside it must be of the same user.
+    """Manages users and their credentials. Every RPC of every service except health and reflection needs a token in the
+    metadata: `authorization: Bearer TOKEN`, or `x-token: TOKEN`. If the server requires client certificates, a
+    certificate that names a user is sufficient; a token sent with it must belong to the same user.
     """
 
     @_abc_1.abstractmethod
@@ -94,7 +100,7 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _user_pb2.CreateUserRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_user_pb2.CreateUserResponse, _abc.Awaitable[_user_pb2.CreateUserResponse]]:
-        """Creates a user and answers its token: the only time that the server shows it. Admins only."""
+        """Creates a user and returns its token. The server shows the token only this once. Admins only."""
 
     @_abc_1.abstractmethod
     def GetUser(
@@ -102,7 +108,7 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _user_pb2.GetUserRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_user_pb2.GetUserResponse, _abc.Awaitable[_user_pb2.GetUserResponse]]:
-        """Answers one user. Clients may ask for themselves only."""
+        """Returns one user. Clients may only request themselves."""
 
     @_abc_1.abstractmethod
     def GetUsers(
@@ -110,7 +116,7 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _user_pb2.GetUsersRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_user_pb2.GetUsersResponse, _abc.Awaitable[_user_pb2.GetUsersResponse]]:
-        """Lists users by name, for admins, and for actors who look for clients to register."""
+        """Lists users, sorted by name. For admins, and for actors that look for clients to register."""
 
     @_abc_1.abstractmethod
     def GetMyself(
@@ -118,7 +124,7 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _user_pb2.GetMyselfRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_user_pb2.GetMyselfResponse, _abc.Awaitable[_user_pb2.GetMyselfResponse]]:
-        """Answers the user that the token belongs to."""
+        """Returns the caller."""
 
     @_abc_1.abstractmethod
     def RotateToken(
@@ -126,7 +132,9 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _user_pb2.RotateTokenRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_user_pb2.RotateTokenResponse, _abc.Awaitable[_user_pb2.RotateTokenResponse]]:
-        """Replaces a user's token; the old one is refused from then on, or after an overlap. One's own, or for an admin anyone's."""
+        """Replaces a user's token; the old one becomes invalid, immediately or after an overlap. For the user itself, and
+        admins.
+        """
 
     @_abc_1.abstractmethod
     def RevokeToken(
@@ -134,7 +142,7 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _user_pb2.RevokeTokenRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_user_pb2.RevokeTokenResponse, _abc.Awaitable[_user_pb2.RevokeTokenResponse]]:
-        """Revokes a token; calls that were made with it end at once. One's own, or for an admin anyone's."""
+        """Revokes a token; calls that were made with it end immediately. For the user itself, and admins."""
 
     @_abc_1.abstractmethod
     def SetCertificateNames(
@@ -142,7 +150,7 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _user_pb2.SetCertificateNamesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_user_pb2.SetCertificateNamesResponse, _abc.Awaitable[_user_pb2.SetCertificateNamesResponse]]:
-        """Sets which client certificates are a user's, in place of those set before. Admins only."""
+        """Replaces the certificate names of a user. Admins only."""
 
     @_abc_1.abstractmethod
     def RemoveUser(
@@ -150,8 +158,9 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _user_pb2.RemoveUserRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_user_pb2.RemoveUserResponse, _abc.Awaitable[_user_pb2.RemoveUserResponse]]:
-        """Removes a user: its tokens are revoked, its calls end, and it leaves the trainings that are not ended. Those
-        that it steers are removed, as nobody else may steer them; running ones only with force. Admins only.
+        """Removes a user: its tokens are revoked, its calls end, and it leaves the trainings that have not ended. The
+        trainings of which it is the actor are removed, since no other user can control them; running ones only with
+        force. Admins only.
         """
 
 def add_UserServiceServicer_to_server(servicer: UserServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

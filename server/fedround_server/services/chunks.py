@@ -24,7 +24,7 @@ class Message(Protocol):
 
     chunk: bytes
     chunk_crc32c: int
-    packing: event_pb2.Packing.ValueType
+    compression: event_pb2.Compression.ValueType
 
     def HasField(self, field_name: Literal["spec", "chunk_crc32c"], /) -> bool:  # noqa: N802 - protobuf's name
         """Returns whether a field is set."""
@@ -108,7 +108,7 @@ async def send_file(
             if compressed is None:
                 await context.write(ChunkMessage(chunk, checksum))
             else:
-                await context.write(message(chunk=compressed, chunk_crc32c=checksum, packing=GZIP))
+                await context.write(message(chunk=compressed, chunk_crc32c=checksum, compression=GZIP))
 
 
 def incoming(
@@ -143,7 +143,7 @@ async def _take(message: Message, offset: int) -> bytes:
     size = len(data)
     if size > MAX_CHUNK:
         raise FieldInvalid("chunk", f"has {size} bytes; a message carries at most {MAX_CHUNK}")
-    if size and parse_compression(message.packing):
+    if size and parse_compression(message.compression):
         data = await decompress(data, MAX_CHUNK, offset)
     if message.HasField("chunk_crc32c") and message.chunk_crc32c != google_crc32c.value(data):
         raise ChunkCorrupt(offset, size)

@@ -6,7 +6,7 @@ from fedround.v1 import event_pb2
 from fedround_server.coordinator.tasks import in_thread
 from fedround_server.domain.errors import ChunkCorrupt, FieldInvalid
 
-GZIP = event_pb2.PACKING_GZIP
+GZIP = event_pb2.COMPRESSION_GZIP
 LEVEL = 1
 """Higher levels take longer and make weights hardly smaller."""
 # Of zlib: with the header and the checksum of gzip.
@@ -35,7 +35,7 @@ class Compressor:
         return compressed if len(compressed) < len(chunk) else None
 
 
-def parse_compression(value: event_pb2.Packing.ValueType) -> bool:
+def parse_compression(value: event_pb2.Compression.ValueType) -> bool:
     """Returns whether chunks are compressed.
 
     Raises:
@@ -43,8 +43,8 @@ def parse_compression(value: event_pb2.Packing.ValueType) -> bool:
     """
     if not value:
         return False
-    if value not in event_pb2.Packing.values():
-        raise FieldInvalid("packing", f"is {value}; known are {', '.join(event_pb2.Packing.keys())}")
+    if value not in event_pb2.Compression.values():
+        raise FieldInvalid("compression", f"is {value}; known are {', '.join(event_pb2.Compression.keys())}")
     return value == GZIP
 
 

@@ -245,7 +245,7 @@ def _payload(message: event_pb2.Event, payload: events.Payload) -> None:
             started.aggregation.CopyFrom(aggregation(payload.aggregation))
             started.metric_names.extend(payload.metric_names)
             started.local_rounds = payload.local_rounds
-            started.dealt = payload.assigned
+            started.assigned = payload.assigned
             started.attempt = payload.attempt
             started.submitted = payload.submitted
             started.update_precision = update_precision(payload.update_precision)

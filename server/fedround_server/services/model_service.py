@@ -86,7 +86,7 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
         number, tag = fields.parse_version(request.version if request.HasField("version") else None, request.tag)
         if request.part not in model_pb2.ModelPart.values():
             raise FieldInvalid("part", f"is {request.part}; known are {', '.join(model_pb2.ModelPart.keys())}")
-        compressor = self._compressor if parse_compression(request.packing) else None
+        compressor = self._compressor if parse_compression(request.compression) else None
         model_id = fields.parse_id("model_id", request.model_id)
         version = await self._reads.model_version(model_id, number, caller().user_id, tag)
         if request.part == model_pb2.MODEL_PART_POSTERIOR:

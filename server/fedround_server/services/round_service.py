@@ -73,19 +73,19 @@ class RoundService(round_pb2_grpc.RoundServiceServicer):
         size = self._coordinator.uploads.committed_size(caller().user_id, upload_id)
         return round_pb2.GetUploadResponse(committed_size=size)
 
-    async def DownloadDealtModel(  # type: ignore[override]  # a coroutine that writes has no generator lifetime to reason about
+    async def DownloadAssignedModel(  # type: ignore[override]  # a coroutine that writes has no generator lifetime to reason about
         self,
-        request: round_pb2.DownloadDealtModelRequest,
+        request: round_pb2.DownloadAssignedModelRequest,
         context: Call,
     ) -> None:
         """Streams the model that is assigned to the caller."""
-        compressor = self._compressor if parse_compression(request.packing) else None
+        compressor = self._compressor if parse_compression(request.compression) else None
         training_id = fields.parse_id("training_id", request.training_id)
         base, blob = await self._coordinator.reads.assigned_model(training_id, request.round, caller().user_id)
         check_offset(blob, request.offset)
         info = convert.model_info(ModelInfo(base.model_id, base.version, blob))
         chunks = self._coordinator.models.read(blob, request.offset)
-        await send_file(context, round_pb2.DownloadDealtModelResponse, info, chunks, compressor)
+        await send_file(context, round_pb2.DownloadAssignedModelResponse, info, chunks, compressor)
 
     async def SubmitMetrics(
         self, request: round_pb2.SubmitMetricsRequest, context: Call

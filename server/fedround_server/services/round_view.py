@@ -37,7 +37,7 @@ def write(explanation: Explanation) -> round_pb2.Round:
         wait_rule=round_pb2.WaitRule.Value(f"WAIT_RULE_{'UNSPECIFIED' if rule is None else rule.value}"),
         on_deadline=training_pb2.OnMissed.Value(f"ON_MISSED_{'UNSPECIFIED' if missed is None else missed.value}"),
         forecast_end_time=convert.timestamp(explanation.forecast_end),
-        refusals=map(_refusal, view.refusals),
+        rejected_updates=map(_rejected, view.rejected_updates),
     )
 
 
@@ -54,12 +54,12 @@ def _participant(view: MemberView) -> round_pb2.RoundParticipant:
         missing_since_time=convert.timestamp(member.ask_time) if missing else None,
         subscribed=view.subscribed,
         forecast_arrive_time=convert.timestamp(view.forecast),
-        refusals=map(_refusal, member.refusals),
+        rejected_updates=map(_rejected, member.rejected_updates),
     )
 
 
-def _refusal(found: RejectedUpdate) -> round_pb2.Refusal:
-    return round_pb2.Refusal(
+def _rejected(found: RejectedUpdate) -> round_pb2.RejectedUpdate:
+    return round_pb2.RejectedUpdate(
         reason=found.reason,
         count=found.count,
         last_time=convert.timestamp(found.last_time),

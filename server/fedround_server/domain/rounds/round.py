@@ -72,7 +72,7 @@ class RoundMember:
         seen_time: When it was seen last, as far as that is stored.
         durations: If its update of an open round is missing, what it took in earlier rounds of the kind, from being
             asked to an accepted update.
-        refusals: What it submitted in vain.
+        rejected_updates: What it submitted in vain.
     """
 
     user_id: str
@@ -81,7 +81,7 @@ class RoundMember:
     arrive_time: datetime | None
     seen_time: datetime | None = None
     durations: tuple[timedelta, ...] = ()
-    refusals: tuple[RejectedUpdate, ...] = ()
+    rejected_updates: tuple[RejectedUpdate, ...] = ()
 
 
 class WaitRule(enum.Enum):
@@ -97,13 +97,13 @@ class RoundView:
     """A round with its policy and its present members, as its actor may see them.
 
     Attributes:
-        refusals: Rejected submissions, including those of users who are not present members.
+        rejected_updates: Rejected submissions, including those of users who are not present members.
     """
 
     round: Round
     policy: RoundPolicy
     members: tuple[RoundMember, ...]
-    refusals: tuple[RejectedUpdate, ...] = ()
+    rejected_updates: tuple[RejectedUpdate, ...] = ()
 
     @property
     def wait_rule(self) -> WaitRule | None:

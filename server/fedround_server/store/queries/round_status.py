@@ -27,7 +27,7 @@ def view(training: TrainingRow, row: RoundRow) -> RoundView:
     """Returns a round with its present members by name."""
     arrivals = {update.user_id: update.accept_time for update in counted_updates(row.training_id, row.number)}
     durations = _durations(row) if row.state == RoundState.OPEN.value else {}
-    refusals = _refusals(row)
+    rejected = _rejected_updates(row)
     cohort: Iterable[dict[str, Any]] = (
         CohortRow.select(
             CohortRow.user_id, CohortRow.ask_time, UserRow.name.alias("name"), LastSeenRow.seen_time.alias("seen_time")
@@ -46,11 +46,11 @@ def view(training: TrainingRow, row: RoundRow) -> RoundView:
             arrive_time=arrivals.get(member["user_id"]),
             seen_time=member["seen_time"],
             durations=tuple(durations.get(member["user_id"], ())),
-            refusals=tuple(refusals.get(member["user_id"], ())),
+            rejected_updates=tuple(rejected.get(member["user_id"], ())),
         )
         for member in cohort
     )
-    everything = sum_by_reason(refusal for found in refusals.values() for refusal in found)
+    everything = sum_by_reason(one for found in rejected.values() for one in found)
     return RoundView(to_round(row), to_spec(training.spec).round_policy, members, everything)
 
 
@@ -88,7 +88,7 @@ def _microseconds(count: int) -> timedelta:
     return timedelta(microseconds=count)
 
 
-def _refusals(row: RoundRow) -> Mapping[str, list[RejectedUpdate]]:
+def _rejected_updates(row: RoundRow) -> Mapping[str, list[RejectedUpdate]]:
     """Returns by user what was refused in a round."""
     rows = (
         RejectedUpdateRow.select()
