@@ -1,0 +1,135 @@
+"""A database that version 0.1.0 wrote is migrated: nothing is lost, and its trainings go on.
+
+data/database_0.1.0.json has the rows of four trainings: one that is complete, with an evaluation, a best version and a
+SWAG posterior; one in the middle of a daisy chain; one that missed its deadline twice; and one with a rejected update.
+"""
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playhouse.migrations import Runner
+
+from contracts.audits import check
+from contracts.world import World, blob
+from fedround_server.domain.event import RoundExtended, RoundStarted, TrainingFailed
+from fedround_server.domain.model import POSTERIOR
+from fedround_server.domain.rounds import KINDS
+from fedround_server.domain.rounds.round import RoundState
+from fedround_server.domain.training import TrainingState
+from fedround_server.store import Store
+from fedround_server.store.db.connection import connect
+from fedround_server.store.db.run import MIGRATIONS
+from fedround_server.store.tables.schema import EventRow, LastSeenRow, TrainingRow, UserRow
+
+OLD = json.loads((Path(__file__).with_name("data") / "database_0.1.0.json").read_text())
+BOOLEANS = {"removed", "stored"}
+
+
+@pytest.fixture
+def upgraded(empty_database: str, tmp_path: Path) -> str:
+    """The URL or path of a database with the tables and rows of 0.1.0."""
+    url = empty_database or str(tmp_path / "fedround.db")
+    database = connect(url)
+    with database.connection_context():
+        Runner(database, str(MIGRATIONS)).up(target="0001_initial")
+        database.execute_sql("DELETE FROM audit_head")
+        for table, content in OLD.items():
+            columns = content["columns"]
+            marks = ", ".join([database.param] * len(columns))
+            for row in content["rows"]:
+                values = [bool(value) if name in BOOLEANS else value for name, value in zip(columns, row, strict=True)]
+                database.execute_sql(f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({marks})", values)
+    database.close_all() if hasattr(database, "close_all") else database.close()
+    return url
+
+
+class Old:
+    """The trainings of the old database by name, and its users."""
+
+    def __init__(self) -> None:
+        columns = OLD["training"]["columns"]
+        rows = [dict(zip(columns, row, strict=True)) for row in OLD["training"]["rows"]]
+        self.trainings = {json.loads(row["spec"])["name"]: row for row in rows}
+        users = {row[1]: row[0] for row in OLD["users"]["rows"]}
+        self.actor = users["actor"]
+        self.clients = [users[f"ward {number}"] for number in (1, 2, 3)]
+
+
+async def events(store: Store, training_id: str, user_id: str) -> list[Any]:
+    return [event.payload for event in (await store.events.poll(training_id, user_id, 0, 1000)).events]
+
+
+async def test_artifacts_and_versions_are_kept(upgraded: str) -> None:
+    old = Old()
+    training = old.trainings["swag"]
+    with Store(upgraded) as store:
+        found = await store.trainings.get(training["training_id"], old.actor)
+        assert (found.state, found.model_version, found.best_version) == (TrainingState.COMPLETED, 1, 1)
+        version = await store.models.get_version(found.model_id, 1, old.actor)
+        posterior = version.artifacts[POSTERIOR]
+        assert (version.blob, posterior.blob) == (blob("version 1"), blob("posterior"))
+        assert posterior.details == {"rank": 6}
+        assert (await store.models.get_version(found.model_id, 0, old.actor)).artifacts == {}
+        needed = await store.models.digests_in_use([posterior.blob.sha256])
+        assert needed == {posterior.blob.sha256}
+        views = await store.models.page_versions(found.model_id, old.actor, None, 10)
+        assert views[0].metrics == {"loss": 0.25}
+
+
+async def test_a_daisy_chain_goes_on(upgraded: str) -> None:
+    old = Old()
+    training_id = old.trainings["chain"]["training_id"]
+    with Store(upgraded) as store:
+        world = World(store)
+        current = await store.rounds.current(training_id)
+        assert current is not None
+        assert (current.number, current.kind, current.state, current.step) == (1, KINDS["CHAINED"], RoundState.OPEN, 1)
+        started = [one for one in await events(store, training_id, old.clients[1]) if isinstance(one, RoundStarted)]
+        assert [(one.kind, one.assigned) for one in started] == [("TRAIN", False), ("TRAIN", True)]
+        assert current.deadline is not None
+        assert current.deadline - current.open_time == timedelta(days=3650)
+        assert started[-1].deadline == current.deadline
+        _, assigned = await store.rounds.assigned(training_id, 1, old.clients[1])
+        assert assigned in {blob(f"0 {client}") for client in old.clients} - {blob(f"0 {old.clients[1]}")}
+        for client in old.clients[1:]:
+            await world.submit(training_id, 1, client)
+        assert await world.commit(training_id)
+        assert (await store.trainings.get(training_id, old.actor)).model_version == 1
+
+
+async def test_the_names_of_missing_participants_are_for_the_actor_only(upgraded: str) -> None:
+    old = Old()
+    training = old.trainings["late"]
+    with Store(upgraded) as store:
+        failure = (await store.trainings.get(training["training_id"], old.actor)).failure
+        assert failure is not None
+        assert failure.missing == ("ward 1", "ward 3")
+        assert failure.actor_message == training["failure_message"]
+        assert "ward" not in failure.message
+        payloads = await events(store, training["training_id"], old.actor)
+        (extended,) = [one for one in payloads if isinstance(one, RoundExtended)]
+        assert extended.deadline is not None
+        # It was written as seconds, and is an instant now.
+        assert extended.deadline.tzinfo is UTC
+        assert timedelta(0) < extended.deadline - datetime(2026, 1, 1, tzinfo=UTC) < timedelta(hours=1)
+        assert isinstance(payloads[-1], TrainingFailed)
+
+
+async def test_the_rest_is_as_it_was(upgraded: str) -> None:
+    old = Old()
+    with Store(upgraded) as store:
+        plain = old.trainings["plain"]["training_id"]
+        view = await store.rounds.explain(plain, None, old.actor)
+        assert [(one.reason, one.count) for one in view.rejected_updates] == [("UPDATE_NOT_FINITE", 1)]
+        assert (view.round.kind, view.round.arrived) == (KINDS["TRAIN"], 1)
+        await check(store)
+
+        def counts() -> dict[str, int]:
+            tables = {"event": EventRow, "users": UserRow, "training": TrainingRow, "sighting": LastSeenRow}
+            return {name: table.select().count() for name, table in tables.items()}
+
+        found = await store._database.run(counts)
+        assert found == {name: len(OLD[name]["rows"]) for name in found}
