@@ -39,7 +39,7 @@ def a_model(number: int) -> bytes:
 
 async def admitted(desk: Coordinator, token: str) -> User:
     """Whom a token lets in."""
-    async with desk.users.admit(Credentials(hash_token(token), ())) as user:
+    async with desk.access.admit(Credentials(hash_token(token), ())) as user:
         return user
 
 
@@ -212,14 +212,14 @@ class Machine(RuleBasedStateMachine):
             metrics, digest = {"accuracy": float(rules)}, f"report {rules}"
 
             def call(desk: Coordinator) -> Awaitable[Any]:
-                return desk.rounds.submit_metrics(training.training_id, number, user, rules, metrics)
+                return desk.submissions.submit_metrics(training.training_id, number, user, rules, metrics)
         else:
             file = a_model(rules)
             digest = hashlib.sha256(file).hexdigest()
 
             def call(desk: Coordinator) -> Awaitable[Any]:
                 incoming = self._incoming(user, file)
-                return desk.rounds.submit(training.training_id, number, rules, {"loss": 0.5}, incoming)
+                return desk.submissions.submit(training.training_id, number, rules, {"loss": 0.5}, incoming)
 
         refusals = training.refuses_submission(user, number, kind, digest)
         if self._perform(call, refusals, fault):
