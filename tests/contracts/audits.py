@@ -1,4 +1,4 @@
-"""The audit log of a store, as somebody reads it who does not trust the server."""
+"""The audit log of a store, as a reader sees it who does not trust the server."""
 
 import asyncio
 import json

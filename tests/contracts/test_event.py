@@ -103,7 +103,7 @@ async def test_sequences_have_no_gaps_under_concurrency(store: Store, world: Wor
         ),
     )
     assert (len(registered), len(removed)) == (10, 3)
-    # Who is removed before its update comes is refused; nobody else is, and one call closes the round.
+    # Only clients that are removed before their update comes are rejected, and one call closes the round.
     accepted = [answer for answer in submitted if isinstance(answer, tuple)]
     refused = [
         one for one, answer in zip(clients, submitted, strict=True) if isinstance(answer, NotInCohort | RoundNotOpen)
@@ -131,7 +131,7 @@ async def test_a_late_participant_begins_with_its_own_start(store: Store, world:
     await world.commit(training.training_id)
     log = await read(store, training.training_id, late)
     assert kinds(log) == [TrainingStarted, RoundClosed, RoundStarted]
-    # Nobody else is told; the actor sees it all.
+    # No other participant sees it; the actor sees everything.
     assert kinds(await read(store, training.training_id, first)) == [
         TrainingStarted,
         RoundStarted,

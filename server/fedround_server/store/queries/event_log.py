@@ -14,8 +14,6 @@ from fedround_server.store.tables.schema import ALL, COHORT, CohortRow, EventRow
 
 PAGE = 100
 """How many events are read from the database at a time."""
-END = 1 << 62
-"""Greater than all sequences."""
 SITUATION = (
     RoundStarted.__name__,
     TrainingStarted.__name__,
@@ -72,7 +70,8 @@ def find_start(view: LogView, user_id: str) -> int:
 
     That event is the start of the current round, if the user belongs to it, or the end of the training, for example.
     """
-    until = END if view.until is None else view.until
+    # Not what was added since the view was read: its cursor would lie behind the view.
+    until = view.last_sequence if view.until is None else view.until
     if view.is_actor:
         row = _situation_for_actor.first(view.training_id, view.after, until)
     else:
