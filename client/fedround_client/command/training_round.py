@@ -18,13 +18,13 @@ _PARTICIPANTS: Columns[RoundParticipant] = {
     "LAST SEEN": lambda one: "now" if one.subscribed else when(one.last_seen_time),
     "BYTES": lambda one: one.uploaded_bytes or "",
     "EXPECTED": lambda one: when(one.forecast_arrive_time),
-    "REJECTED": lambda one: ", ".join(f"{refusal.reason} {refusal.count}" for refusal in one.rejected_updates),
+    "REJECTED": lambda one: ", ".join(f"{rejected.reason} {rejected.count}" for rejected in one.rejected_updates),
 }
 _REJECTED_UPDATES: Columns[RejectedUpdate] = {
-    "REJECTED": lambda refusal: refusal.reason,
-    "COUNT": lambda refusal: refusal.count,
-    "LAST": lambda refusal: when(refusal.last_time),
-    "MESSAGE": lambda refusal: refusal.message,
+    "REJECTED": lambda rejected: rejected.reason,
+    "COUNT": lambda rejected: rejected.count,
+    "LAST": lambda rejected: when(rejected.last_time),
+    "MESSAGE": lambda rejected: rejected.message,
 }
 
 

@@ -96,7 +96,7 @@ class DeniedCalls:
             await self._flush(everything=everything)
 
     async def _flush(self, *, everything: bool) -> None:
-        now, notes = self._context.clock.now(), []
+        now, records = self._context.clock.now(), []
         written: list[tuple[_Group, int]] = []
         for groups in (self._authenticated, self._unauthenticated):
             for key, group in list(groups.items()):
@@ -106,12 +106,12 @@ class DeniedCalls:
                     # No such call for a whole interval.
                     del groups[key]
                     continue
-                notes.append(_record(key, group))
+                records.append(_record(key, group))
                 written.append((group, group.count))
-        if not notes:
+        if not records:
             return
         try:
-            await self._context.store.audit.add(notes)
+            await self._context.store.audit.add(records)
         except Unavailable as error:
             log.warning("recording denied calls: %s", error)
             return

@@ -72,7 +72,7 @@ class RoundMember:
         seen_time: When it was seen last, as far as that is stored.
         durations: If its update of an open round is missing, what it took in earlier rounds of the kind, from being
             asked to an accepted update.
-        rejected_updates: What it submitted in vain.
+        rejected_updates: Its rejected submissions.
     """
 
     user_id: str

@@ -96,6 +96,6 @@ def _rejected_updates(row: RoundRow) -> Mapping[str, list[RejectedUpdate]]:
         .order_by(RejectedUpdateRow.user_id, RejectedUpdateRow.reason)
     )
     found: dict[str, list[RejectedUpdate]] = defaultdict(list)
-    for refusal in rows:
-        found[refusal.user_id].append(RejectedUpdate(refusal.reason, refusal.count, refusal.last_time, refusal.message))
+    for one in rows:
+        found[one.user_id].append(RejectedUpdate(one.reason, one.count, one.last_time, one.message))
     return found

@@ -71,7 +71,7 @@ def _close(training: TrainingRow, row: RoundRow) -> bool:
 def _repeat(training: TrainingRow, row: RoundRow, policy: RoundPolicy, now: datetime) -> None:
     """Repeats a round, with the updates that it has, and lets those in who were registered meanwhile.
 
-    Nobody joins a chain: there is no model to deal to them.
+    In a daisy chain no participant joins: there is no model to assign to it.
     """
     joining = [] if row.step else sorted(set(participant_ids(row.training_id)) - all_members(row))
     enter_cohort(row.training_id, row.number, joining, now)

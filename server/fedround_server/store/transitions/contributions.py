@@ -1,4 +1,4 @@
-"""The contribution ledger: notes of what became of accepted updates; each runs inside a verb's transaction."""
+"""The contribution ledger: what became of each accepted update."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -16,7 +16,7 @@ ENTRY_UPDATES = 1000
 
 
 def accept(training: TrainingRow, update: UpdateRow) -> None:
-    """Notes that an update was accepted, or a report, which has no file."""
+    """Records that an update was accepted, or a report, which has no file."""
     action = "report_accepted" if update.sha256 is None else "update_accepted"
     record(
         action, training, subject=update.update_id, **_facts(update), round=update.number, size_bytes=update.size_bytes
@@ -69,7 +69,7 @@ def count(
 
 
 def supersede(training: TrainingRow, updates: Sequence[UpdateRow], reason: str) -> None:
-    """Notes that accepted updates of the current round will not count."""
+    """Records that accepted updates of the current round will not count."""
     for some in _batches(updates):
         superseded = [update.update_id for update in some]
         record("updates_superseded", training, subject=training.round, reason=reason, update_ids=superseded)

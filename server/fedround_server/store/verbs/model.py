@@ -45,13 +45,13 @@ MAX_TAGS = 100
 
 @dataclass(frozen=True, slots=True)
 class ModelVerbs:
-    """What the store does with models."""
+    """Transactions about models."""
 
     database: Database
 
     @verb
     def prepare(self, owner_id: str, upload_id: str | None, size: int, quotas: Quotas) -> Model | None:
-        """Tells whether `create` would go through, before a file of a size (0 if unknown) is taken in.
+        """Checks whether `create` would succeed, before a file of a size in bytes (0 if unknown) is received.
 
         Returns:
             The model that the upload has made before.

@@ -1,4 +1,4 @@
-"""Verbs about trainings: what their actors do."""
+"""Transactions about trainings."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -52,13 +52,13 @@ from fedround_server.store.transitions.versions import insert_model
 
 @dataclass(frozen=True, slots=True)
 class TrainingVerbs:
-    """What the store does with trainings."""
+    """Transactions about trainings."""
 
     database: Database
 
     @verb
     def prepare(self, actor_id: str, spec: TrainingSpec, quotas: Quotas, size: int = 0) -> Training | None:
-        """Tells whether `create` would go through, before a model is taken in.
+        """Checks whether `create` would succeed, before a model is received.
 
         Args:
             actor_id: Who creates it.
@@ -227,8 +227,8 @@ class TrainingVerbs:
         if state_of(row).is_ended:
             raise TrainingEnded(f"the training {training_id} is {row.state}: there is nothing to leave")
         present = set(participant_ids(training_id))
-        if strangers := leaving - present:
-            raise UnknownClients(sorted(strangers), "not participants of the training")
+        if unknown := leaving - present:
+            raise UnknownClients(sorted(unknown), "not participants of the training")
         if state_of(row).is_running and leaving == present:
             raise LastParticipant("a running training keeps one participant: remove the training (force) instead")
         closed = leave(row, sorted(leaving), now)

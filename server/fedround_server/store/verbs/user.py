@@ -95,7 +95,7 @@ class UserVerbs:
         running = sum(state_of(training).is_running for training in steered)
         if running and not force:
             raise TrainingRunning(
-                f"the user steers {running} running trainings, and nobody else may: wait for their end, or set force to"
+                f"the user steers {running} running trainings, and no other user may: wait for their end, or set force to"
                 " remove them too",
                 count=str(running),
             )
