@@ -63,6 +63,15 @@ LAYERS = {
     "__main__": layer(None, "pydantic structlog"),
 }
 
+# The store's own layers: each may import from those before it. Of db, the audit trail alone knows the schema of tables.
+SUBLAYERS = ("tables", "db", "queries", "transitions", "verbs", "store", "__init__")
+DB_KNOWS_TABLES = "db/audit_trail.py"
+READS = {"select", "get_or_none", "get_by_id", "raw"}
+WRITES = {"create", "insert", "insert_many", "insert_from", "bulk_create", "update", "delete", "replace"}
+# Writes, whatever they are called on: `table.delete().execute()` too.
+WRITES_ON_ALL = {"save", "delete_instance", "execute"}
+WRITE_FUNCTIONS = {"insert", "save", "record"}
+
 # What a participant has not installed, and what takes seconds to load.
 NOT_IN_THE_CLIENT = {"torch", "peewee", "playhouse", "fedround_server", "sklearn", "matplotlib"}
 
@@ -150,6 +159,72 @@ def wire_violations(root: Path) -> list[str]:
     ]
 
 
+def sublayer_violations(root: Path) -> list[str]:
+    """Imports within the store that point up, or from db into the tables' schema; root is the store's folder."""
+    found = []
+    for inside, tree, package in modules(root):
+        name = inside.parts[0].removesuffix(".py")
+        for item in imports(tree, f"fedround_server.{package}"):
+            if not item.name.startswith("fedround_server.store."):
+                continue
+            target, *rest = item.name.split(".")[2:]
+            up = target in SUBLAYERS and SUBLAYERS.index(target) > SUBLAYERS.index(name)
+            deep = name == "db" and target == "tables" and rest[:1] != ["base"] and str(inside) != DB_KNOWS_TABLES
+            if up or deep:
+                found.append(f"{inside}:{item.line}: imports {item.name}")
+    return found
+
+
+def called(node: ast.AST) -> tuple[str, set[str]]:
+    """Returns the name that a chain of calls begins with, and the methods in it: `A.b(x).c()` is A and {b, c}."""
+    methods = set()
+    while isinstance(node, ast.Call | ast.Attribute):
+        if isinstance(node, ast.Attribute):
+            methods.add(node.attr)
+            node = node.value
+        else:
+            node = node.func
+    return (node.id if isinstance(node, ast.Name) else ""), methods
+
+
+def reads(node: ast.AST, *, writing: bool = False) -> Iterator[str]:
+    """Every read of the database below a node, except the subselects of a statement that writes."""
+    for child in ast.iter_child_nodes(node):
+        root, methods = called(child) if isinstance(child, ast.Call) else ("", set())
+        if isinstance(child, ast.Name) and child.id in {"compiled", "compiled_values"}:
+            yield f"{child.lineno}: {child.id}"
+        elif isinstance(child, ast.Call) and isinstance(child.func, ast.Attribute) and not writing:
+            method = child.func.attr
+            if method in READS or (method == "get" and root.endswith("Row")):
+                yield f"{child.lineno}: {root}.{method}()"
+        yield from reads(child, writing=writing or (root.endswith("Row") and not methods.isdisjoint(WRITES)))
+
+
+def writes(tree: ast.AST) -> Iterator[str]:
+    """Every write to the database in a module."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        if isinstance(node.func, ast.Name) and node.func.id in WRITE_FUNCTIONS:
+            yield f"{node.lineno}: {node.func.id}()"
+        elif isinstance(node.func, ast.Attribute):
+            root, method = called(node)[0], node.func.attr
+            if method in WRITES_ON_ALL or (method in WRITES and root.endswith("Row")):
+                yield f"{node.lineno}: {root}.{method}()"
+
+
+def misplaced(root: Path) -> list[str]:
+    """Reads of the store outside of its queries, and writes among them; root is the store's folder."""
+    rules = {"queries": writes, "transitions": reads, "verbs": reads}
+    placed = [(inside, tree, rules[inside.parts[0]]) for inside, tree, _ in modules(root) if inside.parts[0] in rules]
+    return [f"{inside}:{one}" for inside, tree, rule in placed for one in rule(tree)]
+
+
+def put(path: Path, source: str) -> None:
+    path.parent.mkdir(parents=True)
+    path.write_text(source)
+
+
 def test_the_table_itself_points_down_only() -> None:
     names = list(LAYERS)
     for position, (name, rule) in enumerate(LAYERS.items()):
@@ -159,6 +234,55 @@ def test_the_table_itself_points_down_only() -> None:
 def test_server_keeps_to_the_layers() -> None:
     assert len(list(SERVER.rglob("*.py"))) > len(LAYERS)
     assert server_violations(SERVER) == []
+
+
+def test_the_store_keeps_to_its_layers_with_reads_in_queries_alone() -> None:
+    assert {path.stem for path in (SERVER / "store").iterdir() if path.name != "__pycache__"} == set(SUBLAYERS)
+    assert sublayer_violations(SERVER / "store") == []
+    assert misplaced(SERVER / "store") == []
+
+
+@pytest.mark.parametrize(
+    ("file", "source"),
+    [
+        ("tables/schema.py", "from fedround_server.store.db.compiled import compiled"),
+        ("db/rows.py", "from fedround_server.store.tables.schema import AuditRow"),
+        ("db/run.py", "from ..queries import training"),
+        ("queries/round.py", "from fedround_server.store.transitions.training import state_of"),
+        ("transitions/open_round.py", "def late():\n    from fedround_server.store.verbs import round"),
+        ("verbs/user.py", "from fedround_server.store.store import Store"),
+        ("verbs/user.py", "UserRow.select().where(UserRow.name == name).exists()"),
+        ("verbs/user.py", "row = UserRow.get_or_none(UserRow.name == name)"),
+        ("verbs/user.py", "row = UserRow.get(UserRow.name == name)"),
+        ("verbs/user.py", "@compiled\ndef _user(user_id): ..."),
+        ("transitions/versions.py", "tagged = table.select(table.version)"),
+        ("queries/user.py", "UserRow.create(user_id=user_id)"),
+        ("queries/user.py", "changed = UserRow.update(name=name).where(UserRow.name == old)"),
+        ("queries/user.py", "table.delete().where(table.user_id == user_id).execute()"),
+        ("queries/user.py", "row.save()"),
+        ("queries/user.py", "insert(UserRow(user_id=user_id))"),
+    ],
+)
+def test_a_violation_in_the_store_is_found(tmp_path: Path, file: str, source: str) -> None:
+    put(tmp_path / "store" / file, source)
+    (violation,) = sublayer_violations(tmp_path / "store") + misplaced(tmp_path / "store")
+    assert violation.startswith(file)
+
+
+@pytest.mark.parametrize(
+    ("file", "source"),
+    [
+        ("db/audit_trail.py", "from fedround_server.store.tables.schema import AuditRow"),
+        ("db/rows.py", "from fedround_server.store.tables.base import Row\nRow.select()\nRow.delete()"),
+        ("queries/round.py", "from fedround_server.store.queries.training import find_training\nRoundRow.select()"),
+        ("queries/user.py", "known.update(row.user_id for row in UserRow.select())"),
+        ("verbs/user.py", "TokenRow.delete().where(TokenRow.user_id.in_(UserRow.select(UserRow.user_id))).execute()"),
+        ("verbs/user.py", "views.get(user_id)\nUserRow.create(user_id=user_id)\nrow.save()\nrecord('user_created')"),
+    ],
+)
+def test_what_the_store_allows_is_no_violation(tmp_path: Path, file: str, source: str) -> None:
+    put(tmp_path / "store" / file, source)
+    assert sublayer_violations(tmp_path / "store") + misplaced(tmp_path / "store") == []
 
 
 def test_only_the_composition_root_chooses_how_blobs_are_stored() -> None:
@@ -209,9 +333,7 @@ def test_what_is_shared_knows_neither_end(tmp_path: Path) -> None:
     ],
 )
 def test_a_violation_in_the_server_is_found(tmp_path: Path, file: str, source: str) -> None:
-    path = tmp_path / "fedround_server" / file
-    path.parent.mkdir(parents=True)
-    path.write_text(source)
+    put(tmp_path / "fedround_server" / file, source)
     (violation,) = server_violations(tmp_path / "fedround_server")
     assert violation.startswith(file)
 
@@ -228,9 +350,7 @@ def test_a_violation_in_the_server_is_found(tmp_path: Path, file: str, source: s
     ],
 )
 def test_what_the_table_allows_is_no_violation(tmp_path: Path, file: str, source: str) -> None:
-    path = tmp_path / "fedround_server" / file
-    path.parent.mkdir(parents=True)
-    path.write_text(source)
+    put(tmp_path / "fedround_server" / file, source)
     assert server_violations(tmp_path / "fedround_server") == []
 
 

@@ -8,7 +8,7 @@ from peewee import JOIN, ModelSelect, fn
 
 from fedround_server.domain.event import LAST_OF_A_TRAINING, Event, RoundClosed, RoundStarted, TrainingStarted
 from fedround_server.store.queries.log_view import LogView
-from fedround_server.store.tables.mapping import to_event
+from fedround_server.store.tables.mapping import ENDED, to_event
 from fedround_server.store.tables.schema import (
     ALL,
     COHORT,
@@ -19,7 +19,6 @@ from fedround_server.store.tables.schema import (
     TrainingRow,
     UpdateRow,
 )
-from fedround_server.store.verbs.model import ENDED
 
 LAST_KINDS = tuple(kind.__name__ for kind in LAST_OF_A_TRAINING)
 

@@ -1,5 +1,7 @@
 """Reads of the audit log."""
 
+from collections.abc import Sequence
+
 from fedround_server.domain.audit import AuditEntry, AuditHead
 from fedround_server.store.tables.mapping import to_entry
 from fedround_server.store.tables.schema import AuditHeadRow, AuditRow
@@ -21,3 +23,23 @@ def find_entries(after: int, until: int, limit: int) -> list[AuditEntry]:
     """
     rows = AuditRow.select().where(AuditRow.sequence > after, AuditRow.sequence <= until)
     return [to_entry(row) for row in rows.order_by(AuditRow.sequence).limit(limit)]
+
+
+def find_origin(model_id: str, version: int) -> AuditRow | None:
+    """Returns the entry of the creation of a model version."""
+    row: AuditRow | None = AuditRow.get_or_none(
+        AuditRow.model_id == model_id,
+        AuditRow.action == ("version_made" if version else "model_created"),
+        AuditRow.subject == str(version),
+    )
+    return row
+
+
+def list_counted_updates(training_id: str, rounds: Sequence[int]) -> list[AuditRow]:
+    """Returns the entries of the updates that counted in rounds, in order."""
+    rows = AuditRow.select().where(
+        AuditRow.training_id == training_id,
+        AuditRow.action == "updates_counted",
+        AuditRow.subject.in_([str(number) for number in rounds]),
+    )
+    return list(rows.order_by(AuditRow.sequence))

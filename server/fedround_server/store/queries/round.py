@@ -1,10 +1,11 @@
 """Reads of rounds, of their cohorts, and of what was submitted in them."""
 
-from peewee import ModelSelect
+from peewee import Case, ModelSelect, fn
 
 from fedround_server.domain.model import BlobRef
+from fedround_server.domain.rounds.round import RoundState, UnfinishedRound
 from fedround_server.store.db.compiled import compiled
-from fedround_server.store.tables.schema import AssignmentRow, CohortRow, RoundRow, UpdateRow
+from fedround_server.store.tables.schema import AssignmentRow, CohortRow, RoundRow, TrainingRow, UpdateRow
 
 SUBMITTED = (
     (CohortRow.training_id == UpdateRow.training_id)
@@ -92,3 +93,35 @@ def all_members(row: RoundRow) -> set[str]:
         CohortRow.training_id == row.training_id, CohortRow.number == row.number
     )
     return {member.user_id for member in rows}
+
+
+def count_members(row: RoundRow) -> tuple[int, int]:
+    """Returns the number of the present members of a round's cohort, and of those that have submitted."""
+    counts: tuple[int, int] = (
+        CohortRow.select(
+            fn.COUNT(CohortRow.user_id),
+            fn.COALESCE(fn.SUM(Case(None, [(UpdateRow.update_id.is_null(), 0)], 1)), 0),
+        )
+        .left_outer_join(UpdateRow, on=SUBMITTED)
+        .where(CohortRow.training_id == row.training_id, CohortRow.number == row.number, ~CohortRow.removed)
+        .tuples()
+        .get()  # type: ignore[assignment]  # the stubs don't know what tuples() does
+    )
+    return int(counts[0]), int(counts[1])
+
+
+def list_unfinished_rounds() -> list[UnfinishedRound]:
+    """Returns the rounds of running trainings that are open or have no result yet, with a single query."""
+    current = (TrainingRow.training_id == RoundRow.training_id) & (TrainingRow.round == RoundRow.number)
+    rows = (
+        RoundRow.select(RoundRow.training_id, RoundRow.number, RoundRow.state, RoundRow.attempt, RoundRow.deadline)
+        .join(TrainingRow, on=current)
+        .where(
+            TrainingRow.remove_time.is_null(),
+            RoundRow.state.in_([state.value for state in RoundState if not state.is_over]),
+        )
+        .order_by(RoundRow.open_time)
+    )
+    return [
+        UnfinishedRound(row.training_id, row.number, RoundState(row.state), row.attempt, row.deadline) for row in rows
+    ]

@@ -23,9 +23,9 @@ from fedround_server.domain.rounds.kind import ExpectedTensors
 from fedround_server.domain.rounds.round import RoundState
 from fedround_server.domain.update import NewUpdate, NormBound, Update
 from fedround_server.store.db.compiled import compiled_values
-from fedround_server.store.queries.model import model_info
+from fedround_server.store.queries.participant import took_part
 from fedround_server.store.queries.round import find_assignment, find_round, find_submission, is_member
-from fedround_server.store.queries.training import took_part
+from fedround_server.store.queries.version import model_info
 from fedround_server.store.tables.mapping import to_manifest, to_spec, to_update
 from fedround_server.store.tables.schema import ModelRow, RoundRow, TrainingRow, UpdateRow
 

@@ -1,11 +1,11 @@
-"""Reads of trainings and of their participants.
+"""Reads of trainings.
 
 Whether a training exists and whether the user has a part in it is a single query: two queries would let a caller tell
 by their time which ids exist.
 """
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from datetime import datetime
 
 from peewee import ModelSelect, fn
 
@@ -13,18 +13,9 @@ from fedround_server.domain.errors import NotActor, TrainingNotFound
 from fedround_server.domain.training import Training
 from fedround_server.store.db.compiled import compiled
 from fedround_server.store.db.row_locks import locked
-from fedround_server.store.tables.mapping import to_training
+from fedround_server.store.queries.participant import is_participant, participant_ids, present_parts
+from fedround_server.store.tables.mapping import ENDED, to_training
 from fedround_server.store.tables.schema import ParticipantRow, RoundRow, TrainingClientsRow, TrainingRow
-
-
-@compiled
-def _training(training_id: str) -> "ModelSelect[TrainingRow]":
-    return TrainingRow.select().where(TrainingRow.training_id == training_id, TrainingRow.remove_time.is_null())
-
-
-@compiled
-def _locked_training(training_id: str) -> "ModelSelect[TrainingRow]":
-    return locked(_training.build(training_id))
 
 
 @compiled
@@ -45,14 +36,10 @@ def _locked_visible(training_id: str, user_id: str) -> "ModelSelect[TrainingRow]
     return locked(_visible.build(training_id, user_id))
 
 
-@compiled
-def _participation(training_id: str, user_id: str) -> "ModelSelect[ParticipantRow]":
-    return ParticipantRow.select().where(ParticipantRow.training_id == training_id, ParticipantRow.user_id == user_id)
-
-
 def find_training(training_id: str) -> TrainingRow | None:
     """Returns a training without locking it: it may change before the transaction ends."""
-    return _training.first(training_id)
+    row: TrainingRow | None = _training(training_id).first()
+    return row
 
 
 def lock_training(training_id: str) -> TrainingRow | None:
@@ -61,7 +48,8 @@ def lock_training(training_id: str) -> TrainingRow | None:
     This lock orders everything that happens in a training. Without it, on PostgreSQL, two transactions with the last
     two updates would each see one update missing, and neither would close the round.
     """
-    return _locked_training.first(training_id)
+    row: TrainingRow | None = locked(_training(training_id)).first()
+    return row
 
 
 def find_visible(training_id: str, user_id: str) -> TrainingRow:
@@ -97,33 +85,67 @@ def lock_steered(training_id: str, actor_id: str) -> TrainingRow:
     raise TrainingNotFound(training_id)
 
 
-def find_participation(training_id: str, user_id: str) -> ParticipantRow | None:
-    """Returns a user's part in a training, including one that the user has left."""
-    return _participation.first(training_id, user_id)
-
-
-def is_participant(training_id: str, user_id: str) -> bool:
-    """Returns whether a user takes part in a training now."""
-    part = find_participation(training_id, user_id)
-    return part is not None and part.remove_time is None
-
-
-def took_part(training: TrainingRow, user_id: str) -> bool:
-    """Returns whether a user who may see a training takes, or took, part in it; its actor need not."""
-    return user_id != training.actor_id or find_participation(training.training_id, user_id) is not None
-
-
-def participant_ids(training_id: str) -> list[str]:
-    """Returns the ids of the present participants, in canonical order."""
-    rows: Iterable[tuple[str]] = present_participants(training_id, ParticipantRow.user_id).tuples()  # type: ignore[assignment]  # the stubs don't know what tuples() does
-    return sorted(user_id for (user_id,) in rows)
-
-
-def present_participants(training_id: str, *columns: Any) -> "ModelSelect[ParticipantRow]":
-    """Returns a query for columns of the present participants."""
-    return ParticipantRow.select(*columns).where(
-        ParticipantRow.training_id == training_id, ParticipantRow.remove_time.is_null()
+def find_created_training(actor_id: str, request_id: str) -> TrainingRow | None:
+    """Returns the training that a request of an actor has created, also if it was removed."""
+    row: TrainingRow | None = TrainingRow.get_or_none(
+        TrainingRow.actor_id == actor_id, TrainingRow.request_id == request_id
     )
+    return row
+
+
+def find_training_of_model(model_id: str) -> TrainingRow | None:
+    """Returns the training that works, or worked, on a model: a model that was used is copied for the next one."""
+    row: TrainingRow | None = TrainingRow.get_or_none(TrainingRow.model_id == model_id)
+    return row
+
+
+def find_training_that_needs(model_id: str) -> TrainingRow | None:
+    """Returns the training that needs a model, because it has not ended."""
+    row: TrainingRow | None = TrainingRow.get_or_none(
+        TrainingRow.model_id == model_id, TrainingRow.remove_time.is_null(), TrainingRow.state.not_in(ENDED)
+    )
+    return row
+
+
+def lock_trainings_of_user(user_id: str) -> list[TrainingRow]:
+    """Locks the trainings that a user steers or takes part in and that have not ended.
+
+    All removals of users lock in one order, so that there is no deadlock.
+    """
+    steered = TrainingRow.select(TrainingRow.training_id).where(TrainingRow.actor_id == user_id)
+    trainings = []
+    for training_id in sorted({row.training_id for rows in (steered, present_parts(user_id)) for row in rows}):
+        training = lock_training(training_id)
+        if training is None or training.state in ENDED:
+            continue
+        if training.actor_id == user_id or user_id in participant_ids(training_id):
+            trainings.append(training)
+    return trainings
+
+
+def page_trainings(
+    user_id: str, *, as_actor: bool, before: tuple[datetime, str] | None, limit: int
+) -> list[TrainingRow]:
+    """Returns the trainings that a user steers (or takes part in), the newest first.
+
+    Args:
+        user_id: The user.
+        as_actor: Whether the user steers them.
+        before: The create_time and training_id behind which to begin.
+        limit: The maximum number of trainings.
+    """
+    rows = TrainingRow.select().where(TrainingRow.remove_time.is_null())
+    if as_actor:
+        rows = rows.where(TrainingRow.actor_id == user_id)
+    else:
+        rows = rows.where(TrainingRow.training_id.in_(present_parts(user_id)))
+    if before is not None:
+        time, training_id = before
+        rows = rows.where(
+            (TrainingRow.create_time < time)
+            | ((TrainingRow.create_time == time) & (TrainingRow.training_id < training_id))
+        )
+    return list(rows.order_by(TrainingRow.create_time.desc(), TrainingRow.training_id.desc()).limit(limit))
 
 
 def load_trainings(
@@ -155,6 +177,10 @@ def load_trainings(
         )
         for row in rows
     ]
+
+
+def _training(training_id: str) -> "ModelSelect[TrainingRow]":
+    return TrainingRow.select().where(TrainingRow.training_id == training_id, TrainingRow.remove_time.is_null())
 
 
 def _participants(training_ids: Sequence[str], viewer_id: str | None) -> "ModelSelect[ParticipantRow]":

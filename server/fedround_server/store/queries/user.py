@@ -2,10 +2,25 @@
 
 from collections.abc import Iterable, Sequence
 
+from peewee import ModelSelect
+
+from fedround_server.domain.user import Role, User
 from fedround_server.store.db.compiled import in_array
 from fedround_server.store.db.row_locks import locked
 from fedround_server.store.tables.base import BATCH_ROWS
+from fedround_server.store.tables.mapping import to_user
 from fedround_server.store.tables.schema import UserRow
+
+
+def find_user(user_id: str) -> UserRow | None:
+    """Returns a user, unless it was removed."""
+    row: UserRow | None = UserRow.get_or_none(UserRow.user_id == user_id, UserRow.remove_time.is_null())
+    return row
+
+
+def is_user_name_taken(name: str) -> bool:
+    """Returns whether a user has a name."""
+    return bool(UserRow.select().where(UserRow.name == name).exists())
 
 
 def lock_user(user_id: str) -> bool:
@@ -36,3 +51,28 @@ def user_names(user_ids: Sequence[str]) -> dict[str, str]:
     """Returns the names of users, also of removed ones, by id."""
     rows = UserRow.select(UserRow.user_id, UserRow.name).where(in_array(UserRow.user_id, user_ids))
     return {row.user_id: row.name.removesuffix(f"#{row.user_id}") for row in rows}
+
+
+def page_users(role: Role | None, after_name: str, limit: int) -> list[User]:
+    """Returns users in the order of their names, after a name; None for users of all roles."""
+    rows = UserRow.select().where(UserRow.remove_time.is_null(), UserRow.name > after_name)
+    if role is not None:
+        rows = rows.where(UserRow.role == role.value)
+    return [to_user(row) for row in rows.order_by(UserRow.name).limit(limit)]
+
+
+def list_admin_ids() -> list[str]:
+    """Returns the ids of the admins, the oldest first."""
+    return [row.user_id for row in _admins().order_by(UserRow.create_time, UserRow.user_id)]
+
+
+def lock_admin_ids() -> list[str]:
+    """Locks the admins until the end of the transaction, and returns their ids, sorted.
+
+    The lock still allows other transactions to create a training that names an admin as a client.
+    """
+    return [row.user_id for row in locked(_admins().order_by(UserRow.user_id), "FOR NO KEY UPDATE")]
+
+
+def _admins() -> "ModelSelect[UserRow]":
+    return UserRow.select().where(UserRow.role == Role.ADMIN.value, UserRow.remove_time.is_null())

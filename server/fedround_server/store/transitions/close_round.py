@@ -3,8 +3,6 @@
 from datetime import datetime
 from typing import Any
 
-from peewee import Case, fn
-
 from fedround_server.domain.event import RoundExtended
 from fedround_server.domain.policy import RoundPolicy, Verdict, expected_updates, judge
 from fedround_server.domain.rounds import KINDS
@@ -12,11 +10,11 @@ from fedround_server.domain.rounds.round import RoundState
 from fedround_server.domain.training import TrainingFailure
 from fedround_server.failpoints import reached
 from fedround_server.store.db.audit_trail import record
-from fedround_server.store.queries.round import SUBMITTED, all_members, missing_members
-from fedround_server.store.queries.training import participant_ids
+from fedround_server.store.queries.participant import participant_ids
+from fedround_server.store.queries.round import all_members, count_members, missing_members
 from fedround_server.store.queries.user import user_names
 from fedround_server.store.tables.mapping import to_spec
-from fedround_server.store.tables.schema import COHORT, CohortRow, RoundRow, TrainingRow, UpdateRow
+from fedround_server.store.tables.schema import COHORT, RoundRow, TrainingRow
 from fedround_server.store.transitions.end_training import abandon, fail
 from fedround_server.store.transitions.open_round import enter_cohort, open_round, round_started
 from fedround_server.store.transitions.training import append_event, state_of
@@ -101,18 +99,5 @@ def _is(row: RoundRow) -> Any:
 
 def recount(row: RoundRow) -> None:
     """Counts a round's present members and their updates anew, after its cohort changed."""
-    present = (CohortRow.training_id == row.training_id) & (CohortRow.number == row.number) & ~CohortRow.removed
-    counts: tuple[int, int] = (
-        CohortRow.select(
-            fn.COUNT(CohortRow.user_id),
-            fn.COALESCE(fn.SUM(Case(None, [(UpdateRow.update_id.is_null(), 0)], 1)), 0),
-        )
-        .left_outer_join(UpdateRow, on=SUBMITTED)
-        .where(present)
-        .tuples()
-        .get()  # type: ignore[assignment]  # the stubs don't know what tuples() does
-    )
-    row.members, row.arrived = int(counts[0]), int(counts[1])
-    RoundRow.update(members=row.members, arrived=row.arrived).where(
-        RoundRow.training_id == row.training_id, RoundRow.number == row.number
-    ).execute()
+    row.members, row.arrived = count_members(row)
+    RoundRow.update(members=row.members, arrived=row.arrived).where(_is(row)).execute()

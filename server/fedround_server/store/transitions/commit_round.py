@@ -8,7 +8,7 @@ from fedround_server.domain.model import BEST, BlobRef
 from fedround_server.domain.rounds import KINDS, next_kind
 from fedround_server.domain.rounds.kind import Assignment, Evaluation, NewArtifact, NewVersion
 from fedround_server.domain.training import TrainingSpec, out_of_patience
-from fedround_server.store.queries.training import participant_ids
+from fedround_server.store.queries.participant import participant_ids
 from fedround_server.store.tables.mapping import to_spec
 from fedround_server.store.tables.schema import AssignmentRow, RoundRow, TrainingRow, UpdateRow
 from fedround_server.store.transitions import contributions

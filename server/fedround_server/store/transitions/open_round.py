@@ -13,8 +13,8 @@ from fedround_server.domain.rounds.round import RoundState
 from fedround_server.domain.training import TrainingFailure
 from fedround_server.failpoints import reached
 from fedround_server.store.db.audit_trail import record
-from fedround_server.store.queries.model import model_info
-from fedround_server.store.queries.training import present_participants
+from fedround_server.store.queries.participant import present_participants
+from fedround_server.store.queries.version import model_info
 from fedround_server.store.tables.base import BATCH_ROWS
 from fedround_server.store.tables.mapping import to_spec
 from fedround_server.store.tables.schema import COHORT, CohortRow, ParticipantRow, RoundRow, TrainingRow

@@ -8,8 +8,8 @@ from fedround_server.domain.rounds.round import RoundState
 from fedround_server.store.db.audit_trail import record
 from fedround_server.store.db.compiled import in_array
 from fedround_server.store.db.rows import save
+from fedround_server.store.queries.participant import participant_ids
 from fedround_server.store.queries.round import counted_updates, find_round
-from fedround_server.store.queries.training import participant_ids
 from fedround_server.store.tables.base import BATCH_ROWS
 from fedround_server.store.tables.schema import CohortRow, ParticipantRow, TrainingRow
 from fedround_server.store.transitions import contributions

@@ -6,7 +6,7 @@ from fedround_server.domain.model import PINNED, BlobRef, Model, ModelVersion, N
 from fedround_server.domain.rounds.kind import NewArtifact
 from fedround_server.failpoints import reached
 from fedround_server.store.db.audit_trail import record
-from fedround_server.store.queries.model import artifacts_of
+from fedround_server.store.queries.version import artifacts_of, find_tag, list_untagged_versions
 from fedround_server.store.tables.mapping import from_manifest, to_model
 from fedround_server.store.tables.schema import ArtifactRow, ModelRow, ModelVersionRow, TagRow, TrainingRow
 
@@ -61,7 +61,7 @@ def put_tag(model_id: str, version: int, tag: str) -> None:
 
 def remove_tag(model_id: str, version: int, tag: str) -> None:
     """Removes a tag from a version, if it has it."""
-    row = TagRow.get_or_none(TagRow.model_id == model_id, TagRow.version == version, TagRow.tag == tag)
+    row = find_tag(model_id, version, tag)
     if row is not None:
         row.delete_instance()
         record("version_untagged", row, subject=version, tag=tag)
@@ -92,14 +92,7 @@ def drop_versions(training: TrainingRow, keep_versions: int) -> None:
     """Drops the files of old versions without a tag; 0 keeps all versions."""
     if not keep_versions:
         return
-    tagged = TagRow.select(TagRow.version).where(TagRow.model_id == training.model_id)
-    dropped = (
-        (ModelVersionRow.model_id == training.model_id)
-        & (ModelVersionRow.version <= training.model_version - keep_versions)
-        & ModelVersionRow.stored
-        & ModelVersionRow.version.not_in(tagged)
-    )
-    rows = list(ModelVersionRow.select().where(dropped).order_by(ModelVersionRow.version))
+    rows = list_untagged_versions(training.model_id, training.model_version - keep_versions)
     for row in rows:
         record("version_dropped", training, subject=row.version)
         ModelVersionRow.update(stored=False).where(

@@ -10,8 +10,8 @@ from fedround_server.domain.audit import AuditEntry, AuditHead, AuditRecord, Con
 from fedround_server.domain.errors import ModelNotFound
 from fedround_server.store.db.audit_trail import append
 from fedround_server.store.db.run import Database, verb
-from fedround_server.store.queries.audit import find_entries, find_head
-from fedround_server.store.queries.model import owned_model
+from fedround_server.store.queries.audit import find_entries, find_head, find_origin, list_counted_updates
+from fedround_server.store.queries.model import lock_owned_model
 from fedround_server.store.queries.user import user_names
 from fedround_server.store.tables.schema import AuditRow
 
@@ -45,12 +45,9 @@ class AuditVerbs:
         Raises:
             ModelNotFound: The user owns no such model, or it has no such version.
         """
-        model = owned_model(model_id, owner_id)
+        model = lock_owned_model(model_id, owner_id)
         wanted = model.version if version is None else version
-        action = "version_made" if wanted else "model_created"
-        made = AuditRow.get_or_none(
-            AuditRow.model_id == model_id, AuditRow.action == action, AuditRow.subject == str(wanted)
-        )
+        made = find_origin(model_id, wanted)
         if made is None:
             raise ModelNotFound(f"{model_id} in version {wanted} (the latest is {model.version})")
         facts = json.loads(made.facts)
@@ -69,14 +66,9 @@ class AuditVerbs:
 
 def _contributions(made: AuditRow, facts: Mapping[str, Any]) -> tuple[Contribution, ...]:
     rounds = range(facts["round"] + 1 - facts["rounds"], facts["round"] + 1)
-    rows = AuditRow.select().where(
-        AuditRow.training_id == made.training_id,
-        AuditRow.action == "updates_counted",
-        AuditRow.subject.in_([str(number) for number in rounds]),
-    )
     found = [
         (int(row.subject), update)
-        for row in rows.order_by(AuditRow.sequence)
+        for row in list_counted_updates(made.training_id, rounds)
         for update in json.loads(row.facts)["updates"]
     ]
     names = user_names(sorted({update["participant_id"] for _, update in found}))

@@ -3,41 +3,35 @@
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
-
-from peewee import ModelSelect
 
 from fedround_server.domain.errors import ModelInUse, Quota, TokenInvalid
 from fedround_server.domain.model import Model, ModelVersion, NewModel, VersionView
 from fedround_server.domain.quota import Quotas
 from fedround_server.domain.report import MetricReport
-from fedround_server.domain.rounds import KINDS
 from fedround_server.domain.uncertainty import NoUncertainty, Uncertainty
 from fedround_server.store.db.audit_trail import record
 from fedround_server.store.db.run import Database, verb
+from fedround_server.store.queries.blob import needed_digests
+from fedround_server.store.queries.metrics import page_reports
 from fedround_server.store.queries.model import (
-    LISTED,
-    owned_model,
-    shown_metrics,
-    stored_version,
-    tagged_version,
+    lock_owned_model,
+    page_models,
     uploaded_model,
-    version_views,
     visible_model,
     with_latest,
 )
 from fedround_server.store.queries.quota import check_stored_bytes
+from fedround_server.store.queries.training import find_training_of_model, find_training_that_needs
 from fedround_server.store.queries.user import lock_user
-from fedround_server.store.tables.mapping import ENDED, to_spec
-from fedround_server.store.tables.schema import (
-    ArtifactRow,
-    ModelRow,
-    ModelVersionRow,
-    RoundRow,
-    TagRow,
-    TrainingRow,
-    UpdateRow,
+from fedround_server.store.queries.version import (
+    count_tags,
+    get_version,
+    page_versions,
+    stored_version,
+    tagged_version,
+    version_views,
 )
+from fedround_server.store.tables.mapping import to_spec
 from fedround_server.store.transitions.versions import insert_model, put_tag, remove_tag
 
 MAX_TAGS = 100
@@ -114,10 +108,7 @@ class ModelVerbs:
             ModelNotFound: There is no such model.
         """
         row = visible_model(model_id, user_id)
-        versions = ModelVersionRow.select().where(ModelVersionRow.model_id == model_id)
-        if before is not None:
-            versions = versions.where(ModelVersionRow.version < before)
-        return version_views(row, list(versions.order_by(ModelVersionRow.version.desc()).limit(limit)), user_id)
+        return version_views(row, page_versions(model_id, before, limit), user_id)
 
     @verb
     def tag(self, model_id: str, version: int, tag: str, owner_id: str, *, remove: bool) -> VersionView:
@@ -127,28 +118,20 @@ class ModelVerbs:
             ModelNotFound: The user owns no such model, or it has no such version.
             Quota: The version carries as many tags as it may.
         """
-        row = owned_model(model_id, owner_id)
+        row = lock_owned_model(model_id, owner_id)
         stored_version(row, version)
         if remove:
             remove_tag(model_id, version, tag)
         else:
             put_tag(model_id, version, tag)
-            if TagRow.select().where(TagRow.model_id == model_id, TagRow.version == version).count() > MAX_TAGS:
+            if count_tags(model_id, version) > MAX_TAGS:
                 raise Quota(f"version {version} carries {MAX_TAGS} tags, as many as it may: take one away first")
-        found = ModelVersionRow.get(ModelVersionRow.model_id == model_id, ModelVersionRow.version == version)
-        return version_views(row, [found], owner_id)[0]
+        return version_views(row, [get_version(model_id, version)], owner_id)[0]
 
     @verb
     def page(self, owner_id: str, before: tuple[datetime, str] | None, limit: int) -> list[Model]:
         """Returns the owner's models, the newest first, behind a (create_time, model_id), without their manifests."""
-        rows = ModelRow.select(*LISTED).where(ModelRow.owner_id == owner_id, ModelRow.remove_time.is_null())
-        if before is not None:
-            time, model_id = before
-            rows = rows.where(
-                (ModelRow.create_time < time) | ((ModelRow.create_time == time) & (ModelRow.model_id < model_id))
-            )
-        newest_first = rows.order_by(ModelRow.create_time.desc(), ModelRow.model_id.desc()).limit(limit)
-        return [with_latest(row) for row in newest_first]
+        return page_models(owner_id, before, limit)
 
     @verb
     def remove(self, model_id: str, owner_id: str, now: datetime) -> None:
@@ -158,16 +141,8 @@ class ModelVerbs:
             ModelNotFound: The user owns no such model.
             ModelInUse: A training that is not ended needs it.
         """
-        row = owned_model(model_id, owner_id)
-        needed_by = (
-            TrainingRow.select()
-            .where(
-                TrainingRow.model_id == model_id,
-                TrainingRow.remove_time.is_null(),
-                TrainingRow.state.not_in(ENDED),
-            )
-            .first()
-        )
+        row = lock_owned_model(model_id, owner_id)
+        needed_by = find_training_that_needs(model_id)
         if needed_by is not None:
             raise ModelInUse(
                 f"the training {needed_by.training_id} needs the model {model_id}: wait for its end or remove it",
@@ -192,33 +167,7 @@ class ModelVerbs:
         Raises:
             ModelNotFound: There is no such model for the user.
         """
-        model = visible_model(model_id, user_id)
-        shown = shown_metrics(model, user_id)
-        # A model that was trained once is copied for every other training.
-        training = TrainingRow.get_or_none(TrainingRow.model_id == model_id)
-        if training is None:
-            return []
-        number, reporter = after
-        done = (RoundRow.training_id == training.training_id) & RoundRow.metrics.is_null(False)
-        rows = RoundRow.select().where(done, RoundRow.number >= number).order_by(RoundRow.number)
-        # Each of them has an aggregated report, so together they have all that the page needs.
-        rounds = {row.number: row for row in rows.limit(limit + 1)}
-        updates = UpdateRow.select().where(
-            UpdateRow.training_id == training.training_id,
-            UpdateRow.number.in_(list(rounds)),
-            UpdateRow.metrics != {},
-            (UpdateRow.number > number) | ((UpdateRow.number == number) & (UpdateRow.user_id > reporter)),
-        )
-        if model.owner_id != user_id:
-            updates = updates.where(UpdateRow.user_id == user_id)
-        means = [row for row in rounds.values() if row.number > number]
-        reports = [_report(row, None, row.num_examples, shown(row.metrics)) for row in means]
-        reports += [
-            _report(rounds[update.number], update.user_id, update.num_examples, update.metrics)
-            for update in updates.order_by(UpdateRow.number, UpdateRow.user_id).limit(limit)
-        ]
-        # Sorting keeps the order within a round.
-        return sorted(reports, key=lambda report: report.round)[:limit]
+        return page_reports(visible_model(model_id, user_id), user_id, after, limit)
 
     @verb
     def predicts_with(self, model_id: str, user_id: str) -> tuple[str, Uncertainty]:
@@ -228,41 +177,10 @@ class ModelVerbs:
             ModelNotFound: There is no such model.
         """
         model = visible_model(model_id, user_id)
-        row = TrainingRow.get_or_none(TrainingRow.model_id == model_id)
+        row = find_training_of_model(model_id)
         return model.architecture, NoUncertainty() if row is None else to_spec(row.spec).uncertainty
 
     @verb
     def digests_in_use(self, digests: Collection[str]) -> set[str]:
         """Returns which of some digests (a few hundred at most) belong to files that are still needed."""
-        present = ModelRow.remove_time.is_null() & ModelVersionRow.stored
-        versions = (
-            ModelVersionRow.select(ModelVersionRow.sha256)
-            .join(ModelRow, on=(ModelRow.model_id == ModelVersionRow.model_id))
-            .where(present, ModelVersionRow.sha256.in_(digests))
-        )
-        same = (ModelVersionRow.model_id == ArtifactRow.model_id) & (ModelVersionRow.version == ArtifactRow.version)
-        artifacts = (
-            ArtifactRow.select(ArtifactRow.sha256)
-            .join(ModelVersionRow, on=same)
-            .join(ModelRow, on=(ModelRow.model_id == ArtifactRow.model_id))
-            .where(present, ArtifactRow.sha256.in_(digests))
-        )
-        updates = (
-            UpdateRow.select(UpdateRow.sha256)
-            .join(TrainingRow, on=(TrainingRow.training_id == UpdateRow.training_id))
-            .where(TrainingRow.remove_time.is_null(), UpdateRow.sha256.in_(digests))
-        )
-        needing: tuple[ModelSelect[Any], ...] = (versions, artifacts, updates)
-        return {digest for rows in needing for (digest,) in rows.distinct().tuples()}
-
-
-def _report(row: RoundRow, reporter_id: str | None, num_examples: int, metrics: dict[str, float]) -> MetricReport:
-    return MetricReport(
-        training_id=row.training_id,
-        round=row.number,
-        kind=KINDS[row.kind].public_name,
-        model_version=row.model_version,
-        reporter_id=reporter_id,
-        num_examples=num_examples,
-        metrics=metrics,
-    )
+        return needed_digests(digests)

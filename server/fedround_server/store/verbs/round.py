@@ -13,12 +13,19 @@ from fedround_server.domain.rounds.round import Round, RoundState, RoundView, Un
 from fedround_server.domain.training import TrainingFailure
 from fedround_server.domain.update import Update
 from fedround_server.store.db.run import Database, verb
-from fedround_server.store.queries.model import model_info
-from fedround_server.store.queries.round import counted_updates, find_assignment, find_round, get_round
+from fedround_server.store.queries.participant import is_participant
+from fedround_server.store.queries.round import (
+    counted_updates,
+    find_assignment,
+    find_round,
+    get_round,
+    list_unfinished_rounds,
+)
 from fedround_server.store.queries.round_status import view
-from fedround_server.store.queries.training import find_training, find_visible, is_participant, lock_training
+from fedround_server.store.queries.training import find_training, find_visible, lock_training
+from fedround_server.store.queries.version import model_info
 from fedround_server.store.tables.mapping import to_round, to_spec, to_update
-from fedround_server.store.tables.schema import RoundRow, TrainingRow
+from fedround_server.store.tables.schema import RoundRow
 from fedround_server.store.transitions import end_training
 from fedround_server.store.transitions.close_round import evaluate
 from fedround_server.store.transitions.commit_round import commit_result
@@ -160,22 +167,7 @@ class RoundVerbs:
     @verb
     def unfinished(self) -> list[UnfinishedRound]:
         """Returns the rounds of running trainings that are open or have no result yet, with a single query."""
-        rows = (
-            RoundRow.select(RoundRow.training_id, RoundRow.number, RoundRow.state, RoundRow.attempt, RoundRow.deadline)
-            .join(
-                TrainingRow,
-                on=((TrainingRow.training_id == RoundRow.training_id) & (TrainingRow.round == RoundRow.number)),
-            )
-            .where(
-                TrainingRow.remove_time.is_null(),
-                RoundRow.state.in_([state.value for state in RoundState if not state.is_over]),
-            )
-            .order_by(RoundRow.open_time)
-        )
-        return [
-            UnfinishedRound(row.training_id, row.number, RoundState(row.state), row.attempt, row.deadline)
-            for row in rows
-        ]
+        return list_unfinished_rounds()
 
     @verb
     def current(self, training_id: str) -> Round | None:

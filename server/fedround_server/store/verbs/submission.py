@@ -12,9 +12,10 @@ from fedround_server.failpoints import reached
 from fedround_server.store.db.rows import insert, save
 from fedround_server.store.db.run import Database, verb
 from fedround_server.store.queries import submission
+from fedround_server.store.queries.participant import took_part
 from fedround_server.store.queries.round import find_round
 from fedround_server.store.queries.submission import Admission
-from fedround_server.store.queries.training import find_visible, lock_visible, took_part
+from fedround_server.store.queries.training import find_visible, lock_visible
 from fedround_server.store.tables.mapping import to_report, to_update
 from fedround_server.store.tables.schema import ACTOR, RejectedUpdateRow, RoundRow, TrainingRow, UpdateRow
 from fedround_server.store.transitions import contributions

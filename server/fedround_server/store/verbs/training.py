@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from peewee import ModelSelect
-
 from fedround_server.domain.errors import (
     FieldInvalid,
     LastParticipant,
@@ -25,24 +23,22 @@ from fedround_server.domain.rounds import KINDS, next_kind
 from fedround_server.domain.training import Training, TrainingSpec, TrainingState
 from fedround_server.store.db.audit_trail import record
 from fedround_server.store.db.run import Database, verb
-from fedround_server.store.queries.model import model_info, owned_model, stored_version
+from fedround_server.store.queries.model import get_model, lock_owned_model
+from fedround_server.store.queries.participant import is_participant, participant_ids
 from fedround_server.store.queries.quota import check_open_trainings, check_stored_bytes
 from fedround_server.store.queries.training import (
+    find_created_training,
+    find_training_of_model,
     find_visible,
-    is_participant,
     load_trainings,
     lock_steered,
     lock_visible,
-    participant_ids,
+    page_trainings,
 )
 from fedround_server.store.queries.user import lock_user, unknown_users
+from fedround_server.store.queries.version import model_info, stored_version
 from fedround_server.store.tables.mapping import from_spec, to_manifest, to_spec
-from fedround_server.store.tables.schema import (
-    ModelRow,
-    ParticipantRow,
-    TrainingClientsRow,
-    TrainingRow,
-)
+from fedround_server.store.tables.schema import TrainingClientsRow, TrainingRow
 from fedround_server.store.transitions import end_training
 from fedround_server.store.transitions.open_round import open_round
 from fedround_server.store.transitions.participants import enroll, leave
@@ -79,7 +75,7 @@ class TrainingVerbs:
         check_stored_bytes(actor_id, quotas, size)
         _refuse(unknown_users(spec.client_ids))
         if spec.model_id is not None:
-            source = owned_model(spec.model_id, actor_id)
+            source = lock_owned_model(spec.model_id, actor_id)
             stored_version(source, spec.model_version)
             _check_kinds(spec, to_manifest(source.manifest))
         return None
@@ -123,7 +119,7 @@ class TrainingVerbs:
             else insert_model(new_model_id, actor_id, model, now).model_id
         )
         check_stored_bytes(actor_id, quotas)
-        _check_kinds(spec, to_manifest(ModelRow.get(ModelRow.model_id == model_id).manifest))
+        _check_kinds(spec, to_manifest(get_model(model_id).manifest))
         row = TrainingRow.create(
             training_id=training_id,
             actor_id=actor_id,
@@ -167,19 +163,7 @@ class TrainingVerbs:
     @verb
     def page(self, user_id: str, *, as_actor: bool, before: tuple[datetime, str] | None, limit: int) -> list[Training]:
         """Returns the trainings that a user steers (or takes part in), the newest first, without their participants."""
-        rows = TrainingRow.select().where(TrainingRow.remove_time.is_null())
-        if as_actor:
-            rows = rows.where(TrainingRow.actor_id == user_id)
-        else:
-            rows = rows.where(TrainingRow.training_id.in_(_parts(user_id)))
-        if before is not None:
-            time, training_id = before
-            rows = rows.where(
-                (TrainingRow.create_time < time)
-                | ((TrainingRow.create_time == time) & (TrainingRow.training_id < training_id))
-            )
-        newest_first = rows.order_by(TrainingRow.create_time.desc(), TrainingRow.training_id.desc()).limit(limit)
-        return load_trainings(list(newest_first), listed=True)
+        return load_trainings(page_trainings(user_id, as_actor=as_actor, before=before, limit=limit), listed=True)
 
     @verb
     def register(self, training_id: str, actor_id: str, client_ids: Sequence[str], now: datetime) -> Training:
@@ -296,9 +280,7 @@ def _hold_actor(actor_id: str) -> None:
 
 
 def _created(actor_id: str, request_id: str) -> TrainingRow | None:
-    row: TrainingRow | None = TrainingRow.get_or_none(
-        TrainingRow.actor_id == actor_id, TrainingRow.request_id == request_id
-    )
+    row = find_created_training(actor_id, request_id)
     if row is not None and row.remove_time is not None:
         raise FieldInvalid("request_id", "the training that it created was removed: use a new one")
     return row
@@ -306,10 +288,9 @@ def _created(actor_id: str, request_id: str) -> TrainingRow | None:
 
 def _stored_model(model_id: str, version: int | None, actor_id: str, copy_id: str, now: datetime) -> str:
     """Returns the model to train: the stored one, or a copy if another training used it, or of an older version."""
-    source = owned_model(model_id, actor_id)
+    source = lock_owned_model(model_id, actor_id)
     start = stored_version(source, version)
-    unused = not TrainingRow.select().where(TrainingRow.model_id == model_id).exists()
-    if unused and start.version == source.version:
+    if find_training_of_model(model_id) is None and start.version == source.version:
         return model_id
     copy = NewModel(
         source.name, source.description, to_manifest(source.manifest), start.blob, architecture=source.architecture
@@ -324,12 +305,6 @@ def _check_kinds(spec: TrainingSpec, manifest: Manifest) -> None:
 
 def _other_than_actor(training: TrainingRow, user_id: str) -> str | None:
     return None if user_id == training.actor_id else user_id
-
-
-def _parts(user_id: str) -> "ModelSelect[ParticipantRow]":
-    return ParticipantRow.select(ParticipantRow.training_id).where(
-        ParticipantRow.user_id == user_id, ParticipantRow.remove_time.is_null()
-    )
 
 
 def _started(training: TrainingRow) -> TrainingStarted:

@@ -4,18 +4,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from peewee import ModelSelect
-
 from fedround_server.domain.errors import LastAdmin, TrainingRunning, UserExists, UserNotFound
 from fedround_server.domain.token import Token
 from fedround_server.domain.user import Role, User, UserView
 from fedround_server.store.db.audit_trail import record
-from fedround_server.store.db.row_locks import locked
 from fedround_server.store.db.run import Database, verb
-from fedround_server.store.queries.training import lock_training, participant_ids
+from fedround_server.store.queries.training import lock_trainings_of_user
+from fedround_server.store.queries.user import find_user, is_user_name_taken, lock_admin_ids, page_users
 from fedround_server.store.tables.base import BATCH_ROWS
 from fedround_server.store.tables.mapping import to_user
-from fedround_server.store.tables.schema import LastSeenRow, ParticipantRow, TrainingRow, UserRow
+from fedround_server.store.tables.schema import LastSeenRow, UserRow
 from fedround_server.store.transitions import end_training
 from fedround_server.store.transitions.participants import leave
 from fedround_server.store.transitions.training import state_of
@@ -36,7 +34,7 @@ class UserVerbs:
             UserExists: The name is taken.
             CertificateNameTaken: One of these is another user's.
         """
-        if UserRow.select().where(UserRow.name == user.name).exists():
+        if is_user_name_taken(user.name):
             raise UserExists(f"name: there is a user called {user.name!r} already: choose another name")
         UserRow.create(user_id=user.user_id, name=user.name, role=user.role.value, create_time=user.create_time)
         add_token(user.user_id, token)
@@ -56,10 +54,7 @@ class UserVerbs:
     @verb
     def page(self, role: Role | None, after_name: str, limit: int) -> list[User]:
         """Returns users in the order of their names, after a name."""
-        rows = UserRow.select().where(UserRow.remove_time.is_null(), UserRow.name > after_name)
-        if role is not None:
-            rows = rows.where(UserRow.role == role.value)
-        return [to_user(row) for row in rows.order_by(UserRow.name).limit(limit)]
+        return page_users(role, after_name, limit)
 
     @verb
     def remove(self, user_id: str, now: datetime, *, force: bool = False) -> list[str]:
@@ -76,11 +71,8 @@ class UserVerbs:
             TrainingRunning: It steers running trainings, and force is not set.
         """
         row = _present(user_id)
-        if row.role == Role.ADMIN.value:
-            # With this strength, another transaction can create a training that names an admin as a client.
-            admins = locked(_admins().order_by(UserRow.user_id), "FOR NO KEY UPDATE")
-            if [admin.user_id for admin in admins] == [user_id]:
-                raise LastAdmin("this is the last admin: create another one first")
+        if row.role == Role.ADMIN.value and lock_admin_ids() == [user_id]:
+            raise LastAdmin("this is the last admin: create another one first")
         # The name becomes free; the row stays for the history. From here on no transaction registers the user or
         # creates anything in its name.
         changed = UserRow.update(remove_time=now, name=f"{row.name}#{user_id}").where(
@@ -90,13 +82,13 @@ class UserVerbs:
             raise UserNotFound(user_id)
         remove_credentials(user_id)
         record("user_removed", subject=user_id)
-        trainings = _lock_trainings(user_id)
+        trainings = lock_trainings_of_user(user_id)
         steered = [training for training in trainings if training.actor_id == user_id]
         running = sum(state_of(training).is_running for training in steered)
         if running and not force:
             raise TrainingRunning(
-                f"the user steers {running} running trainings, and no other user may: wait for their end, or set force to"
-                " remove them too",
+                f"the user steers {running} running trainings, and no other user may: wait for their end, or set force"
+                " to remove them too",
                 count=str(running),
             )
         for training in trainings:
@@ -117,30 +109,7 @@ class UserVerbs:
 
 
 def _present(user_id: str) -> UserRow:
-    row: UserRow | None = UserRow.get_or_none(UserRow.user_id == user_id, UserRow.remove_time.is_null())
+    row = find_user(user_id)
     if row is None:
         raise UserNotFound(user_id)
     return row
-
-
-def _admins() -> "ModelSelect[UserRow]":
-    return UserRow.select().where(UserRow.role == Role.ADMIN.value, UserRow.remove_time.is_null())
-
-
-def _lock_trainings(user_id: str) -> list[TrainingRow]:
-    """Locks the trainings that the user steers or takes part in and that have not ended.
-
-    All removals lock in one order, so that there is no deadlock.
-    """
-    steered = TrainingRow.select(TrainingRow.training_id).where(TrainingRow.actor_id == user_id)
-    parts = ParticipantRow.select(ParticipantRow.training_id).where(
-        ParticipantRow.user_id == user_id, ParticipantRow.remove_time.is_null()
-    )
-    trainings = []
-    for training_id in sorted({row.training_id for rows in (steered, parts) for row in rows}):
-        training = lock_training(training_id)
-        if training is None or state_of(training).is_ended:
-            continue
-        if training.actor_id == user_id or user_id in participant_ids(training_id):
-            trainings.append(training)
-    return trainings

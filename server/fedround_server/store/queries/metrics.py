@@ -1,0 +1,86 @@
+"""Reads of the metrics that were reported on models."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from fedround_server.domain.report import MetricReport
+from fedround_server.domain.rounds import KINDS
+from fedround_server.domain.update import Submission
+from fedround_server.store.queries.training import find_training_of_model
+from fedround_server.store.tables.schema import ModelRow, RoundRow, TrainingRow, UpdateRow
+
+
+def shown_metrics(model: ModelRow, user_id: str) -> Callable[[Mapping[str, float]], dict[str, float]]:
+    """Returns what picks those of a round's means that a user may see.
+
+    The owner sees all. To participants the mean of what one of them reported alone would tell that one's own value:
+    they see what the training asked for.
+    """
+    if model.owner_id == user_id:
+        return dict
+    training = find_training_of_model(model.model_id)
+    asked = frozenset(() if training is None else training.spec["metric_names"])
+    return lambda means: {name: value for name, value in means.items() if name in asked}
+
+
+def version_metrics(model_id: str, versions: Sequence[int]) -> dict[int, Mapping[str, float]]:
+    """Returns the aggregated metrics of evaluated versions of a model, by version."""
+    reporting = [kind.name for kind in KINDS.values() if kind.submission is Submission.REPORT]
+    rounds = (
+        RoundRow.select(RoundRow.model_version, RoundRow.metrics)
+        .join(TrainingRow, on=(TrainingRow.training_id == RoundRow.training_id))
+        .where(
+            TrainingRow.model_id == model_id,
+            RoundRow.kind.in_(reporting),
+            RoundRow.model_version.in_(versions),
+            RoundRow.metrics.is_null(False),
+        )
+    )
+    return {row.model_version: row.metrics for row in rounds}
+
+
+def page_reports(model: ModelRow, user_id: str, after: tuple[int, str], limit: int) -> list[MetricReport]:
+    """Returns the metrics on a model that a user may see, by round and reporter, a round's aggregated ones first.
+
+    Args:
+        model: The model.
+        user_id: The reader: the owner sees everything, a participant its own and those that the training asked for.
+        after: Round and reporter of the report after which to begin; the aggregated ones have the reporter "".
+        limit: The maximum number of reports.
+    """
+    training = find_training_of_model(model.model_id)
+    if training is None:
+        return []
+    shown = shown_metrics(model, user_id)
+    number, reporter = after
+    done = (RoundRow.training_id == training.training_id) & RoundRow.metrics.is_null(False)
+    rows = RoundRow.select().where(done, RoundRow.number >= number).order_by(RoundRow.number)
+    # Each of them has an aggregated report, so together they have all that the page needs.
+    rounds = {row.number: row for row in rows.limit(limit + 1)}
+    updates = UpdateRow.select().where(
+        UpdateRow.training_id == training.training_id,
+        UpdateRow.number.in_(list(rounds)),
+        UpdateRow.metrics != {},
+        (UpdateRow.number > number) | ((UpdateRow.number == number) & (UpdateRow.user_id > reporter)),
+    )
+    if model.owner_id != user_id:
+        updates = updates.where(UpdateRow.user_id == user_id)
+    means = [row for row in rounds.values() if row.number > number]
+    reports = [_report(row, None, row.num_examples, shown(row.metrics)) for row in means]
+    reports += [
+        _report(rounds[update.number], update.user_id, update.num_examples, update.metrics)
+        for update in updates.order_by(UpdateRow.number, UpdateRow.user_id).limit(limit)
+    ]
+    # Sorting keeps the order within a round.
+    return sorted(reports, key=lambda report: report.round)[:limit]
+
+
+def _report(row: RoundRow, reporter_id: str | None, num_examples: int, metrics: dict[str, float]) -> MetricReport:
+    return MetricReport(
+        training_id=row.training_id,
+        round=row.number,
+        kind=KINDS[row.kind].public_name,
+        model_version=row.model_version,
+        reporter_id=reporter_id,
+        num_examples=num_examples,
+        metrics=metrics,
+    )

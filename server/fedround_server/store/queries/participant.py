@@ -1,0 +1,50 @@
+"""Reads of the participants of trainings."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from peewee import ModelSelect
+
+from fedround_server.store.db.compiled import compiled
+from fedround_server.store.tables.schema import ParticipantRow, TrainingRow
+
+
+@compiled
+def _participation(training_id: str, user_id: str) -> "ModelSelect[ParticipantRow]":
+    return ParticipantRow.select().where(ParticipantRow.training_id == training_id, ParticipantRow.user_id == user_id)
+
+
+def find_participation(training_id: str, user_id: str) -> ParticipantRow | None:
+    """Returns a user's part in a training, including one that the user has left."""
+    return _participation.first(training_id, user_id)
+
+
+def is_participant(training_id: str, user_id: str) -> bool:
+    """Returns whether a user takes part in a training now."""
+    part = find_participation(training_id, user_id)
+    return part is not None and part.remove_time is None
+
+
+def took_part(training: TrainingRow, user_id: str) -> bool:
+    """Returns whether a user who may see a training takes, or took, part in it; its actor need not."""
+    return user_id != training.actor_id or find_participation(training.training_id, user_id) is not None
+
+
+def participant_ids(training_id: str) -> list[str]:
+    """Returns the ids of the present participants, in canonical order."""
+    rows: Iterable[tuple[str]] = present_participants(training_id, ParticipantRow.user_id).tuples()  # type: ignore[assignment]  # the stubs don't know what tuples() does
+    return sorted(user_id for (user_id,) in rows)
+
+
+def present_participants(training_id: str, *columns: Any) -> "ModelSelect[ParticipantRow]":
+    """Returns a query for columns of the present participants."""
+    return ParticipantRow.select(*columns).where(
+        ParticipantRow.training_id == training_id, ParticipantRow.remove_time.is_null()
+    )
+
+
+def present_parts(user_id: str) -> "ModelSelect[ParticipantRow]":
+    """Returns a query for the ids of the trainings that a user takes part in."""
+    return ParticipantRow.select(ParticipantRow.training_id).where(
+        ParticipantRow.user_id == user_id, ParticipantRow.remove_time.is_null()
+    )

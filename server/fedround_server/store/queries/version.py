@@ -1,0 +1,118 @@
+"""Reads of the versions of models, of their tags and artifacts."""
+
+from collections.abc import Sequence
+
+from peewee import ModelSelect
+
+from fedround_server.domain.errors import ModelNotFound
+from fedround_server.domain.event import ModelInfo
+from fedround_server.domain.model import LAST, ModelVersion, VersionView
+from fedround_server.store.db.compiled import compiled
+from fedround_server.store.queries.metrics import shown_metrics, version_metrics
+from fedround_server.store.tables.mapping import to_version
+from fedround_server.store.tables.schema import ArtifactRow, ModelRow, ModelVersionRow, TagRow
+
+
+@compiled
+def _version(model_id: str, version: int) -> "ModelSelect[ModelVersionRow]":
+    return ModelVersionRow.select().where(ModelVersionRow.model_id == model_id, ModelVersionRow.version == version)
+
+
+def get_version(model_id: str, version: int) -> ModelVersionRow:
+    """Returns a version that is known to exist."""
+    return _version.one(model_id, version)
+
+
+def model_info(model_id: str, version: int) -> ModelInfo:
+    """Returns a model version by reference."""
+    return ModelInfo(model_id, version, to_version(get_version(model_id, version)).blob)
+
+
+def stored_version(model: ModelRow, version: int | None) -> ModelVersion:
+    """Returns a version whose file is here, by default the latest.
+
+    Raises:
+        ModelNotFound: There is no such version, or it lost its file.
+    """
+    wanted = model.version if version is None else version
+    row = _version.first(model.model_id, wanted)
+    if row is None:
+        raise ModelNotFound(f"{model.model_id} in version {wanted} (the latest is {model.version})")
+    if not row.stored:
+        raise ModelNotFound(f"{model.model_id} in version {wanted} (its file was dropped by keep_versions)")
+    return to_version(row, artifacts_of(model.model_id, [wanted]))
+
+
+def tagged_version(model: ModelRow, tag: str) -> int:
+    """Returns the latest version that carries a tag.
+
+    Raises:
+        ModelNotFound: None does.
+    """
+    if tag == LAST:
+        return int(model.version)
+    row = (
+        TagRow.select()
+        .where(TagRow.model_id == model.model_id, TagRow.tag == tag)
+        .order_by(TagRow.version.desc())
+        .first()
+    )
+    if row is None:
+        raise ModelNotFound(f"{model.model_id} in a version tagged {tag}")
+    return int(row.version)
+
+
+def page_versions(model_id: str, before: int | None, limit: int) -> list[ModelVersionRow]:
+    """Returns the versions of a model, the newest first, below a version."""
+    versions = ModelVersionRow.select().where(ModelVersionRow.model_id == model_id)
+    if before is not None:
+        versions = versions.where(ModelVersionRow.version < before)
+    return list(versions.order_by(ModelVersionRow.version.desc()).limit(limit))
+
+
+def list_untagged_versions(model_id: str, until: int) -> list[ModelVersionRow]:
+    """Returns the versions up to one that have no tag and whose file is here, the oldest first."""
+    tagged = TagRow.select(TagRow.version).where(TagRow.model_id == model_id)
+    rows = ModelVersionRow.select().where(
+        ModelVersionRow.model_id == model_id,
+        ModelVersionRow.version <= until,
+        ModelVersionRow.stored,
+        ModelVersionRow.version.not_in(tagged),
+    )
+    return list(rows.order_by(ModelVersionRow.version))
+
+
+def find_tag(model_id: str, version: int, tag: str) -> TagRow | None:
+    """Returns a tag of a version."""
+    row: TagRow | None = TagRow.get_or_none(TagRow.model_id == model_id, TagRow.version == version, TagRow.tag == tag)
+    return row
+
+
+def count_tags(model_id: str, version: int) -> int:
+    """Returns how many tags a version carries."""
+    return int(TagRow.select().where(TagRow.model_id == model_id, TagRow.version == version).count())
+
+
+def artifacts_of(model_id: str, versions: Sequence[int]) -> list[ArtifactRow]:
+    """Returns the artifacts of versions of a model."""
+    return list(ArtifactRow.select().where(ArtifactRow.model_id == model_id, ArtifactRow.version.in_(versions)))
+
+
+def version_views(model: ModelRow, rows: Sequence[ModelVersionRow], user_id: str) -> list[VersionView]:
+    """Reads versions of a model with their tags, and with the metrics that a user may see."""
+    numbers = [row.version for row in rows]
+    tags: dict[int, set[str]] = {number: {LAST} if number == model.version else set() for number in numbers}
+    for tag in TagRow.select().where(TagRow.model_id == model.model_id, TagRow.version.in_(numbers)):
+        tags[tag.version].add(tag.tag)
+    artifacts: dict[int, list[ArtifactRow]] = {number: [] for number in numbers}
+    for artifact in artifacts_of(model.model_id, numbers):
+        artifacts[artifact.version].append(artifact)
+    metrics, shown = version_metrics(model.model_id, numbers), shown_metrics(model, user_id)
+    return [
+        VersionView(
+            to_version(row, artifacts[row.version]),
+            tuple(sorted(tags[row.version])),
+            shown(metrics.get(row.version, {})),
+        )
+        for row in rows
+    ]
