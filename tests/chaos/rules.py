@@ -63,7 +63,7 @@ class Training:
     failure: str = ""
     rounds: list[Round] = field(default_factory=list)
     log: list[Entry] = field(default_factory=list)
-    # When the deadline's timer goes off, on the clock that nobody sets.
+    # When the deadline's timer goes off, on the monotonic clock.
     fires: timedelta | None = None
 
     @property

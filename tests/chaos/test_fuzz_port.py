@@ -1,4 +1,4 @@
-"""Requests that nobody sends in good faith, to a real port: each is answered, and never with INTERNAL."""
+"""Malformed requests to a real port: each is answered, and never with INTERNAL."""
 
 import contextlib
 import random
@@ -89,7 +89,7 @@ def wire(rand: random.Random, method: MethodDescriptor, hints: Hints) -> bytes:
         except DecodeError:
             return data
         return changed
-    # Fields that nobody knows.
+    # Unknown fields.
     return data + (bytes([0xFA, 0x3F, 3]) + rand.randbytes(3) if rand.random() < 0.1 else b"")
 
 
@@ -116,7 +116,7 @@ def call(rand: random.Random, path: str, aim: Aim) -> Any:
 def outcome(path: str, under_way: Any) -> str:
     if path.endswith("/Subscribe"):
         with contextlib.suppress(grpc.RpcError):
-            # The first event, or heartbeat, or refusal.
+            # The first event, or heartbeat, or error.
             next(under_way, None)
         under_way.cancel()
     code = under_way.code()

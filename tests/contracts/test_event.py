@@ -176,7 +176,7 @@ async def test_who_is_missing_is_for_the_actor_only(store: Store, world: World) 
     assert failed == TrainingFailed("DEADLINE_MISSED", "round 0 reached its deadline with 0 of 2 updates")
 
 
-async def test_only_metrics_that_were_asked_for_are_told_to_participants(store: Store, world: World) -> None:
+async def test_only_requested_metrics_are_sent_to_participants(store: Store, world: World) -> None:
     actor, (first, second), training = await world.running(2, metric_names=("loss",))
     await world.submit(training.training_id, 0, first, metrics={"loss": 1.0, "my own": 0.37})
     await world.submit(training.training_id, 0, second, metrics={"loss": 2.0})
@@ -212,7 +212,7 @@ async def test_a_subscription_starts_where_the_training_stands(store: Store, wor
     assert await snapshot(first, 2) == [RoundClosed, RoundStarted, RoundClosed, TrainingFinished]
 
 
-async def test_a_cursor_behind_the_end_is_refused(store: Store, world: World) -> None:
+async def test_a_cursor_behind_the_end_is_rejected(store: Store, world: World) -> None:
     actor, _, training = await world.running(1)
     with pytest.raises(CursorExpired, match="end of the log \\(2\\)"):
         await store.events.poll(training.training_id, actor, 3, 100)

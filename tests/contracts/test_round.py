@@ -326,7 +326,7 @@ async def test_evaluation_rounds_alternate_with_training_rounds(store: Store, wo
     assert {report.model_version for report in reports if report.round == 1} == {1}
 
 
-async def test_a_stranger_learns_nothing_of_a_round(store: Store, world: World) -> None:
+async def test_an_unrelated_user_learns_nothing_of_a_round(store: Store, world: World) -> None:
     _, _, training = await world.running(1)
     stranger = await world.user(Role.ACTOR)
     calls: list[Any] = [

@@ -1,6 +1,6 @@
-"""The life of a training against a small model of its rules, in any order of calls, on both databases.
+"""The states of a training against a small model of its rules, in any order of calls, on both databases.
 
-The model says of every call whether it is refused and with which class, and what is to be seen afterwards.
+The model says of every call whether it is rejected and with which class, and what is to be seen afterwards.
 """
 
 import asyncio

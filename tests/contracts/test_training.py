@@ -59,7 +59,7 @@ async def test_a_training_comes_back_as_it_was_made(store: Store, world: World) 
     assert (version.version, version.blob) == (0, new_model().blob)
 
 
-async def test_a_refused_training_leaves_nothing(store: Store, world: World) -> None:
+async def test_a_rejected_training_leaves_nothing(store: Store, world: World) -> None:
     actor, clients = await world.user(Role.ACTOR), await world.users(2)
     stranger = new_id()
     refusals: list[tuple[type[Exception], TrainingSpec, int]] = [
@@ -201,7 +201,7 @@ async def test_a_copy_begins_with_the_latest_version(store: Store, world: World)
     assert (await store.models.get_version(second.model_id, 0, actor)).blob == blob("trained")
 
 
-async def test_foreign_and_missing_trainings_cannot_be_told_apart(store: Store, world: World) -> None:
+async def test_foreign_and_missing_trainings_are_indistinguishable(store: Store, world: World) -> None:
     actor, stranger = await world.user(Role.ACTOR), await world.user(Role.ACTOR)
     made = await world.training(actor, [])
     removed = await world.training(stranger, [])
@@ -331,7 +331,7 @@ async def test_a_running_training_keeps_one_participant(store: Store, world: Wor
     assert (await store.trainings.get(training.training_id, actor)).participant_ids == (clients[1],)
 
 
-async def test_a_training_that_is_not_started_may_lose_everybody(store: Store, world: World) -> None:
+async def test_a_training_that_is_not_started_may_lose_every_participant(store: Store, world: World) -> None:
     actor, clients = await world.user(Role.ACTOR), await world.users(2)
     made = await world.training(actor, clients)
     left, _ = await store.trainings.remove_clients(made.training_id, actor, clients, world.now)

@@ -88,7 +88,7 @@ async def test_an_admin_is_removed_while_another_one_registers_it(store: Store, 
         assert isinstance(created, UnknownClients) != (removed != [])
 
 
-async def test_a_removed_user_leaves_its_trainings(store: Store, world: World) -> None:
+async def test_a_removed_user_is_removed_from_its_trainings(store: Store, world: World) -> None:
     actor, (gone, stays), training = await world.running(2)
     await world.submit(training.training_id, 0, stays)
     left = await store.users.remove(gone, world.now)

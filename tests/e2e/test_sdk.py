@@ -12,7 +12,7 @@ import torch
 
 import fedround_client as fr
 from calls import until
-from e2e.people import users
+from e2e.federation import users
 from fedround.v1 import round_pb2, training_pb2
 from fedround_client.payload import Payload
 from servers import Server

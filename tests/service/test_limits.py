@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from calls import TIMEOUT, Person, read_error, refused, update_chunks
+from calls import TIMEOUT, Person, fails_with, read_error, update_chunks
 from fedround.v1 import model_pb2, training_pb2
 from servers import Server
 
@@ -58,10 +58,10 @@ def test_subscriptions_of_one_user(actor: Person, clients: list[Person]) -> None
     made = actor.create(client_ids=[first.user_id, second.user_id])
     actor.start(made.training_id)
     streams = [first.subscribe() for _ in range(20)]
-    with refused("RESOURCE_EXHAUSTED", "TOO_MANY_STREAMS", "20 subscriptions") as error:
+    with fails_with("RESOURCE_EXHAUSTED", "TOO_MANY_STREAMS", "20 subscriptions") as error:
         next(first.subscribe(made.training_id))
-    assert {"QuotaFailure", "RetryInfo"} <= set(error.refusal.details)
-    assert error.refusal.metadata == {"limit": "max_subscriptions_per_user"}
+    assert {"QuotaFailure", "RetryInfo"} <= set(error.details.details)
+    assert error.details.metadata == {"limit": "max_subscriptions_per_user"}
     assert next(second.subscribe(made.training_id)).HasField("round_started")
     for stream in streams:
         stream.cancel()
@@ -83,7 +83,7 @@ def test_downloads_of_one_user(actor: Person, slow: Person) -> None:
     request = model_pb2.DownloadModelRequest(model_id=made.model_id)
     streams = [slow.models.DownloadModel(request, timeout=TIMEOUT) for _ in range(4)]
     assert all(next(stream).HasField("info") for stream in streams)
-    with refused("RESOURCE_EXHAUSTED", "TOO_MANY_STREAMS", "4 downloads"):
+    with fails_with("RESOURCE_EXHAUSTED", "TOO_MANY_STREAMS", "4 downloads"):
         next(actor.models.DownloadModel(request))
     for stream in streams:
         stream.cancel()

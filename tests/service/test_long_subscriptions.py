@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from calls import Person, kinds, model_file, refused
+from calls import Person, fails_with, kinds, model_file
 from fedround.v1 import event_pb2, training_pb2, user_pb2
 
 
@@ -16,7 +16,7 @@ def told(stream: Any, count: int) -> list[event_pb2.Event]:
     return found
 
 
-def test_who_leaves_and_comes_back_hears_again(actor: Person, clients: list[Person]) -> None:
+def test_a_participant_that_is_registered_again_receives_events_again(actor: Person, clients: list[Person]) -> None:
     stays, leaves, _ = clients
     made = actor.create(client_ids=[stays.user_id, leaves.user_id], target_num_updates=2)
     actor.start(made.training_id)
@@ -32,7 +32,7 @@ def test_who_leaves_and_comes_back_hears_again(actor: Person, clients: list[Pers
     assert kinds(told(stream, 2)) == ["round_closed", "round_started"]
 
 
-def test_the_removal_of_a_training_that_is_over_is_told(actor: Person, clients: list[Person]) -> None:
+def test_the_removal_of_an_ended_training_is_reported(actor: Person, clients: list[Person]) -> None:
     made = actor.create(client_ids=[clients[0].user_id])
     actor.start(made.training_id)
     streams = [one.subscribe() for one in (actor, clients[0])]
@@ -55,6 +55,6 @@ def test_a_revoked_token_hears_no_more(
     assert kinds(told(stream, 1)) == ["round_started"]
     request = user_pb2.RotateTokenRequest(user_id=clients[0].user_id)
     new = Person(clients[0].channel, admin.users.RotateToken(request).token)
-    with refused("UNAUTHENTICATED", "TOKEN_INVALID"):
+    with fails_with("UNAUTHENTICATED", "TOKEN_INVALID"):
         told(stream, 1)
     assert kinds(told(new.subscribe(made.training_id), 1)) == ["round_started"]

@@ -7,7 +7,7 @@ import grpc
 import pytest
 
 import fedround_client as fr
-from calls import ErrorDetails, Person, read_error, refused, until
+from calls import ErrorDetails, Person, fails_with, read_error, until
 from fedround.v1 import user_pb2
 from fedround_client.clock import SystemClock
 from servers import Server
@@ -105,7 +105,7 @@ def test_calls_of_all_users(server: Server, admin: Person) -> None:
     limits = [call_until_refused(user, "TOO_MANY_CALLS").metadata["limit"] for user in users]
     # The last ones find no token in the common bucket, though there is one in their own.
     assert limits[-1] == "max_calls_per_second"
-    with refused("RESOURCE_EXHAUSTED", "TOO_MANY_CALLS", "called more often than 3 times per second: wait"):
+    with fails_with("RESOURCE_EXHAUSTED", "TOO_MANY_CALLS", "called more often than 3 times per second: wait"):
         while True:
             admin.users.GetMyself(ME)
     for person in users:

@@ -182,7 +182,7 @@ def test_a_generic_client_can_read_error_details(curl: Any, actor: Person) -> No
         curl(actor.token, "TrainingService/GetTraining", {"trainingId": training_id})
     packed = refusal.value.details
     assert packed.keys() == {"google.rpc.ErrorInfo", "google.rpc.ResourceInfo"}
-    # The server has told what they look like, too.
+    # The server describes their types, too.
     pool = DescriptorPool(ProtoReflectionDescriptorDatabase(actor.channel))
     info, resource = (GetMessageClass(pool.FindMessageTypeByName(name)).FromString(packed[name]) for name in packed)
     assert (info.reason, info.domain, dict(info.metadata)) == ("TRAINING_NOT_FOUND", "fedround", {"id": training_id})

@@ -32,7 +32,7 @@ def files(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-def test_a_blob_is_found_by_its_digest_and_nobody_writes_to_it(blobs: LocalBlobs, tmp_path: Path) -> None:
+def test_a_blob_is_found_by_its_digest_and_is_read_only(blobs: LocalBlobs, tmp_path: Path) -> None:
     blob = put(blobs, b"hello")
     assert blob == BlobRef(hashlib.sha256(b"hello").hexdigest(), 5)
     path = blobs.files.local_path(blob)
@@ -54,7 +54,7 @@ def test_a_blob_is_read_in_chunks_whether_or_not_the_system_has_it_in_memory(
     for offset in (0, 7, len(data)):
         found = []
         with blobs.open(blob, offset, 1000) as file:
-            # What was written just now is in memory, except on a file system that cannot tell.
+            # What was written just now is in memory, except on a file system that does not report it.
             while chunk := file.read_cached() or file.read():
                 found.append(chunk)
         assert b"".join(found) == data[offset:]
@@ -132,7 +132,7 @@ def test_an_adoption_that_is_cut_off_leaves_the_upload_writable(
 
 
 class TellingLock:
-    """A lock that tells when somebody has to wait for it."""
+    """A lock that reports when a caller has to wait for it."""
 
     def __init__(self, tell: Callable[[str], None]) -> None:
         self._tell = tell

@@ -32,7 +32,7 @@ def test_a_round_shows_the_missing_first() -> None:
     assert shown.ByteSize() < MAX_MESSAGE_SIZE
 
 
-def test_refusals_leave_room_for_the_rest_of_a_round() -> None:
+def test_rejected_updates_leave_room_for_the_rest_of_a_round() -> None:
     refusals = tuple(RejectedUpdate(f"REASON_{number}", 2**40, NOW, "\U0001f3e5" * MAX_MESSAGE) for number in range(20))
     members = [RoundMember(new_id(), LONGEST, NOW, None, rejected_updates=refusals) for _ in range(1000)]
     views = tuple(MemberView(member, NOW, True, 2**40, NOW) for member in members)

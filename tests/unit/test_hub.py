@@ -1,4 +1,4 @@
-"""Wake-ups: none is lost, and nobody is remembered who does not wait."""
+"""Wake-ups: none is lost, and only waiters are remembered."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""Predictions by the operator's code: what does not fit is refused, and bounds of time and memory hold."""
+"""Predictions by the operator's code: what does not fit is rejected, and bounds of time and memory hold."""
 
 import asyncio
 import math
@@ -99,7 +99,7 @@ def test_a_network_may_work_in_place(tmp_path: Path) -> None:
         ("preprocess_returns_none", {}, "architecture", "preprocessing must return one tensor"),
     ],
 )
-def test_what_does_not_fit_is_refused(
+def test_what_does_not_fit_is_rejected(
     tmp_path: Path, factory: str, changed: dict[str, Any], fault: str, words: str
 ) -> None:
     with pytest.raises(PredictionFault, match=f"(?s){words}") as refused:
@@ -118,7 +118,7 @@ def test_what_does_not_fit_is_refused(
         ("no.such.module:make", "cannot be imported: No module named 'no'"),
     ],
 )
-def test_an_architecture_that_cannot_be_built_is_refused(tmp_path: Path, architecture: str, words: str) -> None:
+def test_an_architecture_that_cannot_be_built_is_rejected(tmp_path: Path, architecture: str, words: str) -> None:
     with pytest.raises(PredictionFault, match=words) as refused:
         build_architecture(architecture)
     assert refused.value.fault == "architecture"
@@ -144,7 +144,7 @@ async def aggregate(engine: WorkerEngine, folder: Path) -> None:
     assert Paths(folder).local_path(made.file).read_bytes() == model.read_bytes()
 
 
-async def test_an_endless_prediction_is_ended_and_hinders_nobody(engine: WorkerEngine, tmp_path: Path) -> None:
+async def test_an_endless_prediction_is_ended_and_blocks_no_other(engine: WorkerEngine, tmp_path: Path) -> None:
     fine = job(tmp_path, "linear")
     expected = await ask(engine, fine)
     engine._predict_seconds = 1
@@ -192,7 +192,7 @@ async def begin(engine: WorkerEngine, folder: Path, monkeypatch: pytest.MonkeyPa
     return endless
 
 
-async def test_a_caller_that_leaves_frees_the_process(
+async def test_a_cancelled_call_frees_the_process(
     engine: WorkerEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     leaving = await begin(engine, tmp_path, monkeypatch)
@@ -214,7 +214,7 @@ async def test_an_engine_that_is_closed_starts_nothing_any_more(
     assert multiprocessing.active_children() == []
 
 
-async def test_refusals_come_back_from_the_process(engine: WorkerEngine, tmp_path: Path) -> None:
+async def test_errors_come_back_from_the_process(engine: WorkerEngine, tmp_path: Path) -> None:
     with pytest.raises(PredictionFailed, match="the factory failed"):
         await ask(engine, job(tmp_path, "exits"))
     with pytest.raises(FieldInvalid, match="does not take these inputs: some words"):

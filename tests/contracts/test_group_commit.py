@@ -114,7 +114,7 @@ async def test_without_a_commit_none_of_them_is_accepted(
     assert closed == [False] * (CLIENTS - 1) + [True]
 
 
-async def test_a_full_database_refuses_those_that_find_no_room(world: World, store: Store) -> None:
+async def test_a_full_database_rejects_those_that_find_no_room(world: World, store: Store) -> None:
     def limit(pages: int) -> None:
         database_proxy.obj.execute_sql(f"PRAGMA max_page_count = {pages}")
 

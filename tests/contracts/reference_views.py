@@ -1,4 +1,4 @@
-"""What a subscriber may read, found for one user alone, with queries that are as plain as possible."""
+"""A reference implementation of what a subscriber may read: for one user, with queries that are as plain as possible."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
