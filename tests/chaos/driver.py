@@ -1,7 +1,7 @@
 """Kills a server repeatedly while clients use it, and checks its data afterwards.
 
-A run is a sequence of campaigns. Each has a new data directory and database, some kills, then a quiet period in which all
-that was begun completes, then the check of the invariants.
+A run is a sequence of campaigns. Each has a new data directory and database, some kills, then a quiet period in which
+all that was begun completes, then the check of the invariants.
 """
 
 import itertools
@@ -208,7 +208,7 @@ class Campaign:
         for count in itertools.count():
             if self._ending.is_set():
                 return
-            self._try(client, RandomTraining(client, f"{self._seed} {number} {chapter}").run)
+            self._try(client, RandomTraining(client, f"{self._seed} {number} {count}").run)
 
     def _run_actions(self, client: RetryingClient) -> None:
         for number in itertools.count():

@@ -1,4 +1,4 @@
-"""The state of a stopped server: the rows of its database and its files, read with plain SQL, without the server's code."""
+"""The state of a stopped server: its rows and files, read with plain SQL, without the server's code."""
 
 import json
 import sqlite3

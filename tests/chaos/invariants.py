@@ -127,8 +127,8 @@ def logs_have_no_gaps(facts: Facts, history: History) -> Findings:
         log = facts.events.get(training_id, [])
         if [event["sequence"] for event in log] != list(range(1, training["last_sequence"] + 1)):
             yield training_id, f"the log has {[event['sequence'] for event in log]} of {training['last_sequence']}"
-        told = Counter(e["payload"]["update_id"] for e in log if e["kind"] == "UpdateAccepted")
-        if told != Counter(row["update_id"] for row in updates.get(training_id, [])):
+        reported = Counter(e["payload"]["update_id"] for e in log if e["kind"] == "UpdateAccepted")
+        if reported != Counter(row["update_id"] for row in updates.get(training_id, [])):
             yield training_id, "the accepted updates and those in the log differ"
         kinds = [event["kind"] for event in log]
         wanted = "TrainingRemoved" if training["remove_time"] else LAST.get(training["state"])
@@ -246,18 +246,18 @@ def the_audit_log_is_a_chain(facts: Facts, history: History) -> Findings:
 
 def the_ledger_knows_what_counts(facts: Facts, history: History) -> Findings:
     """What a round counted is in the audit log once, as it was accepted, and nothing else is."""
-    told: dict[tuple[str, int], list[tuple[str, int]]] = defaultdict(list)
+    reported: dict[tuple[str, int], list[tuple[str, int]]] = defaultdict(list)
     for row in facts["audit"]:
         if row["action"] == "updates_counted":
             counted = json.loads(row["facts"])["updates"]
-            told[row["training_id"], int(row["subject"])] += [
+            reported[row["training_id"], int(row["subject"])] += [
                 (one["update_id"], one["num_examples"]) for one in counted
             ]
     for row in facts["round"]:
         key = row["training_id"], row["number"]
         used = [(one["update_id"], one["num_examples"]) for one in facts.counted.get(key, ())]
-        if row["kind"] != "EVALUATE" and sorted(told[key]) != sorted(used if row["state"] == "DONE" else ()):
-            yield row["training_id"], f"the ledger of round {row['number']} has {told[key]}, {used} count"
+        if row["kind"] != "EVALUATE" and sorted(reported[key]) != sorted(used if row["state"] == "DONE" else ()):
+            yield row["training_id"], f"the ledger of round {row['number']} has {reported[key]}, {used} count"
 
 
 def trainings_end(facts: Facts, history: History) -> Findings:

@@ -221,7 +221,7 @@ class Machine(RuleBasedStateMachine):
                 incoming = self._incoming(user, file)
                 return coordinator.submissions.submit(training.training_id, number, rules, {"loss": 0.5}, incoming)
 
-        reasons = training.refuses_submission(user, number, kind, digest)
+        reasons = training.submission_errors(user, number, kind, digest)
         if self._perform(call, reasons, fault):
             training.submit(user, number, digest, rules, self.now)
             self._follow()
@@ -242,9 +242,9 @@ class Machine(RuleBasedStateMachine):
         async def greet() -> None: ...
 
         # A draining server sends all pending events, and going_away.
-        leaving = Subscriptions(self.instance.context)
-        leaving.close()
-        await leaving.follow(user, training_id, {training_id: cursor}, send, greet)
+        draining = Subscriptions(self.instance.context)
+        draining.close()
+        await draining.follow(user, training_id, {training_id: cursor}, send, greet)
         return [event for event in found if isinstance(event, Event)]
 
     async def _check(self, training: Training) -> None:

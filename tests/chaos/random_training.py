@@ -107,7 +107,7 @@ class RandomTraining:
             self._play_round(started)
 
     def _play_round(self, started: Any) -> None:
-        """Submits what a round asks for, for all participants in random order, sometimes with another action in between."""
+        """Submits what a round asks for, in random order of the users, sometimes with an action in between."""
         draw, order = self._draw, list(self._present)
         draw.shuffle(order)
         may_skip = self._spec.round_policy.min_updates or self._spec.round_policy.HasField("deadline")

@@ -89,7 +89,7 @@ class Rules(Machine):
         min_updates=st.integers(0, 2),
         deadline=deadlines,
         retries=st.integers(0, 2),
-        stranger=seldom,
+        unknown_user=seldom,
         fault=faults,
     )
     def create(
@@ -100,11 +100,11 @@ class Rules(Machine):
         min_updates: int,
         deadline: timedelta | None,
         retries: int,
-        stranger: bool,
+        unknown_user: bool,
         fault: Fault | None,
     ) -> None:
         ids = {self._client(number) for number in who}
-        wanted = ids | set(self.gone[:1] if stranger else ())
+        wanted = ids | set(self.gone[:1] if unknown_user else ())
         retries = 0 if deadline is None else retries
         on_missed = OnMissed.RETRY if retries else OnMissed.FAIL
         policy = RoundPolicy(min_updates, deadline, on_missed=on_missed, max_retries=retries)
@@ -147,7 +147,7 @@ class Rules(Machine):
         training = self._training(which)
         caller = self._client(who) if by_client else self.actor.user_id
         request = training.start_request if repeat and training.start_request else str(uuid.uuid4())
-        reasons = training.refuses_start(caller, request)
+        reasons = training.start_errors(caller, request)
         if self._perform(
             lambda coordinator: coordinator.trainings.start(training.training_id, caller, request), reasons, fault
         ):
@@ -155,12 +155,12 @@ class Rules(Machine):
             self._follow()
 
     @precondition(lambda self: self.trainings)
-    @rule(which=one, by_client=seldom, who=some, stranger=seldom, fault=faults)
-    def register(self, which: int, by_client: bool, who: set[int], stranger: bool, fault: Fault | None) -> None:
+    @rule(which=one, by_client=seldom, who=some, unknown_user=seldom, fault=faults)
+    def register(self, which: int, by_client: bool, who: set[int], unknown_user: bool, fault: Fault | None) -> None:
         training = self._training(which)
-        users = {self._client(number) for number in who} | set(self.gone[:1] if stranger else ())
+        users = {self._client(number) for number in who} | set(self.gone[:1] if unknown_user else ())
         caller = self._client(min(who)) if by_client else self.actor.user_id
-        reasons = training.refuses_register(caller, users, set(self.clients))
+        reasons = training.register_errors(caller, users, set(self.clients))
         if self._perform(
             lambda coordinator: coordinator.trainings.register(training.training_id, caller, sorted(users)),
             reasons,
@@ -174,7 +174,7 @@ class Rules(Machine):
         training = self._training(which)
         users = {self._client(number) for number in who}
         caller = self._client(min(who)) if by_client else self.actor.user_id
-        reasons = training.refuses_leaving(caller, users)
+        reasons = training.remove_clients_errors(caller, users)
         # A removed participant fails with that reason the next time, and so does a repeated call.
         done = self._perform(
             lambda coordinator: coordinator.trainings.remove_clients(training.training_id, caller, sorted(users)),
@@ -191,7 +191,7 @@ class Rules(Machine):
     def remove(self, which: int, by_client: bool, who: int, force: bool, fault: Fault | None) -> None:
         training = self._training(which)
         caller = self._client(who) if by_client else self.actor.user_id
-        reasons = training.refuses_removal(caller, force)
+        reasons = training.removal_errors(caller, force)
         if self._perform(
             lambda coordinator: coordinator.trainings.remove(training.training_id, caller, force=force),
             reasons,

@@ -240,10 +240,10 @@ async def registration_against_close(race: Race) -> None:
     assert new in registration.participant_ids
     await race.until(actor, training, lambda training: training.round == 1)
     events = await race.log(training.training_id, actor)
-    told = max(event.sequence for event in events if type(event.payload).__name__ == "TrainingStarted")
+    start = max(event.sequence for event in events if type(event.payload).__name__ == "TrainingStarted")
     opened = max(event.sequence for event in events if isinstance(event.payload, RoundStarted))
     view = await race.store.rounds.explain(training.training_id, 1, actor)
-    assert {member.user_id for member in view.members} == ({client, new} if told < opened else {client})
+    assert {member.user_id for member in view.members} == ({client, new} if start < opened else {client})
 
 
 @scene
