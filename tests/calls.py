@@ -213,7 +213,7 @@ HELP = {
 }
 
 
-class refused:  # noqa: N801 - reads like pytest.raises
+class fails_with:  # noqa: N801 - reads like pytest.raises
     """The block's call must fail with a code and a reason; the message must contain the words, and help."""
 
     def __init__(self, code: str, reason: str, *words: str) -> None:
@@ -222,7 +222,7 @@ class refused:  # noqa: N801 - reads like pytest.raises
         self._code, self._reason, self._words = code, reason, words
         self._raises = pytest.raises(grpc.RpcError)
 
-    def __enter__(self) -> "refused":
+    def __enter__(self) -> "fails_with":
         self._error = self._raises.__enter__()
         return self
 

@@ -1,4 +1,4 @@
-"""A reference implementation of what a subscriber may read: for one user, with queries that are as plain as possible."""
+"""What a subscriber may read, as a reference implementation: for one user, with the plainest queries."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace

@@ -172,11 +172,11 @@ def attempts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     run = Transactions._run
 
-    def noted(self: Transactions, call: Call) -> Any:
+    def recorded(self: Transactions, call: Call) -> Any:
         names.append(call.name)
         return run(self, call)
 
-    monkeypatch.setattr(Transactions, "_run", noted)
+    monkeypatch.setattr(Transactions, "_run", recorded)
     return names
 
 

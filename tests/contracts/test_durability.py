@@ -127,15 +127,15 @@ async def test_what_a_full_database_rejects_is_accepted_when_there_is_room(sqlit
     actor, clients, training = await world.running(30)
     await sqlite._database.run(lambda: limit(pages() + 2))
     metrics = {f"metric {number}": 0.5 for number in range(90)}
-    refused = []
+    rejected = []
     for client in clients:
         try:
             await world.submit(training.training_id, 0, client, metrics=metrics)
         except StoreUnavailable:
-            refused.append(client)
+            rejected.append(client)
     after = await sqlite.trainings.get(training.training_id, actor)
-    assert 0 < len(refused) < len(clients)
-    assert after.updates_arrived == len(clients) - len(refused)
+    assert 0 < len(rejected) < len(clients)
+    assert after.updates_arrived == len(clients) - len(rejected)
 
     await sqlite._database.run(lambda: limit(1 << 20))
     closed = [(await world.submit(training.training_id, 0, client, metrics=metrics))[1] for client in clients]

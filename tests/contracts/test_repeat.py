@@ -156,7 +156,7 @@ async def test_what_each_hears_of_it(store: Store, world: World) -> None:
 async def test_only_a_user_that_submitted_is_shown_so(store: Store, world: World) -> None:
     actor, (first, second), training = await world.running(2, round_policy=policy())
 
-    async def recorded(user: str) -> bool:
+    async def is_submitted(user: str) -> bool:
         (started,) = [
             event.payload
             for event in await read(store, training.training_id, user)
@@ -164,10 +164,10 @@ async def test_only_a_user_that_submitted_is_shown_so(store: Store, world: World
         ]
         return started.submitted
 
-    assert [await recorded(user) for user in (actor, first, second)] == [False, False, False]
+    assert [await is_submitted(user) for user in (actor, first, second)] == [False, False, False]
     await world.submit(training.training_id, 0, first)
     await miss(world, training.training_id)
-    assert [await recorded(user) for user in (actor, first, second)] == [False, True, False]
+    assert [await is_submitted(user) for user in (actor, first, second)] == [False, True, False]
 
 
 async def test_min_updates_count_over_all_tries(store: Store, world: World) -> None:

@@ -125,10 +125,10 @@ async def test_a_removed_member_is_counted_in_the_round_and_an_unrelated_user_no
     store: Store, world: World
 ) -> None:
     actor, (first, second), training = await world.running(2)
-    training_id, stranger = training.training_id, await world.user()
+    training_id, unrelated = training.training_id, await world.user()
     await store.trainings.remove_clients(training_id, actor, [first], world.now)
     await store.submissions.record_rejected(training_id, 0, first, "A", "", world.now)
-    await store.submissions.record_rejected(training_id, 0, stranger, "A", "", world.now)
+    await store.submissions.record_rejected(training_id, 0, unrelated, "A", "", world.now)
     await store.submissions.record_rejected(new_id(), 0, second, "A", "", world.now)
     waiting = await world.training(actor, [second])
     await store.submissions.record_rejected(waiting.training_id, 0, second, "A", "", world.now)
@@ -142,24 +142,24 @@ async def test_an_update_is_rejected_even_if_it_cannot_be_counted(
 ) -> None:
     async with coordinating(store, tmp_path) as coordination:
         actor, (client,), training = await coordination.running(1)
-        refusals = coordination.coordinator.rejected_updates
+        rejected_updates = coordination.coordinator.rejected_updates
         lose(monkeypatch, SubmissionVerbs, "record_rejected", committed=False)
         for count in (0, 1):
             with pytest.raises(UpdateMismatch):
-                async with refusals.counted(training.training_id, 0, client):
+                async with rejected_updates.counted(training.training_id, 0, client):
                     raise UpdateMismatch("tensor '\0\ud800' is not one of the model's")
             view = await store.rounds.explain(training.training_id, None, actor)
             assert sum(one.count for one in view.rejected_updates) == count
         # What says nothing of an update is not counted.
         with pytest.raises(TrainingNotFound):
-            async with refusals.counted(training.training_id, 0, client):
+            async with rejected_updates.counted(training.training_id, 0, client):
                 raise TrainingNotFound(training.training_id)
         with pytest.raises(RoundNotOpen):
-            async with refusals.counted(training.training_id, 7, client):
+            async with rejected_updates.counted(training.training_id, 7, client):
                 raise RoundNotOpen("round 7 is not open")
         # Where an upload goes on is no error of what is sent.
         with pytest.raises(UploadOffset):
-            async with refusals.counted(training.training_id, 0, client):
+            async with rejected_updates.counted(training.training_id, 0, client):
                 raise UploadOffset(77, 0)
         view = await store.rounds.explain(training.training_id, None, actor)
         assert {one.reason for one in view.rejected_updates} == {"UPDATE_MISMATCH", "ROUND_NOT_OPEN"}

@@ -101,7 +101,7 @@ def test_an_assigned_model_is_fetched_from_where_it_was_cut(server: Server, grou
         client.submit_update(training.training_id, 0, WEIGHTS, 1)
         until(lambda: group.actor.get_training(training.training_id).round == 1)
         sabotage = Sabotage(server, is_upload=False)
-        dealt = client.download_assigned_model(training.training_id, 1, progress=sabotage)
-    assert np.array_equal(dealt["w"], WEIGHTS["w"])
+        assigned = client.download_assigned_model(training.training_id, 1, progress=sabotage)
+    assert np.array_equal(assigned["w"], WEIGHTS["w"])
     received = sabotage.before + sabotage.after
     assert received == sorted(set(received))

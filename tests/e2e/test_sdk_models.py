@@ -58,12 +58,12 @@ def test_a_model_is_stored_described_listed_and_removed(group: Federation, tmp_p
     again = actor.upload_model(actor.download_model(stored.model_id, to=tmp_path / "m.safetensors"))
     assert [model.model_id for model in actor.models()] == [again.model_id, stored.model_id]
     assert again.sha256 == stored.sha256
-    with group.connect(0) as stranger:
-        assert list(stranger.models()) == []
+    with group.connect(0) as unrelated:
+        assert list(unrelated.models()) == []
         with pytest.raises(fr.ModelNotFound):
-            stranger.get_model(stored.model_id)
+            unrelated.get_model(stored.model_id)
         with pytest.raises(fr.ModelNotFound):
-            stranger.download_model(stored.model_id)
+            unrelated.download_model(stored.model_id)
 
     training = actor.create_training(model_id=again.model_id, name="t", target_num_updates=1)
     with pytest.raises(fr.ModelInUse, match=training.training_id):
@@ -87,9 +87,9 @@ def test_tags_name_versions(group: Federation) -> None:
     with pytest.raises(fr.ModelNotFound, match="paper-1"):
         actor.download_model(model_id, tag="paper-1")
     for tag in ("best", "last", "Ä", ""):
-        with pytest.raises(fr.FieldInvalid) as refused:
+        with pytest.raises(fr.FieldInvalid) as raised:
             actor.tag_model(model_id, 0, tag)
-        assert list(refused.value.field_violations) == ["tag"]
+        assert list(raised.value.field_violations) == ["tag"]
     with pytest.raises(fr.FieldInvalid):
         actor.download_model(model_id, 1, tag="pinned")
     with pytest.raises(fr.ModelNotFound):

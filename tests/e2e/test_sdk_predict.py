@@ -141,8 +141,8 @@ def test_inputs_that_do_not_fit_are_reported(group: Federation) -> None:
         actor.predict(line, PIXELS, architecture="classifier")
     with pytest.raises(fr.FieldInvalid, match=r"takes \[N, 2\]"):
         actor.predict(line, np.zeros((1, 3), np.float32))
-    with pytest.raises(fr.ModelNotFound), group.connect(0) as stranger:
-        stranger.predict(line, INPUTS)
+    with pytest.raises(fr.ModelNotFound), group.connect(0) as unrelated:
+        unrelated.predict(line, INPUTS)
 
 
 def test_the_command_predicts_too(server: Server, group: Federation, tmp_path: Path) -> None:

@@ -141,14 +141,14 @@ def test_daisy_chaining_hands_models_on_and_averages_at_last(server: Server) -> 
         # Each participant can read what it was assigned, and no other user can.
         for number in range(3):
             with group.connect(number) as client:
-                dealt = client.download_assigned_model(training.training_id, 1)
-                assert np.array_equal(dealt["w"], chain.got[1][number]["w"])
+                assigned = client.download_assigned_model(training.training_id, 1)
+                assert np.array_equal(assigned["w"], chain.got[1][number]["w"])
                 with pytest.raises(fr.NotInCohort):
                     client.download_assigned_model(training.training_id, 3)
         with pytest.raises(fr.TrainingNotFound):
             group.actor.download_assigned_model(training.training_id, 1)
-        with federation(server, 1) as others, others.connect(0) as stranger, pytest.raises(fr.TrainingNotFound):
-            stranger.download_assigned_model(training.training_id, 1)
+        with federation(server, 1) as others, others.connect(0) as unrelated, pytest.raises(fr.TrainingNotFound):
+            unrelated.download_assigned_model(training.training_id, 1)
 
 
 def test_a_member_that_misses_a_round_is_out_of_the_chain_until_the_next_average(

@@ -38,15 +38,15 @@ def test_the_log_of_a_server_holds(actor: Person, clients: list[Person], auditor
     made = trained(actor, clients)
     report = auditor.verify_audit(before)
     assert report.head.sequence > before.sequence
-    told = [entry for entry in auditor.read_audit(before.sequence) if entry.training_id == made.training_id]
-    assert [entry.action for entry in told if entry.user_id == actor.user_id] == [
+    entries = [entry for entry in auditor.read_audit(before.sequence) if entry.training_id == made.training_id]
+    assert [entry.action for entry in entries if entry.user_id == actor.user_id] == [
         "training_created",
         "clients_registered",
         "training_started",
         "round_opened",
     ]
-    assert [entry.user_id for entry in told if entry.action == "update_accepted"] == [one.user_id for one in clients]
-    assert {entry.user_id for entry in told if entry.action == "version_made"} == {""}
+    assert [entry.user_id for entry in entries if entry.action == "update_accepted"] == [one.user_id for one in clients]
+    assert {entry.user_id for entry in entries if entry.action == "version_made"} == {""}
 
 
 def test_the_stream_ends_where_the_log_ended(admin: Person, actor: Person) -> None:
@@ -103,13 +103,13 @@ def test_a_denied_call_is_recorded_with_its_caller_and_without_its_message(
     with fails_with("PERMISSION_DENIED", "ROLE_REQUIRED", "ADMIN"):
         actor.users.CreateUser(user_pb2.CreateUserRequest(name=words, role="ROLE_CLIENT"))
 
-    def told() -> list[fr.AuditEntry]:
+    def denied() -> list[fr.AuditEntry]:
         entries = auditor.read_audit(before.sequence)
         return [entry for entry in entries if entry.action == "call_refused" and entry.subject == actor.user_id]
 
-    until(lambda: len(told()) >= 2)
-    assert '"method":"/fedround.v1.TrainingService/GetTraining"' in told()[0].facts
-    assert '"reason":"FIELD_INVALID"' in told()[0].facts
+    until(lambda: len(denied()) >= 2)
+    assert '"method":"/fedround.v1.TrainingService/GetTraining"' in denied()[0].facts
+    assert '"reason":"FIELD_INVALID"' in denied()[0].facts
     everything = str(list(auditor.read_audit(before.sequence)))
     assert words not in everything
     for token in (actor.token, server.admin_token):

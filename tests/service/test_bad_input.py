@@ -96,9 +96,9 @@ class TestCreateTraining:
         assert list(error.details.fields) == [field]
 
     def test_unknown_clients_are_all_named(self, actor: Person, clients: list[Person]) -> None:
-        strangers = [new_id(), new_id()]
-        with fails_with("INVALID_ARGUMENT", "UNKNOWN_CLIENTS", *strangers) as error:
-            send(actor, CreateTrainingRequest(spec=spec(client_ids=[clients[0].user_id, *strangers]), chunk=FILE))
+        unknown = [new_id(), new_id()]
+        with fails_with("INVALID_ARGUMENT", "UNKNOWN_CLIENTS", *unknown) as error:
+            send(actor, CreateTrainingRequest(spec=spec(client_ids=[clients[0].user_id, *unknown]), chunk=FILE))
         assert clients[0].user_id not in error.details.message
 
     def test_an_unknown_or_foreign_model(self, actor: Person, person: Callable[..., Person]) -> None:

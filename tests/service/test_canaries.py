@@ -27,7 +27,7 @@ class Canaries:
     server: Server
     tokens: dict[str, str]
     stored: str
-    told: list[str]
+    received: list[str]
 
     def found_in(self, content: bytes) -> list[str]:
         """Which tokens stand in the clear somewhere."""
@@ -51,7 +51,7 @@ def canaries(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         found = Canaries(server, tokens, new_token(), [])
         train(actor, client)
         for token in tokens.values():
-            found.told += misplace(channel, token, admin.token)
+            found.received += misplace(channel, token, admin.token)
         name = user_pb2.CreateUserRequest(name=found.stored, role="ROLE_CLIENT")
         assert admin.users.CreateUser(name).user.name == found.stored
         with fails_with("ALREADY_EXISTS", "USER_EXISTS", "there is a user called 'fr_...'"):
@@ -125,12 +125,12 @@ def test_every_kind_was_shown_everywhere(canaries: Canaries) -> None:
     assert len(canaries.tokens) == 6
     assert all(token.startswith(TOKEN_PREFIX) for token in canaries.tokens.values())
     # Most calls with nonsense in each field are rejected, and some of the errors repeat it.
-    assert len(canaries.told) > 6 * 30
-    assert any("fr_..." in text for text in canaries.told)
+    assert len(canaries.received) > 6 * 30
+    assert any("fr_..." in text for text in canaries.received)
 
 
 def test_no_token_is_revealed(canaries: Canaries) -> None:
-    assert [text for text in canaries.told if canaries.found_in(text.encode())] == []
+    assert [text for text in canaries.received if canaries.found_in(text.encode())] == []
 
 
 def test_no_token_is_logged(canaries: Canaries) -> None:

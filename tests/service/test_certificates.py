@@ -104,13 +104,13 @@ class TestFiles:
 
     def test_a_new_client_ca_decides_about_new_connections(self, site: Site) -> None:
         other = Authority()
-        stranger, old = other.issue("stranger.example.org"), site.admin
+        foreign, old = other.issue("foreign.example.org"), site.admin
         assert myself(old)
         with pytest.raises(grpc.RpcError) as error:
-            myself(site.person(stranger, site.server.admin_token))
+            myself(site.person(foreign, site.server.admin_token))
         assert error.value.code() is grpc.StatusCode.UNAVAILABLE
         replace(site.folder / "ca.pem", other.pem)
-        assert myself(site.person(stranger, site.server.admin_token))
+        assert myself(site.person(foreign, site.server.admin_token))
         with pytest.raises(grpc.RpcError):
             myself(site.admin)
         assert myself(old)

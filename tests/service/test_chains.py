@@ -28,7 +28,7 @@ def await_round(actor: Person, training_id: str, number: int) -> Any:
     return started
 
 
-def dealt(person: Person, training_id: str, number: int = 1, offset: int = 0) -> tuple[Any, bytes]:
+def download_assigned(person: Person, training_id: str, number: int = 1, offset: int = 0) -> tuple[Any, bytes]:
     request = round_pb2.DownloadAssignedModelRequest(training_id=training_id, round=number, offset=offset)
     return whole(person.rounds.DownloadAssignedModel(request))
 
@@ -54,10 +54,10 @@ class TestDeals:
             assert await_round(actor, training_id, number + 1).assigned
             got = {}
             for client in clients:
-                info, data = dealt(client, training_id, number + 1)
+                info, data = download_assigned(client, training_id, number + 1)
                 assert (info.model_id, info.version) == (training.model_id, 0)
                 assert (info.sha256, info.size_bytes) == (digest(data), len(data))
-                assert dealt(client, training_id, number + 1, 7)[1] == data[7:]
+                assert download_assigned(client, training_id, number + 1, 7)[1] == data[7:]
                 got[client.user_id] = data
             assert sorted(got.values()) == sorted(sent.values())
             assert all(got[user_id] != data for user_id, data in sent.items())
@@ -66,29 +66,29 @@ class TestDeals:
         self, actor: Person, clients: list[Person], person: Callable[..., Person], training: Any
     ) -> None:
         training_id = training.training_id
-        assert dealt(clients[0], training_id)[1] == model_file(2)
-        assert dealt(clients[1], training_id)[1] == model_file(1)
+        assert download_assigned(clients[0], training_id)[1] == model_file(2)
+        assert download_assigned(clients[1], training_id)[1] == model_file(1)
         with fails_with("PERMISSION_DENIED", "NOT_IN_COHORT", "no model was assigned to you in round 1"):
-            dealt(clients[2], training_id)
+            download_assigned(clients[2], training_id)
         with fails_with("PERMISSION_DENIED", "NOT_IN_COHORT", "no model was assigned to you in round 0"):
-            dealt(clients[0], training_id, 0)
+            download_assigned(clients[0], training_id, 0)
         with fails_with("NOT_FOUND", "ROUND_NOT_FOUND", f"2 of the training {training_id}"):
-            dealt(clients[0], training_id, 2)
+            download_assigned(clients[0], training_id, 2)
         for other in (actor, person("CLIENT")):
             with fails_with("NOT_FOUND", "TRAINING_NOT_FOUND", training_id):
-                dealt(other, training_id)
+                download_assigned(other, training_id)
         with fails_with("NOT_FOUND", "TRAINING_NOT_FOUND"):
-            dealt(clients[0], new_id())
+            download_assigned(clients[0], new_id())
         with fails_with("INVALID_ARGUMENT", "FIELD_INVALID", "is required") as call:
-            dealt(clients[0], "")
+            download_assigned(clients[0], "")
         assert list(call.details.fields) == ["training_id"]
 
-    def test_a_deal_is_read_from_anywhere_up_to_its_end(self, clients: list[Person], training: Any) -> None:
+    def test_an_assigned_model_is_read_from_anywhere_up_to_its_end(self, clients: list[Person], training: Any) -> None:
         data = model_file(2)
         for offset in (0, 1, len(data) - 1, len(data)):
-            assert dealt(clients[0], training.training_id, 1, offset)[1] == data[offset:]
+            assert download_assigned(clients[0], training.training_id, 1, offset)[1] == data[offset:]
         with fails_with("OUT_OF_RANGE", "OFFSET_OUT_OF_RANGE", f"the file ends at {len(data)}"):
-            dealt(clients[0], training.training_id, 1, len(data) + 1)
+            download_assigned(clients[0], training.training_id, 1, len(data) + 1)
 
 
 def moments(rank: int = 2, **changed: np.ndarray) -> dict[str, np.ndarray]:

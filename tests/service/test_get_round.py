@@ -135,15 +135,15 @@ def test_rejected_updates_are_seen_by_the_actor_and_not_in_the_round(
     receipt = clients[1].submit(training_id, model_file(1))
     with fails_with("ALREADY_EXISTS", "UPDATE_EXISTS"):
         clients[1].submit(training_id, model_file(2))
-    late, stranger = clients[2], person("CLIENT")
+    late, unrelated = clients[2], person("CLIENT")
     request = training_pb2.RegisterClientsRequest(training_id=training_id, client_ids=[late.user_id])
     actor.trainings.RegisterClients(request)
     with fails_with("PERMISSION_DENIED", "NOT_IN_COHORT"):
         late.submit(training_id, model_file(1))
     with fails_with("NOT_FOUND", "TRAINING_NOT_FOUND"):
-        stranger.submit(training_id, NOT_FINITE)
+        unrelated.submit(training_id, NOT_FINITE)
     with fails_with("INVALID_ARGUMENT", "NUM_EXAMPLES"):
-        stranger.submit(training_id, model_file(1), num_examples=0)
+        unrelated.submit(training_id, model_file(1), num_examples=0)
 
     found = look(actor, training_id)
     own = {one.reason: one.count for one in member(found, clients[0]).rejected_updates}

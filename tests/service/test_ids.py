@@ -127,27 +127,27 @@ def owned(actor: Person, clients: list[Person]) -> Iterator[training_pb2.Trainin
 def test_ids_of_what_others_have(
     person: Callable[..., Person], owned: training_pb2.Training, method: Method, role: str
 ) -> None:
-    stranger, unknown = person(role), new_id()
+    unrelated, unknown = person(role), new_id()
     answers = set()
     for id_ in (unknown, owned.training_id if method.reason == TRAIN else owned.model_id):
         with pytest.raises(grpc.RpcError) as error:
-            method(stranger, id_)
-        refusal = read_error(error.value)
-        assert (refusal.code, refusal.reason) == (grpc.StatusCode.NOT_FOUND, method.reason)
-        assert refusal.metadata == {"id": id_}
-        answers.add(refusal.message.replace(id_, unknown))
+            method(unrelated, id_)
+        details = read_error(error.value)
+        assert (details.code, details.reason) == (grpc.StatusCode.NOT_FOUND, method.reason)
+        assert details.metadata == {"id": id_}
+        answers.add(details.message.replace(id_, unknown))
     # They are indistinguishable.
     assert len(answers) == 1
 
 
 def test_an_update_for_what_others_have(person: Callable[..., Person], owned: training_pb2.Training) -> None:
-    stranger, data = person("ACTOR"), model_file(1)
+    unrelated, data = person("ACTOR"), model_file(1)
     for training_id in (new_id(), owned.training_id):
         with fails_with("NOT_FOUND", TRAIN, training_id):
-            stranger.submit(training_id, data)
+            unrelated.submit(training_id, data)
         with fails_with("INVALID_ARGUMENT", "FIELD_INVALID", "spec.training_id"):
             message = round_pb2.SubmitUpdateRequest(spec=update_spec(training_id[:-1], data))
-            stranger.rounds.SubmitUpdate(iter([message]), timeout=TIMEOUT)
+            unrelated.rounds.SubmitUpdate(iter([message]), timeout=TIMEOUT)
 
 
 def test_ids_may_be_in_upper_case(actor: Person) -> None:

@@ -189,13 +189,13 @@ class TestRefusals:
     def test_models_and_versions_that_are_not_the_callers(
         self, actor: Person, person: Callable[..., Person], line: str
     ) -> None:
-        stranger = person("ACTOR")
+        unrelated = person("ACTOR")
         for model_id in (line, new_id()):
             with fails_with("NOT_FOUND", "MODEL_NOT_FOUND"):
-                predict(stranger, model_id)
-        own = upload(stranger, a_line(0, 0), "line")
+                predict(unrelated, model_id)
+        own = upload(unrelated, a_line(0, 0), "line")
         with fails_with("NOT_FOUND", "MODEL_NOT_FOUND", line):
-            predict(stranger, own, uncertainty={"ensemble": {"members": [{"model_id": line}]}})
+            predict(unrelated, own, uncertainty={"ensemble": {"members": [{"model_id": line}]}})
         with fails_with("NOT_FOUND", "MODEL_NOT_FOUND", "version 1 (the latest is 0)"):
             predict(actor, line, version=1)
         with fails_with("NOT_FOUND", "MODEL_NOT_FOUND", "tagged best"):

@@ -83,9 +83,9 @@ async def test_an_internal_error_is_reported_by_its_id_alone(address: str, shape
     assert (found.code, found.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
     error_id = found.metadata["error_id"]
     assert error_id in found.message
-    told = f"{error.details()} {error.trailing_metadata()} {error.debug_error_string()}"
-    assert SECRET not in told
-    assert "ZeroDivisionError" not in told
+    reported = f"{error.details()} {error.trailing_metadata()} {error.debug_error_string()}"
+    assert SECRET not in reported
+    assert "ZeroDivisionError" not in reported
 
     (mistake,) = (entry for entry in log if entry["event"] == "unexpected error")
     assert (mistake["log_level"], mistake["error_id"], mistake["method"]) == ("error", error_id, f"/Failing/{shape}")

@@ -32,7 +32,7 @@ def create(actor: Person, client: Person, scores: Sequence[float], **spec: Any) 
 
 
 def play(actor: Person, client: Person, training_id: str, scores: Sequence[float]) -> Iterator[event_pb2.Event]:
-    """Plays the client, who gives version 1 the first of the scores; yields what the actor receives before it goes on."""
+    """Plays the client, who gives version 1 the first of the scores; yields the actor's events meanwhile."""
     actor.start(training_id)
     for event in actor.subscribe(training_id):
         yield event

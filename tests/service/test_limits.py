@@ -25,11 +25,11 @@ def test_uploads_of_one_user(person: Callable[..., Person]) -> None:
             try:
                 actor.trainings.CreateTraining(iter([training_pb2.CreateTrainingRequest(spec=spec)]), timeout=TIMEOUT)
             except grpc.RpcError as error:
-                refusal = read_error(error)
-                reasons.add(refusal.reason)
-                if refusal.reason == "TOO_MANY_UPLOADS":
-                    assert "RetryInfo" in refusal.details
-                    assert refusal.metadata == {"limit": "max_uploads_per_user"}
+                details = read_error(error)
+                reasons.add(details.reason)
+                if details.reason == "TOO_MANY_UPLOADS":
+                    assert "RetryInfo" in details.details
+                    assert details.metadata == {"limit": "max_uploads_per_user"}
         assert reasons <= {"TOO_MANY_UPLOADS", "FIELD_INVALID"}
     finally:
         for upload in hanging:

@@ -249,8 +249,8 @@ class TestEvaluation:
         cursor = {evaluating.training_id: 0}
         for person, closed in ((actor, {"loss": 2.0}), (clients[0], {})):
             log = list(person.subscribe(evaluating.training_id, resume_after_sequence=cursor))
-            told = [dict(one.round_closed.metrics) for one in log if one.HasField("round_closed")]
-            assert told == [closed, {"accuracy": 0.875}]
+            reported = [dict(one.round_closed.metrics) for one in log if one.HasField("round_closed")]
+            assert reported == [closed, {"accuracy": 0.875}]
 
     def test_a_lacking_metric_is_named(self, actor: Person, clients: list[Person], evaluating: Any) -> None:
         before = actor.get(evaluating.training_id)

@@ -70,9 +70,13 @@ def test_an_update_that_is_here_is_not_sent_again(tmp_path_factory: pytest.TempP
         with fr.connect(server.address, users[0][1]) as client:
             receipts = [
                 client.submit_update(
-                    training.training_id, 0, weights, 1, progress=lambda done, _, told=told: told.append(done)
+                    training.training_id,
+                    0,
+                    weights,
+                    1,
+                    progress=lambda done, _, reported=reported: reported.append(done),
                 )
-                for told in sent
+                for reported in sent
             ]
     assert receipts[0] == receipts[1]
     assert sent[0][-1] > len(weights["w"]) * 4

@@ -88,10 +88,10 @@ def test_peers_that_hang_are_found(server: Server) -> None:
 
 def is_sent_away(peer: Peer) -> bool:
     """Returns whether the server sends GOAWAY, and waits until it has closed the connection."""
-    told = peer.until(GOAWAY) is not None
+    is_notified = peer.until(GOAWAY) is not None
     while peer.read() is not None:
         pass
-    return told
+    return is_notified
 
 
 def test_only_a_peer_that_pings_too_often_is_disconnected(server: Server, admin: Person) -> None:

@@ -100,14 +100,14 @@ def test_what_was_left_behind_counts_also_after_a_kill(
 ) -> None:
     upload = storing(actor)
     upload_id, *_ = [leave(upload, data) for _ in range(3)]
-    refusal = ("RESOURCE_EXHAUSTED", "TOO_MANY_UPLOADS", f"would have {4 << 20} bytes, you may have {3 << 20}")
-    with fails_with(*refusal):
+    limit = ("RESOURCE_EXHAUSTED", "TOO_MANY_UPLOADS", f"would have {4 << 20} bytes, you may have {3 << 20}")
+    with fails_with(*limit):
         upload.send(upload.spec(data), *upload.chunks(data))
     server.kill()
     server.start()
     with grpc.insecure_channel(server.address) as channel:
         upload = upload.through(Person(channel, actor.token, actor.user_id))
-        with fails_with(*refusal):
+        with fails_with(*limit):
             upload.send(upload.spec(data), *upload.chunks(data))
         assert committed(upload, upload_id) == 50
         upload.send(upload.resumable(data, upload_id, 50), *upload.chunks(data[50:]))

@@ -154,9 +154,9 @@ class TestRegisterAndRemove:
 
     def test_unknown_ids_are_all_named_and_nothing_changes(self, actor: Person, clients: list[Person]) -> None:
         made = actor.create(client_ids=ids(clients[:1]))
-        strangers = [new_id(), new_id()]
-        mixed = [clients[1].user_id, *strangers]
-        with fails_with("INVALID_ARGUMENT", "UNKNOWN_CLIENTS", *strangers):
+        unknown = [new_id(), new_id()]
+        mixed = [clients[1].user_id, *unknown]
+        with fails_with("INVALID_ARGUMENT", "UNKNOWN_CLIENTS", *unknown):
             actor.trainings.RegisterClients(RegisterClientsRequest(training_id=made.training_id, client_ids=mixed))
         # More of them than an answer has room for.
         many = sorted(new_id() for _ in range(10_000))

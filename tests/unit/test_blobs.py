@@ -131,16 +131,16 @@ def test_an_adoption_that_is_cut_off_leaves_the_upload_writable(
     assert stat.S_IMODE((tmp_path / "uploads/user/upload").stat().st_mode) == 0o600
 
 
-class TellingLock:
+class ReportingLock:
     """A lock that reports when a caller has to wait for it."""
 
-    def __init__(self, tell: Callable[[str], None]) -> None:
-        self._tell = tell
+    def __init__(self, report: Callable[[str], None]) -> None:
+        self._report = report
         self._lock = threading.Lock()
 
     def __enter__(self) -> None:
         if not self._lock.acquire(blocking=False):
-            self._tell("waits")
+            self._report("waits")
             self._lock.acquire()
 
     def __exit__(self, *_: object) -> None:
@@ -150,21 +150,21 @@ class TellingLock:
 def test_bytes_that_come_again_are_not_collected(blobs: LocalBlobs, monkeypatch: pytest.MonkeyPatch) -> None:
     blob = put(blobs, b"again")
     make_old(blobs.files.local_path(blob))
-    told: queue.Queue[str] = queue.Queue()
+    reported: queue.Queue[str] = queue.Queue()
     unlink = Path.unlink
 
     def come_again() -> None:
         put(blobs, b"again", StagedRef("two"))
-        told.put("came")
+        reported.put("came")
 
     def late_unlink(path: Path, **options: bool) -> None:
         if path == blobs.files.local_path(blob):
             again.start()
-            told.get(timeout=30)
+            reported.get(timeout=30)
         unlink(path, **options)
 
     again = threading.Thread(target=come_again)
-    monkeypatch.setattr(blobs, "_lock", TellingLock(told.put), raising=False)
+    monkeypatch.setattr(blobs, "_lock", ReportingLock(reported.put), raising=False)
     monkeypatch.setattr(Path, "unlink", late_unlink)
     blobs.collect([blob.sha256])
     again.join()
