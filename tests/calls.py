@@ -1,4 +1,4 @@
-"""Raw calls over a real port, and what comes back."""
+"""Raw calls over a real port, and their responses and errors."""
 
 import hashlib
 import itertools
@@ -45,7 +45,7 @@ def digest(data: bytes) -> str:
 
 
 def until(condition: Callable[[], object]) -> None:
-    """Asks again and again for what nobody tells; the test's own timeout is the limit."""
+    """Polls until a condition holds; the test's own timeout is the limit."""
     while not condition():
         time.sleep(0.01)
 
@@ -107,7 +107,7 @@ class Person:
         return self.rounds.SubmitUpdate(iter(messages), timeout=TIMEOUT).receipt
 
     def subscribe(self, training_id: str = "", **cursors: Any) -> "Events":
-        """Subscribes; when this returns, the server hears."""
+        """Subscribes; when this returns, the server has accepted the call."""
         stream = self.rounds.Subscribe(round_pb2.SubscribeRequest(training_id=training_id, **cursors), timeout=TIMEOUT)
         stream.initial_metadata()
         return Events(stream)
@@ -162,7 +162,7 @@ def kinds(events: Sequence[Any]) -> list[str]:
 
 @dataclass(frozen=True)
 class ErrorDetails:
-    """What a refused call said."""
+    """The details of a failed call."""
 
     code: grpc.StatusCode
     reason: str
@@ -213,8 +213,8 @@ HELP = {
 }
 
 
-class refused:  # noqa: N801 - reads like pytest.raises
-    """The block's call must be refused with a code and a reason; the message must contain the words, and help."""
+class fails_with:  # noqa: N801 - reads like pytest.raises
+    """The block's call must fail with a code and a reason; the message must contain the words, and help."""
 
     def __init__(self, code: str, reason: str, *words: str) -> None:
         words += (HELP[reason],) if reason in HELP else ()
@@ -222,20 +222,20 @@ class refused:  # noqa: N801 - reads like pytest.raises
         self._code, self._reason, self._words = code, reason, words
         self._raises = pytest.raises(grpc.RpcError)
 
-    def __enter__(self) -> "refused":
+    def __enter__(self) -> "fails_with":
         self._error = self._raises.__enter__()
         return self
 
     def __exit__(self, *exc: Any) -> bool:
         caught = bool(self._raises.__exit__(*exc))
         if caught:
-            found = self.refusal
+            found = self.details
             assert (found.code.name, found.reason) == (self._code, self._reason), found
             assert all(word in found.message for word in self._words), found.message
         return caught
 
     @property
-    def refusal(self) -> ErrorDetails:
+    def details(self) -> ErrorDetails:
         return read_error(self._error.value)
 
 

@@ -33,7 +33,7 @@ class Certificate:
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Writes a file so that nobody sees half of it."""
+    """Writes a file atomically."""
     new = path.with_name(path.name + ".new")
     new.write_bytes(content)
     new.replace(path)
@@ -70,7 +70,7 @@ class Authority:
         return Certificate(signed.public_bytes(serialization.Encoding.PEM), model.private_key_pem.bytes())
 
     def person(self, address: str, client: Certificate | None = None, token: str = "") -> Person:
-        """Somebody with a connection of its own to a server that this authority vouches for."""
+        """A user with a connection of its own to a server whose certificate this authority signed."""
         pair: dict[str, Any] = {} if client is None else {"private_key": client.key, "certificate_chain": client.chain}
         credentials = grpc.ssl_channel_credentials(self.pem, **pair)
         options = [("grpc.use_local_subchannel_pool", 1)]

@@ -20,7 +20,7 @@ settings.register_profile(
     "fedround", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=not IS_LONG
 )
 settings.load_profile("fedround")
-# Halves the tests of the store, so somebody has to want it: where PostgreSQL is missing they fail otherwise.
+# Halves the tests of the store, so it must be requested: otherwise they fail where PostgreSQL is missing.
 WITHOUT = "FEDROUND_TEST_WITHOUT_POSTGRES"
 
 

@@ -10,9 +10,9 @@ _C = ctypes.CDLL(None)
 
 
 def is_in_memory(path: Path) -> bool:
-    """Whether any page of a file is in memory; False, too, where the system cannot tell.
+    """Whether any page of a file is in memory; False, too, where the system does not report it.
 
-    A read that must not wait would tell as well, and has the system fetch the file meanwhile.
+    A non-blocking read would show it as well, but makes the system fetch the file.
     """
     if not hasattr(_C, "mincore"):
         return False

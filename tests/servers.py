@@ -90,13 +90,13 @@ class Server:
         self._reap()
 
     def stop(self) -> int:
-        """Ends the server in good order; returns its exit code."""
+        """Stops the server gracefully; returns its exit code."""
         assert self._process is not None
         self._process.terminate()
         return self._reap()
 
     def wait(self) -> int:
-        """Waits for the end of a server that was told to stop; returns its exit code."""
+        """Waits for the end of a server after SIGTERM; returns its exit code."""
         return self._reap()
 
     def _reap(self) -> int:
@@ -110,8 +110,8 @@ class Server:
 def hold_a_port() -> socket.socket:
     """Takes a port that stays ours while the server is down.
 
-    A socket that is bound but does not listen keeps everybody else away, outgoing connections too. What asks for
-    SO_REUSEADDR, as gRPC does, may listen beside it.
+    A socket that is bound but does not listen blocks all other sockets, outgoing connections too. One with
+    SO_REUSEADDR, as gRPC's, may listen beside it.
     """
     holder = socket.socket()
     holder.bind(("127.0.0.1", 0))

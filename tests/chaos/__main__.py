@@ -1,4 +1,4 @@
-"""`python -m chaos`: kills servers for as long as one likes, and writes down what came out."""
+"""`python -m chaos`: kills servers the given number of times, and writes a report."""
 
 import argparse
 import json
@@ -16,7 +16,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=300)
     parser.add_argument("--seed", default="1")
     parser.add_argument("--databases", nargs="+", default=["sqlite", "postgresql"])
-    parser.add_argument("--points", nargs="+", default=[], help="what the points of the kills begin with")
+    parser.add_argument("--points", nargs="+", default=[], help="prefixes of the points of the kills")
     parser.add_argument("--per-campaign", type=int, default=50)
     parser.add_argument("--folder", type=Path, help="where the data goes; on a real disk")
     parser.add_argument("--output", type=Path, default=Path("chaos.json"))
@@ -44,7 +44,7 @@ def main() -> int:
         progress=progress,
     )
     if tally.violations:
-        sys.stdout.write(f"what was left is in {folder}\n")
+        sys.stdout.write(f"the data is in {folder}\n")
         return 1
     shutil.rmtree(folder)
     return 0

@@ -1,7 +1,7 @@
-"""Kills a server again and again while clients use it, and checks what it has left.
+"""Kills a server repeatedly while clients use it, and checks its data afterwards.
 
-A run is a row of campaigns. Each has a new data directory and database, some kills, then a quiet time in which all that
-was begun comes to its end, then the check of the invariants.
+A run is a sequence of campaigns. Each has a new data directory and database, some kills, then a quiet period in which
+all that was begun completes, then the check of the invariants.
 """
 
 import itertools
@@ -20,31 +20,31 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from chaos.desk import Desk, Lost
-from chaos.errands import ERRANDS, errand
 from chaos.facts import load
 from chaos.history import History
 from chaos.invariants import Violation, check
-from chaos.lives import PATIENCE, Life, Lives
 from chaos.points import STEPS, kill_points
 from chaos.postgres import Postgres
-from chaos.story import Story
+from chaos.random_training import RandomTraining
+from chaos.retrying_client import RetryingClient, UnexpectedError
+from chaos.server_process import TIMEOUT_SECONDS, RestartableServer, ServerProcess
+from chaos.user_actions import USER_ACTIONS, action_for
 
-STORIES = 3
-# Those of the kills that come at random moments; the others come at points of the commit protocol.
+CONCURRENT_TRAININGS = 3
+# The fraction of the kills at random times; the others are at points of the commit protocol.
 RANDOM = 0.3
-OTHERS = 0.02
-LONGEST_LIFE = 0.4
-LONGEST_OUTAGE = 5.0
-# A point that is not reached by then is given up, and the kill comes all the same.
-REACHED_IN = 4.0
-# What a server does now and then, and before it ends in good order.
-AT_THE_END = ("audit.", "user.record_last_seen.")
+OTHER_PROCESSES = 0.02
+MAX_UPTIME = 0.4
+MAX_OUTAGE = 5.0
+# A point that is not reached by then is given up, and the server is killed anyway.
+POINT_TIMEOUT = 4.0
+# What a server does periodically, and before it shuts down gracefully.
+AT_SHUTDOWN = ("audit.", "user.record_last_seen.")
 
 
 @dataclass
 class Tally:
-    """What a run has done and found."""
+    """Statistics and findings of a run."""
 
     kills: Counter[str] = field(default_factory=Counter)
     points: Counter[str] = field(default_factory=Counter)
@@ -87,155 +87,155 @@ class Campaign:
         self._draw = random.Random(seed)
         self._tally = tally
         self._kind = "sqlite" if postgres is None else "postgresql"
-        self._wanted = ""
-        self._over = threading.Event()
-        self._life: Life | None = None
+        self._target_point = ""
+        self._ending = threading.Event()
+        self._process: ServerProcess | None = None
 
     def run(self, kills: int) -> list[Violation]:
-        """Kills so often, lets all come to an end, and checks."""
+        """Kills the server so many times, lets all trainings end, and checks."""
         with ExitStack() as stack:
-            lives = stack.enter_context(Lives(self._folder, self._database))
-            self._first_start(lives)
+            server = stack.enter_context(RestartableServer(self._folder, self._database))
+            self._first_start(server)
             history = History(self._folder / "history.jsonl")
             stack.callback(history.close)
-            desk = Desk(lives.address, history, lives.admin_token, self._hear)
-            stack.callback(desk.close)
-            pool = stack.enter_context(ThreadPoolExecutor(STORIES + 1))
-            stack.callback(self._over.set)
-            ends = [pool.submit(self._tell, desk, number) for number in range(STORIES)]
-            ends += [pool.submit(self._run_errands, desk)]
+            client = RetryingClient(server.address, history, server.admin_token, self._on_answer)
+            stack.callback(client.close)
+            pool = stack.enter_context(ThreadPoolExecutor(CONCURRENT_TRAININGS + 1))
+            stack.callback(self._ending.set)
+            ends = [pool.submit(self._run_trainings, client, number) for number in range(CONCURRENT_TRAININGS)]
+            ends += [pool.submit(self._run_actions, client)]
             for _ in range(kills):
-                self._kill(lives)
-            # The last life is a whole one, and it begins like all others: by taking up what was left.
-            life = self._live(lives)
-            self._over.set()
+                self._kill(server)
+            # The last process runs undisturbed, and begins like all others: with recovery.
+            process = self._start_serving(server)
+            self._ending.set()
             for end in ends:
-                end.result(PATIENCE)
-            self._tally.settled.append(time.monotonic() - life.born)
-            lives.kill()
-            # Once more, so that what is swept at a start is swept; and the server may say goodbye.
-            self._live(lives)
-            for number, run in enumerate(dict.fromkeys(ERRANDS.values())):
-                run(desk, f"{self._seed} {number}")
-            life = lives.stop()
-            assert life.code == 0, lives.log.read_text()
-            self._tally.reached |= lives.reached
-            return self._check(history, lives)
+                end.result(TIMEOUT_SECONDS)
+            self._tally.settled.append(time.monotonic() - process.start_time)
+            server.kill()
+            # Once more, so that what is swept at a start is swept; and the server shuts down gracefully.
+            self._start_serving(server)
+            for number, run in enumerate(dict.fromkeys(USER_ACTIONS.values())):
+                run(client, f"{self._seed} {number}")
+            process = server.stop()
+            assert process.code == 0, server.log.read_text()
+            self._tally.reached |= server.reached
+            return self._check(history, server)
 
-    def _first_start(self, lives: Lives) -> None:
-        """Starts a server on nothing; its first moments, when the tables are made, are worth some kills, too."""
-        life = lives.start()
+    def _first_start(self, server: RestartableServer) -> None:
+        """Starts a server on an empty directory, and kills it while it makes its tables."""
+        process = server.start()
         time.sleep(self._draw.uniform(0, 0.1))
-        lives.kill()
-        self._count(life, "at the first start")
-        life = lives.start(self._draw.choice([f"user.create.{step}" for step in STEPS]))
-        if lives.wait_serving(life):
+        server.kill()
+        self._count(process, "at the first start")
+        process = server.start(self._draw.choice([f"user.create.{step}" for step in STEPS]))
+        if server.wait_serving(process):
             # The first one has made the admin already.
-            lives.kill()
-        self._count(life, "at the first start")
-        assert lives.wait_serving(lives.start()), lives.log.read_text()
-        lives.kill()
+            server.kill()
+        self._count(process, "at the first start")
+        assert server.wait_serving(server.start()), server.log.read_text()
+        server.kill()
 
-    def _kill(self, lives: Lives) -> None:
-        """One life, from its birth to its violent death."""
+    def _kill(self, server: RestartableServer) -> None:
+        """Starts a server process and kills it."""
         chance = self._draw.random()
         if chance < RANDOM:
-            self._kill_at_random(lives)
-        elif chance < RANDOM + OTHERS:
-            self._kill_another(lives)
+            self._kill_at_random(server)
+        elif chance < RANDOM + OTHER_PROCESSES:
+            self._kill_other_process(server)
         else:
-            self._kill_at_a_point(lives)
+            self._kill_at_a_point(server)
 
-    def _kill_at_random(self, lives: Lives) -> None:
-        life = self._start(lives)
-        time.sleep(self._draw.uniform(0, LONGEST_LIFE))
-        lives.kill()
-        self._count(life, "at random")
+    def _kill_at_random(self, server: RestartableServer) -> None:
+        process = self._start(server)
+        time.sleep(self._draw.uniform(0, MAX_UPTIME))
+        server.kill()
+        self._count(process, "at random")
 
-    def _kill_at_a_point(self, lives: Lives) -> None:
+    def _kill_at_a_point(self, server: RestartableServer) -> None:
         point = self._draw.choice(self._points)
-        self._wanted = point
-        times = 1 if point.startswith(("start.", *AT_THE_END)) else self._draw.choice([1, 1, 1, 2, 3])
-        life = self._start(lives, f"{point}:{times}")
-        serves = lives.wait_serving(life)
-        if serves and point.startswith(AT_THE_END):
-            time.sleep(self._draw.uniform(0, LONGEST_LIFE))
-            os.kill(life.pid, signal.SIGTERM)
-        if serves and not lives.wait_ended(life, REACHED_IN):
-            lives.kill()
+        self._target_point = point
+        times = 1 if point.startswith(("start.", *AT_SHUTDOWN)) else self._draw.choice([1, 1, 1, 2, 3])
+        process = self._start(server, f"{point}:{times}")
+        serves = server.wait_serving(process)
+        if serves and point.startswith(AT_SHUTDOWN):
+            time.sleep(self._draw.uniform(0, MAX_UPTIME))
+            os.kill(process.pid, signal.SIGTERM)
+        if serves and not server.wait_ended(process, POINT_TIMEOUT):
+            server.kill()
             point = f"at random, waiting for {point}"
-        self._wanted = ""
-        self._count(life, point)
+        self._target_point = ""
+        self._count(process, point)
 
-    def _kill_another(self, lives: Lives) -> None:
-        """Kills the worker, or PostgreSQL, under a server that goes on."""
-        life = self._live(lives)
-        time.sleep(self._draw.uniform(0, LONGEST_LIFE))
+    def _kill_other_process(self, server: RestartableServer) -> None:
+        """Kills the worker, or PostgreSQL, while the server runs."""
+        process = self._start_serving(server)
+        time.sleep(self._draw.uniform(0, MAX_UPTIME))
         if self._postgres is not None and self._draw.random() < 0.5:
             self._postgres.kill()
             self._tally.points["PostgreSQL"] += 1
         else:
-            for child in Path(f"/proc/{life.pid}/task/{life.pid}/children").read_text().split():
+            for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
                 os.kill(int(child), signal.SIGKILL)
             self._tally.points["the worker"] += 1
-        time.sleep(self._draw.uniform(0, LONGEST_OUTAGE))
-        lives.kill()
-        self._count(life, "behind another kill")
+        time.sleep(self._draw.uniform(0, MAX_OUTAGE))
+        server.kill()
+        self._count(process, "behind another kill")
 
-    def _live(self, lives: Lives) -> Life:
-        life = self._start(lives)
-        assert lives.wait_serving(life), lives.log.read_text()
-        self._note(life)
-        return life
+    def _start_serving(self, server: RestartableServer) -> ServerProcess:
+        process = self._start(server)
+        assert server.wait_serving(process), server.log.read_text()
+        self._record_start(process)
+        return process
 
-    def _start(self, lives: Lives, failpoint: str | None = None) -> Life:
-        self._life = None
-        life = self._life = lives.start(failpoint)
-        return life
+    def _start(self, server: RestartableServer, failpoint: str | None = None) -> ServerProcess:
+        self._process = None
+        process = self._process = server.start(failpoint)
+        return process
 
-    def _count(self, life: Life, point: str) -> None:
-        assert life.code == -9, f"a server ended with {life.code} instead of being killed at {point}"
+    def _count(self, process: ServerProcess, point: str) -> None:
+        assert process.code == -9, f"a server ended with {process.code} instead of being killed at {point}"
         self._tally.kills[self._kind] += 1
         self._tally.points[point] += 1
-        self._note(life)
+        self._record_start(process)
 
-    def _note(self, life: Life) -> None:
-        if life.serving is not None:
-            self._tally.starts.append(life.serving - life.born)
+    def _record_start(self, process: ServerProcess) -> None:
+        if process.serving is not None:
+            self._tally.starts.append(process.serving - process.start_time)
 
-    def _tell(self, desk: Desk, number: int) -> None:
-        """Tells one story after the other."""
-        for chapter in itertools.count():
-            if self._over.is_set():
+    def _run_trainings(self, client: RetryingClient, number: int) -> None:
+        """Runs one random training after the other."""
+        for count in itertools.count():
+            if self._ending.is_set():
                 return
-            self._try(desk, Story(desk, f"{self._seed} {number} {chapter}").tell)
+            self._try(client, RandomTraining(client, f"{self._seed} {number} {count}").run)
 
-    def _run_errands(self, desk: Desk) -> None:
+    def _run_actions(self, client: RetryingClient) -> None:
         for number in itertools.count():
-            if self._over.wait(0.01):
+            if self._ending.wait(0.01):
                 return
-            run = errand(self._wanted)
+            run = action_for(self._target_point)
             if run is not None:
-                self._try(desk, lambda run=run, seed=str(number): run(desk, seed))
+                self._try(client, lambda run=run, seed=str(number): run(client, seed))
 
-    def _hear(self) -> None:
-        """Notes when each server answers first: then it has recovered."""
-        life = self._life
-        if life is not None and life.answered is None:
-            life.answered = time.monotonic()
-            self._tally.recoveries.append(life.answered - life.born)
+    def _on_answer(self) -> None:
+        """Records when each server first answers: then it has recovered."""
+        process = self._process
+        if process is not None and process.answered is None:
+            process.answered = time.monotonic()
+            self._tally.recoveries.append(process.answered - process.start_time)
 
-    def _try(self, desk: Desk, run: Callable[[], object]) -> None:
+    def _try(self, client: RetryingClient, run: Callable[[], object]) -> None:
         try:
             run()
-        except Lost:
+        except UnexpectedError:
             pass  # it is in the history, and the check finds it there
         except Exception as error:
-            desk.history.add("surprise", reason=repr(error), message="in the driver itself")
+            client.history.add("unexpected", reason=repr(error), message="in the driver itself")
             raise
 
-    def _check(self, history: History, lives: Lives) -> list[Violation]:
-        facts = load(self._database, lives.data_dir)
+    def _check(self, history: History, server: RestartableServer) -> list[Violation]:
+        facts = load(self._database, server.data_dir)
         found = check(facts, history)
         counts = self._tally.counts
         counts["campaigns"] += 1
@@ -245,7 +245,7 @@ class Campaign:
         counts["aggregations"] += sum(row["state"] == "DONE" for row in facts["round"])
         counts["versions"] += sum(row["model_version"] for row in facts["training"])
         counts["events"] += len(facts["event"])
-        counts["blobs"] += sum(1 for _ in (lives.data_dir / "objects").glob("*/*"))
+        counts["blobs"] += sum(1 for _ in (server.data_dir / "objects").glob("*/*"))
         for violation in found:
             self._tally.violations.append(f"{self._kind}, seed {self._seed}: {violation}")
             sys.stderr.write("\n".join([str(violation), *history.about(violation.training_id), ""]))
@@ -269,7 +269,7 @@ def run(
         kills: How many.
         seed: Of all that is drawn.
         folder: For the data of the campaigns; that of one without a violation goes.
-        tally: Is told what happens.
+        tally: Collects what happens.
         databases: Which.
         points: What those of the points begin with that kills come at; all by default.
         per_campaign: How many kills a campaign has.

@@ -1,4 +1,4 @@
-"""What a server has left: the rows of its database and its files, read with plain SQL, without the server's code."""
+"""The state of a stopped server: its rows and files, read with plain SQL, without the server's code."""
 
 import json
 import sqlite3
@@ -72,7 +72,7 @@ class Facts:
 
 
 def load(database: str, data_dir: Path) -> Facts:
-    """Reads everything; nobody may write meanwhile."""
+    """Reads everything; nothing may write at the same time."""
     return Facts(_postgres(database) if database else _sqlite(data_dir / "fedround.db"), data_dir)
 
 

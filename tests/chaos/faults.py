@@ -29,7 +29,7 @@ class Fault:
     """What fails: the so manieth call of a name, and how.
 
     The ways are EIO, ENOSPC, SHORT (half is written) and FULL (half is written, then no more); for statements BEFORE
-    (nothing is carried out) and AFTER (it is, and nobody hears of it). With PostgreSQL the connection is gone, too.
+    (nothing is carried out) and AFTER (it is, and the result is lost). With PostgreSQL the connection is gone, too.
     """
 
     call: str
@@ -74,10 +74,10 @@ class Storage:
             return self.fault.way
 
     def committed(self, cursor: Any) -> None:
-        """Is told of each commit."""
+        """Called at each commit."""
 
     def concerns(self, place: object) -> bool:
-        """Tells whether a path or a descriptor is of the data directory, the database's own files aside."""
+        """Returns whether a path or a descriptor is of the data directory, the database's own files aside."""
         try:
             path = Path(f"/proc/self/fd/{place}").readlink() if isinstance(place, int) else Path(os.fspath(place))  # type: ignore[call-overload]
         except (OSError, TypeError):

@@ -54,7 +54,7 @@ class _Alarm:
 
 
 class _Clock:
-    """Time in which nobody sleeps."""
+    """A clock whose sleeps return at once."""
 
     def __init__(self) -> None:
         self._naps = 0

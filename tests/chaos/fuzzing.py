@@ -142,7 +142,7 @@ def pieces(rand: random.Random, data: bytes, most: int = 8) -> list[bytes]:
 
 
 def message(rand: random.Random, kind: Descriptor, hints: Hints, depth: int = 0) -> Message:
-    """Makes a message with some of its fields set to something; hints tell what makes sense in fields of a name."""
+    """Makes a message with some of its fields set to something; hints give meaningful values for fields of a name."""
     made = GetMessageClass(kind)()
     for field in kind.fields:
         if rand.random() < 0.3 + 0.15 * depth:

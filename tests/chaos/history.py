@@ -1,4 +1,4 @@
-"""What clients remember: every promise that they were given, kept outside of the server."""
+"""The history of the clients: every acknowledgement that they received, stored outside of the server."""
 
 import json
 import threading
@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Entry:
-    """One thing that somebody was told: its kind, and the facts."""
+    """One response or event that a client received: its kind, and the facts."""
 
     kind: str
     facts: dict[str, Any]

@@ -1,4 +1,4 @@
-"""What must hold of a server's database and files, and of what its clients were told, whatever happened in between.
+"""What must hold of a server's database and files, and of what its clients received, whatever happened in between.
 
 Each rule is a generator of violations over `Facts` and a `History`. To add one, write it and name it in RULES.
 """
@@ -57,7 +57,7 @@ def updates_count_once(facts: Facts, history: History) -> Findings:
         if len(rows) > 1:
             yield training_id, f"{user_id} has {len(rows)} updates in round {number}"
         if (training_id, number) not in rounds or key not in cohort:
-            yield training_id, f"the update {rows[0]['update_id']} belongs to no round, or to nobody of its cohort"
+            yield training_id, f"the update {rows[0]['update_id']} belongs to no round, or to no member of its cohort"
         elif cohort[key][0]["removed"] and not _left(facts, training_id, user_id):
             yield training_id, f"the update {rows[0]['update_id']} is left out, and {user_id} was not removed"
     for row in facts["round"]:
@@ -76,7 +76,7 @@ def rounds_commit_once(facts: Facts, history: History) -> Findings:
         if len(closed) != (row["state"] == "DONE"):
             yield row["training_id"], f"round {row['number']} is {row['state']} and was closed {len(closed)} times"
         started = [event["audience"] for event in _events(facts, row["training_id"], "RoundStarted", row["number"])]
-        # When it is repeated, those who join are told, each once.
+        # When it is repeated, those who join are notified, each once.
         joined = [audience for audience in started if audience != "cohort"]
         if started.count("cohort") != 1 or len(joined) != len(set(joined)) or (joined and row["attempt"] == 1):
             yield row["training_id"], f"round {row['number']} was not started once"
@@ -121,14 +121,14 @@ def models_are_right(facts: Facts, history: History) -> Findings:
 
 
 def logs_have_no_gaps(facts: Facts, history: History) -> Findings:
-    """Sequences go from 1 to the training's last; each change is told once; the last event says how it ended."""
+    """Sequences go from 1 to the training's last; each change is reported once; the last event says how it ended."""
     updates = facts.by("round_update", "training_id")
     for training_id, training in facts.trainings.items():
         log = facts.events.get(training_id, [])
         if [event["sequence"] for event in log] != list(range(1, training["last_sequence"] + 1)):
             yield training_id, f"the log has {[event['sequence'] for event in log]} of {training['last_sequence']}"
-        told = Counter(e["payload"]["update_id"] for e in log if e["kind"] == "UpdateAccepted")
-        if told != Counter(row["update_id"] for row in updates.get(training_id, [])):
+        reported = Counter(e["payload"]["update_id"] for e in log if e["kind"] == "UpdateAccepted")
+        if reported != Counter(row["update_id"] for row in updates.get(training_id, [])):
             yield training_id, "the accepted updates and those in the log differ"
         kinds = [event["kind"] for event in log]
         wanted = "TrainingRemoved" if training["remove_time"] else LAST.get(training["state"])
@@ -137,11 +137,11 @@ def logs_have_no_gaps(facts: Facts, history: History) -> Findings:
 
 
 def events_stand(facts: Facts, history: History) -> Findings:
-    """What a subscriber was told is in the log, at that place."""
+    """Each event that a subscriber received is in the log, at that place."""
     kinds = {(row["training_id"], row["sequence"]): row["kind"] for row in facts["event"]}
     for entry in history.of("event"):
         if kinds.get((entry["training_id"], entry["sequence"])) != entry["event"]:
-            yield entry["training_id"], f"a subscriber was told {entry.facts}"
+            yield entry["training_id"], f"a subscriber received {entry.facts}"
 
 
 def closed_rounds_stay_closed(facts: Facts, history: History) -> Findings:
@@ -200,7 +200,7 @@ def chains_assign_each_model_once(facts: Facts, history: History) -> Findings:
 
 
 def acknowledged_changes_stand(facts: Facts, history: History) -> Findings:
-    """What an actor or an admin was told is done, is done."""
+    """Each change that was acknowledged to an actor or an admin is stored."""
     users = {row["user_id"]: row for row in facts["users"]}
     parts = facts.by("participant", "training_id", "user_id")
     for entry in history.entries:
@@ -215,7 +215,7 @@ def acknowledged_changes_stand(facts: Facts, history: History) -> Findings:
             holds = training is not None and training["remove_time"] is not None
         elif entry.kind == "registered":
             holds = (training_id, entry["user_id"]) in parts
-        elif entry.kind == "left":
+        elif entry.kind == "client_removed":
             holds = _left(facts, training_id, entry["user_id"])
         elif entry.kind == "user":
             holds = entry["user_id"] in users
@@ -225,7 +225,7 @@ def acknowledged_changes_stand(facts: Facts, history: History) -> Findings:
         else:
             continue
         if not holds:
-            yield training_id, f"was told {entry.kind} {entry.facts}"
+            yield training_id, f"was acknowledged {entry.kind} {entry.facts}"
 
 
 def the_audit_log_is_a_chain(facts: Facts, history: History) -> Findings:
@@ -246,18 +246,18 @@ def the_audit_log_is_a_chain(facts: Facts, history: History) -> Findings:
 
 def the_ledger_knows_what_counts(facts: Facts, history: History) -> Findings:
     """What a round counted is in the audit log once, as it was accepted, and nothing else is."""
-    told: dict[tuple[str, int], list[tuple[str, int]]] = defaultdict(list)
+    reported: dict[tuple[str, int], list[tuple[str, int]]] = defaultdict(list)
     for row in facts["audit"]:
         if row["action"] == "updates_counted":
             counted = json.loads(row["facts"])["updates"]
-            told[row["training_id"], int(row["subject"])] += [
+            reported[row["training_id"], int(row["subject"])] += [
                 (one["update_id"], one["num_examples"]) for one in counted
             ]
     for row in facts["round"]:
         key = row["training_id"], row["number"]
         used = [(one["update_id"], one["num_examples"]) for one in facts.counted.get(key, ())]
-        if row["kind"] != "EVALUATE" and sorted(told[key]) != sorted(used if row["state"] == "DONE" else ()):
-            yield row["training_id"], f"the ledger of round {row['number']} has {told[key]}, {used} count"
+        if row["kind"] != "EVALUATE" and sorted(reported[key]) != sorted(used if row["state"] == "DONE" else ()):
+            yield row["training_id"], f"the ledger of round {row['number']} has {reported[key]}, {used} count"
 
 
 def trainings_end(facts: Facts, history: History) -> Findings:
@@ -270,9 +270,9 @@ def trainings_end(facts: Facts, history: History) -> Findings:
             yield training["training_id"], f"it is {training['state']}"
 
 
-def nobody_is_surprised(facts: Facts, history: History) -> Findings:
+def no_unexpected_answers(facts: Facts, history: History) -> Findings:
     """No call was answered with something that its caller could not expect."""
-    for entry in history.of("surprise"):
+    for entry in history.of("unexpected"):
         yield entry.facts.get("training_id", ""), f"{entry.facts}"
 
 
@@ -291,7 +291,7 @@ RULES: tuple[Rule, ...] = (
     the_audit_log_is_a_chain,
     the_ledger_knows_what_counts,
     trainings_end,
-    nobody_is_surprised,
+    no_unexpected_answers,
 )
 
 

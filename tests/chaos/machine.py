@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 from hypothesis.stateful import RuleBasedStateMachine
 
-from chaos.incarnation import Clocks, Fault, Incarnation
+from chaos.coordinator_instance import Clocks, CoordinatorInstance, Fault
 from chaos.rules import Training
 from fedround_server.coordinator import Coordinator
 from fedround_server.coordinator.subscription import Subscriptions
@@ -37,9 +37,9 @@ def a_model(number: int) -> bytes:
     return write({"weight": np.full(2, number, np.float32)})
 
 
-async def admitted(desk: Coordinator, token: str) -> User:
+async def admitted(coordinator: Coordinator, token: str) -> User:
     """Whom a token lets in."""
-    async with desk.access.admit(Credentials(hash_token(token), ())) as user:
+    async with coordinator.access.admit(Credentials(hash_token(token), ())) as user:
         return user
 
 
@@ -62,14 +62,14 @@ class Machine(RuleBasedStateMachine):
         self.cursors: dict[tuple[str, str], int] = {}
         self.unsure = timedelta(0)
         self.sound = True
-        self.life = self._new_life()
+        self.instance = self._new_instance()
 
     def teardown(self) -> None:
         try:
             if self.sound:
                 self._finish()
         finally:
-            self.runner.run(self.life.kill())
+            self.runner.run(self.instance.kill())
             self.runner.close()
             shutil.rmtree(self.folder)
 
@@ -90,16 +90,16 @@ class Machine(RuleBasedStateMachine):
     def _client(self, number: int) -> str:
         return self.clients[number % len(self.clients)]
 
-    def _new_life(self) -> Incarnation:
-        life = Incarnation(
+    def _new_instance(self) -> CoordinatorInstance:
+        instance = CoordinatorInstance(
             self.database or self.folder / "fedround.db", self.folder / "files", self.clocks, self.ids.__next__
         )
-        self.runner.run(life.start())
-        return life
+        self.runner.run(instance.start())
+        return instance
 
     def _restart(self) -> None:
-        self.runner.run(self.life.kill())
-        self.life = self._new_life()
+        self.runner.run(self.instance.kill())
+        self.instance = self._new_instance()
         for training in self.trainings:
             training.fires = None
             asked = training.round
@@ -110,25 +110,25 @@ class Machine(RuleBasedStateMachine):
     def _follow(self) -> None:
         """The rules' part of what goes on by itself: aggregations, and timers."""
         for training in self.trainings:
-            if training.is_aggregating and self.life.engine.may_end.is_set():
+            if training.is_aggregating and self.instance.engine.may_end.is_set():
                 training.commit(self.now)
             asked = training.round
             if training.fires is None and training.is_open and asked is not None and asked.deadline is not None:
-                current = self.runner.run(self.life.store.rounds.current(training.training_id))
+                current = self.runner.run(self.instance.store.rounds.current(training.training_id))
                 assert current is not None
                 assert current.number == asked.number
                 assert current.deadline is not None
-                # After an outage, nobody can tell the moment at which the round was opened.
+                # After an outage, the time at which the round was opened is unknown.
                 assert timedelta(0) <= asked.deadline - current.deadline <= self.unsure
                 asked.deadline = current.deadline
                 training.fires = self.clocks.passed + (asked.deadline - self.now)
         self.unsure = timedelta(0)
 
     def _pass(self, duration: timedelta) -> None:
-        # A refused call that a kill interrupted has left timers that were armed anew.
+        # A rejected call that a kill interrupted has left timers that were armed anew.
         self._follow()
         self.clocks.advance(duration)
-        self.runner.run(self.life.settle())
+        self.runner.run(self.instance.settle())
         for training in self.trainings:
             if training.fires is not None and training.fires <= self.clocks.passed:
                 training.fires = None
@@ -152,7 +152,7 @@ class Machine(RuleBasedStateMachine):
         return Fault(fault.number, fault.committed, fault.kills)
 
     def _try(self, call: Callable[[Coordinator], Awaitable[T]]) -> T | FedroundError:
-        found = self.runner.run(self.life.perform(call, None))
+        found = self.runner.run(self.instance.perform(call, None))
         assert found is None or not isinstance(found, BaseException) or isinstance(found, FedroundError), found
         return found  # type: ignore[no-any-return]
 
@@ -164,41 +164,41 @@ class Machine(RuleBasedStateMachine):
     def _perform(
         self,
         call: Callable[[Coordinator], Awaitable[Any]],
-        refusals: set[str],
+        reasons: set[str],
         fault: Fault | None,
         again: set[str] = frozenset(),  # type: ignore[assignment]
     ) -> Any:
-        """Makes a call as a client does: again, if nobody knows what came of it.
+        """Makes a call as a client does: again, if its outcome is unknown.
 
         Returns:
-            What it was answered, or True; None if it was refused, as it must be.
+            The response, or True; None if it failed, as it must.
         """
         self.sound = False
         fault = self._may_fail(fault)
-        found = self.runner.run(self.life.perform(call, fault))
+        found = self.runner.run(self.instance.perform(call, fault))
         if fault is None or not (found is fault or isinstance(found, StoreUnavailable)):
             again = set()
         if fault is not None:
             self._survive(fault)
             if found is fault or isinstance(found, StoreUnavailable):
-                found = self.runner.run(self.life.perform(call, None))
+                found = self.runner.run(self.instance.perform(call, None))
             self.clocks.advance(HEALING)
             self.unsure = HEALING
-        self.runner.run(self.life.settle())
+        self.runner.run(self.instance.settle())
         if isinstance(found, FedroundError):
-            assert found.reason in refusals | again, (found, refusals)
-            return None if refusals else True
+            assert found.reason in reasons | again, (found, reasons)
+            return None if reasons else True
         assert not isinstance(found, BaseException), found
-        assert not refusals, (found, refusals)
+        assert not reasons, (found, reasons)
         return True if found is None else found
 
     def _survive(self, fault: Fault) -> None:
         if not fault.kills:
-            self.runner.run(self.life.settle())
-            self.life.mend()
+            self.runner.run(self.instance.settle())
+            self.instance.clear_fault()
             return
-        self.runner.run(self.life.kill())
-        self.life = self._new_life()
+        self.runner.run(self.instance.kill())
+        self.instance = self._new_instance()
         for training in self.trainings:
             training.fires = None
 
@@ -211,18 +211,18 @@ class Machine(RuleBasedStateMachine):
         if kind == "EVALUATE":
             metrics, digest = {"accuracy": float(rules)}, f"report {rules}"
 
-            def call(desk: Coordinator) -> Awaitable[Any]:
-                return desk.submissions.submit_metrics(training.training_id, number, user, rules, metrics)
+            def call(coordinator: Coordinator) -> Awaitable[Any]:
+                return coordinator.submissions.submit_metrics(training.training_id, number, user, rules, metrics)
         else:
             file = a_model(rules)
             digest = hashlib.sha256(file).hexdigest()
 
-            def call(desk: Coordinator) -> Awaitable[Any]:
+            def call(coordinator: Coordinator) -> Awaitable[Any]:
                 incoming = self._incoming(user, file)
-                return desk.submissions.submit(training.training_id, number, rules, {"loss": 0.5}, incoming)
+                return coordinator.submissions.submit(training.training_id, number, rules, {"loss": 0.5}, incoming)
 
-        refusals = training.refuses_submission(user, number, kind, digest)
-        if self._perform(call, refusals, fault):
+        reasons = training.submission_errors(user, number, kind, digest)
+        if self._perform(call, reasons, fault):
             training.submit(user, number, digest, rules, self.now)
             self._follow()
 
@@ -241,14 +241,14 @@ class Machine(RuleBasedStateMachine):
 
         async def greet() -> None: ...
 
-        # What is about to leave sends all that there is, and says goodbye.
-        leaving = Subscriptions(self.life.context)
-        leaving.close()
-        await leaving.follow(user, training_id, {training_id: cursor}, send, greet)
+        # A draining server sends all pending events, and going_away.
+        draining = Subscriptions(self.instance.context)
+        draining.close()
+        await draining.follow(user, training_id, {training_id: cursor}, send, greet)
         return [event for event in found if isinstance(event, Event)]
 
     async def _check(self, training: Training) -> None:
-        store = self.life.store
+        store = self.instance.store
         events = (await store.events.poll(training.training_id, training.actor, 0, 10_000)).events
         assert [event.sequence for event in events] == list(range(1, len(events) + 1))
         assert [type(event.payload).__name__ for event in events] == [entry.kind for entry in training.log]
@@ -269,7 +269,7 @@ class Machine(RuleBasedStateMachine):
             len(asked.counted),
             asked.expected,
         )
-        view = (await self.life.coordinator.round_status.explain(training.training_id, None, training.actor)).view
+        view = (await self.instance.coordinator.round_status.explain(training.training_id, None, training.actor)).view
         assert (view.round.state.value, view.round.kind) == (asked.state, KINDS[asked.kind])
         assert {member.user_id for member in view.members} == asked.members
         assert {member.user_id for member in view.members if member.arrive_time} == asked.counted.keys()

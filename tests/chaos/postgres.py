@@ -56,6 +56,6 @@ class Postgres:
             self._server.ensure_postgres_running()
             psycopg.connect(self._server.get_uri()).close()
         except (subprocess.SubprocessError, psycopg.OperationalError):
-            # The children of the dead one are not all gone, or this one is slow.
+            # The children of the killed one have not all ended, or this one is slow.
             return False
         return True

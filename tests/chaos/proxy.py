@@ -23,7 +23,7 @@ class Fate:
         piece: How many bytes are sent at a time.
         pause: Seconds behind each piece.
         lives: How many bytes it carries in both directions until something happens; None for any number.
-        end: What happens then: "reset"; "half", the client is heard no more; "hole", nobody is; or "flip" of one bit,
+        end: What happens then: "reset"; "half", the client's side is closed; "hole", both are; or "flip" of one bit,
             and then it goes on.
     """
 
@@ -42,7 +42,7 @@ class Proxy:
 
         Args:
             address: The server's.
-            fate: Tells the fate of the n-th connection.
+            fate: Returns the fate of the n-th connection.
         """
         host, port = address.split(":")
         self._target = host, int(port)
@@ -121,7 +121,7 @@ class _Connection:
         self.reset()
 
     def _spend(self, data: bytes, source: socket.socket) -> bytes:
-        """Takes from the connection's life; returns what gets through."""
+        """Takes from the connection's remaining bytes; returns what gets through."""
         if source in self._deaf:
             return b""
         if self._left is None or len(data) <= self._left:

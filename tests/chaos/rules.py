@@ -63,7 +63,7 @@ class Training:
     failure: str = ""
     rounds: list[Round] = field(default_factory=list)
     log: list[Entry] = field(default_factory=list)
-    # When the deadline's timer goes off, on the clock that nobody sets.
+    # When the deadline's timer goes off, on the monotonic clock.
     fires: timedelta | None = None
 
     @property
@@ -88,13 +88,13 @@ class Training:
 
     # RejectedUpdates: all the reasons that there are; none if it is allowed.
 
-    def _refuses_actor(self, caller: str) -> set[str]:
+    def _actor_errors(self, caller: str) -> set[str]:
         if self.is_removed or (caller != self.actor and caller not in self.present):
             return {"TRAINING_NOT_FOUND"}
         return set() if caller == self.actor else {"NOT_ACTOR"}
 
-    def refuses_start(self, caller: str, request: str) -> set[str]:
-        if reasons := self._refuses_actor(caller):
+    def start_errors(self, caller: str, request: str) -> set[str]:
+        if reasons := self._actor_errors(caller):
             return reasons
         if request == self.start_request:
             return set()
@@ -102,13 +102,13 @@ class Training:
             return {"TRAINING_NOT_INITIAL"}
         return {"NO_PARTICIPANTS"} if len(self.present) < max(1, self.min_updates) else set()
 
-    def refuses_register(self, caller: str, users: set[str], known: set[str]) -> set[str]:
-        if reasons := self._refuses_actor(caller):
+    def register_errors(self, caller: str, users: set[str], known: set[str]) -> set[str]:
+        if reasons := self._actor_errors(caller):
             return reasons
         return ({"TRAINING_ENDED"} if self.is_ended else set()) | ({"UNKNOWN_CLIENTS"} if users - known else set())
 
-    def refuses_leaving(self, caller: str, users: set[str]) -> set[str]:
-        reasons = self._refuses_actor(caller)
+    def remove_clients_errors(self, caller: str, users: set[str]) -> set[str]:
+        reasons = self._actor_errors(caller)
         if reasons == {"NOT_ACTOR"} and users == {caller}:
             reasons = set()
         if reasons:
@@ -119,12 +119,12 @@ class Training:
             return {"UNKNOWN_CLIENTS"}
         return {"LAST_PARTICIPANT"} if self.is_running and users == self.present else set()
 
-    def refuses_removal(self, caller: str, force: bool) -> set[str]:
-        if reasons := self._refuses_actor(caller):
+    def removal_errors(self, caller: str, force: bool) -> set[str]:
+        if reasons := self._actor_errors(caller):
             return reasons
         return {"TRAINING_RUNNING"} if self.is_running and not force else set()
 
-    def refuses_submission(self, user: str, number: int, kind: str, digest: str) -> set[str]:
+    def submission_errors(self, user: str, number: int, kind: str, digest: str) -> set[str]:
         if self.is_removed or user not in self.views:
             return {"TRAINING_NOT_FOUND"}
         before = self.rounds[number].arrived.get(user) if number < len(self.rounds) else None
@@ -145,7 +145,7 @@ class Training:
     def start(self, request: str, now: datetime) -> None:
         if self.state == "INITIAL":
             self.state, self.start_request = "ONGOING", request
-            self._tell("TrainingStarted", "all")
+            self._append_event("TrainingStarted", "all")
             self._open("TRAIN", now)
 
     def register(self, users: set[str]) -> None:
@@ -154,11 +154,11 @@ class Training:
             self.views[user] = (len(self.log), None)
         self.present |= users
         for user in new if self.is_running else ():
-            self._tell("TrainingStarted", user)
+            self._append_event("TrainingStarted", user)
 
     def leave(self, users: set[str], now: datetime) -> None:
         for user in sorted(users):
-            self._tell("ClientRemoved", user)
+            self._append_event("ClientRemoved", user)
             self.views[user] = (self.views[user][0], len(self.log))
         self.present -= users
         if self.round is not None and self.round.state == "OPEN":
@@ -167,14 +167,14 @@ class Training:
 
     def remove(self) -> None:
         self._abandon()
-        self._tell("TrainingRemoved", "all")
+        self._append_event("TrainingRemoved", "all")
         self.is_removed = True
 
     def submit(self, user: str, number: int, digest: str, weight: int, now: datetime) -> None:
         asked = self.rounds[number]
         if user not in asked.arrived:
             asked.arrived[user] = (digest, weight)
-            self._tell("UpdateAccepted", "actor")
+            self._append_event("UpdateAccepted", "actor")
             self.judge(now)
 
     def judge(self, now: datetime, *, due: bool = False) -> None:
@@ -200,12 +200,12 @@ class Training:
         done.state = "DONE"
         if done.kind == "TRAIN":
             self.versions.append(result_of(self.versions[-1], list(done.counted.values())))
-        self._tell("RoundClosed", "all")
+        self._append_event("RoundClosed", "all")
         if done.kind == "TRAIN" and self.evaluates:
             self._open("EVALUATE", now)
         elif len(self.versions) > self.target:
             self.state, self.fires = "COMPLETED", None
-            self._tell("TrainingFinished", "all")
+            self._append_event("TrainingFinished", "all")
         else:
             self._open("TRAIN", now)
 
@@ -233,7 +233,7 @@ class Training:
         opened = Round(len(self.rounds), kind, set(self.present), deadline, self._expected(len(self.present)))
         self.rounds.append(opened)
         self.fires = None
-        self._tell("RoundStarted", "cohort", opened.number)
+        self._append_event("RoundStarted", "cohort", opened.number)
 
     def _repeat(self, asked: Round, now: datetime) -> None:
         """What has arrived stays; who was registered meanwhile joins, unless it was in the round before."""
@@ -243,9 +243,9 @@ class Training:
         asked.attempt += 1
         asked.deadline, self.fires = now + self.deadline, None
         asked.expected = self._expected(len(asked.members))
-        self._tell("RoundExtended", "cohort", asked.number)
+        self._append_event("RoundExtended", "cohort", asked.number)
         for user in joining:
-            self._tell("RoundStarted", user)
+            self._append_event("RoundStarted", user)
 
     def _expected(self, members: int) -> int:
         return min(self.min_updates, members) if self.min_updates else members
@@ -253,14 +253,14 @@ class Training:
     def _fail(self, reason: str) -> None:
         self._abandon()
         self.state, self.failure = "ERROR", reason
-        self._tell("TrainingFailed", "all")
+        self._append_event("TrainingFailed", "all")
 
     def _abandon(self) -> None:
         self.fires = None
         if self.round is not None and self.round.state in ("OPEN", "AGGREGATING"):
             self.round.state = "ABANDONED"
 
-    def _tell(self, kind: str, audience: str, number: int | None = None) -> None:
+    def _append_event(self, kind: str, audience: str, number: int | None = None) -> None:
         self.log.append(Entry(kind, audience, number))
 
 

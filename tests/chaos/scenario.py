@@ -20,7 +20,7 @@ from chaos.facts import load
 from chaos.faults import Fault, Storage, failing
 from chaos.history import History
 from chaos.invariants import Violation, check
-from chaos.lives import PATIENCE
+from chaos.server_process import TIMEOUT_SECONDS
 from contracts.world import SPEC
 from fedround_server.blobs import BlobFiles, StagedBlob
 from fedround_server.blobs.local import LocalBlobs
@@ -56,8 +56,8 @@ class InProcess:
         return worker.run_aggregation(self._files, job)
 
 
-class Hasty:
-    """The machine's time, but nobody sleeps once something has failed: what repairs it shall come soon."""
+class ImpatientClock:
+    """The machine's clock, whose sleeps are short once something has failed, so that retries come soon."""
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
@@ -73,7 +73,7 @@ class Hasty:
 
 
 class Scenario:
-    """What an actor and its clients do, and what they were told."""
+    """The actions of an actor and its clients, and what they received."""
 
     def __init__(self, data_dir: Path, database: str, storage: Storage, history: History) -> None:
         self.data_dir = data_dir
@@ -85,13 +85,13 @@ class Scenario:
         self._done: dict[str, Any] = {}
 
     async def run(self) -> None:
-        """Runs to the end, over as many lives of the server as it takes; then one more, which finds nothing to do."""
-        await self._live(self._tell)
-        await self._live(_rest)
+        """Runs to the end, with as many restarts as it takes; then one more, which finds nothing to do."""
+        await self._run_server(self._run_trainings)
+        await self._run_server(_rest)
 
-    async def _live(self, work: Callable[[Coordinator], Awaitable[None]]) -> None:
+    async def _run_server(self, work: Callable[[Coordinator], Awaitable[None]]) -> None:
         try:
-            async with self._life() as coordinator:
+            async with self._server() as coordinator:
                 await work(coordinator)
         except* (OSError, FedroundError, PeeweeException):
             # It stopped loudly; since one call fails, it does so once.
@@ -99,15 +99,15 @@ class Scenario:
             assert self.stops == 1
         else:
             return
-        await self._live(work)
+        await self._run_server(work)
 
     @asynccontextmanager
-    async def _life(self) -> AsyncIterator[Coordinator]:
+    async def _server(self) -> AsyncIterator[Coordinator]:
         self.data_dir.mkdir(exist_ok=True)
         with Store(self._database or self.data_dir / "fedround.db") as store:
             try:
                 async with asyncio.TaskGroup() as tasks:
-                    clock, blobs = Hasty(self._storage), LocalBlobs(self.data_dir)
+                    clock, blobs = ImpatientClock(self._storage), LocalBlobs(self.data_dir)
                     context = Context(store, blobs, InProcess(blobs.files), Hub(), tasks, clock=clock)  # type: ignore[arg-type]
                     coordinator = Coordinator(context)
                     await coordinator.recover()
@@ -117,14 +117,14 @@ class Scenario:
             except* _Stop:
                 pass
 
-    async def _tell(self, coordinator: Coordinator) -> None:
+    async def _run_trainings(self, coordinator: Coordinator) -> None:
         actor = await self._once("actor", lambda: self._user(coordinator, "actor", Role.ACTOR))
         clients = [
             await self._once(name, lambda name=name: self._user(coordinator, name, Role.CLIENT))
             for name in ("one", "two", "three")
         ]
         await self._train(coordinator, actor, clients)
-        await self._leave(coordinator, actor, clients)
+        await self._remove(coordinator, actor, clients)
 
     async def _train(self, coordinator: Coordinator, actor: str, clients: list[str]) -> None:
         """A chain of two rounds, an evaluation, and moments."""
@@ -141,10 +141,10 @@ class Scenario:
         trainings = coordinator.trainings
         made = await self._try(lambda: trainings.create(actor, spec, incoming(actor, file)))
         id_ = made.training_id
-        self._note("created", training_id=id_, request_id=spec.request_id, model_id=made.model_id)
+        self._record("created", training_id=id_, request_id=spec.request_id, model_id=made.model_id)
         await self._try(lambda: trainings.register(id_, actor, clients))
         await self._try(lambda: trainings.start(id_, actor, spec.request_id))
-        self._note("started", training_id=id_)
+        self._record("started", training_id=id_)
         for number, kind in enumerate(("CHAINED", "CHAINED", "EVALUATE", "SWAG")):
             await self._until(coordinator, id_, actor, lambda training, number=number: training.round >= number)
             for client in clients:
@@ -162,7 +162,7 @@ class Scenario:
             await self._try(
                 lambda: coordinator.submissions.submit_metrics(training_id, number, user_id, examples, metrics)  # type: ignore[arg-type]
             )
-            self._note("report", **facts, metrics=metrics)
+            self._record("report", **facts, metrics=metrics)
             return
         drawn = tensors.moments(TENSORS, 1, draw) if kind == "SWAG" else tensors.fill(TENSORS, draw)
         file = tensors.write(drawn)
@@ -176,9 +176,11 @@ class Scenario:
         update = await self._try(submit)
         accepted = round(update.accept_time.timestamp() * 1_000_000)
         sha256 = update.blob.sha256
-        self._note("receipt", **facts, update_id=update.update_id, sha256=sha256, accept_time=accepted, metrics=metrics)
+        self._record(
+            "receipt", **facts, update_id=update.update_id, sha256=sha256, accept_time=accepted, metrics=metrics
+        )
 
-    async def _leave(self, coordinator: Coordinator, actor: str, clients: list[str]) -> None:
+    async def _remove(self, coordinator: Coordinator, actor: str, clients: list[str]) -> None:
         """A second training loses a participant and a user, and is removed."""
         spec = replace(SPEC, client_ids=tuple(clients), request_id="33333333-3333-4333-8333-333333333333")
         file = tensors.write(tensors.fill(TENSORS, Random(2)))
@@ -187,12 +189,12 @@ class Scenario:
         await self._try(lambda: trainings.start(made.training_id, actor, spec.request_id))
         await self._contribute(coordinator, made.training_id, 0, clients[0], "TRAIN")
         await self._gone(lambda: coordinator.remove_user(clients[1], force=False), UserNotFound)
-        self._note("user_removed", user_id=clients[1])
+        self._record("user_removed", user_id=clients[1])
         await self._gone(lambda: trainings.remove(made.training_id, actor, force=True), TrainingNotFound)
-        self._note("removed", training_id=made.training_id)
+        self._record("removed", training_id=made.training_id)
 
     async def _user(self, coordinator: Coordinator, name: str, role: Role) -> str:
-        """Creates a user; one whose creation went through unheard stays, and nobody knows its token."""
+        """Creates a user; after a lost reply under another name, as the token of the first is unknown."""
         for attempt in range(TRIES):
             try:
                 view, _ = await coordinator.users.create(f"{name} {attempt}", role, None, ())
@@ -200,12 +202,12 @@ class Scenario:
                 raise
             except FedroundError:
                 continue
-            self._note("user", user_id=view.user.user_id)
+            self._record("user", user_id=view.user.user_id)
             return view.user.user_id
         raise AssertionError(name)
 
     async def _once(self, name: str, make: Callable[[], Awaitable[R]]) -> R:
-        """Makes something that a later life finds made."""
+        """Makes something once, whatever the number of restarts."""
         if name not in self._done:
             self._done[name] = await make()
         return self._done[name]  # type: ignore[no-any-return]
@@ -244,13 +246,13 @@ class Scenario:
                 await waiter.wait(0.01 if self._storage.fired.is_set() else 1)
             return found
 
-    def _note(self, kind: str, **facts: Any) -> None:
+    def _record(self, kind: str, **facts: Any) -> None:
         self._history.add(kind, **facts)
 
 
 def run(storage: Storage, database: str, history: History) -> None:
     """Runs the scenario to its end."""
-    asyncio.run(asyncio.wait_for(Scenario(storage.folder, database, storage, history).run(), PATIENCE))
+    asyncio.run(asyncio.wait_for(Scenario(storage.folder, database, storage, history).run(), TIMEOUT_SECONDS))
 
 
 def survive(fault: Fault | None, folder: Path, database: str) -> tuple[Storage, list[Violation]]:
@@ -268,7 +270,7 @@ async def _rest(coordinator: Coordinator) -> None:
 
 
 class _Stop(Exception):
-    """Ends a life in good order."""
+    """Stops a server gracefully."""
 
 
 def incoming(

@@ -1,4 +1,4 @@
-"""Failpoints: all of them are known, and the real server dies at them."""
+"""Failpoints: all of them are known, and the real server is killed at them."""
 
 import ast
 import os
@@ -59,7 +59,7 @@ def test_a_kill_comes_when_its_point_is_reached_so_often(
         assert kills == [signal.SIGKILL] * (time >= deadly)
 
 
-def test_nobody_listens_unless_asked() -> None:
+def test_no_failpoint_is_active_unless_configured() -> None:
     heard: list[str] = []
     failpoints.reached("before")
     failpoints.listen(heard.append)

@@ -1,4 +1,4 @@
-"""Inputs that nobody sends in good faith: each is read or refused, in a second and in bounded memory."""
+"""Malformed inputs: each is read or rejected, in a second and in bounded memory."""
 
 import sys
 from pathlib import Path
@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.attack, pytest.mark.timeout(300 + INPUTS // 200)]
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_whatever_comes_is_read_or_refused(name: str, tmp_path: Path) -> None:
+def test_any_input_is_read_or_rejected(name: str, tmp_path: Path) -> None:
     target, share = TARGETS[name]
     with target(tmp_path) as feed:
         outcomes = fuzz(name, feed, max(100, int(INPUTS * share)))

@@ -1,4 +1,4 @@
-"""Requests that nobody sends in good faith, to a real port: each is answered, and never with INTERNAL."""
+"""Malformed requests to a real port: each is answered, and never with INTERNAL."""
 
 import contextlib
 import random
@@ -89,7 +89,7 @@ def wire(rand: random.Random, method: MethodDescriptor, hints: Hints) -> bytes:
         except DecodeError:
             return data
         return changed
-    # Fields that nobody knows.
+    # Unknown fields.
     return data + (bytes([0xFA, 0x3F, 3]) + rand.randbytes(3) if rand.random() < 0.1 else b"")
 
 
@@ -113,19 +113,19 @@ def call(rand: random.Random, path: str, aim: Aim) -> Any:
     return person.channel.unary_unary(path).future(requests[0], **options)
 
 
-def outcome(path: str, under_way: Any) -> str:
+def outcome(path: str, call: Any) -> str:
     if path.endswith("/Subscribe"):
         with contextlib.suppress(grpc.RpcError):
-            # The first event, or heartbeat, or refusal.
-            next(under_way, None)
-        under_way.cancel()
-    code = under_way.code()
+            # The first event, or heartbeat, or error.
+            next(call, None)
+        call.cancel()
+    code = call.code()
     if code in (grpc.StatusCode.OK, grpc.StatusCode.CANCELLED):
         return str(code.name)
-    refusal = read_error(under_way)
-    assert code not in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DEADLINE_EXCEEDED), refusal
-    assert refusal.reason != "INTERNAL"
-    return refusal.reason
+    details = read_error(call)
+    assert code not in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.DEADLINE_EXCEEDED), details
+    assert details.reason != "INTERNAL"
+    return details.reason
 
 
 def test_whatever_request_comes_is_answered_with_a_reason(server: Server, tmp_path: Path) -> None:
@@ -134,12 +134,12 @@ def test_whatever_request_comes_is_answered_with_a_reason(server: Server, tmp_pa
     with grpc.insecure_channel(server.address) as channel:
         for begin in range(0, INPUTS, ROUND):
             aim = Aim(server, channel, random.Random(f"{SEED} {begin}"))
-            under_way = []
+            call = []
             for number in range(begin, min(begin + ROUND, INPUTS)):
                 rand = random.Random(f"{SEED} port {number}")
                 path = rand.choice(paths)
-                under_way.append((number, path, call(rand, path, aim)))
-            for number, path, one in under_way:
+                call.append((number, path, call(rand, path, aim)))
+            for number, path, one in call:
                 try:
                     outcomes[outcome(path, one)] += 1
                 except AssertionError as error:

@@ -12,17 +12,17 @@ from typing import Any
 
 import pytest
 
-from chaos.desk import Desk
 from chaos.facts import load
 from chaos.history import Entry, History
 from chaos.invariants import RULES, check
-from chaos.lives import Lives
-from chaos.story import Story
+from chaos.random_training import RandomTraining
+from chaos.retrying_client import RetryingClient
+from chaos.server_process import RestartableServer
 
 
 @dataclass
-class Left:
-    """What a run has left: a damage is done to it, then it is checked."""
+class DamagedRun:
+    """The data and history of a finished run, to be damaged and checked."""
 
     data_dir: Path
     history: History
@@ -54,7 +54,7 @@ class Left:
         return changed
 
     def acknowledge(self, kind: str, **facts: Any) -> None:
-        """Has a client remember something."""
+        """Adds an entry to the clients' history."""
         self.history.entries.append(Entry(kind, facts))
 
     def check(self) -> set[str]:
@@ -62,34 +62,34 @@ class Left:
         return {violation.rule for violation in check(load("", self.data_dir), self.history)}
 
 
-# Of many stories a few short ones: with a plain average, a chain, moments, reports, somebody that leaves, a removal.
+# A few short trainings: with a plain average, a chain, moments, reports, a removed participant, a removal.
 SEEDS = (0, 1, 17, 18, 24)
 
 
 @pytest.fixture(scope="module")
-def undamaged(tmp_path_factory: pytest.TempPathFactory) -> Left:
+def undamaged(tmp_path_factory: pytest.TempPathFactory) -> DamagedRun:
     folder = tmp_path_factory.mktemp("invariants")
-    with Lives(folder, "") as lives:
-        assert lives.wait_serving(lives.start())
+    with RestartableServer(folder, "") as server:
+        assert server.wait_serving(server.start())
         history = History(folder / "history.jsonl")
-        desk = Desk(lives.address, history, lives.admin_token, lambda: None)
+        client = RetryingClient(server.address, history, server.admin_token, lambda: None)
         for seed in SEEDS:
-            Story(desk, f"damage {seed}").tell()
-        desk.close()
+            RandomTraining(client, f"damage {seed}").run()
+        client.close()
         history.close()
-        lives.kill()
-        assert lives.wait_serving(lives.start())
-        lives.kill()
-    return Left(lives.data_dir, history)
+        server.kill()
+        assert server.wait_serving(server.start())
+        server.kill()
+    return DamagedRun(server.data_dir, history)
 
 
 @pytest.fixture
-def left(undamaged: Left, tmp_path: Path) -> Left:
+def run(undamaged: DamagedRun, tmp_path: Path) -> DamagedRun:
     shutil.copytree(undamaged.data_dir, tmp_path / "data")
     # The lock of the file is no part of the copy.
     history = copy.copy(undamaged.history)
     history.entries = list(undamaged.history.entries)
-    return Left(tmp_path / "data", history)
+    return DamagedRun(tmp_path / "data", history)
 
 
 COUNTED = """SELECT u.update_id, u.training_id, u.number, u.user_id, u.sha256 FROM round_update u
@@ -100,7 +100,7 @@ TRAINED = COUNTED + " WHERE r.kind = 'TRAIN' AND t.spec LIKE '%fed_avg%' ORDER B
 MADE = """SELECT v.sha256, a.sha256 AS posterior, v.model_id, v.version, t.training_id FROM model_version v
     LEFT JOIN artifact a ON a.model_id = v.model_id AND a.version = v.version
     JOIN training t ON t.model_id = v.model_id WHERE v.stored AND v.version > 0 AND t.state = 'COMPLETED'"""
-Damage = Callable[[Left], None]
+Damage = Callable[[DamagedRun], None]
 DAMAGES: list[tuple[str, Damage]] = []
 
 
@@ -115,57 +115,55 @@ def breaks(rule: str) -> Callable[[Damage], Damage]:
 
 
 @breaks("receipts_stand")
-def an_update_is_lost(left: Left) -> None:
-    left.sql("DELETE FROM round_update WHERE update_id = ?", left.one(TRAINED)[0])
+def an_update_is_lost(run: DamagedRun) -> None:
+    run.sql("DELETE FROM round_update WHERE update_id = ?", run.one(TRAINED)[0])
 
 
 @breaks("receipts_stand")
-def an_update_weighs_more(left: Left) -> None:
-    left.sql("UPDATE round_update SET num_examples = num_examples + 1 WHERE update_id = ?", left.one(TRAINED)[0])
+def an_update_weighs_more(run: DamagedRun) -> None:
+    run.sql("UPDATE round_update SET num_examples = num_examples + 1 WHERE update_id = ?", run.one(TRAINED)[0])
 
 
 @breaks("receipts_stand")
-def a_report_changes(left: Left) -> None:
-    left.sql("UPDATE round_update SET metrics = '{}' WHERE sha256 IS NULL")
+def a_report_changes(run: DamagedRun) -> None:
+    run.sql("UPDATE round_update SET metrics = '{}' WHERE sha256 IS NULL")
 
 
 @breaks("updates_count_once")
-def an_update_is_there_twice(left: Left) -> None:
-    (index,) = left.one(
-        "SELECT name FROM sqlite_master WHERE tbl_name = 'round_update' AND sql LIKE '%UNIQUE%user_id%'"
-    )
-    left.sql(f"DROP INDEX {index}")
+def an_update_is_there_twice(run: DamagedRun) -> None:
+    (index,) = run.one("SELECT name FROM sqlite_master WHERE tbl_name = 'round_update' AND sql LIKE '%UNIQUE%user_id%'")
+    run.sql(f"DROP INDEX {index}")
     columns = "training_id, number, user_id, sha256, size_bytes, num_examples, metrics, accept_time"
-    chosen = left.one(TRAINED)[0]
-    left.sql(f"INSERT INTO round_update SELECT 'twin', {columns} FROM round_update WHERE update_id = ?", chosen)
+    chosen = run.one(TRAINED)[0]
+    run.sql(f"INSERT INTO round_update SELECT 'twin', {columns} FROM round_update WHERE update_id = ?", chosen)
 
 
 @breaks("updates_count_once")
-def an_update_is_left_out(left: Left) -> None:
-    _, *key, _ = left.one(TRAINED)
-    left.sql("UPDATE cohort SET removed = 1 WHERE training_id = ? AND number = ? AND user_id = ?", *key)
+def an_update_is_left_out(run: DamagedRun) -> None:
+    _, *key, _ = run.one(TRAINED)
+    run.sql("UPDATE cohort SET removed = 1 WHERE training_id = ? AND number = ? AND user_id = ?", *key)
 
 
 @breaks("updates_count_once")
-def an_update_belongs_to_no_round(left: Left) -> None:
-    left.sql("UPDATE round_update SET number = 999 WHERE update_id = ?", left.one(TRAINED)[0])
+def an_update_belongs_to_no_round(run: DamagedRun) -> None:
+    run.sql("UPDATE round_update SET number = 999 WHERE update_id = ?", run.one(TRAINED)[0])
 
 
 @breaks("updates_count_once")
-def a_round_counts_one_more(left: Left) -> None:
-    left.sql("UPDATE event SET payload = json_set(payload, '$.num_updates', 99) WHERE kind = 'RoundClosed'")
+def a_round_counts_one_more(run: DamagedRun) -> None:
+    run.sql("UPDATE event SET payload = json_set(payload, '$.num_updates', 99) WHERE kind = 'RoundClosed'")
 
 
 @breaks("updates_count_once")
-def an_arrival_is_counted_twice(left: Left) -> None:
-    left.sql("UPDATE round SET arrived = arrived + 1 WHERE number = 0")
+def an_arrival_is_counted_twice(run: DamagedRun) -> None:
+    run.sql("UPDATE round SET arrived = arrived + 1 WHERE number = 0")
 
 
 @breaks("rounds_commit_once")
-def a_round_is_committed_twice(left: Left) -> None:
-    (model_id, version) = left.one(f"SELECT model_id, MAX(version) FROM ({MADE})")
+def a_round_is_committed_twice(run: DamagedRun) -> None:
+    (model_id, version) = run.one(f"SELECT model_id, MAX(version) FROM ({MADE})")
     columns = "sha256, size_bytes, create_time, stored"
-    left.sql(
+    run.sql(
         f"INSERT INTO model_version SELECT model_id, version + 1, {columns} FROM model_version"
         " WHERE model_id = ? AND version = ?",
         *(model_id, version),
@@ -173,187 +171,187 @@ def a_round_is_committed_twice(left: Left) -> None:
 
 
 @breaks("rounds_commit_once")
-def a_round_is_closed_twice(left: Left) -> None:
-    left.sql(
+def a_round_is_closed_twice(run: DamagedRun) -> None:
+    run.sql(
         "UPDATE event SET kind = 'RoundClosed', payload = json_object('round', 0, 'num_updates', 1) WHERE sequence = 1"
     )
 
 
 @breaks("rounds_commit_once")
-def a_round_is_open_again(left: Left) -> None:
-    left.sql("UPDATE round SET state = 'OPEN', epoch = 0 WHERE state = 'DONE'")
+def a_round_is_open_again(run: DamagedRun) -> None:
+    run.sql("UPDATE round SET state = 'OPEN', epoch = 0 WHERE state = 'DONE'")
 
 
 @breaks("rounds_commit_once")
-def a_round_has_no_number(left: Left) -> None:
-    left.sql("UPDATE round SET number = number + 1000 WHERE number > 0")
+def a_round_has_no_number(run: DamagedRun) -> None:
+    run.sql("UPDATE round SET number = number + 1000 WHERE number > 0")
 
 
 @breaks("models_are_right")
-def a_model_has_a_wrong_bit(left: Left) -> None:
-    digest, _, *key = left.one(MADE)
-    left.sql(
-        "UPDATE model_version SET sha256 = ? WHERE model_id = ? AND version = ?", left.replace_blob(digest), *key[:2]
+def a_model_has_a_wrong_bit(run: DamagedRun) -> None:
+    digest, _, *key = run.one(MADE)
+    run.sql(
+        "UPDATE model_version SET sha256 = ? WHERE model_id = ? AND version = ?", run.replace_blob(digest), *key[:2]
     )
 
 
 @breaks("models_are_right")
-def a_posterior_has_a_wrong_bit(left: Left) -> None:
-    _, digest, *key = left.one(MADE + " AND a.sha256 IS NOT NULL")
-    changed = left.replace_blob(digest)
-    left.sql("UPDATE artifact SET sha256 = ? WHERE model_id = ? AND version = ?", changed, *key[:2])
+def a_posterior_has_a_wrong_bit(run: DamagedRun) -> None:
+    _, digest, *key = run.one(MADE + " AND a.sha256 IS NOT NULL")
+    changed = run.replace_blob(digest)
+    run.sql("UPDATE artifact SET sha256 = ? WHERE model_id = ? AND version = ?", changed, *key[:2])
 
 
 @breaks("models_are_right")
-def a_model_is_made_without_an_update(left: Left) -> None:
-    left.sql("DELETE FROM round_update WHERE update_id = ?", left.one(TRAINED)[0])
+def a_model_is_made_without_an_update(run: DamagedRun) -> None:
+    run.sql("DELETE FROM round_update WHERE update_id = ?", run.one(TRAINED)[0])
 
 
 @breaks("logs_have_no_gaps")
-def an_event_is_lost(left: Left) -> None:
-    left.sql("DELETE FROM event WHERE sequence = 2")
+def an_event_is_lost(run: DamagedRun) -> None:
+    run.sql("DELETE FROM event WHERE sequence = 2")
 
 
 @breaks("logs_have_no_gaps")
-def the_last_events_are_lost(left: Left) -> None:
-    left.sql("DELETE FROM event WHERE kind = 'TrainingFinished'")
-    left.sql("UPDATE training SET last_sequence = last_sequence - 1 WHERE state = 'COMPLETED'")
+def the_last_events_are_lost(run: DamagedRun) -> None:
+    run.sql("DELETE FROM event WHERE kind = 'TrainingFinished'")
+    run.sql("UPDATE training SET last_sequence = last_sequence - 1 WHERE state = 'COMPLETED'")
 
 
 @breaks("logs_have_no_gaps")
-def an_update_is_not_told(left: Left) -> None:
-    left.sql("UPDATE event SET payload = json_set(payload, '$.update_id', 'x') WHERE kind = 'UpdateAccepted'")
+def an_update_is_not_told(run: DamagedRun) -> None:
+    run.sql("UPDATE event SET payload = json_set(payload, '$.update_id', 'x') WHERE kind = 'UpdateAccepted'")
 
 
 @breaks("events_stand")
-def an_event_that_was_told_never_happened(left: Left) -> None:
-    left.sql(
+def an_event_that_was_told_never_happened(run: DamagedRun) -> None:
+    run.sql(
         "UPDATE event SET kind = 'ClientRemoved', payload = '{\"client_id\": \"x\"}' WHERE kind = 'TrainingStarted'"
     )
 
 
 @breaks("closed_rounds_stay_closed")
-def an_update_comes_after_the_close(left: Left) -> None:
-    training_id, sequence = left.one("SELECT training_id, sequence FROM event WHERE kind = 'RoundClosed'")
+def an_update_comes_after_the_close(run: DamagedRun) -> None:
+    training_id, sequence = run.one("SELECT training_id, sequence FROM event WHERE kind = 'RoundClosed'")
     for old, new in ((sequence, -1), (sequence - 1, sequence), (-1, sequence - 1)):
-        left.sql("UPDATE event SET sequence = ? WHERE training_id = ? AND sequence = ?", new, training_id, old)
+        run.sql("UPDATE event SET sequence = ? WHERE training_id = ? AND sequence = ?", new, training_id, old)
 
 
 @breaks("closed_rounds_stay_closed")
-def one_update_too_many_is_accepted(left: Left) -> None:
-    left.sql("UPDATE event SET payload = json_set(payload, '$.updates_arrived', 99) WHERE kind = 'UpdateAccepted'")
+def one_update_too_many_is_accepted(run: DamagedRun) -> None:
+    run.sql("UPDATE event SET payload = json_set(payload, '$.updates_arrived', 99) WHERE kind = 'UpdateAccepted'")
 
 
 @breaks("blobs_are_themselves")
-def a_bit_of_a_blob_flips(left: Left) -> None:
-    path = left.blob(left.one(MADE)[0])
+def a_bit_of_a_blob_flips(run: DamagedRun) -> None:
+    path = run.blob(run.one(MADE)[0])
     path.chmod(0o600)
     path.write_bytes(path.read_bytes()[:-1] + b"?")
 
 
 @breaks("blobs_are_themselves")
-def a_temporary_file_is_left(left: Left) -> None:
-    (left.data_dir / "tmp/rest").touch()
+def a_temporary_file_is_left(run: DamagedRun) -> None:
+    (run.data_dir / "tmp/rest").touch()
 
 
 @breaks("references_lead_somewhere")
-def the_file_of_an_update_is_gone(left: Left) -> None:
-    left.blob(left.one(TRAINED)[4]).unlink()
+def the_file_of_an_update_is_gone(run: DamagedRun) -> None:
+    run.blob(run.one(TRAINED)[4]).unlink()
 
 
 @breaks("references_lead_somewhere")
-def the_file_of_a_posterior_is_short(left: Left) -> None:
-    path = left.blob(left.one(MADE + " AND a.sha256 IS NOT NULL")[1])
+def the_file_of_a_posterior_is_short(run: DamagedRun) -> None:
+    path = run.blob(run.one(MADE + " AND a.sha256 IS NOT NULL")[1])
     path.chmod(0o600)
     path.write_bytes(path.read_bytes()[:-1])
 
 
 @breaks("chains_assign_each_model_once")
-def a_participant_is_assigned_its_own_model(left: Left) -> None:
-    left.sql(
+def a_participant_is_assigned_its_own_model(run: DamagedRun) -> None:
+    run.sql(
         "UPDATE assignment SET sha256 = (SELECT sha256 FROM round_update u WHERE u.training_id = assignment.training_id"
         " AND u.number = assignment.number - 1 AND u.user_id = assignment.user_id)"
     )
 
 
 @breaks("acknowledged_changes_stand")
-def a_training_is_created_twice(left: Left) -> None:
-    left.acknowledge("created", training_id="another", request_id="x", model_id="y")
+def a_training_is_created_twice(run: DamagedRun) -> None:
+    run.acknowledge("created", training_id="another", request_id="x", model_id="y")
 
 
 @breaks("acknowledged_changes_stand")
-def a_training_is_not_started(left: Left) -> None:
-    left.sql("UPDATE training SET start_time = NULL")
+def a_training_is_not_started(run: DamagedRun) -> None:
+    run.sql("UPDATE training SET start_time = NULL")
 
 
 @breaks("acknowledged_changes_stand")
-def a_training_is_not_removed(left: Left) -> None:
-    left.acknowledge("removed", training_id=left.one(MADE)[4])
+def a_training_is_not_removed(run: DamagedRun) -> None:
+    run.acknowledge("removed", training_id=run.one(MADE)[4])
 
 
 @breaks("acknowledged_changes_stand")
-def somebody_is_not_registered(left: Left) -> None:
-    left.acknowledge("registered", training_id=left.one(MADE)[4], user_id="nobody")
+def somebody_is_not_registered(run: DamagedRun) -> None:
+    run.acknowledge("registered", training_id=run.one(MADE)[4], user_id="unknown")
 
 
 @breaks("acknowledged_changes_stand")
-def somebody_has_not_left(left: Left) -> None:
-    left.acknowledge("left", training_id=left.one(MADE)[4], user_id="nobody")
+def somebody_has_not_left(run: DamagedRun) -> None:
+    run.acknowledge("client_removed", training_id=run.one(MADE)[4], user_id="unknown")
 
 
 @breaks("acknowledged_changes_stand")
-def a_user_is_lost(left: Left) -> None:
-    left.acknowledge("user", user_id="nobody")
+def a_user_is_lost(run: DamagedRun) -> None:
+    run.acknowledge("user", user_id="unknown")
 
 
 @breaks("acknowledged_changes_stand")
-def a_removed_user_is_there(left: Left) -> None:
-    left.acknowledge("user_removed", user_id=left.one("SELECT user_id FROM users WHERE remove_time IS NULL")[0])
+def a_removed_user_is_there(run: DamagedRun) -> None:
+    run.acknowledge("user_removed", user_id=run.one("SELECT user_id FROM users WHERE remove_time IS NULL")[0])
 
 
 @breaks("the_audit_log_is_a_chain")
-def an_entry_of_the_audit_log_is_changed(left: Left) -> None:
-    left.sql("UPDATE audit SET user_id = 'x' WHERE sequence = 3")
+def an_entry_of_the_audit_log_is_changed(run: DamagedRun) -> None:
+    run.sql("UPDATE audit SET user_id = 'x' WHERE sequence = 3")
 
 
 @breaks("the_audit_log_is_a_chain")
-def an_entry_of_the_audit_log_is_gone(left: Left) -> None:
-    left.sql("DELETE FROM audit WHERE sequence = (SELECT MAX(sequence) FROM audit)")
+def an_entry_of_the_audit_log_is_gone(run: DamagedRun) -> None:
+    run.sql("DELETE FROM audit WHERE sequence = (SELECT MAX(sequence) FROM audit)")
 
 
 @breaks("the_ledger_knows_what_counts")
-def the_ledger_lacks_an_update(left: Left) -> None:
-    left.sql("DELETE FROM audit WHERE action = 'updates_counted'")
+def the_ledger_lacks_an_update(run: DamagedRun) -> None:
+    run.sql("DELETE FROM audit WHERE action = 'updates_counted'")
 
 
 @breaks("the_ledger_knows_what_counts")
-def an_update_weighs_more_than_the_ledger_says(left: Left) -> None:
-    left.sql("UPDATE round_update SET num_examples = num_examples + 1 WHERE update_id = ?", left.one(TRAINED)[0])
+def an_update_weighs_more_than_the_ledger_says(run: DamagedRun) -> None:
+    run.sql("UPDATE round_update SET num_examples = num_examples + 1 WHERE update_id = ?", run.one(TRAINED)[0])
 
 
 @breaks("trainings_end")
-def a_round_waits(left: Left) -> None:
-    left.sql("UPDATE round SET state = 'AGGREGATING' WHERE state = 'DONE'")
+def a_round_waits(run: DamagedRun) -> None:
+    run.sql("UPDATE round SET state = 'AGGREGATING' WHERE state = 'DONE'")
 
 
 @breaks("trainings_end")
-def a_training_runs(left: Left) -> None:
-    left.sql("UPDATE training SET state = 'ONGOING' WHERE remove_time IS NULL")
+def a_training_runs(run: DamagedRun) -> None:
+    run.sql("UPDATE training SET state = 'ONGOING' WHERE remove_time IS NULL")
 
 
-@breaks("nobody_is_surprised")
-def a_call_was_answered_strangely(left: Left) -> None:
-    left.acknowledge("surprise", reason="INTERNAL")
+@breaks("no_unexpected_answers")
+def a_call_was_answered_strangely(run: DamagedRun) -> None:
+    run.acknowledge("unexpected", reason="INTERNAL")
 
 
 @pytest.mark.parametrize(("rule", "damage"), DAMAGES, ids=[damage.__name__ for _, damage in DAMAGES])
-def test_a_damage_is_found(rule: str, damage: Damage, left: Left) -> None:
-    damage(left)
-    assert rule in left.check()
+def test_a_damage_is_found(rule: str, damage: Damage, run: DamagedRun) -> None:
+    damage(run)
+    assert rule in run.check()
 
 
-def test_what_is_not_damaged_is_right(left: Left) -> None:
-    assert left.check() == set()
+def test_what_is_not_damaged_is_right(run: DamagedRun) -> None:
+    assert run.check() == set()
 
 
 def test_each_rule_finds_a_damage() -> None:

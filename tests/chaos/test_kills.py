@@ -17,7 +17,7 @@ def test_nothing_is_lost_or_counted_twice_or_wrong(database: str) -> None:
     # Not in tmp_path: another pytest that starts meanwhile would close it to PostgreSQL, which runs as another user.
     folder, tally = Path(tempfile.mkdtemp(prefix="fedround-kills-")), Tally()
     run(KILLS, "small", folder, tally, databases=["postgresql" if database else "sqlite"])
-    assert tally.violations == [], f"what was left is in {folder}"
+    assert tally.violations == [], f"the data is in {folder}"
     shutil.rmtree(folder)
     assert sum(tally.kills.values()) >= KILLS
     # Else the run proves less than it says.

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, precondition, rule
 
-from chaos.incarnation import Fault
+from chaos.coordinator_instance import Fault
 from chaos.machine import Machine, a_model, admitted
 from chaos.rules import Training
 from contracts.world import SPEC
@@ -38,7 +38,7 @@ class Rules(Machine):
 
     @initialize(deadline=deadlines, retries=st.integers(0, 2))
     def begin(self, deadline: timedelta | None, retries: int) -> None:
-        made, token = self._call(lambda desk: desk.users.create(self._name(), Role.ACTOR, None, ()))
+        made, token = self._call(lambda coordinator: coordinator.users.create(self._name(), Role.ACTOR, None, ()))
         self.actor = made.user
         self.tokens[self.actor.user_id] = token
         for _ in range(3):
@@ -49,7 +49,7 @@ class Rules(Machine):
     @precondition(lambda self: len(self.clients) < 5)
     @rule()
     def add_client(self) -> None:
-        made, token = self._call(lambda desk: desk.users.create(self._name(), Role.CLIENT, None, ()))
+        made, token = self._call(lambda coordinator: coordinator.users.create(self._name(), Role.CLIENT, None, ()))
         self.clients.append(made.user.user_id)
         self.tokens[made.user.user_id] = token
 
@@ -57,25 +57,27 @@ class Rules(Machine):
     def rotate_token(self, who: int, fault: Fault | None) -> None:
         user_id = self._client(who)
         old = self.tokens[user_id]
-        caller = self._call(lambda desk: admitted(desk, old))
+        caller = self._call(lambda coordinator: admitted(coordinator, old))
         self.tokens[user_id] = self._perform(
-            lambda desk: desk.users.rotate_token(caller, user_id, None, None), set(), fault
+            lambda coordinator: coordinator.users.rotate_token(caller, user_id, None, None), set(), fault
         )
-        assert isinstance(self._try(lambda desk: admitted(desk, old)), TokenInvalid)
-        assert self._call(lambda desk: admitted(desk, self.tokens[user_id])).user_id == user_id
+        assert isinstance(self._try(lambda coordinator: admitted(coordinator, old)), TokenInvalid)
+        assert self._call(lambda coordinator: admitted(coordinator, self.tokens[user_id])).user_id == user_id
 
     @precondition(lambda self: len(self.clients) > 2)
     @rule(who=one, fault=faults)
     def remove_client(self, who: int, fault: Fault | None) -> None:
         user_id = self._client(who)
-        self._perform(lambda desk: desk.remove_user(user_id, force=False), set(), fault, again={"USER_NOT_FOUND"})
+        self._perform(
+            lambda coordinator: coordinator.remove_user(user_id, force=False), set(), fault, again={"USER_NOT_FOUND"}
+        )
         self.clients.remove(user_id)
         self.gone.append(user_id)
         for training in self._alive():
             if not training.is_ended and user_id in training.present:
                 training.leave({user_id}, self.now)
         self._follow()
-        assert isinstance(self._try(lambda desk: admitted(desk, self.tokens[user_id])), TokenInvalid)
+        assert isinstance(self._try(lambda coordinator: admitted(coordinator, self.tokens[user_id])), TokenInvalid)
 
     # Trainings.
 
@@ -87,7 +89,7 @@ class Rules(Machine):
         min_updates=st.integers(0, 2),
         deadline=deadlines,
         retries=st.integers(0, 2),
-        stranger=seldom,
+        unknown_user=seldom,
         fault=faults,
     )
     def create(
@@ -98,11 +100,11 @@ class Rules(Machine):
         min_updates: int,
         deadline: timedelta | None,
         retries: int,
-        stranger: bool,
+        unknown_user: bool,
         fault: Fault | None,
     ) -> None:
         ids = {self._client(number) for number in who}
-        wanted = ids | set(self.gone[:1] if stranger else ())
+        wanted = ids | set(self.gone[:1] if unknown_user else ())
         retries = 0 if deadline is None else retries
         on_missed = OnMissed.RETRY if retries else OnMissed.FAIL
         policy = RoundPolicy(min_updates, deadline, on_missed=on_missed, max_retries=retries)
@@ -117,7 +119,9 @@ class Rules(Machine):
         )
         file = a_model(0)
         made = self._perform(
-            lambda desk: desk.trainings.create(self.actor.user_id, spec, self._incoming(self.actor.user_id, file)),
+            lambda coordinator: coordinator.trainings.create(
+                self.actor.user_id, spec, self._incoming(self.actor.user_id, file)
+            ),
             {"UNKNOWN_CLIENTS"} if wanted != ids else set(),
             fault,
         )
@@ -143,20 +147,24 @@ class Rules(Machine):
         training = self._training(which)
         caller = self._client(who) if by_client else self.actor.user_id
         request = training.start_request if repeat and training.start_request else str(uuid.uuid4())
-        refusals = training.refuses_start(caller, request)
-        if self._perform(lambda desk: desk.trainings.start(training.training_id, caller, request), refusals, fault):
+        reasons = training.start_errors(caller, request)
+        if self._perform(
+            lambda coordinator: coordinator.trainings.start(training.training_id, caller, request), reasons, fault
+        ):
             training.start(request, self.now)
             self._follow()
 
     @precondition(lambda self: self.trainings)
-    @rule(which=one, by_client=seldom, who=some, stranger=seldom, fault=faults)
-    def register(self, which: int, by_client: bool, who: set[int], stranger: bool, fault: Fault | None) -> None:
+    @rule(which=one, by_client=seldom, who=some, unknown_user=seldom, fault=faults)
+    def register(self, which: int, by_client: bool, who: set[int], unknown_user: bool, fault: Fault | None) -> None:
         training = self._training(which)
-        users = {self._client(number) for number in who} | set(self.gone[:1] if stranger else ())
+        users = {self._client(number) for number in who} | set(self.gone[:1] if unknown_user else ())
         caller = self._client(min(who)) if by_client else self.actor.user_id
-        refusals = training.refuses_register(caller, users, set(self.clients))
+        reasons = training.register_errors(caller, users, set(self.clients))
         if self._perform(
-            lambda desk: desk.trainings.register(training.training_id, caller, sorted(users)), refusals, fault
+            lambda coordinator: coordinator.trainings.register(training.training_id, caller, sorted(users)),
+            reasons,
+            fault,
         ):
             training.register(users)
 
@@ -166,11 +174,11 @@ class Rules(Machine):
         training = self._training(which)
         users = {self._client(number) for number in who}
         caller = self._client(min(who)) if by_client else self.actor.user_id
-        refusals = training.refuses_leaving(caller, users)
-        # A participant that left is told the next time that it has no part: so is who repeats the call.
+        reasons = training.remove_clients_errors(caller, users)
+        # A removed participant fails with that reason the next time, and so does a repeated call.
         done = self._perform(
-            lambda desk: desk.trainings.remove_clients(training.training_id, caller, sorted(users)),
-            refusals,
+            lambda coordinator: coordinator.trainings.remove_clients(training.training_id, caller, sorted(users)),
+            reasons,
             fault,
             again={"UNKNOWN_CLIENTS", "TRAINING_NOT_FOUND", "TRAINING_ENDED"},
         )
@@ -183,10 +191,10 @@ class Rules(Machine):
     def remove(self, which: int, by_client: bool, who: int, force: bool, fault: Fault | None) -> None:
         training = self._training(which)
         caller = self._client(who) if by_client else self.actor.user_id
-        refusals = training.refuses_removal(caller, force)
+        reasons = training.removal_errors(caller, force)
         if self._perform(
-            lambda desk: desk.trainings.remove(training.training_id, caller, force=force),
-            refusals,
+            lambda coordinator: coordinator.trainings.remove(training.training_id, caller, force=force),
+            reasons,
             fault,
             again={"TRAINING_NOT_FOUND"},
         ):
@@ -223,16 +231,16 @@ class Rules(Machine):
 
     @rule()
     def hold_the_engine(self) -> None:
-        self.life.engine.may_end.clear()
+        self.instance.engine.may_end.clear()
 
-    @precondition(lambda self: not self.life.engine.may_end.is_set())
+    @precondition(lambda self: not self.instance.engine.may_end.is_set())
     @rule()
     def let_the_engine_go_on(self) -> None:
-        self.life.engine.may_end.set()
-        self.runner.run(self.life.settle())
+        self.instance.engine.may_end.set()
+        self.runner.run(self.instance.settle())
         self._follow()
 
-    # What nobody asked for.
+    # Metrics that were not asked for.
 
     @rule()
     def kill(self) -> None:

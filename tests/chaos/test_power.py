@@ -1,7 +1,7 @@
 """The power goes off: what was not forced to disk is lost, and no row may refer to it.
 
-SQLite and PostgreSQL force their own files. Of the others is noted what is forced when; a file is safe if its content,
-its name in its folder, and the folders that lead to it are.
+SQLite and PostgreSQL force their own files. For the others each sync is recorded; a file is safe if its content, its
+name in its folder, and the folders that lead to it are.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ class Disk(Storage):
         self._names: dict[Path, dict[str, int]] = {}
 
     def synced(self, descriptor: int) -> None:
-        """Notes that a file or a folder is on disk as it is now."""
+        """Records that a file or a folder is on disk in its present state."""
         path = Path(f"/proc/self/fd/{descriptor}").readlink()
         if path.is_dir():
             self._names[path] = {one.name: one.stat().st_ino for one in path.iterdir()}
@@ -63,7 +63,7 @@ class Disk(Storage):
 
 
 @contextmanager
-def noted(disk: Disk) -> Iterator[None]:
+def recorded(disk: Disk) -> Iterator[None]:
     sync = os.fsync
 
     def note(descriptor: int) -> None:
@@ -79,7 +79,7 @@ def noted(disk: Disk) -> Iterator[None]:
 def play(folder: Path, database: str) -> Disk:
     """Runs the scenario; returns what the disk saw."""
     disk, history = Disk(folder / "data"), History(folder / "history.jsonl")
-    with noted(disk):
+    with recorded(disk):
         run(disk, database, history)
     history.close()
     return disk

@@ -49,7 +49,7 @@ pytestmark = [pytest.mark.attack, pytest.mark.timeout(300 + 2 * REPEATS)]
 
 
 class Barrier:
-    """Has the next transactions wait for each other between their begin and their first statement."""
+    """Makes the next transactions wait for each other between their begin and their first statement."""
 
     def __init__(self) -> None:
         self._gate: threading.Barrier | None = None
@@ -70,9 +70,9 @@ class Barrier:
 class Race:
     """A coordinator, and a start line."""
 
-    def __init__(self, desk: Coordination, barrier: Barrier | None) -> None:
-        self.desk = desk
-        self.store = desk.context.store
+    def __init__(self, coordination: Coordination, barrier: Barrier | None) -> None:
+        self.coordination = coordination
+        self.store = coordination.context.store
         self._barrier = barrier
         self._random = random.Random(SEED)
 
@@ -96,7 +96,7 @@ class Race:
         return list(page.events)
 
     async def until(self, actor: str, training: Training, holds: Callable[[Training], bool]) -> Training:
-        return await self.desk.until(actor, training.training_id, holds)
+        return await self.coordination.until(actor, training.training_id, holds)
 
 
 @pytest_asyncio.fixture
@@ -115,8 +115,8 @@ async def race(database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
         monkeypatch.setattr(Transactions, "_run_in_transaction", waits)
     with Store(database or tmp_path / "fedround.db") as store:
-        async with coordinating(store, tmp_path / "files") as desk:
-            yield Race(desk, barrier)
+        async with coordinating(store, tmp_path / "files") as coordination:
+            yield Race(coordination, barrier)
 
 
 @pytest.fixture(autouse=True)
@@ -147,8 +147,8 @@ def _counting(database: str) -> Iterator[Callable[[], int]]:
         yield count
 
 
-def refused(outcome: Any, *kinds: type[FedroundError]) -> bool:
-    """Whether it was refused, and then for a reason that may be."""
+def fails_with(outcome: Any, *kinds: type[FedroundError]) -> bool:
+    """Whether it failed, and then with one of the expected errors."""
     if not isinstance(outcome, FedroundError):
         return False
     assert isinstance(outcome, kinds), outcome
@@ -171,36 +171,36 @@ def scene(run: Scene) -> Scene:
 
 @scene
 async def two_last_updates(race: Race) -> None:
-    actor, (first, *last), training = await race.desk.running(3, target_num_updates=1)
-    jobs = len(race.desk.engine.jobs)
-    await race.desk.submit(training.training_id, 0, first)
-    outcomes = await race.run(*(race.desk.submit(training.training_id, 0, user) for user in last))
+    actor, (first, *last), training = await race.coordination.running(3, target_num_updates=1)
+    jobs = len(race.coordination.engine.jobs)
+    await race.coordination.submit(training.training_id, 0, first)
+    outcomes = await race.run(*(race.coordination.submit(training.training_id, 0, user) for user in last))
     assert outcomes == [None, None]
     ended = await race.until(actor, training, lambda training: training.state.is_ended)
     assert (ended.state, ended.model_version) == (TrainingState.COMPLETED, 1)
-    assert len(race.desk.engine.jobs) == jobs + 1
-    assert len(race.desk.engine.jobs[-1].updates) == 3
+    assert len(race.coordination.engine.jobs) == jobs + 1
+    assert len(race.coordination.engine.jobs[-1].updates) == 3
     assert the_one(await race.log(training.training_id, actor), RoundClosed).payload.num_updates == 3  # type: ignore[union-attr]
 
 
 @scene
 async def two_starts(race: Race) -> None:
-    world = race.desk.world
+    world = race.coordination.world
     actor, users = await world.user(Role.ACTOR), await world.users(2)
     made = await world.training(actor, users)
-    trainings = race.desk.coordinator.trainings
+    trainings = race.coordination.coordinator.trainings
     outcomes = await race.run(*(trainings.start(made.training_id, actor, None) for _ in range(2)))
-    assert sum(refused(outcome, TrainingNotInitial) for outcome in outcomes) == 1
+    assert sum(fails_with(outcome, TrainingNotInitial) for outcome in outcomes) == 1
     the_one(await race.log(made.training_id, actor), RoundStarted)
 
 
 @scene
 async def the_same_start_twice(race: Race) -> None:
-    world = race.desk.world
+    world = race.coordination.world
     actor, users = await world.user(Role.ACTOR), await world.users(2)
     made = await world.training(actor, users)
-    request = race.desk.context.new_id()
-    trainings = race.desk.coordinator.trainings
+    request = race.coordination.context.new_id()
+    trainings = race.coordination.coordinator.trainings
     outcomes = await race.run(*(trainings.start(made.training_id, actor, request) for _ in range(2)))
     assert [outcome.state for outcome in outcomes] == [TrainingState.ONGOING] * 2
     the_one(await race.log(made.training_id, actor), RoundStarted)
@@ -208,16 +208,16 @@ async def the_same_start_twice(race: Race) -> None:
 
 @scene
 async def removal_against_submit(race: Race) -> None:
-    actor, (stays, leaves), training = await race.desk.running(2, target_num_updates=2)
-    await race.desk.submit(training.training_id, 0, stays)
-    trainings = race.desk.coordinator.trainings
+    actor, (stays, leaves), training = await race.coordination.running(2, target_num_updates=2)
+    await race.coordination.submit(training.training_id, 0, stays)
+    trainings = race.coordination.coordinator.trainings
     removal, submit = await race.run(
         trainings.remove_clients(training.training_id, actor, [leaves]),
-        race.desk.submit(training.training_id, 0, leaves),
+        race.coordination.submit(training.training_id, 0, leaves),
     )
     # Either closes the round: then it is too late for the other one to change who counts.
     assert not isinstance(removal, FedroundError)
-    late = refused(submit, NotInCohort, RoundNotOpen)
+    late = fails_with(submit, NotInCohort, RoundNotOpen)
     await race.until(actor, training, lambda training: training.round == 1)
     events = await race.log(training.training_id, actor)
     assert the_one(events, RoundClosed).payload.num_updates == (1 if late else 2)  # type: ignore[union-attr]
@@ -229,29 +229,30 @@ async def removal_against_submit(race: Race) -> None:
 
 @scene
 async def registration_against_close(race: Race) -> None:
-    actor, (client,), training = await race.desk.running(1, target_num_updates=2)
-    new = await race.desk.world.user()
-    trainings = race.desk.coordinator.trainings
+    actor, (client,), training = await race.coordination.running(1, target_num_updates=2)
+    new = await race.coordination.world.user()
+    trainings = race.coordination.coordinator.trainings
     registration, submit = await race.run(
-        trainings.register(training.training_id, actor, [new]), race.desk.submit(training.training_id, 0, client)
+        trainings.register(training.training_id, actor, [new]),
+        race.coordination.submit(training.training_id, 0, client),
     )
     assert submit is None
     assert new in registration.participant_ids
     await race.until(actor, training, lambda training: training.round == 1)
     events = await race.log(training.training_id, actor)
-    told = max(event.sequence for event in events if type(event.payload).__name__ == "TrainingStarted")
+    start = max(event.sequence for event in events if type(event.payload).__name__ == "TrainingStarted")
     opened = max(event.sequence for event in events if isinstance(event.payload, RoundStarted))
     view = await race.store.rounds.explain(training.training_id, 1, actor)
-    assert {member.user_id for member in view.members} == ({client, new} if told < opened else {client})
+    assert {member.user_id for member in view.members} == ({client, new} if start < opened else {client})
 
 
 @scene
 async def two_different_updates_of_one(race: Race) -> None:
-    actor, (client, _), training = await race.desk.running(2)
-    accept = race.desk.coordinator.submissions._accept_update
+    actor, (client, _), training = await race.coordination.running(2)
+    accept = race.coordination.coordinator.submissions._accept_update
     both = [update(training.training_id, 0, client, content) for content in ("one", "other")]
     outcomes = await race.run(*(accept(new) for new in both))
-    assert sum(refused(outcome, UpdateExists) for outcome in outcomes) == 1
+    assert sum(fails_with(outcome, UpdateExists) for outcome in outcomes) == 1
     (receipt,) = [outcome for outcome in outcomes if not isinstance(outcome, FedroundError)]
     accepted = the_one(await race.log(training.training_id, actor), UpdateAccepted).payload
     assert accepted.update_id == receipt.update_id  # type: ignore[union-attr]
@@ -261,9 +262,9 @@ async def two_different_updates_of_one(race: Race) -> None:
 
 @scene
 async def the_same_update_twice(race: Race) -> None:
-    actor, (client, _), training = await race.desk.running(2)
+    actor, (client, _), training = await race.coordination.running(2)
     new = update(training.training_id, 0, client)
-    first, second = await race.run(*(race.desk.coordinator.submissions._accept_update(new) for _ in range(2)))
+    first, second = await race.run(*(race.coordination.coordinator.submissions._accept_update(new) for _ in range(2)))
     assert first.update_id == second.update_id
     the_one(await race.log(training.training_id, actor), UpdateAccepted)
 
@@ -271,14 +272,14 @@ async def the_same_update_twice(race: Race) -> None:
 @scene
 async def submit_against_deadline(race: Race) -> None:
     policy = RoundPolicy(deadline=timedelta(hours=1))
-    actor, (first, last), training = await race.desk.running(2, target_num_updates=1, round_policy=policy)
-    await race.desk.submit(training.training_id, 0, first)
-    rounds = race.desk.coordinator.rounds
+    actor, (first, last), training = await race.coordination.running(2, target_num_updates=1, round_policy=policy)
+    await race.coordination.submit(training.training_id, 0, first)
+    rounds = race.coordination.coordinator.rounds
     due, submit = await race.run(
-        rounds._judge(training.training_id, 0, 1, due=True), race.desk.submit(training.training_id, 0, last)
+        rounds._judge(training.training_id, 0, 1, due=True), race.coordination.submit(training.training_id, 0, last)
     )
     assert due is None
-    late = refused(submit, RoundNotOpen)
+    late = fails_with(submit, RoundNotOpen)
     ended = await race.until(actor, training, lambda training: training.state.is_ended)
     assert ended.state is (TrainingState.ERROR if late else TrainingState.COMPLETED)
     assert ended.model_version == (0 if late else 1)
@@ -287,17 +288,17 @@ async def submit_against_deadline(race: Race) -> None:
 
 @scene
 async def removal_of_the_training_against_commit(race: Race) -> None:
-    actor, (client,), training = await race.desk.running(1, target_num_updates=1)
-    race.desk.engine.may_end.clear()
-    await race.desk.submit(training.training_id, 0, client)
+    actor, (client,), training = await race.coordination.running(1, target_num_updates=1)
+    race.coordination.engine.may_end.clear()
+    await race.coordination.submit(training.training_id, 0, client)
     task = await race.store.rounds.find_aggregation(training.training_id)
     assert task is not None
     result = blob("a result")
     commit, removal = await race.run(
-        race.store.rounds.commit(training.training_id, 0, task.round.epoch, result, race.desk.world.now),
-        race.desk.coordinator.trainings.remove(training.training_id, actor, force=True),
+        race.store.rounds.commit(training.training_id, 0, task.round.epoch, result, race.coordination.world.now),
+        race.coordination.coordinator.trainings.remove(training.training_id, actor, force=True),
     )
-    race.desk.engine.may_end.set()
+    race.coordination.engine.may_end.set()
     assert removal is None
     assert commit in (True, False)
     events = await race.log(training.training_id, actor)
@@ -308,22 +309,23 @@ async def removal_of_the_training_against_commit(race: Race) -> None:
 
 @scene
 async def two_creates_at_the_edge_of_the_quota(race: Race) -> None:
-    world = race.desk.world
+    world = race.coordination.world
     actor = await world.user(Role.ACTOR)
     outcomes = await race.run(*(world.create(actor, SPEC, quota=1) for _ in range(2)))
-    assert sum(refused(outcome, Quota) for outcome in outcomes) == 1
+    assert sum(fails_with(outcome, Quota) for outcome in outcomes) == 1
     assert len(await race.store.trainings.page(actor, as_actor=True, before=None, limit=10)) == 1
 
 
 @scene
 async def removal_of_a_user_against_its_submit(race: Race) -> None:
-    actor, (stays, leaves), training = await race.desk.running(2, target_num_updates=1)
-    await race.desk.submit(training.training_id, 0, stays)
+    actor, (stays, leaves), training = await race.coordination.running(2, target_num_updates=1)
+    await race.coordination.submit(training.training_id, 0, stays)
     removal, submit = await race.run(
-        race.desk.coordinator.remove_user(leaves, force=False), race.desk.submit(training.training_id, 0, leaves)
+        race.coordination.coordinator.remove_user(leaves, force=False),
+        race.coordination.submit(training.training_id, 0, leaves),
     )
     assert removal is None
-    late = refused(submit, NotInCohort, RoundNotOpen)
+    late = fails_with(submit, NotInCohort, RoundNotOpen)
     await race.until(actor, training, lambda training: training.state is TrainingState.COMPLETED)
     closed = the_one(await race.log(training.training_id, actor), RoundClosed).payload
     assert closed.num_updates == (1 if late else 2)  # type: ignore[union-attr]
@@ -331,28 +333,28 @@ async def removal_of_a_user_against_its_submit(race: Race) -> None:
 
 @scene
 async def removal_of_a_user_against_its_registration(race: Race) -> None:
-    actor, _, training = await race.desk.running(1)
-    user = await race.desk.world.user()
+    actor, _, training = await race.coordination.running(1)
+    user = await race.coordination.world.user()
     removal, registration = await race.run(
-        race.desk.coordinator.remove_user(user, force=False),
-        race.desk.coordinator.trainings.register(training.training_id, actor, [user]),
+        race.coordination.coordinator.remove_user(user, force=False),
+        race.coordination.coordinator.trainings.register(training.training_id, actor, [user]),
     )
     assert removal is None
-    refused(registration, UnknownClients)
+    fails_with(registration, UnknownClients)
     assert user not in (await race.store.trainings.get(training.training_id, actor)).participant_ids
     await race.log(training.training_id, actor)
 
 
 @scene
 async def removal_of_the_actor_against_its_create(race: Race) -> None:
-    world = race.desk.world
+    world = race.coordination.world
     actor, client = await world.user(Role.ACTOR), await world.user()
     create, removal = await race.run(
         world.create(actor, replace(SPEC, client_ids=(client,))),
-        race.desk.coordinator.remove_user(actor, force=True),
+        race.coordination.coordinator.remove_user(actor, force=True),
     )
     assert removal is None
-    refused(create, TokenInvalid)
+    fails_with(create, TokenInvalid)
     assert await race.store.trainings.page(actor, as_actor=True, before=None, limit=10) == []
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import fedround_client as fr
-from e2e.people import Federation, federation
+from e2e.federation import Federation, federation
 from fedround.v1 import training_pb2
 from servers import Server
 from sizes import SEED, size
@@ -37,7 +37,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture
-def people(server: Server) -> Iterator[Federation]:
+def group(server: Server) -> Iterator[Federation]:
     with federation(server, CLIENTS) as made:
         yield made
 
@@ -73,7 +73,7 @@ class Killer:
 
     @contextmanager
     def killing(self) -> Iterator[None]:
-        """Kills so many workers within the block, and then leaves them alone: on a busy machine they start slowly."""
+        """Kills so many workers within the block, and then no more: on a busy machine they start slowly."""
         with ThreadPoolExecutor(1) as pool:
             work = pool.submit(self._run)
             try:
@@ -100,7 +100,7 @@ def _command(pid: int) -> bytes:
     return b""
 
 
-def run(people: Federation, killer: Killer | None) -> tuple[str, list[bytes]]:
+def run(group: Federation, killer: Killer | None) -> tuple[str, list[bytes]]:
     """Runs a training to its end; each round's updates wait for their share of the kills."""
 
     def participant(number: int) -> tuple[Any, ...]:
@@ -113,34 +113,34 @@ def run(people: Federation, killer: Killer | None) -> tuple[str, list[bytes]]:
         return (train,)
 
     zeros = {"weight": np.zeros(SHAPE, np.float32), "bias": np.zeros(1, np.float32)}
-    training = people.actor.create_training(
-        zeros, name="t", client_ids=people.ids, target_num_updates=ROUNDS, architecture="line"
+    training = group.actor.create_training(
+        zeros, name="t", client_ids=group.ids, target_num_updates=ROUNDS, architecture="line"
     )
     # Who is first in canonical order must not depend on ids that are made anew each time.
-    order = sorted(range(CLIENTS), key=people.ids.__getitem__)
-    ends = [people.take_part(client, *participant(number)) for number, client in enumerate(order)]
-    people.actor.start_training(training.training_id)
+    order = sorted(range(CLIENTS), key=group.ids.__getitem__)
+    ends = [group.take_part(client, *participant(number)) for number, client in enumerate(order)]
+    group.actor.start_training(training.training_id)
     for end in ends:
         assert end.result(200 + 10 * KILLS).rounds == ROUNDS
-    ended = people.actor.get_training(training.training_id)
+    ended = group.actor.get_training(training.training_id)
     assert ended.state == training_pb2.TRAINING_STATE_COMPLETED
-    versions = [people.actor.download_model(ended.model_id, version) for version in range(ROUNDS + 1)]
+    versions = [group.actor.download_model(ended.model_id, version) for version in range(ROUNDS + 1)]
     return ended.model_id, [version["weight"].tobytes() for version in versions]
 
 
 def test_rounds_and_predictions_come_out_the_same_however_often_the_worker_is_killed(
-    server: Server, people: Federation
+    server: Server, group: Federation
 ) -> None:
-    model_id, expected = run(people, None)
+    model_id, expected = run(group, None)
     killer = Killer(server)
     with killer.killing():
-        _, survived = run(people, killer)
+        _, survived = run(group, killer)
         assert survived == expected
     assert killer.kills >= KILLS
     inputs = np.ones((2, SHAPE[1]), np.float32)
-    undisturbed = people.actor.predict(model_id, inputs, seed=1)
+    undisturbed = group.actor.predict(model_id, inputs, seed=1)
     for _ in range(min(2, KILLS)):
         with ThreadPoolExecutor(1) as pool:
-            found = pool.submit(people.actor.predict, model_id, inputs, seed=1)
+            found = pool.submit(group.actor.predict, model_id, inputs, seed=1)
             assert killer.kill() >= 1
             assert np.array_equal(found.result(200).mean, undisturbed.mean)

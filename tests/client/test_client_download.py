@@ -114,7 +114,7 @@ def test_bytes_beyond_the_announced_size_are_rejected(server, announced):
     if announced:
         send(rpc, FILE)
     rpc.send_response(DownloadModelResponse(chunk=b"x"))
-    # Nobody ends the stream: the client does.
+    # The server does not end the stream: the client does.
     assert isinstance(call.exception(10), DigestMismatch)
     assert is_cancelled(rpc)
 

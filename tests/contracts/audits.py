@@ -39,8 +39,8 @@ async def check(store: Store, anchor: AuditHead | None = None) -> AuditReport:
     return verifier.finish(AuditHead(head.sequence, head.hash))
 
 
-async def told(store: Store, action: str) -> list[dict[str, Any]]:
-    """What the entries of an action tell."""
+async def recorded(store: Store, action: str) -> list[dict[str, Any]]:
+    """The facts of the entries of an action."""
     return [
         {**json.loads(entry.facts), "subject": entry.subject, "user_id": entry.user_id}
         for entry in await chained(store)

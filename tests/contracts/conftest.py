@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from contracts.noted import unrecorded_changes
 from contracts.planned import planning
+from contracts.unrecorded import unrecorded_changes
 from contracts.world import World
 from fedround_server.store import Store
 

@@ -24,7 +24,7 @@ from fedround_server.store import Store
 from fedround_server.wakeups import Hub
 
 
-class ToldClock:
+class ManualClock:
     """A clock that the test advances."""
 
     def __init__(self) -> None:
@@ -60,7 +60,7 @@ class ToldClock:
 
 
 @dataclass
-class ToldEngine:
+class FakeEngine:
     """Aggregates to a file of a few bytes, or fails with the given error."""
 
     files: BlobFiles
@@ -94,8 +94,8 @@ class Coordination:
 
     coordinator: Coordinator
     context: Context
-    clock: ToldClock
-    engine: ToldEngine
+    clock: ManualClock
+    engine: FakeEngine
     world: World
 
     async def running(self, clients: int, **spec: Any) -> tuple[str, list[str], Training]:
@@ -125,8 +125,8 @@ class _Done(Exception):
 @asynccontextmanager
 async def coordinating(store: Store, folder: Path) -> AsyncIterator[Coordination]:
     """Runs a coordinator for the time of the block."""
-    clock, blobs = ToldClock(), LocalBlobs(folder)
-    engine = ToldEngine(blobs.files)
+    clock, blobs = ManualClock(), LocalBlobs(folder)
+    engine = FakeEngine(blobs.files)
     try:
         async with asyncio.TaskGroup() as tasks:
             context = Context(store, blobs, engine, Hub(), tasks, clock=clock)

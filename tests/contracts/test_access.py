@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from contracts.coordination import ToldClock
+from contracts.coordination import ManualClock
 from fedround_server.coordinator import Context
 from fedround_server.coordinator.access import Access
 from fedround_server.coordinator.user import Users
@@ -26,12 +26,12 @@ MOMENT = timedelta(milliseconds=1)
 
 
 @pytest.fixture
-def clock() -> ToldClock:
-    return ToldClock()
+def clock() -> ManualClock:
+    return ManualClock()
 
 
 @pytest.fixture
-def context(store: Store, clock: ToldClock) -> Context:
+def context(store: Store, clock: ManualClock) -> Context:
     return Context(store, NOTHING, NOTHING, Hub(), NOTHING, clock=clock)
 
 
@@ -140,7 +140,7 @@ class StaleIdentities:
         return known
 
 
-async def test_a_call_that_starts_while_its_token_is_revoked(store: Store, clock: ToldClock) -> None:
+async def test_a_call_that_starts_while_its_token_is_revoked(store: Store, clock: ManualClock) -> None:
     verbs = StaleIdentities(store)
     stale: Any = SimpleNamespace(users=store.users, credentials=verbs)
     context = Context(stale, NOTHING, NOTHING, Hub(), NOTHING, clock=clock)
@@ -159,7 +159,7 @@ async def test_a_call_ends_when_its_token_expires(users: Users, access: Access) 
         await (await open_call(access, token)).task
 
 
-async def test_a_call_ends_with_the_overlap(users: Users, access: Access, clock: ToldClock) -> None:
+async def test_a_call_ends_with_the_overlap(users: Users, access: Access, clock: ManualClock) -> None:
     user, token = await created(users, "one")
     before = await open_call(access, token)
     new = await users.rotate_token(user, user.user_id, MOMENT, None)
@@ -180,7 +180,7 @@ async def test_an_error_of_the_call_itself_is_passed_on(users: Users, access: Ac
             raise TimeoutError("its own")
 
 
-async def test_the_time_of_last_use_of_tokens(users: Users, access: Access, clock: ToldClock) -> None:
+async def test_the_time_of_last_use_of_tokens(users: Users, access: Access, clock: ManualClock) -> None:
     user, token = await created(users, "one")
     used = {}
     for _ in range(4):
@@ -193,7 +193,7 @@ async def test_the_time_of_last_use_of_tokens(users: Users, access: Access, cloc
     assert access.last_use(user.user_id, before.token_hash) == used[before.token_hash]
 
 
-async def test_lifetimes(store: Store, clock: ToldClock) -> None:
+async def test_lifetimes(store: Store, clock: ManualClock) -> None:
     limits = Limits(token_lifetime=HOUR, max_token_lifetime=2 * HOUR)
     context = Context(store, NOTHING, NOTHING, Hub(), NOTHING, limits, clock=clock)
     access = Access(context)

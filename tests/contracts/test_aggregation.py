@@ -17,19 +17,21 @@ from fedround_server.store import Store
 from fedround_server.store.verbs.round import RoundVerbs
 
 
-async def ended(desk: Coordination) -> Training:
+async def ended(coordination: Coordination) -> Training:
     """Runs a training of one update to its end."""
-    actor, (client,), training = await desk.running(1, target_num_updates=1)
-    await desk.submit(training.training_id, 0, client)
-    return await desk.until(actor, training.training_id, lambda training: training.state.is_ended)
+    actor, (client,), training = await coordination.running(1, target_num_updates=1)
+    await coordination.submit(training.training_id, 0, client)
+    return await coordination.until(actor, training.training_id, lambda training: training.state.is_ended)
 
 
 async def test_an_aggregate_that_cannot_be_represented_is_reported(store: Store, tmp_path: Path) -> None:
-    async with coordinating(store, tmp_path) as desk:
-        desk.engine.error = AggregationFailed("the aggregate of tensor 'w' has values that its dtype cannot hold")
-        failure = (await ended(desk)).failure
+    async with coordinating(store, tmp_path) as coordination:
+        coordination.engine.error = AggregationFailed(
+            "the aggregate of tensor 'w' has values that its dtype cannot hold"
+        )
+        failure = (await ended(coordination)).failure
     assert failure is not None
-    assert (failure.reason, failure.message) == ("AGGREGATION_FAILED", str(desk.engine.error))
+    assert (failure.reason, failure.message) == ("AGGREGATION_FAILED", str(coordination.engine.error))
 
 
 @pytest.mark.parametrize(
@@ -46,11 +48,11 @@ async def test_an_aggregate_that_cannot_be_represented_is_reported(store: Store,
 async def test_any_error_ends_only_its_training_and_its_text_is_only_in_the_log(
     store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
-    async with coordinating(store, tmp_path) as desk:
-        desk.engine.error = error
-        failure = (await ended(desk)).failure
-        desk.engine.error = None
-        assert (await ended(desk)).state is TrainingState.COMPLETED
+    async with coordinating(store, tmp_path) as coordination:
+        coordination.engine.error = error
+        failure = (await ended(coordination)).failure
+        coordination.engine.error = None
+        assert (await ended(coordination)).state is TrainingState.COMPLETED
     assert failure is not None
     assert failure.reason == "AGGREGATION_FAILED"
     assert "secret" not in failure.message
@@ -68,11 +70,11 @@ async def test_a_commit_that_fails_ends_only_its_training(
     async def broken(*_: Any) -> bool:
         raise ValueError("Out of range float values are not JSON compliant: inf")
 
-    async with coordinating(store, tmp_path) as desk:
+    async with coordinating(store, tmp_path) as coordination:
         monkeypatch.setattr(RoundVerbs, "commit", broken)
-        failure = (await ended(desk)).failure
+        failure = (await ended(coordination)).failure
         monkeypatch.setattr(RoundVerbs, "commit", commit)
-        assert (await ended(desk)).state is TrainingState.COMPLETED
+        assert (await ended(coordination)).state is TrainingState.COMPLETED
     assert failure is not None
     assert failure.reason == "AGGREGATION_FAILED"
     assert "JSON" not in failure.message
@@ -81,31 +83,31 @@ async def test_a_commit_that_fails_ends_only_its_training(
 async def test_a_worker_that_is_killed_from_outside_delays_its_training_without_failing_it(
     store: Store, tmp_path: Path
 ) -> None:
-    async with coordinating(store, tmp_path) as desk:
-        desk.engine.error = WorkerKilled("out of memory")
-        actor, (client,), training = await desk.running(1, target_num_updates=1)
-        await desk.submit(training.training_id, 0, client)
+    async with coordinating(store, tmp_path) as coordination:
+        coordination.engine.error = WorkerKilled("out of memory")
+        actor, (client,), training = await coordination.running(1, target_num_updates=1)
+        await coordination.submit(training.training_id, 0, client)
         for _ in range(5):
-            await desk.clock.asleep(RETRY_DELAY)
+            await coordination.clock.asleep(RETRY_DELAY)
             assert (await store.trainings.get(training.training_id, actor)).state is TrainingState.ONGOING
-            desk.clock.advance(RETRY_DELAY)
-        await desk.clock.asleep(RETRY_DELAY)
-        desk.engine.error = None
-        desk.clock.advance(RETRY_DELAY)
-        after = await desk.until(actor, training.training_id, lambda training: training.state.is_ended)
+            coordination.clock.advance(RETRY_DELAY)
+        await coordination.clock.asleep(RETRY_DELAY)
+        coordination.engine.error = None
+        coordination.clock.advance(RETRY_DELAY)
+        after = await coordination.until(actor, training.training_id, lambda training: training.state.is_ended)
     assert (after.state, after.model_version) == (TrainingState.COMPLETED, 1)
 
 
 async def test_updates_wait_while_the_disk_fails(store: Store, tmp_path: Path) -> None:
-    async with coordinating(store, tmp_path) as desk:
-        desk.engine.error = OSError(errno.EIO, "the disk fails")
-        actor, (client,), training = await desk.running(1, target_num_updates=1)
-        await desk.submit(training.training_id, 0, client)
-        await desk.clock.asleep(RETRY_DELAY)
+    async with coordinating(store, tmp_path) as coordination:
+        coordination.engine.error = OSError(errno.EIO, "the disk fails")
+        actor, (client,), training = await coordination.running(1, target_num_updates=1)
+        await coordination.submit(training.training_id, 0, client)
+        await coordination.clock.asleep(RETRY_DELAY)
         assert (await store.trainings.get(training.training_id, actor)).state is TrainingState.ONGOING
-        desk.engine.error = None
-        desk.clock.advance(RETRY_DELAY)
-        after = await desk.until(actor, training.training_id, lambda training: training.state.is_ended)
+        coordination.engine.error = None
+        coordination.clock.advance(RETRY_DELAY)
+        after = await coordination.until(actor, training.training_id, lambda training: training.state.is_ended)
     assert after.state is TrainingState.COMPLETED
 
 
@@ -113,15 +115,15 @@ async def test_updates_wait_while_the_disk_fails(store: Store, tmp_path: Path) -
 async def test_a_verb_is_retried_while_the_database_does_not_answer(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
 ) -> None:
-    async with coordinating(store, tmp_path) as desk:
-        desk.engine.error = AggregationFailed("out of range") if verb == "fail" else None
+    async with coordinating(store, tmp_path) as coordination:
+        coordination.engine.error = AggregationFailed("out of range") if verb == "fail" else None
         lose(monkeypatch, RoundVerbs, verb, committed=False)
-        actor, (client,), training = await desk.running(1, target_num_updates=1)
-        await desk.submit(training.training_id, 0, client)
-        await desk.clock.asleep(RETRY_DELAY)
+        actor, (client,), training = await coordination.running(1, target_num_updates=1)
+        await coordination.submit(training.training_id, 0, client)
+        await coordination.clock.asleep(RETRY_DELAY)
         assert (await store.trainings.get(training.training_id, actor)).state is TrainingState.ONGOING
-        desk.clock.advance(RETRY_DELAY)
-        await desk.until(actor, training.training_id, lambda training: training.state.is_ended)
+        coordination.clock.advance(RETRY_DELAY)
+        await coordination.until(actor, training.training_id, lambda training: training.state.is_ended)
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
@@ -129,18 +131,20 @@ async def test_an_aggregation_is_retried_while_the_disk_is_full(
     store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture, code: int
 ) -> None:
     pause = timedelta(seconds=DiskFull.retry_seconds)
-    async with coordinating(store, tmp_path) as desk:
-        desk.engine.error = OSError(code, "No space left on device", "/secret")
-        actor, (client,), training = await desk.running(1, target_num_updates=1)
-        await desk.submit(training.training_id, 0, client)
+    async with coordinating(store, tmp_path) as coordination:
+        coordination.engine.error = OSError(code, "No space left on device", "/secret")
+        actor, (client,), training = await coordination.running(1, target_num_updates=1)
+        await coordination.submit(training.training_id, 0, client)
         for _ in range(5):
-            await desk.clock.asleep(pause)
+            await coordination.clock.asleep(pause)
             assert (await store.trainings.get(training.training_id, actor)).state is TrainingState.ONGOING
-            desk.clock.advance(pause)
-        await desk.clock.asleep(pause)
-        desk.engine.error = None
-        desk.clock.advance(pause)
-        await desk.until(actor, training.training_id, lambda training: training.state is TrainingState.COMPLETED)
+            coordination.clock.advance(pause)
+        await coordination.clock.asleep(pause)
+        coordination.engine.error = None
+        coordination.clock.advance(pause)
+        await coordination.until(
+            actor, training.training_id, lambda training: training.state is TrainingState.COMPLETED
+        )
     assert caplog.text.count(f"aggregation of training {training.training_id}: the server's disk is full") == 6
     assert list((tmp_path / "tmp").iterdir()) == []
 
@@ -153,12 +157,14 @@ async def test_a_result_that_does_not_fit_on_the_disk_leaves_no_file(
     def full(folder: Path, **options: bool) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(folder))
 
-    async with coordinating(store, tmp_path) as desk:
+    async with coordinating(store, tmp_path) as coordination:
         monkeypatch.setattr(Path, "mkdir", full)
-        actor, (client,), training = await desk.running(1, target_num_updates=1)
-        await desk.submit(training.training_id, 0, client)
-        await desk.clock.asleep(timedelta(seconds=DiskFull.retry_seconds))
+        actor, (client,), training = await coordination.running(1, target_num_updates=1)
+        await coordination.submit(training.training_id, 0, client)
+        await coordination.clock.asleep(timedelta(seconds=DiskFull.retry_seconds))
         assert list((tmp_path / "tmp").iterdir()) == []
         monkeypatch.setattr(Path, "mkdir", mkdir)
-        desk.clock.advance(timedelta(seconds=DiskFull.retry_seconds))
-        await desk.until(actor, training.training_id, lambda training: training.state is TrainingState.COMPLETED)
+        coordination.clock.advance(timedelta(seconds=DiskFull.retry_seconds))
+        await coordination.until(
+            actor, training.training_id, lambda training: training.state is TrainingState.COMPLETED
+        )

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from contracts.audits import chained, check, tamper, told
+from contracts.audits import chained, check, recorded, tamper
 from contracts.world import World, blob, new_id, new_model
 from fedround_client import AuditBroken, AuditEntry, AuditHead
 from fedround_client.audit_chain import AuditChainVerifier
@@ -28,7 +28,7 @@ from fedround_server.store.db.connection import reading
 from fedround_server.store.tables.schema import AuditHeadRow, AuditRow, UserRow
 
 
-async def test_a_training_is_told_from_its_model_to_its_end(store: Store, world: World) -> None:
+async def test_a_training_is_recorded_from_its_model_to_its_end(store: Store, world: World) -> None:
     _, (one, two), training = await world.running(2, target_num_updates=1)
     await world.submit(training.training_id, 0, one, num_examples=10)
     await world.submit(training.training_id, 0, two, num_examples=30)
@@ -48,12 +48,12 @@ async def test_a_training_is_told_from_its_model_to_its_end(store: Store, world:
         "version_made",
         "training_completed",
     ]
-    (counted,) = await told(store, "updates_counted")
+    (counted,) = await recorded(store, "updates_counted")
     assert [(update["participant_id"], update["num_examples"], update["weight"]) for update in counted["updates"]] == [
         (one, 10, "10/40"),
         (two, 30, "30/40"),
     ]
-    (made,) = await told(store, "version_made")
+    (made,) = await recorded(store, "version_made")
     assert (made["subject"], made["sha256"], made["algorithm"]) == ("1", blob("made").sha256, "fed_avg")
     assert {entry.training_id for entry in entries[4:]} == {training.training_id}
     assert {entry.model_id for entry in entries[3:]} == {training.model_id}
@@ -79,9 +79,11 @@ async def test_every_kind_of_training_leaves_a_chain_that_holds(store: Store, wo
     report = await check(store)
     assert report.waiting == report.superseded == 0
     assert report.versions == 8
-    assert len(await told(store, "posterior_made")) == 2
-    assert len(await told(store, "version_dropped")) == 2
-    weights = [update["weight"] for counted in await told(store, "updates_counted") for update in counted["updates"]]
+    assert len(await recorded(store, "posterior_made")) == 2
+    assert len(await recorded(store, "version_dropped")) == 2
+    weights = [
+        update["weight"] for counted in await recorded(store, "updates_counted") for update in counted["updates"]
+    ]
     assert weights.count("") == 4
 
 
@@ -100,7 +102,7 @@ async def test_what_does_not_count_is_superseded_with_a_reason(store: Store, wor
     await store.trainings.remove_clients(training.training_id, actor, [gone], world.now)
     await world.submit(training.training_id, 0, stays)
     await store.trainings.remove(training.training_id, actor, force=True, now=world.now)
-    assert [one["reason"] for one in await told(store, "updates_superseded")] == [
+    assert [one["reason"] for one in await recorded(store, "updates_superseded")] == [
         "participant_removed",
         "round_abandoned",
     ]
@@ -108,7 +110,7 @@ async def test_what_does_not_count_is_superseded_with_a_reason(store: Store, wor
     assert (report.updates, report.counted, report.superseded) == (2, 0, 2)
 
 
-async def test_who_did_it_is_told_and_no_token(store: Store, world: World) -> None:
+async def test_the_caller_is_recorded_and_no_token(store: Store, world: World) -> None:
     admin = await world.user(Role.ADMIN)
     acting.set(admin)
     user = User(new_id(), "somebody", Role.CLIENT, world.now)
@@ -129,7 +131,7 @@ async def test_who_did_it_is_told_and_no_token(store: Store, world: World) -> No
     assert "somebody" not in everything
 
 
-async def test_models_are_told_by_digest_and_tag(store: Store, world: World) -> None:
+async def test_models_are_recorded_by_digest_and_tag(store: Store, world: World) -> None:
     owner = await world.user(Role.ACTOR)
     model = await store.models.create(new_id(), owner, new_model("weights"), Quotas(), world.now)
     await store.models.tag(model.model_id, 0, "pinned", owner, remove=False)
@@ -139,10 +141,10 @@ async def test_models_are_told_by_digest_and_tag(store: Store, world: World) -> 
     assert [(entry.action, entry.model_id) for entry in (await chained(store))[1:]] == [
         (action, model.model_id) for action in ("model_created", "version_tagged", "version_untagged", "model_removed")
     ]
-    assert (await told(store, "model_created"))[0]["sha256"] == blob("weights").sha256
+    assert (await recorded(store, "model_created"))[0]["sha256"] == blob("weights").sha256
 
 
-async def test_a_verb_that_is_refused_or_repeated_adds_nothing(store: Store, world: World) -> None:
+async def test_a_verb_that_is_denied_or_repeated_records_nothing(store: Store, world: World) -> None:
     _, (client, _), training = await world.running(2)
     await world.submit(training.training_id, 0, client)
     before = await store.audit.head()
@@ -154,7 +156,7 @@ async def test_a_verb_that_is_refused_or_repeated_adds_nothing(store: Store, wor
     assert await store.audit.head() == before
 
 
-async def test_a_verb_that_meets_another_one_is_told_once(store: Store, world: World) -> None:
+async def test_a_verb_that_meets_another_one_is_recorded_once(store: Store, world: World) -> None:
     name = f"user {new_id()}"
     users = [User(new_id(), name, Role.CLIENT, world.now) for _ in range(4)]
     made = await asyncio.gather(
@@ -183,7 +185,7 @@ async def test_verbs_in_parallel_make_one_chain(store: Store, world: World) -> N
     assert {entry.user_id for entry in await chained(store) if entry.action == "version_made"} == set(actors)
 
 
-async def test_entries_are_told_in_the_time_of_the_store(database: str, tmp_path: Any) -> None:
+async def test_entries_are_recorded_in_the_time_of_the_store(database: str, tmp_path: Any) -> None:
     times = iter(World(None)._now + timedelta(microseconds=number) for number in range(1, 3))  # type: ignore[arg-type]
     with Store(database or tmp_path / "fedround.db", now=lambda: next(times)) as store:
         await World(store).users(2)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from contracts import alone
+from contracts import reference_views
 from contracts.world import World, blob, new_id
 from fedround_server.domain.aggregation import FedDC
 from fedround_server.domain.errors import CursorExpired, FedroundError, StoreUnavailable, TrainingNotFound
@@ -44,7 +44,7 @@ async def answer(question: Awaitable[R]) -> R | type[FedroundError]:
 
 
 async def live(store: Store, world: World, history: Sequence[tuple[str, int, int]]) -> tuple[list[str], list[str]]:
-    """Two trainings with what happened in them; returns the users, the actor and a stranger too, and the trainings."""
+    """Two trainings with a history; returns the users, with the actor and an unrelated user, and the trainings."""
     actor = await world.user(Role.ACTOR)
     # The actor may take part, too.
     users = [actor, *await world.users(CLIENTS)]
@@ -102,14 +102,14 @@ async def test_each_is_answered_as_if_it_were_alone(
         views: dict[tuple[str, str], LogView] = {}
         for user in users:
             for some in (trainings, trainings[:1], [], [trainings[0], unknown]):
-                expected = await plainly(lambda user=user, some=some: alone.views(user, some))
+                expected = await plainly(lambda user=user, some=some: reference_views.views(user, some))
                 found = await answer(events.views(user, some))
                 if len(expected) < len(some):
                     assert found is TrainingNotFound
                 else:
                     assert by_training(found) == by_training(expected)
                 views |= {(view.training_id, user): view for view in expected}
-            opened = await plainly(lambda user=user: alone.open_views(user))
+            opened = await plainly(lambda user=user: reference_views.open_views(user))
             assert by_training(await events.open_views(user)) == by_training(opened)
 
         pairs = [(training_id, user) for user in users for training_id in (*trainings, unknown)]
@@ -124,7 +124,7 @@ async def test_each_is_answered_as_if_it_were_alone(
                 assert page is CursorExpired
             else:
                 question = (view, user, cursor, limit)
-                found, after = await plainly(lambda question=question: alone.read(*question))
+                found, after = await plainly(lambda question=question: reference_views.read(*question))
                 assert isinstance(page, LogPage)
                 assert (page.view, list(page.events), page.cursor) == (view, found, after)
 
@@ -133,7 +133,7 @@ def by_training(views: Any) -> list[LogView]:
     return sorted(views, key=lambda view: view.training_id)
 
 
-async def test_credentials_are_told_apart_however_many_ask(store: Store, world: World) -> None:
+async def test_credentials_are_distinguished_however_many_ask(store: Store, world: World) -> None:
     made, expected = [], []
     for number in range(6):
         user = User(new_id(), f"user {new_id()}", Role.CLIENT, world.now)
@@ -172,11 +172,11 @@ def attempts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     run = Transactions._run
 
-    def noted(self: Transactions, call: Call) -> Any:
+    def recorded(self: Transactions, call: Call) -> Any:
         names.append(call.name)
         return run(self, call)
 
-    monkeypatch.setattr(Transactions, "_run", noted)
+    monkeypatch.setattr(Transactions, "_run", recorded)
     return names
 
 
@@ -215,7 +215,7 @@ async def test_who_goes_takes_nothing_from_the_others(store: Store, world: World
     assert (await store.events.poll(training.training_id, clients[0], 0, 100)).view.training_id == training.training_id
 
 
-async def test_a_database_that_does_not_answer_is_told_to_all(
+async def test_a_database_that_does_not_answer_is_reported_to_all(
     store: Store, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, clients, training = await world.running(3)

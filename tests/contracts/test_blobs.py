@@ -139,9 +139,9 @@ def test_a_resumed_upload_is_the_file_whatever_the_cuts(
 def test_an_upload_is_not_resumed_behind_its_end(blobs: Blobs) -> None:
     begin(blobs, UPLOAD, b"12345")
     for ref, offset, stands_at in ((UPLOAD, 6, 5), (UploadRef("user", "other"), 1, 0), (STAGED, 1, 0)):
-        with pytest.raises(UploadOffset) as refusal:
+        with pytest.raises(UploadOffset) as raised:
             blobs.writer(ref, offset)
-        assert refusal.value.metadata["committed_size"] == str(stands_at)
+        assert raised.value.metadata["committed_size"] == str(stands_at)
 
 
 def test_uploads_of_two_users_never_meet(blobs: Blobs) -> None:

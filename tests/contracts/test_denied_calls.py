@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from contracts.audits import check, told
+from contracts.audits import check, recorded
 from contracts.coordination import Coordination, coordinating, lose
 from contracts.world import new_id
 from fedround_server.coordinator.denied_calls import (
@@ -33,22 +33,22 @@ PEER = "ipv4:10.0.0.1:40000"
 
 
 @pytest.fixture
-async def desk(store: Store, tmp_path: Path) -> AsyncIterator[Coordination]:
-    async with coordinating(store, tmp_path) as desk:
-        yield desk
+async def coordination(store: Store, tmp_path: Path) -> AsyncIterator[Coordination]:
+    async with coordinating(store, tmp_path) as coordination:
+        yield coordination
 
 
 @pytest.fixture
-def calls(desk: Coordination) -> DeniedCalls:
-    return desk.coordinator.audit.denied_calls
+def calls(coordination: Coordination) -> DeniedCalls:
+    return coordination.coordinator.audit.denied_calls
 
 
 async def denied(store: Store) -> list[tuple[str, str, str, int]]:
-    return [(one["subject"], one["peer"], one["reason"], one["count"]) for one in await told(store, "call_refused")]
+    return [(one["subject"], one["peer"], one["reason"], one["count"]) for one in await recorded(store, "call_refused")]
 
 
 async def test_the_first_call_is_written_at_once_and_repeated_ones_as_one_entry(
-    store: Store, desk: Coordination, calls: DeniedCalls
+    store: Store, coordination: Coordination, calls: DeniedCalls
 ) -> None:
     user = new_id()
     acting.set(user)
@@ -56,10 +56,10 @@ async def test_the_first_call_is_written_at_once_and_repeated_ones_as_one_entry(
         calls.record(METHOD, PEER, RoleRequired("no"))
         await calls.flush()
     assert await denied(store) == [(user, "", "ROLE_REQUIRED", 1)]
-    desk.clock.advance(GROUP_INTERVAL)
+    coordination.clock.advance(GROUP_INTERVAL)
     await calls.flush()
     assert await denied(store) == [(user, "", "ROLE_REQUIRED", 1), (user, "", "ROLE_REQUIRED", 2)]
-    desk.clock.advance(GROUP_INTERVAL)
+    coordination.clock.advance(GROUP_INTERVAL)
     await calls.flush()
     calls.record(METHOD, PEER, RoleRequired("no"))
     await calls.flush()
@@ -74,7 +74,7 @@ async def test_an_entry_has_ids_and_nothing_else_that_the_caller_chose(store: St
     calls.record(METHOD, PEER, TrainingNotFound(training_id))
     calls.record(METHOD, PEER, FieldInvalid("a secret", "a secret"))
     await calls.flush()
-    found = await told(store, "call_refused")
+    found = await recorded(store, "call_refused")
     assert [one["ids"] for one in found] == [{"update_id": update_id}, {"id": training_id}, {}]
     assert {one["method"] for one in found} == {METHOD}
     assert "a secret" not in str(found)
@@ -89,7 +89,7 @@ async def test_an_unauthenticated_peer_is_named_by_its_address_alone(store: Stor
     assert await denied(store) == [("", "ipv6:[::1]", "TOKEN_INVALID", 5), ("", "ipv4:10.0.0.1", "TOKEN_INVALID", 1)]
 
 
-async def test_the_number_of_groups_is_bounded(store: Store, desk: Coordination, calls: DeniedCalls) -> None:
+async def test_the_number_of_groups_is_bounded(store: Store, coordination: Coordination, calls: DeniedCalls) -> None:
     acting.set("")
     for number in range(MAX_UNAUTHENTICATED + 10):
         calls.record(METHOD, f"ipv4:10.0.0.{number}:1", TokenInvalid())
@@ -100,7 +100,7 @@ async def test_the_number_of_groups_is_bounded(store: Store, desk: Coordination,
     found = await denied(store)
     assert len(found) == MAX_UNAUTHENTICATED + 1 + MAX_AUTHENTICATED + 1
     assert sorted(count for _, _, reason, count in found if reason == "others") == [7, 10]
-    desk.clock.advance(GROUP_INTERVAL)
+    coordination.clock.advance(GROUP_INTERVAL)
     await calls.flush()
     assert not calls._authenticated
     assert not calls._unauthenticated
@@ -125,9 +125,9 @@ async def test_calls_that_cannot_be_written_are_written_later(
 
 
 async def test_a_server_records_its_start_and_stop_and_writes_what_is_left_before_it(
-    store: Store, desk: Coordination, calls: DeniedCalls
+    store: Store, coordination: Coordination, calls: DeniedCalls
 ) -> None:
-    audit = desk.coordinator.audit
+    audit = coordination.coordinator.audit
     await audit.start()
     acting.set(new_id())
     for _ in range(2):
@@ -139,22 +139,26 @@ async def test_a_server_records_its_start_and_stop_and_writes_what_is_left_befor
     assert [entry.action for entry in entries] == ["server_started", "call_refused", "call_refused", "server_stopped"]
 
 
-async def test_denied_calls_are_written_in_the_background_within_seconds(store: Store, desk: Coordination) -> None:
-    await desk.coordinator.audit.start()
-    await desk.clock.asleep(FLUSH_INTERVAL)
+async def test_denied_calls_are_written_in_the_background_within_seconds(
+    store: Store, coordination: Coordination
+) -> None:
+    await coordination.coordinator.audit.start()
+    await coordination.clock.asleep(FLUSH_INTERVAL)
     acting.set(new_id())
-    desk.coordinator.audit.denied_calls.record(METHOD, PEER, RoleRequired("no"))
-    desk.clock.advance(FLUSH_INTERVAL)
-    await desk.clock.asleep(FLUSH_INTERVAL)
+    coordination.coordinator.audit.denied_calls.record(METHOD, PEER, RoleRequired("no"))
+    coordination.clock.advance(FLUSH_INTERVAL)
+    await coordination.clock.asleep(FLUSH_INTERVAL)
     assert len(await denied(store)) == 1
 
 
-async def test_what_follows_the_last_update_is_recorded_as_done_by_the_server(store: Store, desk: Coordination) -> None:
-    actor, (client,), training = await desk.running(1, target_num_updates=1)
+async def test_what_follows_the_last_update_is_recorded_as_done_by_the_server(
+    store: Store, coordination: Coordination
+) -> None:
+    actor, (client,), training = await coordination.running(1, target_num_updates=1)
     acting.set(client)
-    await desk.submit(training.training_id, 0, client)
+    await coordination.submit(training.training_id, 0, client)
     acting.set("")
-    await desk.until(actor, training.training_id, lambda found: found.state.is_ended)
+    await coordination.until(actor, training.training_id, lambda found: found.state.is_ended)
     by: dict[str, Any] = {entry.action: entry.user_id for entry in await store.audit.read(0, 100, 100)}
     assert (by["update_accepted"], by["round_closed"]) == (client, client)
     assert (by["updates_counted"], by["version_made"], by["training_completed"]) == ("", "", "")

@@ -1,4 +1,4 @@
-"""What is promised is on disk first: how SQLite is told to write, and in which order files and rows are kept."""
+"""What is promised is on disk first: how SQLite is configured to write, and in which order files and rows are kept."""
 
 import os
 from collections.abc import AsyncIterator, Iterator
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from calls import digest, model_file
-from contracts.coordination import ToldEngine, coordinating
+from contracts.coordination import FakeEngine, coordinating
 from contracts.world import SPEC, World
 from fedround_server.app import _write_secret
 from fedround_server.blobs import StagedBlob
@@ -23,7 +23,7 @@ from fedround_server.store import Store
 from fedround_server.store.tables.base import database_proxy
 
 
-class InProcess(ToldEngine):
+class InProcess(FakeEngine):
     """Aggregates like the worker does."""
 
     async def aggregate(self, job: AggregationJob) -> StagedBlob:
@@ -109,14 +109,14 @@ async def test_the_admins_token_is_on_disk_before_the_admin(
     sqlite: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     diary = Diary(tmp_path, monkeypatch)
-    async with coordinating(sqlite, tmp_path) as desk:
+    async with coordinating(sqlite, tmp_path) as coordination:
         await diary.read_statements(sqlite)
-        await desk.coordinator.users.bootstrap(lambda token: _write_secret(tmp_path / "admin.token", token))
+        await coordination.coordinator.users.bootstrap(lambda token: _write_secret(tmp_path / "admin.token", token))
     synced = diary.entries.index(("sync", "admin.token"))
     assert synced < diary.entries.index(("sync", "."), synced) < diary.find("sql", 'INSERT INTO "users"')
 
 
-async def test_what_a_full_database_refuses_is_accepted_when_there_is_room(sqlite: Store) -> None:
+async def test_what_a_full_database_rejects_is_accepted_when_there_is_room(sqlite: Store) -> None:
     def limit(pages: int) -> None:
         database_proxy.obj.execute_sql(f"PRAGMA max_page_count = {pages}")
 
@@ -127,15 +127,15 @@ async def test_what_a_full_database_refuses_is_accepted_when_there_is_room(sqlit
     actor, clients, training = await world.running(30)
     await sqlite._database.run(lambda: limit(pages() + 2))
     metrics = {f"metric {number}": 0.5 for number in range(90)}
-    refused = []
+    rejected = []
     for client in clients:
         try:
             await world.submit(training.training_id, 0, client, metrics=metrics)
         except StoreUnavailable:
-            refused.append(client)
+            rejected.append(client)
     after = await sqlite.trainings.get(training.training_id, actor)
-    assert 0 < len(refused) < len(clients)
-    assert after.updates_arrived == len(clients) - len(refused)
+    assert 0 < len(rejected) < len(clients)
+    assert after.updates_arrived == len(clients) - len(rejected)
 
     await sqlite._database.run(lambda: limit(1 << 20))
     closed = [(await world.submit(training.training_id, 0, client, metrics=metrics))[1] for client in clients]
@@ -146,9 +146,9 @@ async def test_files_are_on_disk_before_the_rows_and_the_answers_that_promise_th
     sqlite: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     diary = Diary(tmp_path, monkeypatch)
-    async with coordinating(sqlite, tmp_path) as desk:
-        coordinator = Coordinator(replace(desk.context, engine=InProcess(desk.engine.files)))
-        actor, clients = await desk.world.user(Role.ACTOR), await desk.world.users(2)
+    async with coordinating(sqlite, tmp_path) as coordination:
+        coordinator = Coordinator(replace(coordination.context, engine=InProcess(coordination.engine.files)))
+        actor, clients = await coordination.world.user(Role.ACTOR), await coordination.world.users(2)
         await diary.read_statements(sqlite)
 
         initial, updates = model_file(), [model_file(1), model_file(3)]
@@ -159,7 +159,7 @@ async def test_files_are_on_disk_before_the_rows_and_the_answers_that_promise_th
         for client, update in zip(clients, updates, strict=True):
             await coordinator.submissions.submit(made.training_id, 0, 1, {}, sent(client, update, made.training_id))
             diary.note("answer", f"receipt {client}")
-        with desk.context.hub.waiter() as waiter:
+        with coordination.context.hub.waiter() as waiter:
             waiter.follow([made.training_id])
             while (await sqlite.trainings.get(made.training_id, actor)).model_version == 0:
                 await waiter.wait(30)

@@ -94,22 +94,22 @@ async def test_reading_goes_on_behind_the_cursor(store: Store, world: World) -> 
 
 async def test_sequences_have_no_gaps_under_concurrency(store: Store, world: World) -> None:
     actor, clients, training = await world.running(10)
-    others, leaving = await world.users(10), clients[:3]
+    others, removed_ids = await world.users(10), clients[:3]
     submitted, registered, removed = await asyncio.gather(
         asyncio.gather(*(world.submit(training.training_id, 0, one) for one in clients), return_exceptions=True),
         asyncio.gather(*(store.trainings.register(training.training_id, actor, [one], world.now) for one in others)),
         asyncio.gather(
-            *(store.trainings.remove_clients(training.training_id, actor, [one], world.now) for one in leaving)
+            *(store.trainings.remove_clients(training.training_id, actor, [one], world.now) for one in removed_ids)
         ),
     )
     assert (len(registered), len(removed)) == (10, 3)
     # Only clients that are removed before their update comes are rejected, and one call closes the round.
     accepted = [answer for answer in submitted if isinstance(answer, tuple)]
-    refused = [
+    rejected = [
         one for one, answer in zip(clients, submitted, strict=True) if isinstance(answer, NotInCohort | RoundNotOpen)
     ]
-    assert len(accepted) + len(refused) == 10
-    assert set(refused) <= set(leaving)
+    assert len(accepted) + len(rejected) == 10
+    assert set(rejected) <= set(removed_ids)
     assert [closed for _, closed in [*accepted, *removed]].count(True) == 1
 
     log = await read(store, training.training_id, actor)
@@ -119,7 +119,7 @@ async def test_sequences_have_no_gaps_under_concurrency(store: Store, world: Wor
         TrainingStarted: 1 + len(others),
         RoundStarted: 1,
         UpdateAccepted: len(accepted),
-        ClientRemoved: len(leaving),
+        ClientRemoved: len(removed_ids),
     }
 
 
@@ -176,7 +176,7 @@ async def test_who_is_missing_is_for_the_actor_only(store: Store, world: World) 
     assert failed == TrainingFailed("DEADLINE_MISSED", "round 0 reached its deadline with 0 of 2 updates")
 
 
-async def test_only_metrics_that_were_asked_for_are_told_to_participants(store: Store, world: World) -> None:
+async def test_only_requested_metrics_are_sent_to_participants(store: Store, world: World) -> None:
     actor, (first, second), training = await world.running(2, metric_names=("loss",))
     await world.submit(training.training_id, 0, first, metrics={"loss": 1.0, "my own": 0.37})
     await world.submit(training.training_id, 0, second, metrics={"loss": 2.0})
@@ -212,7 +212,7 @@ async def test_a_subscription_starts_where_the_training_stands(store: Store, wor
     assert await snapshot(first, 2) == [RoundClosed, RoundStarted, RoundClosed, TrainingFinished]
 
 
-async def test_a_cursor_behind_the_end_is_refused(store: Store, world: World) -> None:
+async def test_a_cursor_behind_the_end_is_rejected(store: Store, world: World) -> None:
     actor, _, training = await world.running(1)
     with pytest.raises(CursorExpired, match="end of the log \\(2\\)"):
         await store.events.poll(training.training_id, actor, 3, 100)
@@ -221,11 +221,11 @@ async def test_a_cursor_behind_the_end_is_refused(store: Store, world: World) ->
 async def test_who_never_had_a_part_gets_nothing(store: Store, world: World) -> None:
     _, _, training = await world.running(1)
     for training_id in (training.training_id, new_id()):
-        stranger = await world.user(Role.ACTOR)
+        unrelated = await world.user(Role.ACTOR)
         for call in (
-            store.events.views(stranger, [training_id]),
-            store.events.poll(training_id, stranger, None, 100),
-            store.events.poll(training_id, stranger, 0, 100),
+            store.events.views(unrelated, [training_id]),
+            store.events.poll(training_id, unrelated, None, 100),
+            store.events.poll(training_id, unrelated, 0, 100),
         ):
             with pytest.raises(TrainingNotFound):
                 await call
@@ -251,8 +251,8 @@ async def test_the_open_views_of_a_user(store: Store, world: World) -> None:
         assert {one.training_id for one in named} == everything
         for one in (*views, *named):
             assert (await store.events.poll(one.training_id, user, 0, 100)).view == one
-    stranger = await world.user()
-    assert await store.events.open_views(stranger) == await store.events.views(stranger, []) == []
+    unrelated = await world.user()
+    assert await store.events.open_views(unrelated) == await store.events.views(unrelated, []) == []
     with pytest.raises(TrainingNotFound):
         await store.events.views(client, [training.training_id, new_id()])
 

@@ -29,7 +29,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
         yield store
 
 
-async def create_until_refused(world: World, actor: str, clients: list[str]) -> None:
+async def create_until_rejected(world: World, actor: str, clients: list[str]) -> None:
     """Creates trainings: rows of several tables, so that a change that were half done would show."""
     while True:
         await world.training(actor, clients)
@@ -55,7 +55,7 @@ async def test_a_database_without_room_changes_nothing(store: Store, caplog: pyt
     # Room for a part of one.
     await pragma(store, f"max_page_count = {await pragma(store, 'page_count') + 10}")
     with pytest.raises(StoreUnavailable, match="try again"):
-        await create_until_refused(world, actor, clients)
+        await create_until_rejected(world, actor, clients)
     assert "the database does not answer: database or disk is full" in caplog.text
     await check(store)
     await pragma(store, f"max_page_count = {at_most}")
@@ -70,7 +70,7 @@ async def test_a_full_file_system_changes_nothing(small_disk: Path) -> None:
         with pytest.raises(OSError, match="No space left"):
             fill(small_disk / "filler")
         with pytest.raises(StoreUnavailable, match="try again"):
-            await create_until_refused(world, actor, clients)
+            await create_until_rejected(world, actor, clients)
         await check(store)
         (small_disk / "filler").unlink()
         await world.training(actor, clients)

@@ -57,7 +57,7 @@ def meter(store: Store, wasteful: list[str], monkeypatch: pytest.MonkeyPatch) ->
 
 
 async def play(world: World, clients: int, rounds: int) -> tuple[str, list[str], Training]:
-    """A training behind so many rounds, whose open one waits for everybody."""
+    """A training after so many rounds, whose open round waits for every participant."""
     actor, users, training = await world.running(clients, target_num_updates=TARGET, keep_versions=PAGE)
     for number in range(rounds):
         for user in users:
@@ -67,7 +67,7 @@ async def play(world: World, clients: int, rounds: int) -> tuple[str, list[str],
 
 
 async def wake_up(meter: Meter, world: World, user: str, training: Training) -> tuple[int, int]:
-    """What it costs to hear of a round that has just begun."""
+    """The cost of receiving the start of a round."""
     events = world.store.events
     (view,) = await events.views(user, [training.training_id])
     return await meter.cost(events.poll(training.training_id, user, view.last_sequence - 1, 100))
@@ -85,7 +85,7 @@ async def costs_of_a_participant(meter: Meter, world: World, user: str, training
         "training": await meter.cost(store.trainings.get(training_id, user)),
         "trainings": await meter.cost(store.trainings.page(user, as_actor=False, before=None, limit=PAGE)),
         "current round": await meter.cost(store.rounds.current(training_id)),
-        # An update is its actor's to hear of.
+        # An update is reported to its actor only.
         "wake-up for nothing": await meter.cost(store.events.poll(training_id, user, view.last_sequence, 100)),
     }
 

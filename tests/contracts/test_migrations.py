@@ -72,7 +72,7 @@ def test_a_process_has_one_open_store_at_a_time(store: Store, tmp_path: Path) ->
         pytest.fail("two stores are open")
 
 
-def test_a_file_that_is_no_database_is_refused_whole(tmp_path: Path) -> None:
+def test_a_file_that_is_no_database_is_rejected_whole(tmp_path: Path) -> None:
     (tmp_path / "fedround.db").write_bytes(b"no database " * 1000)
     with pytest.raises(peewee.DatabaseError), Store(tmp_path / "fedround.db"):
         pytest.fail("the store is open")
@@ -80,7 +80,7 @@ def test_a_file_that_is_no_database_is_refused_whole(tmp_path: Path) -> None:
         assert database_proxy.obj is not None
 
 
-async def test_a_database_that_goes_away_is_told_as_unavailable(store: Store, world: World) -> None:
+async def test_a_lost_database_is_reported_as_unavailable(store: Store, world: World) -> None:
     opened: peewee.Database = database_proxy.obj
 
     def fail(*_: object, **__: object) -> None:

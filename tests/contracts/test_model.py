@@ -63,9 +63,9 @@ def by_id(model: Model) -> str:
 
 async def test_a_model_is_removed_when_no_training_needs_it(store: Store, world: World) -> None:
     actor, (client,), training = await world.running(1, target_num_updates=1)
-    with pytest.raises(ModelInUse) as refusal:
+    with pytest.raises(ModelInUse) as raised:
         await store.models.remove(training.model_id, actor, world.now)
-    assert refusal.value.metadata["training_id"] == training.training_id
+    assert raised.value.metadata["training_id"] == training.training_id
     with pytest.raises(ModelNotFound):
         await store.models.remove(training.model_id, client, world.now)
     await world.submit(training.training_id, 0, client)

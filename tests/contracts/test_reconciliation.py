@@ -23,10 +23,10 @@ from fedround_server.store.verbs.training import TrainingVerbs
 DEADLINE = RoundPolicy(deadline=timedelta(minutes=1))
 
 
-async def reconcile(desk: Coordination) -> None:
+async def reconcile(coordination: Coordination) -> None:
     """Advances the clock to the next reconciliation."""
-    await desk.clock.asleep(RECONCILIATION_INTERVAL)
-    desk.clock.advance(RECONCILIATION_INTERVAL)
+    await coordination.clock.asleep(RECONCILIATION_INTERVAL)
+    coordination.clock.advance(RECONCILIATION_INTERVAL)
 
 
 def timers(training_id: str) -> int:
@@ -36,39 +36,39 @@ def timers(training_id: str) -> int:
 async def test_a_round_whose_close_gets_no_answer_is_aggregated(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with coordinating(store, tmp_path) as desk:
-        await desk.coordinator.recover()
-        actor, (client,), training = await desk.running(1)
+    async with coordinating(store, tmp_path) as coordination:
+        await coordination.coordinator.recover()
+        actor, (client,), training = await coordination.running(1)
         lose(monkeypatch, SubmissionVerbs, "submit_update", committed=True)
         with pytest.raises(StoreUnavailable):
-            await desk.submit(training.training_id, 0, client)
+            await coordination.submit(training.training_id, 0, client)
         # A repeated update gets its receipt, and closes nothing.
-        await desk.submit(training.training_id, 0, client)
-        await reconcile(desk)
-        await desk.until(actor, training.training_id, lambda training: training.round == 1)
+        await coordination.submit(training.training_id, 0, client)
+        await reconcile(coordination)
+        await coordination.until(actor, training.training_id, lambda training: training.round == 1)
 
 
 @pytest.mark.parametrize(("verb", "committed"), [("commit", True), ("current", False)])
 async def test_the_next_rounds_deadline_holds_although_its_opening_got_no_answer(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str, committed: bool
 ) -> None:
-    async with coordinating(store, tmp_path) as desk:
-        await desk.coordinator.recover()
-        actor, (client,), training = await desk.running(1, round_policy=DEADLINE)
+    async with coordinating(store, tmp_path) as coordination:
+        await coordination.coordinator.recover()
+        actor, (client,), training = await coordination.running(1, round_policy=DEADLINE)
         # So that the next round has another deadline than this one.
-        desk.clock.advance(timedelta(seconds=1))
+        coordination.clock.advance(timedelta(seconds=1))
         lose(monkeypatch, RoundVerbs, verb, committed=committed)
-        await desk.submit(training.training_id, 0, client)
+        await coordination.submit(training.training_id, 0, client)
         if committed:
-            await desk.clock.asleep(RETRY_DELAY)
-            desk.clock.advance(RETRY_DELAY)
-        await desk.until(actor, training.training_id, lambda training: training.round == 1)
-        await reconcile(desk)
+            await coordination.clock.asleep(RETRY_DELAY)
+            coordination.clock.advance(RETRY_DELAY)
+        await coordination.until(actor, training.training_id, lambda training: training.round == 1)
+        await reconcile(coordination)
         (left,) = await store.rounds.unfinished()
         assert left.deadline is not None
-        await desk.clock.asleep(left.deadline)
-        desk.clock.advance(timedelta(minutes=1))
-        after = await desk.until(actor, training.training_id, lambda training: training.state.is_ended)
+        await coordination.clock.asleep(left.deadline)
+        coordination.clock.advance(timedelta(minutes=1))
+        after = await coordination.until(actor, training.training_id, lambda training: training.state.is_ended)
     assert after.failure is not None
     assert after.failure.reason == "DEADLINE_MISSED"
 
@@ -76,71 +76,71 @@ async def test_the_next_rounds_deadline_holds_although_its_opening_got_no_answer
 async def test_a_start_that_gets_no_answer_has_its_deadline(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with coordinating(store, tmp_path) as desk:
-        await desk.coordinator.recover()
+    async with coordinating(store, tmp_path) as coordination:
+        await coordination.coordinator.recover()
         lose(monkeypatch, TrainingVerbs, "start", committed=True)
         with pytest.raises(StoreUnavailable):
-            await desk.running(1, round_policy=DEADLINE)
+            await coordination.running(1, round_policy=DEADLINE)
         (left,) = await store.rounds.unfinished()
         assert left.deadline is not None
-        await reconcile(desk)
-        await desk.clock.asleep(left.deadline)
+        await reconcile(coordination)
+        await coordination.clock.asleep(left.deadline)
 
 
 async def test_a_start_succeeds_although_its_deadline_cannot_be_read(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with coordinating(store, tmp_path) as desk:
+    async with coordinating(store, tmp_path) as coordination:
         lose(monkeypatch, RoundVerbs, "current", committed=False)
-        _, _, training = await desk.running(1, round_policy=DEADLINE)
+        _, _, training = await coordination.running(1, round_policy=DEADLINE)
         assert training.state is TrainingState.ONGOING
-        await desk.coordinator.rounds.reconcile()
+        await coordination.coordinator.rounds.reconcile()
         assert timers(training.training_id) == 1
 
 
 async def test_subscribers_are_woken_for_an_end_that_got_no_answer(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with coordinating(store, tmp_path) as desk:
-        actor, (client,), training = await desk.running(1, target_num_updates=1)
+    async with coordinating(store, tmp_path) as coordination:
+        actor, (client,), training = await coordination.running(1, target_num_updates=1)
         lose(monkeypatch, RoundVerbs, "commit", committed=True)
-        with desk.context.hub.waiter() as waiter:
-            await desk.submit(training.training_id, 0, client)
-            await desk.clock.asleep(RETRY_DELAY)
+        with coordination.context.hub.waiter() as waiter:
+            await coordination.submit(training.training_id, 0, client)
+            await coordination.clock.asleep(RETRY_DELAY)
             assert (await store.trainings.get(training.training_id, actor)).state is TrainingState.COMPLETED
             waiter.follow([training.training_id])
-            desk.clock.advance(RETRY_DELAY)
+            coordination.clock.advance(RETRY_DELAY)
             assert await waiter.wait(30)
 
 
 async def test_reconciliation_goes_on_after_the_database_did_not_answer(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with coordinating(store, tmp_path) as desk:
-        await desk.coordinator.recover()
-        actor, (client,), training = await desk.running(1)
+    async with coordinating(store, tmp_path) as coordination:
+        await coordination.coordinator.recover()
+        actor, (client,), training = await coordination.running(1)
         # Without the coordinator: only reconciliation can find it.
-        await desk.world.submit(training.training_id, 0, client)
+        await coordination.world.submit(training.training_id, 0, client)
         lose(monkeypatch, RoundVerbs, "unfinished", committed=False)
-        await reconcile(desk)
-        await reconcile(desk)
-        await desk.until(actor, training.training_id, lambda training: training.round == 1)
+        await reconcile(coordination)
+        await reconcile(coordination)
+        await coordination.until(actor, training.training_id, lambda training: training.round == 1)
 
 
 async def test_reconciliation_does_not_touch_what_is_under_way(store: Store, tmp_path: Path) -> None:
-    async with coordinating(store, tmp_path) as desk:
-        rounds = desk.coordinator.rounds
-        _, _, waiting = await desk.running(2, round_policy=DEADLINE)
-        actor, (client,), aggregating = await desk.running(1, target_num_updates=1, round_policy=DEADLINE)
-        desk.engine.may_end.clear()
-        await desk.submit(aggregating.training_id, 0, client)
+    async with coordinating(store, tmp_path) as coordination:
+        rounds = coordination.coordinator.rounds
+        _, _, waiting = await coordination.running(2, round_policy=DEADLINE)
+        actor, (client,), aggregating = await coordination.running(1, target_num_updates=1, round_policy=DEADLINE)
+        coordination.engine.may_end.clear()
+        await coordination.submit(aggregating.training_id, 0, client)
         for _ in range(3):
             await rounds.reconcile()
         assert timers(waiting.training_id) == 1
-        desk.engine.may_end.set()
-        await desk.until(actor, aggregating.training_id, lambda training: training.state.is_ended)
+        coordination.engine.may_end.set()
+        await coordination.until(actor, aggregating.training_id, lambda training: training.state.is_ended)
         await rounds.reconcile()
-        assert len(desk.engine.jobs) == 1
+        assert len(coordination.engine.jobs) == 1
 
 
 async def test_reconciliation_needs_one_query_for_any_number_of_rounds(
@@ -154,13 +154,13 @@ async def test_reconciliation_needs_one_query_for_any_number_of_rounds(
 
 
 async def test_recovery_takes_up_closed_rounds_and_ends_late_ones(store: Store, tmp_path: Path) -> None:
-    async with coordinating(store, tmp_path / "one") as desk:
-        _, _, late = await desk.running(1, round_policy=DEADLINE)
-        actor, (client,), closed = await desk.running(1, round_policy=RoundPolicy(deadline=timedelta(hours=1)))
-        await desk.world.submit(closed.training_id, 0, client)
-    async with coordinating(store, tmp_path / "two") as desk:
-        desk.clock.advance(timedelta(minutes=2))
-        await desk.coordinator.recover()
+    async with coordinating(store, tmp_path / "one") as coordination:
+        _, _, late = await coordination.running(1, round_policy=DEADLINE)
+        actor, (client,), closed = await coordination.running(1, round_policy=RoundPolicy(deadline=timedelta(hours=1)))
+        await coordination.world.submit(closed.training_id, 0, client)
+    async with coordinating(store, tmp_path / "two") as coordination:
+        coordination.clock.advance(timedelta(minutes=2))
+        await coordination.coordinator.recover()
         assert [left.training_id for left in await store.rounds.unfinished()] == [closed.training_id]
-        await desk.until(actor, closed.training_id, lambda training: training.round == 1)
+        await coordination.until(actor, closed.training_id, lambda training: training.round == 1)
         assert (await store.rounds.current(late.training_id)).state is RoundState.ABANDONED  # type: ignore[union-attr]

@@ -53,7 +53,7 @@ async def test_a_repeated_round_keeps_its_number_and_its_updates(store: Store, w
     assert before.deadline is not None
     assert after.deadline is not None
     assert after.deadline > before.deadline
-    # The same again is the same receipt, and another one is refused, whatever the try.
+    # The same again is the same receipt, and another one is rejected, whatever the try.
     assert await world.submit(training.training_id, 0, first) == (accepted, False)
     with pytest.raises(UpdateExists):
         await world.submit(training.training_id, 0, first, "another")
@@ -66,18 +66,18 @@ async def test_a_repeated_round_keeps_its_number_and_its_updates(store: Store, w
 
 
 async def test_a_repeat_does_not_forget_how_far_an_update_has_come(store: Store, tmp_path: Path) -> None:
-    async with coordinating(store, tmp_path) as desk:
-        _, (client, _), training = await desk.running(2, round_policy=policy())
-        ref, uploads, training_id = StagedRef("update"), desk.coordinator.uploads, training.training_id
+    async with coordinating(store, tmp_path) as coordination:
+        _, (client, _), training = await coordination.running(2, round_policy=policy())
+        ref, uploads, training_id = StagedRef("update"), coordination.coordinator.uploads, training.training_id
         current = await store.rounds.current(training_id)
         assert current is not None
         with LocalWriter(ref, tmp_path / "update") as writer:
             writer.write(b"half of it")
             with uploads._progress.watch(training_id, 0, client, ref, writer):
-                await desk.clock.asleep(MINUTE)
-                desk.clock.advance(MINUTE)
+                await coordination.clock.asleep(MINUTE)
+                coordination.clock.advance(MINUTE)
                 # The next try's timer.
-                await desk.clock.asleep(MINUTE)
+                await coordination.clock.asleep(MINUTE)
                 assert uploads.progress(training_id, 0, client) == len(b"half of it")
     after = await store.rounds.current(training_id)
     assert after is not None
@@ -153,10 +153,10 @@ async def test_what_each_hears_of_it(store: Store, world: World) -> None:
     assert seen == [RoundStarted, TrainingStarted, RoundExtended, RoundStarted]
 
 
-async def test_who_submitted_is_told_so_and_nobody_else(store: Store, world: World) -> None:
+async def test_only_a_user_that_submitted_is_shown_so(store: Store, world: World) -> None:
     actor, (first, second), training = await world.running(2, round_policy=policy())
 
-    async def told(user: str) -> bool:
+    async def is_submitted(user: str) -> bool:
         (started,) = [
             event.payload
             for event in await read(store, training.training_id, user)
@@ -164,10 +164,10 @@ async def test_who_submitted_is_told_so_and_nobody_else(store: Store, world: Wor
         ]
         return started.submitted
 
-    assert [await told(user) for user in (actor, first, second)] == [False, False, False]
+    assert [await is_submitted(user) for user in (actor, first, second)] == [False, False, False]
     await world.submit(training.training_id, 0, first)
     await miss(world, training.training_id)
-    assert [await told(user) for user in (actor, first, second)] == [False, True, False]
+    assert [await is_submitted(user) for user in (actor, first, second)] == [False, True, False]
 
 
 async def test_min_updates_count_over_all_tries(store: Store, world: World) -> None:
@@ -178,7 +178,7 @@ async def test_min_updates_count_over_all_tries(store: Store, world: World) -> N
     assert (await world.submit(training.training_id, 0, clients[2]))[1]
 
 
-async def test_nobody_joins_a_chain(store: Store, world: World) -> None:
+async def test_no_user_joins_a_chain(store: Store, world: World) -> None:
     chain = FedDC(daisy_period=1, aggregation_period=3, seed=1)
     actor, clients, training = await world.running(2, round_policy=policy(), aggregation=chain)
     for client in clients:
@@ -231,43 +231,45 @@ async def test_rounds_of_other_kinds_are_repeated_alike(
     assert (await store.trainings.get(training_id, actor)).state is TrainingState.COMPLETED
 
 
-async def lapse(desk: Coordination, training_id: str) -> None:
-    """Waits until somebody waits for the present deadline, and lets it pass."""
-    current = await desk.context.store.rounds.current(training_id)
+async def lapse(coordination: Coordination, training_id: str) -> None:
+    """Waits until a timer waits for the present deadline, and lets it pass."""
+    current = await coordination.context.store.rounds.current(training_id)
     assert current is not None
     assert current.deadline is not None
-    await desk.clock.asleep(current.deadline)
-    desk.clock.advance(current.deadline - desk.clock.now())
+    await coordination.clock.asleep(current.deadline)
+    coordination.clock.advance(current.deadline - coordination.clock.now())
 
 
-async def attempts(desk: Coordination, training_id: str, count: int) -> None:
+async def attempts(coordination: Coordination, training_id: str, count: int) -> None:
     """Waits for a try of the current round."""
-    with desk.context.hub.waiter() as waiter:
+    with coordination.context.hub.waiter() as waiter:
         waiter.follow([training_id])
-        while (current := await desk.context.store.rounds.current(training_id)) is None or current.attempt < count:
-            assert await waiter.wait(30), "nobody is woken any more"
+        while (
+            current := await coordination.context.store.rounds.current(training_id)
+        ) is None or current.attempt < count:
+            assert await waiter.wait(30), "no waiter is woken any more"
 
 
 async def test_each_try_has_a_timer_of_its_own(store: Store, tmp_path: Path) -> None:
-    async with coordinating(store, tmp_path) as desk:
-        actor, _, training = await desk.running(2, round_policy=policy(retries=2))
+    async with coordinating(store, tmp_path) as coordination:
+        actor, _, training = await coordination.running(2, round_policy=policy(retries=2))
         for count in (2, 3):
-            await lapse(desk, training.training_id)
-            await attempts(desk, training.training_id, count)
-        await lapse(desk, training.training_id)
-        after = await desk.until(actor, training.training_id, lambda training: training.state.is_ended)
+            await lapse(coordination, training.training_id)
+            await attempts(coordination, training.training_id, count)
+        await lapse(coordination, training.training_id)
+        after = await coordination.until(actor, training.training_id, lambda training: training.state.is_ended)
     assert after.failure is not None
     assert "3 times" in after.failure.message
 
 
 async def test_a_look_beside_a_timer_that_fires_leaves_one_timer(store: Store, tmp_path: Path) -> None:
-    async with coordinating(store, tmp_path) as desk:
-        _, _, training = await desk.running(1, round_policy=policy())
+    async with coordinating(store, tmp_path) as coordination:
+        _, _, training = await coordination.running(1, round_policy=policy())
         # Behind the timer's back: the round is repeated, and the timer of its first try is armed still.
-        await miss(desk.world, training.training_id)
-        await desk.coordinator.rounds.reconcile()
-        await lapse(desk, training.training_id)
-        await attempts(desk, training.training_id, 3)
+        await miss(coordination.world, training.training_id)
+        await coordination.coordinator.rounds.reconcile()
+        await lapse(coordination, training.training_id)
+        await attempts(coordination, training.training_id, 3)
         current = await store.rounds.current(training.training_id)
         assert current is not None
         assert current.attempt == 3
@@ -276,33 +278,33 @@ async def test_a_look_beside_a_timer_that_fires_leaves_one_timer(store: Store, t
 async def test_a_deadline_that_passed_while_the_server_was_down_repeats_the_round_once(
     store: Store, tmp_path: Path
 ) -> None:
-    async with coordinating(store, tmp_path / "one") as desk:
-        _, _, training = await desk.running(1, round_policy=policy(retries=3))
-    async with coordinating(store, tmp_path / "two") as desk:
-        # However often it would have been repeated meanwhile: nobody could submit.
-        desk.clock.advance(10 * MINUTE)
-        await desk.coordinator.recover()
+    async with coordinating(store, tmp_path / "one") as coordination:
+        _, _, training = await coordination.running(1, round_policy=policy(retries=3))
+    async with coordinating(store, tmp_path / "two") as coordination:
+        # However often it would have been repeated meanwhile: no user could submit.
+        coordination.clock.advance(10 * MINUTE)
+        await coordination.coordinator.recover()
         current = await store.rounds.current(training.training_id)
         assert current is not None
-        assert (current.attempt, current.deadline) == (2, desk.clock.now() + MINUTE)
-        await lapse(desk, training.training_id)
-        await attempts(desk, training.training_id, 3)
+        assert (current.attempt, current.deadline) == (2, coordination.clock.now() + MINUTE)
+        await lapse(coordination, training.training_id)
+        await attempts(coordination, training.training_id, 3)
 
 
 @pytest.mark.parametrize("committed", [True, False])
 async def test_a_repeat_whose_answer_is_lost_happens_once(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, committed: bool
 ) -> None:
-    async with coordinating(store, tmp_path) as desk:
-        _, _, training = await desk.running(1, round_policy=policy())
+    async with coordinating(store, tmp_path) as coordination:
+        _, _, training = await coordination.running(1, round_policy=policy())
         lose(monkeypatch, RoundVerbs, "judge", committed=committed)
-        await lapse(desk, training.training_id)
-        await desk.clock.asleep(RETRY_DELAY)
-        desk.clock.advance(RETRY_DELAY)
-        await attempts(desk, training.training_id, 2)
+        await lapse(coordination, training.training_id)
+        await coordination.clock.asleep(RETRY_DELAY)
+        coordination.clock.advance(RETRY_DELAY)
+        await attempts(coordination, training.training_id, 2)
         current = await store.rounds.current(training.training_id)
         assert current is not None
         assert current.attempt == 2
         # And its new deadline is waited for.
-        await lapse(desk, training.training_id)
-        await attempts(desk, training.training_id, 3)
+        await lapse(coordination, training.training_id)
+        await attempts(coordination, training.training_id, 3)

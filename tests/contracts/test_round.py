@@ -61,9 +61,9 @@ async def test_the_same_update_again_gets_the_same_receipt(store: Store, world: 
     accepted, _ = await world.submit(training.training_id, 0, first)
     assert await world.submit(training.training_id, 0, first) == (accepted, False)
     assert await store.submissions.admit(update(training.training_id, 0, first)) == accepted
-    with pytest.raises(UpdateExists) as refusal:
+    with pytest.raises(UpdateExists) as raised:
         await world.submit(training.training_id, 0, first, "another")
-    assert refusal.value.metadata["update_id"] == accepted.update_id
+    assert raised.value.metadata["update_id"] == accepted.update_id
     await world.submit(training.training_id, 0, second)
     await world.commit(training.training_id)
     # The round is over, the receipt stays.
@@ -160,11 +160,11 @@ async def test_example_counts_are_bounded(store: Store, world: World, num_exampl
 async def test_only_the_open_round_takes_updates(store: Store, world: World) -> None:
     actor, (first, second), training = await world.running(2, round_policy=RoundPolicy(min_updates=1))
     waiting = await world.training(actor, [first])
-    refusals: list[tuple[str, int, str]] = [(waiting.training_id, 0, "not started")]
-    refusals.append((training.training_id, 1, "the current round is 0"))
+    cases: list[tuple[str, int, str]] = [(waiting.training_id, 0, "not started")]
+    cases.append((training.training_id, 1, "the current round is 0"))
     await world.submit(training.training_id, 0, first)
-    refusals.append((training.training_id, 0, "AGGREGATING"))
-    for training_id, number, why in refusals:
+    cases.append((training.training_id, 0, "AGGREGATING"))
+    for training_id, number, why in cases:
         with pytest.raises(RoundNotOpen, match=why):
             await world.submit(training_id, number, second if training_id == training.training_id else first)
     await world.commit(training.training_id)
@@ -302,11 +302,11 @@ async def test_evaluation_rounds_alternate_with_training_rounds(store: Store, wo
     for client in clients:
         await world.submit(training.training_id, 0, client)
     await world.commit(training.training_id)
-    for call, refusal in (
+    for call, expected in (
         (world.submit(training.training_id, 1, clients[0]), RoundNotOpen),
         (world.report(training.training_id, 1, clients[0], 10, loss=1.0), FieldInvalid),
     ):
-        with pytest.raises(refusal):
+        with pytest.raises(expected):
             await call
     assert not await world.report(training.training_id, 1, clients[0], 10, accuracy=0.5)
     assert not await world.report(training.training_id, 1, clients[0], 10, accuracy=0.5)
@@ -326,15 +326,15 @@ async def test_evaluation_rounds_alternate_with_training_rounds(store: Store, wo
     assert {report.model_version for report in reports if report.round == 1} == {1}
 
 
-async def test_a_stranger_learns_nothing_of_a_round(store: Store, world: World) -> None:
+async def test_an_unrelated_user_learns_nothing_of_a_round(store: Store, world: World) -> None:
     _, _, training = await world.running(1)
-    stranger = await world.user(Role.ACTOR)
+    unrelated = await world.user(Role.ACTOR)
     calls: list[Any] = [
-        world.submit(training.training_id, 0, stranger),
-        world.report(training.training_id, 0, stranger, 1),
-        store.submissions.admit(update(training.training_id, 0, stranger)),
-        store.rounds.explain(training.training_id, 0, stranger),
-        world.submit(new_id(), 0, stranger),
+        world.submit(training.training_id, 0, unrelated),
+        world.report(training.training_id, 0, unrelated, 1),
+        store.submissions.admit(update(training.training_id, 0, unrelated)),
+        store.rounds.explain(training.training_id, 0, unrelated),
+        world.submit(new_id(), 0, unrelated),
     ]
     for call in calls:
         with pytest.raises(TrainingNotFound):

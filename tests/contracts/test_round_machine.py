@@ -1,6 +1,6 @@
-"""The life of a training against a small model of its rules, in any order of calls, on both databases.
+"""The states of a training against a small model of its rules, in any order of calls, on both databases.
 
-The model says of every call whether it is refused and with which class, and what is to be seen afterwards.
+The model says of every call whether it is rejected and with which class, and what is to be seen afterwards.
 """
 
 import asyncio
@@ -102,7 +102,7 @@ class Rules:
             self.state = "ERROR"
         return False
 
-    def refusal(self, number: int, client: int, content: str, kind: str) -> type[FedroundError] | None:
+    def expected_error(self, number: int, client: int, content: str, kind: str) -> type[FedroundError] | None:
         if client not in self.ever:
             return TrainingNotFound
         row = self.rounds[number] if 0 <= number < len(self.rounds) else None
@@ -159,12 +159,12 @@ class RoundMachine(RuleBasedStateMachine):
     world: World
     loop: asyncio.AbstractEventLoop
 
-    def do(self, call: Coroutine[Any, Any, R], refusal: type[FedroundError] | None = None) -> R | None:
-        if refusal is None:
+    def do(self, call: Coroutine[Any, Any, R], expected: type[FedroundError] | None = None) -> R | None:
+        if expected is None:
             return self.loop.run_until_complete(call)
-        with pytest.raises(FedroundError) as refused:
+        with pytest.raises(FedroundError) as raised:
             self.loop.run_until_complete(call)
-        assert type(refused.value) is refusal
+        assert type(raised.value) is expected
         return None
 
     @initialize(
@@ -202,25 +202,25 @@ class RoundMachine(RuleBasedStateMachine):
     @rule()
     def start(self) -> None:
         rules = self.rules
-        refusal: type[FedroundError] | None = None
+        expected: type[FedroundError] | None = None
         if rules.state != "INITIAL":
-            refusal = TrainingNotInitial
+            expected = TrainingNotInitial
         elif len(rules.present) < max(1, rules.min_updates):
-            refusal = NoParticipants
-        self.do(self.store.trainings.start(self.id, self.actor, None, self.world.now), refusal)
-        if refusal is None:
+            expected = NoParticipants
+        self.do(self.store.trainings.start(self.id, self.actor, None, self.world.now), expected)
+        if expected is None:
             rules.state = "ONGOING"
             rules.open_round("TRAIN")
 
     @rule(client=clients)
     def register(self, client: int) -> None:
         rules = self.rules
-        refusal = TrainingEnded if rules.state in ("COMPLETED", "ERROR") else None
+        expected = TrainingEnded if rules.state in ("COMPLETED", "ERROR") else None
         self.do(
             self.store.trainings.register(self.id, self.actor, [self.users[client]], self.world.now),
-            refusal,
+            expected,
         )
-        if refusal is None:
+        if expected is None:
             rules.present.add(client)
             rules.ever.add(client)
 
@@ -229,15 +229,15 @@ class RoundMachine(RuleBasedStateMachine):
         rules = self.rules
         if arrived and rules.is_open and rules.rounds[-1].counted():
             client = min(rules.rounds[-1].counted())
-        refusal: type[FedroundError] | None = None
+        expected: type[FedroundError] | None = None
         if rules.state in ("COMPLETED", "ERROR"):
-            refusal = TrainingEnded
+            expected = TrainingEnded
         elif client not in rules.present:
-            refusal = UnknownClients
+            expected = UnknownClients
         elif rules.state == "ONGOING" and rules.present == {client}:
-            refusal = LastParticipant
+            expected = LastParticipant
         answer = self.do(
-            self.store.trainings.remove_clients(self.id, self.actor, [self.users[client]], self.world.now), refusal
+            self.store.trainings.remove_clients(self.id, self.actor, [self.users[client]], self.world.now), expected
         )
         if answer is not None:
             rules.present.discard(client)
@@ -258,14 +258,14 @@ class RoundMachine(RuleBasedStateMachine):
         number = max(0, len(rules.rounds) - 1 + offset)
         kind = "EVALUATE" if report else "TRAIN"
         said = f"{kind} {content}"
-        refusal = rules.refusal(number, client, said, kind)
+        expected = rules.expected_error(number, client, said, kind)
         user = self.users[client]
         if report:
-            closed = self.do(self.world.report(self.id, number, user, 7, loss=float(ord(content))), refusal)
+            closed = self.do(self.world.report(self.id, number, user, 7, loss=float(ord(content))), expected)
         else:
-            answer = self.do(self.world.submit(self.id, number, user, said), refusal)
+            answer = self.do(self.world.submit(self.id, number, user, said), expected)
             closed = None if answer is None else answer[1]
-        if refusal is None:
+        if expected is None:
             assert closed == self._accept(number, client, said)
 
     def _accept(self, number: int, client: int, said: str) -> bool:
@@ -293,8 +293,8 @@ class RoundMachine(RuleBasedStateMachine):
     def report_without_the_metric(self, client: int) -> None:
         rules = self.rules
         number = max(0, len(rules.rounds) - 1)
-        refusal = rules.refusal(number, client, "", "EVALUATE")
-        self.do(self.world.report(self.id, number, self.users[client], 7, accuracy=1.0), refusal or FieldInvalid)
+        expected = rules.expected_error(number, client, "", "EVALUATE")
+        self.do(self.world.report(self.id, number, self.users[client], 7, accuracy=1.0), expected or FieldInvalid)
 
     @precondition(lambda self: self.rules.rounds)
     @rule(due=st.sampled_from([False] * 5 + [True]), stale=st.sampled_from([0, 0, 0, 1, -1]))

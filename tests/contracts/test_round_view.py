@@ -1,4 +1,4 @@
-"""What the actor sees of a round: who is missing, what each took before, what was refused; on both databases."""
+"""What the actor sees of a round: who is missing, what each took before, what was rejected; on both databases."""
 
 import asyncio
 from datetime import timedelta
@@ -97,7 +97,7 @@ async def test_the_rule_and_what_happens_at_the_deadline(store: Store, world: Wo
     assert (view.wait_rule, view.when_missed) == (None, None)
 
 
-async def test_refusals_are_counted_by_user_and_reason(store: Store, world: World) -> None:
+async def test_rejected_updates_are_counted_by_user_and_reason(store: Store, world: World) -> None:
     actor, (first, second), training = await world.running(2)
     training_id, note = training.training_id, store.submissions.record_rejected
     await asyncio.gather(*(note(training_id, 0, first, "A", "early", world.now) for _ in range(10)))
@@ -121,12 +121,14 @@ async def test_refusals_are_counted_by_user_and_reason(store: Store, world: Worl
     assert view.round.arrived == 0
 
 
-async def test_who_left_is_counted_in_the_round_and_a_stranger_nowhere(store: Store, world: World) -> None:
+async def test_a_removed_member_is_counted_in_the_round_and_an_unrelated_user_nowhere(
+    store: Store, world: World
+) -> None:
     actor, (first, second), training = await world.running(2)
-    training_id, stranger = training.training_id, await world.user()
+    training_id, unrelated = training.training_id, await world.user()
     await store.trainings.remove_clients(training_id, actor, [first], world.now)
     await store.submissions.record_rejected(training_id, 0, first, "A", "", world.now)
-    await store.submissions.record_rejected(training_id, 0, stranger, "A", "", world.now)
+    await store.submissions.record_rejected(training_id, 0, unrelated, "A", "", world.now)
     await store.submissions.record_rejected(new_id(), 0, second, "A", "", world.now)
     waiting = await world.training(actor, [second])
     await store.submissions.record_rejected(waiting.training_id, 0, second, "A", "", world.now)
@@ -135,29 +137,29 @@ async def test_who_left_is_counted_in_the_round_and_a_stranger_nowhere(store: St
     assert not any(member.rejected_updates for member in view.members)
 
 
-async def test_a_refusal_stands_though_it_cannot_be_counted(
+async def test_an_update_is_rejected_even_if_it_cannot_be_counted(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with coordinating(store, tmp_path) as desk:
-        actor, (client,), training = await desk.running(1)
-        refusals = desk.coordinator.rejected_updates
+    async with coordinating(store, tmp_path) as coordination:
+        actor, (client,), training = await coordination.running(1)
+        rejected_updates = coordination.coordinator.rejected_updates
         lose(monkeypatch, SubmissionVerbs, "record_rejected", committed=False)
         for count in (0, 1):
             with pytest.raises(UpdateMismatch):
-                async with refusals.counted(training.training_id, 0, client):
+                async with rejected_updates.counted(training.training_id, 0, client):
                     raise UpdateMismatch("tensor '\0\ud800' is not one of the model's")
             view = await store.rounds.explain(training.training_id, None, actor)
             assert sum(one.count for one in view.rejected_updates) == count
         # What says nothing of an update is not counted.
         with pytest.raises(TrainingNotFound):
-            async with refusals.counted(training.training_id, 0, client):
+            async with rejected_updates.counted(training.training_id, 0, client):
                 raise TrainingNotFound(training.training_id)
         with pytest.raises(RoundNotOpen):
-            async with refusals.counted(training.training_id, 7, client):
+            async with rejected_updates.counted(training.training_id, 7, client):
                 raise RoundNotOpen("round 7 is not open")
-        # Where an upload goes on is no refusal of what is sent.
+        # Where an upload goes on is no error of what is sent.
         with pytest.raises(UploadOffset):
-            async with refusals.counted(training.training_id, 0, client):
+            async with rejected_updates.counted(training.training_id, 0, client):
                 raise UploadOffset(77, 0)
         view = await store.rounds.explain(training.training_id, None, actor)
         assert {one.reason for one in view.rejected_updates} == {"UPDATE_MISMATCH", "ROUND_NOT_OPEN"}
@@ -165,48 +167,48 @@ async def test_a_refusal_stands_though_it_cannot_be_counted(
 
 async def test_no_token_is_kept_with_a_rejected_update(store: Store, tmp_path: Path) -> None:
     token = new_token()
-    async with coordinating(store, tmp_path) as desk:
-        actor, (client,), training = await desk.running(1)
+    async with coordinating(store, tmp_path) as coordination:
+        actor, (client,), training = await coordination.running(1)
         with pytest.raises(FieldInvalid):
-            async with desk.coordinator.rejected_updates.counted(training.training_id, 0, client):
+            async with coordination.coordinator.rejected_updates.counted(training.training_id, 0, client):
                 raise FieldInvalid("upload_id", f"{token!r} is not a UUID" + "!" * MAX_MESSAGE)
         view = await store.rounds.explain(training.training_id, None, actor)
     assert view.rejected_updates[0].message.startswith("upload_id: 'fr_...' is not a UUID")
 
 
 async def test_who_was_forgotten_is_not_seen_any_more(store: Store, tmp_path: Path) -> None:
-    async with coordinating(store, tmp_path) as desk:
-        presence, user = desk.context.presence, await desk.world.user()
-        presence.see(user, desk.clock.now())
-        with presence.listening(user, desk.clock.now):
+    async with coordinating(store, tmp_path) as coordination:
+        presence, user = coordination.context.presence, await coordination.world.user()
+        presence.see(user, coordination.clock.now())
+        with presence.listening(user, coordination.clock.now):
             presence.forget(user)
-        assert presence.take_news(desk.clock.now()) == {}
-        assert presence.last_seen(user, desk.clock.now()) is None
+        assert presence.take_news(coordination.clock.now()) == {}
+        assert presence.last_seen(user, coordination.clock.now()) is None
 
 
 async def test_who_was_seen_is_known_after_a_restart(store: Store, tmp_path: Path) -> None:
-    async with coordinating(store, tmp_path / "one") as desk:
-        actor, (first, second, third), training = await desk.running(3)
-        await desk.coordinator.recover()
-        presence, start = desk.context.presence, desk.clock.now()
+    async with coordinating(store, tmp_path / "one") as coordination:
+        actor, (first, second, third), training = await coordination.running(3)
+        await coordination.coordinator.recover()
+        presence, start = coordination.context.presence, coordination.clock.now()
         presence.see(first, start)
-        with presence.listening(second, desk.clock.now):
-            await desk.clock.asleep(LAST_SEEN_INTERVAL)
-            desk.clock.advance(LAST_SEEN_INTERVAL)
-            await desk.clock.asleep(start + 2 * LAST_SEEN_INTERVAL)
+        with presence.listening(second, coordination.clock.now):
+            await coordination.clock.asleep(LAST_SEEN_INTERVAL)
+            coordination.clock.advance(LAST_SEEN_INTERVAL)
+            await coordination.clock.asleep(start + 2 * LAST_SEEN_INTERVAL)
             found = await members(store, training.training_id, actor)
             assert (found[first].seen_time, found[third].seen_time) == (start, None)
             assert found[second].seen_time == start + LAST_SEEN_INTERVAL
-            desk.clock.advance(timedelta(seconds=7))
+            coordination.clock.advance(timedelta(seconds=7))
         # What happened since the last time that it was kept is kept at the end.
-        await desk.coordinator.close()
-    async with coordinating(store, tmp_path / "two") as desk:
-        explanation = await desk.coordinator.round_status.explain(training.training_id, None, actor)
+        await coordination.coordinator.close()
+    async with coordinating(store, tmp_path / "two") as coordination:
+        explanation = await coordination.coordinator.round_status.explain(training.training_id, None, actor)
         seen = {one.member.user_id: one.last_seen for one in explanation.members}
         assert seen == {first: start, second: start + LAST_SEEN_INTERVAL + timedelta(seconds=7), third: None}
 
 
-async def test_sightings_of_very_many_are_kept(store: Store, world: World) -> None:
+async def test_last_seen_times_of_very_many_are_kept(store: Store, world: World) -> None:
     actor, clients, training = await world.running(2)
     await store.users.record_last_seen({})
     await store.users.record_last_seen({new_id(): world.now for _ in range(1200)} | {clients[0]: world.now})
@@ -217,18 +219,18 @@ async def test_sightings_of_very_many_are_kept(store: Store, world: World) -> No
 
 
 async def test_the_end_of_a_round_is_forecast_from_earlier_ones(store: Store, tmp_path: Path) -> None:
-    async with coordinating(store, tmp_path) as desk:
+    async with coordinating(store, tmp_path) as coordination:
         policy = RoundPolicy(2, HOUR)
-        actor, clients, training = await desk.running(3, round_policy=policy, target_num_updates=5)
-        training_id, status = training.training_id, desk.coordinator.round_status
+        actor, clients, training = await coordination.running(3, round_policy=policy, target_num_updates=5)
+        training_id, status = training.training_id, coordination.coordinator.round_status
         found = await status.explain(training_id, None, actor)
         assert (found.forecast_end, {one.forecast for one in found.members}) == (None, {None})
-        # The first takes a minute, the second two; the third nobody waits for.
+        # The first takes a minute, the second two; the third is not waited for.
         for client in clients[:2]:
-            desk.clock.advance(timedelta(minutes=1))
-            await desk.submit(training_id, 0, client)
-        await desk.until(actor, training_id, lambda training: training.round == 1)
-        opened = desk.clock.now()
+            coordination.clock.advance(timedelta(minutes=1))
+            await coordination.submit(training_id, 0, client)
+        await coordination.until(actor, training_id, lambda training: training.round == 1)
+        opened = coordination.clock.now()
         found = await status.explain(training_id, None, actor)
         forecasts = {one.member.user_id: one.forecast for one in found.members}
         assert forecasts == {
@@ -238,15 +240,15 @@ async def test_the_end_of_a_round_is_forecast_from_earlier_ones(store: Store, tm
         }
         assert found.forecast_end == opened + timedelta(minutes=2)
         # The third comes in the place of the first.
-        desk.clock.advance(timedelta(seconds=30))
-        await desk.submit(training_id, 1, clients[2])
+        coordination.clock.advance(timedelta(seconds=30))
+        await coordination.submit(training_id, 1, clients[2])
         found = await status.explain(training_id, None, actor)
         assert found.forecast_end == opened + timedelta(minutes=1)
         # Overdue is at any moment, and never behind the deadline.
-        desk.clock.advance(timedelta(minutes=9))
+        coordination.clock.advance(timedelta(minutes=9))
         found = await status.explain(training_id, None, actor)
-        assert found.forecast_end == desk.clock.now()
-        await desk.submit(training_id, 1, clients[1])
-        await desk.until(actor, training_id, lambda training: training.round == 2)
+        assert found.forecast_end == coordination.clock.now()
+        await coordination.submit(training_id, 1, clients[1])
+        await coordination.until(actor, training_id, lambda training: training.round == 2)
         closed = await status.explain(training_id, 1, actor)
         assert (closed.forecast_end, {one.forecast for one in closed.members}) == (None, {None})

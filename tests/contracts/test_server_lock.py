@@ -69,13 +69,13 @@ def test_a_killed_process_releases_the_lock(database: str) -> None:
 async def test_a_lock_lost_in_a_restart_of_the_database_is_taken_again(
     store: Store, database: str, tmp_path: Path, impatient: None
 ) -> None:
-    async with coordinating(store, tmp_path) as desk:
-        await desk.coordinator.recover()
+    async with coordinating(store, tmp_path) as coordination:
+        await coordination.coordinator.recover()
         lose(database)
         for _ in range(2):
-            await desk.clock.asleep(RECONCILIATION_INTERVAL)
-            desk.clock.advance(RECONCILIATION_INTERVAL)
-        await desk.clock.asleep(RECONCILIATION_INTERVAL)
+            await coordination.clock.asleep(RECONCILIATION_INTERVAL)
+            coordination.clock.advance(RECONCILIATION_INTERVAL)
+        await coordination.clock.asleep(RECONCILIATION_INTERVAL)
         assert is_taken(database)
 
 
@@ -85,13 +85,13 @@ async def test_a_server_stops_when_another_one_has_taken_the_lock(
     other = ServerLock(database)
 
     async def overtaken() -> None:
-        async with coordinating(store, tmp_path) as desk:
-            await desk.coordinator.recover()
+        async with coordinating(store, tmp_path) as coordination:
+            await coordination.coordinator.recover()
             lose(database)
             other.hold()
-            await desk.clock.asleep(RECONCILIATION_INTERVAL)
-            desk.clock.advance(RECONCILIATION_INTERVAL)
-            await desk.clock.asleep(RECONCILIATION_INTERVAL)
+            await coordination.clock.asleep(RECONCILIATION_INTERVAL)
+            coordination.clock.advance(RECONCILIATION_INTERVAL)
+            await coordination.clock.asleep(RECONCILIATION_INTERVAL)
 
     with pytest.raises(ExceptionGroup) as stopped:
         await overtaken()

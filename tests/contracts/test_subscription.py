@@ -138,7 +138,7 @@ async def test_a_wake_up_is_about_one_training_however_many_there_are(
     assert isinstance(await listener.next(), UpdateAccepted)
     assert listener.verbs.calls == ["poll"]
     listener.verbs.calls.clear()
-    # Whatever may have happened: all are looked at, and those are read that have news.
+    # Whatever may have happened: all are looked at, and those with new events are read.
     await world.submit(first.training_id, 0, clients[1])
     hub.notify(actor)
     assert isinstance(await listener.next(), UpdateAccepted)
@@ -160,13 +160,13 @@ async def test_who_is_greeted_hears_all_from_then_on(
     assert isinstance(await listener.next(), RoundStarted)
 
 
-async def test_all_of_a_training_that_comes_later_is_told(store: Store, world: World, hub: Hub, listen: Listen) -> None:
+async def test_all_events_of_a_later_training_are_sent(store: Store, world: World, hub: Hub, listen: Listen) -> None:
     _, clients, _ = await world.running(1)
     listener = listen(clients[0])
     assert isinstance(await listener.next(), RoundStarted)
     actor = await world.user(Role.ACTOR)
     later = await world.training(actor, clients)
-    # Started before anybody looked.
+    # Started before any read.
     await store.trainings.start(later.training_id, actor, None, world.now)
     hub.notify(clients[0])
     assert isinstance(await listener.next(), TrainingStarted)

@@ -59,15 +59,15 @@ async def test_a_training_comes_back_as_it_was_made(store: Store, world: World) 
     assert (version.version, version.blob) == (0, new_model().blob)
 
 
-async def test_a_refused_training_leaves_nothing(store: Store, world: World) -> None:
+async def test_a_rejected_training_leaves_nothing(store: Store, world: World) -> None:
     actor, clients = await world.user(Role.ACTOR), await world.users(2)
-    stranger = new_id()
-    refusals: list[tuple[type[Exception], TrainingSpec, int]] = [
-        (UnknownClients, replace(SPEC, client_ids=(*clients, stranger)), 10),
+    unrelated = new_id()
+    cases: list[tuple[type[Exception], TrainingSpec, int]] = [
+        (UnknownClients, replace(SPEC, client_ids=(*clients, unrelated)), 10),
         (ModelNotFound, replace(SPEC, model_id=new_id()), 10),
         (Quota, SPEC, 0),
     ]
-    for error, spec, quota in refusals:
+    for error, spec, quota in cases:
         with pytest.raises(error):
             await store.trainings.prepare(actor, spec, Quotas(quota))
         with pytest.raises(error):
@@ -94,16 +94,16 @@ async def test_unknown_clients_are_all_named(store: Store, world: World) -> None
     gone = await world.user()
     await store.users.remove(gone, world.now)
     # More than one question to the database holds.
-    strangers = sorted([*(new_id() for _ in range(600)), gone])
-    few = strangers[5:10]
-    with pytest.raises(UnknownClients) as refusal:
-        await store.trainings.prepare(actor, replace(SPEC, client_ids=(known, *strangers)), Quotas())
-    assert refusal.value.metadata["client_ids"].split(", ") == strangers[:60]
-    assert refusal.value.metadata["count"] == "601"
-    assert "and 581 more" in refusal.value.message
-    with pytest.raises(UnknownClients) as refusal:
+    unknown = sorted([*(new_id() for _ in range(600)), gone])
+    few = unknown[5:10]
+    with pytest.raises(UnknownClients) as raised:
+        await store.trainings.prepare(actor, replace(SPEC, client_ids=(known, *unknown)), Quotas())
+    assert raised.value.metadata["client_ids"].split(", ") == unknown[:60]
+    assert raised.value.metadata["count"] == "601"
+    assert "and 581 more" in raised.value.message
+    with pytest.raises(UnknownClients) as raised:
         await store.trainings.prepare(actor, replace(SPEC, client_ids=(known, *few)), Quotas())
-    assert all(stranger in refusal.value.message for stranger in few)
+    assert all(unrelated in raised.value.message for unrelated in few)
 
 
 async def test_ended_trainings_do_not_count_against_the_quota(store: Store, world: World) -> None:
@@ -201,20 +201,20 @@ async def test_a_copy_begins_with_the_latest_version(store: Store, world: World)
     assert (await store.models.get_version(second.model_id, 0, actor)).blob == blob("trained")
 
 
-async def test_foreign_and_missing_trainings_cannot_be_told_apart(store: Store, world: World) -> None:
-    actor, stranger = await world.user(Role.ACTOR), await world.user(Role.ACTOR)
+async def test_foreign_and_missing_trainings_are_indistinguishable(store: Store, world: World) -> None:
+    actor, unrelated = await world.user(Role.ACTOR), await world.user(Role.ACTOR)
     made = await world.training(actor, [])
-    removed = await world.training(stranger, [])
-    await store.trainings.remove(removed.training_id, stranger, force=False, now=world.now)
+    removed = await world.training(unrelated, [])
+    await store.trainings.remove(removed.training_id, unrelated, force=False, now=world.now)
     for training_id in (made.training_id, removed.training_id, new_id()):
         calls: list[Any] = [
-            store.trainings.get(training_id, stranger),
-            store.trainings.start(training_id, stranger, None, world.now),
-            store.trainings.remove(training_id, stranger, force=True, now=world.now),
-            store.trainings.register(training_id, stranger, [stranger], world.now),
-            store.trainings.remove_clients(training_id, stranger, [stranger], world.now),
-            store.rounds.explain(training_id, None, stranger),
-            world.submit(training_id, 0, stranger),
+            store.trainings.get(training_id, unrelated),
+            store.trainings.start(training_id, unrelated, None, world.now),
+            store.trainings.remove(training_id, unrelated, force=True, now=world.now),
+            store.trainings.register(training_id, unrelated, [unrelated], world.now),
+            store.trainings.remove_clients(training_id, unrelated, [unrelated], world.now),
+            store.rounds.explain(training_id, None, unrelated),
+            world.submit(training_id, 0, unrelated),
         ]
         for call in calls:
             with pytest.raises(TrainingNotFound, match=training_id):
@@ -308,7 +308,7 @@ async def test_of_twenty_starts_one_wins(store: Store, world: World, as_request:
     after = await store.trainings.get(made.training_id, actor)
     assert (after.state, after.round, after.updates_expected, after.last_sequence) == (TrainingState.ONGOING, 0, 2, 2)
     if not as_request:
-        assert {refusal.metadata["state"] for refusal in lost} == {"ONGOING"}
+        assert {raised.metadata["state"] for raised in lost} == {"ONGOING"}
 
 
 async def test_a_start_wants_participants(store: Store, world: World) -> None:
@@ -331,7 +331,7 @@ async def test_a_running_training_keeps_one_participant(store: Store, world: Wor
     assert (await store.trainings.get(training.training_id, actor)).participant_ids == (clients[1],)
 
 
-async def test_a_training_that_is_not_started_may_lose_everybody(store: Store, world: World) -> None:
+async def test_a_training_that_is_not_started_may_lose_every_participant(store: Store, world: World) -> None:
     actor, clients = await world.user(Role.ACTOR), await world.users(2)
     made = await world.training(actor, clients)
     left, _ = await store.trainings.remove_clients(made.training_id, actor, clients, world.now)

@@ -88,7 +88,7 @@ async def test_an_admin_is_removed_while_another_one_registers_it(store: Store, 
         assert isinstance(created, UnknownClients) != (removed != [])
 
 
-async def test_a_removed_user_leaves_its_trainings(store: Store, world: World) -> None:
+async def test_a_removed_user_is_removed_from_its_trainings(store: Store, world: World) -> None:
     actor, (gone, stays), training = await world.running(2)
     await world.submit(training.training_id, 0, stays)
     left = await store.users.remove(gone, world.now)
@@ -102,9 +102,9 @@ async def test_a_removed_user_leaves_its_trainings(store: Store, world: World) -
 async def test_who_steers_running_trainings_is_removed_with_force_only(store: Store, world: World) -> None:
     actor, (client,), training = await world.running(1)
     before = await store.trainings.get(training.training_id, client)
-    with pytest.raises(TrainingRunning, match="1 running") as refusal:
+    with pytest.raises(TrainingRunning, match="1 running") as raised:
         await store.users.remove(actor, world.now)
-    assert refusal.value.metadata["count"] == "1"
+    assert raised.value.metadata["count"] == "1"
     assert (await store.users.get(actor)).user_id == actor
     assert (await store.credentials.identify(Credentials(blob(actor).sha256))).owner is not None
     assert await store.trainings.get(training.training_id, client) == before

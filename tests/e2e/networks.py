@@ -1,4 +1,4 @@
-"""Architectures that a server of the tests is told about."""
+"""Architectures for servers of the tests."""
 
 import threading
 from collections import OrderedDict

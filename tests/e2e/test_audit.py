@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 import fedround_client as fr
-from e2e.people import federation
+from e2e.federation import federation
 from fedround_client.command import app
 from servers import Server
 
@@ -30,9 +30,9 @@ def training(server: Server) -> tuple[str, str]:
     def functions(number: int) -> tuple[Any, ...]:
         return (lambda model, _: ({"w": model["w"] + number}, 10 * (number + 1)),)
 
-    with federation(server, 2) as people:
-        made = people.run(functions, {"w": np.zeros(2, np.float32)}, target_num_updates=2)
-        return made.model_id, people.actor_token
+    with federation(server, 2) as group:
+        made = group.run(functions, {"w": np.zeros(2, np.float32)}, target_num_updates=2)
+        return made.model_id, group.actor_token
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def fedround(server: Server, monkeypatch: pytest.MonkeyPatch) -> Callable[..., A
 
 
 @pytest.mark.usefixtures("training")
-def test_the_log_is_verified_where_it_is_and_against_a_head_that_was_noted(
+def test_the_log_is_verified_where_it_is_and_against_a_recorded_head(
     server: Server, fedround: Callable[..., Any]
 ) -> None:
     online = fedround("audit", "verify").stdout
@@ -92,12 +92,12 @@ def test_a_copy_that_was_changed_is_found(server: Server, fedround: Callable[...
         assert f"AUDIT_BROKEN: {problem}" in fedround("audit", "verify", "--file", file, code=1).stderr
 
 
-def test_a_database_that_is_none_is_told(fedround: Callable[..., Any], tmp_path: Path, capfd: Any) -> None:
+def test_an_invalid_database_is_reported(fedround: Callable[..., Any], tmp_path: Path, capfd: Any) -> None:
     fedround("audit", "verify", "--data-dir", tmp_path, code=3)
     assert "error: the database cannot be read" in capfd.readouterr().err
 
 
-def test_a_reader_that_nobody_listens_to_ends_in_silence(server: Server) -> None:
+def test_a_reader_whose_output_is_closed_ends_in_silence(server: Server) -> None:
     command = [sys.executable, "-m", "fedround_server.audit", "--data-dir", str(server.data_dir)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as reader:
         assert reader.stdout is not None

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import fedround_client as fr
-from e2e.people import users
+from e2e.federation import users
 from servers import Server
 from wire import Wire
 

@@ -46,7 +46,9 @@ def test_all_is_well(server: Server) -> None:
         ("fr_right", ("--tls-cert", "half.pem"), "connection", "tls_key"),
     ],
 )
-def test_what_is_wrong_is_told(server: Server, token: str, options: tuple[str, ...], check: str, words: str) -> None:
+def test_what_is_wrong_is_reported(
+    server: Server, token: str, options: tuple[str, ...], check: str, words: str
+) -> None:
     code, found = doctor(server.address, token, *options)
     assert code == 1
     assert found[check][0] == "fail"

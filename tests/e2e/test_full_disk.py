@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load, save
 
-from calls import TIMEOUT, Person, digest, download, new_id, refused, until, update_chunks
+from calls import TIMEOUT, Person, digest, download, fails_with, new_id, until, update_chunks
 from fedround.v1 import model_pb2, round_pb2, training_pb2
 from servers import Server
 
@@ -23,7 +23,7 @@ def file_of(value: float) -> bytes:
 
 
 class Filler:
-    """A file that leaves as much of a disk free as it is told to."""
+    """A file that leaves a given amount of a disk free."""
 
     def __init__(self, disk: Path) -> None:
         self._disk = disk
@@ -74,11 +74,11 @@ def test_an_upload_that_fills_the_disk_goes_on_when_there_is_room(admin: Person,
     until(lambda: committed() == CHUNK)
     filler.leave(CHUNK * 3 // 2)
     full.set()
-    with refused("RESOURCE_EXHAUSTED", "DISK_FULL", "the server's disk is full") as error:
+    with fails_with("RESOURCE_EXHAUSTED", "DISK_FULL", "the server's disk is full") as error:
         call.result()
-    assert "RetryInfo" in error.refusal.details
+    assert "RetryInfo" in error.details.details
     assert committed() == 2 * CHUNK
-    with refused("RESOURCE_EXHAUSTED", "DISK_FULL", "almost full"):
+    with fails_with("RESOURCE_EXHAUSTED", "DISK_FULL", "almost full"):
         other = model_pb2.UploadModelRequest(spec=model_pb2.ModelSpec(size_bytes=len(data)))
         admin.models.UploadModel(iter([other]), timeout=TIMEOUT)
     filler.remove()

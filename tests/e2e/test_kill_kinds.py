@@ -20,7 +20,7 @@ from sizes import size
 PARTICIPANTS = 3
 TARGET = 2
 SHAPE = (50_000,)
-# Each update of the global model takes a round that is dealt, one that is averaged, an evaluation, and moments.
+# Each update of the global model takes a round that is assigned, one that is averaged, an evaluation, and moments.
 KINDS = ["TRAIN", "TRAIN", "EVALUATE", "SWAG"] * TARGET
 # One before each kind of round, or more.
 KILLS = size("ROUND_KILLS", 4)

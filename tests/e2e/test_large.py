@@ -18,7 +18,7 @@ from fedround.v1 import model_pb2, round_pb2, training_pb2
 from servers import Server
 
 CHUNK = 3 << 18
-# Between the values of a file nothing is written: it is a hole on the disk of the test, and zeros to everybody else.
+# Between the values of a file nothing is written: it is a hole on the disk, and is read as zeros.
 STRIDE = 16 << 20
 TIMEOUT = 900
 # What the server's memory may grow by, whatever the size of the model.

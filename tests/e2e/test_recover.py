@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load
 
 from calls import MODEL, Person, kinds, model_file
-from e2e.left import Left, leave
+from e2e.data_dirs import DataDirectory, fill_data_dir
 from fedround.v1 import event_pb2, model_pb2, training_pb2
 from fedround_server.domain.policy import RoundPolicy
 from servers import Server
@@ -41,16 +41,16 @@ def download(person: Person, model_id: str) -> dict[str, np.ndarray]:
 
 
 def test_a_closed_round_is_aggregated(data_dir: Path, database: str) -> None:
-    async def prepare(left: Left) -> tuple[str, str, str]:
-        actor, (first, second), training = await left.running(2)
-        assert not await left.submit(training, 0, first, model_file(1))
-        assert await left.submit(training, 0, second, model_file(3))
-        # An aggregation was under way, and has left its part.
-        with left.blobs.files.stage() as (_, part):
+    async def prepare(directory: DataDirectory) -> tuple[str, str, str]:
+        actor, (first, second), training = await directory.running(2)
+        assert not await directory.submit(training, 0, first, model_file(1))
+        assert await directory.submit(training, 0, second, model_file(3))
+        # An aggregation was in progress, and has left its part.
+        with directory.blobs.files.stage() as (_, part):
             part.write_bytes(model_file()[:50])
         return actor, training.training_id, training.model_id
 
-    actor_id, training_id, model_id = leave(data_dir, database, NOW, prepare)
+    actor_id, training_id, model_id = fill_data_dir(data_dir, database, NOW, prepare)
     with taken_up(data_dir, database, actor_id) as actor:
         assert kinds(log(actor, training_id))[-2:] == ["round_closed", "training_finished"]
         assert actor.get(training_id).state == training_pb2.TRAINING_STATE_COMPLETED
@@ -61,16 +61,16 @@ def test_a_closed_round_is_aggregated(data_dir: Path, database: str) -> None:
 
 
 def test_reports_that_closed_a_round_are_averaged(data_dir: Path, database: str) -> None:
-    async def prepare(left: Left) -> tuple[str, str]:
-        actor, (first, second), training = await left.running(2, metric_names=("accuracy",))
+    async def prepare(directory: DataDirectory) -> tuple[str, str]:
+        actor, (first, second), training = await directory.running(2, metric_names=("accuracy",))
         for client in (first, second):
-            await left.submit(training, 0, client, model_file(1))
-        await left.store.rounds.commit(training.training_id, 0, 1, left.keep(model_file(1)), NOW)
+            await directory.submit(training, 0, client, model_file(1))
+        await directory.store.rounds.commit(training.training_id, 0, 1, directory.keep(model_file(1)), NOW)
         for client in (first, second):
-            await left.submit(training, 1, client)
+            await directory.submit(training, 1, client)
         return actor, training.training_id
 
-    actor_id, training_id = leave(data_dir, database, NOW, prepare)
+    actor_id, training_id = fill_data_dir(data_dir, database, NOW, prepare)
     with taken_up(data_dir, database, actor_id) as actor:
         *_, closed, finished = log(actor, training_id)
         assert (closed.round_closed.round, dict(closed.round_closed.metrics)) == (1, {"accuracy": 0.5})
@@ -78,41 +78,41 @@ def test_reports_that_closed_a_round_are_averaged(data_dir: Path, database: str)
 
 
 def test_a_closed_round_whose_files_are_gone_ends_the_training(data_dir: Path, database: str) -> None:
-    async def prepare(left: Left) -> tuple[str, str]:
-        actor, (client,), training = await left.running(1)
-        await left.submit(training, 0, client, model_file(1))
-        left.blobs.files.local_path(left.keep(model_file(1))).unlink()
+    async def prepare(directory: DataDirectory) -> tuple[str, str]:
+        actor, (client,), training = await directory.running(1)
+        await directory.submit(training, 0, client, model_file(1))
+        directory.blobs.files.local_path(directory.keep(model_file(1))).unlink()
         return actor, training.training_id
 
-    actor_id, training_id = leave(data_dir, database, NOW, prepare)
+    actor_id, training_id = fill_data_dir(data_dir, database, NOW, prepare)
     with taken_up(data_dir, database, actor_id) as actor:
         assert log(actor, training_id)[-1].training_failed.reason == "AGGREGATION_FAILED"
         assert actor.get(training_id).state == training_pb2.TRAINING_STATE_ERROR
 
 
 def test_an_open_round_goes_on_with_what_it_had(data_dir: Path, database: str) -> None:
-    async def prepare(left: Left) -> tuple[str, list[str], str]:
-        actor, clients, training = await left.running(2)
-        await left.submit(training, 0, clients[0], model_file(1))
+    async def prepare(directory: DataDirectory) -> tuple[str, list[str], str]:
+        actor, clients, training = await directory.running(2)
+        await directory.submit(training, 0, clients[0], model_file(1))
         return actor, clients, training.training_id
 
-    actor_id, clients, training_id = leave(data_dir, database, NOW, prepare)
+    actor_id, clients, training_id = fill_data_dir(data_dir, database, NOW, prepare)
     with taken_up(data_dir, database, actor_id) as actor:
         assert actor.get(training_id).updates_arrived == 1
         Person(actor.channel, clients[1]).submit(training_id, model_file(3))
         assert kinds(log(actor, training_id))[-1] == "training_finished"
 
 
-def test_a_deadline_that_passed_meanwhile_has_its_effect_before_anybody_is_served(
+def test_a_deadline_that_passed_meanwhile_has_its_effect_before_any_call_is_served(
     data_dir: Path, database: str
 ) -> None:
-    async def prepare(left: Left) -> tuple[str, str]:
+    async def prepare(directory: DataDirectory) -> tuple[str, str]:
         policy = RoundPolicy(deadline=timedelta(minutes=30))
-        actor, (first, _), training = await left.running(2, round_policy=policy)
-        await left.submit(training, 0, first, model_file(1))
+        actor, (first, _), training = await directory.running(2, round_policy=policy)
+        await directory.submit(training, 0, first, model_file(1))
         return actor, training.training_id
 
-    actor_id, training_id = leave(data_dir, database, NOW - timedelta(hours=1), prepare)
+    actor_id, training_id = fill_data_dir(data_dir, database, NOW - timedelta(hours=1), prepare)
     with taken_up(data_dir, database, actor_id) as actor:
         after = actor.get(training_id)
         assert (after.state, after.error.reason) == (training_pb2.TRAINING_STATE_ERROR, "DEADLINE_MISSED")
@@ -129,11 +129,11 @@ def test_a_deadline_that_passed_meanwhile_has_its_effect_before_anybody_is_serve
 def test_a_deadline_ahead_is_kept(data_dir: Path, database: str) -> None:
     now = datetime.now(UTC)
 
-    async def prepare(left: Left) -> tuple[str, str]:
-        actor, _, training = await left.running(1, round_policy=RoundPolicy(deadline=timedelta(seconds=3)))
+    async def prepare(directory: DataDirectory) -> tuple[str, str]:
+        actor, _, training = await directory.running(1, round_policy=RoundPolicy(deadline=timedelta(seconds=3)))
         return actor, training.training_id
 
-    actor_id, training_id = leave(data_dir, database, now, prepare)
+    actor_id, training_id = fill_data_dir(data_dir, database, now, prepare)
     with taken_up(data_dir, database, actor_id) as actor:
         failed = log(actor, training_id)[-1]
         assert failed.training_failed.reason == "DEADLINE_MISSED"
@@ -142,14 +142,14 @@ def test_a_deadline_ahead_is_kept(data_dir: Path, database: str) -> None:
 
 @ON_BOTH_AT_LENGTH
 def test_a_round_that_follows_has_its_deadline(data_dir: Path, database: str) -> None:
-    async def prepare(left: Left) -> tuple[str, str]:
+    async def prepare(directory: DataDirectory) -> tuple[str, str]:
         policy = RoundPolicy(deadline=timedelta(seconds=2))
-        actor, (client,), training = await left.running(1, target_num_updates=2, round_policy=policy)
-        await left.submit(training, 0, client, model_file(1))
+        actor, (client,), training = await directory.running(1, target_num_updates=2, round_policy=policy)
+        await directory.submit(training, 0, client, model_file(1))
         return actor, training.training_id
 
     # Closed in time, an hour ago: only the round that is opened now can miss its deadline.
-    actor_id, training_id = leave(data_dir, database, NOW - timedelta(hours=1), prepare)
+    actor_id, training_id = fill_data_dir(data_dir, database, NOW - timedelta(hours=1), prepare)
     with taken_up(data_dir, database, actor_id) as actor:
         *_, opened, failed = log(actor, training_id)
         assert opened.round_started.round == 1

@@ -8,7 +8,7 @@ import pytest
 
 import fedround_client as fr
 from calls import until
-from e2e.people import Federation, federation
+from e2e.federation import Federation, federation
 from fedround_client.payload import CHUNK
 from servers import Server
 
@@ -23,9 +23,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture
-def people(server: Server) -> Iterator[Federation]:
-    with federation(server, 1) as people:
-        yield people
+def group(server: Server) -> Iterator[Federation]:
+    with federation(server, 1) as group:
+        yield group
 
 
 class Sabotage:
@@ -51,57 +51,57 @@ class Sabotage:
         return sum(path.stat().st_size for path in (self._server.data_dir / "uploads").glob("*/*"))
 
 
-def store(people: Federation, progress: Callable[[int, int], None]) -> Any:
-    model = people.actor.upload_model(WEIGHTS, name="m", progress=progress)
-    return people.actor.download_model(model.model_id)
+def store(group: Federation, progress: Callable[[int, int], None]) -> Any:
+    model = group.actor.upload_model(WEIGHTS, name="m", progress=progress)
+    return group.actor.download_model(model.model_id)
 
 
-def create(people: Federation, progress: Callable[[int, int], None]) -> Any:
-    training = people.actor.create_training(WEIGHTS, name="t", target_num_updates=1, progress=progress)
-    return people.actor.download_model(training.model_id)
+def create(group: Federation, progress: Callable[[int, int], None]) -> Any:
+    training = group.actor.create_training(WEIGHTS, name="t", target_num_updates=1, progress=progress)
+    return group.actor.download_model(training.model_id)
 
 
-def submit(people: Federation, progress: Callable[[int, int], None]) -> Any:
-    training = people.actor.create_training(ZEROS, name="t", target_num_updates=1, client_ids=people.ids)
-    people.actor.start_training(training.training_id)
-    with people.connect(0) as client:
+def submit(group: Federation, progress: Callable[[int, int], None]) -> Any:
+    training = group.actor.create_training(ZEROS, name="t", target_num_updates=1, client_ids=group.ids)
+    group.actor.start_training(training.training_id)
+    with group.connect(0) as client:
         client.submit_update(training.training_id, 0, WEIGHTS, 1, progress=progress)
-    people.actor.wait(training.training_id, 200)
-    return people.actor.download_model(training.model_id)
+    group.actor.wait(training.training_id, 200)
+    return group.actor.download_model(training.model_id)
 
 
 @pytest.mark.parametrize("send", [store, create, submit])
 def test_an_upload_goes_on_behind_a_kill(
-    server: Server, people: Federation, send: Callable[[Federation, Sabotage], Any]
+    server: Server, group: Federation, send: Callable[[Federation, Sabotage], Any]
 ) -> None:
     sabotage = Sabotage(server, is_upload=True)
-    assert np.array_equal(send(people, sabotage)["w"], WEIGHTS["w"])
+    assert np.array_equal(send(group, sabotage)["w"], WEIGHTS["w"])
     # It did not begin anew.
     assert sabotage.after[0] > 2 * CHUNK
     assert list((server.data_dir / "uploads").glob("*/*")) == []
 
 
-def test_a_download_goes_on_behind_a_kill(server: Server, people: Federation) -> None:
-    model = people.actor.upload_model(WEIGHTS)
+def test_a_download_goes_on_behind_a_kill(server: Server, group: Federation) -> None:
+    model = group.actor.upload_model(WEIGHTS)
     sabotage = Sabotage(server, is_upload=False)
-    downloaded = people.actor.download_model(model.model_id, progress=sabotage)
+    downloaded = group.actor.download_model(model.model_id, progress=sabotage)
     assert np.array_equal(downloaded["w"], WEIGHTS["w"])
     received = sabotage.before + sabotage.after
     assert received == sorted(set(received))
     assert sabotage.after[-1] == received[-1] == model.size_bytes
 
 
-def test_a_dealt_model_is_fetched_from_where_it_was_cut(server: Server, people: Federation) -> None:
+def test_an_assigned_model_is_fetched_from_where_it_was_cut(server: Server, group: Federation) -> None:
     chain = fr.FedDc(daisy_period=1, aggregation_period=2)
-    training = people.actor.create_training(
-        ZEROS, name="t", target_num_updates=1, client_ids=people.ids, aggregation=chain
+    training = group.actor.create_training(
+        ZEROS, name="t", target_num_updates=1, client_ids=group.ids, aggregation=chain
     )
-    people.actor.start_training(training.training_id)
-    with people.connect(0) as client:
+    group.actor.start_training(training.training_id)
+    with group.connect(0) as client:
         client.submit_update(training.training_id, 0, WEIGHTS, 1)
-        until(lambda: people.actor.get_training(training.training_id).round == 1)
+        until(lambda: group.actor.get_training(training.training_id).round == 1)
         sabotage = Sabotage(server, is_upload=False)
-        dealt = client.download_assigned_model(training.training_id, 1, progress=sabotage)
-    assert np.array_equal(dealt["w"], WEIGHTS["w"])
+        assigned = client.download_assigned_model(training.training_id, 1, progress=sabotage)
+    assert np.array_equal(assigned["w"], WEIGHTS["w"])
     received = sabotage.before + sabotage.after
     assert received == sorted(set(received))

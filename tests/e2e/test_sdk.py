@@ -12,7 +12,7 @@ import torch
 
 import fedround_client as fr
 from calls import until
-from e2e.people import users
+from e2e.federation import users
 from fedround.v1 import round_pb2, training_pb2
 from fedround_client.payload import Payload
 from servers import Server
@@ -131,11 +131,11 @@ def test_errors_are_typed_and_help(server: Server, tmp_path: Path) -> None:
     with fr.connect(server.address, actor_token) as actor:
         with pytest.raises(fr.TrainingNotFound, match="check the id"):
             actor.get_training(str(uuid.uuid4()))
-        with pytest.raises(fr.UnknownClients) as refused:
+        with pytest.raises(fr.UnknownClients) as raised:
             actor.create_training(MODEL, name="x", target_num_updates=1, client_ids=[clients[0][0], str(uuid.uuid4())])
-        assert list(refused.value.field_violations) == ["client_ids"]
+        assert list(raised.value.field_violations) == ["client_ids"]
         with pytest.raises(fr.ModelFormat, match="fedround convert"):
             actor.create_training(tmp_path / "model.pt", name="x", target_num_updates=1)
         assert list(actor.trainings()) == []
-    with fr.connect(server.address, "wrong") as nobody, pytest.raises(fr.TokenInvalid):
-        nobody.myself()
+    with fr.connect(server.address, "wrong") as unauthenticated, pytest.raises(fr.TokenInvalid):
+        unauthenticated.myself()

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 import fedround_client as fr
-from e2e.people import Federation, federation
+from e2e.federation import Federation, federation
 from fedround_client.command import app
 from servers import Server
 
@@ -35,7 +35,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture
-def people(server: Server) -> Iterator[Federation]:
+def group(server: Server) -> Iterator[Federation]:
     with federation(server, 1) as made:
         yield made
 
@@ -48,9 +48,9 @@ def along(line: dict[str, np.ndarray]) -> np.ndarray:
     return INPUTS @ line["weight"].T + line["bias"]
 
 
-def test_one_pass_is_what_the_network_says(people: Federation) -> None:
-    model = people.actor.upload_model(a_line(2, 0.5), architecture="line")
-    found = people.actor.predict(model.model_id, INPUTS)
+def test_one_pass_is_what_the_network_says(group: Federation) -> None:
+    model = group.actor.upload_model(a_line(2, 0.5), architecture="line")
+    found = group.actor.predict(model.model_id, INPUTS)
     np.testing.assert_array_equal(found.mean, along(a_line(2, 0.5)))
     assert (found.model_id, found.model_version, found.samples) == (model.model_id, 0, 1)
     assert (found.variance, found.predictive_entropy) == (None, None)
@@ -58,16 +58,16 @@ def test_one_pass_is_what_the_network_says(people: Federation) -> None:
 
     hidden = np.maximum(PIXELS / np.float32(255) @ CLASSIFIER["hidden.weight"].T + CLASSIFIER["hidden.bias"], 0)
     logits = hidden @ CLASSIFIER["out.weight"].T + CLASSIFIER["out.bias"]
-    unnamed = people.actor.upload_model(CLASSIFIER)
-    found = people.actor.predict(unnamed.model_id, PIXELS, architecture="classifier")
+    unnamed = group.actor.upload_model(CLASSIFIER)
+    found = group.actor.predict(unnamed.model_id, PIXELS, architecture="classifier")
     np.testing.assert_allclose(found.mean, logits, rtol=1e-5)
 
 
-def test_monte_carlo_dropout_is_reproducible_and_its_entropies_add_up(people: Federation) -> None:
-    model_id = people.actor.upload_model(CLASSIFIER, architecture="classifier").model_id
+def test_monte_carlo_dropout_is_reproducible_and_its_entropies_add_up(group: Federation) -> None:
+    model_id = group.actor.upload_model(CLASSIFIER, architecture="classifier").model_id
 
     def predict(seed: int | None) -> fr.Prediction:
-        return people.actor.predict(model_id, PIXELS, uncertainty=fr.McDropout(samples=20, softmax=True), seed=seed)
+        return group.actor.predict(model_id, PIXELS, uncertainty=fr.McDropout(samples=20, softmax=True), seed=seed)
 
     first, again, other = predict(7), predict(7), predict(8)
     for name in ("mean", "variance", "std", "predictive_entropy", "expected_entropy", "mutual_information"):
@@ -82,24 +82,24 @@ def test_monte_carlo_dropout_is_reproducible_and_its_entropies_add_up(people: Fe
     assert (first.mutual_information > 0).all()
 
 
-def test_an_ensemble_of_versions_and_models_votes(people: Federation) -> None:
+def test_an_ensemble_of_versions_and_models_votes(group: Federation) -> None:
     def train(model: dict[str, Any], round_: fr.Round) -> tuple[dict[str, Any], int]:
         return a_line(round_.number + 1, 0), 1
 
-    last = people.run(lambda number: (train,), a_line(0, 0), architecture="line", target_num_updates=3)
-    other = people.actor.upload_model(a_line(10, 5), architecture="line")
+    last = group.run(lambda number: (train,), a_line(0, 0), architecture="line", target_num_updates=3)
+    other = group.actor.upload_model(a_line(10, 5), architecture="line")
     votes = [a_line(3, 0), a_line(2, 0), a_line(10, 5)]
     choice = fr.Ensemble(last_versions=2, members=[fr.EnsembleMember(model_id=other.model_id)])
-    found = people.actor.predict(last.model_id, INPUTS, uncertainty=choice)
+    found = group.actor.predict(last.model_id, INPUTS, uncertainty=choice)
     outputs = np.stack([along(vote) for vote in votes])
     np.testing.assert_allclose(found.mean, outputs.mean(0), rtol=1e-6)
     np.testing.assert_allclose(found.variance, outputs.var(0), rtol=1e-5)
     assert (found.samples, found.model_version) == (3, 3)
-    older = people.actor.predict(last.model_id, INPUTS, version=1)
+    older = group.actor.predict(last.model_id, INPUTS, version=1)
     np.testing.assert_array_equal(older.mean, along(a_line(1, 0)))
 
 
-def test_a_posterior_is_drawn_from_as_its_training_says(people: Federation) -> None:
+def test_a_posterior_is_drawn_from_as_its_training_says(group: Federation) -> None:
     slopes = (1.0, 3.0)
 
     def swag(model: dict[str, Any], round_: fr.Round) -> tuple[dict[str, Any], int]:
@@ -108,27 +108,27 @@ def test_a_posterior_is_drawn_from_as_its_training_says(people: Federation) -> N
             moments.add(a_line(slope, 0))
         return moments.update(), 1
 
-    training = people.run(
+    training = group.run(
         lambda number: (lambda model, round_: (model, 1), None, swag),
         a_line(0, 0),
         architecture="line",
         target_num_updates=1,
         uncertainty=fr.Swag(samples=1000),
     )
-    found = people.actor.predict(training.model_id, INPUTS, seed=1)
+    found = group.actor.predict(training.model_id, INPUTS, seed=1)
     assert (found.samples, found.uncertainty.WhichOneof("method")) == (1000, "swag")
     # The slope is drawn from N(2, 1), all else is certain.
     np.testing.assert_allclose(found.mean, along(a_line(2, 0)), atol=0.4)
     np.testing.assert_allclose(found.std[:, 0], np.abs(INPUTS[:, 0]), rtol=0.2)
-    assert np.array_equal(found.mean, people.actor.predict(training.model_id, INPUTS, seed=1).mean)
-    plain = people.actor.predict(training.model_id, INPUTS, uncertainty=fr.NoUncertainty())
+    assert np.array_equal(found.mean, group.actor.predict(training.model_id, INPUTS, seed=1).mean)
+    plain = group.actor.predict(training.model_id, INPUTS, uncertainty=fr.NoUncertainty())
     np.testing.assert_array_equal(plain.mean, along(a_line(0, 0)))
-    with people.connect(0) as participant:
+    with group.connect(0) as participant:
         assert np.array_equal(found.mean, participant.predict(training.model_id, INPUTS, seed=1).mean)
 
 
-def test_what_does_not_fit_is_told(people: Federation) -> None:
-    actor = people.actor
+def test_inputs_that_do_not_fit_are_reported(group: Federation) -> None:
+    actor = group.actor
     line = actor.upload_model(a_line(0, 0), architecture="line").model_id
     unnamed = actor.upload_model(a_line(0, 0)).model_id
     with pytest.raises(fr.ArchitectureUnknown, match="--architecture NAME"):
@@ -141,18 +141,18 @@ def test_what_does_not_fit_is_told(people: Federation) -> None:
         actor.predict(line, PIXELS, architecture="classifier")
     with pytest.raises(fr.FieldInvalid, match=r"takes \[N, 2\]"):
         actor.predict(line, np.zeros((1, 3), np.float32))
-    with pytest.raises(fr.ModelNotFound), people.connect(0) as stranger:
-        stranger.predict(line, INPUTS)
+    with pytest.raises(fr.ModelNotFound), group.connect(0) as unrelated:
+        unrelated.predict(line, INPUTS)
 
 
-def test_the_command_predicts_too(server: Server, people: Federation, tmp_path: Path) -> None:
-    model_id = people.actor.upload_model(CLASSIFIER, architecture="classifier").model_id
+def test_the_command_predicts_too(server: Server, group: Federation, tmp_path: Path) -> None:
+    model_id = group.actor.upload_model(CLASSIFIER, architecture="classifier").model_id
     np.save(tmp_path / "pixels.npy", PIXELS)
     options = "--uncertainty mc-dropout --samples 20 --softmax --seed 7 --format json"
     line = f"--server {server.address} predict {model_id} {tmp_path / 'pixels.npy'} {options}"
-    result = CliRunner().invoke(app, line.split(), env={"FEDROUND_TOKEN": people.actor_token})
+    result = CliRunner().invoke(app, line.split(), env={"FEDROUND_TOKEN": group.actor_token})
     assert result.exit_code == 0, result.output
-    expected = people.actor.predict(model_id, PIXELS, uncertainty=fr.McDropout(samples=20, softmax=True), seed=7)
+    expected = group.actor.predict(model_id, PIXELS, uncertainty=fr.McDropout(samples=20, softmax=True), seed=7)
     printed = json.loads(result.stdout)
     np.testing.assert_array_equal(np.float32(printed["mean"]), expected.mean)
     np.testing.assert_array_equal(np.float32(printed["mutual_information"]), expected.mutual_information)

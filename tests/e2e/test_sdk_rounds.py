@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import fedround_client as fr
-from e2e.people import federation
+from e2e.federation import federation
 from fedround.v1.event_pb2 import ROUND_KIND_SWAG
 from fedround.v1.training_pb2 import TRAINING_STATE_COMPLETED
 from servers import Server
@@ -37,8 +37,8 @@ def test_the_best_version_is_tagged_and_patience_ends_the_training_early(server:
         off = (1, -3)[number] / 16
         return plus_one, lambda model, round_: ({"score": SCORES[int(model["w"][0])] + off}, (3, 1)[number])
 
-    with federation(server, 2) as people:
-        training = people.run(
+    with federation(server, 2) as group:
+        training = group.run(
             functions,
             {"w": np.zeros(2, np.float32)},
             target_num_updates=10,
@@ -49,7 +49,7 @@ def test_the_best_version_is_tagged_and_patience_ends_the_training_early(server:
         # Version 3 is as good as version 2, and of equals the first is the best.
         assert (training.model_version, training.best_version) == (4, 2)
         assert training.best_value == pytest.approx(0.9)
-        versions = list(people.actor.model_versions(training.model_id))
+        versions = list(group.actor.model_versions(training.model_id))
         assert [(version.version, list(version.tags)) for version in versions] == [
             (4, ["last"]),
             (3, []),
@@ -58,12 +58,12 @@ def test_the_best_version_is_tagged_and_patience_ends_the_training_early(server:
             (0, []),
         ]
         assert [version.metrics["score"] for version in versions[:-1]] == pytest.approx([0.6, 0.9, 0.9, 0.5])
-        assert people.actor.download_model(training.model_id, tag="best")["w"].tolist() == [2, 2]
-        assert people.actor.download_model(training.model_id, tag="last")["w"].tolist() == [4, 4]
-        with people.connect(0) as client:
+        assert group.actor.download_model(training.model_id, tag="best")["w"].tolist() == [2, 2]
+        assert group.actor.download_model(training.model_id, tag="last")["w"].tolist() == [4, 4]
+        with group.connect(0) as client:
             seen = [(report.reporter_id, report.num_examples) for report in client.metrics(training.model_id)]
-        assert seen == [("", 4), (people.ids[0], 3)] * 4
-        last = list(people.actor.watch(training.training_id, resume_after=0))[-1]
+        assert seen == [("", 4), (group.ids[0], 3)] * 4
+        last = list(group.actor.watch(training.training_id, resume_after=0))[-1]
         assert last.training_finished.stopped_early
 
 
@@ -75,8 +75,8 @@ def test_the_model_is_evaluated_when_the_actor_wants_it(server: Server, evaluati
         seen.append(round_.model_version)
         return {"score": 1.0}, 1
 
-    with federation(server, 1) as people:
-        training = people.run(
+    with federation(server, 1) as group:
+        training = group.run(
             lambda number: (plus_one, evaluate),
             {"w": np.zeros(2, np.float32)},
             target_num_updates=3,
@@ -99,7 +99,7 @@ class Chain:
         def train(model: State, round_: fr.Round) -> tuple[State, int]:
             self.asked[round_.number].add((round_.assigned, round_.local_rounds, round_.model_version))
             self.got[round_.number][number] = {"w": model["w"].copy()}
-            # Weights that tell who trained them, when, and how often they were trained before.
+            # Weights that encode who trained them, when, and how often they were trained before.
             trained = {"w": np.float32([number, round_.number, model["w"][2] + 1])}
             self.gave[round_.number][number] = trained
             return trained, number + 1
@@ -119,10 +119,10 @@ class Chain:
 def test_daisy_chaining_hands_models_on_and_averages_at_last(server: Server) -> None:
     start = {"w": np.zeros(3, np.float32)}
     fed_dc = fr.FedDc(daisy_period=2, aggregation_period=6, seed=5)
-    with federation(server, 3) as people:
+    with federation(server, 3) as group:
         chains = (Chain(), Chain())
         for chain in chains:
-            training = people.run(chain.functions, start, target_num_updates=2, aggregation=fed_dc)
+            training = group.run(chain.functions, start, target_num_updates=2, aggregation=fed_dc)
             assert (training.model_version, training.round) == (2, 5)
         for version, first in ((0, 0), (1, 3)):
             assert chain.asked[first] == {(False, 2, version)}
@@ -135,23 +135,23 @@ def test_daisy_chaining_hands_models_on_and_averages_at_last(server: Server) -> 
                 assert chains[0].sources(number) == sources
             sent = chain.gave[first + 2]
             mean = sum((number + 1) * sent[number]["w"].astype(np.float64) for number in range(3)) / 6
-            stored = people.actor.download_model(training.model_id, version + 1)["w"]
+            stored = group.actor.download_model(training.model_id, version + 1)["w"]
             np.testing.assert_allclose(stored, mean, rtol=1e-6)
 
-        # Each participant can read what it was dealt, and nobody else can.
+        # Each participant can read what it was assigned, and no other user can.
         for number in range(3):
-            with people.connect(number) as client:
-                dealt = client.download_assigned_model(training.training_id, 1)
-                assert np.array_equal(dealt["w"], chain.got[1][number]["w"])
+            with group.connect(number) as client:
+                assigned = client.download_assigned_model(training.training_id, 1)
+                assert np.array_equal(assigned["w"], chain.got[1][number]["w"])
                 with pytest.raises(fr.NotInCohort):
                     client.download_assigned_model(training.training_id, 3)
         with pytest.raises(fr.TrainingNotFound):
-            people.actor.download_assigned_model(training.training_id, 1)
-        with federation(server, 1) as others, others.connect(0) as stranger, pytest.raises(fr.TrainingNotFound):
-            stranger.download_assigned_model(training.training_id, 1)
+            group.actor.download_assigned_model(training.training_id, 1)
+        with federation(server, 1) as others, others.connect(0) as unrelated, pytest.raises(fr.TrainingNotFound):
+            unrelated.download_assigned_model(training.training_id, 1)
 
 
-def test_who_misses_a_round_leaves_the_chain_until_the_next_average(
+def test_a_member_that_misses_a_round_is_out_of_the_chain_until_the_next_average(
     server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     slow, closed = threading.Event(), threading.Event()
@@ -168,26 +168,26 @@ def test_who_misses_a_round_leaves_the_chain_until_the_next_average(
         assert slow.wait(100)
         return plus_one(model, round_)
 
-    with federation(server, 3) as people, caplog.at_level(logging.WARNING, "fedround_client"):
-        training = people.actor.create_training(
+    with federation(server, 3) as group, caplog.at_level(logging.WARNING, "fedround_client"):
+        training = group.actor.create_training(
             {"w": np.zeros(2, np.float32)},
             name="t",
             target_num_updates=2,
-            client_ids=people.ids,
+            client_ids=group.ids,
             aggregation=fr.FedDc(daisy_period=1, aggregation_period=2),
             min_updates=2,
         )
-        ends = [people.take_part(number, (punctual, punctual, late)[number]) for number in range(3)]
-        people.actor.start_training(training.training_id)
-        for event in people.actor.watch(training.training_id):
+        ends = [group.take_part(number, (punctual, punctual, late)[number]) for number in range(3)]
+        group.actor.start_training(training.training_id)
+        for event in group.actor.watch(training.training_id):
             if event.HasField("round_closed") and event.round_closed.model_version == 1:
                 closed.set()
         assert [end.result(60).model_version for end in ends] == [2, 2, 2]
         cohorts = [
-            {member.user_id for member in people.actor.get_round(training.training_id, number).participants}
+            {member.user_id for member in group.actor.get_round(training.training_id, number).participants}
             for number in range(3)
         ]
-        assert cohorts == [set(people.ids), set(people.ids[:2]), set(people.ids)]
+        assert cohorts == [set(group.ids), set(group.ids[:2]), set(group.ids)]
     assert seen[0] == 0
     assert 1 not in seen
     assert any(
@@ -229,20 +229,20 @@ def test_a_posterior_is_made_of_the_moments_of_all(server: Server) -> None:
 
         return (train, None, swag) if number < 2 else (train,)
 
-    with federation(server, 3) as people:
-        training = people.run(functions, start, target_num_updates=3, uncertainty=fr.Swag(every=2, rank=rank))
+    with federation(server, 3) as group:
+        training = group.run(functions, start, target_num_updates=3, uncertainty=fr.Swag(every=2, rank=rank))
         kinds = [
             event.round_started.kind == ROUND_KIND_SWAG
-            for event in people.actor.watch(training.training_id, resume_after=0)
+            for event in group.actor.watch(training.training_id, resume_after=0)
             if event.HasField("round_started")
         ]
         assert kinds == [False, False, True, False, True]
-        ranks = [version.posterior.rank for version in people.actor.model_versions(training.model_id)]
+        ranks = [version.posterior.rank for version in group.actor.model_versions(training.model_id)]
         assert ranks == [rank * 3, rank * 3, 0, 0]
         with pytest.raises(fr.ModelNotFound, match="SWAG posterior"):
-            people.actor.download_model(training.model_id, 1, part="POSTERIOR")
-        posterior = people.actor.download_model(training.model_id, part="POSTERIOR")
-        order = sorted(range(3), key=lambda number: people.ids[number])
+            group.actor.download_model(training.model_id, 1, part="POSTERIOR")
+        posterior = group.actor.download_model(training.model_id, part="POSTERIOR")
+        order = sorted(range(3), key=lambda number: group.ids[number])
 
     assert len(trained) == 20
     samples = [snapshots_of(0), snapshots_of(1), trained[-10:]]
@@ -278,28 +278,28 @@ def test_who_misses_a_deadline_comes_into_the_round_when_it_is_repeated(server: 
         assert extended.wait(100)
         return {"w": model["w"] + np.float32(5)}, 1
 
-    with federation(server, 2) as people:
-        training = people.actor.create_training(
+    with federation(server, 2) as group:
+        training = group.actor.create_training(
             {"w": np.zeros(2, np.float32)},
             name="t",
             target_num_updates=2,
-            client_ids=people.ids,
+            client_ids=group.ids,
             deadline=0.5,
             max_retries=1000,
         )
-        ends = [people.take_part(number, (punctual, late)[number]) for number in range(2)]
-        people.actor.start_training(training.training_id)
+        ends = [group.take_part(number, (punctual, late)[number]) for number in range(2)]
+        group.actor.start_training(training.training_id)
         closed = []
-        for event in people.actor.watch(training.training_id, resume_after=0):
+        for event in group.actor.watch(training.training_id, resume_after=0):
             if event.HasField("round_extended") and event.round_extended.updates_arrived == 1:
                 extended.set()
             if event.HasField("round_closed"):
                 closed.append(event.round_closed.num_updates)
         assert [end.result(60).rounds for end in ends] == [2, 2]
-        # The update of the first try counted once, with its weight, and nobody trained twice.
+        # The update of the first try counted once, with its weight, and no client trained twice.
         assert closed == [2, 2]
         assert trained == {0: [0, 1], 1: [0, 1]}
-        assert people.actor.download_model(training.model_id, 1)["w"].tolist() == [2, 2]
+        assert group.actor.download_model(training.model_id, 1)["w"].tolist() == [2, 2]
 
 
 @pytest.mark.parametrize(("precision", "loss"), [("FLOAT16", 2**-10), ("BFLOAT16", 2**-7)])
@@ -317,12 +317,12 @@ def test_updates_in_half_precision_are_half_as_large_and_learn_the_same(
         return (train,)
 
     folder = tmp_path_factory.mktemp("halves") / "data"
-    with Server(folder) as server, federation(server, 2) as people:
-        training = people.run(
+    with Server(folder) as server, federation(server, 2) as group:
+        training = group.run(
             functions, {"w": np.zeros(5000, np.float32)}, target_num_updates=12, update_precision=precision
         )
         assert training.state == TRAINING_STATE_COMPLETED
-        learned = people.actor.download_model(training.model_id)["w"]
+        learned = group.actor.download_model(training.model_id)["w"]
     sizes = sorted(path.stat().st_size for path in folder.glob("objects/*/*"))
     # 24 updates, and 13 versions of the model.
     assert [size // 10_000 for size in sizes] == [1] * 24 + [2] * 13

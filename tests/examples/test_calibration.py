@@ -45,7 +45,7 @@ def test_draws_of_the_probabilities_themselves_are_calibrated(calibration) -> No
         (np.zeros((0, 2)), np.zeros(0, int), "do not fit"),
     ],
 )
-def test_what_is_no_probability_is_refused(calibration, probabilities, labels, text) -> None:
+def test_what_is_no_probability_is_rejected(calibration, probabilities, labels, text) -> None:
     with pytest.raises(ValueError, match=text):
         calibration.reliability(probabilities, labels)
 

@@ -1,4 +1,4 @@
-"""One server for all tests that don't mind the others; everybody gets users of its own."""
+"""One server for all tests that can share it; every test gets users of its own."""
 
 from collections.abc import Callable, Iterator
 

@@ -1,4 +1,4 @@
-"""The audit log over a real port: who may read it, what refusals leave in it, and what survives a kill."""
+"""The audit log over a real port: who may read it, what errors leave in it, and what survives a kill."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +8,7 @@ import grpc
 import pytest
 
 import fedround_client as fr
-from calls import Person, model_file, new_id, refused, until
+from calls import Person, fails_with, model_file, new_id, until
 from fedround.v1 import audit_pb2, training_pb2, user_pb2
 from servers import Server
 
@@ -38,15 +38,15 @@ def test_the_log_of_a_server_holds(actor: Person, clients: list[Person], auditor
     made = trained(actor, clients)
     report = auditor.verify_audit(before)
     assert report.head.sequence > before.sequence
-    told = [entry for entry in auditor.read_audit(before.sequence) if entry.training_id == made.training_id]
-    assert [entry.action for entry in told if entry.user_id == actor.user_id] == [
+    entries = [entry for entry in auditor.read_audit(before.sequence) if entry.training_id == made.training_id]
+    assert [entry.action for entry in entries if entry.user_id == actor.user_id] == [
         "training_created",
         "clients_registered",
         "training_started",
         "round_opened",
     ]
-    assert [entry.user_id for entry in told if entry.action == "update_accepted"] == [one.user_id for one in clients]
-    assert {entry.user_id for entry in told if entry.action == "version_made"} == {""}
+    assert [entry.user_id for entry in entries if entry.action == "update_accepted"] == [one.user_id for one in clients]
+    assert {entry.user_id for entry in entries if entry.action == "version_made"} == {""}
 
 
 def test_the_stream_ends_where_the_log_ended(admin: Person, actor: Person) -> None:
@@ -58,7 +58,7 @@ def test_the_stream_ends_where_the_log_ended(admin: Person, actor: Person) -> No
     assert [entry.sequence for entry in entries] == list(range(head.sequence - 1, first.head.sequence + 1))
     assert entries[-1].hash == first.head.hash
     assert list(admin.audit.ReadAudit(audit_pb2.ReadAuditRequest(after_sequence=first.head.sequence + 99)))
-    with refused("INVALID_ARGUMENT", "FIELD_INVALID", "after_sequence"):
+    with fails_with("INVALID_ARGUMENT", "FIELD_INVALID", "after_sequence"):
         list(admin.audit.ReadAudit(audit_pb2.ReadAuditRequest(after_sequence=1 << 62)))
 
 
@@ -72,11 +72,11 @@ def test_who_contributed_is_for_the_owner(actor: Person, clients: list[Person], 
     }
     assert all(one.user_name and len(one.sha256) == 64 for one in found.contributions)
     assert not contributions(actor, made.model_id, version=0).contributions
-    with refused("NOT_FOUND", "MODEL_NOT_FOUND"):
+    with fails_with("NOT_FOUND", "MODEL_NOT_FOUND"):
         contributions(actor, made.model_id, version=2)
-    with refused("NOT_FOUND", "MODEL_NOT_FOUND"):
+    with fails_with("NOT_FOUND", "MODEL_NOT_FOUND"):
         contributions(person("ACTOR"), made.model_id)
-    with refused("PERMISSION_DENIED", "ROLE_REQUIRED", "ACTOR"):
+    with fails_with("PERMISSION_DENIED", "ROLE_REQUIRED", "ACTOR"):
         contributions(clients[0], made.model_id)
 
 
@@ -88,28 +88,28 @@ def test_contributions_come_in_pages(actor: Person, clients: list[Person]) -> No
     second = contributions(actor, made.model_id, page_size=2, page_token=first.next_page_token)
     assert [*first.contributions, *second.contributions] == list(whole.contributions)
     assert not second.next_page_token
-    with refused("INVALID_ARGUMENT", "FIELD_INVALID", "page_token"):
+    with fails_with("INVALID_ARGUMENT", "FIELD_INVALID", "page_token"):
         contributions(actor, made.model_id, page_token="?")
 
 
-def test_a_refusal_is_told_with_its_caller_and_without_its_words(
+def test_a_denied_call_is_recorded_with_its_caller_and_without_its_message(
     server: Server, auditor: fr.Client, actor: Person
 ) -> None:
     before = auditor.audit_head()
     words = f"words-{new_id()}"
     for _ in range(20):
-        with refused("INVALID_ARGUMENT", "FIELD_INVALID", "training_id"):
+        with fails_with("INVALID_ARGUMENT", "FIELD_INVALID", "training_id"):
             actor.get(words)
-    with refused("PERMISSION_DENIED", "ROLE_REQUIRED", "ADMIN"):
+    with fails_with("PERMISSION_DENIED", "ROLE_REQUIRED", "ADMIN"):
         actor.users.CreateUser(user_pb2.CreateUserRequest(name=words, role="ROLE_CLIENT"))
 
-    def told() -> list[fr.AuditEntry]:
+    def denied() -> list[fr.AuditEntry]:
         entries = auditor.read_audit(before.sequence)
         return [entry for entry in entries if entry.action == "call_refused" and entry.subject == actor.user_id]
 
-    until(lambda: len(told()) >= 2)
-    assert '"method":"/fedround.v1.TrainingService/GetTraining"' in told()[0].facts
-    assert '"reason":"FIELD_INVALID"' in told()[0].facts
+    until(lambda: len(denied()) >= 2)
+    assert '"method":"/fedround.v1.TrainingService/GetTraining"' in denied()[0].facts
+    assert '"reason":"FIELD_INVALID"' in denied()[0].facts
     everything = str(list(auditor.read_audit(before.sequence)))
     assert words not in everything
     for token in (actor.token, server.admin_token):
@@ -130,7 +130,7 @@ def test_what_a_kill_leaves_holds_and_a_good_stop_loses_nothing(tmp_path: Path) 
             server.start()
             until(lambda: auditor.verify_audit(anchor).versions == 1)
             for _ in range(5):
-                with refused("NOT_FOUND", "TRAINING_NOT_FOUND"):
+                with fails_with("NOT_FOUND", "TRAINING_NOT_FOUND"):
                     clients[0].get(new_id())
             assert server.stop() == 0
             server.start()

@@ -14,7 +14,7 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from grpc_status import rpc_status
 
-from calls import TIMEOUT, Person, kinds, model_file, new_id, read_error, refused
+from calls import TIMEOUT, Person, fails_with, kinds, model_file, new_id, read_error
 from fedround.v1 import training_pb2, user_pb2
 from servers import Server
 
@@ -130,7 +130,7 @@ def test_every_method_has_a_permission(shapes: dict[str, str]) -> None:
 def test_without_a_good_token(
     admin: Person, shapes: dict[str, str], method: str, metadata: list[tuple[str, str]], reason: str
 ) -> None:
-    with refused("UNAUTHENTICATED", reason, "token"):
+    with fails_with("UNAUTHENTICATED", reason, "token"):
         call(admin.channel, shapes[method], method, *metadata)
 
 
@@ -185,23 +185,23 @@ def test_the_first_admin_has_a_private_file_and_no_token_is_logged(server: Serve
 class TestUsers:
     def test_a_rotated_token_is_invalid(self, admin: Person, actor: Person, clients: list[Person]) -> None:
         new = actor.users.RotateToken(user_pb2.RotateTokenRequest()).token
-        with refused("UNAUTHENTICATED", "TOKEN_INVALID"):
+        with fails_with("UNAUTHENTICATED", "TOKEN_INVALID"):
             actor.users.GetMyself(user_pb2.GetMyselfRequest())
         again = Person(actor.channel, new)
         assert again.users.GetMyself(user_pb2.GetMyselfRequest()).user.user_id == actor.user_id
-        with refused("PERMISSION_DENIED", "ROLE_REQUIRED", "leave user_id empty for your own"):
+        with fails_with("PERMISSION_DENIED", "ROLE_REQUIRED", "leave user_id empty for your own"):
             clients[0].users.RotateToken(user_pb2.RotateTokenRequest(user_id=actor.user_id))
         admin.users.RotateToken(user_pb2.RotateTokenRequest(user_id=actor.user_id))
-        with refused("UNAUTHENTICATED", "TOKEN_INVALID"):
+        with fails_with("UNAUTHENTICATED", "TOKEN_INVALID"):
             again.users.GetMyself(user_pb2.GetMyselfRequest())
 
     def test_a_removed_user_is_gone(self, admin: Person, actor: Person, clients: list[Person]) -> None:
         made = actor.create(client_ids=[client.user_id for client in clients])
         name = clients[0].users.GetMyself(user_pb2.GetMyselfRequest()).user.name
         admin.users.RemoveUser(user_pb2.RemoveUserRequest(user_id=clients[0].user_id))
-        with refused("UNAUTHENTICATED", "TOKEN_INVALID"):
+        with fails_with("UNAUTHENTICATED", "TOKEN_INVALID"):
             clients[0].users.GetMyself(user_pb2.GetMyselfRequest())
-        with refused("NOT_FOUND", "USER_NOT_FOUND"):
+        with fails_with("NOT_FOUND", "USER_NOT_FOUND"):
             actor.users.GetUser(user_pb2.GetUserRequest(user_id=clients[0].user_id))
         assert clients[0].user_id not in actor.get(made.training_id).participant_ids
         assert admin.users.CreateUser(user_pb2.CreateUserRequest(name=name, role="ROLE_CLIENT")).user.name == name
@@ -213,12 +213,12 @@ class TestUsers:
         actor.start(made.training_id)
         events = clients[0].subscribe(made.training_id)
         before = actor.get(made.training_id)
-        with refused("FAILED_PRECONDITION", "TRAINING_RUNNING", "1 running", "force"):
+        with fails_with("FAILED_PRECONDITION", "TRAINING_RUNNING", "1 running", "force"):
             admin.users.RemoveUser(user_pb2.RemoveUserRequest(user_id=actor.user_id))
         assert actor.get(made.training_id) == before
         admin.users.RemoveUser(user_pb2.RemoveUserRequest(user_id=actor.user_id, force=True))
         assert kinds(list(events))[-1] == "training_removed"
-        with refused("NOT_FOUND", "TRAINING_NOT_FOUND"):
+        with fails_with("NOT_FOUND", "TRAINING_NOT_FOUND"):
             clients[0].get(made.training_id)
 
     def test_an_upload_under_way_creates_nothing_for_a_removed_actor(
@@ -234,7 +234,7 @@ class TestUsers:
             admin.users.RemoveUser(user_pb2.RemoveUserRequest(user_id=actor.user_id))
             yield training_pb2.CreateTrainingRequest(chunk=data[100:])
 
-        with refused("UNAUTHENTICATED", "TOKEN_INVALID"):
+        with fails_with("UNAUTHENTICATED", "TOKEN_INVALID"):
             actor.trainings.CreateTraining(upload(), timeout=TIMEOUT)
         asked = training_pb2.GetTrainingsRequest(role="TRAINING_ROLE_CLIENT")
         assert not clients[0].trainings.GetTrainings(asked).trainings
@@ -242,7 +242,7 @@ class TestUsers:
     def test_names_are_taken_once(self, admin: Person) -> None:
         name = new_id()
         admin.users.CreateUser(user_pb2.CreateUserRequest(name=name, role="ROLE_CLIENT"))
-        with refused("ALREADY_EXISTS", "USER_EXISTS", name):
+        with fails_with("ALREADY_EXISTS", "USER_EXISTS", name):
             admin.users.CreateUser(user_pb2.CreateUserRequest(name=name, role="ROLE_ACTOR"))
 
     @pytest.mark.parametrize(
@@ -257,15 +257,15 @@ class TestUsers:
         ],
     )
     def test_an_invalid_user(self, admin: Person, request_: Any, field: str) -> None:
-        with refused("INVALID_ARGUMENT", "FIELD_INVALID", field) as error:
+        with fails_with("INVALID_ARGUMENT", "FIELD_INVALID", field) as error:
             admin.users.CreateUser(request_)
-        assert list(error.refusal.fields) == [field]
+        assert list(error.details.fields) == [field]
 
     def test_clients_see_themselves_only(self, actor: Person, clients: list[Person]) -> None:
         me = clients[0].users.GetUser(user_pb2.GetUserRequest(user_id=clients[0].user_id)).user
         assert (me.user_id, me.role) == (clients[0].user_id, user_pb2.ROLE_CLIENT)
         for user_id in (actor.user_id, clients[1].user_id, new_id()):
-            with refused("NOT_FOUND", "USER_NOT_FOUND"):
+            with fails_with("NOT_FOUND", "USER_NOT_FOUND"):
                 clients[0].users.GetUser(user_pb2.GetUserRequest(user_id=user_id))
 
     def test_lists_by_role_and_page(self, actor: Person, clients: list[Person]) -> None:
@@ -286,7 +286,7 @@ class TestUsers:
     @pytest.mark.parametrize("position", [b'["\\u0000"]', b'["\\ud800"]', b"[1]", b'["a", "b"]'])
     def test_a_page_token_of_no_list(self, actor: Person, position: bytes) -> None:
         token = base64.urlsafe_b64encode(position).decode()
-        with refused("INVALID_ARGUMENT", "FIELD_INVALID", "page_token"):
+        with fails_with("INVALID_ARGUMENT", "FIELD_INVALID", "page_token"):
             actor.users.GetUsers(user_pb2.GetUsersRequest(page_token=token))
 
     def test_the_last_admin_stays(self, admin: Person) -> None:
@@ -295,5 +295,5 @@ class TestUsers:
         for user in page.users:
             if user.user_id != me:
                 admin.users.RemoveUser(user_pb2.RemoveUserRequest(user_id=user.user_id))
-        with refused("FAILED_PRECONDITION", "LAST_ADMIN"):
+        with fails_with("FAILED_PRECONDITION", "LAST_ADMIN"):
             admin.users.RemoveUser(user_pb2.RemoveUserRequest(user_id=me))

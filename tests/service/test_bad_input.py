@@ -1,4 +1,4 @@
-"""Files and updates that are refused: the right code and reason, a message that helps, and nothing changed."""
+"""Files and updates that are rejected: the right code and reason, a message that helps, and nothing changed."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from calls import MODEL, TIMEOUT, Person, model_file, new_id, refused, update_spec
+from calls import MODEL, TIMEOUT, Person, fails_with, model_file, new_id, update_spec
 from fedround.v1 import model_pb2, round_pb2, training_pb2
 from fedround.v1.training_pb2 import CreateTrainingRequest, TrainingSpec
 
@@ -33,18 +33,18 @@ def send(actor: Person, *messages: CreateTrainingRequest) -> None:
 @pytest.mark.usefixtures("nothing_changes")
 class TestCreateTraining:
     def test_no_file(self, actor: Person) -> None:
-        with refused("INVALID_ARGUMENT", "FIELD_INVALID", "chunk: no file was sent") as error:
+        with fails_with("INVALID_ARGUMENT", "FIELD_INVALID", "chunk: no file was sent") as error:
             send(actor, CreateTrainingRequest(spec=spec()))
-        assert list(error.refusal.fields) == ["chunk"]
+        assert list(error.details.fields) == ["chunk"]
 
     def test_an_undeclared_stream_that_ends_at_any_byte(self, actor: Person) -> None:
         for cut in range(1, len(FILE), 17):
-            with refused("DATA_LOSS", "UPLOAD_INCOMPLETE", f"ended after {cut} ", "send it again"):
+            with fails_with("DATA_LOSS", "UPLOAD_INCOMPLETE", f"ended after {cut} ", "send it again"):
                 send(actor, CreateTrainingRequest(spec=spec(), chunk=FILE[:cut]))
 
     def test_an_undeclared_file_that_is_too_large(self, actor: Person) -> None:
         large = save({"w": np.zeros(1_000_000, np.float32)})
-        with refused("RESOURCE_EXHAUSTED", "MODEL_TOO_LARGE", f"has {len(large)} bytes, the server takes 3000000"):
+        with fails_with("RESOURCE_EXHAUSTED", "MODEL_TOO_LARGE", f"has {len(large)} bytes, the server takes 3000000"):
             send(actor, CreateTrainingRequest(spec=spec(), chunk=large[: 1 << 20]))
 
     @pytest.mark.parametrize(
@@ -91,25 +91,25 @@ class TestCreateTraining:
         ],
     )
     def test_a_field_out_of_range(self, actor: Person, changed: dict[str, Any], field: str) -> None:
-        with refused("INVALID_ARGUMENT", "FIELD_INVALID", field) as error:
+        with fails_with("INVALID_ARGUMENT", "FIELD_INVALID", field) as error:
             send(actor, CreateTrainingRequest(spec=spec(**changed), chunk=FILE))
-        assert list(error.refusal.fields) == [field]
+        assert list(error.details.fields) == [field]
 
     def test_unknown_clients_are_all_named(self, actor: Person, clients: list[Person]) -> None:
-        strangers = [new_id(), new_id()]
-        with refused("INVALID_ARGUMENT", "UNKNOWN_CLIENTS", *strangers) as error:
-            send(actor, CreateTrainingRequest(spec=spec(client_ids=[clients[0].user_id, *strangers]), chunk=FILE))
-        assert clients[0].user_id not in error.refusal.message
+        unknown = [new_id(), new_id()]
+        with fails_with("INVALID_ARGUMENT", "UNKNOWN_CLIENTS", *unknown) as error:
+            send(actor, CreateTrainingRequest(spec=spec(client_ids=[clients[0].user_id, *unknown]), chunk=FILE))
+        assert clients[0].user_id not in error.details.message
 
     def test_an_unknown_or_foreign_model(self, actor: Person, person: Callable[..., Person]) -> None:
         foreign = person("ACTOR").create().model_id
         for model_id in (new_id(), foreign):
-            with refused("NOT_FOUND", "MODEL_NOT_FOUND", model_id) as error:
+            with fails_with("NOT_FOUND", "MODEL_NOT_FOUND", model_id) as error:
                 send(actor, CreateTrainingRequest(spec=spec(model_id=model_id)))
-            assert "ResourceInfo" in error.refusal.details
+            assert "ResourceInfo" in error.details.details
 
     def test_a_stored_model_and_a_file(self, actor: Person) -> None:
-        with refused("INVALID_ARGUMENT", "FIELD_INVALID", "model_id"):
+        with fails_with("INVALID_ARGUMENT", "FIELD_INVALID", "model_id"):
             send(actor, CreateTrainingRequest(spec=spec(model_id=new_id()), chunk=FILE))
 
 
@@ -129,9 +129,9 @@ class TestSubmitUpdate:
 
     @pytest.mark.parametrize("num_examples", [0, -1, 1001, 2**40])
     def test_num_examples_out_of_bounds(self, clients: list[Person], running: Any, num_examples: int) -> None:
-        with refused("INVALID_ARGUMENT", "NUM_EXAMPLES", str(num_examples)) as error:
+        with fails_with("INVALID_ARGUMENT", "NUM_EXAMPLES", str(num_examples)) as error:
             clients[0].submit(running.training_id, FILE, num_examples=num_examples)
-        assert list(error.refusal.fields) == ["num_examples"]
+        assert list(error.details.fields) == ["num_examples"]
 
     @pytest.mark.parametrize(
         ("data", "words"),
@@ -144,14 +144,14 @@ class TestSubmitUpdate:
         ],
     )
     def test_other_tensors(self, clients: list[Person], running: Any, data: bytes, words: list[str]) -> None:
-        with refused("INVALID_ARGUMENT", "UPDATE_MISMATCH", *words):
+        with fails_with("INVALID_ARGUMENT", "UPDATE_MISMATCH", *words):
             clients[0].submit(running.training_id, data)
 
     def test_not_finite(self, clients: list[Person], running: Any) -> None:
         for value in (np.nan, np.inf):
-            with refused("INVALID_ARGUMENT", "UPDATE_NOT_FINITE", "bias"):
+            with fails_with("INVALID_ARGUMENT", "UPDATE_NOT_FINITE", "bias"):
                 clients[0].submit(running.training_id, model_file(bias=np.array([0, value, 0])))
-            with refused("INVALID_ARGUMENT", "UPDATE_NOT_FINITE", "loss"):
+            with fails_with("INVALID_ARGUMENT", "UPDATE_NOT_FINITE", "loss"):
                 clients[0].submit(running.training_id, FILE, metrics={"loss": value})
 
     @pytest.mark.parametrize(
@@ -166,28 +166,28 @@ class TestSubmitUpdate:
         self, clients: list[Person], running: Any, changed: dict[str, Any], field: str
     ) -> None:
         wanted = update_spec(**{"training_id": running.training_id, "data": FILE, **changed})
-        with refused("INVALID_ARGUMENT", "FIELD_INVALID", field):
+        with fails_with("INVALID_ARGUMENT", "FIELD_INVALID", field):
             clients[0].rounds.SubmitUpdate(iter([round_pb2.SubmitUpdateRequest(spec=wanted)]), timeout=TIMEOUT)
 
     def test_another_round(self, clients: list[Person], running: Any) -> None:
-        with refused("FAILED_PRECONDITION", "ROUND_NOT_OPEN", "round 1", "0") as error:
+        with fails_with("FAILED_PRECONDITION", "ROUND_NOT_OPEN", "round 1", "0") as error:
             clients[0].submit(running.training_id, FILE, 1)
-        assert "PreconditionFailure" in error.refusal.details
+        assert "PreconditionFailure" in error.details.details
 
-    def test_somebody_without_a_part(self, clients: list[Person], running: Any) -> None:
-        with refused("NOT_FOUND", "TRAINING_NOT_FOUND", running.training_id):
+    def test_a_user_without_a_part(self, clients: list[Person], running: Any) -> None:
+        with fails_with("NOT_FOUND", "TRAINING_NOT_FOUND", running.training_id):
             clients[2].submit(running.training_id, FILE)
 
     def test_metrics_in_a_training_round(self, clients: list[Person], running: Any) -> None:
         report = round_pb2.SubmitMetricsRequest(training_id=running.training_id, round=0, num_examples=1)
-        with refused("FAILED_PRECONDITION", "ROUND_NOT_OPEN", "SubmitUpdate"):
+        with fails_with("FAILED_PRECONDITION", "ROUND_NOT_OPEN", "SubmitUpdate"):
             clients[0].rounds.SubmitMetrics(report)
 
 
-def test_somebody_outside_of_the_cohort(actor: Person, clients: list[Person], running: Any) -> None:
+def test_a_user_outside_of_the_cohort(actor: Person, clients: list[Person], running: Any) -> None:
     request = training_pb2.RegisterClientsRequest(training_id=running.training_id, client_ids=[clients[2].user_id])
     actor.trainings.RegisterClients(request)
-    with refused("PERMISSION_DENIED", "NOT_IN_COHORT", "round_started"):
+    with fails_with("PERMISSION_DENIED", "NOT_IN_COHORT", "round_started"):
         clients[2].submit(running.training_id, FILE)
     assert actor.get(running.training_id).updates_arrived == 0
 
@@ -195,7 +195,7 @@ def test_somebody_outside_of_the_cohort(actor: Person, clients: list[Person], ru
 def test_double_updates(actor: Person, clients: list[Person], running: Any) -> None:
     receipt = clients[0].submit(running.training_id, FILE)
     assert clients[0].submit(running.training_id, FILE) == receipt
-    with refused("ALREADY_EXISTS", "UPDATE_EXISTS"):
+    with fails_with("ALREADY_EXISTS", "UPDATE_EXISTS"):
         clients[0].submit(running.training_id, model_file(1))
     assert actor.get(running.training_id).updates_arrived == 1
 
@@ -207,7 +207,7 @@ def test_a_late_update(actor: Person, clients: list[Person]) -> None:
     receipt = clients[0].submit(made.training_id, FILE)
     assert list(events)[-1].HasField("training_finished")
     before = actor.get(made.training_id)
-    with refused("FAILED_PRECONDITION", "ROUND_NOT_OPEN", "round 0"):
+    with fails_with("FAILED_PRECONDITION", "ROUND_NOT_OPEN", "round 0"):
         clients[1].submit(made.training_id, FILE)
     assert clients[0].submit(made.training_id, FILE) == receipt
     assert actor.get(made.training_id) == before

@@ -1,4 +1,4 @@
-"""Messages of a few kilobytes that would unfold to more than anybody has: refused before they do, on both sides."""
+"""Decompression bombs: messages of a few kilobytes are rejected before they are decompressed, on both sides."""
 
 import gzip
 import json
@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 import pytest
 
-from calls import Person, model_file, refused
+from calls import Person, fails_with, model_file
 from fedround.v1 import event_pb2, model_pb2
 from servers import Server
 from service.uploads import storing
@@ -46,7 +46,7 @@ def peak_memory(pid: int) -> int:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
-    """One of its own: how much memory it has had is of its whole life."""
+    """A server of its own: its peak memory covers its whole run."""
     with Server(tmp_path / "data") as running:
         yield running
 
@@ -82,7 +82,7 @@ def test_a_server_decompresses_no_chunk_beyond_its_size(server: Server) -> None:
         upload = storing(person)
         chunk = upload.request(chunk=gzip.compress(bytes(SIZE), 9), compression=event_pb2.COMPRESSION_GZIP)
         for _ in range(4):
-            with refused("INVALID_ARGUMENT", "FIELD_INVALID", "decompresses to more than"):
+            with fails_with("INVALID_ARGUMENT", "FIELD_INVALID", "decompresses to more than"):
                 upload.send(upload.spec(data), chunk)
         assert peak_memory(server.pid) - before < MOST
 

@@ -10,7 +10,7 @@ import pytest
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message_factory import GetMessageClass
 
-from calls import TIMEOUT, Person, kinds, model_file, refused
+from calls import TIMEOUT, Person, fails_with, kinds, model_file
 from fedround.v1 import user_pb2
 from fedround_server.domain.token import TOKEN_PREFIX, new_token
 from fedround_server.grpc_server import SERVICES
@@ -27,7 +27,7 @@ class Canaries:
     server: Server
     tokens: dict[str, str]
     stored: str
-    told: list[str]
+    received: list[str]
 
     def found_in(self, content: bytes) -> list[str]:
         """Which tokens stand in the clear somewhere."""
@@ -51,10 +51,10 @@ def canaries(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         found = Canaries(server, tokens, new_token(), [])
         train(actor, client)
         for token in tokens.values():
-            found.told += misplace(channel, token, admin.token)
+            found.received += misplace(channel, token, admin.token)
         name = user_pb2.CreateUserRequest(name=found.stored, role="ROLE_CLIENT")
         assert admin.users.CreateUser(name).user.name == found.stored
-        with refused("ALREADY_EXISTS", "USER_EXISTS", "there is a user called 'fr_...'"):
+        with fails_with("ALREADY_EXISTS", "USER_EXISTS", "there is a user called 'fr_...'"):
             admin.users.CreateUser(name)
         yield found
         for person in (actor, client):
@@ -124,13 +124,13 @@ def say(channel: grpc.Channel, method: str, request: bytes, metadata: list[Any])
 def test_every_kind_was_shown_everywhere(canaries: Canaries) -> None:
     assert len(canaries.tokens) == 6
     assert all(token.startswith(TOKEN_PREFIX) for token in canaries.tokens.values())
-    # Most calls with nonsense in each field are refused, and some of the refusals repeat it.
-    assert len(canaries.told) > 6 * 30
-    assert any("fr_..." in text for text in canaries.told)
+    # Most calls with nonsense in each field are rejected, and some of the errors repeat it.
+    assert len(canaries.received) > 6 * 30
+    assert any("fr_..." in text for text in canaries.received)
 
 
-def test_no_token_is_told(canaries: Canaries) -> None:
-    assert [text for text in canaries.told if canaries.found_in(text.encode())] == []
+def test_no_token_is_revealed(canaries: Canaries) -> None:
+    assert [text for text in canaries.received if canaries.found_in(text.encode())] == []
 
 
 def test_no_token_is_logged(canaries: Canaries) -> None:
@@ -147,7 +147,7 @@ def test_no_token_is_on_disk(canaries: Canaries) -> None:
     assert {"fedround.db", "admin.token"} <= {path.name for path in files}
     found = {path.name: kinds for path, content in files.items() if (kinds := canaries.found_in(content))}
     assert found == {"admin.token": ["admin"]}
-    # What somebody calls a user is the user's name.
+    # What a user calls a user is the user's name.
     assert any(canaries.stored.encode() in content for content in files.values())
 
 

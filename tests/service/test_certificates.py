@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 import fedround_client as fr
-from calls import TIMEOUT, Person, kinds, new_id, refused, until
+from calls import TIMEOUT, Person, fails_with, kinds, new_id, until
 from certificates import Authority, Certificate, presented, replace
 from fedround.v1 import user_pb2
 from servers import Server
@@ -27,7 +27,7 @@ class Site:
     folder: Path
     authority: Authority
     guest: Certificate
-    """A good certificate that names nobody."""
+    """A valid certificate that identifies no user."""
 
     def person(self, client: Certificate | None = None, token: str = "") -> Person:
         return self.authority.person(self.server.address, client or self.guest, token)
@@ -88,7 +88,7 @@ class TestFiles:
         for _ in range(3):
             assert presented(site.server.address) == before
             assert myself(site.admin)
-        # Told once, not with each connection.
+        # Logged once, not with each connection.
         until(lambda: site.server.log.count(BROKEN) == errors + 1)
         replace(path, good)
         renewed = site.renew()
@@ -104,13 +104,13 @@ class TestFiles:
 
     def test_a_new_client_ca_decides_about_new_connections(self, site: Site) -> None:
         other = Authority()
-        stranger, old = other.issue("stranger.example.org"), site.admin
+        foreign, old = other.issue("foreign.example.org"), site.admin
         assert myself(old)
         with pytest.raises(grpc.RpcError) as error:
-            myself(site.person(stranger, site.server.admin_token))
+            myself(site.person(foreign, site.server.admin_token))
         assert error.value.code() is grpc.StatusCode.UNAVAILABLE
         replace(site.folder / "ca.pem", other.pem)
-        assert myself(site.person(stranger, site.server.admin_token))
+        assert myself(site.person(foreign, site.server.admin_token))
         with pytest.raises(grpc.RpcError):
             myself(site.admin)
         assert myself(old)
@@ -134,19 +134,19 @@ class TestUsers:
             kind
         ]
         certificate = (site.authority.issue_uri if kind == "uri" else site.authority.issue)(name)
-        with refused("UNAUTHENTICATED", "TOKEN_MISSING"):
+        with fails_with("UNAUTHENTICATED", "TOKEN_MISSING"):
             myself(site.person(certificate))
         user = site.user(name).user
         assert list(user.certificate_names) == [name]
         assert myself(site.person(certificate)) == user.user_id
-        with refused("PERMISSION_DENIED", "ROLE_REQUIRED", "yours is CLIENT"):
+        with fails_with("PERMISSION_DENIED", "ROLE_REQUIRED", "yours is CLIENT"):
             site.person(certificate).users.GetUsers(user_pb2.GetUsersRequest())
 
-    def test_neither_a_common_name_nor_an_address_names_anybody(self, site: Site) -> None:
+    def test_neither_a_common_name_nor_an_address_identifies_a_user(self, site: Site) -> None:
         name, address = f"{new_id()}.example.org", "127.8.9.10"
         site.user(name, address)
         for certificate in (site.authority.issue("x.example.org", common_name=name), site.authority.issue(address)):
-            with refused("UNAUTHENTICATED", "TOKEN_MISSING"):
+            with fails_with("UNAUTHENTICATED", "TOKEN_MISSING"):
                 myself(site.person(certificate))
 
     def test_a_token_beside_a_certificate_is_of_the_same_user(self, site: Site) -> None:
@@ -154,23 +154,23 @@ class TestUsers:
         one, other = site.user(names[0]), site.user(names[1])
         certificate = site.authority.issue(names[0], "more.example.org")
         assert myself(site.person(certificate, one.token)) == one.user.user_id
-        with refused("UNAUTHENTICATED", "CERTIFICATE_MISMATCH"):
+        with fails_with("UNAUTHENTICATED", "CERTIFICATE_MISMATCH"):
             myself(site.person(certificate, other.token))
-        with refused("UNAUTHENTICATED", "TOKEN_INVALID"):
+        with fails_with("UNAUTHENTICATED", "TOKEN_INVALID"):
             myself(site.person(certificate, "wrong"))
         assert myself(site.person(site.guest, other.token)) == other.user.user_id
         both = site.authority.issue(*names)
         for token in ("", one.token):
-            with refused("UNAUTHENTICATED", "CERTIFICATE_AMBIGUOUS"):
+            with fails_with("UNAUTHENTICATED", "CERTIFICATE_AMBIGUOUS"):
                 myself(site.person(both, token))
 
     def test_a_name_is_of_one_user(self, site: Site) -> None:
         name = f"{new_id()}.example.org"
         first, second = site.user(name).user, site.user().user
         request = user_pb2.SetCertificateNamesRequest(user_id=second.user_id, certificate_names=[name])
-        with refused("ALREADY_EXISTS", "CERTIFICATE_NAME_TAKEN", name):
+        with fails_with("ALREADY_EXISTS", "CERTIFICATE_NAME_TAKEN", name):
             site.admin.users.SetCertificateNames(request)
-        with refused("ALREADY_EXISTS", "CERTIFICATE_NAME_TAKEN", name):
+        with fails_with("ALREADY_EXISTS", "CERTIFICATE_NAME_TAKEN", name):
             site.user(name)
         assert myself(site.person(site.authority.issue(name))) == first.user_id
 
@@ -180,11 +180,11 @@ class TestUsers:
         events = site.person(site.authority.issue(first)).subscribe()
         request = user_pb2.SetCertificateNamesRequest(user_id=user.user_id, certificate_names=[second, second])
         assert list(site.admin.users.SetCertificateNames(request).user.certificate_names) == [second]
-        with refused("UNAUTHENTICATED", "TOKEN_MISSING"):
+        with fails_with("UNAUTHENTICATED", "TOKEN_MISSING"):
             next(events)
         events = site.person(site.authority.issue(second)).subscribe()
         site.admin.users.RemoveUser(user_pb2.RemoveUserRequest(user_id=user.user_id))
-        with refused("UNAUTHENTICATED", "TOKEN_MISSING"):
+        with fails_with("UNAUTHENTICATED", "TOKEN_MISSING"):
             next(events)
 
     def test_the_sdk_and_the_command_need_no_token(self, site: Site, tmp_path: Path) -> None:
@@ -204,15 +204,15 @@ class TestUsers:
         made = site.user()
         (token,) = made.user.tokens
         assert token.expire_time.seconds - token.create_time.seconds in (3_600, 3_601)
-        with refused("INVALID_ARGUMENT", "FIELD_INVALID", "lifetime: is longer than 2:00:00"):
+        with fails_with("INVALID_ARGUMENT", "FIELD_INVALID", "lifetime: is longer than 2:00:00"):
             site.person(token=made.token).users.RotateToken(user_pb2.RotateTokenRequest(lifetime={"seconds": 7_201}))
 
 
-def test_a_server_that_asks_for_no_certificate_knows_nobody_by_it(tmp_path: Path) -> None:
+def test_a_server_that_asks_for_no_certificate_identifies_no_user_by_it(tmp_path: Path) -> None:
     authority = Authority()
     cert, key = authority.issue("127.0.0.1").write(tmp_path, "server")
     with Server(tmp_path / "data", options=("--tls-cert", str(cert), "--tls-key", str(key))) as server:
         request = user_pb2.CreateUserRequest(name="one", role="ROLE_CLIENT", certificate_names=["one.example.org"])
         authority.person(server.address, token=server.admin_token).users.CreateUser(request)
-        with refused("UNAUTHENTICATED", "TOKEN_MISSING"):
+        with fails_with("UNAUTHENTICATED", "TOKEN_MISSING"):
             myself(authority.person(server.address, authority.issue("one.example.org")))

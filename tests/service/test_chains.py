@@ -1,4 +1,4 @@
-"""Daisy chaining and SWAG rounds by raw calls: who is dealt what, and which moments are refused."""
+"""Daisy chaining and SWAG rounds by raw calls: who is assigned what, and which moments are rejected."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load, save
 
-from calls import MODEL, Person, digest, download, kinds, model_file, new_id, refused, whole
+from calls import MODEL, Person, digest, download, fails_with, kinds, model_file, new_id, whole
 from fedround.v1 import event_pb2, model_pb2, round_pb2
 
 FED_DC = {"fed_dc": {"aggregation_period": 3, "seed": 5}}
@@ -28,7 +28,7 @@ def await_round(actor: Person, training_id: str, number: int) -> Any:
     return started
 
 
-def dealt(person: Person, training_id: str, number: int = 1, offset: int = 0) -> tuple[Any, bytes]:
+def download_assigned(person: Person, training_id: str, number: int = 1, offset: int = 0) -> tuple[Any, bytes]:
     request = round_pb2.DownloadAssignedModelRequest(training_id=training_id, round=number, offset=offset)
     return whole(person.rounds.DownloadAssignedModel(request))
 
@@ -43,7 +43,7 @@ class TestDeals:
         assert await_round(actor, training.training_id, 1).assigned
         return training
 
-    def test_everybody_is_dealt_what_another_one_sent(self, actor: Person, clients: list[Person]) -> None:
+    def test_each_member_is_assigned_what_another_one_sent(self, actor: Person, clients: list[Person]) -> None:
         training = begin(actor, clients, aggregation=FED_DC)
         training_id = training.training_id
         assert not await_round(actor, training_id, 0).assigned
@@ -54,41 +54,41 @@ class TestDeals:
             assert await_round(actor, training_id, number + 1).assigned
             got = {}
             for client in clients:
-                info, data = dealt(client, training_id, number + 1)
+                info, data = download_assigned(client, training_id, number + 1)
                 assert (info.model_id, info.version) == (training.model_id, 0)
                 assert (info.sha256, info.size_bytes) == (digest(data), len(data))
-                assert dealt(client, training_id, number + 1, 7)[1] == data[7:]
+                assert download_assigned(client, training_id, number + 1, 7)[1] == data[7:]
                 got[client.user_id] = data
             assert sorted(got.values()) == sorted(sent.values())
             assert all(got[user_id] != data for user_id, data in sent.items())
 
-    def test_who_is_dealt_nothing(
+    def test_users_without_an_assignment(
         self, actor: Person, clients: list[Person], person: Callable[..., Person], training: Any
     ) -> None:
         training_id = training.training_id
-        assert dealt(clients[0], training_id)[1] == model_file(2)
-        assert dealt(clients[1], training_id)[1] == model_file(1)
-        with refused("PERMISSION_DENIED", "NOT_IN_COHORT", "no model was assigned to you in round 1"):
-            dealt(clients[2], training_id)
-        with refused("PERMISSION_DENIED", "NOT_IN_COHORT", "no model was assigned to you in round 0"):
-            dealt(clients[0], training_id, 0)
-        with refused("NOT_FOUND", "ROUND_NOT_FOUND", f"2 of the training {training_id}"):
-            dealt(clients[0], training_id, 2)
+        assert download_assigned(clients[0], training_id)[1] == model_file(2)
+        assert download_assigned(clients[1], training_id)[1] == model_file(1)
+        with fails_with("PERMISSION_DENIED", "NOT_IN_COHORT", "no model was assigned to you in round 1"):
+            download_assigned(clients[2], training_id)
+        with fails_with("PERMISSION_DENIED", "NOT_IN_COHORT", "no model was assigned to you in round 0"):
+            download_assigned(clients[0], training_id, 0)
+        with fails_with("NOT_FOUND", "ROUND_NOT_FOUND", f"2 of the training {training_id}"):
+            download_assigned(clients[0], training_id, 2)
         for other in (actor, person("CLIENT")):
-            with refused("NOT_FOUND", "TRAINING_NOT_FOUND", training_id):
-                dealt(other, training_id)
-        with refused("NOT_FOUND", "TRAINING_NOT_FOUND"):
-            dealt(clients[0], new_id())
-        with refused("INVALID_ARGUMENT", "FIELD_INVALID", "is required") as call:
-            dealt(clients[0], "")
-        assert list(call.refusal.fields) == ["training_id"]
+            with fails_with("NOT_FOUND", "TRAINING_NOT_FOUND", training_id):
+                download_assigned(other, training_id)
+        with fails_with("NOT_FOUND", "TRAINING_NOT_FOUND"):
+            download_assigned(clients[0], new_id())
+        with fails_with("INVALID_ARGUMENT", "FIELD_INVALID", "is required") as call:
+            download_assigned(clients[0], "")
+        assert list(call.details.fields) == ["training_id"]
 
-    def test_a_deal_is_read_from_anywhere_up_to_its_end(self, clients: list[Person], training: Any) -> None:
+    def test_an_assigned_model_is_read_from_anywhere_up_to_its_end(self, clients: list[Person], training: Any) -> None:
         data = model_file(2)
         for offset in (0, 1, len(data) - 1, len(data)):
-            assert dealt(clients[0], training.training_id, 1, offset)[1] == data[offset:]
-        with refused("OUT_OF_RANGE", "OFFSET_OUT_OF_RANGE", f"the file ends at {len(data)}"):
-            dealt(clients[0], training.training_id, 1, len(data) + 1)
+            assert download_assigned(clients[0], training.training_id, 1, offset)[1] == data[offset:]
+        with fails_with("OUT_OF_RANGE", "OFFSET_OUT_OF_RANGE", f"the file ends at {len(data)}"):
+            download_assigned(clients[0], training.training_id, 1, len(data) + 1)
 
 
 def moments(rank: int = 2, **changed: np.ndarray) -> dict[str, np.ndarray]:
@@ -128,11 +128,11 @@ class TestSwag:
         ],
         ids=["missing", "rank 1", "rank 3", "F32", "F64", "shape", "integers", "plain model"],
     )
-    def test_moments_that_do_not_fit_are_refused(
+    def test_moments_that_do_not_fit_are_rejected(
         self, actor: Person, clients: list[Person], training: Any, tensors: dict[str, np.ndarray], words: tuple[str]
     ) -> None:
         before = actor.get(training.training_id)
-        with refused("INVALID_ARGUMENT", "UPDATE_MISMATCH", *words):
+        with fails_with("INVALID_ARGUMENT", "UPDATE_MISMATCH", *words):
             clients[0].submit(training.training_id, save(tensors), 1)
         assert actor.get(training.training_id) == before
         events = actor.subscribe(training.training_id)
@@ -155,5 +155,5 @@ class TestSwag:
         found = load(data)
         assert found.keys() == moments().keys()
         assert all(np.array_equal(found[name], tensor) for name, tensor in moments().items())
-        with refused("NOT_FOUND", "MODEL_NOT_FOUND", "version 0 with a SWAG posterior"):
+        with fails_with("NOT_FOUND", "MODEL_NOT_FOUND", "version 0 with a SWAG posterior"):
             download(actor, training.model_id, version=0, part=model_pb2.MODEL_PART_POSTERIOR)

@@ -1,9 +1,9 @@
-"""Chunks with a checksum: one that is damaged on the way is refused by itself, and what came before it stays."""
+"""Chunks with a checksum: one that is damaged on the way is rejected by itself, and what came before it stays."""
 
 import google_crc32c
 import pytest
 
-from calls import Person, digest, download, new_id, refused
+from calls import Person, digest, download, fails_with, new_id
 from fedround.v1 import model_pb2
 from servers import Server
 from service.uploads import Upload, committed, is_stored, storing
@@ -24,9 +24,9 @@ def test_a_flipped_bit_is_found_at_its_chunk(
     damaged[bit // 8] ^= 1 << bit % 8
     good, chunks[number].chunk = chunks[number].chunk, bytes(damaged)
     before = upload.look()
-    with refused("DATA_LOSS", "CHUNK_CORRUPT", f"the {SIZE} bytes at offset {offset} were damaged") as error:
+    with fails_with("DATA_LOSS", "CHUNK_CORRUPT", f"the {SIZE} bytes at offset {offset} were damaged") as error:
         upload.send(upload.resumable(data, upload_id), *chunks)
-    assert error.refusal.metadata == {"offset": str(offset)}
+    assert error.details.metadata == {"offset": str(offset)}
     assert upload.look() == before
     assert not is_stored(server, data)
     assert committed(upload, upload_id) == offset
@@ -38,7 +38,7 @@ def test_a_flipped_bit_is_found_at_its_chunk(
 def test_a_flipped_bit_in_the_first_message_is_found(server: Server, upload: Upload, data: bytes) -> None:
     head = upload.spec(data)
     head.chunk, head.chunk_crc32c = data, google_crc32c.value(data) ^ 1
-    with refused("DATA_LOSS", "CHUNK_CORRUPT", f"the {len(data)} bytes at offset 0 were damaged"):
+    with fails_with("DATA_LOSS", "CHUNK_CORRUPT", f"the {len(data)} bytes at offset 0 were damaged"):
         upload.send(head)
     assert not is_stored(server, data)
     head.chunk_crc32c ^= 1

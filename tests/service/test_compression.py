@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import save
 
 import fedround_client as fr
-from calls import Person, new_id, new_number, refused
+from calls import Person, fails_with, new_id, new_number
 from fedround.v1 import event_pb2, model_pb2
 from fedround_server.services.compression import Compressor
 from servers import Server
@@ -42,7 +42,7 @@ def test_compressed_and_plain_chunks_make_the_same_file(server: Server, upload: 
 
 def test_a_resumed_upload_counts_the_bytes_of_the_file(server: Server, actor: Person, data: bytes) -> None:
     upload, upload_id = storing(actor), new_id()
-    with refused("DATA_LOSS", "UPLOAD_INCOMPLETE", f"ended after 100 of {len(data)}"):
+    with fails_with("DATA_LOSS", "UPLOAD_INCOMPLETE", f"ended after 100 of {len(data)}"):
         upload.send(upload.resumable(data, upload_id), *compressed(upload, data[:100], 50))
     assert committed(upload, upload_id) == 100
     upload.send(upload.resumable(data, upload_id, 100), *compressed(upload, data[100:]))
@@ -84,25 +84,25 @@ def test_what_cannot_be_decompressed_is_an_error(upload: Upload, data: bytes, na
     chunk = make()
     code = "INVALID_ARGUMENT" if reason == "FIELD_INVALID" else "DATA_LOSS"
     before = upload.look()
-    with refused(code, reason, words):
+    with fails_with(code, reason, words):
         upload.send(upload.spec(data), upload.request(chunk=chunk, compression=GZIP))
     assert upload.look() == before
 
 
 def test_the_checksum_is_that_of_the_file(upload: Upload, data: bytes) -> None:
     chunk = gzip.compress(data)
-    with refused("DATA_LOSS", "CHUNK_CORRUPT", "send them again"):
+    with fails_with("DATA_LOSS", "CHUNK_CORRUPT", "send them again"):
         upload.send(
             upload.spec(data), upload.request(chunk=chunk, compression=GZIP, chunk_crc32c=google_crc32c.value(chunk))
         )
 
 
-def test_ways_that_nobody_knows_are_refused(upload: Upload, actor: Person, data: bytes) -> None:
-    with refused(
+def test_unknown_compressions_are_rejected(upload: Upload, actor: Person, data: bytes) -> None:
+    with fails_with(
         "INVALID_ARGUMENT", "FIELD_INVALID", "compression: is 7; known are COMPRESSION_UNSPECIFIED, COMPRESSION_GZIP"
     ):
         upload.send(upload.spec(data), upload.request(chunk=data, compression=7))
-    with refused("INVALID_ARGUMENT", "FIELD_INVALID", "compression: is 7"):
+    with fails_with("INVALID_ARGUMENT", "FIELD_INVALID", "compression: is 7"):
         list(actor.models.DownloadModel(model_pb2.DownloadModelRequest(model_id=new_id(), compression=7)))
 
 

@@ -12,7 +12,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 import fedround_client as fr
-from calls import MODEL, TIMEOUT, Person, digest, kinds, model_file, new_id, refused, until
+from calls import MODEL, TIMEOUT, Person, digest, fails_with, kinds, model_file, new_id, until
 from fedround.v1 import round_pb2, training_pb2
 from servers import Server, descendants
 from service.uploads import Halted, creating, storing, submitting
@@ -49,11 +49,11 @@ def test_draining_rejects_long_calls_and_finishes_those_in_progress(tmp_path: Pa
                 # Over old connections and new ones.
                 for person in (admin, newcomer):
                     for upload in (storing(person), creating(person)):
-                        with refused("UNAVAILABLE", "SERVER_LEAVING", "try again when it is back") as error:
+                        with fails_with("UNAVAILABLE", "SERVER_LEAVING", "try again when it is back") as error:
                             upload.send(upload.spec(later), *upload.chunks(later))
-                        assert "RetryInfo" in error.refusal.details
+                        assert "RetryInfo" in error.details.details
                     request = training_pb2.StartTrainingRequest(training_id=waiting.training_id)
-                    with refused("UNAVAILABLE", "SERVER_LEAVING", "try again when it is back"):
+                    with fails_with("UNAVAILABLE", "SERVER_LEAVING", "try again when it is back"):
                         person.trainings.StartTraining(request, timeout=TIMEOUT)
                     assert person.get(waiting.training_id) == waiting
                 assert kinds(list(newcomer.subscribe())) == ["going_away"]

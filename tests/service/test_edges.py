@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load, save
 
-from calls import TIMEOUT, Person, kinds, model_file, refused, until
+from calls import TIMEOUT, Person, fails_with, kinds, model_file, until
 from fedround.v1 import model_pb2, round_pb2, training_pb2, user_pb2
 from servers import Server
 from service.uploads import creating, submitting
@@ -44,7 +44,7 @@ def test_who_was_removed_submits_nothing_more(actor: Person, clients: list[Perso
     actor.start(made.training_id)
     leave(actor, made.training_id, clients[0])
     before = actor.get(made.training_id)
-    with refused("PERMISSION_DENIED", "NOT_IN_COHORT", "you do not belong to the cohort of round 0"):
+    with fails_with("PERMISSION_DENIED", "NOT_IN_COHORT", "you do not belong to the cohort of round 0"):
         clients[0].submit(made.training_id, model_file(1))
     assert actor.get(made.training_id) == before
 
@@ -91,7 +91,7 @@ def test_a_training_that_is_removed_while_an_update_arrives(
     until(lambda: set((server.data_dir / "tmp").iterdir()) - before)
     actor.trainings.RemoveTraining(training_pb2.RemoveTrainingRequest(training_id=training_id, force=True))
     go_on.set()
-    with refused("NOT_FOUND", "TRAINING_NOT_FOUND", training_id):
+    with fails_with("NOT_FOUND", "TRAINING_NOT_FOUND", training_id):
         call.result()
     assert kinds(whole_log(actor, training_id)) == ["training_started", "round_started", "training_removed"]
 
@@ -101,7 +101,7 @@ def test_metrics_that_are_no_numbers(actor: Person, clients: list[Person], value
     made = actor.create(client_ids=ids(clients[:1]), metric_names=["accuracy"])
     actor.start(made.training_id)
     before = actor.get(made.training_id)
-    with refused("INVALID_ARGUMENT", "UPDATE_NOT_FINITE", f"metrics['loss'] is {value}: report finite numbers"):
+    with fails_with("INVALID_ARGUMENT", "UPDATE_NOT_FINITE", f"metrics['loss'] is {value}: report finite numbers"):
         clients[0].submit(made.training_id, model_file(1), metrics={"loss": value, "accuracy": 1})
     assert actor.get(made.training_id) == before
 
@@ -111,7 +111,7 @@ def test_metrics_that_are_no_numbers(actor: Person, clients: list[Person], value
     before = actor.get(made.training_id)
     report = round_pb2.SubmitMetricsRequest(training_id=made.training_id, round=1, num_examples=1)
     report.metrics["accuracy"] = value
-    with refused("INVALID_ARGUMENT", "UPDATE_NOT_FINITE", f"metrics['accuracy'] is {value}: report finite numbers"):
+    with fails_with("INVALID_ARGUMENT", "UPDATE_NOT_FINITE", f"metrics['accuracy'] is {value}: report finite numbers"):
         clients[0].rounds.SubmitMetrics(report)
     assert actor.get(made.training_id) == before
 

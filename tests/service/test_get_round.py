@@ -1,4 +1,4 @@
-"""Why a round is waiting, by raw calls: who, which rule, until when, and what was refused."""
+"""Why a round is waiting, by raw calls: who, which rule, until when, and what was rejected."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -9,7 +9,7 @@ import grpc
 import numpy as np
 from safetensors.numpy import save
 
-from calls import Person, kinds, model_file, new_id, refused, until, update_spec
+from calls import Person, fails_with, kinds, model_file, new_id, until, update_spec
 from fedround.v1 import round_pb2, training_pb2
 from fedround.v1.round_pb2 import SubmitMetricsRequest, SubmitUpdateRequest
 from servers import Server
@@ -93,7 +93,7 @@ def test_the_bytes_of_an_upload_are_seen_also_between_its_tries(actor: Person, c
         call = clients[0].rounds.SubmitUpdate.future(messages(offset, end))
         until(lambda end=end: uploaded() == end)  # type: ignore[misc]  # a default binds it
         may_end.set()
-        with refused("DATA_LOSS", "UPLOAD_INCOMPLETE", str(end)):
+        with fails_with("DATA_LOSS", "UPLOAD_INCOMPLETE", str(end)):
             call.result()
         assert uploaded() == end
     rest = [
@@ -124,26 +124,26 @@ REFUSED: list[tuple[str, str, Callable[[Person, str], object]]] = [
 ]
 
 
-def test_what_was_refused_is_seen_by_the_actor_and_not_in_the_round(
+def test_rejected_updates_are_seen_by_the_actor_and_not_in_the_round(
     actor: Person, clients: list[Person], person: Callable[..., Person]
 ) -> None:
     training_id = begin(actor, clients[:2], max_update_norm=100)
     before = actor.get(training_id)
     for code, reason, call in REFUSED:
-        with refused(code, reason, ""):
+        with fails_with(code, reason, ""):
             call(clients[0], training_id)
     receipt = clients[1].submit(training_id, model_file(1))
-    with refused("ALREADY_EXISTS", "UPDATE_EXISTS"):
+    with fails_with("ALREADY_EXISTS", "UPDATE_EXISTS"):
         clients[1].submit(training_id, model_file(2))
-    late, stranger = clients[2], person("CLIENT")
+    late, unrelated = clients[2], person("CLIENT")
     request = training_pb2.RegisterClientsRequest(training_id=training_id, client_ids=[late.user_id])
     actor.trainings.RegisterClients(request)
-    with refused("PERMISSION_DENIED", "NOT_IN_COHORT"):
+    with fails_with("PERMISSION_DENIED", "NOT_IN_COHORT"):
         late.submit(training_id, model_file(1))
-    with refused("NOT_FOUND", "TRAINING_NOT_FOUND"):
-        stranger.submit(training_id, NOT_FINITE)
-    with refused("INVALID_ARGUMENT", "NUM_EXAMPLES"):
-        stranger.submit(training_id, model_file(1), num_examples=0)
+    with fails_with("NOT_FOUND", "TRAINING_NOT_FOUND"):
+        unrelated.submit(training_id, NOT_FINITE)
+    with fails_with("INVALID_ARGUMENT", "NUM_EXAMPLES"):
+        unrelated.submit(training_id, model_file(1), num_examples=0)
 
     found = look(actor, training_id)
     own = {one.reason: one.count for one in member(found, clients[0]).rejected_updates}
@@ -160,7 +160,7 @@ def test_what_was_refused_is_seen_by_the_actor_and_not_in_the_round(
     assert receipt.update_id in {one.update_accepted.update_id for one in events}
 
 
-def test_reports_that_were_refused_are_seen_too(actor: Person, clients: list[Person]) -> None:
+def test_rejected_reports_are_seen_too(actor: Person, clients: list[Person]) -> None:
     training_id = begin(actor, clients[:1], metric_names=["accuracy"])
     events = actor.subscribe(training_id)
     clients[0].submit(training_id, model_file(1))
@@ -170,11 +170,11 @@ def test_reports_that_were_refused_are_seen_too(actor: Person, clients: list[Per
         request = SubmitMetricsRequest(training_id=training_id, round=1, num_examples=num_examples, metrics=metrics)
         clients[0].rounds.SubmitMetrics(request)
 
-    with refused("INVALID_ARGUMENT", "FIELD_INVALID", "accuracy"):
+    with fails_with("INVALID_ARGUMENT", "FIELD_INVALID", "accuracy"):
         report(loss=1.0)
-    with refused("INVALID_ARGUMENT", "UPDATE_NOT_FINITE", "accuracy"):
+    with fails_with("INVALID_ARGUMENT", "UPDATE_NOT_FINITE", "accuracy"):
         report(accuracy=float("inf"))
-    with refused("INVALID_ARGUMENT", "NUM_EXAMPLES"):
+    with fails_with("INVALID_ARGUMENT", "NUM_EXAMPLES"):
         report(0, accuracy=1.0)
     found = look(actor, training_id)
     assert {one.reason: one.count for one in found.rejected_updates} == {
@@ -206,7 +206,7 @@ def test_what_is_known_after_a_restart(tmp_path: Path) -> None:
         admin = Person(channel, server.admin_token)
         actor, client = admin.make(server.address, "ACTOR"), admin.make(server.address, "CLIENT")
         training_id = begin(actor, [client])
-        with refused("INVALID_ARGUMENT", "UPDATE_NOT_FINITE", "bias"):
+        with fails_with("INVALID_ARGUMENT", "UPDATE_NOT_FINITE", "bias"):
             client.submit(training_id, NOT_FINITE)
         before = member(look(actor, training_id), client)
         server.stop()

@@ -7,7 +7,7 @@ from typing import Any
 import grpc
 import pytest
 
-from calls import TIMEOUT, Person, kinds, model_file, new_id, read_error, refused, update_spec
+from calls import TIMEOUT, Person, fails_with, kinds, model_file, new_id, read_error, update_spec
 from fedround.v1 import inference_pb2, model_pb2, round_pb2, training_pb2, user_pb2
 from service.uploads import belongings
 
@@ -74,22 +74,22 @@ OF_OTHERS = [method for method in METHODS if method.reason in (TRAIN, MODEL)]
 @pytest.mark.parametrize("method", METHODS, ids=str)
 def test_malformed_ids(admin: Person, method: Method) -> None:
     for id_ in MALFORMED if method.optional else ["", *MALFORMED]:
-        with refused("INVALID_ARGUMENT", "FIELD_INVALID", f"{method.field}: ", "a UUID like") as error:
+        with fails_with("INVALID_ARGUMENT", "FIELD_INVALID", f"{method.field}: ", "a UUID like") as error:
             method(admin, id_)
-        assert list(error.refusal.fields) == [method.field]
+        assert list(error.details.fields) == [method.field]
 
 
 def test_malformed_ids_in_lists(admin: Person) -> None:
     for name in ("RegisterClients", "RemoveClients"):
         method = Method("trainings", name, "client_ids", needs={"training_id": new_id()})
         for id_ in MALFORMED[:-1]:
-            with refused("INVALID_ARGUMENT", "FIELD_INVALID", f"client_ids: '{id_}' is not a UUID"):
+            with fails_with("INVALID_ARGUMENT", "FIELD_INVALID", f"client_ids: '{id_}' is not a UUID"):
                 method(admin, [new_id(), id_])
 
 
 @pytest.mark.parametrize("id_", ["", *MALFORMED])
 def test_malformed_ids_of_cursors(admin: Person, id_: str) -> None:
-    with refused("INVALID_ARGUMENT", "FIELD_INVALID", "resume_after_sequence: ", "a UUID like"):
+    with fails_with("INVALID_ARGUMENT", "FIELD_INVALID", "resume_after_sequence: ", "a UUID like"):
         next(admin.subscribe(resume_after_sequence={id_: 1}))
 
 
@@ -97,20 +97,20 @@ def test_malformed_ids_of_cursors(admin: Person, id_: str) -> None:
 def test_malformed_ids_of_members_of_an_ensemble(admin: Person, id_: str) -> None:
     ensemble = {"ensemble": {"members": [{"model_id": id_}]}}
     needs = {"inputs": INPUTS, "uncertainty": ensemble}
-    with refused("INVALID_ARGUMENT", "FIELD_INVALID", "ensemble.members.model_id: ", "a UUID like"):
+    with fails_with("INVALID_ARGUMENT", "FIELD_INVALID", "ensemble.members.model_id: ", "a UUID like"):
         Method("inference", "Predict", "model_id", needs=needs)(admin, new_id())
 
 
 @pytest.mark.parametrize("method", [method for method in METHODS if method.reason], ids=str)
 def test_ids_of_nothing(admin: Person, method: Method) -> None:
     unknown = new_id()
-    with refused("NOT_FOUND", method.reason, f"there is no {method.field[:-3]} {unknown} that you have a part in"):
+    with fails_with("NOT_FOUND", method.reason, f"there is no {method.field[:-3]} {unknown} that you have a part in"):
         method(admin, unknown)
 
 
 @pytest.fixture
 def owned(actor: Person, clients: list[Person]) -> Iterator[training_pb2.Training]:
-    """A training that runs; nothing of it changes, and nothing is heard in it."""
+    """A training that runs; it does not change, and no event is sent in it."""
     made = actor.create(client_ids=[clients[0].user_id])
     running = actor.start(made.training_id)
     before = belongings(actor)
@@ -127,27 +127,27 @@ def owned(actor: Person, clients: list[Person]) -> Iterator[training_pb2.Trainin
 def test_ids_of_what_others_have(
     person: Callable[..., Person], owned: training_pb2.Training, method: Method, role: str
 ) -> None:
-    stranger, unknown = person(role), new_id()
+    unrelated, unknown = person(role), new_id()
     answers = set()
     for id_ in (unknown, owned.training_id if method.reason == TRAIN else owned.model_id):
         with pytest.raises(grpc.RpcError) as error:
-            method(stranger, id_)
-        refusal = read_error(error.value)
-        assert (refusal.code, refusal.reason) == (grpc.StatusCode.NOT_FOUND, method.reason)
-        assert refusal.metadata == {"id": id_}
-        answers.add(refusal.message.replace(id_, unknown))
-    # Nobody can tell them apart.
+            method(unrelated, id_)
+        details = read_error(error.value)
+        assert (details.code, details.reason) == (grpc.StatusCode.NOT_FOUND, method.reason)
+        assert details.metadata == {"id": id_}
+        answers.add(details.message.replace(id_, unknown))
+    # They are indistinguishable.
     assert len(answers) == 1
 
 
 def test_an_update_for_what_others_have(person: Callable[..., Person], owned: training_pb2.Training) -> None:
-    stranger, data = person("ACTOR"), model_file(1)
+    unrelated, data = person("ACTOR"), model_file(1)
     for training_id in (new_id(), owned.training_id):
-        with refused("NOT_FOUND", TRAIN, training_id):
-            stranger.submit(training_id, data)
-        with refused("INVALID_ARGUMENT", "FIELD_INVALID", "spec.training_id"):
+        with fails_with("NOT_FOUND", TRAIN, training_id):
+            unrelated.submit(training_id, data)
+        with fails_with("INVALID_ARGUMENT", "FIELD_INVALID", "spec.training_id"):
             message = round_pb2.SubmitUpdateRequest(spec=update_spec(training_id[:-1], data))
-            stranger.rounds.SubmitUpdate(iter([message]), timeout=TIMEOUT)
+            unrelated.rounds.SubmitUpdate(iter([message]), timeout=TIMEOUT)
 
 
 def test_ids_may_be_in_upper_case(actor: Person) -> None:

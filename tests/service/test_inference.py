@@ -1,4 +1,4 @@
-"""Predictions by raw calls: what each method answers, and what is refused."""
+"""Predictions by raw calls: what each method answers, and what is rejected."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from calls import TIMEOUT, Person, new_id, refused
+from calls import TIMEOUT, Person, fails_with, new_id
 from fedround.v1 import inference_pb2, model_pb2
 from servers import Server
 
@@ -123,30 +123,30 @@ class TestMethods:
 class TestRefusals:
     def test_an_architecture_that_is_missing_or_unknown(self, actor: Person, line: str) -> None:
         helping = ("registered are classifier, endless, line", "--architecture NAME=package.module:factory")
-        with refused("FAILED_PRECONDITION", "ARCHITECTURE_UNKNOWN", "the model names no architecture", *helping):
+        with fails_with("FAILED_PRECONDITION", "ARCHITECTURE_UNKNOWN", "the model names no architecture", *helping):
             predict(actor, upload(actor, a_line(0, 0)))
-        with refused("FAILED_PRECONDITION", "ARCHITECTURE_UNKNOWN", "'mlp' is not registered", *helping):
+        with fails_with("FAILED_PRECONDITION", "ARCHITECTURE_UNKNOWN", "'mlp' is not registered", *helping):
             predict(actor, upload(actor, a_line(0, 0), "mlp"))
-        with refused("FAILED_PRECONDITION", "ARCHITECTURE_UNKNOWN", "'mlp' is not registered", *helping):
+        with fails_with("FAILED_PRECONDITION", "ARCHITECTURE_UNKNOWN", "'mlp' is not registered", *helping):
             predict(actor, line, architecture="mlp")
 
-    def test_a_posterior_that_nobody_collected(self, actor: Person, line: str) -> None:
+    def test_a_posterior_that_was_not_collected(self, actor: Person, line: str) -> None:
         words = ("version 0 has no SWAG posterior", "train with uncertainty swag", "GetModelVersions")
-        with refused("FAILED_PRECONDITION", "POSTERIOR_MISSING", *words):
+        with fails_with("FAILED_PRECONDITION", "POSTERIOR_MISSING", *words):
             predict(actor, line, uncertainty={"swag": {}})
 
     def test_weights_that_do_not_fit(self, actor: Person, line: str) -> None:
         wide = upload(actor, {**a_line(0, 0), "weight": np.zeros((1, 3), np.float32)}, "line")
         words = ("does not fit the architecture", "size mismatch for weight")
-        with refused("FAILED_PRECONDITION", "PREDICTION_FAILED", *words):
+        with fails_with("FAILED_PRECONDITION", "PREDICTION_FAILED", *words):
             predict(actor, wide)
-        with refused("FAILED_PRECONDITION", "PREDICTION_FAILED", *words):
+        with fails_with("FAILED_PRECONDITION", "PREDICTION_FAILED", *words):
             predict(actor, line, uncertainty={"ensemble": {"members": [{"model_id": wide}]}})
-        with refused("FAILED_PRECONDITION", "PREDICTION_FAILED", "does not fit the architecture", "hidden.weight"):
+        with fails_with("FAILED_PRECONDITION", "PREDICTION_FAILED", "does not fit the architecture", "hidden.weight"):
             predict(actor, line, PIXELS, architecture="classifier")
 
     def test_dropout_that_the_architecture_lacks(self, actor: Person, line: str) -> None:
-        with refused("FAILED_PRECONDITION", "PREDICTION_FAILED", "no dropout", "every pass would be the same"):
+        with fails_with("FAILED_PRECONDITION", "PREDICTION_FAILED", "no dropout", "every pass would be the same"):
             predict(actor, line, uncertainty={"mc_dropout": {}})
 
     @pytest.mark.parametrize(
@@ -166,9 +166,9 @@ class TestRefusals:
     def test_inputs_that_are_none(
         self, actor: Person, line: str, field: str, inputs: dict[str, Any], words: str
     ) -> None:
-        with refused("INVALID_ARGUMENT", "FIELD_INVALID", words) as call:
+        with fails_with("INVALID_ARGUMENT", "FIELD_INVALID", words) as call:
             predict(actor, line, inputs=inputs)
-        assert list(call.refusal.fields) == [field]
+        assert list(call.details.fields) == [field]
 
     @pytest.mark.parametrize(
         ("field", "request_", "words"),
@@ -182,23 +182,23 @@ class TestRefusals:
     def test_fields_that_are_out_of_range(
         self, actor: Person, line: str, field: str, request_: dict[str, Any], words: str
     ) -> None:
-        with refused("INVALID_ARGUMENT", "FIELD_INVALID", words) as call:
+        with fails_with("INVALID_ARGUMENT", "FIELD_INVALID", words) as call:
             predict(actor, line, **request_)
-        assert list(call.refusal.fields) == [field]
+        assert list(call.details.fields) == [field]
 
     def test_models_and_versions_that_are_not_the_callers(
         self, actor: Person, person: Callable[..., Person], line: str
     ) -> None:
-        stranger = person("ACTOR")
+        unrelated = person("ACTOR")
         for model_id in (line, new_id()):
-            with refused("NOT_FOUND", "MODEL_NOT_FOUND"):
-                predict(stranger, model_id)
-        own = upload(stranger, a_line(0, 0), "line")
-        with refused("NOT_FOUND", "MODEL_NOT_FOUND", line):
-            predict(stranger, own, uncertainty={"ensemble": {"members": [{"model_id": line}]}})
-        with refused("NOT_FOUND", "MODEL_NOT_FOUND", "version 1 (the latest is 0)"):
+            with fails_with("NOT_FOUND", "MODEL_NOT_FOUND"):
+                predict(unrelated, model_id)
+        own = upload(unrelated, a_line(0, 0), "line")
+        with fails_with("NOT_FOUND", "MODEL_NOT_FOUND", line):
+            predict(unrelated, own, uncertainty={"ensemble": {"members": [{"model_id": line}]}})
+        with fails_with("NOT_FOUND", "MODEL_NOT_FOUND", "version 1 (the latest is 0)"):
             predict(actor, line, version=1)
-        with refused("NOT_FOUND", "MODEL_NOT_FOUND", "tagged best"):
+        with fails_with("NOT_FOUND", "MODEL_NOT_FOUND", "tagged best"):
             predict(actor, line, tag="best")
 
     def test_a_prediction_that_takes_too_long(self, tmp_path: Path) -> None:
@@ -210,6 +210,8 @@ class TestRefusals:
             model_id = upload(person, a_line(0, 0), "endless")
             # The second time shows that the first one is not in the way any more.
             for _ in range(2):
-                with refused("RESOURCE_EXHAUSTED", "PREDICTION_LIMIT", "longer than the operator allows", "send fewer"):
+                with fails_with(
+                    "RESOURCE_EXHAUSTED", "PREDICTION_LIMIT", "longer than the operator allows", "send fewer"
+                ):
                     predict(person, model_id)
             person.channel.close()

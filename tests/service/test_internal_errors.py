@@ -1,4 +1,4 @@
-"""Mistakes of the server: the caller gets an id, and the log has the rest under it."""
+"""Internal errors of the server: the caller gets an id, and the log has the rest under it."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -9,7 +9,7 @@ import grpc
 import pytest
 from structlog.testing import capture_logs
 
-from calls import TIMEOUT, Person, new_id, read_error, refused
+from calls import TIMEOUT, Person, fails_with, new_id, read_error
 from fedround_server.interceptors.errors import ErrorInterceptor
 from fedround_server.interceptors.log import LogInterceptor
 from servers import Server
@@ -76,16 +76,16 @@ def call(address: str, shape: str) -> grpc.RpcError:
 
 
 @pytest.mark.parametrize("shape", HANDLERS)
-async def test_a_mistake_is_told_by_its_id_alone(address: str, shape: str) -> None:
+async def test_an_internal_error_is_reported_by_its_id_alone(address: str, shape: str) -> None:
     with capture_logs() as log:
         error = await asyncio.to_thread(call, address, shape)
     found = read_error(error)
     assert (found.code, found.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
     error_id = found.metadata["error_id"]
     assert error_id in found.message
-    told = f"{error.details()} {error.trailing_metadata()} {error.debug_error_string()}"
-    assert SECRET not in told
-    assert "ZeroDivisionError" not in told
+    reported = f"{error.details()} {error.trailing_metadata()} {error.debug_error_string()}"
+    assert SECRET not in reported
+    assert "ZeroDivisionError" not in reported
 
     (mistake,) = (entry for entry in log if entry["event"] == "unexpected error")
     assert (mistake["log_level"], mistake["error_id"], mistake["method"]) == ("error", error_id, f"/Failing/{shape}")
@@ -100,10 +100,10 @@ def test_the_log_of_a_server_has_the_rest(tmp_path: Path, log_format: str) -> No
         Server(tmp_path / "data", program=program, options=options) as server,
         grpc.insecure_channel(server.address) as channel,
     ):
-        with refused("INTERNAL", "INTERNAL", "under which its log has the details") as error:
+        with fails_with("INTERNAL", "INTERNAL", "under which its log has the details") as error:
             Person(channel, server.admin_token).get(new_id())
-        assert SECRET not in error.refusal.message
+        assert SECRET not in error.details.message
         server.stop()
-        _, _, rest = server.log.partition(error.refusal.metadata["error_id"])
+        _, _, rest = server.log.partition(error.details.metadata["error_id"])
         assert "ZeroDivisionError" in rest
         assert SECRET in rest

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from safetensors.numpy import load
 
-from calls import Person, digest, download, model_file, new_id, refused
+from calls import Person, digest, download, fails_with, model_file, new_id
 from fedround.v1 import event_pb2, model_pb2, round_pb2, training_pb2
 
 MAXIMIZE = training_pb2.GOAL_MAXIMIZE
@@ -32,7 +32,7 @@ def create(actor: Person, client: Person, scores: Sequence[float], **spec: Any) 
 
 
 def play(actor: Person, client: Person, training_id: str, scores: Sequence[float]) -> Iterator[event_pb2.Event]:
-    """Plays the client, who gives version 1 the first of the scores; yields what the actor hears before it goes on."""
+    """Plays the client, who gives version 1 the first of the scores; yields the actor's events meanwhile."""
     actor.start(training_id)
     for event in actor.subscribe(training_id):
         yield event
@@ -80,17 +80,17 @@ class TestTags:
                 info, data = download(reader, model_id, tag=name)
                 assert (info.version, info.sha256) == (version, digest(data))
                 assert data == download(actor, model_id, version=version)[1]
-        with refused("NOT_FOUND", "MODEL_NOT_FOUND", "tagged best"):
+        with fails_with("NOT_FOUND", "MODEL_NOT_FOUND", "tagged best"):
             download(actor, model_id, tag="best")
-        with refused("INVALID_ARGUMENT", "FIELD_INVALID", "choose one") as call:
+        with fails_with("INVALID_ARGUMENT", "FIELD_INVALID", "choose one") as call:
             download(actor, model_id, tag="last", version=2)
-        assert list(call.refusal.fields) == ["tag"]
-        with refused("INVALID_ARGUMENT", "FIELD_INVALID", "lower-case letters") as call:
+        assert list(call.details.fields) == ["tag"]
+        with fails_with("INVALID_ARGUMENT", "FIELD_INVALID", "lower-case letters") as call:
             download(actor, model_id, tag="Last")
-        assert list(call.refusal.fields) == ["tag"]
+        assert list(call.details.fields) == ["tag"]
 
     @pytest.mark.parametrize("remove", [False, True])
-    def test_tags_that_nobody_sets(self, actor: Person, model_id: str, remove: bool) -> None:
+    def test_invalid_tags(self, actor: Person, model_id: str, remove: bool) -> None:
         for name, words in (
             ("last", "is set by the server: choose another one"),
             ("best", "is set by the server: choose another one"),
@@ -99,38 +99,38 @@ class TestTags:
             ("-paper", "1 to 50 lower-case letters"),
             ("a" * 51, "1 to 50 lower-case letters"),
         ):
-            with refused("INVALID_ARGUMENT", "FIELD_INVALID", words) as call:
+            with fails_with("INVALID_ARGUMENT", "FIELD_INVALID", words) as call:
                 tag(actor, model_id, 2, name, remove=remove)
-            assert list(call.refusal.fields) == ["tag"]
+            assert list(call.details.fields) == ["tag"]
         assert tags(actor, model_id) == {2: ["last"], 1: [], 0: []}
 
     def test_versions_that_are_not_the_callers(
         self, actor: Person, clients: list[Person], person: Callable[..., Person], model_id: str
     ) -> None:
-        with refused("PERMISSION_DENIED", "ROLE_REQUIRED", "requires the role ACTOR or ADMIN"):
+        with fails_with("PERMISSION_DENIED", "ROLE_REQUIRED", "requires the role ACTOR or ADMIN"):
             tag(clients[0], model_id, 0, "paper")
-        with refused("NOT_FOUND", "MODEL_NOT_FOUND", model_id):
+        with fails_with("NOT_FOUND", "MODEL_NOT_FOUND", model_id):
             tag(person("ACTOR"), model_id, 0, "paper")
-        with refused("NOT_FOUND", "MODEL_NOT_FOUND", "version 3 (the latest is 2)"):
+        with fails_with("NOT_FOUND", "MODEL_NOT_FOUND", "version 3 (the latest is 2)"):
             tag(actor, model_id, 3, "paper")
-        with refused("NOT_FOUND", "MODEL_NOT_FOUND"):
+        with fails_with("NOT_FOUND", "MODEL_NOT_FOUND"):
             tag(actor, new_id(), 0, "paper")
         assert tags(actor, model_id) == {2: ["last"], 1: [], 0: []}
 
     def test_who_takes_part_reads_a_model_and_tags_nothing(self, actor: Person, person: Callable[..., Person]) -> None:
         other = person("ACTOR")
         model_id = trained(actor, other, (0.1,))
-        with refused("NOT_FOUND", "MODEL_NOT_FOUND", model_id):
+        with fails_with("NOT_FOUND", "MODEL_NOT_FOUND", model_id):
             tag(other, model_id, 0, "paper")
         assert tags(other, model_id) == {1: ["last"], 0: []}
 
     def test_a_posterior_that_there_is_none_of(self, actor: Person, model_id: str) -> None:
         for chosen in ({}, {"version": 1}, {"tag": "last"}):
-            with refused("NOT_FOUND", "MODEL_NOT_FOUND", "with a SWAG posterior"):
+            with fails_with("NOT_FOUND", "MODEL_NOT_FOUND", "with a SWAG posterior"):
                 download(actor, model_id, part=model_pb2.MODEL_PART_POSTERIOR, **chosen)
-        with refused("INVALID_ARGUMENT", "FIELD_INVALID", "MODEL_PART_POSTERIOR") as call:
+        with fails_with("INVALID_ARGUMENT", "FIELD_INVALID", "MODEL_PART_POSTERIOR") as call:
             download(actor, model_id, part=9)
-        assert list(call.refusal.fields) == ["part"]
+        assert list(call.details.fields) == ["part"]
 
 
 def test_versions_come_in_pages_the_newest_first(
@@ -153,10 +153,10 @@ def test_versions_come_in_pages_the_newest_first(
         ("page_size", {"page_size": -1}, "must not be negative"),
         ("page_token", {"page_token": "nonsense"}, "leave it empty for the first page"),
     ):
-        with refused("INVALID_ARGUMENT", "FIELD_INVALID", words) as call:
+        with fails_with("INVALID_ARGUMENT", "FIELD_INVALID", words) as call:
             versions(actor, model_id, **page)
-        assert list(call.refusal.fields) == [field]
-    with refused("NOT_FOUND", "MODEL_NOT_FOUND", model_id):
+        assert list(call.details.fields) == [field]
+    with fails_with("NOT_FOUND", "MODEL_NOT_FOUND", model_id):
         versions(person("ACTOR"), model_id)
 
 
@@ -203,7 +203,7 @@ def test_old_versions_lose_their_files_unless_they_carry_a_tag(actor: Person, cl
             info, data = download(actor, made.model_id, version=one.version)
             assert (info.sha256, load(data)["weight"][0, 0]) == (one.sha256, one.version)
             continue
-        with refused("NOT_FOUND", "MODEL_NOT_FOUND", f"version {one.version}", "dropped by keep_versions"):
+        with fails_with("NOT_FOUND", "MODEL_NOT_FOUND", f"version {one.version}", "dropped by keep_versions"):
             download(actor, made.model_id, version=one.version)
-        with refused("NOT_FOUND", "MODEL_NOT_FOUND", f"version {one.version}", "dropped by keep_versions"):
+        with fails_with("NOT_FOUND", "MODEL_NOT_FOUND", f"version {one.version}", "dropped by keep_versions"):
             tag(actor, made.model_id, one.version, "paper")

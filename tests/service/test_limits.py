@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from calls import TIMEOUT, Person, read_error, refused, update_chunks
+from calls import TIMEOUT, Person, fails_with, read_error, update_chunks
 from fedround.v1 import model_pb2, training_pb2
 from servers import Server
 
@@ -25,11 +25,11 @@ def test_uploads_of_one_user(person: Callable[..., Person]) -> None:
             try:
                 actor.trainings.CreateTraining(iter([training_pb2.CreateTrainingRequest(spec=spec)]), timeout=TIMEOUT)
             except grpc.RpcError as error:
-                refusal = read_error(error)
-                reasons.add(refusal.reason)
-                if refusal.reason == "TOO_MANY_UPLOADS":
-                    assert "RetryInfo" in refusal.details
-                    assert refusal.metadata == {"limit": "max_uploads_per_user"}
+                details = read_error(error)
+                reasons.add(details.reason)
+                if details.reason == "TOO_MANY_UPLOADS":
+                    assert "RetryInfo" in details.details
+                    assert details.metadata == {"limit": "max_uploads_per_user"}
         assert reasons <= {"TOO_MANY_UPLOADS", "FIELD_INVALID"}
     finally:
         for upload in hanging:
@@ -58,10 +58,10 @@ def test_subscriptions_of_one_user(actor: Person, clients: list[Person]) -> None
     made = actor.create(client_ids=[first.user_id, second.user_id])
     actor.start(made.training_id)
     streams = [first.subscribe() for _ in range(20)]
-    with refused("RESOURCE_EXHAUSTED", "TOO_MANY_STREAMS", "20 subscriptions") as error:
+    with fails_with("RESOURCE_EXHAUSTED", "TOO_MANY_STREAMS", "20 subscriptions") as error:
         next(first.subscribe(made.training_id))
-    assert {"QuotaFailure", "RetryInfo"} <= set(error.refusal.details)
-    assert error.refusal.metadata == {"limit": "max_subscriptions_per_user"}
+    assert {"QuotaFailure", "RetryInfo"} <= set(error.details.details)
+    assert error.details.metadata == {"limit": "max_subscriptions_per_user"}
     assert next(second.subscribe(made.training_id)).HasField("round_started")
     for stream in streams:
         stream.cancel()
@@ -83,7 +83,7 @@ def test_downloads_of_one_user(actor: Person, slow: Person) -> None:
     request = model_pb2.DownloadModelRequest(model_id=made.model_id)
     streams = [slow.models.DownloadModel(request, timeout=TIMEOUT) for _ in range(4)]
     assert all(next(stream).HasField("info") for stream in streams)
-    with refused("RESOURCE_EXHAUSTED", "TOO_MANY_STREAMS", "4 downloads"):
+    with fails_with("RESOURCE_EXHAUSTED", "TOO_MANY_STREAMS", "4 downloads"):
         next(actor.models.DownloadModel(request))
     for stream in streams:
         stream.cancel()

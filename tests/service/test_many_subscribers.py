@@ -71,7 +71,7 @@ async def test_each_event_reaches_each_subscriber_once_and_in_order(
         assert sequences(one) == public[1:]
     for one in back:
         assert sequences(one) == public[2:]
-    # Who has submitted is told so, and nobody else.
+    # Only a user that has submitted is shown so.
     last = [next(event for event in one.events if event.HasField("round_started")) for one in back]
     assert [event.round_started.submitted for event in last] == [True] + [False] * (MANY - 1)
     people[0].channel.close()

@@ -10,7 +10,7 @@ import grpc
 import psycopg
 import pytest
 
-from calls import Person, model_file, refused
+from calls import Person, fails_with, model_file
 from fedround.v1 import user_pb2
 from servers import Server
 
@@ -19,7 +19,7 @@ ME = user_pb2.GetMyselfRequest()
 
 @contextmanager
 def away(database: str, postgres: str) -> Iterator[None]:
-    """Ends all connections to a database, and lets nobody in for the time of the block."""
+    """Ends all connections to a database, and allows none for the time of the block."""
     name = urlsplit(database).path.strip("/")
     with psycopg.connect(postgres, autocommit=True) as connection:
         connection.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
@@ -31,7 +31,7 @@ def away(database: str, postgres: str) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("database", ["postgresql"], indirect=True)
-def test_a_database_that_went_away_is_told_and_missed_only_while_it_is_away(
+def test_a_lost_database_is_reported_and_missed_only_while_it_is_away(
     data_dir: Path, database: str, postgres: str
 ) -> None:
     with Server(data_dir, database=database) as server, grpc.insecure_channel(server.address) as channel:
@@ -49,9 +49,9 @@ def test_a_database_that_went_away_is_told_and_missed_only_while_it_is_away(
                 lambda: person.submit(made.training_id, model_file(1)),
                 lambda: next(person.subscribe(made.training_id)),
             ):
-                with refused("UNAVAILABLE", "STORE_UNAVAILABLE", "the database does not answer") as error:
+                with fails_with("UNAVAILABLE", "STORE_UNAVAILABLE", "the database does not answer") as error:
                     call()
-                assert "RetryInfo" in error.refusal.details
+                assert "RetryInfo" in error.details.details
         with ThreadPoolExecutor(8) as pool:
             found = pool.map(lambda _: person.users.GetMyself(ME).user.user_id, range(100))
             assert list(found) == [me.user_id] * 100

@@ -7,7 +7,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from calls import TIMEOUT, Person, model_file, refused
+from calls import TIMEOUT, Person, fails_with, model_file
 from fedround.v1 import model_pb2
 from servers import Server
 from service.uploads import Halted, storing
@@ -15,7 +15,7 @@ from service.uploads import Halted, storing
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 
 
-def test_a_server_that_leaves_finishes_the_uploads_under_way(tmp_path: Path) -> None:
+def test_a_draining_server_finishes_the_uploads_in_progress(tmp_path: Path) -> None:
     data = model_file(7)
     with Server(tmp_path / "data", options=("--grace-seconds", "3600")) as server:
         with grpc.insecure_channel(server.address) as channel, ThreadPoolExecutor(1) as pool:
@@ -58,10 +58,10 @@ def test_all_users_together_have_so_many_uploads_at_once(tmp_path: Path) -> None
         people = [admin.make(server.address, "ACTOR") for _ in range(3)]
         first, second, third = map(storing, people)
         with Halted(server, first, data), Halted(server, second, data) as halted:
-            with refused("RESOURCE_EXHAUSTED", "TOO_MANY_UPLOADS", "the server has 2 uploads", "try again") as error:
+            with fails_with("RESOURCE_EXHAUSTED", "TOO_MANY_UPLOADS", "the server has 2 uploads", "try again") as error:
                 third.send(third.spec(data), *third.chunks(data))
-            assert {"QuotaFailure", "RetryInfo"} <= set(error.refusal.details)
-            assert error.refusal.metadata == {"limit": "max_uploads"}
+            assert {"QuotaFailure", "RetryInfo"} <= set(error.details.details)
+            assert error.details.metadata == {"limit": "max_uploads"}
             halted.finish()
             third.send(third.spec(data), *third.chunks(data))
         for one in people:

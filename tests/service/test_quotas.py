@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from calls import Person, new_number, refused
+from calls import Person, fails_with, new_number
 from fedround.v1 import model_pb2
 from servers import Server
 from service.uploads import Upload, creating, storing, submitting
@@ -45,11 +45,11 @@ def test_a_user_stores_so_many_bytes(actor: Person, make: Callable[[Person], Upl
     before = upload.look()
     undeclared = upload.request(spec=upload.needs)
     for head, chunks in ((upload.spec(data), []), (undeclared, list(upload.chunks(data)))):
-        with refused("RESOURCE_EXHAUSTED", "QUOTA", "your files would have", "you may have 2500", "first") as error:
+        with fails_with("RESOURCE_EXHAUSTED", "QUOTA", "your files would have", "you may have 2500", "first") as error:
             upload.send(head, *chunks)
-        assert error.refusal.metadata == {"limit": "max_stored_bytes_per_user"}
-        assert "QuotaFailure" in error.refusal.details
-        assert "RetryInfo" not in error.refusal.details
+        assert error.details.metadata == {"limit": "max_stored_bytes_per_user"}
+        assert "QuotaFailure" in error.details.details
+        assert "RetryInfo" not in error.details.details
         assert upload.look() == before
     actor.models.RemoveModel(model_pb2.RemoveModelRequest(model_id=models[0].model_id))
     upload.send(upload.spec(data), *upload.chunks(data))
@@ -58,28 +58,28 @@ def test_a_user_stores_so_many_bytes(actor: Person, make: Callable[[Person], Upl
 def test_a_running_round_goes_on_when_its_actor_has_no_room(actor: Person, person: Callable[..., Person]) -> None:
     upload = submitting(actor, person("CLIENT"), file())
     store(actor)
-    with refused("RESOURCE_EXHAUSTED", "QUOTA", "your files would have"):
+    with fails_with("RESOURCE_EXHAUSTED", "QUOTA", "your files would have"):
         store(actor)
     data = file()
     assert upload.send(upload.spec(data), *upload.chunks(data)).receipt.round == 0
     # The update counts.
-    with refused("RESOURCE_EXHAUSTED", "QUOTA", "your files would have"):
+    with fails_with("RESOURCE_EXHAUSTED", "QUOTA", "your files would have"):
         actor.create(b"", model_id=actor.models.GetModels(model_pb2.GetModelsRequest()).models[0].model_id)
 
 
 def test_all_actors_have_so_many_trainings_open(person: Callable[..., Person]) -> None:
     made = []
-    with refused("RESOURCE_EXHAUSTED", "QUOTA", "the server has 4 trainings that have not ended") as error:
+    with fails_with("RESOURCE_EXHAUSTED", "QUOTA", "the server has 4 trainings that have not ended") as error:
         while True:
             actor = person("ACTOR")
             made.append((actor, actor.create().training_id))
-    assert error.refusal.metadata == {"limit": "max_open_trainings"}
+    assert error.details.metadata == {"limit": "max_open_trainings"}
     assert len(made) <= 4
 
 
 def test_all_files_have_so_many_bytes_and_running_rounds_go_on(actor: Person, person: Callable[..., Person]) -> None:
     store(actor)
-    with refused("RESOURCE_EXHAUSTED", "QUOTA", "the server would have files of", "it takes 20000") as error:
+    with fails_with("RESOURCE_EXHAUSTED", "QUOTA", "the server would have files of", "it takes 20000") as error:
         while True:
             store(person("ACTOR"))
-    assert error.refusal.metadata == {"limit": "max_stored_bytes"}
+    assert error.details.metadata == {"limit": "max_stored_bytes"}

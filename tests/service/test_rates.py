@@ -7,7 +7,7 @@ import grpc
 import pytest
 
 import fedround_client as fr
-from calls import ErrorDetails, Person, read_error, refused, until
+from calls import ErrorDetails, Person, fails_with, read_error, until
 from fedround.v1 import user_pb2
 from fedround_client.clock import SystemClock
 from servers import Server
@@ -34,33 +34,33 @@ def connect(server: Server, token: str) -> Person:
     return Person(grpc.insecure_channel(server.address, options=[("grpc.use_local_subchannel_pool", 1)]), token)
 
 
-def call_until_refused(person: Person, reason: str) -> ErrorDetails:
+def call_until_rejected(person: Person, reason: str) -> ErrorDetails:
     """Calls until a call is answered with a reason."""
     while True:
         try:
             person.users.GetMyself(ME)
         except grpc.RpcError as error:
-            if (refusal := read_error(error)).reason == reason:
-                return refusal
+            if (details := read_error(error)).reason == reason:
+                return details
 
 
 def test_an_unauthenticated_peer_is_rejected_before_its_token_is_checked(server: Server, admin: Person) -> None:
     known, unknown = connect(server, server.admin_token), connect(server, "wrong")
     assert known.users.GetMyself(ME).user.user_id == admin.users.GetMyself(ME).user.user_id
-    refusal = call_until_refused(unknown, "TOO_MANY_CALLS")
-    assert refusal.code is grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert refusal.metadata == {"limit": "max_calls_per_second_per_user"}
-    assert "calls without a valid token came from your address" in refusal.message
-    assert {"QuotaFailure", "RetryInfo"} <= set(refusal.details)
+    details = call_until_rejected(unknown, "TOO_MANY_CALLS")
+    assert details.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert details.metadata == {"limit": "max_calls_per_second_per_user"}
+    assert "calls without a valid token came from your address" in details.message
+    assert {"QuotaFailure", "RetryInfo"} <= set(details.details)
     # An authenticated connection is exempt; a new one from the same address is not.
     known.users.GetMyself(ME)
-    until(lambda: call_until_refused(unknown, "TOO_MANY_CALLS") and is_refused_at_once(server))
+    until(lambda: call_until_rejected(unknown, "TOO_MANY_CALLS") and is_rejected_at_once(server))
     known.users.GetMyself(ME)
     for person in (known, unknown):
         person.channel.close()
 
 
-def is_refused_at_once(server: Server) -> bool:
+def is_rejected_at_once(server: Server) -> bool:
     """Calls with a valid token over a new connection; the bucket may have got a token meanwhile."""
     person = connect(server, server.admin_token)
     try:
@@ -85,11 +85,11 @@ class RecordingClock(SystemClock):
 
 def test_calls_of_one_user(server: Server, admin: Person) -> None:
     busy, other = (admin.make(server.address, "CLIENT") for _ in range(2))
-    refusal = call_until_refused(busy, "TOO_MANY_CALLS")
-    assert refusal.code is grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert refusal.metadata == {"limit": "max_calls_per_second_per_user"}
-    assert "you call more often than 1 times per second: wait" in refusal.message
-    assert {"QuotaFailure", "RetryInfo"} <= set(refusal.details)
+    details = call_until_rejected(busy, "TOO_MANY_CALLS")
+    assert details.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert details.metadata == {"limit": "max_calls_per_second_per_user"}
+    assert "you call more often than 1 times per second: wait" in details.message
+    assert {"QuotaFailure", "RetryInfo"} <= set(details.details)
     other.users.GetMyself(ME)
     clock = RecordingClock()
     with fr.Client(grpc.insecure_channel(server.address), busy.token, clock=clock) as client:
@@ -102,10 +102,10 @@ def test_calls_of_one_user(server: Server, admin: Person) -> None:
 
 def test_calls_of_all_users(server: Server, admin: Person) -> None:
     users = [admin.make(server.address, "CLIENT") for _ in range(5)]
-    limits = [call_until_refused(user, "TOO_MANY_CALLS").metadata["limit"] for user in users]
+    limits = [call_until_rejected(user, "TOO_MANY_CALLS").metadata["limit"] for user in users]
     # The last ones find no token in the common bucket, though there is one in their own.
     assert limits[-1] == "max_calls_per_second"
-    with refused("RESOURCE_EXHAUSTED", "TOO_MANY_CALLS", "called more often than 3 times per second: wait"):
+    with fails_with("RESOURCE_EXHAUSTED", "TOO_MANY_CALLS", "called more often than 3 times per second: wait"):
         while True:
             admin.users.GetMyself(ME)
     for person in users:

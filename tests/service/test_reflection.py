@@ -178,11 +178,11 @@ def test_a_training_by_a_generic_client(curl: Any, actor: Person, clients: list[
 
 def test_a_generic_client_can_read_error_details(curl: Any, actor: Person) -> None:
     training_id = new_id()
-    with pytest.raises(Refused, match=f"NOT_FOUND: there is no training {training_id}") as refusal:
+    with pytest.raises(Refused, match=f"NOT_FOUND: there is no training {training_id}") as raised:
         curl(actor.token, "TrainingService/GetTraining", {"trainingId": training_id})
-    packed = refusal.value.details
+    packed = raised.value.details
     assert packed.keys() == {"google.rpc.ErrorInfo", "google.rpc.ResourceInfo"}
-    # The server has told what they look like, too.
+    # The server describes their types, too.
     pool = DescriptorPool(ProtoReflectionDescriptorDatabase(actor.channel))
     info, resource = (GetMessageClass(pool.FindMessageTypeByName(name)).FromString(packed[name]) for name in packed)
     assert (info.reason, info.domain, dict(info.metadata)) == ("TRAINING_NOT_FOUND", "fedround", {"id": training_id})

@@ -35,9 +35,9 @@ def test_an_update_of_an_earlier_try_counts_once(actor: Person, clients: list[Pe
     assert next(clients[0].subscribe(made.training_id)).round_started.submitted
     assert started.deadline.ToNanoseconds() >= extended.deadline.ToNanoseconds()
     clients[1].submit(made.training_id, model_file(5))
-    told = list(events)
-    assert kinds(told)[-2:] == ["round_closed", "training_finished"]
-    assert told[-2].round_closed.num_updates == 2
+    received = list(events)
+    assert kinds(received)[-2:] == ["round_closed", "training_finished"]
+    assert received[-2].round_closed.num_updates == 2
     after = load(download(actor, actor.get(made.training_id).model_id)[1])
     np.testing.assert_array_equal(after["weight"], np.full((2, 3), (3 * 1 + 5) / 4, np.float32))
 

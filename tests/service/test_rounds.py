@@ -17,11 +17,11 @@ from calls import (
     Person,
     digest,
     download,
+    fails_with,
     kinds,
     model_file,
     new_id,
     read_error,
-    refused,
     until,
     update_chunks,
     update_spec,
@@ -181,13 +181,13 @@ def test_a_missed_deadline_ends_the_training_and_names_the_missing(actor: Person
     missing = next(one.name for one in waiting.participants if not one.arrived)
     assert missing in after.error.message
     assert missing not in failed.message + clients[0].get(made.training_id).error.message
-    with refused("FAILED_PRECONDITION", "ROUND_NOT_OPEN", "round 0 is ABANDONED"):
+    with fails_with("FAILED_PRECONDITION", "ROUND_NOT_OPEN", "round 0 is ABANDONED"):
         clients[1].submit(made.training_id, model_file(1))
 
 
 def test_get_round_says_what_it_waits_for(actor: Person, clients: list[Person]) -> None:
     made = actor.create(client_ids=ids(clients[:2]))
-    with refused("NOT_FOUND", "ROUND_NOT_FOUND"):
+    with fails_with("NOT_FOUND", "ROUND_NOT_FOUND"):
         actor.rounds.GetRound(round_pb2.GetRoundRequest(training_id=made.training_id))
     actor.start(made.training_id)
     clients[0].submit(made.training_id, model_file(1))
@@ -201,9 +201,9 @@ def test_get_round_says_what_it_waits_for(actor: Person, clients: list[Person]) 
     assert {one.user_id: one.arrived for one in found.participants} == {ids(clients)[0]: True, ids(clients)[1]: False}
     assert "1 more of 2 updates" in found.waiting_for
     assert next(one for one in found.participants if one.arrived).HasField("last_seen_time")
-    with refused("PERMISSION_DENIED", "NOT_ACTOR"):
+    with fails_with("PERMISSION_DENIED", "NOT_ACTOR"):
         clients[0].rounds.GetRound(round_pb2.GetRoundRequest(training_id=made.training_id))
-    with refused("NOT_FOUND", "ROUND_NOT_FOUND"):
+    with fails_with("NOT_FOUND", "ROUND_NOT_FOUND"):
         actor.rounds.GetRound(round_pb2.GetRoundRequest(training_id=made.training_id, round=9))
 
 
@@ -239,7 +239,7 @@ class TestEvaluation:
         assert dict(reports[3].metrics) == {"accuracy": 0.875}
         assert (reports[3].num_examples, reports[3].model_version) == (4, 1)
         mine = clients[0].models.GetMetrics(model_pb2.GetMetricsRequest(model_id=evaluating.model_id)).reports
-        # Nobody asked for the loss.
+        # The loss was not asked for.
         assert [(one.reporter_id, dict(one.metrics)) for one in mine] == [
             ("", {}),
             (clients[0].user_id, {"loss": 2.0}),
@@ -249,25 +249,25 @@ class TestEvaluation:
         cursor = {evaluating.training_id: 0}
         for person, closed in ((actor, {"loss": 2.0}), (clients[0], {})):
             log = list(person.subscribe(evaluating.training_id, resume_after_sequence=cursor))
-            told = [dict(one.round_closed.metrics) for one in log if one.HasField("round_closed")]
-            assert told == [closed, {"accuracy": 0.875}]
+            reported = [dict(one.round_closed.metrics) for one in log if one.HasField("round_closed")]
+            assert reported == [closed, {"accuracy": 0.875}]
 
     def test_a_lacking_metric_is_named(self, actor: Person, clients: list[Person], evaluating: Any) -> None:
         before = actor.get(evaluating.training_id)
-        with refused("INVALID_ARGUMENT", "FIELD_INVALID", "metrics", "accuracy"):
+        with fails_with("INVALID_ARGUMENT", "FIELD_INVALID", "metrics", "accuracy"):
             clients[0].rounds.SubmitMetrics(report(evaluating.training_id, 1, loss=1.0))
-        with refused("INVALID_ARGUMENT", "UPDATE_NOT_FINITE", "accuracy"):
+        with fails_with("INVALID_ARGUMENT", "UPDATE_NOT_FINITE", "accuracy"):
             clients[0].rounds.SubmitMetrics(report(evaluating.training_id, 1, accuracy=float("nan")))
-        with refused("INVALID_ARGUMENT", "NUM_EXAMPLES"):
+        with fails_with("INVALID_ARGUMENT", "NUM_EXAMPLES"):
             clients[0].rounds.SubmitMetrics(report(evaluating.training_id, 0, accuracy=1.0))
-        with refused("FAILED_PRECONDITION", "ROUND_NOT_OPEN", "SubmitMetrics"):
+        with fails_with("FAILED_PRECONDITION", "ROUND_NOT_OPEN", "SubmitMetrics"):
             clients[0].submit(evaluating.training_id, model_file(1), 1)
         assert actor.get(evaluating.training_id) == before
 
     def test_a_report_counts_once(self, actor: Person, clients: list[Person], evaluating: Any) -> None:
         for _ in range(2):
             clients[0].rounds.SubmitMetrics(report(evaluating.training_id, 1, accuracy=0.5))
-        with refused("ALREADY_EXISTS", "METRICS_EXIST"):
+        with fails_with("ALREADY_EXISTS", "METRICS_EXIST"):
             clients[0].rounds.SubmitMetrics(report(evaluating.training_id, 1, accuracy=0.6))
         assert actor.get(evaluating.training_id).updates_arrived == 1
 
@@ -291,11 +291,11 @@ class TestTransfers:
         for offset in (0, 1, 786_432, len(data) - 1, len(data)):
             info, found = download(actor, made.model_id, offset=offset)
             assert (info.sha256, found) == (made.sha256, data[offset:])
-        with refused("OUT_OF_RANGE", "OFFSET_OUT_OF_RANGE", str(len(data))):
+        with fails_with("OUT_OF_RANGE", "OFFSET_OUT_OF_RANGE", str(len(data))):
             download(actor, made.model_id, offset=len(data) + 1)
-        with refused("NOT_FOUND", "MODEL_NOT_FOUND", "version 5"):
+        with fails_with("NOT_FOUND", "MODEL_NOT_FOUND", "version 5"):
             download(actor, made.model_id, version=5)
-        with refused("NOT_FOUND", "MODEL_NOT_FOUND"):
+        with fails_with("NOT_FOUND", "MODEL_NOT_FOUND"):
             download(clients[0], made.model_id)
 
     def test_an_update_goes_on_where_it_was(self, actor: Person, clients: list[Person]) -> None:
@@ -313,11 +313,11 @@ class TestTransfers:
 
         assert committed(clients[0]) == 0
         for offset, end in ((0, 10), (10, 100), (50, 120)):
-            with refused("DATA_LOSS", "UPLOAD_INCOMPLETE", f"{end} of {len(data)}"):
+            with fails_with("DATA_LOSS", "UPLOAD_INCOMPLETE", f"{end} of {len(data)}"):
                 attempt(offset, end)
             assert committed(clients[0]) == end
             assert committed(clients[1]) == 0
-        with refused("FAILED_PRECONDITION", "UPLOAD_OFFSET", "120"):
+        with fails_with("FAILED_PRECONDITION", "UPLOAD_OFFSET", "120"):
             attempt(121, len(data))
         receipt = attempt(120, len(data))
         assert receipt.sha256 == digest(data)
@@ -329,7 +329,7 @@ class TestTransfers:
             target_num_updates=1, model_sha256="0" * 64, model_size_bytes=len(model_file())
         )
         message = training_pb2.CreateTrainingRequest(spec=spec, upload_id=upload_id, chunk=model_file())
-        with refused("DATA_LOSS", "DIGEST_MISMATCH"):
+        with fails_with("DATA_LOSS", "DIGEST_MISMATCH"):
             actor.trainings.CreateTraining(iter([message]))
         assert actor.rounds.GetUpload(round_pb2.GetUploadRequest(upload_id=upload_id)).committed_size == 0
 

@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import load
 
 import fedround_client as fr
-from calls import Person, digest, download, model_file, new_number, refused, until, whole
+from calls import Person, digest, download, fails_with, model_file, new_number, until, whole
 from fedround.v1 import model_pb2
 from servers import Server
 from service.uploads import is_stored, storing
@@ -35,9 +35,9 @@ def test_what_the_caller_claims_to_have_shows_nothing_of_others(
 ) -> None:
     upload = storing(actor)
     stored = upload.send(upload.spec(data), *upload.chunks(data)).model
-    with refused("NOT_FOUND", "MODEL_NOT_FOUND", stored.model_id):
+    with fails_with("NOT_FOUND", "MODEL_NOT_FOUND", stored.model_id):
         ask(person("ACTOR"), stored.model_id, have_sha256=digest(data))
-    with refused("INVALID_ARGUMENT", "FIELD_INVALID", "have_sha256: is not a SHA-256"):
+    with fails_with("INVALID_ARGUMENT", "FIELD_INVALID", "have_sha256: is not a SHA-256"):
         ask(actor, stored.model_id, have_sha256="yes")
 
 
@@ -70,9 +70,13 @@ def test_an_update_that_is_here_is_not_sent_again(tmp_path_factory: pytest.TempP
         with fr.connect(server.address, users[0][1]) as client:
             receipts = [
                 client.submit_update(
-                    training.training_id, 0, weights, 1, progress=lambda done, _, told=told: told.append(done)
+                    training.training_id,
+                    0,
+                    weights,
+                    1,
+                    progress=lambda done, _, reported=reported: reported.append(done),
                 )
-                for told in sent
+                for reported in sent
             ]
     assert receipts[0] == receipts[1]
     assert sent[0][-1] > len(weights["w"]) * 4

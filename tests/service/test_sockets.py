@@ -87,14 +87,14 @@ def test_peers_that_hang_are_found(server: Server) -> None:
 
 
 def is_sent_away(peer: Peer) -> bool:
-    """Returns whether the server says goodbye, and waits until it has closed the connection."""
-    told = peer.until(GOAWAY) is not None
+    """Returns whether the server sends GOAWAY, and waits until it has closed the connection."""
+    is_notified = peer.until(GOAWAY) is not None
     while peer.read() is not None:
         pass
-    return told
+    return is_notified
 
 
-def test_who_pings_too_often_is_sent_away_and_nobody_else(server: Server, admin: Person) -> None:
+def test_only_a_peer_that_pings_too_often_is_disconnected(server: Server, admin: Person) -> None:
     with Peer(server.address) as polite, Peer(server.address) as abuser:
         abuser.send(PING, payload=b"too much", times=8)
         farewell = abuser.until(GOAWAY)
@@ -111,8 +111,8 @@ def test_who_pings_too_often_is_sent_away_and_nobody_else(server: Server, admin:
 
 
 @pytest.mark.parametrize("size", [8 << 10, 9 << 10, 1 << 20])
-def test_much_metadata_is_refused_and_the_server_goes_on(admin: Person, size: int) -> None:
-    # Some sizes are refused now and then only, unless both limits of gRPC are the same.
+def test_much_metadata_is_rejected_and_the_server_goes_on(admin: Person, size: int) -> None:
+    # Some sizes are rejected now and then only, unless both limits of gRPC are the same.
     for _ in range(5):
         with pytest.raises(grpc.RpcError) as error:
             admin.users.GetMyself(user_pb2.GetMyselfRequest(), metadata=[("x-more", "m" * size)], timeout=TIMEOUT)
@@ -121,7 +121,7 @@ def test_much_metadata_is_refused_and_the_server_goes_on(admin: Person, size: in
     admin.users.GetMyself(user_pb2.GetMyselfRequest(), metadata=[("x-more", "m" * (7 << 10))], timeout=TIMEOUT)
 
 
-def test_a_message_over_2_mib_is_refused_and_the_server_goes_on(admin: Person) -> None:
+def test_a_message_over_2_mib_is_rejected_and_the_server_goes_on(admin: Person) -> None:
     large = model_pb2.UploadModelRequest(chunk=b"m" * (2 * MIB + 1))
     for call in (
         lambda: admin.models.UploadModel(iter([large]), timeout=TIMEOUT),

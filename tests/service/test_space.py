@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import save
 
 import fedround_client as fr
-from calls import MODEL, Person, model_file, new_id, new_number, read_error, refused, until
+from calls import MODEL, Person, fails_with, model_file, new_id, new_number, read_error, until
 from fedround_client.clock import SystemClock
 from servers import Server
 from service.uploads import Halted, Upload, committed, storing
@@ -60,9 +60,9 @@ def admin(server: Server) -> Iterator[Person]:
 
 
 def leave(upload: Upload, data: bytes) -> str:
-    """Leaves an upload behind that can be gone on with."""
+    """Leaves an unfinished upload that can be resumed."""
     upload_id = new_id()
-    with refused("DATA_LOSS", "UPLOAD_INCOMPLETE"):
+    with fails_with("DATA_LOSS", "UPLOAD_INCOMPLETE"):
         upload.send(upload.resumable(data, upload_id), *upload.chunks(data[:50]))
     return upload_id
 
@@ -70,12 +70,14 @@ def leave(upload: Upload, data: bytes) -> str:
 def test_the_uploads_of_a_user_have_so_many_bytes(server: Server, actor: Person, person: Callable[..., Person]) -> None:
     upload, other = storing(actor), storing(person("ACTOR"))
     with Halted(server, upload, FILE) as halted:
-        with refused("RESOURCE_EXHAUSTED", "TOO_MANY_UPLOADS", "your unfinished uploads", "finish some first") as error:
+        with fails_with(
+            "RESOURCE_EXHAUSTED", "TOO_MANY_UPLOADS", "your unfinished uploads", "finish some first"
+        ) as error:
             upload.send(upload.spec(FILE), *upload.chunks(FILE))
-        assert error.refusal.metadata == {"limit": "max_unfinished_bytes_per_user"}
-        assert {"QuotaFailure", "RetryInfo"} <= set(error.refusal.details)
+        assert error.details.metadata == {"limit": "max_unfinished_bytes_per_user"}
+        assert {"QuotaFailure", "RetryInfo"} <= set(error.details.details)
         # What is not declared is found with the header.
-        with refused("RESOURCE_EXHAUSTED", "TOO_MANY_UPLOADS", "your unfinished uploads", "finish some first"):
+        with fails_with("RESOURCE_EXHAUSTED", "TOO_MANY_UPLOADS", "your unfinished uploads", "finish some first"):
             upload.send(upload.request(spec=upload.needs), *upload.chunks(FILE))
         other.send(other.spec(FILE), *other.chunks(FILE))
         halted.finish()
@@ -85,10 +87,10 @@ def test_the_uploads_of_a_user_have_so_many_bytes(server: Server, actor: Person,
 def test_the_uploads_of_all_users_have_so_many_bytes(server: Server, person: Callable[..., Person]) -> None:
     first, second, third = (storing(person("ACTOR")) for _ in range(3))
     with Halted(server, first, FILE), Halted(server, second, FILE) as halted:
-        with refused("RESOURCE_EXHAUSTED", "TOO_MANY_UPLOADS", "all unfinished uploads", "try again later") as error:
+        with fails_with("RESOURCE_EXHAUSTED", "TOO_MANY_UPLOADS", "all unfinished uploads", "try again later") as error:
             third.send(third.spec(FILE), *third.chunks(FILE))
-        assert error.refusal.metadata == {"limit": "max_unfinished_bytes"}
-        assert {"QuotaFailure", "RetryInfo"} <= set(error.refusal.details)
+        assert error.details.metadata == {"limit": "max_unfinished_bytes"}
+        assert {"QuotaFailure", "RetryInfo"} <= set(error.details.details)
         halted.finish()
         third.send(third.spec(FILE), *third.chunks(FILE))
 
@@ -98,14 +100,14 @@ def test_what_was_left_behind_counts_also_after_a_kill(
 ) -> None:
     upload = storing(actor)
     upload_id, *_ = [leave(upload, data) for _ in range(3)]
-    refusal = ("RESOURCE_EXHAUSTED", "TOO_MANY_UPLOADS", f"would have {4 << 20} bytes, you may have {3 << 20}")
-    with refused(*refusal):
+    limit = ("RESOURCE_EXHAUSTED", "TOO_MANY_UPLOADS", f"would have {4 << 20} bytes, you may have {3 << 20}")
+    with fails_with(*limit):
         upload.send(upload.spec(data), *upload.chunks(data))
     server.kill()
     server.start()
     with grpc.insecure_channel(server.address) as channel:
         upload = upload.through(Person(channel, actor.token, actor.user_id))
-        with refused(*refusal):
+        with fails_with(*limit):
             upload.send(upload.spec(data), *upload.chunks(data))
         assert committed(upload, upload_id) == 50
         upload.send(upload.resumable(data, upload_id, 50), *upload.chunks(data[50:]))
@@ -117,9 +119,9 @@ def test_what_was_left_behind_counts_also_after_a_kill(
 def test_a_disk_that_is_almost_full_takes_updates_only(disk: Path, upload: Upload, data: bytes) -> None:
     left = 500_000 if upload.method == "SubmitUpdate" else 1_000_000
     disk.write_text(str(left + len(data) - 1))
-    with refused("RESOURCE_EXHAUSTED", "DISK_FULL", "almost full") as error:
+    with fails_with("RESOURCE_EXHAUSTED", "DISK_FULL", "almost full") as error:
         upload.send(upload.spec(data), *upload.chunks(data))
-    assert {"QuotaFailure", "RetryInfo"} <= set(error.refusal.details)
+    assert {"QuotaFailure", "RetryInfo"} <= set(error.details.details)
     disk.write_text(str(left + len(data)))
     upload.send(upload.spec(data), *upload.chunks(data))
 
@@ -128,9 +130,9 @@ def test_a_disk_that_is_almost_full_begins_no_training_of_a_stored_model(disk: P
     upload = storing(actor)
     model = upload.send(upload.spec(FILE), *upload.chunks(FILE)).model
     disk.write_text("999999")
-    with refused("RESOURCE_EXHAUSTED", "DISK_FULL", "almost full") as error:
+    with fails_with("RESOURCE_EXHAUSTED", "DISK_FULL", "almost full") as error:
         actor.create(b"", model_id=model.model_id)
-    assert error.refusal.metadata == {"limit": "min_free_bytes"}
+    assert error.details.metadata == {"limit": "min_free_bytes"}
     disk.write_text("1000000")
     actor.create(b"", model_id=model.model_id)
 
@@ -146,7 +148,7 @@ def test_what_uploads_under_way_will_take_is_not_free(
         disk.write_text(str(1_000_000 + len(FILE) // 2 + len(data) - 1))
         other = model_file(new_number())
         assert len(other) == len(data)
-        with refused("RESOURCE_EXHAUSTED", "DISK_FULL", "almost full"):
+        with fails_with("RESOURCE_EXHAUSTED", "DISK_FULL", "almost full"):
             second.send(second.spec(other), *second.chunks(other))
         halted.finish()
 
@@ -163,7 +165,7 @@ def takes(upload: Upload, data: bytes) -> bool:
 
 
 class Emptying(SystemClock):
-    """While somebody waits, the operator makes room."""
+    """While a user waits, the operator makes room."""
 
     def __init__(self, disk: Path) -> None:
         self.waits: list[float] = []

@@ -110,8 +110,8 @@ def test_draining_ends_health_watches_and_reflection(tmp_path: Path) -> None:
             stub = health_pb2_grpc.HealthStub(channel)
             known = stub.Watch(health_pb2.HealthCheckRequest(service="fedround.v1.UserService"))
             unknown = stub.Watch(health_pb2.HealthCheckRequest(service="unknown"))
-            told = [next(known).status, next(unknown).status]
-            assert told == [health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.SERVICE_UNKNOWN]
+            received = [next(known).status, next(unknown).status]
+            assert received == [health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.SERVICE_UNKNOWN]
             done = threading.Event()
             questions = asking(done)
             answers = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(questions)

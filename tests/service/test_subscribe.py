@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 import pytest
 
-from calls import Person, kinds, model_file, new_id, refused
+from calls import Person, fails_with, kinds, model_file, new_id
 from fedround.v1 import event_pb2, training_pb2, user_pb2
 from servers import Server
 
@@ -94,7 +94,7 @@ def test_it_resumes_behind_a_cursor(actor: Person, two: list[Person], training: 
 
 
 def test_a_cursor_that_the_log_does_not_reach(actor: Person, training: Any) -> None:
-    with refused("OUT_OF_RANGE", "CURSOR_EXPIRED", training.training_id):
+    with fails_with("OUT_OF_RANGE", "CURSOR_EXPIRED", training.training_id):
         next(actor.subscribe(training.training_id, resume_after_sequence={training.training_id: 1}))
 
 
@@ -107,17 +107,17 @@ def test_a_cursor_that_no_log_reaches(actor: Person, training: Any, sequence: in
 
 def test_a_cursor_of_another_training(actor: Person, training: Any) -> None:
     other = actor.create().training_id
-    with refused("INVALID_ARGUMENT", "FIELD_INVALID", "resume_after_sequence", other):
+    with fails_with("INVALID_ARGUMENT", "FIELD_INVALID", "resume_after_sequence", other):
         next(actor.subscribe(training.training_id, resume_after_sequence={other: 1}))
 
 
 def test_a_training_that_is_not_mine(person: Any, training: Any) -> None:
     for training_id in (training.training_id, new_id()):
-        with refused("NOT_FOUND", "TRAINING_NOT_FOUND"):
+        with fails_with("NOT_FOUND", "TRAINING_NOT_FOUND"):
             next(person("CLIENT").subscribe(training_id))
 
 
-def test_after_the_finish_it_tells_the_end_and_ends(actor: Person, two: list[Person]) -> None:
+def test_after_the_finish_it_reports_the_end_and_ends(actor: Person, two: list[Person]) -> None:
     made = actor.create(client_ids=ids(two))
     actor.start(made.training_id)
     stream = actor.subscribe(made.training_id)
@@ -161,7 +161,9 @@ def test_who_joins_a_running_training_starts_with_the_next_round(actor: Person, 
     assert kinds(list(stream))[-1] == "training_finished"
 
 
-def test_a_removed_participant_is_told_and_hears_no_more(actor: Person, two: list[Person], training: Any) -> None:
+def test_a_removed_participant_is_notified_and_receives_no_more(
+    actor: Person, two: list[Person], training: Any
+) -> None:
     actor.start(training.training_id)
     stays, leaves = two[0].subscribe(training.training_id), two[1].subscribe(training.training_id)
     stays.next(1), leaves.next(1)
@@ -175,7 +177,7 @@ def test_a_removed_participant_is_told_and_hears_no_more(actor: Person, two: lis
 
 
 @pytest.mark.parametrize("all_trainings", [True, False])
-def test_a_removed_training_is_told(actor: Person, two: list[Person], training: Any, all_trainings: bool) -> None:
+def test_a_removed_training_is_reported(actor: Person, two: list[Person], training: Any, all_trainings: bool) -> None:
     actor.start(training.training_id)
     stream = two[0].subscribe("" if all_trainings else training.training_id)
     stream.next(1)
@@ -187,7 +189,7 @@ def test_a_removed_training_is_told(actor: Person, two: list[Person], training: 
 def test_a_removed_user_hears_no_more(admin: Person, two: list[Person], training: Any) -> None:
     stream = two[0].subscribe(training.training_id)
     admin.users.RemoveUser(user_pb2.RemoveUserRequest(user_id=two[0].user_id))
-    with refused("UNAUTHENTICATED", "TOKEN_INVALID"):
+    with fails_with("UNAUTHENTICATED", "TOKEN_INVALID"):
         list(stream)
 
 
@@ -210,7 +212,7 @@ def test_silence_has_heartbeats(own: Server) -> None:
         stream.cancel()
 
 
-def test_a_server_that_leaves_says_goodbye(own: Server) -> None:
+def test_a_draining_server_sends_going_away(own: Server) -> None:
     with grpc.insecure_channel(own.address) as channel:
         person = Person(channel, own.admin_token)
         made = person.create()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
-from calls import TIMEOUT, Person, kinds, model_file, new_id, read_error, refused, until
+from calls import TIMEOUT, Person, fails_with, kinds, model_file, new_id, read_error, until
 from fedround.v1 import model_pb2, user_pb2
 from servers import Server
 from service.uploads import Halted, belongings, creating, storing, submitting
@@ -53,7 +53,7 @@ def test_two_tokens_work_during_an_overlap_and_no_third_one(actor: Person) -> No
 def test_a_token_ends_with_the_overlap(actor: Person) -> None:
     second = rotate(actor, overlap=MOMENT)
     until(lambda: reason_of(actor) == "TOKEN_EXPIRED")
-    with refused("UNAUTHENTICATED", "TOKEN_EXPIRED", "ask an admin for a new one"):
+    with fails_with("UNAUTHENTICATED", "TOKEN_EXPIRED", "ask an admin for a new one"):
         myself(actor)
     assert len(myself(second).tokens) == 1
 
@@ -65,7 +65,7 @@ def test_a_token_has_a_lifetime(admin: Person, server: Server) -> None:
     with grpc.insecure_channel(server.address) as channel:
         short = rotate(Person(channel, made.token), lifetime=MOMENT)
         stream = short.subscribe()
-        with refused("UNAUTHENTICATED", "TOKEN_EXPIRED", "ask an admin for a new one"):
+        with fails_with("UNAUTHENTICATED", "TOKEN_EXPIRED", "ask an admin for a new one"):
             next(stream)
         assert reason_of(short) == "TOKEN_EXPIRED"
 
@@ -73,9 +73,9 @@ def test_a_token_has_a_lifetime(admin: Person, server: Server) -> None:
 def test_a_token_is_revoked_by_its_id(admin: Person, actor: Person, clients: list[Person]) -> None:
     second = rotate(actor, overlap=HOUR)
     new, old = myself(second).tokens
-    with refused("PERMISSION_DENIED", "ROLE_REQUIRED", "leave user_id empty for your own"):
+    with fails_with("PERMISSION_DENIED", "ROLE_REQUIRED", "leave user_id empty for your own"):
         clients[0].users.RevokeToken(user_pb2.RevokeTokenRequest(user_id=actor.user_id, token_id=old.token_id))
-    with refused("NOT_FOUND", "TOKEN_NOT_FOUND", "check the id"):
+    with fails_with("NOT_FOUND", "TOKEN_NOT_FOUND", "check the id"):
         clients[0].users.RevokeToken(user_pb2.RevokeTokenRequest(token_id=old.token_id))
     second.users.RevokeToken(user_pb2.RevokeTokenRequest(token_id=old.token_id.upper()))
     assert (reason_of(actor), reason_of(second)) == ("TOKEN_INVALID", "")
@@ -113,11 +113,11 @@ def test_tokens_are_shown_to_their_user_and_to_admins(admin: Person, actor: Pers
     ],
 )
 def test_requests_that_make_no_sense(admin: Person, method: str, wrong: dict[str, Any], field: str) -> None:
-    with refused("INVALID_ARGUMENT", "FIELD_INVALID", f"{field}: ") as error:
+    with fails_with("INVALID_ARGUMENT", "FIELD_INVALID", f"{field}: ") as error:
         needed = {"name": "n", "role": user_pb2.ROLE_CLIENT} if method == "CreateUser" else {}
         getattr(admin.users, method)(getattr(user_pb2, f"{method}Request")(**needed, **wrong))
-    assert list(error.refusal.fields) == [field]
-    assert "the-token-itself" not in error.refusal.message
+    assert list(error.details.fields) == [field]
+    assert "the-token-itself" not in error.details.message
 
 
 def rotated(admin: Person, person: Person) -> None:
@@ -158,7 +158,7 @@ def test_all_calls_end_with_their_token(
     with Halted(server, creating(reader), data) as first, Halted(server, storing(reader), data) as second:
         end(admin, reader)
         for ended in (first.call.result, second.call.result, lambda: next(events), lambda: list(download)):
-            with refused("UNAUTHENTICATED", "TOKEN_INVALID"):
+            with fails_with("UNAUTHENTICATED", "TOKEN_INVALID"):
                 ended()
     until(lambda: not list((server.data_dir / "tmp").iterdir()))
     if end is not removed:

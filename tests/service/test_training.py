@@ -1,4 +1,4 @@
-"""The seven RPCs: what they answer, whom they refuse, and that a refusal changes nothing."""
+"""The seven RPCs: what they answer, whom they reject, and that an error changes nothing."""
 
 import base64
 import json
@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 import pytest
 
-from calls import MODEL, Person, kinds, model_file, new_id, read_error, refused
+from calls import MODEL, Person, fails_with, kinds, model_file, new_id, read_error
 from fedround.v1 import model_pb2, training_pb2, user_pb2
 from fedround.v1.training_pb2 import (
     GetTrainingsRequest,
@@ -25,7 +25,7 @@ def ids(people: list[Person]) -> list[str]:
 
 
 def token(*position: str | int) -> str:
-    """A page token that nobody was given."""
+    """A page token that was never issued."""
     return base64.urlsafe_b64encode(json.dumps(position).encode()).decode()
 
 
@@ -115,9 +115,9 @@ def test_lists_by_role_and_page(actor: Person, clients: list[Person]) -> None:
     ],
 )
 def test_a_listing_that_makes_no_sense(actor: Person, request_: Any, field: str) -> None:
-    with refused("INVALID_ARGUMENT", "FIELD_INVALID", field) as error:
+    with fails_with("INVALID_ARGUMENT", "FIELD_INVALID", field) as error:
         actor.trainings.GetTrainings(request_)
-    assert list(error.refusal.fields) == [field]
+    assert list(error.details.fields) == [field]
 
 
 def test_a_participant_sees_only_itself(clients: list[Person], training: Any) -> None:
@@ -138,7 +138,7 @@ def test_what_only_the_actor_may(actor: Person, clients: list[Person], training:
         (service.RemoveClients, RemoveClientsRequest(training_id=training_id, client_ids=ids(clients))),
         (service.RemoveTraining, RemoveTrainingRequest(training_id=training_id, force=True)),
     ]:
-        with refused("PERMISSION_DENIED", "NOT_ACTOR", "actor"):
+        with fails_with("PERMISSION_DENIED", "NOT_ACTOR", "actor"):
             call(request)
     assert actor.get(training_id) == before
 
@@ -154,39 +154,39 @@ class TestRegisterAndRemove:
 
     def test_unknown_ids_are_all_named_and_nothing_changes(self, actor: Person, clients: list[Person]) -> None:
         made = actor.create(client_ids=ids(clients[:1]))
-        strangers = [new_id(), new_id()]
-        mixed = [clients[1].user_id, *strangers]
-        with refused("INVALID_ARGUMENT", "UNKNOWN_CLIENTS", *strangers):
+        unknown = [new_id(), new_id()]
+        mixed = [clients[1].user_id, *unknown]
+        with fails_with("INVALID_ARGUMENT", "UNKNOWN_CLIENTS", *unknown):
             actor.trainings.RegisterClients(RegisterClientsRequest(training_id=made.training_id, client_ids=mixed))
         # More of them than an answer has room for.
         many = sorted(new_id() for _ in range(10_000))
-        with refused("INVALID_ARGUMENT", "UNKNOWN_CLIENTS", many[0], "and 9980 more"):
+        with fails_with("INVALID_ARGUMENT", "UNKNOWN_CLIENTS", many[0], "and 9980 more"):
             actor.trainings.RegisterClients(RegisterClientsRequest(training_id=made.training_id, client_ids=many))
         mixed = [clients[0].user_id, clients[1].user_id]
-        with refused("INVALID_ARGUMENT", "UNKNOWN_CLIENTS", clients[1].user_id):
+        with fails_with("INVALID_ARGUMENT", "UNKNOWN_CLIENTS", clients[1].user_id):
             actor.trainings.RemoveClients(RemoveClientsRequest(training_id=made.training_id, client_ids=mixed))
         for call, kind in [
             (actor.trainings.RegisterClients, RegisterClientsRequest),
             (actor.trainings.RemoveClients, RemoveClientsRequest),
         ]:
-            with refused("INVALID_ARGUMENT", "FIELD_INVALID", "client_ids"):
+            with fails_with("INVALID_ARGUMENT", "FIELD_INVALID", "client_ids"):
                 call(kind(training_id=made.training_id))
-            with refused("INVALID_ARGUMENT", "FIELD_INVALID", "client_ids", "UUID"):
+            with fails_with("INVALID_ARGUMENT", "FIELD_INVALID", "client_ids", "UUID"):
                 call(kind(training_id=made.training_id, client_ids=[clients[0].user_id, "me"]))
         assert actor.get(made.training_id) == made
 
-    def test_a_participant_may_leave(self, actor: Person, clients: list[Person], training: Any) -> None:
+    def test_a_participant_may_remove_itself(self, actor: Person, clients: list[Person], training: Any) -> None:
         request = RemoveClientsRequest(training_id=training.training_id, client_ids=[clients[0].user_id])
         clients[0].trainings.RemoveClients(request)
         assert clients[0].user_id not in actor.get(training.training_id).participant_ids
-        with refused("NOT_FOUND", "TRAINING_NOT_FOUND"):
+        with fails_with("NOT_FOUND", "TRAINING_NOT_FOUND"):
             clients[0].get(training.training_id)
 
     def test_the_last_one_stays_in_a_running_training(self, actor: Person, clients: list[Person]) -> None:
         made = actor.create(client_ids=ids(clients[:2]))
         actor.start(made.training_id)
         before = actor.get(made.training_id)
-        with refused("FAILED_PRECONDITION", "LAST_PARTICIPANT"):
+        with fails_with("FAILED_PRECONDITION", "LAST_PARTICIPANT"):
             actor.trainings.RemoveClients(
                 RemoveClientsRequest(training_id=made.training_id, client_ids=ids(clients[:2]))
             )
@@ -224,7 +224,7 @@ class TestRegisterAndRemove:
             (actor.trainings.RegisterClients, RegisterClientsRequest, "register clients in a new one"),
             (actor.trainings.RemoveClients, RemoveClientsRequest, "there is nothing to leave"),
         ]:
-            with refused("FAILED_PRECONDITION", "TRAINING_ENDED", f"{made.training_id} is COMPLETED", words):
+            with fails_with("FAILED_PRECONDITION", "TRAINING_ENDED", f"{made.training_id} is COMPLETED", words):
                 call(kind(training_id=made.training_id, client_ids=ids(clients[:1])))
         assert actor.get(made.training_id) == before
 
@@ -260,10 +260,10 @@ class TestStart:
 
     def test_without_participants(self, actor: Person, clients: list[Person]) -> None:
         made = actor.create()
-        with refused("FAILED_PRECONDITION", "NO_PARTICIPANTS", "register"):
+        with fails_with("FAILED_PRECONDITION", "NO_PARTICIPANTS", "register"):
             actor.start(made.training_id)
         few = actor.create(client_ids=ids(clients[:1]), round_policy={"min_updates": 2})
-        with refused("FAILED_PRECONDITION", "NO_PARTICIPANTS", "2"):
+        with fails_with("FAILED_PRECONDITION", "NO_PARTICIPANTS", "2"):
             actor.start(few.training_id)
         assert actor.get(made.training_id) == made
 
@@ -272,24 +272,24 @@ class TestRemoveTraining:
     def test_a_running_one_wants_force(self, actor: Person, clients: list[Person], training: Any) -> None:
         actor.start(training.training_id)
         before = actor.get(training.training_id)
-        with refused("FAILED_PRECONDITION", "TRAINING_RUNNING", "force"):
+        with fails_with("FAILED_PRECONDITION", "TRAINING_RUNNING", "force"):
             actor.trainings.RemoveTraining(RemoveTrainingRequest(training_id=training.training_id))
         assert actor.get(training.training_id) == before
         actor.trainings.RemoveTraining(RemoveTrainingRequest(training_id=training.training_id, force=True))
         for one in (actor, clients[0]):
-            with refused("NOT_FOUND", "TRAINING_NOT_FOUND"):
+            with fails_with("NOT_FOUND", "TRAINING_NOT_FOUND"):
                 one.get(training.training_id)
-        with refused("NOT_FOUND", "TRAINING_NOT_FOUND"):
+        with fails_with("NOT_FOUND", "TRAINING_NOT_FOUND"):
             clients[0].submit(training.training_id, model_file(1))
         kept = actor.models.GetModel(model_pb2.GetModelRequest(model_id=training.model_id)).model
         assert kept.version == 0
 
     def test_models_in_use_stay(self, actor: Person, training: Any) -> None:
-        with refused("FAILED_PRECONDITION", "MODEL_IN_USE", training.training_id):
+        with fails_with("FAILED_PRECONDITION", "MODEL_IN_USE", training.training_id):
             actor.models.RemoveModel(model_pb2.RemoveModelRequest(model_id=training.model_id))
         actor.trainings.RemoveTraining(RemoveTrainingRequest(training_id=training.training_id))
         actor.models.RemoveModel(model_pb2.RemoveModelRequest(model_id=training.model_id))
-        with refused("NOT_FOUND", "MODEL_NOT_FOUND"):
+        with fails_with("NOT_FOUND", "MODEL_NOT_FOUND"):
             actor.models.GetModel(model_pb2.GetModelRequest(model_id=training.model_id))
 
 
@@ -298,10 +298,10 @@ def test_an_actor_has_a_quota(person: Callable[..., Person]) -> None:
     model = actor.create()
     for _ in range(29):
         actor.create(b"", model_id=model.model_id)
-    with refused("RESOURCE_EXHAUSTED", "QUOTA", "30") as error:
+    with fails_with("RESOURCE_EXHAUSTED", "QUOTA", "30") as error:
         actor.create(b"", model_id=model.model_id)
-    assert error.refusal.metadata == {"limit": "max_open_trainings_per_user"}
-    assert "QuotaFailure" in error.refusal.details
+    assert error.details.metadata == {"limit": "max_open_trainings_per_user"}
+    assert "QuotaFailure" in error.details.details
     assert len(actor.trainings.GetTrainings(GetTrainingsRequest()).trainings) == 30
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from calls import Person, kinds, model_file, refused
+from calls import Person, fails_with, kinds, model_file
 
 # Nine floating elements, each as far as that: three times it.
 FAR, NEAR = model_file(1.001), model_file(1)
@@ -18,13 +18,13 @@ def begin(actor: Person, clients: list[Person], **spec: Any) -> Any:
     return actor.start(made.training_id)
 
 
-def test_an_update_over_the_bound_is_refused_and_one_at_it_counts(actor: Person, clients: list[Person]) -> None:
+def test_an_update_over_the_bound_is_rejected_and_one_at_it_counts(actor: Person, clients: list[Person]) -> None:
     training = begin(actor, clients[:1])
     events = actor.subscribe(training.training_id)
-    with refused("INVALID_ARGUMENT", "UPDATE_NORM", "3.003 away", "allows 3:") as call:
+    with fails_with("INVALID_ARGUMENT", "UPDATE_NORM", "3.003 away", "allows 3:") as call:
         clients[0].submit(training.training_id, FAR)
-    assert float(call.refusal.metadata["norm"]) == pytest.approx(3.003)
-    assert call.refusal.metadata["limit"] == "3.0"
+    assert float(call.details.metadata["norm"]) == pytest.approx(3.003)
+    assert call.details.metadata["limit"] == "3.0"
     assert actor.get(training.training_id).updates_arrived == 0
     clients[0].submit(training.training_id, NEAR)
     assert kinds(list(events))[-1] == "training_finished"
@@ -35,20 +35,20 @@ def test_the_distance_is_from_the_rounds_own_version(actor: Person, clients: lis
     events = actor.subscribe(training.training_id)
     clients[0].submit(training.training_id, NEAR)
     assert next(event for event in events if event.HasField("round_started") and event.round_started.round == 1)
-    with refused("INVALID_ARGUMENT", "UPDATE_NORM", "6 away"):
+    with fails_with("INVALID_ARGUMENT", "UPDATE_NORM", "6 away"):
         clients[0].submit(training.training_id, model_file(3), 1)
     clients[0].submit(training.training_id, model_file(2), 1)
     assert kinds(list(events))[-1] == "training_finished"
 
 
-def test_in_a_chain_the_distance_is_from_the_dealt_model(actor: Person, clients: list[Person]) -> None:
+def test_in_a_chain_the_distance_is_from_the_assigned_model(actor: Person, clients: list[Person]) -> None:
     training = begin(actor, clients[:2], aggregation={"fed_dc": {"aggregation_period": 2}})
     events = actor.subscribe(training.training_id)
     clients[0].submit(training.training_id, model_file(1))
     clients[1].submit(training.training_id, model_file(-1))
     assert next(event for event in events if event.HasField("round_started") and event.round_started.assigned)
-    # Each is dealt the other's: to one of them, what it sent itself is far.
-    with refused("INVALID_ARGUMENT", "UPDATE_NORM", "6 away"):
+    # Each is assigned the other's: to one of them, what it sent itself is far.
+    with fails_with("INVALID_ARGUMENT", "UPDATE_NORM", "6 away"):
         clients[0].submit(training.training_id, model_file(1), 1)
     clients[0].submit(training.training_id, model_file(-2), 1)
     clients[1].submit(training.training_id, model_file(2), 1)
@@ -68,7 +68,7 @@ def test_in_a_swag_round_it_bounds_the_means(actor: Person, clients: list[Person
         tensors |= {f"deviation/0/{name}": np.full(shape, 50, np.float32) for name, shape in shapes.items()}
         return save(tensors)
 
-    with refused("INVALID_ARGUMENT", "UPDATE_NORM", "6 away"):
+    with fails_with("INVALID_ARGUMENT", "UPDATE_NORM", "6 away"):
         clients[0].submit(training.training_id, moments(3), 1)
     clients[0].submit(training.training_id, moments(2), 1)
     assert kinds(list(events))[-1] == "training_finished"

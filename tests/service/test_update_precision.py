@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load, save
 
-from calls import MODEL, Person, download, kinds, model_file, refused
+from calls import MODEL, Person, download, fails_with, kinds, model_file
 from fedround.v1 import aggregation_pb2, training_pb2
 
 FLOAT16 = aggregation_pb2.UPDATE_PRECISION_FLOAT16
 
 
 def narrow_file(value: float, **changed: np.ndarray) -> bytes:
-    """An update that tells, of each wide floating tensor, how far it went."""
+    """An update with the difference of each wide floating tensor."""
     tensors = {name: tensor for name, tensor in MODEL.items() if tensor.dtype.kind != "f"}
     tensors |= {
         name: np.full(tensor.shape, value, np.float16) for name, tensor in MODEL.items() if tensor.dtype.kind == "f"
@@ -45,7 +45,7 @@ def test_differences_and_full_updates_count_alike(actor: Person, clients: list[P
         np.testing.assert_array_equal(after[name], np.full(MODEL[name].shape, expected, MODEL[name].dtype))
 
 
-def test_what_is_no_update_of_such_a_round_is_refused(actor: Person, clients: list[Person]) -> None:
+def test_what_is_no_update_of_such_a_round_is_rejected(actor: Person, clients: list[Person]) -> None:
     training = begin(actor, clients[:1])
     for changed, words in (
         (
@@ -55,9 +55,9 @@ def test_what_is_no_update_of_such_a_round_is_refused(actor: Person, clients: li
         ({"count": np.array(0, np.int32)}, "'count' is I32[], and the round asks for I64[]"),
         ({"weight": np.zeros((3, 2), np.float16)}, "'weight' is F16[3, 2], and the round asks for F16[2, 3]"),
     ):
-        with refused("INVALID_ARGUMENT", "UPDATE_MISMATCH", words):
+        with fails_with("INVALID_ARGUMENT", "UPDATE_MISMATCH", words):
             clients[0].submit(training.training_id, narrow_file(0, **changed))
-    with refused("INVALID_ARGUMENT", "UPDATE_NOT_FINITE", "'bias' contains NaN or Inf"):
+    with fails_with("INVALID_ARGUMENT", "UPDATE_NOT_FINITE", "'bias' contains NaN or Inf"):
         clients[0].submit(training.training_id, narrow_file(0, bias=np.array([0, np.nan, 0], np.float16)))
     assert actor.get(training.training_id).updates_arrived == 0
 
@@ -69,7 +69,7 @@ def test_other_trainings_take_no_such_update(actor: Person, clients: list[Person
     made = actor.create(client_ids=ids, update_precision=value)
     assert made.spec.update_precision == (value or aggregation_pb2.UPDATE_PRECISION_FULL)
     actor.start(made.training_id)
-    with refused("INVALID_ARGUMENT", "UPDATE_MISMATCH", "is F16["):
+    with fails_with("INVALID_ARGUMENT", "UPDATE_MISMATCH", "is F16["):
         clients[0].submit(made.training_id, narrow_file(1))
     clients[0].submit(made.training_id, model_file(1))
 
@@ -77,7 +77,7 @@ def test_other_trainings_take_no_such_update(actor: Person, clients: list[Person
 def test_the_bound_is_on_the_differences(actor: Person, clients: list[Person]) -> None:
     # Nine floating elements.
     training = begin(actor, clients[:2], max_update_norm=3)
-    with refused("INVALID_ARGUMENT", "UPDATE_NORM", "6 away", "allows 3:"):
+    with fails_with("INVALID_ARGUMENT", "UPDATE_NORM", "6 away", "allows 3:"):
         clients[0].submit(training.training_id, narrow_file(2))
     clients[0].submit(training.training_id, narrow_file(-1))
     clients[1].submit(training.training_id, model_file(6))
@@ -98,6 +98,6 @@ def test_rounds_that_do_not_train_are_as_ever(actor: Person, clients: list[Perso
 
 
 def test_a_chain_takes_no_differences(actor: Person) -> None:
-    with refused("INVALID_ARGUMENT", "FIELD_INVALID", "does not go with fed_dc", "send them in full") as call:
+    with fails_with("INVALID_ARGUMENT", "FIELD_INVALID", "does not go with fed_dc", "send them in full") as call:
         actor.create(update_precision=FLOAT16, aggregation={"fed_dc": {}})
-    assert list(call.refusal.fields) == ["spec.update_precision"]
+    assert list(call.details.fields) == ["spec.update_precision"]

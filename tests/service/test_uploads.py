@@ -1,4 +1,4 @@
-"""Files that are refused, by each RPC that takes one: the right reason, words that help, and nothing changed."""
+"""Files that are rejected, by each RPC that takes one: the right reason, words that help, and nothing changed."""
 
 import io
 import json
@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.numpy import save
 
-from calls import MODEL, Person, digest, model_file, new_id, new_number, refused, until
+from calls import MODEL, Person, digest, fails_with, model_file, new_id, new_number, until
 from fedround.v1 import user_pb2
 from servers import Server
 from service.uploads import Upload, committed, creating, is_stored, storing, submitting
@@ -66,24 +66,24 @@ class TestRefused:
         assert not is_stored(server, data)
 
     def test_an_empty_stream(self, upload: Upload) -> None:
-        with refused("INVALID_ARGUMENT", "FIELD_INVALID", "spec", "the stream is empty") as error:
+        with fails_with("INVALID_ARGUMENT", "FIELD_INVALID", "spec", "the stream is empty") as error:
             upload.send()
-        assert list(error.refusal.fields) == ["spec"]
+        assert list(error.details.fields) == ["spec"]
 
     def test_no_spec(self, upload: Upload, data: bytes) -> None:
         for messages in (upload.chunks(data), [upload.request()]):
-            with refused("INVALID_ARGUMENT", "FIELD_INVALID", "spec", "required in the first message"):
+            with fails_with("INVALID_ARGUMENT", "FIELD_INVALID", "spec", "required in the first message"):
                 upload.send(*messages)
 
     def test_a_spec_behind_the_file(self, upload: Upload, data: bytes) -> None:
         for size in (SIZE, 50):
-            with refused("INVALID_ARGUMENT", "FIELD_INVALID", "spec", "required in the first message"):
+            with fails_with("INVALID_ARGUMENT", "FIELD_INVALID", "spec", "required in the first message"):
                 upload.send(*upload.chunks(data, size), upload.spec(data))
 
     def test_a_spec_again(self, upload: Upload, data: bytes) -> None:
         head, *chunks = upload.spec(data), *upload.chunks(data, 50)
         for messages in ([head, head, *chunks], [head, *chunks, head], [head, *chunks[:3], head, *chunks[3:]]):
-            with refused("INVALID_ARGUMENT", "FIELD_INVALID", "spec", "is allowed in the first message only"):
+            with fails_with("INVALID_ARGUMENT", "FIELD_INVALID", "spec", "is allowed in the first message only"):
                 upload.send(*messages)
 
     @pytest.mark.parametrize("first", [True, False])
@@ -94,12 +94,12 @@ class TestRefused:
         if first:
             head.chunk, messages = large, [head]
         words = f"chunk: has {len(large)} bytes; a message carries at most {1 << 20}"
-        with refused("INVALID_ARGUMENT", "FIELD_INVALID", words):
+        with fails_with("INVALID_ARGUMENT", "FIELD_INVALID", words):
             upload.send(*messages)
 
     def test_a_stream_that_ends_at_any_byte(self, upload: Upload, data: bytes) -> None:
         for cut in CUTS:
-            with refused("DATA_LOSS", "UPLOAD_INCOMPLETE", f"ended after {cut} of {SIZE} bytes", "send it again"):
+            with fails_with("DATA_LOSS", "UPLOAD_INCOMPLETE", f"ended after {cut} of {SIZE} bytes", "send it again"):
                 upload.send(upload.spec(data), *upload.chunks(data[:cut]))
 
     @pytest.mark.parametrize("cut", [1, 8, HEADER, HEADER + 1, SIZE - 1])
@@ -132,21 +132,23 @@ class TestRefused:
 
     def test_more_than_declared(self, upload: Upload, data: bytes) -> None:
         declared = upload.spec(data[:-1])
-        with refused("INVALID_ARGUMENT", "FIELD_INVALID", f"size_bytes: the file is larger than the {SIZE - 1} bytes"):
+        with fails_with(
+            "INVALID_ARGUMENT", "FIELD_INVALID", f"size_bytes: the file is larger than the {SIZE - 1} bytes"
+        ):
             upload.send(declared, *upload.chunks(data))
 
     def test_a_wrong_digest(self, upload: Upload, data: bytes) -> None:
         words = f"the file's SHA-256 is {digest(data)}, declared was {'0' * 64}: send it again"
-        with refused("DATA_LOSS", "DIGEST_MISMATCH", words):
+        with fails_with("DATA_LOSS", "DIGEST_MISMATCH", words):
             upload.send(upload.spec(data, **{f"{upload.prefix}sha256": "0" * 64}), *upload.chunks(data))
 
     @pytest.mark.parametrize("extra", [b"x", bytes(100)])
     def test_bytes_behind_the_end(self, upload: Upload, data: bytes, extra: bytes) -> None:
-        with refused("INVALID_ARGUMENT", "MODEL_FORMAT", f"goes on behind its last tensor, at byte {SIZE}"):
+        with fails_with("INVALID_ARGUMENT", "MODEL_FORMAT", f"goes on behind its last tensor, at byte {SIZE}"):
             upload.send(upload.spec(data + extra), *upload.chunks(data + extra))
 
     def test_a_file_that_its_header_describes_as_longer(self, upload: Upload, data: bytes) -> None:
-        with refused(
+        with fails_with(
             "INVALID_ARGUMENT", "MODEL_FORMAT", f"the file is cut: its header describes more than the {SIZE - 1}"
         ):
             upload.send(upload.spec(data[:-1]), *upload.chunks(data[:-1]))
@@ -158,36 +160,38 @@ class TestRefused:
             buffer = io.BytesIO()
             torch.save({"w": torch.zeros(3)}, buffer, _use_new_zipfile_serialization=kind == "zip")
             file = buffer.getvalue()
-        with refused("INVALID_ARGUMENT", "MODEL_FORMAT", "this is a pickle", "run `fedround convert FILE`"):
+        with fails_with("INVALID_ARGUMENT", "MODEL_FORMAT", "this is a pickle", "run `fedround convert FILE`"):
             upload.send(upload.spec(file), *upload.chunks(file))
         assert not is_stored(server, file)
 
     @pytest.mark.parametrize(("header", "size", "words"), HEADERS, ids=lambda value: str(value)[:50])
     def test_a_hostile_header(self, server: Server, upload: Upload, header: str, size: int, words: str) -> None:
         file = len(header).to_bytes(8, "little") + header.encode() + bytes(size)
-        with refused("INVALID_ARGUMENT", "MODEL_FORMAT", words):
+        with fails_with("INVALID_ARGUMENT", "MODEL_FORMAT", words):
             upload.send(upload.spec(file), *upload.chunks(file))
         assert not is_stored(server, file)
 
     @pytest.mark.parametrize("length", [0, 1, (4 << 20) + 1, (1 << 64) - 1])
     def test_a_hostile_header_length(self, upload: Upload, length: int) -> None:
         file = length.to_bytes(8, "little") + bytes(100)
-        with refused("INVALID_ARGUMENT", "MODEL_FORMAT", "not a safetensors file", f"would have {length} bytes"):
+        with fails_with("INVALID_ARGUMENT", "MODEL_FORMAT", "not a safetensors file", f"would have {length} bytes"):
             upload.send(upload.spec(file), *upload.chunks(file))
 
     @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
     def test_not_finite(self, server: Server, upload: Upload, value: float) -> None:
         file = model_file(bias=np.array([0, 0, value]))
-        with refused("INVALID_ARGUMENT", "UPDATE_NOT_FINITE", "tensor 'bias' contains NaN or Inf"):
+        with fails_with("INVALID_ARGUMENT", "UPDATE_NOT_FINITE", "tensor 'bias' contains NaN or Inf"):
             upload.send(upload.spec(file), *upload.chunks(file))
         assert not is_stored(server, file)
 
     def test_too_large(self, upload: Upload, data: bytes) -> None:
         size = f"{upload.prefix}size_bytes"
-        with refused("RESOURCE_EXHAUSTED", "MODEL_TOO_LARGE", "has 4000000 bytes, the server takes 3000000") as error:
+        with fails_with(
+            "RESOURCE_EXHAUSTED", "MODEL_TOO_LARGE", "has 4000000 bytes, the server takes 3000000"
+        ) as error:
             upload.send(upload.spec(data, **{size: 4_000_000}), *upload.chunks(data))
-        assert "QuotaFailure" in error.refusal.details
-        assert error.refusal.metadata == {"limit": "max_model_bytes"}
+        assert "QuotaFailure" in error.details.details
+        assert error.details.metadata == {"limit": "max_model_bytes"}
 
     @pytest.mark.parametrize(
         ("field", "value", "words"),
@@ -206,15 +210,15 @@ class TestRefused:
         # CreateTraining has them beside its spec, which the training keeps.
         setattr(head if hasattr(head, name) else head.spec, name, value)
         named = f"spec.{name}" if field == "sha256" else field
-        with refused("INVALID_ARGUMENT", "FIELD_INVALID", f"{named}: {words}") as error:
+        with fails_with("INVALID_ARGUMENT", "FIELD_INVALID", f"{named}: {words}") as error:
             upload.send(head, *upload.chunks(data))
-        assert list(error.refusal.fields) == [named]
+        assert list(error.details.fields) == [named]
 
     def test_another_position_than_where_it_stands(self, upload: Upload, data: bytes) -> None:
         head = upload.resumable(data, new_id(), 10)
-        with refused("FAILED_PRECONDITION", "UPLOAD_OFFSET", "stands at 0 bytes, not at 10: ask GetUpload") as error:
+        with fails_with("FAILED_PRECONDITION", "UPLOAD_OFFSET", "stands at 0 bytes, not at 10: ask GetUpload") as error:
             upload.send(head, *upload.chunks(data[10:]))
-        assert error.refusal.metadata["committed_size"] == "0"
+        assert error.details.metadata["committed_size"] == "0"
 
 
 @pytest.mark.parametrize("size", [1, 7, 1 << 20])
@@ -247,7 +251,7 @@ def test_an_upload_whose_user_is_removed_ends(server: Server, admin: Person, upl
     call = upload.begin(messages())
     until(lambda: committed(upload, upload_id) == 50)
     admin.users.RemoveUser(user_pb2.RemoveUserRequest(user_id=upload.person.user_id))
-    with refused("UNAUTHENTICATED", "TOKEN_INVALID"):
+    with fails_with("UNAUTHENTICATED", "TOKEN_INVALID"):
         call.result()
     over.set()
     assert not (server.data_dir / "uploads" / upload.person.user_id).exists()

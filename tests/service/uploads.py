@@ -50,7 +50,7 @@ class Upload:
         return getattr(self._stub, self.method)(iter(messages), timeout=TIMEOUT)
 
     def begin(self, messages: Iterator[Any]) -> Any:
-        """Calls, and leaves the call under way."""
+        """Starts a call, and returns while it is in progress."""
         return getattr(self._stub, self.method).future(messages, timeout=TIMEOUT)
 
     def through(self, person: Person) -> "Upload":

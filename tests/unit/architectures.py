@@ -54,8 +54,8 @@ def preprocessing(preprocess: Callable[[Tensor], object]) -> nn.Module:
     return network
 
 
-def preprocess_refuses() -> nn.Module:
-    return preprocessing(_refuse)
+def preprocess_fails() -> nn.Module:
+    return preprocessing(_fail)
 
 
 def preprocess_loses_rows() -> nn.Module:
@@ -83,7 +83,7 @@ def makes_a_list() -> object:
 
 
 def raises_what_no_other_process_can_read() -> nn.Module:
-    return _Calls(_refuse)
+    return _Calls(_fail)
 
 
 def loses_rows() -> nn.Module:
@@ -156,5 +156,5 @@ def _wait_for_ever(inputs: Tensor) -> None:
     threading.Event().wait()
 
 
-def _refuse(inputs: Tensor) -> Tensor:
+def _fail(inputs: Tensor) -> Tensor:
     raise _Secret("some", "words")

@@ -222,7 +222,7 @@ def test_an_element_whose_sum_overflows_does_not_change_its_neighbours(tmp_path:
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_a_result_that_is_not_finite_is_no_result(tmp_path: Path, dtype: str, bad: float) -> None:
-    # Such updates are refused when they arrive; a disk may make one later.
+    # Such updates are rejected when they arrive; a disk may make one later.
     updates = [{"w": np.array([1.0, value], NUMPY_DTYPES[dtype])} for value in (2.0, bad)]
     with pytest.raises(AggregationFailed, match="'w' has values that its dtype cannot hold"):
         make(tmp_path, updates[0], updates, [2, 2])

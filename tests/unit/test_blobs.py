@@ -32,7 +32,7 @@ def files(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-def test_a_blob_is_found_by_its_digest_and_nobody_writes_to_it(blobs: LocalBlobs, tmp_path: Path) -> None:
+def test_a_blob_is_found_by_its_digest_and_is_read_only(blobs: LocalBlobs, tmp_path: Path) -> None:
     blob = put(blobs, b"hello")
     assert blob == BlobRef(hashlib.sha256(b"hello").hexdigest(), 5)
     path = blobs.files.local_path(blob)
@@ -54,7 +54,7 @@ def test_a_blob_is_read_in_chunks_whether_or_not_the_system_has_it_in_memory(
     for offset in (0, 7, len(data)):
         found = []
         with blobs.open(blob, offset, 1000) as file:
-            # What was written just now is in memory, except on a file system that cannot tell.
+            # What was written just now is in memory, except on a file system that does not report it.
             while chunk := file.read_cached() or file.read():
                 found.append(chunk)
         assert b"".join(found) == data[offset:]
@@ -131,16 +131,16 @@ def test_an_adoption_that_is_cut_off_leaves_the_upload_writable(
     assert stat.S_IMODE((tmp_path / "uploads/user/upload").stat().st_mode) == 0o600
 
 
-class TellingLock:
-    """A lock that tells when somebody has to wait for it."""
+class ReportingLock:
+    """A lock that reports when a caller has to wait for it."""
 
-    def __init__(self, tell: Callable[[str], None]) -> None:
-        self._tell = tell
+    def __init__(self, report: Callable[[str], None]) -> None:
+        self._report = report
         self._lock = threading.Lock()
 
     def __enter__(self) -> None:
         if not self._lock.acquire(blocking=False):
-            self._tell("waits")
+            self._report("waits")
             self._lock.acquire()
 
     def __exit__(self, *_: object) -> None:
@@ -150,21 +150,21 @@ class TellingLock:
 def test_bytes_that_come_again_are_not_collected(blobs: LocalBlobs, monkeypatch: pytest.MonkeyPatch) -> None:
     blob = put(blobs, b"again")
     make_old(blobs.files.local_path(blob))
-    told: queue.Queue[str] = queue.Queue()
+    reported: queue.Queue[str] = queue.Queue()
     unlink = Path.unlink
 
     def come_again() -> None:
         put(blobs, b"again", StagedRef("two"))
-        told.put("came")
+        reported.put("came")
 
     def late_unlink(path: Path, **options: bool) -> None:
         if path == blobs.files.local_path(blob):
             again.start()
-            told.get(timeout=30)
+            reported.get(timeout=30)
         unlink(path, **options)
 
     again = threading.Thread(target=come_again)
-    monkeypatch.setattr(blobs, "_lock", TellingLock(told.put), raising=False)
+    monkeypatch.setattr(blobs, "_lock", ReportingLock(reported.put), raising=False)
     monkeypatch.setattr(Path, "unlink", late_unlink)
     blobs.collect([blob.sha256])
     again.join()

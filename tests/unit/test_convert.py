@@ -32,11 +32,11 @@ def test_a_round_shows_the_missing_first() -> None:
     assert shown.ByteSize() < MAX_MESSAGE_SIZE
 
 
-def test_refusals_leave_room_for_the_rest_of_a_round() -> None:
-    refusals = tuple(RejectedUpdate(f"REASON_{number}", 2**40, NOW, "\U0001f3e5" * MAX_MESSAGE) for number in range(20))
-    members = [RoundMember(new_id(), LONGEST, NOW, None, rejected_updates=refusals) for _ in range(1000)]
+def test_rejected_updates_leave_room_for_the_rest_of_a_round() -> None:
+    rejected = tuple(RejectedUpdate(f"REASON_{number}", 2**40, NOW, "\U0001f3e5" * MAX_MESSAGE) for number in range(20))
+    members = [RoundMember(new_id(), LONGEST, NOW, None, rejected_updates=rejected) for _ in range(1000)]
     views = tuple(MemberView(member, NOW, True, 2**40, NOW) for member in members)
-    shown = round_view.write(Explanation(RoundView(ROUND, SPEC.round_policy, (), refusals), views, NOW))
+    shown = round_view.write(Explanation(RoundView(ROUND, SPEC.round_policy, (), rejected), views, NOW))
     assert shown.num_participants == 1000
     assert 0 < len(shown.participants) < 1000
     assert len(shown.rejected_updates) == len(shown.participants[0].rejected_updates) == 20

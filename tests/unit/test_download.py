@@ -48,7 +48,7 @@ async def test_a_download_that_is_given_up_closes_its_file_behind_the_reader() -
     download = asyncio.ensure_future(anext(chunks))
     await asyncio.to_thread(file.begun.wait, 30)
     download.cancel()
-    # More than enough for the cancellation to arrive, while the read is under way.
+    # More than enough for the cancellation to arrive, while the read is in progress.
     for _ in range(20):
         await asyncio.sleep(0)
     file.may_end.set()

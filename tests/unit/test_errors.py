@@ -137,9 +137,9 @@ async def test_an_answer_larger_than_a_message_has_a_reason() -> None:
             for size in (1000, 100_000):
                 with pytest.raises(grpc.aio.AioRpcError) as error:
                     await stub.GetUser(user_pb2.GetUserRequest(user_id=str(size)))
-                refusal = read_error(error.value)
-                assert (refusal.code, refusal.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "ANSWER_TOO_LARGE")
-                assert "1000" in refusal.message
+                details = read_error(error.value)
+                assert (details.code, details.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "ANSWER_TOO_LARGE")
+                assert "1000" in details.message
         assert [(method, error.reason) for method, _, error in seen] == [
             ("/fedround.v1.UserService/GetUser", "ANSWER_TOO_LARGE")
         ] * 2

@@ -1,4 +1,4 @@
-"""Wake-ups: none is lost, and nobody is remembered who does not wait."""
+"""Wake-ups: none is lost, and only waiters are remembered."""
 
 import asyncio
 
@@ -55,6 +55,6 @@ async def test_who_left_is_forgotten() -> None:
     with hub.waiter() as waiter:
         waiter.follow(["a", "b"])
         waiter.follow(["a"])
-    hub.notify("a", "b", "nobody follows this")
+    hub.notify("a", "b", "not followed")
     assert not await waiter.wait(0.01)
     assert hub._waiters == {}

@@ -25,8 +25,8 @@ def test_no_token_and_no_local_variable_is_logged(form: str, capsys: pytest.Capt
     token, secret = new_token(), "a local variable"
     logs.set_up(form, "debug")
 
-    def fail(told: str) -> None:
-        raise ValueError(f"no such thing: {told}")
+    def fail(name: str) -> None:
+        raise ValueError(f"no such thing: {name}")
 
     log = structlog.get_logger("test")
     try:

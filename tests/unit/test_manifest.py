@@ -70,7 +70,7 @@ def test_what_the_reference_writes_is_read_whatever_the_chunks(
 
 
 @given(st.binary(max_size=400))
-def test_any_bytes_are_read_or_refused(data: bytes) -> None:
+def test_any_bytes_are_read_or_rejected(data: bytes) -> None:
     for whole in (data, with_header(data)):
         try:
             layout = feed(whole, 64)
@@ -91,7 +91,7 @@ def test_what_is_read_is_what_the_json_says(value: dict[str, Any], indent: int |
 
 
 @given(json_values)
-def test_any_json_is_read_or_refused(value: Any) -> None:
+def test_any_json_is_read_or_rejected(value: Any) -> None:
     for header in (value, {"weight": value}, {"weight": entry("F32", [1], 0, 4), "bias": value}):
         try:
             layout = parse(header)
@@ -101,7 +101,7 @@ def test_any_json_is_read_or_refused(value: Any) -> None:
 
 
 @given(tensors, st.data())
-def test_a_changed_header_is_refused_or_sound(
+def test_a_changed_header_is_rejected_or_sound(
     wanted: dict[str, tuple[str, tuple[int, ...]]], data: st.DataObject
 ) -> None:
     arrays = {name: np.ones(shape, NUMPY_DTYPES[dtype]) for name, (dtype, shape) in wanted.items()}
@@ -162,7 +162,7 @@ GOOD = entry("F32", [2], 0, 8)
         ({f"t{number}": GOOD for number in range(MAX_TENSORS + 1)}, f"more than {MAX_TENSORS}"),
     ],
 )
-def test_a_hostile_header_is_refused_with_its_reason(header: Any, why: str) -> None:
+def test_a_hostile_header_is_rejected_with_its_reason(header: Any, why: str) -> None:
     with pytest.raises(ModelFormat, match=why):
         parse(header)
 
@@ -174,7 +174,7 @@ def test_a_hostile_header_is_refused_with_its_reason(header: Any, why: str) -> N
         (b'{"a":{"dtype":"F32","dtype":"F32","shape":[2],"data_offsets":[0,8]}}', "something twice"),
         (b'{"a":{"dtype":"F32","shape":[NaN],"data_offsets":[0,8]}}', "not valid JSON"),
         (b'{"a":{"dtype":"F32","shape":[1e400],"data_offsets":[0,8]}}', "no acceptable shape"),
-        # Refused before they are read to their end, where they are no JSON.
+        # Rejected before they are read to their end, where they are no JSON.
         (b'{"a":[' + b"{}," * 700_000, "more than 2048 characters"),
         (b'{"a":[' + b"[]," * 700_000 + b"[]]}", "more than 2048 characters"),
         (b'{"__metadata__":{"a":' + b"[" * 700_000, "not valid JSON"),
@@ -211,7 +211,7 @@ def test_a_hostile_header_is_refused_with_its_reason(header: Any, why: str) -> N
         "no colon",
     ],
 )
-def test_a_malformed_header_is_refused_with_its_reason(header: bytes, why: str) -> None:
+def test_a_malformed_header_is_rejected_with_its_reason(header: bytes, why: str) -> None:
     with pytest.raises(ModelFormat, match=why):
         parse_header(header)
 
@@ -231,7 +231,7 @@ def test_a_gate_knows_which_bytes_make_it_read_a_large_header(length: int, cuts:
 
 
 @pytest.mark.parametrize("length", [0, 1, MAX_HEADER + 1, 2**63, 2**64 - 1])
-def test_a_header_of_no_reasonable_length_is_refused_before_it_is_read(length: int) -> None:
+def test_a_header_of_no_reasonable_length_is_rejected_before_it_is_read(length: int) -> None:
     with pytest.raises(ModelFormat, match=f"would have {length} bytes"):
         HeaderGate().feed(length.to_bytes(8, "little"))
 
@@ -266,7 +266,7 @@ def test_an_update_has_exactly_the_models_tensors() -> None:
             check_same(update, model)
 
 
-def test_a_gate_with_expectations_refuses_at_the_end_of_the_header() -> None:
+def test_a_gate_with_expectations_rejects_at_the_end_of_the_header() -> None:
     header = json.dumps({"weight": GOOD}).encode()
     HeaderGate({"weight": TensorSpec(Dtype.F32, (2,))}).feed(with_header(header))
     gate = HeaderGate({"weight": TensorSpec(Dtype.F32, (3,))})

@@ -1,4 +1,4 @@
-"""Predictions by the operator's code: what does not fit is refused, and bounds of time and memory hold."""
+"""Predictions by the operator's code: what does not fit is rejected, and bounds of time and memory hold."""
 
 import asyncio
 import hashlib
@@ -56,9 +56,9 @@ def test_the_architecture_says_what_it_takes(tmp_path: Path) -> None:
     weights = {"1.weight": np.array([[1.0, 10.0, 100.0, 1000.0]]), "1.bias": np.zeros(1)}
     found = predict(Paths(tmp_path), job(tmp_path, "images", pixels, weights=weights))
     np.testing.assert_allclose(numbers(found.mean), [[2 + 40 + 1000]], rtol=1e-6)
-    with pytest.raises(PredictionFault, match=r"the shape is \[1, 4\], the architecture takes \[N, 2, 2\]") as refused:
+    with pytest.raises(PredictionFault, match=r"the shape is \[1, 4\], the architecture takes \[N, 2, 2\]") as raised:
         predict(Paths(tmp_path), job(tmp_path, "images", pixels.reshape(1, 4), weights=weights))
-    assert refused.value.fault == "inputs"
+    assert raised.value.fault == "inputs"
 
 
 def test_a_network_may_work_in_place(tmp_path: Path) -> None:
@@ -94,18 +94,18 @@ def test_a_network_may_work_in_place(tmp_path: Path) -> None:
         ("loses_rows", {}, "architecture", "a row for each input"),
         ("sums", {}, "architecture", "a row for each input"),
         ("returns_a_list", {}, "architecture", "must return one tensor"),
-        ("preprocess_refuses", {}, "inputs", "preprocessing does not take these inputs: some words"),
+        ("preprocess_fails", {}, "inputs", "preprocessing does not take these inputs: some words"),
         ("preprocess_loses_rows", {}, "architecture", "preprocessing must return .* a row for each input"),
         ("preprocess_sums", {}, "architecture", "preprocessing must return .* a row for each input"),
         ("preprocess_returns_none", {}, "architecture", "preprocessing must return one tensor"),
     ],
 )
-def test_what_does_not_fit_is_refused(
+def test_what_does_not_fit_is_rejected(
     tmp_path: Path, factory: str, changed: dict[str, Any], fault: str, words: str
 ) -> None:
-    with pytest.raises(PredictionFault, match=f"(?s){words}") as refused:
+    with pytest.raises(PredictionFault, match=f"(?s){words}") as raised:
         predict(Paths(tmp_path), job(tmp_path, factory, **changed))
-    assert refused.value.fault == fault
+    assert raised.value.fault == fault
 
 
 @pytest.mark.parametrize(
@@ -119,10 +119,10 @@ def test_what_does_not_fit_is_refused(
         ("no.such.module:make", "cannot be imported: No module named 'no'"),
     ],
 )
-def test_an_architecture_that_cannot_be_built_is_refused(tmp_path: Path, architecture: str, words: str) -> None:
-    with pytest.raises(PredictionFault, match=words) as refused:
+def test_an_architecture_that_cannot_be_built_is_rejected(tmp_path: Path, architecture: str, words: str) -> None:
+    with pytest.raises(PredictionFault, match=words) as raised:
         build_architecture(architecture)
-    assert refused.value.fault == "architecture"
+    assert raised.value.fault == "architecture"
     with pytest.raises(PredictionFault, match=words):
         predict(Paths(tmp_path), job(tmp_path, architecture))
 
@@ -156,7 +156,7 @@ async def aggregate(engine: WorkerEngine, folder: Path) -> None:
 
 
 @in_shared_loop
-async def test_an_endless_prediction_is_ended_and_hinders_nobody(engine: WorkerEngine, tmp_path: Path) -> None:
+async def test_an_endless_prediction_is_ended_and_blocks_no_other(engine: WorkerEngine, tmp_path: Path) -> None:
     fine = job(tmp_path, "linear")
     expected = await ask(engine, fine)
     engine._predict_seconds = 1
@@ -209,15 +209,15 @@ async def begin(engine: WorkerEngine, folder: Path, monkeypatch: pytest.MonkeyPa
 
 
 @in_shared_loop
-async def test_a_caller_that_leaves_frees_the_process(
+async def test_a_cancelled_call_frees_the_process(
     engine: WorkerEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    leaving = await begin(engine, tmp_path, monkeypatch)
+    cancelled = await begin(engine, tmp_path, monkeypatch)
     waiting = asyncio.create_task(engine.predict(job(tmp_path, "linear")))
     await asyncio.sleep(0)
-    leaving.cancel()
+    cancelled.cancel()
     assert (await waiting).samples == 1
-    assert leaving.cancelled()
+    assert cancelled.cancelled()
 
 
 @in_shared_loop
@@ -226,15 +226,15 @@ async def test_an_engine_that_is_closed_starts_nothing_any_more(
 ) -> None:
     before = multiprocessing.active_children()
     with WorkerEngine(Paths(tmp_path)) as engine:
-        leaving = await begin(engine, tmp_path, monkeypatch)
-    leaving.cancel()
-    await asyncio.wait([leaving])
-    assert leaving.cancelled()
-    assert set(multiprocessing.active_children()) == set(before)
-
-
 @in_shared_loop
-async def test_refusals_come_back_from_the_process(engine: WorkerEngine, tmp_path: Path) -> None:
+        cancelled = await begin(engine, tmp_path, monkeypatch)
+    cancelled.cancel()
+    await asyncio.wait([cancelled])
+    assert cancelled.cancelled()
+    assert multiprocessing.active_children() == []
+
+
+async def test_errors_come_back_from_the_process(engine: WorkerEngine, tmp_path: Path) -> None:
     with pytest.raises(PredictionFailed, match="the factory failed"):
         await ask(engine, job(tmp_path, "exits"))
     with pytest.raises(FieldInvalid, match="does not take these inputs: some words"):

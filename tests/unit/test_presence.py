@@ -20,7 +20,7 @@ def test_a_user_that_listens_is_there_until_its_last_subscription_ends() -> None
     assert presence.last_seen("a", T3) == T2
 
 
-def test_news_are_told_once_and_of_listeners_always() -> None:
+def test_changes_are_reported_once_and_listeners_always() -> None:
     presence = Presence()
     presence.see("a", T0)
     presence.see("b", T0)
@@ -33,7 +33,7 @@ def test_news_are_told_once_and_of_listeners_always() -> None:
     assert presence.take_news(T3) == {"c": T3}
 
 
-def test_news_that_nobody_could_keep_are_told_again() -> None:
+def test_changes_that_could_not_be_stored_are_reported_again() -> None:
     presence = Presence()
     presence.see("a", T0)
     presence.see("b", T0)

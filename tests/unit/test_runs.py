@@ -85,7 +85,7 @@ def test_the_order_of_tensors_changes_no_bit(tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.mark.parametrize("name", ["a", "b", "d", "f"])
-def test_it_is_told_in_which_of_them_a_number_is_none(tmp_path: Path, name: str) -> None:
+def test_it_reports_in_which_of_them_a_number_is_none(tmp_path: Path, name: str) -> None:
     model, update = tensors(0), tensors(1)
     update[name][-1] = np.nan
     with pytest.raises(AggregationFailed, match=f"tensor {name!r} has"):

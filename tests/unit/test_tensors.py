@@ -83,7 +83,7 @@ def test_files_of_one_kind_share_what_describes_them(monkeypatch: pytest.MonkeyP
     assert used < files * (count * 8 + 4000)
 
 
-def test_files_of_another_kind_are_refused(tmp_path: Path) -> None:
+def test_files_of_another_kind_are_rejected(tmp_path: Path) -> None:
     layouts = Layouts()
     layouts.read(json.dumps({"a": entry("F32", [1], 0, 4)}).encode())
     with pytest.raises(UpdateMismatch, match="'a' is F32"):

@@ -66,7 +66,7 @@ def check_normal(samples: np.ndarray, mean: np.ndarray, covariance: np.ndarray) 
     assert (np.abs(samples.mean(0) - mean) <= 5 * np.sqrt(variance / count)).all()
     error = np.sqrt((np.outer(variance, variance) + covariance**2) / count)
     assert (np.abs(np.cov(samples.T) - covariance) <= 5 * error).all()
-    # One draw tells nothing about the next one.
+    # The draws are independent.
     centered = samples - mean
     for before, after in zip(centered[:-1].T, centered[1:].T, strict=True):
         assert abs(before @ after) <= 5 * np.sqrt((before @ before) * (after @ after) / count)
@@ -166,7 +166,7 @@ def test_swag_leaves_batch_statistics_alone(tmp_path: Path) -> None:
     assert not numbers(found.spread[0]).any()
 
 
-def test_a_posterior_of_another_model_is_refused(tmp_path: Path) -> None:
+def test_a_posterior_of_another_model_is_rejected(tmp_path: Path) -> None:
     posterior = save(tmp_path / "posterior", {"mean/weight": LINEAR["weight"], "second/weight": LINEAR["weight"] ** 2})
     with pytest.raises(PredictionFault, match="lacks 'bias'"):
         run("linear", [save(tmp_path / "model", LINEAR)], "swag", {"samples": 1}, posterior=posterior)
@@ -201,7 +201,7 @@ def test_mc_dropout_wakes_nothing_but_dropout(tmp_path: Path) -> None:
         "2.running_var": np.ones(2) - 1e-5,
         "2.num_batches_tracked": np.array(7),
     }
-    # Awake, batch normalisation refuses a single input, and would make zero of it.
+    # Awake, batch normalisation rejects a single input, and would make zero of it.
     found = run("batch_norm", [save(tmp_path / "model", model)], "mc_dropout", {"samples": 200}, inputs=INPUTS[:1])
     whole = INPUTS[:1] @ LINEAR["weight"].T + LINEAR["bias"]
     # Each output is either dropped or doubled.

@@ -28,7 +28,7 @@ DIGEST = hashlib.sha256(FILE).hexdigest()
 
 
 class SlowEngine:
-    """An engine whose checks end when they are told to, and say so."""
+    """An engine whose checks the test ends, and which reports their start."""
 
     def __init__(self, log: list[str]) -> None:
         self.begun, self.go_on = asyncio.Event(), asyncio.Event()
@@ -59,7 +59,7 @@ async def sent(note: Callable[[], None] = lambda: None) -> AsyncIterator[bytes]:
     yield FILE
 
 
-async def test_the_next_try_waits_until_nobody_reads_the_file(tmp_path: Path) -> None:
+async def test_the_next_try_waits_until_the_file_is_not_read(tmp_path: Path) -> None:
     log: list[str] = []
     engine = SlowEngine(log)
     receiver = uploads(tmp_path, engine)
@@ -103,7 +103,7 @@ async def test_the_uploads_of_a_removed_user_end(tmp_path: Path) -> None:
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
-async def test_what_nobody_waits_for_is_removed_unless_it_is_being_written(tmp_path: Path) -> None:
+async def test_an_unused_upload_is_removed_unless_it_is_being_written(tmp_path: Path) -> None:
     receiver, may_end = uploads(tmp_path, SlowEngine([])), asyncio.Event()
 
     async def halted() -> AsyncIterator[bytes]:

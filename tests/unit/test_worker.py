@@ -1,4 +1,4 @@
-"""The engine's worker: a process of its own that dies, is replaced, and leaves nothing behind."""
+"""The engine's worker: a process of its own that may be killed, is replaced, and leaves nothing behind."""
 
 import asyncio
 import gc
@@ -25,11 +25,11 @@ from fedround_server.domain.model import BlobRef
 from fedround_server.engine.executor import WorkerEngine, WorkerLost
 from fedround_server.engine.jobs import AggregationFailed, AggregationJob, CheckJob
 from fedround_server.engine.process import Worker
-from unit.deaths import aggregate_and_die_once, be_killed, die_once
+from unit.killed_jobs import aggregate_and_die_once, be_killed, die_once
 from unit.paths import Paths, at
 from unit.safetensors_files import write
 
-# Makes a worker, tells its id, and waits to be killed.
+# Makes a worker, prints its id, and waits to be killed.
 SERVER = """
 import asyncio, multiprocessing, sys, time
 from pathlib import Path

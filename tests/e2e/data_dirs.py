@@ -1,4 +1,4 @@
-"""What a server leaves behind when it is killed at a known moment, written by the parts that it is made of."""
+"""Data directories of servers that were killed at a known point, written with the server's own parts."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -25,7 +25,7 @@ MANIFEST = {name: TensorSpec(DTYPES[tensor.dtype.name], tensor.shape) for name, 
 
 
 @dataclass
-class Left:
+class DataDirectory:
     """A data directory without its server. Users are known by their ids: those are their tokens, too."""
 
     store: Store
@@ -58,12 +58,12 @@ class Left:
         return BlobRef(digest(data), len(data))
 
 
-def leave(data_dir: Path, database: str, now: datetime, prepare: Callable[[Left], Awaitable[R]]) -> R:
+def fill_data_dir(data_dir: Path, database: str, now: datetime, prepare: Callable[[DataDirectory], Awaitable[R]]) -> R:
     """Fills a data directory and its database."""
     data_dir.mkdir()
 
     async def run() -> R:
         with Store(database or data_dir / "fedround.db") as store:
-            return await prepare(Left(store, LocalBlobs(data_dir), World(store), now))
+            return await prepare(DataDirectory(store, LocalBlobs(data_dir), World(store), now))
 
     return asyncio.run(run())

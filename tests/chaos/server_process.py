@@ -1,4 +1,4 @@
-"""The lives of a server: born by the nursery, killed, born again on the same data and the same port."""
+"""A server that is started by the fork server, killed, and restarted on the same data and the same port."""
 
 import json
 import os
@@ -14,16 +14,16 @@ from typing import Any, Self
 from servers import hold_a_port
 
 # How long anything may take before the run fails; what is measured is recorded, not bounded.
-PATIENCE = 300.0
+TIMEOUT_SECONDS = 300.0
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
 @dataclass
-class Life:
+class ServerProcess:
     """One server process."""
 
     pid: int
-    born: float
+    start_time: float
     serving: float | None = None
     answered: float | None = None
     ended: float | None = None
@@ -31,13 +31,13 @@ class Life:
 
 
 @dataclass
-class Lives:
+class RestartableServer:
     """A data directory, a port, and the servers that come one after the other. Use it with `with`."""
 
     folder: Path
     database: str
     options: tuple[str, ...] = ("--log-level=warning",)
-    current: Life | None = field(init=False, default=None)
+    current: ServerProcess | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.data_dir = self.folder / "data"
@@ -52,15 +52,15 @@ class Lives:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("FEDROUND_")}
         paths = os.pathsep.join(sys.path)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "chaos.nursery"],
+            [sys.executable, "-m", "chaos.fork_server"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             env={**environment, **ONE_THREAD, "PYTHONPATH": paths, "GRPC_ENABLE_FORK_SUPPORT": "0"},
         )
-        self._reader = threading.Thread(target=self._listen, name="nursery", daemon=True)
+        self._reader = threading.Thread(target=self._listen, name="fork-server", daemon=True)
         self._reader.start()
-        self._wait(lambda: self._ready, "the nursery is not ready")
+        self._wait(lambda: self._ready, "the fork server is not ready")
         return self
 
     def __exit__(
@@ -86,10 +86,10 @@ class Lives:
 
     @property
     def reached(self) -> set[str]:
-        """The points that all lives together have reached."""
+        """The points that all processes together have reached."""
         return set(self.points.read_text().split())
 
-    def start(self, failpoint: str | None = None) -> Life:
+    def start(self, failpoint: str | None = None) -> ServerProcess:
         """Forks a server; returns at once."""
         order = {
             "argv": [
@@ -107,41 +107,41 @@ class Lives:
             self.current = None
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()
-        self._wait(lambda: self.current, "no server is born")
+        self._wait(lambda: self.current, "no server is started")
         assert self.current is not None
         return self.current
 
-    def wait_serving(self, life: Life) -> bool:
-        """Waits until a server serves; tells whether it does, or else has ended."""
-        self._wait(lambda: life.serving or life.ended, "the server does not serve")
-        return life.serving is not None
+    def wait_serving(self, process: ServerProcess) -> bool:
+        """Waits until a server serves or ends; returns whether it serves."""
+        self._wait(lambda: process.serving or process.ended, "the server does not serve")
+        return process.serving is not None
 
-    def wait_ended(self, life: Life, timeout: float) -> bool:
-        """Waits until a server has ended with its worker; tells whether it has."""
+    def wait_ended(self, process: ServerProcess, timeout: float) -> bool:
+        """Waits until a server and its worker have ended; returns whether they have."""
         with self._changed:
-            return bool(self._changed.wait_for(lambda: life.ended, timeout))
+            return bool(self._changed.wait_for(lambda: process.ended, timeout))
 
-    def kill(self) -> Life:
-        """Ends the server without a warning, wherever it is."""
-        life = self.current
-        assert life is not None
-        # Until its end is told it may be a zombie, but the number is not given to somebody else.
-        if life.ended is None:
-            os.kill(life.pid, signal.SIGKILL)
-        assert self.wait_ended(life, PATIENCE), "the worker of a killed server goes on"
-        return life
+    def kill(self) -> ServerProcess:
+        """Kills the server with SIGKILL."""
+        process = self.current
+        assert process is not None
+        # Until its end is reported it may be a zombie, but its id is not reused.
+        if process.ended is None:
+            os.kill(process.pid, signal.SIGKILL)
+        assert self.wait_ended(process, TIMEOUT_SECONDS), "the worker of a killed server goes on"
+        return process
 
-    def stop(self) -> Life:
-        """Ends the server in good order."""
-        life = self.current
-        assert life is not None
-        os.kill(life.pid, signal.SIGTERM)
-        assert self.wait_ended(life, PATIENCE), "the server does not end"
-        return life
+    def stop(self) -> ServerProcess:
+        """Stops the server gracefully."""
+        process = self.current
+        assert process is not None
+        os.kill(process.pid, signal.SIGTERM)
+        assert self.wait_ended(process, TIMEOUT_SECONDS), "the server does not end"
+        return process
 
-    def _wait(self, condition: Any, complaint: str) -> None:
+    def _wait(self, condition: Any, failure: str) -> None:
         with self._changed:
-            assert self._changed.wait_for(condition, PATIENCE), f"{complaint}:\n{self._tail()}"
+            assert self._changed.wait_for(condition, TIMEOUT_SECONDS), f"{failure}:\n{self._tail()}"
 
     def _tail(self) -> str:
         return self.log.read_text()[-4000:] if self.log.exists() else ""
@@ -149,17 +149,17 @@ class Lives:
     def _listen(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            told = json.loads(line)
+            message = json.loads(line)
             with self._changed:
-                self._hear(told)
+                self._on_answer(message)
                 self._changed.notify_all()
 
-    def _hear(self, told: dict[str, Any]) -> None:
-        if told["event"] == "ready":
+    def _on_answer(self, message: dict[str, Any]) -> None:
+        if message["event"] == "ready":
             self._ready = True
-        elif told["event"] == "born":
-            self.current = Life(told["pid"], told["at"])
-        elif self.current is not None and told["event"] == "serving":
-            self.current.serving = told["at"]
+        elif message["event"] == "started":
+            self.current = ServerProcess(message["pid"], message["at"])
+        elif self.current is not None and message["event"] == "serving":
+            self.current.serving = message["at"]
         elif self.current is not None:
-            self.current.ended, self.current.code = told["at"], told["code"]
+            self.current.ended, self.current.code = message["at"], message["code"]

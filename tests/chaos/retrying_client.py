@@ -1,4 +1,4 @@
-"""How scripted clients talk to a server that is killed all the time: they try again, and take notes."""
+"""A client of a server that is killed repeatedly: it retries its calls, and records the answers."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -9,7 +9,7 @@ import grpc
 
 from calls import new_id, read_error
 from chaos.history import History
-from chaos.lives import PATIENCE
+from chaos.server_process import TIMEOUT_SECONDS
 from fedround.v1 import (
     event_pb2,
     model_pb2_grpc,
@@ -20,7 +20,7 @@ from fedround.v1 import (
     user_pb2_grpc,
 )
 
-# The server is back soon, and nobody shall wait for a connection longer than it takes.
+# The server is back soon, and no call shall wait for a connection longer than it takes.
 CHANNEL = tuple((f"grpc.{name}_reconnect_backoff_ms", 50) for name in ("initial", "min", "max"))
 PAYLOADS = {
     name: "".join(part.capitalize() for part in name.split("_")) for name in event_pb2.Event.DESCRIPTOR.fields_by_name
@@ -32,8 +32,8 @@ LAST = ("training_finished", "training_failed", "training_removed")
 
 
 @dataclass(frozen=True)
-class Refused:
-    """What a call was answered with instead of a response."""
+class CallError:
+    """The error of a call."""
 
     reason: str
     message: str
@@ -42,24 +42,24 @@ class Refused:
         return False
 
 
-class Lost(Exception):
-    """A call was answered with something that the caller could not expect; it is in the history."""
+class UnexpectedError(Exception):
+    """A call failed with an error that its caller does not expect; it is in the history."""
 
 
 @dataclass(frozen=True)
 class User:
-    """Somebody with a token."""
+    """A user with a token."""
 
     user_id: str
     token: str
 
 
-class Desk:
-    """Makes calls, again and again until they are answered."""
+class RetryingClient:
+    """Repeats calls until they are answered."""
 
-    def __init__(self, address: str, history: History, admin_token: str, hear: Callable[[], object]) -> None:
+    def __init__(self, address: str, history: History, admin_token: str, on_answer: Callable[[], object]) -> None:
         self.history = history
-        self._hear = hear
+        self._on_answer = on_answer
         self.admin = User("", admin_token)
         self._channel = grpc.insecure_channel(address, CHANNEL)
         self.users: Any = user_pb2_grpc.UserServiceStub(self._channel)
@@ -71,42 +71,44 @@ class Desk:
         self._channel.close()
 
     def call(self, user: User, method: Any, request: Any, *expected: str, **context: Any) -> Any:
-        """Returns the response, or how the call was refused.
+        """Returns the response, or the error of the call.
 
         Args:
             user: Who calls.
             method: The stub's method.
             request: A message; for a stream what makes its messages, for each try anew.
-            expected: Reasons with which the call may be refused.
-            context: Goes into the history with a surprise.
+            expected: Reasons with which the call may fail.
+            context: Goes into the history with an unexpected error.
         """
         while True:
             sent = iter(request()) if callable(request) else request
             try:
-                answer = method(sent, timeout=PATIENCE, metadata=_metadata(user), wait_for_ready=True)
-                self._hear()
+                answer = method(sent, timeout=TIMEOUT_SECONDS, metadata=_metadata(user), wait_for_ready=True)
+                self._on_answer()
                 return answer
             except grpc.RpcError as error:
-                refused = self._read(error)
-                if refused is None:
+                call_error = self._read(error)
+                if call_error is None:
                     time.sleep(PAUSE)
-                elif refused.reason in expected:
-                    return refused
+                elif call_error.reason in expected:
+                    return call_error
                 else:
-                    self.surprise(refused, **context)
+                    self.report_unexpected(call_error, **context)
 
     def cut(self, user: User, method: Any, requests: Iterable[Any], after: float) -> None:
         """Sends a stream, and hangs up before its end, after so many seconds."""
-        call = method.future(_endless(requests), timeout=PATIENCE, metadata=_metadata(user), wait_for_ready=True)
+        call = method.future(_endless(requests), timeout=TIMEOUT_SECONDS, metadata=_metadata(user), wait_for_ready=True)
         time.sleep(after)
         call.cancel()
 
     def events(self, user: User, training_id: str) -> Iterator[Any]:
-        """Follows a training to its end, over cuts; what comes is noted."""
+        """Follows a training to its end, reconnecting as needed; records the events."""
         sequence, kind = 0, ""
         while kind not in LAST:
             request = round_pb2.SubscribeRequest(training_id=training_id, resume_after_sequence={training_id: sequence})
-            stream = self.rounds.Subscribe(request, timeout=PATIENCE, metadata=_metadata(user), wait_for_ready=True)
+            stream = self.rounds.Subscribe(
+                request, timeout=TIMEOUT_SECONDS, metadata=_metadata(user), wait_for_ready=True
+            )
             try:
                 for event in stream:
                     kind = event.WhichOneof("payload")
@@ -117,17 +119,17 @@ class Desk:
                     self.history.add("event", **facts)
                     yield event
             except grpc.RpcError as error:
-                refused = self._read(error)
-                if refused is not None and refused.reason in ("TRAINING_NOT_FOUND", "TOKEN_INVALID"):
+                call_error = self._read(error)
+                if call_error is not None and call_error.reason in ("TRAINING_NOT_FOUND", "TOKEN_INVALID"):
                     return
-                if refused is not None:
-                    self.surprise(refused, training_id=training_id)
+                if call_error is not None:
+                    self.report_unexpected(call_error, training_id=training_id)
                 time.sleep(PAUSE)
             finally:
                 stream.cancel()
 
     def user(self, role: str) -> User:
-        """Creates a user; a name whose reply was lost is left to whoever has its token."""
+        """Creates a user, under another name if a reply was lost."""
         while True:
             request = user_pb2.CreateUserRequest(name=new_id(), role=f"ROLE_{role}")
             made = self.call(self.admin, self.users.CreateUser, request, "USER_EXISTS")
@@ -135,21 +137,21 @@ class Desk:
                 self.history.add("user", user_id=made.user.user_id)
                 return User(made.user.user_id, made.token)
 
-    def surprise(self, refused: Refused, **context: Any) -> None:
-        self.history.add("surprise", reason=refused.reason, message=refused.message, **context)
-        raise Lost(refused.message)
+    def report_unexpected(self, call_error: CallError, **context: Any) -> None:
+        self.history.add("unexpected", reason=call_error.reason, message=call_error.message, **context)
+        raise UnexpectedError(call_error.message)
 
-    def _read(self, error: Any) -> Refused | None:
-        """Returns how a call was refused; None if there was nobody to refuse it, or no database."""
+    def _read(self, error: Any) -> CallError | None:
+        """Returns the error of a call; None if the server or its database was unavailable."""
         if error.code() is grpc.StatusCode.UNAVAILABLE:
             return None
         try:
-            refusal = read_error(error)
+            details = read_error(error)
         except AssertionError:
-            # It was gRPC that said so, as it does of a call whose server is going down.
+            # gRPC itself reported it, as it does for a call whose server shuts down.
             gone = error.code() is grpc.StatusCode.CANCELLED
-            return None if gone else Refused(error.code().name, error.details() or "")
-        return Refused(refusal.reason, refusal.message)
+            return None if gone else CallError(error.code().name, error.details() or "")
+        return CallError(details.reason, details.message)
 
 
 def _metadata(user: User) -> tuple[tuple[str, str], ...]:

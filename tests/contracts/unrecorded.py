@@ -1,4 +1,4 @@
-"""Finds verbs that change something without an entry in the audit log."""
+"""Finds verbs that change rows without an audit record."""
 
 import threading
 from collections.abc import Iterator

@@ -19,7 +19,7 @@ def die_once(marker: Path) -> int:
 
 
 def aggregate_and_die_once(marker: Path, files: Paths, job: AggregationJob) -> StagedBlob:
-    """Aggregates; the first process is killed between writing the whole file and saying so."""
+    """Aggregates; the first process is killed between writing the whole file and reporting it."""
     if not marker.exists():
         marker.touch()
         worker.drop_cached_pages = be_killed
@@ -27,5 +27,5 @@ def aggregate_and_die_once(marker: Path, files: Paths, job: AggregationJob) -> S
 
 
 def be_killed(_: object = None) -> None:
-    """Kills the process as somebody else does."""
+    """Kills the process with SIGKILL."""
     os.kill(os.getpid(), signal.SIGKILL)

@@ -1,10 +1,10 @@
-"""Gives birth to servers: a process that has imported everything, and forks one server after the other.
+"""A fork server: a process that has imported everything, and forks one server after the other.
 
 A server that is started anew spends two and a half seconds of CPU on imports, one that is forked fifty milliseconds.
 It is the real one in every other respect: `main` with real arguments, a real port, a real worker process. Nothing of
 gRPC runs here, and no thread.
 
-Reads one JSON object a line: argv, failpoint, log, points. Writes one a line: born, serving, ended.
+Reads one JSON object a line: argv, failpoint, log, points. Writes one a line: started, serving, ended.
 """
 
 import contextlib
@@ -34,9 +34,9 @@ def main() -> None:
     _load()
     # Workers that outlive their server become children of this process.
     ctypes.CDLL(None).prctl(SUBREAPER, 1)
-    _say(event="ready")
+    _send(event="ready")
     for line in sys.stdin:
-        _raise(json.loads(line))
+        _start(json.loads(line))
 
 
 def _load() -> None:
@@ -50,34 +50,34 @@ def _load() -> None:
     process.CONTEXT = multiprocessing.get_context("fork")
 
 
-def _raise(order: dict[str, Any]) -> None:
-    """Forks a server and tells of its life."""
+def _start(order: dict[str, Any]) -> None:
+    """Forks a server and reports when it starts, serves and ends."""
     reader, writer = os.pipe()
-    born = time.monotonic()
+    start_time = time.monotonic()
     pid = os.fork()
     if pid == 0:
         os.close(reader)
-        _live(order, writer)
+        _serve(order, writer)
     os.close(writer)
-    _say(event="born", pid=pid, at=born)
-    # The server's worker has the pipe, too: it ends when both are dead.
+    _send(event="started", pid=pid, at=start_time)
+    # The server's worker has the pipe, too: it closes when both have ended.
     with os.fdopen(reader) as said:
         for line in said:
             if line.startswith(SERVING):
-                _say(event="serving", pid=pid, at=time.monotonic())
+                _send(event="serving", pid=pid, at=time.monotonic())
     _, status = os.waitpid(pid, 0)
-    _bury()
-    _say(event="ended", pid=pid, at=time.monotonic(), code=os.waitstatus_to_exitcode(status))
+    _wait_for_children()
+    _send(event="ended", pid=pid, at=time.monotonic(), code=os.waitstatus_to_exitcode(status))
 
 
-def _bury() -> None:
-    """Waits until all that the server left is dead, too."""
+def _wait_for_children() -> None:
+    """Waits until all processes of the server have ended, too."""
     with contextlib.suppress(ChildProcessError):
         while True:
             os.waitpid(-1, 0)
 
 
-def _live(order: dict[str, Any], writer: int) -> None:
+def _serve(order: dict[str, Any], writer: int) -> None:
     """Becomes the server."""
     from fedround_server import __main__, failpoints
 
@@ -96,7 +96,7 @@ def _live(order: dict[str, Any], writer: int) -> None:
 
 
 class _Listener:
-    """Notes each point when it is reached first, then lets it kill."""
+    """Records each point when it is reached first, then lets it kill."""
 
     def __init__(self, file: int, kill: Any) -> None:
         self._file = file
@@ -116,7 +116,7 @@ class _Listener:
             self._kill(name)
 
 
-def _say(**words: Any) -> None:
+def _send(**words: Any) -> None:
     sys.stdout.write(json.dumps(words) + "\n")
     sys.stdout.flush()
 

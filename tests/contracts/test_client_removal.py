@@ -1,4 +1,4 @@
-"""A training goes on without participants who leave, as long as one stays; on both databases."""
+"""A training continues without removed participants, as long as one remains; on both databases."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -35,7 +35,7 @@ async def with_their_accounts(world: World, training_id: str, actor: str, users:
         await world.store.users.remove(user, world.now)
 
 
-leaving = pytest.mark.parametrize("leave", [by_the_actor, with_their_accounts])
+removal_ways = pytest.mark.parametrize("leave", [by_the_actor, with_their_accounts])
 
 
 async def started(store: Store, training_id: str, user: str) -> list[RoundStarted]:
@@ -43,7 +43,7 @@ async def started(store: Store, training_id: str, user: str) -> list[RoundStarte
     return [event.payload for event in events if isinstance(event.payload, RoundStarted)]
 
 
-@leaving
+@removal_ways
 async def test_a_round_whose_whole_cohort_left_is_followed_by_one_for_those_who_stay(
     store: Store, world: World, leave: Leave
 ) -> None:
@@ -64,7 +64,7 @@ async def test_a_round_whose_whole_cohort_left_is_followed_by_one_for_those_who_
     assert (await store.trainings.get(training.training_id, actor)).state is TrainingState.COMPLETED
 
 
-@leaving
+@removal_ways
 @pytest.mark.parametrize("kind", [KINDS["EVALUATE"], KINDS["SWAG"]])
 async def test_the_following_round_is_of_the_same_kind(
     store: Store, world: World, leave: Leave, kind: RoundKind
@@ -82,7 +82,7 @@ async def test_the_following_round_is_of_the_same_kind(
     assert (current.number, current.kind, current.state, current.model_version) == (2, kind, RoundState.OPEN, 1)
 
 
-@leaving
+@removal_ways
 async def test_daisy_chaining_begins_anew_after_the_whole_cohort_left(store: Store, world: World, leave: Leave) -> None:
     chain = FedDC(daisy_period=1, aggregation_period=3, seed=0)
     actor, cohort, training = await world.running(2, aggregation=chain)
@@ -106,17 +106,21 @@ async def test_daisy_chaining_begins_anew_after_the_whole_cohort_left(store: Sto
 
 @pytest.mark.parametrize("with_account", [False, True])
 async def test_the_deadline_of_the_following_round_holds(store: Store, tmp_path: Path, with_account: bool) -> None:
-    async with coordinating(store, tmp_path) as desk:
-        actor, (gone,), training = await desk.running(1, round_policy=RoundPolicy(deadline=timedelta(minutes=1)))
-        await desk.coordinator.trainings.register(training.training_id, actor, [await desk.world.user()])
-        desk.clock.advance(timedelta(seconds=30))
+    async with coordinating(store, tmp_path) as coordination:
+        actor, (gone,), training = await coordination.running(
+            1, round_policy=RoundPolicy(deadline=timedelta(minutes=1))
+        )
+        await coordination.coordinator.trainings.register(
+            training.training_id, actor, [await coordination.world.user()]
+        )
+        coordination.clock.advance(timedelta(seconds=30))
         if with_account:
-            await desk.coordinator.remove_user(gone, force=False)
+            await coordination.coordinator.remove_user(gone, force=False)
         else:
-            await desk.coordinator.trainings.remove_clients(training.training_id, actor, [gone])
-        await desk.clock.asleep(desk.clock.now() + timedelta(minutes=1))
-        desk.clock.advance(timedelta(minutes=1))
-        await desk.until(actor, training.training_id, lambda training: training.state is TrainingState.ERROR)
+            await coordination.coordinator.trainings.remove_clients(training.training_id, actor, [gone])
+        await coordination.clock.asleep(coordination.clock.now() + timedelta(minutes=1))
+        coordination.clock.advance(timedelta(minutes=1))
+        await coordination.until(actor, training.training_id, lambda training: training.state is TrainingState.ERROR)
 
 
 async def test_a_removal_completes_although_its_caller_is_cancelled(
@@ -129,27 +133,29 @@ async def test_a_removal_completes_although_its_caller_is_cancelled(
         removal.cancel()
         return left
 
-    async with coordinating(store, tmp_path) as desk:
-        actor, (stays, gone), training = await desk.running(2)
-        await desk.submit(training.training_id, 0, stays)
-        with desk.context.blobs.writer(UploadRef(gone, "half an upload")) as writer:
+    async with coordinating(store, tmp_path) as coordination:
+        actor, (stays, gone), training = await coordination.running(2)
+        await coordination.submit(training.training_id, 0, stays)
+        with coordination.context.blobs.writer(UploadRef(gone, "half an upload")) as writer:
             writer.write(b"half")
         monkeypatch.setattr(UserVerbs, "remove", remove_and_cancel)
-        removal = asyncio.create_task(desk.coordinator.remove_user(gone, force=False))
+        removal = asyncio.create_task(coordination.coordinator.remove_user(gone, force=False))
         with pytest.raises(asyncio.CancelledError):
             await removal
-        await desk.until(actor, training.training_id, lambda training: training.round == 1)
-        await desk.coordinator.close()
-        assert desk.context.blobs.upload_size(UploadRef(gone, "half an upload")) == 0
+        await coordination.until(actor, training.training_id, lambda training: training.round == 1)
+        await coordination.coordinator.close()
+        assert coordination.context.blobs.upload_size(UploadRef(gone, "half an upload")) == 0
 
 
 async def test_the_deadlines_of_a_removed_actor_are_cancelled(store: Store, tmp_path: Path) -> None:
-    async with coordinating(store, tmp_path) as desk:
-        actor, (client,), training = await desk.running(1, round_policy=RoundPolicy(deadline=timedelta(minutes=1)))
+    async with coordinating(store, tmp_path) as coordination:
+        actor, (client,), training = await coordination.running(
+            1, round_policy=RoundPolicy(deadline=timedelta(minutes=1))
+        )
         (timer,) = [task for task in asyncio.all_tasks() if task.get_name().startswith("deadline")]
-        with desk.context.hub.waiter() as participant:
+        with coordination.context.hub.waiter() as participant:
             participant.follow([training.training_id])
-            await desk.coordinator.remove_user(actor, force=True)
+            await coordination.coordinator.remove_user(actor, force=True)
             assert await participant.wait(30)
         assert (await store.events.poll(training.training_id, client, 0, 100)).view.ended
         with pytest.raises(asyncio.CancelledError):

@@ -1,4 +1,4 @@
-"""The story of one training: an actor and its clients, with all that they may do, as a seed draws it."""
+"""A random training: an actor and its clients, with all that they may do, drawn from a seed."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -6,7 +6,7 @@ from typing import Any
 
 from calls import digest, new_id
 from chaos import tensors
-from chaos.desk import Desk, User
+from chaos.retrying_client import RetryingClient, User
 from fedround.v1 import event_pb2, round_pb2, training_pb2, user_pb2
 
 CLOSED = ("ROUND_NOT_OPEN", "NOT_IN_COHORT", "TRAINING_NOT_FOUND", "TOKEN_INVALID")
@@ -14,32 +14,32 @@ GONE = ("TRAINING_NOT_FOUND", "TRAINING_ENDED", "TOKEN_INVALID")
 METRIC = "accuracy"
 
 
-class Story:
+class RandomTraining:
     """One training from its creation to its end."""
 
-    def __init__(self, desk: Desk, seed: str) -> None:
-        self._desk = desk
+    def __init__(self, client: RetryingClient, seed: str) -> None:
+        self._client = client
         self._draw = random.Random(seed)
         self._kinds = tensors.shapes(self._draw)
         self._present: list[User] = []
-        self._late: list[Callable[[], object]] = []
+        self._delayed: list[Callable[[], object]] = []
         self._begun: set[int] = set()
         self._training_id = ""
 
-    def tell(self) -> None:
+    def run(self) -> None:
         """Runs the training to its end."""
-        desk = self._desk
-        self._actor = desk.user("ACTOR")
+        client = self._client
+        self._actor = client.user("ACTOR")
         for _ in range(self._draw.randint(1, 4)):
-            self._present.append(desk.user("CLIENT"))
+            self._present.append(client.user("CLIENT"))
         self._create(self._drawn_spec())
         self._register(self._present[1:])
         self._start()
-        for event in desk.events(self._actor, self._training_id):
+        for event in client.events(self._actor, self._training_id):
             if event.HasField("round_started"):
-                self._begin(event.round_started)
+                self._begin_round(event.round_started)
             elif event.HasField("round_closed") or event.HasField("round_extended"):
-                self._come_late()
+                self._send_late()
         if self._draw.random() < 0.2:
             self._remove_training()
 
@@ -47,19 +47,19 @@ class Story:
         self._spec = spec
         file = tensors.write(tensors.fill(self._kinds, self._draw))
         for _ in range(1 + (self._draw.random() < 0.2)):
-            made = self._desk.call(
+            made = self._client.call(
                 self._actor,
-                self._desk.trainings.CreateTraining,
+                self._client.trainings.CreateTraining,
                 lambda: [training_pb2.CreateTrainingRequest(spec=spec, chunk=file)],
             ).training
             self._training_id = made.training_id
-            self._note("created", request_id=spec.request_id, model_id=made.model_id)
+            self._record("created", request_id=spec.request_id, model_id=made.model_id)
 
     def _drawn_spec(self) -> training_pb2.TrainingSpec:
         """Draws what is trained, and how."""
         draw = self._draw
         spec = training_pb2.TrainingSpec(
-            name="story",
+            name="random",
             target_num_updates=draw.randint(1, 3),
             client_ids=[self._present[0].user_id],
             request_id=new_id(),
@@ -86,60 +86,60 @@ class Story:
         if users:
             ids = [user.user_id for user in users]
             request = training_pb2.RegisterClientsRequest(training_id=self._training_id, client_ids=ids)
-            if self._ask(self._actor, self._desk.trainings.RegisterClients, request, *GONE, "UNKNOWN_CLIENTS"):
+            if self._ask(self._actor, self._client.trainings.RegisterClients, request, *GONE, "UNKNOWN_CLIENTS"):
                 for id_ in ids:
-                    self._note("registered", user_id=id_)
+                    self._record("registered", user_id=id_)
 
     def _start(self) -> None:
         request = training_pb2.StartTrainingRequest(training_id=self._training_id, request_id=new_id())
-        while not self._ask(self._actor, self._desk.trainings.StartTraining, request, "NO_PARTICIPANTS"):
+        while not self._ask(self._actor, self._client.trainings.StartTraining, request, "NO_PARTICIPANTS"):
             # Fewer than min_updates are here.
-            self._present.append(self._desk.user("CLIENT"))
+            self._present.append(self._client.user("CLIENT"))
             self._register(self._present[-1:])
-        self._note("started")
+        self._record("started")
         if self._draw.random() < 0.2:
-            self._ask(self._actor, self._desk.trainings.StartTraining, request)
+            self._ask(self._actor, self._client.trainings.StartTraining, request)
 
-    def _begin(self, started: Any) -> None:
-        """Plays a round once: those who join it when it is repeated are told of it anew, and so is the actor."""
+    def _begin_round(self, started: Any) -> None:
+        """Runs a round once: when it is repeated, those who join it and the actor receive its start again."""
         if started.round not in self._begun:
             self._begun.add(started.round)
-            self._play(started)
+            self._play_round(started)
 
-    def _play(self, started: Any) -> None:
-        """Does what a round asks for: everybody in turn, in any order, now and then with something in between."""
+    def _play_round(self, started: Any) -> None:
+        """Submits what a round asks for, in random order of the users, sometimes with an action in between."""
         draw, order = self._draw, list(self._present)
         draw.shuffle(order)
         may_skip = self._spec.round_policy.min_updates or self._spec.round_policy.HasField("deadline")
         for user in order:
             if may_skip and draw.random() < 0.2:
-                self._late.append(lambda user=user: self._send(user, started))
+                self._delayed.append(lambda user=user: self._send(user, started))
                 continue
             self._send(user, started)
             self._interrupt(user)
         if draw.random() < 0.1:
-            more = self._desk.user("CLIENT")
+            more = self._client.user("CLIENT")
             self._present.append(more)
             self._register([more])
             # It belongs to this round only if the round is repeated.
-            self._late.append(lambda: self._send(more, started))
+            self._delayed.append(lambda: self._send(more, started))
         if not self._spec.round_policy.HasField("deadline") and self._is_open(started.round):
-            self._come_late()
+            self._send_late()
 
     def _is_open(self, number: int) -> bool:
         request = round_pb2.GetRoundRequest(training_id=self._training_id, round=number)
-        found = self._ask(self._actor, self._desk.rounds.GetRound, request, *GONE)
+        found = self._ask(self._actor, self._client.rounds.GetRound, request, *GONE)
         return bool(found) and found.round.state == round_pb2.ROUND_STATE_OPEN
 
     def _interrupt(self, user: User) -> None:
-        """Now and then somebody leaves, or all is over."""
+        """Sometimes removes a participant, a user or the training."""
         chance = self._draw.random()
         if chance < 0.04 and len(self._present) > 1:
             request = training_pb2.RemoveClientsRequest(training_id=self._training_id, client_ids=[user.user_id])
             who = self._draw.choice([self._actor, user])
             allowed = (*GONE, "LAST_PARTICIPANT", "UNKNOWN_CLIENTS")
-            if self._ask(who, self._desk.trainings.RemoveClients, request, *allowed):
-                self._note("left", user_id=user.user_id)
+            if self._ask(who, self._client.trainings.RemoveClients, request, *allowed):
+                self._record("client_removed", user_id=user.user_id)
             self._present = [one for one in self._present if one != user]
         elif chance < 0.06 and len(self._present) > 1:
             self._remove_user(user)
@@ -149,10 +149,10 @@ class Story:
         elif chance < 0.08:
             self._remove_user(self._actor)
 
-    def _come_late(self) -> None:
-        """Sends what was held back: it counts if its round is open still."""
-        late, self._late = self._late, []
-        for send in late:
+    def _send_late(self) -> None:
+        """Sends the delayed updates: they count if their round is still open."""
+        delayed, self._delayed = self._delayed, []
+        for send in delayed:
             send()
 
     def _send(self, user: User, started: Any) -> None:
@@ -167,18 +167,18 @@ class Story:
         request = round_pb2.SubmitMetricsRequest(
             training_id=self._training_id, round=started.round, metrics=metrics, num_examples=examples
         )
-        if self._ask(user, self._desk.rounds.SubmitMetrics, request, *CLOSED):
-            self._note("report", round=started.round, user_id=user.user_id, metrics=metrics, num_examples=examples)
+        if self._ask(user, self._client.rounds.SubmitMetrics, request, *CLOSED):
+            self._record("report", round=started.round, user_id=user.user_id, metrics=metrics, num_examples=examples)
             request.num_examples += 1
             if self._draw.random() < 0.1 and self._ask(
-                user, self._desk.rounds.SubmitMetrics, request, *CLOSED, "METRICS_EXIST"
+                user, self._client.rounds.SubmitMetrics, request, *CLOSED, "METRICS_EXIST"
             ):
-                self._note("surprise", reason="a second report was accepted")
+                self._record("unexpected", reason="a second report was accepted")
 
     def _submit(self, user: User, started: Any) -> None:
         draw = self._draw
         if started.assigned and draw.random() < 0.3:
-            self._download_dealt(user, started)
+            self._download_assigned(user, started)
         if started.kind == event_pb2.ROUND_KIND_SWAG:
             file = tensors.write(tensors.moments(self._kinds, started.swag.rank, draw))
         else:
@@ -194,11 +194,11 @@ class Story:
         if draw.random() < 0.3:
             spec.upload_id = new_id()
             half = _messages(spec, file[: len(file) // 2])
-            self._desk.cut(user, self._desk.rounds.SubmitUpdate, half, draw.uniform(0.001, 0.02))
+            self._client.cut(user, self._client.rounds.SubmitUpdate, half, draw.uniform(0.001, 0.02))
         for _ in range(1 + (draw.random() < 0.15)):
             receipt = self._send_file(user, spec, file)
             if receipt is not None:
-                self._note(
+                self._record(
                     "receipt",
                     round=receipt.round,
                     user_id=user.user_id,
@@ -217,11 +217,11 @@ class Story:
         while True:
             if spec.upload_id:
                 request = round_pb2.GetUploadRequest(upload_id=spec.upload_id)
-                found = self._ask(user, self._desk.rounds.GetUpload, request, *CLOSED)
+                found = self._ask(user, self._client.rounds.GetUpload, request, *CLOSED)
                 spec.offset = found.committed_size if found else 0
             answer = self._ask(
                 user,
-                self._desk.rounds.SubmitUpdate,
+                self._client.rounds.SubmitUpdate,
                 lambda: _messages(spec, file[spec.offset :]),
                 *CLOSED,
                 *("UPLOAD_OFFSET", "UPLOAD_INCOMPLETE", "UPLOAD_SUPERSEDED"),
@@ -230,46 +230,46 @@ class Story:
                 return answer.receipt if answer else None
 
     def _submit_another(self, user: User, spec: Any, file: bytes) -> None:
-        """Tries to submit something else than what was accepted: it is refused, while the training is there."""
+        """Tries to submit an update other than the accepted one: it is rejected, while the training exists."""
         other = round_pb2.UpdateSpec()
         other.CopyFrom(spec)
         other.upload_id, other.offset, other.sha256 = "", 0, digest(file + b"more")
         answer = self._ask(
-            user, self._desk.rounds.SubmitUpdate, lambda: _messages(other, file), *CLOSED, "UPDATE_EXISTS"
+            user, self._client.rounds.SubmitUpdate, lambda: _messages(other, file), *CLOSED, "UPDATE_EXISTS"
         )
         if answer:
-            self._note("surprise", reason="a second update was accepted")
+            self._record("unexpected", reason="a second update was accepted")
 
-    def _download_dealt(self, user: User, started: Any) -> None:
-        """Fetches what a member of the chain goes on with."""
+    def _download_assigned(self, user: User, started: Any) -> None:
+        """Downloads the model that is assigned to a member of a chain."""
         request = round_pb2.DownloadAssignedModelRequest(training_id=self._training_id, round=started.round)
 
         def read(sent: Any, **options: Any) -> bytes:
-            messages = list(self._desk.rounds.DownloadAssignedModel(sent, **options))
+            messages = list(self._client.rounds.DownloadAssignedModel(sent, **options))
             file = b"".join(message.chunk for message in messages)
             if digest(file) != messages[0].info.sha256:
-                self._note("surprise", reason="a dealt model has other bytes than it says")
+                self._record("unexpected", reason="an assigned model has other bytes than its digest says")
             return file
 
         self._ask(user, read, request, *CLOSED)
 
     def _remove_training(self) -> None:
         request = training_pb2.RemoveTrainingRequest(training_id=self._training_id, force=True)
-        if self._ask(self._actor, self._desk.trainings.RemoveTraining, request, *GONE):
-            self._note("removed")
+        if self._ask(self._actor, self._client.trainings.RemoveTraining, request, *GONE):
+            self._record("removed")
 
     def _remove_user(self, user: User) -> None:
         request = user_pb2.RemoveUserRequest(user_id=user.user_id, force=True)
-        answer = self._desk.call(self._desk.admin, self._desk.users.RemoveUser, request, "USER_NOT_FOUND")
-        # A lost reply makes the second try find nobody: the user is removed all the same.
+        answer = self._client.call(self._client.admin, self._client.users.RemoveUser, request, "USER_NOT_FOUND")
+        # After a lost reply the second try finds no user: it is removed all the same.
         if answer or answer.reason == "USER_NOT_FOUND":
-            self._desk.history.add("user_removed", user_id=user.user_id)
+            self._client.history.add("user_removed", user_id=user.user_id)
 
     def _ask(self, user: User, method: Any, request: Any, *expected: str) -> Any:
-        return self._desk.call(user, method, request, *expected, training_id=self._training_id)
+        return self._client.call(user, method, request, *expected, training_id=self._training_id)
 
-    def _note(self, kind: str, **facts: Any) -> None:
-        self._desk.history.add(kind, training_id=self._training_id, **facts)
+    def _record(self, kind: str, **facts: Any) -> None:
+        self._client.history.add(kind, training_id=self._training_id, **facts)
 
 
 def _messages(spec: Any, data: bytes) -> Iterator[Any]:

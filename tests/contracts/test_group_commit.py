@@ -49,8 +49,8 @@ async def test_they_share_a_commit_and_one_that_fails_undoes_itself_alone(world:
     await trace(store, statements.append)
     statements.clear()
     submits = [world.submit(training.training_id, 0, user) for user in users]
-    stranger = world.submit(training.training_id, 0, new_id())
-    first, *others, failed, last = await together(store, *submits[:-1], stranger, submits[-1])
+    unrelated = world.submit(training.training_id, 0, new_id())
+    first, *others, failed, last = await together(store, *submits[:-1], unrelated, submits[-1])
     await trace(store, None)
     assert isinstance(failed, TrainingNotFound)
     assert all(isinstance(update, Update) and not closed for update, closed in [first, *others])
@@ -114,7 +114,7 @@ async def test_without_a_commit_none_of_them_is_accepted(
     assert closed == [False] * (CLIENTS - 1) + [True]
 
 
-async def test_a_full_database_refuses_those_that_find_no_room(world: World, store: Store) -> None:
+async def test_a_full_database_rejects_those_that_find_no_room(world: World, store: Store) -> None:
     def limit(pages: int) -> None:
         database_proxy.obj.execute_sql(f"PRAGMA max_page_count = {pages}")
 
@@ -126,7 +126,7 @@ async def test_a_full_database_refuses_those_that_find_no_room(world: World, sto
     metrics = {f"metric {number}": 0.5 for number in range(90)}
     submits = [world.submit(training.training_id, 0, user, metrics=metrics) for user in users]
     found = await together(store, *submits)
-    refused = [error for error in found if isinstance(error, StoreUnavailable)]
-    assert 0 < len(refused) < len(users)
-    assert (await store.trainings.get(training.training_id, actor)).updates_arrived == len(users) - len(refused)
-    assert await store._database.run(lambda: UpdateRow.select().count()) == len(users) - len(refused)
+    rejected = [error for error in found if isinstance(error, StoreUnavailable)]
+    assert 0 < len(rejected) < len(users)
+    assert (await store.trainings.get(training.training_id, actor)).updates_arrived == len(users) - len(rejected)
+    assert await store._database.run(lambda: UpdateRow.select().count()) == len(users) - len(rejected)

@@ -1,4 +1,4 @@
-"""What a subscriber may read, found for one user alone, with queries that are as plain as possible."""
+"""What a subscriber may read, as a reference implementation: for one user, with the plainest queries."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""A coordinator that dies with all it has in memory, and comes back over the same database, files and clock."""
+"""A coordinator that loses all its memory when it is killed, and restarts on the same database, files and clock."""
 
 import asyncio
 import hashlib
@@ -20,7 +20,7 @@ from fedround_server.wakeups import Hub
 
 
 class Clocks:
-    """A wall clock that can be set, and a clock for waiting that nobody sets."""
+    """A wall clock that can be set, and a monotonic clock for waiting."""
 
     def __init__(self) -> None:
         self.passed = timedelta(0)
@@ -54,7 +54,7 @@ class Clocks:
 
 
 class Engine:
-    """Makes a file that tells what it was made of; waits while it is told to."""
+    """Makes a file that names its inputs; waits while `may_end` is not set."""
 
     def __init__(self, files: BlobFiles) -> None:
         self.files = files
@@ -77,7 +77,7 @@ class Engine:
         return StagedBlob(staged, BlobRef(hashlib.sha256(content).hexdigest(), len(content)))
 
     async def predict(self, job: PredictionJob) -> Any:
-        raise AssertionError("nobody predicts here")
+        raise AssertionError("no test predicts here")
 
 
 @dataclass
@@ -90,15 +90,15 @@ class Fault:
     reached: asyncio.Event = field(default_factory=asyncio.Event)
 
 
-class Incarnation:
-    """One life of the coordinator: from its start to its end, which may be sudden."""
+class CoordinatorInstance:
+    """One instance of the coordinator, from its start to its end, which may be a kill."""
 
     def __init__(self, database: str | Path, folder: Path, clocks: Clocks, new_id: Callable[[], str]) -> None:
         self._store = Store(database)
         self._blobs = LocalBlobs(folder)
         self._clocks = clocks
         self._new_id = new_id
-        self._over = asyncio.Event()
+        self._closed = asyncio.Event()
         self._fault: Fault | None = None
         self.engine = Engine(self._blobs.files)
 
@@ -121,20 +121,20 @@ class Incarnation:
                 await run(*verb)
             fault.reached.set()
             if fault.kills:
-                # As long as it takes until somebody ends this.
+                # Until the test cancels this.
                 await asyncio.Event().wait()
             raise StoreUnavailable("the database does not answer: try again")
 
         self._store._database.run = may_fail  # type: ignore[method-assign]
         begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._life = asyncio.create_task(self._live(begun), name="life")
-        await asyncio.wait([begun, self._life], return_when=asyncio.FIRST_COMPLETED)
+        self._task = asyncio.create_task(self._run(begun), name="coordinator")
+        await asyncio.wait([begun, self._task], return_when=asyncio.FIRST_COMPLETED)
         if not begun.done():
-            self._life.result()
+            self._task.result()
         await self.settle()
 
     async def kill(self) -> None:
-        """Ends everything where it stands; a transaction under way ends as it would in the database."""
+        """Ends everything where it stands; a transaction in progress ends as it would in the database."""
         others = asyncio.all_tasks() - {asyncio.current_task()}
         while others:
             for task in others:
@@ -144,7 +144,7 @@ class Incarnation:
         self._store.__exit__(None, None, None)
 
     async def perform(self, call: Callable[[Coordinator], Awaitable[Any]], fault: Fault | None) -> Any:
-        """Makes a call; returns what came of it, or the fault if that came first, and nobody will ever know."""
+        """Makes a call; returns its outcome, or the fault if that came first: then the outcome is lost."""
         self._fault = fault
         task = asyncio.ensure_future(call(self.coordinator))
         ends: set[asyncio.Future[Any]] = {task}
@@ -153,19 +153,19 @@ class Incarnation:
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         return (task.exception() or task.result()) if task.done() else fault
 
-    def mend(self) -> None:
+    def clear_fault(self) -> None:
         """No more faults."""
         self._fault = None
 
     async def settle(self) -> None:
-        """Waits until everybody sleeps, or waits for the engine."""
-        # Beside them there are this task, and the life itself.
+        """Waits until every task sleeps, or waits for the engine."""
+        # Two further tasks run: this one, and the instance's own.
         while len(asyncio.all_tasks()) > 2 + self._clocks.sleeping + self.engine.waiting:
-            assert not self._life.done(), self._life.exception()
+            assert not self._task.done(), self._task.exception()
             # A loop that does not wait at all takes the interpreter from the store's thread at each of its statements.
             await asyncio.sleep(0.0005)
 
-    async def _live(self, begun: "asyncio.Future[None]") -> None:
+    async def _run(self, begun: "asyncio.Future[None]") -> None:
         async with asyncio.TaskGroup() as tasks:
             parts = Context(
                 self._store, self._blobs, self.engine, Hub(), tasks, clock=self._clocks, new_id=self._new_id
@@ -174,4 +174,4 @@ class Incarnation:
             self.context = parts
             await self.coordinator.recover()
             begun.set_result(None)
-            await self._over.wait()
+            await self._closed.wait()

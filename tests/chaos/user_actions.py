@@ -1,0 +1,95 @@
+"""Rare actions of users, which reach the points that random trainings seldom reach."""
+
+from collections.abc import Callable
+from typing import Any
+
+from calls import digest, new_id
+from chaos import tensors
+from chaos.random_training import CLOSED, GONE, RandomTraining
+from chaos.retrying_client import RetryingClient
+from fedround.v1 import model_pb2, round_pb2, training_pb2, user_pb2
+
+
+def users(client: RetryingClient, seed: str) -> None:
+    """Creates a user, rotates its token, sets its certificate names, revokes the token and removes the user."""
+    user = client.user("CLIENT")
+    rotation = user_pb2.RotateTokenRequest(user_id=user.user_id)
+    token = client.call(client.admin, client.users.RotateToken, rotation).token
+    names = user_pb2.SetCertificateNamesRequest(user_id=user.user_id, certificate_names=[f"{new_id()}.example"])
+    client.call(client.admin, client.users.SetCertificateNames, names)
+    revocation = user_pb2.RevokeTokenRequest(user_id=user.user_id, token_id=digest(token.encode())[:16])
+    client.call(client.admin, client.users.RevokeToken, revocation, "TOKEN_NOT_FOUND")
+    request = user_pb2.RemoveUserRequest(user_id=user.user_id)
+    client.call(client.admin, client.users.RemoveUser, request, "USER_NOT_FOUND")
+    client.history.add("user_removed", user_id=user.user_id)
+
+
+def models(client: RetryingClient, seed: str) -> None:
+    """Uploads, tags and removes a model, and removes it again, which fails."""
+    actor = client.user("ACTOR")
+    file = tensors.write({"weight": tensors.Tensor("F32", (1,), (float(len(seed)),))})
+    spec = model_pb2.ModelSpec(name=new_id())
+    made = client.call(
+        actor, client.models.UploadModel, lambda: [model_pb2.UploadModelRequest(spec=spec, chunk=file)]
+    ).model
+    tag = model_pb2.TagModelVersionRequest(model_id=made.model_id, version=0, tag="good")
+    client.call(actor, client.models.TagModelVersion, tag)
+    removal = model_pb2.RemoveModelRequest(model_id=made.model_id)
+    for _ in range(2):
+        client.call(actor, client.models.RemoveModel, removal, "MODEL_NOT_FOUND")
+
+
+class ShortTraining(RandomTraining):
+    """A training without accepted updates."""
+
+    def create_and_remove(self) -> None:
+        """Creates, registers, removes a client, starts and removes the training."""
+        self._gather()
+        self._register(self._present[1:])
+        left = self._present.pop()
+        request = training_pb2.RemoveClientsRequest(training_id=self._training_id, client_ids=[left.user_id])
+        if self._ask(self._actor, self._client.trainings.RemoveClients, request, *GONE, "UNKNOWN_CLIENTS"):
+            self._record("client_removed", user_id=left.user_id)
+        self._start()
+        report = round_pb2.SubmitMetricsRequest(training_id=self._training_id, round=0, num_examples=1)
+        self._ask(self._present[0], self._client.rounds.SubmitMetrics, report, *CLOSED)
+        self._remove_training()
+
+    def miss_a_deadline(self) -> None:
+        """Starts the training, and submits nothing before the deadline."""
+        self._gather(deadline_ms=30)
+        self._start()
+        for _ in self._client.events(self._actor, self._training_id):
+            pass
+
+    def _gather(self, deadline_ms: int | None = None) -> None:
+        self._actor = self._client.user("ACTOR")
+        self._present = [self._client.user("CLIENT") for _ in range(3)]
+        first = [self._present[0].user_id]
+        spec = training_pb2.TrainingSpec(name="short", target_num_updates=1, client_ids=first, request_id=new_id())
+        if deadline_ms is not None:
+            spec.round_policy.deadline.FromMilliseconds(deadline_ms)
+        self._create(spec)
+
+
+def trainings(client: RetryingClient, seed: str) -> None:
+    ShortTraining(client, seed).create_and_remove()
+
+
+def deadlines(client: RetryingClient, seed: str) -> None:
+    ShortTraining(client, seed).miss_a_deadline()
+
+
+USER_ACTIONS: dict[str, Callable[[RetryingClient, str], Any]] = {
+    "user.": users,
+    "credential.": users,
+    "model.": models,
+    "training.": trainings,
+    "round.judge": deadlines,
+    "deadline.": deadlines,
+}
+
+
+def action_for(point: str) -> Callable[[RetryingClient, str], Any] | None:
+    """Returns the action that reaches a point soon; None for points that every training reaches."""
+    return next((run for prefix, run in USER_ACTIONS.items() if point.startswith(prefix)), None)
