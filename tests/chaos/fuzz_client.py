@@ -19,7 +19,7 @@ import fedround_client as fr
 from chaos.fuzz_server import MANIFEST, a_file
 from chaos.fuzzing import TEXTS, Target, message, mutate
 from fedround.v1 import event_pb2, inference_pb2, model_pb2, round_pb2, training_pb2, user_pb2
-from fedround_client import transfer
+from fedround_client import download as downloads
 from fedround_client.errors import FedroundError
 from fedround_client.tensors import TensorError
 
@@ -250,7 +250,7 @@ def download(folder: Path) -> Iterator[Target]:
     def target(rand: random.Random) -> str:
         client, channel = _client(rand)
         sink = io.BytesIO()
-        outcome = _outcome(lambda: transfer.download(client._rpc, client._rpc.models.DownloadModel, asked, sink))
+        outcome = _outcome(lambda: downloads.download(client._rpc, client._rpc.models.DownloadModel, asked, sink))
         if outcome == "done":
             assert sink.getvalue() == channel.file
         assert len(sink.getvalue()) <= len(channel.file) or channel.announced > len(channel.file)
