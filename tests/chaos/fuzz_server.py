@@ -242,7 +242,7 @@ def chunks(folder: Path) -> Iterator[Target]:
     """Uploads in several tries: messages in any order, cut and resumed anywhere, with true and false declarations."""
     blobs = LocalBlobs(folder)
     ids = iter(range(1 << 60))
-    parts: dict[str, Any] = {"store": None, "background": None, "blobs": blobs, "engine": _Engine(), "hub": Hub()}
+    parts: dict[str, Any] = {"store": None, "background": None, "blobs": blobs, "engine": _Engine(blobs), "hub": Hub()}
     context = Context(**parts, new_id=lambda: str(next(ids)))
     context = replace(context, limits=replace(context.limits, max_model_bytes=2000))
     uploads = Uploads(context)
