@@ -39,7 +39,8 @@ def connect(url: str | Path) -> Connections:
 
 def _sqlite(path: Path) -> peewee.SqliteDatabase:
     # In WAL mode, synchronous=NORMAL does not sync at a commit; FULL does, and a receipt is a promise.
-    pragmas = {"journal_mode": "wal", "synchronous": "full", "busy_timeout": 10_000}
+    # Savepoints copy the pages that they change, by default into a file in /var/tmp once these have 64 KiB.
+    pragmas = {"journal_mode": "wal", "synchronous": "full", "busy_timeout": 10_000, "temp_store": "memory"}
     if not path.exists():
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
     return peewee.SqliteDatabase(str(path), pragmas=pragmas, thread_safe=True)
