@@ -174,4 +174,4 @@ def test_a_round_shows_missing_participants_and_rejected_updates(server, command
 
     call = command("training", "round", TRAINING, "--format", "json")
     server.reply("GetRound", GetRoundResponse(round=found))
-    assert json.loads(done(call).stdout)["participants"][0]["refusals"][0]["count"] == "3"
+    assert json.loads(done(call).stdout)["participants"][0]["rejected_updates"][0]["count"] == "3"

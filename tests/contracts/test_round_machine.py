@@ -315,8 +315,13 @@ class RoundMachine(RuleBasedStateMachine):
         rules = self.rules
         task = self.do(self.store.rounds.find_aggregation(self.id))
         assert task is not None
-        assert [self.users.index(update.user_id) for update in task.updates] == sorted(rules.rounds[-1].counted())
-        result = blob(f"version {rules.version + 1}") if rules.rounds[-1].kind == "TRAIN" else None
+        counted, trains = sorted(rules.rounds[-1].counted()), rules.rounds[-1].kind == "TRAIN"
+        assert [self.users.index(update.user_id) for update in task.updates] == (counted if trains else [])
+        view = self.do(self.store.rounds.explain(self.id, task.round.number, self.actor))
+        assert view is not None
+        arrived = [member.user_id for member in view.members if member.arrive_time is not None]
+        assert sorted(map(self.users.index, arrived)) == counted
+        result = blob(f"version {rules.version + 1}") if trains else None
         epoch = task.round.epoch + wrong_epoch
         done = self.do(self.store.rounds.commit(self.id, task.round.number, epoch, result, self.world.now))
         assert done != wrong_epoch

@@ -41,8 +41,8 @@ def test_draws_of_the_probabilities_themselves_are_calibrated(calibration) -> No
     ("probabilities", "labels", "text"),
     [
         (np.ones((2, 2)), np.zeros(2, int), "softmax"),
-        (np.full((2, 2), 0.5), np.zeros(3, int), "do not fit"),
-        (np.zeros((0, 2)), np.zeros(0, int), "do not fit"),
+        (np.full((2, 2), 0.5), np.zeros(3, int), "do not match"),
+        (np.zeros((0, 2)), np.zeros(0, int), "do not match"),
     ],
 )
 def test_what_is_no_probability_is_rejected(calibration, probabilities, labels, text) -> None:
