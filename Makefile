@@ -55,7 +55,7 @@ demo: install ## Watch five clients train one model through a real server; write
 
 # pytest exits with 5 when ARGS select no test.
 test: install buf ## Run the tests, JOBS at a time: every promise, at a small size (5 minutes on two cores)
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m '$(QUICK) and not serial' $(ARGS) || [ $$? = 5 ]
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m '$(QUICK) and not serial' $(ARGS) || [ $$? = 5 ]
 	@$(BIN)/python -m pytest -m '$(QUICK) and serial' $(ARGS) || [ $$? = 5 ]
 
 chaos: install ## Kill, race, fuzz and cut at the sizes KILLS, RACES, FUZZ, ... (10 minutes); writes chaos.json

@@ -24,6 +24,16 @@ settings.load_profile("fedround")
 WITHOUT = "FEDROUND_TEST_WITHOUT_POSTGRES"
 
 
+# The folders with the longest tests, first: with two processes, the last files decide how long the other one is idle.
+LONG_FIRST = ("chaos", "e2e", "demo", "contracts", "service")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Runs the longest files first."""
+    order = {folder: position for position, folder in enumerate(LONG_FIRST)}
+    items.sort(key=lambda item: order.get(item.path.parent.name, len(order)))
+
+
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
     """The URL of an embedded PostgreSQL server, without a database name behind the slash.

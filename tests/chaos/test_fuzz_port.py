@@ -134,12 +134,12 @@ def test_whatever_request_comes_is_answered_with_a_reason(server: Server, tmp_pa
     with grpc.insecure_channel(server.address) as channel:
         for begin in range(0, INPUTS, ROUND):
             aim = Aim(server, channel, random.Random(f"{SEED} {begin}"))
-            call = []
+            calls = []
             for number in range(begin, min(begin + ROUND, INPUTS)):
                 rand = random.Random(f"{SEED} port {number}")
                 path = rand.choice(paths)
-                call.append((number, path, call(rand, path, aim)))
-            for number, path, one in call:
+                calls.append((number, path, call(rand, path, aim)))
+            for number, path, one in calls:
                 try:
                     outcomes[outcome(path, one)] += 1
                 except AssertionError as error:
