@@ -5,7 +5,7 @@ NPM    ?= npm
 # More words for the command that a target runs: make test ARGS='-k layers'
 ARGS   ?=
 # How many tests `make test` runs at the same time.
-JOBS   ?= 2
+JOBS   ?= 3
 # The sizes of `make chaos`, and the seed of its random choices: kills of servers by scripted clients, repeats of each
 # race, fuzzed inputs, runs of the state machine, random networks, kills of the worker, kills of a server in one training.
 KILLS        ?= 300

@@ -17,7 +17,6 @@ from fedround.v1 import event_pb2, model_pb2
 from servers import Server
 from service.uploads import storing
 
-pytestmark = pytest.mark.serial
 SIZE = 128 << 20
 MOST = 32 << 20
 """What the process may grow by; a message may have 2 MiB."""
