@@ -9,7 +9,7 @@ import pytest
 from chaos.driver import Tally, run
 from chaos.points import kill_points
 
-KILLS = 8
+KILLS = 15
 
 
 @pytest.mark.timeout(600)

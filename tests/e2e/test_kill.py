@@ -16,7 +16,7 @@ from servers import Server
 from sizes import size
 
 ROUNDS = 3
-KILLS = size("ROUND_KILLS", 2)
+KILLS = size("ROUND_KILLS", 1)
 SHAPE = (200_000,)
 # A round's updates wait for so many kills, which are so spread over the whole training.
 KILLS_BEFORE = [1 + number * KILLS // ROUNDS for number in range(ROUNDS)]

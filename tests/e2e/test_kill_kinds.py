@@ -23,7 +23,7 @@ SHAPE = (50_000,)
 # Each update of the global model takes a round that is assigned, one that is averaged, an evaluation, and moments.
 KINDS = ["TRAIN", "TRAIN", "EVALUATE", "SWAG"] * TARGET
 # One before each kind of round, or more.
-KILLS = size("ROUND_KILLS", 4)
+KILLS = size("ROUND_KILLS", 2)
 
 
 @dataclass(frozen=True)

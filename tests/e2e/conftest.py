@@ -1,0 +1,15 @@
+"""Where the tests of whole systems run."""
+
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leaves PostgreSQL to `make chaos`: the contract tests and the kills of `make test` run on both databases."""
+    for item in items:
+        params = getattr(getattr(item, "callspec", None), "params", {})
+        if item.path.parent == HERE and params.get("database") == "postgresql":
+            item.add_marker(pytest.mark.chaos)
