@@ -5,7 +5,7 @@ NPM    ?= npm
 # More words for the command that a target runs: make test ARGS='-k layers'
 ARGS   ?=
 # How many tests `make test` runs at the same time.
-JOBS   ?= 3
+JOBS   ?= 2
 # The sizes of `make chaos`, and the seed of its random choices: kills of servers by scripted clients, repeats of each
 # race, fuzzed inputs, runs of the state machine, random networks, kills of the worker, kills of a server in one training.
 KILLS        ?= 300
@@ -54,11 +54,11 @@ demo: install ## Watch five clients train one model through a real server; write
 	@$(BIN)/fedround demo --output demo $(ARGS)
 
 # pytest exits with 5 when ARGS select no test.
-test: install buf ## Run the tests, JOBS at a time: every promise, at a small size (5 minutes on two cores)
+test: install buf ## Run the tests, JOBS at a time: every promise, at a small size (7 minutes on two cores)
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m '$(QUICK) and not serial' $(ARGS) || [ $$? = 5 ]
 	@$(BIN)/python -m pytest -m '$(QUICK) and serial' $(ARGS) || [ $$? = 5 ]
 
-chaos: install ## Kill, race, fuzz and cut at the sizes KILLS, RACES, FUZZ, ... (10 minutes); writes chaos.json
+chaos: install ## Kill, race, fuzz and cut at the sizes KILLS, RACES, FUZZ, ... (15 minutes); writes chaos.json
 	@PYTHONPATH=tests $(BIN)/python -m chaos --kills $(KILLS) --seed $(SEED) $(ARGS)
 	@$(foreach name,$(SIZES),FEDROUND_CHAOS_$(name)=$($(name))) $(BIN)/python -m pytest -rP -m 'attack or chaos'
 
