@@ -1,13 +1,13 @@
 """Reads of the versions of models, of their tags and artifacts."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from peewee import ModelSelect
 
 from fedround_server.domain.errors import ModelNotFound
 from fedround_server.domain.event import ModelInfo
 from fedround_server.domain.model import LAST, ModelVersion, VersionView
-from fedround_server.store.db.compiled import compiled
+from fedround_server.store.db.compiled import compiled, in_array
 from fedround_server.store.queries.metrics import shown_metrics, version_metrics
 from fedround_server.store.tables.mapping import to_version
 from fedround_server.store.tables.schema import ArtifactRow, ModelRow, ModelVersionRow, TagRow
@@ -93,9 +93,14 @@ def count_tags(model_id: str, version: int) -> int:
     return int(TagRow.select().where(TagRow.model_id == model_id, TagRow.version == version).count())
 
 
-def artifacts_of(model_id: str, versions: Sequence[int]) -> list[ArtifactRow]:
+@compiled
+def _artifacts(model_id: str, versions: Collection[int]) -> "ModelSelect[ArtifactRow]":
+    return ArtifactRow.select().where(ArtifactRow.model_id == model_id, in_array(ArtifactRow.version, versions))
+
+
+def artifacts_of(model_id: str, versions: Collection[int]) -> list[ArtifactRow]:
     """Returns the artifacts of versions of a model."""
-    return list(ArtifactRow.select().where(ArtifactRow.model_id == model_id, ArtifactRow.version.in_(versions)))
+    return _artifacts.all(model_id, versions)
 
 
 def version_views(model: ModelRow, rows: Sequence[ModelVersionRow], user_id: str) -> list[VersionView]:
