@@ -290,12 +290,12 @@ def a_training_is_not_removed(run: DamagedRun) -> None:
 
 
 @breaks("acknowledged_changes_stand")
-def somebody_is_not_registered(run: DamagedRun) -> None:
+def a_participant_is_not_registered(run: DamagedRun) -> None:
     run.acknowledge("registered", training_id=run.one(MADE)[4], user_id="unknown")
 
 
 @breaks("acknowledged_changes_stand")
-def somebody_has_not_left(run: DamagedRun) -> None:
+def a_participant_has_not_left(run: DamagedRun) -> None:
     run.acknowledge("client_removed", training_id=run.one(MADE)[4], user_id="unknown")
 
 

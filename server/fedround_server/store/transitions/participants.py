@@ -36,7 +36,7 @@ def enroll(training: TrainingRow, client_ids: Iterable[str], now: datetime) -> l
         save(training)
     for start in range(0, len(rows), BATCH_ROWS):
         record("clients_registered", training, user_ids=new[start : start + BATCH_ROWS])
-        # Somebody who left and comes back has a row already.
+        # A client that left and comes back has a row already.
         ParticipantRow.insert_many(rows[start : start + BATCH_ROWS]).on_conflict(
             conflict_target=[ParticipantRow.training_id, ParticipantRow.user_id],
             preserve=[
