@@ -8,9 +8,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from forked import ForkedProcess, fork_server
+
+MODULE = ("-m", "fedround_server")
+
 
 class Server:
-    """`python -m fedround_server` over a data directory. Its `with` block is the time in which it runs."""
+    """A server over a data directory. Its `with` block is the time in which it runs.
+
+    It is forked, which saves it and its worker all imports, or a program of its own: `MODULE` where the test measures
+    the process or changes what it inherits.
+    """
 
     def __init__(
         self,
@@ -18,13 +26,13 @@ class Server:
         *,
         database: str = "",
         options: tuple[str, ...] = (),
-        program: tuple[str, ...] = ("-m", "fedround_server"),
+        program: tuple[str, ...] = (),
     ) -> None:
         self.data_dir = data_dir
         self._program = program
         self._options = ["--data-dir", str(data_dir), "--database", database, *options]
         self._port: socket.socket | None = None
-        self._process: subprocess.Popen[str] | None = None
+        self._process: subprocess.Popen[str] | ForkedProcess | None = None
 
     def __enter__(self) -> Self:
         self._port = hold_a_port()
@@ -67,21 +75,28 @@ class Server:
 
     def start(self) -> None:
         """Starts the server, and waits until it serves; one that does not is ended."""
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("FEDROUND_")}
-        with self._log_path.open("a") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, *self._program, "--listen", self.address, *self._options],
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                env=environment,
-            )
+        options = ["--listen", self.address, *self._options]
+        if self._program:
+            self._process = self._run_program(options)
+        else:
+            self._process = fork_server().fork(options, stderr=self._log_path)
         assert self._process.stdout is not None
         try:
             assert self._process.stdout.readline() == f"fedround is serving on {self.address}\n", self.log
         except BaseException:
             self.kill()
             raise
+
+    def _run_program(self, options: list[str]) -> "subprocess.Popen[str]":
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("FEDROUND_")}
+        with self._log_path.open("a") as log:
+            return subprocess.Popen(
+                [sys.executable, *self._program, *options],
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=environment,
+            )
 
     def kill(self) -> None:
         """Ends the server without a warning."""

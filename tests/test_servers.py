@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from servers import Server
+from servers import MODULE, Server
 
 
-def test_the_port_stays_the_servers_while_it_is_down(tmp_path: Path) -> None:
-    with Server(tmp_path / "data") as server:
+@pytest.mark.parametrize("program", [(), MODULE])
+def test_the_port_stays_the_servers_while_it_is_down(program: tuple[str, ...], tmp_path: Path) -> None:
+    with Server(tmp_path / "data", program=program) as server:
         host, port = server.address.split(":")
         server.kill()
         with socket.socket() as other, pytest.raises(OSError, match="in use"):
@@ -22,8 +23,10 @@ def test_the_port_stays_the_servers_while_it_is_down(tmp_path: Path) -> None:
             pass
 
 
-def test_a_start_that_fails_leaves_no_process(tmp_path: Path) -> None:
-    server = Server(tmp_path / "data", options=("--database", "postgresql:///nobody?host=/nowhere"))
+@pytest.mark.parametrize("program", [(), MODULE])
+def test_a_start_that_fails_leaves_no_process(program: tuple[str, ...], tmp_path: Path) -> None:
+    options = ("--database", "postgresql:///nobody?host=/nowhere")
+    server = Server(tmp_path / "data", options=options, program=program)
     with pytest.raises(AssertionError), server:
         pass
     with pytest.raises(ProcessLookupError):

@@ -112,12 +112,12 @@ class Campaign:
             for end in ends:
                 end.result(TIMEOUT_SECONDS)
             self._tally.settled.append(time.monotonic() - process.start_time)
-            server.kill()
+            process.kill()
             # Once more, so that what is swept at a start is swept; and the server shuts down gracefully.
-            self._start_serving(server)
+            process = self._start_serving(server)
             for number, run in enumerate(dict.fromkeys(USER_ACTIONS.values())):
                 run(client, f"{self._seed} {number}")
-            process = server.stop()
+            process.stop()
             assert process.code == 0, server.log.read_text()
             self._tally.reached |= server.reached
             return self._check(history, server)
@@ -126,15 +126,16 @@ class Campaign:
         """Starts a server on an empty directory, and kills it while it makes its tables."""
         process = server.start()
         time.sleep(self._draw.uniform(0, 0.1))
-        server.kill()
+        process.kill()
         self._count(process, "at the first start")
         process = server.start(self._draw.choice([f"user.create.{step}" for step in STEPS]))
-        if server.wait_serving(process):
+        if process.wait_serving():
             # The first one has made the admin already.
-            server.kill()
+            process.kill()
         self._count(process, "at the first start")
-        assert server.wait_serving(server.start()), server.log.read_text()
-        server.kill()
+        process = server.start()
+        assert process.wait_serving(), server.log.read_text()
+        process.kill()
 
     def _kill(self, server: RestartableServer) -> None:
         """Starts a server process and kills it."""
@@ -149,7 +150,7 @@ class Campaign:
     def _kill_at_random(self, server: RestartableServer) -> None:
         process = self._start(server)
         time.sleep(self._draw.uniform(0, MAX_UPTIME))
-        server.kill()
+        process.kill()
         self._count(process, "at random")
 
     def _kill_at_a_point(self, server: RestartableServer) -> None:
@@ -157,12 +158,12 @@ class Campaign:
         self._target_point = point
         times = 1 if point.startswith(("start.", *AT_SHUTDOWN)) else self._draw.choice([1, 1, 1, 2, 3])
         process = self._start(server, f"{point}:{times}")
-        serves = server.wait_serving(process)
+        serves = process.wait_serving()
         if serves and point.startswith(AT_SHUTDOWN):
             time.sleep(self._draw.uniform(0, MAX_UPTIME))
-            os.kill(process.pid, signal.SIGTERM)
-        if serves and not server.wait_ended(process, POINT_TIMEOUT):
-            server.kill()
+            process.terminate()
+        if serves and not process.wait_ended(POINT_TIMEOUT):
+            process.kill()
             point = f"at random, waiting for {point}"
         self._target_point = ""
         self._count(process, point)
@@ -179,16 +180,16 @@ class Campaign:
                 os.kill(int(child), signal.SIGKILL)
             self._tally.points["the worker"] += 1
         time.sleep(self._draw.uniform(0, MAX_OUTAGE))
-        server.kill()
+        process.kill()
         self._count(process, "behind another kill")
 
     def _start_serving(self, server: RestartableServer) -> ServerProcess:
         process = self._start(server)
-        assert server.wait_serving(process), server.log.read_text()
+        assert process.wait_serving(), server.log.read_text()
         self._record_start(process)
         return process
 
-    def _start(self, server: RestartableServer, failpoint: str | None = None) -> ServerProcess:
+    def _start(self, server: RestartableServer, failpoint: str = "") -> ServerProcess:
         self._process = None
         process = self._process = server.start(failpoint)
         return process

@@ -70,16 +70,18 @@ SEEDS = (0, 1, 17, 18, 24)
 def undamaged(tmp_path_factory: pytest.TempPathFactory) -> DamagedRun:
     folder = tmp_path_factory.mktemp("invariants")
     with RestartableServer(folder, "") as server:
-        assert server.wait_serving(server.start())
+        first = server.start()
+        assert first.wait_serving()
         history = History(folder / "history.jsonl")
         client = RetryingClient(server.address, history, server.admin_token, lambda: None)
         for seed in SEEDS:
             RandomTraining(client, f"damage {seed}").run()
         client.close()
         history.close()
-        server.kill()
-        assert server.wait_serving(server.start())
-        server.kill()
+        first.kill()
+        second = server.start()
+        assert second.wait_serving()
+        second.kill()
     return DamagedRun(server.data_dir, history)
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from calls import Person, kinds
 from fedround.v1 import model_pb2, round_pb2, training_pb2
-from servers import Server
+from servers import MODULE, Server
 
 CHUNK = 3 << 18
 # Between the values of a file nothing is written: it is a hole on the disk, and is read as zeros.
@@ -81,7 +81,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 def test_a_round_of_a_large_model(folder: Path, size: int) -> None:
     paths = {value: folder / str(value) for value in (0.0, 1.0, 4.0, 3.25)}
     digests = {value: sparse(path, size, value) for value, path in paths.items()}
-    with Server(folder / "data") as server, grpc.insecure_channel(server.address) as channel:
+    with Server(folder / "data", program=MODULE) as server, grpc.insecure_channel(server.address) as channel:
         before = peak_memory(server.pid)
         actor = Person(channel, server.admin_token)
         clients = sorted((actor.make(server.address, "CLIENT") for _ in range(2)), key=lambda one: one.user_id)

@@ -1,4 +1,7 @@
-"""One server for all tests that can share it; every test gets users of its own."""
+"""One server for all tests that can share it; every test gets users of its own.
+
+It is started as users start it, not forked.
+"""
 
 from collections.abc import Callable, Iterator
 
@@ -6,7 +9,7 @@ import grpc
 import pytest
 
 from calls import Person, model_file, new_number
-from servers import Server
+from servers import MODULE, Server
 from service.uploads import Upload, creating, storing, submitting
 
 
@@ -20,7 +23,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         "--max-subscriptions-per-user": "20",
     }
     flags = tuple(word for option in options.items() for word in option)
-    with Server(tmp_path_factory.mktemp("service") / "data", options=flags) as running:
+    with Server(tmp_path_factory.mktemp("service") / "data", options=flags, program=MODULE) as running:
         yield running
 
 

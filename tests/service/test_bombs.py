@@ -14,7 +14,7 @@ import pytest
 
 from calls import Person, fails_with, model_file
 from fedround.v1 import event_pb2, model_pb2
-from servers import Server
+from servers import MODULE, Server
 from service.uploads import storing
 
 SIZE = 128 << 20
@@ -46,7 +46,7 @@ def peak_memory(pid: int) -> int:
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
     """A server of its own: its peak memory covers its whole run."""
-    with Server(tmp_path / "data") as running:
+    with Server(tmp_path / "data", program=MODULE) as running:
         yield running
 
 

@@ -14,7 +14,7 @@ from calls import TIMEOUT, Person, fails_with, kinds, model_file
 from fedround.v1 import user_pb2
 from fedround_server.domain.token import TOKEN_PREFIX, new_token
 from fedround_server.grpc_server import SERVICES
-from servers import Server, descendants
+from servers import MODULE, Server, descendants
 
 METHODS = {f"/{service.full_name}/{method.name}": method for service in SERVICES for method in service.methods}
 MOMENT = {"nanos": 1000}
@@ -38,7 +38,7 @@ class Canaries:
 def canaries(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Canaries]:
     options = ("--log-level", "debug", "--log-format", request.param)
     with (
-        Server(tmp_path_factory.mktemp("canaries") / "data", options=options) as server,
+        Server(tmp_path_factory.mktemp("canaries") / "data", options=options, program=MODULE) as server,
         grpc.insecure_channel(server.address) as channel,
     ):
         admin = Person(channel, server.admin_token)

@@ -17,7 +17,7 @@ import fedround_client as fr
 from calls import Person
 from fedround.v1 import user_pb2
 from fedround_server.methods import check_methods
-from servers import Server
+from servers import MODULE, Server
 
 
 def serve(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -98,7 +98,7 @@ def test_a_server_may_open_as_many_files_as_its_hard_limit_says(tmp_path: Path) 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
     try:
-        with Server(tmp_path / "data") as server:
+        with Server(tmp_path / "data", program=MODULE) as server:
             assert resource.prlimit(server.pid, resource.RLIMIT_NOFILE) == (hard, hard)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

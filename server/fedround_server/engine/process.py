@@ -87,7 +87,7 @@ class Worker:
         raise WorkerLost(f"the worker died {ATTEMPTS} times with {function.__name__}")
 
 
-class _Context(SpawnContext):
+class WorkerContext(SpawnContext):
     """Spawns the process of an executor, and remembers it: an executor does not show its processes.
 
     Processes are spawned, never forked: gRPC does not survive a fork.
@@ -107,7 +107,7 @@ class _Pool:
     """A process, and the jobs that it was given."""
 
     def __init__(self, prepare: Callable[[], None]) -> None:
-        self._context = _Context()
+        self._context = WorkerContext()
         self._executor = ProcessPoolExecutor(1, mp_context=self._context, initializer=_set_up)
         self.prepared = self._executor.submit(prepare)
         self._jobs: list[Future[Any]] = []

@@ -1,0 +1,184 @@
+"""A fork server: a process that has imported everything, and forks servers.
+
+A server that is started anew spends two and a half seconds of CPU on imports, and its worker as long again; one that is
+forked spends fifty milliseconds. It is the real one in every other respect: `main` with real arguments, a real port, a
+real worker process. Nothing of gRPC runs here, and no thread.
+
+Orders come over a socket: one JSON object each, with the server's argv, failpoint and points, and three files: its
+stdout, its stderr, and where its end is reported. The answer is its process id and when it was forked.
+"""
+
+import contextlib
+import ctypes
+import importlib
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import time
+from dataclasses import dataclass
+from multiprocessing.context import ForkContext, ForkProcess
+from pathlib import Path
+from select import select
+from typing import Any
+
+SUBREAPER = 36
+MAX_ORDER = 1 << 16
+HEAVY = (
+    "torch",
+    "psycopg",
+    "fedround_server.__main__",
+    "fedround_server.engine.aggregation",
+    "fedround_server.engine.uncertainty.moments",
+    "fedround_server.engine.prediction",
+)
+
+
+@dataclass
+class Child:
+    """A forked server.
+
+    Attributes:
+        report: Where its end is reported.
+        code: Its exit code, once it has ended; other processes of its group may go on for a moment.
+    """
+
+    report: int
+    code: int | None = None
+
+
+def main() -> None:
+    """Forks what is ordered until the other side closes the socket, then kills what is left."""
+    _load()
+    # Workers that outlive their server become children of this process.
+    ctypes.CDLL(None).prctl(SUBREAPER, 1)
+    orders = socket.socket(fileno=int(sys.argv[1]))
+    wake, wakeup = socket.socketpair()
+    for end in (wake, wakeup):
+        end.setblocking(False)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(wakeup.fileno(), warn_on_full_buffer=False)
+    children: dict[int, Child] = {}
+    orders.send(b"ready")
+    while True:
+        for ready in select([orders, wake], [], [])[0]:
+            if ready is wake:
+                wake.recv(MAX_ORDER)
+                _reap(children)
+                continue
+            data, files, _, _ = socket.recv_fds(orders, MAX_ORDER, 3)
+            if not data:
+                return _kill_all(children)
+            stdout, stderr, report = files
+            at = time.monotonic()
+            pid = os.fork()
+            if pid == 0:
+                signal.set_wakeup_fd(-1)
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+                for one in (orders, wake, wakeup):
+                    one.close()
+                for child in [report, *(one.report for one in children.values())]:
+                    os.close(child)
+                _serve(json.loads(data), stdout, stderr)
+            os.setpgid(pid, pid)
+            os.close(stdout)
+            os.close(stderr)
+            children[pid] = Child(report)
+            orders.send(json.dumps([pid, at]).encode())
+
+
+def _load() -> None:
+    for module in HEAVY:
+        with contextlib.suppress(ImportError):  # PostgreSQL's driver is an extra
+            importlib.import_module(module)
+    process = importlib.import_module("fedround_server.engine.process")
+    threads = len(list(Path("/proc/self/task").iterdir()))
+    assert threads == 1, f"what is forked must have one thread, not {threads}"
+
+    class ForkedFirst(ForkContext):
+        """Forks the first worker, which is made before gRPC and any thread is started; later ones are spawned."""
+
+        def __init__(self) -> None:
+            self.processes: list[Any] = []
+
+        def Process(self, *args: Any, **kwargs: Any) -> ForkProcess:  # type: ignore[override]  # noqa: N802
+            process.WorkerContext = spawned
+            made = ForkProcess(*args, **kwargs)
+            self.processes.append(made)
+            return made
+
+    spawned, process.WorkerContext = process.WorkerContext, ForkedFirst
+
+
+def _serve(order: dict[str, Any], stdout: int, stderr: int) -> None:
+    """Becomes a server."""
+    os.setpgid(0, 0)
+    from fedround_server import __main__, failpoints
+
+    with open(os.devnull) as nothing:
+        for source, target in ((nothing.fileno(), 0), (stdout, 1), (stderr, 2)):
+            os.dup2(source, target)
+    os.close(stdout)
+    os.close(stderr)
+    if order["points"]:
+        points = os.open(order["points"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        failpoints.listen(_Listener(points, failpoints.Kill(order["failpoint"]) if order["failpoint"] else None))
+    code = 1
+    try:
+        code = __main__.main(order["argv"])
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
+
+
+class _Listener:
+    """Records each point when it is reached first, then lets it kill."""
+
+    def __init__(self, file: int, kill: Any) -> None:
+        self._file = file
+        self._kill = kill
+        self._seen: set[str] = set()
+
+    def __call__(self, name: str) -> None:
+        if name not in self._seen:
+            self._seen.add(name)
+            os.write(self._file, f"{name}\n".encode())
+        if self._kill is not None:
+            self._kill(name)
+
+
+def _reap(children: dict[int, Child]) -> None:
+    """Reports each server that has ended together with all processes that it started."""
+    with contextlib.suppress(ChildProcessError):
+        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            if ended[0] in children:
+                children[ended[0]].code = os.waitstatus_to_exitcode(ended[1])
+    for pid, child in list(children.items()):
+        if child.code is not None and not _group_exists(pid):
+            os.write(child.report, json.dumps([child.code, time.monotonic()]).encode())
+            os.close(child.report)
+            del children[pid]
+
+
+def _group_exists(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _kill_all(children: dict[int, Child]) -> None:
+    for group in children:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()
