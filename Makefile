@@ -39,6 +39,9 @@ PROTOS   := $(sort $(wildcard protos/fedround/v1/*.proto))
 # Files without a service would get an empty _pb2_grpc.py.
 SERVICES := $(shell grep -l '^service ' $(PROTOS))
 
+# The tests start hundreds of Python processes, and each would compile fedround anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 SHELL         := bash
 .SHELLFLAGS   := -euo pipefail -c
 .DEFAULT_GOAL := help

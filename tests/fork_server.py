@@ -12,7 +12,6 @@ import contextlib
 import ctypes
 import importlib
 import json
-import multiprocessing
 import os
 import signal
 import socket
@@ -119,7 +118,7 @@ def _serve(order: dict[str, Any], stdout: int, stderr: int) -> None:
     os.setpgid(0, 0)
     from fedround_server import __main__, failpoints
 
-    with open(os.devnull) as nothing:
+    with Path(os.devnull).open() as nothing:
         for source, target in ((nothing.fileno(), 0), (stdout, 1), (stderr, 2)):
             os.dup2(source, target)
     os.close(stdout)
