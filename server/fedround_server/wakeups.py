@@ -26,7 +26,6 @@ class Waiter:
         self._future: asyncio.Future[None] | None = None
 
     def __enter__(self) -> Self:
-        """Returns itself."""
         return self
 
     def __exit__(
@@ -91,7 +90,6 @@ class Hub:
     """Maps topics to waiters. Topics are the ids of trainings and users, and those that `for_actor` returns."""
 
     def __init__(self) -> None:
-        """Begins without waiters."""
         self._waiters: dict[str, set[Waiter]] = {}
 
     def waiter(self) -> Waiter:

@@ -35,7 +35,6 @@ class Access:
     """The authenticated calls under way, and when tokens were last used."""
 
     def __init__(self, context: Context) -> None:
-        """Creates it without any calls."""
         self._context = context
         self._calls: dict[str, set[_Call]] = {}
         self._changes = 0

@@ -23,7 +23,6 @@ class Coordinator:
     """The use cases of a server, by noun, and its life cycle."""
 
     def __init__(self, context: Context) -> None:
-        """Creates the use cases over one context."""
         self._context = context
         self.reads = Reads(context.store)
         self.uploads = Uploads(context)

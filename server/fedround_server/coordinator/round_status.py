@@ -47,7 +47,6 @@ class RoundStatus:
     """Explains rounds to their actors."""
 
     def __init__(self, context: Context, uploads: Uploads) -> None:
-        """Creates the use case over the parts that it joins."""
         self._context = context
         self._uploads = uploads
 

@@ -36,7 +36,6 @@ class Subscriptions:
     """All open subscriptions."""
 
     def __init__(self, context: Context) -> None:
-        """Begins without subscriptions."""
         self._context = context
         self._closing = False
 
@@ -93,7 +92,6 @@ class _Line:
     __slots__ = ("_clock", "_greet", "_greeted", "_send", "_spoke")
 
     def __init__(self, send: Send, greet: Callable[[], Awaitable[None]]) -> None:
-        """Begins a silence."""
         self._send = send
         self._greet = greet
         self._greeted = False

@@ -14,7 +14,6 @@ class Trainings:
     """Creates and steers trainings."""
 
     def __init__(self, context: Context, uploads: Uploads, rounds: Rounds) -> None:
-        """Creates the use cases over the parts that they join."""
         self._context = context
         self._store = context.store.trainings
         self._uploads = uploads

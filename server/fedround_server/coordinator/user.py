@@ -15,7 +15,6 @@ class Users:
     """Manages users, their tokens and their certificate names."""
 
     def __init__(self, context: Context, access: Access) -> None:
-        """Creates the use cases over the parts that they join."""
         self._context = context
         self._access = access
 

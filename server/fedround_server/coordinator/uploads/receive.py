@@ -40,7 +40,6 @@ class Uploads:
     """Uploads in progress, and those that wait for their next attempt."""
 
     def __init__(self, context: Context) -> None:
-        """Begins with none in progress."""
         self._context = context
         self._blobs = context.blobs
         self._space = Space(context.limits, context.blobs)

@@ -41,7 +41,6 @@ class WriteBuffer:
         self.size_bytes = writer.size_bytes
 
     async def __aenter__(self) -> Self:
-        """Enters the block."""
         return self
 
     async def __aexit__(

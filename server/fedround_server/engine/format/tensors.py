@@ -39,7 +39,6 @@ class TensorFile:
         self.layout: Layout = parse_header(header, own=True) if layouts is None else layouts.read(header)
 
     def __enter__(self) -> Self:
-        """Enters the block."""
         return self
 
     def __exit__(

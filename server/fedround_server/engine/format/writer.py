@@ -40,13 +40,11 @@ class TensorWriter:
         self._batches: deque[Future[None]] = deque()
 
     def __enter__(self) -> Self:
-        """Enters the block."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Closes the file."""
         self._thread.shutdown(cancel_futures=True)
         self._file.close()
 
