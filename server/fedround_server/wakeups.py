@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Iterable
-from types import TracebackType
 from typing import Self
 
 ACTOR = "actor of "
@@ -28,9 +27,7 @@ class Waiter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Stops following all topics."""
         for topic in self._topics:
             self._hub.remove(topic, self)

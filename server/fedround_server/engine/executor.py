@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Iterable
-from types import TracebackType
 from typing import Protocol, Self
 
 from fedround_server.blobs import BlobFiles, StagedBlob
@@ -77,9 +76,7 @@ class WorkerEngine:
         self._worker.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Ends the processes without waiting for a job."""
         self._worker.end()
         self._predictor.end()

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-from types import TracebackType
 from typing import Self
 
 from fedround_server.blobs import BlobWriter
@@ -43,9 +42,7 @@ class WriteBuffer:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         """Writes the rest. If the block failed, its error takes precedence over one of the writer."""
         self._flush()
         while self._batch is not None:

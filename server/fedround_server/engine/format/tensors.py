@@ -4,7 +4,6 @@ import mmap
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import torch
@@ -41,9 +40,7 @@ class TensorFile:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Unmaps the file as soon as no tensor of it is in use."""
         # Never closed: torch would not prevent it, and reading a tensor would then end the process.
         del self._map, self._bytes
