@@ -13,11 +13,6 @@ class Waiter:
     __slots__ = ("_future", "_hub", "_topics", "_woken")
 
     def __init__(self, hub: "Hub") -> None:
-        """Follows no topics yet.
-
-        Args:
-            hub: The hub that wakes it.
-        """
         self._hub = hub
         self._topics: list[str] = []
         # None instead of an empty set, to save memory: there are thousands of waiters, and most have no wake-up.

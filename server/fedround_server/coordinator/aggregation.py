@@ -26,12 +26,7 @@ class Aggregations:
     """The aggregations under way, at most one per training."""
 
     def __init__(self, context: Context, follow_up: Callable[[str], Awaitable[None]]) -> None:
-        """Creates it without any aggregation under way.
-
-        Args:
-            context: The parts of the server.
-            follow_up: Called with the training's id after a result or a failure has been committed.
-        """
+        """Calls `follow_up` with the training's id after a result or a failure has been committed."""
         self._context = context
         self._store = context.store.rounds
         self._follow_up = follow_up

@@ -20,12 +20,7 @@ class Trainings:
         self._rounds = rounds
 
     async def create(self, actor_id: str, spec: TrainingSpec, incoming: Incoming | None) -> Training:
-        """Creates a training with its model and participants, or nothing at all.
-
-        Args:
-            actor_id: The user that will steer it.
-            spec: What to train; names a stored model unless a file is incoming.
-            incoming: The model's file; None for a stored model.
+        """Creates a training with its model, the stored or the incoming one, and its participants, or nothing at all.
 
         Returns:
             The training; that of an earlier call with the same request id, if there was one.

@@ -24,11 +24,7 @@ class WriteBuffer:
     """
 
     def __init__(self, writer: BlobWriter) -> None:
-        """Continues after what the writer has.
-
-        Args:
-            writer: Where the bytes go. Nothing else may write to it during the block.
-        """
+        """Continues after what the writer has. Nothing else may write to it during the block."""
         self._writer = writer
         self._loop = asyncio.get_running_loop()
         self._buffered: list[bytes] = []

@@ -23,12 +23,7 @@ class TensorWriter:
     """Writes a safetensors file in order and hashes it, in a thread, while the next blocks are computed."""
 
     def __init__(self, path: Path, header: bytes) -> None:
-        """Begins the file.
-
-        Args:
-            path: Where to write; must not exist.
-            header: Everything before the data.
-        """
+        """Begins the file, which must not exist; the header is everything before the data."""
         self._file = path.open("xb", buffering=0)
         self._hash = hashlib.sha256()
         self._size = 0
