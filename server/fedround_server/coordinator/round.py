@@ -63,7 +63,7 @@ class Rounds:
     def forget(self, training_id: str) -> None:
         """Disarms a training's deadline, and forgets the progress of its uploads."""
         self._deadlines.disarm(training_id)
-        self._uploads.forget(training_id)
+        self._uploads.progress.forget(training_id)
 
     def _take_up(self, current: Round | UnfinishedRound) -> bool:
         """Starts what a round waits for; returns whether that was not under way."""

@@ -38,7 +38,7 @@ class Trainings:
             return made
         model = None
         if incoming is None:
-            self._uploads.check_new()
+            self._uploads.space.check_new()
         else:
             received = await self._uploads.receive(incoming, None)
             model = NewModel(spec.name, spec.description, received.manifest, received.blob, spec.architecture)
