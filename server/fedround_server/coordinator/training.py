@@ -11,7 +11,7 @@ from fedround_server.wakeups import for_actor
 
 
 class Trainings:
-    """Creates and steers trainings."""
+    """Creates and steers trainings. What changes one raises the errors of the verb of the same name in the store."""
 
     def __init__(self, context: Context, uploads: Uploads, rounds: Rounds) -> None:
         self._context = context
@@ -45,35 +45,19 @@ class Trainings:
         return await self._context.tasks.run_shielded(self._create(actor_id, spec, model))
 
     async def register(self, training_id: str, actor_id: str, client_ids: Sequence[str]) -> Training:
-        """Registers clients as participants.
-
-        Raises:
-            FedroundError: As described for `TrainingVerbs.register`.
-        """
+        """Registers clients as participants."""
         return await self._context.tasks.run_shielded(self._register(training_id, actor_id, client_ids))
 
     async def remove_clients(self, training_id: str, caller_id: str, client_ids: Sequence[str]) -> Training:
-        """Removes participants; the policy of the open round is evaluated at once for those who stay.
-
-        Raises:
-            FedroundError: As described for `TrainingVerbs.remove_clients`.
-        """
+        """Removes participants; the policy of the open round is evaluated at once for those who stay."""
         return await self._context.tasks.run_shielded(self._remove_clients(training_id, caller_id, client_ids))
 
     async def remove(self, training_id: str, actor_id: str, *, force: bool) -> None:
-        """Removes a training; its model stays.
-
-        Raises:
-            FedroundError: As described for `TrainingVerbs.remove`.
-        """
+        """Removes a training; its model stays."""
         await self._context.tasks.run_shielded(self._remove(training_id, actor_id, force))
 
     async def start(self, training_id: str, actor_id: str, request_id: str | None) -> Training:
-        """Starts a training, which opens its first round.
-
-        Raises:
-            FedroundError: As described for `TrainingVerbs.start`.
-        """
+        """Starts a training, which opens its first round."""
         return await self._context.tasks.run_shielded(self._start(training_id, actor_id, request_id))
 
     async def _create(self, actor_id: str, spec: TrainingSpec, model: NewModel | None) -> Training:

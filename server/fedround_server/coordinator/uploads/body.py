@@ -43,13 +43,8 @@ class BodyReceiver:
     def __init__(self, incoming: Incoming, gate: HeaderGate, max_bytes: int) -> None:
         """Checks the declared size.
 
-        Args:
-            incoming: The file.
-            gate: Checks its header.
-            max_bytes: How large it may be.
-
         Raises:
-            ModelTooLarge: The declared size is over the limit.
+            ModelTooLarge: It is over the limit.
         """
         self._incoming = incoming
         self._gate = gate
@@ -60,14 +55,7 @@ class BodyReceiver:
         """Writes the file; returns what its header says. The file is complete then, but not on disk.
 
         Raises:
-            FieldInvalid: There are more bytes than declared, or none.
-            ModelFormat: It is no acceptable safetensors file.
-            UpdateMismatch: Its tensors are not the expected ones.
-            ModelTooLarge: It is over the limit.
-            UploadIncomplete: The stream ended early.
-            DigestMismatch: The bytes are not the declared ones.
-            TooManyUploads: The unfinished uploads have too many bytes.
-            DiskFull: There is no room for it.
+            FedroundError: The file is rejected, as described for `Uploads.receive`.
         """
         incoming, gate = self._incoming, self._gate
         if incoming.offset:

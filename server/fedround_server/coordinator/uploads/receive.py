@@ -88,6 +88,7 @@ class Uploads:
             differences: What it may contain instead.
 
         Raises:
+            FieldInvalid: There are more bytes than declared, or none.
             ModelTooLarge: It is over the limit.
             ModelFormat: It is no acceptable safetensors file.
             UpdateMismatch: Its tensors are not the expected ones.
