@@ -1,5 +1,7 @@
 """Reads and writes Uncertainty messages."""
 
+from typing import Any
+
 from fedround.v1 import aggregation_pb2
 from fedround_server.domain.errors import FieldInvalid
 from fedround_server.domain.swag_moments import MAX_RANK
@@ -31,17 +33,11 @@ def read(field: str, message: aggregation_pb2.Uncertainty) -> Uncertainty:
 
 def write(found: Uncertainty) -> aggregation_pb2.Uncertainty:
     """Encodes a method with its options."""
-    message = aggregation_pb2.Uncertainty()
-    options = getattr(message, found.name)
-    options.SetInParent()
-    for name, value in options_of(found).items():
-        if name == "members":
-            options.members.extend(
-                aggregation_pb2.EnsembleMember(model_id=model_id, version=version) for model_id, version in value
-            )
-        else:
-            setattr(options, name, value)
-    return message
+    options = options_of(found)
+    if isinstance(found, Ensemble):
+        options["members"] = [{"model_id": model_id, "version": version} for model_id, version in found.members]
+    chosen: dict[str, Any] = {found.name: options}
+    return aggregation_pb2.Uncertainty(**chosen)
 
 
 def _swag(field: str, message: aggregation_pb2.Swag) -> Swag:
