@@ -54,9 +54,7 @@ class Coordinator:
         """Removes a user with the trainings that it steers, and goes on with those in which it took part.
 
         Raises:
-            UserNotFound: There is no such user.
-            LastAdmin: The user is the only admin.
-            TrainingRunning: The user steers running trainings, and force is not set.
+            FedroundError: As described for `Users.remove`.
         """
         await self._context.tasks.run_shielded(self._remove_user(user_id, force))
 
