@@ -41,14 +41,7 @@ class Waiter:
         _end(self._future)
 
     async def wait(self, seconds: float) -> frozenset[str]:
-        """Waits for a wake-up, unless one came since the last wait.
-
-        Args:
-            seconds: The timeout.
-
-        Returns:
-            The topics of the wake-ups; empty after a timeout.
-        """
+        """Waits for wake-ups, unless some came since the last wait; returns their topics, none after a timeout."""
         if self._woken is None:
             # An asyncio.Event with asyncio.timeout would take a kilobyte more for each of thousands of waiters.
             loop = asyncio.get_running_loop()

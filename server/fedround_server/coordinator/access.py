@@ -50,10 +50,7 @@ class Access:
 
     @asynccontextmanager
     async def admit(self, credentials: Credentials) -> AsyncIterator[User]:
-        """Authenticates a call, and ends the block with an error when the credentials are revoked or expire.
-
-        Yields:
-            The caller.
+        """Yields the caller, and ends the block with an error when the credentials are revoked or expire.
 
         Raises:
             Unauthenticated: The credentials are not, or no longer, those of a user.

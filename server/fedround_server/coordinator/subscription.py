@@ -131,12 +131,7 @@ class _Subscription:
         self._cursors: dict[str, int] = {}
 
     async def drain(self, send: Send, topics: Collection[str]) -> bool:
-        """Sends what is new; returns whether no event will follow.
-
-        Args:
-            send: Sends an event.
-            topics: The topics of a wake-up; empty at the beginning and after a timeout.
-        """
+        """Sends what is new; returns whether no event will follow. Without a wake-up, there are no topics."""
         raise NotImplementedError
 
     def position(self) -> tuple[str, int]:

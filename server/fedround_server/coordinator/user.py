@@ -121,10 +121,7 @@ class Users:
         return await self.view(user_id)
 
     async def remove(self, user_id: str, *, force: bool) -> list[str]:
-        """Removes a user; the caller follows up in the trainings returned.
-
-        Returns:
-            The ids of the trainings in which the user took part, or that were removed with it.
+        """Removes a user; returns the trainings that it took part in, or steered, for the caller to follow up.
 
         Raises:
             UserNotFound: There is no such user.

@@ -15,23 +15,19 @@ __all__ = ["Engine", "WorkerEngine", "WorkerLost"]
 
 
 class Engine(Protocol):
-    """What the coordinator asks for. Jobs are pure functions of the blobs that they refer to."""
+    """What the coordinator asks for. Jobs are pure functions of the blobs that they refer to.
+
+    Each raises `WorkerLost` if the job cannot be done, and `WorkerKilled` if it cannot be done now.
+    """
 
     async def check(self, job: CheckJob) -> CheckResult:
-        """Looks for NaN and Inf in a safetensors file, and measures how far it is from its origin.
-
-        Raises:
-            WorkerLost: The job cannot be done.
-            WorkerKilled: It cannot be done now.
-        """
+        """Looks for NaN and Inf in a safetensors file, and measures how far it is from its origin."""
 
     async def aggregate(self, job: AggregationJob) -> StagedBlob:
         """Aggregates the updates of a round into a new file, forced to disk, which the caller commits.
 
         Raises:
             AggregationFailed: The result has values that the model's dtype cannot hold.
-            WorkerLost: The job cannot be done.
-            WorkerKilled: It cannot be done now.
         """
 
     async def predict(self, job: PredictionJob) -> Prediction:
@@ -40,8 +36,6 @@ class Engine(Protocol):
         Raises:
             PredictionFault: The inputs, the weights and the architecture do not fit, or memory ran out.
             TimeoutError: It takes too long.
-            WorkerLost: The job cannot be done.
-            WorkerKilled: It cannot be done now.
         """
 
 

@@ -20,12 +20,7 @@ class HeaderGate:
     """
 
     def __init__(self, expected: Manifest | None = None, differences: Manifest | None = None) -> None:
-        """Begins before the first byte.
-
-        Args:
-            expected: What the file must contain, exactly; None for anything acceptable.
-            differences: What it may contain instead, exactly.
-        """
+        """Begins a file of exactly the expected tensors, or the differences; None stands for anything acceptable."""
         self._expected = expected
         self._differences = differences
         self._seen = bytearray()
