@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterable
+from functools import partial
 from typing import Protocol, Self
 
 from fedround_server.blobs import BlobFiles, StagedBlob
@@ -61,7 +62,7 @@ class WorkerEngine:
         """
         self._files = files
         self._worker = Worker(worker.prepare)
-        self._predictor = Worker(worker.PreparePredictions(predict_bytes))
+        self._predictor = Worker(partial(worker.prepare_predictions, predict_bytes))
         self._predicting: asyncio.Lock | None = None
         self._predict_seconds = predict_seconds
 
