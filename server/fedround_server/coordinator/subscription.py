@@ -69,7 +69,7 @@ class Subscriptions:
         with self._context.hub.waiter() as waiter:
             waiter.follow([user_id])
             if training_id is None:
-                subscription: _Subscription = _All(self._context, user_id, resume_after, waiter)
+                subscription: _One | _All = _All(self._context, user_id, resume_after, waiter)
             else:
                 subscription = _One(self._context, user_id, training_id, resume_after, waiter)
             line = _Line(send, greet)
@@ -117,7 +117,11 @@ class _Line:
 
 
 class _Subscription:
-    """Cursors in logs."""
+    """Cursors in logs.
+
+    In subclasses, `drain` sends what is new since a wake-up with these topics, none without one, and returns whether no
+    event will follow; `position` returns the training and the sequence of a heartbeat.
+    """
 
     __slots__ = ("_cursors", "_resume_after", "_start_after", "_store", "_waiter", "user_id")
 
@@ -129,14 +133,6 @@ class _Subscription:
         self._start_after: int | None = None
         self._waiter = waiter
         self._cursors: dict[str, int] = {}
-
-    async def drain(self, send: Send, topics: Collection[str]) -> bool:
-        """Sends what is new; returns whether no event will follow. Without a wake-up, there are no topics."""
-        raise NotImplementedError
-
-    def position(self) -> tuple[str, int]:
-        """Returns the training and the sequence of a heartbeat."""
-        raise NotImplementedError
 
     async def _catch_up(self, training_id: str, send: Send) -> LogView:
         """Sends the new events of a training; returns the view that includes them."""
