@@ -145,6 +145,13 @@ def parse_optional_duration(field: str, message: Message, longest: timedelta, pr
     return duration
 
 
+def parse_at_most(field: str, value: int, largest: int) -> int:
+    """Checks that a number is not too large, and returns it."""
+    if value > largest:
+        raise FieldInvalid(field, f"is {value}; at most {largest}")
+    return value
+
+
 def parse_num_examples(value: int) -> int:
     """Checks a number of examples and returns it.
 
