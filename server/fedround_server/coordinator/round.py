@@ -68,9 +68,7 @@ class Rounds:
     def _take_up(self, current: Round | UnfinishedRound) -> bool:
         """Starts what a round waits for; returns whether that was not under way."""
         if current.state is RoundState.AGGREGATING:
-            idle = not self.aggregations.is_running(current.training_id)
-            self.aggregations.start(current.training_id)
-            return idle
+            return self.aggregations.start(current.training_id)
         return current.deadline is not None and self._deadlines.arm(current, current.deadline)
 
     async def _expire(self, training_id: str, number: int, attempt: int) -> None:
