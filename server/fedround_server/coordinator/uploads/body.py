@@ -90,14 +90,12 @@ class BodyReceiver:
 
     def _check_complete(self, writer: BlobWriter) -> Layout:
         declared, layout, received = self._incoming.size_bytes, self._gate.layout, writer.staged.blob
-        described = None if layout is None else layout.size_bytes
         size = received.size_bytes
         if size == 0 and not declared:
             raise FieldInvalid("chunk", "no file was sent: send a safetensors file in chunks behind the spec")
-        if declared is not None and size < declared:
-            raise UploadIncomplete(size, declared)
-        if declared is None and (described is None or size < described):
-            raise UploadIncomplete(size, described)
+        total = layout.size_bytes if declared is None and layout is not None else declared
+        if total is None or size < total:
+            raise UploadIncomplete(size, total)
         if self._incoming.sha256 is not None and received.sha256 != self._incoming.sha256:
             raise DigestMismatch(
                 f"the file's SHA-256 is {received.sha256}, declared was {self._incoming.sha256}: send it again"
