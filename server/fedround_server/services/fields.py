@@ -126,13 +126,9 @@ def parse_certificate_names(field: str, values: Iterable[str]) -> list[str]:
 
 
 def parse_optional_duration(field: str, message: Message, longest: timedelta, prefix: str = "") -> timedelta | None:
-    """Parses a positive duration; returns None if the field is unset.
+    """Parses a positive duration in a field of a message; returns None if the field is unset.
 
-    Args:
-        field: Name of the field in the message.
-        message: The message.
-        longest: The longest valid duration.
-        prefix: Path of the message in the request, with a dot at its end.
+    The prefix is the path of the message in the request, with a dot at its end.
     """
     if not message.HasField(field):
         return None

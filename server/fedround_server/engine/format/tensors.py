@@ -21,11 +21,9 @@ class TensorFile:
     """A safetensors file, mapped into memory. Its tensors may be used during its `with` block."""
 
     def __init__(self, path: Path, layouts: Layouts | None = None) -> None:
-        """Maps a file that was checked, or that the server wrote.
+        """Maps a file that was checked, or that the server wrote, and that must not change.
 
-        Args:
-            path: The file; it must not change.
-            layouts: Those of other files with the same tensors.
+        The layouts are those of other files with the same tensors.
         """
         with path.open("rb") as file:
             # Read-only: writable memory counts as used, and a round may be larger than the machine's memory.
