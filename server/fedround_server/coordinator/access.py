@@ -50,7 +50,7 @@ class Access:
 
     @asynccontextmanager
     async def admit(self, credentials: Credentials) -> AsyncIterator[User]:
-        """Yields the caller, and ends the block with an error when the credentials are revoked or expire.
+        """Authenticates and yields the caller; ends the block with an error when the credentials are revoked or expire.
 
         Raises:
             Unauthenticated: The credentials are not, or no longer, those of a user.

@@ -11,7 +11,7 @@ from fedround_server.wakeups import for_actor
 
 
 class Trainings:
-    """Creates and steers trainings. What changes one raises the errors of the verb of the same name in the store."""
+    """Creates and steers trainings. Changes raise the errors of the verbs of the same name in `TrainingVerbs`."""
 
     def __init__(self, context: Context, uploads: Uploads, rounds: Rounds) -> None:
         self._context = context

@@ -121,7 +121,7 @@ class Users:
         return await self.view(user_id)
 
     async def remove(self, user_id: str, *, force: bool) -> list[str]:
-        """Removes a user; returns the trainings that it took part in, or steered, for the caller to follow up.
+        """Removes a user; returns the ids of trainings that it took part in or steered, for the caller to follow up.
 
         Raises:
             UserNotFound: There is no such user.

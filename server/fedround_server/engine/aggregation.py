@@ -54,7 +54,7 @@ class Parts(Sequence[Tensor]):
     """The same elements of every update, one tensor each, made on access: a difference is added to the model then."""
 
     def __init__(self, updates: Sequence[TensorFile], base: Tensor, name: str, start: int) -> None:
-        """Takes the files of the updates, these elements of the model, and their start, counted from a tensor's."""
+        """Reads nothing yet; `base` has these elements of the model, the first of which is `start` in tensor `name`."""
         self._updates = updates
         self._base = base
         self._name = name

@@ -30,8 +30,8 @@ def check_numbers(path: Path, origin: Path | None = None, prefix: str = "") -> C
     with ExitStack() as stack:
         file = stack.enter_context(TensorFile(path))
         base = None if origin is None else stack.enter_context(TensorFile(origin))
-        # With a prefix, only some of the tensors are in the origin.
         others = () if base is None else (base.layout,)
+        # With a prefix, only some of the tensors are in the origin.
         for run in singly(file.layout) if prefix else runs(file.layout, others):
             if not run.dtype.is_floating:
                 continue

@@ -30,7 +30,7 @@ def prepare() -> None:
 
 
 def prepare_predictions(max_bytes: int) -> None:
-    """Prepares a process for predictions: loads torch and limits what it may use beside it, where there is /proc."""
+    """Prepares a process for predictions: loads torch, and limits the memory beside it where the system has /proc."""
     load_torch()
     status = Path("/proc/self/status")
     if not status.exists():

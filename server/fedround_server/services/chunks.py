@@ -109,7 +109,7 @@ async def send_file(
 def incoming(
     stream: ChunkStream[M], prefix: str, sha256: str, size_bytes: int, upload_id: str, offset: int
 ) -> Incoming:
-    """Returns an upload as its fields declare it, whose names begin with a prefix; "" and 0 declare nothing.
+    """Returns an upload as its fields, whose names begin with a prefix, declare it; "" and 0 declare nothing.
 
     Raises:
         FieldInvalid: A field is malformed, or a resumable upload declares too little.

@@ -18,7 +18,7 @@ class SpaceReservation:
     def __init__(
         self, space: "Space", user_id: str, ref: UploadRef | StagedRef, written: int, *, is_update: bool
     ) -> None:
-        """Covers nothing yet, but for the bytes of the file that are written already."""
+        """Covers nothing yet; so many bytes of the file are written already."""
         self._space = space
         self.user_id = user_id
         self.ref = ref
@@ -81,7 +81,7 @@ class Space:
     ) -> Iterator[SpaceReservation]:
         """Holds space for an upload that goes on at an offset, in bytes, for the duration of the block.
 
-        Updates get the last of the room, too: running rounds wait for them.
+        Updates may use the last of the room: running rounds wait for them.
         """
         reservation = SpaceReservation(self, user_id, ref, offset, is_update=is_update)
         self._reservations.add(reservation)

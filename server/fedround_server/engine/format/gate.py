@@ -20,7 +20,7 @@ class HeaderGate:
     """
 
     def __init__(self, expected: Manifest | None = None, differences: Manifest | None = None) -> None:
-        """Begins a file of exactly the expected tensors, or the differences; None stands for anything acceptable."""
+        """Takes exactly the expected tensors, or exactly the differences; anything acceptable if none are expected."""
         self._expected = expected
         self._differences = differences
         self._seen = bytearray()
