@@ -18,10 +18,7 @@ log = structlog.get_logger("fedround.main")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a server.
-
-    Args:
-        argv: The arguments; by default those of the process.
+    """Runs a server, with the arguments of the process by default.
 
     Returns:
         The exit code: 0 after a signal, 1 after a failure, 2 for invalid settings.

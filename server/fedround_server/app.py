@@ -32,9 +32,6 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
 
     A background task that fails ends the block with its error.
 
-    Args:
-        settings: The operator's settings.
-
     Yields:
         The address that the server listens on.
 

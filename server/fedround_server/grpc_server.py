@@ -115,10 +115,7 @@ class GrpcServer:
         return self._draining.count()
 
     def bind(self) -> str:
-        """Binds the port.
-
-        Returns:
-            The address that the server listens on.
+        """Binds the port; returns the address that the server listens on.
 
         Raises:
             RuntimeError: The port is taken, or the TLS files cannot be used.

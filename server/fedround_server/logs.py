@@ -10,12 +10,7 @@ from fedround_server.domain.token import redact
 
 
 def set_up(log_format: str, log_level: str) -> None:
-    """Configures logging for the process.
-
-    Args:
-        log_format: "console" or "json".
-        log_level: Name of the lowest level that is written.
-    """
+    """Configures logging for the process: in the format "console" or "json", from the lowest level that is written."""
     shared: list[structlog.types.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,

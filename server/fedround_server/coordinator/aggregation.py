@@ -26,12 +26,7 @@ class Aggregations:
     """The aggregations under way, at most one per training."""
 
     def __init__(self, context: Context, follow_up: Callable[[str], Awaitable[None]]) -> None:
-        """Creates it without any aggregation under way.
-
-        Args:
-            context: The parts of the server.
-            follow_up: Called with the training's id after a result or a failure has been committed.
-        """
+        """Calls `follow_up` with the training's id after a result or a failure has been committed."""
         self._context = context
         self._store = context.store.rounds
         self._follow_up = follow_up
@@ -43,17 +38,15 @@ class Aggregations:
         """Leaves closed rounds to the next start: a round opened from now on would miss its participants."""
         self._stopped = True
 
-    def is_running(self, training_id: str) -> bool:
-        """Returns whether an aggregation for a training is under way."""
-        return training_id in self._running
-
-    def start(self, training_id: str) -> None:
-        """Starts the aggregation of a training's closed round in the background, unless it is under way."""
+    def start(self, training_id: str) -> bool:
+        """Starts the aggregation of a training's closed round in the background; returns whether none was under way."""
         # The one under way may have looked for closed rounds just before this one was closed.
         self._again.add(training_id)
-        if training_id not in self._running and not self._stopped:
+        idle = training_id not in self._running
+        if idle and not self._stopped:
             self._running.add(training_id)
             self._context.background.create_task(self._run(training_id), name=f"aggregate {training_id}")
+        return idle
 
     async def _run(self, training_id: str) -> None:
         # The user whose update closed the round started this task, but does not make the model.

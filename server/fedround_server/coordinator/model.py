@@ -15,7 +15,6 @@ class Models:
     """Stores and reads models."""
 
     def __init__(self, context: Context, uploads: Uploads) -> None:
-        """Creates the use cases over the parts that they join."""
         self._context = context
         self._uploads = uploads
 

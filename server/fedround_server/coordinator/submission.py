@@ -17,7 +17,6 @@ class Submissions:
     """Accepts updates and reports, and starts the aggregation of the rounds that they close."""
 
     def __init__(self, context: Context, uploads: Uploads, aggregations: Aggregations) -> None:
-        """Creates the use cases over the parts that they join."""
         self._context = context
         self._store = context.store.submissions
         self._uploads = uploads

@@ -29,11 +29,7 @@ class AuthInterceptor(ContextInterceptor):
     """Finds the caller by its token or its client certificate, and checks that its role may call the method."""
 
     def __init__(self, admit: Callable[[Credentials], AbstractAsyncContextManager[User]]) -> None:
-        """Makes the interceptor.
-
-        Args:
-            admit: Authenticates credentials, and keeps the user admitted for the duration of the context manager.
-        """
+        """Makes the interceptor; `admit` authenticates credentials, and keeps the user admitted within its block."""
         self._admit = admit
 
     @asynccontextmanager

@@ -51,12 +51,7 @@ class RateInterceptor(ContextInterceptor):
     """Limits the rate of authenticated calls; inside of the authentication."""
 
     def __init__(self, per_user: float, total: float) -> None:
-        """Makes the interceptor.
-
-        Args:
-            per_user: Calls of one user per second.
-            total: Calls of all users per second.
-        """
+        """Makes the interceptor for so many calls per second, of one user and of all users."""
         self._per_user = Buckets(per_user)
         self._total = Buckets(total)
 
@@ -92,11 +87,7 @@ class UnauthenticatedRateInterceptor(ContextInterceptor):
     """
 
     def __init__(self, per_address: float) -> None:
-        """Makes the interceptor.
-
-        Args:
-            per_address: Such calls from one address per second.
-        """
+        """Makes the interceptor for so many such calls per second from one address."""
         self._per_address = Buckets(per_address)
         self._authenticated: OrderedDict[str, None] = OrderedDict()
 

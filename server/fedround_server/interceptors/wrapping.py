@@ -24,12 +24,7 @@ class WrappingInterceptor(grpc.aio.ServerInterceptor):
         return True
 
     def wrap(self, method: str, handler: Handler) -> Handler:
-        """Returns the handler to call instead; it has the same kind.
-
-        Args:
-            method: Full name, like /fedround.v1.TrainingService/GetTraining.
-            handler: The handler.
-        """
+        """Returns the handler to call instead, of the same kind; methods have names like /package.Service/Method."""
         raise NotImplementedError
 
     async def intercept_service(
@@ -56,12 +51,7 @@ class ContextInterceptor(WrappingInterceptor):
     """An interceptor that runs each call in an async context manager; subclasses implement `wrap_call`."""
 
     def wrap_call(self, method: str, context: Call) -> AbstractAsyncContextManager[None]:
-        """Returns the context manager that a call runs in.
-
-        Args:
-            method: Full name, like /fedround.v1.TrainingService/GetTraining.
-            context: The call.
-        """
+        """Returns the context manager that a call runs in."""
         raise NotImplementedError
 
     def check_response(self, method: str, response: Any) -> None:
@@ -96,14 +86,7 @@ class ContextInterceptor(WrappingInterceptor):
 
 
 def rebuild(handler: "Handler", wrap: Callable[[Any], Any], deserializer: Any, serializer: Any) -> "Handler":
-    """Returns a handler of the same kind with another behaviour: one of another kind would block on an upload.
-
-    Args:
-        handler: The handler.
-        wrap: Returns the new behaviour, given the old one.
-        deserializer: Deserializes requests.
-        serializer: Serializes responses.
-    """
+    """Returns a handler of the same kind whose behaviour is wrapped: one of another kind would block on an upload."""
     if handler.response_streaming:
         if handler.request_streaming:
             return grpc.stream_stream_rpc_method_handler(wrap(handler.stream_stream), deserializer, serializer)
