@@ -5,9 +5,10 @@ import functools
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, TypeVarTuple
+from typing import Any, Concatenate, ParamSpec, TypeVar, TypeVarTuple
 
 from playhouse import migrations
 
@@ -143,15 +144,14 @@ class Database:
             migrations.run(self._peewee, str(MIGRATIONS))
 
 
-class HasDatabase(Protocol):
-    """A class of verbs."""
+@dataclass(frozen=True, slots=True)
+class Verbs:
+    """The verbs of one noun, and the database that they run on."""
 
-    @property
-    def database(self) -> Database:
-        """The database that the verbs run on."""
+    database: Database
 
 
-Self = TypeVar("Self", bound=HasDatabase)
+Self = TypeVar("Self", bound=Verbs)
 
 
 def verb(method: Callable[Concatenate[Self, P], R]) -> Callable[Concatenate[Self, P], Coroutine[Any, Any, R]]:

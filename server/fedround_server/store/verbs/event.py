@@ -1,19 +1,15 @@
 """Verbs about events: what a subscriber may read of the logs of trainings."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 
 from fedround_server.domain.errors import CursorExpired, FedroundError, TrainingNotFound
-from fedround_server.store.db.run import Database, batched, verb
+from fedround_server.store.db.run import Verbs, batched, verb
 from fedround_server.store.queries.event_log import LogPage, LogReader, find_start, read_logs
 from fedround_server.store.queries.log_view import LogView, find_open_views, find_views
 
 
-@dataclass(frozen=True, slots=True)
-class EventVerbs:
+class EventVerbs(Verbs):
     """Verbs about events."""
-
-    database: Database
 
     @verb
     def views(self, user_id: str, training_ids: Collection[str]) -> list[LogView]:

@@ -1,7 +1,6 @@
 """Verbs about models and their versions."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
 from datetime import datetime
 
 from fedround_server.domain.errors import ModelInUse, Quota, TokenInvalid
@@ -10,7 +9,7 @@ from fedround_server.domain.quota import Quotas
 from fedround_server.domain.report import MetricReport
 from fedround_server.domain.uncertainty import NoUncertainty, Uncertainty
 from fedround_server.store.db.audit_trail import record
-from fedround_server.store.db.run import Database, verb
+from fedround_server.store.db.run import Verbs, verb
 from fedround_server.store.queries.blob import needed_digests
 from fedround_server.store.queries.metrics import page_reports
 from fedround_server.store.queries.model import (
@@ -37,11 +36,8 @@ from fedround_server.store.transitions.versions import insert_model, put_tag, re
 MAX_TAGS = 100
 
 
-@dataclass(frozen=True, slots=True)
-class ModelVerbs:
+class ModelVerbs(Verbs):
     """Transactions about models."""
-
-    database: Database
 
     @verb
     def prepare(self, owner_id: str, upload_id: str | None, size: int, quotas: Quotas) -> Model | None:

@@ -12,7 +12,7 @@ from fedround_server.domain.rounds.kind import Computation
 from fedround_server.domain.rounds.round import Round, RoundState, RoundView, UnfinishedRound
 from fedround_server.domain.training import TrainingFailure
 from fedround_server.domain.update import Update
-from fedround_server.store.db.run import Database, verb
+from fedround_server.store.db.run import Verbs, verb
 from fedround_server.store.queries.participant import is_participant
 from fedround_server.store.queries.round import (
     counted_updates,
@@ -47,11 +47,8 @@ class AggregationTask:
     updates: tuple[Update, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class RoundVerbs:
+class RoundVerbs(Verbs):
     """Transactions about rounds."""
-
-    database: Database
 
     @verb
     def judge(

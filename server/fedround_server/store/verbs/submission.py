@@ -1,6 +1,5 @@
 """Transactions about what participants submit: updates, reports, and what was rejected."""
 
-from dataclasses import dataclass
 from datetime import datetime
 
 from fedround_server.domain.errors import TrainingNotFound
@@ -10,7 +9,7 @@ from fedround_server.domain.report import NewReport, Report
 from fedround_server.domain.update import NewUpdate, Update
 from fedround_server.failpoints import reached
 from fedround_server.store.db.rows import insert, save
-from fedround_server.store.db.run import Database, verb
+from fedround_server.store.db.run import Verbs, verb
 from fedround_server.store.queries import submission
 from fedround_server.store.queries.participant import took_part
 from fedround_server.store.queries.round import find_round
@@ -23,11 +22,8 @@ from fedround_server.store.transitions.close_round import evaluate
 from fedround_server.store.transitions.training import append_event
 
 
-@dataclass(frozen=True, slots=True)
-class SubmissionVerbs:
+class SubmissionVerbs(Verbs):
     """Transactions about submissions."""
-
-    database: Database
 
     @verb
     def admit(self, new: NewUpdate) -> Admission | Update:

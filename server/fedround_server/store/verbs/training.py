@@ -1,7 +1,6 @@
 """Transactions about trainings."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 
 from fedround_server.domain.errors import (
@@ -22,7 +21,7 @@ from fedround_server.domain.quota import Quotas
 from fedround_server.domain.rounds import KINDS, next_kind
 from fedround_server.domain.training import Training, TrainingSpec, TrainingState
 from fedround_server.store.db.audit_trail import record
-from fedround_server.store.db.run import Database, verb
+from fedround_server.store.db.run import Verbs, verb
 from fedround_server.store.queries.model import get_model, lock_owned_model
 from fedround_server.store.queries.participant import is_participant, participant_ids
 from fedround_server.store.queries.quota import check_open_trainings, check_stored_bytes
@@ -46,11 +45,8 @@ from fedround_server.store.transitions.training import append_event, move, state
 from fedround_server.store.transitions.versions import insert_model
 
 
-@dataclass(frozen=True, slots=True)
-class TrainingVerbs:
+class TrainingVerbs(Verbs):
     """Transactions about trainings."""
-
-    database: Database
 
     @verb
     def prepare(self, actor_id: str, spec: TrainingSpec, quotas: Quotas, size: int = 0) -> Training | None:
