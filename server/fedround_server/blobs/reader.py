@@ -1,9 +1,8 @@
 """Local files that are being sent."""
 
 import os
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 READ_AHEAD = 8 << 20
 """How much the disk is asked for at a time, in bytes."""
@@ -11,7 +10,7 @@ READ_AHEAD = 8 << 20
 RWF_NOWAIT: int | None = getattr(os, "RWF_NOWAIT", None)
 
 
-class LocalReader:
+class LocalReader(AbstractContextManager["LocalReader", None]):
     """A file that is being sent, chunk by chunk. Its `with` block closes it."""
 
     def __init__(self, path: Path, offset: int, chunk_size: int) -> None:
@@ -27,13 +26,7 @@ class LocalReader:
         self._position = offset
         self._buffer = bytearray(chunk_size)
 
-    def __enter__(self) -> Self:
-        """Enters the block."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Closes the file."""
         os.close(self._descriptor)
 

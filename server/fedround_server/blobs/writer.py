@@ -3,9 +3,8 @@
 import hashlib
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from fedround_server.blobs.disk_full import map_disk_full
 from fedround_server.blobs.refs import StagedBlob, StagedRef, UploadRef
@@ -15,7 +14,7 @@ from fedround_server.host.page_cache import Writeback
 READ_SIZE = 1 << 20
 
 
-class LocalWriter:
+class LocalWriter(AbstractContextManager["LocalWriter", None]):
     """A file that is being received; it is hashed while it is written. Its `with` block closes it."""
 
     def __init__(self, ref: UploadRef | StagedRef, path: Path, offset: int = 0) -> None:
@@ -40,13 +39,7 @@ class LocalWriter:
         self._writeback = Writeback(self._descriptor)
         os.ftruncate(self._descriptor, offset)
 
-    def __enter__(self) -> Self:
-        """Enters the block."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Closes the file, and removes it unless another attempt can go on with it."""
         keep = self._keep and os.fstat(self._descriptor).st_size > 0
         os.close(self._descriptor)
