@@ -4,8 +4,8 @@ from collections.abc import Collection
 from datetime import datetime
 
 from fedround_server.domain.errors import ModelInUse, Quota, TokenInvalid
+from fedround_server.domain.limits import Quotas
 from fedround_server.domain.model import Model, ModelVersion, NewModel, VersionView
-from fedround_server.domain.quota import Quotas
 from fedround_server.domain.report import MetricReport
 from fedround_server.domain.uncertainty import NoUncertainty, Uncertainty
 from fedround_server.store.db.audit_trail import record

@@ -16,8 +16,8 @@ from fedround_server.domain.errors import (
     UnknownClients,
 )
 from fedround_server.domain.event import TrainingStarted
+from fedround_server.domain.limits import Quotas
 from fedround_server.domain.model import Manifest, NewModel
-from fedround_server.domain.quota import Quotas
 from fedround_server.domain.rounds import KINDS, next_kind
 from fedround_server.domain.training import Training, TrainingSpec, TrainingState
 from fedround_server.store.db.audit_trail import record
