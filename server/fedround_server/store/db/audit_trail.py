@@ -10,8 +10,8 @@ from peewee import ModelSelect
 
 from fedround_server.domain.audit import AuditHead, AuditRecord, audit_chain
 from fedround_server.store.db.compiled import compiled
-from fedround_server.store.db.rows import insert, save
-from fedround_server.store.tables.base import BATCH_ROWS, Row, database_proxy
+from fedround_server.store.db.rows import insert, locked, save
+from fedround_server.store.tables.base import BATCH_ROWS, Row
 from fedround_server.store.tables.mapping import from_entry
 from fedround_server.store.tables.schema import AuditHeadRow, AuditRow
 
@@ -70,5 +70,4 @@ def _write(records: Sequence[AuditRecord], user_id: str, now: Callable[[], datet
 
 @compiled
 def _head() -> "ModelSelect[AuditHeadRow]":
-    rows = AuditHeadRow.select()
-    return rows.for_update() if database_proxy.for_update else rows
+    return locked(AuditHeadRow.select())

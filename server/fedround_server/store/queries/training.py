@@ -12,7 +12,7 @@ from peewee import ModelSelect, fn
 from fedround_server.domain.errors import NotActor, TrainingNotFound
 from fedround_server.domain.training import Training
 from fedround_server.store.db.compiled import compiled
-from fedround_server.store.db.row_locks import locked
+from fedround_server.store.db.rows import locked
 from fedround_server.store.queries.participant import is_participant, participant_ids, present_parts
 from fedround_server.store.tables.mapping import ENDED, to_training
 from fedround_server.store.tables.schema import ParticipantRow, RoundRow, TrainingClientsRow, TrainingRow

@@ -6,7 +6,7 @@ from peewee import ModelSelect
 
 from fedround_server.domain.user import Role, User
 from fedround_server.store.db.compiled import in_array
-from fedround_server.store.db.row_locks import locked
+from fedround_server.store.db.rows import locked
 from fedround_server.store.tables.base import BATCH_ROWS
 from fedround_server.store.tables.mapping import to_user
 from fedround_server.store.tables.schema import UserRow
