@@ -56,11 +56,9 @@ def open_round(
         members=members,
         arrived=0,
         expected=expected_updates(policy, members),
-        metrics=None,
         num_examples=0,
         open_time=now,
         deadline=None if policy.deadline is None else now + policy.deadline,
-        done_time=None,
     )
     training.round = number
     facts = {"kind": kind.public_name, "version": training.model_version, "members": members}

@@ -124,20 +124,13 @@ class TrainingVerbs(Verbs):
             state=TrainingState.INITIAL.value,
             round=0,
             model_version=0,
-            best_version=None,
-            best_value=None,
             num_participants=0,
-            failure_reason=None,
-            failure_message=None,
             failure_missing=[],
             last_sequence=0,
             stored_bytes=0,
             request_id=spec.request_id,
-            start_request_id=None,
             create_time=now,
-            start_time=None,
             update_time=now,
-            remove_time=None,
         )
         record("training_created", row, aggregation=row.spec["aggregation"], target_num_updates=spec.target_num_updates)
         TrainingClientsRow.create(training_id=training_id, client_ids=list(spec.client_ids))
