@@ -38,12 +38,7 @@ def append(one: AuditRecord) -> None:
 
 @contextmanager
 def recording(user_id: str, now: Callable[[], datetime]) -> Iterator[None]:
-    """Collects the records of a block, and writes them at its end; only the commit may follow in the transaction.
-
-    Args:
-        user_id: The user who acts; empty for the server itself.
-        now: Returns the time of the entries.
-    """
+    """Collects the records of a block, and writes them at its end; only the commit may follow in the transaction."""
     records: list[AuditRecord] = []
     reset = _records.set(records)
     try:

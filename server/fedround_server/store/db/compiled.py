@@ -125,11 +125,7 @@ class CompiledQuery(Generic[P, RowT]):
     """A compiled query for rows of one table."""
 
     def __init__(self, build: "Callable[P, ModelSelect[RowT]]") -> None:
-        """Compiles nothing yet.
-
-        Args:
-            build: Builds the query.
-        """
+        """Compiles nothing yet."""
         self.build = build
         self._values = CompiledValues(build)
         self._reader: _RowReader[RowT] | None = None

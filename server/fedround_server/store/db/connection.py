@@ -65,7 +65,7 @@ def reading(url: str | Path) -> Iterator[None]:
     """Binds the tables to a database within the block, read-only; a running server may have the database open.
 
     Args:
-        url: As for `Database`.
+        url: As for `Store`.
 
     Raises:
         StoreUnavailable: There is no such database, or it does not answer.

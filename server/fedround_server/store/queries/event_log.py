@@ -25,13 +25,7 @@ SITUATION = (
 
 @dataclass(frozen=True, slots=True)
 class LogPage:
-    """Some events of a log that a user may see.
-
-    Attributes:
-        view: The user's view of the log.
-        events: The events, in order.
-        cursor: The sequence after which to read on.
-    """
+    """Some events of a log that a user may see, in order; the cursor is the sequence after which to read on."""
 
     view: LogView
     events: Sequence[Event]

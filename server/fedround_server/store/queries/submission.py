@@ -35,12 +35,7 @@ CACHED_TENSORS = 20_000
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """What an update must be to be accepted.
-
-    Attributes:
-        tensors: Its tensors.
-        bound: The limit of its distance from the model that its participant started from; None without a limit.
-    """
+    """What an update must be to be accepted: its tensors, and the bound of its norm, None without a limit."""
 
     tensors: ExpectedTensors
     bound: NormBound | None

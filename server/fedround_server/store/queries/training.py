@@ -126,14 +126,7 @@ def lock_trainings_of_user(user_id: str) -> list[TrainingRow]:
 def page_trainings(
     user_id: str, *, as_actor: bool, before: tuple[datetime, str] | None, limit: int
 ) -> list[TrainingRow]:
-    """Returns the trainings that a user steers (or takes part in), the newest first.
-
-    Args:
-        user_id: The user.
-        as_actor: Whether the user steers them.
-        before: The create_time and training_id behind which to begin.
-        limit: The maximum number of trainings.
-    """
+    """Returns the trainings that a user steers (or takes part in), the newest first, behind a (create_time, id)."""
     rows = TrainingRow.select().where(TrainingRow.remove_time.is_null())
     if as_actor:
         rows = rows.where(TrainingRow.actor_id == user_id)

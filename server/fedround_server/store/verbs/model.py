@@ -43,8 +43,7 @@ class ModelVerbs(Verbs):
     def prepare(self, owner_id: str, upload_id: str | None, size: int, quotas: Quotas) -> Model | None:
         """Checks whether `create` would succeed, before a file of a size in bytes (0 if unknown) is received.
 
-        Returns:
-            The model that the upload has made before.
+        Returns the model that the upload has made before, if any.
 
         Raises:
             FieldInvalid: It was removed.

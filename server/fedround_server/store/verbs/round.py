@@ -54,7 +54,7 @@ class RoundVerbs(Verbs):
     def judge(
         self, training_id: str, number: int | None, *, due: bool, now: datetime, attempt: int | None = None
     ) -> bool:
-        """Evaluates the close policy of an open round.
+        """Evaluates the close policy of an open round; returns whether this closed the round.
 
         Args:
             training_id: The training.
@@ -62,9 +62,6 @@ class RoundVerbs(Verbs):
             due: Whether the round's deadline has passed.
             now: The time to write.
             attempt: The attempt at that round, likewise.
-
-        Returns:
-            Whether this closed the round.
         """
         training = lock_training(training_id)
         if training is None or (number is not None and training.round != number):
@@ -90,7 +87,7 @@ class RoundVerbs(Verbs):
 
     @verb
     def commit(self, training_id: str, number: int, epoch: int, result: BlobRef | None, now: datetime) -> bool:
-        """Commits a round's result, and what follows: the next round, or the end.
+        """Commits a round's result, and what follows: the next round, or the end; returns whether this was the commit.
 
         Args:
             training_id: The training.
@@ -98,9 +95,6 @@ class RoundVerbs(Verbs):
             epoch: The epoch that the aggregation was started in; one of an earlier epoch does not commit (fencing).
             result: The file that was made of the updates; None for a round that makes none.
             now: The time to write.
-
-        Returns:
-            Whether this was the commit.
         """
         training = lock_training(training_id)
         if training is None:

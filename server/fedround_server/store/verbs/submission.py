@@ -27,10 +27,7 @@ class SubmissionVerbs(Verbs):
 
     @verb
     def admit(self, new: NewUpdate) -> Admission | Update:
-        """Returns what an update must be to be accepted now, before its file is received.
-
-        Returns:
-            The same update, if it was accepted before.
+        """Returns what an update must be to be accepted now, or the same update if it was accepted before.
 
         Raises:
             TrainingNotFound: The user has no part in such a training.

@@ -50,16 +50,13 @@ class TrainingVerbs(Verbs):
 
     @verb
     def prepare(self, actor_id: str, spec: TrainingSpec, quotas: Quotas, size: int = 0) -> Training | None:
-        """Checks whether `create` would succeed, before a model is received.
+        """Checks whether `create` would succeed, before a model is received; returns what the same request made before.
 
         Args:
             actor_id: Who creates it.
             spec: What to train.
             quotas: How much the actor may have.
             size: Bytes of the model that is to be taken in, as far as known.
-
-        Returns:
-            What a create with the same request id made.
 
         Raises:
             FedroundError: As `create`.

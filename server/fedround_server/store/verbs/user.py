@@ -56,10 +56,7 @@ class UserVerbs(Verbs):
     def remove(self, user_id: str, now: datetime, *, force: bool = False) -> list[str]:
         """Removes a user with its credentials and the trainings that it steers, and from those that it takes part in.
 
-        Ended trainings stay.
-
-        Returns:
-            The ids of the trainings that were removed or left.
+        Ended trainings stay. Returns the ids of the trainings that were removed or left.
 
         Raises:
             UserNotFound: There is no such user.
