@@ -29,13 +29,7 @@ class Credentials:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """The users that credentials belong to.
-
-    Attributes:
-        owner: The owner of the token.
-        token: The token.
-        certified: The users that the names in the certificate belong to.
-    """
+    """The users that credentials belong to: the owner of the token, and those that the certificate names."""
 
     owner: User | None = None
     token: Token | None = None
