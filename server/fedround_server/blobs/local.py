@@ -27,19 +27,10 @@ UNREFERENCED_SECONDS = 24 * 3600
 
 
 class LocalBlobs:
-    """A folder of blobs; `LocalFiles` has its layout. Any thread may call it.
-
-    Attributes:
-        files: Access to the bytes from any process.
-        stored_bytes: Size of all blobs together, once `measure` has counted those of earlier processes.
-    """
+    """A folder of blobs; `LocalFiles` has its layout, and `Blobs` describes the methods. Any thread may call it."""
 
     def __init__(self, root: Path) -> None:
-        """Makes the folder's layout.
-
-        Args:
-            root: The folder.
-        """
+        """Makes the layout of the folder."""
         self.files = LocalFiles(root)
         for folder in (self.files.objects, self.files.uploads, self.files.tmp):
             folder.mkdir(parents=True, exist_ok=True)
@@ -52,23 +43,14 @@ class LocalBlobs:
         self._closing = ThreadPoolExecutor(1, thread_name_prefix="closing")
 
     def writer(self, ref: UploadRef | StagedRef, offset: int = 0) -> LocalWriter:
-        """Opens a new or a resumed upload.
-
-        Raises:
-            UploadOffset: The upload has fewer bytes than that.
-            DiskFull: There is no room for another file.
-        """
+        """Opens a new or a resumed upload."""
         committed = self.upload_size(ref) if isinstance(ref, UploadRef) else 0
         if offset > committed:
             raise UploadOffset(offset, committed)
         return LocalWriter(ref, self.files.local_path(ref), offset)
 
     def commit(self, staged: StagedBlob) -> None:
-        """Makes a file that is on disk a blob, durably.
-
-        Raises:
-            DiskFull: There is no room for another file.
-        """
+        """Makes a file that is on disk a blob, durably."""
         source = self.files.local_path(staged.file)
         try:
             with map_disk_full():

@@ -15,7 +15,7 @@ READ_SIZE = 1 << 20
 
 
 class LocalWriter(AbstractContextManager["LocalWriter", None]):
-    """A file that is being received; it is hashed while it is written. Its `with` block closes it."""
+    """A file that is being received; `BlobWriter` describes the methods."""
 
     def __init__(self, ref: UploadRef | StagedRef, path: Path, offset: int = 0) -> None:
         """Opens or creates the file.
@@ -54,11 +54,7 @@ class LocalWriter(AbstractContextManager["LocalWriter", None]):
             see(data)
 
     def write(self, data: bytes) -> None:
-        """Appends data, all of it or nothing.
-
-        Raises:
-            DiskFull: There is no room for it.
-        """
+        """Appends data, all of it or nothing."""
         try:
             with map_disk_full():
                 view = memoryview(data)
@@ -79,12 +75,7 @@ class LocalWriter(AbstractContextManager["LocalWriter", None]):
         return StagedBlob(self._ref, BlobRef(self._hash.hexdigest(), self.size_bytes))
 
     def sync(self) -> None:
-        """Forces the file to disk.
-
-        Raises:
-            DiskFull: There is no room for it.
-            OSError: It failed; leaving the block then removes the file.
-        """
+        """Forces the file to disk; if that fails, leaving the block removes it."""
         try:
             with map_disk_full():
                 os.fsync(self._descriptor)
