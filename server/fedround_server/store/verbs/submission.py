@@ -16,7 +16,7 @@ from fedround_server.store.queries.round import find_round
 from fedround_server.store.queries.submission import Admission
 from fedround_server.store.queries.training import find_visible, lock_visible
 from fedround_server.store.tables.mapping import to_report, to_update
-from fedround_server.store.tables.schema import ACTOR, RejectedUpdateRow, RoundRow, TrainingRow, UpdateRow
+from fedround_server.store.tables.schema import ACTOR, RejectedUpdateRow, UpdateRow
 from fedround_server.store.transitions import contributions
 from fedround_server.store.transitions.close_round import evaluate
 from fedround_server.store.transitions.training import append_event
@@ -48,12 +48,8 @@ class SubmissionVerbs(Verbs):
         Raises:
             FedroundError: As `admit`.
         """
-        training = lock_visible(new.training_id, new.user_id)
-        current = submission.check(training, new)
-        if isinstance(current, UpdateRow):
-            return to_update(current), False
-        row = _accept(training, current, new, update_id, now)
-        return to_update(row), evaluate(training, current, now)
+        row, closed = _submit(new, update_id, now)
+        return to_update(row), closed
 
     @verb
     def submit_report(self, report_id: str, new: NewReport, now: datetime) -> tuple[Report, bool]:
@@ -67,12 +63,8 @@ class SubmissionVerbs(Verbs):
             MetricsExist: The user has sent another report.
             FedroundError: As `admit`.
         """
-        training = lock_visible(new.training_id, new.user_id)
-        current = submission.check(training, new)
-        if isinstance(current, UpdateRow):
-            return to_report(current), False
-        row = _accept(training, current, new, report_id, now)
-        return to_report(row), evaluate(training, current, now)
+        row, closed = _submit(new, report_id, now)
+        return to_report(row), closed
 
     @verb
     def record_rejected(
@@ -108,10 +100,12 @@ class SubmissionVerbs(Verbs):
         ).execute()
 
 
-def _accept(
-    training: TrainingRow, current: RoundRow, new: NewUpdate | NewReport, update_id: str, now: datetime
-) -> UpdateRow:
-    """Inserts a submission, and counts it in its round."""
+def _submit(new: NewUpdate | NewReport, update_id: str, now: datetime) -> tuple[UpdateRow, bool]:
+    """Inserts a submission, unless it was accepted before, counts it in its round, and applies the close policy."""
+    training = lock_visible(new.training_id, new.user_id)
+    current = submission.check(training, new)
+    if isinstance(current, UpdateRow):
+        return current, False
     blob = new.blob if isinstance(new, NewUpdate) else None
     row = UpdateRow(
         update_id=update_id,
@@ -134,4 +128,4 @@ def _accept(
     accepted = UpdateAccepted(update_id, new.round, new.user_id, new.num_examples, current.arrived, current.expected)
     append_event(training, accepted, now, audience=ACTOR)
     reached("update.logged")
-    return row
+    return row, evaluate(training, current, now)
