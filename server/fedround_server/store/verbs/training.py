@@ -61,9 +61,8 @@ class TrainingVerbs(Verbs):
         Raises:
             FedroundError: As `create`.
         """
-        _hold_actor(actor_id)
-        if spec.request_id is not None and (made := _created(actor_id, spec.request_id)) is not None:
-            return load_trainings([made])[0]
+        if (made := _created(actor_id, spec.request_id)) is not None:
+            return made
         check_open_trainings(actor_id, quotas)
         check_stored_bytes(actor_id, quotas, size)
         _refuse(unknown_users(spec.client_ids))
@@ -101,9 +100,8 @@ class TrainingVerbs(Verbs):
             Quota: The actor has too many trainings, or its files too many bytes.
             TokenInvalid: The actor was removed.
         """
-        _hold_actor(actor_id)
-        if spec.request_id is not None and (made := _created(actor_id, spec.request_id)) is not None:
-            return load_trainings([made])[0]
+        if (made := _created(actor_id, spec.request_id)) is not None:
+            return made
         check_open_trainings(actor_id, quotas)
         _refuse(unknown_users(spec.client_ids))
         model_id = (
@@ -258,18 +256,20 @@ def _refuse(unknown: list[str]) -> None:
         raise UnknownClients(unknown)
 
 
-def _hold_actor(actor_id: str) -> None:
-    """Has the actor create one training at a time: else two at once both find room in its quota."""
+def _created(actor_id: str, request_id: str | None) -> Training | None:
+    """Returns the training that a request of an actor has created, if any, and locks the actor.
+
+    It creates one training at a time: else two at once both find room in its quota.
+    """
     if not lock_user(actor_id):
         # Removed since the call began.
         raise TokenInvalid
-
-
-def _created(actor_id: str, request_id: str) -> TrainingRow | None:
-    row = find_created_training(actor_id, request_id)
-    if row is not None and row.remove_time is not None:
+    row = None if request_id is None else find_created_training(actor_id, request_id)
+    if row is None:
+        return None
+    if row.remove_time is not None:
         raise FieldInvalid("request_id", "the training that it created was removed: use a new one")
-    return row
+    return load_trainings([row])[0]
 
 
 def _stored_model(model_id: str, version: int | None, actor_id: str, copy_id: str, now: datetime) -> str:
