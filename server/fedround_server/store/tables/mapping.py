@@ -67,15 +67,10 @@ def to_manifest(data: Mapping[str, list[Any]]) -> Manifest:
     return {name: TensorSpec(Dtype[dtype], tuple(shape)) for name, (dtype, shape) in data.items()}
 
 
-def to_artifact(row: ArtifactRow) -> Artifact:
-    """Reads an artifact."""
-    return Artifact(row.kind, BlobRef(row.sha256, row.size_bytes), row.details)
-
-
 def to_version(row: ModelVersionRow, artifacts: Iterable[ArtifactRow] = ()) -> ModelVersion:
     """Reads a version of a model with its artifacts."""
     blob = BlobRef(row.sha256, row.size_bytes)
-    found = {artifact.kind: to_artifact(artifact) for artifact in artifacts}
+    found = {one.kind: Artifact(one.kind, BlobRef(one.sha256, one.size_bytes), one.details) for one in artifacts}
     return ModelVersion(row.model_id, row.version, blob, row.create_time, row.stored, found)
 
 
