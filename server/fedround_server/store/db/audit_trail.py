@@ -21,11 +21,7 @@ _records: ContextVar[list[AuditRecord]] = ContextVar("records")
 def record(action: str, about: Row | None = None, /, *, subject: object = "", **facts: Any) -> None:
     """Records a change of the running verb; it becomes an entry of the audit log if the verb commits.
 
-    Args:
-        action: The action, in snake_case; docs/audit.md lists them all.
-        about: The row of the training, the round or the model that it is about.
-        subject: What it is about within that.
-        facts: Details. Never free text of a caller, never a token or its hash.
+    `about` is the row of the training, the round or the model that it is about; `AuditRecord` describes the rest.
     """
     training_id, model_id = getattr(about, "training_id", ""), getattr(about, "model_id", "")
     append(AuditRecord(action, training_id, model_id, str(subject), facts))

@@ -26,12 +26,6 @@ def evaluate(training: TrainingRow, row: RoundRow | None, now: datetime, *, due:
     A round that is due with too few updates is repeated, or the training fails, as its policy says. A round whose
     cohort has left is abandoned, and the next one of its kind is opened for those who were registered meanwhile; they
     begin a chain anew. The caller has the aggregation of a closed round started.
-
-    Args:
-        training: The training, locked.
-        row: Its current round, as it is now; None if there is none.
-        now: The time to write.
-        due: Whether the round's deadline has passed.
     """
     if row is None or row.state != RoundState.OPEN.value or not state_of(training).is_running:
         return False

@@ -81,13 +81,7 @@ class ModelVerbs(Verbs):
 
     @verb
     def get_version(self, model_id: str, version: int | None, user_id: str, tag: str = "") -> ModelVersion:
-        """Returns a version whose file is here, of a model like `get`.
-
-        Args:
-            model_id: The model.
-            version: The version; None for the one with the tag, or else the latest.
-            user_id: Who asks.
-            tag: A tag of the version.
+        """Returns a version whose file is here, of a model like `get`: the tagged one, else by number, else the latest.
 
         Raises:
             ModelNotFound: There is no such model, or no such version.
@@ -149,15 +143,10 @@ class ModelVerbs(Verbs):
 
     @verb
     def metrics(self, model_id: str, user_id: str, after: tuple[int, str], limit: int) -> list[MetricReport]:
-        """Returns the metrics reported on a model, by round and reporter, a round's aggregated ones first.
+        """Returns the metrics reported on a model, by round and reporter, behind a (round, reporter).
 
-        The owner sees everything, a participant its own and the aggregated values that the training asked for.
-
-        Args:
-            model_id: The model.
-            user_id: Who asks.
-            after: Round and reporter of the report to go on behind; the aggregated ones have the reporter "".
-            limit: How many.
+        A round's aggregated ones come first, with the reporter "". The owner sees everything, a participant its own and
+        the aggregated values that the training asked for.
 
         Raises:
             ModelNotFound: There is no such model for the user.

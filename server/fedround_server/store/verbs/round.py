@@ -54,14 +54,9 @@ class RoundVerbs(Verbs):
     def judge(
         self, training_id: str, number: int | None, *, due: bool, now: datetime, attempt: int | None = None
     ) -> bool:
-        """Evaluates the close policy of an open round; returns whether this closed the round.
+        """Evaluates the close policy of the current round, if it is open; returns whether this closed the round.
 
-        Args:
-            training_id: The training.
-            number: The round, if the cause belongs to one round (its deadline); no other round is touched.
-            due: Whether the round's deadline has passed.
-            now: The time to write.
-            attempt: The attempt at that round, likewise.
+        If the cause belongs to a round or to an attempt at it, such as its deadline (`due`), no other one is touched.
         """
         training = lock_training(training_id)
         if training is None or (number is not None and training.round != number):
@@ -89,12 +84,8 @@ class RoundVerbs(Verbs):
     def commit(self, training_id: str, number: int, epoch: int, result: BlobRef | None, now: datetime) -> bool:
         """Commits a round's result, and what follows: the next round, or the end; returns whether this was the commit.
 
-        Args:
-            training_id: The training.
-            number: The round.
-            epoch: The epoch that the aggregation was started in; one of an earlier epoch does not commit (fencing).
-            result: The file that was made of the updates; None for a round that makes none.
-            now: The time to write.
+        An aggregation that was started in an earlier epoch does not commit (fencing). The result is the file that was
+        made of the updates, if the round makes one.
         """
         training = lock_training(training_id)
         if training is None:

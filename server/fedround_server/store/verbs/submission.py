@@ -27,7 +27,7 @@ class SubmissionVerbs(Verbs):
 
     @verb
     def admit(self, new: NewUpdate) -> Admission | Update:
-        """Returns what an update must be to be accepted now, or the same update if it was accepted before.
+        """Returns what an update must be, before its file is received; or the same update, if it was accepted before.
 
         Raises:
             TrainingNotFound: The user has no part in such a training.
@@ -40,10 +40,7 @@ class SubmissionVerbs(Verbs):
 
     @verb
     def submit_update(self, update_id: str, new: NewUpdate, now: datetime) -> tuple[Update, bool]:
-        """Accepts an update, once.
-
-        Returns:
-            The update, and whether it closed the round: then the caller starts the aggregation.
+        """Accepts an update, once; returns whether it closed the round: then the caller starts the aggregation.
 
         Raises:
             FedroundError: As `admit`.
@@ -53,10 +50,7 @@ class SubmissionVerbs(Verbs):
 
     @verb
     def submit_report(self, report_id: str, new: NewReport, now: datetime) -> tuple[Report, bool]:
-        """Accepts a report, once.
-
-        Returns:
-            The report, and whether it closed the round: then the caller starts what follows.
+        """Accepts a report, once; returns whether it closed the round: then the caller starts what follows.
 
         Raises:
             FieldInvalid: The report lacks one of the training's metrics.

@@ -50,13 +50,9 @@ class TrainingVerbs(Verbs):
 
     @verb
     def prepare(self, actor_id: str, spec: TrainingSpec, quotas: Quotas, size: int = 0) -> Training | None:
-        """Checks whether `create` would succeed, before a model is received; returns what the same request made before.
+        """Checks whether `create` would succeed, before a model of a size in bytes (0 if unknown) is received.
 
-        Args:
-            actor_id: Who creates it.
-            spec: What to train.
-            quotas: How much the actor may have.
-            size: Bytes of the model that is to be taken in, as far as known.
+        Returns what a create with the same request id made, if any.
 
         Raises:
             FedroundError: As `create`.
@@ -85,14 +81,8 @@ class TrainingVerbs(Verbs):
     ) -> Training:
         """Stores a training, with its model and participants, or nothing at all.
 
-        Args:
-            training_id: The training's id.
-            actor_id: Who creates it.
-            spec: What to train; with model_id unless a model is given.
-            model: The streamed model.
-            new_model_id: The id of the streamed model, or of the copy if the stored one is in use.
-            quotas: How much the actor may have.
-            now: The time to write.
+        The spec has a model_id unless a model was streamed; new_model_id is the id of that one, or of the copy that is
+        made if the stored one is in use.
 
         Raises:
             UnknownClients: Some client_ids are of no user.
@@ -173,10 +163,7 @@ class TrainingVerbs(Verbs):
     def remove_clients(
         self, training_id: str, caller_id: str, client_ids: Sequence[str], now: datetime
     ) -> tuple[Training, bool]:
-        """Removes participants: the actor any, a participant itself.
-
-        Returns:
-            The training, and whether the removal closed its round.
+        """Removes participants, the actor any, a participant itself; returns whether that closed the training's round.
 
         Raises:
             TrainingNotFound: There is no such training for the caller.
