@@ -16,12 +16,7 @@ from fedround_server.domain.user import User
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """The credentials of a call.
-
-    Attributes:
-        token_hash: Hash of its token; None without a token.
-        names: Names in the client certificate, which has been verified for the connection.
-    """
+    """The credentials of a call: the hash of its token, if any, and the names in its verified client certificate."""
 
     token_hash: str | None
     names: tuple[str, ...] = ()

@@ -110,13 +110,7 @@ class RoundKind(Protocol):
     training_state: TrainingState = TrainingState.ONGOING
 
     def is_due(self, spec: TrainingSpec, model_version: int, *, last: bool) -> bool:
-        """Returns whether a training has such a round at a version of its model.
-
-        Args:
-            spec: What to train.
-            model_version: The present version.
-            last: Whether the training makes no more versions.
-        """
+        """Returns whether a training has such a round at a version of its model (`last`: it makes no more versions)."""
 
     def check(self, spec: TrainingSpec, model: Manifest) -> None:
         """Checks that a training can have its rounds of this kind.
