@@ -27,7 +27,7 @@ UNREFERENCED_SECONDS = 24 * 3600
 
 
 class LocalBlobs:
-    """A folder of blobs; `LocalFiles` has its layout, and `Blobs` describes the methods. Any thread may call it."""
+    """A folder of blobs; `LocalFiles` has its layout, and `Blobs` describes the rest. Any thread may call it."""
 
     def __init__(self, root: Path) -> None:
         """Makes the layout of the folder."""

@@ -149,11 +149,7 @@ class Blobs(Protocol):
         """Returns the digests of blobs that are old enough to be collected if no row refers to them."""
 
     def collect(self, digests: Iterable[str]) -> int:
-        """Removes blobs, except those that were committed again meanwhile; returns how many were removed.
-
-        Args:
-            digests: Those of old blobs to which no row refers.
-        """
+        """Removes old blobs without a row, except those that were committed again meanwhile; returns how many."""
 
     def collect_uploads(self) -> list[UploadRef]:
         """Removes uploads that were not continued for long, and returns them."""

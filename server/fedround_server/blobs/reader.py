@@ -14,13 +14,7 @@ class LocalReader(AbstractContextManager["LocalReader", None]):
     """A file that is being sent, chunk by chunk. Its `with` block closes it."""
 
     def __init__(self, path: Path, offset: int, chunk_size: int) -> None:
-        """Opens the file.
-
-        Args:
-            path: The file; it must not change.
-            offset: Where to begin, in bytes.
-            chunk_size: Bytes of each chunk but the last one.
-        """
+        """Opens the file, which must not change, at an offset; each chunk but the last one has chunk_size bytes."""
         self._descriptor = os.open(path, os.O_RDONLY)
         self._end = os.fstat(self._descriptor).st_size
         self._position = offset

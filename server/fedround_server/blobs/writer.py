@@ -18,12 +18,7 @@ class LocalWriter(AbstractContextManager["LocalWriter", None]):
     """A file that is being received; `BlobWriter` describes the methods."""
 
     def __init__(self, ref: UploadRef | StagedRef, path: Path, offset: int = 0) -> None:
-        """Opens or creates the file.
-
-        Args:
-            ref: What it is called; a resumable upload is kept if it is not committed.
-            path: Where it is.
-            offset: Bytes behind this are dropped.
+        """Opens or creates the file, and drops the bytes behind an offset; a resumable upload is kept if not committed.
 
         Raises:
             DiskFull: There is no room for another file.
