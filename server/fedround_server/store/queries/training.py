@@ -62,7 +62,7 @@ def find_visible(training_id: str, user_id: str) -> TrainingRow:
 
 
 def lock_visible(training_id: str, user_id: str) -> TrainingRow:
-    """Locks a training like one of `find_visible`, which raises the same, until the end of the transaction."""
+    """Returns a training like `find_visible`, and locks it until the end of the transaction."""
     return _found(training_id, _locked_visible.first(training_id, user_id))
 
 
