@@ -22,9 +22,9 @@ from fedround_server.domain.errors import (
     TrainingRunning,
     UnknownClients,
 )
+from fedround_server.domain.limits import Quotas
 from fedround_server.domain.model import MAX_TENSORS, Dtype, NewModel, TensorSpec
 from fedround_server.domain.policy import LateUpdates, RoundPolicy
-from fedround_server.domain.quota import Quotas
 from fedround_server.domain.rounds.round import RoundState
 from fedround_server.domain.training import Evaluation, Training, TrainingSpec, TrainingState
 from fedround_server.domain.uncertainty import Swag

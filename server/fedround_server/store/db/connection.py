@@ -26,10 +26,7 @@ def is_postgres(url: str | Path) -> bool:
 
 
 def connect(url: str | Path) -> Connections:
-    """Returns the connections to a database; none is open yet.
-
-    Args:
-        url: A `postgresql://` URL, or the path of a SQLite file, which is created if it is missing.
+    """Returns the connections to a database, none of which is open yet; a missing SQLite file is created.
 
     Raises:
         RuntimeError: PostgreSQL's driver is not installed.
@@ -63,9 +60,6 @@ def _postgres(url: str) -> PooledPostgresqlDatabase:
 @contextmanager
 def reading(url: str | Path) -> Iterator[None]:
     """Binds the tables to a database within the block, read-only; a running server may have the database open.
-
-    Args:
-        url: As for `Database`.
 
     Raises:
         StoreUnavailable: There is no such database, or it does not answer.

@@ -5,9 +5,10 @@ import functools
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, TypeVarTuple
+from typing import Any, Concatenate, ParamSpec, TypeVar, TypeVarTuple
 
 from playhouse import migrations
 
@@ -41,12 +42,7 @@ class Database:
     """
 
     def __init__(self, url: str | Path, now: Callable[[], datetime] = utc_now) -> None:
-        """Connects nothing yet.
-
-        Args:
-            url: A `postgresql://` URL, or the path of a SQLite file.
-            now: Returns the time of entries of the audit log.
-        """
+        """Connects nothing yet; the arguments are those of `Store`."""
         self.is_postgres = connection.is_postgres(url)
         self._peewee = connection.connect(url)
         # A SQLite file needs no lock: it lies in the data directory, which belongs to one server.
@@ -84,20 +80,11 @@ class Database:
         database_proxy.initialize(None)
 
     async def hold(self) -> None:
-        """Makes sure that this process still holds the server lock.
-
-        Raises:
-            RuntimeError: Another server has taken it, since the database was restarted.
-            StoreUnavailable: The database does not answer.
-        """
+        """Makes sure that this process still holds the server lock; raises what `Store.hold` lists."""
         await asyncio.get_running_loop().run_in_executor(self._executor, self._hold)
 
     async def run(self, verb: Callable[[], R], name: str = "") -> R:
-        """Runs a verb in a transaction on the store's executor.
-
-        Args:
-            verb: The function to run.
-            name: The prefix of its failpoints.
+        """Runs a verb in a transaction on the store's executor; its name is the prefix of its failpoints.
 
         Raises:
             StoreUnavailable: The database does not answer; nothing was changed, or the whole change was made.
@@ -110,12 +97,7 @@ class Database:
     def ask(
         self, answer_all: Callable[[Sequence[Any]], Sequence[R | FedroundError]], name: str, question: Any
     ) -> Coroutine[Any, Any, R]:
-        """Answers a question, together with all others of its name that wait, in one transaction.
-
-        Args:
-            answer_all: Answers questions, in their order.
-            name: The name of the batched verb; the prefix of its failpoints.
-            question: The question.
+        """Answers a question of a batched verb, together with all others of its name that wait, in one transaction.
 
         Raises:
             StoreUnavailable: The database does not answer.
@@ -143,15 +125,14 @@ class Database:
             migrations.run(self._peewee, str(MIGRATIONS))
 
 
-class HasDatabase(Protocol):
-    """A class of verbs."""
+@dataclass(frozen=True, slots=True)
+class Verbs:
+    """The verbs of one noun, and the database that they run on."""
 
-    @property
-    def database(self) -> Database:
-        """The database that the verbs run on."""
+    database: Database
 
 
-Self = TypeVar("Self", bound=HasDatabase)
+Self = TypeVar("Self", bound=Verbs)
 
 
 def verb(method: Callable[Concatenate[Self, P], R]) -> Callable[Concatenate[Self, P], Coroutine[Any, Any, R]]:

@@ -21,11 +21,7 @@ class ServerLock:
     """An advisory lock in a session of its own: the database releases it when the process ends, however it ends."""
 
     def __init__(self, url: str) -> None:
-        """Takes no lock yet.
-
-        Args:
-            url: A `postgresql://` URL.
-        """
+        """Takes no lock yet."""
         self._url = url
         self._session: Any = None
 

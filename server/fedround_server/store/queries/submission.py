@@ -35,12 +35,7 @@ CACHED_TENSORS = 20_000
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """What an update must be to be accepted.
-
-    Attributes:
-        tensors: Its tensors.
-        bound: The limit of its distance from the model that its participant started from; None without a limit.
-    """
+    """What an update must be to be accepted: its tensors, and the bound of its distance, None without a limit."""
 
     tensors: ExpectedTensors
     bound: NormBound | None
@@ -62,10 +57,7 @@ def admit(training: TrainingRow, new: NewUpdate) -> Admission | Update:
 
 
 def check(training: TrainingRow, new: NewUpdate | NewReport) -> RoundRow | UpdateRow:
-    """Checks that a submission may be accepted.
-
-    Returns:
-        Its open round; or the stored submission, if the same one was accepted before.
+    """Returns the open round of a submission that may be accepted, or the same submission if it was accepted before.
 
     Raises:
         FedroundError: It is rejected, as `SubmissionVerbs.submit_update` and `submit_report` list.

@@ -1,7 +1,6 @@
 """Transactions about trainings."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 
 from fedround_server.domain.errors import (
@@ -17,12 +16,12 @@ from fedround_server.domain.errors import (
     UnknownClients,
 )
 from fedround_server.domain.event import TrainingStarted
+from fedround_server.domain.limits import Quotas
 from fedround_server.domain.model import Manifest, NewModel
-from fedround_server.domain.quota import Quotas
 from fedround_server.domain.rounds import KINDS, next_kind
 from fedround_server.domain.training import Training, TrainingSpec, TrainingState
 from fedround_server.store.db.audit_trail import record
-from fedround_server.store.db.run import Database, verb
+from fedround_server.store.db.run import Verbs, verb
 from fedround_server.store.queries.model import get_model, lock_owned_model
 from fedround_server.store.queries.participant import is_participant, participant_ids
 from fedround_server.store.queries.quota import check_open_trainings, check_stored_bytes
@@ -46,31 +45,20 @@ from fedround_server.store.transitions.training import append_event, move, state
 from fedround_server.store.transitions.versions import insert_model
 
 
-@dataclass(frozen=True, slots=True)
-class TrainingVerbs:
+class TrainingVerbs(Verbs):
     """Transactions about trainings."""
-
-    database: Database
 
     @verb
     def prepare(self, actor_id: str, spec: TrainingSpec, quotas: Quotas, size: int = 0) -> Training | None:
-        """Checks whether `create` would succeed, before a model is received.
+        """Checks whether `create` would succeed, before a model of a size in bytes (0 if unknown) is received.
 
-        Args:
-            actor_id: Who creates it.
-            spec: What to train.
-            quotas: How much the actor may have.
-            size: Bytes of the model that is to be taken in, as far as known.
-
-        Returns:
-            What a create with the same request id made.
+        Returns what a create with the same request id made, if any.
 
         Raises:
             FedroundError: As `create`.
         """
-        _hold_actor(actor_id)
-        if spec.request_id is not None and (made := _created(actor_id, spec.request_id)) is not None:
-            return load_trainings([made])[0]
+        if (made := _created(actor_id, spec.request_id)) is not None:
+            return made
         check_open_trainings(actor_id, quotas)
         check_stored_bytes(actor_id, quotas, size)
         _refuse(unknown_users(spec.client_ids))
@@ -93,14 +81,8 @@ class TrainingVerbs:
     ) -> Training:
         """Stores a training, with its model and participants, or nothing at all.
 
-        Args:
-            training_id: The training's id.
-            actor_id: Who creates it.
-            spec: What to train; with model_id unless a model is given.
-            model: The streamed model.
-            new_model_id: The id of the streamed model, or of the copy if the stored one is in use.
-            quotas: How much the actor may have.
-            now: The time to write.
+        The spec has a model_id unless a model was streamed; new_model_id is the id of that one, or of the copy that is
+        made if the stored one is in use.
 
         Raises:
             UnknownClients: Some client_ids are of no user.
@@ -108,9 +90,8 @@ class TrainingVerbs:
             Quota: The actor has too many trainings, or its files too many bytes.
             TokenInvalid: The actor was removed.
         """
-        _hold_actor(actor_id)
-        if spec.request_id is not None and (made := _created(actor_id, spec.request_id)) is not None:
-            return load_trainings([made])[0]
+        if (made := _created(actor_id, spec.request_id)) is not None:
+            return made
         check_open_trainings(actor_id, quotas)
         _refuse(unknown_users(spec.client_ids))
         model_id = (
@@ -128,20 +109,13 @@ class TrainingVerbs:
             state=TrainingState.INITIAL.value,
             round=0,
             model_version=0,
-            best_version=None,
-            best_value=None,
             num_participants=0,
-            failure_reason=None,
-            failure_message=None,
             failure_missing=[],
             last_sequence=0,
             stored_bytes=0,
             request_id=spec.request_id,
-            start_request_id=None,
             create_time=now,
-            start_time=None,
             update_time=now,
-            remove_time=None,
         )
         record("training_created", row, aggregation=row.spec["aggregation"], target_num_updates=spec.target_num_updates)
         TrainingClientsRow.create(training_id=training_id, client_ids=list(spec.client_ids))
@@ -189,10 +163,7 @@ class TrainingVerbs:
     def remove_clients(
         self, training_id: str, caller_id: str, client_ids: Sequence[str], now: datetime
     ) -> tuple[Training, bool]:
-        """Removes participants: the actor any, a participant itself.
-
-        Returns:
-            The training, and whether the removal closed its round.
+        """Removes participants, the actor any, a participant itself; returns whether that closed the training's round.
 
         Raises:
             TrainingNotFound: There is no such training for the caller.
@@ -272,18 +243,20 @@ def _refuse(unknown: list[str]) -> None:
         raise UnknownClients(unknown)
 
 
-def _hold_actor(actor_id: str) -> None:
-    """Has the actor create one training at a time: else two at once both find room in its quota."""
+def _created(actor_id: str, request_id: str | None) -> Training | None:
+    """Returns the training that a request of an actor has created, if any, and locks the actor.
+
+    It creates one training at a time: else two at once both find room in its quota.
+    """
     if not lock_user(actor_id):
         # Removed since the call began.
         raise TokenInvalid
-
-
-def _created(actor_id: str, request_id: str) -> TrainingRow | None:
-    row = find_created_training(actor_id, request_id)
-    if row is not None and row.remove_time is not None:
+    row = None if request_id is None else find_created_training(actor_id, request_id)
+    if row is None:
+        return None
+    if row.remove_time is not None:
         raise FieldInvalid("request_id", "the training that it created was removed: use a new one")
-    return row
+    return load_trainings([row])[0]
 
 
 def _stored_model(model_id: str, version: int | None, actor_id: str, copy_id: str, now: datetime) -> str:
