@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from fedround_server.coordinator.aggregation import Aggregations
 from fedround_server.coordinator.context import Context
 from fedround_server.coordinator.uploads.receive import Incoming, Uploads
-from fedround_server.domain.errors import NotInCohort, RoundNotOpen, UpdateExists
+from fedround_server.domain.errors import NotInCohort, RoundNotOpen, UpdateExists, UpdateSuperseded
 from fedround_server.domain.model import BlobRef
 from fedround_server.domain.report import NewReport
 from fedround_server.domain.update import NewUpdate, Update
@@ -34,7 +34,7 @@ class Submissions:
         new = NewUpdate(training_id, number, incoming.user_id, blob, num_examples, metrics)
         try:
             admission = await self._store.admit(new)
-        except (RoundNotOpen, NotInCohort, UpdateExists):
+        except (RoundNotOpen, NotInCohort, UpdateExists, UpdateSuperseded):
             # The remains of an earlier attempt would count against the user's limit for a day.
             await self._uploads.abandon(incoming.user_id, incoming.upload_id)
             raise
