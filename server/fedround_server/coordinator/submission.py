@@ -41,8 +41,9 @@ class Submissions:
         if isinstance(admission, Update):
             return admission
         tensors = admission.tensors
-        await self._uploads.receive(incoming, tensors.manifest, admission.bound, tensors.differences)
-        update = await self._context.tasks.run_shielded(self._accept_update(new))
+        update = await self._uploads.receive(
+            incoming, tensors.manifest, lambda _: self._accept_update(new), admission.bound, tensors.differences
+        )
         reached("update.replying")
         return update
 
@@ -57,10 +58,10 @@ class Submissions:
         new = NewReport(training_id, number, user_id, num_examples, metrics)
         await self._context.tasks.run_shielded(self._accept_report(new))
 
-    async def _accept_update(self, new: NewUpdate) -> Update:
+    async def _accept_update(self, new: NewUpdate) -> tuple[Update, bool]:
         update, closed = await self._store.submit_update(self._context.new_id(), new, self._context.clock.now())
         self._accepted(new.training_id, closed=closed)
-        return update
+        return update, True
 
     async def _accept_report(self, new: NewReport) -> None:
         _, closed = await self._store.submit_report(self._context.new_id(), new, self._context.clock.now())
