@@ -1,5 +1,6 @@
 """Blobs in a local folder."""
 
+import errno
 import logging
 import os
 import shutil
@@ -43,6 +44,17 @@ class LocalBlobs:
         # Without it, bytes that are committed again between the check of a blob and its removal would be lost.
         self._lock = threading.Lock()
         self._closing = ThreadPoolExecutor(1, thread_name_prefix="closing")
+
+    def check_writable(self) -> None:
+        """Checks that the folders can be written; before serving only.
+
+        Raises:
+            PermissionError: One cannot.
+        """
+        files = self.files
+        for folder in (files.objects, *filter(Path.is_dir, files.objects.iterdir()), files.uploads, files.tmp):
+            if not os.access(folder, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
 
     def writer(self, ref: UploadRef | StagedRef, offset: int = 0) -> LocalWriter:
         """Opens a new or a resumed upload."""
