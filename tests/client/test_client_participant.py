@@ -86,6 +86,7 @@ def test_a_subscription_resumes_behind_the_last_event_after_a_restart(server):
     ("code", "reason"),
     [
         ("ALREADY_EXISTS", "UPDATE_EXISTS"),
+        ("FAILED_PRECONDITION", "UPDATE_SUPERSEDED"),
         ("FAILED_PRECONDITION", "ROUND_NOT_OPEN"),
         ("FAILED_PRECONDITION", "TRAINING_ENDED"),
         ("PERMISSION_DENIED", "NOT_IN_COHORT"),
