@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 
 import grpc
@@ -22,6 +21,7 @@ from fedround_client.errors import (
     UpdateExists,
     from_event,
 )
+from fedround_client.logs import get_logger
 from fedround_client.participation import Participation
 from fedround_client.round_runner import RoundRunner
 from fedround_client.rpc import Response, Rpc
@@ -30,7 +30,7 @@ from fedround_client.training import TrainingCalls
 from fedround_client.user import UserCalls
 from fedround_wire.allocator import keep_freed
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 MAX_FREED_BLOCK, TRIM_THRESHOLD = 32 << 20, 64 << 20
 """Arguments of `keep_freed`: the values that glibc itself reaches once it has seen large blocks."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,6 +14,7 @@ from fedround_client.cache import ModelCache
 from fedround_client.download import Tee, download
 from fedround_client.errors import UnsupportedRound
 from fedround_client.half_precision import HALF_DTYPES, NotRepresentable, difference_sources
+from fedround_client.logs import get_logger
 from fedround_client.participation import Callbacks, Round, TrainResult, Update, as_report, as_update
 from fedround_client.payload import Payload
 from fedround_client.round import RoundCalls
@@ -24,7 +24,7 @@ from fedround_client.swag_moments import Moments
 from fedround_client.tensor_types import Framework, StateDict
 from fedround_client.tensors import copy_state
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 SNAPSHOTS = 10
 """How many snapshots of the weights a SWAG round takes without a swag function."""
