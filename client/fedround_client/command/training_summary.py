@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 
 from fedround.v1.event_pb2 import ROUND_KIND_EVALUATE, ROUND_KIND_SWAG, RoundKind
-from fedround.v1.round_pb2 import ROUND_STATE_OPEN, Round, RoundParticipant, RoundState
+from fedround.v1.round_pb2 import Round, RoundParticipant, RoundState
 from fedround.v1.training_pb2 import (
-    ON_MISSED_RETRY,
     TRAINING_STATE_ERROR,
     TRAINING_STATE_INITIAL,
     Training,
@@ -54,7 +53,7 @@ def round_lines(found: Round, planned: int | None) -> Iterator[tuple[str, object
     yield "missing", missing(found.participants, found.num_participants)
     yield "waiting for", found.waiting_for
     yield "opened", when(found.open_time)
-    yield "deadline", _deadline(found)
+    yield "deadline", when(found.deadline)
     yield "expected end", when(found.forecast_end_time)
     yield "done", when(found.done_time)
 
@@ -118,15 +117,6 @@ def _participants(training: Training, names: Mapping[str, str]) -> str:
 
 def _arrived(kind: RoundKind.ValueType, arrived: int, expected: int) -> str:
     return f"{arrived} of {expected} {'reports' if kind == ROUND_KIND_EVALUATE else 'updates'}"
-
-
-def _deadline(found: Round) -> str:
-    if not found.HasField("deadline"):
-        return ""
-    if found.state != ROUND_STATE_OPEN:
-        return when(found.deadline)
-    then = "the round is repeated" if found.on_deadline == ON_MISSED_RETRY else "the training fails"
-    return f"{when(found.deadline)}; if too few have arrived then, {then}"
 
 
 def _seen(one: RoundParticipant) -> str:
