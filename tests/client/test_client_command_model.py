@@ -259,3 +259,16 @@ def test_inputs_are_never_unpickled(command, tmp_path):
     path = tmp_path / "x.npy"
     np.save(path, np.array([{}], object), allow_pickle=True)
     assert done(command("predict", MODEL, path), 1).stderr.startswith(f"error: INPUTS: {path} is not a .npy file")
+
+
+@pytest.mark.parametrize("mean", [Tensor(), Tensor(shape=[2, 3], data=b"1234"), Tensor(shape=[-1]), tensor([1.0])])
+def test_a_prediction_that_is_none_is_a_sentence(server, command, inputs, mean):
+    call = command("predict", MODEL, inputs)
+    server.reply("Predict", PredictResponse(mean=mean))
+    assert done(call, 1).stderr.startswith("error: RESPONSE_INVALID: ")
+
+
+def test_a_metric_does_not_replace_a_column(server, command):
+    call = command("metrics", MODEL)
+    server.reply("GetMetrics", GetMetricsResponse(reports=[MetricReport(metrics={"VERSION": 0.5})]))
+    assert done(call).stdout.splitlines()[0].split() == ["ROUND", "KIND", "VERSION", "EXAMPLES", "VERSION", "(metric)"]

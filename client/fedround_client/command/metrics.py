@@ -58,7 +58,9 @@ def _columns(reports: Iterable[MetricReport], reporters: Mapping[str, str] | Non
         columns["REPORTER"] = lambda report: report.reporter_id or "all"
         columns["NAME"] = lambda report: reporters.get(report.reporter_id, "")
     metric_names = sorted({name for report in reports for name in report.metrics})
-    return columns | {name: partial(_value, name) for name in metric_names}
+    # A metric may have the name of a column, and must not replace it.
+    titles = {f"{name} (metric)" if name in columns else name: name for name in metric_names}
+    return columns | {title: partial(_value, name) for title, name in titles.items()}
 
 
 def _value(name: str, report: MetricReport) -> object:

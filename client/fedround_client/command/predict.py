@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,6 +24,7 @@ from fedround_client.command.uncertainty import (
     uncertainty_option,
     with_member_ids,
 )
+from fedround_client.errors import ResponseInvalid
 from fedround_client.inference import Prediction
 from fedround_client.tensor_types import TensorError
 
@@ -78,7 +80,7 @@ def predict(
     elif form is Format.JSON:
         echo_json(_as_dict(prediction))
     else:
-        columns = _columns(prediction)
+        columns = _columns(prediction, array)
         show_table(columns, zip(*columns.values(), strict=True))
 
 
@@ -106,10 +108,13 @@ def _as_dict(prediction: Prediction) -> dict[str, Any]:
     }
 
 
-def _columns(prediction: Prediction) -> dict[str, list[str]]:
+def _columns(prediction: Prediction, inputs: Sized) -> dict[str, list[str]]:
     """Returns the columns of the table, one row per input. The variance is left out, since the table has its root."""
-    columns = {"INPUT": [str(number) for number in range(len(prediction.mean))]}
-    if prediction.predictive_entropy is not None:
+    if any(array.shape[:1] != (len(inputs),) for array in _arrays(prediction).values()):
+        text = "The server's answer holds arrays that do not have one row per input."
+        raise ResponseInvalid(grpc.StatusCode.INTERNAL, "RESPONSE_INVALID", text)
+    columns = {"INPUT": [str(number) for number in range(len(inputs))]}
+    if prediction.predictive_entropy is not None and prediction.mean.ndim > 1:
         columns["CLASS"] = _texts(prediction.mean.argmax(-1))
     for name, array in _arrays(prediction).items():
         if name != "variance":
