@@ -66,8 +66,11 @@ class EventLines:
         return "  ".join(filter(None, (when(event.create_time), self._title(event.training_id), text)))
 
     def _title(self, training_id: str) -> str:
-        training = self._training(training_id) if self._several else None
-        return training.spec.name if training is not None else training_id if self._several else ""
+        if not self._several:
+            return ""
+        training = self._training(training_id)
+        # Several trainings may have the same name.
+        return f"{training.spec.name} ({training_id[:8]})" if training is not None else training_id
 
     def _round_started(self, training_id: str, started: RoundStarted) -> str:
         self._kinds[training_id, started.round] = started.kind

@@ -86,7 +86,10 @@ def show_(context: typer.Context, training: names.Training, form: FormatOption =
             # A participant may not see the round.
             with suppress(FedroundError):
                 current = client.get_round(found.training_id)
-        known = names.user_names(client) if form is Format.TABLE and found.participant_ids else {}
+        if current is not None:
+            known = {one.user_id: one.name for one in current.participants}
+        else:
+            known = names.user_names(client) if form is Format.TABLE and found.participant_ids else {}
     show_training(found, form, current=current, names=known)
 
 
