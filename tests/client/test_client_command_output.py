@@ -93,3 +93,15 @@ def test_printed_lines_are_escaped_and_tables_have_no_trailing_space(capsys):
 def test_an_enum_of_a_newer_server_is_its_number():
     assert output.enum_name(Role, 3) == "CLIENT"
     assert output.enum_name(Role, 99) == "99"
+
+
+def test_the_live_line_is_escaped_and_only_on_a_terminal(monkeypatch):
+    with output.live_line("waiting") as say:
+        assert say is None
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with output.live_line("waiting") as say:
+        say("\x9b2J\u202e[red]")
+    assert "\x9b" not in terminal.getvalue()
+    assert "\u202e" not in terminal.getvalue()

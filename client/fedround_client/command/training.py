@@ -19,6 +19,7 @@ from fedround_client.command.output import (
     echo,
     echo_json,
     enum_name,
+    live_line,
     show_all,
     show_removed,
     when,
@@ -114,9 +115,19 @@ def wait(
     timeout: Annotated[float | None, typer.Option(help="Seconds to wait at most.")] = None,
     form: FormatOption = Format.TABLE,
 ) -> None:
-    """Wait until a training is completed; exits with 1 if it fails."""
+    """Wait until a training is completed; exits with 1 if it fails.
+
+    On a terminal, and without a timeout, it shows the latest event meanwhile.
+    """
     with client_of(context) as client:
-        show_training(client.wait(names.training_id(client, training), timeout), form)
+        training_id = names.training_id(client, training)
+        with live_line("waiting for the training") as say:
+            if say is not None and timeout is None:
+                lines = EventLines(client, several=False)
+                for event in client.watch(training_id):
+                    say(lines.line(event))
+            ended = client.wait(training_id, timeout)
+    show_training(ended, form)
 
 
 @app.command()
