@@ -24,12 +24,16 @@ from fedround_server import tls
 from fedround_server.config import Settings
 from fedround_server.coordinator import Coordinator
 from fedround_server.domain.errors import TooManyStreams, TooManyUploads
+from fedround_server.host.connections import Connections
 from fedround_server.interceptors.auth import AuthInterceptor
 from fedround_server.interceptors.chunk_codec import ChunkCodecInterceptor
+from fedround_server.interceptors.decoding import DecodingInterceptor
 from fedround_server.interceptors.draining import DrainInterceptor
 from fedround_server.interceptors.errors import ErrorInterceptor
+from fedround_server.interceptors.headers import HeadersInterceptor
 from fedround_server.interceptors.limits import LimitInterceptor
 from fedround_server.interceptors.log import LogInterceptor
+from fedround_server.interceptors.open_methods import OpenMethodInterceptor
 from fedround_server.interceptors.rate_limits import RateInterceptor, UnauthenticatedRateInterceptor
 from fedround_server.methods import Limit
 from fedround_server.services.audit_service import AuditService
@@ -62,6 +66,7 @@ SERVICES = tuple(
 METHOD_NAMES = tuple(f"/{service.full_name}/{method.name}" for service in SERVICES for method in service.methods)
 MAX_MESSAGE = 2 << 20
 MAX_PENDING = 1 << 16
+MAX_REJECTED = 100
 OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", MAX_MESSAGE),
     ("grpc.max_send_message_length", MAX_MESSAGE),
@@ -95,19 +100,32 @@ class GrpcServer:
         self._settings = settings
         self._draining = DrainInterceptor()
         self._health = HealthService(service.full_name for service in SERVICES)
+        self._connections = Connections(
+            settings.max_unauthenticated_connections_per_address, settings.max_unauthenticated_connections, MAX_REJECTED
+        )
+        authentication = AuthInterceptor(coordinator.access.admit, self._connections.accept)
         interceptors = (
+            HeadersInterceptor(authentication.is_known),
             LogInterceptor(),
             ErrorInterceptor(MAX_MESSAGE, coordinator.audit.denied_calls.record),
-            UnauthenticatedRateInterceptor(settings.max_calls_per_second_per_user),
-            AuthInterceptor(coordinator.access.admit),
+            OpenMethodInterceptor(settings.max_calls_per_second_per_user, self._connections),
+            UnauthenticatedRateInterceptor(settings.max_calls_per_second_per_user, self._connections),
+            authentication,
             RateInterceptor(settings.max_calls_per_second_per_user, settings.max_calls_per_second),
             LimitInterceptor(Limit.UPLOADS, TooManyUploads, settings.max_uploads_per_user, settings.max_uploads),
             LimitInterceptor(Limit.DOWNLOADS, TooManyStreams, settings.max_downloads_per_user),
             LimitInterceptor(Limit.SUBSCRIPTIONS, TooManyStreams, settings.max_subscriptions_per_user),
             self._draining,
+            DecodingInterceptor(),
             ChunkCodecInterceptor(SERVICES),
         )
-        self._server = grpc.aio.server(interceptors=interceptors, options=(*OPTIONS, *_keepalive(settings)))
+        options = (
+            *OPTIONS,
+            ("grpc.max_concurrent_streams", settings.max_streams_per_connection),
+            *_keepalive(settings),
+        )
+        self._server = grpc.aio.server(interceptors=interceptors, options=options)
+        self._port = 0
         self._add_services(coordinator)
 
     def calls_in_progress(self) -> int:
@@ -132,11 +150,13 @@ class GrpcServer:
             raise RuntimeError(
                 f"cannot listen on {target}: if another server does, choose another address with --listen"
             ) from error
+        self._port = bound
         return f"{target.rpartition(':')[0]}:{bound}"
 
     async def start(self) -> None:
         """Starts serving."""
         await self._server.start()
+        self._connections.start(self._port)
         for service in SERVICES:
             await self._health.set(service.full_name, health_pb2.HealthCheckResponse.SERVING)
 
@@ -149,6 +169,7 @@ class GrpcServer:
         """Stops when the calls in progress have ended, or after so many seconds."""
         # gRPC's own grace period rejects new calls without a reason: it starts when none is in progress any more.
         await self._server.stop(await self._draining.wait_until_idle(grace))
+        self._connections.stop()
 
     def _add_services(self, coordinator: Coordinator) -> None:
         server, compressor = self._server, Compressor()

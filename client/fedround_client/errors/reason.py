@@ -27,6 +27,7 @@ __all__ = [
     "FieldInvalid",
     "LastAdmin",
     "LastParticipant",
+    "MessageInvalid",
     "MetricsExist",
     "ModelFormat",
     "ModelInUse",
@@ -117,6 +118,10 @@ class LastAdmin(FailedPrecondition, reason="LAST_ADMIN"):
 
 class FieldInvalid(InvalidArgument, reason="FIELD_INVALID"):
     """A field is missing, malformed, out of range, or does not go with another one."""
+
+
+class MessageInvalid(InvalidArgument, reason="MESSAGE_INVALID"):
+    """A message cannot be decoded, or the only message of a call is missing."""
 
 
 class Quota(ResourceExhausted, reason="QUOTA"):

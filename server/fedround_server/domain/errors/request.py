@@ -15,6 +15,13 @@ class FieldInvalid(InvalidArgument):
         self.description = description
 
 
+class MessageInvalid(InvalidArgument):
+    """A message cannot be decoded, or the only message of a call is missing."""
+
+    reason = "MESSAGE_INVALID"
+    remedy = "use code that is generated from the proto files of this server"
+
+
 class Quota(ResourceExhausted):
     """The user, or the server, has as many open trainings, stored bytes or tags as are allowed."""
 
