@@ -66,7 +66,7 @@ SERVICES = tuple(
 METHOD_NAMES = tuple(f"/{service.full_name}/{method.name}" for service in SERVICES for method in service.methods)
 MAX_MESSAGE = 2 << 20
 MAX_PENDING = 1 << 16
-MAX_REJECTED = 100
+MAX_REJECTED = 1000
 OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", MAX_MESSAGE),
     ("grpc.max_send_message_length", MAX_MESSAGE),

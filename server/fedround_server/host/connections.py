@@ -56,7 +56,8 @@ class Connections:
         self._total = total
         self._max_rejected = max_rejected
         self._port = 0
-        self._open: dict[str, _Connection] = {}
+        # What each descriptor is: a connection of the port, or something else.
+        self._open: dict[int, _Connection | None] = {}
         self._authenticated: dict[str, None] = {}
         self._rejected: Counter[str] = Counter()
         self._over = threading.Event()

@@ -21,7 +21,8 @@ class DecodingInterceptor(WrappingInterceptor):
 
     def wrap(self, method: str, handler: Handler) -> Handler:
         """Returns a handler that is given the bytes of its messages."""
-        name, deserialize = method.rpartition("/")[2], handler.request_deserializer
+        name = method.rpartition("/")[2]
+        deserialize: Any = handler.request_deserializer
 
         def decode(data: bytes) -> Any:
             try:
