@@ -85,7 +85,7 @@ class Settings(BaseSettings):
     max_open_trainings: int = Field(
         DEFAULTS.max_open_trainings, ge=1, description="Trainings of all actors that have not ended."
     )
-    max_streams_per_connection: int = Field(250, ge=1, description="Calls in progress over one connection.")
+    max_streams_per_connection: int = Field(1000, ge=1, description="Calls in progress over one connection.")
     max_unauthenticated_connections_per_address: int = Field(
         250, ge=1, description="Connections of one address that have not made an authenticated call."
     )

@@ -1,5 +1,7 @@
 """The gRPC server: its options, credentials, interceptors and services, and how it starts and stops."""
 
+from typing import Any
+
 import grpc
 from google.rpc import error_details_pb2
 from grpc_channelz.v1 import channelz, channelz_pb2
@@ -65,7 +67,7 @@ SERVICES = tuple(
 )
 METHOD_NAMES = tuple(f"/{service.full_name}/{method.name}" for service in SERVICES for method in service.methods)
 MAX_MESSAGE = 2 << 20
-MAX_PENDING = 1 << 16
+MAX_PENDING = 1 << 10
 MAX_REJECTED = 1000
 OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", MAX_MESSAGE),
@@ -101,11 +103,15 @@ class GrpcServer:
         self._draining = DrainInterceptor()
         self._health = HealthService(service.full_name for service in SERVICES)
         self._connections = Connections(
-            settings.max_unauthenticated_connections_per_address, settings.max_unauthenticated_connections, MAX_REJECTED
+            settings.max_unauthenticated_connections_per_address,
+            settings.max_unauthenticated_connections,
+            MAX_REJECTED,
+            lambda: _calls_received() - headers.calls,
         )
         authentication = AuthInterceptor(coordinator.access.admit, self._connections.accept)
+        headers = HeadersInterceptor(authentication.is_known, self._connections)
         interceptors = (
-            HeadersInterceptor(authentication.is_known),
+            headers,
             LogInterceptor(),
             ErrorInterceptor(MAX_MESSAGE, coordinator.audit.denied_calls.record),
             OpenMethodInterceptor(settings.max_calls_per_second_per_user, self._connections),
@@ -132,6 +138,10 @@ class GrpcServer:
         """Returns the number of calls in progress, without health watches and reflection."""
         return self._draining.count()
 
+    def take_load(self) -> int:
+        """Returns a number that falls when many calls have ended, also rejected ones, since it was asked last."""
+        return self._draining.count() + self._connections.take_count()
+
     def bind(self) -> str:
         """Binds the port; returns the address that the server listens on.
 
@@ -156,9 +166,12 @@ class GrpcServer:
     async def start(self) -> None:
         """Starts serving."""
         await self._server.start()
-        self._connections.start(self._port)
         for service in SERVICES:
             await self._health.set(service.full_name, health_pb2.HealthCheckResponse.SERVING)
+
+    async def watch_connections(self) -> None:
+        """Limits the connections of unauthenticated peers, forever."""
+        await self._connections.watch(self._port)
 
     async def start_draining(self) -> None:
         """Reports NOT_SERVING, rejects long calls from now on and ends endless ones; others go on."""
@@ -169,10 +182,11 @@ class GrpcServer:
         """Stops when the calls in progress have ended, or after so many seconds."""
         # gRPC's own grace period rejects new calls without a reason: it starts when none is in progress any more.
         await self._server.stop(await self._draining.wait_until_idle(grace))
-        self._connections.stop()
 
     def _add_services(self, coordinator: Coordinator) -> None:
-        server, compressor = self._server, Compressor()
+        # The generated functions accept servers of gRPC alone, by their types.
+        server: Any = _GenericServer(self._server)
+        compressor = Compressor()
         user_pb2_grpc.add_UserServiceServicer_to_server(UserService(coordinator), server)
         training_pb2_grpc.add_TrainingServiceServicer_to_server(TrainingService(coordinator), server)
         round_pb2_grpc.add_RoundServiceServicer_to_server(RoundService(coordinator, compressor), server)
@@ -182,6 +196,22 @@ class GrpcServer:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         channelz.add_channelz_servicer(server)
         reflection.enable_server_reflection([service.full_name for service in SERVICES], server)
+
+
+class _GenericServer:
+    """Adds services so that all methods share one queue of calls that wait: gRPC keeps one for each it registers."""
+
+    def __init__(self, server: grpc.aio.Server) -> None:
+        self.add_generic_rpc_handlers = server.add_generic_rpc_handlers
+
+    def add_registered_method_handlers(self, service_name: str, method_handlers: Any) -> None:
+        """Does nothing."""
+
+
+def _calls_received() -> int:
+    """Returns how many calls gRPC has received, for the server of this process."""
+    servers = channelz.ChannelzServicer.GetServers(channelz_pb2.GetServersRequest(), None).server
+    return servers[0].data.calls_started if servers else 0
 
 
 def _keepalive(settings: Settings) -> tuple[tuple[str, int], ...]:

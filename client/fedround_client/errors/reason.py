@@ -46,6 +46,7 @@ __all__ = [
     "RoundNotFound",
     "RoundNotOpen",
     "ServerLeaving",
+    "ServerOverloaded",
     "StoreUnavailable",
     "TokenExpired",
     "TokenInvalid",
@@ -138,6 +139,10 @@ class AnswerTooLarge(ResourceExhausted, reason="ANSWER_TOO_LARGE"):
 
 class ServerLeaving(ServerUnavailable, reason="SERVER_LEAVING"):
     """The server is shutting down, and accepts no new uploads, downloads, predictions and starts of trainings."""
+
+
+class ServerOverloaded(ServerUnavailable, reason="SERVER_OVERLOADED"):
+    """Unauthenticated peers flood the server, which serves callers that it knows for the moment."""
 
 
 class StoreUnavailable(ServerUnavailable, reason="STORE_UNAVAILABLE"):

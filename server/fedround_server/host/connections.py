@@ -1,12 +1,13 @@
 """The TCP connections of this process: how many unauthenticated ones there may be, and which are closed."""
 
+import asyncio
 import ipaddress
 import os
 import socket
-import threading
+import sys
 import time
-from collections import Counter
-from collections.abc import Collection
+from collections import Counter, deque
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,17 @@ FOLDERS = (Path("/proc/self/fd"), Path("/dev/fd"))
 """Where the system lists the open files of a process."""
 PAUSE = 0.05
 """Seconds between two scans at least. A scan takes a twentieth of the time at most."""
-LONGEST_PAUSE = 2.0
-"""Seconds between two scans at most, when the number of open files has not grown. These look at all of them again."""
+COMPLETE = 2.0
+"""Seconds between two complete scans, which look at all open files; the others look at what may be new."""
 GROWTH = 16
-"""By how many open files it has to grow for a scan before that."""
+"""By how many the open files have to grow for a scan between these."""
+MAX_WAITING = 500
+"""How many calls may wait for the server before connections are closed for it; each takes 16 kB of memory."""
+WINDOW = 20
+"""Of how many looks at the waiting calls the fewest count as none: those that were cancelled are never taken."""
+CALL_BYTES = 27
+"""The smallest size of a call without a message: the head of a frame, and a compressed path and token."""
+TCP_INFO, TCP_INFO_BYTES_RECEIVED = getattr(socket, "TCP_INFO", None), 128
 OLD = 10.0
 """Seconds after which an unauthenticated connection is the first to be closed: authentication takes milliseconds."""
 
@@ -31,45 +39,51 @@ class _Connection:
     Attributes:
         peer: The peer, as gRPC writes it.
         since: When it was first seen, in seconds of the monotonic clock.
+        received: How many bytes it had sent when it was last looked at.
     """
 
     peer: str
     since: float
+    received: int
 
 
 class Connections:
-    """Closes connections of unauthenticated peers: those beyond a number, and those whose calls are all rejected.
+    """Closes connections of unauthenticated peers: those beyond a number, and those with many calls.
 
-    gRPC has no limit on the connections of an address and no way to close one. It owns the sockets, so this class finds
-    them among the open files of the process and shuts them down; gRPC then frees what belongs to the connection.
+    These are the ones whose calls are all rejected, and, when more calls wait than the server can take, those that have
+    sent the most bytes. gRPC has no limit on the connections of an address and no way to close one. It owns the
+    sockets, so this class finds them among the open files of the process and shuts them down; gRPC then frees what
+    belongs to the connection.
     """
 
-    def __init__(self, per_address: int, total: int, max_rejected: int) -> None:
+    def __init__(self, per_address: int, total: int, max_rejected: int, waiting: Callable[[], int]) -> None:
         """Makes it for a port that is not bound yet.
 
         Args:
             per_address: Unauthenticated connections of one address.
             total: Unauthenticated connections of all addresses.
             max_rejected: Calls in a row of an unauthenticated connection that may be rejected.
+            waiting: Returns how many calls gRPC has received and the server has not taken, also those that were
+                cancelled meanwhile.
         """
+        self._waiting = waiting
+        self._waited: deque[int] = deque(maxlen=WINDOW)
         self._per_address = per_address
         self._total = total
         self._max_rejected = max_rejected
+        self.is_flooded = False
+        """Whether unauthenticated connections make more calls than the server can take."""
         self._port = 0
+        self._count = 0
         # What each descriptor is: a connection of the port, or something else.
         self._open: dict[int, _Connection | None] = {}
         self._authenticated: dict[str, None] = {}
         self._rejected: Counter[str] = Counter()
-        self._over = threading.Event()
 
-    def start(self, port: int) -> None:
-        """Limits the connections to a port from now on, in a thread."""
-        self._port = port
-        threading.Thread(target=self._watch, name="connections", daemon=True).start()
-
-    def stop(self) -> None:
-        """Ends the thread."""
-        self._over.set()
+    def take_count(self) -> int:
+        """Returns how many calls were rejected and connections closed since it was asked last."""
+        count, self._count = self._count, 0
+        return count
 
     def is_authenticated(self, peer: str) -> bool:
         """Returns whether the last call over a connection was authenticated."""
@@ -84,24 +98,39 @@ class Connections:
         """Records a call that was not authenticated; closes the connection after too many in a row."""
         self._authenticated.pop(peer, None)
         self._rejected[peer] += 1
+        self._count += 1
         if self._rejected[peer] >= self._max_rejected:
             self._rejected.pop(peer)
+            self._scan(time.monotonic(), complete=False)
             self._close([peer])
 
-    def _watch(self) -> None:
+    async def watch(self, port: int) -> None:
+        """Limits the connections to a port, forever.
+
+        In the event loop: a thread would wait for the interpreter's lock at each of its many system calls.
+        """
+        self._port = port
         count, complete, pause = 0, 0.0, PAUSE
-        while not self._over.wait(pause):
+        while True:
+            await asyncio.sleep(pause)
             now, before = time.monotonic(), count
-            count, due = _count_descriptors(), now - complete >= LONGEST_PAUSE
-            if count and count < before + GROWTH and not due:
+            count, due = _count_descriptors(), now >= complete
+            self._waited.append(self._waiting())
+            is_flooded = self._waited[-1] - min(self._waited) > MAX_WAITING
+            if not is_flooded:
+                self.is_flooded = False
+            if count and count < before + GROWTH and not due and not is_flooded:
                 # So that a slow growth is seen, too.
                 count = min(count, before)
                 continue
             self._scan(now, complete=due)
-            self._close(self._surplus(now))
+            heaviest = self._heaviest() if is_flooded else set()
+            self.is_flooded = self.is_flooded or bool(heaviest)
+            self._close(self._surplus(now) | heaviest)
+            taken = time.monotonic() - now
+            pause = max(PAUSE, 20 * taken)
             if due:
-                complete = now
-            pause = max(PAUSE, 20 * (time.monotonic() - now))
+                complete = now + max(COMPLETE, 100 * taken)
 
     def _scan(self, now: float, *, complete: bool) -> None:
         """Finds the open connections.
@@ -114,11 +143,9 @@ class Connections:
         for descriptor in _descriptors():
             known = self._open.get(descriptor)
             if complete or descriptor not in self._open or (known and known.peer not in self._authenticated):
-                peer = _peer(descriptor, self._port)
-                if peer is None:
-                    known = None
-                elif known is None or known.peer != peer:
-                    known = _Connection(peer, now)
+                peer, received = _inspect(descriptor, self._port)
+                since = now if known is None or known.peer != peer else known.since
+                known = None if peer is None else _Connection(peer, since, received)
             found[descriptor] = known
         self._open = found
         if complete:
@@ -129,26 +156,38 @@ class Connections:
 
     def _surplus(self, now: float) -> set[str]:
         """Returns the unauthenticated connections that are too many."""
-        waiting = [one for one in self._open.values() if one and one.peer not in self._authenticated]
+        unknown = self._unauthenticated()
         by_address: dict[str, list[str]] = {}
         # In the order in which they are kept: the new ones as they came, then the old ones, the last of them first.
-        for one in sorted(waiting, key=lambda one: (now - one.since > OLD, abs(now - OLD - one.since))):
+        for one in sorted(unknown, key=lambda one: (now - one.since > OLD, abs(now - OLD - one.since))):
             by_address.setdefault(address_of(one.peer), []).append(one.peer)
         limit = self._per_address
         while limit > 1 and sum(min(limit, len(peers)) for peers in by_address.values()) > self._total:
             limit -= max(1, limit // 8)
         kept = [peer for peers in by_address.values() for peer in peers[:limit]][: self._total]
-        return {one.peer for one in waiting} - set(kept)
+        return {one.peer for one in unknown} - set(kept)
+
+    def _heaviest(self) -> set[str]:
+        """Returns the unauthenticated connections that have sent the most, but for as many calls as may wait."""
+        surplus, calls = set(), 0
+        for one in sorted(self._unauthenticated(), key=lambda one: one.received):
+            calls += one.received // CALL_BYTES
+            if calls > MAX_WAITING:
+                surplus.add(one.peer)
+        return surplus
+
+    def _unauthenticated(self) -> list[_Connection]:
+        return [one for one in self._open.values() if one and one.peer not in self._authenticated]
 
     def _close(self, peers: Collection[str]) -> None:
-        for descriptor in _descriptors() if peers else ():
-            if _peer(descriptor, self._port) in peers:
-                with suppress(OSError):
-                    # gRPC may close it meanwhile, and another file may get its number: the copy stays what it is.
-                    copy = socket.socket(fileno=os.dup(descriptor))
-                    if _peer(copy.fileno(), self._port) in peers:
-                        copy.shutdown(socket.SHUT_RDWR)
-                    copy.close()
+        for descriptor in [descriptor for descriptor, one in self._open.items() if one and one.peer in peers]:
+            with suppress(OSError):
+                # gRPC may close it meanwhile, and another file may get its number: the copy stays what it is.
+                copy = socket.socket(fileno=os.dup(descriptor))
+                if _inspect(copy.fileno(), self._port)[0] in peers:
+                    copy.shutdown(socket.SHUT_RDWR)
+                    self._count += 1
+                copy.close()
 
 
 def address_of(peer: str) -> str:
@@ -171,18 +210,31 @@ def _count_descriptors() -> int:
     return FOLDERS[0].stat().st_size if FOLDERS[0].exists() else 0
 
 
-def _peer(descriptor: int, port: int) -> str | None:
-    """Returns the peer of a connection to a port, as gRPC writes it; None if the descriptor is something else."""
+def _inspect(descriptor: int, port: int) -> tuple[str | None, int]:
+    """Returns the peer of a connection to a port, as gRPC writes it, and how many bytes came from there.
+
+    The peer is None if the descriptor is something else.
+    """
     try:
         one = socket.socket(socket.AF_INET6, socket.SOCK_STREAM, 0, descriptor)
     except OSError:
-        return None
+        return None, 0
     try:
-        return _format(*one.getpeername()) if one.getsockname()[1:2] == (port,) else None
+        if one.getsockname()[1:2] != (port,):
+            return None, 0
+        return _format(*one.getpeername()), _received(one)
     except OSError:
-        return None
+        return None, 0
     finally:
         one.detach()
+
+
+def _received(one: socket.socket) -> int:
+    """Returns how many bytes a connection has received; 0 where the system does not tell."""
+    if TCP_INFO is None:
+        return 0
+    end = TCP_INFO_BYTES_RECEIVED + 8
+    return int.from_bytes(one.getsockopt(socket.IPPROTO_TCP, TCP_INFO, end)[TCP_INFO_BYTES_RECEIVED:], sys.byteorder)
 
 
 def _format(host: str, port: int, _flow: int = 0, _scope: int = 0) -> str:

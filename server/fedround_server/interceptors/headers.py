@@ -4,8 +4,12 @@ from collections.abc import Callable
 from typing import Any
 
 import grpc
+from grpc_status import rpc_status
 
-from fedround_server.interceptors.wrapping import Continuation, Handler, Metadata, WrappingInterceptor
+from fedround_server.domain.errors import ServerOverloaded
+from fedround_server.host.connections import Connections
+from fedround_server.interceptors.errors import to_status
+from fedround_server.interceptors.wrapping import Call, Continuation, Handler, Metadata, WrappingInterceptor
 
 
 class HeadersInterceptor(WrappingInterceptor):
@@ -15,20 +19,30 @@ class HeadersInterceptor(WrappingInterceptor):
     ever, at 20 kB each. A handler of a stream is called at once. It costs a known caller some 150 us more.
     """
 
-    def __init__(self, is_known: Callable[[Metadata], bool]) -> None:
+    def __init__(self, is_known: Callable[[Metadata], bool], connections: Connections) -> None:
         """Makes the interceptor.
 
         Args:
             is_known: Returns whether metadata have a token that was valid a short time ago.
+            connections: Says whether the server is flooded: calls of unknown callers are rejected at once then.
         """
         self._is_known = is_known
+        self._connections = connections
+        self._reject: Handler = grpc.stream_stream_rpc_method_handler(_reject(connections))
+        self.calls = 0
+        """How many calls the server has taken."""
 
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
     ) -> "Handler | None":
         """Returns the handler of a call, as one of a stream if the caller is unknown."""
+        self.calls += 1
         handler = await continuation(handler_call_details)
-        if handler is None or handler.request_streaming or self._is_known(handler_call_details.invocation_metadata):
+        if self._is_known(handler_call_details.invocation_metadata):
+            return handler
+        if self._connections.is_flooded:
+            return self._reject
+        if handler is None or handler.request_streaming:
             return handler
         return self.wrapped(str(handler_call_details.method), handler)
 
@@ -41,6 +55,16 @@ class HeadersInterceptor(WrappingInterceptor):
         return grpc.stream_stream_rpc_method_handler(
             behaviour, handler.request_deserializer, handler.response_serializer
         )
+
+
+def _reject(connections: Connections) -> Any:
+    status = rpc_status.to_status(to_status(ServerOverloaded()))
+
+    async def behaviour(_: Any, context: Call) -> None:
+        connections.reject(context.peer())
+        await context.abort(status.code, status.details, status.trailing_metadata)
+
+    return behaviour
 
 
 def _respond(inner: Any) -> Any:

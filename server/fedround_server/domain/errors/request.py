@@ -63,6 +63,16 @@ class ServerLeaving(Unavailable):
         super().__init__("the server is shutting down: try again when it is back")
 
 
+class ServerOverloaded(Unavailable):
+    """Unauthenticated peers flood the server, which serves callers that it knows for the moment."""
+
+    reason = "SERVER_OVERLOADED"
+    remedy = "try again; the SDK does"
+
+    def __init__(self) -> None:
+        super().__init__("the server is flooded with calls, and serves known callers first: try again later")
+
+
 class StoreUnavailable(Unavailable):
     """The database does not answer, or is full."""
 
