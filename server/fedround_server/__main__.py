@@ -5,6 +5,7 @@ import asyncio
 import signal
 import sys
 import tomllib
+from contextlib import nullcontext
 
 import structlog
 from pydantic import ValidationError
@@ -35,7 +36,13 @@ def main(argv: list[str] | None = None) -> int:
     except tomllib.TOMLDecodeError as error:
         sys.stderr.write(f"error: {CONFIG_FILE}: {error}\n")
         return 2
-    logs.set_up(settings.log_format, settings.log_level)
+    with logs.capture_stderr() if settings.log_format == "json" else nullcontext() as stderr:
+        logs.set_up(settings.log_format, settings.log_level, stderr)
+        return _serve(settings)
+
+
+def _serve(settings: Settings) -> int:
+    """Serves until a signal arrives; returns the exit code."""
     allocator.keep_freed_blocks()
     try:
         asyncio.run(_run(settings))

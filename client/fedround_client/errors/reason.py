@@ -27,6 +27,7 @@ __all__ = [
     "FieldInvalid",
     "LastAdmin",
     "LastParticipant",
+    "MessageInvalid",
     "MetricsExist",
     "ModelFormat",
     "ModelInUse",
@@ -45,6 +46,7 @@ __all__ = [
     "RoundNotFound",
     "RoundNotOpen",
     "ServerLeaving",
+    "ServerOverloaded",
     "StoreUnavailable",
     "TokenExpired",
     "TokenInvalid",
@@ -120,6 +122,10 @@ class FieldInvalid(InvalidArgument, reason="FIELD_INVALID"):
     """A field is missing, malformed, out of range, or does not go with another one."""
 
 
+class MessageInvalid(InvalidArgument, reason="MESSAGE_INVALID"):
+    """A message cannot be decoded, or the only message of a call is missing."""
+
+
 class Quota(ResourceExhausted, reason="QUOTA"):
     """The user, or the server, has as many open trainings, stored bytes or tags as are allowed."""
 
@@ -134,6 +140,10 @@ class AnswerTooLarge(ResourceExhausted, reason="ANSWER_TOO_LARGE"):
 
 class ServerLeaving(ServerUnavailable, reason="SERVER_LEAVING"):
     """The server is shutting down, and accepts no new uploads, downloads, predictions and starts of trainings."""
+
+
+class ServerOverloaded(ServerUnavailable, reason="SERVER_OVERLOADED"):
+    """Unauthenticated peers flood the server, which serves callers that it knows for the moment."""
 
 
 class StoreUnavailable(ServerUnavailable, reason="STORE_UNAVAILABLE"):

@@ -19,7 +19,7 @@ from fedround_server.blobs.writer import LocalWriter
 from fedround_server.domain.errors import UploadOffset
 from fedround_server.domain.model import BlobRef
 from fedround_server.failpoints import reached
-from fedround_server.host.folder import sync_folder
+from fedround_server.host.folder import make_private, sync_folder
 from fedround_server.host.page_cache import keep_open
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ class LocalBlobs:
         """Makes the layout of the folder."""
         self.files = LocalFiles(root)
         for folder in (self.files.objects, self.files.uploads, self.files.tmp):
-            folder.mkdir(parents=True, exist_ok=True)
+            make_private(folder)
         sync_folder(root)
         self.stored_bytes = 0
         # Folders of blobs that are known to be on disk.
@@ -153,7 +153,7 @@ class LocalBlobs:
         target = self.files.local_path(blob)
         if target.parent not in self._durable_folders:
             # Even one that exists: the process that made it may have been killed before it was on disk.
-            target.parent.mkdir(exist_ok=True)
+            make_private(target.parent)
             sync_folder(self.files.objects)
             self._durable_folders.add(target.parent)
         with self._lock, keep_open(target, self._closing):
