@@ -11,6 +11,8 @@ from fedround_server.host.connections import Connections
 from fedround_server.interceptors.errors import to_status
 from fedround_server.interceptors.wrapping import Call, Continuation, Handler, Metadata, WrappingInterceptor
 
+OVERLOADED = "the server is flooded with calls, and serves the callers that it knows first: try again later"
+
 
 class HeadersInterceptor(WrappingInterceptor):
     """Has callers authenticated before their message arrives, unless they have called before; the outermost one.
@@ -58,7 +60,7 @@ class HeadersInterceptor(WrappingInterceptor):
 
 
 def _reject(connections: Connections) -> Any:
-    status = rpc_status.to_status(to_status(ServerOverloaded()))
+    status = rpc_status.to_status(to_status(ServerOverloaded(OVERLOADED)))
 
     async def behaviour(_: Any, context: Call) -> None:
         connections.reject(context.peer())

@@ -69,9 +69,6 @@ class ServerOverloaded(Unavailable):
     reason = "SERVER_OVERLOADED"
     remedy = "try again; the SDK does"
 
-    def __init__(self) -> None:
-        super().__init__("the server is flooded with calls, and serves known callers first: try again later")
-
 
 class StoreUnavailable(Unavailable):
     """The database does not answer, or is full."""
