@@ -59,6 +59,7 @@ LAYERS = {
         "domain host coordinator methods interceptors services config tls",
         "fedround google.rpc grpc grpc_channelz grpc_health grpc_reflection",
     ),
+    "start_errors": layer(""),
     "app": layer(None, "structlog"),
     "__main__": layer(None, "pydantic structlog"),
 }

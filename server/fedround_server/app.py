@@ -21,6 +21,7 @@ from fedround_server.host import allocator
 from fedround_server.host.folder import make_narrow, make_private, sync_folder
 from fedround_server.methods import check_methods
 from fedround_server.store import Store
+from fedround_server.store.db.problems import explained
 from fedround_server.wakeups import Hub
 
 log = structlog.get_logger("fedround.app")
@@ -36,7 +37,8 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
         The address that the server listens on.
 
     Raises:
-        RuntimeError: The data directory, the database or the port is taken, or an architecture cannot be used.
+        RuntimeError: The data directory, the database or the port is taken, or it or an architecture cannot be used.
+        OSError: A file or folder of the data directory cannot be used.
     """
     check_methods(METHOD_NAMES)
     # Each connection and each upload takes a file descriptor; a soft limit of 1,024 is common.
@@ -48,10 +50,13 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
     with ExitStack() as stack:
         stack.enter_context(_exclusive(settings.data_dir))
         blobs = LocalBlobs(settings.data_dir)
+        blobs.check_writable()
         # Before any gRPC object exists.
         engine = stack.enter_context(WorkerEngine(blobs.files, settings.predict_seconds, settings.predict_bytes))
         await _check_architectures(engine, settings)
-        store = stack.enter_context(Store(settings.database or settings.data_dir / "fedround.db"))
+        database = settings.database or settings.data_dir / "fedround.db"
+        with explained(database):
+            store = stack.enter_context(Store(database))
         async with _background() as tasks:
             context = Context(
                 store,
@@ -63,10 +68,11 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
                 architectures=settings.architectures,
             )
             coordinator = Coordinator(context)
-            await coordinator.recover()
             token_file = settings.data_dir / "admin.token"
-            if await coordinator.users.bootstrap(lambda token: _write_secret(token_file, token)):
-                log.info("no admin had a valid token: wrote a new one to the file", path=str(token_file))
+            with explained(database):
+                await coordinator.recover()
+                if await coordinator.users.bootstrap(lambda token: _write_secret(token_file, token)):
+                    log.info("no admin had a valid token: wrote a new one to the file", path=str(token_file))
             server = GrpcServer(settings, coordinator)
             tasks.create_task(allocator.give_back(server.take_load), name="give memory back")
             address = server.bind()

@@ -64,6 +64,7 @@ __all__ = [
     "UpdateMismatch",
     "UpdateNorm",
     "UpdateNotFinite",
+    "UpdateSuperseded",
     "UploadIncomplete",
     "UploadOffset",
     "UploadSuperseded",
@@ -214,11 +215,15 @@ class NumExamples(InvalidArgument, reason="NUM_EXAMPLES"):
 
 
 class UpdateExists(AlreadyExists, reason="UPDATE_EXISTS"):
-    """The participant has submitted another update in the round; the same one gets the same receipt again."""
+    """The participant has submitted another update in the round: another file, `num_examples` or metrics."""
 
 
 class MetricsExist(AlreadyExists, reason="METRICS_EXIST"):
     """The participant has submitted other metrics in the round; the same ones are accepted again and count once."""
+
+
+class UpdateSuperseded(FailedPrecondition, reason="UPDATE_SUPERSEDED"):
+    """The update or report was accepted, and will not count: its participant was removed, or its round abandoned."""
 
 
 class CursorExpired(OutOfRange, reason="CURSOR_EXPIRED"):
