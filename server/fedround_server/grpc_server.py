@@ -109,7 +109,11 @@ class GrpcServer:
             lambda: _calls_received() - headers.calls,
         )
         authentication = AuthInterceptor(coordinator.access.admit, self._connections.accept)
-        headers = HeadersInterceptor(authentication.is_known, self._connections)
+        headers = HeadersInterceptor(
+            # With a client CA, only its holders can connect.
+            authentication.is_known if settings.tls_client_ca is None else lambda _: True,
+            self._connections,
+        )
         interceptors = (
             headers,
             LogInterceptor(),

@@ -64,10 +64,10 @@ class ServerLeaving(Unavailable):
 
 
 class ServerOverloaded(Unavailable):
-    """Unauthenticated peers flood the server, which serves callers that it knows for the moment."""
+    """Unauthenticated peers flood the server, which rejects calls without a token for the moment."""
 
     reason = "SERVER_OVERLOADED"
-    remedy = "try again; the SDK does"
+    remedy = "send a token, or try again later"
 
 
 class StoreUnavailable(Unavailable):
