@@ -143,7 +143,7 @@ class ServerLeaving(ServerUnavailable, reason="SERVER_LEAVING"):
 
 
 class ServerOverloaded(ServerUnavailable, reason="SERVER_OVERLOADED"):
-    """Unauthenticated peers flood the server, which serves callers that it knows for the moment."""
+    """Unauthenticated peers flood the server, which rejects calls without a token for the moment."""
 
 
 class StoreUnavailable(ServerUnavailable, reason="STORE_UNAVAILABLE"):
