@@ -25,7 +25,6 @@ from fedround_client.errors.http_answer import from_page
 PROBE_SECONDS = 5.0
 """How long one step of a probe may take."""
 
-_HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))  # and empty SETTINGS
 _PROXY_ANSWER_BYTES = 8192
 # How gRPC words that it has no connection, as opposed to one that was lost during a call.
 _NOT_CONNECTED = re.compile("failed to connect|resol", re.IGNORECASE)
@@ -144,12 +143,11 @@ def _find_tls(connection: socket.socket, target: Target) -> FedroundError | None
     except ssl.SSLError as error:
         if "ALERT" not in (error.reason or ""):
             return None
-    why = "plaintext is chosen" if target.insecure else "plaintext is the default for addresses on this machine"
+    why = "--insecure, or insecure=True" if target.insecure else "the default for addresses on this machine"
     return _tls_failed(
         "TLS_REQUIRED",
-        f"The server at {target.server} requires TLS, and this client uses plaintext ({why}): give the file of the"
-        " authority that signed the server's certificate (tls_ca, --tls-ca or FEDROUND_TLS_CA), or, if this machine"
-        " trusts that authority, insecure=False.",
+        f"The server at {target.server} requires TLS, and this client uses plaintext ({why}): use TLS, and give the"
+        " file of the authority that signed the server's certificate (tls_ca, --tls-ca or FEDROUND_TLS_CA).",
     )
 
 
@@ -171,8 +169,8 @@ def _check_tls(connection: socket.socket, target: Target, host: str) -> Fedround
                     f"No gRPC server answers at {target.server}: what answers there uses TLS, but not HTTP/2. Check"
                     " host and port; a proxy in between must forward HTTP/2 to the server.",
                 )
-            # In TLS 1.3 the server checks the client's certificate after the client's handshake is complete.
-            encrypted.sendall(_HTTP2_PREFACE)
+            # In TLS 1.3 the server checks the client's certificate after the client's handshake is complete. Nothing is
+            # sent: to a server that has hung up, that would discard its alert.
             encrypted.recv(1)
     except ssl.SSLCertVerificationError as error:
         return _not_verified(error, target, host)

@@ -204,6 +204,7 @@ class Rpc:
         silence = Silence(self.clock)
         try:
             with self.typed_errors(), silence.limited(stream.cancel):
+                silence.waiting()
                 for message in stream:
                     silence.answered()
                     yield message

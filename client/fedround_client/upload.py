@@ -142,7 +142,6 @@ class _Sender(Generic[Request, Response]):
             raise
 
     def _messages(self, silence: Silence) -> Iterator[Any]:
-        silence.answered()
         start = self.committed
         try:
             head = self._first(start)
