@@ -135,11 +135,8 @@ def _open_tunnel(connection: socket.socket, authority: str) -> int:
 
 def _find_tls(connection: socket.socket, target: Target) -> FedroundError | None:
     """Returns the exception for a server that expects TLS from a client that uses plaintext."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    # Nothing is sent over this connection: it only finds out whether the server answers with TLS.
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     try:
-        context.wrap_socket(connection, server_hostname=None).close()
+        _unverified().wrap_socket(connection, server_hostname=None).close()
     except ssl.SSLError as error:
         if "ALERT" not in (error.reason or ""):
             return None
@@ -151,17 +148,28 @@ def _find_tls(connection: socket.socket, target: Target) -> FedroundError | None
     )
 
 
+def _unverified() -> ssl.SSLContext:
+    """Returns a context for a connection over which nothing is sent: it only finds out whether the server uses TLS."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
+
+
 def _check_tls(connection: socket.socket, target: Target, host: str) -> FedroundError | None:
     """Returns the exception for a server with which no verified connection is possible."""
+    bad_file: FedroundError | None = None
     try:
         context = ssl.create_default_context(cafile=target.tls_ca)
         if target.tls_cert is not None:
             context.load_cert_chain(target.tls_cert, target.tls_key, password="")
-    except (ssl.SSLError, OSError) as error:
-        return _tls_failed("TLS_FILE_INVALID", f"A TLS file cannot be used: {_reason(error)}. {_files(target)}")
+    except OSError as error:
+        bad_file = _tls_failed("TLS_FILE_INVALID", f"A TLS file cannot be used: {_reason(error)}. {_files(target)}")
+        context = _unverified()
     context.set_alpn_protocols(["h2"])
     try:
         with context.wrap_socket(connection, server_hostname=host) as encrypted:
+            if bad_file is not None:
+                return bad_file
             if encrypted.selected_alpn_protocol() != "h2":
                 return NoGrpcServer(
                     grpc.StatusCode.FAILED_PRECONDITION,
@@ -175,7 +183,7 @@ def _check_tls(connection: socket.socket, target: Target, host: str) -> Fedround
     except ssl.SSLCertVerificationError as error:
         return _not_verified(error, target, host)
     except ssl.SSLError as error:
-        return _handshake_failed(error, target)
+        return _handshake_failed(error, target) or bad_file
     return None
 
 
