@@ -70,7 +70,7 @@ class _Participating:
             return
         for other in self._open.get(self._user_id, ()):
             if other.excludes(self._session.session_id, self._session.training_id):
-                raise AlreadyParticipating(other.since)
+                raise AlreadyParticipating(other.since.isoformat(timespec="seconds"))
         self._open.setdefault(self._user_id, []).append(self._session)
 
     def __exit__(

@@ -1,7 +1,5 @@
 """Errors about rounds, updates and events."""
 
-from datetime import datetime
-
 from fedround_server.domain.errors.family import (
     AlreadyExists,
     FailedPrecondition,
@@ -40,12 +38,12 @@ class AlreadyParticipating(FailedPrecondition):
     reason = "ALREADY_PARTICIPATING"
     remedy = "give each participant a user and a token of its own: `fedround user create`"
 
-    def __init__(self, since: datetime) -> None:
+    def __init__(self, since: str) -> None:
         super().__init__(
-            f"another program, perhaps on another machine, takes part as this user since {since:%Y-%m-%d %H:%M:%S} UTC:"
+            f"another program, perhaps on another machine, takes part as this user since {since}:"
             " give each participant a user and a token of its own (fedround user create). If that program has lost its"
             " connection or was ended without warning, try again in a minute",
-            since=since.isoformat(),
+            since=since,
         )
 
 
