@@ -117,7 +117,8 @@ class Rpc:
             yield
             self._has_answered = True
         except grpc.RpcError as error:
-            raise self._typed(error) from error
+            # Without its cause: a traceback would print the server's words as they are, in ten lines of gRPC's.
+            raise self._typed(error) from None
 
     def _typed(self, error: grpc.RpcError) -> FedroundError:
         """Returns the exception for a failed call, with what can be found out about a connection that failed."""

@@ -23,10 +23,7 @@ BATCH = 500
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exports the audit log; reads the same settings as the server.
-
-    Args:
-        argv: The arguments; by default those of the process.
+    """Exports the audit log; reads the same settings as the server, from the arguments of the process by default.
 
     Returns:
         The exit code: 0; 1 if the database cannot be read or stdout was closed; 2 for invalid settings.

@@ -43,22 +43,14 @@ class Kill:
     """Kills the process at one point."""
 
     def __init__(self, setting: str) -> None:
-        """Parses a setting.
-
-        Args:
-            setting: NAME or NAME:N.
-        """
+        """Parses a setting: NAME or NAME:N."""
         self._name, _, count = setting.partition(":")
         self._left = int(count or 1)
         # Points are reached in the threads of the store, too.
         self._lock = threading.Lock()
 
     def __call__(self, name: str) -> None:
-        """Kills the process if this is the point, reached for the Nth time.
-
-        Args:
-            name: The point that was reached.
-        """
+        """Kills the process if this is the point, reached for the Nth time."""
         if name == self._name:
             with self._lock:
                 self._left -= 1

@@ -101,10 +101,7 @@ METHODS: Mapping[str, Method] = {
 
 
 def check_methods(served: Iterable[str]) -> None:
-    """Checks that every method that is to be served has an entry in the table.
-
-    Args:
-        served: Full names of the methods.
+    """Checks that every method that is to be served, given by its full name, has an entry in the table.
 
     Raises:
         RuntimeError: Some have none.

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Iterable
-from types import TracebackType
 from typing import Self
 
 ACTOR = "actor of "
@@ -14,11 +13,6 @@ class Waiter:
     __slots__ = ("_future", "_hub", "_topics", "_woken")
 
     def __init__(self, hub: "Hub") -> None:
-        """Follows no topics yet.
-
-        Args:
-            hub: The hub that wakes it.
-        """
         self._hub = hub
         self._topics: list[str] = []
         # None instead of an empty set, to save memory: there are thousands of waiters, and most have no wake-up.
@@ -26,12 +20,9 @@ class Waiter:
         self._future: asyncio.Future[None] | None = None
 
     def __enter__(self) -> Self:
-        """Returns itself."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Stops following all topics."""
         for topic in self._topics:
             self._hub.remove(topic, self)
@@ -50,14 +41,7 @@ class Waiter:
         _end(self._future)
 
     async def wait(self, seconds: float) -> frozenset[str]:
-        """Waits for a wake-up, unless one came since the last wait.
-
-        Args:
-            seconds: The timeout.
-
-        Returns:
-            The topics of the wake-ups; empty after a timeout.
-        """
+        """Waits for wake-ups, unless some came since the last wait; returns their topics, none after a timeout."""
         if self._woken is None:
             # An asyncio.Event with asyncio.timeout would take a kilobyte more for each of thousands of waiters.
             loop = asyncio.get_running_loop()
@@ -91,7 +75,6 @@ class Hub:
     """Maps topics to waiters. Topics are the ids of trainings and users, and those that `for_actor` returns."""
 
     def __init__(self) -> None:
-        """Begins without waiters."""
         self._waiters: dict[str, set[Waiter]] = {}
 
     def waiter(self) -> Waiter:

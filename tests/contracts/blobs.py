@@ -6,8 +6,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 
 from fedround_server.blobs import Blobs, FileRef, StagedRef, UploadRef
-from fedround_server.blobs.aging import UNREFERENCED_SECONDS
-from fedround_server.blobs.local import LocalBlobs
+from fedround_server.blobs.local import UNREFERENCED_SECONDS, LocalBlobs
 from fedround_server.domain.model import BlobRef
 
 

@@ -17,8 +17,8 @@ from fedround_server.audit import main
 from fedround_server.domain.aggregation import FedAvg, FedDC
 from fedround_server.domain.audit import AuditRecord, acting
 from fedround_server.domain.errors import ModelNotFound, StoreUnavailable, UserExists
+from fedround_server.domain.limits import Quotas
 from fedround_server.domain.policy import RoundPolicy
-from fedround_server.domain.quota import Quotas
 from fedround_server.domain.token import Token
 from fedround_server.domain.training import Evaluation
 from fedround_server.domain.uncertainty import Swag

@@ -8,7 +8,7 @@ import pytest
 
 from contracts.coordination import Coordination, coordinating, lose
 from fedround_server.blobs import StagedRef
-from fedround_server.blobs.aging import UNREFERENCED_SECONDS
+from fedround_server.blobs.local import UNREFERENCED_SECONDS
 from fedround_server.coordinator.housekeeping import COLLECTION_BATCH, COLLECTION_INTERVAL
 from fedround_server.domain.model import BlobRef
 from fedround_server.store import Store

@@ -10,8 +10,7 @@ from peewee import ModelSelect
 from contracts.world import World
 from fedround_server.store.db.audit_trail import record
 from fedround_server.store.db.compiled import compiled
-from fedround_server.store.db.row_locks import locked
-from fedround_server.store.db.rows import insert, save
+from fedround_server.store.db.rows import insert, locked, save
 from fedround_server.store.tables.base import Row
 from fedround_server.store.tables.schema import CohortRow, EventRow, ModelVersionRow, TokenRow, UserRow
 

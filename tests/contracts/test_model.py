@@ -7,8 +7,8 @@ import pytest
 
 from contracts.world import SPEC, World, blob, new_id, new_model
 from fedround_server.domain.errors import ModelInUse, ModelNotFound, Quota
+from fedround_server.domain.limits import Quotas
 from fedround_server.domain.model import Model
-from fedround_server.domain.quota import Quotas
 from fedround_server.domain.report import MetricReport
 from fedround_server.domain.uncertainty import Swag
 from fedround_server.domain.user import Role

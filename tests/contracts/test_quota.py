@@ -6,8 +6,8 @@ import pytest
 
 from contracts.world import SPEC, World, blob, new_id, new_model
 from fedround_server.domain.errors import Quota
+from fedround_server.domain.limits import Quotas
 from fedround_server.domain.model import BlobRef, NewModel
-from fedround_server.domain.quota import Quotas
 from fedround_server.domain.uncertainty import Swag
 from fedround_server.domain.user import Role
 from fedround_server.store import Store

@@ -73,12 +73,12 @@ async def test_a_repeat_does_not_forget_how_far_an_update_has_come(store: Store,
         assert current is not None
         with LocalWriter(ref, tmp_path / "update") as writer:
             writer.write(b"half of it")
-            with uploads._progress.watch(training_id, 0, client, ref, writer):
+            with uploads.progress.watch(training_id, 0, client, ref, writer):
                 await coordination.clock.asleep(MINUTE)
                 coordination.clock.advance(MINUTE)
                 # The next try's timer.
                 await coordination.clock.asleep(MINUTE)
-                assert uploads.progress(training_id, 0, client) == len(b"half of it")
+                assert uploads.progress.bytes_arrived(training_id, 0, client) == len(b"half of it")
     after = await store.rounds.current(training_id)
     assert after is not None
     assert after.attempt == 2

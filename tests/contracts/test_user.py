@@ -16,7 +16,7 @@ from fedround_server.domain.errors import (
 )
 from fedround_server.domain.event import TrainingRemoved
 from fedround_server.domain.identity import Credentials, Identity
-from fedround_server.domain.quota import Quotas
+from fedround_server.domain.limits import Quotas
 from fedround_server.domain.token import Token
 from fedround_server.domain.training import Training, TrainingState
 from fedround_server.domain.user import Role, User

@@ -7,9 +7,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from fedround_server.domain.aggregation import FedAvg
+from fedround_server.domain.limits import Quotas
 from fedround_server.domain.model import BlobRef, Dtype, NewModel, TensorSpec
 from fedround_server.domain.policy import RoundPolicy
-from fedround_server.domain.quota import Quotas
 from fedround_server.domain.report import NewReport
 from fedround_server.domain.token import Token
 from fedround_server.domain.training import Evaluation, Training, TrainingSpec

@@ -11,8 +11,8 @@ from calls import MODEL, digest, model_file, new_id
 from contracts.world import SPEC, World
 from fedround_server.blobs import StagedRef
 from fedround_server.blobs.local import LocalBlobs
+from fedround_server.domain.limits import Quotas
 from fedround_server.domain.model import BlobRef, Dtype, NewModel, TensorSpec
-from fedround_server.domain.quota import Quotas
 from fedround_server.domain.report import NewReport
 from fedround_server.domain.training import Training
 from fedround_server.domain.update import NewUpdate

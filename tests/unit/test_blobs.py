@@ -14,8 +14,7 @@ import pytest
 
 from contracts.blobs import put
 from fedround_server.blobs import StagedRef, UploadRef
-from fedround_server.blobs.aging import UNREFERENCED_SECONDS
-from fedround_server.blobs.local import LocalBlobs
+from fedround_server.blobs.local import UNREFERENCED_SECONDS, LocalBlobs
 from fedround_server.blobs.writer import LocalWriter
 from fedround_server.domain.errors import DiskFull
 from fedround_server.domain.model import BlobRef

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 
 import typer
 
-from fedround_client.command.session import fail
+from fedround_client.command.failures import fail
 
 PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
@@ -29,12 +29,14 @@ def require(command: str, extra: str, modules: tuple[str, ...]) -> None:
     """Fails unless this machine can run a server: with the extra to install, or if it is not a POSIX system."""
     if find_spec("fcntl") is None:
         fail(
-            f"POSIX_MISSING: `fedround {command}` needs a POSIX system, such as Linux or macOS. On Windows, run it in"
-            " WSL or in a container; participants and the other commands run on Windows, too."
+            "POSIX_MISSING",
+            f"`fedround {command}` needs a POSIX system, such as Linux or macOS. On Windows, run it in WSL or in a"
+            " container; participants and the other commands run on Windows, too.",
         )
     missing = [module for module in modules if find_spec(module) is None]
     if missing:
         fail(
-            f"EXTRA_MISSING: `fedround {command}` needs {', '.join(missing)}, not installed here."
-            f' Install it with: pip install "fedround[{extra}]"'
+            "EXTRA_MISSING",
+            f"`fedround {command}` needs {', '.join(missing)}, not installed here."
+            f' Install it with: pip install "fedround[{extra}]"',
         )

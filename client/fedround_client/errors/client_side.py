@@ -3,6 +3,7 @@
 from fedround_client.errors.family import (
     Aborted,
     FailedPrecondition,
+    FedroundError,
     PermissionDenied,
     ResourceExhausted,
     ServerUnavailable,
@@ -16,6 +17,7 @@ __all__ = [
     "ProxyUnreachable",
     "RemovedFromTraining",
     "RequestBodyLimit",
+    "ResponseInvalid",
     "TlsFailed",
     "TrainingFailed",
     "TrainingRemoved",
@@ -65,3 +67,7 @@ class TlsFailed(FailedPrecondition):
     The reason is one of TLS_UNKNOWN_AUTHORITY, TLS_EXPIRED, TLS_NOT_YET_VALID, TLS_WRONG_NAME, TLS_CERTIFICATE_INVALID,
     TLS_REQUIRED (the server expects TLS), TLS_NOT_OFFERED (it does not), TLS_CLIENT_CERTIFICATE and TLS_FILE_INVALID.
     """
+
+
+class ResponseInvalid(FedroundError, reason="RESPONSE_INVALID"):
+    """The server answered with a message that cannot be decoded, or holds a value that is impossible."""

@@ -10,11 +10,14 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from fedround.v1.event_pb2 import Event
-from fedround_client.errors.client_side import TrainingFailed, TrainingRemoved
+from fedround_client.errors.client_side import ResponseInvalid, TrainingFailed, TrainingRemoved
 from fedround_client.errors.family import FedroundError
 from fedround_client.errors.http_answer import from_http_answer
 
 DOMAIN = "fedround"
+
+_UNDECODABLE = "Exception deserializing response!"
+"""The details that grpc itself gives to a call whose response its deserializer rejects."""
 
 
 def from_rpc_error(error: grpc.RpcError, address: str) -> FedroundError:
@@ -35,6 +38,9 @@ def from_rpc_error(error: grpc.RpcError, address: str) -> FedroundError:
     answer = from_http_answer(message, address)
     if answer is not None:
         return answer
+    if code is grpc.StatusCode.INTERNAL and message == _UNDECODABLE:
+        text = f"The answer of the server at {address} cannot be decoded. Is it a fedround server, of this version?"
+        return ResponseInvalid(code, "RESPONSE_INVALID", text)
     if code is grpc.StatusCode.UNAVAILABLE:
         message = f"The server at {address} cannot be reached ({message}). Is `fedround serve` running there?"
     kind = FedroundError._by_code.get(code, FedroundError)

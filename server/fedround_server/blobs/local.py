@@ -1,13 +1,16 @@
 """Blobs in a local folder."""
 
+import errno
+import logging
 import os
 import shutil
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
-from fedround_server.blobs.aging import file_size, files_below, is_old, remove_if_old, skip_errors
 from fedround_server.blobs.disk_full import map_disk_full
 from fedround_server.blobs.files import LocalFiles
 from fedround_server.blobs.reader import LocalReader
@@ -16,53 +19,52 @@ from fedround_server.blobs.writer import LocalWriter
 from fedround_server.domain.errors import UploadOffset
 from fedround_server.domain.model import BlobRef
 from fedround_server.failpoints import reached
-from fedround_server.host.folder import sync_folder
+from fedround_server.host.folder import make_private, sync_folder
 from fedround_server.host.page_cache import keep_open
+
+log = logging.getLogger(__name__)
+# How old a blob without a row must be before it is collected: its transaction may be in progress.
+UNREFERENCED_SECONDS = 24 * 3600
 
 
 class LocalBlobs:
-    """A folder of blobs; `LocalFiles` has its layout. Any thread may call it.
-
-    Attributes:
-        files: Access to the bytes from any process.
-        stored_bytes: Size of all blobs together, once `measure` has counted those of earlier processes.
-    """
+    """A folder of blobs; `LocalFiles` has its layout, and `Blobs` describes the rest. Any thread may call it."""
 
     def __init__(self, root: Path) -> None:
-        """Makes the folder's layout.
-
-        Args:
-            root: The folder.
-        """
+        """Makes the layout of the folder."""
         self.files = LocalFiles(root)
         for folder in (self.files.objects, self.files.uploads, self.files.tmp):
-            folder.mkdir(parents=True, exist_ok=True)
+            make_private(folder)
         sync_folder(root)
         self.stored_bytes = 0
         # Folders of blobs that are known to be on disk.
         self._durable_folders: set[Path] = set()
-        # Without it, bytes that are committed again between the check of an old blob and its removal would be lost.
+        # How many commits of each new blob await `keep` or `release`.
+        self._undecided: dict[str, int] = {}
+        # Without it, bytes that are committed again between the check of a blob and its removal would be lost.
         self._lock = threading.Lock()
         self._closing = ThreadPoolExecutor(1, thread_name_prefix="closing")
 
-    def writer(self, ref: UploadRef | StagedRef, offset: int = 0) -> LocalWriter:
-        """Opens a new or a resumed upload.
+    def check_writable(self) -> None:
+        """Checks that the folders can be written; before serving only.
 
         Raises:
-            UploadOffset: The upload has fewer bytes than that.
-            DiskFull: There is no room for another file.
+            PermissionError: One cannot.
         """
+        files = self.files
+        for folder in (files.objects, *filter(Path.is_dir, files.objects.iterdir()), files.uploads, files.tmp):
+            if not os.access(folder, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+
+    def writer(self, ref: UploadRef | StagedRef, offset: int = 0) -> LocalWriter:
+        """Opens a new or a resumed upload."""
         committed = self.upload_size(ref) if isinstance(ref, UploadRef) else 0
         if offset > committed:
             raise UploadOffset(offset, committed)
         return LocalWriter(ref, self.files.local_path(ref), offset)
 
     def commit(self, staged: StagedBlob) -> None:
-        """Makes a file that is on disk a blob, durably.
-
-        Raises:
-            DiskFull: There is no room for another file.
-        """
+        """Makes a file that is on disk a blob, durably."""
         source = self.files.local_path(staged.file)
         try:
             with map_disk_full():
@@ -71,6 +73,22 @@ class LocalBlobs:
             if isinstance(staged.file, StagedRef):
                 source.unlink(missing_ok=True)
             raise
+
+    def keep(self, blob: BlobRef) -> None:
+        """Leaves a committed blob to the collection."""
+        with self._lock:
+            self._undecided.pop(blob.sha256, None)
+
+    def release(self, blob: BlobRef) -> None:
+        """Removes a committed blob, unless it was stored before or others committed it."""
+        target = self.files.local_path(blob)
+        with self._lock, keep_open(target, self._closing):
+            commits = self._undecided.pop(blob.sha256, 0)
+            if commits > 1:
+                self._undecided[blob.sha256] = commits - 1
+            elif commits:
+                target.unlink(missing_ok=True)
+                self.stored_bytes -= blob.size_bytes
 
     def open(self, blob: BlobRef, offset: int, chunk_size: int) -> LocalReader:
         """Opens a blob for reading from an offset, in chunks."""
@@ -85,8 +103,8 @@ class LocalBlobs:
 
     def unfinished_uploads(self) -> Iterator[tuple[UploadRef, int]]:
         """Yields all uploads with their sizes."""
-        for path in files_below(self.files.uploads):
-            with skip_errors(path):
+        for path in _files_below(self.files.uploads):
+            with _skip_errors(path):
                 yield _upload_at(path), path.stat().st_size
 
     def remove_upload(self, ref: UploadRef) -> None:
@@ -114,14 +132,14 @@ class LocalBlobs:
 
     def old(self) -> list[str]:
         """Returns the digests of old blobs."""
-        return [path.name for path in files_below(self.files.objects) if is_old(path)]
+        return [path.name for path in _files_below(self.files.objects) if _is_old(path)]
 
     def collect(self, digests: Iterable[str]) -> int:
         """Removes blobs that are still old; returns how many."""
         removed = 0
         for digest in digests:
             with self._lock:
-                size = remove_if_old(self.files.blob_path(digest))
+                size = _remove_if_old(self.files.blob_path(digest))
                 if size is not None:
                     self.stored_bytes -= size
                     removed += 1
@@ -129,19 +147,21 @@ class LocalBlobs:
 
     def collect_uploads(self) -> list[UploadRef]:
         """Removes old uploads, and returns them."""
-        return [_upload_at(path) for path in files_below(self.files.uploads) if remove_if_old(path) is not None]
+        return [_upload_at(path) for path in _files_below(self.files.uploads) if _remove_if_old(path) is not None]
 
     def _adopt(self, source: Path, blob: BlobRef) -> None:
         target = self.files.local_path(blob)
         if target.parent not in self._durable_folders:
             # Even one that exists: the process that made it may have been killed before it was on disk.
-            target.parent.mkdir(exist_ok=True)
+            make_private(target.parent)
             sync_folder(self.files.objects)
             self._durable_folders.add(target.parent)
         with self._lock, keep_open(target, self._closing):
-            replaced = file_size(target)
+            replaced = _file_size(target)
             source.replace(target)
             self.stored_bytes += blob.size_bytes - replaced
+            if not replaced or blob.sha256 in self._undecided:
+                self._undecided[blob.sha256] = self._undecided.get(blob.sha256, 0) + 1
             reached("blob.renamed")
             # After the rename: an upload whose commit is interrupted before it must stay writable.
             target.chmod(0o400)
@@ -152,3 +172,49 @@ class LocalBlobs:
 
 def _upload_at(path: Path) -> UploadRef:
     return UploadRef(path.parent.name, path.name)
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """Yields the files of a folder's subfolders."""
+    for sub in list(folder.iterdir()):
+        inside: list[Path] = []
+        with _skip_errors(sub):
+            inside = list(sub.iterdir())
+        yield from inside
+
+
+def _is_old(path: Path) -> bool:
+    """Returns whether a file was neither written nor touched for so long that it may be collected."""
+    with _skip_errors(path):
+        return path.stat().st_mtime < time.time() - UNREFERENCED_SECONDS
+    return False
+
+
+def _file_size(path: Path) -> int:
+    with _skip_errors(path):
+        return path.stat().st_size
+    return 0
+
+
+def _remove_if_old(path: Path) -> int | None:
+    """Removes a file if it is old; returns its size if it was removed."""
+    with _skip_errors(path):
+        if _is_old(path):
+            size = path.stat().st_size
+            path.unlink()
+            return size
+    return None
+
+
+@contextmanager
+def _skip_errors(path: Path) -> Iterator[None]:
+    """Ends the block at an error, so that one path does not stop the others.
+
+    A path that is gone was removed or committed meanwhile; any other error is logged.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        log.warning("%s stays as it is: %s", path, error)

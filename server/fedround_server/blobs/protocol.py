@@ -3,14 +3,13 @@
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol
 
 from fedround_server.blobs.refs import FileRef, StagedBlob, StagedRef, UploadRef
 from fedround_server.domain.model import BlobRef
 
 
-class BlobWriter(Protocol):
+class BlobWriter(AbstractContextManager["BlobWriter", None], Protocol):
     """A file that is being received; it is hashed while it is written. Its `with` block closes it.
 
     Leaving the block removes a staged file that was not committed. A resumable upload stays for the next attempt,
@@ -24,14 +23,6 @@ class BlobWriter(Protocol):
     @property
     def staged(self) -> StagedBlob:
         """What was replayed and written, to be committed after `sync`."""
-
-    def __enter__(self) -> Self:
-        """Enters the block."""
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Closes the file."""
 
     def replay(self, see: Callable[[bytes], None]) -> None:
         """Hashes what an earlier attempt left, and passes it to `see`; before anything is written."""
@@ -56,16 +47,8 @@ class BlobWriter(Protocol):
         """Makes leaving the block remove the file, even a resumable upload: another attempt could not repair it."""
 
 
-class BlobReader(Protocol):
+class BlobReader(AbstractContextManager["BlobReader", None], Protocol):
     """A blob that is being sent, chunk by chunk. Its `with` block closes it."""
-
-    def __enter__(self) -> Self:
-        """Enters the block."""
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Closes the blob."""
 
     def read_cached(self) -> bytes | None:
         """Reads the next chunk if that takes no waiting; otherwise returns None and reads nothing."""
@@ -128,11 +111,18 @@ class Blobs(Protocol):
         """Makes a durable file a blob, durably. The file itself is gone afterwards.
 
         If the same bytes are stored already, they count as new: they are not collected soon. A staged file that cannot
-        be committed is removed; an upload stays for its next attempt.
+        be committed is removed; an upload stays for its next attempt. The caller calls `keep` or `release` once it is
+        decided whether a row refers to the blob.
 
         Raises:
             DiskFull: There is no room for it.
         """
+
+    def keep(self, blob: BlobRef) -> None:
+        """Leaves a committed blob to the collection: a row refers to it, or may."""
+
+    def release(self, blob: BlobRef) -> None:
+        """Removes a committed blob to which no row will refer, unless it was stored before or others committed it."""
 
     def open(self, blob: BlobRef, offset: int, chunk_size: int) -> BlobReader:
         """Opens a blob for reading from an offset, in chunks.
@@ -166,11 +156,7 @@ class Blobs(Protocol):
         """Returns the digests of blobs that are old enough to be collected if no row refers to them."""
 
     def collect(self, digests: Iterable[str]) -> int:
-        """Removes blobs, except those that were committed again meanwhile; returns how many were removed.
-
-        Args:
-            digests: Those of old blobs to which no row refers.
-        """
+        """Removes old blobs without a row, except those that were committed again meanwhile; returns how many."""
 
     def collect_uploads(self) -> list[UploadRef]:
         """Removes uploads that were not continued for long, and returns them."""

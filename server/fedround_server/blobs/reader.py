@@ -1,9 +1,8 @@
 """Local files that are being sent."""
 
 import os
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 READ_AHEAD = 8 << 20
 """How much the disk is asked for at a time, in bytes."""
@@ -11,29 +10,17 @@ READ_AHEAD = 8 << 20
 RWF_NOWAIT: int | None = getattr(os, "RWF_NOWAIT", None)
 
 
-class LocalReader:
+class LocalReader(AbstractContextManager["LocalReader", None]):
     """A file that is being sent, chunk by chunk. Its `with` block closes it."""
 
     def __init__(self, path: Path, offset: int, chunk_size: int) -> None:
-        """Opens the file.
-
-        Args:
-            path: The file; it must not change.
-            offset: Where to begin, in bytes.
-            chunk_size: Bytes of each chunk but the last one.
-        """
+        """Opens the file, which must not change, at an offset; each chunk but the last one has chunk_size bytes."""
         self._descriptor = os.open(path, os.O_RDONLY)
         self._end = os.fstat(self._descriptor).st_size
         self._position = offset
         self._buffer = bytearray(chunk_size)
 
-    def __enter__(self) -> Self:
-        """Enters the block."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Closes the file."""
         os.close(self._descriptor)
 

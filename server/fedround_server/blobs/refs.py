@@ -27,12 +27,7 @@ FileRef: TypeAlias = BlobRef | UploadRef | StagedRef
 
 @dataclass(frozen=True, slots=True)
 class StagedBlob:
-    """A finished file, forced to disk, that is ready to be committed.
-
-    Attributes:
-        file: Where it is.
-        blob: What it contains.
-    """
+    """A finished file, forced to disk, that is ready to be committed: where it is, and what it contains."""
 
     file: UploadRef | StagedRef
     blob: BlobRef

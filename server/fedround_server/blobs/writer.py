@@ -3,28 +3,23 @@
 import hashlib
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from fedround_server.blobs.disk_full import map_disk_full
 from fedround_server.blobs.refs import StagedBlob, StagedRef, UploadRef
 from fedround_server.domain.model import BlobRef
+from fedround_server.host.folder import make_private
 from fedround_server.host.page_cache import Writeback
 
 READ_SIZE = 1 << 20
 
 
-class LocalWriter:
-    """A file that is being received; it is hashed while it is written. Its `with` block closes it."""
+class LocalWriter(AbstractContextManager["LocalWriter", None]):
+    """A file that is being received; `BlobWriter` describes the methods."""
 
     def __init__(self, ref: UploadRef | StagedRef, path: Path, offset: int = 0) -> None:
-        """Opens or creates the file.
-
-        Args:
-            ref: What it is called; a resumable upload is kept if it is not committed.
-            path: Where it is.
-            offset: Bytes behind this are dropped.
+        """Opens or creates the file, and drops the bytes behind an offset; a resumable upload is kept if not committed.
 
         Raises:
             DiskFull: There is no room for another file.
@@ -35,18 +30,12 @@ class LocalWriter:
         self._keep = isinstance(ref, UploadRef)
         self._hash = hashlib.sha256()
         with map_disk_full():
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_private(path.parent)
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         self._writeback = Writeback(self._descriptor)
         os.ftruncate(self._descriptor, offset)
 
-    def __enter__(self) -> Self:
-        """Enters the block."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Closes the file, and removes it unless another attempt can go on with it."""
         keep = self._keep and os.fstat(self._descriptor).st_size > 0
         os.close(self._descriptor)
@@ -61,11 +50,7 @@ class LocalWriter:
             see(data)
 
     def write(self, data: bytes) -> None:
-        """Appends data, all of it or nothing.
-
-        Raises:
-            DiskFull: There is no room for it.
-        """
+        """Appends data, all of it or nothing."""
         try:
             with map_disk_full():
                 view = memoryview(data)
@@ -86,12 +71,7 @@ class LocalWriter:
         return StagedBlob(self._ref, BlobRef(self._hash.hexdigest(), self.size_bytes))
 
     def sync(self) -> None:
-        """Forces the file to disk.
-
-        Raises:
-            DiskFull: There is no room for it.
-            OSError: It failed; leaving the block then removes the file.
-        """
+        """Forces the file to disk; if that fails, leaving the block removes it."""
         try:
             with map_disk_full():
                 os.fsync(self._descriptor)

@@ -35,7 +35,6 @@ class Access:
     """The authenticated calls under way, and when tokens were last used."""
 
     def __init__(self, context: Context) -> None:
-        """Creates it without any calls."""
         self._context = context
         self._calls: dict[str, set[_Call]] = {}
         self._changes = 0
@@ -51,10 +50,7 @@ class Access:
 
     @asynccontextmanager
     async def admit(self, credentials: Credentials) -> AsyncIterator[User]:
-        """Authenticates a call, and ends the block with an error when the credentials are revoked or expire.
-
-        Yields:
-            The caller.
+        """Authenticates and yields the caller; ends the block with an error when the credentials are revoked or expire.
 
         Raises:
             Unauthenticated: The credentials are not, or no longer, those of a user.

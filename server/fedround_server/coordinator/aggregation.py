@@ -5,11 +5,13 @@ from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
 from fedround_server.blobs import map_disk_full
+from fedround_server.coordinator.adoption import decide
 from fedround_server.coordinator.context import Context
 from fedround_server.coordinator.tasks import in_thread
 from fedround_server.domain.audit import acting
 from fedround_server.domain.errors import DiskFull, Unavailable
 from fedround_server.domain.model import BlobRef
+from fedround_server.domain.rounds.round import Round
 from fedround_server.engine.jobs import AggregationFailed, AggregationJob
 from fedround_server.failpoints import reached
 from fedround_server.store.verbs.round import AggregationTask
@@ -26,12 +28,7 @@ class Aggregations:
     """The aggregations under way, at most one per training."""
 
     def __init__(self, context: Context, follow_up: Callable[[str], Awaitable[None]]) -> None:
-        """Creates it without any aggregation under way.
-
-        Args:
-            context: The parts of the server.
-            follow_up: Called with the training's id after a result or a failure has been committed.
-        """
+        """Calls `follow_up` with the training's id after a result or a failure has been committed."""
         self._context = context
         self._store = context.store.rounds
         self._follow_up = follow_up
@@ -43,17 +40,15 @@ class Aggregations:
         """Leaves closed rounds to the next start: a round opened from now on would miss its participants."""
         self._stopped = True
 
-    def is_running(self, training_id: str) -> bool:
-        """Returns whether an aggregation for a training is under way."""
-        return training_id in self._running
-
-    def start(self, training_id: str) -> None:
-        """Starts the aggregation of a training's closed round in the background, unless it is under way."""
+    def start(self, training_id: str) -> bool:
+        """Starts the aggregation of a training's closed round in the background; returns whether none was under way."""
         # The one under way may have looked for closed rounds just before this one was closed.
         self._again.add(training_id)
-        if training_id not in self._running and not self._stopped:
+        idle = training_id not in self._running
+        if idle and not self._stopped:
             self._running.add(training_id)
             self._context.background.create_task(self._run(training_id), name=f"aggregate {training_id}")
+        return idle
 
     async def _run(self, training_id: str) -> None:
         # The user whose update closed the round started this task, but does not make the model.
@@ -85,7 +80,8 @@ class Aggregations:
             result = await self._compute(task)
             if self._stopped:
                 return
-            await self._store.commit(closed.training_id, closed.number, closed.epoch, result, now())
+            commit = self._commit(closed, result)
+            await (commit if result is None else decide(self._context.blobs, result, commit))
             reached("aggregation.committed")
         except Exception as error:
             # A lost file does not come back.
@@ -101,6 +97,10 @@ class Aggregations:
             )
         self._context.hub.notify(closed.training_id)
         await self._follow_up(closed.training_id)
+
+    async def _commit(self, closed: Round, result: BlobRef | None) -> tuple[None, bool]:
+        now = self._context.clock.now()
+        return None, await self._store.commit(closed.training_id, closed.number, closed.epoch, result, now)
 
     async def _compute(self, task: AggregationTask) -> BlobRef | None:
         """Makes the file of a closed round, if its kind makes one."""

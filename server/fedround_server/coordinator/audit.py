@@ -17,7 +17,6 @@ class Audit:
     """Reads the audit log, and writes the entries that belong to no other verb of the store."""
 
     def __init__(self, context: Context) -> None:
-        """Creates it without any denied calls."""
         self._context = context
         self._store = context.store.audit
         self.denied_calls = DeniedCalls(context)

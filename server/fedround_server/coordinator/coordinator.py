@@ -23,7 +23,6 @@ class Coordinator:
     """The use cases of a server, by noun, and its life cycle."""
 
     def __init__(self, context: Context) -> None:
-        """Creates the use cases over one context."""
         self._context = context
         self.reads = Reads(context.store)
         self.uploads = Uploads(context)
@@ -33,7 +32,7 @@ class Coordinator:
         self.rounds = Rounds(context, self.uploads)
         self.submissions = Submissions(context, self.uploads, self.rounds.aggregations)
         self.rejected_updates = RejectedUpdates(context)
-        self.round_status = RoundStatus(context, self.uploads)
+        self.round_status = RoundStatus(context, self.uploads.progress)
         self.trainings = Trainings(context, self.uploads, self.rounds)
         self.subscriptions = Subscriptions(context)
         self.inference = Inference(context)
@@ -46,7 +45,7 @@ class Coordinator:
         await in_thread(self._context.blobs.sweep)
         reached("start.swept")
         await in_thread(self._context.blobs.measure)
-        await self.uploads.recover()
+        await in_thread(self.uploads.space.recover)
         await self.rounds.recover()
         reached("start.recovered")
         self._housekeeping.start()
@@ -55,9 +54,7 @@ class Coordinator:
         """Removes a user with the trainings that it steers, and goes on with those in which it took part.
 
         Raises:
-            UserNotFound: There is no such user.
-            LastAdmin: The user is the only admin.
-            TrainingRunning: The user steers running trainings, and force is not set.
+            FedroundError: As described for `Users.remove`.
         """
         await self._context.tasks.run_shielded(self._remove_user(user_id, force))
 

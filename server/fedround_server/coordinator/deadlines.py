@@ -54,11 +54,7 @@ class Deadlines:
         self._stopped = True
 
     def arm(self, current: Round | UnfinishedRound, deadline: datetime) -> bool:
-        """Arms the timer of an open round, in place of that of an earlier round or attempt.
-
-        Returns:
-            Whether there was no timer for this attempt at the round.
-        """
+        """Arms the timer of an open round, in place of an earlier one; returns whether this attempt had none."""
         training_id, number, attempt = current.training_id, current.number, current.attempt
         armed = self._timers.get(training_id)
         # The caller may have read the round before the latest one was opened, or repeated.

@@ -53,7 +53,6 @@ class DeniedCalls:
     """
 
     def __init__(self, context: Context) -> None:
-        """Creates it without any calls."""
         self._context = context
         self._authenticated: dict[Key, _Group] = {}
         self._unauthenticated: dict[Key, _Group] = {}

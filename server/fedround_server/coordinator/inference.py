@@ -55,7 +55,6 @@ class Inference:
     """Runs predictions, of which a limited number wait for their turn."""
 
     def __init__(self, context: Context) -> None:
-        """Begins with no prediction in progress."""
         self._context = context
         self._in_progress = 0
 

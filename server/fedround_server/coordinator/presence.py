@@ -10,7 +10,6 @@ class Presence:
     """The presence of users since the start of the server."""
 
     def __init__(self) -> None:
-        """Begins without users."""
         self._seen: dict[str, datetime] = {}
         self._news: set[str] = set()
         self._listening: Counter[str] = Counter()

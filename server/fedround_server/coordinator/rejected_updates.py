@@ -27,7 +27,6 @@ class RejectedUpdates:
     """The counts of rejected updates and reports."""
 
     def __init__(self, context: Context) -> None:
-        """Creates it over the context's store."""
         self._context = context
 
     @asynccontextmanager

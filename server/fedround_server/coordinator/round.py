@@ -1,6 +1,7 @@
 """Drives rounds: makes sure that each one that waits for an aggregation or for a deadline gets it."""
 
 import logging
+from functools import partial
 
 from fedround_server.coordinator.aggregation import Aggregations
 from fedround_server.coordinator.context import Context
@@ -21,7 +22,7 @@ class Rounds:
         self._context = context
         self._store = context.store.rounds
         self._uploads = uploads
-        self._deadlines = Deadlines(context, self._expire, self.follow_up)
+        self._deadlines = Deadlines(context, partial(self._judge, due=True), self.follow_up)
         self.aggregations = Aggregations(context, self.follow_up)
 
     def stop(self) -> None:
@@ -63,18 +64,13 @@ class Rounds:
     def forget(self, training_id: str) -> None:
         """Disarms a training's deadline, and forgets the progress of its uploads."""
         self._deadlines.disarm(training_id)
-        self._uploads.forget(training_id)
+        self._uploads.progress.forget(training_id)
 
     def _take_up(self, current: Round | UnfinishedRound) -> bool:
         """Starts what a round waits for; returns whether that was not under way."""
         if current.state is RoundState.AGGREGATING:
-            idle = not self.aggregations.is_running(current.training_id)
-            self.aggregations.start(current.training_id)
-            return idle
+            return self.aggregations.start(current.training_id)
         return current.deadline is not None and self._deadlines.arm(current, current.deadline)
-
-    async def _expire(self, training_id: str, number: int, attempt: int) -> None:
-        await self._judge(training_id, number, attempt, due=True)
 
     async def _judge(self, training_id: str, number: int, attempt: int, *, due: bool) -> None:
         now = self._context.clock.now()

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from fedround_server.coordinator.context import Context
-from fedround_server.coordinator.uploads.receive import Uploads
+from fedround_server.coordinator.uploads.progress import UpdateProgress
 from fedround_server.domain import forecast
 from fedround_server.domain.rounds.round import Round, RoundMember, RoundState, RoundView
 
@@ -46,10 +46,9 @@ class Explanation:
 class RoundStatus:
     """Explains rounds to their actors."""
 
-    def __init__(self, context: Context, uploads: Uploads) -> None:
-        """Creates the use case over the parts that it joins."""
+    def __init__(self, context: Context, progress: UpdateProgress) -> None:
         self._context = context
-        self._uploads = uploads
+        self._progress = progress
 
     async def explain(self, training_id: str, number: int | None, actor_id: str) -> Explanation:
         """Returns a round, by default the current one, with what is known of its members.
@@ -66,11 +65,11 @@ class RoundStatus:
         return Explanation(found, members, forecast_end)
 
     def _view(self, member: RoundMember, found: Round, now: datetime) -> MemberView:
-        presence, missing = self._context.presence, member.arrive_time is None
+        presence, user_id, missing = self._context.presence, member.user_id, member.arrive_time is None
         return MemberView(
             member=member,
-            last_seen=presence.last_seen(member.user_id, now) or member.seen_time,
-            subscribed=presence.is_listening(member.user_id),
-            uploaded_bytes=self._uploads.progress(found.training_id, found.number, member.user_id) if missing else 0,
+            last_seen=presence.last_seen(user_id, now) or member.seen_time,
+            subscribed=presence.is_listening(user_id),
+            uploaded_bytes=self._progress.bytes_arrived(found.training_id, found.number, user_id) if missing else 0,
             forecast=forecast.arrival(member.ask_time, member.durations, now) if missing else None,
         )

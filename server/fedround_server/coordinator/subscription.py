@@ -37,7 +37,6 @@ class Subscriptions:
     """All open subscriptions."""
 
     def __init__(self, context: Context) -> None:
-        """Begins without subscriptions."""
         self._context = context
         self._sessions = Sessions()
         self._closing = False
@@ -76,7 +75,7 @@ class Subscriptions:
         with session, self._context.hub.waiter() as waiter:
             waiter.follow([user_id])
             if training_id is None:
-                subscription: _Subscription = _All(self._context, user_id, resume_after, waiter)
+                subscription: _One | _All = _All(self._context, user_id, resume_after, waiter)
             else:
                 subscription = _One(self._context, user_id, training_id, resume_after, waiter)
             line = _Line(send, greet)
@@ -99,7 +98,6 @@ class _Line:
     __slots__ = ("_clock", "_greet", "_greeted", "_send", "_spoke")
 
     def __init__(self, send: Send, greet: Callable[[], Awaitable[None]]) -> None:
-        """Begins a silence."""
         self._send = send
         self._greet = greet
         self._greeted = False
@@ -125,7 +123,11 @@ class _Line:
 
 
 class _Subscription:
-    """Cursors in logs."""
+    """Cursors in logs.
+
+    In subclasses, `drain` sends what is new since a wake-up with these topics, none without one, and returns whether no
+    event will follow; `position` returns the training and the sequence of a heartbeat.
+    """
 
     __slots__ = ("_cursors", "_resume_after", "_start_after", "_store", "_waiter", "user_id")
 
@@ -137,19 +139,6 @@ class _Subscription:
         self._start_after: int | None = None
         self._waiter = waiter
         self._cursors: dict[str, int] = {}
-
-    async def drain(self, send: Send, topics: Collection[str]) -> bool:
-        """Sends what is new; returns whether no event will follow.
-
-        Args:
-            send: Sends an event.
-            topics: The topics of a wake-up; empty at the beginning and after a timeout.
-        """
-        raise NotImplementedError
-
-    def position(self) -> tuple[str, int]:
-        """Returns the training and the sequence of a heartbeat."""
-        raise NotImplementedError
 
     async def _catch_up(self, training_id: str, send: Send) -> LogView:
         """Sends the new events of a training; returns the view that includes them."""

@@ -12,7 +12,6 @@ class Tasks:
     """The shielded work under way."""
 
     def __init__(self) -> None:
-        """Creates it without any work."""
         self._shielded: set[asyncio.Task[Any]] = set()
 
     async def run_shielded(self, work: Coroutine[Any, Any, R]) -> R:

@@ -4,29 +4,23 @@ from collections.abc import Sequence
 
 from fedround_server.coordinator.context import Context
 from fedround_server.coordinator.round import Rounds
-from fedround_server.coordinator.uploads.receive import Incoming, Uploads
+from fedround_server.coordinator.uploads.receive import Incoming, Received, Uploads
 from fedround_server.domain.model import NewModel
 from fedround_server.domain.training import Training, TrainingSpec
 from fedround_server.wakeups import for_actor
 
 
 class Trainings:
-    """Creates and steers trainings."""
+    """Creates and steers trainings. Changes raise the errors of the verbs of the same name in `TrainingVerbs`."""
 
     def __init__(self, context: Context, uploads: Uploads, rounds: Rounds) -> None:
-        """Creates the use cases over the parts that they join."""
         self._context = context
         self._store = context.store.trainings
         self._uploads = uploads
         self._rounds = rounds
 
     async def create(self, actor_id: str, spec: TrainingSpec, incoming: Incoming | None) -> Training:
-        """Creates a training with its model and participants, or nothing at all.
-
-        Args:
-            actor_id: The user that will steer it.
-            spec: What to train; names a stored model unless a file is incoming.
-            incoming: The model's file; None for a stored model.
+        """Creates a training with its model, the stored or the incoming one, and its participants, or nothing at all.
 
         Returns:
             The training; that of an earlier call with the same request id, if there was one.
@@ -42,52 +36,40 @@ class Trainings:
         made = await self._store.prepare(actor_id, spec, self._context.limits, size)
         if made is not None:
             return made
-        model = None
         if incoming is None:
-            self._uploads.check_new()
-        else:
-            received = await self._uploads.receive(incoming, None)
+            self._uploads.space.check_new()
+            training, _ = await self._context.tasks.run_shielded(self._create(actor_id, spec, None))
+            return training
+
+        async def create(received: Received) -> tuple[Training, bool]:
             model = NewModel(spec.name, spec.description, received.manifest, received.blob, spec.architecture)
-        return await self._context.tasks.run_shielded(self._create(actor_id, spec, model))
+            return await self._create(actor_id, spec, model)
+
+        return await self._uploads.receive(incoming, None, create)
 
     async def register(self, training_id: str, actor_id: str, client_ids: Sequence[str]) -> Training:
-        """Registers clients as participants.
-
-        Raises:
-            FedroundError: As described for `TrainingVerbs.register`.
-        """
+        """Registers clients as participants."""
         return await self._context.tasks.run_shielded(self._register(training_id, actor_id, client_ids))
 
     async def remove_clients(self, training_id: str, caller_id: str, client_ids: Sequence[str]) -> Training:
-        """Removes participants; the policy of the open round is evaluated at once for those who stay.
-
-        Raises:
-            FedroundError: As described for `TrainingVerbs.remove_clients`.
-        """
+        """Removes participants; the policy of the open round is evaluated at once for those who stay."""
         return await self._context.tasks.run_shielded(self._remove_clients(training_id, caller_id, client_ids))
 
     async def remove(self, training_id: str, actor_id: str, *, force: bool) -> None:
-        """Removes a training; its model stays.
-
-        Raises:
-            FedroundError: As described for `TrainingVerbs.remove`.
-        """
+        """Removes a training; its model stays."""
         await self._context.tasks.run_shielded(self._remove(training_id, actor_id, force))
 
     async def start(self, training_id: str, actor_id: str, request_id: str | None) -> Training:
-        """Starts a training, which opens its first round.
-
-        Raises:
-            FedroundError: As described for `TrainingVerbs.start`.
-        """
+        """Starts a training, which opens its first round."""
         return await self._context.tasks.run_shielded(self._start(training_id, actor_id, request_id))
 
-    async def _create(self, actor_id: str, spec: TrainingSpec, model: NewModel | None) -> Training:
-        new_id, quotas = self._context.new_id, self._context.limits
-        now = self._context.clock.now()
-        training = await self._store.create(new_id(), actor_id, spec, model, new_id(), quotas, now)
+    async def _create(self, actor_id: str, spec: TrainingSpec, model: NewModel | None) -> tuple[Training, bool]:
+        """Returns the training, and whether it is a new one."""
+        training_id, model_id = self._context.new_id(), self._context.new_id()
+        limits, now = self._context.limits, self._context.clock.now()
+        training = await self._store.create(training_id, actor_id, spec, model, model_id, limits, now)
         self._context.hub.notify(actor_id, *training.participant_ids)
-        return training
+        return training, training.training_id == training_id
 
     async def _register(self, training_id: str, actor_id: str, client_ids: Sequence[str]) -> Training:
         training = await self._store.register(training_id, actor_id, client_ids, self._context.clock.now())

@@ -15,7 +15,6 @@ class Users:
     """Manages users, their tokens and their certificate names."""
 
     def __init__(self, context: Context, access: Access) -> None:
-        """Creates the use cases over the parts that they join."""
         self._context = context
         self._access = access
 
@@ -44,13 +43,7 @@ class Users:
     async def create(
         self, name: str, role: Role, lifetime: timedelta | None, certificate_names: Sequence[str]
     ) -> tuple[UserView, str]:
-        """Creates a user.
-
-        Args:
-            name: A name that no other user has.
-            role: The role, which decides what the user may do.
-            lifetime: Lifetime of the token; None for the server's default.
-            certificate_names: Names in client certificates that identify the user.
+        """Creates a user with a token; a lifetime of None stands for the server's default.
 
         Returns:
             The user and its token, which is not stored and cannot be read again.
@@ -86,16 +79,13 @@ class Users:
     async def rotate_token(
         self, caller: User, user_id: str, overlap: timedelta | None, lifetime: timedelta | None
     ) -> str:
-        """Replaces a user's token.
+        """Replaces a user's token and returns the new one.
 
         Args:
             caller: The calling user.
             user_id: The owner of the token.
             overlap: How long the present token remains valid; None for not at all.
             lifetime: Lifetime of the new token; None for the server's default.
-
-        Returns:
-            The new token.
 
         Raises:
             RoleRequired: The token is another user's, and the caller is no admin.
@@ -104,10 +94,8 @@ class Users:
         """
         _check_owner(caller, user_id)
         token, now = new_token(), self._context.clock.now()
-        stored, until = (
-            Token(hash_token(token), now, self._expiry(lifetime)),
-            None if overlap is None else now + overlap,
-        )
+        stored = Token(hash_token(token), now, self._expiry(lifetime))
+        until = None if overlap is None else now + overlap
         await self._context.tasks.run_shielded(self._rotate(user_id, stored, until))
         return token
 
@@ -133,10 +121,7 @@ class Users:
         return await self.view(user_id)
 
     async def remove(self, user_id: str, *, force: bool) -> list[str]:
-        """Removes a user; the caller follows up in the trainings returned.
-
-        Returns:
-            The ids of the trainings in which the user took part, or that were removed with it.
+        """Removes a user; returns the ids of trainings that it took part in or steered, for the caller to follow up.
 
         Raises:
             UserNotFound: There is no such user.

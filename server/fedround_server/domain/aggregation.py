@@ -14,11 +14,7 @@ class FedAvg:
 
 @dataclass(frozen=True, slots=True)
 class FedProx:
-    """FedAvg; the clients add a proximal term to their loss.
-
-    Attributes:
-        mu: The weight of that term, >= 0.
-    """
+    """FedAvg; the clients add a proximal term of the weight mu (>= 0) to their loss."""
 
     name: ClassVar[str] = "fed_prox"
     mu: float = 0.0

@@ -94,14 +94,7 @@ class Origin:
 
 
 def audit_chain(records: Iterable[AuditRecord], user_id: str, head: AuditHead, time: datetime) -> list[AuditEntry]:
-    """Returns the entries that append records to the chain.
-
-    Args:
-        records: The records, in their order.
-        user_id: The user who acts; empty for the server itself.
-        head: The present end of the chain.
-        time: The time of the entries.
-    """
+    """Returns the entries that append records to the chain, in their order; user_id is empty for the server itself."""
     entries: list[AuditEntry] = []
     for record in records:
         about = (record.action, record.training_id, record.model_id, record.subject, to_json(record.facts))
@@ -113,11 +106,7 @@ def audit_chain(records: Iterable[AuditRecord], user_id: str, head: AuditHead, t
 
 
 def digest(fields: Sequence[str | int]) -> str:
-    """Returns the SHA-256 of all fields of an entry except its hash.
-
-    Args:
-        fields: In the order of AuditEntry, the time in microseconds since 1970 UTC.
-    """
+    """Returns the SHA-256 of all fields of an entry but its hash, in order, the time in microseconds since 1970 UTC."""
     return hashlib.sha256(encode(fields)).hexdigest()
 
 

@@ -11,13 +11,7 @@ HISTORY = 20
 def arrival(ask_time: datetime, durations: Sequence[timedelta], now: datetime) -> datetime | None:
     """Forecasts when a missing update arrives: after the member's median duration, or now if that has passed.
 
-    Args:
-        ask_time: When the member was asked.
-        durations: The times from being asked to an accepted update, in earlier rounds.
-        now: The present time.
-
-    Returns:
-        The forecast; None for a member without a history.
+    The durations are the times from being asked to an accepted update, in earlier rounds; without any, returns None.
     """
     if not durations:
         return None
@@ -25,15 +19,12 @@ def arrival(ask_time: datetime, durations: Sequence[timedelta], now: datetime) -
 
 
 def end(arrivals: Iterable[datetime | None], expected: int, deadline: datetime | None) -> datetime | None:
-    """Forecasts when a round has enough updates, or reaches its deadline.
+    """Forecasts when a round has enough updates, or reaches its deadline; None if too few arrivals are known.
 
     Args:
         arrivals: When each member's update arrived, or its forecast; None if unknown.
         expected: How many updates close the round, at least 1.
         deadline: When the round ends at the latest; None for no deadline.
-
-    Returns:
-        The forecast; None if too few arrivals are known.
     """
     known = sorted(time for time in arrivals if time is not None)
     if len(known) < expected:

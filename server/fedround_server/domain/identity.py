@@ -16,12 +16,7 @@ from fedround_server.domain.user import User
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """The credentials of a call.
-
-    Attributes:
-        token_hash: Hash of its token; None without a token.
-        names: Names in the client certificate, which has been verified for the connection.
-    """
+    """The credentials of a call: the hash of its token, if any, and the names in its verified client certificate."""
 
     token_hash: str | None
     names: tuple[str, ...] = ()
@@ -29,13 +24,7 @@ class Credentials:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """The users that credentials belong to.
-
-    Attributes:
-        owner: The owner of the token.
-        token: The token.
-        certified: The users that the names in the certificate belong to.
-    """
+    """The users that credentials belong to: the owner of the token, and those that the certificate names."""
 
     owner: User | None = None
     token: Token | None = None

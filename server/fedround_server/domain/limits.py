@@ -3,7 +3,20 @@
 from dataclasses import dataclass
 from datetime import timedelta
 
-from fedround_server.domain.quota import Quotas
+
+@dataclass(frozen=True, slots=True)
+class Quotas:
+    """The quotas that the store enforces.
+
+    Attributes:
+        max_open_trainings_per_user: Trainings of one actor that have not ended.
+        max_open_trainings: Trainings of all actors that have not ended.
+        max_stored_bytes_per_user: Size of one user's files: of its models, and the updates of its trainings.
+    """
+
+    max_open_trainings_per_user: int = 1000
+    max_open_trainings: int = 10_000
+    max_stored_bytes_per_user: int = 1 << 40
 
 
 @dataclass(frozen=True, slots=True)

@@ -118,12 +118,7 @@ class ModelVersion:
 
 @dataclass(frozen=True, slots=True)
 class VersionView:
-    """A version with its tags and metrics.
-
-    Attributes:
-        tags: Its tags, sorted.
-        metrics: Means of the reports of its evaluation round.
-    """
+    """A version with its tags, sorted, and the means of the reports of its evaluation round."""
 
     version: ModelVersion
     tags: tuple[str, ...]
@@ -132,11 +127,7 @@ class VersionView:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model, with its latest version.
-
-    Attributes:
-        manifest: Empty in lists.
-    """
+    """A model, with its latest version; in lists its manifest is empty."""
 
     model_id: str
     name: str
@@ -152,11 +143,7 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class NewModel:
-    """A model to store.
-
-    Attributes:
-        upload_id: The owner's name for the upload: of several with the same one, the first makes the model.
-    """
+    """A model to store; of several with one upload_id, the owner's name for the upload, the first makes the model."""
 
     name: str
     description: str

@@ -7,13 +7,7 @@ from fedround_server.domain.model import Dtype
 
 @dataclass(frozen=True, slots=True)
 class Array:
-    """A dense tensor as bytes.
-
-    Attributes:
-        dtype: Type of the elements.
-        shape: Sizes of the dimensions.
-        data: The elements in row-major order, little-endian.
-    """
+    """A dense tensor, with its elements in row-major order, little-endian."""
 
     dtype: Dtype
     shape: tuple[int, ...]

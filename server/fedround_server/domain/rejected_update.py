@@ -10,14 +10,7 @@ MAX_MESSAGE = 300
 
 @dataclass(frozen=True, slots=True)
 class RejectedUpdate:
-    """How often a participant's updates to a round were rejected for a reason.
-
-    Attributes:
-        reason: The reason of the error, in UPPER_SNAKE case.
-        count: How many updates were rejected.
-        last_time: When the last of them was rejected.
-        message: The message of that last error.
-    """
+    """How often a participant's updates to a round were rejected for a reason, with the last one's time and message."""
 
     reason: str
     count: int

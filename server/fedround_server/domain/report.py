@@ -37,11 +37,7 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class MetricReport:
-    """Metrics of one round by one reporter, or aggregated (reporter_id is None).
-
-    Attributes:
-        kind: The kind of the round, as clients see it.
-    """
+    """Metrics of a round (of a kind as clients see it) by one reporter, or aggregated (reporter_id is None)."""
 
     training_id: str
     round: int

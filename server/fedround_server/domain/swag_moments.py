@@ -16,12 +16,7 @@ SWAG_MOMENTS = "swag_moments"
 
 
 def moments(model: Manifest, rank: int) -> Manifest:
-    """Returns the tensors that a participant sends; none for a model without floating tensors.
-
-    Args:
-        model: The model's tensors.
-        rank: How many deviations.
-    """
+    """Returns the tensors that a participant sends, with `rank` deviations; none for a model without floating ones."""
     floating = {name: spec.shape for name, spec in model.items() if spec.dtype.is_floating}
     found: dict[str, TensorSpec] = {}
     for name, shape in floating.items():

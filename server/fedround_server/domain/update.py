@@ -10,11 +10,7 @@ from fedround_server.domain.model import BlobRef
 
 
 class Submission(enum.Enum):
-    """What members of a cohort submit.
-
-    Attributes:
-        method: The RPC that submits it.
-    """
+    """What members of a cohort submit, and the RPC (`method`) that submits it."""
 
     UPDATE = ("update", "SubmitUpdate")
     REPORT = ("report", "SubmitMetrics")

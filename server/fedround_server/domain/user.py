@@ -27,13 +27,7 @@ class User:
 
 @dataclass(frozen=True, slots=True)
 class UserView:
-    """A user with its credentials, as shown to itself and to admins.
-
-    Attributes:
-        user: The user.
-        certificate_names: Names in client certificates that identify the user.
-        tokens: The valid tokens, the latest first.
-    """
+    """A user with its certificate names and valid tokens, the latest first, as shown to itself and to admins."""
 
     user: User
     certificate_names: tuple[str, ...]

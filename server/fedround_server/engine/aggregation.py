@@ -26,12 +26,7 @@ COUNTER = "num_batches_tracked"
 
 
 def aggregate(files: BlobFiles, job: AggregationJob, target: Path) -> BlobRef:
-    """Aggregates the updates of a round into a new file, forced to disk.
-
-    Args:
-        files: Where the files of the job are.
-        job: What is aggregated.
-        target: Where to write; must not exist.
+    """Aggregates the updates of a round into a new file, the target, forced to disk.
 
     Raises:
         AggregationFailed: The result has values that the model's dtype cannot hold.
@@ -59,14 +54,7 @@ class Parts(Sequence[Tensor]):
     """The same elements of every update, one tensor each, made on access: a difference is added to the model then."""
 
     def __init__(self, updates: Sequence[TensorFile], base: Tensor, name: str, start: int) -> None:
-        """Reads nothing yet.
-
-        Args:
-            updates: The updates' files.
-            base: These elements of the model.
-            name: The tensor from whose start they are counted.
-            start: Index of the first one.
-        """
+        """Reads nothing yet; `base` has these elements of the model, the first of which is `start` in tensor `name`."""
         self._updates = updates
         self._base = base
         self._name = name

@@ -1,6 +1,5 @@
 """Checks the numbers of a file before it is accepted, in one pass."""
 
-from collections.abc import Iterator
 from contextlib import ExitStack
 from math import hypot, inf
 from pathlib import Path
@@ -9,8 +8,7 @@ import torch
 from torch import Tensor
 
 from fedround_server.engine.format.dtypes import first_not_finite, is_finite
-from fedround_server.engine.format.manifest import Layout
-from fedround_server.engine.format.runs import Run, runs, singly
+from fedround_server.engine.format.runs import runs, singly
 from fedround_server.engine.format.tensors import TensorFile, blocks
 from fedround_server.engine.jobs import CheckResult
 
@@ -32,7 +30,9 @@ def check_numbers(path: Path, origin: Path | None = None, prefix: str = "") -> C
     with ExitStack() as stack:
         file = stack.enter_context(TensorFile(path))
         base = None if origin is None else stack.enter_context(TensorFile(origin))
-        for run in _runs(file.layout, base, prefix):
+        others = () if base is None else (base.layout,)
+        # With a prefix, only some of the tensors are in the origin.
+        for run in singly(file.layout) if prefix else runs(file.layout, others):
             if not run.dtype.is_floating:
                 continue
             before = run.first.removeprefix(prefix) if base is not None and run.first.startswith(prefix) else None
@@ -48,13 +48,6 @@ def check_numbers(path: Path, origin: Path | None = None, prefix: str = "") -> C
                 # hypot does not overflow where a sum of squares would.
                 norm = hypot(norm, step)
     return CheckResult(norm=norm)
-
-
-def _runs(layout: Layout, base: TensorFile | None, prefix: str) -> Iterator[Run]:
-    if prefix:
-        # Only some of the tensors are in the origin.
-        return singly(layout)
-    return runs(layout, () if base is None else (base.layout,))
 
 
 def _distance(block: Tensor, origin: Tensor | None) -> float | None:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Iterable
-from types import TracebackType
+from functools import partial
 from typing import Protocol, Self
 
 from fedround_server.blobs import BlobFiles, StagedBlob
@@ -16,23 +16,19 @@ __all__ = ["Engine", "WorkerEngine", "WorkerLost"]
 
 
 class Engine(Protocol):
-    """What the coordinator asks for. Jobs are pure functions of the blobs that they refer to."""
+    """What the coordinator asks for. Jobs are pure functions of the blobs that they refer to.
+
+    Each raises `WorkerLost` if the job cannot be done, and `WorkerKilled` if it cannot be done now.
+    """
 
     async def check(self, job: CheckJob) -> CheckResult:
-        """Looks for NaN and Inf in a safetensors file, and measures how far it is from its origin.
-
-        Raises:
-            WorkerLost: The job cannot be done.
-            WorkerKilled: It cannot be done now.
-        """
+        """Looks for NaN and Inf in a safetensors file, and measures how far it is from its origin."""
 
     async def aggregate(self, job: AggregationJob) -> StagedBlob:
         """Aggregates the updates of a round into a new file, forced to disk, which the caller commits.
 
         Raises:
             AggregationFailed: The result has values that the model's dtype cannot hold.
-            WorkerLost: The job cannot be done.
-            WorkerKilled: It cannot be done now.
         """
 
     async def predict(self, job: PredictionJob) -> Prediction:
@@ -41,8 +37,6 @@ class Engine(Protocol):
         Raises:
             PredictionFault: The inputs, the weights and the architecture do not fit, or memory ran out.
             TimeoutError: It takes too long.
-            WorkerLost: The job cannot be done.
-            WorkerKilled: It cannot be done now.
         """
 
 
@@ -68,7 +62,7 @@ class WorkerEngine:
         """
         self._files = files
         self._worker = Worker(worker.prepare)
-        self._predictor = Worker(worker.PreparePredictions(predict_bytes))
+        self._predictor = Worker(partial(worker.prepare_predictions, predict_bytes))
         self._predicting: asyncio.Lock | None = None
         self._predict_seconds = predict_seconds
 
@@ -77,9 +71,7 @@ class WorkerEngine:
         self._worker.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Ends the processes without waiting for a job."""
         self._worker.end()
         self._predictor.end()

@@ -2,7 +2,7 @@
 
 import importlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,27 +15,41 @@ from fedround_server.domain.prediction import Array, Prediction
 from fedround_server.engine.format.dtypes import TORCH_DTYPES
 from fedround_server.engine.jobs import PredictionFault, PredictionJob
 from fedround_server.engine.uncertainty import METHODS, Predictor
-from fedround_server.engine.uncertainty.predictor import blaming, bounded, build, load_weights
+from fedround_server.engine.uncertainty.predictor import blaming, bounded, load_weights
 
 
+@torch.no_grad()
+@bounded()
 def predict(files: BlobFiles, job: PredictionJob) -> Prediction:
     """Predicts outputs for inputs.
 
     Raises:
         PredictionFault: The inputs, the weights and the architecture do not fit, or memory ran out.
     """
-    with torch.no_grad(), bounded():
-        return _predict(files, job)
+    generator = torch.Generator()
+    if job.seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(job.seed)
+    # Dropout uses the global generator only.
+    torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
+    network = build_architecture(job.architecture)
+    models = tuple(files.local_path(model) for model in job.models)
+    posterior = None if job.posterior is None else files.local_path(job.posterior)
+    load_weights(network, models[0])
+    inputs = _inputs(network, job.inputs)
+    predictor = Predictor(network, inputs, models, posterior, job.options, generator)
+    return summarise(METHODS[job.method](predictor), softmax=bool(job.options.get("softmax", False)))
 
 
-def find_factory(architecture: str) -> Callable[[], object]:
-    """Imports the operator's factory.
+def build_architecture(architecture: str) -> nn.Module:
+    """Imports the operator's factory, and builds a network in eval mode.
 
     Args:
         architecture: As package.module:callable; modules in the folder where the server was started are found too.
 
     Raises:
-        PredictionFault: It cannot be imported.
+        PredictionFault: The factory cannot be imported, or does not make a network.
     """
     module_name, _, name = architecture.partition(":")
     if "" not in sys.path:
@@ -44,34 +58,11 @@ def find_factory(architecture: str) -> Callable[[], object]:
         factory = getattr(importlib.import_module(module_name), name)
     if not callable(factory):
         raise PredictionFault("architecture", f"{architecture} is not callable")
-    found: Callable[[], object] = factory
-    return found
-
-
-def build_architecture(architecture: str) -> None:
-    """Builds an architecture, to see whether it can be built.
-
-    Raises:
-        PredictionFault: It cannot.
-    """
-    build(find_factory(architecture))
-
-
-def _predict(files: BlobFiles, job: PredictionJob) -> Prediction:
-    generator = torch.Generator()
-    if job.seed is None:
-        generator.seed()
-    else:
-        generator.manual_seed(job.seed)
-    # Dropout uses the global generator only.
-    torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
-    network = build(find_factory(job.architecture))
-    models = tuple(files.local_path(model) for model in job.models)
-    posterior = None if job.posterior is None else files.local_path(job.posterior)
-    load_weights(network, models[0])
-    inputs = _inputs(network, job.inputs)
-    predictor = Predictor(network, inputs, models, posterior, job.options, generator)
-    return summarise(METHODS[job.method](predictor), softmax=bool(job.options.get("softmax", False)))
+    with blaming("architecture", "the factory failed"):
+        network = factory()
+    if not isinstance(network, nn.Module):
+        raise PredictionFault("architecture", f"the factory made a {type(network).__name__}, no torch.nn.Module")
+    return network.eval()
 
 
 def _inputs(network: nn.Module, array: Array) -> Tensor:

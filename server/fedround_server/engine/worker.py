@@ -1,7 +1,6 @@
 """What runs in the engine's processes: the only functions that load torch."""
 
 import resource
-from dataclasses import dataclass
 from pathlib import Path
 
 from fedround_server.blobs import BlobFiles, StagedBlob
@@ -30,25 +29,15 @@ def prepare() -> None:
     torch.set_num_threads(1)
 
 
-@dataclass(frozen=True)
-class PreparePredictions:
-    """Prepares a process for predictions.
-
-    Attributes:
-        max_bytes: How much memory the process may use beside torch.
-    """
-
-    max_bytes: int
-
-    def __call__(self) -> None:
-        """Loads torch and limits the memory, where the system has /proc."""
-        load_torch()
-        status = Path("/proc/self/status")
-        if not status.exists():
-            return
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmData:"))
-        used = int(line.split()[1]) << 10
-        resource.setrlimit(resource.RLIMIT_DATA, (used + self.max_bytes, resource.RLIM_INFINITY))
+def prepare_predictions(max_bytes: int) -> None:
+    """Prepares a process for predictions: loads torch, and limits the memory beside it where the system has /proc."""
+    load_torch()
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return
+    line = next(line for line in status.read_text().splitlines() if line.startswith("VmData:"))
+    used = int(line.split()[1]) << 10
+    resource.setrlimit(resource.RLIMIT_DATA, (used + max_bytes, resource.RLIM_INFINITY))
 
 
 def run_check(files: BlobFiles, job: CheckJob) -> CheckResult:

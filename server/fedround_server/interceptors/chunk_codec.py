@@ -13,11 +13,7 @@ class ChunkCodecInterceptor(WrappingInterceptor):
     """Gives the methods that stream files a codec of their own."""
 
     def __init__(self, services: Iterable[ServiceDescriptor]) -> None:
-        """Finds the methods whose messages carry chunks.
-
-        Args:
-            services: All services of the server.
-        """
+        """Finds the methods of all services whose messages carry chunks."""
         self.uploads: dict[str, ChunkCodec] = {}
         self.downloads: dict[str, ChunkCodec] = {}
         for service in services:

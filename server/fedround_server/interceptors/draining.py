@@ -32,14 +32,7 @@ class DrainInterceptor(ContextInterceptor):
             timeout.reschedule(asyncio.get_running_loop().time() + END_DELAY)
 
     async def wait_until_idle(self, grace: float) -> float:
-        """Waits for the calls in progress.
-
-        Args:
-            grace: How long to wait at most, in seconds.
-
-        Returns:
-            The seconds that are left of the grace period.
-        """
+        """Waits for the calls in progress, for so many seconds at most; returns how many are left."""
         clock = asyncio.get_running_loop().time
         end = clock() + grace
         try:

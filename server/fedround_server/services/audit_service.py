@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 from fedround.v1 import audit_pb2, audit_pb2_grpc
 from fedround_server.coordinator import Coordinator
-from fedround_server.domain.audit import AuditEntry, AuditHead, Contribution, Origin
+from fedround_server.domain.audit import AuditEntry, AuditHead, Origin
 from fedround_server.domain.errors import FieldInvalid
 from fedround_server.interceptors.auth import caller
 from fedround_server.interceptors.wrapping import Call
@@ -52,7 +52,7 @@ class AuditService(audit_pb2_grpc.AuditServiceServicer):
         origin = await self._reads.origin(fields.parse_id("model_id", request.model_id), version, caller().user_id)
         found = list(enumerate(origin.contributions, 1))[start : start + size + 1]
         page, token = pages.cut(
-            found, size, lambda found: _contribution(found[1]), lambda found: pages.format_token(found[0])
+            found, size, lambda one: audit_pb2.Contribution(**asdict(one[1])), lambda one: pages.format_token(one[0])
         )
         return audit_pb2.GetContributionsResponse(origin=_origin(origin), contributions=page, next_page_token=token)
 
@@ -63,10 +63,6 @@ def _entry(found: AuditEntry) -> audit_pb2.AuditEntry:
 
 def _head(found: AuditHead) -> audit_pb2.AuditHead:
     return audit_pb2.AuditHead(sequence=found.sequence, hash=found.hash)
-
-
-def _contribution(found: Contribution) -> audit_pb2.Contribution:
-    return audit_pb2.Contribution(**asdict(found))
 
 
 def _origin(found: Origin) -> audit_pb2.Origin:

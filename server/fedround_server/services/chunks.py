@@ -91,14 +91,9 @@ async def send_file(
     chunks: AsyncGenerator[bytes, None],
     compressor: Compressor | None,
 ) -> None:
-    """Answers a download: with the description of the file, then with its chunks.
+    """Answers a download with messages of a class: the description of the file, then its chunks, closed at the end.
 
-    Args:
-        context: The call.
-        message: The class of the stream's messages.
-        info: The description.
-        chunks: The chunks; closed at the end.
-        compressor: Compresses the chunks; None to send them as they are.
+    Without a compressor they are sent as they are.
     """
     async with aclosing(chunks):
         await context.write(message(info=info))
@@ -114,15 +109,7 @@ async def send_file(
 def incoming(
     stream: ChunkStream[M], prefix: str, sha256: str, size_bytes: int, upload_id: str, offset: int
 ) -> Incoming:
-    """Returns an upload as its fields declare it.
-
-    Args:
-        stream: The stream of the file.
-        prefix: The beginning of the names of the declaring fields.
-        sha256: The declared digest; empty for none.
-        size_bytes: The declared size; 0 for none.
-        upload_id: The id of a resumable upload; empty for one that is not.
-        offset: Position of the first chunk in the file.
+    """Returns an upload as its fields, whose names begin with a prefix, declare it; "" and 0 declare nothing.
 
     Raises:
         FieldInvalid: A field is malformed, or a resumable upload declares too little.

@@ -49,12 +49,7 @@ def parse_compression(value: event_pb2.Compression.ValueType) -> bool:
 
 
 async def decompress(chunk: bytes, limit: int, offset: int) -> bytes:
-    """Decompresses a chunk, in a thread and only up to the limit.
-
-    Args:
-        chunk: The compressed bytes.
-        limit: The largest decompressed size, in bytes.
-        offset: Position of the chunk in the file, for the error.
+    """Decompresses a chunk, in a thread and only up to a limit in bytes; errors name its offset in the file.
 
     Raises:
         FieldInvalid: The chunk decompresses to more, or more bytes follow.

@@ -1,6 +1,7 @@
 """Domain objects to messages."""
 
 from datetime import datetime
+from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -120,12 +121,8 @@ def metric_report(found: MetricReport) -> model_pb2.MetricReport:
 
 def aggregation(found: Aggregation) -> aggregation_pb2.Aggregation:
     """Encodes an aggregation: the options message has the algorithm's name."""
-    message = aggregation_pb2.Aggregation()
-    options = getattr(message, found.name)
-    options.SetInParent()
-    for name, value in options_of(found).items():
-        setattr(options, name, value)
-    return message
+    chosen: dict[str, Any] = {found.name: options_of(found)}
+    return aggregation_pb2.Aggregation(**chosen)
 
 
 def update_precision(name: str) -> aggregation_pb2.UpdatePrecision.ValueType:
@@ -213,6 +210,7 @@ def receipt(found: Update) -> round_pb2.UpdateReceipt:
         round=found.round,
         sha256=found.blob.sha256,
         accept_time=timestamp(found.accept_time),
+        num_examples=found.num_examples,
     )
 
 

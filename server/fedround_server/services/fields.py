@@ -1,4 +1,8 @@
-"""Parses the fields of requests; each error names its field and what would be valid."""
+"""Parses the fields of requests.
+
+Each function raises `FieldInvalid` for a value that is missing, malformed or too long, and for too many values. The
+error names the field and says what would be valid.
+"""
 
 import math
 import re
@@ -27,11 +31,7 @@ UNSTORABLE = re.compile(r"[\x00\ud800-\udfff]")
 
 
 def parse_id(field: str, value: str) -> str:
-    """Parses a required UUID and returns it in lower case.
-
-    Raises:
-        FieldInvalid: It is missing or malformed.
-    """
+    """Parses a required UUID and returns it in lower case."""
     if not value:
         raise FieldInvalid(field, "is required: a UUID like 123e4567-e89b-12d3-a456-426614174000")
     if not UUID.fullmatch(value):
@@ -45,11 +45,7 @@ def parse_optional_id(field: str, value: str) -> str | None:
 
 
 def parse_optional_ids(field: str, values: Iterable[str]) -> list[str]:
-    """Parses a set of UUIDs and returns it sorted; repetitions are allowed.
-
-    Raises:
-        FieldInvalid: One is malformed, or there are too many.
-    """
+    """Parses a set of UUIDs and returns it sorted; repetitions are allowed."""
     # Counted before they are parsed: a message has room for so many that parsing them would block the event loop.
     found = set(values)
     if len(found) > MAX_CLIENTS:
@@ -66,11 +62,7 @@ def parse_ids(field: str, values: Iterable[str]) -> list[str]:
 
 
 def parse_text(field: str, value: str, longest: int, *, required: bool = False) -> str:
-    """Checks a text and returns it.
-
-    Raises:
-        FieldInvalid: It is missing or too long, or contains characters that cannot be stored.
-    """
+    """Checks that a text is not too long and has only characters that can be stored, and returns it."""
     if required and not value.strip():
         raise FieldInvalid(field, f"is required: 1 to {longest} characters")
     if len(value) > longest:
@@ -81,22 +73,14 @@ def parse_text(field: str, value: str, longest: int, *, required: bool = False) 
 
 
 def parse_version(version: int | None, tag: str) -> tuple[int | None, str]:
-    """Parses the number or the tag of a model version; with neither, the latest is meant.
-
-    Raises:
-        FieldInvalid: Both are set, or the tag is malformed.
-    """
+    """Parses the number or the tag of a model version, not both; with neither, the latest is meant."""
     if tag and version is not None:
         raise FieldInvalid("tag", "and version both select a version: choose one")
     return version, parse_tag("tag", tag) if tag else ""
 
 
 def parse_architecture(field: str, value: str) -> str:
-    """Parses the name of an architecture, which may be empty.
-
-    Raises:
-        FieldInvalid: It is malformed.
-    """
+    """Parses the name of an architecture, which may be empty."""
     if value and not ARCHITECTURE.fullmatch(value):
         raise FieldInvalid(
             field, f"{value[:80]!r} is not a name of up to 100 letters, digits, dots, dashes, underscores"
@@ -105,11 +89,7 @@ def parse_architecture(field: str, value: str) -> str:
 
 
 def parse_tag(field: str, value: str) -> str:
-    """Parses a tag of a version.
-
-    Raises:
-        FieldInvalid: It is malformed.
-    """
+    """Parses a tag of a version."""
     if not TAG.fullmatch(value):
         raise FieldInvalid(
             field, f"{value[:80]!r} is not a tag of 1 to 50 lower-case letters, digits, dots, dashes, underscores"
@@ -125,11 +105,7 @@ def parse_digest(field: str, value: str) -> str | None:
 
 
 def parse_token_id(field: str, value: str) -> str:
-    """Parses the id of a token and returns it in lower case.
-
-    Raises:
-        FieldInvalid: It is missing or malformed.
-    """
+    """Parses the id of a token and returns it in lower case."""
     if not TOKEN_ID.fullmatch(value):
         # Without the value: it may be the token itself.
         raise FieldInvalid(field, f"is not a token id of {ID_DIGITS} hexadecimal digits: GetUser lists them")
@@ -137,11 +113,7 @@ def parse_token_id(field: str, value: str) -> str:
 
 
 def parse_certificate_names(field: str, values: Iterable[str]) -> list[str]:
-    """Parses a set of names in client certificates and returns it sorted.
-
-    Raises:
-        FieldInvalid: There are too many, or one is malformed.
-    """
+    """Parses a set of names in client certificates and returns it sorted."""
     found = sorted(set(values))
     if len(found) > MAX_CERTIFICATE_NAMES:
         raise FieldInvalid(field, f"has {len(found)} entries; at most {MAX_CERTIFICATE_NAMES}")
@@ -154,16 +126,9 @@ def parse_certificate_names(field: str, values: Iterable[str]) -> list[str]:
 
 
 def parse_optional_duration(field: str, message: Message, longest: timedelta, prefix: str = "") -> timedelta | None:
-    """Parses a duration; returns None if the field is unset.
+    """Parses a positive duration in a field of a message; returns None if the field is unset.
 
-    Args:
-        field: Name of the field in the message.
-        message: The message.
-        longest: The longest valid duration.
-        prefix: Path of the message in the request, with a dot at its end.
-
-    Raises:
-        FieldInvalid: It is not positive, or too long.
+    The prefix is the path of the message in the request, with a dot at its end.
     """
     if not message.HasField(field):
         return None
@@ -174,6 +139,13 @@ def parse_optional_duration(field: str, message: Message, longest: timedelta, pr
     if not timedelta(0) < duration <= longest:
         raise FieldInvalid(f"{prefix}{field}", f"must be positive, and at most {longest.days} days")
     return duration
+
+
+def parse_at_most(field: str, value: int, largest: int) -> int:
+    """Checks that a number is not too large, and returns it."""
+    if value > largest:
+        raise FieldInvalid(field, f"is {value}; at most {largest}")
+    return value
 
 
 def parse_num_examples(value: int) -> int:
@@ -191,7 +163,6 @@ def parse_metrics(values: Mapping[str, float]) -> dict[str, float]:
     """Checks metrics and returns them.
 
     Raises:
-        FieldInvalid: There are too many, or a name is too long.
         UpdateNotFinite: A value is NaN or infinite.
     """
     if len(values) > MAX_METRICS:
@@ -204,11 +175,7 @@ def parse_metrics(values: Mapping[str, float]) -> dict[str, float]:
 
 
 def parse_metric_names(values: Collection[str]) -> tuple[str, ...]:
-    """Checks the names of the metrics that evaluation reports must have, and returns them.
-
-    Raises:
-        FieldInvalid: There are too many, a name is too long, or one is there twice.
-    """
+    """Checks the names of the metrics that evaluation reports must have, each once, and returns them."""
     if len(values) > MAX_METRICS:
         raise FieldInvalid("spec.metric_names", f"has {len(values)} entries; at most {MAX_METRICS}")
     names = [parse_text("spec.metric_names", value, MAX_METRIC_NAME, required=True) for value in values]

@@ -11,11 +11,7 @@ class HealthService(health.aio.HealthServicer):  # type: ignore[misc]  # it ship
     """Reports whether the server serves."""
 
     def __init__(self, services: Iterable[str]) -> None:
-        """Makes the service.
-
-        Args:
-            services: Full names of all services.
-        """
+        """Makes the service for all services, by their full names."""
         super().__init__()
         self._services = tuple(services)
 

@@ -25,8 +25,6 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
     async def Predict(self, request: inference_pb2.PredictRequest, context: Call) -> inference_pb2.PredictResponse:
         """Predicts outputs for inputs."""
         version, tag = fields.parse_version(request.version if request.HasField("version") else None, request.tag)
-        if request.seed > MAX_SEED:
-            raise FieldInvalid("seed", f"is {request.seed}; at most {MAX_SEED}")
         chosen = request.uncertainty.WhichOneof("method")
         question = Question(
             user_id=caller().user_id,
@@ -35,7 +33,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             tag=tag,
             inputs=_inputs(request.inputs),
             uncertainty=uncertainty.read("uncertainty", request.uncertainty) if chosen else None,
-            seed=request.seed if request.HasField("seed") else None,
+            seed=fields.parse_at_most("seed", request.seed, MAX_SEED) if request.HasField("seed") else None,
             architecture=fields.parse_architecture("architecture", request.architecture),
         )
         answer = await self._inference.predict(question)

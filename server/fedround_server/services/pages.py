@@ -73,11 +73,7 @@ def format_token(*position: str | int) -> str:
 
 
 def parse_token(value: str, *kinds: type[str] | type[int]) -> tuple[Any, ...] | None:
-    """Returns the position that a page token stands for; None for the first page.
-
-    Args:
-        value: The token.
-        kinds: The types of the position's parts.
+    """Returns the position that a page token stands for, with parts of these types; None for the first page.
 
     Raises:
         FieldInvalid: It is not a token of this list.

@@ -112,9 +112,7 @@ def _fed_dc(values: dict[str, int]) -> FedDC:
             "spec.aggregation.fed_dc.aggregation_period",
             f"is {period}; must be a multiple of daisy_period ({daisy}), at most {MAX_CHAIN}",
         )
-    if values["seed"] > MAX_SEED:
-        raise FieldInvalid("spec.aggregation.fed_dc.seed", f"is {values['seed']}; at most {MAX_SEED}")
-    return FedDC(daisy, period, values["seed"])
+    return FedDC(daisy, period, fields.parse_at_most("spec.aggregation.fed_dc.seed", values["seed"], MAX_SEED))
 
 
 def _keep_versions(value: int) -> int:
@@ -135,20 +133,18 @@ def _selection(message: training_pb2.TrainingSpec) -> Selection:
         chosen.patience and message.evaluation not in every_round
     ):
         raise FieldInvalid("spec.evaluation", "selects nothing: spec.selection wants EVALUATION_EVERY_ROUND")
-    if chosen.patience > MAX_TARGET_NUM_UPDATES:
-        raise FieldInvalid("spec.selection.patience", f"is {chosen.patience}; at most {MAX_TARGET_NUM_UPDATES}")
+    patience = fields.parse_at_most("spec.selection.patience", chosen.patience, MAX_TARGET_NUM_UPDATES)
     goal = Goal(training_pb2.Goal.Name(chosen.goal).removeprefix("GOAL_"))
-    return Selection(chosen.metric, goal, chosen.patience)
+    return Selection(chosen.metric, goal, patience)
 
 
 def _round_policy(message: training_pb2.RoundPolicy) -> RoundPolicy:
     if message.late_updates not in (training_pb2.LATE_UPDATES_UNSPECIFIED, training_pb2.LATE_UPDATES_REJECT):
         raise FieldInvalid("spec.round_policy.late_updates", f"is {message.late_updates}; known is LATE_UPDATES_REJECT")
-    if message.min_updates > fields.MAX_CLIENTS:
-        raise FieldInvalid("spec.round_policy.min_updates", f"is {message.min_updates}; at most {fields.MAX_CLIENTS}")
+    min_updates = fields.parse_at_most("spec.round_policy.min_updates", message.min_updates, fields.MAX_CLIENTS)
     on_missed, max_retries = _on_missed(message)
     deadline = fields.parse_optional_duration("deadline", message, MAX_DEADLINE, "spec.round_policy.")
-    return RoundPolicy(message.min_updates, deadline, on_missed=on_missed, max_retries=max_retries)
+    return RoundPolicy(min_updates, deadline, on_missed=on_missed, max_retries=max_retries)
 
 
 def _on_missed(message: training_pb2.RoundPolicy) -> tuple[OnMissed, int]:
@@ -161,9 +157,8 @@ def _on_missed(message: training_pb2.RoundPolicy) -> tuple[OnMissed, int]:
         return OnMissed.FAIL, 0
     if not message.HasField("deadline"):
         raise FieldInvalid("spec.round_policy.on_missed", "is ON_MISSED_RETRY, which needs a deadline: set that too")
-    if message.max_retries > MAX_RETRIES:
-        raise FieldInvalid("spec.round_policy.max_retries", f"is {message.max_retries}; at most {MAX_RETRIES}")
-    return OnMissed.RETRY, message.max_retries or DEFAULT_RETRIES
+    retries = fields.parse_at_most("spec.round_policy.max_retries", message.max_retries, MAX_RETRIES)
+    return OnMissed.RETRY, retries or DEFAULT_RETRIES
 
 
 def _evaluation(value: training_pb2.Evaluation.ValueType) -> Evaluation:

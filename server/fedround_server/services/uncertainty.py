@@ -1,5 +1,7 @@
 """Reads and writes Uncertainty messages."""
 
+from typing import Any
+
 from fedround.v1 import aggregation_pb2
 from fedround_server.domain.errors import FieldInvalid
 from fedround_server.domain.swag_moments import MAX_RANK
@@ -31,33 +33,23 @@ def read(field: str, message: aggregation_pb2.Uncertainty) -> Uncertainty:
 
 def write(found: Uncertainty) -> aggregation_pb2.Uncertainty:
     """Encodes a method with its options."""
-    message = aggregation_pb2.Uncertainty()
-    options = getattr(message, found.name)
-    options.SetInParent()
-    for name, value in options_of(found).items():
-        if name == "members":
-            options.members.extend(
-                aggregation_pb2.EnsembleMember(model_id=model_id, version=version) for model_id, version in value
-            )
-        else:
-            setattr(options, name, value)
-    return message
+    options = options_of(found)
+    if isinstance(found, Ensemble):
+        options["members"] = [{"model_id": model_id, "version": version} for model_id, version in found.members]
+    chosen: dict[str, Any] = {found.name: options}
+    return aggregation_pb2.Uncertainty(**chosen)
 
 
 def _swag(field: str, message: aggregation_pb2.Swag) -> Swag:
-    if message.every > MAX_TARGET_NUM_UPDATES:
-        raise FieldInvalid(f"{field}.swag.every", f"is {message.every}; at most {MAX_TARGET_NUM_UPDATES}")
-    if message.rank > MAX_RANK:
-        raise FieldInvalid(f"{field}.swag.rank", f"is {message.rank}; at most {MAX_RANK}")
-    samples = _samples(field, "swag", message.samples)
-    return Swag(samples, message.softmax, message.every, message.rank)
+    every = fields.parse_at_most(f"{field}.swag.every", message.every, MAX_TARGET_NUM_UPDATES)
+    rank = fields.parse_at_most(f"{field}.swag.rank", message.rank, MAX_RANK)
+    return Swag(_samples(field, "swag", message.samples), message.softmax, every, rank)
 
 
 def _ensemble(field: str, message: aggregation_pb2.Ensemble) -> Ensemble:
     if len(message.members) > MAX_VOTES:
         raise FieldInvalid(f"{field}.ensemble.members", f"are {len(message.members)}; at most {MAX_VOTES}")
-    if message.last_versions > MAX_VOTES:
-        raise FieldInvalid(f"{field}.ensemble.last_versions", f"is {message.last_versions}; at most {MAX_VOTES}")
+    last_versions = fields.parse_at_most(f"{field}.ensemble.last_versions", message.last_versions, MAX_VOTES)
     members = tuple(
         (
             fields.parse_id(f"{field}.ensemble.members.model_id", member.model_id),
@@ -65,7 +57,7 @@ def _ensemble(field: str, message: aggregation_pb2.Ensemble) -> Ensemble:
         )
         for member in message.members
     )
-    return Ensemble(members, message.last_versions, message.softmax)
+    return Ensemble(members, last_versions, message.softmax)
 
 
 def _samples(field: str, method: str, samples: int) -> int:

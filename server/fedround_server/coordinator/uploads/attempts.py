@@ -38,7 +38,6 @@ class Attempts:
     """The attempts in progress."""
 
     def __init__(self) -> None:
-        """Begins with none."""
         self._running: dict[UploadRef | StagedRef, _Attempt] = {}
 
     def __contains__(self, ref: UploadRef) -> bool:

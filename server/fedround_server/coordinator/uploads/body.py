@@ -43,13 +43,8 @@ class BodyReceiver:
     def __init__(self, incoming: Incoming, gate: HeaderGate, max_bytes: int) -> None:
         """Checks the declared size.
 
-        Args:
-            incoming: The file.
-            gate: Checks its header.
-            max_bytes: How large it may be.
-
         Raises:
-            ModelTooLarge: The declared size is over the limit.
+            ModelTooLarge: It is over the limit.
         """
         self._incoming = incoming
         self._gate = gate
@@ -60,14 +55,7 @@ class BodyReceiver:
         """Writes the file; returns what its header says. The file is complete then, but not on disk.
 
         Raises:
-            FieldInvalid: There are more bytes than declared, or none.
-            ModelFormat: It is no acceptable safetensors file.
-            UpdateMismatch: Its tensors are not the expected ones.
-            ModelTooLarge: It is over the limit.
-            UploadIncomplete: The stream ended early.
-            DigestMismatch: The bytes are not the declared ones.
-            TooManyUploads: The unfinished uploads have too many bytes.
-            DiskFull: There is no room for it.
+            FedroundError: The file is rejected, as described for `Uploads.receive`.
         """
         incoming, gate = self._incoming, self._gate
         if incoming.offset:
@@ -102,14 +90,12 @@ class BodyReceiver:
 
     def _check_complete(self, writer: BlobWriter) -> Layout:
         declared, layout, received = self._incoming.size_bytes, self._gate.layout, writer.staged.blob
-        described = None if layout is None else layout.size_bytes
         size = received.size_bytes
         if size == 0 and not declared:
             raise FieldInvalid("chunk", "no file was sent: send a safetensors file in chunks behind the spec")
-        if declared is not None and size < declared:
-            raise UploadIncomplete(size, declared)
-        if declared is None and (described is None or size < described):
-            raise UploadIncomplete(size, described)
+        total = layout.size_bytes if declared is None and layout is not None else declared
+        if total is None or size < total:
+            raise UploadIncomplete(size, total)
         if self._incoming.sha256 is not None and received.sha256 != self._incoming.sha256:
             raise DigestMismatch(
                 f"the file's SHA-256 is {received.sha256}, declared was {self._incoming.sha256}: send it again"

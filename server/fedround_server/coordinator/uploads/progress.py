@@ -20,7 +20,6 @@ class UpdateProgress:
     """How much of each participant's update has arrived, also between two attempts."""
 
     def __init__(self, blobs: Blobs) -> None:
-        """Begins without any."""
         self._blobs = blobs
         self._latest: dict[tuple[str, str], _Progress] = {}
 

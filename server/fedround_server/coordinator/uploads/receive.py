@@ -1,10 +1,13 @@
 """Receives files: checks them while they arrive, and makes blobs of them."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import TypeVar
 
-from fedround_server.blobs import BlobWriter, StagedRef, UploadRef
+from fedround_server.blobs import BlobWriter, StagedBlob, StagedRef, UploadRef
+from fedround_server.coordinator.adoption import decide
 from fedround_server.coordinator.context import Context
 from fedround_server.coordinator.tasks import await_even_if_cancelled, in_thread
 from fedround_server.coordinator.uploads.attempts import Attempts
@@ -27,6 +30,8 @@ from fedround_server.failpoints import reached
 
 __all__ = ["Incoming", "Received", "Uploads"]
 
+R = TypeVar("R")
+
 
 @dataclass(frozen=True, slots=True)
 class Received:
@@ -37,74 +42,63 @@ class Received:
 
 
 class Uploads:
-    """Uploads in progress, and those that wait for their next attempt."""
+    """Uploads in progress, and those that wait for their next attempt.
+
+    Attributes:
+        space: The space that they take.
+        progress: How much of each participant's update has arrived.
+    """
 
     def __init__(self, context: Context) -> None:
-        """Begins with none in progress."""
         self._context = context
         self._blobs = context.blobs
-        self._space = Space(context.limits, context.blobs)
         self._attempts = Attempts()
-        self._progress = UpdateProgress(context.blobs)
-
-    async def recover(self) -> None:
-        """Finds what an earlier process left, before serving."""
-        await in_thread(self._space.recover)
+        self.space = Space(context.limits, context.blobs)
+        self.progress = UpdateProgress(context.blobs)
 
     async def end(self, user_id: str) -> None:
         """Ends the uploads of a user that was removed, and removes what they left."""
         await self._attempts.interrupt_user(user_id, TokenInvalid())
         await in_thread(self._blobs.remove_uploads, user_id)
-        self._space.forget_user(user_id)
+        self.space.forget_user(user_id)
 
     async def collect(self) -> None:
         """Removes resumable uploads that were not continued for long."""
         for ref in await in_thread(self._blobs.collect_uploads):
-            self._space.forget(ref)
-
-    def check_new(self) -> None:
-        """Checks that there is room for something new that comes without a file.
-
-        Raises:
-            Quota: All files together have too many bytes.
-            DiskFull: Too little of the disk is free.
-        """
-        self._space.check_new()
+            self.space.forget(ref)
 
     def committed_size(self, user_id: str, upload_id: str) -> int:
         """Returns how many bytes of a resumable upload are stored."""
         return self._blobs.upload_size(UploadRef(user_id, upload_id))
 
-    def progress(self, training_id: str, number: int, user_id: str) -> int:
-        """Returns how many bytes of a participant's update for a round are stored, also between two attempts."""
-        return self._progress.bytes_arrived(training_id, number, user_id)
-
-    def forget(self, training_id: str) -> None:
-        """Forgets the progress of a training's updates."""
-        self._progress.forget(training_id)
-
     async def abandon(self, user_id: str, upload_id: str | None) -> None:
         """Removes what is stored of an upload that is no longer wanted, unless an attempt is in progress."""
         if upload_id is not None and (ref := UploadRef(user_id, upload_id)) not in self._attempts:
             await in_thread(self._blobs.remove_upload, ref)
-            self._space.forget(ref)
+            self.space.forget(ref)
 
     async def receive(
         self,
         incoming: Incoming,
         expected: Manifest | None,
+        accept: Callable[[Received], Awaitable[tuple[R, bool]]],
         bound: NormBound | None = None,
         differences: Manifest | None = None,
-    ) -> Received:
-        """Receives a file. When it returns, the file is on disk, complete, checked and a blob.
+    ) -> R:
+        """Receives a file, and has it accepted once it is on disk, complete, checked and a blob.
+
+        The upload counts against its user until the file is accepted or removed.
 
         Args:
             incoming: The file.
             expected: What it must contain; None for any acceptable model.
+            accept: Runs the transaction that may refer to the blob, to its end even if the caller is cancelled; returns
+                the result, and whether a row refers to the blob now. If not, or if it is rejected, the blob is removed.
             bound: How far an update may be from its origin; None for any distance.
             differences: What it may contain instead.
 
         Raises:
+            FieldInvalid: There are more bytes than declared, or none.
             ModelTooLarge: It is over the limit.
             ModelFormat: It is no acceptable safetensors file.
             UpdateMismatch: Its tensors are not the expected ones.
@@ -117,13 +111,14 @@ class Uploads:
             TooManyUploads: The unfinished uploads have too many bytes.
             DiskFull: There is no room for it.
             TokenInvalid: The user was removed.
+            FedroundError: `accept` raised it.
         """
         body = BodyReceiver(incoming, HeaderGate(expected, differences), self._context.limits.max_model_bytes)
         user_id, upload_id, offset = incoming.user_id, incoming.upload_id, incoming.offset
         ref = StagedRef(self._context.new_id()) if upload_id is None else UploadRef(user_id, upload_id)
         async with self._attempts.begin(user_id, ref):
             with (
-                self._space.reserve(user_id, ref, offset, is_update=incoming.training_id is not None) as space,
+                self.space.reserve(user_id, ref, offset, is_update=incoming.training_id is not None) as space,
                 self._blobs.writer(ref, offset) as writer,
             ):
                 reached("upload.opened")
@@ -134,7 +129,7 @@ class Uploads:
                     with (
                         nullcontext()
                         if incoming.training_id is None
-                        else self._progress.watch(incoming.training_id, incoming.round, user_id, ref, writer)
+                        else self.progress.watch(incoming.training_id, incoming.round, user_id, ref, writer)
                     ):
                         layout = await body.receive(writer, space)
                     reached("upload.complete")
@@ -142,8 +137,15 @@ class Uploads:
                 except (InvalidArgument, DigestMismatch, ModelTooLarge):
                     writer.discard()
                     raise
-                await in_thread(self._blobs.commit, writer.staged)
-                return Received(writer.staged.blob, layout.manifest)
+                work = self._commit(writer.staged, layout.manifest, accept)
+                # The file belongs to this attempt until it is a blob.
+                return await await_even_if_cancelled(self._context.tasks.run_shielded(work))
+
+    async def _commit(
+        self, staged: StagedBlob, manifest: Manifest, accept: Callable[[Received], Awaitable[tuple[R, bool]]]
+    ) -> R:
+        await in_thread(self._blobs.commit, staged)
+        return await decide(self._blobs, staged.blob, accept(Received(staged.blob, manifest)))
 
     async def _check_and_sync(self, writer: BlobWriter, bound: NormBound | None) -> None:
         """Checks the numbers while the disk is busy."""

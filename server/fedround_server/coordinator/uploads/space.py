@@ -18,15 +18,7 @@ class SpaceReservation:
     def __init__(
         self, space: "Space", user_id: str, ref: UploadRef | StagedRef, written: int, *, is_update: bool
     ) -> None:
-        """Covers nothing yet.
-
-        Args:
-            space: What it is part of.
-            user_id: The user that uploads.
-            ref: The upload.
-            written: How much of the file is stored, in bytes.
-            is_update: Whether it is an update, which a running round waits for.
-        """
+        """Covers nothing yet; so many bytes of the file are written already."""
         self._space = space
         self.user_id = user_id
         self.ref = ref
@@ -87,13 +79,9 @@ class Space:
     def reserve(
         self, user_id: str, ref: UploadRef | StagedRef, offset: int, *, is_update: bool
     ) -> Iterator[SpaceReservation]:
-        """Holds space for an upload for the duration of the block.
+        """Holds space for an upload that goes on at an offset, in bytes, for the duration of the block.
 
-        Args:
-            user_id: The user that uploads.
-            ref: The upload.
-            offset: Where it goes on, in bytes.
-            is_update: Whether it is an update: running rounds go on while there is any room.
+        Updates may use the last of the room: running rounds wait for them.
         """
         reservation = SpaceReservation(self, user_id, ref, offset, is_update=is_update)
         self._reservations.add(reservation)

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-from types import TracebackType
 from typing import Self
 
 from fedround_server.blobs import BlobWriter
@@ -25,11 +24,7 @@ class WriteBuffer:
     """
 
     def __init__(self, writer: BlobWriter) -> None:
-        """Continues after what the writer has.
-
-        Args:
-            writer: Where the bytes go. Nothing else may write to it during the block.
-        """
+        """Continues after what the writer has. Nothing else may write to it during the block."""
         self._writer = writer
         self._loop = asyncio.get_running_loop()
         self._buffered: list[bytes] = []
@@ -41,12 +36,9 @@ class WriteBuffer:
         self.size_bytes = writer.size_bytes
 
     async def __aenter__(self) -> Self:
-        """Enters the block."""
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         """Writes the rest. If the block failed, its error takes precedence over one of the writer."""
         self._flush()
         while self._batch is not None:

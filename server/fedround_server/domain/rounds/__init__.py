@@ -12,16 +12,15 @@ KINDS: dict[str, RoundKind] = {kind.name: kind for kind in (Train(), Chained(), 
 
 
 def next_kind(spec: TrainingSpec, name: str | None, model_version: int, *, stop: bool = False) -> RoundKind | None:
-    """Returns the kind of the round that follows: first what is due at the present version, then the next version.
+    """Returns the kind of the round that follows, or None when the training is complete.
+
+    What is due at the present version comes first, then the next version.
 
     Args:
         spec: What to train.
         name: The kind of the round that is done; None before the first round.
         model_version: The model's version after that round.
         stop: Whether the training makes no more versions, although its target is not reached.
-
-    Returns:
-        None when the training is complete.
     """
     last = stop or model_version >= spec.target_num_updates
     names = list(KINDS)

@@ -52,12 +52,7 @@ class Chained(RoundKind):
 
 
 def averages(rule: FedDC, step: int) -> bool:
-    """Returns whether the updates of a round are averaged; if not, they are assigned.
-
-    Args:
-        rule: The options of daisy chaining.
-        step: How many rounds of the chain came before this one, from 0.
-    """
+    """Returns whether the updates of a step of the chain, from 0, are averaged; if not, they are assigned."""
     return (step + 1) * rule.daisy_period >= rule.aggregation_period
 
 

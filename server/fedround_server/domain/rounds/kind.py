@@ -28,14 +28,7 @@ class ExpectedTensors:
 
 @dataclass(frozen=True, slots=True)
 class RoundRequest:
-    """What a round tells its cohort, beside what every round does.
-
-    Attributes:
-        local_rounds: Local rounds before the submission.
-        assigned: Whether each participant starts from a model that was assigned to it.
-        swag: What a SWAG round asks for.
-        update_precision: The precision in which updates may come.
-    """
+    """What a round tells its cohort, beside what every round does; `RoundStarted` describes the fields."""
 
     local_rounds: int = 1
     assigned: bool = False
@@ -65,12 +58,7 @@ class NewVersion:
 
 @dataclass(frozen=True, slots=True)
 class NewArtifact:
-    """The file is an artifact of the present version.
-
-    Attributes:
-        kind: Its kind.
-        details: What is known of it.
-    """
+    """The file is an artifact of the present version; kind and details are those of `Artifact`."""
 
     kind: str
     details: Mapping[str, int]
@@ -122,13 +110,7 @@ class RoundKind(Protocol):
     training_state: TrainingState = TrainingState.ONGOING
 
     def is_due(self, spec: TrainingSpec, model_version: int, *, last: bool) -> bool:
-        """Returns whether a training has such a round at a version of its model.
-
-        Args:
-            spec: What to train.
-            model_version: The present version.
-            last: Whether the training makes no more versions.
-        """
+        """Returns whether a training has such a round at a version of its model (`last`: it makes no more versions)."""
 
     def check(self, spec: TrainingSpec, model: Manifest) -> None:
         """Checks that a training can have its rounds of this kind.

@@ -94,11 +94,7 @@ class WaitRule(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class RoundView:
-    """A round with its policy and its present members, as its actor may see them.
-
-    Attributes:
-        rejected_updates: Rejected submissions, including those of users who are not present members.
-    """
+    """A round as its actor may see it: with its policy, its present members, and the rejected updates of all users."""
 
     round: Round
     policy: RoundPolicy

@@ -21,11 +21,7 @@ class CollectMoments(RoundKind):
         return isinstance(method, Swag) and (last or (method.every > 0 and model_version % method.every == 0))
 
     def check(self, spec: TrainingSpec, model: Manifest) -> None:
-        """Checks that the model has tensors to collect moments of, and not too many.
-
-        Raises:
-            FieldInvalid: It has none, or the moments have too many tensors.
-        """
+        """Checks that the model has tensors to collect moments of, and not too many."""
         if not isinstance(spec.uncertainty, Swag):
             return
         count = len(moments(model, spec.uncertainty.rank))

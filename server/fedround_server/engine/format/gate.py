@@ -20,12 +20,7 @@ class HeaderGate:
     """
 
     def __init__(self, expected: Manifest | None = None, differences: Manifest | None = None) -> None:
-        """Begins before the first byte.
-
-        Args:
-            expected: What the file must contain, exactly; None for anything acceptable.
-            differences: What it may contain instead, exactly.
-        """
+        """Takes exactly the expected tensors, or exactly the differences; anything acceptable if none are expected."""
         self._expected = expected
         self._differences = differences
         self._seen = bytearray()

@@ -74,7 +74,8 @@ def _read_member(limit: int, name: str, text: str, at: int) -> tuple[Any, int]:
     if name == METADATA:
         if not text.startswith("{", at):
             raise ModelFormat("the safetensors header's metadata is not a JSON object")
-        return _read_object(text, at, _read_metadata_value, limit + 1)
+        # Its values are strings, as in the reference implementation.
+        return _read_object(text, at, lambda _, text, at: _read_string(text, at), limit + 1)
     piece = text[at : at + MAX_ENTRY]
     try:
         value, length = DECODER.raw_decode(piece)
@@ -86,11 +87,6 @@ def _read_member(limit: int, name: str, text: str, at: int) -> tuple[Any, int]:
             " valid JSON"
         ) from error
     return value, at + length
-
-
-def _read_metadata_value(_: str, text: str, at: int) -> tuple[str, int]:
-    """Parses a value of the metadata: a string, as in the reference implementation."""
-    return _read_string(text, at)
 
 
 def _read_string(text: str, at: int) -> tuple[str, int]:

@@ -18,11 +18,7 @@ class Layouts:
     """
 
     def __init__(self, narrow: Dtype | None = None) -> None:
-        """Begins with none known.
-
-        Args:
-            narrow: The type in which files may have differences from the first one, which is the model.
-        """
+        """Begins with none known; files may have differences from the first one, the model, in the type `narrow`."""
         self._known: dict[bytes, Layout] = {}
         self._names: dict[str, int] = {}
         self._manifests: list[Manifest] = []

@@ -4,7 +4,6 @@ import mmap
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import torch
@@ -22,11 +21,9 @@ class TensorFile:
     """A safetensors file, mapped into memory. Its tensors may be used during its `with` block."""
 
     def __init__(self, path: Path, layouts: Layouts | None = None) -> None:
-        """Maps a file that was checked, or that the server wrote.
+        """Maps a file that was checked, or that the server wrote, and that must not change.
 
-        Args:
-            path: The file; it must not change.
-            layouts: Those of other files with the same tensors.
+        The layouts are those of other files with the same tensors.
         """
         with path.open("rb") as file:
             # Read-only: writable memory counts as used, and a round may be larger than the machine's memory.
@@ -39,12 +36,9 @@ class TensorFile:
         self.layout: Layout = parse_header(header, own=True) if layouts is None else layouts.read(header)
 
     def __enter__(self) -> Self:
-        """Enters the block."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Unmaps the file as soon as no tensor of it is in use."""
         # Never closed: torch would not prevent it, and reading a tensor would then end the process.
         del self._map, self._bytes

@@ -5,7 +5,6 @@ import os
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import torch
@@ -24,12 +23,7 @@ class TensorWriter:
     """Writes a safetensors file in order and hashes it, in a thread, while the next blocks are computed."""
 
     def __init__(self, path: Path, header: bytes) -> None:
-        """Begins the file.
-
-        Args:
-            path: Where to write; must not exist.
-            header: Everything before the data.
-        """
+        """Begins the file, which must not exist; the header is everything before the data."""
         self._file = path.open("xb", buffering=0)
         self._hash = hashlib.sha256()
         self._size = 0
@@ -40,13 +34,9 @@ class TensorWriter:
         self._batches: deque[Future[None]] = deque()
 
     def __enter__(self) -> Self:
-        """Enters the block."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Closes the file."""
+    def __exit__(self, *_: object) -> None:
         self._thread.shutdown(cancel_futures=True)
         self._file.close()
 

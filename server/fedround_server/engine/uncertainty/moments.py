@@ -28,10 +28,7 @@ from fedround_server.engine.jobs import AggregationFailed, AggregationJob
 def collect(files: BlobFiles, job: AggregationJob, target: Path) -> BlobRef:
     """Aggregates moments into a new file: mean/NAME and second/NAME, and deviation/K/NAME over all participants.
 
-    Args:
-        files: Where the files of the job are.
-        job: The updates are moments; the model is not used.
-        target: Where to write; must not exist.
+    The job's updates are moments; its model is not used.
 
     Raises:
         AggregationFailed: The moments have no finite mean.

@@ -1,6 +1,6 @@
 """What an uncertainty method is, and its input."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,19 +70,6 @@ def load_weights(network: nn.Module, path: Path) -> None:
         state = {name: file.tensor(name) for name in file.layout.manifest}
     with blaming("weights", "the model does not fit the architecture"):
         network.load_state_dict(state)
-
-
-def build(factory: Callable[[], object]) -> nn.Module:
-    """Builds a network in eval mode.
-
-    Raises:
-        PredictionFault: The factory does not make one.
-    """
-    with blaming("architecture", "the factory failed"):
-        network = factory()
-    if not isinstance(network, nn.Module):
-        raise PredictionFault("architecture", f"the factory made a {type(network).__name__}, no torch.nn.Module")
-    return network.eval()
 
 
 @contextmanager

@@ -31,15 +31,9 @@ def swag(predictor: Predictor, /) -> Iterator[Tensor]:
 
 
 def draw(file: TensorFile, names: list[str], generator: torch.Generator) -> dict[str, Tensor]:
-    """Draws weights: mean + sigma * z for a diagonal posterior; with deviations, half of the variance of each part.
+    """Draws weights from a posterior: float64 tensors by name.
 
-    Args:
-        file: The posterior.
-        names: Names of the weights.
-        generator: The source of random numbers.
-
-    Returns:
-        Float64 tensors by name.
+    Each is mean + sigma * z for a diagonal posterior; with deviations, each part has half of the variance.
     """
     rank = columns(file.layout.manifest)
     # One factor per column for the whole network: this makes weights correlate.

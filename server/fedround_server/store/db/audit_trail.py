@@ -10,8 +10,8 @@ from peewee import ModelSelect
 
 from fedround_server.domain.audit import AuditHead, AuditRecord, audit_chain
 from fedround_server.store.db.compiled import compiled
-from fedround_server.store.db.rows import insert, save
-from fedround_server.store.tables.base import BATCH_ROWS, Row, database_proxy
+from fedround_server.store.db.rows import insert, locked, save
+from fedround_server.store.tables.base import BATCH_ROWS, Row
 from fedround_server.store.tables.mapping import from_entry
 from fedround_server.store.tables.schema import AuditHeadRow, AuditRow
 
@@ -21,11 +21,7 @@ _records: ContextVar[list[AuditRecord]] = ContextVar("records")
 def record(action: str, about: Row | None = None, /, *, subject: object = "", **facts: Any) -> None:
     """Records a change of the running verb; it becomes an entry of the audit log if the verb commits.
 
-    Args:
-        action: The action, in snake_case; docs/audit.md lists them all.
-        about: The row of the training, the round or the model that it is about.
-        subject: What it is about within that.
-        facts: Details. Never free text of a caller, never a token or its hash.
+    `about` is the row of the training, the round or the model that it is about; `AuditRecord` describes the rest.
     """
     training_id, model_id = getattr(about, "training_id", ""), getattr(about, "model_id", "")
     append(AuditRecord(action, training_id, model_id, str(subject), facts))
@@ -38,12 +34,7 @@ def append(one: AuditRecord) -> None:
 
 @contextmanager
 def recording(user_id: str, now: Callable[[], datetime]) -> Iterator[None]:
-    """Collects the records of a block, and writes them at its end; only the commit may follow in the transaction.
-
-    Args:
-        user_id: The user who acts; empty for the server itself.
-        now: Returns the time of the entries.
-    """
+    """Collects the records of a block, and writes them at its end; only the commit may follow in the transaction."""
     records: list[AuditRecord] = []
     reset = _records.set(records)
     try:
@@ -70,5 +61,4 @@ def _write(records: Sequence[AuditRecord], user_id: str, now: Callable[[], datet
 
 @compiled
 def _head() -> "ModelSelect[AuditHeadRow]":
-    rows = AuditHeadRow.select()
-    return rows.for_update() if database_proxy.for_update else rows
+    return locked(AuditHeadRow.select())

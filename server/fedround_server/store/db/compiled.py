@@ -25,12 +25,7 @@ UNCHANGED = (CharField.adapt, IntegerField.adapt)
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """The place of an argument among the values of a statement.
-
-    Attributes:
-        position: The position of the argument.
-        convert: Converts the argument for the database; None if it is passed as it is.
-    """
+    """An argument among the values of a statement: its position, and its conversion for the database, if it has one."""
 
     position: int
     convert: Converter | None
@@ -125,11 +120,7 @@ class CompiledQuery(Generic[P, RowT]):
     """A compiled query for rows of one table."""
 
     def __init__(self, build: "Callable[P, ModelSelect[RowT]]") -> None:
-        """Compiles nothing yet.
-
-        Args:
-            build: Builds the query.
-        """
+        """Compiles nothing yet."""
         self.build = build
         self._values = CompiledValues(build)
         self._reader: _RowReader[RowT] | None = None

@@ -44,12 +44,7 @@ class Transactions:
     """Transactions of one database."""
 
     def __init__(self, database: Connections, now: Callable[[], datetime]) -> None:
-        """Connects nothing yet.
-
-        Args:
-            database: The database.
-            now: Returns the time of entries of the audit log.
-        """
+        """Connects nothing yet; `now` returns the time of entries of the audit log."""
         self._database = database
         self._now = now
         self._is_sqlite = isinstance(database, peewee.SqliteDatabase)

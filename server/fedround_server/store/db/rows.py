@@ -1,13 +1,15 @@
-"""Inserts and saves rows with compiled statements."""
+"""Inserts and saves rows with compiled statements, and locks rows until the end of the transaction."""
 
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
-from peewee import Field
+from peewee import Field, ModelSelect
 
 from fedround_server.store.db.compiled import Parameter, Statement, compile_query, database_kind
-from fedround_server.store.tables.base import Row
+from fedround_server.store.tables.base import Row, database_proxy
+
+RowT = TypeVar("RowT", bound=Row)
 
 
 def insert(*rows: Row) -> None:
@@ -24,6 +26,14 @@ def save(row: Row) -> None:
     if changed:
         _update(database_kind(), type(row), *changed).execute(_values(row, [*changed, *keys]))
         row._dirty.clear()
+
+
+def locked(rows: "ModelSelect[RowT]", strength: str = "FOR UPDATE") -> "ModelSelect[RowT]":
+    """Returns a query that locks the rows it finds; SQLite has a single writer and needs no locks.
+
+    To prevent deadlocks, every verb locks users before trainings, and trainings before models.
+    """
+    return rows.for_update(strength) if database_proxy.for_update else rows  # type: ignore[arg-type]  # stubs lack it
 
 
 @cache

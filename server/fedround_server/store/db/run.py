@@ -5,9 +5,10 @@ import functools
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, TypeVarTuple
+from typing import Any, Concatenate, ParamSpec, TypeVar, TypeVarTuple
 
 from playhouse import migrations
 
@@ -41,13 +42,9 @@ class Database:
     """
 
     def __init__(self, url: str | Path, now: Callable[[], datetime] = utc_now) -> None:
-        """Connects nothing yet.
-
-        Args:
-            url: A `postgresql://` URL, or the path of a SQLite file.
-            now: Returns the time of entries of the audit log.
-        """
+        """Connects nothing yet; the arguments are those of `Store`."""
         self.is_postgres = connection.is_postgres(url)
+        self._name = connection.database_name(url)
         self._peewee = connection.connect(url)
         # A SQLite file needs no lock: it lies in the data directory, which belongs to one server.
         self._server_lock = ServerLock(str(url)) if self.is_postgres else None
@@ -61,7 +58,8 @@ class Database:
         """Connects and applies the missing migrations.
 
         Raises:
-            RuntimeError: Another database is open in this process, or this one in another process.
+            RuntimeError: Another database is open in this process, or this one in another process; or a newer version
+                has migrated it.
             StoreUnavailable: The database does not answer.
         """
         if database_proxy.obj is not None:
@@ -84,20 +82,11 @@ class Database:
         database_proxy.initialize(None)
 
     async def hold(self) -> None:
-        """Makes sure that this process still holds the server lock.
-
-        Raises:
-            RuntimeError: Another server has taken it, since the database was restarted.
-            StoreUnavailable: The database does not answer.
-        """
+        """Makes sure that this process still holds the server lock; raises what `Store.hold` lists."""
         await asyncio.get_running_loop().run_in_executor(self._executor, self._hold)
 
     async def run(self, verb: Callable[[], R], name: str = "") -> R:
-        """Runs a verb in a transaction on the store's executor.
-
-        Args:
-            verb: The function to run.
-            name: The prefix of its failpoints.
+        """Runs a verb in a transaction on the store's executor; its name is the prefix of its failpoints.
 
         Raises:
             StoreUnavailable: The database does not answer; nothing was changed, or the whole change was made.
@@ -110,12 +99,7 @@ class Database:
     def ask(
         self, answer_all: Callable[[Sequence[Any]], Sequence[R | FedroundError]], name: str, question: Any
     ) -> Coroutine[Any, Any, R]:
-        """Answers a question, together with all others of its name that wait, in one transaction.
-
-        Args:
-            answer_all: Answers questions, in their order.
-            name: The name of the batched verb; the prefix of its failpoints.
-            question: The question.
+        """Answers a question of a batched verb, together with all others of its name that wait, in one transaction.
 
         Raises:
             StoreUnavailable: The database does not answer.
@@ -140,18 +124,24 @@ class Database:
     def _migrate(self) -> None:
         # All in one transaction: of several processes that open a SQLite file, one migrates and the others wait.
         with self._transactions.begin():
-            migrations.run(self._peewee, str(MIGRATIONS))
+            runner = migrations.Runner(self._peewee, str(MIGRATIONS))
+            # Those that are not known here have no file.
+            if unknown := [migration.name for migration in runner.status() if migration.path is None]:
+                raise RuntimeError(
+                    f"the database {self._name} was used by a newer version of fedround (it has {unknown[-1]}):"
+                    " install that version, or restore a backup from before"
+                )
+            runner.up()
 
 
-class HasDatabase(Protocol):
-    """A class of verbs."""
+@dataclass(frozen=True, slots=True)
+class Verbs:
+    """The verbs of one noun, and the database that they run on."""
 
-    @property
-    def database(self) -> Database:
-        """The database that the verbs run on."""
+    database: Database
 
 
-Self = TypeVar("Self", bound=HasDatabase)
+Self = TypeVar("Self", bound=Verbs)
 
 
 def verb(method: Callable[Concatenate[Self, P], R]) -> Callable[Concatenate[Self, P], Coroutine[Any, Any, R]]:

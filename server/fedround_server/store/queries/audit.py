@@ -14,13 +14,7 @@ def find_head() -> AuditHead:
 
 
 def find_entries(after: int, until: int, limit: int) -> list[AuditEntry]:
-    """Returns entries in order.
-
-    Args:
-        after: The sequence after which to begin.
-        until: The last sequence.
-        limit: The maximum number of entries.
-    """
+    """Returns entries in order: those after one sequence, up to and including another."""
     rows = AuditRow.select().where(AuditRow.sequence > after, AuditRow.sequence <= until)
     return [to_entry(row) for row in rows.order_by(AuditRow.sequence).limit(limit)]
 

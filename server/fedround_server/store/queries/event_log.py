@@ -25,13 +25,7 @@ SITUATION = (
 
 @dataclass(frozen=True, slots=True)
 class LogPage:
-    """Some events of a log that a user may see.
-
-    Attributes:
-        view: The user's view of the log.
-        events: The events, in order.
-        cursor: The sequence after which to read on.
-    """
+    """Some events of a log that a user may see, in order; the cursor is the sequence after which to read on."""
 
     view: LogView
     events: Sequence[Event]
@@ -82,7 +76,8 @@ def find_start(view: LogView, user_id: str) -> int:
 def read_logs(readers: Sequence[LogReader]) -> list[LogPage]:
     """Reads on after the cursors of readers; returns a page for each."""
     # The events of a training are committed in the order of their sequences: there are no gaps up to the last one.
-    ends = {training_id: _end(training_id) for training_id in {reader.view.training_id for reader in readers}}
+    ids = {reader.view.training_id for reader in readers}
+    ends: dict[str, int] = {training_id: _last_sequence.all(training_id)[0][0] or 0 for training_id in ids}
     groups = defaultdict(list)
     for reader in readers:
         after = max(reader.cursor, reader.view.after)
@@ -179,10 +174,6 @@ def _give(rows: Sequence[EventRow], readers: Sequence[LogReader]) -> None:
             audience = by_user[row.audience]
         for reader in audience:
             reader.accept(row)
-
-
-def _end(training_id: str) -> int:
-    return _last_sequence.all(training_id)[0][0] or 0
 
 
 @compiled_values

@@ -34,11 +34,7 @@ class LogView:
 
 
 def find_views(pairs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], LogView]:
-    """Returns views by training and user, also of trainings that are removed or that the user has left.
-
-    Args:
-        pairs: Trainings and users; those without a view are missing in the result.
-    """
+    """Returns the views that exist of (training, user) pairs, also of trainings that are removed or were left."""
     users_of, trainings_of = defaultdict(set), defaultdict(set)
     for training_id, user_id in pairs:
         users_of[training_id].add(user_id)

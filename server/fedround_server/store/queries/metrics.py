@@ -39,14 +39,7 @@ def version_metrics(model_id: str, versions: Sequence[int]) -> dict[int, Mapping
 
 
 def page_reports(model: ModelRow, user_id: str, after: tuple[int, str], limit: int) -> list[MetricReport]:
-    """Returns the metrics on a model that a user may see, by round and reporter, a round's aggregated ones first.
-
-    Args:
-        model: The model.
-        user_id: The reader: the owner sees everything, a participant its own and those that the training asked for.
-        after: Round and reporter of the report after which to begin; the aggregated ones have the reporter "".
-        limit: The maximum number of reports.
-    """
+    """Returns the metrics on a model that a user may see, as `ModelVerbs.metrics` describes."""
     training = find_training_of_model(model.model_id)
     if training is None:
         return []

@@ -8,7 +8,7 @@ from peewee import JOIN, ModelSelect
 from fedround_server.domain.errors import FieldInvalid, ModelNotFound
 from fedround_server.domain.model import Model
 from fedround_server.store.db.compiled import compiled
-from fedround_server.store.db.row_locks import locked
+from fedround_server.store.db.rows import locked
 from fedround_server.store.queries.version import get_version
 from fedround_server.store.tables.mapping import to_model
 from fedround_server.store.tables.schema import ModelRow, ParticipantRow, TrainingRow

@@ -3,7 +3,7 @@
 from peewee import fn
 
 from fedround_server.domain.errors import Quota
-from fedround_server.domain.quota import Quotas
+from fedround_server.domain.limits import Quotas
 from fedround_server.domain.training import TrainingState
 from fedround_server.store.tables.schema import ModelRow, TrainingRow
 

@@ -67,7 +67,7 @@ def _durations(row: RoundRow) -> Mapping[str, list[timedelta]]:
     )
     other = UpdateRow.alias()
     here = other.select(other.user_id).where(other.training_id == row.training_id, other.number == row.number)
-    took = (UpdateRow.accept_time - CohortRow.ask_time).converter(_microseconds)
+    took = (UpdateRow.accept_time - CohortRow.ask_time).converter(lambda count: timedelta(microseconds=count))
     taken: Iterable[tuple[Any, ...]] = (
         UpdateRow.select(UpdateRow.user_id, took)
         .join(CohortRow, on=SUBMITTED)
@@ -82,10 +82,6 @@ def _durations(row: RoundRow) -> Mapping[str, list[timedelta]]:
     for user_id, duration in taken:
         found[user_id].append(duration)
     return found
-
-
-def _microseconds(count: int) -> timedelta:
-    return timedelta(microseconds=count)
 
 
 def _rejected_updates(row: RoundRow) -> Mapping[str, list[RejectedUpdate]]:

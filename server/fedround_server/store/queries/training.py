@@ -12,7 +12,7 @@ from peewee import ModelSelect, fn
 from fedround_server.domain.errors import NotActor, TrainingNotFound
 from fedround_server.domain.training import Training
 from fedround_server.store.db.compiled import compiled
-from fedround_server.store.db.row_locks import locked
+from fedround_server.store.db.rows import locked
 from fedround_server.store.queries.participant import is_participant, participant_ids, present_parts
 from fedround_server.store.tables.mapping import ENDED, to_training
 from fedround_server.store.tables.schema import ParticipantRow, RoundRow, TrainingClientsRow, TrainingRow
@@ -62,11 +62,7 @@ def find_visible(training_id: str, user_id: str) -> TrainingRow:
 
 
 def lock_visible(training_id: str, user_id: str) -> TrainingRow:
-    """Locks a training until the end of the transaction.
-
-    Raises:
-        TrainingNotFound: There is no such training, or the user neither steers it nor ever took part in it.
-    """
+    """Returns a training like `find_visible`, and locks it until the end of the transaction."""
     return _found(training_id, _locked_visible.first(training_id, user_id))
 
 
@@ -91,6 +87,19 @@ def find_created_training(actor_id: str, request_id: str) -> TrainingRow | None:
         TrainingRow.actor_id == actor_id, TrainingRow.request_id == request_id
     )
     return row
+
+
+def is_removed(training_id: str, actor_id: str) -> bool:
+    """Returns whether an actor had a training that was removed."""
+    return (
+        TrainingRow.select()
+        .where(
+            TrainingRow.training_id == training_id,
+            TrainingRow.actor_id == actor_id,
+            TrainingRow.remove_time.is_null(False),
+        )
+        .exists()
+    )
 
 
 def find_training_of_model(model_id: str) -> TrainingRow | None:
@@ -126,14 +135,7 @@ def lock_trainings_of_user(user_id: str) -> list[TrainingRow]:
 def page_trainings(
     user_id: str, *, as_actor: bool, before: tuple[datetime, str] | None, limit: int
 ) -> list[TrainingRow]:
-    """Returns the trainings that a user steers (or takes part in), the newest first.
-
-    Args:
-        user_id: The user.
-        as_actor: Whether the user steers them.
-        before: The create_time and training_id behind which to begin.
-        limit: The maximum number of trainings.
-    """
+    """Returns the trainings that a user steers (or takes part in), the newest first, behind a (create_time, id)."""
     rows = TrainingRow.select().where(TrainingRow.remove_time.is_null())
     if as_actor:
         rows = rows.where(TrainingRow.actor_id == user_id)

@@ -6,7 +6,7 @@ from peewee import ModelSelect
 
 from fedround_server.domain.user import Role, User
 from fedround_server.store.db.compiled import in_array
-from fedround_server.store.db.row_locks import locked
+from fedround_server.store.db.rows import locked
 from fedround_server.store.tables.base import BATCH_ROWS
 from fedround_server.store.tables.mapping import to_user
 from fedround_server.store.tables.schema import UserRow
@@ -24,12 +24,9 @@ def is_user_name_taken(name: str) -> bool:
 
 
 def lock_user(user_id: str) -> bool:
-    """Locks a user, so that its calls and its removal run one after the other.
+    """Locks a user, so that its calls and its removal run one after the other; returns whether the user exists.
 
     The lock still allows other transactions to register the user as a client.
-
-    Returns:
-        Whether the user exists.
     """
     rows = UserRow.select().where(UserRow.user_id == user_id, UserRow.remove_time.is_null())
     return locked(rows, "FOR NO KEY UPDATE").first() is not None

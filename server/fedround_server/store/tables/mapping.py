@@ -3,13 +3,12 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from datetime import timedelta
-from typing import Any
+from typing import Any, get_args
 
 from fedround_server.domain import aggregation, uncertainty
-from fedround_server.domain import event as events
 from fedround_server.domain.aggregation import Aggregation, to_aggregation
 from fedround_server.domain.audit import AuditEntry
-from fedround_server.domain.event import Event, ModelInfo, Payload
+from fedround_server.domain.event import Event, ModelInfo, Payload, RoundStarted
 from fedround_server.domain.model import Artifact, BlobRef, Dtype, Manifest, Model, ModelVersion, TensorSpec
 from fedround_server.domain.policy import LateUpdates, OnMissed, RoundPolicy
 from fedround_server.domain.report import Report
@@ -45,20 +44,7 @@ from fedround_server.store.tables.schema import (
 
 DEADLINE = InstantField(null=True)
 ENDED = tuple(state.value for state in TrainingState if state.is_ended)
-PAYLOADS: Mapping[str, type[Payload]] = {
-    kind.__name__: kind
-    for kind in (
-        events.TrainingStarted,
-        events.RoundStarted,
-        events.RoundExtended,
-        events.UpdateAccepted,
-        events.RoundClosed,
-        events.ClientRemoved,
-        events.TrainingFinished,
-        events.TrainingFailed,
-        events.TrainingRemoved,
-    )
-}
+PAYLOADS: Mapping[str, type[Payload]] = {kind.__name__: kind for kind in get_args(Payload)}
 
 
 def to_user(row: UserRow) -> User:
@@ -81,15 +67,10 @@ def to_manifest(data: Mapping[str, list[Any]]) -> Manifest:
     return {name: TensorSpec(Dtype[dtype], tuple(shape)) for name, (dtype, shape) in data.items()}
 
 
-def to_artifact(row: ArtifactRow) -> Artifact:
-    """Reads an artifact."""
-    return Artifact(row.kind, BlobRef(row.sha256, row.size_bytes), row.details)
-
-
 def to_version(row: ModelVersionRow, artifacts: Iterable[ArtifactRow] = ()) -> ModelVersion:
     """Reads a version of a model with its artifacts."""
     blob = BlobRef(row.sha256, row.size_bytes)
-    found = {artifact.kind: to_artifact(artifact) for artifact in artifacts}
+    found = {one.kind: Artifact(one.kind, BlobRef(one.sha256, one.size_bytes), one.details) for one in artifacts}
     return ModelVersion(row.model_id, row.version, blob, row.create_time, row.stored, found)
 
 
@@ -254,7 +235,7 @@ def from_aggregation(rule: Aggregation) -> dict[str, Any]:
 def from_payload(payload: Payload) -> dict[str, Any]:
     """Writes the payload of an event."""
     data = asdict(payload)
-    if isinstance(payload, events.RoundStarted):
+    if isinstance(payload, RoundStarted):
         data["aggregation"] = from_aggregation(payload.aggregation)
     if "deadline" in data:
         data["deadline"] = DEADLINE.db_value(data["deadline"])
@@ -282,15 +263,4 @@ def from_entry(entry: AuditEntry) -> dict[str, Any]:
 
 def to_entry(row: AuditRow) -> AuditEntry:
     """Reads an entry of the audit log."""
-    return AuditEntry(
-        sequence=row.sequence,
-        time=row.time,
-        user_id=row.user_id,
-        action=row.action,
-        training_id=row.training_id,
-        model_id=row.model_id,
-        subject=row.subject,
-        facts=row.facts,
-        previous_hash=row.previous_hash,
-        hash=row.hash,
-    )
+    return AuditEntry(**{one.name: getattr(row, one.name) for one in fields(AuditEntry)})

@@ -327,24 +327,4 @@ class AuditHeadRow(Row):
         table_name = "audit_head"
 
 
-TABLES: tuple[type[Row], ...] = (
-    UserRow,
-    TokenRow,
-    CertificateNameRow,
-    ModelRow,
-    ModelVersionRow,
-    ArtifactRow,
-    TagRow,
-    TrainingRow,
-    TrainingClientsRow,
-    ParticipantRow,
-    RoundRow,
-    CohortRow,
-    UpdateRow,
-    AssignmentRow,
-    RejectedUpdateRow,
-    LastSeenRow,
-    EventRow,
-    AuditRow,
-    AuditHeadRow,
-)
+TABLES: tuple[type[Row], ...] = tuple(Row.__subclasses__())

@@ -1,7 +1,6 @@
 """Closes, repeats and ends open rounds, on every cause alike."""
 
 from datetime import datetime
-from typing import Any
 
 from fedround_server.domain.event import RoundExtended
 from fedround_server.domain.policy import RoundPolicy, Verdict, expected_updates, judge
@@ -10,6 +9,7 @@ from fedround_server.domain.rounds.round import RoundState
 from fedround_server.domain.training import TrainingFailure
 from fedround_server.failpoints import reached
 from fedround_server.store.db.audit_trail import record
+from fedround_server.store.db.rows import save
 from fedround_server.store.queries.participant import participant_ids
 from fedround_server.store.queries.round import all_members, count_members, missing_members
 from fedround_server.store.queries.user import user_names
@@ -21,27 +21,19 @@ from fedround_server.store.transitions.training import append_event, state_of
 
 
 def evaluate(training: TrainingRow, row: RoundRow | None, now: datetime, *, due: bool = False) -> bool:
-    """Applies the close policy to the current round, if it is open.
+    """Applies the close policy to the current round, if it is open; returns whether this call closed it.
 
     A round that is due with too few updates is repeated, or the training fails, as its policy says. A round whose
     cohort has left is abandoned, and the next one of its kind is opened for those who were registered meanwhile; they
-    begin a chain anew.
-
-    Args:
-        training: The training, locked.
-        row: Its current round, as it is now; None if there is none.
-        now: The time to write.
-        due: Whether the round's deadline has passed.
-
-    Returns:
-        Whether this call closed the round: then the caller has its aggregation started.
+    begin a chain anew. The caller has the aggregation of a closed round started.
     """
     if row is None or row.state != RoundState.OPEN.value or not state_of(training).is_running:
         return False
     policy = to_spec(training.spec).round_policy
     expected = expected_updates(policy, row.members)
     if expected != row.expected:
-        RoundRow.update(expected=expected).where(_is(row)).execute()
+        row.expected = expected
+        save(row)
     if not row.members:
         abandon(training)
         open_round(training, row.number + 1, KINDS[row.kind], now)
@@ -59,7 +51,8 @@ def evaluate(training: TrainingRow, row: RoundRow | None, now: datetime, *, due:
 def _close(training: TrainingRow, row: RoundRow) -> bool:
     """Closes an open round; of several callers exactly one is answered True."""
     closing = RoundRow.update(state=RoundState.AGGREGATING.value, epoch=RoundRow.epoch + 1)
-    closed = bool(closing.where(_is(row), RoundRow.state == RoundState.OPEN.value).execute())
+    this = (RoundRow.training_id == row.training_id) & (RoundRow.number == row.number)
+    closed = bool(closing.where(this, RoundRow.state == RoundState.OPEN.value).execute())
     if closed:
         record("round_closed", training, subject=row.number)
     reached("round.closed")
@@ -77,7 +70,7 @@ def _repeat(training: TrainingRow, row: RoundRow, policy: RoundPolicy, now: date
     row.attempt += 1
     row.deadline = None if policy.deadline is None else now + policy.deadline
     row.expected = expected_updates(policy, row.members)
-    RoundRow.update(attempt=row.attempt, deadline=row.deadline, expected=row.expected).where(_is(row)).execute()
+    save(row)
     facts = {"attempt": row.attempt, "joined": joining, "members": row.members}
     record("round_extended", training, subject=row.number, **facts)
     extended = RoundExtended(row.number, row.attempt, row.deadline, row.arrived, row.expected)
@@ -93,11 +86,7 @@ def _deadline_missed(row: RoundRow, expected: int) -> TrainingFailure:
     return TrainingFailure("DEADLINE_MISSED", message, tuple(missing))
 
 
-def _is(row: RoundRow) -> Any:
-    return (RoundRow.training_id == row.training_id) & (RoundRow.number == row.number)
-
-
 def recount(row: RoundRow) -> None:
     """Counts a round's present members and their updates anew, after its cohort changed."""
     row.members, row.arrived = count_members(row)
-    RoundRow.update(members=row.members, arrived=row.arrived).where(_is(row)).execute()
+    save(row)

@@ -28,13 +28,7 @@ def commit_result(
 ) -> None:
     """Writes the result of a round that is done, and opens the next round or ends the training.
 
-    Args:
-        training: The training, locked.
-        row: The round.
-        updates: The submissions that counted, in canonical order.
-        metrics: Their metrics, aggregated.
-        result: The file that was made of the updates; None for a round that makes none.
-        now: The time to write.
+    The updates are those that counted, in canonical order. The result is the file that was made of them, if any.
     """
     spec, kind = to_spec(training.spec), KINDS[row.kind]
     outcome = kind.outcome(spec, row.number, row.step, len(updates))

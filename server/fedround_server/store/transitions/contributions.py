@@ -33,13 +33,7 @@ def count(
 ) -> None:
     """Records that a round is done, with the weight of each submission, and the version or artifact that it made.
 
-    Args:
-        training: The training, with the version that it has now.
-        row: The round.
-        updates: The submissions that counted, in canonical order.
-        spec: What is trained.
-        outcome: What the round brought.
-        result: The file that was made of the updates, if any.
+    The training has the version that it has now; the updates are those that counted, in canonical order.
     """
     total = sum(update.num_examples for update in updates)
     for some in _batches(updates):

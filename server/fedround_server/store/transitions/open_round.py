@@ -27,13 +27,7 @@ def open_round(
 ) -> None:
     """Opens a round for all present participants, or for those in a chain; without any, the training fails.
 
-    Args:
-        training: The training, locked.
-        number: The round's number.
-        kind: Its kind.
-        now: The time to write.
-        chain: The participants that go on with the models assigned to them; empty for all present participants.
-        step: Rounds since the last version in which models changed hands.
+    In a chain, `step` counts the rounds since the last version in which models changed hands.
     """
     training_id = training.training_id
     members = enter_cohort(training_id, number, chain, now) if chain else _enter_all(training_id, number, now)
@@ -56,11 +50,9 @@ def open_round(
         members=members,
         arrived=0,
         expected=expected_updates(policy, members),
-        metrics=None,
         num_examples=0,
         open_time=now,
         deadline=None if policy.deadline is None else now + policy.deadline,
-        done_time=None,
     )
     training.round = number
     facts = {"kind": kind.public_name, "version": training.model_version, "members": members}

@@ -50,11 +50,7 @@ def enroll(training: TrainingRow, client_ids: Iterable[str], now: datetime) -> l
 
 
 def leave(training: TrainingRow, user_ids: Sequence[str], now: datetime) -> bool:
-    """Removes participants; their updates of the open round don't count, and the round is judged anew.
-
-    Returns:
-        Whether that closed the round.
-    """
+    """Removes participants; their updates of the open round don't count. Returns whether that closed the round."""
     for user_id in sorted(user_ids):
         training.num_participants -= 1
         record("client_removed", training, subject=user_id)

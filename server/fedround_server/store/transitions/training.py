@@ -26,11 +26,7 @@ def move(training: TrainingRow, target: TrainingState, now: datetime) -> None:
 def append_event(
     training: TrainingRow, payload: Payload, now: datetime, audience: str = ALL, number: int | None = None
 ) -> int:
-    """Writes what happened behind the training's log; number is the round of the audience COHORT.
-
-    Returns:
-        The event's sequence.
-    """
+    """Appends an event to the training's log, and returns its sequence; number is the round of the audience COHORT."""
     training.last_sequence += 1
     training.update_time = now
     save(training)

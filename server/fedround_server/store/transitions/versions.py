@@ -28,7 +28,6 @@ def insert_model(
         version=0,
         stored_bytes=model.blob.size_bytes,
         create_time=now,
-        remove_time=None,
     )
     origin = {"source_model_id": row.source_model_id, "source_version": row.source_version}
     record("model_created", row, subject=0, sha256=model.blob.sha256, size_bytes=model.blob.size_bytes, **origin)

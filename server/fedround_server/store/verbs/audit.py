@@ -2,25 +2,22 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from fedround_server.domain.aggregation import to_aggregation
 from fedround_server.domain.audit import AuditEntry, AuditHead, AuditRecord, Contribution, Origin
 from fedround_server.domain.errors import ModelNotFound
 from fedround_server.store.db.audit_trail import append
-from fedround_server.store.db.run import Database, verb
+from fedround_server.store.db.run import Verbs, verb
 from fedround_server.store.queries.audit import find_entries, find_head, find_origin, list_counted_updates
 from fedround_server.store.queries.model import lock_owned_model
 from fedround_server.store.queries.user import user_names
 from fedround_server.store.tables.schema import AuditRow
 
 
-@dataclass(frozen=True, slots=True)
-class AuditVerbs:
+class AuditVerbs(Verbs):
     """Verbs about the audit log as a whole; every other verb appends its own records."""
-
-    database: Database
 
     @verb
     def add(self, records: Sequence[AuditRecord]) -> None:

@@ -1,7 +1,6 @@
 """Verbs about credentials: tokens and the names in client certificates."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 
 from fedround_server.domain.errors import CertificateNameTaken, FedroundError, TokenNotFound, UserNotFound
@@ -9,7 +8,7 @@ from fedround_server.domain.identity import Credentials, Identity
 from fedround_server.domain.token import LIVE_TOKENS, Token
 from fedround_server.domain.user import UserView
 from fedround_server.store.db.audit_trail import record
-from fedround_server.store.db.run import Database, batched, verb
+from fedround_server.store.db.run import Verbs, batched, verb
 from fedround_server.store.queries.credentials import (
     find_certified_users,
     find_taken_name,
@@ -23,11 +22,8 @@ from fedround_server.store.tables.mapping import to_user
 from fedround_server.store.tables.schema import CertificateNameRow, TokenRow
 
 
-@dataclass(frozen=True, slots=True)
-class CredentialVerbs:
+class CredentialVerbs(Verbs):
     """Verbs about credentials."""
-
-    database: Database
 
     @batched
     def identify(self, asked: Sequence[tuple[Credentials]]) -> list[Identity | FedroundError]:

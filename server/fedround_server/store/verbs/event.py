@@ -1,19 +1,15 @@
 """Verbs about events: what a subscriber may read of the logs of trainings."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 
 from fedround_server.domain.errors import CursorExpired, FedroundError, TrainingNotFound
-from fedround_server.store.db.run import Database, batched, verb
+from fedround_server.store.db.run import Verbs, batched, verb
 from fedround_server.store.queries.event_log import LogPage, LogReader, find_start, read_logs
 from fedround_server.store.queries.log_view import LogView, find_open_views, find_views
 
 
-@dataclass(frozen=True, slots=True)
-class EventVerbs:
+class EventVerbs(Verbs):
     """Verbs about events."""
-
-    database: Database
 
     @verb
     def views(self, user_id: str, training_ids: Collection[str]) -> list[LogView]:
@@ -22,8 +18,12 @@ class EventVerbs:
         Raises:
             TrainingNotFound: The user never took part in one of them.
         """
-        found = find_views((training_id, user_id) for training_id in training_ids)
-        return [_existing(found, training_id, user_id) for training_id in sorted(set(training_ids))]
+        wanted = sorted(set(training_ids))
+        found = find_views((training_id, user_id) for training_id in wanted)
+        for training_id in wanted:
+            if (training_id, user_id) not in found:
+                raise TrainingNotFound(training_id)
+        return [found[training_id, user_id] for training_id in wanted]
 
     @verb
     def open_views(self, user_id: str) -> list[LogView]:
@@ -46,13 +46,6 @@ class EventVerbs:
         begun = [_begin(views, *question) for question in asked]
         pages = iter(read_logs([one for one in begun if isinstance(one, LogReader)]))
         return [next(pages) if isinstance(one, LogReader) else one for one in begun]
-
-
-def _existing(views: Mapping[tuple[str, str], LogView], training_id: str, user_id: str) -> LogView:
-    view = views.get((training_id, user_id))
-    if view is None:
-        raise TrainingNotFound(training_id)
-    return view
 
 
 def _begin(

@@ -1,16 +1,15 @@
 """Verbs about models and their versions."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
 from datetime import datetime
 
 from fedround_server.domain.errors import ModelInUse, Quota, TokenInvalid
+from fedround_server.domain.limits import Quotas
 from fedround_server.domain.model import Model, ModelVersion, NewModel, VersionView
-from fedround_server.domain.quota import Quotas
 from fedround_server.domain.report import MetricReport
 from fedround_server.domain.uncertainty import NoUncertainty, Uncertainty
 from fedround_server.store.db.audit_trail import record
-from fedround_server.store.db.run import Database, verb
+from fedround_server.store.db.run import Verbs, verb
 from fedround_server.store.queries.blob import needed_digests
 from fedround_server.store.queries.metrics import page_reports
 from fedround_server.store.queries.model import (
@@ -37,18 +36,14 @@ from fedround_server.store.transitions.versions import insert_model, put_tag, re
 MAX_TAGS = 100
 
 
-@dataclass(frozen=True, slots=True)
-class ModelVerbs:
+class ModelVerbs(Verbs):
     """Transactions about models."""
-
-    database: Database
 
     @verb
     def prepare(self, owner_id: str, upload_id: str | None, size: int, quotas: Quotas) -> Model | None:
         """Checks whether `create` would succeed, before a file of a size in bytes (0 if unknown) is received.
 
-        Returns:
-            The model that the upload has made before.
+        Returns the model that the upload has made before, if any.
 
         Raises:
             FieldInvalid: It was removed.
@@ -86,13 +81,7 @@ class ModelVerbs:
 
     @verb
     def get_version(self, model_id: str, version: int | None, user_id: str, tag: str = "") -> ModelVersion:
-        """Returns a version whose file is here, of a model like `get`.
-
-        Args:
-            model_id: The model.
-            version: The version; None for the one with the tag, or else the latest.
-            user_id: Who asks.
-            tag: A tag of the version.
+        """Returns a version whose file is here, of a model like `get`: the tagged one, else by number, else the latest.
 
         Raises:
             ModelNotFound: There is no such model, or no such version.
@@ -154,15 +143,10 @@ class ModelVerbs:
 
     @verb
     def metrics(self, model_id: str, user_id: str, after: tuple[int, str], limit: int) -> list[MetricReport]:
-        """Returns the metrics reported on a model, by round and reporter, a round's aggregated ones first.
+        """Returns the metrics reported on a model, by round and reporter, behind a (round, reporter).
 
-        The owner sees everything, a participant its own and the aggregated values that the training asked for.
-
-        Args:
-            model_id: The model.
-            user_id: Who asks.
-            after: Round and reporter of the report to go on behind; the aggregated ones have the reporter "".
-            limit: How many.
+        A round's aggregated ones come first, with the reporter "". The owner sees everything, a participant its own and
+        the aggregated values that the training asked for.
 
         Raises:
             ModelNotFound: There is no such model for the user.

@@ -12,7 +12,7 @@ from fedround_server.domain.rounds.kind import Computation
 from fedround_server.domain.rounds.round import Round, RoundState, RoundView, UnfinishedRound
 from fedround_server.domain.training import TrainingFailure
 from fedround_server.domain.update import Update
-from fedround_server.store.db.run import Database, verb
+from fedround_server.store.db.run import Verbs, verb
 from fedround_server.store.queries.participant import is_participant
 from fedround_server.store.queries.round import (
     counted_updates,
@@ -47,27 +47,16 @@ class AggregationTask:
     updates: tuple[Update, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class RoundVerbs:
+class RoundVerbs(Verbs):
     """Transactions about rounds."""
-
-    database: Database
 
     @verb
     def judge(
         self, training_id: str, number: int | None, *, due: bool, now: datetime, attempt: int | None = None
     ) -> bool:
-        """Evaluates the close policy of an open round.
+        """Evaluates the close policy of the current round, if it is open; returns whether this closed the round.
 
-        Args:
-            training_id: The training.
-            number: The round, if the cause belongs to one round (its deadline); no other round is touched.
-            due: Whether the round's deadline has passed.
-            now: The time to write.
-            attempt: The attempt at that round, likewise.
-
-        Returns:
-            Whether this closed the round.
+        If the cause belongs to a round or to an attempt at it, such as its deadline (`due`), no other one is touched.
         """
         training = lock_training(training_id)
         if training is None or (number is not None and training.round != number):
@@ -93,17 +82,10 @@ class RoundVerbs:
 
     @verb
     def commit(self, training_id: str, number: int, epoch: int, result: BlobRef | None, now: datetime) -> bool:
-        """Commits a round's result, and what follows: the next round, or the end.
+        """Commits a round's result, and what follows: the next round, or the end; returns whether this was the commit.
 
-        Args:
-            training_id: The training.
-            number: The round.
-            epoch: The epoch that the aggregation was started in; one of an earlier epoch does not commit (fencing).
-            result: The file that was made of the updates; None for a round that makes none.
-            now: The time to write.
-
-        Returns:
-            Whether this was the commit.
+        An aggregation that was started in an earlier epoch does not commit (fencing). The result is the file that was
+        made of the updates, if the round makes one.
         """
         training = lock_training(training_id)
         if training is None:

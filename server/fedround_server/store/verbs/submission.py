@@ -1,6 +1,5 @@
 """Transactions about what participants submit: updates, reports, and what was rejected."""
 
-from dataclasses import dataclass
 from datetime import datetime
 
 from fedround_server.domain.errors import TrainingNotFound
@@ -10,76 +9,57 @@ from fedround_server.domain.report import NewReport, Report
 from fedround_server.domain.update import NewUpdate, Update
 from fedround_server.failpoints import reached
 from fedround_server.store.db.rows import insert, save
-from fedround_server.store.db.run import Database, verb
+from fedround_server.store.db.run import Verbs, verb
 from fedround_server.store.queries import submission
 from fedround_server.store.queries.participant import took_part
 from fedround_server.store.queries.round import find_round
 from fedround_server.store.queries.submission import Admission
 from fedround_server.store.queries.training import find_visible, lock_visible
 from fedround_server.store.tables.mapping import to_report, to_update
-from fedround_server.store.tables.schema import ACTOR, RejectedUpdateRow, RoundRow, TrainingRow, UpdateRow
+from fedround_server.store.tables.schema import ACTOR, RejectedUpdateRow, UpdateRow
 from fedround_server.store.transitions import contributions
 from fedround_server.store.transitions.close_round import evaluate
 from fedround_server.store.transitions.training import append_event
 
 
-@dataclass(frozen=True, slots=True)
-class SubmissionVerbs:
+class SubmissionVerbs(Verbs):
     """Transactions about submissions."""
-
-    database: Database
 
     @verb
     def admit(self, new: NewUpdate) -> Admission | Update:
-        """Returns what an update must be to be accepted now, before its file is received.
-
-        Returns:
-            The same update, if it was accepted before.
+        """Returns what an update must be, before its file is received; or the same update, if it was accepted before.
 
         Raises:
             TrainingNotFound: The user has no part in such a training.
             RoundNotOpen: The round does not take updates.
             NotInCohort: The user does not belong to the round.
             UpdateExists: The user has submitted another update.
+            UpdateSuperseded: The same update was accepted before, and will not count.
             NumExamples: More than the training's limit.
         """
         return submission.admit(lock_visible(new.training_id, new.user_id), new)
 
     @verb
     def submit_update(self, update_id: str, new: NewUpdate, now: datetime) -> tuple[Update, bool]:
-        """Accepts an update, once.
-
-        Returns:
-            The update, and whether it closed the round: then the caller starts the aggregation.
+        """Accepts an update, once; returns whether it closed the round: then the caller starts the aggregation.
 
         Raises:
             FedroundError: As `admit`.
         """
-        training = lock_visible(new.training_id, new.user_id)
-        current = submission.check(training, new)
-        if isinstance(current, UpdateRow):
-            return to_update(current), False
-        row = _accept(training, current, new, update_id, now)
-        return to_update(row), evaluate(training, current, now)
+        row, closed = _submit(new, update_id, now)
+        return to_update(row), closed
 
     @verb
     def submit_report(self, report_id: str, new: NewReport, now: datetime) -> tuple[Report, bool]:
-        """Accepts a report, once.
-
-        Returns:
-            The report, and whether it closed the round: then the caller starts what follows.
+        """Accepts a report, once; returns whether it closed the round: then the caller starts what follows.
 
         Raises:
             FieldInvalid: The report lacks one of the training's metrics.
             MetricsExist: The user has sent another report.
             FedroundError: As `admit`.
         """
-        training = lock_visible(new.training_id, new.user_id)
-        current = submission.check(training, new)
-        if isinstance(current, UpdateRow):
-            return to_report(current), False
-        row = _accept(training, current, new, report_id, now)
-        return to_report(row), evaluate(training, current, now)
+        row, closed = _submit(new, report_id, now)
+        return to_report(row), closed
 
     @verb
     def record_rejected(
@@ -115,10 +95,12 @@ class SubmissionVerbs:
         ).execute()
 
 
-def _accept(
-    training: TrainingRow, current: RoundRow, new: NewUpdate | NewReport, update_id: str, now: datetime
-) -> UpdateRow:
-    """Inserts a submission, and counts it in its round."""
+def _submit(new: NewUpdate | NewReport, update_id: str, now: datetime) -> tuple[UpdateRow, bool]:
+    """Inserts a submission, unless it was accepted before, counts it in its round, and applies the close policy."""
+    training = lock_visible(new.training_id, new.user_id)
+    current = submission.check(training, new)
+    if isinstance(current, UpdateRow):
+        return current, False
     blob = new.blob if isinstance(new, NewUpdate) else None
     row = UpdateRow(
         update_id=update_id,
@@ -141,4 +123,4 @@ def _accept(
     accepted = UpdateAccepted(update_id, new.round, new.user_id, new.num_examples, current.arrived, current.expected)
     append_event(training, accepted, now, audience=ACTOR)
     reached("update.logged")
-    return row
+    return row, evaluate(training, current, now)

@@ -1,7 +1,6 @@
 """Transactions about trainings."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 
 from fedround_server.domain.errors import (
@@ -17,19 +16,20 @@ from fedround_server.domain.errors import (
     UnknownClients,
 )
 from fedround_server.domain.event import TrainingStarted
+from fedround_server.domain.limits import Quotas
 from fedround_server.domain.model import Manifest, NewModel
-from fedround_server.domain.quota import Quotas
 from fedround_server.domain.rounds import KINDS, next_kind
 from fedround_server.domain.training import Training, TrainingSpec, TrainingState
 from fedround_server.store.db.audit_trail import record
-from fedround_server.store.db.run import Database, verb
+from fedround_server.store.db.run import Verbs, verb
 from fedround_server.store.queries.model import get_model, lock_owned_model
-from fedround_server.store.queries.participant import is_participant, participant_ids
+from fedround_server.store.queries.participant import former_participants, is_participant, participant_ids
 from fedround_server.store.queries.quota import check_open_trainings, check_stored_bytes
 from fedround_server.store.queries.training import (
     find_created_training,
     find_training_of_model,
     find_visible,
+    is_removed,
     load_trainings,
     lock_steered,
     lock_visible,
@@ -46,31 +46,20 @@ from fedround_server.store.transitions.training import append_event, move, state
 from fedround_server.store.transitions.versions import insert_model
 
 
-@dataclass(frozen=True, slots=True)
-class TrainingVerbs:
+class TrainingVerbs(Verbs):
     """Transactions about trainings."""
-
-    database: Database
 
     @verb
     def prepare(self, actor_id: str, spec: TrainingSpec, quotas: Quotas, size: int = 0) -> Training | None:
-        """Checks whether `create` would succeed, before a model is received.
+        """Checks whether `create` would succeed, before a model of a size in bytes (0 if unknown) is received.
 
-        Args:
-            actor_id: Who creates it.
-            spec: What to train.
-            quotas: How much the actor may have.
-            size: Bytes of the model that is to be taken in, as far as known.
-
-        Returns:
-            What a create with the same request id made.
+        Returns what a create with the same request id made, if any.
 
         Raises:
             FedroundError: As `create`.
         """
-        _hold_actor(actor_id)
-        if spec.request_id is not None and (made := _created(actor_id, spec.request_id)) is not None:
-            return load_trainings([made])[0]
+        if (made := _created(actor_id, spec.request_id)) is not None:
+            return made
         check_open_trainings(actor_id, quotas)
         check_stored_bytes(actor_id, quotas, size)
         _refuse(unknown_users(spec.client_ids))
@@ -93,14 +82,8 @@ class TrainingVerbs:
     ) -> Training:
         """Stores a training, with its model and participants, or nothing at all.
 
-        Args:
-            training_id: The training's id.
-            actor_id: Who creates it.
-            spec: What to train; with model_id unless a model is given.
-            model: The streamed model.
-            new_model_id: The id of the streamed model, or of the copy if the stored one is in use.
-            quotas: How much the actor may have.
-            now: The time to write.
+        The spec has a model_id unless a model was streamed; new_model_id is the id of that one, or of the copy that is
+        made if the stored one is in use.
 
         Raises:
             UnknownClients: Some client_ids are of no user.
@@ -108,9 +91,8 @@ class TrainingVerbs:
             Quota: The actor has too many trainings, or its files too many bytes.
             TokenInvalid: The actor was removed.
         """
-        _hold_actor(actor_id)
-        if spec.request_id is not None and (made := _created(actor_id, spec.request_id)) is not None:
-            return load_trainings([made])[0]
+        if (made := _created(actor_id, spec.request_id)) is not None:
+            return made
         check_open_trainings(actor_id, quotas)
         _refuse(unknown_users(spec.client_ids))
         model_id = (
@@ -128,20 +110,13 @@ class TrainingVerbs:
             state=TrainingState.INITIAL.value,
             round=0,
             model_version=0,
-            best_version=None,
-            best_value=None,
             num_participants=0,
-            failure_reason=None,
-            failure_message=None,
             failure_missing=[],
             last_sequence=0,
             stored_bytes=0,
             request_id=spec.request_id,
-            start_request_id=None,
             create_time=now,
-            start_time=None,
             update_time=now,
-            remove_time=None,
         )
         record("training_created", row, aggregation=row.spec["aggregation"], target_num_updates=spec.target_num_updates)
         TrainingClientsRow.create(training_id=training_id, client_ids=list(spec.client_ids))
@@ -189,45 +164,49 @@ class TrainingVerbs:
     def remove_clients(
         self, training_id: str, caller_id: str, client_ids: Sequence[str], now: datetime
     ) -> tuple[Training, bool]:
-        """Removes participants: the actor any, a participant itself.
+        """Removes participants, the actor any, a participant itself; returns whether that closed the training's round.
 
-        Returns:
-            The training, and whether the removal closed its round.
+        Those that have left already are skipped: a caller repeats the call when it got no answer.
 
         Raises:
             TrainingNotFound: There is no such training for the caller.
             NotActor: A participant names others.
             TrainingEnded: The training is over.
-            UnknownClients: Some take no part; nothing is changed.
+            UnknownClients: Some never took part; nothing is changed.
             LastParticipant: None would be left in a running training.
         """
         row = lock_visible(training_id, caller_id)
-        leaving = set(client_ids)
-        if row.actor_id != caller_id:
+        if row.actor_id != caller_id and set(client_ids) != {caller_id}:
             if not is_participant(training_id, caller_id):
                 raise TrainingNotFound(training_id)
-            if leaving != {caller_id}:
-                raise NotActor("a participant may remove itself only: ask the actor")
-        if state_of(row).is_ended:
-            raise TrainingEnded(f"the training {training_id} is {row.state}: there is nothing to leave")
+            raise NotActor("a participant may remove itself only: ask the actor")
         present = set(participant_ids(training_id))
-        if unknown := leaving - present:
+        if unknown := set(client_ids) - present - former_participants(training_id, client_ids):
             raise UnknownClients(sorted(unknown), "not participants of the training")
-        if state_of(row).is_running and leaving == present:
+        leaving = set(client_ids) & present
+        if leaving and state_of(row).is_ended:
+            raise TrainingEnded(f"the training {training_id} is {row.state}: there is nothing to leave")
+        if leaving == present and state_of(row).is_running:
             raise LastParticipant("a running training keeps one participant: remove the training (force) instead")
-        closed = leave(row, sorted(leaving), now)
+        closed = bool(leaving) and leave(row, sorted(leaving), now)
         return load_trainings([row], viewer_id=_other_than_actor(row, caller_id))[0], closed
 
     @verb
     def remove(self, training_id: str, actor_id: str, *, force: bool, now: datetime) -> None:
-        """Removes a training; its model stays.
+        """Removes a training; its model stays. Does nothing if the actor has removed it before.
 
         Raises:
             TrainingNotFound: There is no such training for the caller.
             NotActor: The caller only takes part.
             TrainingRunning: It runs, and force is not set.
         """
-        row = lock_steered(training_id, actor_id)
+        try:
+            row = lock_steered(training_id, actor_id)
+        except TrainingNotFound:
+            # The caller repeats the call when it got no answer.
+            if is_removed(training_id, actor_id):
+                return
+            raise
         if state_of(row).is_running and not force:
             raise TrainingRunning(f"the training {training_id} is running: set force to remove it all the same")
         end_training.remove(row, now)
@@ -272,18 +251,20 @@ def _refuse(unknown: list[str]) -> None:
         raise UnknownClients(unknown)
 
 
-def _hold_actor(actor_id: str) -> None:
-    """Has the actor create one training at a time: else two at once both find room in its quota."""
+def _created(actor_id: str, request_id: str | None) -> Training | None:
+    """Returns the training that a request of an actor has created, if any, and locks the actor.
+
+    It creates one training at a time: else two at once both find room in its quota.
+    """
     if not lock_user(actor_id):
         # Removed since the call began.
         raise TokenInvalid
-
-
-def _created(actor_id: str, request_id: str) -> TrainingRow | None:
-    row = find_created_training(actor_id, request_id)
-    if row is not None and row.remove_time is not None:
+    row = None if request_id is None else find_created_training(actor_id, request_id)
+    if row is None:
+        return None
+    if row.remove_time is not None:
         raise FieldInvalid("request_id", "the training that it created was removed: use a new one")
-    return row
+    return load_trainings([row])[0]
 
 
 def _stored_model(model_id: str, version: int | None, actor_id: str, copy_id: str, now: datetime) -> str:

@@ -1,14 +1,13 @@
 """Verbs about users."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 
 from fedround_server.domain.errors import LastAdmin, TrainingRunning, UserExists, UserNotFound
 from fedround_server.domain.token import Token
 from fedround_server.domain.user import Role, User, UserView
 from fedround_server.store.db.audit_trail import record
-from fedround_server.store.db.run import Database, verb
+from fedround_server.store.db.run import Verbs, verb
 from fedround_server.store.queries.training import lock_trainings_of_user
 from fedround_server.store.queries.user import find_user, is_user_name_taken, lock_admin_ids, page_users
 from fedround_server.store.tables.base import BATCH_ROWS
@@ -20,11 +19,8 @@ from fedround_server.store.transitions.training import state_of
 from fedround_server.store.verbs.credentials import add_certificate_names, add_token, remove_credentials
 
 
-@dataclass(frozen=True, slots=True)
-class UserVerbs:
+class UserVerbs(Verbs):
     """Verbs about users."""
-
-    database: Database
 
     @verb
     def create(self, user: User, token: Token, certificate_names: Sequence[str] = ()) -> UserView:
@@ -60,10 +56,7 @@ class UserVerbs:
     def remove(self, user_id: str, now: datetime, *, force: bool = False) -> list[str]:
         """Removes a user with its credentials and the trainings that it steers, and from those that it takes part in.
 
-        Ended trainings stay.
-
-        Returns:
-            The ids of the trainings that were removed or left.
+        Ended trainings stay. Returns the ids of the trainings that were removed or left.
 
         Raises:
             UserNotFound: There is no such user.
