@@ -23,6 +23,7 @@ from fedround_client.errors import (
     from_event,
 )
 from fedround_client.participation import Participation
+from fedround_client.progress import kind_name, list_words, round_words
 from fedround_client.round_runner import RoundRunner
 from fedround_client.rpc import Response, Rpc
 from fedround_client.subscription import Subscription
@@ -59,11 +60,16 @@ class Participant(UserCalls, TrainingCalls):
         self._until_finished = until_finished or bool(training_id)
         # How many results of this participant were accepted, by training id.
         self._accepted: dict[str, int] = {}
+        # What this participant knows of trainings, by their ids, for messages.
+        self._targets: dict[str, int] = {}
+        self._names: dict[str, str] = {}
 
     def run(self) -> Participation:
         """Participates until the end."""
         keep_freed(MAX_FREED_BLOCK, TRIM_THRESHOLD)
-        self._user_id = self._retry(self.myself).user_id
+        myself = self._retry(self.myself)
+        self._user_id = myself.user_id
+        logger.info('Connected to %s as "%s"', self._rpc.address, myself.name)
         # A subscription to all trainings may begin with events of those that had ended before.
         ended = set() if self._training_id else self._retry(self._ended_trainings)
         while True:
@@ -83,17 +89,29 @@ class Participant(UserCalls, TrainingCalls):
                 logger.warning("Starting again at the current round: %s", error)
 
     def _ended_trainings(self) -> set[str]:
-        return {training.training_id for training in self.trainings("CLIENT") if training.state in _ENDED}
+        trainings = list(self.trainings("CLIENT"))
+        names = [f'"{training.spec.name}"' for training in trainings if training.state not in _ENDED]
+        if names:
+            noun = "training" if len(names) == 1 else "trainings"
+            logger.info("Registered in %d %s: %s", len(names), noun, list_words(names))
+        else:
+            logger.info("Registered in no training that is open: waiting for an actor to register this participant")
+        for training in trainings:
+            self._learn(training)
+        return {training.training_id for training in trainings if training.state in _ENDED}
 
     def _handle(self, event: Event, *, is_live: bool) -> Participation | None:
         """Handles an event; returns the result if it ends the participation."""
         kind = event.WhichOneof("payload")
+        if kind == "training_started":
+            self._targets[event.training_id] = event.training_started.target_num_updates
+            logger.info("The training has started: %d rounds", event.training_started.target_num_updates)
+            return None
         if kind == "round_started":
             self._run_round(event.training_id, event.round_started, is_live=is_live)
             return None
         if kind == "round_extended":
-            number, attempt = event.round_extended.round, event.round_extended.attempt
-            logger.info("Round %d of training %s is repeated: attempt %d", number, event.training_id, attempt)
+            logger.info("The round is repeated: attempt %d", event.round_extended.attempt)
             return None
         error = from_event(event) or self._removal(event)
         if error is not None:
@@ -104,7 +122,7 @@ class Participant(UserCalls, TrainingCalls):
         if kind != "training_finished":
             return None
         finished = event.training_finished
-        logger.info("Training %s is finished: model version %d", event.training_id, finished.model_version)
+        logger.info("The training is finished: the model has version %d", finished.model_version)
         rounds = self._accepted.pop(event.training_id, 0)
         result = Participation(event.training_id, finished.model_id, finished.model_version, rounds)
         return result if self._until_finished else None
@@ -118,21 +136,31 @@ class Participant(UserCalls, TrainingCalls):
         return RemovedFromTraining(grpc.StatusCode.ABORTED, "CLIENT_REMOVED", message, metadata)
 
     def _run_round(self, training_id: str, started: RoundStarted, *, is_live: bool) -> None:
-        if started.submitted:
-            logger.info("This participant is done with round %d of training %s.", started.round, training_id)
-            return
         try:
-            if not is_live and self._is_over(training_id, started):
-                logger.info("Round %d of training %s is over already.", started.round, training_id)
-                return
-            self._runner.run(training_id, started)
-            self._accepted[training_id] = self._accepted.get(training_id, 0) + 1
+            if started.submitted:
+                logger.info("%s: submitted already", self._round_name(training_id, started))
+            elif not is_live and self._is_over(training_id, started):
+                logger.info("%s: over already", self._round_name(training_id, started))
+            else:
+                self._runner.run(training_id, started, self._round_name(training_id, started))
+                self._accepted[training_id] = self._accepted.get(training_id, 0) + 1
+                logger.info("%s: accepted; waiting for the next round", self._round_name(training_id, started))
         except _ROUND_MISSED as error:
-            logger.warning("Round %d of training %s is missed: %s", started.round, training_id, error)
+            logger.warning("%s is missed: %s", self._round_name(training_id, started), error)
+
+    def _round_name(self, training_id: str, started: RoundStarted) -> str:
+        name = round_words(kind_name(started), started.model.version, self._targets.get(training_id, 0))
+        # Who participates in one training after another may participate in several at once.
+        return name if self._until_finished else f"{name} of training {self._names.get(training_id, training_id)}"
+
+    def _learn(self, training: Training) -> None:
+        self._targets[training.training_id] = training.spec.target_num_updates
+        self._names[training.training_id] = f'"{training.spec.name}"'
 
     def _is_over(self, training_id: str, started: RoundStarted) -> bool:
         """Returns whether a round was closed while this participant was disconnected or busy."""
         training: Training = self._retry(lambda: self.get_training(training_id))
+        self._learn(training)
         return training.state in _ENDED or training.round > started.round
 
     def _retry(self, call: Callable[[], Response]) -> Response:

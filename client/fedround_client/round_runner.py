@@ -9,14 +9,15 @@ from typing import Any
 import grpc
 
 from fedround.v1.aggregation_pb2 import UPDATE_PRECISION_UNSPECIFIED, UpdatePrecision
-from fedround.v1.event_pb2 import ModelInfo, RoundKind, RoundStarted
+from fedround.v1.event_pb2 import ModelInfo, RoundStarted
 from fedround.v1.model_pb2 import DownloadModelRequest
 from fedround_client.cache import ModelCache
 from fedround_client.download import Tee, download
 from fedround_client.errors import UnsupportedRound
 from fedround_client.half_precision import HALF_DTYPES, NotRepresentable, difference_sources
 from fedround_client.participation import Callbacks, Round, TrainResult, Update, as_report, as_update
-from fedround_client.payload import Payload
+from fedround_client.payload import Payload, Progress
+from fedround_client.progress import kind_name, transfer_log
 from fedround_client.round import RoundCalls
 from fedround_client.rpc import Rpc
 from fedround_client.safetensors_reader import SafetensorsReader
@@ -28,6 +29,9 @@ logger = logging.getLogger(__name__)
 
 SNAPSHOTS = 10
 """How many snapshots of the weights a SWAG round takes without a swag function."""
+
+ACTIVITIES = {"TRAIN": "training", "EVALUATE": "evaluating", "SWAG": "collecting weights for the posterior"}
+"""What a participant does in a round of each kind, for messages."""
 
 
 class RoundRunner(RoundCalls):
@@ -50,20 +54,23 @@ class RoundRunner(RoundCalls):
         self._framework = framework
         self._cache = cache
         self._full_updates = full_updates
+        self._name = ""
 
-    def run(self, training_id: str, started: RoundStarted) -> None:
+    def run(self, training_id: str, started: RoundStarted, name: str) -> None:
         """Runs a round until its result is accepted, for as long as the server takes to answer.
 
         Args:
             training_id: UUID of the training.
             started: The event that started the round.
+            name: The name of the round for people, which begins messages about it.
 
         Raises:
             UnsupportedRound: This SDK, or the participant's functions, cannot run such a round.
             FedroundError: The server answered with an error that is not transient.
         """
         round_ = _round(training_id, started)
-        logger.info("Round %d of training %s: %s", round_.number, training_id, round_.kind)
+        self._name = name
+        logger.info("%s: %s", name, ACTIVITIES.get(round_.kind, round_.kind))
         evaluate = self._callbacks.evaluate
         if round_.kind == "TRAIN":
             result = self._callbacks.train(self._fetch(round_, started.model), round_)
@@ -82,7 +89,11 @@ class RoundRunner(RoundCalls):
         """Returns the round's model as new arrays, which the user may change; downloads it unless it is cached."""
         if round_.assigned:
             return self.download_assigned_model(
-                round_.training_id, round_.number, framework=self._framework, attempts=None
+                round_.training_id,
+                round_.number,
+                framework=self._framework,
+                attempts=None,
+                progress=self._transfer_log("downloading"),
             )
         cached = self._cache.load(info.sha256, self._framework)
         if cached is not None:
@@ -97,6 +108,7 @@ class RoundRunner(RoundCalls):
                 ),
                 Tee(reader, cache_writer),
                 attempts=None,
+                progress=self._transfer_log("downloading"),
             )
         return reader.tensors()
 
@@ -104,8 +116,17 @@ class RoundRunner(RoundCalls):
         update = as_update(result)
         payload = self._half_precision_payload(round_, update.model, model_sha256) or Payload.of(update.model)
         self._submit_payload(
-            round_.training_id, round_.number, payload, update.num_examples, update.metrics, attempts=None
+            round_.training_id,
+            round_.number,
+            payload,
+            update.num_examples,
+            update.metrics,
+            attempts=None,
+            progress=self._transfer_log("uploading"),
         )
+
+    def _transfer_log(self, activity: str) -> Progress | None:
+        return transfer_log(self._rpc.clock, f"{self._name}: {activity}")
 
     def _half_precision_payload(self, round_: Round, update: StateDict, model_sha256: str) -> Payload | None:
         """Returns the update in half precision; None if the round or the update does not allow it.
@@ -120,7 +141,7 @@ class RoundRunner(RoundCalls):
         try:
             return Payload.of_tensors(difference_sources(update, model, round_.update_precision))
         except NotRepresentable as reason:
-            logger.warning("The update of round %d is sent in full: %s", round_.number, reason)
+            logger.warning("%s: the update is sent in full: %s", self._name, reason)
             return None
 
     def _collect_moments(self, model: dict[str, Any], round_: Round) -> Update:
@@ -135,11 +156,10 @@ class RoundRunner(RoundCalls):
 
 
 def _round(training_id: str, started: RoundStarted) -> Round:
-    is_known = started.kind in RoundKind.values()
     return Round(
         training_id=training_id,
         number=started.round,
-        kind=RoundKind.Name(started.kind).removeprefix("ROUND_KIND_") if is_known else str(started.kind),
+        kind=kind_name(started),
         model_version=started.model.version,
         deadline=_deadline(training_id, started) if started.HasField("deadline") else None,
         fed_prox_mu=started.aggregation.fed_prox.mu,

@@ -12,6 +12,7 @@ from google.protobuf.json_format import MessageToDict
 from fedround.v1.event_pb2 import Event
 from fedround.v1.training_pb2 import Training, TrainingState
 from fedround_client.command import training_clients, training_create, training_round
+from fedround_client.command.live import live_messages
 from fedround_client.command.output import (
     Columns,
     Format,
@@ -99,9 +100,11 @@ def wait(
     timeout: Annotated[float | None, typer.Option(help="Seconds to wait at most.")] = None,
     form: FormatOption = Format.TABLE,
 ) -> None:
-    """Wait until a training is completed; exits with 1 if it fails."""
+    """Wait until a training is completed, and say whom it waits for; exits with 1 if it fails."""
     with client_of(context) as client:
-        show(client.wait(training_id, timeout), form)
+        with live_messages():
+            training = client.wait(training_id, timeout)
+        show(training, form)
 
 
 @app.command()
