@@ -37,7 +37,7 @@ def unknown(words: list[str], command: Any) -> list[str]:
         if word.startswith("-"):
             if word.partition("=")[0] not in options:
                 return [word]
-        elif hasattr(command, "commands") and not words[position - 1].startswith("--"):
+        elif hasattr(command, "commands") and not "".join(words[:position][-1:]).startswith("--"):
             if word not in command.commands:
                 return [word]
             command = command.commands[word]
