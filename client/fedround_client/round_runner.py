@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 
@@ -23,7 +25,7 @@ from fedround_client.rpc import Rpc
 from fedround_client.safetensors_reader import SafetensorsReader
 from fedround_client.swag_moments import Moments
 from fedround_client.tensor_types import Framework, StateDict
-from fedround_client.tensors import copy_state
+from fedround_client.tensors import copy_state, metadata_of
 
 logger = logging.getLogger(__name__)
 
@@ -33,19 +35,31 @@ SNAPSHOTS = 10
 ACTIVITIES = {"TRAIN": "training", "EVALUATE": "evaluating", "SWAG": "collecting weights for the posterior"}
 """What a participant does in a round of each kind, for messages."""
 
+TORCH_HINT = (
+    'The models of this training are numpy arrays. For torch tensors write participate(..., framework="torch").'
+)
+
+Result = TypeVar("Result")
+
 
 class RoundRunner(RoundCalls):
     """Runs the rounds of a participant."""
 
     def __init__(
-        self, rpc: Rpc, callbacks: Callbacks, *, framework: Framework, cache: ModelCache, full_updates: bool = False
+        self,
+        rpc: Rpc,
+        callbacks: Callbacks,
+        *,
+        framework: Framework | None,
+        cache: ModelCache,
+        full_updates: bool = False,
     ) -> None:
         """Creates a runner.
 
         Args:
             rpc: Calls the server.
             callbacks: The user's functions.
-            framework: Framework of the models that the functions get.
+            framework: Framework of the models that the functions get; None for that of the training's first model.
             cache: Cache of model files.
             full_updates: Send updates in full even if the round accepts half precision.
         """
@@ -55,6 +69,8 @@ class RoundRunner(RoundCalls):
         self._cache = cache
         self._full_updates = full_updates
         self._name = ""
+        # In which framework the functions have got the global model, by training id.
+        self._frameworks: dict[str, Framework] = {}
 
     def run(self, training_id: str, started: RoundStarted, name: str) -> None:
         """Runs a round until its result is accepted, for as long as the server takes to answer.
@@ -73,28 +89,46 @@ class RoundRunner(RoundCalls):
         logger.info("%s: %s", name, ACTIVITIES.get(round_.kind, round_.kind))
         evaluate = self._callbacks.evaluate
         if round_.kind == "TRAIN":
-            result = self._callbacks.train(self._fetch(round_, started.model), round_)
+            result = self._call(self._callbacks.train, round_, started.model)
             self._submit(round_, result, started.model.sha256)
         elif round_.kind == "SWAG":
             collect = self._callbacks.swag or self._collect_moments
-            self._submit(round_, collect(self._fetch(round_, started.model), round_))
+            self._submit(round_, self._call(collect, round_, started.model))
         elif round_.kind == "EVALUATE" and evaluate is not None:
-            metrics, num_examples = as_report(evaluate(self._fetch(round_, started.model), round_))
+            metrics, num_examples = as_report(self._call(evaluate, round_, started.model))
             self._rpc.retrying(None)(self.submit_metrics, training_id, round_.number, metrics, num_examples)
         else:
             need = "an evaluate function: participate(train, evaluate)" if round_.kind == "EVALUATE" else "a newer SDK"
             raise _unsupported(training_id, round_.number, f"has the kind {round_.kind}, which needs {need}.")
 
+    def _call(self, function: Callable[[dict[str, Any], Round], Result], round_: Round, info: ModelInfo) -> Result:
+        """Calls a function of the user with the round's model."""
+        model = self._fetch(round_, info)
+        try:
+            return function(model, round_)
+        except Exception as error:
+            if "torch" in sys.modules and not metadata_of(model) and "ndarray" in str(error):
+                error.add_note(TORCH_HINT)
+            raise
+
     def _fetch(self, round_: Round, info: ModelInfo) -> dict[str, Any]:
-        """Returns the round's model as new arrays, which the user may change; downloads it unless it is cached."""
+        """Returns the round's model as new arrays, which the user may change."""
+        training_id = round_.training_id
         if round_.assigned:
+            # The file is another participant's, who may use another framework.
             return self.download_assigned_model(
-                round_.training_id,
+                training_id,
                 round_.number,
-                framework=self._framework,
+                framework=self._frameworks.get(training_id, self._framework),
                 attempts=None,
                 progress=self._transfer_log("downloading"),
             )
+        model = self._fetch_global(info)
+        self._frameworks[training_id] = "torch" if metadata_of(model) else "numpy"
+        return model
+
+    def _fetch_global(self, info: ModelInfo) -> dict[str, Any]:
+        """Returns a version of the global model; downloads it unless it is cached."""
         cached = self._cache.load(info.sha256, self._framework)
         if cached is not None:
             return cached
@@ -114,7 +148,9 @@ class RoundRunner(RoundCalls):
 
     def _submit(self, round_: Round, result: TrainResult, model_sha256: str = "") -> None:
         update = as_update(result)
-        payload = self._half_precision_payload(round_, update.model, model_sha256) or Payload.of(update.model)
+        payload = self._half_precision_payload(round_, update.model, model_sha256) or Payload.of(
+            update.model, names_framework=True
+        )
         self._submit_payload(
             round_.training_id,
             round_.number,

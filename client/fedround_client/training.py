@@ -94,7 +94,7 @@ class TrainingCalls:
         """
         if (model is None) == (not model_id):
             raise TypeError("create_training needs either a model or the model_id of a stored one.")
-        payload = Payload.of(model) if model is not None else Payload.empty()
+        payload = Payload.of(model, names_framework=True) if model is not None else Payload.empty()
         upload_id = str(uuid.uuid4()) if model is not None else ""
         spec = TrainingSpec(
             name=name,

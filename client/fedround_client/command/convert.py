@@ -12,6 +12,7 @@ import typer
 from fedround_client.command.output import Format, FormatOption
 from fedround_client.command.serve import require
 from fedround_client.command.session import fail
+from fedround_client.safetensors_header import TORCH_METADATA
 from fedround_client.tensor_types import TensorError
 from fedround_client.tensors import to_safetensors
 
@@ -28,7 +29,7 @@ def convert(
     target = output or state_dict.with_suffix(".safetensors")
     if target.resolve() == state_dict.resolve():
         fail(f"FILE: {target} is the file to convert: name another one for the result")
-    content = to_safetensors(_tensors(_load(state_dict)))
+    content = to_safetensors(_tensors(_load(state_dict)), TORCH_METADATA)
     target.write_bytes(content)
     if form is Format.JSON:
         typer.echo(json.dumps({"file": str(target), "size_bytes": len(content)}))
