@@ -16,7 +16,7 @@ with fr.connect() as client:  # reads FEDROUND_SERVER and FEDROUND_TOKEN
         client_ids=[user.user_id for user in client.users(role="CLIENT")],
         metric_names=["accuracy"],
         selection=fr.Selection("accuracy", "MAXIMIZE"),
-        deadline=60,  # seconds; a participant that is silent for longer does not stop the training
+        deadline=600,  # seconds; a round does not wait longer for a participant that is silent
         max_retries=3,
     )
     client.start_training(training.training_id)
