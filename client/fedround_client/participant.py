@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 
 import grpc
 
@@ -22,8 +23,10 @@ from fedround_client.errors import (
     UpdateExists,
     from_event,
 )
+from fedround_client.logs import get_logger
 from fedround_client.participation import Participation
-from fedround_client.progress import kind_name, list_words, round_words
+from fedround_client.progress import list_words
+from fedround_client.round_number import planned_rounds, round_text
 from fedround_client.round_runner import RoundRunner
 from fedround_client.rpc import Response, Rpc
 from fedround_client.subscription import Subscription
@@ -31,7 +34,7 @@ from fedround_client.training import TrainingCalls
 from fedround_client.user import UserCalls
 from fedround_wire.allocator import keep_freed
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 MAX_FREED_BLOCK, TRIM_THRESHOLD = 32 << 20, 64 << 20
 """Arguments of `keep_freed`: the values that glibc itself reaches once it has seen large blocks."""
@@ -61,7 +64,7 @@ class Participant(UserCalls, TrainingCalls):
         # How many results of this participant were accepted, by training id.
         self._accepted: dict[str, int] = {}
         # What this participant knows of trainings, by their ids, for messages.
-        self._targets: dict[str, int] = {}
+        self._planned: dict[str, int] = {}
         self._names: dict[str, str] = {}
 
     def run(self) -> Participation:
@@ -104,25 +107,26 @@ class Participant(UserCalls, TrainingCalls):
         """Handles an event; returns the result if it ends the participation."""
         kind = event.WhichOneof("payload")
         if kind == "training_started":
-            self._targets[event.training_id] = event.training_started.target_num_updates
-            logger.info("The training has started: %d rounds", event.training_started.target_num_updates)
+            self._log_start(event.training_id)
             return None
         if kind == "round_started":
             self._run_round(event.training_id, event.round_started, is_live=is_live)
             return None
         if kind == "round_extended":
-            logger.info("The round is repeated: attempt %d", event.round_extended.attempt)
+            name = self._round_name(event.training_id, event.round_extended.round)
+            logger.info("%s is repeated: attempt %d", name, event.round_extended.attempt)
             return None
         error = from_event(event) or self._removal(event)
         if error is not None:
             self._accepted.pop(event.training_id, None)
             if self._until_finished:
                 raise error
-            logger.warning("The participation in training %s has ended: %s", event.training_id, error)
+            logger.warning("The participation in training %s has ended: %s", self._name(event.training_id), error)
         if kind != "training_finished":
             return None
         finished = event.training_finished
-        logger.info("The training is finished: the model has version %d", finished.model_version)
+        name = self._name(event.training_id)
+        logger.info("Training %s is finished: the model has version %d", name, finished.model_version)
         rounds = self._accepted.pop(event.training_id, 0)
         result = Participation(event.training_id, finished.model_id, finished.model_version, rounds)
         return result if self._until_finished else None
@@ -138,24 +142,36 @@ class Participant(UserCalls, TrainingCalls):
     def _run_round(self, training_id: str, started: RoundStarted, *, is_live: bool) -> None:
         try:
             if started.submitted:
-                logger.info("%s: submitted already", self._round_name(training_id, started))
+                logger.info("%s: submitted already", self._round_name(training_id, started.round))
             elif not is_live and self._is_over(training_id, started):
-                logger.info("%s: over already", self._round_name(training_id, started))
+                logger.info("%s: over already", self._round_name(training_id, started.round))
             else:
-                self._runner.run(training_id, started, self._round_name(training_id, started))
+                self._runner.run(training_id, started, self._round_name(training_id, started.round))
                 self._accepted[training_id] = self._accepted.get(training_id, 0) + 1
-                logger.info("%s: accepted; waiting for the next round", self._round_name(training_id, started))
+                logger.info("%s: accepted; waiting for the next round", self._round_name(training_id, started.round))
         except _ROUND_MISSED as error:
-            logger.warning("%s is missed: %s", self._round_name(training_id, started), error)
+            logger.warning("%s is missed: %s", self._round_name(training_id, started.round), error)
 
-    def _round_name(self, training_id: str, started: RoundStarted) -> str:
-        name = round_words(kind_name(started), started.model.version, self._targets.get(training_id, 0))
-        # Who participates in one training after another may participate in several at once.
-        return name if self._until_finished else f"{name} of training {self._names.get(training_id, training_id)}"
+    def _log_start(self, training_id: str) -> None:
+        if not logger.isEnabledFor(logging.INFO):
+            return
+        if training_id not in self._planned:
+            with suppress(FedroundError):
+                self._learn(self.get_training(training_id))
+        logger.info("Training %s has started", self._name(training_id))
 
     def _learn(self, training: Training) -> None:
-        self._targets[training.training_id] = training.spec.target_num_updates
+        """Remembers what messages say of a training."""
+        self._planned[training.training_id] = planned_rounds(training.spec)
         self._names[training.training_id] = f'"{training.spec.name}"'
+
+    def _name(self, training_id: str) -> str:
+        return self._names.get(training_id, training_id)
+
+    def _round_name(self, training_id: str, number: int) -> str:
+        name = round_text(number, self._planned.get(training_id)).capitalize()
+        # Who participates in one training after another may participate in several at once.
+        return name if self._until_finished else f"{name} of training {self._name(training_id)}"
 
     def _is_over(self, training_id: str, started: RoundStarted) -> bool:
         """Returns whether a round was closed while this participant was disconnected or busy."""
@@ -166,3 +182,7 @@ class Participant(UserCalls, TrainingCalls):
     def _retry(self, call: Callable[[], Response]) -> Response:
         """Repeats a call until the server answers it."""
         return self._rpc.retrying(None)(call)
+
+
+def _title(number: int) -> str:
+    return round_text(number).capitalize()

@@ -11,10 +11,12 @@ from fedround.v1.round_pb2 import GetRoundRequest, Round
 from fedround.v1.training_pb2 import TRAINING_STATE_INITIAL, GetTrainingRequest, Training
 from fedround_client.clock import Clock
 from fedround_client.errors import FedroundError
+from fedround_client.logs import get_logger
 from fedround_client.payload import Progress
+from fedround_client.round_number import planned_rounds, round_text
 from fedround_client.rpc import Rpc
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 NAMES = 5
 """How many names a message lists."""
@@ -22,21 +24,6 @@ TRANSFER_SECONDS = 2.0
 """Seconds between two messages about a transfer."""
 ARRIVAL_SECONDS = 1.0
 """Seconds between two messages about updates that have arrived."""
-
-
-def round_words(kind: str, model_version: int, target: int = 0) -> str:
-    """Returns the name of a round for people, such as "Round 3 of 20".
-
-    Rounds are counted by the versions of the model: the third round makes version 3, and the evaluation of version 3
-    is a part of it.
-
-    Args:
-        kind: "TRAIN", "EVALUATE" or "SWAG".
-        model_version: Version of the model that the round starts from.
-        target: How many versions the training makes; 0 if that is not known.
-    """
-    count = model_version + 1 if kind == "TRAIN" else max(1, model_version)
-    return f"Round {count} of {target}" if target else f"Round {count}"
 
 
 def kind_name(started: RoundStarted) -> str:
@@ -110,8 +97,8 @@ class WaitLog:
 
     def _begin_round(self, started: RoundStarted) -> None:
         training = self._get_training()
-        target = training.spec.target_num_updates if training is not None else 0
-        self._round = round_words(kind_name(started), started.model.version, target)
+        planned = planned_rounds(training.spec) if training is not None else None
+        self._round = round_text(started.round, planned).capitalize()
         if kind_name(started) == "EVALUATE":
             self._round += ", evaluation"
         if self._update_missing():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -17,17 +16,19 @@ from fedround_client.cache import ModelCache
 from fedround_client.download import Tee, download
 from fedround_client.errors import UnsupportedRound
 from fedround_client.half_precision import HALF_DTYPES, NotRepresentable, difference_sources
+from fedround_client.logs import get_logger
 from fedround_client.participation import Callbacks, Round, TrainResult, Update, as_report, as_update
 from fedround_client.payload import Payload, Progress
 from fedround_client.progress import kind_name, transfer_log
 from fedround_client.round import RoundCalls
+from fedround_client.round_number import round_text
 from fedround_client.rpc import Rpc
 from fedround_client.safetensors_reader import SafetensorsReader
 from fedround_client.swag_moments import Moments
 from fedround_client.tensor_types import Framework, StateDict
 from fedround_client.tensors import copy_state, metadata_of
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 SNAPSHOTS = 10
 """How many snapshots of the weights a SWAG round takes without a swag function."""
@@ -222,5 +223,5 @@ def _deadline(training_id: str, started: RoundStarted) -> datetime:
 
 
 def _unsupported(training_id: str, number: int, problem: str) -> UnsupportedRound:
-    message = f"Round {number} of training {training_id} {problem}"
+    message = f"{round_text(number).capitalize()} of training {training_id} {problem}"
     return UnsupportedRound(grpc.StatusCode.UNIMPLEMENTED, "UNSUPPORTED_ROUND", message, {"training_id": training_id})

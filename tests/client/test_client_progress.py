@@ -12,6 +12,7 @@ from fedround.v1 import event_pb2
 from fedround.v1.event_pb2 import ROUND_KIND_EVALUATE, ROUND_KIND_SWAG, Event, RoundClosed, UpdateAccepted
 from fedround.v1.round_pb2 import GetRoundResponse, Round, RoundParticipant, SubmitMetricsResponse
 from fedround.v1.training_pb2 import (
+    EVALUATION_EVERY_ROUND,
     TRAINING_STATE_INITIAL,
     TRAINING_STATE_ONGOING,
     GetTrainingResponse,
@@ -22,12 +23,14 @@ from fedround.v1.training_pb2 import (
 from fedround.v1.user_pb2 import GetMyselfResponse, User
 from fedround_client import progress
 from fedround_client.command import live
-from fedround_client.progress import list_words, round_words, transfer_log
+from fedround_client.progress import list_words, transfer_log
 
 pytestmark = pytest.mark.timeout(30)
 
 DIGITS = Training(
-    training_id=TRAINING, state=TRAINING_STATE_ONGOING, spec=TrainingSpec(name="digits", target_num_updates=20)
+    training_id=TRAINING,
+    state=TRAINING_STATE_ONGOING,
+    spec=TrainingSpec(name="digits", target_num_updates=10, metric_names=["loss"], evaluation=EVALUATION_EVERY_ROUND),
 )
 
 
@@ -48,14 +51,6 @@ def three_sites(*arrived):
     return GetRoundResponse(round=Round(participants=sites, updates_arrived=len(arrived), updates_expected=3))
 
 
-@pytest.mark.parametrize(
-    ("kind", "version", "words"),
-    [("TRAIN", 0, "Round 1 of 20"), ("TRAIN", 19, "Round 20 of 20"), ("EVALUATE", 20, "Round 20 of 20")],
-)
-def test_rounds_are_counted_by_the_versions_that_they_make(kind, version, words) -> None:
-    assert round_words(kind, version, 20) == words
-
-
 def test_names_are_listed_and_many_are_counted() -> None:
     assert [list_words(["a", "b", "c"][:number]) for number in range(4)] == ["", "a", "a and b", "a, b and c"]
     assert list_words(str(number) for number in range(12)) == "0, 1, 2, 3, 4 and 7 others"
@@ -71,15 +66,15 @@ def test_a_participant_says_what_it_does(server, messages) -> None:
     server.reply("GetTraining", GetTrainingResponse(training=DIGITS))
     rounds.serve_model(1)
     server.reply("SubmitMetrics", SubmitMetricsResponse())
-    rounds.send(finished(3, version=20))
+    rounds.send(finished(3, version=10))
     rounds.result()
     assert messages() == [
         'Connected to there:1 as ""',
         "Round 1 of 20: training",
         "Round 1 of 20: accepted; waiting for the next round",
-        "Round 1 of 20: evaluating",
-        "Round 1 of 20: accepted; waiting for the next round",
-        "The training is finished: the model has version 20",
+        "Round 2 of 20: evaluating",
+        "Round 2 of 20: accepted; waiting for the next round",
+        'Training "digits" is finished: the model has version 10',
     ]
 
 
@@ -100,7 +95,7 @@ def test_a_participant_says_what_it_is_registered_in(server, messages) -> None:
     assert messages()[:3] == [
         'Connected to there:1 as "site 1"',
         'Registered in 1 training: "digits"',
-        "The training has started: 20 rounds",
+        'Training "digits" has started',
     ]
 
 
@@ -159,7 +154,7 @@ def test_an_actor_reads_whom_a_round_waits_for(server, messages) -> None:
         "Round 1 of 20: 2 of 3 are in; waiting for site 3",
         "Round 1 of 20: aggregating",
         "Round 1 of 20 is done with 3 submissions: loss 0.25",
-        "Round 1 of 20, evaluation: 2 of 3 are in; waiting for site 2",
+        "Round 2 of 20, evaluation: 2 of 3 are in; waiting for site 2",
     ]
 
 
@@ -195,7 +190,7 @@ def test_a_participant_that_waits_reads_the_round_only(server, messages) -> None
     server.fail("GetTraining", error_status(grpc.StatusCode.NOT_FOUND, "TRAINING_NOT_FOUND"))
     server.fail("GetRound", error_status(grpc.StatusCode.PERMISSION_DENIED, "NOT_ACTOR"))
     end(server, call, rpc, 2)
-    assert messages() == ["Round 3"]
+    assert messages() == ["Round 4"]
 
 
 def test_waiting_makes_no_calls_where_nobody_reads_it(server) -> None:

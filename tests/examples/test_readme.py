@@ -111,7 +111,8 @@ def test_init_replaces_no_file(server: Server, tmp_path: Path) -> None:
     terminal = Terminal(server, "", tmp_path)
     with terminal.start("-m", "fedround_client", "init", ".") as process:
         said, _ = process.communicate()
-    assert (process.returncode, said) == (1, "error: FILE: . has actor.py already: name another folder\n")
+    assert process.returncode == 2
+    assert said == "error: FILE_EXISTS: actor.py exists: use --force to overwrite it, or give another name\n"
     assert [path.name for path in tmp_path.glob("*.py")] == ["actor.py"]
     assert (tmp_path / "actor.py").read_text() == "mine"
 

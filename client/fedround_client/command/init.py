@@ -8,21 +8,28 @@ from typing import Annotated
 
 import typer
 
-from fedround_client.command.session import fail
+from fedround_client.command.files import ForceOption, check_new
+from fedround_client.command.output import Format, FormatOption, echo, echo_json
 
 TEMPLATE = ("README.md", "network.py", "participant.py", "actor.py")
 
 
 def init(
-    folder: Annotated[Path, typer.Argument(help="The folder to create, or an existing one without such files.")],
+    folder: Annotated[Path, typer.Argument(help="The folder to write to; created if it does not exist.")],
+    force: ForceOption = False,
+    form: FormatOption = Format.TABLE,
 ) -> None:
-    """Create a folder with a training of a PyTorch network, to run as it is and to change."""
-    existing = [name for name in TEMPLATE if (folder / name).exists()]
-    if existing:
-        fail(f"FILE: {folder} has {' and '.join(existing)} already: name another folder")
+    """Write a training of a PyTorch network, to run as it is and to change."""
+    targets = [folder / name for name in TEMPLATE]
+    for target in targets:
+        check_new(target, force)
     folder.mkdir(parents=True, exist_ok=True)
     template = files("fedround_client") / "template"
-    for name in TEMPLATE:
-        (folder / name).write_text((template / name).read_text(encoding="utf-8"), encoding="utf-8")
-        typer.echo(str(folder / name))
-    typer.echo(f"{folder / 'README.md'} says how to run them.", err=True)
+    for target in targets:
+        target.write_text((template / target.name).read_text(encoding="utf-8"), encoding="utf-8")
+    if form is Format.JSON:
+        echo_json({"files": [str(target) for target in targets]})
+        return
+    for target in targets:
+        echo(str(target))
+    echo(f"{targets[0]} says how to run them.", err=True)

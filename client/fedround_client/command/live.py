@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.status import Status
 
+from fedround_client.printable import printable
+
 _SDK = logging.getLogger("fedround_client")
 
 
@@ -51,7 +53,7 @@ class _Handler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Shows a message."""
-        text = record.getMessage()
+        text = printable(record.getMessage())
         if self._status is not None and record.levelno == logging.INFO:
             self._status.update(escape(text))
         else:
