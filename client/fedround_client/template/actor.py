@@ -12,7 +12,7 @@ with fr.connect() as client:  # reads FEDROUND_SERVER and FEDROUND_TOKEN
     training = client.create_training(
         make_network().state_dict(),
         name="circle",
-        target_num_updates=10,
+        target_num_updates=5,
         client_ids=[user.user_id for user in client.users(role="CLIENT")],
         metric_names=["accuracy"],
         selection=fr.Selection("accuracy", "MAXIMIZE"),

@@ -16,8 +16,8 @@ held_out = 100  # examples for the evaluation, which the training does not see
 def train(model, round):
     network.load_state_dict(model)
     network.train()
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
-    for batch in torch.randperm(len(inputs) - held_out).split(20):
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.3)
+    for batch in torch.randperm(len(inputs) - held_out).split(10):
         loss = cross_entropy(network(inputs[held_out + batch]), labels[held_out + batch])
         optimizer.zero_grad()
         loss.backward()
