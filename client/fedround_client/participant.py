@@ -21,6 +21,7 @@ from fedround_client.errors import (
     TrainingEnded,
     TrainingNotFound,
     UpdateExists,
+    UpdateSuperseded,
     from_event,
 )
 from fedround_client.logs import get_logger
@@ -40,7 +41,16 @@ MAX_FREED_BLOCK, TRIM_THRESHOLD = 32 << 20, 64 << 20
 """Arguments of `keep_freed`: the values that glibc itself reaches once it has seen large blocks."""
 
 # ModelNotFound: when a round is over, its model may have been replaced by later versions and lost its file.
-_ROUND_MISSED = (UpdateExists, MetricsExist, RoundNotOpen, NotInCohort, TrainingEnded, TrainingNotFound, ModelNotFound)
+_ROUND_MISSED = (
+    UpdateExists,
+    UpdateSuperseded,
+    MetricsExist,
+    RoundNotOpen,
+    NotInCohort,
+    TrainingEnded,
+    TrainingNotFound,
+    ModelNotFound,
+)
 _ENDED = (TRAINING_STATE_COMPLETED, TRAINING_STATE_ERROR)
 
 

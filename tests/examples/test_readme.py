@@ -161,4 +161,4 @@ def test_the_first_day_is_what_its_commands_print() -> None:
         text=True,
         check=False,
     )
-    assert (run.returncode, run.stderr) == (0, "")
+    assert (run.returncode, run.stdout, run.stderr) == (0, "", "")

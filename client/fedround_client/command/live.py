@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import logging
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
-from rich.markup import escape
-from rich.status import Status
-
-from fedround_client.printable import printable
+from fedround_client.command.output import echo, live_line
 
 _SDK = logging.getLogger("fedround_client")
 
 
 @contextmanager
-def live_messages() -> Iterator[None]:
-    """Shows the SDK's messages on stderr during the block: on a terminal as one line that changes, else as lines."""
-    console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
-    with _status(console) as status:
-        handler = _Handler(console, status)
+def live_messages(text: str) -> Iterator[None]:
+    """Shows the SDK's messages on stderr during the block: on a terminal as one line that changes, else as lines.
+
+    Args:
+        text: What the line says before the first message.
+    """
+    with live_line(text) as say:
+        handler = _Handler(say)
         level, propagate = _SDK.level, _SDK.propagate
         _SDK.addHandler(handler)
         _SDK.setLevel(logging.INFO)
@@ -34,27 +32,17 @@ def live_messages() -> Iterator[None]:
             _SDK.propagate = propagate
 
 
-@contextmanager
-def _status(console: Console) -> Iterator[Status | None]:
-    if not sys.stderr.isatty():
-        yield None
-        return
-    with console.status("Waiting") as status:
-        yield status
-
-
 class _Handler(logging.Handler):
-    """Prints messages; with a status, one of the level INFO replaces the one before it."""
+    """Prints messages; with a function that replaces the line, one of the level INFO replaces the one before it."""
 
-    def __init__(self, console: Console, status: Status | None) -> None:
+    def __init__(self, say: Callable[[str], None] | None) -> None:
         super().__init__(logging.INFO)
-        self._console = console
-        self._status = status
+        self._say = say
 
     def emit(self, record: logging.LogRecord) -> None:
         """Shows a message."""
-        text = printable(record.getMessage())
-        if self._status is not None and record.levelno == logging.INFO:
-            self._status.update(escape(text))
+        text = record.getMessage()
+        if self._say is not None and record.levelno == logging.INFO:
+            self._say(text)
         else:
-            self._console.print(text)
+            echo(text, err=True)

@@ -18,6 +18,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
+from rich.text import Text
 
 from fedround_client.errors import ResponseInvalid
 from fedround_client.payload import Progress as Report
@@ -169,6 +170,16 @@ def progress(what: str) -> Iterator[Report | None]:
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
+def live_line(text: str) -> Iterator[Callable[[str], None] | None]:
+    """Shows a line on stderr during the block, if that is a terminal; yields what replaces the line by another one."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    with Console(stderr=True).status(Text(printable(text))) as status:
+        yield lambda line: status.update(Text(printable(line)))
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:

@@ -118,9 +118,9 @@ def wait(
     """Wait until a training is completed, and say whom it waits for; exits with 1 if it fails."""
     with client_of(context) as client:
         training_id = names.training_id(client, training)
-        with live_messages():
-            found = client.wait(training_id, timeout)
-        show_training(found, form)
+        with live_messages("waiting for the training"):
+            ended = client.wait(training_id, timeout)
+    show_training(ended, form)
 
 
 @app.command()
