@@ -89,8 +89,8 @@ class ModelCache:
                     os.utime(path)
         return self._file
 
-    def load(self, sha256: str, framework: Framework) -> dict[str, Any] | None:
-        """Returns the tensors of the file with a digest; None if it is not cached, or damaged.
+    def load(self, sha256: str, framework: Framework | None) -> dict[str, Any] | None:
+        """Returns the tensors of the file with a digest, as a SafetensorsReader; None if it is not cached, or damaged.
 
         Raises:
             TensorError: It has a dtype that numpy does not have.

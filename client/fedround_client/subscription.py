@@ -26,7 +26,8 @@ class Subscription:
     """Iterates over the events of one training, or of all the caller's trainings, each once and in order.
 
     It reconnects with back-off without a limit, and resumes behind the last event that it yielded. It does not yield
-    heartbeats and going_away. A subscription to one training ends after the training's final event.
+    going_away, and heartbeats only if they are asked for. A subscription to one training ends after the training's
+    final event.
 
     Attributes:
         is_connected: Whether the server has sent something since the last error.
@@ -42,6 +43,7 @@ class Subscription:
         resume_after: Mapping[str, int] | None = None,
         timeout: float | None = None,
         session_id: str = "",
+        heartbeats: bool = False,
     ) -> None:
         """Prepares the subscription; iterating opens it.
 
@@ -51,6 +53,7 @@ class Subscription:
             resume_after: The sequence of the last known event, by training id.
             session_id: UUID of the program, if it takes part in rounds by this subscription.
             timeout: Seconds from now after which it raises TimeoutError; None for no limit.
+            heartbeats: Whether to yield heartbeats, which the server sends while there is no event.
         """
         self._rpc = rpc
         self._clock = rpc.clock
@@ -60,6 +63,7 @@ class Subscription:
         self._timeout = timeout
         self._ends_at = None if timeout is None else self._clock.time() + timeout
         self._last_error: FedroundError | None = None
+        self._heartbeats = heartbeats
         self.is_live = False
         self.is_connected = False
 
@@ -80,7 +84,9 @@ class Subscription:
                             raise self._connection_lost(event.going_away.message)
                         attempt.retry_state.attempt_number = 1
                         self._last_error = None
-                        if self._advance(event) and kind != "heartbeat":
+                        # Also of a heartbeat, which carries the position reached.
+                        is_new = self._advance(event)
+                        if self._heartbeats if kind == "heartbeat" else is_new:
                             yield event
                             if self._training_id and kind in FINAL_EVENTS:
                                 return

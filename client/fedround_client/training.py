@@ -16,6 +16,7 @@ from fedround_client import options
 from fedround_client.errors import FedroundError, NotActor, TrainingFailed, from_event
 from fedround_client.options import AggregationOption, EvaluationName, PrecisionName, Selection, UncertaintyOption
 from fedround_client.payload import ModelSource, Payload, Progress
+from fedround_client.progress import WaitLog
 from fedround_client.rpc import Rpc, duration
 from fedround_client.subscription import Subscription
 from fedround_client.upload import upload
@@ -99,7 +100,7 @@ class TrainingCalls:
         """
         if (model is None) == (not model_id):
             raise TypeError("create_training needs either a model or the model_id of a stored one.")
-        payload = Payload.of(model) if model is not None else Payload.empty()
+        payload = Payload.of(model, names_framework=True) if model is not None else Payload.empty()
         upload_id = str(uuid.uuid4()) if model is not None else ""
         spec = TrainingSpec(
             name=name,
@@ -215,6 +216,8 @@ class TrainingCalls:
     def wait(self, training_id: str, timeout: float | None = None) -> Training:
         """Waits until a training is completed, and returns it.
 
+        It logs at the level INFO which round the training is in, and whom the round waits for.
+
         Args:
             training_id: UUID of the training.
             timeout: Seconds; None for no limit.
@@ -224,9 +227,11 @@ class TrainingCalls:
             TrainingFailed: It ended in the state ERROR.
             TrainingRemoved: It was removed.
         """
-        subscription = Subscription(self._rpc, training_id, timeout=timeout)
+        log = WaitLog(self._rpc, training_id)
+        subscription = Subscription(self._rpc, training_id, timeout=timeout, heartbeats=True)
         try:
             for event in subscription:
+                log.add(event)
                 error = from_event(event)
                 if error is not None:
                     raise self._with_details(error)
