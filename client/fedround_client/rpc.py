@@ -176,7 +176,7 @@ class Rpc:
         Args:
             method: The method.
             requests: The messages; they tell `silence` when they are ready to be sent.
-            silence: Ends the call when the server takes no message, or does not answer, for too long; None for no limit.
+            silence: Ends the call when the server takes no message, or gives no answer; by default it has no limit.
 
         Raises:
             FedroundError: The call failed.
