@@ -1,5 +1,6 @@
 """What participants and actors say that they do and wait for."""
 
+import json
 import logging
 from contextlib import nullcontext
 
@@ -210,6 +211,17 @@ def test_the_command_prints_a_line_for_each_message(server, command) -> None:
     assert result.stderr == "Round 1 of 20: 1 of 3 are in; waiting for site 1 and site 3\n"
     assert "digits" in result.stdout
     assert logging.getLogger("fedround_client").handlers == []
+
+
+def test_the_command_prints_nothing_but_json_where_json_is_asked_for(server, command) -> None:
+    call = command("training", "wait", TRAINING, "--format", "json")
+    _, rpc = server.stream("Subscribe")
+    rpc.send_response(round_started(1, 0))
+    rpc.send_response(finished(2))
+    server.reply("GetTraining", GetTrainingResponse(training=DIGITS))
+    result = done(call)
+    assert result.stderr == ""
+    assert json.loads(result.stdout)["training_id"] == TRAINING
 
 
 def test_on_a_terminal_one_line_changes_and_warnings_stay(monkeypatch, capsys) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from enum import StrEnum
 from typing import Annotated
 
@@ -118,7 +118,8 @@ def wait(
     """Wait until a training is completed, and say whom it waits for; exits with 1 if it fails."""
     with client_of(context) as client:
         training_id = names.training_id(client, training)
-        with live_messages("waiting for the training"):
+        # Programs that ask for JSON often read both streams as one.
+        with live_messages("waiting for the training") if form is Format.TABLE else nullcontext():
             ended = client.wait(training_id, timeout)
     show_training(ended, form)
 
