@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import TypeAlias
 
 from fedround_client.safetensors_stream import SafetensorsStream, TensorSource
+from fedround_client.state_dict import model_path
 from fedround_client.tensor_types import StateDict
 from fedround_client.tensors import array_sources
 
@@ -41,12 +42,12 @@ class Payload:
         """Returns the payload of a state dict or a file, which must not change until it is sent; nothing is copied.
 
         Raises:
-            TensorError: The state dict cannot be written as safetensors.
+            TensorError: It is neither, or the state dict cannot be written as safetensors.
             OSError: The file cannot be read.
         """
-        if isinstance(model, Mapping):
+        if not isinstance(model, (str, PathLike)):
             return cls.of_tensors(array_sources(model))
-        path = Path(model)
+        path = model_path(model)
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             return cls(file.tell(), digest, path)
