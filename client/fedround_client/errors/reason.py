@@ -48,6 +48,7 @@ __all__ = [
     "ServerLeaving",
     "ServerOverloaded",
     "StoreUnavailable",
+    "TensorsMismatch",
     "TokenExpired",
     "TokenInvalid",
     "TokenMissing",
@@ -198,8 +199,12 @@ class NotInCohort(PermissionDenied, reason="NOT_IN_COHORT"):
     """The caller does not belong to the round's cohort."""
 
 
+class TensorsMismatch(InvalidArgument, reason="TENSORS_MISMATCH"):
+    """The names of the update's tensors are not those that the round asks for."""
+
+
 class UpdateMismatch(InvalidArgument, reason="UPDATE_MISMATCH"):
-    """The names, shapes or dtypes of the update's tensors are not those that the round asks for."""
+    """The shapes or dtypes of the update's tensors are not those that the round asks for."""
 
 
 class UpdateNotFinite(InvalidArgument, reason="UPDATE_NOT_FINITE"):
