@@ -27,7 +27,7 @@ from fedround.v1 import training_pb2 as fedround_dot_v1_dot_training__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x66\x65\x64round/v1/round.proto\x12\x0b\x66\x65\x64round.v1\x1a\x17\x66\x65\x64round/v1/event.proto\x1a\x1a\x66\x65\x64round/v1/training.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf5\x03\n\nUpdateSpec\x12\x13\n\x0btraining_id\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12\x14\n\x0cnum_examples\x18\x03 \x01(\x03\x12\x35\n\x07metrics\x18\x04 \x03(\x0b\x32$.fedround.v1.UpdateSpec.MetricsEntry\x12\x0e\n\x06sha256\x18\x05 \x01(\t\x12\x12\n\nsize_bytes\x18\x06 \x01(\x04\x12\x11\n\tupload_id\x18\x07 \x01(\t\x12\x0e\n\x06offset\x18\x08 \x01(\x04\x12>\n\x0ctext_metrics\x18\t \x03(\x0b\x32(.fedround.v1.UpdateSpec.TextMetricsEntry\x12>\n\x0clist_metrics\x18\n \x03(\x0b\x32(.fedround.v1.UpdateSpec.ListMetricsEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a\x32\n\x10TextMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1aK\n\x10ListMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12&\n\x05value\x18\x02 \x01(\x0b\x32\x17.fedround.v1.MetricList:\x02\x38\x01\"\x9d\x01\n\rUpdateReceipt\x12\x11\n\tupdate_id\x18\x01 \x01(\t\x12\x13\n\x0btraining_id\x18\x02 \x01(\t\x12\r\n\x05round\x18\x03 \x01(\r\x12\x0e\n\x06sha256\x18\x04 \x01(\t\x12/\n\x0b\x61\x63\x63\x65pt_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cnum_examples\x18\x06 \x01(\x03\"\xba\x01\n\x10SubscribeRequest\x12\x13\n\x0btraining_id\x18\x01 \x01(\t\x12U\n\x15resume_after_sequence\x18\x02 \x03(\x0b\x32\x36.fedround.v1.SubscribeRequest.ResumeAfterSequenceEntry\x1a:\n\x18ResumeAfterSequenceEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\xa6\x01\n\x13SubmitUpdateRequest\x12%\n\x04spec\x18\x01 \x01(\x0b\x32\x17.fedround.v1.UpdateSpec\x12\r\n\x05\x63hunk\x18\x02 \x01(\x0c\x12\x19\n\x0c\x63hunk_crc32c\x18\x03 \x01(\x07H\x00\x88\x01\x01\x12-\n\x0b\x63ompression\x18\x04 \x01(\x0e\x32\x18.fedround.v1.CompressionB\x0f\n\r_chunk_crc32c\"C\n\x14SubmitUpdateResponse\x12+\n\x07receipt\x18\x01 \x01(\x0b\x32\x1a.fedround.v1.UpdateReceipt\"%\n\x10GetUploadRequest\x12\x11\n\tupload_id\x18\x01 \x01(\t\"+\n\x11GetUploadResponse\x12\x16\n\x0e\x63ommitted_size\x18\x01 \x01(\x04\"\x81\x01\n\x1c\x44ownloadAssignedModelRequest\x12\x13\n\x0btraining_id\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12-\n\x0b\x63ompression\x18\x04 \x01(\x0e\x32\x18.fedround.v1.Compression\"\xaf\x01\n\x1d\x44ownloadAssignedModelResponse\x12$\n\x04info\x18\x01 \x01(\x0b\x32\x16.fedround.v1.ModelInfo\x12\r\n\x05\x63hunk\x18\x02 \x01(\x0c\x12\x19\n\x0c\x63hunk_crc32c\x18\x03 \x01(\x07H\x00\x88\x01\x01\x12-\n\x0b\x63ompression\x18\x04 \x01(\x0e\x32\x18.fedround.v1.CompressionB\x0f\n\r_chunk_crc32c\"\xd6\x03\n\x14SubmitMetricsRequest\x12\x13\n\x0btraining_id\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12?\n\x07metrics\x18\x03 \x03(\x0b\x32..fedround.v1.SubmitMetricsRequest.MetricsEntry\x12\x14\n\x0cnum_examples\x18\x04 \x01(\x03\x12H\n\x0ctext_metrics\x18\x05 \x03(\x0b\x32\x32.fedround.v1.SubmitMetricsRequest.TextMetricsEntry\x12H\n\x0clist_metrics\x18\x06 \x03(\x0b\x32\x32.fedround.v1.SubmitMetricsRequest.ListMetricsEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a\x32\n\x10TextMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1aK\n\x10ListMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12&\n\x05value\x18\x02 \x01(\x0b\x32\x17.fedround.v1.MetricList:\x02\x38\x01\"\x17\n\x15SubmitMetricsResponse\"D\n\x0fGetRoundRequest\x12\x13\n\x0btraining_id\x18\x01 \x01(\t\x12\x12\n\x05round\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\x08\n\x06_round\"5\n\x10GetRoundResponse\x12!\n\x05round\x18\x01 \x01(\x0b\x32\x12.fedround.v1.Round\"\x9f\x05\n\x05Round\x12\x13\n\x0btraining_id\x18\x01 \x01(\t\x12\x0e\n\x06number\x18\x02 \x01(\r\x12$\n\x04kind\x18\x03 \x01(\x0e\x32\x16.fedround.v1.RoundKind\x12&\n\x05state\x18\x04 \x01(\x0e\x32\x17.fedround.v1.RoundState\x12\x15\n\rmodel_version\x18\x05 \x01(\r\x12\x17\n\x0fupdates_arrived\x18\x06 \x01(\r\x12\x18\n\x10updates_expected\x18\x07 \x01(\r\x12\x33\n\x0cparticipants\x18\x08 \x03(\x0b\x32\x1d.fedround.v1.RoundParticipant\x12\x13\n\x0bwaiting_for\x18\t \x01(\t\x12-\n\topen_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x64\x65\x61\x64line\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tdone_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x10num_participants\x18\r \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x0e \x01(\r\x12\x14\n\x0cmax_attempts\x18\x0f \x01(\r\x12(\n\twait_rule\x18\x10 \x01(\x0e\x32\x15.fedround.v1.WaitRule\x12*\n\x0bon_deadline\x18\x11 \x01(\x0e\x32\x15.fedround.v1.OnMissed\x12\x35\n\x11\x66orecast_end_time\x18\x12 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x10rejected_updates\x18\x13 \x03(\x0b\x32\x1b.fedround.v1.RejectedUpdate\"o\n\x0eRejectedUpdate\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\x12-\n\tlast_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07message\x18\x04 \x01(\t\"\xfc\x02\n\x10RoundParticipant\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07\x61rrived\x18\x03 \x01(\x08\x12/\n\x0b\x61rrive_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0elast_seen_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0euploaded_bytes\x18\x06 \x01(\x04\x12\x36\n\x12missing_since_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nsubscribed\x18\x08 \x01(\x08\x12\x38\n\x14\x66orecast_arrive_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x10rejected_updates\x18\n \x03(\x0b\x32\x1b.fedround.v1.RejectedUpdate*\x8d\x01\n\nRoundState\x12\x1b\n\x17ROUND_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10ROUND_STATE_OPEN\x10\x01\x12\x1b\n\x17ROUND_STATE_AGGREGATING\x10\x02\x12\x14\n\x10ROUND_STATE_DONE\x10\x03\x12\x19\n\x15ROUND_STATE_ABANDONED\x10\x04*v\n\x08WaitRule\x12\x19\n\x15WAIT_RULE_UNSPECIFIED\x10\x00\x12\x19\n\x15WAIT_RULE_ALL_UPDATES\x10\x01\x12\x19\n\x15WAIT_RULE_MIN_UPDATES\x10\x02\x12\x19\n\x15WAIT_RULE_AGGREGATION\x10\x03\x32\x86\x04\n\x0cRoundService\x12@\n\tSubscribe\x12\x1d.fedround.v1.SubscribeRequest\x1a\x12.fedround.v1.Event0\x01\x12U\n\x0cSubmitUpdate\x12 .fedround.v1.SubmitUpdateRequest\x1a!.fedround.v1.SubmitUpdateResponse(\x01\x12J\n\tGetUpload\x12\x1d.fedround.v1.GetUploadRequest\x1a\x1e.fedround.v1.GetUploadResponse\x12p\n\x15\x44ownloadAssignedModel\x12).fedround.v1.DownloadAssignedModelRequest\x1a*.fedround.v1.DownloadAssignedModelResponse0\x01\x12V\n\rSubmitMetrics\x12!.fedround.v1.SubmitMetricsRequest\x1a\".fedround.v1.SubmitMetricsResponse\x12G\n\x08GetRound\x12\x1c.fedround.v1.GetRoundRequest\x1a\x1d.fedround.v1.GetRoundResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x66\x65\x64round/v1/round.proto\x12\x0b\x66\x65\x64round.v1\x1a\x17\x66\x65\x64round/v1/event.proto\x1a\x1a\x66\x65\x64round/v1/training.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf5\x03\n\nUpdateSpec\x12\x13\n\x0btraining_id\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12\x14\n\x0cnum_examples\x18\x03 \x01(\x03\x12\x35\n\x07metrics\x18\x04 \x03(\x0b\x32$.fedround.v1.UpdateSpec.MetricsEntry\x12\x0e\n\x06sha256\x18\x05 \x01(\t\x12\x12\n\nsize_bytes\x18\x06 \x01(\x04\x12\x11\n\tupload_id\x18\x07 \x01(\t\x12\x0e\n\x06offset\x18\x08 \x01(\x04\x12>\n\x0ctext_metrics\x18\t \x03(\x0b\x32(.fedround.v1.UpdateSpec.TextMetricsEntry\x12>\n\x0clist_metrics\x18\n \x03(\x0b\x32(.fedround.v1.UpdateSpec.ListMetricsEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a\x32\n\x10TextMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1aK\n\x10ListMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12&\n\x05value\x18\x02 \x01(\x0b\x32\x17.fedround.v1.MetricList:\x02\x38\x01\"\x9d\x01\n\rUpdateReceipt\x12\x11\n\tupdate_id\x18\x01 \x01(\t\x12\x13\n\x0btraining_id\x18\x02 \x01(\t\x12\r\n\x05round\x18\x03 \x01(\r\x12\x0e\n\x06sha256\x18\x04 \x01(\t\x12/\n\x0b\x61\x63\x63\x65pt_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cnum_examples\x18\x06 \x01(\x03\"\xce\x01\n\x10SubscribeRequest\x12\x13\n\x0btraining_id\x18\x01 \x01(\t\x12U\n\x15resume_after_sequence\x18\x02 \x03(\x0b\x32\x36.fedround.v1.SubscribeRequest.ResumeAfterSequenceEntry\x12\x12\n\nsession_id\x18\x03 \x01(\t\x1a:\n\x18ResumeAfterSequenceEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\xa6\x01\n\x13SubmitUpdateRequest\x12%\n\x04spec\x18\x01 \x01(\x0b\x32\x17.fedround.v1.UpdateSpec\x12\r\n\x05\x63hunk\x18\x02 \x01(\x0c\x12\x19\n\x0c\x63hunk_crc32c\x18\x03 \x01(\x07H\x00\x88\x01\x01\x12-\n\x0b\x63ompression\x18\x04 \x01(\x0e\x32\x18.fedround.v1.CompressionB\x0f\n\r_chunk_crc32c\"C\n\x14SubmitUpdateResponse\x12+\n\x07receipt\x18\x01 \x01(\x0b\x32\x1a.fedround.v1.UpdateReceipt\"%\n\x10GetUploadRequest\x12\x11\n\tupload_id\x18\x01 \x01(\t\"+\n\x11GetUploadResponse\x12\x16\n\x0e\x63ommitted_size\x18\x01 \x01(\x04\"\x81\x01\n\x1c\x44ownloadAssignedModelRequest\x12\x13\n\x0btraining_id\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12-\n\x0b\x63ompression\x18\x04 \x01(\x0e\x32\x18.fedround.v1.Compression\"\xaf\x01\n\x1d\x44ownloadAssignedModelResponse\x12$\n\x04info\x18\x01 \x01(\x0b\x32\x16.fedround.v1.ModelInfo\x12\r\n\x05\x63hunk\x18\x02 \x01(\x0c\x12\x19\n\x0c\x63hunk_crc32c\x18\x03 \x01(\x07H\x00\x88\x01\x01\x12-\n\x0b\x63ompression\x18\x04 \x01(\x0e\x32\x18.fedround.v1.CompressionB\x0f\n\r_chunk_crc32c\"\xd6\x03\n\x14SubmitMetricsRequest\x12\x13\n\x0btraining_id\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12?\n\x07metrics\x18\x03 \x03(\x0b\x32..fedround.v1.SubmitMetricsRequest.MetricsEntry\x12\x14\n\x0cnum_examples\x18\x04 \x01(\x03\x12H\n\x0ctext_metrics\x18\x05 \x03(\x0b\x32\x32.fedround.v1.SubmitMetricsRequest.TextMetricsEntry\x12H\n\x0clist_metrics\x18\x06 \x03(\x0b\x32\x32.fedround.v1.SubmitMetricsRequest.ListMetricsEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a\x32\n\x10TextMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1aK\n\x10ListMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12&\n\x05value\x18\x02 \x01(\x0b\x32\x17.fedround.v1.MetricList:\x02\x38\x01\"\x17\n\x15SubmitMetricsResponse\"D\n\x0fGetRoundRequest\x12\x13\n\x0btraining_id\x18\x01 \x01(\t\x12\x12\n\x05round\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\x08\n\x06_round\"5\n\x10GetRoundResponse\x12!\n\x05round\x18\x01 \x01(\x0b\x32\x12.fedround.v1.Round\"\x9f\x05\n\x05Round\x12\x13\n\x0btraining_id\x18\x01 \x01(\t\x12\x0e\n\x06number\x18\x02 \x01(\r\x12$\n\x04kind\x18\x03 \x01(\x0e\x32\x16.fedround.v1.RoundKind\x12&\n\x05state\x18\x04 \x01(\x0e\x32\x17.fedround.v1.RoundState\x12\x15\n\rmodel_version\x18\x05 \x01(\r\x12\x17\n\x0fupdates_arrived\x18\x06 \x01(\r\x12\x18\n\x10updates_expected\x18\x07 \x01(\r\x12\x33\n\x0cparticipants\x18\x08 \x03(\x0b\x32\x1d.fedround.v1.RoundParticipant\x12\x13\n\x0bwaiting_for\x18\t \x01(\t\x12-\n\topen_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x64\x65\x61\x64line\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tdone_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x10num_participants\x18\r \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x0e \x01(\r\x12\x14\n\x0cmax_attempts\x18\x0f \x01(\r\x12(\n\twait_rule\x18\x10 \x01(\x0e\x32\x15.fedround.v1.WaitRule\x12*\n\x0bon_deadline\x18\x11 \x01(\x0e\x32\x15.fedround.v1.OnMissed\x12\x35\n\x11\x66orecast_end_time\x18\x12 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x10rejected_updates\x18\x13 \x03(\x0b\x32\x1b.fedround.v1.RejectedUpdate\"o\n\x0eRejectedUpdate\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\x12-\n\tlast_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07message\x18\x04 \x01(\t\"\xfc\x02\n\x10RoundParticipant\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07\x61rrived\x18\x03 \x01(\x08\x12/\n\x0b\x61rrive_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0elast_seen_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0euploaded_bytes\x18\x06 \x01(\x04\x12\x36\n\x12missing_since_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nsubscribed\x18\x08 \x01(\x08\x12\x38\n\x14\x66orecast_arrive_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x10rejected_updates\x18\n \x03(\x0b\x32\x1b.fedround.v1.RejectedUpdate*\x8d\x01\n\nRoundState\x12\x1b\n\x17ROUND_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10ROUND_STATE_OPEN\x10\x01\x12\x1b\n\x17ROUND_STATE_AGGREGATING\x10\x02\x12\x14\n\x10ROUND_STATE_DONE\x10\x03\x12\x19\n\x15ROUND_STATE_ABANDONED\x10\x04*v\n\x08WaitRule\x12\x19\n\x15WAIT_RULE_UNSPECIFIED\x10\x00\x12\x19\n\x15WAIT_RULE_ALL_UPDATES\x10\x01\x12\x19\n\x15WAIT_RULE_MIN_UPDATES\x10\x02\x12\x19\n\x15WAIT_RULE_AGGREGATION\x10\x03\x32\x86\x04\n\x0cRoundService\x12@\n\tSubscribe\x12\x1d.fedround.v1.SubscribeRequest\x1a\x12.fedround.v1.Event0\x01\x12U\n\x0cSubmitUpdate\x12 .fedround.v1.SubmitUpdateRequest\x1a!.fedround.v1.SubmitUpdateResponse(\x01\x12J\n\tGetUpload\x12\x1d.fedround.v1.GetUploadRequest\x1a\x1e.fedround.v1.GetUploadResponse\x12p\n\x15\x44ownloadAssignedModel\x12).fedround.v1.DownloadAssignedModelRequest\x1a*.fedround.v1.DownloadAssignedModelResponse0\x01\x12V\n\rSubmitMetrics\x12!.fedround.v1.SubmitMetricsRequest\x1a\".fedround.v1.SubmitMetricsResponse\x12G\n\x08GetRound\x12\x1c.fedround.v1.GetRoundRequest\x1a\x1d.fedround.v1.GetRoundResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -48,10 +48,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SUBMITMETRICSREQUEST_TEXTMETRICSENTRY']._serialized_options = b'8\001'
   _globals['_SUBMITMETRICSREQUEST_LISTMETRICSENTRY']._loaded_options = None
   _globals['_SUBMITMETRICSREQUEST_LISTMETRICSENTRY']._serialized_options = b'8\001'
-  _globals['_ROUNDSTATE']._serialized_start=3405
-  _globals['_ROUNDSTATE']._serialized_end=3546
-  _globals['_WAITRULE']._serialized_start=3548
-  _globals['_WAITRULE']._serialized_end=3666
+  _globals['_ROUNDSTATE']._serialized_start=3425
+  _globals['_ROUNDSTATE']._serialized_end=3566
+  _globals['_WAITRULE']._serialized_start=3568
+  _globals['_WAITRULE']._serialized_end=3686
   _globals['_UPDATESPEC']._serialized_start=127
   _globals['_UPDATESPEC']._serialized_end=628
   _globals['_UPDATESPEC_METRICSENTRY']._serialized_start=453
@@ -63,41 +63,41 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UPDATERECEIPT']._serialized_start=631
   _globals['_UPDATERECEIPT']._serialized_end=788
   _globals['_SUBSCRIBEREQUEST']._serialized_start=791
-  _globals['_SUBSCRIBEREQUEST']._serialized_end=977
-  _globals['_SUBSCRIBEREQUEST_RESUMEAFTERSEQUENCEENTRY']._serialized_start=919
-  _globals['_SUBSCRIBEREQUEST_RESUMEAFTERSEQUENCEENTRY']._serialized_end=977
-  _globals['_SUBMITUPDATEREQUEST']._serialized_start=980
-  _globals['_SUBMITUPDATEREQUEST']._serialized_end=1146
-  _globals['_SUBMITUPDATERESPONSE']._serialized_start=1148
-  _globals['_SUBMITUPDATERESPONSE']._serialized_end=1215
-  _globals['_GETUPLOADREQUEST']._serialized_start=1217
-  _globals['_GETUPLOADREQUEST']._serialized_end=1254
-  _globals['_GETUPLOADRESPONSE']._serialized_start=1256
-  _globals['_GETUPLOADRESPONSE']._serialized_end=1299
-  _globals['_DOWNLOADASSIGNEDMODELREQUEST']._serialized_start=1302
-  _globals['_DOWNLOADASSIGNEDMODELREQUEST']._serialized_end=1431
-  _globals['_DOWNLOADASSIGNEDMODELRESPONSE']._serialized_start=1434
-  _globals['_DOWNLOADASSIGNEDMODELRESPONSE']._serialized_end=1609
-  _globals['_SUBMITMETRICSREQUEST']._serialized_start=1612
-  _globals['_SUBMITMETRICSREQUEST']._serialized_end=2082
+  _globals['_SUBSCRIBEREQUEST']._serialized_end=997
+  _globals['_SUBSCRIBEREQUEST_RESUMEAFTERSEQUENCEENTRY']._serialized_start=939
+  _globals['_SUBSCRIBEREQUEST_RESUMEAFTERSEQUENCEENTRY']._serialized_end=997
+  _globals['_SUBMITUPDATEREQUEST']._serialized_start=1000
+  _globals['_SUBMITUPDATEREQUEST']._serialized_end=1166
+  _globals['_SUBMITUPDATERESPONSE']._serialized_start=1168
+  _globals['_SUBMITUPDATERESPONSE']._serialized_end=1235
+  _globals['_GETUPLOADREQUEST']._serialized_start=1237
+  _globals['_GETUPLOADREQUEST']._serialized_end=1274
+  _globals['_GETUPLOADRESPONSE']._serialized_start=1276
+  _globals['_GETUPLOADRESPONSE']._serialized_end=1319
+  _globals['_DOWNLOADASSIGNEDMODELREQUEST']._serialized_start=1322
+  _globals['_DOWNLOADASSIGNEDMODELREQUEST']._serialized_end=1451
+  _globals['_DOWNLOADASSIGNEDMODELRESPONSE']._serialized_start=1454
+  _globals['_DOWNLOADASSIGNEDMODELRESPONSE']._serialized_end=1629
+  _globals['_SUBMITMETRICSREQUEST']._serialized_start=1632
+  _globals['_SUBMITMETRICSREQUEST']._serialized_end=2102
   _globals['_SUBMITMETRICSREQUEST_METRICSENTRY']._serialized_start=453
   _globals['_SUBMITMETRICSREQUEST_METRICSENTRY']._serialized_end=499
   _globals['_SUBMITMETRICSREQUEST_TEXTMETRICSENTRY']._serialized_start=501
   _globals['_SUBMITMETRICSREQUEST_TEXTMETRICSENTRY']._serialized_end=551
   _globals['_SUBMITMETRICSREQUEST_LISTMETRICSENTRY']._serialized_start=553
   _globals['_SUBMITMETRICSREQUEST_LISTMETRICSENTRY']._serialized_end=628
-  _globals['_SUBMITMETRICSRESPONSE']._serialized_start=2084
-  _globals['_SUBMITMETRICSRESPONSE']._serialized_end=2107
-  _globals['_GETROUNDREQUEST']._serialized_start=2109
-  _globals['_GETROUNDREQUEST']._serialized_end=2177
-  _globals['_GETROUNDRESPONSE']._serialized_start=2179
-  _globals['_GETROUNDRESPONSE']._serialized_end=2232
-  _globals['_ROUND']._serialized_start=2235
-  _globals['_ROUND']._serialized_end=2906
-  _globals['_REJECTEDUPDATE']._serialized_start=2908
-  _globals['_REJECTEDUPDATE']._serialized_end=3019
-  _globals['_ROUNDPARTICIPANT']._serialized_start=3022
-  _globals['_ROUNDPARTICIPANT']._serialized_end=3402
-  _globals['_ROUNDSERVICE']._serialized_start=3669
-  _globals['_ROUNDSERVICE']._serialized_end=4187
+  _globals['_SUBMITMETRICSRESPONSE']._serialized_start=2104
+  _globals['_SUBMITMETRICSRESPONSE']._serialized_end=2127
+  _globals['_GETROUNDREQUEST']._serialized_start=2129
+  _globals['_GETROUNDREQUEST']._serialized_end=2197
+  _globals['_GETROUNDRESPONSE']._serialized_start=2199
+  _globals['_GETROUNDRESPONSE']._serialized_end=2252
+  _globals['_ROUND']._serialized_start=2255
+  _globals['_ROUND']._serialized_end=2926
+  _globals['_REJECTEDUPDATE']._serialized_start=2928
+  _globals['_REJECTEDUPDATE']._serialized_end=3039
+  _globals['_ROUNDPARTICIPANT']._serialized_start=3042
+  _globals['_ROUNDPARTICIPANT']._serialized_end=3422
+  _globals['_ROUNDSERVICE']._serialized_start=3689
+  _globals['_ROUNDSERVICE']._serialized_end=4207
 # @@protoc_insertion_point(module_scope)
