@@ -114,6 +114,8 @@ class Aggregations:
             algorithm=computation.algorithm,
             options=computation.options,
             differences=computation.differences,
+            integers=computation.integers,
+            keep_non_finite=computation.keep_non_finite,
         )
         with map_disk_full():
             result = await self._context.engine.aggregate(job)

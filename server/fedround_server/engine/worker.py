@@ -45,7 +45,8 @@ def run_check(files: BlobFiles, job: CheckJob) -> CheckResult:
     from fedround_server.engine.check import check_numbers
 
     origin = None if job.origin is None else files.local_path(job.origin)
-    return check_numbers(files.local_path(job.file), origin, job.prefix)
+    model = None if job.model is None else files.local_path(job.model)
+    return check_numbers(files.local_path(job.file), origin, job.prefix, model)
 
 
 def run_aggregation(files: BlobFiles, job: AggregationJob) -> StagedBlob:
