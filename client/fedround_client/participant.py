@@ -87,7 +87,7 @@ class Participant(UserCalls, TrainingCalls):
         ended = set() if self._training_id else self._retry(self._ended_trainings)
         while True:
             try:
-                subscription = Subscription(self._rpc, self._training_id)
+                subscription = Subscription(self._rpc, self._training_id, session_id=self._rpc.session_id)
                 for event in subscription:
                     if event.training_id not in ended:
                         result = self._handle(event, is_live=subscription.is_live)

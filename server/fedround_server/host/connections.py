@@ -72,7 +72,7 @@ class Connections:
         self._total = total
         self._max_rejected = max_rejected
         self.is_flooded = False
-        """Whether unauthenticated connections make more calls than the server can take."""
+        """Whether more calls wait than the server can take, and connections were closed for it."""
         self._port = 0
         self._count = 0
         # What each descriptor is: a connection of the port, or something else.
@@ -168,9 +168,13 @@ class Connections:
         return {one.peer for one in unknown} - set(kept)
 
     def _heaviest(self) -> set[str]:
-        """Returns the unauthenticated connections that have sent the most, but for as many calls as may wait."""
+        """Returns the connections with rejected calls that have sent the most, but for as many calls as may wait.
+
+        When many users return at once, more calls wait as well; none of theirs is rejected.
+        """
         surplus, calls = set(), 0
-        for one in sorted(self._unauthenticated(), key=lambda one: one.received):
+        rejected = [one for one in self._unauthenticated() if one.peer in self._rejected]
+        for one in sorted(rejected, key=lambda one: one.received):
             calls += one.received // CALL_BYTES
             if calls > MAX_WAITING:
                 surplus.add(one.peer)
