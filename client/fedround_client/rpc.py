@@ -169,18 +169,20 @@ class Rpc:
         self,
         method: grpc.StreamUnaryMultiCallable[Request, Response],
         requests: Iterator[Request],
-        silence: Silence,
+        silence: Silence | None = None,
     ) -> Response:
         """Calls a client-streaming method once.
 
         Args:
             method: The method.
             requests: The messages; they tell `silence` when they are ready to be sent.
-            silence: Ends the call when the server takes no message, or does not answer, for too long.
+            silence: Ends the call when the server takes no message, or gives no answer; by default it has no limit.
 
         Raises:
             FedroundError: The call failed.
         """
+        # Without messages that tell it that they wait, it never expires.
+        silence = silence or Silence(self.clock)
         call = method.future(requests, metadata=self._metadata)
         try:
             with self.typed_errors(), silence.limited(call.cancel):

@@ -42,8 +42,8 @@ class Subscription:
         *,
         resume_after: Mapping[str, int] | None = None,
         timeout: float | None = None,
-        heartbeats: bool = False,
         session_id: str = "",
+        heartbeats: bool = False,
     ) -> None:
         """Prepares the subscription; iterating opens it.
 

@@ -94,9 +94,14 @@ class Connections:
         self._authenticated[peer] = None
         self._rejected.pop(peer, None)
 
-    def reject(self, peer: str) -> None:
-        """Records a call that was not authenticated; closes the connection after too many in a row."""
+    def forget(self, peer: str) -> None:
+        """Records that a connection is no longer an authenticated one."""
         self._authenticated.pop(peer, None)
+
+    def reject(self, peer: str) -> None:
+        """Records a rejected call, unless its connection is authenticated; closes it after too many in a row."""
+        if peer in self._authenticated:
+            return
         self._rejected[peer] += 1
         self._count += 1
         if self._rejected[peer] >= self._max_rejected:
