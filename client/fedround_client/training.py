@@ -24,6 +24,7 @@ from fedround_client.options import (
 )
 from fedround_client.payload import ModelSource, Payload, Progress
 from fedround_client.progress import WaitLog
+from fedround_client.round_number import planned_rounds, round_text
 from fedround_client.rpc import Rpc, duration
 from fedround_client.subscription import Subscription
 from fedround_client.upload import upload
@@ -265,11 +266,11 @@ class TrainingCalls:
             training = self._rpc.unary(self._rpc.trainings.GetTraining, request, ASK_SECONDS).training
             if training.state == training_pb2.TRAINING_STATE_INITIAL:
                 return " It has not been started."
-            number = training.round
-            text = f" Round {number}: {training.updates_arrived} of {training.updates_expected} results have arrived."
+            name = round_text(training.round, planned_rounds(training.spec)).capitalize()
+            text = f" {name}: {training.updates_arrived} of {training.updates_expected} results have arrived."
             with suppress(NotActor):
-                asked = GetRoundRequest(training_id=training_id, round=number)
-                text = _describe(self._rpc.unary(self._rpc.rounds.GetRound, asked, ASK_SECONDS).round)
+                asked = GetRoundRequest(training_id=training_id, round=training.round)
+                text = _describe(self._rpc.unary(self._rpc.rounds.GetRound, asked, ASK_SECONDS).round, name)
         except FedroundError:
             return ""
         return text
@@ -284,14 +285,14 @@ class TrainingCalls:
         return error
 
 
-def _describe(round_: Round) -> str:
+def _describe(round_: Round, name: str) -> str:
     """Returns a sentence about what a round waits for, and the names of the missing participants."""
     missing = [one for one in round_.participants if not one.arrived]
     names = [f"{one.name} ({'connected' if one.subscribed else 'not connected'})" for one in missing[:MAX_NAMES]]
     if len(missing) > MAX_NAMES:
         names.append(f"{len(missing) - MAX_NAMES} more")
     who = f"; missing: {', '.join(names)}" if names else ""
-    return f" Round {round_.number} waits for {round_.waiting_for.rstrip('.')}{who}."
+    return f" {name} waits for {round_.waiting_for.rstrip('.')}{who}."
 
 
 def _policy(min_updates: int, deadline: float | None, max_retries: int) -> RoundPolicy:
