@@ -16,8 +16,8 @@ with fr.connect() as client:  # reads FEDROUND_SERVER and FEDROUND_TOKEN
         client_ids=[user.user_id for user in client.users(role="CLIENT")],
         metric_names=["accuracy"],
         selection=fr.Selection("accuracy", "MAXIMIZE"),
-        deadline=600,  # seconds; a round does not wait longer for a participant that is silent
-        max_retries=3,
+        deadline=600,  # seconds that a round may stay open
+        max_retries=3,  # how often one that misses it is repeated; then the training fails, and says who is silent
     )
     client.start_training(training.training_id)
     training = client.wait(training.training_id)
