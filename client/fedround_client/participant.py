@@ -95,6 +95,14 @@ class Participant(UserCalls, TrainingCalls):
             number, attempt = event.round_extended.round, event.round_extended.attempt
             logger.info("Round %d of training %s is repeated: attempt %d", number, event.training_id, attempt)
             return None
+        if kind == "update_lost":
+            self._accepted[event.training_id] = max(0, self._accepted.get(event.training_id, 0) - 1)
+            logger.warning(
+                "The server lost the update of round %d of training %s to a damaged file, and asks for it anew",
+                event.update_lost.round,
+                event.training_id,
+            )
+            return None
         error = from_event(event) or self._removal(event)
         if error is not None:
             self._accepted.pop(event.training_id, None)

@@ -28,6 +28,7 @@ __all__ = [
     "LastAdmin",
     "LastParticipant",
     "MetricsExist",
+    "ModelDamaged",
     "ModelFormat",
     "ModelInUse",
     "ModelNotFound",
@@ -257,6 +258,10 @@ class DiskFull(ResourceExhausted, reason="DISK_FULL"):
 
 class ModelNotFound(NotFound, reason="MODEL_NOT_FOUND"):
     """The model or its version does not exist, or the caller has no part in it."""
+
+
+class ModelDamaged(DataLoss, reason="MODEL_DAMAGED"):
+    """The server's file of a model is damaged or missing: no wrong byte of it was sent or used."""
 
 
 class ModelFormat(InvalidArgument, reason="MODEL_FORMAT"):

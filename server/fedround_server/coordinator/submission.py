@@ -1,6 +1,7 @@
 """Use cases of participants: submitting an update or a report to a round."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from fedround_server.coordinator.aggregation import Aggregations
 from fedround_server.coordinator.context import Context
@@ -41,8 +42,8 @@ class Submissions:
         if isinstance(admission, Update):
             return admission
         tensors = admission.tensors
-        await self._uploads.receive(incoming, tensors.manifest, admission.bound, tensors.differences)
-        update = await self._context.tasks.run_shielded(self._accept_update(new))
+        received = await self._uploads.receive(incoming, tensors.manifest, admission.bound, tensors.differences)
+        update = await self._context.tasks.run_shielded(self._accept_update(replace(new, blob=received.blob)))
         reached("update.replying")
         return update
 

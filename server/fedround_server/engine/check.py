@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fedround_server.domain.model import BlobRef
 from fedround_server.engine.format.dtypes import first_not_finite, is_finite
 from fedround_server.engine.format.runs import runs, singly
 from fedround_server.engine.format.tensors import TensorFile, blocks
@@ -17,7 +18,9 @@ SMALLEST = 1e-140
 NOTHING = torch.zeros(())
 
 
-def check_numbers(path: Path, origin: Path | None = None, prefix: str = "") -> CheckResult:
+def check_numbers(
+    path: Path, origin: Path | None = None, prefix: str = "", stored: BlobRef | None = None
+) -> CheckResult:
     """Looks for NaN and Inf, and measures how far the file is from its origin.
 
     Args:
@@ -25,11 +28,15 @@ def check_numbers(path: Path, origin: Path | None = None, prefix: str = "") -> C
         origin: The model that it was made from; each of its floating tensors is in the file, as it is or as its
             difference in another type.
         prefix: What the file puts before the names of the origin's tensors.
+        stored: What the origin should contain: it is verified.
+
+    Raises:
+        BlobDamaged: The origin does not contain that.
     """
     norm = 0.0
     with ExitStack() as stack:
         file = stack.enter_context(TensorFile(path))
-        base = None if origin is None else stack.enter_context(TensorFile(origin))
+        base = None if origin is None else stack.enter_context(TensorFile(origin, blob=stored))
         others = () if base is None else (base.layout,)
         # With a prefix, only some of the tensors are in the origin.
         for run in singly(file.layout) if prefix else runs(file.layout, others):

@@ -8,6 +8,7 @@ import google_crc32c
 
 from fedround.v1 import event_pb2
 from fedround_server.coordinator.uploads.receive import Incoming
+from fedround_server.domain.chunk import Chunk
 from fedround_server.domain.errors import ChunkCorrupt, FieldInvalid, OffsetOutOfRange
 from fedround_server.domain.model import BlobRef
 from fedround_server.interceptors.auth import caller
@@ -88,7 +89,7 @@ async def send_file(
     context: Call,
     message: Callable[..., Any],
     info: event_pb2.ModelInfo,
-    chunks: AsyncGenerator[bytes, None],
+    chunks: AsyncGenerator[Chunk, None],
     compressor: Compressor | None,
 ) -> None:
     """Answers a download with messages of a class: the description of the file, then its chunks, closed at the end.
@@ -97,8 +98,7 @@ async def send_file(
     """
     async with aclosing(chunks):
         await context.write(message(info=info))
-        async for chunk in chunks:
-            checksum = google_crc32c.value(chunk)
+        async for chunk, checksum in chunks:
             compressed = None if compressor is None else await compressor.compress(chunk)
             if compressed is None:
                 await context.write(ChunkMessage(chunk, checksum))

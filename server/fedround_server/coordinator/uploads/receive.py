@@ -1,10 +1,11 @@
 """Receives files: checks them while they arrive, and makes blobs of them."""
 
 import asyncio
+import logging
 from contextlib import nullcontext
 from dataclasses import dataclass
 
-from fedround_server.blobs import BlobWriter, StagedRef, UploadRef
+from fedround_server.blobs import BlobDamaged, BlobWriter, StagedRef, UploadRef
 from fedround_server.coordinator.context import Context
 from fedround_server.coordinator.tasks import await_even_if_cancelled, in_thread
 from fedround_server.coordinator.uploads.attempts import Attempts
@@ -14,6 +15,7 @@ from fedround_server.coordinator.uploads.space import Space
 from fedround_server.domain.errors import (
     DigestMismatch,
     InvalidArgument,
+    ModelDamaged,
     ModelTooLarge,
     TokenInvalid,
     UpdateNorm,
@@ -26,6 +28,8 @@ from fedround_server.engine.jobs import CheckJob
 from fedround_server.failpoints import reached
 
 __all__ = ["Incoming", "Received", "Uploads"]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +98,7 @@ class Uploads:
             UpdateMismatch: Its tensors are not the expected ones.
             UpdateNotFinite: It contains NaN or Inf.
             UpdateNorm: It is too far from its origin.
+            ModelDamaged: The file of its origin is damaged.
             UploadIncomplete: The stream ended early.
             DigestMismatch: The bytes are not the declared ones.
             UploadOffset: A resumed upload has fewer bytes than the offset.
@@ -142,7 +147,11 @@ class Uploads:
         file = writer.staged.file
         job = CheckJob(file) if bound is None else CheckJob(file, bound.origin, bound.prefix)
         # The worker maps the file: truncating it, as the next attempt may, would end the worker.
-        found = await await_even_if_cancelled(self._context.engine.check(job))
+        try:
+            found = await await_even_if_cancelled(self._context.engine.check(job))
+        except BlobDamaged as error:
+            log.error("%s", error)
+            raise ModelDamaged("the model that the update is compared with", error.file, error.problem) from error
         if found.not_finite is not None:
             raise UpdateNotFinite(f"tensor {found.not_finite!r} contains NaN or Inf: nothing of the file was taken")
         if bound is not None and found.norm > bound.limit:
