@@ -89,6 +89,7 @@ def reopen(training: TrainingRow, row: RoundRow, lost: Sequence[UpdateRow], now:
     Their rows are removed, so that their participants submit as if for the first time; the audit log has them. The
     round does not wait for those that have left since it was closed. The policy decides whether it closes again.
     """
+    record("round_reopened", training, subject=row.number)
     contributions.supersede(training, lost, "file_damaged")
     present = set(participant_ids(training.training_id))
     for update in lost:
