@@ -42,12 +42,13 @@ class BlockChecksums:
         self._crc = 0
         self._left = BLOCK_BYTES
 
-    def update(self, data: bytes) -> None:
+    def update(self, data: bytes | memoryview) -> None:
         """Adds the next bytes."""
         start = 0
         while start < len(data):
             piece = data[start : start + self._left]
-            self._crc = google_crc32c.extend(self._crc, piece)
+            # It takes no other buffers than bytes. All of them are sliced without a copy.
+            self._crc = google_crc32c.extend(self._crc, bytes(piece))
             self._left -= len(piece)
             start += len(piece)
             if not self._left:

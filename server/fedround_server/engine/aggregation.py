@@ -18,6 +18,7 @@ from fedround_server.engine.format.dtypes import first_not_finite, is_finite, na
 from fedround_server.engine.format.layouts import Layouts
 from fedround_server.engine.format.runs import Run, runs
 from fedround_server.engine.format.tensors import TensorFile, blocks, open_blob
+from fedround_server.engine.format.verification import reading_ahead
 from fedround_server.engine.format.writer import TensorWriter
 from fedround_server.engine.jobs import AggregationFailed, AggregationJob
 
@@ -34,9 +35,9 @@ def aggregate(files: BlobFiles, job: AggregationJob, target: Path) -> BlobRef:
     """
     aggregator = AGGREGATORS[job.algorithm]
     layouts = Layouts(job.differences)
-    with ExitStack() as stack:
-        model = stack.enter_context(open_blob(files, job.model, layouts))
-        updates = [stack.enter_context(open_blob(files, update, layouts)) for update in job.updates]
+    with reading_ahead() as ahead, ExitStack() as stack:
+        model = stack.enter_context(open_blob(files, job.model, layouts, ahead))
+        updates = [stack.enter_context(open_blob(files, update, layouts, ahead)) for update in job.updates]
         writer = stack.enter_context(TensorWriter(target, model.header))
         for run in runs(model.layout, [update.layout for update in updates]):
             for start, length in blocks(run.num_elements):

@@ -3,6 +3,7 @@
 import mmap
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import Executor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
@@ -24,19 +25,26 @@ BLOCK = 128 * 1024
 class TensorFile:
     """A safetensors file, mapped into memory. Its tensors may be used during its `with` block."""
 
-    def __init__(self, path: Path, layouts: Layouts | None = None, blob: BlobRef | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        layouts: Layouts | None = None,
+        blob: BlobRef | None = None,
+        ahead: Executor | None = None,
+    ) -> None:
         """Maps a file that was checked, or that the server wrote, and that must not change.
 
         Args:
             path: The file.
             layouts: Those of other files with the same tensors.
             blob: What the file should contain: what is read of it is verified. None for one that was just received.
+            ahead: Verifies what is likely to be read next.
 
         Raises:
             BlobDamaged: It does not contain that.
         """
         with ExitStack() as stack:
-            self._verifier = None if blob is None else stack.enter_context(Verifier(path, blob))
+            self._verifier = None if blob is None else stack.enter_context(Verifier(path, blob, ahead))
             with path.open("rb") as file:
                 # Read-only: writable memory counts as used, and a round may be larger than the machine's memory.
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -97,13 +105,15 @@ class TensorFile:
             self._verifier.verify(start, end)
 
 
-def open_blob(files: BlobFiles, blob: BlobRef, layouts: Layouts | None = None) -> TensorFile:
-    """Opens a stored file, which is verified while it is read.
+def open_blob(
+    files: BlobFiles, blob: BlobRef, layouts: Layouts | None = None, ahead: Executor | None = None
+) -> TensorFile:
+    """Opens a stored file, which is verified while it is read; `TensorFile` describes the arguments.
 
     Raises:
         BlobDamaged: It is missing, or is not what was stored.
     """
-    return TensorFile(files.local_path(blob), layouts, blob)
+    return TensorFile(files.local_path(blob), layouts, blob, ahead)
 
 
 def blocks(num_elements: int) -> Iterator[tuple[int, int]]:

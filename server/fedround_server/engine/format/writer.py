@@ -76,10 +76,9 @@ class TensorWriter:
             self._batches.popleft().result()
 
     def _write(self, parts: list[memoryview]) -> None:
-        joined = b"".join(parts)
-        self._hash.update(joined)
-        self._checksums.update(joined)
-        data = memoryview(joined)
+        data = parts[0] if len(parts) == 1 else memoryview(b"".join(parts))
+        self._hash.update(data)
+        self._checksums.update(data)
         self._size += len(data)
         while data:
             data = data[self._file.write(data) :]
