@@ -5,9 +5,12 @@ import time
 from abc import ABC, abstractmethod
 from pathlib import Path
 
+import google_crc32c
+
 from damage import flip
 from fedround_server.blobs import Blobs, FileRef, StagedRef, UploadRef
 from fedround_server.blobs.local import UNREFERENCED_SECONDS, LocalBlobs
+from fedround_server.domain.chunk import Chunk
 from fedround_server.domain.model import BlobRef
 
 
@@ -63,6 +66,11 @@ PLACES: dict[str, type[Place]] = {"local": Local}
 
 
 ONE = StagedRef("one")
+
+
+def chunk_of(data: bytes) -> Chunk:
+    """Bytes as they come in."""
+    return Chunk(data, google_crc32c.value(data))
 
 
 def put(blobs: Blobs, data: bytes, ref: UploadRef | StagedRef = ONE) -> BlobRef:

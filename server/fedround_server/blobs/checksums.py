@@ -42,13 +42,17 @@ class BlockChecksums:
         self._crc = 0
         self._left = BLOCK_BYTES
 
-    def update(self, data: bytes | memoryview) -> None:
-        """Adds the next bytes."""
+    def update(self, data: bytes | memoryview, crc32c: int | None = None) -> None:
+        """Adds the next bytes, whose CRC-32C may be known."""
         start = 0
         while start < len(data):
             piece = data[start : start + self._left]
-            # It takes no other buffers than bytes. All of them are sliced without a copy.
-            self._crc = google_crc32c.extend(self._crc, bytes(piece))
+            if crc32c is not None and self._left == BLOCK_BYTES and len(piece) == len(data):
+                # The SDK sends whole blocks.
+                self._crc = crc32c
+            else:
+                # It takes no other buffers than bytes. All of them are sliced without a copy.
+                self._crc = google_crc32c.extend(self._crc, bytes(piece))
             self._left -= len(piece)
             start += len(piece)
             if not self._left:

@@ -28,8 +28,12 @@ class BlobWriter(AbstractContextManager["BlobWriter", None], Protocol):
     def replay(self, see: Callable[[bytes], None]) -> None:
         """Hashes what an earlier attempt left, and passes it to `see`; before anything is written."""
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes, crc32c: int | None = None) -> None:
         """Appends data, all of it or nothing.
+
+        Args:
+            data: The next bytes.
+            crc32c: Their CRC-32C, if the caller has computed it.
 
         Raises:
             DiskFull: There is no room for it.

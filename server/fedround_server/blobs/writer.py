@@ -49,7 +49,7 @@ class LocalWriter(AbstractContextManager["LocalWriter", None]):
             self._add(data)
             see(data)
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes, crc32c: int | None = None) -> None:
         """Appends data, all of it or nothing."""
         try:
             with map_disk_full():
@@ -62,7 +62,7 @@ class LocalWriter(AbstractContextManager["LocalWriter", None]):
             os.lseek(self._descriptor, self.size_bytes, os.SEEK_SET)
             raise
         self._writeback.grown(self.size_bytes + len(data))
-        self._add(data)
+        self._add(data, crc32c)
 
     @property
     def staged(self) -> StagedBlob:
@@ -83,7 +83,7 @@ class LocalWriter(AbstractContextManager["LocalWriter", None]):
         """Makes leaving the block remove the file."""
         self._keep = False
 
-    def _add(self, data: bytes) -> None:
+    def _add(self, data: bytes, crc32c: int | None = None) -> None:
         self._hash.update(data)
-        self._checksums.update(data)
+        self._checksums.update(data, crc32c)
         self.size_bytes += len(data)

@@ -67,22 +67,22 @@ class ChunkStream(Generic[M]):
             return message
         raise FieldInvalid("spec", "is required, and the stream is empty: send a message with the spec first")
 
-    async def chunks(self, offset: int = 0) -> AsyncIterator[bytes]:
+    async def chunks(self, offset: int = 0) -> AsyncIterator[Chunk]:
         """Yields the chunks of the file, which start at an offset.
 
         Raises:
             FieldInvalid: A chunk is too large, or a spec comes late or twice.
             ChunkCorrupt: A chunk was damaged in transit.
         """
-        if self._first is not None and (data := await _take(self._first, offset)):
-            yield data
-            offset += len(data)
+        if self._first is not None and (chunk := await _take(self._first, offset)).data:
+            yield chunk
+            offset += len(chunk.data)
         async for message in self._requests:
             if message.HasField("spec"):
                 raise FieldInvalid("spec", "is allowed in the first message only")
-            if data := await _take(message, offset):
-                yield data
-                offset += len(data)
+            if (chunk := await _take(message, offset)).data:
+                yield chunk
+                offset += len(chunk.data)
 
 
 async def send_file(
@@ -123,7 +123,7 @@ def incoming(
     return Incoming(caller().user_id, stream.chunks(offset), digest, size_bytes or None, resumable, offset)
 
 
-async def _take(message: Message, offset: int) -> bytes:
+async def _take(message: Message, offset: int) -> Chunk:
     """Returns the bytes of the file that a message carries, checked and decompressed."""
     # Read once: protobuf copies the bytes at each access.
     data = message.chunk
@@ -132,6 +132,7 @@ async def _take(message: Message, offset: int) -> bytes:
         raise FieldInvalid("chunk", f"has {size} bytes; a message carries at most {MAX_CHUNK}")
     if size and parse_compression(message.compression):
         data = await decompress(data, MAX_CHUNK, offset)
-    if message.HasField("chunk_crc32c") and message.chunk_crc32c != google_crc32c.value(data):
+    crc32c = google_crc32c.value(data)
+    if message.HasField("chunk_crc32c") and message.chunk_crc32c != crc32c:
         raise ChunkCorrupt(offset, size)
-    return data
+    return Chunk(data, crc32c)
