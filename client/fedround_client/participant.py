@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 
 import grpc
@@ -20,9 +19,12 @@ from fedround_client.errors import (
     TrainingEnded,
     TrainingNotFound,
     UpdateExists,
+    UpdateSuperseded,
     from_event,
 )
+from fedround_client.logs import get_logger
 from fedround_client.participation import Participation
+from fedround_client.round_number import round_text
 from fedround_client.round_runner import RoundRunner
 from fedround_client.rpc import Response, Rpc
 from fedround_client.subscription import Subscription
@@ -30,13 +32,22 @@ from fedround_client.training import TrainingCalls
 from fedround_client.user import UserCalls
 from fedround_wire.allocator import keep_freed
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 MAX_FREED_BLOCK, TRIM_THRESHOLD = 32 << 20, 64 << 20
 """Arguments of `keep_freed`: the values that glibc itself reaches once it has seen large blocks."""
 
 # ModelNotFound: when a round is over, its model may have been replaced by later versions and lost its file.
-_ROUND_MISSED = (UpdateExists, MetricsExist, RoundNotOpen, NotInCohort, TrainingEnded, TrainingNotFound, ModelNotFound)
+_ROUND_MISSED = (
+    UpdateExists,
+    UpdateSuperseded,
+    MetricsExist,
+    RoundNotOpen,
+    NotInCohort,
+    TrainingEnded,
+    TrainingNotFound,
+    ModelNotFound,
+)
 _ENDED = (TRAINING_STATE_COMPLETED, TRAINING_STATE_ERROR)
 
 
@@ -92,8 +103,8 @@ class Participant(UserCalls, TrainingCalls):
             self._run_round(event.training_id, event.round_started, is_live=is_live)
             return None
         if kind == "round_extended":
-            number, attempt = event.round_extended.round, event.round_extended.attempt
-            logger.info("Round %d of training %s is repeated: attempt %d", number, event.training_id, attempt)
+            title, attempt = _title(event.round_extended.round), event.round_extended.attempt
+            logger.info("%s of training %s is repeated: attempt %d", title, event.training_id, attempt)
             return None
         if kind == "update_lost":
             self._accepted[event.training_id] = max(0, self._accepted.get(event.training_id, 0) - 1)
@@ -127,16 +138,16 @@ class Participant(UserCalls, TrainingCalls):
 
     def _run_round(self, training_id: str, started: RoundStarted, *, is_live: bool) -> None:
         if started.submitted:
-            logger.info("This participant is done with round %d of training %s.", started.round, training_id)
+            logger.info("This participant is done with %s of training %s.", round_text(started.round), training_id)
             return
         try:
             if not is_live and self._is_over(training_id, started):
-                logger.info("Round %d of training %s is over already.", started.round, training_id)
+                logger.info("%s of training %s is over already.", _title(started.round), training_id)
                 return
             self._runner.run(training_id, started)
             self._accepted[training_id] = self._accepted.get(training_id, 0) + 1
         except _ROUND_MISSED as error:
-            logger.warning("Round %d of training %s is missed: %s", started.round, training_id, error)
+            logger.warning("%s of training %s is missed: %s", _title(started.round), training_id, error)
 
     def _is_over(self, training_id: str, started: RoundStarted) -> bool:
         """Returns whether a round was closed while this participant was disconnected or busy."""
@@ -146,3 +157,7 @@ class Participant(UserCalls, TrainingCalls):
     def _retry(self, call: Callable[[], Response]) -> Response:
         """Repeats a call until the server answers it."""
         return self._rpc.retrying(None)(call)
+
+
+def _title(number: int) -> str:
+    return round_text(number).capitalize()

@@ -44,7 +44,8 @@ class RoundServiceStub:
     SubmitUpdate: _grpc.StreamUnaryMultiCallable[_round_pb2.SubmitUpdateRequest, _round_pb2.SubmitUpdateResponse]
     """Submits an update for the open round. The first message carries the spec, any message may carry a chunk. The
     receipt guarantees that the update is on disk and will be counted exactly once. If the same update is sent again,
-    the same receipt is returned.
+    with the same file, num_examples and metrics, the same receipt is returned; UPDATE_SUPERSEDED if it will not count,
+    because the caller was removed meanwhile or the round abandoned.
     """
     GetUpload: _grpc.UnaryUnaryMultiCallable[_round_pb2.GetUploadRequest, _round_pb2.GetUploadResponse]
     """Returns how much of a resumable upload of the caller has arrived, also after a restart of the server."""
@@ -53,7 +54,9 @@ class RoundServiceStub:
     other user can read it.
     """
     SubmitMetrics: _grpc.UnaryUnaryMultiCallable[_round_pb2.SubmitMetricsRequest, _round_pb2.SubmitMetricsResponse]
-    """Submits the report of the caller for the open evaluation round, once."""
+    """Submits the report of the caller for the open evaluation round, once. What is sent again is answered as by
+    SubmitUpdate.
+    """
     GetRound: _grpc.UnaryUnaryMultiCallable[_round_pb2.GetRoundRequest, _round_pb2.GetRoundResponse]
     """Returns why a round is waiting: which participants are missing, which rule keeps it open, when its deadline is
     and what happens then, which submissions were rejected, and when the round will probably end. For the actor.
@@ -74,7 +77,8 @@ class RoundServiceAsyncStub(RoundServiceStub):
     SubmitUpdate: _aio.StreamUnaryMultiCallable[_round_pb2.SubmitUpdateRequest, _round_pb2.SubmitUpdateResponse]  # type: ignore[assignment]
     """Submits an update for the open round. The first message carries the spec, any message may carry a chunk. The
     receipt guarantees that the update is on disk and will be counted exactly once. If the same update is sent again,
-    the same receipt is returned.
+    with the same file, num_examples and metrics, the same receipt is returned; UPDATE_SUPERSEDED if it will not count,
+    because the caller was removed meanwhile or the round abandoned.
     """
     GetUpload: _aio.UnaryUnaryMultiCallable[_round_pb2.GetUploadRequest, _round_pb2.GetUploadResponse]  # type: ignore[assignment]
     """Returns how much of a resumable upload of the caller has arrived, also after a restart of the server."""
@@ -83,7 +87,9 @@ class RoundServiceAsyncStub(RoundServiceStub):
     other user can read it.
     """
     SubmitMetrics: _aio.UnaryUnaryMultiCallable[_round_pb2.SubmitMetricsRequest, _round_pb2.SubmitMetricsResponse]  # type: ignore[assignment]
-    """Submits the report of the caller for the open evaluation round, once."""
+    """Submits the report of the caller for the open evaluation round, once. What is sent again is answered as by
+    SubmitUpdate.
+    """
     GetRound: _aio.UnaryUnaryMultiCallable[_round_pb2.GetRoundRequest, _round_pb2.GetRoundResponse]  # type: ignore[assignment]
     """Returns why a round is waiting: which participants are missing, which rule keeps it open, when its deadline is
     and what happens then, which submissions were rejected, and when the round will probably end. For the actor.
@@ -113,7 +119,8 @@ class RoundServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_round_pb2.SubmitUpdateResponse, _abc.Awaitable[_round_pb2.SubmitUpdateResponse]]:
         """Submits an update for the open round. The first message carries the spec, any message may carry a chunk. The
         receipt guarantees that the update is on disk and will be counted exactly once. If the same update is sent again,
-        the same receipt is returned.
+        with the same file, num_examples and metrics, the same receipt is returned; UPDATE_SUPERSEDED if it will not count,
+        because the caller was removed meanwhile or the round abandoned.
         """
 
     @_abc_1.abstractmethod
@@ -140,7 +147,9 @@ class RoundServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _round_pb2.SubmitMetricsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_round_pb2.SubmitMetricsResponse, _abc.Awaitable[_round_pb2.SubmitMetricsResponse]]:
-        """Submits the report of the caller for the open evaluation round, once."""
+        """Submits the report of the caller for the open evaluation round, once. What is sent again is answered as by
+        SubmitUpdate.
+        """
 
     @_abc_1.abstractmethod
     def GetRound(
