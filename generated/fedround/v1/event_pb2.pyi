@@ -325,7 +325,8 @@ Global___RoundStarted: _TypeAlias = RoundStarted  # noqa: Y015
 
 @_typing.final
 class RoundExtended(_message.Message):
-    """A round missed its deadline, or lost updates, and is repeated: it is open under its number, with the updates that it has.
+    """A round missed its deadline, or lost updates, and is repeated: it is open under its number, with the updates that it
+    has.
     Participants that have submitted need to do nothing; those that are training continue.
     """
 
