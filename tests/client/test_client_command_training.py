@@ -1,7 +1,6 @@
 """`fedround training`: create with all options, show, wait and watch."""
 
 import json
-from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -144,19 +143,6 @@ def test_training_wait_and_watch(server, command):
             }
         else:
             assert line == f"finished: version 5 of model {MODEL}"
-
-
-def test_waiting_on_a_terminal_shows_the_latest_event(server, command, monkeypatch):
-    said = []
-    monkeypatch.setattr("fedround_client.command.training.live_line", lambda text: nullcontext(said.append))
-    finished = event_pb2.TrainingFinished(model_id=MODEL, model_version=5)
-    call = command("training", "wait", TRAINING)
-    for _ in range(2):
-        event = Event(training_id=TRAINING, sequence=3, training_finished=finished)
-        server.stream("Subscribe")[1].send_response(event)
-    server.reply("GetTraining", GetTrainingResponse(training=TRAINED))
-    assert TRAINING in done(call).stdout
-    assert said == [f"finished: version 5 of model {MODEL}"]
 
 
 def test_waiting_for_a_training_that_fails_exits_with_1(server, command):

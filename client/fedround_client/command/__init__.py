@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 import warnings
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Annotated
 import typer
 
 from fedround_client.client import DEFAULT_SERVER
-from fedround_client.command import audit, convert, demo, doctor, metrics, model, predict, serve, training, user
+from fedround_client.command import audit, convert, demo, doctor, init, metrics, model, predict, serve, training, user
 from fedround_client.command.output import echo
 from fedround_client.command.session import Group
 
@@ -31,6 +32,7 @@ app.command("metrics")(metrics.metrics)
 app.command("predict")(predict.predict)
 app.command("convert")(convert.convert)
 app.command("doctor")(doctor.doctor)
+app.command("init")(init.init)
 app.command("serve", context_settings=serve.PASS_THROUGH)(serve.serve)
 app.command("demo", context_settings=serve.PASS_THROUGH)(demo.demo)
 
@@ -73,4 +75,9 @@ def main() -> None:
     if not sys.warnoptions:
         # Such as those of torch, which concern the author of a program, and not who uses it.
         warnings.simplefilter("ignore")
-    app(prog_name="fedround")
+    try:
+        app(prog_name="fedround")
+    except Exception:
+        # A defect. Printed here, since a server may have chosen words of the error.
+        echo(traceback.format_exc().rstrip(), err=True)
+        sys.exit(1)

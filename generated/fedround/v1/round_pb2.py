@@ -27,7 +27,7 @@ from fedround.v1 import training_pb2 as fedround_dot_v1_dot_training__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x66\x65\x64round/v1/round.proto\x12\x0b\x66\x65\x64round.v1\x1a\x17\x66\x65\x64round/v1/event.proto\x1a\x1a\x66\x65\x64round/v1/training.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf4\x01\n\nUpdateSpec\x12\x13\n\x0btraining_id\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12\x14\n\x0cnum_examples\x18\x03 \x01(\x03\x12\x35\n\x07metrics\x18\x04 \x03(\x0b\x32$.fedround.v1.UpdateSpec.MetricsEntry\x12\x0e\n\x06sha256\x18\x05 \x01(\t\x12\x12\n\nsize_bytes\x18\x06 \x01(\x04\x12\x11\n\tupload_id\x18\x07 \x01(\t\x12\x0e\n\x06offset\x18\x08 \x01(\x04\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x9d\x01\n\rUpdateReceipt\x12\x11\n\tupdate_id\x18\x01 \x01(\t\x12\x13\n\x0btraining_id\x18\x02 \x01(\t\x12\r\n\x05round\x18\x03 \x01(\r\x12\x0e\n\x06sha256\x18\x04 \x01(\t\x12/\n\x0b\x61\x63\x63\x65pt_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cnum_examples\x18\x06 \x01(\x03\"\xba\x01\n\x10SubscribeRequest\x12\x13\n\x0btraining_id\x18\x01 \x01(\t\x12U\n\x15resume_after_sequence\x18\x02 \x03(\x0b\x32\x36.fedround.v1.SubscribeRequest.ResumeAfterSequenceEntry\x1a:\n\x18ResumeAfterSequenceEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\xa6\x01\n\x13SubmitUpdateRequest\x12%\n\x04spec\x18\x01 \x01(\x0b\x32\x17.fedround.v1.UpdateSpec\x12\r\n\x05\x63hunk\x18\x02 \x01(\x0c\x12\x19\n\x0c\x63hunk_crc32c\x18\x03 \x01(\x07H\x00\x88\x01\x01\x12-\n\x0b\x63ompression\x18\x04 \x01(\x0e\x32\x18.fedround.v1.CompressionB\x0f\n\r_chunk_crc32c\"C\n\x14SubmitUpdateResponse\x12+\n\x07receipt\x18\x01 \x01(\x0b\x32\x1a.fedround.v1.UpdateReceipt\"%\n\x10GetUploadRequest\x12\x11\n\tupload_id\x18\x01 \x01(\t\"+\n\x11GetUploadResponse\x12\x16\n\x0e\x63ommitted_size\x18\x01 \x01(\x04\"\x81\x01\n\x1c\x44ownloadAssignedModelRequest\x12\x13\n\x0btraining_id\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12-\n\x0b\x63ompression\x18\x04 \x01(\x0e\x32\x18.fedround.v1.Compression\"\xaf\x01\n\x1d\x44ownloadAssignedModelResponse\x12$\n\x04info\x18\x01 \x01(\x0b\x32\x16.fedround.v1.ModelInfo\x12\r\n\x05\x63hunk\x18\x02 \x01(\x0c\x12\x19\n\x0c\x63hunk_crc32c\x18\x03 \x01(\x07H\x00\x88\x01\x01\x12-\n\x0b\x63ompression\x18\x04 \x01(\x0e\x32\x18.fedround.v1.CompressionB\x0f\n\r_chunk_crc32c\"\xc1\x01\n\x14SubmitMetricsRequest\x12\x13\n\x0btraining_id\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12?\n\x07metrics\x18\x03 \x03(\x0b\x32..fedround.v1.SubmitMetricsRequest.MetricsEntry\x12\x14\n\x0cnum_examples\x18\x04 \x01(\x03\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x17\n\x15SubmitMetricsResponse\"D\n\x0fGetRoundRequest\x12\x13\n\x0btraining_id\x18\x01 \x01(\t\x12\x12\n\x05round\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\x08\n\x06_round\"5\n\x10GetRoundResponse\x12!\n\x05round\x18\x01 \x01(\x0b\x32\x12.fedround.v1.Round\"\x9f\x05\n\x05Round\x12\x13\n\x0btraining_id\x18\x01 \x01(\t\x12\x0e\n\x06number\x18\x02 \x01(\r\x12$\n\x04kind\x18\x03 \x01(\x0e\x32\x16.fedround.v1.RoundKind\x12&\n\x05state\x18\x04 \x01(\x0e\x32\x17.fedround.v1.RoundState\x12\x15\n\rmodel_version\x18\x05 \x01(\r\x12\x17\n\x0fupdates_arrived\x18\x06 \x01(\r\x12\x18\n\x10updates_expected\x18\x07 \x01(\r\x12\x33\n\x0cparticipants\x18\x08 \x03(\x0b\x32\x1d.fedround.v1.RoundParticipant\x12\x13\n\x0bwaiting_for\x18\t \x01(\t\x12-\n\topen_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x64\x65\x61\x64line\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tdone_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x10num_participants\x18\r \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x0e \x01(\r\x12\x14\n\x0cmax_attempts\x18\x0f \x01(\r\x12(\n\twait_rule\x18\x10 \x01(\x0e\x32\x15.fedround.v1.WaitRule\x12*\n\x0bon_deadline\x18\x11 \x01(\x0e\x32\x15.fedround.v1.OnMissed\x12\x35\n\x11\x66orecast_end_time\x18\x12 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x10rejected_updates\x18\x13 \x03(\x0b\x32\x1b.fedround.v1.RejectedUpdate\"o\n\x0eRejectedUpdate\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\x12-\n\tlast_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07message\x18\x04 \x01(\t\"\xfc\x02\n\x10RoundParticipant\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07\x61rrived\x18\x03 \x01(\x08\x12/\n\x0b\x61rrive_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0elast_seen_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0euploaded_bytes\x18\x06 \x01(\x04\x12\x36\n\x12missing_since_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nsubscribed\x18\x08 \x01(\x08\x12\x38\n\x14\x66orecast_arrive_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x10rejected_updates\x18\n \x03(\x0b\x32\x1b.fedround.v1.RejectedUpdate*\x8d\x01\n\nRoundState\x12\x1b\n\x17ROUND_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10ROUND_STATE_OPEN\x10\x01\x12\x1b\n\x17ROUND_STATE_AGGREGATING\x10\x02\x12\x14\n\x10ROUND_STATE_DONE\x10\x03\x12\x19\n\x15ROUND_STATE_ABANDONED\x10\x04*v\n\x08WaitRule\x12\x19\n\x15WAIT_RULE_UNSPECIFIED\x10\x00\x12\x19\n\x15WAIT_RULE_ALL_UPDATES\x10\x01\x12\x19\n\x15WAIT_RULE_MIN_UPDATES\x10\x02\x12\x19\n\x15WAIT_RULE_AGGREGATION\x10\x03\x32\x86\x04\n\x0cRoundService\x12@\n\tSubscribe\x12\x1d.fedround.v1.SubscribeRequest\x1a\x12.fedround.v1.Event0\x01\x12U\n\x0cSubmitUpdate\x12 .fedround.v1.SubmitUpdateRequest\x1a!.fedround.v1.SubmitUpdateResponse(\x01\x12J\n\tGetUpload\x12\x1d.fedround.v1.GetUploadRequest\x1a\x1e.fedround.v1.GetUploadResponse\x12p\n\x15\x44ownloadAssignedModel\x12).fedround.v1.DownloadAssignedModelRequest\x1a*.fedround.v1.DownloadAssignedModelResponse0\x01\x12V\n\rSubmitMetrics\x12!.fedround.v1.SubmitMetricsRequest\x1a\".fedround.v1.SubmitMetricsResponse\x12G\n\x08GetRound\x12\x1c.fedround.v1.GetRoundRequest\x1a\x1d.fedround.v1.GetRoundResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x66\x65\x64round/v1/round.proto\x12\x0b\x66\x65\x64round.v1\x1a\x17\x66\x65\x64round/v1/event.proto\x1a\x1a\x66\x65\x64round/v1/training.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf4\x01\n\nUpdateSpec\x12\x13\n\x0btraining_id\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12\x14\n\x0cnum_examples\x18\x03 \x01(\x03\x12\x35\n\x07metrics\x18\x04 \x03(\x0b\x32$.fedround.v1.UpdateSpec.MetricsEntry\x12\x0e\n\x06sha256\x18\x05 \x01(\t\x12\x12\n\nsize_bytes\x18\x06 \x01(\x04\x12\x11\n\tupload_id\x18\x07 \x01(\t\x12\x0e\n\x06offset\x18\x08 \x01(\x04\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x9d\x01\n\rUpdateReceipt\x12\x11\n\tupdate_id\x18\x01 \x01(\t\x12\x13\n\x0btraining_id\x18\x02 \x01(\t\x12\r\n\x05round\x18\x03 \x01(\r\x12\x0e\n\x06sha256\x18\x04 \x01(\t\x12/\n\x0b\x61\x63\x63\x65pt_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cnum_examples\x18\x06 \x01(\x03\"\xce\x01\n\x10SubscribeRequest\x12\x13\n\x0btraining_id\x18\x01 \x01(\t\x12U\n\x15resume_after_sequence\x18\x02 \x03(\x0b\x32\x36.fedround.v1.SubscribeRequest.ResumeAfterSequenceEntry\x12\x12\n\nsession_id\x18\x03 \x01(\t\x1a:\n\x18ResumeAfterSequenceEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\xa6\x01\n\x13SubmitUpdateRequest\x12%\n\x04spec\x18\x01 \x01(\x0b\x32\x17.fedround.v1.UpdateSpec\x12\r\n\x05\x63hunk\x18\x02 \x01(\x0c\x12\x19\n\x0c\x63hunk_crc32c\x18\x03 \x01(\x07H\x00\x88\x01\x01\x12-\n\x0b\x63ompression\x18\x04 \x01(\x0e\x32\x18.fedround.v1.CompressionB\x0f\n\r_chunk_crc32c\"C\n\x14SubmitUpdateResponse\x12+\n\x07receipt\x18\x01 \x01(\x0b\x32\x1a.fedround.v1.UpdateReceipt\"%\n\x10GetUploadRequest\x12\x11\n\tupload_id\x18\x01 \x01(\t\"+\n\x11GetUploadResponse\x12\x16\n\x0e\x63ommitted_size\x18\x01 \x01(\x04\"\x81\x01\n\x1c\x44ownloadAssignedModelRequest\x12\x13\n\x0btraining_id\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12-\n\x0b\x63ompression\x18\x04 \x01(\x0e\x32\x18.fedround.v1.Compression\"\xaf\x01\n\x1d\x44ownloadAssignedModelResponse\x12$\n\x04info\x18\x01 \x01(\x0b\x32\x16.fedround.v1.ModelInfo\x12\r\n\x05\x63hunk\x18\x02 \x01(\x0c\x12\x19\n\x0c\x63hunk_crc32c\x18\x03 \x01(\x07H\x00\x88\x01\x01\x12-\n\x0b\x63ompression\x18\x04 \x01(\x0e\x32\x18.fedround.v1.CompressionB\x0f\n\r_chunk_crc32c\"\xc1\x01\n\x14SubmitMetricsRequest\x12\x13\n\x0btraining_id\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12?\n\x07metrics\x18\x03 \x03(\x0b\x32..fedround.v1.SubmitMetricsRequest.MetricsEntry\x12\x14\n\x0cnum_examples\x18\x04 \x01(\x03\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x17\n\x15SubmitMetricsResponse\"D\n\x0fGetRoundRequest\x12\x13\n\x0btraining_id\x18\x01 \x01(\t\x12\x12\n\x05round\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\x08\n\x06_round\"5\n\x10GetRoundResponse\x12!\n\x05round\x18\x01 \x01(\x0b\x32\x12.fedround.v1.Round\"\x9f\x05\n\x05Round\x12\x13\n\x0btraining_id\x18\x01 \x01(\t\x12\x0e\n\x06number\x18\x02 \x01(\r\x12$\n\x04kind\x18\x03 \x01(\x0e\x32\x16.fedround.v1.RoundKind\x12&\n\x05state\x18\x04 \x01(\x0e\x32\x17.fedround.v1.RoundState\x12\x15\n\rmodel_version\x18\x05 \x01(\r\x12\x17\n\x0fupdates_arrived\x18\x06 \x01(\r\x12\x18\n\x10updates_expected\x18\x07 \x01(\r\x12\x33\n\x0cparticipants\x18\x08 \x03(\x0b\x32\x1d.fedround.v1.RoundParticipant\x12\x13\n\x0bwaiting_for\x18\t \x01(\t\x12-\n\topen_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x64\x65\x61\x64line\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tdone_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x10num_participants\x18\r \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x0e \x01(\r\x12\x14\n\x0cmax_attempts\x18\x0f \x01(\r\x12(\n\twait_rule\x18\x10 \x01(\x0e\x32\x15.fedround.v1.WaitRule\x12*\n\x0bon_deadline\x18\x11 \x01(\x0e\x32\x15.fedround.v1.OnMissed\x12\x35\n\x11\x66orecast_end_time\x18\x12 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x10rejected_updates\x18\x13 \x03(\x0b\x32\x1b.fedround.v1.RejectedUpdate\"o\n\x0eRejectedUpdate\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\r\n\x05\x63ount\x18\x02 \x01(\x04\x12-\n\tlast_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07message\x18\x04 \x01(\t\"\xfc\x02\n\x10RoundParticipant\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07\x61rrived\x18\x03 \x01(\x08\x12/\n\x0b\x61rrive_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0elast_seen_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0euploaded_bytes\x18\x06 \x01(\x04\x12\x36\n\x12missing_since_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nsubscribed\x18\x08 \x01(\x08\x12\x38\n\x14\x66orecast_arrive_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x10rejected_updates\x18\n \x03(\x0b\x32\x1b.fedround.v1.RejectedUpdate*\x8d\x01\n\nRoundState\x12\x1b\n\x17ROUND_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10ROUND_STATE_OPEN\x10\x01\x12\x1b\n\x17ROUND_STATE_AGGREGATING\x10\x02\x12\x14\n\x10ROUND_STATE_DONE\x10\x03\x12\x19\n\x15ROUND_STATE_ABANDONED\x10\x04*v\n\x08WaitRule\x12\x19\n\x15WAIT_RULE_UNSPECIFIED\x10\x00\x12\x19\n\x15WAIT_RULE_ALL_UPDATES\x10\x01\x12\x19\n\x15WAIT_RULE_MIN_UPDATES\x10\x02\x12\x19\n\x15WAIT_RULE_AGGREGATION\x10\x03\x32\x86\x04\n\x0cRoundService\x12@\n\tSubscribe\x12\x1d.fedround.v1.SubscribeRequest\x1a\x12.fedround.v1.Event0\x01\x12U\n\x0cSubmitUpdate\x12 .fedround.v1.SubmitUpdateRequest\x1a!.fedround.v1.SubmitUpdateResponse(\x01\x12J\n\tGetUpload\x12\x1d.fedround.v1.GetUploadRequest\x1a\x1e.fedround.v1.GetUploadResponse\x12p\n\x15\x44ownloadAssignedModel\x12).fedround.v1.DownloadAssignedModelRequest\x1a*.fedround.v1.DownloadAssignedModelResponse0\x01\x12V\n\rSubmitMetrics\x12!.fedround.v1.SubmitMetricsRequest\x1a\".fedround.v1.SubmitMetricsResponse\x12G\n\x08GetRound\x12\x1c.fedround.v1.GetRoundRequest\x1a\x1d.fedround.v1.GetRoundResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,10 +40,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SUBSCRIBEREQUEST_RESUMEAFTERSEQUENCEENTRY']._serialized_options = b'8\001'
   _globals['_SUBMITMETRICSREQUEST_METRICSENTRY']._loaded_options = None
   _globals['_SUBMITMETRICSREQUEST_METRICSENTRY']._serialized_options = b'8\001'
-  _globals['_ROUNDSTATE']._serialized_start=2871
-  _globals['_ROUNDSTATE']._serialized_end=3012
-  _globals['_WAITRULE']._serialized_start=3014
-  _globals['_WAITRULE']._serialized_end=3132
+  _globals['_ROUNDSTATE']._serialized_start=2891
+  _globals['_ROUNDSTATE']._serialized_end=3032
+  _globals['_WAITRULE']._serialized_start=3034
+  _globals['_WAITRULE']._serialized_end=3152
   _globals['_UPDATESPEC']._serialized_start=127
   _globals['_UPDATESPEC']._serialized_end=371
   _globals['_UPDATESPEC_METRICSENTRY']._serialized_start=325
@@ -51,37 +51,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UPDATERECEIPT']._serialized_start=374
   _globals['_UPDATERECEIPT']._serialized_end=531
   _globals['_SUBSCRIBEREQUEST']._serialized_start=534
-  _globals['_SUBSCRIBEREQUEST']._serialized_end=720
-  _globals['_SUBSCRIBEREQUEST_RESUMEAFTERSEQUENCEENTRY']._serialized_start=662
-  _globals['_SUBSCRIBEREQUEST_RESUMEAFTERSEQUENCEENTRY']._serialized_end=720
-  _globals['_SUBMITUPDATEREQUEST']._serialized_start=723
-  _globals['_SUBMITUPDATEREQUEST']._serialized_end=889
-  _globals['_SUBMITUPDATERESPONSE']._serialized_start=891
-  _globals['_SUBMITUPDATERESPONSE']._serialized_end=958
-  _globals['_GETUPLOADREQUEST']._serialized_start=960
-  _globals['_GETUPLOADREQUEST']._serialized_end=997
-  _globals['_GETUPLOADRESPONSE']._serialized_start=999
-  _globals['_GETUPLOADRESPONSE']._serialized_end=1042
-  _globals['_DOWNLOADASSIGNEDMODELREQUEST']._serialized_start=1045
-  _globals['_DOWNLOADASSIGNEDMODELREQUEST']._serialized_end=1174
-  _globals['_DOWNLOADASSIGNEDMODELRESPONSE']._serialized_start=1177
-  _globals['_DOWNLOADASSIGNEDMODELRESPONSE']._serialized_end=1352
-  _globals['_SUBMITMETRICSREQUEST']._serialized_start=1355
-  _globals['_SUBMITMETRICSREQUEST']._serialized_end=1548
+  _globals['_SUBSCRIBEREQUEST']._serialized_end=740
+  _globals['_SUBSCRIBEREQUEST_RESUMEAFTERSEQUENCEENTRY']._serialized_start=682
+  _globals['_SUBSCRIBEREQUEST_RESUMEAFTERSEQUENCEENTRY']._serialized_end=740
+  _globals['_SUBMITUPDATEREQUEST']._serialized_start=743
+  _globals['_SUBMITUPDATEREQUEST']._serialized_end=909
+  _globals['_SUBMITUPDATERESPONSE']._serialized_start=911
+  _globals['_SUBMITUPDATERESPONSE']._serialized_end=978
+  _globals['_GETUPLOADREQUEST']._serialized_start=980
+  _globals['_GETUPLOADREQUEST']._serialized_end=1017
+  _globals['_GETUPLOADRESPONSE']._serialized_start=1019
+  _globals['_GETUPLOADRESPONSE']._serialized_end=1062
+  _globals['_DOWNLOADASSIGNEDMODELREQUEST']._serialized_start=1065
+  _globals['_DOWNLOADASSIGNEDMODELREQUEST']._serialized_end=1194
+  _globals['_DOWNLOADASSIGNEDMODELRESPONSE']._serialized_start=1197
+  _globals['_DOWNLOADASSIGNEDMODELRESPONSE']._serialized_end=1372
+  _globals['_SUBMITMETRICSREQUEST']._serialized_start=1375
+  _globals['_SUBMITMETRICSREQUEST']._serialized_end=1568
   _globals['_SUBMITMETRICSREQUEST_METRICSENTRY']._serialized_start=325
   _globals['_SUBMITMETRICSREQUEST_METRICSENTRY']._serialized_end=371
-  _globals['_SUBMITMETRICSRESPONSE']._serialized_start=1550
-  _globals['_SUBMITMETRICSRESPONSE']._serialized_end=1573
-  _globals['_GETROUNDREQUEST']._serialized_start=1575
-  _globals['_GETROUNDREQUEST']._serialized_end=1643
-  _globals['_GETROUNDRESPONSE']._serialized_start=1645
-  _globals['_GETROUNDRESPONSE']._serialized_end=1698
-  _globals['_ROUND']._serialized_start=1701
-  _globals['_ROUND']._serialized_end=2372
-  _globals['_REJECTEDUPDATE']._serialized_start=2374
-  _globals['_REJECTEDUPDATE']._serialized_end=2485
-  _globals['_ROUNDPARTICIPANT']._serialized_start=2488
-  _globals['_ROUNDPARTICIPANT']._serialized_end=2868
-  _globals['_ROUNDSERVICE']._serialized_start=3135
-  _globals['_ROUNDSERVICE']._serialized_end=3653
+  _globals['_SUBMITMETRICSRESPONSE']._serialized_start=1570
+  _globals['_SUBMITMETRICSRESPONSE']._serialized_end=1593
+  _globals['_GETROUNDREQUEST']._serialized_start=1595
+  _globals['_GETROUNDREQUEST']._serialized_end=1663
+  _globals['_GETROUNDRESPONSE']._serialized_start=1665
+  _globals['_GETROUNDRESPONSE']._serialized_end=1718
+  _globals['_ROUND']._serialized_start=1721
+  _globals['_ROUND']._serialized_end=2392
+  _globals['_REJECTEDUPDATE']._serialized_start=2394
+  _globals['_REJECTEDUPDATE']._serialized_end=2505
+  _globals['_ROUNDPARTICIPANT']._serialized_start=2508
+  _globals['_ROUNDPARTICIPANT']._serialized_end=2888
+  _globals['_ROUNDSERVICE']._serialized_start=3155
+  _globals['_ROUNDSERVICE']._serialized_end=3673
 # @@protoc_insertion_point(module_scope)
