@@ -205,6 +205,7 @@ HELP = {
     "UPLOAD_SUPERSEDED": "leave it to that call",
     "DIGEST_MISMATCH": "send it again",
     "CHUNK_CORRUPT": "send them again",
+    "MODEL_DAMAGED": "restore it from a backup",
     "CURSOR_EXPIRED": "subscribe without it",
     "MODEL_TOO_LARGE": "ask the operator for more",
     "QUOTA": "remove",

@@ -39,7 +39,7 @@ LAYERS = {
     "wakeups": layer(""),
     "failpoints": layer(""),
     "host": layer("", "fedround_wire"),
-    "blobs": layer("domain failpoints host"),
+    "blobs": layer("domain failpoints host", "google_crc32c"),
     "store": layer("domain failpoints", "cachetools peewee playhouse psycopg psycopg_pool"),
     "engine": layer("domain host blobs", "cachetools torch safetensors numpy"),
     "coordinator": layer("domain wakeups failpoints blobs store engine", "structlog"),

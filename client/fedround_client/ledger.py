@@ -22,7 +22,7 @@ class _Round:
         number: Number of the round.
         open: Whether it accepts updates.
         waiting: The facts of updates that were accepted, and neither counted nor superseded, by update id.
-        participants: Ids of the participants that have submitted an update.
+        participants: Ids of the participants whose updates are waiting or counted.
         counted: How many updates were counted.
         examples: Number of their examples.
         totals: Denominators of their weights.
@@ -64,6 +64,7 @@ class Ledger:
             "update_accepted": self._update_accepted,
             "report_accepted": self._update_accepted,
             "round_closed": self._round_closed,
+            "round_reopened": self._round_reopened,
             "updates_counted": self._updates_counted,
             "updates_superseded": self._updates_superseded,
             "round_done": self._round_done,
@@ -112,6 +113,12 @@ class Ledger:
         _check(round_.open, "the round was closed before")
         round_.open = False
 
+    def _round_reopened(self, entry: AuditEntry, facts: Facts) -> None:
+        round_ = self._round(entry.training_id, int(entry.subject))
+        _check(not round_.open, "the round is opened again, but was not closed")
+        _check(not round_.counted, "the round is opened again, but its updates were counted")
+        round_.open = True
+
     def _updates_counted(self, entry: AuditEntry, facts: Facts) -> None:
         round_ = self._round(entry.training_id, int(entry.subject))
         _check(not round_.open, "updates are counted before the round is closed")
@@ -141,10 +148,11 @@ class Ledger:
         round_ = self._round(entry.training_id, int(entry.subject))
         _check(bool(facts["reason"]), "updates are superseded without a reason")
         for update_id in facts["update_ids"]:
-            _check(
-                round_.waiting.pop(update_id, None) is not None,
-                f"the update {update_id} is superseded, but was not waiting",
-            )
+            accepted = round_.waiting.pop(update_id, None)
+            if accepted is None:
+                raise ValueError(f"the update {update_id} is superseded, but was not waiting")
+            # Its participant may send another one.
+            round_.participants.discard(accepted["participant_id"])
         self.superseded += len(facts["update_ids"])
 
     def _round_done(self, entry: AuditEntry, facts: Facts) -> None:

@@ -126,6 +126,14 @@ class Participant(UserCalls, TrainingCalls):
             name = self._round_name(event.training_id, event.round_extended.round)
             logger.info("%s is repeated: attempt %d", name, event.round_extended.attempt)
             return None
+        if kind == "update_lost":
+            self._accepted[event.training_id] = max(0, self._accepted.get(event.training_id, 0) - 1)
+            logger.warning(
+                "The server lost the update of round %d of training %s to a damaged file, and asks for it anew",
+                event.update_lost.round,
+                event.training_id,
+            )
+            return None
         error = from_event(event) or self._removal(event)
         if error is not None:
             self._accepted.pop(event.training_id, None)

@@ -29,6 +29,7 @@ POINTS = (
     "aggregation.adopted",
     "version.inserted",
     "aggregation.committed",
+    "aggregation.reopened",
     "deadline.fired",
     "deadline.judged",
     "start.swept",

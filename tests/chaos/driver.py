@@ -98,7 +98,7 @@ class Campaign:
             self._first_start(server)
             history = History(self._folder / "history.jsonl")
             stack.callback(history.close)
-            client = RetryingClient(server.address, history, server.admin_token, self._on_answer)
+            client = RetryingClient(server.address, history, server.admin_token, self._on_answer, server.data_dir)
             stack.callback(client.close)
             pool = stack.enter_context(ThreadPoolExecutor(CONCURRENT_TRAININGS + 1))
             stack.callback(self._ending.set)

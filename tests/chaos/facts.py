@@ -65,6 +65,13 @@ class Facts:
         return found
 
     @cached_property
+    def lost(self) -> dict[str, Row]:
+        """The entry of the ledger about each update that was lost, since its file was damaged, by the update's id."""
+        superseded = (row for row in self["audit"] if row["action"] == "updates_superseded")
+        found = ((row, json.loads(row["facts"])) for row in superseded)
+        return {id_: row for row, facts in found if facts["reason"] == "file_damaged" for id_ in facts["update_ids"]}
+
+    @cached_property
     def events(self) -> dict[Hashable, list[Row]]:
         """The log of each training, in order."""
         logs = self.by("event", "training_id")

@@ -36,10 +36,12 @@ Rule = Callable[[Facts, History], Findings]
 
 
 def receipts_stand(facts: Facts, history: History) -> Findings:
-    """Every acknowledged update is there, as it was sent, under the receipt's id, once."""
+    """Every acknowledged update is there, as it was sent, under the receipt's id, once; or it was lost to damage."""
     rows = facts.by("round_update", "training_id", "number", "user_id")
     for kind in ("receipt", "report"):
         for entry in history.of(kind):
+            if entry.facts.get("update_id") in facts.lost:
+                continue
             found = rows.get((entry["training_id"], entry["round"], entry["user_id"]), [])
             sent = {
                 name: value for name, value in entry.facts.items() if name not in ("training_id", "round", "user_id")
@@ -69,6 +71,27 @@ def updates_count_once(facts: Facts, history: History) -> Findings:
             yield row["training_id"], f"round {row['number']} has {row['arrived']} updates, {len(used)} count"
 
 
+def damaged_updates_never_count(facts: Facts, history: History) -> Findings:
+    """No update counts whose file was damaged before; each that was lost is superseded, reported once, and gone."""
+    rows = {row["update_id"] for row in facts["round_update"]}
+    ledger = {
+        update["update_id"]
+        for row in facts["audit"]
+        if row["action"] == "updates_counted"
+        for update in json.loads(row["facts"])["updates"]
+    }
+    for entry in history.of("damaged"):
+        if entry["update_id"] in ledger:
+            yield entry["training_id"], f"the update {entry['update_id']} was counted, and its file was damaged before"
+    reported = Counter(
+        (row["training_id"], row["payload"]["update_id"]) for row in facts["event"] if row["kind"] == "UpdateLost"
+    )
+    if reported != Counter((row["training_id"], update_id) for update_id, row in facts.lost.items()):
+        yield "", f"lost are {sorted(facts.lost)}, reported is {reported}"
+    for update_id in facts.lost.keys() & (rows | ledger):
+        yield facts.lost[update_id]["training_id"], f"the update {update_id} was lost, and is there or counted"
+
+
 def repeated_answers_are_true(facts: Facts, history: History) -> Findings:
     """What was said to be superseded does not count; what its sender got a receipt for, after it had left, does."""
     cohort = facts.by("cohort", "training_id", "number", "user_id")
@@ -91,8 +114,9 @@ def rounds_commit_once(facts: Facts, history: History) -> Findings:
         if len(closed) != (row["state"] == "DONE"):
             yield row["training_id"], f"round {row['number']} is {row['state']} and was closed {len(closed)} times"
         started = [event["audience"] for event in _events(facts, row["training_id"], "RoundStarted", row["number"])]
-        # When it is repeated, those who join are notified, each once.
-        joined = [audience for audience in started if audience != "cohort"]
+        # When it is repeated, those who join are notified, each once; so are those whose updates were lost, each time.
+        lost = [event["audience"] for event in _events(facts, row["training_id"], "UpdateLost", row["number"])]
+        joined = list((Counter(one for one in started if one != "cohort") - Counter(lost)).elements())
         if started.count("cohort") != 1 or len(joined) != len(set(joined)) or (joined and row["attempt"] == 1):
             yield row["training_id"], f"round {row['number']} was not started once"
         if row["state"] == "DONE" and (row["epoch"] < 1 or row["done_time"] is None):
@@ -143,7 +167,9 @@ def logs_have_no_gaps(facts: Facts, history: History) -> Findings:
         if [event["sequence"] for event in log] != list(range(1, training["last_sequence"] + 1)):
             yield training_id, f"the log has {[event['sequence'] for event in log]} of {training['last_sequence']}"
         reported = Counter(e["payload"]["update_id"] for e in log if e["kind"] == "UpdateAccepted")
-        if reported != Counter(row["update_id"] for row in updates.get(training_id, [])):
+        accepted = [row["update_id"] for row in updates.get(training_id, [])]
+        accepted += [id_ for id_, row in facts.lost.items() if row["training_id"] == training_id]
+        if reported != Counter(accepted):
             yield training_id, "the accepted updates and those in the log differ"
         kinds = [event["kind"] for event in log]
         wanted = "TrainingRemoved" if training["remove_time"] else LAST.get(training["state"])
@@ -176,8 +202,11 @@ def closed_rounds_stay_closed(facts: Facts, history: History) -> Findings:
 
 
 def blobs_are_themselves(facts: Facts, history: History) -> Findings:
-    """Each file's name is the hash of its bytes; tmp is empty after a start."""
+    """Each file's name is the hash of its bytes, unless it was damaged; tmp is empty after a start."""
+    damaged = {entry["sha256"] for entry in history.of("damaged")}
     for path in (facts.data_dir / "objects").glob("*/*"):
+        if path.name in damaged:
+            continue
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         if path.name != digest or path.parent.name != digest[:2]:
             yield "", f"the blob {path.name} contains {digest}"
@@ -186,7 +215,8 @@ def blobs_are_themselves(facts: Facts, history: History) -> Findings:
 
 
 def references_lead_somewhere(facts: Facts, history: History) -> Findings:
-    """What a row refers to is there, with the size that the row gives."""
+    """What a row refers to is there, with the size that the row gives, unless it was damaged."""
+    damaged = {entry["sha256"] for entry in history.of("damaged")}
     removed = {row["model_id"] for row in facts["model"] if row["remove_time"]}
     needed = [(row["sha256"], row["size_bytes"], "") for row in facts["model_version"] if _needed(row, removed)]
     stored = {(row["model_id"], row["version"]) for row in facts["model_version"] if _needed(row, removed)}
@@ -198,7 +228,7 @@ def references_lead_somewhere(facts: Facts, history: History) -> Findings:
             needed.append((row["sha256"], row["size_bytes"], row["training_id"]))
     for digest, size, training_id in needed:
         path = facts.path(digest)
-        if not path.is_file() or path.stat().st_size != size:
+        if digest not in damaged and (not path.is_file() or path.stat().st_size != size):
             yield training_id, f"the blob {digest} of {size} bytes is referred to, and is not there"
 
 
@@ -294,6 +324,7 @@ def no_unexpected_answers(facts: Facts, history: History) -> Findings:
 RULES: tuple[Rule, ...] = (
     receipts_stand,
     updates_count_once,
+    damaged_updates_never_count,
     repeated_answers_are_true,
     rounds_commit_once,
     models_are_right,

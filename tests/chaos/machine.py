@@ -16,9 +16,11 @@ from hypothesis.stateful import RuleBasedStateMachine
 
 from chaos.coordinator_instance import Clocks, CoordinatorInstance, Fault
 from chaos.rules import Training
+from contracts.blobs import chunk_of
 from fedround_server.coordinator import Coordinator
 from fedround_server.coordinator.subscription import Subscriptions
 from fedround_server.coordinator.uploads.receive import Incoming
+from fedround_server.domain.chunk import Chunk
 from fedround_server.domain.errors import FedroundError, StoreUnavailable
 from fedround_server.domain.event import Event
 from fedround_server.domain.identity import Credentials
@@ -227,9 +229,9 @@ class Machine(RuleBasedStateMachine):
             self._follow()
 
     def _incoming(self, user: str, file: bytes) -> Incoming:
-        async def chunks() -> AsyncIterator[bytes]:
-            yield file[:50]
-            yield file[50:]
+        async def chunks() -> AsyncIterator[Chunk]:
+            yield chunk_of(file[:50])
+            yield chunk_of(file[50:])
 
         return Incoming(user, chunks(), hashlib.sha256(file).hexdigest(), len(file))
 

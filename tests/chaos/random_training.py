@@ -7,11 +7,14 @@ from typing import Any
 from calls import digest, new_id
 from chaos import tensors
 from chaos.retrying_client import RetryingClient, User
+from damage import flip, stored
 from fedround.v1 import event_pb2, round_pb2, training_pb2, user_pb2
 
 CLOSED = ("ROUND_NOT_OPEN", "NOT_IN_COHORT", "UPDATE_SUPERSEDED", "TRAINING_NOT_FOUND", "TOKEN_INVALID")
 GONE = ("TRAINING_NOT_FOUND", "TRAINING_ENDED", "TOKEN_INVALID")
 METRIC = "accuracy"
+DAMAGED = 0.2
+"""The fraction of the first updates of rounds that are damaged, where they may be."""
 
 
 class RandomTraining:
@@ -20,6 +23,7 @@ class RandomTraining:
     def __init__(self, client: RetryingClient, seed: str) -> None:
         self._client = client
         self._draw = random.Random(seed)
+        self._draw_damage = random.Random(f"{seed} damage")
         self._kinds = tensors.shapes(self._draw)
         self._present: list[User] = []
         self._delayed: list[Callable[[], object]] = []
@@ -40,6 +44,8 @@ class RandomTraining:
         for event in client.events(self._actor, self._training_id):
             if event.HasField("round_started"):
                 self._begin_round(event.round_started)
+            elif event.HasField("update_lost"):
+                self._send_again(event.update_lost)
             elif event.HasField("round_closed") or event.HasField("round_extended"):
                 self._send_late()
         if self._draw.random() < 0.2:
@@ -103,9 +109,10 @@ class RandomTraining:
             self._ask(self._actor, self._client.trainings.StartTraining, request)
 
     def _begin_round(self, started: Any) -> None:
-        """Runs a round once: when it is repeated, those who join it and the actor receive its start again."""
+        """Runs a round once: those who join it later, or are asked anew, and the actor receive its start again."""
         if started.round not in self._begun:
             self._begun.add(started.round)
+            self._started = started
             self._play_round(started)
 
     def _play_round(self, started: Any) -> None:
@@ -117,7 +124,9 @@ class RandomTraining:
             if may_skip and draw.random() < 0.2:
                 self._delayed.append(lambda user=user: self._send(user, started))
                 continue
-            self._send(user, started)
+            receipt = self._send(user, started)
+            if receipt is not None and user == order[0] and self._draw_damage.random() < DAMAGED:
+                self._damage(receipt)
             self._interrupt(user)
         if draw.random() < 0.1:
             more = self._client.user("CLIENT")
@@ -132,6 +141,29 @@ class RandomTraining:
         request = round_pb2.GetRoundRequest(training_id=self._training_id, round=number)
         found = self._ask(self._actor, self._client.rounds.GetRound, request, *GONE)
         return bool(found) and found.round.state == round_pb2.ROUND_STATE_OPEN
+
+    def _damage(self, receipt: Any) -> None:
+        """Damages the file of an update if it is aggregated, and not yet: the round must wait for it again."""
+        policy = self._spec.round_policy
+        # A chain assigns most updates as they are; and nobody else may close the round meanwhile.
+        if (
+            not policy.min_updates
+            and not policy.HasField("deadline")
+            and not self._spec.aggregation.HasField("fed_dc")
+            and self._is_open(receipt.round)
+        ):
+            self._record("damaged", round=receipt.round, update_id=receipt.update_id, sha256=receipt.sha256)
+            path = stored(self._client.data_dir, receipt.sha256)
+            if self._draw_damage.random() < 0.5:
+                flip(path, self._draw_damage.randrange(path.stat().st_size))
+            else:
+                path.unlink()
+
+    def _send_again(self, lost: Any) -> None:
+        """Submits anew what the server lost."""
+        for user in self._present:
+            if user.user_id == lost.participant_id and lost.round == self._started.round:
+                self._send(user, self._started)
 
     def _interrupt(self, user: User) -> None:
         """Sometimes removes a participant, a user or the training."""
@@ -165,11 +197,12 @@ class RandomTraining:
         for send in delayed:
             send()
 
-    def _send(self, user: User, started: Any) -> None:
+    def _send(self, user: User, started: Any) -> Any:
+        """Submits what a round asks for; returns the receipt of an update that was accepted."""
         if started.kind == event_pb2.ROUND_KIND_EVALUATE:
             self._report(user, started)
-        else:
-            self._submit(user, started)
+            return None
+        return self._submit(user, started)
 
     def _report(self, user: User, started: Any) -> None:
         metrics = {METRIC: self._draw.random(), "loss": self._draw.random()}
@@ -188,7 +221,7 @@ class RandomTraining:
             ):
                 self._record("unexpected", reason="a second report was accepted")
 
-    def _submit(self, user: User, started: Any) -> None:
+    def _submit(self, user: User, started: Any) -> Any:
         draw = self._draw
         if started.assigned and draw.random() < 0.3:
             self._download_assigned(user, started)
@@ -231,6 +264,7 @@ class RandomTraining:
                 )
         if receipt is not None and draw.random() < 0.1:
             self._submit_another(user, spec, file)
+        return receipt
 
     def _send_file(self, user: User, spec: Any, file: bytes) -> Any:
         """Sends an update, from where an earlier try stopped; returns the receipt."""

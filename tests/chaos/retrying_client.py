@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -57,8 +58,12 @@ class User:
 class RetryingClient:
     """Repeats calls until they are answered."""
 
-    def __init__(self, address: str, history: History, admin_token: str, on_answer: Callable[[], object]) -> None:
+    def __init__(
+        self, address: str, history: History, admin_token: str, on_answer: Callable[[], object], data_dir: Path
+    ) -> None:
         self.history = history
+        # Where the server has its files, to damage some.
+        self.data_dir = data_dir
         self._on_answer = on_answer
         self.admin = User("", admin_token)
         self._channel = grpc.insecure_channel(address, CHANNEL)

@@ -21,12 +21,14 @@ from chaos.faults import Fault, Storage, failing
 from chaos.history import History
 from chaos.invariants import Violation, check
 from chaos.server_process import TIMEOUT_SECONDS
+from contracts.blobs import chunk_of
 from contracts.world import SPEC
 from fedround_server.blobs import BlobFiles, StagedBlob
 from fedround_server.blobs.local import LocalBlobs
 from fedround_server.coordinator import Context, Coordinator
 from fedround_server.coordinator.uploads.receive import Incoming
 from fedround_server.domain.aggregation import FedDC
+from fedround_server.domain.chunk import Chunk
 from fedround_server.domain.errors import FedroundError, UserExists, UserNotFound
 from fedround_server.domain.training import Training, TrainingState
 from fedround_server.domain.uncertainty import Swag
@@ -278,10 +280,10 @@ def incoming(
 ) -> Incoming:
     """A file in two chunks."""
 
-    async def chunks() -> AsyncIterator[bytes]:
+    async def chunks() -> AsyncIterator[Chunk]:
         middle = (offset + len(data)) // 2
         for chunk in (data[offset:middle], data[middle:]):
             if chunk:
-                yield chunk
+                yield chunk_of(chunk)
 
     return Incoming(user_id, chunks(), digest(data), len(data), upload_id, offset, training_id)

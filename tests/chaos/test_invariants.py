@@ -73,7 +73,7 @@ def undamaged(tmp_path_factory: pytest.TempPathFactory) -> DamagedRun:
         first = server.start()
         assert first.wait_serving()
         history = History(folder / "history.jsonl")
-        client = RetryingClient(server.address, history, server.admin_token, lambda: None)
+        client = RetryingClient(server.address, history, server.admin_token, lambda: None, server.data_dir)
         for seed in SEEDS:
             RandomTraining(client, f"damage {seed}").run()
         client.close()
@@ -137,7 +137,11 @@ def an_update_is_there_twice(run: DamagedRun) -> None:
     run.sql(f"DROP INDEX {index}")
     columns = "training_id, number, user_id, sha256, size_bytes, num_examples, metrics, accept_time"
     chosen = run.one(TRAINED)[0]
-    run.sql(f"INSERT INTO round_update SELECT 'twin', {columns} FROM round_update WHERE update_id = ?", chosen)
+    run.sql(
+        f"INSERT INTO round_update (update_id, {columns}) SELECT 'twin', {columns} FROM round_update"
+        " WHERE update_id = ?",
+        chosen,
+    )
 
 
 @breaks("updates_count_once")
@@ -174,13 +178,24 @@ def an_arrival_is_counted_twice(run: DamagedRun) -> None:
     run.sql("UPDATE round SET arrived = arrived + 1 WHERE number = 0")
 
 
+@breaks("damaged_updates_never_count")
+def a_damaged_update_is_counted(run: DamagedRun) -> None:
+    update_id, training_id, number, _, sha256 = run.one(TRAINED)
+    run.acknowledge("damaged", training_id=training_id, round=number, update_id=update_id, sha256=sha256)
+
+
+@breaks("damaged_updates_never_count")
+def an_update_is_lost_without_a_reason(run: DamagedRun) -> None:
+    run.sql("UPDATE event SET kind = 'UpdateLost' WHERE kind = 'UpdateAccepted'")
+
+
 @breaks("rounds_commit_once")
 def a_round_is_committed_twice(run: DamagedRun) -> None:
     (model_id, version) = run.one(f"SELECT model_id, MAX(version) FROM ({MADE})")
     columns = "sha256, size_bytes, create_time, stored"
     run.sql(
-        f"INSERT INTO model_version SELECT model_id, version + 1, {columns} FROM model_version"
-        " WHERE model_id = ? AND version = ?",
+        f"INSERT INTO model_version (model_id, version, {columns}) SELECT model_id, version + 1, {columns}"
+        " FROM model_version WHERE model_id = ? AND version = ?",
         *(model_id, version),
     )
 

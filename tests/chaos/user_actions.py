@@ -40,7 +40,7 @@ def models(client: RetryingClient, seed: str) -> None:
 
 
 class ShortTraining(RandomTraining):
-    """A training without accepted updates."""
+    """A training of one kind."""
 
     def create_and_remove(self) -> None:
         """Creates, registers, removes a client, starts and removes the training."""
@@ -63,6 +63,22 @@ class ShortTraining(RandomTraining):
         for _ in self._client.events(self._actor, self._training_id):
             pass
 
+    def lose_an_update(self) -> None:
+        """Submits all updates, the first of which is damaged before the last one is there, and submits it again."""
+        self._gather()
+        self._register(self._present[1:])
+        self._start()
+        for event in self._client.events(self._actor, self._training_id):
+            if event.HasField("round_started") and event.round_started.round not in self._begun:
+                self._started = event.round_started
+                self._begun.add(self._started.round)
+                for user in self._present:
+                    receipt = self._submit(user, self._started)
+                    if receipt is not None and user == self._present[0]:
+                        self._damage(receipt)
+            elif event.HasField("update_lost"):
+                self._send_again(event.update_lost)
+
     def _gather(self, deadline_ms: int | None = None) -> None:
         self._actor = self._client.user("ACTOR")
         self._present = [self._client.user("CLIENT") for _ in range(3)]
@@ -81,6 +97,10 @@ def deadlines(client: RetryingClient, seed: str) -> None:
     ShortTraining(client, seed).miss_a_deadline()
 
 
+def damages(client: RetryingClient, seed: str) -> None:
+    ShortTraining(client, seed).lose_an_update()
+
+
 USER_ACTIONS: dict[str, Callable[[RetryingClient, str], Any]] = {
     "user.": users,
     "credential.": users,
@@ -88,6 +108,8 @@ USER_ACTIONS: dict[str, Callable[[RetryingClient, str], Any]] = {
     "training.": trainings,
     "round.judge": deadlines,
     "deadline.": deadlines,
+    "round.reopen": damages,
+    "aggregation.reopened": damages,
 }
 
 

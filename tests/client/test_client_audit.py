@@ -49,6 +49,7 @@ def made(version=1, number=0, updates=1, examples=10):
 CREATED = record("model_created", 0)
 OPENED = record("round_opened", 0)
 CLOSED = record("round_closed", 0)
+REOPENED = record("round_reopened", 0)
 ABANDONED = record("round_abandoned", 0)
 NEXT = record("round_opened", 1)
 
@@ -69,6 +70,14 @@ def verify(entries, head=None):
     for entry in entries:
         verifier.add(entry)
     return verifier.finish(head or AuditHead(entries[-1].sequence, entries[-1].hash))
+
+
+def test_a_round_that_lost_an_update_is_closed_again():
+    lost = superseded("a", reason="file_damaged")
+    again = accepted("b", participant="a")
+    records = [CREATED, OPENED, accepted("a"), CLOSED, REOPENED, lost, again, CLOSED]
+    report = verify(chain(*records, counted("b", participant_id="a"), done(), made()))
+    assert (report.updates, report.counted, report.superseded, report.versions) == (2, 1, 1, 1)
 
 
 def test_consistent_entries_are_valid():
@@ -108,6 +117,8 @@ def test_consistent_entries_are_valid():
         ([OPENED, accepted("a"), CLOSED, counted("a"), done(examples=9)], "10 examples were counted"),
         ([OPENED, done(updates=0, examples=0)], "the round is done, but was not closed"),
         ([OPENED, CLOSED, CLOSED], "was closed before"),
+        ([OPENED, REOPENED], "but was not closed"),
+        ([OPENED, accepted("a"), CLOSED, counted("a"), REOPENED], "but its updates were counted"),
         ([OPENED, NEXT], "has not ended"),
         ([OPENED, ABANDONED, record("round_opened", 2)], "round 2 is not the next one"),
         ([OPENED, ABANDONED, OPENED], "round 0 is not the next one"),

@@ -5,8 +5,12 @@ import time
 from abc import ABC, abstractmethod
 from pathlib import Path
 
+import google_crc32c
+
+from damage import flip
 from fedround_server.blobs import Blobs, FileRef, StagedRef, UploadRef
 from fedround_server.blobs.local import UNREFERENCED_SECONDS, LocalBlobs
+from fedround_server.domain.chunk import Chunk
 from fedround_server.domain.model import BlobRef
 
 
@@ -25,6 +29,18 @@ class Place(ABC):
     def make_old(self, ref: FileRef) -> None:
         """Makes a file so old that it may be collected."""
 
+    @abstractmethod
+    def flip(self, blob: BlobRef, position: int) -> None:
+        """Flips a bit of a byte of a blob, as a disk might."""
+
+    @abstractmethod
+    def cut(self, blob: BlobRef) -> None:
+        """Takes the last byte off a blob."""
+
+    @abstractmethod
+    def remove(self, blob: BlobRef) -> None:
+        """Removes the bytes of a blob."""
+
 
 class Local(Place):
     def open(self) -> Blobs:
@@ -34,11 +50,27 @@ class Local(Place):
         long_ago = time.time() - UNREFERENCED_SECONDS - 60
         os.utime(self.blobs.files.local_path(ref), (long_ago, long_ago))
 
+    def flip(self, blob: BlobRef, position: int) -> None:
+        flip(self.blobs.files.local_path(blob), position)
+
+    def cut(self, blob: BlobRef) -> None:
+        path = self.blobs.files.local_path(blob)
+        path.chmod(0o600)
+        os.truncate(path, blob.size_bytes - 1)
+
+    def remove(self, blob: BlobRef) -> None:
+        self.blobs.files.local_path(blob).unlink()
+
 
 PLACES: dict[str, type[Place]] = {"local": Local}
 
 
 ONE = StagedRef("one")
+
+
+def chunk_of(data: bytes) -> Chunk:
+    """Bytes as they come in."""
+    return Chunk(data, google_crc32c.value(data))
 
 
 def put(blobs: Blobs, data: bytes, ref: UploadRef | StagedRef = ONE) -> BlobRef:

@@ -4,13 +4,14 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from contracts.blobs import put
 from contracts.world import World, update
 from fedround_server.blobs import BlobFiles, StagedBlob
 from fedround_server.blobs.local import LocalBlobs
@@ -19,6 +20,7 @@ from fedround_server.domain.errors import StoreUnavailable
 from fedround_server.domain.model import BlobRef
 from fedround_server.domain.training import Training
 from fedround_server.domain.user import Role
+from fedround_server.engine.format.verification import Verifier
 from fedround_server.engine.jobs import AggregationJob, CheckJob, CheckResult, PredictionJob
 from fedround_server.store import Store
 from fedround_server.wakeups import Hub
@@ -61,7 +63,7 @@ class ManualClock:
 
 @dataclass
 class FakeEngine:
-    """Aggregates to a file of a few bytes, or fails with the given error."""
+    """Reads the files of a job, and aggregates them to a file of a few bytes, or fails with the given error."""
 
     files: BlobFiles
     error: Exception | None = None
@@ -79,6 +81,9 @@ class FakeEngine:
         await self.may_end.wait()
         if self.error is not None:
             raise self.error
+        for blob in (job.model, *job.updates):
+            with Verifier(self.files.local_path(blob), blob) as verifier:
+                verifier.verify(0, blob.size_bytes)
         content = f"result {len(self.jobs)}".encode()
         with self.files.stage() as (staged, path):
             path.write_bytes(content)
@@ -100,13 +105,15 @@ class Coordination:
 
     async def running(self, clients: int, **spec: Any) -> tuple[str, list[str], Training]:
         """Returns an actor, its clients, and their training, which has been started."""
+        put(self.context.blobs, b"zeros")
         actor, users = await self.world.user(Role.ACTOR), await self.world.users(clients)
         made = await self.world.training(actor, users, **spec)
         return actor, users, await self.coordinator.trainings.start(made.training_id, actor, None)
 
     async def submit(self, training_id: str, number: int, user: str) -> None:
-        """Submits an update whose file has already been stored."""
+        """Stores the file of an update, and submits it."""
         new = update(training_id, number, user)
+        new = replace(new, blob=put(self.context.blobs, f"{number} {user}".encode()))
         await self.coordinator.submissions._accept_update(new)
 
     async def until(self, actor: str, training_id: str, holds: Callable[[Training], bool]) -> Training:

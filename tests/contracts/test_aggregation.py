@@ -41,7 +41,6 @@ async def test_an_aggregate_that_cannot_be_represented_is_reported(store: Store,
         RuntimeError("secret"),
         MemoryError("secret"),
         WorkerLost("secret"),
-        FileNotFoundError(2, "No such file or directory", "/secret"),
     ],
     ids=lambda error: type(error).__name__,
 )
@@ -98,9 +97,10 @@ async def test_a_worker_that_is_killed_from_outside_delays_its_training_without_
     assert (after.state, after.model_version) == (TrainingState.COMPLETED, 1)
 
 
-async def test_updates_wait_while_the_disk_fails(store: Store, tmp_path: Path) -> None:
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOENT])
+async def test_updates_wait_while_the_disk_fails(store: Store, tmp_path: Path, code: int) -> None:
     async with coordinating(store, tmp_path) as coordination:
-        coordination.engine.error = OSError(errno.EIO, "the disk fails")
+        coordination.engine.error = OSError(code, "the disk fails")
         actor, (client,), training = await coordination.running(1, target_num_updates=1)
         await coordination.submit(training.training_id, 0, client)
         await coordination.clock.asleep(RETRY_DELAY)
@@ -158,9 +158,11 @@ async def test_a_result_that_does_not_fit_on_the_disk_leaves_no_file(
         raise OSError(errno.ENOSPC, "No space left on device", str(folder))
 
     async with coordinating(store, tmp_path) as coordination:
-        monkeypatch.setattr(Path, "mkdir", full)
+        coordination.engine.may_end.clear()
         actor, (client,), training = await coordination.running(1, target_num_updates=1)
         await coordination.submit(training.training_id, 0, client)
+        monkeypatch.setattr(Path, "mkdir", full)
+        coordination.engine.may_end.set()
         await coordination.clock.asleep(timedelta(seconds=DiskFull.retry_seconds))
         assert list((tmp_path / "tmp").iterdir()) == []
         monkeypatch.setattr(Path, "mkdir", mkdir)

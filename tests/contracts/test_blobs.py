@@ -2,14 +2,16 @@
 
 import hashlib
 import pickle
+import random
 from pathlib import Path
 
+import google_crc32c
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from contracts.blobs import PLACES, Place, put
-from fedround_server.blobs import Blobs, FileRef, StagedBlob, StagedRef, UploadRef
+from fedround_server.blobs import BLOCK_BYTES, BlobDamaged, Blobs, FileRef, StagedBlob, StagedRef, UploadRef
 from fedround_server.domain.errors import UploadOffset
 from fedround_server.domain.model import BlobRef
 
@@ -56,24 +58,85 @@ def test_what_is_not_there_is_not_found(blobs: Blobs) -> None:
     for ref in (blob_of(b"hello"), UPLOAD, STAGED):
         with pytest.raises(FileNotFoundError):
             blobs.files.range(ref, 0, 1)
-    with pytest.raises(FileNotFoundError):
-        blobs.open(blob_of(b"hello"), 0, 10)
+    with pytest.raises(BlobDamaged, match="is missing"):
+        blobs.open(blob_of(b"hello"), 0)
     blobs.remove_upload(UPLOAD)
     blobs.remove_uploads("user")
     assert blobs.collect([blob_of(b"hello").sha256]) == 0
 
 
-@pytest.mark.parametrize("size", [1000, 1 << 20])
+def read(blobs: Blobs, blob: BlobRef, offset: int, found: list[bytes] | None = None) -> list[bytes]:
+    """What a download from an offset gets, in its chunks; they are also added to `found`."""
+    found = [] if found is None else found
+    with blobs.open(blob, offset) as file:
+        while (chunk := file.read_cached() or file.read()).data:
+            assert chunk.crc32c == google_crc32c.value(chunk.data)
+            found.append(chunk.data)
+    return found
+
+
+@pytest.mark.parametrize("size", [10, BLOCK_BYTES, BLOCK_BYTES + 1, 3 * BLOCK_BYTES - 7])
 def test_a_blob_is_read_in_chunks_from_any_offset(blobs: Blobs, size: int) -> None:
-    data = bytes(range(256)) * 10
+    data = random.Random(size).randbytes(size)
     blob = put(blobs, data)
-    for offset in (0, 7, len(data)):
-        found = []
-        with blobs.open(blob, offset, size) as file:
-            while chunk := file.read_cached() or file.read():
-                found.append(chunk)
-        assert b"".join(found) == data[offset:]
-        assert all(len(chunk) == size for chunk in found[:-1])
+    assert len(blob.checksums) == 4 * -(-size // BLOCK_BYTES)
+    for known in (blob, blob_of(data)):
+        for offset in {0, 7, size // 2, size - 1, size}:
+            ends = [*range(BLOCK_BYTES * (offset // BLOCK_BYTES + 1), size, BLOCK_BYTES), size]
+            starts = [offset, *ends[:-1]]
+            assert read(blobs, known, offset) == [data[a:b] for a, b in zip(starts, ends, strict=True) if a < b]
+
+
+@pytest.mark.parametrize("offset", [0, BLOCK_BYTES - 1, BLOCK_BYTES, 2 * BLOCK_BYTES - 1, 2 * BLOCK_BYTES + 5])
+def test_no_damaged_byte_is_read(place: Place, offset: int) -> None:
+    blobs = place.blobs
+    data = random.Random(1).randbytes(3 * BLOCK_BYTES - 7)
+    blob = put(blobs, data)
+    place.flip(blob, 2 * BLOCK_BYTES - 1)
+    found: list[bytes] = []
+    if offset < 2 * BLOCK_BYTES:
+        with pytest.raises(BlobDamaged, match=f"is damaged between the bytes {BLOCK_BYTES} and {2 * BLOCK_BYTES}"):
+            read(blobs, blob, offset, found)
+    else:
+        read(blobs, blob, offset, found)
+    assert b"".join(found) == data[offset : BLOCK_BYTES if offset < 2 * BLOCK_BYTES else len(data)]
+    with pytest.raises(BlobDamaged, match="SHA-256"):
+        blobs.examine(blob)
+
+
+def test_what_is_examined_gets_its_checksums(place: Place) -> None:
+    data = random.Random(2).randbytes(BLOCK_BYTES + 1)
+    blob = put(place.blobs, data)
+    assert place.blobs.examine(blob_of(data)).checksums == blob.checksums
+    # Without checksums nothing is verified while it is read.
+    place.flip(blob, 5)
+    assert b"".join(read(place.blobs, blob_of(data), 0)) != data
+
+
+@pytest.mark.parametrize(("change", "words"), [("remove", "is missing"), ("cut", "has 4 bytes instead of 5")])
+def test_a_blob_of_another_size_is_damaged(place: Place, change: str, words: str) -> None:
+    blob = put(place.blobs, b"hello")
+    if change == "remove":
+        place.remove(blob)
+    else:
+        place.cut(blob)
+    with pytest.raises(BlobDamaged, match=f"the file objects/{blob.sha256[:2]}/{blob.sha256} {words}"):
+        place.blobs.open(blob, 0)
+    with pytest.raises(BlobDamaged):
+        place.blobs.examine(blob)
+
+
+def test_the_same_bytes_mend_a_damaged_blob(place: Place) -> None:
+    blob = put(place.blobs, b"hello")
+    place.flip(blob, 2)
+    assert put(place.blobs, b"hello") == blob
+    assert read(place.blobs, blob, 0) == [b"hello"]
+
+
+def test_the_error_about_a_damaged_blob_is_the_same_in_every_process(blobs: Blobs) -> None:
+    with pytest.raises(BlobDamaged) as raised:
+        blobs.open(blob_of(b"hello"), 0)
+    assert str(pickle.loads(pickle.dumps(raised.value))) == str(raised.value)
 
 
 @pytest.mark.parametrize(("start", "end"), [(0, 5), (1, 3), (2, 2), (3, 100), (5, 9)])
@@ -133,6 +196,7 @@ def test_a_resumed_upload_is_the_file_whatever_the_cuts(
             writer.write(data[offset : max(offset, cut)])
             staged = writer.staged
     assert staged == StagedBlob(UPLOAD, blob_of(data))
+    assert staged.blob.checksums == google_crc32c.value(data).to_bytes(4, "little")
     assert blobs.upload_size(UPLOAD) == len(data)
 
 

@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 
 from calls import digest, model_file
+from contracts.blobs import chunk_of
 from contracts.coordination import FakeEngine, coordinating
 from contracts.world import SPEC, World
 from fedround_server.app import _write_secret
 from fedround_server.blobs import StagedBlob
 from fedround_server.coordinator import Coordinator
 from fedround_server.coordinator.uploads.receive import Incoming
+from fedround_server.domain.chunk import Chunk
 from fedround_server.domain.errors import StoreUnavailable
 from fedround_server.domain.user import Role
 from fedround_server.engine import worker
@@ -173,7 +175,7 @@ async def test_files_are_on_disk_before_the_rows_and_the_answers_that_promise_th
 
 
 def sent(user_id: str, data: bytes, training_id: str | None = None) -> Incoming:
-    async def chunks() -> AsyncIterator[bytes]:
-        yield data
+    async def chunks() -> AsyncIterator[Chunk]:
+        yield chunk_of(data)
 
     return Incoming(user_id, chunks(), digest(data), len(data), training_id=training_id)

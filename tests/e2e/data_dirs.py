@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from calls import MODEL, digest, model_file, new_id
+from calls import MODEL, model_file, new_id
 from contracts.world import SPEC, World
 from fedround_server.blobs import StagedRef
 from fedround_server.blobs.local import LocalBlobs
@@ -55,7 +55,7 @@ class DataDirectory:
             writer.write(data)
             writer.sync()
             self.blobs.commit(writer.staged)
-        return BlobRef(digest(data), len(data))
+            return writer.staged.blob
 
 
 def fill_data_dir(data_dir: Path, database: str, now: datetime, prepare: Callable[[DataDirectory], Awaitable[R]]) -> R:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load
 
-from calls import MODEL, Person, kinds, model_file
+from calls import MODEL, Person, kinds, model_file, until
 from e2e.data_dirs import DataDirectory, fill_data_dir
 from fedround.v1 import event_pb2, model_pb2, training_pb2
 from fedround_server.domain.policy import RoundPolicy
@@ -77,17 +77,23 @@ def test_reports_that_closed_a_round_are_averaged(data_dir: Path, database: str)
         assert finished.training_finished.model_version == 1
 
 
-def test_a_closed_round_whose_files_are_gone_ends_the_training(data_dir: Path, database: str) -> None:
-    async def prepare(directory: DataDirectory) -> tuple[str, str]:
+def test_a_closed_round_whose_files_are_gone_waits_for_its_participants_again(data_dir: Path, database: str) -> None:
+    async def prepare(directory: DataDirectory) -> tuple[str, str, str]:
         actor, (client,), training = await directory.running(1)
         await directory.submit(training, 0, client, model_file(1))
         directory.blobs.files.local_path(directory.keep(model_file(1))).unlink()
-        return actor, training.training_id
+        return actor, client, training.training_id
 
-    actor_id, training_id = fill_data_dir(data_dir, database, NOW, prepare)
+    actor_id, client, training_id = fill_data_dir(data_dir, database, NOW, prepare)
     with taken_up(data_dir, database, actor_id) as actor:
-        assert log(actor, training_id)[-1].training_failed.reason == "AGGREGATION_FAILED"
-        assert actor.get(training_id).state == training_pb2.TRAINING_STATE_ERROR
+        until(lambda: actor.get(training_id).updates_arrived == 0)
+        Person(actor.channel, client).submit(training_id, model_file(1))
+        assert kinds(log(actor, training_id)) == [
+            *("training_started", "round_started", "update_accepted"),
+            *("round_extended", "update_lost", "round_started", "update_accepted"),
+            *("round_closed", "training_finished"),
+        ]
+        assert actor.get(training_id).state == training_pb2.TRAINING_STATE_COMPLETED
 
 
 def test_an_open_round_goes_on_with_what_it_had(data_dir: Path, database: str) -> None:

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
-from fedround_server.blobs import FileRef, StagedRef
+from fedround_server.blobs import BlockChecksums, FileRef, StagedRef
 from fedround_server.domain.model import BlobRef
 
 
 def at(path: Path) -> BlobRef:
-    return BlobRef(str(path), 0)
+    data, checksums = path.read_bytes() if path.is_file() else b"", BlockChecksums()
+    checksums.update(data)
+    return BlobRef(str(path), len(data), checksums.digest())
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from contracts.blobs import put
-from fedround_server.blobs import StagedRef, UploadRef
+from fedround_server.blobs import BLOCK_BYTES, StagedRef, UploadRef
 from fedround_server.blobs.local import UNREFERENCED_SECONDS, LocalBlobs
 from fedround_server.blobs.writer import LocalWriter
 from fedround_server.domain.errors import DiskFull
@@ -38,26 +38,26 @@ def test_a_blob_is_found_by_its_digest_and_is_read_only(blobs: LocalBlobs, tmp_p
     assert path.read_bytes() == b"hello"
     assert stat.S_IMODE(path.stat().st_mode) == 0o400
     assert files(tmp_path) == [f"objects/{blob.sha256[:2]}/{blob.sha256}"]
-    with blobs.open(blob, 2, 100) as file:
-        assert file.read() == b"llo"
+    with blobs.open(blob, 2) as file:
+        assert file.read().data == b"llo"
 
 
 @pytest.mark.parametrize("cached", [True, False])
 def test_a_blob_is_read_in_chunks_whether_or_not_the_system_has_it_in_memory(
     blobs: LocalBlobs, monkeypatch: pytest.MonkeyPatch, cached: bool
 ) -> None:
-    data = bytes(range(256)) * 10
+    data = bytes(range(256)) * (10 * BLOCK_BYTES // 256)
     blob = put(blobs, data)
     if not cached:
         monkeypatch.setattr("fedround_server.blobs.reader.RWF_NOWAIT", None)
     for offset in (0, 7, len(data)):
         found = []
-        with blobs.open(blob, offset, 1000) as file:
+        with blobs.open(blob, offset) as file:
             # What was written just now is in memory, except on a file system that does not report it.
-            while chunk := file.read_cached() or file.read():
-                found.append(chunk)
+            while (chunk := file.read_cached() or file.read()).data:
+                found.append(chunk.data)
         assert b"".join(found) == data[offset:]
-        assert all(len(chunk) == 1000 for chunk in found[:-1])
+        assert all(len(chunk) == BLOCK_BYTES for chunk in found[1:])
 
 
 @pytest.fixture

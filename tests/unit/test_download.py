@@ -8,6 +8,8 @@ from typing import Any, Self
 import pytest
 
 from fedround_server.coordinator.model import Models
+from fedround_server.coordinator.stored_files import StoredFiles
+from fedround_server.domain.chunk import Chunk
 from fedround_server.domain.model import BlobRef
 
 
@@ -24,12 +26,12 @@ class SlowFile:
     def read_cached(self) -> None:
         """Has nothing in memory."""
 
-    def read(self) -> bytes:
+    def read(self) -> Chunk:
         self.begun.set()
         self.may_end.wait(30)
         self.closed_under_the_reader = self.closed
         self.ended.set()
-        return b"bytes"
+        return Chunk(b"bytes", 0)
 
     def __enter__(self) -> Self:
         return self
@@ -44,7 +46,7 @@ async def test_a_download_that_is_given_up_closes_its_file_behind_the_reader() -
     file = SlowFile()
     context: Any = SimpleNamespace(blobs=SimpleNamespace(open=lambda *_: file))
     uploads: Any = None
-    chunks = Models(context, uploads).read(BlobRef("0" * 64, 5), 0)
+    chunks = Models(context, uploads, StoredFiles(context)).read("it", BlobRef("0" * 64, 5, b"0000"), 0)
     download = asyncio.ensure_future(anext(chunks))
     await asyncio.to_thread(file.begun.wait, 30)
     download.cancel()

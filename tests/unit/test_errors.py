@@ -41,6 +41,7 @@ ARGUMENTS: dict[type[FedroundError], tuple[Any, ...]] = {
     errors.UploadOffset: (5, 3),
     errors.UploadIncomplete: (5, 9),
     errors.ChunkCorrupt: (5, 9),
+    errors.ModelDamaged: ("the model", "objects/00/00", "is damaged"),
     errors.TooManyCalls: ("you call more often than 5 times per second", 2.25, "some_limit"),
     errors.AnswerTooLarge: (5, 3),
 }

@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from contracts.blobs import chunk_of
 from fedround_server.blobs.files import LocalFiles
 from fedround_server.blobs.local import LocalBlobs
 from fedround_server.coordinator.context import Context
 from fedround_server.coordinator.uploads.receive import Incoming, Received, Uploads
 from fedround_server.coordinator.uploads.space import MIN_COUNTED_BYTES
+from fedround_server.domain.chunk import Chunk
 from fedround_server.domain.errors import FedroundError, StoreUnavailable, TokenInvalid, UpdateExists, UploadIncomplete
 from fedround_server.engine.format import gate
 from fedround_server.engine.format.gate import LARGE
@@ -51,7 +53,7 @@ def uploads(folder: Path, engine: SlowEngine) -> Uploads:
     return Uploads(Context(**parts))  # type: ignore[arg-type]
 
 
-def incoming(chunks: AsyncIterator[bytes]) -> Incoming:
+def incoming(chunks: AsyncIterator[Chunk]) -> Incoming:
     return Incoming("user", chunks, DIGEST, len(FILE), upload_id="upload")
 
 
@@ -59,9 +61,9 @@ async def accept(received: Received) -> tuple[Received, bool]:
     return received, True
 
 
-async def sent(note: Callable[[], None] = lambda: None) -> AsyncIterator[bytes]:
+async def sent(note: Callable[[], None] = lambda: None) -> AsyncIterator[Chunk]:
     note()
-    yield FILE
+    yield chunk_of(FILE)
 
 
 async def test_the_next_try_waits_until_the_file_is_not_read(tmp_path: Path) -> None:
@@ -88,8 +90,8 @@ async def test_the_next_try_waits_until_the_file_is_not_read(tmp_path: Path) -> 
 async def test_the_uploads_of_a_removed_user_end(tmp_path: Path) -> None:
     receiver = uploads(tmp_path, SlowEngine([]))
 
-    async def endless() -> AsyncIterator[bytes]:
-        yield FILE[:100]
+    async def endless() -> AsyncIterator[Chunk]:
+        yield chunk_of(FILE[:100])
         await asyncio.Event().wait()
 
     tries = [
@@ -113,8 +115,8 @@ async def test_the_uploads_of_a_removed_user_end(tmp_path: Path) -> None:
 async def test_an_unused_upload_is_removed_unless_it_is_being_written(tmp_path: Path) -> None:
     receiver, may_end = uploads(tmp_path, SlowEngine([])), asyncio.Event()
 
-    async def halted() -> AsyncIterator[bytes]:
-        yield FILE[:100]
+    async def halted() -> AsyncIterator[Chunk]:
+        yield chunk_of(FILE[:100])
         await may_end.wait()
 
     one = Incoming("user", halted(), DIGEST, len(FILE), upload_id="upload")
@@ -133,16 +135,16 @@ async def test_an_unused_upload_is_removed_unless_it_is_being_written(tmp_path: 
 async def test_an_upload_may_end_by_itself_while_those_of_its_user_are_ended(tmp_path: Path) -> None:
     receiver = uploads(tmp_path, SlowEngine([]))
 
-    async def endless(other: list["asyncio.Task[Any]"]) -> AsyncIterator[bytes]:
-        yield FILE[:100]
+    async def endless(other: list["asyncio.Task[Any]"]) -> AsyncIterator[Chunk]:
+        yield chunk_of(FILE[:100])
         try:
             await asyncio.Event().wait()
         finally:
             other[0].cancel()
             await asyncio.wait(other)
 
-    async def halted() -> AsyncIterator[bytes]:
-        yield FILE[:100]
+    async def halted() -> AsyncIterator[Chunk]:
+        yield chunk_of(FILE[:100])
         await asyncio.Event().wait()
 
     second: list[asyncio.Task[Any]] = []
@@ -176,9 +178,9 @@ async def test_a_large_header_is_read_aside_of_the_event_loop(
     entry = {"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}
     file = with_header(json.dumps(entry).encode().ljust(length), bytes(4))
 
-    async def chunks() -> AsyncIterator[bytes]:
+    async def chunks() -> AsyncIterator[Chunk]:
         for start in range(0, len(file), 1000):
-            yield file[start : start + 1000]
+            yield chunk_of(file[start : start + 1000])
 
     engine = SlowEngine([])
     engine.go_on.set()

@@ -20,6 +20,7 @@ import pytest
 import safetensors.numpy
 import torch
 
+from fedround_server.blobs import BlobDamaged
 from fedround_server.domain.errors import WorkerKilled
 from fedround_server.domain.model import BlobRef
 from fedround_server.engine.executor import WorkerEngine, WorkerLost
@@ -113,7 +114,7 @@ async def test_a_failure_comes_back_as_itself(engine: WorkerEngine, folder: Path
     spoilt = at(path)
     with pytest.raises(AggregationFailed, match="'w'"):
         await engine.aggregate(AggregationJob(spoilt, (spoilt, spoilt), (3, 3), "fed_avg", {}))
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(BlobDamaged, match="gone is missing"):
         await engine.aggregate(AggregationJob(at(tmp_path / "gone"), (spoilt,), (1,), "fed_avg", {}))
     # A part of the file would lie there until the next start.
     assert list(folder.iterdir()) == []

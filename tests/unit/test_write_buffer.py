@@ -4,16 +4,24 @@ import asyncio
 import hashlib
 from pathlib import Path
 
+import google_crc32c
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedround_server.blobs import UploadRef
+from contracts.blobs import chunk_of
+from fedround_server.blobs import BLOCK_BYTES, UploadRef
 from fedround_server.blobs.writer import LocalWriter
 from fedround_server.coordinator.uploads.write_buffer import FLUSH_BYTES, MAX_BUFFERED, WriteBuffer
 from fedround_server.domain.errors import DiskFull
 
-SIZES = st.sampled_from([1, 100, FLUSH_BYTES // 3, FLUSH_BYTES, MAX_BUFFERED])
+
+def checksums(data: bytes) -> bytes:
+    blocks = [data[start : start + BLOCK_BYTES] for start in range(0, len(data), BLOCK_BYTES)]
+    return b"".join(google_crc32c.value(block).to_bytes(4, "little") for block in blocks)
+
+
+SIZES = st.sampled_from([1, 100, FLUSH_BYTES // 3, FLUSH_BYTES, MAX_BUFFERED, BLOCK_BYTES, BLOCK_BYTES - 1])
 REF = UploadRef("user", "upload")
 PAUSES = st.sampled_from([0.0, 0.0, 0.0, 0.02])
 
@@ -30,10 +38,11 @@ def test_all_that_came_in_is_written_in_order(
         with LocalWriter(REF, path) as writer:
             async with WriteBuffer(writer) as intake:
                 for chunk, (_, pause) in zip(chunks, pieces, strict=True):
-                    await intake.write(chunk)
+                    await intake.write(chunk_of(chunk))
                     if pause:
                         await asyncio.sleep(pause)
             assert intake.size_bytes == writer.size_bytes
+            assert writer.staged.blob.checksums == checksums(b"".join(chunks))
             assert writer.staged.blob.sha256 == hashlib.sha256(b"".join(chunks)).hexdigest()
 
     asyncio.run(take())
@@ -43,7 +52,7 @@ def test_all_that_came_in_is_written_in_order(
 async def test_little_that_came_in_is_written_soon(tmp_path: Path) -> None:
     with LocalWriter(REF, tmp_path / "file") as writer:
         async with WriteBuffer(writer) as intake:
-            await intake.write(b"little")
+            await intake.write(chunk_of(b"little"))
             while writer.size_bytes < 6:
                 await asyncio.sleep(0)
 
@@ -52,17 +61,17 @@ async def test_nothing_is_written_behind_a_gap(tmp_path: Path, monkeypatch: pyte
     full = iter([False, True, False, False])
     write = LocalWriter.write
 
-    def fail(writer: LocalWriter, data: bytes) -> None:
+    def fail(writer: LocalWriter, data: bytes, crc32c: int) -> None:
         if next(full):
             raise DiskFull("the server's disk is full")
-        write(writer, data)
+        write(writer, data, crc32c)
 
     monkeypatch.setattr(LocalWriter, "write", fail)
 
     async def take(writer: LocalWriter) -> None:
         async with WriteBuffer(writer) as intake:
             for byte in b"abcd":
-                await intake.write(bytes([byte]) * FLUSH_BYTES)
+                await intake.write(chunk_of(bytes([byte]) * FLUSH_BYTES))
 
     with LocalWriter(REF, tmp_path / "file") as writer:
         with pytest.raises(DiskFull):
@@ -73,8 +82,8 @@ async def test_nothing_is_written_behind_a_gap(tmp_path: Path, monkeypatch: pyte
 async def test_the_rest_is_written_when_the_stream_fails(tmp_path: Path) -> None:
     async def take(writer: LocalWriter) -> None:
         async with WriteBuffer(writer) as intake:
-            await intake.write(b"a" * FLUSH_BYTES)
-            await intake.write(b"rest")
+            await intake.write(chunk_of(b"a" * FLUSH_BYTES))
+            await intake.write(chunk_of(b"rest"))
             raise ZeroDivisionError
 
     with LocalWriter(REF, tmp_path / "file") as writer:

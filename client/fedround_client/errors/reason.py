@@ -30,6 +30,7 @@ __all__ = [
     "LastParticipant",
     "MessageInvalid",
     "MetricsExist",
+    "ModelDamaged",
     "ModelFormat",
     "ModelInUse",
     "ModelNotFound",
@@ -282,6 +283,10 @@ class DiskFull(ResourceExhausted, reason="DISK_FULL"):
 
 class ModelNotFound(NotFound, reason="MODEL_NOT_FOUND"):
     """The model or its version does not exist, or the caller has no part in it."""
+
+
+class ModelDamaged(DataLoss, reason="MODEL_DAMAGED"):
+    """The server's file of a model is damaged or missing: no wrong byte of it was sent or used."""
 
 
 class ModelFormat(InvalidArgument, reason="MODEL_FORMAT"):

@@ -147,6 +147,7 @@ class Event(_message.Message):
     HEARTBEAT_FIELD_NUMBER: _builtins.int
     GOING_AWAY_FIELD_NUMBER: _builtins.int
     ROUND_EXTENDED_FIELD_NUMBER: _builtins.int
+    UPDATE_LOST_FIELD_NUMBER: _builtins.int
     training_id: _builtins.str
     """UUID of the training; empty in heartbeat and going_away messages of a subscription to all trainings."""
     sequence: _builtins.int
@@ -164,7 +165,7 @@ class Event(_message.Message):
     @_builtins.property
     def round_started(self) -> Global___RoundStarted:
         """A round was opened. Sent to the actor and to the round's cohort; when a round is repeated, also to clients that
-        join.
+        join, and to participants whose updates were lost.
         """
 
     @_builtins.property
@@ -201,7 +202,13 @@ class Event(_message.Message):
 
     @_builtins.property
     def round_extended(self) -> Global___RoundExtended:
-        """A round missed its deadline and is repeated. Sent to the actor and to the round's cohort."""
+        """A round missed its deadline, or lost updates, and is repeated. Sent to the actor and to the round's cohort."""
+
+    @_builtins.property
+    def update_lost(self) -> Global___UpdateLost:
+        """An accepted update was lost: its file was damaged on the server's disk. Sent to the actor and to its participant,
+        which is asked for the update again by the next round_started.
+        """
 
     def __init__(
         self,
@@ -220,12 +227,13 @@ class Event(_message.Message):
         heartbeat: Global___Heartbeat | None = ...,
         going_away: Global___GoingAway | None = ...,
         round_extended: Global___RoundExtended | None = ...,
+        update_lost: Global___UpdateLost | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["client_removed", b"client_removed", "create_time", b"create_time", "going_away", b"going_away", "heartbeat", b"heartbeat", "payload", b"payload", "round_closed", b"round_closed", "round_extended", b"round_extended", "round_started", b"round_started", "training_failed", b"training_failed", "training_finished", b"training_finished", "training_removed", b"training_removed", "training_started", b"training_started", "update_accepted", b"update_accepted"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["client_removed", b"client_removed", "create_time", b"create_time", "going_away", b"going_away", "heartbeat", b"heartbeat", "payload", b"payload", "round_closed", b"round_closed", "round_extended", b"round_extended", "round_started", b"round_started", "training_failed", b"training_failed", "training_finished", b"training_finished", "training_removed", b"training_removed", "training_started", b"training_started", "update_accepted", b"update_accepted", "update_lost", b"update_lost"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_removed", b"client_removed", "create_time", b"create_time", "going_away", b"going_away", "heartbeat", b"heartbeat", "payload", b"payload", "round_closed", b"round_closed", "round_extended", b"round_extended", "round_started", b"round_started", "sequence", b"sequence", "training_failed", b"training_failed", "training_finished", b"training_finished", "training_id", b"training_id", "training_removed", b"training_removed", "training_started", b"training_started", "update_accepted", b"update_accepted"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_removed", b"client_removed", "create_time", b"create_time", "going_away", b"going_away", "heartbeat", b"heartbeat", "payload", b"payload", "round_closed", b"round_closed", "round_extended", b"round_extended", "round_started", b"round_started", "sequence", b"sequence", "training_failed", b"training_failed", "training_finished", b"training_finished", "training_id", b"training_id", "training_removed", b"training_removed", "training_started", b"training_started", "update_accepted", b"update_accepted", "update_lost", b"update_lost"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["training_started", "round_started", "update_accepted", "round_closed", "client_removed", "training_finished", "training_failed", "training_removed", "heartbeat", "going_away", "round_extended"]  # noqa: Y015
+    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["training_started", "round_started", "update_accepted", "round_closed", "client_removed", "training_finished", "training_failed", "training_removed", "heartbeat", "going_away", "round_extended", "update_lost"]  # noqa: Y015
     _WhichOneofArgType_payload: _TypeAlias = _typing.Literal["payload", b"payload"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_payload) -> _WhichOneofReturnType_payload | None: ...
 
@@ -341,7 +349,8 @@ Global___RoundStarted: _TypeAlias = RoundStarted  # noqa: Y015
 
 @_typing.final
 class RoundExtended(_message.Message):
-    """A round missed its deadline and is repeated: it stays open under its number, with the updates that it has.
+    """A round missed its deadline, or lost updates, and is repeated: it is open under its number, with the updates that it
+    has.
     Participants that have submitted need to do nothing; those that are training continue.
     """
 
@@ -422,6 +431,46 @@ class UpdateAccepted(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UpdateAccepted: _TypeAlias = UpdateAccepted  # noqa: Y015
+
+@_typing.final
+class UpdateLost(_message.Message):
+    """The file of an accepted update was damaged or missing when it was to be aggregated. The update is superseded and will
+    not be counted; the round waits for the participant again.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UPDATE_ID_FIELD_NUMBER: _builtins.int
+    ROUND_FIELD_NUMBER: _builtins.int
+    PARTICIPANT_ID_FIELD_NUMBER: _builtins.int
+    UPDATES_ARRIVED_FIELD_NUMBER: _builtins.int
+    UPDATES_EXPECTED_FIELD_NUMBER: _builtins.int
+    update_id: _builtins.str
+    """UUID of the update; its receipt is void."""
+    round: _builtins.int
+    """Number of the round."""
+    participant_id: _builtins.str
+    """UUID of the participant."""
+    updates_arrived: _builtins.int
+    """Updates that the round has now."""
+    updates_expected: _builtins.int
+    """How many updates close the round."""
+    def __init__(
+        self,
+        *,
+        update_id: _builtins.str = ...,
+        round: _builtins.int = ...,
+        participant_id: _builtins.str = ...,
+        updates_arrived: _builtins.int = ...,
+        updates_expected: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["participant_id", b"participant_id", "round", b"round", "update_id", b"update_id", "updates_arrived", b"updates_arrived", "updates_expected", b"updates_expected"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateLost: _TypeAlias = UpdateLost  # noqa: Y015
 
 @_typing.final
 class RoundClosed(_message.Message):

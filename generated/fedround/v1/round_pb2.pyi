@@ -213,7 +213,9 @@ Global___UpdateSpec: _TypeAlias = UpdateSpec  # noqa: Y015
 
 @_typing.final
 class UpdateReceipt(_message.Message):
-    """The server's guarantee that an update is on disk and will be counted exactly once."""
+    """The server's guarantee that an update is on disk and will be counted exactly once. It is void if the disk damages the
+    file before it is counted: then update_lost names the update, and round_started asks for it anew.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -796,7 +798,7 @@ class RejectedUpdate(_message.Message):
     LAST_TIME_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
-    """The reason for programs, in UPPER_SNAKE_CASE."""
+    """The reason for programs, in UPPER_SNAKE_CASE; UPDATE_LOST for an update whose file was damaged on the server."""
     count: _builtins.int
     """How many."""
     message: _builtins.str

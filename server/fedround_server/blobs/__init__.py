@@ -3,18 +3,25 @@
 Callers use the protocols of this package; the composition root chooses the implementation.
 """
 
+from fedround_server.blobs.checksums import BLOCK_BYTES, BlobDamaged, BlockChecksums, damaged, map_damage, verify_block
 from fedround_server.blobs.disk_full import map_disk_full
 from fedround_server.blobs.protocol import BlobFiles, BlobReader, Blobs, BlobWriter
 from fedround_server.blobs.refs import FileRef, StagedBlob, StagedRef, UploadRef
 
 __all__ = [
+    "BLOCK_BYTES",
+    "BlobDamaged",
     "BlobFiles",
     "BlobReader",
     "BlobWriter",
     "Blobs",
+    "BlockChecksums",
     "FileRef",
     "StagedBlob",
     "StagedRef",
     "UploadRef",
+    "damaged",
+    "map_damage",
     "map_disk_full",
+    "verify_block",
 ]

@@ -1,6 +1,7 @@
 """Blobs in a local folder."""
 
 import errno
+import hashlib
 import logging
 import os
 import shutil
@@ -11,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+from fedround_server.blobs.checksums import BLOCK_BYTES, BlockChecksums, damaged, map_damage
 from fedround_server.blobs.disk_full import map_disk_full
 from fedround_server.blobs.files import LocalFiles
 from fedround_server.blobs.reader import LocalReader
@@ -90,9 +92,22 @@ class LocalBlobs:
                 target.unlink(missing_ok=True)
                 self.stored_bytes -= blob.size_bytes
 
-    def open(self, blob: BlobRef, offset: int, chunk_size: int) -> LocalReader:
+    def open(self, blob: BlobRef, offset: int) -> LocalReader:
         """Opens a blob for reading from an offset, in chunks."""
-        return LocalReader(self.files.local_path(blob), offset, chunk_size)
+        return LocalReader(self.files.local_path(blob), blob, offset)
+
+    def examine(self, blob: BlobRef) -> BlobRef:
+        """Reads all of a blob, and returns it with the checksums of its blocks."""
+        path = self.files.local_path(blob)
+        digest, checksums, size = hashlib.sha256(), BlockChecksums(), 0
+        with map_damage(blob, path), path.open("rb", buffering=0) as file:
+            while data := file.read(BLOCK_BYTES):
+                digest.update(data)
+                checksums.update(data)
+                size += len(data)
+        if digest.hexdigest() != blob.sha256:
+            raise damaged(blob, path, f"is damaged: its SHA-256 is {digest.hexdigest()}")
+        return BlobRef(blob.sha256, size, checksums.digest())
 
     def upload_size(self, ref: UploadRef) -> int:
         """Returns how many bytes of an upload are stored."""

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Protocol
 
 from fedround_server.blobs.refs import FileRef, StagedBlob, StagedRef, UploadRef
+from fedround_server.domain.chunk import Chunk
 from fedround_server.domain.model import BlobRef
 
 
 class BlobWriter(AbstractContextManager["BlobWriter", None], Protocol):
-    """A file that is being received; it is hashed while it is written. Its `with` block closes it.
+    """A file that is being received; digest and checksums are computed while it is written. Its block closes it.
 
     Leaving the block removes a staged file that was not committed. A resumable upload stays for the next attempt,
     unless it is empty or was discarded.
@@ -27,8 +28,12 @@ class BlobWriter(AbstractContextManager["BlobWriter", None], Protocol):
     def replay(self, see: Callable[[bytes], None]) -> None:
         """Hashes what an earlier attempt left, and passes it to `see`; before anything is written."""
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes, crc32c: int | None = None) -> None:
         """Appends data, all of it or nothing.
+
+        Args:
+            data: The next bytes.
+            crc32c: Their CRC-32C, if the caller has computed it.
 
         Raises:
             DiskFull: There is no room for it.
@@ -48,13 +53,25 @@ class BlobWriter(AbstractContextManager["BlobWriter", None], Protocol):
 
 
 class BlobReader(AbstractContextManager["BlobReader", None], Protocol):
-    """A blob that is being sent, chunk by chunk. Its `with` block closes it."""
+    """A blob that is being sent, chunk by chunk. Its `with` block closes it.
 
-    def read_cached(self) -> bytes | None:
-        """Reads the next chunk if that takes no waiting; otherwise returns None and reads nothing."""
+    Chunks end where blocks of the file end, every `BLOCK_BYTES`. Each is verified, if the reference that the blob was
+    opened with has checksums.
+    """
 
-    def read(self) -> bytes:
-        """Reads the next chunk, which is empty at the end. May wait."""
+    def read_cached(self) -> Chunk | None:
+        """Reads the next chunk if that takes no waiting; otherwise returns None and reads nothing.
+
+        Raises:
+            BlobDamaged: The file does not have the bytes that were stored.
+        """
+
+    def read(self) -> Chunk:
+        """Reads the next chunk, which is empty at the end. May wait.
+
+        Raises:
+            BlobDamaged: The file cannot be read, or does not have the bytes that were stored.
+        """
 
 
 class BlobFiles(Protocol):
@@ -124,11 +141,18 @@ class Blobs(Protocol):
     def release(self, blob: BlobRef) -> None:
         """Removes a committed blob to which no row will refer, unless it was stored before or others committed it."""
 
-    def open(self, blob: BlobRef, offset: int, chunk_size: int) -> BlobReader:
-        """Opens a blob for reading from an offset, in chunks.
+    def open(self, blob: BlobRef, offset: int) -> BlobReader:
+        """Opens a blob for reading from an offset in bytes, in chunks.
 
         Raises:
-            FileNotFoundError: There is no such blob.
+            BlobDamaged: It is not there, or has another size.
+        """
+
+    def examine(self, blob: BlobRef) -> BlobRef:
+        """Reads all of a blob, and returns it with the checksums of its blocks. May take long.
+
+        Raises:
+            BlobDamaged: It is not there, cannot be read, or does not have the bytes that its SHA-256 is of.
         """
 
     def upload_size(self, ref: UploadRef) -> int:

@@ -4,6 +4,12 @@ import os
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+import google_crc32c
+
+from fedround_server.blobs.checksums import BLOCK_BYTES, damaged, map_damage, verify_block
+from fedround_server.domain.chunk import Chunk
+from fedround_server.domain.model import BlobRef
+
 READ_AHEAD = 8 << 20
 """How much the disk is asked for at a time, in bytes."""
 # Linux only.
@@ -11,20 +17,32 @@ RWF_NOWAIT: int | None = getattr(os, "RWF_NOWAIT", None)
 
 
 class LocalReader(AbstractContextManager["LocalReader", None]):
-    """A file that is being sent, chunk by chunk. Its `with` block closes it."""
+    """A file that is being sent, block by block; `BlobReader` describes the methods."""
 
-    def __init__(self, path: Path, offset: int, chunk_size: int) -> None:
-        """Opens the file, which must not change, at an offset; each chunk but the last one has chunk_size bytes."""
-        self._descriptor = os.open(path, os.O_RDONLY)
-        self._end = os.fstat(self._descriptor).st_size
-        self._position = offset
-        self._buffer = bytearray(chunk_size)
+    def __init__(self, path: Path, blob: BlobRef, offset: int) -> None:
+        """Opens the file, which must not change, at an offset.
+
+        Raises:
+            BlobDamaged: It is missing, or has another size.
+        """
+        self._path = path
+        self._blob = blob
+        self._offset = offset
+        self._buffer = bytearray(BLOCK_BYTES)
+        # Whole blocks are read and verified, even if the offset lies within one.
+        self._position = offset - offset % BLOCK_BYTES
+        with map_damage(blob, path):
+            self._descriptor = os.open(path, os.O_RDONLY)
+        size = os.fstat(self._descriptor).st_size
+        if size != blob.size_bytes:
+            os.close(self._descriptor)
+            raise damaged(blob, path, f"has {size} bytes instead of {blob.size_bytes}")
 
     def __exit__(self, *_: object) -> None:
         """Closes the file."""
         os.close(self._descriptor)
 
-    def read_cached(self) -> bytes | None:
+    def read_cached(self) -> Chunk | None:
         """Reads the next chunk if it is in the page cache; otherwise returns None and reads nothing.
 
         Reading from memory takes less time than waking a thread.
@@ -36,18 +54,31 @@ class LocalReader(AbstractContextManager["LocalReader", None]):
         except OSError:
             # Not in memory, or a file system that does not support the flag.
             return None
-        if size < min(len(self._buffer), self._end - self._position):
+        if size < min(BLOCK_BYTES, self._blob.size_bytes - self._position):
             return None
-        self._position += size
-        return bytes(memoryview(self._buffer)[:size])
+        return self._chunk(bytes(memoryview(self._buffer)[:size]))
 
-    def read(self) -> bytes:
+    def read(self) -> Chunk:
         """Reads the next chunk, and starts reading ahead from the disk."""
-        size = len(self._buffer)
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self._descriptor, self._position, READ_AHEAD, os.POSIX_FADV_WILLNEED)
-        chunk = b""
-        while data := os.pread(self._descriptor, size - len(chunk), self._position):
-            self._position += len(data)
-            chunk += data
-        return chunk
+        block = b""
+        with map_damage(self._blob, self._path):
+            while data := os.pread(self._descriptor, BLOCK_BYTES - len(block), self._position + len(block)):
+                block += data
+        return self._chunk(block)
+
+    def _chunk(self, block: bytes) -> Chunk:
+        """Verifies the next block, and returns what of it is behind the offset."""
+        start = self._position
+        if not block:
+            return Chunk(b"", 0)
+        if self._blob.checksums:
+            crc32c = verify_block(self._blob, self._path, start // BLOCK_BYTES, block)
+        else:
+            crc32c = google_crc32c.value(block)
+        self._position += len(block)
+        if self._offset <= start:
+            return Chunk(block, crc32c)
+        rest = block[self._offset - start :]
+        return Chunk(rest, google_crc32c.value(rest))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+from fedround_server.blobs.checksums import BlockChecksums
 from fedround_server.blobs.disk_full import map_disk_full
 from fedround_server.blobs.refs import StagedBlob, StagedRef, UploadRef
 from fedround_server.domain.model import BlobRef
@@ -29,6 +30,7 @@ class LocalWriter(AbstractContextManager["LocalWriter", None]):
         self._path = path
         self._keep = isinstance(ref, UploadRef)
         self._hash = hashlib.sha256()
+        self._checksums = BlockChecksums()
         with map_disk_full():
             make_private(path.parent)
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
@@ -45,11 +47,10 @@ class LocalWriter(AbstractContextManager["LocalWriter", None]):
     def replay(self, see: Callable[[bytes], None]) -> None:
         """Reads what an earlier attempt left, hashes it, and passes it to `see`."""
         while data := os.read(self._descriptor, READ_SIZE):
-            self._hash.update(data)
-            self.size_bytes += len(data)
+            self._add(data)
             see(data)
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes, crc32c: int | None = None) -> None:
         """Appends data, all of it or nothing."""
         try:
             with map_disk_full():
@@ -62,13 +63,12 @@ class LocalWriter(AbstractContextManager["LocalWriter", None]):
             os.lseek(self._descriptor, self.size_bytes, os.SEEK_SET)
             raise
         self._writeback.grown(self.size_bytes + len(data))
-        self._hash.update(data)
-        self.size_bytes += len(data)
+        self._add(data, crc32c)
 
     @property
     def staged(self) -> StagedBlob:
         """What was replayed and written."""
-        return StagedBlob(self._ref, BlobRef(self._hash.hexdigest(), self.size_bytes))
+        return StagedBlob(self._ref, BlobRef(self._hash.hexdigest(), self.size_bytes, self._checksums.digest()))
 
     def sync(self) -> None:
         """Forces the file to disk; if that fails, leaving the block removes it."""
@@ -83,3 +83,8 @@ class LocalWriter(AbstractContextManager["LocalWriter", None]):
     def discard(self) -> None:
         """Makes leaving the block remove the file."""
         self._keep = False
+
+    def _add(self, data: bytes, crc32c: int | None = None) -> None:
+        self._hash.update(data)
+        self._checksums.update(data, crc32c)
+        self.size_bytes += len(data)

@@ -4,12 +4,14 @@ import logging
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
-from fedround_server.blobs import map_disk_full
+from fedround_server.blobs import BlobDamaged, map_disk_full
 from fedround_server.coordinator.context import Context
+from fedround_server.coordinator.stored_files import StoredFiles
 from fedround_server.coordinator.tasks import in_thread
 from fedround_server.domain.audit import acting
 from fedround_server.domain.errors import DiskFull, Unavailable
 from fedround_server.domain.model import BlobRef
+from fedround_server.engine.executor import WorkerLost
 from fedround_server.engine.jobs import AggregationFailed, AggregationJob
 from fedround_server.failpoints import reached
 from fedround_server.store.verbs.round import AggregationTask
@@ -17,17 +19,25 @@ from fedround_server.store.verbs.round import AggregationTask
 log = logging.getLogger(__name__)
 RETRY_DELAY = timedelta(seconds=1)
 """The delay before another attempt after a transient error that names no delay of its own."""
+DAMAGE_DELAY = timedelta(seconds=10)
+"""The delay before another attempt while the model's file is damaged: it has to be restored."""
 TRANSIENT = (Unavailable, DiskFull, OSError)
 """Errors that may not recur at the next attempt: accepted updates wait for it."""
 INTERNAL = "round {} could not be aggregated; the server's log has more under the id {}"
 
 
 class Aggregations:
-    """The aggregations under way, at most one per training."""
+    """The aggregations under way, at most one per training.
 
-    def __init__(self, context: Context, follow_up: Callable[[str], Awaitable[None]]) -> None:
+    Attributes:
+        damage: By training, which file has to be restored before its closed round can be aggregated.
+    """
+
+    def __init__(self, context: Context, files: StoredFiles, follow_up: Callable[[str], Awaitable[None]]) -> None:
         """Calls `follow_up` with the training's id after a result or a failure has been committed."""
+        self.damage: dict[str, str] = {}
         self._context = context
+        self._files = files
         self._store = context.store.rounds
         self._follow_up = follow_up
         self._running: set[str] = set()
@@ -67,11 +77,20 @@ class Aggregations:
                     await self._context.clock.sleep(timedelta(seconds=seconds) if seconds else RETRY_DELAY)
                     # The error may have hidden a commit that succeeded.
                     self._context.hub.notify(training_id)
+                except BlobDamaged as error:
+                    self.damage[training_id] = f"{error}; the round goes on when it is restored from a backup"
+                    log.error("aggregation of training %s waits: %s", training_id, self.damage[training_id])
+                    await self._context.clock.sleep(DAMAGE_DELAY)
         finally:
+            self.damage.pop(training_id, None)
             self._running.discard(training_id)
 
     async def _aggregate(self, task: AggregationTask) -> None:
-        """Aggregates a closed round and commits the result, or the failure."""
+        """Aggregates a closed round and commits the result, or the failure.
+
+        Raises:
+            BlobDamaged: The model that the round started from is damaged.
+        """
         closed = task.round
         now = self._context.clock.now
         try:
@@ -80,10 +99,11 @@ class Aggregations:
                 return
             await self._store.commit(closed.training_id, closed.number, closed.epoch, result, now())
             reached("aggregation.committed")
+        except TRANSIENT:
+            raise
         except Exception as error:
-            # A lost file does not come back.
-            if isinstance(error, TRANSIENT) and not isinstance(error, FileNotFoundError):
-                raise
+            if isinstance(error, BlobDamaged | WorkerLost) and await self._ask_anew(task, error):
+                return
             # The round of one training must not stop the server, which would meet it again after each restart.
             error_id = self._context.new_id()
             log.exception("round %s of training %s failed, id %s", closed.number, closed.training_id, error_id)
@@ -92,8 +112,33 @@ class Aggregations:
             await self._store.fail(
                 closed.training_id, closed.number, closed.epoch, "AGGREGATION_FAILED", message, now()
             )
-        self._context.hub.notify(closed.training_id)
-        await self._follow_up(closed.training_id)
+        await self._followed(closed.training_id)
+
+    async def _ask_anew(self, task: AggregationTask, error: BlobDamaged | WorkerLost) -> bool:
+        """Opens a round again without the updates whose files are damaged: their participants are asked to send them.
+
+        Returns:
+            Whether there is a damaged file. One that the disk cannot read ends the worker that has mapped it.
+
+        Raises:
+            BlobDamaged: The model that the round started from is damaged: nobody can send that again.
+            OSError: A file was damaged when the worker read it, and is not any more.
+        """
+        if not isinstance(error, BlobDamaged) or error.sha256 == task.model.sha256:
+            await self._files.examine(task.model)
+        lost = [update.update_id for update in task.updates if not await self._files.is_intact(update.blob)]
+        if not lost and isinstance(error, BlobDamaged):
+            raise OSError(f"{error}, and was intact when it was read again")
+        if lost and not self._stopped:
+            closed = task.round
+            await self._store.reopen(closed.training_id, closed.number, closed.epoch, lost, self._context.clock.now())
+            reached("aggregation.reopened")
+            await self._followed(closed.training_id)
+        return bool(lost)
+
+    async def _followed(self, training_id: str) -> None:
+        self._context.hub.notify(training_id)
+        await self._follow_up(training_id)
 
     async def _compute(self, task: AggregationTask) -> BlobRef | None:
         """Makes the file of a closed round, if its kind makes one."""

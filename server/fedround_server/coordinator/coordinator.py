@@ -10,6 +10,7 @@ from fedround_server.coordinator.reads import Reads
 from fedround_server.coordinator.rejected_updates import RejectedUpdates
 from fedround_server.coordinator.round import Rounds
 from fedround_server.coordinator.round_status import RoundStatus
+from fedround_server.coordinator.stored_files import StoredFiles
 from fedround_server.coordinator.submission import Submissions
 from fedround_server.coordinator.subscription import Subscriptions
 from fedround_server.coordinator.tasks import in_thread
@@ -28,11 +29,12 @@ class Coordinator:
         self.uploads = Uploads(context)
         self.access = Access(context)
         self.users = Users(context, self.access)
-        self.models = Models(context, self.uploads)
-        self.rounds = Rounds(context, self.uploads)
+        files = StoredFiles(context)
+        self.models = Models(context, self.uploads, files)
+        self.rounds = Rounds(context, self.uploads, files)
         self.submissions = Submissions(context, self.uploads, self.rounds.aggregations)
         self.rejected_updates = RejectedUpdates(context)
-        self.round_status = RoundStatus(context, self.uploads.progress)
+        self.round_status = RoundStatus(context, self.uploads.progress, self.rounds.aggregations)
         self.trainings = Trainings(context, self.uploads, self.rounds)
         self.subscriptions = Subscriptions(context)
         self.inference = Inference(context)

@@ -1,11 +1,14 @@
 """Use cases about predictions."""
 
+import logging
 from dataclasses import dataclass
 
+from fedround_server.blobs import BlobDamaged
 from fedround_server.coordinator.context import Context
 from fedround_server.domain.errors import (
     ArchitectureUnknown,
     FieldInvalid,
+    ModelDamaged,
     PosteriorMissing,
     PredictionFailed,
     PredictionLimit,
@@ -17,6 +20,7 @@ from fedround_server.domain.uncertainty import Ensemble, Swag, Uncertainty, opti
 from fedround_server.engine.executor import WorkerLost
 from fedround_server.engine.jobs import PredictionFault, PredictionJob
 
+log = logging.getLogger(__name__)
 OUTPUT_LIMIT = 15 << 17
 """Size of an answer's tensors, in bytes: a message has 2 MiB."""
 
@@ -67,6 +71,7 @@ class Inference:
             PosteriorMissing: SWAG is asked for, and the version has no posterior.
             PredictionFailed: Model, architecture and method do not fit together.
             PredictionLimit: It takes too much time or memory.
+            ModelDamaged: The file of a model or of the posterior is damaged.
             FieldInvalid: The inputs do not fit.
         """
         models = self._context.store.models
@@ -130,6 +135,9 @@ class Inference:
             ) from None
         except PredictionFault as error:
             raise _to_error(error) from None
+        except BlobDamaged as error:
+            log.error("%s", error)
+            raise ModelDamaged("a file that the prediction needs", error.file, error.problem) from error
         except (WorkerLost, WorkerKilled) as error:
             raise PredictionFailed(f"{error}: it needs too much memory, or the architecture ends its process") from None
         finally:

@@ -1,21 +1,26 @@
 """Use cases about models."""
 
+import logging
 from collections.abc import AsyncGenerator
 
+from fedround_server.blobs import BlobDamaged
 from fedround_server.coordinator.context import Context
+from fedround_server.coordinator.stored_files import StoredFiles
 from fedround_server.coordinator.tasks import in_thread
 from fedround_server.coordinator.uploads.receive import Incoming, Received, Uploads
+from fedround_server.domain.chunk import Chunk
+from fedround_server.domain.errors import ModelDamaged
 from fedround_server.domain.model import BlobRef, Model, NewModel, VersionView
 
-CHUNK = 3 << 18
-"""768 KiB: a multiple of three, so that a JSON client can concatenate base64 chunks."""
+log = logging.getLogger(__name__)
 
 
 class Models:
     """Stores and reads models."""
 
-    def __init__(self, context: Context, uploads: Uploads) -> None:
+    def __init__(self, context: Context, uploads: Uploads, files: StoredFiles) -> None:
         self._context = context
+        self._files = files
         self._uploads = uploads
 
     async def upload(
@@ -52,16 +57,29 @@ class Models:
         """
         return await self._context.store.models.tag(model_id, version, tag, owner_id, remove=remove)
 
-    async def read(self, blob: BlobRef, offset: int) -> AsyncGenerator[bytes, None]:
-        """Yields a file in chunks of at most 768 KiB, from an offset in bytes."""
-        with self._context.blobs.open(blob, offset, CHUNK) as file:
-            while True:
-                chunk = file.read_cached()
-                if chunk is None:
-                    chunk = await in_thread(file.read)
-                if not chunk:
-                    return
-                yield chunk
+    async def read(self, what: str, blob: BlobRef, offset: int) -> AsyncGenerator[Chunk, None]:
+        """Yields a file in chunks of at most 768 KiB, from an offset in bytes. Each is verified first.
+
+        Args:
+            what: What the file is, for errors.
+            blob: The file.
+            offset: Where to start, in bytes.
+
+        Raises:
+            ModelDamaged: The file does not have the bytes that were stored.
+        """
+        try:
+            with self._context.blobs.open(await self._files.with_checksums(blob), offset) as file:
+                while True:
+                    chunk = file.read_cached()
+                    if chunk is None:
+                        chunk = await in_thread(file.read)
+                    if not chunk.data:
+                        return
+                    yield chunk
+        except BlobDamaged as error:
+            log.error("%s: %s", what, error)
+            raise ModelDamaged(what, error.file, error.problem) from error
 
     async def remove(self, model_id: str, owner_id: str) -> None:
         """Removes a model.

@@ -6,6 +6,7 @@ from functools import partial
 from fedround_server.coordinator.aggregation import Aggregations
 from fedround_server.coordinator.context import Context
 from fedround_server.coordinator.deadlines import Deadlines
+from fedround_server.coordinator.stored_files import StoredFiles
 from fedround_server.coordinator.uploads.receive import Uploads
 from fedround_server.domain.errors import Unavailable
 from fedround_server.domain.rounds.round import Round, RoundState, UnfinishedRound
@@ -17,13 +18,13 @@ log = logging.getLogger(__name__)
 class Rounds:
     """The rounds of running trainings: their aggregations and their deadlines."""
 
-    def __init__(self, context: Context, uploads: Uploads) -> None:
+    def __init__(self, context: Context, uploads: Uploads, files: StoredFiles) -> None:
         """Creates it with nothing under way; `recover` finds the rounds of an earlier process."""
         self._context = context
         self._store = context.store.rounds
         self._uploads = uploads
         self._deadlines = Deadlines(context, partial(self._judge, due=True), self.follow_up)
-        self.aggregations = Aggregations(context, self.follow_up)
+        self.aggregations = Aggregations(context, files, self.follow_up)
 
     def stop(self) -> None:
         """Leaves closed rounds and deadlines to the next start."""

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime
 
+from fedround_server.coordinator.aggregation import Aggregations
 from fedround_server.coordinator.context import Context
 from fedround_server.coordinator.uploads.progress import UpdateProgress
 from fedround_server.domain import forecast
@@ -36,18 +37,21 @@ class Explanation:
         view: The round.
         members: Its cohort.
         forecast_end: When its present attempt is expected to end; None if that is not known.
+        damage: Which file has to be restored before its result can be computed; None if none is known to be damaged.
     """
 
     view: RoundView
     members: tuple[MemberView, ...]
     forecast_end: datetime | None
+    damage: str | None = None
 
 
 class RoundStatus:
     """Explains rounds to their actors."""
 
-    def __init__(self, context: Context, progress: UpdateProgress) -> None:
+    def __init__(self, context: Context, progress: UpdateProgress, aggregations: Aggregations) -> None:
         self._context = context
+        self._aggregations = aggregations
         self._progress = progress
 
     async def explain(self, training_id: str, number: int | None, actor_id: str) -> Explanation:
@@ -62,7 +66,10 @@ class RoundStatus:
         members = tuple(self._view(member, found.round, now) for member in found.members)
         arrivals = [one.member.arrive_time or one.forecast for one in members]
         forecast_end = forecast.end(arrivals, found.round.expected, found.round.deadline) if is_open else None
-        return Explanation(found, members, forecast_end)
+        is_closed = found.round.state is RoundState.AGGREGATING
+        return Explanation(
+            found, members, forecast_end, self._aggregations.damage.get(training_id) if is_closed else None
+        )
 
     def _view(self, member: RoundMember, found: Round, now: datetime) -> MemberView:
         presence, user_id, missing = self._context.presence, member.user_id, member.arrive_time is None

@@ -1,6 +1,7 @@
 """Use cases of participants: submitting an update or a report to a round."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from fedround_server.coordinator.aggregation import Aggregations
 from fedround_server.coordinator.context import Context
@@ -42,9 +43,9 @@ class Submissions:
             return admission
         tensors = admission.tensors
 
-        async def accept(_: Received) -> tuple[Update, bool]:
+        async def accept(received: Received) -> tuple[Update, bool]:
             # The file is also that of the same update that was accepted meanwhile.
-            return await self._accept_update(new), True
+            return await self._accept_update(replace(new, blob=received.blob)), True
 
         update = await self._uploads.receive(
             incoming, tensors.manifest, accept, admission.bound, tensors.differences, model=admission.model

@@ -57,7 +57,7 @@ class RoundStarted:
 
 @dataclass(frozen=True, slots=True)
 class RoundExtended:
-    """A round missed its deadline and is repeated; it keeps its updates."""
+    """A round missed its deadline, or lost updates, and is repeated; it keeps its other updates."""
 
     round: int
     attempt: int
@@ -74,6 +74,17 @@ class UpdateAccepted:
     round: int
     participant_id: str
     num_examples: int
+    updates_arrived: int
+    updates_expected: int
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateLost:
+    """The stored file of an accepted update was damaged: the update does not count, and is asked for anew."""
+
+    update_id: str
+    round: int
+    participant_id: str
     updates_arrived: int
     updates_expected: int
 
@@ -134,6 +145,7 @@ Payload = (
     | RoundStarted
     | RoundExtended
     | UpdateAccepted
+    | UpdateLost
     | RoundClosed
     | ClientRemoved
     | TrainingFinished

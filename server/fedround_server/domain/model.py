@@ -88,10 +88,16 @@ LAST, BEST, PINNED = "last", "best", "pinned"
 
 @dataclass(frozen=True, slots=True)
 class BlobRef:
-    """A reference to an immutable file, by its content."""
+    """A reference to an immutable file, by its content.
+
+    Attributes:
+        checksums: The CRC-32C of each of its blocks, with which the file is verified when it is read; empty if they are
+            not known. Two references to the same bytes are equal whether or not both have them.
+    """
 
     sha256: str
     size_bytes: int
+    checksums: bytes = field(default=b"", compare=False, repr=False)
 
 
 POSTERIOR = "posterior"

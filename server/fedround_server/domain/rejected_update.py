@@ -1,9 +1,11 @@
-"""Updates and reports that were kept out of a round."""
+"""Updates and reports that were kept out of a round, or lost."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
+UPDATE_LOST = "UPDATE_LOST"
+"""The reason of an update that was accepted, and whose file was damaged on the disk before it was counted."""
 MAX_MESSAGE = 300
 """How many characters of an error message are stored."""
 

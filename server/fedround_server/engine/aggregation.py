@@ -19,7 +19,8 @@ from fedround_server.engine.aggregators.integers import rounded_mean, take_heavi
 from fedround_server.engine.format.dtypes import first_not_finite, is_finite, narrow, widen
 from fedround_server.engine.format.layouts import Layouts
 from fedround_server.engine.format.runs import Run, runs
-from fedround_server.engine.format.tensors import TensorFile, blocks
+from fedround_server.engine.format.tensors import TensorFile, blocks, open_blob
+from fedround_server.engine.format.verification import reading_ahead
 from fedround_server.engine.format.writer import TensorWriter
 from fedround_server.engine.jobs import AggregationFailed, AggregationJob
 
@@ -32,12 +33,13 @@ def aggregate(files: BlobFiles, job: AggregationJob, target: Path) -> BlobRef:
 
     Raises:
         AggregationFailed: The result has values that the model's dtype cannot hold.
+        BlobDamaged: The model or an update is not what was stored.
     """
     aggregator = AGGREGATORS[job.algorithm]
     layouts = Layouts(job.differences)
-    with ExitStack() as stack:
-        model = stack.enter_context(TensorFile(files.local_path(job.model), layouts))
-        updates = [stack.enter_context(TensorFile(files.local_path(update), layouts)) for update in job.updates]
+    with reading_ahead() as ahead, ExitStack() as stack:
+        model = stack.enter_context(open_blob(files, job.model, layouts, ahead))
+        updates = [stack.enter_context(open_blob(files, update, layouts, ahead)) for update in job.updates]
         writer = stack.enter_context(TensorWriter(target, model.header))
         for run in runs(model.layout, [update.layout for update in updates]):
             for start, length in blocks(run.num_numbers):

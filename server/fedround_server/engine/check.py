@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fedround_server.domain.model import BlobRef
 from fedround_server.engine.format.dtypes import first_not_finite, is_finite, widen
 from fedround_server.engine.format.runs import runs, singly
 from fedround_server.engine.format.tensors import TensorFile, blocks
@@ -17,7 +18,15 @@ SMALLEST = 1e-140
 NOTHING = torch.zeros(())
 
 
-def check_numbers(path: Path, origin: Path | None = None, prefix: str = "", model: Path | None = None) -> CheckResult:
+def check_numbers(
+    path: Path,
+    origin: Path | None = None,
+    prefix: str = "",
+    *,
+    model: Path | None = None,
+    stored: BlobRef | None = None,
+    stored_model: BlobRef | None = None,
+) -> CheckResult:
     """Looks for NaN and Inf, and measures how far the file is from its origin.
 
     Args:
@@ -26,12 +35,17 @@ def check_numbers(path: Path, origin: Path | None = None, prefix: str = "", mode
             difference in another type.
         prefix: What the file puts before the names of the origin's tensors.
         model: A model with the same tensors, whose NaN and Inf the file may have in the same places.
+        stored: What the origin should contain: it is verified.
+        stored_model: What the model should contain: it is verified.
+
+    Raises:
+        BlobDamaged: The origin or the model does not contain that.
     """
     norm = 0.0
     with ExitStack() as stack:
         file = stack.enter_context(TensorFile(path))
-        base = None if origin is None else stack.enter_context(TensorFile(origin))
-        allowed = None if model is None else stack.enter_context(TensorFile(model))
+        base = None if origin is None else stack.enter_context(TensorFile(origin, blob=stored))
+        allowed = None if model is None else stack.enter_context(TensorFile(model, blob=stored_model))
         others = [other.layout for other in (base, allowed) if other is not None]
         # With a prefix, only some of the tensors are in the origin.
         for run in singly(file.layout) if prefix else runs(file.layout, others):

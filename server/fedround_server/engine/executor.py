@@ -22,13 +22,18 @@ class Engine(Protocol):
     """
 
     async def check(self, job: CheckJob) -> CheckResult:
-        """Looks for NaN and Inf in a safetensors file, and measures how far it is from its origin."""
+        """Looks for NaN and Inf in a safetensors file, and measures how far it is from its origin.
+
+        Raises:
+            BlobDamaged: The origin is not what was stored.
+        """
 
     async def aggregate(self, job: AggregationJob) -> StagedBlob:
         """Aggregates the updates of a round into a new file, forced to disk, which the caller commits.
 
         Raises:
             AggregationFailed: The result has values that the model's dtype cannot hold.
+            BlobDamaged: The model or an update is not what was stored.
         """
 
     async def predict(self, job: PredictionJob) -> Prediction:
@@ -37,6 +42,7 @@ class Engine(Protocol):
         Raises:
             PredictionFault: The inputs, the weights and the architecture do not fit, or memory ran out.
             TimeoutError: It takes too long.
+            BlobDamaged: A model or the posterior is not what was stored.
         """
 
 

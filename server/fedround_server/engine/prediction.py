@@ -25,6 +25,7 @@ def predict(files: BlobFiles, job: PredictionJob) -> Prediction:
 
     Raises:
         PredictionFault: The inputs, the weights and the architecture do not fit, or memory ran out.
+        BlobDamaged: A model or the posterior is not what was stored.
     """
     generator = torch.Generator()
     if job.seed is None:
@@ -34,11 +35,9 @@ def predict(files: BlobFiles, job: PredictionJob) -> Prediction:
     # Dropout uses the global generator only.
     torch.manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
     network = build_architecture(job.architecture)
-    models = tuple(files.local_path(model) for model in job.models)
-    posterior = None if job.posterior is None else files.local_path(job.posterior)
-    load_weights(network, models[0])
+    load_weights(network, files, job.models[0])
     inputs = _inputs(network, job.inputs)
-    predictor = Predictor(network, inputs, models, posterior, job.options, generator)
+    predictor = Predictor(network, inputs, files, job.models, job.posterior, job.options, generator)
     return summarise(METHODS[job.method](predictor), softmax=bool(job.options.get("softmax", False)))
 
 

@@ -41,12 +41,18 @@ def prepare_predictions(max_bytes: int) -> None:
 
 
 def run_check(files: BlobFiles, job: CheckJob) -> CheckResult:
-    """Checks a file's numbers."""
+    """Checks a file's numbers.
+
+    Raises:
+        BlobDamaged: The origin is not what was stored.
+    """
     from fedround_server.engine.check import check_numbers
 
     origin = None if job.origin is None else files.local_path(job.origin)
     model = None if job.model is None else files.local_path(job.model)
-    return check_numbers(files.local_path(job.file), origin, job.prefix, model)
+    return check_numbers(
+        files.local_path(job.file), origin, job.prefix, model=model, stored=job.origin, stored_model=job.model
+    )
 
 
 def run_aggregation(files: BlobFiles, job: AggregationJob) -> StagedBlob:
@@ -54,6 +60,7 @@ def run_aggregation(files: BlobFiles, job: AggregationJob) -> StagedBlob:
 
     Raises:
         AggregationFailed: The result has values that the model's dtype cannot hold.
+        BlobDamaged: The model or an update is not what was stored.
     """
     from fedround_server.engine.aggregation import aggregate
     from fedround_server.engine.uncertainty.moments import collect
@@ -70,6 +77,7 @@ def run_prediction(files: BlobFiles, job: PredictionJob) -> Prediction:
 
     Raises:
         PredictionFault: The inputs, the weights and the architecture do not fit, or memory ran out.
+        BlobDamaged: A model or the posterior is not what was stored.
     """
     from fedround_server.engine.prediction import predict
 

@@ -8,6 +8,7 @@ import google_crc32c
 
 from fedround.v1 import event_pb2
 from fedround_server.coordinator.uploads.receive import Incoming
+from fedround_server.domain.chunk import Chunk
 from fedround_server.domain.errors import ChunkCorrupt, FieldInvalid, OffsetOutOfRange
 from fedround_server.domain.model import BlobRef
 from fedround_server.interceptors.auth import caller
@@ -66,29 +67,29 @@ class ChunkStream(Generic[M]):
             return message
         raise FieldInvalid("spec", "is required, and the stream is empty: send a message with the spec first")
 
-    async def chunks(self, offset: int = 0) -> AsyncIterator[bytes]:
+    async def chunks(self, offset: int = 0) -> AsyncIterator[Chunk]:
         """Yields the chunks of the file, which start at an offset.
 
         Raises:
             FieldInvalid: A chunk is too large, or a spec comes late or twice.
             ChunkCorrupt: A chunk was damaged in transit.
         """
-        if self._first is not None and (data := await _take(self._first, offset)):
-            yield data
-            offset += len(data)
+        if self._first is not None and (chunk := await _take(self._first, offset)).data:
+            yield chunk
+            offset += len(chunk.data)
         async for message in self._requests:
             if message.HasField("spec"):
                 raise FieldInvalid("spec", "is allowed in the first message only")
-            if data := await _take(message, offset):
-                yield data
-                offset += len(data)
+            if (chunk := await _take(message, offset)).data:
+                yield chunk
+                offset += len(chunk.data)
 
 
 async def send_file(
     context: Call,
     message: Callable[..., Any],
     info: event_pb2.ModelInfo,
-    chunks: AsyncGenerator[bytes, None],
+    chunks: AsyncGenerator[Chunk, None],
     compressor: Compressor | None,
 ) -> None:
     """Answers a download with messages of a class: the description of the file, then its chunks, closed at the end.
@@ -97,8 +98,7 @@ async def send_file(
     """
     async with aclosing(chunks):
         await context.write(message(info=info))
-        async for chunk in chunks:
-            checksum = google_crc32c.value(chunk)
+        async for chunk, checksum in chunks:
             compressed = None if compressor is None else await compressor.compress(chunk)
             if compressed is None:
                 await context.write(ChunkMessage(chunk, checksum))
@@ -123,7 +123,7 @@ def incoming(
     return Incoming(caller().user_id, stream.chunks(offset), digest, size_bytes or None, resumable, offset)
 
 
-async def _take(message: Message, offset: int) -> bytes:
+async def _take(message: Message, offset: int) -> Chunk:
     """Returns the bytes of the file that a message carries, checked and decompressed."""
     # Read once: protobuf copies the bytes at each access.
     data = message.chunk
@@ -132,6 +132,7 @@ async def _take(message: Message, offset: int) -> bytes:
         raise FieldInvalid("chunk", f"has {size} bytes; a message carries at most {MAX_CHUNK}")
     if size and parse_compression(message.compression):
         data = await decompress(data, MAX_CHUNK, offset)
-    if message.HasField("chunk_crc32c") and message.chunk_crc32c != google_crc32c.value(data):
+    crc32c = google_crc32c.value(data)
+    if message.HasField("chunk_crc32c") and message.chunk_crc32c != crc32c:
         raise ChunkCorrupt(offset, size)
-    return data
+    return Chunk(data, crc32c)

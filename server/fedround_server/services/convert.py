@@ -271,6 +271,12 @@ def _payload(message: event_pb2.Event, payload: events.Payload) -> None:
             message.update_accepted.num_examples = payload.num_examples
             message.update_accepted.updates_arrived = payload.updates_arrived
             message.update_accepted.updates_expected = payload.updates_expected
+        case events.UpdateLost():
+            message.update_lost.update_id = payload.update_id
+            message.update_lost.round = payload.round
+            message.update_lost.participant_id = payload.participant_id
+            message.update_lost.updates_arrived = payload.updates_arrived
+            message.update_lost.updates_expected = payload.updates_expected
         case events.RoundClosed():
             message.round_closed.round = payload.round
             message.round_closed.kind = round_kind(payload.kind)

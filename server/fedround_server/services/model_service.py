@@ -98,7 +98,7 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
         if fields.parse_digest("have_sha256", request.have_sha256) == version.blob.sha256:
             await context.write(model_pb2.DownloadModelResponse(info=info, unchanged=True))
             return
-        chunks = self._models.read(version.blob, request.offset)
+        chunks = self._models.read(_name(version, request.part), version.blob, request.offset)
         await send_file(context, model_pb2.DownloadModelResponse, info, chunks, compressor)
 
     async def RemoveModel(self, request: model_pb2.RemoveModelRequest, context: Call) -> model_pb2.RemoveModelResponse:
@@ -121,6 +121,12 @@ def _after(token: str) -> tuple[int, str]:
     """Decodes a page token: round and reporter of the last report of the page before."""
     found = pages.parse_token(token, int, str)
     return (-1, "") if found is None else (found[0], fields.parse_optional_id("page_token", found[1]) or "")
+
+
+def _name(version: ModelVersion, part: model_pb2.ModelPart.ValueType) -> str:
+    """Returns what a file is, for errors."""
+    of = f"version {version.version} of the model {version.model_id}"
+    return f"the posterior of {of}" if part == model_pb2.MODEL_PART_POSTERIOR else of
 
 
 def _posterior(version: ModelVersion) -> ModelVersion:

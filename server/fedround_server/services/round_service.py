@@ -85,7 +85,8 @@ class RoundService(round_pb2_grpc.RoundServiceServicer):
         base, blob = await self._coordinator.reads.assigned_model(training_id, request.round, caller().user_id)
         check_offset(blob, request.offset)
         info = convert.model_info(ModelInfo(base.model_id, base.version, blob))
-        chunks = self._coordinator.models.read(blob, request.offset)
+        what = f"the model that is assigned to you in round {request.round} of the training {training_id}"
+        chunks = self._coordinator.models.read(what, blob, request.offset)
         await send_file(context, round_pb2.DownloadAssignedModelResponse, info, chunks, compressor)
 
     async def SubmitMetrics(

@@ -28,7 +28,7 @@ def write(explanation: Explanation) -> round_pb2.Round:
         updates_expected=found.expected,
         participants=pages.fitting(islice(missing_first, MAX_MEMBERS), _participant),
         num_participants=len(explanation.members),
-        waiting_for=_waiting_for(view),
+        waiting_for=_waiting_for(view, explanation.damage),
         open_time=convert.timestamp(found.open_time),
         deadline=convert.timestamp(found.deadline),
         done_time=convert.timestamp(found.done_time),
@@ -67,8 +67,10 @@ def _rejected(found: RejectedUpdate) -> round_pb2.RejectedUpdate:
     )
 
 
-def _waiting_for(view: RoundView) -> str:
+def _waiting_for(view: RoundView, damage: str | None) -> str:
     found = view.round
+    if damage is not None:
+        return f"the operator: {damage}"
     if found.state is RoundState.AGGREGATING:
         return "nothing: the round is closed, and its result is being computed"
     if found.state is RoundState.ABANDONED:

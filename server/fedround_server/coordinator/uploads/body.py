@@ -7,6 +7,7 @@ from fedround_server.blobs import BlobWriter
 from fedround_server.coordinator.tasks import in_thread
 from fedround_server.coordinator.uploads.space import SpaceReservation
 from fedround_server.coordinator.uploads.write_buffer import WriteBuffer
+from fedround_server.domain.chunk import Chunk
 from fedround_server.domain.errors import DigestMismatch, FieldInvalid, ModelFormat, ModelTooLarge, UploadIncomplete
 from fedround_server.engine.format.gate import HeaderGate
 from fedround_server.engine.format.manifest import Layout
@@ -28,7 +29,7 @@ class Incoming:
     """
 
     user_id: str
-    chunks: AsyncIterator[bytes]
+    chunks: AsyncIterator[Chunk]
     sha256: str | None
     size_bytes: int | None
     upload_id: str | None = None
@@ -62,11 +63,11 @@ class BodyReceiver:
             await in_thread(writer.replay, gate.feed)
         async with WriteBuffer(writer) as buffer:
             async for chunk in incoming.chunks:
-                if gate.takes_long(chunk):
-                    await in_thread(gate.feed, chunk)
+                if gate.takes_long(chunk.data):
+                    await in_thread(gate.feed, chunk.data)
                 else:
-                    gate.feed(chunk)
-                self._check_size(buffer.size_bytes + len(chunk))
+                    gate.feed(chunk.data)
+                self._check_size(buffer.size_bytes + len(chunk.data))
                 if gate.layout is not None and incoming.size_bytes is None:
                     space.cover(gate.layout.size_bytes)
                 await buffer.write(chunk)

@@ -1,12 +1,13 @@
 """Receives files: checks them while they arrive, and makes blobs of them."""
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TypeVar
 
-from fedround_server.blobs import BlobWriter, StagedBlob, StagedRef, UploadRef
+from fedround_server.blobs import BlobDamaged, BlobWriter, StagedBlob, StagedRef, UploadRef
 from fedround_server.coordinator.adoption import decide
 from fedround_server.coordinator.context import Context
 from fedround_server.coordinator.tasks import await_even_if_cancelled, in_thread
@@ -17,6 +18,7 @@ from fedround_server.coordinator.uploads.space import Space
 from fedround_server.domain.errors import (
     DigestMismatch,
     InvalidArgument,
+    ModelDamaged,
     ModelTooLarge,
     TokenInvalid,
     UpdateNorm,
@@ -30,6 +32,7 @@ from fedround_server.failpoints import reached
 
 __all__ = ["Incoming", "Received", "Uploads"]
 
+log = logging.getLogger(__name__)
 R = TypeVar("R")
 
 
@@ -117,6 +120,7 @@ class Uploads:
             UpdateMismatch: Its tensors do not have the expected types and shapes.
             UpdateNotFinite: It contains NaN or Inf.
             UpdateNorm: It is too far from its origin.
+            ModelDamaged: The file of its origin is damaged.
             UploadIncomplete: The stream ended early.
             DigestMismatch: The bytes are not the declared ones.
             UploadOffset: A resumed upload has fewer bytes than the offset.
@@ -177,7 +181,11 @@ class Uploads:
         file = writer.staged.file
         job = CheckJob(file, model=model) if bound is None else CheckJob(file, bound.origin, bound.prefix, model)
         # The worker maps the file: truncating it, as the next attempt may, would end the worker.
-        found = await await_even_if_cancelled(self._context.engine.check(job))
+        try:
+            found = await await_even_if_cancelled(self._context.engine.check(job))
+        except BlobDamaged as error:
+            log.error("%s", error)
+            raise ModelDamaged("the model that the update is compared with", error.file, error.problem) from error
         if bound is not None and found.norm > bound.limit:
             raise UpdateNorm(found.norm, bound.limit)
         return found

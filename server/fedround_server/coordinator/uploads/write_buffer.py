@@ -6,6 +6,7 @@ from typing import Self
 
 from fedround_server.blobs import BlobWriter
 from fedround_server.coordinator.tasks import await_even_if_cancelled
+from fedround_server.domain.chunk import Chunk
 from fedround_server.failpoints import reached
 
 log = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ class WriteBuffer:
         """Continues after what the writer has. Nothing else may write to it during the block."""
         self._writer = writer
         self._loop = asyncio.get_running_loop()
-        self._buffered: list[bytes] = []
+        self._buffered: list[Chunk] = []
         self._buffered_bytes = 0
         self._batch: asyncio.Future[None] | None = None
         self._failure: BaseException | None = None
@@ -49,7 +50,7 @@ class WriteBuffer:
         elif self._failure is not None and self._failure is not error:
             log.debug("buffered bytes could not be written: %s", self._failure)
 
-    async def write(self, chunk: bytes) -> None:
+    async def write(self, chunk: Chunk) -> None:
         """Takes the next bytes; waits while too many are buffered.
 
         Raises:
@@ -58,8 +59,8 @@ class WriteBuffer:
         """
         self._raise_failure()
         self._buffered.append(chunk)
-        self._buffered_bytes += len(chunk)
-        self.size_bytes += len(chunk)
+        self._buffered_bytes += len(chunk.data)
+        self.size_bytes += len(chunk.data)
         if self._batch is None:
             self._flush_or_wait()
         elif self._buffered_bytes >= MAX_BUFFERED:
@@ -85,9 +86,9 @@ class WriteBuffer:
         self._batch = self._loop.run_in_executor(None, self._write, chunks)
         self._batch.add_done_callback(self._on_written)
 
-    def _write(self, chunks: list[bytes]) -> None:
+    def _write(self, chunks: list[Chunk]) -> None:
         for chunk in chunks:
-            self._writer.write(chunk)
+            self._writer.write(chunk.data, chunk.crc32c)
             reached("upload.chunk_written")
 
     def _on_written(self, batch: asyncio.Future[None]) -> None:

@@ -57,7 +57,7 @@ class AlreadyExists(FedroundError):
 
 
 class DataLoss(FedroundError):
-    """Bytes were lost or changed in transit."""
+    """Bytes were lost or changed, in transit or on the server's disk."""
 
 
 class ResourceExhausted(FedroundError):

@@ -1,6 +1,12 @@
 """Errors about models and predictions."""
 
-from fedround_server.domain.errors.family import FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
+from fedround_server.domain.errors.family import (
+    DataLoss,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+)
 
 
 class ModelNotFound(NotFound):
@@ -9,6 +15,20 @@ class ModelNotFound(NotFound):
     reason = "MODEL_NOT_FOUND"
     remedy = "check the id, and which user the token belongs to"
     resource_type = "model"
+
+
+class ModelDamaged(DataLoss):
+    """The server's file of a model is damaged or missing: no wrong byte of it was sent or used."""
+
+    reason = "MODEL_DAMAGED"
+    remedy = "the operator restores the file that the message names from a backup; then call again"
+
+    def __init__(self, what: str, file: str, problem: str) -> None:
+        super().__init__(
+            f"{what} cannot be read: on the server, the file {file} {problem}: the operator has to restore it from a"
+            " backup, then call again",
+            file=file,
+        )
 
 
 class ModelFormat(InvalidArgument):

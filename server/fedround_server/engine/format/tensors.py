@@ -3,15 +3,20 @@
 import mmap
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import Executor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 
 import torch
 from torch import Tensor
 
+from fedround_server.blobs import BlobFiles
+from fedround_server.domain.model import BlobRef
 from fedround_server.engine.format.dtypes import TORCH_DTYPES
 from fedround_server.engine.format.layouts import Layouts
 from fedround_server.engine.format.manifest import PREFIX, Layout, parse_header
+from fedround_server.engine.format.verification import Verifier
 
 BLOCK = 128 * 1024
 """Elements that are processed at a time: a float64 block fits the second-level cache."""
@@ -20,26 +25,46 @@ BLOCK = 128 * 1024
 class TensorFile:
     """A safetensors file, mapped into memory. Its tensors may be used during its `with` block."""
 
-    def __init__(self, path: Path, layouts: Layouts | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        layouts: Layouts | None = None,
+        blob: BlobRef | None = None,
+        ahead: Executor | None = None,
+    ) -> None:
         """Maps a file that was checked, or that the server wrote, and that must not change.
 
-        The layouts are those of other files with the same tensors.
+        Args:
+            path: The file.
+            layouts: Those of other files with the same tensors.
+            blob: What the file should contain: what is read of it is verified. None for one that was just received.
+            ahead: Verifies what is likely to be read next.
+
+        Raises:
+            BlobDamaged: It does not contain that.
         """
-        with path.open("rb") as file:
-            # Read-only: writable memory counts as used, and a round may be larger than the machine's memory.
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        with warnings.catch_warnings():
-            # torch warns of read-only memory. Nothing writes to it.
-            warnings.simplefilter("ignore")
-            self._bytes = torch.frombuffer(self._map, dtype=torch.uint8)
-        header = self._map[PREFIX : PREFIX + int.from_bytes(self._map[:PREFIX], "little")]
-        self.layout: Layout = parse_header(header, own=True) if layouts is None else layouts.read(header)
+        with ExitStack() as stack:
+            self._verifier = None if blob is None else stack.enter_context(Verifier(path, blob, ahead))
+            with path.open("rb") as file:
+                # Read-only: writable memory counts as used, and a round may be larger than the machine's memory.
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            with warnings.catch_warnings():
+                # torch warns of read-only memory. Nothing writes to it.
+                warnings.simplefilter("ignore")
+                self._bytes = torch.frombuffer(self._map, dtype=torch.uint8)
+            self._verify(0, PREFIX)
+            header_end = PREFIX + int.from_bytes(self._map[:PREFIX], "little")
+            self._verify(PREFIX, header_end)
+            header = self._map[PREFIX:header_end]
+            self.layout: Layout = parse_header(header, own=True) if layouts is None else layouts.read(header)
+            self._open = stack.pop_all()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         """Unmaps the file as soon as no tensor of it is in use."""
+        self._open.close()
         # Never closed: torch would not prevent it, and reading a tensor would then end the process.
         del self._map, self._bytes
 
@@ -58,9 +83,13 @@ class TensorFile:
 
         Returns:
             Shape (length,), in the tensor's dtype, or in that of its parts; not to be written to.
+
+        Raises:
+            BlobDamaged: The file does not have the bytes there that were stored.
         """
         dtype = TORCH_DTYPES[self.layout.manifest[name].dtype]
         offset = self.layout.offsets[name] + start * dtype.itemsize
+        self._verify(offset, offset + length * dtype.itemsize)
         data = self._bytes[offset : offset + length * dtype.itemsize]
         if offset % dtype.itemsize:
             data = data.clone()
@@ -73,6 +102,21 @@ class TensorFile:
         if spec.dtype.is_complex:
             return torch.view_as_complex(numbers.reshape(*spec.shape, 2))
         return numbers.reshape(spec.shape)
+
+    def _verify(self, start: int, end: int) -> None:
+        if self._verifier is not None:
+            self._verifier.verify(start, end)
+
+
+def open_blob(
+    files: BlobFiles, blob: BlobRef, layouts: Layouts | None = None, ahead: Executor | None = None
+) -> TensorFile:
+    """Opens a stored file, which is verified while it is read; `TensorFile` describes the arguments.
+
+    Raises:
+        BlobDamaged: It is missing, or is not what was stored.
+    """
+    return TensorFile(files.local_path(blob), layouts, blob, ahead)
 
 
 def blocks(num_elements: int) -> Iterator[tuple[int, int]]:

@@ -10,6 +10,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from fedround_server.blobs import BlockChecksums
 from fedround_server.domain.model import BlobRef
 from fedround_server.host.page_cache import Writeback
 
@@ -20,12 +21,16 @@ AHEAD = 8
 
 
 class TensorWriter:
-    """Writes a safetensors file in order and hashes it, in a thread, while the next blocks are computed."""
+    """Writes a safetensors file in order, in a thread, while the next blocks are computed.
+
+    The thread computes the digest and the checksums, too.
+    """
 
     def __init__(self, path: Path, header: bytes) -> None:
         """Begins the file, which must not exist; the header is everything before the data."""
         self._file = path.open("xb", buffering=0)
         self._hash = hashlib.sha256()
+        self._checksums = BlockChecksums()
         self._size = 0
         self._writeback = Writeback(self._file.fileno())
         self._waiting: list[memoryview] = [memoryview(header)]
@@ -62,7 +67,7 @@ class TensorWriter:
         while self._batches:
             self._batches.popleft().result()
         os.fsync(self._file.fileno())
-        return BlobRef(self._hash.hexdigest(), self._size)
+        return BlobRef(self._hash.hexdigest(), self._size, self._checksums.digest())
 
     def _submit(self) -> None:
         self._batches.append(self._thread.submit(self._write, self._waiting))
@@ -73,6 +78,7 @@ class TensorWriter:
     def _write(self, parts: list[memoryview]) -> None:
         data = parts[0] if len(parts) == 1 else memoryview(b"".join(parts))
         self._hash.update(data)
+        self._checksums.update(data)
         self._size += len(data)
         while data:
             data = data[self._file.write(data) :]

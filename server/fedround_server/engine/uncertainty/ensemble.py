@@ -13,6 +13,6 @@ def ensemble(predictor: Predictor, /) -> Iterator[Tensor]:
     Raises:
         PredictionFault: A model does not fit the architecture.
     """
-    for path in predictor.models:
-        load_weights(predictor.network, path)
+    for model in predictor.models:
+        load_weights(predictor.network, predictor.files, model)
         yield predictor.run()

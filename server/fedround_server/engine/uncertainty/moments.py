@@ -20,7 +20,8 @@ from fedround_server.engine.aggregators import Block
 from fedround_server.engine.aggregators.fed_avg import fed_avg
 from fedround_server.engine.format.layouts import Layouts
 from fedround_server.engine.format.manifest import make_header
-from fedround_server.engine.format.tensors import TensorFile, blocks
+from fedround_server.engine.format.tensors import TensorFile, blocks, open_blob
+from fedround_server.engine.format.verification import reading_ahead
 from fedround_server.engine.format.writer import TensorWriter
 from fedround_server.engine.jobs import AggregationFailed, AggregationJob
 
@@ -32,10 +33,11 @@ def collect(files: BlobFiles, job: AggregationJob, target: Path) -> BlobRef:
 
     Raises:
         AggregationFailed: The moments have no finite mean.
+        BlobDamaged: An update is not what was stored.
     """
     layouts = Layouts()
-    with ExitStack() as stack:
-        updates = [stack.enter_context(TensorFile(files.local_path(update), layouts)) for update in job.updates]
+    with reading_ahead() as ahead, ExitStack() as stack:
+        updates = [stack.enter_context(open_blob(files, update, layouts, ahead)) for update in job.updates]
         first = updates[0].layout.manifest
         rank = columns(first)
         manifest = dict(_posterior(first, rank, len(updates)))

@@ -3,13 +3,14 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from fedround_server.engine.format.tensors import TensorFile
+from fedround_server.blobs import BlobFiles
+from fedround_server.domain.model import BlobRef
+from fedround_server.engine.format.tensors import open_blob
 from fedround_server.engine.jobs import PredictionFault
 
 
@@ -20,16 +21,18 @@ class Predictor:
     Attributes:
         network: The operator's architecture with the first model's weights.
         inputs: Preprocessed, shape (inputs, ...).
-        models: The files of all models that vote, the one in the network first.
-        posterior: The file of the SWAG posterior.
+        files: Where models and posterior are.
+        models: All models that vote, the one in the network first.
+        posterior: The SWAG posterior.
         options: The method's options.
         generator: The source of random numbers.
     """
 
     network: nn.Module
     inputs: Tensor
-    models: tuple[Path, ...]
-    posterior: Path | None
+    files: BlobFiles
+    models: tuple[BlobRef, ...]
+    posterior: BlobRef | None
     options: Mapping[str, Any]
     generator: torch.Generator
 
@@ -60,13 +63,14 @@ class Method(Protocol):
         """
 
 
-def load_weights(network: nn.Module, path: Path) -> None:
+def load_weights(network: nn.Module, files: BlobFiles, model: BlobRef) -> None:
     """Loads the weights of a model into a network.
 
     Raises:
         PredictionFault: They do not fit.
+        BlobDamaged: The file of the model is not what was stored.
     """
-    with TensorFile(path) as file:
+    with open_blob(files, model) as file:
         state = {name: file.tensor(name) for name in file.layout.manifest}
     with blaming("weights", "the model does not fit the architecture"):
         network.load_state_dict(state)

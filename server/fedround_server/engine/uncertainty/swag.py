@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fedround_server.domain.swag_moments import DEVIATION, MEAN, SECOND, columns
-from fedround_server.engine.format.tensors import TensorFile
+from fedround_server.engine.format.tensors import TensorFile, open_blob
 from fedround_server.engine.jobs import PredictionFault
 from fedround_server.engine.uncertainty.predictor import Predictor
 
@@ -21,7 +21,7 @@ def swag(predictor: Predictor, /) -> Iterator[Tensor]:
     if predictor.posterior is None:
         raise PredictionFault("weights", "there is no posterior")
     parameters = dict(predictor.network.named_parameters())
-    with TensorFile(predictor.posterior) as file:
+    with open_blob(predictor.files, predictor.posterior) as file:
         if missing := sorted(name for name in parameters if f"{MEAN}/{name}" not in file.layout.manifest):
             raise PredictionFault("weights", f"the posterior lacks {missing[0]!r}, a weight of the architecture")
         for _ in range(predictor.options["samples"]):

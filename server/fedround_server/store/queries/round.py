@@ -7,6 +7,7 @@ from peewee import Case, Field, ModelSelect, fn
 from fedround_server.domain.model import BlobRef
 from fedround_server.domain.rounds.round import RoundState, UnfinishedRound
 from fedround_server.store.db.compiled import compiled
+from fedround_server.store.tables.mapping import to_blob
 from fedround_server.store.tables.schema import AssignmentRow, CohortRow, RoundRow, TrainingRow, UpdateRow
 
 SUBMITTED = (
@@ -67,7 +68,7 @@ def find_submission(training_id: str, number: int, user_id: str) -> UpdateRow | 
 def find_assignment(row: RoundRow, user_id: str) -> BlobRef | None:
     """Returns the model that was assigned to a user in a round."""
     found = _assignment.first(row.training_id, row.number, user_id)
-    return None if found is None else BlobRef(found.sha256, found.size_bytes)
+    return None if found is None else to_blob(found)
 
 
 def counted_updates(training_id: str, number: int) -> list[UpdateRow]:

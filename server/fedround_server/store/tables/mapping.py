@@ -32,6 +32,7 @@ from fedround_server.domain.user import Role, User
 from fedround_server.store.tables.base import InstantField
 from fedround_server.store.tables.schema import (
     ArtifactRow,
+    AssignmentRow,
     AuditRow,
     EventRow,
     ModelRow,
@@ -68,11 +69,28 @@ def to_manifest(data: Mapping[str, list[Any]]) -> Manifest:
     return {name: TensorSpec(Dtype[dtype], tuple(shape)) for name, (dtype, shape) in data.items()}
 
 
+def to_blob(row: ModelVersionRow | ArtifactRow | UpdateRow | AssignmentRow) -> BlobRef:
+    """Reads the reference to a file.
+
+    Raises:
+        TypeError: The row is a report, which has no file.
+    """
+    if row.sha256 is None:
+        raise TypeError("a report has no file")
+    return BlobRef(row.sha256, row.size_bytes, bytes(row.checksums or b""))
+
+
+def from_blob(blob: BlobRef | None) -> dict[str, Any]:
+    """Writes the reference to a file as the columns of a row; None for a report."""
+    if blob is None:
+        return {"sha256": None, "size_bytes": 0, "checksums": None}
+    return {"sha256": blob.sha256, "size_bytes": blob.size_bytes, "checksums": blob.checksums or None}
+
+
 def to_version(row: ModelVersionRow, artifacts: Iterable[ArtifactRow] = ()) -> ModelVersion:
     """Reads a version of a model with its artifacts."""
-    blob = BlobRef(row.sha256, row.size_bytes)
-    found = {one.kind: Artifact(one.kind, BlobRef(one.sha256, one.size_bytes), one.details) for one in artifacts}
-    return ModelVersion(row.model_id, row.version, blob, row.create_time, row.stored, found)
+    found = {one.kind: Artifact(one.kind, to_blob(one), one.details) for one in artifacts}
+    return ModelVersion(row.model_id, row.version, to_blob(row), row.create_time, row.stored, found)
 
 
 def to_model(row: ModelRow, latest: ModelVersionRow) -> Model:
@@ -214,14 +232,12 @@ def to_update(row: UpdateRow) -> Update:
     Raises:
         TypeError: It is a report, which has no file.
     """
-    if row.sha256 is None:
-        raise TypeError(f"{row.update_id} is a report")
     return Update(
         update_id=row.update_id,
         training_id=row.training_id,
         round=row.number,
         user_id=row.user_id,
-        blob=BlobRef(row.sha256, row.size_bytes),
+        blob=to_blob(row),
         num_examples=row.num_examples,
         accept_time=row.accept_time,
     )
@@ -240,6 +256,9 @@ def from_aggregation(rule: Aggregation) -> dict[str, Any]:
 def from_payload(payload: Payload) -> dict[str, Any]:
     """Writes the payload of an event."""
     data = asdict(payload)
+    if "model" in data:
+        # Events only name files.
+        del data["model"]["blob"]["checksums"]
     if isinstance(payload, RoundStarted):
         data["aggregation"] = from_aggregation(payload.aggregation)
     if "deadline" in data:

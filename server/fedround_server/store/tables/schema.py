@@ -1,6 +1,19 @@
-"""The tables. Migrations make them; a test compares the two."""
+"""The tables. Migrations make them; a test compares the two.
 
-from peewee import BigIntegerField, BooleanField, CharField, CompositeKey, DoubleField, IntegerField, TextField
+A row that refers to a file has the checksums of the file's blocks, which `BlobRef` describes; rows of earlier versions
+have none until the file is verified.
+"""
+
+from peewee import (
+    BigIntegerField,
+    BlobField,
+    BooleanField,
+    CharField,
+    CompositeKey,
+    DoubleField,
+    IntegerField,
+    TextField,
+)
 
 from fedround_server.store.tables.base import InstantField, JsonField, Row, id_field
 
@@ -71,6 +84,7 @@ class ModelVersionRow(Row):
     version = IntegerField()
     sha256 = CharField(max_length=64, index=True)
     size_bytes = BigIntegerField()
+    checksums = BlobField(null=True)
     create_time = InstantField()
     stored = BooleanField()
 
@@ -93,6 +107,7 @@ class ArtifactRow(Row):
     kind = CharField(max_length=32)
     sha256 = CharField(max_length=64, index=True)
     size_bytes = BigIntegerField()
+    checksums = BlobField(null=True)
     details = JsonField()
 
     class Meta:
@@ -226,6 +241,7 @@ class UpdateRow(Row):
     user_id = id_field()
     sha256 = CharField(max_length=64, index=True, null=True)
     size_bytes = BigIntegerField()
+    checksums = BlobField(null=True)
     num_examples = BigIntegerField()
     metrics = JsonField()
     accept_time = InstantField()
@@ -241,8 +257,9 @@ class AssignmentRow(Row):
     training_id = id_field()
     number = IntegerField()
     user_id = id_field()
-    sha256 = CharField(max_length=64)
+    sha256 = CharField(max_length=64, index=True)
     size_bytes = BigIntegerField()
+    checksums = BlobField(null=True)
 
     class Meta:
         table_name = "assignment"

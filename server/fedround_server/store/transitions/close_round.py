@@ -1,9 +1,11 @@
 """Closes, repeats and ends open rounds, on every cause alike."""
 
+from collections.abc import Sequence
 from datetime import datetime
 
-from fedround_server.domain.event import RoundExtended
+from fedround_server.domain.event import RoundExtended, UpdateLost
 from fedround_server.domain.policy import RoundPolicy, Verdict, expected_updates, judge
+from fedround_server.domain.rejected_update import UPDATE_LOST
 from fedround_server.domain.rounds import KINDS
 from fedround_server.domain.rounds.round import RoundState
 from fedround_server.domain.training import TrainingFailure
@@ -14,9 +16,11 @@ from fedround_server.store.queries.participant import participant_ids
 from fedround_server.store.queries.round import all_members, count_members, missing_members
 from fedround_server.store.queries.user import user_names
 from fedround_server.store.tables.mapping import to_spec
-from fedround_server.store.tables.schema import COHORT, RoundRow, TrainingRow
+from fedround_server.store.tables.schema import COHORT, CohortRow, RoundRow, TrainingRow, UpdateRow
+from fedround_server.store.transitions import contributions
 from fedround_server.store.transitions.end_training import abandon, fail
 from fedround_server.store.transitions.open_round import enter_cohort, open_round, round_started
+from fedround_server.store.transitions.rejected_updates import count_rejected
 from fedround_server.store.transitions.training import append_event, state_of
 
 
@@ -77,6 +81,35 @@ def _repeat(training: TrainingRow, row: RoundRow, policy: RoundPolicy, now: date
     append_event(training, extended, now, audience=COHORT, number=row.number)
     for user_id in joining:
         append_event(training, round_started(training, row), now, audience=user_id)
+
+
+def reopen(training: TrainingRow, row: RoundRow, lost: Sequence[UpdateRow], now: datetime) -> None:
+    """Opens a closed round again without updates whose files are damaged, and repeats it: they are asked for anew.
+
+    Their rows are removed, so that their participants submit as if for the first time; the audit log has them. The
+    round does not wait for those that have left since it was closed. The policy decides whether it closes again.
+    """
+    record("round_reopened", training, subject=row.number)
+    contributions.supersede(training, lost, "file_damaged")
+    present = set(participant_ids(training.training_id))
+    for update in lost:
+        UpdateRow.delete().where(UpdateRow.update_id == update.update_id).execute()
+        CohortRow.update(ask_time=now, removed=update.user_id not in present).where(
+            CohortRow.training_id == row.training_id,
+            CohortRow.number == row.number,
+            CohortRow.user_id == update.user_id,
+        ).execute()
+        training.stored_bytes -= update.size_bytes
+    row.state = RoundState.OPEN.value
+    _repeat(training, row, to_spec(training.spec).round_policy, now)
+    for update in lost:
+        lost_update = UpdateLost(update.update_id, row.number, update.user_id, row.arrived, row.expected)
+        append_event(training, lost_update, now, audience=update.user_id)
+        message = f"the file of the update {update.update_id} was damaged on the server's disk: it was asked for anew"
+        count_rejected(training.training_id, row.number, update.user_id, UPDATE_LOST, message, now)
+        if update.user_id in present:
+            append_event(training, round_started(training, row), now, audience=update.user_id)
+    evaluate(training, row, now)
 
 
 def _deadline_missed(row: RoundRow, expected: int) -> TrainingFailure:

@@ -9,7 +9,7 @@ from fedround_server.domain.rounds import KINDS, next_kind
 from fedround_server.domain.rounds.kind import Assignment, Evaluation, NewArtifact, NewVersion
 from fedround_server.domain.training import TrainingSpec, out_of_patience
 from fedround_server.store.queries.participant import participant_ids
-from fedround_server.store.tables.mapping import to_spec
+from fedround_server.store.tables.mapping import from_blob, to_blob, to_spec
 from fedround_server.store.tables.schema import AssignmentRow, RoundRow, TrainingRow, UpdateRow
 from fedround_server.store.transitions import contributions
 from fedround_server.store.transitions.end_training import complete
@@ -84,8 +84,7 @@ def _continue_chain(
             training_id=training.training_id,
             number=row.number + 1,
             user_id=user_id,
-            sha256=local[source].sha256,
-            size_bytes=local[source].size_bytes,
+            **from_blob(to_blob(local[source])),
         )
     step = row.step + 1 if local else 0
     open_round(training, row.number + 1, KINDS[row.kind], now, chain=list(local), step=step)

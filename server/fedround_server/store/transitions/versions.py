@@ -7,7 +7,7 @@ from fedround_server.domain.rounds.kind import NewArtifact
 from fedround_server.failpoints import reached
 from fedround_server.store.db.audit_trail import record
 from fedround_server.store.queries.version import artifacts_of, find_tag, list_untagged_versions
-from fedround_server.store.tables.mapping import from_manifest, to_model
+from fedround_server.store.tables.mapping import from_blob, from_manifest, to_model
 from fedround_server.store.tables.schema import ArtifactRow, ModelRow, ModelVersionRow, TagRow, TrainingRow
 
 
@@ -40,8 +40,7 @@ def insert_version(model_id: str, version: int, blob: BlobRef, now: datetime) ->
     row: ModelVersionRow = ModelVersionRow.create(
         model_id=model_id,
         version=version,
-        sha256=blob.sha256,
-        size_bytes=blob.size_bytes,
+        **from_blob(blob),
         create_time=now,
         stored=True,
     )
@@ -81,8 +80,7 @@ def add_artifact(training: TrainingRow, artifact: NewArtifact, blob: BlobRef) ->
         model_id=training.model_id,
         version=training.model_version,
         kind=artifact.kind,
-        sha256=blob.sha256,
-        size_bytes=blob.size_bytes,
+        **from_blob(blob),
         details=dict(artifact.details),
     )
     _add_stored_bytes(training.model_id, blob.size_bytes)

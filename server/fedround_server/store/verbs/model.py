@@ -5,7 +5,7 @@ from datetime import datetime
 
 from fedround_server.domain.errors import ModelInUse, Quota, TokenInvalid
 from fedround_server.domain.limits import Quotas
-from fedround_server.domain.model import Model, ModelVersion, NewModel, VersionView
+from fedround_server.domain.model import BlobRef, Model, ModelVersion, NewModel, VersionView
 from fedround_server.domain.report import MetricReport
 from fedround_server.domain.uncertainty import NoUncertainty, Uncertainty
 from fedround_server.store.db.audit_trail import record
@@ -31,6 +31,7 @@ from fedround_server.store.queries.version import (
     version_views,
 )
 from fedround_server.store.tables.mapping import to_spec
+from fedround_server.store.tables.schema import ArtifactRow, AssignmentRow, ModelVersionRow, UpdateRow
 from fedround_server.store.transitions.versions import insert_model, put_tag, remove_tag
 
 MAX_TAGS = 100
@@ -168,3 +169,9 @@ class ModelVerbs(Verbs):
     def digests_in_use(self, digests: Collection[str]) -> set[str]:
         """Returns which of some digests (a few hundred at most) belong to files that are still needed."""
         return needed_digests(digests)
+
+    @verb
+    def keep_checksums(self, blob: BlobRef) -> None:
+        """Stores the checksums of a file that was found intact, wherever it is referred to."""
+        for table in (ModelVersionRow, ArtifactRow, UpdateRow, AssignmentRow):
+            table.update(checksums=blob.checksums).where(table.sha256 == blob.sha256).execute()

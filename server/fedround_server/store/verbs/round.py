@@ -1,5 +1,6 @@
 """Transactions about rounds: how they close, what they make, and how they stand."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -27,7 +28,7 @@ from fedround_server.store.queries.version import model_info
 from fedround_server.store.tables.mapping import to_round, to_spec, to_update
 from fedround_server.store.tables.schema import RoundRow
 from fedround_server.store.transitions import end_training
-from fedround_server.store.transitions.close_round import evaluate
+from fedround_server.store.transitions.close_round import evaluate, reopen
 from fedround_server.store.transitions.commit_round import commit_result
 
 
@@ -113,6 +114,21 @@ class RoundVerbs(Verbs):
             return False
         row = get_round(training_id, number)
         commit_result(training, row, updates, metrics, result, now)
+        return True
+
+    @verb
+    def reopen(self, training_id: str, number: int, epoch: int, lost: Collection[str], now: datetime) -> bool:
+        """Opens a closed round again without updates whose files are damaged, given by their ids; fenced like `commit`.
+
+        Returns:
+            Whether it was opened. Without those updates it may have been closed at once: then it is to be aggregated.
+        """
+        training = lock_training(training_id)
+        row = None if training is None else find_round(training_id, number)
+        if training is None or row is None or row.state != RoundState.AGGREGATING.value or row.epoch != epoch:
+            return False
+        updates = [update for update in counted_updates(training_id, number) if update.update_id in lost]
+        reopen(training, row, updates, now)
         return True
 
     @verb

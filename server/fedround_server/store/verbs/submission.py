@@ -4,7 +4,6 @@ from datetime import datetime
 
 from fedround_server.domain.errors import TrainingNotFound
 from fedround_server.domain.event import UpdateAccepted
-from fedround_server.domain.rejected_update import MAX_MESSAGE
 from fedround_server.domain.report import NewReport, Report
 from fedround_server.domain.update import NewUpdate, Update
 from fedround_server.failpoints import reached
@@ -15,10 +14,11 @@ from fedround_server.store.queries.participant import took_part
 from fedround_server.store.queries.round import find_round
 from fedround_server.store.queries.submission import Admission
 from fedround_server.store.queries.training import find_visible, lock_visible
-from fedround_server.store.tables.mapping import to_report, to_update
-from fedround_server.store.tables.schema import ACTOR, RejectedUpdateRow, UpdateRow
+from fedround_server.store.tables.mapping import from_blob, to_report, to_update
+from fedround_server.store.tables.schema import ACTOR, UpdateRow
 from fedround_server.store.transitions import contributions
 from fedround_server.store.transitions.close_round import evaluate
+from fedround_server.store.transitions.rejected_updates import count_rejected
 from fedround_server.store.transitions.training import append_event
 
 
@@ -79,20 +79,7 @@ class SubmissionVerbs(Verbs):
         row = find_round(training_id, number) or find_round(training_id, training.round)
         if row is None:
             return
-        table = RejectedUpdateRow
-        table.insert(
-            training_id=training_id,
-            number=row.number,
-            user_id=user_id,
-            reason=reason,
-            count=1,
-            last_time=now,
-            message=message[:MAX_MESSAGE],
-        ).on_conflict(
-            conflict_target=[table.training_id, table.number, table.user_id, table.reason],
-            preserve=[table.last_time, table.message],
-            update={table.count: table.count + 1},
-        ).execute()
+        count_rejected(training_id, row.number, user_id, reason, message, now)
 
 
 def _submit(new: NewUpdate | NewReport, update_id: str, now: datetime) -> tuple[UpdateRow, bool]:
@@ -107,8 +94,7 @@ def _submit(new: NewUpdate | NewReport, update_id: str, now: datetime) -> tuple[
         training_id=new.training_id,
         number=new.round,
         user_id=new.user_id,
-        sha256=None if blob is None else blob.sha256,
-        size_bytes=0 if blob is None else blob.size_bytes,
+        **from_blob(blob),
         num_examples=new.num_examples,
         metrics=dict(new.metrics),
         accept_time=now,
