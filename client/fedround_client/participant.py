@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import closing
 
 import grpc
 
-from fedround.v1.event_pb2 import Event, RoundStarted
-from fedround.v1.training_pb2 import TRAINING_STATE_COMPLETED, TRAINING_STATE_ERROR, Training
+from fedround.v1.event_pb2 import Event, RoundKind, RoundStarted
+from fedround.v1.training_pb2 import EVALUATION_NEVER, TRAINING_STATE_COMPLETED, TRAINING_STATE_ERROR, Training
 from fedround_client.errors import (
     CursorExpired,
     FedroundError,
@@ -19,10 +20,13 @@ from fedround_client.errors import (
     RoundNotOpen,
     TrainingEnded,
     TrainingNotFound,
+    UnsupportedRound,
     UpdateExists,
     from_event,
 )
 from fedround_client.participation import Participation
+from fedround_client.retry import ATTEMPTS
+from fedround_client.round import RoundCalls
 from fedround_client.round_runner import RoundRunner
 from fedround_client.rpc import Response, Rpc
 from fedround_client.subscription import Subscription
@@ -35,12 +39,15 @@ logger = logging.getLogger(__name__)
 MAX_FREED_BLOCK, TRIM_THRESHOLD = 32 << 20, 64 << 20
 """Arguments of `keep_freed`: the values that glibc itself reaches once it has seen large blocks."""
 
+MAX_FAILURE_MESSAGE = 1000
+"""How many characters of an exception's message are reported."""
+
 # ModelNotFound: when a round is over, its model may have been replaced by later versions and lost its file.
 _ROUND_MISSED = (UpdateExists, MetricsExist, RoundNotOpen, NotInCohort, TrainingEnded, TrainingNotFound, ModelNotFound)
 _ENDED = (TRAINING_STATE_COMPLETED, TRAINING_STATE_ERROR)
 
 
-class Participant(UserCalls, TrainingCalls):
+class Participant(UserCalls, TrainingCalls, RoundCalls):
     """One run of `Client.participate`, which documents it."""
 
     def __init__(self, rpc: Rpc, runner: RoundRunner, *, training_id: str | None, until_finished: bool) -> None:
@@ -59,6 +66,8 @@ class Participant(UserCalls, TrainingCalls):
         self._until_finished = until_finished or bool(training_id)
         # How many results of this participant were accepted, by training id.
         self._accepted: dict[str, int] = {}
+        # Ids of trainings whose rounds this participant can run.
+        self._checked: set[str] = set()
 
     def run(self) -> Participation:
         """Participates until the end."""
@@ -69,11 +78,13 @@ class Participant(UserCalls, TrainingCalls):
         while True:
             try:
                 subscription = Subscription(self._rpc, self._training_id)
-                for event in subscription:
-                    if event.training_id not in ended:
-                        result = self._handle(event, is_live=subscription.is_live)
-                        if result is not None:
-                            return result
+                # The server must not take this participant for connected after an exception.
+                with closing(iter(subscription)) as events:
+                    for event in events:
+                        if event.training_id not in ended:
+                            result = self._handle(event, is_live=subscription.is_live)
+                            if result is not None:
+                                return result
                 raise TrainingNotFound(
                     grpc.StatusCode.NOT_FOUND,
                     "TRAINING_NOT_FOUND",
@@ -125,10 +136,52 @@ class Participant(UserCalls, TrainingCalls):
             if not is_live and self._is_over(training_id, started):
                 logger.info("Round %d of training %s is over already.", started.round, training_id)
                 return
+            self._check_functions(training_id, started)
             self._runner.run(training_id, started)
             self._accepted[training_id] = self._accepted.get(training_id, 0) + 1
         except _ROUND_MISSED as error:
             logger.warning("Round %d of training %s is missed: %s", started.round, training_id, error)
+        except Exception as error:
+            self._report(training_id, started, error)
+            raise
+
+    def _check_functions(self, training_id: str, started: RoundStarted) -> None:
+        """Checks, before anything is trained, that this participant can run all rounds of a training.
+
+        Raises:
+            UnsupportedRound: The training has evaluation rounds, and there is no evaluate function.
+        """
+        if self._runner.can_evaluate or not started.metric_names or training_id in self._checked:
+            return
+        training: Training = self._retry(lambda: self.get_training(training_id))
+        if training.spec.evaluation != EVALUATION_NEVER:
+            raise UnsupportedRound(
+                grpc.StatusCode.UNIMPLEMENTED,
+                "UNSUPPORTED_ROUND",
+                f"Training {training_id} asks for metrics ({', '.join(started.metric_names)}), which needs an evaluate"
+                " function: participate(train, evaluate).",
+                {"training_id": training_id},
+            )
+        self._checked.add(training_id)
+
+    def _report(self, training_id: str, started: RoundStarted, error: Exception) -> None:
+        """Reports to the server that this participant cannot deliver, so that the others do not wait for it."""
+        if isinstance(error, FedroundError):
+            reason, message = error.reason, error.message
+        else:
+            reason = f"{RoundKind.Name(started.kind).removeprefix('ROUND_KIND_')}_FAILED"
+            message = f"{type(error).__name__}: {error}"
+        try:
+            self._rpc.retrying(ATTEMPTS)(
+                self.report_failure, training_id, started.round, reason, message[:MAX_FAILURE_MESSAGE]
+            )
+        except FedroundError as unreported:
+            logger.warning(
+                "The failure in round %d of training %s could not be reported: %s",
+                started.round,
+                training_id,
+                unreported,
+            )
 
     def _is_over(self, training_id: str, started: RoundStarted) -> bool:
         """Returns whether a round was closed while this participant was disconnected or busy."""

@@ -51,8 +51,8 @@ class Update:
 
     Attributes:
         model: Tensors with the names, shapes and dtypes of the round's model; numpy arrays or torch tensors.
-        num_examples: Number of examples that it was trained on, which is its weight; at least 1.
-        metrics: Finite numbers to store with the update.
+        num_examples: Number of examples that it was trained on, which is its weight; at least 0.
+        metrics: Numbers to store with the update. NaN and infinity are left out of the mean.
     """
 
     model: StateDict

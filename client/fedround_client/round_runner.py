@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -51,6 +53,11 @@ class RoundRunner(RoundCalls):
         self._cache = cache
         self._full_updates = full_updates
 
+    @property
+    def can_evaluate(self) -> bool:
+        """Whether it has a function for evaluation rounds."""
+        return self._callbacks.evaluate is not None
+
     def run(self, training_id: str, started: RoundStarted) -> None:
         """Runs a round until its result is accepted, for as long as the server takes to answer.
 
@@ -73,6 +80,7 @@ class RoundRunner(RoundCalls):
             self._submit(round_, collect(self._fetch(round_, started.model), round_))
         elif round_.kind == "EVALUATE" and evaluate is not None:
             metrics, num_examples = as_report(evaluate(self._fetch(round_, started.model), round_))
+            _warn_of_not_finite(metrics)
             self._rpc.retrying(None)(self.submit_metrics, training_id, round_.number, metrics, num_examples)
         else:
             need = "an evaluate function: participate(train, evaluate)" if round_.kind == "EVALUATE" else "a newer SDK"
@@ -102,6 +110,7 @@ class RoundRunner(RoundCalls):
 
     def _submit(self, round_: Round, result: TrainResult, model_sha256: str = "") -> None:
         update = as_update(result)
+        _warn_of_not_finite(update.metrics)
         payload = self._half_precision_payload(round_, update.model, model_sha256) or Payload.of(update.model)
         self._submit_payload(
             round_.training_id, round_.number, payload, update.num_examples, update.metrics, attempts=None
@@ -132,6 +141,12 @@ class RoundRunner(RoundCalls):
             moments.add(update.model)
             model = copy_state(update.model, self._framework)
         return Update(moments.update(), update.num_examples, update.metrics)
+
+
+def _warn_of_not_finite(metrics: Mapping[str, float]) -> None:
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            logger.warning("The metric %r is %s: it is sent, and left out of the mean.", name, value)
 
 
 def _round(training_id: str, started: RoundStarted) -> Round:

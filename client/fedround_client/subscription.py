@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 
 import grpc
 
@@ -60,7 +60,7 @@ class Subscription:
         self._last_error: FedroundError | None = None
         self.is_live = False
 
-    def __iter__(self) -> Iterator[Event]:
+    def __iter__(self) -> Generator[Event, None, None]:
         """Yields the events.
 
         Raises:

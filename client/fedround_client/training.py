@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -9,15 +10,24 @@ from typing import Literal, TypeAlias
 
 from fedround.v1 import training_pb2
 from fedround.v1.aggregation_pb2 import UpdatePrecision
-from fedround.v1.event_pb2 import Event
+from fedround.v1.event_pb2 import Event, ParticipantFailed
 from fedround.v1.training_pb2 import CreateTrainingRequest, RoundPolicy, Training, TrainingSpec
 from fedround_client import options
 from fedround_client.errors import FedroundError, TrainingFailed, from_event
-from fedround_client.options import AggregationOption, EvaluationName, PrecisionName, Selection, UncertaintyOption
+from fedround_client.options import (
+    AggregationOption,
+    EvaluationName,
+    OnFailureName,
+    PrecisionName,
+    Selection,
+    UncertaintyOption,
+)
 from fedround_client.payload import ModelSource, Payload, Progress
 from fedround_client.rpc import Rpc, duration
 from fedround_client.subscription import Subscription
 from fedround_client.upload import upload
+
+logger = logging.getLogger(__name__)
 
 TrainingRoleName: TypeAlias = Literal["ACTOR", "CLIENT"]
 
@@ -44,6 +54,8 @@ class TrainingCalls:
         min_updates: int = 0,
         deadline: float | None = None,
         max_retries: int = 0,
+        on_failure: OnFailureName = "CONTINUE",
+        absent_after: float | None = None,
         evaluation: EvaluationName = "EVERY_ROUND",
         selection: Selection | None = None,
         keep_versions: int = 0,
@@ -72,6 +84,10 @@ class TrainingCalls:
             deadline: Seconds that a round may stay open; None for no limit.
             max_retries: How often a round that misses its deadline is repeated with the updates that it has. After
                 that, the training ends in the state ERROR.
+            on_failure: Whether a round continues without a participant that reports a failure ("CONTINUE"), or the
+                training ends in the state ERROR ("FAIL").
+            absent_after: Seconds that a participant may be without a connection before the open round no longer waits
+                for it; None for no limit.
             evaluation: When participants evaluate the model, if there are metric_names.
             selection: Which version is tagged `best`, and early stopping; None for neither.
             keep_versions: How many of the latest versions keep their files, besides the tagged ones; 0 for all.
@@ -108,7 +124,7 @@ class TrainingCalls:
             client_ids=client_ids,
             aggregation=options.aggregation(aggregation),
             uncertainty=options.uncertainty(uncertainty),
-            round_policy=_policy(min_updates, deadline, max_retries),
+            round_policy=_policy(min_updates, deadline, max_retries, on_failure, absent_after),
             evaluation=training_pb2.Evaluation.Value(f"EVALUATION_{evaluation}"),
             selection=options.selection(selection),
             keep_versions=keep_versions,
@@ -205,7 +221,7 @@ class TrainingCalls:
         return iter(Subscription(self._rpc, training_id or "", resume_after=cursors))
 
     def wait(self, training_id: str, timeout: float | None = None) -> Training:
-        """Waits until a training is completed, and returns it.
+        """Waits until a training is completed, and returns it; logs a warning for each participant that fails.
 
         Args:
             training_id: UUID of the training.
@@ -221,6 +237,8 @@ class TrainingCalls:
             error = from_event(event)
             if error is not None:
                 raise self._with_details(error)
+            if event.HasField("participant_failed"):
+                logger.warning("%s", describe_failure(event.participant_failed))
         return self._rpc.retrying(None, sleep=subscription.sleep)(self.get_training, training_id)
 
     def _with_details(self, error: FedroundError) -> FedroundError:
@@ -233,8 +251,26 @@ class TrainingCalls:
         return error
 
 
-def _policy(min_updates: int, deadline: float | None, max_retries: int) -> RoundPolicy:
+def describe_failure(failed: ParticipantFailed) -> str:
+    """Returns what an actor has to know of a participant that failed."""
+    name = failed.participant_name or failed.participant_id
+    message = f": {failed.message}" if failed.message else ""
+    return f"Participant {name} failed in round {failed.round}: {failed.reason}{message}"
+
+
+def _policy(
+    min_updates: int,
+    deadline: float | None,
+    max_retries: int,
+    on_failure: OnFailureName,
+    absent_after: float | None,
+) -> RoundPolicy:
     on_missed = training_pb2.ON_MISSED_RETRY if max_retries else training_pb2.ON_MISSED_UNSPECIFIED
     return RoundPolicy(
-        min_updates=min_updates, deadline=duration(deadline), on_missed=on_missed, max_retries=max_retries
+        min_updates=min_updates,
+        deadline=duration(deadline),
+        on_missed=on_missed,
+        max_retries=max_retries,
+        on_failure=training_pb2.OnFailure.Value(f"ON_FAILURE_{on_failure}"),
+        absent_after=duration(absent_after),
     )

@@ -18,6 +18,7 @@ _PARTICIPANTS: Columns[RoundParticipant] = {
     "LAST SEEN": lambda one: "now" if one.subscribed else when(one.last_seen_time),
     "BYTES": lambda one: one.uploaded_bytes or "",
     "EXPECTED": lambda one: when(one.forecast_arrive_time),
+    "FAILED": lambda one: f"{one.failure.reason}: {one.failure.message}" if one.HasField("failure") else "",
     "REJECTED": lambda one: ", ".join(f"{rejected.reason} {rejected.count}" for rejected in one.rejected_updates),
 }
 _REJECTED_UPDATES: Columns[RejectedUpdate] = {
@@ -36,7 +37,7 @@ def round_(
     ] = None,
     form: FormatOption = Format.TABLE,
 ) -> None:
-    """Show which rule keeps a round open, which participants are missing, and which updates were rejected."""
+    """Show which rule keeps a round open, which participants are missing or failed, and which updates were rejected."""
     with client_of(context) as client:
         found = client.get_round(training_id, number)
     if form is Format.JSON:

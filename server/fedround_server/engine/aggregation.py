@@ -28,6 +28,8 @@ COUNTER = "num_batches_tracked"
 def aggregate(files: BlobFiles, job: AggregationJob, target: Path) -> BlobRef:
     """Aggregates the updates of a round into a new file, the target, forced to disk.
 
+    Updates without examples are left out. If there are no others, the result is the model itself.
+
     Raises:
         AggregationFailed: The result has values that the model's dtype cannot hold.
     """
@@ -35,18 +37,22 @@ def aggregate(files: BlobFiles, job: AggregationJob, target: Path) -> BlobRef:
     layouts = Layouts(job.differences)
     with ExitStack() as stack:
         model = stack.enter_context(TensorFile(files.local_path(job.model), layouts))
-        updates = [stack.enter_context(TensorFile(files.local_path(update), layouts)) for update in job.updates]
+        weighted = [(update, weight) for update, weight in zip(job.updates, job.weights, strict=True) if weight]
+        updates = [stack.enter_context(TensorFile(files.local_path(update), layouts)) for update, _ in weighted]
+        weights = [weight for _, weight in weighted]
         writer = stack.enter_context(TensorWriter(target, model.header))
         for run in runs(model.layout, [update.layout for update in updates]):
             for start, length in blocks(run.num_elements):
                 base = model.block(run.first, start, length)
                 parts = Parts(updates, base, run.first, start)
-                if run.dtype.is_floating:
-                    writer.write(_average(aggregator, Block(parts, job.weights, base, job.options), run, start))
+                if not weights:
+                    writer.write(base)
+                elif run.dtype.is_floating:
+                    writer.write(_average(aggregator, Block(parts, weights, base, job.options), run, start))
                 elif run.first.endswith(COUNTER):
                     writer.write(torch.stack(list(parts)).amax(0))
                 else:
-                    writer.write(parts[_heaviest(job.weights)])
+                    writer.write(parts[_heaviest(weights)])
         return writer.finish()
 
 

@@ -4,7 +4,6 @@ Each function raises `FieldInvalid` for a value that is missing, malformed or to
 error names the field and says what would be valid.
 """
 
-import math
 import re
 import uuid
 from collections.abc import Collection, Iterable, Mapping
@@ -12,7 +11,8 @@ from datetime import timedelta
 
 from google.protobuf.message import Message
 
-from fedround_server.domain.errors import FieldInvalid, NumExamples, UpdateNotFinite
+from fedround_server.domain.errors import FieldInvalid, NumExamples
+from fedround_server.domain.failure import ABSENT, REASON
 from fedround_server.domain.token import ID_DIGITS
 from fedround_server.domain.training import MAX_NUM_EXAMPLES
 
@@ -88,6 +88,17 @@ def parse_architecture(field: str, value: str) -> str:
     return value
 
 
+def parse_failure_reason(field: str, value: str) -> str:
+    """Parses the reason of a failure that a participant reports."""
+    if not REASON.fullmatch(value):
+        raise FieldInvalid(
+            field, f"{value[:80]!r} is not a reason of 1 to 64 letters, digits and underscores, such as TRAIN_FAILED"
+        )
+    if value == ABSENT:
+        raise FieldInvalid(field, f"is {ABSENT}, which only the server reports: choose another one")
+    return value
+
+
 def parse_tag(field: str, value: str) -> str:
     """Parses a tag of a version."""
     if not TAG.fullmatch(value):
@@ -154,23 +165,17 @@ def parse_num_examples(value: int) -> int:
     Raises:
         NumExamples: It is out of range.
     """
-    if not 1 <= value <= MAX_NUM_EXAMPLES:
+    if not 0 <= value <= MAX_NUM_EXAMPLES:
         raise NumExamples(value, MAX_NUM_EXAMPLES)
     return value
 
 
 def parse_metrics(values: Mapping[str, float]) -> dict[str, float]:
-    """Checks metrics and returns them.
-
-    Raises:
-        UpdateNotFinite: A value is NaN or infinite.
-    """
+    """Checks metrics and returns them; NaN and infinity are allowed."""
     if len(values) > MAX_METRICS:
         raise FieldInvalid("metrics", f"has {len(values)} entries; at most {MAX_METRICS}")
-    for name, value in values.items():
+    for name in values:
         parse_text("metrics", name, MAX_METRIC_NAME, required=True)
-        if not math.isfinite(value):
-            raise UpdateNotFinite(f"metrics[{name!r}] is {value}: report finite numbers, or omit it")
     return dict(values)
 
 

@@ -16,13 +16,15 @@ from fedround_server.domain.errors import (
     TrainingNotFound,
     UpdateExists,
 )
+from fedround_server.domain.failure import ABSENT
 from fedround_server.domain.model import Manifest
-from fedround_server.domain.report import NewReport
+from fedround_server.domain.report import NewReport, same_metrics
 from fedround_server.domain.rounds import KINDS
 from fedround_server.domain.rounds.kind import ExpectedTensors
 from fedround_server.domain.rounds.round import RoundState
 from fedround_server.domain.update import NewUpdate, NormBound, Update
 from fedround_server.store.db.compiled import compiled_values
+from fedround_server.store.queries.failure import find_failure
 from fedround_server.store.queries.participant import took_part
 from fedround_server.store.queries.round import find_assignment, find_round, find_submission, is_member
 from fedround_server.store.queries.version import model_info
@@ -70,15 +72,42 @@ def check(training: TrainingRow, new: NewUpdate | NewReport) -> RoundRow | Updat
     row = find_round(new.training_id, new.round)
     if row is None or row.state != RoundState.OPEN.value or KINDS[row.kind].submission is not new.submission:
         raise RoundNotOpen(_why_not_open(training, row, new.round), training_id=new.training_id)
-    if not is_member(new.training_id, new.round, new.user_id):
-        raise NotInCohort(f"you do not belong to the cohort of round {new.round}: wait for the next round_started")
+    _check_member(row, new.user_id)
     spec = to_spec(training.spec)
-    if not 1 <= new.num_examples <= spec.max_num_examples:
+    if not 0 <= new.num_examples <= spec.max_num_examples:
         raise NumExamples(new.num_examples, spec.max_num_examples)
     lacking = sorted(set(KINDS[row.kind].required_metrics(spec)) - set(new.metrics))
     if lacking:
         raise FieldInvalid("metrics", f"the training asks for {', '.join(lacking)} too")
     return row
+
+
+def check_failure(training: TrainingRow, number: int, user_id: str) -> RoundRow | None:
+    """Returns the open round of a failure that may be recorded; None if the user has reported one in it before.
+
+    Raises:
+        FedroundError: It is rejected, as `SubmissionVerbs.report_failure` lists.
+    """
+    if not took_part(training, user_id):
+        raise TrainingNotFound(training.training_id)
+    row = find_round(training.training_id, number)
+    if row is not None and row.failed:
+        before = find_failure(training.training_id, number, user_id)
+        if before is not None and before.reason != ABSENT:
+            return None
+    submitted = find_submission(training.training_id, number, user_id)
+    if submitted is not None:
+        message = f"you have submitted in round {number}, and that counts: there is no failure to report"
+        raise MetricsExist(message) if submitted.sha256 is None else UpdateExists(message)
+    if row is None or row.state != RoundState.OPEN.value:
+        raise RoundNotOpen(_why_not_open(training, row, number), training_id=training.training_id)
+    _check_member(row, user_id)
+    return row
+
+
+def _check_member(row: RoundRow, user_id: str) -> None:
+    if not is_member(row.training_id, row.number, user_id):
+        raise NotInCohort(f"you do not belong to the cohort of round {row.number}: wait for the next round_started")
 
 
 def _same(before: UpdateRow, new: NewUpdate | NewReport) -> UpdateRow:
@@ -87,7 +116,7 @@ def _same(before: UpdateRow, new: NewUpdate | NewReport) -> UpdateRow:
         raise UpdateExists(
             f"you have submitted another update for round {new.round}: it stands", update_id=before.update_id
         )
-    same = before.metrics == dict(new.metrics) and before.num_examples == new.num_examples
+    same = same_metrics(before.metrics, new.metrics) and before.num_examples == new.num_examples
     if isinstance(new, NewReport) and not same:
         raise MetricsExist(f"you have reported other metrics for round {new.round}: they stand")
     return before
