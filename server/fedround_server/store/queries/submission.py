@@ -97,8 +97,9 @@ def check_failure(training: TrainingRow, number: int, user_id: str) -> RoundRow 
             return None
     submitted = find_submission(training.training_id, number, user_id)
     if submitted is not None:
-        message = f"you have submitted in round {number}, and that counts: there is no failure to report"
-        raise MetricsExist(message) if submitted.sha256 is None else UpdateExists(message)
+        if submitted.sha256 is None:
+            raise MetricsExist(f"you have reported metrics for round {number}: they stand, and no failure is recorded")
+        raise UpdateExists(f"you have submitted an update for round {number}: it stands, and no failure is recorded")
     if row is None or row.state != RoundState.OPEN.value:
         raise RoundNotOpen(_why_not_open(training, row, number), training_id=training.training_id)
     _check_member(row, user_id)
