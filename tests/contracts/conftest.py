@@ -1,5 +1,6 @@
 """A store on each database."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,9 +28,21 @@ def wasteful(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     assert wasteful == []
 
 
+@pytest.fixture(scope="session")
+def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An SQLite database with all migrations, which others are copies of."""
+    path = tmp_path_factory.mktemp("template") / "fedround.db"
+    with Store(path):
+        pass
+    return path
+
+
 @pytest.fixture
-def store(database: str, tmp_path: Path) -> Iterator[Store]:
-    with Store(database or tmp_path / "fedround.db") as store:
+def store(database: str, tmp_path: Path, migrated_file: Path) -> Iterator[Store]:
+    path = tmp_path / "fedround.db"
+    if not database:
+        shutil.copy(migrated_file, path)
+    with Store(database or path) as store:
         yield store
 
 
