@@ -132,11 +132,15 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
         if started.submitted:
             logger.info("This participant is done with round %d of training %s.", started.round, training_id)
             return
+        unchecked = bool(started.metric_names) and not self._runner.can_evaluate and training_id not in self._checked
         try:
-            if not is_live and self._is_over(training_id, started):
-                logger.info("Round %d of training %s is over already.", started.round, training_id)
-                return
-            self._check_functions(training_id, started)
+            if unchecked or not is_live:
+                training: Training = self._retry(lambda: self.get_training(training_id))
+                # It may have ended while this participant was disconnected or busy.
+                if training.state in _ENDED or training.round > started.round:
+                    logger.info("Round %d of training %s is over already.", started.round, training_id)
+                    return
+                self._check_functions(training)
             self._runner.run(training_id, started)
             self._accepted[training_id] = self._accepted.get(training_id, 0) + 1
         except _ROUND_MISSED as error:
@@ -145,24 +149,21 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
             self._report(training_id, started, error)
             raise
 
-    def _check_functions(self, training_id: str, started: RoundStarted) -> None:
+    def _check_functions(self, training: Training) -> None:
         """Checks, before anything is trained, that this participant can run all rounds of a training.
 
         Raises:
             UnsupportedRound: The training has evaluation rounds, and there is no evaluate function.
         """
-        if self._runner.can_evaluate or not started.metric_names or training_id in self._checked:
-            return
-        training: Training = self._retry(lambda: self.get_training(training_id))
-        if training.spec.evaluation != EVALUATION_NEVER:
-            raise UnsupportedRound(
-                grpc.StatusCode.UNIMPLEMENTED,
-                "UNSUPPORTED_ROUND",
-                f"Training {training_id} asks for metrics ({', '.join(started.metric_names)}), which needs an evaluate"
-                " function: participate(train, evaluate).",
-                {"training_id": training_id},
+        spec = training.spec
+        if spec.metric_names and spec.evaluation != EVALUATION_NEVER and not self._runner.can_evaluate:
+            message = (
+                f"Training {training.training_id} asks for metrics ({', '.join(spec.metric_names)}), which needs an"
+                " evaluate function: participate(train, evaluate)."
             )
-        self._checked.add(training_id)
+            metadata = {"training_id": training.training_id}
+            raise UnsupportedRound(grpc.StatusCode.UNIMPLEMENTED, "UNSUPPORTED_ROUND", message, metadata)
+        self._checked.add(training.training_id)
 
     def _report(self, training_id: str, started: RoundStarted, error: Exception) -> None:
         """Reports to the server that this participant cannot deliver, so that the others do not wait for it."""
@@ -182,11 +183,6 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
                 training_id,
                 unreported,
             )
-
-    def _is_over(self, training_id: str, started: RoundStarted) -> bool:
-        """Returns whether a round was closed while this participant was disconnected or busy."""
-        training: Training = self._retry(lambda: self.get_training(training_id))
-        return training.state in _ENDED or training.round > started.round
 
     def _retry(self, call: Callable[[], Response]) -> Response:
         """Repeats a call until the server answers it."""

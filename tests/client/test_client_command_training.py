@@ -13,11 +13,13 @@ from fedround.v1.round_pb2 import WAIT_RULE_MIN_UPDATES, GetRoundResponse, Rejec
 from fedround.v1.training_pb2 import (
     GOAL_MAXIMIZE,
     GOAL_MINIMIZE,
+    ON_FAILURE_FAIL,
     ON_MISSED_RETRY,
     CreateTrainingResponse,
     GetTrainingResponse,
     GetTrainingsResponse,
     ModelSelection,
+    ParticipantFailure,
     Training,
     TrainingError,
     TrainingSpec,
@@ -39,6 +41,7 @@ def test_training_create_sends_the_file_and_all_options(server, command, tmp_pat
         " --deadline 90 --max-retries 4 --fed-prox-mu 0.1 --evaluation final_only --description d --max-num-examples 9"
         " --max-update-norm 2.5 --update-precision bfloat16"
     )
+    options += " --on-failure fail --absent-after 45"
     options += " --maximize accuracy --keep-versions 4 --architecture mlp"
     options += " --uncertainty swag --samples 3 --softmax --swag-every 2 --swag-rank 1"
     call = command("training", "create", path, *options.split(), "--format", "json")
@@ -53,6 +56,7 @@ def test_training_create_sends_the_file_and_all_options(server, command, tmp_pat
     assert (spec.round_policy.min_updates, spec.round_policy.deadline.seconds) == (2, 90)
     assert (spec.max_update_norm, spec.update_precision) == (2.5, UPDATE_PRECISION_BFLOAT16)
     assert (spec.round_policy.on_missed, spec.round_policy.max_retries) == (ON_MISSED_RETRY, 4)
+    assert (spec.round_policy.on_failure, spec.round_policy.absent_after.seconds) == (ON_FAILURE_FAIL, 45)
     assert (spec.aggregation.fed_prox.mu, spec.evaluation) == (0.1, 2)
     assert spec.selection == ModelSelection(metric="accuracy", goal=GOAL_MAXIMIZE)
     assert (spec.keep_versions, spec.architecture) == (4, "mlp")
@@ -175,3 +179,46 @@ def test_a_round_shows_missing_participants_and_rejected_updates(server, command
     call = command("training", "round", TRAINING, "--format", "json")
     server.reply("GetRound", GetRoundResponse(round=found))
     assert json.loads(done(call).stdout)["participants"][0]["rejected_updates"][0]["count"] == "3"
+
+
+FAILURE = ParticipantFailure(
+    participant_id=USER, participant_name="ward 7", reason="TRAIN_FAILED", message="CUDA out of memory"
+)
+
+
+def test_a_round_shows_who_failed_and_why(server, command):
+    call = command("training", "round", TRAINING)
+    failed = RoundParticipant(user_id=USER, name="ward 7", failure=FAILURE)
+    found = Round(training_id=TRAINING, num_failed=1, participants=[failed, RoundParticipant(name="ward 8")])
+    server.reply("GetRound", GetRoundResponse(round=found))
+    head, _, failures = done(call).stdout.split("\n\n")
+    assert "num_failed" in head
+    header, row = failures.splitlines()
+    assert header.split() == ["FAILED", "REASON", "SINCE", "MESSAGE"]
+    assert all(cell in row for cell in ("ward 7", "TRAIN_FAILED", "CUDA out of memory"))
+
+
+def test_a_training_shows_who_failed_and_why(server, command):
+    call = command("training", "show", TRAINING)
+    server.reply("GetTraining", GetTrainingResponse(training=Training(training_id=TRAINING, failures=[FAILURE])))
+    shown = done(call).stdout
+    assert all(cell in shown for cell in ("ward 7", "TRAIN_FAILED", "CUDA out of memory"))
+
+
+def test_waiting_and_watching_tell_who_failed_and_why(server, command, caplog):
+    failed = event_pb2.ParticipantFailed(
+        round=2, participant_id=USER, participant_name="ward 7", reason="TRAIN_FAILED", message="CUDA out of memory"
+    )
+    finished = event_pb2.TrainingFinished(model_id=MODEL, model_version=5)
+    for words in (("wait",), ("watch",)):
+        call = command("training", *words, TRAINING)
+        _, rpc = server.stream("Subscribe")
+        rpc.send_response(Event(training_id=TRAINING, sequence=3, participant_failed=failed))
+        rpc.send_response(Event(training_id=TRAINING, sequence=4, training_finished=finished))
+        if words == ("wait",):
+            server.reply("GetTraining", GetTrainingResponse(training=TRAINED))
+            done(call)
+            assert "Participant ward 7 failed in round 2: TRAIN_FAILED: CUDA out of memory" in caplog.text
+        else:
+            line = done(call).stdout.splitlines()[0]
+            assert all(cell in line for cell in ("participant_failed", "ward 7", "TRAIN_FAILED", "CUDA out of memory"))

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from fedround.v1.round_pb2 import RejectedUpdate, Round, RoundParticipant
+from fedround.v1.training_pb2 import ParticipantFailure
 from fedround_client.command.output import UINT32, Columns, Format, FormatOption, show, show_all, when
 from fedround_client.command.session import client_of
 
@@ -18,7 +19,6 @@ _PARTICIPANTS: Columns[RoundParticipant] = {
     "LAST SEEN": lambda one: "now" if one.subscribed else when(one.last_seen_time),
     "BYTES": lambda one: one.uploaded_bytes or "",
     "EXPECTED": lambda one: when(one.forecast_arrive_time),
-    "FAILED": lambda one: f"{one.failure.reason}: {one.failure.message}" if one.HasField("failure") else "",
     "REJECTED": lambda one: ", ".join(f"{rejected.reason} {rejected.count}" for rejected in one.rejected_updates),
 }
 _REJECTED_UPDATES: Columns[RejectedUpdate] = {
@@ -26,6 +26,14 @@ _REJECTED_UPDATES: Columns[RejectedUpdate] = {
     "COUNT": lambda rejected: rejected.count,
     "LAST": lambda rejected: when(rejected.last_time),
     "MESSAGE": lambda rejected: rejected.message,
+}
+
+
+_FAILURES: Columns[ParticipantFailure] = {
+    "FAILED": lambda failure: failure.participant_name,
+    "REASON": lambda failure: failure.reason,
+    "SINCE": lambda failure: when(failure.fail_time),
+    "MESSAGE": lambda failure: failure.message,
 }
 
 
@@ -50,6 +58,10 @@ def round_(
     show(head, form)
     typer.echo()
     show_all(found.participants, _PARTICIPANTS, form)
+    failures = [one.failure for one in found.participants if one.HasField("failure")]
+    if failures:
+        typer.echo()
+        show_all(failures, _FAILURES, form)
     if found.rejected_updates:
         typer.echo()
         show_all(found.rejected_updates, _REJECTED_UPDATES, form)
