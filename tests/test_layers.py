@@ -45,7 +45,7 @@ LAYERS = {
     "coordinator": layer("domain wakeups failpoints blobs store engine", "structlog"),
     "methods": layer("domain"),
     "interceptors": layer(
-        "domain coordinator methods", "fedround_wire grpc grpc_status google.protobuf google.rpc structlog"
+        "domain host coordinator methods", "fedround_wire grpc grpc_status google.protobuf google.rpc structlog"
     ),
     "services": layer(
         "domain coordinator interceptors",
@@ -56,9 +56,10 @@ LAYERS = {
     "logs": layer("domain", "structlog"),
     "audit": layer("domain store config", "pydantic"),
     "grpc_server": layer(
-        "domain coordinator methods interceptors services config tls",
+        "domain host coordinator methods interceptors services config tls",
         "fedround google.rpc grpc grpc_channelz grpc_health grpc_reflection",
     ),
+    "start_errors": layer(""),
     "app": layer(None, "structlog"),
     "__main__": layer(None, "pydantic structlog"),
 }

@@ -5,6 +5,10 @@
 """
 # ruff: noqa: F403 - `make errors` keeps the list of reasons
 
+# Before everything that imports grpc.
+import fedround_client.quiet_grpc  # noqa: F401 -- for its side effect
+
+# isort: split
 from fedround.v1.aggregation_pb2 import (
     Ensemble,
     EnsembleMember,

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 
 from fedround_client.audit_entry import START, AuditBroken, AuditEntry, AuditHead
-from fedround_client.ledger import Ledger
+from fedround_client.ledger import Ledger, count_of
 
 
 @dataclass(frozen=True)
@@ -57,21 +57,27 @@ class AuditChainVerifier:
             raise AuditBroken(expected, f"is missing: the next entry is {entry.sequence}")
         if entry.previous_hash != self._last.hash:
             raise AuditBroken(expected, "does not follow the entry before it: one of the two was changed")
-        if entry.hash != entry.digest():
+        try:
+            digest = entry.digest()
+        except UnicodeEncodeError as error:
+            raise AuditBroken(expected, "has text that is not Unicode") from error
+        if entry.hash != digest:
             raise AuditBroken(expected, "its hash does not match its fields: it was changed")
         self._last = AuditHead(entry.sequence, entry.hash)
         if self._anchor is not None and self._anchor.sequence == entry.sequence and self._anchor.hash != entry.hash:
             raise AuditBroken(expected, "has another hash than the head that was recorded: the log was rewritten")
         try:
-            facts = json.loads(entry.facts)
+            facts = json.loads(entry.facts, parse_constant=_reject_constant)
             if entry.action == "call_refused":
-                self._refused += facts["count"]
+                self._refused += count_of(facts, "count")
             else:
                 self._ledger.add(entry, facts)
         except ValueError as error:
             raise AuditBroken(expected, str(error)) from error
         except (KeyError, TypeError, AttributeError) as error:
             raise AuditBroken(expected, f"lacks a field of {entry.action}") from error
+        except RecursionError as error:
+            raise AuditBroken(expected, "its facts are nested too deeply") from error
 
     def finish(self, head: AuditHead | None) -> AuditReport:
         """Verifies that the log ends where it should.
@@ -101,3 +107,7 @@ class AuditChainVerifier:
             versions=ledger.versions,
             refused=self._refused,
         )
+
+
+def _reject_constant(name: str) -> None:
+    raise ValueError(f"its facts contain {name}, which is not JSON")

@@ -8,6 +8,7 @@ from dataclasses import astuple, dataclass
 from typing import Any
 
 from fedround.v1 import audit_pb2
+from fedround_client.printable import one_line
 
 DOMAIN = "fedround.audit.v1"
 START = "0" * 64
@@ -22,7 +23,7 @@ class AuditBroken(Exception):
     """
 
     def __init__(self, sequence: int, problem: str) -> None:
-        super().__init__(f"entry {sequence}: {problem}")
+        super().__init__(one_line(f"entry {sequence}: {problem}"))
         self.sequence = sequence
         self.problem = problem
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 import re
 import tempfile
@@ -15,11 +14,12 @@ from pathlib import Path
 from typing import IO, Any
 from uuid import uuid4
 
+from fedround_client.logs import get_logger
 from fedround_client.payload import CHUNK
 from fedround_client.safetensors_reader import SafetensorsReader
 from fedround_client.tensor_types import Framework
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 CACHE_BYTES = 16 << 30
 SPOOL_BYTES = 16 << 20

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import grpc
 import numpy as np
 
 from fedround.v1.aggregation_pb2 import Uncertainty
 from fedround.v1.inference_pb2 import PredictRequest, Tensor
 from fedround_client import options
+from fedround_client.errors import ResponseInvalid
 from fedround_client.options import UncertaintyOption
 from fedround_client.rpc import Rpc
 from fedround_client.tensor_types import TensorError
@@ -99,6 +101,7 @@ class InferenceCalls:
             PredictionFailed: The model, the architecture and the method are not compatible.
             PredictionLimit: The prediction takes more time or memory than the operator allows, or too many are waiting.
             FieldInvalid: The architecture does not accept these inputs.
+            ResponseInvalid: The server answered with arrays that do not have their shapes.
         """
         request = PredictRequest(
             model_id=model_id,
@@ -136,4 +139,8 @@ def _tensor(inputs: Array) -> Tensor:
 
 
 def _array(tensor: Tensor) -> Array:
-    return np.frombuffer(tensor.data, np.dtype("<f4")).reshape(tuple(tensor.shape)).astype(np.float32)
+    try:
+        return np.frombuffer(tensor.data, np.dtype("<f4")).reshape(tuple(tensor.shape)).astype(np.float32)
+    except ValueError as error:
+        text = f"The server's answer holds a tensor that is not valid: {error}"
+        raise ResponseInvalid(grpc.StatusCode.INTERNAL, "RESPONSE_INVALID", text) from error

@@ -10,6 +10,9 @@ from fedround_client.audit_entry import AuditEntry
 
 Facts = Mapping[str, Any]
 
+MAX_COUNT = 2**63 - 1
+"""Largest count that the server can store."""
+
 
 @dataclass
 class _Round:
@@ -95,7 +98,7 @@ class Ledger:
         self._last_round[entry.training_id] = number
 
     def _update_accepted(self, entry: AuditEntry, facts: Facts) -> None:
-        round_ = self._round(entry.training_id, facts["round"])
+        round_ = self._round(entry.training_id, count_of(facts, "round"))
         _check(round_.open, f"the update {entry.subject} was accepted for a round that was closed")
         _check(entry.subject not in self._ids, f"the update {entry.subject} was accepted before")
         _check(facts["participant_id"] not in round_.participants, "the participant has sent another update before")
@@ -122,15 +125,16 @@ class Ledger:
             for name in ("participant_id", "sha256", "num_examples"):
                 if update[name] != accepted[name]:
                     raise ValueError(f"the update {update_id} had another {name} when it was accepted")
+            num_examples = count_of(update, "num_examples")
             if weight:
                 examples, _, total = weight.partition("/")
                 _check(
-                    int(examples) == update["num_examples"],
+                    int(examples) == num_examples,
                     f"the weight of the update {update_id} is not its num_examples",
                 )
                 round_.totals.add(int(total))
             round_.counted += 1
-            round_.examples += update["num_examples"]
+            round_.examples += num_examples
         self.counted += len(facts["updates"])
 
     def _updates_superseded(self, entry: AuditEntry, facts: Facts) -> None:
@@ -146,10 +150,9 @@ class Ledger:
     def _round_done(self, entry: AuditEntry, facts: Facts) -> None:
         round_ = self._end(entry.training_id, int(entry.subject))
         _check(not round_.open, "the round is done, but was not closed")
-        _check(
-            facts["num_updates"] == round_.counted, f"{round_.counted} updates were counted, not {facts['num_updates']}"
-        )
-        _check(facts["num_examples"] == round_.examples, f"{round_.examples} examples were counted")
+        num_updates = count_of(facts, "num_updates")
+        _check(num_updates == round_.counted, f"{round_.counted} updates were counted, not {num_updates}")
+        _check(count_of(facts, "num_examples") == round_.examples, f"{round_.examples} examples were counted")
         _check(round_.totals <= {round_.examples}, "the weights of the updates do not add up to one")
         self._done[entry.training_id] = {**facts, "round": round_.number}
 
@@ -178,6 +181,19 @@ class Ledger:
         some = ", ".join(sorted(round_.waiting)[:3])
         _check(not round_.waiting, f"{len(round_.waiting)} accepted updates are neither counted nor superseded: {some}")
         return self._rounds.pop(training_id)
+
+
+def count_of(facts: Facts, name: str) -> int:
+    """Returns a field that is a count.
+
+    Raises:
+        ValueError: It is not a whole number, or one that no server has stored.
+        KeyError: The facts do not have it.
+    """
+    value = facts[name]
+    if type(value) is not int or not 0 <= value <= MAX_COUNT:
+        raise ValueError(f"{name} is not a whole number from 0 to {MAX_COUNT}")
+    return value
 
 
 def _check(holds: bool, problem: str) -> None:

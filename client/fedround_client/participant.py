@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from contextlib import closing
 
@@ -22,11 +21,14 @@ from fedround_client.errors import (
     TrainingNotFound,
     UnsupportedRound,
     UpdateExists,
+    UpdateSuperseded,
     from_event,
 )
+from fedround_client.logs import get_logger
 from fedround_client.participation import Participation
 from fedround_client.retry import ATTEMPTS
 from fedround_client.round import RoundCalls
+from fedround_client.round_number import round_text
 from fedround_client.round_runner import RoundRunner
 from fedround_client.rpc import Response, Rpc
 from fedround_client.subscription import Subscription
@@ -34,7 +36,7 @@ from fedround_client.training import TrainingCalls
 from fedround_client.user import UserCalls
 from fedround_wire.allocator import keep_freed
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 MAX_FREED_BLOCK, TRIM_THRESHOLD = 32 << 20, 64 << 20
 """Arguments of `keep_freed`: the values that glibc itself reaches once it has seen large blocks."""
@@ -43,7 +45,16 @@ MAX_FAILURE_MESSAGE = 1000
 """How many characters of an exception's message are reported."""
 
 # ModelNotFound: when a round is over, its model may have been replaced by later versions and lost its file.
-_ROUND_MISSED = (UpdateExists, MetricsExist, RoundNotOpen, NotInCohort, TrainingEnded, TrainingNotFound, ModelNotFound)
+_ROUND_MISSED = (
+    UpdateExists,
+    UpdateSuperseded,
+    MetricsExist,
+    RoundNotOpen,
+    NotInCohort,
+    TrainingEnded,
+    TrainingNotFound,
+    ModelNotFound,
+)
 _ENDED = (TRAINING_STATE_COMPLETED, TRAINING_STATE_ERROR)
 
 
@@ -103,8 +114,8 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
             self._run_round(event.training_id, event.round_started, is_live=is_live)
             return None
         if kind == "round_extended":
-            number, attempt = event.round_extended.round, event.round_extended.attempt
-            logger.info("Round %d of training %s is repeated: attempt %d", number, event.training_id, attempt)
+            title, attempt = _title(event.round_extended.round), event.round_extended.attempt
+            logger.info("%s of training %s is repeated: attempt %d", title, event.training_id, attempt)
             return None
         error = from_event(event) or self._removal(event)
         if error is not None:
@@ -130,7 +141,7 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
 
     def _run_round(self, training_id: str, started: RoundStarted, *, is_live: bool) -> None:
         if started.submitted:
-            logger.info("This participant is done with round %d of training %s.", started.round, training_id)
+            logger.info("This participant is done with %s of training %s.", round_text(started.round), training_id)
             return
         unchecked = bool(started.metric_names) and not self._runner.can_evaluate and training_id not in self._checked
         try:
@@ -138,13 +149,13 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
                 training: Training = self._retry(lambda: self.get_training(training_id))
                 # It may have ended while this participant was disconnected or busy.
                 if training.state in _ENDED or training.round > started.round:
-                    logger.info("Round %d of training %s is over already.", started.round, training_id)
+                    logger.info("%s of training %s is over already.", _title(started.round), training_id)
                     return
                 self._check_functions(training)
             self._runner.run(training_id, started)
             self._accepted[training_id] = self._accepted.get(training_id, 0) + 1
         except _ROUND_MISSED as error:
-            logger.warning("Round %d of training %s is missed: %s", started.round, training_id, error)
+            logger.warning("%s of training %s is missed: %s", _title(started.round), training_id, error)
         except Exception as error:
             self._report(training_id, started, error)
             raise
@@ -178,8 +189,8 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
             )
         except FedroundError as unreported:
             logger.warning(
-                "The failure in round %d of training %s could not be reported: %s",
-                started.round,
+                "The failure in %s of training %s could not be reported: %s",
+                round_text(started.round),
                 training_id,
                 unreported,
             )
@@ -187,3 +198,7 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
     def _retry(self, call: Callable[[], Response]) -> Response:
         """Repeats a call until the server answers it."""
         return self._rpc.retrying(None)(call)
+
+
+def _title(number: int) -> str:
+    return round_text(number).capitalize()

@@ -17,7 +17,7 @@ class Round:
 
     Attributes:
         training_id: UUID of the training.
-        number: Number of the round, from 0.
+        number: Number of the round, from 0 as in the API; logs and the `fedround` command count from 1.
         kind: "TRAIN", "EVALUATE" or "SWAG".
         model_version: Version of the model that the function gets: the number of updates of the global model so far.
         deadline: When the round ends at the latest, in UTC; None if it has no deadline.

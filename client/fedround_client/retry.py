@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 
 from tenacity import RetryCallState, Retrying, retry_if_exception, wait_random_exponential
 from tenacity.wait import wait_base
 
 from fedround_client.errors import FedroundError, TooManyCalls
+from fedround_client.logs import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 ATTEMPTS = 8
 """How many attempts of a transfer in a row may fail without a byte of progress."""

@@ -110,7 +110,9 @@ class RoundCalls:
 
         Raises:
             RoundNotOpen: The round is over.
-            UpdateExists: You submitted another update to the round before.
+            UpdateExists: You submitted another update to the round before, or the same file with another number of
+                examples or other metrics.
+            UpdateSuperseded: You submitted this update before, and it will not count.
             UpdateMismatch, UpdateNotFinite, UpdateNorm, NumExamples: The update is not valid.
             FedroundError: The server answered with another error.
         """
@@ -167,6 +169,7 @@ class RoundCalls:
         Raises:
             RoundNotOpen: The round is over.
             MetricsExist: You submitted another report to the round before.
+            UpdateSuperseded: You submitted this report before, and it will not count.
             FedroundError: The server answered with another error.
         """
         request = SubmitMetricsRequest(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -17,16 +16,18 @@ from fedround_client.cache import ModelCache
 from fedround_client.download import Tee, download
 from fedround_client.errors import UnsupportedRound
 from fedround_client.half_precision import HALF_DTYPES, NotRepresentable, difference_sources
+from fedround_client.logs import get_logger
 from fedround_client.participation import Callbacks, Round, TrainResult, Update, as_report, as_update
 from fedround_client.payload import Payload
 from fedround_client.round import RoundCalls
+from fedround_client.round_number import round_text
 from fedround_client.rpc import Rpc
 from fedround_client.safetensors_reader import SafetensorsReader
 from fedround_client.swag_moments import Moments
 from fedround_client.tensor_types import Framework, StateDict
 from fedround_client.tensors import copy_state
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 SNAPSHOTS = 10
 """How many snapshots of the weights a SWAG round takes without a swag function."""
@@ -70,7 +71,7 @@ class RoundRunner(RoundCalls):
             FedroundError: The server answered with an error that is not transient.
         """
         round_ = _round(training_id, started)
-        logger.info("Round %d of training %s: %s", round_.number, training_id, round_.kind)
+        logger.info("%s of training %s: %s", round_text(round_.number).capitalize(), training_id, round_.kind)
         evaluate = self._callbacks.evaluate
         if round_.kind == "TRAIN":
             result = self._callbacks.train(self._fetch(round_, started.model), round_)
@@ -129,7 +130,7 @@ class RoundRunner(RoundCalls):
         try:
             return Payload.of_tensors(difference_sources(update, model, round_.update_precision))
         except NotRepresentable as reason:
-            logger.warning("The update of round %d is sent in full: %s", round_.number, reason)
+            logger.warning("The update of %s is sent in full: %s", round_text(round_.number), reason)
             return None
 
     def _collect_moments(self, model: dict[str, Any], round_: Round) -> Update:
@@ -181,5 +182,5 @@ def _deadline(training_id: str, started: RoundStarted) -> datetime:
 
 
 def _unsupported(training_id: str, number: int, problem: str) -> UnsupportedRound:
-    message = f"Round {number} of training {training_id} {problem}"
+    message = f"{round_text(number).capitalize()} of training {training_id} {problem}"
     return UnsupportedRound(grpc.StatusCode.UNIMPLEMENTED, "UNSUPPORTED_ROUND", message, {"training_id": training_id})

@@ -104,7 +104,8 @@ class Rpc:
         try:
             yield
         except grpc.RpcError as error:
-            raise from_rpc_error(error, self.address) from error
+            # Without its cause: a traceback would print the server's words as they are, in ten lines of gRPC's.
+            raise from_rpc_error(error, self.address) from None
 
     def unary(
         self,

@@ -185,8 +185,10 @@ class TrainingCalls:
     def remove_clients(self, training_id: str, client_ids: Iterable[str]) -> Training:
         """Removes participants; their updates in the open round are discarded. Participants may remove themselves.
 
+        Those that have left already are skipped.
+
         Raises:
-            UnknownClients: An id is not the id of a participant; nothing was changed.
+            UnknownClients: An id never was the id of a participant; nothing was changed.
             LastParticipant: A running training needs at least one participant.
             TrainingEnded: The training is over.
         """
@@ -194,7 +196,7 @@ class TrainingCalls:
         return self._rpc.unary(self._rpc.trainings.RemoveClients, request).training
 
     def remove_training(self, training_id: str, *, force: bool = False) -> None:
-        """Removes a training; its model and all versions stay.
+        """Removes a training; its model and all versions stay. Does nothing if you have removed it before.
 
         Raises:
             TrainingRunning: It is running, and force is False.

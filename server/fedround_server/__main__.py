@@ -5,6 +5,7 @@ import asyncio
 import signal
 import sys
 import tomllib
+from contextlib import nullcontext
 
 import structlog
 from pydantic import ValidationError
@@ -13,6 +14,7 @@ from fedround_server import logs
 from fedround_server.app import serve
 from fedround_server.config import CONFIG_FILE, Settings
 from fedround_server.host import allocator
+from fedround_server.start_errors import explain
 
 log = structlog.get_logger("fedround.main")
 
@@ -34,17 +36,32 @@ def main(argv: list[str] | None = None) -> int:
     except tomllib.TOMLDecodeError as error:
         sys.stderr.write(f"error: {CONFIG_FILE}: {error}\n")
         return 2
-    logs.set_up(settings.log_format, settings.log_level)
+    with logs.capture_stderr() if settings.log_format == "json" else nullcontext() as stderr:
+        logs.set_up(settings.log_format, settings.log_level, stderr)
+        return _serve(settings)
+
+
+def _serve(settings: Settings) -> int:
+    """Serves until a signal arrives; returns the exit code."""
     allocator.keep_freed_blocks()
     try:
         asyncio.run(_run(settings))
     except Exception as error:
         for cause in _causes(error):
-            if not isinstance(cause, RuntimeError | OSError):
-                log.error("unexpected error: the server stops", exc_info=cause)
-            sys.stderr.write(f"error: {cause}\n")
+            _report(cause, settings)
         return 1
     return 0
+
+
+def _report(error: Exception, settings: Settings) -> None:
+    """Tells the operator why the server stops: in one line of the log's format, if it is not a defect."""
+    message = explain(error, settings.data_dir) if isinstance(error, OSError) else str(error)
+    if not isinstance(error, RuntimeError | OSError):
+        log.error("unexpected error: the server stops", exc_info=error)
+    if settings.log_format == "json":
+        log.error(message)
+    else:
+        sys.stderr.write(f"error: {message}\n")
 
 
 def _causes(error: Exception) -> list[Exception]:

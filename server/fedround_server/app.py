@@ -18,9 +18,10 @@ from fedround_server.engine.process import allow_many_files
 from fedround_server.failpoints import reached
 from fedround_server.grpc_server import METHOD_NAMES, GrpcServer
 from fedround_server.host import allocator
-from fedround_server.host.folder import sync_folder
+from fedround_server.host.folder import make_narrow, make_private, sync_folder
 from fedround_server.methods import check_methods
 from fedround_server.store import Store
+from fedround_server.store.db.problems import explained
 from fedround_server.wakeups import Hub
 
 log = structlog.get_logger("fedround.app")
@@ -36,21 +37,26 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
         The address that the server listens on.
 
     Raises:
-        RuntimeError: The data directory, the database or the port is taken, or an architecture cannot be used.
+        RuntimeError: The data directory, the database or the port is taken, or it or an architecture cannot be used.
+        OSError: A file or folder of the data directory cannot be used.
     """
     check_methods(METHOD_NAMES)
     # Each connection and each upload takes a file descriptor; a soft limit of 1,024 is common.
     allow_many_files()
     if not settings.data_dir.exists():
-        settings.data_dir.mkdir(parents=True)
+        make_private(settings.data_dir)
         sync_folder(settings.data_dir.absolute().parent)
+    _restrict(settings.data_dir)
     with ExitStack() as stack:
         stack.enter_context(_exclusive(settings.data_dir))
         blobs = LocalBlobs(settings.data_dir)
+        blobs.check_writable()
         # Before any gRPC object exists.
         engine = stack.enter_context(WorkerEngine(blobs.files, settings.predict_seconds, settings.predict_bytes))
         await _check_architectures(engine, settings)
-        store = stack.enter_context(Store(settings.database or settings.data_dir / "fedround.db"))
+        database = settings.database or settings.data_dir / "fedround.db"
+        with explained(database):
+            store = stack.enter_context(Store(database))
         async with _background() as tasks:
             context = Context(
                 store,
@@ -62,13 +68,15 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
                 architectures=settings.architectures,
             )
             coordinator = Coordinator(context)
-            await coordinator.recover()
             token_file = settings.data_dir / "admin.token"
-            if await coordinator.users.bootstrap(lambda token: _write_secret(token_file, token)):
-                log.info("no admin had a valid token: wrote a new one to the file", path=str(token_file))
+            with explained(database):
+                await coordinator.recover()
+                if await coordinator.users.bootstrap(lambda token: _write_secret(token_file, token)):
+                    log.info("no admin had a valid token: wrote a new one to the file", path=str(token_file))
             server = GrpcServer(settings, coordinator)
-            tasks.create_task(allocator.give_back(server.calls_in_progress), name="give memory back")
+            tasks.create_task(allocator.give_back(server.take_load), name="give memory back")
             address = server.bind()
+            tasks.create_task(server.watch_connections(), name="watch connections")
             reached("start.bound")
             await server.start()
             try:
@@ -104,16 +112,31 @@ async def _background() -> AsyncIterator[asyncio.TaskGroup]:
 
 @contextmanager
 def _exclusive(data_dir: Path) -> Iterator[None]:
-    """Locks the data directory: two servers on one would both recover the same rounds."""
-    descriptor = os.open(data_dir / "lock", os.O_CREAT | os.O_RDWR, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise RuntimeError(f"another server uses the data directory {data_dir}: choose another one") from error
-    else:
+    """Locks the data directory: two servers on one would both recover the same rounds.
+
+    The directory itself is locked, since the file may be deleted; the file is for file systems that cannot lock it.
+    """
+    with ExitStack() as stack:
+        for path, flags in ((data_dir, os.O_RDONLY | os.O_DIRECTORY), (data_dir / "lock", os.O_CREAT | os.O_RDWR)):
+            descriptor = os.open(path, flags, 0o600)
+            stack.callback(os.close, descriptor)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise RuntimeError(f"another server uses the data directory {data_dir}: choose another one") from error
+            except OSError:
+                if path != data_dir:
+                    raise
         yield
-    finally:
-        os.close(descriptor)
+
+
+def _restrict(data_dir: Path) -> None:
+    """Takes rights on the data directory from group and others, if these have too many."""
+    try:
+        if make_narrow(data_dir):
+            log.warning("others had access to the data directory: only its owner has it now", path=str(data_dir))
+    except OSError as error:
+        log.warning("others have access to the data directory: run chmod 700", path=str(data_dir), error=str(error))
 
 
 def _write_secret(path: Path, secret: str) -> None:

@@ -1,5 +1,7 @@
 """The gRPC server: its options, credentials, interceptors and services, and how it starts and stops."""
 
+from typing import Any
+
 import grpc
 from google.rpc import error_details_pb2
 from grpc_channelz.v1 import channelz, channelz_pb2
@@ -24,12 +26,16 @@ from fedround_server import tls
 from fedround_server.config import Settings
 from fedround_server.coordinator import Coordinator
 from fedround_server.domain.errors import TooManyStreams, TooManyUploads
+from fedround_server.host.connections import Connections
 from fedround_server.interceptors.auth import AuthInterceptor
 from fedround_server.interceptors.chunk_codec import ChunkCodecInterceptor
+from fedround_server.interceptors.decoding import DecodingInterceptor
 from fedround_server.interceptors.draining import DrainInterceptor
 from fedround_server.interceptors.errors import ErrorInterceptor
+from fedround_server.interceptors.headers import HeadersInterceptor
 from fedround_server.interceptors.limits import LimitInterceptor
 from fedround_server.interceptors.log import LogInterceptor
+from fedround_server.interceptors.open_methods import OpenMethodInterceptor
 from fedround_server.interceptors.rate_limits import RateInterceptor, UnauthenticatedRateInterceptor
 from fedround_server.methods import Limit
 from fedround_server.services.audit_service import AuditService
@@ -61,7 +67,8 @@ SERVICES = tuple(
 )
 METHOD_NAMES = tuple(f"/{service.full_name}/{method.name}" for service in SERVICES for method in service.methods)
 MAX_MESSAGE = 2 << 20
-MAX_PENDING = 1 << 16
+MAX_PENDING = 1 << 10
+MAX_REJECTED = 1000
 OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", MAX_MESSAGE),
     ("grpc.max_send_message_length", MAX_MESSAGE),
@@ -95,24 +102,45 @@ class GrpcServer:
         self._settings = settings
         self._draining = DrainInterceptor()
         self._health = HealthService(service.full_name for service in SERVICES)
+        self._connections = Connections(
+            settings.max_unauthenticated_connections_per_address,
+            settings.max_unauthenticated_connections,
+            MAX_REJECTED,
+            lambda: _calls_received() - headers.calls,
+        )
+        authentication = AuthInterceptor(coordinator.access.admit, self._connections.accept)
+        headers = HeadersInterceptor(authentication.is_known, self._connections)
         interceptors = (
+            headers,
             LogInterceptor(),
             ErrorInterceptor(MAX_MESSAGE, coordinator.audit.denied_calls.record),
-            UnauthenticatedRateInterceptor(settings.max_calls_per_second_per_user),
-            AuthInterceptor(coordinator.access.admit),
+            OpenMethodInterceptor(settings.max_calls_per_second_per_user, self._connections),
+            UnauthenticatedRateInterceptor(settings.max_calls_per_second_per_user, self._connections),
+            authentication,
             RateInterceptor(settings.max_calls_per_second_per_user, settings.max_calls_per_second),
             LimitInterceptor(Limit.UPLOADS, TooManyUploads, settings.max_uploads_per_user, settings.max_uploads),
             LimitInterceptor(Limit.DOWNLOADS, TooManyStreams, settings.max_downloads_per_user),
             LimitInterceptor(Limit.SUBSCRIPTIONS, TooManyStreams, settings.max_subscriptions_per_user),
             self._draining,
+            DecodingInterceptor(),
             ChunkCodecInterceptor(SERVICES),
         )
-        self._server = grpc.aio.server(interceptors=interceptors, options=(*OPTIONS, *_keepalive(settings)))
+        options = (
+            *OPTIONS,
+            ("grpc.max_concurrent_streams", settings.max_streams_per_connection),
+            *_keepalive(settings),
+        )
+        self._server = grpc.aio.server(interceptors=interceptors, options=options)
+        self._port = 0
         self._add_services(coordinator)
 
     def calls_in_progress(self) -> int:
         """Returns the number of calls in progress, without health watches and reflection."""
         return self._draining.count()
+
+    def take_load(self) -> int:
+        """Returns a number that falls when many calls have ended, also rejected ones, since it was asked last."""
+        return self._draining.count() + self._connections.take_count()
 
     def bind(self) -> str:
         """Binds the port; returns the address that the server listens on.
@@ -132,6 +160,7 @@ class GrpcServer:
             raise RuntimeError(
                 f"cannot listen on {target}: if another server does, choose another address with --listen"
             ) from error
+        self._port = bound
         return f"{target.rpartition(':')[0]}:{bound}"
 
     async def start(self) -> None:
@@ -139,6 +168,10 @@ class GrpcServer:
         await self._server.start()
         for service in SERVICES:
             await self._health.set(service.full_name, health_pb2.HealthCheckResponse.SERVING)
+
+    async def watch_connections(self) -> None:
+        """Limits the connections of unauthenticated peers, forever."""
+        await self._connections.watch(self._port)
 
     async def start_draining(self) -> None:
         """Reports NOT_SERVING, rejects long calls from now on and ends endless ones; others go on."""
@@ -151,7 +184,9 @@ class GrpcServer:
         await self._server.stop(await self._draining.wait_until_idle(grace))
 
     def _add_services(self, coordinator: Coordinator) -> None:
-        server, compressor = self._server, Compressor()
+        # The generated functions accept servers of gRPC alone, by their types.
+        server: Any = _GenericServer(self._server)
+        compressor = Compressor()
         user_pb2_grpc.add_UserServiceServicer_to_server(UserService(coordinator), server)
         training_pb2_grpc.add_TrainingServiceServicer_to_server(TrainingService(coordinator), server)
         round_pb2_grpc.add_RoundServiceServicer_to_server(RoundService(coordinator, compressor), server)
@@ -161,6 +196,22 @@ class GrpcServer:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         channelz.add_channelz_servicer(server)
         reflection.enable_server_reflection([service.full_name for service in SERVICES], server)
+
+
+class _GenericServer:
+    """Adds services so that all methods share one queue of calls that wait: gRPC keeps one for each it registers."""
+
+    def __init__(self, server: grpc.aio.Server) -> None:
+        self.add_generic_rpc_handlers = server.add_generic_rpc_handlers
+
+    def add_registered_method_handlers(self, service_name: str, method_handlers: Any) -> None:
+        """Does nothing."""
+
+
+def _calls_received() -> int:
+    """Returns how many calls gRPC has received, for the server of this process."""
+    servers = channelz.ChannelzServicer.GetServers(channelz_pb2.GetServersRequest(), None).server
+    return servers[0].data.calls_started if servers else 0
 
 
 def _keepalive(settings: Settings) -> tuple[tuple[str, int], ...]:

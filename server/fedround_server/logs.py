@@ -1,16 +1,38 @@
 """Configures logging to stderr, as text or JSON, for structlog and the standard library's loggers."""
 
 import logging
+import os
+import re
 import sys
-from typing import Any
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, TextIO
 
 import structlog
 
 from fedround_server.domain.token import redact
 
+STDERR = 2
+KNOWN_LINE = re.compile(r"([IWEF])\d{4} \d\d:\d\d:\S+ +\d+ (.*)|(error): (.*)")
+"""A line of C code as abseil writes it, E0000 00:00:1764446400.1 12 file.cc:1] text, or one of `__main__`."""
+LEVELS = {"I": logging.INFO, "W": logging.WARNING, "E": logging.ERROR, "F": logging.CRITICAL, "error": logging.ERROR}
+FLUSH_SECONDS = 2.0
+"""How long the last lines of stderr may take at the end: a worker process may hold it open."""
 
-def set_up(log_format: str, log_level: str) -> None:
-    """Configures logging for the process: in the format "console" or "json", from the lowest level that is written."""
+log = logging.getLogger("stderr")
+
+
+def set_up(log_format: str, log_level: str, stream: TextIO | None = None) -> None:
+    """Configures logging for the process.
+
+    Args:
+        log_format: "console" or "json".
+        log_level: Name of the lowest level that is written.
+        stream: Where to; None for stderr.
+    """
+    logging.captureWarnings(True)
     shared: list[structlog.types.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -33,7 +55,7 @@ def set_up(log_format: str, log_level: str) -> None:
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(processors=ending, foreign_pre_chain=shared))
     logging.basicConfig(handlers=[handler], level=log_level.upper(), force=True)
 
@@ -41,3 +63,46 @@ def set_up(log_format: str, log_level: str) -> None:
 def _redacted(_logger: Any, _method: str, line: Any) -> str:
     """Removes tokens from a line, wherever they come from: this is the last processor."""
     return redact(line)
+
+
+@contextmanager
+def capture_stderr() -> Iterator[TextIO]:
+    """Logs each line that something else writes to stderr during the block, and exceptions that nobody catches.
+
+    gRPC's C code, other libraries and worker processes write there, and Python itself.
+
+    Yields:
+        The real stderr, for the log.
+    """
+    # An error of the log itself would be written to stderr, and so to the log.
+    logging.raiseExceptions = False
+    sys.excepthook = _log_exception
+    threading.excepthook = lambda args: _log_exception(args.exc_type, args.exc_value, args.exc_traceback)
+    sys.unraisablehook = lambda args: _log_exception(args.exc_type, args.exc_value, args.exc_traceback)
+    sys.stderr.flush()
+    # Never closed: exceptions may be logged until the process ends.
+    real = os.fdopen(os.dup(STDERR), "w", buffering=1)
+    read, write = os.pipe()
+    os.dup2(write, STDERR)
+    os.close(write)
+    reader = threading.Thread(target=_log_lines, args=(read,), name="stderr", daemon=True)
+    reader.start()
+    try:
+        yield real
+    finally:
+        sys.stderr.flush()
+        os.dup2(real.fileno(), STDERR)
+        reader.join(FLUSH_SECONDS)
+
+
+def _log_lines(read: int) -> None:
+    with os.fdopen(read, encoding="utf-8", errors="backslashreplace") as lines:
+        for line in lines:
+            if text := line.rstrip():
+                known = KNOWN_LINE.fullmatch(text)
+                level, event = [part for part in known.groups() if part is not None] if known else ("W", text)
+                log.log(LEVELS[level], "%s", event)
+
+
+def _log_exception(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
+    log.error("uncaught exception", exc_info=(kind, error or kind(), trace))

@@ -20,7 +20,7 @@ from chaos.fuzzing import NUMBERS, TEXTS, Target, message, mutate, pieces
 from fedround.v1 import round_pb2, training_pb2
 from fedround_server.blobs.local import LocalBlobs
 from fedround_server.coordinator.context import Context
-from fedround_server.coordinator.uploads.receive import Uploads
+from fedround_server.coordinator.uploads.receive import Received, Uploads
 from fedround_server.domain.errors import FedroundError, FieldInvalid, ModelFormat, TokenInvalid
 from fedround_server.domain.model import Dtype, Manifest, TensorSpec
 from fedround_server.domain.token import hash_token
@@ -314,7 +314,11 @@ async def _receive(uploads: Uploads, sent: list[round_pb2.SubmitUpdateRequest]) 
     stream = ChunkStream(requests())
     spec = (await stream.first()).spec
     declared = incoming(stream, "spec.", spec.sha256, spec.size_bytes, spec.upload_id, spec.offset)
-    return await uploads.receive(declared, MANIFEST)
+
+    async def accept(received: Received) -> tuple[Received, bool]:
+        return received, True
+
+    return await uploads.receive(declared, MANIFEST, accept)
 
 
 TARGETS: dict[str, tuple[Callable[[Path], Any], float]] = {

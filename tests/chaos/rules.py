@@ -109,17 +109,21 @@ class Training:
 
     def remove_clients_errors(self, caller: str, users: set[str]) -> set[str]:
         reasons = self._actor_errors(caller)
-        if reasons == {"NOT_ACTOR"} and users == {caller}:
+        if not self.is_removed and users == {caller} and caller in self.views:
             reasons = set()
         if reasons:
             return reasons
-        if self.is_ended:
-            return {"TRAINING_ENDED"}
-        if users - self.present:
+        if users - self.views.keys():
             return {"UNKNOWN_CLIENTS"}
-        return {"LAST_PARTICIPANT"} if self.is_running and users == self.present else set()
+        # Those that have left already are skipped.
+        leaving = users & self.present
+        if leaving and self.is_ended:
+            return {"TRAINING_ENDED"}
+        return {"LAST_PARTICIPANT"} if self.is_running and leaving == self.present else set()
 
     def removal_errors(self, caller: str, force: bool) -> set[str]:
+        if self.is_removed and caller == self.actor:
+            return set()
         if reasons := self._actor_errors(caller):
             return reasons
         return {"TRAINING_RUNNING"} if self.is_running and not force else set()
@@ -127,12 +131,16 @@ class Training:
     def submission_errors(self, user: str, number: int, kind: str, digest: str) -> set[str]:
         if self.is_removed or user not in self.views:
             return {"TRAINING_NOT_FOUND"}
-        before = self.rounds[number].arrived.get(user) if number < len(self.rounds) else None
-        if before is not None:
-            return set() if before[0] == digest else {"UPDATE_EXISTS", "METRICS_EXIST"}
         if number >= len(self.rounds):
             return {"ROUND_NOT_OPEN"}
         asked = self.rounds[number]
+        before = asked.arrived.get(user)
+        if before is not None and (asked.state == "ABANDONED" or user not in asked.members):
+            # Another one is judged like a first one.
+            if before[0] == digest:
+                return {"UPDATE_SUPERSEDED"}
+        elif before is not None:
+            return set() if before[0] == digest else {"UPDATE_EXISTS", "METRICS_EXIST"}
         reasons = set()
         if asked.state != "OPEN" or asked.kind != kind:
             reasons.add("ROUND_NOT_OPEN")
@@ -157,6 +165,9 @@ class Training:
             self._append_event("TrainingStarted", user)
 
     def leave(self, users: set[str], now: datetime) -> None:
+        users = users & self.present
+        if not users:
+            return
         for user in sorted(users):
             self._append_event("ClientRemoved", user)
             self.views[user] = (self.views[user][0], len(self.log))
@@ -166,6 +177,8 @@ class Training:
             self.judge(now)
 
     def remove(self) -> None:
+        if self.is_removed:
+            return
         self._abandon()
         self._append_event("TrainingRemoved", "all")
         self.is_removed = True

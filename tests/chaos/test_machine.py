@@ -175,12 +175,10 @@ class Rules(Machine):
         users = {self._client(number) for number in who}
         caller = self._client(min(who)) if by_client else self.actor.user_id
         reasons = training.remove_clients_errors(caller, users)
-        # A removed participant fails with that reason the next time, and so does a repeated call.
         done = self._perform(
             lambda coordinator: coordinator.trainings.remove_clients(training.training_id, caller, sorted(users)),
             reasons,
             fault,
-            again={"UNKNOWN_CLIENTS", "TRAINING_NOT_FOUND", "TRAINING_ENDED"},
         )
         if done:
             training.leave(users, self.now)
@@ -196,7 +194,6 @@ class Rules(Machine):
             lambda coordinator: coordinator.trainings.remove(training.training_id, caller, force=force),
             reasons,
             fault,
-            again={"TRAINING_NOT_FOUND"},
         ):
             training.remove()
 

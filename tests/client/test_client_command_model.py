@@ -24,7 +24,9 @@ from fedround.v1.model_pb2 import (
     PosteriorInfo,
     UploadModelResponse,
 )
+from fedround.v1.user_pb2 import GetUsersResponse, User
 from fedround_client import to_safetensors
+from fedround_client.command.spreadsheet import harmless
 from fedround_client.options import uncertainty
 
 pytestmark = pytest.mark.timeout(30)
@@ -68,7 +70,8 @@ def test_versions_are_downloaded(server, command, tmp_path, monkeypatch, options
 
 def test_a_download_is_written_to_the_given_file(server, command, tmp_path):
     target = tmp_path / "down.safetensors"
-    call = command("model", "download", MODEL, "--output", target)
+    target.write_bytes(b"other")
+    call = command("model", "download", MODEL, "--output", target, "--force")
     _, rpc = server.stream("DownloadModel")
     info = ModelInfo(version=0, sha256=hashlib.sha256(FILE).hexdigest(), size_bytes=len(FILE))
     rpc.send_response(chunk_response(DownloadModelResponse, FILE, info=info))
@@ -93,7 +96,7 @@ REPORTS = [
     MetricReport(training_id=TRAINING, round=0, kind=ROUND_KIND_TRAIN, num_examples=30, metrics={"loss": 0.123456789}),
     MetricReport(training_id=TRAINING, round=0, kind=ROUND_KIND_TRAIN, reporter_id=USER, metrics={"loss": 0.25}),
     MetricReport(
-        training_id=TRAINING, round=1, kind=ROUND_KIND_EVALUATE, model_version=1, metrics={"=accuracy\x1b": 1.0}
+        training_id=TRAINING, round=1, kind=ROUND_KIND_EVALUATE, model_version=1, metrics={"=accuracy\x1b": -1.0}
     ),
 ]
 
@@ -102,14 +105,16 @@ def metrics(server, command, *options):
     call = command("metrics", MODEL, *options)
     request = server.reply("GetMetrics", GetMetricsResponse(reports=REPORTS))
     assert request.model_id == MODEL
+    if "--by-reporter" in options:
+        server.reply("GetUsers", GetUsersResponse(users=[User(user_id=USER, name="=cmd()")]))
     return done(call).stdout
 
 
 def test_metrics_are_a_table_with_one_column_per_metric(server, command):
     header, first, second = (line.split() for line in metrics(server, command).splitlines())
-    assert header == ["ROUND", "KIND", "VERSION", "EXAMPLES", "=accuracy\N{REPLACEMENT CHARACTER}", "loss"]
-    assert first == ["0", "TRAIN", "0", "30", "0.123457"]
-    assert second == ["1", "EVALUATE", "1", "0", "1"]
+    assert header == ["ROUND", "KIND", "VERSION", "EXAMPLES", "=accuracy\\x1b", "loss"]
+    assert first == ["1", "TRAIN", "0", "30", "0.123457"]
+    assert second == ["2", "EVALUATE", "1", "0", "-1"]
 
 
 def test_metrics_by_reporter(server, command):
@@ -120,7 +125,34 @@ def test_metrics_by_reporter(server, command):
 def test_metrics_as_csv_have_all_digits(server, command):
     rows = list(csv.DictReader(io.StringIO(metrics(server, command, "--by-reporter", "--format", "csv"))))
     assert [(row["REPORTER"], row["loss"]) for row in rows] == [("all", "0.123456789"), (USER, "0.25"), ("all", "")]
-    assert rows[2]["=accuracy\N{REPLACEMENT CHARACTER}"] == "1.0"
+    assert [row["ROUND"] for row in rows] == ["1", "1", "2"]
+
+
+def test_cells_of_csv_are_no_formulas(server, command):
+    rows = list(csv.DictReader(io.StringIO(metrics(server, command, "--by-reporter", "--format", "csv"))))
+    assert rows[1]["NAME"] == "'=cmd()"
+    assert rows[2]["'=accuracy\\x1b"] == "-1.0"
+
+
+@pytest.mark.parametrize(
+    ("cell", "text"),
+    [
+        (-0.5, "-0.5"),
+        (7, "7"),
+        (float("-inf"), "-inf"),
+        ("-0.5", "'-0.5"),
+        ("-1+1", "'-1+1"),
+        ("+49", "'+49"),
+        ("@SUM(A1)", "'@SUM(A1)"),
+        ("\t=1", "'\\t=1"),
+        ("\r=1", "'\\r=1"),
+        ("\uff1d1", "'\uff1d1"),
+        ("a=1", "a=1"),
+        ("", ""),
+    ],
+)
+def test_texts_that_begin_like_a_formula_get_an_apostrophe(cell, text):
+    assert harmless(cell) == text
 
 
 def test_metrics_as_json_are_the_reports(server, command):
@@ -208,7 +240,8 @@ def test_predictions_as_json_have_all_arrays(server, command, inputs, response, 
 
 def test_predictions_are_written_to_a_file(server, command, inputs, tmp_path):
     target = tmp_path / "out.data"
-    _, out = predict(server, command, inputs, PROBABILITIES, "--output", target, "--format", "json")
+    target.write_bytes(b"other")
+    _, out = predict(server, command, inputs, PROBABILITIES, "--output", target, "--force", "--format", "json")
     assert json.loads(out) == {"path": str(target)}
     with np.load(target) as arrays:
         assert arrays["variance"].tolist() == [[0.0625, 0], [0, 0]]
@@ -226,3 +259,16 @@ def test_inputs_are_never_unpickled(command, tmp_path):
     path = tmp_path / "x.npy"
     np.save(path, np.array([{}], object), allow_pickle=True)
     assert done(command("predict", MODEL, path), 1).stderr.startswith(f"error: INPUTS: {path} is not a .npy file")
+
+
+@pytest.mark.parametrize("mean", [Tensor(), Tensor(shape=[2, 3], data=b"1234"), Tensor(shape=[-1]), tensor([1.0])])
+def test_a_prediction_that_is_none_is_a_sentence(server, command, inputs, mean):
+    call = command("predict", MODEL, inputs)
+    server.reply("Predict", PredictResponse(mean=mean))
+    assert done(call, 1).stderr.startswith("error: RESPONSE_INVALID: ")
+
+
+def test_a_metric_does_not_replace_a_column(server, command):
+    call = command("metrics", MODEL)
+    server.reply("GetMetrics", GetMetricsResponse(reports=[MetricReport(metrics={"VERSION": 0.5})]))
+    assert done(call).stdout.splitlines()[0].split() == ["ROUND", "KIND", "VERSION", "EXAMPLES", "VERSION", "(metric)"]

@@ -12,6 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from client.scripted import TRAINING, USER
 from fedround.v1.training_pb2 import Training
+from fedround.v1.user_pb2 import Role
 from fedround_client.command import output
 
 
@@ -55,3 +56,52 @@ def test_a_closed_pipe_prints_no_error():
     )
     os.close(writing)
     assert (ended.returncode, ended.stderr) == (1, "")
+
+
+def run(program, **environment):
+    paths = {"PYTHONPATH": ":".join(filter(None, sys.path))}
+    return subprocess.run(
+        [sys.executable, "-c", program, "say"], capture_output=True, text=True, env=paths | environment, check=True
+    )
+
+
+def test_warnings_of_libraries_are_not_printed():
+    program = (
+        "import warnings, fedround_client.command as command\n"
+        "command.app.command('say')(lambda: warnings.warn('TypedStorage is deprecated', UserWarning))\n"
+        "command.main()"
+    )
+    assert run(program).stderr == ""
+
+
+@pytest.mark.parametrize("chosen", [{}, {"GRPC_VERBOSITY": "DEBUG"}])
+def test_the_log_of_grpc_is_chosen_by_the_user_and_for_no_child(chosen):
+    program = "import os, fedround_client; print(os.environ.get('GRPC_VERBOSITY'))"
+    assert run(program, **chosen).stdout.strip() == chosen.get("GRPC_VERBOSITY", "None")
+
+
+def test_printed_lines_are_escaped_and_tables_have_no_trailing_space(capsys):
+    output.echo("a\x1bb\nc\u202ed")
+    output.echo("e\x7f", err=True)
+    output.show_table(("A\x1b", "B"), [("\u202e", ""), (0.123456789, "\n")])
+    output.show_fields([("a\x1b", "\x9b"), ("empty", ""), ("zero", 0)])
+    printed = capsys.readouterr()
+    assert printed.out == ("a\\x1bb\nc\\u202ed\nA\\x1b     B\n\\u202e\n0.123457  \\n\na\\x1b  \\x9b\nzero   0\n")
+    assert printed.err == "e\\x7f\n"
+
+
+def test_an_enum_of_a_newer_server_is_its_number():
+    assert output.enum_name(Role, 3) == "CLIENT"
+    assert output.enum_name(Role, 99) == "99"
+
+
+def test_the_live_line_is_escaped_and_only_on_a_terminal(monkeypatch):
+    with output.live_line("waiting") as say:
+        assert say is None
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with output.live_line("waiting") as say:
+        say("\x9b2J\u202e[red]")
+    assert "\x9b" not in terminal.getvalue()
+    assert "\u202e" not in terminal.getvalue()

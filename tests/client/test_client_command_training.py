@@ -1,6 +1,7 @@
 """`fedround training`: create with all options, show, wait and watch."""
 
 import json
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from client.scripted import MODEL, OK, OTHER, TRAINING, USER, done
 from fedround.v1 import event_pb2
 from fedround.v1.aggregation_pb2 import UPDATE_PRECISION_BFLOAT16
 from fedround.v1.event_pb2 import Event
-from fedround.v1.round_pb2 import WAIT_RULE_MIN_UPDATES, GetRoundResponse, RejectedUpdate, Round, RoundParticipant
+from fedround.v1.round_pb2 import GetRoundResponse, RejectedUpdate, Round, RoundParticipant
 from fedround.v1.training_pb2 import (
     GOAL_MAXIMIZE,
     GOAL_MINIMIZE,
@@ -30,7 +31,14 @@ from fedround_client.options import aggregation, uncertainty
 pytestmark = pytest.mark.timeout(30)
 
 FILE = to_safetensors({"w": np.ones(3, np.float32)})
-TRAINED = Training(training_id=TRAINING, spec=TrainingSpec(name="digits"), best_version=3, best_value=0.75)
+SPEC = TrainingSpec(name="digits", target_num_updates=5, selection=ModelSelection(metric="accuracy"))
+TRAINED = Training(training_id=TRAINING, spec=SPEC, best_version=3, best_value=0.75)
+TRAINED.start_time.FromSeconds(1_800_000_000)
+
+
+def fields(text):
+    """Returns the lines of a summary by name."""
+    return {name.strip(): value.strip() for name, _, value in (line.partition("  ") for line in text.splitlines())}
 
 
 def test_training_create_sends_the_file_and_all_options(server, command, tmp_path):
@@ -109,13 +117,13 @@ def test_training_create_of_a_stored_model(server, command, options, wanted):
 def test_the_best_version_is_shown(server, command):
     call = command("training", "show", TRAINING)
     server.reply("GetTraining", GetTrainingResponse(training=TRAINED))
-    shown = dict(line.split(maxsplit=1) for line in done(call).stdout.splitlines())
-    assert (shown["best_version"].strip(), shown["best_value"].strip()) == ("3", "0.75")
+    assert fields(done(call).stdout)["best"] == "version 3: accuracy 0.75"
 
     call = command("training", "list")
     server.reply("GetTrainings", GetTrainingsResponse(trainings=[TRAINED, Training(training_id=MODEL)]))
     header, best, none = (line.split() for line in done(call).stdout.splitlines())
     assert best[header.index("BEST")] == "3"
+    assert best[header.index("ROUND")] == "1/5"
     assert none[-1] == "0/0"
 
 
@@ -132,13 +140,27 @@ def test_training_wait_and_watch(server, command):
         call = command("training", "watch", TRAINING, "--format", form)
         server.stream("Subscribe")[1].send_response(event)
         (line,) = done(call).stdout.splitlines()
-        assert "training_finished" in line
         if form == "json":
             assert json.loads(line)["training_finished"] == {
                 "model_id": MODEL,
                 "model_version": 5,
                 "stopped_early": False,
             }
+        else:
+            assert line == f"finished: version 5 of model {MODEL}"
+
+
+def test_waiting_on_a_terminal_shows_the_latest_event(server, command, monkeypatch):
+    said = []
+    monkeypatch.setattr("fedround_client.command.training.live_line", lambda text: nullcontext(said.append))
+    finished = event_pb2.TrainingFinished(model_id=MODEL, model_version=5)
+    call = command("training", "wait", TRAINING)
+    for _ in range(2):
+        event = Event(training_id=TRAINING, sequence=3, training_finished=finished)
+        server.stream("Subscribe")[1].send_response(event)
+    server.reply("GetTraining", GetTrainingResponse(training=TRAINED))
+    assert TRAINING in done(call).stdout
+    assert said == [f"finished: version 5 of model {MODEL}"]
 
 
 def test_waiting_for_a_training_that_fails_exits_with_1(server, command):
@@ -159,14 +181,18 @@ def test_a_round_shows_missing_participants_and_rejected_updates(server, command
     missing.missing_since_time.FromSeconds(1_799_999_000)
     missing.forecast_arrive_time.FromSeconds(1_800_000_900)
     arrived = RoundParticipant(user_id=OTHER, name="ward 8", arrived=True)
-    found = Round(training_id=TRAINING, attempt=2, wait_rule=WAIT_RULE_MIN_UPDATES, rejected_updates=[rejected])
+    found = Round(training_id=TRAINING, attempt=2, max_attempts=4, waiting_for="1 more of 2 updates")
+    found.rejected_updates.append(rejected)
     found.participants.extend([missing, arrived])
 
     call = command("training", "round", TRAINING)
     server.reply("GetRound", GetRoundResponse(round=found))
+    server.reply("GetTraining", GetTrainingResponse(training=TRAINED))
     head, people, reasons = done(call).stdout.split("\n\n")
-    shown = dict(line.split(maxsplit=1) for line in head.splitlines())
-    assert (shown["attempt"].strip(), shown["wait_rule"].strip()) == ("2", "WAIT_RULE_MIN_UPDATES")
+    shown = fields(head)
+    assert shown["round"] == "1 of 5: training, attempt 2 of 4"
+    assert shown["missing"] == "ward 7 (4,096 bytes uploaded)"
+    assert shown["waiting for"] == "1 more of 2 updates"
     assert USER not in head
     header, first, second = people.splitlines()
     assert " ".join(header.split()) == "NAME USER_ID ARRIVED MISSING SINCE LAST SEEN BYTES EXPECTED REJECTED"

@@ -210,6 +210,46 @@ def test_only_old_files_that_nothing_needs_are_collected(place: Place) -> None:
     assert blobs.old() == [needed.sha256]
 
 
+def test_a_blob_that_no_row_will_refer_to_is_removed(blobs: Blobs) -> None:
+    refused = put(blobs, b"refused")
+    blobs.release(refused)
+    assert (is_here(blobs, refused), blobs.stored_bytes) == (False, 0)
+    # A second call, or one for another blob, does nothing.
+    blobs.release(refused)
+    assert blobs.stored_bytes == 0
+
+
+def test_a_blob_of_several_commits_stays_for_the_one_that_needs_it(blobs: Blobs) -> None:
+    shared = put(blobs, b"shared")
+    for _ in range(2):
+        put(blobs, b"shared")
+    blobs.release(shared)
+    assert is_here(blobs, shared)
+    blobs.keep(shared)
+    blobs.release(shared)
+    assert (is_here(blobs, shared), blobs.stored_bytes) == (True, 6)
+
+
+def test_the_last_commit_that_is_refused_removes_the_blob(blobs: Blobs) -> None:
+    for _ in range(3):
+        shared = put(blobs, b"shared")
+    here = []
+    for _ in range(3):
+        blobs.release(shared)
+        here.append(is_here(blobs, shared))
+    assert here == [True, True, False]
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_blob_that_was_stored_before_stays(place: Place, restarted: bool) -> None:
+    needed = put(place.blobs, b"needed")
+    place.blobs.keep(needed)
+    blobs = place.open() if restarted else place.blobs
+    put(blobs, b"needed")
+    blobs.release(needed)
+    assert is_here(blobs, needed)
+
+
 def test_what_is_stored_is_counted(place: Place) -> None:
     blobs = place.blobs
     old, same = put(blobs, b"old"), put(blobs, b"same")

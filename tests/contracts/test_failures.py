@@ -186,7 +186,7 @@ async def test_failures_are_rejected_for_the_right_reasons(store: Store, world: 
     await world.report(training_id, 1, first, 1, loss=0.5)
     with pytest.raises(MetricsExist, match="they stand"):
         await fail(world, training_id, first, 1)
-    with pytest.raises(UpdateExists):
+    with pytest.raises(RoundNotOpen):
         await fail(world, training_id, first, 0)
     assert await recorded(store, "participant_failed") == []
 

@@ -36,6 +36,7 @@ from fedround_server.domain.errors import (
     TrainingNotInitial,
     UnknownClients,
     UpdateExists,
+    UpdateSuperseded,
 )
 from fedround_server.domain.policy import OnMissed, RoundPolicy
 from fedround_server.domain.training import Evaluation
@@ -106,7 +107,10 @@ class Rules:
         if client not in self.ever:
             return TrainingNotFound
         row = self.rounds[number] if 0 <= number < len(self.rounds) else None
-        if row is not None and client in row.submitted:
+        if row is not None and client in row.submitted and (row.state == "ABANDONED" or client not in row.cohort):
+            if row.submitted[client] == content:
+                return UpdateSuperseded
+        elif row is not None and client in row.submitted:
             if row.submitted[client] == content:
                 return None
             # A report beside an update of the round, and the other way round, is another one.
@@ -230,16 +234,18 @@ class RoundMachine(RuleBasedStateMachine):
         if arrived and rules.is_open and rules.rounds[-1].counted():
             client = min(rules.rounds[-1].counted())
         expected: type[FedroundError] | None = None
-        if rules.state in ("COMPLETED", "ERROR"):
+        if client not in rules.present:
+            expected = None if client in rules.ever else UnknownClients
+        elif rules.state in ("COMPLETED", "ERROR"):
             expected = TrainingEnded
-        elif client not in rules.present:
-            expected = UnknownClients
         elif rules.state == "ONGOING" and rules.present == {client}:
             expected = LastParticipant
         answer = self.do(
             self.store.trainings.remove_clients(self.id, self.actor, [self.users[client]], self.world.now), expected
         )
-        if answer is not None:
+        if answer is not None and client not in rules.present:
+            assert not answer[1]
+        elif answer is not None:
             rules.present.discard(client)
             if rules.rounds and rules.rounds[-1].state == "OPEN":
                 rules.rounds[-1].cohort.discard(client)

@@ -48,6 +48,8 @@ def test_the_report_is_written_as_json(tmp_path: Path) -> None:
             "seconds": 12.3,
             "model_sha256": "ab" * 32,
             "accuracy_by_round": [0.1, 0.9, 0.98],
+            "local_accuracy_by_round": [[0.1, 0.5, 0.6], [0.1, 0.5, 0.61], [0.1, 0.5, 0.62]],
+            "centralised_accuracy_by_round": [0.1, 0.97, 0.99],
         }
         == numbers
     )
@@ -69,9 +71,18 @@ def test_a_plot_is_drawn_however_many_clients_there_are(tmp_path: Path, clients:
     assert (tmp_path / "accuracy.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_plot_of_rotated_digits_is_drawn(tmp_path: Path) -> None:
+def test_a_plot_of_rotated_digits_has_entropies_and_the_accuracy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from matplotlib.figure import Figure
+
+    drawn: list[Figure] = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path: (drawn.append(figure), save(figure, path)))
     report.draw_rotated(TURNED, tmp_path / "uncertainty.png")
     assert (tmp_path / "uncertainty.png").read_bytes().startswith(b"\x89PNG")
+    curves = [line.get_ydata().tolist() for axes in drawn[0].axes for line in axes.lines]
+    assert curves == [TURNED.predictive_entropy, TURNED.accuracy]
 
 
 @pytest.mark.parametrize(

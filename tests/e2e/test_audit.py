@@ -111,7 +111,7 @@ def test_who_made_a_version(server: Server, training: tuple[str, str], fedround:
     model_id, token = training
     header, *rows = fedround("model", "contributions", model_id, token=token).stdout.splitlines()
     assert header.split() == ["ROUND", "PARTICIPANT", "USER_ID", "UPDATE_ID", "EXAMPLES", "WEIGHT", "SHA256"]
-    assert sorted((row.split()[0], row.split()[-2]) for row in rows) == [("1", "10/30"), ("1", "20/30")]
+    assert sorted((row.split()[0], row.split()[-2]) for row in rows) == [("2", "10/30"), ("2", "20/30")]
     first = fedround("model", "contributions", model_id, "--version", 1, "--format", "json", token=token)
     assert {one["round"] for one in json.loads(first.stdout)} == {0}
     with fr.connect(server.address, token) as actor:

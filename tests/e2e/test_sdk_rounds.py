@@ -191,7 +191,7 @@ def test_a_member_that_misses_a_round_is_out_of_the_chain_until_the_next_average
     assert seen[0] == 0
     assert 1 not in seen
     assert any(
-        "Round 0" in record.getMessage() and "ROUND_NOT_OPEN" in record.getMessage() for record in caplog.records
+        "Round 1" in record.getMessage() and "ROUND_NOT_OPEN" in record.getMessage() for record in caplog.records
     )
 
 

@@ -2,8 +2,9 @@
 
 import pytest
 
+from fedround_server.host.connections import address_of
 from fedround_server.interceptors import rate_limits as rates
-from fedround_server.interceptors.rate_limits import BURST_SECONDS, Buckets, _address
+from fedround_server.interceptors.rate_limits import BURST_SECONDS, Buckets
 
 
 class Time:
@@ -78,4 +79,4 @@ def test_the_latest_callers_are_remembered(monkeypatch: pytest.MonkeyPatch) -> N
     ],
 )
 def test_an_address_is_a_network_in_ipv6(peer: str, address: str) -> None:
-    assert _address(peer) == address
+    assert address_of(peer) == address

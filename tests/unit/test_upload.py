@@ -14,8 +14,9 @@ import pytest
 from fedround_server.blobs.files import LocalFiles
 from fedround_server.blobs.local import LocalBlobs
 from fedround_server.coordinator.context import Context
-from fedround_server.coordinator.uploads.receive import Incoming, Uploads
-from fedround_server.domain.errors import TokenInvalid, UploadIncomplete
+from fedround_server.coordinator.uploads.receive import Incoming, Received, Uploads
+from fedround_server.coordinator.uploads.space import MIN_COUNTED_BYTES
+from fedround_server.domain.errors import FedroundError, StoreUnavailable, TokenInvalid, UpdateExists, UploadIncomplete
 from fedround_server.engine.format import gate
 from fedround_server.engine.format.gate import LARGE
 from fedround_server.engine.format.manifest import Layout, parse_header
@@ -54,6 +55,10 @@ def incoming(chunks: AsyncIterator[bytes]) -> Incoming:
     return Incoming("user", chunks, DIGEST, len(FILE), upload_id="upload")
 
 
+async def accept(received: Received) -> tuple[Received, bool]:
+    return received, True
+
+
 async def sent(note: Callable[[], None] = lambda: None) -> AsyncIterator[bytes]:
     note()
     yield FILE
@@ -63,10 +68,10 @@ async def test_the_next_try_waits_until_the_file_is_not_read(tmp_path: Path) -> 
     log: list[str] = []
     engine = SlowEngine(log)
     receiver = uploads(tmp_path, engine)
-    first = asyncio.create_task(receiver.receive(incoming(sent()), None))
+    first = asyncio.create_task(receiver.receive(incoming(sent()), None, accept))
     await engine.begun.wait()
     first.cancel()
-    second = asyncio.create_task(receiver.receive(incoming(sent(lambda: log.append("next try"))), None))
+    second = asyncio.create_task(receiver.receive(incoming(sent(lambda: log.append("next try"))), None, accept))
     # It would have begun long ago; and a second cancellation changes nothing.
     for _ in range(10):
         await asyncio.sleep(0)
@@ -88,7 +93,9 @@ async def test_the_uploads_of_a_removed_user_end(tmp_path: Path) -> None:
         await asyncio.Event().wait()
 
     tries = [
-        asyncio.create_task(receiver.receive(Incoming(user, endless(), DIGEST, len(FILE), upload_id=upload_id), None))
+        asyncio.create_task(
+            receiver.receive(Incoming(user, endless(), DIGEST, len(FILE), upload_id=upload_id), None, accept)
+        )
         for user, upload_id in (("gone", "upload"), ("gone", None), ("other", "upload"))
     ]
     while receiver.committed_size("other", "upload") < 100:
@@ -111,7 +118,7 @@ async def test_an_unused_upload_is_removed_unless_it_is_being_written(tmp_path: 
         await may_end.wait()
 
     one = Incoming("user", halted(), DIGEST, len(FILE), upload_id="upload")
-    under_way = asyncio.create_task(receiver.receive(one, None))
+    under_way = asyncio.create_task(receiver.receive(one, None, accept))
     while receiver.committed_size("user", "upload") < 100:
         await asyncio.sleep(0)
     await receiver.abandon("user", "upload")
@@ -140,10 +147,12 @@ async def test_an_upload_may_end_by_itself_while_those_of_its_user_are_ended(tmp
 
     second: list[asyncio.Task[Any]] = []
     first = asyncio.create_task(
-        receiver.receive(Incoming("gone", endless(second), DIGEST, len(FILE), upload_id="first"), None)
+        receiver.receive(Incoming("gone", endless(second), DIGEST, len(FILE), upload_id="first"), None, accept)
     )
     second.append(
-        asyncio.create_task(receiver.receive(Incoming("gone", halted(), DIGEST, len(FILE), upload_id="second"), None))
+        asyncio.create_task(
+            receiver.receive(Incoming("gone", halted(), DIGEST, len(FILE), upload_id="second"), None, accept)
+        )
     )
     while receiver.committed_size("gone", "second") < 100:
         await asyncio.sleep(0)
@@ -173,6 +182,41 @@ async def test_a_large_header_is_read_aside_of_the_event_loop(
 
     engine = SlowEngine([])
     engine.go_on.set()
-    received = await uploads(tmp_path, engine).receive(Incoming("user", chunks(), None, None), None)
+    received = await uploads(tmp_path, engine).receive(Incoming("user", chunks(), None, None), None, accept)
     assert received.blob.size_bytes == len(file)
     assert [reader is not threading.main_thread() for reader in readers] == [aside]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "stays"),
+    [("used", True), ("unused", False), (UpdateExists("no"), False), (StoreUnavailable("perhaps"), True)],
+)
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_a_file_stays_if_a_row_refers_to_it_or_may(
+    tmp_path: Path, outcome: str | FedroundError, stays: bool, cancelled: bool
+) -> None:
+    engine = SlowEngine([])
+    engine.go_on.set()
+    receiver, accepting, may_end = uploads(tmp_path, engine), asyncio.Event(), asyncio.Event()
+    counted = []
+
+    async def decided(received: Received) -> tuple[str, bool]:
+        accepting.set()
+        await may_end.wait()
+        # It counts against its user up to here.
+        counted.append(receiver.space._bytes["user"])
+        if isinstance(outcome, FedroundError):
+            raise outcome
+        return outcome, outcome == "used"
+
+    call = asyncio.create_task(receiver.receive(incoming(sent()), None, decided))
+    await accepting.wait()
+    if cancelled:
+        call.cancel()
+        await asyncio.sleep(0)
+    may_end.set()
+    await asyncio.wait([call])
+    assert call.cancelled() == cancelled
+    assert counted == [MIN_COUNTED_BYTES]
+    assert not receiver.space._bytes
+    assert len(list((tmp_path / "objects").glob("*/*"))) == stays

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +12,8 @@ import typer
 
 from fedround_client.client import DEFAULT_SERVER
 from fedround_client.command import audit, convert, demo, doctor, metrics, model, predict, serve, training, user
-from fedround_client.command.session import Group, Session
+from fedround_client.command.output import echo
+from fedround_client.command.session import Group
 
 app = typer.Typer(
     name="fedround",
@@ -35,15 +38,14 @@ app.command("demo", context_settings=serve.PASS_THROUGH)(demo.demo)
 def _print_version(requested: bool) -> None:
     if requested:
         try:
-            typer.echo(version("fedround"))
+            echo(version("fedround"))
         except PackageNotFoundError:
-            typer.echo("unknown: fedround is run from its sources, not installed")
+            echo("unknown: fedround is run from its sources, not installed")
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(epilog="The options of a server and a token may also stand after the command.")
 def options(
-    context: typer.Context,
     server: Annotated[str, typer.Option(envvar="FEDROUND_SERVER", help="HOST:PORT of the server.")] = DEFAULT_SERVER,
     token: Annotated[
         str,
@@ -64,9 +66,11 @@ def options(
     ] = False,
 ) -> None:
     """Federated learning over gRPC: run a server, manage trainings, download models, predict."""
-    context.obj = Session(server, token, token_file, tls_ca, tls_cert, tls_key, insecure)
 
 
 def main() -> None:
     """Runs the command. Exits with 0, with 1 after an error, with 2 after a usage error, with 130 on Ctrl-C."""
+    if not sys.warnoptions:
+        # Such as those of torch, which concern the author of a program, and not who uses it.
+        warnings.simplefilter("ignore")
     app(prog_name="fedround")

@@ -17,9 +17,11 @@ import typer
 
 from fedround_client.audit_chain import AuditChainVerifier, AuditReport
 from fedround_client.audit_entry import AuditBroken, AuditEntry, AuditHead
-from fedround_client.command.output import Format, FormatOption
+from fedround_client.command.failures import print_errors
+from fedround_client.command.files import ForceOption, check_new
+from fedround_client.command.output import Format, FormatOption, echo, echo_json
 from fedround_client.command.serve import require
-from fedround_client.command.session import client_of, fail, print_errors
+from fedround_client.command.session import client_of
 
 app = typer.Typer(no_args_is_help=True, help="Verify the audit log, print its head, or export it. For admins.")
 
@@ -56,28 +58,29 @@ def verify(
         verifier = AuditChainVerifier(AuditHead.parse(head) if head else None)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    try:
-        with _exit_if_unreadable():
-            report = _verify(verifier, _items(context, data_dir, database) if file is None else _read_file(file))
-    except AuditBroken as error:
-        fail(f"AUDIT_BROKEN: {error}")
+    with _exit_if_unreadable():
+        report = _verify(verifier, _items(context, data_dir, database) if file is None else _read_file(file))
     if form is Format.JSON:
-        typer.echo(json.dumps({**asdict(report), "head": str(report.head)}, indent=2))
+        echo_json({**asdict(report), "head": str(report.head)})
         return
-    typer.echo(f"The audit log is valid: {report.head.sequence} entries.")
-    typer.echo(
+    echo(f"The audit log is valid: {report.head.sequence} entries.")
+    echo(
         f"Updates and reports: {report.updates} accepted: {report.counted} counted, {report.superseded} superseded,"
         f" {report.waiting} waiting."
     )
-    typer.echo(f"Versions produced from them: {report.versions}. Denied calls: {report.refused}.")
-    typer.echo(f"Head, to be recorded elsewhere and given as --head the next time: {report.head}")
+    echo(f"Versions produced from them: {report.versions}. Denied calls: {report.refused}.")
+    echo(f"Head, to be recorded elsewhere and given as --head the next time: {report.head}")
 
 
 @app.command()
-def head(context: typer.Context) -> None:
+def head(context: typer.Context, form: FormatOption = Format.TABLE) -> None:
     """Print the head of the audit log without verifying it, to be recorded elsewhere."""
     with client_of(context) as client:
-        typer.echo(client.audit_head())
+        found = client.audit_head()
+    if form is Format.JSON:
+        echo_json({"head": str(found)})
+    else:
+        echo(str(found))
 
 
 @app.command()
@@ -86,12 +89,12 @@ def export(
     file: Annotated[Path, typer.Argument(help="The file to write: JSON lines.")],
     data_dir: DataDir = None,
     database: Database = "",
-    force: Annotated[bool, typer.Option("--force", help="Overwrite the file if it exists.")] = False,
+    force: ForceOption = False,
+    form: FormatOption = Format.TABLE,
 ) -> None:
     """Write the audit log to a file: one entry per line, and the head as the last line."""
     _check_source(context, data_dir)
-    if file.exists() and not force:
-        raise typer.BadParameter(f"{file} exists: use --force to overwrite it, or give another name")
+    check_new(file, force)
     count = 0
     # Read the first entry before the file is created, so that a log that cannot be read leaves no file.
     items = _items(context, data_dir, database)
@@ -101,7 +104,10 @@ def export(
             record: dict[str, Any] = {"head": str(item)} if isinstance(item, AuditHead) else asdict(item)
             out.write(json.dumps(record) + "\n")
             count += isinstance(item, AuditEntry)
-    typer.echo(f"Exported {count} entries to {file}.", err=True)
+    if form is Format.JSON:
+        echo_json({"path": str(file), "entries": count})
+    else:
+        echo(f"Exported {count} entries to {file}.", err=True)
 
 
 def _verify(verifier: AuditChainVerifier, items: Iterable[AuditEntry | AuditHead]) -> AuditReport:
@@ -117,10 +123,14 @@ def _verify(verifier: AuditChainVerifier, items: Iterable[AuditEntry | AuditHead
 @contextmanager
 def _exit_if_unreadable() -> Iterator[None]:
     try:
-        with print_errors():
-            yield
+        yield
+    except AuditBroken:
+        raise
     except typer.Exit:
         raise typer.Exit(CANNOT_READ) from None
+    except Exception:
+        with print_errors(CANNOT_READ):
+            raise
 
 
 def _check_source(context: typer.Context, data_dir: Path | None, file: Path | None = None) -> None:
@@ -148,7 +158,7 @@ def _read_offline(data_dir: Path, database: str) -> Iterator[AuditEntry | AuditH
     command = [sys.executable, "-P", "-m", "fedround_server.audit", "--data-dir", str(data_dir)]
     # A URL may contain a password, and the arguments of a process are visible to all users.
     environment = {**os.environ, "FEDROUND_DATABASE": database}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as reader:  # noqa: S603 -- no shell
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, errors="replace", env=environment) as reader:  # noqa: S603 -- no shell
         if reader.stdout is not None:
             yield from _parse(reader.stdout)
     if reader.returncode:
@@ -165,5 +175,5 @@ def _parse(lines: Iterable[str]) -> Iterator[AuditEntry | AuditHead]:
         try:
             data = json.loads(line)
             yield AuditHead.parse(data["head"]) if "head" in data else AuditEntry.from_json(data)
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise AuditBroken(number, f"line {number} is not an entry of an export") from error

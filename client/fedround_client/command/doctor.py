@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -14,7 +13,7 @@ import typer
 
 from fedround.v1.user_pb2 import Role
 from fedround_client.channel import is_loopback, open_channel
-from fedround_client.command.output import Format, FormatOption, show_table, state_name
+from fedround_client.command.output import Format, FormatOption, echo_json, enum_name, show_table
 from fedround_client.command.session import Session
 from fedround_client.errors import FedroundError, from_rpc_error
 
@@ -45,10 +44,10 @@ class Finding:
 
 def doctor(context: typer.Context, form: FormatOption = Format.TABLE) -> None:
     """Check the installation, the server and your token; exits with 1 if a check fails."""
-    session: Session = context.find_object(Session) or context.obj
+    session = Session.of(context)
     findings = [*_installation(), *_server(session)]
     if form is Format.JSON:
-        typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
+        echo_json([asdict(finding) for finding in findings])
     else:
         show_table(("CHECK", "STATE", "FOUND"), ((one.check, one.state, one.found) for one in findings))
     if any(finding.state == "fail" for finding in findings):
@@ -89,7 +88,7 @@ def _server(session: Session) -> Iterator[Finding]:
     except (FedroundError, OSError, ValueError) as error:
         yield Finding("token" if isinstance(error, FedroundError) else "connection", "fail", str(error))
     else:
-        yield Finding("token", "ok", f"of {me.name}, {state_name(Role.Name(me.role))}, {me.user_id}")
+        yield Finding("token", "ok", f"of {me.name}, {enum_name(Role, me.role)}, {me.user_id}")
 
 
 def _health(channel: grpc.Channel, address: str) -> Finding:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Annotated
 
@@ -10,39 +10,57 @@ import typer
 
 from fedround.v1.event_pb2 import RoundKind
 from fedround.v1.model_pb2 import MetricReport
-from fedround_client.command.output import Columns, Format, TableFormat, TableFormatOption, as_csv, show_all, state_name
+from fedround_client.command import names
+from fedround_client.command.output import (
+    Columns,
+    Format,
+    TableFormat,
+    TableFormatOption,
+    echo,
+    enum_name,
+    show_all,
+)
 from fedround_client.command.session import client_of
+from fedround_client.command.spreadsheet import as_csv
 
 
 def metrics(
     context: typer.Context,
-    model_id: Annotated[str, typer.Argument(metavar="MODEL_ID", help="UUID of the model.")],
+    model: names.Model,
     by_reporter: Annotated[
         bool, typer.Option("--by-reporter", help="Also print the report of each participant, not only the means.")
     ] = False,
     form: TableFormatOption = TableFormat.TABLE,
 ) -> None:
-    """Print the metrics reported on a model, by round: means weighted by the number of examples."""
+    """Print the metrics reported on a model, by round: means weighted by the number of examples.
+
+    The first round is round 1, except in JSON, which has the API's numbers from 0.
+    """
     with client_of(context) as client:
-        reports = [report for report in client.metrics(model_id) if by_reporter or not report.reporter_id]
-    columns = _columns(reports, by_reporter=by_reporter)
+        found = client.metrics(names.model_id(client, model))
+        reports = [report for report in found if by_reporter or not report.reporter_id]
+        reporters = names.user_names(client) if by_reporter and form is not TableFormat.JSON else None
+    columns = _columns(reports, reporters)
     if form is TableFormat.CSV:
-        typer.echo(as_csv(reports, columns), nl=False)
+        echo(as_csv(reports, columns).removesuffix("\n"))
     else:
         show_all(reports, columns, Format(form.value))
 
 
-def _columns(reports: Iterable[MetricReport], *, by_reporter: bool) -> Columns[MetricReport]:
+def _columns(reports: Iterable[MetricReport], reporters: Mapping[str, str] | None) -> Columns[MetricReport]:
     columns: dict[str, Callable[[MetricReport], object]] = {
-        "ROUND": lambda report: report.round,
-        "KIND": lambda report: state_name(RoundKind.Name(report.kind)),
+        "ROUND": lambda report: report.round + 1,
+        "KIND": lambda report: enum_name(RoundKind, report.kind),
         "VERSION": lambda report: report.model_version,
         "EXAMPLES": lambda report: report.num_examples,
     }
-    if by_reporter:
+    if reporters is not None:
         columns["REPORTER"] = lambda report: report.reporter_id or "all"
-    names = sorted({name for report in reports for name in report.metrics})
-    return columns | {name: partial(_value, name) for name in names}
+        columns["NAME"] = lambda report: reporters.get(report.reporter_id, "")
+    metric_names = sorted({name for report in reports for name in report.metrics})
+    # A metric may have the name of a column, and must not replace it.
+    titles = {f"{name} (metric)" if name in columns else name: name for name in metric_names}
+    return columns | {title: partial(_value, name) for title, name in titles.items()}
 
 
 def _value(name: str, report: MetricReport) -> object:

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from fedround.v1.audit_pb2 import Contribution
-from fedround.v1.model_pb2 import Model, ModelVersion
-from fedround_client.command.output import UINT32, Columns, Format, FormatOption, progress, show, show_all, when
+from fedround.v1.model_pb2 import Model, ModelVersion, TensorInfo
+from fedround_client.command import names
+from fedround_client.command.files import ForceOption, check_new
+from fedround_client.command.output import (
+    UINT32,
+    Columns,
+    Format,
+    FormatOption,
+    echo,
+    echo_json,
+    progress,
+    show,
+    show_all,
+    show_fields,
+    show_removed,
+    when,
+)
 from fedround_client.command.session import client_of
+from fedround_client.round_number import round_text
 
 app = typer.Typer(no_args_is_help=True, help="Upload, list, tag and download models and their versions.")
-
-ModelId = Annotated[str, typer.Argument(metavar="MODEL_ID", help="UUID of the model.")]
 
 _COLUMNS: Columns[Model] = {
     "MODEL_ID": lambda model: model.model_id,
@@ -37,13 +50,19 @@ _VERSION_COLUMNS: Columns[ModelVersion] = {
 }
 
 _CONTRIBUTION_COLUMNS: Columns[Contribution] = {
-    "ROUND": lambda one: one.round,
+    "ROUND": lambda one: one.round + 1,
     "PARTICIPANT": lambda one: one.user_name,
     "USER_ID": lambda one: one.user_id,
     "UPDATE_ID": lambda one: one.update_id,
     "EXAMPLES": lambda one: one.num_examples,
     "WEIGHT": lambda one: one.weight or "assigned",
     "SHA256": lambda one: one.sha256,
+}
+
+_TENSOR_COLUMNS: Columns[TensorInfo] = {
+    "TENSOR": lambda tensor: tensor.name,
+    "DTYPE": lambda tensor: tensor.dtype,
+    "SHAPE": lambda tensor: " x ".join(map(str, tensor.shape)) or "scalar",
 }
 
 
@@ -61,7 +80,7 @@ def upload(
         model = client.upload_model(
             file, name=name or file.stem, description=description, architecture=architecture, progress=report
         )
-    show(model, form)
+    _show(model, form)
 
 
 @app.command("list")
@@ -72,39 +91,39 @@ def list_(context: typer.Context, form: FormatOption = Format.TABLE) -> None:
 
 
 @app.command("show")
-def show_(context: typer.Context, model_id: ModelId, form: FormatOption = Format.TABLE) -> None:
+def show_(context: typer.Context, model: names.Model, form: FormatOption = Format.TABLE) -> None:
     """Show a model and its tensors."""
     with client_of(context) as client:
-        show(client.get_model(model_id), form)
+        _show(client.get_model(names.model_id(client, model)), form)
 
 
 @app.command()
-def versions(context: typer.Context, model_id: ModelId, form: FormatOption = Format.TABLE) -> None:
+def versions(context: typer.Context, model: names.Model, form: FormatOption = Format.TABLE) -> None:
     """List the versions of a model with their tags and metrics, the newest first."""
     with client_of(context) as client:
-        show_all(client.model_versions(model_id), _VERSION_COLUMNS, form)
+        show_all(client.model_versions(names.model_id(client, model)), _VERSION_COLUMNS, form)
 
 
 @app.command()
 def contributions(
     context: typer.Context,
-    model_id: ModelId,
+    model: names.Model,
     version: Annotated[int | None, typer.Option(min=0, max=UINT32, help="The latest one by default.")] = None,
     form: FormatOption = Format.TABLE,
 ) -> None:
     """List the updates that a version of a model was aggregated from, each with its weight."""
     with client_of(context) as client:
-        origin, contributions = client.contributions(model_id, version)
+        origin, contributions = client.contributions(names.model_id(client, model), version)
     if form is Format.TABLE:
-        source = f"round {origin.round} of training {origin.training_id}" if origin.training_id else "an upload"
-        typer.echo(f"Version {origin.version} was made by {source}: audit entry {origin.sequence}.", err=True)
+        made_by = f"{round_text(origin.round)} of training {origin.training_id}" if origin.training_id else "an upload"
+        echo(f"Version {origin.version} was made by {made_by}: audit entry {origin.sequence}.", err=True)
     show_all(contributions, _CONTRIBUTION_COLUMNS, form)
 
 
 @app.command()
 def tag(
     context: typer.Context,
-    model_id: ModelId,
+    model: names.Model,
     version: Annotated[int, typer.Argument(min=0, max=UINT32, help="The version.")],
     tag: Annotated[str, typer.Argument(help="pinned, or a tag of your own; only the server sets best and last.")],
     remove: Annotated[bool, typer.Option("--remove", help="Remove the tag instead.")] = False,
@@ -113,35 +132,64 @@ def tag(
     """Add a tag to a version; a tagged version keeps its file."""
     with client_of(context) as client:
         change = client.untag_model if remove else client.tag_model
-        show(change(model_id, version, tag), form)
+        show(change(names.model_id(client, model), version, tag), form)
 
 
 @app.command()
 def download(
     context: typer.Context,
-    model_id: ModelId,
+    model: names.Model,
     version: Annotated[int | None, typer.Option(min=0, max=UINT32, help="The latest one by default.")] = None,
     tag: Annotated[str, typer.Option(help="Instead of --version: the one with this tag, such as best.")] = "",
     posterior: Annotated[bool, typer.Option("--posterior", help="Download the SWAG posterior of the version.")] = False,
     output: Annotated[
         Path | None, typer.Option(help="The file to write; MODEL_ID[.posterior].safetensors by default.")
     ] = None,
+    force: ForceOption = False,
     form: FormatOption = Format.TABLE,
 ) -> None:
     """Download a version of a model as a safetensors file, and print its path."""
     if tag and version is not None:
         raise typer.BadParameter("--version and --tag both select a version: choose one")
-    target = output or Path(f"{model_id}.posterior.safetensors" if posterior else f"{model_id}.safetensors")
     with client_of(context) as client, progress("download") as report:
+        model_id = names.model_id(client, model)
+        target = output or Path(f"{model_id}.posterior.safetensors" if posterior else f"{model_id}.safetensors")
+        check_new(target, force)
         path = client.download_model(
             model_id, version, tag=tag, part="POSTERIOR" if posterior else "MODEL", to=target, progress=report
         )
-    typer.echo(json.dumps({"path": str(path)}) if form is Format.JSON else str(path))
+    if form is Format.JSON:
+        echo_json({"path": str(path)}, indent=None)
+    else:
+        echo(str(path))
 
 
 @app.command()
-def remove(context: typer.Context, model_id: ModelId) -> None:
+def remove(context: typer.Context, model: names.Model, form: FormatOption = Format.TABLE) -> None:
     """Remove a model with all its versions."""
     with client_of(context) as client:
+        model_id = names.model_id(client, model)
         client.remove_model(model_id)
-    typer.echo(f"Model {model_id} is removed.", err=True)
+    show_removed("model", model_id, form)
+
+
+def _show(model: Model, form: Format) -> None:
+    if form is Format.JSON:
+        show(model, form)
+        return
+    show_fields(
+        (
+            ("model", model.name),
+            ("id", model.model_id),
+            ("description", model.description),
+            ("version", model.version),
+            ("bytes", f"{model.size_bytes:,}"),
+            ("sha256", model.sha256),
+            ("architecture", model.architecture),
+            ("created", when(model.create_time)),
+            ("changed", when(model.update_time)),
+        )
+    )
+    if model.tensors:
+        echo("")
+        show_all(model.tensors, _TENSOR_COLUMNS, form)

@@ -1,26 +1,28 @@
-"""Output of the commands: tables for people, protobuf JSON for programs."""
+"""Output of the commands: tables for people, protobuf JSON for programs. Everything is printed by `echo`."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC
 from enum import StrEnum
-from typing import Annotated, Any, TypeAlias, TypeVar
+from typing import Annotated, Any, Protocol, TypeAlias, TypeVar
 
+import grpc
 import typer
-from google.protobuf.json_format import MessageToDict
+from google.protobuf.json_format import Error, MessageToDict
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
+from rich.text import Text
 
+from fedround_client.errors import ResponseInvalid
 from fedround_client.payload import Progress as Report
+from fedround_client.printable import printable
 
 
 class Format(StrEnum):
@@ -50,59 +52,109 @@ Item = TypeVar("Item", bound=Message)
 Columns: TypeAlias = Mapping[str, Callable[[Item], object]]
 
 
+class EnumType(Protocol):
+    """The wrapper of a protobuf enum."""
+
+    def Name(self, number: Any) -> str:  # noqa: N802 -- protobuf's name
+        """Returns the name of a value."""
+
+    def values(self) -> Any:
+        """Returns the values."""
+
+
+def echo(text: str, *, err: bool = False) -> None:
+    """Prints lines; control and format characters in them are escaped.
+
+    All output of commands passes through here, since a server or another user may have chosen any word of it.
+    """
+    typer.echo("\n".join(map(printable, text.split("\n"))), err=err)
+
+
+def echo_json(value: Any, *, indent: int | None = 2) -> None:
+    """Prints a value as JSON, in ASCII."""
+    echo(json.dumps(value, indent=indent))
+
+
 def as_dict(message: Message) -> dict[str, Any]:
-    """Returns a message as protobuf JSON, with the field names of the .proto files, and with zeros."""
-    return MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+    """Returns a message as protobuf JSON, with the field names of the .proto files, and with zeros.
+
+    Raises:
+        ResponseInvalid: It holds a value that protobuf JSON does not have, such as a time in the year 30000.
+    """
+    try:
+        return MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+    except (Error, ValueError) as error:
+        text = f"The server's answer holds a value that is not valid: {error}"
+        raise ResponseInvalid(grpc.StatusCode.INTERNAL, "RESPONSE_INVALID", text) from error
 
 
 def show(message: Message, form: Format) -> None:
     """Prints a message as JSON, or as a table with one row per field that has a value."""
     if form is Format.JSON:
-        typer.echo(json.dumps(as_dict(message), indent=2))
-        return
+        echo_json(as_dict(message))
+    else:
+        show_fields(_flat(as_dict(message)))
+
+
+def show_fields(fields: Iterable[tuple[str, object]]) -> None:
+    """Prints names and values for people, one pair per line; leaves out what is empty."""
     table = Table.grid(padding=(0, 2))
-    for name, value in _flat(as_dict(message)):
-        table.add_row(_plain(name), _plain(value))
-    _console().print(table)
+    for name, value in fields:
+        if value not in ("", None):
+            table.add_row(printable(name), printable(value))
+    _print(table)
+
+
+def show_removed(noun: str, object_id: str, form: Format) -> None:
+    """Confirms on stderr that an object is removed; with JSON, prints its id."""
+    if form is Format.JSON:
+        echo_json({f"removed_{noun}_id": object_id})
+    else:
+        echo(f"{noun.capitalize()} {object_id} is removed.", err=True)
 
 
 def show_all(messages: Iterable[Item], columns: Columns[Item], form: Format) -> None:
     """Prints messages as a JSON array, or as a table with one row per message."""
     if form is Format.JSON:
-        typer.echo(json.dumps([as_dict(message) for message in messages], indent=2))
-        return
-    show_table(columns, (_cells(message, columns) for message in messages))
+        echo_json([as_dict(message) for message in messages])
+    else:
+        show_table(columns, (cells(message, columns) for message in messages))
 
 
 def show_table(header: Iterable[str], rows: Iterable[Sequence[object]]) -> None:
     """Prints a table for people."""
-    table = Table(box=None, padding=(0, 2, 0, 0))
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="")
     for name in header:
         # A wrapped id cannot be copied.
-        table.add_column(_plain(name), overflow="fold", no_wrap=name.endswith("ID"))
+        table.add_column(printable(name), overflow="fold", no_wrap=name.endswith("ID"))
     for row in rows:
-        table.add_row(*(_plain(f"{cell:.6g}" if isinstance(cell, float) else cell) for cell in row))
-    _console().print(table)
+        table.add_row(*(printable(f"{cell:.6g}" if isinstance(cell, float) else cell) for cell in row))
+    _print(table)
 
 
-def as_csv(messages: Iterable[Item], columns: Columns[Item]) -> str:
-    """Returns messages as CSV with a header; floats have all their digits."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([_plain(name) for name in columns])
-    writer.writerows([_plain(cell) for cell in _cells(message, columns)] for message in messages)
-    return text.getvalue()
+def cells(message: Item, columns: Columns[Item]) -> list[object]:
+    """Returns the row of a message."""
+    return [value(message) for value in columns.values()]
 
 
 def when(moment: Timestamp) -> str:
     """Returns a time in ISO 8601 and local time; empty if unset."""
     if not moment.ByteSize():
         return ""
-    return moment.ToDatetime(UTC).astimezone().isoformat(" ", "seconds")
+    try:
+        return moment.ToDatetime(UTC).astimezone().isoformat(" ", "seconds")
+    except (ValueError, OverflowError):
+        return "no valid time"
 
 
-def state_name(name: str) -> str:
-    """Returns the name of an enum value without its prefix: TRAINING_STATE_ONGOING becomes ONGOING."""
+def enum_name(enum: EnumType, value: int) -> str:
+    """Returns the name of an enum value without its prefix: TRAINING_STATE_ONGOING becomes ONGOING.
+
+    A value of a newer server, which has no name here, is returned as its number.
+    """
+    if value not in enum.values():
+        return str(value)
+    name = enum.Name(value)
     for prefix in ("TRAINING_STATE_", "ROUND_STATE_", "ROUND_KIND_", "ROLE_"):
         name = name.removeprefix(prefix)
     return name
@@ -120,8 +172,14 @@ def progress(what: str) -> Iterator[Report | None]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def _cells(message: Item, columns: Columns[Item]) -> list[object]:
-    return [value(message) for value in columns.values()]
+@contextmanager
+def live_line(text: str) -> Iterator[Callable[[str], None] | None]:
+    """Shows a line on stderr during the block, if that is a terminal; yields what replaces the line by another one."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    with Console(stderr=True).status(Text(printable(text))) as status:
+        yield lambda line: status.update(Text(printable(line)))
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
@@ -133,15 +191,13 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
     elif isinstance(value, list):
         for index, item in enumerate(value):
             yield from _flat(item, f"{name}.{index}")
-    elif value not in ("", None):
+    else:
         yield name, str(value)
 
 
-def _plain(value: object) -> str:
-    """Returns a value as text without control characters."""
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in str(value))
-
-
-def _console() -> Console:
+def _print(table: Table) -> None:
     # Does not wrap lines in pipes and files, so that ids stay whole.
-    return Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 10_000)
+    console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 10_000)
+    with console.capture() as captured:
+        console.print(table)
+    echo("\n".join(line.rstrip() for line in captured.get().rstrip("\n").split("\n")))

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sized
 from pathlib import Path
 from typing import Annotated, Any
 
+import grpc
 import numpy as np
 import typer
 
-from fedround_client.command.output import UINT32, Format, FormatOption, as_dict, show_table
-from fedround_client.command.session import client_of, fail
+from fedround_client.command import names
+from fedround_client.command.failures import fail
+from fedround_client.command.files import ForceOption, check_new
+from fedround_client.command.output import UINT32, Format, FormatOption, as_dict, echo, echo_json, show_table
+from fedround_client.command.session import client_of
 from fedround_client.command.uncertainty import (
     LastVersionsOption,
     MemberOption,
@@ -18,7 +22,9 @@ from fedround_client.command.uncertainty import (
     SamplesOption,
     SoftmaxOption,
     uncertainty_option,
+    with_member_ids,
 )
+from fedround_client.errors import ResponseInvalid
 from fedround_client.inference import Prediction
 from fedround_client.tensor_types import TensorError
 
@@ -27,7 +33,7 @@ _ARRAYS = ("mean", "variance", "std", "predictive_entropy", "expected_entropy", 
 
 def predict(
     context: typer.Context,
-    model_id: Annotated[str, typer.Argument(metavar="MODEL_ID", help="UUID of the model.")],
+    model: names.Model,
     inputs: Annotated[Path, typer.Argument(help="A .npy file with the inputs along the first dimension.")],
     version: Annotated[int | None, typer.Option(min=0, max=UINT32, help="The latest one by default.")] = None,
     tag: Annotated[str, typer.Option(help="Instead of --version: the one with this tag, such as best.")] = "",
@@ -39,6 +45,7 @@ def predict(
     member: MemberOption = None,
     seed: Annotated[int | None, typer.Option(min=0, max=2**62, help="Seed of the random numbers.")] = None,
     output: Annotated[Path | None, typer.Option(help="A .npz file to write all arrays to.")] = None,
+    force: ForceOption = False,
     form: FormatOption = Format.TABLE,
 ) -> None:
     """Predict with a stored model on the server, and print the uncertainty."""
@@ -47,27 +54,33 @@ def predict(
     )
     if tag and version is not None:
         raise typer.BadParameter("--version and --tag both select a version: choose one")
-    with client_of(context) as client:
-        try:
+    if output is not None:
+        check_new(output, force)
+    try:
+        array = _read(inputs)
+        with client_of(context) as client:
             prediction = client.predict(
-                model_id,
-                _read(inputs),
+                names.model_id(client, model),
+                array,
                 version=version,
                 tag=tag,
                 architecture=architecture,
-                uncertainty=option,
+                uncertainty=with_member_ids(client, option),
                 seed=seed,
             )
-        except TensorError as error:
-            fail(f"INPUTS: {error}")
+    except TensorError as error:
+        fail("INPUTS", str(error), code=grpc.StatusCode.INVALID_ARGUMENT)
     if output is not None:
         with output.open("wb") as file:
             np.savez(file, **_arrays(prediction))
-        typer.echo(json.dumps({"path": str(output)}) if form is Format.JSON else str(output))
+        if form is Format.JSON:
+            echo_json({"path": str(output)}, indent=None)
+        else:
+            echo(str(output))
     elif form is Format.JSON:
-        typer.echo(json.dumps(_as_dict(prediction), indent=2))
+        echo_json(_as_dict(prediction))
     else:
-        columns = _columns(prediction)
+        columns = _columns(prediction, array)
         show_table(columns, zip(*columns.values(), strict=True))
 
 
@@ -95,10 +108,13 @@ def _as_dict(prediction: Prediction) -> dict[str, Any]:
     }
 
 
-def _columns(prediction: Prediction) -> dict[str, list[str]]:
+def _columns(prediction: Prediction, inputs: Sized) -> dict[str, list[str]]:
     """Returns the columns of the table, one row per input. The variance is left out, since the table has its root."""
-    columns = {"INPUT": [str(number) for number in range(len(prediction.mean))]}
-    if prediction.predictive_entropy is not None:
+    if any(array.shape[:1] != (len(inputs),) for array in _arrays(prediction).values()):
+        text = "The server's answer holds arrays that do not have one row per input."
+        raise ResponseInvalid(grpc.StatusCode.INTERNAL, "RESPONSE_INVALID", text)
+    columns = {"INPUT": [str(number) for number in range(len(inputs))]}
+    if prediction.predictive_entropy is not None and prediction.mean.ndim > 1:
         columns["CLASS"] = _texts(prediction.mean.argmax(-1))
     for name, array in _arrays(prediction).items():
         if name != "variance":

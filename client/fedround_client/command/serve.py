@@ -8,7 +8,7 @@ from importlib.util import find_spec
 
 import typer
 
-from fedround_client.command.session import fail
+from fedround_client.command.failures import fail
 
 PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
@@ -30,6 +30,7 @@ def require(command: str, extra: str, modules: tuple[str, ...]) -> None:
     missing = [module for module in modules if find_spec(module) is None]
     if missing:
         fail(
-            f"EXTRA_MISSING: `fedround {command}` needs {', '.join(missing)}, not installed here."
-            f' Install it with: pip install "fedround[{extra}]"'
+            "EXTRA_MISSING",
+            f"`fedround {command}` needs {', '.join(missing)}, not installed here."
+            f' Install it with: pip install "fedround[{extra}]"',
         )

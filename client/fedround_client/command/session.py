@@ -1,31 +1,50 @@
-"""What the commands share: the client for the global options, and errors as one line."""
+"""What the commands share: the global options, the client for them, and the handling of errors."""
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import grpc
 import typer
 from typer.core import TyperGroup
 
 from fedround_client.client import Client, connect
-from fedround_client.errors import FedroundError, TokenMissing
-from fedround_client.tensor_types import TensorError
+from fedround_client.command.failures import format_of, print_errors, print_usage_errors
+from fedround_client.errors import TokenMissing
+
+_GIVEN = "fedround.global_options"
+"""Key of the context's meta: the global options that stand after the command, by name."""
 
 
 class Group(TyperGroup):
-    """Prints expected errors as one line on stderr, and exits with 1."""
+    """The `fedround` command: prints expected errors, and accepts the global options after a command, too."""
+
+    def __init__(self, **attributes: Any) -> None:
+        """Creates the group, with the commands that typer has made."""
+        super().__init__(**attributes)
+        names = {field.name for field in fields(Session)}
+        _accept_global_options(self.commands.values(), [option for option in self.params if option.name in names])
+
+    def main(self, args: Sequence[str] | None = None, *more: Any, **options: Any) -> Any:
+        """Runs the command."""
+        with format_of(sys.argv[1:] if args is None else args):
+            return super().main(args, *more, **options)
+
+    def make_context(self, *args: Any, **options: Any) -> Any:
+        """Parses the options before the command."""
+        with print_usage_errors():
+            return super().make_context(*args, **options)
 
     def invoke(self, ctx: Any) -> Any:
         """Invokes the command."""
         try:
-            with print_errors():
+            with print_usage_errors(), print_errors():
                 return super().invoke(ctx)
         except BrokenPipeError:
             # The reader has closed the pipe; discard what is still buffered.
@@ -33,29 +52,6 @@ class Group(TyperGroup):
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
-
-
-@contextmanager
-def print_errors() -> Iterator[None]:
-    """Prints expected errors as one line on stderr, and exits with 1."""
-    try:
-        yield
-    except FedroundError as error:
-        fail(str(error))
-    except TensorError as error:
-        fail(f"MODEL_FORMAT: {error}")
-    except TimeoutError as error:
-        fail(f"TIMEOUT: {error}")
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        fail(f"FILE: {error}")
-
-
-def fail(text: str) -> NoReturn:
-    """Prints the error and exits with 1."""
-    typer.echo("error: " + " ".join(text.split()), err=True)
-    raise typer.Exit(1)
 
 
 @dataclass(frozen=True)
@@ -70,6 +66,13 @@ class Session:
     tls_key: Path | None
     insecure: bool
 
+    @classmethod
+    def of(cls, context: typer.Context) -> Session:
+        """Returns the global options of a command line; those after the command override those before it."""
+        root = context.find_root()
+        given = {**root.params, **root.meta.get(_GIVEN, {})}
+        return cls(**{field.name: given[field.name] for field in fields(cls)})
+
     def client(self) -> Client:
         """Returns the client.
 
@@ -77,7 +80,7 @@ class Session:
             TokenMissing: Neither an option nor the environment has a token or a certificate.
             OSError: A file cannot be read.
         """
-        token = self.token_file.read_text().strip() if self.token_file is not None else self.token
+        token = self.token_file.read_text(errors="replace").strip() if self.token_file is not None else self.token
         if not token and self.tls_cert is None:
             raise TokenMissing(
                 grpc.StatusCode.UNAUTHENTICATED,
@@ -101,5 +104,26 @@ class Session:
 
 def client_of(context: typer.Context) -> Client:
     """Returns the client for the global options."""
-    session: Session = context.find_object(Session) or context.obj
-    return session.client()
+    return Session.of(context).client()
+
+
+def _accept_global_options(commands: Iterable[Any], options: Sequence[Any]) -> None:
+    """Adds the global options to commands and their subcommands, except to those that pass all options on."""
+    for command in commands:
+        if isinstance(command, TyperGroup):
+            _accept_global_options(command.commands.values(), options)
+        elif not command.ignore_unknown_options:
+            command.params = [*command.params, *map(_hidden, options)]
+
+
+def _hidden(option: Any) -> Any:
+    """Returns a global option for use after a command: without a default, and not listed in the command's help."""
+    late = copy.copy(option)
+    late.hidden, late.expose_value, late.envvar, late.default, late.callback = True, False, None, None, _remember
+    return late
+
+
+def _remember(context: typer.Context, option: Any, value: Any) -> Any:
+    if value is not None:
+        context.meta.setdefault(_GIVEN, {})[option.name] = value
+    return value

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-import json
+from contextlib import suppress
 from enum import StrEnum
 from typing import Annotated
 
 import typer
-from google.protobuf.json_format import MessageToDict
 
-from fedround.v1.event_pb2 import Event
-from fedround.v1.training_pb2 import Training, TrainingState
-from fedround_client.command import training_clients, training_create, training_round
+from fedround.v1.training_pb2 import TRAINING_STATE_ONGOING, Training, TrainingState
+from fedround_client.command import names, training_clients, training_create, training_round
+from fedround_client.command.event_lines import EventLines
 from fedround_client.command.output import (
     Columns,
     Format,
     FormatOption,
     as_dict,
-    show,
+    echo,
+    echo_json,
+    enum_name,
+    live_line,
     show_all,
-    state_name,
+    show_removed,
     when,
 )
 from fedround_client.command.session import client_of
+from fedround_client.command.training_summary import show_training
+from fedround_client.errors import FedroundError
+from fedround_client.round_number import planned_rounds
 
 app = typer.Typer(no_args_is_help=True, help="Create, start, watch and remove trainings.")
 app.add_typer(training_clients.app, name="clients")
@@ -37,13 +42,13 @@ class TrainingRoleChoice(StrEnum):
     CLIENT = "CLIENT"
 
 
-TrainingId = Annotated[str, typer.Argument(metavar="TRAINING_ID", help="UUID of the training.")]
-
 _COLUMNS: Columns[Training] = {
     "TRAINING_ID": lambda training: training.training_id,
     "NAME": lambda training: training.spec.name,
-    "STATE": lambda training: state_name(TrainingState.Name(training.state)),
-    "ROUND": lambda training: training.round,
+    "STATE": lambda training: enum_name(TrainingState, training.state),
+    "ROUND": lambda training: (
+        f"{training.round + 1}/{planned_rounds(training.spec)}" if training.HasField("start_time") else ""
+    ),
     "UPDATES": lambda training: f"{training.updates_arrived}/{training.updates_expected}",
     "VERSION": lambda training: f"{training.model_version}/{training.spec.target_num_updates}",
     "BEST": lambda training: training.best_version if training.HasField("best_version") else "",
@@ -53,10 +58,10 @@ _COLUMNS: Columns[Training] = {
 
 
 @app.command()
-def start(context: typer.Context, training_id: TrainingId, form: FormatOption = Format.TABLE) -> None:
+def start(context: typer.Context, training: names.Training, form: FormatOption = Format.TABLE) -> None:
     """Start a training."""
     with client_of(context) as client:
-        show(client.start_training(training_id), form)
+        show_training(client.start_training(names.training_id(client, training)), form)
 
 
 @app.command("list")
@@ -74,51 +79,76 @@ def list_(
 
 
 @app.command("show")
-def show_(context: typer.Context, training_id: TrainingId, form: FormatOption = Format.TABLE) -> None:
-    """Show a training."""
+def show_(context: typer.Context, training: names.Training, form: FormatOption = Format.TABLE) -> None:
+    """Show what a training is doing, and for whom its round waits."""
     with client_of(context) as client:
-        show(client.get_training(training_id), form)
+        found, current = client.get_training(names.training_id(client, training)), None
+        if form is Format.TABLE and found.state == TRAINING_STATE_ONGOING:
+            # A participant may not see the round.
+            with suppress(FedroundError):
+                current = client.get_round(found.training_id)
+        if current is not None:
+            known = {one.user_id: one.name for one in current.participants}
+        else:
+            known = names.user_names(client) if form is Format.TABLE and found.participant_ids else {}
+    show_training(found, form, current=current, names=known)
 
 
 @app.command()
 def remove(
     context: typer.Context,
-    training_id: TrainingId,
+    training: names.Training,
     force: Annotated[bool, typer.Option("--force", help="Remove it even if it is running.")] = False,
+    form: FormatOption = Format.TABLE,
 ) -> None:
     """Remove a training; its model stays."""
     with client_of(context) as client:
+        training_id = names.training_id(client, training)
         client.remove_training(training_id, force=force)
-    typer.echo(f"Training {training_id} is removed.", err=True)
+    show_removed("training", training_id, form)
 
 
 @app.command()
 def wait(
     context: typer.Context,
-    training_id: TrainingId,
+    training: names.Training,
     timeout: Annotated[float | None, typer.Option(help="Seconds to wait at most.")] = None,
     form: FormatOption = Format.TABLE,
 ) -> None:
-    """Wait until a training is completed; exits with 1 if it fails."""
+    """Wait until a training is completed; exits with 1 if it fails.
+
+    On a terminal, and without a timeout, it shows the latest event meanwhile.
+    """
     with client_of(context) as client:
-        show(client.wait(training_id, timeout), form)
+        training_id = names.training_id(client, training)
+        with live_line("waiting for the training") as say:
+            if say is not None and timeout is None:
+                lines = EventLines(client, several=False)
+                for event in client.watch(training_id):
+                    say(lines.line(event))
+            ended = client.wait(training_id, timeout)
+    show_training(ended, form)
 
 
 @app.command()
 def watch(
     context: typer.Context,
-    training_id: Annotated[
-        str, typer.Argument(metavar="[TRAINING_ID]", help="UUID of the training; all of yours by default.")
+    training: Annotated[
+        str,
+        typer.Argument(
+            metavar="[TRAINING]",
+            help="The training: its name, its id, or the first characters of its id; all of yours by default.",
+            autocompletion=names.complete_trainings,
+        ),
     ] = "",
     form: FormatOption = Format.TABLE,
 ) -> None:
     """Print events as they happen, one per line (with JSON: one object per line)."""
     with client_of(context) as client:
-        for event in client.watch(training_id or None):
-            typer.echo(json.dumps(as_dict(event)) if form is Format.JSON else _line(event))
-
-
-def _line(event: Event) -> str:
-    kind = event.WhichOneof("payload") or "unknown"
-    details = MessageToDict(event, preserving_proto_field_name=True).get(kind, {})
-    return f"{when(event.create_time)}  {event.training_id}  {event.sequence:>5}  {kind}  {json.dumps(details)}"
+        training_id = names.training_id(client, training) if training else None
+        lines = EventLines(client, several=training_id is None)
+        for event in client.watch(training_id):
+            if form is Format.JSON:
+                echo_json(as_dict(event), indent=None)
+            else:
+                echo(lines.line(event))

@@ -2,44 +2,46 @@
 
 from __future__ import annotations
 
-import json
-from typing import Annotated
-
 import typer
 
-from fedround_client.command.output import Format, FormatOption, show
+from fedround_client.command import names
+from fedround_client.command.output import Format, FormatOption, echo, echo_json, show_table
 from fedround_client.command.session import client_of
+from fedround_client.command.training_summary import show_training
 
 app = typer.Typer(no_args_is_help=True, help="List, register and remove the participants of a training.")
 
-TrainingId = Annotated[str, typer.Argument(metavar="TRAINING_ID", help="UUID of the training.")]
-ClientIds = Annotated[list[str], typer.Argument(metavar="CLIENT_ID...", help="UUIDs of users.")]
-
 
 @app.command("list")
-def list_(context: typer.Context, training_id: TrainingId, form: FormatOption = Format.TABLE) -> None:
-    """List the UUIDs of the participants; a participant sees only its own."""
+def list_(context: typer.Context, training: names.Training, form: FormatOption = Format.TABLE) -> None:
+    """List the participants; a participant sees only itself. With JSON: their ids."""
     with client_of(context) as client:
-        training = client.get_training(training_id)
-    ids = list(training.participant_ids)
-    typer.echo(json.dumps(ids, indent=2) if form is Format.JSON else "\n".join(ids))
-    if len(ids) < training.num_participants:
-        typer.echo(f"These are {len(ids)} of {training.num_participants} participants.", err=True)
+        found = client.get_training(names.training_id(client, training))
+        known = names.user_names(client) if form is Format.TABLE else {}
+    ids = list(found.participant_ids)
+    if form is Format.JSON:
+        echo_json(ids)
+    else:
+        show_table(("USER_ID", "NAME"), ((user_id, known.get(user_id, "")) for user_id in ids))
+    if len(ids) < found.num_participants:
+        echo(f"These are {len(ids)} of {found.num_participants} participants.", err=True)
 
 
 @app.command()
 def add(
-    context: typer.Context, training_id: TrainingId, client_ids: ClientIds, form: FormatOption = Format.TABLE
+    context: typer.Context, training: names.Training, clients: names.Users, form: FormatOption = Format.TABLE
 ) -> None:
     """Register users; they join a running training when the next round is opened, or one repeated."""
     with client_of(context) as client:
-        show(client.register_clients(training_id, client_ids), form)
+        ids = names.user_ids(client, clients)
+        show_training(client.register_clients(names.training_id(client, training), ids), form)
 
 
 @app.command()
 def remove(
-    context: typer.Context, training_id: TrainingId, client_ids: ClientIds, form: FormatOption = Format.TABLE
+    context: typer.Context, training: names.Training, clients: names.Users, form: FormatOption = Format.TABLE
 ) -> None:
     """Remove participants; their updates in the open round are discarded."""
     with client_of(context) as client:
-        show(client.remove_clients(training_id, client_ids), form)
+        ids = names.user_ids(client, clients)
+        show_training(client.remove_clients(names.training_id(client, training), ids), form)

@@ -9,8 +9,10 @@ from typing import Annotated
 import typer
 
 from fedround.v1.aggregation_pb2 import FedDc, FedProx
-from fedround_client.command.output import UINT32, Format, FormatOption, progress, show
+from fedround_client.command import names
+from fedround_client.command.output import UINT32, Format, FormatOption, progress
 from fedround_client.command.session import client_of
+from fedround_client.command.training_summary import show_training
 from fedround_client.command.uncertainty import (
     LastVersionsOption,
     MemberOption,
@@ -18,6 +20,7 @@ from fedround_client.command.uncertainty import (
     SamplesOption,
     SoftmaxOption,
     uncertainty_option,
+    with_member_ids,
 )
 from fedround_client.options import AggregationOption, Selection
 
@@ -52,14 +55,19 @@ def create(
     name: Annotated[str, typer.Option(help="A name for people, at most 200 characters.")],
     target_num_updates: Annotated[int, typer.Option(min=1, max=UINT32, help="Updates of the global model to make.")],
     model_file: Annotated[Path | None, typer.Argument(help="The initial model, a safetensors file.")] = None,
-    model_id: Annotated[str, typer.Option(help="Instead of a file: UUID of a stored model.")] = "",
+    model_id: Annotated[
+        str, typer.Option(help="Instead of a file: name or id of a stored model.", autocompletion=names.complete_models)
+    ] = "",
     model_version: Annotated[
         int | None,
         typer.Option(min=0, max=UINT32, help="The version of --model-id to start from; the latest by default."),
     ] = None,
     architecture: Annotated[str, typer.Option(help="Registered architecture that predictions use.")] = "",
     description: Annotated[str, typer.Option(help="A description for people.")] = "",
-    client: Annotated[list[str] | None, typer.Option(help="UUID of a user to register; repeat for more.")] = None,
+    client: Annotated[
+        list[str] | None,
+        typer.Option(help="Name or id of a user to register; repeat for more.", autocompletion=names.complete_users),
+    ] = None,
     metric: Annotated[list[str] | None, typer.Option(help="Metric that evaluations report; repeat for more.")] = None,
     min_updates: Annotated[int, typer.Option(min=0, max=UINT32, help=MIN_UPDATES_HELP)] = 0,
     deadline: Annotated[
@@ -148,18 +156,19 @@ def create(
         members=member,
     )
     with client_of(context) as connection, progress("upload") as report:
+        client_ids = names.user_ids(connection, client or ())
         training = connection.create_training(
             model_file,
             name=name,
             target_num_updates=target_num_updates,
-            model_id=model_id,
+            model_id=names.model_id(connection, model_id) if model_id else "",
             model_version=model_version,
             architecture=architecture,
             description=description,
             metric_names=metric or (),
-            client_ids=client or (),
+            client_ids=client_ids,
             aggregation=aggregation,
-            uncertainty=method,
+            uncertainty=with_member_ids(connection, method),
             min_updates=min_updates,
             deadline=deadline,
             max_retries=max_retries,
@@ -173,7 +182,7 @@ def create(
             update_precision=update_precision.value,
             progress=report,
         )
-    show(training, form)
+    show_training(training, form)
 
 
 def _aggregation(

@@ -6,10 +6,23 @@ from typing import Annotated
 
 import typer
 
-from fedround.v1.round_pb2 import RejectedUpdate, Round, RoundParticipant
+from fedround.v1.round_pb2 import RejectedUpdate, RoundParticipant
 from fedround.v1.training_pb2 import ParticipantFailure
-from fedround_client.command.output import UINT32, Columns, Format, FormatOption, show, show_all, when
+from fedround_client.command import names
+from fedround_client.command.output import (
+    UINT32,
+    Columns,
+    Format,
+    FormatOption,
+    echo,
+    show,
+    show_all,
+    show_fields,
+    when,
+)
 from fedround_client.command.session import client_of
+from fedround_client.command.training_summary import round_lines
+from fedround_client.round_number import planned_rounds
 
 _PARTICIPANTS: Columns[RoundParticipant] = {
     "NAME": lambda one: one.name,
@@ -39,29 +52,27 @@ _FAILURES: Columns[ParticipantFailure] = {
 
 def round_(
     context: typer.Context,
-    training_id: Annotated[str, typer.Argument(metavar="TRAINING_ID", help="UUID of the training.")],
+    training: names.Training,
     number: Annotated[
-        int | None, typer.Option(min=0, max=UINT32, help="Number of the round; the current one by default.")
+        int | None, typer.Option(min=1, max=UINT32, help="Number of the round, from 1; the current one by default.")
     ] = None,
     form: FormatOption = Format.TABLE,
 ) -> None:
     """Show which rule keeps a round open, which participants are missing or failed, and which updates were rejected."""
     with client_of(context) as client:
-        found = client.get_round(training_id, number)
-    if form is Format.JSON:
-        show(found, form)
-        return
-    head = Round()
-    head.CopyFrom(found)
-    head.ClearField("participants")
-    head.ClearField("rejected_updates")
-    show(head, form)
-    typer.echo()
+        training_id = names.training_id(client, training)
+        found = client.get_round(training_id, None if number is None else number - 1)
+        if form is Format.JSON:
+            show(found, form)
+            return
+        spec = client.get_training(training_id).spec
+    show_fields(round_lines(found, planned_rounds(spec)))
+    echo("")
     show_all(found.participants, _PARTICIPANTS, form)
     failures = [one.failure for one in found.participants if one.HasField("failure")]
     if failures:
-        typer.echo()
+        echo("")
         show_all(failures, _FAILURES, form)
     if found.rejected_updates:
-        typer.echo()
+        echo("")
         show_all(found.rejected_updates, _REJECTED_UPDATES, form)

@@ -9,6 +9,8 @@ from typing import Annotated, Any, TypeAlias
 import typer
 
 from fedround.v1.aggregation_pb2 import Ensemble, EnsembleMember, McDropout, NoUncertainty, Swag
+from fedround_client.client import Client
+from fedround_client.command import names
 from fedround_client.options import UncertaintyOption
 
 
@@ -33,7 +35,12 @@ SoftmaxOption: TypeAlias = Annotated[
 ]
 MemberOption: TypeAlias = Annotated[
     list[str] | None,
-    typer.Option("--member", metavar="MODEL_ID[:VERSION]", help="Another model of the ensemble; repeat for more."),
+    typer.Option(
+        "--member",
+        metavar="MODEL[:VERSION]",
+        help="Another model of the ensemble, by name or id; repeat for more.",
+        autocompletion=names.complete_models,
+    ),
 ]
 LastVersionsOption: TypeAlias = Annotated[
     int,
@@ -73,7 +80,15 @@ def uncertainty_option(method: Method | None, **options: Any) -> UncertaintyOpti
 
 
 def _member(text: str) -> EnsembleMember:
-    model_id, colon, version = text.partition(":")
+    model, colon, version = text.rpartition(":")
     if colon and not version.isdecimal():
         raise typer.BadParameter(f"--member {text}: the version is not a number")
-    return EnsembleMember(model_id=model_id, version=int(version) if colon else None)
+    return EnsembleMember(model_id=model, version=int(version)) if colon else EnsembleMember(model_id=text)
+
+
+def with_member_ids(client: Client, option: UncertaintyOption | None) -> UncertaintyOption | None:
+    """Replaces the names and prefixes of ids of an ensemble's members by ids, and returns the option."""
+    if isinstance(option, Ensemble):
+        for member in option.members:
+            member.model_id = names.model_id(client, member.model_id)
+    return option

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from enum import StrEnum
 from typing import Annotated
 
 import typer
 
-from fedround.v1.user_pb2 import CreateUserResponse, Role, RotateTokenResponse, User
-from fedround_client.command.output import Columns, Format, FormatOption, show, show_all, state_name, when
+from fedround.v1.user_pb2 import CreateUserResponse, Role, RotateTokenResponse, Token, User
+from fedround_client.command import names
+from fedround_client.command.output import (
+    Columns,
+    Format,
+    FormatOption,
+    echo,
+    echo_json,
+    enum_name,
+    show,
+    show_all,
+    show_fields,
+    show_removed,
+    when,
+)
 from fedround_client.command.session import client_of
 
 app = typer.Typer(no_args_is_help=True, help="Manage users and their tokens.")
@@ -28,8 +42,6 @@ def _positive(hours: float | None) -> float | None:
     return hours
 
 
-UserId = Annotated[str, typer.Argument(metavar="USER_ID", help="UUID of the user.")]
-OptionalUserId = Annotated[str, typer.Argument(metavar="[USER_ID]", help="UUID of the user; yourself by default.")]
 Lifetime = Annotated[
     float | None,
     typer.Option(
@@ -42,8 +54,15 @@ CERTIFICATE_HELP = "DNS name, URI or e-mail address in the subjectAltName of cer
 _COLUMNS: Columns[User] = {
     "USER_ID": lambda user: user.user_id,
     "NAME": lambda user: user.name,
-    "ROLE": lambda user: state_name(Role.Name(user.role)),
+    "ROLE": lambda user: enum_name(Role, user.role),
     "CREATED": lambda user: when(user.create_time),
+}
+
+_TOKEN_COLUMNS: Columns[Token] = {
+    "TOKEN_ID": lambda token: token.token_id,
+    "CREATED": lambda token: when(token.create_time),
+    "EXPIRES": lambda token: when(token.expire_time),
+    "LAST USED": lambda token: when(token.last_use_time),
 }
 
 
@@ -61,7 +80,10 @@ def create(
         user, token = client.create_user(
             name, role.value, lifetime=_seconds(lifetime), certificate_names=certificate_name or ()
         )
-    show(CreateUserResponse(user=user, token=token), form)
+    if form is Format.JSON:
+        show(CreateUserResponse(user=user, token=token), form)
+        return
+    show_fields((*_fields(user), ("token", token)))
 
 
 @app.command("list")
@@ -76,28 +98,31 @@ def list_(
 
 
 @app.command("show")
-def show_(context: typer.Context, user_id: OptionalUserId = "", form: FormatOption = Format.TABLE) -> None:
+def show_(context: typer.Context, user: names.OptionalUser = "", form: FormatOption = Format.TABLE) -> None:
     """Show a user and its valid tokens."""
     with client_of(context) as client:
-        show(client.get_user(user_id) if user_id else client.myself(), form)
+        found = client.get_user(names.user_id(client, user)) if user else client.myself()
+    _show(found, form)
 
 
 @app.command()
 def remove(
     context: typer.Context,
-    user_id: UserId,
+    user: names.User,
     force: Annotated[bool, typer.Option("--force", help="Even if it is the actor of a running training.")] = False,
+    form: FormatOption = Format.TABLE,
 ) -> None:
     """Remove a user, its tokens and its participation in trainings, and the trainings that it created."""
     with client_of(context) as client:
+        user_id = names.user_id(client, user)
         client.remove_user(user_id, force=force)
-    typer.echo(f"User {user_id} is removed.", err=True)
+    show_removed("user", user_id, form)
 
 
 @app.command()
 def rotate_token(
     context: typer.Context,
-    user_id: OptionalUserId = "",
+    user: names.OptionalUser = "",
     overlap: Annotated[
         float | None,
         typer.Option(min=0, max=720, help="Hours that the old token stays valid, up to 30 days; by default none."),
@@ -107,6 +132,7 @@ def rotate_token(
 ) -> None:
     """Replace a user's token, and print the new one, which is not shown again."""
     with client_of(context) as client:
+        user_id = names.user_id(client, user) if user else ""
         token = client.rotate_token(user_id, overlap=_seconds(overlap), lifetime=_seconds(lifetime))
     show(RotateTokenResponse(token=token), form)
 
@@ -115,24 +141,46 @@ def rotate_token(
 def revoke_token(
     context: typer.Context,
     token_id: Annotated[str, typer.Argument(help="Id of the token, as printed by `fedround user show`.")],
-    user_id: OptionalUserId = "",
+    user: names.OptionalUser = "",
+    form: FormatOption = Format.TABLE,
 ) -> None:
     """Revoke a token; ends the calls that were made with it."""
     with client_of(context) as client:
-        client.revoke_token(token_id, user_id)
-    typer.echo(f"Token {token_id} is revoked.", err=True)
+        client.revoke_token(token_id, names.user_id(client, user) if user else "")
+    if form is Format.JSON:
+        echo_json({"revoked_token_id": token_id})
+    else:
+        echo(f"Token {token_id} is revoked.", err=True)
 
 
 @app.command()
 def certificates(
     context: typer.Context,
-    user_id: UserId,
-    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help=CERTIFICATE_HELP)] = None,
+    user: names.User,
+    certificate_names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help=CERTIFICATE_HELP)] = None,
     form: FormatOption = Format.TABLE,
 ) -> None:
     """Set the names in client certificates that authenticate a user, in place of those set before; may be none."""
     with client_of(context) as client:
-        show(client.set_certificate_names(user_id, names or ()), form)
+        _show(client.set_certificate_names(names.user_id(client, user), certificate_names or ()), form)
+
+
+def _show(user: User, form: Format) -> None:
+    if form is Format.JSON:
+        show(user, form)
+        return
+    show_fields(_fields(user))
+    if user.tokens:
+        echo("")
+        show_all(user.tokens, _TOKEN_COLUMNS, form)
+
+
+def _fields(user: User) -> Iterator[tuple[str, object]]:
+    yield "user", user.name
+    yield "id", user.user_id
+    yield "role", enum_name(Role, user.role)
+    yield "created", when(user.create_time)
+    yield "certificate names", ", ".join(user.certificate_names)
 
 
 def _seconds(hours: float | None) -> float | None:

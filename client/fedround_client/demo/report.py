@@ -14,6 +14,8 @@ BLUE, VERMILION, GREY = "#0072B2", "#D55E00", "#767676"
 MAX_LABELS = 12
 LABEL_GAP = 0.045
 SHOWN_DIGITS = 3
+HEADROOM = 1.35
+"""Height of the axes, as a multiple of the highest curve: the legend lies above the curves."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ def write_json(outcome: Outcome, settings: Settings, seconds: float, path: Path)
         "seconds": round(seconds, 1),
         "model_sha256": outcome.model_sha256,
         "accuracy_by_round": outcome.federated,
+        "local_accuracy_by_round": outcome.alone,
+        "centralised_accuracy_by_round": outcome.centralised,
         "uncertainty": {
             "method": "mc_dropout",
             "samples": METHOD.samples,
@@ -114,9 +118,10 @@ def draw(outcome: Outcome, settings: Settings, path: Path) -> None:
 
 
 def draw_rotated(rotated: RotationResult, path: Path) -> None:
-    """Draws the entropies over the angle as a PNG, with some of the digits at each angle."""
+    """Draws the entropies and the accuracy over the angle as a PNG, with some of the digits at each angle."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
 
     figure = Figure(figsize=(9, 5.4), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
@@ -144,9 +149,18 @@ def draw_rotated(rotated: RotationResult, path: Path) -> None:
     axes.set_ylabel("uncertainty in nats")
     axes.set_xlim(left, right)
     axes.set_xticks(rotated.degrees)
-    axes.set_ylim(0, 1.3 * max(rotated.predictive_entropy))
-    axes.legend(frameon=False, loc="upper right", reverse=True, ncols=3)
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_ylim(0, HEADROOM * max(rotated.predictive_entropy))
+    accuracy = axes.twinx()
+    accuracy.plot(rotated.degrees, rotated.accuracy, color=VERMILION, linewidth=2, linestyle="--", marker="s")
+    accuracy.set_ylabel("accuracy", color=VERMILION)
+    accuracy.set_ylim(0, HEADROOM)
+    accuracy.set_yticks((0, 0.25, 0.5, 0.75, 1))
+    accuracy.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+    accuracy.spines["top"].set_visible(False)
+    lines = [*accuracy.lines, *axes.get_legend_handles_labels()[0][::-1]]
+    labels = ["accuracy", *axes.get_legend_handles_labels()[1][::-1]]
+    axes.legend(lines, labels, frameon=False, loc="upper center", ncols=2)
+    axes.spines["top"].set_visible(False)
     figure.savefig(path)
 
 

@@ -22,7 +22,7 @@ from fedround_client.demo.settings import Settings, parse
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 RESULTS = {
     "accuracy.png": "the accuracy by round, compared with the alternatives",
-    "uncertainty.png": "the uncertainty of the model on rotated digits",
+    "uncertainty.png": "the uncertainty and the accuracy of the model on rotated digits",
     "report.json": "the numbers",
     "model.safetensors": "the final model",
 }

@@ -1,8 +1,8 @@
 """The exceptions that the SDK raises without an error of the server."""
 
-from fedround_client.errors.family import Aborted, Unimplemented
+from fedround_client.errors.family import Aborted, FedroundError, Unimplemented
 
-__all__ = ["RemovedFromTraining", "TrainingFailed", "TrainingRemoved", "UnsupportedRound"]
+__all__ = ["RemovedFromTraining", "ResponseInvalid", "TrainingFailed", "TrainingRemoved", "UnsupportedRound"]
 
 
 class UnsupportedRound(Unimplemented, reason="UNSUPPORTED_ROUND"):
@@ -19,3 +19,7 @@ class TrainingRemoved(Aborted, reason="TRAINING_REMOVED"):
 
 class RemovedFromTraining(Aborted, reason="CLIENT_REMOVED"):
     """The caller was removed from a training that it took part in."""
+
+
+class ResponseInvalid(FedroundError, reason="RESPONSE_INVALID"):
+    """The server answered with a message that cannot be decoded, or holds a value that is impossible."""

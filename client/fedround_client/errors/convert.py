@@ -10,10 +10,13 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from fedround.v1.event_pb2 import Event
-from fedround_client.errors.client_side import TrainingFailed, TrainingRemoved
+from fedround_client.errors.client_side import ResponseInvalid, TrainingFailed, TrainingRemoved
 from fedround_client.errors.family import FedroundError
 
 DOMAIN = "fedround"
+
+_UNDECODABLE = "Exception deserializing response!"
+"""The details that grpc itself gives to a call whose response its deserializer rejects."""
 
 
 def from_rpc_error(error: grpc.RpcError, address: str) -> FedroundError:
@@ -31,6 +34,9 @@ def from_rpc_error(error: grpc.RpcError, address: str) -> FedroundError:
     if info is not None:
         kind = FedroundError._by_reason.get(info.reason) or FedroundError._by_code.get(code, FedroundError)
         return kind(code, info.reason, message, dict(info.metadata), violations, retry_after)
+    if code is grpc.StatusCode.INTERNAL and message == _UNDECODABLE:
+        text = f"The answer of the server at {address} cannot be decoded. Is it a fedround server, of this version?"
+        return ResponseInvalid(code, "RESPONSE_INVALID", text)
     if code is grpc.StatusCode.UNAVAILABLE:
         plain = " If it does not use TLS: --insecure, or insecure=True." if "handshake" in message.lower() else ""
         message = f"The server at {address} cannot be reached ({message}). Is `fedround serve` running there?{plain}"

@@ -7,6 +7,8 @@ from typing import ClassVar
 
 import grpc
 
+from fedround_client.printable import one_line
+
 __all__ = [
     "Aborted",
     "AlreadyExists",
@@ -79,10 +81,10 @@ class FedroundError(Exception):
         self.retry_after = retry_after
 
     def __str__(self) -> str:
-        """Returns the reason, the message and the invalid fields as one line."""
+        """Returns the reason, the message and the invalid fields as one line, without control characters."""
         others = {field: text for field, text in self.field_violations.items() if text not in self.message}
         fields = "".join(f"; {field}: {text}" for field, text in others.items())
-        return f"{self.reason}: {self.message}{fields}"
+        return one_line(f"{self.reason}: {self.message}{fields}")
 
     @property
     def transient(self) -> bool:

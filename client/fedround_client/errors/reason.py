@@ -27,6 +27,7 @@ __all__ = [
     "FieldInvalid",
     "LastAdmin",
     "LastParticipant",
+    "MessageInvalid",
     "MetricsExist",
     "ModelFormat",
     "ModelInUse",
@@ -45,6 +46,7 @@ __all__ = [
     "RoundNotFound",
     "RoundNotOpen",
     "ServerLeaving",
+    "ServerOverloaded",
     "StoreUnavailable",
     "TokenExpired",
     "TokenInvalid",
@@ -62,6 +64,7 @@ __all__ = [
     "UpdateMismatch",
     "UpdateNorm",
     "UpdateNotFinite",
+    "UpdateSuperseded",
     "UploadIncomplete",
     "UploadOffset",
     "UploadSuperseded",
@@ -119,6 +122,10 @@ class FieldInvalid(InvalidArgument, reason="FIELD_INVALID"):
     """A field is missing, malformed, out of range, or does not go with another one."""
 
 
+class MessageInvalid(InvalidArgument, reason="MESSAGE_INVALID"):
+    """A message cannot be decoded, or the only message of a call is missing."""
+
+
 class Quota(ResourceExhausted, reason="QUOTA"):
     """The user, or the server, has as many open trainings, stored bytes or tags as are allowed."""
 
@@ -133,6 +140,10 @@ class AnswerTooLarge(ResourceExhausted, reason="ANSWER_TOO_LARGE"):
 
 class ServerLeaving(ServerUnavailable, reason="SERVER_LEAVING"):
     """The server is shutting down, and accepts no new uploads, downloads, predictions and starts of trainings."""
+
+
+class ServerOverloaded(ServerUnavailable, reason="SERVER_OVERLOADED"):
+    """Unauthenticated peers flood the server, which serves callers that it knows for the moment."""
 
 
 class StoreUnavailable(ServerUnavailable, reason="STORE_UNAVAILABLE"):
@@ -204,11 +215,15 @@ class NumExamples(InvalidArgument, reason="NUM_EXAMPLES"):
 
 
 class UpdateExists(AlreadyExists, reason="UPDATE_EXISTS"):
-    """The participant has submitted another update in the round; the same one gets the same receipt again."""
+    """The participant has submitted another update in the round: another file, `num_examples` or metrics."""
 
 
 class MetricsExist(AlreadyExists, reason="METRICS_EXIST"):
     """The participant has submitted other metrics in the round; the same ones are accepted again and count once."""
+
+
+class UpdateSuperseded(FailedPrecondition, reason="UPDATE_SUPERSEDED"):
+    """The update or report was accepted, and will not count: its participant was removed, or its round abandoned."""
 
 
 class CursorExpired(OutOfRange, reason="CURSOR_EXPIRED"):

@@ -167,6 +167,7 @@ class UpdateReceipt(_message.Message):
     ROUND_FIELD_NUMBER: _builtins.int
     SHA256_FIELD_NUMBER: _builtins.int
     ACCEPT_TIME_FIELD_NUMBER: _builtins.int
+    NUM_EXAMPLES_FIELD_NUMBER: _builtins.int
     update_id: _builtins.str
     """UUID of the update."""
     training_id: _builtins.str
@@ -175,6 +176,8 @@ class UpdateReceipt(_message.Message):
     """Number of the round."""
     sha256: _builtins.str
     """SHA-256 of the file, in hex."""
+    num_examples: _builtins.int
+    """Number of examples with which it is weighted."""
     @_builtins.property
     def accept_time(self) -> _timestamp_pb2.Timestamp:
         """When it was accepted."""
@@ -187,10 +190,11 @@ class UpdateReceipt(_message.Message):
         round: _builtins.int = ...,
         sha256: _builtins.str = ...,
         accept_time: _timestamp_pb2.Timestamp | None = ...,
+        num_examples: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["accept_time", b"accept_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_time", b"accept_time", "round", b"round", "sha256", b"sha256", "training_id", b"training_id", "update_id", b"update_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_time", b"accept_time", "num_examples", b"num_examples", "round", b"round", "sha256", b"sha256", "training_id", b"training_id", "update_id", b"update_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -91,7 +91,8 @@ class RoundServiceServicer(object):
     def SubmitUpdate(self, request_iterator, context):
         """Submits an update for the open round. The first message carries the spec, any message may carry a chunk. The
         receipt guarantees that the update is on disk and will be counted exactly once. If the same update is sent again,
-        the same receipt is returned.
+        with the same file, num_examples and metrics, the same receipt is returned; UPDATE_SUPERSEDED if it will not count,
+        because the caller was removed meanwhile or the round abandoned.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -113,7 +114,8 @@ class RoundServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def SubmitMetrics(self, request, context):
-        """Submits the report of the caller for the open evaluation round, once.
+        """Submits the report of the caller for the open evaluation round, once. What is sent again is answered as by
+        SubmitUpdate.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

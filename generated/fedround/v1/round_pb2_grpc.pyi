@@ -44,7 +44,8 @@ class RoundServiceStub:
     SubmitUpdate: _grpc.StreamUnaryMultiCallable[_round_pb2.SubmitUpdateRequest, _round_pb2.SubmitUpdateResponse]
     """Submits an update for the open round. The first message carries the spec, any message may carry a chunk. The
     receipt guarantees that the update is on disk and will be counted exactly once. If the same update is sent again,
-    the same receipt is returned.
+    with the same file, num_examples and metrics, the same receipt is returned; UPDATE_SUPERSEDED if it will not count,
+    because the caller was removed meanwhile or the round abandoned.
     """
     GetUpload: _grpc.UnaryUnaryMultiCallable[_round_pb2.GetUploadRequest, _round_pb2.GetUploadResponse]
     """Returns how much of a resumable upload of the caller has arrived, also after a restart of the server."""
@@ -53,7 +54,9 @@ class RoundServiceStub:
     other user can read it.
     """
     SubmitMetrics: _grpc.UnaryUnaryMultiCallable[_round_pb2.SubmitMetricsRequest, _round_pb2.SubmitMetricsResponse]
-    """Submits the report of the caller for the open evaluation round, once."""
+    """Submits the report of the caller for the open evaluation round, once. What is sent again is answered as by
+    SubmitUpdate.
+    """
     ReportFailure: _grpc.UnaryUnaryMultiCallable[_round_pb2.ReportFailureRequest, _round_pb2.ReportFailureResponse]
     """Reports that the caller, a member of the open round's cohort, cannot deliver: the round does not wait for it. Only
     the first report of a participant in a round counts. If the participant submits nevertheless while the round is
@@ -79,7 +82,8 @@ class RoundServiceAsyncStub(RoundServiceStub):
     SubmitUpdate: _aio.StreamUnaryMultiCallable[_round_pb2.SubmitUpdateRequest, _round_pb2.SubmitUpdateResponse]  # type: ignore[assignment]
     """Submits an update for the open round. The first message carries the spec, any message may carry a chunk. The
     receipt guarantees that the update is on disk and will be counted exactly once. If the same update is sent again,
-    the same receipt is returned.
+    with the same file, num_examples and metrics, the same receipt is returned; UPDATE_SUPERSEDED if it will not count,
+    because the caller was removed meanwhile or the round abandoned.
     """
     GetUpload: _aio.UnaryUnaryMultiCallable[_round_pb2.GetUploadRequest, _round_pb2.GetUploadResponse]  # type: ignore[assignment]
     """Returns how much of a resumable upload of the caller has arrived, also after a restart of the server."""
@@ -88,7 +92,9 @@ class RoundServiceAsyncStub(RoundServiceStub):
     other user can read it.
     """
     SubmitMetrics: _aio.UnaryUnaryMultiCallable[_round_pb2.SubmitMetricsRequest, _round_pb2.SubmitMetricsResponse]  # type: ignore[assignment]
-    """Submits the report of the caller for the open evaluation round, once."""
+    """Submits the report of the caller for the open evaluation round, once. What is sent again is answered as by
+    SubmitUpdate.
+    """
     ReportFailure: _aio.UnaryUnaryMultiCallable[_round_pb2.ReportFailureRequest, _round_pb2.ReportFailureResponse]  # type: ignore[assignment]
     """Reports that the caller, a member of the open round's cohort, cannot deliver: the round does not wait for it. Only
     the first report of a participant in a round counts. If the participant submits nevertheless while the round is
@@ -123,7 +129,8 @@ class RoundServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_round_pb2.SubmitUpdateResponse, _abc.Awaitable[_round_pb2.SubmitUpdateResponse]]:
         """Submits an update for the open round. The first message carries the spec, any message may carry a chunk. The
         receipt guarantees that the update is on disk and will be counted exactly once. If the same update is sent again,
-        the same receipt is returned.
+        with the same file, num_examples and metrics, the same receipt is returned; UPDATE_SUPERSEDED if it will not count,
+        because the caller was removed meanwhile or the round abandoned.
         """
 
     @_abc_1.abstractmethod
@@ -150,7 +157,9 @@ class RoundServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _round_pb2.SubmitMetricsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_round_pb2.SubmitMetricsResponse, _abc.Awaitable[_round_pb2.SubmitMetricsResponse]]:
-        """Submits the report of the caller for the open evaluation round, once."""
+        """Submits the report of the caller for the open evaluation round, once. What is sent again is answered as by
+        SubmitUpdate.
+        """
 
     @_abc_1.abstractmethod
     def ReportFailure(

@@ -112,14 +112,16 @@ class TrainingServiceServicer(object):
 
     def RemoveClients(self, request, context):
         """Removes participants: any of them for the actor, only itself for a participant. The open round is re-evaluated
-        immediately; a removed participant's update of the open round does not count.
+        immediately; a removed participant's update of the open round does not count. Those that have left already are
+        skipped, so the call may be repeated.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RemoveTraining(self, request, context):
-        """Removes a training; a running one only with force. Its model and the versions so far stay.
+        """Removes a training; a running one only with force. Its model and the versions so far stay. The call may be
+        repeated: the actor that removed a training is answered OK again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

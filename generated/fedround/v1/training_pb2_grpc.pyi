@@ -51,10 +51,13 @@ class TrainingServiceStub:
     """
     RemoveClients: _grpc.UnaryUnaryMultiCallable[_training_pb2.RemoveClientsRequest, _training_pb2.RemoveClientsResponse]
     """Removes participants: any of them for the actor, only itself for a participant. The open round is re-evaluated
-    immediately; a removed participant's update of the open round does not count.
+    immediately; a removed participant's update of the open round does not count. Those that have left already are
+    skipped, so the call may be repeated.
     """
     RemoveTraining: _grpc.UnaryUnaryMultiCallable[_training_pb2.RemoveTrainingRequest, _training_pb2.RemoveTrainingResponse]
-    """Removes a training; a running one only with force. Its model and the versions so far stay."""
+    """Removes a training; a running one only with force. Its model and the versions so far stay. The call may be
+    repeated: the actor that removed a training is answered OK again.
+    """
     StartTraining: _grpc.UnaryUnaryMultiCallable[_training_pb2.StartTrainingRequest, _training_pb2.StartTrainingResponse]
     """Opens the first round of a training that is in the state INITIAL and has participants."""
 
@@ -81,10 +84,13 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     """
     RemoveClients: _aio.UnaryUnaryMultiCallable[_training_pb2.RemoveClientsRequest, _training_pb2.RemoveClientsResponse]  # type: ignore[assignment]
     """Removes participants: any of them for the actor, only itself for a participant. The open round is re-evaluated
-    immediately; a removed participant's update of the open round does not count.
+    immediately; a removed participant's update of the open round does not count. Those that have left already are
+    skipped, so the call may be repeated.
     """
     RemoveTraining: _aio.UnaryUnaryMultiCallable[_training_pb2.RemoveTrainingRequest, _training_pb2.RemoveTrainingResponse]  # type: ignore[assignment]
-    """Removes a training; a running one only with force. Its model and the versions so far stay."""
+    """Removes a training; a running one only with force. Its model and the versions so far stay. The call may be
+    repeated: the actor that removed a training is answered OK again.
+    """
     StartTraining: _aio.UnaryUnaryMultiCallable[_training_pb2.StartTrainingRequest, _training_pb2.StartTrainingResponse]  # type: ignore[assignment]
     """Opens the first round of a training that is in the state INITIAL and has participants."""
 
@@ -138,7 +144,8 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_training_pb2.RemoveClientsResponse, _abc.Awaitable[_training_pb2.RemoveClientsResponse]]:
         """Removes participants: any of them for the actor, only itself for a participant. The open round is re-evaluated
-        immediately; a removed participant's update of the open round does not count.
+        immediately; a removed participant's update of the open round does not count. Those that have left already are
+        skipped, so the call may be repeated.
         """
 
     @_abc_1.abstractmethod
@@ -147,7 +154,9 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _training_pb2.RemoveTrainingRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_training_pb2.RemoveTrainingResponse, _abc.Awaitable[_training_pb2.RemoveTrainingResponse]]:
-        """Removes a training; a running one only with force. Its model and the versions so far stay."""
+        """Removes a training; a running one only with force. Its model and the versions so far stay. The call may be
+        repeated: the actor that removed a training is answered OK again.
+        """
 
     @_abc_1.abstractmethod
     def StartTraining(

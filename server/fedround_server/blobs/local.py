@@ -1,5 +1,6 @@
 """Blobs in a local folder."""
 
+import errno
 import logging
 import os
 import shutil
@@ -18,7 +19,7 @@ from fedround_server.blobs.writer import LocalWriter
 from fedround_server.domain.errors import UploadOffset
 from fedround_server.domain.model import BlobRef
 from fedround_server.failpoints import reached
-from fedround_server.host.folder import sync_folder
+from fedround_server.host.folder import make_private, sync_folder
 from fedround_server.host.page_cache import keep_open
 
 log = logging.getLogger(__name__)
@@ -33,14 +34,27 @@ class LocalBlobs:
         """Makes the layout of the folder."""
         self.files = LocalFiles(root)
         for folder in (self.files.objects, self.files.uploads, self.files.tmp):
-            folder.mkdir(parents=True, exist_ok=True)
+            make_private(folder)
         sync_folder(root)
         self.stored_bytes = 0
         # Folders of blobs that are known to be on disk.
         self._durable_folders: set[Path] = set()
-        # Without it, bytes that are committed again between the check of an old blob and its removal would be lost.
+        # How many commits of each new blob await `keep` or `release`.
+        self._undecided: dict[str, int] = {}
+        # Without it, bytes that are committed again between the check of a blob and its removal would be lost.
         self._lock = threading.Lock()
         self._closing = ThreadPoolExecutor(1, thread_name_prefix="closing")
+
+    def check_writable(self) -> None:
+        """Checks that the folders can be written; before serving only.
+
+        Raises:
+            PermissionError: One cannot.
+        """
+        files = self.files
+        for folder in (files.objects, *filter(Path.is_dir, files.objects.iterdir()), files.uploads, files.tmp):
+            if not os.access(folder, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
 
     def writer(self, ref: UploadRef | StagedRef, offset: int = 0) -> LocalWriter:
         """Opens a new or a resumed upload."""
@@ -59,6 +73,22 @@ class LocalBlobs:
             if isinstance(staged.file, StagedRef):
                 source.unlink(missing_ok=True)
             raise
+
+    def keep(self, blob: BlobRef) -> None:
+        """Leaves a committed blob to the collection."""
+        with self._lock:
+            self._undecided.pop(blob.sha256, None)
+
+    def release(self, blob: BlobRef) -> None:
+        """Removes a committed blob, unless it was stored before or others committed it."""
+        target = self.files.local_path(blob)
+        with self._lock, keep_open(target, self._closing):
+            commits = self._undecided.pop(blob.sha256, 0)
+            if commits > 1:
+                self._undecided[blob.sha256] = commits - 1
+            elif commits:
+                target.unlink(missing_ok=True)
+                self.stored_bytes -= blob.size_bytes
 
     def open(self, blob: BlobRef, offset: int, chunk_size: int) -> LocalReader:
         """Opens a blob for reading from an offset, in chunks."""
@@ -123,13 +153,15 @@ class LocalBlobs:
         target = self.files.local_path(blob)
         if target.parent not in self._durable_folders:
             # Even one that exists: the process that made it may have been killed before it was on disk.
-            target.parent.mkdir(exist_ok=True)
+            make_private(target.parent)
             sync_folder(self.files.objects)
             self._durable_folders.add(target.parent)
         with self._lock, keep_open(target, self._closing):
             replaced = _file_size(target)
             source.replace(target)
             self.stored_bytes += blob.size_bytes - replaced
+            if not replaced or blob.sha256 in self._undecided:
+                self._undecided[blob.sha256] = self._undecided.get(blob.sha256, 0) + 1
             reached("blob.renamed")
             # After the rename: an upload whose commit is interrupted before it must stay writable.
             target.chmod(0o400)

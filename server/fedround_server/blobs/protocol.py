@@ -111,11 +111,18 @@ class Blobs(Protocol):
         """Makes a durable file a blob, durably. The file itself is gone afterwards.
 
         If the same bytes are stored already, they count as new: they are not collected soon. A staged file that cannot
-        be committed is removed; an upload stays for its next attempt.
+        be committed is removed; an upload stays for its next attempt. The caller calls `keep` or `release` once it is
+        decided whether a row refers to the blob.
 
         Raises:
             DiskFull: There is no room for it.
         """
+
+    def keep(self, blob: BlobRef) -> None:
+        """Leaves a committed blob to the collection: a row refers to it, or may."""
+
+    def release(self, blob: BlobRef) -> None:
+        """Removes a committed blob to which no row will refer, unless it was stored before or others committed it."""
 
     def open(self, blob: BlobRef, offset: int, chunk_size: int) -> BlobReader:
         """Opens a blob for reading from an offset, in chunks.

@@ -9,6 +9,7 @@ from pathlib import Path
 from fedround_server.blobs.disk_full import map_disk_full
 from fedround_server.blobs.refs import StagedBlob, StagedRef, UploadRef
 from fedround_server.domain.model import BlobRef
+from fedround_server.host.folder import make_private
 from fedround_server.host.page_cache import Writeback
 
 READ_SIZE = 1 << 20
@@ -29,7 +30,7 @@ class LocalWriter(AbstractContextManager["LocalWriter", None]):
         self._keep = isinstance(ref, UploadRef)
         self._hash = hashlib.sha256()
         with map_disk_full():
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_private(path.parent)
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         self._writeback = Writeback(self._descriptor)
         os.ftruncate(self._descriptor, offset)

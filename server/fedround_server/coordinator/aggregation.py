@@ -5,11 +5,13 @@ from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
 from fedround_server.blobs import map_disk_full
+from fedround_server.coordinator.adoption import decide
 from fedround_server.coordinator.context import Context
 from fedround_server.coordinator.tasks import in_thread
 from fedround_server.domain.audit import acting
 from fedround_server.domain.errors import DiskFull, Unavailable
 from fedround_server.domain.model import BlobRef
+from fedround_server.domain.rounds.round import Round
 from fedround_server.engine.jobs import AggregationFailed, AggregationJob
 from fedround_server.failpoints import reached
 from fedround_server.store.verbs.round import AggregationTask
@@ -78,7 +80,8 @@ class Aggregations:
             result = await self._compute(task)
             if self._stopped:
                 return
-            await self._store.commit(closed.training_id, closed.number, closed.epoch, result, now())
+            commit = self._commit(closed, result)
+            await (commit if result is None else decide(self._context.blobs, result, commit))
             reached("aggregation.committed")
         except Exception as error:
             # A lost file does not come back.
@@ -94,6 +97,10 @@ class Aggregations:
             )
         self._context.hub.notify(closed.training_id)
         await self._follow_up(closed.training_id)
+
+    async def _commit(self, closed: Round, result: BlobRef | None) -> tuple[None, bool]:
+        now = self._context.clock.now()
+        return None, await self._store.commit(closed.training_id, closed.number, closed.epoch, result, now)
 
     async def _compute(self, task: AggregationTask) -> BlobRef | None:
         """Makes the file of a closed round, if its kind makes one."""

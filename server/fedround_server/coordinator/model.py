@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator
 
 from fedround_server.coordinator.context import Context
 from fedround_server.coordinator.tasks import in_thread
-from fedround_server.coordinator.uploads.receive import Incoming, Uploads
+from fedround_server.coordinator.uploads.receive import Incoming, Received, Uploads
 from fedround_server.domain.model import BlobRef, Model, NewModel, VersionView
 
 CHUNK = 3 << 18
@@ -32,11 +32,14 @@ class Models:
         )
         if made is not None:
             return made
-        received = await self._uploads.receive(incoming, None)
-        model = NewModel(name, description, received.manifest, received.blob, architecture, incoming.upload_id)
-        return await self._context.store.models.create(
-            self._context.new_id(), incoming.user_id, model, quotas, self._context.clock.now()
-        )
+
+        async def create(received: Received) -> tuple[Model, bool]:
+            model = NewModel(name, description, received.manifest, received.blob, architecture, incoming.upload_id)
+            model_id, now = self._context.new_id(), self._context.clock.now()
+            stored = await self._context.store.models.create(model_id, incoming.user_id, model, quotas, now)
+            return stored, stored.model_id == model_id
+
+        return await self._uploads.receive(incoming, None, create)
 
     async def tag(self, model_id: str, version: int, tag: str, owner_id: str, *, remove: bool) -> VersionView:
         """Adds a tag to a version, or removes it.

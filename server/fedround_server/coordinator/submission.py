@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from fedround_server.coordinator.aggregation import Aggregations
 from fedround_server.coordinator.context import Context
 from fedround_server.coordinator.uploads.receive import Incoming, Uploads
-from fedround_server.domain.errors import NotInCohort, RoundNotOpen, UpdateExists
+from fedround_server.domain.errors import NotInCohort, RoundNotOpen, UpdateExists, UpdateSuperseded
 from fedround_server.domain.model import BlobRef
 from fedround_server.domain.report import NewReport
 from fedround_server.domain.update import NewUpdate, Update
@@ -34,15 +34,16 @@ class Submissions:
         new = NewUpdate(training_id, number, incoming.user_id, blob, num_examples, metrics)
         try:
             admission = await self._store.admit(new)
-        except (RoundNotOpen, NotInCohort, UpdateExists):
+        except (RoundNotOpen, NotInCohort, UpdateExists, UpdateSuperseded):
             # The remains of an earlier attempt would count against the user's limit for a day.
             await self._uploads.abandon(incoming.user_id, incoming.upload_id)
             raise
         if isinstance(admission, Update):
             return admission
         tensors = admission.tensors
-        await self._uploads.receive(incoming, tensors.manifest, admission.bound, tensors.differences)
-        update = await self._context.tasks.run_shielded(self._accept_update(new))
+        update = await self._uploads.receive(
+            incoming, tensors.manifest, lambda _: self._accept_update(new), admission.bound, tensors.differences
+        )
         reached("update.replying")
         return update
 
@@ -57,10 +58,10 @@ class Submissions:
         new = NewReport(training_id, number, user_id, num_examples, metrics)
         await self._context.tasks.run_shielded(self._accept_report(new))
 
-    async def _accept_update(self, new: NewUpdate) -> Update:
+    async def _accept_update(self, new: NewUpdate) -> tuple[Update, bool]:
         update, closed = await self._store.submit_update(self._context.new_id(), new, self._context.clock.now())
         self._accepted(new.training_id, closed=closed)
-        return update
+        return update, True
 
     async def _accept_report(self, new: NewReport) -> None:
         _, closed = await self._store.submit_report(self._context.new_id(), new, self._context.clock.now())

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from fedround_server.coordinator.context import Context
 from fedround_server.coordinator.round import Rounds
-from fedround_server.coordinator.uploads.receive import Incoming, Uploads
+from fedround_server.coordinator.uploads.receive import Incoming, Received, Uploads
 from fedround_server.domain.model import NewModel
 from fedround_server.domain.training import Training, TrainingSpec
 from fedround_server.wakeups import for_actor
@@ -36,13 +36,16 @@ class Trainings:
         made = await self._store.prepare(actor_id, spec, self._context.limits, size)
         if made is not None:
             return made
-        model = None
         if incoming is None:
             self._uploads.space.check_new()
-        else:
-            received = await self._uploads.receive(incoming, None)
+            training, _ = await self._context.tasks.run_shielded(self._create(actor_id, spec, None))
+            return training
+
+        async def create(received: Received) -> tuple[Training, bool]:
             model = NewModel(spec.name, spec.description, received.manifest, received.blob, spec.architecture)
-        return await self._context.tasks.run_shielded(self._create(actor_id, spec, model))
+            return await self._create(actor_id, spec, model)
+
+        return await self._uploads.receive(incoming, None, create)
 
     async def register(self, training_id: str, actor_id: str, client_ids: Sequence[str]) -> Training:
         """Registers clients as participants."""
@@ -60,12 +63,13 @@ class Trainings:
         """Starts a training, which opens its first round."""
         return await self._context.tasks.run_shielded(self._start(training_id, actor_id, request_id))
 
-    async def _create(self, actor_id: str, spec: TrainingSpec, model: NewModel | None) -> Training:
-        new_id, quotas = self._context.new_id, self._context.limits
-        now = self._context.clock.now()
-        training = await self._store.create(new_id(), actor_id, spec, model, new_id(), quotas, now)
+    async def _create(self, actor_id: str, spec: TrainingSpec, model: NewModel | None) -> tuple[Training, bool]:
+        """Returns the training, and whether it is a new one."""
+        training_id, model_id = self._context.new_id(), self._context.new_id()
+        limits, now = self._context.limits, self._context.clock.now()
+        training = await self._store.create(training_id, actor_id, spec, model, model_id, limits, now)
         self._context.hub.notify(actor_id, *training.participant_ids)
-        return training
+        return training, training.training_id == training_id
 
     async def _register(self, training_id: str, actor_id: str, client_ids: Sequence[str]) -> Training:
         training = await self._store.register(training_id, actor_id, client_ids, self._context.clock.now())

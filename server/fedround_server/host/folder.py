@@ -1,7 +1,36 @@
 """Folders on disk."""
 
 import os
+import stat
 from pathlib import Path
+
+PRIVATE = 0o700
+TOO_WIDE = stat.S_IWGRP | stat.S_IRWXO
+"""What nobody but the owner may do with the data: PostgreSQL lets a group read its own, for backups."""
+
+
+def make_private(folder: Path) -> None:
+    """Makes a folder, and the folders above it that are missing, for their owner alone whatever the umask says."""
+    if folder.is_dir():
+        return
+    make_private(folder.parent)
+    folder.mkdir(PRIVATE, exist_ok=True)
+    folder.chmod(PRIVATE)
+
+
+def make_narrow(folder: Path) -> bool:
+    """Takes all rights from group and others if these may write, or others may do anything.
+
+    Returns:
+        Whether the rights were too wide.
+
+    Raises:
+        OSError: They are, and the folder belongs to another user.
+    """
+    if not folder.stat().st_mode & TOO_WIDE:
+        return False
+    folder.chmod(PRIVATE)
+    return True
 
 
 def sync_folder(folder: Path) -> None:

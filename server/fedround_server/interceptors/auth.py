@@ -1,5 +1,7 @@
 """Authenticates the caller of an RPC and checks its role."""
 
+import time
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from contextvars import ContextVar
@@ -11,11 +13,16 @@ from fedround_server.domain.errors import RoleRequired, TokenInvalid
 from fedround_server.domain.identity import Credentials
 from fedround_server.domain.token import hash_token
 from fedround_server.domain.user import User
-from fedround_server.interceptors.wrapping import Call, ContextInterceptor
+from fedround_server.interceptors.wrapping import Call, ContextInterceptor, Metadata
 from fedround_server.methods import METHODS
 
 CERTIFICATE_NAME_KEYS = ("peer_dns", "peer_uri", "peer_email")
 """Where gRPC stores the names of a verified client certificate. IP addresses name machines, not users."""
+
+KNOWN_SECONDS = 60.0
+"""How long a token counts as known after a call."""
+MAX_KNOWN = 1 << 16
+"""How many tokens are remembered: those that were used last."""
 
 _caller: ContextVar[User] = ContextVar("caller")
 
@@ -28,9 +35,27 @@ def caller() -> User:
 class AuthInterceptor(ContextInterceptor):
     """Finds the caller by its token or its client certificate, and checks that its role may call the method."""
 
-    def __init__(self, admit: Callable[[Credentials], AbstractAsyncContextManager[User]]) -> None:
-        """Makes the interceptor; `admit` authenticates credentials, and keeps the user admitted within its block."""
+    def __init__(
+        self, admit: Callable[[Credentials], AbstractAsyncContextManager[User]], accept: Callable[[str], None]
+    ) -> None:
+        """Makes the interceptor.
+
+        Args:
+            admit: Authenticates credentials, and keeps the user admitted within its block.
+            accept: Called with the peer of each call that is authenticated.
+        """
         self._admit = admit
+        self._accept = accept
+        # When each token ceases to be a known one, in the order of the last calls.
+        self._known: OrderedDict[str, float] = OrderedDict()
+
+    def is_known(self, metadata: Metadata) -> bool:
+        """Returns whether metadata have a token that was valid a short time ago."""
+        try:
+            token = _token(metadata)
+        except TokenInvalid:
+            return False
+        return token is not None and self._known.get(hash_token(token), 0.0) > time.monotonic()
 
     @asynccontextmanager
     async def wrap_call(self, method: str, context: Call) -> AsyncIterator[None]:
@@ -39,7 +64,10 @@ class AuthInterceptor(ContextInterceptor):
         if roles is None:
             yield
             return
-        async with self._admit(_credentials(context)) as user:
+        credentials, peer = _credentials(context), context.peer()
+        async with self._admit(credentials) as user:
+            self._accept(peer)
+            self._remember(credentials.token_hash)
             structlog.contextvars.bind_contextvars(user_id=user.user_id)
             acting.set(user.user_id)
             if user.role not in roles:
@@ -54,17 +82,24 @@ class AuthInterceptor(ContextInterceptor):
             finally:
                 _caller.reset(reset)
 
+    def _remember(self, token_hash: str | None) -> None:
+        if token_hash is not None:
+            self._known[token_hash] = time.monotonic() + KNOWN_SECONDS
+            self._known.move_to_end(token_hash)
+            if len(self._known) > MAX_KNOWN:
+                self._known.popitem(last=False)
+
 
 def _credentials(context: Call) -> Credentials:
     """Returns the credentials of a call: the hash of its token, and the names in its verified certificate."""
-    token = _token(context)
+    token = _token(context.invocation_metadata())
     verified = context.auth_context() or {}
     names = {name.decode(errors="replace") for key in CERTIFICATE_NAME_KEYS for name in verified.get(key, ())}
     return Credentials(None if token is None else hash_token(token), tuple(sorted(names)))
 
 
-def _token(context: Call) -> str | None:
-    metadata = dict(context.invocation_metadata() or ())
+def _token(pairs: Metadata) -> str | None:
+    metadata = dict(pairs or ())
     plain = metadata.get("x-token")
     if plain:
         return _text(plain)

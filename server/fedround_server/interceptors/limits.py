@@ -50,22 +50,22 @@ class LimitInterceptor(ContextInterceptor):
                 f"the server has {self._total} {noun} in progress, its limit: try again later",
                 limit=f"max_{noun}",
             )
-        return _CountedCall(self._in_progress, user_id)
+        return CountedCall(self._in_progress, user_id)
 
 
-class _CountedCall:
+class CountedCall:
     """Counts one call. Thousands are in progress at the same time: a generator would take five times as much memory."""
 
-    __slots__ = ("_counter", "_user_id")
+    __slots__ = ("_counter", "_key")
 
-    def __init__(self, counter: Counter[str], user_id: str) -> None:
+    def __init__(self, counter: Counter[str], key: str) -> None:
         self._counter = counter
-        self._user_id = user_id
+        self._key = key
 
     async def __aenter__(self) -> None:
-        self._counter[self._user_id] += 1
+        self._counter[self._key] += 1
 
     async def __aexit__(self, *_: object) -> None:
-        self._counter[self._user_id] -= 1
-        if not self._counter[self._user_id]:
-            del self._counter[self._user_id]
+        self._counter[self._key] -= 1
+        if not self._counter[self._key]:
+            del self._counter[self._key]

@@ -1,13 +1,13 @@
 """Limits the rate of calls, per user and in total; calls without valid credentials count by their address."""
 
-import ipaddress
+import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from urllib.parse import unquote
 
 from fedround_server.domain.errors import TooManyCalls, Unauthenticated
+from fedround_server.host.connections import Connections, address_of
 from fedround_server.interceptors.auth import caller
 from fedround_server.interceptors.wrapping import NO_CONTEXT, Call, ContextInterceptor
 from fedround_server.methods import METHODS
@@ -86,10 +86,10 @@ class UnauthenticatedRateInterceptor(ContextInterceptor):
     A connection whose last call was authenticated is exempt: others behind the same address must not lock it out.
     """
 
-    def __init__(self, per_address: float) -> None:
+    def __init__(self, per_address: float, connections: Connections) -> None:
         """Makes the interceptor for so many such calls per second from one address."""
         self._per_address = Buckets(per_address)
-        self._authenticated: OrderedDict[str, None] = OrderedDict()
+        self._connections = connections
 
     def wrap_call(self, method: str, context: Call) -> AbstractAsyncContextManager[None]:
         """Records whether a call is authenticated.
@@ -100,23 +100,23 @@ class UnauthenticatedRateInterceptor(ContextInterceptor):
         if METHODS[method].roles is None:
             return NO_CONTEXT
         peer = context.peer()
-        address = _address(peer)
-        if peer not in self._authenticated and (wait := self._per_address.wait(address)):
+        address = address_of(peer)
+        if not self._connections.is_authenticated(peer) and (wait := self._per_address.wait(address)):
+            self._connections.reject(peer)
             raise TooManyCalls(
                 "too many calls without a valid token came from your address", wait, "max_calls_per_second_per_user"
             )
         return _RecordedCall(self, peer, address)
 
-    def record(self, peer: str, address: str, *, authenticated: bool) -> None:
-        """Records whether a call over a connection was authenticated."""
-        if not authenticated:
-            self._authenticated.pop(peer, None)
-            self._per_address.take(address)
-            return
-        self._authenticated[peer] = None
-        self._authenticated.move_to_end(peer)
-        if len(self._authenticated) > MAX_KEYS:
-            self._authenticated.popitem(last=False)
+    def record(self, peer: str, address: str) -> None:
+        """Records a call that was not authenticated."""
+        self._per_address.take(address)
+        self._connections.reject(peer)
+
+    def record_cancelled(self, peer: str) -> None:
+        """Records a call that its caller cancelled, perhaps before it was authenticated."""
+        if not self._connections.is_authenticated(peer):
+            self._connections.reject(peer)
 
 
 class _RecordedCall:
@@ -133,15 +133,7 @@ class _RecordedCall:
         pass
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None or issubclass(kind, Unauthenticated):
-            self._interceptor.record(self._peer, self._address, authenticated=kind is None)
-
-
-def _address(peer: str) -> str:
-    """Returns the address of a peer such as ipv4:127.0.0.1:1234; for IPv6 its /64 network, which one user has whole."""
-    host = unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]").partition("%")[0]
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return host
-    return host if address.version == 4 else str(ipaddress.ip_network((address, 64), strict=False))
+        if kind is not None and issubclass(kind, Unauthenticated):
+            self._interceptor.record(self._peer, self._address)
+        elif kind is not None and issubclass(kind, asyncio.CancelledError):
+            self._interceptor.record_cancelled(self._peer)

@@ -1,7 +1,7 @@
 """Base classes of interceptors that wrap handlers of all four kinds of RPC, or run calls in a context manager."""
 
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -10,6 +10,7 @@ import grpc
 
 Call: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+Metadata: TypeAlias = "Iterable[tuple[str, str | bytes]] | None"
 Continuation: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]"
 
 NO_CONTEXT: "nullcontext[None]" = nullcontext()
@@ -33,9 +34,11 @@ class WrappingInterceptor(grpc.aio.ServerInterceptor):
         """Returns the wrapped handler of a call."""
         handler = await continuation(handler_call_details)
         method = str(handler_call_details.method)
-        if handler is None or not self.concerns(method):
-            return handler
-        inner, wrapped = self._wrapped.get(method, (None, None))
+        return handler if handler is None or not self.concerns(method) else self.wrapped(method, handler)
+
+    def wrapped(self, method: str, handler: Handler) -> Handler:
+        """Returns what `wrap` does, which is called once for each method."""
+        inner, wrapped = self._wrapped.get(method, (None, handler))
         if inner is not handler:
             # Once per method, not once per call: a wrapper takes memory for as long as a subscription lasts.
             wrapped = self.wrap(method, handler)
@@ -83,6 +86,19 @@ class ContextInterceptor(WrappingInterceptor):
                     yield response
 
         return behaviour
+
+
+def wrap_request(inner: Any, prepare: Callable[[Any, Any], Awaitable[Any]]) -> Any:
+    """Returns a behaviour of the same kind that is given what `prepare` makes of the request and the context."""
+
+    async def coroutine(request: Any, context: Any) -> Any:
+        return await inner(await prepare(request, context), context)
+
+    async def generator(request: Any, context: Any) -> AsyncIterator[Any]:
+        async for response in inner(await prepare(request, context), context):
+            yield response
+
+    return generator if inspect.isasyncgenfunction(inner) else coroutine
 
 
 def rebuild(handler: "Handler", wrap: Callable[[Any], Any], deserializer: Any, serializer: Any) -> "Handler":

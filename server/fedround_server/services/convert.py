@@ -227,6 +227,7 @@ def receipt(found: Update) -> round_pb2.UpdateReceipt:
         round=found.round,
         sha256=found.blob.sha256,
         accept_time=timestamp(found.accept_time),
+        num_examples=found.num_examples,
     )
 
 

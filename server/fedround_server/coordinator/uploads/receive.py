@@ -1,10 +1,13 @@
 """Receives files: checks them while they arrive, and makes blobs of them."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import TypeVar
 
-from fedround_server.blobs import BlobWriter, StagedRef, UploadRef
+from fedround_server.blobs import BlobWriter, StagedBlob, StagedRef, UploadRef
+from fedround_server.coordinator.adoption import decide
 from fedround_server.coordinator.context import Context
 from fedround_server.coordinator.tasks import await_even_if_cancelled, in_thread
 from fedround_server.coordinator.uploads.attempts import Attempts
@@ -26,6 +29,8 @@ from fedround_server.engine.jobs import CheckJob
 from fedround_server.failpoints import reached
 
 __all__ = ["Incoming", "Received", "Uploads"]
+
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +81,19 @@ class Uploads:
         self,
         incoming: Incoming,
         expected: Manifest | None,
+        accept: Callable[[Received], Awaitable[tuple[R, bool]]],
         bound: NormBound | None = None,
         differences: Manifest | None = None,
-    ) -> Received:
-        """Receives a file. When it returns, the file is on disk, complete, checked and a blob.
+    ) -> R:
+        """Receives a file, and has it accepted once it is on disk, complete, checked and a blob.
+
+        The upload counts against its user until the file is accepted or removed.
 
         Args:
             incoming: The file.
             expected: What it must contain; None for any acceptable model.
+            accept: Runs the transaction that may refer to the blob, to its end even if the caller is cancelled; returns
+                the result, and whether a row refers to the blob now. If not, or if it is rejected, the blob is removed.
             bound: How far an update may be from its origin; None for any distance.
             differences: What it may contain instead.
 
@@ -101,6 +111,7 @@ class Uploads:
             TooManyUploads: The unfinished uploads have too many bytes.
             DiskFull: There is no room for it.
             TokenInvalid: The user was removed.
+            FedroundError: `accept` raised it.
         """
         body = BodyReceiver(incoming, HeaderGate(expected, differences), self._context.limits.max_model_bytes)
         user_id, upload_id, offset = incoming.user_id, incoming.upload_id, incoming.offset
@@ -126,8 +137,15 @@ class Uploads:
                 except (InvalidArgument, DigestMismatch, ModelTooLarge):
                     writer.discard()
                     raise
-                await in_thread(self._blobs.commit, writer.staged)
-                return Received(writer.staged.blob, layout.manifest)
+                work = self._commit(writer.staged, layout.manifest, accept)
+                # The file belongs to this attempt until it is a blob.
+                return await await_even_if_cancelled(self._context.tasks.run_shielded(work))
+
+    async def _commit(
+        self, staged: StagedBlob, manifest: Manifest, accept: Callable[[Received], Awaitable[tuple[R, bool]]]
+    ) -> R:
+        await in_thread(self._blobs.commit, staged)
+        return await decide(self._blobs, staged.blob, accept(Received(staged.blob, manifest)))
 
     async def _check_and_sync(self, writer: BlobWriter, bound: NormBound | None) -> None:
         """Checks the numbers while the disk is busy."""

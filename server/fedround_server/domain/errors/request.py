@@ -15,6 +15,13 @@ class FieldInvalid(InvalidArgument):
         self.description = description
 
 
+class MessageInvalid(InvalidArgument):
+    """A message cannot be decoded, or the only message of a call is missing."""
+
+    reason = "MESSAGE_INVALID"
+    remedy = "use code that is generated from the proto files of this server"
+
+
 class Quota(ResourceExhausted):
     """The user, or the server, has as many open trainings, stored bytes or tags as are allowed."""
 
@@ -54,6 +61,16 @@ class ServerLeaving(Unavailable):
 
     def __init__(self) -> None:
         super().__init__("the server is shutting down: try again when it is back")
+
+
+class ServerOverloaded(Unavailable):
+    """Unauthenticated peers flood the server, which serves callers that it knows for the moment."""
+
+    reason = "SERVER_OVERLOADED"
+    remedy = "try again; the SDK does"
+
+    def __init__(self) -> None:
+        super().__init__("the server is flooded with calls, and serves known callers first: try again later")
 
 
 class StoreUnavailable(Unavailable):

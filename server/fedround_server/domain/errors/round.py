@@ -75,10 +75,10 @@ class NumExamples(InvalidArgument):
 
 
 class UpdateExists(AlreadyExists):
-    """The participant has submitted another update in the round; the same one gets the same receipt again."""
+    """The participant has submitted another update in the round: another file, `num_examples` or metrics."""
 
     reason = "UPDATE_EXISTS"
-    remedy = "nothing: the first one counts"
+    remedy = "nothing: the first one counts, and gets the same receipt again"
 
 
 class MetricsExist(AlreadyExists):
@@ -86,6 +86,13 @@ class MetricsExist(AlreadyExists):
 
     reason = "METRICS_EXIST"
     remedy = "nothing: the first ones count"
+
+
+class UpdateSuperseded(FailedPrecondition):
+    """The update or report was accepted, and will not count: its participant was removed, or its round abandoned."""
+
+    reason = "UPDATE_SUPERSEDED"
+    remedy = "discard it, and wait for the next `round_started`"
 
 
 class CursorExpired(OutOfRange):

@@ -1,21 +1,25 @@
 """Connections to SQLite and PostgreSQL, and what their errors mean to callers."""
 
+import errno
 import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import peewee
 from playhouse.pool import PooledPostgresqlDatabase
 
 from fedround_server.domain.errors import StoreUnavailable
+from fedround_server.store.db.wal import check_log
 from fedround_server.store.tables.base import database_proxy
 
 log = logging.getLogger(__name__)
 
 POSTGRES_THREADS = 4
+CONNECT_SECONDS = 10
+"""How long PostgreSQL may take to accept a connection, unless its URL says otherwise (`connect_timeout`)."""
 Connections: TypeAlias = peewee.SqliteDatabase | PooledPostgresqlDatabase
 """A connection to SQLite for each thread, or a pool of connections to PostgreSQL."""
 
@@ -25,32 +29,61 @@ def is_postgres(url: str | Path) -> bool:
     return isinstance(url, str) and url.startswith(("postgresql://", "postgres://"))
 
 
+def database_name(url: str | Path) -> str:
+    """Returns how an operator knows a database: by its path, or its host, port and name, without the password."""
+    if not is_postgres(url):
+        return str(url)
+    settings = postgres_settings(str(url))
+    return f"{settings.get('host', 'localhost')}:{settings.get('port', 5432)}/{settings['dbname']}"
+
+
 def connect(url: str | Path) -> Connections:
     """Returns the connections to a database, none of which is open yet; a missing SQLite file is created.
 
     Raises:
-        RuntimeError: PostgreSQL's driver is not installed.
+        RuntimeError: PostgreSQL's driver is not installed, its URL is not valid, or SQLite's log has lost changes.
+        OSError: SQLite's file cannot be created.
     """
     return _postgres(str(url)) if is_postgres(url) else _sqlite(Path(url))
+
+
+def postgres_settings(url: str) -> dict[str, Any]:
+    """Returns the settings of a connection to PostgreSQL, which is given up after a while.
+
+    Raises:
+        RuntimeError: The driver is not installed, or the URL is not valid.
+    """
+    try:
+        from psycopg import ProgrammingError
+        from psycopg.conninfo import conninfo_to_dict
+    except ImportError as error:
+        raise RuntimeError("PostgreSQL wants its driver: pip install 'fedround[postgres]'") from error
+    try:
+        return {"dbname": "fedround", "connect_timeout": CONNECT_SECONDS, **conninfo_to_dict(url)}
+    except ProgrammingError:
+        # Its message may have the password.
+        raise RuntimeError(
+            "database: is no valid URL: write postgresql://USER:PASSWORD@HOST:PORT/DATABASE, with %XX for characters"
+            " that have a meaning in URLs"
+        ) from None
 
 
 def _sqlite(path: Path) -> peewee.SqliteDatabase:
     # In WAL mode, synchronous=NORMAL does not sync at a commit; FULL does, and a receipt is a promise.
     # Savepoints copy the pages that they change, by default into a file in /var/tmp once these have 64 KiB.
     pragmas = {"journal_mode": "wal", "synchronous": "full", "busy_timeout": 10_000, "temp_store": "memory"}
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if not path.exists():
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+    check_log(path)
     return peewee.SqliteDatabase(str(path), pragmas=pragmas, thread_safe=True)
 
 
 def _postgres(url: str) -> PooledPostgresqlDatabase:
-    try:
-        from psycopg.conninfo import conninfo_to_dict
-    except ImportError as error:
-        raise RuntimeError("PostgreSQL wants its driver: pip install 'fedround[postgres]'") from error
-    settings = conninfo_to_dict(url)
+    settings = postgres_settings(url)
     return PooledPostgresqlDatabase(
-        settings.pop("dbname", None) or "fedround",
+        settings.pop("dbname"),
         max_connections=POSTGRES_THREADS + 1,
         prefer_psycopg3=True,
         **settings,
@@ -100,11 +133,11 @@ def unavailable() -> Iterator[None]:
     try:
         yield
     except (peewee.OperationalError, peewee.InterfaceError) as error:
-        log.warning("the database does not answer: %s", _first(error))
+        log.warning("the database does not answer: %s", first_error(error))
         raise StoreUnavailable("the database does not answer: try again") from error
 
 
-def _first(error: BaseException) -> BaseException:
+def first_error(error: BaseException) -> BaseException:
     """Returns the first error of a chain: when SQLite has ended a transaction itself, the rollback fails too."""
     while error.__context__ is not None:
         error = error.__context__

@@ -44,6 +44,7 @@ class Database:
     def __init__(self, url: str | Path, now: Callable[[], datetime] = utc_now) -> None:
         """Connects nothing yet; the arguments are those of `Store`."""
         self.is_postgres = connection.is_postgres(url)
+        self._name = connection.database_name(url)
         self._peewee = connection.connect(url)
         # A SQLite file needs no lock: it lies in the data directory, which belongs to one server.
         self._server_lock = ServerLock(str(url)) if self.is_postgres else None
@@ -57,7 +58,8 @@ class Database:
         """Connects and applies the missing migrations.
 
         Raises:
-            RuntimeError: Another database is open in this process, or this one in another process.
+            RuntimeError: Another database is open in this process, or this one in another process; or a newer version
+                has migrated it.
             StoreUnavailable: The database does not answer.
         """
         if database_proxy.obj is not None:
@@ -122,7 +124,14 @@ class Database:
     def _migrate(self) -> None:
         # All in one transaction: of several processes that open a SQLite file, one migrates and the others wait.
         with self._transactions.begin():
-            migrations.run(self._peewee, str(MIGRATIONS))
+            runner = migrations.Runner(self._peewee, str(MIGRATIONS))
+            # Those that are not known here have no file.
+            if unknown := [migration.name for migration in runner.status() if migration.path is None]:
+                raise RuntimeError(
+                    f"the database {self._name} was used by a newer version of fedround (it has {unknown[-1]}):"
+                    " install that version, or restore a backup from before"
+                )
+            runner.up()
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from typing import Any
 
 from fedround_server.domain.errors import StoreUnavailable
+from fedround_server.store.db.connection import postgres_settings
 
 # Any constant that no other application of the database uses.
 LOCK_KEY = 0x666564726F756E64
@@ -42,7 +43,7 @@ class ServerLock:
         except psycopg.OperationalError:
             self.release()
         try:
-            self._session = psycopg.connect(self._url, autocommit=True)
+            self._session = psycopg.connect(autocommit=True, **postgres_settings(self._url))
             for setting in SETTINGS:
                 self._session.execute(setting)
             self._session.execute("SELECT pg_advisory_lock(%s)", (LOCK_KEY,))

@@ -1,11 +1,11 @@
 """Reads of the participants of trainings."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from peewee import ModelSelect
 
-from fedround_server.store.db.compiled import compiled
+from fedround_server.store.db.compiled import compiled, in_array
 from fedround_server.store.tables.schema import ParticipantRow, TrainingRow
 
 
@@ -34,6 +34,16 @@ def participant_ids(training_id: str) -> list[str]:
     """Returns the ids of the present participants, in canonical order."""
     rows: Iterable[tuple[str]] = present_participants(training_id, ParticipantRow.user_id).tuples()  # type: ignore[assignment]  # the stubs don't know what tuples() does
     return sorted(user_id for (user_id,) in rows)
+
+
+def former_participants(training_id: str, user_ids: Collection[str]) -> set[str]:
+    """Returns those of some users that took part in a training and have left it."""
+    left = ParticipantRow.select(ParticipantRow.user_id).where(
+        ParticipantRow.training_id == training_id,
+        in_array(ParticipantRow.user_id, user_ids),
+        ParticipantRow.remove_time.is_null(False),
+    )
+    return {part.user_id for part in left}
 
 
 def present_participants(training_id: str, *columns: Any) -> "ModelSelect[ParticipantRow]":

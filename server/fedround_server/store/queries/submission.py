@@ -15,6 +15,7 @@ from fedround_server.domain.errors import (
     RoundNotOpen,
     TrainingNotFound,
     UpdateExists,
+    UpdateSuperseded,
 )
 from fedround_server.domain.failure import ABSENT
 from fedround_server.domain.model import Manifest
@@ -66,10 +67,10 @@ def check(training: TrainingRow, new: NewUpdate | NewReport) -> RoundRow | Updat
     """
     if not took_part(training, new.user_id):
         raise TrainingNotFound(new.training_id)
-    before = find_submission(new.training_id, new.round, new.user_id)
-    if before is not None:
-        return _same(before, new)
     row = find_round(new.training_id, new.round)
+    before = find_submission(new.training_id, new.round, new.user_id)
+    if row is not None and before is not None and _stands(row, before, new):
+        return before
     if row is None or row.state != RoundState.OPEN.value or KINDS[row.kind].submission is not new.submission:
         raise RoundNotOpen(_why_not_open(training, row, new.round), training_id=new.training_id)
     _check_member(row, new.user_id)
@@ -95,14 +96,14 @@ def check_failure(training: TrainingRow, number: int, user_id: str) -> RoundRow 
         before = find_failure(training.training_id, number, user_id)
         if before is not None and before.reason != ABSENT:
             return None
+    if row is None or row.state != RoundState.OPEN.value:
+        raise RoundNotOpen(_why_not_open(training, row, number), training_id=training.training_id)
+    _check_member(row, user_id)
     submitted = find_submission(training.training_id, number, user_id)
     if submitted is not None:
         if submitted.sha256 is None:
             raise MetricsExist(f"you have reported metrics for round {number}: they stand, and no failure is recorded")
         raise UpdateExists(f"you have submitted an update for round {number}: it stands, and no failure is recorded")
-    if row is None or row.state != RoundState.OPEN.value:
-        raise RoundNotOpen(_why_not_open(training, row, number), training_id=training.training_id)
-    _check_member(row, user_id)
     return row
 
 
@@ -111,16 +112,42 @@ def _check_member(row: RoundRow, user_id: str) -> None:
         raise NotInCohort(f"you do not belong to the cohort of round {row.number}: wait for the next round_started")
 
 
-def _same(before: UpdateRow, new: NewUpdate | NewReport) -> UpdateRow:
-    """Returns a stored submission if the new one is the same."""
-    if before.sha256 != (new.blob.sha256 if isinstance(new, NewUpdate) else None):
-        raise UpdateExists(
-            f"you have submitted another update for round {new.round}: it stands", update_id=before.update_id
+def _stands(row: RoundRow, before: UpdateRow, new: NewUpdate | NewReport) -> bool:
+    """Returns whether a submission of the round was accepted, counts, and is the same as a new one.
+
+    False means that a removal superseded it and that the new one differs: that is judged like a first one.
+
+    Raises:
+        UpdateExists: It is another update, and counts.
+        MetricsExist: It is another report, and counts.
+        UpdateSuperseded: It is the same, and will not count.
+    """
+    changed = [name for name, value in _content(new).items() if getattr(before, name) != value]
+    changed += [] if same_metrics(before.metrics, new.metrics) else ["metrics"]
+    abandoned = row.state == RoundState.ABANDONED.value
+    if abandoned or not is_member(row.training_id, row.number, before.user_id):
+        if changed:
+            return False
+        cause = "the round was abandoned" if abandoned else "you were removed from the round"
+        raise UpdateSuperseded(
+            f"your {new.submission.noun} for round {row.number} was superseded, and will not count: {cause}; discard"
+            " it, and wait for the next round_started",
+            update_id=before.update_id,
         )
-    same = same_metrics(before.metrics, new.metrics) and before.num_examples == new.num_examples
-    if isinstance(new, NewReport) and not same:
-        raise MetricsExist(f"you have reported other metrics for round {new.round}: they stand")
-    return before
+    if not changed:
+        return True
+    different = f"(different: {', '.join(changed)})"
+    if isinstance(new, NewReport) and before.sha256 is None:
+        raise MetricsExist(f"you have reported other metrics for round {row.number} {different}: they stand")
+    raise UpdateExists(
+        f"you have submitted another update for round {row.number} {different}: it stands", update_id=before.update_id
+    )
+
+
+def _content(new: NewUpdate | NewReport) -> dict[str, object]:
+    """Returns what makes a submission the same as another one, beside its metrics, by the names of the columns."""
+    sha256 = new.blob.sha256 if isinstance(new, NewUpdate) else None
+    return {"sha256": sha256, "num_examples": new.num_examples}
 
 
 def _why_not_open(training: TrainingRow, row: RoundRow | None, number: int) -> str:

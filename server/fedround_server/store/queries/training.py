@@ -90,6 +90,19 @@ def find_created_training(actor_id: str, request_id: str) -> TrainingRow | None:
     return row
 
 
+def is_removed(training_id: str, actor_id: str) -> bool:
+    """Returns whether an actor had a training that was removed."""
+    return (
+        TrainingRow.select()
+        .where(
+            TrainingRow.training_id == training_id,
+            TrainingRow.actor_id == actor_id,
+            TrainingRow.remove_time.is_null(False),
+        )
+        .exists()
+    )
+
+
 def find_training_of_model(model_id: str) -> TrainingRow | None:
     """Returns the training that works, or worked, on a model: a model that was used is copied for the next one."""
     row: TrainingRow | None = TrainingRow.get_or_none(TrainingRow.model_id == model_id)

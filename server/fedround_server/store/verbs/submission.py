@@ -36,6 +36,7 @@ class SubmissionVerbs(Verbs):
             RoundNotOpen: The round does not take updates.
             NotInCohort: The user does not belong to the round.
             UpdateExists: The user has submitted another update.
+            UpdateSuperseded: The same update was accepted before, and will not count.
             NumExamples: More than the training's limit.
         """
         return submission.admit(lock_visible(new.training_id, new.user_id), new)

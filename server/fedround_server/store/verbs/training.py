@@ -23,12 +23,13 @@ from fedround_server.domain.training import Training, TrainingSpec, TrainingStat
 from fedround_server.store.db.audit_trail import record
 from fedround_server.store.db.run import Verbs, verb
 from fedround_server.store.queries.model import get_model, lock_owned_model
-from fedround_server.store.queries.participant import is_participant, participant_ids
+from fedround_server.store.queries.participant import former_participants, is_participant, participant_ids
 from fedround_server.store.queries.quota import check_open_trainings, check_stored_bytes
 from fedround_server.store.queries.training import (
     find_created_training,
     find_training_of_model,
     find_visible,
+    is_removed,
     load_trainings,
     lock_steered,
     lock_visible,
@@ -165,40 +166,47 @@ class TrainingVerbs(Verbs):
     ) -> tuple[Training, bool]:
         """Removes participants, the actor any, a participant itself; returns whether that closed the training's round.
 
+        Those that have left already are skipped: a caller repeats the call when it got no answer.
+
         Raises:
             TrainingNotFound: There is no such training for the caller.
             NotActor: A participant names others.
             TrainingEnded: The training is over.
-            UnknownClients: Some take no part; nothing is changed.
+            UnknownClients: Some never took part; nothing is changed.
             LastParticipant: None would be left in a running training.
         """
         row = lock_visible(training_id, caller_id)
-        leaving = set(client_ids)
-        if row.actor_id != caller_id:
+        if row.actor_id != caller_id and set(client_ids) != {caller_id}:
             if not is_participant(training_id, caller_id):
                 raise TrainingNotFound(training_id)
-            if leaving != {caller_id}:
-                raise NotActor("a participant may remove itself only: ask the actor")
-        if state_of(row).is_ended:
-            raise TrainingEnded(f"the training {training_id} is {row.state}: there is nothing to leave")
+            raise NotActor("a participant may remove itself only: ask the actor")
         present = set(participant_ids(training_id))
-        if unknown := leaving - present:
+        if unknown := set(client_ids) - present - former_participants(training_id, client_ids):
             raise UnknownClients(sorted(unknown), "not participants of the training")
-        if state_of(row).is_running and leaving == present:
+        leaving = set(client_ids) & present
+        if leaving and state_of(row).is_ended:
+            raise TrainingEnded(f"the training {training_id} is {row.state}: there is nothing to leave")
+        if leaving == present and state_of(row).is_running:
             raise LastParticipant("a running training keeps one participant: remove the training (force) instead")
-        closed = leave(row, sorted(leaving), now)
+        closed = bool(leaving) and leave(row, sorted(leaving), now)
         return load_trainings([row], viewer_id=_other_than_actor(row, caller_id))[0], closed
 
     @verb
     def remove(self, training_id: str, actor_id: str, *, force: bool, now: datetime) -> None:
-        """Removes a training; its model stays.
+        """Removes a training; its model stays. Does nothing if the actor has removed it before.
 
         Raises:
             TrainingNotFound: There is no such training for the caller.
             NotActor: The caller only takes part.
             TrainingRunning: It runs, and force is not set.
         """
-        row = lock_steered(training_id, actor_id)
+        try:
+            row = lock_steered(training_id, actor_id)
+        except TrainingNotFound:
+            # The caller repeats the call when it got no answer.
+            if is_removed(training_id, actor_id):
+                return
+            raise
         if state_of(row).is_running and not force:
             raise TrainingRunning(f"the training {training_id} is running: set force to remove it all the same")
         end_training.remove(row, now)

@@ -1,0 +1,132 @@
+"""Events as lines for people, with the names of trainings and users."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any
+
+from google.protobuf.message import Message
+
+from fedround.v1.event_pb2 import ROUND_KIND_EVALUATE, Event, RoundKind, RoundStarted, UpdateAccepted
+from fedround.v1.round_pb2 import ROUND_STATE_OPEN
+from fedround.v1.training_pb2 import Training
+from fedround_client.client import Client
+from fedround_client.command.names import user_names
+from fedround_client.command.output import as_dict, when
+from fedround_client.command.training_summary import missing, task
+from fedround_client.errors import FedroundError
+from fedround_client.round_number import planned_rounds, round_text
+
+FEW = 3
+"""Missing participants are named once they are so few."""
+
+
+class EventLines:
+    """Describes events. Asks the server for names when they are needed, and keeps them."""
+
+    def __init__(self, client: Client, *, several: bool) -> None:
+        """Creates an object that knows no names yet.
+
+        Args:
+            client: Asks for trainings, users and rounds.
+            several: Whether lines name their training.
+        """
+        self._client = client
+        self._several = several
+        self._trainings: dict[str, Training | None] = {}
+        self._users: dict[str, str] = {}
+        self._kinds: dict[tuple[str, int], RoundKind.ValueType] = {}
+        self._describe: Mapping[str, Callable[[str, Any], str]] = {
+            "training_started": lambda _, one: f"started: {one.target_num_updates} versions to make",
+            "round_started": self._round_started,
+            "round_extended": lambda training_id, one: (
+                f"{self._round(training_id, one.round)} is repeated: attempt {one.attempt},"
+                f" {one.updates_arrived} of {one.updates_expected} arrived, until {when(one.deadline)}"
+            ),
+            "update_accepted": self._update_accepted,
+            "round_closed": lambda training_id, one: (
+                f"{self._round(training_id, one.round)} is done: {task(one.kind)}, version {one.model_version},"
+                f" {one.num_updates} arrived{_metrics(one.metrics)}"
+            ),
+            "client_removed": lambda _, one: f"{self._user(one.client_id)} was removed",
+            "training_finished": lambda _, one: (
+                f"finished{' early' if one.stopped_early else ''}: version {one.model_version} of model {one.model_id}"
+            ),
+            "training_failed": lambda _, one: f"failed: {one.reason}: {one.message}",
+            "training_removed": lambda _, one: "the training was removed",
+        }
+
+    def line(self, event: Event) -> str:
+        """Returns the line of an event."""
+        kind = event.WhichOneof("payload") or "unknown"
+        payload = getattr(event, kind, None)
+        describe = self._describe.get(kind)
+        text = describe(event.training_id, payload) if describe else self._fields(event.training_id, kind, payload)
+        return "  ".join(filter(None, (when(event.create_time), self._title(event.training_id), text)))
+
+    def _title(self, training_id: str) -> str:
+        if not self._several:
+            return ""
+        training = self._training(training_id)
+        # Several trainings may have the same name.
+        return f"{training.spec.name} ({training_id[:8]})" if training is not None else training_id
+
+    def _round_started(self, training_id: str, started: RoundStarted) -> str:
+        self._kinds[training_id, started.round] = started.kind
+        deadline = f", until {when(started.deadline)}" if started.HasField("deadline") else ""
+        attempt = f", attempt {started.attempt}" if started.attempt > 1 else ""
+        title = self._round(training_id, started.round)
+        return f"{title} is open: {task(started.kind)}, version {started.model.version}{attempt}{deadline}"
+
+    def _update_accepted(self, training_id: str, accepted: UpdateAccepted) -> str:
+        is_report = self._kinds.get((training_id, accepted.round)) == ROUND_KIND_EVALUATE
+        return (
+            f"{self._round(training_id, accepted.round)}: {'report' if is_report else 'update'} of"
+            f" {self._user(accepted.participant_id)}, {accepted.num_examples} examples;"
+            f" {accepted.updates_arrived} of {accepted.updates_expected} arrived{self._missing(training_id, accepted)}"
+        )
+
+    def _missing(self, training_id: str, accepted: UpdateAccepted) -> str:
+        if not 0 < accepted.updates_expected - accepted.updates_arrived <= FEW:
+            return ""
+        with suppress(FedroundError):
+            found = self._client.get_round(training_id)
+            # The round may have gone on since the event.
+            if (found.number, found.state, found.updates_arrived) == (
+                accepted.round,
+                ROUND_STATE_OPEN,
+                accepted.updates_arrived,
+            ):
+                return f"; missing: {missing(found.participants, found.num_participants)}"
+        return ""
+
+    def _round(self, training_id: str, number: int) -> str:
+        training = self._training(training_id)
+        return round_text(number, planned_rounds(training.spec) if training is not None else None)
+
+    def _training(self, training_id: str) -> Training | None:
+        if training_id not in self._trainings:
+            self._trainings[training_id] = None
+            with suppress(FedroundError):
+                self._trainings[training_id] = self._client.get_training(training_id)
+        return self._trainings[training_id]
+
+    def _user(self, user_id: str) -> str:
+        if user_id not in self._users:
+            # Not everybody is listed: a user may be removed, and a participant may not list users. Do not ask again.
+            self._users = {**self._users, user_id: user_id, **user_names(self._client)}
+        return self._users[user_id]
+
+    def _fields(self, training_id: str, kind: str, payload: Message | None) -> str:
+        """Returns the line of an event of a newer server."""
+        fields = as_dict(payload) if payload is not None else {}
+        for name in fields.keys() & {"client_id", "participant_id"}:
+            fields[name] = self._user(fields[name])
+        number = fields.pop("round", None)
+        where = f"{self._round(training_id, number)}: " if isinstance(number, int) else ""
+        return f"{where}{kind.replace('_', ' ')} " + ", ".join(f"{name}: {value}" for name, value in fields.items())
+
+
+def _metrics(metrics: Mapping[str, float]) -> str:
+    return "".join(f", {name} {value:.6g}" for name, value in sorted(metrics.items()))

@@ -1,0 +1,104 @@
+"""Failures of commands: one line on stderr, or one JSON object for those who asked for JSON, and the exit code."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from itertools import pairwise
+from typing import Any, NoReturn
+
+import grpc
+import typer
+
+from fedround_client.audit_entry import AuditBroken
+from fedround_client.command.output import echo
+from fedround_client.errors import FedroundError
+from fedround_client.tensor_types import TensorError
+
+USAGE_ERROR = 2
+"""Exit code after a wrong command line."""
+
+_as_json: ContextVar[bool] = ContextVar("errors_as_json", default=False)
+
+
+@contextmanager
+def format_of(words: Sequence[str]) -> Iterator[None]:
+    """Prints errors in the block as JSON if the command line has `--format json`, whether or not it can be parsed."""
+    wanted = "--format=json" in words or ("--format", "json") in pairwise(words)
+    token = _as_json.set(wanted)
+    try:
+        yield
+    finally:
+        _as_json.reset(token)
+
+
+def fail(
+    reason: str,
+    message: str,
+    *,
+    code: grpc.StatusCode = grpc.StatusCode.FAILED_PRECONDITION,
+    metadata: Mapping[str, str] | None = None,
+    exit_code: int = 1,
+) -> NoReturn:
+    """Prints the error and exits.
+
+    Args:
+        reason: The reason for programs, in UPPER_SNAKE_CASE.
+        message: What happened and what to do next, for people.
+        code: The status code that fits, for programs that know those of the server.
+        metadata: More about the reason, by name.
+        exit_code: The exit code.
+    """
+    _fail(FedroundError(code, reason, message, metadata), exit_code)
+
+
+@contextmanager
+def print_errors(exit_code: int = 1) -> Iterator[None]:
+    """Prints expected errors, and exits with the code, or with 1 if the audit log is broken."""
+    try:
+        yield
+    except FedroundError as error:
+        _fail(error, exit_code)
+    except TensorError as error:
+        fail("MODEL_FORMAT", str(error), code=grpc.StatusCode.INVALID_ARGUMENT, exit_code=exit_code)
+    except AuditBroken as error:
+        fail("AUDIT_BROKEN", str(error), code=grpc.StatusCode.DATA_LOSS, metadata={"sequence": str(error.sequence)})
+    except TimeoutError as error:
+        fail("TIMEOUT", str(error), code=grpc.StatusCode.DEADLINE_EXCEEDED, exit_code=exit_code)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        fail("FILE", str(error), exit_code=exit_code)
+
+
+@contextmanager
+def print_usage_errors() -> Iterator[None]:
+    """Prints errors of the command line as JSON, and exits with 2; leaves them to typer unless JSON is asked for."""
+    try:
+        yield
+    except Exception as error:
+        # Typer has had several names for its base class; they all have this method.
+        text: Any = getattr(error, "format_message", None)
+        if text is None or not _as_json.get():
+            raise
+        fail("USAGE", text(), code=grpc.StatusCode.INVALID_ARGUMENT, exit_code=USAGE_ERROR)
+
+
+def _fail(error: FedroundError, exit_code: int) -> NoReturn:
+    if _as_json.get():
+        fields: dict[str, Any] = {
+            "code": error.code.name,
+            "reason": error.reason,
+            "message": error.message,
+            "metadata": error.metadata,
+        }
+        if error.field_violations:
+            fields["field_violations"] = error.field_violations
+        if error.retry_after is not None:
+            fields["retry_after"] = error.retry_after
+        echo(json.dumps(fields), err=True)
+    else:
+        echo(f"error: {error}", err=True)
+    raise typer.Exit(exit_code)

@@ -1,0 +1,128 @@
+"""What a training is doing, in a few lines for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from fedround.v1.event_pb2 import ROUND_KIND_EVALUATE, ROUND_KIND_SWAG, RoundKind
+from fedround.v1.round_pb2 import Round, RoundParticipant, RoundState
+from fedround.v1.training_pb2 import (
+    TRAINING_STATE_ERROR,
+    TRAINING_STATE_INITIAL,
+    Training,
+    TrainingState,
+)
+from fedround_client.command.output import Format, enum_name, show, show_fields, when
+from fedround_client.round_number import planned_rounds, round_text
+
+MAX_NAMES = 10
+"""How many participants a line names."""
+
+_ALGORITHMS = {"fed_avg": "FedAvg", "fed_prox": "FedProx", "fed_dc": "FedDC"}
+_TASKS = {ROUND_KIND_EVALUATE: "evaluation", ROUND_KIND_SWAG: "moments for SWAG"}
+
+
+def show_training(
+    training: Training, form: Format, *, current: Round | None = None, names: Mapping[str, str] | None = None
+) -> None:
+    """Prints a training: as JSON, or as lines for people.
+
+    Args:
+        training: The training.
+        form: The format.
+        current: Its current round, if it is open and the caller may see it.
+        names: Names of users, by id.
+    """
+    if form is Format.JSON:
+        show(training, form)
+    else:
+        show_fields(_lines(training, current, names or {}))
+
+
+def task(kind: RoundKind.ValueType) -> str:
+    """Returns what a round of a kind is for, in words."""
+    return _TASKS.get(kind, "training")
+
+
+def round_lines(found: Round, planned: int | None) -> Iterator[tuple[str, object]]:
+    """Yields what a round is and waits for, in words."""
+    attempts = f", attempt {found.attempt} of {found.max_attempts}" if found.max_attempts > 1 else ""
+    yield "round", f"{round_text(found.number, planned).removeprefix('round ')}: {task(found.kind)}{attempts}"
+    yield "state", f"{enum_name(RoundState, found.state).lower()}, from version {found.model_version}"
+    yield "arrived", _arrived(found.kind, found.updates_arrived, found.updates_expected)
+    yield "missing", missing(found.participants, found.num_participants)
+    yield "waiting for", found.waiting_for
+    yield "opened", when(found.open_time)
+    yield "deadline", when(found.deadline)
+    yield "expected end", when(found.forecast_end_time)
+    yield "done", when(found.done_time)
+
+
+def missing(participants: Iterable[RoundParticipant], total: int = 0) -> str:
+    """Returns the names of the participants whose update or report has not arrived; empty if all have.
+
+    Args:
+        participants: Participants of the round, as far as they are known.
+        total: How many the round has.
+    """
+    known = list(participants)
+    absent = [f"{one.name} ({_seen(one)})" for one in known if not one.arrived]
+    # Those with a missing update come first, so that all that are not listed may be missing too.
+    unlisted = max(0, total - len(known)) if len(absent) == len(known) else 0
+    return listing(absent, unlisted)
+
+
+def listing(names: list[str], more: int = 0) -> str:
+    """Returns some names as text, and how many more there are."""
+    more += max(0, len(names) - MAX_NAMES)
+    return ", ".join(names[:MAX_NAMES]) + (f" and {more} more" if more else "")
+
+
+def _lines(training: Training, current: Round | None, names: Mapping[str, str]) -> Iterator[tuple[str, object]]:
+    spec = training.spec
+    planned = planned_rounds(spec)
+    yield "training", spec.name
+    yield "id", training.training_id
+    yield "description", spec.description
+    yield "state", _state(training)
+    if training.HasField("start_time") and current is None:
+        yield "round", round_text(training.round, planned).removeprefix("round ")
+    if current is not None:
+        yield from round_lines(current, planned)
+    yield "model", f"version {training.model_version} of {spec.target_num_updates}: {training.model_id}"
+    if training.HasField("best_version"):
+        yield "best", f"version {training.best_version}: {spec.selection.metric} {training.best_value:.6g}"
+    yield "participants", _participants(training, names)
+    yield "aggregation", _ALGORITHMS.get(spec.aggregation.WhichOneof("algorithm") or "", "")
+    yield "metrics", ", ".join(spec.metric_names)
+    yield "created", when(training.create_time)
+    yield "started", when(training.start_time)
+    yield "changed", when(training.update_time)
+
+
+def _state(training: Training) -> str:
+    if training.state == TRAINING_STATE_ERROR:
+        return f"failed: {training.error.reason}: {training.error.message}"
+    if training.state == TRAINING_STATE_INITIAL:
+        return "not started: `fedround training start` opens the first round"
+    return enum_name(TrainingState, training.state).lower()
+
+
+def _participants(training: Training, names: Mapping[str, str]) -> str:
+    known = [names[user_id] for user_id in training.participant_ids if user_id in names]
+    return f"{training.num_participants}" + (
+        f": {listing(known, max(0, training.num_participants - len(known)))}" if known else ""
+    )
+
+
+def _arrived(kind: RoundKind.ValueType, arrived: int, expected: int) -> str:
+    return f"{arrived} of {expected} {'reports' if kind == ROUND_KIND_EVALUATE else 'updates'}"
+
+
+def _seen(one: RoundParticipant) -> str:
+    if one.uploaded_bytes:
+        return f"{one.uploaded_bytes:,} bytes uploaded"
+    if one.subscribed:
+        return "connected"
+    seen = when(one.last_seen_time)
+    return f"last seen {seen}" if seen else "never connected"

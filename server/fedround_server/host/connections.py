@@ -1,0 +1,244 @@
+"""The TCP connections of this process: how many unauthenticated ones there may be, and which are closed."""
+
+import asyncio
+import ipaddress
+import os
+import socket
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+FOLDERS = (Path("/proc/self/fd"), Path("/dev/fd"))
+"""Where the system lists the open files of a process."""
+PAUSE = 0.05
+"""Seconds between two scans at least. A scan takes a twentieth of the time at most."""
+COMPLETE = 2.0
+"""Seconds between two complete scans, which look at all open files; the others look at what may be new."""
+GROWTH = 16
+"""By how many the open files have to grow for a scan between these."""
+MAX_WAITING = 500
+"""How many calls may wait for the server before connections are closed for it; each takes 16 kB of memory."""
+WINDOW = 20
+"""Of how many looks at the waiting calls the fewest count as none: those that were cancelled are never taken."""
+CALL_BYTES = 27
+"""The smallest size of a call without a message: the head of a frame, and a compressed path and token."""
+TCP_INFO, TCP_INFO_BYTES_RECEIVED = getattr(socket, "TCP_INFO", None), 128
+OLD = 10.0
+"""Seconds after which an unauthenticated connection is the first to be closed: authentication takes milliseconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Connection:
+    """An open connection.
+
+    Attributes:
+        peer: The peer, as gRPC writes it.
+        since: When it was first seen, in seconds of the monotonic clock.
+        received: How many bytes it had sent when it was last looked at.
+    """
+
+    peer: str
+    since: float
+    received: int
+
+
+class Connections:
+    """Closes connections of unauthenticated peers: those beyond a number, and those with many calls.
+
+    These are the ones whose calls are all rejected, and, when more calls wait than the server can take, those that have
+    sent the most bytes. gRPC has no limit on the connections of an address and no way to close one. It owns the
+    sockets, so this class finds them among the open files of the process and shuts them down; gRPC then frees what
+    belongs to the connection.
+    """
+
+    def __init__(self, per_address: int, total: int, max_rejected: int, waiting: Callable[[], int]) -> None:
+        """Makes it for a port that is not bound yet.
+
+        Args:
+            per_address: Unauthenticated connections of one address.
+            total: Unauthenticated connections of all addresses.
+            max_rejected: Calls in a row of an unauthenticated connection that may be rejected.
+            waiting: Returns how many calls gRPC has received and the server has not taken, also those that were
+                cancelled meanwhile.
+        """
+        self._waiting = waiting
+        self._waited: deque[int] = deque(maxlen=WINDOW)
+        self._per_address = per_address
+        self._total = total
+        self._max_rejected = max_rejected
+        self.is_flooded = False
+        """Whether unauthenticated connections make more calls than the server can take."""
+        self._port = 0
+        self._count = 0
+        # What each descriptor is: a connection of the port, or something else.
+        self._open: dict[int, _Connection | None] = {}
+        self._authenticated: dict[str, None] = {}
+        self._rejected: Counter[str] = Counter()
+
+    def take_count(self) -> int:
+        """Returns how many calls were rejected and connections closed since it was asked last."""
+        count, self._count = self._count, 0
+        return count
+
+    def is_authenticated(self, peer: str) -> bool:
+        """Returns whether the last call over a connection was authenticated."""
+        return peer in self._authenticated
+
+    def accept(self, peer: str) -> None:
+        """Records an authenticated call over a connection."""
+        self._authenticated[peer] = None
+        self._rejected.pop(peer, None)
+
+    def reject(self, peer: str) -> None:
+        """Records a call that was not authenticated; closes the connection after too many in a row."""
+        self._authenticated.pop(peer, None)
+        self._rejected[peer] += 1
+        self._count += 1
+        if self._rejected[peer] >= self._max_rejected:
+            self._rejected.pop(peer)
+            self._scan(time.monotonic(), complete=False)
+            self._close([peer])
+
+    async def watch(self, port: int) -> None:
+        """Limits the connections to a port, forever.
+
+        In the event loop: a thread would wait for the interpreter's lock at each of its many system calls.
+        """
+        self._port = port
+        count, complete, pause = 0, 0.0, PAUSE
+        while True:
+            await asyncio.sleep(pause)
+            now, before = time.monotonic(), count
+            count, due = _count_descriptors(), now >= complete
+            self._waited.append(self._waiting())
+            is_flooded = self._waited[-1] - min(self._waited) > MAX_WAITING
+            if not is_flooded:
+                self.is_flooded = False
+            if count and count < before + GROWTH and not due and not is_flooded:
+                # So that a slow growth is seen, too.
+                count = min(count, before)
+                continue
+            self._scan(now, complete=due)
+            heaviest = self._heaviest() if is_flooded else set()
+            self.is_flooded = self.is_flooded or bool(heaviest)
+            self._close(self._surplus(now) | heaviest)
+            taken = time.monotonic() - now
+            pause = max(PAUSE, 20 * taken)
+            if due:
+                complete = now + max(COMPLETE, 100 * taken)
+
+    def _scan(self, now: float, *, complete: bool) -> None:
+        """Finds the open connections.
+
+        Args:
+            now: The time.
+            complete: Whether to look at descriptors again that were something else, or an authenticated connection.
+        """
+        found: dict[int, _Connection | None] = {}
+        for descriptor in _descriptors():
+            known = self._open.get(descriptor)
+            if complete or descriptor not in self._open or (known and known.peer not in self._authenticated):
+                peer, received = _inspect(descriptor, self._port)
+                since = now if known is None or known.peer != peer else known.since
+                known = None if peer is None else _Connection(peer, since, received)
+            found[descriptor] = known
+        self._open = found
+        if complete:
+            peers = {one.peer for one in found.values() if one}
+            for records in (self._authenticated, self._rejected):
+                for peer in [peer for peer in tuple(records) if peer not in peers]:
+                    records.pop(peer, None)
+
+    def _surplus(self, now: float) -> set[str]:
+        """Returns the unauthenticated connections that are too many."""
+        unknown = self._unauthenticated()
+        by_address: dict[str, list[str]] = {}
+        # In the order in which they are kept: the new ones as they came, then the old ones, the last of them first.
+        for one in sorted(unknown, key=lambda one: (now - one.since > OLD, abs(now - OLD - one.since))):
+            by_address.setdefault(address_of(one.peer), []).append(one.peer)
+        limit = self._per_address
+        while limit > 1 and sum(min(limit, len(peers)) for peers in by_address.values()) > self._total:
+            limit -= max(1, limit // 8)
+        kept = [peer for peers in by_address.values() for peer in peers[:limit]][: self._total]
+        return {one.peer for one in unknown} - set(kept)
+
+    def _heaviest(self) -> set[str]:
+        """Returns the unauthenticated connections that have sent the most, but for as many calls as may wait."""
+        surplus, calls = set(), 0
+        for one in sorted(self._unauthenticated(), key=lambda one: one.received):
+            calls += one.received // CALL_BYTES
+            if calls > MAX_WAITING:
+                surplus.add(one.peer)
+        return surplus
+
+    def _unauthenticated(self) -> list[_Connection]:
+        return [one for one in self._open.values() if one and one.peer not in self._authenticated]
+
+    def _close(self, peers: Collection[str]) -> None:
+        for descriptor in [descriptor for descriptor, one in self._open.items() if one and one.peer in peers]:
+            with suppress(OSError):
+                # gRPC may close it meanwhile, and another file may get its number: the copy stays what it is.
+                copy = socket.socket(fileno=os.dup(descriptor))
+                if _inspect(copy.fileno(), self._port)[0] in peers:
+                    copy.shutdown(socket.SHUT_RDWR)
+                    self._count += 1
+                copy.close()
+
+
+def address_of(peer: str) -> str:
+    """Returns the address of a peer such as ipv4:127.0.0.1:1234; for IPv6 its /64 network, which one user has whole."""
+    host = unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]").partition("%")[0]
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host
+    return host if address.version == 4 else str(ipaddress.ip_network((address, 64), strict=False))
+
+
+def _descriptors() -> list[int]:
+    with os.scandir(next(folder for folder in FOLDERS if folder.exists())) as entries:
+        return [int(entry.name) for entry in entries]
+
+
+def _count_descriptors() -> int:
+    """Returns the number of open files, or 0 if the system does not tell (Linux does, since 6.2)."""
+    return FOLDERS[0].stat().st_size if FOLDERS[0].exists() else 0
+
+
+def _inspect(descriptor: int, port: int) -> tuple[str | None, int]:
+    """Returns the peer of a connection to a port, as gRPC writes it, and how many bytes came from there.
+
+    The peer is None if the descriptor is something else.
+    """
+    try:
+        one = socket.socket(socket.AF_INET6, socket.SOCK_STREAM, 0, descriptor)
+    except OSError:
+        return None, 0
+    try:
+        if one.getsockname()[1:2] != (port,):
+            return None, 0
+        return _format(*one.getpeername()), _received(one)
+    except OSError:
+        return None, 0
+    finally:
+        one.detach()
+
+
+def _received(one: socket.socket) -> int:
+    """Returns how many bytes a connection has received; 0 where the system does not tell."""
+    if TCP_INFO is None:
+        return 0
+    end = TCP_INFO_BYTES_RECEIVED + 8
+    return int.from_bytes(one.getsockopt(socket.IPPROTO_TCP, TCP_INFO, end)[TCP_INFO_BYTES_RECEIVED:], sys.byteorder)
+
+
+def _format(host: str, port: int, _flow: int = 0, _scope: int = 0) -> str:
+    plain = host.removeprefix("::ffff:")
+    if ":" not in plain:
+        return f"ipv4:{plain}:{port}"
+    return f"ipv6:{quote(f'[{host}]', safe=':')}:{port}"

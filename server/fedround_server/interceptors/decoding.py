@@ -1,0 +1,62 @@
+"""Decodes requests within their call, so that one that cannot be decoded gets an error like any other."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from google.protobuf.message import DecodeError
+
+from fedround_server.domain.errors import MessageInvalid
+from fedround_server.interceptors.wrapping import Handler, WrappingInterceptor, rebuild, wrap_request
+
+MESSAGE_SECONDS = 30.0
+"""How long the only message of a call may take if the call was accepted before it."""
+
+
+class DecodingInterceptor(WrappingInterceptor):
+    """Decodes requests; the innermost interceptor but for the codec.
+
+    gRPC itself would decode them before it calls any interceptor, log a traceback and answer UNKNOWN.
+    """
+
+    def wrap(self, method: str, handler: Handler) -> Handler:
+        """Returns a handler that is given the bytes of its messages."""
+        name = method.rpartition("/")[2]
+        deserialize: Any = handler.request_deserializer
+
+        def decode(data: bytes) -> Any:
+            try:
+                return deserialize(data)
+            except DecodeError:
+                raise MessageInvalid(f"a message of {name} cannot be decoded: send what its proto file says") from None
+
+        async def decode_only(request: Any, _context: Any) -> Any:
+            return decode(request if isinstance(request, bytes) else await _only_message(name, request))
+
+        async def decode_each(requests: AsyncIterator[bytes], _context: Any) -> Any:
+            return _DecodedMessages(requests, decode)
+
+        prepare = decode_each if handler.request_streaming else decode_only
+        return rebuild(handler, lambda inner: wrap_request(inner, prepare), None, handler.response_serializer)
+
+
+class _DecodedMessages:
+    """The decoded messages of a stream."""
+
+    def __init__(self, messages: AsyncIterator[bytes], decode: Callable[[bytes], Any]) -> None:
+        self._messages = aiter(messages)
+        self._decode = decode
+
+    def __aiter__(self) -> "_DecodedMessages":
+        return self
+
+    async def __anext__(self) -> Any:
+        return self._decode(await anext(self._messages))
+
+
+async def _only_message(name: str, messages: AsyncIterator[bytes]) -> bytes:
+    try:
+        async with asyncio.timeout(MESSAGE_SECONDS):
+            return await anext(aiter(messages))
+    except (StopAsyncIteration, TimeoutError):
+        raise MessageInvalid(f"{name} takes one message, and none came: send it, even an empty one") from None
