@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -14,6 +13,7 @@ from fedround.v1.event_pb2 import Event, ParticipantFailed
 from fedround.v1.training_pb2 import CreateTrainingRequest, RoundPolicy, Training, TrainingSpec
 from fedround_client import options
 from fedround_client.errors import FedroundError, TrainingFailed, from_event
+from fedround_client.logs import get_logger
 from fedround_client.options import (
     AggregationOption,
     EvaluationName,
@@ -23,11 +23,12 @@ from fedround_client.options import (
     UncertaintyOption,
 )
 from fedround_client.payload import ModelSource, Payload, Progress
+from fedround_client.round_number import round_text
 from fedround_client.rpc import Rpc, duration
 from fedround_client.subscription import Subscription
 from fedround_client.upload import upload
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 TrainingRoleName: TypeAlias = Literal["ACTOR", "CLIENT"]
 
@@ -257,7 +258,7 @@ def describe_failure(failed: ParticipantFailed) -> str:
     """Returns what an actor has to know of a participant that failed."""
     name = failed.participant_name or failed.participant_id
     message = f": {failed.message}" if failed.message else ""
-    return f"Participant {name} failed in round {failed.round}: {failed.reason}{message}"
+    return f"Participant {name} failed in {round_text(failed.round)}: {failed.reason}{message}"
 
 
 def _policy(

@@ -16,6 +16,7 @@ from fedround.v1.training_pb2 import (
     GOAL_MINIMIZE,
     ON_FAILURE_FAIL,
     ON_MISSED_RETRY,
+    TRAINING_STATE_COMPLETED,
     CreateTrainingResponse,
     GetTrainingResponse,
     GetTrainingsResponse,
@@ -217,8 +218,11 @@ def test_a_round_shows_who_failed_and_why(server, command):
     failed = RoundParticipant(user_id=USER, name="ward 7", failure=FAILURE)
     found = Round(training_id=TRAINING, num_failed=1, participants=[failed, RoundParticipant(name="ward 8")])
     server.reply("GetRound", GetRoundResponse(round=found))
+    server.reply("GetTraining", GetTrainingResponse(training=TRAINED))
     head, _, failures = done(call).stdout.split("\n\n")
-    assert "num_failed" in head
+    shown = fields(head)
+    assert shown["failed"] == "ward 7 (TRAIN_FAILED: CUDA out of memory)"
+    assert shown["missing"] == "ward 8 (never connected)"
     header, row = failures.splitlines()
     assert header.split() == ["FAILED", "REASON", "SINCE", "MESSAGE"]
     assert all(cell in row for cell in ("ward 7", "TRAIN_FAILED", "CUDA out of memory"))
@@ -226,25 +230,53 @@ def test_a_round_shows_who_failed_and_why(server, command):
 
 def test_a_training_shows_who_failed_and_why(server, command):
     call = command("training", "show", TRAINING)
-    server.reply("GetTraining", GetTrainingResponse(training=Training(training_id=TRAINING, failures=[FAILURE])))
-    shown = done(call).stdout
-    assert all(cell in shown for cell in ("ward 7", "TRAIN_FAILED", "CUDA out of memory"))
+    training = Training(training_id=TRAINING, state=TRAINING_STATE_COMPLETED, failures=[FAILURE])
+    server.reply("GetTraining", GetTrainingResponse(training=training))
+    assert fields(done(call).stdout)["failed"] == "ward 7 (TRAIN_FAILED: CUDA out of memory)"
 
 
-def test_waiting_and_watching_tell_who_failed_and_why(server, command, caplog):
-    failed = event_pb2.ParticipantFailed(
-        round=2, participant_id=USER, participant_name="ward 7", reason="TRAIN_FAILED", message="CUDA out of memory"
-    )
-    finished = event_pb2.TrainingFinished(model_id=MODEL, model_version=5)
-    for words in (("wait",), ("watch",)):
-        call = command("training", *words, TRAINING)
-        _, rpc = server.stream("Subscribe")
-        rpc.send_response(Event(training_id=TRAINING, sequence=3, participant_failed=failed))
-        rpc.send_response(Event(training_id=TRAINING, sequence=4, training_finished=finished))
-        if words == ("wait",):
-            server.reply("GetTraining", GetTrainingResponse(training=TRAINED))
-            done(call)
-            assert "Participant ward 7 failed in round 2: TRAIN_FAILED: CUDA out of memory" in caplog.text
-        else:
-            line = done(call).stdout.splitlines()[0]
-            assert all(cell in line for cell in ("participant_failed", "ward 7", "TRAIN_FAILED", "CUDA out of memory"))
+FAILED = event_pb2.ParticipantFailed(
+    round=2,
+    participant_id=USER,
+    participant_name="ward 7",
+    reason="TRAIN_FAILED",
+    message="CUDA out of memory",
+    updates_arrived=1,
+    updates_expected=2,
+)
+FINISHED = event_pb2.TrainingFinished(model_id=MODEL, model_version=5)
+
+
+def subscribe(server):
+    _, rpc = server.stream("Subscribe")
+    rpc.send_response(Event(training_id=TRAINING, sequence=3, participant_failed=FAILED))
+    rpc.send_response(Event(training_id=TRAINING, sequence=4, training_finished=FINISHED))
+
+
+def test_waiting_tells_who_failed_and_why(server, command, caplog):
+    call = command("training", "wait", TRAINING)
+    subscribe(server)
+    server.reply("GetTraining", GetTrainingResponse(training=TRAINED))
+    done(call)
+    assert "Participant ward 7 failed in round 3: TRAIN_FAILED: CUDA out of memory" in caplog.text
+
+
+def test_watching_tells_who_failed_and_why(server, command):
+    call = command("training", "watch", TRAINING)
+    subscribe(server)
+    server.reply("GetTraining", GetTrainingResponse(training=TRAINED))
+    line = done(call).stdout.splitlines()[0]
+    assert line == "round 3 of 5: ward 7 failed: TRAIN_FAILED: CUDA out of memory; 1 of 2 arrived"
+
+
+def test_waiting_on_a_terminal_keeps_the_lines_of_failures(server, command, monkeypatch):
+    said = []
+    monkeypatch.setattr("fedround_client.command.training.live_line", lambda text: nullcontext(said.append))
+    call = command("training", "wait", TRAINING)
+    subscribe(server)
+    server.reply("GetTraining", GetTrainingResponse(training=TRAINED))
+    _, rpc = server.stream("Subscribe")
+    rpc.send_response(Event(training_id=TRAINING, sequence=4, training_finished=FINISHED))
+    server.reply("GetTraining", GetTrainingResponse(training=TRAINED))
+    assert said[0] in done(call).stderr
+    assert "ward 7 failed: TRAIN_FAILED" in said[0]

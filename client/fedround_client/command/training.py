@@ -126,6 +126,9 @@ def wait(
                 lines = EventLines(client, several=False)
                 for event in client.watch(training_id):
                     say(lines.line(event))
+                    if event.HasField("participant_failed"):
+                        # What follows replaces the line.
+                        echo(lines.line(event), err=True)
             ended = client.wait(training_id, timeout)
     show_training(ended, form)
 
