@@ -58,11 +58,24 @@ def test_a_closed_pipe_prints_no_error():
     assert (ended.returncode, ended.stderr) == (1, "")
 
 
-def run(program, **environment):
+def run(program, code=0, **environment):
     paths = {"PYTHONPATH": ":".join(filter(None, sys.path))}
-    return subprocess.run(
-        [sys.executable, "-c", program, "say"], capture_output=True, text=True, env=paths | environment, check=True
+    command = [sys.executable, "-c", program, "say"]
+    ended = subprocess.run(command, capture_output=True, text=True, env=paths | environment, check=False)
+    assert ended.returncode == code, ended.stderr
+    return ended
+
+
+def test_the_traceback_of_a_defect_is_escaped():
+    program = (
+        "import fedround_client.command as command\n"
+        "@command.app.command('say')\n"
+        "def say(): raise RuntimeError('\\x1b[2J\\u202e')\n"
+        "command.main()"
     )
+    stderr = run(program, code=1).stderr
+    assert stderr.splitlines()[-1] == r"RuntimeError: \x1b[2J\u202e"
+    assert "\x1b" not in stderr
 
 
 def test_warnings_of_libraries_are_not_printed():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 import warnings
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -73,4 +74,9 @@ def main() -> None:
     if not sys.warnoptions:
         # Such as those of torch, which concern the author of a program, and not who uses it.
         warnings.simplefilter("ignore")
-    app(prog_name="fedround")
+    try:
+        app(prog_name="fedround")
+    except Exception:
+        # A defect. Printed here, since a server may have chosen words of the error.
+        echo(traceback.format_exc().rstrip(), err=True)
+        sys.exit(1)
