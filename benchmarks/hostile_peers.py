@@ -37,6 +37,8 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 MYSELF = "/fedround.v1.UserService/GetMyself"
 CHECK, WATCH = "/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"
 REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+SOURCE = "127.0.0.2"
+"""The address of the attackers; the known user has another one."""
 CALM = 8.0
 """Seconds after an attack in which the server gives memory back: its collector looks every five."""
 EMPTY = b"\0\0\0\0\0"
@@ -95,7 +97,7 @@ class Attackers:
     def connect(self, first: bytes = PREFACE + frame(SETTINGS, 0, 0) + frame(SETTINGS, ACK, 0)) -> socket.socket | None:
         """Opens a connection, and sends the beginning of one."""
         try:
-            one = socket.create_connection(self._target, timeout=2)
+            one = socket.create_connection(self._target, timeout=2, source_address=(SOURCE, 0))
             one.sendall(first)
         except OSError:
             time.sleep(0.01)

@@ -197,6 +197,7 @@ HELP = {
     "MODEL_IN_USE": "wait for its end or remove it",
     "UPDATE_EXISTS": "it stands",
     "METRICS_EXIST": "they stand",
+    "UPDATE_SUPERSEDED": "wait for the next round_started",
     "UPDATE_NORM": "or clip it",
     "NUM_EXAMPLES": "must be in 0..",
     "UPLOAD_INCOMPLETE": "send it again, or resume it by upload_id",

@@ -70,7 +70,7 @@ class Peer:
             ("content-type", "application/grpc"),
             *metadata,
         ]
-        self.send(HEADERS, END_HEADERS, stream, b"".join(_literal(name, value) for name, value in fields))
+        self.send(HEADERS, END_HEADERS, stream, b"".join(literal(name, value) for name, value in fields))
         return stream
 
     def write(self, stream: int, data: bytes) -> int:
@@ -137,7 +137,7 @@ def message(*parts: bytes) -> bytes:
     return struct.pack(">BI", 0, len(body)) + body
 
 
-def _literal(name: str, value: str) -> bytes:
+def literal(name: str, value: str) -> bytes:
     return b"\0" + _text(name) + _text(value)
 
 

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,13 @@ def test_readme_lists_the_rpcs_of_training_service() -> None:
 
 def test_readme_shows_the_examples_as_they_are() -> None:
     shown = re.findall(r"```python\n(.*?)```", read("README.md"), re.DOTALL)
-    assert shown == [read("examples/participant.py"), read("examples/actor.py")]
+    template = [f"client/fedround_client/template/{name}.py" for name in ("network", "participant", "actor")]
+    assert shown == [read(path) for path in (*template, "examples/participant.py")]
+
+
+def test_models_stay_out_of_the_source_distribution() -> None:
+    sdist = tomllib.loads(read("pyproject.toml"))["tool"]["hatch"]["build"]["targets"]["sdist"]
+    assert "*.safetensors" in sdist["exclude"]
 
 
 def test_every_reason_is_documented_and_an_exception_of_the_sdk() -> None:

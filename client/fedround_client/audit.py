@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import grpc
-
 from fedround.v1 import audit_pb2
 from fedround.v1.audit_pb2 import Contribution, Origin
 from fedround_client.audit_chain import AuditChainVerifier, AuditReport
 from fedround_client.audit_entry import AuditEntry, AuditHead
+from fedround_client.errors import FedroundError
 from fedround_client.retry import ATTEMPTS
 from fedround_client.rpc import Rpc, Stream
 
@@ -79,18 +78,20 @@ class AuditCalls:
 
     def _read(self, after: int, head: AuditHead) -> Iterator[AuditEntry]:
         stream: Stream[audit_pb2.ReadAuditResponse] | None = None
+        messages: Iterator[audit_pb2.ReadAuditResponse] = iter(())
         try:
             while after < head.sequence:
                 message = None
                 # Must not yield within an attempt: it would treat the GeneratorExit of a closed generator as a failure.
                 for attempt in self._rpc.retrying(ATTEMPTS):
-                    with attempt, self._rpc.typed_errors():
+                    with attempt:
                         if stream is None:
                             request = audit_pb2.ReadAuditRequest(after_sequence=after)
                             stream = self._rpc.open(self._rpc.audit.ReadAudit, request)
+                            messages = self._rpc.read(stream)
                         try:
-                            message = next(stream, None)
-                        except grpc.RpcError:
+                            message = next(messages, None)
+                        except FedroundError:
                             stream = None
                             raise
                 if message is None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 from uuid import uuid4
 
+from fedround_client.download import file_sha256
 from fedround_client.logs import get_logger
 from fedround_client.payload import CHUNK
 from fedround_client.safetensors_reader import SafetensorsReader
@@ -88,8 +89,8 @@ class ModelCache:
                     os.utime(path)
         return self._file
 
-    def load(self, sha256: str, framework: Framework) -> dict[str, Any] | None:
-        """Returns the tensors of the file with a digest; None if it is not cached, or damaged.
+    def load(self, sha256: str, framework: Framework | None) -> dict[str, Any] | None:
+        """Returns the tensors of the file with a digest, as a SafetensorsReader; None if it is not cached, or damaged.
 
         Raises:
             TensorError: It has a dtype that numpy does not have.
@@ -135,6 +136,9 @@ class ModelCache:
                 with suppress(OSError):
                     part.unlink(missing_ok=True)
 
+    # The name that it had before; scripts use it.
+    keeping = writer
+
     def _evict(self, latest: Path) -> None:
         """Removes the least recently used files until the rest fits into the limit."""
         files = []
@@ -149,7 +153,9 @@ class ModelCache:
             for _, size, path in sorted(files, reverse=True):
                 remaining -= size
                 if remaining < 0:
-                    path.unlink(missing_ok=True)
+                    # On Windows it stays while another process reads it.
+                    with suppress(OSError):
+                        path.unlink(missing_ok=True)
 
 
 class CacheWriter:
@@ -176,11 +182,20 @@ class CacheWriter:
                 self.file.write(data)
 
     def rename(self, path: Path) -> None:
-        """Moves the complete file to its final path."""
+        """Moves the complete file to its final path, and opens it there for reading.
+
+        It is closed meanwhile: Windows does not rename open files. It does not replace them either, so if another
+        process reads the same file at the final path, that one stays.
+        """
         with self._discard_on_error():
             if self.file is not None:
-                self.file.flush()
-                Path(self.file.name).replace(path)
+                self.file.close()
+                try:
+                    Path(self.file.name).replace(path)
+                except PermissionError:
+                    if file_sha256(path) != path.stem:
+                        raise
+                self.file = path.open("r+b")
 
     def discard(self) -> None:
         """Closes the file."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
 import grpc
+
+from fedround_client.address import check_address, is_loopback
 
 MESSAGE_LIMIT = 2 * 2**20
 
@@ -55,17 +57,60 @@ OPTIONS: tuple[tuple[str, str | int], ...] = (
 )
 
 
-def is_loopback(server: str) -> bool:
-    """Returns whether an address HOST:PORT (or unix:PATH) is on this machine."""
-    if server.startswith("unix:"):
-        return True
-    host = server.rpartition("/")[2].rpartition(":")[0].strip("[]")
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+@dataclass(frozen=True)
+class Target:
+    """A server, and how to connect to it.
+
+    Attributes:
+        server: HOST:PORT.
+        tls_ca: PEM file of the authority that signed the server's certificate; None for those that the machine trusts.
+        tls_cert: PEM file of the client's certificate, if the server requires one.
+        tls_key: PEM file of its key.
+        insecure: True for plaintext, False for TLS; None for plaintext on loopback if no TLS file is given.
+    """
+
+    server: str
+    tls_ca: str | PathLike[str] | None = None
+    tls_cert: str | PathLike[str] | None = None
+    tls_key: str | PathLike[str] | None = None
+    insecure: bool | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the options.
+
+        Raises:
+            ValueError: The address is not HOST:PORT; or both plaintext and a TLS file are given, or only one of
+                certificate and key.
+        """
+        check_address(self.server)
+        if self.insecure and self._has_tls_file:
+            raise ValueError("insecure means plaintext: give no TLS file.")
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("A client certificate needs both tls_cert and tls_key.")
+
+    @property
+    def _has_tls_file(self) -> bool:
+        return any(path is not None for path in (self.tls_ca, self.tls_cert, self.tls_key))
+
+    @property
+    def plaintext(self) -> bool:
+        """Whether connections are not encrypted."""
+        return self.insecure if self.insecure is not None else is_loopback(self.server) and not self._has_tls_file
+
+    def open_channel(self) -> grpc.Channel:
+        """Returns a channel, which connects with the first call.
+
+        Raises:
+            OSError: A file cannot be read.
+        """
+        # A proxy would send data for this machine, and the token, to another one.
+        options = (*OPTIONS, ("grpc.enable_http_proxy", 0)) if is_loopback(self.server) else OPTIONS
+        if self.plaintext:
+            return grpc.insecure_channel(self.server, options=options)
+        paths = (self.tls_ca, self.tls_key, self.tls_cert)
+        ca, key, cert = (None if path is None else Path(path).read_bytes() for path in paths)
+        credentials = grpc.ssl_channel_credentials(root_certificates=ca, private_key=key, certificate_chain=cert)
+        return grpc.secure_channel(self.server, credentials, options=options)
 
 
 def open_channel(
@@ -76,29 +121,10 @@ def open_channel(
     tls_key: str | PathLike[str] | None = None,
     insecure: bool | None = None,
 ) -> grpc.Channel:
-    """Returns a channel, which connects with the first call.
-
-    Args:
-        server: HOST:PORT.
-        tls_ca: PEM file of the authority that signed the server's certificate; None for those that the machine trusts.
-        tls_cert: PEM file of the client's certificate, if the server requires one.
-        tls_key: PEM file of its key.
-        insecure: True for plaintext, False for TLS; None for plaintext on loopback if no TLS file is given.
+    """Returns a channel to a server, which connects with the first call; the arguments are those of `Target`.
 
     Raises:
-        ValueError: Both plaintext and a TLS file are given, or only one of certificate and key.
+        ValueError: The arguments contradict each other, or the address is not HOST:PORT.
         OSError: A file cannot be read.
     """
-    files = any(path is not None for path in (tls_ca, tls_cert, tls_key))
-    if insecure and files:
-        raise ValueError("insecure means plaintext: give no TLS file.")
-    if (tls_cert is None) != (tls_key is None):
-        raise ValueError("A client certificate needs both tls_cert and tls_key.")
-    plaintext = insecure if insecure is not None else is_loopback(server) and not files
-    # A proxy would send data for this machine, and the token, to another one.
-    options = (*OPTIONS, ("grpc.enable_http_proxy", 0)) if is_loopback(server) else OPTIONS
-    if plaintext:
-        return grpc.insecure_channel(server, options=options)
-    ca, key, cert = (None if path is None else Path(path).read_bytes() for path in (tls_ca, tls_key, tls_cert))
-    credentials = grpc.ssl_channel_credentials(root_certificates=ca, private_key=key, certificate_chain=cert)
-    return grpc.secure_channel(server, credentials, options=options)
+    return Target(server, tls_ca, tls_cert, tls_key, insecure).open_channel()

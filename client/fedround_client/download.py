@@ -87,10 +87,10 @@ def download(
     """
     received = _Received(sink, progress)
     for attempt in rpc.retrying(attempts):
-        with attempt, rpc.typed_errors():
+        with attempt:
             stream = rpc.open(method, request(received.size, received.info))
             try:
-                for response in stream:
+                for response in rpc.read(stream):
                     if response.HasField("info"):
                         received.info = response.info
                         if have and response.info.sha256 == have:

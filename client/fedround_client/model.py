@@ -50,7 +50,7 @@ class ModelCalls:
             ModelFormat: The file is not safetensors, or not in the form that the server accepts.
             ModelTooLarge: The file is larger than the server allows.
         """
-        payload = Payload.of(model)
+        payload = Payload.of(model, names_framework=True)
         upload_id = str(uuid.uuid4())
 
         def first(offset: int) -> UploadModelRequest:

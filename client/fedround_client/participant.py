@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 
 import grpc
 
@@ -26,9 +27,10 @@ from fedround_client.errors import (
 )
 from fedround_client.logs import get_logger
 from fedround_client.participation import Participation
+from fedround_client.progress import list_words
 from fedround_client.retry import ATTEMPTS
 from fedround_client.round import RoundCalls
-from fedround_client.round_number import round_text
+from fedround_client.round_number import planned_rounds, round_text
 from fedround_client.round_runner import RoundRunner
 from fedround_client.rpc import Response, Rpc
 from fedround_client.subscription import Subscription
@@ -79,16 +81,21 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
         self._accepted: dict[str, int] = {}
         # Ids of trainings whose rounds this participant can run.
         self._checked: set[str] = set()
+        # What this participant knows of trainings, by their ids, for messages.
+        self._planned: dict[str, int] = {}
+        self._names: dict[str, str] = {}
 
     def run(self) -> Participation:
         """Participates until the end."""
         keep_freed(MAX_FREED_BLOCK, TRIM_THRESHOLD)
-        self._user_id = self._retry(self.myself).user_id
+        myself = self._retry(self.myself)
+        self._user_id = myself.user_id
+        logger.info('Connected to %s as "%s"', self._rpc.address, myself.name)
         # A subscription to all trainings may begin with events of those that had ended before.
         ended = set() if self._training_id else self._retry(self._ended_trainings)
         while True:
             try:
-                subscription = Subscription(self._rpc, self._training_id)
+                subscription = Subscription(self._rpc, self._training_id, session_id=self._rpc.session_id)
                 # The server must not take this participant for connected after an exception.
                 with closing(iter(subscription)) as events:
                     for event in events:
@@ -105,28 +112,41 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
                 logger.warning("Starting again at the current round: %s", error)
 
     def _ended_trainings(self) -> set[str]:
-        return {training.training_id for training in self.trainings("CLIENT") if training.state in _ENDED}
+        trainings = list(self.trainings("CLIENT"))
+        names = [f'"{training.spec.name}"' for training in trainings if training.state not in _ENDED]
+        if names:
+            noun = "training" if len(names) == 1 else "trainings"
+            logger.info("Registered in %d %s: %s", len(names), noun, list_words(names))
+        else:
+            logger.info("Registered in no training that is open: waiting for an actor to register this participant")
+        for training in trainings:
+            self._learn(training)
+        return {training.training_id for training in trainings if training.state in _ENDED}
 
     def _handle(self, event: Event, *, is_live: bool) -> Participation | None:
         """Handles an event; returns the result if it ends the participation."""
         kind = event.WhichOneof("payload")
+        if kind == "training_started":
+            self._log_start(event.training_id)
+            return None
         if kind == "round_started":
             self._run_round(event.training_id, event.round_started, is_live=is_live)
             return None
         if kind == "round_extended":
-            title, attempt = _title(event.round_extended.round), event.round_extended.attempt
-            logger.info("%s of training %s is repeated: attempt %d", title, event.training_id, attempt)
+            name = self._round_name(event.training_id, event.round_extended.round)
+            logger.info("%s is repeated: attempt %d", name, event.round_extended.attempt)
             return None
         error = from_event(event) or self._removal(event)
         if error is not None:
             self._accepted.pop(event.training_id, None)
             if self._until_finished:
                 raise error
-            logger.warning("The participation in training %s has ended: %s", event.training_id, error)
+            logger.warning("The participation in training %s has ended: %s", self._name(event.training_id), error)
         if kind != "training_finished":
             return None
         finished = event.training_finished
-        logger.info("Training %s is finished: model version %d", event.training_id, finished.model_version)
+        name = self._name(event.training_id)
+        logger.info("Training %s is finished: the model has version %d", name, finished.model_version)
         rounds = self._accepted.pop(event.training_id, 0)
         result = Participation(event.training_id, finished.model_id, finished.model_version, rounds)
         return result if self._until_finished else None
@@ -140,22 +160,18 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
         return RemovedFromTraining(grpc.StatusCode.ABORTED, "CLIENT_REMOVED", message, metadata)
 
     def _run_round(self, training_id: str, started: RoundStarted, *, is_live: bool) -> None:
-        if started.submitted:
-            logger.info("This participant is done with %s of training %s.", round_text(started.round), training_id)
-            return
         unchecked = bool(started.metric_names) and not self._runner.can_evaluate and training_id not in self._checked
         try:
-            if unchecked or not is_live:
-                training: Training = self._retry(lambda: self.get_training(training_id))
-                # It may have ended while this participant was disconnected or busy.
-                if training.state in _ENDED or training.round > started.round:
-                    logger.info("%s of training %s is over already.", _title(started.round), training_id)
-                    return
-                self._check_functions(training)
-            self._runner.run(training_id, started)
-            self._accepted[training_id] = self._accepted.get(training_id, 0) + 1
+            if started.submitted:
+                logger.info("%s: submitted already", self._round_name(training_id, started.round))
+            elif (unchecked or not is_live) and self._is_over(training_id, started):
+                logger.info("%s: over already", self._round_name(training_id, started.round))
+            else:
+                self._runner.run(training_id, started, self._round_name(training_id, started.round))
+                self._accepted[training_id] = self._accepted.get(training_id, 0) + 1
+                logger.info("%s: accepted; waiting for the next round", self._round_name(training_id, started.round))
         except _ROUND_MISSED as error:
-            logger.warning("%s of training %s is missed: %s", _title(started.round), training_id, error)
+            logger.warning("%s is missed: %s", self._round_name(training_id, started.round), error)
         except Exception as error:
             self._report(training_id, started, error)
             raise
@@ -189,11 +205,42 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
             )
         except FedroundError as unreported:
             logger.warning(
-                "The failure in %s of training %s could not be reported: %s",
-                round_text(started.round),
-                training_id,
-                unreported,
+                "%s: the failure could not be reported: %s", self._round_name(training_id, started.round), unreported
             )
+
+    def _log_start(self, training_id: str) -> None:
+        if not logger.isEnabledFor(logging.INFO):
+            return
+        if training_id not in self._planned:
+            with suppress(FedroundError):
+                self._learn(self.get_training(training_id))
+        logger.info("Training %s has started", self._name(training_id))
+
+    def _learn(self, training: Training) -> None:
+        """Remembers what messages say of a training."""
+        self._planned[training.training_id] = planned_rounds(training.spec)
+        self._names[training.training_id] = f'"{training.spec.name}"'
+
+    def _name(self, training_id: str) -> str:
+        return self._names.get(training_id, training_id)
+
+    def _round_name(self, training_id: str, number: int) -> str:
+        name = round_text(number, self._planned.get(training_id)).capitalize()
+        # Who participates in one training after another may participate in several at once.
+        return name if self._until_finished else f"{name} of training {self._name(training_id)}"
+
+    def _is_over(self, training_id: str, started: RoundStarted) -> bool:
+        """Returns whether a round was closed while this participant was disconnected or busy.
+
+        Raises:
+            UnsupportedRound: It was not, and this participant cannot run all rounds of the training.
+        """
+        training: Training = self._retry(lambda: self.get_training(training_id))
+        self._learn(training)
+        if training.state in _ENDED or training.round > started.round:
+            return True
+        self._check_functions(training)
+        return False
 
     def _retry(self, call: Callable[[], Response]) -> Response:
         """Repeats a call until the server answers it."""

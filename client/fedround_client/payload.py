@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 from fedround_client.safetensors_stream import SafetensorsStream, TensorSource
 from fedround_client.tensor_types import StateDict
-from fedround_client.tensors import array_sources
+from fedround_client.tensors import array_sources, metadata_of
 
 CHUNK = 3 * 2**18
 """Bytes of a chunk that the client sends."""
@@ -37,28 +37,30 @@ class Payload:
     _source: SafetensorsStream | Path | None
 
     @classmethod
-    def of(cls, model: ModelSource) -> Payload:
+    def of(cls, model: ModelSource, *, names_framework: bool = False) -> Payload:
         """Returns the payload of a state dict or a file, which must not change until it is sent; nothing is copied.
+
+        With names_framework, the file of a state dict of torch tensors says in its metadata that it is one.
 
         Raises:
             TensorError: The state dict cannot be written as safetensors.
             OSError: The file cannot be read.
         """
         if isinstance(model, Mapping):
-            return cls.of_tensors(array_sources(model))
+            return cls.of_tensors(array_sources(model), metadata_of(model) if names_framework else {})
         path = Path(model)
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             return cls(file.tell(), digest, path)
 
     @classmethod
-    def of_tensors(cls, tensors: Iterable[TensorSource]) -> Payload:
-        """Returns the payload of tensors, which must not change until they are sent.
+    def of_tensors(cls, tensors: Iterable[TensorSource], metadata: Mapping[str, str] | None = None) -> Payload:
+        """Returns the payload of tensors, which must not change until they are sent, with metadata if there is any.
 
         Raises:
             TensorError: They cannot be written as safetensors.
         """
-        stream = SafetensorsStream(tensors)
+        stream = SafetensorsStream(tensors, metadata)
         digest = hashlib.sha256()
         for piece in stream.pieces():
             digest.update(piece)

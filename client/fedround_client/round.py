@@ -49,7 +49,7 @@ class RoundCalls:
         training_id: str,
         number: int,
         *,
-        framework: Framework = "numpy",
+        framework: Framework | None = "numpy",
         attempts: int | None = ATTEMPTS,
         progress: Progress | None = None,
     ) -> dict[str, Any]:
@@ -58,7 +58,8 @@ class RoundCalls:
         Args:
             training_id: UUID of the training.
             number: Number of the round.
-            framework: "numpy" for arrays, "torch" for tensors.
+            framework: "numpy" for arrays, "torch" for tensors; None for tensors if its participant has sent tensors and
+                this program has imported torch, else arrays.
             attempts: How many attempts in a row may fail without progress; None for any number.
             progress: Called with the bytes received and the bytes in all.
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 
 from fedround.v1.aggregation_pb2 import UPDATE_PRECISION_UNSPECIFIED, UpdatePrecision
-from fedround.v1.event_pb2 import ModelInfo, RoundKind, RoundStarted
+from fedround.v1.event_pb2 import ModelInfo, RoundStarted
 from fedround.v1.model_pb2 import DownloadModelRequest
 from fedround_client.cache import ModelCache
 from fedround_client.download import Tee, download
@@ -18,33 +19,49 @@ from fedround_client.errors import UnsupportedRound
 from fedround_client.half_precision import HALF_DTYPES, NotRepresentable, difference_sources
 from fedround_client.logs import get_logger
 from fedround_client.participation import Callbacks, Round, TrainResult, Update, as_report, as_update
-from fedround_client.payload import Payload
+from fedround_client.payload import Payload, Progress
+from fedround_client.progress import kind_name, transfer_log
 from fedround_client.round import RoundCalls
 from fedround_client.round_number import round_text
 from fedround_client.rpc import Rpc
 from fedround_client.safetensors_reader import SafetensorsReader
 from fedround_client.swag_moments import Moments
 from fedround_client.tensor_types import Framework, StateDict
-from fedround_client.tensors import copy_state
+from fedround_client.tensors import copy_state, metadata_of
 
 logger = get_logger(__name__)
 
 SNAPSHOTS = 10
 """How many snapshots of the weights a SWAG round takes without a swag function."""
 
+ACTIVITIES = {"TRAIN": "training", "EVALUATE": "evaluating", "SWAG": "collecting weights for the posterior"}
+"""What a participant does in a round of each kind, for messages."""
+
+TORCH_HINT = (
+    'The models of this training are numpy arrays. For torch tensors write participate(..., framework="torch").'
+)
+
+Result = TypeVar("Result")
+
 
 class RoundRunner(RoundCalls):
     """Runs the rounds of a participant."""
 
     def __init__(
-        self, rpc: Rpc, callbacks: Callbacks, *, framework: Framework, cache: ModelCache, full_updates: bool = False
+        self,
+        rpc: Rpc,
+        callbacks: Callbacks,
+        *,
+        framework: Framework | None,
+        cache: ModelCache,
+        full_updates: bool = False,
     ) -> None:
         """Creates a runner.
 
         Args:
             rpc: Calls the server.
             callbacks: The user's functions.
-            framework: Framework of the models that the functions get.
+            framework: Framework of the models that the functions get; None for that of the training's first model.
             cache: Cache of model files.
             full_updates: Send updates in full even if the round accepts half precision.
         """
@@ -53,46 +70,73 @@ class RoundRunner(RoundCalls):
         self._framework = framework
         self._cache = cache
         self._full_updates = full_updates
+        self._name = ""
+        # In which framework the functions have got the global model, by training id.
+        self._frameworks: dict[str, Framework] = {}
 
     @property
     def can_evaluate(self) -> bool:
         """Whether it has a function for evaluation rounds."""
         return self._callbacks.evaluate is not None
 
-    def run(self, training_id: str, started: RoundStarted) -> None:
+    def run(self, training_id: str, started: RoundStarted, name: str) -> None:
         """Runs a round until its result is accepted, for as long as the server takes to answer.
 
         Args:
             training_id: UUID of the training.
             started: The event that started the round.
+            name: The name of the round for people, which begins messages about it.
 
         Raises:
             UnsupportedRound: This SDK, or the participant's functions, cannot run such a round.
             FedroundError: The server answered with an error that is not transient.
         """
         round_ = _round(training_id, started)
-        logger.info("%s of training %s: %s", round_text(round_.number).capitalize(), training_id, round_.kind)
+        self._name = name
+        logger.info("%s: %s", name, ACTIVITIES.get(round_.kind, round_.kind))
         evaluate = self._callbacks.evaluate
         if round_.kind == "TRAIN":
-            result = self._callbacks.train(self._fetch(round_, started.model), round_)
+            result = self._call(self._callbacks.train, round_, started.model)
             self._submit(round_, result, started.model.sha256)
         elif round_.kind == "SWAG":
             collect = self._callbacks.swag or self._collect_moments
-            self._submit(round_, collect(self._fetch(round_, started.model), round_))
+            self._submit(round_, self._call(collect, round_, started.model))
         elif round_.kind == "EVALUATE" and evaluate is not None:
-            metrics, num_examples = as_report(evaluate(self._fetch(round_, started.model), round_))
+            metrics, num_examples = as_report(self._call(evaluate, round_, started.model))
             _warn_of_not_finite(metrics)
             self._rpc.retrying(None)(self.submit_metrics, training_id, round_.number, metrics, num_examples)
         else:
             need = "an evaluate function: participate(train, evaluate)" if round_.kind == "EVALUATE" else "a newer SDK"
             raise _unsupported(training_id, round_.number, f"has the kind {round_.kind}, which needs {need}.")
 
+    def _call(self, function: Callable[[dict[str, Any], Round], Result], round_: Round, info: ModelInfo) -> Result:
+        """Calls a function of the user with the round's model."""
+        model = self._fetch(round_, info)
+        try:
+            return function(model, round_)
+        except Exception as error:
+            if "torch" in sys.modules and not metadata_of(model) and "ndarray" in str(error):
+                error.add_note(TORCH_HINT)
+            raise
+
     def _fetch(self, round_: Round, info: ModelInfo) -> dict[str, Any]:
-        """Returns the round's model as new arrays, which the user may change; downloads it unless it is cached."""
+        """Returns the round's model as new arrays, which the user may change."""
+        training_id = round_.training_id
         if round_.assigned:
+            # The file is another participant's, who may use another framework.
             return self.download_assigned_model(
-                round_.training_id, round_.number, framework=self._framework, attempts=None
+                training_id,
+                round_.number,
+                framework=self._frameworks.get(training_id, self._framework),
+                attempts=None,
+                progress=self._transfer_log("downloading"),
             )
+        model = self._fetch_global(info)
+        self._frameworks[training_id] = "torch" if metadata_of(model) else "numpy"
+        return model
+
+    def _fetch_global(self, info: ModelInfo) -> dict[str, Any]:
+        """Returns a version of the global model; downloads it unless it is cached."""
         cached = self._cache.load(info.sha256, self._framework)
         if cached is not None:
             return cached
@@ -106,16 +150,28 @@ class RoundRunner(RoundCalls):
                 ),
                 Tee(reader, cache_writer),
                 attempts=None,
+                progress=self._transfer_log("downloading"),
             )
         return reader.tensors()
 
     def _submit(self, round_: Round, result: TrainResult, model_sha256: str = "") -> None:
         update = as_update(result)
         _warn_of_not_finite(update.metrics)
-        payload = self._half_precision_payload(round_, update.model, model_sha256) or Payload.of(update.model)
-        self._submit_payload(
-            round_.training_id, round_.number, payload, update.num_examples, update.metrics, attempts=None
+        payload = self._half_precision_payload(round_, update.model, model_sha256) or Payload.of(
+            update.model, names_framework=True
         )
+        self._submit_payload(
+            round_.training_id,
+            round_.number,
+            payload,
+            update.num_examples,
+            update.metrics,
+            attempts=None,
+            progress=self._transfer_log("uploading"),
+        )
+
+    def _transfer_log(self, activity: str) -> Progress | None:
+        return transfer_log(self._rpc.clock, f"{self._name}: {activity}")
 
     def _half_precision_payload(self, round_: Round, update: StateDict, model_sha256: str) -> Payload | None:
         """Returns the update in half precision; None if the round or the update does not allow it.
@@ -130,7 +186,7 @@ class RoundRunner(RoundCalls):
         try:
             return Payload.of_tensors(difference_sources(update, model, round_.update_precision))
         except NotRepresentable as reason:
-            logger.warning("The update of %s is sent in full: %s", round_text(round_.number), reason)
+            logger.warning("%s: the update is sent in full: %s", self._name, reason)
             return None
 
     def _collect_moments(self, model: dict[str, Any], round_: Round) -> Update:
@@ -151,11 +207,10 @@ def _warn_of_not_finite(metrics: Mapping[str, float]) -> None:
 
 
 def _round(training_id: str, started: RoundStarted) -> Round:
-    is_known = started.kind in RoundKind.values()
     return Round(
         training_id=training_id,
         number=started.round,
-        kind=RoundKind.Name(started.kind).removeprefix("ROUND_KIND_") if is_known else str(started.kind),
+        kind=kind_name(started),
         model_version=started.model.version,
         deadline=_deadline(training_id, started) if started.HasField("deadline") else None,
         fed_prox_mu=started.aggregation.fed_prox.mu,

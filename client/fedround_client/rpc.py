@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol, TypeVar
@@ -22,10 +23,13 @@ from fedround.v1 import (
     user_pb2_grpc,
 )
 from fedround.v1.event_pb2 import Compression
+from fedround_client.channel import Target
 from fedround_client.chunk_stubs import with_chunk_codec
 from fedround_client.clock import Clock
-from fedround_client.errors import TokenInvalid, from_rpc_error
+from fedround_client.errors import ClientClosed, FedroundError, ServerUnavailable, TokenInvalid
+from fedround_client.probe import connection_error
 from fedround_client.retry import ATTEMPTS, is_rate_limited, is_transient, retrying
+from fedround_client.silence import Silence
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -66,6 +70,8 @@ class Rpc:
         clock: Clock for retries and timeouts.
         compression: How chunks of files are compressed.
         address: The server's address, for error messages.
+        session_id: UUID of this client, by which the server tells programs of the same user apart.
+        closed: Whether the channel was closed by the user.
     """
 
     def __init__(
@@ -76,6 +82,7 @@ class Rpc:
         address: str,
         clock: Clock,
         compression: Compression.ValueType,
+        target: Target | None = None,
     ) -> None:
         """Creates the stubs. The caller closes the channel.
 
@@ -85,6 +92,7 @@ class Rpc:
             address: The server's address, for error messages.
             clock: Clock for retries and timeouts.
             compression: How chunks of files are compressed.
+            target: What the channel leads to, to find out why no connection is possible; None if that is not known.
         """
         trainings, models = training_pb2_grpc.TrainingServiceStub(channel), model_pb2_grpc.ModelServiceStub(channel)
         self.users = user_pb2_grpc.UserServiceStub(channel)
@@ -96,6 +104,10 @@ class Rpc:
         self.clock = clock
         self.compression = compression
         self.address = address
+        self.session_id = str(uuid.uuid4())
+        self.closed = False
+        self._target = target
+        self._has_answered = False
         self._metadata = (("authorization", f"Bearer {_valid_token(token)}"),) if token else ()
 
     @contextmanager
@@ -103,9 +115,16 @@ class Rpc:
         """Converts every grpc.RpcError raised in the block to a FedroundError."""
         try:
             yield
+            self._has_answered = True
         except grpc.RpcError as error:
             # Without its cause: a traceback would print the server's words as they are, in ten lines of gRPC's.
-            raise from_rpc_error(error, self.address) from None
+            raise self._typed(error) from None
+
+    def _typed(self, error: grpc.RpcError) -> FedroundError:
+        """Returns the exception for a failed call, with what can be found out about a connection that failed."""
+        if self.closed and error.code() is grpc.StatusCode.CANCELLED:
+            return ClientClosed(error.code(), "CLIENT_CLOSED", "The client was closed during the call.")
+        return connection_error(error, self._target, self.address, is_first=not self._has_answered)
 
     def unary(
         self,
@@ -146,18 +165,66 @@ class Rpc:
                 return
             request.page_token = page.next_page_token
 
-    def send(self, method: grpc.StreamUnaryMultiCallable[Request, Response], requests: Iterator[Request]) -> Response:
+    def send(
+        self,
+        method: grpc.StreamUnaryMultiCallable[Request, Response],
+        requests: Iterator[Request],
+        silence: Silence | None = None,
+    ) -> Response:
         """Calls a client-streaming method once.
+
+        Args:
+            method: The method.
+            requests: The messages; they tell `silence` when they are ready to be sent.
+            silence: Ends the call when the server takes no message, or gives no answer; by default it has no limit.
 
         Raises:
             FedroundError: The call failed.
         """
-        with self.typed_errors():
-            return method(requests, metadata=self._metadata)
+        # Without messages that tell it that they wait, it never expires.
+        silence = silence or Silence(self.clock)
+        call = method.future(requests, metadata=self._metadata)
+        try:
+            with self.typed_errors(), silence.limited(call.cancel):
+                return call.result()
+        except (grpc.FutureCancelledError, FedroundError):
+            if silence.expired:
+                raise self.unavailable(f"did not answer an upload for {silence.seconds:.0f} s") from None
+            raise
+        finally:
+            call.cancel()
 
     def open(self, method: grpc.UnaryStreamMultiCallable[Request, Response], request: Request) -> Stream[Response]:
-        """Opens a server stream. The caller reads it within `typed_errors`, and cancels it at the end."""
+        """Opens a server stream. The caller reads it with `read` or in `typed_errors`, and cancels it at the end."""
         return method(request, metadata=self._metadata)
+
+    def read(self, stream: Stream[Item]) -> Iterator[Item]:
+        """Yields the messages of a server stream.
+
+        Raises:
+            FedroundError: The call failed, or the server sent nothing for a minute.
+        """
+        silence = Silence(self.clock)
+        try:
+            with self.typed_errors(), silence.limited(stream.cancel):
+                silence.waiting()
+                for message in stream:
+                    silence.answered()
+                    yield message
+                    silence.waiting()
+        except FedroundError:
+            if silence.expired:
+                raise self.unavailable(f"sent nothing for {silence.seconds:.0f} s") from None
+            raise
+
+    def unavailable(self, what: str) -> ServerUnavailable:
+        """Returns the exception for a server that behaves as one that is gone.
+
+        Args:
+            what: What it did, after "The server at HOST:PORT".
+        """
+        message = f"The server at {self.address} {what}"
+        return ServerUnavailable(grpc.StatusCode.UNAVAILABLE, "UNAVAILABLE", message)
 
     def retrying(
         self,

@@ -8,7 +8,7 @@ header maps each name to {"dtype", "shape", "data_offsets": [begin, end]}, count
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -17,6 +17,9 @@ PREFIX = 8
 """Bytes in front of the header that hold its length."""
 MAX_HEADER = 100_000_000
 """The longest header that the reference implementation accepts, in bytes."""
+METADATA = "__metadata__"
+TORCH_METADATA = {"format": "pt"}
+"""What files of torch tensors say by convention. The versions of a model keep the metadata of the first one."""
 
 DTYPE_NAMES = {
     "BOOL": "bool",
@@ -69,13 +72,17 @@ def data_order(tensor: TensorInfo) -> tuple[int, str]:
     return _RANKS[tensor.dtype], tensor.name
 
 
-def write_header(tensors: Iterable[TensorInfo]) -> bytes:
+def write_header(tensors: Iterable[TensorInfo], metadata: Mapping[str, str] | None = None) -> bytes:
     """Returns the bytes in front of the data of a file that has these tensors, one behind the other.
+
+    Args:
+        tensors: The tensors in the order of their data.
+        metadata: Texts by name that the header holds besides.
 
     Raises:
         UnicodeEncodeError: A name cannot be encoded as UTF-8.
     """
-    header: dict[str, Any] = {}
+    header: dict[str, Any] = {METADATA: dict(metadata)} if metadata else {}
     position = 0
     for tensor in tensors:
         end = position + tensor.num_bytes
@@ -108,13 +115,8 @@ def read_header(text: bytes) -> list[TensorInfo]:
     Raises:
         HeaderError: The header is not valid, or the data would have gaps or overlap.
     """
-    try:
-        header = json.loads(text.decode())
-    except (ValueError, RecursionError) as error:
-        raise HeaderError("its header is not valid JSON") from error
-    if not isinstance(header, dict):
-        raise HeaderError("its header is not a JSON object")
-    entries = [_parse_entry(name, entry) for name, entry in header.items() if name != "__metadata__"]
+    header = _parse_json(text)
+    entries = [_parse_entry(name, entry) for name, entry in header.items() if name != METADATA]
     entries.sort(key=lambda entry: entry[:2])
     position = 0
     for begin, end, tensor in entries:
@@ -122,6 +124,26 @@ def read_header(text: bytes) -> list[TensorInfo]:
             raise HeaderError(f"the data of tensor {tensor.name!r} begins at byte {begin}, not {position}")
         position = end
     return [tensor for _, _, tensor in entries]
+
+
+def is_torch_file(text: bytes) -> bool:
+    """Returns whether a header, without the 8 bytes of its length, says that the tensors are those of torch.
+
+    Raises:
+        HeaderError: It is not a JSON object.
+    """
+    metadata = _parse_json(text).get(METADATA)
+    return isinstance(metadata, dict) and metadata.get("format") == TORCH_METADATA["format"]
+
+
+def _parse_json(text: bytes) -> dict[str, Any]:
+    try:
+        header = json.loads(text.decode())
+    except (ValueError, RecursionError) as error:
+        raise HeaderError("its header is not valid JSON") from error
+    if not isinstance(header, dict):
+        raise HeaderError("its header is not a JSON object")
+    return header
 
 
 def _parse_entry(name: str, entry: Any) -> tuple[int, int, TensorInfo]:

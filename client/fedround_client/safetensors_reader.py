@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -12,21 +13,27 @@ from fedround_client.safetensors_header import (
     HeaderError,
     TensorInfo,
     header_length,
+    is_torch_file,
     read_header,
 )
 from fedround_client.tensor_types import Framework, TensorError
 
 
 class SafetensorsReader:
-    """Parses a safetensors file from pieces of any size, and copies the data directly into the tensors' memory."""
+    """Parses a safetensors file from pieces of any size, and copies the data directly into the tensors' memory.
 
-    def __init__(self, framework: Framework = "numpy") -> None:
+    Attributes:
+        framework: The framework of the tensors; None until the header is read, if the file decides.
+    """
+
+    def __init__(self, framework: Framework | None = "numpy") -> None:
         """Creates a reader that has read nothing.
 
         Args:
-            framework: "numpy" for arrays, "torch" for tensors on the CPU.
+            framework: "numpy" for arrays, "torch" for tensors on the CPU. None for tensors if the file says that it has
+                those of torch and the caller has imported torch, else arrays.
         """
-        self._allocate = _new_tensor if framework == "torch" else _new_array
+        self.framework = framework
         self._header = bytearray()
         self._header_end = PREFIX
         # Tensors whose data has not begun, the next one last; None until the header is complete.
@@ -92,13 +99,17 @@ class SafetensorsReader:
         if self._header_end == PREFIX:
             self._header_end += header_length(bytes(self._header))
         if len(self._header) == self._header_end:
-            self._pending = read_header(bytes(self._header[PREFIX:]))[::-1]
+            text = bytes(self._header[PREFIX:])
+            self._pending = read_header(text)[::-1]
+            if self.framework is None:
+                self.framework = "torch" if "torch" in sys.modules and is_torch_file(text) else "numpy"
             self._header.clear()
 
     def _begin_tensor(self, pending: list[TensorInfo]) -> None:
         info = pending.pop()
+        allocate = _new_tensor if self.framework == "torch" else _new_array
         try:
-            self._tensors[info.name], self._target = self._allocate(info)
+            self._tensors[info.name], self._target = allocate(info)
         except TensorError:
             raise
         except (ArithmeticError, MemoryError, RuntimeError, TypeError, ValueError) as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -45,15 +45,15 @@ class SafetensorsStream:
         size_bytes: Size of the file.
     """
 
-    def __init__(self, tensors: Iterable[TensorSource]) -> None:
-        """Sorts the tensors and writes the header.
+    def __init__(self, tensors: Iterable[TensorSource], metadata: Mapping[str, str] | None = None) -> None:
+        """Sorts the tensors and writes the header, with metadata if there is any.
 
         Raises:
             TensorError: A name cannot be encoded as UTF-8.
         """
         self._tensors = sorted(tensors, key=lambda tensor: data_order(tensor.info))
         try:
-            self._header = write_header(tensor.info for tensor in self._tensors)
+            self._header = write_header((tensor.info for tensor in self._tensors), metadata)
         except UnicodeEncodeError as error:
             raise TensorError(f"The name {error.object!r} has characters that UTF-8 does not have.") from error
         self.size_bytes = len(self._header) + sum(tensor.info.num_bytes for tensor in self._tensors)

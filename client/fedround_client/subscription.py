@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Generator, Iterator, Mapping
-
-import grpc
+from functools import partial
 
 from fedround.v1.event_pb2 import Event
 from fedround.v1.round_pb2 import SubscribeRequest
-from fedround_client.errors import FedroundError, ServerUnavailable
+from fedround_client.errors import FedroundError
 from fedround_client.rpc import Rpc, Stream
-
-SILENCE_TIMEOUT = 60.0
-"""Seconds without an event or a heartbeat (sent every 20 s) after which a stream is considered dead."""
+from fedround_client.silence import SILENCE_TIMEOUT
 
 IDLE_SECONDS = 1.0
 """After this many seconds without an event a stream has no backlog: TCP resends lost packets sooner than that."""
@@ -28,9 +26,11 @@ class Subscription:
     """Iterates over the events of one training, or of all the caller's trainings, each once and in order.
 
     It reconnects with back-off without a limit, and resumes behind the last event that it yielded. It does not yield
-    heartbeats and going_away. A subscription to one training ends after the training's final event.
+    going_away, and heartbeats only if they are asked for. A subscription to one training ends after the training's
+    final event.
 
     Attributes:
+        is_connected: Whether the server has sent something since the last error.
         is_live: Whether the event that was yielded last has most probably just happened. False if it may have waited
             in a buffer, for the caller or for the connection.
     """
@@ -42,6 +42,8 @@ class Subscription:
         *,
         resume_after: Mapping[str, int] | None = None,
         timeout: float | None = None,
+        session_id: str = "",
+        heartbeats: bool = False,
     ) -> None:
         """Prepares the subscription; iterating opens it.
 
@@ -49,16 +51,21 @@ class Subscription:
             rpc: Calls the server.
             training_id: UUID of the training; empty for all of the caller's.
             resume_after: The sequence of the last known event, by training id.
+            session_id: UUID of the program, if it takes part in rounds by this subscription.
             timeout: Seconds from now after which it raises TimeoutError; None for no limit.
+            heartbeats: Whether to yield heartbeats, which the server sends while there is no event.
         """
         self._rpc = rpc
         self._clock = rpc.clock
         self._training_id = training_id
         self._cursors = dict(resume_after or {})
+        self._session_id = session_id
         self._timeout = timeout
         self._ends_at = None if timeout is None else self._clock.time() + timeout
         self._last_error: FedroundError | None = None
+        self._heartbeats = heartbeats
         self.is_live = False
+        self.is_connected = False
 
     def __iter__(self) -> Generator[Event, None, None]:
         """Yields the events.
@@ -77,7 +84,9 @@ class Subscription:
                             raise self._connection_lost(event.going_away.message)
                         attempt.retry_state.attempt_number = 1
                         self._last_error = None
-                        if self._advance(event) and kind != "heartbeat":
+                        # Also of a heartbeat, which carries the position reached.
+                        is_new = self._advance(event)
+                        if self._heartbeats if kind == "heartbeat" else is_new:
                             yield event
                             if self._training_id and kind in FINAL_EVENTS:
                                 return
@@ -85,13 +94,15 @@ class Subscription:
                         return
                     raise self._connection_lost("the stream ended")
                 except FedroundError as error:
-                    self._last_error = error
+                    self._last_error, self.is_connected = error, False
                     raise
                 finally:
                     stream.cancel()
 
     def _open(self) -> Stream[Event]:
-        request = SubscribeRequest(training_id=self._training_id, resume_after_sequence=self._cursors)
+        request = SubscribeRequest(
+            training_id=self._training_id, resume_after_sequence=self._cursors, session_id=self._session_id
+        )
         return self._rpc.open(self._rpc.rounds.Subscribe, request)
 
     def _read(self, stream: Stream[Event]) -> Iterator[Event]:
@@ -102,15 +113,22 @@ class Subscription:
         while True:
             begin = now()
             # The time that the caller needs for an event is not silence.
-            alarm = self._clock.call_in(stream.cancel, min(SILENCE_TIMEOUT, self._remaining()))
+            limit, is_silent = min(SILENCE_TIMEOUT, self._remaining()), threading.Event()
+            alarm = self._clock.call_in(partial(_cancel, stream, is_silent), limit)
             try:
                 with self._rpc.typed_errors():
                     event = next(stream, None)
+            except FedroundError:
+                if is_silent.is_set():
+                    self._remaining()
+                    # A heartbeat comes every 20 s.
+                    raise self._rpc.unavailable(f"sent nothing for {limit:.0f} s") from None
+                raise
             finally:
                 alarm.cancel()
             if event is None:
                 return
-            received = now()
+            received, self.is_connected = now(), True
             if received - begin >= IDLE_SECONDS and not is_first:
                 idle_until = received
             is_first = False
@@ -144,5 +162,9 @@ class Subscription:
         self._remaining()
 
     def _connection_lost(self, why: str) -> FedroundError:
-        message = f"The server at {self._rpc.address} ended the subscription: {why}"
-        return ServerUnavailable(grpc.StatusCode.UNAVAILABLE, "UNAVAILABLE", message)
+        return self._rpc.unavailable(f"ended the subscription: {why}")
+
+
+def _cancel(stream: Stream[Event], is_silent: threading.Event) -> None:
+    is_silent.set()
+    stream.cancel()

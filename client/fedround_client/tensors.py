@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedround_client.safetensors_header import DTYPE_NAMES, TensorInfo
+from fedround_client.safetensors_header import DTYPE_NAMES, TORCH_METADATA, TensorInfo
 from fedround_client.safetensors_reader import SafetensorsReader
 from fedround_client.safetensors_stream import ArraySource, SafetensorsStream
 from fedround_client.tensor_types import DTYPES, Framework, StateDict, TensorError
@@ -19,21 +20,22 @@ if TYPE_CHECKING:
 _DTYPES_BY_NAME = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 
 
-def to_safetensors(state: StateDict) -> bytes:
+def to_safetensors(state: StateDict, metadata: Mapping[str, str] | None = None) -> bytes:
     """Writes a state dict as a safetensors file.
 
     Args:
         state: Arrays or tensors by name, of any shape with at least one element, of a dtype in DTYPES, on any device,
             contiguous or not, of either byte order. Tensors that share memory are written separately.
+        metadata: Texts by name that the header of the file holds besides.
 
     Returns:
-        The file. It contains nothing but names, shapes, dtypes and values.
+        The file. It contains nothing but names, shapes, dtypes and values, and the metadata.
 
     Raises:
         TensorError: The dict is empty, or a value is not such a tensor; the message names it.
     """
     file = io.BytesIO()
-    for piece in SafetensorsStream(array_sources(state)).pieces():
+    for piece in SafetensorsStream(array_sources(state), metadata).pieces():
         file.write(piece)
         del piece
     return file.getvalue()
@@ -57,14 +59,21 @@ def from_safetensors(data: bytes, framework: Framework = "numpy") -> dict[str, A
     return reader.tensors()
 
 
-def copy_state(state: StateDict, framework: Framework) -> dict[str, Any]:
-    """Returns a copy of a state dict as arrays or tensors.
+def metadata_of(state: StateDict) -> Mapping[str, str]:
+    """Returns the metadata of the file of a state dict: that of torch, if it has a torch tensor."""
+    torch = sys.modules.get("torch")
+    is_torch = torch is not None and any(isinstance(value, torch.Tensor) for value in state.values())
+    return TORCH_METADATA if is_torch else {}
+
+
+def copy_state(state: StateDict, framework: Framework | None) -> dict[str, Any]:
+    """Returns a copy of a state dict as arrays or tensors; None for those of the state dict.
 
     Raises:
         TensorError: As to_safetensors and from_safetensors.
     """
     reader = SafetensorsReader(framework)
-    for piece in SafetensorsStream(array_sources(state)).pieces():
+    for piece in SafetensorsStream(array_sources(state), metadata_of(state)).pieces():
         reader.write(piece)
         del piece
     return reader.tensors()

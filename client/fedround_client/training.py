@@ -10,9 +10,10 @@ from typing import Literal, TypeAlias
 from fedround.v1 import training_pb2
 from fedround.v1.aggregation_pb2 import UpdatePrecision
 from fedround.v1.event_pb2 import Event, ParticipantFailed
+from fedround.v1.round_pb2 import GetRoundRequest, Round
 from fedround.v1.training_pb2 import CreateTrainingRequest, RoundPolicy, Training, TrainingSpec
 from fedround_client import options
-from fedround_client.errors import FedroundError, TrainingFailed, from_event
+from fedround_client.errors import FedroundError, NotActor, TrainingFailed, from_event
 from fedround_client.logs import get_logger
 from fedround_client.options import (
     AggregationOption,
@@ -23,12 +24,18 @@ from fedround_client.options import (
     UncertaintyOption,
 )
 from fedround_client.payload import ModelSource, Payload, Progress
+from fedround_client.progress import WaitLog
 from fedround_client.round_number import round_text
 from fedround_client.rpc import Rpc, duration
 from fedround_client.subscription import Subscription
 from fedround_client.upload import upload
 
 logger = get_logger(__name__)
+
+ASK_SECONDS = 5.0
+"""How long `wait` asks what a training waits for, after its timeout."""
+MAX_NAMES = 10
+"""How many missing participants an error names."""
 
 TrainingRoleName: TypeAlias = Literal["ACTOR", "CLIENT"]
 
@@ -110,7 +117,7 @@ class TrainingCalls:
         """
         if (model is None) == (not model_id):
             raise TypeError("create_training needs either a model or the model_id of a stored one.")
-        payload = Payload.of(model) if model is not None else Payload.empty()
+        payload = Payload.of(model, names_framework=True) if model is not None else Payload.empty()
         upload_id = str(uuid.uuid4()) if model is not None else ""
         spec = TrainingSpec(
             name=name,
@@ -226,23 +233,47 @@ class TrainingCalls:
     def wait(self, training_id: str, timeout: float | None = None) -> Training:
         """Waits until a training is completed, and returns it; logs a warning for each participant that fails.
 
+        It logs at the level INFO which round the training is in, and whom the round waits for.
+
         Args:
             training_id: UUID of the training.
             timeout: Seconds; None for no limit.
 
         Raises:
-            TimeoutError: It did not end in time.
+            TimeoutError: It did not end in time; the message says what its round waits for.
             TrainingFailed: It ended in the state ERROR.
             TrainingRemoved: It was removed.
         """
-        subscription = Subscription(self._rpc, training_id, timeout=timeout)
-        for event in subscription:
-            error = from_event(event)
-            if error is not None:
-                raise self._with_details(error)
-            if event.HasField("participant_failed"):
-                logger.warning("%s", describe_failure(event.participant_failed))
+        log = WaitLog(self._rpc, training_id)
+        subscription = Subscription(self._rpc, training_id, timeout=timeout, heartbeats=True)
+        try:
+            for event in subscription:
+                log.add(event)
+                error = from_event(event)
+                if error is not None:
+                    raise self._with_details(error)
+                if event.HasField("participant_failed"):
+                    logger.warning("%s", describe_failure(event.participant_failed))
+        except TimeoutError as error:
+            reason = self._waiting_for(training_id) if subscription.is_connected else ""
+            raise TimeoutError(f"{error}{reason}") from None
         return self._rpc.retrying(None, sleep=subscription.sleep)(self.get_training, training_id)
+
+    def _waiting_for(self, training_id: str) -> str:
+        """Returns a sentence about what a training waits for; an empty text if the server does not say it at once."""
+        try:
+            request = training_pb2.GetTrainingRequest(training_id=training_id)
+            training = self._rpc.unary(self._rpc.trainings.GetTraining, request, ASK_SECONDS).training
+            if training.state == training_pb2.TRAINING_STATE_INITIAL:
+                return " It has not been started."
+            number = training.round
+            text = f" Round {number}: {training.updates_arrived} of {training.updates_expected} results have arrived."
+            with suppress(NotActor):
+                asked = GetRoundRequest(training_id=training_id, round=number)
+                text = _describe(self._rpc.unary(self._rpc.rounds.GetRound, asked, ASK_SECONDS).round)
+        except FedroundError:
+            return ""
+        return text
 
     def _with_details(self, error: FedroundError) -> FedroundError:
         """Returns the error with the training's own message, which names missing participants to the actor only."""
@@ -259,6 +290,16 @@ def describe_failure(failed: ParticipantFailed) -> str:
     name = failed.participant_name or failed.participant_id
     message = f": {failed.message}" if failed.message else ""
     return f"Participant {name} failed in {round_text(failed.round)}: {failed.reason}{message}"
+
+
+def _describe(round_: Round) -> str:
+    """Returns a sentence about what a round waits for, and the names of the missing participants."""
+    missing = [one for one in round_.participants if not one.arrived]
+    names = [f"{one.name} ({'connected' if one.subscribed else 'not connected'})" for one in missing[:MAX_NAMES]]
+    if len(missing) > MAX_NAMES:
+        names.append(f"{len(missing) - MAX_NAMES} more")
+    who = f"; missing: {', '.join(names)}" if names else ""
+    return f" Round {round_.number} waits for {round_.waiting_for.rstrip('.')}{who}."
 
 
 def _policy(

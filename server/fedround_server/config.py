@@ -87,10 +87,10 @@ class Settings(BaseSettings):
     )
     max_streams_per_connection: int = Field(1000, ge=1, description="Calls in progress over one connection.")
     max_unauthenticated_connections_per_address: int = Field(
-        250, ge=1, description="Connections of one address that have not made an authenticated call."
+        100, ge=1, description="Connections of one address that have not made an authenticated call."
     )
     max_unauthenticated_connections: int = Field(
-        1000, ge=1, description="Connections of all addresses that have not made an authenticated call."
+        500, ge=1, description="Connections of all addresses that have not made an authenticated call."
     )
     max_uploads_per_user: int = Field(32, ge=1, description="Uploads of one user at the same time.")
     max_uploads: int = Field(512, ge=1, description="Uploads of all users at the same time.")

@@ -4,9 +4,9 @@ from typing import Any
 
 import grpc
 from google.rpc import error_details_pb2
-from grpc_channelz.v1 import channelz, channelz_pb2
+from grpc_channelz.v1 import channelz, channelz_pb2, channelz_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection, reflection_pb2
+from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
 
 from fedround.v1 import (
     audit_pb2,
@@ -109,7 +109,11 @@ class GrpcServer:
             lambda: _calls_received() - headers.calls,
         )
         authentication = AuthInterceptor(coordinator.access.admit, self._connections.accept)
-        headers = HeadersInterceptor(authentication.is_known, self._connections)
+        headers = HeadersInterceptor(
+            # With a client CA, only its holders can connect.
+            authentication.is_known if settings.tls_client_ca is None else lambda _: True,
+            self._connections,
+        )
         interceptors = (
             headers,
             LogInterceptor(),
@@ -194,8 +198,9 @@ class GrpcServer:
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(InferenceService(coordinator), server)
         audit_pb2_grpc.add_AuditServiceServicer_to_server(AuditService(coordinator), server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        channelz.add_channelz_servicer(server)
-        reflection.enable_server_reflection([service.full_name for service in SERVICES], server)
+        channelz_pb2_grpc.add_ChannelzServicer_to_server(channelz.aio.ChannelzServicer(), server)
+        names = [service.full_name for service in SERVICES]
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflection.aio.ReflectionServicer(names), server)
 
 
 class _GenericServer:

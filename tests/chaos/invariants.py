@@ -69,6 +69,21 @@ def updates_count_once(facts: Facts, history: History) -> Findings:
             yield row["training_id"], f"round {row['number']} has {row['arrived']} updates, {len(used)} count"
 
 
+def repeated_answers_are_true(facts: Facts, history: History) -> Findings:
+    """What was said to be superseded does not count; what its sender got a receipt for, after it had left, does."""
+    cohort = facts.by("cohort", "training_id", "number", "user_id")
+    rounds = facts.by("round", "training_id", "number")
+    for entry in (*history.of("superseded"), *history.of("sent_again")):
+        key = entry["training_id"], entry["round"], entry["user_id"]
+        removed = any(row["removed"] for row in cohort.get(key, ()))
+        abandoned = any(row["state"] == "ABANDONED" for row in rounds.get(key[:2], ()))
+        if entry.kind == "superseded" and not (removed or abandoned):
+            yield entry["training_id"], f"the submission {key} counts, and its sender was told that it does not"
+        # The round may have been abandoned later.
+        if entry.kind == "sent_again" and removed:
+            yield entry["training_id"], f"the submission {key} does not count, and its sender was told that it does"
+
+
 def rounds_commit_once(facts: Facts, history: History) -> Findings:
     """A round that is done was committed once, in the log and in the versions of the model; another one never."""
     for row in facts["round"]:
@@ -311,6 +326,7 @@ def no_unexpected_answers(facts: Facts, history: History) -> Findings:
 RULES: tuple[Rule, ...] = (
     receipts_stand,
     updates_count_once,
+    repeated_answers_are_true,
     rounds_commit_once,
     models_are_right,
     failures_stand,

@@ -9,7 +9,7 @@ from chaos import tensors
 from chaos.retrying_client import RetryingClient, User
 from fedround.v1 import event_pb2, round_pb2, training_pb2, user_pb2
 
-CLOSED = ("ROUND_NOT_OPEN", "NOT_IN_COHORT", "TRAINING_NOT_FOUND", "TOKEN_INVALID")
+CLOSED = ("ROUND_NOT_OPEN", "NOT_IN_COHORT", "UPDATE_SUPERSEDED", "TRAINING_NOT_FOUND", "TOKEN_INVALID")
 GONE = ("TRAINING_NOT_FOUND", "TRAINING_ENDED", "TOKEN_INVALID")
 METRIC = "accuracy"
 
@@ -28,6 +28,8 @@ class RandomTraining:
         self._present: list[User] = []
         self._delayed: list[Callable[[], object]] = []
         self._begun: set[int] = set()
+        # What each user submitted last: the round, the method, and a request that submits it again.
+        self._sent: dict[str, tuple[int, Any, Any]] = {}
         self._training_id = ""
 
     def run(self) -> None:
@@ -156,9 +158,9 @@ class RandomTraining:
         if chance < 0.04 and len(self._present) > 1:
             request = training_pb2.RemoveClientsRequest(training_id=self._training_id, client_ids=[user.user_id])
             who = self._draw.choice([self._actor, user])
-            allowed = (*GONE, "LAST_PARTICIPANT", "UNKNOWN_CLIENTS")
-            if self._ask(who, self._client.trainings.RemoveClients, request, *allowed):
+            if self._ask(who, self._client.trainings.RemoveClients, request, *GONE, "LAST_PARTICIPANT"):
                 self._record("client_removed", user_id=user.user_id)
+                self._send_again(user)
             self._present = [one for one in self._present if one != user]
         elif chance < 0.06 and len(self._present) > 1:
             self._remove_user(user)
@@ -167,6 +169,14 @@ class RandomTraining:
             self._remove_training()
         elif chance < 0.08:
             self._remove_user(self._actor)
+
+    def _send_again(self, user: User) -> None:
+        """Submits again what a removed user submitted last; records whether it counts, or is superseded."""
+        if user.user_id in self._sent:
+            number, method, request = self._sent[user.user_id]
+            answer = self._ask(user, method, request, *CLOSED)
+            if answer or answer.reason == "UPDATE_SUPERSEDED":
+                self._record("sent_again" if answer else "superseded", round=number, user_id=user.user_id)
 
     def _send_late(self) -> None:
         """Sends the delayed updates: they count if their round is still open."""
@@ -188,9 +198,12 @@ class RandomTraining:
         )
         if self._ask(user, self._client.rounds.SubmitMetrics, request, *CLOSED):
             self._record("report", round=started.round, user_id=user.user_id, metrics=metrics, num_examples=examples)
-            request.num_examples += 1
+            self._sent[user.user_id] = (started.round, self._client.rounds.SubmitMetrics, request)
+            other = round_pb2.SubmitMetricsRequest()
+            other.CopyFrom(request)
+            other.num_examples += 1
             if self._draw.random() < 0.1 and self._ask(
-                user, self._client.rounds.SubmitMetrics, request, *CLOSED, "METRICS_EXIST"
+                user, self._client.rounds.SubmitMetrics, other, *CLOSED, "METRICS_EXIST"
             ):
                 self._record("unexpected", reason="a second report was accepted")
 
@@ -230,6 +243,13 @@ class RandomTraining:
                     metrics=dict(spec.metrics),
                     accept_time=receipt.accept_time.ToMicroseconds(),
                 )
+                if receipt.num_examples != spec.num_examples:
+                    self._record("unexpected", reason="a receipt has another number of examples")
+                self._sent[user.user_id] = (
+                    started.round,
+                    self._client.rounds.SubmitUpdate,
+                    lambda: _messages(_changed(spec, upload_id="", offset=0), file),
+                )
         if receipt is not None and draw.random() < 0.1:
             self._submit_another(user, spec, file)
 
@@ -251,15 +271,18 @@ class RandomTraining:
                 return answer.receipt if answer else None
 
     def _submit_another(self, user: User, spec: Any, file: bytes) -> None:
-        """Tries to submit an update other than the accepted one: it is rejected, while the training exists."""
-        other = round_pb2.UpdateSpec()
-        other.CopyFrom(spec)
-        other.upload_id, other.offset, other.sha256 = "", 0, digest(file + b"more")
-        answer = self._ask(
-            user, self._client.rounds.SubmitUpdate, lambda: _messages(other, file), *CLOSED, "UPDATE_EXISTS"
-        )
-        if answer:
-            self._record("unexpected", reason="a second update was accepted")
+        """Tries to submit updates other than the accepted one: they are rejected, while the training exists."""
+        for change in ({"sha256": digest(file + b"more")}, {"num_examples": 1 if spec.num_examples > 1 else 2}):
+            other = _changed(spec, upload_id="", offset=0, **change)
+            answer = self._ask(
+                user,
+                self._client.rounds.SubmitUpdate,
+                lambda other=other: _messages(other, file),
+                *CLOSED,
+                "UPDATE_EXISTS",
+            )
+            if answer:
+                self._record("unexpected", reason=f"a second update was accepted, with another {set(change)}")
 
     def _download_assigned(self, user: User, started: Any) -> None:
         """Downloads the model that is assigned to a member of a chain."""
@@ -276,7 +299,7 @@ class RandomTraining:
 
     def _remove_training(self) -> None:
         request = training_pb2.RemoveTrainingRequest(training_id=self._training_id, force=True)
-        if self._ask(self._actor, self._client.trainings.RemoveTraining, request, *GONE):
+        if self._ask(self._actor, self._client.trainings.RemoveTraining, request, "TOKEN_INVALID"):
             self._record("removed")
 
     def _remove_user(self, user: User) -> None:
@@ -291,6 +314,15 @@ class RandomTraining:
 
     def _record(self, kind: str, **facts: Any) -> None:
         self._client.history.add(kind, training_id=self._training_id, **facts)
+
+
+def _changed(spec: Any, **changes: Any) -> Any:
+    """A copy of the description of an update, with other fields."""
+    other = round_pb2.UpdateSpec()
+    other.CopyFrom(spec)
+    for name, value in changes.items():
+        setattr(other, name, value)
+    return other
 
 
 def _messages(spec: Any, data: bytes) -> Iterator[Any]:

@@ -148,6 +148,19 @@ def an_update_is_left_out(run: DamagedRun) -> None:
     run.sql("UPDATE cohort SET removed = 1 WHERE training_id = ? AND number = ? AND user_id = ?", *key)
 
 
+@breaks("repeated_answers_are_true")
+def an_update_that_counts_is_said_to_be_superseded(run: DamagedRun) -> None:
+    _, training_id, number, user_id, _ = run.one(TRAINED)
+    run.acknowledge("superseded", training_id=training_id, round=number, user_id=user_id)
+
+
+@breaks("repeated_answers_are_true")
+def an_update_that_is_left_out_is_acknowledged_again(run: DamagedRun) -> None:
+    an_update_is_left_out(run)
+    _, training_id, number, user_id, _ = run.one(TRAINED.replace("AND NOT c.removed", "AND c.removed"))
+    run.acknowledge("sent_again", training_id=training_id, round=number, user_id=user_id)
+
+
 @breaks("updates_count_once")
 def an_update_belongs_to_no_round(run: DamagedRun) -> None:
     run.sql("UPDATE round_update SET number = 999 WHERE update_id = ?", run.one(TRAINED)[0])

@@ -5,7 +5,7 @@ from typing import Any
 
 from calls import digest, new_id
 from chaos import tensors
-from chaos.random_training import CLOSED, GONE, RandomTraining
+from chaos.random_training import CLOSED, RandomTraining
 from chaos.retrying_client import RetryingClient
 from fedround.v1 import model_pb2, round_pb2, training_pb2, user_pb2
 
@@ -48,8 +48,9 @@ class ShortTraining(RandomTraining):
         self._register(self._present[1:])
         left = self._present.pop()
         request = training_pb2.RemoveClientsRequest(training_id=self._training_id, client_ids=[left.user_id])
-        if self._ask(self._actor, self._client.trainings.RemoveClients, request, *GONE, "UNKNOWN_CLIENTS"):
-            self._record("client_removed", user_id=left.user_id)
+        for _ in range(2):
+            if self._ask(self._actor, self._client.trainings.RemoveClients, request):
+                self._record("client_removed", user_id=left.user_id)
         self._start()
         report = round_pb2.SubmitMetricsRequest(training_id=self._training_id, round=0, num_examples=1)
         self._ask(self._present[0], self._client.rounds.SubmitMetrics, report, *CLOSED)

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -152,3 +153,74 @@ def test_a_full_disk_is_logged_and_nothing_is_cached(tmp_path, monkeypatch, capl
     assert kept.file is None
     (record,) = caplog.records
     assert "No space left" in record.getMessage()
+
+
+@pytest.fixture
+def _windows(monkeypatch):
+    """Files that this process has open can neither be renamed, nor replaced, nor removed."""
+
+    def is_open(path):
+        if not Path(path).exists():
+            return False
+        return any(link.exists() and link.samefile(path) for link in Path("/proc/self/fd").iterdir())
+
+    def forbid(name):
+        real = getattr(os, name)
+
+        def call(*paths, **options):
+            if any(is_open(path) for path in paths):
+                raise PermissionError(13, "The process cannot access the file because it is being used")
+            return real(*paths, **options)
+
+        monkeypatch.setattr(os, name, call)
+
+    for name in ("rename", "replace", "unlink", "remove"):
+        forbid(name)
+
+
+@pytest.mark.usefixtures("_windows")
+def test_no_open_file_is_renamed_or_removed(server, tmp_path, caplog):
+    rounds = Rounds(server, cache=tmp_path, cache_bytes=1)
+    for number in range(3):
+        rounds.run_round(number + 1, number)
+    rounds.send(finished(4))
+    assert rounds.result().rounds == 3
+    assert names(tmp_path) == [f"{digest(file_of(2))}.safetensors"]
+    assert caplog.records == []
+
+
+@pytest.mark.usefixtures("_windows")
+def test_a_file_that_another_participant_reads_stays(tmp_path, caplog):
+    file = to_safetensors({"w": np.zeros(100, np.float32)})
+    first, second = ModelCache(tmp_path), ModelCache(tmp_path)
+    sha256 = keep(first, file)
+    assert keep(second, file) == sha256
+    assert second.load(sha256, "numpy") is not None
+    assert names(tmp_path) == [f"{sha256}.safetensors"]
+    assert caplog.records == []
+    first.close()
+    second.close()
+
+
+@pytest.mark.usefixtures("_windows")
+def test_a_damaged_file_that_another_participant_reads_is_not_used(tmp_path, caplog):
+    file = to_safetensors({"w": np.zeros(100, np.float32)})
+    path = tmp_path / f"{digest(file)}.safetensors"
+    path.write_bytes(b"damaged")
+    cache = ModelCache(tmp_path)
+    with path.open("rb"):
+        keep(cache, file)
+        assert cache.load(digest(file), "numpy") is None
+    assert "is not cached" in caplog.text
+
+
+@pytest.mark.usefixtures("_windows")
+def test_files_in_use_do_not_keep_others_from_being_evicted(tmp_path):
+    files = [to_safetensors({"w": np.full(1000, value, np.float32)}) for value in range(3)]
+    for age, file in enumerate(files[:2]):
+        path = tmp_path / f"{digest(file)}.safetensors"
+        path.write_bytes(file)
+        os.utime(path, (1000 + age, 1000 + age))
+    with (tmp_path / f"{digest(files[1])}.safetensors").open("rb"):
+        last = keep(ModelCache(tmp_path, max_bytes=1), files[2])
+    assert names(tmp_path) == sorted(f"{one}.safetensors" for one in (digest(files[1]), last))

@@ -2,6 +2,7 @@ import json
 import os
 
 import pytest
+import safetensors
 import torch
 from typer.testing import CliRunner
 
@@ -76,3 +77,10 @@ def test_convert_prints_the_result_as_json(tmp_path):
     result = CliRunner().invoke(app, ["convert", str(tmp_path / "net.pt"), "--format", "json"])
     written = tmp_path / "net.safetensors"
     assert json.loads(result.stdout) == {"file": str(written), "size_bytes": written.stat().st_size}
+
+
+def test_the_file_says_that_it_has_tensors_of_torch(tmp_path):
+    torch.save({"w": torch.zeros(2)}, tmp_path / "net.pt")
+    assert CliRunner().invoke(app, ["convert", str(tmp_path / "net.pt")]).exit_code == 0
+    with safetensors.safe_open(tmp_path / "net.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt"}

@@ -3,15 +3,17 @@
 import hashlib
 
 import google_crc32c
+import grpc
 import numpy as np
 import pytest
 
 from client.rounds import file_of, info_of
-from client.scripted import MODEL, OK, UNAVAILABLE, chunk_response, cut, is_cancelled
+from client.scripted import MODEL, OK, UNAVAILABLE, chunk_response, cut, error_status, is_cancelled
 from fedround.v1.event_pb2 import ModelInfo
 from fedround.v1.model_pb2 import MODEL_PART_POSTERIOR, DownloadModelResponse
 from fedround_client import (
     DigestMismatch,
+    ModelNotFound,
     ServerUnavailable,
     to_safetensors,
 )
@@ -166,3 +168,15 @@ def test_unchanged_is_accepted_for_the_same_file_only(server, tmp_path):
         rpc.terminate(*OK)
     assert isinstance(call.exception(10), ServerUnavailable)
     assert target.read_bytes() == b"another"
+
+
+def test_a_download_on_which_the_server_stays_silent_is_resumed(server, caplog):
+    call = server.run(server.client.download_model, MODEL)
+    _, rpc = server.stream("DownloadModel")
+    server.alarm_in(60)
+    server.time.sleep_for(60)
+    rpc.cancelled()
+    server.stream("DownloadModel")[1].terminate(*error_status(grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND"))
+    assert type(call.exception(10)) is ModelNotFound
+    (record,) = caplog.records
+    assert "The server at there:1 sent nothing for 60 s" in record.getMessage()

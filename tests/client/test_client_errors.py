@@ -31,6 +31,7 @@ TABLE = [
     ("FAILED_PRECONDITION", "ROUND_NOT_OPEN", errors.RoundNotOpen),
     ("PERMISSION_DENIED", "NOT_IN_COHORT", errors.NotInCohort),
     ("ALREADY_EXISTS", "UPDATE_EXISTS", errors.UpdateExists),
+    ("FAILED_PRECONDITION", "UPDATE_SUPERSEDED", errors.UpdateSuperseded),
     ("DATA_LOSS", "UPLOAD_INCOMPLETE", errors.UploadIncomplete),
     ("DATA_LOSS", "DIGEST_MISMATCH", errors.DigestMismatch),
     ("INVALID_ARGUMENT", "MODEL_FORMAT", errors.ModelFormat),

@@ -1,6 +1,7 @@
 """The event loop of a participant."""
 
 import logging
+import uuid
 
 import grpc
 import numpy as np
@@ -13,6 +14,7 @@ from fedround.v1.event_pb2 import ROUND_KIND_EVALUATE, Event
 from fedround.v1.round_pb2 import SubmitMetricsResponse
 from fedround.v1.training_pb2 import EVALUATION_NEVER, GetTrainingResponse, Training, TrainingSpec
 from fedround_client import (
+    AlreadyParticipating,
     Participation,
     RemovedFromTraining,
     TokenInvalid,
@@ -90,6 +92,7 @@ def test_a_subscription_resumes_behind_the_last_event_after_a_restart(server):
     ("code", "reason"),
     [
         ("ALREADY_EXISTS", "UPDATE_EXISTS"),
+        ("FAILED_PRECONDITION", "UPDATE_SUPERSEDED"),
         ("FAILED_PRECONDITION", "ROUND_NOT_OPEN"),
         ("FAILED_PRECONDITION", "TRAINING_ENDED"),
         ("PERMISSION_DENIED", "NOT_IN_COHORT"),
@@ -288,3 +291,20 @@ def test_an_expired_cursor_restarts_at_the_current_round(server):
     rounds.run_round(1, 1)
     rounds.send(finished(2))
     assert rounds.result().rounds == 2
+
+
+def test_a_participant_keeps_its_session_across_lost_connections(server):
+    rounds = Rounds(server)
+    session = uuid.UUID(rounds.request.session_id)
+    cut(rounds.rpc)
+    rounds.subscribe()
+    assert uuid.UUID(rounds.request.session_id) == session
+    rounds.send(finished(1))
+    rounds.result()
+
+
+def test_a_second_program_with_the_same_token_is_told_at_once(server):
+    rounds = Rounds(server)
+    rounds.rpc.terminate(*error_status(grpc.StatusCode.FAILED_PRECONDITION, "ALREADY_PARTICIPATING"))
+    assert type(rounds.error()) is AlreadyParticipating
+    assert server.time.time() == 1000

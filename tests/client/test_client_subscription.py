@@ -6,6 +6,7 @@ import pytest
 from client.scripted import OK, OTHER, TRAINING, UNAVAILABLE, cut, drain, error_status, is_cancelled
 from fedround.v1 import event_pb2
 from fedround.v1.event_pb2 import Event
+from fedround.v1.round_pb2 import GetRoundResponse, Round, RoundParticipant
 from fedround.v1.training_pb2 import GetTrainingResponse, Training
 from fedround_client import CursorExpired, TokenInvalid, TrainingFailed, TrainingNotFound, TrainingRemoved
 
@@ -213,3 +214,63 @@ def test_lost_connections_are_logged_with_decreasing_frequency(server, caplog):
     messages = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert all("connection reset" in text for text in messages)
     assert ["in a row" in text for text in messages] == [False, True, True, True]
+
+
+def test_wait_says_what_the_round_waits_for(server, caplog):
+    call = server.run(server.client.wait, TRAINING, 5)
+    drain(subscription(server, started(1))[1])
+    server.alarm_in(5)
+    server.time.sleep_for(5)
+    server.reply("GetTraining", GetTrainingResponse(training=Training(state="TRAINING_STATE_ONGOING", round=3)))
+    missing = [RoundParticipant(name=f"site {number}", subscribed=number == 0) for number in range(12)]
+    there = RoundParticipant(name="site 99", arrived=True)
+    round_ = Round(number=3, waiting_for="12 more of 13 updates; there is no deadline", participants=[*missing, there])
+    asked = server.reply("GetRound", GetRoundResponse(round=round_))
+    assert (asked.training_id, asked.round) == (TRAINING, 3)
+    message = str(call.exception(10))
+    assert message.startswith(
+        "The training did not end within 5 s. Round 3 waits for 12 more of 13 updates; there is no"
+    )
+    assert "missing: site 0 (connected), site 1 (not connected), " in message
+    assert message.endswith("site 9 (not connected), 2 more.")
+    assert "site 99" not in message
+    assert caplog.records == []
+
+
+def test_wait_tells_a_participant_how_many_updates_have_arrived(server):
+    call = server.run(server.client.wait, TRAINING, 5)
+    drain(subscription(server, started(1))[1])
+    server.alarm_in(5)
+    server.time.sleep_for(5)
+    ongoing = Training(state="TRAINING_STATE_ONGOING", round=3, updates_arrived=1, updates_expected=4)
+    server.reply("GetTraining", GetTrainingResponse(training=ongoing))
+    server.fail("GetRound", error_status(grpc.StatusCode.PERMISSION_DENIED, "NOT_ACTOR"))
+    assert str(call.exception(10)).endswith(" Round 3: 1 of 4 results have arrived.")
+
+
+def test_wait_says_that_a_training_was_not_started(server):
+    call = server.run(server.client.wait, TRAINING, 25)
+    _, rpc = subscription(server, heartbeat(0))
+    drain(rpc)
+    server.alarm_in(25)
+    server.time.sleep_for(25)
+    server.reply("GetTraining", GetTrainingResponse(training=Training(state="TRAINING_STATE_INITIAL")))
+    assert str(call.exception(10)) == "The training did not end within 25 s. It has not been started."
+
+
+def test_a_silent_stream_is_logged_as_what_it_is(server, caplog):
+    call = sequences(server, TRAINING)
+    _, rpc = subscription(server, started(1))
+    drain(rpc)
+    server.alarm_in(60)
+    server.time.sleep_for(60)
+    subscription(server, finished(2))
+    assert call.result(10) == [1, 2]
+    (record,) = caplog.records
+    assert "The server at there:1 sent nothing for 60 s" in record.getMessage()
+    assert "CANCELLED" not in caplog.text
+
+
+def test_a_watching_subscription_has_no_session(server):
+    server.run(list, server.client.watch(TRAINING))
+    assert server.stream("Subscribe")[0].session_id == ""

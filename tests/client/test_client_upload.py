@@ -12,6 +12,7 @@ from fedround.v1.model_pb2 import Model, UploadModelResponse
 from fedround.v1.round_pb2 import GetUploadResponse, SubmitUpdateResponse, UpdateReceipt
 from fedround_client import (
     ModelFormat,
+    RequestBodyLimit,
     ServerUnavailable,
     to_safetensors,
 )
@@ -195,3 +196,55 @@ def test_a_damaged_upload_resumes_at_the_servers_offset(server):
     assert call.result(10).sha256 == DIGEST
     assert first.spec.offset == CHUNK
     assert rest == FILE[CHUNK:]
+
+
+TOO_LARGE = ((), grpc.StatusCode.UNKNOWN, "Received http2 header with status: 413")
+INCOMPLETE = error_status(grpc.StatusCode.DATA_LOSS, "UPLOAD_INCOMPLETE")
+
+
+def test_an_upload_through_a_proxy_with_a_limit_is_split(server, caplog):
+    call = server.run(server.client.submit_update, TRAINING, 3, STATE, 42)
+    rpc = server.upload("SubmitUpdate")
+    server.receive(rpc, len(FILE))
+    rpc.requests_closed()
+    rpc.terminate(None, *TOO_LARGE)
+    arrived, streams = b"", 0
+    while len(arrived) < len(FILE):
+        server.reply("GetUpload", GetUploadResponse(committed_size=len(arrived)))
+        rpc = server.upload("SubmitUpdate")
+        first, data = server.receive(rpc, min(CHUNK, len(FILE) - len(arrived)))
+        rpc.requests_closed()
+        assert first.spec.offset == len(arrived)
+        arrived += data
+        streams += 1
+        rpc.terminate(*((receipt(), *OK) if len(arrived) == len(FILE) else (None, *INCOMPLETE)))
+    assert call.result(10).sha256 == DIGEST
+    assert (arrived, streams) == (FILE, 3)
+    assert server.time.time() == 1000  # without back-off
+    (record,) = caplog.records
+    assert "client_max_body_size" in record.getMessage()
+
+
+def test_a_proxy_that_takes_no_chunk_ends_the_upload(server):
+    call = server.run(server.client.submit_update, TRAINING, 3, STATE, 42)
+    for size in (len(FILE), CHUNK):
+        rpc = server.upload("SubmitUpdate")
+        server.receive(rpc, size)
+        rpc.requests_closed()
+        rpc.terminate(None, *TOO_LARGE)
+        if size > CHUNK:
+            server.reply("GetUpload", GetUploadResponse(committed_size=0))
+    assert type(call.exception(10)) is RequestBodyLimit
+
+
+def test_a_split_upload_that_makes_no_progress_is_tried_again_later(server):
+    call = server.run(server.client.submit_update, TRAINING, 3, STATE, 42)
+    for status in (TOO_LARGE, INCOMPLETE):
+        rpc = server.upload("SubmitUpdate")
+        server.receive(rpc, CHUNK)
+        rpc.terminate(None, *status)
+        server.reply("GetUpload", GetUploadResponse(committed_size=0))
+    server.reply("GetUpload", GetUploadResponse(committed_size=len(FILE)))
+    assert server.time.time() > 1000
+    server.upload("SubmitUpdate").terminate(receipt(), *OK)
+    assert call.result(10).update_id == "u"

@@ -154,7 +154,7 @@ async def test_a_result_that_does_not_fit_on_the_disk_leaves_no_file(
 ) -> None:
     mkdir = Path.mkdir
 
-    def full(folder: Path, **options: bool) -> None:
+    def full(folder: Path, **options: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(folder))
 
     async with coordinating(store, tmp_path) as coordination:

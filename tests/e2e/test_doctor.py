@@ -1,6 +1,7 @@
 """`fedround doctor` against real servers, and against none."""
 
 import json
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -8,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from certificates import Authority
+from scripted_peers import answering, listening
 from servers import Server
 
 
@@ -67,4 +70,37 @@ def test_a_server_that_speaks_no_tls(server: Server, tmp_path: Path) -> None:
     (tmp_path / "ca.pem").touch()
     code, found = doctor(server.address, "fr_any", "--tls-ca", str(tmp_path / "ca.pem"))
     assert code == 1
-    assert "--insecure" in found["connection"][1]
+    assert "TLS_NOT_OFFERED" in found["connection"][1]
+    assert "insecure" not in found["connection"][1]
+
+
+@pytest.mark.parametrize(
+    ("names", "signer", "options", "reason"),
+    [
+        (["127.0.0.1"], "other", ("--tls-ca", "ca.pem"), "TLS_UNKNOWN_AUTHORITY"),
+        (["127.0.0.1"], "other", ("--tls-ca", "other.pem"), "NO_GRPC_SERVER"),
+        (["example.org"], "ca", ("--tls-ca", "ca.pem"), "TLS_WRONG_NAME"),
+        (["127.0.0.1"], "ca", (), "TLS_REQUIRED"),
+    ],
+)
+def test_what_does_not_fit_about_tls_is_told_apart(
+    tmp_path: Path, names: list[str], signer: str, options: tuple[str, ...], reason: str
+) -> None:
+    authorities = {name: Authority() for name in ("ca", "other")}
+    for name, authority in authorities.items():
+        (tmp_path / f"{name}.pem").write_bytes(authority.pem)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*authorities[signer].issue(*names).write(tmp_path, "server"))
+    context.set_alpn_protocols(["h2"])
+    with listening(answering(301), context) as address:
+        given = [str(tmp_path / word) if word.endswith(".pem") else word for word in options]
+        code, found = doctor(address, "fr_any", *given)
+    assert code == 1
+    assert found["connection"][0] == "fail"
+    assert found["connection"][1].startswith(reason + ": ")
+
+
+def test_an_address_that_is_none() -> None:
+    code, found = doctor("http://127.0.0.1:50051", "fr_any")
+    assert code == 1
+    assert "write 127.0.0.1:50051, without http://" in found["connection"][1]

@@ -4,6 +4,7 @@ import threading
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from calls import until
 from e2e.federation import users
 from fedround.v1 import round_pb2, training_pb2
 from fedround_client.payload import Payload
+from fedround_client.subscription import Subscription
 from servers import Server
 
 MODEL = {"weight": np.zeros((4, 3), np.float32), "steps": np.array(0, np.int64)}
@@ -139,3 +141,46 @@ def test_errors_are_typed_and_help(server: Server, tmp_path: Path) -> None:
         assert list(actor.trainings()) == []
     with fr.connect(server.address, "wrong") as unauthenticated, pytest.raises(fr.TokenInvalid):
         unauthenticated.myself()
+
+
+def test_a_second_machine_with_the_same_token_is_told_at_once(server: Server) -> None:
+    actor_token, ((client_id, token),) = users(server, 1)
+    watching: list[str] = []
+
+    def watch() -> None:
+        with fr.connect(server.address, token) as client:
+            watching.extend(event.WhichOneof("payload") or "" for event in client.watch(training.training_id))
+
+    with ThreadPoolExecutor(3) as pool, fr.connect(server.address, actor_token) as actor:
+        training = actor.create_training(MODEL, name="two", target_num_updates=1, client_ids=[client_id])
+        observer = pool.submit(watch)
+        machines = [pool.submit(participate, server, token) for _ in range(2)]
+        until(lambda: any(machine.done() for machine in machines))
+        (second,) = [machine for machine in machines if machine.done()]
+        with pytest.raises(fr.AlreadyParticipating, match=r"another machine.*fedround user create"):
+            second.result()
+        actor.start_training(training.training_id)
+        actor.wait(training.training_id, timeout=100)
+        (first,) = [machine for machine in machines if machine is not second]
+        assert first.result().rounds == 1
+        observer.result()
+    assert watching[-1] == "training_finished"
+
+
+def test_a_program_may_take_part_once_the_connection_of_another_one_is_gone(server: Server) -> None:
+    actor_token, ((client_id, token),) = users(server, 1)
+    with fr.connect(server.address, actor_token) as actor, fr.connect(server.address, token) as restarted:
+        training = actor.create_training(MODEL, name="again", target_num_updates=1, client_ids=[client_id])
+        actor.start_training(training.training_id)
+        with fr.connect(server.address, token) as killed:
+            events = iter(Subscription(killed._rpc, training.training_id, session_id=killed._rpc.session_id))
+            next(events)
+            with pytest.raises(fr.AlreadyParticipating):
+                restarted.participate(train, training_id=training.training_id)
+
+        def succeeds() -> bool:
+            with suppress(fr.AlreadyParticipating):
+                return restarted.participate(train, training_id=training.training_id).rounds == 1
+            return False
+
+        until(succeeds)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import fedround_client as fr
 from servers import Server
@@ -51,12 +53,20 @@ class Terminal:
             finally:
                 process.kill()
 
-    def fedround(self, *words: str) -> Any:
-        """What a command answers, as JSON."""
-        with self.start("-m", "fedround_client", *words, "--format", "json") as process:
+    def run(self, *words: str) -> str:
+        """What a program prints, which ends well."""
+        with self.start(*words) as process:
             text, _ = process.communicate()
         assert process.returncode == 0, text
-        return json.loads(text)
+        return text
+
+    def fedround(self, *words: str) -> Any:
+        """What a command answers, as JSON."""
+        return json.loads(self.run("-m", "fedround_client", *words, "--format", "json"))
+
+    def enter(self, folder: str) -> None:
+        """Changes the folder."""
+        self._folder /= folder
 
 
 def people(server: Server, folder: Path) -> tuple[Terminal, list[Terminal], list[str]]:
@@ -69,14 +79,42 @@ def people(server: Server, folder: Path) -> tuple[Terminal, list[Terminal], list
 
 
 @contextmanager
-def participants(clients: list[Terminal]) -> Iterator[None]:
-    """The example participants, which come to their end in the block."""
+def participants(clients: list[Terminal], script: Path = EXAMPLES / "participant.py") -> Iterator[None]:
+    """The example participants, or others, which come to their end in the block."""
     with ExitStack() as stack:
-        running = [stack.enter_context(client.start(EXAMPLES / "participant.py")) for client in clients]
+        running = [stack.enter_context(client.start(script)) for client in clients]
         yield
         for process in running:
             said, _ = process.communicate()
             assert process.returncode == 0, said
+
+
+def test_the_project_of_init_runs_as_it_is(server: Server, tmp_path: Path) -> None:
+    actor, clients, _ = people(server, tmp_path)
+    written = actor.run("-m", "fedround_client", "init", "my-project")
+    names = ["README.md", "network.py", "participant.py", "actor.py"]
+    assert written.splitlines()[:-1] == [f"my-project/{name}" for name in names]
+    for terminal in (actor, *clients):
+        terminal.enter("my-project")
+    with participants(clients, Path("participant.py")):
+        said = actor.run("actor.py")
+    accuracy = re.search(r"The best version is \d+, with an accuracy of (0\.\d+|1\.000)", said)
+    assert accuracy is not None, said
+    assert float(accuracy[1]) > 0.8
+    assert re.search(r"Round \d+ of 10.*: .*waiting for site [12]", said), said
+    best = torch.load(tmp_path / "my-project" / "best.pt", weights_only=True)
+    assert best["1.running_mean"].shape == (32,)
+
+
+def test_init_replaces_no_file(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "actor.py").write_text("mine")
+    terminal = Terminal(server, "", tmp_path)
+    with terminal.start("-m", "fedround_client", "init", ".") as process:
+        said, _ = process.communicate()
+    assert process.returncode == 2
+    assert said == "error: FILE_EXISTS: actor.py exists: use --force to overwrite it, or give another name\n"
+    assert [path.name for path in tmp_path.glob("*.py")] == ["actor.py"]
+    assert (tmp_path / "actor.py").read_text() == "mine"
 
 
 def check(model: Mapping[str, np.ndarray]) -> None:
@@ -110,3 +148,17 @@ def test_a_training_by_the_command(server: Server, tmp_path: Path) -> None:
     assert [one["training_id"] for one in actor.fedround("training", "list")] == [training_id]
     actor.fedround("model", "download", model_id, "--output", "final.safetensors")
     check(fr.from_safetensors((tmp_path / "final.safetensors").read_bytes()))
+
+
+@pytest.mark.examples
+@pytest.mark.timeout(900)
+def test_the_first_day_is_what_its_commands_print() -> None:
+    run = subprocess.run(
+        [sys.executable, "scripts/first_day.py", "--check"],
+        cwd=EXAMPLES.parent,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (run.returncode, run.stdout, run.stderr) == (0, "", "")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load, save
 
-from calls import TIMEOUT, Person, fails_with, kinds, model_file, until
+from calls import TIMEOUT, Person, fails_with, kinds, model_file, new_id, until
 from fedround.v1 import model_pb2, round_pb2, training_pb2, user_pb2
 from servers import Server
 from service.uploads import creating, submitting
@@ -22,6 +22,12 @@ def ids(people: list[Person]) -> list[str]:
 def leave(actor: Person, training_id: str, *people: Person) -> training_pb2.Training:
     request = training_pb2.RemoveClientsRequest(training_id=training_id, client_ids=ids(list(people)))
     return actor.trainings.RemoveClients(request).training
+
+
+def register(actor: Person, training_id: str, *people: Person) -> None:
+    actor.trainings.RegisterClients(
+        training_pb2.RegisterClientsRequest(training_id=training_id, client_ids=ids(list(people)))
+    )
 
 
 def whole_log(person: Person, training_id: str) -> list[Any]:
@@ -47,6 +53,42 @@ def test_who_was_removed_submits_nothing_more(actor: Person, clients: list[Perso
     with fails_with("PERMISSION_DENIED", "NOT_IN_COHORT", "you do not belong to the cohort of round 0"):
         clients[0].submit(made.training_id, model_file(1))
     assert actor.get(made.training_id) == before
+
+
+def test_an_update_of_who_was_removed_is_superseded(actor: Person, clients: list[Person]) -> None:
+    made = actor.create(client_ids=ids(clients))
+    actor.start(made.training_id)
+    first, data = clients[0], model_file(1)
+    receipt = first.submit(made.training_id, data, num_examples=7)
+    assert first.submit(made.training_id, data, num_examples=7) == receipt
+    leave(actor, made.training_id, first)
+    for back in (False, True):
+        if back:
+            register(actor, made.training_id, first)
+        for upload_id in ("", new_id()):
+            with fails_with("FAILED_PRECONDITION", "UPDATE_SUPERSEDED", "was superseded, and will not count") as error:
+                first.submit(made.training_id, data, num_examples=7, upload_id=upload_id)
+            assert error.details.metadata == {"update_id": receipt.update_id}
+        with fails_with("PERMISSION_DENIED", "NOT_IN_COHORT"):
+            first.submit(made.training_id, model_file(2), num_examples=7)
+    for other in clients[1:]:
+        other.submit(made.training_id, model_file(3))
+    assert kinds(whole_log(actor, made.training_id))[-1] == "training_finished"
+    with fails_with("FAILED_PRECONDITION", "UPDATE_SUPERSEDED"):
+        first.submit(made.training_id, data, num_examples=7)
+
+
+def test_the_same_file_with_other_facts_is_another_update(actor: Person, clients: list[Person]) -> None:
+    made = actor.create(client_ids=ids(clients))
+    actor.start(made.training_id)
+    first, data = clients[0], model_file(1)
+    sent = {"num_examples": 7, "metrics": {"loss": 0.1}}
+    receipt = first.submit(made.training_id, data, **sent)
+    assert receipt.num_examples == 7
+    for change in ({"num_examples": 8}, {"metrics": {"loss": 0.2}}, {"metrics": {}}):
+        with fails_with("ALREADY_EXISTS", "UPDATE_EXISTS", f"different: {next(iter(change))}"):
+            first.submit(made.training_id, data, **(sent | change))
+    assert first.submit(made.training_id, data, **sent) == receipt
 
 
 def test_a_removed_user_whose_update_was_the_last_one_missing_closes_the_round(

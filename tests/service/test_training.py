@@ -177,7 +177,9 @@ class TestRegisterAndRemove:
 
     def test_a_participant_may_remove_itself(self, actor: Person, clients: list[Person], training: Any) -> None:
         request = RemoveClientsRequest(training_id=training.training_id, client_ids=[clients[0].user_id])
-        clients[0].trainings.RemoveClients(request)
+        answer = clients[0].trainings.RemoveClients(request)
+        assert clients[0].trainings.RemoveClients(request) == answer
+        assert list(actor.trainings.RemoveClients(request).training.participant_ids) == sorted(ids(clients[1:]))
         assert clients[0].user_id not in actor.get(training.training_id).participant_ids
         with fails_with("NOT_FOUND", "TRAINING_NOT_FOUND"):
             clients[0].get(training.training_id)
@@ -276,6 +278,10 @@ class TestRemoveTraining:
             actor.trainings.RemoveTraining(RemoveTrainingRequest(training_id=training.training_id))
         assert actor.get(training.training_id) == before
         actor.trainings.RemoveTraining(RemoveTrainingRequest(training_id=training.training_id, force=True))
+        # Again, as after a lost answer.
+        actor.trainings.RemoveTraining(RemoveTrainingRequest(training_id=training.training_id))
+        with fails_with("NOT_FOUND", "TRAINING_NOT_FOUND"):
+            clients[0].trainings.RemoveTraining(RemoveTrainingRequest(training_id=training.training_id))
         for one in (actor, clients[0]):
             with fails_with("NOT_FOUND", "TRAINING_NOT_FOUND"):
                 one.get(training.training_id)

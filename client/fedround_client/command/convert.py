@@ -13,6 +13,7 @@ from fedround_client.command.failures import fail
 from fedround_client.command.files import ForceOption, check_new
 from fedround_client.command.output import Format, FormatOption, echo, echo_json
 from fedround_client.command.serve import require
+from fedround_client.safetensors_header import TORCH_METADATA
 from fedround_client.tensor_types import TensorError
 from fedround_client.tensors import to_safetensors
 
@@ -31,7 +32,7 @@ def convert(
     if target.resolve() == state_dict.resolve():
         fail("FILE", f"{target} is the file to convert: name another one for the result")
     check_new(target, force)
-    content = to_safetensors(_tensors(_load(state_dict)))
+    content = to_safetensors(_tensors(_load(state_dict)), TORCH_METADATA)
     target.write_bytes(content)
     if form is Format.JSON:
         echo_json({"file": str(target), "size_bytes": len(content)}, indent=None)

@@ -12,10 +12,12 @@ import grpc
 import typer
 
 from fedround.v1.user_pb2 import Role
-from fedround_client.channel import is_loopback, open_channel
+from fedround_client.address import is_loopback
+from fedround_client.channel import Target
 from fedround_client.command.output import Format, FormatOption, echo_json, enum_name, show_table
 from fedround_client.command.session import Session
-from fedround_client.errors import FedroundError, from_rpc_error
+from fedround_client.errors import FedroundError
+from fedround_client.probe import connection_error
 
 REACH_SECONDS = 5.0
 OPTIONAL = {
@@ -72,14 +74,10 @@ def _server(session: Session) -> Iterator[Finding]:
     where = "this machine" if is_loopback(session.server) else "another machine"
     yield Finding("server", "ok", f"{session.server}, {where}")
     try:
-        with open_channel(
-            session.server,
-            tls_ca=session.tls_ca,
-            tls_cert=session.tls_cert,
-            tls_key=session.tls_key,
-            insecure=True if session.insecure else None,
-        ) as channel:
-            health = _health(channel, session.server)
+        insecure = True if session.insecure else None
+        target = Target(session.server, session.tls_ca, session.tls_cert, session.tls_key, insecure)
+        with target.open_channel() as channel:
+            health = _health(channel, target)
         yield health
         if health.state == "fail":
             return
@@ -91,12 +89,12 @@ def _server(session: Session) -> Iterator[Finding]:
         yield Finding("token", "ok", f"of {me.name}, {enum_name(Role, me.role)}, {me.user_id}")
 
 
-def _health(channel: grpc.Channel, address: str) -> Finding:
+def _health(channel: grpc.Channel, target: Target) -> Finding:
     check: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary("/grpc.health.v1.Health/Check")
     try:
         serving = check(b"", timeout=REACH_SECONDS, wait_for_ready=False) == SERVING
     except grpc.RpcError as error:
-        return Finding("connection", "fail", str(from_rpc_error(error, address)))
+        return Finding("connection", "fail", str(connection_error(error, target, target.server, is_first=True)))
     if serving:
         return Finding("health", "ok", "serving")
     return Finding("health", "fail", "not serving: the server is starting or shutting down, try again")

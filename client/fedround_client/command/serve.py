@@ -26,7 +26,13 @@ def serve(context: typer.Context) -> None:
 
 
 def require(command: str, extra: str, modules: tuple[str, ...]) -> None:
-    """Fails with the extra to install unless all modules are installed; does not import them."""
+    """Fails unless this machine can run a server: with the extra to install, or if it is not a POSIX system."""
+    if find_spec("fcntl") is None:
+        fail(
+            "POSIX_MISSING",
+            f"`fedround {command}` needs a POSIX system, such as Linux or macOS. On Windows, run it in WSL or in a"
+            " container; participants and the other commands run on Windows, too.",
+        )
     missing = [module for module in modules if find_spec(module) is None]
     if missing:
         fail(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from enum import StrEnum
 from typing import Annotated
 
@@ -11,6 +11,7 @@ import typer
 from fedround.v1.training_pb2 import TRAINING_STATE_ONGOING, Training, TrainingState
 from fedround_client.command import names, training_clients, training_create, training_round
 from fedround_client.command.event_lines import EventLines
+from fedround_client.command.live import live_messages
 from fedround_client.command.output import (
     Columns,
     Format,
@@ -19,7 +20,6 @@ from fedround_client.command.output import (
     echo,
     echo_json,
     enum_name,
-    live_line,
     show_all,
     show_removed,
     when,
@@ -115,20 +115,11 @@ def wait(
     timeout: Annotated[float | None, typer.Option(help="Seconds to wait at most.")] = None,
     form: FormatOption = Format.TABLE,
 ) -> None:
-    """Wait until a training is completed; exits with 1 if it fails.
-
-    On a terminal, and without a timeout, it shows the latest event meanwhile.
-    """
+    """Wait until a training is completed, and say whom it waits for; exits with 1 if it fails."""
     with client_of(context) as client:
         training_id = names.training_id(client, training)
-        with live_line("waiting for the training") as say:
-            if say is not None and timeout is None:
-                lines = EventLines(client, several=False)
-                for event in client.watch(training_id):
-                    say(lines.line(event))
-                    if event.HasField("participant_failed"):
-                        # What follows replaces the line.
-                        echo(lines.line(event), err=True)
+        # Programs that ask for JSON often read both streams as one.
+        with live_messages("waiting for the training") if form is Format.TABLE else nullcontext():
             ended = client.wait(training_id, timeout)
     show_training(ended, form)
 

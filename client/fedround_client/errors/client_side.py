@@ -1,8 +1,28 @@
 """The exceptions that the SDK raises without an error of the server."""
 
-from fedround_client.errors.family import Aborted, FedroundError, Unimplemented
+from fedround_client.errors.family import (
+    Aborted,
+    FailedPrecondition,
+    FedroundError,
+    PermissionDenied,
+    ResourceExhausted,
+    ServerUnavailable,
+    Unimplemented,
+)
 
-__all__ = ["RemovedFromTraining", "ResponseInvalid", "TrainingFailed", "TrainingRemoved", "UnsupportedRound"]
+__all__ = [
+    "ClientClosed",
+    "NoGrpcServer",
+    "ProxyDenied",
+    "ProxyUnreachable",
+    "RemovedFromTraining",
+    "RequestBodyLimit",
+    "ResponseInvalid",
+    "TlsFailed",
+    "TrainingFailed",
+    "TrainingRemoved",
+    "UnsupportedRound",
+]
 
 
 class UnsupportedRound(Unimplemented, reason="UNSUPPORTED_ROUND"):
@@ -19,6 +39,34 @@ class TrainingRemoved(Aborted, reason="TRAINING_REMOVED"):
 
 class RemovedFromTraining(Aborted, reason="CLIENT_REMOVED"):
     """The caller was removed from a training that it took part in."""
+
+
+class ClientClosed(Aborted, reason="CLIENT_CLOSED"):
+    """The client was closed during the call."""
+
+
+class NoGrpcServer(FailedPrecondition, reason="NO_GRPC_SERVER"):
+    """Something answers at the server's address, or on the way to it, but not with gRPC: a web server, for example."""
+
+
+class RequestBodyLimit(ResourceExhausted, reason="REQUEST_BODY_LIMIT"):
+    """A proxy on the way to the server limits the size of requests."""
+
+
+class ProxyUnreachable(ServerUnavailable, reason="PROXY_UNREACHABLE"):
+    """The HTTP proxy that the environment names cannot be reached."""
+
+
+class ProxyDenied(PermissionDenied, reason="PROXY_DENIED"):
+    """The HTTP proxy that the environment names does not allow a connection to the server."""
+
+
+class TlsFailed(FailedPrecondition):
+    """No encrypted connection to the server is possible.
+
+    The reason is one of TLS_UNKNOWN_AUTHORITY, TLS_EXPIRED, TLS_NOT_YET_VALID, TLS_WRONG_NAME, TLS_CERTIFICATE_INVALID,
+    TLS_REQUIRED (the server expects TLS), TLS_NOT_OFFERED (it does not), TLS_CLIENT_CERTIFICATE and TLS_FILE_INVALID.
+    """
 
 
 class ResponseInvalid(FedroundError, reason="RESPONSE_INVALID"):

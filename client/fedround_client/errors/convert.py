@@ -12,6 +12,7 @@ from grpc_status import rpc_status
 from fedround.v1.event_pb2 import Event
 from fedround_client.errors.client_side import ResponseInvalid, TrainingFailed, TrainingRemoved
 from fedround_client.errors.family import FedroundError
+from fedround_client.errors.http_answer import from_http_answer
 
 DOMAIN = "fedround"
 
@@ -34,12 +35,14 @@ def from_rpc_error(error: grpc.RpcError, address: str) -> FedroundError:
     if info is not None:
         kind = FedroundError._by_reason.get(info.reason) or FedroundError._by_code.get(code, FedroundError)
         return kind(code, info.reason, message, dict(info.metadata), violations, retry_after)
+    answer = from_http_answer(message, address)
+    if answer is not None:
+        return answer
     if code is grpc.StatusCode.INTERNAL and message == _UNDECODABLE:
         text = f"The answer of the server at {address} cannot be decoded. Is it a fedround server, of this version?"
         return ResponseInvalid(code, "RESPONSE_INVALID", text)
     if code is grpc.StatusCode.UNAVAILABLE:
-        plain = " If it does not use TLS: --insecure, or insecure=True." if "handshake" in message.lower() else ""
-        message = f"The server at {address} cannot be reached ({message}). Is `fedround serve` running there?{plain}"
+        message = f"The server at {address} cannot be reached ({message}). Is `fedround serve` running there?"
     kind = FedroundError._by_code.get(code, FedroundError)
     return kind(code, code.name, message or "The server gave no explanation.", None, violations, retry_after)
 

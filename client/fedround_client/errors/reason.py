@@ -15,6 +15,7 @@ from fedround_client.errors.family import (
 )
 
 __all__ = [
+    "AlreadyParticipating",
     "AnswerTooLarge",
     "ArchitectureUnknown",
     "CertificateAmbiguous",
@@ -143,7 +144,7 @@ class ServerLeaving(ServerUnavailable, reason="SERVER_LEAVING"):
 
 
 class ServerOverloaded(ServerUnavailable, reason="SERVER_OVERLOADED"):
-    """Unauthenticated peers flood the server, which serves callers that it knows for the moment."""
+    """Unauthenticated peers flood the server, which rejects calls without a token for the moment."""
 
 
 class StoreUnavailable(ServerUnavailable, reason="STORE_UNAVAILABLE"):
@@ -196,6 +197,10 @@ class RoundNotOpen(FailedPrecondition, reason="ROUND_NOT_OPEN"):
 
 class NotInCohort(PermissionDenied, reason="NOT_IN_COHORT"):
     """The caller does not belong to the round's cohort."""
+
+
+class AlreadyParticipating(FailedPrecondition, reason="ALREADY_PARTICIPATING"):
+    """Another program takes part as the same user, in the same training or in all of the user's trainings."""
 
 
 class UpdateMismatch(InvalidArgument, reason="UPDATE_MISMATCH"):

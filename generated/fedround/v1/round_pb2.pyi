@@ -228,8 +228,14 @@ class SubscribeRequest(_message.Message):
 
     TRAINING_ID_FIELD_NUMBER: _builtins.int
     RESUME_AFTER_SEQUENCE_FIELD_NUMBER: _builtins.int
+    SESSION_ID_FIELD_NUMBER: _builtins.int
     training_id: _builtins.str
     """UUID of the training; empty for all trainings of the caller, including those in which it is registered later."""
+    session_id: _builtins.str
+    """UUID that a program chooses when it starts, if it takes part in rounds: of the sessions of a user, one at a time can
+    take part in a training, and another one gets ALREADY_PARTICIPATING. A subscription that replaces a lost one sends
+    the same id. Empty to watch only; such subscriptions are independent of each other.
+    """
     @_builtins.property
     def resume_after_sequence(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """The cursor: for each training id the last sequence seen. A sequence beyond the end of the log is OUT_OF_RANGE."""
@@ -239,10 +245,11 @@ class SubscribeRequest(_message.Message):
         *,
         training_id: _builtins.str = ...,
         resume_after_sequence: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        session_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["resume_after_sequence", b"resume_after_sequence", "training_id", b"training_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["resume_after_sequence", b"resume_after_sequence", "session_id", b"session_id", "training_id", b"training_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

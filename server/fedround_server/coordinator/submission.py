@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from fedround_server.coordinator.aggregation import Aggregations
 from fedround_server.coordinator.context import Context
-from fedround_server.coordinator.uploads.receive import Incoming, Uploads
+from fedround_server.coordinator.uploads.receive import Incoming, Received, Uploads
 from fedround_server.domain.errors import NotInCohort, RoundNotOpen, UpdateExists, UpdateSuperseded
 from fedround_server.domain.model import BlobRef
 from fedround_server.domain.report import NewReport
@@ -41,9 +41,12 @@ class Submissions:
         if isinstance(admission, Update):
             return admission
         tensors = admission.tensors
-        update = await self._uploads.receive(
-            incoming, tensors.manifest, lambda _: self._accept_update(new), admission.bound, tensors.differences
-        )
+
+        async def accept(_: Received) -> tuple[Update, bool]:
+            # The file is also that of the same update that was accepted meanwhile.
+            return await self._accept_update(new), True
+
+        update = await self._uploads.receive(incoming, tensors.manifest, accept, admission.bound, tensors.differences)
         reached("update.replying")
         return update
 
@@ -58,10 +61,10 @@ class Submissions:
         new = NewReport(training_id, number, user_id, num_examples, metrics)
         await self._context.tasks.run_shielded(self._accept_report(new))
 
-    async def _accept_update(self, new: NewUpdate) -> tuple[Update, bool]:
+    async def _accept_update(self, new: NewUpdate) -> Update:
         update, closed = await self._store.submit_update(self._context.new_id(), new, self._context.clock.now())
         self._accepted(new.training_id, closed=closed)
-        return update, True
+        return update
 
     async def _accept_report(self, new: NewReport) -> None:
         _, closed = await self._store.submit_report(self._context.new_id(), new, self._context.clock.now())

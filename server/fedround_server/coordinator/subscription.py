@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from fedround_server.coordinator.context import Context
+from fedround_server.coordinator.sessions import Sessions
 from fedround_server.domain.errors import FieldInvalid
 from fedround_server.domain.event import Event
 from fedround_server.store.queries.log_view import LogView
@@ -37,6 +38,7 @@ class Subscriptions:
 
     def __init__(self, context: Context) -> None:
         self._context = context
+        self._sessions = Sessions()
         self._closing = False
 
     def close(self) -> None:
@@ -51,6 +53,7 @@ class Subscriptions:
         resume_after: Mapping[str, int],
         send: Send,
         greet: Callable[[], Awaitable[None]],
+        session_id: str | None = None,
     ) -> None:
         """Sends the events of a training, or of all trainings of the user, until no event can follow.
 
@@ -60,13 +63,16 @@ class Subscriptions:
             resume_after: The last sequence that the subscriber has seen, by training.
             send: Sends an event; waits while the subscriber is slow.
             greet: Tells the subscriber that it will receive all events from now on; not called after an event was sent.
+            session_id: The program that takes part in rounds by this subscription; None for one that only watches.
 
         Raises:
+            AlreadyParticipating: Another program takes part as this user.
             TrainingNotFound: The user never took part in the training.
             CursorExpired: A log ends before its cursor.
         """
+        session = self._sessions.participating(user_id, session_id, training_id, self._context.clock.now())
         # Follow the topics first, then read the log: what happens in between wakes the next wait.
-        with self._context.hub.waiter() as waiter:
+        with session, self._context.hub.waiter() as waiter:
             waiter.follow([user_id])
             if training_id is None:
                 subscription: _One | _All = _All(self._context, user_id, resume_after, waiter)

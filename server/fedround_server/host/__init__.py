@@ -1,1 +1,1 @@
-"""The operating system: memory, folders and the page cache."""
+"""The operating system: memory, folders, connections and the page cache."""

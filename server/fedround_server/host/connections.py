@@ -72,7 +72,7 @@ class Connections:
         self._total = total
         self._max_rejected = max_rejected
         self.is_flooded = False
-        """Whether unauthenticated connections make more calls than the server can take."""
+        """Whether more calls wait than the server can take, and connections were closed for it."""
         self._port = 0
         self._count = 0
         # What each descriptor is: a connection of the port, or something else.
@@ -94,9 +94,14 @@ class Connections:
         self._authenticated[peer] = None
         self._rejected.pop(peer, None)
 
-    def reject(self, peer: str) -> None:
-        """Records a call that was not authenticated; closes the connection after too many in a row."""
+    def forget(self, peer: str) -> None:
+        """Records that a connection is no longer an authenticated one."""
         self._authenticated.pop(peer, None)
+
+    def reject(self, peer: str) -> None:
+        """Records a rejected call, unless its connection is authenticated; closes it after too many in a row."""
+        if peer in self._authenticated:
+            return
         self._rejected[peer] += 1
         self._count += 1
         if self._rejected[peer] >= self._max_rejected:
@@ -168,9 +173,13 @@ class Connections:
         return {one.peer for one in unknown} - set(kept)
 
     def _heaviest(self) -> set[str]:
-        """Returns the unauthenticated connections that have sent the most, but for as many calls as may wait."""
+        """Returns the connections with rejected calls that have sent the most, but for as many calls as may wait.
+
+        When many users return at once, more calls wait as well; none of theirs is rejected.
+        """
         surplus, calls = set(), 0
-        for one in sorted(self._unauthenticated(), key=lambda one: one.received):
+        rejected = [one for one in self._unauthenticated() if one.peer in self._rejected]
+        for one in sorted(rejected, key=lambda one: one.received):
             calls += one.received // CALL_BYTES
             if calls > MAX_WAITING:
                 surplus.add(one.peer)

@@ -112,6 +112,11 @@ def _token(pairs: Metadata) -> str | None:
     return token.strip()
 
 
+def has_token(metadata: Metadata) -> bool:
+    """Returns whether metadata have something that may be a token."""
+    return any(name in ("x-token", "authorization") for name, _ in metadata or ())
+
+
 def _text(value: str | bytes) -> str:
     if isinstance(value, bytes):
         raise TokenInvalid

@@ -44,7 +44,7 @@ class _DecodedMessages:
     """The decoded messages of a stream."""
 
     def __init__(self, messages: AsyncIterator[bytes], decode: Callable[[bytes], Any]) -> None:
-        self._messages = aiter(messages)
+        self._messages = messages
         self._decode = decode
 
     def __aiter__(self) -> "_DecodedMessages":
@@ -57,6 +57,6 @@ class _DecodedMessages:
 async def _only_message(name: str, messages: AsyncIterator[bytes]) -> bytes:
     try:
         async with asyncio.timeout(MESSAGE_SECONDS):
-            return await anext(aiter(messages))
+            return await anext(messages)
     except (StopAsyncIteration, TimeoutError):
         raise MessageInvalid(f"{name} takes one message, and none came: send it, even an empty one") from None

@@ -8,8 +8,12 @@ from grpc_status import rpc_status
 
 from fedround_server.domain.errors import ServerOverloaded
 from fedround_server.host.connections import Connections
+from fedround_server.interceptors.auth import has_token
 from fedround_server.interceptors.errors import to_status
 from fedround_server.interceptors.wrapping import Call, Continuation, Handler, Metadata, WrappingInterceptor
+from fedround_server.methods import METHODS
+
+OVERLOADED = "the server is flooded with calls without a token: send one, or try again later"
 
 
 class HeadersInterceptor(WrappingInterceptor):
@@ -24,7 +28,7 @@ class HeadersInterceptor(WrappingInterceptor):
 
         Args:
             is_known: Returns whether metadata have a token that was valid a short time ago.
-            connections: Says whether the server is flooded: calls of unknown callers are rejected at once then.
+            connections: Says whether the server is flooded: calls that lack a token are rejected at once then.
         """
         self._is_known = is_known
         self._connections = connections
@@ -40,11 +44,13 @@ class HeadersInterceptor(WrappingInterceptor):
         handler = await continuation(handler_call_details)
         if self._is_known(handler_call_details.invocation_metadata):
             return handler
-        if self._connections.is_flooded:
+        method = str(handler_call_details.method)
+        needs_token = method not in METHODS or METHODS[method].roles is not None
+        if self._connections.is_flooded and needs_token and not has_token(handler_call_details.invocation_metadata):
             return self._reject
         if handler is None or handler.request_streaming:
             return handler
-        return self.wrapped(str(handler_call_details.method), handler)
+        return self.wrapped(method, handler)
 
     def wrap(self, method: str, handler: Handler) -> Handler:
         """Returns a handler of a stream; `DecodingInterceptor` reads its only message."""
@@ -58,7 +64,7 @@ class HeadersInterceptor(WrappingInterceptor):
 
 
 def _reject(connections: Connections) -> Any:
-    status = rpc_status.to_status(to_status(ServerOverloaded()))
+    status = rpc_status.to_status(to_status(ServerOverloaded(OVERLOADED)))
 
     async def behaviour(_: Any, context: Call) -> None:
         connections.reject(context.peer())

@@ -82,7 +82,7 @@ class _CountedMessages:
     """The messages of a stream, counted as they come."""
 
     def __init__(self, messages: AsyncIterator[Any], take: Callable[[str], None], address: str) -> None:
-        self._messages = aiter(messages)
+        self._messages = messages
         self._take = take
         self._address = address
 

@@ -111,12 +111,12 @@ class UnauthenticatedRateInterceptor(ContextInterceptor):
     def record(self, peer: str, address: str) -> None:
         """Records a call that was not authenticated."""
         self._per_address.take(address)
+        self._connections.forget(peer)
         self._connections.reject(peer)
 
     def record_cancelled(self, peer: str) -> None:
         """Records a call that its caller cancelled, perhaps before it was authenticated."""
-        if not self._connections.is_authenticated(peer):
-            self._connections.reject(peer)
+        self._connections.reject(peer)
 
 
 class _RecordedCall:

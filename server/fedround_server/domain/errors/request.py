@@ -64,13 +64,10 @@ class ServerLeaving(Unavailable):
 
 
 class ServerOverloaded(Unavailable):
-    """Unauthenticated peers flood the server, which serves callers that it knows for the moment."""
+    """Unauthenticated peers flood the server, which rejects calls without a token for the moment."""
 
     reason = "SERVER_OVERLOADED"
-    remedy = "try again; the SDK does"
-
-    def __init__(self) -> None:
-        super().__init__("the server is flooded with calls, and serves known callers first: try again later")
+    remedy = "send a token, or try again later"
 
 
 class StoreUnavailable(Unavailable):

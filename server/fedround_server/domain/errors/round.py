@@ -32,6 +32,21 @@ class NotInCohort(PermissionDenied):
     remedy = "wait for the `round_started` of a round that you belong to"
 
 
+class AlreadyParticipating(FailedPrecondition):
+    """Another program takes part as the same user, in the same training or in all of the user's trainings."""
+
+    reason = "ALREADY_PARTICIPATING"
+    remedy = "give each participant a user and a token of its own: `fedround user create`"
+
+    def __init__(self, since: str) -> None:
+        super().__init__(
+            f"another program, perhaps on another machine, takes part as this user since {since}:"
+            " give each participant a user and a token of its own (fedround user create). If that program has lost its"
+            " connection or was ended without warning, try again in a minute",
+            since=since,
+        )
+
+
 class UpdateMismatch(InvalidArgument):
     """The names, shapes or dtypes of the update's tensors are not those that the round asks for."""
 

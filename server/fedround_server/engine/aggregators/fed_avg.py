@@ -13,7 +13,8 @@ def fed_avg(block: Block, /) -> Tensor:
     """Averages the updates, weighted by their example counts, in float64.
 
     Sums are in canonical order, and products are exact or rounded separately: so the bits do not depend on how the
-    work is divided into vectors or threads, nor on whether the processor fuses multiplication and addition.
+    work is divided into vectors or threads, nor on whether the processor fuses multiplication and addition. The mean is
+    not always correctly rounded, and where it is not, it depends on the order.
     """
     mean = _weighted_sum(block, 1.0).div_(sum(block.weights))
     if block.model.dtype == torch.float64 and not torch.isfinite(mean).all():

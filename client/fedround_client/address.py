@@ -1,0 +1,120 @@
+"""Addresses of servers: how they are written, and which proxy leads to them."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from urllib.parse import urlsplit
+
+DEFAULT_PORT = 50051
+
+# Targets in gRPC's own notation.
+_SCHEMES = ("dns:", "ipv4:", "ipv6:", "unix:", "unix-abstract:", "vsock:")
+# The environment variables that gRPC reads, in its order.
+_PROXY_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")
+_EXEMPTIONS = ("no_grpc_proxy", "no_proxy")
+
+
+def check_address(server: str) -> None:
+    """Checks that an address is HOST:PORT, or a target in gRPC's notation.
+
+    Raises:
+        ValueError: It is not; the message says what to write.
+    """
+    if server.startswith(_SCHEMES):
+        return
+    if "".join(server.split()) != server:
+        raise ValueError(f"The address {server!r} contains white space: write HOST:PORT.")
+    scheme, colon, rest = server.partition("://")
+    if colon:
+        raise ValueError(f"The address {server} is a URL: write {_suggest(rest)}, without {scheme}://.")
+    if "/" in server:
+        raise ValueError(
+            f"The address {server} has a path: write {_suggest(server)}. A server has a port, and no path."
+        )
+    if _is_ip(server) and ":" in server:
+        raise ValueError(f"The address {server} has no port: write [{server}]:{DEFAULT_PORT}.")
+    host, port = _split(server)
+    if not port:
+        raise ValueError(f"The address {server} has no port: write {_suggest(server)}, or the port of the server.")
+    if ":" in host and not host.startswith("["):
+        raise ValueError(f"The address {server} is ambiguous: write an IPv6 address in brackets, [{host}]:{port}.")
+    if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+        raise ValueError(
+            f"The address {server} is not HOST:PORT with a port from 1 to 65535: write, for example,"
+            f" {host or 'localhost'}:{DEFAULT_PORT}."
+        )
+
+
+def is_loopback(server: str) -> bool:
+    """Returns whether an address HOST:PORT (or unix:PATH) is on this machine."""
+    if server.startswith("unix:"):
+        return True
+    host = server.rpartition("/")[2].rpartition(":")[0].strip("[]")
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def host_and_port(server: str) -> tuple[str, int] | None:
+    """Returns the host and the port of an address; None if it has none, such as unix:PATH."""
+    if server.startswith(("unix", "vsock")):
+        return None
+    host, _, port = server.rpartition("/")[2].rpartition(":")
+    host = host.removeprefix("dns:").removeprefix("ipv4:").removeprefix("ipv6:").strip("[]")
+    return (host, int(port)) if host and port.isdecimal() else None
+
+
+def proxy_for(server: str) -> tuple[str, str, int] | None:
+    """Returns the HTTP proxy that gRPC uses for an address: the variable that names it, its host and its port."""
+    target = host_and_port(server)
+    if target is None or is_loopback(server):
+        return None
+    variable = next((name for name in _PROXY_VARIABLES if os.environ.get(name)), None)
+    if variable is None or _is_exempt(target[0]):
+        return None
+    try:
+        url = urlsplit(os.environ[variable])
+        # gRPC ignores proxies of other kinds.
+        return (variable, url.hostname, url.port or 80) if url.scheme == "http" and url.hostname else None
+    except ValueError:
+        return None
+
+
+def _is_exempt(host: str) -> bool:
+    """Returns whether no_grpc_proxy or no_proxy excludes a host from the use of a proxy."""
+    entries = next(filter(None, map(os.environ.get, _EXEMPTIONS)), "")
+    for entry in filter(None, (entry.strip() for entry in entries.split(","))):
+        if host.lower().endswith(entry.lower()):
+            return True
+        try:
+            if ipaddress.ip_address(host) in ipaddress.ip_network(entry, strict=False):
+                return True
+        except ValueError:
+            continue
+    return False
+
+
+def _split(authority: str) -> tuple[str, str]:
+    """Returns the host and the port of HOST:PORT; the port is empty if there is none."""
+    if authority.endswith("]"):
+        return authority, ""
+    host, colon, port = authority.rpartition(":")
+    return (host, port) if colon else (authority, "")
+
+
+def _suggest(text: str) -> str:
+    """Returns the host and port in a URL or an address, with the default port if it has none."""
+    host, port = _split(text.partition("/")[0].rpartition("@")[2])
+    return f"{host or 'HOST'}:{port if port.isdecimal() else DEFAULT_PORT}"
+
+
+def _is_ip(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True

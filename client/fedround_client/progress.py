@@ -1,0 +1,156 @@
+"""What participants and actors do and wait for, in words; the SDK logs it at the level INFO."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable
+
+from fedround.v1.event_pb2 import Event, RoundKind, RoundStarted
+from fedround.v1.round_pb2 import GetRoundRequest, Round
+from fedround.v1.training_pb2 import TRAINING_STATE_INITIAL, GetTrainingRequest, Training
+from fedround_client.clock import Clock
+from fedround_client.errors import FedroundError
+from fedround_client.logs import get_logger
+from fedround_client.payload import Progress
+from fedround_client.round_number import planned_rounds, round_text
+from fedround_client.rpc import Rpc
+
+logger = get_logger(__name__)
+
+NAMES = 5
+"""How many names a message lists."""
+TRANSFER_SECONDS = 2.0
+"""Seconds between two messages about a transfer."""
+ARRIVAL_SECONDS = 1.0
+"""Seconds between two messages about updates that have arrived."""
+
+
+def kind_name(started: RoundStarted) -> str:
+    """Returns the name of the kind of a round; a number for one that this SDK does not know."""
+    is_known = started.kind in RoundKind.values()
+    return RoundKind.Name(started.kind).removeprefix("ROUND_KIND_") if is_known else str(started.kind)
+
+
+def list_words(names: Iterable[str]) -> str:
+    """Returns names as a phrase: "site 1, site 2 and site 3", or with "7 others" at the end."""
+    all_names = list(names)
+    shown = all_names if len(all_names) <= NAMES + 1 else [*all_names[:NAMES], f"{len(all_names) - NAMES} others"]
+    return " and ".join(filter(None, [", ".join(shown[:-1]), *shown[-1:]]))
+
+
+def transfer_log(clock: Clock, what: str) -> Progress | None:
+    """Returns a function that logs how much of a transfer is done, or None where nobody reads that.
+
+    Args:
+        clock: Limits the messages to one in TRANSFER_SECONDS; short transfers have none.
+        what: What precedes the percentage.
+    """
+    if not logger.isEnabledFor(logging.INFO):
+        return None
+    due = clock.time() + TRANSFER_SECONDS
+
+    def report(done: int, total: int) -> None:
+        nonlocal due
+        if clock.time() >= due and total:
+            due = clock.time() + TRANSFER_SECONDS
+            logger.info("%s %d %%", what, done * 100 // total)
+
+    return report
+
+
+class WaitLog:
+    """Logs how far a training is, and whom it waits for, from the events that its actor gets."""
+
+    def __init__(self, rpc: Rpc, training_id: str) -> None:
+        """Creates a log of a training; it makes calls only where messages at the level INFO are read."""
+        self._rpc = rpc
+        self._training_id = training_id
+        self._training: Training | None = None
+        self._round = ""
+        # The participants whose update or report is missing: names by user id.
+        self._missing: dict[str, str] = {}
+        self._arrived, self._expected = 0, 0
+        self._last_message = ""
+        self._next_arrival = -math.inf
+
+    def add(self, event: Event) -> None:
+        """Logs what an event means."""
+        if not logger.isEnabledFor(logging.INFO):
+            return
+        match event.WhichOneof("payload"):
+            case "round_started":
+                self._begin_round(event.round_started)
+            case "update_accepted":
+                accepted = event.update_accepted
+                self._missing.pop(accepted.participant_id, None)
+                self._arrived, self._expected = accepted.updates_arrived, accepted.updates_expected
+                if self._round and self._rpc.clock.time() >= self._next_arrival:
+                    self._next_arrival = self._rpc.clock.time() + ARRIVAL_SECONDS
+                    self._log_round()
+            case "round_closed" if self._round:
+                metrics = [f"{name} {value:.4g}" for name, value in sorted(event.round_closed.metrics.items())]
+                result = f": {list_words(metrics)}" if metrics else ""
+                self._log(f"{self._round} is done with {_count(event.round_closed.num_updates, 'submission')}{result}")
+            case "heartbeat":
+                self._log_waiting()
+
+    def _begin_round(self, started: RoundStarted) -> None:
+        training = self._get_training()
+        planned = planned_rounds(training.spec) if training is not None else None
+        self._round = round_text(started.round, planned).capitalize()
+        if kind_name(started) == "EVALUATE":
+            self._round += ", evaluation"
+        if self._update_missing():
+            self._log_round()
+        else:
+            self._log(self._round)
+
+    def _log_waiting(self) -> None:
+        """Logs what the training waits for after a time without an event."""
+        if self._round:
+            if self._update_missing():
+                self._log_round()
+            return
+        training = self._get_training()
+        if training is not None and training.state == TRAINING_STATE_INITIAL:
+            self._training = None
+            self._log(f'Training "{training.spec.name}" is not started yet')
+
+    def _log_round(self) -> None:
+        if self._arrived >= self._expected:
+            self._log(f"{self._round}: aggregating")
+            return
+        arrived = f"{self._arrived} of {self._expected} are in; " if self._arrived else ""
+        names = list_words(self._missing.values()) or "participants"
+        self._log(f"{self._round}: {arrived}waiting for {names}")
+
+    def _get_training(self) -> Training | None:
+        """Returns the training; None if it cannot be read now."""
+        if self._training is None:
+            try:
+                request = GetTrainingRequest(training_id=self._training_id)
+                self._training = self._rpc.unary(self._rpc.trainings.GetTraining, request).training
+            except FedroundError:
+                return None
+        return self._training
+
+    def _update_missing(self) -> bool:
+        """Asks the server who is missing; returns False if it does not say, for example to a participant."""
+        try:
+            request = GetRoundRequest(training_id=self._training_id)
+            found: Round = self._rpc.unary(self._rpc.rounds.GetRound, request).round
+        except FedroundError:
+            return False
+        self._missing = {one.user_id: one.name for one in found.participants if not one.arrived}
+        self._arrived, self._expected = found.updates_arrived, found.updates_expected
+        return True
+
+    def _log(self, message: str) -> None:
+        if message != self._last_message:
+            self._last_message = message
+            logger.info("%s", message)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

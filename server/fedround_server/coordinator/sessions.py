@@ -1,0 +1,84 @@
+"""Sessions: which program takes part in rounds as which user, so that a second one is rejected."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from types import TracebackType
+
+from fedround_server.domain.errors import AlreadyParticipating
+
+
+@dataclass(frozen=True, slots=True)
+class _Session:
+    """A program that takes part by a subscription.
+
+    Attributes:
+        session_id: UUID that the program chose.
+        training_id: The training; None for all of the user's.
+        since: When the subscription began.
+    """
+
+    session_id: str
+    training_id: str | None
+    since: datetime
+
+    def excludes(self, session_id: str, training_id: str | None) -> bool:
+        """Returns whether another program cannot take part in a training, or in all of the user's, meanwhile."""
+        same_training = None in (self.training_id, training_id) or self.training_id == training_id
+        return self.session_id != session_id and same_training
+
+
+class Sessions:
+    """The sessions that take part in rounds, by user. A subscription without a session is not among them."""
+
+    def __init__(self) -> None:
+        """Begins without sessions."""
+        self._open: dict[str, list[_Session]] = {}
+
+    def participating(
+        self, user_id: str, session_id: str | None, training_id: str | None, now: datetime
+    ) -> "_Participating":
+        """Returns a block within which no other program can take part in a training as the same user.
+
+        A program may have several subscriptions: when it replaces a lost one, the server may not know yet that the old
+        one is lost.
+
+        Args:
+            user_id: The user.
+            session_id: The program; None for a subscription that only watches, which excludes nobody.
+            training_id: The training; None for all of the user's.
+            now: The time.
+
+        Raises:
+            AlreadyParticipating: Another program takes part.
+        """
+        session = None if session_id is None else _Session(session_id, training_id, now)
+        return _Participating(self._open, user_id, session)
+
+
+class _Participating:
+    """The block of one subscription. A generator would take more memory, and there are thousands."""
+
+    __slots__ = ("_open", "_session", "_user_id")
+
+    def __init__(self, open_: dict[str, list[_Session]], user_id: str, session: _Session | None) -> None:
+        self._open = open_
+        self._user_id = user_id
+        self._session = session
+
+    def __enter__(self) -> None:
+        if self._session is None:
+            return
+        for other in self._open.get(self._user_id, ()):
+            if other.excludes(self._session.session_id, self._session.training_id):
+                raise AlreadyParticipating(other.since.isoformat(timespec="seconds"))
+        self._open.setdefault(self._user_id, []).append(self._session)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._session is None:
+            return
+        sessions = self._open[self._user_id]
+        sessions.remove(self._session)
+        if not sessions:
+            del self._open[self._user_id]

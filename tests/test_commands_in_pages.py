@@ -1,0 +1,64 @@
+"""The commands in the pages can be typed: each exists, with its options."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from fedround_client.command import app
+from fedround_server.config import Settings
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *ROOT.glob("client/**/*.md")])
+# `serve` and `demo` pass their words on.
+SERVE = {f"--{name.replace('_', '-')}" for name in Settings.model_fields} | {"--help"}
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """The words behind `fedround` in each line of a code block, and in code within the text."""
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    in_blocks = re.findall(r"^(?: {4}|\$ | {4}\$ )(?:\w+=\S+ )*(?:\S*/)?fedround( .+)$", text, re.MULTILINE)
+    for line in in_blocks + re.findall(r"`fedround ([a-z-][^`]*)`", text):
+        yield shlex.split(line.partition(" > ")[0], comments=True)
+
+
+def unknown(words: list[str], command: Any) -> list[str]:
+    """The words of a command that do not exist; what follows an option is not looked at."""
+    options: set[str] = set()
+    for position, word in enumerate(words):
+        options |= {name for one in command.params for name in (*one.opts, *one.secondary_opts)} | {"--help"}
+        if command.name in ("serve", "demo"):
+            known = SERVE if command.name == "serve" else {"--output", "--rounds"}
+            return [one for one in words[position:] if one.startswith("--") and one.partition("=")[0] not in known]
+        if word.startswith("-"):
+            if word.partition("=")[0] not in options:
+                return [word]
+        elif hasattr(command, "commands") and not "".join(words[:position][-1:]).startswith("--"):
+            if word not in command.commands:
+                return [word]
+            command = command.commands[word]
+    return []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_commands_of_a_page_exist(page: Path) -> None:
+    command = typer.main.get_command(app)
+    assert {" ".join(words): found for words in commands(page) if (found := unknown(words, command))} == {}
+
+
+@pytest.mark.parametrize("text", ["user create ward --role actor", "--tls-ca ca.pem user show", "serve --listen :1"])
+def test_a_command_that_exists_is_accepted(text: str) -> None:
+    assert unknown(text.split(), typer.main.get_command(app)) == []
+
+
+@pytest.mark.parametrize("text", ["user make ward", "user create ward --rolle actor", "serve --lisen :1", "usr"])
+def test_a_command_that_does_not_exist_is_found(text: str) -> None:
+    assert len(unknown(text.split(), typer.main.get_command(app))) == 1
+
+
+def test_the_pages_have_commands() -> None:
+    assert sum(len(list(commands(page))) for page in PAGES) > 30
