@@ -199,7 +199,7 @@ HELP = {
     "METRICS_EXIST": "they stand",
     "UPDATE_SUPERSEDED": "wait for the next round_started",
     "UPDATE_NORM": "or clip it",
-    "NUM_EXAMPLES": "must be in 1..",
+    "NUM_EXAMPLES": "must be in 0..",
     "UPLOAD_INCOMPLETE": "send it again, or resume it by upload_id",
     "UPLOAD_OFFSET": "ask GetUpload and resume there",
     "UPLOAD_SUPERSEDED": "leave it to that call",

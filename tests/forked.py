@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 from select import select
 from typing import TextIO
@@ -64,7 +65,9 @@ class ForkedProcess:
     def _signal(self, number: signal.Signals) -> None:
         # The fork server reports the end as soon as it has reaped the process: until then its id is not reused.
         if self._code is None and not select([self._report], [], [], 0)[0]:
-            os.kill(self.pid, number)
+            # It may have been reaped, and not yet reported.
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
 
 class ForkServer:

@@ -18,7 +18,7 @@ _IDEMPOTENT = {
     "UserService": ("GetUser", "GetUsers", "GetMyself"),
     "TrainingService": ("GetTraining", "GetTrainings", "RegisterClients", "StartTraining"),
     "ModelService": ("GetModel", "GetModels", "GetModelVersions", "TagModelVersion", "GetMetrics"),
-    "RoundService": ("GetUpload", "GetRound"),
+    "RoundService": ("GetUpload", "ReportFailure", "GetRound"),
     "InferenceService": ("Predict",),
 }
 

@@ -89,8 +89,10 @@ class Client(UserCalls, TrainingCalls, ModelCalls, RoundCalls, InferenceCalls, A
     ) -> Participation:
         """Participates in trainings: runs the rounds that the server opens, across lost connections and restarts.
 
-        Exceptions of your functions are raised unchanged, and end the participation. If a result is late, or a
-        restarted program submits another one, a warning is logged and the participation continues with the next round.
+        Exceptions of your functions are raised unchanged, and end the participation. Before, the type and the text of
+        the exception are reported to the training's actor, so that the round does not wait for you; the same happens
+        if the server rejects your update. If a result is late, or a restarted program submits another one, a warning
+        is logged and the participation continues with the next round.
         The call makes the C library reuse freed blocks of up to 32 MiB in this process, as glibc does by itself once
         it has seen such blocks (mallopt).
 
@@ -121,7 +123,8 @@ class Client(UserCalls, TrainingCalls, ModelCalls, RoundCalls, InferenceCalls, A
                 logged.)
             AlreadyParticipating: Another program takes part as the same user.
             NoGrpcServer, TlsFailed, ProxyDenied: There is no way to the server that a repetition could open.
-            UnsupportedRound: A round needs an evaluate function, or a newer SDK.
+            UnsupportedRound: The training needs an evaluate function, or a newer SDK. A missing function is found
+                before the first round is trained.
             FedroundError: The server answered with an error that is not transient, for example about the token, the
                 update or the metrics.
             TensorError: Your update cannot be written as safetensors.

@@ -24,6 +24,7 @@ UncertaintyOption: TypeAlias = NoUncertainty | McDropout | Swag | Ensemble | Unc
 EvaluationName: TypeAlias = Literal["EVERY_ROUND", "FINAL_ONLY", "NEVER"]
 PrecisionName: TypeAlias = Literal["FULL", "FLOAT16", "BFLOAT16"]
 IntegerTensorsName: TypeAlias = Literal["HEAVIEST", "MEAN"]
+OnFailureName: TypeAlias = Literal["CONTINUE", "FAIL"]
 GoalName: TypeAlias = Literal["MINIMIZE", "MAXIMIZE"]
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 
 import grpc
 
-from fedround.v1.event_pb2 import Event, RoundStarted
-from fedround.v1.training_pb2 import TRAINING_STATE_COMPLETED, TRAINING_STATE_ERROR, Training
+from fedround.v1.event_pb2 import Event, RoundKind, RoundStarted
+from fedround.v1.training_pb2 import EVALUATION_NEVER, TRAINING_STATE_COMPLETED, TRAINING_STATE_ERROR, Training
 from fedround_client.errors import (
     CursorExpired,
     FedroundError,
@@ -20,6 +20,7 @@ from fedround_client.errors import (
     RoundNotOpen,
     TrainingEnded,
     TrainingNotFound,
+    UnsupportedRound,
     UpdateExists,
     UpdateSuperseded,
     from_event,
@@ -27,6 +28,8 @@ from fedround_client.errors import (
 from fedround_client.logs import get_logger
 from fedround_client.participation import Participation
 from fedround_client.progress import list_words
+from fedround_client.retry import ATTEMPTS
+from fedround_client.round import RoundCalls
 from fedround_client.round_number import planned_rounds, round_text
 from fedround_client.round_runner import RoundRunner
 from fedround_client.rpc import Response, Rpc
@@ -39,6 +42,9 @@ logger = get_logger(__name__)
 
 MAX_FREED_BLOCK, TRIM_THRESHOLD = 32 << 20, 64 << 20
 """Arguments of `keep_freed`: the values that glibc itself reaches once it has seen large blocks."""
+
+MAX_FAILURE_MESSAGE = 1000
+"""How many characters of an exception's message are reported."""
 
 # ModelNotFound: when a round is over, its model may have been replaced by later versions and lost its file.
 _ROUND_MISSED = (
@@ -54,7 +60,7 @@ _ROUND_MISSED = (
 _ENDED = (TRAINING_STATE_COMPLETED, TRAINING_STATE_ERROR)
 
 
-class Participant(UserCalls, TrainingCalls):
+class Participant(UserCalls, TrainingCalls, RoundCalls):
     """One run of `Client.participate`, which documents it."""
 
     def __init__(self, rpc: Rpc, runner: RoundRunner, *, training_id: str | None, until_finished: bool) -> None:
@@ -73,6 +79,8 @@ class Participant(UserCalls, TrainingCalls):
         self._until_finished = until_finished or bool(training_id)
         # How many results of this participant were accepted, by training id.
         self._accepted: dict[str, int] = {}
+        # Ids of trainings whose rounds this participant can run.
+        self._checked: set[str] = set()
         # What this participant knows of trainings, by their ids, for messages.
         self._planned: dict[str, int] = {}
         self._names: dict[str, str] = {}
@@ -88,11 +96,13 @@ class Participant(UserCalls, TrainingCalls):
         while True:
             try:
                 subscription = Subscription(self._rpc, self._training_id, session_id=self._rpc.session_id)
-                for event in subscription:
-                    if event.training_id not in ended:
-                        result = self._handle(event, is_live=subscription.is_live)
-                        if result is not None:
-                            return result
+                # The server must not take this participant for connected after an exception.
+                with closing(iter(subscription)) as events:
+                    for event in events:
+                        if event.training_id not in ended:
+                            result = self._handle(event, is_live=subscription.is_live)
+                            if result is not None:
+                                return result
                 raise TrainingNotFound(
                     grpc.StatusCode.NOT_FOUND,
                     "TRAINING_NOT_FOUND",
@@ -158,10 +168,11 @@ class Participant(UserCalls, TrainingCalls):
         return RemovedFromTraining(grpc.StatusCode.ABORTED, "CLIENT_REMOVED", message, metadata)
 
     def _run_round(self, training_id: str, started: RoundStarted, *, is_live: bool) -> None:
+        unchecked = bool(started.metric_names) and not self._runner.can_evaluate and training_id not in self._checked
         try:
             if started.submitted:
                 logger.info("%s: submitted already", self._round_name(training_id, started.round))
-            elif not is_live and self._is_over(training_id, started):
+            elif (unchecked or not is_live) and self._is_over(training_id, started):
                 logger.info("%s: over already", self._round_name(training_id, started.round))
             else:
                 self._runner.run(training_id, started, self._round_name(training_id, started.round))
@@ -169,6 +180,41 @@ class Participant(UserCalls, TrainingCalls):
                 logger.info("%s: accepted; waiting for the next round", self._round_name(training_id, started.round))
         except _ROUND_MISSED as error:
             logger.warning("%s is missed: %s", self._round_name(training_id, started.round), error)
+        except Exception as error:
+            self._report(training_id, started, error)
+            raise
+
+    def _check_functions(self, training: Training) -> None:
+        """Checks, before anything is trained, that this participant can run all rounds of a training.
+
+        Raises:
+            UnsupportedRound: The training has evaluation rounds, and there is no evaluate function.
+        """
+        spec = training.spec
+        if spec.metric_names and spec.evaluation != EVALUATION_NEVER and not self._runner.can_evaluate:
+            message = (
+                f"Training {training.training_id} asks for metrics ({', '.join(spec.metric_names)}), which needs an"
+                " evaluate function: participate(train, evaluate)."
+            )
+            metadata = {"training_id": training.training_id}
+            raise UnsupportedRound(grpc.StatusCode.UNIMPLEMENTED, "UNSUPPORTED_ROUND", message, metadata)
+        self._checked.add(training.training_id)
+
+    def _report(self, training_id: str, started: RoundStarted, error: Exception) -> None:
+        """Reports to the server that this participant cannot deliver, so that the others do not wait for it."""
+        if isinstance(error, FedroundError):
+            reason, message = error.reason, error.message
+        else:
+            reason = f"{RoundKind.Name(started.kind).removeprefix('ROUND_KIND_')}_FAILED"
+            message = f"{type(error).__name__}: {error}"
+        try:
+            self._rpc.retrying(ATTEMPTS)(
+                self.report_failure, training_id, started.round, reason, message[:MAX_FAILURE_MESSAGE]
+            )
+        except FedroundError as unreported:
+            logger.warning(
+                "%s: the failure could not be reported: %s", self._round_name(training_id, started.round), unreported
+            )
 
     def _log_start(self, training_id: str) -> None:
         if not logger.isEnabledFor(logging.INFO):
@@ -192,10 +238,17 @@ class Participant(UserCalls, TrainingCalls):
         return name if self._until_finished else f"{name} of training {self._name(training_id)}"
 
     def _is_over(self, training_id: str, started: RoundStarted) -> bool:
-        """Returns whether a round was closed while this participant was disconnected or busy."""
+        """Returns whether a round was closed while this participant was disconnected or busy.
+
+        Raises:
+            UnsupportedRound: It was not, and this participant cannot run all rounds of the training.
+        """
         training: Training = self._retry(lambda: self.get_training(training_id))
         self._learn(training)
-        return training.state in _ENDED or training.round > started.round
+        if training.state in _ENDED or training.round > started.round:
+            return True
+        self._check_functions(training)
+        return False
 
     def _retry(self, call: Callable[[], Response]) -> Response:
         """Repeats a call until the server answers it."""

@@ -53,9 +53,9 @@ class Update:
     Attributes:
         model: Tensors with the names and shapes of the round's model: numpy arrays, torch tensors, or arrays of other
             libraries. `participate` casts floating-point tensors to the model's dtypes.
-        num_examples: Number of examples that it was trained on, which is its weight; at least 1.
-        metrics: Up to 1000 metrics to store with the update, by name: finite numbers, which the server averages, and
-            texts and lists of numbers, which it keeps for the actor.
+        num_examples: Number of examples that it was trained on, which is its weight; at least 0.
+        metrics: Up to 1000 metrics to store with the update, by name: numbers, which the server averages without NaN
+            and infinity, and texts and lists of numbers, which it keeps for the actor.
     """
 
     model: StateDict

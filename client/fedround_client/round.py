@@ -9,6 +9,7 @@ from typing import Any
 from fedround.v1.round_pb2 import (
     DownloadAssignedModelRequest,
     GetRoundRequest,
+    ReportFailureRequest,
     Round,
     SubmitMetricsRequest,
     SubmitUpdateRequest,
@@ -101,10 +102,10 @@ class RoundCalls:
             number: Number of the round, from 0.
             model: State dict with names, shapes and dtypes as in the round's model, or the path of such a file;
                 strip_prefix removes what wrappers of networks put before the names.
-            num_examples: Number of examples it was trained on, which is its weight; from 1 to the training's
+            num_examples: Number of examples it was trained on, which is its weight; from 0 to the training's
                 max_num_examples, or to 2^31.
-            metrics: Up to 1000 metrics to store with the update, by name: finite numbers, which the server averages,
-                and texts and lists of numbers, which it keeps for the actor.
+            metrics: Up to 1000 metrics to store with the update, by name: numbers, which the server averages without
+                NaN and infinity, and texts and lists of numbers, which it keeps for the actor.
             attempts: How many attempts in a row may fail without progress; None for any number.
             progress: Called with the bytes sent and the bytes in all.
 
@@ -173,7 +174,7 @@ class RoundCalls:
             training_id: UUID of the training.
             number: Number of the evaluation round.
             metrics: Up to 1000 metrics by name, as in submit_update; at least the training's metric_names, as numbers.
-            num_examples: Number of examples that were evaluated, from 1 to 2^31.
+            num_examples: Number of examples that were evaluated, from 0 to 2^31.
 
         Raises:
             TypeError, ValueError: A metric is not valid; the message names it.
@@ -192,3 +193,23 @@ class RoundCalls:
             num_examples=num_examples,
         )
         self._rpc.unary(self._rpc.rounds.SubmitMetrics, request)
+
+    def report_failure(self, training_id: str, number: int, reason: str, message: str = "") -> None:
+        """Reports that you cannot deliver in an open round, so that it does not wait for you.
+
+        Only your first report in a round counts. If you submit nevertheless while the round is open, the submission
+        counts, and the failure is withdrawn.
+
+        Args:
+            training_id: UUID of the training.
+            number: Number of the round.
+            reason: A reason for programs, such as "OUT_OF_MEMORY": 1 to 64 letters, digits and underscores.
+            message: A message for the actor; the server stores 1000 characters.
+
+        Raises:
+            RoundNotOpen: The round is over.
+            NotInCohort: You do not belong to the round.
+            UpdateExists, MetricsExist: You have submitted in the round, and that counts.
+        """
+        request = ReportFailureRequest(training_id=training_id, round=number, reason=reason, message=message)
+        self._rpc.unary(self._rpc.rounds.ReportFailure, request)

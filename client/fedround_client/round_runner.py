@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
@@ -19,6 +20,7 @@ from fedround_client.download import Tee, download
 from fedround_client.errors import UnsupportedRound
 from fedround_client.half_precision import HALF_DTYPES, NotRepresentable, difference_sources
 from fedround_client.logs import get_logger
+from fedround_client.metrics import MetricValue, split_metrics
 from fedround_client.participation import Callbacks, Round, Update, as_report, as_update
 from fedround_client.payload import Payload, Progress
 from fedround_client.progress import kind_name, transfer_log
@@ -77,6 +79,11 @@ class RoundRunner(RoundCalls):
         self._frameworks: dict[str, Framework] = {}
         self._caster = Caster()
 
+    @property
+    def can_evaluate(self) -> bool:
+        """Whether it has a function for evaluation rounds."""
+        return self._callbacks.evaluate is not None
+
     def run(self, training_id: str, started: RoundStarted, name: str) -> None:
         """Runs a round until its result is accepted, for as long as the server takes to answer.
 
@@ -104,6 +111,7 @@ class RoundRunner(RoundCalls):
             self._submit(round_, update, Payload.of(update.model))
         elif round_.kind == "EVALUATE" and evaluate is not None:
             metrics, num_examples = as_report(self._call(evaluate, self._fetch(round_, started.model), round_))
+            _warn_of_not_finite(metrics)
             self._rpc.retrying(None)(self.submit_metrics, training_id, round_.number, metrics, num_examples)
         else:
             need = "an evaluate function: participate(train, evaluate)" if round_.kind == "EVALUATE" else "a newer SDK"
@@ -156,6 +164,7 @@ class RoundRunner(RoundCalls):
         return reader.tensors()
 
     def _submit(self, round_: Round, update: Update, payload: Payload) -> None:
+        _warn_of_not_finite(update.metrics)
         self._submit_payload(
             round_.training_id,
             round_.number,
@@ -204,6 +213,12 @@ class RoundRunner(RoundCalls):
             moments.add(update.model)
             model = copy_state(update.model, self._framework)
         return Update(moments.update(), update.num_examples, update.metrics)
+
+
+def _warn_of_not_finite(metrics: Mapping[str, MetricValue]) -> None:
+    for name, value in split_metrics(metrics).metrics.items():
+        if not math.isfinite(value):
+            logger.warning("The metric %r is %s: it is sent, and left out of the mean.", name, value)
 
 
 def _round(training_id: str, started: RoundStarted) -> Round:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from functools import partial
 
 from fedround.v1.event_pb2 import Event
@@ -67,7 +67,7 @@ class Subscription:
         self.is_live = False
         self.is_connected = False
 
-    def __iter__(self) -> Iterator[Event]:
+    def __iter__(self) -> Generator[Event, None, None]:
         """Yields the events.
 
         Raises:

@@ -9,15 +9,17 @@ from typing import Literal, TypeAlias
 
 from fedround.v1 import training_pb2
 from fedround.v1.aggregation_pb2 import UpdatePrecision
-from fedround.v1.event_pb2 import Event
+from fedround.v1.event_pb2 import Event, ParticipantFailed
 from fedround.v1.round_pb2 import GetRoundRequest, Round
 from fedround.v1.training_pb2 import CreateTrainingRequest, RoundPolicy, Training, TrainingSpec
 from fedround_client import options
 from fedround_client.errors import FedroundError, NotActor, TrainingFailed, from_event
+from fedround_client.logs import get_logger
 from fedround_client.options import (
     AggregationOption,
     EvaluationName,
     IntegerTensorsName,
+    OnFailureName,
     PrecisionName,
     Selection,
     UncertaintyOption,
@@ -28,6 +30,8 @@ from fedround_client.round_number import planned_rounds, round_text
 from fedround_client.rpc import Rpc, duration
 from fedround_client.subscription import Subscription
 from fedround_client.upload import upload
+
+logger = get_logger(__name__)
 
 ASK_SECONDS = 5.0
 """How long `wait` asks what a training waits for, after its timeout."""
@@ -59,6 +63,8 @@ class TrainingCalls:
         min_updates: int = 0,
         deadline: float | None = None,
         max_retries: int = 0,
+        on_failure: OnFailureName = "CONTINUE",
+        absent_after: float | None = None,
         evaluation: EvaluationName = "EVERY_ROUND",
         selection: Selection | None = None,
         keep_versions: int = 0,
@@ -90,6 +96,10 @@ class TrainingCalls:
             deadline: Seconds that a round may stay open; None for no limit.
             max_retries: How often a round that misses its deadline is repeated with the updates that it has. After
                 that, the training ends in the state ERROR.
+            on_failure: Whether a round continues without a participant that reports a failure ("CONTINUE"), or the
+                training ends in the state ERROR ("FAIL").
+            absent_after: Seconds that a participant may be without a connection before the open round no longer waits
+                for it; None for no limit.
             evaluation: When participants evaluate the model, if there are metric_names.
             selection: Which version is tagged `best`, and early stopping; None for neither.
             keep_versions: How many of the latest versions keep their files, besides the tagged ones; 0 for all.
@@ -132,7 +142,7 @@ class TrainingCalls:
             client_ids=client_ids,
             aggregation=options.aggregation(aggregation),
             uncertainty=options.uncertainty(uncertainty),
-            round_policy=_policy(min_updates, deadline, max_retries),
+            round_policy=_policy(min_updates, deadline, max_retries, on_failure, absent_after),
             evaluation=training_pb2.Evaluation.Value(f"EVALUATION_{evaluation}"),
             selection=options.selection(selection),
             keep_versions=keep_versions,
@@ -233,7 +243,7 @@ class TrainingCalls:
         return iter(Subscription(self._rpc, training_id or "", resume_after=cursors))
 
     def wait(self, training_id: str, timeout: float | None = None) -> Training:
-        """Waits until a training is completed, and returns it.
+        """Waits until a training is completed, and returns it; logs a warning for each participant that fails.
 
         It logs at the level INFO which round the training is in, and whom the round waits for.
 
@@ -254,6 +264,8 @@ class TrainingCalls:
                 error = from_event(event)
                 if error is not None:
                     raise self._with_details(error)
+                if event.HasField("participant_failed"):
+                    logger.warning("%s", describe_failure(event.participant_failed))
         except TimeoutError as error:
             reason = self._waiting_for(training_id) if subscription.is_connected else ""
             raise TimeoutError(f"{error}{reason}") from None
@@ -285,6 +297,13 @@ class TrainingCalls:
         return error
 
 
+def describe_failure(failed: ParticipantFailed) -> str:
+    """Returns what an actor has to know of a participant that failed."""
+    name = failed.participant_name or failed.participant_id
+    message = f": {failed.message}" if failed.message else ""
+    return f"Participant {name} failed in {round_text(failed.round)}: {failed.reason}{message}"
+
+
 def _describe(round_: Round, name: str) -> str:
     """Returns a sentence about what a round waits for, and the names of the missing participants."""
     missing = [one for one in round_.participants if not one.arrived]
@@ -295,8 +314,19 @@ def _describe(round_: Round, name: str) -> str:
     return f" {name} waits for {round_.waiting_for.rstrip('.')}{who}."
 
 
-def _policy(min_updates: int, deadline: float | None, max_retries: int) -> RoundPolicy:
+def _policy(
+    min_updates: int,
+    deadline: float | None,
+    max_retries: int,
+    on_failure: OnFailureName,
+    absent_after: float | None,
+) -> RoundPolicy:
     on_missed = training_pb2.ON_MISSED_RETRY if max_retries else training_pb2.ON_MISSED_UNSPECIFIED
     return RoundPolicy(
-        min_updates=min_updates, deadline=duration(deadline), on_missed=on_missed, max_retries=max_retries
+        min_updates=min_updates,
+        deadline=duration(deadline),
+        on_missed=on_missed,
+        max_retries=max_retries,
+        on_failure=training_pb2.OnFailure.Value(f"ON_FAILURE_{on_failure}"),
+        absent_after=duration(absent_after),
     )

@@ -148,7 +148,9 @@ def models_are_right(facts: Facts, history: History) -> Findings:
         try:
             inputs = [facts.tensors(update["sha256"]) for update in used]
             weights = [update["num_examples"] for update in used]
-            if makes:
+            if makes and not any(weights):
+                expected = facts.tensors(versions[training["model_id"], row["model_version"]]["sha256"])
+            elif makes:
                 expected = tensors.aggregate(inputs, weights)
             else:
                 expected = tensors.posterior(inputs, weights, training["spec"]["uncertainty"]["options"]["rank"])
@@ -157,6 +159,36 @@ def models_are_right(facts: Facts, history: History) -> Findings:
             wrong = repr(error)
         if wrong is not None:
             yield row["training_id"], f"what round {row['number']} has made is wrong: {wrong}"
+
+
+def failures_stand(facts: Facts, history: History) -> Findings:
+    """Each acknowledged failure is there, once and in the log, or its participant has submitted; rounds count them."""
+    rows = facts.by("participant_failure", "training_id", "number", "user_id")
+    updates = facts.by("round_update", "training_id", "number", "user_id")
+    cohort = facts.by("cohort", "training_id", "number", "user_id")
+    for entry in history.of("failure"):
+        key = entry["training_id"], entry["round"], entry["user_id"]
+        if key not in rows and key not in updates:
+            yield entry["training_id"], f"the failure {entry.facts} is not there"
+        told = _events(facts, entry["training_id"], "ParticipantFailed", entry["round"])
+        reasons = [one["payload"]["reason"] for one in told if one["payload"]["participant_id"] == entry["user_id"]]
+        if reasons.count(entry["reason"]) != 1:
+            yield entry["training_id"], f"the failure {entry.facts} is in the log as {reasons}"
+    for row in facts["participant_failure"]:
+        key = row["training_id"], row["number"], row["user_id"]
+        if key in updates or key not in cohort:
+            yield (
+                row["training_id"],
+                f"{row['user_id']} failed in round {row['number']}, and submitted or was not asked",
+            )
+    for row in facts["round"]:
+        members = [one for one in facts["cohort"] if _is_present(one, row)]
+        failed = sum((one["training_id"], one["number"], one["user_id"]) in rows for one in members)
+        if row["failed"] != failed:
+            yield row["training_id"], f"round {row['number']} has {row['failed']} failures, {failed} are there"
+        enough = facts.trainings[row["training_id"]]["spec"]["min_updates"] or len(members) - failed
+        if row["state"] == "DONE" and row["arrived"] < max(1, min(enough, len(members))):
+            yield row["training_id"], f"round {row['number']} is done with {row['arrived']} updates"
 
 
 def logs_have_no_gaps(facts: Facts, history: History) -> Findings:
@@ -328,6 +360,7 @@ RULES: tuple[Rule, ...] = (
     repeated_answers_are_true,
     rounds_commit_once,
     models_are_right,
+    failures_stand,
     logs_have_no_gaps,
     events_stand,
     closed_rounds_stay_closed,
@@ -350,6 +383,10 @@ def check(facts: Facts, history: History) -> list[Violation]:
 def _events(facts: Facts, training_id: str, kind: str, number: int) -> list[Row]:
     log = facts.events.get(training_id, [])
     return [event for event in log if event["kind"] == kind and event["payload"]["round"] == number]
+
+
+def _is_present(member: Row, row: Row) -> bool:
+    return not member["removed"] and (member["training_id"], member["number"]) == (row["training_id"], row["number"])
 
 
 def _left(facts: Facts, training_id: str, user_id: str) -> bool:

@@ -17,6 +17,7 @@ READERS = {
         "submission.admit",
         "round.find_aggregation",
         "round.assigned",
+        "round.awaited",
         "round.unfinished",
         "round.current",
         "round.explain",

@@ -20,10 +20,14 @@ DAMAGED = 0.2
 class RandomTraining:
     """One training from its creation to its end."""
 
-    def __init__(self, client: RetryingClient, seed: str) -> None:
+    def __init__(self, client: RetryingClient, seed: str, *, odd: float = 0.07) -> None:
+        """Draws it; `odd` is how often a participant fails, or has no examples."""
         self._client = client
         self._draw = random.Random(seed)
         self._draw_damage = random.Random(f"{seed} damage")
+        # Apart, so that a seed draws the same trainings whether or not participants fail.
+        self._odd_draw = random.Random(f"odd {seed}")
+        self._odd = odd
         self._kinds = tensors.shapes(self._draw)
         self._present: list[User] = []
         self._delayed: list[Callable[[], object]] = []
@@ -121,6 +125,8 @@ class RandomTraining:
         draw.shuffle(order)
         may_skip = self._spec.round_policy.min_updates or self._spec.round_policy.HasField("deadline")
         for user in order:
+            if self._is_odd() and not self._fail(user, started):
+                continue
             if may_skip and draw.random() < 0.2:
                 self._delayed.append(lambda user=user: self._send(user, started))
                 continue
@@ -136,6 +142,19 @@ class RandomTraining:
             self._delayed.append(lambda: self._send(more, started))
         if not self._spec.round_policy.HasField("deadline") and self._is_open(started.round):
             self._send_late()
+
+    def _is_odd(self) -> bool:
+        return self._odd_draw.random() < self._odd
+
+    def _fail(self, user: User, started: Any) -> bool:
+        """Reports a failure, sometimes twice; returns whether the user submits all the same."""
+        request = round_pb2.ReportFailureRequest(
+            training_id=self._training_id, round=started.round, reason="TRAIN_FAILED", message=new_id()
+        )
+        for _ in range(1 + (self._odd_draw.random() < 0.3)):
+            if self._ask(user, self._client.rounds.ReportFailure, request, *CLOSED):
+                self._record("failure", round=started.round, user_id=user.user_id, reason=request.reason)
+        return self._odd_draw.random() < 0.3
 
     def _is_open(self, number: int) -> bool:
         request = round_pb2.GetRoundRequest(training_id=self._training_id, round=number)
@@ -237,6 +256,8 @@ class RandomTraining:
             sha256=digest(file),
             size_bytes=len(file),
         )
+        if self._is_odd():
+            spec.num_examples = 0
         if draw.random() < 0.3:
             spec.upload_id = new_id()
             half = _messages(spec, file[: len(file) // 2])

@@ -82,7 +82,9 @@ def weighted_mean(values: Sequence[float], weights: Sequence[int]) -> float:
 
 
 def aggregate(updates: Sequence[Tensors], weights: Sequence[int]) -> Tensors:
-    """FedAvg over updates in canonical order, and what becomes of tensors that have no mean."""
+    """FedAvg over updates in canonical order that have examples, and what becomes of tensors that have no mean."""
+    updates = [update for update, weight in zip(updates, weights, strict=True) if weight]
+    weights = [weight for weight in weights if weight]
     heaviest = updates[max(range(len(weights)), key=lambda index: (weights[index], -index))]
     made = {}
     for name, first in updates[0].items():
@@ -99,6 +101,7 @@ def aggregate(updates: Sequence[Tensors], weights: Sequence[int]) -> Tensors:
 
 def posterior(updates: Sequence[Tensors], weights: Sequence[int], rank: int) -> Tensors:
     """The SWAG posterior of moments in canonical order: their means, and all deviations side by side, scaled."""
+    weights = weights if any(weights) else [1] * len(weights)
     names = {name for name in updates[0] if not name.startswith("deviation/")}
     made = dict(aggregate([{name: update[name] for name in names} for update in updates], weights))
     for index, update in enumerate(updates):

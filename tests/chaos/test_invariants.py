@@ -18,6 +18,7 @@ from chaos.invariants import RULES, check
 from chaos.random_training import RandomTraining
 from chaos.retrying_client import RetryingClient
 from chaos.server_process import RestartableServer
+from chaos.user_actions import ShortTraining
 
 
 @dataclass
@@ -75,7 +76,8 @@ def undamaged(tmp_path_factory: pytest.TempPathFactory) -> DamagedRun:
         history = History(folder / "history.jsonl")
         client = RetryingClient(server.address, history, server.admin_token, lambda: None, server.data_dir)
         for seed in SEEDS:
-            RandomTraining(client, f"damage {seed}").run()
+            RandomTraining(client, f"damage {seed}", odd=0).run()
+        ShortTraining(client, "damage").fail()
         client.close()
         history.close()
         first.kill()
@@ -187,6 +189,26 @@ def a_damaged_update_is_counted(run: DamagedRun) -> None:
 @breaks("damaged_updates_never_count")
 def an_update_is_lost_without_a_reason(run: DamagedRun) -> None:
     run.sql("UPDATE event SET kind = 'UpdateLost' WHERE kind = 'UpdateAccepted'")
+
+
+@breaks("failures_stand")
+def a_failure_is_lost(run: DamagedRun) -> None:
+    run.sql("DELETE FROM participant_failure WHERE user_id = (SELECT MIN(user_id) FROM participant_failure)")
+
+
+@breaks("failures_stand")
+def a_failure_is_not_counted(run: DamagedRun) -> None:
+    run.sql("UPDATE round SET failed = failed - 1 WHERE failed > 0")
+
+
+@breaks("failures_stand")
+def a_failure_is_not_told(run: DamagedRun) -> None:
+    run.sql("UPDATE event SET payload = json_set(payload, '$.reason', 'OTHER') WHERE kind = 'ParticipantFailed'")
+
+
+@breaks("failures_stand")
+def a_round_waited_for_too_few(run: DamagedRun) -> None:
+    run.sql("UPDATE round SET arrived = 0 WHERE state = 'DONE'")
 
 
 @breaks("rounds_commit_once")

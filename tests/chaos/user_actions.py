@@ -60,6 +60,26 @@ class ShortTraining(RandomTraining):
         """Starts the training, and submits nothing before the deadline."""
         self._gather(deadline_ms=30)
         self._start()
+        self._follow()
+
+    def fail(self) -> None:
+        """Starts the training, and has all participants fail, the first one twice."""
+        self._gather()
+        self._register(self._present[1:])
+        self._start()
+        for user in [self._present[0], *self._present]:
+            request = round_pb2.ReportFailureRequest(training_id=self._training_id, reason="TRAIN_FAILED")
+            if self._ask(user, self._client.rounds.ReportFailure, request, *CLOSED):
+                self._record("failure", round=0, user_id=user.user_id, reason=request.reason)
+        self._follow()
+
+    def be_absent(self) -> None:
+        """Starts the training, and connects no participant."""
+        self._gather(absent_after_ms=30)
+        self._start()
+        self._follow()
+
+    def _follow(self) -> None:
         for _ in self._client.events(self._actor, self._training_id):
             pass
 
@@ -79,13 +99,15 @@ class ShortTraining(RandomTraining):
             elif event.HasField("update_lost"):
                 self._send_again(event.update_lost)
 
-    def _gather(self, deadline_ms: int | None = None) -> None:
+    def _gather(self, deadline_ms: int | None = None, absent_after_ms: int | None = None) -> None:
         self._actor = self._client.user("ACTOR")
         self._present = [self._client.user("CLIENT") for _ in range(3)]
         first = [self._present[0].user_id]
         spec = training_pb2.TrainingSpec(name="short", target_num_updates=1, client_ids=first, request_id=new_id())
         if deadline_ms is not None:
             spec.round_policy.deadline.FromMilliseconds(deadline_ms)
+        if absent_after_ms is not None:
+            spec.round_policy.absent_after.FromMilliseconds(absent_after_ms)
         self._create(spec)
 
 
@@ -101,6 +123,14 @@ def damages(client: RetryingClient, seed: str) -> None:
     ShortTraining(client, seed).lose_an_update()
 
 
+def failures(client: RetryingClient, seed: str) -> None:
+    ShortTraining(client, seed).fail()
+
+
+def absences(client: RetryingClient, seed: str) -> None:
+    ShortTraining(client, seed).be_absent()
+
+
 USER_ACTIONS: dict[str, Callable[[RetryingClient, str], Any]] = {
     "user.": users,
     "credential.": users,
@@ -110,6 +140,8 @@ USER_ACTIONS: dict[str, Callable[[RetryingClient, str], Any]] = {
     "deadline.": deadlines,
     "round.reopen": damages,
     "aggregation.reopened": damages,
+    "submission.report_failure": failures,
+    "round.exclude_absent": absences,
 }
 
 

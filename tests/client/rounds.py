@@ -8,7 +8,7 @@ from client.scripted import MODEL, OK, TRAINING, USER, chunk_response
 from fedround.v1 import event_pb2
 from fedround.v1.event_pb2 import ROUND_KIND_TRAIN, Event, ModelInfo, RoundStarted
 from fedround.v1.model_pb2 import DownloadModelResponse
-from fedround.v1.round_pb2 import SubmitUpdateResponse
+from fedround.v1.round_pb2 import ReportFailureResponse, SubmitUpdateResponse
 from fedround.v1.training_pb2 import (
     TRAINING_STATE_COMPLETED,
     TRAINING_STATE_ONGOING,
@@ -90,6 +90,10 @@ class Rounds:
         self.training_is_at(number)
         self.serve_model(number)
         return self.take_update(status)
+
+    def reported(self):
+        """Accepts the report of a failure, and returns it."""
+        return self.server.reply("ReportFailure", ReportFailureResponse())
 
     def result(self):
         return self.call.result(10)

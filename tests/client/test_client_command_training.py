@@ -14,11 +14,14 @@ from fedround.v1.training_pb2 import (
     GOAL_MAXIMIZE,
     GOAL_MINIMIZE,
     INTEGER_TENSORS_MEAN,
+    ON_FAILURE_FAIL,
     ON_MISSED_RETRY,
+    TRAINING_STATE_COMPLETED,
     CreateTrainingResponse,
     GetTrainingResponse,
     GetTrainingsResponse,
     ModelSelection,
+    ParticipantFailure,
     Training,
     TrainingError,
     TrainingSpec,
@@ -47,6 +50,7 @@ def test_training_create_sends_the_file_and_all_options(server, command, tmp_pat
         " --deadline 90 --max-retries 4 --fed-prox-mu 0.1 --evaluation final_only --description d --max-num-examples 9"
         " --max-update-norm 2.5 --update-precision bfloat16 --allow-non-finite-buffers --integer-tensors mean"
     )
+    options += " --on-failure fail --absent-after 45"
     options += " --maximize accuracy --keep-versions 4 --architecture mlp"
     options += " --uncertainty swag --samples 3 --softmax --swag-every 2 --swag-rank 1"
     call = command("training", "create", path, *options.split(), "--format", "json")
@@ -62,6 +66,7 @@ def test_training_create_sends_the_file_and_all_options(server, command, tmp_pat
     assert (spec.max_update_norm, spec.update_precision) == (2.5, UPDATE_PRECISION_BFLOAT16)
     assert (spec.allow_non_finite_buffers, spec.integer_tensors) == (True, INTEGER_TENSORS_MEAN)
     assert (spec.round_policy.on_missed, spec.round_policy.max_retries) == (ON_MISSED_RETRY, 4)
+    assert (spec.round_policy.on_failure, spec.round_policy.absent_after.seconds) == (ON_FAILURE_FAIL, 45)
     assert (spec.aggregation.fed_prox.mu, spec.evaluation) == (0.1, 2)
     assert spec.selection == ModelSelection(metric="accuracy", goal=GOAL_MAXIMIZE)
     assert (spec.keep_versions, spec.architecture) == (4, "mlp")
@@ -189,3 +194,63 @@ def test_a_round_shows_missing_participants_and_rejected_updates(server, command
     call = command("training", "round", TRAINING, "--format", "json")
     server.reply("GetRound", GetRoundResponse(round=found))
     assert json.loads(done(call).stdout)["participants"][0]["rejected_updates"][0]["count"] == "3"
+
+
+FAILURE = ParticipantFailure(
+    participant_id=USER, participant_name="ward 7", reason="TRAIN_FAILED", message="CUDA out of memory"
+)
+
+
+def test_a_round_shows_who_failed_and_why(server, command):
+    call = command("training", "round", TRAINING)
+    failed = RoundParticipant(user_id=USER, name="ward 7", failure=FAILURE)
+    found = Round(training_id=TRAINING, num_failed=1, participants=[failed, RoundParticipant(name="ward 8")])
+    server.reply("GetRound", GetRoundResponse(round=found))
+    server.reply("GetTraining", GetTrainingResponse(training=TRAINED))
+    head, _, failures = done(call).stdout.split("\n\n")
+    shown = fields(head)
+    assert shown["failed"] == "ward 7 (TRAIN_FAILED: CUDA out of memory)"
+    assert shown["missing"] == "ward 8 (never connected)"
+    header, row = failures.splitlines()
+    assert header.split() == ["FAILED", "REASON", "SINCE", "MESSAGE"]
+    assert all(cell in row for cell in ("ward 7", "TRAIN_FAILED", "CUDA out of memory"))
+
+
+def test_a_training_shows_who_failed_and_why(server, command):
+    call = command("training", "show", TRAINING)
+    training = Training(training_id=TRAINING, state=TRAINING_STATE_COMPLETED, failures=[FAILURE])
+    server.reply("GetTraining", GetTrainingResponse(training=training))
+    assert fields(done(call).stdout)["failed"] == "ward 7 (TRAIN_FAILED: CUDA out of memory)"
+
+
+FAILED = event_pb2.ParticipantFailed(
+    round=2,
+    participant_id=USER,
+    participant_name="ward 7",
+    reason="TRAIN_FAILED",
+    message="CUDA out of memory",
+    updates_arrived=1,
+    updates_expected=2,
+)
+FINISHED = event_pb2.TrainingFinished(model_id=MODEL, model_version=5)
+
+
+def subscribe(server):
+    _, rpc = server.stream("Subscribe")
+    rpc.send_response(Event(training_id=TRAINING, sequence=3, participant_failed=FAILED))
+    rpc.send_response(Event(training_id=TRAINING, sequence=4, training_finished=FINISHED))
+
+
+def test_waiting_tells_who_failed_and_why(server, command):
+    call = command("training", "wait", TRAINING)
+    subscribe(server)
+    server.reply("GetTraining", GetTrainingResponse(training=TRAINED))
+    assert "Participant ward 7 failed in round 3: TRAIN_FAILED: CUDA out of memory" in done(call).stderr
+
+
+def test_watching_tells_who_failed_and_why(server, command):
+    call = command("training", "watch", TRAINING)
+    subscribe(server)
+    server.reply("GetTraining", GetTrainingResponse(training=TRAINED))
+    line = done(call).stdout.splitlines()[0]
+    assert line == "round 3 of 5: ward 7 failed: TRAIN_FAILED: CUDA out of memory; 1 of 2 arrived"

@@ -11,14 +11,18 @@ from client.rounds import Rounds, finished, plus_one, round_started
 from client.scripted import MODEL, OK, OTHER, TRAINING, UNAVAILABLE, USER, cut, error_status, is_cancelled, until
 from fedround.v1 import event_pb2
 from fedround.v1.event_pb2 import ROUND_KIND_EVALUATE, Event
+from fedround.v1.round_pb2 import SubmitMetricsResponse
+from fedround.v1.training_pb2 import EVALUATION_NEVER, GetTrainingResponse, Training, TrainingSpec
 from fedround_client import (
     AlreadyParticipating,
     Participation,
     RemovedFromTraining,
     TokenInvalid,
     TrainingFailed,
+    UnsupportedRound,
     participant,
 )
+from fedround_client.retry import ATTEMPTS
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -164,9 +168,69 @@ def test_the_first_event_of_a_stream_is_never_live(server):
 )
 def test_a_rejected_update_ends_the_participation(server, code, reason):
     rounds = Rounds(server)
-    rounds.run_round(1, 0, status=error_status(grpc.StatusCode[code], reason))
+    rounds.run_round(1, 0, status=error_status(grpc.StatusCode[code], reason, "the message"))
+    report = rounds.reported()
+    assert (report.reason, report.message) == (reason, "the message")
     assert rounds.error().reason == reason
     until(lambda: is_cancelled(rounds.rpc))
+
+
+def test_a_failure_that_cannot_be_reported_is_raised_all_the_same(server, caplog):
+    rounds = Rounds(server)
+    rounds.run_round(1, 0, status=error_status(grpc.StatusCode.INVALID_ARGUMENT, "UPDATE_NOT_FINITE"))
+    for _ in range(ATTEMPTS - 1):
+        server.fail("ReportFailure", UNAVAILABLE)
+    server.fail("ReportFailure", error_status(grpc.StatusCode.NOT_FOUND, "TRAINING_NOT_FOUND", "it was removed"))
+    assert rounds.error().reason == "UPDATE_NOT_FINITE"
+    assert "could not be reported" in caplog.text
+    assert "it was removed" in caplog.text
+
+
+def test_a_long_message_is_cut(server):
+    def train(model, round_):
+        raise ValueError("x" * 100_000)
+
+    rounds = Rounds(server, train)
+    rounds.send(round_started(1, 0))
+    rounds.training_is_at(0)
+    rounds.serve_model(0)
+    assert len(rounds.reported().message) == 1000
+    rounds.error()
+
+
+def test_a_missing_evaluate_function_is_found_before_the_first_round_is_trained(server):
+    rounds = Rounds(server)
+    rounds.send(round_started(1, 0, metric_names=["accuracy"]))
+    asked = TrainingSpec(metric_names=["accuracy"])
+    server.reply("GetTraining", GetTrainingResponse(training=Training(training_id=TRAINING, spec=asked)))
+    assert rounds.reported().reason == "UNSUPPORTED_ROUND"
+    error = rounds.error()
+    assert type(error) is UnsupportedRound
+    assert "asks for metrics (accuracy)" in error.message
+    assert "participate(train, evaluate)" in error.message
+
+
+def test_a_training_that_never_evaluates_needs_no_evaluate_function(server):
+    rounds = Rounds(server)
+    rounds.send(round_started(1, 0, metric_names=["accuracy"]))
+    asked = TrainingSpec(metric_names=["accuracy"], evaluation=EVALUATION_NEVER)
+    server.reply("GetTraining", GetTrainingResponse(training=Training(training_id=TRAINING, spec=asked)))
+    rounds.serve_model(0)
+    rounds.take_update()
+    rounds.send(finished(2))
+    assert rounds.result().rounds == 1
+
+
+def test_a_metric_that_is_not_finite_is_sent_with_a_warning(server, caplog):
+    rounds = Rounds(server, evaluate=lambda model, round_: ({"auc": float("nan")}, 0))
+    rounds.send(round_started(1, 0, kind=ROUND_KIND_EVALUATE))
+    rounds.training_is_at(0)
+    rounds.serve_model(0)
+    report = server.reply("SubmitMetrics", SubmitMetricsResponse())
+    assert (str(report.metrics["auc"]), report.num_examples) == ("nan", 0)
+    rounds.send(finished(2))
+    assert rounds.result().rounds == 1
+    assert "The metric 'auc' is nan" in caplog.text
 
 
 def test_an_invalid_token_ends_the_participation_at_once(server):

@@ -124,6 +124,9 @@ def test_an_exception_of_the_function_is_raised_unchanged(server):
     rounds.send(round_started(1, 0))
     rounds.training_is_at(0)
     rounds.serve_model(0)
+    report = rounds.reported()
+    assert (report.training_id, report.round) == (TRAINING, 0)
+    assert (report.reason, report.message) == ("TRAIN_FAILED", "ZeroDivisionError: mine")
     assert isinstance(rounds.error(), ZeroDivisionError)
     until(lambda: is_cancelled(rounds.rpc))
 
@@ -143,6 +146,7 @@ def test_an_invalid_result_is_rejected_at_once(server, result, text):
     rounds.send(round_started(1, 0))
     rounds.training_is_at(0)
     rounds.serve_model(0)
+    rounds.reported()
     error = rounds.error()
     assert isinstance(error, TypeError)
     assert text in str(error)
@@ -153,6 +157,7 @@ def test_metrics_of_other_types_are_rejected_at_once(server):
     rounds.send(round_started(1, 0))
     rounds.training_is_at(0)
     rounds.serve_model(0)
+    assert rounds.reported().reason == "TRAIN_FAILED"
     error = rounds.error()
     assert isinstance(error, TypeError)
     assert "Metric 'loss' has a value of the type NoneType: a metric is a number" in str(error)
@@ -164,6 +169,7 @@ def test_an_invalid_report_is_rejected_at_once(server, result):
     rounds.send(round_started(1, 0, kind=ROUND_KIND_EVALUATE))
     rounds.training_is_at(0)
     rounds.serve_model(0)
+    rounds.reported()
     error = rounds.error()
     assert isinstance(error, TypeError)
     assert "evaluate must return (metrics, num_examples)" in str(error)
@@ -179,6 +185,7 @@ def test_an_unsupported_round_raises_what_is_missing(server, kind, text):
     rounds = Rounds(server)
     rounds.send(round_started(1, 0, kind=kind))
     rounds.training_is_at(0)
+    rounds.reported()
     error = rounds.error()
     assert type(error) is UnsupportedRound
     assert text in error.message
@@ -188,6 +195,7 @@ def test_an_invalid_deadline_ends_the_participation(server):
     rounds = Rounds(server)
     rounds.send(round_started(1, 0, deadline=Timestamp(seconds=2**62)))
     rounds.training_is_at(0)
+    rounds.reported()
     error = rounds.error()
     assert isinstance(error, UnsupportedRound)
     assert "deadline that is not a valid time" in str(error)

@@ -147,10 +147,10 @@ async def test_a_failed_aggregation_ends_the_training_and_keeps_what_was_there(s
     assert await store.models.digests_in_use(kept) == kept
 
 
-@pytest.mark.parametrize("num_examples", [-1, 0, 1001, 2**40])
+@pytest.mark.parametrize("num_examples", [-1, 1001, 2**40])
 async def test_example_counts_are_bounded(store: Store, world: World, num_examples: int) -> None:
     _, (client,), training = await world.running(1)
-    with pytest.raises(NumExamples, match=r"1\.\.1000"):
+    with pytest.raises(NumExamples, match=r"0\.\.1000"):
         await world.submit(training.training_id, 0, client, num_examples=num_examples)
     with pytest.raises(NumExamples):
         await store.submissions.admit(update(training.training_id, 0, client, num_examples=num_examples))

@@ -79,6 +79,9 @@ RULES = {
     "/fedround.v1.RoundService/SubmitMetrics": training(
         "TRAINING_NOT_FOUND", "ROUND_NOT_OPEN", round=99, num_examples="1"
     ),
+    "/fedround.v1.RoundService/ReportFailure": training(
+        "TRAINING_NOT_FOUND", "ROUND_NOT_OPEN", round=99, reason="TRAIN_FAILED"
+    ),
     "/fedround.v1.RoundService/GetRound": training(OK, "NOT_ACTOR"),
     "/fedround.v1.RoundService/DownloadAssignedModel": training("TRAINING_NOT_FOUND", "ROUND_NOT_FOUND", round=99),
     "/fedround.v1.ModelService/UploadModel": Rule("", {"spec": {"name": "m"}}, "FIELD_INVALID"),

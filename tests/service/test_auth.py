@@ -45,6 +45,7 @@ TABLE: dict[str, dict[str, set[str] | None]] = {
         "SubmitUpdate": USERS,
         "GetUpload": USERS,
         "SubmitMetrics": USERS,
+        "ReportFailure": USERS,
         "GetRound": USERS,
         "DownloadAssignedModel": USERS,
     },

@@ -127,7 +127,7 @@ class TestSubmitUpdate:
         yield
         assert actor.get(running.training_id) == before
 
-    @pytest.mark.parametrize("num_examples", [0, -1, 1001, 2**40])
+    @pytest.mark.parametrize("num_examples", [-1, 1001, 2**40])
     def test_num_examples_out_of_bounds(self, clients: list[Person], running: Any, num_examples: int) -> None:
         with fails_with("INVALID_ARGUMENT", "NUM_EXAMPLES", str(num_examples)) as error:
             clients[0].submit(running.training_id, FILE, num_examples=num_examples)
@@ -164,8 +164,6 @@ class TestSubmitUpdate:
         for value in (np.nan, np.inf):
             with fails_with("INVALID_ARGUMENT", "UPDATE_NOT_FINITE", "bias"):
                 clients[0].submit(running.training_id, model_file(bias=np.array([0, value, 0])))
-            with fails_with("INVALID_ARGUMENT", "UPDATE_NOT_FINITE", "loss"):
-                clients[0].submit(running.training_id, FILE, metrics={"loss": value})
 
     @pytest.mark.parametrize(
         ("changed", "field"),

@@ -140,22 +140,54 @@ def test_a_training_that_is_removed_while_an_update_arrives(
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_metrics_that_are_no_numbers(actor: Person, clients: list[Person], value: float) -> None:
+    """They are stored and shown with their reporters, counted, and left out of the means."""
+    made = actor.create(client_ids=ids(clients[:2]), metric_names=["accuracy"])
+    actor.start(made.training_id)
+    events = actor.subscribe(made.training_id)
+    clients[0].submit(made.training_id, model_file(1), metrics={"loss": value})
+    clients[1].submit(made.training_id, model_file(1), metrics={"loss": 2})
+    next(event for event in events if event.round_started.round == 1)
+    reports = [
+        round_pb2.SubmitMetricsRequest(
+            training_id=made.training_id, round=1, num_examples=1, metrics={"accuracy": value, "odd": value}
+        ),
+        round_pb2.SubmitMetricsRequest(
+            training_id=made.training_id, round=1, num_examples=3, metrics={"accuracy": 0.5}
+        ),
+    ]
+    for client, report in zip(clients, reports, strict=False):
+        for _ in range(2):
+            client.rounds.SubmitMetrics(report)
+    reports[0].metrics["accuracy"] = 0.5
+    with fails_with("ALREADY_EXISTS", "METRICS_EXIST"):
+        clients[0].rounds.SubmitMetrics(reports[0])
+    assert kinds(list(events))[-1] == "training_finished"
+    closed = [event.round_closed for event in whole_log(actor, made.training_id) if event.HasField("round_closed")]
+    assert [dict(one.metrics) for one in closed] == [{"loss": 2}, {"accuracy": 0.5}]
+    assert [dict(one.not_finite) for one in closed] == [{"loss": 1}, {"accuracy": 1, "odd": 1}]
+    cursor = {made.training_id: 0}
+    seen = [one.round_closed for one in clients[1].subscribe(made.training_id, resume_after_sequence=cursor)]
+    assert not any(one.not_finite for one in seen)
+    request = model_pb2.GetMetricsRequest(model_id=made.model_id)
+    by_reporter = {(one.round, one.reporter_id): dict(one.metrics) for one in actor.models.GetMetrics(request).reports}
+    assert by_reporter[1, ""] == {"accuracy": 0.5}
+    assert str(by_reporter[1, clients[0].user_id]["accuracy"]) == str(value)
+
+
+def test_metrics_of_which_none_is_a_number(actor: Person, clients: list[Person]) -> None:
     made = actor.create(client_ids=ids(clients[:1]), metric_names=["accuracy"])
     actor.start(made.training_id)
-    before = actor.get(made.training_id)
-    with fails_with("INVALID_ARGUMENT", "UPDATE_NOT_FINITE", f"metrics['loss'] is {value}: report finite numbers"):
-        clients[0].submit(made.training_id, model_file(1), metrics={"loss": value, "accuracy": 1})
-    assert actor.get(made.training_id) == before
-
     events = actor.subscribe(made.training_id)
     clients[0].submit(made.training_id, model_file(1))
     next(event for event in events if event.round_started.round == 1)
-    before = actor.get(made.training_id)
     report = round_pb2.SubmitMetricsRequest(training_id=made.training_id, round=1, num_examples=1)
-    report.metrics["accuracy"] = value
-    with fails_with("INVALID_ARGUMENT", "UPDATE_NOT_FINITE", f"metrics['accuracy'] is {value}: report finite numbers"):
-        clients[0].rounds.SubmitMetrics(report)
-    assert actor.get(made.training_id) == before
+    report.metrics["accuracy"] = float("nan")
+    clients[0].rounds.SubmitMetrics(report)
+    assert kinds(list(events))[-1] == "training_finished"
+    request = model_pb2.GetMetricsRequest(model_id=made.model_id)
+    mean, reported = actor.models.GetMetrics(request).reports
+    assert (mean.reporter_id, dict(mean.metrics)) == ("", {})
+    assert (reported.reporter_id, str(reported.metrics["accuracy"])) == (clients[0].user_id, "nan")
 
 
 def test_20000_tensors(actor: Person, clients: list[Person]) -> None:

@@ -288,3 +288,20 @@ def test_tensors_need_not_be_aligned(tmp_path: Path) -> None:
     model = {"flag": np.array([True]), "w": np.arange(1001, dtype=np.float64)}
     result = make(tmp_path, model, [model], [3])
     assert safetensors.numpy.load_file(result)["w"].tolist() == model["w"].tolist()
+
+
+def test_an_update_without_examples_has_no_part_in_the_result(tmp_path: Path) -> None:
+    model = {"a": np.zeros(3, np.float32), "count": np.zeros(2, np.int64), "b.num_batches_tracked": np.array(1)}
+    counted = {"a": np.ones(3, np.float32), "count": np.ones(2, np.int64), "b.num_batches_tracked": np.array(5)}
+    empty = {"a": np.full(3, 9, np.float32), "count": np.full(2, 9), "b.num_batches_tracked": np.array(9)}
+    made = safetensors.numpy.load_file(make(tmp_path, model, [empty, counted], [0, 3]))
+    assert {name: value.tolist() for name, value in made.items()} == {
+        name: value.tolist() for name, value in counted.items()
+    }
+
+
+def test_without_any_examples_the_result_is_the_model(tmp_path: Path) -> None:
+    model = {"a": np.arange(3, dtype=np.float32), "b": np.ones(4, np.float16), "count": np.arange(2)}
+    update = {name: value + 1 for name, value in model.items()}
+    made = safetensors.numpy.load_file(make(tmp_path, model, [update, update], [0, 0]))
+    assert all(np.array_equal(made[name], value) and made[name].dtype == value.dtype for name, value in model.items())

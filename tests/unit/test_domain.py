@@ -1,6 +1,7 @@
 """The rules of the domain, as properties."""
 
 import itertools
+import math
 from dataclasses import replace
 from datetime import timedelta
 from fractions import Fraction
@@ -10,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contracts.world import SPEC
-from fedround_server.domain.policy import RoundPolicy, Verdict, expected_updates, judge
-from fedround_server.domain.report import MAX_MEANS, foremost, weighted_means
+from fedround_server.domain.policy import RETURN_TIME, RoundPolicy, Verdict, expected_updates, judge, patience
+from fedround_server.domain.report import MAX_MEANS, count_not_finite, foremost, same_metrics, weighted_means
 from fedround_server.domain.rounds import KINDS, next_kind
 from fedround_server.domain.rounds.kind import RoundKind
 from fedround_server.domain.token import hash_token, new_token
@@ -46,6 +47,34 @@ def test_a_round_closes_when_it_has_what_it_needs(
     else:
         missed = Verdict.FAIL if last else Verdict.REPEAT
         assert verdict is (missed if due else Verdict.WAIT)
+
+
+@given(st.integers(0, 60), sizes, st.booleans(), st.booleans(), st.data())
+def test_a_round_does_not_wait_for_who_failed(
+    min_updates: int, cohort: int, due: bool, last: bool, data: st.DataObject
+) -> None:
+    failed = data.draw(st.integers(0, cohort))
+    arrived = data.draw(st.integers(0, cohort - failed))
+    left = cohort - failed - arrived
+    expected = expected_updates(RoundPolicy(min_updates, timedelta(1)), cohort, failed)
+    verdict = judge(arrived, expected, due=due, last=last, left=left)
+    enough = arrived >= max(1, min(min_updates, cohort))
+    if enough and (min_updates or not left):
+        assert verdict is Verdict.CLOSE
+    elif not left:
+        assert verdict is Verdict.FAIL
+    else:
+        missed = Verdict.FAIL if last else Verdict.REPEAT
+        assert verdict is (missed if due else Verdict.WAIT)
+
+
+def test_how_long_a_round_waits_for_a_connection() -> None:
+    hour = RoundPolicy(absent_after=timedelta(hours=1))
+    moment = RoundPolicy(absent_after=timedelta(seconds=1))
+    assert patience(RoundPolicy(), failed_before=False) is None
+    assert patience(RoundPolicy(), failed_before=True) == RETURN_TIME
+    assert [patience(one, failed_before=False) for one in (hour, moment)] == [hour.absent_after, moment.absent_after]
+    assert [patience(one, failed_before=True) for one in (hour, moment)] == [RETURN_TIME, moment.absent_after]
 
 
 @given(st.integers(1, 20), st.sampled_from(Evaluation), st.booleans())
@@ -86,6 +115,18 @@ def test_a_mean_lies_among_its_values_however_large(reports: list[tuple[dict[str
         assert min(values) <= mean <= max(values)
 
 
+def test_what_is_not_finite_or_has_no_examples_has_no_part_in_a_mean() -> None:
+    reports = [({"a": math.nan, "b": 1.0}, 1), ({"a": 2.0, "b": math.inf, "c": -math.inf}, 3), ({"a": 9.0}, 0)]
+    assert weighted_means(reports) == {"a": 2.0, "b": 1.0}
+    assert count_not_finite([metrics for metrics, _ in reports]) == {"a": 1, "b": 1, "c": 1}
+
+
+def test_nan_is_the_same_metric_as_nan() -> None:
+    assert same_metrics({"a": math.nan}, {"a": math.nan})
+    assert not same_metrics({"a": math.nan}, {"a": 1.0})
+    assert not same_metrics({"a": math.nan}, {"b": math.nan})
+
+
 def test_a_result_has_room_for_so_many_metrics_and_for_those_asked_for() -> None:
     names = [f"m{number:04}" for number in range(1500)]
     means = dict.fromkeys([*names, "zz"], 1.0)
@@ -104,5 +145,7 @@ def test_who_is_missing_is_not_public() -> None:
     failure = TrainingFailure("DEADLINE_MISSED", "1 of 2 updates", ("ward 7",))
     assert failure.message == "1 of 2 updates"
     assert failure.actor_message == "1 of 2 updates; missing: ward 7"
+    failed = TrainingFailure("PARTICIPANTS_FAILED", "1 of 2 participants failed", ("ward 7 (TRAIN_FAILED)",))
+    assert failed.actor_message == "1 of 2 participants failed; failed: ward 7 (TRAIN_FAILED)"
     many = TrainingFailure("DEADLINE_MISSED", "late", tuple(map(str, range(22))))
     assert many.actor_message.endswith("17, 18, 19 and 2 more")

@@ -81,7 +81,7 @@ def test_every_family_is_used(kind: type[FedroundError]) -> None:
     ("error", "detail", "shown"),
     [
         (errors.FieldInvalid("name", "is required"), error_details_pb2.BadRequest, ['"name"', '"is required"']),
-        (errors.NumExamples(0, 10), error_details_pb2.BadRequest, ['"num_examples"', "1..10, not 0"]),
+        (errors.NumExamples(11, 10), error_details_pb2.BadRequest, ['"num_examples"', "0..10, not 11"]),
         (errors.UnknownClients(["b", "a"]), error_details_pb2.BadRequest, ['"client_ids"', "a, b"]),
         (errors.TrainingNotFound("x-1"), error_details_pb2.ResourceInfo, ['"training"', '"x-1"']),
         (errors.LastAdmin("the last one"), error_details_pb2.PreconditionFailure, ['"LAST_ADMIN"', '"the last one"']),

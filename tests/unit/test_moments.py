@@ -144,3 +144,11 @@ def test_moments_describe_floating_tensors_only() -> None:
         "second/bn.running_mean": TensorSpec(Dtype.F64, (3,)),
         "deviation/0/bn.running_mean": TensorSpec(Dtype.F32, (3,)),
     }
+
+
+def test_without_any_examples_all_moments_have_the_same_weight(tmp_path: Path) -> None:
+    updates = [gather({"a": np.full((5, 2), value)}, rank=2) for value in (1.0, 3.0)]
+    unweighted = make(tmp_path, updates, [0, 0]).read_bytes()
+    assert unweighted == make(tmp_path, updates, [1, 1]).read_bytes()
+    weighted = safetensors.numpy.load_file(make(tmp_path, updates, [0, 7]))
+    assert weighted["mean/a"].tolist() == [3, 3]

@@ -45,9 +45,14 @@ class EventLines:
                 f" {one.updates_arrived} of {one.updates_expected} arrived, until {when(one.deadline)}"
             ),
             "update_accepted": self._update_accepted,
+            "participant_failed": lambda training_id, one: (
+                f"{self._round(training_id, one.round)}: {one.participant_name} failed: {one.reason}"
+                f"{f': {one.message}' if one.message else ''};"
+                f" {one.updates_arrived} of {one.updates_expected} arrived"
+            ),
             "round_closed": lambda training_id, one: (
                 f"{self._round(training_id, one.round)} is done: {task(one.kind)}, version {one.model_version},"
-                f" {one.num_updates} arrived{_metrics(one.metrics)}"
+                f" {one.num_updates} arrived{_metrics(one.metrics)}{_not_finite(one.not_finite)}"
             ),
             "client_removed": lambda _, one: f"{self._user(one.client_id)} was removed",
             "training_finished": lambda _, one: (
@@ -130,3 +135,7 @@ class EventLines:
 
 def _metrics(metrics: Mapping[str, float]) -> str:
     return "".join(f", {name} {value:.6g}" for name, value in sorted(metrics.items()))
+
+
+def _not_finite(counts: Mapping[str, int]) -> str:
+    return "".join(f", {name} not finite in {count}" for name, count in sorted(counts.items()))

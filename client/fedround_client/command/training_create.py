@@ -36,6 +36,13 @@ class EvaluationChoice(StrEnum):
     NEVER = "NEVER"
 
 
+class OnFailureChoice(StrEnum):
+    """What happens if a participant reports a failure."""
+
+    CONTINUE = "CONTINUE"
+    FAIL = "FAIL"
+
+
 class PrecisionChoice(StrEnum):
     """In which precision participants send updates."""
 
@@ -80,6 +87,16 @@ def create(
             min=0, max=1000, help="How often a round that misses its deadline is repeated; 0 ends the training."
         ),
     ] = 0,
+    on_failure: Annotated[
+        OnFailureChoice,
+        typer.Option(
+            case_sensitive=False, help="If a participant fails: continue without it, or end the training in ERROR."
+        ),
+    ] = OnFailureChoice.CONTINUE,
+    absent_after: Annotated[
+        float | None,
+        typer.Option(help="Seconds without a connection after which a round does not wait for a participant."),
+    ] = None,
     fed_prox_mu: Annotated[float | None, typer.Option(help="Use FedProx with this mu.")] = None,
     daisy_period: Annotated[
         int, typer.Option(min=0, max=UINT32, help="Use FedDC: local rounds before local models are assigned to others.")
@@ -142,6 +159,8 @@ def create(
         raise typer.BadParameter("--deadline must be more than 0 seconds, and at most a year")
     if max_retries and deadline is None:
         raise typer.BadParameter("--max-retries needs a --deadline: it repeats a round that misses it")
+    if absent_after is not None and not 0 < absent_after <= 365 * 86_400:
+        raise typer.BadParameter("--absent-after must be more than 0 seconds, and at most 365 days")
     aggregation = _aggregation(fed_prox_mu, daisy_period, aggregation_period, daisy_seed)
     selection = _selection(minimize, maximize, patience)
     method = uncertainty_option(
@@ -170,6 +189,8 @@ def create(
             min_updates=min_updates,
             deadline=deadline,
             max_retries=max_retries,
+            on_failure=on_failure.value,
+            absent_after=absent_after,
             evaluation=evaluation.value,
             selection=selection,
             keep_versions=keep_versions,

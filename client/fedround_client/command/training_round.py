@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from fedround.v1.round_pb2 import RejectedUpdate, RoundParticipant
+from fedround.v1.training_pb2 import ParticipantFailure
 from fedround_client.command import names
 from fedround_client.command.output import (
     UINT32,
@@ -41,6 +42,14 @@ _REJECTED_UPDATES: Columns[RejectedUpdate] = {
 }
 
 
+_FAILURES: Columns[ParticipantFailure] = {
+    "FAILED": lambda failure: failure.participant_name,
+    "REASON": lambda failure: failure.reason,
+    "SINCE": lambda failure: when(failure.fail_time),
+    "MESSAGE": lambda failure: failure.message,
+}
+
+
 def round_(
     context: typer.Context,
     training: names.Training,
@@ -49,7 +58,7 @@ def round_(
     ] = None,
     form: FormatOption = Format.TABLE,
 ) -> None:
-    """Show which rule keeps a round open, which participants are missing, and which updates were rejected."""
+    """Show which rule keeps a round open, which participants are missing or failed, and which updates were rejected."""
     with client_of(context) as client:
         training_id = names.training_id(client, training)
         found = client.get_round(training_id, None if number is None else number - 1)
@@ -60,6 +69,10 @@ def round_(
     show_fields(round_lines(found, planned_rounds(spec)))
     echo("")
     show_all(found.participants, _PARTICIPANTS, form)
+    failures = [one.failure for one in found.participants if one.HasField("failure")]
+    if failures:
+        echo("")
+        show_all(failures, _FAILURES, form)
     if found.rejected_updates:
         echo("")
         show_all(found.rejected_updates, _REJECTED_UPDATES, form)

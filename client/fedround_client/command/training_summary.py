@@ -9,6 +9,7 @@ from fedround.v1.round_pb2 import Round, RoundParticipant, RoundState
 from fedround.v1.training_pb2 import (
     TRAINING_STATE_ERROR,
     TRAINING_STATE_INITIAL,
+    ParticipantFailure,
     Training,
     TrainingState,
 )
@@ -50,6 +51,7 @@ def round_lines(found: Round, planned: int | None) -> Iterator[tuple[str, object
     yield "round", f"{round_text(found.number, planned).removeprefix('round ')}: {task(found.kind)}{attempts}"
     yield "state", f"{enum_name(RoundState, found.state).lower()}, from version {found.model_version}"
     yield "arrived", _arrived(found.kind, found.updates_arrived, found.updates_expected)
+    yield "failed", failed((one.failure for one in found.participants if one.HasField("failure")), found.num_failed)
     yield "missing", missing(found.participants, found.num_participants)
     yield "waiting for", found.waiting_for
     yield "opened", when(found.open_time)
@@ -66,10 +68,21 @@ def missing(participants: Iterable[RoundParticipant], total: int = 0) -> str:
         total: How many the round has.
     """
     known = list(participants)
-    absent = [f"{one.name} ({_seen(one)})" for one in known if not one.arrived]
+    absent = [f"{one.name} ({_seen(one)})" for one in known if not one.arrived and not one.HasField("failure")]
     # Those with a missing update come first, so that all that are not listed may be missing too.
-    unlisted = max(0, total - len(known)) if len(absent) == len(known) else 0
+    unlisted = max(0, total - len(known)) if not any(one.arrived for one in known) else 0
     return listing(absent, unlisted)
+
+
+def failed(failures: Iterable[ParticipantFailure], total: int = 0) -> str:
+    """Returns the names of participants that failed, with their reasons.
+
+    Args:
+        failures: The failures, as far as they are known.
+        total: How many there are.
+    """
+    known = [f"{one.participant_name} ({one.reason}{f': {one.message}' if one.message else ''})" for one in failures]
+    return listing(known, max(0, total - len(known)))
 
 
 def listing(names: list[str], more: int = 0) -> str:
@@ -89,6 +102,8 @@ def _lines(training: Training, current: Round | None, names: Mapping[str, str]) 
         yield "round", round_text(training.round, planned).removeprefix("round ")
     if current is not None:
         yield from round_lines(current, planned)
+    else:
+        yield "failed", failed(training.failures)
     yield "model", f"version {training.model_version} of {spec.target_num_updates}: {training.model_id}"
     if training.HasField("best_version"):
         yield "best", f"version {training.best_version}: {spec.selection.metric} {training.best_value:.6g}"

@@ -214,7 +214,7 @@ class UpdateMismatch(InvalidArgument, reason="UPDATE_MISMATCH"):
 
 
 class UpdateNotFinite(InvalidArgument, reason="UPDATE_NOT_FINITE"):
-    """An update, a model or a metric contains NaN or infinity."""
+    """An update or a model contains NaN or infinity."""
 
 
 class UpdateNorm(InvalidArgument, reason="UPDATE_NORM"):

@@ -147,6 +147,7 @@ class Event(_message.Message):
     HEARTBEAT_FIELD_NUMBER: _builtins.int
     GOING_AWAY_FIELD_NUMBER: _builtins.int
     ROUND_EXTENDED_FIELD_NUMBER: _builtins.int
+    PARTICIPANT_FAILED_FIELD_NUMBER: _builtins.int
     UPDATE_LOST_FIELD_NUMBER: _builtins.int
     training_id: _builtins.str
     """UUID of the training; empty in heartbeat and going_away messages of a subscription to all trainings."""
@@ -205,6 +206,10 @@ class Event(_message.Message):
         """A round missed its deadline, or lost updates, and is repeated. Sent to the actor and to the round's cohort."""
 
     @_builtins.property
+    def participant_failed(self) -> Global___ParticipantFailed:
+        """A participant reported that it cannot deliver, or is absent. Sent to the actor only."""
+
+    @_builtins.property
     def update_lost(self) -> Global___UpdateLost:
         """An accepted update was lost: its file was damaged on the server's disk. Sent to the actor and to its participant,
         which is asked for the update again by the next round_started.
@@ -227,13 +232,14 @@ class Event(_message.Message):
         heartbeat: Global___Heartbeat | None = ...,
         going_away: Global___GoingAway | None = ...,
         round_extended: Global___RoundExtended | None = ...,
+        participant_failed: Global___ParticipantFailed | None = ...,
         update_lost: Global___UpdateLost | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["client_removed", b"client_removed", "create_time", b"create_time", "going_away", b"going_away", "heartbeat", b"heartbeat", "payload", b"payload", "round_closed", b"round_closed", "round_extended", b"round_extended", "round_started", b"round_started", "training_failed", b"training_failed", "training_finished", b"training_finished", "training_removed", b"training_removed", "training_started", b"training_started", "update_accepted", b"update_accepted", "update_lost", b"update_lost"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["client_removed", b"client_removed", "create_time", b"create_time", "going_away", b"going_away", "heartbeat", b"heartbeat", "participant_failed", b"participant_failed", "payload", b"payload", "round_closed", b"round_closed", "round_extended", b"round_extended", "round_started", b"round_started", "training_failed", b"training_failed", "training_finished", b"training_finished", "training_removed", b"training_removed", "training_started", b"training_started", "update_accepted", b"update_accepted", "update_lost", b"update_lost"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_removed", b"client_removed", "create_time", b"create_time", "going_away", b"going_away", "heartbeat", b"heartbeat", "payload", b"payload", "round_closed", b"round_closed", "round_extended", b"round_extended", "round_started", b"round_started", "sequence", b"sequence", "training_failed", b"training_failed", "training_finished", b"training_finished", "training_id", b"training_id", "training_removed", b"training_removed", "training_started", b"training_started", "update_accepted", b"update_accepted", "update_lost", b"update_lost"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_removed", b"client_removed", "create_time", b"create_time", "going_away", b"going_away", "heartbeat", b"heartbeat", "participant_failed", b"participant_failed", "payload", b"payload", "round_closed", b"round_closed", "round_extended", b"round_extended", "round_started", b"round_started", "sequence", b"sequence", "training_failed", b"training_failed", "training_finished", b"training_finished", "training_id", b"training_id", "training_removed", b"training_removed", "training_started", b"training_started", "update_accepted", b"update_accepted", "update_lost", b"update_lost"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["training_started", "round_started", "update_accepted", "round_closed", "client_removed", "training_finished", "training_failed", "training_removed", "heartbeat", "going_away", "round_extended", "update_lost"]  # noqa: Y015
+    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["training_started", "round_started", "update_accepted", "round_closed", "client_removed", "training_finished", "training_failed", "training_removed", "heartbeat", "going_away", "round_extended", "participant_failed", "update_lost"]  # noqa: Y015
     _WhichOneofArgType_payload: _TypeAlias = _typing.Literal["payload", b"payload"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_payload) -> _WhichOneofReturnType_payload | None: ...
 
@@ -433,6 +439,54 @@ class UpdateAccepted(_message.Message):
 Global___UpdateAccepted: _TypeAlias = UpdateAccepted  # noqa: Y015
 
 @_typing.final
+class ParticipantFailed(_message.Message):
+    """A participant reported that it cannot deliver in a round, or is absent: the round does not wait for it. If it submits
+    nevertheless while the round is open, its submission counts, and the failure is withdrawn.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROUND_FIELD_NUMBER: _builtins.int
+    PARTICIPANT_ID_FIELD_NUMBER: _builtins.int
+    PARTICIPANT_NAME_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    UPDATES_ARRIVED_FIELD_NUMBER: _builtins.int
+    UPDATES_EXPECTED_FIELD_NUMBER: _builtins.int
+    round: _builtins.int
+    """Number of the round."""
+    participant_id: _builtins.str
+    """UUID of the participant."""
+    participant_name: _builtins.str
+    """Name of the participant."""
+    reason: _builtins.str
+    """The reason for programs, as reported; ABSENT if the server noticed that the participant has no connection."""
+    message: _builtins.str
+    """A message for humans, as reported; at most 1000 characters."""
+    updates_arrived: _builtins.int
+    """Updates or reports that arrived so far."""
+    updates_expected: _builtins.int
+    """How many updates or reports close the round; 0 if nobody is left."""
+    def __init__(
+        self,
+        *,
+        round: _builtins.int = ...,
+        participant_id: _builtins.str = ...,
+        participant_name: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        message: _builtins.str = ...,
+        updates_arrived: _builtins.int = ...,
+        updates_expected: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "participant_id", b"participant_id", "participant_name", b"participant_name", "reason", b"reason", "round", b"round", "updates_arrived", b"updates_arrived", "updates_expected", b"updates_expected"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ParticipantFailed: _TypeAlias = ParticipantFailed  # noqa: Y015
+
+@_typing.final
 class UpdateLost(_message.Message):
     """The file of an accepted update was damaged or missing when it was to be aggregated. The update is superseded and will
     not be counted; the round waits for the participant again.
@@ -498,11 +552,32 @@ class RoundClosed(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class NotFiniteEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     ROUND_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
     MODEL_VERSION_FIELD_NUMBER: _builtins.int
     NUM_UPDATES_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
+    NOT_FINITE_FIELD_NUMBER: _builtins.int
     round: _builtins.int
     """Number of the round."""
     kind: Global___RoundKind.ValueType
@@ -517,6 +592,12 @@ class RoundClosed(_message.Message):
         metric_names, and at most 1000 in total. A participant sees only the training's metric_names.
         """
 
+    @_builtins.property
+    def not_finite(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """How many reporters had NaN or infinity as the value of a metric, by name: their values are not part of the means.
+        Sent to the actor only; GetMetrics shows the reporters.
+        """
+
     def __init__(
         self,
         *,
@@ -525,10 +606,11 @@ class RoundClosed(_message.Message):
         model_version: _builtins.int = ...,
         num_updates: _builtins.int = ...,
         metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        not_finite: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "metrics", b"metrics", "model_version", b"model_version", "num_updates", b"num_updates", "round", b"round"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "metrics", b"metrics", "model_version", b"model_version", "not_finite", b"not_finite", "num_updates", b"num_updates", "round", b"round"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

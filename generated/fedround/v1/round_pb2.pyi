@@ -164,7 +164,9 @@ class UpdateSpec(_message.Message):
     round: _builtins.int
     """Number of the round."""
     num_examples: _builtins.int
-    """Number of examples that it was trained on, which is its weight: 1 to 2^31, or the training's max_num_examples."""
+    """Number of examples that it was trained on, which is its weight: 0 to 2^31, or to the training's max_num_examples.
+    An update with 0 examples has arrived like any other, and has the weight 0.
+    """
     sha256: _builtins.str
     """SHA-256 of the file in hex; required."""
     size_bytes: _builtins.int
@@ -175,8 +177,8 @@ class UpdateSpec(_message.Message):
     """Offset in the file at which the chunks start, as returned by GetUpload, in bytes."""
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
-        """Metrics to store with the update: finite numbers, which are averaged. With text_metrics and list_metrics at most
-        1000, with different names of 1 to 100 characters.
+        """Metrics to store with the update: numbers, which are averaged; NaN and infinity are stored, and left out of the mean.
+        With text_metrics and list_metrics at most 1000, with different names of 1 to 100 characters.
         """
 
     @_builtins.property
@@ -577,10 +579,14 @@ class SubmitMetricsRequest(_message.Message):
     round: _builtins.int
     """Number of the evaluation round."""
     num_examples: _builtins.int
-    """Number of examples that the model was evaluated on, 1 to 2^31."""
+    """Number of examples that the model was evaluated on, 0 to 2^31. A report with 0 examples has arrived like any other,
+    and has the weight 0.
+    """
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
-        """The metrics: finite numbers, at least those in the training's metric_names. Limits as in UpdateSpec."""
+        """The metrics: numbers, at least those in the training's metric_names. NaN and infinity are stored, and left out of the
+        mean. Limits as in UpdateSpec.
+        """
 
     @_builtins.property
     def text_metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
@@ -624,6 +630,59 @@ class SubmitMetricsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SubmitMetricsResponse: _TypeAlias = SubmitMetricsResponse  # noqa: Y015
+
+@_typing.final
+class ReportFailureRequest(_message.Message):
+    """Request of ReportFailure."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRAINING_ID_FIELD_NUMBER: _builtins.int
+    ROUND_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    training_id: _builtins.str
+    """UUID of the training."""
+    round: _builtins.int
+    """Number of the open round."""
+    reason: _builtins.str
+    """The reason for programs, in UPPER_SNAKE_CASE, such as TRAIN_FAILED: 1 to 64 letters, digits and underscores. ABSENT
+    is reserved for the server.
+    """
+    message: _builtins.str
+    """A message for humans; the actor reads it. Cut after 1000 characters; control characters become spaces."""
+    def __init__(
+        self,
+        *,
+        training_id: _builtins.str = ...,
+        round: _builtins.int = ...,
+        reason: _builtins.str = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "reason", b"reason", "round", b"round", "training_id", b"training_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportFailureRequest: _TypeAlias = ReportFailureRequest  # noqa: Y015
+
+@_typing.final
+class ReportFailureResponse(_message.Message):
+    """Response of ReportFailure."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportFailureResponse: _TypeAlias = ReportFailureResponse  # noqa: Y015
 
 @_typing.final
 class GetRoundRequest(_message.Message):
@@ -702,6 +761,7 @@ class Round(_message.Message):
     ON_DEADLINE_FIELD_NUMBER: _builtins.int
     FORECAST_END_TIME_FIELD_NUMBER: _builtins.int
     REJECTED_UPDATES_FIELD_NUMBER: _builtins.int
+    NUM_FAILED_FIELD_NUMBER: _builtins.int
     training_id: _builtins.str
     """UUID of the training."""
     number: _builtins.int
@@ -730,9 +790,13 @@ class Round(_message.Message):
     """What happens if the round reaches its deadline in its current state; unspecified without a deadline, or if not
     open.
     """
+    num_failed: _builtins.int
+    """Number of participants in the cohort that the round does not wait for, since they failed or are absent."""
     @_builtins.property
     def participants(self) -> _containers.RepeatedCompositeFieldContainer[Global___RoundParticipant]:
-        """The cohort, those with a missing update or report first; at most 1000, and as many as fit into a message."""
+        """The cohort: those that failed first, then others with a missing update or report; at most 1000, and as many as fit
+        into a message.
+        """
 
     @_builtins.property
     def open_time(self) -> _timestamp_pb2.Timestamp:
@@ -778,10 +842,11 @@ class Round(_message.Message):
         on_deadline: _training_pb2.OnMissed.ValueType = ...,
         forecast_end_time: _timestamp_pb2.Timestamp | None = ...,
         rejected_updates: _abc.Iterable[Global___RejectedUpdate] | None = ...,
+        num_failed: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline", "done_time", b"done_time", "forecast_end_time", b"forecast_end_time", "open_time", b"open_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "deadline", b"deadline", "done_time", b"done_time", "forecast_end_time", b"forecast_end_time", "kind", b"kind", "max_attempts", b"max_attempts", "model_version", b"model_version", "num_participants", b"num_participants", "number", b"number", "on_deadline", b"on_deadline", "open_time", b"open_time", "participants", b"participants", "rejected_updates", b"rejected_updates", "state", b"state", "training_id", b"training_id", "updates_arrived", b"updates_arrived", "updates_expected", b"updates_expected", "wait_rule", b"wait_rule", "waiting_for", b"waiting_for"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "deadline", b"deadline", "done_time", b"done_time", "forecast_end_time", b"forecast_end_time", "kind", b"kind", "max_attempts", b"max_attempts", "model_version", b"model_version", "num_failed", b"num_failed", "num_participants", b"num_participants", "number", b"number", "on_deadline", b"on_deadline", "open_time", b"open_time", "participants", b"participants", "rejected_updates", b"rejected_updates", "state", b"state", "training_id", b"training_id", "updates_arrived", b"updates_arrived", "updates_expected", b"updates_expected", "wait_rule", b"wait_rule", "waiting_for", b"waiting_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -839,6 +904,7 @@ class RoundParticipant(_message.Message):
     SUBSCRIBED_FIELD_NUMBER: _builtins.int
     FORECAST_ARRIVE_TIME_FIELD_NUMBER: _builtins.int
     REJECTED_UPDATES_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     """UUID of the user."""
     name: _builtins.str
@@ -873,6 +939,10 @@ class RoundParticipant(_message.Message):
     def rejected_updates(self) -> _containers.RepeatedCompositeFieldContainer[Global___RejectedUpdate]:
         """Its rejected submissions in this round, by reason."""
 
+    @_builtins.property
+    def failure(self) -> _training_pb2.ParticipantFailure:
+        """Why the round does not wait for it; unset unless it failed or is absent."""
+
     def __init__(
         self,
         *,
@@ -886,10 +956,11 @@ class RoundParticipant(_message.Message):
         subscribed: _builtins.bool = ...,
         forecast_arrive_time: _timestamp_pb2.Timestamp | None = ...,
         rejected_updates: _abc.Iterable[Global___RejectedUpdate] | None = ...,
+        failure: _training_pb2.ParticipantFailure | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["arrive_time", b"arrive_time", "forecast_arrive_time", b"forecast_arrive_time", "last_seen_time", b"last_seen_time", "missing_since_time", b"missing_since_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["arrive_time", b"arrive_time", "failure", b"failure", "forecast_arrive_time", b"forecast_arrive_time", "last_seen_time", b"last_seen_time", "missing_since_time", b"missing_since_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrive_time", b"arrive_time", "arrived", b"arrived", "forecast_arrive_time", b"forecast_arrive_time", "last_seen_time", b"last_seen_time", "missing_since_time", b"missing_since_time", "name", b"name", "rejected_updates", b"rejected_updates", "subscribed", b"subscribed", "uploaded_bytes", b"uploaded_bytes", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrive_time", b"arrive_time", "arrived", b"arrived", "failure", b"failure", "forecast_arrive_time", b"forecast_arrive_time", "last_seen_time", b"last_seen_time", "missing_since_time", b"missing_since_time", "name", b"name", "rejected_updates", b"rejected_updates", "subscribed", b"subscribed", "uploaded_bytes", b"uploaded_bytes", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -61,6 +61,11 @@ class RoundServiceStub(object):
                 request_serializer=fedround_dot_v1_dot_round__pb2.SubmitMetricsRequest.SerializeToString,
                 response_deserializer=fedround_dot_v1_dot_round__pb2.SubmitMetricsResponse.FromString,
                 _registered_method=True)
+        self.ReportFailure = channel.unary_unary(
+                '/fedround.v1.RoundService/ReportFailure',
+                request_serializer=fedround_dot_v1_dot_round__pb2.ReportFailureRequest.SerializeToString,
+                response_deserializer=fedround_dot_v1_dot_round__pb2.ReportFailureResponse.FromString,
+                _registered_method=True)
         self.GetRound = channel.unary_unary(
                 '/fedround.v1.RoundService/GetRound',
                 request_serializer=fedround_dot_v1_dot_round__pb2.GetRoundRequest.SerializeToString,
@@ -116,6 +121,15 @@ class RoundServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReportFailure(self, request, context):
+        """Reports that the caller, a member of the open round's cohort, cannot deliver: the round does not wait for it. Only
+        the first report of a participant in a round counts. If the participant submits nevertheless while the round is
+        open, its submission counts, and the failure is withdrawn.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetRound(self, request, context):
         """Returns why a round is waiting: which participants are missing, which rule keeps it open, when its deadline is
         and what happens then, which submissions were rejected, and when the round will probably end. For the actor.
@@ -151,6 +165,11 @@ def add_RoundServiceServicer_to_server(servicer, server):
                     servicer.SubmitMetrics,
                     request_deserializer=fedround_dot_v1_dot_round__pb2.SubmitMetricsRequest.FromString,
                     response_serializer=fedround_dot_v1_dot_round__pb2.SubmitMetricsResponse.SerializeToString,
+            ),
+            'ReportFailure': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportFailure,
+                    request_deserializer=fedround_dot_v1_dot_round__pb2.ReportFailureRequest.FromString,
+                    response_serializer=fedround_dot_v1_dot_round__pb2.ReportFailureResponse.SerializeToString,
             ),
             'GetRound': grpc.unary_unary_rpc_method_handler(
                     servicer.GetRound,
@@ -294,6 +313,33 @@ class RoundService(object):
             '/fedround.v1.RoundService/SubmitMetrics',
             fedround_dot_v1_dot_round__pb2.SubmitMetricsRequest.SerializeToString,
             fedround_dot_v1_dot_round__pb2.SubmitMetricsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportFailure(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedround.v1.RoundService/ReportFailure',
+            fedround_dot_v1_dot_round__pb2.ReportFailureRequest.SerializeToString,
+            fedround_dot_v1_dot_round__pb2.ReportFailureResponse.FromString,
             options,
             channel_credentials,
             insecure,

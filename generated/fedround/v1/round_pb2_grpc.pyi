@@ -57,6 +57,11 @@ class RoundServiceStub:
     """Submits the report of the caller for the open evaluation round, once. What is sent again is answered as by
     SubmitUpdate.
     """
+    ReportFailure: _grpc.UnaryUnaryMultiCallable[_round_pb2.ReportFailureRequest, _round_pb2.ReportFailureResponse]
+    """Reports that the caller, a member of the open round's cohort, cannot deliver: the round does not wait for it. Only
+    the first report of a participant in a round counts. If the participant submits nevertheless while the round is
+    open, its submission counts, and the failure is withdrawn.
+    """
     GetRound: _grpc.UnaryUnaryMultiCallable[_round_pb2.GetRoundRequest, _round_pb2.GetRoundResponse]
     """Returns why a round is waiting: which participants are missing, which rule keeps it open, when its deadline is
     and what happens then, which submissions were rejected, and when the round will probably end. For the actor.
@@ -89,6 +94,11 @@ class RoundServiceAsyncStub(RoundServiceStub):
     SubmitMetrics: _aio.UnaryUnaryMultiCallable[_round_pb2.SubmitMetricsRequest, _round_pb2.SubmitMetricsResponse]  # type: ignore[assignment]
     """Submits the report of the caller for the open evaluation round, once. What is sent again is answered as by
     SubmitUpdate.
+    """
+    ReportFailure: _aio.UnaryUnaryMultiCallable[_round_pb2.ReportFailureRequest, _round_pb2.ReportFailureResponse]  # type: ignore[assignment]
+    """Reports that the caller, a member of the open round's cohort, cannot deliver: the round does not wait for it. Only
+    the first report of a participant in a round counts. If the participant submits nevertheless while the round is
+    open, its submission counts, and the failure is withdrawn.
     """
     GetRound: _aio.UnaryUnaryMultiCallable[_round_pb2.GetRoundRequest, _round_pb2.GetRoundResponse]  # type: ignore[assignment]
     """Returns why a round is waiting: which participants are missing, which rule keeps it open, when its deadline is
@@ -149,6 +159,17 @@ class RoundServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_round_pb2.SubmitMetricsResponse, _abc.Awaitable[_round_pb2.SubmitMetricsResponse]]:
         """Submits the report of the caller for the open evaluation round, once. What is sent again is answered as by
         SubmitUpdate.
+        """
+
+    @_abc_1.abstractmethod
+    def ReportFailure(
+        self,
+        request: _round_pb2.ReportFailureRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_round_pb2.ReportFailureResponse, _abc.Awaitable[_round_pb2.ReportFailureResponse]]:
+        """Reports that the caller, a member of the open round's cohort, cannot deliver: the round does not wait for it. Only
+        the first report of a participant in a round counts. If the participant submits nevertheless while the round is
+        open, its submission counts, and the failure is withdrawn.
         """
 
     @_abc_1.abstractmethod

@@ -135,6 +135,36 @@ once. Participants that were registered in the meantime join it, unless its mode
 """
 Global___OnMissed: _TypeAlias = OnMissed  # noqa: Y015
 
+class _OnFailure:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _OnFailureEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OnFailure.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ON_FAILURE_UNSPECIFIED: _OnFailure.ValueType  # 0
+    """Not set: CONTINUE."""
+    ON_FAILURE_CONTINUE: _OnFailure.ValueType  # 1
+    """The round continues without it. It closes when all others have submitted, if these are min_updates, or at least
+    one. If nobody is left and they are fewer, the training ends in ERROR (PARTICIPANTS_FAILED), and the message names
+    the participants and their reasons.
+    """
+    ON_FAILURE_FAIL: _OnFailure.ValueType  # 2
+    """The training ends in ERROR (PARTICIPANTS_FAILED) at the first failure that is reported. Absence is not one."""
+
+class OnFailure(_OnFailure, metaclass=_OnFailureEnumTypeWrapper):
+    """What happens if a participant reports that it cannot deliver in a round."""
+
+ON_FAILURE_UNSPECIFIED: OnFailure.ValueType  # 0
+"""Not set: CONTINUE."""
+ON_FAILURE_CONTINUE: OnFailure.ValueType  # 1
+"""The round continues without it. It closes when all others have submitted, if these are min_updates, or at least
+one. If nobody is left and they are fewer, the training ends in ERROR (PARTICIPANTS_FAILED), and the message names
+the participants and their reasons.
+"""
+ON_FAILURE_FAIL: OnFailure.ValueType  # 2
+"""The training ends in ERROR (PARTICIPANTS_FAILED) at the first failure that is reported. Absence is not one."""
+Global___OnFailure: _TypeAlias = OnFailure  # noqa: Y015
+
 class _Goal:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -215,7 +245,7 @@ Global___TrainingRole: _TypeAlias = TrainingRole  # noqa: Y015
 
 @_typing.final
 class RoundPolicy(_message.Message):
-    """When rounds close."""
+    """When rounds close, and whom they wait for."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -224,6 +254,8 @@ class RoundPolicy(_message.Message):
     LATE_UPDATES_FIELD_NUMBER: _builtins.int
     ON_MISSED_FIELD_NUMBER: _builtins.int
     MAX_RETRIES_FIELD_NUMBER: _builtins.int
+    ON_FAILURE_FIELD_NUMBER: _builtins.int
+    ABSENT_AFTER_FIELD_NUMBER: _builtins.int
     min_updates: _builtins.int
     """The number of updates that closes a round; 0 means one from every participant in the cohort. If participants are
     removed and fewer are left, their updates close the round.
@@ -234,10 +266,20 @@ class RoundPolicy(_message.Message):
     """What happens to a round that reaches its deadline with fewer updates than it needs. RETRY needs a deadline."""
     max_retries: _builtins.int
     """With RETRY: how often a round is repeated, 1 to 1000; 0 means 3. After that the training ends as with FAIL."""
+    on_failure: Global___OnFailure.ValueType
+    """What happens if a participant reports that it cannot deliver (ReportFailure)."""
     @_builtins.property
     def deadline(self) -> _duration_pb2.Duration:
         """How long a round, or an attempt of it, may stay open; positive, at most 365 days; unset means no deadline.
         on_missed says what happens to a round that reaches its deadline with fewer updates than it needs.
+        """
+
+    @_builtins.property
+    def absent_after(self) -> _duration_pb2.Duration:
+        """How long a participant may be without a connection before the open round no longer waits for it; positive, at most
+        365 days; unset means without limit, except for a participant that the round before did not wait for: 3 seconds.
+        It is asked again in the next round. After a restart of the server, the time counts from the start. If nobody is
+        left, the training ends in ERROR (PARTICIPANTS_FAILED).
         """
 
     def __init__(
@@ -248,10 +290,12 @@ class RoundPolicy(_message.Message):
         late_updates: Global___LateUpdates.ValueType = ...,
         on_missed: Global___OnMissed.ValueType = ...,
         max_retries: _builtins.int = ...,
+        on_failure: Global___OnFailure.ValueType = ...,
+        absent_after: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["absent_after", b"absent_after", "deadline", b"deadline"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline", "late_updates", b"late_updates", "max_retries", b"max_retries", "min_updates", b"min_updates", "on_missed", b"on_missed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["absent_after", b"absent_after", "deadline", b"deadline", "late_updates", b"late_updates", "max_retries", b"max_retries", "min_updates", b"min_updates", "on_failure", b"on_failure", "on_missed", b"on_missed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -425,6 +469,50 @@ class TrainingSpec(_message.Message):
 Global___TrainingSpec: _TypeAlias = TrainingSpec  # noqa: Y015
 
 @_typing.final
+class ParticipantFailure(_message.Message):
+    """What a participant reported instead of an update or a report, or that it is absent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARTICIPANT_ID_FIELD_NUMBER: _builtins.int
+    PARTICIPANT_NAME_FIELD_NUMBER: _builtins.int
+    ROUND_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    FAIL_TIME_FIELD_NUMBER: _builtins.int
+    participant_id: _builtins.str
+    """UUID of the participant."""
+    participant_name: _builtins.str
+    """Name of the participant."""
+    round: _builtins.int
+    """Number of the round."""
+    reason: _builtins.str
+    """The reason for programs; ABSENT if the server noticed that the participant has no connection."""
+    message: _builtins.str
+    """A message for humans, at most 1000 characters."""
+    @_builtins.property
+    def fail_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was recorded."""
+
+    def __init__(
+        self,
+        *,
+        participant_id: _builtins.str = ...,
+        participant_name: _builtins.str = ...,
+        round: _builtins.int = ...,
+        reason: _builtins.str = ...,
+        message: _builtins.str = ...,
+        fail_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["fail_time", b"fail_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fail_time", b"fail_time", "message", b"message", "participant_id", b"participant_id", "participant_name", b"participant_name", "reason", b"reason", "round", b"round"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ParticipantFailure: _TypeAlias = ParticipantFailure  # noqa: Y015
+
+@_typing.final
 class TrainingError(_message.Message):
     """Why a training ended in ERROR."""
 
@@ -473,6 +561,7 @@ class Training(_message.Message):
     BEST_VERSION_FIELD_NUMBER: _builtins.int
     BEST_VALUE_FIELD_NUMBER: _builtins.int
     NUM_PARTICIPANTS_FIELD_NUMBER: _builtins.int
+    FAILURES_FIELD_NUMBER: _builtins.int
     training_id: _builtins.str
     """UUID."""
     actor_id: _builtins.str
@@ -519,6 +608,12 @@ class Training(_message.Message):
     def update_time(self) -> _timestamp_pb2.Timestamp:
         """When it last changed."""
 
+    @_builtins.property
+    def failures(self) -> _containers.RepeatedCompositeFieldContainer[Global___ParticipantFailure]:
+        """The participants that the current round does not wait for, since they failed or are absent; at most 20. Shown only
+        to the actor, not in lists. GetRound shows those of each round.
+        """
+
     def __init__(
         self,
         *,
@@ -539,10 +634,11 @@ class Training(_message.Message):
         best_version: _builtins.int | None = ...,
         best_value: _builtins.float | None = ...,
         num_participants: _builtins.int = ...,
+        failures: _abc.Iterable[Global___ParticipantFailure] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_best_value", b"_best_value", "_best_version", b"_best_version", "best_value", b"best_value", "best_version", b"best_version", "create_time", b"create_time", "error", b"error", "spec", b"spec", "start_time", b"start_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_best_value", b"_best_value", "_best_version", b"_best_version", "actor_id", b"actor_id", "best_value", b"best_value", "best_version", b"best_version", "create_time", b"create_time", "error", b"error", "model_id", b"model_id", "model_version", b"model_version", "num_participants", b"num_participants", "participant_ids", b"participant_ids", "round", b"round", "spec", b"spec", "start_time", b"start_time", "state", b"state", "training_id", b"training_id", "update_time", b"update_time", "updates_arrived", b"updates_arrived", "updates_expected", b"updates_expected"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_best_value", b"_best_value", "_best_version", b"_best_version", "actor_id", b"actor_id", "best_value", b"best_value", "best_version", b"best_version", "create_time", b"create_time", "error", b"error", "failures", b"failures", "model_id", b"model_id", "model_version", b"model_version", "num_participants", b"num_participants", "participant_ids", b"participant_ids", "round", b"round", "spec", b"spec", "start_time", b"start_time", "state", b"state", "training_id", b"training_id", "update_time", b"update_time", "updates_arrived", b"updates_arrived", "updates_expected", b"updates_expected"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__best_value: _TypeAlias = _typing.Literal["best_value"]  # noqa: Y015
     _WhichOneofArgType__best_value: _TypeAlias = _typing.Literal["_best_value", b"_best_value"]  # noqa: Y015

@@ -56,13 +56,13 @@ class Access:
             Unauthenticated: The credentials are not, or no longer, those of a user.
         """
         user, until = await self._identify(credentials)
-        self._context.presence.see(user.user_id, self._context.clock.now())
         if credentials.token_hash is not None:
             self._record_use(user.user_id, credentials.token_hash)
         calls = self._calls.setdefault(user.user_id, set())
         scope = asyncio.timeout(self._seconds(until))
         call = _Call(credentials, scope)
         reset = _current.set(call)
+        self._context.presence.begin_call(user.user_id, self._context.clock.now())
         try:
             async with scope:
                 calls.add(call)
@@ -73,6 +73,7 @@ class Access:
             raise call.error or TokenExpired from None
         finally:
             _current.reset(reset)
+            self._context.presence.end_call(user.user_id, self._context.clock.now())
             calls.discard(call)
             if not calls and self._calls.get(user.user_id) is calls:
                 del self._calls[user.user_id]

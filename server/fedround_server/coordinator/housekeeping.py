@@ -30,6 +30,7 @@ class Housekeeping:
         """Starts the background tasks."""
         start = self._context.background.create_task
         start(self._reconcile_forever(), name="reconcile rounds")
+        start(self._rounds.absences.run(), name="look for absent participants")
         start(self._collect_forever(), name="collect blobs")
         start(self._keep_last_seen_forever(), name="keep last-seen times")
 

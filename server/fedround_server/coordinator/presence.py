@@ -13,6 +13,7 @@ class Presence:
         self._seen: dict[str, datetime] = {}
         self._news: set[str] = set()
         self._listening: Counter[str] = Counter()
+        self._calls: Counter[str] = Counter()
 
     def see(self, user_id: str, now: datetime) -> None:
         """Records that a user was seen."""
@@ -36,6 +37,24 @@ class Presence:
         # A user that was removed in the meantime is not recorded again.
         if user_id in self._seen:
             self.see(user_id, now)
+
+    def begin_call(self, user_id: str, now: datetime) -> None:
+        """Records that a call of a user has begun."""
+        self._calls[user_id] += 1
+        self.see(user_id, now)
+
+    def end_call(self, user_id: str, now: datetime) -> None:
+        """Records that a call of a user has ended."""
+        self._calls[user_id] -= 1
+        if not self._calls[user_id]:
+            del self._calls[user_id]
+        # A user that was removed in the meantime is not recorded again.
+        if user_id in self._seen:
+            self.see(user_id, now)
+
+    def is_connected(self, user_id: str) -> bool:
+        """Returns whether a call of a user is in progress."""
+        return user_id in self._calls or user_id in self._listening
 
     def is_listening(self, user_id: str) -> bool:
         """Returns whether a user has a subscription open."""

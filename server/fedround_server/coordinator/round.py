@@ -1,16 +1,21 @@
 """Drives rounds: makes sure that each one that waits for an aggregation or for a deadline gets it."""
 
 import logging
+from collections.abc import Mapping
 from functools import partial
 
+from fedround_server.coordinator.absences import Absences
 from fedround_server.coordinator.aggregation import Aggregations
 from fedround_server.coordinator.context import Context
 from fedround_server.coordinator.deadlines import Deadlines
 from fedround_server.coordinator.stored_files import StoredFiles
 from fedround_server.coordinator.uploads.receive import Uploads
 from fedround_server.domain.errors import Unavailable
+from fedround_server.domain.failure import printable
 from fedround_server.domain.rounds.round import Round, RoundState, UnfinishedRound
+from fedround_server.domain.token import redact
 from fedround_server.failpoints import reached
+from fedround_server.wakeups import for_actor
 
 log = logging.getLogger(__name__)
 
@@ -24,10 +29,12 @@ class Rounds:
         self._store = context.store.rounds
         self._uploads = uploads
         self._deadlines = Deadlines(context, partial(self._judge, due=True), self.follow_up)
+        self.absences = Absences(context, self._exclude)
         self.aggregations = Aggregations(context, files, self.follow_up)
 
     def stop(self) -> None:
-        """Leaves closed rounds and deadlines to the next start."""
+        """Leaves closed rounds, deadlines and absences to the next start."""
+        self.absences.stop()
         self.aggregations.stop()
         self._deadlines.stop()
 
@@ -62,15 +69,27 @@ class Rounds:
         else:
             self._take_up(current)
 
+    async def report_failure(self, training_id: str, number: int, user_id: str, reason: str, message: str) -> None:
+        """Records that a participant cannot deliver in a round, which may close the round or end the training.
+
+        Raises:
+            FedroundError: It is rejected, as described for `SubmissionVerbs.report_failure`.
+        """
+        # The actor must not see a token.
+        stored = printable(redact(message))
+        await self._context.tasks.run_shielded(self._report_failure(training_id, number, user_id, reason, stored))
+
     def forget(self, training_id: str) -> None:
-        """Disarms a training's deadline, and forgets the progress of its uploads."""
+        """Disarms a training's deadline, and forgets its absent participants and the progress of its uploads."""
         self._deadlines.disarm(training_id)
+        self.absences.forget(training_id)
         self._uploads.progress.forget(training_id)
 
     def _take_up(self, current: Round | UnfinishedRound) -> bool:
         """Starts what a round waits for; returns whether that was not under way."""
         if current.state is RoundState.AGGREGATING:
             return self.aggregations.start(current.training_id)
+        self.absences.watch(current)
         return current.deadline is not None and self._deadlines.arm(current, current.deadline)
 
     async def _judge(self, training_id: str, number: int, attempt: int, *, due: bool) -> None:
@@ -78,3 +97,24 @@ class Rounds:
         if await self._store.judge(training_id, number, due=due, now=now, attempt=attempt):
             self.aggregations.start(training_id)
         self._context.hub.notify(training_id)
+
+    async def _report_failure(self, training_id: str, number: int, user_id: str, reason: str, message: str) -> None:
+        now = self._context.clock.now()
+        closed = await self._context.store.submissions.report_failure(
+            training_id, number, user_id, reason, message, now
+        )
+        await self._go_on(training_id, closed=closed)
+
+    async def _exclude(self, training_id: str, number: int, absent: Mapping[str, str]) -> None:
+        """Records that members of an open round are absent."""
+        closed = await self._store.exclude_absent(training_id, number, absent, self._context.clock.now())
+        await self._go_on(training_id, closed=closed)
+
+    async def _go_on(self, training_id: str, *, closed: bool) -> None:
+        """Starts what follows when a round no longer waits for some of its members."""
+        # It may have ended the training, which concerns everybody.
+        self._context.hub.notify(training_id, for_actor(training_id))
+        if closed:
+            self.aggregations.start(training_id)
+        else:
+            await self.follow_up(training_id)

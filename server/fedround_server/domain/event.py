@@ -90,12 +90,26 @@ class UpdateLost:
 
 
 @dataclass(frozen=True, slots=True)
+class ParticipantFailed:
+    """A participant reported a failure, or is absent: the round does not wait for it."""
+
+    round: int
+    participant_id: str
+    participant_name: str
+    reason: str
+    message: str
+    updates_arrived: int
+    updates_expected: int
+
+
+@dataclass(frozen=True, slots=True)
 class RoundClosed:
     """A round's result is committed.
 
     Attributes:
         metrics: The means of the metrics that the training asks for.
         more_metrics: The means of all other metrics that were reported; for the actor only.
+        not_finite: How many values of a metric were NaN or infinite, and are not part of the means; for the actor only.
     """
 
     round: int
@@ -104,11 +118,12 @@ class RoundClosed:
     num_updates: int
     metrics: Mapping[str, float]
     more_metrics: Mapping[str, float] = field(default_factory=dict)
+    not_finite: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def public(self) -> "RoundClosed":
         """What participants may see: the mean of a metric that only one of them reported is that one's own value."""
-        return replace(self, more_metrics={})
+        return replace(self, more_metrics={}, not_finite={})
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +161,7 @@ Payload = (
     | RoundExtended
     | UpdateAccepted
     | UpdateLost
+    | ParticipantFailed
     | RoundClosed
     | ClientRemoved
     | TrainingFinished

@@ -1,6 +1,8 @@
 """Reports: what participants submit in evaluation rounds; and metrics in general."""
 
-from collections.abc import Collection, Mapping
+import math
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import ClassVar
@@ -49,7 +51,10 @@ class MetricReport:
 
 
 def weighted_means(reports: list[tuple[Mapping[str, MetricValue], int]]) -> dict[str, float]:
-    """Averages metrics, weighted by example count, each over those that reported it; finite ones have a finite mean.
+    """Averages metrics, weighted by example count, each over those that reported it; all means are finite.
+
+    NaN and infinity are left out, and so are reports without examples. A metric that nothing else was reported of has
+    no mean.
 
     Texts and lists are left out.
 
@@ -59,7 +64,7 @@ def weighted_means(reports: list[tuple[Mapping[str, MetricValue], int]]) -> dict
     votes: dict[str, list[tuple[float, int]]] = {}
     for metrics, num_examples in reports:
         for name, value in metrics.items():
-            if is_number(value):
+            if num_examples and is_number(value) and math.isfinite(value):
                 votes.setdefault(name, []).append((value, num_examples))
     return {name: _mean(votes[name]) for name in sorted(votes)}
 
@@ -71,6 +76,19 @@ def _mean(votes: list[tuple[float, int]]) -> float:
     # Rounding may leave the range of the values, at its end even that of floats.
     values = [value for value, _ in votes]
     return min(max(mean, min(values)), max(values))
+
+
+def count_not_finite(reports: Iterable[Mapping[str, float]]) -> dict[str, int]:
+    """Returns how many values of each metric are NaN or infinite, by name; at most MAX_MEANS names."""
+    counts = Counter(name for metrics in reports for name, value in metrics.items() if not math.isfinite(value))
+    return {name: counts[name] for name in sorted(counts)[:MAX_MEANS]}
+
+
+def same_metrics(some: Mapping[str, MetricValue], others: Mapping[str, MetricValue]) -> bool:
+    """Returns whether two reports have the same metrics; NaN is the same as NaN."""
+    return some.keys() == others.keys() and all(
+        value == others[name] or (value != value and others[name] != others[name]) for name, value in some.items()
+    )
 
 
 def foremost(means: Mapping[str, float], asked: Collection[str]) -> dict[str, float]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from fedround_server.domain.aggregation import Aggregation
+from fedround_server.domain.failure import PARTICIPANTS_FAILED, ParticipantFailure
 from fedround_server.domain.model import Dtype
 from fedround_server.domain.policy import RoundPolicy
 from fedround_server.domain.uncertainty import NoUncertainty, Uncertainty
@@ -142,7 +143,8 @@ class TrainingFailure:
     Attributes:
         reason: UPPER_SNAKE, for programs.
         message: What happened, for everyone who may see the training.
-        missing: The names of the participants whose submissions were missing; for the actor only.
+        missing: The names of the participants whose submissions were missing, with the reasons of those that failed;
+            for the actor only.
     """
 
     reason: str
@@ -151,12 +153,13 @@ class TrainingFailure:
 
     @property
     def actor_message(self) -> str:
-        """What happened, with the names of the first MAX_NAMED missing participants."""
+        """What happened, with the names of the first MAX_NAMED missing or failed participants."""
         if not self.missing:
             return self.message
         more = len(self.missing) - MAX_NAMED
         named = ", ".join(self.missing[:MAX_NAMED])
-        return f"{self.message}; missing: {named}" + (f" and {more} more" if more > 0 else "")
+        what = "failed" if self.reason == PARTICIPANTS_FAILED else "missing"
+        return f"{self.message}; {what}: {named}" + (f" and {more} more" if more > 0 else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +174,7 @@ class Training:
         model_version: Updates of the global model so far.
         last_sequence: Sequence of the last event in the training's log.
         best_version: The version that the selection prefers so far, and its value of the metric.
+        failures: The first MAX_NAMED failures in the current round; for the actor only, and left out of lists.
     """
 
     training_id: str
@@ -191,6 +195,7 @@ class Training:
     best_version: int | None = None
     best_value: float | None = None
     num_participants: int = 0
+    failures: tuple[ParticipantFailure, ...] = ()
 
 
 def out_of_patience(spec: TrainingSpec, model_version: int, best_version: int | None) -> bool:

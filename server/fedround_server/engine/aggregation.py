@@ -31,29 +31,35 @@ COUNTER = "num_batches_tracked"
 def aggregate(files: BlobFiles, job: AggregationJob, target: Path) -> BlobRef:
     """Aggregates the updates of a round into a new file, the target, forced to disk.
 
+    Updates without examples are left out. If there are no others, the result is the model itself.
+
     Raises:
         AggregationFailed: The result has values that the model's dtype cannot hold.
         BlobDamaged: The model or an update is not what was stored.
     """
     aggregator = AGGREGATORS[job.algorithm]
     layouts = Layouts(job.differences)
+    weighted = [(update, weight) for update, weight in zip(job.updates, job.weights, strict=True) if weight]
+    weights = [weight for _, weight in weighted]
     with reading_ahead() as ahead, ExitStack() as stack:
         model = stack.enter_context(open_blob(files, job.model, layouts, ahead))
-        updates = [stack.enter_context(open_blob(files, update, layouts, ahead)) for update in job.updates]
+        updates = [stack.enter_context(open_blob(files, update, layouts, ahead)) for update, _ in weighted]
         writer = stack.enter_context(TensorWriter(target, model.header))
         for run in runs(model.layout, [update.layout for update in updates]):
             for start, length in blocks(run.num_numbers):
                 base = model.block(run.first, start, length)
                 parts = Parts(updates, base, run.first, start)
-                if run.dtype.is_floating:
-                    block = Block(parts, job.weights, base, job.options)
+                if not weights:
+                    writer.write(base)
+                elif run.dtype.is_floating:
+                    block = Block(parts, weights, base, job.options)
                     writer.write(_average(aggregator, block, run, start, keep_non_finite=job.keep_non_finite))
                 elif run.first.endswith(COUNTER):
                     writer.write(take_maximum(parts))
                 elif job.integers is IntegerTensors.MEAN:
-                    writer.write(rounded_mean(parts, job.weights))
+                    writer.write(rounded_mean(parts, weights))
                 else:
-                    writer.write(take_heaviest(parts, job.weights))
+                    writer.write(take_heaviest(parts, weights))
         return writer.finish()
 
 

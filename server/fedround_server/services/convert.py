@@ -10,6 +10,7 @@ from fedround_server.coordinator.subscription import GoingAway, Heartbeat
 from fedround_server.domain import event as events
 from fedround_server.domain.aggregation import Aggregation, options_of
 from fedround_server.domain.event import Event
+from fedround_server.domain.failure import ParticipantFailure
 from fedround_server.domain.model import POSTERIOR, Model, ModelVersion, TensorSpec, VersionView
 from fedround_server.domain.report import MetricReport
 from fedround_server.domain.token import Token
@@ -153,6 +154,7 @@ def training_spec(spec: TrainingSpec, *, for_actor: bool, listed: bool) -> train
             late_updates=training_pb2.LateUpdates.Value(f"LATE_UPDATES_{policy.late_updates.value}"),
             on_missed=training_pb2.OnMissed.Value(f"ON_MISSED_{policy.on_missed.value}"),
             max_retries=policy.max_retries,
+            on_failure=training_pb2.OnFailure.Value(f"ON_FAILURE_{policy.on_failure.value}"),
         ),
         evaluation=training_pb2.Evaluation.Value(f"EVALUATION_{spec.evaluation.value}"),
         request_id=(spec.request_id or "") if for_actor else "",
@@ -171,6 +173,8 @@ def training_spec(spec: TrainingSpec, *, for_actor: bool, listed: bool) -> train
         message.selection.patience = spec.selection.patience
     if policy.deadline is not None:
         message.round_policy.deadline.FromTimedelta(policy.deadline)
+    if policy.absent_after is not None:
+        message.round_policy.absent_after.FromTimedelta(policy.absent_after)
     return message
 
 
@@ -197,6 +201,19 @@ def training(found: Training, viewer_id: str, *, listed: bool = False) -> traini
         best_version=found.best_version,
         best_value=found.best_value,
         num_participants=found.num_participants,
+        failures=map(participant_failure, found.failures),
+    )
+
+
+def participant_failure(found: ParticipantFailure) -> training_pb2.ParticipantFailure:
+    """Encodes why a round does not wait for a participant."""
+    return training_pb2.ParticipantFailure(
+        participant_id=found.user_id,
+        participant_name=found.name,
+        round=found.round,
+        reason=found.reason,
+        message=found.message,
+        fail_time=timestamp(found.time),
     )
 
 
@@ -277,12 +294,21 @@ def _payload(message: event_pb2.Event, payload: events.Payload) -> None:
             message.update_lost.participant_id = payload.participant_id
             message.update_lost.updates_arrived = payload.updates_arrived
             message.update_lost.updates_expected = payload.updates_expected
+        case events.ParticipantFailed():
+            message.participant_failed.round = payload.round
+            message.participant_failed.participant_id = payload.participant_id
+            message.participant_failed.participant_name = payload.participant_name
+            message.participant_failed.reason = payload.reason
+            message.participant_failed.message = payload.message
+            message.participant_failed.updates_arrived = payload.updates_arrived
+            message.participant_failed.updates_expected = payload.updates_expected
         case events.RoundClosed():
             message.round_closed.round = payload.round
             message.round_closed.kind = round_kind(payload.kind)
             message.round_closed.model_version = payload.model_version
             message.round_closed.num_updates = payload.num_updates
             message.round_closed.metrics.update({**payload.metrics, **payload.more_metrics})
+            message.round_closed.not_finite.update(payload.not_finite)
         case events.ClientRemoved():
             message.client_removed.client_id = payload.client_id
         case events.TrainingFinished():

@@ -37,5 +37,5 @@ def view(event: Event) -> Hashable:
     if isinstance(payload, RoundStarted):
         return payload.attempt, payload.deadline, payload.submitted
     if isinstance(payload, RoundClosed):
-        return bool(payload.more_metrics)
+        return bool(payload.more_metrics or payload.not_finite)
     return None

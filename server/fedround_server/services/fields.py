@@ -13,7 +13,8 @@ from datetime import timedelta
 from google.protobuf.message import Message
 
 from fedround.v1 import round_pb2
-from fedround_server.domain.errors import FieldInvalid, NumExamples, UpdateNotFinite
+from fedround_server.domain.errors import FieldInvalid, NumExamples
+from fedround_server.domain.failure import ABSENT, REASON
 from fedround_server.domain.token import ID_DIGITS
 from fedround_server.domain.training import MAX_NUM_EXAMPLES
 from fedround_server.domain.update import MetricValue
@@ -95,6 +96,17 @@ def parse_architecture(field: str, value: str) -> str:
     return value
 
 
+def parse_failure_reason(field: str, value: str) -> str:
+    """Parses the reason of a failure that a participant reports."""
+    if not REASON.fullmatch(value):
+        raise FieldInvalid(
+            field, f"{value[:80]!r} is not a reason of 1 to 64 letters, digits and underscores, such as TRAIN_FAILED"
+        )
+    if value == ABSENT:
+        raise FieldInvalid(field, f"is {ABSENT}, which only the server reports: choose another one")
+    return value
+
+
 def parse_tag(field: str, value: str) -> str:
     """Parses a tag of a version."""
     if not TAG.fullmatch(value):
@@ -161,7 +173,7 @@ def parse_num_examples(value: int) -> int:
     Raises:
         NumExamples: It is out of range.
     """
-    if not 1 <= value <= MAX_NUM_EXAMPLES:
+    if not 0 <= value <= MAX_NUM_EXAMPLES:
         raise NumExamples(value, MAX_NUM_EXAMPLES)
     return value
 
@@ -169,15 +181,11 @@ def parse_num_examples(value: int) -> int:
 def parse_metrics(message: round_pb2.UpdateSpec | round_pb2.SubmitMetricsRequest) -> dict[str, MetricValue]:
     """Checks the numbers, texts and lists among the metrics of a submission, and returns them by name.
 
-    Raises:
-        UpdateNotFinite: A number is NaN or infinite.
+    NaN and infinity are allowed.
     """
     numbers, texts, lists = message.metrics, message.text_metrics, message.list_metrics
     if len(numbers) + len(texts) + len(lists) > MAX_METRICS:
         raise FieldInvalid("metrics", f"has {len(numbers) + len(texts) + len(lists)} entries; at most {MAX_METRICS}")
-    for name, value in numbers.items():
-        if not math.isfinite(value):
-            raise UpdateNotFinite(f"metrics[{name!r}] is {value}: report finite numbers, or omit it")
     found: dict[str, MetricValue] = dict(numbers)
     kept_bytes = 0
     for name, text in texts.items():

@@ -104,6 +104,19 @@ class RoundService(round_pb2_grpc.RoundServiceServicer):
             )
         return round_pb2.SubmitMetricsResponse()
 
+    async def ReportFailure(
+        self, request: round_pb2.ReportFailureRequest, context: Call
+    ) -> round_pb2.ReportFailureResponse:
+        """Records that the caller cannot deliver in a round."""
+        await self._coordinator.rounds.report_failure(
+            fields.parse_id("training_id", request.training_id),
+            request.round,
+            caller().user_id,
+            fields.parse_failure_reason("reason", request.reason),
+            request.message,
+        )
+        return round_pb2.ReportFailureResponse()
+
     async def GetRound(self, request: round_pb2.GetRoundRequest, context: Call) -> round_pb2.GetRoundResponse:
         """Returns a round with the reason why it is waiting."""
         training_id = fields.parse_id("training_id", request.training_id)

@@ -13,11 +13,13 @@ MAX_MEMBERS = 1000
 
 
 def write(explanation: Explanation) -> round_pb2.Round:
-    """Encodes a round with what is known of its members: the missing ones first, as far as there is room."""
+    """Encodes a round with what is known of its members: failed and missing ones first, as far as there is room."""
     view = explanation.view
     found = view.round
     rule, missed = view.wait_rule, view.when_missed
-    missing_first = sorted(explanation.members, key=lambda one: one.member.arrive_time is not None)
+    failed_first = sorted(
+        explanation.members, key=lambda one: (one.member.failure is None, one.member.arrive_time is not None)
+    )
     return round_pb2.Round(
         training_id=found.training_id,
         number=found.number,
@@ -26,7 +28,7 @@ def write(explanation: Explanation) -> round_pb2.Round:
         model_version=found.model_version,
         updates_arrived=found.arrived,
         updates_expected=found.expected,
-        participants=pages.fitting(islice(missing_first, MAX_MEMBERS), _participant),
+        participants=pages.fitting(islice(failed_first, MAX_MEMBERS), _participant),
         num_participants=len(explanation.members),
         waiting_for=_waiting_for(view, explanation.damage),
         open_time=convert.timestamp(found.open_time),
@@ -38,6 +40,7 @@ def write(explanation: Explanation) -> round_pb2.Round:
         on_deadline=training_pb2.OnMissed.Value(f"ON_MISSED_{'UNSPECIFIED' if missed is None else missed.value}"),
         forecast_end_time=convert.timestamp(explanation.forecast_end),
         rejected_updates=map(_rejected, view.rejected_updates),
+        num_failed=found.failed,
     )
 
 
@@ -55,6 +58,7 @@ def _participant(view: MemberView) -> round_pb2.RoundParticipant:
         subscribed=view.subscribed,
         forecast_arrive_time=convert.timestamp(view.forecast),
         rejected_updates=map(_rejected, member.rejected_updates),
+        failure=None if member.failure is None else convert.participant_failure(member.failure),
     )
 
 
@@ -78,6 +82,8 @@ def _waiting_for(view: RoundView, damage: str | None) -> str:
     if found.state is not RoundState.OPEN:
         return f"nothing: the round is {found.state.value}"
     rule = f"{found.expected - found.arrived} more of {found.expected} {found.kind.submission.noun}s"
+    if found.failed:
+        rule += f" ({found.failed} of {len(view.members)} participants failed)"
     if found.deadline is None:
         return f"{rule}; there is no deadline"
     rule += f", until {found.deadline.isoformat(timespec='seconds')}"

@@ -6,7 +6,7 @@ from datetime import timedelta
 from fedround.v1 import aggregation_pb2, training_pb2
 from fedround_server.domain.aggregation import Aggregation, FedAvg, FedDC, to_aggregation
 from fedround_server.domain.errors import FieldInvalid
-from fedround_server.domain.policy import OnMissed, RoundPolicy
+from fedround_server.domain.policy import OnFailure, OnMissed, RoundPolicy
 from fedround_server.domain.training import (
     MAX_NUM_EXAMPLES,
     MAX_TARGET_NUM_UPDATES,
@@ -162,7 +162,22 @@ def _round_policy(message: training_pb2.RoundPolicy) -> RoundPolicy:
     min_updates = fields.parse_at_most("spec.round_policy.min_updates", message.min_updates, fields.MAX_CLIENTS)
     on_missed, max_retries = _on_missed(message)
     deadline = fields.parse_optional_duration("deadline", message, MAX_DEADLINE, "spec.round_policy.")
-    return RoundPolicy(min_updates, deadline, on_missed=on_missed, max_retries=max_retries)
+    absent_after = fields.parse_optional_duration("absent_after", message, MAX_DEADLINE, "spec.round_policy.")
+    return RoundPolicy(
+        min_updates,
+        deadline,
+        on_missed=on_missed,
+        max_retries=max_retries,
+        on_failure=_on_failure(message),
+        absent_after=absent_after,
+    )
+
+
+def _on_failure(message: training_pb2.RoundPolicy) -> OnFailure:
+    if message.on_failure not in training_pb2.OnFailure.values():
+        known = ", ".join(training_pb2.OnFailure.keys())
+        raise FieldInvalid("spec.round_policy.on_failure", f"is {message.on_failure}; known are {known}")
+    return OnFailure.FAIL if message.on_failure == training_pb2.ON_FAILURE_FAIL else OnFailure.CONTINUE
 
 
 def _on_missed(message: training_pb2.RoundPolicy) -> tuple[OnMissed, int]:

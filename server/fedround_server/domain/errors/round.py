@@ -64,7 +64,7 @@ class UpdateMismatch(InvalidArgument):
 
 
 class UpdateNotFinite(InvalidArgument):
-    """An update, a model or a metric contains NaN or infinity."""
+    """An update or a model contains NaN or infinity."""
 
     reason = "UPDATE_NOT_FINITE"
     remedy = (
@@ -92,10 +92,10 @@ class NumExamples(InvalidArgument):
     """`num_examples` is out of range."""
 
     reason = "NUM_EXAMPLES"
-    remedy = "send 1 to 2^31, or to the training's `max_num_examples`"
+    remedy = "send 0 to 2^31, or to the training's `max_num_examples`"
 
     def __init__(self, num_examples: int, highest: int) -> None:
-        description = f"must be in 1..{highest}, not {num_examples}"
+        description = f"must be in 0..{highest}, not {num_examples}"
         super().__init__(f"num_examples: {description}")
         self.field = "num_examples"
         self.description = description

@@ -4,6 +4,7 @@ import enum
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from fedround_server.domain.failure import ParticipantFailure
 from fedround_server.domain.policy import OnMissed, RoundPolicy
 from fedround_server.domain.rejected_update import RejectedUpdate
 from fedround_server.domain.rounds.kind import RoundKind
@@ -34,6 +35,7 @@ class Round:
         expected: How many of them close the round.
         step: Rounds since the last model version, in daisy chaining.
         attempt: Which try it is, from 1: a round that misses its deadline may be repeated.
+        failed: How many present members have failed or are absent.
     """
 
     training_id: str
@@ -49,6 +51,7 @@ class Round:
     done_time: datetime | None
     step: int = 0
     attempt: int = 1
+    failed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,7 @@ class RoundMember:
         durations: If its update of an open round is missing, what it took in earlier rounds of the kind, from being
             asked to an accepted update.
         rejected_updates: Its rejected submissions.
+        failure: Why the round does not wait for it; None unless it failed or is absent.
     """
 
     user_id: str
@@ -82,6 +86,21 @@ class RoundMember:
     seen_time: datetime | None = None
     durations: tuple[timedelta, ...] = ()
     rejected_updates: tuple[RejectedUpdate, ...] = ()
+    failure: ParticipantFailure | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitedMember:
+    """A member whose submission a round waits for only while the member has a connection.
+
+    Attributes:
+        limit: How long it may be without a connection.
+        since: The time before which that does not count; None if it had failed or was absent in the round before.
+    """
+
+    user_id: str
+    limit: timedelta
+    since: datetime | None
 
 
 class WaitRule(enum.Enum):
@@ -108,7 +127,8 @@ class RoundView:
             return WaitRule.AGGREGATION
         if self.round.state is not RoundState.OPEN:
             return None
-        return WaitRule.MIN_UPDATES if self.round.expected < len(self.members) else WaitRule.ALL_UPDATES
+        fewer = 0 < self.policy.min_updates < len(self.members)
+        return WaitRule.MIN_UPDATES if fewer else WaitRule.ALL_UPDATES
 
     @property
     def when_missed(self) -> OnMissed | None:

@@ -5,7 +5,7 @@ weighted by example counts. Its deviations are all of theirs, scaled so that the
 outer products. The distance between the participants' means is in the second moment, hence in the diagonal.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from math import sqrt
 from pathlib import Path
@@ -29,13 +29,14 @@ from fedround_server.engine.jobs import AggregationFailed, AggregationJob
 def collect(files: BlobFiles, job: AggregationJob, target: Path) -> BlobRef:
     """Aggregates moments into a new file: mean/NAME and second/NAME, and deviation/K/NAME over all participants.
 
-    The job's updates are moments; its model is not used.
+    The job's updates are moments; its model is not used. If none has examples, all have the same weight.
 
     Raises:
         AggregationFailed: The moments have no finite mean.
         BlobDamaged: An update is not what was stored.
     """
     layouts = Layouts()
+    weights = job.weights if any(job.weights) else (1,) * len(job.weights)
     with reading_ahead() as ahead, ExitStack() as stack:
         updates = [stack.enter_context(open_blob(files, update, layouts, ahead)) for update in job.updates]
         first = updates[0].layout.manifest
@@ -45,10 +46,10 @@ def collect(files: BlobFiles, job: AggregationJob, target: Path) -> BlobRef:
         for name, spec in manifest.items():
             for start, length in blocks(spec.num_elements):
                 if name.startswith(f"{DEVIATION}/"):
-                    block = _deviation(job, updates, name, rank, start, length)
+                    block = _deviation(weights, updates, name, rank, start, length)
                 else:
                     parts = [update.block(name, start, length) for update in updates]
-                    block = fed_avg(Block(parts, job.weights, parts[0], {}))
+                    block = fed_avg(Block(parts, weights, parts[0], {}))
                 if not torch.isfinite(block).all():
                     raise AggregationFailed(f"the aggregate of {name!r} has values that its dtype cannot hold")
                 writer.write(block)
@@ -65,9 +66,11 @@ def _posterior(specs: Manifest, rank: int, count: int) -> Iterator[tuple[str, Te
                 yield f"{DEVIATION}/{column}/{name.removeprefix(f'{DEVIATION}/0/')}", specs[name]
 
 
-def _deviation(job: AggregationJob, updates: list[TensorFile], name: str, rank: int, start: int, length: int) -> Tensor:
+def _deviation(
+    weights: Sequence[int], updates: list[TensorFile], name: str, rank: int, start: int, length: int
+) -> Tensor:
     _, column, tensor = name.split("/", 2)
     number, own = divmod(int(column), rank)
     part = updates[number].block(f"{DEVIATION}/{own}/{tensor}", start, length)
-    scale = sqrt(job.weights[number] / sum(job.weights) / max(rank - 1, 1))
+    scale = sqrt(weights[number] / sum(weights) / max(rank - 1, 1))
     return (part.to(torch.float64) * scale).to(torch.float32)

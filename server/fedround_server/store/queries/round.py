@@ -7,8 +7,16 @@ from peewee import Case, Field, ModelSelect, fn
 from fedround_server.domain.model import BlobRef
 from fedround_server.domain.rounds.round import RoundState, UnfinishedRound
 from fedround_server.store.db.compiled import compiled
+from fedround_server.store.queries.failure import OF_MEMBER
 from fedround_server.store.tables.mapping import to_blob
-from fedround_server.store.tables.schema import AssignmentRow, CohortRow, RoundRow, TrainingRow, UpdateRow
+from fedround_server.store.tables.schema import (
+    AssignmentRow,
+    CohortRow,
+    ParticipantFailureRow,
+    RoundRow,
+    TrainingRow,
+    UpdateRow,
+)
 
 SUBMITTED = (
     (CohortRow.training_id == UpdateRow.training_id)
@@ -90,12 +98,13 @@ def _counted(training_id: str, number: int, *columns: Field) -> "ModelSelect[Upd
     )
 
 
-def missing_members(row: RoundRow) -> list[str]:
-    """Returns the ids of the present members of a round's cohort that have submitted nothing, sorted."""
-    present = CohortRow.select(CohortRow.user_id).where(
+def missing_members(row: RoundRow) -> list[CohortRow]:
+    """Returns the present members of a round's cohort that have submitted nothing, by id."""
+    present = CohortRow.select().where(
         CohortRow.training_id == row.training_id, CohortRow.number == row.number, ~CohortRow.removed
     )
-    return sorted({member.user_id for member in present} - arrival_times(row.training_id, row.number).keys())
+    submitted = arrival_times(row.training_id, row.number)
+    return sorted((member for member in present if member.user_id not in submitted), key=lambda one: one.user_id)
 
 
 def all_members(row: RoundRow) -> set[str]:
@@ -106,19 +115,21 @@ def all_members(row: RoundRow) -> set[str]:
     return {member.user_id for member in rows}
 
 
-def count_members(row: RoundRow) -> tuple[int, int]:
-    """Returns the number of the present members of a round's cohort, and of those that have submitted."""
-    counts: tuple[int, int] = (
+def count_members(row: RoundRow) -> tuple[int, int, int]:
+    """Returns the number of the present members of a round's cohort, of those that have submitted, and that failed."""
+    counts: tuple[int, int, int] = (
         CohortRow.select(
             fn.COUNT(CohortRow.user_id),
             fn.COALESCE(fn.SUM(Case(None, [(UpdateRow.update_id.is_null(), 0)], 1)), 0),
+            fn.COALESCE(fn.SUM(Case(None, [(ParticipantFailureRow.reason.is_null(), 0)], 1)), 0),
         )
         .left_outer_join(UpdateRow, on=SUBMITTED)
+        .left_outer_join(ParticipantFailureRow, on=OF_MEMBER)
         .where(CohortRow.training_id == row.training_id, CohortRow.number == row.number, ~CohortRow.removed)
         .tuples()
         .get()  # type: ignore[assignment]  # the stubs don't know what tuples() does
     )
-    return int(counts[0]), int(counts[1])
+    return int(counts[0]), int(counts[1]), int(counts[2])
 
 
 def list_unfinished_rounds() -> list[UnfinishedRound]:

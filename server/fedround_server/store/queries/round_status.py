@@ -10,6 +10,7 @@ from peewee import JOIN
 from fedround_server.domain.forecast import HISTORY
 from fedround_server.domain.rejected_update import RejectedUpdate, sum_by_reason
 from fedround_server.domain.rounds.round import RoundMember, RoundState, RoundView
+from fedround_server.store.queries.failure import list_failures
 from fedround_server.store.queries.round import SUBMITTED, arrival_times
 from fedround_server.store.tables.mapping import to_round, to_spec
 from fedround_server.store.tables.schema import (
@@ -28,6 +29,7 @@ def view(training: TrainingRow, row: RoundRow) -> RoundView:
     arrivals = arrival_times(row.training_id, row.number)
     durations = _durations(row) if row.state == RoundState.OPEN.value else {}
     rejected = _rejected_updates(row)
+    failures = {one.user_id: one for one in list_failures(row.training_id, row.number)} if row.failed else {}
     cohort: Iterable[dict[str, Any]] = (
         CohortRow.select(
             CohortRow.user_id, CohortRow.ask_time, UserRow.name.alias("name"), LastSeenRow.seen_time.alias("seen_time")
@@ -47,6 +49,7 @@ def view(training: TrainingRow, row: RoundRow) -> RoundView:
             seen_time=member["seen_time"],
             durations=tuple(durations.get(member["user_id"], ())),
             rejected_updates=tuple(rejected.get(member["user_id"], ())),
+            failure=failures.get(member["user_id"]),
         )
         for member in cohort
     )

@@ -17,13 +17,15 @@ from fedround_server.domain.errors import (
     UpdateExists,
     UpdateSuperseded,
 )
+from fedround_server.domain.failure import ABSENT
 from fedround_server.domain.model import BlobRef, Manifest
-from fedround_server.domain.report import NewReport
+from fedround_server.domain.report import NewReport, same_metrics
 from fedround_server.domain.rounds import KINDS
 from fedround_server.domain.rounds.kind import ExpectedTensors
 from fedround_server.domain.rounds.round import RoundState
 from fedround_server.domain.update import NewUpdate, NormBound, Update, is_number
 from fedround_server.store.db.compiled import compiled_values
+from fedround_server.store.queries.failure import find_failure
 from fedround_server.store.queries.participant import took_part
 from fedround_server.store.queries.round import find_assignment, find_round, find_submission, is_member
 from fedround_server.store.queries.version import model_info
@@ -80,16 +82,44 @@ def check(training: TrainingRow, new: NewUpdate | NewReport) -> RoundRow | Updat
         return before
     if row is None or row.state != RoundState.OPEN.value or KINDS[row.kind].submission is not new.submission:
         raise RoundNotOpen(_why_not_open(training, row, new.round), training_id=new.training_id)
-    if not is_member(new.training_id, new.round, new.user_id):
-        raise NotInCohort(f"you do not belong to the cohort of round {new.round}: wait for the next round_started")
+    _check_member(row, new.user_id)
     spec = to_spec(training.spec)
-    if not 1 <= new.num_examples <= spec.max_num_examples:
+    if not 0 <= new.num_examples <= spec.max_num_examples:
         raise NumExamples(new.num_examples, spec.max_num_examples)
     numbers = {name for name, value in new.metrics.items() if is_number(value)}
     lacking = sorted(set(KINDS[row.kind].required_metrics(spec)) - numbers)
     if lacking:
         raise FieldInvalid("metrics", f"the training asks for {', '.join(lacking)} too, as numbers")
     return row
+
+
+def check_failure(training: TrainingRow, number: int, user_id: str) -> RoundRow | None:
+    """Returns the open round of a failure that may be recorded; None if the user has reported one in it before.
+
+    Raises:
+        FedroundError: It is rejected, as `SubmissionVerbs.report_failure` lists.
+    """
+    if not took_part(training, user_id):
+        raise TrainingNotFound(training.training_id)
+    row = find_round(training.training_id, number)
+    if row is not None and row.failed:
+        before = find_failure(training.training_id, number, user_id)
+        if before is not None and before.reason != ABSENT:
+            return None
+    if row is None or row.state != RoundState.OPEN.value:
+        raise RoundNotOpen(_why_not_open(training, row, number), training_id=training.training_id)
+    _check_member(row, user_id)
+    submitted = find_submission(training.training_id, number, user_id)
+    if submitted is not None:
+        if submitted.sha256 is None:
+            raise MetricsExist(f"you have reported metrics for round {number}: they stand, and no failure is recorded")
+        raise UpdateExists(f"you have submitted an update for round {number}: it stands, and no failure is recorded")
+    return row
+
+
+def _check_member(row: RoundRow, user_id: str) -> None:
+    if not is_member(row.training_id, row.number, user_id):
+        raise NotInCohort(f"you do not belong to the cohort of round {row.number}: wait for the next round_started")
 
 
 def _stands(row: RoundRow, before: UpdateRow, new: NewUpdate | NewReport) -> bool:
@@ -103,6 +133,7 @@ def _stands(row: RoundRow, before: UpdateRow, new: NewUpdate | NewReport) -> boo
         UpdateSuperseded: It is the same, and will not count.
     """
     changed = [name for name, value in _content(new).items() if getattr(before, name) != value]
+    changed += [] if same_metrics(before.metrics, new.metrics) else ["metrics"]
     abandoned = row.state == RoundState.ABANDONED.value
     if abandoned or not is_member(row.training_id, row.number, before.user_id):
         if changed:
@@ -124,9 +155,9 @@ def _stands(row: RoundRow, before: UpdateRow, new: NewUpdate | NewReport) -> boo
 
 
 def _content(new: NewUpdate | NewReport) -> dict[str, object]:
-    """Returns what makes a submission the same as another one, by the names of the columns."""
+    """Returns what makes a submission the same as another one, beside its metrics, by the names of the columns."""
     sha256 = new.blob.sha256 if isinstance(new, NewUpdate) else None
-    return {"sha256": sha256, "num_examples": new.num_examples, "metrics": dict(new.metrics)}
+    return {"sha256": sha256, "num_examples": new.num_examples}
 
 
 def _why_not_open(training: TrainingRow, row: RoundRow | None, number: int) -> str:

@@ -10,9 +10,10 @@ from datetime import datetime
 from peewee import ModelSelect, fn
 
 from fedround_server.domain.errors import NotActor, TrainingNotFound
-from fedround_server.domain.training import Training
+from fedround_server.domain.training import MAX_NAMED, Training
 from fedround_server.store.db.compiled import compiled
 from fedround_server.store.db.rows import locked
+from fedround_server.store.queries.failure import list_failures
 from fedround_server.store.queries.participant import is_participant, participant_ids, present_parts
 from fedround_server.store.tables.mapping import ENDED, to_training
 from fedround_server.store.tables.schema import ParticipantRow, RoundRow, TrainingClientsRow, TrainingRow
@@ -170,12 +171,18 @@ def load_trainings(
             named = TrainingClientsRow.select().where(TrainingClientsRow.training_id.in_(ids))
             clients = {row.training_id: row.client_ids for row in named}
     rounds = _current_rounds(ids)
+    failures = {
+        training_id: tuple(list_failures(training_id, current.number, MAX_NAMED))
+        for training_id, current in rounds.items()
+        if current.failed and not listed and viewer_id is None
+    }
     return [
         to_training(
             row,
             clients.get(row.training_id, ()),
             tuple(sorted(participants[row.training_id])),
             rounds.get(row.training_id),
+            failures.get(row.training_id, ()),
         )
         for row in rows
     ]
@@ -195,7 +202,7 @@ def _participants(training_ids: Sequence[str], viewer_id: str | None) -> "ModelS
 def _current_rounds(training_ids: Sequence[str]) -> dict[str, RoundRow]:
     current = (RoundRow.training_id == TrainingRow.training_id) & (RoundRow.number == TrainingRow.round)
     rows = (
-        RoundRow.select(RoundRow.training_id, RoundRow.arrived, RoundRow.expected)
+        RoundRow.select(RoundRow.training_id, RoundRow.number, RoundRow.arrived, RoundRow.failed, RoundRow.expected)
         .join(TrainingRow, on=current)
         .where(TrainingRow.training_id.in_(training_ids))
     )

@@ -38,6 +38,14 @@ class JsonField(TextField):
         return None if value is None else json.loads(value)
 
 
+class MetricsField(JsonField):
+    """Metrics; NaN and infinity are written as Python's json does."""
+
+    def db_value(self, value: Any) -> str | None:
+        """Encodes with sorted keys."""
+        return None if value is None else json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
 def id_field(**options: Any) -> CharField:
     """Declares a UUID in its usual 36 characters."""
     return CharField(max_length=36, **options)

@@ -9,8 +9,9 @@ from fedround_server.domain import aggregation, uncertainty
 from fedround_server.domain.aggregation import Aggregation, to_aggregation
 from fedround_server.domain.audit import AuditEntry
 from fedround_server.domain.event import Event, ModelInfo, Payload, RoundStarted
+from fedround_server.domain.failure import ParticipantFailure
 from fedround_server.domain.model import Artifact, BlobRef, Dtype, Manifest, Model, ModelVersion, TensorSpec
-from fedround_server.domain.policy import LateUpdates, OnMissed, RoundPolicy
+from fedround_server.domain.policy import LateUpdates, OnFailure, OnMissed, RoundPolicy
 from fedround_server.domain.report import Report
 from fedround_server.domain.rounds import KINDS
 from fedround_server.domain.rounds.round import Round, RoundState
@@ -119,10 +120,12 @@ def from_spec(spec: TrainingSpec) -> dict[str, Any]:
         "metric_names": list(spec.metric_names),
         "aggregation": from_aggregation(spec.aggregation),
         "min_updates": policy.min_updates,
-        "deadline_us": None if policy.deadline is None else policy.deadline // timedelta(microseconds=1),
+        "deadline_us": _microseconds(policy.deadline),
         "late_updates": policy.late_updates.name,
         "on_missed": policy.on_missed.name,
         "max_retries": policy.max_retries,
+        "on_failure": policy.on_failure.name,
+        "absent_after_us": _microseconds(policy.absent_after),
         "evaluation": spec.evaluation.name,
         "max_num_examples": spec.max_num_examples,
         "max_update_norm": spec.max_update_norm,
@@ -143,7 +146,6 @@ def from_spec(spec: TrainingSpec) -> dict[str, Any]:
 
 def to_spec(data: Mapping[str, Any], client_ids: Sequence[str] = ()) -> TrainingSpec:
     """Reads a spec."""
-    deadline_us = data["deadline_us"]
     selection = data["selection"]
     return TrainingSpec(
         name=data["name"],
@@ -154,15 +156,17 @@ def to_spec(data: Mapping[str, Any], client_ids: Sequence[str] = ()) -> Training
         aggregation=to_aggregation(data["aggregation"]["algorithm"], data["aggregation"]["options"]),
         round_policy=RoundPolicy(
             min_updates=data["min_updates"],
-            deadline=None if deadline_us is None else timedelta(microseconds=deadline_us),
+            deadline=_duration(data["deadline_us"]),
             late_updates=LateUpdates[data["late_updates"]],
             on_missed=OnMissed[data["on_missed"]],
             max_retries=data["max_retries"],
+            # Trainings that were created before there was a choice have none.
+            on_failure=OnFailure[data.get("on_failure", "CONTINUE")],
+            absent_after=_duration(data.get("absent_after_us")),
         ),
         evaluation=Evaluation[data["evaluation"]],
         max_num_examples=data["max_num_examples"],
         max_update_norm=data["max_update_norm"],
-        # Trainings that were created before there was a choice have none.
         update_precision=UpdatePrecision[data.get("update_precision", "FULL")],
         allow_non_finite_buffers=data.get("allow_non_finite_buffers", False),
         integer_tensors=IntegerTensors[data.get("integer_tensors", "HEAVIEST")],
@@ -178,8 +182,20 @@ def to_spec(data: Mapping[str, Any], client_ids: Sequence[str] = ()) -> Training
     )
 
 
+def _microseconds(duration: timedelta | None) -> int | None:
+    return None if duration is None else duration // timedelta(microseconds=1)
+
+
+def _duration(microseconds: int | None) -> timedelta | None:
+    return None if microseconds is None else timedelta(microseconds=microseconds)
+
+
 def to_training(
-    row: TrainingRow, client_ids: Sequence[str], participant_ids: tuple[str, ...], current: RoundRow | None
+    row: TrainingRow,
+    client_ids: Sequence[str],
+    participant_ids: tuple[str, ...],
+    current: RoundRow | None,
+    failures: tuple[ParticipantFailure, ...] = (),
 ) -> Training:
     """Reads a training, with its current round if it has one."""
     failure = None
@@ -204,6 +220,7 @@ def to_training(
         best_version=row.best_version,
         best_value=row.best_value,
         num_participants=row.num_participants,
+        failures=failures,
     )
 
 
@@ -223,6 +240,7 @@ def to_round(row: RoundRow) -> Round:
         done_time=row.done_time,
         step=row.step,
         attempt=row.attempt,
+        failed=row.failed,
     )
 
 

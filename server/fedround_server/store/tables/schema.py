@@ -15,7 +15,7 @@ from peewee import (
     TextField,
 )
 
-from fedround_server.store.tables.base import InstantField, JsonField, Row, id_field
+from fedround_server.store.tables.base import InstantField, JsonField, MetricsField, Row, id_field
 
 
 class UserRow(Row):
@@ -190,7 +190,7 @@ class ParticipantRow(Row):
 
 
 class RoundRow(Row):
-    """A round, with how many members its cohort has, and how many of their updates arrived.
+    """A round, with how many members its cohort has, how many of their updates arrived, and how many of them failed.
 
     To count the rows at each update would take 1,000 participants a million steps.
     """
@@ -205,6 +205,7 @@ class RoundRow(Row):
     model_version = IntegerField()
     members = IntegerField()
     arrived = IntegerField()
+    failed = IntegerField()
     expected = IntegerField()
     metrics = JsonField(null=True)
     num_examples = BigIntegerField()
@@ -243,7 +244,7 @@ class UpdateRow(Row):
     size_bytes = BigIntegerField()
     checksums = BlobField(null=True)
     num_examples = BigIntegerField()
-    metrics = JsonField()
+    metrics = MetricsField()
     accept_time = InstantField()
 
     class Meta:
@@ -280,6 +281,21 @@ class RejectedUpdateRow(Row):
     class Meta:
         table_name = "rejected_update"
         primary_key = CompositeKey("training_id", "number", "user_id", "reason")
+
+
+class ParticipantFailureRow(Row):
+    """Why a round does not wait for a member of its cohort, which has submitted nothing."""
+
+    training_id = id_field()
+    number = IntegerField()
+    user_id = id_field()
+    reason = CharField(max_length=64)
+    message = TextField()
+    fail_time = InstantField()
+
+    class Meta:
+        table_name = "participant_failure"
+        primary_key = CompositeKey("training_id", "number", "user_id")
 
 
 class LastSeenRow(Row):

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from fedround_server.domain.event import RoundExtended, UpdateLost
+from fedround_server.domain.failure import PARTICIPANTS_FAILED
 from fedround_server.domain.policy import RoundPolicy, Verdict, expected_updates, judge
 from fedround_server.domain.rejected_update import UPDATE_LOST
 from fedround_server.domain.rounds import KINDS
@@ -12,6 +13,7 @@ from fedround_server.domain.training import TrainingFailure
 from fedround_server.failpoints import reached
 from fedround_server.store.db.audit_trail import record
 from fedround_server.store.db.rows import save
+from fedround_server.store.queries.failure import list_failures
 from fedround_server.store.queries.participant import participant_ids
 from fedround_server.store.queries.round import all_members, count_members, missing_members
 from fedround_server.store.queries.user import user_names
@@ -29,12 +31,13 @@ def evaluate(training: TrainingRow, row: RoundRow | None, now: datetime, *, due:
 
     A round that is due with too few updates is repeated, or the training fails, as its policy says. A round whose
     cohort has left is abandoned, and the next one of its kind is opened for those who were registered meanwhile; they
-    begin a chain anew. The caller has the aggregation of a closed round started.
+    begin a chain anew. If everybody who is left has failed, and too few updates arrived, the training fails. The caller
+    has the aggregation of a closed round started.
     """
     if row is None or row.state != RoundState.OPEN.value or not state_of(training).is_running:
         return False
     policy = to_spec(training.spec).round_policy
-    expected = expected_updates(policy, row.members)
+    expected = expected_updates(policy, row.members, row.failed)
     if expected != row.expected:
         row.expected = expected
         save(row)
@@ -42,13 +45,14 @@ def evaluate(training: TrainingRow, row: RoundRow | None, now: datetime, *, due:
         abandon(training)
         open_round(training, row.number + 1, KINDS[row.kind], now)
         return False
-    verdict = judge(row.arrived, expected, due=due, last=row.attempt >= policy.max_attempts)
+    left = row.members - row.failed - row.arrived
+    verdict = judge(row.arrived, expected, due=due, last=row.attempt >= policy.max_attempts, left=left)
     if verdict is Verdict.CLOSE:
         return _close(training, row)
     if verdict is Verdict.REPEAT:
         _repeat(training, row, policy, now)
     elif verdict is Verdict.FAIL:
-        fail(training, _deadline_missed(row, expected), now)
+        fail(training, _deadline_missed(row, expected) if left else participants_failed(row), now)
     return False
 
 
@@ -73,7 +77,7 @@ def _repeat(training: TrainingRow, row: RoundRow, policy: RoundPolicy, now: date
     recount(row)
     row.attempt += 1
     row.deadline = None if policy.deadline is None else now + policy.deadline
-    row.expected = expected_updates(policy, row.members)
+    row.expected = expected_updates(policy, row.members, row.failed)
     save(row)
     facts = {"attempt": row.attempt, "joined": joining, "members": row.members}
     record("round_extended", training, subject=row.number, **facts)
@@ -113,13 +117,22 @@ def reopen(training: TrainingRow, row: RoundRow, lost: Sequence[UpdateRow], now:
 
 
 def _deadline_missed(row: RoundRow, expected: int) -> TrainingFailure:
-    missing = sorted(user_names(missing_members(row)).values())
+    failed = {one.user_id: one.summary for one in list_failures(row.training_id, row.number)}
+    names = user_names([member.user_id for member in missing_members(row)])
+    missing = sorted((names | failed).values())
     tries = f" {row.attempt} times, at last" if row.attempt > 1 else ""
     message = f"round {row.number} reached its deadline{tries} with {row.arrived} of {expected} updates"
     return TrainingFailure("DEADLINE_MISSED", message, tuple(missing))
 
 
+def participants_failed(row: RoundRow) -> TrainingFailure:
+    """Returns that too many participants of a round have failed, with their names and reasons."""
+    failed = tuple(sorted(one.summary for one in list_failures(row.training_id, row.number)))
+    message = f"{row.failed} of {row.members} participants failed in round {row.number}, {row.arrived} submitted"
+    return TrainingFailure(PARTICIPANTS_FAILED, message, failed)
+
+
 def recount(row: RoundRow) -> None:
-    """Counts a round's present members and their updates anew, after its cohort changed."""
-    row.members, row.arrived = count_members(row)
+    """Counts a round's present members, their updates and their failures anew, after its cohort changed."""
+    row.members, row.arrived, row.failed = count_members(row)
     save(row)

@@ -5,6 +5,7 @@ from datetime import datetime
 
 from fedround_server.domain.event import RoundClosed
 from fedround_server.domain.model import BEST, BlobRef
+from fedround_server.domain.report import count_not_finite
 from fedround_server.domain.rounds import KINDS, next_kind
 from fedround_server.domain.rounds.kind import Assignment, Evaluation, NewArtifact, NewVersion
 from fedround_server.domain.training import TrainingSpec, out_of_patience
@@ -43,7 +44,8 @@ def commit_result(
     drop_versions(training, spec.keep_versions)
     asked = {name: metrics[name] for name in spec.metric_names if name in metrics}
     more = {name: value for name, value in metrics.items() if name not in asked}
-    closed = RoundClosed(row.number, kind.public_name, training.model_version, len(updates), asked, more)
+    not_finite = count_not_finite([update.metrics for update in updates])
+    closed = RoundClosed(row.number, kind.public_name, training.model_version, len(updates), asked, more, not_finite)
     append_event(training, closed, now)
     if isinstance(outcome, Assignment):
         _continue_chain(training, row, outcome, updates, now)

@@ -49,6 +49,7 @@ def open_round(
         model_version=training.model_version,
         members=members,
         arrived=0,
+        failed=0,
         expected=expected_updates(policy, members),
         num_examples=0,
         open_time=now,

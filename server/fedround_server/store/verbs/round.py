@@ -1,19 +1,22 @@
 """Transactions about rounds: how they close, what they make, and how they stand."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
 from fedround_server.domain.errors import NotActor, NotInCohort, RoundNotFound, TrainingNotFound
 from fedround_server.domain.event import ModelInfo
+from fedround_server.domain.failure import ABSENT
 from fedround_server.domain.model import BlobRef
+from fedround_server.domain.policy import patience
 from fedround_server.domain.report import foremost, weighted_means
 from fedround_server.domain.rounds import KINDS
 from fedround_server.domain.rounds.kind import Computation
-from fedround_server.domain.rounds.round import Round, RoundState, RoundView, UnfinishedRound
+from fedround_server.domain.rounds.round import AwaitedMember, Round, RoundState, RoundView, UnfinishedRound
 from fedround_server.domain.training import TrainingFailure
 from fedround_server.domain.update import Update
 from fedround_server.store.db.run import Verbs, verb
+from fedround_server.store.queries.failure import failed_users
 from fedround_server.store.queries.participant import is_participant
 from fedround_server.store.queries.round import (
     counted_updates,
@@ -21,6 +24,7 @@ from fedround_server.store.queries.round import (
     find_round,
     get_round,
     list_unfinished_rounds,
+    missing_members,
 )
 from fedround_server.store.queries.round_status import view
 from fedround_server.store.queries.training import find_training, find_visible, lock_training
@@ -30,6 +34,7 @@ from fedround_server.store.tables.schema import RoundRow
 from fedround_server.store.transitions import end_training
 from fedround_server.store.transitions.close_round import evaluate, reopen
 from fedround_server.store.transitions.commit_round import commit_result
+from fedround_server.store.transitions.failures import add_failure
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +73,46 @@ class RoundVerbs(Verbs):
         return evaluate(training, row, now, due=due)
 
     @verb
+    def awaited(self, training_id: str, number: int) -> list[AwaitedMember]:
+        """Returns the members that a round, if it is open, waits for only while they have a connection."""
+        training = find_training(training_id)
+        row = None if training is None else find_round(training_id, number)
+        if training is None or row is None or row.state != RoundState.OPEN.value:
+            return []
+        policy = to_spec(training.spec).round_policy
+        before = failed_users(training_id, number - 1)
+        if policy.absent_after is None and not before:
+            return []
+        limits = {failed: patience(policy, failed_before=failed) for failed in (False, True)}
+        return [
+            AwaitedMember(member.user_id, limit, None if member.user_id in before else member.ask_time)
+            for member in missing_members(row)
+            if (limit := limits[member.user_id in before]) is not None
+        ]
+
+    @verb
+    def exclude_absent(self, training_id: str, number: int, absent: Mapping[str, str], now: datetime) -> bool:
+        """Records that members of an open round are absent; returns whether that closed the round.
+
+        Members that have submitted, failed or left meanwhile are not changed.
+
+        Args:
+            training_id: The training.
+            number: The round.
+            absent: A message for the actor by user.
+            now: The present time.
+        """
+        training = lock_training(training_id)
+        row = None if training is None else find_round(training_id, number)
+        if training is None or row is None or training.round != number or row.state != RoundState.OPEN.value:
+            return False
+        missing = {member.user_id for member in missing_members(row)}
+        waited_for = missing - failed_users(training_id, number)
+        for user_id in sorted(waited_for & absent.keys()):
+            add_failure(training, row, user_id, ABSENT, absent[user_id], now)
+        return evaluate(training, row, now)
+
+    @verb
     def find_aggregation(self, training_id: str) -> AggregationTask | None:
         """Returns the training's closed round that has no result yet."""
         training = find_training(training_id)
@@ -92,14 +137,14 @@ class RoundVerbs(Verbs):
         if training is None:
             return False
         updates = counted_updates(training_id, number)
-        means = weighted_means([(update.metrics, update.num_examples) for update in updates])
-        metrics = foremost(means, training.spec["metric_names"])
+        reports = [(update.metrics, update.num_examples) for update in updates]
+        metrics = foremost(weighted_means(reports), training.spec["metric_names"])
         changed = (
             RoundRow.update(
                 state=RoundState.DONE.value,
                 done_time=now,
                 # An empty mean: there is something to show, but nothing of it has a mean.
-                metrics=metrics if any(update.metrics for update in updates) else None,
+                metrics=metrics if any(reported for reported, _ in reports) else None,
                 num_examples=sum(update.num_examples for update in updates),
             )
             .where(

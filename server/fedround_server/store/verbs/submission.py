@@ -4,6 +4,7 @@ from datetime import datetime
 
 from fedround_server.domain.errors import TrainingNotFound
 from fedround_server.domain.event import UpdateAccepted
+from fedround_server.domain.policy import OnFailure
 from fedround_server.domain.report import NewReport, Report
 from fedround_server.domain.update import NewUpdate, Update
 from fedround_server.failpoints import reached
@@ -14,10 +15,11 @@ from fedround_server.store.queries.participant import took_part
 from fedround_server.store.queries.round import find_round
 from fedround_server.store.queries.submission import Admission
 from fedround_server.store.queries.training import find_visible, lock_visible
-from fedround_server.store.tables.mapping import from_blob, to_report, to_update
+from fedround_server.store.tables.mapping import from_blob, to_report, to_spec, to_update
 from fedround_server.store.tables.schema import ACTOR, UpdateRow
-from fedround_server.store.transitions import contributions
-from fedround_server.store.transitions.close_round import evaluate
+from fedround_server.store.transitions import contributions, end_training
+from fedround_server.store.transitions.close_round import evaluate, participants_failed
+from fedround_server.store.transitions.failures import add_failure, withdraw_failure
 from fedround_server.store.transitions.rejected_updates import count_rejected
 from fedround_server.store.transitions.training import append_event
 
@@ -62,6 +64,32 @@ class SubmissionVerbs(Verbs):
         return to_report(row), closed
 
     @verb
+    def report_failure(
+        self, training_id: str, number: int, user_id: str, reason: str, message: str, now: datetime
+    ) -> bool:
+        """Records that a member of an open round does not deliver, once; returns whether that closed the round.
+
+        Then the caller starts the aggregation. A report takes the place of an absence that the server noticed.
+
+        Raises:
+            TrainingNotFound: The user takes no part in such a training.
+            RoundNotOpen: The round is over, or not open yet.
+            NotInCohort: The user does not belong to the round.
+            UpdateExists, MetricsExist: The user has submitted in the round.
+        """
+        training = lock_visible(training_id, user_id)
+        row = submission.check_failure(training, number, user_id)
+        if row is None:
+            return False
+        if row.failed:
+            withdraw_failure(training, row, user_id)
+        add_failure(training, row, user_id, reason, message, now)
+        if to_spec(training.spec).round_policy.on_failure is OnFailure.FAIL:
+            end_training.fail(training, participants_failed(row), now)
+            return False
+        return evaluate(training, row, now)
+
+    @verb
     def record_rejected(
         self, training_id: str, number: int, user_id: str, reason: str, message: str, now: datetime
     ) -> None:
@@ -101,6 +129,8 @@ def _submit(new: NewUpdate | NewReport, update_id: str, now: datetime) -> tuple[
     )
     insert(row)
     reached("update.inserted")
+    if current.failed:
+        withdraw_failure(training, current, new.user_id)
     contributions.accept(training, row)
     training.stored_bytes += row.size_bytes
     # The training has been locked since the round was read.
