@@ -63,7 +63,7 @@ class ManualClock:
 
 @dataclass
 class FakeEngine:
-    """Aggregates to a file of a few bytes, or fails with the given error. If it `reads`, it verifies the job's files."""
+    """Aggregates to a file of a few bytes, or fails with the given error; verifies its files first if it `reads`."""
 
     files: BlobFiles
     error: Exception | None = None
