@@ -29,6 +29,7 @@ from fedround_client.errors.reason import *
 from fedround_client.inference import Prediction
 from fedround_client.options import Selection
 from fedround_client.participation import Participation, Round, Update
+from fedround_client.prefixes import strip_prefix
 from fedround_client.swag_moments import Moments
 from fedround_client.tensor_types import TensorError
 from fedround_client.tensors import from_safetensors, to_safetensors
@@ -56,6 +57,7 @@ __all__ = [
     "Update",
     "connect",
     "from_safetensors",
+    "strip_prefix",
     "to_safetensors",
 ]
 __all__ += errors.client_side.__all__

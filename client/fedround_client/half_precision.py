@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,6 @@ import numpy as np
 from fedround_client.cache import SharedFile
 from fedround_client.safetensors_header import DTYPE_SIZES, PREFIX, TensorInfo, header_length, read_header
 from fedround_client.safetensors_stream import ArraySource, TensorSource
-from fedround_client.tensor_types import StateDict
-from fedround_client.tensors import array_sources
 
 BLOCK = 1 << 18
 """Elements that are processed at a time."""
@@ -27,11 +25,11 @@ class NotRepresentable(ValueError):
     """An update cannot be sent as differences in half precision; in full it may be valid."""
 
 
-def difference_sources(update: StateDict, model: SharedFile, precision: str) -> list[TensorSource]:
+def difference_sources(update: Iterable[ArraySource], model: SharedFile, precision: str) -> list[TensorSource]:
     """Replaces the float32 and float64 tensors of an update by their differences from the model.
 
     Args:
-        update: The update; it must not change while the differences are read.
+        update: The tensors of the update; they must not change while the differences are read.
         model: The file of the round's model.
         precision: A key of HALF_DTYPES.
 
@@ -40,11 +38,10 @@ def difference_sources(update: StateDict, model: SharedFile, precision: str) -> 
 
     Raises:
         NotRepresentable: A tensor is not in the model, or has another shape or dtype there.
-        TensorError: The update cannot be written as safetensors at all.
     """
     in_model = _tensor_offsets(model)
     sources: list[TensorSource] = []
-    for source in array_sources(update):
+    for source in update:
         info = source.info
         if info.dtype not in _WIDE_DTYPES:
             sources.append(source)
@@ -78,7 +75,11 @@ class _DifferenceSource:
             base = np.frombuffer(self.model.read(self.offset + start * wide.itemsize, block.nbytes), wide)
             # Overflow is found by its result.
             with np.errstate(over="ignore", invalid="ignore"):
-                half = round_to_half(np.asarray(block - base, np.float32), self.dtype)
+                difference = block - base
+                if not np.isfinite(difference).all():
+                    # The difference of Inf or NaN that the model itself has.
+                    difference[(block == base) | (np.isnan(block) & np.isnan(base))] = 0
+                half = round_to_half(np.asarray(difference, np.float32), self.dtype)
             if half is None:
                 raise NotRepresentable(f"{self.dtype} cannot hold the difference of tensor {self.info.name!r}")
             yield half.view(np.uint8).data[skip:]

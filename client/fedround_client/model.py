@@ -34,19 +34,23 @@ class ModelCalls:
         name: str = "",
         description: str = "",
         architecture: str = "",
+        allow_non_finite_buffers: bool = False,
         progress: Progress | None = None,
     ) -> Model:
         """Stores a model file as version 0 of a new model; resumes after a lost connection. For actors.
 
         Args:
-            model: A state dict of numpy arrays or torch tensors, or the path of a safetensors file.
+            model: A state dict of numpy arrays, torch tensors or arrays of other libraries, or the path of a
+                safetensors file.
             name: A name for people, at most 200 characters.
             description: A description for people, at most 10,000 characters.
             architecture: The architecture that `predict` uses, by the name that the operator registered.
+            allow_non_finite_buffers: Accept Inf and NaN, for example in the buffer of a mask. A training of the model
+                needs the option, too.
             progress: Called with the bytes sent and the bytes in all.
 
         Raises:
-            TensorError: The state dict cannot be written as safetensors.
+            TensorError: The model is none, or cannot be written as safetensors; the message says what to write.
             ModelFormat: The file is not safetensors, or not in the form that the server accepts.
             ModelTooLarge: The file is larger than the server allows.
         """
@@ -58,6 +62,7 @@ class ModelCalls:
                 name=name,
                 description=description,
                 architecture=architecture,
+                allow_non_finite_buffers=allow_non_finite_buffers,
                 sha256=payload.sha256,
                 size_bytes=payload.size_bytes,
                 upload_id=upload_id,
@@ -183,7 +188,7 @@ class ModelCalls:
         Raises:
             ModelNotFound: You have no such model, it has no such version, or the version has no file or no posterior.
             DigestMismatch: The received bytes do not have the announced SHA-256.
-            TensorError: The model has tensors of a dtype that numpy does not have (bfloat16); use "torch".
+            TensorError: The model has tensors of a dtype that numpy does not have (bfloat16, float8); use "torch".
             OSError: The file cannot be written.
         """
 

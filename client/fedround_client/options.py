@@ -23,6 +23,7 @@ AggregationOption: TypeAlias = FedAvg | FedProx | FedDc | Aggregation
 UncertaintyOption: TypeAlias = NoUncertainty | McDropout | Swag | Ensemble | Uncertainty
 EvaluationName: TypeAlias = Literal["EVERY_ROUND", "FINAL_ONLY", "NEVER"]
 PrecisionName: TypeAlias = Literal["FULL", "FLOAT16", "BFLOAT16"]
+IntegerTensorsName: TypeAlias = Literal["HEAVIEST", "MEAN"]
 GoalName: TypeAlias = Literal["MINIMIZE", "MAXIMIZE"]
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, TypeAlias
 
+from fedround_client.metrics import MetricValue, split_metrics
 from fedround_client.tensor_types import StateDict
 
 
@@ -50,25 +51,29 @@ class Update:
     """The result of training a model.
 
     Attributes:
-        model: Tensors with the names, shapes and dtypes of the round's model; numpy arrays or torch tensors.
+        model: Tensors with the names and shapes of the round's model: numpy arrays, torch tensors, or arrays of other
+            libraries. `participate` casts floating-point tensors to the model's dtypes.
         num_examples: Number of examples that it was trained on, which is its weight; at least 1.
-        metrics: Finite numbers to store with the update.
+        metrics: Up to 1000 metrics to store with the update, by name: finite numbers, which the server averages, and
+            texts and lists of numbers, which it keeps for the actor.
     """
 
     model: StateDict
     num_examples: int
-    metrics: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, MetricValue] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Checks what would otherwise fail later, while the update is sent.
 
         Raises:
-            TypeError: num_examples is not an integer.
+            TypeError: num_examples is not an integer, or a metric has a type that is not allowed.
+            ValueError: There are too many metrics, or one is too long.
         """
         try:
             operator.index(self.num_examples)
         except TypeError:
             raise TypeError(f"num_examples must be a whole number, not {self.num_examples!r}") from None
+        split_metrics(self.metrics)
 
 
 @dataclass(frozen=True)
@@ -88,9 +93,9 @@ class Participation:
     rounds: int
 
 
-TrainResult: TypeAlias = Update | tuple[StateDict, int] | tuple[StateDict, int, Mapping[str, float]]
+TrainResult: TypeAlias = Update | tuple[StateDict, int] | tuple[StateDict, int, Mapping[str, MetricValue]]
 Train: TypeAlias = Callable[[dict[str, Any], Round], TrainResult]
-Evaluate: TypeAlias = Callable[[dict[str, Any], Round], tuple[Mapping[str, float], int]]
+Evaluate: TypeAlias = Callable[[dict[str, Any], Round], tuple[Mapping[str, MetricValue], int]]
 
 
 @dataclass(frozen=True)
@@ -118,14 +123,16 @@ def as_update(result: TrainResult) -> Update:
     return Update(*result)
 
 
-def as_report(result: tuple[Mapping[str, float], int]) -> tuple[Mapping[str, float], int]:
+def as_report(result: tuple[Mapping[str, MetricValue], int]) -> tuple[Mapping[str, MetricValue], int]:
     """Returns the result of an evaluate function, metrics and number of examples, after a check of its type.
 
     Raises:
-        TypeError: The function returned something else.
+        TypeError: The function returned something else, or a metric has a type that is not allowed.
+        ValueError: There are too many metrics, or one is too long.
     """
     if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[0], Mapping):
         raise TypeError(f"evaluate must return (metrics, num_examples); it returned a {_type_name(result)}")
+    split_metrics(result[0])
     return result
 
 

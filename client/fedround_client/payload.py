@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from fedround_client.safetensors_stream import SafetensorsStream, TensorSource
+from fedround_client.state_dict import model_path
 from fedround_client.tensor_types import StateDict
 from fedround_client.tensors import array_sources, metadata_of
 
@@ -43,12 +44,13 @@ class Payload:
         With names_framework, the file of a state dict of torch tensors says in its metadata that it is one.
 
         Raises:
-            TensorError: The state dict cannot be written as safetensors.
+            TensorError: It is neither, or the state dict cannot be written as safetensors.
             OSError: The file cannot be read.
         """
-        if isinstance(model, Mapping):
-            return cls.of_tensors(array_sources(model), metadata_of(model) if names_framework else {})
-        path = Path(model)
+        if not isinstance(model, (str, PathLike)):
+            sources = array_sources(model)
+            return cls.of_tensors(sources, metadata_of(model) if names_framework else {})
+        path = model_path(model)
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             return cls(file.tell(), digest, path)

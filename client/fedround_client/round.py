@@ -16,6 +16,7 @@ from fedround.v1.round_pb2 import (
     UpdateSpec,
 )
 from fedround_client.download import download
+from fedround_client.metrics import MetricValue, split_metrics
 from fedround_client.payload import ModelSource, Payload, Progress
 from fedround_client.retry import ATTEMPTS
 from fedround_client.rpc import Rpc
@@ -88,7 +89,7 @@ class RoundCalls:
         number: int,
         model: ModelSource,
         num_examples: int,
-        metrics: Mapping[str, float] | None = None,
+        metrics: Mapping[str, MetricValue] | None = None,
         *,
         attempts: int | None = ATTEMPTS,
         progress: Progress | None = None,
@@ -98,10 +99,12 @@ class RoundCalls:
         Args:
             training_id: UUID of the training.
             number: Number of the round, from 0.
-            model: State dict with names, shapes and dtypes as in the round's model, or the path of such a file.
+            model: State dict with names, shapes and dtypes as in the round's model, or the path of such a file;
+                strip_prefix removes what wrappers of networks put before the names.
             num_examples: Number of examples it was trained on, which is its weight; from 1 to the training's
                 max_num_examples, or to 2^31.
-            metrics: Finite numbers to store with the update.
+            metrics: Up to 1000 metrics to store with the update, by name: finite numbers, which the server averages,
+                and texts and lists of numbers, which it keeps for the actor.
             attempts: How many attempts in a row may fail without progress; None for any number.
             progress: Called with the bytes sent and the bytes in all.
 
@@ -109,11 +112,13 @@ class RoundCalls:
             The receipt: the server's promise that the update is stored, and counted once.
 
         Raises:
+            TypeError, ValueError: A metric is not valid; the message names it.
+            TensorError: The model is none; the message says what one is.
             RoundNotOpen: The round is over.
             UpdateExists: You submitted another update to the round before, or the same file with another number of
                 examples or other metrics.
             UpdateSuperseded: You submitted this update before, and it will not count.
-            UpdateMismatch, UpdateNotFinite, UpdateNorm, NumExamples: The update is not valid.
+            TensorsMismatch, UpdateMismatch, UpdateNotFinite, UpdateNorm, NumExamples: The update is not valid.
             FedroundError: The server answered with another error.
         """
         return self._submit_payload(
@@ -126,19 +131,21 @@ class RoundCalls:
         number: int,
         payload: Payload,
         num_examples: int,
-        metrics: Mapping[str, float] | None,
+        metrics: Mapping[str, MetricValue] | None,
         *,
         attempts: int | None,
         progress: Progress | None = None,
     ) -> UpdateReceipt:
-        upload_id = str(uuid.uuid4())
+        upload_id, split = str(uuid.uuid4()), split_metrics(metrics)
 
         def first(offset: int) -> SubmitUpdateRequest:
             spec = UpdateSpec(
                 training_id=training_id,
                 round=number,
                 num_examples=num_examples,
-                metrics=metrics,
+                metrics=split.metrics,
+                text_metrics=split.text_metrics,
+                list_metrics=split.list_metrics,
                 sha256=payload.sha256,
                 size_bytes=payload.size_bytes,
                 upload_id=upload_id,
@@ -157,22 +164,31 @@ class RoundCalls:
             progress=progress,
         ).receipt
 
-    def submit_metrics(self, training_id: str, number: int, metrics: Mapping[str, float], num_examples: int) -> None:
+    def submit_metrics(
+        self, training_id: str, number: int, metrics: Mapping[str, MetricValue], num_examples: int
+    ) -> None:
         """Submits the metrics of an evaluation round.
 
         Args:
             training_id: UUID of the training.
             number: Number of the evaluation round.
-            metrics: Finite numbers by name; at least the training's metric_names.
+            metrics: Up to 1000 metrics by name, as in submit_update; at least the training's metric_names, as numbers.
             num_examples: Number of examples that were evaluated, from 1 to 2^31.
 
         Raises:
+            TypeError, ValueError: A metric is not valid; the message names it.
             RoundNotOpen: The round is over.
             MetricsExist: You submitted another report to the round before.
             UpdateSuperseded: You submitted this report before, and it will not count.
             FedroundError: The server answered with another error.
         """
+        split = split_metrics(metrics)
         request = SubmitMetricsRequest(
-            training_id=training_id, round=number, metrics=metrics, num_examples=num_examples
+            training_id=training_id,
+            round=number,
+            metrics=split.metrics,
+            text_metrics=split.text_metrics,
+            list_metrics=split.list_metrics,
+            num_examples=num_examples,
         )
         self._rpc.unary(self._rpc.rounds.SubmitMetrics, request)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
+from os import PathLike
 from typing import Any, TypeVar
 
 import grpc
@@ -13,20 +14,22 @@ from fedround.v1.aggregation_pb2 import UPDATE_PRECISION_UNSPECIFIED, UpdatePrec
 from fedround.v1.event_pb2 import ModelInfo, RoundStarted
 from fedround.v1.model_pb2 import DownloadModelRequest
 from fedround_client.cache import ModelCache
+from fedround_client.casting import Caster
 from fedround_client.download import Tee, download
 from fedround_client.errors import UnsupportedRound
 from fedround_client.half_precision import HALF_DTYPES, NotRepresentable, difference_sources
 from fedround_client.logs import get_logger
-from fedround_client.participation import Callbacks, Round, TrainResult, Update, as_report, as_update
+from fedround_client.participation import Callbacks, Round, Update, as_report, as_update
 from fedround_client.payload import Payload, Progress
 from fedround_client.progress import kind_name, transfer_log
 from fedround_client.round import RoundCalls
 from fedround_client.round_number import round_text
 from fedround_client.rpc import Rpc
 from fedround_client.safetensors_reader import SafetensorsReader
+from fedround_client.safetensors_stream import ArraySource
 from fedround_client.swag_moments import Moments
-from fedround_client.tensor_types import Framework, StateDict
-from fedround_client.tensors import copy_state, metadata_of
+from fedround_client.tensor_types import Framework
+from fedround_client.tensors import array_sources, copy_state, metadata_of
 
 logger = get_logger(__name__)
 
@@ -72,6 +75,7 @@ class RoundRunner(RoundCalls):
         self._name = ""
         # In which framework the functions have got the global model, by training id.
         self._frameworks: dict[str, Framework] = {}
+        self._caster = Caster()
 
     def run(self, training_id: str, started: RoundStarted, name: str) -> None:
         """Runs a round until its result is accepted, for as long as the server takes to answer.
@@ -90,21 +94,25 @@ class RoundRunner(RoundCalls):
         logger.info("%s: %s", name, ACTIVITIES.get(round_.kind, round_.kind))
         evaluate = self._callbacks.evaluate
         if round_.kind == "TRAIN":
-            result = self._call(self._callbacks.train, round_, started.model)
-            self._submit(round_, result, started.model.sha256)
+            model = self._fetch(round_, started.model)
+            dtypes = {source.info.name: source.info.dtype for source in array_sources(model)}
+            update = as_update(self._call(self._callbacks.train, model, round_))
+            self._submit(round_, update, self._payload(round_, update, dtypes, started.model.sha256))
         elif round_.kind == "SWAG":
             collect = self._callbacks.swag or self._collect_moments
-            self._submit(round_, self._call(collect, round_, started.model))
+            update = as_update(self._call(collect, self._fetch(round_, started.model), round_))
+            self._submit(round_, update, Payload.of(update.model))
         elif round_.kind == "EVALUATE" and evaluate is not None:
-            metrics, num_examples = as_report(self._call(evaluate, round_, started.model))
+            metrics, num_examples = as_report(self._call(evaluate, self._fetch(round_, started.model), round_))
             self._rpc.retrying(None)(self.submit_metrics, training_id, round_.number, metrics, num_examples)
         else:
             need = "an evaluate function: participate(train, evaluate)" if round_.kind == "EVALUATE" else "a newer SDK"
             raise _unsupported(training_id, round_.number, f"has the kind {round_.kind}, which needs {need}.")
 
-    def _call(self, function: Callable[[dict[str, Any], Round], Result], round_: Round, info: ModelInfo) -> Result:
+    def _call(
+        self, function: Callable[[dict[str, Any], Round], Result], model: dict[str, Any], round_: Round
+    ) -> Result:
         """Calls a function of the user with the round's model."""
-        model = self._fetch(round_, info)
         try:
             return function(model, round_)
         except Exception as error:
@@ -147,11 +155,7 @@ class RoundRunner(RoundCalls):
             )
         return reader.tensors()
 
-    def _submit(self, round_: Round, result: TrainResult, model_sha256: str = "") -> None:
-        update = as_update(result)
-        payload = self._half_precision_payload(round_, update.model, model_sha256) or Payload.of(
-            update.model, names_framework=True
-        )
+    def _submit(self, round_: Round, update: Update, payload: Payload) -> None:
         self._submit_payload(
             round_.training_id,
             round_.number,
@@ -165,7 +169,17 @@ class RoundRunner(RoundCalls):
     def _transfer_log(self, activity: str) -> Progress | None:
         return transfer_log(self._rpc.clock, f"{self._name}: {activity}")
 
-    def _half_precision_payload(self, round_: Round, update: StateDict, model_sha256: str) -> Payload | None:
+    def _payload(self, round_: Round, update: Update, dtypes: Mapping[str, str], model_sha256: str) -> Payload:
+        """Returns an update in the dtypes of the round's model, or in half precision; a file as it is."""
+        if isinstance(update.model, (str, PathLike)):
+            return Payload.of(update.model)
+        metadata = metadata_of(update.model)
+        tensors = self._caster.cast(array_sources(update.model), dtypes)
+        return self._half_precision_payload(round_, tensors, model_sha256) or Payload.of_tensors(tensors, metadata)
+
+    def _half_precision_payload(
+        self, round_: Round, update: Iterable[ArraySource], model_sha256: str
+    ) -> Payload | None:
         """Returns the update in half precision; None if the round or the update does not allow it.
 
         It is computed from the model's file, so it also needs that in the cache.

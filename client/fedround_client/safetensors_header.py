@@ -25,6 +25,8 @@ DTYPE_NAMES = {
     "BOOL": "bool",
     "U8": "uint8",
     "I8": "int8",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E4M3": "float8_e4m3fn",
     "I16": "int16",
     "U16": "uint16",
     "F16": "float16",
@@ -32,14 +34,15 @@ DTYPE_NAMES = {
     "I32": "int32",
     "U32": "uint32",
     "F32": "float32",
+    "C64": "complex64",
     "F64": "float64",
     "I64": "int64",
     "U64": "uint64",
 }
 """The names of dtypes in numpy and torch by their names in safetensors. A file has its tensors in the reverse order."""
 
-DTYPE_SIZES = {"BOOL": 1, "U8": 1, "I8": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2, "I32": 4, "U32": 4, "F32": 4}
-DTYPE_SIZES |= {"F64": 8, "I64": 8, "U64": 8}
+DTYPE_SIZES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2}
+DTYPE_SIZES |= {"I32": 4, "U32": 4, "F32": 4, "C64": 8, "F64": 8, "I64": 8, "U64": 8}
 _RANKS = {dtype: rank for rank, dtype in enumerate(reversed(DTYPE_NAMES))}
 
 

@@ -18,6 +18,9 @@ from fedround_client.safetensors_header import (
 )
 from fedround_client.tensor_types import Framework, TensorError
 
+TORCH_ONLY = frozenset({"BF16", "F8_E4M3", "F8_E5M2"})
+"""The dtypes that numpy does not have."""
+
 
 class SafetensorsReader:
     """Parses a safetensors file from pieces of any size, and copies the data directly into the tensors' memory.
@@ -61,7 +64,8 @@ class SafetensorsReader:
         """Returns the tensors of a file that was written completely.
 
         Raises:
-            TensorError: The bytes are not a safetensors file, or have a dtype that numpy does not have (bfloat16).
+            TensorError: The bytes are not a safetensors file, or have a dtype that numpy does not have
+                (bfloat16, float8).
         """
         try:
             if self._error is None and not self._is_complete():
@@ -118,8 +122,11 @@ class SafetensorsReader:
 
 def _new_array(info: TensorInfo) -> tuple[Any, memoryview]:
     """Returns an array with the shape and dtype of the tensor, and its memory as bytes."""
-    if info.dtype == "BF16":
-        raise TensorError('numpy has no dtype BF16: read this model with framework="torch" (and torch installed).')
+    if info.dtype in TORCH_ONLY:
+        raise TensorError(
+            f"numpy has no dtype {info.dtype}, which tensor {info.name!r} has: read this model with"
+            ' framework="torch" (and torch installed).'
+        )
     array = np.empty(info.shape, np.dtype(DTYPE_NAMES[info.dtype]).newbyteorder("<"))
     return array, array.reshape(-1).view(np.uint8).data
 

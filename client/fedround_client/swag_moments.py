@@ -38,7 +38,7 @@ class Moments:
         self._deviations: deque[Arrays] = deque(maxlen=rank)
 
     def add(self, weights: StateDict) -> None:
-        """Adds the current weights, for example after each epoch. Integer tensors are ignored.
+        """Adds the current weights, for example after each epoch. Integer and complex tensors are ignored.
 
         Raises:
             TensorError: A value is not a tensor, or names or shapes differ from those added before.

@@ -6,12 +6,10 @@ from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias
 
 StateDict: TypeAlias = Mapping[str, Any]
-"""Tensors by name: numpy arrays, torch tensors, or some of each."""
+"""Tensors by name: numpy arrays, torch tensors, or arrays of other libraries that numpy can read; also nested, as in
+flax: then their names are joined by slashes."""
 
 Framework: TypeAlias = Literal["numpy", "torch"]
-
-DTYPES = frozenset({"float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"})
-"""The dtypes that the server accepts; bfloat16 from torch only, since numpy does not have it."""
 
 
 class TensorError(ValueError):

@@ -12,20 +12,23 @@ import numpy as np
 from fedround_client.safetensors_header import DTYPE_NAMES, TORCH_METADATA, TensorInfo
 from fedround_client.safetensors_reader import SafetensorsReader
 from fedround_client.safetensors_stream import ArraySource, SafetensorsStream
-from fedround_client.tensor_types import DTYPES, Framework, StateDict, TensorError
+from fedround_client.state_dict import flatten, not_an_array
+from fedround_client.tensor_types import Framework, StateDict, TensorError
 
 if TYPE_CHECKING:
     import torch
 
 _DTYPES_BY_NAME = {name: dtype for dtype, name in DTYPE_NAMES.items()}
+_REAL_FLOATING = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
 
 
 def to_safetensors(state: StateDict, metadata: Mapping[str, str] | None = None) -> bytes:
     """Writes a state dict as a safetensors file.
 
     Args:
-        state: Arrays or tensors by name, of any shape with at least one element, of a dtype in DTYPES, on any device,
-            contiguous or not, of either byte order. Tensors that share memory are written separately.
+        state: Arrays or tensors by name, of any shape, of a dtype in DTYPE_NAMES, on any device, contiguous or not, of
+            either byte order. Arrays of other libraries are read by __array__ or DLPack. Tensors that share memory are
+            written separately. The names of nested dicts are joined by slashes.
         metadata: Texts by name that the header of the file holds besides.
 
     Returns:
@@ -85,68 +88,76 @@ def array_sources(state: StateDict) -> list[ArraySource]:
     Raises:
         TensorError: The dict is empty, or a value cannot be written; the message names it.
     """
-    if not state:
-        raise TensorError("The state dict is empty: a model has at least one tensor.")
-    return [_array_source(name, value) for name, value in state.items()]
+    return [_array_source(name, value) for name, value in flatten(state).items()]
 
 
 def float64_arrays(state: StateDict) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
-    """Returns the floating-point tensors of a state dict, which are those that are averaged, as float64 arrays.
+    """Returns the tensors of a state dict that have real floating-point numbers, as float64 arrays.
 
     Raises:
         TensorError: A value is not a tensor; the message names it.
     """
     torch = sys.modules.get("torch")
     arrays = {}
-    for name, value in state.items():
+    for name, value in flatten(state).items():
+        if _array_source(name, value).info.dtype not in _REAL_FLOATING:
+            continue
         plain = value
         if torch is not None and isinstance(value, torch.Tensor):
-            if not value.is_floating_point():
-                continue
             plain = value.detach().cpu().to(torch.float64).numpy()
-        array = _as_array(name, plain)
-        _safetensors_dtype(name, array.dtype.name, array.size)
-        if np.issubdtype(array.dtype, np.floating):
-            arrays[name] = np.asarray(array, np.float64)
+        arrays[name] = np.asarray(_as_array(name, plain), np.float64)
     return arrays
 
 
-def _array_source(name: object, value: object) -> ArraySource:
+def _array_source(name: str, value: object) -> ArraySource:
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
         dtype = _torch_dtype(name, value, torch)
-        return ArraySource(TensorInfo(str(name), dtype, tuple(value.shape)), lambda: _tensor_memory(value, torch))
+        return ArraySource(TensorInfo(name, dtype, tuple(value.shape)), lambda: _tensor_memory(value, torch))
     array = _as_array(name, value)
-    dtype = _safetensors_dtype(name, array.dtype.name, array.size)
-    return ArraySource(TensorInfo(str(name), dtype, array.shape), lambda: _array_memory(array))
+    dtype = _safetensors_dtype(name, array.dtype.name)
+    return ArraySource(TensorInfo(name, dtype, array.shape), lambda: _array_memory(array))
 
 
-def _as_array(name: object, value: object) -> np.ndarray[Any, np.dtype[Any]]:
-    if not isinstance(value, (np.ndarray, np.generic)):
-        raise TensorError(f"{name!r} is a {type(value).__name__}, neither a numpy array nor a torch tensor.")
-    return np.asarray(value)
+def _as_array(name: str, value: Any) -> np.ndarray[Any, np.dtype[Any]]:
+    """Returns an array of any library as a numpy array, which shares its memory where that is possible."""
+    if isinstance(value, (np.ndarray, np.generic)):
+        return np.asarray(value)
+    if not hasattr(value, "__array__") and not hasattr(value, "__dlpack__"):
+        raise not_an_array(name, value)
+    try:
+        return np.asarray(value) if hasattr(value, "__array__") else np.from_dlpack(value)
+    except Exception as error:  # an array on a device, for example: each library raises its own exceptions
+        raise TensorError(
+            f"numpy cannot read {name!r}, a {type(value).__name__}: {error}. Pass it as an array in the memory of the"
+            " CPU."
+        ) from error
 
 
-def _torch_dtype(name: object, value: torch.Tensor, torch: Any) -> str:
+def _torch_dtype(name: str, value: torch.Tensor, torch: Any) -> str:
     if value.layout is not torch.strided or value.is_quantized or value.is_meta:
         raise TensorError(f"Tensor {name!r} is sparse, quantised or without data; a model has dense tensors.")
-    return _safetensors_dtype(name, str(value.dtype).removeprefix("torch."), value.numel())
+    return _safetensors_dtype(name, str(value.dtype).removeprefix("torch."))
 
 
-def _safetensors_dtype(name: object, dtype: str, size: int) -> str:
-    """Checks that a tensor may be part of a model; returns the name of its dtype in safetensors."""
-    if not isinstance(name, str):
-        raise TensorError(f"The key {name!r} is not a string: the names of a state dict are strings.")
-    if dtype not in DTYPES:
-        raise TensorError(f"Tensor {name!r} has the dtype {dtype}; a model may have {', '.join(sorted(DTYPES))}.")
-    if size == 0:
-        raise TensorError(f"Tensor {name!r} is empty; leave it out of the model.")
+def _safetensors_dtype(name: str, dtype: str) -> str:
+    """Returns the name of a dtype in safetensors."""
+    if dtype == "complex128":
+        raise TensorError(
+            f"Tensor {name!r} has the dtype complex128, which safetensors does not have: send complex64, or pairs of"
+            " float64: torch.view_as_real(tensor), or array.view(np.float64)."
+        )
+    if dtype not in _DTYPES_BY_NAME:
+        known = ", ".join(sorted(_DTYPES_BY_NAME))
+        raise TensorError(f"Tensor {name!r} has the dtype {dtype}; a model may have {known}.")
     return _DTYPES_BY_NAME[dtype]
 
 
 def _array_memory(array: np.ndarray[Any, np.dtype[Any]]) -> memoryview:
+    # Other libraries define dtypes of their own, such as JAX's bfloat16, which have no other byte order.
+    dtype = array.dtype.newbyteorder("<") if array.dtype.isbuiltin != 2 else array.dtype
     # asarray, unlike ascontiguousarray, keeps the shape () of a scalar.
-    little = np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
+    little = np.asarray(array, dtype=dtype, order="C")
     return little.reshape(-1).view(np.uint8).data
 
 

@@ -14,9 +14,17 @@ from fedround.v1.round_pb2 import GetRoundRequest, Round
 from fedround.v1.training_pb2 import CreateTrainingRequest, RoundPolicy, Training, TrainingSpec
 from fedround_client import options
 from fedround_client.errors import FedroundError, NotActor, TrainingFailed, from_event
-from fedround_client.options import AggregationOption, EvaluationName, PrecisionName, Selection, UncertaintyOption
+from fedround_client.options import (
+    AggregationOption,
+    EvaluationName,
+    IntegerTensorsName,
+    PrecisionName,
+    Selection,
+    UncertaintyOption,
+)
 from fedround_client.payload import ModelSource, Payload, Progress
 from fedround_client.progress import WaitLog
+from fedround_client.round_number import planned_rounds, round_text
 from fedround_client.rpc import Rpc, duration
 from fedround_client.subscription import Subscription
 from fedround_client.upload import upload
@@ -57,13 +65,16 @@ class TrainingCalls:
         max_num_examples: int = 0,
         max_update_norm: float = 0.0,
         update_precision: PrecisionName = "FULL",
+        allow_non_finite_buffers: bool = False,
+        integer_tensors: IntegerTensorsName = "HEAVIEST",
         request_id: str | None = None,
         progress: Progress | None = None,
     ) -> Training:
         """Creates a training; resumes the upload of its model after a lost connection. For actors.
 
         Args:
-            model: The initial model: a state dict of numpy arrays or torch tensors, or the path of a safetensors file.
+            model: The initial model: a state dict of numpy arrays, torch tensors or arrays of other libraries, or the
+                path of a safetensors file.
             name: A name for people, at most 200 characters.
             target_num_updates: How often the training updates the global model; at least 1.
             model_id: Instead of `model`: UUID of a stored model of yours.
@@ -87,13 +98,19 @@ class TrainingCalls:
                 0 for no limit.
             update_precision: With "FLOAT16" or "BFLOAT16", participants send float32 and float64 tensors as differences
                 from the round's model in half precision: half the bytes of float32. Not with FedDc.
+            allow_non_finite_buffers: Accept Inf and NaN in the model, for example in the buffer of a mask, and in
+                updates where the model has them; every version keeps them exactly. Not with Swag.
+            integer_tensors: How tensors of integers and booleans are aggregated. "HEAVIEST", the default: taken from
+                the update with the most examples. "MEAN": averaged, weighted by the numbers of examples, and rounded
+                to the nearest integer, halves up; a boolean is the majority. BatchNorm's num_batches_tracked always
+                gets the maximum.
             request_id: UUID of the request: a repeated one returns the training that the first one created. Random by
                 default.
             progress: Called with the bytes sent and the bytes in all.
 
         Raises:
             TypeError: Both or none of model and model_id are given.
-            TensorError: The state dict cannot be written as safetensors.
+            TensorError: The model is none, or cannot be written as safetensors; the message says what to write.
             ModelFormat: The file is not safetensors, or not in the form that the server accepts.
             UnknownClients: A client id is not the id of a user; nothing was created.
             FieldInvalid: Another field is not valid; field_violations names it.
@@ -122,6 +139,8 @@ class TrainingCalls:
             max_num_examples=max_num_examples,
             max_update_norm=max_update_norm,
             update_precision=UpdatePrecision.Value(f"UPDATE_PRECISION_{update_precision}"),
+            allow_non_finite_buffers=allow_non_finite_buffers,
+            integer_tensors=training_pb2.IntegerTensors.Value(f"INTEGER_TENSORS_{integer_tensors}"),
             request_id=request_id or str(uuid.uuid4()),
         )
         return upload(
@@ -247,11 +266,11 @@ class TrainingCalls:
             training = self._rpc.unary(self._rpc.trainings.GetTraining, request, ASK_SECONDS).training
             if training.state == training_pb2.TRAINING_STATE_INITIAL:
                 return " It has not been started."
-            number = training.round
-            text = f" Round {number}: {training.updates_arrived} of {training.updates_expected} results have arrived."
+            name = round_text(training.round, planned_rounds(training.spec)).capitalize()
+            text = f" {name}: {training.updates_arrived} of {training.updates_expected} results have arrived."
             with suppress(NotActor):
-                asked = GetRoundRequest(training_id=training_id, round=number)
-                text = _describe(self._rpc.unary(self._rpc.rounds.GetRound, asked, ASK_SECONDS).round)
+                asked = GetRoundRequest(training_id=training_id, round=training.round)
+                text = _describe(self._rpc.unary(self._rpc.rounds.GetRound, asked, ASK_SECONDS).round, name)
         except FedroundError:
             return ""
         return text
@@ -266,14 +285,14 @@ class TrainingCalls:
         return error
 
 
-def _describe(round_: Round) -> str:
+def _describe(round_: Round, name: str) -> str:
     """Returns a sentence about what a round waits for, and the names of the missing participants."""
     missing = [one for one in round_.participants if not one.arrived]
     names = [f"{one.name} ({'connected' if one.subscribed else 'not connected'})" for one in missing[:MAX_NAMES]]
     if len(missing) > MAX_NAMES:
         names.append(f"{len(missing) - MAX_NAMES} more")
     who = f"; missing: {', '.join(names)}" if names else ""
-    return f" Round {round_.number} waits for {round_.waiting_for.rstrip('.')}{who}."
+    return f" {name} waits for {round_.waiting_for.rstrip('.')}{who}."
 
 
 def _policy(min_updates: int, deadline: float | None, max_retries: int) -> RoundPolicy:

@@ -37,7 +37,8 @@ class Trap:
         (Trap(), "not a plain state dict"),
         (torch.nn.Linear(2, 2), "not a plain state dict"),
         ([torch.zeros(2)], "holds a list"),
-        ({"weight": torch.zeros(2), "epoch": 3}, "'epoch' is a int"),
+        ({"epoch": 3, "loss": [0.5]}, "has no tensors, only 'epoch', 'loss'"),
+        (torch.optim.Adam([torch.zeros(2)]).state_dict(), "the state of an optimizer"),
     ],
 )
 def test_convert_rejects_other_objects_and_runs_no_code(tmp_path, content, text):
@@ -76,7 +77,14 @@ def test_convert_prints_the_result_as_json(tmp_path):
     torch.save({"w": torch.zeros(2)}, tmp_path / "net.pt")
     result = CliRunner().invoke(app, ["convert", str(tmp_path / "net.pt"), "--format", "json"])
     written = tmp_path / "net.safetensors"
-    assert json.loads(result.stdout) == {"file": str(written), "size_bytes": written.stat().st_size}
+    assert json.loads(result.stdout) == {
+        "file": str(written),
+        "size_bytes": written.stat().st_size,
+        "num_tensors": 1,
+        "taken_key": "",
+        "removed_prefix": "",
+        "dropped": [],
+    }
 
 
 def test_the_file_says_that_it_has_tensors_of_torch(tmp_path):
@@ -84,3 +92,31 @@ def test_the_file_says_that_it_has_tensors_of_torch(tmp_path):
     assert CliRunner().invoke(app, ["convert", str(tmp_path / "net.pt")]).exit_code == 0
     with safetensors.safe_open(tmp_path / "net.safetensors", "pt") as file:
         assert file.metadata() == {"format": "pt"}
+
+
+def test_convert_says_what_it_took_removed_and_dropped(tmp_path):
+    network = torch.nn.Linear(2, 3)
+    state = {f"module._orig_mod.{name}": tensor for name, tensor in network.state_dict().items()}
+    optimizer = torch.optim.Adam(network.parameters()).state_dict()
+    path = tmp_path / "net.pt"
+    torch.save({"model_state_dict": state | {"module._orig_mod.note": "text"}, "adam": optimizer, "epoch": 3}, path)
+    result = CliRunner().invoke(app, ["convert", str(path)])
+    assert result.exit_code == 0, result.output
+    assert result.stderr == (
+        "Took 2 tensors of 'model_state_dict'. Removed the prefix 'module._orig_mod.' from their names."
+        " Dropped 'adam' (dict), 'epoch' (int), 'module._orig_mod.note' (str).\n"
+    )
+    assert from_safetensors((tmp_path / "net.safetensors").read_bytes()).keys() == {"weight", "bias"}
+    told = json.loads(CliRunner().invoke(app, ["convert", str(path), "--force", "--format", "json"]).stdout)
+    assert told["taken_key"] == "model_state_dict"
+    assert told["removed_prefix"] == "module._orig_mod."
+    assert told["dropped"] == ["adam", "epoch", "module._orig_mod.note"]
+
+
+def test_convert_drops_the_state_of_an_optimizer_beside_tensors(tmp_path):
+    network = torch.nn.Linear(2, 3)
+    content = {"net": network.state_dict(), "adam": torch.optim.Adam(network.parameters()).state_dict()}
+    torch.save(content, tmp_path / "net.pt")
+    result = CliRunner().invoke(app, ["convert", str(tmp_path / "net.pt")])
+    assert "Took 2 tensors. Dropped 'adam' (the state of an optimizer).\n" in result.stderr
+    assert from_safetensors((tmp_path / "net.safetensors").read_bytes()).keys() == {"net/weight", "net/bias"}

@@ -13,6 +13,7 @@ from fedround.v1.round_pb2 import GetRoundResponse, RejectedUpdate, Round, Round
 from fedround.v1.training_pb2 import (
     GOAL_MAXIMIZE,
     GOAL_MINIMIZE,
+    INTEGER_TENSORS_MEAN,
     ON_MISSED_RETRY,
     CreateTrainingResponse,
     GetTrainingResponse,
@@ -44,7 +45,7 @@ def test_training_create_sends_the_file_and_all_options(server, command, tmp_pat
     options = f"--name digits --target-num-updates 5 --client {USER} --client {MODEL} --metric accuracy --min-updates 2"
     options += (
         " --deadline 90 --max-retries 4 --fed-prox-mu 0.1 --evaluation final_only --description d --max-num-examples 9"
-        " --max-update-norm 2.5 --update-precision bfloat16"
+        " --max-update-norm 2.5 --update-precision bfloat16 --allow-non-finite-buffers --integer-tensors mean"
     )
     options += " --maximize accuracy --keep-versions 4 --architecture mlp"
     options += " --uncertainty swag --samples 3 --softmax --swag-every 2 --swag-rank 1"
@@ -59,6 +60,7 @@ def test_training_create_sends_the_file_and_all_options(server, command, tmp_pat
     assert (list(spec.client_ids), list(spec.metric_names)) == ([USER, MODEL], ["accuracy"])
     assert (spec.round_policy.min_updates, spec.round_policy.deadline.seconds) == (2, 90)
     assert (spec.max_update_norm, spec.update_precision) == (2.5, UPDATE_PRECISION_BFLOAT16)
+    assert (spec.allow_non_finite_buffers, spec.integer_tensors) == (True, INTEGER_TENSORS_MEAN)
     assert (spec.round_policy.on_missed, spec.round_policy.max_retries) == (ON_MISSED_RETRY, 4)
     assert (spec.aggregation.fed_prox.mu, spec.evaluation) == (0.1, 2)
     assert spec.selection == ModelSelection(metric="accuracy", goal=GOAL_MAXIMIZE)
@@ -103,7 +105,7 @@ def test_training_create_of_a_stored_model(server, command, options, wanted):
     spec = rpc.take_request().spec
     rpc.terminate(CreateTrainingResponse(training=TRAINED), *OK)
     assert TRAINING in done(call).stdout
-    for name in ("request_id", "round_policy", "evaluation", "update_precision"):
+    for name in ("request_id", "round_policy", "evaluation", "update_precision", "integer_tensors"):
         spec.ClearField(name)
     wanted.MergeFrom(TrainingSpec(model_id=MODEL, name="n", target_num_updates=1))
     assert spec == wanted

@@ -21,6 +21,7 @@ from fedround_client.cache import SharedFile
 from fedround_client.half_precision import NotRepresentable, difference_sources, round_to_half
 from fedround_client.payload import CHUNK, Payload
 from fedround_client.safetensors_stream import SafetensorsStream
+from fedround_client.tensors import array_sources
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -68,7 +69,8 @@ def test_rebuilt_updates_are_within_the_rounding_error(precision, seed):
         for key, tensor in MODEL.items()
     }
     file = b"".join(
-        bytes(one) for one in SafetensorsStream(difference_sources(update, shared_file(MODEL), name)).pieces()
+        bytes(one)
+        for one in SafetensorsStream(difference_sources(array_sources(update), shared_file(MODEL), name)).pieces()
     )
     found = from_safetensors(file, "torch")
     assert found["half"].dtype == torch.float16
@@ -85,7 +87,7 @@ def test_rebuilt_updates_are_within_the_rounding_error(precision, seed):
 @given(st.integers(0, 2500), st.sampled_from(["FLOAT16", "BFLOAT16"]))
 def test_differences_can_be_read_from_any_offset(offset, precision):
     update = {name: tensor + tensor.dtype.type(1) for name, tensor in MODEL.items()}
-    file = SafetensorsStream(difference_sources(update, shared_file(MODEL), precision))
+    file = SafetensorsStream(difference_sources(array_sources(update), shared_file(MODEL), precision))
     whole = b"".join(bytes(one) for one in file.pieces())
     assert len(whole) == file.size_bytes
     assert b"".join(bytes(one) for one in file.pieces(offset)) == whole[offset:]
@@ -104,7 +106,7 @@ def test_differences_can_be_read_from_any_offset(offset, precision):
 )
 def test_updates_that_cannot_be_sent_as_differences_are_rejected(update, text):
     with pytest.raises(NotRepresentable, match=text):
-        Payload.of_tensors(difference_sources({**MODEL, **update}, shared_file(MODEL), "FLOAT16"))
+        Payload.of_tensors(difference_sources(array_sources({**MODEL, **update}), shared_file(MODEL), "FLOAT16"))
 
 
 def test_a_difference_needs_memory_for_one_block():
@@ -112,7 +114,7 @@ def test_a_difference_needs_memory_for_one_block():
     after, model = {"w": before["w"] + 1}, shared_file(before)
     tracemalloc.start()
     try:
-        payload = Payload.of_tensors(difference_sources(after, model, "BFLOAT16"))
+        payload = Payload.of_tensors(difference_sources(array_sources(after), model, "BFLOAT16"))
         assert sum(len(chunk) for chunk, _ in payload.chunks(0)) == payload.size_bytes
         assert tracemalloc.get_traced_memory()[1] < 12 * CHUNK
     finally:

@@ -148,12 +148,14 @@ def test_an_invalid_result_is_rejected_at_once(server, result, text):
     assert text in str(error)
 
 
-def test_metrics_that_are_not_numbers_are_rejected_at_once(server):
-    rounds = Rounds(server, lambda model, round_: (model, 1, {"loss": "low"}))
+def test_metrics_of_other_types_are_rejected_at_once(server):
+    rounds = Rounds(server, lambda model, round_: (model, 1, {"loss": None}))
     rounds.send(round_started(1, 0))
     rounds.training_is_at(0)
     rounds.serve_model(0)
-    assert isinstance(rounds.error(), TypeError)
+    error = rounds.error()
+    assert isinstance(error, TypeError)
+    assert "Metric 'loss' has a value of the type NoneType: a metric is a number" in str(error)
 
 
 @pytest.mark.parametrize("result", [{"accuracy": 1.0}, None, ({"accuracy": 1.0}, 1, 2), (1, {"accuracy": 1.0})])

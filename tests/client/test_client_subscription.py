@@ -229,7 +229,7 @@ def test_wait_says_what_the_round_waits_for(server, caplog):
     assert (asked.training_id, asked.round) == (TRAINING, 3)
     message = str(call.exception(10))
     assert message.startswith(
-        "The training did not end within 5 s. Round 3 waits for 12 more of 13 updates; there is no"
+        "The training did not end within 5 s. Round 4 waits for 12 more of 13 updates; there is no"
     )
     assert "missing: site 0 (connected), site 1 (not connected), " in message
     assert message.endswith("site 9 (not connected), 2 more.")
@@ -245,7 +245,7 @@ def test_wait_tells_a_participant_how_many_updates_have_arrived(server):
     ongoing = Training(state="TRAINING_STATE_ONGOING", round=3, updates_arrived=1, updates_expected=4)
     server.reply("GetTraining", GetTrainingResponse(training=ongoing))
     server.fail("GetRound", error_status(grpc.StatusCode.PERMISSION_DENIED, "NOT_ACTOR"))
-    assert str(call.exception(10)).endswith(" Round 3: 1 of 4 results have arrived.")
+    assert str(call.exception(10)).endswith(" Round 4: 1 of 4 results have arrived.")
 
 
 def test_wait_says_that_a_training_was_not_started(server):

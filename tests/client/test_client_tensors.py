@@ -18,9 +18,11 @@ from fedround_client.safetensors_stream import SafetensorsStream
 from fedround_client.tensors import array_sources, copy_state
 
 NUMPY = [np.float64, np.float32, np.float16, np.int64, np.int32, np.int16, np.int8, np.uint8, np.bool_]
+NUMPY += [np.complex64, np.uint64, np.uint32, np.uint16]
 TORCH = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
+TORCH += [torch.complex64, torch.float8_e4m3fn, torch.float8_e5m2, torch.uint64, torch.uint32, torch.uint16]
 
-shapes = arrays.array_shapes(min_dims=0, max_dims=4, min_side=1, max_side=5)
+shapes = arrays.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=5)
 dtypes = st.sampled_from(NUMPY).flatmap(
     lambda kind: st.sampled_from([np.dtype(kind), np.dtype(kind).newbyteorder(">")])
 )
@@ -64,13 +66,14 @@ def test_a_file_is_read_from_any_offset_and_in_any_pieces(state, data):
 @given(st.sampled_from(TORCH), shapes, st.integers(0, 2**31))
 def test_tensors_survive_a_round_trip_bit_for_bit(dtype, shape, seed):
     generator = torch.Generator().manual_seed(seed)
-    tensor = (torch.randn(shape, generator=generator) * 50).to(dtype)
+    tensor = torch.randn(shape, generator=generator).mul(50).abs().to(dtype)
     state = {"plain": tensor, "turned": tensor.transpose(0, -1) if tensor.dim() > 1 else tensor}
     back = from_safetensors(to_safetensors(state), "torch")
     for name, given_tensor in state.items():
         assert back[name].dtype == dtype
         assert back[name].shape == given_tensor.shape
-        assert torch.equal(back[name], given_tensor)
+        # torch compares neither float8 nor wide unsigned integers.
+        assert back[name].flatten().tolist() == given_tensor.flatten().tolist()
 
 
 def test_views_parameters_and_shared_tensors_are_written():
@@ -91,11 +94,9 @@ def test_torch_and_numpy_write_the_same_file():
     ("state", "text"),
     [
         ({}, "at least one tensor"),
-        ({"w": np.zeros((0, 3))}, "'w' is empty"),
-        ({"w": torch.zeros(0)}, "'w' is empty"),
-        ({"w": np.zeros(3, complex)}, "'w' has the dtype complex128"),
-        ({"w": torch.zeros(3, dtype=torch.complex64)}, "'w' has the dtype complex64"),
-        ({"w": np.zeros(3, np.uint32)}, "dtype uint32"),
+        ({"w": np.zeros(3, complex)}, r"'w' has the dtype complex128.*torch.view_as_real\(tensor\)"),
+        ({"w": torch.zeros(3, dtype=torch.complex128)}, "'w' has the dtype complex128.*send complex64"),
+        ({"w": np.zeros(3, np.longdouble)}, "dtype (float128|longdouble)"),
         ({"w": np.array(["text"])}, "dtype str"),
         ({"w": np.array([object()])}, "dtype object"),
         ({"w": [1.0, 2.0]}, "'w' is a list"),

@@ -165,9 +165,9 @@ def test_a_model_file_is_uploaded_from_disk(server, tmp_path):
     assert rest == FILE[2 * CHUNK - 5 :]
 
 
-def test_the_servers_message_about_a_pickle_is_raised(server, tmp_path):
-    path = tmp_path / "model.pt"
-    path.write_bytes(b"PK\x03\x04")
+def test_the_servers_message_about_the_format_is_raised(server, tmp_path):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(FILE)
     call = server.run(server.client.upload_model, path)
     status = error_status(grpc.StatusCode.INVALID_ARGUMENT, "MODEL_FORMAT", "run `fedround convert`")
     server.upload("UploadModel").terminate(None, *status)

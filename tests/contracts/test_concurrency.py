@@ -106,6 +106,8 @@ async def test_a_training_that_is_removed_while_it_is_aggregated_stays_removed(s
             await store.trainings.get(training.training_id, actor)
         assert kinds(await read(store, training.training_id, actor))[2:] == [UpdateAccepted, TrainingRemoved]
         assert (await store.models.get_version(training.model_id, None, actor)).version == 0
-        # What the aggregation made is gone: the files are those of the model and of the update.
+        # What the aggregation made is no user's.
         stored = {path.name for path in (tmp_path / "objects").rglob("*") if path.is_file()}
-        assert stored == {blob("zeros").sha256, blob(f"0 {client}").sha256}
+        made = stored - {blob("zeros").sha256, blob(f"0 {client}").sha256}
+        assert len(made) == 1
+        assert await store.models.digests_in_use(made) == set()

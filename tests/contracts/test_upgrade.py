@@ -18,11 +18,11 @@ from fedround_server.domain.event import RoundExtended, RoundStarted, TrainingFa
 from fedround_server.domain.model import POSTERIOR
 from fedround_server.domain.rounds import KINDS
 from fedround_server.domain.rounds.round import RoundState
-from fedround_server.domain.training import TrainingState
+from fedround_server.domain.training import IntegerTensors, TrainingState
 from fedround_server.store import Store
 from fedround_server.store.db.connection import connect
 from fedround_server.store.db.run import MIGRATIONS
-from fedround_server.store.tables.schema import EventRow, LastSeenRow, TrainingRow, UserRow
+from fedround_server.store.tables.schema import EventRow, LastSeenRow, ModelRow, TrainingRow, UserRow
 
 OLD = json.loads((Path(__file__).with_name("data") / "database_0.1.0.json").read_text())
 BOOLEANS = {"removed", "stored"}
@@ -116,6 +116,20 @@ async def test_the_names_of_missing_participants_are_for_the_actor_only(upgraded
         assert extended.deadline.tzinfo is UTC
         assert timedelta(0) < extended.deadline - datetime(2026, 1, 1, tzinfo=UTC) < timedelta(hours=1)
         assert isinstance(payloads[-1], TrainingFailed)
+
+
+async def test_models_are_finite_and_integers_come_from_the_heaviest(upgraded: str) -> None:
+    old = Old()
+    with Store(upgraded) as store:
+        models = await store._database.run(lambda: [row.is_finite for row in ModelRow.select()])
+        assert models == [True] * len(OLD["model"]["rows"])
+        for training in old.trainings.values():
+            spec = (await store.trainings.get(training["training_id"], old.actor)).spec
+            assert (spec.allow_non_finite_buffers, spec.integer_tensors) == (False, IntegerTensors.HEAVIEST)
+        # A stored model of the old version is trained as before.
+        world = World(store)
+        plain = old.trainings["plain"]["model_id"]
+        assert (await world.training(old.actor, old.clients, model_id=plain)) is not None
 
 
 async def test_the_rest_is_as_it_was(upgraded: str) -> None:

@@ -139,12 +139,25 @@ class TestSubmitUpdate:
             (model_file(weight=np.zeros((3, 2), np.float32)), ["weight", "F32[3, 2]", "F32[2, 3]"]),
             (model_file(weight=np.zeros((2, 3), np.float64)), ["weight", "F64"]),
             (model_file(weight=np.zeros((1,), np.float32)), ["weight"]),
-            (model_file(extra=np.zeros(1)), ["extra"]),
-            (save({"weight": MODEL["weight"]}), ["bias", "count"]),
         ],
     )
-    def test_other_tensors(self, clients: list[Person], running: Any, data: bytes, words: list[str]) -> None:
+    def test_other_shapes_and_dtypes(self, clients: list[Person], running: Any, data: bytes, words: list[str]) -> None:
         with fails_with("INVALID_ARGUMENT", "UPDATE_MISMATCH", *words):
+            clients[0].submit(running.training_id, data)
+
+    @pytest.mark.parametrize(
+        ("data", "words"),
+        [
+            (model_file(extra=np.zeros(1)), ["does not ask for: 'extra'"]),
+            (save({"weight": MODEL["weight"]}), ["lacks", "'bias', 'count'"]),
+            (
+                save({f"module.{name}": tensor for name, tensor in MODEL.items()}),
+                ["lacks", "and it has", "'module.bias'", "remove it with fedround_client.strip_prefix"],
+            ),
+        ],
+    )
+    def test_other_names(self, clients: list[Person], running: Any, data: bytes, words: list[str]) -> None:
+        with fails_with("INVALID_ARGUMENT", "TENSORS_MISMATCH", *words):
             clients[0].submit(running.training_id, data)
 
     def test_not_finite(self, clients: list[Person], running: Any) -> None:

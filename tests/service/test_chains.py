@@ -132,7 +132,8 @@ class TestSwag:
         self, actor: Person, clients: list[Person], training: Any, tensors: dict[str, np.ndarray], words: tuple[str]
     ) -> None:
         before = actor.get(training.training_id)
-        with fails_with("INVALID_ARGUMENT", "UPDATE_MISMATCH", *words):
+        reason = "TENSORS_MISMATCH" if tensors.keys() != moments(rank=2).keys() else "UPDATE_MISMATCH"
+        with fails_with("INVALID_ARGUMENT", reason, *words):
             clients[0].submit(training.training_id, save(tensors), 1)
         assert actor.get(training.training_id) == before
         events = actor.subscribe(training.training_id)

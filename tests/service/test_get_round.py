@@ -106,7 +106,8 @@ def test_the_bytes_of_an_upload_are_seen_also_between_its_tries(actor: Person, c
 
 NOT_FINITE = model_file(bias=np.full(3, np.nan))
 REFUSED: list[tuple[str, str, Callable[[Person, str], object]]] = [
-    ("INVALID_ARGUMENT", "UPDATE_MISMATCH", lambda client, id_: client.submit(id_, save({"w": np.zeros(1)}))),
+    ("INVALID_ARGUMENT", "TENSORS_MISMATCH", lambda client, id_: client.submit(id_, save({"w": np.zeros(1)}))),
+    ("INVALID_ARGUMENT", "UPDATE_MISMATCH", lambda client, id_: client.submit(id_, model_file(bias=np.zeros(1)))),
     ("INVALID_ARGUMENT", "UPDATE_NOT_FINITE", lambda client, id_: client.submit(id_, NOT_FINITE)),
     ("INVALID_ARGUMENT", "UPDATE_NORM", lambda client, id_: client.submit(id_, model_file(1000))),
     ("INVALID_ARGUMENT", "NUM_EXAMPLES", lambda client, id_: client.submit(id_, model_file(1), num_examples=0)),

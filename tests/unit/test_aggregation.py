@@ -44,11 +44,21 @@ def make(folder: Path, model: Tensors, updates: list[Tensors], weights: list[int
 
 
 def reference(updates: list[Tensors], weights: list[int], name: str) -> np.ndarray:
-    """The weighted mean in float64, summed in the order of the updates."""
+    """The weighted mean in float64, summed in the order of the updates; of complex numbers part by part."""
+    if updates[0][name].dtype.kind == "c":
+        parts = [{name: np.stack([update[name].real, update[name].imag], -1)} for update in updates]
+        return reference(parts, weights, name).view(updates[0][name].dtype)[..., 0]
     total = np.zeros(updates[0][name].shape, np.float64)
     for update, weight in zip(updates, weights, strict=True):
         total += update[name].astype(np.float64) * np.float64(weight)
     return (total / np.float64(sum(weights))).astype(updates[0][name].dtype)
+
+
+def _draw(rng: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    values = np.asarray(rng.standard_normal((2, *shape)) * 100)
+    if dtype.kind == "c":
+        return np.asarray(values[0] + 1j * values[1], dtype)
+    return np.asarray(np.abs(values[0]) if dtype.kind == "u" else values[0]).astype(dtype)
 
 
 @st.composite
@@ -56,7 +66,9 @@ def rounds(draw: st.DrawFn) -> tuple[Tensors, list[Tensors], list[int]]:
     shapes = draw(
         st.dictionaries(
             st.sampled_from(["a", "b/weight", "c.bias", "zz"]),
-            st.tuples(st.sampled_from(sorted(NUMPY_DTYPES)), array_shapes(min_dims=0, max_dims=3, max_side=6)),
+            st.tuples(
+                st.sampled_from(sorted(NUMPY_DTYPES)), array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=6)
+            ),
             min_size=1,
         )
     )
@@ -64,12 +76,7 @@ def rounds(draw: st.DrawFn) -> tuple[Tensors, list[Tensors], list[int]]:
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     made = []
     for _ in range(count + 1):
-        made.append(
-            {
-                name: np.asarray(rng.standard_normal(shape) * 100).astype(NUMPY_DTYPES[dtype])
-                for name, (dtype, shape) in shapes.items()
-            }
-        )
+        made.append({name: _draw(rng, shape, NUMPY_DTYPES[dtype]) for name, (dtype, shape) in shapes.items()})
     return made[0], made[1:], draw(st.lists(st.integers(1, 2**31), min_size=count, max_size=count))
 
 
@@ -82,7 +89,7 @@ def test_the_result_is_the_references_bit_for_bit(
     assert result.keys() == model.keys()
     for name, tensor in model.items():
         assert result[name].dtype == tensor.dtype
-        if tensor.dtype.kind == "f":
+        if tensor.dtype.kind in "fc":
             expected = reference(updates, weights, name)
         else:
             expected = updates[int(np.argmax(weights))][name]

@@ -34,7 +34,6 @@ ARGUMENTS: dict[type[FedroundError], tuple[Any, ...]] = {
     errors.CertificateMismatch: (),
     errors.CertificateAmbiguous: (),
     errors.ServerLeaving: (),
-    errors.ServerOverloaded: (),
     errors.FieldInvalid: ("name", "is required: 1 to 200 characters"),
     errors.UnknownClients: (["b", "a"],),
     errors.NumExamples: (0, 10),

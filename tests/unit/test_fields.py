@@ -12,5 +12,5 @@ def test_too_many_ids_are_counted_first() -> None:
 
 
 def test_too_many_metric_names_are_counted_first() -> None:
-    with pytest.raises(FieldInvalid, match=f"has {fields.MAX_METRICS + 1} entries"):
-        fields.parse_metric_names([""] * (fields.MAX_METRICS + 1))
+    with pytest.raises(FieldInvalid, match=f"has {fields.MAX_METRIC_NAMES + 1} entries"):
+        fields.parse_metric_names([""] * (fields.MAX_METRIC_NAMES + 1))

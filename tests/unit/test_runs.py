@@ -39,7 +39,7 @@ def test_runs_are_all_that_lies_side_by_side_everywhere(manifest: dict[str, Tens
     found = list(runs(layouts[0], layouts[1:]))
     assert [name for run in found for name in run.names] == orders[0]
     for run in found:
-        assert run.num_elements == sum(manifest[name].num_elements for name in run.names)
+        assert run.num_numbers == sum(manifest[name].num_numbers for name in run.names)
         assert [run.owner(end - 1) for end in run.ends] == list(run.names)
         assert run.owner(0) == run.first
         assert {manifest[name].dtype for name in run.names} == {run.dtype}

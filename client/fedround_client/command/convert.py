@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,11 +14,14 @@ from fedround_client.command.failures import fail
 from fedround_client.command.files import ForceOption, check_new
 from fedround_client.command.output import Format, FormatOption, echo, echo_json
 from fedround_client.command.serve import require
+from fedround_client.prefixes import strip_prefix, wrapper_prefix
 from fedround_client.safetensors_header import TORCH_METADATA
+from fedround_client.state_dict import WRAPPERS, flatten, is_optimizer_state
 from fedround_client.tensor_types import TensorError
 from fedround_client.tensors import to_safetensors
 
-_WRAPPERS = ("state_dict", "model_state_dict", "model")
+MAX_NAMED = 20
+"""How many dropped entries are named."""
 
 
 def convert(
@@ -26,18 +30,91 @@ def convert(
     force: ForceOption = False,
     form: FormatOption = Format.TABLE,
 ) -> None:
-    """Convert a PyTorch state dict to safetensors, the format that the server accepts."""
+    """Convert a PyTorch state dict to safetensors, the format that the server accepts.
+
+    Of a checkpoint it takes the state dict. It removes the prefixes module. (DataParallel) and _orig_mod.
+    (torch.compile) if all names have them, and says what it took, removed and dropped.
+    """
     require("convert", "server", ("torch",))
     target = output or state_dict.with_suffix(".safetensors")
     if target.resolve() == state_dict.resolve():
         fail("FILE", f"{target} is the file to convert: name another one for the result")
     check_new(target, force)
-    content = to_safetensors(_tensors(_load(state_dict)), TORCH_METADATA)
+    selection = select_tensors(_load(state_dict))
+    content = to_safetensors(selection.tensors, TORCH_METADATA)
     target.write_bytes(content)
     if form is Format.JSON:
-        echo_json({"file": str(target), "size_bytes": len(content)}, indent=None)
+        echo_json({"file": str(target), "size_bytes": len(content)} | selection.summary(), indent=None)
     else:
+        echo(selection.description(), err=True)
         echo(str(target))
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The tensors of a file that are converted.
+
+    Attributes:
+        tensors: The tensors by name.
+        key: The key of the checkpoint that has them, with slashes between nested keys; empty for the whole file.
+        prefix: What was removed from the names of all of them.
+        dropped: What is not converted: the types of the values by name.
+    """
+
+    tensors: Mapping[str, Any]
+    key: str
+    prefix: str
+    dropped: Mapping[str, str]
+
+    def summary(self) -> dict[str, Any]:
+        """Returns what was taken and dropped, for programs."""
+        return {
+            "num_tensors": len(self.tensors),
+            "taken_key": self.key,
+            "removed_prefix": self.prefix,
+            "dropped": sorted(self.dropped),
+        }
+
+    def description(self) -> str:
+        """Returns what was taken and dropped, for people."""
+        text = f"Took {len(self.tensors)} tensors" + (f" of {self.key!r}." if self.key else ".")
+        if self.prefix:
+            text += f" Removed the prefix {self.prefix!r} from their names."
+        if self.dropped:
+            named = [f"{name!r} ({kind})" for name, kind in list(self.dropped.items())[:MAX_NAMED]]
+            more = len(self.dropped) - len(named)
+            text += f" Dropped {', '.join(named)}" + (f" and {more} more." if more else ".")
+        return text
+
+
+def select_tensors(content: Any) -> Selection:
+    """Returns the tensors of what a file holds: a state dict, or a checkpoint that has one.
+
+    Raises:
+        TensorError: It holds no tensors, or the state of an optimizer.
+    """
+    keys: list[str] = []
+    dropped: dict[str, str] = {}
+    for key in WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            dropped |= {str(name): type(value).__name__ for name, value in content.items() if name != key}
+            content = content[key]
+            keys.append(key)
+    if not isinstance(content, Mapping):
+        raise TensorError(f"The file holds a {type(content).__name__}, not a state dict: save network.state_dict().")
+    if not is_optimizer_state(content):
+        optimizers = [
+            name for name, value in content.items() if isinstance(value, Mapping) and is_optimizer_state(value)
+        ]
+        dropped |= {str(name): "the state of an optimizer" for name in optimizers}
+        content = {name: value for name, value in content.items() if name not in optimizers}
+    flat = flatten(content)
+    tensors = {name: value for name, value in flat.items() if hasattr(value, "__array__")}
+    dropped |= {name: type(value).__name__ for name, value in flat.items() if name not in tensors}
+    if not tensors:
+        raise TensorError(f"The file has no tensors, only {', '.join(map(repr, list(dropped)[:MAX_NAMED]))}.")
+    prefix = wrapper_prefix(tensors)
+    return Selection(strip_prefix(tensors, prefix) if prefix else tensors, "/".join(keys), prefix, dropped)
 
 
 def _load(path: Path) -> Any:
@@ -54,13 +131,3 @@ def _load(path: Path) -> Any:
             f"{path} is not a plain state dict (save model.state_dict(), not the model): {why}",
             code=grpc.StatusCode.INVALID_ARGUMENT,
         )
-
-
-def _tensors(content: Any) -> Mapping[str, Any]:
-    """Returns the state dict of a file, which may be part of a checkpoint."""
-    for key in _WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if not isinstance(content, Mapping):
-        raise TensorError(f"The file holds a {type(content).__name__}, not a state dict.")
-    return content

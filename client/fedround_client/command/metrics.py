@@ -34,7 +34,8 @@ def metrics(
 ) -> None:
     """Print the metrics reported on a model, by round: means weighted by the number of examples.
 
-    The first round is round 1, except in JSON, which has the API's numbers from 0.
+    Texts and lists have no mean: --by-reporter shows them. The first round is round 1, except in JSON, which has the
+    API's numbers from 0.
     """
     with client_of(context) as client:
         found = client.metrics(names.model_id(client, model))
@@ -57,11 +58,13 @@ def _columns(reports: Iterable[MetricReport], reporters: Mapping[str, str] | Non
     if reporters is not None:
         columns["REPORTER"] = lambda report: report.reporter_id or "all"
         columns["NAME"] = lambda report: reporters.get(report.reporter_id, "")
-    metric_names = sorted({name for report in reports for name in report.metrics})
+    metric_names = {name for one in reports for name in (*one.metrics, *one.text_metrics, *one.list_metrics)}
     # A metric may have the name of a column, and must not replace it.
-    titles = {f"{name} (metric)" if name in columns else name: name for name in metric_names}
+    titles = {f"{name} (metric)" if name in columns else name: name for name in sorted(metric_names)}
     return columns | {title: partial(_value, name) for title, name in titles.items()}
 
 
 def _value(name: str, report: MetricReport) -> object:
-    return report.metrics.get(name, "")
+    if name in report.list_metrics:
+        return ", ".join(f"{value:.6g}" for value in report.list_metrics[name].values)
+    return report.metrics.get(name, report.text_metrics.get(name, ""))

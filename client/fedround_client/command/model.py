@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
 import typer
 
@@ -29,6 +29,13 @@ from fedround_client.command.session import client_of
 from fedround_client.round_number import round_text
 
 app = typer.Typer(no_args_is_help=True, help="Upload, list, tag and download models and their versions.")
+
+NonFiniteOption: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--allow-non-finite-buffers", help="Accept Inf and NaN that the model has, as in the buffer of a mask."
+    ),
+]
 
 _COLUMNS: Columns[Model] = {
     "MODEL_ID": lambda model: model.model_id,
@@ -73,12 +80,18 @@ def upload(
     name: Annotated[str, typer.Option(help="A name for people; the name of the file by default.")] = "",
     description: Annotated[str, typer.Option(help="A description for people.")] = "",
     architecture: Annotated[str, typer.Option(help="Registered architecture that predictions use.")] = "",
+    allow_non_finite_buffers: NonFiniteOption = False,
     form: FormatOption = Format.TABLE,
 ) -> None:
     """Store a model file as version 0 of a new model."""
     with client_of(context) as client, progress("upload") as report:
         model = client.upload_model(
-            file, name=name or file.stem, description=description, architecture=architecture, progress=report
+            file,
+            name=name or file.stem,
+            description=description,
+            architecture=architecture,
+            allow_non_finite_buffers=allow_non_finite_buffers,
+            progress=report,
         )
     _show(model, form)
 

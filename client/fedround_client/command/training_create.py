@@ -10,6 +10,7 @@ import typer
 
 from fedround.v1.aggregation_pb2 import FedDc, FedProx
 from fedround_client.command import names
+from fedround_client.command.model import NonFiniteOption
 from fedround_client.command.output import UINT32, Format, FormatOption, progress
 from fedround_client.command.session import client_of
 from fedround_client.command.training_summary import show_training
@@ -41,6 +42,13 @@ class PrecisionChoice(StrEnum):
     FULL = "FULL"
     FLOAT16 = "FLOAT16"
     BFLOAT16 = "BFLOAT16"
+
+
+class IntegerTensorsChoice(StrEnum):
+    """How tensors of integers and booleans are aggregated."""
+
+    HEAVIEST = "HEAVIEST"
+    MEAN = "MEAN"
 
 
 def create(
@@ -116,6 +124,15 @@ def create(
         PrecisionChoice,
         typer.Option(case_sensitive=False, help="Precision in which participants send updates."),
     ] = PrecisionChoice.FULL,
+    allow_non_finite_buffers: NonFiniteOption = False,
+    integer_tensors: Annotated[
+        IntegerTensorsChoice,
+        typer.Option(
+            case_sensitive=False,
+            help="Integers and booleans: HEAVIEST takes them from the update with the most examples, MEAN averages and"
+            " rounds them. num_batches_tracked gets the maximum.",
+        ),
+    ] = IntegerTensorsChoice.HEAVIEST,
     form: FormatOption = Format.TABLE,
 ) -> None:
     """Create a training from a model file or a stored model."""
@@ -159,6 +176,8 @@ def create(
             max_num_examples=max_num_examples,
             max_update_norm=max_update_norm,
             update_precision=update_precision.value,
+            allow_non_finite_buffers=allow_non_finite_buffers,
+            integer_tensors=integer_tensors.value,
             progress=report,
         )
     show_training(training, form)

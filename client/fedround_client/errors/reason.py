@@ -50,6 +50,7 @@ __all__ = [
     "ServerLeaving",
     "ServerOverloaded",
     "StoreUnavailable",
+    "TensorsMismatch",
     "TokenExpired",
     "TokenInvalid",
     "TokenMissing",
@@ -200,12 +201,16 @@ class NotInCohort(PermissionDenied, reason="NOT_IN_COHORT"):
     """The caller does not belong to the round's cohort."""
 
 
+class TensorsMismatch(InvalidArgument, reason="TENSORS_MISMATCH"):
+    """The names of the update's tensors are not those that the round asks for."""
+
+
 class AlreadyParticipating(FailedPrecondition, reason="ALREADY_PARTICIPATING"):
     """Another program takes part as the same user, in the same training or in all of the user's trainings."""
 
 
 class UpdateMismatch(InvalidArgument, reason="UPDATE_MISMATCH"):
-    """The names, shapes or dtypes of the update's tensors are not those that the round asks for."""
+    """The shapes or dtypes of the update's tensors are not those that the round asks for."""
 
 
 class UpdateNotFinite(InvalidArgument, reason="UPDATE_NOT_FINITE"):

@@ -58,6 +58,7 @@ class ModelSpec(_message.Message):
     OFFSET_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     ARCHITECTURE_FIELD_NUMBER: _builtins.int
+    ALLOW_NON_FINITE_BUFFERS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """A name for humans, at most 200 characters; need not be unique."""
     sha256: _builtins.str
@@ -74,6 +75,8 @@ class ModelSpec(_message.Message):
     """A description for humans, at most 10,000 characters."""
     architecture: _builtins.str
     """Name of the architecture that Predict builds for the model, as registered by the operator; may be empty."""
+    allow_non_finite_buffers: _builtins.bool
+    """Accept Inf and NaN, for example in the buffer of a mask. A training of the model must allow them, too."""
     def __init__(
         self,
         *,
@@ -84,10 +87,11 @@ class ModelSpec(_message.Message):
         offset: _builtins.int = ...,
         description: _builtins.str = ...,
         architecture: _builtins.str = ...,
+        allow_non_finite_buffers: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "description", b"description", "name", b"name", "offset", b"offset", "sha256", b"sha256", "size_bytes", b"size_bytes", "upload_id", b"upload_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_non_finite_buffers", b"allow_non_finite_buffers", "architecture", b"architecture", "description", b"description", "name", b"name", "offset", b"offset", "sha256", b"sha256", "size_bytes", b"size_bytes", "upload_id", b"upload_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -105,7 +109,7 @@ class TensorInfo(_message.Message):
     name: _builtins.str
     """Its name in the state dict."""
     dtype: _builtins.str
-    """safetensors dtype: F64, F32, F16, BF16, I64, I32, I16, I8, U8 or BOOL."""
+    """safetensors dtype: F64, F32, F16, BF16, F8_E4M3, F8_E5M2, C64, I64, I32, I16, I8, U64, U32, U16, U8 or BOOL."""
     @_builtins.property
     def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Its shape; empty for a scalar."""
@@ -829,6 +833,47 @@ class MetricReport(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class TextMetricsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class ListMetricsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> _event_pb2.MetricList: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _event_pb2.MetricList | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     TRAINING_ID_FIELD_NUMBER: _builtins.int
     ROUND_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
@@ -836,6 +881,8 @@ class MetricReport(_message.Message):
     REPORTER_ID_FIELD_NUMBER: _builtins.int
     NUM_EXAMPLES_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
+    TEXT_METRICS_FIELD_NUMBER: _builtins.int
+    LIST_METRICS_FIELD_NUMBER: _builtins.int
     training_id: _builtins.str
     """UUID of the training."""
     round: _builtins.int
@@ -852,6 +899,14 @@ class MetricReport(_message.Message):
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """The values. At most 1000 if aggregated; the training's metric_names take precedence."""
 
+    @_builtins.property
+    def text_metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """What the participant reported as text; empty if aggregated."""
+
+    @_builtins.property
+    def list_metrics(self) -> _containers.MessageMap[_builtins.str, _event_pb2.MetricList]:
+        """What the participant reported as lists of numbers; empty if aggregated."""
+
     def __init__(
         self,
         *,
@@ -862,10 +917,12 @@ class MetricReport(_message.Message):
         reporter_id: _builtins.str = ...,
         num_examples: _builtins.int = ...,
         metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        text_metrics: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        list_metrics: _abc.Mapping[_builtins.str, _event_pb2.MetricList] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "metrics", b"metrics", "model_version", b"model_version", "num_examples", b"num_examples", "reporter_id", b"reporter_id", "round", b"round", "training_id", b"training_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "list_metrics", b"list_metrics", "metrics", b"metrics", "model_version", b"model_version", "num_examples", b"num_examples", "reporter_id", b"reporter_id", "round", b"round", "text_metrics", b"text_metrics", "training_id", b"training_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

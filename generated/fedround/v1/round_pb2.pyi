@@ -108,6 +108,47 @@ class UpdateSpec(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class TextMetricsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class ListMetricsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> _event_pb2.MetricList: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _event_pb2.MetricList | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     TRAINING_ID_FIELD_NUMBER: _builtins.int
     ROUND_FIELD_NUMBER: _builtins.int
     NUM_EXAMPLES_FIELD_NUMBER: _builtins.int
@@ -116,6 +157,8 @@ class UpdateSpec(_message.Message):
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     UPLOAD_ID_FIELD_NUMBER: _builtins.int
     OFFSET_FIELD_NUMBER: _builtins.int
+    TEXT_METRICS_FIELD_NUMBER: _builtins.int
+    LIST_METRICS_FIELD_NUMBER: _builtins.int
     training_id: _builtins.str
     """UUID of the training."""
     round: _builtins.int
@@ -132,7 +175,19 @@ class UpdateSpec(_message.Message):
     """Offset in the file at which the chunks start, as returned by GetUpload, in bytes."""
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
-        """Metrics to store with the update: finite numbers, at most 100."""
+        """Metrics to store with the update: finite numbers, which are averaged. With text_metrics and list_metrics at most
+        1000, with different names of 1 to 100 characters.
+        """
+
+    @_builtins.property
+    def text_metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Metrics that are texts of up to 1000 characters. They are not averaged, only kept for the actor: GetMetrics returns
+        them. Texts in UTF-8, and lists with 8 bytes a number, have at most 65,536 bytes together.
+        """
+
+    @_builtins.property
+    def list_metrics(self) -> _containers.MessageMap[_builtins.str, _event_pb2.MetricList]:
+        """Metrics that are lists of numbers. They are not averaged, only kept for the actor: GetMetrics returns them."""
 
     def __init__(
         self,
@@ -145,10 +200,12 @@ class UpdateSpec(_message.Message):
         size_bytes: _builtins.int = ...,
         upload_id: _builtins.str = ...,
         offset: _builtins.int = ...,
+        text_metrics: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        list_metrics: _abc.Mapping[_builtins.str, _event_pb2.MetricList] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["metrics", b"metrics", "num_examples", b"num_examples", "offset", b"offset", "round", b"round", "sha256", b"sha256", "size_bytes", b"size_bytes", "training_id", b"training_id", "upload_id", b"upload_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["list_metrics", b"list_metrics", "metrics", b"metrics", "num_examples", b"num_examples", "offset", b"offset", "round", b"round", "sha256", b"sha256", "size_bytes", b"size_bytes", "text_metrics", b"text_metrics", "training_id", b"training_id", "upload_id", b"upload_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -468,10 +525,53 @@ class SubmitMetricsRequest(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class TextMetricsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class ListMetricsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> _event_pb2.MetricList: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _event_pb2.MetricList | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     TRAINING_ID_FIELD_NUMBER: _builtins.int
     ROUND_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
     NUM_EXAMPLES_FIELD_NUMBER: _builtins.int
+    TEXT_METRICS_FIELD_NUMBER: _builtins.int
+    LIST_METRICS_FIELD_NUMBER: _builtins.int
     training_id: _builtins.str
     """UUID of the training."""
     round: _builtins.int
@@ -480,7 +580,15 @@ class SubmitMetricsRequest(_message.Message):
     """Number of examples that the model was evaluated on, 1 to 2^31."""
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
-        """The metrics: finite numbers, at least those in the training's metric_names."""
+        """The metrics: finite numbers, at least those in the training's metric_names. Limits as in UpdateSpec."""
+
+    @_builtins.property
+    def text_metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Metrics that are texts, as in UpdateSpec."""
+
+    @_builtins.property
+    def list_metrics(self) -> _containers.MessageMap[_builtins.str, _event_pb2.MetricList]:
+        """Metrics that are lists of numbers, as in UpdateSpec."""
 
     def __init__(
         self,
@@ -489,10 +597,12 @@ class SubmitMetricsRequest(_message.Message):
         round: _builtins.int = ...,
         metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         num_examples: _builtins.int = ...,
+        text_metrics: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        list_metrics: _abc.Mapping[_builtins.str, _event_pb2.MetricList] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["metrics", b"metrics", "num_examples", b"num_examples", "round", b"round", "training_id", b"training_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["list_metrics", b"list_metrics", "metrics", b"metrics", "num_examples", b"num_examples", "round", b"round", "text_metrics", b"text_metrics", "training_id", b"training_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

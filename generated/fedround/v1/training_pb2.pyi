@@ -159,6 +159,36 @@ GOAL_MAXIMIZE: Goal.ValueType  # 2
 """Higher is better, as for an accuracy."""
 Global___Goal: _TypeAlias = Goal  # noqa: Y015
 
+class _IntegerTensors:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _IntegerTensorsEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_IntegerTensors.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    INTEGER_TENSORS_UNSPECIFIED: _IntegerTensors.ValueType  # 0
+    """Not set: HEAVIEST."""
+    INTEGER_TENSORS_HEAVIEST: _IntegerTensors.ValueType  # 1
+    """They are taken from the update with the most examples; of equals, from the first by the participant's id."""
+    INTEGER_TENSORS_MEAN: _IntegerTensors.ValueType  # 2
+    """Integers are averaged, weighted by the numbers of examples, and rounded to the nearest, halves up. A boolean is the
+    weighted majority; at a tie it is true.
+    """
+
+class IntegerTensors(_IntegerTensors, metaclass=_IntegerTensorsEnumTypeWrapper):
+    """How tensors of integers and booleans are aggregated. BatchNorm's counters, num_batches_tracked, always get their
+    maximum.
+    """
+
+INTEGER_TENSORS_UNSPECIFIED: IntegerTensors.ValueType  # 0
+"""Not set: HEAVIEST."""
+INTEGER_TENSORS_HEAVIEST: IntegerTensors.ValueType  # 1
+"""They are taken from the update with the most examples; of equals, from the first by the participant's id."""
+INTEGER_TENSORS_MEAN: IntegerTensors.ValueType  # 2
+"""Integers are averaged, weighted by the numbers of examples, and rounded to the nearest, halves up. A boolean is the
+weighted majority; at a tie it is true.
+"""
+Global___IntegerTensors: _TypeAlias = IntegerTensors  # noqa: Y015
+
 class _TrainingRole:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -287,6 +317,8 @@ class TrainingSpec(_message.Message):
     ARCHITECTURE_FIELD_NUMBER: _builtins.int
     MAX_UPDATE_NORM_FIELD_NUMBER: _builtins.int
     UPDATE_PRECISION_FIELD_NUMBER: _builtins.int
+    ALLOW_NON_FINITE_BUFFERS_FIELD_NUMBER: _builtins.int
+    INTEGER_TENSORS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """A name for humans, at most 200 characters; need not be unique."""
     description: _builtins.str
@@ -325,6 +357,13 @@ class TrainingSpec(_message.Message):
     FULL: they may not. Not available with FedDC, whose local models are assigned exactly as they were sent. In SWAG
     rounds, moments are sent in full. max_update_norm then limits the differences themselves.
     """
+    allow_non_finite_buffers: _builtins.bool
+    """Accept Inf and NaN in the model, for example in the buffer of a mask, and in updates where the model has them. The
+    elements keep their values in every version, exactly. Without it, a model or an update that contains them is
+    rejected (UPDATE_NOT_FINITE). Not available with SWAG, whose moments would not be finite.
+    """
+    integer_tensors: Global___IntegerTensors.ValueType
+    """How tensors of integers and booleans are aggregated; unset means HEAVIEST, which the stored spec then contains."""
     @_builtins.property
     def metric_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of the metrics that every evaluation report must contain; at most 100, each 1 to 100 characters."""
@@ -372,10 +411,12 @@ class TrainingSpec(_message.Message):
         architecture: _builtins.str = ...,
         max_update_norm: _builtins.float = ...,
         update_precision: _aggregation_pb2.UpdatePrecision.ValueType = ...,
+        allow_non_finite_buffers: _builtins.bool = ...,
+        integer_tensors: Global___IntegerTensors.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_model_version", b"_model_version", "aggregation", b"aggregation", "model_version", b"model_version", "round_policy", b"round_policy", "selection", b"selection", "uncertainty", b"uncertainty"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_model_version", b"_model_version", "aggregation", b"aggregation", "architecture", b"architecture", "client_ids", b"client_ids", "description", b"description", "evaluation", b"evaluation", "keep_versions", b"keep_versions", "max_num_examples", b"max_num_examples", "max_update_norm", b"max_update_norm", "metric_names", b"metric_names", "model_id", b"model_id", "model_sha256", b"model_sha256", "model_size_bytes", b"model_size_bytes", "model_version", b"model_version", "name", b"name", "request_id", b"request_id", "round_policy", b"round_policy", "selection", b"selection", "target_num_updates", b"target_num_updates", "uncertainty", b"uncertainty", "update_precision", b"update_precision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_model_version", b"_model_version", "aggregation", b"aggregation", "allow_non_finite_buffers", b"allow_non_finite_buffers", "architecture", b"architecture", "client_ids", b"client_ids", "description", b"description", "evaluation", b"evaluation", "integer_tensors", b"integer_tensors", "keep_versions", b"keep_versions", "max_num_examples", b"max_num_examples", "max_update_norm", b"max_update_norm", "metric_names", b"metric_names", "model_id", b"model_id", "model_sha256", b"model_sha256", "model_size_bytes", b"model_size_bytes", "model_version", b"model_version", "name", b"name", "request_id", b"request_id", "round_policy", b"round_policy", "selection", b"selection", "target_num_updates", b"target_num_updates", "uncertainty", b"uncertainty", "update_precision", b"update_precision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__model_version: _TypeAlias = _typing.Literal["model_version"]  # noqa: Y015
     _WhichOneofArgType__model_version: _TypeAlias = _typing.Literal["_model_version", b"_model_version"]  # noqa: Y015

@@ -5,14 +5,12 @@ from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
 from fedround_server.blobs import BlobDamaged, map_disk_full
-from fedround_server.coordinator.adoption import decide
 from fedround_server.coordinator.context import Context
 from fedround_server.coordinator.stored_files import StoredFiles
 from fedround_server.coordinator.tasks import in_thread
 from fedround_server.domain.audit import acting
 from fedround_server.domain.errors import DiskFull, Unavailable
 from fedround_server.domain.model import BlobRef
-from fedround_server.domain.rounds.round import Round
 from fedround_server.engine.executor import WorkerLost
 from fedround_server.engine.jobs import AggregationFailed, AggregationJob
 from fedround_server.failpoints import reached
@@ -99,8 +97,7 @@ class Aggregations:
             result = await self._compute(task)
             if self._stopped:
                 return
-            commit = self._commit(closed, result)
-            await (commit if result is None else decide(self._context.blobs, result, commit))
+            await self._store.commit(closed.training_id, closed.number, closed.epoch, result, now())
             reached("aggregation.committed")
         except TRANSIENT:
             raise
@@ -143,10 +140,6 @@ class Aggregations:
         self._context.hub.notify(training_id)
         await self._follow_up(training_id)
 
-    async def _commit(self, closed: Round, result: BlobRef | None) -> tuple[None, bool]:
-        now = self._context.clock.now()
-        return None, await self._store.commit(closed.training_id, closed.number, closed.epoch, result, now)
-
     async def _compute(self, task: AggregationTask) -> BlobRef | None:
         """Makes the file of a closed round, if its kind makes one."""
         computation = task.computation
@@ -159,10 +152,14 @@ class Aggregations:
             algorithm=computation.algorithm,
             options=computation.options,
             differences=computation.differences,
+            integers=computation.integers,
+            keep_non_finite=computation.keep_non_finite,
         )
         with map_disk_full():
             result = await self._context.engine.aggregate(job)
         reached("aggregation.computed")
         await in_thread(self._context.blobs.commit, result)
+        # The collection removes a result that is not committed.
+        self._context.blobs.keep(result.blob)
         reached("aggregation.adopted")
         return result.blob

@@ -23,7 +23,9 @@ class Models:
         self._files = files
         self._uploads = uploads
 
-    async def upload(self, name: str, description: str, architecture: str, incoming: Incoming) -> Model:
+    async def upload(
+        self, name: str, description: str, architecture: str, incoming: Incoming, *, allow_non_finite: bool = False
+    ) -> Model:
         """Stores a model file as version 0 of a new model, exactly once for an upload id.
 
         Raises:
@@ -39,12 +41,13 @@ class Models:
             return made
 
         async def create(received: Received) -> tuple[Model, bool]:
-            model = NewModel(name, description, received.manifest, received.blob, architecture, incoming.upload_id)
+            blob, manifest, is_finite = received.blob, received.manifest, received.is_finite
+            model = NewModel(name, description, manifest, blob, architecture, incoming.upload_id, is_finite=is_finite)
             model_id, now = self._context.new_id(), self._context.clock.now()
             stored = await self._context.store.models.create(model_id, incoming.user_id, model, quotas, now)
             return stored, stored.model_id == model_id
 
-        return await self._uploads.receive(incoming, None, create)
+        return await self._uploads.receive(incoming, None, create, allow_non_finite=allow_non_finite)
 
     async def tag(self, model_id: str, version: int, tag: str, owner_id: str, *, remove: bool) -> VersionView:
         """Adds a tag to a version, or removes it.

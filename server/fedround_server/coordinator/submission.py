@@ -9,7 +9,7 @@ from fedround_server.coordinator.uploads.receive import Incoming, Received, Uplo
 from fedround_server.domain.errors import NotInCohort, RoundNotOpen, UpdateExists, UpdateSuperseded
 from fedround_server.domain.model import BlobRef
 from fedround_server.domain.report import NewReport
-from fedround_server.domain.update import NewUpdate, Update
+from fedround_server.domain.update import MetricValue, NewUpdate, Update
 from fedround_server.failpoints import reached
 from fedround_server.wakeups import for_actor
 
@@ -24,7 +24,7 @@ class Submissions:
         self._aggregations = aggregations
 
     async def submit(
-        self, training_id: str, number: int, num_examples: int, metrics: Mapping[str, float], incoming: Incoming
+        self, training_id: str, number: int, num_examples: int, metrics: Mapping[str, MetricValue], incoming: Incoming
     ) -> Update:
         """Accepts an update. When it returns, the update is on disk and will be counted exactly once.
 
@@ -47,12 +47,14 @@ class Submissions:
             # The file is also that of the same update that was accepted meanwhile.
             return await self._accept_update(replace(new, blob=received.blob)), True
 
-        update = await self._uploads.receive(incoming, tensors.manifest, accept, admission.bound, tensors.differences)
+        update = await self._uploads.receive(
+            incoming, tensors.manifest, accept, admission.bound, tensors.differences, model=admission.model
+        )
         reached("update.replying")
         return update
 
     async def submit_metrics(
-        self, training_id: str, number: int, user_id: str, num_examples: int, metrics: Mapping[str, float]
+        self, training_id: str, number: int, user_id: str, num_examples: int, metrics: Mapping[str, MetricValue]
     ) -> None:
         """Accepts a report of an evaluation round.
 

@@ -42,10 +42,11 @@ class Trainings:
             return training
 
         async def create(received: Received) -> tuple[Training, bool]:
-            model = NewModel(spec.name, spec.description, received.manifest, received.blob, spec.architecture)
+            blob, manifest, is_finite = received.blob, received.manifest, received.is_finite
+            model = NewModel(spec.name, spec.description, manifest, blob, spec.architecture, is_finite=is_finite)
             return await self._create(actor_id, spec, model)
 
-        return await self._uploads.receive(incoming, None, create)
+        return await self._uploads.receive(incoming, None, create, allow_non_finite=spec.allow_non_finite_buffers)
 
     async def register(self, training_id: str, actor_id: str, client_ids: Sequence[str]) -> Training:
         """Registers clients as participants."""

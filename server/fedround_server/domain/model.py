@@ -12,24 +12,32 @@ class Dtype(enum.Enum):
 
     Attributes:
         itemsize: Bytes an element.
-        is_floating: Whether it is averaged; integers and booleans are not.
+        is_floating: Whether it is averaged as real numbers; integers and booleans have a rule of their own.
+        is_complex: Whether an element is two real numbers, F32 each: its real and its imaginary part.
     """
 
     F64 = ("F64", 8)
     F32 = ("F32", 4)
     F16 = ("F16", 2)
     BF16 = ("BF16", 2)
+    F8_E4M3 = ("F8_E4M3", 1)
+    F8_E5M2 = ("F8_E5M2", 1)
+    C64 = ("C64", 8)
     I64 = ("I64", 8)
     I32 = ("I32", 4)
     I16 = ("I16", 2)
     I8 = ("I8", 1)
+    U64 = ("U64", 8)
+    U32 = ("U32", 4)
+    U16 = ("U16", 2)
     U8 = ("U8", 1)
     BOOL = ("BOOL", 1)
 
     def __init__(self, name: str, itemsize: int) -> None:
         # Fields, as properties of enums take longer than what asks for them, again and again.
         self.itemsize = itemsize
-        self.is_floating = name in ("F64", "F32", "F16", "BF16")
+        self.is_floating = name[0] in "FC" or name == "BF16"
+        self.is_complex = name == "C64"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +51,11 @@ class TensorSpec:
     def num_elements(self) -> int:
         """Product of the shape; 1 for a scalar."""
         return prod(self.shape)
+
+    @property
+    def num_numbers(self) -> int:
+        """Number of real numbers, of which a complex element has two."""
+        return self.num_elements * (2 if self.dtype.is_complex else 1)
 
     @property
     def num_bytes(self) -> int:
@@ -157,3 +170,4 @@ class NewModel:
     blob: BlobRef
     architecture: str = ""
     upload_id: str | None = None
+    is_finite: bool = True

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import ClassVar
 
-from fedround_server.domain.update import Submission
+from fedround_server.domain.update import MetricValue, Submission, is_number
 
 MAX_MEANS = 1000
 """How many metrics a round's result has, so that it fits into a message."""
@@ -20,7 +20,7 @@ class NewReport:
     round: int
     user_id: str
     num_examples: int
-    metrics: Mapping[str, float]
+    metrics: Mapping[str, MetricValue]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +45,13 @@ class MetricReport:
     model_version: int
     reporter_id: str | None
     num_examples: int
-    metrics: Mapping[str, float]
+    metrics: Mapping[str, MetricValue]
 
 
-def weighted_means(reports: list[tuple[Mapping[str, float], int]]) -> dict[str, float]:
+def weighted_means(reports: list[tuple[Mapping[str, MetricValue], int]]) -> dict[str, float]:
     """Averages metrics, weighted by example count, each over those that reported it; finite ones have a finite mean.
+
+    Texts and lists are left out.
 
     Args:
         reports: (metrics, num_examples) in canonical order.
@@ -57,7 +59,8 @@ def weighted_means(reports: list[tuple[Mapping[str, float], int]]) -> dict[str, 
     votes: dict[str, list[tuple[float, int]]] = {}
     for metrics, num_examples in reports:
         for name, value in metrics.items():
-            votes.setdefault(name, []).append((value, num_examples))
+            if is_number(value):
+                votes.setdefault(name, []).append((value, num_examples))
     return {name: _mean(votes[name]) for name in sorted(votes)}
 
 

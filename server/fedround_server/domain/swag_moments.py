@@ -1,8 +1,8 @@
 """What participants send in a SWAG round: moments of their weights (Maddox et al., NeurIPS 2019).
 
-Each floating tensor NAME of the model is described by mean/NAME and second/NAME, the running means of the weights and
-of their squares over the round's training, and by deviation/K/NAME, the last deviations from the mean. Moments are
-float64: the variance is the small difference of two large numbers.
+Each tensor NAME of the model that has real floating-point numbers is described by mean/NAME and second/NAME, the
+running means of the weights and of their squares over the round's training, and by deviation/K/NAME, the last
+deviations from the mean. Moments are float64: the variance is the small difference of two large numbers.
 """
 
 from collections.abc import Iterable
@@ -17,9 +17,9 @@ SWAG_MOMENTS = "swag_moments"
 
 def moments(model: Manifest, rank: int) -> Manifest:
     """Returns the tensors that a participant sends, with `rank` deviations; none for a model without floating ones."""
-    floating = {name: spec.shape for name, spec in model.items() if spec.dtype.is_floating}
+    real = {name: spec.shape for name, spec in model.items() if spec.dtype.is_floating and not spec.dtype.is_complex}
     found: dict[str, TensorSpec] = {}
-    for name, shape in floating.items():
+    for name, shape in real.items():
         found[f"{MEAN}/{name}"] = TensorSpec(Dtype.F64, shape)
         found[f"{SECOND}/{name}"] = TensorSpec(Dtype.F64, shape)
         for column in range(rank):

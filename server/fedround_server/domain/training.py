@@ -66,6 +66,13 @@ class UpdatePrecision(enum.Enum):
         return {"FLOAT16": Dtype.F16, "BFLOAT16": Dtype.BF16}.get(self.value)
 
 
+class IntegerTensors(enum.Enum):
+    """How tensors of integers and booleans are aggregated."""
+
+    HEAVIEST = "HEAVIEST"
+    MEAN = "MEAN"
+
+
 class Goal(enum.Enum):
     """Which direction of a metric is better."""
 
@@ -103,6 +110,7 @@ class TrainingSpec:
         architecture: The registered architecture of the streamed model.
         max_update_norm: How far an update may be from what its participant started from (L2); 0 means any distance.
         update_precision: Whether updates may come as differences in half precision.
+        allow_non_finite_buffers: Whether the model may have Inf and NaN, and updates in the same places.
     """
 
     name: str
@@ -123,6 +131,8 @@ class TrainingSpec:
     uncertainty: Uncertainty = field(default_factory=NoUncertainty)
     max_update_norm: float = 0.0
     update_precision: UpdatePrecision = UpdatePrecision.FULL
+    allow_non_finite_buffers: bool = False
+    integer_tensors: IntegerTensors = IntegerTensors.HEAVIEST
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,9 +4,17 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import ClassVar
+from typing import ClassVar, TypeAlias, TypeGuard
 
 from fedround_server.domain.model import BlobRef
+
+MetricValue: TypeAlias = float | str | list[float | str]
+"""A number, which is averaged; a text; or a list of numbers, in which NaN and infinity are written as in str(float)."""
+
+
+def is_number(value: MetricValue) -> TypeGuard[float]:
+    """Returns whether a metric is averaged."""
+    return not isinstance(value, str | list)
 
 
 class Submission(enum.Enum):
@@ -30,7 +38,7 @@ class NewUpdate:
     user_id: str
     blob: BlobRef
     num_examples: int
-    metrics: Mapping[str, float]
+    metrics: Mapping[str, MetricValue]
 
 
 @dataclass(frozen=True, slots=True)

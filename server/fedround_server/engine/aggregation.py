@@ -13,8 +13,10 @@ from torch import Tensor
 
 from fedround_server.blobs import BlobFiles
 from fedround_server.domain.model import BlobRef
+from fedround_server.domain.training import IntegerTensors
 from fedround_server.engine.aggregators import AGGREGATORS, Aggregator, Block
-from fedround_server.engine.format.dtypes import first_not_finite, is_finite, narrow
+from fedround_server.engine.aggregators.integers import rounded_mean, take_heaviest, take_maximum
+from fedround_server.engine.format.dtypes import first_not_finite, is_finite, narrow, widen
 from fedround_server.engine.format.layouts import Layouts
 from fedround_server.engine.format.runs import Run, runs
 from fedround_server.engine.format.tensors import TensorFile, blocks, open_blob
@@ -40,15 +42,18 @@ def aggregate(files: BlobFiles, job: AggregationJob, target: Path) -> BlobRef:
         updates = [stack.enter_context(open_blob(files, update, layouts, ahead)) for update in job.updates]
         writer = stack.enter_context(TensorWriter(target, model.header))
         for run in runs(model.layout, [update.layout for update in updates]):
-            for start, length in blocks(run.num_elements):
+            for start, length in blocks(run.num_numbers):
                 base = model.block(run.first, start, length)
                 parts = Parts(updates, base, run.first, start)
                 if run.dtype.is_floating:
-                    writer.write(_average(aggregator, Block(parts, job.weights, base, job.options), run, start))
+                    block = Block(parts, job.weights, base, job.options)
+                    writer.write(_average(aggregator, block, run, start, keep_non_finite=job.keep_non_finite))
                 elif run.first.endswith(COUNTER):
-                    writer.write(torch.stack(list(parts)).amax(0))
+                    writer.write(take_maximum(parts))
+                elif job.integers is IntegerTensors.MEAN:
+                    writer.write(rounded_mean(parts, job.weights))
                 else:
-                    writer.write(parts[_heaviest(job.weights)])
+                    writer.write(take_heaviest(parts, job.weights))
         return writer.finish()
 
 
@@ -83,14 +88,19 @@ class Parts(Sequence[Tensor]):
         return (self._base.double() + part).clamp_(-most, most)
 
 
-def _average(aggregator: Aggregator, block: Block, run: Run, start: int) -> Tensor:
+def _average(aggregator: Aggregator, block: Block, run: Run, start: int, *, keep_non_finite: bool) -> Tensor:
     result = narrow(aggregator(block), block.model.dtype)
+    kept = torch.isfinite(widen(block.model)).logical_not_() if keep_non_finite else None
+    if kept is not None:
+        _bytes(result)[kept] = 0
     if not is_finite(result):
         name = run.owner(start + first_not_finite(result))
         raise AggregationFailed(f"the aggregate of tensor {name!r} has values that its dtype cannot hold")
+    if kept is not None:
+        _bytes(result)[kept] = _bytes(block.model)[kept]
     return result
 
 
-def _heaviest(weights: Sequence[int]) -> int:
-    """Returns the index of the update with the most examples, of equals the first."""
-    return max(range(len(weights)), key=lambda index: (weights[index], -index))
+def _bytes(block: Tensor) -> Tensor:
+    """Returns the bytes of a block, one row for each number."""
+    return block.view(torch.uint8).view(len(block), block.dtype.itemsize)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fedround_server.domain.model import BlobRef
-from fedround_server.engine.format.dtypes import first_not_finite, is_finite
+from fedround_server.engine.format.dtypes import first_not_finite, is_finite, widen
 from fedround_server.engine.format.runs import runs, singly
 from fedround_server.engine.format.tensors import TensorFile, blocks
 from fedround_server.engine.jobs import CheckResult
@@ -19,7 +19,13 @@ NOTHING = torch.zeros(())
 
 
 def check_numbers(
-    path: Path, origin: Path | None = None, prefix: str = "", stored: BlobRef | None = None
+    path: Path,
+    origin: Path | None = None,
+    prefix: str = "",
+    model: Path | None = None,
+    *,
+    origin_blob: BlobRef | None = None,
+    model_blob: BlobRef | None = None,
 ) -> CheckResult:
     """Looks for NaN and Inf, and measures how far the file is from its origin.
 
@@ -28,33 +34,48 @@ def check_numbers(
         origin: The model that it was made from; each of its floating tensors is in the file, as it is or as its
             difference in another type.
         prefix: What the file puts before the names of the origin's tensors.
-        stored: What the origin should contain: it is verified.
+        model: A model with the same tensors, whose NaN and Inf the file may have in the same places.
+        origin_blob: What the origin should contain: it is verified.
+        model_blob: What the model should contain: it is verified.
 
     Raises:
-        BlobDamaged: The origin does not contain that.
+        BlobDamaged: The origin or the model does not contain that.
     """
     norm = 0.0
     with ExitStack() as stack:
         file = stack.enter_context(TensorFile(path))
-        base = None if origin is None else stack.enter_context(TensorFile(origin, blob=stored))
-        others = () if base is None else (base.layout,)
+        base = None if origin is None else stack.enter_context(TensorFile(origin, blob=origin_blob))
+        allowed = None if model is None else stack.enter_context(TensorFile(model, blob=model_blob))
+        others = [other.layout for other in (base, allowed) if other is not None]
         # With a prefix, only some of the tensors are in the origin.
         for run in singly(file.layout) if prefix else runs(file.layout, others):
             if not run.dtype.is_floating:
                 continue
             before = run.first.removeprefix(prefix) if base is not None and run.first.startswith(prefix) else None
             is_difference = base is not None and not prefix and base.layout.manifest[run.first].dtype is not run.dtype
-            for start, length in blocks(run.num_elements):
-                block = file.block(run.first, start, length)
-                origins = None if base is None or before is None else base.block(before, start, length)
+            for start, length in blocks(run.num_numbers):
+                block = widen(file.block(run.first, start, length))
+                origins = None if base is None or before is None else widen(base.block(before, start, length))
                 if is_difference:
                     origins = NOTHING
+                if allowed is not None and not is_finite(block):
+                    kept = _are_kept(block, widen(allowed.block(run.first, start, length)))
+                    block = block.masked_fill(kept, 0)
+                    origins = None if origins is None else origins.masked_fill(kept, 0)
                 step = _distance(block, origins)
                 if step is None:
                     return CheckResult(not_finite=run.owner(start + first_not_finite(block)))
                 # hypot does not overflow where a sum of squares would.
                 norm = hypot(norm, step)
     return CheckResult(norm=norm)
+
+
+def _are_kept(block: Tensor, model: Tensor) -> Tensor:
+    """Returns where a block has NaN or Inf that its model has, too; a difference from the model has none."""
+    if block.dtype is not model.dtype:
+        return torch.zeros_like(block, dtype=torch.bool)
+    same = (block == model).logical_or_(block.isnan().logical_and_(model.isnan()))
+    return same.logical_and_(torch.isfinite(block).logical_not_())
 
 
 def _distance(block: Tensor, origin: Tensor | None) -> float | None:

@@ -7,6 +7,7 @@ from typing import Any
 from fedround_server.blobs import FileRef
 from fedround_server.domain.model import BlobRef, Dtype
 from fedround_server.domain.prediction import Array
+from fedround_server.domain.training import IntegerTensors
 
 
 class AggregationFailed(ValueError):
@@ -35,11 +36,13 @@ class CheckJob:
         file: The file, whose header has been accepted.
         origin: The model that a participant started from; None if no distance is asked for.
         prefix: What the file puts before the names of the origin's tensors.
+        model: A model with the same tensors, whose NaN and Inf the file may have in the same places.
     """
 
     file: FileRef
     origin: BlobRef | None = None
     prefix: str = ""
+    model: BlobRef | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,8 @@ class AggregationJob:
         algorithm: Name of the aggregator.
         options: Its options.
         differences: The type in which updates may have differences from the model, in place of wider tensors.
+        integers: How tensors of integers and booleans are aggregated.
+        keep_non_finite: Whether NaN and Inf of the model stay as they are.
     """
 
     model: BlobRef
@@ -75,6 +80,8 @@ class AggregationJob:
     algorithm: str
     options: Mapping[str, float]
     differences: Dtype | None = None
+    integers: IntegerTensors = IntegerTensors.HEAVIEST
+    keep_non_finite: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,7 +49,9 @@ def run_check(files: BlobFiles, job: CheckJob) -> CheckResult:
     from fedround_server.engine.check import check_numbers
 
     origin = None if job.origin is None else files.local_path(job.origin)
-    return check_numbers(files.local_path(job.file), origin, job.prefix, job.origin)
+    model = None if job.model is None else files.local_path(job.model)
+    path = files.local_path(job.file)
+    return check_numbers(path, origin, job.prefix, model, origin_blob=job.origin, model_blob=job.model)
 
 
 def run_aggregation(files: BlobFiles, job: AggregationJob) -> StagedBlob:

@@ -81,7 +81,7 @@ class Connections:
         self._rejected: Counter[str] = Counter()
 
     def take_count(self) -> int:
-        """Returns how many calls were rejected and connections closed since it was asked last."""
+        """Returns how many calls were rejected, and connections opened or closed, since it was asked last."""
         count, self._count = self._count, 0
         return count
 
@@ -149,7 +149,9 @@ class Connections:
             known = self._open.get(descriptor)
             if complete or descriptor not in self._open or (known and known.peer not in self._authenticated):
                 peer, received = _inspect(descriptor, self._port)
-                since = now if known is None or known.peer != peer else known.since
+                is_new = known is None or known.peer != peer
+                self._count += is_new and peer is not None
+                since = now if known is None or is_new else known.since
                 known = None if peer is None else _Connection(peer, since, received)
             found[descriptor] = known
         self._open = found

@@ -14,7 +14,7 @@ from fedround_server.domain.model import POSTERIOR, Model, ModelVersion, TensorS
 from fedround_server.domain.report import MetricReport
 from fedround_server.domain.token import Token
 from fedround_server.domain.training import Training, TrainingFailure, TrainingSpec
-from fedround_server.domain.update import Update
+from fedround_server.domain.update import Update, is_number
 from fedround_server.domain.user import User
 from fedround_server.services import pages, uncertainty
 
@@ -115,7 +115,13 @@ def metric_report(found: MetricReport) -> model_pb2.MetricReport:
         model_version=found.model_version,
         reporter_id=found.reporter_id or "",
         num_examples=found.num_examples,
-        metrics=found.metrics,
+        metrics={name: value for name, value in found.metrics.items() if is_number(value)},
+        text_metrics={name: value for name, value in found.metrics.items() if isinstance(value, str)},
+        list_metrics={
+            name: event_pb2.MetricList(values=map(float, value))
+            for name, value in found.metrics.items()
+            if isinstance(value, list)
+        },
     )
 
 
@@ -153,6 +159,8 @@ def training_spec(spec: TrainingSpec, *, for_actor: bool, listed: bool) -> train
         max_num_examples=spec.max_num_examples,
         max_update_norm=spec.max_update_norm,
         update_precision=update_precision(spec.update_precision.value),
+        allow_non_finite_buffers=spec.allow_non_finite_buffers,
+        integer_tensors=training_pb2.IntegerTensors.Value(f"INTEGER_TENSORS_{spec.integer_tensors.value}"),
         keep_versions=spec.keep_versions,
         model_version=spec.model_version,
         architecture=spec.architecture,

@@ -7,17 +7,24 @@ error names the field and says what would be valid.
 import math
 import re
 import uuid
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from datetime import timedelta
 
 from google.protobuf.message import Message
 
+from fedround.v1 import round_pb2
 from fedround_server.domain.errors import FieldInvalid, NumExamples, UpdateNotFinite
 from fedround_server.domain.token import ID_DIGITS
 from fedround_server.domain.training import MAX_NUM_EXAMPLES
+from fedround_server.domain.update import MetricValue
 
 MAX_CLIENTS = 10_000
-MAX_METRICS = 100
+MAX_METRICS = 1000
+MAX_METRIC_NAMES = 100
+MAX_TEXT_METRIC = 1000
+MAX_LIST_METRIC = 1000
+MAX_KEPT_BYTES = 64 << 10
+"""Bytes of a submission's text metrics in UTF-8, and of its lists with 8 bytes a number."""
 MAX_METRIC_NAME = 100
 UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 ARCHITECTURE = re.compile(r"[A-Za-z0-9._-]{1,100}")
@@ -159,25 +166,42 @@ def parse_num_examples(value: int) -> int:
     return value
 
 
-def parse_metrics(values: Mapping[str, float]) -> dict[str, float]:
-    """Checks metrics and returns them.
+def parse_metrics(message: round_pb2.UpdateSpec | round_pb2.SubmitMetricsRequest) -> dict[str, MetricValue]:
+    """Checks the numbers, texts and lists among the metrics of a submission, and returns them by name.
 
     Raises:
-        UpdateNotFinite: A value is NaN or infinite.
+        UpdateNotFinite: A number is NaN or infinite.
     """
-    if len(values) > MAX_METRICS:
-        raise FieldInvalid("metrics", f"has {len(values)} entries; at most {MAX_METRICS}")
-    for name, value in values.items():
-        parse_text("metrics", name, MAX_METRIC_NAME, required=True)
+    numbers, texts, lists = message.metrics, message.text_metrics, message.list_metrics
+    if len(numbers) + len(texts) + len(lists) > MAX_METRICS:
+        raise FieldInvalid("metrics", f"has {len(numbers) + len(texts) + len(lists)} entries; at most {MAX_METRICS}")
+    for name, value in numbers.items():
         if not math.isfinite(value):
             raise UpdateNotFinite(f"metrics[{name!r}] is {value}: report finite numbers, or omit it")
-    return dict(values)
+    found: dict[str, MetricValue] = dict(numbers)
+    kept_bytes = 0
+    for name, text in texts.items():
+        found[name] = parse_text("text_metrics", text, MAX_TEXT_METRIC)
+        kept_bytes += len(text.encode())
+    for name, values in lists.items():
+        parse_at_most(f"list_metrics[{name!r}]", len(values.values), MAX_LIST_METRIC)
+        found[name] = [value if math.isfinite(value) else str(value) for value in values.values]
+        kept_bytes += 8 * len(values.values)
+    if kept_bytes > MAX_KEPT_BYTES:
+        raise FieldInvalid(
+            "text_metrics", f"and list_metrics have {kept_bytes} bytes together; at most {MAX_KEPT_BYTES}"
+        )
+    for name in found:
+        parse_text("metrics", name, MAX_METRIC_NAME, required=True)
+    if len(found) < len(numbers) + len(texts) + len(lists):
+        raise FieldInvalid("metrics", "has a name that text_metrics or list_metrics has, too")
+    return found
 
 
 def parse_metric_names(values: Collection[str]) -> tuple[str, ...]:
     """Checks the names of the metrics that evaluation reports must have, each once, and returns them."""
-    if len(values) > MAX_METRICS:
-        raise FieldInvalid("spec.metric_names", f"has {len(values)} entries; at most {MAX_METRICS}")
+    if len(values) > MAX_METRIC_NAMES:
+        raise FieldInvalid("spec.metric_names", f"has {len(values)} entries; at most {MAX_METRIC_NAMES}")
     names = [parse_text("spec.metric_names", value, MAX_METRIC_NAME, required=True) for value in values]
     if len(set(names)) != len(names):
         raise FieldInvalid("spec.metric_names", "contains a name twice")

@@ -34,7 +34,9 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
         description = fields.parse_text("spec.description", spec.description, 10_000)
         architecture = fields.parse_architecture("spec.architecture", spec.architecture)
         file = incoming(stream, "spec.", spec.sha256, spec.size_bytes, spec.upload_id, spec.offset)
-        model = await self._models.upload(name, description, architecture, file)
+        model = await self._models.upload(
+            name, description, architecture, file, allow_non_finite=spec.allow_non_finite_buffers
+        )
         return model_pb2.UploadModelResponse(model=convert.model(model))
 
     async def GetModel(self, request: model_pb2.GetModelRequest, context: Call) -> model_pb2.GetModelResponse:

@@ -63,7 +63,7 @@ class RoundService(round_pb2_grpc.RoundServiceServicer):
                 training_id,
                 spec.round,
                 fields.parse_num_examples(spec.num_examples),
-                fields.parse_metrics(spec.metrics),
+                fields.parse_metrics(spec),
                 replace(file, training_id=training_id, round=spec.round),
             )
         return round_pb2.SubmitUpdateResponse(receipt=convert.receipt(update))
@@ -100,7 +100,7 @@ class RoundService(round_pb2_grpc.RoundServiceServicer):
                 request.round,
                 user_id,
                 fields.parse_num_examples(request.num_examples),
-                fields.parse_metrics(request.metrics),
+                fields.parse_metrics(request),
             )
         return round_pb2.SubmitMetricsResponse()
 

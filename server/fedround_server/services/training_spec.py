@@ -12,10 +12,12 @@ from fedround_server.domain.training import (
     MAX_TARGET_NUM_UPDATES,
     Evaluation,
     Goal,
+    IntegerTensors,
     Selection,
     TrainingSpec,
     UpdatePrecision,
 )
+from fedround_server.domain.uncertainty import Swag
 from fedround_server.services import fields, uncertainty
 
 MAX_DEADLINE = timedelta(days=365)
@@ -37,6 +39,11 @@ def read(message: training_pb2.TrainingSpec) -> TrainingSpec:
     if message.architecture and message.model_id:
         raise FieldInvalid("spec.architecture", "is for a streamed model: the stored one names its own")
     chosen = _aggregation(message.aggregation)
+    method = uncertainty.read("spec.uncertainty", message.uncertainty)
+    if message.allow_non_finite_buffers and isinstance(method, Swag):
+        raise FieldInvalid(
+            "spec.allow_non_finite_buffers", "does not go with swag, whose moments would not be finite: choose one"
+        )
     return TrainingSpec(
         name=fields.parse_text("spec.name", message.name, 200),
         description=fields.parse_text("spec.description", message.description, 10_000),
@@ -55,7 +62,9 @@ def read(message: training_pb2.TrainingSpec) -> TrainingSpec:
         keep_versions=_keep_versions(message.keep_versions),
         model_version=message.model_version if message.HasField("model_version") else None,
         architecture=fields.parse_architecture("spec.architecture", message.architecture),
-        uncertainty=uncertainty.read("spec.uncertainty", message.uncertainty),
+        uncertainty=method,
+        allow_non_finite_buffers=message.allow_non_finite_buffers,
+        integer_tensors=_integer_tensors(message.integer_tensors),
     )
 
 
@@ -89,6 +98,15 @@ def _precision(value: aggregation_pb2.UpdatePrecision.ValueType, chosen: Aggrega
             "spec.update_precision", "does not go with fed_dc: local models go on as they come, so send them in full"
         )
     return found
+
+
+def _integer_tensors(value: training_pb2.IntegerTensors.ValueType) -> IntegerTensors:
+    if value not in training_pb2.IntegerTensors.values():
+        known = ", ".join(training_pb2.IntegerTensors.keys())
+        raise FieldInvalid("spec.integer_tensors", f"is {value}; known are {known}")
+    if value == training_pb2.INTEGER_TENSORS_UNSPECIFIED:
+        return IntegerTensors.HEAVIEST
+    return IntegerTensors(training_pb2.IntegerTensors.Name(value).removeprefix("INTEGER_TENSORS_"))
 
 
 def _aggregation(message: aggregation_pb2.Aggregation) -> Aggregation:

@@ -27,7 +27,7 @@ from fedround_server.domain.errors import (
 from fedround_server.domain.model import BlobRef, Manifest
 from fedround_server.domain.update import NormBound
 from fedround_server.engine.format.gate import HeaderGate
-from fedround_server.engine.jobs import CheckJob
+from fedround_server.engine.jobs import CheckJob, CheckResult
 from fedround_server.failpoints import reached
 
 __all__ = ["Incoming", "Received", "Uploads"]
@@ -38,10 +38,17 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """A file that is a blob now."""
+    """A file that is a blob now.
+
+    Attributes:
+        blob: The file.
+        manifest: Its tensors.
+        is_finite: Whether it has neither NaN nor Inf, other than those of the model that an update is compared with.
+    """
 
     blob: BlobRef
     manifest: Manifest
+    is_finite: bool
 
 
 class Uploads:
@@ -87,6 +94,9 @@ class Uploads:
         accept: Callable[[Received], Awaitable[tuple[R, bool]]],
         bound: NormBound | None = None,
         differences: Manifest | None = None,
+        *,
+        model: BlobRef | None = None,
+        allow_non_finite: bool = False,
     ) -> R:
         """Receives a file, and has it accepted once it is on disk, complete, checked and a blob.
 
@@ -99,12 +109,15 @@ class Uploads:
                 the result, and whether a row refers to the blob now. If not, or if it is rejected, the blob is removed.
             bound: How far an update may be from its origin; None for any distance.
             differences: What it may contain instead.
+            model: A model whose NaN and Inf it may have in the same places; None if it may have none.
+            allow_non_finite: Whether it may have NaN and Inf anywhere.
 
         Raises:
             FieldInvalid: There are more bytes than declared, or none.
             ModelTooLarge: It is over the limit.
             ModelFormat: It is no acceptable safetensors file.
-            UpdateMismatch: Its tensors are not the expected ones.
+            TensorsMismatch: Its tensors do not have the expected names.
+            UpdateMismatch: Its tensors do not have the expected types and shapes.
             UpdateNotFinite: It contains NaN or Inf.
             UpdateNorm: It is too far from its origin.
             ModelDamaged: The file of its origin is damaged.
@@ -137,42 +150,57 @@ class Uploads:
                     ):
                         layout = await body.receive(writer, space)
                     reached("upload.complete")
-                    await self._check_and_sync(writer, bound)
+                    found = await self._check_and_sync(writer, bound, model)
+                    if found.not_finite is not None and not allow_non_finite:
+                        raise _not_finite(found.not_finite, incoming, model)
                 except (InvalidArgument, DigestMismatch, ModelTooLarge):
                     writer.discard()
                     raise
-                work = self._commit(writer.staged, layout.manifest, accept)
+                received = Received(writer.staged.blob, layout.manifest, found.not_finite is None)
+                work = self._commit(writer.staged, received, accept)
                 # The file belongs to this attempt until it is a blob.
                 return await await_even_if_cancelled(self._context.tasks.run_shielded(work))
 
     async def _commit(
-        self, staged: StagedBlob, manifest: Manifest, accept: Callable[[Received], Awaitable[tuple[R, bool]]]
+        self, staged: StagedBlob, received: Received, accept: Callable[[Received], Awaitable[tuple[R, bool]]]
     ) -> R:
         await in_thread(self._blobs.commit, staged)
-        return await decide(self._blobs, staged.blob, accept(Received(staged.blob, manifest)))
+        return await decide(self._blobs, staged.blob, accept(received))
 
-    async def _check_and_sync(self, writer: BlobWriter, bound: NormBound | None) -> None:
+    async def _check_and_sync(self, writer: BlobWriter, bound: NormBound | None, model: BlobRef | None) -> CheckResult:
         """Checks the numbers while the disk is busy."""
         syncing = asyncio.create_task(in_thread(_sync, writer))
         try:
-            await self._check_numbers(writer, bound)
+            found = await self._check_numbers(writer, bound, model)
             reached("upload.checked")
         finally:
             await syncing
+        return found
 
-    async def _check_numbers(self, writer: BlobWriter, bound: NormBound | None) -> None:
+    async def _check_numbers(self, writer: BlobWriter, bound: NormBound | None, model: BlobRef | None) -> CheckResult:
         file = writer.staged.file
-        job = CheckJob(file) if bound is None else CheckJob(file, bound.origin, bound.prefix)
+        job = CheckJob(file, model=model) if bound is None else CheckJob(file, bound.origin, bound.prefix, model)
         # The worker maps the file: truncating it, as the next attempt may, would end the worker.
         try:
             found = await await_even_if_cancelled(self._context.engine.check(job))
         except BlobDamaged as error:
             log.error("%s", error)
             raise ModelDamaged("the model that the update is compared with", error.file, error.problem) from error
-        if found.not_finite is not None:
-            raise UpdateNotFinite(f"tensor {found.not_finite!r} contains NaN or Inf: nothing of the file was taken")
         if bound is not None and found.norm > bound.limit:
             raise UpdateNorm(found.norm, bound.limit)
+        return found
+
+
+def _not_finite(tensor: str, incoming: Incoming, model: BlobRef | None) -> UpdateNotFinite:
+    where = f"tensor {tensor!r} contains NaN or Inf"
+    if incoming.training_id is None:
+        return UpdateNotFinite(
+            f"{where}: nothing of the file was taken. If it is a buffer such as a mask, set allow_non_finite_buffers"
+            " (--allow-non-finite-buffers), or leave it out of the state dict: register_buffer(..., persistent=False)"
+        )
+    return UpdateNotFinite(
+        f"{where}{'' if model is None else ' where the model has none'}: nothing of the file was taken"
+    )
 
 
 def _sync(writer: BlobWriter) -> None:

@@ -32,6 +32,15 @@ class NotInCohort(PermissionDenied):
     remedy = "wait for the `round_started` of a round that you belong to"
 
 
+class TensorsMismatch(InvalidArgument):
+    """The names of the update's tensors are not those that the round asks for."""
+
+    reason = "TENSORS_MISMATCH"
+    remedy = (
+        "send every tensor of the model, and no other; `strip_prefix` of the SDK removes what wrappers put before names"
+    )
+
+
 class AlreadyParticipating(FailedPrecondition):
     """Another program takes part as the same user, in the same training or in all of the user's trainings."""
 
@@ -48,17 +57,20 @@ class AlreadyParticipating(FailedPrecondition):
 
 
 class UpdateMismatch(InvalidArgument):
-    """The names, shapes or dtypes of the update's tensors are not those that the round asks for."""
+    """The shapes or dtypes of the update's tensors are not those that the round asks for."""
 
     reason = "UPDATE_MISMATCH"
-    remedy = "send every tensor of the model, with its name, shape and dtype"
+    remedy = "send every tensor of the model with its shape and dtype"
 
 
 class UpdateNotFinite(InvalidArgument):
     """An update, a model or a metric contains NaN or infinity."""
 
     reason = "UPDATE_NOT_FINITE"
-    remedy = "the training diverged: lower the learning rate, check the data"
+    remedy = (
+        "the training diverged: lower the learning rate, check the data; for a buffer of the model, such as a mask, set"
+        " `allow_non_finite_buffers`"
+    )
 
 
 class UpdateNorm(InvalidArgument):

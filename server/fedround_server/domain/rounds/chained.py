@@ -43,7 +43,14 @@ class Chained(RoundKind):
     def computation(self, spec: TrainingSpec, step: int) -> Computation | None:
         """Returns the average at the end of the chain, and None before."""
         rule = _rule(spec)
-        return Computation(rule.name, options_of(rule)) if averages(rule, step) else None
+        if not averages(rule, step):
+            return None
+        return Computation(
+            rule.name,
+            options_of(rule),
+            integers=spec.integer_tensors,
+            keep_non_finite=spec.allow_non_finite_buffers,
+        )
 
     def outcome(self, spec: TrainingSpec, number: int, step: int, num_updates: int) -> NewVersion | Assignment:
         """Returns the next version at the end of the chain, and an assignment of the local models before."""

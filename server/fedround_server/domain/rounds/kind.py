@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 from fedround_server.domain.model import Dtype, Manifest
-from fedround_server.domain.training import TrainingSpec, TrainingState, UpdatePrecision
+from fedround_server.domain.training import IntegerTensors, TrainingSpec, TrainingState, UpdatePrecision
 from fedround_server.domain.uncertainty import Swag
 from fedround_server.domain.update import Submission
 
@@ -44,11 +44,15 @@ class Computation:
         algorithm: The name of an aggregator of the engine.
         options: Its options.
         differences: The dtype in which updates may carry differences from the model.
+        integers: How tensors of integers and booleans are aggregated.
+        keep_non_finite: Whether NaN and Inf of the model stay as they are.
     """
 
     algorithm: str
     options: Mapping[str, float]
     differences: Dtype | None = None
+    integers: IntegerTensors = IntegerTensors.HEAVIEST
+    keep_non_finite: bool = False
 
 
 @dataclass(frozen=True, slots=True)

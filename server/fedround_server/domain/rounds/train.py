@@ -36,7 +36,13 @@ class Train(RoundKind):
     def computation(self, spec: TrainingSpec, step: int) -> Computation:
         """Returns the training's rule of aggregation."""
         rule = spec.aggregation
-        return Computation(rule.name, options_of(rule), spec.update_precision.dtype)
+        return Computation(
+            rule.name,
+            options_of(rule),
+            spec.update_precision.dtype,
+            integers=spec.integer_tensors,
+            keep_non_finite=spec.allow_non_finite_buffers,
+        )
 
     def outcome(self, spec: TrainingSpec, number: int, step: int, num_updates: int) -> NewVersion:
         """Returns that the file is the next version."""

@@ -1,7 +1,10 @@
 """Whether a file has the tensors that it must have."""
 
-from fedround_server.domain.errors import UpdateMismatch
+from fedround_server.domain.errors import TensorsMismatch, UpdateMismatch
 from fedround_server.domain.model import Manifest
+
+MAX_PREFIX = 80
+"""Characters of a prefix that is named in an error."""
 
 
 def check_same(actual: Manifest, expected: Manifest, differences: Manifest | None = None) -> None:
@@ -13,17 +16,17 @@ def check_same(actual: Manifest, expected: Manifest, differences: Manifest | Non
         differences: What it may have instead; errors refer to this if the update has one of the differences.
 
     Raises:
-        UpdateMismatch: A tensor is missing, is one too many, or has another type or shape.
+        TensorsMismatch: A tensor is missing, or is one too many.
+        UpdateMismatch: A tensor has another type or shape.
     """
     if actual in (expected, differences):
         return
     hint = ""
     if differences is not None and any(_is_difference(name, actual, expected, differences) for name in actual):
         expected, hint = differences, ": differences of all F32 and F64 tensors, or of none"
-    if missing := sorted(expected.keys() - actual.keys()):
-        raise UpdateMismatch(f"the update lacks tensors that the round asks for: {_some(missing)}")
-    if surplus := sorted(actual.keys() - expected.keys()):
-        raise UpdateMismatch(f"the update has tensors that the round does not ask for: {_some(surplus)}")
+    missing, surplus = sorted(expected.keys() - actual.keys()), sorted(actual.keys() - expected.keys())
+    if missing or surplus:
+        raise TensorsMismatch(_describe_names(missing, surplus))
     for name, spec in expected.items():
         found = actual[name]
         if found != spec:
@@ -36,6 +39,33 @@ def check_same(actual: Manifest, expected: Manifest, differences: Manifest | Non
 def _is_difference(name: str, actual: Manifest, expected: Manifest, differences: Manifest) -> bool:
     spec = differences.get(name)
     return spec is not None and spec != expected[name] and spec.dtype is actual[name].dtype
+
+
+def _describe_names(missing: list[str], surplus: list[str]) -> str:
+    """Returns which tensors are missing and which are surplus, and the prefix that explains it if there is one."""
+    lacks = f"lacks tensors that the round asks for: {_some(missing)}"
+    has = f"has tensors that the round does not ask for: {_some(surplus)}"
+    text = f"the update {'; and it '.join(([lacks] if missing else []) + ([has] if surplus else []))}"
+    if prefix := _prefix(missing, surplus):
+        text += (
+            f". The names of the update begin with {prefix!r}, those of the model do not: remove it with"
+            f" fedround_client.strip_prefix(state_dict, {prefix!r})"
+        )
+    elif prefix := _prefix(surplus, missing):
+        text += (
+            f". The names of the model begin with {prefix!r}, those of the update do not: create the training from"
+            f" fedround_client.strip_prefix(state_dict, {prefix!r}), or add the prefix to the update"
+        )
+    return text
+
+
+def _prefix(plain: list[str], prefixed: list[str]) -> str:
+    """Returns what stands before each of some names, compared with others; empty if there is no such prefix."""
+    if not plain or len(plain) != len(prefixed) or not prefixed[0].endswith(plain[0]):
+        return ""
+    # A common prefix keeps the order.
+    prefix = prefixed[0].removesuffix(plain[0])
+    return prefix if len(prefix) <= MAX_PREFIX and prefixed == [prefix + name for name in plain] else ""
 
 
 def _some(names: list[str]) -> str:

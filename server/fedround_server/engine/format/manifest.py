@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from threading import Lock
 from typing import Any
 
@@ -119,8 +120,10 @@ def _parse_tensor(name: str, entry: Any) -> tuple[TensorSpec, int, int]:
     if not _are_sizes(offsets) or len(offsets) != 2:
         raise ModelFormat(f"tensor {name!r} needs data_offsets [begin, end]")
     spec = TensorSpec(Dtype[dtype], tuple(shape))
-    if spec.num_elements == 0:
-        raise ModelFormat(f"tensor {name!r} is empty: leave empty tensors out")
+    if prod(size for size in shape if size) > MAX_DIMENSION:
+        raise ModelFormat(
+            f"tensor {name!r} has no acceptable shape: its sizes, without zeros, have too large a product"
+        )
     begin, end = offsets
     if end - begin != spec.num_bytes:
         raise ModelFormat(f"tensor {name!r} needs {spec.num_bytes} bytes, its data_offsets give {end - begin}")

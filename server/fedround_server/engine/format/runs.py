@@ -14,8 +14,8 @@ class Run:
 
     Attributes:
         dtype: Their type in the first file. In another file all of them may have a different type.
-        names: Their names. Elements of the run are counted from the first tensor's start.
-        ends: For each tensor, the index after its last element.
+        names: Their names. Numbers of the run are counted from the first tensor's start.
+        ends: For each tensor, the index after its last number.
     """
 
     dtype: Dtype
@@ -28,12 +28,12 @@ class Run:
         return self.names[0]
 
     @property
-    def num_elements(self) -> int:
-        """Number of elements of all its tensors."""
+    def num_numbers(self) -> int:
+        """Number of real numbers of all its tensors."""
         return self.ends[-1]
 
     def owner(self, element: int) -> str:
-        """Returns the name of the tensor that an element belongs to."""
+        """Returns the name of the tensor that a number belongs to."""
         return self.names[bisect_right(self.ends, element)]
 
 
@@ -54,14 +54,14 @@ def runs(layout: Layout, others: Collection[Layout] = ()) -> Iterator[Run]:
             yield Run(layout.manifest[names[0]].dtype, names, ends)
             names, ends = [], []
         names.append(name)
-        ends.append((ends[-1] if ends else 0) + layout.manifest[name].num_elements)
+        ends.append((ends[-1] if ends else 0) + layout.manifest[name].num_numbers)
     yield Run(layout.manifest[names[0]].dtype, names, ends)
 
 
 def singly(layout: Layout) -> Iterator[Run]:
     """Divides a file into runs of one tensor each."""
     for name, spec in layout.manifest.items():
-        yield Run(spec.dtype, [name], [spec.num_elements])
+        yield Run(spec.dtype, [name], [spec.num_numbers])
 
 
 def _are_adjacent(layout: Layout, name: str, following: str) -> bool:

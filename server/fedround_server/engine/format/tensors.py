@@ -74,31 +74,34 @@ class TensorFile:
         return self._map[: self.layout.data_start]
 
     def block(self, name: str, start: int, length: int) -> Tensor:
-        """Returns elements of a flattened tensor; aligned ones are not copied.
+        """Returns numbers of a flattened tensor; aligned ones are not copied.
 
         Args:
-            name: The tensor.
-            start: Index of the first element. It may lie behind the tensor's end, in one of the same run.
-            length: How many elements, of that run.
+            name: The tensor; a complex one has two numbers an element.
+            start: Index of the first number. It may lie behind the tensor's end, in one of the same run.
+            length: How many numbers, of that run.
 
         Returns:
-            Shape (length,), in the tensor's dtype; not to be written to.
+            Shape (length,), in the tensor's dtype, or in that of its parts; not to be written to.
 
         Raises:
             BlobDamaged: The file does not have the bytes there that were stored.
         """
-        dtype = self.layout.manifest[name].dtype
+        dtype = TORCH_DTYPES[self.layout.manifest[name].dtype]
         offset = self.layout.offsets[name] + start * dtype.itemsize
         self._verify(offset, offset + length * dtype.itemsize)
         data = self._bytes[offset : offset + length * dtype.itemsize]
         if offset % dtype.itemsize:
             data = data.clone()
-        return data.view(TORCH_DTYPES[dtype])
+        return data.view(dtype)
 
     def tensor(self, name: str) -> Tensor:
         """Returns a copy of a whole tensor, in its shape and dtype."""
         spec = self.layout.manifest[name]
-        return self.block(name, 0, spec.num_elements).clone().reshape(spec.shape)
+        numbers = self.block(name, 0, spec.num_numbers).clone()
+        if spec.dtype.is_complex:
+            return torch.view_as_complex(numbers.reshape(*spec.shape, 2))
+        return numbers.reshape(spec.shape)
 
     def _verify(self, start: int, end: int) -> None:
         if self._verifier is not None:

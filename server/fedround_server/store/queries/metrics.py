@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from fedround_server.domain.report import MetricReport
 from fedround_server.domain.rounds import KINDS
-from fedround_server.domain.update import Submission
+from fedround_server.domain.update import MetricValue, Submission
 from fedround_server.store.queries.training import find_training_of_model
 from fedround_server.store.tables.schema import ModelRow, RoundRow, TrainingRow, UpdateRow
 
@@ -67,7 +67,9 @@ def page_reports(model: ModelRow, user_id: str, after: tuple[int, str], limit: i
     return sorted(reports, key=lambda report: report.round)[:limit]
 
 
-def _report(row: RoundRow, reporter_id: str | None, num_examples: int, metrics: dict[str, float]) -> MetricReport:
+def _report(
+    row: RoundRow, reporter_id: str | None, num_examples: int, metrics: Mapping[str, MetricValue]
+) -> MetricReport:
     return MetricReport(
         training_id=row.training_id,
         round=row.number,

@@ -1,6 +1,8 @@
 """Reads of rounds, of their cohorts, and of what was submitted in them."""
 
-from peewee import Case, ModelSelect, fn
+from datetime import datetime
+
+from peewee import Case, Field, ModelSelect, fn
 
 from fedround_server.domain.model import BlobRef
 from fedround_server.domain.rounds.round import RoundState, UnfinishedRound
@@ -71,12 +73,21 @@ def find_assignment(row: RoundRow, user_id: str) -> BlobRef | None:
 
 def counted_updates(training_id: str, number: int) -> list[UpdateRow]:
     """Returns the submissions of a round that count, in canonical order: those of members that were not removed."""
-    rows = (
-        UpdateRow.select()
+    return sorted(_counted(training_id, number), key=lambda row: row.user_id)
+
+
+def arrival_times(training_id: str, number: int) -> dict[str, datetime]:
+    """Returns by user when the submissions of a round that count were accepted, without reading their metrics."""
+    rows = _counted(training_id, number, UpdateRow.user_id, UpdateRow.accept_time)
+    return {row.user_id: row.accept_time for row in rows}
+
+
+def _counted(training_id: str, number: int, *columns: Field) -> "ModelSelect[UpdateRow]":
+    return (
+        UpdateRow.select(*columns)
         .join(CohortRow, on=SUBMITTED)
         .where(UpdateRow.training_id == training_id, UpdateRow.number == number, ~CohortRow.removed)
     )
-    return sorted(rows, key=lambda row: row.user_id)
 
 
 def missing_members(row: RoundRow) -> list[str]:
@@ -84,8 +95,7 @@ def missing_members(row: RoundRow) -> list[str]:
     present = CohortRow.select(CohortRow.user_id).where(
         CohortRow.training_id == row.training_id, CohortRow.number == row.number, ~CohortRow.removed
     )
-    submitted = {update.user_id for update in counted_updates(row.training_id, row.number)}
-    return sorted({member.user_id for member in present} - submitted)
+    return sorted({member.user_id for member in present} - arrival_times(row.training_id, row.number).keys())
 
 
 def all_members(row: RoundRow) -> set[str]:

@@ -10,7 +10,7 @@ from peewee import JOIN
 from fedround_server.domain.forecast import HISTORY
 from fedround_server.domain.rejected_update import RejectedUpdate, sum_by_reason
 from fedround_server.domain.rounds.round import RoundMember, RoundState, RoundView
-from fedround_server.store.queries.round import SUBMITTED, counted_updates
+from fedround_server.store.queries.round import SUBMITTED, arrival_times
 from fedround_server.store.tables.mapping import to_round, to_spec
 from fedround_server.store.tables.schema import (
     CohortRow,
@@ -25,7 +25,7 @@ from fedround_server.store.tables.schema import (
 
 def view(training: TrainingRow, row: RoundRow) -> RoundView:
     """Returns a round with its present members by name."""
-    arrivals = {update.user_id: update.accept_time for update in counted_updates(row.training_id, row.number)}
+    arrivals = arrival_times(row.training_id, row.number)
     durations = _durations(row) if row.state == RoundState.OPEN.value else {}
     rejected = _rejected_updates(row)
     cohort: Iterable[dict[str, Any]] = (

@@ -17,12 +17,12 @@ from fedround_server.domain.errors import (
     UpdateExists,
     UpdateSuperseded,
 )
-from fedround_server.domain.model import Manifest
+from fedround_server.domain.model import BlobRef, Manifest
 from fedround_server.domain.report import NewReport
 from fedround_server.domain.rounds import KINDS
 from fedround_server.domain.rounds.kind import ExpectedTensors
 from fedround_server.domain.rounds.round import RoundState
-from fedround_server.domain.update import NewUpdate, NormBound, Update
+from fedround_server.domain.update import NewUpdate, NormBound, Update, is_number
 from fedround_server.store.db.compiled import compiled_values
 from fedround_server.store.queries.participant import took_part
 from fedround_server.store.queries.round import find_assignment, find_round, find_submission, is_member
@@ -36,10 +36,17 @@ CACHED_TENSORS = 20_000
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """What an update must be to be accepted: its tensors, and the bound of its distance, None without a limit."""
+    """What an update must be to be accepted.
+
+    Attributes:
+        tensors: Its tensors.
+        bound: The bound of its distance; None without a limit.
+        model: The round's model, whose NaN and Inf it may have; None if it may have none.
+    """
 
     tensors: ExpectedTensors
     bound: NormBound | None
+    model: BlobRef | None
 
 
 def admit(training: TrainingRow, new: NewUpdate) -> Admission | Update:
@@ -50,11 +57,13 @@ def admit(training: TrainingRow, new: NewUpdate) -> Admission | Update:
     spec = to_spec(training.spec)
     [(text,)] = _manifest.all(training.model_id)
     expected = KINDS[row.kind].tensors(spec, _read_manifest(text))
-    bound = None
+    bound, model = None, None
     if spec.max_update_norm:
         origin = find_assignment(row, new.user_id) or model_info(training.model_id, row.model_version).blob
         bound = NormBound(spec.max_update_norm, origin, expected.prefix)
-    return Admission(expected, bound)
+    if spec.allow_non_finite_buffers:
+        model = model_info(training.model_id, row.model_version).blob
+    return Admission(expected, bound, model)
 
 
 def check(training: TrainingRow, new: NewUpdate | NewReport) -> RoundRow | UpdateRow:
@@ -76,9 +85,10 @@ def check(training: TrainingRow, new: NewUpdate | NewReport) -> RoundRow | Updat
     spec = to_spec(training.spec)
     if not 1 <= new.num_examples <= spec.max_num_examples:
         raise NumExamples(new.num_examples, spec.max_num_examples)
-    lacking = sorted(set(KINDS[row.kind].required_metrics(spec)) - set(new.metrics))
+    numbers = {name for name, value in new.metrics.items() if is_number(value)}
+    lacking = sorted(set(KINDS[row.kind].required_metrics(spec)) - numbers)
     if lacking:
-        raise FieldInvalid("metrics", f"the training asks for {', '.join(lacking)} too")
+        raise FieldInvalid("metrics", f"the training asks for {', '.join(lacking)} too, as numbers")
     return row
 
 

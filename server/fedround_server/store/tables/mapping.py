@@ -18,6 +18,7 @@ from fedround_server.domain.token import Token
 from fedround_server.domain.training import (
     Evaluation,
     Goal,
+    IntegerTensors,
     Selection,
     Training,
     TrainingFailure,
@@ -126,6 +127,8 @@ def from_spec(spec: TrainingSpec) -> dict[str, Any]:
         "max_num_examples": spec.max_num_examples,
         "max_update_norm": spec.max_update_norm,
         "update_precision": spec.update_precision.name,
+        "allow_non_finite_buffers": spec.allow_non_finite_buffers,
+        "integer_tensors": spec.integer_tensors.name,
         "model_id": spec.model_id,
         "model_version": spec.model_version,
         "request_id": spec.request_id,
@@ -161,6 +164,8 @@ def to_spec(data: Mapping[str, Any], client_ids: Sequence[str] = ()) -> Training
         max_update_norm=data["max_update_norm"],
         # Trainings that were created before there was a choice have none.
         update_precision=UpdatePrecision[data.get("update_precision", "FULL")],
+        allow_non_finite_buffers=data.get("allow_non_finite_buffers", False),
+        integer_tensors=IntegerTensors[data.get("integer_tensors", "HEAVIEST")],
         model_id=data["model_id"],
         model_version=data["model_version"],
         request_id=data["request_id"],

@@ -66,6 +66,7 @@ class ModelRow(Row):
     architecture = CharField(max_length=100)
     upload_id = id_field(null=True)
     manifest = JsonField()
+    is_finite = BooleanField()
     version = IntegerField()
     stored_bytes = BigIntegerField()
     create_time = InstantField()

@@ -25,6 +25,7 @@ def insert_model(
         architecture=model.architecture,
         upload_id=model.upload_id,
         manifest=from_manifest(model.manifest),
+        is_finite=model.is_finite,
         version=0,
         stored_bytes=model.blob.size_bytes,
         create_time=now,

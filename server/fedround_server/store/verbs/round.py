@@ -98,7 +98,8 @@ class RoundVerbs(Verbs):
             RoundRow.update(
                 state=RoundState.DONE.value,
                 done_time=now,
-                metrics=metrics or None,
+                # An empty mean: there is something to show, but nothing of it has a mean.
+                metrics=metrics if any(update.metrics for update in updates) else None,
                 num_examples=sum(update.num_examples for update in updates),
             )
             .where(

@@ -17,7 +17,7 @@ from fedround_server.domain.errors import (
 )
 from fedround_server.domain.event import TrainingStarted
 from fedround_server.domain.limits import Quotas
-from fedround_server.domain.model import Manifest, NewModel
+from fedround_server.domain.model import NewModel
 from fedround_server.domain.rounds import KINDS, next_kind
 from fedround_server.domain.training import Training, TrainingSpec, TrainingState
 from fedround_server.store.db.audit_trail import record
@@ -38,7 +38,7 @@ from fedround_server.store.queries.training import (
 from fedround_server.store.queries.user import lock_user, unknown_users
 from fedround_server.store.queries.version import model_info, stored_version
 from fedround_server.store.tables.mapping import from_spec, to_manifest, to_spec
-from fedround_server.store.tables.schema import TrainingClientsRow, TrainingRow
+from fedround_server.store.tables.schema import ModelRow, TrainingClientsRow, TrainingRow
 from fedround_server.store.transitions import end_training
 from fedround_server.store.transitions.open_round import open_round
 from fedround_server.store.transitions.participants import enroll, leave
@@ -66,7 +66,7 @@ class TrainingVerbs(Verbs):
         if spec.model_id is not None:
             source = lock_owned_model(spec.model_id, actor_id)
             stored_version(source, spec.model_version)
-            _check_kinds(spec, to_manifest(source.manifest))
+            _check_model(spec, source)
         return None
 
     @verb
@@ -101,7 +101,7 @@ class TrainingVerbs(Verbs):
             else insert_model(new_model_id, actor_id, model, now).model_id
         )
         check_stored_bytes(actor_id, quotas)
-        _check_kinds(spec, to_manifest(get_model(model_id).manifest))
+        _check_model(spec, get_model(model_id))
         row = TrainingRow.create(
             training_id=training_id,
             actor_id=actor_id,
@@ -274,12 +274,22 @@ def _stored_model(model_id: str, version: int | None, actor_id: str, copy_id: st
     if find_training_of_model(model_id) is None and start.version == source.version:
         return model_id
     copy = NewModel(
-        source.name, source.description, to_manifest(source.manifest), start.blob, architecture=source.architecture
+        source.name,
+        source.description,
+        to_manifest(source.manifest),
+        start.blob,
+        architecture=source.architecture,
+        is_finite=source.is_finite,
     )
     return insert_model(copy_id, actor_id, copy, now, source=start).model_id
 
 
-def _check_kinds(spec: TrainingSpec, manifest: Manifest) -> None:
+def _check_model(spec: TrainingSpec, model: ModelRow) -> None:
+    if not model.is_finite and not spec.allow_non_finite_buffers:
+        raise FieldInvalid(
+            "spec.allow_non_finite_buffers", "must be set: the model contains NaN or Inf, as in the buffer of a mask"
+        )
+    manifest = to_manifest(model.manifest)
     for kind in KINDS.values():
         kind.check(spec, manifest)
 

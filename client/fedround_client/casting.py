@@ -1,0 +1,82 @@
+"""Updates in the floating-point dtypes of the model, whatever width the training produced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from fedround_client.half_precision import round_to_half
+from fedround_client.logs import get_logger
+from fedround_client.safetensors_header import DTYPE_NAMES, TensorInfo
+from fedround_client.safetensors_stream import ArraySource
+from fedround_client.tensor_types import TensorError
+
+logger = get_logger(__name__)
+
+_NUMPY: Mapping[str, np.dtype[Any]] = {"F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2")}
+_FLOATING = frozenset({*_NUMPY, "BF16"})
+
+
+class Caster:
+    """Casts the tensors of a participant's updates, and warns once."""
+
+    def __init__(self) -> None:
+        """Creates a caster that has not warned."""
+        self._has_warned = False
+
+    def cast(self, update: Iterable[ArraySource], dtypes: Mapping[str, str]) -> list[ArraySource]:
+        """Returns the tensors of an update with the floating-point dtypes that the model has.
+
+        Args:
+            update: The tensors.
+            dtypes: The dtypes of the model's tensors, by name. Others than F64, F32, F16 and BF16 are left as they are.
+
+        Returns:
+            The tensors. Reading one raises TensorError if the model's dtype cannot hold a value.
+        """
+        sources, names = [], []
+        for source in update:
+            info, wanted = source.info, dtypes.get(source.info.name, source.info.dtype)
+            if info.dtype != wanted and {info.dtype, wanted} <= _FLOATING:
+                names.append(f"{info.name!r} from {DTYPE_NAMES[info.dtype]} to {DTYPE_NAMES[wanted]}")
+                sources.append(ArraySource(TensorInfo(info.name, wanted, info.shape), _casting(source, wanted)))
+            else:
+                sources.append(source)
+        if names and not self._has_warned:
+            self._has_warned = True
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            logger.warning(
+                "The update is cast to the dtypes of the model: tensor %s. numpy computes float32 with float64 in"
+                " float64; .astype(np.float32), or .to(torch.float32), keeps the dtype. This is logged once.",
+                f"{names[0]}{more}",
+            )
+        return sources
+
+
+def _casting(source: ArraySource, dtype: str) -> Callable[[], memoryview]:
+    return lambda: _cast(source, dtype).reshape(-1).view(np.uint8).data
+
+
+def _cast(source: ArraySource, dtype: str) -> np.ndarray[Any, np.dtype[Any]]:
+    data = source.memory()
+    if source.info.dtype == "BF16":
+        # The upper halves of float32.
+        values = (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4")
+    else:
+        values = np.frombuffer(data, _NUMPY[source.info.dtype])
+    # Overflow is found by its result.
+    with np.errstate(over="ignore", invalid="ignore"):
+        if dtype != "BF16":
+            result = values.astype(_NUMPY[dtype])
+            fits = bool((np.isfinite(result) == np.isfinite(values)).all())
+        else:
+            half = round_to_half(values.astype("<f4"), dtype)
+            result, fits = np.empty(0, "<u2") if half is None else half, half is not None
+    if not fits:
+        raise TensorError(
+            f"Tensor {source.info.name!r} has {DTYPE_NAMES[source.info.dtype]} numbers that the model's dtype,"
+            f" {DTYPE_NAMES[dtype]}, cannot hold."
+        )
+    return result
