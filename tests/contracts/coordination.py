@@ -63,10 +63,11 @@ class ManualClock:
 
 @dataclass
 class FakeEngine:
-    """Reads the files of a job, and aggregates them to a file of a few bytes, or fails with the given error."""
+    """Aggregates to a file of a few bytes, or fails with the given error; verifies its files first if it `reads`."""
 
     files: BlobFiles
     error: Exception | None = None
+    reads: bool = False
     jobs: list[AggregationJob] = field(default_factory=list)
     may_end: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -81,7 +82,7 @@ class FakeEngine:
         await self.may_end.wait()
         if self.error is not None:
             raise self.error
-        for blob in (job.model, *job.updates):
+        for blob in (job.model, *job.updates) if self.reads else ():
             with Verifier(self.files.local_path(blob), blob) as verifier:
                 verifier.verify(0, blob.size_bytes)
         content = f"result {len(self.jobs)}".encode()

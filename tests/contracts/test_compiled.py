@@ -91,6 +91,7 @@ async def test_what_is_inserted_is_read_back_by_a_plain_query(world: World) -> N
             version=0,
             sha256="0",
             size_bytes=2**40,
+            checksums=b"\x00\xff",
             create_time=NOW,
             stored=True,
             posterior_sha256=None,

@@ -1,6 +1,7 @@
 """Files that are damaged or lost on the server's disk between being stored and being used, on both databases."""
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ import pytest
 
 from contracts.audits import recorded
 from contracts.blobs import put
-from contracts.coordination import Coordination, coordinating
+from contracts.coordination import Coordination
+from contracts.coordination import coordinating as coordinating_anything
 from contracts.world import blob
 from damage import flip
 from fedround_server.blobs import BLOCK_BYTES
@@ -34,6 +36,14 @@ HOUR = timedelta(hours=1)
 def flip_to(path: Path, data: bytes) -> None:
     path.chmod(0o600)
     path.write_bytes(data)
+
+
+@asynccontextmanager
+async def coordinating(store: Store, folder: Path) -> AsyncIterator[Coordination]:
+    """A coordinator whose engine reads the files of its jobs."""
+    async with coordinating_anything(store, folder) as coordination:
+        coordination.engine.reads = True
+        yield coordination
 
 
 def file_of(coordination: Coordination, number: int, user: str) -> Path:

@@ -107,10 +107,10 @@ def test_no_model_is_made_of_a_damaged_file(tmp_path: Path, which: int, position
 def test_an_update_is_not_compared_with_a_damaged_model(tmp_path: Path) -> None:
     origin, update = model(tmp_path, "origin", 1), model(tmp_path, "update", 2)
     stored = at(origin)
-    assert check_numbers(update, origin, stored=stored).norm == check_numbers(update, origin).norm
+    assert check_numbers(update, origin, origin_blob=stored).norm == check_numbers(update, origin).norm
     flip(origin, -1)
     with pytest.raises(BlobDamaged):
-        check_numbers(update, origin, stored=stored)
+        check_numbers(update, origin, origin_blob=stored)
 
 
 def test_what_is_not_read_is_not_verified(tmp_path: Path) -> None:

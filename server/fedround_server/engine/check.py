@@ -22,10 +22,10 @@ def check_numbers(
     path: Path,
     origin: Path | None = None,
     prefix: str = "",
-    *,
     model: Path | None = None,
-    stored: BlobRef | None = None,
-    stored_model: BlobRef | None = None,
+    *,
+    origin_blob: BlobRef | None = None,
+    model_blob: BlobRef | None = None,
 ) -> CheckResult:
     """Looks for NaN and Inf, and measures how far the file is from its origin.
 
@@ -35,8 +35,8 @@ def check_numbers(
             difference in another type.
         prefix: What the file puts before the names of the origin's tensors.
         model: A model with the same tensors, whose NaN and Inf the file may have in the same places.
-        stored: What the origin should contain: it is verified.
-        stored_model: What the model should contain: it is verified.
+        origin_blob: What the origin should contain: it is verified.
+        model_blob: What the model should contain: it is verified.
 
     Raises:
         BlobDamaged: The origin or the model does not contain that.
@@ -44,8 +44,8 @@ def check_numbers(
     norm = 0.0
     with ExitStack() as stack:
         file = stack.enter_context(TensorFile(path))
-        base = None if origin is None else stack.enter_context(TensorFile(origin, blob=stored))
-        allowed = None if model is None else stack.enter_context(TensorFile(model, blob=stored_model))
+        base = None if origin is None else stack.enter_context(TensorFile(origin, blob=origin_blob))
+        allowed = None if model is None else stack.enter_context(TensorFile(model, blob=model_blob))
         others = [other.layout for other in (base, allowed) if other is not None]
         # With a prefix, only some of the tensors are in the origin.
         for run in singly(file.layout) if prefix else runs(file.layout, others):

@@ -50,9 +50,8 @@ def run_check(files: BlobFiles, job: CheckJob) -> CheckResult:
 
     origin = None if job.origin is None else files.local_path(job.origin)
     model = None if job.model is None else files.local_path(job.model)
-    return check_numbers(
-        files.local_path(job.file), origin, job.prefix, model=model, stored=job.origin, stored_model=job.model
-    )
+    path = files.local_path(job.file)
+    return check_numbers(path, origin, job.prefix, model, origin_blob=job.origin, model_blob=job.model)
 
 
 def run_aggregation(files: BlobFiles, job: AggregationJob) -> StagedBlob:
