@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from chaos import tensors
-from chaos.facts import Facts, Row
+from chaos.facts import Facts
 from chaos.history import History
+from chaos.lookups import events_of, has_left, is_needed, is_present, makes_version, ordered
 
 OVER = ("DONE", "ABANDONED")
 AUDITED = ("time", "user_id", "action", "training_id", "model_id", "subject", "facts")
@@ -60,10 +61,10 @@ def updates_count_once(facts: Facts, history: History) -> Findings:
             yield training_id, f"{user_id} has {len(rows)} updates in round {number}"
         if (training_id, number) not in rounds or key not in cohort:
             yield training_id, f"the update {rows[0]['update_id']} belongs to no round, or to no member of its cohort"
-        elif cohort[key][0]["removed"] and not _left(facts, training_id, user_id):
+        elif cohort[key][0]["removed"] and not has_left(facts, training_id, user_id):
             yield training_id, f"the update {rows[0]['update_id']} is left out, and {user_id} was not removed"
     for row in facts["round"]:
-        closed = _events(facts, row["training_id"], "RoundClosed", row["number"])
+        closed = events_of(facts, row["training_id"], "RoundClosed", row["number"])
         used = facts.counted.get((row["training_id"], row["number"]), [])
         if row["state"] == "DONE" and any(event["payload"]["num_updates"] != len(used) for event in closed):
             yield row["training_id"], f"round {row['number']} says {closed[0]['payload']}, {len(used)} updates count"
@@ -110,12 +111,12 @@ def repeated_answers_are_true(facts: Facts, history: History) -> Findings:
 def rounds_commit_once(facts: Facts, history: History) -> Findings:
     """A round that is done was committed once, in the log and in the versions of the model; another one never."""
     for row in facts["round"]:
-        closed = _events(facts, row["training_id"], "RoundClosed", row["number"])
+        closed = events_of(facts, row["training_id"], "RoundClosed", row["number"])
         if len(closed) != (row["state"] == "DONE"):
             yield row["training_id"], f"round {row['number']} is {row['state']} and was closed {len(closed)} times"
-        started = [event["audience"] for event in _events(facts, row["training_id"], "RoundStarted", row["number"])]
+        started = [event["audience"] for event in events_of(facts, row["training_id"], "RoundStarted", row["number"])]
         # When it is repeated, those who join are notified, each once; so are those whose updates were lost, each time.
-        lost = [event["audience"] for event in _events(facts, row["training_id"], "UpdateLost", row["number"])]
+        lost = [event["audience"] for event in events_of(facts, row["training_id"], "UpdateLost", row["number"])]
         joined = list((Counter(one for one in started if one != "cohort") - Counter(lost)).elements())
         if started.count("cohort") != 1 or len(joined) != len(set(joined)) or (joined and row["attempt"] == 1):
             yield row["training_id"], f"round {row['number']} was not started once"
@@ -124,10 +125,10 @@ def rounds_commit_once(facts: Facts, history: History) -> Findings:
     versions, rounds = facts.by("model_version", "model_id"), facts.by("round", "training_id")
     for training in facts["training"]:
         numbers = sorted(row["version"] for row in versions.get(training["model_id"], []))
-        commits = [row for row in rounds.get(training["training_id"], []) if _makes_version(training, row)]
+        commits = [row for row in rounds.get(training["training_id"], []) if makes_version(training, row)]
         if numbers != list(range(training["model_version"] + 1)) or len(commits) != training["model_version"]:
             yield training["training_id"], f"{len(commits)} commits made the versions {numbers}"
-        if [row["number"] for row in _ordered(rounds, training)] != list(range(len(_ordered(rounds, training)))):
+        if [row["number"] for row in ordered(rounds, training)] != list(range(len(ordered(rounds, training)))):
             yield training["training_id"], "the rounds' numbers have gaps"
 
 
@@ -137,7 +138,7 @@ def models_are_right(facts: Facts, history: History) -> Findings:
     for row in facts["round"]:
         training = facts.trainings[row["training_id"]]
         used = facts.counted.get((row["training_id"], row["number"]), [])
-        makes = _makes_version(training, row)
+        makes = makes_version(training, row)
         if not makes and (row["state"], row["kind"]) != ("DONE", "SWAG"):
             continue
         version = versions.get((training["model_id"], row["model_version"] + makes))
@@ -170,7 +171,7 @@ def failures_stand(facts: Facts, history: History) -> Findings:
         key = entry["training_id"], entry["round"], entry["user_id"]
         if key not in rows and key not in updates:
             yield entry["training_id"], f"the failure {entry.facts} is not there"
-        told = _events(facts, entry["training_id"], "ParticipantFailed", entry["round"])
+        told = events_of(facts, entry["training_id"], "ParticipantFailed", entry["round"])
         reasons = [one["payload"]["reason"] for one in told if one["payload"]["participant_id"] == entry["user_id"]]
         if reasons.count(entry["reason"]) != 1:
             yield entry["training_id"], f"the failure {entry.facts} is in the log as {reasons}"
@@ -182,7 +183,7 @@ def failures_stand(facts: Facts, history: History) -> Findings:
                 f"{row['user_id']} failed in round {row['number']}, and submitted or was not asked",
             )
     for row in facts["round"]:
-        members = [one for one in facts["cohort"] if _is_present(one, row)]
+        members = [one for one in facts["cohort"] if is_present(one, row)]
         failed = sum((one["training_id"], one["number"], one["user_id"]) in rows for one in members)
         if row["failed"] != failed:
             yield row["training_id"], f"round {row['number']} has {row['failed']} failures, {failed} are there"
@@ -250,8 +251,8 @@ def references_lead_somewhere(facts: Facts, history: History) -> Findings:
     """What a row refers to is there, with the size that the row gives, unless it was damaged."""
     damaged = {entry["sha256"] for entry in history.of("damaged")}
     removed = {row["model_id"] for row in facts["model"] if row["remove_time"]}
-    needed = [(row["sha256"], row["size_bytes"], "") for row in facts["model_version"] if _needed(row, removed)]
-    stored = {(row["model_id"], row["version"]) for row in facts["model_version"] if _needed(row, removed)}
+    needed = [(row["sha256"], row["size_bytes"], "") for row in facts["model_version"] if is_needed(row, removed)]
+    stored = {(row["model_id"], row["version"]) for row in facts["model_version"] if is_needed(row, removed)}
     for row in facts["artifact"]:
         if (row["model_id"], row["version"]) in stored:
             needed.append((row["sha256"], row["size_bytes"], ""))
@@ -293,7 +294,7 @@ def acknowledged_changes_stand(facts: Facts, history: History) -> Findings:
         elif entry.kind == "registered":
             holds = (training_id, entry["user_id"]) in parts
         elif entry.kind == "client_removed":
-            holds = _left(facts, training_id, entry["user_id"])
+            holds = has_left(facts, training_id, entry["user_id"])
         elif entry.kind == "user":
             holds = entry["user_id"] in users
         elif entry.kind == "user_removed":
@@ -378,36 +379,3 @@ RULES: tuple[Rule, ...] = (
 def check(facts: Facts, history: History) -> list[Violation]:
     """Applies all rules."""
     return [Violation(rule.__name__, *finding) for rule in RULES for finding in rule(facts, history)]
-
-
-def _events(facts: Facts, training_id: str, kind: str, number: int) -> list[Row]:
-    log = facts.events.get(training_id, [])
-    return [event for event in log if event["kind"] == kind and event["payload"]["round"] == number]
-
-
-def _is_present(member: Row, row: Row) -> bool:
-    return not member["removed"] and (member["training_id"], member["number"]) == (row["training_id"], row["number"])
-
-
-def _left(facts: Facts, training_id: str, user_id: str) -> bool:
-    log = facts.events.get(training_id, [])
-    return any(event["kind"] == "ClientRemoved" and event["payload"]["client_id"] == user_id for event in log)
-
-
-def _makes_version(training: Row, row: Row) -> bool:
-    """Returns whether a round made a version: in a daisy chain, only the last one does."""
-    if row["state"] != "DONE" or row["kind"] not in ("TRAIN", "CHAINED"):
-        return False
-    aggregation = training["spec"]["aggregation"]
-    if aggregation["algorithm"] != "fed_dc":
-        return True
-    options = aggregation["options"]
-    return bool((row["step"] + 1) * options["daisy_period"] >= options["aggregation_period"])
-
-
-def _ordered(rounds: dict, training: Row) -> list[Row]:  # type: ignore[type-arg]
-    return sorted(rounds.get(training["training_id"], []), key=lambda row: row["number"])
-
-
-def _needed(row: Row, removed: set[str]) -> bool:
-    return bool(row["stored"]) and row["model_id"] not in removed

@@ -1,0 +1,41 @@
+"""Look-ups in the facts that several invariants share."""
+
+from chaos.facts import Facts, Row
+
+
+def events_of(facts: Facts, training_id: str, kind: str, number: int) -> list[Row]:
+    """Returns the events of a kind in a round."""
+    log = facts.events.get(training_id, [])
+    return [event for event in log if event["kind"] == kind and event["payload"]["round"] == number]
+
+
+def is_present(member: Row, row: Row) -> bool:
+    """Returns whether a cohort's member belongs to a round, and was not removed from it."""
+    return not member["removed"] and (member["training_id"], member["number"]) == (row["training_id"], row["number"])
+
+
+def has_left(facts: Facts, training_id: str, user_id: str) -> bool:
+    """Returns whether a user was removed from a training."""
+    log = facts.events.get(training_id, [])
+    return any(event["kind"] == "ClientRemoved" and event["payload"]["client_id"] == user_id for event in log)
+
+
+def makes_version(training: Row, row: Row) -> bool:
+    """Returns whether a round made a version: in a daisy chain, only the last one does."""
+    if row["state"] != "DONE" or row["kind"] not in ("TRAIN", "CHAINED"):
+        return False
+    aggregation = training["spec"]["aggregation"]
+    if aggregation["algorithm"] != "fed_dc":
+        return True
+    options = aggregation["options"]
+    return bool((row["step"] + 1) * options["daisy_period"] >= options["aggregation_period"])
+
+
+def ordered(rounds: dict, training: Row) -> list[Row]:  # type: ignore[type-arg]
+    """Returns the rounds of a training by number."""
+    return sorted(rounds.get(training["training_id"], []), key=lambda row: row["number"])
+
+
+def is_needed(row: Row, removed: set[str]) -> bool:
+    """Returns whether the file of a version must be there."""
+    return bool(row["stored"]) and row["model_id"] not in removed
