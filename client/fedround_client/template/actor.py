@@ -18,6 +18,7 @@ with fr.connect() as client:  # reads FEDROUND_SERVER and FEDROUND_TOKEN
         selection=fr.Selection("accuracy", "MAXIMIZE"),
         deadline=600,  # seconds that a round may stay open
         max_retries=3,  # how often one that misses it is repeated; then the training fails, and says who is silent
+        absent_after=60,  # seconds without a connection, after which a round goes on without a participant
     )
     client.start_training(training.training_id)
     training = client.wait(training.training_id)
