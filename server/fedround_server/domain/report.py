@@ -78,9 +78,11 @@ def _mean(votes: list[tuple[float, int]]) -> float:
     return min(max(mean, min(values)), max(values))
 
 
-def count_not_finite(reports: Iterable[Mapping[str, float]]) -> dict[str, int]:
+def count_not_finite(reports: Iterable[Mapping[str, MetricValue]]) -> dict[str, int]:
     """Returns how many values of each metric are NaN or infinite, by name; at most MAX_MEANS names."""
-    counts = Counter(name for metrics in reports for name, value in metrics.items() if not math.isfinite(value))
+    counts = Counter(
+        name for metrics in reports for name, value in metrics.items() if is_number(value) and not math.isfinite(value)
+    )
     return {name: counts[name] for name in sorted(counts)[:MAX_MEANS]}
 
 
