@@ -46,9 +46,9 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
     if not settings.data_dir.exists():
         make_private(settings.data_dir)
         sync_folder(settings.data_dir.absolute().parent)
-    _restrict(settings.data_dir)
     with ExitStack() as stack:
         stack.enter_context(_exclusive(settings.data_dir))
+        _restrict(settings.data_dir)
         blobs = LocalBlobs(settings.data_dir)
         blobs.check_writable()
         # Before any gRPC object exists.

@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -113,6 +114,20 @@ class _Stream:
     def cancel(self) -> None: ...
 
 
+class _Call:
+    """The answer to a stream of requests: a message, or the failure of the call."""
+
+    def __init__(self, answer: Any) -> None:
+        self._answer = answer
+
+    def result(self) -> Any:
+        if isinstance(self._answer, Failure):
+            raise self._answer
+        return self._answer
+
+    def cancel(self) -> None: ...
+
+
 class Channel:
     """Answers each call with messages of the right type, or with a failure."""
 
@@ -131,15 +146,15 @@ class Channel:
 
         return call
 
-    def stream_unary(self, path: str, *_: Any, **__: Any) -> Callable[..., Any]:
-        def call(requests: Iterator[Any], metadata: Any = None) -> Any:
+    def stream_unary(self, path: str, *_: Any, **__: Any) -> SimpleNamespace:
+        def begin(requests: Iterator[Any], metadata: Any = None) -> _Call:
             for _ in itertools.islice(requests, self._rand.choice((0, 1, 100))):
                 pass
             if self._rand.random() < 0.5:
-                raise Failure(self._rand)
-            return self._message(path)
+                return _Call(Failure(self._rand))
+            return _Call(self._message(path))
 
-        return call
+        return SimpleNamespace(future=begin)
 
     def unary_stream(self, path: str, *_: Any, **__: Any) -> Callable[..., Any]:
         return lambda request, metadata=None: _Stream(self._stream(path))

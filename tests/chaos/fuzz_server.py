@@ -173,16 +173,6 @@ def page_token(folder: Path) -> Iterator[Target]:
     yield target
 
 
-class _Metadata:
-    """A call, as far as its metadata goes."""
-
-    def __init__(self, pairs: list[tuple[str, str | bytes]]) -> None:
-        self._pairs = pairs
-
-    def invocation_metadata(self) -> tuple[tuple[str, str | bytes], ...]:
-        return tuple(self._pairs)
-
-
 @contextmanager
 def token(folder: Path) -> Iterator[Target]:
     """Tokens in metadata of all forms."""
@@ -197,7 +187,7 @@ def token(folder: Path) -> Iterator[Target]:
                 value = value.decode("latin-1")
             pairs.append((rand.choice(("authorization", "authorization", "x-token", "authorization-bin", "te")), value))
         try:
-            found = auth._token(_Metadata(pairs))  # type: ignore[arg-type]
+            found = auth._token(tuple(pairs))
         except TokenInvalid:
             return "refused"
         if found is None:

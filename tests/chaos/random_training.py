@@ -192,7 +192,7 @@ class RandomTraining:
             who = self._draw.choice([self._actor, user])
             if self._ask(who, self._client.trainings.RemoveClients, request, *GONE, "LAST_PARTICIPANT"):
                 self._record("client_removed", user_id=user.user_id)
-                self._send_again(user)
+                self._repeat_removed(user)
             self._present = [one for one in self._present if one != user]
         elif chance < 0.06 and len(self._present) > 1:
             self._remove_user(user)
@@ -202,7 +202,7 @@ class RandomTraining:
         elif chance < 0.08:
             self._remove_user(self._actor)
 
-    def _send_again(self, user: User) -> None:
+    def _repeat_removed(self, user: User) -> None:
         """Submits again what a removed user submitted last; records whether it counts, or is superseded."""
         if user.user_id in self._sent:
             number, method, request = self._sent[user.user_id]

@@ -53,7 +53,7 @@ def not_a_number(model: State, round: fr.Round) -> tuple[dict[str, float], int]:
 FAILING = [
     ((no_memory, accuracy), MemoryError, "TRAIN_FAILED"),
     ((diverged, accuracy), fr.UpdateNotFinite, "UPDATE_NOT_FINITE"),
-    ((other_names, accuracy), fr.UpdateMismatch, "UPDATE_MISMATCH"),
+    ((other_names, accuracy), fr.TensorsMismatch, "TENSORS_MISMATCH"),
     ((plus_one, no_data), FileNotFoundError, "EVALUATE_FAILED"),
     ((plus_one,), fr.UnsupportedRound, "UNSUPPORTED_ROUND"),
 ]

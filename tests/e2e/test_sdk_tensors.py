@@ -142,9 +142,16 @@ def test_a_mismatch_of_names_tells_how_to_remove_the_prefix(server: Server) -> N
         return {f"module.{name}": tensor for name, tensor in model.items()}, 1
 
     with federation(server, 1) as group:
-        training = group.actor.create_training({"w": np.zeros(2)}, name="t", target_num_updates=1, client_ids=group.ids)
-        group.actor.start_training(training.training_id)
+
+        def start() -> str:
+            model = {"w": np.zeros(2)}
+            training = group.actor.create_training(model, name="t", target_num_updates=1, client_ids=group.ids)
+            group.actor.start_training(training.training_id)
+            return training.training_id
+
+        start()
         with pytest.raises(fr.TensorsMismatch, match=r"fedround_client\.strip_prefix\(state_dict, 'module\.'\)"):
             group.take_part(0, train).result(60)
+        training_id = start()
         group.take_part(0, lambda model, round_: (fr.strip_prefix(train(model, round_)[0]), 1)).result(60)
-        assert group.actor.wait(training.training_id, 60).state == TRAINING_STATE_COMPLETED
+        assert group.actor.wait(training_id, 60).state == TRAINING_STATE_COMPLETED

@@ -146,5 +146,5 @@ def test_tls_and_client_certificates(tmp_path: Path) -> None:
         with fr.connect(server.address, server.admin_token, tls_ca=ca, tls_cert=pem, tls_key=key) as client:
             assert client.myself().name == "admin"
         for wrong in ({"tls_ca": ca}, {"insecure": True}):
-            with fr.connect(server.address, server.admin_token, **wrong) as client, pytest.raises(fr.ServerUnavailable):
+            with fr.connect(server.address, server.admin_token, **wrong) as client, pytest.raises(fr.TlsFailed):
                 client.myself()
