@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import socket
 import ssl
-from contextlib import closing
+from contextlib import closing, suppress
 
 import grpc
 
@@ -24,6 +24,8 @@ from fedround_client.errors.http_answer import from_page
 
 PROBE_SECONDS = 5.0
 """How long one step of a probe may take."""
+CLOSED_ATTEMPTS = 3
+"""Connections that a server must close without an alert: gRPC does so if a client certificate is missing."""
 
 _PROXY_ANSWER_BYTES = 8192
 # How gRPC words that it has no connection, as opposed to one that was lost during a call.
@@ -58,6 +60,10 @@ def connection_error(error: grpc.RpcError, target: Target | None, address: str, 
     return page or failure
 
 
+class _ClosedError(Exception):
+    """The server closed a connection without an alert when the handshake was complete."""
+
+
 def explain(target: Target, error: FedroundError) -> FedroundError:
     """Returns the reason why a connection failed, if a short connection of its own finds it; else the error itself.
 
@@ -69,14 +75,16 @@ def explain(target: Target, error: FedroundError) -> FedroundError:
     if place is None:
         return error
     try:
-        with closing(_connect(target, *place)) as connection:
-            connection.settimeout(PROBE_SECONDS)
-            found = _find_tls(connection, target) if target.plaintext else _check_tls(connection, target, place[0])
+        for _ in range(CLOSED_ATTEMPTS):
+            with suppress(_ClosedError), closing(_connect(target, *place)) as connection:
+                connection.settimeout(PROBE_SECONDS)
+                found = _find_tls(connection, target) if target.plaintext else _check_tls(connection, target, place[0])
+                return found or error
     except FedroundError as failure:
         return failure
     except OSError:
         return error
-    return found or error
+    return _certificate_rejected(target, "it closed each connection after the handshake")
 
 
 def _connect(target: Target, host: str, port: int) -> socket.socket:
@@ -179,7 +187,8 @@ def _check_tls(connection: socket.socket, target: Target, host: str) -> Fedround
                 )
             # In TLS 1.3 the server checks the client's certificate after the client's handshake is complete. Nothing is
             # sent: to a server that has hung up, that would discard its alert.
-            encrypted.recv(1)
+            if not encrypted.recv(1):
+                raise _ClosedError
     except ssl.SSLCertVerificationError as error:
         return _not_verified(error, target, host)
     except ssl.SSLError as error:
@@ -225,6 +234,10 @@ def _handshake_failed(error: ssl.SSLError, target: Target) -> FedroundError | No
         )
     if "ALERT" not in reason:
         return None
+    return _certificate_rejected(target, reason)
+
+
+def _certificate_rejected(target: Target, reason: str) -> FedroundError:
     if target.tls_cert is None:
         return _tls_failed(
             "TLS_CLIENT_CERTIFICATE",

@@ -145,6 +145,10 @@ def test_tls_and_client_certificates(tmp_path: Path) -> None:
         ca, pem, key = tmp_path / "ca.pem", tmp_path / "client.pem", tmp_path / "client.key"
         with fr.connect(server.address, server.admin_token, tls_ca=ca, tls_cert=pem, tls_key=key) as client:
             assert client.myself().name == "admin"
-        for wrong in ({"tls_ca": ca}, {"insecure": True}):
-            with fr.connect(server.address, server.admin_token, **wrong) as client, pytest.raises(fr.TlsFailed):
+        for wrong, reason in (({"tls_ca": ca}, "TLS_CLIENT_CERTIFICATE"), ({"insecure": True}, "TLS_REQUIRED")):
+            with (
+                fr.connect(server.address, server.admin_token, **wrong) as client,
+                pytest.raises(fr.TlsFailed) as error,
+            ):
                 client.myself()
+            assert error.value.reason == reason
