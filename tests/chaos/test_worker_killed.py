@@ -17,7 +17,7 @@ import pytest
 import fedround_client as fr
 from e2e.federation import Federation, federation
 from fedround.v1 import training_pb2
-from servers import Server
+from servers import MODULE, Server
 from sizes import SEED, size
 
 KILLS = size("WORKER_KILLS", 1)
@@ -32,7 +32,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(Path(__file__).parent.parent), prepend=":")
         options = ("--architecture", "line=chaos.test_worker_killed:line")
-        with Server(tmp_path_factory.mktemp("workers") / "data", options=options) as running:
+        with Server(tmp_path_factory.mktemp("workers") / "data", options=options, program=MODULE) as running:
             yield running
 
 
