@@ -164,9 +164,11 @@ class RandomTraining:
     def _damage(self, receipt: Any) -> None:
         """Damages the file of an update if it is aggregated, and not yet: the round must wait for it again."""
         policy = self._spec.round_policy
-        # A chain assigns most updates as they are; and nobody else may close the round meanwhile.
+        # A chain assigns most updates as they are, one without examples is not read, and nobody else may close the
+        # round meanwhile.
         if (
-            not policy.min_updates
+            receipt.num_examples
+            and not policy.min_updates
             and not policy.HasField("deadline")
             and not self._spec.aggregation.HasField("fed_dc")
             and self._is_open(receipt.round)
