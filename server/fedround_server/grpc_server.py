@@ -138,10 +138,6 @@ class GrpcServer:
         self._port = 0
         self._add_services(coordinator)
 
-    def calls_in_progress(self) -> int:
-        """Returns the number of calls in progress, without health watches and reflection."""
-        return self._draining.count()
-
     def take_load(self) -> int:
         """Returns a number that falls when many calls have ended, also rejected ones, since it was asked last."""
         return self._draining.count() + self._connections.take_count()
