@@ -1,13 +1,13 @@
 """Decodes requests within their call, so that one that cannot be decoded gets an error like any other."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 from google.protobuf.message import DecodeError
 
 from fedround_server.domain.errors import MessageInvalid
-from fedround_server.interceptors.wrapping import Handler, WrappingInterceptor, rebuild, wrap_request
+from fedround_server.interceptors.wrapping import Handler, MappedMessages, WrappingInterceptor, rebuild, wrap_request
 
 MESSAGE_SECONDS = 30.0
 """How long the only message of a call may take if the call was accepted before it."""
@@ -34,24 +34,10 @@ class DecodingInterceptor(WrappingInterceptor):
             return decode(request if isinstance(request, bytes) else await _only_message(name, request))
 
         async def decode_each(requests: AsyncIterator[bytes], _context: Any) -> Any:
-            return _DecodedMessages(requests, decode)
+            return MappedMessages(requests, decode)
 
         prepare = decode_each if handler.request_streaming else decode_only
         return rebuild(handler, lambda inner: wrap_request(inner, prepare), None, handler.response_serializer)
-
-
-class _DecodedMessages:
-    """The decoded messages of a stream."""
-
-    def __init__(self, messages: AsyncIterator[bytes], decode: Callable[[bytes], Any]) -> None:
-        self._messages = messages
-        self._decode = decode
-
-    def __aiter__(self) -> "_DecodedMessages":
-        return self
-
-    async def __anext__(self) -> Any:
-        return self._decode(await anext(self._messages))
 
 
 async def _only_message(name: str, messages: AsyncIterator[bytes]) -> bytes:

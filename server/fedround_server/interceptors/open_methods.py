@@ -1,7 +1,7 @@
 """Limits the calls of methods that need no token: health checks, health watches and reflection."""
 
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -9,7 +9,14 @@ from fedround_server.domain.errors import TooManyCalls, TooManyStreams
 from fedround_server.host.connections import Connections, address_of
 from fedround_server.interceptors.limits import CountedCall
 from fedround_server.interceptors.rate_limits import Buckets
-from fedround_server.interceptors.wrapping import Call, ContextInterceptor, Handler, rebuild, wrap_request
+from fedround_server.interceptors.wrapping import (
+    Call,
+    ContextInterceptor,
+    Handler,
+    MappedMessages,
+    rebuild,
+    wrap_request,
+)
 from fedround_server.methods import METHODS
 
 PER_ADDRESS = 100
@@ -59,8 +66,14 @@ class OpenMethodInterceptor(ContextInterceptor):
         """Returns a handler that counts calls, and the messages of streams."""
         if handler.request_streaming:
 
-            async def count(requests: AsyncIterator[Any], context: Call) -> "_CountedMessages":
-                return _CountedMessages(requests, self._take, address_of(context.peer()))
+            async def count(requests: AsyncIterator[Any], context: Call) -> MappedMessages:
+                address = address_of(context.peer())
+
+                def take(message: Any) -> Any:
+                    self._take(address)
+                    return message
+
+                return MappedMessages(requests, take)
 
             handler = rebuild(
                 handler,
@@ -76,20 +89,3 @@ class OpenMethodInterceptor(ContextInterceptor):
                 "too many calls without a token came from your address", wait, "max_calls_per_second_per_user"
             )
         self._rate.take(address)
-
-
-class _CountedMessages:
-    """The messages of a stream, counted as they come."""
-
-    def __init__(self, messages: AsyncIterator[Any], take: Callable[[str], None], address: str) -> None:
-        self._messages = messages
-        self._take = take
-        self._address = address
-
-    def __aiter__(self) -> "_CountedMessages":
-        return self
-
-    async def __anext__(self) -> Any:
-        message = await anext(self._messages)
-        self._take(self._address)
-        return message

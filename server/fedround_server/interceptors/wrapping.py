@@ -88,6 +88,20 @@ class ContextInterceptor(WrappingInterceptor):
         return behaviour
 
 
+class MappedMessages:
+    """The messages of a stream, each replaced by what a function returns for it."""
+
+    def __init__(self, messages: AsyncIterator[Any], function: Callable[[Any], Any]) -> None:
+        self._messages = messages
+        self._function = function
+
+    def __aiter__(self) -> "MappedMessages":
+        return self
+
+    async def __anext__(self) -> Any:
+        return self._function(await anext(self._messages))
+
+
 def wrap_request(inner: Any, prepare: Callable[[Any, Any], Awaitable[Any]]) -> Any:
     """Returns a behaviour of the same kind that is given what `prepare` makes of the request and the context."""
 
