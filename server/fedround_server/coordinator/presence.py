@@ -26,31 +26,19 @@ class Presence:
 
     def begin(self, user_id: str, now: datetime) -> None:
         """Records that a user has opened a subscription."""
-        self._listening[user_id] += 1
-        self.see(user_id, now)
+        self._add(self._listening, user_id, now)
 
     def end(self, user_id: str, now: datetime) -> None:
         """Records that a user has closed a subscription."""
-        self._listening[user_id] -= 1
-        if not self._listening[user_id]:
-            del self._listening[user_id]
-        # A user that was removed in the meantime is not recorded again.
-        if user_id in self._seen:
-            self.see(user_id, now)
+        self._remove(self._listening, user_id, now)
 
     def begin_call(self, user_id: str, now: datetime) -> None:
         """Records that a call of a user has begun."""
-        self._calls[user_id] += 1
-        self.see(user_id, now)
+        self._add(self._calls, user_id, now)
 
     def end_call(self, user_id: str, now: datetime) -> None:
         """Records that a call of a user has ended."""
-        self._calls[user_id] -= 1
-        if not self._calls[user_id]:
-            del self._calls[user_id]
-        # A user that was removed in the meantime is not recorded again.
-        if user_id in self._seen:
-            self.see(user_id, now)
+        self._remove(self._calls, user_id, now)
 
     def is_connected(self, user_id: str) -> bool:
         """Returns whether a call of a user is in progress."""
@@ -80,6 +68,18 @@ class Presence:
     def give_back(self, news: Iterable[str]) -> None:
         """Makes the next call of `take_news` return these users again, since they could not be stored."""
         self._news |= set(news) & self._seen.keys()
+
+    def _add(self, counts: Counter[str], user_id: str, now: datetime) -> None:
+        counts[user_id] += 1
+        self.see(user_id, now)
+
+    def _remove(self, counts: Counter[str], user_id: str, now: datetime) -> None:
+        counts[user_id] -= 1
+        if not counts[user_id]:
+            del counts[user_id]
+        # A user that was removed in the meantime is not recorded again.
+        if user_id in self._seen:
+            self.see(user_id, now)
 
 
 class _Listening:
