@@ -134,6 +134,12 @@ def hold_a_port() -> socket.socket:
     return holder
 
 
+def memory(pid: int, name: str) -> int:
+    """Returns a figure of a process's memory in bytes, such as VmRSS, RssAnon, or VmHWM for the most it ever had."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith(f"{name}:"))
+
+
 def descendants(pid: int) -> list[int]:
     """The processes that a process started, and theirs."""
     lists = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]

@@ -15,7 +15,7 @@ import pytest
 
 from calls import Person, kinds
 from fedround.v1 import model_pb2, round_pb2, training_pb2
-from servers import MODULE, Server
+from servers import MODULE, Server, memory
 
 CHUNK = 3 << 18
 # Between the values of a file nothing is written: it is a hole on the disk, and is read as zeros.
@@ -45,11 +45,6 @@ def messages(head: Any, path: Path) -> Iterator[Any]:
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):
             yield type(head)(chunk=chunk)
-
-
-def peak_memory(pid: int) -> int:
-    status = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) << 10 for line in status if line.startswith("VmHWM:"))
 
 
 @pytest.fixture
@@ -82,7 +77,7 @@ def test_a_round_of_a_large_model(folder: Path, size: int) -> None:
     paths = {value: folder / str(value) for value in (0.0, 1.0, 4.0, 3.25)}
     digests = {value: sparse(path, size, value) for value, path in paths.items()}
     with Server(folder / "data", program=MODULE) as server, grpc.insecure_channel(server.address) as channel:
-        before = peak_memory(server.pid)
+        before = memory(server.pid, "VmHWM")
         actor = Person(channel, server.admin_token)
         clients = sorted((actor.make(server.address, "CLIENT") for _ in range(2)), key=lambda one: one.user_id)
         spec = training_pb2.TrainingSpec(
@@ -110,6 +105,6 @@ def test_a_round_of_a_large_model(folder: Path, size: int) -> None:
             received.update(answer.chunk)
         # (1 x 1.0 + 3 x 4.0) / 4
         assert received.hexdigest() == digests[3.25]
-        grown = peak_memory(server.pid) - before
+        grown = memory(server.pid, "VmHWM") - before
         sys.stdout.write(f"the server grew by {grown >> 20} MiB\n")
         assert grown < GROWTH

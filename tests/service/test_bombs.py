@@ -14,7 +14,7 @@ import pytest
 
 from calls import Person, fails_with, model_file
 from fedround.v1 import event_pb2, model_pb2
-from servers import MODULE, Server
+from servers import MODULE, Server, memory
 from service.uploads import storing
 
 SIZE = 64 << 20
@@ -38,11 +38,6 @@ except fr.ResourceExhausted as error:
 """
 
 
-def peak_memory(pid: int) -> int:
-    status = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) << 10 for line in status if line.startswith("VmHWM:"))
-
-
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
     """A server of its own: its peak memory covers its whole run."""
@@ -57,7 +52,7 @@ def test_a_server_unfolds_no_bomb(server: Server, way: grpc.Compression) -> None
     with grpc.insecure_channel(server.address, options=options) as channel:
         person = Person(channel, server.admin_token)
         person.create(model_file())
-        before = peak_memory(server.pid)
+        before = memory(server.pid, "VmHWM")
         for method in ("UserService/GetMyself", "ModelService/GetModel"):
             call: Any = channel.unary_unary(f"/fedround.v1.{method}")
             with pytest.raises(grpc.RpcError) as answer:
@@ -68,7 +63,7 @@ def test_a_server_unfolds_no_bomb(server: Server, way: grpc.Compression) -> None
         with pytest.raises(grpc.RpcError) as answer:
             call(iter([bytes(SIZE)]), metadata=token, compression=way)
         assert answer.value.code() is grpc.StatusCode.UNIMPLEMENTED
-        assert peak_memory(server.pid) - before < MOST
+        assert memory(server.pid, "VmHWM") - before < MOST
         person.create(model_file())
 
 
@@ -77,13 +72,13 @@ def test_a_server_decompresses_no_chunk_beyond_its_size(server: Server) -> None:
     with grpc.insecure_channel(server.address) as channel:
         person = Person(channel, server.admin_token)
         person.create(data)
-        before = peak_memory(server.pid)
+        before = memory(server.pid, "VmHWM")
         upload = storing(person)
         chunk = upload.request(chunk=gzip.compress(bytes(SIZE), 9), compression=event_pb2.COMPRESSION_GZIP)
         for _ in range(4):
             with fails_with("INVALID_ARGUMENT", "FIELD_INVALID", "decompresses to more than"):
                 upload.send(upload.spec(data), chunk)
-        assert peak_memory(server.pid) - before < MOST
+        assert memory(server.pid, "VmHWM") - before < MOST
 
 
 def test_a_client_unfolds_no_bomb() -> None:

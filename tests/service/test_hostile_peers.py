@@ -15,7 +15,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from calls import TIMEOUT, Person, fails_with, until
 from fedround.v1 import user_pb2
 from http2 import END_HEADERS, GOAWAY, HEADERS, RST_STREAM, Peer
-from servers import MODULE, Server
+from servers import MODULE, Server, memory
 
 MIB = 1 << 20
 MOST = 64 * MIB
@@ -55,16 +55,12 @@ class Memory:
     """How much memory a server has taken since this was made."""
 
     def __init__(self, server: Server) -> None:
-        self._status = Path(f"/proc/{server.pid}/status")
-        self._before = self._anonymous()
+        self._pid = server.pid
+        self._before = memory(self._pid, "RssAnon")
 
     def grown(self) -> int:
         """Bytes."""
-        return self._anonymous() - self._before
-
-    def _anonymous(self) -> int:
-        lines = self._status.read_text().splitlines()
-        return int(next(line for line in lines if line.startswith("RssAnon:")).split()[1]) << 10
+        return memory(self._pid, "RssAnon") - self._before
 
 
 def flood(peer: Peer, method: str, count: int, *, reset: bool = False) -> None:

@@ -14,7 +14,7 @@ import pytest
 from calls import TIMEOUT, Person, until
 from fedround.v1 import model_pb2, user_pb2
 from http2 import ENHANCE_YOUR_CALM, GOAWAY, HEADERS, PING, Peer, message
-from servers import Server
+from servers import Server, memory
 
 SUBSCRIBE = "/fedround.v1.RoundService/Subscribe"
 UPLOAD = "/fedround.v1.ModelService/UploadModel"
@@ -142,8 +142,8 @@ def test_a_stalled_upload_costs_little_memory(tmp_path: Path) -> None:
             assert process.stdout is not None
             address = f"127.0.0.1:{process.stdout.readline().strip()}"
             stall(address, peers, 2)
-            before, sent = resident(process.pid), stall(address, peers, STALLED)
-            each = (resident(process.pid) - before) / STALLED
+            before, sent = memory(process.pid, "VmRSS"), stall(address, peers, STALLED)
+            each = (memory(process.pid, "VmRSS") - before) / STALLED
             sys.stdout.write(f"{each / MIB:.2f} MiB a stalled upload, {sent / STALLED / MIB:.2f} MiB sent\n")
             # It was given more than it read, and was stopped.
             assert sent > STALLED * (1 << 16)
@@ -173,9 +173,3 @@ def stall(address: str, peers: list[Peer], count: int) -> int:
             if not went:
                 assert peer.ping()
     return sent
-
-
-def resident(pid: int) -> int:
-    """Bytes of memory of a process that are resident."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(next(line for line in status.splitlines() if line.startswith("VmRSS:")).split()[1]) << 10
