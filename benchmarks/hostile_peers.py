@@ -238,7 +238,7 @@ ATTACKS: dict[str, Attack] = {
     "100,000 calls without a message, one connection": many_streams(1, 100_000, MYSELF),
     "100 connections with 1,000 such calls each": many_streams(100, 1_000, MYSELF),
     "the same with 7 KiB of metadata each": many_streams(20, 1_000, MYSELF, x_more="m" * (7 << 10)),
-    "the same with tokens that nobody has": many_streams(100, 1_000, MYSELF, x_token="fr_" + "A" * 43),
+    "the same with unknown tokens": many_streams(100, 1_000, MYSELF, x_token="fr_" + "A" * 43),
     "50,000 calls of methods that do not exist": many_streams(1, 50_000, "/a/B", EMPTY),
     "50,000 health checks without a message": many_streams(1, 50_000, CHECK),
     "2,000 health watches, one connection": many_streams(1, 2_000, WATCH, EMPTY),

@@ -40,7 +40,7 @@ def list_words(names: Iterable[str]) -> str:
 
 
 def transfer_log(clock: Clock, what: str) -> Progress | None:
-    """Returns a function that logs how much of a transfer is done, or None where nobody reads that.
+    """Returns a function that logs how much of a transfer is done, or None if messages at INFO are not logged.
 
     Args:
         clock: Limits the messages to one in TRANSFER_SECONDS; short transfers have none.

@@ -149,7 +149,7 @@ def _completion(list_all: Callable[[Client], Iterable[Candidate]]) -> Callable[[
                 answer.set_result(list(list_all(client)))
             answer.cancel()
 
-        # A daemon, so that a server that does not answer delays nobody.
+        # A daemon, so that the command ends without waiting for a server that does not answer.
         threading.Thread(target=ask, daemon=True).start()
         with suppress(BaseException):
             candidates = answer.result(COMPLETION_SECONDS)

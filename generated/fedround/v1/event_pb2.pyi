@@ -466,7 +466,7 @@ class ParticipantFailed(_message.Message):
     updates_arrived: _builtins.int
     """Updates or reports that arrived so far."""
     updates_expected: _builtins.int
-    """How many updates or reports close the round; 0 if nobody is left."""
+    """How many updates or reports close the round; 0 if no member is left."""
     def __init__(
         self,
         *,

@@ -145,7 +145,7 @@ class _OnFailureEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OnFailure.V
     """Not set: CONTINUE."""
     ON_FAILURE_CONTINUE: _OnFailure.ValueType  # 1
     """The round continues without it. It closes when all others have submitted, if these are min_updates, or at least
-    one. If nobody is left and they are fewer, the training ends in ERROR (PARTICIPANTS_FAILED), and the message names
+    one. If no member is left and they are fewer, the training ends in ERROR (PARTICIPANTS_FAILED), and the message names
     the participants and their reasons.
     """
     ON_FAILURE_FAIL: _OnFailure.ValueType  # 2
@@ -158,7 +158,7 @@ ON_FAILURE_UNSPECIFIED: OnFailure.ValueType  # 0
 """Not set: CONTINUE."""
 ON_FAILURE_CONTINUE: OnFailure.ValueType  # 1
 """The round continues without it. It closes when all others have submitted, if these are min_updates, or at least
-one. If nobody is left and they are fewer, the training ends in ERROR (PARTICIPANTS_FAILED), and the message names
+one. If no member is left and they are fewer, the training ends in ERROR (PARTICIPANTS_FAILED), and the message names
 the participants and their reasons.
 """
 ON_FAILURE_FAIL: OnFailure.ValueType  # 2
