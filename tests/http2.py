@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
-ACK, END_HEADERS = 1, 4
+ACK, END_STREAM, END_HEADERS = 1, 1, 4
 INITIAL_WINDOW_SIZE = 4
 ENHANCE_YOUR_CALM = 11
 MAX_FRAME = 1 << 14
@@ -102,6 +102,13 @@ class Peer:
         while (frame := self.read()) is not None and frame.kind not in kinds:
             pass
         return frame
+
+    def until_end_of_stream(self) -> bool:
+        """Reads until the server has ended a stream; returns False at the end of the connection."""
+        while (frame := self.read()) is not None:
+            if frame.kind in (DATA, HEADERS) and frame.flags & END_STREAM:
+                return True
+        return False
 
     def ping(self) -> bool:
         """Sends a ping and waits for its answer; whatever the server sent before is read then."""
