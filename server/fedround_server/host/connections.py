@@ -106,7 +106,8 @@ class Connections:
         self._count += 1
         if self._rejected[peer] >= self._max_rejected:
             self._rejected.pop(peer)
-            self._scan(time.monotonic(), complete=False)
+            # A complete one: the descriptor may have been something else when it was last looked at.
+            self._scan(time.monotonic(), complete=True)
             self._close([peer])
 
     async def watch(self, port: int) -> None:
