@@ -2,6 +2,7 @@
 
 import asyncio
 import multiprocessing
+import random
 import struct
 import time
 from array import array
@@ -14,8 +15,8 @@ from typing import Any
 from fedround.v1.event_pb2 import Event
 from fedround.v1.round_pb2 import SubscribeRequest
 
-MIN_BACKOFF = 0.25
-MAX_BACKOFF = 8.0
+MIN_BACKOFF, MAX_BACKOFF = 0.5, 30.0
+"""As the SDK does, each waits a random part of the back-off: up to the first, then twice as long, up to the second."""
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, WINDOW_UPDATE = 0, 1, 3, 4, 6, 8
 END_STREAM, ACK, END_HEADERS = 1, 1, 4
 INITIAL_WINDOW_SIZE = 4
@@ -103,14 +104,14 @@ class Crowd:
         task.add_done_callback(self._tasks.discard)
 
     async def _connect(self, subscribers: "list[Subscriber]", backoff: float) -> None:
-        await asyncio.sleep(backoff)
+        await asyncio.sleep(random.uniform(0, backoff))
         try:
             _, connection = await asyncio.get_running_loop().create_connection(
                 lambda: Connection(self, subscribers), self._host, self._port
             )
         except OSError as error:
             self.heard.errors[str(error)] += len(subscribers)
-            self.connect(subscribers, min(2 * backoff + MIN_BACKOFF, MAX_BACKOFF))
+            self.connect(subscribers, min(2 * backoff or MIN_BACKOFF, MAX_BACKOFF))
         else:
             self._connections.add(connection)
 
@@ -150,7 +151,7 @@ class Subscriber:
     Attributes:
         after: The last sequence that it heard.
         done: Whether nothing more can come.
-        backoff: Seconds to wait after the next failure.
+        backoff: Seconds to wait at most after the next failure.
         rest: The beginning of a message.
     """
 
@@ -222,7 +223,7 @@ class Connection(asyncio.Protocol):
                 return
             self._crowd.leave(one, "".join(map(chr, filter(lambda byte: 32 <= byte < 127, payload)))[:60])
             one.rest = b""
-            asyncio.get_running_loop().call_later(one.backoff, self._again, one)
+            asyncio.get_running_loop().call_later(random.uniform(0, one.backoff), self._again, one)
             one.backoff = min(2 * one.backoff, MAX_BACKOFF)
 
     def _read(self, one: Subscriber, payload: bytes) -> None:

@@ -86,6 +86,9 @@ class Settings(BaseSettings):
         DEFAULTS.max_open_trainings, ge=1, description="Trainings of all actors that have not ended."
     )
     max_streams_per_connection: int = Field(1000, ge=1, description="Calls in progress over one connection.")
+    max_waiting_calls: int = Field(
+        1024, ge=64, description="Calls that wait for the server; each takes about 20 kB of memory."
+    )
     max_unauthenticated_connections_per_address: int = Field(
         100, ge=1, description="Connections of one address that have not made an authenticated call."
     )

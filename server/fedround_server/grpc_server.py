@@ -67,7 +67,6 @@ SERVICES = tuple(
 )
 METHOD_NAMES = tuple(f"/{service.full_name}/{method.name}" for service in SERVICES for method in service.methods)
 MAX_MESSAGE = 2 << 20
-MAX_PENDING = 1 << 10
 MAX_REJECTED = 1000
 OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", MAX_MESSAGE),
@@ -75,10 +74,6 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     # The second is the size from which on gRPC always rejects; without it, it sometimes lets twice as much through.
     ("grpc.max_metadata_size", 8 << 10),
     ("grpc.absolute_max_metadata_size", 8 << 10),
-    # Of the calls that Python has not accepted yet, gRPC cancels without a reason some above the first number and all
-    # above the second; by default 1000 and 3000. After a network failure, all participants return at the same moment.
-    ("grpc.server.max_pending_requests", MAX_PENDING),
-    ("grpc.server.max_pending_requests_hard_limit", MAX_PENDING),
     # A second server on the port must fail, not share it silently.
     ("grpc.so_reuseport", 0),
     # Without a bound, a stalled upload costs some 14 MB of server memory. With a window smaller than the next message,
@@ -106,16 +101,14 @@ class GrpcServer:
             settings.max_unauthenticated_connections_per_address,
             settings.max_unauthenticated_connections,
             MAX_REJECTED,
-            lambda: _calls_received() - headers.calls,
+            _calls_received,
+            settings.max_waiting_calls // 2,
         )
         authentication = AuthInterceptor(coordinator.access.admit, self._connections.accept)
-        headers = HeadersInterceptor(
-            # With a client CA, only its holders can connect.
-            authentication.is_known if settings.tls_client_ca is None else lambda _: True,
-            self._connections,
-        )
+        # With a client CA, only its holders can connect.
+        is_known = authentication.is_known if settings.tls_client_ca is None else lambda _: True
         interceptors = (
-            headers,
+            HeadersInterceptor(is_known, self._connections),
             LogInterceptor(),
             ErrorInterceptor(MAX_MESSAGE, coordinator.audit.denied_calls.record),
             OpenMethodInterceptor(settings.max_calls_per_second_per_user, self._connections),
@@ -132,6 +125,10 @@ class GrpcServer:
         options = (
             *OPTIONS,
             ("grpc.max_concurrent_streams", settings.max_streams_per_connection),
+            # Of the calls that Python has not accepted yet, gRPC cancels without a reason some above the first number
+            # and all above the second; by default 1000 and 3000.
+            ("grpc.server.max_pending_requests", settings.max_waiting_calls),
+            ("grpc.server.max_pending_requests_hard_limit", settings.max_waiting_calls),
             *_keepalive(settings),
         )
         self._server = grpc.aio.server(interceptors=interceptors, options=options)

@@ -6,8 +6,9 @@ from contextlib import ExitStack
 
 import pytest
 
-from fedround_server.host.connections import MAX_WAITING, Connections, _format
+from fedround_server.host.connections import Connections, _format
 
+MAX_WAITING = 500
 Connect = Callable[[], tuple[socket.socket, str]]
 
 
@@ -27,7 +28,7 @@ def connect() -> Iterator[Connect]:
 
 
 def make(connect: Connect, peer: socket.socket, per_address: int = 100, total: int = 100) -> Connections:
-    connections = Connections(per_address, total, 3, lambda: 0)
+    connections = Connections(per_address, total, 3, lambda: 0, MAX_WAITING)
     connections._port = peer.getpeername()[1]
     return connections
 

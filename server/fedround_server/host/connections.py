@@ -21,8 +21,6 @@ COMPLETE = 2.0
 """Seconds between two complete scans, which look at all open files; the others look at what may be new."""
 GROWTH = 16
 """By how many the open files have to grow for a scan between these."""
-MAX_WAITING = 500
-"""How many calls may wait for the server before connections are closed for it; each takes 16 kB of memory."""
 WINDOW = 20
 """Of how many looks at the waiting calls the fewest count as none: those that were cancelled are never taken."""
 CALL_BYTES = 27
@@ -56,18 +54,22 @@ class Connections:
     belongs to the connection.
     """
 
-    def __init__(self, per_address: int, total: int, max_rejected: int, waiting: Callable[[], int]) -> None:
+    def __init__(
+        self, per_address: int, total: int, max_rejected: int, received: Callable[[], int], max_waiting: int
+    ) -> None:
         """Makes it for a port that is not bound yet.
 
         Args:
             per_address: Unauthenticated connections of one address.
             total: Unauthenticated connections of all addresses.
             max_rejected: Calls in a row of an unauthenticated connection that may be rejected.
-            waiting: Returns how many calls gRPC has received and the server has not taken, also those that were
-                cancelled meanwhile.
+            received: Returns how many calls gRPC has received, also those that were cancelled since.
+            max_waiting: Calls that may wait for the server before connections are closed for it.
         """
-        self._waiting = waiting
-        self._waited: deque[int] = deque(maxlen=WINDOW)
+        self._received = received
+        self._max_waiting = max_waiting
+        self._waited: deque[int] = deque([0], maxlen=WINDOW)
+        self._taken = self._taken_before = 0
         self._per_address = per_address
         self._total = total
         self._max_rejected = max_rejected
@@ -84,6 +86,10 @@ class Connections:
         """Returns how many calls were rejected, and connections opened or closed, since it was asked last."""
         count, self._count = self._count, 0
         return count
+
+    def take_call(self) -> None:
+        """Records that the server has taken a call."""
+        self._taken += 1
 
     def is_authenticated(self, peer: str) -> bool:
         """Returns whether the last call over a connection was authenticated."""
@@ -121,8 +127,7 @@ class Connections:
             await asyncio.sleep(pause)
             now, before = time.monotonic(), count
             count, due = _count_descriptors(), now >= complete
-            self._waited.append(self._waiting())
-            is_flooded = self._waited[-1] - min(self._waited) > MAX_WAITING
+            is_flooded = self._are_too_many_waiting()
             if not is_flooded:
                 self.is_flooded = False
             if count and count < before + GROWTH and not due and not is_flooded:
@@ -137,6 +142,14 @@ class Connections:
             pause = max(PAUSE, 20 * taken)
             if due:
                 complete = now + max(COMPLETE, 100 * taken)
+
+    def _are_too_many_waiting(self) -> bool:
+        # gRPC is asked only when calls have come: asking takes half a millisecond.
+        if self._taken == self._taken_before:
+            return False
+        self._taken_before = self._taken
+        self._waited.append(self._received() - self._taken)
+        return self._waited[-1] - min(self._waited) > self._max_waiting
 
     def _scan(self, now: float, *, complete: bool) -> None:
         """Finds the open connections.
@@ -184,7 +197,7 @@ class Connections:
         rejected = [one for one in self._unauthenticated() if one.peer in self._rejected]
         for one in sorted(rejected, key=lambda one: one.received):
             calls += one.received // CALL_BYTES
-            if calls > MAX_WAITING:
+            if calls > self._max_waiting:
                 surplus.add(one.peer)
         return surplus
 

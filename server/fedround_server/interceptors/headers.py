@@ -33,14 +33,12 @@ class HeadersInterceptor(WrappingInterceptor):
         self._is_known = is_known
         self._connections = connections
         self._reject: Handler = grpc.stream_stream_rpc_method_handler(_reject(connections))
-        self.calls = 0
-        """How many calls the server has taken."""
 
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
     ) -> "Handler | None":
         """Returns the handler of a call, as one of a stream if the caller is unknown."""
-        self.calls += 1
+        self._connections.take_call()
         handler = await continuation(handler_call_details)
         if self._is_known(handler_call_details.invocation_metadata):
             return handler
