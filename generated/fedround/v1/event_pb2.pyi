@@ -5,6 +5,7 @@ Events: what happens in a training, in order."""
 
 from collections import abc as _abc
 from fedround.v1 import aggregation_pb2 as _aggregation_pb2
+from fedround.v1 import config_pb2 as _config_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
@@ -279,6 +280,27 @@ class RoundStarted(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class ConfigEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> _config_pb2.ConfigValue: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _config_pb2.ConfigValue | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     ROUND_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
@@ -291,6 +313,7 @@ class RoundStarted(_message.Message):
     ATTEMPT_FIELD_NUMBER: _builtins.int
     SUBMITTED_FIELD_NUMBER: _builtins.int
     UPDATE_PRECISION_FIELD_NUMBER: _builtins.int
+    CONFIG_FIELD_NUMBER: _builtins.int
     round: _builtins.int
     """Number of the round, from 0."""
     kind: Global___RoundKind.ValueType
@@ -329,6 +352,12 @@ class RoundStarted(_message.Message):
     def swag(self) -> _aggregation_pb2.Swag:
         """In a SWAG round, its options: how many deviations to send."""
 
+    @_builtins.property
+    def config(self) -> _containers.MessageMap[_builtins.str, _config_pb2.ConfigValue]:
+        """The configuration of this round for the subscriber: plain values by name, without schedules. The actor sees those
+        of everybody, without client_config.
+        """
+
     def __init__(
         self,
         *,
@@ -344,10 +373,11 @@ class RoundStarted(_message.Message):
         attempt: _builtins.int = ...,
         submitted: _builtins.bool = ...,
         update_precision: _aggregation_pb2.UpdatePrecision.ValueType = ...,
+        config: _abc.Mapping[_builtins.str, _config_pb2.ConfigValue] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["aggregation", b"aggregation", "deadline", b"deadline", "model", b"model", "swag", b"swag"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregation", b"aggregation", "assigned", b"assigned", "attempt", b"attempt", "deadline", b"deadline", "kind", b"kind", "local_rounds", b"local_rounds", "metric_names", b"metric_names", "model", b"model", "round", b"round", "submitted", b"submitted", "swag", b"swag", "update_precision", b"update_precision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregation", b"aggregation", "assigned", b"assigned", "attempt", b"attempt", "config", b"config", "deadline", b"deadline", "kind", b"kind", "local_rounds", b"local_rounds", "metric_names", b"metric_names", "model", b"model", "round", b"round", "submitted", b"submitted", "swag", b"swag", "update_precision", b"update_precision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -647,22 +677,26 @@ class TrainingFinished(_message.Message):
     MODEL_ID_FIELD_NUMBER: _builtins.int
     MODEL_VERSION_FIELD_NUMBER: _builtins.int
     STOPPED_EARLY_FIELD_NUMBER: _builtins.int
+    STOPPED_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     """UUID of the trained model."""
     model_version: _builtins.int
     """Its last version."""
     stopped_early: _builtins.bool
     """Whether patience ended the training before its target."""
+    stopped: _builtins.bool
+    """Whether its actor stopped it."""
     def __init__(
         self,
         *,
         model_id: _builtins.str = ...,
         model_version: _builtins.int = ...,
         stopped_early: _builtins.bool = ...,
+        stopped: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_id", b"model_id", "model_version", b"model_version", "stopped_early", b"stopped_early"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_id", b"model_id", "model_version", b"model_version", "stopped", b"stopped", "stopped_early", b"stopped_early"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
