@@ -1,9 +1,8 @@
 """Use cases of participants: submitting an update or a report to a round."""
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 
-from fedround_server.coordinator.aggregation import Aggregations
 from fedround_server.coordinator.context import Context
 from fedround_server.coordinator.uploads.receive import Incoming, Received, Uploads
 from fedround_server.domain.errors import NotInCohort, RoundNotOpen, UpdateExists, UpdateSuperseded
@@ -15,13 +14,14 @@ from fedround_server.wakeups import for_actor
 
 
 class Submissions:
-    """Accepts updates and reports, and starts the aggregation of the rounds that they close."""
+    """Accepts updates and reports, and has the aggregation of the rounds started that they close."""
 
-    def __init__(self, context: Context, uploads: Uploads, aggregations: Aggregations) -> None:
+    def __init__(self, context: Context, uploads: Uploads, follow_up: Callable[[str], Awaitable[None]]) -> None:
+        """Calls `follow_up` with the training's id after a submission that closed its round, or has it wait."""
         self._context = context
         self._store = context.store.submissions
         self._uploads = uploads
-        self._aggregations = aggregations
+        self._follow_up = follow_up
 
     async def submit(
         self, training_id: str, number: int, num_examples: int, metrics: Mapping[str, MetricValue], incoming: Incoming
@@ -66,15 +66,15 @@ class Submissions:
 
     async def _accept_update(self, new: NewUpdate) -> Update:
         update, closed = await self._store.submit_update(self._context.new_id(), new, self._context.clock.now())
-        self._accepted(new.training_id, closed=closed)
+        await self._accepted(new.training_id, closed=closed)
         return update
 
     async def _accept_report(self, new: NewReport) -> None:
         _, closed = await self._store.submit_report(self._context.new_id(), new, self._context.clock.now())
-        self._accepted(new.training_id, closed=closed)
+        await self._accepted(new.training_id, closed=closed)
 
-    def _accepted(self, training_id: str, *, closed: bool) -> None:
+    async def _accepted(self, training_id: str, *, closed: bool) -> None:
         reached("update.accepted")
         self._context.hub.notify(for_actor(training_id))
         if closed:
-            self._aggregations.start(training_id)
+            await self._follow_up(training_id)

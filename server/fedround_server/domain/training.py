@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from fedround_server.domain.aggregation import Aggregation
+from fedround_server.domain.cohort import Cohort
 from fedround_server.domain.failure import PARTICIPANTS_FAILED, ParticipantFailure
 from fedround_server.domain.model import Dtype
 from fedround_server.domain.policy import RoundPolicy
@@ -112,6 +113,8 @@ class TrainingSpec:
         max_update_norm: How far an update may be from what its participant started from (L2); 0 means any distance.
         update_precision: Whether updates may come as differences in half precision.
         allow_non_finite_buffers: Whether the model may have Inf and NaN, and updates in the same places.
+        cohort: Who takes part in each round; None for all participants.
+        evaluation_policy: When evaluation rounds close; None for what follows from round_policy and selection.
     """
 
     name: str
@@ -134,6 +137,8 @@ class TrainingSpec:
     update_precision: UpdatePrecision = UpdatePrecision.FULL
     allow_non_finite_buffers: bool = False
     integer_tensors: IntegerTensors = IntegerTensors.HEAVIEST
+    cohort: Cohort | None = None
+    evaluation_policy: RoundPolicy | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,12 @@
 """Reads of the participants of trainings."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from peewee import ModelSelect
 
 from fedround_server.store.db.compiled import compiled, in_array
-from fedround_server.store.tables.schema import ParticipantRow, TrainingRow
+from fedround_server.store.tables.schema import ParticipantRow, TrainingRow, UserRow
 
 
 @compiled
@@ -34,6 +34,25 @@ def participant_ids(training_id: str) -> list[str]:
     """Returns the ids of the present participants, in canonical order."""
     rows: Iterable[tuple[str]] = present_participants(training_id, ParticipantRow.user_id).tuples()  # type: ignore[assignment]  # the stubs don't know what tuples() does
     return sorted(user_id for (user_id,) in rows)
+
+
+def list_eligible(training_id: str, labels: Mapping[str, str]) -> list[str]:
+    """Returns the ids of the present participants whose users have all of these labels, in canonical order."""
+    if not labels:
+        return participant_ids(training_id)
+    rows: Iterable[tuple[str, Mapping[str, str]]] = (
+        present_participants(training_id, ParticipantRow.user_id, UserRow.labels)
+        .join(UserRow, on=(UserRow.user_id == ParticipantRow.user_id))
+        .tuples()  # type: ignore[assignment]  # the stubs don't know what tuples() does
+    )
+    wanted = labels.items()
+    return sorted(user_id for user_id, found in rows if wanted <= found.items())
+
+
+def failed_participants(training_id: str) -> set[str]:
+    """Returns the ids of the present participants that failed, or were absent, and have not delivered since."""
+    rows = present_participants(training_id, ParticipantRow.user_id).where(ParticipantRow.failed)
+    return {part.user_id for part in rows}
 
 
 def former_participants(training_id: str, user_ids: Collection[str]) -> set[str]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
-from datetime import timedelta
 from typing import Any, get_args
 
 from fedround_server.domain import aggregation, uncertainty
@@ -11,7 +10,6 @@ from fedround_server.domain.audit import AuditEntry
 from fedround_server.domain.event import Event, ModelInfo, Payload, RoundStarted
 from fedround_server.domain.failure import ParticipantFailure
 from fedround_server.domain.model import Artifact, BlobRef, Dtype, Manifest, Model, ModelVersion, TensorSpec
-from fedround_server.domain.policy import LateUpdates, OnFailure, OnMissed, RoundPolicy
 from fedround_server.domain.report import Report
 from fedround_server.domain.rounds import KINDS
 from fedround_server.domain.rounds.round import Round, RoundState
@@ -31,6 +29,7 @@ from fedround_server.domain.uncertainty import Swag, to_uncertainty
 from fedround_server.domain.update import Update
 from fedround_server.domain.user import Role, User
 from fedround_server.store.tables.base import InstantField
+from fedround_server.store.tables.policy import from_cohort, from_policy, to_cohort, to_policy
 from fedround_server.store.tables.schema import (
     ArtifactRow,
     AssignmentRow,
@@ -52,7 +51,7 @@ PAYLOADS: Mapping[str, type[Payload]] = {kind.__name__: kind for kind in get_arg
 
 def to_user(row: UserRow) -> User:
     """Reads a user."""
-    return User(row.user_id, row.name, Role(row.role), row.create_time)
+    return User(row.user_id, row.name, Role(row.role), row.create_time, row.labels)
 
 
 def to_token(row: TokenRow) -> Token:
@@ -112,20 +111,15 @@ def to_model(row: ModelRow, latest: ModelVersionRow) -> Model:
 
 def from_spec(spec: TrainingSpec) -> dict[str, Any]:
     """Writes a spec without its client_ids; everything in it is fixed when the training is created."""
-    policy = spec.round_policy
     return {
         "name": spec.name,
         "description": spec.description,
         "target_num_updates": spec.target_num_updates,
         "metric_names": list(spec.metric_names),
         "aggregation": from_aggregation(spec.aggregation),
-        "min_updates": policy.min_updates,
-        "deadline_us": _microseconds(policy.deadline),
-        "late_updates": policy.late_updates.name,
-        "on_missed": policy.on_missed.name,
-        "max_retries": policy.max_retries,
-        "on_failure": policy.on_failure.name,
-        "absent_after_us": _microseconds(policy.absent_after),
+        **from_policy(spec.round_policy),
+        "evaluation_policy": None if spec.evaluation_policy is None else from_policy(spec.evaluation_policy),
+        "cohort": None if spec.cohort is None else from_cohort(spec.cohort),
         "evaluation": spec.evaluation.name,
         "max_num_examples": spec.max_num_examples,
         "max_update_norm": spec.max_update_norm,
@@ -154,16 +148,9 @@ def to_spec(data: Mapping[str, Any], client_ids: Sequence[str] = ()) -> Training
         metric_names=tuple(data["metric_names"]),
         client_ids=tuple(client_ids),
         aggregation=to_aggregation(data["aggregation"]["algorithm"], data["aggregation"]["options"]),
-        round_policy=RoundPolicy(
-            min_updates=data["min_updates"],
-            deadline=_duration(data["deadline_us"]),
-            late_updates=LateUpdates[data["late_updates"]],
-            on_missed=OnMissed[data["on_missed"]],
-            max_retries=data["max_retries"],
-            # Trainings that were created before there was a choice have none.
-            on_failure=OnFailure[data.get("on_failure", "CONTINUE")],
-            absent_after=_duration(data.get("absent_after_us")),
-        ),
+        round_policy=to_policy(data),
+        evaluation_policy=to_policy(data["evaluation_policy"]) if data.get("evaluation_policy") else None,
+        cohort=to_cohort(data["cohort"]) if data.get("cohort") else None,
         evaluation=Evaluation[data["evaluation"]],
         max_num_examples=data["max_num_examples"],
         max_update_norm=data["max_update_norm"],
@@ -180,14 +167,6 @@ def to_spec(data: Mapping[str, Any], client_ids: Sequence[str] = ()) -> Training
         architecture=data["architecture"],
         uncertainty=to_uncertainty(data["uncertainty"]["method"], data["uncertainty"]["options"]),
     )
-
-
-def _microseconds(duration: timedelta | None) -> int | None:
-    return None if duration is None else duration // timedelta(microseconds=1)
-
-
-def _duration(microseconds: int | None) -> timedelta | None:
-    return None if microseconds is None else timedelta(microseconds=microseconds)
 
 
 def to_training(
@@ -241,6 +220,11 @@ def to_round(row: RoundRow) -> Round:
         step=row.step,
         attempt=row.attempt,
         failed=row.failed,
+        members=row.members,
+        needed=row.needed,
+        eligible=row.eligible,
+        chosen=row.chosen,
+        wait_end=row.wait_end,
     )
 
 

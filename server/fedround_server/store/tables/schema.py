@@ -26,6 +26,7 @@ class UserRow(Row):
     role = CharField(max_length=16)
     create_time = InstantField()
     remove_time = InstantField(null=True)
+    labels = JsonField()
 
     class Meta:
         table_name = "users"
@@ -174,7 +175,10 @@ class TrainingClientsRow(Row):
 
 
 class ParticipantRow(Row):
-    """A client's part in a training. It sees the events in (after_sequence, until_sequence]."""
+    """A client's part in a training. It sees the events in (after_sequence, until_sequence].
+
+    It has failed if it failed or was absent in a round, and no round with its work is done since.
+    """
 
     training_id = id_field()
     user_id = id_field()
@@ -182,6 +186,8 @@ class ParticipantRow(Row):
     remove_time = InstantField(null=True)
     after_sequence = BigIntegerField()
     until_sequence = BigIntegerField(null=True)
+    rounds_left_out = IntegerField()
+    failed = BooleanField()
 
     class Meta:
         table_name = "participant"
@@ -192,7 +198,8 @@ class ParticipantRow(Row):
 class RoundRow(Row):
     """A round, with how many members its cohort has, how many of their updates arrived, and how many of them failed.
 
-    To count the rows at each update would take 1,000 participants a million steps.
+    To count the rows at each update would take 1,000 participants a million steps. Of a cohort that was drawn, it also
+    has how many could be chosen in the last draw, and were chosen in all; `needed` is null if it needs all members.
     """
 
     training_id = id_field()
@@ -207,10 +214,14 @@ class RoundRow(Row):
     arrived = IntegerField()
     failed = IntegerField()
     expected = IntegerField()
+    needed = IntegerField(null=True)
+    eligible = IntegerField(null=True)
+    chosen = IntegerField(null=True)
     metrics = JsonField(null=True)
     num_examples = BigIntegerField()
     open_time = InstantField()
     deadline = InstantField(null=True)
+    wait_end = InstantField(null=True)
     done_time = InstantField(null=True)
 
     class Meta:
@@ -308,14 +319,15 @@ class LastSeenRow(Row):
         table_name = "last_seen"
 
 
-ALL, ACTOR, COHORT = "all", "actor", "cohort"
+ALL, ACTOR, COHORT, MISSING = "all", "actor", "cohort", "missing"
 """The audiences of events; any other one is the id of a user."""
 
 
 class EventRow(Row):
     """One entry of a training's log; the actor sees all of them.
 
-    The audience is "all", "cohort" (of the round `number`), "actor", or a user.
+    The audience is "all", "cohort" (of the round `number`), "missing" (those of them that have not submitted in it),
+    "actor", or a user.
     """
 
     training_id = id_field()
