@@ -19,6 +19,7 @@ from fedround.v1.aggregation_pb2 import (
     NoUncertainty,
     Swag,
 )
+from fedround.v1.training_pb2 import Cohort, RoundPolicy
 from fedround_client import errors
 from fedround_client.audit_chain import AuditReport
 from fedround_client.audit_entry import AuditBroken, AuditEntry, AuditHead
@@ -40,6 +41,7 @@ __all__ = [
     "AuditHead",
     "AuditReport",
     "Client",
+    "Cohort",
     "Ensemble",
     "EnsembleMember",
     "FedAvg",
@@ -51,6 +53,7 @@ __all__ = [
     "Participation",
     "Prediction",
     "Round",
+    "RoundPolicy",
     "Selection",
     "Swag",
     "TensorError",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from contextlib import closing
 from os import PathLike
 from typing import Literal, Self, TypeAlias
@@ -10,6 +11,7 @@ from typing import Literal, Self, TypeAlias
 import grpc
 
 from fedround.v1.event_pb2 import COMPRESSION_UNSPECIFIED, Compression
+from fedround_client.attributes import own_attributes
 from fedround_client.audit import AuditCalls
 from fedround_client.cache import CACHE_BYTES, ModelCache
 from fedround_client.channel import Target
@@ -86,6 +88,7 @@ class Client(UserCalls, TrainingCalls, ModelCalls, RoundCalls, InferenceCalls, A
         cache: str | PathLike[str] | None = None,
         cache_bytes: int = CACHE_BYTES,
         full_updates: bool = False,
+        attributes: Mapping[str, str] | None = None,
     ) -> Participation:
         """Participates in trainings: runs the rounds that the server opens, across lost connections and restarts.
 
@@ -112,6 +115,9 @@ class Client(UserCalls, TrainingCalls, ModelCalls, RoundCalls, InferenceCalls, A
                 not download them again. By default only the latest model is cached, in a temporary file.
             cache_bytes: Limit on the size of all files in the folder together.
             full_updates: Send updates in full precision even if the training accepts half precision.
+            attributes: What the actor may know of this participant, such as {"num_examples": "6000", "device": "A100"},
+                beside the versions of the SDK and of Python, and the platform. It is shown, and nothing depends on it.
+                At most 17; names of 1 to 100 characters, values of at most 200.
 
         Returns:
             How the training ended.
@@ -133,7 +139,13 @@ class Client(UserCalls, TrainingCalls, ModelCalls, RoundCalls, InferenceCalls, A
         with closing(ModelCache(cache, cache_bytes)) as models:
             callbacks = Callbacks(train, evaluate, swag)
             runner = RoundRunner(self._rpc, callbacks, framework=framework, cache=models, full_updates=full_updates)
-            participant = Participant(self._rpc, runner, training_id=training_id, until_finished=until_finished)
+            participant = Participant(
+                self._rpc,
+                runner,
+                training_id=training_id,
+                until_finished=until_finished,
+                attributes={**own_attributes(), **(attributes or {})},
+            )
             return participant.run()
 
 

@@ -34,8 +34,8 @@ def metrics(
 ) -> None:
     """Print the metrics reported on a model, by round: means weighted by the number of examples.
 
-    Texts and lists have no mean: --by-reporter shows them. The first round is round 1, except in JSON, which has the
-    API's numbers from 0.
+    OVER says over how many of the participants that the round had asked a mean was made. Texts and lists have no mean:
+    --by-reporter shows them. The first round is round 1, except in JSON, which has the API's numbers from 0.
     """
     with client_of(context) as client:
         found = client.metrics(names.model_id(client, model))
@@ -54,6 +54,9 @@ def _columns(reports: Iterable[MetricReport], reporters: Mapping[str, str] | Non
         "KIND": lambda report: enum_name(RoundKind, report.kind),
         "VERSION": lambda report: report.model_version,
         "EXAMPLES": lambda report: report.num_examples,
+        "OVER": lambda report: (
+            f"{report.num_reporters} of {report.num_participants}" if report.num_participants else ""
+        ),
     }
     if reporters is not None:
         columns["REPORTER"] = lambda report: report.reporter_id or "all"

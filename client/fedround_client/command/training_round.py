@@ -33,6 +33,8 @@ _PARTICIPANTS: Columns[RoundParticipant] = {
     "BYTES": lambda one: one.uploaded_bytes or "",
     "EXPECTED": lambda one: when(one.forecast_arrive_time),
     "REJECTED": lambda one: ", ".join(f"{rejected.reason} {rejected.count}" for rejected in one.rejected_updates),
+    "LEFT OUT": lambda one: one.rounds_left_out or "",
+    "ATTRIBUTES": lambda one: ", ".join(f"{name}={value}" for name, value in sorted(one.attributes.items())),
 }
 _REJECTED_UPDATES: Columns[RejectedUpdate] = {
     "REJECTED": lambda rejected: rejected.reason,

@@ -90,12 +90,12 @@ def evaluate(
 
 def _set_wait_end(row: RoundRow, policy: RoundPolicy, now: datetime, *, waits: bool) -> None:
     """Sets until when an open round waits: from the moment when it has enough updates, for as long as it has."""
-    if waits and row.wait_end is None:
-        time = waiting_time(policy, round_times(row) if policy.wait_fraction else ())
+    if waits == (row.wait_end is not None):
+        return
+    time = waiting_time(policy, round_times(row) if policy.wait_fraction else ()) if waits else None
+    if time is not None or not waits:
         row.wait_end = None if time is None else now + time
-    elif not waits:
-        row.wait_end = None
-    save(row)
+        save(row)
 
 
 def _close(training: TrainingRow, row: RoundRow, now: datetime) -> bool:
