@@ -11,12 +11,14 @@ from fedround.v1 import model_pb2, round_pb2, training_pb2, user_pb2
 
 
 def users(client: RetryingClient, seed: str) -> None:
-    """Creates a user, rotates its token, sets its certificate names, revokes the token and removes the user."""
+    """Creates a user, rotates its token, sets its names and labels, revokes the token and removes the user."""
     user = client.user("CLIENT")
     rotation = user_pb2.RotateTokenRequest(user_id=user.user_id)
     token = client.call(client.admin, client.users.RotateToken, rotation).token
     names = user_pb2.SetCertificateNamesRequest(user_id=user.user_id, certificate_names=[f"{new_id()}.example"])
     client.call(client.admin, client.users.SetCertificateNames, names)
+    labels = user_pb2.UpdateUserRequest(user_id=user.user_id, labels={"gpu": seed})
+    client.call(client.admin, client.users.UpdateUser, labels)
     revocation = user_pb2.RevokeTokenRequest(user_id=user.user_id, token_id=digest(token.encode())[:16])
     client.call(client.admin, client.users.RevokeToken, revocation, "TOKEN_NOT_FOUND")
     request = user_pb2.RemoveUserRequest(user_id=user.user_id)
