@@ -193,9 +193,12 @@ def create(
         available_only=available_only,
         seed=cohort_seed,
     )
-    policy = round_policy(
-        evaluation_min_updates or 0, deadline, max_retries, on_failure.value, absent_after, wait_after_min
-    )
+    evaluation_policy = None
+    if evaluation_min_updates is not None:
+        wait = wait_after_min if evaluation_min_updates else None
+        evaluation_policy = round_policy(
+            evaluation_min_updates, deadline, max_retries, on_failure.value, absent_after, wait
+        )
     aggregation = _aggregation(fed_prox_mu, daisy_period, aggregation_period, daisy_seed)
     selection = _selection(minimize, maximize, patience)
     method = uncertainty_option(
@@ -229,7 +232,7 @@ def create(
             wait_after_min=wait_after_min,
             cohort=cohort,
             evaluation=evaluation.value,
-            evaluation_policy=None if evaluation_min_updates is None else policy,
+            evaluation_policy=evaluation_policy,
             selection=selection,
             keep_versions=keep_versions,
             max_num_examples=max_num_examples,
