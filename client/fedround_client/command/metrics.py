@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Annotated
 
@@ -19,9 +19,15 @@ from fedround_client.command.output import (
     echo,
     enum_name,
     show_all,
+    used,
 )
 from fedround_client.command.session import client_of
 from fedround_client.command.spreadsheet import as_csv
+
+
+_OVER: Columns[MetricReport] = {
+    "OVER": lambda one: f"{one.num_reporters} of {one.num_participants}" if one.num_participants else ""
+}
 
 
 def metrics(
@@ -48,16 +54,14 @@ def metrics(
         show_all(reports, columns, Format(form.value))
 
 
-def _columns(reports: Iterable[MetricReport], reporters: Mapping[str, str] | None) -> Columns[MetricReport]:
+def _columns(reports: Collection[MetricReport], reporters: Mapping[str, str] | None) -> Columns[MetricReport]:
     columns: dict[str, Callable[[MetricReport], object]] = {
         "ROUND": lambda report: report.round + 1,
         "KIND": lambda report: enum_name(RoundKind, report.kind),
         "VERSION": lambda report: report.model_version,
         "EXAMPLES": lambda report: report.num_examples,
-        "OVER": lambda report: (
-            f"{report.num_reporters} of {report.num_participants}" if report.num_participants else ""
-        ),
     }
+    columns |= used(_OVER, reports)
     if reporters is not None:
         columns["REPORTER"] = lambda report: report.reporter_id or "all"
         columns["NAME"] = lambda report: reporters.get(report.reporter_id, "")

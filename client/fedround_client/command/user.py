@@ -22,6 +22,7 @@ from fedround_client.command.output import (
     show_all,
     show_fields,
     show_removed,
+    used,
     when,
 )
 from fedround_client.command.session import client_of
@@ -59,8 +60,8 @@ _COLUMNS: Columns[User] = {
     "NAME": lambda user: user.name,
     "ROLE": lambda user: enum_name(Role, user.role),
     "CREATED": lambda user: when(user.create_time),
-    "LABELS": lambda user: _labels(user),
 }
+_LABELS: Columns[User] = {"LABELS": lambda user: _labels(user)}
 
 _TOKEN_COLUMNS: Columns[Token] = {
     "TOKEN_ID": lambda token: token.token_id,
@@ -103,7 +104,8 @@ def list_(
 ) -> None:
     """List the users by name."""
     with client_of(context) as client:
-        show_all(client.users(role.value if role is not None else None), _COLUMNS, form)
+        users = list(client.users(role.value if role is not None else None))
+    show_all(users, {**_COLUMNS, **used(_LABELS, users)}, form)
 
 
 @app.command("show")
