@@ -24,7 +24,6 @@ from fedround_client.command.output import (
 from fedround_client.command.session import client_of
 from fedround_client.command.spreadsheet import as_csv
 
-
 _OVER: Columns[MetricReport] = {
     "OVER": lambda one: f"{one.num_reporters} of {one.num_participants}" if one.num_participants else ""
 }
