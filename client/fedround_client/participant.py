@@ -8,7 +8,7 @@ from contextlib import closing, suppress
 
 import grpc
 
-from fedround.v1.event_pb2 import Event, RoundKind, RoundStarted
+from fedround.v1.event_pb2 import Event, RoundKind, RoundStarted, WorkNotNeeded
 from fedround.v1.training_pb2 import EVALUATION_NEVER, TRAINING_STATE_COMPLETED, TRAINING_STATE_ERROR, Training
 from fedround_client.errors import (
     CursorExpired,
@@ -86,7 +86,7 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
         self._training_id = training_id or ""
         self._until_finished = until_finished or bool(training_id)
         self._attributes = attributes or {}
-        # The round for which this participant was told last that its work is not needed: training id and number.
+        # The last round in which the work of this participant was rejected as not needed: training id and number.
         self._not_needed: tuple[str, int] | None = None
         # How many results of this participant were accepted, by training id.
         self._accepted: dict[str, int] = {}
@@ -150,10 +150,7 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
             logger.info("%s is repeated: attempt %d", name, event.round_extended.attempt)
             return None
         if kind == "work_not_needed":
-            released = event.work_not_needed
-            self._log_not_needed(
-                event.training_id, released.round, str(released.num_updates), str(released.num_participants)
-            )
+            self._log_not_needed(event.training_id, event.work_not_needed)
             return None
         if kind == "update_lost":
             self._accepted[event.training_id] = max(0, self._accepted.get(event.training_id, 0) - 1)
@@ -201,7 +198,9 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
             # A round that was closed by the updates of others says by how many.
             enough, asked = error.metadata.get("num_updates"), error.metadata.get("num_participants")
             if enough and asked:
-                self._log_not_needed(training_id, started.round, enough, asked)
+                late = f"came too late, {enough} of {asked} were enough ({error.reason})"
+                self._not_needed = (training_id, started.round)
+                logger.warning("%s: %s; waiting for the next round", self._round_name(training_id, started.round), late)
             else:
                 logger.warning("%s is missed: %s", self._round_name(training_id, started.round), error)
         except _ROUND_MISSED as error:
@@ -210,12 +209,11 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
             self._report(training_id, started, error)
             raise
 
-    def _log_not_needed(self, training_id: str, number: int, enough: str, asked: str) -> None:
-        """Logs once for a round that it was closed without the work of this participant."""
-        if self._not_needed != (training_id, number):
-            self._not_needed = (training_id, number)
-            name = self._round_name(training_id, number)
-            logger.info("%s: came too late, %s of %s were enough; waiting for the next round", name, enough, asked)
+    def _log_not_needed(self, training_id: str, released: WorkNotNeeded) -> None:
+        """Logs that a round was closed without the work of this participant, unless that was logged as an error."""
+        if self._not_needed != (training_id, released.round):
+            late = f"came too late, {released.num_updates} of {released.num_participants} were enough"
+            logger.info("%s: %s; waiting for the next round", self._round_name(training_id, released.round), late)
 
     def _check_functions(self, training: Training) -> None:
         """Checks, before anything is trained, that this participant can run all rounds of a training.

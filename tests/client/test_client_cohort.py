@@ -68,7 +68,7 @@ def test_a_participant_that_comes_too_late_reads_that_others_were_enough(server,
     assert rounds.result().rounds == 1
     late = [text for text in messages() if "came too late" in text]
     assert late == [
-        "Round 1: came too late, 2 of 3 were enough; waiting for the next round",
+        "Round 1: came too late, 2 of 3 were enough (ROUND_NOT_OPEN); waiting for the next round",
         "Round 6: came too late, 2 of 3 were enough; waiting for the next round",
     ]
 
