@@ -69,11 +69,8 @@ class Rounds:
             return
         if current is None or current.state.is_over:
             self.forget(training_id)
-            return
-        if current.state is RoundState.AGGREGATING and current.under_way:
-            # Members are told that their work is not needed.
-            self._context.hub.notify(training_id)
-        self._take_up(current)
+        else:
+            self._take_up(current)
 
     async def report_failure(self, training_id: str, number: int, user_id: str, reason: str, message: str) -> None:
         """Records that a participant cannot deliver in a round, which may close the round or end the training.

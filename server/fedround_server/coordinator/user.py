@@ -46,7 +46,7 @@ class Users:
         role: Role,
         lifetime: timedelta | None,
         certificate_names: Sequence[str],
-        labels: Mapping[str, str],
+        labels: Mapping[str, str] | None = None,
     ) -> tuple[UserView, str]:
         """Creates a user with a token; a lifetime of None stands for the server's default.
 
@@ -60,7 +60,7 @@ class Users:
         """
         token = new_token()
         expire_time = self._expiry(lifetime)
-        return await self._store_user(name, role, token, expire_time, certificate_names, labels), token
+        return await self._store_user(name, role, token, expire_time, certificate_names, labels or {}), token
 
     async def get(self, caller: User, user_id: str) -> User | UserView:
         """Returns a user; clients see only themselves. Credentials are visible to the user itself and to admins.

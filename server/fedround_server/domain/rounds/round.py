@@ -65,11 +65,6 @@ class Round:
     chosen: int | None = None
     wait_end: datetime | None = None
 
-    @property
-    def under_way(self) -> int:
-        """How many members have neither submitted nor failed."""
-        return self.members - self.failed - self.arrived
-
 
 @dataclass(frozen=True, slots=True)
 class PendingRound:

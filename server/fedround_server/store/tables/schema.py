@@ -26,7 +26,7 @@ class UserRow(Row):
     role = CharField(max_length=16)
     create_time = InstantField()
     remove_time = InstantField(null=True)
-    labels = JsonField()
+    labels = JsonField(default=dict)
 
     class Meta:
         table_name = "users"
@@ -186,13 +186,19 @@ class ParticipantRow(Row):
     remove_time = InstantField(null=True)
     after_sequence = BigIntegerField()
     until_sequence = BigIntegerField(null=True)
-    rounds_left_out = IntegerField()
-    failed = BooleanField()
+    rounds_left_out = IntegerField(default=0)
+    failed = BooleanField(default=False)
 
     class Meta:
         table_name = "participant"
         primary_key = CompositeKey("training_id", "user_id")
         indexes = ((("user_id", "register_time"), False),)
+
+
+# Each commit looks for those that failed: most did not.
+ParticipantRow.add_index(
+    ParticipantRow.training_id, ParticipantRow.user_id, where=ParticipantRow.failed, name="participant_failed"
+)
 
 
 class RoundRow(Row):

@@ -67,7 +67,7 @@ def evaluate(
         abandon(training)
         open_round(training, row.number + 1, KINDS[row.kind], now)
         return False
-    left = row.members - row.failed - row.arrived
+    left = under_way(row)
     verdict = judge(
         row.arrived,
         expected,
@@ -105,7 +105,7 @@ def _close(training: TrainingRow, row: RoundRow, now: datetime) -> bool:
     closed = bool(closing.where(this, RoundRow.state == RoundState.OPEN.value).execute())
     if closed:
         record("round_closed", training, subject=row.number)
-        if row.members > row.failed + row.arrived:
+        if under_way(row):
             released = WorkNotNeeded(row.number, row.arrived, row.members)
             append_event(training, released, now, audience=MISSING, number=row.number)
     reached("round.closed")
@@ -149,7 +149,7 @@ def reopen(training: TrainingRow, row: RoundRow, lost: Sequence[UpdateRow], now:
     round does not wait for those that have left since it was closed. Members that were released when it was closed are
     asked again, too. The policy decides whether it closes again.
     """
-    released = row.members > row.failed + row.arrived
+    released = under_way(row) > 0
     record("round_reopened", training, subject=row.number)
     contributions.supersede(training, lost, "file_damaged")
     present = set(participant_ids(training.training_id))
@@ -191,6 +191,11 @@ def participants_failed(row: RoundRow) -> TrainingFailure:
     failed = tuple(sorted(one.summary for one in list_failures(row.training_id, row.number)))
     message = f"{row.failed} of {row.members} participants failed in round {row.number}, {row.arrived} submitted"
     return TrainingFailure(PARTICIPANTS_FAILED, message, failed)
+
+
+def under_way(row: RoundRow) -> int:
+    """Returns how many members of a round have neither submitted nor failed."""
+    return int(row.members - row.failed - row.arrived)
 
 
 def recount(row: RoundRow) -> None:

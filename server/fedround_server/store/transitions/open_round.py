@@ -1,6 +1,6 @@
 """Opens rounds."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -15,7 +15,7 @@ from fedround_server.domain.rounds.round import RoundState
 from fedround_server.domain.training import TrainingFailure
 from fedround_server.failpoints import reached
 from fedround_server.store.db.audit_trail import record
-from fedround_server.store.db.rows import save
+from fedround_server.store.db.rows import insert, save
 from fedround_server.store.queries.participant import list_eligible, present_participants
 from fedround_server.store.queries.round import all_members
 from fedround_server.store.queries.version import model_info
@@ -38,7 +38,7 @@ def open_round(
     spec = to_spec(training.spec)
     if state_of(training) is not kind.training_state:
         move(training, kind.training_state, now)
-    row = RoundRow.create(
+    row = RoundRow(
         training_id=training.training_id,
         number=number,
         kind=kind.name,
@@ -54,20 +54,27 @@ def open_round(
         num_examples=0,
         open_time=now,
     )
-    training.round = number
     cohort = kind.cohort(spec)
     if chain:
-        _open(training, row, enter_cohort(training.training_id, number, chain, now), now)
+        _open(training, row, enter_cohort(training.training_id, number, chain, now), now, insert)
     elif cohort is None:
-        _open(training, row, _enter_all(training.training_id, number, now), now)
+        _open(training, row, _enter_all(training.training_id, number, now), now, insert)
     elif cohort.waits:
         # It is pending, until the server knows who is connected.
+        training.round = number
         save(training)
+        insert(row)
     else:
-        open_pending(training, row, None, now)
+        open_pending(training, row, None, now, insert)
 
 
-def open_pending(training: TrainingRow, row: RoundRow, connected: Collection[str] | None, now: datetime) -> bool:
+def open_pending(
+    training: TrainingRow,
+    row: RoundRow,
+    connected: Collection[str] | None,
+    now: datetime,
+    write: Callable[[RoundRow], None] = save,
+) -> bool:
     """Opens a pending round for a cohort; without a participant that has the labels, the training fails.
 
     Args:
@@ -75,6 +82,7 @@ def open_pending(training: TrainingRow, row: RoundRow, connected: Collection[str
         row: Its current round.
         connected: The participants that are connected; None if that does not matter.
         now: The present time.
+        write: Stores the row.
 
     Returns:
         Whether the round is pending no longer. It is, if only connected participants are asked and none of them has the
@@ -94,7 +102,7 @@ def open_pending(training: TrainingRow, row: RoundRow, connected: Collection[str
     row.needed = needed if cohort.is_drawn else None
     row.eligible, row.chosen = len(eligible), len(chosen)
     members = enter_cohort(row.training_id, row.number, chosen, now)
-    _open(training, row, members, now, **_draw_facts(cohort, row, chosen))
+    _open(training, row, members, now, write, **_draw_facts(cohort, row, chosen))
     return True
 
 
@@ -140,7 +148,14 @@ def _draw(row: RoundRow, cohort: Cohort, eligible: Sequence[str], count: int) ->
     return draw(cohort.seed, row.training_id, row.number, row.attempt, eligible, count)
 
 
-def _open(training: TrainingRow, row: RoundRow, members: int, now: datetime, **facts: Any) -> None:
+def _open(
+    training: TrainingRow,
+    row: RoundRow,
+    members: int,
+    now: datetime,
+    write: Callable[[RoundRow], None],
+    **facts: Any,
+) -> None:
     """Opens a round whose members have entered its cohort; without any, the training fails."""
     if not members:
         fail(training, TrainingFailure("NO_PARTICIPANTS", "no participants are left"), now)
@@ -152,7 +167,8 @@ def _open(training: TrainingRow, row: RoundRow, members: int, now: datetime, **f
     row.expected = expected_updates(policy, members, 0, row.needed)
     row.open_time = now
     row.deadline = None if policy.deadline is None else now + policy.deadline
-    save(row)
+    training.round = row.number
+    write(row)
     record(
         "round_opened",
         training,

@@ -30,3 +30,4 @@ def up(_migrator: Any, db: Any) -> None:
             # SQLite cannot drop a default, and nothing depends on it.
             db.execute_sql(f"ALTER TABLE {table} ALTER COLUMN {column} DROP DEFAULT")
     db.execute_sql(FAILED)
+    db.execute_sql('CREATE INDEX "participant_failed" ON "participant" ("training_id", "user_id") WHERE "failed"')
