@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 
 @dataclass(frozen=True)
 class Entry:
-    """An event of the log, and who may read it: "all", "actor", "cohort", "missing" members of it, or one user."""
+    """An event of the log, and who may read it: "all", "actor", "cohort", or one user."""
 
     kind: str
     audience: str
@@ -200,8 +200,6 @@ class Training:
             self._open(asked.kind, now)
         elif len(asked.counted) >= asked.expected:
             asked.state = "AGGREGATING"
-            if asked.missing:
-                self._append_event("WorkNotNeeded", "missing", asked.number)
             if asked.kind == "EVALUATE":
                 self.commit(now)
         elif due and asked.attempt <= self.max_retries:
@@ -237,12 +235,8 @@ class Training:
             and (
                 entry.audience in ("all", user)
                 or (entry.audience == "cohort" and user in self.rounds[entry.number or 0].cohort)
-                or (entry.audience == "missing" and self._has_not_submitted(user, entry.number or 0))
             )
         ]
-
-    def _has_not_submitted(self, user: str, number: int) -> bool:
-        return user in self.rounds[number].cohort - self.rounds[number].arrived.keys()
 
     def _open(self, kind: str, now: datetime) -> None:
         if not self.present:

@@ -221,8 +221,8 @@ class Event(_message.Message):
 
     @_builtins.property
     def work_not_needed(self) -> Global___WorkNotNeeded:
-        """A round was closed without the subscriber's update or report, which is not needed any more. Sent to the actor and to
-        the members of the round's cohort that have not submitted.
+        """A round was closed without the subscriber's update or report, which is not needed any more. Sent in trainings with
+        a cohort, to the actor and to the members of the round's cohort that have not submitted.
         """
 
     def __init__(

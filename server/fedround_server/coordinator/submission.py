@@ -1,6 +1,6 @@
 """Use cases of participants: submitting an update or a report to a round."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 from fedround_server.coordinator.aggregation import Aggregations
@@ -8,7 +8,6 @@ from fedround_server.coordinator.context import Context
 from fedround_server.coordinator.uploads.receive import Incoming, Received, Uploads
 from fedround_server.domain.errors import NotInCohort, RoundNotOpen, UpdateExists, UpdateSuperseded
 from fedround_server.domain.model import BlobRef
-from fedround_server.domain.policy import Effect
 from fedround_server.domain.report import NewReport
 from fedround_server.domain.update import MetricValue, NewUpdate, Update
 from fedround_server.failpoints import reached
@@ -16,21 +15,13 @@ from fedround_server.wakeups import for_actor
 
 
 class Submissions:
-    """Accepts updates and reports, and has the aggregation of the rounds started that they close."""
+    """Accepts updates and reports, and starts the aggregation of the rounds that they close."""
 
-    def __init__(
-        self,
-        context: Context,
-        uploads: Uploads,
-        aggregations: Aggregations,
-        follow_up: Callable[[str], Awaitable[None]],
-    ) -> None:
-        """Calls `follow_up` with the training's id after a submission that has its round wait."""
+    def __init__(self, context: Context, uploads: Uploads, aggregations: Aggregations) -> None:
         self._context = context
         self._store = context.store.submissions
         self._uploads = uploads
         self._aggregations = aggregations
-        self._follow_up = follow_up
 
     async def submit(
         self, training_id: str, number: int, num_examples: int, metrics: Mapping[str, MetricValue], incoming: Incoming
@@ -74,20 +65,16 @@ class Submissions:
         await self._context.tasks.run_shielded(self._accept_report(new))
 
     async def _accept_update(self, new: NewUpdate) -> Update:
-        update, effect = await self._store.submit_update(self._context.new_id(), new, self._context.clock.now())
-        await self._accepted(new.training_id, effect)
+        update, closed = await self._store.submit_update(self._context.new_id(), new, self._context.clock.now())
+        self._accepted(new.training_id, closed=closed)
         return update
 
     async def _accept_report(self, new: NewReport) -> None:
-        _, effect = await self._store.submit_report(self._context.new_id(), new, self._context.clock.now())
-        await self._accepted(new.training_id, effect)
+        _, closed = await self._store.submit_report(self._context.new_id(), new, self._context.clock.now())
+        self._accepted(new.training_id, closed=closed)
 
-    async def _accepted(self, training_id: str, effect: Effect) -> None:
+    def _accepted(self, training_id: str, *, closed: bool) -> None:
         reached("update.accepted")
         self._context.hub.notify(for_actor(training_id))
-        if effect is Effect.RELEASED:
-            self._context.hub.notify(training_id)
-        if effect in (Effect.CLOSED, Effect.RELEASED):
+        if closed:
             self._aggregations.start(training_id)
-        elif effect is Effect.WAITS:
-            await self._follow_up(training_id)

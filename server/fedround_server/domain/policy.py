@@ -94,18 +94,6 @@ def enough_updates(policy: RoundPolicy, members: int, failed: int = 0, needed: i
     return min(policy.min_updates, most) if policy.min_updates else min(most, members - failed)
 
 
-class Effect(enum.IntEnum):
-    """What a submission did to its round; NONE is false."""
-
-    NONE = 0
-    CLOSED = 1
-    """It closed the round: the aggregation is to be started."""
-    RELEASED = 2
-    """It closed the round, and members that were under way are told that their work is not needed."""
-    WAITS = 3
-    """The round has enough since, and waits for others until a set time."""
-
-
 def expected_updates(policy: RoundPolicy, members: int, failed: int = 0, needed: int | None = None) -> int:
     """Returns how many updates close a round at once; the arguments are those of `enough_updates`."""
     enough = enough_updates(policy, members, failed, needed)

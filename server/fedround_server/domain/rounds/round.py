@@ -65,6 +65,11 @@ class Round:
     chosen: int | None = None
     wait_end: datetime | None = None
 
+    @property
+    def releases(self) -> bool:
+        """Whether members that are under way are told when the round is closed."""
+        return self.chosen is not None and self.members > self.failed + self.arrived
+
 
 @dataclass(frozen=True, slots=True)
 class PendingRound:

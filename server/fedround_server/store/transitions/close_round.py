@@ -67,7 +67,7 @@ def evaluate(
         abandon(training)
         open_round(training, row.number + 1, KINDS[row.kind], now)
         return False
-    left = under_way(row)
+    left = row.members - row.failed - row.arrived
     verdict = judge(
         row.arrived,
         expected,
@@ -105,7 +105,7 @@ def _close(training: TrainingRow, row: RoundRow, now: datetime) -> bool:
     closed = bool(closing.where(this, RoundRow.state == RoundState.OPEN.value).execute())
     if closed:
         record("round_closed", training, subject=row.number)
-        if under_way(row):
+        if _releases(row):
             released = WorkNotNeeded(row.number, row.arrived, row.members)
             append_event(training, released, now, audience=MISSING, number=row.number)
     reached("round.closed")
@@ -149,7 +149,7 @@ def reopen(training: TrainingRow, row: RoundRow, lost: Sequence[UpdateRow], now:
     round does not wait for those that have left since it was closed. Members that were released when it was closed are
     asked again, too. The policy decides whether it closes again.
     """
-    released = under_way(row) > 0
+    released = _releases(row)
     record("round_reopened", training, subject=row.number)
     contributions.supersede(training, lost, "file_damaged")
     present = set(participant_ids(training.training_id))
@@ -193,9 +193,12 @@ def participants_failed(row: RoundRow) -> TrainingFailure:
     return TrainingFailure(PARTICIPANTS_FAILED, message, failed)
 
 
-def under_way(row: RoundRow) -> int:
-    """Returns how many members of a round have neither submitted nor failed."""
-    return int(row.members - row.failed - row.arrived)
+def _releases(row: RoundRow) -> bool:
+    """Returns whether members that are under way are told when a round is closed.
+
+    Without a draw, everybody is told of its result, which is enough.
+    """
+    return row.chosen is not None and row.members > row.failed + row.arrived
 
 
 def recount(row: RoundRow) -> None:

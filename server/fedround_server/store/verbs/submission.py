@@ -4,7 +4,7 @@ from datetime import datetime
 
 from fedround_server.domain.errors import TrainingNotFound
 from fedround_server.domain.event import UpdateAccepted
-from fedround_server.domain.policy import Effect, OnFailure
+from fedround_server.domain.policy import OnFailure
 from fedround_server.domain.report import NewReport, Report
 from fedround_server.domain.rounds import KINDS
 from fedround_server.domain.update import NewUpdate, Update
@@ -19,7 +19,7 @@ from fedround_server.store.queries.training import find_visible, lock_visible
 from fedround_server.store.tables.mapping import from_blob, to_report, to_spec, to_update
 from fedround_server.store.tables.schema import ACTOR, UpdateRow
 from fedround_server.store.transitions import contributions, end_training
-from fedround_server.store.transitions.close_round import evaluate, participants_failed, under_way
+from fedround_server.store.transitions.close_round import evaluate, participants_failed
 from fedround_server.store.transitions.failures import add_failure, withdraw_failure
 from fedround_server.store.transitions.rejected_updates import count_rejected
 from fedround_server.store.transitions.training import append_event
@@ -43,26 +43,26 @@ class SubmissionVerbs(Verbs):
         return submission.admit(lock_visible(new.training_id, new.user_id), new)
 
     @verb
-    def submit_update(self, update_id: str, new: NewUpdate, now: datetime) -> tuple[Update, Effect]:
-        """Accepts an update, once; the caller follows up on what that did to its round.
+    def submit_update(self, update_id: str, new: NewUpdate, now: datetime) -> tuple[Update, bool]:
+        """Accepts an update, once; returns whether it closed the round, or has it wait: the caller starts what follows.
 
         Raises:
             FedroundError: As `admit`.
         """
-        row, effect = _submit(new, update_id, now)
-        return to_update(row), effect
+        row, closed = _submit(new, update_id, now)
+        return to_update(row), closed
 
     @verb
-    def submit_report(self, report_id: str, new: NewReport, now: datetime) -> tuple[Report, Effect]:
-        """Accepts a report, once; the caller follows up on what that did to its round.
+    def submit_report(self, report_id: str, new: NewReport, now: datetime) -> tuple[Report, bool]:
+        """Accepts a report, once; returns whether it closed the round, or has it wait: the caller starts what follows.
 
         Raises:
             FieldInvalid: The report lacks one of the training's metrics.
             MetricsExist: The user has sent another report.
             FedroundError: As `admit`.
         """
-        row, effect = _submit(new, report_id, now)
-        return to_report(row), effect
+        row, closed = _submit(new, report_id, now)
+        return to_report(row), closed
 
     @verb
     def report_failure(
@@ -111,12 +111,12 @@ class SubmissionVerbs(Verbs):
         count_rejected(training_id, row.number, user_id, reason, message, now)
 
 
-def _submit(new: NewUpdate | NewReport, update_id: str, now: datetime) -> tuple[UpdateRow, Effect]:
+def _submit(new: NewUpdate | NewReport, update_id: str, now: datetime) -> tuple[UpdateRow, bool]:
     """Inserts a submission, unless it was accepted before, counts it in its round, and applies the close policy."""
     training = lock_visible(new.training_id, new.user_id)
     current = submission.check(training, new)
     if isinstance(current, UpdateRow):
-        return current, Effect.NONE
+        return current, False
     blob = new.blob if isinstance(new, NewUpdate) else None
     row = UpdateRow(
         update_id=update_id,
@@ -141,6 +141,5 @@ def _submit(new: NewUpdate | NewReport, update_id: str, now: datetime) -> tuple[
     append_event(training, accepted, now, audience=ACTOR)
     reached("update.logged")
     wait_end = current.wait_end
-    if evaluate(training, current, now):
-        return row, Effect.RELEASED if under_way(current) else Effect.CLOSED
-    return row, Effect.WAITS if current.wait_end != wait_end else Effect.NONE
+    closed = evaluate(training, current, now)
+    return row, closed or current.wait_end != wait_end
