@@ -4,6 +4,7 @@ import itertools
 import json
 import pickle
 import struct
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -295,8 +296,8 @@ def test_missing_and_surplus_names_are_bounded() -> None:
 
 def test_a_gate_with_expectations_rejects_at_the_end_of_the_header() -> None:
     header = json.dumps({"weight": GOOD}).encode()
-    HeaderGate({"weight": TensorSpec(Dtype.F32, (2,))}).feed(with_header(header))
-    gate = HeaderGate({"weight": TensorSpec(Dtype.F32, (3,))})
+    HeaderGate(partial(check_same, expected={"weight": TensorSpec(Dtype.F32, (2,))})).feed(with_header(header))
+    gate = HeaderGate(partial(check_same, expected={"weight": TensorSpec(Dtype.F32, (3,))}))
     gate.feed(with_header(header)[:-1])
     with pytest.raises(UpdateMismatch):
         gate.feed(with_header(header)[-1:])

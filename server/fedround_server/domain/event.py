@@ -5,7 +5,8 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from fedround_server.domain.aggregation import Aggregation
-from fedround_server.domain.model import BlobRef
+from fedround_server.domain.model import VersionFile
+from fedround_server.domain.tensor_selection import ALL_TENSORS, TensorSelection
 from fedround_server.domain.uncertainty import Swag
 
 
@@ -15,7 +16,7 @@ class ModelInfo:
 
     model_id: str
     version: int
-    blob: BlobRef
+    blob: VersionFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,7 @@ class RoundStarted:
         swag: What a SWAG round asks for.
         attempt: The attempt at the round, from 1.
         update_precision: The precision in which updates may come: "FULL", "FLOAT16" or "BFLOAT16".
+        tensors: Which tensors an update has.
         submitted: Whether the reader has submitted in it. This, and what a repeated round changes, is not in the log.
     """
 
@@ -53,6 +55,7 @@ class RoundStarted:
     attempt: int = 1
     submitted: bool = False
     update_precision: str = "FULL"
+    tensors: TensorSelection = ALL_TENSORS
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,6 +78,7 @@ def round_started(training: TrainingRow, row: RoundRow) -> RoundStarted:
         swag=request.swag,
         attempt=row.attempt,
         update_precision=request.update_precision.value,
+        tensors=spec.tensors,
     )
 
 

@@ -18,7 +18,7 @@ from fedround_server.domain.errors import (
 from fedround_server.domain.event import TrainingStarted
 from fedround_server.domain.limits import Quotas
 from fedround_server.domain.model import NewModel
-from fedround_server.domain.rounds import KINDS, next_kind
+from fedround_server.domain.rounds import check_model, next_kind
 from fedround_server.domain.training import Training, TrainingSpec, TrainingState
 from fedround_server.store.db.audit_trail import record
 from fedround_server.store.db.run import Verbs, verb
@@ -43,7 +43,7 @@ from fedround_server.store.transitions import end_training
 from fedround_server.store.transitions.open_round import open_round
 from fedround_server.store.transitions.participants import enroll, leave
 from fedround_server.store.transitions.training import append_event, move, state_of
-from fedround_server.store.transitions.versions import insert_model
+from fedround_server.store.transitions.versions import begin_deltas, insert_model
 
 
 class TrainingVerbs(Verbs):
@@ -102,6 +102,8 @@ class TrainingVerbs(Verbs):
         )
         check_stored_bytes(actor_id, quotas)
         _check_model(spec, get_model(model_id))
+        if spec.tensors.is_partial:
+            begin_deltas(model_id)
         row = TrainingRow.create(
             training_id=training_id,
             actor_id=actor_id,
@@ -289,9 +291,7 @@ def _check_model(spec: TrainingSpec, model: ModelRow) -> None:
         raise FieldInvalid(
             "spec.allow_non_finite_buffers", "must be set: the model contains NaN or Inf, as in the buffer of a mask"
         )
-    manifest = to_manifest(model.manifest)
-    for kind in KINDS.values():
-        kind.check(spec, manifest)
+    check_model(spec, to_manifest(model.manifest))
 
 
 def _other_than_actor(training: TrainingRow, user_id: str) -> str | None:
