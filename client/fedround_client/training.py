@@ -73,6 +73,9 @@ class TrainingCalls:
         update_precision: PrecisionName = "FULL",
         allow_non_finite_buffers: bool = False,
         integer_tensors: IntegerTensorsName = "HEAVIEST",
+        trainable: Iterable[str] = (),
+        private: Iterable[str] = (),
+        external_base_sha256: str = "",
         request_id: str | None = None,
         progress: Progress | None = None,
     ) -> Training:
@@ -114,6 +117,11 @@ class TrainingCalls:
                 the update with the most examples. "MEAN": averaged, weighted by the numbers of examples, and rounded
                 to the nearest integer, halves up; a boolean is the majority. BatchNorm's num_batches_tracked always
                 gets the maximum.
+            trainable: Globs of the names of the tensors that updates contain, such as "*.lora_?"; the others keep the
+                values of the first version, and are neither sent nor stored again. By default all but the private ones.
+            private: Globs of the names of tensors that are never sent: each participant keeps its own.
+            external_base_sha256: SHA-256 of a safetensors file of other tensors that the participants have, and the
+                server never gets: `participate(base=...)`. `model` has only the tensors that the server may know.
             request_id: UUID of the request: a repeated one returns the training that the first one created. Random by
                 default.
             progress: Called with the bytes sent and the bytes in all.
@@ -151,6 +159,7 @@ class TrainingCalls:
             update_precision=UpdatePrecision.Value(f"UPDATE_PRECISION_{update_precision}"),
             allow_non_finite_buffers=allow_non_finite_buffers,
             integer_tensors=training_pb2.IntegerTensors.Value(f"INTEGER_TENSORS_{integer_tensors}"),
+            tensors=options.tensors(trainable, private, external_base_sha256),
             request_id=request_id or str(uuid.uuid4()),
         )
         return upload(

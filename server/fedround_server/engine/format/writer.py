@@ -50,7 +50,7 @@ class TensorWriter:
         """
         self._file = path.open("xb", buffering=0)
         self._hash = hashlib.sha256()
-        self._hashes = [self._hash]
+        self._hashes: list[Hash] = [self._hash]
         self._checksums = BlockChecksums()
         self._size = 0
         self._writeback = Writeback(self._file.fileno())
