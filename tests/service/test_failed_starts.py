@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 
+from damage import flip
 from forked import fork_server
 from servers import Server
 
@@ -125,6 +126,17 @@ def test_a_write_ahead_log_that_was_cut(killed: Path, data_dir: Path, start: Sta
     (data_dir / "fedround.db-shm").unlink()
     with Server(data_dir):
         pass
+
+
+@pytest.mark.parametrize("position", [3, 20, 30, 40, 20_000, None])
+def test_a_write_ahead_log_that_is_damaged(killed: Path, data_dir: Path, start: Start, position: int | None) -> None:
+    shutil.copytree(killed, data_dir)
+    log = data_dir / "fedround.db-wal"
+    if position is None:
+        log.write_bytes(os.urandom(log.stat().st_size))
+    else:
+        flip(log, position)
+    assert has(start(data_dir), log, "damaged", "restore the data directory from a backup", "fedround.db-shm")
 
 
 def test_a_write_ahead_log_that_is_whole(killed: Path, data_dir: Path) -> None:
