@@ -55,6 +55,8 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
         engine = stack.enter_context(WorkerEngine(blobs.files, settings.predict_seconds, settings.predict_bytes))
         await _check_architectures(engine, settings)
         database = settings.database or settings.data_dir / "fedround.db"
+        if isinstance(database, Path):
+            _check_database(database)
         with explained(database):
             store = stack.enter_context(Store(database))
         async with _background() as tasks:
@@ -86,6 +88,24 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
                 coordinator.start_draining()
                 await server.stop(settings.grace_seconds)
                 await coordinator.close()
+
+
+def _check_database(database: Path) -> None:
+    """Checks that a data directory that was used has a database: a new one would let the collection remove all files.
+
+    Raises:
+        RuntimeError: It has none, or an empty one.
+    """
+    if database.exists() and database.stat().st_size:
+        return
+    # None of these is written before there is a database.
+    left = [path for name in ("admin.token", "objects/*/*") for path in database.parent.glob(name)]
+    if left:
+        raise RuntimeError(
+            f"{database} is missing or empty, but the data directory was used, since {left[0]} exists: restore the data"
+            " directory from a backup, set --database if the server used PostgreSQL, or choose another data directory"
+            " with --data-dir"
+        )
 
 
 async def _check_architectures(engine: WorkerEngine, settings: Settings) -> None:

@@ -141,9 +141,11 @@ class Aggregations:
         await self._follow_up(training_id)
 
     async def _compute(self, task: AggregationTask) -> BlobRef | None:
-        """Makes the file of a closed round, if its kind makes one."""
+        """Makes the file of a closed round, if its kind makes one; else verifies the updates, which are passed on."""
         computation = task.computation
         if computation is None:
+            for update in task.updates:
+                await self._files.verify(update.blob)
             return None
         job = AggregationJob(
             model=task.model,
