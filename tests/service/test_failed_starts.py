@@ -175,6 +175,19 @@ def test_a_database_of_a_newer_version(data: Path, start: Start) -> None:
 
 
 @pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_a_postgresql_database_that_is_empty(database: str, data_dir: Path, start: Start) -> None:
+    data_dir.mkdir(mode=0o700)
+    file = data_dir / "objects" / "ab" / "abc"
+    file.parent.mkdir(parents=True)
+    file.touch()
+    for _ in range(2):
+        assert has(start(data_dir, "--database", database), "the database is empty", file, "--database")
+    file.unlink()
+    with Server(data_dir, database=database):
+        pass
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
 def test_a_postgresql_database_of_a_newer_version(database: str, data_dir: Path, start: Start) -> None:
     with psycopg.connect(database) as connection:
         connection.execute(NEWER)
