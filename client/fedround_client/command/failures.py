@@ -71,7 +71,8 @@ def print_errors(exit_code: int = 1) -> Iterator[None]:
     except BrokenPipeError:
         raise
     except OSError as error:
-        fail("FILE", str(error), exit_code=exit_code)
+        text = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        fail("FILE", text, exit_code=exit_code)
 
 
 @contextmanager

@@ -202,12 +202,10 @@ class RoundVerbs(Verbs):
             raise TrainingNotFound(training_id)
         row = find_round(training_id, number)
         if row is None:
-            raise RoundNotFound(f"{number} of the training {training_id}")
+            raise RoundNotFound(number, training_id)
         found = find_assignment(row, user_id)
         if found is None:
-            raise NotInCohort(
-                f"no model was assigned to you in round {number}: download the one that round_started names"
-            )
+            raise NotInCohort("no model was assigned to you in this round: download the one that round_started names")
         return model_info(training.model_id, row.model_version), found
 
     @verb
@@ -236,5 +234,5 @@ class RoundVerbs(Verbs):
             raise NotActor("only the actor may look into rounds: ask the actor")
         row = find_round(training_id, training.round if number is None else number)
         if row is None:
-            raise RoundNotFound(f"{training.round if number is None else number} of the training {training_id}")
+            raise RoundNotFound(training.round if number is None else number, training_id)
         return view(training, row)
