@@ -119,6 +119,8 @@ def test_a_path_that_does_not_exist_is_told_what_a_model_is(tmp_path):
     with pytest.raises(FileNotFoundError, match="A model is a dict of arrays by name") as raised:
         Payload.of(tmp_path / "none.safetensors")
     assert raised.value.filename == str(tmp_path / "none.safetensors")
+    with pytest.raises(IsADirectoryError, match="A model is a dict of arrays by name"):
+        Payload.of(tmp_path)
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5, "zip"])

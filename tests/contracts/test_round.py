@@ -253,7 +253,7 @@ async def test_a_deadline_that_is_missed_ends_the_training(store: Store, world: 
     assert after.state is TrainingState.ERROR
     assert after.failure is not None
     name = (await store.users.get(second)).name
-    assert after.failure.actor_message == f"round 0 reached its deadline with 1 of 2 updates; missing: {name}"
+    assert after.failure.actor_message == f"the round reached its deadline with 1 of 2 updates; missing: {name}"
     assert name not in after.failure.message
 
 
