@@ -73,7 +73,7 @@ class AggregationJob:
         differences: The type in which updates may have differences from the model, in place of wider tensors.
         integers: How tensors of integers and booleans are aggregated.
         keep_non_finite: Whether NaN and Inf of the model stay as they are.
-        tensors: Which tensors of the model the updates have. If these are not all, the result is a delta.
+        tensors: Which tensors of the model the updates have. If these are not all of them, the result is a delta.
     """
 
     model: VersionFile

@@ -79,11 +79,11 @@ def plan(files: BlobFiles, job: AggregationJob, model: Tensors) -> Result:
     Raises:
         BlobDamaged: The file of the model is damaged.
     """
-    if not job.tensors.is_partial:
+    trained = job.tensors.trained(model.layout.manifest)
+    if len(trained) == len(model.layout.manifest):
         # A file that was uploaded may have another form of header, which its versions keep.
         header = model.header if isinstance(model, TensorFile) else assemble(files, job.model).header
         return Result(header, (), model.layout)
-    trained = job.tensors.trained(model.layout.manifest)
     layout = replace(model.layout, manifest=trained, offsets={name: model.layout.offsets[name] for name in trained})
     if isinstance(job.model, BaseAndDelta):
         changed = in_order(StoredHeader.read(files, job.model.delta).layout)

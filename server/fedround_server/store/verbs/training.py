@@ -17,7 +17,7 @@ from fedround_server.domain.errors import (
 )
 from fedround_server.domain.event import TrainingStarted
 from fedround_server.domain.limits import Quotas
-from fedround_server.domain.model import NewModel
+from fedround_server.domain.model import Manifest, NewModel
 from fedround_server.domain.rounds import check_model, next_kind
 from fedround_server.domain.training import Training, TrainingSpec, TrainingState
 from fedround_server.store.db.audit_trail import record
@@ -101,8 +101,8 @@ class TrainingVerbs(Verbs):
             else insert_model(new_model_id, actor_id, model, now).model_id
         )
         check_stored_bytes(actor_id, quotas)
-        _check_model(spec, get_model(model_id))
-        if spec.tensors.is_partial:
+        manifest = _check_model(spec, get_model(model_id))
+        if len(spec.tensors.trained(manifest)) < len(manifest):
             begin_deltas(model_id)
         row = TrainingRow.create(
             training_id=training_id,
@@ -286,12 +286,15 @@ def _stored_model(model_id: str, version: int | None, actor_id: str, copy_id: st
     return insert_model(copy_id, actor_id, copy, now, source=start).model_id
 
 
-def _check_model(spec: TrainingSpec, model: ModelRow) -> None:
+def _check_model(spec: TrainingSpec, model: ModelRow) -> Manifest:
+    """Returns the tensors of a model, after a check that the training can work on it."""
     if not model.is_finite and not spec.allow_non_finite_buffers:
         raise FieldInvalid(
             "spec.allow_non_finite_buffers", "must be set: the model contains NaN or Inf, as in the buffer of a mask"
         )
-    check_model(spec, to_manifest(model.manifest))
+    manifest = to_manifest(model.manifest)
+    check_model(spec, manifest)
+    return manifest
 
 
 def _other_than_actor(training: TrainingRow, user_id: str) -> str | None:
