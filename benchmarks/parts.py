@@ -2,7 +2,7 @@
 
 The model has the shape of one of 14 GB: a sparse file, which is put where the server keeps an upload, so that the disk
 need not have the room. Participants download the delta of each version, and send adapters of 40 MB. Their rounds are
-compared with those of a training whose whole model is as large as the adapters, and that runs on the same server before.
+compared with those of a training on the same server whose whole model is as large as the adapters.
 
 Measured are the anonymous memory of the server and its workers, a round's time, how often the base is on the disk, and
 what the versions of a long training take, which has one participant.
