@@ -142,19 +142,21 @@ class RoundModels:
         others = array_sources(before) if before else []
         self._private.save(model.private_file, [*kept, *others], metadata_of(update))
 
-    def open(self, info: ModelInfo) -> SharedFile | None:
-        """Returns the file that has the tensors of the model that updates have; None if it is not cached."""
+    def open(self, info: ModelInfo, selection: TensorSelection) -> SharedFile | None:
+        """Returns the file that has the tensors of a model that updates have; None if it is not cached."""
         if info.delta_sha256:
             return self._cache.open(info.delta_sha256)
-        return self._cache.open(info.sha256) or self._bases.open(info.sha256)
+        return self._cache_of_whole(selection).open(info.sha256)
 
     def _fetch_global(self, info: ModelInfo, selection: TensorSelection, progress: Progress | None) -> dict[str, Any]:
         if not info.delta_sha256:
-            # The file of the first version is the base of those that follow.
-            cache = self._bases if selection.is_partial else self._cache
-            return self._load(info, model_pb2.MODEL_PART_MODEL, info.sha256, cache, progress)
+            return self._load(info, model_pb2.MODEL_PART_MODEL, info.sha256, self._cache_of_whole(selection), progress)
         base = self._load(info, model_pb2.MODEL_PART_BASE, info.base_sha256, self._bases, progress)
         return base | self._load(info, model_pb2.MODEL_PART_DELTA, info.delta_sha256, self._cache, progress)
+
+    def _cache_of_whole(self, selection: TensorSelection) -> ModelCache:
+        # The file of the first version is the base of those that follow.
+        return self._bases if selection.is_partial else self._cache
 
     def _load(
         self,

@@ -68,15 +68,17 @@ class PrivateTensors:
         Args:
             folder: Where the files are; several participants may share it.
         """
-        self._folder = default_private_folder() if folder is None else Path(folder)
+        self._folder = None if folder is None else Path(folder)
 
     def path(self, user_id: str, training_id: str) -> Path:
         """Returns the file of a participant in a training.
 
         Raises:
             ValueError: An id, which the server chose, is no UUID.
+            RuntimeError: No folder was given, and the user of this process has no home folder.
         """
-        return self._folder / f"{uuid.UUID(user_id)}.{uuid.UUID(training_id)}.safetensors"
+        folder = default_private_folder() if self._folder is None else self._folder
+        return folder / f"{uuid.UUID(user_id)}.{uuid.UUID(training_id)}.safetensors"
 
     def load(self, path: Path, framework: Framework | None) -> dict[str, Any]:
         """Returns the private tensors in a file; none if there is no file.

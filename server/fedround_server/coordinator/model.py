@@ -1,6 +1,7 @@
 """Use cases about models."""
 
 import logging
+from collections import OrderedDict
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,6 +17,8 @@ from fedround_server.domain.errors import ModelDamaged
 from fedround_server.domain.model import BlobRef, Model, NewModel, VersionView
 
 log = logging.getLogger(__name__)
+MAX_SELECTIONS = 64
+"""How many digests of selections of tensors are kept."""
 
 
 class Models:
@@ -24,6 +27,8 @@ class Models:
     def __init__(self, context: Context, uploads: Uploads, files: StoredFiles) -> None:
         self._context = context
         self._files = files
+        # The digests of selections of tensors that were computed last, by the file and the globs.
+        self._selections: OrderedDict[tuple[str, tuple[str, ...]], str] = OrderedDict()
         self._uploads = uploads
 
     async def upload(
@@ -79,7 +84,15 @@ class Models:
                 file = await self._files.with_checksums(file)
             else:
                 file = replace(file, base=await self._files.with_checksums(file.base))
-            return await in_thread(assembled, self._context.blobs.files, name, found.version, file, globs)
+            key = file.sha256, globs
+            known = self._selections.get(key)
+            served = await in_thread(assembled, self._context.blobs.files, name, found.version, file, globs, known)
+            if globs:
+                # A download that is resumed need not read all of it again.
+                self._selections[key] = served.sha256
+                if len(self._selections) > MAX_SELECTIONS:
+                    self._selections.popitem(last=False)
+            return served
 
     async def read(self, file: ServedFile, offset: int) -> AsyncGenerator[Chunk, None]:
         """Yields a file in chunks of at most 768 KiB, from an offset in bytes. What it is made of is verified first.

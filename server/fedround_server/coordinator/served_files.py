@@ -80,7 +80,9 @@ def file_of(version: ModelVersion, part: ModelPart) -> VersionFile:
     return file.delta if part is ModelPart.DELTA else file.base
 
 
-def assembled(files: BlobFiles, name: str, version: int, file: VersionFile, globs: tuple[str, ...]) -> ServedFile:
+def assembled(
+    files: BlobFiles, name: str, version: int, file: VersionFile, globs: tuple[str, ...], sha256: str | None
+) -> ServedFile:
     """Returns a file that is made of stored ones. Of a selection of tensors, all is read to compute the digest.
 
     Args:
@@ -89,6 +91,7 @@ def assembled(files: BlobFiles, name: str, version: int, file: VersionFile, glob
         version: The version.
         file: The file of the version.
         globs: Select tensors; empty for all.
+        sha256: The digest of the selection, if it is known.
 
     Raises:
         BlobDamaged: A stored file is damaged.
@@ -100,8 +103,10 @@ def assembled(files: BlobFiles, name: str, version: int, file: VersionFile, glob
         raise FieldInvalid("tensors", f"no tensor of {name} matches: GetModel lists their names") from None
     if not globs:
         return ServedFile(name, version, file.sha256, assembly.size_bytes, assembly)
-    digest = hashlib.sha256()
-    with assembly.open(files) as reader:
-        while data := reader.read().data:
-            digest.update(data)
-    return ServedFile(f"tensors of {name}", version, digest.hexdigest(), assembly.size_bytes, assembly)
+    if sha256 is None:
+        digest = hashlib.sha256()
+        with assembly.open(files) as reader:
+            while data := reader.read().data:
+                digest.update(data)
+        sha256 = digest.hexdigest()
+    return ServedFile(f"tensors of {name}", version, sha256, assembly.size_bytes, assembly)

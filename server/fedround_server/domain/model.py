@@ -153,7 +153,7 @@ class ModelVersion:
     """One version of a model; the version counts the updates of the global model.
 
     Attributes:
-        blob: Its file; without a base, if the version is not stored and its delta was one of the last.
+        blob: Its file. If the version is not stored any more, only the digest and the size mean something.
         stored: Whether the files are still stored; retention drops those of old versions without a tag.
         artifacts: Its artifacts by kind.
     """
