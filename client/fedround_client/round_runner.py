@@ -13,7 +13,6 @@ import grpc
 
 from fedround.v1.aggregation_pb2 import UPDATE_PRECISION_UNSPECIFIED, UpdatePrecision
 from fedround.v1.event_pb2 import ModelInfo, RoundStarted
-from fedround_client.cache import SharedFile
 from fedround_client.casting import Caster
 from fedround_client.errors import UnsupportedRound
 from fedround_client.half_precision import HALF_DTYPES, NotRepresentable, difference_sources
@@ -179,17 +178,20 @@ class RoundRunner(RoundCalls):
         sent, kept = model.of_update(state)
         self._models.keep(model, kept, state)
         tensors = self._caster.cast(sent, dtypes)
-        file = None if self._full_updates else self._models.open(info, model.selection)
-        return self._half_precision_payload(round_, tensors, file) or Payload.of_tensors(tensors, metadata_of(state))
+        half = self._half_precision_payload(round_, tensors, model.selection, info)
+        return half or Payload.of_tensors(tensors, metadata_of(state))
 
     def _half_precision_payload(
-        self, round_: Round, update: Iterable[ArraySource], model: SharedFile | None
+        self, round_: Round, update: Iterable[ArraySource], selection: TensorSelection, info: ModelInfo
     ) -> Payload | None:
         """Returns the update in half precision; None if the round or the update does not allow it.
 
         It is computed from the model's file, so it also needs that in the cache.
         """
-        if model is None or round_.update_precision not in HALF_DTYPES:
+        if self._full_updates or round_.update_precision not in HALF_DTYPES:
+            return None
+        model = self._models.open(info, selection)
+        if model is None:
             return None
         try:
             return Payload.of_tensors(difference_sources(update, model, round_.update_precision))
