@@ -246,7 +246,7 @@ def test_versions_and_rounds_survive_a_restart(own_server: Server, end: Callable
 @pytest.mark.parametrize("which", ["base", "delta"])
 def test_a_damaged_part_is_named(own_server: Server, which: str) -> None:
     actor, client = people(own_server)
-    large = {"big": np.full(300_000, new_number() % 1000, np.float32)}
+    large = {"big": np.full(250_000, new_number() % 1000, np.float32)}
     training = begin(actor, [client], model_file(**large), target_num_updates=2)
     finish_round(actor, client, training, 0, part(1))
     info = download(actor, training.model_id)[0]

@@ -35,13 +35,11 @@ def find_base(model_id: str) -> ModelBaseRow | None:
 
 def has_deltas(model_id: str) -> bool:
     """Returns whether a version of a model that is stored is a delta."""
-    return (
-        ModelVersionRow.select()
-        .where(
-            ModelVersionRow.model_id == model_id, ModelVersionRow.stored, ModelVersionRow.delta_sha256.is_null(False)
-        )
-        .exists()
+    deltas = ModelVersionRow.select().where(
+        ModelVersionRow.model_id == model_id, ModelVersionRow.stored, ModelVersionRow.delta_sha256.is_null(False)
     )
+    # The latest ones are, unless a training without a selection makes whole versions.
+    return deltas.order_by(ModelVersionRow.version.desc()).first() is not None
 
 
 def version_file(row: ModelVersionRow) -> VersionFile:

@@ -134,7 +134,7 @@ def drop_versions(training: TrainingRow, keep_versions: int) -> None:
     base = find_base(training.model_id)
     artifacts = artifacts_of(training.model_id, [row.version for row in rows])
     sizes = [_own_bytes(row, base) for row in rows] + [artifact.size_bytes for artifact in artifacts]
-    if base is not None and not has_deltas(training.model_id):
+    if base is not None and any(row.delta_sha256 for row in rows) and not has_deltas(training.model_id):
         sizes.append(base.size_bytes)
         base.delete_instance()
     _add_stored_bytes(training.model_id, -sum(sizes))
