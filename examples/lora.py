@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import fedround_client as fr
 
-PARTICIPANTS, ROUNDS = 3, 20
+PARTICIPANTS, ROUNDS = 3, 12
 TOKENS, WIDTH, LAYERS, HEADS, LENGTH = 24, 48, 2, 4, 12
 PRETRAINING_STEPS, LOCAL_STEPS, BATCH = 300, 20, 32
 RANK = 8

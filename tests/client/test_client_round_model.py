@@ -68,6 +68,11 @@ def adding(seen):
     return train
 
 
+def taken(rounds):
+    """The tensors of the update that is sent."""
+    return rounds.take_tensors()[1]
+
+
 def begin(rounds, *events):
     rounds.send(events[0])
     rounds.training_is_at(0)
@@ -79,12 +84,13 @@ def test_the_base_comes_once_and_private_tensors_stay(server, tmp_path):
     rounds = Rounds(server, adding(seen), private_folder=tmp_path)
     begin(rounds, started(1, 0, whole()))
     serve(server, model_pb2.MODEL_PART_MODEL, BASE)
-    assert {name: tensor.tolist() for name, tensor in rounds.take_tensors().items()} == {"lora": [1, 1, 1]}
+    assert {name: tensor.tolist() for name, tensor in taken(rounds).items()} == {"lora": [1, 1, 1]}
     delta = {"lora": np.full(3, 7, np.float32)}
     rounds.send(started(2, 1, version(1, delta)))
+    rounds.training_is_at(1)
     # The base is the file of version 0, which is there.
     serve(server, model_pb2.MODEL_PART_DELTA, delta)
-    assert rounds.take_tensors()["lora"].tolist() == [8, 8, 8]
+    assert taken(rounds)["lora"].tolist() == [8, 8, 8]
     rounds.send(finished(3))
     assert rounds.call.result(20).rounds == 2
     assert seen == [
@@ -110,7 +116,7 @@ def test_private_tensors_survive_a_restart(server, tmp_path):
     begin(rounds, started(1, 3, version(3, delta)))
     serve(server, model_pb2.MODEL_PART_BASE, BASE)
     serve(server, model_pb2.MODEL_PART_DELTA, delta)
-    assert list(rounds.take_tensors()) == ["lora"]
+    assert list(taken(rounds)) == ["lora"]
     assert seen == [{"body": 0, "lora": 7, "own.mean": 5, "own.var": 0}]
     kept = from_safetensors(path.read_bytes())
     assert {name: float(tensor[0]) for name, tensor in kept.items()} == {"own.mean": 5, "own.var": 3}
@@ -123,7 +129,7 @@ def test_a_file_as_an_update_is_divided_too(server, tmp_path):
     rounds = Rounds(server, lambda model, round_: (result, 1), private_folder=tmp_path / "private")
     begin(rounds, started(1, 0, whole()))
     serve(server, model_pb2.MODEL_PART_MODEL, BASE)
-    assert {name: tensor.tolist() for name, tensor in rounds.take_tensors().items()} == {"lora": [4, 4, 4]}
+    assert {name: tensor.tolist() for name, tensor in taken(rounds).items()} == {"lora": [4, 4, 4]}
 
 
 def test_unknown_names_are_left_to_the_server(server, tmp_path):
@@ -134,7 +140,7 @@ def test_unknown_names_are_left_to_the_server(server, tmp_path):
     rounds = Rounds(server, train, private_folder=tmp_path)
     begin(rounds, started(1, 0, whole()))
     serve(server, model_pb2.MODEL_PART_MODEL, BASE)
-    assert list(rounds.take_tensors()) == ["module.lora"]
+    assert list(taken(rounds)) == ["module.lora"]
 
 
 def fails(rounds, server, error, reason):
@@ -187,7 +193,7 @@ def test_an_external_base_is_merged_and_never_sent(server, tmp_path):
     rounds = Rounds(server, adding(seen), base=path, private_folder=tmp_path / "private")
     begin(rounds, started(1, 0, whole(model), (), ("norm",), external_base_sha256=digest(path.read_bytes())))
     serve(server, model_pb2.MODEL_PART_MODEL, model)
-    assert list(rounds.take_tensors()) == ["lora"]
+    assert list(taken(rounds)) == ["lora"]
     assert seen == [{"deep": 2, "norm": 3, "lora": 0}]
     [kept] = (tmp_path / "private").iterdir()
     assert list(from_safetensors(kept.read_bytes())) == ["norm"]
