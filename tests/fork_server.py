@@ -2,8 +2,8 @@
 
 A server that is started anew spends two and a half seconds of CPU on imports, and its worker as long again; one that is
 forked spends fifty milliseconds. It is the real one in every other respect: `main` with real arguments, a real port, a
-real worker process. The same goes for the `fedround` command, whose imports take a second. Nothing of gRPC runs here, and no
-thread.
+real worker process. Nothing of gRPC runs here, and no thread. The `fedround` command, whose imports take a second,
+is forked in the same way.
 
 Orders come over a socket: one JSON object each, with the argv and the environment, for a server also failpoint and
 points, and three files: its stdout, its stderr, and where its end is reported. The answer is its process id and when it
