@@ -30,6 +30,8 @@ POINTS = (
     "version.inserted",
     "aggregation.committed",
     "aggregation.reopened",
+    "control.changed",
+    "control.committed",
     "deadline.fired",
     "deadline.judged",
     "start.swept",

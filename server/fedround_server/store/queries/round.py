@@ -79,6 +79,14 @@ def find_assignment(row: RoundRow, user_id: str) -> BlobRef | None:
     return None if found is None else to_blob(found)
 
 
+def assigned_users(training_id: str, number: int) -> list[str]:
+    """Returns the ids of the users to whom models are assigned in a round, in canonical order."""
+    rows = AssignmentRow.select(AssignmentRow.user_id).where(
+        AssignmentRow.training_id == training_id, AssignmentRow.number == number
+    )
+    return sorted(row.user_id for row in rows)
+
+
 def counted_updates(training_id: str, number: int) -> list[UpdateRow]:
     """Returns the submissions of a round that count, in canonical order: those of members that were not removed."""
     return sorted(_counted(training_id, number), key=lambda row: row.user_id)
