@@ -170,13 +170,19 @@ def check_size(field: str, config: Config, client_config: Mapping[str, Config]) 
 
 def size_bytes(config: Config) -> int:
     """Returns an upper bound of the bytes of a configuration in a message."""
-    return sum(24 + len(name.encode()) + _value_bytes(value) for name, value in config.items())
+    return sum(12 + len(name.encode()) + _value_bytes(value) for name, value in config.items())
 
 
 def _value_bytes(value: ConfigValue) -> int:
-    if isinstance(value, str):
-        return len(value.encode())
-    return 24 * len(value.steps) if isinstance(value, StepSchedule) else 40
+    match value:
+        case str():
+            return 8 + len(value.encode())
+        case StepSchedule():
+            return 12 + 24 * len(value.steps)
+        case ExponentialSchedule() | CosineSchedule():
+            return 48
+        case _:
+            return 12
 
 
 def _check_finite(field: str, value: float) -> None:
