@@ -30,8 +30,6 @@ POINTS = (
     "version.inserted",
     "aggregation.committed",
     "aggregation.reopened",
-    "control.changed",
-    "control.committed",
     "deadline.fired",
     "deadline.judged",
     "start.swept",

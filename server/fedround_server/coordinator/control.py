@@ -6,7 +6,6 @@ from fedround_server.coordinator.context import Context
 from fedround_server.coordinator.round import Rounds
 from fedround_server.domain.config import Changes
 from fedround_server.domain.training import Stop, Training
-from fedround_server.failpoints import reached
 from fedround_server.wakeups import for_actor
 
 
@@ -55,7 +54,6 @@ class Control:
 
     async def _followed(self, training_id: str, change: Awaitable[Training]) -> Training:
         training = await change
-        reached("control.committed")
         self._context.hub.notify(training_id, for_actor(training_id))
         await self._rounds.follow_up(training_id)
         return training

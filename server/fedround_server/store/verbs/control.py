@@ -15,7 +15,6 @@ from fedround_server.domain.event import ConfigUpdated, StopRequested, TrainingR
 from fedround_server.domain.event import TrainingPaused as Paused
 from fedround_server.domain.rounds.round import RoundState
 from fedround_server.domain.training import Stop, Training, TrainingState
-from fedround_server.failpoints import reached
 from fedround_server.store.db.audit_trail import record
 from fedround_server.store.db.run import Verbs, verb
 from fedround_server.store.queries.config import find_client_config, find_config
@@ -60,7 +59,7 @@ class ControlVerbs(Verbs):
         else:
             abandon(row)
             complete(row, now)
-        return _changed(row)
+        return load_trainings([row])[0]
 
     @verb
     def pause(self, training_id: str, actor_id: str, request_id: str | None, now: datetime) -> Training:
@@ -79,7 +78,7 @@ class ControlVerbs(Verbs):
         row.paused = True
         record("training_paused", row)
         append_event(row, Paused(), now)
-        return _changed(row)
+        return load_trainings([row])[0]
 
     @verb
     def resume(self, training_id: str, actor_id: str, request_id: str | None, now: datetime) -> Training:
@@ -101,7 +100,7 @@ class ControlVerbs(Verbs):
         current = get_round(training_id, row.round)
         if RoundState(current.state).is_over:
             go_on(row, current, now)
-        return _changed(row)
+        return load_trainings([row])[0]
 
     @verb
     def update_config(
@@ -142,7 +141,7 @@ class ControlVerbs(Verbs):
         put_config(training_id, from_round, config if changes else None, changed)
         record("config_updated", row, subject=from_round, names=sorted(changes), clients=len(changed))
         append_event(row, ConfigUpdated(from_round), now, audience=ACTOR)
-        return _changed(row)
+        return load_trainings([row])[0]
 
 
 def _is_repeated(row: TrainingRow, action: str, request_id: str | None) -> bool:
@@ -164,8 +163,3 @@ def _check_running(row: TrainingRow, what: str) -> None:
 
 def _not_running(row: TrainingRow, what: str) -> TrainingNotRunning:
     return TrainingNotRunning(f"the training {row.training_id} is {row.state}: it cannot be {what}", state=row.state)
-
-
-def _changed(row: TrainingRow) -> Training:
-    reached("control.changed")
-    return load_trainings([row])[0]
