@@ -118,7 +118,7 @@ class TrainingCalls:
                 the update with the most examples. "MEAN": averaged, weighted by the numbers of examples, and rounded
                 to the nearest integer, halves up; a boolean is the majority. BatchNorm's num_batches_tracked always
                 gets the maximum.
-            config: Values that the participants get with each round, by name (`round.config`): numbers, texts and bools,
+            config: Values that the participants get with each round, by name (`round.config`): numbers, texts, bools,
                 or schedules that the server resolves: CosineSchedule(...), ExponentialSchedule(...), or a mapping such
                 as {0: 0.1, 30: 0.01}, a value from a number of model updates on.
             client_config: Values of single participants on top of config, by their user ids, which must be in
