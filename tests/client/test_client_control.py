@@ -331,6 +331,22 @@ def test_commands_control_a_training(server, command, line, method, response, ex
     assert sent == {"training_id": TRAINING, **expected}
 
 
+def test_a_training_is_created_with_the_options_of_a_configuration(server, command):
+    site = GetUsersResponse(users=[User(user_id=USER, name="site 1")])
+    line = f"training create --name digits --target-num-updates 50 --model-id {OTHER} --config rate=cosine:0.1,0.001,50"
+    call = command(*line.split(), "--client", "site 1", "--client-config", "site 1:epochs=5")
+    for _ in range(2):
+        server.reply("GetUsers", site)
+    rpc = server.upload("CreateTraining")
+    spec = rpc.take_request().spec
+    rpc.terminate(CreateTrainingResponse(training=RUNNING), *OK)
+    done(call)
+    schedule = Schedule(cosine=CosineSchedule(start=0.1, end=0.001, rounds=50))
+    assert {**spec.config} == {"rate": ConfigValue(schedule=schedule)}
+    assert {**spec.client_config} == {USER: Config(values={"epochs": ConfigValue(int64_value=5)})}
+    assert list(spec.client_ids) == [USER]
+
+
 def test_participants_are_configured_by_their_names(server, command):
     call = command("training", "config", TRAINING, "--client-config", "site 1:rate=0.5")
     server.reply("GetUsers", GetUsersResponse(users=[User(user_id=USER, name="site 1")]))

@@ -62,6 +62,11 @@ def find_round(training_id: str, number: int) -> RoundRow | None:
     return _round.first(training_id, number)
 
 
+def next_number(training: TrainingRow) -> int:
+    """Returns the number of the first round of a training that is not open yet."""
+    return 0 if find_round(training.training_id, training.round) is None else training.round + 1
+
+
 def is_member(training_id: str, number: int, user_id: str) -> bool:
     """Returns whether a user belongs to a round's cohort, and was not removed from it."""
     member = _member.first(training_id, number, user_id)

@@ -184,16 +184,12 @@ def load_trainings(
             tuple(sorted(participants[row.training_id])),
             rounds.get(row.training_id),
             failures.get(row.training_id, ()),
-            {} if listed else find_config(row.training_id, _latest(row)),
-            find_client_config(row.training_id, _latest(row)) if not listed and viewer_id is None else {},
+            # That of the next round.
+            {} if listed else find_config(row.training_id, row.round + 1),
+            find_client_config(row.training_id, row.round + 1) if not listed and viewer_id is None else {},
         )
         for row in rows
     ]
-
-
-def _latest(row: TrainingRow) -> int:
-    """Returns the first round that is not open yet: the latest configuration is that of this round."""
-    return row.round + 1
 
 
 def _training(training_id: str) -> "ModelSelect[TrainingRow]":

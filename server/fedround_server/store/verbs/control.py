@@ -14,13 +14,13 @@ from fedround_server.domain.errors import (
 from fedround_server.domain.event import ConfigUpdated, StopRequested, TrainingResumed
 from fedround_server.domain.event import TrainingPaused as Paused
 from fedround_server.domain.rounds.round import RoundState
-from fedround_server.domain.training import Stop, Training, TrainingState
+from fedround_server.domain.training import Stop, Training
 from fedround_server.store.db.audit_trail import record
 from fedround_server.store.db.run import Verbs, verb
 from fedround_server.store.queries.config import find_client_config, find_config
 from fedround_server.store.queries.control import find_control_request
 from fedround_server.store.queries.participant import participant_ids
-from fedround_server.store.queries.round import get_round
+from fedround_server.store.queries.round import get_round, next_number
 from fedround_server.store.queries.training import load_trainings, lock_steered
 from fedround_server.store.tables.control_schema import ControlRequestRow
 from fedround_server.store.tables.schema import ACTOR, TrainingRow
@@ -127,7 +127,7 @@ class ControlVerbs(Verbs):
             raise _not_running(row, "changed")
         if unknown := set(client_changes) - set(participant_ids(training_id)):
             raise UnknownClients(sorted(unknown), "not participants of the training", field="client_config")
-        from_round = 0 if state_of(row) is TrainingState.INITIAL else row.round + 1
+        from_round = next_number(row)
         last = row.spec["target_num_updates"]
         config = merge(find_config(training_id, from_round), changes)
         check("config", config, last)
