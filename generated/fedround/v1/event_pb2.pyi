@@ -379,7 +379,7 @@ class RoundStarted(_message.Message):
     @_builtins.property
     def config(self) -> _containers.MessageMap[_builtins.str, _config_pb2.ConfigValue]:
         """The configuration of this round for the subscriber: plain values by name, without schedules. The actor sees those
-        of everybody, without client_config.
+        of everybody, without client_config, unless it takes part and has values of its own.
         """
 
     def __init__(
