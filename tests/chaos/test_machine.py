@@ -270,6 +270,8 @@ class Rules(Machine):
 
     @rule(minutes=st.sampled_from([-90, -1, 1, 90]))
     def the_clock_is_set(self, minutes: int) -> None:
+        # Timers that a kill has left were armed anew before.
+        self._follow()
         self.clocks.jump(timedelta(minutes=minutes))
 
     # What can be seen.
