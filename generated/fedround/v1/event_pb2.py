@@ -23,58 +23,71 @@ _sym_db = _symbol_database.Default()
 
 
 from fedround.v1 import aggregation_pb2 as fedround_dot_v1_dot_aggregation__pb2
+from fedround.v1 import config_pb2 as fedround_dot_v1_dot_config__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x66\x65\x64round/v1/event.proto\x12\x0b\x66\x65\x64round.v1\x1a\x1d\x66\x65\x64round/v1/aggregation.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"R\n\tModelInfo\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x0e\n\x06sha256\x18\x03 \x01(\t\x12\x12\n\nsize_bytes\x18\x04 \x01(\x04\"\x1c\n\nMetricList\x12\x0e\n\x06values\x18\x01 \x03(\x01\"\xa5\x06\n\x05\x45vent\x12\x13\n\x0btraining_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x38\n\x10training_started\x18\x04 \x01(\x0b\x32\x1c.fedround.v1.TrainingStartedH\x00\x12\x32\n\rround_started\x18\x05 \x01(\x0b\x32\x19.fedround.v1.RoundStartedH\x00\x12\x36\n\x0fupdate_accepted\x18\x06 \x01(\x0b\x32\x1b.fedround.v1.UpdateAcceptedH\x00\x12\x30\n\x0cround_closed\x18\x07 \x01(\x0b\x32\x18.fedround.v1.RoundClosedH\x00\x12\x34\n\x0e\x63lient_removed\x18\x08 \x01(\x0b\x32\x1a.fedround.v1.ClientRemovedH\x00\x12:\n\x11training_finished\x18\t \x01(\x0b\x32\x1d.fedround.v1.TrainingFinishedH\x00\x12\x36\n\x0ftraining_failed\x18\n \x01(\x0b\x32\x1b.fedround.v1.TrainingFailedH\x00\x12\x38\n\x10training_removed\x18\x0b \x01(\x0b\x32\x1c.fedround.v1.TrainingRemovedH\x00\x12+\n\theartbeat\x18\x0c \x01(\x0b\x32\x16.fedround.v1.HeartbeatH\x00\x12,\n\ngoing_away\x18\r \x01(\x0b\x32\x16.fedround.v1.GoingAwayH\x00\x12\x34\n\x0eround_extended\x18\x0e \x01(\x0b\x32\x1a.fedround.v1.RoundExtendedH\x00\x12<\n\x12participant_failed\x18\x0f \x01(\x0b\x32\x1e.fedround.v1.ParticipantFailedH\x00\x12.\n\x0bupdate_lost\x18\x10 \x01(\x0b\x32\x17.fedround.v1.UpdateLostH\x00\x42\t\n\x07payload\"T\n\x0fTrainingStarted\x12\x1a\n\x12target_num_updates\x18\x01 \x01(\r\x12%\n\x05model\x18\x02 \x01(\x0b\x32\x16.fedround.v1.ModelInfo\"\x82\x03\n\x0cRoundStarted\x12\r\n\x05round\x18\x01 \x01(\r\x12$\n\x04kind\x18\x02 \x01(\x0e\x32\x16.fedround.v1.RoundKind\x12%\n\x05model\x18\x03 \x01(\x0b\x32\x16.fedround.v1.ModelInfo\x12,\n\x08\x64\x65\x61\x64line\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\x0b\x61ggregation\x18\x05 \x01(\x0b\x32\x18.fedround.v1.Aggregation\x12\x14\n\x0cmetric_names\x18\x06 \x03(\t\x12\x14\n\x0clocal_rounds\x18\x07 \x01(\r\x12\x10\n\x08\x61ssigned\x18\x08 \x01(\x08\x12\x1f\n\x04swag\x18\t \x01(\x0b\x32\x11.fedround.v1.Swag\x12\x0f\n\x07\x61ttempt\x18\n \x01(\r\x12\x11\n\tsubmitted\x18\x0b \x01(\x08\x12\x36\n\x10update_precision\x18\x0c \x01(\x0e\x32\x1c.fedround.v1.UpdatePrecision\"\x90\x01\n\rRoundExtended\x12\r\n\x05round\x18\x01 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12,\n\x08\x64\x65\x61\x64line\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0fupdates_arrived\x18\x04 \x01(\r\x12\x18\n\x10updates_expected\x18\x05 \x01(\r\"\x93\x01\n\x0eUpdateAccepted\x12\x11\n\tupdate_id\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12\x16\n\x0eparticipant_id\x18\x03 \x01(\t\x12\x14\n\x0cnum_examples\x18\x04 \x01(\x03\x12\x17\n\x0fupdates_arrived\x18\x05 \x01(\r\x12\x18\n\x10updates_expected\x18\x06 \x01(\r\"\xa8\x01\n\x11ParticipantFailed\x12\r\n\x05round\x18\x01 \x01(\r\x12\x16\n\x0eparticipant_id\x18\x02 \x01(\t\x12\x18\n\x10participant_name\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x0f\n\x07message\x18\x05 \x01(\t\x12\x17\n\x0fupdates_arrived\x18\x06 \x01(\r\x12\x18\n\x10updates_expected\x18\x07 \x01(\r\"y\n\nUpdateLost\x12\x11\n\tupdate_id\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12\x16\n\x0eparticipant_id\x18\x03 \x01(\t\x12\x17\n\x0fupdates_arrived\x18\x04 \x01(\r\x12\x18\n\x10updates_expected\x18\x05 \x01(\r\"\xc5\x02\n\x0bRoundClosed\x12\r\n\x05round\x18\x01 \x01(\r\x12$\n\x04kind\x18\x02 \x01(\x0e\x32\x16.fedround.v1.RoundKind\x12\x15\n\rmodel_version\x18\x03 \x01(\r\x12\x13\n\x0bnum_updates\x18\x04 \x01(\r\x12\x36\n\x07metrics\x18\x05 \x03(\x0b\x32%.fedround.v1.RoundClosed.MetricsEntry\x12;\n\nnot_finite\x18\x06 \x03(\x0b\x32\'.fedround.v1.RoundClosed.NotFiniteEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a\x30\n\x0eNotFiniteEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\"\"\n\rClientRemoved\x12\x11\n\tclient_id\x18\x01 \x01(\t\"R\n\x10TrainingFinished\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\r\x12\x15\n\rstopped_early\x18\x03 \x01(\x08\"1\n\x0eTrainingFailed\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"\x11\n\x0fTrainingRemoved\"\x1d\n\tHeartbeat\x12\x10\n\x08sequence\x18\x01 \x01(\x04\"\x1c\n\tGoingAway\x12\x0f\n\x07message\x18\x01 \x01(\t*k\n\tRoundKind\x12\x1a\n\x16ROUND_KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10ROUND_KIND_TRAIN\x10\x01\x12\x13\n\x0fROUND_KIND_SWAG\x10\x02\x12\x17\n\x13ROUND_KIND_EVALUATE\x10\x03*@\n\x0b\x43ompression\x12\x1b\n\x17\x43OMPRESSION_UNSPECIFIED\x10\x00\x12\x14\n\x10\x43OMPRESSION_GZIP\x10\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x66\x65\x64round/v1/event.proto\x12\x0b\x66\x65\x64round.v1\x1a\x1d\x66\x65\x64round/v1/aggregation.proto\x1a\x18\x66\x65\x64round/v1/config.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"R\n\tModelInfo\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x0e\n\x06sha256\x18\x03 \x01(\t\x12\x12\n\nsize_bytes\x18\x04 \x01(\x04\"\x1c\n\nMetricList\x12\x0e\n\x06values\x18\x01 \x03(\x01\"\x83\x08\n\x05\x45vent\x12\x13\n\x0btraining_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x38\n\x10training_started\x18\x04 \x01(\x0b\x32\x1c.fedround.v1.TrainingStartedH\x00\x12\x32\n\rround_started\x18\x05 \x01(\x0b\x32\x19.fedround.v1.RoundStartedH\x00\x12\x36\n\x0fupdate_accepted\x18\x06 \x01(\x0b\x32\x1b.fedround.v1.UpdateAcceptedH\x00\x12\x30\n\x0cround_closed\x18\x07 \x01(\x0b\x32\x18.fedround.v1.RoundClosedH\x00\x12\x34\n\x0e\x63lient_removed\x18\x08 \x01(\x0b\x32\x1a.fedround.v1.ClientRemovedH\x00\x12:\n\x11training_finished\x18\t \x01(\x0b\x32\x1d.fedround.v1.TrainingFinishedH\x00\x12\x36\n\x0ftraining_failed\x18\n \x01(\x0b\x32\x1b.fedround.v1.TrainingFailedH\x00\x12\x38\n\x10training_removed\x18\x0b \x01(\x0b\x32\x1c.fedround.v1.TrainingRemovedH\x00\x12+\n\theartbeat\x18\x0c \x01(\x0b\x32\x16.fedround.v1.HeartbeatH\x00\x12,\n\ngoing_away\x18\r \x01(\x0b\x32\x16.fedround.v1.GoingAwayH\x00\x12\x34\n\x0eround_extended\x18\x0e \x01(\x0b\x32\x1a.fedround.v1.RoundExtendedH\x00\x12<\n\x12participant_failed\x18\x0f \x01(\x0b\x32\x1e.fedround.v1.ParticipantFailedH\x00\x12.\n\x0bupdate_lost\x18\x10 \x01(\x0b\x32\x17.fedround.v1.UpdateLostH\x00\x12\x36\n\x0ftraining_paused\x18\x14 \x01(\x0b\x32\x1b.fedround.v1.TrainingPausedH\x00\x12\x38\n\x10training_resumed\x18\x15 \x01(\x0b\x32\x1c.fedround.v1.TrainingResumedH\x00\x12\x34\n\x0estop_requested\x18\x16 \x01(\x0b\x32\x1a.fedround.v1.StopRequestedH\x00\x12\x34\n\x0e\x63onfig_updated\x18\x17 \x01(\x0b\x32\x1a.fedround.v1.ConfigUpdatedH\x00\x42\t\n\x07payload\"T\n\x0fTrainingStarted\x12\x1a\n\x12target_num_updates\x18\x01 \x01(\r\x12%\n\x05model\x18\x02 \x01(\x0b\x32\x16.fedround.v1.ModelInfo\"\x82\x04\n\x0cRoundStarted\x12\r\n\x05round\x18\x01 \x01(\r\x12$\n\x04kind\x18\x02 \x01(\x0e\x32\x16.fedround.v1.RoundKind\x12%\n\x05model\x18\x03 \x01(\x0b\x32\x16.fedround.v1.ModelInfo\x12,\n\x08\x64\x65\x61\x64line\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\x0b\x61ggregation\x18\x05 \x01(\x0b\x32\x18.fedround.v1.Aggregation\x12\x14\n\x0cmetric_names\x18\x06 \x03(\t\x12\x14\n\x0clocal_rounds\x18\x07 \x01(\r\x12\x10\n\x08\x61ssigned\x18\x08 \x01(\x08\x12\x1f\n\x04swag\x18\t \x01(\x0b\x32\x11.fedround.v1.Swag\x12\x0f\n\x07\x61ttempt\x18\n \x01(\r\x12\x11\n\tsubmitted\x18\x0b \x01(\x08\x12\x36\n\x10update_precision\x18\x0c \x01(\x0e\x32\x1c.fedround.v1.UpdatePrecision\x12\x35\n\x06\x63onfig\x18\r \x03(\x0b\x32%.fedround.v1.RoundStarted.ConfigEntry\x1aG\n\x0b\x43onfigEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\'\n\x05value\x18\x02 \x01(\x0b\x32\x18.fedround.v1.ConfigValue:\x02\x38\x01\"\x90\x01\n\rRoundExtended\x12\r\n\x05round\x18\x01 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12,\n\x08\x64\x65\x61\x64line\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0fupdates_arrived\x18\x04 \x01(\r\x12\x18\n\x10updates_expected\x18\x05 \x01(\r\"\x93\x01\n\x0eUpdateAccepted\x12\x11\n\tupdate_id\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12\x16\n\x0eparticipant_id\x18\x03 \x01(\t\x12\x14\n\x0cnum_examples\x18\x04 \x01(\x03\x12\x17\n\x0fupdates_arrived\x18\x05 \x01(\r\x12\x18\n\x10updates_expected\x18\x06 \x01(\r\"\xa8\x01\n\x11ParticipantFailed\x12\r\n\x05round\x18\x01 \x01(\r\x12\x16\n\x0eparticipant_id\x18\x02 \x01(\t\x12\x18\n\x10participant_name\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x0f\n\x07message\x18\x05 \x01(\t\x12\x17\n\x0fupdates_arrived\x18\x06 \x01(\r\x12\x18\n\x10updates_expected\x18\x07 \x01(\r\"y\n\nUpdateLost\x12\x11\n\tupdate_id\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12\x16\n\x0eparticipant_id\x18\x03 \x01(\t\x12\x17\n\x0fupdates_arrived\x18\x04 \x01(\r\x12\x18\n\x10updates_expected\x18\x05 \x01(\r\"\xc5\x02\n\x0bRoundClosed\x12\r\n\x05round\x18\x01 \x01(\r\x12$\n\x04kind\x18\x02 \x01(\x0e\x32\x16.fedround.v1.RoundKind\x12\x15\n\rmodel_version\x18\x03 \x01(\r\x12\x13\n\x0bnum_updates\x18\x04 \x01(\r\x12\x36\n\x07metrics\x18\x05 \x03(\x0b\x32%.fedround.v1.RoundClosed.MetricsEntry\x12;\n\nnot_finite\x18\x06 \x03(\x0b\x32\'.fedround.v1.RoundClosed.NotFiniteEntry\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x1a\x30\n\x0eNotFiniteEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\"\"\n\rClientRemoved\x12\x11\n\tclient_id\x18\x01 \x01(\t\"c\n\x10TrainingFinished\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\r\x12\x15\n\rstopped_early\x18\x03 \x01(\x08\x12\x0f\n\x07stopped\x18\x04 \x01(\x08\"\x10\n\x0eTrainingPaused\"\x11\n\x0fTrainingResumed\"\x0f\n\rStopRequested\"#\n\rConfigUpdated\x12\x12\n\nfrom_round\x18\x01 \x01(\r\"1\n\x0eTrainingFailed\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"\x11\n\x0fTrainingRemoved\"\x1d\n\tHeartbeat\x12\x10\n\x08sequence\x18\x01 \x01(\x04\"\x1c\n\tGoingAway\x12\x0f\n\x07message\x18\x01 \x01(\t*k\n\tRoundKind\x12\x1a\n\x16ROUND_KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10ROUND_KIND_TRAIN\x10\x01\x12\x13\n\x0fROUND_KIND_SWAG\x10\x02\x12\x17\n\x13ROUND_KIND_EVALUATE\x10\x03*@\n\x0b\x43ompression\x12\x1b\n\x17\x43OMPRESSION_UNSPECIFIED\x10\x00\x12\x14\n\x10\x43OMPRESSION_GZIP\x10\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fedround.v1.event_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_ROUNDSTARTED_CONFIGENTRY']._loaded_options = None
+  _globals['_ROUNDSTARTED_CONFIGENTRY']._serialized_options = b'8\001'
   _globals['_ROUNDCLOSED_METRICSENTRY']._loaded_options = None
   _globals['_ROUNDCLOSED_METRICSENTRY']._serialized_options = b'8\001'
   _globals['_ROUNDCLOSED_NOTFINITEENTRY']._loaded_options = None
   _globals['_ROUNDCLOSED_NOTFINITEENTRY']._serialized_options = b'8\001'
-  _globals['_ROUNDKIND']._serialized_start=2671
-  _globals['_ROUNDKIND']._serialized_end=2778
-  _globals['_COMPRESSION']._serialized_start=2780
-  _globals['_COMPRESSION']._serialized_end=2844
-  _globals['_MODELINFO']._serialized_start=104
-  _globals['_MODELINFO']._serialized_end=186
-  _globals['_METRICLIST']._serialized_start=188
-  _globals['_METRICLIST']._serialized_end=216
-  _globals['_EVENT']._serialized_start=219
-  _globals['_EVENT']._serialized_end=1024
-  _globals['_TRAININGSTARTED']._serialized_start=1026
-  _globals['_TRAININGSTARTED']._serialized_end=1110
-  _globals['_ROUNDSTARTED']._serialized_start=1113
-  _globals['_ROUNDSTARTED']._serialized_end=1499
-  _globals['_ROUNDEXTENDED']._serialized_start=1502
-  _globals['_ROUNDEXTENDED']._serialized_end=1646
-  _globals['_UPDATEACCEPTED']._serialized_start=1649
-  _globals['_UPDATEACCEPTED']._serialized_end=1796
-  _globals['_PARTICIPANTFAILED']._serialized_start=1799
-  _globals['_PARTICIPANTFAILED']._serialized_end=1967
-  _globals['_UPDATELOST']._serialized_start=1969
-  _globals['_UPDATELOST']._serialized_end=2090
-  _globals['_ROUNDCLOSED']._serialized_start=2093
-  _globals['_ROUNDCLOSED']._serialized_end=2418
-  _globals['_ROUNDCLOSED_METRICSENTRY']._serialized_start=2322
-  _globals['_ROUNDCLOSED_METRICSENTRY']._serialized_end=2368
-  _globals['_ROUNDCLOSED_NOTFINITEENTRY']._serialized_start=2370
-  _globals['_ROUNDCLOSED_NOTFINITEENTRY']._serialized_end=2418
-  _globals['_CLIENTREMOVED']._serialized_start=2420
-  _globals['_CLIENTREMOVED']._serialized_end=2454
-  _globals['_TRAININGFINISHED']._serialized_start=2456
-  _globals['_TRAININGFINISHED']._serialized_end=2538
-  _globals['_TRAININGFAILED']._serialized_start=2540
-  _globals['_TRAININGFAILED']._serialized_end=2589
-  _globals['_TRAININGREMOVED']._serialized_start=2591
-  _globals['_TRAININGREMOVED']._serialized_end=2608
-  _globals['_HEARTBEAT']._serialized_start=2610
-  _globals['_HEARTBEAT']._serialized_end=2639
-  _globals['_GOINGAWAY']._serialized_start=2641
-  _globals['_GOINGAWAY']._serialized_end=2669
+  _globals['_ROUNDKIND']._serialized_start=3155
+  _globals['_ROUNDKIND']._serialized_end=3262
+  _globals['_COMPRESSION']._serialized_start=3264
+  _globals['_COMPRESSION']._serialized_end=3328
+  _globals['_MODELINFO']._serialized_start=130
+  _globals['_MODELINFO']._serialized_end=212
+  _globals['_METRICLIST']._serialized_start=214
+  _globals['_METRICLIST']._serialized_end=242
+  _globals['_EVENT']._serialized_start=245
+  _globals['_EVENT']._serialized_end=1272
+  _globals['_TRAININGSTARTED']._serialized_start=1274
+  _globals['_TRAININGSTARTED']._serialized_end=1358
+  _globals['_ROUNDSTARTED']._serialized_start=1361
+  _globals['_ROUNDSTARTED']._serialized_end=1875
+  _globals['_ROUNDSTARTED_CONFIGENTRY']._serialized_start=1804
+  _globals['_ROUNDSTARTED_CONFIGENTRY']._serialized_end=1875
+  _globals['_ROUNDEXTENDED']._serialized_start=1878
+  _globals['_ROUNDEXTENDED']._serialized_end=2022
+  _globals['_UPDATEACCEPTED']._serialized_start=2025
+  _globals['_UPDATEACCEPTED']._serialized_end=2172
+  _globals['_PARTICIPANTFAILED']._serialized_start=2175
+  _globals['_PARTICIPANTFAILED']._serialized_end=2343
+  _globals['_UPDATELOST']._serialized_start=2345
+  _globals['_UPDATELOST']._serialized_end=2466
+  _globals['_ROUNDCLOSED']._serialized_start=2469
+  _globals['_ROUNDCLOSED']._serialized_end=2794
+  _globals['_ROUNDCLOSED_METRICSENTRY']._serialized_start=2698
+  _globals['_ROUNDCLOSED_METRICSENTRY']._serialized_end=2744
+  _globals['_ROUNDCLOSED_NOTFINITEENTRY']._serialized_start=2746
+  _globals['_ROUNDCLOSED_NOTFINITEENTRY']._serialized_end=2794
+  _globals['_CLIENTREMOVED']._serialized_start=2796
+  _globals['_CLIENTREMOVED']._serialized_end=2830
+  _globals['_TRAININGFINISHED']._serialized_start=2832
+  _globals['_TRAININGFINISHED']._serialized_end=2931
+  _globals['_TRAININGPAUSED']._serialized_start=2933
+  _globals['_TRAININGPAUSED']._serialized_end=2949
+  _globals['_TRAININGRESUMED']._serialized_start=2951
+  _globals['_TRAININGRESUMED']._serialized_end=2968
+  _globals['_STOPREQUESTED']._serialized_start=2970
+  _globals['_STOPREQUESTED']._serialized_end=2985
+  _globals['_CONFIGUPDATED']._serialized_start=2987
+  _globals['_CONFIGUPDATED']._serialized_end=3022
+  _globals['_TRAININGFAILED']._serialized_start=3024
+  _globals['_TRAININGFAILED']._serialized_end=3073
+  _globals['_TRAININGREMOVED']._serialized_start=3075
+  _globals['_TRAININGREMOVED']._serialized_end=3092
+  _globals['_HEARTBEAT']._serialized_start=3094
+  _globals['_HEARTBEAT']._serialized_end=3123
+  _globals['_GOINGAWAY']._serialized_start=3125
+  _globals['_GOINGAWAY']._serialized_end=3153
 # @@protoc_insertion_point(module_scope)

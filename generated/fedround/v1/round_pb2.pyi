@@ -285,9 +285,30 @@ class SubscribeRequest(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class AttributesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     TRAINING_ID_FIELD_NUMBER: _builtins.int
     RESUME_AFTER_SEQUENCE_FIELD_NUMBER: _builtins.int
     SESSION_ID_FIELD_NUMBER: _builtins.int
+    ATTRIBUTES_FIELD_NUMBER: _builtins.int
     training_id: _builtins.str
     """UUID of the training; empty for all trainings of the caller, including those in which it is registered later."""
     session_id: _builtins.str
@@ -299,16 +320,23 @@ class SubscribeRequest(_message.Message):
     def resume_after_sequence(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """The cursor: for each training id the last sequence seen. A sequence beyond the end of the log is OUT_OF_RANGE."""
 
+    @_builtins.property
+    def attributes(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """What a participant says of itself, such as the version of its SDK or its device: shown to the actor, never
+        trusted. At most 20, names of 1 to 100 characters, values of at most 200.
+        """
+
     def __init__(
         self,
         *,
         training_id: _builtins.str = ...,
         resume_after_sequence: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         session_id: _builtins.str = ...,
+        attributes: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["resume_after_sequence", b"resume_after_sequence", "session_id", b"session_id", "training_id", b"training_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "resume_after_sequence", b"resume_after_sequence", "session_id", b"session_id", "training_id", b"training_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -762,6 +790,7 @@ class Round(_message.Message):
     FORECAST_END_TIME_FIELD_NUMBER: _builtins.int
     REJECTED_UPDATES_FIELD_NUMBER: _builtins.int
     NUM_FAILED_FIELD_NUMBER: _builtins.int
+    NUM_CONNECTED_FIELD_NUMBER: _builtins.int
     training_id: _builtins.str
     """UUID of the training."""
     number: _builtins.int
@@ -792,6 +821,8 @@ class Round(_message.Message):
     """
     num_failed: _builtins.int
     """Number of participants in the cohort that the round does not wait for, since they failed or are absent."""
+    num_connected: _builtins.int
+    """Registered participants that are connected now, that is, subscribed."""
     @_builtins.property
     def participants(self) -> _containers.RepeatedCompositeFieldContainer[Global___RoundParticipant]:
         """The cohort: those that failed first, then others with a missing update or report; at most 1000, and as many as fit
@@ -843,10 +874,11 @@ class Round(_message.Message):
         forecast_end_time: _timestamp_pb2.Timestamp | None = ...,
         rejected_updates: _abc.Iterable[Global___RejectedUpdate] | None = ...,
         num_failed: _builtins.int = ...,
+        num_connected: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline", "done_time", b"done_time", "forecast_end_time", b"forecast_end_time", "open_time", b"open_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "deadline", b"deadline", "done_time", b"done_time", "forecast_end_time", b"forecast_end_time", "kind", b"kind", "max_attempts", b"max_attempts", "model_version", b"model_version", "num_failed", b"num_failed", "num_participants", b"num_participants", "number", b"number", "on_deadline", b"on_deadline", "open_time", b"open_time", "participants", b"participants", "rejected_updates", b"rejected_updates", "state", b"state", "training_id", b"training_id", "updates_arrived", b"updates_arrived", "updates_expected", b"updates_expected", "wait_rule", b"wait_rule", "waiting_for", b"waiting_for"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "deadline", b"deadline", "done_time", b"done_time", "forecast_end_time", b"forecast_end_time", "kind", b"kind", "max_attempts", b"max_attempts", "model_version", b"model_version", "num_connected", b"num_connected", "num_failed", b"num_failed", "num_participants", b"num_participants", "number", b"number", "on_deadline", b"on_deadline", "open_time", b"open_time", "participants", b"participants", "rejected_updates", b"rejected_updates", "state", b"state", "training_id", b"training_id", "updates_arrived", b"updates_arrived", "updates_expected", b"updates_expected", "wait_rule", b"wait_rule", "waiting_for", b"waiting_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -894,6 +926,26 @@ class RoundParticipant(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class AttributesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     USER_ID_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     ARRIVED_FIELD_NUMBER: _builtins.int
@@ -905,6 +957,8 @@ class RoundParticipant(_message.Message):
     FORECAST_ARRIVE_TIME_FIELD_NUMBER: _builtins.int
     REJECTED_UPDATES_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
+    ATTRIBUTES_FIELD_NUMBER: _builtins.int
+    ROUNDS_LEFT_OUT_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     """UUID of the user."""
     name: _builtins.str
@@ -915,6 +969,8 @@ class RoundParticipant(_message.Message):
     """Bytes of its upload that have arrived, also while it is interrupted. 0 after a restart until the upload resumes."""
     subscribed: _builtins.bool
     """Whether it has an open subscription; keepalive ends subscriptions of participants that have disappeared."""
+    rounds_left_out: _builtins.int
+    """In how many rounds of this training its work was left out: it was asked, and the round closed without it."""
     @_builtins.property
     def arrive_time(self) -> _timestamp_pb2.Timestamp:
         """When it arrived; unset before."""
@@ -943,6 +999,10 @@ class RoundParticipant(_message.Message):
     def failure(self) -> _training_pb2.ParticipantFailure:
         """Why the round does not wait for it; unset unless it failed or is absent."""
 
+    @_builtins.property
+    def attributes(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """What it said of itself in its last subscription."""
+
     def __init__(
         self,
         *,
@@ -957,10 +1017,12 @@ class RoundParticipant(_message.Message):
         forecast_arrive_time: _timestamp_pb2.Timestamp | None = ...,
         rejected_updates: _abc.Iterable[Global___RejectedUpdate] | None = ...,
         failure: _training_pb2.ParticipantFailure | None = ...,
+        attributes: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        rounds_left_out: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["arrive_time", b"arrive_time", "failure", b"failure", "forecast_arrive_time", b"forecast_arrive_time", "last_seen_time", b"last_seen_time", "missing_since_time", b"missing_since_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrive_time", b"arrive_time", "arrived", b"arrived", "failure", b"failure", "forecast_arrive_time", b"forecast_arrive_time", "last_seen_time", b"last_seen_time", "missing_since_time", b"missing_since_time", "name", b"name", "rejected_updates", b"rejected_updates", "subscribed", b"subscribed", "uploaded_bytes", b"uploaded_bytes", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrive_time", b"arrive_time", "arrived", b"arrived", "attributes", b"attributes", "failure", b"failure", "forecast_arrive_time", b"forecast_arrive_time", "last_seen_time", b"last_seen_time", "missing_since_time", b"missing_since_time", "name", b"name", "rejected_updates", b"rejected_updates", "rounds_left_out", b"rounds_left_out", "subscribed", b"subscribed", "uploaded_bytes", b"uploaded_bytes", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

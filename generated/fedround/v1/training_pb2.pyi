@@ -5,6 +5,7 @@ Trainings: creating, controlling and observing them."""
 
 from collections import abc as _abc
 from fedround.v1 import aggregation_pb2 as _aggregation_pb2
+from fedround.v1 import config_pb2 as _config_pb2
 from fedround.v1 import event_pb2 as _event_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
@@ -256,6 +257,7 @@ class RoundPolicy(_message.Message):
     MAX_RETRIES_FIELD_NUMBER: _builtins.int
     ON_FAILURE_FIELD_NUMBER: _builtins.int
     ABSENT_AFTER_FIELD_NUMBER: _builtins.int
+    WAIT_AFTER_MIN_FIELD_NUMBER: _builtins.int
     min_updates: _builtins.int
     """The number of updates that closes a round; 0 means one from every participant in the cohort. If participants are
     removed and fewer are left, their updates close the round.
@@ -282,6 +284,13 @@ class RoundPolicy(_message.Message):
         left, the training ends in ERROR (PARTICIPANTS_FAILED).
         """
 
+    @_builtins.property
+    def wait_after_min(self) -> _duration_pb2.Duration:
+        """How long a round that has its min_updates waits for the members that are under way; it closes at once when all
+        others are in. At the deadline, min_updates are enough. At most 365 days; unset or 0 means not at all. Needs
+        min_updates.
+        """
+
     def __init__(
         self,
         *,
@@ -292,14 +301,123 @@ class RoundPolicy(_message.Message):
         max_retries: _builtins.int = ...,
         on_failure: Global___OnFailure.ValueType = ...,
         absent_after: _duration_pb2.Duration | None = ...,
+        wait_after_min: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["absent_after", b"absent_after", "deadline", b"deadline"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["absent_after", b"absent_after", "deadline", b"deadline", "wait_after_min", b"wait_after_min"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["absent_after", b"absent_after", "deadline", b"deadline", "late_updates", b"late_updates", "max_retries", b"max_retries", "min_updates", b"min_updates", "on_failure", b"on_failure", "on_missed", b"on_missed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["absent_after", b"absent_after", "deadline", b"deadline", "late_updates", b"late_updates", "max_retries", b"max_retries", "min_updates", b"min_updates", "on_failure", b"on_failure", "on_missed", b"on_missed", "wait_after_min", b"wait_after_min"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RoundPolicy: _TypeAlias = RoundPolicy  # noqa: Y015
+
+@_typing.final
+class Cohort(_message.Message):
+    """Who takes part in each round, of the registered participants. Those who are chosen are drawn uniformly without
+    replacement. Neither fraction nor size means everybody.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    FRACTION_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    MIN_AVAILABLE_FIELD_NUMBER: _builtins.int
+    OVER_SELECTION_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    AVAILABLE_ONLY_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    fraction: _builtins.float
+    """The part of the registered participants that a round needs, 0 < f <= 1, rounded up; 0 means unset."""
+    size: _builtins.int
+    """How many participants a round needs; 0 means unset. Not with fraction."""
+    min_available: _builtins.int
+    """A round opens once so many registered participants are connected, that is, subscribed; 0 means without waiting."""
+    over_selection: _builtins.float
+    """How many times more participants are asked than the round needs, >= 1, rounded up; 0 means 1. The round closes with
+    what it needs, and the others are told that they are not needed any more.
+    """
+    available_only: _builtins.bool
+    """Only participants that are connected when the round opens."""
+    seed: _builtins.int
+    """The seed of the draws; unset means one that the server draws, which the stored spec then contains."""
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Only participants whose user has all of these labels."""
+
+    def __init__(
+        self,
+        *,
+        fraction: _builtins.float = ...,
+        size: _builtins.int = ...,
+        min_available: _builtins.int = ...,
+        over_selection: _builtins.float = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        available_only: _builtins.bool = ...,
+        seed: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "seed", b"seed"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "available_only", b"available_only", "fraction", b"fraction", "labels", b"labels", "min_available", b"min_available", "over_selection", b"over_selection", "seed", b"seed", "size", b"size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
+    _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
+
+Global___Cohort: _TypeAlias = Cohort  # noqa: Y015
+
+@_typing.final
+class TensorSelection(_message.Message):
+    """Which tensors updates contain. Names are matched by globs, such as `encoder.*` or `*.lora_?.weight`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRAINABLE_FIELD_NUMBER: _builtins.int
+    PRIVATE_FIELD_NUMBER: _builtins.int
+    EXTERNAL_BASE_SHA256_FIELD_NUMBER: _builtins.int
+    external_base_sha256: _builtins.str
+    """SHA-256, in hex, of a file of the other tensors that the clients have and the server never gets."""
+    @_builtins.property
+    def trainable(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """An update has exactly the tensors that match one of these; the versions inherit the others. Empty means all."""
+
+    @_builtins.property
+    def private(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Tensors that match one of these are never sent: each participant keeps its own."""
+
+    def __init__(
+        self,
+        *,
+        trainable: _abc.Iterable[_builtins.str] | None = ...,
+        private: _abc.Iterable[_builtins.str] | None = ...,
+        external_base_sha256: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["external_base_sha256", b"external_base_sha256", "private", b"private", "trainable", b"trainable"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TensorSelection: _TypeAlias = TensorSelection  # noqa: Y015
 
 @_typing.final
 class ModelSelection(_message.Message):
@@ -341,6 +459,48 @@ class TrainingSpec(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class ConfigEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> _config_pb2.ConfigValue: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _config_pb2.ConfigValue | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class ClientConfigEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> _config_pb2.Config: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _config_pb2.Config | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NAME_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     MODEL_ID_FIELD_NUMBER: _builtins.int
@@ -363,6 +523,11 @@ class TrainingSpec(_message.Message):
     UPDATE_PRECISION_FIELD_NUMBER: _builtins.int
     ALLOW_NON_FINITE_BUFFERS_FIELD_NUMBER: _builtins.int
     INTEGER_TENSORS_FIELD_NUMBER: _builtins.int
+    COHORT_FIELD_NUMBER: _builtins.int
+    CONFIG_FIELD_NUMBER: _builtins.int
+    CLIENT_CONFIG_FIELD_NUMBER: _builtins.int
+    TENSORS_FIELD_NUMBER: _builtins.int
+    EVALUATION_POLICY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """A name for humans, at most 200 characters; need not be unique."""
     description: _builtins.str
@@ -432,6 +597,32 @@ class TrainingSpec(_message.Message):
     def selection(self) -> Global___ModelSelection:
         """Which version is tagged `best`, and early stopping; unset means neither."""
 
+    @_builtins.property
+    def cohort(self) -> Global___Cohort:
+        """Who takes part in each round; unset means all participants."""
+
+    @_builtins.property
+    def config(self) -> _containers.MessageMap[_builtins.str, _config_pb2.ConfigValue]:
+        """Configuration that the participants get with each round: values by name, at most 100, or schedules. With
+        client_config, at most 1 MiB. GetTraining shows it as it is since the last UpdateConfig. Not in lists.
+        """
+
+    @_builtins.property
+    def client_config(self) -> _containers.MessageMap[_builtins.str, _config_pb2.Config]:
+        """Configuration of single participants, by their ids, on top of config. Each participant gets its own only. In
+        CreateTraining, all of them must be in client_ids. Shown only to the actor, not in lists.
+        """
+
+    @_builtins.property
+    def tensors(self) -> Global___TensorSelection:
+        """Which tensors updates contain; unset means all."""
+
+    @_builtins.property
+    def evaluation_policy(self) -> Global___RoundPolicy:
+        """When evaluation rounds close; unset means with the reports of everybody where `selection` depends on them, and else
+        as round_policy says.
+        """
+
     def __init__(
         self,
         *,
@@ -457,10 +648,15 @@ class TrainingSpec(_message.Message):
         update_precision: _aggregation_pb2.UpdatePrecision.ValueType = ...,
         allow_non_finite_buffers: _builtins.bool = ...,
         integer_tensors: Global___IntegerTensors.ValueType = ...,
+        cohort: Global___Cohort | None = ...,
+        config: _abc.Mapping[_builtins.str, _config_pb2.ConfigValue] | None = ...,
+        client_config: _abc.Mapping[_builtins.str, _config_pb2.Config] | None = ...,
+        tensors: Global___TensorSelection | None = ...,
+        evaluation_policy: Global___RoundPolicy | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_model_version", b"_model_version", "aggregation", b"aggregation", "model_version", b"model_version", "round_policy", b"round_policy", "selection", b"selection", "uncertainty", b"uncertainty"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_model_version", b"_model_version", "aggregation", b"aggregation", "cohort", b"cohort", "evaluation_policy", b"evaluation_policy", "model_version", b"model_version", "round_policy", b"round_policy", "selection", b"selection", "tensors", b"tensors", "uncertainty", b"uncertainty"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_model_version", b"_model_version", "aggregation", b"aggregation", "allow_non_finite_buffers", b"allow_non_finite_buffers", "architecture", b"architecture", "client_ids", b"client_ids", "description", b"description", "evaluation", b"evaluation", "integer_tensors", b"integer_tensors", "keep_versions", b"keep_versions", "max_num_examples", b"max_num_examples", "max_update_norm", b"max_update_norm", "metric_names", b"metric_names", "model_id", b"model_id", "model_sha256", b"model_sha256", "model_size_bytes", b"model_size_bytes", "model_version", b"model_version", "name", b"name", "request_id", b"request_id", "round_policy", b"round_policy", "selection", b"selection", "target_num_updates", b"target_num_updates", "uncertainty", b"uncertainty", "update_precision", b"update_precision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_model_version", b"_model_version", "aggregation", b"aggregation", "allow_non_finite_buffers", b"allow_non_finite_buffers", "architecture", b"architecture", "client_config", b"client_config", "client_ids", b"client_ids", "cohort", b"cohort", "config", b"config", "description", b"description", "evaluation", b"evaluation", "evaluation_policy", b"evaluation_policy", "integer_tensors", b"integer_tensors", "keep_versions", b"keep_versions", "max_num_examples", b"max_num_examples", "max_update_norm", b"max_update_norm", "metric_names", b"metric_names", "model_id", b"model_id", "model_sha256", b"model_sha256", "model_size_bytes", b"model_size_bytes", "model_version", b"model_version", "name", b"name", "request_id", b"request_id", "round_policy", b"round_policy", "selection", b"selection", "target_num_updates", b"target_num_updates", "tensors", b"tensors", "uncertainty", b"uncertainty", "update_precision", b"update_precision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__model_version: _TypeAlias = _typing.Literal["model_version"]  # noqa: Y015
     _WhichOneofArgType__model_version: _TypeAlias = _typing.Literal["_model_version", b"_model_version"]  # noqa: Y015
@@ -562,6 +758,8 @@ class Training(_message.Message):
     BEST_VALUE_FIELD_NUMBER: _builtins.int
     NUM_PARTICIPANTS_FIELD_NUMBER: _builtins.int
     FAILURES_FIELD_NUMBER: _builtins.int
+    STOPPED_FIELD_NUMBER: _builtins.int
+    PAUSED_FIELD_NUMBER: _builtins.int
     training_id: _builtins.str
     """UUID."""
     actor_id: _builtins.str
@@ -584,6 +782,10 @@ class Training(_message.Message):
     """The best version's value of the selection's metric."""
     num_participants: _builtins.int
     """Number of participants."""
+    stopped: _builtins.bool
+    """Whether the actor stopped it (StopTraining), or asked to stop it after the open round."""
+    paused: _builtins.bool
+    """Whether it is paused: no further round opens."""
     @_builtins.property
     def spec(self) -> Global___TrainingSpec:
         """The spec, with defaults filled in."""
@@ -635,10 +837,12 @@ class Training(_message.Message):
         best_value: _builtins.float | None = ...,
         num_participants: _builtins.int = ...,
         failures: _abc.Iterable[Global___ParticipantFailure] | None = ...,
+        stopped: _builtins.bool = ...,
+        paused: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_best_value", b"_best_value", "_best_version", b"_best_version", "best_value", b"best_value", "best_version", b"best_version", "create_time", b"create_time", "error", b"error", "spec", b"spec", "start_time", b"start_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_best_value", b"_best_value", "_best_version", b"_best_version", "actor_id", b"actor_id", "best_value", b"best_value", "best_version", b"best_version", "create_time", b"create_time", "error", b"error", "failures", b"failures", "model_id", b"model_id", "model_version", b"model_version", "num_participants", b"num_participants", "participant_ids", b"participant_ids", "round", b"round", "spec", b"spec", "start_time", b"start_time", "state", b"state", "training_id", b"training_id", "update_time", b"update_time", "updates_arrived", b"updates_arrived", "updates_expected", b"updates_expected"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_best_value", b"_best_value", "_best_version", b"_best_version", "actor_id", b"actor_id", "best_value", b"best_value", "best_version", b"best_version", "create_time", b"create_time", "error", b"error", "failures", b"failures", "model_id", b"model_id", "model_version", b"model_version", "num_participants", b"num_participants", "participant_ids", b"participant_ids", "paused", b"paused", "round", b"round", "spec", b"spec", "start_time", b"start_time", "state", b"state", "stopped", b"stopped", "training_id", b"training_id", "update_time", b"update_time", "updates_arrived", b"updates_arrived", "updates_expected", b"updates_expected"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__best_value: _TypeAlias = _typing.Literal["best_value"]  # noqa: Y015
     _WhichOneofArgType__best_value: _TypeAlias = _typing.Literal["_best_value", b"_best_value"]  # noqa: Y015

@@ -72,6 +72,11 @@ class UserServiceStub(object):
                 request_serializer=fedround_dot_v1_dot_user__pb2.SetCertificateNamesRequest.SerializeToString,
                 response_deserializer=fedround_dot_v1_dot_user__pb2.SetCertificateNamesResponse.FromString,
                 _registered_method=True)
+        self.UpdateUser = channel.unary_unary(
+                '/fedround.v1.UserService/UpdateUser',
+                request_serializer=fedround_dot_v1_dot_user__pb2.UpdateUserRequest.SerializeToString,
+                response_deserializer=fedround_dot_v1_dot_user__pb2.UpdateUserResponse.FromString,
+                _registered_method=True)
         self.RemoveUser = channel.unary_unary(
                 '/fedround.v1.UserService/RemoveUser',
                 request_serializer=fedround_dot_v1_dot_user__pb2.RemoveUserRequest.SerializeToString,
@@ -135,6 +140,13 @@ class UserServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateUser(self, request, context):
+        """Replaces the labels of a user. Admins only.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RemoveUser(self, request, context):
         """Removes a user: its tokens are revoked, its calls end, and it leaves the trainings that have not ended. The
         trainings of which it is the actor are removed, since no other user can control them; running ones only with
@@ -181,6 +193,11 @@ def add_UserServiceServicer_to_server(servicer, server):
                     servicer.SetCertificateNames,
                     request_deserializer=fedround_dot_v1_dot_user__pb2.SetCertificateNamesRequest.FromString,
                     response_serializer=fedround_dot_v1_dot_user__pb2.SetCertificateNamesResponse.SerializeToString,
+            ),
+            'UpdateUser': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateUser,
+                    request_deserializer=fedround_dot_v1_dot_user__pb2.UpdateUserRequest.FromString,
+                    response_serializer=fedround_dot_v1_dot_user__pb2.UpdateUserResponse.SerializeToString,
             ),
             'RemoveUser': grpc.unary_unary_rpc_method_handler(
                     servicer.RemoveUser,
@@ -380,6 +397,33 @@ class UserService(object):
             '/fedround.v1.UserService/SetCertificateNames',
             fedround_dot_v1_dot_user__pb2.SetCertificateNamesRequest.SerializeToString,
             fedround_dot_v1_dot_user__pb2.SetCertificateNamesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateUser(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedround.v1.UserService/UpdateUser',
+            fedround_dot_v1_dot_user__pb2.UpdateUserRequest.SerializeToString,
+            fedround_dot_v1_dot_user__pb2.UpdateUserResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -52,6 +52,8 @@ class UserServiceStub:
     """Revokes a token; calls that were made with it end immediately. For the user itself, and admins."""
     SetCertificateNames: _grpc.UnaryUnaryMultiCallable[_user_pb2.SetCertificateNamesRequest, _user_pb2.SetCertificateNamesResponse]
     """Replaces the certificate names of a user. Admins only."""
+    UpdateUser: _grpc.UnaryUnaryMultiCallable[_user_pb2.UpdateUserRequest, _user_pb2.UpdateUserResponse]
+    """Replaces the labels of a user. Admins only."""
     RemoveUser: _grpc.UnaryUnaryMultiCallable[_user_pb2.RemoveUserRequest, _user_pb2.RemoveUserResponse]
     """Removes a user: its tokens are revoked, its calls end, and it leaves the trainings that have not ended. The
     trainings of which it is the actor are removed, since no other user can control them; running ones only with
@@ -82,6 +84,8 @@ class UserServiceAsyncStub(UserServiceStub):
     """Revokes a token; calls that were made with it end immediately. For the user itself, and admins."""
     SetCertificateNames: _aio.UnaryUnaryMultiCallable[_user_pb2.SetCertificateNamesRequest, _user_pb2.SetCertificateNamesResponse]  # type: ignore[assignment]
     """Replaces the certificate names of a user. Admins only."""
+    UpdateUser: _aio.UnaryUnaryMultiCallable[_user_pb2.UpdateUserRequest, _user_pb2.UpdateUserResponse]  # type: ignore[assignment]
+    """Replaces the labels of a user. Admins only."""
     RemoveUser: _aio.UnaryUnaryMultiCallable[_user_pb2.RemoveUserRequest, _user_pb2.RemoveUserResponse]  # type: ignore[assignment]
     """Removes a user: its tokens are revoked, its calls end, and it leaves the trainings that have not ended. The
     trainings of which it is the actor are removed, since no other user can control them; running ones only with
@@ -151,6 +155,14 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_user_pb2.SetCertificateNamesResponse, _abc.Awaitable[_user_pb2.SetCertificateNamesResponse]]:
         """Replaces the certificate names of a user. Admins only."""
+
+    @_abc_1.abstractmethod
+    def UpdateUser(
+        self,
+        request: _user_pb2.UpdateUserRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_user_pb2.UpdateUserResponse, _abc.Awaitable[_user_pb2.UpdateUserResponse]]:
+        """Replaces the labels of a user. Admins only."""
 
     @_abc_1.abstractmethod
     def RemoveUser(
