@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, TypeAlias
 
+from fedround_client.config import Plain
 from fedround_client.metrics import MetricValue, split_metrics
 from fedround_client.tensor_types import StateDict
 
@@ -32,6 +33,7 @@ class Round:
             which `participate` does by itself.
         trainable: Globs of the tensors that the training updates; empty for all but the private ones.
         private: Globs of the tensors that this participant keeps, which `participate` never sends.
+        config: The configuration of this round for this participant: numbers, texts and bools by name.
     """
 
     training_id: str
@@ -48,6 +50,7 @@ class Round:
     update_precision: str = "FULL"
     trainable: tuple[str, ...] = ()
     private: tuple[str, ...] = ()
+    config: Mapping[str, Plain] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import grpc
 from fedround.v1.aggregation_pb2 import UPDATE_PRECISION_UNSPECIFIED, UpdatePrecision
 from fedround.v1.event_pb2 import ModelInfo, RoundStarted
 from fedround_client.casting import Caster
+from fedround_client.config import plain
 from fedround_client.errors import UnsupportedRound
 from fedround_client.half_precision import HALF_DTYPES, NotRepresentable, difference_sources
 from fedround_client.logs import get_logger
@@ -232,6 +233,7 @@ def _round(training_id: str, started: RoundStarted) -> Round:
         update_precision=_precision(started.update_precision),
         trainable=tuple(started.trainable),
         private=tuple(started.private),
+        config=plain(started.config),
     )
 
 

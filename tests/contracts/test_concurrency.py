@@ -14,9 +14,10 @@ from fedround_server.domain.event import RoundClosed, RoundStarted, TrainingFail
 from fedround_server.domain.policy import RoundPolicy
 from fedround_server.domain.training import TrainingState
 from fedround_server.store import Store
+from sizes import size
 
 DEADLINE = timedelta(seconds=30)
-RACES = 10
+RACES = size("RACES", 8)
 
 
 async def under_way(coordination: Coordination, training_id: str) -> "asyncio.Task[None]":
@@ -27,6 +28,7 @@ async def under_way(coordination: Coordination, training_id: str) -> "asyncio.Ta
     return task
 
 
+@pytest.mark.attack
 async def test_the_last_update_at_the_deadline_counts_or_is_rejected(store: Store, tmp_path: Path) -> None:
     async with coordinating(store, tmp_path) as coordination:
         for _ in range(RACES):

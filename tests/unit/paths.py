@@ -1,36 +1,19 @@
 """Files of tests as engines get at them: each reference has a path in place of a digest."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
 from fedround_server.blobs import BlockChecksums, FileRef, StagedRef
 from fedround_server.domain.model import BlobRef
-from fedround_server.engine import check
-from fedround_server.engine.format.tensors import TensorFile
-from fedround_server.engine.jobs import CheckResult
 
 
 def at(path: Path) -> BlobRef:
     data, checksums = path.read_bytes() if path.is_file() else b"", BlockChecksums()
     checksums.update(data)
     return BlobRef(str(path), len(data), checksums.digest())
-
-
-def check_numbers(
-    path: Path,
-    origin: Path | None = None,
-    prefix: str = "",
-    model: Path | None = None,
-    origin_blob: BlobRef | None = None,
-) -> CheckResult:
-    """Checks a file as the worker does, given the paths of the models."""
-    with ExitStack() as stack:
-        opened = None if origin is None else stack.enter_context(TensorFile(origin, blob=origin_blob))
-        allowed = None if model is None else stack.enter_context(TensorFile(model))
-        return check.check_numbers(path, opened, prefix, allowed)
 
 
 @dataclass(frozen=True)

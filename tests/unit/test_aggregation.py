@@ -20,7 +20,8 @@ from fedround_server.engine.aggregators import AGGREGATORS
 from fedround_server.engine.format import tensors as engine_tensors
 from fedround_server.engine.format.tensors import BLOCK
 from fedround_server.engine.jobs import AggregationFailed, AggregationJob
-from unit.paths import Paths, at, check_numbers
+from unit.checks import check_numbers
+from unit.paths import Paths, at
 from unit.safetensors_files import NUMPY_DTYPES, write
 
 Tensors = dict[str, np.ndarray]

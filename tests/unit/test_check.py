@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from fedround_server.engine.format import tensors as engine_tensors
-from unit.paths import check_numbers
+from unit.checks import check_numbers
 from unit.safetensors_files import NUMPY_DTYPES, write
 
 Tensors = dict[str, np.ndarray]

@@ -19,7 +19,8 @@ from fedround_server.engine.format.gate import HeaderGate
 from fedround_server.engine.format.manifest import make_header
 from fedround_server.engine.format.tensors import BLOCK
 from fedround_server.engine.jobs import AggregationJob
-from unit.paths import Paths, at, check_numbers
+from unit.checks import check_numbers
+from unit.paths import Paths, at
 
 Tensors = dict[str, np.ndarray]
 SHAPES = {"wide": (np.float64, (3, 5)), "w": (np.float32, (4, 7)), "half": (np.float16, (6,)), "count": (np.int64, ())}

@@ -14,7 +14,8 @@ from fedround_server.engine.aggregation import aggregate
 from fedround_server.engine.format.manifest import PREFIX, Layout, make_header, parse_header
 from fedround_server.engine.format.runs import runs, singly
 from fedround_server.engine.jobs import AggregationFailed, AggregationJob
-from unit.paths import Paths, at, check_numbers
+from unit.checks import check_numbers
+from unit.paths import Paths, at
 from unit.safetensors_files import NUMPY_DTYPES, write
 
 specs = st.dictionaries(

@@ -22,7 +22,8 @@ from fedround_server.engine.format import tensors as engine_tensors
 from fedround_server.engine.format.dtypes import narrow
 from fedround_server.engine.format.tensors import TensorFile
 from fedround_server.engine.jobs import AggregationFailed, AggregationJob
-from unit.paths import Paths, at, check_numbers
+from unit.checks import check_numbers
+from unit.paths import Paths, at
 from unit.safetensors_files import NUMPY_DTYPES, write
 
 INTEGERS = ("I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8")

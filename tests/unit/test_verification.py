@@ -16,7 +16,8 @@ from fedround_server.engine.aggregation import aggregate
 from fedround_server.engine.format.tensors import TensorFile, open_blob
 from fedround_server.engine.format.verification import SEGMENT_BYTES, Verifier, reading_ahead
 from fedround_server.engine.jobs import AggregationJob
-from unit.paths import Paths, at, check_numbers
+from unit.checks import check_numbers
+from unit.paths import Paths, at
 from unit.safetensors_files import write
 
 SIZE = 2 * SEGMENT_BYTES + BLOCK_BYTES + 10

@@ -10,6 +10,7 @@ import typer
 
 from fedround.v1.aggregation_pb2 import FedDc, FedProx
 from fedround_client.command import names
+from fedround_client.command.config_options import ClientConfigOptions, ConfigOptions, parse, parse_clients
 from fedround_client.command.model import NonFiniteOption
 from fedround_client.command.output import UINT32, Format, FormatOption, progress
 from fedround_client.command.session import client_of
@@ -164,6 +165,8 @@ def create(
     external_base: Annotated[
         str, typer.Option(metavar="SHA256", help="Digest of a file of other tensors that only the participants have.")
     ] = "",
+    config: ConfigOptions = None,
+    client_config: ClientConfigOptions = None,
     form: FormatOption = Format.TABLE,
 ) -> None:
     """Create a training from a model file or a stored model."""
@@ -186,6 +189,7 @@ def create(
         last_versions=last_versions,
         members=member,
     )
+    values = parse(config or ())
     with client_of(context) as connection, progress("upload") as report:
         client_ids = names.user_ids(connection, client or ())
         training = connection.create_training(
@@ -216,6 +220,8 @@ def create(
             trainable=trainable or (),
             private=private or (),
             external_base_sha256=external_base,
+            config=values,
+            client_config=parse_clients(connection, client_config or ()),
             progress=report,
         )
     show_training(training, form)

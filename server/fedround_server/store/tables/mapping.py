@@ -1,13 +1,14 @@
 """Rows to dataclasses and back."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from datetime import timedelta
 from typing import Any, get_args
 
 from fedround_server.domain import aggregation, uncertainty
 from fedround_server.domain.aggregation import Aggregation, to_aggregation
 from fedround_server.domain.audit import AuditEntry
+from fedround_server.domain.config import Config
 from fedround_server.domain.event import Event, ModelInfo, Payload, RoundStarted
 from fedround_server.domain.failure import ParticipantFailure
 from fedround_server.domain.model import (
@@ -32,6 +33,7 @@ from fedround_server.domain.training import (
     Goal,
     IntegerTensors,
     Selection,
+    Stop,
     Training,
     TrainingFailure,
     TrainingSpec,
@@ -111,7 +113,7 @@ def to_version_file(row: ModelVersionRow, base: ModelBaseRow | None) -> VersionF
 def from_version_file(file: VersionFile) -> dict[str, Any]:
     """Writes the file of a version as the columns of its row."""
     if isinstance(file, BlobRef):
-        return from_blob(file)
+        return from_blob(file) | {"delta_sha256": None, "delta_size_bytes": None, "delta_checksums": None}
     delta = {f"delta_{name}": value for name, value in from_blob(file.delta).items()}
     return {"sha256": file.sha256, "size_bytes": file.size_bytes, "checksums": None} | delta
 
@@ -140,7 +142,7 @@ def to_model(row: ModelRow, latest: ModelVersion) -> Model:
 
 
 def from_spec(spec: TrainingSpec) -> dict[str, Any]:
-    """Writes a spec without its client_ids; everything in it is fixed when the training is created."""
+    """Writes a spec without its client_ids and its configuration; the rest is fixed when the training is created."""
     policy = spec.round_policy
     return {
         "name": spec.name,
@@ -234,14 +236,16 @@ def to_training(
     participant_ids: tuple[str, ...],
     current: RoundRow | None,
     failures: tuple[ParticipantFailure, ...] = (),
+    config: Config | None = None,
+    client_config: Mapping[str, Config] | None = None,
 ) -> Training:
-    """Reads a training, with its current round if it has one."""
+    """Reads a training, with its current round if it has one, and its configuration if that is to be shown."""
     failure = None
     if row.failure_reason is not None:
         failure = TrainingFailure(row.failure_reason, row.failure_message or "", tuple(row.failure_missing))
     return Training(
         training_id=row.training_id,
-        spec=to_spec(row.spec, client_ids),
+        spec=replace(to_spec(row.spec, client_ids), config=config or {}, client_config=client_config or {}),
         actor_id=row.actor_id,
         participant_ids=participant_ids,
         state=TrainingState(row.state),
@@ -259,6 +263,8 @@ def to_training(
         best_value=row.best_value,
         num_participants=row.num_participants,
         failures=failures,
+        paused=row.paused,
+        stop=None if row.stop is None else Stop(row.stop),
     )
 
 
@@ -319,6 +325,8 @@ def from_payload(payload: Payload) -> dict[str, Any]:
             one.pop("checksums", None)
     if isinstance(payload, RoundStarted):
         data["aggregation"] = from_aggregation(payload.aggregation)
+        # It is resolved for each reader.
+        del data["config"], data["config_of"]
     if "deadline" in data:
         data["deadline"] = DEADLINE.db_value(data["deadline"])
     return data
