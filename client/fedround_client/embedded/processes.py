@@ -1,4 +1,4 @@
-"""The child processes of the demo: started, each with a log, monitored, and ended together."""
+"""Child processes: started, each with a log, monitored, and ended together."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
-from fedround_client.demo.parent_watchdog import GRACE
+from fedround_client.embedded.parent_watchdog import GRACE
 
 TAIL_LINES = 15
 
@@ -78,7 +78,7 @@ class ProcessGroup:
         log = self._logs / f"{name.replace(' ', '-')}.log"
         with log.open("w") as errors:
             process = subprocess.Popen(  # noqa: S603 -- our own modules
-                [sys.executable, "-P", "-m", "fedround_client.demo.parent_watchdog", module, *arguments],
+                [sys.executable, "-P", "-m", "fedround_client.embedded.parent_watchdog", module, *arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
