@@ -30,6 +30,8 @@ from fedround_client.inference import Prediction
 from fedround_client.options import Selection
 from fedround_client.participation import Participation, Round, Update
 from fedround_client.prefixes import strip_prefix
+from fedround_client.simulation.functions import SimulationFailed
+from fedround_client.simulation.run import Simulation, simulate
 from fedround_client.swag_moments import Moments
 from fedround_client.tensor_types import TensorError
 from fedround_client.tensors import from_safetensors, to_safetensors
@@ -52,11 +54,14 @@ __all__ = [
     "Prediction",
     "Round",
     "Selection",
+    "Simulation",
+    "SimulationFailed",
     "Swag",
     "TensorError",
     "Update",
     "connect",
     "from_safetensors",
+    "simulate",
     "strip_prefix",
     "to_safetensors",
 ]
