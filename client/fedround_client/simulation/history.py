@@ -58,24 +58,21 @@ class History:
     Attributes:
         rounds: The rounds, in their order.
         failures: The failures of clients, in their order.
-        connected_clients: Indices of the clients by user id.
+        planned: How many rounds the training has, of all kinds; fewer if it stops early.
     """
 
-    def __init__(self, indices: Mapping[str, int]) -> None:
+    def __init__(self, indices: Mapping[str, int], planned: int) -> None:
         """Creates an empty history.
 
         Args:
             indices: Indices of the clients by user id.
+            planned: How many rounds the training has.
         """
+        self.planned = planned
         self.rounds: list[RoundRecord] = []
         self.failures: list[Failure] = []
         self._indices = indices
         self._started_at = 0.0
-
-    @property
-    def metric_names(self) -> list[str]:
-        """The names of all metrics so far, sorted."""
-        return sorted({name for record in self.rounds for name in record.metrics})
 
     def add(self, event: Event) -> None:
         """Adds an event, unless it changes nothing here."""

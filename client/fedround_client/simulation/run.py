@@ -25,6 +25,7 @@ from fedround_client.embedded.processes import ProcessExited, ProcessGroup
 from fedround_client.embedded.server import Server
 from fedround_client.errors import TrainingFailed, from_event
 from fedround_client.payload import ModelSource
+from fedround_client.round_number import planned_rounds
 from fedround_client.simulation.engines import EngineName, check_not_a_worker, failure_text, open_engine
 from fedround_client.simulation.functions import MakeClient, SimulationFailed, check_portable, load
 from fedround_client.simulation.history import Failure, History, RoundRecord
@@ -55,7 +56,7 @@ class Simulation:
 
     Attributes:
         training: The training at its end.
-        model: The final model, by name of the tensor.
+        model: The final model by name: numpy arrays, or torch tensors if the framework is "torch".
         model_sha256: SHA-256 of its file.
         rounds: The rounds, with their metrics.
         failures: The failures of clients.
@@ -160,11 +161,11 @@ def simulate(
                     for worker in range(workers)
                 ]
                 calls = [pool.submit(run_clients, one) for one in work]
-                history = _Run(actor, processes, accounts, listener).run(created.training_id, calls)
+                history = _Run(actor, processes, accounts, listener).run(created, calls)
                 ended = actor.get_training(created.training_id)
                 result = Simulation(
                     ended,
-                    actor.download_model(ended.model_id, framework=framework),
+                    actor.download_model(ended.model_id, framework=framework or "numpy"),
                     actor.get_model(ended.model_id).sha256,
                     history.rounds,
                     history.failures,
@@ -218,7 +219,7 @@ class _Run:
         self._listener = listener
         self._items: SimpleQueue[Event | Future[None] | Exception] = SimpleQueue()
 
-    def run(self, training_id: str, calls: Sequence[Future[None]]) -> History:
+    def run(self, training: Training, calls: Sequence[Future[None]]) -> History:
         """Starts the training, and waits for its end and for that of the calls.
 
         Raises:
@@ -226,7 +227,9 @@ class _Run:
             ProcessExited: The server has ended.
             FedroundError: The training has failed.
         """
-        history = History({user_id: index for index, user_id in enumerate(self._accounts.ids)})
+        training_id = training.training_id
+        indices = {user_id: index for index, user_id in enumerate(self._accounts.ids)}
+        history = History(indices, planned_rounds(training.spec))
         threading.Thread(target=self._watch, args=(training_id,), name="watch", daemon=True).start()
         for call in calls:
             call.add_done_callback(self._items.put)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections import Counter
-from collections.abc import Mapping
-from queue import SimpleQueue
-from types import TracebackType
-from typing import Self
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import grpc
 
@@ -18,109 +17,106 @@ from fedround.v1.round_pb2_grpc import RoundServiceStub
 from fedround_client.channel import OPTIONS
 from fedround_client.simulation.functions import SimulationFailed
 
+if TYPE_CHECKING:
+    from fedround.v1.round_pb2_grpc import RoundServiceAsyncStub
+
 STREAMS_PER_CONNECTION = 500
 """Fewer than the server allows, so that none waits."""
 CONCURRENT_OPENINGS = 64
 """How many subscriptions are opened at the same time."""
 
+# Without a pool of its own, all channels to an address would share one connection.
 _OPTIONS = (*OPTIONS, ("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1))
 
 
-class Subscriptions:
-    """The events of one training for many clients, each with its own token; open during the `with` block.
+@dataclass(frozen=True)
+class Subscriber:
+    """A client that subscribes.
 
-    A stream that ends before the training does is an error: the server is a process on this machine.
+    Attributes:
+        index: Its index.
+        token: Its token.
+        session_id: UUID of its program.
     """
 
-    def __init__(self, address: str, training_id: str, tokens: Mapping[int, str], sessions: Mapping[int, str]) -> None:
-        """Prepares the subscriptions.
+    index: int
+    token: str
+    session_id: str
 
-        Args:
-            address: HOST:PORT of the server.
-            training_id: UUID of the training.
-            tokens: The token of each client, by its index.
-            sessions: The session id of each client, by its index.
-        """
-        self._address = address
-        self._training_id = training_id
-        self._tokens = tokens
-        self._sessions = sessions
-        self._items: SimpleQueue[tuple[int, Event] | Exception] = SimpleQueue()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run, name="subscriptions", daemon=True)
-        self._task: asyncio.Task[None] | None = None
-        # Each counter is written by one thread only.
-        self._received: Counter[int] = Counter()
-        self._taken: Counter[int] = Counter()
 
-    def __enter__(self) -> Self:
-        """Opens the subscriptions."""
-        self._thread.start()
-        return self
+@contextmanager
+def subscribed(
+    address: str,
+    training_id: str,
+    subscribers: Mapping[int, Subscriber],
+    deliver: Callable[[int, Event], None],
+    fail: Callable[[Exception], None],
+) -> Iterator[None]:
+    """Subscribes clients to a training during the block, each with its own token.
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """Ends those that are still open."""
-        self._loop.call_soon_threadsafe(self._cancel)
-        self._thread.join()
-        self._loop.close()
+    A stream that ends before the training does is an error: the server is a process on this machine.
 
-    def next(self) -> tuple[int, Event]:
-        """Waits for an event; returns it with the index of its client.
+    Args:
+        address: HOST:PORT of the server.
+        training_id: UUID of the training.
+        subscribers: The clients, by their indices.
+        deliver: Called with each event and the index of its client, in a thread; must not block.
+        fail: Called once if a subscription fails, in a thread.
+    """
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(_follow_all(address, training_id, list(subscribers.values()), deliver))
 
-        Raises:
-            SimulationFailed: A subscription has failed.
-        """
-        item = self._items.get()
-        if isinstance(item, Exception):
-            raise item
-        self._taken[item[0]] += 1
-        return item
-
-    def is_latest(self, index: int) -> bool:
-        """Returns whether the last event of a client that `next` returned is the last one that arrived."""
-        return self._received[index] == self._taken[index]
-
-    def _run(self) -> None:
-        self._task = self._loop.create_task(self._follow_all())
+    def run() -> None:
         try:
-            self._loop.run_until_complete(self._task)
+            loop.run_until_complete(task)
         except asyncio.CancelledError:
             pass
         except Exception as error:
-            self._items.put(error)
+            fail(error)
 
-    def _cancel(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
+    thread = threading.Thread(target=run, name="subscriptions", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        loop.call_soon_threadsafe(task.cancel)
+        thread.join()
+        loop.close()
 
-    async def _follow_all(self) -> None:
-        opening = asyncio.Semaphore(CONCURRENT_OPENINGS)
-        indices = list(self._tokens)
-        parts = [
-            indices[start : start + STREAMS_PER_CONNECTION] for start in range(0, len(indices), STREAMS_PER_CONNECTION)
-        ]
-        channels = [grpc.aio.insecure_channel(self._address, options=_OPTIONS) for _ in parts]
-        try:
-            async with asyncio.TaskGroup() as group:
-                for channel, part in zip(channels, parts, strict=True):
-                    stub = RoundServiceStub(channel)
-                    for index in part:
-                        group.create_task(self._follow(stub, index, opening))
-        except* grpc.aio.AioRpcError as errors:
-            first = next(error for error in errors.exceptions)
-            raise SimulationFailed(f"The subscription of a client has ended: {first}") from None
-        finally:
-            for channel in channels:
-                await channel.close()
 
-    async def _follow(self, stub: RoundServiceStub, index: int, opening: asyncio.Semaphore) -> None:
-        request = SubscribeRequest(training_id=self._training_id, session_id=self._sessions[index])
-        async with opening:
-            stream = stub.Subscribe(request, metadata=(("authorization", f"Bearer {self._tokens[index]}"),))
-            await stream.initial_metadata()
-        async for event in stream:
-            if event.WhichOneof("payload") != "heartbeat":
-                self._received[index] += 1
-                self._items.put((index, event))
+async def _follow_all(
+    address: str, training_id: str, subscribers: list[Subscriber], deliver: Callable[[int, Event], None]
+) -> None:
+    opening = asyncio.Semaphore(CONCURRENT_OPENINGS)
+    parts = [
+        subscribers[start : start + STREAMS_PER_CONNECTION]
+        for start in range(0, len(subscribers), STREAMS_PER_CONNECTION)
+    ]
+    channels = [grpc.aio.insecure_channel(address, options=_OPTIONS) for _ in parts]
+    try:
+        async with asyncio.TaskGroup() as group:
+            for channel, part in zip(channels, parts, strict=True):
+                stub = RoundServiceStub(channel)
+                for subscriber in part:
+                    group.create_task(_follow(stub, training_id, subscriber, opening, deliver))
+    except* grpc.aio.AioRpcError as errors:
+        raise SimulationFailed(f"The subscription of a client has ended: {errors.exceptions[0]}") from None
+    finally:
+        for channel in channels:
+            await channel.close()
+
+
+async def _follow(
+    stub: RoundServiceAsyncStub,
+    training_id: str,
+    subscriber: Subscriber,
+    opening: asyncio.Semaphore,
+    deliver: Callable[[int, Event], None],
+) -> None:
+    request = SubscribeRequest(training_id=training_id, session_id=subscriber.session_id)
+    async with opening:
+        stream = stub.Subscribe(request, metadata=(("authorization", f"Bearer {subscriber.token}"),))
+        await stream.initial_metadata()
+    async for event in stream:
+        if event.WhichOneof("payload") != "heartbeat":
+            deliver(subscriber.index, event)

@@ -1,4 +1,4 @@
-"""A worker of a simulation: runs the rounds of its clients, one after the other."""
+"""A worker of a simulation: runs the rounds of its clients. One function of a client runs at a time."""
 
 from __future__ import annotations
 
@@ -6,10 +6,16 @@ import logging
 import os
 import random
 import sys
+import threading
 import uuid
+from collections import Counter
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -19,16 +25,22 @@ from fedround_client.channel import Target
 from fedround_client.clock import SystemClock
 from fedround_client.logs import get_logger
 from fedround_client.participant import MAX_FREED_BLOCK, TRIM_THRESHOLD, Participant
+from fedround_client.participation import Callbacks, Round
 from fedround_client.round_number import round_text
 from fedround_client.round_runner import RoundRunner
 from fedround_client.rpc import Rpc
 from fedround_client.simulation.functions import MakeClient, load, make_callbacks
-from fedround_client.simulation.streams import Subscriptions
+from fedround_client.simulation.streams import Subscriber, subscribed
 from fedround_client.subscription import FINAL_EVENTS
 from fedround_client.tensor_types import Framework
 from fedround_wire.allocator import keep_freed
 
 logger = get_logger(__name__)
+
+Result = TypeVar("Result")
+
+LANES = 4
+"""Threads of a worker: while one client trains, others download and upload."""
 
 
 @dataclass(frozen=True)
@@ -76,29 +88,27 @@ def run_clients(work: Work) -> None:
     if work.log is not None:
         _redirect_output(work.log)
     keep_freed(MAX_FREED_BLOCK, TRIM_THRESHOLD)
-    _Clients(work).run()
+    _Worker(work).run()
 
 
-class _Clients:
-    """The clients of a worker."""
+class _Worker:
+    """The clients of a worker, in a few lanes, whose threads send and receive at the same time."""
 
     def __init__(self, work: Work) -> None:
         self._work = work
-        self._make_client = _resolve(work.make_client)
-        self._participants: dict[int, Participant] = {}
-        self._sessions = {index: str(uuid.uuid4()) for index in work.tokens}
-        # Shared by all clients of this process: the first one downloads a version of the model.
-        self._cache = ModelCache()
-        self._has_failed = False
+        self._subscribers = {index: Subscriber(index, token, str(uuid.uuid4())) for index, token in work.tokens.items()}
+        functions = _Functions(_resolve(work.make_client), work.seed)
+        indices = list(work.tokens)
+        self._lanes = [_Lane(work, self._subscribers, functions, set(indices[start::LANES])) for start in range(LANES)]
+        self._lane_of = {index: lane for lane in self._lanes for index in lane.running}
 
     def run(self) -> None:
         """Runs rounds until the training has ended for all clients."""
-        work, running = self._work, set(self._work.tokens)
-        target = Target(work.address)
+        work, target = self._work, Target(self._work.address)
         with (
-            closing(self._cache),
             target.open_channel() as channel,
-            Subscriptions(work.address, work.training_id, work.tokens, self._sessions) as subscriptions,
+            ThreadPoolExecutor(LANES) as threads,
+            subscribed(work.address, work.training_id, self._subscribers, self._deliver, self._fail),
         ):
             rpc = Rpc(
                 channel,
@@ -108,35 +118,125 @@ class _Clients:
                 compression=COMPRESSION_UNSPECIFIED,
                 target=target,
             )
-            while running:
-                index, event = subscriptions.next()
+            for call in as_completed([threads.submit(lane.run, rpc) for lane in self._lanes]):
+                if (error := call.exception()) is not None:
+                    self._fail(error)
+                    raise error
+
+    def _deliver(self, index: int, event: Event) -> None:
+        self._lane_of[index].put(index, event)
+
+    def _fail(self, error: BaseException) -> None:
+        for lane in self._lanes:
+            lane.fail(error)
+
+
+class _Lane:
+    """Some clients of a worker, whose rounds run one after the other."""
+
+    def __init__(
+        self, work: Work, subscribers: Mapping[int, Subscriber], functions: _Functions, running: set[int]
+    ) -> None:
+        self.running = running
+        self._work = work
+        self._subscribers = subscribers
+        self._functions = functions
+        self._items: SimpleQueue[tuple[int, Event] | BaseException] = SimpleQueue()
+        # Of each client, how many events have arrived, and how many were taken: each written by one thread only.
+        self._arrived: Counter[int] = Counter()
+        self._taken: Counter[int] = Counter()
+        self._participants: dict[int, Participant] = {}
+        # Shared by the clients of the lane: the first one downloads a version of the model.
+        self._cache = ModelCache()
+
+    def put(self, index: int, event: Event) -> None:
+        """Adds an event of a client."""
+        self._arrived[index] += 1
+        self._items.put((index, event))
+
+    def fail(self, error: BaseException) -> None:
+        """Ends the lane after the round that it is in."""
+        self._items.put(error)
+
+    def run(self, rpc: Rpc) -> None:
+        """Handles events until the training has ended for all clients."""
+        with closing(self._cache):
+            while self.running:
+                item = self._items.get()
+                if isinstance(item, BaseException):
+                    raise item
+                index, event = item
+                self._taken[index] += 1
                 if event.WhichOneof("payload") in FINAL_EVENTS:
-                    running.discard(index)
+                    self.running.discard(index)
                 elif event.HasField("round_started"):
-                    if index not in self._participants:
-                        self._participants[index] = self._new_participant(index, rpc)
-                    self._run_round(index, event, is_live=subscriptions.is_latest(index))
+                    self._run_round(index, event, rpc)
 
-    def _new_participant(self, index: int, rpc: Rpc) -> Participant:
-        work = self._work
-        seed_generators(work.seed, index)
-        callbacks = make_callbacks(self._make_client, index)
-        as_client = rpc.as_user(work.tokens[index], self._sessions[index])
-        runner = RoundRunner(as_client, callbacks, framework=work.framework, cache=self._cache)
-        return Participant(as_client, runner, training_id=work.training_id, until_finished=True)
-
-    def _run_round(self, index: int, event: Event, *, is_live: bool) -> None:
-        number = event.round_started.round
-        seed_generators(self._work.seed, index, number + 1)
+    def _run_round(self, index: int, event: Event, rpc: Rpc) -> None:
+        if index not in self._participants:
+            self._participants[index] = self._new_participant(index, rpc)
+        # Behind a later event the round may be over, so the participant asks the server.
+        is_live = self._arrived[index] == self._taken[index]
         try:
             self._participants[index].handle(event, is_live=is_live)
         except Exception as error:  # the participant has reported it to the server
-            name = f"Client {index} failed in {round_text(number)}"
-            if self._has_failed:
-                logger.warning("%s: %s: %s", name, type(error).__name__, error)
-            else:
-                logger.warning("%s", name, exc_info=True)
+            self._functions.log_failure(index, event.round_started.round, error)
+
+    def _new_participant(self, index: int, rpc: Rpc) -> Participant:
+        work, subscriber = self._work, self._subscribers[index]
+        as_client = rpc.as_user(subscriber.token, subscriber.session_id)
+        callbacks = self._functions.make(index)
+        runner = RoundRunner(as_client, callbacks, framework=work.framework, cache=self._cache)
+        return Participant(as_client, runner, training_id=work.training_id, until_finished=True)
+
+
+class _Functions:
+    """The functions of the clients, of which one runs at a time, with generators seeded for it."""
+
+    def __init__(self, make_client: MakeClient, seed: int) -> None:
+        self._make_client = make_client
+        self._seed = seed
+        self._lock = threading.Lock()
+        self._has_failed = False
+
+    def make(self, index: int) -> Callbacks:
+        """Returns the functions of a client.
+
+        Raises:
+            SimulationFailed: They cannot be made.
+        """
+        with self._lock:
+            seed_generators(self._seed, index)
+            made = make_callbacks(self._make_client, index)
+        evaluate, swag = made.evaluate, made.swag
+        return Callbacks(
+            self._alone(index, made.train),
+            None if evaluate is None else self._alone(index, evaluate),
+            None if swag is None else self._alone(index, swag),
+        )
+
+    def _alone(
+        self, index: int, function: Callable[[dict[str, Any], Round], Result]
+    ) -> Callable[[dict[str, Any], Round], Result]:
+        calls: Counter[int] = Counter()
+
+        def call(model: dict[str, Any], round: Round) -> Result:
+            # A SWAG round may call train several times.
+            calls[round.number] += 1
+            with self._lock:
+                seed_generators(self._seed, index, round.number + 1, calls[round.number])
+                return function(model, round)
+
+        return call
+
+    def log_failure(self, index: int, number: int, error: Exception) -> None:
+        """Logs that a client has failed in a round; the first time in this process with the traceback."""
+        if self._has_failed:
+            text = f"Client {index} failed in {round_text(number)}: {type(error).__name__}: {error}"
+            logger.warning("%s", text)
+        else:
             self._has_failed = True
+            logger.warning("Client %d failed in %s", index, round_text(number), exc_info=error)
 
 
 def seed_generators(*key: int) -> None:
