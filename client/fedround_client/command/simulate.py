@@ -98,6 +98,7 @@ def run(
     view = _View(Console(stderr=True))
     try:
         with interruptible(), view.shown():
+            load(make_client)
             result = simulate(
                 make_client,
                 _initial_model(model or f"{make_client.partition(':')[0]}:{MAKE_MODEL}"),
@@ -119,7 +120,9 @@ def run(
         echo(f"Stopped by {signal.Signals(interruption.number).name}. Nothing is left running.", err=True)
         raise typer.Exit(128 + interruption.number) from None
     except SimulationFailed as error:
-        fail("SIMULATION_FAILED", str(error))
+        if error.details and form is Format.TABLE:
+            echo(error.details, err=True)
+        fail("SIMULATION_FAILED", error.message)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     _show(result, output, form)
@@ -132,7 +135,7 @@ def _initial_model(source: str) -> Any:
     try:
         function = load(source)
     except SimulationFailed as error:
-        raise SimulationFailed(f"{error} --model names the initial model.") from None
+        raise SimulationFailed(f"{error.message} --model names the initial model.", error.details) from None
     return function()
 
 

@@ -118,14 +118,14 @@ class RayEngine:
             self._ray.shutdown()
 
 
-def failure_text(error: BaseException) -> str:
+def failure(error: BaseException) -> SimulationFailed:
     """Returns why a worker has failed, from the exception of its call."""
     cause = getattr(error, "cause", None) or error  # Ray wraps the exception
     if isinstance(cause, SimulationFailed):
-        return str(cause)
+        return cause
     if isinstance(error, BrokenProcessPool):
-        return "A worker process has ended unexpectedly, for example because memory is short."
-    return f"A worker has failed: {type(cause).__name__}: {cause}"
+        return SimulationFailed("A worker process has ended unexpectedly, for example because memory is short.")
+    return SimulationFailed(f"A worker has failed: {type(cause).__name__}: {cause}")
 
 
 @contextmanager

@@ -18,7 +18,22 @@ MakeClient: TypeAlias = Callable[[int], Functions]
 
 
 class SimulationFailed(Exception):
-    """A simulation cannot begin, or cannot continue; the message says why."""
+    """A simulation cannot begin, or cannot continue.
+
+    Attributes:
+        message: Why.
+        details: The traceback of an exception of the user's code; empty if there is none.
+    """
+
+    def __init__(self, message: str, details: str = "") -> None:
+        """Stores the arguments."""
+        super().__init__(message, details)
+        self.message = message
+        self.details = details
+
+    def __str__(self) -> str:
+        """Returns the message, and the traceback below it."""
+        return f"{self.message}\n{self.details}" if self.details else self.message
 
 
 def load(target: str) -> Any:
@@ -42,7 +57,7 @@ def load(target: str) -> Any:
             f"There is no module {module_name}: run the command in the folder of {module_name}.py, or set PYTHONPATH."
         ) from None
     except Exception as error:
-        raise SimulationFailed(f"The module {module_name} cannot be imported:\n{user_traceback(error)}") from None
+        raise SimulationFailed(f"The module {module_name} cannot be imported.", _traceback(error)) from None
     try:
         return getattr(module, name)
     except AttributeError:
@@ -74,8 +89,8 @@ def make_callbacks(make_client: MakeClient, index: int) -> Callbacks:
     try:
         made = make_client(index)
     except Exception as error:
-        text = user_traceback(error)
-        raise SimulationFailed(f"make_client({index}) raised an exception:\n{text}") from None
+        message = f"make_client({index}) raised {type(error).__name__}: {error}"
+        raise SimulationFailed(message, _traceback(error)) from None
     functions = made if isinstance(made, tuple) else (made,)
     if not 1 <= len(functions) <= 3 or not callable(functions[0]) or not all(map(_is_optional, functions[1:])):
         raise SimulationFailed(
@@ -85,7 +100,7 @@ def make_callbacks(make_client: MakeClient, index: int) -> Callbacks:
     return Callbacks(*functions)
 
 
-def user_traceback(error: BaseException) -> str:
+def _traceback(error: BaseException) -> str:
     """Returns the traceback of an exception, without the frame of the caller."""
     trace = error.__traceback__
     lines = traceback.format_exception(type(error), error, trace.tb_next if trace else None)

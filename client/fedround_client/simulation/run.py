@@ -26,7 +26,7 @@ from fedround_client.embedded.server import Server
 from fedround_client.errors import TrainingFailed, from_event
 from fedround_client.payload import ModelSource
 from fedround_client.round_number import planned_rounds
-from fedround_client.simulation.engines import EngineName, check_not_a_worker, failure_text, open_engine
+from fedround_client.simulation.engines import EngineName, check_not_a_worker, failure, open_engine
 from fedround_client.simulation.functions import MakeClient, SimulationFailed, check_portable, load
 from fedround_client.simulation.history import Failure, History, RoundRecord
 from fedround_client.simulation.results import write_results
@@ -283,7 +283,7 @@ def _check(call: Future[None]) -> None:
     """
     error = call.exception()
     if error is not None:
-        raise SimulationFailed(failure_text(error)) from None
+        raise failure(error) from None
 
 
 def _check_numbers(clients: int, rounds: int, workers: int) -> None:
