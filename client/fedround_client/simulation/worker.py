@@ -97,7 +97,7 @@ class _Worker:
     def __init__(self, work: Work) -> None:
         self._work = work
         self._subscribers = {index: Subscriber(index, token, str(uuid.uuid4())) for index, token in work.tokens.items()}
-        functions = _Functions(_resolve(work.make_client), work.seed)
+        functions = Functions(_resolve(work.make_client), work.seed)
         indices = list(work.tokens)
         self._lanes = [_Lane(work, self._subscribers, functions, set(indices[start::LANES])) for start in range(LANES)]
         self._lane_of = {index: lane for lane in self._lanes for index in lane.running}
@@ -135,7 +135,7 @@ class _Lane:
     """Some clients of a worker, whose rounds run one after the other."""
 
     def __init__(
-        self, work: Work, subscribers: Mapping[int, Subscriber], functions: _Functions, running: set[int]
+        self, work: Work, subscribers: Mapping[int, Subscriber], functions: Functions, running: set[int]
     ) -> None:
         self.running = running
         self._work = work
@@ -190,7 +190,7 @@ class _Lane:
         return Participant(as_client, runner, training_id=work.training_id, until_finished=True)
 
 
-class _Functions:
+class Functions:
     """The functions of the clients, of which one runs at a time, with generators seeded for it."""
 
     def __init__(self, make_client: MakeClient, seed: int) -> None:
