@@ -37,20 +37,22 @@ def run(name: str, python: Path, work: Simulated, limit: float) -> dict[str, Any
     words = [work.clients, work.per_round, work.rounds, work.workers]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])}
     start = time.monotonic()
-    with subprocess.Popen(
-        [str(python), "-m", f"peers.{name}", *map(str, words)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=environment,
-    ) as process:
-        with Usage(process.pid) as usage:
-            try:
-                text, _ = process.communicate(timeout=limit)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                raise SystemExit(f"{name}: not done after {limit:.0f} s") from None
-            seconds = time.monotonic() - start
+    with (
+        subprocess.Popen(
+            [str(python), "-m", f"peers.{name}", *map(str, words)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+        ) as process,
+        Usage(process.pid) as usage,
+    ):
+        try:
+            text, _ = process.communicate(timeout=limit)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise SystemExit(f"{name}: not done after {limit:.0f} s") from None
+        seconds = time.monotonic() - start
     lines = [line.removeprefix(MARK) for line in text.splitlines() if line.startswith(MARK)]
     if process.returncode or not lines:
         raise SystemExit(f"{name} failed with exit code {process.returncode}:\n{text[-3000:]}")

@@ -1,14 +1,14 @@
 """What every simulator is given to do: a small network, and clients that train it on data of their own.
 
-A simulator is a module of this folder that is run as `python -m peers.NAME CLIENTS PER_ROUND ROUNDS WORKERS`, and whose last
-line of output is what `tell` prints. This file needs nothing but numpy.
+A simulator is a module of this folder that is run as `python -m peers.NAME CLIENTS PER_ROUND ROUNDS WORKERS`, and whose
+last line of output is what `tell` prints. This file needs nothing but numpy.
 """
 
 import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -50,7 +50,7 @@ def initial_layers() -> Layers:
     return [*layers, np.zeros(1, np.float32)]
 
 
-@lru_cache(maxsize=None)
+@cache
 def data_of(index: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns the inputs and labels of a client."""
     rng = np.random.default_rng(index)
