@@ -135,7 +135,7 @@ def simulate(
         logs = temporary if output is None else Path(output) / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         processes = stack.enter_context(ProcessGroup(logs))
-        server = Server(processes, folder or temporary / "server", SERVER_OPTIONS)
+        server = Server(processes, folder or temporary / "server", (*SERVER_OPTIONS, f"--id-seed={seed}"))
         pool = open_engine(engine, workers)
         stack.callback(pool.close)
         warm = [pool.submit(warm_up, make_client) for _ in range(workers)]
@@ -183,9 +183,9 @@ def simulate(
 class _Accounts:
     """The users of a simulation; those of the clients are in the order of their indices.
 
-    The server sums updates in the order of their participants' ids, and draws cohorts from them in this order. Ids are
-    random, so the client with index i gets the i-th of them in their order, and all that depends on the order is
-    reproducible.
+    The server derives the ids from the seed, in the order in which the users are created, which varies. The client with
+    index i gets the i-th of them in their order. So whom a round asks, and in which order updates are summed, depends on
+    the seed only.
     """
 
     actor_token: str
