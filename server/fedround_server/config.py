@@ -105,8 +105,8 @@ class Settings(BaseSettings):
     id_seed: int | None = Field(
         None,
         ge=0,
-        description="Seed of the ids of users, models and trainings, so that a simulation can be repeated; for a new data"
-        " directory only. Random by default.",
+        description="Seed of the ids of users, models and trainings, so that a simulation can be repeated; for a new"
+        " data directory only. Random by default.",
     )
     predict_seconds: float = Field(DEFAULTS.predict_seconds, gt=0, description="Duration of a prediction.")
     predict_bytes: int = Field(DEFAULTS.predict_bytes, ge=1, description="Memory of a prediction.")

@@ -184,8 +184,8 @@ class _Accounts:
     """The users of a simulation; those of the clients are in the order of their indices.
 
     The server derives the ids from the seed, in the order in which the users are created, which varies. The client with
-    index i gets the i-th of them in their order. So whom a round asks, and in which order updates are summed, depends on
-    the seed only.
+    index i gets the i-th of them in their order. So whom a round asks, and in which order updates are summed, depends
+    on the seed only.
     """
 
     actor_token: str
