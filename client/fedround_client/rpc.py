@@ -6,7 +6,7 @@ import copy
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol, Self, TypeVar
+from typing import Protocol, TypeVar
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
@@ -111,7 +111,7 @@ class Rpc:
         self._has_answered = False
         self._metadata = _authorization(token) if token else ()
 
-    def as_user(self, token: str, session_id: str) -> Self:
+    def as_user(self, token: str, session_id: str) -> Rpc:
         """Returns the calls of another user over the same channel.
 
         Args:
