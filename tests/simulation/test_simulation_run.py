@@ -148,6 +148,7 @@ def test_workers_may_be_tasks_of_ray() -> None:
         ({"rounds": 0}, "rounds is 0"),
         ({"workers": 5}, "workers is 5: there must be at least 1, and at most one for each of 4 clients"),
         ({"workers": 0}, "workers is 0"),
+        ({"seed": -1}, "seed is -1"),
         ({"engine": "dask"}, "engine must be"),
     ],
 )

@@ -122,7 +122,7 @@ def simulate(
     """
     start = time.monotonic()
     workers = min(os.cpu_count() or 1, clients) if workers is None else workers
-    _check_numbers(clients, rounds, workers)
+    _check_numbers(clients, rounds, workers, seed)
     check_not_a_worker()
     _check_machine()
     if isinstance(make_client, str):
@@ -286,11 +286,13 @@ def _check(call: Future[None]) -> None:
         raise failure(error) from None
 
 
-def _check_numbers(clients: int, rounds: int, workers: int) -> None:
+def _check_numbers(clients: int, rounds: int, workers: int, seed: int) -> None:
     if not 1 <= clients <= MAX_CLIENTS:
         raise ValueError(f"clients is {clients}: a simulation has 1 to {MAX_CLIENTS:,} clients.")
     if rounds < 1:
         raise ValueError(f"rounds is {rounds}: a simulation has at least 1.")
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"seed is {seed}: it must be from 0 to 2^64 - 1.")
     if not 1 <= workers <= clients:
         raise ValueError(
             f"workers is {workers}: there must be at least 1, and at most one for each of {clients} clients."

@@ -141,7 +141,8 @@ class _Lane:
         self._work = work
         self._subscribers = subscribers
         self._functions = functions
-        self._items: SimpleQueue[tuple[int, Event] | BaseException] = SimpleQueue()
+        self._items: SimpleQueue[tuple[int, Event]] = SimpleQueue()
+        self._error: BaseException | None = None
         # Of each client, how many events have arrived, and how many were taken: each written by one thread only.
         self._arrived: Counter[int] = Counter()
         self._taken: Counter[int] = Counter()
@@ -156,16 +157,16 @@ class _Lane:
 
     def fail(self, error: BaseException) -> None:
         """Ends the lane after the round that it is in."""
-        self._items.put(error)
+        self._error = error
+        self._items.put((-1, Event()))  # wakes it up
 
     def run(self, rpc: Rpc) -> None:
         """Handles events until the training has ended for all clients."""
         with closing(self._cache):
             while self.running:
-                item = self._items.get()
-                if isinstance(item, BaseException):
-                    raise item
-                index, event = item
+                index, event = self._items.get()
+                if self._error is not None:
+                    raise self._error
                 self._taken[index] += 1
                 if event.WhichOneof("payload") in FINAL_EVENTS:
                     self.running.discard(index)
@@ -179,7 +180,7 @@ class _Lane:
         is_live = self._arrived[index] == self._taken[index]
         try:
             self._participants[index].handle(event, is_live=is_live)
-        except Exception as error:  # the participant has reported it to the server
+        except (Exception, SystemExit) as error:  # the participant has reported it to the server
             self._functions.log_failure(index, event.round_started.round, error)
 
     def _new_participant(self, index: int, rpc: Rpc) -> Participant:
@@ -229,7 +230,7 @@ class Functions:
 
         return call
 
-    def log_failure(self, index: int, number: int, error: Exception) -> None:
+    def log_failure(self, index: int, number: int, error: BaseException) -> None:
         """Logs that a client has failed in a round; the first time in this process with the traceback."""
         if self._has_failed:
             text = f"Client {index} failed in {round_text(number)}: {type(error).__name__}: {error}"
