@@ -198,6 +198,7 @@ class Functions:
         self._make_client = make_client
         self._seed = seed
         self._lock = threading.Lock()
+        self._log_lock = threading.Lock()
         self._has_failed = False
 
     def make(self, index: int) -> Callbacks:
@@ -232,11 +233,12 @@ class Functions:
 
     def log_failure(self, index: int, number: int, error: BaseException) -> None:
         """Logs that a client has failed in a round; the first time in this process with the traceback."""
-        if self._has_failed:
+        with self._log_lock:
+            is_first, self._has_failed = not self._has_failed, True
+        if not is_first:
             text = f"Client {index} failed in {round_text(number)}: {type(error).__name__}: {error}"
             logger.warning("%s", text)
         else:
-            self._has_failed = True
             logger.warning("Client %d failed in %s", index, round_text(number), exc_info=error)
 
 
