@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 import fedround_client as fr
 from calls import until
+from fedround_client.command import app
 from simulation import simulated
 
 MODULE = "simulation.simulated"
@@ -166,9 +168,12 @@ def test_impossible_numbers_are_rejected(options: dict[str, Any], text: str) -> 
         ((f"{MODULE}:make_client", "--clients=2", "--workers=3"), 2, "workers is 3"),
     ],
 )
-def test_the_command_says_what_is_wrong(tmp_path: Path, words: tuple[str, ...], code: int, text: str) -> None:
-    with start_command(tmp_path, *words) as command:
-        _, log = command.communicate()
-    assert command.returncode == code
-    assert text in log
-    assert not (tmp_path / "simulation").exists()
+def test_the_command_says_what_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], code: int, text: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    ended = CliRunner().invoke(app, ["simulate", *words])
+    assert ended.exit_code == code
+    assert text in ended.output
+    assert list(tmp_path.iterdir()) == []
