@@ -4,7 +4,7 @@ All do the same work: in each round, a part of the clients train a small network
 averages the models. A run is timed from the start of its process to its end, with all that it starts and stops.
 
     seconds   median of the runs, and the fastest and the slowest one
-    CPU       seconds of CPU of all processes, in the median run
+    CPU       seconds of CPU in the median run, of all processes that were waited for
     memory    peak of the anonymous memory of all processes together
 
 Runs of the simulators alternate. `install_peers.py` installs Flower into an environment of its own.
@@ -13,6 +13,7 @@ Runs of the simulators alternate. `install_peers.py` installs Flower into an env
 import argparse
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -36,7 +37,7 @@ def run(name: str, python: Path, work: Simulated, limit: float) -> dict[str, Any
     """
     words = [work.clients, work.per_round, work.rounds, work.workers]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])}
-    start = time.monotonic()
+    start, spent = time.monotonic(), cpu_of_children()
     with (
         subprocess.Popen(
             [str(python), "-m", f"peers.{name}", *map(str, words)],
@@ -62,9 +63,15 @@ def run(name: str, python: Path, work: Simulated, limit: float) -> dict[str, Any
     return {
         "version": told["version"],
         "seconds": seconds,
-        "cpu": usage.cpu,
+        "cpu": cpu_of_children() - spent,
         "peak_anonymous": usage.peak_anonymous,
     }
+
+
+def cpu_of_children() -> float:
+    """Returns the seconds of CPU that all children that have ended used, and theirs."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
