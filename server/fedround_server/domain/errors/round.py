@@ -18,9 +18,11 @@ class RoundNotFound(NotFound):
     resource_type = "round"
 
     def __init__(self, number: int, training_id: str) -> None:
-        super().__init__(f"{number} of the training {training_id}")
-        # Without the number: people count from 1.
-        self.message = f"the training {training_id} has no such round yet: check the number"
+        super().__init__(
+            f"{number} of the training {training_id}",
+            # Without the number: people count from 1.
+            f"the training {training_id} has no such round yet: check the number",
+        )
 
 
 class RoundNotOpen(FailedPrecondition):
