@@ -102,6 +102,17 @@ def test_a_killed_process_is_reported_with_the_signal(tmp_path: Path, modules: P
             check_until_it_fails(processes)
 
 
+def test_a_group_can_be_killed(tmp_path: Path, modules: Path) -> None:
+    (modules / "stubborn.py").write_text(STUBBORN)
+    lines: SimpleQueue[str] = SimpleQueue()
+    with ProcessGroup(tmp_path) as processes:
+        processes.start("one", "stubborn", [], on_line=lines.put)
+        pid = int(lines.get())
+        processes.kill()
+    assert not is_running(pid)
+    assert processes._processes[0].process.returncode == -signal.SIGKILL
+
+
 @pytest.mark.parametrize("may_finish", [True, False])
 def test_a_process_may_finish_only_if_allowed(tmp_path: Path, modules: Path, may_finish: bool) -> None:
     (modules / "finishes.py").write_text("pass")

@@ -105,6 +105,12 @@ class ProcessGroup:
                     f"{child.name.capitalize()} {_exit_text(code)}. The end of {child.log}:\n{_tail(child.log)}"
                 )
 
+    def kill(self) -> None:
+        """Kills all processes, with all processes that they started: for those that leave nothing of value."""
+        for child in self._processes:
+            with suppress(ProcessLookupError):
+                os.killpg(child.process.pid, signal.SIGKILL)
+
     def __enter__(self) -> Self:
         """Returns the group."""
         return self

@@ -174,7 +174,9 @@ def simulate(
                 if output is not None:
                     write_results(result, Path(output), clients=clients, workers=workers, seed=seed)
                     actor.download_model(ended.model_id, to=Path(output) / "model.safetensors")
-                return result
+            if folder is None:
+                processes.kill()  # faster than a shutdown, and the data is removed anyway
+            return result
         except ProcessExited as error:
             raise SimulationFailed(str(error)) from None
 

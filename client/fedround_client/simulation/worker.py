@@ -39,8 +39,8 @@ logger = get_logger(__name__)
 
 Result = TypeVar("Result")
 
-LANES = 4
-"""Threads of a worker: while one client trains, others download and upload."""
+LANES = 8
+"""Threads of a worker: while one client trains, others download and upload. The server commits their updates together."""
 
 
 @dataclass(frozen=True)
