@@ -40,7 +40,7 @@ logger = get_logger(__name__)
 Result = TypeVar("Result")
 
 LANES = 8
-"""Threads of a worker: while one client trains, others download and upload. The server commits their updates together."""
+"""Threads of a worker: while one client trains, others download and upload. The server commits updates together."""
 
 
 @dataclass(frozen=True)
