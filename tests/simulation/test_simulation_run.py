@@ -134,6 +134,7 @@ def test_ctrl_c_ends_all_processes(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: the engine ray is not tested")
+@pytest.mark.filterwarnings("ignore")  # Ray's own
 def test_workers_may_be_tasks_of_ray() -> None:
     options = {"clients": 6, "workers": 2, "metric_names": ["distance"]}
     on_ray = simulate(f"{MODULE}:make_client", engine="ray", **options)

@@ -93,12 +93,14 @@ class RayEngine:
 
     def __init__(self, workers: int) -> None:
         """Starts Ray on this machine, unless the program has done so."""
+        # Before the import: Ray asks for it, so that tasks without a GPU see those of the machine as before.
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         import ray
 
         self._ray: Any = ray
         self._owns_ray = not ray.is_initialized()
         if self._owns_ray:
-            ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False)
+            ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level="WARNING")
         self._environment = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), WORKER_MARK: "1"}
         self._calls: list[Any] = []
 
