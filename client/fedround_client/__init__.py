@@ -19,6 +19,7 @@ from fedround.v1.aggregation_pb2 import (
     NoUncertainty,
     Swag,
 )
+from fedround.v1.config_pb2 import CosineSchedule, ExponentialSchedule, Step, StepSchedule
 from fedround_client import errors
 from fedround_client.audit_chain import AuditReport
 from fedround_client.audit_entry import AuditBroken, AuditEntry, AuditHead
@@ -42,8 +43,10 @@ __all__ = [
     "AuditHead",
     "AuditReport",
     "Client",
+    "CosineSchedule",
     "Ensemble",
     "EnsembleMember",
+    "ExponentialSchedule",
     "FedAvg",
     "FedDc",
     "FedProx",
@@ -56,6 +59,8 @@ __all__ = [
     "Selection",
     "Simulation",
     "SimulationFailed",
+    "Step",
+    "StepSchedule",
     "Swag",
     "TensorError",
     "Update",

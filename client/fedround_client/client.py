@@ -14,6 +14,7 @@ from fedround_client.audit import AuditCalls
 from fedround_client.cache import CACHE_BYTES, ModelCache
 from fedround_client.channel import Target
 from fedround_client.clock import Clock, SystemClock
+from fedround_client.control import ControlCalls
 from fedround_client.inference import InferenceCalls
 from fedround_client.model import ModelCalls
 from fedround_client.participant import Participant
@@ -30,7 +31,7 @@ CompressionName: TypeAlias = Literal["gzip"]
 DEFAULT_SERVER = "127.0.0.1:50051"
 
 
-class Client(UserCalls, TrainingCalls, ModelCalls, RoundCalls, InferenceCalls, AuditCalls):
+class Client(UserCalls, TrainingCalls, ControlCalls, ModelCalls, RoundCalls, InferenceCalls, AuditCalls):
     """A client of a fedround server. Thread-safe. Close it, or use it in a `with` block."""
 
     def __init__(

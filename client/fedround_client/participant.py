@@ -57,6 +57,11 @@ _ROUND_MISSED = (
     TrainingNotFound,
     ModelNotFound,
 )
+_CONTROL = {
+    "training_paused": "Training %s is paused by its actor: no further round opens until it is resumed",
+    "training_resumed": "Training %s is resumed by its actor",
+    "stop_requested": "Training %s is stopped by its actor: it ends after this round",
+}
 _ENDED = (TRAINING_STATE_COMPLETED, TRAINING_STATE_ERROR)
 
 
@@ -144,6 +149,9 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
             name = self._round_name(event.training_id, event.round_extended.round)
             logger.info("%s is repeated: attempt %d", name, event.round_extended.attempt)
             return None
+        if kind in _CONTROL:
+            logger.info(_CONTROL[kind], self._name(event.training_id))
+            return None
         if kind == "update_lost":
             self._accepted[event.training_id] = max(0, self._accepted.get(event.training_id, 0) - 1)
             name = self._round_name(event.training_id, event.update_lost.round)
@@ -159,7 +167,8 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
             return None
         finished = event.training_finished
         name = self._name(event.training_id)
-        logger.info("Training %s is finished: the model has version %d", name, finished.model_version)
+        how = "was stopped by its actor" if finished.stopped else "is finished"
+        logger.info("Training %s %s: the model has version %d", name, how, finished.model_version)
         rounds = self._accepted.pop(event.training_id, 0)
         result = Participation(event.training_id, finished.model_id, finished.model_version, rounds)
         return result if self._until_finished else None

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, TypeAlias
 
+from fedround_client.config import Plain
 from fedround_client.metrics import MetricValue, split_metrics
 from fedround_client.tensor_types import StateDict
 
@@ -30,6 +31,7 @@ class Round:
         attempt: Which attempt at the round this is, from 1: a round that misses its deadline may be repeated.
         update_precision: "FULL"; or "FLOAT16" or "BFLOAT16" if the update may be sent as differences in half precision,
             which `participate` does by itself.
+        config: The configuration of this round for this participant: numbers, texts and bools by name.
     """
 
     training_id: str
@@ -44,6 +46,7 @@ class Round:
     swag_rank: int = 0
     attempt: int = 1
     update_precision: str = "FULL"
+    config: Mapping[str, Plain] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)

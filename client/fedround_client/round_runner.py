@@ -16,6 +16,7 @@ from fedround.v1.event_pb2 import ModelInfo, RoundStarted
 from fedround.v1.model_pb2 import DownloadModelRequest
 from fedround_client.cache import ModelCache
 from fedround_client.casting import Caster
+from fedround_client.config import plain
 from fedround_client.download import Tee, download
 from fedround_client.errors import UnsupportedRound
 from fedround_client.half_precision import HALF_DTYPES, NotRepresentable, difference_sources
@@ -235,6 +236,7 @@ def _round(training_id: str, started: RoundStarted) -> Round:
         swag_rank=started.swag.rank,
         attempt=max(1, started.attempt),
         update_precision=_precision(started.update_precision),
+        config=plain(started.config),
     )
 
 

@@ -14,6 +14,7 @@ from tenacity import Retrying
 
 from fedround.v1 import (
     audit_pb2_grpc,
+    control_pb2_grpc,
     inference_pb2_grpc,
     model_pb2,
     model_pb2_grpc,
@@ -100,6 +101,7 @@ class Rpc:
         self.trainings = with_chunk_codec(trainings, channel, training_pb2.DESCRIPTOR)
         self.models = with_chunk_codec(models, channel, model_pb2.DESCRIPTOR)
         self.rounds = with_chunk_codec(round_pb2_grpc.RoundServiceStub(channel), channel, round_pb2.DESCRIPTOR)
+        self.control = control_pb2_grpc.ControlServiceStub(channel)
         self.inference = inference_pb2_grpc.InferenceServiceStub(channel)
         self.audit = audit_pb2_grpc.AuditServiceStub(channel)
         self.clock = clock

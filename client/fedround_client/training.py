@@ -10,9 +10,11 @@ from typing import Literal, TypeAlias
 from fedround.v1 import training_pb2
 from fedround.v1.aggregation_pb2 import UpdatePrecision
 from fedround.v1.event_pb2 import Event, ParticipantFailed
-from fedround.v1.round_pb2 import GetRoundRequest, Round
+from fedround.v1.round_pb2 import ROUND_STATE_ABANDONED, ROUND_STATE_DONE, GetRoundRequest, Round
 from fedround.v1.training_pb2 import CreateTrainingRequest, RoundPolicy, Training, TrainingSpec
+from fedround_client import config as messages
 from fedround_client import options
+from fedround_client.config import ConfigOption
 from fedround_client.errors import FedroundError, NotActor, TrainingFailed, from_event
 from fedround_client.logs import get_logger
 from fedround_client.options import (
@@ -73,6 +75,8 @@ class TrainingCalls:
         update_precision: PrecisionName = "FULL",
         allow_non_finite_buffers: bool = False,
         integer_tensors: IntegerTensorsName = "HEAVIEST",
+        config: Mapping[str, ConfigOption] | None = None,
+        client_config: Mapping[str, Mapping[str, ConfigOption]] | None = None,
         request_id: str | None = None,
         progress: Progress | None = None,
     ) -> Training:
@@ -114,6 +118,11 @@ class TrainingCalls:
                 the update with the most examples. "MEAN": averaged, weighted by the numbers of examples, and rounded
                 to the nearest integer, halves up; a boolean is the majority. BatchNorm's num_batches_tracked always
                 gets the maximum.
+            config: Values that the participants get with each round, by name (`round.config`): numbers, texts, bools,
+                or schedules that the server resolves: CosineSchedule(...), ExponentialSchedule(...), or a mapping such
+                as {0: 0.1, 30: 0.01}, a value from a number of model updates on.
+            client_config: Values of single participants on top of config, by their user ids, which must be in
+                client_ids. Each participant gets its own only.
             request_id: UUID of the request: a repeated one returns the training that the first one created. Random by
                 default.
             progress: Called with the bytes sent and the bytes in all.
@@ -122,7 +131,9 @@ class TrainingCalls:
             TypeError: Both or none of model and model_id are given, or one string in place of a list.
             TensorError: The model is none, or cannot be written as safetensors; the message says what to write.
             ModelFormat: The file is not safetensors, or not in the form that the server accepts.
-            UnknownClients: A client id is not the id of a user; nothing was created.
+            TypeError, ValueError: A value of a configuration has another type, or is an integer of more than 64 bits.
+            UnknownClients: A client id is not the id of a user, or one in client_config is not in client_ids; nothing
+                was created.
             FieldInvalid: Another field is not valid; field_violations names it.
         """
         if (model is None) == (not model_id):
@@ -154,6 +165,8 @@ class TrainingCalls:
             update_precision=UpdatePrecision.Value(f"UPDATE_PRECISION_{update_precision}"),
             allow_non_finite_buffers=allow_non_finite_buffers,
             integer_tensors=training_pb2.IntegerTensors.Value(f"INTEGER_TENSORS_{integer_tensors}"),
+            config=messages.values(config or {}),
+            client_config=messages.clients(client_config or {}),
             request_id=request_id or str(uuid.uuid4()),
         )
         return upload(
@@ -309,6 +322,8 @@ def describe_failure(failed: ParticipantFailed) -> str:
 
 def _describe(round_: Round, name: str) -> str:
     """Returns a sentence about what a round waits for, and the names of the missing participants."""
+    if round_.state in (ROUND_STATE_DONE, ROUND_STATE_ABANDONED):
+        return f" {name} is over; the training waits for {round_.waiting_for}."
     missing = [one for one in round_.participants if not one.arrived]
     names = [f"{one.name} ({'connected' if one.subscribed else 'not connected'})" for one in missing[:MAX_NAMES]]
     if len(missing) > MAX_NAMES:

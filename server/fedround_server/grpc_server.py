@@ -15,6 +15,8 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_g
 from fedround.v1 import (
     audit_pb2,
     audit_pb2_grpc,
+    control_pb2,
+    control_pb2_grpc,
     inference_pb2,
     inference_pb2_grpc,
     model_pb2,
@@ -44,6 +46,7 @@ from fedround_server.interceptors.rate_limits import RateInterceptor, Unauthenti
 from fedround_server.methods import Limit
 from fedround_server.services.audit_service import AuditService
 from fedround_server.services.compression import Compressor
+from fedround_server.services.control_service import ControlService
 from fedround_server.services.health_service import HealthService
 from fedround_server.services.inference_service import InferenceService
 from fedround_server.services.model_service import ModelService
@@ -59,6 +62,7 @@ SERVICES = tuple(
     for file in (
         user_pb2,
         training_pb2,
+        control_pb2,
         round_pb2,
         model_pb2,
         inference_pb2,
@@ -191,6 +195,7 @@ class GrpcServer:
         compressor = Compressor()
         user_pb2_grpc.add_UserServiceServicer_to_server(UserService(coordinator), server)
         training_pb2_grpc.add_TrainingServiceServicer_to_server(TrainingService(coordinator), server)
+        control_pb2_grpc.add_ControlServiceServicer_to_server(ControlService(coordinator), server)
         round_pb2_grpc.add_RoundServiceServicer_to_server(RoundService(coordinator, compressor), server)
         model_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(coordinator, compressor), server)
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(InferenceService(coordinator), server)

@@ -11,6 +11,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from chaos import tensors
+from chaos.control_rules import (
+    changes_are_made_once,
+    configurations_are_as_recorded,
+    no_round_opens_when_it_may_not,
+)
 from chaos.facts import Facts
 from chaos.history import History
 from chaos.lookups import events_of, has_left, is_needed, is_present, makes_version, ordered
@@ -372,6 +377,9 @@ RULES: tuple[Rule, ...] = (
     the_audit_log_is_a_chain,
     the_ledger_knows_what_counts,
     trainings_end,
+    changes_are_made_once,
+    no_round_opens_when_it_may_not,
+    configurations_are_as_recorded,
     no_unexpected_answers,
 )
 

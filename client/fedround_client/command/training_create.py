@@ -10,6 +10,7 @@ import typer
 
 from fedround.v1.aggregation_pb2 import FedDc, FedProx
 from fedround_client.command import names
+from fedround_client.command.config_options import ClientConfigOptions, ConfigOptions, parse, parse_clients
 from fedround_client.command.model import NonFiniteOption
 from fedround_client.command.output import UINT32, Format, FormatOption, progress
 from fedround_client.command.session import client_of
@@ -150,6 +151,8 @@ def create(
             " rounds them. num_batches_tracked gets the maximum.",
         ),
     ] = IntegerTensorsChoice.HEAVIEST,
+    config: ConfigOptions = None,
+    client_config: ClientConfigOptions = None,
     form: FormatOption = Format.TABLE,
 ) -> None:
     """Create a training from a model file or a stored model."""
@@ -172,6 +175,7 @@ def create(
         last_versions=last_versions,
         members=member,
     )
+    values = parse(config or ())
     with client_of(context) as connection, progress("upload") as report:
         client_ids = names.user_ids(connection, client or ())
         training = connection.create_training(
@@ -199,6 +203,8 @@ def create(
             update_precision=update_precision.value,
             allow_non_finite_buffers=allow_non_finite_buffers,
             integer_tensors=integer_tensors.value,
+            config=values,
+            client_config=parse_clients(connection, client_config or ()),
             progress=report,
         )
     show_training(training, form)

@@ -150,6 +150,10 @@ class Event(_message.Message):
     ROUND_EXTENDED_FIELD_NUMBER: _builtins.int
     PARTICIPANT_FAILED_FIELD_NUMBER: _builtins.int
     UPDATE_LOST_FIELD_NUMBER: _builtins.int
+    TRAINING_PAUSED_FIELD_NUMBER: _builtins.int
+    TRAINING_RESUMED_FIELD_NUMBER: _builtins.int
+    STOP_REQUESTED_FIELD_NUMBER: _builtins.int
+    CONFIG_UPDATED_FIELD_NUMBER: _builtins.int
     training_id: _builtins.str
     """UUID of the training; empty in heartbeat and going_away messages of a subscription to all trainings."""
     sequence: _builtins.int
@@ -184,7 +188,7 @@ class Event(_message.Message):
 
     @_builtins.property
     def training_finished(self) -> Global___TrainingFinished:
-        """The training reached its target, or stopped early. The last event of a training."""
+        """The training reached its target, stopped early, or was stopped by its actor. The last event of a training."""
 
     @_builtins.property
     def training_failed(self) -> Global___TrainingFailed:
@@ -216,6 +220,22 @@ class Event(_message.Message):
         which is asked for the update again by the next round_started.
         """
 
+    @_builtins.property
+    def training_paused(self) -> Global___TrainingPaused:
+        """The actor paused the training."""
+
+    @_builtins.property
+    def training_resumed(self) -> Global___TrainingResumed:
+        """The actor resumed the training."""
+
+    @_builtins.property
+    def stop_requested(self) -> Global___StopRequested:
+        """The actor asked to stop the training after the round that is open or being aggregated."""
+
+    @_builtins.property
+    def config_updated(self) -> Global___ConfigUpdated:
+        """The actor changed the configuration. Sent to the actor only: participants get the values with the next round."""
+
     def __init__(
         self,
         *,
@@ -235,12 +255,16 @@ class Event(_message.Message):
         round_extended: Global___RoundExtended | None = ...,
         participant_failed: Global___ParticipantFailed | None = ...,
         update_lost: Global___UpdateLost | None = ...,
+        training_paused: Global___TrainingPaused | None = ...,
+        training_resumed: Global___TrainingResumed | None = ...,
+        stop_requested: Global___StopRequested | None = ...,
+        config_updated: Global___ConfigUpdated | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["client_removed", b"client_removed", "create_time", b"create_time", "going_away", b"going_away", "heartbeat", b"heartbeat", "participant_failed", b"participant_failed", "payload", b"payload", "round_closed", b"round_closed", "round_extended", b"round_extended", "round_started", b"round_started", "training_failed", b"training_failed", "training_finished", b"training_finished", "training_removed", b"training_removed", "training_started", b"training_started", "update_accepted", b"update_accepted", "update_lost", b"update_lost"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["client_removed", b"client_removed", "config_updated", b"config_updated", "create_time", b"create_time", "going_away", b"going_away", "heartbeat", b"heartbeat", "participant_failed", b"participant_failed", "payload", b"payload", "round_closed", b"round_closed", "round_extended", b"round_extended", "round_started", b"round_started", "stop_requested", b"stop_requested", "training_failed", b"training_failed", "training_finished", b"training_finished", "training_paused", b"training_paused", "training_removed", b"training_removed", "training_resumed", b"training_resumed", "training_started", b"training_started", "update_accepted", b"update_accepted", "update_lost", b"update_lost"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_removed", b"client_removed", "create_time", b"create_time", "going_away", b"going_away", "heartbeat", b"heartbeat", "participant_failed", b"participant_failed", "payload", b"payload", "round_closed", b"round_closed", "round_extended", b"round_extended", "round_started", b"round_started", "sequence", b"sequence", "training_failed", b"training_failed", "training_finished", b"training_finished", "training_id", b"training_id", "training_removed", b"training_removed", "training_started", b"training_started", "update_accepted", b"update_accepted", "update_lost", b"update_lost"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_removed", b"client_removed", "config_updated", b"config_updated", "create_time", b"create_time", "going_away", b"going_away", "heartbeat", b"heartbeat", "participant_failed", b"participant_failed", "payload", b"payload", "round_closed", b"round_closed", "round_extended", b"round_extended", "round_started", b"round_started", "sequence", b"sequence", "stop_requested", b"stop_requested", "training_failed", b"training_failed", "training_finished", b"training_finished", "training_id", b"training_id", "training_paused", b"training_paused", "training_removed", b"training_removed", "training_resumed", b"training_resumed", "training_started", b"training_started", "update_accepted", b"update_accepted", "update_lost", b"update_lost"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["training_started", "round_started", "update_accepted", "round_closed", "client_removed", "training_finished", "training_failed", "training_removed", "heartbeat", "going_away", "round_extended", "participant_failed", "update_lost"]  # noqa: Y015
+    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["training_started", "round_started", "update_accepted", "round_closed", "client_removed", "training_finished", "training_failed", "training_removed", "heartbeat", "going_away", "round_extended", "participant_failed", "update_lost", "training_paused", "training_resumed", "stop_requested", "config_updated"]  # noqa: Y015
     _WhichOneofArgType_payload: _TypeAlias = _typing.Literal["payload", b"payload"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_payload) -> _WhichOneofReturnType_payload | None: ...
 
@@ -355,7 +379,7 @@ class RoundStarted(_message.Message):
     @_builtins.property
     def config(self) -> _containers.MessageMap[_builtins.str, _config_pb2.ConfigValue]:
         """The configuration of this round for the subscriber: plain values by name, without schedules. The actor sees those
-        of everybody, without client_config.
+        of everybody, without client_config, unless it takes part and has values of its own.
         """
 
     def __init__(
@@ -701,6 +725,79 @@ class TrainingFinished(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TrainingFinished: _TypeAlias = TrainingFinished  # noqa: Y015
+
+@_typing.final
+class TrainingPaused(_message.Message):
+    """No further round opens until the training is resumed. An open round continues to its end."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrainingPaused: _TypeAlias = TrainingPaused  # noqa: Y015
+
+@_typing.final
+class TrainingResumed(_message.Message):
+    """Rounds open again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrainingResumed: _TypeAlias = TrainingResumed  # noqa: Y015
+
+@_typing.final
+class StopRequested(_message.Message):
+    """The training ends when the result of the round that is open or being aggregated is committed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StopRequested: _TypeAlias = StopRequested  # noqa: Y015
+
+@_typing.final
+class ConfigUpdated(_message.Message):
+    """The configuration was changed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FROM_ROUND_FIELD_NUMBER: _builtins.int
+    from_round: _builtins.int
+    """The first round with the new values."""
+    def __init__(
+        self,
+        *,
+        from_round: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_round", b"from_round"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConfigUpdated: _TypeAlias = ConfigUpdated  # noqa: Y015
 
 @_typing.final
 class TrainingFailed(_message.Message):

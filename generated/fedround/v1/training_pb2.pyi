@@ -603,12 +603,14 @@ class TrainingSpec(_message.Message):
 
     @_builtins.property
     def config(self) -> _containers.MessageMap[_builtins.str, _config_pb2.ConfigValue]:
-        """Configuration that the participants get with each round: values by name, at most 100, or schedules."""
+        """Configuration that the participants get with each round: values by name, at most 100, or schedules. With
+        client_config, at most 1 MiB. GetTraining shows it as it is since the last UpdateConfig. Not in lists.
+        """
 
     @_builtins.property
     def client_config(self) -> _containers.MessageMap[_builtins.str, _config_pb2.Config]:
-        """Configuration of single participants, by their ids, on top of config. Each participant gets its own only. Shown only
-        to the actor, not in lists.
+        """Configuration of single participants, by their ids, on top of config. Each participant gets its own only. In
+        CreateTraining, all of them must be in client_ids. Shown only to the actor, not in lists.
         """
 
     @_builtins.property

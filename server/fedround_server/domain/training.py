@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from fedround_server.domain.aggregation import Aggregation
+from fedround_server.domain.config import Config
 from fedround_server.domain.failure import PARTICIPANTS_FAILED, ParticipantFailure
 from fedround_server.domain.model import Dtype
 from fedround_server.domain.policy import RoundPolicy
@@ -81,6 +82,13 @@ class Goal(enum.Enum):
     MAXIMIZE = "MAXIMIZE"
 
 
+class Stop(enum.Enum):
+    """When a training that its actor stops ends."""
+
+    AFTER_ROUND = "AFTER_ROUND"
+    NOW = "NOW"
+
+
 @dataclass(frozen=True, slots=True)
 class Selection:
     """Which version is the best one.
@@ -112,6 +120,8 @@ class TrainingSpec:
         max_update_norm: How far an update may be from what its participant started from (L2); 0 means any distance.
         update_precision: Whether updates may come as differences in half precision.
         allow_non_finite_buffers: Whether the model may have Inf and NaN, and updates in the same places.
+        config: What all participants get with each round. It is left out of lists, and so is client_config.
+        client_config: What single participants get on top of that, by user; for the actor only.
     """
 
     name: str
@@ -134,6 +144,8 @@ class TrainingSpec:
     update_precision: UpdatePrecision = UpdatePrecision.FULL
     allow_non_finite_buffers: bool = False
     integer_tensors: IntegerTensors = IntegerTensors.HEAVIEST
+    config: Config = field(default_factory=dict)
+    client_config: Mapping[str, Config] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +187,8 @@ class Training:
         last_sequence: Sequence of the last event in the training's log.
         best_version: The version that the selection prefers so far, and its value of the metric.
         failures: The first MAX_NAMED failures in the current round; for the actor only, and left out of lists.
+        paused: Whether no further round opens.
+        stop: When its actor had it stopped; None if it did not.
     """
 
     training_id: str
@@ -196,6 +210,8 @@ class Training:
     best_value: float | None = None
     num_participants: int = 0
     failures: tuple[ParticipantFailure, ...] = ()
+    paused: bool = False
+    stop: Stop | None = None
 
 
 def out_of_patience(spec: TrainingSpec, model_version: int, best_version: int | None) -> bool:

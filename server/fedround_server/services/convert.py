@@ -17,7 +17,7 @@ from fedround_server.domain.token import Token
 from fedround_server.domain.training import Training, TrainingFailure, TrainingSpec
 from fedround_server.domain.update import Update, is_number
 from fedround_server.domain.user import User
-from fedround_server.services import pages, uncertainty
+from fedround_server.services import config, pages, uncertainty
 
 MAX_PARTICIPANTS = 10_000
 
@@ -166,6 +166,8 @@ def training_spec(spec: TrainingSpec, *, for_actor: bool, listed: bool) -> train
         keep_versions=spec.keep_versions,
         model_version=spec.model_version,
         architecture=spec.architecture,
+        config=config.write(spec.config),
+        client_config=config.write_clients(spec.client_config) if for_actor else {},
     )
     if spec.selection is not None:
         message.selection.metric = spec.selection.metric
@@ -202,6 +204,8 @@ def training(found: Training, viewer_id: str, *, listed: bool = False) -> traini
         best_value=found.best_value,
         num_participants=found.num_participants,
         failures=map(participant_failure, found.failures),
+        stopped=found.stop is not None,
+        paused=found.paused,
     )
 
 
@@ -272,6 +276,8 @@ def _payload(message: event_pb2.Event, payload: events.Payload) -> None:
             started.attempt = payload.attempt
             started.submitted = payload.submitted
             started.update_precision = update_precision(payload.update_precision)
+            for name, value in config.write(payload.config).items():
+                started.config[name].CopyFrom(value)
             if payload.swag is not None:
                 started.swag.CopyFrom(uncertainty.write(payload.swag).swag)
         case events.RoundExtended():
@@ -315,6 +321,15 @@ def _payload(message: event_pb2.Event, payload: events.Payload) -> None:
             message.training_finished.model_id = payload.model_id
             message.training_finished.model_version = payload.model_version
             message.training_finished.stopped_early = payload.stopped_early
+            message.training_finished.stopped = payload.stopped
+        case events.TrainingPaused():
+            message.training_paused.SetInParent()
+        case events.TrainingResumed():
+            message.training_resumed.SetInParent()
+        case events.StopRequested():
+            message.stop_requested.SetInParent()
+        case events.ConfigUpdated():
+            message.config_updated.from_round = payload.from_round
         case events.TrainingFailed():
             message.training_failed.reason = payload.reason
             message.training_failed.message = payload.message

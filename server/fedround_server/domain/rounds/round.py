@@ -113,12 +113,19 @@ class WaitRule(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class RoundView:
-    """A round as its actor may see it: with its policy, its present members, and the rejected updates of all users."""
+    """A round as its actor may see it: with its policy, its present members, and the rejected updates of all users.
+
+    Attributes:
+        paused: Whether it is the current round of a training that is paused.
+        stopped: Whether it is the current round of a training that its actor has stopped, or that stops after it.
+    """
 
     round: Round
     policy: RoundPolicy
     members: tuple[RoundMember, ...]
     rejected_updates: tuple[RejectedUpdate, ...] = ()
+    paused: bool = False
+    stopped: bool = False
 
     @property
     def wait_rule(self) -> WaitRule | None:

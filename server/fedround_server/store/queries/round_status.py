@@ -54,7 +54,15 @@ def view(training: TrainingRow, row: RoundRow) -> RoundView:
         for member in cohort
     )
     everything = sum_by_reason(one for found in rejected.values() for one in found)
-    return RoundView(to_round(row), to_spec(training.spec).round_policy, members, everything)
+    is_current = row.number == training.round
+    return RoundView(
+        to_round(row),
+        to_spec(training.spec).round_policy,
+        members,
+        everything,
+        paused=is_current and training.paused,
+        stopped=is_current and training.stop is not None,
+    )
 
 
 def _durations(row: RoundRow) -> Mapping[str, list[timedelta]]:

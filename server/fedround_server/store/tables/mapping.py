@@ -1,13 +1,14 @@
 """Rows to dataclasses and back."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from datetime import timedelta
 from typing import Any, get_args
 
 from fedround_server.domain import aggregation, uncertainty
 from fedround_server.domain.aggregation import Aggregation, to_aggregation
 from fedround_server.domain.audit import AuditEntry
+from fedround_server.domain.config import Config
 from fedround_server.domain.event import Event, ModelInfo, Payload, RoundStarted
 from fedround_server.domain.failure import ParticipantFailure
 from fedround_server.domain.model import Artifact, BlobRef, Dtype, Manifest, Model, ModelVersion, TensorSpec
@@ -21,6 +22,7 @@ from fedround_server.domain.training import (
     Goal,
     IntegerTensors,
     Selection,
+    Stop,
     Training,
     TrainingFailure,
     TrainingSpec,
@@ -111,7 +113,7 @@ def to_model(row: ModelRow, latest: ModelVersionRow) -> Model:
 
 
 def from_spec(spec: TrainingSpec) -> dict[str, Any]:
-    """Writes a spec without its client_ids; everything in it is fixed when the training is created."""
+    """Writes a spec without its client_ids and its configuration; the rest is fixed when the training is created."""
     policy = spec.round_policy
     return {
         "name": spec.name,
@@ -196,14 +198,16 @@ def to_training(
     participant_ids: tuple[str, ...],
     current: RoundRow | None,
     failures: tuple[ParticipantFailure, ...] = (),
+    config: Config | None = None,
+    client_config: Mapping[str, Config] | None = None,
 ) -> Training:
-    """Reads a training, with its current round if it has one."""
+    """Reads a training, with its current round if it has one, and its configuration if that is to be shown."""
     failure = None
     if row.failure_reason is not None:
         failure = TrainingFailure(row.failure_reason, row.failure_message or "", tuple(row.failure_missing))
     return Training(
         training_id=row.training_id,
-        spec=to_spec(row.spec, client_ids),
+        spec=replace(to_spec(row.spec, client_ids), config=config or {}, client_config=client_config or {}),
         actor_id=row.actor_id,
         participant_ids=participant_ids,
         state=TrainingState(row.state),
@@ -221,6 +225,8 @@ def to_training(
         best_value=row.best_value,
         num_participants=row.num_participants,
         failures=failures,
+        paused=row.paused,
+        stop=None if row.stop is None else Stop(row.stop),
     )
 
 
@@ -279,6 +285,8 @@ def from_payload(payload: Payload) -> dict[str, Any]:
         del data["model"]["blob"]["checksums"]
     if isinstance(payload, RoundStarted):
         data["aggregation"] = from_aggregation(payload.aggregation)
+        # It is resolved for each reader.
+        del data["config"], data["config_of"]
     if "deadline" in data:
         data["deadline"] = DEADLINE.db_value(data["deadline"])
     return data

@@ -15,6 +15,7 @@ from peewee import (
     TextField,
 )
 
+from fedround_server.store.tables import control_schema  # noqa: F401 - its tables are among TABLES
 from fedround_server.store.tables.base import InstantField, JsonField, MetricsField, Row, id_field
 
 
@@ -130,7 +131,8 @@ class TagRow(Row):
 class TrainingRow(Row):
     """A training. Every verb that changes something of a training locks this row first.
 
-    num_participants counts those that are present, stored_bytes the files of its updates.
+    num_participants counts those that are present, stored_bytes the files of its updates; stop is when its actor had it
+    stopped, if it did.
     """
 
     training_id = id_field(primary_key=True)
@@ -148,6 +150,8 @@ class TrainingRow(Row):
     failure_missing = JsonField()
     last_sequence = BigIntegerField()
     stored_bytes = BigIntegerField()
+    paused = BooleanField()
+    stop = CharField(max_length=16, null=True)
     request_id = id_field(null=True)
     start_request_id = id_field(null=True)
     create_time = InstantField()

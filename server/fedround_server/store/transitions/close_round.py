@@ -7,7 +7,6 @@ from fedround_server.domain.event import RoundExtended, UpdateLost
 from fedround_server.domain.failure import PARTICIPANTS_FAILED
 from fedround_server.domain.policy import RoundPolicy, Verdict, expected_updates, judge
 from fedround_server.domain.rejected_update import UPDATE_LOST
-from fedround_server.domain.rounds import KINDS
 from fedround_server.domain.rounds.round import RoundState
 from fedround_server.domain.training import TrainingFailure
 from fedround_server.failpoints import reached
@@ -15,13 +14,14 @@ from fedround_server.store.db.audit_trail import record
 from fedround_server.store.db.rows import save
 from fedround_server.store.queries.failure import list_failures
 from fedround_server.store.queries.participant import participant_ids
-from fedround_server.store.queries.round import all_members, count_members, missing_members
+from fedround_server.store.queries.round import all_members, count_members, get_round, missing_members
 from fedround_server.store.queries.user import user_names
 from fedround_server.store.tables.mapping import to_spec
 from fedround_server.store.tables.schema import COHORT, CohortRow, RoundRow, TrainingRow, UpdateRow
 from fedround_server.store.transitions import contributions
 from fedround_server.store.transitions.end_training import abandon, fail
-from fedround_server.store.transitions.open_round import enter_cohort, open_round, round_started
+from fedround_server.store.transitions.next_round import go_on
+from fedround_server.store.transitions.open_round import enter_cohort, round_started
 from fedround_server.store.transitions.rejected_updates import count_rejected
 from fedround_server.store.transitions.training import append_event, state_of
 
@@ -30,9 +30,9 @@ def evaluate(training: TrainingRow, row: RoundRow | None, now: datetime, *, due:
     """Applies the close policy to the current round, if it is open; returns whether this call closed it.
 
     A round that is due with too few updates is repeated, or the training fails, as its policy says. A round whose
-    cohort has left is abandoned, and the next one of its kind is opened for those who were registered meanwhile; they
-    begin a chain anew. If everybody who is left has failed, and too few updates arrived, the training fails. The caller
-    has the aggregation of a closed round started.
+    cohort has left is abandoned, and the next one of its kind is opened for those who were registered meanwhile, unless
+    the training is paused or stops; they begin a chain anew. If everybody who is left has failed, and too few updates
+    arrived, the training fails. The caller has the aggregation of a closed round started.
     """
     if row is None or row.state != RoundState.OPEN.value or not state_of(training).is_running:
         return False
@@ -43,7 +43,7 @@ def evaluate(training: TrainingRow, row: RoundRow | None, now: datetime, *, due:
         save(row)
     if not row.members:
         abandon(training)
-        open_round(training, row.number + 1, KINDS[row.kind], now)
+        go_on(training, get_round(row.training_id, row.number), now)
         return False
     left = row.members - row.failed - row.arrived
     verdict = judge(row.arrived, expected, due=due, last=row.attempt >= policy.max_attempts, left=left)

@@ -6,15 +6,14 @@ from datetime import datetime
 from fedround_server.domain.event import RoundClosed
 from fedround_server.domain.model import BEST, BlobRef
 from fedround_server.domain.report import count_not_finite
-from fedround_server.domain.rounds import KINDS, next_kind
+from fedround_server.domain.rounds import KINDS
 from fedround_server.domain.rounds.kind import Assignment, Evaluation, NewArtifact, NewVersion
-from fedround_server.domain.training import TrainingSpec, out_of_patience
+from fedround_server.domain.training import TrainingSpec
 from fedround_server.store.queries.participant import participant_ids
 from fedround_server.store.tables.mapping import from_blob, to_blob, to_spec
 from fedround_server.store.tables.schema import AssignmentRow, RoundRow, TrainingRow, UpdateRow
 from fedround_server.store.transitions import contributions
-from fedround_server.store.transitions.end_training import complete
-from fedround_server.store.transitions.open_round import open_round
+from fedround_server.store.transitions.next_round import go_on
 from fedround_server.store.transitions.training import append_event
 from fedround_server.store.transitions.versions import add_artifact, add_version, drop_versions, put_tag
 
@@ -27,7 +26,7 @@ def commit_result(
     result: BlobRef | None,
     now: datetime,
 ) -> None:
-    """Writes the result of a round that is done, and opens the next round or ends the training.
+    """Writes the result of a round that is done, and what follows: the next round, a pause, or the end of the training.
 
     The updates are those that counted, in canonical order. The result is the file that was made of them, if any.
     """
@@ -48,14 +47,8 @@ def commit_result(
     closed = RoundClosed(row.number, kind.public_name, training.model_version, len(updates), asked, more, not_finite)
     append_event(training, closed, now)
     if isinstance(outcome, Assignment):
-        _continue_chain(training, row, outcome, updates, now)
-        return
-    stop = out_of_patience(spec, training.model_version, training.best_version)
-    following = next_kind(spec, kind.name, training.model_version, stop=stop)
-    if following is None:
-        complete(training, now, early=training.model_version < spec.target_num_updates)
-    else:
-        open_round(training, row.number + 1, following, now)
+        _assign(row, outcome, updates)
+    go_on(training, row, now)
 
 
 def _made(result: BlobRef | None) -> BlobRef:
@@ -75,18 +68,14 @@ def _select(training: TrainingRow, spec: TrainingSpec, metrics: Mapping[str, flo
         put_tag(training.model_id, training.model_version, BEST)
 
 
-def _continue_chain(
-    training: TrainingRow, row: RoundRow, outcome: Assignment, updates: Sequence[UpdateRow], now: datetime
-) -> None:
-    """Assigns the updates to the participants that submitted them and are still present; without any, restarts."""
-    present = set(participant_ids(training.training_id))
+def _assign(row: RoundRow, outcome: Assignment, updates: Sequence[UpdateRow]) -> None:
+    """Assigns the updates to the participants that submitted them and are still present."""
+    present = set(participant_ids(row.training_id))
     local = {update.user_id: update for update in updates if update.user_id in present}
     for user_id, source in outcome.draw(list(local)).items():
         AssignmentRow.create(
-            training_id=training.training_id,
+            training_id=row.training_id,
             number=row.number + 1,
             user_id=user_id,
             **from_blob(to_blob(local[source])),
         )
-    step = row.step + 1 if local else 0
-    open_round(training, row.number + 1, KINDS[row.kind], now, chain=list(local), step=step)

@@ -13,6 +13,7 @@ from fedround_server.domain.rounds.round import RoundState
 from fedround_server.domain.training import TrainingFailure
 from fedround_server.failpoints import reached
 from fedround_server.store.db.audit_trail import record
+from fedround_server.store.queries.config import given_config, has_config
 from fedround_server.store.queries.participant import present_participants
 from fedround_server.store.queries.version import model_info
 from fedround_server.store.tables.base import BATCH_ROWS
@@ -57,7 +58,7 @@ def open_round(
     )
     training.round = number
     facts = {"kind": kind.public_name, "version": training.model_version, "members": members}
-    record("round_opened", training, subject=number, **facts)
+    record("round_opened", training, subject=number, **facts, **given_config(training_id, row))
     append_event(training, round_started(training, row), now, audience=COHORT, number=number)
     reached("round.opened")
 
@@ -78,6 +79,7 @@ def round_started(training: TrainingRow, row: RoundRow) -> RoundStarted:
         swag=request.swag,
         attempt=row.attempt,
         update_precision=request.update_precision.value,
+        is_configured=has_config(training.training_id, row.number),
     )
 
 

@@ -13,7 +13,7 @@ from fedround_server.domain.report import foremost, weighted_means
 from fedround_server.domain.rounds import KINDS
 from fedround_server.domain.rounds.kind import Computation
 from fedround_server.domain.rounds.round import AwaitedMember, Round, RoundState, RoundView, UnfinishedRound
-from fedround_server.domain.training import TrainingFailure
+from fedround_server.domain.training import Stop, TrainingFailure
 from fedround_server.domain.update import Submission, Update
 from fedround_server.store.db.run import Verbs, verb
 from fedround_server.store.queries.failure import failed_users
@@ -167,6 +167,8 @@ class RoundVerbs(Verbs):
     def reopen(self, training_id: str, number: int, epoch: int, lost: Collection[str], now: datetime) -> bool:
         """Opens a closed round again without updates whose files are damaged, given by their ids; fenced like `commit`.
 
+        A training that is to stop at once does not wait for them: it ends without the round.
+
         Returns:
             Whether it was opened. Without those updates it may have been closed at once: then it is to be aggregated.
         """
@@ -174,6 +176,10 @@ class RoundVerbs(Verbs):
         row = None if training is None else find_round(training_id, number)
         if training is None or row is None or row.state != RoundState.AGGREGATING.value or row.epoch != epoch:
             return False
+        if training.stop == Stop.NOW.value:
+            end_training.abandon(training)
+            end_training.complete(training, now)
+            return True
         updates = [update for update in counted_updates(training_id, number) if update.update_id in lost]
         reopen(training, row, updates, now)
         return True

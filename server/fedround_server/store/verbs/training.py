@@ -40,6 +40,7 @@ from fedround_server.store.queries.version import model_info, stored_version
 from fedround_server.store.tables.mapping import from_spec, to_manifest, to_spec
 from fedround_server.store.tables.schema import ModelRow, TrainingClientsRow, TrainingRow
 from fedround_server.store.transitions import end_training
+from fedround_server.store.transitions.config import put_config
 from fedround_server.store.transitions.open_round import open_round
 from fedround_server.store.transitions.participants import enroll, leave
 from fedround_server.store.transitions.training import append_event, move, state_of
@@ -114,12 +115,14 @@ class TrainingVerbs(Verbs):
             failure_missing=[],
             last_sequence=0,
             stored_bytes=0,
+            paused=False,
             request_id=spec.request_id,
             create_time=now,
             update_time=now,
         )
         record("training_created", row, aggregation=row.spec["aggregation"], target_num_updates=spec.target_num_updates)
         TrainingClientsRow.create(training_id=training_id, client_ids=list(spec.client_ids))
+        put_config(training_id, 0, spec.config or None, spec.client_config)
         enroll(row, spec.client_ids, now)
         return load_trainings([row])[0]
 
