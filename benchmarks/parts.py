@@ -154,7 +154,7 @@ def measure(folder: Path, chosen: argparse.Namespace) -> dict[str, Any]:
             _, parts = train(server, actor, clients, updates, model_id=model_id, trainable=[ADAPTERS], **spec)
         long = spec | {"target_num_updates": chosen.versions}
         last_id, _ = train(server, actor, clients[:1], updates[:1], model_id=model_id, trainable=[ADAPTERS], **long)
-        deltas = sum(version.delta_size_bytes for version in actor.model_versions(last_id))
+        deltas = sum(one.delta_size_bytes for one in actor.model_versions(last_id) if one.version)
     bases = [
         path for path in (folder / "objects").rglob("*") if path.is_file() and path.stat().st_size >= chosen.base_bytes
     ]
