@@ -17,6 +17,7 @@ from safetensors.numpy import save
 
 from fedround.v1 import (
     audit_pb2_grpc,
+    control_pb2_grpc,
     event_pb2,
     inference_pb2_grpc,
     model_pb2,
@@ -68,6 +69,7 @@ class Person:
     user_id: str = ""
     users: Any = field(init=False)
     trainings: Any = field(init=False)
+    control: Any = field(init=False)
     rounds: Any = field(init=False)
     models: Any = field(init=False)
     inference: Any = field(init=False)
@@ -77,6 +79,7 @@ class Person:
         channel = grpc.intercept_channel(self.channel, _Token(self.token))
         self.users = user_pb2_grpc.UserServiceStub(channel)
         self.trainings = training_pb2_grpc.TrainingServiceStub(channel)
+        self.control = control_pb2_grpc.ControlServiceStub(channel)
         self.rounds = round_pb2_grpc.RoundServiceStub(channel)
         self.models = model_pb2_grpc.ModelServiceStub(channel)
         self.inference = inference_pb2_grpc.InferenceServiceStub(channel)
@@ -186,13 +189,16 @@ HELP = {
     "TRAINING_NOT_FOUND": "check the id",
     "MODEL_NOT_FOUND": "check the id",
     "USER_NOT_FOUND": "check the id",
-    "ROUND_NOT_FOUND": "check the id",
+    "ROUND_NOT_FOUND": "check the number",
     "UNKNOWN_CLIENTS": "nothing was changed",
     "USER_EXISTS": "choose another name",
     "LAST_ADMIN": "create another one first",
     "NO_PARTICIPANTS": "register clients first",
     "TRAINING_NOT_INITIAL": "only an INITIAL one can be started",
     "TRAINING_RUNNING": "set force",
+    "TRAINING_NOT_RUNNING": "it cannot be",
+    "TRAINING_PAUSED": "resume it",
+    "TRAINING_NOT_PAUSED": "rounds open by themselves",
     "LAST_PARTICIPANT": "remove the training (force) instead",
     "MODEL_IN_USE": "wait for its end or remove it",
     "UPDATE_EXISTS": "it stands",

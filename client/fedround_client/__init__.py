@@ -19,6 +19,7 @@ from fedround.v1.aggregation_pb2 import (
     NoUncertainty,
     Swag,
 )
+from fedround.v1.config_pb2 import CosineSchedule, ExponentialSchedule, Step, StepSchedule
 from fedround.v1.training_pb2 import Cohort, RoundPolicy
 from fedround_client import errors
 from fedround_client.audit_chain import AuditReport
@@ -31,6 +32,8 @@ from fedround_client.inference import Prediction
 from fedround_client.options import Selection
 from fedround_client.participation import Participation, Round, Update
 from fedround_client.prefixes import strip_prefix
+from fedround_client.simulation.functions import SimulationFailed
+from fedround_client.simulation.run import Simulation, simulate
 from fedround_client.swag_moments import Moments
 from fedround_client.tensor_types import TensorError
 from fedround_client.tensors import from_safetensors, to_safetensors
@@ -42,8 +45,10 @@ __all__ = [
     "AuditReport",
     "Client",
     "Cohort",
+    "CosineSchedule",
     "Ensemble",
     "EnsembleMember",
+    "ExponentialSchedule",
     "FedAvg",
     "FedDc",
     "FedProx",
@@ -55,11 +60,16 @@ __all__ = [
     "Round",
     "RoundPolicy",
     "Selection",
+    "Simulation",
+    "SimulationFailed",
+    "Step",
+    "StepSchedule",
     "Swag",
     "TensorError",
     "Update",
     "connect",
     "from_safetensors",
+    "simulate",
     "strip_prefix",
     "to_safetensors",
 ]

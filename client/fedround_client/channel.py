@@ -17,6 +17,8 @@ MESSAGE_LIMIT = 2 * 2**20
 _IDEMPOTENT = {
     "UserService": ("GetUser", "GetUsers", "GetMyself"),
     "TrainingService": ("GetTraining", "GetTrainings", "RegisterClients", "StartTraining"),
+    # These have a request_id.
+    "ControlService": ("StopTraining", "PauseTraining", "ResumeTraining", "UpdateConfig"),
     "ModelService": ("GetModel", "GetModels", "GetModelVersions", "TagModelVersion", "GetMetrics"),
     "RoundService": ("GetUpload", "ReportFailure", "GetRound"),
     "InferenceService": ("Predict",),

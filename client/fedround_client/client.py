@@ -16,13 +16,16 @@ from fedround_client.audit import AuditCalls
 from fedround_client.cache import CACHE_BYTES, ModelCache
 from fedround_client.channel import Target
 from fedround_client.clock import Clock, SystemClock
+from fedround_client.control import ControlCalls
 from fedround_client.inference import InferenceCalls
 from fedround_client.model import ModelCalls
 from fedround_client.participant import Participant
 from fedround_client.participation import Callbacks, Evaluate, Participation, Train
 from fedround_client.round import RoundCalls
+from fedround_client.round_model import RoundModels
 from fedround_client.round_runner import RoundRunner
 from fedround_client.rpc import Rpc
+from fedround_client.tensor_selection import PrivateTensors
 from fedround_client.tensor_types import Framework
 from fedround_client.training import TrainingCalls
 from fedround_client.user import UserCalls
@@ -32,7 +35,7 @@ CompressionName: TypeAlias = Literal["gzip"]
 DEFAULT_SERVER = "127.0.0.1:50051"
 
 
-class Client(UserCalls, TrainingCalls, ModelCalls, RoundCalls, InferenceCalls, AuditCalls):
+class Client(UserCalls, TrainingCalls, ControlCalls, ModelCalls, RoundCalls, InferenceCalls, AuditCalls):
     """A client of a fedround server. Thread-safe. Close it, or use it in a `with` block."""
 
     def __init__(
@@ -89,6 +92,8 @@ class Client(UserCalls, TrainingCalls, ModelCalls, RoundCalls, InferenceCalls, A
         cache_bytes: int = CACHE_BYTES,
         full_updates: bool = False,
         attributes: Mapping[str, str] | None = None,
+        base: str | PathLike[str] | None = None,
+        private_folder: str | PathLike[str] | None = None,
     ) -> Participation:
         """Participates in trainings: runs the rounds that the server opens, across lost connections and restarts.
 
@@ -118,6 +123,10 @@ class Client(UserCalls, TrainingCalls, ModelCalls, RoundCalls, InferenceCalls, A
             attributes: What the actor may know of this participant, such as {"num_examples": "6000", "device": "A100"},
                 beside the versions of the SDK and of Python, and the platform. It is shown, and nothing depends on it.
                 At most 17; names of 1 to 100 characters, values of at most 200.
+            base: The path of a safetensors file of tensors that the server does not have, for trainings with an
+                external base. The models that your functions get have these tensors, too.
+            private_folder: The folder for files of tensors that only you have, one for each of your trainings with
+                private tensors; by default .fedround/private in your home folder. It has to survive a restart.
 
         Returns:
             How the training ended.
@@ -133,12 +142,14 @@ class Client(UserCalls, TrainingCalls, ModelCalls, RoundCalls, InferenceCalls, A
                 before the first round is trained.
             FedroundError: The server answered with an error that is not transient, for example about the token, the
                 update or the metrics.
-            TensorError: Your update cannot be written as safetensors.
+            BaseMissing: The training has an external base, and `base` is not that file.
+            TensorError: Your update cannot be written as safetensors, or a file of tensors is damaged.
             OSError: The folder of the cache cannot be created.
         """
-        with closing(ModelCache(cache, cache_bytes)) as models:
+        with closing(ModelCache(cache, cache_bytes)) as latest, closing(ModelCache(cache, cache_bytes)) as bases:
             callbacks = Callbacks(train, evaluate, swag)
-            runner = RoundRunner(self._rpc, callbacks, framework=framework, cache=models, full_updates=full_updates)
+            models = RoundModels(self._rpc, framework, latest, bases, PrivateTensors(private_folder), base)
+            runner = RoundRunner(self._rpc, callbacks, framework=framework, models=models, full_updates=full_updates)
             participant = Participant(
                 self._rpc,
                 runner,

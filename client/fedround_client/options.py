@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -17,7 +18,7 @@ from fedround.v1.aggregation_pb2 import (
     Swag,
     Uncertainty,
 )
-from fedround.v1.training_pb2 import ModelSelection, RoundPolicy
+from fedround.v1.training_pb2 import ModelSelection, RoundPolicy, TensorSelection
 from fedround_client.rpc import duration
 
 AggregationOption: TypeAlias = FedAvg | FedProx | FedDc | Aggregation
@@ -99,6 +100,18 @@ def round_policy(
         policy.wait_after_min.CopyFrom(duration(WAIT_SECONDS))
         policy.wait_fraction = WAIT_FRACTION
     return policy
+
+
+def tensors(trainable: Iterable[str], private: Iterable[str], external_base_sha256: str) -> TensorSelection | None:
+    """Returns the message for which tensors updates contain; None for all.
+
+    Raises:
+        TypeError: A string is given in place of a list.
+    """
+    if isinstance(trainable, str) or isinstance(private, str):
+        raise TypeError('trainable and private are lists of globs: trainable=["*.lora_?"].')
+    message = TensorSelection(trainable=trainable, private=private, external_base_sha256=external_base_sha256)
+    return message if message.ByteSize() else None
 
 
 def selection(option: Selection | None) -> ModelSelection | None:

@@ -56,6 +56,11 @@ _ROUND_MISSED = (
     TrainingNotFound,
     ModelNotFound,
 )
+_CONTROL = {
+    "training_paused": "Training %s is paused by its actor: no further round opens until it is resumed",
+    "training_resumed": "Training %s is resumed by its actor",
+    "stop_requested": "Training %s is stopped by its actor: it ends after this round",
+}
 _ENDED = (TRAINING_STATE_COMPLETED, TRAINING_STATE_ERROR)
 
 
@@ -101,6 +106,7 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
         keep_freed(MAX_FREED_BLOCK, TRIM_THRESHOLD)
         myself = self._retry(self.myself)
         self._user_id = myself.user_id
+        self._runner.participate_as(self._user_id)
         logger.info('Connected to %s as "%s"', self._rpc.address, myself.name)
         # A subscription to all trainings may begin with events of those that had ended before.
         ended = set() if self._training_id else self._retry(self._ended_trainings)
@@ -113,7 +119,7 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
                 with closing(iter(subscription)) as events:
                     for event in events:
                         if event.training_id not in ended:
-                            result = self._handle(event, is_live=subscription.is_live)
+                            result = self.handle(event, is_live=subscription.is_live)
                             if result is not None:
                                 return result
                 raise TrainingNotFound(
@@ -136,8 +142,16 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
             self._learn(training)
         return {training.training_id for training in trainings if training.state in _ENDED}
 
-    def _handle(self, event: Event, *, is_live: bool) -> Participation | None:
-        """Handles an event; returns the result if it ends the participation."""
+    def handle(self, event: Event, *, is_live: bool) -> Participation | None:
+        """Handles an event of a training: runs the round that it starts.
+
+        Args:
+            event: The event.
+            is_live: Whether it has just happened. If not, the server is asked whether its round is still open.
+
+        Returns:
+            The result, if the event ends the participation.
+        """
         kind = event.WhichOneof("payload")
         if kind == "training_started":
             self._log_start(event.training_id)
@@ -152,13 +166,13 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
         if kind == "work_not_needed":
             self._log_not_needed(event.training_id, event.work_not_needed)
             return None
+        if kind in _CONTROL:
+            logger.info(_CONTROL[kind], self._name(event.training_id))
+            return None
         if kind == "update_lost":
             self._accepted[event.training_id] = max(0, self._accepted.get(event.training_id, 0) - 1)
-            logger.warning(
-                "The server lost the update of round %d of training %s to a damaged file, and asks for it anew",
-                event.update_lost.round,
-                event.training_id,
-            )
+            name = self._round_name(event.training_id, event.update_lost.round)
+            logger.warning("%s: the server lost the update to a damaged file, and asks for it anew", name)
             return None
         error = from_event(event) or self._removal(event)
         if error is not None:
@@ -170,7 +184,8 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
             return None
         finished = event.training_finished
         name = self._name(event.training_id)
-        logger.info("Training %s is finished: the model has version %d", name, finished.model_version)
+        how = "was stopped by its actor" if finished.stopped else "is finished"
+        logger.info("Training %s %s: the model has version %d", name, how, finished.model_version)
         rounds = self._accepted.pop(event.training_id, 0)
         result = Participation(event.training_id, finished.model_id, finished.model_version, rounds)
         return result if self._until_finished else None
@@ -205,7 +220,7 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
                 logger.warning("%s is missed: %s", self._round_name(training_id, started.round), error)
         except _ROUND_MISSED as error:
             logger.warning("%s is missed: %s", self._round_name(training_id, started.round), error)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             self._report(training_id, started, error)
             raise
 
@@ -231,7 +246,7 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
             raise UnsupportedRound(grpc.StatusCode.UNIMPLEMENTED, "UNSUPPORTED_ROUND", message, metadata)
         self._checked.add(training.training_id)
 
-    def _report(self, training_id: str, started: RoundStarted, error: Exception) -> None:
+    def _report(self, training_id: str, started: RoundStarted, error: BaseException) -> None:
         """Reports to the server that this participant cannot deliver, so that the others do not wait for it."""
         if isinstance(error, FedroundError):
             reason, message = error.reason, error.message
@@ -284,7 +299,3 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
     def _retry(self, call: Callable[[], Response]) -> Response:
         """Repeats a call until the server answers it."""
         return self._rpc.retrying(None)(call)
-
-
-def _title(number: int) -> str:
-    return round_text(number).capitalize()

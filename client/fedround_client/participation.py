@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, TypeAlias
 
+from fedround_client.config import Plain
 from fedround_client.metrics import MetricValue, split_metrics
 from fedround_client.tensor_types import StateDict
 
@@ -30,6 +31,9 @@ class Round:
         attempt: Which attempt at the round this is, from 1: a round that misses its deadline may be repeated.
         update_precision: "FULL"; or "FLOAT16" or "BFLOAT16" if the update may be sent as differences in half precision,
             which `participate` does by itself.
+        trainable: Globs of the tensors that the training updates; empty for all but the private ones.
+        private: Globs of the tensors that this participant keeps, which `participate` never sends.
+        config: The configuration of this round for this participant: numbers, texts and bools by name.
     """
 
     training_id: str
@@ -44,6 +48,9 @@ class Round:
     swag_rank: int = 0
     attempt: int = 1
     update_precision: str = "FULL"
+    trainable: tuple[str, ...] = ()
+    private: tuple[str, ...] = ()
+    config: Mapping[str, Plain] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
@@ -52,7 +59,8 @@ class Update:
 
     Attributes:
         model: Tensors with the names and shapes of the round's model: numpy arrays, torch tensors, or arrays of other
-            libraries. `participate` casts floating-point tensors to the model's dtypes.
+            libraries. `participate` casts floating-point tensors to the model's dtypes. It sends those that the
+            training updates, keeps those that are private, and ignores the others, which may be left out.
         num_examples: Number of examples that it was trained on, which is its weight; at least 0.
         metrics: Up to 1000 metrics to store with the update, by name: numbers, which the server averages without NaN
             and infinity, and texts and lists of numbers, which it keeps for the actor.
@@ -69,10 +77,7 @@ class Update:
             TypeError: num_examples is not an integer, or a metric has a type that is not allowed.
             ValueError: There are too many metrics, or one is too long.
         """
-        try:
-            operator.index(self.num_examples)
-        except TypeError:
-            raise TypeError(f"num_examples must be a whole number, not {self.num_examples!r}") from None
+        _check_count(self.num_examples)
         split_metrics(self.metrics)
 
 
@@ -127,13 +132,24 @@ def as_report(result: tuple[Mapping[str, MetricValue], int]) -> tuple[Mapping[st
     """Returns the result of an evaluate function, metrics and number of examples, after a check of its type.
 
     Raises:
-        TypeError: The function returned something else, or a metric has a type that is not allowed.
+        TypeError: The function returned something else, num_examples is not an integer, or a metric has a type that is
+            not allowed.
         ValueError: There are too many metrics, or one is too long.
     """
     if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[0], Mapping):
         raise TypeError(f"evaluate must return (metrics, num_examples); it returned a {_type_name(result)}")
     split_metrics(result[0])
+    _check_count(result[1])
     return result
+
+
+def _check_count(value: Any) -> None:
+    try:
+        if isinstance(value, bool):
+            raise TypeError(value)
+        operator.index(value)
+    except TypeError:
+        raise TypeError(f"num_examples must be a whole number, not {value!r}") from None
 
 
 def _type_name(value: object) -> str:

@@ -24,6 +24,7 @@ TRANSFER_SECONDS = 2.0
 """Seconds between two messages about a transfer."""
 ARRIVAL_SECONDS = 1.0
 """Seconds between two messages about updates that have arrived."""
+PAUSED = "The training is paused by its actor: no further round opens until it is resumed"
 
 
 def kind_name(started: RoundStarted) -> str:
@@ -78,6 +79,7 @@ class WaitLog:
         self._arrived, self._expected = 0, 0
         self._last_message = ""
         self._next_arrival = -math.inf
+        self._is_paused = False
 
     def add(self, event: Event) -> None:
         """Logs what an event means."""
@@ -99,10 +101,24 @@ class WaitLog:
                 metrics = [f"{name} {value:.4g}" for name, value in sorted(event.round_closed.metrics.items())]
                 result = f": {list_words(metrics)}" if metrics else ""
                 self._log(f"{self._round} is done with {_count(event.round_closed.num_updates, 'submission')}{result}")
-                self._log_pending()
+                if self._is_paused:
+                    self._round = ""
+                    self._log(PAUSED)
+                else:
+                    self._log_pending()
             case "work_not_needed" if self._round:
                 released = event.work_not_needed
                 self._log(f"{self._round}: {released.num_updates} of {released.num_participants} are enough")
+            case "training_paused":
+                self._is_paused = True
+                self._log(PAUSED)
+            case "training_resumed":
+                self._is_paused = False
+                self._log("The training is resumed by its actor")
+            case "stop_requested":
+                self._log("The training is stopped by its actor: it ends after this round")
+            case "heartbeat" if self._is_paused and not self._round:
+                self._log(PAUSED)
             case "heartbeat":
                 self._log_waiting()
 

@@ -10,9 +10,17 @@ from typing import Literal, TypeAlias
 from fedround.v1 import training_pb2
 from fedround.v1.aggregation_pb2 import UpdatePrecision
 from fedround.v1.event_pb2 import Event, ParticipantFailed
-from fedround.v1.round_pb2 import ROUND_STATE_PENDING, GetRoundRequest, Round
+from fedround.v1.round_pb2 import (
+    ROUND_STATE_ABANDONED,
+    ROUND_STATE_DONE,
+    ROUND_STATE_PENDING,
+    GetRoundRequest,
+    Round,
+)
 from fedround.v1.training_pb2 import Cohort, CreateTrainingRequest, RoundPolicy, Training, TrainingSpec
+from fedround_client import config as messages
 from fedround_client import options
+from fedround_client.config import ConfigOption
 from fedround_client.errors import FedroundError, NotActor, TrainingFailed, from_event
 from fedround_client.logs import get_logger
 from fedround_client.options import (
@@ -76,6 +84,11 @@ class TrainingCalls:
         update_precision: PrecisionName = "FULL",
         allow_non_finite_buffers: bool = False,
         integer_tensors: IntegerTensorsName = "HEAVIEST",
+        trainable: Iterable[str] = (),
+        private: Iterable[str] = (),
+        external_base_sha256: str = "",
+        config: Mapping[str, ConfigOption] | None = None,
+        client_config: Mapping[str, Mapping[str, ConfigOption]] | None = None,
         request_id: str | None = None,
         progress: Progress | None = None,
     ) -> Training:
@@ -123,19 +136,34 @@ class TrainingCalls:
                 the update with the most examples. "MEAN": averaged, weighted by the numbers of examples, and rounded
                 to the nearest integer, halves up; a boolean is the majority. BatchNorm's num_batches_tracked always
                 gets the maximum.
+            trainable: Globs of the names of the tensors that updates contain, such as "*.lora_?"; the others keep the
+                values of the first version, and are neither sent nor stored again. By default all but the private ones.
+            private: Globs of the names of tensors that are never sent: each participant keeps its own.
+            external_base_sha256: SHA-256 of a safetensors file of other tensors that the participants have, and the
+                server never gets: `participate(base=...)`. `model` has only the tensors that the server may know.
+            config: Values that the participants get with each round, by name (`round.config`): numbers, texts, bools,
+                or schedules that the server resolves: CosineSchedule(...), ExponentialSchedule(...), or a mapping such
+                as {0: 0.1, 30: 0.01}, a value from a number of model updates on.
+            client_config: Values of single participants on top of config, by their user ids, which must be in
+                client_ids. Each participant gets its own only.
             request_id: UUID of the request: a repeated one returns the training that the first one created. Random by
                 default.
             progress: Called with the bytes sent and the bytes in all.
 
         Raises:
-            TypeError: Both or none of model and model_id are given.
+            TypeError: Both or none of model and model_id are given, or one string in place of a list.
             TensorError: The model is none, or cannot be written as safetensors; the message says what to write.
             ModelFormat: The file is not safetensors, or not in the form that the server accepts.
-            UnknownClients: A client id is not the id of a user; nothing was created.
+            TypeError, ValueError: A value of a configuration has another type, or is an integer of more than 64 bits.
+            UnknownClients: A client id is not the id of a user, or one in client_config is not in client_ids; nothing
+                was created.
             FieldInvalid: Another field is not valid; field_violations names it.
         """
         if (model is None) == (not model_id):
             raise TypeError("create_training needs either a model or the model_id of a stored one.")
+        for field, value in {"metric_names": metric_names, "client_ids": client_ids}.items():
+            if isinstance(value, str):
+                raise TypeError(f"{field} is a list of strings, not one: write [{value!r}].")
         payload = Payload.of(model, names_framework=True) if model is not None else Payload.empty()
         upload_id = str(uuid.uuid4()) if model is not None else ""
         spec = TrainingSpec(
@@ -164,6 +192,9 @@ class TrainingCalls:
             update_precision=UpdatePrecision.Value(f"UPDATE_PRECISION_{update_precision}"),
             allow_non_finite_buffers=allow_non_finite_buffers,
             integer_tensors=training_pb2.IntegerTensors.Value(f"INTEGER_TENSORS_{integer_tensors}"),
+            tensors=options.tensors(trainable, private, external_base_sha256),
+            config=messages.values(config or {}),
+            client_config=messages.clients(client_config or {}),
             request_id=request_id or str(uuid.uuid4()),
         )
         return upload(
@@ -322,6 +353,8 @@ def _describe(round_: Round, name: str) -> str:
     """Returns a sentence about what a round waits for, and the names of the missing participants."""
     if round_.state == ROUND_STATE_PENDING:
         return f" {name} is waiting for {round_.waiting_for}."
+    if round_.state in (ROUND_STATE_DONE, ROUND_STATE_ABANDONED):
+        return f" {name} is over; the training waits for {round_.waiting_for}."
     missing = [one for one in round_.participants if not one.arrived]
     names = [f"{one.name} ({'connected' if one.subscribed else 'not connected'})" for one in missing[:MAX_NAMES]]
     if len(missing) > MAX_NAMES:

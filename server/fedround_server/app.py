@@ -3,7 +3,9 @@
 import asyncio
 import fcntl
 import os
-from collections.abc import AsyncIterator, Iterator
+import random
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
@@ -55,8 +57,15 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
         engine = stack.enter_context(WorkerEngine(blobs.files, settings.predict_seconds, settings.predict_bytes))
         await _check_architectures(engine, settings)
         database = settings.database or settings.data_dir / "fedround.db"
+        if isinstance(database, Path) and not (database.exists() and database.stat().st_size):
+            # None of these is written before there is a database.
+            _check_unused(settings.data_dir, f"{database} is missing or empty", ("admin.token", "objects/*/*"))
         with explained(database):
             store = stack.enter_context(Store(database))
+            if not await store.users.page(None, "", 1):
+                _check_unused(settings.data_dir, "the database is empty", ("objects/*/*",))
+            elif settings.id_seed is not None:
+                raise RuntimeError("id_seed would repeat ids of this data directory, which was used before: unset it")
         async with _background() as tasks:
             context = Context(
                 store,
@@ -66,6 +75,7 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
                 tasks,
                 settings.limits,
                 architectures=settings.architectures,
+                new_id=_new_ids(settings.id_seed),
             )
             coordinator = Coordinator(context)
             token_file = settings.data_dir / "admin.token"
@@ -86,6 +96,21 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
                 coordinator.start_draining()
                 await server.stop(settings.grace_seconds)
                 await coordinator.close()
+
+
+def _check_unused(data_dir: Path, problem: str, patterns: Sequence[str]) -> None:
+    """Checks that a data directory goes with a new database, which would have all of its files collected.
+
+    Raises:
+        RuntimeError: It was used: something in it matches a pattern.
+    """
+    left = next((path for pattern in patterns for path in data_dir.glob(pattern)), None)
+    if left:
+        raise RuntimeError(
+            f"{problem}, but the data directory was used, since {left} exists: restore the data directory and the"
+            " database from a backup, set --database to the one that the server used, or choose another data directory"
+            " with --data-dir"
+        )
 
 
 async def _check_architectures(engine: WorkerEngine, settings: Settings) -> None:
@@ -147,3 +172,11 @@ def _write_secret(path: Path, secret: str) -> None:
         file.flush()
         os.fsync(descriptor)
     sync_folder(path.parent)
+
+
+def _new_ids(seed: int | None) -> Callable[[], str]:
+    """Returns a function that makes ids: random ones, or those of a seed."""
+    if seed is None:
+        return lambda: str(uuid.uuid4())
+    generator = random.Random(seed)  # noqa: S311 -- no secret: ids can be read by those who may see the object
+    return lambda: str(uuid.UUID(int=generator.getrandbits(128), version=4))

@@ -1,5 +1,9 @@
 """The gRPC server: its options, credentials, interceptors and services, and how it starts and stops."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -11,6 +15,8 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_g
 from fedround.v1 import (
     audit_pb2,
     audit_pb2_grpc,
+    control_pb2,
+    control_pb2_grpc,
     inference_pb2,
     inference_pb2_grpc,
     model_pb2,
@@ -40,6 +46,7 @@ from fedround_server.interceptors.rate_limits import RateInterceptor, Unauthenti
 from fedround_server.methods import Limit
 from fedround_server.services.audit_service import AuditService
 from fedround_server.services.compression import Compressor
+from fedround_server.services.control_service import ControlService
 from fedround_server.services.health_service import HealthService
 from fedround_server.services.inference_service import InferenceService
 from fedround_server.services.model_service import ModelService
@@ -55,6 +62,7 @@ SERVICES = tuple(
     for file in (
         user_pb2,
         training_pb2,
+        control_pb2,
         round_pb2,
         model_pb2,
         inference_pb2,
@@ -149,10 +157,11 @@ class GrpcServer:
         target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         credentials = _credentials(self._settings)
         try:
-            if credentials is None:
-                bound = self._server.add_insecure_port(target)
-            else:
-                bound = self._server.add_secure_port(target, credentials)
+            with nullcontext() if self._settings.log_format == "json" else _without_stderr():
+                if credentials is None:
+                    bound = self._server.add_insecure_port(target)
+                else:
+                    bound = self._server.add_secure_port(target, credentials)
         except RuntimeError as error:
             raise RuntimeError(
                 f"cannot listen on {target}: if another server does, choose another address with --listen"
@@ -186,6 +195,7 @@ class GrpcServer:
         compressor = Compressor()
         user_pb2_grpc.add_UserServiceServicer_to_server(UserService(coordinator), server)
         training_pb2_grpc.add_TrainingServiceServicer_to_server(TrainingService(coordinator), server)
+        control_pb2_grpc.add_ControlServiceServicer_to_server(ControlService(coordinator), server)
         round_pb2_grpc.add_RoundServiceServicer_to_server(RoundService(coordinator, compressor), server)
         model_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(coordinator, compressor), server)
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(InferenceService(coordinator), server)
@@ -204,6 +214,22 @@ class _GenericServer:
 
     def add_registered_method_handlers(self, service_name: str, method_handlers: Any) -> None:
         """Does nothing."""
+
+
+@contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Discards what gRPC's C core writes to stderr: a raw line about a port that is taken, which raises an error too.
+
+    The JSON log has that line in its own format.
+    """
+    stderr = os.dup(2)
+    with Path(os.devnull).open("w") as nothing:
+        os.dup2(nothing.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
 
 
 def _calls_received() -> int:

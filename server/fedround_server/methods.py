@@ -68,6 +68,11 @@ METHODS: Mapping[str, Method] = {
     "/fedround.v1.TrainingService/RemoveTraining": Method(USERS),
     # It would open a round whose participants have lost their subscriptions.
     "/fedround.v1.TrainingService/StartTraining": Method(USERS, on_drain=OnDrain.REJECT),
+    "/fedround.v1.ControlService/StopTraining": Method(USERS),
+    "/fedround.v1.ControlService/PauseTraining": Method(USERS),
+    # It would open a round whose participants have lost their subscriptions.
+    "/fedround.v1.ControlService/ResumeTraining": Method(USERS, on_drain=OnDrain.REJECT),
+    "/fedround.v1.ControlService/UpdateConfig": Method(USERS),
     "/fedround.v1.RoundService/Subscribe": Method(USERS, Limit.SUBSCRIPTIONS),
     "/fedround.v1.RoundService/SubmitUpdate": Method(USERS, Limit.UPLOADS, OnDrain.REJECT),
     "/fedround.v1.RoundService/GetUpload": Method(USERS),

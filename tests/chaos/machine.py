@@ -26,6 +26,7 @@ from fedround_server.domain.event import Event
 from fedround_server.domain.identity import Credentials
 from fedround_server.domain.rounds import KINDS
 from fedround_server.domain.token import hash_token
+from fedround_server.domain.training import Stop
 from fedround_server.domain.user import User
 from unit.safetensors_files import write
 
@@ -204,6 +205,19 @@ class Machine(RuleBasedStateMachine):
         for training in self.trainings:
             training.fires = None
 
+    def _control(self, training: Training, caller: str, what: str, request: str, fault: Fault | None) -> None:
+        def call(coordinator: Coordinator) -> Awaitable[Any]:
+            control, id_ = coordinator.control, training.training_id
+            if what == "pause":
+                return control.pause(id_, caller, request)
+            if what == "resume":
+                return control.resume(id_, caller, request)
+            return control.stop(id_, caller, Stop(what), request)
+
+        if self._perform(call, training.control_errors(caller, what, request), fault):
+            training.control(what, request, self.now)
+            self._follow()
+
     def _submit(self, training: Training, user: str, number: int, content: int, fault: Fault | None) -> None:
         kind = training.rounds[number].kind if number < len(training.rounds) else "TRAIN"
         self._send(training, user, number, kind, content, fault)
@@ -262,6 +276,7 @@ class Machine(RuleBasedStateMachine):
         assert found.state.value == training.state
         assert set(found.participant_ids) == training.present
         assert (found.failure.reason if found.failure else "") == training.failure
+        assert (found.paused, found.stop.value if found.stop else "") == (training.paused, training.stop)
         asked = training.round
         if asked is None:
             assert (found.updates_arrived, found.updates_expected) == (0, 0)
@@ -284,5 +299,8 @@ class Machine(RuleBasedStateMachine):
                 asked = training.round
                 assert asked is not None
                 assert len(training.rounds) < 100
+                if training.paused:
+                    self._control(training, training.actor, "resume", str(uuid.uuid4()), None)
+                    continue
                 self._submit(training, min(asked.missing), asked.number, 1, None)
             self.runner.run(self._check(training))

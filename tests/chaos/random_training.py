@@ -6,6 +6,7 @@ from typing import Any
 
 from calls import digest, new_id
 from chaos import tensors
+from chaos.random_control import RandomControl, config_of
 from chaos.retrying_client import RetryingClient, User
 from damage import flip, stored
 from fedround.v1 import event_pb2, round_pb2, training_pb2, user_pb2
@@ -20,15 +21,18 @@ DAMAGED = 0.2
 class RandomTraining:
     """One training from its creation to its end."""
 
-    def __init__(self, client: RetryingClient, seed: str, *, odd: float = 0.07) -> None:
-        """Draws it; `odd` is how often a participant fails, or has no examples."""
+    def __init__(self, client: RetryingClient, seed: str, *, odd: float = 0.07, controlled: float = 0.1) -> None:
+        """Draws it; `odd` is how often a participant fails, or has no examples, `controlled` how often it changes."""
         self._client = client
         self._draw = random.Random(seed)
         self._draw_damage = random.Random(f"{seed} damage")
         # Apart, so that a seed draws the same trainings whether or not participants fail.
         self._odd_draw = random.Random(f"odd {seed}")
         self._odd = odd
+        self._draw_parts = random.Random(f"{seed} parts")
+        self._control = RandomControl(client, seed, controlled)
         self._kinds = tensors.shapes(self._draw)
+        self._trained = self._kinds
         self._present: list[User] = []
         self._delayed: list[Callable[[], object]] = []
         self._begun: set[int] = set()
@@ -46,8 +50,11 @@ class RandomTraining:
         self._register(self._present[1:])
         self._start()
         for event in client.events(self._actor, self._training_id):
+            self._control.go_on(self._actor, self._training_id, event)
             if event.HasField("round_started"):
-                self._begin_round(event.round_started)
+                started = event.round_started
+                self._record("config", round=started.round, config=config_of(started.config))
+                self._begin_round(started)
             elif event.HasField("update_lost"):
                 self._send_again(event.update_lost)
             elif event.HasField("round_closed") or event.HasField("round_extended"):
@@ -92,6 +99,13 @@ class RandomTraining:
             if draw.random() < 0.5:
                 spec.round_policy.on_missed = training_pb2.ON_MISSED_RETRY
                 spec.round_policy.max_retries = draw.randint(1, 2)
+        if not spec.HasField("aggregation") and not spec.HasField("uncertainty") and self._draw_parts.random() < 0.5:
+            names = self._draw_parts.sample(sorted(self._kinds), self._draw_parts.randint(1, len(self._kinds)))
+            self._trained = {name: self._kinds[name] for name in names}
+            spec.tensors.trainable.extend(names)
+            own = sorted(self._kinds.keys() - names)[:1]
+            spec.tensors.private.extend(own)
+        self._control.configure(spec)
         return spec
 
     def _register(self, users: list[User]) -> None:
@@ -187,7 +201,8 @@ class RandomTraining:
                 self._send(user, self._started)
 
     def _interrupt(self, user: User) -> None:
-        """Sometimes removes a participant, a user or the training."""
+        """Sometimes controls the training, or removes it, a participant or a user."""
+        self._control.act(self._actor, self._training_id)
         chance = self._draw.random()
         if chance < 0.04 and len(self._present) > 1:
             request = training_pb2.RemoveClientsRequest(training_id=self._training_id, client_ids=[user.user_id])
@@ -249,7 +264,7 @@ class RandomTraining:
         if started.kind == event_pb2.ROUND_KIND_SWAG:
             file = tensors.write(tensors.moments(self._kinds, started.swag.rank, draw))
         else:
-            file = tensors.write(tensors.fill(self._kinds, draw))
+            file = tensors.write(tensors.fill(self._trained, draw))
         spec = round_pb2.UpdateSpec(
             training_id=self._training_id,
             round=started.round,

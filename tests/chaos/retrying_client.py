@@ -12,6 +12,7 @@ from calls import new_id, read_error
 from chaos.history import History
 from chaos.server_process import TIMEOUT_SECONDS
 from fedround.v1 import (
+    control_pb2_grpc,
     event_pb2,
     model_pb2_grpc,
     round_pb2,
@@ -69,6 +70,7 @@ class RetryingClient:
         self._channel = grpc.insecure_channel(address, CHANNEL)
         self.users: Any = user_pb2_grpc.UserServiceStub(self._channel)
         self.trainings: Any = training_pb2_grpc.TrainingServiceStub(self._channel)
+        self.control: Any = control_pb2_grpc.ControlServiceStub(self._channel)
         self.rounds: Any = round_pb2_grpc.RoundServiceStub(self._channel)
         self.models: Any = model_pb2_grpc.ModelServiceStub(self._channel)
 

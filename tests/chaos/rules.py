@@ -61,6 +61,10 @@ class Training:
     start_request: str = ""
     is_removed: bool = False
     failure: str = ""
+    paused: bool = False
+    stop: str = ""
+    # What each request to control it did.
+    requests: dict[str, str] = field(default_factory=dict)
     rounds: list[Round] = field(default_factory=list)
     log: list[Entry] = field(default_factory=list)
     # When the deadline's timer goes off, on the monotonic clock.
@@ -128,6 +132,17 @@ class Training:
             return reasons
         return {"TRAINING_RUNNING"} if self.is_running and not force else set()
 
+    def control_errors(self, caller: str, what: str, request: str) -> set[str]:
+        if reasons := self._actor_errors(caller):
+            return reasons
+        if request in self.requests:
+            return set()
+        if not self.is_running:
+            return {"TRAINING_NOT_RUNNING"}
+        if what == "pause" and self.paused:
+            return {"TRAINING_PAUSED"}
+        return {"TRAINING_NOT_PAUSED"} if what == "resume" and not self.paused else set()
+
     def submission_errors(self, user: str, number: int, kind: str, digest: str) -> set[str]:
         if self.is_removed or user not in self.views:
             return {"TRAINING_NOT_FOUND"}
@@ -176,6 +191,24 @@ class Training:
             self.round.removed |= users & self.round.cohort
             self.judge(now)
 
+    def control(self, what: str, request: str, now: datetime) -> None:
+        """Pauses or resumes it, or stops it: AFTER_ROUND or NOW."""
+        if request in self.requests:
+            return
+        self.requests[request] = what
+        if what in ("pause", "resume"):
+            self.paused = what == "pause"
+            self._append_event("TrainingPaused" if self.paused else "TrainingResumed", "all")
+            if not self.paused and not self.is_open and not self.is_aggregating:
+                self._go_on(now)
+            return
+        self.stop = "NOW" if "NOW" in (what, self.stop) else what
+        if self.is_aggregating or (self.is_open and what == "AFTER_ROUND"):
+            self._append_event("StopRequested", "all")
+        else:
+            self._abandon()
+            self._complete()
+
     def remove(self) -> None:
         if self.is_removed:
             return
@@ -197,7 +230,7 @@ class Training:
         asked.expected = self._expected(len(asked.members))
         if not asked.members:
             self._abandon()
-            self._open(asked.kind, now)
+            self._go_on(now)
         elif len(asked.counted) >= asked.expected:
             asked.state = "AGGREGATING"
             if asked.kind == "EVALUATE":
@@ -210,17 +243,11 @@ class Training:
     def commit(self, now: datetime) -> None:
         done = self.round
         assert done is not None
-        done.state = "DONE"
+        done.state, self.fires = "DONE", None
         if done.kind == "TRAIN":
             self.versions.append(result_of(self.versions[-1], list(done.counted.values())))
         self._append_event("RoundClosed", "all")
-        if done.kind == "TRAIN" and self.evaluates:
-            self._open("EVALUATE", now)
-        elif len(self.versions) > self.target:
-            self.state, self.fires = "COMPLETED", None
-            self._append_event("TrainingFinished", "all")
-        else:
-            self._open("TRAIN", now)
+        self._go_on(now)
 
     def view(self, user: str) -> list[int]:
         """The sequences of the log that a user may read."""
@@ -237,6 +264,25 @@ class Training:
                 or (entry.audience == "cohort" and user in self.rounds[entry.number or 0].cohort)
             )
         ]
+
+    def _go_on(self, now: datetime) -> None:
+        """What follows a round that is over; nothing does during a pause."""
+        over = self.round
+        assert over is not None
+        if over.state == "ABANDONED":
+            following = over.kind
+        elif over.kind == "TRAIN" and self.evaluates:
+            following = "EVALUATE"
+        else:
+            following = "TRAIN" if len(self.versions) <= self.target else ""
+        if self.stop or not following:
+            self._complete()
+        elif not self.paused:
+            self._open(following, now)
+
+    def _complete(self) -> None:
+        self.state, self.paused, self.fires = "COMPLETED", False, None
+        self._append_event("TrainingFinished", "all")
 
     def _open(self, kind: str, now: datetime) -> None:
         if not self.present:
@@ -265,7 +311,7 @@ class Training:
 
     def _fail(self, reason: str) -> None:
         self._abandon()
-        self.state, self.failure = "ERROR", reason
+        self.state, self.failure, self.paused = "ERROR", reason, False
         self._append_event("TrainingFailed", "all")
 
     def _abandon(self) -> None:

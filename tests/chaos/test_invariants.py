@@ -28,8 +28,9 @@ def undamaged(tmp_path_factory: pytest.TempPathFactory) -> DamagedRun:
         history = History(folder / "history.jsonl")
         client = RetryingClient(server.address, history, server.admin_token, lambda: None, server.data_dir)
         for seed in SEEDS:
-            RandomTraining(client, f"damage {seed}", odd=0).run()
+            RandomTraining(client, f"damage {seed}", odd=0, controlled=0).run()
         ShortTraining(client, "damage").fail()
+        ShortTraining(client, "damage").control()
         client.close()
         history.close()
         first.kill()
@@ -341,6 +342,32 @@ def a_round_waits(run: DamagedRun) -> None:
 @breaks("trainings_end")
 def a_training_runs(run: DamagedRun) -> None:
     run.sql("UPDATE training SET state = 'ONGOING' WHERE remove_time IS NULL")
+
+
+@breaks("changes_are_made_once")
+def a_pause_is_lost(run: DamagedRun) -> None:
+    run.acknowledge("controlled", training_id=run.one(MADE)[4], request_id="unknown", what="PauseTraining")
+
+
+@breaks("changes_are_made_once")
+def a_change_was_made_twice(run: DamagedRun) -> None:
+    run.sql("DELETE FROM control_request WHERE action = 'update_config'")
+
+
+@breaks("no_round_opens_when_it_may_not")
+def a_round_opens_after_a_stop(run: DamagedRun) -> None:
+    run.sql("UPDATE event SET kind = 'StopRequested' WHERE kind = 'TrainingStarted' AND audience = 'all'")
+
+
+@breaks("no_round_opens_when_it_may_not")
+def a_training_that_was_stopped_does_not_say_so(run: DamagedRun) -> None:
+    run.sql("UPDATE training SET stop = 'NOW' WHERE state = 'COMPLETED' AND stop IS NULL")
+
+
+@breaks("configurations_are_as_recorded")
+def a_subscriber_gets_another_configuration(run: DamagedRun) -> None:
+    training_id, number = run.one("SELECT training_id, number FROM round")
+    run.acknowledge("config", training_id=training_id, round=number, config={"rate": 0.123})
 
 
 @breaks("no_unexpected_answers")

@@ -197,6 +197,21 @@ class Rules(Machine):
         ):
             training.remove()
 
+    @precondition(lambda self: self.trainings)
+    @rule(
+        which=one,
+        by_client=seldom,
+        who=one,
+        what=st.sampled_from(["pause", "pause", "resume", "resume", "AFTER_ROUND", "NOW"]),
+        repeat=st.booleans(),
+        fault=faults,
+    )
+    def control(self, which: int, by_client: bool, who: int, what: str, repeat: bool, fault: Fault | None) -> None:
+        training = self._training(which)
+        before = [request for request, done in training.requests.items() if done == what]
+        request = before[-1] if repeat and before else str(uuid.uuid4())
+        self._control(training, self._client(who) if by_client else self.actor.user_id, what, request, fault)
+
     # Rounds.
 
     @precondition(lambda self: any(training.is_running for training in self.trainings))
@@ -255,6 +270,8 @@ class Rules(Machine):
 
     @rule(minutes=st.sampled_from([-90, -1, 1, 90]))
     def the_clock_is_set(self, minutes: int) -> None:
+        # Timers that a kill has left were armed anew before.
+        self._follow()
         self.clocks.jump(timedelta(minutes=minutes))
 
     # What can be seen.

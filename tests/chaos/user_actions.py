@@ -5,9 +5,10 @@ from typing import Any
 
 from calls import digest, new_id
 from chaos import tensors
+from chaos.random_control import client_config
 from chaos.random_training import CLOSED, RandomTraining
 from chaos.retrying_client import RetryingClient
-from fedround.v1 import model_pb2, round_pb2, training_pb2, user_pb2
+from fedround.v1 import control_pb2, model_pb2, round_pb2, training_pb2, user_pb2
 
 
 def users(client: RetryingClient, seed: str) -> None:
@@ -57,6 +58,20 @@ class ShortTraining(RandomTraining):
         report = round_pb2.SubmitMetricsRequest(training_id=self._training_id, round=0, num_examples=1)
         self._ask(self._present[0], self._client.rounds.SubmitMetrics, report, *CLOSED)
         self._remove_training()
+
+    def control(self) -> None:
+        """Starts, pauses, changes, resumes and stops the training; each change is made twice with the same id."""
+        self._gather()
+        self._start()
+        values = client_config(self._present[0].user_id, epochs=1)
+        for what, fields in {
+            "PauseTraining": {},
+            "UpdateConfig": {"client_config": values},
+            "ResumeTraining": {},
+            "StopTraining": {"when": control_pb2.STOP_NOW},
+        }.items():
+            self._control.change(self._actor, self._training_id, what, **fields)
+        self._follow()
 
     def miss_a_deadline(self) -> None:
         """Starts the training, and submits nothing before the deadline."""
@@ -137,6 +152,10 @@ def deadlines(client: RetryingClient, seed: str) -> None:
     ShortTraining(client, seed).miss_a_deadline()
 
 
+def control(client: RetryingClient, seed: str) -> None:
+    ShortTraining(client, seed).control()
+
+
 def damages(client: RetryingClient, seed: str) -> None:
     ShortTraining(client, seed).lose_an_update()
 
@@ -158,6 +177,7 @@ USER_ACTIONS: dict[str, Callable[[RetryingClient, str], Any]] = {
     "credential.": users,
     "model.": models,
     "training.": trainings,
+    "control.": control,
     "round.judge": deadlines,
     "deadline.": deadlines,
     "round.reopen": damages,

@@ -147,6 +147,7 @@ def test_training_wait_and_watch(server, command):
                 "model_id": MODEL,
                 "model_version": 5,
                 "stopped_early": False,
+                "stopped": False,
             }
         else:
             assert line == f"finished: version 5 of model {MODEL}"

@@ -16,7 +16,9 @@ from contracts.world import blob
 from damage import flip
 from fedround_server.blobs import BLOCK_BYTES
 from fedround_server.coordinator.aggregation import DAMAGE_DELAY, RETRY_DELAY
-from fedround_server.domain.errors import ModelDamaged
+from fedround_server.coordinator.served_files import ServedFile
+from fedround_server.domain.aggregation import FedDC
+from fedround_server.domain.errors import ModelDamaged, RoundNotFound
 from fedround_server.domain.event import RoundClosed, RoundExtended, RoundStarted, UpdateAccepted, UpdateLost
 from fedround_server.domain.model import BlobRef
 from fedround_server.domain.policy import OnMissed, RoundPolicy
@@ -126,6 +128,23 @@ async def test_a_round_waits_again_for_an_update_that_was_damaged(
     assert [(one["reason"], one["update_ids"]) for one in superseded] == [("file_damaged", [accepted[0]])]
     (counted,) = await recorded(store, "updates_counted")
     assert {one["update_id"] for one in counted["updates"]} == set(accepted[1:])
+
+
+@pytest.mark.parametrize("damage", KINDS_OF_DAMAGE.values(), ids=KINDS_OF_DAMAGE)
+async def test_a_damaged_update_is_assigned_to_nobody(
+    store: Store, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    async with coordinating(store, tmp_path) as coordination:
+        chain = FedDC(daisy_period=1, aggregation_period=2)
+        actor, (hit, *others), training = await damaged_round(coordination, 3, damage, aggregation=chain)
+        await reopened(coordination, training.training_id, actor)
+        with pytest.raises(RoundNotFound):
+            await store.rounds.assigned(training.training_id, 1, others[0])
+        await coordination.submit(training.training_id, 0, hit)
+        await coordination.until(actor, training.training_id, lambda training: training.round == 1)
+        await store.rounds.assigned(training.training_id, 1, others[0])
+    (superseded,) = await recorded(store, "updates_superseded")
+    assert superseded["reason"] == "file_damaged"
 
 
 async def test_all_damaged_updates_of_a_round_are_asked_for_at_once(store: Store, tmp_path: Path) -> None:
@@ -246,14 +265,14 @@ async def test_a_file_of_an_earlier_version_is_verified_when_it_is_read_first(st
         (old,) = [put(coordination.context.blobs, b"zeros")]
         known = await store.models.get_version(training.model_id, 0, actor)
         assert known.blob.checksums == b""
-        assert [chunk.data async for chunk in models.read("it", known.blob, 0)] == [b"zeros"]
+        assert [chunk.data async for chunk in models.read(ServedFile.of("it", 0, known.blob), 0)] == [b"zeros"]
         known = await store.models.get_version(training.model_id, 0, actor)
         assert known.blob.checksums == old.checksums
         other = put(coordination.context.blobs, data)
         flip(coordination.context.blobs.files.local_path(other), -1)
         with pytest.raises(ModelDamaged, match=f"it cannot be read: on the server, the file objects/.*{other.sha256}"):
-            [chunk async for chunk in models.read("it", BlobRef(other.sha256, len(data)), 0)]
-        chunks = models.read("it", other, 0)
+            [chunk async for chunk in models.read(ServedFile.of("it", 0, BlobRef(other.sha256, len(data))), 0)]
+        chunks = models.read(ServedFile.of("it", 0, other), 0)
         assert (await anext(chunks)).data == data[:BLOCK_BYTES]
         with pytest.raises(ModelDamaged) as raised:
             await anext(chunks)

@@ -10,11 +10,11 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from calls import TIMEOUT, model_file
-from fedround.v1 import training_pb2, training_pb2_grpc, user_pb2, user_pb2_grpc
+from fedround.v1 import control_pb2, control_pb2_grpc, training_pb2, training_pb2_grpc, user_pb2, user_pb2_grpc
 from fedround_server.domain.user import Role
 from fedround_server.grpc_server import SERVICES
 from fedround_server.methods import METHODS
-from service.rules import ID, OK, RULES, UNKNOWN, Rule
+from service.rules import ID, OK, PAUSE, RULES, UNKNOWN, Rule
 
 RPCS = {f"/{service.full_name}/{method.name}": method for service in SERVICES for method in service.methods}
 OBJECTS = ("own", "foreign", "missing")
@@ -138,6 +138,8 @@ class Site:
         made = (await trainings.CreateTraining([message], metadata=actor)).training
         start = training_pb2.StartTrainingRequest(training_id=made.training_id)
         await trainings.StartTraining(start, metadata=actor)
+        pause = control_pb2.PauseTrainingRequest(training_id=made.training_id, request_id=PAUSE)
+        await control_pb2_grpc.ControlServiceStub(self.channel).PauseTraining(pause, metadata=actor)
         return {"training": made.training_id, "model": made.model_id, "user": user_id}
 
 

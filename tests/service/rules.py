@@ -5,6 +5,7 @@ from typing import Any
 
 ID = "<the object's id>"
 UNKNOWN = "00000000-0000-4000-8000-000000000000"
+PAUSE = "00000000-0000-4000-8000-000000000001"
 OK = "OK"
 
 
@@ -71,6 +72,13 @@ RULES = {
     "/fedround.v1.TrainingService/RemoveClients": training("UNKNOWN_CLIENTS", "NOT_ACTOR", client_ids=[UNKNOWN]),
     "/fedround.v1.TrainingService/RemoveTraining": training("TRAINING_RUNNING", "NOT_ACTOR"),
     "/fedround.v1.TrainingService/StartTraining": training("TRAINING_NOT_INITIAL", "NOT_ACTOR"),
+    # Its trainings have an open round, and are paused by a request with this id.
+    "/fedround.v1.ControlService/StopTraining": training(OK, "NOT_ACTOR"),
+    "/fedround.v1.ControlService/PauseTraining": training("TRAINING_PAUSED", "NOT_ACTOR"),
+    "/fedround.v1.ControlService/ResumeTraining": training("FIELD_INVALID", "NOT_ACTOR", request_id=PAUSE),
+    "/fedround.v1.ControlService/UpdateConfig": training(
+        "UNKNOWN_CLIENTS", "NOT_ACTOR", client_config={UNKNOWN: {"values": {"rate": {"double_value": 0.1}}}}
+    ),
     "/fedround.v1.RoundService/Subscribe": training(OK, OK),
     # Here the actor is like any other user: it takes no part in its own training.
     "/fedround.v1.RoundService/SubmitUpdate": Rule(

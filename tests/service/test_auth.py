@@ -41,6 +41,12 @@ TABLE: dict[str, dict[str, set[str] | None]] = {
         "RemoveTraining": USERS,
         "StartTraining": USERS,
     },
+    "fedround.v1.ControlService": {
+        "StopTraining": USERS,
+        "PauseTraining": USERS,
+        "ResumeTraining": USERS,
+        "UpdateConfig": USERS,
+    },
     "fedround.v1.RoundService": {
         "Subscribe": USERS,
         "SubmitUpdate": USERS,

@@ -8,7 +8,7 @@ import grpc
 import pytest
 
 from calls import TIMEOUT, Person, fails_with, kinds, model_file, new_id, read_error, update_spec
-from fedround.v1 import inference_pb2, model_pb2, round_pb2, training_pb2, user_pb2
+from fedround.v1 import config_pb2, control_pb2, inference_pb2, model_pb2, round_pb2, training_pb2, user_pb2
 from service.uploads import belongings
 
 UUID = "caa9ec9f-fada-4829-ade5-e642e28628c3"
@@ -32,6 +32,7 @@ class Method:
         messages: Any = {
             "users": user_pb2,
             "trainings": training_pb2,
+            "control": control_pb2,
             "rounds": round_pb2,
             "models": model_pb2,
             "inference": inference_pb2,
@@ -45,6 +46,7 @@ class Method:
 
 
 ANY_CLIENT = {"client_ids": [new_id()]}
+CHANGES = {"config": {"rate": config_pb2.ConfigValue(double_value=0.1)}}
 METHODS = [
     Method("users", "GetUser", "user_id", USER),
     Method("users", "RemoveUser", "user_id", USER),
@@ -55,6 +57,13 @@ METHODS = [
     Method("trainings", "RegisterClients", "training_id", TRAIN, ANY_CLIENT),
     Method("trainings", "RemoveClients", "training_id", TRAIN, ANY_CLIENT),
     Method("trainings", "RemoveTraining", "training_id", TRAIN, {"force": True}),
+    *(Method("control", name, "training_id", TRAIN) for name in ("StopTraining", "PauseTraining", "ResumeTraining")),
+    *(
+        Method("control", name, "request_id", needs={"training_id": new_id()}, optional=True)
+        for name in ("StopTraining", "PauseTraining", "ResumeTraining")
+    ),
+    Method("control", "UpdateConfig", "training_id", TRAIN, CHANGES),
+    Method("control", "UpdateConfig", "request_id", needs={"training_id": new_id(), **CHANGES}, optional=True),
     Method("rounds", "Subscribe", "training_id", TRAIN, optional=True),
     Method("rounds", "GetRound", "training_id", TRAIN),
     Method("rounds", "SubmitMetrics", "training_id", TRAIN, {"num_examples": 1}),

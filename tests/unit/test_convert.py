@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 from contracts.world import SPEC, new_id
 from fedround_server.coordinator.round_status import Explanation, MemberView
+from fedround_server.domain.config import check_size
 from fedround_server.domain.rejected_update import MAX_MESSAGE, RejectedUpdate
 from fedround_server.domain.rounds import KINDS
 from fedround_server.domain.rounds.round import Round, RoundMember, RoundState, RoundView
@@ -45,7 +46,16 @@ def test_rejected_updates_leave_room_for_the_rest_of_a_round() -> None:
 
 def test_a_training_of_very_many_participants() -> None:
     ids = tuple(sorted(new_id() for _ in range(60_000)))
-    spec = replace(SPEC, description=LONGEST * 50, client_ids=ids[:10_000], metric_names=("n" * 100,) * 100)
+    # As large as a configuration may be.
+    own = {user_id: {"n" * 8: 0.1, "m" * 8: 1} for user_id in ids[:9_000]}
+    check_size("spec.config", {}, own)
+    spec = replace(
+        SPEC,
+        description=LONGEST * 50,
+        client_ids=ids[:10_000],
+        metric_names=("n" * 100,) * 100,
+        client_config=own,
+    )
     found = replace(TRAINING, spec=spec, participant_ids=ids, num_participants=len(ids))
     shown = convert.training(found, found.actor_id)
     assert (tuple(shown.participant_ids), shown.num_participants) == (ids[:10_000], 60_000)

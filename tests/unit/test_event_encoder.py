@@ -49,6 +49,18 @@ def test_another_view_has_a_message_of_its_own(one: Event, other: Event) -> None
     assert convert.event(one) != convert.event(other)
 
 
+def test_values_of_a_single_participant_are_for_nobody_else() -> None:
+    common, own = {"epochs": 1}, {"one": {"epochs": 2}, "other": {"epochs": True}, "third": {"epochs": 1.0}}
+    given = {"": common, **own}
+    shown = [event(replace(STARTED, config=config, config_of=user)) for user, config in given.items()]
+    encoder = EventEncoder()
+    for one in (*shown, *shown):
+        assert encoder.encode(one) == convert.event(one)
+    assert len({encoder.encode(one).SerializeToString() for one in shown}) == 4
+    # They take no room from what many get.
+    assert len(encoder._encoded) == 1
+
+
 def test_only_the_last_events_are_kept() -> None:
     encoder = EventEncoder()
     for sequence in range(3 * CAPACITY):

@@ -8,7 +8,7 @@ from typing import Any
 
 from google.protobuf.message import Message
 
-from fedround.v1.event_pb2 import ROUND_KIND_EVALUATE, Event, RoundKind, RoundStarted, UpdateAccepted
+from fedround.v1.event_pb2 import ROUND_KIND_EVALUATE, Event, RoundKind, RoundStarted, TrainingFinished, UpdateAccepted
 from fedround.v1.round_pb2 import ROUND_STATE_OPEN, ROUND_STATE_PENDING
 from fedround.v1.training_pb2 import Training
 from fedround_client.client import Client
@@ -63,8 +63,14 @@ class EventLines:
                 " the others are told that they are free"
             ),
             "client_removed": lambda _, one: f"{self._user(one.client_id)} was removed",
+            "training_paused": lambda *_: "paused by its actor: no further round opens",
+            "training_resumed": lambda *_: "resumed by its actor",
+            "stop_requested": lambda *_: "stopped by its actor: it ends after this round",
+            "config_updated": lambda training_id, one: (
+                f"the configuration is changed from {self._round(training_id, one.from_round)} on"
+            ),
             "training_finished": lambda _, one: (
-                f"finished{' early' if one.stopped_early else ''}: version {one.model_version} of model {one.model_id}"
+                f"{_how_it_ended(one)}: version {one.model_version} of model {one.model_id}"
             ),
             "training_failed": lambda _, one: f"failed: {one.reason}: {one.message}",
             "training_removed": lambda _, one: "the training was removed",
@@ -149,6 +155,12 @@ class EventLines:
         number = fields.pop("round", None)
         where = f"{self._round(training_id, number)}: " if isinstance(number, int) else ""
         return f"{where}{kind.replace('_', ' ')} " + ", ".join(f"{name}: {value}" for name, value in fields.items())
+
+
+def _how_it_ended(finished: TrainingFinished) -> str:
+    if finished.stopped:
+        return "stopped by its actor"
+    return "finished early" if finished.stopped_early else "finished"
 
 
 def _metrics(metrics: Mapping[str, float]) -> str:

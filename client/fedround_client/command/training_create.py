@@ -22,6 +22,7 @@ from fedround_client.command.cohort import (
     WaitAfterMinOption,
     cohort_option,
 )
+from fedround_client.command.config_options import ClientConfigOptions, ConfigOptions, parse, parse_clients
 from fedround_client.command.model import NonFiniteOption
 from fedround_client.command.output import UINT32, Format, FormatOption, progress
 from fedround_client.command.session import client_of
@@ -171,6 +172,22 @@ def create(
             " rounds them. num_batches_tracked gets the maximum.",
         ),
     ] = IntegerTensorsChoice.HEAVIEST,
+    trainable: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="GLOB",
+            help="Updates contain only tensors with matching names, such as '*.lora_?'; repeat for more.",
+        ),
+    ] = None,
+    private: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Tensors that each participant keeps, and never sends; repeat for more."),
+    ] = None,
+    external_base: Annotated[
+        str, typer.Option(metavar="SHA256", help="Digest of a file of other tensors that only the participants have.")
+    ] = "",
+    config: ConfigOptions = None,
+    client_config: ClientConfigOptions = None,
     form: FormatOption = Format.TABLE,
 ) -> None:
     """Create a training from a model file or a stored model."""
@@ -210,6 +227,7 @@ def create(
         last_versions=last_versions,
         members=member,
     )
+    values = parse(config or ())
     with client_of(context) as connection, progress("upload") as report:
         client_ids = names.user_ids(connection, client or ())
         training = connection.create_training(
@@ -240,6 +258,11 @@ def create(
             update_precision=update_precision.value,
             allow_non_finite_buffers=allow_non_finite_buffers,
             integer_tensors=integer_tensors.value,
+            trainable=trainable or (),
+            private=private or (),
+            external_base_sha256=external_base,
+            config=values,
+            client_config=parse_clients(connection, client_config or ()),
             progress=report,
         )
     show_training(training, form)

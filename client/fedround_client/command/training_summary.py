@@ -7,12 +7,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from fedround.v1.event_pb2 import ROUND_KIND_EVALUATE, ROUND_KIND_SWAG, RoundKind
 from fedround.v1.round_pb2 import ROUND_STATE_PENDING, CohortDraw, Round, RoundParticipant, RoundState
 from fedround.v1.training_pb2 import (
+    TRAINING_STATE_COMPLETED,
     TRAINING_STATE_ERROR,
     TRAINING_STATE_INITIAL,
     ParticipantFailure,
     Training,
     TrainingState,
 )
+from fedround_client.command.config_options import client_config_text, config_text
 from fedround_client.command.output import Format, enum_name, show, show_fields, when
 from fedround_client.round_number import planned_rounds, round_text
 
@@ -49,7 +51,7 @@ def round_lines(found: Round, planned: int | None) -> Iterator[tuple[str, object
     """Yields what a round is and waits for, in words."""
     attempts = f", attempt {found.attempt} of {found.max_attempts}" if found.max_attempts > 1 else ""
     yield "round", f"{round_text(found.number, planned).removeprefix('round ')}: {task(found.kind)}{attempts}"
-    yield "state", f"{enum_name(RoundState, found.state).lower()}, from version {found.model_version}"
+    yield "round state", f"{enum_name(RoundState, found.state).lower()}, from version {found.model_version}"
     if found.state != ROUND_STATE_PENDING:
         yield "arrived", _arrived(found.kind, found.updates_arrived, found.updates_expected)
     if found.HasField("draw"):
@@ -112,7 +114,12 @@ def _lines(training: Training, current: Round | None, names: Mapping[str, str]) 
         yield "best", f"version {training.best_version}: {spec.selection.metric} {training.best_value:.6g}"
     yield "participants", _participants(training, names)
     yield "aggregation", _ALGORITHMS.get(spec.aggregation.WhichOneof("algorithm") or "", "")
+    yield "trainable", ", ".join(spec.tensors.trainable)
+    yield "private", ", ".join(spec.tensors.private)
+    yield "external base", spec.tensors.external_base_sha256
     yield "metrics", ", ".join(spec.metric_names)
+    yield "config", config_text(spec.config)
+    yield "client config", client_config_text(spec.client_config, names)
     yield "created", when(training.create_time)
     yield "started", when(training.start_time)
     yield "changed", when(training.update_time)
@@ -123,7 +130,12 @@ def _state(training: Training) -> str:
         return f"failed: {training.error.reason}: {training.error.message}"
     if training.state == TRAINING_STATE_INITIAL:
         return "not started: `fedround training start` opens the first round"
-    return enum_name(TrainingState, training.state).lower()
+    state = enum_name(TrainingState, training.state).lower()
+    if training.state == TRAINING_STATE_COMPLETED:
+        return f"{state}: stopped by its actor" if training.stopped else state
+    if training.stopped:
+        return f"{state}, stops after this round"
+    return f"{state}, paused: `fedround training resume` has rounds opened again" if training.paused else state
 
 
 def _participants(training: Training, names: Mapping[str, str]) -> str:

@@ -62,6 +62,9 @@ __all__ = [
     "TrainingEnded",
     "TrainingNotFound",
     "TrainingNotInitial",
+    "TrainingNotPaused",
+    "TrainingNotRunning",
+    "TrainingPaused",
     "TrainingRunning",
     "UnknownClients",
     "UpdateExists",
@@ -188,6 +191,18 @@ class TrainingRunning(FailedPrecondition, reason="TRAINING_RUNNING"):
 
 class TrainingEnded(FailedPrecondition, reason="TRAINING_ENDED"):
     """The training has ended."""
+
+
+class TrainingNotRunning(FailedPrecondition, reason="TRAINING_NOT_RUNNING"):
+    """The training has not been started, or has ended: it cannot be stopped, paused, resumed or changed."""
+
+
+class TrainingPaused(FailedPrecondition, reason="TRAINING_PAUSED"):
+    """The training is paused already."""
+
+
+class TrainingNotPaused(FailedPrecondition, reason="TRAINING_NOT_PAUSED"):
+    """The training is not paused, so it cannot be resumed."""
 
 
 class LastParticipant(FailedPrecondition, reason="LAST_PARTICIPANT"):

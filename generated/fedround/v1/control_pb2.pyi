@@ -63,7 +63,7 @@ class StopTrainingRequest(_message.Message):
     when: Global___Stop.ValueType
     """When it stops."""
     request_id: _builtins.str
-    """UUID chosen by the caller."""
+    """UUID chosen by the caller, a new one for each change; empty if the call is not repeated."""
     def __init__(
         self,
         *,
@@ -114,7 +114,7 @@ class PauseTrainingRequest(_message.Message):
     training_id: _builtins.str
     """UUID of the training."""
     request_id: _builtins.str
-    """UUID chosen by the caller."""
+    """UUID chosen by the caller, a new one for each change; empty if the call is not repeated."""
     def __init__(
         self,
         *,
@@ -164,7 +164,7 @@ class ResumeTrainingRequest(_message.Message):
     training_id: _builtins.str
     """UUID of the training."""
     request_id: _builtins.str
-    """UUID chosen by the caller."""
+    """UUID chosen by the caller, a new one for each change; empty if the call is not repeated."""
     def __init__(
         self,
         *,
@@ -258,14 +258,16 @@ class UpdateConfigRequest(_message.Message):
     training_id: _builtins.str
     """UUID of the training."""
     request_id: _builtins.str
-    """UUID chosen by the caller."""
+    """UUID chosen by the caller, a new one for each change; empty if the call is not repeated."""
     @_builtins.property
     def config(self) -> _containers.MessageMap[_builtins.str, _config_pb2.ConfigValue]:
-        """The new values by name; a name without a value is removed."""
+        """The new values by name; a name without a value is removed, and other values stay. At most 100 values remain."""
 
     @_builtins.property
     def client_config(self) -> _containers.MessageMap[_builtins.str, _config_pb2.Config]:
-        """The new values of single participants, by their ids, on top of config; as in TrainingSpec."""
+        """The new values of single participants, by their ids, on top of config. Likewise, a name without a value is removed,
+        and other values stay.
+        """
 
     def __init__(
         self,

@@ -27,7 +27,8 @@ if _version_not_supported:
 
 class ControlServiceStub(object):
     """Stops, pauses and changes running trainings. For the actor who created the training. A call that is repeated with the
-    same request_id changes nothing more, and is answered with the training as it is.
+    same request_id changes nothing more, and is answered with the training as it is. Trainings that have ended are rejected
+    with TRAINING_NOT_RUNNING, and so are those that have not been started, except by UpdateConfig.
     """
 
     def __init__(self, channel):
@@ -60,32 +61,35 @@ class ControlServiceStub(object):
 
 class ControlServiceServicer(object):
     """Stops, pauses and changes running trainings. For the actor who created the training. A call that is repeated with the
-    same request_id changes nothing more, and is answered with the training as it is.
+    same request_id changes nothing more, and is answered with the training as it is. Trainings that have ended are rejected
+    with TRAINING_NOT_RUNNING, and so are those that have not been started, except by UpdateConfig.
     """
 
     def StopTraining(self, request, context):
-        """Ends a training before its target: it becomes COMPLETED with the versions that it has, and `stopped` is set.
+        """Ends a training before its target: it becomes COMPLETED with the versions that it has, and `stopped` is set. A
+        training that is asked to stop after its round may be stopped at once by another call.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PauseTraining(self, request, context):
-        """Has no further round opened until the training is resumed. An open round continues to its end.
+        """Has no further round opened until the training is resumed. An open round continues to its end, with its deadline.
+        TRAINING_PAUSED if the training is paused already.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ResumeTraining(self, request, context):
-        """Ends a pause; the next round opens at once.
+        """Ends a pause; the next round opens at once, unless one is open. TRAINING_NOT_PAUSED if the training is not paused.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UpdateConfig(self, request, context):
-        """Replaces the configuration from the next round on.
+        """Changes the configuration from the next round on. An open round keeps the values that it was opened with.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -124,7 +128,8 @@ def add_ControlServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class ControlService(object):
     """Stops, pauses and changes running trainings. For the actor who created the training. A call that is repeated with the
-    same request_id changes nothing more, and is answered with the training as it is.
+    same request_id changes nothing more, and is answered with the training as it is. Trainings that have ended are rejected
+    with TRAINING_NOT_RUNNING, and so are those that have not been started, except by UpdateConfig.
     """
 
     @staticmethod

@@ -28,7 +28,8 @@ GRPC_VERSION: str
 
 class ControlServiceStub:
     """Stops, pauses and changes running trainings. For the actor who created the training. A call that is repeated with the
-    same request_id changes nothing more, and is answered with the training as it is.
+    same request_id changes nothing more, and is answered with the training as it is. Trainings that have ended are rejected
+    with TRAINING_NOT_RUNNING, and so are those that have not been started, except by UpdateConfig.
     """
 
     @_typing.overload
@@ -36,33 +37,43 @@ class ControlServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ControlServiceAsyncStub: ...
     StopTraining: _grpc.UnaryUnaryMultiCallable[_control_pb2.StopTrainingRequest, _control_pb2.StopTrainingResponse]
-    """Ends a training before its target: it becomes COMPLETED with the versions that it has, and `stopped` is set."""
+    """Ends a training before its target: it becomes COMPLETED with the versions that it has, and `stopped` is set. A
+    training that is asked to stop after its round may be stopped at once by another call.
+    """
     PauseTraining: _grpc.UnaryUnaryMultiCallable[_control_pb2.PauseTrainingRequest, _control_pb2.PauseTrainingResponse]
-    """Has no further round opened until the training is resumed. An open round continues to its end."""
+    """Has no further round opened until the training is resumed. An open round continues to its end, with its deadline.
+    TRAINING_PAUSED if the training is paused already.
+    """
     ResumeTraining: _grpc.UnaryUnaryMultiCallable[_control_pb2.ResumeTrainingRequest, _control_pb2.ResumeTrainingResponse]
-    """Ends a pause; the next round opens at once."""
+    """Ends a pause; the next round opens at once, unless one is open. TRAINING_NOT_PAUSED if the training is not paused."""
     UpdateConfig: _grpc.UnaryUnaryMultiCallable[_control_pb2.UpdateConfigRequest, _control_pb2.UpdateConfigResponse]
-    """Replaces the configuration from the next round on."""
+    """Changes the configuration from the next round on. An open round keeps the values that it was opened with."""
 
 @_typing.type_check_only
 class ControlServiceAsyncStub(ControlServiceStub):
     """Stops, pauses and changes running trainings. For the actor who created the training. A call that is repeated with the
-    same request_id changes nothing more, and is answered with the training as it is.
+    same request_id changes nothing more, and is answered with the training as it is. Trainings that have ended are rejected
+    with TRAINING_NOT_RUNNING, and so are those that have not been started, except by UpdateConfig.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     StopTraining: _aio.UnaryUnaryMultiCallable[_control_pb2.StopTrainingRequest, _control_pb2.StopTrainingResponse]  # type: ignore[assignment]
-    """Ends a training before its target: it becomes COMPLETED with the versions that it has, and `stopped` is set."""
+    """Ends a training before its target: it becomes COMPLETED with the versions that it has, and `stopped` is set. A
+    training that is asked to stop after its round may be stopped at once by another call.
+    """
     PauseTraining: _aio.UnaryUnaryMultiCallable[_control_pb2.PauseTrainingRequest, _control_pb2.PauseTrainingResponse]  # type: ignore[assignment]
-    """Has no further round opened until the training is resumed. An open round continues to its end."""
+    """Has no further round opened until the training is resumed. An open round continues to its end, with its deadline.
+    TRAINING_PAUSED if the training is paused already.
+    """
     ResumeTraining: _aio.UnaryUnaryMultiCallable[_control_pb2.ResumeTrainingRequest, _control_pb2.ResumeTrainingResponse]  # type: ignore[assignment]
-    """Ends a pause; the next round opens at once."""
+    """Ends a pause; the next round opens at once, unless one is open. TRAINING_NOT_PAUSED if the training is not paused."""
     UpdateConfig: _aio.UnaryUnaryMultiCallable[_control_pb2.UpdateConfigRequest, _control_pb2.UpdateConfigResponse]  # type: ignore[assignment]
-    """Replaces the configuration from the next round on."""
+    """Changes the configuration from the next round on. An open round keeps the values that it was opened with."""
 
 class ControlServiceServicer(metaclass=_abc_1.ABCMeta):
     """Stops, pauses and changes running trainings. For the actor who created the training. A call that is repeated with the
-    same request_id changes nothing more, and is answered with the training as it is.
+    same request_id changes nothing more, and is answered with the training as it is. Trainings that have ended are rejected
+    with TRAINING_NOT_RUNNING, and so are those that have not been started, except by UpdateConfig.
     """
 
     @_abc_1.abstractmethod
@@ -71,7 +82,9 @@ class ControlServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _control_pb2.StopTrainingRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_control_pb2.StopTrainingResponse, _abc.Awaitable[_control_pb2.StopTrainingResponse]]:
-        """Ends a training before its target: it becomes COMPLETED with the versions that it has, and `stopped` is set."""
+        """Ends a training before its target: it becomes COMPLETED with the versions that it has, and `stopped` is set. A
+        training that is asked to stop after its round may be stopped at once by another call.
+        """
 
     @_abc_1.abstractmethod
     def PauseTraining(
@@ -79,7 +92,9 @@ class ControlServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _control_pb2.PauseTrainingRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_control_pb2.PauseTrainingResponse, _abc.Awaitable[_control_pb2.PauseTrainingResponse]]:
-        """Has no further round opened until the training is resumed. An open round continues to its end."""
+        """Has no further round opened until the training is resumed. An open round continues to its end, with its deadline.
+        TRAINING_PAUSED if the training is paused already.
+        """
 
     @_abc_1.abstractmethod
     def ResumeTraining(
@@ -87,7 +102,7 @@ class ControlServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _control_pb2.ResumeTrainingRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_control_pb2.ResumeTrainingResponse, _abc.Awaitable[_control_pb2.ResumeTrainingResponse]]:
-        """Ends a pause; the next round opens at once."""
+        """Ends a pause; the next round opens at once, unless one is open. TRAINING_NOT_PAUSED if the training is not paused."""
 
     @_abc_1.abstractmethod
     def UpdateConfig(
@@ -95,6 +110,6 @@ class ControlServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _control_pb2.UpdateConfigRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_control_pb2.UpdateConfigResponse, _abc.Awaitable[_control_pb2.UpdateConfigResponse]]:
-        """Replaces the configuration from the next round on."""
+        """Changes the configuration from the next round on. An open round keeps the values that it was opened with."""
 
 def add_ControlServiceServicer_to_server(servicer: ControlServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

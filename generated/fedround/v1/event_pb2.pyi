@@ -80,6 +80,10 @@ class ModelInfo(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     SHA256_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    BASE_SHA256_FIELD_NUMBER: _builtins.int
+    BASE_SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    DELTA_SHA256_FIELD_NUMBER: _builtins.int
+    DELTA_SIZE_BYTES_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     """UUID of the model."""
     version: _builtins.int
@@ -88,6 +92,16 @@ class ModelInfo(_message.Message):
     """SHA-256 of the file, in hex."""
     size_bytes: _builtins.int
     """Size of the file in bytes."""
+    base_sha256: _builtins.str
+    """SHA-256, in hex, of the base, if the version is stored as a base and a delta: the file of tensors that all versions
+    of the model share. Empty if the version is stored whole, and with the info of a download.
+    """
+    base_size_bytes: _builtins.int
+    """Size of the base in bytes."""
+    delta_sha256: _builtins.str
+    """SHA-256, in hex, of the delta: the file of the tensors that replace those of the base."""
+    delta_size_bytes: _builtins.int
+    """Size of the delta in bytes."""
     def __init__(
         self,
         *,
@@ -95,10 +109,14 @@ class ModelInfo(_message.Message):
         version: _builtins.int = ...,
         sha256: _builtins.str = ...,
         size_bytes: _builtins.int = ...,
+        base_sha256: _builtins.str = ...,
+        base_size_bytes: _builtins.int = ...,
+        delta_sha256: _builtins.str = ...,
+        delta_size_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_id", b"model_id", "sha256", b"sha256", "size_bytes", b"size_bytes", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_sha256", b"base_sha256", "base_size_bytes", b"base_size_bytes", "delta_sha256", b"delta_sha256", "delta_size_bytes", b"delta_size_bytes", "model_id", b"model_id", "sha256", b"sha256", "size_bytes", b"size_bytes", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -151,6 +169,10 @@ class Event(_message.Message):
     PARTICIPANT_FAILED_FIELD_NUMBER: _builtins.int
     UPDATE_LOST_FIELD_NUMBER: _builtins.int
     WORK_NOT_NEEDED_FIELD_NUMBER: _builtins.int
+    TRAINING_PAUSED_FIELD_NUMBER: _builtins.int
+    TRAINING_RESUMED_FIELD_NUMBER: _builtins.int
+    STOP_REQUESTED_FIELD_NUMBER: _builtins.int
+    CONFIG_UPDATED_FIELD_NUMBER: _builtins.int
     training_id: _builtins.str
     """UUID of the training; empty in heartbeat and going_away messages of a subscription to all trainings."""
     sequence: _builtins.int
@@ -187,7 +209,7 @@ class Event(_message.Message):
 
     @_builtins.property
     def training_finished(self) -> Global___TrainingFinished:
-        """The training reached its target, or stopped early. The last event of a training."""
+        """The training reached its target, stopped early, or was stopped by its actor. The last event of a training."""
 
     @_builtins.property
     def training_failed(self) -> Global___TrainingFailed:
@@ -225,6 +247,22 @@ class Event(_message.Message):
         a cohort, to the actor and to the members of the round's cohort that have not submitted.
         """
 
+    @_builtins.property
+    def training_paused(self) -> Global___TrainingPaused:
+        """The actor paused the training."""
+
+    @_builtins.property
+    def training_resumed(self) -> Global___TrainingResumed:
+        """The actor resumed the training."""
+
+    @_builtins.property
+    def stop_requested(self) -> Global___StopRequested:
+        """The actor asked to stop the training after the round that is open or being aggregated."""
+
+    @_builtins.property
+    def config_updated(self) -> Global___ConfigUpdated:
+        """The actor changed the configuration. Sent to the actor only: participants get the values with the next round."""
+
     def __init__(
         self,
         *,
@@ -245,12 +283,16 @@ class Event(_message.Message):
         participant_failed: Global___ParticipantFailed | None = ...,
         update_lost: Global___UpdateLost | None = ...,
         work_not_needed: Global___WorkNotNeeded | None = ...,
+        training_paused: Global___TrainingPaused | None = ...,
+        training_resumed: Global___TrainingResumed | None = ...,
+        stop_requested: Global___StopRequested | None = ...,
+        config_updated: Global___ConfigUpdated | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["client_removed", b"client_removed", "create_time", b"create_time", "going_away", b"going_away", "heartbeat", b"heartbeat", "participant_failed", b"participant_failed", "payload", b"payload", "round_closed", b"round_closed", "round_extended", b"round_extended", "round_started", b"round_started", "training_failed", b"training_failed", "training_finished", b"training_finished", "training_removed", b"training_removed", "training_started", b"training_started", "update_accepted", b"update_accepted", "update_lost", b"update_lost", "work_not_needed", b"work_not_needed"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["client_removed", b"client_removed", "config_updated", b"config_updated", "create_time", b"create_time", "going_away", b"going_away", "heartbeat", b"heartbeat", "participant_failed", b"participant_failed", "payload", b"payload", "round_closed", b"round_closed", "round_extended", b"round_extended", "round_started", b"round_started", "stop_requested", b"stop_requested", "training_failed", b"training_failed", "training_finished", b"training_finished", "training_paused", b"training_paused", "training_removed", b"training_removed", "training_resumed", b"training_resumed", "training_started", b"training_started", "update_accepted", b"update_accepted", "update_lost", b"update_lost", "work_not_needed", b"work_not_needed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_removed", b"client_removed", "create_time", b"create_time", "going_away", b"going_away", "heartbeat", b"heartbeat", "participant_failed", b"participant_failed", "payload", b"payload", "round_closed", b"round_closed", "round_extended", b"round_extended", "round_started", b"round_started", "sequence", b"sequence", "training_failed", b"training_failed", "training_finished", b"training_finished", "training_id", b"training_id", "training_removed", b"training_removed", "training_started", b"training_started", "update_accepted", b"update_accepted", "update_lost", b"update_lost", "work_not_needed", b"work_not_needed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_removed", b"client_removed", "config_updated", b"config_updated", "create_time", b"create_time", "going_away", b"going_away", "heartbeat", b"heartbeat", "participant_failed", b"participant_failed", "payload", b"payload", "round_closed", b"round_closed", "round_extended", b"round_extended", "round_started", b"round_started", "sequence", b"sequence", "stop_requested", b"stop_requested", "training_failed", b"training_failed", "training_finished", b"training_finished", "training_id", b"training_id", "training_paused", b"training_paused", "training_removed", b"training_removed", "training_resumed", b"training_resumed", "training_started", b"training_started", "update_accepted", b"update_accepted", "update_lost", b"update_lost", "work_not_needed", b"work_not_needed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["training_started", "round_started", "update_accepted", "round_closed", "client_removed", "training_finished", "training_failed", "training_removed", "heartbeat", "going_away", "round_extended", "participant_failed", "update_lost", "work_not_needed"]  # noqa: Y015
+    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["training_started", "round_started", "update_accepted", "round_closed", "client_removed", "training_finished", "training_failed", "training_removed", "heartbeat", "going_away", "round_extended", "participant_failed", "update_lost", "work_not_needed", "training_paused", "training_resumed", "stop_requested", "config_updated"]  # noqa: Y015
     _WhichOneofArgType_payload: _TypeAlias = _typing.Literal["payload", b"payload"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_payload) -> _WhichOneofReturnType_payload | None: ...
 
@@ -324,6 +366,9 @@ class RoundStarted(_message.Message):
     SUBMITTED_FIELD_NUMBER: _builtins.int
     UPDATE_PRECISION_FIELD_NUMBER: _builtins.int
     CONFIG_FIELD_NUMBER: _builtins.int
+    TRAINABLE_FIELD_NUMBER: _builtins.int
+    PRIVATE_FIELD_NUMBER: _builtins.int
+    EXTERNAL_BASE_SHA256_FIELD_NUMBER: _builtins.int
     round: _builtins.int
     """Number of the round, from 0."""
     kind: Global___RoundKind.ValueType
@@ -342,6 +387,8 @@ class RoundStarted(_message.Message):
     """
     update_precision: _aggregation_pb2.UpdatePrecision.ValueType
     """The precision in which updates may be sent; FULL unless the training allows another and the round trains."""
+    external_base_sha256: _builtins.str
+    """SHA-256, in hex, of a file of the participant's that has the tensors beside those of the model; empty if there is none."""
     @_builtins.property
     def model(self) -> Global___ModelInfo:
         """The model to train or to evaluate."""
@@ -365,8 +412,16 @@ class RoundStarted(_message.Message):
     @_builtins.property
     def config(self) -> _containers.MessageMap[_builtins.str, _config_pb2.ConfigValue]:
         """The configuration of this round for the subscriber: plain values by name, without schedules. The actor sees those
-        of everybody, without client_config.
+        of everybody, without client_config, unless it takes part and has values of its own.
         """
+
+    @_builtins.property
+    def trainable(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Globs of the tensors that updates contain, as in TensorSelection; empty means all but the private ones."""
+
+    @_builtins.property
+    def private(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Globs of the tensors that the participant keeps, as in TensorSelection."""
 
     def __init__(
         self,
@@ -384,10 +439,13 @@ class RoundStarted(_message.Message):
         submitted: _builtins.bool = ...,
         update_precision: _aggregation_pb2.UpdatePrecision.ValueType = ...,
         config: _abc.Mapping[_builtins.str, _config_pb2.ConfigValue] | None = ...,
+        trainable: _abc.Iterable[_builtins.str] | None = ...,
+        private: _abc.Iterable[_builtins.str] | None = ...,
+        external_base_sha256: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["aggregation", b"aggregation", "deadline", b"deadline", "model", b"model", "swag", b"swag"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregation", b"aggregation", "assigned", b"assigned", "attempt", b"attempt", "config", b"config", "deadline", b"deadline", "kind", b"kind", "local_rounds", b"local_rounds", "metric_names", b"metric_names", "model", b"model", "round", b"round", "submitted", b"submitted", "swag", b"swag", "update_precision", b"update_precision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregation", b"aggregation", "assigned", b"assigned", "attempt", b"attempt", "config", b"config", "deadline", b"deadline", "external_base_sha256", b"external_base_sha256", "kind", b"kind", "local_rounds", b"local_rounds", "metric_names", b"metric_names", "model", b"model", "private", b"private", "round", b"round", "submitted", b"submitted", "swag", b"swag", "trainable", b"trainable", "update_precision", b"update_precision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -743,6 +801,79 @@ class TrainingFinished(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TrainingFinished: _TypeAlias = TrainingFinished  # noqa: Y015
+
+@_typing.final
+class TrainingPaused(_message.Message):
+    """No further round opens until the training is resumed. An open round continues to its end."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrainingPaused: _TypeAlias = TrainingPaused  # noqa: Y015
+
+@_typing.final
+class TrainingResumed(_message.Message):
+    """Rounds open again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrainingResumed: _TypeAlias = TrainingResumed  # noqa: Y015
+
+@_typing.final
+class StopRequested(_message.Message):
+    """The training ends when the result of the round that is open or being aggregated is committed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StopRequested: _TypeAlias = StopRequested  # noqa: Y015
+
+@_typing.final
+class ConfigUpdated(_message.Message):
+    """The configuration was changed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FROM_ROUND_FIELD_NUMBER: _builtins.int
+    from_round: _builtins.int
+    """The first round with the new values."""
+    def __init__(
+        self,
+        *,
+        from_round: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_round", b"from_round"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConfigUpdated: _TypeAlias = ConfigUpdated  # noqa: Y015
 
 @_typing.final
 class TrainingFailed(_message.Message):

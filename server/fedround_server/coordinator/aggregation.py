@@ -10,7 +10,7 @@ from fedround_server.coordinator.stored_files import StoredFiles
 from fedround_server.coordinator.tasks import in_thread
 from fedround_server.domain.audit import acting
 from fedround_server.domain.errors import DiskFull, Unavailable
-from fedround_server.domain.model import BlobRef
+from fedround_server.domain.model import VersionFile, blobs_of
 from fedround_server.engine.executor import WorkerLost
 from fedround_server.engine.jobs import AggregationFailed, AggregationJob
 from fedround_server.failpoints import reached
@@ -23,7 +23,7 @@ DAMAGE_DELAY = timedelta(seconds=10)
 """The delay before another attempt while the model's file is damaged: it has to be restored."""
 TRANSIENT = (Unavailable, DiskFull, OSError)
 """Errors that may not recur at the next attempt: accepted updates wait for it."""
-INTERNAL = "round {} could not be aggregated; the server's log has more under the id {}"
+INTERNAL = "the round could not be aggregated; the server's log has more under the id {}"
 
 
 class Aggregations:
@@ -117,7 +117,7 @@ class Aggregations:
             error_id = self._context.new_id()
             log.exception("round %s of training %s failed, id %s", closed.number, closed.training_id, error_id)
             # The messages of other errors may reveal files of the server.
-            message = str(error) if isinstance(error, AggregationFailed) else INTERNAL.format(closed.number, error_id)
+            message = str(error) if isinstance(error, AggregationFailed) else INTERNAL.format(error_id)
             await self._store.fail(
                 closed.training_id, closed.number, closed.epoch, "AGGREGATION_FAILED", message, now()
             )
@@ -133,8 +133,9 @@ class Aggregations:
             BlobDamaged: The model that the round started from is damaged: nobody can send that again.
             OSError: A file was damaged when the worker read it, and is not any more.
         """
-        if not isinstance(error, BlobDamaged) or error.sha256 == task.model.sha256:
-            await self._files.examine(task.model)
+        for blob in blobs_of(task.model):
+            if not isinstance(error, BlobDamaged) or error.sha256 == blob.sha256:
+                await self._files.examine(blob)
         lost = [update.update_id for update in task.updates if not await self._files.is_intact(update.blob)]
         if not lost and isinstance(error, BlobDamaged):
             raise OSError(f"{error}, and was intact when it was read again")
@@ -149,10 +150,12 @@ class Aggregations:
         self._context.hub.notify(training_id)
         await self._follow_up(training_id)
 
-    async def _compute(self, task: AggregationTask) -> BlobRef | None:
-        """Makes the file of a closed round, if its kind makes one."""
+    async def _compute(self, task: AggregationTask) -> VersionFile | None:
+        """Makes the file of a closed round, if its kind makes one; else verifies the updates, which are passed on."""
         computation = task.computation
         if computation is None:
+            for update in task.updates:
+                await self._files.verify(update.blob)
             return None
         job = AggregationJob(
             model=task.model,
@@ -163,6 +166,7 @@ class Aggregations:
             differences=computation.differences,
             integers=computation.integers,
             keep_non_finite=computation.keep_non_finite,
+            tensors=computation.tensors,
         )
         with map_disk_full():
             result = await self._context.engine.aggregate(job)
@@ -171,4 +175,4 @@ class Aggregations:
         # The collection removes a result that is not committed.
         self._context.blobs.keep(result.blob)
         reached("aggregation.adopted")
-        return result.blob
+        return result.made

@@ -3,6 +3,7 @@
 from fedround_server.coordinator.access import Access
 from fedround_server.coordinator.audit import Audit
 from fedround_server.coordinator.context import Context
+from fedround_server.coordinator.control import Control
 from fedround_server.coordinator.housekeeping import Housekeeping
 from fedround_server.coordinator.inference import Inference
 from fedround_server.coordinator.model import Models
@@ -36,6 +37,7 @@ class Coordinator:
         self.rejected_updates = RejectedUpdates(context)
         self.round_status = RoundStatus(context, self.uploads.progress, self.rounds.aggregations)
         self.trainings = Trainings(context, self.uploads, self.rounds)
+        self.control = Control(context, self.rounds)
         self.subscriptions = Subscriptions(context)
         self.inference = Inference(context)
         self.audit = Audit(context)

@@ -5,7 +5,9 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from fedround_server.domain.aggregation import Aggregation
-from fedround_server.domain.model import BlobRef
+from fedround_server.domain.config import Value
+from fedround_server.domain.model import VersionFile
+from fedround_server.domain.tensor_selection import ALL_TENSORS, TensorSelection
 from fedround_server.domain.uncertainty import Swag
 
 
@@ -15,7 +17,7 @@ class ModelInfo:
 
     model_id: str
     version: int
-    blob: BlobRef
+    blob: VersionFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,11 @@ class RoundStarted:
         swag: What a SWAG round asks for.
         attempt: The attempt at the round, from 1.
         update_precision: The precision in which updates may come: "FULL", "FLOAT16" or "BFLOAT16".
+        tensors: Which tensors an update has.
         submitted: Whether the reader has submitted in it. This, and what a repeated round changes, is not in the log.
+        is_configured: Whether the training has a configuration in this round.
+        config: The configuration of the round for the reader, by name; not in the log.
+        config_of: The reader, if it has values of its own among these; not in the log.
     """
 
     round: int
@@ -53,6 +59,10 @@ class RoundStarted:
     attempt: int = 1
     submitted: bool = False
     update_precision: str = "FULL"
+    tensors: TensorSelection = ALL_TENSORS
+    is_configured: bool = False
+    config: Mapping[str, Value] = field(default_factory=dict)
+    config_of: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,11 +160,34 @@ class ClientRemoved:
 
 @dataclass(frozen=True, slots=True)
 class TrainingFinished:
-    """The target is reached."""
+    """The target is reached, patience ran out (`stopped_early`), or the actor stopped the training (`stopped`)."""
 
     model_id: str
     model_version: int
     stopped_early: bool = False
+    stopped: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingPaused:
+    """The actor paused the training."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingResumed:
+    """The actor resumed the training."""
+
+
+@dataclass(frozen=True, slots=True)
+class StopRequested:
+    """The actor asked to stop the training after the round that is open or being aggregated."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigUpdated:
+    """The actor changed the configuration from a round on."""
+
+    from_round: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +213,10 @@ Payload = (
     | WorkNotNeeded
     | RoundClosed
     | ClientRemoved
+    | TrainingPaused
+    | TrainingResumed
+    | StopRequested
+    | ConfigUpdated
     | TrainingFinished
     | TrainingFailed
     | TrainingRemoved

@@ -7,9 +7,11 @@ from datetime import datetime
 
 from fedround_server.domain.aggregation import Aggregation
 from fedround_server.domain.cohort import Cohort
+from fedround_server.domain.config import Config
 from fedround_server.domain.failure import PARTICIPANTS_FAILED, ParticipantFailure
 from fedround_server.domain.model import Dtype
 from fedround_server.domain.policy import RoundPolicy
+from fedround_server.domain.tensor_selection import ALL_TENSORS, TensorSelection
 from fedround_server.domain.uncertainty import NoUncertainty, Uncertainty
 
 MAX_NUM_EXAMPLES = 2**31
@@ -82,6 +84,13 @@ class Goal(enum.Enum):
     MAXIMIZE = "MAXIMIZE"
 
 
+class Stop(enum.Enum):
+    """When a training that its actor stops ends."""
+
+    AFTER_ROUND = "AFTER_ROUND"
+    NOW = "NOW"
+
+
 @dataclass(frozen=True, slots=True)
 class Selection:
     """Which version is the best one.
@@ -115,6 +124,9 @@ class TrainingSpec:
         allow_non_finite_buffers: Whether the model may have Inf and NaN, and updates in the same places.
         cohort: Who takes part in each round; None for all participants.
         evaluation_policy: When evaluation rounds close; None for what follows from round_policy and selection.
+        tensors: Which tensors of the model updates have.
+        config: What all participants get with each round. It is left out of lists, and so is client_config.
+        client_config: What single participants get on top of that, by user; for the actor only.
     """
 
     name: str
@@ -139,6 +151,9 @@ class TrainingSpec:
     integer_tensors: IntegerTensors = IntegerTensors.HEAVIEST
     cohort: Cohort | None = None
     evaluation_policy: RoundPolicy | None = None
+    tensors: TensorSelection = ALL_TENSORS
+    config: Config = field(default_factory=dict)
+    client_config: Mapping[str, Config] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +195,8 @@ class Training:
         last_sequence: Sequence of the last event in the training's log.
         best_version: The version that the selection prefers so far, and its value of the metric.
         failures: The first MAX_NAMED failures in the current round; for the actor only, and left out of lists.
+        paused: Whether no further round opens.
+        stop: When its actor had it stopped; None if it did not.
     """
 
     training_id: str
@@ -201,6 +218,8 @@ class Training:
     best_value: float | None = None
     num_participants: int = 0
     failures: tuple[ParticipantFailure, ...] = ()
+    paused: bool = False
+    stop: Stop | None = None
 
 
 def out_of_patience(spec: TrainingSpec, model_version: int, best_version: int | None) -> bool:

@@ -11,13 +11,13 @@ from fedround_server.domain import event as events
 from fedround_server.domain.aggregation import Aggregation, options_of
 from fedround_server.domain.event import Event
 from fedround_server.domain.failure import ParticipantFailure
-from fedround_server.domain.model import POSTERIOR, Model, ModelVersion, TensorSpec, VersionView
+from fedround_server.domain.model import POSTERIOR, BlobRef, Model, ModelVersion, TensorSpec, VersionView
 from fedround_server.domain.report import MetricReport
 from fedround_server.domain.token import Token
 from fedround_server.domain.training import Training, TrainingFailure, TrainingSpec
 from fedround_server.domain.update import Update, is_number
 from fedround_server.domain.user import User
-from fedround_server.services import pages, policy, uncertainty
+from fedround_server.services import config, pages, policy, tensor_selection, uncertainty
 
 MAX_PARTICIPANTS = 10_000
 
@@ -86,6 +86,7 @@ def model_version(found: VersionView) -> model_pb2.ModelVersion:
         version=version.version,
         sha256=version.blob.sha256,
         size_bytes=version.blob.size_bytes,
+        **tensor_selection.parts(version.blob),
         create_time=timestamp(version.create_time),
         tags=found.tags,
         stored=version.stored,
@@ -105,6 +106,8 @@ def model_info(found: ModelVersion | events.ModelInfo) -> event_pb2.ModelInfo:
         version=found.version,
         sha256=found.blob.sha256,
         size_bytes=found.blob.size_bytes,
+        base_size_bytes=0 if isinstance(found.blob, BlobRef) else found.blob.base.size_bytes,
+        **tensor_selection.parts(found.blob),
     )
 
 
@@ -165,6 +168,9 @@ def training_spec(spec: TrainingSpec, *, for_actor: bool, listed: bool) -> train
         keep_versions=spec.keep_versions,
         model_version=spec.model_version,
         architecture=spec.architecture,
+        tensors=tensor_selection.write(spec.tensors),
+        config=config.write(spec.config),
+        client_config=config.write_clients(spec.client_config) if for_actor else {},
     )
     if spec.selection is not None:
         message.selection.metric = spec.selection.metric
@@ -197,6 +203,8 @@ def training(found: Training, viewer_id: str, *, listed: bool = False) -> traini
         best_value=found.best_value,
         num_participants=found.num_participants,
         failures=map(participant_failure, found.failures),
+        stopped=found.stop is not None,
+        paused=found.paused,
     )
 
 
@@ -267,8 +275,13 @@ def _payload(message: event_pb2.Event, payload: events.Payload) -> None:
             started.attempt = payload.attempt
             started.submitted = payload.submitted
             started.update_precision = update_precision(payload.update_precision)
+            for name, value in config.write(payload.config).items():
+                started.config[name].CopyFrom(value)
             if payload.swag is not None:
                 started.swag.CopyFrom(uncertainty.write(payload.swag).swag)
+            started.trainable.extend(payload.tensors.trainable)
+            started.private.extend(payload.tensors.private)
+            started.external_base_sha256 = payload.tensors.external_base_sha256 or ""
         case events.RoundExtended():
             message.round_extended.round = payload.round
             message.round_extended.attempt = payload.attempt
@@ -314,6 +327,15 @@ def _payload(message: event_pb2.Event, payload: events.Payload) -> None:
             message.training_finished.model_id = payload.model_id
             message.training_finished.model_version = payload.model_version
             message.training_finished.stopped_early = payload.stopped_early
+            message.training_finished.stopped = payload.stopped
+        case events.TrainingPaused():
+            message.training_paused.SetInParent()
+        case events.TrainingResumed():
+            message.training_resumed.SetInParent()
+        case events.StopRequested():
+            message.stop_requested.SetInParent()
+        case events.ConfigUpdated():
+            message.config_updated.from_round = payload.from_round
         case events.TrainingFailed():
             message.training_failed.reason = payload.reason
             message.training_failed.message = payload.message

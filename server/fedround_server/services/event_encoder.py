@@ -22,6 +22,9 @@ class EventEncoder:
         """Returns the message of an event; it is shared, and must not be changed."""
         if not isinstance(event, Event):
             return convert.event(event)
+        if isinstance(event.payload, RoundStarted) and event.payload.config_of:
+            # Nobody else gets it.
+            return convert.event(event)
         key = event.training_id, event.sequence, view(event)
         encoded = self._encoded.get(key)
         if encoded is None:

@@ -94,15 +94,33 @@ def _waiting_for(view: RoundView, damage: str | None, num_connected: int) -> str
     found = view.round
     if found.state is RoundState.PENDING:
         having = ", and one with the cohort's labels" if view.cohort is not None and view.cohort.labels else ""
-        return f"participants: {num_connected} of {view.wanted} connected{having}"
+        return _after(view, f"participants: {num_connected} of {view.wanted} connected{having}")
     if damage is not None:
         return f"the operator: {damage}"
     if found.state is RoundState.AGGREGATING:
-        return "nothing: the round is closed, and its result is being computed"
+        return "nothing: the round is closed, and its result is being computed" + _sequel(view)
     if found.state is RoundState.ABANDONED:
-        return "nothing: the round was abandoned; the training's error says why"
+        return _after(view, "nothing: the round was abandoned; the training's error says why")
     if found.state is not RoundState.OPEN:
-        return f"nothing: the round is {found.state.value}"
+        return _after(view, f"nothing: the round is {found.state.value}")
+    return _rule(view) + _sequel(view)
+
+
+def _after(view: RoundView, text: str) -> str:
+    """Returns what a round that is over waits for: its actor, if the training is paused or was stopped."""
+    if view.stopped:
+        return "nothing: the training was stopped by its actor"
+    return "the actor: the training is paused, and the next round opens when it is resumed" if view.paused else text
+
+
+def _sequel(view: RoundView) -> str:
+    if view.stopped:
+        return "; the training stops after this round"
+    return "; the training is paused: no further round opens" if view.paused else ""
+
+
+def _rule(view: RoundView) -> str:
+    found = view.round
     rule = f"{found.expected - found.arrived} more of {found.expected} {found.kind.submission.noun}s"
     if view.enough < found.expected:
         rule += f" ({view.enough} are enough)"

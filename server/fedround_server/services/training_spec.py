@@ -5,7 +5,8 @@ import math
 from fedround.v1 import aggregation_pb2, training_pb2
 from fedround_server.domain.aggregation import Aggregation, FedAvg, FedDC, to_aggregation
 from fedround_server.domain.cohort import Cohort
-from fedround_server.domain.errors import FieldInvalid
+from fedround_server.domain.config import check, check_size
+from fedround_server.domain.errors import FieldInvalid, UnknownClients
 from fedround_server.domain.policy import RoundPolicy
 from fedround_server.domain.training import (
     MAX_NUM_EXAMPLES,
@@ -18,7 +19,7 @@ from fedround_server.domain.training import (
     UpdatePrecision,
 )
 from fedround_server.domain.uncertainty import Swag
-from fedround_server.services import fields, policy, uncertainty
+from fedround_server.services import config, fields, policy, tensor_selection, uncertainty
 
 DEFAULT_CHAIN = 10
 MAX_CHAIN = 10_000
@@ -30,6 +31,7 @@ def read(message: training_pb2.TrainingSpec) -> TrainingSpec:
 
     Raises:
         FieldInvalid: A field is missing, malformed or out of range.
+        UnknownClients: There is a configuration of somebody who is not to be registered.
     """
     if message.HasField("model_version") and not message.model_id:
         raise FieldInvalid("spec.model_version", "goes with spec.model_id: name the stored model too")
@@ -41,7 +43,7 @@ def read(message: training_pb2.TrainingSpec) -> TrainingSpec:
         raise FieldInvalid(
             "spec.allow_non_finite_buffers", "does not go with swag, whose moments would not be finite: choose one"
         )
-    return TrainingSpec(
+    spec = TrainingSpec(
         name=fields.parse_text("spec.name", message.name, 200),
         description=fields.parse_text("spec.description", message.description, 10_000),
         target_num_updates=_target(message.target_num_updates),
@@ -64,7 +66,21 @@ def read(message: training_pb2.TrainingSpec) -> TrainingSpec:
         uncertainty=method,
         allow_non_finite_buffers=message.allow_non_finite_buffers,
         integer_tensors=_integer_tensors(message.integer_tensors),
+        tensors=tensor_selection.read(message.tensors, chosen, method),
+        config=config.read("spec.config", message.config),
+        client_config=config.read_clients("spec.client_config", message.client_config),
     )
+    _check_config(spec)
+    return spec
+
+
+def _check_config(spec: TrainingSpec) -> None:
+    if unknown := spec.client_config.keys() - set(spec.client_ids):
+        raise UnknownClients(sorted(unknown), "not among spec.client_ids", field="spec.client_config")
+    check("spec.config", spec.config, spec.target_num_updates)
+    for user_id, values in spec.client_config.items():
+        check(f'spec.client_config["{user_id}"].values', values, spec.target_num_updates)
+    check_size("spec.config", spec.config, spec.client_config)
 
 
 def _target(value: int) -> int:

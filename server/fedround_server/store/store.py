@@ -7,6 +7,7 @@ from typing import Self
 
 from fedround_server.store.db.run import Database, utc_now
 from fedround_server.store.verbs.audit import AuditVerbs
+from fedround_server.store.verbs.control import ControlVerbs
 from fedround_server.store.verbs.credentials import CredentialVerbs
 from fedround_server.store.verbs.event import EventVerbs
 from fedround_server.store.verbs.model import ModelVerbs
@@ -31,6 +32,7 @@ class Store:
         self.credentials = CredentialVerbs(self._database)
         self.models = ModelVerbs(self._database)
         self.trainings = TrainingVerbs(self._database)
+        self.control = ControlVerbs(self._database)
         self.rounds = RoundVerbs(self._database)
         self.submissions = SubmissionVerbs(self._database)
         self.events = EventVerbs(self._database)

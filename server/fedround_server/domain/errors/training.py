@@ -30,16 +30,16 @@ class UnknownClients(InvalidArgument):
     in_message: ClassVar[int] = 20
     in_metadata: ClassVar[int] = 60
 
-    def __init__(self, client_ids: Sequence[str], what: str = "no such users") -> None:
+    def __init__(self, client_ids: Sequence[str], what: str = "no such users", field: str = "client_ids") -> None:
         unknown = sorted(client_ids)
         more = len(unknown) - self.in_message
         named = ", ".join(unknown[: self.in_message]) + (f" and {more} more" if more > 0 else "")
         super().__init__(
-            f"client_ids: {what}: {named}; nothing was changed",
+            f"{field}: {what}: {named}; nothing was changed",
             client_ids=", ".join(unknown[: self.in_metadata]),
             count=str(len(unknown)),
         )
-        self.field = "client_ids"
+        self.field = field
         self.description = f"{what}: {named}"
 
 
@@ -76,6 +76,27 @@ class TrainingEnded(FailedPrecondition):
 
     reason = "TRAINING_ENDED"
     remedy = "create a new training from its model"
+
+
+class TrainingNotRunning(FailedPrecondition):
+    """The training has not been started, or has ended: it cannot be stopped, paused, resumed or changed."""
+
+    reason = "TRAINING_NOT_RUNNING"
+    remedy = "start it first; if it has ended, create a new training from its model"
+
+
+class TrainingPaused(FailedPrecondition):
+    """The training is paused already."""
+
+    reason = "TRAINING_PAUSED"
+    remedy = "nothing: it is paused; ResumeTraining ends the pause"
+
+
+class TrainingNotPaused(FailedPrecondition):
+    """The training is not paused, so it cannot be resumed."""
+
+    reason = "TRAINING_NOT_PAUSED"
+    remedy = "nothing: its rounds open by themselves"
 
 
 class LastParticipant(FailedPrecondition):

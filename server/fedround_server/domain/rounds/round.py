@@ -153,6 +153,8 @@ class RoundView:
     Attributes:
         cohort: Who takes part in it; None for all participants.
         participant_ids: The registered participants, who need not be members.
+        paused: Whether it is the current round of a training that is paused.
+        stopped: Whether it is the current round of a training that its actor has stopped, or that stops after it.
     """
 
     round: Round
@@ -161,6 +163,8 @@ class RoundView:
     rejected_updates: tuple[RejectedUpdate, ...] = ()
     cohort: Cohort | None = None
     participant_ids: tuple[str, ...] = ()
+    paused: bool = False
+    stopped: bool = False
 
     @property
     def wait_rule(self) -> WaitRule | None:

@@ -6,8 +6,10 @@ from dataclasses import dataclass, field, replace
 
 from peewee import ModelSelect, Query, fn
 
+from fedround_server.domain.config import Value, resolve
 from fedround_server.domain.event import LAST_OF_A_TRAINING, Event, RoundClosed, RoundStarted, TrainingStarted
 from fedround_server.store.db.compiled import compiled, compiled_values, in_array
+from fedround_server.store.queries.config import find_client_config, find_config
 from fedround_server.store.queries.log_view import LogView
 from fedround_server.store.tables.mapping import to_event
 from fedround_server.store.tables.schema import ALL, COHORT, MISSING, CohortRow, EventRow, RoundRow, UpdateRow
@@ -127,20 +129,44 @@ def _with_present_rounds(
     training_id = readers[0].view.training_id
     rounds = {row.number: row for row in _rounds.all(training_id, started)}
     submitted = set(_submitted.all(training_id, started, {reader.user_id for reader in readers}))
-    made: dict[tuple[int, bool], Event] = {}
+    configured = {
+        event.payload.round
+        for some in found
+        for event in some
+        if isinstance(event.payload, RoundStarted) and event.payload.is_configured
+    }
+    configs = {number: _configs(readers, rounds[number]) for number in configured}
+    made: dict[tuple[int, bool, str], Event] = {}
 
     def present(event: Event, user_id: str) -> Event:
         payload = event.payload
         if not isinstance(payload, RoundStarted):
             return event
-        key = event.sequence, (payload.round, user_id) in submitted
+        config = configs.get(payload.round, {"": {}})
+        config_of = user_id if user_id in config else ""
+        key = event.sequence, (payload.round, user_id) in submitted, config_of
         if key not in made:
             row = rounds[payload.round]
-            fresh = replace(payload, attempt=row.attempt, deadline=row.deadline, submitted=key[1])
+            fresh = replace(
+                payload,
+                attempt=row.attempt,
+                deadline=row.deadline,
+                submitted=key[1],
+                config=config[config_of],
+                config_of=config_of,
+            )
             made[key] = replace(event, payload=fresh)
         return made[key]
 
     return [[present(event, reader.user_id) for event in some] for reader, some in zip(readers, found, strict=True)]
+
+
+def _configs(readers: Sequence[LogReader], row: RoundRow) -> dict[str, dict[str, Value]]:
+    """Returns the configuration of a round for readers that have values of their own, and for all others under ""."""
+    training_id, t = readers[0].view.training_id, row.model_version
+    common = find_config(training_id, row.number)
+    own = find_client_config(training_id, row.number, {reader.user_id for reader in readers})
+    return {"": resolve(common, t)} | {user_id: resolve({**common, **config}, t) for user_id, config in own.items()}
 
 
 def _shown(event: Event, is_actor: bool) -> Event:
@@ -239,5 +265,5 @@ def _submitted(training_id: str, numbers: Collection[int], user_ids: Collection[
 
 @compiled
 def _rounds(training_id: str, numbers: Collection[int]) -> "ModelSelect[RoundRow]":
-    rows = RoundRow.select(RoundRow.number, RoundRow.attempt, RoundRow.deadline)
+    rows = RoundRow.select(RoundRow.number, RoundRow.attempt, RoundRow.deadline, RoundRow.model_version)
     return rows.where(RoundRow.training_id == training_id, in_array(RoundRow.number, numbers))

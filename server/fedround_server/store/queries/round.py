@@ -63,6 +63,14 @@ def find_round(training_id: str, number: int) -> RoundRow | None:
     return _round.first(training_id, number)
 
 
+def next_number(training: TrainingRow) -> int:
+    """Returns the number of the first round of a training that is not open yet."""
+    row = find_round(training.training_id, training.round)
+    if row is None:
+        return 0
+    return int(row.number if row.state == RoundState.PENDING.value else row.number + 1)
+
+
 def is_member(training_id: str, number: int, user_id: str) -> bool:
     """Returns whether a user belongs to a round's cohort, and was not removed from it."""
     member = _member.first(training_id, number, user_id)
@@ -78,6 +86,14 @@ def find_assignment(row: RoundRow, user_id: str) -> BlobRef | None:
     """Returns the model that was assigned to a user in a round."""
     found = _assignment.first(row.training_id, row.number, user_id)
     return None if found is None else to_blob(found)
+
+
+def assigned_users(training_id: str, number: int) -> list[str]:
+    """Returns the ids of the users to whom models are assigned in a round, in canonical order."""
+    rows = AssignmentRow.select(AssignmentRow.user_id).where(
+        AssignmentRow.training_id == training_id, AssignmentRow.number == number
+    )
+    return sorted(row.user_id for row in rows)
 
 
 def counted_updates(training_id: str, number: int) -> list[UpdateRow]:

@@ -67,9 +67,17 @@ def view(training: TrainingRow, row: RoundRow) -> RoundView:
     )
     everything = sum_by_reason(one for found in rejected.values() for one in found)
     spec, kind = to_spec(training.spec), KINDS[row.kind]
-    cohort = kind.cohort(spec)
-    participants = tuple(participant_ids(row.training_id))
-    return RoundView(to_round(row), kind.policy(spec), found, everything, cohort, participants)
+    is_current = row.number == training.round
+    return RoundView(
+        to_round(row),
+        kind.policy(spec),
+        found,
+        everything,
+        cohort=kind.cohort(spec),
+        participant_ids=tuple(participant_ids(row.training_id)),
+        paused=is_current and training.paused,
+        stopped=is_current and training.stop is not None,
+    )
 
 
 def _durations(row: RoundRow) -> Mapping[str, list[timedelta]]:

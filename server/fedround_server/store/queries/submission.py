@@ -18,7 +18,7 @@ from fedround_server.domain.errors import (
     UpdateSuperseded,
 )
 from fedround_server.domain.failure import ABSENT
-from fedround_server.domain.model import BlobRef, Manifest
+from fedround_server.domain.model import Manifest, VersionFile
 from fedround_server.domain.report import NewReport, same_metrics
 from fedround_server.domain.rounds import KINDS
 from fedround_server.domain.rounds.kind import ExpectedTensors
@@ -51,7 +51,7 @@ class Admission:
 
     tensors: ExpectedTensors
     bound: NormBound | None
-    model: BlobRef | None
+    model: VersionFile | None
 
 
 def admit(training: TrainingRow, new: NewUpdate) -> Admission | Update:
@@ -62,7 +62,8 @@ def admit(training: TrainingRow, new: NewUpdate) -> Admission | Update:
     spec = to_spec(training.spec)
     [(text,)] = _manifest.all(training.model_id)
     expected = KINDS[row.kind].tensors(spec, _read_manifest(text))
-    bound, model = None, None
+    bound: NormBound | None = None
+    model: VersionFile | None = None
     if spec.max_update_norm:
         origin = find_assignment(row, new.user_id) or model_info(training.model_id, row.model_version).blob
         bound = NormBound(spec.max_update_norm, origin, expected.prefix)
@@ -115,14 +116,14 @@ def check_failure(training: TrainingRow, number: int, user_id: str) -> RoundRow 
     submitted = find_submission(training.training_id, number, user_id)
     if submitted is not None:
         if submitted.sha256 is None:
-            raise MetricsExist(f"you have reported metrics for round {number}: they stand, and no failure is recorded")
-        raise UpdateExists(f"you have submitted an update for round {number}: it stands, and no failure is recorded")
+            raise MetricsExist("you have reported metrics for this round: they stand, and no failure is recorded")
+        raise UpdateExists("you have submitted an update for this round: it stands, and no failure is recorded")
     return row
 
 
 def _check_member(row: RoundRow, user_id: str) -> None:
     if not is_member(row.training_id, row.number, user_id):
-        raise NotInCohort(f"you do not belong to the cohort of round {row.number}: wait for the next round_started")
+        raise NotInCohort("you do not belong to the cohort of this round: wait for the next round_started")
 
 
 def _stands(row: RoundRow, before: UpdateRow, new: NewUpdate | NewReport) -> bool:
@@ -143,7 +144,7 @@ def _stands(row: RoundRow, before: UpdateRow, new: NewUpdate | NewReport) -> boo
             return False
         cause = "the round was abandoned" if abandoned else "you were removed from the round"
         raise UpdateSuperseded(
-            f"your {new.submission.noun} for round {row.number} was superseded, and will not count: {cause}; discard"
+            f"your {new.submission.noun} for this round was superseded, and will not count: {cause}; discard"
             " it, and wait for the next round_started",
             update_id=before.update_id,
         )
@@ -151,9 +152,9 @@ def _stands(row: RoundRow, before: UpdateRow, new: NewUpdate | NewReport) -> boo
         return True
     different = f"(different: {', '.join(changed)})"
     if isinstance(new, NewReport) and before.sha256 is None:
-        raise MetricsExist(f"you have reported other metrics for round {row.number} {different}: they stand")
+        raise MetricsExist(f"you have reported other metrics for this round {different}: they stand")
     raise UpdateExists(
-        f"you have submitted another update for round {row.number} {different}: it stands", update_id=before.update_id
+        f"you have submitted another update for this round {different}: it stands", update_id=before.update_id
     )
 
 
@@ -166,17 +167,21 @@ def _content(new: NewUpdate | NewReport) -> dict[str, object]:
 def _why_not_open(training: TrainingRow, row: RoundRow | None, number: int) -> str:
     if row is None:
         current = find_round(training.training_id, training.round)
-        now = "the training is not started" if current is None else f"the current round is {training.round}"
-        return f"round {number} is not open: {now}"
+        now = (
+            "the training is not started"
+            if current is None
+            else f"the current round is {training.round}, counted from 0"
+        )
+        return f"the round is not open: {now}"
     kind = KINDS[row.kind]
     if row.state == RoundState.OPEN.value:
-        return f"round {number} is of kind {kind.public_name}: use {kind.submission.method}"
+        return f"the round is of kind {kind.public_name}: use {kind.submission.method}"
     if row.state == RoundState.PENDING.value:
         return f"round {number} is not open yet: it waits for participants"
     if row.state in CLOSED:
         enough = f"closed with {row.arrived} of {row.members} {kind.submission.noun}s, which were enough"
-        return f"round {number} is {row.state}: it {enough}; follow the subscription for the next one"
-    return f"round {number} is {row.state}: follow the subscription for the next one"
+        return f"the round is {row.state}: it {enough}; follow the subscription for the next one"
+    return f"the round is {row.state}: follow the subscription for the next one"
 
 
 def _metadata(row: RoundRow | None, new: NewUpdate | NewReport) -> dict[str, str]:

@@ -13,6 +13,7 @@ from fedround_server.domain.errors import NotActor, TrainingNotFound
 from fedround_server.domain.training import MAX_NAMED, Training
 from fedround_server.store.db.compiled import compiled
 from fedround_server.store.db.rows import locked
+from fedround_server.store.queries.config import find_client_config, find_config
 from fedround_server.store.queries.failure import list_failures
 from fedround_server.store.queries.participant import is_participant, participant_ids, present_parts
 from fedround_server.store.tables.mapping import ENDED, to_training
@@ -183,6 +184,9 @@ def load_trainings(
             tuple(sorted(participants[row.training_id])),
             rounds.get(row.training_id),
             failures.get(row.training_id, ()),
+            # That of the next round.
+            {} if listed else find_config(row.training_id, row.round + 1),
+            find_client_config(row.training_id, row.round + 1) if not listed and viewer_id is None else {},
         )
         for row in rows
     ]

@@ -22,13 +22,14 @@ from fedround_server.store.db.audit_trail import record
 from fedround_server.store.db.rows import save
 from fedround_server.store.queries.failure import list_failures
 from fedround_server.store.queries.participant import participant_ids
-from fedround_server.store.queries.round import count_members, missing_members, round_times
+from fedround_server.store.queries.round import count_members, get_round, missing_members, round_times
 from fedround_server.store.queries.user import user_names
 from fedround_server.store.tables.mapping import to_spec
 from fedround_server.store.tables.schema import COHORT, MISSING, CohortRow, RoundRow, TrainingRow, UpdateRow
 from fedround_server.store.transitions import contributions
 from fedround_server.store.transitions.end_training import abandon, fail
-from fedround_server.store.transitions.open_round import draw_more, open_round, round_started
+from fedround_server.store.transitions.next_round import go_on
+from fedround_server.store.transitions.open_round import draw_more, round_started
 from fedround_server.store.transitions.rejected_updates import count_rejected
 from fedround_server.store.transitions.training import append_event, state_of
 
@@ -45,8 +46,9 @@ def evaluate(
 
     A round that has enough updates may wait for others, until its wait_end. One that is due with too few updates is
     repeated, or the training fails, as its policy says. A round whose cohort has left is abandoned, and the next one of
-    its kind is opened for those who were registered meanwhile; they begin a chain anew. If everybody who is left has
-    failed, and too few updates arrived, the training fails. The caller has the aggregation of a closed round started.
+    its kind is opened for those who were registered meanwhile, unless the training is paused or stops; they begin a
+    chain anew. If everybody who is left has failed, and too few updates arrived, the training fails. The caller has the
+    aggregation of a closed round started.
 
     Args:
         training: The training.
@@ -65,7 +67,7 @@ def evaluate(
         save(row)
     if not row.members:
         abandon(training)
-        open_round(training, row.number + 1, KINDS[row.kind], now)
+        go_on(training, get_round(row.training_id, row.number), now)
         return False
     left = row.members - row.failed - row.arrived
     verdict = judge(
@@ -182,14 +184,14 @@ def _deadline_missed(row: RoundRow, expected: int) -> TrainingFailure:
     names = user_names([member.user_id for member in missing_members(row)])
     missing = sorted((names | failed).values())
     tries = f" {row.attempt} times, at last" if row.attempt > 1 else ""
-    message = f"round {row.number} reached its deadline{tries} with {row.arrived} of {expected} updates"
+    message = f"the round reached its deadline{tries} with {row.arrived} of {expected} updates"
     return TrainingFailure("DEADLINE_MISSED", message, tuple(missing))
 
 
 def participants_failed(row: RoundRow) -> TrainingFailure:
     """Returns that too many participants of a round have failed, with their names and reasons."""
     failed = tuple(sorted(one.summary for one in list_failures(row.training_id, row.number)))
-    message = f"{row.failed} of {row.members} participants failed in round {row.number}, {row.arrived} submitted"
+    message = f"{row.failed} of {row.members} participants failed, {row.arrived} submitted"
     return TrainingFailure(PARTICIPANTS_FAILED, message, failed)
 
 

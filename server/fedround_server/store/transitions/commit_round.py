@@ -4,17 +4,16 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from fedround_server.domain.event import RoundClosed
-from fedround_server.domain.model import BEST, BlobRef
+from fedround_server.domain.model import BEST, BlobRef, VersionFile
 from fedround_server.domain.report import count_not_finite
-from fedround_server.domain.rounds import KINDS, next_kind
+from fedround_server.domain.rounds import KINDS
 from fedround_server.domain.rounds.kind import Assignment, Evaluation, NewArtifact, NewVersion
-from fedround_server.domain.training import TrainingSpec, out_of_patience
+from fedround_server.domain.training import TrainingSpec
 from fedround_server.store.queries.participant import participant_ids
 from fedround_server.store.tables.mapping import from_blob, to_blob, to_spec
 from fedround_server.store.tables.schema import COHORT, AssignmentRow, RoundRow, TrainingRow, UpdateRow
 from fedround_server.store.transitions import contributions
-from fedround_server.store.transitions.end_training import complete
-from fedround_server.store.transitions.open_round import open_round
+from fedround_server.store.transitions.next_round import go_on
 from fedround_server.store.transitions.training import append_event
 from fedround_server.store.transitions.versions import add_artifact, add_version, drop_versions, put_tag
 from fedround_server.store.transitions.work import record_work
@@ -25,10 +24,10 @@ def commit_result(
     row: RoundRow,
     updates: Sequence[UpdateRow],
     metrics: Mapping[str, float],
-    result: BlobRef | None,
+    result: VersionFile | None,
     now: datetime,
 ) -> None:
-    """Writes the result of a round that is done, and opens the next round or ends the training.
+    """Writes the result of a round that is done, and what follows: the next round, a pause, or the end of the training.
 
     The updates are those that counted, in canonical order. The result is the file that was made of them, if any.
     """
@@ -38,7 +37,7 @@ def commit_result(
         case NewVersion():
             add_version(training, _made(result), now)
         case NewArtifact():
-            add_artifact(training, outcome, _made(result))
+            add_artifact(training, outcome, _whole(result))
     contributions.count(training, row, updates, spec, outcome, result)
     record_work(row)
     if isinstance(outcome, Evaluation):
@@ -53,20 +52,21 @@ def commit_result(
     else:
         append_event(training, closed, now, audience=COHORT, number=row.number)
     if isinstance(outcome, Assignment):
-        _continue_chain(training, row, outcome, updates, now)
-        return
-    stop = out_of_patience(spec, training.model_version, training.best_version)
-    following = next_kind(spec, kind.name, training.model_version, stop=stop)
-    if following is None:
-        complete(training, now, early=training.model_version < spec.target_num_updates)
-    else:
-        open_round(training, row.number + 1, following, now)
+        _assign(row, outcome, updates)
+    go_on(training, row, now)
 
 
-def _made(result: BlobRef | None) -> BlobRef:
+def _made(result: VersionFile | None) -> VersionFile:
     if result is None:
         raise ValueError("a round that makes a file was committed without one")
     return result
+
+
+def _whole(result: VersionFile | None) -> BlobRef:
+    made = _made(result)
+    if not isinstance(made, BlobRef):
+        raise TypeError("an artifact is stored whole")
+    return made
 
 
 def _select(training: TrainingRow, spec: TrainingSpec, metrics: Mapping[str, float]) -> None:
@@ -80,18 +80,14 @@ def _select(training: TrainingRow, spec: TrainingSpec, metrics: Mapping[str, flo
         put_tag(training.model_id, training.model_version, BEST)
 
 
-def _continue_chain(
-    training: TrainingRow, row: RoundRow, outcome: Assignment, updates: Sequence[UpdateRow], now: datetime
-) -> None:
-    """Assigns the updates to the participants that submitted them and are still present; without any, restarts."""
-    present = set(participant_ids(training.training_id))
+def _assign(row: RoundRow, outcome: Assignment, updates: Sequence[UpdateRow]) -> None:
+    """Assigns the updates to the participants that submitted them and are still present."""
+    present = set(participant_ids(row.training_id))
     local = {update.user_id: update for update in updates if update.user_id in present}
     for user_id, source in outcome.draw(list(local)).items():
         AssignmentRow.create(
-            training_id=training.training_id,
+            training_id=row.training_id,
             number=row.number + 1,
             user_id=user_id,
             **from_blob(to_blob(local[source])),
         )
-    step = row.step + 1 if local else 0
-    open_round(training, row.number + 1, KINDS[row.kind], now, chain=list(local), step=step)

@@ -13,12 +13,15 @@ from fedround_server.store.transitions import contributions
 from fedround_server.store.transitions.training import append_event, move
 
 
-def complete(training: TrainingRow, now: datetime, *, early: bool) -> None:
-    """Ends a training that reached its target, or whose patience ran out."""
+def complete(training: TrainingRow, now: datetime) -> None:
+    """Ends a training that reached its target, whose patience ran out, or that its actor stopped."""
     _withdraw_pending(training)
-    record("training_completed", training, subject=training.model_version, early=early)
+    stopped = training.stop is not None
+    early = not stopped and training.model_version < training.spec["target_num_updates"]
+    record("training_completed", training, subject=training.model_version, early=early, stopped=stopped)
+    training.paused = False
     move(training, TrainingState.COMPLETED, now)
-    append_event(training, TrainingFinished(training.model_id, training.model_version, early), now)
+    append_event(training, TrainingFinished(training.model_id, training.model_version, early, stopped), now)
 
 
 def fail(training: TrainingRow, failure: TrainingFailure, now: datetime) -> None:
@@ -27,6 +30,7 @@ def fail(training: TrainingRow, failure: TrainingFailure, now: datetime) -> None
     training.failure_reason = failure.reason
     training.failure_message = failure.message
     training.failure_missing = list(failure.missing)
+    training.paused = False
     record("training_failed", training, reason=failure.reason)
     move(training, TrainingState.ERROR, now)
     append_event(training, TrainingFailed(failure.reason, failure.message), now)

@@ -16,6 +16,7 @@ from fedround_server.domain.training import TrainingFailure
 from fedround_server.failpoints import reached
 from fedround_server.store.db.audit_trail import record
 from fedround_server.store.db.rows import insert, save
+from fedround_server.store.queries.config import given_config, has_config
 from fedround_server.store.queries.participant import list_eligible, present_participants
 from fedround_server.store.queries.round import all_members
 from fedround_server.store.queries.version import model_info
@@ -177,6 +178,7 @@ def _open(
         version=row.model_version,
         members=members,
         **facts,
+        **given_config(training.training_id, row),
     )
     append_event(training, round_started(training, row), now, audience=COHORT, number=row.number)
     reached("round.opened")
@@ -198,6 +200,8 @@ def round_started(training: TrainingRow, row: RoundRow) -> RoundStarted:
         swag=request.swag,
         attempt=row.attempt,
         update_precision=request.update_precision.value,
+        tensors=spec.tensors,
+        is_configured=has_config(training.training_id, row.number),
     )
 
 

@@ -7,7 +7,7 @@ from datetime import datetime
 from fedround_server.domain.errors import NotActor, NotInCohort, RoundNotFound, TrainingNotFound
 from fedround_server.domain.event import ModelInfo
 from fedround_server.domain.failure import ABSENT
-from fedround_server.domain.model import BlobRef
+from fedround_server.domain.model import BlobRef, VersionFile
 from fedround_server.domain.policy import patience
 from fedround_server.domain.report import foremost, weighted_means
 from fedround_server.domain.rounds import KINDS
@@ -20,8 +20,8 @@ from fedround_server.domain.rounds.round import (
     RoundView,
     UnfinishedRound,
 )
-from fedround_server.domain.training import TrainingFailure
-from fedround_server.domain.update import Update
+from fedround_server.domain.training import Stop, TrainingFailure
+from fedround_server.domain.update import Submission, Update
 from fedround_server.store.db.run import Verbs, verb
 from fedround_server.store.queries.failure import failed_users
 from fedround_server.store.queries.participant import failed_participants, is_participant, participant_ids
@@ -52,11 +52,11 @@ class AggregationTask:
     Attributes:
         model: The model that the round started from.
         computation: What makes a file of the updates; None if the round makes none.
-        updates: The updates that count, in canonical order; empty if the round makes no file.
+        updates: The updates that count, in canonical order; empty if these are reports.
     """
 
     round: Round
-    model: BlobRef
+    model: VersionFile
     computation: Computation | None
     updates: tuple[Update, ...]
 
@@ -113,7 +113,7 @@ class RoundVerbs(Verbs):
         row = None if training is None else find_round(training_id, number)
         if training is None or row is None or row.state != RoundState.PENDING.value:
             return True
-        return open_pending(training, row, connected, now)
+        return not training.paused and open_pending(training, row, connected, now)
 
     @verb
     def awaited(self, training_id: str, number: int) -> list[AwaitedMember]:
@@ -165,12 +165,14 @@ class RoundVerbs(Verbs):
         if row is None or row.state != RoundState.AGGREGATING.value:
             return None
         model = model_info(training.model_id, row.model_version).blob
-        computation = KINDS[row.kind].computation(to_spec(training.spec), row.step)
-        updates = () if computation is None else tuple(map(to_update, counted_updates(training_id, row.number)))
+        kind = KINDS[row.kind]
+        computation = kind.computation(to_spec(training.spec), row.step)
+        has_files = kind.submission is Submission.UPDATE
+        updates = tuple(map(to_update, counted_updates(training_id, row.number))) if has_files else ()
         return AggregationTask(to_round(row), model, computation, updates)
 
     @verb
-    def commit(self, training_id: str, number: int, epoch: int, result: BlobRef | None, now: datetime) -> bool:
+    def commit(self, training_id: str, number: int, epoch: int, result: VersionFile | None, now: datetime) -> bool:
         """Commits a round's result, and what follows: the next round, or the end; returns whether this was the commit.
 
         An aggregation that was started in an earlier epoch does not commit (fencing). The result is the file that was
@@ -208,6 +210,8 @@ class RoundVerbs(Verbs):
     def reopen(self, training_id: str, number: int, epoch: int, lost: Collection[str], now: datetime) -> bool:
         """Opens a closed round again without updates whose files are damaged, given by their ids; fenced like `commit`.
 
+        A training that is to stop at once does not wait for them: it ends without the round.
+
         Returns:
             Whether it was opened. Without those updates it may have been closed at once: then it is to be aggregated.
         """
@@ -215,6 +219,10 @@ class RoundVerbs(Verbs):
         row = None if training is None else find_round(training_id, number)
         if training is None or row is None or row.state != RoundState.AGGREGATING.value or row.epoch != epoch:
             return False
+        if training.stop == Stop.NOW.value:
+            end_training.abandon(training)
+            end_training.complete(training, now)
+            return True
         updates = [update for update in counted_updates(training_id, number) if update.update_id in lost]
         reopen(training, row, updates, now)
         return True
@@ -243,12 +251,10 @@ class RoundVerbs(Verbs):
             raise TrainingNotFound(training_id)
         row = find_round(training_id, number)
         if row is None:
-            raise RoundNotFound(f"{number} of the training {training_id}")
+            raise RoundNotFound(number, training_id)
         found = find_assignment(row, user_id)
         if found is None:
-            raise NotInCohort(
-                f"no model was assigned to you in round {number}: download the one that round_started names"
-            )
+            raise NotInCohort("no model was assigned to you in this round: download the one that round_started names")
         return model_info(training.model_id, row.model_version), found
 
     @verb
@@ -277,5 +283,5 @@ class RoundVerbs(Verbs):
             raise NotActor("only the actor may look into rounds: ask the actor")
         row = find_round(training_id, training.round if number is None else number)
         if row is None:
-            raise RoundNotFound(f"{training.round if number is None else number} of the training {training_id}")
+            raise RoundNotFound(training.round if number is None else number, training_id)
         return view(training, row)

@@ -19,8 +19,8 @@ from fedround_server.domain.errors import (
 )
 from fedround_server.domain.event import TrainingStarted
 from fedround_server.domain.limits import Quotas
-from fedround_server.domain.model import NewModel
-from fedround_server.domain.rounds import KINDS, next_kind
+from fedround_server.domain.model import Manifest, NewModel
+from fedround_server.domain.rounds import check_model, next_kind
 from fedround_server.domain.training import Training, TrainingSpec, TrainingState
 from fedround_server.store.db.audit_trail import record
 from fedround_server.store.db.run import Verbs, verb
@@ -47,10 +47,11 @@ from fedround_server.store.queries.version import model_info, stored_version
 from fedround_server.store.tables.mapping import from_spec, to_manifest, to_spec
 from fedround_server.store.tables.schema import ModelRow, TrainingClientsRow, TrainingRow
 from fedround_server.store.transitions import end_training
+from fedround_server.store.transitions.config import put_config
 from fedround_server.store.transitions.open_round import open_round
 from fedround_server.store.transitions.participants import enroll, leave
 from fedround_server.store.transitions.training import append_event, move, state_of
-from fedround_server.store.transitions.versions import insert_model
+from fedround_server.store.transitions.versions import begin_deltas, insert_model
 
 
 class TrainingVerbs(Verbs):
@@ -108,7 +109,9 @@ class TrainingVerbs(Verbs):
             else insert_model(new_model_id, actor_id, model, now).model_id
         )
         check_stored_bytes(actor_id, quotas)
-        _check_model(spec, get_model(model_id))
+        manifest = _check_model(spec, get_model(model_id))
+        if len(spec.tensors.trained(manifest)) < len(manifest):
+            begin_deltas(model_id)
         row = TrainingRow.create(
             training_id=training_id,
             actor_id=actor_id,
@@ -121,12 +124,14 @@ class TrainingVerbs(Verbs):
             failure_missing=[],
             last_sequence=0,
             stored_bytes=0,
+            paused=False,
             request_id=spec.request_id,
             create_time=now,
             update_time=now,
         )
         record("training_created", row, aggregation=row.spec["aggregation"], target_num_updates=spec.target_num_updates)
         TrainingClientsRow.create(training_id=training_id, client_ids=list(spec.client_ids))
+        put_config(training_id, 0, spec.config or None, spec.client_config)
         enroll(row, spec.client_ids, now)
         return load_trainings([row])[0]
 
@@ -295,14 +300,15 @@ def _stored_model(model_id: str, version: int | None, actor_id: str, copy_id: st
     return insert_model(copy_id, actor_id, copy, now, source=start).model_id
 
 
-def _check_model(spec: TrainingSpec, model: ModelRow) -> None:
+def _check_model(spec: TrainingSpec, model: ModelRow) -> Manifest:
+    """Returns the tensors of a model, after a check that the training can work on it."""
     if not model.is_finite and not spec.allow_non_finite_buffers:
         raise FieldInvalid(
             "spec.allow_non_finite_buffers", "must be set: the model contains NaN or Inf, as in the buffer of a mask"
         )
     manifest = to_manifest(model.manifest)
-    for kind in KINDS.values():
-        kind.check(spec, manifest)
+    check_model(spec, manifest)
+    return manifest
 
 
 def _check_cohort(training: TrainingRow, cohort: Cohort, min_updates: int) -> None:
