@@ -198,7 +198,7 @@ class TrainingClientsRow(Row):
 
 
 class ParticipantRow(Row):
-    """A client's part in a training: it sees events in (after_sequence, until_sequence]. `failed`: not delivered since."""
+    """A client's part in a training: it sees events in (after_sequence, until_sequence], and may have failed."""
 
     training_id = id_field()
     user_id = id_field()
@@ -224,7 +224,7 @@ ParticipantRow.add_index(
 class RoundRow(Row):
     """A round, with how many members its cohort has, how many of their updates arrived, and how many of them failed.
 
-    To count the rows at each update would take 1,000 participants a million steps. `needed` is null for all members.
+    To count the rows at each update would take 1,000 participants a million steps. `needed`: null for all.
     """
 
     training_id = id_field()
