@@ -1,5 +1,6 @@
 """What became of the work of participants in a round that is done."""
 
+from fedround_server.store.queries.participant import failed_participants
 from fedround_server.store.tables.schema import CohortRow, ParticipantFailureRow, ParticipantRow, RoundRow, UpdateRow
 
 
@@ -9,11 +10,12 @@ def record_work(row: RoundRow) -> None:
     submissions = (UpdateRow.training_id == row.training_id) & (UpdateRow.number == row.number)
     failures = (ParticipantFailureRow.training_id == row.training_id) & (ParticipantFailureRow.number == row.number)
     members = (CohortRow.training_id == row.training_id) & (CohortRow.number == row.number) & ~CohortRow.removed
-    ParticipantRow.update(failed=False).where(
-        part,
-        ParticipantRow.failed,
-        ParticipantRow.user_id.in_(UpdateRow.select(UpdateRow.user_id).where(submissions)),
-    ).execute()
+    if failed_participants(row.training_id):
+        ParticipantRow.update(failed=False).where(
+            part,
+            ParticipantRow.failed,
+            ParticipantRow.user_id.in_(UpdateRow.select(UpdateRow.user_id).where(submissions)),
+        ).execute()
     if row.failed:
         ParticipantRow.update(failed=True).where(
             part,
