@@ -20,6 +20,7 @@ from fedround.v1.aggregation_pb2 import (
     Swag,
 )
 from fedround.v1.config_pb2 import CosineSchedule, ExponentialSchedule, Step, StepSchedule
+from fedround.v1.training_pb2 import Cohort, RoundPolicy
 from fedround_client import errors
 from fedround_client.audit_chain import AuditReport
 from fedround_client.audit_entry import AuditBroken, AuditEntry, AuditHead
@@ -43,6 +44,7 @@ __all__ = [
     "AuditHead",
     "AuditReport",
     "Client",
+    "Cohort",
     "CosineSchedule",
     "Ensemble",
     "EnsembleMember",
@@ -56,6 +58,7 @@ __all__ = [
     "Participation",
     "Prediction",
     "Round",
+    "RoundPolicy",
     "Selection",
     "Simulation",
     "SimulationFailed",

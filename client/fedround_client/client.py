@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from contextlib import closing
 from os import PathLike
 from typing import Literal, Self, TypeAlias
@@ -10,6 +11,7 @@ from typing import Literal, Self, TypeAlias
 import grpc
 
 from fedround.v1.event_pb2 import COMPRESSION_UNSPECIFIED, Compression
+from fedround_client.attributes import own_attributes
 from fedround_client.audit import AuditCalls
 from fedround_client.cache import CACHE_BYTES, ModelCache
 from fedround_client.channel import Target
@@ -91,6 +93,7 @@ class Client(UserCalls, TrainingCalls, ControlCalls, ModelCalls, RoundCalls, Inf
         full_updates: bool = False,
         base: str | PathLike[str] | None = None,
         private_folder: str | PathLike[str] | None = None,
+        attributes: Mapping[str, str] | None = None,
     ) -> Participation:
         """Participates in trainings: runs the rounds that the server opens, across lost connections and restarts.
 
@@ -121,6 +124,9 @@ class Client(UserCalls, TrainingCalls, ControlCalls, ModelCalls, RoundCalls, Inf
                 external base. The models that your functions get have these tensors, too.
             private_folder: The folder for files of tensors that only you have, one for each of your trainings with
                 private tensors; by default .fedround/private in your home folder. It has to survive a restart.
+            attributes: What the actor may know of this participant, such as {"num_examples": "6000", "device": "A100"},
+                beside the versions of the SDK and of Python, and the platform. It is shown, and nothing depends on it.
+                At most 17; names of 1 to 100 characters, values of at most 200.
 
         Returns:
             How the training ended.
@@ -144,7 +150,13 @@ class Client(UserCalls, TrainingCalls, ControlCalls, ModelCalls, RoundCalls, Inf
             callbacks = Callbacks(train, evaluate, swag)
             models = RoundModels(self._rpc, framework, latest, bases, PrivateTensors(private_folder), base)
             runner = RoundRunner(self._rpc, callbacks, framework=framework, models=models, full_updates=full_updates)
-            participant = Participant(self._rpc, runner, training_id=training_id, until_finished=until_finished)
+            participant = Participant(
+                self._rpc,
+                runner,
+                training_id=training_id,
+                until_finished=until_finished,
+                attributes={**own_attributes(), **(attributes or {})},
+            )
             return participant.run()
 
 

@@ -18,7 +18,8 @@ from fedround.v1.aggregation_pb2 import (
     Swag,
     Uncertainty,
 )
-from fedround.v1.training_pb2 import ModelSelection, TensorSelection
+from fedround.v1.training_pb2 import ModelSelection, RoundPolicy, TensorSelection
+from fedround_client.rpc import duration
 
 AggregationOption: TypeAlias = FedAvg | FedProx | FedDc | Aggregation
 UncertaintyOption: TypeAlias = NoUncertainty | McDropout | Swag | Ensemble | Uncertainty
@@ -27,6 +28,10 @@ PrecisionName: TypeAlias = Literal["FULL", "FLOAT16", "BFLOAT16"]
 IntegerTensorsName: TypeAlias = Literal["HEAVIEST", "MEAN"]
 OnFailureName: TypeAlias = Literal["CONTINUE", "FAIL"]
 GoalName: TypeAlias = Literal["MINIMIZE", "MAXIMIZE"]
+
+
+WAIT_SECONDS, WAIT_FRACTION = 5.0, 0.1
+"""How long a round with min_updates waits for others by default: seconds, and the part of the earlier rounds' time."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,31 @@ def tensors(trainable: Iterable[str], private: Iterable[str], external_base_sha2
         raise TypeError('trainable and private are lists of globs: trainable=["*.lora_?"].')
     message = TensorSelection(trainable=trainable, private=private, external_base_sha256=external_base_sha256)
     return message if message.ByteSize() else None
+
+
+def round_policy(
+    min_updates: int,
+    deadline: float | None,
+    max_retries: int,
+    on_failure: OnFailureName,
+    absent_after: float | None,
+    wait_after_min: float | None,
+) -> RoundPolicy:
+    """Returns the message for when rounds close; durations are seconds, as in `create_training`."""
+    policy = RoundPolicy(
+        min_updates=min_updates,
+        deadline=duration(deadline),
+        on_missed=training_pb2.ON_MISSED_RETRY if max_retries else training_pb2.ON_MISSED_UNSPECIFIED,
+        max_retries=max_retries,
+        on_failure=training_pb2.OnFailure.Value(f"ON_FAILURE_{on_failure}"),
+        absent_after=duration(absent_after),
+    )
+    if wait_after_min is not None:
+        policy.wait_after_min.CopyFrom(duration(wait_after_min))
+    elif min_updates:
+        policy.wait_after_min.CopyFrom(duration(WAIT_SECONDS))
+        policy.wait_fraction = WAIT_FRACTION
+    return policy
 
 
 def selection(option: Selection | None) -> ModelSelection | None:

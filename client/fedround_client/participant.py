@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
 
 import grpc
 
-from fedround.v1.event_pb2 import Event, RoundKind, RoundStarted
+from fedround.v1.event_pb2 import Event, RoundKind, RoundStarted, WorkNotNeeded
 from fedround.v1.training_pb2 import EVALUATION_NEVER, TRAINING_STATE_COMPLETED, TRAINING_STATE_ERROR, Training
 from fedround_client.errors import (
     CursorExpired,
@@ -51,7 +51,6 @@ _ROUND_MISSED = (
     UpdateExists,
     UpdateSuperseded,
     MetricsExist,
-    RoundNotOpen,
     NotInCohort,
     TrainingEnded,
     TrainingNotFound,
@@ -68,7 +67,15 @@ _ENDED = (TRAINING_STATE_COMPLETED, TRAINING_STATE_ERROR)
 class Participant(UserCalls, TrainingCalls, RoundCalls):
     """One run of `Client.participate`, which documents it."""
 
-    def __init__(self, rpc: Rpc, runner: RoundRunner, *, training_id: str | None, until_finished: bool) -> None:
+    def __init__(
+        self,
+        rpc: Rpc,
+        runner: RoundRunner,
+        *,
+        training_id: str | None,
+        until_finished: bool,
+        attributes: Mapping[str, str] | None = None,
+    ) -> None:
         """Creates a participant.
 
         Args:
@@ -76,12 +83,16 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
             runner: Runs the rounds.
             training_id: As in `Client.participate`.
             until_finished: As in `Client.participate`.
+            attributes: What the participant says of itself.
         """
         self._rpc = rpc
         self._runner = runner
         self._user_id = ""
         self._training_id = training_id or ""
         self._until_finished = until_finished or bool(training_id)
+        self._attributes = attributes or {}
+        # The last round in which the work of this participant was rejected as not needed: training id and number.
+        self._not_needed: tuple[str, int] | None = None
         # How many results of this participant were accepted, by training id.
         self._accepted: dict[str, int] = {}
         # Ids of trainings whose rounds this participant can run.
@@ -101,7 +112,9 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
         ended = set() if self._training_id else self._retry(self._ended_trainings)
         while True:
             try:
-                subscription = Subscription(self._rpc, self._training_id, session_id=self._rpc.session_id)
+                subscription = Subscription(
+                    self._rpc, self._training_id, session_id=self._rpc.session_id, attributes=self._attributes
+                )
                 # The server must not take this participant for connected after an exception.
                 with closing(iter(subscription)) as events:
                     for event in events:
@@ -153,6 +166,9 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
         if kind in _CONTROL:
             logger.info(_CONTROL[kind], self._name(event.training_id))
             return None
+        if kind == "work_not_needed":
+            self._log_not_needed(event.training_id, event.work_not_needed)
+            return None
         if kind == "update_lost":
             self._accepted[event.training_id] = max(0, self._accepted.get(event.training_id, 0) - 1)
             name = self._round_name(event.training_id, event.update_lost.round)
@@ -193,11 +209,26 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
                 self._runner.run(training_id, started, self._round_name(training_id, started.round))
                 self._accepted[training_id] = self._accepted.get(training_id, 0) + 1
                 logger.info("%s: accepted; waiting for the next round", self._round_name(training_id, started.round))
+        except RoundNotOpen as error:
+            # A round that was closed by the updates of others says by how many.
+            enough, asked = error.metadata.get("num_updates"), error.metadata.get("num_participants")
+            if enough and asked:
+                late = f"came too late, {enough} of {asked} were enough ({error.reason})"
+                self._not_needed = (training_id, started.round)
+                logger.warning("%s: %s; waiting for the next round", self._round_name(training_id, started.round), late)
+            else:
+                logger.warning("%s is missed: %s", self._round_name(training_id, started.round), error)
         except _ROUND_MISSED as error:
             logger.warning("%s is missed: %s", self._round_name(training_id, started.round), error)
         except (Exception, SystemExit) as error:
             self._report(training_id, started, error)
             raise
+
+    def _log_not_needed(self, training_id: str, released: WorkNotNeeded) -> None:
+        """Logs that a round was closed without the work of this participant, unless that was logged as an error."""
+        if self._not_needed != (training_id, released.round):
+            late = f"came too late, {released.num_updates} of {released.num_participants} were enough"
+            logger.info("%s: %s; waiting for the next round", self._round_name(training_id, released.round), late)
 
     def _check_functions(self, training: Training) -> None:
         """Checks, before anything is trained, that this participant can run all rounds of a training.

@@ -7,8 +7,8 @@ import math
 from collections.abc import Iterable
 
 from fedround.v1.event_pb2 import Event, RoundKind, RoundStarted
-from fedround.v1.round_pb2 import GetRoundRequest, Round
-from fedround.v1.training_pb2 import TRAINING_STATE_INITIAL, GetTrainingRequest, Training
+from fedround.v1.round_pb2 import ROUND_STATE_PENDING, GetRoundRequest, Round
+from fedround.v1.training_pb2 import TRAINING_STATE_INITIAL, GetTrainingRequest, Training, TrainingSpec
 from fedround_client.clock import Clock
 from fedround_client.errors import FedroundError
 from fedround_client.logs import get_logger
@@ -38,6 +38,11 @@ def list_words(names: Iterable[str]) -> str:
     all_names = list(names)
     shown = all_names if len(all_names) <= NAMES + 1 else [*all_names[:NAMES], f"{len(all_names) - NAMES} others"]
     return " and ".join(filter(None, [", ".join(shown[:-1]), *shown[-1:]]))
+
+
+def may_wait(spec: TrainingSpec) -> bool:
+    """Returns whether rounds of a training may be pending, until participants are connected."""
+    return bool(spec.cohort.min_available or spec.cohort.available_only)
 
 
 def transfer_log(clock: Clock, what: str) -> Progress | None:
@@ -81,6 +86,8 @@ class WaitLog:
         if not logger.isEnabledFor(logging.INFO):
             return
         match event.WhichOneof("payload"):
+            case "training_started":
+                self._log_pending()
             case "round_started":
                 self._begin_round(event.round_started)
             case "update_accepted":
@@ -107,6 +114,10 @@ class WaitLog:
                 self._log("The training is stopped by its actor: it ends after this round")
             case "heartbeat" if self._is_paused and not self._round:
                 self._log(PAUSED)
+                self._log_pending()
+            case "work_not_needed" if self._round:
+                released = event.work_not_needed
+                self._log(f"{self._round}: {released.num_updates} of {released.num_participants} are enough")
             case "heartbeat":
                 self._log_waiting()
 
@@ -123,6 +134,8 @@ class WaitLog:
 
     def _log_waiting(self) -> None:
         """Logs what the training waits for after a time without an event."""
+        if self._log_pending():
+            return
         if self._round:
             if self._update_missing():
                 self._log_round()
@@ -131,6 +144,18 @@ class WaitLog:
         if training is not None and training.state == TRAINING_STATE_INITIAL:
             self._training = None
             self._log(f'Training "{training.spec.name}" is not started yet')
+
+    def _log_pending(self) -> bool:
+        """Logs how many participants a pending round waits for, and returns whether there is one."""
+        training = self._get_training()
+        if training is None or not may_wait(training.spec):
+            return False
+        found = self._get_round()
+        if found is None or found.state != ROUND_STATE_PENDING:
+            return False
+        name = round_text(found.number, planned_rounds(training.spec)).capitalize()
+        self._log(f"{name}: waiting for {found.waiting_for}")
+        return True
 
     def _log_round(self) -> None:
         if self._arrived >= self._expected:
@@ -152,14 +177,20 @@ class WaitLog:
 
     def _update_missing(self) -> bool:
         """Asks the server who is missing; returns False if it does not say, for example to a participant."""
-        try:
-            request = GetRoundRequest(training_id=self._training_id)
-            found: Round = self._rpc.unary(self._rpc.rounds.GetRound, request).round
-        except FedroundError:
+        found = self._get_round()
+        if found is None:
             return False
         self._missing = {one.user_id: one.name for one in found.participants if not one.arrived}
         self._arrived, self._expected = found.updates_arrived, found.updates_expected
         return True
+
+    def _get_round(self) -> Round | None:
+        """Returns the current round; None if it cannot be read now."""
+        try:
+            request = GetRoundRequest(training_id=self._training_id)
+            return self._rpc.unary(self._rpc.rounds.GetRound, request).round
+        except FedroundError:
+            return None
 
     def _log(self, message: str) -> None:
         if message != self._last_message:

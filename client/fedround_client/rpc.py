@@ -6,7 +6,7 @@ import copy
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, overload
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
@@ -257,6 +257,10 @@ class Rpc:
         return retrying(attempts, sleep or self.clock.sleep_for, when)
 
 
+@overload
+def duration(seconds: float) -> Duration: ...
+@overload
+def duration(seconds: float | None) -> Duration | None: ...
 def duration(seconds: float | None) -> Duration | None:
     """Returns seconds as a protobuf Duration; None stays None."""
     if seconds is None:

@@ -44,6 +44,7 @@ class Subscription:
         timeout: float | None = None,
         session_id: str = "",
         heartbeats: bool = False,
+        attributes: Mapping[str, str] | None = None,
     ) -> None:
         """Prepares the subscription; iterating opens it.
 
@@ -54,12 +55,14 @@ class Subscription:
             session_id: UUID of the program, if it takes part in rounds by this subscription.
             timeout: Seconds from now after which it raises TimeoutError; None for no limit.
             heartbeats: Whether to yield heartbeats, which the server sends while there is no event.
+            attributes: What a participant says of itself.
         """
         self._rpc = rpc
         self._clock = rpc.clock
         self._training_id = training_id
         self._cursors = dict(resume_after or {})
         self._session_id = session_id
+        self._attributes = attributes or {}
         self._timeout = timeout
         self._ends_at = None if timeout is None else self._clock.time() + timeout
         self._last_error: FedroundError | None = None
@@ -101,7 +104,10 @@ class Subscription:
 
     def _open(self) -> Stream[Event]:
         request = SubscribeRequest(
-            training_id=self._training_id, resume_after_sequence=self._cursors, session_id=self._session_id
+            training_id=self._training_id,
+            resume_after_sequence=self._cursors,
+            session_id=self._session_id,
+            attributes=self._attributes,
         )
         return self._rpc.open(self._rpc.rounds.Subscribe, request)
 

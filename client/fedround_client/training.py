@@ -10,8 +10,14 @@ from typing import Literal, TypeAlias
 from fedround.v1 import training_pb2
 from fedround.v1.aggregation_pb2 import UpdatePrecision
 from fedround.v1.event_pb2 import Event, ParticipantFailed
-from fedround.v1.round_pb2 import ROUND_STATE_ABANDONED, ROUND_STATE_DONE, GetRoundRequest, Round
-from fedround.v1.training_pb2 import CreateTrainingRequest, RoundPolicy, Training, TrainingSpec
+from fedround.v1.round_pb2 import (
+    ROUND_STATE_ABANDONED,
+    ROUND_STATE_DONE,
+    ROUND_STATE_PENDING,
+    GetRoundRequest,
+    Round,
+)
+from fedround.v1.training_pb2 import Cohort, CreateTrainingRequest, RoundPolicy, Training, TrainingSpec
 from fedround_client import config as messages
 from fedround_client import options
 from fedround_client.config import ConfigOption
@@ -29,7 +35,7 @@ from fedround_client.options import (
 from fedround_client.payload import ModelSource, Payload, Progress
 from fedround_client.progress import WaitLog
 from fedround_client.round_number import planned_rounds, round_text
-from fedround_client.rpc import Rpc, duration
+from fedround_client.rpc import Rpc
 from fedround_client.subscription import Subscription
 from fedround_client.upload import upload
 
@@ -67,7 +73,10 @@ class TrainingCalls:
         max_retries: int = 0,
         on_failure: OnFailureName = "CONTINUE",
         absent_after: float | None = None,
+        wait_after_min: float | None = None,
+        cohort: Cohort | None = None,
         evaluation: EvaluationName = "EVERY_ROUND",
+        evaluation_policy: RoundPolicy | None = None,
         selection: Selection | None = None,
         keep_versions: int = 0,
         max_num_examples: int = 0,
@@ -99,7 +108,7 @@ class TrainingCalls:
             aggregation: How updates are aggregated: FedAvg() by default, FedProx(mu=...) or FedDc(...).
             uncertainty: How the uncertainty of predictions is estimated: McDropout(...), Swag(...), for which the
                 training collects moments in SWAG rounds, or Ensemble(...); not at all by default.
-            min_updates: Number of updates that closes a round; 0 to wait for every participant.
+            min_updates: Number of updates that closes a round, after a short wait; 0 to wait for every participant.
             deadline: Seconds that a round may stay open; None for no limit.
             max_retries: How often a round that misses its deadline is repeated with the updates that it has. After
                 that, the training ends in the state ERROR.
@@ -107,7 +116,13 @@ class TrainingCalls:
                 training ends in the state ERROR ("FAIL").
             absent_after: Seconds that a participant may be without a connection before the open round no longer waits
                 for it; None for no limit.
+            wait_after_min: Seconds that a round with min_updates waits for those that are under way; 0 not to wait. By
+                default a tenth of the median time of the training's earlier rounds, and at least 5 seconds.
+            cohort: Who takes part in each round: Cohort(fraction=0.1), Cohort(size=5, over_selection=1.5,
+                labels={"gpu": "yes"}), Cohort(min_available=3), for example; everybody by default.
             evaluation: When participants evaluate the model, if there are metric_names.
+            evaluation_policy: When evaluation rounds close; by default as other rounds, and with the reports of
+                everybody if there is a selection, which only the deadline of a round shortens.
             selection: Which version is tagged `best`, and early stopping; None for neither.
             keep_versions: How many of the latest versions keep their files, besides the tagged ones; 0 for all.
             max_num_examples: Largest num_examples of an update; 0 for the server's limit.
@@ -164,7 +179,11 @@ class TrainingCalls:
             client_ids=client_ids,
             aggregation=options.aggregation(aggregation),
             uncertainty=options.uncertainty(uncertainty),
-            round_policy=_policy(min_updates, deadline, max_retries, on_failure, absent_after),
+            round_policy=options.round_policy(
+                min_updates, deadline, max_retries, on_failure, absent_after, wait_after_min
+            ),
+            evaluation_policy=evaluation_policy,
+            cohort=cohort,
             evaluation=training_pb2.Evaluation.Value(f"EVALUATION_{evaluation}"),
             selection=options.selection(selection),
             keep_versions=keep_versions,
@@ -189,10 +208,11 @@ class TrainingCalls:
         ).training
 
     def start_training(self, training_id: str) -> Training:
-        """Starts a training: opens its first round.
+        """Starts a training: opens its first round, once as many participants are connected as its cohort asks for.
 
         Raises:
-            NoParticipants: The training has no participants.
+            NoParticipants: The training has no participants, or fewer than min_updates.
+            CohortImpossible: Too few participants for its cohort are registered, or none has the labels.
             TrainingNotInitial: It was started before.
         """
         request = training_pb2.StartTrainingRequest(training_id=training_id, request_id=str(uuid.uuid4()))
@@ -333,27 +353,11 @@ def _describe(round_: Round, name: str) -> str:
     """Returns a sentence about what a round waits for, and the names of the missing participants."""
     if round_.state in (ROUND_STATE_DONE, ROUND_STATE_ABANDONED):
         return f" {name} is over; the training waits for {round_.waiting_for}."
+    if round_.state == ROUND_STATE_PENDING:
+        return f" {name} is waiting for {round_.waiting_for}."
     missing = [one for one in round_.participants if not one.arrived]
     names = [f"{one.name} ({'connected' if one.subscribed else 'not connected'})" for one in missing[:MAX_NAMES]]
     if len(missing) > MAX_NAMES:
         names.append(f"{len(missing) - MAX_NAMES} more")
     who = f"; missing: {', '.join(names)}" if names else ""
     return f" {name} waits for {round_.waiting_for.rstrip('.')}{who}."
-
-
-def _policy(
-    min_updates: int,
-    deadline: float | None,
-    max_retries: int,
-    on_failure: OnFailureName,
-    absent_after: float | None,
-) -> RoundPolicy:
-    on_missed = training_pb2.ON_MISSED_RETRY if max_retries else training_pb2.ON_MISSED_UNSPECIFIED
-    return RoundPolicy(
-        min_updates=min_updates,
-        deadline=duration(deadline),
-        on_missed=on_missed,
-        max_retries=max_retries,
-        on_failure=training_pb2.OnFailure.Value(f"ON_FAILURE_{on_failure}"),
-        absent_after=duration(absent_after),
-    )

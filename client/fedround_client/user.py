@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal, TypeAlias
 
 from fedround.v1 import user_pb2
@@ -24,6 +24,7 @@ class UserCalls:
         *,
         lifetime: float | None = None,
         certificate_names: Iterable[str] = (),
+        labels: Mapping[str, str] | None = None,
     ) -> tuple[User, str]:
         """Creates a user. For admins.
 
@@ -33,6 +34,7 @@ class UserCalls:
             lifetime: Seconds until the token expires; None for the server's default.
             certificate_names: DNS names, URIs and e-mail addresses. A client certificate with one of them
                 authenticates the user.
+            labels: Labels by which the cohorts of trainings select participants.
 
         Returns:
             The user, and its token, which the server does not show again.
@@ -43,7 +45,11 @@ class UserCalls:
             CertificateNameTaken: A certificate name belongs to another user.
         """
         request = user_pb2.CreateUserRequest(
-            name=name, role=_role(role), lifetime=duration(lifetime), certificate_names=certificate_names
+            name=name,
+            role=_role(role),
+            lifetime=duration(lifetime),
+            certificate_names=certificate_names,
+            labels=labels,
         )
         response = self._rpc.unary(self._rpc.users.CreateUser, request)
         return response.user, response.token
@@ -112,6 +118,22 @@ class UserCalls:
         """
         request = user_pb2.SetCertificateNamesRequest(user_id=user_id, certificate_names=names)
         return self._rpc.unary(self._rpc.users.SetCertificateNames, request).user
+
+    def update_user(self, user_id: str, *, labels: Mapping[str, str]) -> User:
+        """Sets the labels of a user, in place of those set before. For admins.
+
+        The cohorts of trainings select participants by labels; rounds that are open keep their cohorts.
+
+        Args:
+            user_id: UUID of the user.
+            labels: At most 50; names of 1 to 100 characters, values of at most 200.
+
+        Raises:
+            UserNotFound: No user has this UUID.
+            FieldInvalid: A label is not valid.
+        """
+        request = user_pb2.UpdateUserRequest(user_id=user_id, labels=labels)
+        return self._rpc.unary(self._rpc.users.UpdateUser, request).user
 
     def remove_user(self, user_id: str, *, force: bool = False) -> None:
         """Removes a user, its tokens and its participation in trainings, and the trainings that it created.

@@ -121,8 +121,9 @@ def rounds_commit_once(facts: Facts, history: History) -> Findings:
             yield row["training_id"], f"round {row['number']} is {row['state']} and was closed {len(closed)} times"
         started = [event["audience"] for event in events_of(facts, row["training_id"], "RoundStarted", row["number"])]
         # When it is repeated, those who join are notified, each once; so are those whose updates were lost, each time.
+        # If others were released, all whose updates are missing are notified together.
         lost = [event["audience"] for event in events_of(facts, row["training_id"], "UpdateLost", row["number"])]
-        joined = list((Counter(one for one in started if one != "cohort") - Counter(lost)).elements())
+        joined = list((Counter(one for one in started if one not in ("cohort", "missing")) - Counter(lost)).elements())
         if started.count("cohort") != 1 or len(joined) != len(set(joined)) or (joined and row["attempt"] == 1):
             yield row["training_id"], f"round {row['number']} was not started once"
         if row["state"] == "DONE" and (row["epoch"] < 1 or row["done_time"] is None):

@@ -18,6 +18,7 @@ READERS = {
         "round.find_aggregation",
         "round.assigned",
         "round.awaited",
+        "round.pending",
         "round.unfinished",
         "round.current",
         "round.explain",

@@ -12,12 +12,14 @@ from fedround.v1 import control_pb2, model_pb2, round_pb2, training_pb2, user_pb
 
 
 def users(client: RetryingClient, seed: str) -> None:
-    """Creates a user, rotates its token, sets its certificate names, revokes the token and removes the user."""
+    """Creates a user, rotates its token, sets its names and labels, revokes the token and removes the user."""
     user = client.user("CLIENT")
     rotation = user_pb2.RotateTokenRequest(user_id=user.user_id)
     token = client.call(client.admin, client.users.RotateToken, rotation).token
     names = user_pb2.SetCertificateNamesRequest(user_id=user.user_id, certificate_names=[f"{new_id()}.example"])
     client.call(client.admin, client.users.SetCertificateNames, names)
+    labels = user_pb2.UpdateUserRequest(user_id=user.user_id, labels={"gpu": seed})
+    client.call(client.admin, client.users.UpdateUser, labels)
     revocation = user_pb2.RevokeTokenRequest(user_id=user.user_id, token_id=digest(token.encode())[:16])
     client.call(client.admin, client.users.RevokeToken, revocation, "TOKEN_NOT_FOUND")
     request = user_pb2.RemoveUserRequest(user_id=user.user_id)
@@ -94,6 +96,18 @@ class ShortTraining(RandomTraining):
         self._start()
         self._follow()
 
+    def wait_for_a_connection(self) -> None:
+        """Starts the training, whose round opens once a participant is connected, and submits all updates."""
+        self._gather(min_available=1)
+        self._register(self._present[1:])
+        self._start()
+        for event in self._client.events(self._present[0], self._training_id):
+            if event.HasField("round_started") and event.round_started.round not in self._begun:
+                self._started = event.round_started
+                self._begun.add(self._started.round)
+                for user in self._present:
+                    self._submit(user, self._started)
+
     def _follow(self) -> None:
         for _ in self._client.events(self._actor, self._training_id):
             pass
@@ -114,7 +128,9 @@ class ShortTraining(RandomTraining):
             elif event.HasField("update_lost"):
                 self._send_again(event.update_lost)
 
-    def _gather(self, deadline_ms: int | None = None, absent_after_ms: int | None = None) -> None:
+    def _gather(
+        self, deadline_ms: int | None = None, absent_after_ms: int | None = None, min_available: int = 0
+    ) -> None:
         self._actor = self._client.user("ACTOR")
         self._present = [self._client.user("CLIENT") for _ in range(3)]
         first = [self._present[0].user_id]
@@ -123,6 +139,8 @@ class ShortTraining(RandomTraining):
             spec.round_policy.deadline.FromMilliseconds(deadline_ms)
         if absent_after_ms is not None:
             spec.round_policy.absent_after.FromMilliseconds(absent_after_ms)
+        if min_available:
+            spec.cohort.min_available = min_available
         self._create(spec)
 
 
@@ -150,6 +168,10 @@ def absences(client: RetryingClient, seed: str) -> None:
     ShortTraining(client, seed).be_absent()
 
 
+def connections(client: RetryingClient, seed: str) -> None:
+    ShortTraining(client, seed).wait_for_a_connection()
+
+
 USER_ACTIONS: dict[str, Callable[[RetryingClient, str], Any]] = {
     "user.": users,
     "credential.": users,
@@ -162,6 +184,7 @@ USER_ACTIONS: dict[str, Callable[[RetryingClient, str], Any]] = {
     "aggregation.reopened": damages,
     "submission.report_failure": failures,
     "round.exclude_absent": absences,
+    "round.open.": connections,
 }
 
 

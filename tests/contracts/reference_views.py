@@ -12,6 +12,7 @@ from fedround_server.store.tables.mapping import ENDED, to_event
 from fedround_server.store.tables.schema import (
     ALL,
     COHORT,
+    MISSING,
     CohortRow,
     EventRow,
     ParticipantRow,
@@ -128,8 +129,13 @@ def _visible(view: LogView, user_id: str) -> "ModelSelect[EventRow]":
     rounds = CohortRow.select(CohortRow.number).where(
         CohortRow.training_id == view.training_id, CohortRow.user_id == user_id
     )
+    submitted = UpdateRow.select(UpdateRow.number).where(
+        UpdateRow.training_id == view.training_id, UpdateRow.user_id == user_id
+    )
     rows = rows.where(
-        EventRow.audience.in_([ALL, user_id]) | ((EventRow.audience == COHORT) & EventRow.number.in_(rounds))
+        EventRow.audience.in_([ALL, user_id])
+        | ((EventRow.audience == COHORT) & EventRow.number.in_(rounds))
+        | ((EventRow.audience == MISSING) & EventRow.number.in_(rounds) & EventRow.number.not_in(submitted))
     )
     return rows if view.until is None else rows.where(EventRow.sequence <= view.until)
 
@@ -137,7 +143,7 @@ def _visible(view: LogView, user_id: str) -> "ModelSelect[EventRow]":
 def _situation(view: LogView, user_id: str) -> int:
     """Returns the sequence of the event that shows the present situation."""
     kinds = (RoundStarted.__name__, TrainingStarted.__name__, "ClientRemoved", *LAST_KINDS)
-    rows = _visible(view, user_id)
+    rows = _visible(view, user_id).where(EventRow.audience != MISSING)
     if view.is_actor:
         rows = rows.where(EventRow.audience.in_([ALL, COHORT]))
     row = rows.where(EventRow.kind.in_(kinds)).order_by(EventRow.sequence.desc()).first()

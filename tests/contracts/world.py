@@ -56,8 +56,8 @@ class World:
         self._now += timedelta(seconds=1)
         return self._now
 
-    async def user(self, role: Role = Role.CLIENT, name: str = "") -> str:
-        user = User(new_id(), name or f"user {new_id()}", role, self.now)
+    async def user(self, role: Role = Role.CLIENT, name: str = "", **labels: str) -> str:
+        user = User(new_id(), name or f"user {new_id()}", role, self.now, labels)
         await self.store.users.create(user, Token(blob(user.user_id).sha256, user.create_time))
         return user.user_id
 

@@ -68,6 +68,7 @@ def test_the_demo_writes_a_correct_report_plots_and_the_model(tmp_path: Path) ->
     assert report["model_sha256"] == hashlib.sha256(file).hexdigest()
     assert report["images"] == [len(digits) for digits in images.clients]
     assert (report["rounds"], report["clients"], len(report["accuracy_by_round"])) == (8, 5, 9)
+    assert report["rounds_left_out"] == [0] * 5
     # The mean of the accuracies that the clients reported on their shares is that on all held-out images.
     assert report["final_accuracy"] == report["accuracy_by_round"][-1]
     assert report["final_accuracy"] == pytest.approx(network.accuracy(model, images.held_out))

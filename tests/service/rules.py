@@ -60,6 +60,7 @@ RULES = {
         "TOKEN_NOT_FOUND", "ROLE_REQUIRED", "TOKEN_NOT_FOUND", token_id="0" * 16
     ),
     "/fedround.v1.UserService/SetCertificateNames": user(OK),
+    "/fedround.v1.UserService/UpdateUser": user(OK),
     # Each user of the test is the actor of a running training, or takes part in one.
     "/fedround.v1.UserService/RemoveUser": user("TRAINING_RUNNING", admin="TRAINING_RUNNING"),
     "/fedround.v1.TrainingService/CreateTraining": Rule(

@@ -29,6 +29,7 @@ TABLE: dict[str, dict[str, set[str] | None]] = {
         "RotateToken": USERS,
         "RevokeToken": USERS,
         "SetCertificateNames": ADMIN,
+        "UpdateUser": ADMIN,
         "RemoveUser": ADMIN,
     },
     "fedround.v1.TrainingService": {

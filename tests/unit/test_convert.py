@@ -23,7 +23,7 @@ LONGEST = "\U0001f3e5" * 200
 def test_a_round_shows_the_missing_first() -> None:
     arrived = [RoundMember(new_id(), LONGEST, NOW, NOW) for _ in range(1000)]
     missing = [RoundMember(new_id(), LONGEST, NOW, None) for _ in range(600)]
-    views = [MemberView(member, NOW, True, 2**40, NOW) for member in [*arrived, *missing]]
+    views = [MemberView(member, NOW, True, 2**40, NOW, {}) for member in [*arrived, *missing]]
     random.Random(0).shuffle(views)
     shown = round_view.write(Explanation(RoundView(ROUND, SPEC.round_policy, ()), tuple(views), NOW))
     assert shown.num_participants == 1600
@@ -36,7 +36,7 @@ def test_a_round_shows_the_missing_first() -> None:
 def test_rejected_updates_leave_room_for_the_rest_of_a_round() -> None:
     rejected = tuple(RejectedUpdate(f"REASON_{number}", 2**40, NOW, "\U0001f3e5" * MAX_MESSAGE) for number in range(20))
     members = [RoundMember(new_id(), LONGEST, NOW, None, rejected_updates=rejected) for _ in range(1000)]
-    views = tuple(MemberView(member, NOW, True, 2**40, NOW) for member in members)
+    views = tuple(MemberView(member, NOW, True, 2**40, NOW, {}) for member in members)
     shown = round_view.write(Explanation(RoundView(ROUND, SPEC.round_policy, (), rejected), views, NOW))
     assert shown.num_participants == 1000
     assert 0 < len(shown.participants) < 1000

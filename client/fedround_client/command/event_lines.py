@@ -9,13 +9,14 @@ from typing import Any
 from google.protobuf.message import Message
 
 from fedround.v1.event_pb2 import ROUND_KIND_EVALUATE, Event, RoundKind, RoundStarted, TrainingFinished, UpdateAccepted
-from fedround.v1.round_pb2 import ROUND_STATE_OPEN
+from fedround.v1.round_pb2 import ROUND_STATE_OPEN, ROUND_STATE_PENDING
 from fedround.v1.training_pb2 import Training
 from fedround_client.client import Client
 from fedround_client.command.names import user_names
 from fedround_client.command.output import as_dict, when
 from fedround_client.command.training_summary import missing, task
 from fedround_client.errors import FedroundError
+from fedround_client.progress import may_wait
 from fedround_client.round_number import planned_rounds, round_text
 
 FEW = 3
@@ -38,7 +39,9 @@ class EventLines:
         self._users: dict[str, str] = {}
         self._kinds: dict[tuple[str, int], RoundKind.ValueType] = {}
         self._describe: Mapping[str, Callable[[str, Any], str]] = {
-            "training_started": lambda _, one: f"started: {one.target_num_updates} versions to make",
+            "training_started": lambda training_id, one: (
+                f"started: {one.target_num_updates} versions to make{self._pending(training_id)}"
+            ),
             "round_started": self._round_started,
             "round_extended": lambda training_id, one: (
                 f"{self._round(training_id, one.round)} is repeated: attempt {one.attempt},"
@@ -53,6 +56,11 @@ class EventLines:
             "round_closed": lambda training_id, one: (
                 f"{self._round(training_id, one.round)} is done: {task(one.kind)}, version {one.model_version},"
                 f" {one.num_updates} arrived{_metrics(one.metrics)}{_not_finite(one.not_finite)}"
+                f"{self._pending(training_id)}"
+            ),
+            "work_not_needed": lambda training_id, one: (
+                f"{self._round(training_id, one.round)}: {one.num_updates} of {one.num_participants} are enough,"
+                " the others are told that they are free"
             ),
             "client_removed": lambda _, one: f"{self._user(one.client_id)} was removed",
             "training_paused": lambda *_: "paused by its actor: no further round opens",
@@ -110,6 +118,16 @@ class EventLines:
                 accepted.updates_arrived,
             ):
                 return f"; missing: {missing(found.participants, found.num_participants)}"
+        return ""
+
+    def _pending(self, training_id: str) -> str:
+        """Returns how many participants the next round waits for; an empty text if it does not wait."""
+        training = self._training(training_id)
+        if training is not None and may_wait(training.spec):
+            with suppress(FedroundError):
+                found = self._client.get_round(training_id)
+                if found.state == ROUND_STATE_PENDING:
+                    return f"; {self._round(training_id, found.number)}: waiting for {found.waiting_for}"
         return ""
 
     def _round(self, training_id: str, number: int) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Annotated
 
@@ -19,9 +19,14 @@ from fedround_client.command.output import (
     echo,
     enum_name,
     show_all,
+    used,
 )
 from fedround_client.command.session import client_of
 from fedround_client.command.spreadsheet import as_csv
+
+_OVER: Columns[MetricReport] = {
+    "OVER": lambda one: f"{one.num_reporters} of {one.num_participants}" if one.num_participants else ""
+}
 
 
 def metrics(
@@ -34,8 +39,8 @@ def metrics(
 ) -> None:
     """Print the metrics reported on a model, by round: means weighted by the number of examples.
 
-    Texts and lists have no mean: --by-reporter shows them. The first round is round 1, except in JSON, which has the
-    API's numbers from 0.
+    OVER says over how many of the participants that the round had asked a mean was made. Texts and lists have no mean:
+    --by-reporter shows them. The first round is round 1, except in JSON, which has the API's numbers from 0.
     """
     with client_of(context) as client:
         found = client.metrics(names.model_id(client, model))
@@ -48,13 +53,14 @@ def metrics(
         show_all(reports, columns, Format(form.value))
 
 
-def _columns(reports: Iterable[MetricReport], reporters: Mapping[str, str] | None) -> Columns[MetricReport]:
+def _columns(reports: Collection[MetricReport], reporters: Mapping[str, str] | None) -> Columns[MetricReport]:
     columns: dict[str, Callable[[MetricReport], object]] = {
         "ROUND": lambda report: report.round + 1,
         "KIND": lambda report: enum_name(RoundKind, report.kind),
         "VERSION": lambda report: report.model_version,
         "EXAMPLES": lambda report: report.num_examples,
     }
+    columns |= used(_OVER, reports)
     if reporters is not None:
         columns["REPORTER"] = lambda report: report.reporter_id or "all"
         columns["NAME"] = lambda report: reporters.get(report.reporter_id, "")

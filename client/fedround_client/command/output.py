@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC
 from enum import StrEnum
@@ -119,6 +119,11 @@ def show_all(messages: Iterable[Item], columns: Columns[Item], form: Format) -> 
         echo_json([as_dict(message) for message in messages])
     else:
         show_table(columns, (cells(message, columns) for message in messages))
+
+
+def used(columns: Columns[Item], messages: Collection[Item]) -> Columns[Item]:
+    """Returns those of some columns that are not empty."""
+    return {name: value for name, value in columns.items() if any(value(message) for message in messages)}
 
 
 def show_table(header: Iterable[str], rows: Iterable[Sequence[object]]) -> None:

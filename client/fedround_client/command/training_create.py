@@ -10,6 +10,18 @@ import typer
 
 from fedround.v1.aggregation_pb2 import FedDc, FedProx
 from fedround_client.command import names
+from fedround_client.command.cohort import (
+    AvailableOnlyOption,
+    EvaluationMinUpdatesOption,
+    FractionOption,
+    LabelOption,
+    MinAvailableOption,
+    OverSelectionOption,
+    SeedOption,
+    SizeOption,
+    WaitAfterMinOption,
+    cohort_option,
+)
 from fedround_client.command.config_options import ClientConfigOptions, ConfigOptions, parse, parse_clients
 from fedround_client.command.model import NonFiniteOption
 from fedround_client.command.output import UINT32, Format, FormatOption, progress
@@ -24,7 +36,7 @@ from fedround_client.command.uncertainty import (
     uncertainty_option,
     with_member_ids,
 )
-from fedround_client.options import AggregationOption, Selection
+from fedround_client.options import AggregationOption, Selection, round_policy
 
 MIN_UPDATES_HELP = "Number of updates that closes a round; 0 for all participants. At most the size of the cohort."
 
@@ -98,6 +110,14 @@ def create(
         float | None,
         typer.Option(help="Seconds without a connection after which a round does not wait for a participant."),
     ] = None,
+    wait_after_min: WaitAfterMinOption = None,
+    fraction: FractionOption = None,
+    cohort_size: SizeOption = None,
+    min_available: MinAvailableOption = 0,
+    over_selection: OverSelectionOption = None,
+    label: LabelOption = None,
+    available_only: AvailableOnlyOption = False,
+    cohort_seed: SeedOption = None,
     fed_prox_mu: Annotated[float | None, typer.Option(help="Use FedProx with this mu.")] = None,
     daisy_period: Annotated[
         int, typer.Option(min=0, max=UINT32, help="Use FedDC: local rounds before local models are assigned to others.")
@@ -111,6 +131,7 @@ def create(
     evaluation: Annotated[
         EvaluationChoice, typer.Option(case_sensitive=False, help="When participants evaluate the model.")
     ] = EvaluationChoice.EVERY_ROUND,
+    evaluation_min_updates: EvaluationMinUpdatesOption = None,
     minimize: Annotated[str, typer.Option(metavar="METRIC", help="The best version has its smallest value.")] = "",
     maximize: Annotated[str, typer.Option(metavar="METRIC", help="The best version has its largest value.")] = "",
     patience: Annotated[
@@ -178,6 +199,23 @@ def create(
         raise typer.BadParameter("--max-retries needs a --deadline: it repeats a round that misses it")
     if absent_after is not None and not 0 < absent_after <= 365 * 86_400:
         raise typer.BadParameter("--absent-after must be more than 0 seconds, and at most 365 days")
+    if wait_after_min and not min_updates:
+        raise typer.BadParameter("--wait-after-min needs --min-updates: without it a round waits for everybody")
+    cohort = cohort_option(
+        fraction,
+        cohort_size,
+        min_available=min_available,
+        over_selection=over_selection,
+        labels=label or (),
+        available_only=available_only,
+        seed=cohort_seed,
+    )
+    evaluation_policy = None
+    if evaluation_min_updates is not None:
+        wait = wait_after_min if evaluation_min_updates else None
+        evaluation_policy = round_policy(
+            evaluation_min_updates, deadline, max_retries, on_failure.value, absent_after, wait
+        )
     aggregation = _aggregation(fed_prox_mu, daisy_period, aggregation_period, daisy_seed)
     selection = _selection(minimize, maximize, patience)
     method = uncertainty_option(
@@ -209,7 +247,10 @@ def create(
             max_retries=max_retries,
             on_failure=on_failure.value,
             absent_after=absent_after,
+            wait_after_min=wait_after_min,
+            cohort=cohort,
             evaluation=evaluation.value,
+            evaluation_policy=evaluation_policy,
             selection=selection,
             keep_versions=keep_versions,
             max_num_examples=max_num_examples,

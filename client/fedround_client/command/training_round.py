@@ -18,6 +18,7 @@ from fedround_client.command.output import (
     show,
     show_all,
     show_fields,
+    used,
     when,
 )
 from fedround_client.command.session import client_of
@@ -33,6 +34,10 @@ _PARTICIPANTS: Columns[RoundParticipant] = {
     "BYTES": lambda one: one.uploaded_bytes or "",
     "EXPECTED": lambda one: when(one.forecast_arrive_time),
     "REJECTED": lambda one: ", ".join(f"{rejected.reason} {rejected.count}" for rejected in one.rejected_updates),
+}
+_MORE: Columns[RoundParticipant] = {
+    "LEFT OUT": lambda one: one.rounds_left_out or "",
+    "ATTRIBUTES": lambda one: ", ".join(f"{name}={value}" for name, value in sorted(one.attributes.items())),
 }
 _REJECTED_UPDATES: Columns[RejectedUpdate] = {
     "REJECTED": lambda rejected: rejected.reason,
@@ -68,7 +73,7 @@ def round_(
         spec = client.get_training(training_id).spec
     show_fields(round_lines(found, planned_rounds(spec)))
     echo("")
-    show_all(found.participants, _PARTICIPANTS, form)
+    show_all(found.participants, {**_PARTICIPANTS, **used(_MORE, found.participants)}, form)
     failures = [one.failure for one in found.participants if one.HasField("failure")]
     if failures:
         echo("")

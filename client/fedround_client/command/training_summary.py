@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 
 from fedround.v1.event_pb2 import ROUND_KIND_EVALUATE, ROUND_KIND_SWAG, RoundKind
-from fedround.v1.round_pb2 import Round, RoundParticipant, RoundState
+from fedround.v1.round_pb2 import ROUND_STATE_PENDING, CohortDraw, Round, RoundParticipant, RoundState
 from fedround.v1.training_pb2 import (
     TRAINING_STATE_COMPLETED,
     TRAINING_STATE_ERROR,
@@ -52,7 +52,10 @@ def round_lines(found: Round, planned: int | None) -> Iterator[tuple[str, object
     attempts = f", attempt {found.attempt} of {found.max_attempts}" if found.max_attempts > 1 else ""
     yield "round", f"{round_text(found.number, planned).removeprefix('round ')}: {task(found.kind)}{attempts}"
     yield "round state", f"{enum_name(RoundState, found.state).lower()}, from version {found.model_version}"
-    yield "arrived", _arrived(found.kind, found.updates_arrived, found.updates_expected)
+    if found.state != ROUND_STATE_PENDING:
+        yield "arrived", _arrived(found.kind, found.updates_arrived, found.updates_expected)
+    if found.HasField("draw"):
+        yield "cohort", _draw(found.draw)
     yield "failed", failed((one.failure for one in found.participants if one.HasField("failure")), found.num_failed)
     yield "missing", missing(found.participants, found.num_participants)
     yield "waiting for", found.waiting_for
@@ -144,6 +147,10 @@ def _participants(training: Training, names: Mapping[str, str]) -> str:
 
 def _arrived(kind: RoundKind.ValueType, arrived: int, expected: int) -> str:
     return f"{arrived} of {expected} {'reports' if kind == ROUND_KIND_EVALUATE else 'updates'}"
+
+
+def _draw(draw: CohortDraw) -> str:
+    return f"{draw.num_chosen} of {draw.num_eligible} were asked, {draw.num_needed} are needed (seed {draw.seed})"
 
 
 def _seen(one: RoundParticipant) -> str:

@@ -10,6 +10,7 @@ import typer
 
 from fedround.v1.user_pb2 import CreateUserResponse, Role, RotateTokenResponse, Token, User
 from fedround_client.command import names
+from fedround_client.command.labels import parse_labels
 from fedround_client.command.output import (
     Columns,
     Format,
@@ -21,6 +22,7 @@ from fedround_client.command.output import (
     show_all,
     show_fields,
     show_removed,
+    used,
     when,
 )
 from fedround_client.command.session import client_of
@@ -51,12 +53,15 @@ Lifetime = Annotated[
 ]
 CERTIFICATE_HELP = "DNS name, URI or e-mail address in the subjectAltName of certificates that authenticate the user."
 
+LABEL_HELP = "Label by which the cohorts of trainings select participants; repeat for more."
+
 _COLUMNS: Columns[User] = {
     "USER_ID": lambda user: user.user_id,
     "NAME": lambda user: user.name,
     "ROLE": lambda user: enum_name(Role, user.role),
     "CREATED": lambda user: when(user.create_time),
 }
+_LABELS: Columns[User] = {"LABELS": lambda user: _labels(user)}
 
 _TOKEN_COLUMNS: Columns[Token] = {
     "TOKEN_ID": lambda token: token.token_id,
@@ -73,12 +78,17 @@ def create(
     role: Annotated[RoleChoice, typer.Option(case_sensitive=False, help="What the user may do.")] = RoleChoice.CLIENT,
     lifetime: Lifetime = None,
     certificate_name: Annotated[list[str] | None, typer.Option(help=CERTIFICATE_HELP)] = None,
+    label: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help=LABEL_HELP)] = None,
     form: FormatOption = Format.TABLE,
 ) -> None:
     """Create a user, and print its token, which is not shown again."""
     with client_of(context) as client:
         user, token = client.create_user(
-            name, role.value, lifetime=_seconds(lifetime), certificate_names=certificate_name or ()
+            name,
+            role.value,
+            lifetime=_seconds(lifetime),
+            certificate_names=certificate_name or (),
+            labels=parse_labels(label or ()),
         )
     if form is Format.JSON:
         show(CreateUserResponse(user=user, token=token), form)
@@ -94,7 +104,8 @@ def list_(
 ) -> None:
     """List the users by name."""
     with client_of(context) as client:
-        show_all(client.users(role.value if role is not None else None), _COLUMNS, form)
+        users = list(client.users(role.value if role is not None else None))
+    show_all(users, {**_COLUMNS, **used(_LABELS, users)}, form)
 
 
 @app.command("show")
@@ -165,6 +176,26 @@ def certificates(
         _show(client.set_certificate_names(names.user_id(client, user), certificate_names or ()), form)
 
 
+@app.command()
+def label(
+    context: typer.Context,
+    user: names.User,
+    labels: Annotated[list[str] | None, typer.Argument(metavar="[NAME=VALUE]...", help="Labels to add.")] = None,
+    remove: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Label to remove; repeat for more.")] = None,
+    form: FormatOption = Format.TABLE,
+) -> None:
+    """Add and remove labels of a user, by which the cohorts of trainings select participants."""
+    added = parse_labels(labels or ())
+    with client_of(context) as client:
+        user_id = names.user_id(client, user)
+        present = dict(client.get_user(user_id).labels)
+        removed = {name.partition("=")[0] for name in remove or ()}
+        if unknown := sorted(removed - present.keys()):
+            raise typer.BadParameter(f"the user has no label {unknown[0]!r}: {', '.join(sorted(present)) or 'none'}")
+        kept = {name: value for name, value in present.items() if name not in removed}
+        _show(client.update_user(user_id, labels={**kept, **added}), form)
+
+
 def _show(user: User, form: Format) -> None:
     if form is Format.JSON:
         show(user, form)
@@ -181,6 +212,11 @@ def _fields(user: User) -> Iterator[tuple[str, object]]:
     yield "role", enum_name(Role, user.role)
     yield "created", when(user.create_time)
     yield "certificate names", ", ".join(user.certificate_names)
+    yield "labels", _labels(user)
+
+
+def _labels(user: User) -> str:
+    return ", ".join(f"{name}={value}" for name, value in sorted(user.labels.items()))
 
 
 def _seconds(hours: float | None) -> float | None:

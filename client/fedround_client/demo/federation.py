@@ -110,6 +110,7 @@ class Federation:
                 centralised += islice(in_one_place, 1)
         centralised += in_one_place
         self._dashboard.set_phase("Predicting rotated digits, to measure the uncertainty")
+        members = {one.user_id: one for one in self._actor.get_round(training.training_id).participants}
         return Outcome(
             federated=self._federated,
             alone=[curve for _, curve in sorted(self._alone.items())],
@@ -118,6 +119,7 @@ class Federation:
             model_id=self._model_id,
             model_sha256=self._actor.get_model(self._model_id).sha256,
             rotated=predict_rotated(self._actor, self._model_id, self._split.held_out, settings.seed),
+            rounds_left_out=[members[account.user_id].rounds_left_out for account in accounts],
         )
 
     def _start_participants(

@@ -1,7 +1,7 @@
 """The results of the demo: numbers as JSON, curves as plots."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,7 @@ class Outcome:
         model_id: UUID of the final model.
         model_sha256: SHA-256 of the final model's file, from the server.
         rotated: The uncertainty of the final model on rotated digits.
+        rounds_left_out: In how many rounds the work of each client was left out, since it came too late.
     """
 
     federated: list[float]
@@ -39,6 +40,7 @@ class Outcome:
     model_id: str
     model_sha256: str
     rotated: RotationResult
+    rounds_left_out: list[int] = field(default_factory=list)
 
 
 def write_json(outcome: Outcome, settings: Settings, seconds: float, path: Path) -> None:
@@ -72,6 +74,7 @@ def write_json(outcome: Outcome, settings: Settings, seconds: float, path: Path)
             "mutual_information": outcome.rotated.mutual_information,
         },
         "images": outcome.images,
+        "rounds_left_out": outcome.rounds_left_out,
         "alpha": settings.alpha,
         "local_epochs": settings.local_epochs,
         "seed": settings.seed,

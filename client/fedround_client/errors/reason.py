@@ -22,6 +22,7 @@ __all__ = [
     "CertificateMismatch",
     "CertificateNameTaken",
     "ChunkCorrupt",
+    "CohortImpossible",
     "CursorExpired",
     "DigestMismatch",
     "DiskFull",
@@ -174,6 +175,10 @@ class UnknownClients(InvalidArgument, reason="UNKNOWN_CLIENTS"):
 
 class NoParticipants(FailedPrecondition, reason="NO_PARTICIPANTS"):
     """The training has no participants, or fewer than its rounds need."""
+
+
+class CohortImpossible(FailedPrecondition, reason="COHORT_IMPOSSIBLE"):
+    """Too few participants are registered for the training's cohort, or too few have its labels."""
 
 
 class TrainingNotInitial(FailedPrecondition, reason="TRAINING_NOT_INITIAL"):

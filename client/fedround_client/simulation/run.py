@@ -154,6 +154,8 @@ def simulate(
                         address,
                         created.training_id,
                         {index: accounts.tokens[index] for index in range(worker, clients, workers)},
+                        {index: accounts.ids[index] for index in range(worker, clients, workers)},
+                        (temporary if output is None else Path(output)) / "private",
                         seed,
                         framework,
                         None if output is None else logs / f"worker-{worker}.log",

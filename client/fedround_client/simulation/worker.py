@@ -26,12 +26,14 @@ from fedround_client.clock import SystemClock
 from fedround_client.logs import get_logger
 from fedround_client.participant import MAX_FREED_BLOCK, TRIM_THRESHOLD, Participant
 from fedround_client.participation import Callbacks, Round
+from fedround_client.round_model import RoundModels
 from fedround_client.round_number import round_text
 from fedround_client.round_runner import RoundRunner
 from fedround_client.rpc import Rpc
 from fedround_client.simulation.functions import MakeClient, load, make_callbacks
 from fedround_client.simulation.streams import Subscriber, subscribed
 from fedround_client.subscription import FINAL_EVENTS
+from fedround_client.tensor_selection import PrivateTensors
 from fedround_client.tensor_types import Framework
 from fedround_wire.allocator import keep_freed
 
@@ -52,6 +54,8 @@ class Work:
         address: HOST:PORT of the server.
         training_id: UUID of the training.
         tokens: The tokens of its clients, by their indices.
+        user_ids: Their user ids.
+        private: The folder for their private tensors.
         seed: Seed of the simulation.
         framework: As in `Client.participate`.
         log: File for what it prints and logs; None to leave both as they are.
@@ -61,6 +65,8 @@ class Work:
     address: str
     training_id: str
     tokens: dict[int, str]
+    user_ids: dict[int, str]
+    private: Path
     seed: int
     framework: Framework | None
     log: Path | None
@@ -147,8 +153,8 @@ class _Lane:
         self._arrived: Counter[int] = Counter()
         self._taken: Counter[int] = Counter()
         self._participants: dict[int, Participant] = {}
-        # Shared by the clients of the lane: the first one downloads a version of the model.
-        self._cache = ModelCache()
+        # Shared by the clients of the lane: the first one downloads a version of the model, or its base.
+        self._cache, self._bases = ModelCache(), ModelCache()
 
     def put(self, index: int, event: Event) -> None:
         """Adds an event of a client."""
@@ -162,7 +168,7 @@ class _Lane:
 
     def run(self, rpc: Rpc) -> None:
         """Handles events until the training has ended for all clients."""
-        with closing(self._cache):
+        with closing(self._cache), closing(self._bases):
             while self.running:
                 index, event = self._items.get()
                 if self._error is not None:
@@ -187,7 +193,10 @@ class _Lane:
         work, subscriber = self._work, self._subscribers[index]
         as_client = rpc.as_user(subscriber.token, subscriber.session_id)
         callbacks = self._functions.make(index)
-        runner = RoundRunner(as_client, callbacks, framework=work.framework, cache=self._cache)
+        private = PrivateTensors(work.private)
+        models = RoundModels(as_client, work.framework, self._cache, self._bases, private, None)
+        runner = RoundRunner(as_client, callbacks, framework=work.framework, models=models)
+        runner.participate_as(work.user_ids[index])
         return Participant(as_client, runner, training_id=work.training_id, until_finished=True)
 
 

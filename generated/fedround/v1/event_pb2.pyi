@@ -172,6 +172,7 @@ class Event(_message.Message):
     TRAINING_RESUMED_FIELD_NUMBER: _builtins.int
     STOP_REQUESTED_FIELD_NUMBER: _builtins.int
     CONFIG_UPDATED_FIELD_NUMBER: _builtins.int
+    WORK_NOT_NEEDED_FIELD_NUMBER: _builtins.int
     training_id: _builtins.str
     """UUID of the training; empty in heartbeat and going_away messages of a subscription to all trainings."""
     sequence: _builtins.int
@@ -189,7 +190,7 @@ class Event(_message.Message):
     @_builtins.property
     def round_started(self) -> Global___RoundStarted:
         """A round was opened. Sent to the actor and to the round's cohort; when a round is repeated, also to clients that
-        join, and to participants whose updates were lost.
+        join, and, if updates were lost, to all whose updates are missing.
         """
 
     @_builtins.property
@@ -198,7 +199,9 @@ class Event(_message.Message):
 
     @_builtins.property
     def round_closed(self) -> Global___RoundClosed:
-        """A round was closed and its result was committed."""
+        """A round was closed and its result was committed. In a training with a cohort, sent to the actor and to the round's
+        cohort.
+        """
 
     @_builtins.property
     def client_removed(self) -> Global___ClientRemoved:
@@ -254,6 +257,12 @@ class Event(_message.Message):
     def config_updated(self) -> Global___ConfigUpdated:
         """The actor changed the configuration. Sent to the actor only: participants get the values with the next round."""
 
+    @_builtins.property
+    def work_not_needed(self) -> Global___WorkNotNeeded:
+        """A round was closed without the subscriber's update or report, which is not needed any more. Sent in trainings with
+        a cohort, to the actor and to the members of the round's cohort that have not submitted.
+        """
+
     def __init__(
         self,
         *,
@@ -277,12 +286,13 @@ class Event(_message.Message):
         training_resumed: Global___TrainingResumed | None = ...,
         stop_requested: Global___StopRequested | None = ...,
         config_updated: Global___ConfigUpdated | None = ...,
+        work_not_needed: Global___WorkNotNeeded | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["client_removed", b"client_removed", "config_updated", b"config_updated", "create_time", b"create_time", "going_away", b"going_away", "heartbeat", b"heartbeat", "participant_failed", b"participant_failed", "payload", b"payload", "round_closed", b"round_closed", "round_extended", b"round_extended", "round_started", b"round_started", "stop_requested", b"stop_requested", "training_failed", b"training_failed", "training_finished", b"training_finished", "training_paused", b"training_paused", "training_removed", b"training_removed", "training_resumed", b"training_resumed", "training_started", b"training_started", "update_accepted", b"update_accepted", "update_lost", b"update_lost"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["client_removed", b"client_removed", "config_updated", b"config_updated", "create_time", b"create_time", "going_away", b"going_away", "heartbeat", b"heartbeat", "participant_failed", b"participant_failed", "payload", b"payload", "round_closed", b"round_closed", "round_extended", b"round_extended", "round_started", b"round_started", "stop_requested", b"stop_requested", "training_failed", b"training_failed", "training_finished", b"training_finished", "training_paused", b"training_paused", "training_removed", b"training_removed", "training_resumed", b"training_resumed", "training_started", b"training_started", "update_accepted", b"update_accepted", "update_lost", b"update_lost", "work_not_needed", b"work_not_needed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_removed", b"client_removed", "config_updated", b"config_updated", "create_time", b"create_time", "going_away", b"going_away", "heartbeat", b"heartbeat", "participant_failed", b"participant_failed", "payload", b"payload", "round_closed", b"round_closed", "round_extended", b"round_extended", "round_started", b"round_started", "sequence", b"sequence", "stop_requested", b"stop_requested", "training_failed", b"training_failed", "training_finished", b"training_finished", "training_id", b"training_id", "training_paused", b"training_paused", "training_removed", b"training_removed", "training_resumed", b"training_resumed", "training_started", b"training_started", "update_accepted", b"update_accepted", "update_lost", b"update_lost"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_removed", b"client_removed", "config_updated", b"config_updated", "create_time", b"create_time", "going_away", b"going_away", "heartbeat", b"heartbeat", "participant_failed", b"participant_failed", "payload", b"payload", "round_closed", b"round_closed", "round_extended", b"round_extended", "round_started", b"round_started", "sequence", b"sequence", "stop_requested", b"stop_requested", "training_failed", b"training_failed", "training_finished", b"training_finished", "training_id", b"training_id", "training_paused", b"training_paused", "training_removed", b"training_removed", "training_resumed", b"training_resumed", "training_started", b"training_started", "update_accepted", b"update_accepted", "update_lost", b"update_lost", "work_not_needed", b"work_not_needed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["training_started", "round_started", "update_accepted", "round_closed", "client_removed", "training_finished", "training_failed", "training_removed", "heartbeat", "going_away", "round_extended", "participant_failed", "update_lost", "training_paused", "training_resumed", "stop_requested", "config_updated"]  # noqa: Y015
+    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["training_started", "round_started", "update_accepted", "round_closed", "client_removed", "training_finished", "training_failed", "training_removed", "heartbeat", "going_away", "round_extended", "participant_failed", "update_lost", "training_paused", "training_resumed", "stop_requested", "config_updated", "work_not_needed"]  # noqa: Y015
     _WhichOneofArgType_payload: _TypeAlias = _typing.Literal["payload", b"payload"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_payload) -> _WhichOneofReturnType_payload | None: ...
 
@@ -613,6 +623,38 @@ class UpdateLost(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UpdateLost: _TypeAlias = UpdateLost  # noqa: Y015
+
+@_typing.final
+class WorkNotNeeded(_message.Message):
+    """A round was closed with the updates or reports that it needs. Those that are still under way would be rejected
+    (ROUND_NOT_OPEN).
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROUND_FIELD_NUMBER: _builtins.int
+    NUM_UPDATES_FIELD_NUMBER: _builtins.int
+    NUM_PARTICIPANTS_FIELD_NUMBER: _builtins.int
+    round: _builtins.int
+    """Number of the round."""
+    num_updates: _builtins.int
+    """How many updates or reports were enough."""
+    num_participants: _builtins.int
+    """How many participants were asked."""
+    def __init__(
+        self,
+        *,
+        round: _builtins.int = ...,
+        num_updates: _builtins.int = ...,
+        num_participants: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_participants", b"num_participants", "num_updates", b"num_updates", "round", b"round"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WorkNotNeeded: _TypeAlias = WorkNotNeeded  # noqa: Y015
 
 @_typing.final
 class RoundClosed(_message.Message):

@@ -911,6 +911,9 @@ class MetricReport(_message.Message):
     METRICS_FIELD_NUMBER: _builtins.int
     TEXT_METRICS_FIELD_NUMBER: _builtins.int
     LIST_METRICS_FIELD_NUMBER: _builtins.int
+    NUM_REPORTERS_FIELD_NUMBER: _builtins.int
+    NUM_PARTICIPANTS_FIELD_NUMBER: _builtins.int
+    REPORTER_IDS_FIELD_NUMBER: _builtins.int
     training_id: _builtins.str
     """UUID of the training."""
     round: _builtins.int
@@ -923,6 +926,12 @@ class MetricReport(_message.Message):
     """UUID of the participant; empty for the mean over the round's reports, weighted by the numbers of examples."""
     num_examples: _builtins.int
     """Number of examples behind the values."""
+    num_reporters: _builtins.int
+    """Of a mean: how many updates or reports of the round it was made of. A metric's own mean is over those that reported a
+    finite number of it, with at least one example.
+    """
+    num_participants: _builtins.int
+    """Of a mean: how many participants the round had asked. Means over different participants are hard to compare."""
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """The values. At most 1000 if aggregated; the training's metric_names take precedence."""
@@ -934,6 +943,10 @@ class MetricReport(_message.Message):
     @_builtins.property
     def list_metrics(self) -> _containers.MessageMap[_builtins.str, _event_pb2.MetricList]:
         """What the participant reported as lists of numbers; empty if aggregated."""
+
+    @_builtins.property
+    def reporter_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Of a mean: UUIDs of the participants that it was made of, sorted; the first 100. Shown only to the model's owner."""
 
     def __init__(
         self,
@@ -947,10 +960,13 @@ class MetricReport(_message.Message):
         metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         text_metrics: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         list_metrics: _abc.Mapping[_builtins.str, _event_pb2.MetricList] | None = ...,
+        num_reporters: _builtins.int = ...,
+        num_participants: _builtins.int = ...,
+        reporter_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "list_metrics", b"list_metrics", "metrics", b"metrics", "model_version", b"model_version", "num_examples", b"num_examples", "reporter_id", b"reporter_id", "round", b"round", "text_metrics", b"text_metrics", "training_id", b"training_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "list_metrics", b"list_metrics", "metrics", b"metrics", "model_version", b"model_version", "num_examples", b"num_examples", "num_participants", b"num_participants", "num_reporters", b"num_reporters", "reporter_id", b"reporter_id", "reporter_ids", b"reporter_ids", "round", b"round", "text_metrics", b"text_metrics", "training_id", b"training_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

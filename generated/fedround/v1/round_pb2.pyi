@@ -38,6 +38,8 @@ class _RoundStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RoundState
     """The result was committed."""
     ROUND_STATE_ABANDONED: _RoundState.ValueType  # 4
     """The training ended, or its whole cohort was removed, before the round had a result."""
+    ROUND_STATE_PENDING: _RoundState.ValueType  # 5
+    """The next round, which is not open yet: too few participants are connected (cohort.min_available, available_only)."""
 
 class RoundState(_RoundState, metaclass=_RoundStateEnumTypeWrapper):
     """The state of a round."""
@@ -52,6 +54,8 @@ ROUND_STATE_DONE: RoundState.ValueType  # 3
 """The result was committed."""
 ROUND_STATE_ABANDONED: RoundState.ValueType  # 4
 """The training ended, or its whole cohort was removed, before the round had a result."""
+ROUND_STATE_PENDING: RoundState.ValueType  # 5
+"""The next round, which is not open yet: too few participants are connected (cohort.min_available, available_only)."""
 Global___RoundState: _TypeAlias = RoundState  # noqa: Y015
 
 class _WaitRule:
@@ -68,6 +72,10 @@ class _WaitRuleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WaitRule.Val
     """It waits for a number of updates or reports, from any participants in the cohort."""
     WAIT_RULE_AGGREGATION: _WaitRule.ValueType  # 3
     """It is closed, and its result is being computed."""
+    WAIT_RULE_PARTICIPANTS: _WaitRule.ValueType  # 4
+    """It is pending, and opens once enough participants are connected."""
+    WAIT_RULE_AFTER_MIN: _WaitRule.ValueType  # 5
+    """It has min_updates, and waits for the others that are under way until wait_end_time."""
 
 class WaitRule(_WaitRule, metaclass=_WaitRuleEnumTypeWrapper):
     """The rule that keeps a round from ending."""
@@ -80,6 +88,10 @@ WAIT_RULE_MIN_UPDATES: WaitRule.ValueType  # 2
 """It waits for a number of updates or reports, from any participants in the cohort."""
 WAIT_RULE_AGGREGATION: WaitRule.ValueType  # 3
 """It is closed, and its result is being computed."""
+WAIT_RULE_PARTICIPANTS: WaitRule.ValueType  # 4
+"""It is pending, and opens once enough participants are connected."""
+WAIT_RULE_AFTER_MIN: WaitRule.ValueType  # 5
+"""It has min_updates, and waits for the others that are under way until wait_end_time."""
 Global___WaitRule: _TypeAlias = WaitRule  # noqa: Y015
 
 @_typing.final
@@ -791,6 +803,9 @@ class Round(_message.Message):
     REJECTED_UPDATES_FIELD_NUMBER: _builtins.int
     NUM_FAILED_FIELD_NUMBER: _builtins.int
     NUM_CONNECTED_FIELD_NUMBER: _builtins.int
+    DRAW_FIELD_NUMBER: _builtins.int
+    UPDATES_ENOUGH_FIELD_NUMBER: _builtins.int
+    WAIT_END_TIME_FIELD_NUMBER: _builtins.int
     training_id: _builtins.str
     """UUID of the training."""
     number: _builtins.int
@@ -816,13 +831,17 @@ class Round(_message.Message):
     wait_rule: Global___WaitRule.ValueType
     """The rule that keeps the round from ending; waiting_for describes it in words."""
     on_deadline: _training_pb2.OnMissed.ValueType
-    """What happens if the round reaches its deadline in its current state; unspecified without a deadline, or if not
-    open.
+    """What happens if the round reaches its deadline in its current state; unspecified without a deadline, if not open,
+    or if it then closes with the updates that it has.
     """
     num_failed: _builtins.int
     """Number of participants in the cohort that the round does not wait for, since they failed or are absent."""
     num_connected: _builtins.int
     """Registered participants that are connected now, that is, subscribed."""
+    updates_enough: _builtins.int
+    """With wait_after_min: how many updates or reports are enough at wait_end_time or at the deadline; updates_expected
+    close the round at once. Else the same as updates_expected.
+    """
     @_builtins.property
     def participants(self) -> _containers.RepeatedCompositeFieldContainer[Global___RoundParticipant]:
         """The cohort: those that failed first, then others with a missing update or report; at most 1000, and as many as fit
@@ -851,6 +870,14 @@ class Round(_message.Message):
     def rejected_updates(self) -> _containers.RepeatedCompositeFieldContainer[Global___RejectedUpdate]:
         """Rejected submissions in this round, by reason, of all current and former participants of the training."""
 
+    @_builtins.property
+    def draw(self) -> Global___CohortDraw:
+        """How its cohort was drawn; unset without TrainingSpec.cohort, in a pending round, and within a daisy chain."""
+
+    @_builtins.property
+    def wait_end_time(self) -> _timestamp_pb2.Timestamp:
+        """When a round that has enough closes at the latest; unset before it has enough, and if it does not wait."""
+
     def __init__(
         self,
         *,
@@ -875,14 +902,57 @@ class Round(_message.Message):
         rejected_updates: _abc.Iterable[Global___RejectedUpdate] | None = ...,
         num_failed: _builtins.int = ...,
         num_connected: _builtins.int = ...,
+        draw: Global___CohortDraw | None = ...,
+        updates_enough: _builtins.int = ...,
+        wait_end_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline", "done_time", b"done_time", "forecast_end_time", b"forecast_end_time", "open_time", b"open_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline", "done_time", b"done_time", "draw", b"draw", "forecast_end_time", b"forecast_end_time", "open_time", b"open_time", "wait_end_time", b"wait_end_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "deadline", b"deadline", "done_time", b"done_time", "forecast_end_time", b"forecast_end_time", "kind", b"kind", "max_attempts", b"max_attempts", "model_version", b"model_version", "num_connected", b"num_connected", "num_failed", b"num_failed", "num_participants", b"num_participants", "number", b"number", "on_deadline", b"on_deadline", "open_time", b"open_time", "participants", b"participants", "rejected_updates", b"rejected_updates", "state", b"state", "training_id", b"training_id", "updates_arrived", b"updates_arrived", "updates_expected", b"updates_expected", "wait_rule", b"wait_rule", "waiting_for", b"waiting_for"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "deadline", b"deadline", "done_time", b"done_time", "draw", b"draw", "forecast_end_time", b"forecast_end_time", "kind", b"kind", "max_attempts", b"max_attempts", "model_version", b"model_version", "num_connected", b"num_connected", "num_failed", b"num_failed", "num_participants", b"num_participants", "number", b"number", "on_deadline", b"on_deadline", "open_time", b"open_time", "participants", b"participants", "rejected_updates", b"rejected_updates", "state", b"state", "training_id", b"training_id", "updates_arrived", b"updates_arrived", "updates_enough", b"updates_enough", "updates_expected", b"updates_expected", "wait_end_time", b"wait_end_time", "wait_rule", b"wait_rule", "waiting_for", b"waiting_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Round: _TypeAlias = Round  # noqa: Y015
+
+@_typing.final
+class CohortDraw(_message.Message):
+    """How the cohort of a round was drawn, so that the draw can be repeated; docs/cohorts.md has the algorithm. The ledger
+    has the ids of those that were chosen, also of former members (round_opened, round_extended).
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEED_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    NUM_ELIGIBLE_FIELD_NUMBER: _builtins.int
+    NUM_NEEDED_FIELD_NUMBER: _builtins.int
+    NUM_CHOSEN_FIELD_NUMBER: _builtins.int
+    seed: _builtins.int
+    """The seed of the training's draws."""
+    attempt: _builtins.int
+    """The attempt at the round of the last draw, from 1: a round that is repeated draws others in addition."""
+    num_eligible: _builtins.int
+    """How many participants could be chosen in that draw."""
+    num_needed: _builtins.int
+    """How many participants the round needs."""
+    num_chosen: _builtins.int
+    """How many were chosen, in all draws."""
+    def __init__(
+        self,
+        *,
+        seed: _builtins.int = ...,
+        attempt: _builtins.int = ...,
+        num_eligible: _builtins.int = ...,
+        num_needed: _builtins.int = ...,
+        num_chosen: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "num_chosen", b"num_chosen", "num_eligible", b"num_eligible", "num_needed", b"num_needed", "seed", b"seed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CohortDraw: _TypeAlias = CohortDraw  # noqa: Y015
 
 @_typing.final
 class RejectedUpdate(_message.Message):
@@ -970,7 +1040,9 @@ class RoundParticipant(_message.Message):
     subscribed: _builtins.bool
     """Whether it has an open subscription; keepalive ends subscriptions of participants that have disappeared."""
     rounds_left_out: _builtins.int
-    """In how many rounds of this training its work was left out: it was asked, and the round closed without it."""
+    """In how many rounds of this training its work was left out: it was asked and did not fail, and the round closed
+    without it.
+    """
     @_builtins.property
     def arrive_time(self) -> _timestamp_pb2.Timestamp:
         """When it arrived; unset before."""
@@ -1001,7 +1073,7 @@ class RoundParticipant(_message.Message):
 
     @_builtins.property
     def attributes(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """What it said of itself in its last subscription."""
+        """What it said of itself in its last subscription that said something, since the start of the server."""
 
     def __init__(
         self,

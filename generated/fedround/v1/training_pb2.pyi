@@ -258,6 +258,7 @@ class RoundPolicy(_message.Message):
     ON_FAILURE_FIELD_NUMBER: _builtins.int
     ABSENT_AFTER_FIELD_NUMBER: _builtins.int
     WAIT_AFTER_MIN_FIELD_NUMBER: _builtins.int
+    WAIT_FRACTION_FIELD_NUMBER: _builtins.int
     min_updates: _builtins.int
     """The number of updates that closes a round; 0 means one from every participant in the cohort. If participants are
     removed and fewer are left, their updates close the round.
@@ -270,6 +271,10 @@ class RoundPolicy(_message.Message):
     """With RETRY: how often a round is repeated, 1 to 1000; 0 means 3. After that the training ends as with FAIL."""
     on_failure: Global___OnFailure.ValueType
     """What happens if a participant reports that it cannot deliver (ReportFailure)."""
+    wait_fraction: _builtins.float
+    """Wait at least for this part of the median time that the last 20 rounds of the same kind in this training took, from
+    their opening to their result; 0 <= f <= 10. 0 means wait_after_min alone. Needs min_updates.
+    """
     @_builtins.property
     def deadline(self) -> _duration_pb2.Duration:
         """How long a round, or an attempt of it, may stay open; positive, at most 365 days; unset means no deadline.
@@ -286,9 +291,9 @@ class RoundPolicy(_message.Message):
 
     @_builtins.property
     def wait_after_min(self) -> _duration_pb2.Duration:
-        """How long a round that has its min_updates waits for the members that are under way; it closes at once when all
-        others are in. At the deadline, min_updates are enough. At most 365 days; unset or 0 means not at all. Needs
-        min_updates.
+        """How long a round that has its min_updates waits for the members that are under way, that is, have neither submitted
+        nor failed; it closes at once when all of them are in, or as many as its cohort needs. At the deadline, min_updates
+        are enough. At most 365 days; unset or 0 means not at all. Needs min_updates.
         """
 
     def __init__(
@@ -302,10 +307,11 @@ class RoundPolicy(_message.Message):
         on_failure: Global___OnFailure.ValueType = ...,
         absent_after: _duration_pb2.Duration | None = ...,
         wait_after_min: _duration_pb2.Duration | None = ...,
+        wait_fraction: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["absent_after", b"absent_after", "deadline", b"deadline", "wait_after_min", b"wait_after_min"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["absent_after", b"absent_after", "deadline", b"deadline", "late_updates", b"late_updates", "max_retries", b"max_retries", "min_updates", b"min_updates", "on_failure", b"on_failure", "on_missed", b"on_missed", "wait_after_min", b"wait_after_min"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["absent_after", b"absent_after", "deadline", b"deadline", "late_updates", b"late_updates", "max_retries", b"max_retries", "min_updates", b"min_updates", "on_failure", b"on_failure", "on_missed", b"on_missed", "wait_after_min", b"wait_after_min", "wait_fraction", b"wait_fraction"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -314,7 +320,10 @@ Global___RoundPolicy: _TypeAlias = RoundPolicy  # noqa: Y015
 @_typing.final
 class Cohort(_message.Message):
     """Who takes part in each round, of the registered participants. Those who are chosen are drawn uniformly without
-    replacement. Neither fraction nor size means everybody.
+    replacement, anew for each round; the others get no event of the round. Neither fraction nor size means everybody who
+    has the labels. In daisy chaining (FedDC), the cohort is drawn when a chain begins, and stays until its average. A
+    round that is repeated asks, in addition, as many others as updates are missing. If evaluation_policy is unset and
+    `selection` depends on evaluation rounds, these ask everybody: fraction, size and over_selection do not apply to them.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -347,41 +356,61 @@ class Cohort(_message.Message):
     AVAILABLE_ONLY_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
     fraction: _builtins.float
-    """The part of the registered participants that a round needs, 0 < f <= 1, rounded up; 0 means unset."""
+    """The part of the registered participants with the labels that a round needs, 0 < f <= 1, rounded up."""
     size: _builtins.int
-    """How many participants a round needs; 0 means unset. Not with fraction."""
+    """How many participants a round needs, 1 to 10,000; all if fewer can be asked. Not with fraction. If fewer are
+    registered, the training cannot be started (COHORT_IMPOSSIBLE).
+    """
     min_available: _builtins.int
-    """A round opens once so many registered participants are connected, that is, subscribed; 0 means without waiting."""
+    """A round opens once so many registered participants are connected, that is, subscribed; 0 means without waiting. At
+    most the number of those that are registered when the training is started.
+    """
     over_selection: _builtins.float
-    """How many times more participants are asked than the round needs, >= 1, rounded up; 0 means 1. The round closes with
-    what it needs, and the others are told that they are not needed any more.
+    """How many times more participants are asked than the round needs, 1 to 100, rounded up; unset means 1. The round
+    closes with what it needs, and the others are told that they are not needed any more. Those that fail or leave do
+    not reduce what it needs before fewer are left. Needs fraction or size.
     """
     available_only: _builtins.bool
-    """Only participants that are connected when the round opens."""
+    """Only participants that are connected when the round opens; it opens once there is one."""
     seed: _builtins.int
-    """The seed of the draws; unset means one that the server draws, which the stored spec then contains."""
+    """The seed of the draws; unset means one that the server draws, which the stored spec then contains. Shown only to the
+    actor.
+    """
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Only participants whose user has all of these labels."""
+        """Only participants whose user has all of these labels when the round opens; at most 50, as in CreateUserRequest."""
 
     def __init__(
         self,
         *,
-        fraction: _builtins.float = ...,
-        size: _builtins.int = ...,
+        fraction: _builtins.float | None = ...,
+        size: _builtins.int | None = ...,
         min_available: _builtins.int = ...,
-        over_selection: _builtins.float = ...,
+        over_selection: _builtins.float | None = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         available_only: _builtins.bool = ...,
         seed: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "seed", b"seed"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_fraction", b"_fraction", "_over_selection", b"_over_selection", "_seed", b"_seed", "_size", b"_size", "fraction", b"fraction", "over_selection", b"over_selection", "seed", b"seed", "size", b"size"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "available_only", b"available_only", "fraction", b"fraction", "labels", b"labels", "min_available", b"min_available", "over_selection", b"over_selection", "seed", b"seed", "size", b"size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_fraction", b"_fraction", "_over_selection", b"_over_selection", "_seed", b"_seed", "_size", b"_size", "available_only", b"available_only", "fraction", b"fraction", "labels", b"labels", "min_available", b"min_available", "over_selection", b"over_selection", "seed", b"seed", "size", b"size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__fraction: _TypeAlias = _typing.Literal["fraction"]  # noqa: Y015
+    _WhichOneofArgType__fraction: _TypeAlias = _typing.Literal["_fraction", b"_fraction"]  # noqa: Y015
+    _WhichOneofReturnType__over_selection: _TypeAlias = _typing.Literal["over_selection"]  # noqa: Y015
+    _WhichOneofArgType__over_selection: _TypeAlias = _typing.Literal["_over_selection", b"_over_selection"]  # noqa: Y015
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
+    _WhichOneofReturnType__size: _TypeAlias = _typing.Literal["size"]  # noqa: Y015
+    _WhichOneofArgType__size: _TypeAlias = _typing.Literal["_size", b"_size"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__fraction) -> _WhichOneofReturnType__fraction | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__over_selection) -> _WhichOneofReturnType__over_selection | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__seed) -> _WhichOneofReturnType__seed | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__size) -> _WhichOneofReturnType__size | None: ...
 
 Global___Cohort: _TypeAlias = Cohort  # noqa: Y015
 
@@ -629,8 +658,8 @@ class TrainingSpec(_message.Message):
 
     @_builtins.property
     def evaluation_policy(self) -> Global___RoundPolicy:
-        """When evaluation rounds close; unset means with the reports of everybody where `selection` depends on them, and else
-        as round_policy says.
+        """When evaluation rounds close; unset means as round_policy says, except where `selection` depends on them: then they
+        wait for the reports of everybody, and min_updates are enough only at the deadline.
         """
 
     def __init__(

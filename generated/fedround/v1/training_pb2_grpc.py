@@ -128,7 +128,8 @@ class TrainingServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def StartTraining(self, request, context):
-        """Opens the first round of a training that is in the state INITIAL and has participants.
+        """Starts a training that is in the state INITIAL and has participants: opens its first round, or, with
+        cohort.min_available, has it opened once so many are connected.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -59,7 +59,9 @@ class TrainingServiceStub:
     repeated: the actor that removed a training is answered OK again.
     """
     StartTraining: _grpc.UnaryUnaryMultiCallable[_training_pb2.StartTrainingRequest, _training_pb2.StartTrainingResponse]
-    """Opens the first round of a training that is in the state INITIAL and has participants."""
+    """Starts a training that is in the state INITIAL and has participants: opens its first round, or, with
+    cohort.min_available, has it opened once so many are connected.
+    """
 
 @_typing.type_check_only
 class TrainingServiceAsyncStub(TrainingServiceStub):
@@ -92,7 +94,9 @@ class TrainingServiceAsyncStub(TrainingServiceStub):
     repeated: the actor that removed a training is answered OK again.
     """
     StartTraining: _aio.UnaryUnaryMultiCallable[_training_pb2.StartTrainingRequest, _training_pb2.StartTrainingResponse]  # type: ignore[assignment]
-    """Opens the first round of a training that is in the state INITIAL and has participants."""
+    """Starts a training that is in the state INITIAL and has participants: opens its first round, or, with
+    cohort.min_available, has it opened once so many are connected.
+    """
 
 class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
     """Creates and controls trainings. The actor who created a training controls it; participants may read it and leave
@@ -164,6 +168,8 @@ class TrainingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _training_pb2.StartTrainingRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_training_pb2.StartTrainingResponse, _abc.Awaitable[_training_pb2.StartTrainingResponse]]:
-        """Opens the first round of a training that is in the state INITIAL and has participants."""
+        """Starts a training that is in the state INITIAL and has participants: opens its first round, or, with
+        cohort.min_available, has it opened once so many are connected.
+        """
 
 def add_TrainingServiceServicer_to_server(servicer: TrainingServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -49,7 +49,10 @@ class Aggregations:
         self._stopped = True
 
     def start(self, training_id: str) -> bool:
-        """Starts the aggregation of a training's closed round in the background; returns whether none was under way."""
+        """Starts the aggregation of a training's closed round in the background; returns whether none was under way.
+
+        If the round is not closed, but waits for others until a set time, this is followed up instead.
+        """
         # The one under way may have looked for closed rounds just before this one was closed.
         self._again.add(training_id)
         idle = training_id not in self._running
@@ -61,15 +64,21 @@ class Aggregations:
     async def _run(self, training_id: str) -> None:
         # The user whose update closed the round started this task, but does not make the model.
         acting.set("")
+        found = False
         try:
             while not self._stopped:
                 self._again.discard(training_id)
                 try:
                     task = await self._store.find_aggregation(training_id)
                     if task is not None:
+                        found = True
+                        if task.round.releases:
+                            self._context.hub.notify(training_id)
                         reached("aggregation.found")
                         await self._aggregate(task)
                     elif training_id not in self._again:
+                        if not found:
+                            await self._follow_up(training_id)
                         return
                 except TRANSIENT as error:
                     log.warning("aggregation of training %s: %s", training_id, error)

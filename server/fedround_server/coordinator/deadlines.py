@@ -1,10 +1,10 @@
-"""Timers of the deadlines of open rounds."""
+"""Timers of open rounds: of their deadlines, and of the ends of their waits for members that are under way."""
 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from fedround_server.coordinator.aggregation import RETRY_DELAY
@@ -19,10 +19,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Timer:
-    """The timer of one attempt at a round."""
+    """The timer of one attempt at a round, and of its wait if it has enough updates."""
 
     number: int
     attempt: int
+    waits: bool
     task: asyncio.Task[None]
 
 
@@ -32,15 +33,14 @@ class Deadlines:
     def __init__(
         self,
         context: Context,
-        expire: Callable[[str, int, int], Coroutine[Any, Any, None]],
+        expire: Callable[[Round | UnfinishedRound, datetime], Coroutine[Any, Any, None]],
         follow_up: Callable[[str], Awaitable[None]],
     ) -> None:
         """Creates it without any timer.
 
         Args:
             context: The parts of the server.
-            expire: Called with a training's id, a round's number and its attempt once that round's deadline has passed,
-                again after each `Unavailable`.
+            expire: Called with a round as it was armed, and with the time that has come; again after `Unavailable`.
             follow_up: Called with the training's id after that; it may arm the next timer.
         """
         self._context = context
@@ -53,18 +53,24 @@ class Deadlines:
         """Leaves deadlines to the next start: a round opened from now on would miss its participants."""
         self._stopped = True
 
-    def arm(self, current: Round | UnfinishedRound, deadline: datetime) -> bool:
-        """Arms the timer of an open round, in place of an earlier one; returns whether this attempt had none."""
+    def arm(self, current: Round | UnfinishedRound) -> bool:
+        """Arms the timer of an open round, in place of an earlier one, if it has a deadline or waits.
+
+        Returns:
+            Whether this attempt, or its wait, had no timer.
+        """
+        times = [time for time in (current.deadline, current.wait_end) if time is not None]
+        if not times:
+            return False
         training_id, number, attempt = current.training_id, current.number, current.attempt
+        waits = current.wait_end is not None
         armed = self._timers.get(training_id)
-        # The caller may have read the round before the latest one was opened, or repeated.
-        if armed is not None and (armed.number, armed.attempt) >= (number, attempt):
+        # The caller may have read the round before the latest one was opened, or repeated, or before it waited.
+        if armed is not None and (armed.number, armed.attempt, armed.waits) >= (number, attempt, waits):
             return False
         self.disarm(training_id)
-        left = deadline - self._context.clock.now()
-        waiting = self._wait(training_id, number, attempt, left)
-        task = self._context.background.create_task(waiting, name=f"deadline {training_id}")
-        self._timers[training_id] = _Timer(number, attempt, task)
+        task = self._context.background.create_task(self._wait(current, min(times)), name=f"deadline {training_id}")
+        self._timers[training_id] = _Timer(number, attempt, waits, task)
         return True
 
     def disarm(self, training_id: str) -> None:
@@ -73,15 +79,16 @@ class Deadlines:
         if timer is not None:
             timer.task.cancel()
 
-    async def _wait(self, training_id: str, number: int, attempt: int, left: timedelta) -> None:
+    async def _wait(self, current: Round | UnfinishedRound, time: datetime) -> None:
         acting.set("")
-        await self._context.clock.sleep(left)
+        training_id = current.training_id
+        await self._context.clock.sleep(time - self._context.clock.now())
         reached("deadline.fired")
         while True:
             if self._stopped:
                 return
             try:
-                await self._context.tasks.run_shielded(self._expire(training_id, number, attempt))
+                await self._context.tasks.run_shielded(self._expire(current, time))
             except Unavailable as error:
                 log.warning("deadline of training %s: %s", training_id, error)
                 await self._context.clock.sleep(RETRY_DELAY)
@@ -89,7 +96,7 @@ class Deadlines:
                 reached("deadline.judged")
                 break
         timer = self._timers.get(training_id)
-        if timer is not None and (timer.number, timer.attempt) == (number, attempt):
+        if timer is not None and timer.task is asyncio.current_task():
             # Before following up: arming the next timer would otherwise cancel this task.
             del self._timers[training_id]
             await self._follow_up(training_id)

@@ -31,6 +31,7 @@ class Housekeeping:
         start = self._context.background.create_task
         start(self._reconcile_forever(), name="reconcile rounds")
         start(self._rounds.absences.run(), name="look for absent participants")
+        start(self._rounds.openings.run(), name="open pending rounds")
         start(self._collect_forever(), name="collect blobs")
         start(self._keep_last_seen_forever(), name="keep last-seen times")
 

@@ -1,7 +1,7 @@
 """Presence: which users have a subscription open, and when each user was last seen."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from datetime import datetime
 
@@ -14,6 +14,7 @@ class Presence:
         self._news: set[str] = set()
         self._listening: Counter[str] = Counter()
         self._calls: Counter[str] = Counter()
+        self._attributes: dict[str, Mapping[str, str]] = {}
 
     def see(self, user_id: str, now: datetime) -> None:
         """Records that a user was seen."""
@@ -48,6 +49,19 @@ class Presence:
         """Returns whether a user has a subscription open."""
         return user_id in self._listening
 
+    def listeners(self) -> frozenset[str]:
+        """Returns all users that have a subscription open."""
+        return frozenset(self._listening)
+
+    def describe(self, user_id: str, attributes: Mapping[str, str]) -> None:
+        """Keeps what a participant says of itself, in place of what it said before; nothing else depends on it."""
+        if attributes:
+            self._attributes[user_id] = attributes
+
+    def attributes(self, user_id: str) -> Mapping[str, str]:
+        """Returns what a participant said of itself since the start of the server."""
+        return self._attributes.get(user_id, {})
+
     def last_seen(self, user_id: str, now: datetime) -> datetime | None:
         """Returns when a user was last seen since the start of the server; that is now while it listens."""
         return now if user_id in self._listening else self._seen.get(user_id)
@@ -55,6 +69,7 @@ class Presence:
     def forget(self, user_id: str) -> None:
         """Forgets a user."""
         self._seen.pop(user_id, None)
+        self._attributes.pop(user_id, None)
         self._news.discard(user_id)
 
     def take_news(self, now: datetime) -> dict[str, datetime]:

@@ -2,12 +2,13 @@
 
 import logging
 from collections.abc import Mapping
-from functools import partial
+from datetime import datetime
 
 from fedround_server.coordinator.absences import Absences
 from fedround_server.coordinator.aggregation import Aggregations
 from fedround_server.coordinator.context import Context
 from fedround_server.coordinator.deadlines import Deadlines
+from fedround_server.coordinator.openings import Openings
 from fedround_server.coordinator.stored_files import StoredFiles
 from fedround_server.coordinator.uploads.receive import Uploads
 from fedround_server.domain.errors import Unavailable
@@ -28,13 +29,15 @@ class Rounds:
         self._context = context
         self._store = context.store.rounds
         self._uploads = uploads
-        self._deadlines = Deadlines(context, partial(self._judge, due=True), self.follow_up)
+        self._deadlines = Deadlines(context, self._expire, self.follow_up)
+        self.openings = Openings(context, self.follow_up)
         self.absences = Absences(context, self._exclude)
         self.aggregations = Aggregations(context, files, self.follow_up)
 
     def stop(self) -> None:
-        """Leaves closed rounds, deadlines and absences to the next start."""
+        """Leaves pending and closed rounds, deadlines and absences to the next start."""
         self.absences.stop()
+        self.openings.stop()
         self.aggregations.stop()
         self._deadlines.stop()
 
@@ -83,18 +86,31 @@ class Rounds:
         """Disarms a training's deadline, and forgets its absent participants and the progress of its uploads."""
         self._deadlines.disarm(training_id)
         self.absences.forget(training_id)
+        self.openings.forget(training_id)
         self._uploads.progress.forget(training_id)
 
     def _take_up(self, current: Round | UnfinishedRound) -> bool:
         """Starts what a round waits for; returns whether that was not under way."""
         if current.state is RoundState.AGGREGATING:
             return self.aggregations.start(current.training_id)
+        if current.state is RoundState.PENDING:
+            self.openings.watch(current)
+            return False
+        self.openings.forget(current.training_id)
         self.absences.watch(current)
-        return current.deadline is not None and self._deadlines.arm(current, current.deadline)
+        return self._deadlines.arm(current)
 
-    async def _judge(self, training_id: str, number: int, attempt: int, *, due: bool) -> None:
-        now = self._context.clock.now()
-        if await self._store.judge(training_id, number, due=due, now=now, attempt=attempt):
+    async def _expire(self, current: Round | UnfinishedRound, time: datetime) -> None:
+        """Judges a round for which a time has come, by a clock that is never set."""
+        due = current.deadline is not None and time >= current.deadline
+        await self._judge(current.training_id, current.number, current.attempt, due=due, at_least=time)
+
+    async def _judge(
+        self, training_id: str, number: int, attempt: int, *, due: bool, at_least: datetime | None = None
+    ) -> None:
+        now = self._context.clock.now() if at_least is None else max(self._context.clock.now(), at_least)
+        connected = self._context.presence.listeners()
+        if await self._store.judge(training_id, number, due=due, now=now, attempt=attempt, connected=connected):
             self.aggregations.start(training_id)
         self._context.hub.notify(training_id)
 

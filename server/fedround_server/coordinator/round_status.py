@@ -1,5 +1,6 @@
 """The status of a round as its actor sees it: who is missing, and when the round will probably end."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -20,6 +21,7 @@ class MemberView:
         subscribed: Whether the member has a subscription open.
         uploaded_bytes: How many bytes of its update have arrived.
         forecast: When its update is expected; None if it has arrived, or if there is no history.
+        attributes: What the member says of itself.
     """
 
     member: RoundMember
@@ -27,6 +29,7 @@ class MemberView:
     subscribed: bool
     uploaded_bytes: int
     forecast: datetime | None
+    attributes: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +41,14 @@ class Explanation:
         members: Its cohort.
         forecast_end: When its present attempt is expected to end; None if that is not known.
         damage: Which file has to be restored before its result can be computed; None if none is known to be damaged.
+        num_connected: How many registered participants have a subscription open.
     """
 
     view: RoundView
     members: tuple[MemberView, ...]
     forecast_end: datetime | None
     damage: str | None = None
+    num_connected: int = 0
 
 
 class RoundStatus:
@@ -65,11 +70,12 @@ class RoundStatus:
         is_open = found.round.state is RoundState.OPEN
         members = tuple(self._view(member, found.round, now) for member in found.members)
         arrivals = [one.member.arrive_time or one.forecast for one in members]
-        forecast_end = forecast.end(arrivals, found.round.expected, found.round.deadline) if is_open else None
+        ends = [time for time in (found.round.deadline, found.round.wait_end) if time is not None]
+        forecast_end = forecast.end(arrivals, found.round.expected, min(ends, default=None)) if is_open else None
+        num_connected = sum(map(self._context.presence.is_listening, found.participant_ids))
         is_closed = found.round.state is RoundState.AGGREGATING
-        return Explanation(
-            found, members, forecast_end, self._aggregations.damage.get(training_id) if is_closed else None
-        )
+        damage = self._aggregations.damage.get(training_id) if is_closed else None
+        return Explanation(found, members, forecast_end, damage, num_connected)
 
     def _view(self, member: RoundMember, found: Round, now: datetime) -> MemberView:
         presence, user_id, missing = self._context.presence, member.user_id, member.arrive_time is None
@@ -79,4 +85,5 @@ class RoundStatus:
             subscribed=presence.is_listening(user_id),
             uploaded_bytes=self._progress.bytes_arrived(found.training_id, found.number, user_id) if missing else 0,
             forecast=forecast.arrival(member.ask_time, member.durations, now) if missing else None,
+            attributes=presence.attributes(user_id),
         )

@@ -54,6 +54,7 @@ class Subscriptions:
         send: Send,
         greet: Callable[[], Awaitable[None]],
         session_id: str | None = None,
+        attributes: Mapping[str, str] | None = None,
     ) -> None:
         """Sends the events of a training, or of all trainings of the user, until no event can follow.
 
@@ -64,6 +65,7 @@ class Subscriptions:
             send: Sends an event; waits while the subscriber is slow.
             greet: Tells the subscriber that it will receive all events from now on; not called after an event was sent.
             session_id: The program that takes part in rounds by this subscription; None for one that only watches.
+            attributes: What the subscriber says of itself.
 
         Raises:
             AlreadyParticipating: Another program takes part as this user.
@@ -81,6 +83,7 @@ class Subscriptions:
             line = _Line(send, greet)
             seconds = self._context.limits.heartbeat.total_seconds()
             topics: frozenset[str] = frozenset()
+            self._context.presence.describe(user_id, attributes or {})
             with self._context.presence.listening(user_id, self._context.clock.now):
                 while not await subscription.drain(line.send, topics):
                     await line.greet()

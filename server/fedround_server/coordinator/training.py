@@ -78,6 +78,9 @@ class Trainings:
     async def _register(self, training_id: str, actor_id: str, client_ids: Sequence[str]) -> Training:
         training = await self._store.register(training_id, actor_id, client_ids, self._context.clock.now())
         self._context.hub.notify(for_actor(training_id), *client_ids)
+        if training.spec.cohort is not None:
+            # A pending round counts their connections, too.
+            await self._rounds.follow_up(training_id)
         return training
 
     async def _remove_clients(self, training_id: str, caller_id: str, client_ids: Sequence[str]) -> Training:

@@ -1,6 +1,6 @@
 """Use cases about users and their credentials."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 
 from fedround_server.coordinator.access import Access
@@ -37,11 +37,16 @@ class Users:
         if admins:
             await self._rotate(admins[0], Token(hash_token(token), now, None), None)
         else:
-            await self._store_user("admin", Role.ADMIN, token, None, ())
+            await self._store_user("admin", Role.ADMIN, token, None, (), {})
         return True
 
     async def create(
-        self, name: str, role: Role, lifetime: timedelta | None, certificate_names: Sequence[str]
+        self,
+        name: str,
+        role: Role,
+        lifetime: timedelta | None,
+        certificate_names: Sequence[str],
+        labels: Mapping[str, str] | None = None,
     ) -> tuple[UserView, str]:
         """Creates a user with a token; a lifetime of None stands for the server's default.
 
@@ -54,7 +59,8 @@ class Users:
             FieldInvalid: The lifetime is longer than the server allows.
         """
         token = new_token()
-        return await self._store_user(name, role, token, self._expiry(lifetime), certificate_names), token
+        expire_time = self._expiry(lifetime)
+        return await self._store_user(name, role, token, expire_time, certificate_names, labels or {}), token
 
     async def get(self, caller: User, user_id: str) -> User | UserView:
         """Returns a user; clients see only themselves. Credentials are visible to the user itself and to admins.
@@ -120,6 +126,15 @@ class Users:
         await self._context.tasks.run_shielded(self._set_certificate_names(user_id, names))
         return await self.view(user_id)
 
+    async def set_labels(self, user_id: str, labels: Mapping[str, str]) -> UserView:
+        """Sets the labels of a user, by which cohorts select participants.
+
+        Raises:
+            UserNotFound: There is no such user.
+        """
+        await self._context.tasks.run_shielded(self._context.store.users.set_labels(user_id, labels))
+        return await self.view(user_id)
+
     async def remove(self, user_id: str, *, force: bool) -> list[str]:
         """Removes a user; returns the ids of trainings that it took part in or steered, for the caller to follow up.
 
@@ -149,10 +164,16 @@ class Users:
         await self._access.recheck(user_id)
 
     async def _store_user(
-        self, name: str, role: Role, token: str, expire_time: datetime | None, certificate_names: Sequence[str]
+        self,
+        name: str,
+        role: Role,
+        token: str,
+        expire_time: datetime | None,
+        certificate_names: Sequence[str],
+        labels: Mapping[str, str],
     ) -> UserView:
         now = self._context.clock.now()
-        user = User(self._context.new_id(), name, role, now)
+        user = User(self._context.new_id(), name, role, now, labels)
         stored = Token(hash_token(token), now, expire_time)
         return await self._context.store.users.create(user, stored, certificate_names)
 

@@ -113,6 +113,21 @@ class ParticipantFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkNotNeeded:
+    """A round was closed without the submissions of some members, which are not needed any more.
+
+    Attributes:
+        round: The round.
+        num_updates: How many submissions were enough.
+        num_participants: How many participants were asked.
+    """
+
+    round: int
+    num_updates: int
+    num_participants: int
+
+
+@dataclass(frozen=True, slots=True)
 class RoundClosed:
     """A round's result is committed.
 
@@ -195,6 +210,7 @@ Payload = (
     | UpdateAccepted
     | UpdateLost
     | ParticipantFailed
+    | WorkNotNeeded
     | RoundClosed
     | ClientRemoved
     | TrainingPaused

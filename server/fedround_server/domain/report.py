@@ -39,7 +39,13 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class MetricReport:
-    """Metrics of a round (of a kind as clients see it) by one reporter, or aggregated (reporter_id is None)."""
+    """Metrics of a round (of a kind as clients see it) by one reporter, or aggregated (reporter_id is None).
+
+    Attributes:
+        num_reporters: Of how many submissions the mean was made; 0 if it is no mean.
+        num_participants: How many participants the round had asked; 0 if it is no mean.
+        reporter_ids: The first of those of whose submissions the mean was made; for the owner of the model.
+    """
 
     training_id: str
     round: int
@@ -48,6 +54,9 @@ class MetricReport:
     reporter_id: str | None
     num_examples: int
     metrics: Mapping[str, MetricValue]
+    num_reporters: int = 0
+    num_participants: int = 0
+    reporter_ids: tuple[str, ...] = ()
 
 
 def weighted_means(reports: list[tuple[Mapping[str, MetricValue], int]]) -> dict[str, float]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from fedround_server.domain.aggregation import Aggregation
+from fedround_server.domain.cohort import Cohort
 from fedround_server.domain.config import Config
 from fedround_server.domain.failure import PARTICIPANTS_FAILED, ParticipantFailure
 from fedround_server.domain.model import Dtype
@@ -124,6 +125,8 @@ class TrainingSpec:
         tensors: Which tensors of the model updates have.
         config: What all participants get with each round. It is left out of lists, and so is client_config.
         client_config: What single participants get on top of that, by user; for the actor only.
+        cohort: Who takes part in each round; None for all participants.
+        evaluation_policy: When evaluation rounds close; None for what follows from round_policy and selection.
     """
 
     name: str
@@ -149,6 +152,8 @@ class TrainingSpec:
     tensors: TensorSelection = ALL_TENSORS
     config: Config = field(default_factory=dict)
     client_config: Mapping[str, Config] = field(default_factory=dict)
+    cohort: Cohort | None = None
+    evaluation_policy: RoundPolicy | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """Users and their roles."""
 
 import enum
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from fedround_server.domain.token import Token
@@ -17,12 +18,13 @@ class Role(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """A user of the server: a person or a machine."""
+    """A user of the server: a person or a machine; cohorts select participants by labels."""
 
     user_id: str
     name: str
     role: Role
     create_time: datetime
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from fedround_server.domain.token import Token
 from fedround_server.domain.training import Training, TrainingFailure, TrainingSpec
 from fedround_server.domain.update import Update, is_number
 from fedround_server.domain.user import User
-from fedround_server.services import config, pages, tensor_selection, uncertainty
+from fedround_server.services import config, pages, policy, tensor_selection, uncertainty
 
 MAX_PARTICIPANTS = 10_000
 
@@ -38,6 +38,7 @@ def user(found: User) -> user_pb2.User:
         name=found.name,
         role=user_pb2.Role.Value(f"ROLE_{found.role.value}"),
         create_time=timestamp(found.create_time),
+        labels=found.labels,
     )
 
 
@@ -119,6 +120,9 @@ def metric_report(found: MetricReport) -> model_pb2.MetricReport:
         model_version=found.model_version,
         reporter_id=found.reporter_id or "",
         num_examples=found.num_examples,
+        num_reporters=found.num_reporters,
+        num_participants=found.num_participants,
+        reporter_ids=found.reporter_ids,
         metrics={name: value for name, value in found.metrics.items() if is_number(value)},
         text_metrics={name: value for name, value in found.metrics.items() if isinstance(value, str)},
         list_metrics={
@@ -142,7 +146,6 @@ def update_precision(name: str) -> aggregation_pb2.UpdatePrecision.ValueType:
 
 def training_spec(spec: TrainingSpec, *, for_actor: bool, listed: bool) -> training_pb2.TrainingSpec:
     """Encodes a spec with the defaults filled in; who else takes part is for the actor, and not for lists."""
-    policy = spec.round_policy
     message = training_pb2.TrainingSpec(
         name=spec.name,
         description=spec.description,
@@ -152,13 +155,9 @@ def training_spec(spec: TrainingSpec, *, for_actor: bool, listed: bool) -> train
         client_ids=spec.client_ids if for_actor and not listed else (),
         aggregation=aggregation(spec.aggregation),
         uncertainty=uncertainty.write(spec.uncertainty),
-        round_policy=training_pb2.RoundPolicy(
-            min_updates=policy.min_updates,
-            late_updates=training_pb2.LateUpdates.Value(f"LATE_UPDATES_{policy.late_updates.value}"),
-            on_missed=training_pb2.OnMissed.Value(f"ON_MISSED_{policy.on_missed.value}"),
-            max_retries=policy.max_retries,
-            on_failure=training_pb2.OnFailure.Value(f"ON_FAILURE_{policy.on_failure.value}"),
-        ),
+        round_policy=policy.write(spec.round_policy),
+        evaluation_policy=None if spec.evaluation_policy is None else policy.write(spec.evaluation_policy),
+        cohort=None if spec.cohort is None else policy.write_cohort(spec.cohort, for_actor=for_actor),
         evaluation=training_pb2.Evaluation.Value(f"EVALUATION_{spec.evaluation.value}"),
         request_id=(spec.request_id or "") if for_actor else "",
         max_num_examples=spec.max_num_examples,
@@ -177,10 +176,6 @@ def training_spec(spec: TrainingSpec, *, for_actor: bool, listed: bool) -> train
         message.selection.metric = spec.selection.metric
         message.selection.goal = training_pb2.Goal.Value(f"GOAL_{spec.selection.goal.value}")
         message.selection.patience = spec.selection.patience
-    if policy.deadline is not None:
-        message.round_policy.deadline.FromTimedelta(policy.deadline)
-    if policy.absent_after is not None:
-        message.round_policy.absent_after.FromTimedelta(policy.absent_after)
     return message
 
 
@@ -315,6 +310,10 @@ def _payload(message: event_pb2.Event, payload: events.Payload) -> None:
             message.participant_failed.message = payload.message
             message.participant_failed.updates_arrived = payload.updates_arrived
             message.participant_failed.updates_expected = payload.updates_expected
+        case events.WorkNotNeeded():
+            message.work_not_needed.round = payload.round
+            message.work_not_needed.num_updates = payload.num_updates
+            message.work_not_needed.num_participants = payload.num_participants
         case events.RoundClosed():
             message.round_closed.round = payload.round
             message.round_closed.kind = round_kind(payload.kind)

@@ -7,7 +7,7 @@ error names the field and says what would be valid.
 import math
 import re
 import uuid
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from datetime import timedelta
 
 from google.protobuf.message import Message
@@ -32,6 +32,12 @@ ARCHITECTURE = re.compile(r"[A-Za-z0-9._-]{1,100}")
 TAG = re.compile(r"[a-z0-9][a-z0-9._-]{0,49}")
 TOKEN_ID = re.compile(rf"[0-9a-fA-F]{{{ID_DIGITS}}}")
 MAX_CERTIFICATE_NAMES = 20
+MAX_LABELS = 50
+MAX_ATTRIBUTES = 20
+MAX_TEXT_NAME = 100
+"""Characters of the name of a label or an attribute."""
+MAX_TEXT_VALUE = 200
+"""Characters of the value of a label or an attribute."""
 CERTIFICATE_NAME = re.compile(r"[!-~]{1,250}")
 SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 # PostgreSQL cannot store NUL, and UTF-8 has no halves of surrogate pairs.
@@ -158,6 +164,25 @@ def parse_optional_duration(field: str, message: Message, longest: timedelta, pr
     if not timedelta(0) < duration <= longest:
         raise FieldInvalid(f"{prefix}{field}", f"must be positive, and at most {longest.days} days")
     return duration
+
+
+def parse_labels(field: str, values: Mapping[str, str]) -> dict[str, str]:
+    """Checks the labels of a user or of a cohort, and returns them."""
+    return _parse_texts(field, values, MAX_LABELS)
+
+
+def parse_attributes(field: str, values: Mapping[str, str]) -> dict[str, str]:
+    """Checks what a participant says of itself, and returns it."""
+    return _parse_texts(field, values, MAX_ATTRIBUTES)
+
+
+def _parse_texts(field: str, values: Mapping[str, str], most: int) -> dict[str, str]:
+    if len(values) > most:
+        raise FieldInvalid(field, f"has {len(values)} entries; at most {most}")
+    return {
+        parse_text(field, name, MAX_TEXT_NAME, required=True): parse_text(f"{field}[{name!r}]", value, MAX_TEXT_VALUE)
+        for name, value in values.items()
+    }
 
 
 def parse_at_most(field: str, value: int, largest: int) -> int:

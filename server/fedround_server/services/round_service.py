@@ -40,9 +40,10 @@ class RoundService(round_pb2_grpc.RoundServiceServicer):
         if any(sequence >= 1 << 62 for sequence in cursors.values()):
             raise FieldInvalid("resume_after_sequence", "has a sequence beyond the end of any log")
         session_id = fields.parse_optional_id("session_id", request.session_id)
+        attributes = fields.parse_attributes("attributes", request.attributes)
         subscriber = _Subscriber(context, self._encoder)
         await self._coordinator.subscriptions.follow(
-            caller().user_id, training_id, cursors, subscriber.send, subscriber.greet, session_id
+            caller().user_id, training_id, cursors, subscriber.send, subscriber.greet, session_id, attributes
         )
 
     async def SubmitUpdate(

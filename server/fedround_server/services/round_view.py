@@ -30,8 +30,8 @@ def write(explanation: Explanation) -> round_pb2.Round:
         updates_expected=found.expected,
         participants=pages.fitting(islice(failed_first, MAX_MEMBERS), _participant),
         num_participants=len(explanation.members),
-        waiting_for=_waiting_for(view, explanation.damage),
-        open_time=convert.timestamp(found.open_time),
+        waiting_for=_waiting_for(view, explanation.damage, explanation.num_connected),
+        open_time=None if found.state is RoundState.PENDING else convert.timestamp(found.open_time),
         deadline=convert.timestamp(found.deadline),
         done_time=convert.timestamp(found.done_time),
         attempt=found.attempt,
@@ -41,6 +41,23 @@ def write(explanation: Explanation) -> round_pb2.Round:
         forecast_end_time=convert.timestamp(explanation.forecast_end),
         rejected_updates=map(_rejected, view.rejected_updates),
         num_failed=found.failed,
+        num_connected=explanation.num_connected,
+        draw=_draw(view),
+        updates_enough=view.enough,
+        wait_end_time=convert.timestamp(found.wait_end),
+    )
+
+
+def _draw(view: RoundView) -> round_pb2.CohortDraw | None:
+    found = view.round
+    if view.cohort is None or found.chosen is None:
+        return None
+    return round_pb2.CohortDraw(
+        seed=view.cohort.seed,
+        attempt=found.attempt,
+        num_eligible=found.eligible or 0,
+        num_needed=found.members if found.needed is None else found.needed,
+        num_chosen=found.chosen,
     )
 
 
@@ -59,6 +76,8 @@ def _participant(view: MemberView) -> round_pb2.RoundParticipant:
         forecast_arrive_time=convert.timestamp(view.forecast),
         rejected_updates=map(_rejected, member.rejected_updates),
         failure=None if member.failure is None else convert.participant_failure(member.failure),
+        attributes=view.attributes,
+        rounds_left_out=member.rounds_left_out,
     )
 
 
@@ -71,8 +90,13 @@ def _rejected(found: RejectedUpdate) -> round_pb2.RejectedUpdate:
     )
 
 
-def _waiting_for(view: RoundView, damage: str | None) -> str:
+def _waiting_for(view: RoundView, damage: str | None, num_connected: int) -> str:
     found = view.round
+    if found.state is RoundState.PENDING and view.paused:
+        return "the actor: the training is paused, and this round opens after it is resumed"
+    if found.state is RoundState.PENDING:
+        having = ", and one with the cohort's labels" if view.cohort is not None and view.cohort.labels else ""
+        return f"participants: {num_connected} of {view.wanted} connected{having}"
     if damage is not None:
         return f"the operator: {damage}"
     if found.state is RoundState.AGGREGATING:
@@ -100,11 +124,18 @@ def _sequel(view: RoundView) -> str:
 def _rule(view: RoundView) -> str:
     found = view.round
     rule = f"{found.expected - found.arrived} more of {found.expected} {found.kind.submission.noun}s"
+    if view.enough < found.expected:
+        rule += f" ({view.enough} are enough)"
     if found.failed:
         rule += f" ({found.failed} of {len(view.members)} participants failed)"
+    if found.wait_end is not None:
+        end = found.wait_end if found.deadline is None else min(found.wait_end, found.deadline)
+        return f"{rule}, until {end.isoformat(timespec='seconds')}: then it closes with those that it has"
     if found.deadline is None:
         return f"{rule}; there is no deadline"
     rule += f", until {found.deadline.isoformat(timespec='seconds')}"
+    if found.arrived >= view.enough:
+        return f"{rule}: then it closes with those that it has"
     if view.when_missed is OnMissed.RETRY:
         return f"{rule}: with fewer than that it is repeated (attempt {found.attempt} of {view.policy.max_attempts})"
     return f"{rule}: fewer than that end the training in ERROR"

@@ -1,13 +1,13 @@
 """Reads a TrainingSpec message."""
 
 import math
-from datetime import timedelta
 
 from fedround.v1 import aggregation_pb2, training_pb2
 from fedround_server.domain.aggregation import Aggregation, FedAvg, FedDC, to_aggregation
+from fedround_server.domain.cohort import Cohort
 from fedround_server.domain.config import check, check_size
 from fedround_server.domain.errors import FieldInvalid, UnknownClients
-from fedround_server.domain.policy import OnFailure, OnMissed, RoundPolicy
+from fedround_server.domain.policy import RoundPolicy
 from fedround_server.domain.training import (
     MAX_NUM_EXAMPLES,
     MAX_TARGET_NUM_UPDATES,
@@ -19,14 +19,11 @@ from fedround_server.domain.training import (
     UpdatePrecision,
 )
 from fedround_server.domain.uncertainty import Swag
-from fedround_server.services import config, fields, tensor_selection, uncertainty
+from fedround_server.services import config, fields, policy, tensor_selection, uncertainty
 
-MAX_DEADLINE = timedelta(days=365)
 DEFAULT_CHAIN = 10
 MAX_CHAIN = 10_000
 MAX_SEED = 1 << 53
-DEFAULT_RETRIES = 3
-MAX_RETRIES = 1000
 
 
 def read(message: training_pb2.TrainingSpec) -> TrainingSpec:
@@ -53,7 +50,9 @@ def read(message: training_pb2.TrainingSpec) -> TrainingSpec:
         metric_names=fields.parse_metric_names(message.metric_names),
         client_ids=tuple(fields.parse_optional_ids("spec.client_ids", message.client_ids)),
         aggregation=chosen,
-        round_policy=_round_policy(message.round_policy),
+        round_policy=policy.read("spec.round_policy", message.round_policy),
+        evaluation_policy=_evaluation_policy(message),
+        cohort=_cohort(message),
         evaluation=_evaluation(message.evaluation),
         max_num_examples=_cap(message.max_num_examples),
         max_update_norm=_norm(message.max_update_norm),
@@ -172,42 +171,24 @@ def _selection(message: training_pb2.TrainingSpec) -> Selection:
     return Selection(chosen.metric, goal, patience)
 
 
-def _round_policy(message: training_pb2.RoundPolicy) -> RoundPolicy:
-    if message.late_updates not in (training_pb2.LATE_UPDATES_UNSPECIFIED, training_pb2.LATE_UPDATES_REJECT):
-        raise FieldInvalid("spec.round_policy.late_updates", f"is {message.late_updates}; known is LATE_UPDATES_REJECT")
-    min_updates = fields.parse_at_most("spec.round_policy.min_updates", message.min_updates, fields.MAX_CLIENTS)
-    on_missed, max_retries = _on_missed(message)
-    deadline = fields.parse_optional_duration("deadline", message, MAX_DEADLINE, "spec.round_policy.")
-    absent_after = fields.parse_optional_duration("absent_after", message, MAX_DEADLINE, "spec.round_policy.")
-    return RoundPolicy(
-        min_updates,
-        deadline,
-        on_missed=on_missed,
-        max_retries=max_retries,
-        on_failure=_on_failure(message),
-        absent_after=absent_after,
-    )
+def _evaluation_policy(message: training_pb2.TrainingSpec) -> RoundPolicy | None:
+    if not message.HasField("evaluation_policy"):
+        return None
+    return policy.read("spec.evaluation_policy", message.evaluation_policy)
 
 
-def _on_failure(message: training_pb2.RoundPolicy) -> OnFailure:
-    if message.on_failure not in training_pb2.OnFailure.values():
-        known = ", ".join(training_pb2.OnFailure.keys())
-        raise FieldInvalid("spec.round_policy.on_failure", f"is {message.on_failure}; known are {known}")
-    return OnFailure.FAIL if message.on_failure == training_pb2.ON_FAILURE_FAIL else OnFailure.CONTINUE
-
-
-def _on_missed(message: training_pb2.RoundPolicy) -> tuple[OnMissed, int]:
-    if message.on_missed not in training_pb2.OnMissed.values():
-        known = ", ".join(training_pb2.OnMissed.keys())
-        raise FieldInvalid("spec.round_policy.on_missed", f"is {message.on_missed}; known are {known}")
-    if message.on_missed != training_pb2.ON_MISSED_RETRY:
-        if message.max_retries:
-            raise FieldInvalid("spec.round_policy.max_retries", "goes with on_missed ON_MISSED_RETRY: set that too")
-        return OnMissed.FAIL, 0
-    if not message.HasField("deadline"):
-        raise FieldInvalid("spec.round_policy.on_missed", "is ON_MISSED_RETRY, which needs a deadline: set that too")
-    retries = fields.parse_at_most("spec.round_policy.max_retries", message.max_retries, MAX_RETRIES)
-    return OnMissed.RETRY, retries or DEFAULT_RETRIES
+def _cohort(message: training_pb2.TrainingSpec) -> Cohort | None:
+    if not message.HasField("cohort"):
+        return None
+    cohort = policy.read_cohort("spec.cohort", message.cohort)
+    for field in ("round_policy", "evaluation_policy"):
+        min_updates = getattr(message, field).min_updates
+        if cohort.size is not None and cohort.size < min_updates:
+            raise FieldInvalid(
+                f"spec.{field}.min_updates",
+                f"is {min_updates}, more than the {cohort.size} that a round asks for (spec.cohort.size)",
+            )
+    return cohort
 
 
 def _evaluation(value: training_pb2.Evaluation.ValueType) -> Evaluation:

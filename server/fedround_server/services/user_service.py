@@ -29,7 +29,8 @@ class UserService(user_pb2_grpc.UserServiceServicer):
         name = fields.parse_text("name", request.name, 200, required=True)
         lifetime = fields.parse_optional_duration("lifetime", request, MAX_LIFETIME)
         names = fields.parse_certificate_names("certificate_names", request.certificate_names)
-        made, token = await self._users.create(name, role, lifetime, names)
+        labels = fields.parse_labels("labels", request.labels)
+        made, token = await self._users.create(name, role, lifetime, names, labels)
         return user_pb2.CreateUserResponse(user=self._shown(made), token=token)
 
     async def GetUser(self, request: user_pb2.GetUserRequest, context: Call) -> user_pb2.GetUserResponse:
@@ -72,6 +73,12 @@ class UserService(user_pb2_grpc.UserServiceServicer):
         view = await self._users.set_certificate_names(user_id, names)
         return user_pb2.SetCertificateNamesResponse(user=self._shown(view))
 
+    async def UpdateUser(self, request: user_pb2.UpdateUserRequest, context: Call) -> user_pb2.UpdateUserResponse:
+        """Replaces the labels of a user."""
+        user_id = fields.parse_id("user_id", request.user_id)
+        view = await self._users.set_labels(user_id, fields.parse_labels("labels", request.labels))
+        return user_pb2.UpdateUserResponse(user=self._shown(view))
+
     async def RemoveUser(self, request: user_pb2.RemoveUserRequest, context: Call) -> user_pb2.RemoveUserResponse:
         """Removes a user."""
         await self._coordinator.remove_user(fields.parse_id("user_id", request.user_id), force=request.force)
@@ -79,9 +86,11 @@ class UserService(user_pb2_grpc.UserServiceServicer):
 
     def _shown(self, found: User | UserView) -> user_pb2.User:
         """Encodes a user, with its credentials if the caller may see them."""
+        message = convert.user(found if isinstance(found, User) else found.user)
+        if caller().role is Role.CLIENT:
+            message.ClearField("labels")
         if isinstance(found, User):
-            return convert.user(found)
-        message = convert.user(found.user)
+            return message
         message.certificate_names.extend(found.certificate_names)
         for token in found.tokens:
             message.tokens.append(

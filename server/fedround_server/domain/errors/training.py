@@ -50,6 +50,13 @@ class NoParticipants(FailedPrecondition):
     remedy = "register clients first"
 
 
+class CohortImpossible(FailedPrecondition):
+    """Too few participants are registered for the training's cohort, or too few have its labels."""
+
+    reason = "COHORT_IMPOSSIBLE"
+    remedy = "register more clients, have an admin set the labels of users, or create a training with another cohort"
+
+
 class TrainingNotInitial(FailedPrecondition):
     """Only a training in the state INITIAL can be started; of several starts at once exactly one succeeds."""
 

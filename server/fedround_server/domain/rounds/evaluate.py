@@ -1,5 +1,9 @@
 """Rounds in which participants report metrics on a new version of the model."""
 
+from dataclasses import replace
+
+from fedround_server.domain.cohort import Cohort
+from fedround_server.domain.policy import UNTIL_DEADLINE, RoundPolicy
 from fedround_server.domain.rounds import kind
 from fedround_server.domain.training import Evaluation, TrainingSpec
 from fedround_server.domain.update import Submission
@@ -17,6 +21,21 @@ class Evaluate(kind.RoundKind):
         if not spec.metric_names or spec.evaluation is Evaluation.NEVER:
             return False
         return spec.evaluation is Evaluation.EVERY_ROUND or model_version >= spec.target_num_updates
+
+    def policy(self, spec: TrainingSpec) -> RoundPolicy:
+        """Returns the evaluation policy; by default the round policy, without a choice of reporters for a selection."""
+        if spec.evaluation_policy is not None:
+            return spec.evaluation_policy
+        if spec.selection is None:
+            return spec.round_policy
+        return replace(spec.round_policy, wait_after_min=UNTIL_DEADLINE)
+
+    def cohort(self, spec: TrainingSpec) -> Cohort | None:
+        """Returns the training's cohort, but for a selection by default everybody who has the labels."""
+        cohort = spec.cohort
+        if cohort is None or spec.selection is None or spec.evaluation_policy is not None:
+            return cohort
+        return replace(cohort, fraction=None, size=None, over_selection=1.0)
 
     def required_metrics(self, spec: TrainingSpec) -> tuple[str, ...]:
         """Returns the training's metric names."""

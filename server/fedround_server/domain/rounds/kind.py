@@ -5,7 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
+from fedround_server.domain.cohort import Cohort
 from fedround_server.domain.model import Dtype, Manifest
+from fedround_server.domain.policy import RoundPolicy
 from fedround_server.domain.tensor_selection import ALL_TENSORS, TensorSelection
 from fedround_server.domain.training import IntegerTensors, TrainingSpec, TrainingState, UpdatePrecision
 from fedround_server.domain.uncertainty import Swag
@@ -137,6 +139,14 @@ class RoundKind(Protocol):
             step: Rounds since the last version in which models changed hands.
         """
         return RoundRequest()
+
+    def policy(self, spec: TrainingSpec) -> RoundPolicy:
+        """Returns when a round closes, and whom it waits for."""
+        return spec.round_policy
+
+    def cohort(self, spec: TrainingSpec) -> Cohort | None:
+        """Returns who takes part in a round; None for all participants."""
+        return spec.cohort
 
     def tensors(self, spec: TrainingSpec, model: Manifest) -> ExpectedTensors:
         """Returns the tensors that a submission has."""

@@ -4,8 +4,9 @@ import enum
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from fedround_server.domain.cohort import Cohort
 from fedround_server.domain.failure import ParticipantFailure
-from fedround_server.domain.policy import OnMissed, RoundPolicy
+from fedround_server.domain.policy import OnMissed, RoundPolicy, enough_updates
 from fedround_server.domain.rejected_update import RejectedUpdate
 from fedround_server.domain.rounds.kind import RoundKind
 
@@ -17,6 +18,7 @@ class RoundState(enum.Enum):
     AGGREGATING = "AGGREGATING"
     DONE = "DONE"
     ABANDONED = "ABANDONED"
+    PENDING = "PENDING"
 
     @property
     def is_over(self) -> bool:
@@ -36,6 +38,11 @@ class Round:
         step: Rounds since the last model version, in daisy chaining.
         attempt: Which try it is, from 1: a round that misses its deadline may be repeated.
         failed: How many present members have failed or are absent.
+        members: How many members are present.
+        needed: How many submissions the round needs; None for those of all members.
+        eligible: How many participants could be chosen in the last draw of its cohort; None if there was none.
+        chosen: How many were chosen in all draws.
+        wait_end: Until when a round that has enough waits for others; None if it does not wait yet, or has no limit.
     """
 
     training_id: str
@@ -52,17 +59,41 @@ class Round:
     step: int = 0
     attempt: int = 1
     failed: int = 0
+    members: int = 0
+    needed: int | None = None
+    eligible: int | None = None
+    chosen: int | None = None
+    wait_end: datetime | None = None
+
+    @property
+    def releases(self) -> bool:
+        """Whether members that are under way are told when the round is closed."""
+        return self.chosen is not None and self.members > self.failed + self.arrived
+
+
+@dataclass(frozen=True, slots=True)
+class PendingRound:
+    """A round that is not open yet, since it waits for connections.
+
+    Attributes:
+        wanted: How many participants must be connected.
+        participant_ids: The registered participants.
+    """
+
+    wanted: int
+    participant_ids: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class UnfinishedRound:
-    """A round that something is still to happen in: its close, or its aggregation."""
+    """A round that something is still to happen in: its opening, its close, or its aggregation."""
 
     training_id: str
     number: int
     state: RoundState
     attempt: int
     deadline: datetime | None
+    wait_end: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +108,7 @@ class RoundMember:
             asked to an accepted update.
         rejected_updates: Its rejected submissions.
         failure: Why the round does not wait for it; None unless it failed or is absent.
+        rounds_left_out: In how many rounds it was asked and did not fail, and its work did not count.
     """
 
     user_id: str
@@ -87,6 +119,7 @@ class RoundMember:
     durations: tuple[timedelta, ...] = ()
     rejected_updates: tuple[RejectedUpdate, ...] = ()
     failure: ParticipantFailure | None = None
+    rounds_left_out: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +142,8 @@ class WaitRule(enum.Enum):
     ALL_UPDATES = "ALL_UPDATES"
     MIN_UPDATES = "MIN_UPDATES"
     AGGREGATION = "AGGREGATION"
+    PARTICIPANTS = "PARTICIPANTS"
+    AFTER_MIN = "AFTER_MIN"
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +153,8 @@ class RoundView:
     Attributes:
         paused: Whether it is the current round of a training that is paused.
         stopped: Whether it is the current round of a training that its actor has stopped, or that stops after it.
+        cohort: Who takes part in it; None for all participants.
+        participant_ids: The registered participants, who need not be members.
     """
 
     round: Round
@@ -126,20 +163,38 @@ class RoundView:
     rejected_updates: tuple[RejectedUpdate, ...] = ()
     paused: bool = False
     stopped: bool = False
+    cohort: Cohort | None = None
+    participant_ids: tuple[str, ...] = ()
 
     @property
     def wait_rule(self) -> WaitRule | None:
         """What the round waits for; None if it is over."""
+        if self.round.state is RoundState.PENDING:
+            return WaitRule.PARTICIPANTS
         if self.round.state is RoundState.AGGREGATING:
             return WaitRule.AGGREGATION
         if self.round.state is not RoundState.OPEN:
             return None
-        fewer = 0 < self.policy.min_updates < len(self.members)
-        return WaitRule.MIN_UPDATES if fewer else WaitRule.ALL_UPDATES
+        if self.round.arrived >= self.enough:
+            return WaitRule.AFTER_MIN
+        able = len(self.members) - (0 if self.policy.min_updates else self.round.failed)
+        return WaitRule.MIN_UPDATES if self.enough < able else WaitRule.ALL_UPDATES
+
+    @property
+    def enough(self) -> int:
+        """How many submissions are enough for a round that need not wait any longer."""
+        return enough_updates(self.policy, len(self.members), self.round.failed, self.round.needed)
+
+    @property
+    def wanted(self) -> int:
+        """How many participants must be connected before the round opens."""
+        return 0 if self.cohort is None else max(1, self.cohort.min_available)
 
     @property
     def when_missed(self) -> OnMissed | None:
-        """What happens if an open round reaches its deadline as it is; None if it has none, or is not open."""
+        """What happens if an open round reaches its deadline as it is; None if it has none, is not open, or closes."""
         if self.round.state is not RoundState.OPEN or self.round.deadline is None:
+            return None
+        if self.round.arrived >= self.enough > 0:
             return None
         return OnMissed.RETRY if self.round.attempt < self.policy.max_attempts else OnMissed.FAIL

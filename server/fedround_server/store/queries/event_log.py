@@ -12,7 +12,7 @@ from fedround_server.store.db.compiled import compiled, compiled_values, in_arra
 from fedround_server.store.queries.config import find_client_config, find_config
 from fedround_server.store.queries.log_view import LogView
 from fedround_server.store.tables.mapping import to_event
-from fedround_server.store.tables.schema import ALL, COHORT, CohortRow, EventRow, RoundRow, UpdateRow
+from fedround_server.store.tables.schema import ALL, COHORT, MISSING, CohortRow, EventRow, RoundRow, UpdateRow
 
 PAGE = 100
 """How many events are read from the database at a time."""
@@ -180,7 +180,7 @@ def _page(readers: Sequence[LogReader], after: int, until: int) -> list[EventRow
     if view.is_actor:
         return _all.all(view.training_id, after, until, PAGE)
     # Leaves out the events that none of the readers may see.
-    audiences = {ALL, COHORT, *(reader.user_id for reader in readers)}
+    audiences = {ALL, COHORT, MISSING, *(reader.user_id for reader in readers)}
     return _for.all(view.training_id, after, until, PAGE, audiences)
 
 
@@ -189,13 +189,17 @@ def _give(rows: Sequence[EventRow], readers: Sequence[LogReader]) -> None:
     by_user = defaultdict(list)
     for reader in readers:
         by_user[reader.user_id].append(reader)
-    numbers = {row.number for row in rows if row.audience == COHORT and row.number is not None and not is_actor}
+    numbers = {row.number for row in rows if row.number is not None and not is_actor}
     members = set(_members.all(rows[0].training_id, numbers, by_user) if numbers else ())
+    for_missing = numbers.intersection(row.number for row in rows if row.audience == MISSING)
+    missing = members.difference(_submitted.all(rows[0].training_id, for_missing, by_user) if for_missing else ())
     for row in rows:
         if is_actor or row.audience == ALL:
             audience = readers
         elif row.audience == COHORT:
             audience = [reader for reader in readers if (row.number, reader.user_id) in members]
+        elif row.audience == MISSING:
+            audience = [reader for reader in readers if (row.number, reader.user_id) in missing]
         else:
             audience = by_user[row.audience]
         for reader in audience:

@@ -1,12 +1,17 @@
 """Reads of the metrics that were reported on models."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from fedround_server.domain.report import MetricReport
 from fedround_server.domain.rounds import KINDS
 from fedround_server.domain.update import MetricValue, Submission
+from fedround_server.store.queries.round import SUBMITTED
 from fedround_server.store.queries.training import find_training_of_model
-from fedround_server.store.tables.schema import ModelRow, RoundRow, TrainingRow, UpdateRow
+from fedround_server.store.tables.schema import CohortRow, ModelRow, RoundRow, TrainingRow, UpdateRow
+
+REPORTERS = 100
+"""How many reporters of a mean are named."""
 
 
 def shown_metrics(model: ModelRow, user_id: str) -> Callable[[Mapping[str, float]], dict[str, float]]:
@@ -58,13 +63,38 @@ def page_reports(model: ModelRow, user_id: str, after: tuple[int, str], limit: i
     if model.owner_id != user_id:
         updates = updates.where(UpdateRow.user_id == user_id)
     means = [row for row in rounds.values() if row.number > number]
-    reports = [_report(row, None, row.num_examples, shown(row.metrics)) for row in means]
+    reports = [
+        replace(
+            _report(row, None, row.num_examples, shown(row.metrics)),
+            num_reporters=row.arrived,
+            num_participants=row.members,
+        )
+        for row in means
+    ]
     reports += [
         _report(rounds[update.number], update.user_id, update.num_examples, update.metrics)
         for update in updates.order_by(UpdateRow.number, UpdateRow.user_id).limit(limit)
     ]
     # Sorting keeps the order within a round.
-    return sorted(reports, key=lambda report: report.round)[:limit]
+    page = sorted(reports, key=lambda report: report.round)[:limit]
+    if model.owner_id != user_id:
+        return page
+    reporters = _reporters(training.training_id, [one.round for one in page if one.reporter_id is None])
+    return [replace(one, reporter_ids=reporters[one.round]) if one.reporter_id is None else one for one in page]
+
+
+def _reporters(training_id: str, numbers: Sequence[int]) -> dict[int, tuple[str, ...]]:
+    """Returns by round the first REPORTERS of those whose submissions counted."""
+    rows = (
+        UpdateRow.select(UpdateRow.number, UpdateRow.user_id)
+        .join(CohortRow, on=SUBMITTED)
+        .where(UpdateRow.training_id == training_id, UpdateRow.number.in_(numbers), ~CohortRow.removed)
+        .order_by(UpdateRow.number, UpdateRow.user_id)
+    )
+    found: dict[int, list[str]] = {number: [] for number in numbers}
+    for row in rows:
+        found[row.number].append(row.user_id)
+    return {number: tuple(user_ids[:REPORTERS]) for number, user_ids in found.items()}
 
 
 def _report(

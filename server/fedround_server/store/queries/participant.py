@@ -1,12 +1,13 @@
 """Reads of the participants of trainings."""
 
-from collections.abc import Collection, Iterable
+import json
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from peewee import ModelSelect
 
-from fedround_server.store.db.compiled import compiled, in_array
-from fedround_server.store.tables.schema import ParticipantRow, TrainingRow
+from fedround_server.store.db.compiled import compiled, compiled_values, in_array
+from fedround_server.store.tables.schema import ParticipantRow, TrainingRow, UserRow
 
 
 @compiled
@@ -34,6 +35,41 @@ def participant_ids(training_id: str) -> list[str]:
     """Returns the ids of the present participants, in canonical order."""
     rows: Iterable[tuple[str]] = present_participants(training_id, ParticipantRow.user_id).tuples()  # type: ignore[assignment]  # the stubs don't know what tuples() does
     return sorted(user_id for (user_id,) in rows)
+
+
+@compiled_values
+def _present(training_id: str) -> "ModelSelect[ParticipantRow]":
+    return present_participants(training_id, ParticipantRow.user_id)
+
+
+@compiled_values
+def _labelled(training_id: str) -> "ModelSelect[ParticipantRow]":
+    of_user = UserRow.user_id == ParticipantRow.user_id
+    return present_participants(training_id, ParticipantRow.user_id, UserRow.labels).join(UserRow, on=of_user)
+
+
+def list_eligible(training_id: str, labels: Mapping[str, str]) -> list[str]:
+    """Returns the ids of the present participants whose users have all of these labels, in canonical order.
+
+    Each round asks this, of up to thousands of participants: hence the compiled queries.
+    """
+    if not labels:
+        return sorted(user_id for (user_id,) in _present.all(training_id))
+    # Many users have the same labels.
+    known: dict[str, bool] = {}
+    found = []
+    for user_id, text in _labelled.all(training_id):
+        if text not in known:
+            known[text] = labels.items() <= json.loads(text).items()
+        if known[text]:
+            found.append(user_id)
+    return sorted(found)
+
+
+def failed_participants(training_id: str) -> set[str]:
+    """Returns the ids of the present participants that failed, or were absent, and have not delivered since."""
+    rows = present_participants(training_id, ParticipantRow.user_id).where(ParticipantRow.failed)
+    return {part.user_id for part in rows}
 
 
 def former_participants(training_id: str, user_ids: Collection[str]) -> set[str]:

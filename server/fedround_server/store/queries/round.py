@@ -1,22 +1,17 @@
 """Reads of rounds, of their cohorts, and of what was submitted in them."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from peewee import Case, Field, ModelSelect, fn
 
+from fedround_server.domain.forecast import HISTORY
 from fedround_server.domain.model import BlobRef
 from fedround_server.domain.rounds.round import RoundState, UnfinishedRound
 from fedround_server.store.db.compiled import compiled
 from fedround_server.store.queries.failure import OF_MEMBER
+from fedround_server.store.tables.failure_schema import ParticipantFailureRow
 from fedround_server.store.tables.mapping import to_blob
-from fedround_server.store.tables.schema import (
-    AssignmentRow,
-    CohortRow,
-    ParticipantFailureRow,
-    RoundRow,
-    TrainingRow,
-    UpdateRow,
-)
+from fedround_server.store.tables.schema import AssignmentRow, CohortRow, RoundRow, TrainingRow, UpdateRow
 
 SUBMITTED = (
     (CohortRow.training_id == UpdateRow.training_id)
@@ -64,7 +59,9 @@ def find_round(training_id: str, number: int) -> RoundRow | None:
 
 def next_number(training: TrainingRow) -> int:
     """Returns the number of the first round of a training that is not open yet."""
-    return 0 if find_round(training.training_id, training.round) is None else training.round + 1
+    current = find_round(training.training_id, training.round)
+    is_open = current is not None and current.state != RoundState.PENDING.value
+    return training.round + 1 if is_open else training.round
 
 
 def is_member(training_id: str, number: int, user_id: str) -> bool:
@@ -111,6 +108,22 @@ def _counted(training_id: str, number: int, *columns: Field) -> "ModelSelect[Upd
     )
 
 
+def round_times(row: RoundRow) -> list[timedelta]:
+    """Returns how long the latest rounds of the kind before a round took, from their opening to their result."""
+    rows = (
+        RoundRow.select(RoundRow.open_time, RoundRow.done_time)
+        .where(
+            RoundRow.training_id == row.training_id,
+            RoundRow.kind == row.kind,
+            RoundRow.number < row.number,
+            RoundRow.done_time.is_null(False),
+        )
+        .order_by(RoundRow.number.desc())
+        .limit(HISTORY)
+    )
+    return [old.done_time - old.open_time for old in rows]
+
+
 def missing_members(row: RoundRow) -> list[CohortRow]:
     """Returns the present members of a round's cohort that have submitted nothing, by id."""
     present = CohortRow.select().where(
@@ -149,7 +162,14 @@ def list_unfinished_rounds() -> list[UnfinishedRound]:
     """Returns the rounds of running trainings that are open or have no result yet, with a single query."""
     current = (TrainingRow.training_id == RoundRow.training_id) & (TrainingRow.round == RoundRow.number)
     rows = (
-        RoundRow.select(RoundRow.training_id, RoundRow.number, RoundRow.state, RoundRow.attempt, RoundRow.deadline)
+        RoundRow.select(
+            RoundRow.training_id,
+            RoundRow.number,
+            RoundRow.state,
+            RoundRow.attempt,
+            RoundRow.deadline,
+            RoundRow.wait_end,
+        )
         .join(TrainingRow, on=current)
         .where(
             TrainingRow.remove_time.is_null(),
@@ -158,5 +178,6 @@ def list_unfinished_rounds() -> list[UnfinishedRound]:
         .order_by(RoundRow.open_time)
     )
     return [
-        UnfinishedRound(row.training_id, row.number, RoundState(row.state), row.attempt, row.deadline) for row in rows
+        UnfinishedRound(row.training_id, row.number, RoundState(row.state), row.attempt, row.deadline, row.wait_end)
+        for row in rows
     ]

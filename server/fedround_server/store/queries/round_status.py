@@ -9,14 +9,17 @@ from peewee import JOIN
 
 from fedround_server.domain.forecast import HISTORY
 from fedround_server.domain.rejected_update import RejectedUpdate, sum_by_reason
+from fedround_server.domain.rounds import KINDS
 from fedround_server.domain.rounds.round import RoundMember, RoundState, RoundView
 from fedround_server.store.queries.failure import list_failures
+from fedround_server.store.queries.participant import participant_ids
 from fedround_server.store.queries.round import SUBMITTED, arrival_times
+from fedround_server.store.tables.failure_schema import RejectedUpdateRow
 from fedround_server.store.tables.mapping import to_round, to_spec
 from fedround_server.store.tables.schema import (
     CohortRow,
     LastSeenRow,
-    RejectedUpdateRow,
+    ParticipantRow,
     RoundRow,
     TrainingRow,
     UpdateRow,
@@ -30,17 +33,25 @@ def view(training: TrainingRow, row: RoundRow) -> RoundView:
     durations = _durations(row) if row.state == RoundState.OPEN.value else {}
     rejected = _rejected_updates(row)
     failures = {one.user_id: one for one in list_failures(row.training_id, row.number)} if row.failed else {}
-    cohort: Iterable[dict[str, Any]] = (
+    members: Iterable[dict[str, Any]] = (
         CohortRow.select(
-            CohortRow.user_id, CohortRow.ask_time, UserRow.name.alias("name"), LastSeenRow.seen_time.alias("seen_time")
+            CohortRow.user_id,
+            CohortRow.ask_time,
+            UserRow.name.alias("name"),
+            LastSeenRow.seen_time.alias("seen_time"),
+            ParticipantRow.rounds_left_out.alias("rounds_left_out"),
         )
         .join(UserRow, on=(UserRow.user_id == CohortRow.user_id))
+        .join(
+            ParticipantRow,
+            on=((ParticipantRow.training_id == CohortRow.training_id) & (ParticipantRow.user_id == CohortRow.user_id)),
+        )
         .join(LastSeenRow, JOIN.LEFT_OUTER, on=(LastSeenRow.user_id == CohortRow.user_id))
         .where(CohortRow.training_id == row.training_id, CohortRow.number == row.number, ~CohortRow.removed)
         .order_by(UserRow.name)
         .dicts()  # type: ignore[assignment]  # the stubs don't know what dicts() does
     )
-    members = tuple(
+    found = tuple(
         RoundMember(
             user_id=member["user_id"],
             name=member["name"],
@@ -50,18 +61,22 @@ def view(training: TrainingRow, row: RoundRow) -> RoundView:
             durations=tuple(durations.get(member["user_id"], ())),
             rejected_updates=tuple(rejected.get(member["user_id"], ())),
             failure=failures.get(member["user_id"]),
+            rounds_left_out=member["rounds_left_out"],
         )
-        for member in cohort
+        for member in members
     )
     everything = sum_by_reason(one for found in rejected.values() for one in found)
+    spec, kind = to_spec(training.spec), KINDS[row.kind]
     is_current = row.number == training.round
     return RoundView(
         to_round(row),
-        to_spec(training.spec).round_policy,
-        members,
+        kind.policy(spec),
+        found,
         everything,
         paused=is_current and training.paused,
         stopped=is_current and training.stop is not None,
+        cohort=kind.cohort(spec),
+        participant_ids=tuple(participant_ids(row.training_id)),
     )
 
 

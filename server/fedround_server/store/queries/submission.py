@@ -32,6 +32,9 @@ from fedround_server.store.queries.version import model_info
 from fedround_server.store.tables.mapping import to_manifest, to_spec, to_update
 from fedround_server.store.tables.schema import ModelRow, RoundRow, TrainingRow, UpdateRow
 
+CLOSED = (RoundState.AGGREGATING.value, RoundState.DONE.value)
+"""The states of a round that was closed by its updates."""
+
 CACHED_TENSORS = 20_000
 """Tensors of all manifests that are cached; each takes some 500 bytes."""
 
@@ -82,7 +85,7 @@ def check(training: TrainingRow, new: NewUpdate | NewReport) -> RoundRow | Updat
     if row is not None and before is not None and _stands(row, before, new):
         return before
     if row is None or row.state != RoundState.OPEN.value or KINDS[row.kind].submission is not new.submission:
-        raise RoundNotOpen(_why_not_open(training, row, new.round), training_id=new.training_id)
+        raise RoundNotOpen(_why_not_open(training, row, new.round), **_metadata(row, new))
     _check_member(row, new.user_id)
     spec = to_spec(training.spec)
     if not 0 <= new.num_examples <= spec.max_num_examples:
@@ -173,7 +176,20 @@ def _why_not_open(training: TrainingRow, row: RoundRow | None, number: int) -> s
     kind = KINDS[row.kind]
     if row.state == RoundState.OPEN.value:
         return f"the round is of kind {kind.public_name}: use {kind.submission.method}"
+    if row.state == RoundState.PENDING.value:
+        return "the round is not open yet: it waits for participants"
+    if row.state in CLOSED:
+        enough = f"closed with {row.arrived} of {row.members} {kind.submission.noun}s, which were enough"
+        return f"the round is {row.state}: it {enough}; follow the subscription for the next one"
     return f"the round is {row.state}: follow the subscription for the next one"
+
+
+def _metadata(row: RoundRow | None, new: NewUpdate | NewReport) -> dict[str, str]:
+    """Returns what programs want to know of a round that is not open: how it was closed without a member's work."""
+    metadata = {"training_id": new.training_id}
+    if row is not None and row.state in CLOSED and is_member(row.training_id, row.number, new.user_id):
+        metadata |= {"num_updates": str(row.arrived), "num_participants": str(row.members)}
+    return metadata
 
 
 @compiled_values

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields, replace
-from datetime import timedelta
 from typing import Any, get_args
 
 from fedround_server.domain import aggregation, uncertainty
@@ -22,7 +21,6 @@ from fedround_server.domain.model import (
     TensorSpec,
     VersionFile,
 )
-from fedround_server.domain.policy import LateUpdates, OnFailure, OnMissed, RoundPolicy
 from fedround_server.domain.report import Report
 from fedround_server.domain.rounds import KINDS
 from fedround_server.domain.rounds.round import Round, RoundState
@@ -44,6 +42,7 @@ from fedround_server.domain.uncertainty import Swag, to_uncertainty
 from fedround_server.domain.update import Update
 from fedround_server.domain.user import Role, User
 from fedround_server.store.tables.base import InstantField
+from fedround_server.store.tables.policy import from_cohort, from_policy, to_cohort, to_policy
 from fedround_server.store.tables.schema import (
     ArtifactRow,
     AssignmentRow,
@@ -66,7 +65,7 @@ PAYLOADS: Mapping[str, type[Payload]] = {kind.__name__: kind for kind in get_arg
 
 def to_user(row: UserRow) -> User:
     """Reads a user."""
-    return User(row.user_id, row.name, Role(row.role), row.create_time)
+    return User(row.user_id, row.name, Role(row.role), row.create_time, row.labels)
 
 
 def to_token(row: TokenRow) -> Token:
@@ -143,20 +142,15 @@ def to_model(row: ModelRow, latest: ModelVersion) -> Model:
 
 def from_spec(spec: TrainingSpec) -> dict[str, Any]:
     """Writes a spec without its client_ids and its configuration; the rest is fixed when the training is created."""
-    policy = spec.round_policy
     return {
         "name": spec.name,
         "description": spec.description,
         "target_num_updates": spec.target_num_updates,
         "metric_names": list(spec.metric_names),
         "aggregation": from_aggregation(spec.aggregation),
-        "min_updates": policy.min_updates,
-        "deadline_us": _microseconds(policy.deadline),
-        "late_updates": policy.late_updates.name,
-        "on_missed": policy.on_missed.name,
-        "max_retries": policy.max_retries,
-        "on_failure": policy.on_failure.name,
-        "absent_after_us": _microseconds(policy.absent_after),
+        **from_policy(spec.round_policy),
+        "evaluation_policy": None if spec.evaluation_policy is None else from_policy(spec.evaluation_policy),
+        "cohort": None if spec.cohort is None else from_cohort(spec.cohort),
         "evaluation": spec.evaluation.name,
         "max_num_examples": spec.max_num_examples,
         "max_update_norm": spec.max_update_norm,
@@ -186,16 +180,9 @@ def to_spec(data: Mapping[str, Any], client_ids: Sequence[str] = ()) -> Training
         metric_names=tuple(data["metric_names"]),
         client_ids=tuple(client_ids),
         aggregation=to_aggregation(data["aggregation"]["algorithm"], data["aggregation"]["options"]),
-        round_policy=RoundPolicy(
-            min_updates=data["min_updates"],
-            deadline=_duration(data["deadline_us"]),
-            late_updates=LateUpdates[data["late_updates"]],
-            on_missed=OnMissed[data["on_missed"]],
-            max_retries=data["max_retries"],
-            # Trainings that were created before there was a choice have none.
-            on_failure=OnFailure[data.get("on_failure", "CONTINUE")],
-            absent_after=_duration(data.get("absent_after_us")),
-        ),
+        round_policy=to_policy(data),
+        evaluation_policy=to_policy(data["evaluation_policy"]) if data.get("evaluation_policy") else None,
+        cohort=to_cohort(data["cohort"]) if data.get("cohort") else None,
         evaluation=Evaluation[data["evaluation"]],
         max_num_examples=data["max_num_examples"],
         max_update_norm=data["max_update_norm"],
@@ -220,14 +207,6 @@ def _tensors(data: Mapping[str, Any]) -> TensorSelection:
     return TensorSelection(
         tuple(data.get("trainable", ())), tuple(data.get("private", ())), data.get("external_base_sha256")
     )
-
-
-def _microseconds(duration: timedelta | None) -> int | None:
-    return None if duration is None else duration // timedelta(microseconds=1)
-
-
-def _duration(microseconds: int | None) -> timedelta | None:
-    return None if microseconds is None else timedelta(microseconds=microseconds)
 
 
 def to_training(
@@ -285,6 +264,11 @@ def to_round(row: RoundRow) -> Round:
         step=row.step,
         attempt=row.attempt,
         failed=row.failed,
+        members=row.members,
+        needed=row.needed,
+        eligible=row.eligible,
+        chosen=row.chosen,
+        wait_end=row.wait_end,
     )
 
 

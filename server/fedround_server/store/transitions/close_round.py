@@ -1,12 +1,20 @@
 """Closes, repeats and ends open rounds, on every cause alike."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 
-from fedround_server.domain.event import RoundExtended, UpdateLost
+from fedround_server.domain.event import RoundExtended, UpdateLost, WorkNotNeeded
 from fedround_server.domain.failure import PARTICIPANTS_FAILED
-from fedround_server.domain.policy import RoundPolicy, Verdict, expected_updates, judge
+from fedround_server.domain.policy import (
+    RoundPolicy,
+    Verdict,
+    enough_updates,
+    expected_updates,
+    judge,
+    waiting_time,
+)
 from fedround_server.domain.rejected_update import UPDATE_LOST
+from fedround_server.domain.rounds import KINDS
 from fedround_server.domain.rounds.round import RoundState
 from fedround_server.domain.training import TrainingFailure
 from fedround_server.failpoints import reached
@@ -14,30 +22,46 @@ from fedround_server.store.db.audit_trail import record
 from fedround_server.store.db.rows import save
 from fedround_server.store.queries.failure import list_failures
 from fedround_server.store.queries.participant import participant_ids
-from fedround_server.store.queries.round import all_members, count_members, get_round, missing_members
+from fedround_server.store.queries.round import count_members, get_round, missing_members, round_times
 from fedround_server.store.queries.user import user_names
 from fedround_server.store.tables.mapping import to_spec
-from fedround_server.store.tables.schema import COHORT, CohortRow, RoundRow, TrainingRow, UpdateRow
+from fedround_server.store.tables.schema import COHORT, MISSING, CohortRow, RoundRow, TrainingRow, UpdateRow
 from fedround_server.store.transitions import contributions
 from fedround_server.store.transitions.end_training import abandon, fail
 from fedround_server.store.transitions.next_round import go_on
-from fedround_server.store.transitions.open_round import enter_cohort, round_started
+from fedround_server.store.transitions.open_round import draw_more, round_started
 from fedround_server.store.transitions.rejected_updates import count_rejected
 from fedround_server.store.transitions.training import append_event, state_of
 
 
-def evaluate(training: TrainingRow, row: RoundRow | None, now: datetime, *, due: bool = False) -> bool:
+def evaluate(
+    training: TrainingRow,
+    row: RoundRow | None,
+    now: datetime,
+    *,
+    due: bool = False,
+    connected: Collection[str] | None = None,
+) -> bool:
     """Applies the close policy to the current round, if it is open; returns whether this call closed it.
 
-    A round that is due with too few updates is repeated, or the training fails, as its policy says. A round whose
-    cohort has left is abandoned, and the next one of its kind is opened for those who were registered meanwhile, unless
-    the training is paused or stops; they begin a chain anew. If everybody who is left has failed, and too few updates
-    arrived, the training fails. The caller has the aggregation of a closed round started.
+    A round that has enough updates may wait for others, until its wait_end. One that is due with too few updates is
+    repeated, or the training fails, as its policy says. A round whose cohort has left is abandoned, and the next one of
+    its kind is opened for those who were registered meanwhile, unless the training is paused or stops; they begin a
+    chain anew. If everybody who is left has failed, and too few updates arrived, the training fails. The caller has the
+    aggregation of a closed round started.
+
+    Args:
+        training: The training.
+        row: Its current round.
+        now: The present time.
+        due: Whether the deadline has passed.
+        connected: Who is connected, for members that join a round that is repeated; None if that is not known.
     """
     if row is None or row.state != RoundState.OPEN.value or not state_of(training).is_running:
         return False
-    policy = to_spec(training.spec).round_policy
-    expected = expected_updates(policy, row.members, row.failed)
+    policy = KINDS[row.kind].policy(to_spec(training.spec))
+    expected = expected_updates(policy, row.members, row.failed, row.needed)
+    enough = enough_updates(policy, row.members, row.failed, row.needed)
     if expected != row.expected:
         row.expected = expected
         save(row)
@@ -46,44 +70,77 @@ def evaluate(training: TrainingRow, row: RoundRow | None, now: datetime, *, due:
         go_on(training, get_round(row.training_id, row.number), now)
         return False
     left = row.members - row.failed - row.arrived
-    verdict = judge(row.arrived, expected, due=due, last=row.attempt >= policy.max_attempts, left=left)
+    verdict = judge(
+        row.arrived,
+        expected,
+        due=due,
+        last=row.attempt >= policy.max_attempts,
+        left=left,
+        enough=enough,
+        waited=row.wait_end is not None and now >= row.wait_end,
+    )
     if verdict is Verdict.CLOSE:
-        return _close(training, row)
+        return _close(training, row, now)
     if verdict is Verdict.REPEAT:
-        _repeat(training, row, policy, now)
+        _announce(training, row, _repeat(training, row, policy, now, connected), now)
     elif verdict is Verdict.FAIL:
-        fail(training, _deadline_missed(row, expected) if left else participants_failed(row), now)
+        fail(training, _deadline_missed(row, enough) if left else participants_failed(row), now)
+    else:
+        _set_wait_end(row, policy, now, waits=row.arrived >= enough)
     return False
 
 
-def _close(training: TrainingRow, row: RoundRow) -> bool:
-    """Closes an open round; of several callers exactly one is answered True."""
+def _set_wait_end(row: RoundRow, policy: RoundPolicy, now: datetime, *, waits: bool) -> None:
+    """Sets until when an open round waits: from the moment when it has enough updates, for as long as it has."""
+    if waits == (row.wait_end is not None):
+        return
+    time = waiting_time(policy, round_times(row) if policy.wait_fraction else ()) if waits else None
+    if time is not None or not waits:
+        row.wait_end = None if time is None else now + time
+        save(row)
+
+
+def _close(training: TrainingRow, row: RoundRow, now: datetime) -> bool:
+    """Closes an open round, and releases the members that are under way; of several callers one is answered True."""
     closing = RoundRow.update(state=RoundState.AGGREGATING.value, epoch=RoundRow.epoch + 1)
     this = (RoundRow.training_id == row.training_id) & (RoundRow.number == row.number)
     closed = bool(closing.where(this, RoundRow.state == RoundState.OPEN.value).execute())
     if closed:
         record("round_closed", training, subject=row.number)
+        if _releases(row):
+            released = WorkNotNeeded(row.number, row.arrived, row.members)
+            append_event(training, released, now, audience=MISSING, number=row.number)
     reached("round.closed")
     return closed
 
 
-def _repeat(training: TrainingRow, row: RoundRow, policy: RoundPolicy, now: datetime) -> None:
-    """Repeats a round, with the updates that it has, and lets those in who were registered meanwhile.
+def _repeat(
+    training: TrainingRow, row: RoundRow, policy: RoundPolicy, now: datetime, connected: Collection[str] | None = None
+) -> list[str]:
+    """Repeats a round with the updates that it has; those who were registered meanwhile, or are drawn, join it.
 
     In a daisy chain no participant joins: there is no model to assign to it.
+
+    Returns:
+        Who joins; the caller has to tell them.
     """
-    joining = [] if row.step else sorted(set(participant_ids(row.training_id)) - all_members(row))
-    enter_cohort(row.training_id, row.number, joining, now)
-    recount(row)
     row.attempt += 1
+    joining, drawn = ([], {}) if row.step else draw_more(training, row, connected, now)
+    recount(row)
     row.deadline = None if policy.deadline is None else now + policy.deadline
-    row.expected = expected_updates(policy, row.members, row.failed)
+    row.wait_end = None
+    row.expected = expected_updates(policy, row.members, row.failed, row.needed)
     save(row)
-    facts = {"attempt": row.attempt, "joined": joining, "members": row.members}
+    facts = {"attempt": row.attempt, "joined": joining, "members": row.members, **drawn}
     record("round_extended", training, subject=row.number, **facts)
     extended = RoundExtended(row.number, row.attempt, row.deadline, row.arrived, row.expected)
     append_event(training, extended, now, audience=COHORT, number=row.number)
-    for user_id in joining:
+    return joining
+
+
+def _announce(training: TrainingRow, row: RoundRow, user_ids: Sequence[str], now: datetime) -> None:
+    """Tells members of an open round that it has started."""
+    for user_id in user_ids:
         append_event(training, round_started(training, row), now, audience=user_id)
 
 
@@ -91,8 +148,10 @@ def reopen(training: TrainingRow, row: RoundRow, lost: Sequence[UpdateRow], now:
     """Opens a closed round again without updates whose files are damaged, and repeats it: they are asked for anew.
 
     Their rows are removed, so that their participants submit as if for the first time; the audit log has them. The
-    round does not wait for those that have left since it was closed. The policy decides whether it closes again.
+    round does not wait for those that have left since it was closed. Members that were released when it was closed are
+    asked again, too. The policy decides whether it closes again.
     """
+    released = _releases(row)
     record("round_reopened", training, subject=row.number)
     contributions.supersede(training, lost, "file_damaged")
     present = set(participant_ids(training.training_id))
@@ -105,14 +164,18 @@ def reopen(training: TrainingRow, row: RoundRow, lost: Sequence[UpdateRow], now:
         ).execute()
         training.stored_bytes -= update.size_bytes
     row.state = RoundState.OPEN.value
-    _repeat(training, row, to_spec(training.spec).round_policy, now)
+    recount(row)
+    joining = _repeat(training, row, KINDS[row.kind].policy(to_spec(training.spec)), now)
     for update in lost:
         lost_update = UpdateLost(update.update_id, row.number, update.user_id, row.arrived, row.expected)
         append_event(training, lost_update, now, audience=update.user_id)
         message = f"the file of the update {update.update_id} was damaged on the server's disk: it was asked for anew"
         count_rejected(training.training_id, row.number, update.user_id, UPDATE_LOST, message, now)
-        if update.user_id in present:
-            append_event(training, round_started(training, row), now, audience=update.user_id)
+    if released:
+        append_event(training, round_started(training, row), now, audience=MISSING, number=row.number)
+    else:
+        asked = [update.user_id for update in lost if update.user_id in present]
+        _announce(training, row, [*joining, *asked], now)
     evaluate(training, row, now)
 
 
@@ -130,6 +193,14 @@ def participants_failed(row: RoundRow) -> TrainingFailure:
     failed = tuple(sorted(one.summary for one in list_failures(row.training_id, row.number)))
     message = f"{row.failed} of {row.members} participants failed, {row.arrived} submitted"
     return TrainingFailure(PARTICIPANTS_FAILED, message, failed)
+
+
+def _releases(row: RoundRow) -> bool:
+    """Returns whether members that are under way are told when a round is closed.
+
+    Without a draw, everybody is told of its result, which is enough.
+    """
+    return row.chosen is not None and row.members > row.failed + row.arrived
 
 
 def recount(row: RoundRow) -> None:

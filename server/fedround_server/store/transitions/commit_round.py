@@ -11,11 +11,12 @@ from fedround_server.domain.rounds.kind import Assignment, Evaluation, NewArtifa
 from fedround_server.domain.training import TrainingSpec
 from fedround_server.store.queries.participant import participant_ids
 from fedround_server.store.tables.mapping import from_blob, to_blob, to_spec
-from fedround_server.store.tables.schema import AssignmentRow, RoundRow, TrainingRow, UpdateRow
+from fedround_server.store.tables.schema import COHORT, AssignmentRow, RoundRow, TrainingRow, UpdateRow
 from fedround_server.store.transitions import contributions
 from fedround_server.store.transitions.next_round import go_on
 from fedround_server.store.transitions.training import append_event
 from fedround_server.store.transitions.versions import add_artifact, add_version, drop_versions, put_tag
+from fedround_server.store.transitions.work import record_work
 
 
 def commit_result(
@@ -38,6 +39,7 @@ def commit_result(
         case NewArtifact():
             add_artifact(training, outcome, _whole(result))
     contributions.count(training, row, updates, spec, outcome, result)
+    record_work(row)
     if isinstance(outcome, Evaluation):
         _select(training, spec, metrics)
     drop_versions(training, spec.keep_versions)
@@ -45,7 +47,10 @@ def commit_result(
     more = {name: value for name, value in metrics.items() if name not in asked}
     not_finite = count_not_finite([update.metrics for update in updates])
     closed = RoundClosed(row.number, kind.public_name, training.model_version, len(updates), asked, more, not_finite)
-    append_event(training, closed, now)
+    if spec.cohort is None:
+        append_event(training, closed, now)
+    else:
+        append_event(training, closed, now, audience=COHORT, number=row.number)
     if isinstance(outcome, Assignment):
         _assign(row, outcome, updates)
     go_on(training, row, now)

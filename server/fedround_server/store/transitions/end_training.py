@@ -15,6 +15,7 @@ from fedround_server.store.transitions.training import append_event, move
 
 def complete(training: TrainingRow, now: datetime) -> None:
     """Ends a training that reached its target, whose patience ran out, or that its actor stopped."""
+    _withdraw_pending(training)
     stopped = training.stop is not None
     early = not stopped and training.model_version < training.spec["target_num_updates"]
     record("training_completed", training, subject=training.model_version, early=early, stopped=stopped)
@@ -37,6 +38,8 @@ def fail(training: TrainingRow, failure: TrainingFailure, now: datetime) -> None
 
 def abandon(training: TrainingRow) -> None:
     """Ends the current round without a result; an aggregation in progress will not commit."""
+    if _withdraw_pending(training):
+        return
     changed = (
         RoundRow.update(state=RoundState.ABANDONED.value)
         .where(
@@ -49,6 +52,22 @@ def abandon(training: TrainingRow) -> None:
     if changed:
         contributions.supersede(training, counted_updates(training.training_id, training.round), "round_abandoned")
         record("round_abandoned", training, subject=training.round)
+
+
+def _withdraw_pending(training: TrainingRow) -> bool:
+    """Removes the current round if it is pending: nobody was told of it. The round before is the last one then."""
+    withdrawn = (
+        RoundRow.delete()
+        .where(
+            RoundRow.training_id == training.training_id,
+            RoundRow.number == training.round,
+            RoundRow.state == RoundState.PENDING.value,
+        )
+        .execute()
+    )
+    if withdrawn:
+        training.round = max(0, training.round - 1)
+    return bool(withdrawn)
 
 
 def remove(training: TrainingRow, now: datetime) -> None:

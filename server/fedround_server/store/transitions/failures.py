@@ -4,11 +4,13 @@ from datetime import datetime
 
 from fedround_server.domain.event import ParticipantFailed
 from fedround_server.domain.policy import expected_updates
+from fedround_server.domain.rounds import KINDS
 from fedround_server.store.db.audit_trail import record
 from fedround_server.store.db.rows import save
 from fedround_server.store.queries.user import user_names
+from fedround_server.store.tables.failure_schema import ParticipantFailureRow
 from fedround_server.store.tables.mapping import to_spec
-from fedround_server.store.tables.schema import ACTOR, ParticipantFailureRow, RoundRow, TrainingRow
+from fedround_server.store.tables.schema import ACTOR, RoundRow, TrainingRow
 from fedround_server.store.transitions.training import append_event
 
 
@@ -47,5 +49,6 @@ def withdraw_failure(training: TrainingRow, row: RoundRow, user_id: str) -> None
 
 def _change_count(training: TrainingRow, row: RoundRow, change: int) -> None:
     row.failed += change
-    row.expected = expected_updates(to_spec(training.spec).round_policy, row.members, row.failed)
+    policy = KINDS[row.kind].policy(to_spec(training.spec))
+    row.expected = expected_updates(policy, row.members, row.failed, row.needed)
     save(row)

@@ -1,10 +1,12 @@
 """Opens rounds."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
+from typing import Any
 
 from peewee import Value
 
+from fedround_server.domain.cohort import Cohort, draw
 from fedround_server.domain.event import RoundStarted
 from fedround_server.domain.policy import expected_updates
 from fedround_server.domain.rounds import KINDS
@@ -13,8 +15,10 @@ from fedround_server.domain.rounds.round import RoundState
 from fedround_server.domain.training import TrainingFailure
 from fedround_server.failpoints import reached
 from fedround_server.store.db.audit_trail import record
+from fedround_server.store.db.rows import insert, save
 from fedround_server.store.queries.config import given_config, has_config
-from fedround_server.store.queries.participant import present_participants
+from fedround_server.store.queries.participant import list_eligible, present_participants
+from fedround_server.store.queries.round import all_members
 from fedround_server.store.queries.version import model_info
 from fedround_server.store.tables.base import BATCH_ROWS
 from fedround_server.store.tables.mapping import to_spec
@@ -26,40 +30,157 @@ from fedround_server.store.transitions.training import append_event, move, state
 def open_round(
     training: TrainingRow, number: int, kind: RoundKind, now: datetime, chain: Sequence[str] = (), step: int = 0
 ) -> None:
-    """Opens a round for all present participants, or for those in a chain; without any, the training fails.
+    """Opens a round for its cohort, or for those in a chain; without any member, the training fails.
+
+    A round that has to wait for connections becomes pending instead: `open_pending` opens it.
 
     In a chain, `step` counts the rounds since the last version in which models changed hands.
     """
-    training_id = training.training_id
-    members = enter_cohort(training_id, number, chain, now) if chain else _enter_all(training_id, number, now)
-    if not members:
-        fail(training, TrainingFailure("NO_PARTICIPANTS", "no participants are left"), now)
-        return
     spec = to_spec(training.spec)
     if state_of(training) is not kind.training_state:
         move(training, kind.training_state, now)
-    policy = spec.round_policy
-    row = RoundRow.create(
+    row = RoundRow(
         training_id=training.training_id,
         number=number,
         kind=kind.name,
-        state=RoundState.OPEN.value,
+        state=RoundState.PENDING.value,
         epoch=0,
         step=step,
         attempt=1,
         model_version=training.model_version,
-        members=members,
+        members=0,
         arrived=0,
         failed=0,
-        expected=expected_updates(policy, members),
+        expected=0,
         num_examples=0,
         open_time=now,
-        deadline=None if policy.deadline is None else now + policy.deadline,
     )
-    training.round = number
-    facts = {"kind": kind.public_name, "version": training.model_version, "members": members}
-    record("round_opened", training, subject=number, **facts, **given_config(training_id, row))
-    append_event(training, round_started(training, row), now, audience=COHORT, number=number)
+    cohort = kind.cohort(spec)
+    if chain:
+        _open(training, row, enter_cohort(training.training_id, number, chain, now), now, insert)
+    elif cohort is None:
+        _open(training, row, _enter_all(training.training_id, number, now), now, insert)
+    elif cohort.waits:
+        # It is pending, until the server knows who is connected.
+        training.round = number
+        save(training)
+        insert(row)
+    else:
+        open_pending(training, row, None, now, insert)
+
+
+def open_pending(
+    training: TrainingRow,
+    row: RoundRow,
+    connected: Collection[str] | None,
+    now: datetime,
+    write: Callable[[RoundRow], None] = save,
+) -> bool:
+    """Opens a pending round for a cohort; without a participant that has the labels, the training fails.
+
+    Args:
+        training: The training.
+        row: Its current round.
+        connected: The participants that are connected; None if that does not matter.
+        now: The present time.
+        write: Stores the row.
+
+    Returns:
+        Whether the round is pending no longer. It is, if only connected participants are asked and none of them has the
+        labels.
+    """
+    cohort = KINDS[row.kind].cohort(to_spec(training.spec)) or Cohort()
+    registered = list_eligible(row.training_id, cohort.labels)
+    if not registered:
+        message = "no participants with the cohort's labels are left" if cohort.labels else "no participants are left"
+        fail(training, TrainingFailure("NO_PARTICIPANTS", message), now)
+        return True
+    eligible = _available(cohort, registered, connected)
+    if not eligible:
+        return False
+    needed = cohort.needed(len(registered))
+    chosen = _draw(row, cohort, eligible, cohort.asked(needed))
+    row.needed = needed if cohort.is_drawn else None
+    row.eligible, row.chosen = len(eligible), len(chosen)
+    members = enter_cohort(row.training_id, row.number, chosen, now)
+    _open(training, row, members, now, write, **_draw_facts(cohort, row, chosen))
+    return True
+
+
+def draw_more(
+    training: TrainingRow, row: RoundRow, connected: Collection[str] | None, now: datetime
+) -> tuple[list[str], dict[str, Any]]:
+    """Adds members to a round that is repeated; the round has the number of its new attempt.
+
+    Of a cohort that is drawn, as many are drawn as updates are missing; else everybody joins who can.
+
+    Returns:
+        The new members, and what the audit log has of their draw.
+    """
+    cohort = KINDS[row.kind].cohort(to_spec(training.spec)) or Cohort()
+    others = sorted(set(list_eligible(row.training_id, cohort.labels)) - all_members(row))
+    eligible = _available(cohort, others, connected)
+    missing = max(0, (row.needed or 0) - row.arrived)
+    joining = _draw(row, cohort, eligible, cohort.asked(missing))
+    enter_cohort(row.training_id, row.number, joining, now)
+    if row.chosen is None:
+        return joining, {}
+    row.eligible, row.chosen = len(eligible), row.chosen + len(joining)
+    return joining, _draw_facts(cohort, row, joining)
+
+
+def _draw_facts(cohort: Cohort, row: RoundRow, chosen: Sequence[str]) -> dict[str, Any]:
+    """Returns what the audit log has of a draw; a seed as text, since many readers of JSON have no such numbers."""
+    facts: dict[str, Any] = {"eligible": row.eligible}
+    if cohort.is_drawn:
+        facts |= {"seed": str(cohort.seed), "needed": row.needed, "chosen": list(chosen)}
+    return facts
+
+
+def _available(cohort: Cohort, user_ids: Sequence[str], connected: Collection[str] | None) -> Sequence[str]:
+    if not cohort.available_only or connected is None:
+        return user_ids
+    return [user_id for user_id in user_ids if user_id in connected]
+
+
+def _draw(row: RoundRow, cohort: Cohort, eligible: Sequence[str], count: int) -> list[str]:
+    if not cohort.is_drawn:
+        return list(eligible)
+    return draw(cohort.seed, row.training_id, row.number, row.attempt, eligible, count)
+
+
+def _open(
+    training: TrainingRow,
+    row: RoundRow,
+    members: int,
+    now: datetime,
+    write: Callable[[RoundRow], None],
+    **facts: Any,
+) -> None:
+    """Opens a round whose members have entered its cohort; without any, the training fails."""
+    if not members:
+        fail(training, TrainingFailure("NO_PARTICIPANTS", "no participants are left"), now)
+        return
+    kind = KINDS[row.kind]
+    policy = kind.policy(to_spec(training.spec))
+    row.state = RoundState.OPEN.value
+    row.members = members
+    row.expected = expected_updates(policy, members, 0, row.needed)
+    row.open_time = now
+    row.deadline = None if policy.deadline is None else now + policy.deadline
+    training.round = row.number
+    write(row)
+    record(
+        "round_opened",
+        training,
+        subject=row.number,
+        kind=kind.public_name,
+        version=row.model_version,
+        members=members,
+        **facts,
+        **given_config(row.training_id, row),
+    )
+    append_event(training, round_started(training, row), now, audience=COHORT, number=row.number)
     reached("round.opened")
 
 

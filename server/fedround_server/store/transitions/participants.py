@@ -5,6 +5,7 @@ from datetime import datetime
 
 from fedround_server.domain.event import ClientRemoved
 from fedround_server.domain.rounds.round import RoundState
+from fedround_server.domain.training import TrainingFailure
 from fedround_server.store.db.audit_trail import record
 from fedround_server.store.db.compiled import in_array
 from fedround_server.store.db.rows import save
@@ -14,6 +15,7 @@ from fedround_server.store.tables.base import BATCH_ROWS
 from fedround_server.store.tables.schema import CohortRow, ParticipantRow, TrainingRow
 from fedround_server.store.transitions import contributions
 from fedround_server.store.transitions.close_round import evaluate, recount
+from fedround_server.store.transitions.end_training import fail
 from fedround_server.store.transitions.training import append_event
 
 
@@ -28,6 +30,8 @@ def enroll(training: TrainingRow, client_ids: Iterable[str], now: datetime) -> l
             "remove_time": None,
             "after_sequence": training.last_sequence,
             "until_sequence": None,
+            "rounds_left_out": 0,
+            "failed": False,
         }
         for user_id in new
     ]
@@ -44,6 +48,7 @@ def enroll(training: TrainingRow, client_ids: Iterable[str], now: datetime) -> l
                 ParticipantRow.remove_time,
                 ParticipantRow.after_sequence,
                 ParticipantRow.until_sequence,
+                ParticipantRow.failed,
             ],
         ).execute()
     return new
@@ -59,6 +64,8 @@ def leave(training: TrainingRow, user_ids: Sequence[str], now: datetime) -> bool
             ParticipantRow.training_id == training.training_id, ParticipantRow.user_id == user_id
         ).execute()
     row = find_round(training.training_id, training.round)
+    if row is not None and row.state == RoundState.PENDING.value and not training.num_participants:
+        fail(training, TrainingFailure("NO_PARTICIPANTS", "no participants are left"), now)
     if row is None or row.state != RoundState.OPEN.value:
         return False
     theirs = [update for update in counted_updates(row.training_id, row.number) if update.user_id in set(user_ids)]

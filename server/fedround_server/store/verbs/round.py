@@ -12,12 +12,19 @@ from fedround_server.domain.policy import patience
 from fedround_server.domain.report import foremost, weighted_means
 from fedround_server.domain.rounds import KINDS
 from fedround_server.domain.rounds.kind import Computation
-from fedround_server.domain.rounds.round import AwaitedMember, Round, RoundState, RoundView, UnfinishedRound
+from fedround_server.domain.rounds.round import (
+    AwaitedMember,
+    PendingRound,
+    Round,
+    RoundState,
+    RoundView,
+    UnfinishedRound,
+)
 from fedround_server.domain.training import Stop, TrainingFailure
 from fedround_server.domain.update import Submission, Update
 from fedround_server.store.db.run import Verbs, verb
 from fedround_server.store.queries.failure import failed_users
-from fedround_server.store.queries.participant import is_participant
+from fedround_server.store.queries.participant import failed_participants, is_participant, participant_ids
 from fedround_server.store.queries.round import (
     counted_updates,
     find_assignment,
@@ -35,6 +42,7 @@ from fedround_server.store.transitions import end_training
 from fedround_server.store.transitions.close_round import evaluate, reopen
 from fedround_server.store.transitions.commit_round import commit_result
 from fedround_server.store.transitions.failures import add_failure
+from fedround_server.store.transitions.open_round import open_pending
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +66,19 @@ class RoundVerbs(Verbs):
 
     @verb
     def judge(
-        self, training_id: str, number: int | None, *, due: bool, now: datetime, attempt: int | None = None
+        self,
+        training_id: str,
+        number: int | None,
+        *,
+        due: bool,
+        now: datetime,
+        attempt: int | None = None,
+        connected: Collection[str] | None = None,
     ) -> bool:
         """Evaluates the close policy of the current round, if it is open; returns whether this closed the round.
 
         If the cause belongs to a round or to an attempt at it, such as its deadline (`due`), no other one is touched.
+        `connected` users may join a round that is repeated; None if it is not known who is connected.
         """
         training = lock_training(training_id)
         if training is None or (number is not None and training.round != number):
@@ -70,7 +86,36 @@ class RoundVerbs(Verbs):
         row = find_round(training_id, training.round)
         if attempt is not None and (row is None or row.attempt != attempt):
             return False
-        return evaluate(training, row, now, due=due)
+        return evaluate(training, row, now, due=due, connected=connected)
+
+    @verb
+    def pending(self, training_id: str, number: int) -> PendingRound | None:
+        """Returns what a pending round waits for; None if it is not pending (any more)."""
+        training = find_training(training_id)
+        row = None if training is None else find_round(training_id, number)
+        if training is None or row is None or row.state != RoundState.PENDING.value:
+            return None
+        cohort = KINDS[row.kind].cohort(to_spec(training.spec))
+        wanted = max(1, 0 if cohort is None else cohort.min_available)
+        return PendingRound(wanted, tuple(participant_ids(training_id)))
+
+    @verb
+    def open(self, training_id: str, number: int, connected: Collection[str], now: datetime) -> bool:
+        """Opens a pending round, unless the training is paused; returns whether it is pending no longer.
+
+        Args:
+            training_id: The training.
+            number: The round.
+            connected: The participants that are connected, as many as the round waits for.
+            now: The present time.
+        """
+        training = lock_training(training_id)
+        row = None if training is None else find_round(training_id, number)
+        if training is None or row is None or row.state != RoundState.PENDING.value:
+            return True
+        if training.paused:
+            return False
+        return open_pending(training, row, connected, now)
 
     @verb
     def awaited(self, training_id: str, number: int) -> list[AwaitedMember]:
@@ -79,8 +124,8 @@ class RoundVerbs(Verbs):
         row = None if training is None else find_round(training_id, number)
         if training is None or row is None or row.state != RoundState.OPEN.value:
             return []
-        policy = to_spec(training.spec).round_policy
-        before = failed_users(training_id, number - 1)
+        policy = KINDS[row.kind].policy(to_spec(training.spec))
+        before = failed_participants(training_id)
         if policy.absent_after is None and not before:
             return []
         limits = {failed: patience(policy, failed_before=failed) for failed in (False, True)}

@@ -6,6 +6,7 @@ from fedround_server.domain.errors import TrainingNotFound
 from fedround_server.domain.event import UpdateAccepted
 from fedround_server.domain.policy import OnFailure
 from fedround_server.domain.report import NewReport, Report
+from fedround_server.domain.rounds import KINDS
 from fedround_server.domain.update import NewUpdate, Update
 from fedround_server.failpoints import reached
 from fedround_server.store.db.rows import insert, save
@@ -43,7 +44,7 @@ class SubmissionVerbs(Verbs):
 
     @verb
     def submit_update(self, update_id: str, new: NewUpdate, now: datetime) -> tuple[Update, bool]:
-        """Accepts an update, once; returns whether it closed the round: then the caller starts the aggregation.
+        """Accepts an update, once; returns whether it closed the round, or has it wait: the caller starts what follows.
 
         Raises:
             FedroundError: As `admit`.
@@ -53,7 +54,7 @@ class SubmissionVerbs(Verbs):
 
     @verb
     def submit_report(self, report_id: str, new: NewReport, now: datetime) -> tuple[Report, bool]:
-        """Accepts a report, once; returns whether it closed the round: then the caller starts what follows.
+        """Accepts a report, once; returns whether it closed the round, or has it wait: the caller starts what follows.
 
         Raises:
             FieldInvalid: The report lacks one of the training's metrics.
@@ -84,7 +85,7 @@ class SubmissionVerbs(Verbs):
         if row.failed:
             withdraw_failure(training, row, user_id)
         add_failure(training, row, user_id, reason, message, now)
-        if to_spec(training.spec).round_policy.on_failure is OnFailure.FAIL:
+        if KINDS[row.kind].policy(to_spec(training.spec)).on_failure is OnFailure.FAIL:
             end_training.fail(training, participants_failed(row), now)
             return False
         return evaluate(training, row, now)
@@ -139,4 +140,6 @@ def _submit(new: NewUpdate | NewReport, update_id: str, now: datetime) -> tuple[
     accepted = UpdateAccepted(update_id, new.round, new.user_id, new.num_examples, current.arrived, current.expected)
     append_event(training, accepted, now, audience=ACTOR)
     reached("update.logged")
-    return row, evaluate(training, current, now)
+    wait_end = current.wait_end
+    closed = evaluate(training, current, now)
+    return row, closed or current.wait_end != wait_end

@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from datetime import datetime
 
+from fedround_server.domain.cohort import Cohort
 from fedround_server.domain.errors import (
+    CohortImpossible,
     FieldInvalid,
     LastParticipant,
     NoParticipants,
@@ -23,7 +25,12 @@ from fedround_server.domain.training import Training, TrainingSpec, TrainingStat
 from fedround_server.store.db.audit_trail import record
 from fedround_server.store.db.run import Verbs, verb
 from fedround_server.store.queries.model import get_model, lock_owned_model
-from fedround_server.store.queries.participant import former_participants, is_participant, participant_ids
+from fedround_server.store.queries.participant import (
+    former_participants,
+    is_participant,
+    list_eligible,
+    participant_ids,
+)
 from fedround_server.store.queries.quota import check_open_trainings, check_stored_bytes
 from fedround_server.store.queries.training import (
     find_created_training,
@@ -225,6 +232,7 @@ class TrainingVerbs(Verbs):
             NotActor: The caller only takes part.
             TrainingNotInitial: It was started before, by another request.
             NoParticipants: Too few are registered.
+            CohortImpossible: Too few are registered for the cohort, or too few have its labels.
         """
         row = lock_steered(training_id, actor_id)
         if request_id is not None and row.start_request_id == request_id:
@@ -239,12 +247,15 @@ class TrainingVerbs(Verbs):
             raise NoParticipants(
                 f"the training has {present} participants and needs at least {wanted}: register clients first"
             )
+        spec = to_spec(row.spec)
+        if spec.cohort is not None:
+            _check_cohort(row, spec.cohort, wanted)
         row.start_request_id = request_id
         row.start_time = now
         record("training_started", row)
         move(row, TrainingState.ONGOING, now)
         append_event(row, _started(row), now)
-        first = next_kind(to_spec(row.spec), None, row.model_version)
+        first = next_kind(spec, None, row.model_version)
         if first is None:
             raise RuntimeError("a new training has no first round")
         open_round(row, 0, first, now)
@@ -298,6 +309,39 @@ def _check_model(spec: TrainingSpec, model: ModelRow) -> Manifest:
     manifest = to_manifest(model.manifest)
     check_model(spec, manifest)
     return manifest
+
+
+def _check_cohort(training: TrainingRow, cohort: Cohort, min_updates: int) -> None:
+    """Checks that the participants that are registered can make up the cohorts of rounds.
+
+    Raises:
+        CohortImpossible: They cannot.
+    """
+    if cohort.min_available > training.num_participants:
+        raise CohortImpossible(
+            f"cohort.min_available is {cohort.min_available}, and {training.num_participants} participants are"
+            " registered: no round would open; register more clients first",
+            field="spec.cohort.min_available",
+        )
+    registered = len(list_eligible(training.training_id, cohort.labels))
+    having = " have the labels of the cohort" if cohort.labels else " are registered"
+    if not registered:
+        raise CohortImpossible(
+            f"cohort.labels: none of the {training.num_participants} participants has all of them: an admin sets them"
+            " (fedround user label)",
+            field="spec.cohort.labels",
+        )
+    if cohort.size is not None and cohort.size > registered:
+        raise CohortImpossible(
+            f"cohort.size is {cohort.size}, and {registered} participants{having}: register more clients first",
+            field="spec.cohort.size",
+        )
+    if cohort.needed(registered) < min_updates:
+        raise CohortImpossible(
+            f"round_policy.min_updates is {min_updates}, and a round asks for {cohort.needed(registered)} updates,"
+            f" since {registered} participants{having}: register more clients first",
+            field="spec.round_policy.min_updates",
+        )
 
 
 def _other_than_actor(training: TrainingRow, user_id: str) -> str | None:

@@ -7,6 +7,7 @@ from fedround_server.domain.errors import LastAdmin, TrainingRunning, UserExists
 from fedround_server.domain.token import Token
 from fedround_server.domain.user import Role, User, UserView
 from fedround_server.store.db.audit_trail import record
+from fedround_server.store.db.rows import save
 from fedround_server.store.db.run import Verbs, verb
 from fedround_server.store.queries.training import lock_trainings_of_user
 from fedround_server.store.queries.user import find_user, is_user_name_taken, lock_admin_ids, page_users
@@ -32,11 +33,29 @@ class UserVerbs(Verbs):
         """
         if is_user_name_taken(user.name):
             raise UserExists(f"name: there is a user called {user.name!r} already: choose another name")
-        UserRow.create(user_id=user.user_id, name=user.name, role=user.role.value, create_time=user.create_time)
+        UserRow.create(
+            user_id=user.user_id,
+            name=user.name,
+            role=user.role.value,
+            create_time=user.create_time,
+            labels=dict(user.labels),
+        )
         add_token(user.user_id, token)
         add_certificate_names(user.user_id, certificate_names)
-        record("user_created", subject=user.user_id, role=user.role.value)
+        record("user_created", subject=user.user_id, role=user.role.value, labels=len(user.labels))
         return UserView(user, tuple(certificate_names), (token,))
+
+    @verb
+    def set_labels(self, user_id: str, labels: Mapping[str, str]) -> None:
+        """Sets the labels of a user, in place of those set before; rounds that are open keep their cohorts.
+
+        Raises:
+            UserNotFound: There is no such user, or it was removed.
+        """
+        row = _present(user_id)
+        row.labels = dict(labels)
+        save(row)
+        record("user_updated", subject=user_id, labels=len(labels))
 
     @verb
     def get(self, user_id: str) -> User:
