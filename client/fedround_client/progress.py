@@ -104,6 +104,11 @@ class WaitLog:
                 if self._is_paused:
                     self._round = ""
                     self._log(PAUSED)
+                else:
+                    self._log_pending()
+            case "work_not_needed" if self._round:
+                released = event.work_not_needed
+                self._log(f"{self._round}: {released.num_updates} of {released.num_participants} are enough")
             case "training_paused":
                 self._is_paused = True
                 self._log(PAUSED)

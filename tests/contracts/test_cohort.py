@@ -14,7 +14,7 @@ from fedround_server.domain.errors import CohortImpossible, NotInCohort, RoundNo
 from fedround_server.domain.event import RoundClosed, RoundStarted, WorkNotNeeded
 from fedround_server.domain.policy import OnMissed, RoundPolicy
 from fedround_server.domain.rounds.round import Round, RoundState
-from fedround_server.domain.training import Goal, Selection, TrainingState
+from fedround_server.domain.training import Goal, Selection, Stop, TrainingState
 from fedround_server.domain.user import Role
 from fedround_server.store import Store
 
@@ -388,3 +388,35 @@ async def test_the_mean_says_over_whom_it_was_made(store: Store, world: World) -
     assert [one.num_updates for one in closed] == [2]
     started = [one for one in await log(store, training_id, users[1]) if isinstance(one.payload, RoundStarted)]
     assert len(started) == 1
+
+
+@pytest.mark.parametrize("when", list(Stop))
+async def test_a_training_whose_round_is_pending_can_be_stopped(store: Store, world: World, when: Stop) -> None:
+    actor, users, training = await world.running(2, cohort=Cohort(min_available=2))
+    stopped = await store.control.stop(training.training_id, actor, when, None, world.now)
+    assert (stopped.state, stopped.round) == (TrainingState.COMPLETED, 0)
+    assert await store.rounds.open(training.training_id, 0, users, world.now)
+    assert await store.rounds.unfinished() == []
+    await check(store)
+
+
+async def test_a_pending_round_does_not_open_during_a_pause(store: Store, world: World) -> None:
+    actor, users, training = await world.running(2, cohort=Cohort(min_available=2))
+    training_id = training.training_id
+    await store.control.pause(training_id, actor, None, world.now)
+    assert not await store.rounds.open(training_id, 0, users, world.now)
+    assert (await current(store, training_id)).state is RoundState.PENDING
+    await store.control.resume(training_id, actor, None, world.now)
+    assert await store.rounds.open(training_id, 0, users, world.now)
+    assert (await current(store, training_id)).state is RoundState.OPEN
+
+
+async def test_a_pending_round_gets_the_latest_configuration(store: Store, world: World) -> None:
+    actor, users, training = await world.running(1, cohort=Cohort(min_available=1))
+    training_id = training.training_id
+    await store.control.update_config(training_id, actor, {"rate": 0.5}, {}, None, world.now)
+    assert await store.rounds.open(training_id, 0, users, world.now)
+    (started,) = [
+        one.payload for one in await log(store, training_id, users[0]) if isinstance(one.payload, RoundStarted)
+    ]
+    assert started.config == {"rate": 0.5}

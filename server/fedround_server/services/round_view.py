@@ -96,7 +96,7 @@ def _waiting_for(view: RoundView, damage: str | None, num_connected: int) -> str
         return "the actor: the training is paused, and this round opens after it is resumed"
     if found.state is RoundState.PENDING:
         having = ", and one with the cohort's labels" if view.cohort is not None and view.cohort.labels else ""
-        return f"participants: {num_connected} of {view.wanted} connected{having}"
+        return _after(view, f"participants: {num_connected} of {view.wanted} connected{having}")
     if damage is not None:
         return f"the operator: {damage}"
     if found.state is RoundState.AGGREGATING:
