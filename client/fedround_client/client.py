@@ -91,9 +91,9 @@ class Client(UserCalls, TrainingCalls, ControlCalls, ModelCalls, RoundCalls, Inf
         cache: str | PathLike[str] | None = None,
         cache_bytes: int = CACHE_BYTES,
         full_updates: bool = False,
+        attributes: Mapping[str, str] | None = None,
         base: str | PathLike[str] | None = None,
         private_folder: str | PathLike[str] | None = None,
-        attributes: Mapping[str, str] | None = None,
     ) -> Participation:
         """Participates in trainings: runs the rounds that the server opens, across lost connections and restarts.
 
@@ -120,13 +120,13 @@ class Client(UserCalls, TrainingCalls, ControlCalls, ModelCalls, RoundCalls, Inf
                 not download them again. By default only the latest model is cached, in a temporary file.
             cache_bytes: Limit on the size of all files in the folder together.
             full_updates: Send updates in full precision even if the training accepts half precision.
+            attributes: What the actor may know of this participant, such as {"num_examples": "6000", "device": "A100"},
+                beside the versions of the SDK and of Python, and the platform. It is shown, and nothing depends on it.
+                At most 17; names of 1 to 100 characters, values of at most 200.
             base: The path of a safetensors file of tensors that the server does not have, for trainings with an
                 external base. The models that your functions get have these tensors, too.
             private_folder: The folder for files of tensors that only you have, one for each of your trainings with
                 private tensors; by default .fedround/private in your home folder. It has to survive a restart.
-            attributes: What the actor may know of this participant, such as {"num_examples": "6000", "device": "A100"},
-                beside the versions of the SDK and of Python, and the platform. It is shown, and nothing depends on it.
-                At most 17; names of 1 to 100 characters, values of at most 200.
 
         Returns:
             How the training ended.

@@ -77,18 +77,6 @@ def uncertainty(option: UncertaintyOption | None) -> Uncertainty | None:
             return option
 
 
-def tensors(trainable: Iterable[str], private: Iterable[str], external_base_sha256: str) -> TensorSelection | None:
-    """Returns the message for which tensors updates contain; None for all.
-
-    Raises:
-        TypeError: A string is given in place of a list.
-    """
-    if isinstance(trainable, str) or isinstance(private, str):
-        raise TypeError('trainable and private are lists of globs: trainable=["*.lora_?"].')
-    message = TensorSelection(trainable=trainable, private=private, external_base_sha256=external_base_sha256)
-    return message if message.ByteSize() else None
-
-
 def round_policy(
     min_updates: int,
     deadline: float | None,
@@ -112,6 +100,18 @@ def round_policy(
         policy.wait_after_min.CopyFrom(duration(WAIT_SECONDS))
         policy.wait_fraction = WAIT_FRACTION
     return policy
+
+
+def tensors(trainable: Iterable[str], private: Iterable[str], external_base_sha256: str) -> TensorSelection | None:
+    """Returns the message for which tensors updates contain; None for all.
+
+    Raises:
+        TypeError: A string is given in place of a list.
+    """
+    if isinstance(trainable, str) or isinstance(private, str):
+        raise TypeError('trainable and private are lists of globs: trainable=["*.lora_?"].')
+    message = TensorSelection(trainable=trainable, private=private, external_base_sha256=external_base_sha256)
+    return message if message.ByteSize() else None
 
 
 def selection(option: Selection | None) -> ModelSelection | None:

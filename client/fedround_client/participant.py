@@ -163,11 +163,11 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
             name = self._round_name(event.training_id, event.round_extended.round)
             logger.info("%s is repeated: attempt %d", name, event.round_extended.attempt)
             return None
-        if kind in _CONTROL:
-            logger.info(_CONTROL[kind], self._name(event.training_id))
-            return None
         if kind == "work_not_needed":
             self._log_not_needed(event.training_id, event.work_not_needed)
+            return None
+        if kind in _CONTROL:
+            logger.info(_CONTROL[kind], self._name(event.training_id))
             return None
         if kind == "update_lost":
             self._accepted[event.training_id] = max(0, self._accepted.get(event.training_id, 0) - 1)

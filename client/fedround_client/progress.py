@@ -119,10 +119,6 @@ class WaitLog:
                 self._log("The training is stopped by its actor: it ends after this round")
             case "heartbeat" if self._is_paused and not self._round:
                 self._log(PAUSED)
-                self._log_pending()
-            case "work_not_needed" if self._round:
-                released = event.work_not_needed
-                self._log(f"{self._round}: {released.num_updates} of {released.num_participants} are enough")
             case "heartbeat":
                 self._log_waiting()
 

@@ -351,10 +351,10 @@ def describe_failure(failed: ParticipantFailed) -> str:
 
 def _describe(round_: Round, name: str) -> str:
     """Returns a sentence about what a round waits for, and the names of the missing participants."""
-    if round_.state in (ROUND_STATE_DONE, ROUND_STATE_ABANDONED):
-        return f" {name} is over; the training waits for {round_.waiting_for}."
     if round_.state == ROUND_STATE_PENDING:
         return f" {name} is waiting for {round_.waiting_for}."
+    if round_.state in (ROUND_STATE_DONE, ROUND_STATE_ABANDONED):
+        return f" {name} is over; the training waits for {round_.waiting_for}."
     missing = [one for one in round_.participants if not one.arrived]
     names = [f"{one.name} ({'connected' if one.subscribed else 'not connected'})" for one in missing[:MAX_NAMES]]
     if len(missing) > MAX_NAMES:

@@ -168,11 +168,11 @@ class Event(_message.Message):
     ROUND_EXTENDED_FIELD_NUMBER: _builtins.int
     PARTICIPANT_FAILED_FIELD_NUMBER: _builtins.int
     UPDATE_LOST_FIELD_NUMBER: _builtins.int
+    WORK_NOT_NEEDED_FIELD_NUMBER: _builtins.int
     TRAINING_PAUSED_FIELD_NUMBER: _builtins.int
     TRAINING_RESUMED_FIELD_NUMBER: _builtins.int
     STOP_REQUESTED_FIELD_NUMBER: _builtins.int
     CONFIG_UPDATED_FIELD_NUMBER: _builtins.int
-    WORK_NOT_NEEDED_FIELD_NUMBER: _builtins.int
     training_id: _builtins.str
     """UUID of the training; empty in heartbeat and going_away messages of a subscription to all trainings."""
     sequence: _builtins.int
@@ -242,6 +242,12 @@ class Event(_message.Message):
         """
 
     @_builtins.property
+    def work_not_needed(self) -> Global___WorkNotNeeded:
+        """A round was closed without the subscriber's update or report, which is not needed any more. Sent in trainings with
+        a cohort, to the actor and to the members of the round's cohort that have not submitted.
+        """
+
+    @_builtins.property
     def training_paused(self) -> Global___TrainingPaused:
         """The actor paused the training."""
 
@@ -256,12 +262,6 @@ class Event(_message.Message):
     @_builtins.property
     def config_updated(self) -> Global___ConfigUpdated:
         """The actor changed the configuration. Sent to the actor only: participants get the values with the next round."""
-
-    @_builtins.property
-    def work_not_needed(self) -> Global___WorkNotNeeded:
-        """A round was closed without the subscriber's update or report, which is not needed any more. Sent in trainings with
-        a cohort, to the actor and to the members of the round's cohort that have not submitted.
-        """
 
     def __init__(
         self,
@@ -282,17 +282,17 @@ class Event(_message.Message):
         round_extended: Global___RoundExtended | None = ...,
         participant_failed: Global___ParticipantFailed | None = ...,
         update_lost: Global___UpdateLost | None = ...,
+        work_not_needed: Global___WorkNotNeeded | None = ...,
         training_paused: Global___TrainingPaused | None = ...,
         training_resumed: Global___TrainingResumed | None = ...,
         stop_requested: Global___StopRequested | None = ...,
         config_updated: Global___ConfigUpdated | None = ...,
-        work_not_needed: Global___WorkNotNeeded | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["client_removed", b"client_removed", "config_updated", b"config_updated", "create_time", b"create_time", "going_away", b"going_away", "heartbeat", b"heartbeat", "participant_failed", b"participant_failed", "payload", b"payload", "round_closed", b"round_closed", "round_extended", b"round_extended", "round_started", b"round_started", "stop_requested", b"stop_requested", "training_failed", b"training_failed", "training_finished", b"training_finished", "training_paused", b"training_paused", "training_removed", b"training_removed", "training_resumed", b"training_resumed", "training_started", b"training_started", "update_accepted", b"update_accepted", "update_lost", b"update_lost", "work_not_needed", b"work_not_needed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
     _ClearFieldArgType: _TypeAlias = _typing.Literal["client_removed", b"client_removed", "config_updated", b"config_updated", "create_time", b"create_time", "going_away", b"going_away", "heartbeat", b"heartbeat", "participant_failed", b"participant_failed", "payload", b"payload", "round_closed", b"round_closed", "round_extended", b"round_extended", "round_started", b"round_started", "sequence", b"sequence", "stop_requested", b"stop_requested", "training_failed", b"training_failed", "training_finished", b"training_finished", "training_id", b"training_id", "training_paused", b"training_paused", "training_removed", b"training_removed", "training_resumed", b"training_resumed", "training_started", b"training_started", "update_accepted", b"update_accepted", "update_lost", b"update_lost", "work_not_needed", b"work_not_needed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["training_started", "round_started", "update_accepted", "round_closed", "client_removed", "training_finished", "training_failed", "training_removed", "heartbeat", "going_away", "round_extended", "participant_failed", "update_lost", "training_paused", "training_resumed", "stop_requested", "config_updated", "work_not_needed"]  # noqa: Y015
+    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["training_started", "round_started", "update_accepted", "round_closed", "client_removed", "training_finished", "training_failed", "training_removed", "heartbeat", "going_away", "round_extended", "participant_failed", "update_lost", "work_not_needed", "training_paused", "training_resumed", "stop_requested", "config_updated"]  # noqa: Y015
     _WhichOneofArgType_payload: _TypeAlias = _typing.Literal["payload", b"payload"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_payload) -> _WhichOneofReturnType_payload | None: ...
 

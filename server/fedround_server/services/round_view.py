@@ -92,8 +92,6 @@ def _rejected(found: RejectedUpdate) -> round_pb2.RejectedUpdate:
 
 def _waiting_for(view: RoundView, damage: str | None, num_connected: int) -> str:
     found = view.round
-    if found.state is RoundState.PENDING and view.paused:
-        return "the actor: the training is paused, and this round opens after it is resumed"
     if found.state is RoundState.PENDING:
         having = ", and one with the cohort's labels" if view.cohort is not None and view.cohort.labels else ""
         return _after(view, f"participants: {num_connected} of {view.wanted} connected{having}")

@@ -73,8 +73,6 @@ def view(training: TrainingRow, row: RoundRow) -> RoundView:
         kind.policy(spec),
         found,
         everything,
-        cohort=kind.cohort(spec),
-        participant_ids=tuple(participant_ids(row.training_id)),
         paused=is_current and training.paused,
         stopped=is_current and training.stop is not None,
         cohort=kind.cohort(spec),
