@@ -157,6 +157,7 @@ def simulate(
                         seed,
                         framework,
                         None if output is None else logs / f"worker-{worker}.log",
+                        (folder or temporary) / "private",
                     )
                     for worker in range(workers)
                 ]
