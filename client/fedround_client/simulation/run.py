@@ -157,11 +157,10 @@ def simulate(
                         address,
                         created.training_id,
                         {index: accounts.tokens[index] for index in range(worker, clients, workers)},
-                        {index: accounts.ids[index] for index in range(worker, clients, workers)},
-                        (temporary if output is None else Path(output)) / "private",
                         seed,
                         framework,
                         None if output is None else logs / f"worker-{worker}.log",
+                        (folder or temporary) / "private",
                     )
                     for worker in range(workers)
                 ]

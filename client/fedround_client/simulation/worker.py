@@ -54,22 +54,20 @@ class Work:
         address: HOST:PORT of the server.
         training_id: UUID of the training.
         tokens: The tokens of its clients, by their indices.
-        user_ids: Their user ids.
-        private: The folder for their private tensors.
         seed: Seed of the simulation.
         framework: As in `Client.participate`.
         log: File for what it prints and logs; None to leave both as they are.
+        private_folder: Where the private tensors of the clients are kept.
     """
 
     make_client: MakeClient | str
     address: str
     training_id: str
     tokens: dict[int, str]
-    user_ids: dict[int, str]
-    private: Path
     seed: int
     framework: Framework | None
     log: Path | None
+    private_folder: Path
 
 
 def warm_up(make_client: MakeClient | str) -> None:
@@ -153,7 +151,7 @@ class _Lane:
         self._arrived: Counter[int] = Counter()
         self._taken: Counter[int] = Counter()
         self._participants: dict[int, Participant] = {}
-        # Shared by the clients of the lane: the first one downloads a version of the model, or its base.
+        # Shared by the clients of the lane: the first one downloads a version of the model.
         self._cache, self._bases = ModelCache(), ModelCache()
 
     def put(self, index: int, event: Event) -> None:
@@ -193,10 +191,11 @@ class _Lane:
         work, subscriber = self._work, self._subscribers[index]
         as_client = rpc.as_user(subscriber.token, subscriber.session_id)
         callbacks = self._functions.make(index)
-        private = PrivateTensors(work.private)
+        private = PrivateTensors(work.private_folder)
         models = RoundModels(as_client, work.framework, self._cache, self._bases, private, None)
         runner = RoundRunner(as_client, callbacks, framework=work.framework, models=models)
-        runner.participate_as(work.user_ids[index])
+        # The private tensors of a client are known by its index.
+        runner.participate_as(str(uuid.UUID(int=index)))
         return Participant(as_client, runner, training_id=work.training_id, until_finished=True)
 
 
