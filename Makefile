@@ -4,8 +4,8 @@ PYTHON ?= python3
 NPM    ?= npm
 # More words for the command that a target runs: make test ARGS='-k layers'
 ARGS   ?=
-# How many tests `make test` runs at the same time.
-JOBS   ?= 2
+# How many tests `make test` runs at the same time: more than there are cores, as some of them wait.
+JOBS   ?= 3
 # The sizes of `make chaos`, and the seed of its random choices: kills of servers by scripted clients, repeats of each
 # race, fuzzed inputs, runs of the state machine, random networks, kills of the worker, kills of a server in one training.
 KILLS        ?= 300
@@ -57,7 +57,7 @@ demo: install ## Watch five clients train one model through a real server; write
 	@$(BIN)/fedround demo --output demo $(ARGS)
 
 # pytest exits with 5 when ARGS select no test.
-test: install buf ## Run the tests, JOBS at a time: every promise, at a small size (9 minutes on two cores)
+test: install buf ## Run the tests, JOBS at a time: every promise, at a small size (6 minutes on two cores)
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m '$(QUICK) and not serial' $(ARGS) || [ $$? = 5 ]
 	@$(BIN)/python -m pytest -m '$(QUICK) and serial' $(ARGS) || [ $$? = 5 ]
 

@@ -189,7 +189,7 @@ HELP = {
     "TRAINING_NOT_FOUND": "check the id",
     "MODEL_NOT_FOUND": "check the id",
     "USER_NOT_FOUND": "check the id",
-    "ROUND_NOT_FOUND": "check the id",
+    "ROUND_NOT_FOUND": "check the number",
     "UNKNOWN_CLIENTS": "nothing was changed",
     "USER_EXISTS": "choose another name",
     "LAST_ADMIN": "create another one first",

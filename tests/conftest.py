@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from forked import ONE_THREAD
 from postgres import Postgres, create_database
 from sizes import IS_LONG
 
@@ -20,16 +21,31 @@ settings.register_profile(
 settings.load_profile("fedround")
 # Halves the tests of the store, so it must be requested: otherwise they fail where PostgreSQL is missing.
 WITHOUT = "FEDROUND_TEST_WITHOUT_POSTGRES"
+# Tests run at the same time: more threads of torch and NumPy would wait for each other.
+os.environ.update(ONE_THREAD)
+# The files that take longest, and then the folders that do, come first: the last files decide how long the processes
+# that have nothing left to do are idle.
+LONG_FILES = {
+    *("test_auth", "test_batching", "test_bombs", "test_canaries", "test_command"),
+    *("test_demo_run", "test_failed_starts", "test_fuzz_port", "test_growth", "test_inference"),
+    *("test_kills", "test_machine", "test_matrix", "test_prediction", "test_readme"),
+    *("test_round", "test_round_machine", "test_start", "test_storage_faults", "test_training"),
+    *("test_uncertainty", "test_uploads", "test_worker", "test_worker_killed"),
+}
+LONG_FOLDERS = ("chaos", "e2e", "demo", "contracts", "service")
 
 
-# The folders with the longest tests, first: with two processes, the last files decide how long the other one is idle.
-LONG_FIRST = ("chaos", "e2e", "demo", "contracts", "service")
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leaves out the files without a serial test where only these run: importing all takes as long as they do."""
+    if not config.option.markexpr.endswith("and serial") or collection_path.suffix != ".py":
+        return None
+    return "mark.serial" not in collection_path.read_text() or None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Runs the longest files first."""
-    order = {folder: position for position, folder in enumerate(LONG_FIRST)}
-    items.sort(key=lambda item: order.get(item.path.parent.name, len(order)))
+    order = {folder: position for position, folder in enumerate(LONG_FOLDERS)}
+    items.sort(key=lambda item: (item.path.stem not in LONG_FILES, order.get(item.path.parent.name, len(order))))
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,13 @@
-"""A fork server: a process that has imported everything, and forks servers.
+"""A fork server: a process that has imported everything, and forks servers and commands.
 
 A server that is started anew spends two and a half seconds of CPU on imports, and its worker as long again; one that is
 forked spends fifty milliseconds. It is the real one in every other respect: `main` with real arguments, a real port, a
-real worker process. Nothing of gRPC runs here, and no thread.
+real worker process. Nothing of gRPC runs here, and no thread. The `fedround` command, whose imports take a second,
+is forked in the same way.
 
-Orders come over a socket: one JSON object each, with the server's argv, failpoint and points, and three files: its
-stdout, its stderr, and where its end is reported. The answer is its process id and when it was forked.
+Orders come over a socket: one JSON object each, with the argv and the environment, for a server also failpoint and
+points, and three files: its stdout, its stderr, and where its end is reported. The answer is its process id and when it
+was forked.
 """
 
 import contextlib
@@ -17,6 +19,7 @@ import signal
 import socket
 import sys
 import time
+import traceback
 from dataclasses import dataclass
 from multiprocessing.context import ForkContext, ForkProcess
 from pathlib import Path
@@ -28,6 +31,7 @@ MAX_ORDER = 1 << 16
 HEAVY = (
     "torch",
     "psycopg",
+    "fedround_client.command",
     "fedround_server.__main__",
     "fedround_server.engine.aggregation",
     "fedround_server.engine.uncertainty.moments",
@@ -37,7 +41,7 @@ HEAVY = (
 
 @dataclass
 class Child:
-    """A forked server.
+    """A forked process.
 
     Attributes:
         report: Where its end is reported.
@@ -82,7 +86,7 @@ def main() -> None:
                     one.close()
                 for child in [report, *(one.report for one in children.values())]:
                     os.close(child)
-                _serve(json.loads(data), stdout, stderr)
+                _become(json.loads(data), stdout, stderr)
             os.setpgid(pid, pid)
             os.close(stdout)
             os.close(stderr)
@@ -113,27 +117,44 @@ def _load() -> None:
     spawned, process.WorkerContext = process.WorkerContext, ForkedFirst
 
 
-def _serve(order: dict[str, Any], stdout: int, stderr: int) -> None:
-    """Becomes a server."""
+def _become(order: dict[str, Any], stdout: int, stderr: int) -> None:
+    """Becomes a server, or the command."""
     os.setpgid(0, 0)
-    from fedround_server import __main__, failpoints
-
     with Path(os.devnull).open() as nothing:
         for source, target in ((nothing.fileno(), 0), (stdout, 1), (stderr, 2)):
             os.dup2(source, target)
     os.close(stdout)
     os.close(stderr)
+    code: object = 1
+    try:
+        code = _serve(order) if order["environment"] is None else _command(order)
+    except SystemExit as end:
+        code = end.code or 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else 1)
+
+
+def _serve(order: dict[str, Any]) -> int:
+    from fedround_server import __main__, failpoints
+
     if order["points"]:
         points = os.open(order["points"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         failpoints.listen(_Listener(points, failpoints.Kill(order["failpoint"]) if order["failpoint"] else None))
-    code = 1
-    try:
-        code = __main__.main(order["argv"])
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else 1
-    finally:
-        sys.stdout.flush()
-        os._exit(code)
+    return __main__.main(order["argv"])
+
+
+def _command(order: dict[str, Any]) -> int:
+    from fedround_client import command
+
+    os.environ.clear()
+    os.environ.update(order["environment"])
+    sys.argv = ["fedround", *order["argv"]]
+    command.main()
+    return 0
 
 
 class _Listener:

@@ -1,4 +1,4 @@
-"""Server processes that are forked by the fork server of this test process."""
+"""Servers and commands that are forked by the fork server of this test process."""
 
 import atexit
 import functools
@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -20,7 +21,7 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THRE
 
 
 class ForkedProcess:
-    """One server process.
+    """One forked process.
 
     Attributes:
         pid: Its process id, and the id of its process group.
@@ -85,16 +86,30 @@ class ForkServer:
             self._process = subprocess.Popen(command, pass_fds=[number], env={**environment, **more})
         assert self._orders.recv(MAX_ORDER) == b"ready", "the fork server does not start"
 
-    def fork(self, argv: list[str], *, stderr: Path, failpoint: str = "", points: Path | None = None) -> ForkedProcess:
-        """Forks a server.
+    def fork(
+        self,
+        argv: list[str],
+        *,
+        stderr: Path,
+        environment: dict[str, str] | None = None,
+        failpoint: str = "",
+        points: Path | None = None,
+    ) -> ForkedProcess:
+        """Forks a server, or the `fedround` command.
 
         Args:
             argv: Its arguments.
             stderr: The file that its log is appended to.
-            failpoint: The point at which it kills itself; needs points.
-            points: The file to which each point that it reaches first is appended.
+            environment: All environment variables of the command; None forks a server.
+            failpoint: The point at which the server kills itself; needs points.
+            points: The file to which each point that the server reaches first is appended.
         """
-        order = {"argv": argv, "failpoint": failpoint, "points": None if points is None else str(points)}
+        order = {
+            "argv": argv,
+            "environment": environment,
+            "failpoint": failpoint,
+            "points": None if points is None else str(points),
+        }
         (stdout, its_stdout), (report, its_report) = os.pipe(), os.pipe()
         log = os.open(stderr, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         with self._lock:
@@ -118,3 +133,22 @@ def fork_server() -> ForkServer:
     made = ForkServer()
     atexit.register(made.close)
     return made
+
+
+def run(*arguments: object, environment: dict[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
+    """Runs a server that must end by itself, or the `fedround` command, to its end.
+
+    Args:
+        arguments: Its arguments.
+        environment: All environment variables of the command; None runs a server.
+    """
+    argv = [str(argument) for argument in arguments]
+    with tempfile.TemporaryDirectory() as folder:
+        stderr = Path(folder) / "stderr"
+        process = fork_server().fork(argv, stderr=stderr, environment=environment)
+        try:
+            with process.stdout:
+                stdout = process.stdout.read()
+            return subprocess.CompletedProcess(argv, process.wait(), stdout, stderr.read_text())
+        finally:
+            process.kill()

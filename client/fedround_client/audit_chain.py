@@ -68,6 +68,11 @@ class AuditChainVerifier:
             raise AuditBroken(expected, "has another hash than the head that was recorded: the log was rewritten")
         try:
             facts = json.loads(entry.facts, parse_constant=_reject_constant)
+        except ValueError as error:
+            raise AuditBroken(expected, f"its facts are not JSON: {error}") from error
+        except RecursionError as error:
+            raise AuditBroken(expected, "its facts are nested too deeply") from error
+        try:
             if entry.action == "call_refused":
                 self._refused += count_of(facts, "count")
             else:
@@ -76,8 +81,6 @@ class AuditChainVerifier:
             raise AuditBroken(expected, str(error)) from error
         except (KeyError, TypeError, AttributeError) as error:
             raise AuditBroken(expected, f"lacks a field of {entry.action}") from error
-        except RecursionError as error:
-            raise AuditBroken(expected, "its facts are nested too deeply") from error
 
     def finish(self, head: AuditHead | None) -> AuditReport:
         """Verifies that the log ends where it should.
@@ -110,4 +113,4 @@ class AuditChainVerifier:
 
 
 def _reject_constant(name: str) -> None:
-    raise ValueError(f"its facts contain {name}, which is not JSON")
+    raise ValueError(f"they contain {name}")

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from fedround_client.float8 import FLOAT8, from_float8, round_to_float8
 from fedround_client.half_precision import round_to_half
 from fedround_client.logs import get_logger
 from fedround_client.safetensors_header import DTYPE_NAMES, TensorInfo
@@ -16,7 +17,7 @@ from fedround_client.tensor_types import TensorError
 logger = get_logger(__name__)
 
 _NUMPY: Mapping[str, np.dtype[Any]] = {"F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2")}
-_FLOATING = frozenset({*_NUMPY, "BF16"})
+_FLOATING = frozenset({*_NUMPY, "BF16", *FLOAT8})
 
 
 class Caster:
@@ -31,7 +32,8 @@ class Caster:
 
         Args:
             update: The tensors.
-            dtypes: The dtypes of the model's tensors, by name. Others than F64, F32, F16 and BF16 are left as they are.
+            dtypes: The dtypes of the model's tensors, by name. Those that are no real floating-point numbers are
+                left as they are.
 
         Returns:
             The tensors. Reading one raises TensorError if the model's dtype cannot hold a value.
@@ -64,19 +66,33 @@ def _cast(source: ArraySource, dtype: str) -> np.ndarray[Any, np.dtype[Any]]:
     if source.info.dtype == "BF16":
         # The upper halves of float32.
         values = (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4")
+    elif source.info.dtype in FLOAT8:
+        values = from_float8(data, source.info.dtype)
     else:
         values = np.frombuffer(data, _NUMPY[source.info.dtype])
     # Overflow is found by its result.
     with np.errstate(over="ignore", invalid="ignore"):
-        if dtype != "BF16":
-            result = values.astype(_NUMPY[dtype])
-            fits = bool((np.isfinite(result) == np.isfinite(values)).all())
-        else:
-            half = round_to_half(values.astype("<f4"), dtype)
-            result, fits = np.empty(0, "<u2") if half is None else half, half is not None
-    if not fits:
+        # The others are rounded from float32.
+        narrow = values.astype(_NUMPY.get(dtype, "<f4"))
+        result: np.ndarray[Any, np.dtype[Any]] | None = narrow
+        if (np.isfinite(narrow) != np.isfinite(values)).any():
+            result = None
+        elif dtype in FLOAT8:
+            result = round_to_float8(narrow, dtype)
+        elif dtype == "BF16":
+            result = _to_bfloat16(narrow)
+    if result is None:
         raise TensorError(
             f"Tensor {source.info.name!r} has {DTYPE_NAMES[source.info.dtype]} numbers that the model's dtype,"
             f" {DTYPE_NAMES[dtype]}, cannot hold."
         )
     return result
+
+
+def _to_bfloat16(values: np.ndarray[Any, np.dtype[Any]]) -> np.ndarray[Any, np.dtype[Any]] | None:
+    special = ~np.isfinite(values)
+    half = round_to_half(np.where(special, 0, values).astype("<f4"), "BF16")
+    if half is not None:
+        # A NaN keeps a bit of its fraction in the upper half.
+        half[special] = (values.view("<u4") >> 16)[special] | np.where(np.isnan(values), 0x40, 0)[special]
+    return half

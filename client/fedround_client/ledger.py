@@ -92,7 +92,7 @@ class Ledger:
         self._latest[entry.model_id] = 0
 
     def _round_opened(self, entry: AuditEntry, facts: Facts) -> None:
-        number = int(entry.subject)
+        number = _number(entry.subject)
         _check(entry.training_id not in self._rounds, f"a round of the training {entry.training_id} has not ended")
         _check(number == self._last_round.get(entry.training_id, -1) + 1, f"round {number} is not the next one")
         self._rounds[entry.training_id] = _Round(number)
@@ -109,18 +109,18 @@ class Ledger:
         self.accepted += 1
 
     def _round_closed(self, entry: AuditEntry, facts: Facts) -> None:
-        round_ = self._round(entry.training_id, int(entry.subject))
+        round_ = self._round(entry.training_id, _number(entry.subject))
         _check(round_.open, "the round was closed before")
         round_.open = False
 
     def _round_reopened(self, entry: AuditEntry, facts: Facts) -> None:
-        round_ = self._round(entry.training_id, int(entry.subject))
+        round_ = self._round(entry.training_id, _number(entry.subject))
         _check(not round_.open, "the round is opened again, but was not closed")
         _check(not round_.counted, "the round is opened again, but its updates were counted")
         round_.open = True
 
     def _updates_counted(self, entry: AuditEntry, facts: Facts) -> None:
-        round_ = self._round(entry.training_id, int(entry.subject))
+        round_ = self._round(entry.training_id, _number(entry.subject))
         _check(not round_.open, "updates are counted before the round is closed")
         for update in facts["updates"]:
             update_id, weight = update["update_id"], update["weight"]
@@ -136,16 +136,16 @@ class Ledger:
             if weight:
                 examples, _, total = weight.partition("/")
                 _check(
-                    int(examples) == num_examples,
+                    _number(examples) == num_examples,
                     f"the weight of the update {update_id} is not its num_examples",
                 )
-                round_.totals.add(int(total))
+                round_.totals.add(_number(total))
             round_.counted += 1
             round_.examples += num_examples
         self.counted += len(facts["updates"])
 
     def _updates_superseded(self, entry: AuditEntry, facts: Facts) -> None:
-        round_ = self._round(entry.training_id, int(entry.subject))
+        round_ = self._round(entry.training_id, _number(entry.subject))
         _check(bool(facts["reason"]), "updates are superseded without a reason")
         for update_id in facts["update_ids"]:
             accepted = round_.waiting.pop(update_id, None)
@@ -156,7 +156,7 @@ class Ledger:
         self.superseded += len(facts["update_ids"])
 
     def _round_done(self, entry: AuditEntry, facts: Facts) -> None:
-        round_ = self._end(entry.training_id, int(entry.subject))
+        round_ = self._end(entry.training_id, _number(entry.subject))
         _check(not round_.open, "the round is done, but was not closed")
         num_updates = count_of(facts, "num_updates")
         _check(num_updates == round_.counted, f"{round_.counted} updates were counted, not {num_updates}")
@@ -165,10 +165,10 @@ class Ledger:
         self._done[entry.training_id] = {**facts, "round": round_.number}
 
     def _round_abandoned(self, entry: AuditEntry, facts: Facts) -> None:
-        self._end(entry.training_id, int(entry.subject))
+        self._end(entry.training_id, _number(entry.subject))
 
     def _version_made(self, entry: AuditEntry, facts: Facts) -> None:
-        version, done = int(entry.subject), self._done.pop(entry.training_id, None)
+        version, done = _number(entry.subject), self._done.pop(entry.training_id, None)
         _check(
             version == self._latest.get(entry.model_id, -2) + 1, f"version {version} is not the next one of its model"
         )
@@ -202,6 +202,13 @@ def count_of(facts: Facts, name: str) -> int:
     if type(value) is not int or not 0 <= value <= MAX_COUNT:
         raise ValueError(f"{name} is not a whole number from 0 to {MAX_COUNT}")
     return value
+
+
+def _number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"{text[:40]!r} is not a whole number") from None
 
 
 def _check(holds: bool, problem: str) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+import numpy as np
+
 from fedround.v1.event_pb2 import MetricList
 
 MetricValue: TypeAlias = float | str | Sequence[float]
@@ -97,6 +99,8 @@ def _check_length(name: str, length: int, most: int, of: str) -> None:
 
 def _plain(value: Any) -> Any:
     """Returns an array or a tensor as a number or as a list, of lists if it has more dimensions."""
+    if hasattr(value, "__array__") and not hasattr(value, "tolist"):
+        value = np.asarray(value)
     return value.tolist() if hasattr(value, "tolist") else value
 
 

@@ -146,11 +146,8 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
             return None
         if kind == "update_lost":
             self._accepted[event.training_id] = max(0, self._accepted.get(event.training_id, 0) - 1)
-            logger.warning(
-                "The server lost the update of round %d of training %s to a damaged file, and asks for it anew",
-                event.update_lost.round,
-                event.training_id,
-            )
+            name = self._round_name(event.training_id, event.update_lost.round)
+            logger.warning("%s: the server lost the update to a damaged file, and asks for it anew", name)
             return None
         error = from_event(event) or self._removal(event)
         if error is not None:
@@ -189,7 +186,7 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
                 logger.info("%s: accepted; waiting for the next round", self._round_name(training_id, started.round))
         except _ROUND_MISSED as error:
             logger.warning("%s is missed: %s", self._round_name(training_id, started.round), error)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             self._report(training_id, started, error)
             raise
 
@@ -209,7 +206,7 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
             raise UnsupportedRound(grpc.StatusCode.UNIMPLEMENTED, "UNSUPPORTED_ROUND", message, metadata)
         self._checked.add(training.training_id)
 
-    def _report(self, training_id: str, started: RoundStarted, error: Exception) -> None:
+    def _report(self, training_id: str, started: RoundStarted, error: BaseException) -> None:
         """Reports to the server that this participant cannot deliver, so that the others do not wait for it."""
         if isinstance(error, FedroundError):
             reason, message = error.reason, error.message
@@ -262,7 +259,3 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
     def _retry(self, call: Callable[[], Response]) -> Response:
         """Repeats a call until the server answers it."""
         return self._rpc.retrying(None)(call)
-
-
-def _title(number: int) -> str:
-    return round_text(number).capitalize()

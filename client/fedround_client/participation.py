@@ -72,10 +72,7 @@ class Update:
             TypeError: num_examples is not an integer, or a metric has a type that is not allowed.
             ValueError: There are too many metrics, or one is too long.
         """
-        try:
-            operator.index(self.num_examples)
-        except TypeError:
-            raise TypeError(f"num_examples must be a whole number, not {self.num_examples!r}") from None
+        _check_count(self.num_examples)
         split_metrics(self.metrics)
 
 
@@ -130,13 +127,24 @@ def as_report(result: tuple[Mapping[str, MetricValue], int]) -> tuple[Mapping[st
     """Returns the result of an evaluate function, metrics and number of examples, after a check of its type.
 
     Raises:
-        TypeError: The function returned something else, or a metric has a type that is not allowed.
+        TypeError: The function returned something else, num_examples is not an integer, or a metric has a type that is
+            not allowed.
         ValueError: There are too many metrics, or one is too long.
     """
     if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[0], Mapping):
         raise TypeError(f"evaluate must return (metrics, num_examples); it returned a {_type_name(result)}")
     split_metrics(result[0])
+    _check_count(result[1])
     return result
+
+
+def _check_count(value: Any) -> None:
+    try:
+        if isinstance(value, bool):
+            raise TypeError(value)
+        operator.index(value)
+    except TypeError:
+        raise TypeError(f"num_examples must be a whole number, not {value!r}") from None
 
 
 def _type_name(value: object) -> str:

@@ -139,19 +139,21 @@ class RoundCalls:
     ) -> UpdateReceipt:
         upload_id, split = str(uuid.uuid4()), split_metrics(metrics)
 
+        # Made here: gRPC would log an exception of its iterator with a traceback.
+        spec = UpdateSpec(
+            training_id=training_id,
+            round=number,
+            num_examples=num_examples,
+            metrics=split.metrics,
+            text_metrics=split.text_metrics,
+            list_metrics=split.list_metrics,
+            sha256=payload.sha256,
+            size_bytes=payload.size_bytes,
+            upload_id=upload_id,
+        )
+
         def first(offset: int) -> SubmitUpdateRequest:
-            spec = UpdateSpec(
-                training_id=training_id,
-                round=number,
-                num_examples=num_examples,
-                metrics=split.metrics,
-                text_metrics=split.text_metrics,
-                list_metrics=split.list_metrics,
-                sha256=payload.sha256,
-                size_bytes=payload.size_bytes,
-                upload_id=upload_id,
-                offset=offset,
-            )
+            spec.offset = offset
             return SubmitUpdateRequest(spec=spec)
 
         return upload(

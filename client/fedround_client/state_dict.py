@@ -94,7 +94,7 @@ def model_path(model: str | PathLike[str]) -> Path:
     """Returns the path of a model file, after a look at its first bytes.
 
     Raises:
-        FileNotFoundError: There is no such file; the message says what a model is.
+        FileNotFoundError, IsADirectoryError: There is no such file; the message says what a model is.
         TensorError: The file is a pickle, or clearly no safetensors file for another reason.
         OSError: The file cannot be read.
     """
@@ -102,8 +102,8 @@ def model_path(model: str | PathLike[str]) -> Path:
     try:
         with path.open("rb") as file:
             start, size = file.read(PREFIX + 1), os.fstat(file.fileno()).st_size
-    except FileNotFoundError as error:
-        raise FileNotFoundError(error.errno, f"There is no such file. {MODEL}", str(path)) from None
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise type(error)(error.errno, f"There is no such file. {MODEL}", str(path)) from None
     length = int.from_bytes(start[:PREFIX], "little")
     if start[PREFIX:] == b"{" and length <= size - PREFIX:
         return path

@@ -149,7 +149,7 @@ def _safetensors_dtype(name: str, dtype: str) -> str:
         )
     if dtype not in _DTYPES_BY_NAME:
         known = ", ".join(sorted(_DTYPES_BY_NAME))
-        raise TensorError(f"Tensor {name!r} has the dtype {dtype}; a model may have {known}.")
+        raise TensorError(f"Tensor {name!r} has the dtype {dtype}: convert it to one of {known}.")
     return _DTYPES_BY_NAME[dtype]
 
 

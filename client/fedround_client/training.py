@@ -128,7 +128,7 @@ class TrainingCalls:
             progress: Called with the bytes sent and the bytes in all.
 
         Raises:
-            TypeError: Both or none of model and model_id are given.
+            TypeError: Both or none of model and model_id are given, or one string in place of a list.
             TensorError: The model is none, or cannot be written as safetensors; the message says what to write.
             ModelFormat: The file is not safetensors, or not in the form that the server accepts.
             TypeError, ValueError: A value of a configuration has another type, or is an integer of more than 64 bits.
@@ -138,6 +138,9 @@ class TrainingCalls:
         """
         if (model is None) == (not model_id):
             raise TypeError("create_training needs either a model or the model_id of a stored one.")
+        for field, value in {"metric_names": metric_names, "client_ids": client_ids}.items():
+            if isinstance(value, str):
+                raise TypeError(f"{field} is a list of strings, not one: write [{value!r}].")
         payload = Payload.of(model, names_framework=True) if model is not None else Payload.empty()
         upload_id = str(uuid.uuid4()) if model is not None else ""
         spec = TrainingSpec(

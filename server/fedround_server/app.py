@@ -3,7 +3,7 @@
 import asyncio
 import fcntl
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
@@ -55,8 +55,13 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
         engine = stack.enter_context(WorkerEngine(blobs.files, settings.predict_seconds, settings.predict_bytes))
         await _check_architectures(engine, settings)
         database = settings.database or settings.data_dir / "fedround.db"
+        if isinstance(database, Path) and not (database.exists() and database.stat().st_size):
+            # None of these is written before there is a database.
+            _check_unused(settings.data_dir, f"{database} is missing or empty", ("admin.token", "objects/*/*"))
         with explained(database):
             store = stack.enter_context(Store(database))
+            if not await store.users.page(None, "", 1):
+                _check_unused(settings.data_dir, "the database is empty", ("objects/*/*",))
         async with _background() as tasks:
             context = Context(
                 store,
@@ -86,6 +91,21 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
                 coordinator.start_draining()
                 await server.stop(settings.grace_seconds)
                 await coordinator.close()
+
+
+def _check_unused(data_dir: Path, problem: str, patterns: Sequence[str]) -> None:
+    """Checks that a data directory goes with a new database, which would have all of its files collected.
+
+    Raises:
+        RuntimeError: It was used: something in it matches a pattern.
+    """
+    left = next((path for pattern in patterns for path in data_dir.glob(pattern)), None)
+    if left:
+        raise RuntimeError(
+            f"{problem}, but the data directory was used, since {left} exists: restore the data directory and the"
+            " database from a backup, set --database to the one that the server used, or choose another data directory"
+            " with --data-dir"
+        )
 
 
 async def _check_architectures(engine: WorkerEngine, settings: Settings) -> None:

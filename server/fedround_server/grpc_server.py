@@ -1,5 +1,9 @@
 """The gRPC server: its options, credentials, interceptors and services, and how it starts and stops."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -153,10 +157,11 @@ class GrpcServer:
         target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         credentials = _credentials(self._settings)
         try:
-            if credentials is None:
-                bound = self._server.add_insecure_port(target)
-            else:
-                bound = self._server.add_secure_port(target, credentials)
+            with nullcontext() if self._settings.log_format == "json" else _without_stderr():
+                if credentials is None:
+                    bound = self._server.add_insecure_port(target)
+                else:
+                    bound = self._server.add_secure_port(target, credentials)
         except RuntimeError as error:
             raise RuntimeError(
                 f"cannot listen on {target}: if another server does, choose another address with --listen"
@@ -209,6 +214,22 @@ class _GenericServer:
 
     def add_registered_method_handlers(self, service_name: str, method_handlers: Any) -> None:
         """Does nothing."""
+
+
+@contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Discards what gRPC's C core writes to stderr: a raw line about a port that is taken, which raises an error too.
+
+    The JSON log has that line in its own format.
+    """
+    stderr = os.dup(2)
+    with Path(os.devnull).open("w") as nothing:
+        os.dup2(nothing.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
 
 
 def _calls_received() -> int:

@@ -1,8 +1,19 @@
+import functools
+
 import pytest
+from typer import testing
 from typer.testing import CliRunner
 
 from client.scripted import Server
 from fedround_client.command import app, session
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _made_once():
+    """Makes the command once: typer makes it anew for each call, which takes longer than most of the calls."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(testing, "_get_command", functools.cache(testing._get_command))
+        yield
 
 
 @pytest.fixture

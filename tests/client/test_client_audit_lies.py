@@ -59,12 +59,13 @@ def verify(*entries):
         ("call_refused", '{"count": -1}', "count is not a whole number"),
         ("call_refused", "[]", "lacks a field of call_refused"),
         ("call_refused", "null", "lacks a field of call_refused"),
-        ("call_refused", "{", "Expecting property name"),
-        ("call_refused", "", "Expecting value"),
+        ("call_refused", "{", "its facts are not JSON: Expecting property name"),
+        ("call_refused", "", "its facts are not JSON: Expecting value"),
+        ("round_opened", "{}", "'\\x1b' is not a whole number"),
     ],
 )
 def test_facts_that_are_lies_are_a_broken_log(server, command, action, facts, problem):
-    lie = entry(facts, action)
+    lie = entry(facts, action, subject="\x1b")
     call = command("audit", "verify")
     head = HeadMessage(sequence=1, hash=lie.hash)
     server.reply("GetAuditHead", GetAuditHeadResponse(head=head))

@@ -12,6 +12,7 @@ from fedround_client.safetensors_stream import SafetensorsStream
 from fedround_client.tensors import array_sources
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+FLOAT8 = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
 LOGGER = "fedround_client.casting"
 
 
@@ -34,6 +35,22 @@ def test_an_update_gets_the_dtype_of_the_model(values, have, wanted):
     assert torch.equal(found, expected)
 
 
+@pytest.mark.parametrize("dtype", sorted(FLOAT8))
+def test_float8_is_cast_as_torch_does(dtype):
+    codes = torch.arange(256, dtype=torch.uint8).view(FLOAT8[dtype])
+    numbers = codes.float()
+    finite = numbers[numbers.isfinite()]
+    # Each number, the middle between any two neighbours, and the next floats beside it.
+    ordered = finite.sort().values
+    middles = (ordered[1:] + ordered[:-1]) / 2
+    beside = [torch.nextafter(middles, torch.tensor(side)) for side in (-torch.inf, torch.inf)]
+    for values in (finite, middles, *beside):
+        [found] = cast({"w": values}, {"w": dtype}).values()
+        assert torch.equal(found.float(), values.to(FLOAT8[dtype]).float())
+    [wide] = cast({"w": codes}, {"w": "F32"}).values()
+    assert torch.equal(wide.nan_to_num(7), numbers.nan_to_num(7))
+
+
 def test_it_is_said_once_which_tensors_are_cast(caplog):
     caster = Caster()
     with caplog.at_level(logging.WARNING, LOGGER):
@@ -52,12 +69,15 @@ def test_other_tensors_are_left_as_they_are(value, caplog):
     assert not caplog.records
 
 
-@pytest.mark.parametrize("wanted", ["F32", "F16", "BF16"])
+@pytest.mark.parametrize("wanted", ["F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"])
 def test_a_number_that_the_dtype_cannot_hold_is_named(wanted):
     with pytest.raises(TensorError, match="'w' has float64 numbers that the model's dtype"):
         cast({"w": np.array([1.0, 1e300])}, {"w": wanted})
 
 
 def test_infinity_stays_infinity():
-    mask = np.array([0, -np.inf])
-    assert cast({"mask": mask}, {"mask": "F32"})["mask"].tolist() == [0, -np.inf]
+    mask = np.array([0, -np.inf, np.nan])
+    for dtype in ("F32", "F16", "BF16", "F8_E5M2"):
+        found = cast({"mask": mask}, {"mask": dtype})["mask"].float()
+        assert found[:2].tolist() == [0, -np.inf]
+        assert found[2].isnan()

@@ -365,10 +365,12 @@ def test_serve_executes_the_server_with_all_arguments(monkeypatch):
     monkeypatch.setenv("FEDROUND_TOKEN", "t")
     monkeypatch.setattr(serve, "find_spec", lambda name: object())
     monkeypatch.setattr(os, "execv", lambda *arguments: executed.append(arguments))
-    result = CliRunner().invoke(app, ["serve", "--listen", "127.0.0.1:0", "--help", "-x"])
+    # Some are also global options of the command.
+    arguments = ["--tls-cert", "c", "--tls-key", "k", "--insecure", "--listen", "127.0.0.1:0", "--help", "-x"]
+    result = CliRunner().invoke(app, ["serve", *arguments])
     assert result.exit_code == 0
     python = sys.executable
-    assert executed == [(python, [python, "-P", "-m", "fedround_server", "--listen", "127.0.0.1:0", "--help", "-x"])]
+    assert executed == [(python, [python, "-P", "-m", "fedround_server", *arguments])]
     assert "FEDROUND_TOKEN" not in os.environ
 
 

@@ -75,6 +75,18 @@ def test_a_missing_token_is_json_too():
     assert (result.exit_code, json.loads(result.stderr)["reason"]) == (1, "TOKEN_MISSING")
 
 
+@pytest.mark.parametrize("line", [["user", "list", HOSTILE], ["user", HOSTILE], [f"--{HOSTILE}"]])
+def test_errors_of_the_command_line_are_escaped(line):
+    result = CliRunner().invoke(app, line)
+    assert result.exit_code == 2
+    assert is_safe(result.output)
+
+
+def test_a_missing_file_is_named_without_an_error_number():
+    result = CliRunner().invoke(app, ["user", "list", "--token-file", "missing"])
+    assert result.stderr == "error: FILE: missing: No such file or directory\n"
+
+
 def test_global_options_may_stand_after_the_command(server, command, tmp_path):
     file = tmp_path / "token"
     file.write_text("from-the-file")

@@ -40,6 +40,19 @@ def test_arrays_of_one_dimension_are_lists(value):
     assert list(split_metrics({"recall": value}).list_metrics["recall"].values) == [1.0, 2.0]
 
 
+class TensorflowLike:
+    def __init__(self, array):
+        self.array = array
+
+    def __array__(self, dtype=None, copy=None):
+        return self.array
+
+
+def test_arrays_that_numpy_can_read_are_numbers_and_lists():
+    split = split_metrics({"loss": TensorflowLike(np.array(1.0)), "recall": TensorflowLike(np.array([1.0, 2.0]))})
+    assert (split.metrics, list(split.list_metrics["recall"].values)) == ({"loss": 1.0}, [1.0, 2.0])
+
+
 def test_lists_may_have_numbers_that_are_not_finite():
     values = split_metrics({"recall": [0.5, math.nan, -math.inf]}).list_metrics["recall"].values
     assert [str(value) for value in values] == ["0.5", "nan", "-inf"]

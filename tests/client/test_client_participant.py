@@ -1,6 +1,7 @@
 """The event loop of a participant."""
 
 import logging
+import sys
 import uuid
 
 import grpc
@@ -196,6 +197,27 @@ def test_a_long_message_is_cut(server):
     rounds.serve_model(0)
     assert len(rounds.reported().message) == 1000
     rounds.error()
+
+
+def test_a_train_function_that_exits_is_reported(server):
+    rounds = Rounds(server, lambda model, round_: sys.exit("out of disk"))
+    rounds.send(round_started(1, 0))
+    rounds.training_is_at(0)
+    rounds.serve_model(0)
+    assert rounds.reported().message == "SystemExit: out of disk"
+    assert isinstance(rounds.error(), SystemExit)
+
+
+def test_a_lost_update_is_logged_with_the_round_for_people(server, caplog):
+    rounds = Rounds(server)
+    rounds.run_round(1, 0)
+    rounds.send(Event(training_id=TRAINING, sequence=2, update_lost=event_pb2.UpdateLost(round=0)))
+    rounds.send(round_started(3, 0))
+    rounds.training_is_at(0)
+    rounds.take_update()
+    rounds.send(finished(4))
+    assert rounds.result().rounds == 1
+    assert "Round 1: the server lost the update to a damaged file, and asks for it anew" in caplog.text
 
 
 def test_a_missing_evaluate_function_is_found_before_the_first_round_is_trained(server):

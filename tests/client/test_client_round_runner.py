@@ -139,6 +139,7 @@ def test_an_exception_of_the_function_is_raised_unchanged(server):
         (({"w": np.zeros(3, np.float32)},), "it returned a tuple of 1"),
         (({"w": np.zeros(3, np.float32)}, 10.0), "num_examples must be a whole number, not 10.0"),
         (({"w": np.zeros(3, np.float32)}, "ten"), "num_examples must be a whole number, not 'ten'"),
+        (({"w": np.zeros(3, np.float32)}, True), "num_examples must be a whole number, not True"),
     ],
 )
 def test_an_invalid_result_is_rejected_at_once(server, result, text):
@@ -173,6 +174,15 @@ def test_an_invalid_report_is_rejected_at_once(server, result):
     error = rounds.error()
     assert isinstance(error, TypeError)
     assert "evaluate must return (metrics, num_examples)" in str(error)
+
+
+def test_the_number_of_examples_of_a_report_is_checked_at_once(server):
+    rounds = Rounds(server, evaluate=lambda model, round_: ({"accuracy": 1.0}, 1.5))
+    rounds.send(round_started(1, 0, kind=ROUND_KIND_EVALUATE))
+    rounds.training_is_at(0)
+    rounds.serve_model(0)
+    assert rounds.reported().message == "TypeError: num_examples must be a whole number, not 1.5"
+    assert isinstance(rounds.error(), TypeError)
 
 
 @pytest.mark.parametrize("count", [3, np.int64(3), torch.tensor(3)])

@@ -86,3 +86,9 @@ def test_a_training_of_a_stored_model_sends_no_bytes_and_repeats_its_request_id(
 def test_a_training_needs_exactly_one_model(server, given):
     with pytest.raises(TypeError, match="either a model or the model_id"):
         server.client.create_training(name="n", target_num_updates=1, **given)
+
+
+@pytest.mark.parametrize("field", ["metric_names", "client_ids"])
+def test_one_string_is_no_list_of_strings(server, field):
+    with pytest.raises(TypeError, match=rf"{field} is a list of strings, not one: write \['loss'\]"):
+        server.client.create_training(STATE, name="n", target_num_updates=1, **{field: "loss"})

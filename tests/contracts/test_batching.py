@@ -25,6 +25,7 @@ from fedround_server.store.db.group_commit import Call, Transactions
 from fedround_server.store.queries import event_log
 from fedround_server.store.queries.event_log import LogPage
 from fedround_server.store.queries.log_view import LogView
+from sizes import IS_LONG
 
 R = TypeVar("R")
 CLIENTS = 4
@@ -73,9 +74,10 @@ async def live(store: Store, world: World, history: Sequence[tuple[str, int, int
     return [*users, await world.user()], trainings
 
 
+@pytest.mark.attack
 @given(history=histories, most=st.sampled_from([1, 3, 500]), page=st.sampled_from([1, 2, 100]), data=st.data())
 @settings(
-    max_examples=25,
+    max_examples=25 if IS_LONG else 10,
     deadline=None,
     suppress_health_check=list(HealthCheck),
     phases=[Phase.explicit, Phase.reuse, Phase.generate],

@@ -16,7 +16,8 @@ from contracts.world import blob
 from damage import flip
 from fedround_server.blobs import BLOCK_BYTES
 from fedround_server.coordinator.aggregation import DAMAGE_DELAY, RETRY_DELAY
-from fedround_server.domain.errors import ModelDamaged
+from fedround_server.domain.aggregation import FedDC
+from fedround_server.domain.errors import ModelDamaged, RoundNotFound
 from fedround_server.domain.event import RoundClosed, RoundExtended, RoundStarted, UpdateAccepted, UpdateLost
 from fedround_server.domain.model import BlobRef
 from fedround_server.domain.policy import OnMissed, RoundPolicy
@@ -126,6 +127,23 @@ async def test_a_round_waits_again_for_an_update_that_was_damaged(
     assert [(one["reason"], one["update_ids"]) for one in superseded] == [("file_damaged", [accepted[0]])]
     (counted,) = await recorded(store, "updates_counted")
     assert {one["update_id"] for one in counted["updates"]} == set(accepted[1:])
+
+
+@pytest.mark.parametrize("damage", KINDS_OF_DAMAGE.values(), ids=KINDS_OF_DAMAGE)
+async def test_a_damaged_update_is_assigned_to_nobody(
+    store: Store, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    async with coordinating(store, tmp_path) as coordination:
+        chain = FedDC(daisy_period=1, aggregation_period=2)
+        actor, (hit, *others), training = await damaged_round(coordination, 3, damage, aggregation=chain)
+        await reopened(coordination, training.training_id, actor)
+        with pytest.raises(RoundNotFound):
+            await store.rounds.assigned(training.training_id, 1, others[0])
+        await coordination.submit(training.training_id, 0, hit)
+        await coordination.until(actor, training.training_id, lambda training: training.round == 1)
+        await store.rounds.assigned(training.training_id, 1, others[0])
+    (superseded,) = await recorded(store, "updates_superseded")
+    assert superseded["reason"] == "file_damaged"
 
 
 async def test_all_damaged_updates_of_a_round_are_asked_for_at_once(store: Store, tmp_path: Path) -> None:

@@ -173,7 +173,7 @@ async def test_who_is_missing_is_for_the_actor_only(store: Store, world: World) 
     _, (first, _), training = await world.running(2, round_policy=RoundPolicy(deadline=timedelta(seconds=1)))
     await store.rounds.judge(training.training_id, 0, due=True, now=world.now)
     failed = (await read(store, training.training_id, first))[-1].payload
-    assert failed == TrainingFailed("DEADLINE_MISSED", "round 0 reached its deadline with 0 of 2 updates")
+    assert failed == TrainingFailed("DEADLINE_MISSED", "the round reached its deadline with 0 of 2 updates")
 
 
 async def test_only_requested_metrics_are_sent_to_participants(store: Store, world: World) -> None:

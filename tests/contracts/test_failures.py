@@ -97,7 +97,7 @@ async def test_nobody_left_ends_the_training_and_names_them_with_their_reasons(s
     failure = await ending(store, training.training_id, actor)
     names = [(await store.users.get(user)).name for user in (first, second)]
     assert failure.reason == "PARTICIPANTS_FAILED"
-    assert failure.message == "2 of 2 participants failed in round 0, 0 submitted"
+    assert failure.message == "2 of 2 participants failed, 0 submitted"
     assert f"{names[0]} (TRAIN_FAILED: no data)" in failure.actor_message
     assert f"{names[1]} (TRAIN_FAILED: {'x' * 200}...)" in failure.actor_message
     (last,) = [one.payload for one in await log(store, training.training_id, first)][-1:]
@@ -115,7 +115,7 @@ async def test_min_updates_are_needed_all_the_same(store: Store, world: World) -
     assert (await store.rounds.explain(training_id, None, actor)).wait_rule is WaitRule.MIN_UPDATES
     assert not await fail(world, training_id, clients[3])
     failure = await ending(store, training_id, actor)
-    assert failure.message == "3 of 4 participants failed in round 0, 1 submitted"
+    assert failure.message == "3 of 4 participants failed, 1 submitted"
     assert len(failure.missing) == 3
 
 

@@ -106,7 +106,7 @@ async def test_after_its_last_try_a_round_ends_the_training_and_names_the_missin
     assert after.failure is not None
     assert after.failure.reason == "DEADLINE_MISSED"
     assert after.failure.actor_message == (
-        f"round 0 reached its deadline 3 times, at last with 1 of 2 updates; missing: {name}"
+        f"the round reached its deadline 3 times, at last with 1 of 2 updates; missing: {name}"
     )
     assert name not in after.failure.message
 

@@ -24,8 +24,9 @@ from fedround_server.domain.rounds.round import RoundState
 from fedround_server.domain.training import TrainingState
 from fedround_server.domain.user import Role
 from fedround_server.store import Store
+from sizes import size
 
-RACES = 25
+RACES = size("RACES", 8)
 
 
 async def test_a_training_from_start_to_end(store: Store, world: World) -> None:
@@ -85,6 +86,7 @@ async def test_an_update_counts_once_however_often_it_is_sent_at_once(store: Sto
     assert sum(isinstance(answer, UpdateExists) for answer in others) == 19
 
 
+@pytest.mark.attack
 async def test_of_two_last_updates_one_closes_the_round(store: Store, world: World) -> None:
     for _ in range(RACES):
         _, clients, training = await world.running(3)
@@ -95,6 +97,7 @@ async def test_of_two_last_updates_one_closes_the_round(store: Store, world: Wor
         assert [update.user_id for update in task.updates] == clients
 
 
+@pytest.mark.attack
 async def test_a_removal_beside_the_last_update_closes_the_round_once(store: Store, world: World) -> None:
     for _ in range(RACES):
         actor, (first, second, third), training = await world.running(3)
@@ -109,6 +112,7 @@ async def test_a_removal_beside_the_last_update_closes_the_round_once(store: Sto
         assert [update.user_id for update in task.updates] == [first, second]
 
 
+@pytest.mark.attack
 async def test_of_two_commits_one_counts(store: Store, world: World) -> None:
     for _ in range(RACES):
         actor, (client,), training = await world.running(1)
@@ -253,7 +257,7 @@ async def test_a_deadline_that_is_missed_ends_the_training(store: Store, world: 
     assert after.state is TrainingState.ERROR
     assert after.failure is not None
     name = (await store.users.get(second)).name
-    assert after.failure.actor_message == f"round 0 reached its deadline with 1 of 2 updates; missing: {name}"
+    assert after.failure.actor_message == f"the round reached its deadline with 1 of 2 updates; missing: {name}"
     assert name not in after.failure.message
 
 

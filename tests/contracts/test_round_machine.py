@@ -46,7 +46,7 @@ from sizes import size
 
 R = TypeVar("R")
 CLIENTS = 4
-EXAMPLES = 4 * size("MACHINE", 6)
+EXAMPLES = 4 * size("MACHINE", 4)
 clients = st.integers(0, CLIENTS - 1)
 # Of the current round, the one before, or the next.
 offsets = st.sampled_from([0, 0, 0, 0, -1, 1])

@@ -173,7 +173,7 @@ async def test_reports_are_treated_alike(store: Store, world: World, leave: Leav
             with pytest.raises(MetricsExist, match=changed):
                 await world.report(training_id, 1, client, num_examples, loss=loss)
     await leave(world, training_id, actor, first)
-    with pytest.raises(UpdateSuperseded, match="your report for round 1 was superseded"):
+    with pytest.raises(UpdateSuperseded, match="your report for this round was superseded"):
         await world.report(training_id, 1, first, 5, loss=0.5)
     with pytest.raises(NotInCohort):
         await world.report(training_id, 1, first, 5, loss=0.25)

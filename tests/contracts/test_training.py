@@ -30,8 +30,9 @@ from fedround_server.domain.training import Evaluation, Training, TrainingSpec, 
 from fedround_server.domain.uncertainty import Swag
 from fedround_server.domain.user import Role
 from fedround_server.store import Store
+from sizes import size
 
-RACES = 20
+RACES = size("RACES", 8)
 
 
 async def test_a_training_comes_back_as_it_was_made(store: Store, world: World) -> None:
@@ -116,6 +117,7 @@ async def test_ended_trainings_do_not_count_against_the_quota(store: Store, worl
     await world.create(actor, SPEC, quota=1)
 
 
+@pytest.mark.attack
 async def test_the_quota_holds_under_concurrency(store: Store, world: World) -> None:
     for _ in range(RACES):
         actor = await world.user(Role.ACTOR)
@@ -124,6 +126,7 @@ async def test_the_quota_holds_under_concurrency(store: Store, world: World) -> 
         assert [type(answer) for answer in answers].count(Quota) == 3
 
 
+@pytest.mark.attack
 async def test_a_user_is_either_registered_or_removed(store: Store, world: World) -> None:
     for running in (False, True) * (RACES // 2):
         actor, clients, training = await world.running(2)
@@ -140,6 +143,7 @@ async def test_a_user_is_either_registered_or_removed(store: Store, world: World
         assert after.participant_ids == tuple(clients)
 
 
+@pytest.mark.attack
 async def test_a_user_is_either_in_a_new_training_or_removed(store: Store, world: World) -> None:
     actor = await world.user(Role.ACTOR)
     for _ in range(RACES):
@@ -153,6 +157,7 @@ async def test_a_user_is_either_in_a_new_training_or_removed(store: Store, world
             assert isinstance(created, UnknownClients)
 
 
+@pytest.mark.attack
 async def test_actors_may_register_each_other_at_once(store: Store, world: World) -> None:
     for _ in range(RACES):
         actors = [await world.user(Role.ACTOR) for _ in range(3)]
@@ -160,6 +165,7 @@ async def test_actors_may_register_each_other_at_once(store: Store, world: World
         assert {training.participant_ids for training in made} == {tuple(sorted(actors))}
 
 
+@pytest.mark.attack
 async def test_one_request_makes_one_training(store: Store, world: World) -> None:
     other = await world.user(Role.ACTOR)
     for _ in range(RACES):

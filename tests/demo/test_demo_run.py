@@ -18,15 +18,24 @@ from fedround_client.demo.data import load, split
 from fedround_client.demo.messages import Message
 from fedround_client.demo.settings import parse
 
+THEIRS = "postgresql://127.0.0.1:1/theirs"
+
 
 def start_demo(output: Path, *options: str) -> subprocess.Popen[str]:
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "TMPDIR": str(output.parent)}
+    """Starts the demo where the settings of another server are, which it must ignore."""
+    (output.parent / "fedround.toml").write_text(f'database = "{THEIRS}"\n')
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        "TMPDIR": str(output.parent),
+        "FEDROUND_DATABASE": THEIRS,
+    }
     return subprocess.Popen(
         [sys.executable, "-m", "fedround_client.demo.run", f"--output={output}", *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         env=environment,
+        cwd=output.parent,
     )
 
 
@@ -83,7 +92,7 @@ def test_the_demo_writes_a_correct_report_plots_and_the_model(tmp_path: Path) ->
     ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.examples)]
 )
 def test_a_signal_ends_all_processes(tmp_path: Path, number: signal.Signals, code: int) -> None:
-    with start_demo(tmp_path / "demo", "--rounds=1000") as demo:
+    with start_demo(tmp_path / "demo", "--rounds=1000", "--clients=2") as demo:
         assert demo.stdout is not None
         while "clients at" not in demo.stdout.readline():
             assert demo.poll() is None

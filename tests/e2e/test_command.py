@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import fedround_client as fr
+import forked
 from certificates import Authority
 from e2e.federation import federation
 from servers import Server
@@ -31,6 +32,11 @@ def fedround(address: str, token: str, *arguments: object) -> "subprocess.Comple
     return subprocess.CompletedProcess([], process.returncode, stdout, stderr)
 
 
+def forked_fedround(address: str, token: str, *arguments: object) -> "subprocess.CompletedProcess[str]":
+    """Runs the command in a process that has imported everything, which saves it a second."""
+    return forked.run("--server", address, *arguments, environment={"FEDROUND_TOKEN": token})
+
+
 def start(address: str, token: str, *arguments: object) -> "subprocess.Popen[str]":
     """Starts the command, with nothing in its environment that quietens libraries."""
     command = [sys.executable, "-m", "fedround_client", "--server", address, *map(str, arguments)]
@@ -44,7 +50,7 @@ def test_a_training_is_created_shown_and_watched_by_name(server: Server, tmp_pat
         names = [group.actor.get_user(user_id).name for user_id in group.ids]
 
         def actor(*arguments: object) -> str:
-            ended = fedround(server.address, group.actor_token, *arguments)
+            ended = forked_fedround(server.address, group.actor_token, *arguments)
             assert (ended.returncode, ended.stderr) == (0, "")
             return ended.stdout
 

@@ -2,13 +2,12 @@
 
 import json
 import ssl
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import forked
 from certificates import Authority
 from scripted_peers import answering, listening
 from servers import Server
@@ -22,9 +21,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 def doctor(address: str, token: str, *options: str) -> tuple[int, dict[str, tuple[str, str]]]:
     """Runs the command; returns its exit code, and state and finding of each check."""
-    command = [sys.executable, "-m", "fedround_client", "--server", address, *options, "doctor", "--format", "json"]
-    environment = {"PYTHONPATH": ":".join(filter(None, sys.path)), "FEDROUND_TOKEN": token}
-    ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
+    arguments = ("--server", address, *options, "doctor", "--format", "json")
+    ended = forked.run(*arguments, environment={"FEDROUND_TOKEN": token})
     assert "Traceback" not in ended.stderr
     assert not token or token not in ended.stdout + ended.stderr
     return ended.returncode, {one["check"]: (one["state"], one["found"]) for one in json.loads(ended.stdout)}

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import fedround_client as fr
+import forked
 from servers import Server
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -89,11 +90,20 @@ def participants(clients: list[Terminal], script: Path = EXAMPLES / "participant
             assert process.returncode == 0, said
 
 
+def test_init_writes_a_project(tmp_path: Path) -> None:
+    ended = forked.run("init", tmp_path / "my-project", environment={})
+    assert ended.returncode == 0, ended.stderr
+    names = ["README.md", "network.py", "participant.py", "actor.py"]
+    assert ended.stdout.splitlines() == [str(tmp_path / "my-project" / name) for name in names]
+    for name in names[1:]:
+        path = tmp_path / "my-project" / name
+        compile(path.read_text(), path, "exec")
+
+
+@pytest.mark.examples
 def test_the_project_of_init_runs_as_it_is(server: Server, tmp_path: Path) -> None:
     actor, clients, _ = people(server, tmp_path)
-    written = actor.run("-m", "fedround_client", "init", "my-project")
-    names = ["README.md", "network.py", "participant.py", "actor.py"]
-    assert written.splitlines()[:-1] == [f"my-project/{name}" for name in names]
+    actor.run("-m", "fedround_client", "init", "my-project")
     for terminal in (actor, *clients):
         terminal.enter("my-project")
     with participants(clients, Path("participant.py")):
@@ -106,15 +116,14 @@ def test_the_project_of_init_runs_as_it_is(server: Server, tmp_path: Path) -> No
     assert best["1.running_mean"].shape == (32,)
 
 
-def test_init_replaces_no_file(server: Server, tmp_path: Path) -> None:
-    (tmp_path / "actor.py").write_text("mine")
-    terminal = Terminal(server, "", tmp_path)
-    with terminal.start("-m", "fedround_client", "init", ".") as process:
-        said, _ = process.communicate()
-    assert process.returncode == 2
-    assert said == "error: FILE_EXISTS: actor.py exists: use --force to overwrite it, or give another name\n"
+def test_init_replaces_no_file(tmp_path: Path) -> None:
+    mine = tmp_path / "actor.py"
+    mine.write_text("mine")
+    ended = forked.run("init", tmp_path, environment={})
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr == f"error: FILE_EXISTS: {mine} exists: use --force to overwrite it, or give another name\n"
     assert [path.name for path in tmp_path.glob("*.py")] == ["actor.py"]
-    assert (tmp_path / "actor.py").read_text() == "mine"
+    assert mine.read_text() == "mine"
 
 
 def check(model: Mapping[str, np.ndarray]) -> None:

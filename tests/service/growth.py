@@ -19,7 +19,7 @@ from fedround_server.app import serve
 from fedround_server.config import Settings
 
 # More rounds than the hundred cancelled timers that asyncio lets lie.
-FIRST, ROUNDS = 30, 150
+FIRST, ROUNDS = 15, 110
 # The same file each time: new ones make the server remember new folders of blobs, up to 256.
 UPDATE = model_file(1)
 

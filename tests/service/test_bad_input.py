@@ -181,7 +181,7 @@ class TestSubmitUpdate:
             clients[0].rounds.SubmitUpdate(iter([round_pb2.SubmitUpdateRequest(spec=wanted)]), timeout=TIMEOUT)
 
     def test_another_round(self, clients: list[Person], running: Any) -> None:
-        with fails_with("FAILED_PRECONDITION", "ROUND_NOT_OPEN", "round 1", "0") as error:
+        with fails_with("FAILED_PRECONDITION", "ROUND_NOT_OPEN", "the current round is 0") as error:
             clients[0].submit(running.training_id, FILE, 1)
         assert "PreconditionFailure" in error.details.details
 
@@ -218,7 +218,7 @@ def test_a_late_update(actor: Person, clients: list[Person]) -> None:
     receipt = clients[0].submit(made.training_id, FILE)
     assert list(events)[-1].HasField("training_finished")
     before = actor.get(made.training_id)
-    with fails_with("FAILED_PRECONDITION", "ROUND_NOT_OPEN", "round 0"):
+    with fails_with("FAILED_PRECONDITION", "ROUND_NOT_OPEN", "the round is DONE"):
         clients[1].submit(made.training_id, FILE)
     assert clients[0].submit(made.training_id, FILE) == receipt
     assert actor.get(made.training_id) == before

@@ -1,7 +1,5 @@
 """TLS files that are replaced while the server runs, and users that are known by their certificates."""
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +8,7 @@ import grpc
 import pytest
 
 import fedround_client as fr
+import forked
 from calls import TIMEOUT, Person, fails_with, kinds, new_id, until
 from certificates import Authority, Certificate, presented, replace
 from fedround.v1 import user_pb2
@@ -119,9 +118,8 @@ class TestFiles:
 
     def test_a_server_does_not_start_with_broken_files(self, site: Site, tmp_path: Path) -> None:
         (tmp_path / "cert.pem").write_text("no certificate")
-        command = [sys.executable, "-m", "fedround_server", "--listen", "127.0.0.1:0", "--data-dir", tmp_path / "data"]
         files = ["--tls-cert", tmp_path / "cert.pem", "--tls-key", site.folder / "server.key"]
-        ended = subprocess.run([*command, *files], capture_output=True, text=True, timeout=60, check=False)
+        ended = forked.run("--listen", "127.0.0.1:0", "--data-dir", tmp_path / "data", *files)
         assert ended.returncode == 1
         assert "error: cannot use the TLS files: " in ended.stderr
         assert "Traceback" not in ended.stderr
@@ -195,10 +193,10 @@ class TestUsers:
         with fr.connect(site.server.address, tls_ca=ca, tls_cert=cert, tls_key=key) as client:
             assert client.myself().user_id == user.user_id
         options = ["--server", site.server.address, "--tls-ca", ca, "--tls-cert", cert, "--tls-key", key]
-        command = [sys.executable, "-m", "fedround_client", *options, "user", "show"]
-        shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
-        assert user.user_id in shown
-        assert name in shown
+        shown = forked.run(*options, "user", "show", environment={})
+        assert shown.returncode == 0, shown.stderr
+        assert user.user_id in shown.stdout
+        assert name in shown.stdout
 
     def test_settings_say_how_long_tokens_are_good(self, site: Site) -> None:
         made = site.user()

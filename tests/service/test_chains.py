@@ -68,11 +68,11 @@ class TestDeals:
         training_id = training.training_id
         assert download_assigned(clients[0], training_id)[1] == model_file(2)
         assert download_assigned(clients[1], training_id)[1] == model_file(1)
-        with fails_with("PERMISSION_DENIED", "NOT_IN_COHORT", "no model was assigned to you in round 1"):
+        with fails_with("PERMISSION_DENIED", "NOT_IN_COHORT", "no model was assigned to you in this round"):
             download_assigned(clients[2], training_id)
-        with fails_with("PERMISSION_DENIED", "NOT_IN_COHORT", "no model was assigned to you in round 0"):
+        with fails_with("PERMISSION_DENIED", "NOT_IN_COHORT", "no model was assigned to you in this round"):
             download_assigned(clients[0], training_id, 0)
-        with fails_with("NOT_FOUND", "ROUND_NOT_FOUND", f"2 of the training {training_id}"):
+        with fails_with("NOT_FOUND", "ROUND_NOT_FOUND", f"the training {training_id} has no such round"):
             download_assigned(clients[0], training_id, 2)
         for other in (actor, person("CLIENT")):
             with fails_with("NOT_FOUND", "TRAINING_NOT_FOUND", training_id):

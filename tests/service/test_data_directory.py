@@ -2,8 +2,6 @@
 
 import os
 import stat
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +9,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+import forked
 from calls import Person, model_file
 from fedround_server.host.folder import make_private
 from servers import MODULE, Server
@@ -69,7 +68,6 @@ def test_a_deleted_lock_file_lets_no_second_server_in(tmp_path: Path) -> None:
         (server.data_dir / "lock").unlink()
         (tmp_path / "link").symlink_to(server.data_dir)
         for name in (server.data_dir, tmp_path / "link"):
-            command = [sys.executable, *MODULE, "--listen", "127.0.0.1:0", "--data-dir", str(name)]
-            ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+            ended = forked.run("--listen", "127.0.0.1:0", "--data-dir", name)
             assert ended.returncode == 1
             assert f"another server uses the data directory {name}" in ended.stderr

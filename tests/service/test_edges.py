@@ -50,7 +50,7 @@ def test_who_was_removed_submits_nothing_more(actor: Person, clients: list[Perso
     actor.start(made.training_id)
     leave(actor, made.training_id, clients[0])
     before = actor.get(made.training_id)
-    with fails_with("PERMISSION_DENIED", "NOT_IN_COHORT", "you do not belong to the cohort of round 0"):
+    with fails_with("PERMISSION_DENIED", "NOT_IN_COHORT", "you do not belong to the cohort of this round"):
         clients[0].submit(made.training_id, model_file(1))
     assert actor.get(made.training_id) == before
 

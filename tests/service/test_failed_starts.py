@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 
+from damage import flip
 from forked import fork_server
 from servers import Server
 
@@ -98,6 +99,22 @@ def test_a_database_of_random_bytes(data: Path, start: Start, size: int) -> None
     assert has(start(data), data / "fedround.db", "is damaged", "restore the data directory from a backup")
 
 
+@pytest.mark.parametrize("left", ["admin.token", "objects/ab/abc"])
+@pytest.mark.parametrize("is_empty", [True, False])
+def test_a_database_that_is_gone(data: Path, start: Start, left: str, is_empty: bool) -> None:
+    (data / "fedround.db").unlink()
+    if is_empty:
+        (data / "fedround.db").touch()
+    (data / "admin.token").unlink()
+    (data / left).parent.mkdir(exist_ok=True)
+    (data / left).touch()
+    for _ in range(2):
+        assert has(start(data), data / "fedround.db", "is missing or empty", data / left, "from a backup", "--database")
+    (data / left).unlink()
+    with Server(data):
+        pass
+
+
 @pytest.mark.parametrize("part", [slice(0, 40_000), slice(4096, 40_960)])
 def test_a_damaged_database(data: Path, start: Start, part: slice) -> None:
     content = bytearray((data / "fedround.db").read_bytes())
@@ -127,6 +144,17 @@ def test_a_write_ahead_log_that_was_cut(killed: Path, data_dir: Path, start: Sta
         pass
 
 
+@pytest.mark.parametrize("position", [3, 20, 30, 40, 20_000, None])
+def test_a_write_ahead_log_that_is_damaged(killed: Path, data_dir: Path, start: Start, position: int | None) -> None:
+    shutil.copytree(killed, data_dir)
+    log = data_dir / "fedround.db-wal"
+    if position is None:
+        log.write_bytes(os.urandom(log.stat().st_size))
+    else:
+        flip(log, position)
+    assert has(start(data_dir), log, "damaged", "restore the data directory from a backup", "fedround.db-shm")
+
+
 def test_a_write_ahead_log_that_is_whole(killed: Path, data_dir: Path) -> None:
     token = (killed / "admin.token").read_text()
     for extra in (b"", b"a frame that was not finished"):
@@ -144,6 +172,19 @@ def test_a_database_of_a_newer_version(data: Path, start: Start) -> None:
         connection.execute(NEWER)
         connection.commit()
     assert has(start(data), data / "fedround.db", "newer version of fedround", "0099_later", "install that version")
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_a_postgresql_database_that_is_empty(database: str, data_dir: Path, start: Start) -> None:
+    data_dir.mkdir(mode=0o700)
+    file = data_dir / "objects" / "ab" / "abc"
+    file.parent.mkdir(parents=True)
+    file.touch()
+    for _ in range(2):
+        assert has(start(data_dir, "--database", database), "the database is empty", file, "--database")
+    file.unlink()
+    with Server(data_dir, database=database):
+        pass
 
 
 @pytest.mark.parametrize("database", ["postgresql"], indirect=True)

@@ -53,6 +53,6 @@ def test_a_round_that_misses_every_deadline_ends_the_training(actor: Person, cli
     assert deadlines == sorted(set(deadlines))
     error = actor.get(made.training_id).error
     assert error.reason == "DEADLINE_MISSED"
-    assert error.message.startswith("round 0 reached its deadline 4 times, at last with 0 of 1 updates; missing: ")
+    assert error.message.startswith("the round reached its deadline 4 times, at last with 0 of 1 updates; missing: ")
     found = actor.rounds.GetRound(round_pb2.GetRoundRequest(training_id=made.training_id)).round
     assert (found.attempt, found.max_attempts, found.state) == (4, 4, round_pb2.ROUND_STATE_ABANDONED)

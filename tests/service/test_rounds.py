@@ -179,13 +179,13 @@ def test_a_missed_deadline_ends_the_training_and_names_the_missing(actor: Person
     missing = next(one.name for one in waiting.participants if not one.arrived)
     assert missing in after.error.message
     assert missing not in failed.message + clients[0].get(made.training_id).error.message
-    with fails_with("FAILED_PRECONDITION", "ROUND_NOT_OPEN", "round 0 is ABANDONED"):
+    with fails_with("FAILED_PRECONDITION", "ROUND_NOT_OPEN", "the round is ABANDONED"):
         clients[1].submit(made.training_id, model_file(1))
 
 
 def test_get_round_says_what_it_waits_for(actor: Person, clients: list[Person]) -> None:
     made = actor.create(client_ids=ids(clients[:2]))
-    with fails_with("NOT_FOUND", "ROUND_NOT_FOUND"):
+    with fails_with("NOT_FOUND", "ROUND_NOT_FOUND", "has no such round yet"):
         actor.rounds.GetRound(round_pb2.GetRoundRequest(training_id=made.training_id))
     actor.start(made.training_id)
     clients[0].submit(made.training_id, model_file(1))

@@ -1,8 +1,6 @@
 """How a server starts, fails to start, and is kept private."""
 
 import resource
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,16 +12,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 import fedround_client as fr
+import forked
 from calls import Person
 from fedround.v1 import user_pb2
 from fedround_server.methods import check_methods
 from servers import MODULE, Server
-
-
-def serve(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Runs a server that must fail to start."""
-    command = [sys.executable, "-m", "fedround_server", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
 @pytest.mark.parametrize(
@@ -38,7 +31,7 @@ def serve(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     ],
 )
 def test_invalid_settings(tmp_path: Path, arguments: list[str], words: str) -> None:
-    ended = serve("--data-dir", tmp_path / "data", *arguments)
+    ended = forked.run("--data-dir", tmp_path / "data", *arguments)
     assert ended.returncode == 2
     assert ended.stderr.startswith("error: ")
     assert words in ended.stderr
@@ -47,9 +40,10 @@ def test_invalid_settings(tmp_path: Path, arguments: list[str], words: str) -> N
 
 
 def test_a_taken_port_or_data_directory(server: Server, tmp_path: Path) -> None:
-    ended = serve("--listen", server.address, "--data-dir", tmp_path / "data")
-    assert (ended.returncode, "another server" in ended.stderr) == (1, True)
-    ended = serve("--listen", "127.0.0.1:0", "--data-dir", server.data_dir)
+    ended = forked.run("--listen", server.address, "--data-dir", tmp_path / "data", "--log-level", "error")
+    taken = f"error: cannot listen on {server.address}: if another server does, choose another address with --listen\n"
+    assert (ended.returncode, ended.stderr) == (1, taken)
+    ended = forked.run("--listen", "127.0.0.1:0", "--data-dir", server.data_dir)
     assert (ended.returncode, "another server" in ended.stderr) == (1, True)
     assert "Traceback" not in ended.stderr
 
@@ -57,7 +51,7 @@ def test_a_taken_port_or_data_directory(server: Server, tmp_path: Path) -> None:
 @pytest.mark.parametrize("database", ["postgresql"], indirect=True)
 def test_a_taken_database(database: str, tmp_path: Path) -> None:
     with Server(tmp_path / "one", database=database) as server:
-        ended = serve("--listen", "127.0.0.1:0", "--data-dir", tmp_path / "two", "--database", database)
+        ended = forked.run("--listen", "127.0.0.1:0", "--data-dir", tmp_path / "two", "--database", database)
         assert (ended.returncode, "another server uses this database" in ended.stderr) == (1, True)
         assert "Traceback" not in ended.stderr
         server.kill()

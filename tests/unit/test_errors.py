@@ -37,6 +37,7 @@ ARGUMENTS: dict[type[FedroundError], tuple[Any, ...]] = {
     errors.FieldInvalid: ("name", "is required: 1 to 200 characters"),
     errors.UnknownClients: (["b", "a"],),
     errors.NumExamples: (0, 10),
+    errors.RoundNotFound: (3, "8b7c"),
     errors.UpdateNorm: (2.5, 1.0),
     errors.UploadOffset: (5, 3),
     errors.UploadIncomplete: (5, 9),

@@ -63,7 +63,7 @@ def test_equal_headers_are_parsed_once(tmp_path: Path, monkeypatch: pytest.Monke
 def test_files_of_one_kind_share_what_describes_them(monkeypatch: pytest.MonkeyPatch) -> None:
     # The cache of the latest headers has a bound of its own.
     monkeypatch.setattr(manifest, "_parse_header", manifest._parse_header.__wrapped__)
-    count, files = 2000, 20
+    count, files = 1000, 10
 
     def header(number: int) -> bytes:
         described = {f"layer.{n}.weight": entry("F32", [1], 4 * n, 4 * n + 4) for n in range(count)}

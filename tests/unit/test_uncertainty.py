@@ -17,12 +17,14 @@ from fedround_server.engine.format.tensors import TensorFile
 from fedround_server.engine.jobs import PredictionFault, PredictionJob
 from fedround_server.engine.prediction import predict, summarise
 from fedround_server.engine.uncertainty.swag import draw
+from sizes import IS_LONG
 from unit.paths import Paths, at
 from unit.safetensors_files import write
 from unit.test_moments import gather, make
 
 Tensors = dict[str, np.ndarray]
-DRAWS = 20_000
+# The bounds follow from it.
+DRAWS = 20_000 if IS_LONG else 5_000
 LINEAR = {"weight": np.array([[1.0, -2.0, 0.5], [0.0, 1.0, 3.0]]), "bias": np.array([0.5, -0.5])}
 INPUTS = np.array([[1.0, 2.0, 3.0], [-1.0, 0.0, 4.0]])
 
@@ -72,6 +74,7 @@ def check_normal(samples: np.ndarray, mean: np.ndarray, covariance: np.ndarray) 
         assert abs(before @ after) <= 5 * np.sqrt((before @ before) * (after @ after) / count)
 
 
+@pytest.mark.attack
 def test_a_diagonal_posterior_is_sampled(tmp_path: Path) -> None:
     mean, sigma = np.array([[3.0, -1.0], [0.0, 100.0]]), np.array([[0.5, 2.0], [1e-3, 7.0]])
     bias = np.array([1.0])
@@ -83,6 +86,7 @@ def test_a_diagonal_posterior_is_sampled(tmp_path: Path) -> None:
     check_normal(sample(posterior, ["b", "w"]), expected, np.diag([9.0, *sigma.ravel() ** 2]))
 
 
+@pytest.mark.attack
 def test_a_low_rank_posterior_is_sampled(tmp_path: Path) -> None:
     """Half of the diagonal variance, and half of the deviations' covariance, across tensors too."""
     rng = np.random.default_rng(1)
@@ -105,6 +109,7 @@ def test_a_variance_that_rounding_made_negative_is_none(tmp_path: Path, excess: 
         assert draw(file, ["w"], torch.Generator())["w"].tolist() == mean.tolist()
 
 
+@pytest.mark.attack
 def test_sgd_on_a_quadratic_gives_its_stationary_distribution(tmp_path: Path) -> None:
     """Around the minimum of a quadratic, SGD with noise of variance c is an AR(1) process in each direction.
 
@@ -129,11 +134,12 @@ def test_sgd_on_a_quadratic_gives_its_stationary_distribution(tmp_path: Path) ->
     assert (np.abs(samples.var(0) / variance - 1) <= 5 * np.sqrt(2 / effective + 2 / DRAWS)).all()
 
 
+@pytest.mark.attack
 def test_a_known_gaussian_is_found_with_its_correlations(tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     factor = np.array([[1.0, 0.0, 0.0], [0.9, 0.3, 0.0], [-0.5, 0.5, 2.0]])
     covariance, center = factor @ factor.T, np.array([5.0, 0.0, -5.0])
-    participants, rank, draws = 25, 20, 1000
+    participants, rank, draws = (25, 20, 1000) if IS_LONG else (10, 20, 500)
     runs = center + rng.standard_normal((participants, 100, 3)) @ factor.T
     posterior = make(tmp_path, [gather({"w": run}, rank) for run in runs], [1] * participants)
     samples = sample(posterior, ["w"], draws)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Annotated, Any
 
 import grpc
@@ -77,7 +78,8 @@ class Selection:
 
     def description(self) -> str:
         """Returns what was taken and dropped, for people."""
-        text = f"Took {len(self.tensors)} tensors" + (f" of {self.key!r}." if self.key else ".")
+        count = len(self.tensors)
+        text = f"Took {count} tensor{'s' if count > 1 else ''}" + (f" of {self.key!r}." if self.key else ".")
         if self.prefix:
             text += f" Removed the prefix {self.prefix!r} from their names."
         if self.dropped:
@@ -95,11 +97,10 @@ def select_tensors(content: Any) -> Selection:
     """
     keys: list[str] = []
     dropped: dict[str, str] = {}
-    for key in WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            dropped |= {str(name): type(value).__name__ for name, value in content.items() if name != key}
-            content = content[key]
-            keys.append(key)
+    while key := _wrapper(content):
+        dropped |= {str(name): type(value).__name__ for name, value in content.items() if name != key}
+        content = content[key]
+        keys.append(key)
     if not isinstance(content, Mapping):
         raise TensorError(f"The file holds a {type(content).__name__}, not a state dict: save network.state_dict().")
     if not is_optimizer_state(content):
@@ -117,6 +118,12 @@ def select_tensors(content: Any) -> Selection:
     return Selection(strip_prefix(tensors, prefix) if prefix else tensors, "/".join(keys), prefix, dropped)
 
 
+def _wrapper(content: Any) -> str | None:
+    """Returns the key under which a checkpoint has its state dict; None if it has none."""
+    keys = WRAPPERS if isinstance(content, Mapping) else ()
+    return next((key for key in keys if isinstance(content.get(key), Mapping)), None)
+
+
 def _load(path: Path) -> Any:
     import torch
 
@@ -125,7 +132,9 @@ def _load(path: Path) -> Any:
         with path.open("rb") as file:
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a broken file may cause any exception in the parser
-        why = str(error).partition("\n")[0]
+        # torch's own text recommends ways to load it that may run code of the file.
+        refused = "it holds other objects than tensors, or torch.save has not written it"
+        why = refused if isinstance(error, UnpicklingError) else str(error).partition("\n")[0]
         fail(
             "MODEL_FORMAT",
             f"{path} is not a plain state dict (save model.state_dict(), not the model): {why}",

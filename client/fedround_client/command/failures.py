@@ -15,6 +15,7 @@ import typer
 from fedround_client.audit_entry import AuditBroken
 from fedround_client.command.output import echo
 from fedround_client.errors import FedroundError
+from fedround_client.printable import printable
 from fedround_client.tensor_types import TensorError
 
 USAGE_ERROR = 2
@@ -70,18 +71,23 @@ def print_errors(exit_code: int = 1) -> Iterator[None]:
     except BrokenPipeError:
         raise
     except OSError as error:
-        fail("FILE", str(error), exit_code=exit_code)
+        text = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        fail("FILE", text, exit_code=exit_code)
 
 
 @contextmanager
 def print_usage_errors() -> Iterator[None]:
-    """Prints errors of the command line as JSON, and exits with 2; leaves them to typer unless JSON is asked for."""
+    """Prints errors of the command line as JSON, and exits with 2; leaves others, escaped, to typer."""
     try:
         yield
     except Exception as error:
         # Typer has had several names for its base class; they all have this method.
         text: Any = getattr(error, "format_message", None)
-        if text is None or not _as_json.get():
+        if text is None:
+            raise
+        if not _as_json.get():
+            # Typer prints it: an argument may be the name of another user's file.
+            vars(error)["format_message"] = lambda: printable(text())
             raise
         fail("USAGE", text(), code=grpc.StatusCode.INVALID_ARGUMENT, exit_code=USAGE_ERROR)
 

@@ -112,7 +112,7 @@ def _accept_global_options(commands: Iterable[Any], options: Sequence[Any]) -> N
     for command in commands:
         if isinstance(command, TyperGroup):
             _accept_global_options(command.commands.values(), options)
-        elif not command.ignore_unknown_options:
+        elif not command.context_settings.get("ignore_unknown_options"):
             command.params = [*command.params, *map(_hidden, options)]
 
 

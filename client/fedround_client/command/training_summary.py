@@ -51,7 +51,7 @@ def round_lines(found: Round, planned: int | None) -> Iterator[tuple[str, object
     """Yields what a round is and waits for, in words."""
     attempts = f", attempt {found.attempt} of {found.max_attempts}" if found.max_attempts > 1 else ""
     yield "round", f"{round_text(found.number, planned).removeprefix('round ')}: {task(found.kind)}{attempts}"
-    yield "state", f"{enum_name(RoundState, found.state).lower()}, from version {found.model_version}"
+    yield "round state", f"{enum_name(RoundState, found.state).lower()}, from version {found.model_version}"
     yield "arrived", _arrived(found.kind, found.updates_arrived, found.updates_expected)
     yield "failed", failed((one.failure for one in found.participants if one.HasField("failure")), found.num_failed)
     yield "missing", missing(found.participants, found.num_participants)

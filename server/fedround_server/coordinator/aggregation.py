@@ -23,7 +23,7 @@ DAMAGE_DELAY = timedelta(seconds=10)
 """The delay before another attempt while the model's file is damaged: it has to be restored."""
 TRANSIENT = (Unavailable, DiskFull, OSError)
 """Errors that may not recur at the next attempt: accepted updates wait for it."""
-INTERNAL = "round {} could not be aggregated; the server's log has more under the id {}"
+INTERNAL = "the round could not be aggregated; the server's log has more under the id {}"
 
 
 class Aggregations:
@@ -108,7 +108,7 @@ class Aggregations:
             error_id = self._context.new_id()
             log.exception("round %s of training %s failed, id %s", closed.number, closed.training_id, error_id)
             # The messages of other errors may reveal files of the server.
-            message = str(error) if isinstance(error, AggregationFailed) else INTERNAL.format(closed.number, error_id)
+            message = str(error) if isinstance(error, AggregationFailed) else INTERNAL.format(error_id)
             await self._store.fail(
                 closed.training_id, closed.number, closed.epoch, "AGGREGATION_FAILED", message, now()
             )
@@ -141,9 +141,11 @@ class Aggregations:
         await self._follow_up(training_id)
 
     async def _compute(self, task: AggregationTask) -> BlobRef | None:
-        """Makes the file of a closed round, if its kind makes one."""
+        """Makes the file of a closed round, if its kind makes one; else verifies the updates, which are passed on."""
         computation = task.computation
         if computation is None:
+            for update in task.updates:
+                await self._files.verify(update.blob)
             return None
         job = AggregationJob(
             model=task.model,

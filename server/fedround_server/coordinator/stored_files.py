@@ -26,6 +26,16 @@ class StoredFiles:
         """
         return blob if blob.checksums else await self.examine(blob)
 
+    async def verify(self, blob: BlobRef) -> None:
+        """Reads all blocks of a file.
+
+        Raises:
+            BlobDamaged: One does not have the bytes that were stored.
+        """
+        with self._context.blobs.open(await self.with_checksums(blob), 0) as file:
+            while (await in_thread(file.read)).data:
+                pass
+
     async def examine(self, blob: BlobRef) -> BlobRef:
         """Compares a file with its SHA-256, and stores its checksums if others were known, or none.
 

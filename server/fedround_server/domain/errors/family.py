@@ -38,9 +38,10 @@ class NotFound(FedroundError):
 
     resource_type: ClassVar[str] = ""
 
-    def __init__(self, resource_id: str) -> None:
+    def __init__(self, resource_id: str, message: str = "") -> None:
         noun = self.resource_type
-        super().__init__(f"there is no {noun} {resource_id} that you have a part in: check the id", id=resource_id)
+        message = message or f"there is no {noun} {resource_id} that you have a part in: check the id"
+        super().__init__(message, id=resource_id)
         self.resource_id = resource_id
 
 

@@ -17,6 +17,13 @@ class RoundNotFound(NotFound):
     remedy = "leave `round` unset for the current one"
     resource_type = "round"
 
+    def __init__(self, number: int, training_id: str) -> None:
+        super().__init__(
+            f"{number} of the training {training_id}",
+            # Without the number: people count from 1.
+            f"the training {training_id} has no such round yet: check the number",
+        )
+
 
 class RoundNotOpen(FailedPrecondition):
     """The round does not accept this: it is closed, not open yet, or of another kind."""

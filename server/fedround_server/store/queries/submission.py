@@ -112,14 +112,14 @@ def check_failure(training: TrainingRow, number: int, user_id: str) -> RoundRow 
     submitted = find_submission(training.training_id, number, user_id)
     if submitted is not None:
         if submitted.sha256 is None:
-            raise MetricsExist(f"you have reported metrics for round {number}: they stand, and no failure is recorded")
-        raise UpdateExists(f"you have submitted an update for round {number}: it stands, and no failure is recorded")
+            raise MetricsExist("you have reported metrics for this round: they stand, and no failure is recorded")
+        raise UpdateExists("you have submitted an update for this round: it stands, and no failure is recorded")
     return row
 
 
 def _check_member(row: RoundRow, user_id: str) -> None:
     if not is_member(row.training_id, row.number, user_id):
-        raise NotInCohort(f"you do not belong to the cohort of round {row.number}: wait for the next round_started")
+        raise NotInCohort("you do not belong to the cohort of this round: wait for the next round_started")
 
 
 def _stands(row: RoundRow, before: UpdateRow, new: NewUpdate | NewReport) -> bool:
@@ -140,7 +140,7 @@ def _stands(row: RoundRow, before: UpdateRow, new: NewUpdate | NewReport) -> boo
             return False
         cause = "the round was abandoned" if abandoned else "you were removed from the round"
         raise UpdateSuperseded(
-            f"your {new.submission.noun} for round {row.number} was superseded, and will not count: {cause}; discard"
+            f"your {new.submission.noun} for this round was superseded, and will not count: {cause}; discard"
             " it, and wait for the next round_started",
             update_id=before.update_id,
         )
@@ -148,9 +148,9 @@ def _stands(row: RoundRow, before: UpdateRow, new: NewUpdate | NewReport) -> boo
         return True
     different = f"(different: {', '.join(changed)})"
     if isinstance(new, NewReport) and before.sha256 is None:
-        raise MetricsExist(f"you have reported other metrics for round {row.number} {different}: they stand")
+        raise MetricsExist(f"you have reported other metrics for this round {different}: they stand")
     raise UpdateExists(
-        f"you have submitted another update for round {row.number} {different}: it stands", update_id=before.update_id
+        f"you have submitted another update for this round {different}: it stands", update_id=before.update_id
     )
 
 
@@ -163,12 +163,16 @@ def _content(new: NewUpdate | NewReport) -> dict[str, object]:
 def _why_not_open(training: TrainingRow, row: RoundRow | None, number: int) -> str:
     if row is None:
         current = find_round(training.training_id, training.round)
-        now = "the training is not started" if current is None else f"the current round is {training.round}"
-        return f"round {number} is not open: {now}"
+        now = (
+            "the training is not started"
+            if current is None
+            else f"the current round is {training.round}, counted from 0"
+        )
+        return f"the round is not open: {now}"
     kind = KINDS[row.kind]
     if row.state == RoundState.OPEN.value:
-        return f"round {number} is of kind {kind.public_name}: use {kind.submission.method}"
-    return f"round {number} is {row.state}: follow the subscription for the next one"
+        return f"the round is of kind {kind.public_name}: use {kind.submission.method}"
+    return f"the round is {row.state}: follow the subscription for the next one"
 
 
 @compiled_values

@@ -121,14 +121,14 @@ def _deadline_missed(row: RoundRow, expected: int) -> TrainingFailure:
     names = user_names([member.user_id for member in missing_members(row)])
     missing = sorted((names | failed).values())
     tries = f" {row.attempt} times, at last" if row.attempt > 1 else ""
-    message = f"round {row.number} reached its deadline{tries} with {row.arrived} of {expected} updates"
+    message = f"the round reached its deadline{tries} with {row.arrived} of {expected} updates"
     return TrainingFailure("DEADLINE_MISSED", message, tuple(missing))
 
 
 def participants_failed(row: RoundRow) -> TrainingFailure:
     """Returns that too many participants of a round have failed, with their names and reasons."""
     failed = tuple(sorted(one.summary for one in list_failures(row.training_id, row.number)))
-    message = f"{row.failed} of {row.members} participants failed in round {row.number}, {row.arrived} submitted"
+    message = f"{row.failed} of {row.members} participants failed, {row.arrived} submitted"
     return TrainingFailure(PARTICIPANTS_FAILED, message, failed)
 
 

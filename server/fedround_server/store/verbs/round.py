@@ -14,7 +14,7 @@ from fedround_server.domain.rounds import KINDS
 from fedround_server.domain.rounds.kind import Computation
 from fedround_server.domain.rounds.round import AwaitedMember, Round, RoundState, RoundView, UnfinishedRound
 from fedround_server.domain.training import Stop, TrainingFailure
-from fedround_server.domain.update import Update
+from fedround_server.domain.update import Submission, Update
 from fedround_server.store.db.run import Verbs, verb
 from fedround_server.store.queries.failure import failed_users
 from fedround_server.store.queries.participant import is_participant
@@ -44,7 +44,7 @@ class AggregationTask:
     Attributes:
         model: The model that the round started from.
         computation: What makes a file of the updates; None if the round makes none.
-        updates: The updates that count, in canonical order; empty if the round makes no file.
+        updates: The updates that count, in canonical order; empty if these are reports.
     """
 
     round: Round
@@ -122,8 +122,10 @@ class RoundVerbs(Verbs):
         if row is None or row.state != RoundState.AGGREGATING.value:
             return None
         model = model_info(training.model_id, row.model_version).blob
-        computation = KINDS[row.kind].computation(to_spec(training.spec), row.step)
-        updates = () if computation is None else tuple(map(to_update, counted_updates(training_id, row.number)))
+        kind = KINDS[row.kind]
+        computation = kind.computation(to_spec(training.spec), row.step)
+        has_files = kind.submission is Submission.UPDATE
+        updates = tuple(map(to_update, counted_updates(training_id, row.number))) if has_files else ()
         return AggregationTask(to_round(row), model, computation, updates)
 
     @verb
@@ -206,12 +208,10 @@ class RoundVerbs(Verbs):
             raise TrainingNotFound(training_id)
         row = find_round(training_id, number)
         if row is None:
-            raise RoundNotFound(f"{number} of the training {training_id}")
+            raise RoundNotFound(number, training_id)
         found = find_assignment(row, user_id)
         if found is None:
-            raise NotInCohort(
-                f"no model was assigned to you in round {number}: download the one that round_started names"
-            )
+            raise NotInCohort("no model was assigned to you in this round: download the one that round_started names")
         return model_info(training.model_id, row.model_version), found
 
     @verb
@@ -240,5 +240,5 @@ class RoundVerbs(Verbs):
             raise NotActor("only the actor may look into rounds: ask the actor")
         row = find_round(training_id, training.round if number is None else number)
         if row is None:
-            raise RoundNotFound(f"{training.round if number is None else number} of the training {training_id}")
+            raise RoundNotFound(training.round if number is None else number, training_id)
         return view(training, row)
