@@ -110,6 +110,7 @@ bench: install ## Measure all but the peers (about 20 minutes); writes benchmark
 bench-peers: install ## Measure rounds of fedround and of its peers in turn; installs these into .peers
 	@$(BIN)/python benchmarks/install_peers.py
 	@$(BIN)/python benchmarks/rounds.py --systems all $(ARGS)
+	@$(BIN)/python benchmarks/simulation.py
 	@$(BIN)/python benchmarks/report.py
 
 clean: ## Remove environments, caches and what was built; never fedround-data

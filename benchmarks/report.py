@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from measure import RESULTS
-from report_client import saving, sdk
+from report_client import saving, sdk, simulation
 from report_rounds import rounds
 from report_server import growth, start, subscribers
 from report_streams import profile, streams
@@ -29,6 +29,7 @@ SECTIONS: dict[str, Callable[[Figures, Path], str]] = {
     "growth": growth,
     "saving": saving,
     "sdk": sdk,
+    "simulation": simulation,
 }
 
 

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from peers.systems import SIMULATORS
+
 Figures = dict[str, Any]
 
 
@@ -49,4 +51,26 @@ def sdk(figures: Figures, _: Path) -> str:
     ]
     for way, found in figures["ways"].items():
         lines.append(f"| {way} | {found['peak_above_base_mb']:,.0f} MB | {found['ratio']:.2f} |")
+    return "\n".join(lines)
+
+
+def simulation(figures: Figures, _: Path) -> str:
+    """Makes the table of simulations."""
+    work = figures["work"]
+    lines = [
+        f"{work['clients']:,} clients, of which {work['per_round']} train in each of {work['rounds']} rounds, in"
+        f" {work['workers']} processes; median of {figures['repeats']} runs; {figures['date']}, load"
+        f" {figures['machine']['load']}.",
+        "",
+        "| simulator | time | fastest and slowest run | CPU | memory |",
+        "|---|--:|--:|--:|--:|",
+    ]
+    for name, found in figures["systems"].items():
+        label = f"{SIMULATORS[name].label} {found['version']}"
+        lines.append(
+            f"| {label if SIMULATORS[name].is_peer else f'**{label}**'} | {found['seconds']:.1f} s"
+            f" | {found['fastest']:.1f} to {found['slowest']:.1f} s | {found['cpu']:.0f} s | {found['peak_mb']:,} MB |"
+        )
+    missing = [system.label for name, system in SIMULATORS.items() if name not in figures["systems"]]
+    lines += [f"\nNot measured, since it is not installed: {label}." for label in missing]
     return "\n".join(lines)

@@ -30,7 +30,7 @@ LONG_FILES = {
     *("test_demo_run", "test_failed_starts", "test_fuzz_port", "test_growth", "test_inference"),
     *("test_kills", "test_machine", "test_matrix", "test_prediction", "test_readme"),
     *("test_round", "test_round_machine", "test_start", "test_storage_faults", "test_training"),
-    *("test_uncertainty", "test_uploads", "test_worker", "test_worker_killed"),
+    *("test_simulation_run", "test_uncertainty", "test_uploads", "test_worker", "test_worker_killed"),
 }
 LONG_FOLDERS = ("chaos", "e2e", "demo", "contracts", "service")
 

@@ -34,3 +34,8 @@ SYSTEMS = {
     "nvflare": System("NVFlare", ("nvflare==2.9.0",), "nvflare"),
     "nvflare_quick": System("NVFlare, asking often", ("nvflare==2.9.0",), "nvflare"),
 }
+
+SIMULATORS = {
+    "fedround_simulation": System("fedround"),
+    "flower_simulation": System("Flower, simulation", ("flwr[simulation]==1.41.0",), "flower_simulation"),
+}

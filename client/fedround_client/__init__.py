@@ -31,6 +31,8 @@ from fedround_client.inference import Prediction
 from fedround_client.options import Selection
 from fedround_client.participation import Participation, Round, Update
 from fedround_client.prefixes import strip_prefix
+from fedround_client.simulation.functions import SimulationFailed
+from fedround_client.simulation.run import Simulation, simulate
 from fedround_client.swag_moments import Moments
 from fedround_client.tensor_types import TensorError
 from fedround_client.tensors import from_safetensors, to_safetensors
@@ -55,6 +57,8 @@ __all__ = [
     "Prediction",
     "Round",
     "Selection",
+    "Simulation",
+    "SimulationFailed",
     "Step",
     "StepSchedule",
     "Swag",
@@ -62,6 +66,7 @@ __all__ = [
     "Update",
     "connect",
     "from_safetensors",
+    "simulate",
     "strip_prefix",
     "to_safetensors",
 ]

@@ -20,8 +20,10 @@ from fedround_client.model import ModelCalls
 from fedround_client.participant import Participant
 from fedround_client.participation import Callbacks, Evaluate, Participation, Train
 from fedround_client.round import RoundCalls
+from fedround_client.round_model import RoundModels
 from fedround_client.round_runner import RoundRunner
 from fedround_client.rpc import Rpc
+from fedround_client.tensor_selection import PrivateTensors
 from fedround_client.tensor_types import Framework
 from fedround_client.training import TrainingCalls
 from fedround_client.user import UserCalls
@@ -87,6 +89,8 @@ class Client(UserCalls, TrainingCalls, ControlCalls, ModelCalls, RoundCalls, Inf
         cache: str | PathLike[str] | None = None,
         cache_bytes: int = CACHE_BYTES,
         full_updates: bool = False,
+        base: str | PathLike[str] | None = None,
+        private_folder: str | PathLike[str] | None = None,
     ) -> Participation:
         """Participates in trainings: runs the rounds that the server opens, across lost connections and restarts.
 
@@ -113,6 +117,10 @@ class Client(UserCalls, TrainingCalls, ControlCalls, ModelCalls, RoundCalls, Inf
                 not download them again. By default only the latest model is cached, in a temporary file.
             cache_bytes: Limit on the size of all files in the folder together.
             full_updates: Send updates in full precision even if the training accepts half precision.
+            base: The path of a safetensors file of tensors that the server does not have, for trainings with an
+                external base. The models that your functions get have these tensors, too.
+            private_folder: The folder for files of tensors that only you have, one for each of your trainings with
+                private tensors; by default .fedround/private in your home folder. It has to survive a restart.
 
         Returns:
             How the training ended.
@@ -128,12 +136,14 @@ class Client(UserCalls, TrainingCalls, ControlCalls, ModelCalls, RoundCalls, Inf
                 before the first round is trained.
             FedroundError: The server answered with an error that is not transient, for example about the token, the
                 update or the metrics.
-            TensorError: Your update cannot be written as safetensors.
+            BaseMissing: The training has an external base, and `base` is not that file.
+            TensorError: Your update cannot be written as safetensors, or a file of tensors is damaged.
             OSError: The folder of the cache cannot be created.
         """
-        with closing(ModelCache(cache, cache_bytes)) as models:
+        with closing(ModelCache(cache, cache_bytes)) as latest, closing(ModelCache(cache, cache_bytes)) as bases:
             callbacks = Callbacks(train, evaluate, swag)
-            runner = RoundRunner(self._rpc, callbacks, framework=framework, cache=models, full_updates=full_updates)
+            models = RoundModels(self._rpc, framework, latest, bases, PrivateTensors(private_folder), base)
+            runner = RoundRunner(self._rpc, callbacks, framework=framework, models=models, full_updates=full_updates)
             participant = Participant(self._rpc, runner, training_id=training_id, until_finished=until_finished)
             return participant.run()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, overload
@@ -19,7 +19,7 @@ from fedround_client.safetensors_reader import SafetensorsReader
 from fedround_client.tensor_types import Framework
 from fedround_client.upload import upload
 
-PartName: TypeAlias = Literal["MODEL", "POSTERIOR"]
+PartName: TypeAlias = Literal["MODEL", "POSTERIOR", "DELTA", "BASE"]
 
 
 class ModelCalls:
@@ -139,6 +139,7 @@ class ModelCalls:
         *,
         tag: str = "",
         part: PartName = "MODEL",
+        tensors: Iterable[str] = (),
         to: None = None,
         framework: Framework = "numpy",
         attempts: int | None = ATTEMPTS,
@@ -152,6 +153,7 @@ class ModelCalls:
         *,
         tag: str = "",
         part: PartName = "MODEL",
+        tensors: Iterable[str] = (),
         to: str | PathLike[str],
         attempts: int | None = ATTEMPTS,
         progress: Progress | None = None,
@@ -163,6 +165,7 @@ class ModelCalls:
         *,
         tag: str = "",
         part: PartName = "MODEL",
+        tensors: Iterable[str] = (),
         to: str | PathLike[str] | None = None,
         framework: Framework = "numpy",
         attempts: int | None = ATTEMPTS,
@@ -175,7 +178,9 @@ class ModelCalls:
             version: Number of updates of the global model so far; None for the latest one.
             tag: Instead of a version: the latest one that has this tag, for example "best".
             part: "POSTERIOR" for the SWAG posterior of the version: float64 arrays mean/NAME and second/NAME, and
-                float32 arrays deviation/K/NAME for the low-rank part.
+                float32 arrays deviation/K/NAME for the low-rank part. Of a version that is stored as a base and a
+                delta: "DELTA" for the tensors that replace those of the base, "BASE" for the base.
+            tensors: Globs of the names of the tensors to download, such as "encoder.*"; all by default.
             to: Path of a safetensors file to write. It is replaced once the download is complete, and nothing is
                 downloaded if it already has these bytes. None to return the tensors.
             framework: "numpy" for arrays, "torch" for tensors.
@@ -192,7 +197,7 @@ class ModelCalls:
             OSError: The file cannot be written.
         """
 
-        have = "" if to is None else file_sha256(Path(to))
+        have, globs = "" if to is None else file_sha256(Path(to)), tuple(tensors)
 
         def request(offset: int, info: ModelInfo | None) -> DownloadModelRequest:
             # A resumed download needs the same version, even if another one is the latest, or has the tag, by now.
@@ -203,6 +208,7 @@ class ModelCalls:
                 part=model_pb2.ModelPart.Value(f"MODEL_PART_{part}"),
                 offset=offset,
                 have_sha256=have,
+                tensors=globs,
                 compression=self._rpc.compression,
             )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -17,7 +18,7 @@ from fedround.v1.aggregation_pb2 import (
     Swag,
     Uncertainty,
 )
-from fedround.v1.training_pb2 import ModelSelection
+from fedround.v1.training_pb2 import ModelSelection, TensorSelection
 
 AggregationOption: TypeAlias = FedAvg | FedProx | FedDc | Aggregation
 UncertaintyOption: TypeAlias = NoUncertainty | McDropout | Swag | Ensemble | Uncertainty
@@ -69,6 +70,18 @@ def uncertainty(option: UncertaintyOption | None) -> Uncertainty | None:
             return Uncertainty(ensemble=option)
         case _:
             return option
+
+
+def tensors(trainable: Iterable[str], private: Iterable[str], external_base_sha256: str) -> TensorSelection | None:
+    """Returns the message for which tensors updates contain; None for all.
+
+    Raises:
+        TypeError: A string is given in place of a list.
+    """
+    if isinstance(trainable, str) or isinstance(private, str):
+        raise TypeError('trainable and private are lists of globs: trainable=["*.lora_?"].')
+    message = TensorSelection(trainable=trainable, private=private, external_base_sha256=external_base_sha256)
+    return message if message.ByteSize() else None
 
 
 def selection(option: Selection | None) -> ModelSelection | None:

@@ -95,6 +95,7 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
         keep_freed(MAX_FREED_BLOCK, TRIM_THRESHOLD)
         myself = self._retry(self.myself)
         self._user_id = myself.user_id
+        self._runner.participate_as(self._user_id)
         logger.info('Connected to %s as "%s"', self._rpc.address, myself.name)
         # A subscription to all trainings may begin with events of those that had ended before.
         ended = set() if self._training_id else self._retry(self._ended_trainings)
@@ -105,7 +106,7 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
                 with closing(iter(subscription)) as events:
                     for event in events:
                         if event.training_id not in ended:
-                            result = self._handle(event, is_live=subscription.is_live)
+                            result = self.handle(event, is_live=subscription.is_live)
                             if result is not None:
                                 return result
                 raise TrainingNotFound(
@@ -128,8 +129,16 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
             self._learn(training)
         return {training.training_id for training in trainings if training.state in _ENDED}
 
-    def _handle(self, event: Event, *, is_live: bool) -> Participation | None:
-        """Handles an event; returns the result if it ends the participation."""
+    def handle(self, event: Event, *, is_live: bool) -> Participation | None:
+        """Handles an event of a training: runs the round that it starts.
+
+        Args:
+            event: The event.
+            is_live: Whether it has just happened. If not, the server is asked whether its round is still open.
+
+        Returns:
+            The result, if the event ends the participation.
+        """
         kind = event.WhichOneof("payload")
         if kind == "training_started":
             self._log_start(event.training_id)

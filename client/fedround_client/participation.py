@@ -31,6 +31,8 @@ class Round:
         attempt: Which attempt at the round this is, from 1: a round that misses its deadline may be repeated.
         update_precision: "FULL"; or "FLOAT16" or "BFLOAT16" if the update may be sent as differences in half precision,
             which `participate` does by itself.
+        trainable: Globs of the tensors that the training updates; empty for all but the private ones.
+        private: Globs of the tensors that this participant keeps, which `participate` never sends.
         config: The configuration of this round for this participant: numbers, texts and bools by name.
     """
 
@@ -46,6 +48,8 @@ class Round:
     swag_rank: int = 0
     attempt: int = 1
     update_precision: str = "FULL"
+    trainable: tuple[str, ...] = ()
+    private: tuple[str, ...] = ()
     config: Mapping[str, Plain] = field(default_factory=dict, hash=False)
 
 
@@ -55,7 +59,8 @@ class Update:
 
     Attributes:
         model: Tensors with the names and shapes of the round's model: numpy arrays, torch tensors, or arrays of other
-            libraries. `participate` casts floating-point tensors to the model's dtypes.
+            libraries. `participate` casts floating-point tensors to the model's dtypes. It sends those that the
+            training updates, keeps those that are private, and ignores the others, which may be left out.
         num_examples: Number of examples that it was trained on, which is its weight; at least 0.
         metrics: Up to 1000 metrics to store with the update, by name: numbers, which the server averages without NaN
             and infinity, and texts and lists of numbers, which it keeps for the actor.

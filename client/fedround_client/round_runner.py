@@ -13,11 +13,8 @@ import grpc
 
 from fedround.v1.aggregation_pb2 import UPDATE_PRECISION_UNSPECIFIED, UpdatePrecision
 from fedround.v1.event_pb2 import ModelInfo, RoundStarted
-from fedround.v1.model_pb2 import DownloadModelRequest
-from fedround_client.cache import ModelCache
 from fedround_client.casting import Caster
 from fedround_client.config import plain
-from fedround_client.download import Tee, download
 from fedround_client.errors import UnsupportedRound
 from fedround_client.half_precision import HALF_DTYPES, NotRepresentable, difference_sources
 from fedround_client.logs import get_logger
@@ -26,11 +23,13 @@ from fedround_client.participation import Callbacks, Round, Update, as_report, a
 from fedround_client.payload import Payload, Progress
 from fedround_client.progress import kind_name, transfer_log
 from fedround_client.round import RoundCalls
+from fedround_client.round_model import RoundModel, RoundModels
 from fedround_client.round_number import round_text
 from fedround_client.rpc import Rpc
-from fedround_client.safetensors_reader import SafetensorsReader
 from fedround_client.safetensors_stream import ArraySource
+from fedround_client.state_dict import model_path
 from fedround_client.swag_moments import Moments
+from fedround_client.tensor_selection import TensorSelection, read_file
 from fedround_client.tensor_types import Framework
 from fedround_client.tensors import array_sources, copy_state, metadata_of
 
@@ -58,7 +57,7 @@ class RoundRunner(RoundCalls):
         callbacks: Callbacks,
         *,
         framework: Framework | None,
-        cache: ModelCache,
+        models: RoundModels,
         full_updates: bool = False,
     ) -> None:
         """Creates a runner.
@@ -67,18 +66,22 @@ class RoundRunner(RoundCalls):
             rpc: Calls the server.
             callbacks: The user's functions.
             framework: Framework of the models that the functions get; None for that of the training's first model.
-            cache: Cache of model files.
+            models: Fetches the models of rounds.
             full_updates: Send updates in full even if the round accepts half precision.
         """
         self._rpc = rpc
         self._callbacks = callbacks
         self._framework = framework
-        self._cache = cache
+        self._models = models
         self._full_updates = full_updates
         self._name = ""
         # In which framework the functions have got the global model, by training id.
         self._frameworks: dict[str, Framework] = {}
         self._caster = Caster()
+
+    def participate_as(self, user_id: str) -> None:
+        """Names the user whose private tensors are kept."""
+        self._models.user_id = user_id
 
     @property
     def can_evaluate(self) -> bool:
@@ -102,16 +105,16 @@ class RoundRunner(RoundCalls):
         logger.info("%s: %s", name, ACTIVITIES.get(round_.kind, round_.kind))
         evaluate = self._callbacks.evaluate
         if round_.kind == "TRAIN":
-            model = self._fetch(round_, started.model)
-            dtypes = {source.info.name: source.info.dtype for source in array_sources(model)}
-            update = as_update(self._call(self._callbacks.train, model, round_))
-            self._submit(round_, update, self._payload(round_, update, dtypes, started.model.sha256))
+            model = self._fetch(round_, started)
+            dtypes = {source.info.name: source.info.dtype for source in array_sources(model.tensors)}
+            update = as_update(self._call(self._callbacks.train, dict(model.tensors), round_))
+            self._submit(round_, update, self._payload(round_, update, dtypes, model, started.model))
         elif round_.kind == "SWAG":
             collect = self._callbacks.swag or self._collect_moments
-            update = as_update(self._call(collect, self._fetch(round_, started.model), round_))
+            update = as_update(self._call(collect, self._fetch(round_, started).tensors, round_))
             self._submit(round_, update, Payload.of(update.model))
         elif round_.kind == "EVALUATE" and evaluate is not None:
-            metrics, num_examples = as_report(self._call(evaluate, self._fetch(round_, started.model), round_))
+            metrics, num_examples = as_report(self._call(evaluate, self._fetch(round_, started).tensors, round_))
             _warn_of_not_finite(metrics)
             self._rpc.retrying(None)(self.submit_metrics, training_id, round_.number, metrics, num_examples)
         else:
@@ -129,40 +132,22 @@ class RoundRunner(RoundCalls):
                 error.add_note(TORCH_HINT)
             raise
 
-    def _fetch(self, round_: Round, info: ModelInfo) -> dict[str, Any]:
+    def _fetch(self, round_: Round, started: RoundStarted) -> RoundModel:
         """Returns the round's model as new arrays, which the user may change."""
         training_id = round_.training_id
         if round_.assigned:
             # The file is another participant's, who may use another framework.
-            return self.download_assigned_model(
+            tensors = self.download_assigned_model(
                 training_id,
                 round_.number,
                 framework=self._frameworks.get(training_id, self._framework),
                 attempts=None,
                 progress=self._transfer_log("downloading"),
             )
-        model = self._fetch_global(info)
-        self._frameworks[training_id] = "torch" if metadata_of(model) else "numpy"
+            return RoundModel(tensors, frozenset(tensors), TensorSelection())
+        model = self._models.fetch(training_id, started, self._transfer_log("downloading"))
+        self._frameworks[training_id] = "torch" if metadata_of(model.tensors) else "numpy"
         return model
-
-    def _fetch_global(self, info: ModelInfo) -> dict[str, Any]:
-        """Returns a version of the global model; downloads it unless it is cached."""
-        cached = self._cache.load(info.sha256, self._framework)
-        if cached is not None:
-            return cached
-        reader = SafetensorsReader(self._framework)
-        with self._cache.writer(info.sha256) as cache_writer:
-            download(
-                self._rpc,
-                self._rpc.models.DownloadModel,
-                lambda offset, _: DownloadModelRequest(
-                    model_id=info.model_id, version=info.version, offset=offset, compression=self._rpc.compression
-                ),
-                Tee(reader, cache_writer),
-                attempts=None,
-                progress=self._transfer_log("downloading"),
-            )
-        return reader.tensors()
 
     def _submit(self, round_: Round, update: Update, payload: Payload) -> None:
         _warn_of_not_finite(update.metrics)
@@ -179,16 +164,26 @@ class RoundRunner(RoundCalls):
     def _transfer_log(self, activity: str) -> Progress | None:
         return transfer_log(self._rpc.clock, f"{self._name}: {activity}")
 
-    def _payload(self, round_: Round, update: Update, dtypes: Mapping[str, str], model_sha256: str) -> Payload:
-        """Returns an update in the dtypes of the round's model, or in half precision; a file as it is."""
-        if isinstance(update.model, (str, PathLike)):
-            return Payload.of(update.model)
-        metadata = metadata_of(update.model)
-        tensors = self._caster.cast(array_sources(update.model), dtypes)
-        return self._half_precision_payload(round_, tensors, model_sha256) or Payload.of_tensors(tensors, metadata)
+    def _payload(
+        self, round_: Round, update: Update, dtypes: Mapping[str, str], model: RoundModel, info: ModelInfo
+    ) -> Payload:
+        """Returns an update in the dtypes of the round's model, or in half precision; a file of all tensors as it is.
+
+        Keeps the private tensors.
+        """
+        state = update.model
+        if isinstance(state, (str, PathLike)):
+            if not model.selection.is_partial:
+                return Payload.of(state)
+            state = read_file(model_path(state), self._framework)
+        sent, kept = model.of_update(state)
+        self._models.keep(model, kept, state)
+        tensors = self._caster.cast(sent, dtypes)
+        half = self._half_precision_payload(round_, tensors, model.selection, info)
+        return half or Payload.of_tensors(tensors, metadata_of(state))
 
     def _half_precision_payload(
-        self, round_: Round, update: Iterable[ArraySource], model_sha256: str
+        self, round_: Round, update: Iterable[ArraySource], selection: TensorSelection, info: ModelInfo
     ) -> Payload | None:
         """Returns the update in half precision; None if the round or the update does not allow it.
 
@@ -196,7 +191,7 @@ class RoundRunner(RoundCalls):
         """
         if self._full_updates or round_.update_precision not in HALF_DTYPES:
             return None
-        model = self._cache.open(model_sha256)
+        model = self._models.open(info, selection)
         if model is None:
             return None
         try:
@@ -236,6 +231,8 @@ def _round(training_id: str, started: RoundStarted) -> Round:
         swag_rank=started.swag.rank,
         attempt=max(1, started.attempt),
         update_precision=_precision(started.update_precision),
+        trainable=tuple(started.trainable),
+        private=tuple(started.private),
         config=plain(started.config),
     )
 

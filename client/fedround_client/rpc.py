@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -110,7 +111,19 @@ class Rpc:
         self.closed = False
         self._target = target
         self._has_answered = False
-        self._metadata = (("authorization", f"Bearer {_valid_token(token)}"),) if token else ()
+        self._metadata = _authorization(token) if token else ()
+
+    def as_user(self, token: str, session_id: str) -> Rpc:
+        """Returns the calls of another user over the same channel.
+
+        Args:
+            token: The user's token.
+            session_id: UUID of the user's program.
+        """
+        other = copy.copy(self)
+        other.session_id = session_id
+        other._metadata = _authorization(token)
+        return other
 
     @contextmanager
     def typed_errors(self) -> Iterator[None]:
@@ -251,6 +264,11 @@ def duration(seconds: float | None) -> Duration | None:
     message = Duration()
     message.FromNanoseconds(round(seconds * 1e9))
     return message
+
+
+def _authorization(token: str) -> tuple[tuple[str, str], ...]:
+    """Returns the metadata of calls that are made with a token."""
+    return (("authorization", f"Bearer {_valid_token(token)}"),)
 
 
 def _valid_token(token: str) -> str:

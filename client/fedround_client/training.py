@@ -75,6 +75,9 @@ class TrainingCalls:
         update_precision: PrecisionName = "FULL",
         allow_non_finite_buffers: bool = False,
         integer_tensors: IntegerTensorsName = "HEAVIEST",
+        trainable: Iterable[str] = (),
+        private: Iterable[str] = (),
+        external_base_sha256: str = "",
         config: Mapping[str, ConfigOption] | None = None,
         client_config: Mapping[str, Mapping[str, ConfigOption]] | None = None,
         request_id: str | None = None,
@@ -118,6 +121,11 @@ class TrainingCalls:
                 the update with the most examples. "MEAN": averaged, weighted by the numbers of examples, and rounded
                 to the nearest integer, halves up; a boolean is the majority. BatchNorm's num_batches_tracked always
                 gets the maximum.
+            trainable: Globs of the names of the tensors that updates contain, such as "*.lora_?"; the others keep the
+                values of the first version, and are neither sent nor stored again. By default all but the private ones.
+            private: Globs of the names of tensors that are never sent: each participant keeps its own.
+            external_base_sha256: SHA-256 of a safetensors file of other tensors that the participants have, and the
+                server never gets: `participate(base=...)`. `model` has only the tensors that the server may know.
             config: Values that the participants get with each round, by name (`round.config`): numbers, texts, bools,
                 or schedules that the server resolves: CosineSchedule(...), ExponentialSchedule(...), or a mapping such
                 as {0: 0.1, 30: 0.01}, a value from a number of model updates on.
@@ -165,6 +173,7 @@ class TrainingCalls:
             update_precision=UpdatePrecision.Value(f"UPDATE_PRECISION_{update_precision}"),
             allow_non_finite_buffers=allow_non_finite_buffers,
             integer_tensors=training_pb2.IntegerTensors.Value(f"INTEGER_TENSORS_{integer_tensors}"),
+            tensors=options.tensors(trainable, private, external_base_sha256),
             config=messages.values(config or {}),
             client_config=messages.clients(client_config or {}),
             request_id=request_id or str(uuid.uuid4()),

@@ -3,7 +3,9 @@
 import asyncio
 import fcntl
 import os
-from collections.abc import AsyncIterator, Iterator, Sequence
+import random
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
@@ -62,6 +64,8 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
             store = stack.enter_context(Store(database))
             if not await store.users.page(None, "", 1):
                 _check_unused(settings.data_dir, "the database is empty", ("objects/*/*",))
+            elif settings.id_seed is not None:
+                raise RuntimeError("id_seed would repeat ids of this data directory, which was used before: unset it")
         async with _background() as tasks:
             context = Context(
                 store,
@@ -71,6 +75,7 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
                 tasks,
                 settings.limits,
                 architectures=settings.architectures,
+                new_id=_new_ids(settings.id_seed),
             )
             coordinator = Coordinator(context)
             token_file = settings.data_dir / "admin.token"
@@ -167,3 +172,11 @@ def _write_secret(path: Path, secret: str) -> None:
         file.flush()
         os.fsync(descriptor)
     sync_folder(path.parent)
+
+
+def _new_ids(seed: int | None) -> Callable[[], str]:
+    """Returns a function that makes ids: random ones, or those of a seed."""
+    if seed is None:
+        return lambda: str(uuid.uuid4())
+    generator = random.Random(seed)  # noqa: S311 -- no secret: ids can be read by those who may see the object
+    return lambda: str(uuid.UUID(int=generator.getrandbits(128), version=4))

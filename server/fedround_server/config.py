@@ -102,6 +102,12 @@ class Settings(BaseSettings):
     architecture: tuple[str, ...] = Field(
         (), description="NAME=package.module:factory, for Predict; repeat it for more."
     )
+    id_seed: int | None = Field(
+        None,
+        ge=0,
+        description="Seed of the ids of users, models and trainings, so that a simulation can be repeated; for a new"
+        " data directory only. Random by default.",
+    )
     predict_seconds: float = Field(DEFAULTS.predict_seconds, gt=0, description="Duration of a prediction.")
     predict_bytes: int = Field(DEFAULTS.predict_bytes, ge=1, description="Memory of a prediction.")
 

@@ -58,6 +58,7 @@ METHODS: Mapping[str, Method] = {
     "/fedround.v1.UserService/RotateToken": Method(USERS),
     "/fedround.v1.UserService/RevokeToken": Method(USERS),
     "/fedround.v1.UserService/SetCertificateNames": Method(ADMINS),
+    "/fedround.v1.UserService/UpdateUser": Method(ADMINS),
     "/fedround.v1.UserService/RemoveUser": Method(ADMINS),
     "/fedround.v1.TrainingService/CreateTraining": Method(ACTORS, Limit.UPLOADS, OnDrain.REJECT),
     "/fedround.v1.TrainingService/GetTraining": Method(USERS),

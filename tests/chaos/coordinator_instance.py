@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from chaos.rules import result_file
-from fedround_server.blobs import BlobFiles, StagedBlob
+from fedround_server.blobs import BlobFiles
 from fedround_server.blobs.local import LocalBlobs
 from fedround_server.coordinator import Context, Coordinator
 from fedround_server.domain.errors import StoreUnavailable
 from fedround_server.domain.model import BlobRef
-from fedround_server.engine.jobs import AggregationJob, CheckJob, CheckResult, PredictionJob
+from fedround_server.engine.jobs import AggregationJob, CheckJob, CheckResult, PredictionJob, StagedResult
 from fedround_server.store import Store
 from fedround_server.wakeups import Hub
 
@@ -65,7 +65,7 @@ class Engine:
     async def check(self, job: CheckJob) -> CheckResult:
         return CheckResult()
 
-    async def aggregate(self, job: AggregationJob) -> StagedBlob:
+    async def aggregate(self, job: AggregationJob) -> StagedResult:
         if not self.may_end.is_set():
             self.waiting += 1
             await self.may_end.wait()
@@ -74,7 +74,8 @@ class Engine:
         content = result_file(job.model.sha256, updates)
         with self.files.stage() as (staged, path):
             path.write_bytes(content)
-        return StagedBlob(staged, BlobRef(hashlib.sha256(content).hexdigest(), len(content)))
+        blob = BlobRef(hashlib.sha256(content).hexdigest(), len(content))
+        return StagedResult(staged, blob, blob)
 
     async def predict(self, job: PredictionJob) -> Any:
         raise AssertionError("no test predicts here")

@@ -1,5 +1,6 @@
 """The state of a stopped server: its rows and files, read with plain SQL, without the server's code."""
 
+import hashlib
 import json
 import sqlite3
 from collections import defaultdict
@@ -10,7 +11,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from chaos.tensors import Tensors, read
+from chaos.tensors import Tensors, merge, read
 
 Row = dict[str, Any]
 JSON_COLUMNS = ("manifest", "spec", "metrics", "payload", "details", "failure_missing")
@@ -43,6 +44,24 @@ class Facts:
 
     def tensors(self, digest: str) -> Tensors:
         return self._read(digest)
+
+    def version(self, row: Row) -> Tensors:
+        """The tensors of a version, whose whole file must have the digest of its row."""
+        if row["delta_sha256"] is None:
+            return self.tensors(row["sha256"])
+        base, delta = (self.path(digest).read_bytes() for digest in (self._base(row), row["delta_sha256"]))
+        file = merge(base, delta)
+        if (hashlib.sha256(file).hexdigest(), len(file)) != (row["sha256"], row["size_bytes"]):
+            raise ValueError(f"the base and the delta are not the file {row['sha256']}")
+        return read(file)
+
+    def inherited(self, row: Row) -> Tensors:
+        """The tensors that a version has of its base, unless it replaces them."""
+        return {} if row["delta_sha256"] is None else self.tensors(self._base(row))
+
+    def _base(self, row: Row) -> str:
+        [base] = self.by("model_base", "model_id")[row["model_id"]]
+        return str(base["sha256"])
 
     @cached_property
     def trainings(self) -> dict[str, Row]:

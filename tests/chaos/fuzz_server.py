@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from fedround_server.domain.model import Dtype, Manifest, TensorSpec
 from fedround_server.domain.token import hash_token
 from fedround_server.domain.user import Role, User
 from fedround_server.engine.check import check_numbers
+from fedround_server.engine.format.compare import check_same
 from fedround_server.engine.format.gate import HeaderGate
 from fedround_server.engine.format.tensors import TensorFile
 from fedround_server.engine.jobs import CheckJob, CheckResult
@@ -98,7 +100,7 @@ def header_gate(folder: Path) -> Iterator[Target]:
     """Headers in any chunks: one verdict, and what is let in is what the reference reads."""
 
     def verdict(chunks: list[bytes], expected: Manifest | None) -> tuple[str, Any]:
-        gate = HeaderGate(expected)
+        gate = HeaderGate(None if expected is None else partial(check_same, expected=expected))
         try:
             for chunk in chunks:
                 gate.takes_long(chunk)
@@ -308,7 +310,7 @@ async def _receive(uploads: Uploads, sent: list[round_pb2.SubmitUpdateRequest]) 
     async def accept(received: Received) -> tuple[Received, bool]:
         return received, True
 
-    return await uploads.receive(declared, MANIFEST, accept)
+    return await uploads.receive(declared, partial(check_same, expected=MANIFEST), accept)
 
 
 TARGETS: dict[str, tuple[Callable[[Path], Any], float]] = {

@@ -150,17 +150,20 @@ def models_are_right(facts: Facts, history: History) -> Findings:
         if version is None or not version["stored"] or not used:
             yield from [] if used and version else [(row["training_id"], f"round {row['number']} has made nothing")]
             continue
-        digest = version["sha256"] if makes else facts.posteriors[training["model_id"], row["model_version"]]
         try:
+            if makes:
+                found = facts.version(version)
+            else:
+                found = facts.tensors(facts.posteriors[training["model_id"], row["model_version"]])
             inputs = [facts.tensors(update["sha256"]) for update in used]
             weights = [update["num_examples"] for update in used]
             if makes and not any(weights):
-                expected = facts.tensors(versions[training["model_id"], row["model_version"]]["sha256"])
+                expected = facts.version(versions[training["model_id"], row["model_version"]])
             elif makes:
-                expected = tensors.aggregate(inputs, weights)
+                expected = {**facts.inherited(version), **tensors.aggregate(inputs, weights)}
             else:
                 expected = tensors.posterior(inputs, weights, training["spec"]["uncertainty"]["options"]["rank"])
-            wrong = tensors.same(facts.tensors(digest), expected)
+            wrong = tensors.same(found, expected)
         except (OSError, ValueError, KeyError, struct.error) as error:
             wrong = repr(error)
         if wrong is not None:
@@ -256,7 +259,13 @@ def references_lead_somewhere(facts: Facts, history: History) -> Findings:
     """What a row refers to is there, with the size that the row gives, unless it was damaged."""
     damaged = {entry["sha256"] for entry in history.of("damaged")}
     removed = {row["model_id"] for row in facts["model"] if row["remove_time"]}
-    needed = [(row["sha256"], row["size_bytes"], "") for row in facts["model_version"] if is_needed(row, removed)]
+    needed = [
+        (row["delta_sha256"] or row["sha256"], row["delta_size_bytes"] or row["size_bytes"], "")
+        for row in facts["model_version"]
+        if is_needed(row, removed)
+    ]
+    bases = (row for row in facts["model_base"] if row["model_id"] not in removed)
+    needed += [(row["sha256"], row["size_bytes"], "") for row in bases]
     stored = {(row["model_id"], row["version"]) for row in facts["model_version"] if is_needed(row, removed)}
     for row in facts["artifact"]:
         if (row["model_id"], row["version"]) in stored:

@@ -29,8 +29,10 @@ class RandomTraining:
         # Apart, so that a seed draws the same trainings whether or not participants fail.
         self._odd_draw = random.Random(f"odd {seed}")
         self._odd = odd
+        self._draw_parts = random.Random(f"{seed} parts")
         self._control = RandomControl(client, seed, controlled)
         self._kinds = tensors.shapes(self._draw)
+        self._trained = self._kinds
         self._present: list[User] = []
         self._delayed: list[Callable[[], object]] = []
         self._begun: set[int] = set()
@@ -97,6 +99,12 @@ class RandomTraining:
             if draw.random() < 0.5:
                 spec.round_policy.on_missed = training_pb2.ON_MISSED_RETRY
                 spec.round_policy.max_retries = draw.randint(1, 2)
+        if not spec.HasField("aggregation") and not spec.HasField("uncertainty") and self._draw_parts.random() < 0.5:
+            names = self._draw_parts.sample(sorted(self._kinds), self._draw_parts.randint(1, len(self._kinds)))
+            self._trained = {name: self._kinds[name] for name in names}
+            spec.tensors.trainable.extend(names)
+            own = sorted(self._kinds.keys() - names)[:1]
+            spec.tensors.private.extend(own)
         self._control.configure(spec)
         return spec
 
@@ -256,7 +264,7 @@ class RandomTraining:
         if started.kind == event_pb2.ROUND_KIND_SWAG:
             file = tensors.write(tensors.moments(self._kinds, started.swag.rank, draw))
         else:
-            file = tensors.write(tensors.fill(self._kinds, draw))
+            file = tensors.write(tensors.fill(self._trained, draw))
         spec = round_pb2.UpdateSpec(
             training_id=self._training_id,
             round=started.round,

@@ -23,7 +23,7 @@ from chaos.invariants import Violation, check
 from chaos.server_process import TIMEOUT_SECONDS
 from contracts.blobs import chunk_of
 from contracts.world import SPEC
-from fedround_server.blobs import BlobFiles, StagedBlob
+from fedround_server.blobs import BlobFiles
 from fedround_server.blobs.local import LocalBlobs
 from fedround_server.coordinator import Context, Coordinator
 from fedround_server.coordinator.uploads.receive import Incoming
@@ -34,7 +34,7 @@ from fedround_server.domain.training import Training, TrainingState
 from fedround_server.domain.uncertainty import Swag
 from fedround_server.domain.user import Role
 from fedround_server.engine import worker
-from fedround_server.engine.jobs import AggregationJob, CheckJob, CheckResult
+from fedround_server.engine.jobs import AggregationJob, CheckJob, CheckResult, StagedResult
 from fedround_server.store import Store
 from fedround_server.wakeups import Hub
 
@@ -54,7 +54,7 @@ class InProcess:
     async def check(self, job: CheckJob) -> CheckResult:
         return worker.run_check(self._files, job)
 
-    async def aggregate(self, job: AggregationJob) -> StagedBlob:
+    async def aggregate(self, job: AggregationJob) -> StagedResult:
         return worker.run_aggregation(self._files, job)
 
 

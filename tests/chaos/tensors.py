@@ -47,6 +47,19 @@ def write(tensors: Tensors) -> bytes:
     return struct.pack("<Q", len(text)) + text + data
 
 
+def merge(base: bytes, delta: bytes) -> bytes:
+    """The whole file of a version: what only the base has, then the delta, each in its order."""
+    changed = read(delta)
+    merged = {name: tensor for name, tensor in read(base).items() if name not in changed} | dict(changed)
+    header, data = {}, b""
+    for name, tensor in merged.items():
+        begin, data = len(data), data + tensor.data
+        header[name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [begin, len(data)]}
+    text = json.dumps(header, separators=(",", ":"))
+    text += " " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text.encode() + data
+
+
 def read(file: bytes) -> Tensors:
     start = 8 + struct.unpack("<Q", file[:8])[0]
     return {

@@ -13,15 +13,15 @@ import pytest
 
 from contracts.blobs import put
 from contracts.world import World, update
-from fedround_server.blobs import BlobFiles, StagedBlob
+from fedround_server.blobs import BlobFiles
 from fedround_server.blobs.local import LocalBlobs
 from fedround_server.coordinator import Context, Coordinator
 from fedround_server.domain.errors import StoreUnavailable
-from fedround_server.domain.model import BlobRef
+from fedround_server.domain.model import BaseAndDelta, BlobRef, blobs_of
 from fedround_server.domain.training import Training
 from fedround_server.domain.user import Role
 from fedround_server.engine.format.verification import Verifier
-from fedround_server.engine.jobs import AggregationJob, CheckJob, CheckResult, PredictionJob
+from fedround_server.engine.jobs import AggregationJob, CheckJob, CheckResult, PredictionJob, StagedResult
 from fedround_server.store import Store
 from fedround_server.wakeups import Hub
 
@@ -77,18 +77,23 @@ class FakeEngine:
     async def check(self, job: CheckJob) -> CheckResult:
         return CheckResult()
 
-    async def aggregate(self, job: AggregationJob) -> StagedBlob:
+    async def aggregate(self, job: AggregationJob) -> StagedResult:
         self.jobs.append(job)
         await self.may_end.wait()
         if self.error is not None:
             raise self.error
-        for blob in (job.model, *job.updates) if self.reads else ():
+        for blob in (*blobs_of(job.model), *job.updates) if self.reads else ():
             with Verifier(self.files.local_path(blob), blob) as verifier:
                 verifier.verify(0, blob.size_bytes)
         content = f"result {len(self.jobs)}".encode()
         with self.files.stage() as (staged, path):
             path.write_bytes(content)
-        return StagedBlob(staged, BlobRef(hashlib.sha256(content).hexdigest(), len(content)))
+        blob = BlobRef(hashlib.sha256(content).hexdigest(), len(content))
+        if not job.tensors.is_partial:
+            return StagedResult(staged, blob, blob)
+        base = blobs_of(job.model)[0]
+        whole = hashlib.sha256(f"{base.sha256} {content!r}".encode()).hexdigest()
+        return StagedResult(staged, blob, BaseAndDelta(whole, base.size_bytes + len(content), base, blob))
 
     async def predict(self, job: PredictionJob) -> Any:
         raise AssertionError("no test predicts here")

@@ -94,9 +94,9 @@ async def test_what_is_inserted_is_read_back_by_a_plain_query(world: World) -> N
             checksums=b"\x00\xff",
             create_time=NOW,
             stored=True,
-            posterior_sha256=None,
-            posterior_size_bytes=0,
-            posterior_rank=0,
+            delta_sha256=None,
+            delta_size_bytes=None,
+            delta_checksums=None,
         ),
     ]
 

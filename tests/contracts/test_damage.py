@@ -16,6 +16,7 @@ from contracts.world import blob
 from damage import flip
 from fedround_server.blobs import BLOCK_BYTES
 from fedround_server.coordinator.aggregation import DAMAGE_DELAY, RETRY_DELAY
+from fedround_server.coordinator.served_files import ServedFile
 from fedround_server.domain.aggregation import FedDC
 from fedround_server.domain.errors import ModelDamaged, RoundNotFound
 from fedround_server.domain.event import RoundClosed, RoundExtended, RoundStarted, UpdateAccepted, UpdateLost
@@ -264,14 +265,14 @@ async def test_a_file_of_an_earlier_version_is_verified_when_it_is_read_first(st
         (old,) = [put(coordination.context.blobs, b"zeros")]
         known = await store.models.get_version(training.model_id, 0, actor)
         assert known.blob.checksums == b""
-        assert [chunk.data async for chunk in models.read("it", known.blob, 0)] == [b"zeros"]
+        assert [chunk.data async for chunk in models.read(ServedFile.of("it", 0, known.blob), 0)] == [b"zeros"]
         known = await store.models.get_version(training.model_id, 0, actor)
         assert known.blob.checksums == old.checksums
         other = put(coordination.context.blobs, data)
         flip(coordination.context.blobs.files.local_path(other), -1)
         with pytest.raises(ModelDamaged, match=f"it cannot be read: on the server, the file objects/.*{other.sha256}"):
-            [chunk async for chunk in models.read("it", BlobRef(other.sha256, len(data)), 0)]
-        chunks = models.read("it", other, 0)
+            [chunk async for chunk in models.read(ServedFile.of("it", 0, BlobRef(other.sha256, len(data))), 0)]
+        chunks = models.read(ServedFile.of("it", 0, other), 0)
         assert (await anext(chunks)).data == data[:BLOCK_BYTES]
         with pytest.raises(ModelDamaged) as raised:
             await anext(chunks)

@@ -13,14 +13,13 @@ from contracts.blobs import chunk_of
 from contracts.coordination import FakeEngine, coordinating
 from contracts.world import SPEC, World
 from fedround_server.app import _write_secret
-from fedround_server.blobs import StagedBlob
 from fedround_server.coordinator import Coordinator
 from fedround_server.coordinator.uploads.receive import Incoming
 from fedround_server.domain.chunk import Chunk
 from fedround_server.domain.errors import StoreUnavailable
 from fedround_server.domain.user import Role
 from fedround_server.engine import worker
-from fedround_server.engine.jobs import AggregationJob
+from fedround_server.engine.jobs import AggregationJob, StagedResult
 from fedround_server.store import Store
 from fedround_server.store.tables.base import database_proxy
 
@@ -28,7 +27,7 @@ from fedround_server.store.tables.base import database_proxy
 class InProcess(FakeEngine):
     """Aggregates like the worker does."""
 
-    async def aggregate(self, job: AggregationJob) -> StagedBlob:
+    async def aggregate(self, job: AggregationJob) -> StagedResult:
         return worker.run_aggregation(self.files, job)
 
 

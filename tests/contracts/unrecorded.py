@@ -13,17 +13,19 @@ from fedround_server.store.tables.schema import (
     ArtifactRow,
     AssignmentRow,
     LastSeenRow,
+    ModelBaseRow,
     ModelVersionRow,
     RejectedUpdateRow,
     UpdateRow,
 )
 
-HAVE_FILES = (ModelVersionRow, ArtifactRow, UpdateRow, AssignmentRow)
+HAVE_FILES = (ModelVersionRow, ModelBaseRow, ArtifactRow, UpdateRow, AssignmentRow)
 WRITES = ("INSERT", "UPDATE", "DELETE")
 # Neither the time when a user was last seen nor the count of rejected updates is a change; nor are checksums of a file.
 ASIDE = (
     *(f'INSERT INTO "{table._meta.table_name}"' for table in (LastSeenRow, RejectedUpdateRow)),
     *(f'UPDATE "{table._meta.table_name}" SET "checksums" =' for table in HAVE_FILES),
+    'UPDATE "model_version" SET "delta_checksums" =',
 )
 
 

@@ -75,6 +75,22 @@ def test_a_second_start_keeps_the_admin(tmp_path: Path) -> None:
         assert (me.name, me.role) == ("admin", user_pb2.ROLE_ADMIN)
 
 
+def test_a_seed_repeats_the_ids_of_a_new_data_directory_only(tmp_path: Path) -> None:
+    def admin_id(server: Server) -> str:
+        with grpc.insecure_channel(server.address) as channel:
+            return Person(channel, server.admin_token).users.GetMyself(user_pb2.GetMyselfRequest()).user.user_id
+
+    found = []
+    for name, seed in (("one", "3"), ("two", "3"), ("three", "4")):
+        with Server(tmp_path / name, options=("--id-seed", seed)) as server:
+            found.append(admin_id(server))
+    assert found[0] == found[1] != found[2]
+    ended = forked.run("--listen", "127.0.0.1:0", "--data-dir", tmp_path / "one", "--id-seed", "3")
+    assert (ended.returncode, "id_seed would repeat ids of this data directory" in ended.stderr) == (1, True)
+    with Server(tmp_path / "one") as server:
+        assert admin_id(server) == found[0]
+
+
 def test_a_start_makes_a_token_when_no_admin_has_one(tmp_path: Path) -> None:
     with Server(tmp_path / "data") as server:
         token = server.admin_token

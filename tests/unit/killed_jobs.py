@@ -4,9 +4,8 @@ import os
 import signal
 from pathlib import Path
 
-from fedround_server.blobs import StagedBlob
 from fedround_server.engine import worker
-from fedround_server.engine.jobs import AggregationJob
+from fedround_server.engine.jobs import AggregationJob, StagedResult
 from unit.paths import Paths
 
 
@@ -18,7 +17,7 @@ def die_once(marker: Path) -> int:
     return os.getpid()
 
 
-def aggregate_and_die_once(marker: Path, files: Paths, job: AggregationJob) -> StagedBlob:
+def aggregate_and_die_once(marker: Path, files: Paths, job: AggregationJob) -> StagedResult:
     """Aggregates; the first process is killed between writing the whole file and reporting it."""
     if not marker.exists():
         marker.touch()

@@ -17,10 +17,10 @@ from hypothesis.extra.numpy import array_shapes
 
 from fedround_server.engine.aggregation import aggregate
 from fedround_server.engine.aggregators import AGGREGATORS
-from fedround_server.engine.check import check_numbers
 from fedround_server.engine.format import tensors as engine_tensors
 from fedround_server.engine.format.tensors import BLOCK
 from fedround_server.engine.jobs import AggregationFailed, AggregationJob
+from unit.checks import check_numbers
 from unit.paths import Paths, at
 from unit.safetensors_files import NUMPY_DTYPES, write
 

@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from fedround_server.engine.check import check_numbers
 from fedround_server.engine.format import tensors as engine_tensors
+from unit.checks import check_numbers
 from unit.safetensors_files import NUMPY_DTYPES, write
 
 Tensors = dict[str, np.ndarray]

@@ -1,6 +1,7 @@
 """Updates that are differences in half precision: let in as a whole, measured as they are, and added exactly."""
 
 import itertools
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,13 @@ from hypothesis import strategies as st
 from fedround_server.domain.errors import UpdateMismatch
 from fedround_server.domain.model import Dtype, TensorSpec, differences
 from fedround_server.engine.aggregation import aggregate
-from fedround_server.engine.check import check_numbers
 from fedround_server.engine.format import tensors as engine_tensors
+from fedround_server.engine.format.compare import check_same
 from fedround_server.engine.format.gate import HeaderGate
 from fedround_server.engine.format.manifest import make_header
 from fedround_server.engine.format.tensors import BLOCK
 from fedround_server.engine.jobs import AggregationJob
+from unit.checks import check_numbers
 from unit.paths import Paths, at
 
 Tensors = dict[str, np.ndarray]
@@ -151,7 +153,7 @@ def test_all_wide_tensors_are_differences_or_none() -> None:
     assert [spec.dtype for spec in narrow.values()] == [Dtype.BF16, Dtype.BF16, Dtype.F16, Dtype.I64]
     for wide, w in itertools.product((Dtype.F64, Dtype.BF16, Dtype.F16), (Dtype.F32, Dtype.BF16)):
         sent = MANIFEST | {"wide": TensorSpec(wide, (3, 5)), "w": TensorSpec(w, (4, 7))}
-        gate = HeaderGate(MANIFEST, narrow)
+        gate = HeaderGate(partial(check_same, expected=MANIFEST, differences=narrow))
         if sent in (MANIFEST, narrow):
             gate.feed(make_header(sent))
             assert gate.layout is not None
@@ -160,4 +162,6 @@ def test_all_wide_tensors_are_differences_or_none() -> None:
             with pytest.raises(UpdateMismatch, match=words):
                 gate.feed(make_header(sent))
     with pytest.raises(UpdateMismatch, match=r"'half' is F32\[6\], and the round asks for F16\[6\]$"):
-        HeaderGate(MANIFEST, narrow).feed(make_header(MANIFEST | {"half": TensorSpec(Dtype.F32, (6,))}))
+        HeaderGate(partial(check_same, expected=MANIFEST, differences=narrow)).feed(
+            make_header(MANIFEST | {"half": TensorSpec(Dtype.F32, (6,))})
+        )

@@ -8,6 +8,7 @@ from typing import Any, Self
 import pytest
 
 from fedround_server.coordinator.model import Models
+from fedround_server.coordinator.served_files import ServedFile
 from fedround_server.coordinator.stored_files import StoredFiles
 from fedround_server.domain.chunk import Chunk
 from fedround_server.domain.model import BlobRef
@@ -46,7 +47,9 @@ async def test_a_download_that_is_given_up_closes_its_file_behind_the_reader() -
     file = SlowFile()
     context: Any = SimpleNamespace(blobs=SimpleNamespace(open=lambda *_: file))
     uploads: Any = None
-    chunks = Models(context, uploads, StoredFiles(context)).read("it", BlobRef("0" * 64, 5, b"0000"), 0)
+    chunks = Models(context, uploads, StoredFiles(context)).read(
+        ServedFile.of("it", 0, BlobRef("0" * 64, 5, b"0000")), 0
+    )
     download = asyncio.ensure_future(anext(chunks))
     await asyncio.to_thread(file.begun.wait, 30)
     download.cancel()

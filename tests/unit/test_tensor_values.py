@@ -18,11 +18,11 @@ from fedround_server.domain.model import Dtype
 from fedround_server.domain.training import IntegerTensors
 from fedround_server.engine.aggregation import aggregate
 from fedround_server.engine.aggregators.integers import rounded_mean, take_maximum
-from fedround_server.engine.check import check_numbers
 from fedround_server.engine.format import tensors as engine_tensors
 from fedround_server.engine.format.dtypes import narrow
 from fedround_server.engine.format.tensors import TensorFile
 from fedround_server.engine.jobs import AggregationFailed, AggregationJob
+from unit.checks import check_numbers
 from unit.paths import Paths, at
 from unit.safetensors_files import NUMPY_DTYPES, write
 

@@ -13,10 +13,10 @@ from damage import flip
 from fedround_server.blobs import BLOCK_BYTES, BlobDamaged
 from fedround_server.domain.model import BlobRef
 from fedround_server.engine.aggregation import aggregate
-from fedround_server.engine.check import check_numbers
 from fedround_server.engine.format.tensors import TensorFile, open_blob
 from fedround_server.engine.format.verification import SEGMENT_BYTES, Verifier, reading_ahead
 from fedround_server.engine.jobs import AggregationJob
+from unit.checks import check_numbers
 from unit.paths import Paths, at
 from unit.safetensors_files import write
 

@@ -12,7 +12,20 @@ from typing import Annotated
 import typer
 
 from fedround_client.client import DEFAULT_SERVER
-from fedround_client.command import audit, convert, demo, doctor, init, metrics, model, predict, serve, training, user
+from fedround_client.command import (
+    audit,
+    convert,
+    demo,
+    doctor,
+    init,
+    metrics,
+    model,
+    predict,
+    serve,
+    simulate,
+    training,
+    user,
+)
 from fedround_client.command.output import echo
 from fedround_client.command.session import Group
 
@@ -33,6 +46,7 @@ app.command("predict")(predict.predict)
 app.command("convert")(convert.convert)
 app.command("doctor")(doctor.doctor)
 app.command("init")(init.init)
+app.command("simulate")(simulate.run)
 app.command("serve", context_settings=serve.PASS_THROUGH)(serve.serve)
 app.command("demo", context_settings=serve.PASS_THROUGH)(demo.demo)
 

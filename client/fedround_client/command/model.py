@@ -26,6 +26,7 @@ from fedround_client.command.output import (
     when,
 )
 from fedround_client.command.session import client_of
+from fedround_client.model import PartName
 from fedround_client.round_number import round_text
 
 app = typer.Typer(no_args_is_help=True, help="Upload, list, tag and download models and their versions.")
@@ -155,8 +156,15 @@ def download(
     version: Annotated[int | None, typer.Option(min=0, max=UINT32, help="The latest one by default.")] = None,
     tag: Annotated[str, typer.Option(help="Instead of --version: the one with this tag, such as best.")] = "",
     posterior: Annotated[bool, typer.Option("--posterior", help="Download the SWAG posterior of the version.")] = False,
+    delta: Annotated[
+        bool, typer.Option("--delta", help="Download only the tensors that the version has in place of its base's.")
+    ] = False,
+    tensor: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Download only tensors with matching names; repeat for more."),
+    ] = None,
     output: Annotated[
-        Path | None, typer.Option(help="The file to write; MODEL_ID[.posterior].safetensors by default.")
+        Path | None, typer.Option(help="The file to write; MODEL_ID[.posterior|.delta].safetensors by default.")
     ] = None,
     force: ForceOption = False,
     form: FormatOption = Format.TABLE,
@@ -164,12 +172,15 @@ def download(
     """Download a version of a model as a safetensors file, and print its path."""
     if tag and version is not None:
         raise typer.BadParameter("--version and --tag both select a version: choose one")
+    if posterior + delta + bool(tensor) > 1:
+        raise typer.BadParameter("--posterior, --delta and --tensor exclude each other: choose one")
+    part: PartName = "POSTERIOR" if posterior else "DELTA" if delta else "MODEL"
     with client_of(context) as client, progress("download") as report:
         model_id = names.model_id(client, model)
-        target = output or Path(f"{model_id}.posterior.safetensors" if posterior else f"{model_id}.safetensors")
+        target = output or Path(f"{model_id}{'' if part == 'MODEL' else f'.{part.lower()}'}.safetensors")
         check_new(target, force)
         path = client.download_model(
-            model_id, version, tag=tag, part="POSTERIOR" if posterior else "MODEL", to=target, progress=report
+            model_id, version, tag=tag, part=part, tensors=tensor or (), to=target, progress=report
         )
     if form is Format.JSON:
         echo_json({"path": str(path)}, indent=None)

@@ -151,6 +151,20 @@ def create(
             " rounds them. num_batches_tracked gets the maximum.",
         ),
     ] = IntegerTensorsChoice.HEAVIEST,
+    trainable: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="GLOB",
+            help="Updates contain only tensors with matching names, such as '*.lora_?'; repeat for more.",
+        ),
+    ] = None,
+    private: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Tensors that each participant keeps, and never sends; repeat for more."),
+    ] = None,
+    external_base: Annotated[
+        str, typer.Option(metavar="SHA256", help="Digest of a file of other tensors that only the participants have.")
+    ] = "",
     config: ConfigOptions = None,
     client_config: ClientConfigOptions = None,
     form: FormatOption = Format.TABLE,
@@ -203,6 +217,9 @@ def create(
             update_precision=update_precision.value,
             allow_non_finite_buffers=allow_non_finite_buffers,
             integer_tensors=integer_tensors.value,
+            trainable=trainable or (),
+            private=private or (),
+            external_base_sha256=external_base,
             config=values,
             client_config=parse_clients(connection, client_config or ()),
             progress=report,

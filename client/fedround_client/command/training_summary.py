@@ -111,6 +111,9 @@ def _lines(training: Training, current: Round | None, names: Mapping[str, str]) 
         yield "best", f"version {training.best_version}: {spec.selection.metric} {training.best_value:.6g}"
     yield "participants", _participants(training, names)
     yield "aggregation", _ALGORITHMS.get(spec.aggregation.WhichOneof("algorithm") or "", "")
+    yield "trainable", ", ".join(spec.tensors.trainable)
+    yield "private", ", ".join(spec.tensors.private)
+    yield "external base", spec.tensors.external_base_sha256
     yield "metrics", ", ".join(spec.metric_names)
     yield "config", config_text(spec.config)
     yield "client config", client_config_text(spec.client_config, names)

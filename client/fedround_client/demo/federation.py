@@ -15,11 +15,10 @@ from fedround_client.demo import network
 from fedround_client.demo.data import Split, pooled
 from fedround_client.demo.display import ClientRow, Dashboard
 from fedround_client.demo.messages import Message
-from fedround_client.demo.processes import ProcessGroup
 from fedround_client.demo.report import Outcome
-from fedround_client.demo.server import ARCHITECTURE
-from fedround_client.demo.settings import Settings
+from fedround_client.demo.settings import ARCHITECTURE, Settings
 from fedround_client.demo.uncertainty import METHOD, predict_rotated
+from fedround_client.embedded.processes import ProcessGroup
 from fedround_client.errors import from_event
 
 TICK_SECONDS = 0.1

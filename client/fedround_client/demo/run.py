@@ -4,37 +4,27 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from types import FrameType
 
 from rich.console import Console
 from rich.text import Text
 
 import fedround_client as fr
 from fedround_client.demo.display import Dashboard, comparison
-from fedround_client.demo.processes import ProcessExited, ProcessGroup
 from fedround_client.demo.report import Outcome, draw, draw_rotated, write_json
-from fedround_client.demo.server import Server
-from fedround_client.demo.settings import Settings, parse
+from fedround_client.demo.settings import ARCHITECTURE, FACTORY, Settings, parse
+from fedround_client.embedded.interruption import Interrupted, ignore_signals, interruptible
+from fedround_client.embedded.processes import ProcessExited, ProcessGroup
+from fedround_client.embedded.server import Server
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 RESULTS = {
     "accuracy.png": "the accuracy by round, compared with the alternatives",
     "uncertainty.png": "the uncertainty and the accuracy of the model on rotated digits",
     "report.json": "the numbers",
     "model.safetensors": "the final model",
 }
-
-
-class Interrupted(BaseException):
-    """A signal asks the demo to end."""
-
-    def __init__(self, number: int) -> None:
-        """Stores the number of the signal."""
-        super().__init__(number)
-        self.number = number
 
 
 def main(argv: Sequence[str]) -> int:
@@ -49,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
     settings = parse(argv)
     console = Console()
     try:
-        with _interruptible():
+        with interruptible():
             _demonstrate(settings, console)
     except Interrupted as interruption:
         console.print(f"Stopped by {signal.Signals(interruption.number).name}. Nothing is left running.")
@@ -71,7 +61,7 @@ def _demonstrate(settings: Settings, console: Console) -> None:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fedround-demo-")))
         processes = stack.enter_context(ProcessGroup(logs))
-        stack.callback(_ignore_signals)  # a second Ctrl-C must not interrupt the clean-up
+        stack.callback(ignore_signals)  # a second Ctrl-C must not interrupt the clean-up
         stack.enter_context(dashboard.shown())
         try:
             outcome = _federate(settings, dashboard, processes, folder)
@@ -93,7 +83,7 @@ def _demonstrate(settings: Settings, console: Console) -> None:
 
 def _federate(settings: Settings, dashboard: Dashboard, processes: ProcessGroup, folder: Path) -> Outcome:
     dashboard.set_phase("Starting the server")
-    server = Server(processes, folder / "server")
+    server = Server(processes, folder / "server", [f"--architecture={ARCHITECTURE}={FACTORY}"])
     # Imports torch, which takes two seconds: --help does not need it, and the server starts meanwhile.
     from fedround_client.demo.data import load, split
     from fedround_client.demo.federation import ClientAccount, Federation
@@ -109,29 +99,6 @@ def _federate(settings: Settings, dashboard: Dashboard, processes: ProcessGroup,
         outcome = federation.run(processes, accounts, folder)
         actor.download_model(outcome.model_id, to=settings.output / "model.safetensors")
     return outcome
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Raises Interrupted at the first signal of SIGNALS, and ignores later ones."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        _ignore_signals()
-        raise Interrupted(number)
-
-    # nohup ignores SIGHUP, and so must the demo.
-    handled = [number for number in SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, interrupt) for number in handled}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _ignore_signals() -> None:
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+ARCHITECTURE, FACTORY = "digits", "fedround_client.demo.network:build"
+"""The network's architecture, as the server knows it, and the function that builds it."""
+
 Number = TypeVar("Number", int, float)
 
 

@@ -11,6 +11,7 @@ from fedround_client.errors.family import (
 )
 
 __all__ = [
+    "BaseMissing",
     "ClientClosed",
     "NoGrpcServer",
     "ProxyDenied",
@@ -27,6 +28,10 @@ __all__ = [
 
 class UnsupportedRound(Unimplemented, reason="UNSUPPORTED_ROUND"):
     """A round asks for something that this participant cannot do."""
+
+
+class BaseMissing(FailedPrecondition, reason="BASE_MISSING"):
+    """A training needs a file of tensors that the server does not have, and the participant does not have it either."""
 
 
 class TrainingFailed(Aborted):

@@ -80,6 +80,10 @@ class ModelInfo(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     SHA256_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    BASE_SHA256_FIELD_NUMBER: _builtins.int
+    BASE_SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    DELTA_SHA256_FIELD_NUMBER: _builtins.int
+    DELTA_SIZE_BYTES_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     """UUID of the model."""
     version: _builtins.int
@@ -88,6 +92,16 @@ class ModelInfo(_message.Message):
     """SHA-256 of the file, in hex."""
     size_bytes: _builtins.int
     """Size of the file in bytes."""
+    base_sha256: _builtins.str
+    """SHA-256, in hex, of the base, if the version is stored as a base and a delta: the file of tensors that all versions
+    of the model share. Empty if the version is stored whole, and with the info of a download.
+    """
+    base_size_bytes: _builtins.int
+    """Size of the base in bytes."""
+    delta_sha256: _builtins.str
+    """SHA-256, in hex, of the delta: the file of the tensors that replace those of the base."""
+    delta_size_bytes: _builtins.int
+    """Size of the delta in bytes."""
     def __init__(
         self,
         *,
@@ -95,10 +109,14 @@ class ModelInfo(_message.Message):
         version: _builtins.int = ...,
         sha256: _builtins.str = ...,
         size_bytes: _builtins.int = ...,
+        base_sha256: _builtins.str = ...,
+        base_size_bytes: _builtins.int = ...,
+        delta_sha256: _builtins.str = ...,
+        delta_size_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_id", b"model_id", "sha256", b"sha256", "size_bytes", b"size_bytes", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_sha256", b"base_sha256", "base_size_bytes", b"base_size_bytes", "delta_sha256", b"delta_sha256", "delta_size_bytes", b"delta_size_bytes", "model_id", b"model_id", "sha256", b"sha256", "size_bytes", b"size_bytes", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -338,6 +356,9 @@ class RoundStarted(_message.Message):
     SUBMITTED_FIELD_NUMBER: _builtins.int
     UPDATE_PRECISION_FIELD_NUMBER: _builtins.int
     CONFIG_FIELD_NUMBER: _builtins.int
+    TRAINABLE_FIELD_NUMBER: _builtins.int
+    PRIVATE_FIELD_NUMBER: _builtins.int
+    EXTERNAL_BASE_SHA256_FIELD_NUMBER: _builtins.int
     round: _builtins.int
     """Number of the round, from 0."""
     kind: Global___RoundKind.ValueType
@@ -356,6 +377,8 @@ class RoundStarted(_message.Message):
     """
     update_precision: _aggregation_pb2.UpdatePrecision.ValueType
     """The precision in which updates may be sent; FULL unless the training allows another and the round trains."""
+    external_base_sha256: _builtins.str
+    """SHA-256, in hex, of a file of the participant's that has the tensors beside those of the model; empty if there is none."""
     @_builtins.property
     def model(self) -> Global___ModelInfo:
         """The model to train or to evaluate."""
@@ -382,6 +405,14 @@ class RoundStarted(_message.Message):
         of everybody, without client_config, unless it takes part and has values of its own.
         """
 
+    @_builtins.property
+    def trainable(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Globs of the tensors that updates contain, as in TensorSelection; empty means all but the private ones."""
+
+    @_builtins.property
+    def private(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Globs of the tensors that the participant keeps, as in TensorSelection."""
+
     def __init__(
         self,
         *,
@@ -398,10 +429,13 @@ class RoundStarted(_message.Message):
         submitted: _builtins.bool = ...,
         update_precision: _aggregation_pb2.UpdatePrecision.ValueType = ...,
         config: _abc.Mapping[_builtins.str, _config_pb2.ConfigValue] | None = ...,
+        trainable: _abc.Iterable[_builtins.str] | None = ...,
+        private: _abc.Iterable[_builtins.str] | None = ...,
+        external_base_sha256: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["aggregation", b"aggregation", "deadline", b"deadline", "model", b"model", "swag", b"swag"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregation", b"aggregation", "assigned", b"assigned", "attempt", b"attempt", "config", b"config", "deadline", b"deadline", "kind", b"kind", "local_rounds", b"local_rounds", "metric_names", b"metric_names", "model", b"model", "round", b"round", "submitted", b"submitted", "swag", b"swag", "update_precision", b"update_precision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregation", b"aggregation", "assigned", b"assigned", "attempt", b"attempt", "config", b"config", "deadline", b"deadline", "external_base_sha256", b"external_base_sha256", "kind", b"kind", "local_rounds", b"local_rounds", "metric_names", b"metric_names", "model", b"model", "private", b"private", "round", b"round", "submitted", b"submitted", "swag", b"swag", "trainable", b"trainable", "update_precision", b"update_precision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

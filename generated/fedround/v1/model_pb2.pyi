@@ -33,6 +33,10 @@ class _ModelPartEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ModelPart.V
     """The model's weights."""
     MODEL_PART_POSTERIOR: _ModelPart.ValueType  # 2
     """The SWAG posterior of the version."""
+    MODEL_PART_DELTA: _ModelPart.ValueType  # 3
+    """The delta of a version that is stored as a base and a delta: the tensors that replace those of the base."""
+    MODEL_PART_BASE: _ModelPart.ValueType  # 4
+    """The base of such a version: the tensors that all versions of the model share, and those that deltas replace."""
 
 class ModelPart(_ModelPart, metaclass=_ModelPartEnumTypeWrapper):
     """A file of a version."""
@@ -43,6 +47,10 @@ MODEL_PART_MODEL: ModelPart.ValueType  # 1
 """The model's weights."""
 MODEL_PART_POSTERIOR: ModelPart.ValueType  # 2
 """The SWAG posterior of the version."""
+MODEL_PART_DELTA: ModelPart.ValueType  # 3
+"""The delta of a version that is stored as a base and a delta: the tensors that replace those of the base."""
+MODEL_PART_BASE: ModelPart.ValueType  # 4
+"""The base of such a version: the tensors that all versions of the model share, and those that deltas replace."""
 Global___ModelPart: _TypeAlias = ModelPart  # noqa: Y015
 
 @_typing.final
@@ -246,6 +254,9 @@ class ModelVersion(_message.Message):
     STORED_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
     POSTERIOR_FIELD_NUMBER: _builtins.int
+    BASE_SHA256_FIELD_NUMBER: _builtins.int
+    DELTA_SHA256_FIELD_NUMBER: _builtins.int
+    DELTA_SIZE_BYTES_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     """UUID of the model."""
     version: _builtins.int
@@ -256,6 +267,12 @@ class ModelVersion(_message.Message):
     """Size of the file in bytes."""
     stored: _builtins.bool
     """Whether the file is still stored; retention deletes the files of old versions without a tag."""
+    base_sha256: _builtins.str
+    """SHA-256 of the base, in hex, if the version is stored as a base and a delta; empty if it is stored whole."""
+    delta_sha256: _builtins.str
+    """SHA-256 of the delta, in hex: the file of the tensors that replace those of the base."""
+    delta_size_bytes: _builtins.int
+    """Size of the delta in bytes: what the version takes on the server's disk, beside the base."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was created."""
@@ -286,10 +303,13 @@ class ModelVersion(_message.Message):
         stored: _builtins.bool = ...,
         metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         posterior: Global___PosteriorInfo | None = ...,
+        base_sha256: _builtins.str = ...,
+        delta_sha256: _builtins.str = ...,
+        delta_size_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "posterior", b"posterior"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "metrics", b"metrics", "model_id", b"model_id", "posterior", b"posterior", "sha256", b"sha256", "size_bytes", b"size_bytes", "stored", b"stored", "tags", b"tags", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_sha256", b"base_sha256", "create_time", b"create_time", "delta_sha256", b"delta_sha256", "delta_size_bytes", b"delta_size_bytes", "metrics", b"metrics", "model_id", b"model_id", "posterior", b"posterior", "sha256", b"sha256", "size_bytes", b"size_bytes", "stored", b"stored", "tags", b"tags", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -627,6 +647,7 @@ class DownloadModelRequest(_message.Message):
     PART_FIELD_NUMBER: _builtins.int
     HAVE_SHA256_FIELD_NUMBER: _builtins.int
     COMPRESSION_FIELD_NUMBER: _builtins.int
+    TENSORS_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     """UUID of the model."""
     version: _builtins.int
@@ -643,6 +664,12 @@ class DownloadModelRequest(_message.Message):
     """Compression that the caller accepts. The server compresses one chunk at a time for all downloads, and sends a
     chunk uncompressed that would have to wait, or would not become smaller.
     """
+    @_builtins.property
+    def tensors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Globs of tensor names, at most 100: only the tensors that match one of them are sent, as a file of their own, whose
+        SHA-256 and size the info has. Only with MODEL_PART_MODEL. Empty for all.
+        """
+
     def __init__(
         self,
         *,
@@ -653,10 +680,11 @@ class DownloadModelRequest(_message.Message):
         part: Global___ModelPart.ValueType = ...,
         have_sha256: _builtins.str = ...,
         compression: _event_pb2.Compression.ValueType = ...,
+        tensors: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_version", b"_version", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_version", b"_version", "compression", b"compression", "have_sha256", b"have_sha256", "model_id", b"model_id", "offset", b"offset", "part", b"part", "tag", b"tag", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_version", b"_version", "compression", b"compression", "have_sha256", b"have_sha256", "model_id", b"model_id", "offset", b"offset", "part", b"part", "tag", b"tag", "tensors", b"tensors", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__version: _TypeAlias = _typing.Literal["version"]  # noqa: Y015
     _WhichOneofArgType__version: _TypeAlias = _typing.Literal["_version", b"_version"]  # noqa: Y015

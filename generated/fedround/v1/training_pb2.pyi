@@ -387,7 +387,11 @@ Global___Cohort: _TypeAlias = Cohort  # noqa: Y015
 
 @_typing.final
 class TensorSelection(_message.Message):
-    """Which tensors updates contain. Names are matched by globs, such as `encoder.*` or `*.lora_?.weight`."""
+    """Which tensors updates contain. Names are matched by globs, such as `encoder.*` or `*.lora_?.weight`: `*` stands for any
+    characters, also dots and slashes, `?` for one, `[ab]` for one of these, `[!ab]` for one that is none of these; upper
+    and lower case differ. At most 100 globs of each kind, each 1 to 512 characters. A glob that matches no tensor of the
+    model is an error, and so is a tensor that is trainable and private. Not available with FedDC and SWAG.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -395,14 +399,20 @@ class TensorSelection(_message.Message):
     PRIVATE_FIELD_NUMBER: _builtins.int
     EXTERNAL_BASE_SHA256_FIELD_NUMBER: _builtins.int
     external_base_sha256: _builtins.str
-    """SHA-256, in hex, of a file of the other tensors that the clients have and the server never gets."""
+    """SHA-256, in hex, of a safetensors file of other tensors that the participants have and the server never gets. The
+    model has only the tensors that the server may know.
+    """
     @_builtins.property
     def trainable(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """An update has exactly the tensors that match one of these; the versions inherit the others. Empty means all."""
+        """An update has exactly the tensors that match one of these; the versions inherit the others. Empty means all but the
+        private ones.
+        """
 
     @_builtins.property
     def private(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Tensors that match one of these are never sent: each participant keeps its own."""
+        """Tensors that match one of these are never sent: each participant keeps its own. The versions inherit those of the
+        first one. With external_base_sha256 they may be in that file instead of the model.
+        """
 
     def __init__(
         self,

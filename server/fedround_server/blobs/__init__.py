@@ -7,6 +7,7 @@ from fedround_server.blobs.checksums import BLOCK_BYTES, BlobDamaged, BlockCheck
 from fedround_server.blobs.disk_full import map_disk_full
 from fedround_server.blobs.protocol import BlobFiles, BlobReader, Blobs, BlobWriter
 from fedround_server.blobs.refs import FileRef, StagedBlob, StagedRef, UploadRef
+from fedround_server.blobs.slices import Slice, SliceReader
 
 __all__ = [
     "BLOCK_BYTES",
@@ -17,6 +18,8 @@ __all__ = [
     "Blobs",
     "BlockChecksums",
     "FileRef",
+    "Slice",
+    "SliceReader",
     "StagedBlob",
     "StagedRef",
     "UploadRef",

@@ -10,7 +10,7 @@ from fedround_server.coordinator.stored_files import StoredFiles
 from fedround_server.coordinator.tasks import in_thread
 from fedround_server.domain.audit import acting
 from fedround_server.domain.errors import DiskFull, Unavailable
-from fedround_server.domain.model import BlobRef
+from fedround_server.domain.model import VersionFile, blobs_of
 from fedround_server.engine.executor import WorkerLost
 from fedround_server.engine.jobs import AggregationFailed, AggregationJob
 from fedround_server.failpoints import reached
@@ -124,8 +124,9 @@ class Aggregations:
             BlobDamaged: The model that the round started from is damaged: nobody can send that again.
             OSError: A file was damaged when the worker read it, and is not any more.
         """
-        if not isinstance(error, BlobDamaged) or error.sha256 == task.model.sha256:
-            await self._files.examine(task.model)
+        for blob in blobs_of(task.model):
+            if not isinstance(error, BlobDamaged) or error.sha256 == blob.sha256:
+                await self._files.examine(blob)
         lost = [update.update_id for update in task.updates if not await self._files.is_intact(update.blob)]
         if not lost and isinstance(error, BlobDamaged):
             raise OSError(f"{error}, and was intact when it was read again")
@@ -140,7 +141,7 @@ class Aggregations:
         self._context.hub.notify(training_id)
         await self._follow_up(training_id)
 
-    async def _compute(self, task: AggregationTask) -> BlobRef | None:
+    async def _compute(self, task: AggregationTask) -> VersionFile | None:
         """Makes the file of a closed round, if its kind makes one; else verifies the updates, which are passed on."""
         computation = task.computation
         if computation is None:
@@ -156,6 +157,7 @@ class Aggregations:
             differences=computation.differences,
             integers=computation.integers,
             keep_non_finite=computation.keep_non_finite,
+            tensors=computation.tensors,
         )
         with map_disk_full():
             result = await self._context.engine.aggregate(job)
@@ -164,4 +166,4 @@ class Aggregations:
         # The collection removes a result that is not committed.
         self._context.blobs.keep(result.blob)
         reached("aggregation.adopted")
-        return result.blob
+        return result.made

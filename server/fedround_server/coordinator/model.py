@@ -1,10 +1,14 @@
 """Use cases about models."""
 
 import logging
-from collections.abc import AsyncGenerator
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 
 from fedround_server.blobs import BlobDamaged
 from fedround_server.coordinator.context import Context
+from fedround_server.coordinator.served_files import ModelPart, ServedFile, assembled, file_of, name_of
 from fedround_server.coordinator.stored_files import StoredFiles
 from fedround_server.coordinator.tasks import in_thread
 from fedround_server.coordinator.uploads.receive import Incoming, Received, Uploads
@@ -13,6 +17,8 @@ from fedround_server.domain.errors import ModelDamaged
 from fedround_server.domain.model import BlobRef, Model, NewModel, VersionView
 
 log = logging.getLogger(__name__)
+MAX_SELECTIONS = 64
+"""How many digests of selections of tensors are kept."""
 
 
 class Models:
@@ -21,6 +27,8 @@ class Models:
     def __init__(self, context: Context, uploads: Uploads, files: StoredFiles) -> None:
         self._context = context
         self._files = files
+        # The digests of selections of tensors that were computed last, by the file and the globs.
+        self._selections: OrderedDict[tuple[str, tuple[str, ...]], str] = OrderedDict()
         self._uploads = uploads
 
     async def upload(
@@ -57,29 +65,52 @@ class Models:
         """
         return await self._context.store.models.tag(model_id, version, tag, owner_id, remove=remove)
 
-    async def read(self, what: str, blob: BlobRef, offset: int) -> AsyncGenerator[Chunk, None]:
-        """Yields a file in chunks of at most 768 KiB, from an offset in bytes. Each is verified first.
-
-        Args:
-            what: What the file is, for errors.
-            blob: The file.
-            offset: Where to start, in bytes.
+    async def find_file(
+        self, model_id: str, version: int | None, user_id: str, tag: str, part: ModelPart, globs: tuple[str, ...]
+    ) -> ServedFile:
+        """Returns the file of a version, a part of it, or a selection of its tensors, which `read` sends.
 
         Raises:
-            ModelDamaged: The file does not have the bytes that were stored.
+            ModelNotFound: There is no such model, version or part for the user.
+            FieldInvalid: No tensor matches a glob.
+            ModelDamaged: A stored file is damaged.
         """
-        try:
-            with self._context.blobs.open(await self._files.with_checksums(blob), offset) as file:
+        found = await self._context.store.models.get_version(model_id, version, user_id, tag)
+        file, name = file_of(found, part), name_of(found, part)
+        with _damage_of(name):
+            if isinstance(file, BlobRef):
+                if not globs:
+                    return ServedFile.of(name, found.version, file)
+                file = await self._files.with_checksums(file)
+            else:
+                file = replace(file, base=await self._files.with_checksums(file.base))
+            key = file.sha256, globs
+            known = self._selections.get(key)
+            served = await in_thread(assembled, self._context.blobs.files, name, found.version, file, globs, known)
+            if globs:
+                # A download that is resumed need not read all of it again.
+                self._selections[key] = served.sha256
+                if len(self._selections) > MAX_SELECTIONS:
+                    self._selections.popitem(last=False)
+            return served
+
+    async def read(self, file: ServedFile, offset: int) -> AsyncGenerator[Chunk, None]:
+        """Yields a file in chunks of at most 768 KiB, from an offset in bytes. What it is made of is verified first.
+
+        Raises:
+            ModelDamaged: A stored file does not have the bytes that were stored.
+        """
+        with _damage_of(file.name):
+            if isinstance(file.source, BlobRef):
+                file = replace(file, source=await self._files.with_checksums(file.source))
+            with file.open(self._context.blobs, offset) as reader:
                 while True:
-                    chunk = file.read_cached()
+                    chunk = reader.read_cached()
                     if chunk is None:
-                        chunk = await in_thread(file.read)
+                        chunk = await in_thread(reader.read)
                     if not chunk.data:
                         return
                     yield chunk
-        except BlobDamaged as error:
-            log.error("%s: %s", what, error)
-            raise ModelDamaged(what, error.file, error.problem) from error
 
     async def remove(self, model_id: str, owner_id: str) -> None:
         """Removes a model.
@@ -89,3 +120,17 @@ class Models:
             ModelInUse: A training that has not ended uses it.
         """
         await self._context.store.models.remove(model_id, owner_id, self._context.clock.now())
+
+
+@contextmanager
+def _damage_of(what: str) -> Iterator[None]:
+    """Maps damage of a stored file to an error of the download.
+
+    Raises:
+        ModelDamaged: A stored file is damaged.
+    """
+    try:
+        yield
+    except BlobDamaged as error:
+        log.error("%s: %s", what, error)
+        raise ModelDamaged(what, error.file, error.problem) from error

@@ -13,7 +13,6 @@ class Reads:
         self.assigned_model = store.rounds.assigned
         self.model = store.models.get
         self.models = store.models.page
-        self.model_version = store.models.get_version
         self.model_versions = store.models.page_versions
         self.metrics = store.models.metrics
         self.users = store.users.page

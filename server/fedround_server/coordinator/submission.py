@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 
 from fedround_server.coordinator.aggregation import Aggregations
 from fedround_server.coordinator.context import Context
@@ -10,6 +11,7 @@ from fedround_server.domain.errors import NotInCohort, RoundNotOpen, UpdateExist
 from fedround_server.domain.model import BlobRef
 from fedround_server.domain.report import NewReport
 from fedround_server.domain.update import MetricValue, NewUpdate, Update
+from fedround_server.engine.format.compare import check_same
 from fedround_server.failpoints import reached
 from fedround_server.wakeups import for_actor
 
@@ -41,15 +43,16 @@ class Submissions:
             raise
         if isinstance(admission, Update):
             return admission
-        tensors = admission.tensors
+        expected = admission.tensors
+        check = partial(
+            check_same, expected=expected.manifest, differences=expected.differences, private=expected.private
+        )
 
         async def accept(received: Received) -> tuple[Update, bool]:
             # The file is also that of the same update that was accepted meanwhile.
             return await self._accept_update(replace(new, blob=received.blob)), True
 
-        update = await self._uploads.receive(
-            incoming, tensors.manifest, accept, admission.bound, tensors.differences, model=admission.model
-        )
+        update = await self._uploads.receive(incoming, check, accept, admission.bound, model=admission.model)
         reached("update.replying")
         return update
 

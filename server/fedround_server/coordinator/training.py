@@ -1,11 +1,13 @@
 """Use cases about trainings."""
 
 from collections.abc import Sequence
+from functools import partial
 
 from fedround_server.coordinator.context import Context
 from fedround_server.coordinator.round import Rounds
 from fedround_server.coordinator.uploads.receive import Incoming, Received, Uploads
 from fedround_server.domain.model import NewModel
+from fedround_server.domain.rounds import check_model
 from fedround_server.domain.training import Training, TrainingSpec
 from fedround_server.wakeups import for_actor
 
@@ -46,7 +48,8 @@ class Trainings:
             model = NewModel(spec.name, spec.description, manifest, blob, spec.architecture, is_finite=is_finite)
             return await self._create(actor_id, spec, model)
 
-        return await self._uploads.receive(incoming, None, create, allow_non_finite=spec.allow_non_finite_buffers)
+        check = partial(check_model, spec)
+        return await self._uploads.receive(incoming, check, create, allow_non_finite=spec.allow_non_finite_buffers)
 
     async def register(self, training_id: str, actor_id: str, client_ids: Sequence[str]) -> Training:
         """Registers clients as participants."""

@@ -6,7 +6,8 @@ from datetime import datetime
 
 from fedround_server.domain.aggregation import Aggregation
 from fedround_server.domain.config import Value
-from fedround_server.domain.model import BlobRef
+from fedround_server.domain.model import VersionFile
+from fedround_server.domain.tensor_selection import ALL_TENSORS, TensorSelection
 from fedround_server.domain.uncertainty import Swag
 
 
@@ -16,7 +17,7 @@ class ModelInfo:
 
     model_id: str
     version: int
-    blob: BlobRef
+    blob: VersionFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,7 @@ class RoundStarted:
         swag: What a SWAG round asks for.
         attempt: The attempt at the round, from 1.
         update_precision: The precision in which updates may come: "FULL", "FLOAT16" or "BFLOAT16".
+        tensors: Which tensors an update has.
         submitted: Whether the reader has submitted in it. This, and what a repeated round changes, is not in the log.
         is_configured: Whether the training has a configuration in this round.
         config: The configuration of the round for the reader, by name; not in the log.
@@ -57,6 +59,7 @@ class RoundStarted:
     attempt: int = 1
     submitted: bool = False
     update_precision: str = "FULL"
+    tensors: TensorSelection = ALL_TENSORS
     is_configured: bool = False
     config: Mapping[str, Value] = field(default_factory=dict)
     config_of: str = ""

@@ -1,10 +1,11 @@
-"""Models: their tensors, and one immutable file a version."""
+"""Models: their tensors, and the immutable files of their versions."""
 
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from math import prod
+from typing import TypeAlias
 
 
 class Dtype(enum.Enum):
@@ -100,6 +101,35 @@ class BlobRef:
     checksums: bytes = field(default=b"", compare=False, repr=False)
 
 
+@dataclass(frozen=True, slots=True)
+class BaseAndDelta:
+    """The file of a version that is stored as two files.
+
+    The whole file has the metadata of the base, first the tensors that only the base has, then those of the delta, each
+    in the order of their file.
+
+    Attributes:
+        sha256: The digest of the whole file, which is not stored.
+        size_bytes: Its size.
+        base: What the versions of the model share.
+        delta: The tensors that replace those of the base.
+    """
+
+    sha256: str
+    size_bytes: int
+    base: BlobRef
+    delta: BlobRef
+
+
+VersionFile: TypeAlias = BlobRef | BaseAndDelta
+"""The file of a version: stored as it is, or as a base and a delta."""
+
+
+def blobs_of(file: VersionFile) -> tuple[BlobRef, ...]:
+    """Returns the stored files that make up the file of a version."""
+    return (file,) if isinstance(file, BlobRef) else (file.base, file.delta)
+
+
 POSTERIOR = "posterior"
 """The kind of artifact that a SWAG posterior is; its details have the rank of the low-rank part."""
 
@@ -123,13 +153,14 @@ class ModelVersion:
     """One version of a model; the version counts the updates of the global model.
 
     Attributes:
+        blob: Its file. If the version is not stored any more, only the digest and the size mean something.
         stored: Whether the files are still stored; retention drops those of old versions without a tag.
         artifacts: Its artifacts by kind.
     """
 
     model_id: str
     version: int
-    blob: BlobRef
+    blob: VersionFile
     create_time: datetime
     stored: bool = True
     artifacts: Mapping[str, Artifact] = field(default_factory=dict)
@@ -167,7 +198,7 @@ class NewModel:
     name: str
     description: str
     manifest: Manifest
-    blob: BlobRef
+    blob: VersionFile
     architecture: str = ""
     upload_id: str | None = None
     is_finite: bool = True

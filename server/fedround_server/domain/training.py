@@ -10,6 +10,7 @@ from fedround_server.domain.config import Config
 from fedround_server.domain.failure import PARTICIPANTS_FAILED, ParticipantFailure
 from fedround_server.domain.model import Dtype
 from fedround_server.domain.policy import RoundPolicy
+from fedround_server.domain.tensor_selection import ALL_TENSORS, TensorSelection
 from fedround_server.domain.uncertainty import NoUncertainty, Uncertainty
 
 MAX_NUM_EXAMPLES = 2**31
@@ -120,6 +121,7 @@ class TrainingSpec:
         max_update_norm: How far an update may be from what its participant started from (L2); 0 means any distance.
         update_precision: Whether updates may come as differences in half precision.
         allow_non_finite_buffers: Whether the model may have Inf and NaN, and updates in the same places.
+        tensors: Which tensors of the model updates have.
         config: What all participants get with each round. It is left out of lists, and so is client_config.
         client_config: What single participants get on top of that, by user; for the actor only.
     """
@@ -144,6 +146,7 @@ class TrainingSpec:
     update_precision: UpdatePrecision = UpdatePrecision.FULL
     allow_non_finite_buffers: bool = False
     integer_tensors: IntegerTensors = IntegerTensors.HEAVIEST
+    tensors: TensorSelection = ALL_TENSORS
     config: Config = field(default_factory=dict)
     client_config: Mapping[str, Config] = field(default_factory=dict)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import ClassVar, TypeAlias, TypeGuard
 
-from fedround_server.domain.model import BlobRef
+from fedround_server.domain.model import BlobRef, VersionFile
 
 MetricValue: TypeAlias = float | str | list[float | str]
 """A number, which is averaged; a text; or a list of numbers, in which NaN and infinity are written as in str(float)."""
@@ -52,7 +52,7 @@ class NormBound:
     """
 
     limit: float
-    origin: BlobRef
+    origin: VersionFile
     prefix: str
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fedround_server.blobs import BlobFiles
-from fedround_server.domain.model import BlobRef
+from fedround_server.domain.model import VersionFile
 from fedround_server.domain.training import IntegerTensors
 from fedround_server.engine.aggregators import AGGREGATORS, Aggregator, Block
 from fedround_server.engine.aggregators.integers import rounded_mean, take_heaviest, take_maximum
@@ -21,31 +21,39 @@ from fedround_server.engine.format.layouts import Layouts
 from fedround_server.engine.format.runs import Run, runs
 from fedround_server.engine.format.tensors import TensorFile, blocks, open_blob
 from fedround_server.engine.format.verification import reading_ahead
-from fedround_server.engine.format.writer import TensorWriter
+from fedround_server.engine.format.versions import open_version
 from fedround_server.engine.jobs import AggregationFailed, AggregationJob
+from fedround_server.engine.result import plan
 
 # BatchNorm counts its batches; the count of the update that was trained most is the meaningful one.
 COUNTER = "num_batches_tracked"
 
 
-def aggregate(files: BlobFiles, job: AggregationJob, target: Path) -> BlobRef:
+def aggregate(files: BlobFiles, job: AggregationJob, target: Path) -> VersionFile:
     """Aggregates the updates of a round into a new file, the target, forced to disk.
 
     Updates without examples are left out. If there are no others, the result is the model itself.
+
+    Returns:
+        The target, or a base with the target as its delta.
 
     Raises:
         AggregationFailed: The result has values that the model's dtype cannot hold.
         BlobDamaged: The model or an update is not what was stored.
     """
     aggregator = AGGREGATORS[job.algorithm]
-    layouts = Layouts(job.differences)
     weighted = [(update, weight) for update, weight in zip(job.updates, job.weights, strict=True) if weight]
     weights = [weight for _, weight in weighted]
     with reading_ahead() as ahead, ExitStack() as stack:
-        model = stack.enter_context(open_blob(files, job.model, layouts, ahead))
+        model = stack.enter_context(open_version(files, job.model, ahead))
+        result = plan(files, job, model)
+        layouts = Layouts(job.differences, result.layout.manifest)
         updates = [stack.enter_context(open_blob(files, update, layouts, ahead)) for update, _ in weighted]
-        writer = stack.enter_context(TensorWriter(target, model.header))
-        for run in runs(model.layout, [update.layout for update in updates]):
+        writer = stack.enter_context(result.writer(files, target))
+        for name in result.inherited:
+            for start, length in blocks(model.layout.manifest[name].num_numbers):
+                writer.write(model.block(name, start, length))
+        for run in runs(result.layout, [update.layout for update in updates]):
             for start, length in blocks(run.num_numbers):
                 base = model.block(run.first, start, length)
                 parts = Parts(updates, base, run.first, start)
@@ -60,7 +68,7 @@ def aggregate(files: BlobFiles, job: AggregationJob, target: Path) -> BlobRef:
                     writer.write(rounded_mean(parts, weights))
                 else:
                     writer.write(take_heaviest(parts, weights))
-        return writer.finish()
+        return writer.complete()
 
 
 class Parts(Sequence[Tensor]):

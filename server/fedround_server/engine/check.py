@@ -1,16 +1,14 @@
 """Checks the numbers of a file before it is accepted, in one pass."""
 
-from contextlib import ExitStack
 from math import hypot, inf
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from fedround_server.domain.model import BlobRef
 from fedround_server.engine.format.dtypes import first_not_finite, is_finite, widen
 from fedround_server.engine.format.runs import runs, singly
-from fedround_server.engine.format.tensors import TensorFile, blocks
+from fedround_server.engine.format.tensors import TensorFile, Tensors, blocks
 from fedround_server.engine.jobs import CheckResult
 
 SMALLEST = 1e-140
@@ -19,47 +17,37 @@ NOTHING = torch.zeros(())
 
 
 def check_numbers(
-    path: Path,
-    origin: Path | None = None,
-    prefix: str = "",
-    model: Path | None = None,
-    *,
-    origin_blob: BlobRef | None = None,
-    model_blob: BlobRef | None = None,
+    path: Path, origin: Tensors | None = None, prefix: str = "", model: Tensors | None = None
 ) -> CheckResult:
     """Looks for NaN and Inf, and measures how far the file is from its origin.
 
     Args:
         path: A safetensors file whose header has been accepted.
-        origin: The model that it was made from; each of its floating tensors is in the file, as it is or as its
-            difference in another type.
+        origin: The model that it was made from. A tensor of the file that has another type there is a difference.
         prefix: What the file puts before the names of the origin's tensors.
-        model: A model with the same tensors, whose NaN and Inf the file may have in the same places.
-        origin_blob: What the origin should contain: it is verified.
-        model_blob: What the model should contain: it is verified.
+        model: A model that has the file's tensors, whose NaN and Inf the file may have in the same places.
 
     Raises:
-        BlobDamaged: The origin or the model does not contain that.
+        BlobDamaged: The origin or the model is not what was stored.
     """
     norm = 0.0
-    with ExitStack() as stack:
-        file = stack.enter_context(TensorFile(path))
-        base = None if origin is None else stack.enter_context(TensorFile(origin, blob=origin_blob))
-        allowed = None if model is None else stack.enter_context(TensorFile(model, blob=model_blob))
-        others = [other.layout for other in (base, allowed) if other is not None]
+    with TensorFile(path) as file:
+        others = [other.layout for other in (origin, model) if other is not None]
         # With a prefix, only some of the tensors are in the origin.
         for run in singly(file.layout) if prefix else runs(file.layout, others):
             if not run.dtype.is_floating:
                 continue
-            before = run.first.removeprefix(prefix) if base is not None and run.first.startswith(prefix) else None
-            is_difference = base is not None and not prefix and base.layout.manifest[run.first].dtype is not run.dtype
+            before = run.first.removeprefix(prefix) if origin is not None and run.first.startswith(prefix) else None
+            is_difference = (
+                origin is not None and not prefix and origin.layout.manifest[run.first].dtype is not run.dtype
+            )
             for start, length in blocks(run.num_numbers):
                 block = widen(file.block(run.first, start, length))
-                origins = None if base is None or before is None else widen(base.block(before, start, length))
+                origins = None if origin is None or before is None else widen(origin.block(before, start, length))
                 if is_difference:
                     origins = NOTHING
-                if allowed is not None and not is_finite(block):
-                    kept = _are_kept(block, widen(allowed.block(run.first, start, length)))
+                if model is not None and not is_finite(block):
+                    kept = _are_kept(block, widen(model.block(run.first, start, length)))
                     block = block.masked_fill(kept, 0)
                     origins = None if origins is None else origins.masked_fill(kept, 0)
                 step = _distance(block, origins)

@@ -5,11 +5,11 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Protocol, Self
 
-from fedround_server.blobs import BlobFiles, StagedBlob
+from fedround_server.blobs import BlobFiles
 from fedround_server.domain.limits import DEFAULTS
 from fedround_server.domain.prediction import Prediction
 from fedround_server.engine import worker
-from fedround_server.engine.jobs import AggregationJob, CheckJob, CheckResult, PredictionJob
+from fedround_server.engine.jobs import AggregationJob, CheckJob, CheckResult, PredictionJob, StagedResult
 from fedround_server.engine.process import Worker, WorkerLost
 
 __all__ = ["Engine", "WorkerEngine", "WorkerLost"]
@@ -28,7 +28,7 @@ class Engine(Protocol):
             BlobDamaged: The origin is not what was stored.
         """
 
-    async def aggregate(self, job: AggregationJob) -> StagedBlob:
+    async def aggregate(self, job: AggregationJob) -> StagedResult:
         """Aggregates the updates of a round into a new file, forced to disk, which the caller commits.
 
         Raises:
@@ -96,7 +96,7 @@ class WorkerEngine:
         """Checks a file's numbers."""
         return await self._worker.run(worker.run_check, self._files, job)
 
-    async def aggregate(self, job: AggregationJob) -> StagedBlob:
+    async def aggregate(self, job: AggregationJob) -> StagedResult:
         """Aggregates a round."""
         return await self._worker.run(worker.run_aggregation, self._files, job)
 

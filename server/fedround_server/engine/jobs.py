@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fedround_server.blobs import FileRef
-from fedround_server.domain.model import BlobRef, Dtype
+from fedround_server.blobs import FileRef, StagedBlob
+from fedround_server.domain.model import BlobRef, Dtype, VersionFile
 from fedround_server.domain.prediction import Array
+from fedround_server.domain.tensor_selection import ALL_TENSORS, TensorSelection
 from fedround_server.domain.training import IntegerTensors
 
 
@@ -36,13 +37,13 @@ class CheckJob:
         file: The file, whose header has been accepted.
         origin: The model that a participant started from; None if no distance is asked for.
         prefix: What the file puts before the names of the origin's tensors.
-        model: A model with the same tensors, whose NaN and Inf the file may have in the same places.
+        model: A model that has the file's tensors, whose NaN and Inf the file may have in the same places.
     """
 
     file: FileRef
-    origin: BlobRef | None = None
+    origin: VersionFile | None = None
     prefix: str = ""
-    model: BlobRef | None = None
+    model: VersionFile | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ class AggregationJob:
     """A round to aggregate.
 
     Attributes:
-        model: The model that the round started from; the result has its layout.
+        model: The model that the round started from.
         updates: The updates, in canonical order.
         weights: num_examples of each update.
         algorithm: Name of the aggregator.
@@ -72,9 +73,10 @@ class AggregationJob:
         differences: The type in which updates may have differences from the model, in place of wider tensors.
         integers: How tensors of integers and booleans are aggregated.
         keep_non_finite: Whether NaN and Inf of the model stay as they are.
+        tensors: Which tensors of the model the updates have. If these are not all of them, the result is a delta.
     """
 
-    model: BlobRef
+    model: VersionFile
     updates: tuple[BlobRef, ...]
     weights: tuple[int, ...]
     algorithm: str
@@ -82,6 +84,18 @@ class AggregationJob:
     differences: Dtype | None = None
     integers: IntegerTensors = IntegerTensors.HEAVIEST
     keep_non_finite: bool = False
+    tensors: TensorSelection = ALL_TENSORS
+
+
+@dataclass(frozen=True, slots=True)
+class StagedResult(StagedBlob):
+    """The result of an aggregation, ready to be committed.
+
+    Attributes:
+        made: What it is once the file is committed: the file itself, or a base with the file as its delta.
+    """
+
+    made: VersionFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +113,7 @@ class PredictionJob:
     """
 
     architecture: str
-    models: tuple[BlobRef, ...]
+    models: tuple[VersionFile, ...]
     posterior: BlobRef | None
     inputs: Array
     method: str

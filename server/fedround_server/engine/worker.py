@@ -1,12 +1,14 @@
 """What runs in the engine's processes: the only functions that load torch."""
 
 import resource
+from contextlib import ExitStack
 from pathlib import Path
 
-from fedround_server.blobs import BlobFiles, StagedBlob
+from fedround_server.blobs import BlobFiles
+from fedround_server.domain.model import BlobRef
 from fedround_server.domain.prediction import Prediction
 from fedround_server.domain.swag_moments import SWAG_MOMENTS
-from fedround_server.engine.jobs import AggregationJob, CheckJob, CheckResult, PredictionJob
+from fedround_server.engine.jobs import AggregationJob, CheckJob, CheckResult, PredictionJob, StagedResult
 from fedround_server.host.page_cache import drop_cached_pages
 
 
@@ -47,14 +49,15 @@ def run_check(files: BlobFiles, job: CheckJob) -> CheckResult:
         BlobDamaged: The origin is not what was stored.
     """
     from fedround_server.engine.check import check_numbers
+    from fedround_server.engine.format.versions import open_version
 
-    origin = None if job.origin is None else files.local_path(job.origin)
-    model = None if job.model is None else files.local_path(job.model)
-    path = files.local_path(job.file)
-    return check_numbers(path, origin, job.prefix, model, origin_blob=job.origin, model_blob=job.model)
+    with ExitStack() as stack:
+        origin = None if job.origin is None else stack.enter_context(open_version(files, job.origin))
+        model = None if job.model is None else stack.enter_context(open_version(files, job.model))
+        return check_numbers(files.local_path(job.file), origin, job.prefix, model)
 
 
-def run_aggregation(files: BlobFiles, job: AggregationJob) -> StagedBlob:
+def run_aggregation(files: BlobFiles, job: AggregationJob) -> StagedResult:
     """Aggregates the updates of a round into a staged file.
 
     Raises:
@@ -65,10 +68,10 @@ def run_aggregation(files: BlobFiles, job: AggregationJob) -> StagedBlob:
     from fedround_server.engine.uncertainty.moments import collect
 
     with files.stage() as (staged, path):
-        blob = (collect if job.algorithm == SWAG_MOMENTS else aggregate)(files, job, path)
+        made = (collect if job.algorithm == SWAG_MOMENTS else aggregate)(files, job, path)
     for update in job.updates:
         drop_cached_pages(files.local_path(update))
-    return StagedBlob(staged, blob)
+    return StagedResult(staged, made if isinstance(made, BlobRef) else made.delta, made)
 
 
 def run_prediction(files: BlobFiles, job: PredictionJob) -> Prediction:

@@ -10,7 +10,6 @@ from fedround.v1 import event_pb2
 from fedround_server.coordinator.uploads.receive import Incoming
 from fedround_server.domain.chunk import Chunk
 from fedround_server.domain.errors import ChunkCorrupt, FieldInvalid, OffsetOutOfRange
-from fedround_server.domain.model import BlobRef
 from fedround_server.interceptors.auth import caller
 from fedround_server.interceptors.wrapping import Call
 from fedround_server.services import fields
@@ -34,14 +33,14 @@ class Message(Protocol):
 M = TypeVar("M", bound=Message)
 
 
-def check_offset(blob: BlobRef, offset: int) -> None:
-    """Checks the offset where a download starts.
+def check_offset(size_bytes: int, offset: int) -> None:
+    """Checks the offset where a download of a file of a size in bytes starts.
 
     Raises:
         OffsetOutOfRange: It is behind the end of the file.
     """
-    if offset > blob.size_bytes:
-        raise OffsetOutOfRange(f"offset: the file ends at {blob.size_bytes}, before {offset}: start within the file")
+    if offset > size_bytes:
+        raise OffsetOutOfRange(f"offset: the file ends at {size_bytes}, before {offset}: start within the file")
 
 
 class ChunkStream(Generic[M]):

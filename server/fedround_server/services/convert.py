@@ -11,13 +11,13 @@ from fedround_server.domain import event as events
 from fedround_server.domain.aggregation import Aggregation, options_of
 from fedround_server.domain.event import Event
 from fedround_server.domain.failure import ParticipantFailure
-from fedround_server.domain.model import POSTERIOR, Model, ModelVersion, TensorSpec, VersionView
+from fedround_server.domain.model import POSTERIOR, BlobRef, Model, ModelVersion, TensorSpec, VersionView
 from fedround_server.domain.report import MetricReport
 from fedround_server.domain.token import Token
 from fedround_server.domain.training import Training, TrainingFailure, TrainingSpec
 from fedround_server.domain.update import Update, is_number
 from fedround_server.domain.user import User
-from fedround_server.services import config, pages, uncertainty
+from fedround_server.services import config, pages, tensor_selection, uncertainty
 
 MAX_PARTICIPANTS = 10_000
 
@@ -85,6 +85,7 @@ def model_version(found: VersionView) -> model_pb2.ModelVersion:
         version=version.version,
         sha256=version.blob.sha256,
         size_bytes=version.blob.size_bytes,
+        **tensor_selection.parts(version.blob),
         create_time=timestamp(version.create_time),
         tags=found.tags,
         stored=version.stored,
@@ -104,6 +105,8 @@ def model_info(found: ModelVersion | events.ModelInfo) -> event_pb2.ModelInfo:
         version=found.version,
         sha256=found.blob.sha256,
         size_bytes=found.blob.size_bytes,
+        base_size_bytes=0 if isinstance(found.blob, BlobRef) else found.blob.base.size_bytes,
+        **tensor_selection.parts(found.blob),
     )
 
 
@@ -166,6 +169,7 @@ def training_spec(spec: TrainingSpec, *, for_actor: bool, listed: bool) -> train
         keep_versions=spec.keep_versions,
         model_version=spec.model_version,
         architecture=spec.architecture,
+        tensors=tensor_selection.write(spec.tensors),
         config=config.write(spec.config),
         client_config=config.write_clients(spec.client_config) if for_actor else {},
     )
@@ -280,6 +284,9 @@ def _payload(message: event_pb2.Event, payload: events.Payload) -> None:
                 started.config[name].CopyFrom(value)
             if payload.swag is not None:
                 started.swag.CopyFrom(uncertainty.write(payload.swag).swag)
+            started.trainable.extend(payload.tensors.trainable)
+            started.private.extend(payload.tensors.private)
+            started.external_base_sha256 = payload.tensors.external_base_sha256 or ""
         case events.RoundExtended():
             message.round_extended.round = payload.round
             message.round_extended.attempt = payload.attempt

@@ -1,17 +1,18 @@
 """ModelService."""
 
 from collections.abc import AsyncIterator
-from dataclasses import replace
 
-from fedround.v1 import model_pb2, model_pb2_grpc
+from fedround.v1 import event_pb2, model_pb2, model_pb2_grpc
 from fedround_server.coordinator import Coordinator
-from fedround_server.domain.errors import FieldInvalid, ModelNotFound
-from fedround_server.domain.model import BEST, LAST, POSTERIOR, ModelVersion
+from fedround_server.coordinator.served_files import ModelPart
+from fedround_server.domain.errors import FieldInvalid
+from fedround_server.domain.model import BEST, LAST
 from fedround_server.interceptors.auth import caller
 from fedround_server.interceptors.wrapping import Call
 from fedround_server.services import convert, fields, pages
 from fedround_server.services.chunks import ChunkStream, check_offset, incoming, send_file
 from fedround_server.services.compression import Compressor, parse_compression
+from fedround_server.services.tensor_selection import parse_globs
 
 
 class ModelService(model_pb2_grpc.ModelServiceServicer):
@@ -86,19 +87,20 @@ class ModelService(model_pb2_grpc.ModelServiceServicer):
     ) -> None:
         """Streams a version's file."""
         number, tag = fields.parse_version(request.version if request.HasField("version") else None, request.tag)
-        if request.part not in model_pb2.ModelPart.values():
-            raise FieldInvalid("part", f"is {request.part}; known are {', '.join(model_pb2.ModelPart.keys())}")
+        part = _part(request)
+        globs = parse_globs("tensors", request.tensors)
         compressor = self._compressor if parse_compression(request.compression) else None
         model_id = fields.parse_id("model_id", request.model_id)
-        version = await self._reads.model_version(model_id, number, caller().user_id, tag)
-        if request.part == model_pb2.MODEL_PART_POSTERIOR:
-            version = _posterior(version)
-        check_offset(version.blob, request.offset)
-        info = convert.model_info(version)
-        if fields.parse_digest("have_sha256", request.have_sha256) == version.blob.sha256:
+        have = fields.parse_digest("have_sha256", request.have_sha256)
+        file = await self._models.find_file(model_id, number, caller().user_id, tag, part, globs)
+        check_offset(file.size_bytes, request.offset)
+        info = event_pb2.ModelInfo(
+            model_id=model_id, version=file.version, sha256=file.sha256, size_bytes=file.size_bytes
+        )
+        if have == file.sha256:
             await context.write(model_pb2.DownloadModelResponse(info=info, unchanged=True))
             return
-        chunks = self._models.read(_name(version, request.part), version.blob, request.offset)
+        chunks = self._models.read(file, request.offset)
         await send_file(context, model_pb2.DownloadModelResponse, info, chunks, compressor)
 
     async def RemoveModel(self, request: model_pb2.RemoveModelRequest, context: Call) -> model_pb2.RemoveModelResponse:
@@ -123,15 +125,10 @@ def _after(token: str) -> tuple[int, str]:
     return (-1, "") if found is None else (found[0], fields.parse_optional_id("page_token", found[1]) or "")
 
 
-def _name(version: ModelVersion, part: model_pb2.ModelPart.ValueType) -> str:
-    """Returns what a file is, for errors."""
-    of = f"version {version.version} of the model {version.model_id}"
-    return f"the posterior of {of}" if part == model_pb2.MODEL_PART_POSTERIOR else of
-
-
-def _posterior(version: ModelVersion) -> ModelVersion:
-    """Returns the version with the file of its posterior in place of the model's."""
-    posterior = version.artifacts.get(POSTERIOR)
-    if posterior is None:
-        raise ModelNotFound(f"{version.model_id} in version {version.version} with a SWAG posterior")
-    return replace(version, blob=posterior.blob)
+def _part(request: model_pb2.DownloadModelRequest) -> ModelPart:
+    if request.part not in model_pb2.ModelPart.values():
+        raise FieldInvalid("part", f"is {request.part}; known are {', '.join(model_pb2.ModelPart.keys())}")
+    part = ModelPart(model_pb2.ModelPart.Name(request.part or model_pb2.MODEL_PART_MODEL).removeprefix("MODEL_PART_"))
+    if request.tensors and part is not ModelPart.MODEL:
+        raise FieldInvalid("tensors", "goes with MODEL_PART_MODEL only: leave one of them out")
+    return part

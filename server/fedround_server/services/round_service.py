@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from fedround.v1 import round_pb2, round_pb2_grpc
 from fedround_server.coordinator import Coordinator
+from fedround_server.coordinator.served_files import ServedFile
 from fedround_server.coordinator.subscription import GoingAway, Heartbeat
 from fedround_server.domain.errors import FieldInvalid
 from fedround_server.domain.event import Event, ModelInfo
@@ -83,10 +84,10 @@ class RoundService(round_pb2_grpc.RoundServiceServicer):
         compressor = self._compressor if parse_compression(request.compression) else None
         training_id = fields.parse_id("training_id", request.training_id)
         base, blob = await self._coordinator.reads.assigned_model(training_id, request.round, caller().user_id)
-        check_offset(blob, request.offset)
+        check_offset(blob.size_bytes, request.offset)
         info = convert.model_info(ModelInfo(base.model_id, base.version, blob))
         what = f"the model that is assigned to you in round {request.round} of the training {training_id}"
-        chunks = self._coordinator.models.read(what, blob, request.offset)
+        chunks = self._coordinator.models.read(ServedFile.of(what, base.version, blob), request.offset)
         await send_file(context, round_pb2.DownloadAssignedModelResponse, info, chunks, compressor)
 
     async def SubmitMetrics(

@@ -19,7 +19,7 @@ from fedround_server.domain.training import (
     UpdatePrecision,
 )
 from fedround_server.domain.uncertainty import Swag
-from fedround_server.services import config, fields, uncertainty
+from fedround_server.services import config, fields, tensor_selection, uncertainty
 
 MAX_DEADLINE = timedelta(days=365)
 DEFAULT_CHAIN = 10
@@ -67,6 +67,7 @@ def read(message: training_pb2.TrainingSpec) -> TrainingSpec:
         uncertainty=method,
         allow_non_finite_buffers=message.allow_non_finite_buffers,
         integer_tensors=_integer_tensors(message.integer_tensors),
+        tensors=tensor_selection.read(message.tensors, chosen, method),
         config=config.read("spec.config", message.config),
         client_config=config.read_clients("spec.client_config", message.client_config),
     )

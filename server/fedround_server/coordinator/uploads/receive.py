@@ -24,7 +24,7 @@ from fedround_server.domain.errors import (
     UpdateNorm,
     UpdateNotFinite,
 )
-from fedround_server.domain.model import BlobRef, Manifest
+from fedround_server.domain.model import BlobRef, Manifest, VersionFile
 from fedround_server.domain.update import NormBound
 from fedround_server.engine.format.gate import HeaderGate
 from fedround_server.engine.jobs import CheckJob, CheckResult
@@ -90,12 +90,11 @@ class Uploads:
     async def receive(
         self,
         incoming: Incoming,
-        expected: Manifest | None,
+        check: Callable[[Manifest], None] | None,
         accept: Callable[[Received], Awaitable[tuple[R, bool]]],
         bound: NormBound | None = None,
-        differences: Manifest | None = None,
         *,
-        model: BlobRef | None = None,
+        model: VersionFile | None = None,
         allow_non_finite: bool = False,
     ) -> R:
         """Receives a file, and has it accepted once it is on disk, complete, checked and a blob.
@@ -104,11 +103,10 @@ class Uploads:
 
         Args:
             incoming: The file.
-            expected: What it must contain; None for any acceptable model.
+            check: Raises an error about tensors that are not acceptable; None for any model.
             accept: Runs the transaction that may refer to the blob, to its end even if the caller is cancelled; returns
                 the result, and whether a row refers to the blob now. If not, or if it is rejected, the blob is removed.
             bound: How far an update may be from its origin; None for any distance.
-            differences: What it may contain instead.
             model: A model whose NaN and Inf it may have in the same places; None if it may have none.
             allow_non_finite: Whether it may have NaN and Inf anywhere.
 
@@ -116,8 +114,6 @@ class Uploads:
             FieldInvalid: There are more bytes than declared, or none.
             ModelTooLarge: It is over the limit.
             ModelFormat: It is no acceptable safetensors file.
-            TensorsMismatch: Its tensors do not have the expected names.
-            UpdateMismatch: Its tensors do not have the expected types and shapes.
             UpdateNotFinite: It contains NaN or Inf.
             UpdateNorm: It is too far from its origin.
             ModelDamaged: The file of its origin is damaged.
@@ -128,9 +124,9 @@ class Uploads:
             TooManyUploads: The unfinished uploads have too many bytes.
             DiskFull: There is no room for it.
             TokenInvalid: The user was removed.
-            FedroundError: `accept` raised it.
+            FedroundError: `check` or `accept` raised it.
         """
-        body = BodyReceiver(incoming, HeaderGate(expected, differences), self._context.limits.max_model_bytes)
+        body = BodyReceiver(incoming, HeaderGate(check), self._context.limits.max_model_bytes)
         user_id, upload_id, offset = incoming.user_id, incoming.upload_id, incoming.offset
         ref = StagedRef(self._context.new_id()) if upload_id is None else UploadRef(user_id, upload_id)
         async with self._attempts.begin(user_id, ref):
@@ -167,7 +163,9 @@ class Uploads:
         await in_thread(self._blobs.commit, staged)
         return await decide(self._blobs, staged.blob, accept(received))
 
-    async def _check_and_sync(self, writer: BlobWriter, bound: NormBound | None, model: BlobRef | None) -> CheckResult:
+    async def _check_and_sync(
+        self, writer: BlobWriter, bound: NormBound | None, model: VersionFile | None
+    ) -> CheckResult:
         """Checks the numbers while the disk is busy."""
         syncing = asyncio.create_task(in_thread(_sync, writer))
         try:
@@ -177,7 +175,9 @@ class Uploads:
             await syncing
         return found
 
-    async def _check_numbers(self, writer: BlobWriter, bound: NormBound | None, model: BlobRef | None) -> CheckResult:
+    async def _check_numbers(
+        self, writer: BlobWriter, bound: NormBound | None, model: VersionFile | None
+    ) -> CheckResult:
         file = writer.staged.file
         job = CheckJob(file, model=model) if bound is None else CheckJob(file, bound.origin, bound.prefix, model)
         # The worker maps the file: truncating it, as the next attempt may, would end the worker.
@@ -191,7 +191,7 @@ class Uploads:
         return found
 
 
-def _not_finite(tensor: str, incoming: Incoming, model: BlobRef | None) -> UpdateNotFinite:
+def _not_finite(tensor: str, incoming: Incoming, model: VersionFile | None) -> UpdateNotFinite:
     where = f"tensor {tensor!r} contains NaN or Inf"
     if incoming.training_id is None:
         return UpdateNotFinite(

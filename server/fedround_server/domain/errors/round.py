@@ -44,7 +44,8 @@ class TensorsMismatch(InvalidArgument):
 
     reason = "TENSORS_MISMATCH"
     remedy = (
-        "send every tensor of the model, and no other; `strip_prefix` of the SDK removes what wrappers put before names"
+        "send every tensor that the training updates, by default all of the model, and no other; `strip_prefix` of the"
+        " SDK removes what wrappers put before names"
     )
 
 

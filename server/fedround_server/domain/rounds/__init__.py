@@ -1,5 +1,6 @@
 """The kinds of rounds by name: to add one, write its file here and its line below."""
 
+from fedround_server.domain.model import Manifest
 from fedround_server.domain.rounds.chained import Chained
 from fedround_server.domain.rounds.evaluate import Evaluate
 from fedround_server.domain.rounds.kind import RoundKind, Sequel
@@ -9,6 +10,16 @@ from fedround_server.domain.training import TrainingSpec
 
 # Kinds that are due at the same version follow each other in this order.
 KINDS: dict[str, RoundKind] = {kind.name: kind for kind in (Train(), Chained(), Evaluate(), CollectMoments())}
+
+
+def check_model(spec: TrainingSpec, model: Manifest) -> None:
+    """Checks that a training can have its rounds with a model.
+
+    Raises:
+        FieldInvalid: It cannot.
+    """
+    for kind in KINDS.values():
+        kind.check(spec, model)
 
 
 def next_kind(spec: TrainingSpec, name: str | None, model_version: int, *, stop: bool = False) -> RoundKind | None:

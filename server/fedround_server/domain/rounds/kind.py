@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 from fedround_server.domain.model import Dtype, Manifest
+from fedround_server.domain.tensor_selection import ALL_TENSORS, TensorSelection
 from fedround_server.domain.training import IntegerTensors, TrainingSpec, TrainingState, UpdatePrecision
 from fedround_server.domain.uncertainty import Swag
 from fedround_server.domain.update import Submission
@@ -19,11 +20,13 @@ class ExpectedTensors:
         manifest: Its tensors; a report has none.
         differences: The tensors of one that carries differences in half precision; None if that is not allowed.
         prefix: What precedes the names of the model's tensors, for the distance from the model.
+        private: Names of tensors that its participant must keep, for errors.
     """
 
     manifest: Manifest
     differences: Manifest | None = None
     prefix: str = ""
+    private: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,7 @@ class Computation:
         differences: The dtype in which updates may carry differences from the model.
         integers: How tensors of integers and booleans are aggregated.
         keep_non_finite: Whether NaN and Inf of the model stay as they are.
+        tensors: Which tensors updates have; the result inherits the others.
     """
 
     algorithm: str
@@ -53,6 +57,7 @@ class Computation:
     differences: Dtype | None = None
     integers: IntegerTensors = IntegerTensors.HEAVIEST
     keep_non_finite: bool = False
+    tensors: TensorSelection = ALL_TENSORS
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,14 +24,20 @@ class Train(RoundKind):
         """Returns whether another version is to be made, without daisy chaining."""
         return not last and not isinstance(spec.aggregation, FedDC)
 
+    def check(self, spec: TrainingSpec, model: Manifest) -> None:
+        """Checks that the selection of tensors fits the model."""
+        spec.tensors.check(model)
+
     def request(self, spec: TrainingSpec, step: int) -> RoundRequest:
         """Returns the precision of updates."""
         return RoundRequest(update_precision=spec.update_precision)
 
     def tensors(self, spec: TrainingSpec, model: Manifest) -> ExpectedTensors:
-        """Returns the model's tensors, or differences from them in half precision."""
+        """Returns the tensors of the model that are trained, or differences from them in half precision."""
         half = spec.update_precision.dtype
-        return ExpectedTensors(model, None if half is None else differences(model, half))
+        trained = spec.tensors.trained(model)
+        private = spec.tensors.private_names(model)
+        return ExpectedTensors(trained, None if half is None else differences(trained, half), private=private)
 
     def computation(self, spec: TrainingSpec, step: int) -> Computation:
         """Returns the training's rule of aggregation."""
@@ -42,6 +48,7 @@ class Train(RoundKind):
             spec.update_precision.dtype,
             integers=spec.integer_tensors,
             keep_non_finite=spec.allow_non_finite_buffers,
+            tensors=spec.tensors,
         )
 
     def outcome(self, spec: TrainingSpec, number: int, step: int, num_updates: int) -> NewVersion:

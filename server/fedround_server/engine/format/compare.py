@@ -1,5 +1,7 @@
 """Whether a file has the tensors that it must have."""
 
+from collections.abc import Collection
+
 from fedround_server.domain.errors import TensorsMismatch, UpdateMismatch
 from fedround_server.domain.model import Manifest
 
@@ -7,13 +9,19 @@ MAX_PREFIX = 80
 """Characters of a prefix that is named in an error."""
 
 
-def check_same(actual: Manifest, expected: Manifest, differences: Manifest | None = None) -> None:
+def check_same(
+    actual: Manifest,
+    expected: Manifest,
+    differences: Manifest | None = None,
+    private: Collection[str] = (),
+) -> None:
     """Checks that an update has the tensors that its round asks for.
 
     Args:
         actual: The update's tensors.
         expected: What it must have.
         differences: What it may have instead; errors refer to this if the update has one of the differences.
+        private: Tensors that its participant must keep to itself.
 
     Raises:
         TensorsMismatch: A tensor is missing, or is one too many.
@@ -26,7 +34,7 @@ def check_same(actual: Manifest, expected: Manifest, differences: Manifest | Non
         expected, hint = differences, ": differences of all F32 and F64 tensors, or of none"
     missing, surplus = sorted(expected.keys() - actual.keys()), sorted(actual.keys() - expected.keys())
     if missing or surplus:
-        raise TensorsMismatch(_describe_names(missing, surplus))
+        raise TensorsMismatch(_describe_names(missing, surplus, private))
     for name, spec in expected.items():
         found = actual[name]
         if found != spec:
@@ -41,8 +49,13 @@ def _is_difference(name: str, actual: Manifest, expected: Manifest, differences:
     return spec is not None and spec != expected[name] and spec.dtype is actual[name].dtype
 
 
-def _describe_names(missing: list[str], surplus: list[str]) -> str:
-    """Returns which tensors are missing and which are surplus, and the prefix that explains it if there is one."""
+def _describe_names(missing: list[str], surplus: list[str], private: Collection[str]) -> str:
+    """Returns which tensors are missing and which are surplus, and what explains it, if anything does."""
+    if sent := [name for name in surplus if name in private]:
+        return (
+            f"the update has tensors that are private to each participant (spec.tensors.private): {_some(sent)}: leave"
+            " them out, as participate of the SDK does; nothing of the file was taken"
+        )
     lacks = f"lacks tensors that the round asks for: {_some(missing)}"
     has = f"has tensors that the round does not ask for: {_some(surplus)}"
     text = f"the update {'; and it '.join(([lacks] if missing else []) + ([has] if surplus else []))}"
@@ -55,6 +68,11 @@ def _describe_names(missing: list[str], surplus: list[str]) -> str:
         text += (
             f". The names of the model begin with {prefix!r}, those of the update do not: create the training from"
             f" fedround_client.strip_prefix(state_dict, {prefix!r}), or add the prefix to the update"
+        )
+    elif not surplus:
+        text += (
+            ". An update has all tensors of the model, or those that spec.tensors.trainable of the training selects: to"
+            " train a part of the model, create the training with trainable=[...] (--trainable)"
         )
     return text
 

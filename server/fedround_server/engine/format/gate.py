@@ -1,8 +1,9 @@
 """Checks a file's header while its first bytes arrive."""
 
+from collections.abc import Callable
+
 from fedround_server.domain.errors import ModelFormat
 from fedround_server.domain.model import Manifest
-from fedround_server.engine.format.compare import check_same
 from fedround_server.engine.format.manifest import PREFIX, Layout, parse_header
 
 MAX_HEADER = 4 << 20
@@ -19,10 +20,9 @@ class HeaderGate:
         layout: What the header says; None until it is complete.
     """
 
-    def __init__(self, expected: Manifest | None = None, differences: Manifest | None = None) -> None:
-        """Takes exactly the expected tensors, or exactly the differences; anything acceptable if none are expected."""
-        self._expected = expected
-        self._differences = differences
+    def __init__(self, check: Callable[[Manifest], None] | None = None) -> None:
+        """Takes any acceptable header whose tensors pass a check, which raises an error about others."""
+        self._check = check
         self._seen = bytearray()
         self._wanted = PREFIX
         self.layout: Layout | None = None
@@ -39,7 +39,7 @@ class HeaderGate:
 
         Raises:
             ModelFormat: This is no acceptable safetensors file.
-            UpdateMismatch: It does not contain what it must.
+            FedroundError: The check raised it.
         """
         if self.layout is not None:
             return
@@ -50,8 +50,8 @@ class HeaderGate:
         if len(self._seen) == self._wanted > PREFIX:
             self.layout = parse_header(bytes(self._seen[PREFIX:]))
             self._seen.clear()
-            if self._expected is not None:
-                check_same(self.layout.manifest, self._expected, self._differences)
+            if self._check is not None:
+                self._check(self.layout.manifest)
 
     def _take(self, data: bytes) -> int:
         """Takes what is missing of the header from some bytes; returns how many."""

@@ -28,6 +28,20 @@ def read_header(header: bytes, limit: int) -> dict[str, Any]:
     Raises:
         ModelFormat: It is malformed, or describes more.
     """
+    tensors = _read_entries(header, limit)
+    tensors.pop(METADATA, None)
+    if len(tensors) > limit:
+        raise _too_many(limit)
+    return tensors
+
+
+def read_metadata(header: bytes) -> dict[str, str]:
+    """Returns the metadata of a header that was accepted; empty if it has none."""
+    metadata: dict[str, str] = _read_entries(header, len(header)).get(METADATA, {})
+    return metadata
+
+
+def _read_entries(header: bytes, limit: int) -> dict[str, Any]:
     try:
         text = header.decode("utf-8")
         if not text.startswith("{"):
@@ -37,9 +51,6 @@ def read_header(header: bytes, limit: int) -> dict[str, Any]:
             raise ValueError("more behind the object")
     except (ValueError, RecursionError) as error:
         raise ModelFormat("the safetensors header is not valid JSON") from error
-    tensors.pop(METADATA, None)
-    if len(tensors) > limit:
-        raise _too_many(limit)
     return tensors
 
 

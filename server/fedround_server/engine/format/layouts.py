@@ -17,12 +17,19 @@ class Layouts:
     ones only the offsets are kept.
     """
 
-    def __init__(self, narrow: Dtype | None = None) -> None:
-        """Begins with none known; files may have differences from the first one, the model, in the type `narrow`."""
+    def __init__(self, narrow: Dtype | None = None, manifest: Manifest | None = None) -> None:
+        """Begins with none known.
+
+        Args:
+            narrow: Files may have differences from the expected tensors in this type.
+            manifest: The expected tensors; those of the first file, if None.
+        """
         self._known: dict[bytes, Layout] = {}
         self._names: dict[str, int] = {}
         self._manifests: list[Manifest] = []
         self._narrow = narrow
+        if manifest is not None:
+            self._expect(manifest)
 
     def read(self, header: bytes) -> Layout:
         """Returns the layout of a file.
@@ -38,13 +45,16 @@ class Layouts:
 
     def _shrink(self, layout: Layout) -> Layout:
         if not self._manifests:
-            self._names = {name: number for number, name in enumerate(layout.manifest)}
-            self._manifests = [layout.manifest]
-            if self._narrow is not None:
-                self._manifests.append(differences(layout.manifest, self._narrow))
+            self._expect(layout.manifest)
         manifest = next((known for known in self._manifests if known == layout.manifest), self._manifests[0])
         check_same(layout.manifest, manifest)
         return replace(layout, manifest=manifest, offsets=_Offsets(self._names, layout.offsets))
+
+    def _expect(self, manifest: Manifest) -> None:
+        self._names = {name: number for number, name in enumerate(manifest)}
+        self._manifests = [manifest]
+        if self._narrow is not None:
+            self._manifests.append(differences(manifest, self._narrow))
 
 
 class _Offsets(Mapping[str, int]):

@@ -17,7 +17,7 @@ from cachetools import LRUCache, cached
 
 from fedround_server.domain.errors import ModelFormat
 from fedround_server.domain.model import MAX_TENSORS, Dtype, Manifest, TensorSpec
-from fedround_server.engine.format.header import read_header
+from fedround_server.engine.format.header import METADATA, read_header
 
 PREFIX = 8
 MAX_RANK = 16
@@ -85,9 +85,9 @@ def _parse_header(header: bytes, own: bool) -> Layout:
     return Layout(manifest, {name: data_start + begin for begin, _, name in spans}, data_start, data_start + position)
 
 
-def make_header(manifest: Manifest) -> bytes:
+def make_header(manifest: Manifest, metadata: Mapping[str, str] | None = None) -> bytes:
     """Returns everything before the data of a file with these tensors, one after the other in the manifest's order."""
-    header: dict[str, Any] = {}
+    header: dict[str, Any] = {METADATA: dict(metadata)} if metadata else {}
     position = 0
     for name, spec in manifest.items():
         end = position + spec.num_bytes

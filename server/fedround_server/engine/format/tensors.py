@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import Executor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Self
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -20,6 +20,20 @@ from fedround_server.engine.format.verification import Verifier
 
 BLOCK = 128 * 1024
 """Elements that are processed at a time: a float64 block fits the second-level cache."""
+
+
+class Tensors(Protocol):
+    """The tensors of a file, or of a version that is stored as two files."""
+
+    @property
+    def layout(self) -> Layout:
+        """Names, types and shapes, and an offset for each: tensors whose offsets are adjacent are read as one."""
+
+    def block(self, name: str, start: int, length: int) -> Tensor:
+        """Returns numbers of a flattened tensor, as `TensorFile.block` does."""
+
+    def tensor(self, name: str) -> Tensor:
+        """Returns a copy of a whole tensor, in its shape and dtype."""
 
 
 class TensorFile:

@@ -3,9 +3,10 @@
 import hashlib
 import os
 from collections import deque
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Self
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -20,16 +21,36 @@ AHEAD = 8
 """Batches that may wait to be written."""
 
 
+class Hash(Protocol):
+    """A hash of `hashlib`."""
+
+    def update(self, data: memoryview | bytes, /) -> None:
+        """Adds bytes."""
+
+    def copy(self) -> Self:
+        """Returns a copy of the state."""
+
+    def hexdigest(self) -> str:
+        """Returns the digest of the bytes so far, in hex."""
+
+
 class TensorWriter:
     """Writes a safetensors file in order, in a thread, while the next blocks are computed.
 
     The thread computes the digest and the checksums, too.
     """
 
-    def __init__(self, path: Path, header: bytes) -> None:
-        """Begins the file, which must not exist; the header is everything before the data."""
+    def __init__(self, path: Path, header: bytes, data_hash: Hash | None = None) -> None:
+        """Begins the file, which must not exist.
+
+        Args:
+            path: The file.
+            header: Everything before the data.
+            data_hash: Is updated with the data, but not with the header; complete after `finish`.
+        """
         self._file = path.open("xb", buffering=0)
         self._hash = hashlib.sha256()
+        self._hashes: list[Hash] = [self._hash]
         self._checksums = BlockChecksums()
         self._size = 0
         self._writeback = Writeback(self._file.fileno())
@@ -37,6 +58,9 @@ class TensorWriter:
         self._waiting_bytes = len(header)
         self._thread = ThreadPoolExecutor(1)
         self._batches: deque[Future[None]] = deque()
+        if data_hash is not None:
+            self._submit()
+            self._hashes = [self._hash, data_hash]
 
     def __enter__(self) -> Self:
         return self
@@ -70,14 +94,15 @@ class TensorWriter:
         return BlobRef(self._hash.hexdigest(), self._size, self._checksums.digest())
 
     def _submit(self) -> None:
-        self._batches.append(self._thread.submit(self._write, self._waiting))
+        self._batches.append(self._thread.submit(self._write, self._waiting, self._hashes))
         self._waiting, self._waiting_bytes = [], 0
         if len(self._batches) > AHEAD:
             self._batches.popleft().result()
 
-    def _write(self, parts: list[memoryview]) -> None:
+    def _write(self, parts: list[memoryview], hashes: Sequence[Hash]) -> None:
         data = parts[0] if len(parts) == 1 else memoryview(b"".join(parts))
-        self._hash.update(data)
+        for one in hashes:
+            one.update(data)
         self._checksums.update(data)
         self._size += len(data)
         while data:

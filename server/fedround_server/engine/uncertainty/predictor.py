@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from fedround_server.blobs import BlobFiles
-from fedround_server.domain.model import BlobRef
-from fedround_server.engine.format.tensors import open_blob
+from fedround_server.domain.model import BlobRef, VersionFile
+from fedround_server.engine.format.versions import open_version
 from fedround_server.engine.jobs import PredictionFault
 
 
@@ -31,7 +31,7 @@ class Predictor:
     network: nn.Module
     inputs: Tensor
     files: BlobFiles
-    models: tuple[BlobRef, ...]
+    models: tuple[VersionFile, ...]
     posterior: BlobRef | None
     options: Mapping[str, Any]
     generator: torch.Generator
@@ -63,14 +63,14 @@ class Method(Protocol):
         """
 
 
-def load_weights(network: nn.Module, files: BlobFiles, model: BlobRef) -> None:
+def load_weights(network: nn.Module, files: BlobFiles, model: VersionFile) -> None:
     """Loads the weights of a model into a network.
 
     Raises:
         PredictionFault: They do not fit.
         BlobDamaged: The file of the model is not what was stored.
     """
-    with open_blob(files, model) as file:
+    with open_version(files, model) as file:
         state = {name: file.tensor(name) for name in file.layout.manifest}
     with blaming("weights", "the model does not fit the architecture"):
         network.load_state_dict(state)

@@ -9,7 +9,7 @@ from fedround_server.domain.errors import FieldInvalid, ModelNotFound
 from fedround_server.domain.model import Model
 from fedround_server.store.db.compiled import compiled
 from fedround_server.store.db.rows import locked
-from fedround_server.store.queries.version import get_version
+from fedround_server.store.queries.version import known_version
 from fedround_server.store.tables.mapping import to_model
 from fedround_server.store.tables.schema import ModelRow, ParticipantRow, TrainingRow
 
@@ -59,7 +59,7 @@ def visible_model(model_id: str, user_id: str, *, whole: bool = False) -> ModelR
 
 def with_latest(row: ModelRow) -> Model:
     """Returns a model with its latest version."""
-    return to_model(row, get_version(row.model_id, row.version))
+    return to_model(row, known_version(row.model_id, row.version))
 
 
 def uploaded_model(owner_id: str, upload_id: str | None) -> Model | None:

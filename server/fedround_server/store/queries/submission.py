@@ -18,7 +18,7 @@ from fedround_server.domain.errors import (
     UpdateSuperseded,
 )
 from fedround_server.domain.failure import ABSENT
-from fedround_server.domain.model import BlobRef, Manifest
+from fedround_server.domain.model import Manifest, VersionFile
 from fedround_server.domain.report import NewReport, same_metrics
 from fedround_server.domain.rounds import KINDS
 from fedround_server.domain.rounds.kind import ExpectedTensors
@@ -48,7 +48,7 @@ class Admission:
 
     tensors: ExpectedTensors
     bound: NormBound | None
-    model: BlobRef | None
+    model: VersionFile | None
 
 
 def admit(training: TrainingRow, new: NewUpdate) -> Admission | Update:
@@ -59,7 +59,8 @@ def admit(training: TrainingRow, new: NewUpdate) -> Admission | Update:
     spec = to_spec(training.spec)
     [(text,)] = _manifest.all(training.model_id)
     expected = KINDS[row.kind].tensors(spec, _read_manifest(text))
-    bound, model = None, None
+    bound: NormBound | None = None
+    model: VersionFile | None = None
     if spec.max_update_norm:
         origin = find_assignment(row, new.user_id) or model_info(training.model_id, row.model_version).blob
         bound = NormBound(spec.max_update_norm, origin, expected.prefix)

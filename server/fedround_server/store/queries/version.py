@@ -6,11 +6,11 @@ from peewee import ModelSelect
 
 from fedround_server.domain.errors import ModelNotFound
 from fedround_server.domain.event import ModelInfo
-from fedround_server.domain.model import LAST, ModelVersion, VersionView
+from fedround_server.domain.model import LAST, ModelVersion, VersionFile, VersionView
 from fedround_server.store.db.compiled import compiled, in_array
 from fedround_server.store.queries.metrics import shown_metrics, version_metrics
-from fedround_server.store.tables.mapping import to_version
-from fedround_server.store.tables.schema import ArtifactRow, ModelRow, ModelVersionRow, TagRow
+from fedround_server.store.tables.mapping import to_version, to_version_file
+from fedround_server.store.tables.schema import ArtifactRow, ModelBaseRow, ModelRow, ModelVersionRow, TagRow
 
 
 @compiled
@@ -23,9 +23,39 @@ def get_version(model_id: str, version: int) -> ModelVersionRow:
     return _version.one(model_id, version)
 
 
+@compiled
+def _base(model_id: str) -> "ModelSelect[ModelBaseRow]":
+    return ModelBaseRow.select().where(ModelBaseRow.model_id == model_id)
+
+
+def find_base(model_id: str) -> ModelBaseRow | None:
+    """Returns the base of a model, if versions of it are stored as deltas."""
+    return _base.first(model_id)
+
+
+def has_deltas(model_id: str) -> bool:
+    """Returns whether a version of a model that is stored is a delta."""
+    deltas = ModelVersionRow.select().where(
+        ModelVersionRow.model_id == model_id, ModelVersionRow.stored, ModelVersionRow.delta_sha256.is_null(False)
+    )
+    # The latest ones are, unless a training without a selection makes whole versions.
+    return deltas.order_by(ModelVersionRow.version.desc()).first() is not None
+
+
+def version_file(row: ModelVersionRow) -> VersionFile:
+    """Returns the file of a version."""
+    return to_version_file(row, None if row.delta_sha256 is None else find_base(row.model_id))
+
+
 def model_info(model_id: str, version: int) -> ModelInfo:
     """Returns a model version by reference."""
-    return ModelInfo(model_id, version, to_version(get_version(model_id, version)).blob)
+    return ModelInfo(model_id, version, version_file(get_version(model_id, version)))
+
+
+def known_version(model_id: str, version: int) -> ModelVersion:
+    """Returns a version that is known to exist, without its artifacts."""
+    row = get_version(model_id, version)
+    return to_version(row, None if row.delta_sha256 is None else find_base(model_id))
 
 
 def stored_version(model: ModelRow, version: int | None) -> ModelVersion:
@@ -40,7 +70,8 @@ def stored_version(model: ModelRow, version: int | None) -> ModelVersion:
         raise ModelNotFound(f"{model.model_id} in version {wanted} (the latest is {model.version})")
     if not row.stored:
         raise ModelNotFound(f"{model.model_id} in version {wanted} (its file was dropped by keep_versions)")
-    return to_version(row, artifacts_of(model.model_id, [wanted]))
+    base = None if row.delta_sha256 is None else find_base(model.model_id)
+    return to_version(row, base, artifacts_of(model.model_id, [wanted]))
 
 
 def tagged_version(model: ModelRow, tag: str) -> int:
@@ -112,10 +143,11 @@ def version_views(model: ModelRow, rows: Sequence[ModelVersionRow], user_id: str
     artifacts: dict[int, list[ArtifactRow]] = {number: [] for number in numbers}
     for artifact in artifacts_of(model.model_id, numbers):
         artifacts[artifact.version].append(artifact)
+    base = find_base(model.model_id) if any(row.delta_sha256 is not None for row in rows) else None
     metrics, shown = version_metrics(model.model_id, numbers), shown_metrics(model, user_id)
     return [
         VersionView(
-            to_version(row, artifacts[row.version]),
+            to_version(row, base, artifacts[row.version]),
             tuple(sorted(tags[row.version])),
             shown(metrics.get(row.version, {})),
         )

@@ -11,11 +11,22 @@ from fedround_server.domain.audit import AuditEntry
 from fedround_server.domain.config import Config
 from fedround_server.domain.event import Event, ModelInfo, Payload, RoundStarted
 from fedround_server.domain.failure import ParticipantFailure
-from fedround_server.domain.model import Artifact, BlobRef, Dtype, Manifest, Model, ModelVersion, TensorSpec
+from fedround_server.domain.model import (
+    Artifact,
+    BaseAndDelta,
+    BlobRef,
+    Dtype,
+    Manifest,
+    Model,
+    ModelVersion,
+    TensorSpec,
+    VersionFile,
+)
 from fedround_server.domain.policy import LateUpdates, OnFailure, OnMissed, RoundPolicy
 from fedround_server.domain.report import Report
 from fedround_server.domain.rounds import KINDS
 from fedround_server.domain.rounds.round import Round, RoundState
+from fedround_server.domain.tensor_selection import TensorSelection
 from fedround_server.domain.token import Token
 from fedround_server.domain.training import (
     Evaluation,
@@ -38,6 +49,7 @@ from fedround_server.store.tables.schema import (
     AssignmentRow,
     AuditRow,
     EventRow,
+    ModelBaseRow,
     ModelRow,
     ModelVersionRow,
     RoundRow,
@@ -72,8 +84,8 @@ def to_manifest(data: Mapping[str, list[Any]]) -> Manifest:
     return {name: TensorSpec(Dtype[dtype], tuple(shape)) for name, (dtype, shape) in data.items()}
 
 
-def to_blob(row: ModelVersionRow | ArtifactRow | UpdateRow | AssignmentRow) -> BlobRef:
-    """Reads the reference to a file.
+def to_blob(row: ModelVersionRow | ModelBaseRow | ArtifactRow | UpdateRow | AssignmentRow) -> BlobRef:
+    """Reads the reference to a file that is stored as it is.
 
     Raises:
         TypeError: The row is a report, which has no file.
@@ -90,13 +102,30 @@ def from_blob(blob: BlobRef | None) -> dict[str, Any]:
     return {"sha256": blob.sha256, "size_bytes": blob.size_bytes, "checksums": blob.checksums or None}
 
 
-def to_version(row: ModelVersionRow, artifacts: Iterable[ArtifactRow] = ()) -> ModelVersion:
+def to_version_file(row: ModelVersionRow, base: ModelBaseRow | None) -> VersionFile:
+    """Reads the file of a version, given the base of its model, if there is one."""
+    if row.delta_sha256 is None or base is None:
+        return to_blob(row)
+    delta = BlobRef(row.delta_sha256, row.delta_size_bytes or 0, bytes(row.delta_checksums or b""))
+    return BaseAndDelta(row.sha256, row.size_bytes, to_blob(base), delta)
+
+
+def from_version_file(file: VersionFile) -> dict[str, Any]:
+    """Writes the file of a version as the columns of its row."""
+    if isinstance(file, BlobRef):
+        return from_blob(file) | {"delta_sha256": None, "delta_size_bytes": None, "delta_checksums": None}
+    delta = {f"delta_{name}": value for name, value in from_blob(file.delta).items()}
+    return {"sha256": file.sha256, "size_bytes": file.size_bytes, "checksums": None} | delta
+
+
+def to_version(row: ModelVersionRow, base: ModelBaseRow | None, artifacts: Iterable[ArtifactRow] = ()) -> ModelVersion:
     """Reads a version of a model with its artifacts."""
     found = {one.kind: Artifact(one.kind, to_blob(one), one.details) for one in artifacts}
-    return ModelVersion(row.model_id, row.version, to_blob(row), row.create_time, row.stored, found)
+    file = to_version_file(row, base)
+    return ModelVersion(row.model_id, row.version, file, row.create_time, row.stored, found)
 
 
-def to_model(row: ModelRow, latest: ModelVersionRow) -> Model:
+def to_model(row: ModelRow, latest: ModelVersion) -> Model:
     """Reads a model with its latest version."""
     return Model(
         model_id=row.model_id,
@@ -105,7 +134,7 @@ def to_model(row: ModelRow, latest: ModelVersionRow) -> Model:
         owner_id=row.owner_id,
         source_model_id=row.source_model_id,
         manifest=to_manifest(row.manifest or {}),
-        latest=to_version(latest),
+        latest=latest,
         create_time=row.create_time,
         source_version=row.source_version,
         architecture=row.architecture,
@@ -143,6 +172,7 @@ def from_spec(spec: TrainingSpec) -> dict[str, Any]:
         "keep_versions": spec.keep_versions,
         "architecture": spec.architecture,
         "uncertainty": {"method": spec.uncertainty.name, "options": uncertainty.options_of(spec.uncertainty)},
+        "tensors": asdict(spec.tensors),
     }
 
 
@@ -181,6 +211,14 @@ def to_spec(data: Mapping[str, Any], client_ids: Sequence[str] = ()) -> Training
         keep_versions=data["keep_versions"],
         architecture=data["architecture"],
         uncertainty=to_uncertainty(data["uncertainty"]["method"], data["uncertainty"]["options"]),
+        tensors=_tensors(data.get("tensors", {})),
+    )
+
+
+def _tensors(data: Mapping[str, Any]) -> TensorSelection:
+    """Reads a selection; without one, all tensors are meant."""
+    return TensorSelection(
+        tuple(data.get("trainable", ())), tuple(data.get("private", ())), data.get("external_base_sha256")
     )
 
 
@@ -282,7 +320,9 @@ def from_payload(payload: Payload) -> dict[str, Any]:
     data = asdict(payload)
     if "model" in data:
         # Events only name files.
-        del data["model"]["blob"]["checksums"]
+        file = data["model"]["blob"]
+        for one in (file, file.get("base", {}), file.get("delta", {})):
+            one.pop("checksums", None)
     if isinstance(payload, RoundStarted):
         data["aggregation"] = from_aggregation(payload.aggregation)
         # It is resolved for each reader.
@@ -296,14 +336,22 @@ def to_event(row: EventRow) -> Event:
     """Reads an event."""
     data = dict(row.payload)
     if "model" in data:
-        data["model"] = ModelInfo(**{**data["model"], "blob": BlobRef(**data["model"]["blob"])})
+        data["model"] = ModelInfo(**{**data["model"], "blob": _named_file(data["model"]["blob"])})
     if "aggregation" in data:
         data["aggregation"] = to_aggregation(data["aggregation"]["algorithm"], data["aggregation"]["options"])
         data["metric_names"] = tuple(data["metric_names"])
         data["swag"] = Swag(**data["swag"]) if data.get("swag") else None
+        data["tensors"] = _tensors(data.get("tensors", {}))
     if "deadline" in data:
         data["deadline"] = DEADLINE.python_value(data["deadline"])
     return Event(row.training_id, row.sequence, row.create_time, PAYLOADS[row.kind](**data))
+
+
+def _named_file(data: Mapping[str, Any]) -> VersionFile:
+    """Reads the file of a version as an event names it."""
+    if "delta" not in data:
+        return BlobRef(**data)
+    return BaseAndDelta(data["sha256"], data["size_bytes"], BlobRef(**data["base"]), BlobRef(**data["delta"]))
 
 
 def from_entry(entry: AuditEntry) -> dict[str, Any]:

@@ -56,7 +56,7 @@ class CertificateNameRow(Row):
 
 
 class ModelRow(Row):
-    """A model; stored_bytes counts the stored files of its versions and of their artifacts."""
+    """A model; stored_bytes counts the stored files of its versions, of their artifacts, and its base."""
 
     model_id = id_field(primary_key=True)
     owner_id = id_field()
@@ -79,13 +79,20 @@ class ModelRow(Row):
 
 
 class ModelVersionRow(Row):
-    """One version of a model."""
+    """One version of a model.
+
+    A version that is stored as a base and a delta has the delta's columns: digest and size are then those of the whole
+    file, which has no checksums, since it is not stored.
+    """
 
     model_id = id_field()
     version = IntegerField()
     sha256 = CharField(max_length=64, index=True)
     size_bytes = BigIntegerField()
     checksums = BlobField(null=True)
+    delta_sha256 = CharField(max_length=64, index=True, null=True)
+    delta_size_bytes = BigIntegerField(null=True)
+    delta_checksums = BlobField(null=True)
     create_time = InstantField()
     stored = BooleanField()
 
@@ -98,6 +105,18 @@ class ModelVersionRow(Row):
 ModelVersionRow.add_index(
     ModelVersionRow.model_id, ModelVersionRow.version, where=ModelVersionRow.stored, name="model_version_stored"
 )
+
+
+class ModelBaseRow(Row):
+    """The base of a model whose versions are stored as deltas; removed with the last of them."""
+
+    model_id = id_field(primary_key=True)
+    sha256 = CharField(max_length=64, index=True)
+    size_bytes = BigIntegerField()
+    checksums = BlobField(null=True)
+
+    class Meta:
+        table_name = "model_base"
 
 
 class ArtifactRow(Row):

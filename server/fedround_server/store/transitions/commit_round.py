@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from fedround_server.domain.event import RoundClosed
-from fedround_server.domain.model import BEST, BlobRef
+from fedround_server.domain.model import BEST, BlobRef, VersionFile
 from fedround_server.domain.report import count_not_finite
 from fedround_server.domain.rounds import KINDS
 from fedround_server.domain.rounds.kind import Assignment, Evaluation, NewArtifact, NewVersion
@@ -23,7 +23,7 @@ def commit_result(
     row: RoundRow,
     updates: Sequence[UpdateRow],
     metrics: Mapping[str, float],
-    result: BlobRef | None,
+    result: VersionFile | None,
     now: datetime,
 ) -> None:
     """Writes the result of a round that is done, and what follows: the next round, a pause, or the end of the training.
@@ -36,7 +36,7 @@ def commit_result(
         case NewVersion():
             add_version(training, _made(result), now)
         case NewArtifact():
-            add_artifact(training, outcome, _made(result))
+            add_artifact(training, outcome, _whole(result))
     contributions.count(training, row, updates, spec, outcome, result)
     if isinstance(outcome, Evaluation):
         _select(training, spec, metrics)
@@ -51,10 +51,17 @@ def commit_result(
     go_on(training, row, now)
 
 
-def _made(result: BlobRef | None) -> BlobRef:
+def _made(result: VersionFile | None) -> VersionFile:
     if result is None:
         raise ValueError("a round that makes a file was committed without one")
     return result
+
+
+def _whole(result: VersionFile | None) -> BlobRef:
+    made = _made(result)
+    if not isinstance(made, BlobRef):
+        raise TypeError("an artifact is stored whole")
+    return made
 
 
 def _select(training: TrainingRow, spec: TrainingSpec, metrics: Mapping[str, float]) -> None:

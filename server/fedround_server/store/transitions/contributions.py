@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from fedround_server.domain.model import BlobRef
+from fedround_server.domain.model import BaseAndDelta, VersionFile
 from fedround_server.domain.rounds import KINDS
 from fedround_server.domain.rounds.kind import Assignment, NewArtifact, NewVersion, Outcome
 from fedround_server.domain.training import TrainingSpec
@@ -29,7 +29,7 @@ def count(
     updates: Sequence[UpdateRow],
     spec: TrainingSpec,
     outcome: Outcome,
-    result: BlobRef | None,
+    result: VersionFile | None,
 ) -> None:
     """Records that a round is done, with the weight of each submission, and the version or artifact that it made.
 
@@ -59,6 +59,8 @@ def count(
         case NewVersion():
             # The rounds of a daisy chain made the version together.
             made |= {**from_aggregation(spec.aggregation), "rounds": row.step + 1}
+            if isinstance(result, BaseAndDelta):
+                made |= {"base_sha256": result.base.sha256, "delta_sha256": result.delta.sha256}
             record("version_made", training, subject=training.model_version, **made)
 
 

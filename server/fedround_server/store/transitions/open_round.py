@@ -79,6 +79,7 @@ def round_started(training: TrainingRow, row: RoundRow) -> RoundStarted:
         swag=request.swag,
         attempt=row.attempt,
         update_precision=request.update_precision.value,
+        tensors=spec.tensors,
         is_configured=has_config(training.training_id, row.number),
     )
 

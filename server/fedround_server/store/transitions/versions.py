@@ -2,13 +2,37 @@
 
 from datetime import datetime
 
-from fedround_server.domain.model import PINNED, BlobRef, Model, ModelVersion, NewModel
+from fedround_server.domain.model import (
+    PINNED,
+    BaseAndDelta,
+    BlobRef,
+    Model,
+    ModelVersion,
+    NewModel,
+    VersionFile,
+    blobs_of,
+)
 from fedround_server.domain.rounds.kind import NewArtifact
 from fedround_server.failpoints import reached
 from fedround_server.store.db.audit_trail import record
-from fedround_server.store.queries.version import artifacts_of, find_tag, list_untagged_versions
-from fedround_server.store.tables.mapping import from_blob, from_manifest, to_model
-from fedround_server.store.tables.schema import ArtifactRow, ModelRow, ModelVersionRow, TagRow, TrainingRow
+from fedround_server.store.queries.version import (
+    artifacts_of,
+    find_base,
+    find_tag,
+    get_version,
+    has_deltas,
+    known_version,
+    list_untagged_versions,
+)
+from fedround_server.store.tables.mapping import from_blob, from_manifest, from_version_file, to_blob, to_model
+from fedround_server.store.tables.schema import (
+    ArtifactRow,
+    ModelBaseRow,
+    ModelRow,
+    ModelVersionRow,
+    TagRow,
+    TrainingRow,
+)
 
 
 def insert_model(
@@ -27,25 +51,34 @@ def insert_model(
         manifest=from_manifest(model.manifest),
         is_finite=model.is_finite,
         version=0,
-        stored_bytes=model.blob.size_bytes,
+        stored_bytes=sum(blob.size_bytes for blob in blobs_of(model.blob)),
         create_time=now,
     )
     origin = {"source_model_id": row.source_model_id, "source_version": row.source_version}
     record("model_created", row, subject=0, sha256=model.blob.sha256, size_bytes=model.blob.size_bytes, **origin)
-    return to_model(row, insert_version(model_id, 0, model.blob, now))
+    if isinstance(model.blob, BaseAndDelta):
+        ModelBaseRow.create(model_id=model_id, **from_blob(model.blob.base))
+    insert_version(model_id, 0, model.blob, now)
+    return to_model(row, known_version(model_id, 0))
 
 
-def insert_version(model_id: str, version: int, blob: BlobRef, now: datetime) -> ModelVersionRow:
+def insert_version(model_id: str, version: int, file: VersionFile, now: datetime) -> None:
     """Stores a version of a model."""
-    row: ModelVersionRow = ModelVersionRow.create(
+    ModelVersionRow.create(
         model_id=model_id,
         version=version,
-        **from_blob(blob),
+        **from_version_file(file),
         create_time=now,
         stored=True,
     )
     reached("version.inserted")
-    return row
+
+
+def begin_deltas(model_id: str) -> None:
+    """Makes the file of a model's only version the base of those that follow, unless the model has a base."""
+    if find_base(model_id) is None:
+        # It counts in stored_bytes as before: now as the base.
+        ModelBaseRow.create(model_id=model_id, **from_blob(to_blob(get_version(model_id, 0))))
 
 
 def put_tag(model_id: str, version: int, tag: str) -> None:
@@ -66,12 +99,12 @@ def remove_tag(model_id: str, version: int, tag: str) -> None:
         record("version_untagged", row, subject=version, tag=tag)
 
 
-def add_version(training: TrainingRow, blob: BlobRef, now: datetime) -> None:
+def add_version(training: TrainingRow, file: VersionFile, now: datetime) -> None:
     """Stores the next version of a training's model."""
     training.model_version += 1
-    insert_version(training.model_id, training.model_version, blob, now)
+    insert_version(training.model_id, training.model_version, file, now)
     ModelRow.update(version=training.model_version).where(ModelRow.model_id == training.model_id).execute()
-    _add_stored_bytes(training.model_id, blob.size_bytes)
+    _add_stored_bytes(training.model_id, blobs_of(file)[-1].size_bytes)
 
 
 def add_artifact(training: TrainingRow, artifact: NewArtifact, blob: BlobRef) -> None:
@@ -96,10 +129,22 @@ def drop_versions(training: TrainingRow, keep_versions: int) -> None:
         ModelVersionRow.update(stored=False).where(
             ModelVersionRow.model_id == row.model_id, ModelVersionRow.version == row.version
         ).execute()
-    if rows:
-        artifacts = artifacts_of(training.model_id, [row.version for row in rows])
-        sizes = [row.size_bytes for row in rows] + [artifact.size_bytes for artifact in artifacts]
-        _add_stored_bytes(training.model_id, -sum(sizes))
+    if not rows:
+        return
+    base = find_base(training.model_id)
+    artifacts = artifacts_of(training.model_id, [row.version for row in rows])
+    sizes = [_own_bytes(row, base) for row in rows] + [artifact.size_bytes for artifact in artifacts]
+    if base is not None and any(row.delta_sha256 for row in rows) and not has_deltas(training.model_id):
+        sizes.append(base.size_bytes)
+        base.delete_instance()
+    _add_stored_bytes(training.model_id, -sum(sizes))
+
+
+def _own_bytes(row: ModelVersionRow, base: ModelBaseRow | None) -> int:
+    """Returns the size of what only a version refers to: its file or its delta, but not the base of its model."""
+    if row.delta_sha256 is not None:
+        return row.delta_size_bytes or 0
+    return 0 if base is not None and base.sha256 == row.sha256 else row.size_bytes
 
 
 def _add_stored_bytes(model_id: str, size: int) -> None:

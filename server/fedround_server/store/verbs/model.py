@@ -31,7 +31,13 @@ from fedround_server.store.queries.version import (
     version_views,
 )
 from fedround_server.store.tables.mapping import to_spec
-from fedround_server.store.tables.schema import ArtifactRow, AssignmentRow, ModelVersionRow, UpdateRow
+from fedround_server.store.tables.schema import (
+    ArtifactRow,
+    AssignmentRow,
+    ModelBaseRow,
+    ModelVersionRow,
+    UpdateRow,
+)
 from fedround_server.store.transitions.versions import insert_model, put_tag, remove_tag
 
 MAX_TAGS = 100
@@ -173,5 +179,7 @@ class ModelVerbs(Verbs):
     @verb
     def keep_checksums(self, blob: BlobRef) -> None:
         """Stores the checksums of a file that was found intact, wherever it is referred to."""
-        for table in (ModelVersionRow, ArtifactRow, UpdateRow, AssignmentRow):
+        for table in (ModelVersionRow, ModelBaseRow, ArtifactRow, UpdateRow, AssignmentRow):
             table.update(checksums=blob.checksums).where(table.sha256 == blob.sha256).execute()
+        deltas = ModelVersionRow.update(delta_checksums=blob.checksums)
+        deltas.where(ModelVersionRow.delta_sha256 == blob.sha256).execute()

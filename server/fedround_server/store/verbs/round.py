@@ -7,7 +7,7 @@ from datetime import datetime
 from fedround_server.domain.errors import NotActor, NotInCohort, RoundNotFound, TrainingNotFound
 from fedround_server.domain.event import ModelInfo
 from fedround_server.domain.failure import ABSENT
-from fedround_server.domain.model import BlobRef
+from fedround_server.domain.model import BlobRef, VersionFile
 from fedround_server.domain.policy import patience
 from fedround_server.domain.report import foremost, weighted_means
 from fedround_server.domain.rounds import KINDS
@@ -48,7 +48,7 @@ class AggregationTask:
     """
 
     round: Round
-    model: BlobRef
+    model: VersionFile
     computation: Computation | None
     updates: tuple[Update, ...]
 
@@ -129,7 +129,7 @@ class RoundVerbs(Verbs):
         return AggregationTask(to_round(row), model, computation, updates)
 
     @verb
-    def commit(self, training_id: str, number: int, epoch: int, result: BlobRef | None, now: datetime) -> bool:
+    def commit(self, training_id: str, number: int, epoch: int, result: VersionFile | None, now: datetime) -> bool:
         """Commits a round's result, and what follows: the next round, or the end; returns whether this was the commit.
 
         An aggregation that was started in an earlier epoch does not commit (fencing). The result is the file that was

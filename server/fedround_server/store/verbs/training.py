@@ -17,8 +17,8 @@ from fedround_server.domain.errors import (
 )
 from fedround_server.domain.event import TrainingStarted
 from fedround_server.domain.limits import Quotas
-from fedround_server.domain.model import NewModel
-from fedround_server.domain.rounds import KINDS, next_kind
+from fedround_server.domain.model import Manifest, NewModel
+from fedround_server.domain.rounds import check_model, next_kind
 from fedround_server.domain.training import Training, TrainingSpec, TrainingState
 from fedround_server.store.db.audit_trail import record
 from fedround_server.store.db.run import Verbs, verb
@@ -44,7 +44,7 @@ from fedround_server.store.transitions.config import put_config
 from fedround_server.store.transitions.open_round import open_round
 from fedround_server.store.transitions.participants import enroll, leave
 from fedround_server.store.transitions.training import append_event, move, state_of
-from fedround_server.store.transitions.versions import insert_model
+from fedround_server.store.transitions.versions import begin_deltas, insert_model
 
 
 class TrainingVerbs(Verbs):
@@ -102,7 +102,9 @@ class TrainingVerbs(Verbs):
             else insert_model(new_model_id, actor_id, model, now).model_id
         )
         check_stored_bytes(actor_id, quotas)
-        _check_model(spec, get_model(model_id))
+        manifest = _check_model(spec, get_model(model_id))
+        if len(spec.tensors.trained(manifest)) < len(manifest):
+            begin_deltas(model_id)
         row = TrainingRow.create(
             training_id=training_id,
             actor_id=actor_id,
@@ -287,14 +289,15 @@ def _stored_model(model_id: str, version: int | None, actor_id: str, copy_id: st
     return insert_model(copy_id, actor_id, copy, now, source=start).model_id
 
 
-def _check_model(spec: TrainingSpec, model: ModelRow) -> None:
+def _check_model(spec: TrainingSpec, model: ModelRow) -> Manifest:
+    """Returns the tensors of a model, after a check that the training can work on it."""
     if not model.is_finite and not spec.allow_non_finite_buffers:
         raise FieldInvalid(
             "spec.allow_non_finite_buffers", "must be set: the model contains NaN or Inf, as in the buffer of a mask"
         )
     manifest = to_manifest(model.manifest)
-    for kind in KINDS.values():
-        kind.check(spec, manifest)
+    check_model(spec, manifest)
+    return manifest
 
 
 def _other_than_actor(training: TrainingRow, user_id: str) -> str | None:

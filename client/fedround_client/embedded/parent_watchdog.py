@@ -1,4 +1,4 @@
-"""Runs a module in a process that ends with its parent: `python -m fedround_client.demo.parent_watchdog MODULE ...`.
+"""Runs a module in a process that ends with its parent: `python -m fedround_client.embedded.parent_watchdog MODULE`.
 
 The parent keeps the other end of standard input open and writes nothing to it. When the parent ends for any reason, the
 pipe is closed, and the process sends SIGTERM to itself, and later SIGKILL to its whole session.

@@ -10,14 +10,14 @@ from queue import SimpleQueue
 
 import pytest
 
-from fedround_client.demo.processes import ProcessExited, ProcessGroup
+from fedround_client.embedded.processes import ProcessExited, ProcessGroup
 
 WAITS = "import os, sys, time; print(os.getpid(), flush=True); time.sleep(600)"
 STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + WAITS
 PARENT = """
 import sys, time
 from pathlib import Path
-from fedround_client.demo.processes import ProcessGroup
+from fedround_client.embedded.processes import ProcessGroup
 with ProcessGroup(Path(sys.argv[1])) as processes:
     processes.start("child", "child", [], on_line=lambda line: print(line, flush=True))
     time.sleep(600)
@@ -62,7 +62,7 @@ def test_no_process_is_left_at_the_end_of_the_block(tmp_path: Path, modules: Pat
 def test_a_process_that_ignores_sigterm_is_killed(
     tmp_path: Path, modules: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fedround_client.demo.processes.GRACE", 0.2)
+    monkeypatch.setattr("fedround_client.embedded.processes.GRACE", 0.2)
     (modules / "stubborn.py").write_text(STUBBORN)
     lines: SimpleQueue[str] = SimpleQueue()
     with ProcessGroup(tmp_path) as processes:
@@ -100,6 +100,17 @@ def test_a_killed_process_is_reported_with_the_signal(tmp_path: Path, modules: P
         os.kill(int(lines.get()), signal.SIGKILL)
         with pytest.raises(ProcessExited, match="Server was killed by SIGKILL"):
             check_until_it_fails(processes)
+
+
+def test_a_group_can_be_killed(tmp_path: Path, modules: Path) -> None:
+    (modules / "stubborn.py").write_text(STUBBORN)
+    lines: SimpleQueue[str] = SimpleQueue()
+    with ProcessGroup(tmp_path) as processes:
+        processes.start("one", "stubborn", [], on_line=lines.put)
+        pid = int(lines.get())
+        processes.kill()
+    assert not is_running(pid)
+    assert processes._processes[0].process.returncode == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("may_finish", [True, False])

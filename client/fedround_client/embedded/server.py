@@ -1,12 +1,12 @@
-"""The server of the demo: a process like that of `fedround serve`, with its own data directory."""
+"""A server in a child process: like that of `fedround serve`, on a free port of this machine."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
-from fedround_client.demo.processes import ProcessExited, ProcessGroup
+from fedround_client.embedded.processes import ProcessExited, ProcessGroup
 
-ARCHITECTURE, FACTORY = "digits", "fedround_client.demo.network:build"
 SERVING = "fedround is serving on "
 START_SECONDS = 60.0
 
@@ -14,19 +14,20 @@ START_SECONDS = 60.0
 class Server:
     """A server on a free port of this machine."""
 
-    def __init__(self, processes: ProcessGroup, data_dir: Path) -> None:
+    def __init__(self, processes: ProcessGroup, data_dir: Path, options: Sequence[str] = ()) -> None:
         """Starts the server.
 
         Args:
             processes: Starts processes.
-            data_dir: Data directory, which is created.
+            data_dir: Data directory; created if it does not exist.
+            options: Further options of `fedround serve`.
         """
         self._processes = processes
         self._data_dir = data_dir
         self._lines: SimpleQueue[str] = SimpleQueue()
-        arguments = ["--listen=127.0.0.1:0", f"--data-dir={data_dir}", f"--architecture={ARCHITECTURE}={FACTORY}"]
+        arguments = ["--listen=127.0.0.1:0", f"--data-dir={data_dir.absolute()}", *options]
+        data_dir.mkdir(parents=True, exist_ok=True)
         # Runs in its data directory, so that it does not read a fedround.toml of another server.
-        data_dir.mkdir()
         processes.start("server", "fedround_server", arguments, on_line=self._lines.put, folder=data_dir)
 
     def wait(self) -> str:

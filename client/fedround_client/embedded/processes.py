@@ -1,4 +1,4 @@
-"""The child processes of the demo: started, each with a log, monitored, and ended together."""
+"""Child processes: started, each with a log, monitored, and ended together."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
-from fedround_client.demo.parent_watchdog import GRACE
+from fedround_client.embedded.parent_watchdog import GRACE
 
 TAIL_LINES = 15
 
@@ -78,7 +78,7 @@ class ProcessGroup:
         log = self._logs / f"{name.replace(' ', '-')}.log"
         with log.open("w") as errors:
             process = subprocess.Popen(  # noqa: S603 -- our own modules
-                [sys.executable, "-P", "-m", "fedround_client.demo.parent_watchdog", module, *arguments],
+                [sys.executable, "-P", "-m", "fedround_client.embedded.parent_watchdog", module, *arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -104,6 +104,12 @@ class ProcessGroup:
                 raise ProcessExited(
                     f"{child.name.capitalize()} {_exit_text(code)}. The end of {child.log}:\n{_tail(child.log)}"
                 )
+
+    def kill(self) -> None:
+        """Kills all processes, with all processes that they started: for those that leave nothing of value."""
+        for child in self._processes:
+            with suppress(ProcessLookupError):
+                os.killpg(child.process.pid, signal.SIGKILL)
 
     def __enter__(self) -> Self:
         """Returns the group."""

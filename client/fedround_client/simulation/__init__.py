@@ -1,0 +1,1 @@
+"""Simulations: a training with a real server and many clients on one machine."""

@@ -1,0 +1,23 @@
+"""Checks of files as the worker makes them, given the paths of the models."""
+
+from contextlib import ExitStack
+from pathlib import Path
+
+from fedround_server.domain.model import BlobRef
+from fedround_server.engine import check
+from fedround_server.engine.format.tensors import TensorFile
+from fedround_server.engine.jobs import CheckResult
+
+
+def check_numbers(
+    path: Path,
+    origin: Path | None = None,
+    prefix: str = "",
+    model: Path | None = None,
+    origin_blob: BlobRef | None = None,
+) -> CheckResult:
+    """Checks a file against models."""
+    with ExitStack() as stack:
+        opened = None if origin is None else stack.enter_context(TensorFile(origin, blob=origin_blob))
+        allowed = None if model is None else stack.enter_context(TensorFile(model))
+        return check.check_numbers(path, opened, prefix, allowed)
