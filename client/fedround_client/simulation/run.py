@@ -147,7 +147,7 @@ def simulate(
             with connect(address, accounts.actor_token) as actor:
                 # The first round opens when all clients are connected.
                 cohort = Cohort(fraction=fraction, min_available=clients, seed=seed)
-                options = {"name": "simulation", "cohort": cohort} | training
+                options: dict[str, Any] = {"name": "simulation", "cohort": cohort} | training
                 created = actor.create_training(model, target_num_updates=rounds, client_ids=accounts.ids, **options)
                 for future in warm:
                     _check(future)
