@@ -57,8 +57,11 @@ class RandomTraining:
                 self._begin_round(started)
             elif event.HasField("update_lost"):
                 self._send_again(event.update_lost)
-            elif event.HasField("round_closed") or event.HasField("round_extended"):
+            elif event.HasField("round_closed"):
                 self._send_late()
+            elif event.HasField("round_extended"):
+                self._send_late()
+                self._send_missing(event.round_extended.round)
         if self._draw.random() < 0.2:
             self._remove_training()
 
@@ -198,6 +201,12 @@ class RandomTraining:
         """Submits anew what the server lost."""
         for user in self._present:
             if user.user_id == lost.participant_id and lost.round == self._started.round:
+                self._send(user, self._started)
+
+    def _send_missing(self, number: int) -> None:
+        """Submits for users that have not in a round that is repeated: those who were registered meanwhile join it."""
+        for user in list(self._present):
+            if number == self._started.round and self._sent.get(user.user_id, (-1,))[0] != number:
                 self._send(user, self._started)
 
     def _interrupt(self, user: User) -> None:

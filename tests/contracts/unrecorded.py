@@ -9,13 +9,13 @@ import peewee
 import pytest
 
 from fedround_server.store.db.group_commit import Call, Transactions
+from fedround_server.store.tables.failure_schema import RejectedUpdateRow
 from fedround_server.store.tables.schema import (
     ArtifactRow,
     AssignmentRow,
     LastSeenRow,
     ModelBaseRow,
     ModelVersionRow,
-    RejectedUpdateRow,
     UpdateRow,
 )
 

@@ -36,6 +36,19 @@ def make_client_that_counts(index):
     return train
 
 
+def make_client_with_a_tensor_of_its_own(index):
+    calls = []
+
+    def train(model, round):
+        assert float(model["b"]) == len(calls) * (index + 1)
+        calls.append(round.number)
+        model["b"] += index + 1
+        model["w"] += 1
+        return model, 1
+
+    return train
+
+
 def make_client_that_fails_at_3(index):
     if index == 3:
         raise KeyError("no data")

@@ -106,6 +106,24 @@ def test_a_client_keeps_its_state_and_one_that_raises_is_left_out(tmp_path: Path
     assert "Client 2 failed in round 2: ValueError: boom" in log
 
 
+def test_the_clients_of_a_round_are_drawn_with_the_seed() -> None:
+    def run(**options: Any) -> fr.Simulation:
+        return simulate(simulated.make_client, clients=10, fraction=0.3, **options)
+
+    result = run()
+    assert [record.arrived for record in result.rounds] == [3, 3]
+    assert run(workers=2).model_sha256 == result.model_sha256
+    assert run(seed=1).model_sha256 != result.model_sha256
+
+
+def test_private_tensors_stay_with_their_client(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"private": ["b"], "rounds": 3, "on_failure": "FAIL", "data_dir": tmp_path / "data"}
+    result = simulate(simulated.make_client_with_a_tensor_of_its_own, **options)
+    assert result.training.model_version == 3
+    assert {name: tensor.max() for name, tensor in result.model.items()} == {"w": 3, "b": 0}
+    assert len(list((tmp_path / "data" / "private").iterdir())) == 4
+
+
 def test_a_training_that_fails_names_the_clients() -> None:
     with pytest.raises(fr.TrainingFailed, match=r"client 3 \(TRAIN_FAILED: ValueError: boom 3\)") as failed:
         simulate(simulated.make_client_that_raises)

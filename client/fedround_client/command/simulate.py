@@ -66,6 +66,9 @@ def run(
     ] = "",
     clients: Annotated[int, typer.Option(min=1, max=MAX_CLIENTS, help="Number of clients.")] = 10,
     rounds: Annotated[int, typer.Option(min=1, help="Updates of the global model to make.")] = 10,
+    fraction: Annotated[
+        float | None, typer.Option(help="Part of the clients that each round needs, 0 < f <= 1; all by default.")
+    ] = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Number of worker processes; that of the processors by default.")
     ] = None,
@@ -104,6 +107,7 @@ def run(
                 _initial_model(model or f"{make_client.partition(':')[0]}:{MAKE_MODEL}"),
                 clients=clients,
                 rounds=rounds,
+                fraction=fraction,
                 workers=workers,
                 seed=seed,
                 engine=engine.value,

@@ -19,7 +19,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from fedround.v1.event_pb2 import Event
-from fedround.v1.training_pb2 import Training
+from fedround.v1.training_pb2 import Cohort, Training
 from fedround_client.client import Client, connect
 from fedround_client.embedded.processes import ProcessExited, ProcessGroup
 from fedround_client.embedded.server import Server
@@ -77,6 +77,7 @@ def simulate(
     *,
     clients: int,
     rounds: int,
+    fraction: float | None = None,
     workers: int | None = None,
     seed: int = 0,
     engine: EngineName = "processes",
@@ -103,6 +104,7 @@ def simulate(
         model: The initial model, as in `Client.create_training`.
         clients: How many clients there are, at most 10,000.
         rounds: How often the training updates the global model.
+        fraction: The part of the clients that each round needs, 0 < fraction <= 1, drawn with the seed; by default all.
         workers: How many worker processes there are; by default as many as this machine has processors.
         seed: The seed of the simulation.
         engine: "processes", or "ray" for tasks of Ray, which must run on this machine.
@@ -111,7 +113,7 @@ def simulate(
         output: A folder for report.json, the plot metrics.png, model.safetensors and the processes' logs; None to
             write none.
         listener: Called after each event of the training with the history so far.
-        training: Further arguments of `Client.create_training`, such as metric_names, aggregation or min_updates.
+        training: Further arguments of `Client.create_training`, such as metric_names, aggregation or cohort.
 
     Raises:
         ValueError: A number is out of its range.
@@ -143,9 +145,10 @@ def simulate(
             address = server.wait()
             accounts = _create_accounts(address, server.admin_token(), clients)
             with connect(address, accounts.actor_token) as actor:
-                created = actor.create_training(
-                    model, target_num_updates=rounds, client_ids=accounts.ids, **({"name": "simulation"} | training)
-                )
+                # The first round opens when all clients are connected.
+                cohort = Cohort(fraction=fraction, min_available=clients, seed=seed)
+                options: dict[str, Any] = {"name": "simulation", "cohort": cohort} | training
+                created = actor.create_training(model, target_num_updates=rounds, client_ids=accounts.ids, **options)
                 for future in warm:
                     _check(future)
                 work = [
@@ -157,6 +160,7 @@ def simulate(
                         seed,
                         framework,
                         None if output is None else logs / f"worker-{worker}.log",
+                        (folder or temporary) / "private",
                     )
                     for worker in range(workers)
                 ]

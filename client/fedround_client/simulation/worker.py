@@ -26,12 +26,14 @@ from fedround_client.clock import SystemClock
 from fedround_client.logs import get_logger
 from fedround_client.participant import MAX_FREED_BLOCK, TRIM_THRESHOLD, Participant
 from fedround_client.participation import Callbacks, Round
+from fedround_client.round_model import RoundModels
 from fedround_client.round_number import round_text
 from fedround_client.round_runner import RoundRunner
 from fedround_client.rpc import Rpc
 from fedround_client.simulation.functions import MakeClient, load, make_callbacks
 from fedround_client.simulation.streams import Subscriber, subscribed
 from fedround_client.subscription import FINAL_EVENTS
+from fedround_client.tensor_selection import PrivateTensors
 from fedround_client.tensor_types import Framework
 from fedround_wire.allocator import keep_freed
 
@@ -55,6 +57,7 @@ class Work:
         seed: Seed of the simulation.
         framework: As in `Client.participate`.
         log: File for what it prints and logs; None to leave both as they are.
+        private_folder: Where the private tensors of the clients are kept.
     """
 
     make_client: MakeClient | str
@@ -64,6 +67,7 @@ class Work:
     seed: int
     framework: Framework | None
     log: Path | None
+    private_folder: Path
 
 
 def warm_up(make_client: MakeClient | str) -> None:
@@ -148,7 +152,7 @@ class _Lane:
         self._taken: Counter[int] = Counter()
         self._participants: dict[int, Participant] = {}
         # Shared by the clients of the lane: the first one downloads a version of the model.
-        self._cache = ModelCache()
+        self._cache, self._bases = ModelCache(), ModelCache()
 
     def put(self, index: int, event: Event) -> None:
         """Adds an event of a client."""
@@ -162,7 +166,7 @@ class _Lane:
 
     def run(self, rpc: Rpc) -> None:
         """Handles events until the training has ended for all clients."""
-        with closing(self._cache):
+        with closing(self._cache), closing(self._bases):
             while self.running:
                 index, event = self._items.get()
                 if self._error is not None:
@@ -187,7 +191,11 @@ class _Lane:
         work, subscriber = self._work, self._subscribers[index]
         as_client = rpc.as_user(subscriber.token, subscriber.session_id)
         callbacks = self._functions.make(index)
-        runner = RoundRunner(as_client, callbacks, framework=work.framework, cache=self._cache)
+        private = PrivateTensors(work.private_folder)
+        models = RoundModels(as_client, work.framework, self._cache, self._bases, private, None)
+        runner = RoundRunner(as_client, callbacks, framework=work.framework, models=models)
+        # The private tensors of a client are known by its index.
+        runner.participate_as(str(uuid.UUID(int=index)))
         return Participant(as_client, runner, training_id=work.training_id, until_finished=True)
 
 

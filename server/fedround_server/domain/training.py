@@ -122,11 +122,11 @@ class TrainingSpec:
         max_update_norm: How far an update may be from what its participant started from (L2); 0 means any distance.
         update_precision: Whether updates may come as differences in half precision.
         allow_non_finite_buffers: Whether the model may have Inf and NaN, and updates in the same places.
-        cohort: Who takes part in each round; None for all participants.
-        evaluation_policy: When evaluation rounds close; None for what follows from round_policy and selection.
         tensors: Which tensors of the model updates have.
         config: What all participants get with each round. It is left out of lists, and so is client_config.
         client_config: What single participants get on top of that, by user; for the actor only.
+        cohort: Who takes part in each round; None for all participants.
+        evaluation_policy: When evaluation rounds close; None for what follows from round_policy and selection.
     """
 
     name: str
@@ -149,11 +149,11 @@ class TrainingSpec:
     update_precision: UpdatePrecision = UpdatePrecision.FULL
     allow_non_finite_buffers: bool = False
     integer_tensors: IntegerTensors = IntegerTensors.HEAVIEST
-    cohort: Cohort | None = None
-    evaluation_policy: RoundPolicy | None = None
     tensors: TensorSelection = ALL_TENSORS
     config: Config = field(default_factory=dict)
     client_config: Mapping[str, Config] = field(default_factory=dict)
+    cohort: Cohort | None = None
+    evaluation_policy: RoundPolicy | None = None
 
 
 @dataclass(frozen=True, slots=True)

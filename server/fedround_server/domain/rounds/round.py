@@ -151,20 +151,20 @@ class RoundView:
     """A round as its actor may see it: with its policy, its present members, and the rejected updates of all users.
 
     Attributes:
-        cohort: Who takes part in it; None for all participants.
-        participant_ids: The registered participants, who need not be members.
         paused: Whether it is the current round of a training that is paused.
         stopped: Whether it is the current round of a training that its actor has stopped, or that stops after it.
+        cohort: Who takes part in it; None for all participants.
+        participant_ids: The registered participants, who need not be members.
     """
 
     round: Round
     policy: RoundPolicy
     members: tuple[RoundMember, ...]
     rejected_updates: tuple[RejectedUpdate, ...] = ()
-    cohort: Cohort | None = None
-    participant_ids: tuple[str, ...] = ()
     paused: bool = False
     stopped: bool = False
+    cohort: Cohort | None = None
+    participant_ids: tuple[str, ...] = ()
 
     @property
     def wait_rule(self) -> WaitRule | None:

@@ -4,7 +4,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from fedround_server.domain.failure import ParticipantFailure
-from fedround_server.store.tables.schema import CohortRow, ParticipantFailureRow, UserRow
+from fedround_server.store.tables.failure_schema import ParticipantFailureRow
+from fedround_server.store.tables.schema import CohortRow, UserRow
 
 OF_MEMBER = (
     (CohortRow.training_id == ParticipantFailureRow.training_id)

@@ -9,15 +9,9 @@ from fedround_server.domain.model import BlobRef
 from fedround_server.domain.rounds.round import RoundState, UnfinishedRound
 from fedround_server.store.db.compiled import compiled
 from fedround_server.store.queries.failure import OF_MEMBER
+from fedround_server.store.tables.failure_schema import ParticipantFailureRow
 from fedround_server.store.tables.mapping import to_blob
-from fedround_server.store.tables.schema import (
-    AssignmentRow,
-    CohortRow,
-    ParticipantFailureRow,
-    RoundRow,
-    TrainingRow,
-    UpdateRow,
-)
+from fedround_server.store.tables.schema import AssignmentRow, CohortRow, RoundRow, TrainingRow, UpdateRow
 
 SUBMITTED = (
     (CohortRow.training_id == UpdateRow.training_id)
@@ -65,10 +59,9 @@ def find_round(training_id: str, number: int) -> RoundRow | None:
 
 def next_number(training: TrainingRow) -> int:
     """Returns the number of the first round of a training that is not open yet."""
-    row = find_round(training.training_id, training.round)
-    if row is None:
-        return 0
-    return int(row.number if row.state == RoundState.PENDING.value else row.number + 1)
+    current = find_round(training.training_id, training.round)
+    is_open = current is not None and current.state != RoundState.PENDING.value
+    return training.round + 1 if is_open else training.round
 
 
 def is_member(training_id: str, number: int, user_id: str) -> bool:

@@ -14,12 +14,12 @@ from fedround_server.domain.rounds.round import RoundMember, RoundState, RoundVi
 from fedround_server.store.queries.failure import list_failures
 from fedround_server.store.queries.participant import participant_ids
 from fedround_server.store.queries.round import SUBMITTED, arrival_times
+from fedround_server.store.tables.failure_schema import RejectedUpdateRow
 from fedround_server.store.tables.mapping import to_round, to_spec
 from fedround_server.store.tables.schema import (
     CohortRow,
     LastSeenRow,
     ParticipantRow,
-    RejectedUpdateRow,
     RoundRow,
     TrainingRow,
     UpdateRow,
@@ -73,10 +73,10 @@ def view(training: TrainingRow, row: RoundRow) -> RoundView:
         kind.policy(spec),
         found,
         everything,
-        cohort=kind.cohort(spec),
-        participant_ids=tuple(participant_ids(row.training_id)),
         paused=is_current and training.paused,
         stopped=is_current and training.stop is not None,
+        cohort=kind.cohort(spec),
+        participant_ids=tuple(participant_ids(row.training_id)),
     )
 
 

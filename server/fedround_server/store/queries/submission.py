@@ -177,7 +177,7 @@ def _why_not_open(training: TrainingRow, row: RoundRow | None, number: int) -> s
     if row.state == RoundState.OPEN.value:
         return f"the round is of kind {kind.public_name}: use {kind.submission.method}"
     if row.state == RoundState.PENDING.value:
-        return f"round {number} is not open yet: it waits for participants"
+        return "the round is not open yet: it waits for participants"
     if row.state in CLOSED:
         enough = f"closed with {row.arrived} of {row.members} {kind.submission.noun}s, which were enough"
         return f"the round is {row.state}: it {enough}; follow the subscription for the next one"

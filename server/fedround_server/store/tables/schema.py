@@ -15,7 +15,7 @@ from peewee import (
     TextField,
 )
 
-from fedround_server.store.tables import control_schema  # noqa: F401 - its tables are among TABLES
+from fedround_server.store.tables import control_schema, failure_schema  # noqa: F401 - their tables are among TABLES
 from fedround_server.store.tables.base import InstantField, JsonField, MetricsField, Row, id_field
 
 
@@ -198,7 +198,10 @@ class TrainingClientsRow(Row):
 
 
 class ParticipantRow(Row):
-    """A client's part in a training: it sees events in (after_sequence, until_sequence], and may have failed."""
+    """A client's part in a training. It sees the events in (after_sequence, until_sequence].
+
+    It has failed if it failed or was absent in a round, and no round with its work is done since.
+    """
 
     training_id = id_field()
     user_id = id_field()
@@ -224,7 +227,8 @@ ParticipantRow.add_index(
 class RoundRow(Row):
     """A round, with how many members its cohort has, how many of their updates arrived, and how many of them failed.
 
-    To count the rows at each update would take 1,000 participants a million steps. `needed`: null for all.
+    To count the rows at each update would take 1,000 participants a million steps. Of a cohort that was drawn, it also
+    has how many could be chosen in the last draw, and were chosen in all; `needed` is null if it needs all members.
     """
 
     training_id = id_field()
@@ -303,37 +307,6 @@ class AssignmentRow(Row):
         primary_key = CompositeKey("training_id", "number", "user_id")
 
 
-class RejectedUpdateRow(Row):
-    """How often a participant's submissions in a round were rejected for a reason, and the last message."""
-
-    training_id = id_field()
-    number = IntegerField()
-    user_id = id_field()
-    reason = CharField(max_length=64)
-    count = BigIntegerField()
-    last_time = InstantField()
-    message = TextField()
-
-    class Meta:
-        table_name = "rejected_update"
-        primary_key = CompositeKey("training_id", "number", "user_id", "reason")
-
-
-class ParticipantFailureRow(Row):
-    """Why a round does not wait for a member of its cohort, which has submitted nothing."""
-
-    training_id = id_field()
-    number = IntegerField()
-    user_id = id_field()
-    reason = CharField(max_length=64)
-    message = TextField()
-    fail_time = InstantField()
-
-    class Meta:
-        table_name = "participant_failure"
-        primary_key = CompositeKey("training_id", "number", "user_id")
-
-
 class LastSeenRow(Row):
     """When a user was seen last, to the minute."""
 
@@ -351,7 +324,8 @@ ALL, ACTOR, COHORT, MISSING = "all", "actor", "cohort", "missing"
 class EventRow(Row):
     """One entry of a training's log; the actor sees all of them.
 
-    The audience is "all", "cohort" (of the round `number`), "missing" (those without a submission), "actor", or a user.
+    The audience is "all", "cohort" (of the round `number`), "missing" (those of them that have not submitted in it),
+    "actor", or a user.
     """
 
     training_id = id_field()

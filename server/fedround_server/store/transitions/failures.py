@@ -8,8 +8,9 @@ from fedround_server.domain.rounds import KINDS
 from fedround_server.store.db.audit_trail import record
 from fedround_server.store.db.rows import save
 from fedround_server.store.queries.user import user_names
+from fedround_server.store.tables.failure_schema import ParticipantFailureRow
 from fedround_server.store.tables.mapping import to_spec
-from fedround_server.store.tables.schema import ACTOR, ParticipantFailureRow, RoundRow, TrainingRow
+from fedround_server.store.tables.schema import ACTOR, RoundRow, TrainingRow
 from fedround_server.store.transitions.training import append_event
 
 

@@ -178,7 +178,7 @@ def _open(
         version=row.model_version,
         members=members,
         **facts,
-        **given_config(training.training_id, row),
+        **given_config(row.training_id, row),
     )
     append_event(training, round_started(training, row), now, audience=COHORT, number=row.number)
     reached("round.opened")

@@ -3,7 +3,7 @@
 from datetime import datetime
 
 from fedround_server.domain.rejected_update import MAX_MESSAGE
-from fedround_server.store.tables.schema import RejectedUpdateRow
+from fedround_server.store.tables.failure_schema import RejectedUpdateRow
 
 
 def count_rejected(training_id: str, number: int, user_id: str, reason: str, message: str, now: datetime) -> None:

@@ -1,7 +1,8 @@
 """What became of the work of participants in a round that is done."""
 
 from fedround_server.store.queries.participant import failed_participants
-from fedround_server.store.tables.schema import CohortRow, ParticipantFailureRow, ParticipantRow, RoundRow, UpdateRow
+from fedround_server.store.tables.failure_schema import ParticipantFailureRow
+from fedround_server.store.tables.schema import CohortRow, ParticipantRow, RoundRow, UpdateRow
 
 
 def record_work(row: RoundRow) -> None:

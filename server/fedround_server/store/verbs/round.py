@@ -101,7 +101,7 @@ class RoundVerbs(Verbs):
 
     @verb
     def open(self, training_id: str, number: int, connected: Collection[str], now: datetime) -> bool:
-        """Opens a pending round; returns whether it is pending no longer, as `open_pending` describes.
+        """Opens a pending round, unless the training is paused; returns whether it is pending no longer.
 
         Args:
             training_id: The training.
@@ -113,7 +113,9 @@ class RoundVerbs(Verbs):
         row = None if training is None else find_round(training_id, number)
         if training is None or row is None or row.state != RoundState.PENDING.value:
             return True
-        return not training.paused and open_pending(training, row, connected, now)
+        if training.paused:
+            return False
+        return open_pending(training, row, connected, now)
 
     @verb
     def awaited(self, training_id: str, number: int) -> list[AwaitedMember]:
