@@ -91,8 +91,11 @@ async def costs_of_a_participant(meter: Meter, world: World, user: str, training
 
 
 def same(costs: Costs) -> dict[str, Any]:
-    """What equals these costs: as many statements, and about as many steps."""
-    return {name: (statements, pytest.approx(steps, abs=3)) for name, (statements, steps) in costs.items()}
+    """What equals these costs: as many statements, and about as many steps.
+
+    Random ids are found after a few steps more or less; work for each round or participant would be 20 steps and more.
+    """
+    return {name: (statements, pytest.approx(steps, abs=8)) for name, (statements, steps) in costs.items()}
 
 
 async def test_calls_cost_the_same_however_many_rounds_came_before(world: World, meter: Meter) -> None:
