@@ -6,7 +6,7 @@ from typing import Any
 from calls import digest, new_id
 from chaos import tensors
 from chaos.random_control import client_config
-from chaos.random_training import CLOSED, RandomTraining
+from chaos.random_training import CLOSED, METRIC, RandomTraining
 from chaos.retrying_client import RetryingClient
 from fedround.v1 import control_pb2, model_pb2, round_pb2, training_pb2, user_pb2
 
@@ -97,7 +97,7 @@ class ShortTraining(RandomTraining):
         self._follow()
 
     def wait_for_a_connection(self) -> None:
-        """Starts the training, whose round opens once a participant is connected, and submits all updates."""
+        """Starts the training, whose rounds open once a participant is connected, and submits all that they ask for."""
         self._gather(min_available=1)
         self._register(self._present[1:])
         self._start()
@@ -106,7 +106,7 @@ class ShortTraining(RandomTraining):
                 self._started = event.round_started
                 self._begun.add(self._started.round)
                 for user in self._present:
-                    self._submit(user, self._started)
+                    self._send(user, self._started)
 
     def _follow(self) -> None:
         for _ in self._client.events(self._actor, self._training_id):
@@ -141,6 +141,7 @@ class ShortTraining(RandomTraining):
             spec.round_policy.absent_after.FromMilliseconds(absent_after_ms)
         if min_available:
             spec.cohort.min_available = min_available
+            spec.metric_names.append(METRIC)
         self._create(spec)
 
 
@@ -185,6 +186,7 @@ USER_ACTIONS: dict[str, Callable[[RetryingClient, str], Any]] = {
     "submission.report_failure": failures,
     "round.exclude_absent": absences,
     "round.open.": connections,
+    "submission.submit_report": connections,
 }
 
 

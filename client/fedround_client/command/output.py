@@ -177,6 +177,11 @@ def progress(what: str) -> Iterator[Report | None]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
+def stderr_console() -> Console:
+    """Returns a console on stderr for live views; it takes texts as they are, without markup."""
+    return Console(stderr=True, markup=False, highlight=False)
+
+
 @contextmanager
 def live_line(text: str) -> Iterator[Callable[[str], None] | None]:
     """Shows a line on stderr during the block, if that is a terminal; yields what replaces the line by another one."""

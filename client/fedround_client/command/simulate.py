@@ -17,7 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from fedround_client.command.failures import fail
-from fedround_client.command.output import Format, FormatOption, echo, show_table
+from fedround_client.command.output import Format, FormatOption, echo, show_table, stderr_console
 from fedround_client.command.serve import require
 from fedround_client.command.training_create import EvaluationChoice, OnFailureChoice
 from fedround_client.embedded.interruption import Interrupted, interruptible
@@ -98,7 +98,7 @@ def run(
     """
     require("simulate", "server", _MODULES)
     sys.path.insert(0, str(Path.cwd()))
-    view = _View(Console(stderr=True))
+    view = _View(stderr_console())
     try:
         with interruptible(), view.shown():
             load(make_client)
