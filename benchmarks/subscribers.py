@@ -1,6 +1,6 @@
 """Measures one server that holds many subscriptions: what each costs, how soon an event reaches all, and storms.
 
-A server with its default settings for each of two shapes: all subscriptions over a few connections, and each over its
+A server for each of two shapes, which lets all of them return at once (see docs/limits.md), and is else as by default: all subscriptions over a few connections, and each over its
 own. All subscribers are participants of one training and in the cohort of its open round, each with a token of its own.
 They live in processes of their own (crowd.py) and share the machine with the server, so they speak just as much HTTP/2
 as it takes; who is refused or cut off comes back with a back-off. Users and tokens are written straight into the tables
@@ -302,11 +302,13 @@ def main() -> None:
     if files < count + 200:
         raise SystemExit(f"{count} connections want {count + 200} open files, and there may be {files}: see ulimit -Hn")
     figures: Figures = {"subscribers": count}
+    names = ("max-waiting-calls", "max-unauthenticated-connections", "max-unauthenticated-connections-per-address")
+    settings = [f"--{name}={2 * count}" for name in names]
     for shape, connections, storms in (("few", options.connections, 0), ("own", count, options.storms)):
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name) / "data"
             tokens = make_users(folder, count)
-            with fedround_server(folder) as running, grpc.insecure_channel(running.address) as channel:
+            with fedround_server(folder, *settings) as running, grpc.insecure_channel(running.address) as channel:
                 bench = Bench(options, running, tokens, Driver(running, tokens, channel))
                 bench.warm_up()
                 figures[shape] = bench.shape(connections, storms)
