@@ -1,10 +1,11 @@
 """Measures one server that holds many subscriptions: what each costs, how soon an event reaches all, and storms.
 
-A server for each of two shapes, which lets all of them return at once (see docs/limits.md), and is else as by default: all subscriptions over a few connections, and each over its
-own. All subscribers are participants of one training and in the cohort of its open round, each with a token of its own.
-They live in processes of their own (crowd.py) and share the machine with the server, so they speak just as much HTTP/2
-as it takes; who is refused or cut off comes back with a back-off. Users and tokens are written straight into the tables
-before the server starts, everything else goes through the API.
+A server for each of two shapes, which lets all of them return at once (see docs/limits.md), and is else as by default:
+all subscriptions over a few connections, and each over its own. All subscribers are participants of one training and in
+the cohort of its open round, each with a token of its own. They live in processes of their own (crowd.py) and share the
+machine with the server, so they speak just as much HTTP/2 as it takes; who is refused or cut off comes back with a
+back-off. Users and tokens are written straight into the tables before the server starts, everything else goes through
+the API.
 
     kB a subscription  anonymous memory of the server and all below it, over what it was before the first ones came
     idle CPU           seconds of CPU in a second, over a heartbeat period in which nothing happens
