@@ -57,7 +57,7 @@ demo: install ## Watch five clients train one model through a real server; write
 	@$(BIN)/fedround demo --output demo $(ARGS)
 
 # pytest exits with 5 when ARGS select no test.
-test: install buf ## Run the tests, JOBS at a time: every promise, at a small size (6 minutes on two cores)
+test: install buf ## Run the tests, JOBS at a time: every promise, at a small size (9 minutes on two cores)
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m '$(QUICK) and not serial' $(ARGS) || [ $$? = 5 ]
 	@$(BIN)/python -m pytest -m '$(QUICK) and serial' $(ARGS) || [ $$? = 5 ]
 
@@ -65,7 +65,7 @@ chaos: install ## Kill, race, fuzz and cut at the sizes KILLS, RACES, FUZZ, ... 
 	@PYTHONPATH=tests $(BIN)/python -m chaos --kills $(KILLS) --seed $(SEED) $(ARGS)
 	@$(foreach name,$(SIZES),FEDROUND_CHAOS_$(name)=$($(name))) $(BIN)/python -m pytest -rP -m 'attack or chaos'
 
-examples: install ## Run the whole demo and the examples, and check what comes out (2 minutes)
+examples: install ## Run the whole demo and the examples, and check what comes out (3 minutes)
 	@$(BIN)/python -m pytest -m examples $(ARGS)
 
 check: lint types errors-check proto-check proto-lint ## Check style, types, protos and generated code
