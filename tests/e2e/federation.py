@@ -6,9 +6,18 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+
 import fedround_client as fr
 from fedround.v1.training_pb2 import Training
 from servers import Server
+
+State = dict[str, Any]
+
+
+def plus_one(model: State, round: fr.Round) -> tuple[State, int]:
+    """Adds one to the tensor w."""
+    return {"w": model["w"] + np.float32(1)}, 1
 
 
 def users(server: Server, clients: int) -> tuple[str, list[tuple[str, str]]]:

@@ -3,28 +3,17 @@
 import logging
 import threading
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
 import fedround_client as fr
-from e2e.federation import federation
+from e2e.federation import federation, plus_one
 from fedround.v1.round_pb2 import ROUND_STATE_PENDING
 from servers import Server
 
 State = dict[str, Any]
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with Server(tmp_path_factory.mktemp("server") / "data") as running:
-        yield running
-
-
-def plus_one(model: State, round: fr.Round) -> tuple[State, int]:
-    return {"w": model["w"] + np.float32(1)}, 1
 
 
 def test_who_comes_too_late_reads_it_and_goes_on(server: Server, caplog: pytest.LogCaptureFixture) -> None:

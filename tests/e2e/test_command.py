@@ -3,26 +3,18 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
-import pytest
 
 import fedround_client as fr
 import forked
 from certificates import Authority
 from e2e.federation import federation
 from servers import Server
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with Server(tmp_path_factory.mktemp("command") / "data") as running:
-        yield running
 
 
 def fedround(address: str, token: str, *arguments: object) -> "subprocess.CompletedProcess[str]":

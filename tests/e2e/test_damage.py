@@ -27,12 +27,6 @@ MODEL = {"w": np.arange(2_000_000, dtype=np.float32)}
 MODEL["w"][1_000_000:1_004_000] = np.frombuffer(MARK, np.float32)[0]
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with Server(tmp_path_factory.mktemp("damage") / "data") as running:
-        yield running
-
-
 def test_a_damaged_upload_is_mended(server: Server, caplog: pytest.LogCaptureFixture) -> None:
     token, _ = users(server, 0)
     with Wire(server.address, damages=MARK) as wire, fr.connect(wire.address, token) as damaged:

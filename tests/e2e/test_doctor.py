@@ -2,7 +2,6 @@
 
 import json
 import ssl
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,12 +10,6 @@ import forked
 from certificates import Authority
 from scripted_peers import answering, listening
 from servers import Server
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with Server(tmp_path_factory.mktemp("server") / "data") as running:
-        yield running
 
 
 def doctor(address: str, token: str, *options: str) -> tuple[int, dict[str, tuple[str, str]]]:

@@ -1,6 +1,5 @@
 """One participant does not hold up the others: the SDK against a real server."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -8,22 +7,12 @@ import pytest
 
 import fedround_client as fr
 from calls import until
-from e2e.federation import federation
+from e2e.federation import federation, plus_one
 from fedround.v1.training_pb2 import TRAINING_STATE_COMPLETED, TRAINING_STATE_ERROR
 from servers import Server
 
 State = dict[str, Any]
 MODEL = {"w": np.zeros(2, np.float32)}
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with Server(tmp_path_factory.mktemp("server") / "data") as running:
-        yield running
-
-
-def plus_one(model: State, round: fr.Round) -> tuple[State, int]:
-    return {"w": model["w"] + np.float32(1)}, 1
 
 
 def no_memory(model: State, round: fr.Round) -> tuple[State, int]:

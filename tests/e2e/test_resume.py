@@ -16,12 +16,6 @@ ZEROS = {"w": np.zeros(3_000_000, np.float32)}
 WEIGHTS = {"w": np.arange(3_000_000, dtype=np.float32)}
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with Server(tmp_path_factory.mktemp("resume") / "data") as running:
-        yield running
-
-
 @pytest.fixture
 def group(server: Server) -> Iterator[Federation]:
     with federation(server, 1) as group:

@@ -20,12 +20,6 @@ State = dict[str, Any]
 MODEL = {"w": np.zeros(2, np.float32), "steps": np.array(0, np.int64)}
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with Server(tmp_path_factory.mktemp("server") / "data") as running:
-        yield running
-
-
 @pytest.fixture
 def group(server: Server) -> Iterator[Federation]:
     with federation(server, 1) as made:

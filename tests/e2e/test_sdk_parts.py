@@ -1,7 +1,6 @@
 """Trainings of a part of a model with the SDK against a real server: private tensors, deltas, external bases."""
 
 import hashlib
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,6 @@ from servers import Server
 
 State = dict[str, Any]
 MODEL = {"body": np.ones((50, 40), np.float32), "lora_B": np.zeros(7, np.float32), "bn.mean": np.zeros(5, np.float32)}
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with Server(tmp_path_factory.mktemp("server") / "data") as running:
-        yield running
 
 
 class Stopped(BaseException):

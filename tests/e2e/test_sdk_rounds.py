@@ -3,29 +3,18 @@
 import logging
 import threading
 from collections import defaultdict
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
 import fedround_client as fr
-from e2e.federation import federation
+from e2e.federation import federation, plus_one
 from fedround.v1.event_pb2 import ROUND_KIND_SWAG
 from fedround.v1.training_pb2 import TRAINING_STATE_COMPLETED
 from servers import Server
 
 State = dict[str, Any]
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with Server(tmp_path_factory.mktemp("server") / "data") as running:
-        yield running
-
-
-def plus_one(model: State, round: fr.Round) -> tuple[State, int]:
-    return {"w": model["w"] + np.float32(1)}, 1
 
 
 SCORES = [0.0, 0.5, 0.9, 0.9, 0.6, 1.0]

@@ -2,7 +2,6 @@
 
 import logging
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,6 @@ from fedround_client.command import app
 from servers import Server
 
 State = dict[str, Any]
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with Server(tmp_path_factory.mktemp("server") / "data") as running:
-        yield running
 
 
 def test_updates_of_other_widths_are_cast_with_one_warning(server: Server, caplog: pytest.LogCaptureFixture) -> None:

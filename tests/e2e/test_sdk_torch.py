@@ -1,6 +1,6 @@
 """Trainings of torch modules against a real server: BatchNorm, tied weights, bfloat16, and who gets tensors."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,12 +13,6 @@ from e2e.federation import federation
 from servers import Server
 
 State = dict[str, Any]
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with Server(tmp_path_factory.mktemp("server") / "data") as running:
-        yield running
 
 
 class Tied(nn.Module):
