@@ -3,7 +3,15 @@
 Callers use the protocols of this package; the composition root chooses the implementation.
 """
 
-from fedround_server.blobs.checksums import BLOCK_BYTES, BlobDamaged, BlockChecksums, damaged, map_damage, verify_block
+from fedround_server.blobs.checksums import (
+    BLOCK_BYTES,
+    BlobDamaged,
+    BlockChecksums,
+    damaged,
+    map_damage,
+    open_blob,
+    verify_block,
+)
 from fedround_server.blobs.disk_full import map_disk_full
 from fedround_server.blobs.protocol import BlobFiles, BlobReader, Blobs, BlobWriter
 from fedround_server.blobs.refs import FileRef, StagedBlob, StagedRef, UploadRef
@@ -26,5 +34,6 @@ __all__ = [
     "damaged",
     "map_damage",
     "map_disk_full",
+    "open_blob",
     "verify_block",
 ]

@@ -1,8 +1,10 @@
 """Checksums of blocks: how a file is verified while it is read, without reading all of it."""
 
 import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 
 import google_crc32c
@@ -103,6 +105,21 @@ def map_damage(blob: BlobRef, path: Path) -> Iterator[None]:
         if error.errno != errno.EIO:
             raise
         raise damaged(blob, path, "cannot be read: the disk reports an error") from error
+
+
+def open_blob(path: Path, blob: BlobRef) -> FileIO:
+    """Opens the file of a blob.
+
+    Raises:
+        BlobDamaged: It is missing, cannot be read, or has another size.
+    """
+    with map_damage(blob, path):
+        descriptor = os.open(path, os.O_RDONLY)
+    size = os.fstat(descriptor).st_size
+    if size != blob.size_bytes:
+        os.close(descriptor)
+        raise damaged(blob, path, f"has {size} bytes instead of {blob.size_bytes}")
+    return FileIO(descriptor)
 
 
 def _encode(crc: int) -> bytes:

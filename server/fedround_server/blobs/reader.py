@@ -6,7 +6,7 @@ from pathlib import Path
 
 import google_crc32c
 
-from fedround_server.blobs.checksums import BLOCK_BYTES, damaged, map_damage, verify_block
+from fedround_server.blobs.checksums import BLOCK_BYTES, map_damage, open_blob, verify_block
 from fedround_server.domain.chunk import Chunk
 from fedround_server.domain.model import BlobRef
 
@@ -31,16 +31,12 @@ class LocalReader(AbstractContextManager["LocalReader", None]):
         self._buffer = bytearray(BLOCK_BYTES)
         # Whole blocks are read and verified, even if the offset lies within one.
         self._position = offset - offset % BLOCK_BYTES
-        with map_damage(blob, path):
-            self._descriptor = os.open(path, os.O_RDONLY)
-        size = os.fstat(self._descriptor).st_size
-        if size != blob.size_bytes:
-            os.close(self._descriptor)
-            raise damaged(blob, path, f"has {size} bytes instead of {blob.size_bytes}")
+        self._file = open_blob(path, blob)
+        self._descriptor = self._file.fileno()
 
     def __exit__(self, *_: object) -> None:
         """Closes the file."""
-        os.close(self._descriptor)
+        self._file.close()
 
     def read_cached(self) -> Chunk | None:
         """Reads the next chunk if it is in the page cache; otherwise returns None and reads nothing.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import google_crc32c
 
-from fedround_server.blobs.checksums import BLOCK_BYTES, damaged, map_damage, verify_block
+from fedround_server.blobs.checksums import BLOCK_BYTES, damaged, map_damage, open_blob, verify_block
 from fedround_server.blobs.protocol import BlobFiles
 from fedround_server.domain.chunk import Chunk
 from fedround_server.domain.model import BlobRef
@@ -108,15 +108,11 @@ class _VerifiedBlocks(AbstractContextManager["_VerifiedBlocks", None]):
         self._blob = blob
         self._index = -1
         self._block = b""
-        with map_damage(blob, path):
-            self._descriptor = os.open(path, os.O_RDONLY)
-        size = os.fstat(self._descriptor).st_size
-        if size != blob.size_bytes:
-            os.close(self._descriptor)
-            raise damaged(blob, path, f"has {size} bytes instead of {blob.size_bytes}")
+        self._file = open_blob(path, blob)
+        self._descriptor = self._file.fileno()
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._descriptor)
+        self._file.close()
 
     def pieces(self, start: int, end: int) -> Iterator[bytes]:
         """Yields the bytes [start, end) of the blob."""

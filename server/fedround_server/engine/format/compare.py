@@ -4,6 +4,7 @@ from collections.abc import Collection
 
 from fedround_server.domain.errors import TensorsMismatch, UpdateMismatch
 from fedround_server.domain.model import Manifest
+from fedround_server.domain.tensor_selection import some
 
 MAX_PREFIX = 80
 """Characters of a prefix that is named in an error."""
@@ -53,11 +54,11 @@ def _describe_names(missing: list[str], surplus: list[str], private: Collection[
     """Returns which tensors are missing and which are surplus, and what explains it, if anything does."""
     if sent := [name for name in surplus if name in private]:
         return (
-            f"the update has tensors that are private to each participant (spec.tensors.private): {_some(sent)}: leave"
+            f"the update has tensors that are private to each participant (spec.tensors.private): {some(sent)}: leave"
             " them out, as participate of the SDK does; nothing of the file was taken"
         )
-    lacks = f"lacks tensors that the round asks for: {_some(missing)}"
-    has = f"has tensors that the round does not ask for: {_some(surplus)}"
+    lacks = f"lacks tensors that the round asks for: {some(missing)}"
+    has = f"has tensors that the round does not ask for: {some(surplus)}"
     text = f"the update {'; and it '.join(([lacks] if missing else []) + ([has] if surplus else []))}"
     if prefix := _prefix(missing, surplus):
         text += (
@@ -84,7 +85,3 @@ def _prefix(plain: list[str], prefixed: list[str]) -> str:
     # A common prefix keeps the order.
     prefix = prefixed[0].removesuffix(plain[0])
     return prefix if len(prefix) <= MAX_PREFIX and prefixed == [prefix + name for name in plain] else ""
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(repr(name[:80]) for name in names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

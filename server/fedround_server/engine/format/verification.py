@@ -7,7 +7,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from fedround_server.blobs import BLOCK_BYTES, damaged, map_damage, verify_block
+from fedround_server.blobs import BLOCK_BYTES, damaged, map_damage, open_blob, verify_block
 from fedround_server.domain.model import BlobRef
 
 SEGMENT_BLOCKS = 4
@@ -48,12 +48,8 @@ class Verifier(AbstractContextManager["Verifier", None]):
         self._ahead = ahead
         self._running: dict[int, Future[None]] = {}
         self._verified: set[int] = set()
-        with map_damage(blob, path):
-            self._file = path.open("rb", buffering=0)
+        self._file = open_blob(path, blob)
         try:
-            size = os.fstat(self._file.fileno()).st_size
-            if size != blob.size_bytes:
-                raise damaged(blob, path, f"has {size} bytes instead of {blob.size_bytes}")
             if not blob.checksums:
                 self._verify_digest()
         except BaseException:
