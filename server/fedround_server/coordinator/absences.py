@@ -1,14 +1,10 @@
 """Looks for participants without a connection that open rounds no longer wait for."""
 
-import logging
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime, timedelta
 
 from fedround_server.coordinator.context import Context
-from fedround_server.domain.errors import Unavailable
 from fedround_server.domain.rounds.round import AwaitedMember, Round, UnfinishedRound
-
-log = logging.getLogger(__name__)
 
 INTERVAL = timedelta(seconds=0.5)
 
@@ -50,17 +46,12 @@ class Absences:
         self._rounds.pop(training_id, None)
         self._members.pop(training_id, None)
 
-    async def run(self) -> None:
-        """Looks for absent members from time to time, forever."""
-        while True:
-            await self._context.clock.sleep(INTERVAL)
-            for training_id in list(self._rounds):
-                try:
-                    await self._look(training_id)
-                except Unavailable as error:
-                    log.warning("absent participants of training %s: %s", training_id, error)
+    def watched(self) -> list[str]:
+        """Returns the trainings whose rounds are watched."""
+        return list(self._rounds)
 
-    async def _look(self, training_id: str) -> None:
+    async def look(self, training_id: str) -> None:
+        """Looks for absent members of a watched round."""
         key = self._rounds.get(training_id)
         if key is None:
             return

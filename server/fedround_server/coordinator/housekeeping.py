@@ -3,7 +3,11 @@
 import logging
 from datetime import timedelta
 
+from fedround_server.coordinator.absences import INTERVAL as ABSENCES_INTERVAL
+from fedround_server.coordinator.absences import Absences
 from fedround_server.coordinator.context import Context
+from fedround_server.coordinator.openings import INTERVAL as OPENINGS_INTERVAL
+from fedround_server.coordinator.openings import Openings
 from fedround_server.coordinator.round import Rounds
 from fedround_server.coordinator.tasks import in_thread
 from fedround_server.coordinator.uploads.receive import Uploads
@@ -30,8 +34,9 @@ class Housekeeping:
         """Starts the background tasks."""
         start = self._context.background.create_task
         start(self._reconcile_forever(), name="reconcile rounds")
-        start(self._rounds.absences.run(), name="look for absent participants")
-        start(self._rounds.openings.run(), name="open pending rounds")
+        absences, openings = self._rounds.absences, self._rounds.openings
+        start(self._look_forever(absences, ABSENCES_INTERVAL), name="look for absent participants")
+        start(self._look_forever(openings, OPENINGS_INTERVAL), name="open pending rounds")
         start(self._collect_forever(), name="collect blobs")
         start(self._keep_last_seen_forever(), name="keep last-seen times")
 
@@ -52,6 +57,15 @@ class Housekeeping:
                 await self._rounds.reconcile()
             except Unavailable as error:
                 log.warning("reconciling rounds: %s", error)
+
+    async def _look_forever(self, rounds: Absences | Openings, interval: timedelta) -> None:
+        while True:
+            await self._context.clock.sleep(interval)
+            for training_id in rounds.watched():
+                try:
+                    await rounds.look(training_id)
+                except Unavailable as error:
+                    log.warning("looking at the round of training %s: %s", training_id, error)
 
     async def _keep_last_seen_forever(self) -> None:
         while True:

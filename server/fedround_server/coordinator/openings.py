@@ -1,14 +1,10 @@
 """Opens rounds that wait for connections, once enough participants are connected."""
 
-import logging
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
 from fedround_server.coordinator.context import Context
-from fedround_server.domain.errors import Unavailable
 from fedround_server.domain.rounds.round import PendingRound, Round, UnfinishedRound
-
-log = logging.getLogger(__name__)
 
 INTERVAL = timedelta(seconds=0.2)
 
@@ -44,17 +40,12 @@ class Openings:
         self._loaded.pop(training_id, None)
         self._tried.pop(training_id, None)
 
-    async def run(self) -> None:
-        """Opens rounds from time to time, forever."""
-        while True:
-            await self._context.clock.sleep(INTERVAL)
-            for training_id in list(self._rounds):
-                try:
-                    await self._look(training_id)
-                except Unavailable as error:
-                    log.warning("the pending round of training %s: %s", training_id, error)
+    def watched(self) -> list[str]:
+        """Returns the trainings whose rounds are watched."""
+        return list(self._rounds)
 
-    async def _look(self, training_id: str) -> None:
+    async def look(self, training_id: str) -> None:
+        """Opens a watched round if enough participants are connected."""
         number = self._rounds.get(training_id)
         if number is None or self._stopped:
             return
