@@ -181,7 +181,7 @@ class RandomTraining:
     def _damage(self, receipt: Any) -> None:
         """Damages the file of an update if it is aggregated, and not yet: the round must wait for it again."""
         policy = self._spec.round_policy
-        # A chain assigns most updates as they are, one without examples is not read, and nobody else may close the
+        # A chain assigns most updates as they are, one without examples is not read, and no other may close the
         # round meanwhile.
         if (
             receipt.num_examples

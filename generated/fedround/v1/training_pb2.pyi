@@ -285,7 +285,7 @@ class RoundPolicy(_message.Message):
     def absent_after(self) -> _duration_pb2.Duration:
         """How long a participant may be without a connection before the open round no longer waits for it; positive, at most
         365 days; unset means without limit, except for a participant that the round before did not wait for: 3 seconds.
-        It is asked again in the next round. After a restart of the server, the time counts from the start. If nobody is
+        It is asked again in the next round. After a restart of the server, the time counts from the start. If no member is
         left, the training ends in ERROR (PARTICIPANTS_FAILED).
         """
 

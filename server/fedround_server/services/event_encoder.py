@@ -23,7 +23,7 @@ class EventEncoder:
         if not isinstance(event, Event):
             return convert.event(event)
         if isinstance(event.payload, RoundStarted) and event.payload.config_of:
-            # Nobody else gets it.
+            # No other user gets it.
             return convert.event(event)
         key = event.training_id, event.sequence, view(event)
         encoded = self._encoded.get(key)

@@ -31,7 +31,7 @@ def read(message: training_pb2.TrainingSpec) -> TrainingSpec:
 
     Raises:
         FieldInvalid: A field is missing, malformed or out of range.
-        UnknownClients: There is a configuration of somebody who is not to be registered.
+        UnknownClients: There is a configuration of a user who is not to be registered.
     """
     if message.HasField("model_version") and not message.model_id:
         raise FieldInvalid("spec.model_version", "goes with spec.model_id: name the stored model too")

@@ -41,7 +41,7 @@ def _named_clients(training_id: str, number: int, user_ids: Collection[str]) -> 
 
 
 def has_config(training_id: str, number: int) -> bool:
-    """Returns whether anybody may get a value in a round."""
+    """Returns whether a participant may get a value in a round."""
     return any(rows.first(training_id, number) is not None for rows in (_config, _client))
 
 

@@ -55,7 +55,7 @@ def abandon(training: TrainingRow) -> None:
 
 
 def _withdraw_pending(training: TrainingRow) -> bool:
-    """Removes the current round if it is pending: nobody was told of it. The round before is the last one then."""
+    """Removes the current round if it is pending: no participant was told of it, and the one before is the last."""
     withdrawn = (
         RoundRow.delete()
         .where(

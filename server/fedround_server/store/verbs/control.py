@@ -115,7 +115,7 @@ class ControlVerbs(Verbs):
         """Changes the configuration from the next round on.
 
         Raises:
-            UnknownClients: It changes the values of somebody who takes no part.
+            UnknownClients: It changes the values of a user who takes no part.
             TrainingNotRunning: The training has ended.
             FieldInvalid: A value is out of range, there are too many, or the request id was used for another change.
             FedroundError: As `stop`.
