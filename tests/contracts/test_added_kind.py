@@ -51,7 +51,7 @@ class Gradients(RoundKind):
         return ExpectedTensors({f"gradient/{name}": tensor for name, tensor in model.items()}, prefix="gradient/")
 
     def computation(self, spec: TrainingSpec, step: int) -> Computation:
-        return Computation("fed_avg", {})
+        return Computation(Aggregation(FedAvg()))
 
     def outcome(self, spec: TrainingSpec, number: int, step: int, num_updates: int) -> NewArtifact:
         return NewArtifact("gradients", {"participants": num_updates})

@@ -24,6 +24,7 @@ from fedround_server.engine.check import check_numbers
 from fedround_server.engine.format.assembly import Assembly, assemble
 from fedround_server.engine.format.versions import open_version
 from fedround_server.engine.jobs import AggregationJob
+from unit.aggregations import FED_AVG
 from unit.safetensors_files import write
 
 State = dict[str, np.ndarray]
@@ -53,7 +54,7 @@ class Store:
     def aggregate(self, model: VersionFile, updates: list[bytes], selection: TensorSelection) -> VersionFile:
         """Aggregates, and stores what was made."""
         blobs = tuple(map(self.put, updates))
-        job = AggregationJob(model, blobs, (1,) * len(blobs), "fed_avg", {}, tensors=selection)
+        job = AggregationJob(model, blobs, (1,) * len(blobs), FED_AVG, tensors=selection)
         target = self.files.tmp / str(uuid4())
         made = aggregate(self.files, job, target)
         assert self.put(target.read_bytes()) == (made if isinstance(made, BlobRef) else made.delta)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes
 
 from fedround_server.domain.model import Dtype, TensorSpec
-from fedround_server.domain.swag_moments import SWAG_MOMENTS, moments
+from fedround_server.domain.swag_moments import SwagMoments, moments
 from fedround_server.engine.format.tensors import TensorFile
 from fedround_server.engine.jobs import AggregationFailed, AggregationJob
 from fedround_server.engine.uncertainty.moments import collect
@@ -42,7 +42,7 @@ def make(folder: Path, updates: list[Tensors], weights: list[int]) -> Path:
         files[-1].write_bytes(write(tensors))
     target = folder / "posterior.safetensors"
     target.unlink(missing_ok=True)
-    job = AggregationJob(at(folder / "no model"), tuple(map(at, files)), tuple(weights), SWAG_MOMENTS, {})
+    job = AggregationJob(at(folder / "no model"), tuple(map(at, files)), tuple(weights), SwagMoments())
     blob = collect(Paths(folder), job, target)
     assert blob.size_bytes == target.stat().st_size
     return target

@@ -20,6 +20,7 @@ from fedround_server.engine.executor import WorkerEngine
 from fedround_server.engine.jobs import AggregationJob, PredictionFault, PredictionJob
 from fedround_server.engine.prediction import build_architecture, predict
 from fedround_server.wakeups import Hub
+from unit.aggregations import FED_AVG
 from unit.paths import Paths, at
 from unit.safetensors_files import NAMES, write
 
@@ -151,7 +152,7 @@ async def ask(engine: WorkerEngine, work: PredictionJob) -> Prediction:
 
 async def aggregate(engine: WorkerEngine, folder: Path) -> None:
     model = folder / "model"
-    made = await engine.aggregate(AggregationJob(at(model), (at(model),), (1,), "fed_avg", {}))
+    made = await engine.aggregate(AggregationJob(at(model), (at(model),), (1,), FED_AVG))
     assert made.blob.sha256 == hashlib.sha256(model.read_bytes()).hexdigest()
 
 

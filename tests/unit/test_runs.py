@@ -14,6 +14,7 @@ from fedround_server.engine.aggregation import aggregate
 from fedround_server.engine.format.manifest import PREFIX, Layout, make_header, parse_header
 from fedround_server.engine.format.runs import runs, singly
 from fedround_server.engine.jobs import AggregationFailed, AggregationJob
+from unit.aggregations import FED_AVG
 from unit.checks import check_numbers
 from unit.paths import Paths, at
 from unit.safetensors_files import NUMPY_DTYPES, write
@@ -68,7 +69,7 @@ def aggregated(folder: Path, files: list[dict[str, np.ndarray]]) -> dict[str, np
         path.write_bytes(write(file))
     (folder / "new").unlink(missing_ok=True)
     model, *updates = map(at, paths)
-    job = AggregationJob(model, tuple(updates), tuple(range(3, 2 + len(files))), "fed_avg", {})
+    job = AggregationJob(model, tuple(updates), tuple(range(3, 2 + len(files))), FED_AVG)
     aggregate(Paths(folder), job, folder / "new")
     return safetensors.numpy.load_file(folder / "new")
 

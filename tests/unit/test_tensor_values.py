@@ -17,11 +17,12 @@ from hypothesis.extra.numpy import arrays
 from fedround_server.domain.model import Dtype
 from fedround_server.domain.training import IntegerTensors
 from fedround_server.engine.aggregation import aggregate
-from fedround_server.engine.aggregators.integers import rounded_mean, take_maximum
 from fedround_server.engine.format import tensors as engine_tensors
 from fedround_server.engine.format.dtypes import narrow
 from fedround_server.engine.format.tensors import TensorFile
+from fedround_server.engine.integers import rounded_mean, take_maximum
 from fedround_server.engine.jobs import AggregationFailed, AggregationJob
+from unit.aggregations import FED_AVG
 from unit.checks import check_numbers
 from unit.paths import Paths, at
 from unit.safetensors_files import NUMPY_DTYPES, write
@@ -41,7 +42,7 @@ def make(folder: Path, model: bytes, updates: list[bytes], weights: list[int], *
     target = folder / "new"
     target.unlink(missing_ok=True)
     first, *others = map(at, paths)
-    job = AggregationJob(first, tuple(others), tuple(weights), "fed_avg", {}, **options)
+    job = AggregationJob(first, tuple(others), tuple(weights), FED_AVG, **options)
     aggregate(Paths(folder), job, target)
     return target.read_bytes()
 

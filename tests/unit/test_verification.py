@@ -16,6 +16,7 @@ from fedround_server.engine.aggregation import aggregate
 from fedround_server.engine.format.tensors import TensorFile, open_blob
 from fedround_server.engine.format.verification import SEGMENT_BYTES, Verifier, reading_ahead
 from fedround_server.engine.jobs import AggregationJob
+from unit.aggregations import FED_AVG
 from unit.checks import check_numbers
 from unit.paths import Paths, at
 from unit.safetensors_files import write
@@ -94,7 +95,7 @@ def model(folder: Path, name: str, value: float) -> Path:
 def test_no_model_is_made_of_a_damaged_file(tmp_path: Path, which: int, position: int) -> None:
     paths = [model(tmp_path, str(number), number) for number in range(3)]
     base, *updates = map(at, paths)
-    job = AggregationJob(base, tuple(updates), (1, 1), "fed_avg", {})
+    job = AggregationJob(base, tuple(updates), (1, 1), FED_AVG)
     made = aggregate(Paths(tmp_path), job, tmp_path / "made")
     with TensorFile(tmp_path / "made", blob=replace(made, sha256="")) as after:
         assert after.tensor("b").unique().tolist() == [1.5]

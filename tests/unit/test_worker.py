@@ -26,6 +26,7 @@ from fedround_server.domain.model import BlobRef
 from fedround_server.engine.executor import WorkerEngine, WorkerLost
 from fedround_server.engine.jobs import AggregationFailed, AggregationJob, CheckJob
 from fedround_server.engine.process import Worker
+from unit.aggregations import FED_AVG
 from unit.killed_jobs import aggregate_and_die_once, be_killed, die_once
 from unit.paths import Paths, at
 from unit.safetensors_files import write
@@ -82,7 +83,7 @@ def running(worker: Worker) -> Iterator[Worker]:
 def job(folder: Path, elements: int = 3) -> AggregationJob:
     path = folder / "model"
     path.write_bytes(write({"w": np.ones(elements, np.float32)}))
-    return AggregationJob(at(path), (at(path),) * 2, (1, 2), "fed_avg", {})
+    return AggregationJob(at(path), (at(path),) * 2, (1, 2), FED_AVG)
 
 
 async def test_jobs_come_back_with_their_results(engine: WorkerEngine, folder: Path, tmp_path: Path) -> None:
@@ -98,7 +99,7 @@ async def test_jobs_come_back_with_their_results(engine: WorkerEngine, folder: P
 async def test_a_round_may_have_more_updates_than_the_soft_limit_of_open_files(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     work = job(tmp_path)
-    many = AggregationJob(work.model, (work.model,) * 300, (1,) * 300, "fed_avg", {})
+    many = AggregationJob(work.model, (work.model,) * 300, (1,) * 300, FED_AVG)
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
     try:
         with WorkerEngine(Paths(tmp_path)) as engine:
@@ -113,9 +114,9 @@ async def test_a_failure_comes_back_as_itself(engine: WorkerEngine, folder: Path
     path.write_bytes(write({"w": np.array([np.inf])}))
     spoilt = at(path)
     with pytest.raises(AggregationFailed, match="'w'"):
-        await engine.aggregate(AggregationJob(spoilt, (spoilt, spoilt), (3, 3), "fed_avg", {}))
+        await engine.aggregate(AggregationJob(spoilt, (spoilt, spoilt), (3, 3), FED_AVG))
     with pytest.raises(BlobDamaged, match="gone is missing"):
-        await engine.aggregate(AggregationJob(at(tmp_path / "gone"), (spoilt,), (1,), "fed_avg", {}))
+        await engine.aggregate(AggregationJob(at(tmp_path / "gone"), (spoilt,), (1,), FED_AVG))
     # A part of the file would lie there until the next start.
     assert list(folder.iterdir()) == []
     assert (await engine.check(CheckJob(spoilt))).not_finite == "w"

@@ -53,13 +53,29 @@ Global___UpdatePrecision: _TypeAlias = UpdatePrecision  # noqa: Y015
 
 @_typing.final
 class Aggregation(_message.Message):
-    """The aggregation algorithm with its options; unset means FedAvg."""
+    """How the updates of a round become the next version: clipping, then mixing, then the algorithm, then the server
+    optimizer. Options that are not set have their defaults, which GetTraining returns.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     FED_AVG_FIELD_NUMBER: _builtins.int
     FED_PROX_FIELD_NUMBER: _builtins.int
     FED_DC_FIELD_NUMBER: _builtins.int
+    FED_NOVA_FIELD_NUMBER: _builtins.int
+    Q_FED_AVG_FIELD_NUMBER: _builtins.int
+    MEDIAN_FIELD_NUMBER: _builtins.int
+    TRIMMED_MEAN_FIELD_NUMBER: _builtins.int
+    KRUM_FIELD_NUMBER: _builtins.int
+    MULTI_KRUM_FIELD_NUMBER: _builtins.int
+    BULYAN_FIELD_NUMBER: _builtins.int
+    GEOMETRIC_MEDIAN_FIELD_NUMBER: _builtins.int
+    CENTERED_CLIPPING_FIELD_NUMBER: _builtins.int
+    FL_TRUST_FIELD_NUMBER: _builtins.int
+    CLIPPING_FIELD_NUMBER: _builtins.int
+    MIXING_FIELD_NUMBER: _builtins.int
+    SERVER_OPTIMIZER_FIELD_NUMBER: _builtins.int
+    BUFFERS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def fed_avg(self) -> Global___FedAvg:
         """Federated averaging."""
@@ -72,18 +88,90 @@ class Aggregation(_message.Message):
     def fed_dc(self) -> Global___FedDc:
         """Daisy chaining: participants continue with each other's local models between averages."""
 
+    @_builtins.property
+    def fed_nova(self) -> Global___FedNova:
+        """Normalized averaging, for different numbers of local steps."""
+
+    @_builtins.property
+    def q_fed_avg(self) -> Global___QFedAvg:
+        """Fair averaging: participants with a larger loss have more weight."""
+
+    @_builtins.property
+    def median(self) -> Global___Median:
+        """The median of each element."""
+
+    @_builtins.property
+    def trimmed_mean(self) -> Global___TrimmedMean:
+        """The mean of each element without its smallest and largest values."""
+
+    @_builtins.property
+    def krum(self) -> Global___Krum:
+        """The update that is nearest to most others."""
+
+    @_builtins.property
+    def multi_krum(self) -> Global___MultiKrum:
+        """The mean of the updates that Krum prefers."""
+
+    @_builtins.property
+    def bulyan(self) -> Global___Bulyan:
+        """Updates that Krum selects, then a trimmed mean of each element."""
+
+    @_builtins.property
+    def geometric_median(self) -> Global___GeometricMedian:
+        """The point with the smallest sum of distances to the updates."""
+
+    @_builtins.property
+    def centered_clipping(self) -> Global___CenteredClipping:
+        """The mean of updates that are clipped around the aggregate of the round before."""
+
+    @_builtins.property
+    def fl_trust(self) -> Global___FlTrust:
+        """The mean of the updates that point in the direction of a trusted participant's."""
+
+    @_builtins.property
+    def clipping(self) -> Global___Clipping:
+        """Scales each update first; unset for none."""
+
+    @_builtins.property
+    def mixing(self) -> Global___Mixing:
+        """Replaces the updates by averages of some of them, before the algorithm; unset for none."""
+
+    @_builtins.property
+    def server_optimizer(self) -> Global___ServerOptimizer:
+        """Takes the difference of what the algorithm has made from the model for a gradient; unset to take what it has made."""
+
+    @_builtins.property
+    def buffers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Globs of tensors that are averaged whatever the algorithm, and never clipped, mixed or optimized: at most 100. If
+        there are none, "*running_mean", "*running_var" and "*num_batches_tracked".
+        """
+
     def __init__(
         self,
         *,
         fed_avg: Global___FedAvg | None = ...,
         fed_prox: Global___FedProx | None = ...,
         fed_dc: Global___FedDc | None = ...,
+        fed_nova: Global___FedNova | None = ...,
+        q_fed_avg: Global___QFedAvg | None = ...,
+        median: Global___Median | None = ...,
+        trimmed_mean: Global___TrimmedMean | None = ...,
+        krum: Global___Krum | None = ...,
+        multi_krum: Global___MultiKrum | None = ...,
+        bulyan: Global___Bulyan | None = ...,
+        geometric_median: Global___GeometricMedian | None = ...,
+        centered_clipping: Global___CenteredClipping | None = ...,
+        fl_trust: Global___FlTrust | None = ...,
+        clipping: Global___Clipping | None = ...,
+        mixing: Global___Mixing | None = ...,
+        server_optimizer: Global___ServerOptimizer | None = ...,
+        buffers: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["algorithm", b"algorithm", "fed_avg", b"fed_avg", "fed_dc", b"fed_dc", "fed_prox", b"fed_prox"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["algorithm", b"algorithm", "bulyan", b"bulyan", "centered_clipping", b"centered_clipping", "clipping", b"clipping", "fed_avg", b"fed_avg", "fed_dc", b"fed_dc", "fed_nova", b"fed_nova", "fed_prox", b"fed_prox", "fl_trust", b"fl_trust", "geometric_median", b"geometric_median", "krum", b"krum", "median", b"median", "mixing", b"mixing", "multi_krum", b"multi_krum", "q_fed_avg", b"q_fed_avg", "server_optimizer", b"server_optimizer", "trimmed_mean", b"trimmed_mean"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["algorithm", b"algorithm", "fed_avg", b"fed_avg", "fed_dc", b"fed_dc", "fed_prox", b"fed_prox"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["algorithm", b"algorithm", "buffers", b"buffers", "bulyan", b"bulyan", "centered_clipping", b"centered_clipping", "clipping", b"clipping", "fed_avg", b"fed_avg", "fed_dc", b"fed_dc", "fed_nova", b"fed_nova", "fed_prox", b"fed_prox", "fl_trust", b"fl_trust", "geometric_median", b"geometric_median", "krum", b"krum", "median", b"median", "mixing", b"mixing", "multi_krum", b"multi_krum", "q_fed_avg", b"q_fed_avg", "server_optimizer", b"server_optimizer", "trimmed_mean", b"trimmed_mean"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_algorithm: _TypeAlias = _typing.Literal["fed_avg", "fed_prox", "fed_dc"]  # noqa: Y015
+    _WhichOneofReturnType_algorithm: _TypeAlias = _typing.Literal["fed_avg", "fed_prox", "fed_dc", "fed_nova", "q_fed_avg", "median", "trimmed_mean", "krum", "multi_krum", "bulyan", "geometric_median", "centered_clipping", "fl_trust"]  # noqa: Y015
     _WhichOneofArgType_algorithm: _TypeAlias = _typing.Literal["algorithm", b"algorithm"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_algorithm) -> _WhichOneofReturnType_algorithm | None: ...
 
@@ -164,6 +252,521 @@ class FedDc(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___FedDc: _TypeAlias = FedDc  # noqa: Y015
+
+@_typing.final
+class FedNova(_message.Message):
+    """FedNova: the mean of the updates' steps, times the mean number of steps (Wang et al., NeurIPS 2020). Each update names
+    its local_steps.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FedNova: _TypeAlias = FedNova  # noqa: Y015
+
+@_typing.final
+class QFedAvg(_message.Message):
+    """q-FedAvg (Li et al., ICLR 2020). Each update names its initial_loss. Example counts do not matter."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    Q_FIELD_NUMBER: _builtins.int
+    LIPSCHITZ_FIELD_NUMBER: _builtins.int
+    q: _builtins.float
+    """How much more weight a larger loss gives, >= 0; 1 if not set."""
+    lipschitz: _builtins.float
+    """Estimate of the Lipschitz constant of the gradient, the inverse of the local learning rate; 0 means 1."""
+    def __init__(
+        self,
+        *,
+        q: _builtins.float | None = ...,
+        lipschitz: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_q", b"_q", "q", b"q"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_q", b"_q", "lipschitz", b"lipschitz", "q", b"q"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__q: _TypeAlias = _typing.Literal["q"]  # noqa: Y015
+    _WhichOneofArgType__q: _TypeAlias = _typing.Literal["_q", b"_q"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__q) -> _WhichOneofReturnType__q | None: ...
+
+Global___QFedAvg: _TypeAlias = QFedAvg  # noqa: Y015
+
+@_typing.final
+class Median(_message.Message):
+    """The median of each element (Yin et al., ICML 2018). Example counts do not matter."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Median: _TypeAlias = Median  # noqa: Y015
+
+@_typing.final
+class TrimmedMean(_message.Message):
+    """The trimmed mean of each element (Yin et al., ICML 2018). Example counts do not matter."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BETA_FIELD_NUMBER: _builtins.int
+    beta: _builtins.float
+    """The part of the values that is cut off at each end, 0 <= beta < 0.5, rounded down to whole updates; 0.1 if not set."""
+    def __init__(
+        self,
+        *,
+        beta: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_beta", b"_beta", "beta", b"beta"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_beta", b"_beta", "beta", b"beta"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__beta: _TypeAlias = _typing.Literal["beta"]  # noqa: Y015
+    _WhichOneofArgType__beta: _TypeAlias = _typing.Literal["_beta", b"_beta"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__beta) -> _WhichOneofReturnType__beta | None: ...
+
+Global___TrimmedMean: _TypeAlias = TrimmedMean  # noqa: Y015
+
+@_typing.final
+class Krum(_message.Message):
+    """Krum (Blanchard et al., NeurIPS 2017). Example counts do not matter. A round needs 2 f + 3 updates."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    F_FIELD_NUMBER: _builtins.int
+    f: _builtins.int
+    """How many updates may be arbitrary; 1 if not set."""
+    def __init__(
+        self,
+        *,
+        f: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_f", b"_f", "f", b"f"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_f", b"_f", "f", b"f"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__f: _TypeAlias = _typing.Literal["f"]  # noqa: Y015
+    _WhichOneofArgType__f: _TypeAlias = _typing.Literal["_f", b"_f"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__f) -> _WhichOneofReturnType__f | None: ...
+
+Global___Krum: _TypeAlias = Krum  # noqa: Y015
+
+@_typing.final
+class MultiKrum(_message.Message):
+    """Multi-Krum (Blanchard et al., NeurIPS 2017). Example counts do not matter. A round needs 2 f + 3 updates."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    F_FIELD_NUMBER: _builtins.int
+    M_FIELD_NUMBER: _builtins.int
+    f: _builtins.int
+    """How many updates may be arbitrary; 1 if not set."""
+    m: _builtins.int
+    """How many updates are averaged; 0 for all but f."""
+    def __init__(
+        self,
+        *,
+        f: _builtins.int | None = ...,
+        m: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_f", b"_f", "f", b"f"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_f", b"_f", "f", b"f", "m", b"m"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__f: _TypeAlias = _typing.Literal["f"]  # noqa: Y015
+    _WhichOneofArgType__f: _TypeAlias = _typing.Literal["_f", b"_f"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__f) -> _WhichOneofReturnType__f | None: ...
+
+Global___MultiKrum: _TypeAlias = MultiKrum  # noqa: Y015
+
+@_typing.final
+class Bulyan(_message.Message):
+    """Bulyan of Krum (El Mhamdi et al., ICML 2018). Example counts do not matter. A round needs 4 f + 3 updates."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    F_FIELD_NUMBER: _builtins.int
+    f: _builtins.int
+    """How many updates may be arbitrary; 1 if not set."""
+    def __init__(
+        self,
+        *,
+        f: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_f", b"_f", "f", b"f"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_f", b"_f", "f", b"f"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__f: _TypeAlias = _typing.Literal["f"]  # noqa: Y015
+    _WhichOneofArgType__f: _TypeAlias = _typing.Literal["_f", b"_f"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__f) -> _WhichOneofReturnType__f | None: ...
+
+Global___Bulyan: _TypeAlias = Bulyan  # noqa: Y015
+
+@_typing.final
+class GeometricMedian(_message.Message):
+    """The geometric median, RFA (Pillutla et al., 2019), by the smoothed Weiszfeld algorithm from the round's model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITERATIONS_FIELD_NUMBER: _builtins.int
+    NU_FIELD_NUMBER: _builtins.int
+    iterations: _builtins.int
+    """Iterations, up to 1000; 0 means 3."""
+    nu: _builtins.float
+    """Distances count as at least this; 0 means 1e-6."""
+    def __init__(
+        self,
+        *,
+        iterations: _builtins.int = ...,
+        nu: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["iterations", b"iterations", "nu", b"nu"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GeometricMedian: _TypeAlias = GeometricMedian  # noqa: Y015
+
+@_typing.final
+class CenteredClipping(_message.Message):
+    """Centered clipping (Karimireddy et al., ICML 2021). Example counts do not matter."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TAU_FIELD_NUMBER: _builtins.int
+    ITERATIONS_FIELD_NUMBER: _builtins.int
+    tau: _builtins.float
+    """How far an update may be from what the round before has made of the model (L2); 0 means 10."""
+    iterations: _builtins.int
+    """How often the center is moved in a round, up to 1000; 0 means 1."""
+    def __init__(
+        self,
+        *,
+        tau: _builtins.float = ...,
+        iterations: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["iterations", b"iterations", "tau", b"tau"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CenteredClipping: _TypeAlias = CenteredClipping  # noqa: Y015
+
+@_typing.final
+class FlTrust(_message.Message):
+    """FLTrust (Cao et al., NDSS 2021). Example counts do not matter. A round needs an update of the trusted participant."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRUSTED_CLIENT_ID_FIELD_NUMBER: _builtins.int
+    trusted_client_id: _builtins.str
+    """User id of the participant whose update the others are compared with, and which has no share itself."""
+    def __init__(
+        self,
+        *,
+        trusted_client_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["trusted_client_id", b"trusted_client_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FlTrust: _TypeAlias = FlTrust  # noqa: Y015
+
+@_typing.final
+class Clipping(_message.Message):
+    """What is done to updates that are far from the round's model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIXED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def fixed(self) -> Global___FixedClipping:
+        """Each update is scaled to a norm."""
+
+    def __init__(
+        self,
+        *,
+        fixed: Global___FixedClipping | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["fixed", b"fixed", "method", b"method"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fixed", b"fixed", "method", b"method"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_method: _TypeAlias = _typing.Literal["fixed"]  # noqa: Y015
+    _WhichOneofArgType_method: _TypeAlias = _typing.Literal["method", b"method"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_method) -> _WhichOneofReturnType_method | None: ...
+
+Global___Clipping: _TypeAlias = Clipping  # noqa: Y015
+
+@_typing.final
+class FixedClipping(_message.Message):
+    """Norm clipping (Sun et al., 2019)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NORM_FIELD_NUMBER: _builtins.int
+    norm: _builtins.float
+    """The largest L2 norm of an update's difference from the round's model, over all trained tensors; 0 means 1."""
+    def __init__(
+        self,
+        *,
+        norm: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["norm", b"norm"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FixedClipping: _TypeAlias = FixedClipping  # noqa: Y015
+
+@_typing.final
+class Mixing(_message.Message):
+    """What updates are replaced by before robust rules. Example counts do not matter then."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NEAREST_NEIGHBOR_FIELD_NUMBER: _builtins.int
+    BUCKETING_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def nearest_neighbor(self) -> Global___NearestNeighbor:
+        """Each update becomes the mean of its nearest neighbors."""
+
+    @_builtins.property
+    def bucketing(self) -> Global___Bucketing:
+        """Updates are averaged in buckets."""
+
+    def __init__(
+        self,
+        *,
+        nearest_neighbor: Global___NearestNeighbor | None = ...,
+        bucketing: Global___Bucketing | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bucketing", b"bucketing", "method", b"method", "nearest_neighbor", b"nearest_neighbor"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bucketing", b"bucketing", "method", b"method", "nearest_neighbor", b"nearest_neighbor"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_method: _TypeAlias = _typing.Literal["nearest_neighbor", "bucketing"]  # noqa: Y015
+    _WhichOneofArgType_method: _TypeAlias = _typing.Literal["method", b"method"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_method) -> _WhichOneofReturnType_method | None: ...
+
+Global___Mixing: _TypeAlias = Mixing  # noqa: Y015
+
+@_typing.final
+class NearestNeighbor(_message.Message):
+    """Nearest neighbor mixing (Allouah et al., AISTATS 2023)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    F_FIELD_NUMBER: _builtins.int
+    f: _builtins.int
+    """Each update becomes the mean of the n - f that are nearest to it, itself included; 1 if not set."""
+    def __init__(
+        self,
+        *,
+        f: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_f", b"_f", "f", b"f"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_f", b"_f", "f", b"f"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__f: _TypeAlias = _typing.Literal["f"]  # noqa: Y015
+    _WhichOneofArgType__f: _TypeAlias = _typing.Literal["_f", b"_f"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__f) -> _WhichOneofReturnType__f | None: ...
+
+Global___NearestNeighbor: _TypeAlias = NearestNeighbor  # noqa: Y015
+
+@_typing.final
+class Bucketing(_message.Message):
+    """Bucketing (Karimireddy et al., ICLR 2022)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SIZE_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    size: _builtins.int
+    """Updates in a bucket; 0 means 2."""
+    seed: _builtins.int
+    """Seed of the draw, at most 2^53."""
+    def __init__(
+        self,
+        *,
+        size: _builtins.int = ...,
+        seed: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["seed", b"seed", "size", b"size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Bucketing: _TypeAlias = Bucketing  # noqa: Y015
+
+@_typing.final
+class ServerOptimizer(_message.Message):
+    """An optimizer on the server (Reddi et al., ICLR 2021). Its state belongs to a version of the model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SGD_FIELD_NUMBER: _builtins.int
+    ADAGRAD_FIELD_NUMBER: _builtins.int
+    ADAM_FIELD_NUMBER: _builtins.int
+    YOGI_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def sgd(self) -> Global___Sgd:
+        """Gradient descent with momentum: FedAvgM."""
+
+    @_builtins.property
+    def adagrad(self) -> Global___Adagrad:
+        """FedAdagrad."""
+
+    @_builtins.property
+    def adam(self) -> Global___Adam:
+        """FedAdam."""
+
+    @_builtins.property
+    def yogi(self) -> Global___Adam:
+        """FedYogi."""
+
+    def __init__(
+        self,
+        *,
+        sgd: Global___Sgd | None = ...,
+        adagrad: Global___Adagrad | None = ...,
+        adam: Global___Adam | None = ...,
+        yogi: Global___Adam | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adagrad", b"adagrad", "adam", b"adam", "method", b"method", "sgd", b"sgd", "yogi", b"yogi"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adagrad", b"adagrad", "adam", b"adam", "method", b"method", "sgd", b"sgd", "yogi", b"yogi"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_method: _TypeAlias = _typing.Literal["sgd", "adagrad", "adam", "yogi"]  # noqa: Y015
+    _WhichOneofArgType_method: _TypeAlias = _typing.Literal["method", b"method"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_method) -> _WhichOneofReturnType_method | None: ...
+
+Global___ServerOptimizer: _TypeAlias = ServerOptimizer  # noqa: Y015
+
+@_typing.final
+class Sgd(_message.Message):
+    """v = momentum * v + delta; the model goes on by learning_rate * v (Hsu et al., 2019)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEARNING_RATE_FIELD_NUMBER: _builtins.int
+    MOMENTUM_FIELD_NUMBER: _builtins.int
+    learning_rate: _builtins.float
+    """> 0; 0 means 1."""
+    momentum: _builtins.float
+    """In [0, 1)."""
+    def __init__(
+        self,
+        *,
+        learning_rate: _builtins.float = ...,
+        momentum: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["learning_rate", b"learning_rate", "momentum", b"momentum"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Sgd: _TypeAlias = Sgd  # noqa: Y015
+
+@_typing.final
+class Adagrad(_message.Message):
+    """m = beta1 * m + (1 - beta1) * delta, v = v + delta^2; the model goes on by learning_rate * m / (sqrt(v) + tau)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEARNING_RATE_FIELD_NUMBER: _builtins.int
+    BETA1_FIELD_NUMBER: _builtins.int
+    TAU_FIELD_NUMBER: _builtins.int
+    learning_rate: _builtins.float
+    """> 0; 0 means 0.1."""
+    beta1: _builtins.float
+    """In [0, 1)."""
+    tau: _builtins.float
+    """v begins as tau^2; 0 means 1e-9."""
+    def __init__(
+        self,
+        *,
+        learning_rate: _builtins.float = ...,
+        beta1: _builtins.float = ...,
+        tau: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["beta1", b"beta1", "learning_rate", b"learning_rate", "tau", b"tau"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Adagrad: _TypeAlias = Adagrad  # noqa: Y015
+
+@_typing.final
+class Adam(_message.Message):
+    """FedAdam: v = beta2 * v + (1 - beta2) * delta^2. FedYogi: v = v - (1 - beta2) * delta^2 * sign(v - delta^2). The rest is
+    that of FedAdagrad.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEARNING_RATE_FIELD_NUMBER: _builtins.int
+    BETA1_FIELD_NUMBER: _builtins.int
+    BETA2_FIELD_NUMBER: _builtins.int
+    TAU_FIELD_NUMBER: _builtins.int
+    BIAS_CORRECTION_FIELD_NUMBER: _builtins.int
+    learning_rate: _builtins.float
+    """> 0; 0 means 0.1, and 0.01 for FedYogi."""
+    beta1: _builtins.float
+    """In [0, 1); 0.9 if not set."""
+    beta2: _builtins.float
+    """In [0, 1); 0.99 if not set."""
+    tau: _builtins.float
+    """v begins as tau^2; 0 means 0.001."""
+    bias_correction: _builtins.bool
+    """Divide m and v by 1 - beta^step, as Adam does on a single machine."""
+    def __init__(
+        self,
+        *,
+        learning_rate: _builtins.float = ...,
+        beta1: _builtins.float | None = ...,
+        beta2: _builtins.float | None = ...,
+        tau: _builtins.float = ...,
+        bias_correction: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_beta1", b"_beta1", "_beta2", b"_beta2", "beta1", b"beta1", "beta2", b"beta2"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_beta1", b"_beta1", "_beta2", b"_beta2", "beta1", b"beta1", "beta2", b"beta2", "bias_correction", b"bias_correction", "learning_rate", b"learning_rate", "tau", b"tau"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__beta1: _TypeAlias = _typing.Literal["beta1"]  # noqa: Y015
+    _WhichOneofArgType__beta1: _TypeAlias = _typing.Literal["_beta1", b"_beta1"]  # noqa: Y015
+    _WhichOneofReturnType__beta2: _TypeAlias = _typing.Literal["beta2"]  # noqa: Y015
+    _WhichOneofArgType__beta2: _TypeAlias = _typing.Literal["_beta2", b"_beta2"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__beta1) -> _WhichOneofReturnType__beta1 | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__beta2) -> _WhichOneofReturnType__beta2 | None: ...
+
+Global___Adam: _TypeAlias = Adam  # noqa: Y015
 
 @_typing.final
 class Uncertainty(_message.Message):

@@ -171,6 +171,8 @@ class UpdateSpec(_message.Message):
     OFFSET_FIELD_NUMBER: _builtins.int
     TEXT_METRICS_FIELD_NUMBER: _builtins.int
     LIST_METRICS_FIELD_NUMBER: _builtins.int
+    LOCAL_STEPS_FIELD_NUMBER: _builtins.int
+    INITIAL_LOSS_FIELD_NUMBER: _builtins.int
     training_id: _builtins.str
     """UUID of the training."""
     round: _builtins.int
@@ -187,6 +189,12 @@ class UpdateSpec(_message.Message):
     """UUID chosen by the caller; makes the upload resumable."""
     offset: _builtins.int
     """Offset in the file at which the chunks start, as returned by GetUpload, in bytes."""
+    local_steps: _builtins.int
+    """Steps of the local optimizer that made it; required with fed_nova, and kept for no other algorithm."""
+    initial_loss: _builtins.float
+    """Loss of the round's model on the participant's data, before training, finite and >= 0; required with q_fed_avg, and
+    kept for no other algorithm.
+    """
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Metrics to store with the update: numbers, which are averaged; NaN and infinity are stored, and left out of the mean.
@@ -216,12 +224,16 @@ class UpdateSpec(_message.Message):
         offset: _builtins.int = ...,
         text_metrics: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         list_metrics: _abc.Mapping[_builtins.str, _event_pb2.MetricList] | None = ...,
+        local_steps: _builtins.int = ...,
+        initial_loss: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_initial_loss", b"_initial_loss", "initial_loss", b"initial_loss"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["list_metrics", b"list_metrics", "metrics", b"metrics", "num_examples", b"num_examples", "offset", b"offset", "round", b"round", "sha256", b"sha256", "size_bytes", b"size_bytes", "text_metrics", b"text_metrics", "training_id", b"training_id", "upload_id", b"upload_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_initial_loss", b"_initial_loss", "initial_loss", b"initial_loss", "list_metrics", b"list_metrics", "local_steps", b"local_steps", "metrics", b"metrics", "num_examples", b"num_examples", "offset", b"offset", "round", b"round", "sha256", b"sha256", "size_bytes", b"size_bytes", "text_metrics", b"text_metrics", "training_id", b"training_id", "upload_id", b"upload_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__initial_loss: _TypeAlias = _typing.Literal["initial_loss"]  # noqa: Y015
+    _WhichOneofArgType__initial_loss: _TypeAlias = _typing.Literal["_initial_loss", b"_initial_loss"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__initial_loss) -> _WhichOneofReturnType__initial_loss | None: ...
 
 Global___UpdateSpec: _TypeAlias = UpdateSpec  # noqa: Y015
 

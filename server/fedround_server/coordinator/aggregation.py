@@ -8,9 +8,10 @@ from fedround_server.blobs import BlobDamaged, map_disk_full
 from fedround_server.coordinator.context import Context
 from fedround_server.coordinator.stored_files import StoredFiles
 from fedround_server.coordinator.tasks import in_thread
+from fedround_server.domain.aggregation import AggregationState, RoundResult
 from fedround_server.domain.audit import acting
 from fedround_server.domain.errors import DiskFull, Unavailable
-from fedround_server.domain.model import VersionFile, blobs_of
+from fedround_server.domain.model import blobs_of
 from fedround_server.engine.executor import WorkerLost
 from fedround_server.engine.jobs import AggregationFailed, AggregationJob
 from fedround_server.failpoints import reached
@@ -150,7 +151,7 @@ class Aggregations:
         self._context.hub.notify(training_id)
         await self._follow_up(training_id)
 
-    async def _compute(self, task: AggregationTask) -> VersionFile | None:
+    async def _compute(self, task: AggregationTask) -> RoundResult | None:
         """Makes the file of a closed round, if its kind makes one; else verifies the updates, which are passed on."""
         computation = task.computation
         if computation is None:
@@ -161,18 +162,21 @@ class Aggregations:
             model=task.model,
             updates=tuple(update.blob for update in task.updates),
             weights=tuple(update.num_examples for update in task.updates),
-            algorithm=computation.algorithm,
-            options=computation.options,
+            aggregation=computation.aggregation,
             differences=computation.differences,
             integers=computation.integers,
             keep_non_finite=computation.keep_non_finite,
             tensors=computation.tensors,
+            user_ids=tuple(update.user_id for update in task.updates),
+            state=task.state,
         )
         with map_disk_full():
             result = await self._context.engine.aggregate(job)
         reached("aggregation.computed")
-        await in_thread(self._context.blobs.commit, result)
-        # The collection removes a result that is not committed.
-        self._context.blobs.keep(result.blob)
+        for staged in (result, *result.slots.values()):
+            await in_thread(self._context.blobs.commit, staged)
+            # The collection removes a result that is not committed.
+            self._context.blobs.keep(staged.blob)
         reached("aggregation.adopted")
-        return result.made
+        slots = {slot: staged.blob for slot, staged in result.slots.items()}
+        return RoundResult(result.made, AggregationState(slots, task.state.steps + 1), result.report)

@@ -1,28 +1,80 @@
-"""Rules of aggregation with their options; the engine has the algorithms under the same names."""
+"""What an aggregation is made of: clipping, mixing, rule, server optimizer. `fedround_server.aggregators` has them."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, TypeAlias
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar, Protocol
+
+from fedround_server.domain.model import BlobRef, VersionFile
+
+BUFFERS = ("*running_mean", "*running_var", "*num_batches_tracked")
+"""Globs of the tensors that a module's forward pass changes, not an optimizer: those of normalization layers."""
+
+STEPS = "steps"
+"""The detail of an artifact that says how many aggregations have made a state."""
+KEPT = "aggregate"
+"""The slot of a rule that sees the difference which the round before has made."""
 
 
-@dataclass(frozen=True, slots=True)
-class FedAvg:
-    """The average, weighted by the number of examples."""
+class OptionInvalid(ValueError):
+    """An option of an aggregation has a value that it cannot have; the arguments are its name and what is wrong."""
 
-    name: ClassVar[str] = "fed_avg"
+    @property
+    def option(self) -> str:
+        """The name of the option."""
+        return str(self.args[0])
+
+    @property
+    def problem(self) -> str:
+        """Its value, and what it must be."""
+        return str(self.args[1])
 
 
-@dataclass(frozen=True, slots=True)
-class FedProx:
-    """FedAvg; the clients add a proximal term of the weight mu (>= 0) to their loss."""
+class Stage(Protocol):
+    """One stage of an aggregation; its options are the fields of a dataclass.
 
-    name: ClassVar[str] = "fed_prox"
-    mu: float = 0.0
+    Attributes:
+        name: Its name in the protos and in the database.
+    """
+
+    name: ClassVar[str]
+
+    def check(self) -> None:
+        """Checks the options.
+
+        Raises:
+            OptionInvalid: One has a value that it cannot have.
+        """
 
 
-@dataclass(frozen=True, slots=True)
-class FedDC:
-    """FedAvg after several rounds in which local models change hands (daisy chaining).
+class Rule(Stage, Protocol):
+    """How many updates become one.
+
+    Attributes:
+        needs_steps: Whether participants have to report their local steps.
+        needs_loss: Whether participants have to report the loss of the model that they started from.
+        keeps_aggregate: Whether it sees the difference that the round before has made.
+    """
+
+    needs_steps: ClassVar[bool]
+    needs_loss: ClassVar[bool]
+    keeps_aggregate: ClassVar[bool]
+
+    def min_updates(self) -> int:
+        """Returns how many updates it needs, with these options."""
+
+
+class Optimizer(Stage, Protocol):
+    """Takes the aggregate for a gradient.
+
+    Attributes:
+        slots: Names of what it remembers of each element.
+    """
+
+    slots: ClassVar[tuple[str, ...]]
+
+
+class DaisyChaining:
+    """The options of a rule with rounds in which local models change hands before they are averaged.
 
     Attributes:
         daisy_period: Local rounds before the models change hands, >= 1.
@@ -30,26 +82,100 @@ class FedDC:
         seed: Makes the assignments reproducible.
     """
 
-    name: ClassVar[str] = "fed_dc"
-    daisy_period: int = 1
-    aggregation_period: int = 10
-    seed: int = 0
+    daisy_period: int
+    aggregation_period: int
+    seed: int
 
 
-Aggregation: TypeAlias = FedAvg | FedProx | FedDC
+@dataclass(frozen=True, slots=True)
+class Aggregation:
+    """How the updates of a round become the next version.
 
-AGGREGATIONS: Mapping[str, type[Aggregation]] = {rule.name: rule for rule in (FedAvg, FedProx, FedDC)}
-
-
-def options_of(rule: Aggregation) -> dict[str, Any]:
-    """Returns the options of a rule by name."""
-    return asdict(rule)
-
-
-def to_aggregation(name: str, options: Mapping[str, Any]) -> Aggregation:
-    """Returns the rule with a name and options.
-
-    Raises:
-        KeyError: There is no such rule.
+    Attributes:
+        rule: Makes one of many.
+        clipping: Scales each update before.
+        mixing: Replaces the updates by averages of some of them, before the rule.
+        server_optimizer: Takes what the rule has made for a gradient.
+        buffers: Globs of tensors that are averaged whatever the rule, and never clipped, mixed or optimized.
     """
-    return AGGREGATIONS[name](**options)
+
+    rule: Rule
+    clipping: Stage | None = None
+    mixing: Stage | None = None
+    server_optimizer: Optimizer | None = None
+    buffers: tuple[str, ...] = BUFFERS
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """The names of the files of its state."""
+        kept = (f"{self.rule.name}/{KEPT}",) if self.rule.keeps_aggregate else ()
+        optimizer = self.server_optimizer
+        return kept if optimizer is None else (*kept, *(f"{optimizer.name}/{slot}" for slot in optimizer.slots))
+
+    @property
+    def stages(self) -> Mapping[str, Stage]:
+        """The stages by the name of their field."""
+        found = {
+            "algorithm": self.rule,
+            "clipping": self.clipping,
+            "mixing": self.mixing,
+            "server_optimizer": self.server_optimizer,
+        }
+        return {name: stage for name, stage in found.items() if stage is not None}
+
+
+def options_of(stage: Stage) -> dict[str, Any]:
+    """Returns the options of a stage by name."""
+    return asdict(stage)  # type: ignore[call-overload, no-any-return]
+
+
+@dataclass(frozen=True, slots=True)
+class AggregationState:
+    """What an aggregation leaves for the next one.
+
+    Attributes:
+        slots: Files by name, such as "adam/m": safetensors files with the names and shapes of the tensors that are
+            aggregated.
+        steps: How many aggregations have made them.
+    """
+
+    slots: Mapping[str, BlobRef] = field(default_factory=dict)
+    steps: int = 0
+
+
+NO_STATE = AggregationState()
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateFacts:
+    """What an aggregation has found out about an update; None where its rule did not look.
+
+    Attributes:
+        share: Its part of the aggregate, which is 1 for all together unless it was clipped; None if elements have
+            different ones.
+        norm: How far it is from the round's model (L2).
+        cosine: The cosine of the angle between its difference from the model and that of the aggregate.
+        distance_rank: Its place among all, from 1, by the sum of its squared distances to the others.
+        scale: What clipping multiplied its difference by.
+    """
+
+    share: float | None = None
+    norm: float | None = None
+    cosine: float | None = None
+    distance_rank: int | None = None
+    scale: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RoundResult:
+    """What an aggregation has made.
+
+    Attributes:
+        made: The file of the next version, or of an artifact.
+        state: What it leaves for the next aggregation.
+        report: What it has found out about each update, in canonical order.
+    """
+
+    made: VersionFile
+    state: AggregationState = NO_STATE
+    report: tuple[UpdateFacts, ...] = ()

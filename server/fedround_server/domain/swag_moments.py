@@ -6,13 +6,20 @@ deviations from the mean. Moments are float64: the variance is the small differe
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
 
 from fedround_server.domain.model import Dtype, Manifest, TensorSpec
 
 MEAN, SECOND, DEVIATION = "mean", "second", "deviation"
 MAX_RANK = 20
-SWAG_MOMENTS = "swag_moments"
-"""The name under which the engine aggregates moments."""
+
+
+@dataclass(frozen=True, slots=True)
+class SwagMoments:
+    """The aggregation of moments into a posterior, which has no state."""
+
+    slots: ClassVar[tuple[str, ...]] = ()
 
 
 def moments(model: Manifest, rank: int) -> Manifest:

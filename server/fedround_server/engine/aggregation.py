@@ -3,118 +3,180 @@
 Memory is O(block x updates), independent of the size of the model.
 """
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import overload
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from fedround_server.aggregators.rule import Updates
+from fedround_server.aggregators.server_optimizer import ServerOptimizer
 from fedround_server.blobs import BlobFiles
-from fedround_server.domain.model import VersionFile
+from fedround_server.domain.aggregation import KEPT, Aggregation, UpdateFacts
+from fedround_server.domain.model import BlobRef, VersionFile
 from fedround_server.domain.training import IntegerTensors
-from fedround_server.engine.aggregators import AGGREGATORS, Aggregator, Block
-from fedround_server.engine.aggregators.integers import rounded_mean, take_heaviest, take_maximum
+from fedround_server.engine.decision import Decision, decide, inner_products, needs_products
+from fedround_server.engine.exact import Combination, combine
+from fedround_server.engine.facts import facts_of
 from fedround_server.engine.format.dtypes import first_not_finite, is_finite, narrow, widen
-from fedround_server.engine.format.layouts import Layouts
-from fedround_server.engine.format.runs import Run, runs
-from fedround_server.engine.format.tensors import TensorFile, blocks, open_blob
+from fedround_server.engine.format.tensors import blocks
 from fedround_server.engine.format.verification import reading_ahead
-from fedround_server.engine.format.versions import open_version
+from fedround_server.engine.integers import rounded_mean, take_heaviest, take_maximum
 from fedround_server.engine.jobs import AggregationFailed, AggregationJob
-from fedround_server.engine.result import plan
+from fedround_server.engine.parts import Block
+from fedround_server.engine.source import Source, open_source
 
-# BatchNorm counts its batches; the count of the update that was trained most is the meaningful one.
 COUNTER = "num_batches_tracked"
+"""BatchNorm counts its batches; the count of the update that was trained most is the meaningful one."""
 
 
-def aggregate(files: BlobFiles, job: AggregationJob, target: Path) -> VersionFile:
-    """Aggregates the updates of a round into a new file, the target, forced to disk.
+@dataclass(frozen=True, slots=True)
+class Aggregated:
+    """The result of an aggregation.
+
+    Attributes:
+        made: The file, or a base with the file as its delta.
+        slots: The new state: files by slot.
+        report: What was found out about each update, in the order of the job.
+    """
+
+    made: VersionFile
+    slots: Mapping[str, BlobRef]
+    report: tuple[UpdateFacts, ...]
+
+
+def aggregate(
+    files: BlobFiles, job: AggregationJob, target: Path, slot_targets: Mapping[str, Path] | None = None
+) -> Aggregated:
+    """Aggregates the updates of a round into a new file, forced to disk.
 
     Updates without examples are left out. If there are no others, the result is the model itself.
 
-    Returns:
-        The target, or a base with the target as its delta.
+    Args:
+        files: Where the stored files are.
+        job: What to aggregate.
+        target: The path of the new file.
+        slot_targets: The paths of the files of the new state, one for each slot of the aggregation.
 
     Raises:
         AggregationFailed: The result has values that the model's dtype cannot hold.
-        BlobDamaged: The model or an update is not what was stored.
+        BlobDamaged: The model, an update or the state is not what was stored.
     """
-    aggregator = AGGREGATORS[job.algorithm]
-    weighted = [(update, weight) for update, weight in zip(job.updates, job.weights, strict=True) if weight]
-    weights = [weight for _, weight in weighted]
-    with reading_ahead() as ahead, ExitStack() as stack:
-        model = stack.enter_context(open_version(files, job.model, ahead))
-        result = plan(files, job, model)
-        layouts = Layouts(job.differences, result.layout.manifest)
-        updates = [stack.enter_context(open_blob(files, update, layouts, ahead)) for update, _ in weighted]
-        writer = stack.enter_context(result.writer(files, target))
-        for name in result.inherited:
-            for start, length in blocks(model.layout.manifest[name].num_numbers):
-                writer.write(model.block(name, start, length))
-        for run in runs(result.layout, [update.layout for update in updates]):
-            for start, length in blocks(run.num_numbers):
-                base = model.block(run.first, start, length)
-                parts = Parts(updates, base, run.first, start)
-                if not weights:
-                    writer.write(base)
-                elif run.dtype.is_floating:
-                    block = Block(parts, weights, base, job.options)
-                    writer.write(_average(aggregator, block, run, start, keep_non_finite=job.keep_non_finite))
-                elif run.first.endswith(COUNTER):
-                    writer.write(take_maximum(parts))
-                elif job.integers is IntegerTensors.MEAN:
-                    writer.write(rounded_mean(parts, weights))
-                else:
-                    writer.write(take_heaviest(parts, weights))
-        return writer.complete()
+    if not isinstance(job.aggregation, Aggregation):
+        raise TypeError(f"{job.aggregation} does not make a model")
+    # Canonical order: rounding errors depend on the updates, and not on who sent them.
+    counted = sorted((i for i, weight in enumerate(job.weights) if weight), key=lambda i: job.updates[i].sha256)
+    with reading_ahead() as ahead, open_source(files, job, counted, slot_targets or {}, ahead) as source:
+        known = _known(source, job, job.aggregation, counted)
+        decision = decide(job.aggregation, known) if counted else None
+        elements = _Elements(source, job, job.aggregation, decision, known.weights)
+        with source.result.writer(files, target) as writer:
+            for name in source.result.inherited:
+                for start, length in blocks(source.model.layout.manifest[name].num_numbers):
+                    writer.write(source.model.block(name, start, length))
+            for run in source.runs:
+                for block in source.blocks(run):
+                    writer.write(elements.aggregate(block))
+            made = writer.complete()
+        return Aggregated(made, source.slots.finish(), facts_of(len(job.updates), counted, decision, known))
 
 
-class Parts(Sequence[Tensor]):
-    """The same elements of every update, one tensor each, made on access: a difference is added to the model then."""
-
-    def __init__(self, updates: Sequence[TensorFile], base: Tensor, name: str, start: int) -> None:
-        """Reads nothing yet; `base` has these elements of the model, the first of which is `start` in tensor `name`."""
-        self._updates = updates
-        self._base = base
-        self._name = name
-        self._start = start
-
-    def __len__(self) -> int:
-        """Returns the number of updates."""
-        return len(self._updates)
-
-    @overload
-    def __getitem__(self, index: int) -> Tensor: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Tensor]: ...
-    def __getitem__(self, index: int | slice) -> Tensor | list[Tensor]:
-        """Returns the elements of an update."""
-        if isinstance(index, slice):
-            return [self[one] for one in range(*index.indices(len(self)))]
-        part = self._updates[index].block(self._name, self._start, len(self._base))
-        if part.dtype == self._base.dtype:
-            return part
-        # Clamped, since a mean of numbers of the model's type is one. A mean of sums beyond its range might not be, and
-        # one participant's update would make the round fail.
-        most = torch.finfo(self._base.dtype).max
-        return (self._base.double() + part).clamp_(-most, most)
+def _known(source: Source, job: AggregationJob, aggregation: Aggregation, counted: Sequence[int]) -> Updates:
+    """Collects what the stages see of the updates; reads all of them if inner products are needed."""
+    count = len(counted)
+    products, kept = np.zeros((count, count)), np.zeros(count + 1)
+    if count and needs_products(aggregation):
+        slot = f"{aggregation.rule.name}/{KEPT}" if aggregation.rule.keeps_aggregate else None
+        pairs = (
+            (block, None if slot is None else source.slots.read(slot, block.run, block.start, len(block)))
+            for block in source.trained_blocks()
+        )
+        products, kept = inner_products(pairs, count)
+    digests = [job.updates[index].sha256 for index in counted]
+    return Updates(
+        user_ids=tuple(job.user_ids[index] for index in counted) if job.user_ids else (),
+        weights=tuple(job.weights[index] for index in counted),
+        products=products,
+        kept_products=kept,
+        steps=tuple(job.steps[index] for index in counted) if job.steps else (),
+        losses=tuple(job.losses[index] for index in counted) if job.losses else (),
+        digest=hashlib.sha256(" ".join(digests).encode()).hexdigest(),
+    )
 
 
-def _average(aggregator: Aggregator, block: Block, run: Run, start: int, *, keep_non_finite: bool) -> Tensor:
-    result = narrow(aggregator(block), block.model.dtype)
-    kept = torch.isfinite(widen(block.model)).logical_not_() if keep_non_finite else None
-    if kept is not None:
-        _bytes(result)[kept] = 0
-    if not is_finite(result):
-        name = run.owner(start + first_not_finite(result))
-        raise AggregationFailed(f"the aggregate of tensor {name!r} has values that its dtype cannot hold")
-    if kept is not None:
-        _bytes(result)[kept] = _bytes(block.model)[kept]
-    return result
+class _Elements:
+    """Aggregates blocks, once it is decided how."""
 
+    def __init__(
+        self,
+        source: Source,
+        job: AggregationJob,
+        aggregation: Aggregation,
+        decision: Decision | None,
+        weights: Sequence[int],
+    ) -> None:
+        self._source = source
+        self._job = job
+        self._decision = decision
+        self._weights = weights
+        optimizer = aggregation.server_optimizer
+        self._optimizer = optimizer if isinstance(optimizer, ServerOptimizer) else None
+        self._kept = f"{aggregation.rule.name}/{KEPT}" if aggregation.rule.keeps_aggregate else None
 
-def _bytes(block: Tensor) -> Tensor:
-    """Returns the bytes of a block, one row for each number."""
-    return block.view(torch.uint8).view(len(block), block.dtype.itemsize)
+    def aggregate(self, block: Block) -> Tensor:
+        """Returns the elements of the result: shape (elements,), in the model's dtype.
+
+        Raises:
+            AggregationFailed: The dtype cannot hold one.
+        """
+        if block.run.dtype.is_floating:
+            if self._source.is_trained(block.run):
+                result = self._trained(block)
+            elif self._decision is None:
+                result = block.model
+            else:
+                result = combine(block.updates(), Combination(self._weights, sum(self._weights)), block.model.dtype)
+            if not is_finite(result):
+                name = block.run.owner(block.start + first_not_finite(result))
+                raise AggregationFailed(f"the aggregate of tensor {name!r} has values that its dtype cannot hold")
+            return block.restored(result)
+        if self._decision is None:
+            return block.stored
+        if block.run.first.endswith(COUNTER):
+            return take_maximum(block.updates())
+        if self._job.integers is IntegerTensors.MEAN:
+            return rounded_mean(block.updates(), self._weights)
+        return take_heaviest(block.updates(), self._weights)
+
+    def _trained(self, block: Block) -> Tensor:
+        """Returns the elements to which all stages apply, and writes their state."""
+        kept = self._read(self._kept, block) if self._kept else None
+        if self._optimizer is None and self._kept is None:
+            return block.model if self._decision is None else self._decision.aggregate(block)
+        if self._decision is None:
+            delta = torch.zeros(len(block), dtype=torch.float64)
+        else:
+            delta = self._decision.difference(block, kept)
+        if self._kept:
+            self._source.slots.write(self._kept, delta, block.model.dtype)
+        if self._optimizer is not None:
+            delta = self._step(self._optimizer, block, delta)
+        return narrow(delta.add_(widen(block.model)), block.model.dtype)
+
+    def _step(self, optimizer: ServerOptimizer, block: Block, delta: Tensor) -> Tensor:
+        names = {slot: f"{optimizer.name}/{slot}" for slot in optimizer.slots}
+        state = {}
+        for slot, name in names.items():
+            found = self._read(name, block)
+            state[slot] = torch.full_like(delta, optimizer.initial(slot)) if found is None else found
+        if self._decision is not None:
+            delta = optimizer.step(delta, state, self._job.state.steps + 1)
+        for slot, name in names.items():
+            self._source.slots.write(name, state[slot], block.model.dtype)
+        return delta
+
+    def _read(self, slot: str, block: Block) -> Tensor | None:
+        return self._source.slots.read(slot, block.run, block.start, len(block))

@@ -1,12 +1,14 @@
 """Jobs of engines as plain data, which can be sent to any process or machine. Files are references, never paths."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fedround_server.blobs import FileRef, StagedBlob
+from fedround_server.domain.aggregation import NO_STATE, Aggregation, AggregationState, UpdateFacts
 from fedround_server.domain.model import BlobRef, Dtype, VersionFile
 from fedround_server.domain.prediction import Array
+from fedround_server.domain.swag_moments import SwagMoments
 from fedround_server.domain.tensor_selection import ALL_TENSORS, TensorSelection
 from fedround_server.domain.training import IntegerTensors
 
@@ -68,23 +70,29 @@ class AggregationJob:
         model: The model that the round started from.
         updates: The updates, in canonical order.
         weights: num_examples of each update.
-        algorithm: Name of the aggregator.
-        options: Its options.
+        aggregation: How.
         differences: The type in which updates may have differences from the model, in place of wider tensors.
         integers: How tensors of integers and booleans are aggregated.
         keep_non_finite: Whether NaN and Inf of the model stay as they are.
         tensors: Which tensors of the model the updates have. If these are not all of them, the result is a delta.
+        user_ids: Whose the updates are.
+        steps: Local steps of each; empty if the rule does not need them.
+        losses: Loss of the model at each participant; empty if the rule does not need it.
+        state: What the aggregation before has left.
     """
 
     model: VersionFile
     updates: tuple[BlobRef, ...]
     weights: tuple[int, ...]
-    algorithm: str
-    options: Mapping[str, float]
+    aggregation: Aggregation | SwagMoments
     differences: Dtype | None = None
     integers: IntegerTensors = IntegerTensors.HEAVIEST
     keep_non_finite: bool = False
     tensors: TensorSelection = ALL_TENSORS
+    user_ids: tuple[str, ...] = ()
+    steps: tuple[int, ...] = ()
+    losses: tuple[float, ...] = ()
+    state: AggregationState = NO_STATE
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +101,13 @@ class StagedResult(StagedBlob):
 
     Attributes:
         made: What it is once the file is committed: the file itself, or a base with the file as its delta.
+        slots: The state for the next aggregation: staged files by slot.
+        report: What was found out about each update, in the order of the job.
     """
 
     made: VersionFile
+    slots: Mapping[str, StagedBlob] = field(default_factory=dict)
+    report: tuple[UpdateFacts, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,10 +4,10 @@ import resource
 from contextlib import ExitStack
 from pathlib import Path
 
-from fedround_server.blobs import BlobFiles
+from fedround_server.blobs import BlobFiles, StagedBlob
 from fedround_server.domain.model import BlobRef
 from fedround_server.domain.prediction import Prediction
-from fedround_server.domain.swag_moments import SWAG_MOMENTS
+from fedround_server.domain.swag_moments import SwagMoments
 from fedround_server.engine.jobs import AggregationJob, CheckJob, CheckResult, PredictionJob, StagedResult
 from fedround_server.host.page_cache import drop_cached_pages
 
@@ -67,11 +67,20 @@ def run_aggregation(files: BlobFiles, job: AggregationJob) -> StagedResult:
     from fedround_server.engine.aggregation import aggregate
     from fedround_server.engine.uncertainty.moments import collect
 
-    with files.stage() as (staged, path):
-        made = (collect if job.algorithm == SWAG_MOMENTS else aggregate)(files, job, path)
+    with ExitStack() as stack:
+        staged, path = stack.enter_context(files.stage())
+        if isinstance(job.aggregation, SwagMoments):
+            posterior = collect(files, job, path)
+            result = StagedResult(staged, posterior, posterior)
+        else:
+            slots = {slot: stack.enter_context(files.stage()) for slot in job.aggregation.slots}
+            made = aggregate(files, job, path, {slot: slot_path for slot, (_, slot_path) in slots.items()})
+            blob = made.made if isinstance(made.made, BlobRef) else made.made.delta
+            state = {slot: StagedBlob(slots[slot][0], blob) for slot, blob in made.slots.items()}
+            result = StagedResult(staged, blob, made.made, state, made.report)
     for update in job.updates:
         drop_cached_pages(files.local_path(update))
-    return StagedResult(staged, made if isinstance(made, BlobRef) else made.delta, made)
+    return result
 
 
 def run_prediction(files: BlobFiles, job: PredictionJob) -> Prediction:

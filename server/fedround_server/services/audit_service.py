@@ -8,7 +8,7 @@ from fedround_server.domain.audit import AuditEntry, AuditHead, Origin
 from fedround_server.domain.errors import FieldInvalid
 from fedround_server.interceptors.auth import caller
 from fedround_server.interceptors.wrapping import Call
-from fedround_server.services import convert, fields, pages
+from fedround_server.services import aggregation, convert, fields, pages
 
 MAX_SEQUENCE = (1 << 62) - 1
 
@@ -74,6 +74,6 @@ def _origin(found: Origin) -> audit_pb2.Origin:
         sequence=found.sequence,
         training_id=found.training_id,
         round=found.round,
-        aggregation=None if found.aggregation is None else convert.aggregation(found.aggregation),
+        aggregation=None if found.aggregation is None else aggregation.write(found.aggregation),
         num_examples=found.num_examples,
     )

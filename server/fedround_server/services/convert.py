@@ -1,14 +1,12 @@
 """Domain objects to messages."""
 
 from datetime import datetime
-from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from fedround.v1 import aggregation_pb2, event_pb2, model_pb2, round_pb2, training_pb2, user_pb2
 from fedround_server.coordinator.subscription import GoingAway, Heartbeat
 from fedround_server.domain import event as events
-from fedround_server.domain.aggregation import Aggregation, options_of
 from fedround_server.domain.event import Event
 from fedround_server.domain.failure import ParticipantFailure
 from fedround_server.domain.model import POSTERIOR, BlobRef, Model, ModelVersion, TensorSpec, VersionView
@@ -17,7 +15,7 @@ from fedround_server.domain.token import Token
 from fedround_server.domain.training import Training, TrainingFailure, TrainingSpec
 from fedround_server.domain.update import Update, is_number
 from fedround_server.domain.user import User
-from fedround_server.services import config, pages, policy, tensor_selection, uncertainty
+from fedround_server.services import aggregation, config, pages, policy, tensor_selection, uncertainty
 
 MAX_PARTICIPANTS = 10_000
 
@@ -133,12 +131,6 @@ def metric_report(found: MetricReport) -> model_pb2.MetricReport:
     )
 
 
-def aggregation(found: Aggregation) -> aggregation_pb2.Aggregation:
-    """Encodes an aggregation: the options message has the algorithm's name."""
-    chosen: dict[str, Any] = {found.name: options_of(found)}
-    return aggregation_pb2.Aggregation(**chosen)
-
-
 def update_precision(name: str) -> aggregation_pb2.UpdatePrecision.ValueType:
     """Encodes in which precision updates may come."""
     return aggregation_pb2.UpdatePrecision.Value(f"UPDATE_PRECISION_{name}")
@@ -153,7 +145,7 @@ def training_spec(spec: TrainingSpec, *, for_actor: bool, listed: bool) -> train
         target_num_updates=spec.target_num_updates,
         metric_names=spec.metric_names,
         client_ids=spec.client_ids if for_actor and not listed else (),
-        aggregation=aggregation(spec.aggregation),
+        aggregation=aggregation.write(spec.aggregation),
         uncertainty=uncertainty.write(spec.uncertainty),
         round_policy=policy.write(spec.round_policy),
         evaluation_policy=None if spec.evaluation_policy is None else policy.write(spec.evaluation_policy),
@@ -268,7 +260,7 @@ def _payload(message: event_pb2.Event, payload: events.Payload) -> None:
             started.model.CopyFrom(model_info(payload.model))
             if payload.deadline is not None:
                 started.deadline.FromDatetime(payload.deadline)
-            started.aggregation.CopyFrom(aggregation(payload.aggregation))
+            started.aggregation.CopyFrom(aggregation.write(payload.aggregation))
             started.metric_names.extend(payload.metric_names)
             started.local_rounds = payload.local_rounds
             started.assigned = payload.assigned

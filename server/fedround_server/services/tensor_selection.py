@@ -4,7 +4,7 @@ from collections.abc import Collection
 from typing import Any
 
 from fedround.v1 import training_pb2
-from fedround_server.domain.aggregation import Aggregation, FedDC
+from fedround_server.domain.aggregation import Aggregation, DaisyChaining
 from fedround_server.domain.errors import FieldInvalid
 from fedround_server.domain.model import BlobRef, VersionFile
 from fedround_server.domain.tensor_selection import ALL_TENSORS, TensorSelection
@@ -33,7 +33,7 @@ def read(message: training_pb2.TensorSelection, chosen: Aggregation, method: Unc
     )
     if selection == ALL_TENSORS:
         return selection
-    if isinstance(chosen, FedDC):
+    if isinstance(chosen.rule, DaisyChaining):
         raise FieldInvalid(
             "spec.tensors", "does not go with fed_dc, whose local models go on whole: choose another aggregation"
         )

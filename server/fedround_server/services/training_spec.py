@@ -3,7 +3,7 @@
 import math
 
 from fedround.v1 import aggregation_pb2, training_pb2
-from fedround_server.domain.aggregation import Aggregation, FedAvg, FedDC, to_aggregation
+from fedround_server.domain.aggregation import Aggregation, DaisyChaining
 from fedround_server.domain.cohort import Cohort
 from fedround_server.domain.config import check, check_size
 from fedround_server.domain.errors import FieldInvalid, UnknownClients
@@ -19,11 +19,7 @@ from fedround_server.domain.training import (
     UpdatePrecision,
 )
 from fedround_server.domain.uncertainty import Swag
-from fedround_server.services import config, fields, policy, tensor_selection, uncertainty
-
-DEFAULT_CHAIN = 10
-MAX_CHAIN = 10_000
-MAX_SEED = 1 << 53
+from fedround_server.services import aggregation, config, fields, policy, tensor_selection, uncertainty
 
 
 def read(message: training_pb2.TrainingSpec) -> TrainingSpec:
@@ -37,7 +33,7 @@ def read(message: training_pb2.TrainingSpec) -> TrainingSpec:
         raise FieldInvalid("spec.model_version", "goes with spec.model_id: name the stored model too")
     if message.architecture and message.model_id:
         raise FieldInvalid("spec.architecture", "is for a streamed model: the stored one names its own")
-    chosen = _aggregation(message.aggregation)
+    chosen = aggregation.read(message.aggregation)
     method = uncertainty.read("spec.uncertainty", message.uncertainty)
     if message.allow_non_finite_buffers and isinstance(method, Swag):
         raise FieldInvalid(
@@ -108,7 +104,7 @@ def _precision(value: aggregation_pb2.UpdatePrecision.ValueType, chosen: Aggrega
     if value == aggregation_pb2.UPDATE_PRECISION_UNSPECIFIED:
         return UpdatePrecision.FULL
     found = UpdatePrecision(aggregation_pb2.UpdatePrecision.Name(value).removeprefix("UPDATE_PRECISION_"))
-    if found is not UpdatePrecision.FULL and isinstance(chosen, FedDC):
+    if found is not UpdatePrecision.FULL and isinstance(chosen.rule, DaisyChaining):
         raise FieldInvalid(
             "spec.update_precision", "does not go with fed_dc: local models go on as they come, so send them in full"
         )
@@ -122,30 +118,6 @@ def _integer_tensors(value: training_pb2.IntegerTensors.ValueType) -> IntegerTen
     if value == training_pb2.INTEGER_TENSORS_UNSPECIFIED:
         return IntegerTensors.HEAVIEST
     return IntegerTensors(training_pb2.IntegerTensors.Name(value).removeprefix("INTEGER_TENSORS_"))
-
-
-def _aggregation(message: aggregation_pb2.Aggregation) -> Aggregation:
-    """Reads the algorithm and its options: the oneof's field names are the aggregators' names."""
-    algorithm = message.WhichOneof("algorithm")
-    if algorithm is None:
-        return FedAvg()
-    options = getattr(message, algorithm)
-    values = {field.name: getattr(options, field.name) for field in options.DESCRIPTOR.fields}
-    for name, value in values.items():
-        if not math.isfinite(value) or value < 0:
-            raise FieldInvalid(f"spec.aggregation.{algorithm}.{name}", f"is {value}; must be finite and >= 0")
-    return _fed_dc(values) if algorithm == FedDC.name else to_aggregation(algorithm, values)
-
-
-def _fed_dc(values: dict[str, int]) -> FedDC:
-    daisy = values["daisy_period"] or 1
-    period = values["aggregation_period"] or DEFAULT_CHAIN * daisy
-    if not daisy <= period <= MAX_CHAIN or period % daisy:
-        raise FieldInvalid(
-            "spec.aggregation.fed_dc.aggregation_period",
-            f"is {period}; must be a multiple of daisy_period ({daisy}), at most {MAX_CHAIN}",
-        )
-    return FedDC(daisy, period, fields.parse_at_most("spec.aggregation.fed_dc.seed", values["seed"], MAX_SEED))
 
 
 def _keep_versions(value: int) -> int:

@@ -21,6 +21,18 @@ class NotActor(PermissionDenied):
     remedy = "ask the actor"
 
 
+class AggregationIncompatible(InvalidArgument):
+    """Two stages of an aggregation, or an aggregation and another option, do not go together."""
+
+    reason = "AGGREGATION_INCOMPATIBLE"
+    remedy = "change one of the two; docs/aggregation.md says what goes with what"
+
+    def __init__(self, field: str, description: str) -> None:
+        super().__init__(f"spec.aggregation.{field}: {description}", field=f"spec.aggregation.{field}")
+        self.field = f"spec.aggregation.{field}"
+        self.description = description
+
+
 class UnknownClients(InvalidArgument):
     """A list names users that do not exist; 20 of them are in the message and 60 in the metadata."""
 

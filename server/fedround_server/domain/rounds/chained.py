@@ -7,7 +7,7 @@ import random
 from collections.abc import Mapping, Sequence
 from functools import partial
 
-from fedround_server.domain.aggregation import FedDC, options_of
+from fedround_server.domain.aggregation import DaisyChaining
 from fedround_server.domain.model import Manifest
 from fedround_server.domain.rounds.kind import (
     Assignment,
@@ -30,7 +30,7 @@ class Chained(RoundKind):
 
     def is_due(self, spec: TrainingSpec, model_version: int, *, last: bool) -> bool:
         """Returns whether another version is to be made by daisy chaining."""
-        return not last and isinstance(spec.aggregation, FedDC)
+        return not last and isinstance(spec.aggregation.rule, DaisyChaining)
 
     def request(self, spec: TrainingSpec, step: int) -> RoundRequest:
         """Returns the local rounds, and whether models were assigned."""
@@ -46,8 +46,7 @@ class Chained(RoundKind):
         if not averages(rule, step):
             return None
         return Computation(
-            rule.name,
-            options_of(rule),
+            spec.aggregation,
             integers=spec.integer_tensors,
             keep_non_finite=spec.allow_non_finite_buffers,
         )
@@ -58,12 +57,12 @@ class Chained(RoundKind):
         return NewVersion() if averages(rule, step) else Assignment(partial(assign, rule, number))
 
 
-def averages(rule: FedDC, step: int) -> bool:
+def averages(rule: DaisyChaining, step: int) -> bool:
     """Returns whether the updates of a step of the chain, from 0, are averaged; if not, they are assigned."""
     return (step + 1) * rule.daisy_period >= rule.aggregation_period
 
 
-def assign(rule: FedDC, number: int, user_ids: Sequence[str]) -> Mapping[str, str]:
+def assign(rule: DaisyChaining, number: int, user_ids: Sequence[str]) -> Mapping[str, str]:
     """Assigns to each participant the model of another one; a single one keeps its own.
 
     A uniformly drawn derangement: permutations are drawn until one has no fixed point, which takes e tries on average.
@@ -86,7 +85,8 @@ def assign(rule: FedDC, number: int, user_ids: Sequence[str]) -> Mapping[str, st
     return dict(zip(user_ids, sources, strict=True))
 
 
-def _rule(spec: TrainingSpec) -> FedDC:
-    if not isinstance(spec.aggregation, FedDC):
-        raise TypeError(f"a round of daisy chaining in a training with {spec.aggregation.name}")
-    return spec.aggregation
+def _rule(spec: TrainingSpec) -> DaisyChaining:
+    rule = spec.aggregation.rule
+    if not isinstance(rule, DaisyChaining):
+        raise TypeError(f"a round of daisy chaining in a training with {rule.name}")
+    return rule

@@ -5,9 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
+from fedround_server.domain.aggregation import Aggregation
 from fedround_server.domain.cohort import Cohort
 from fedround_server.domain.model import Dtype, Manifest
 from fedround_server.domain.policy import RoundPolicy
+from fedround_server.domain.swag_moments import SwagMoments
 from fedround_server.domain.tensor_selection import ALL_TENSORS, TensorSelection
 from fedround_server.domain.training import IntegerTensors, TrainingSpec, TrainingState, UpdatePrecision
 from fedround_server.domain.uncertainty import Swag
@@ -46,16 +48,14 @@ class Computation:
     """What makes one file of a round's updates.
 
     Attributes:
-        algorithm: The name of an aggregator of the engine.
-        options: Its options.
+        aggregation: How.
         differences: The dtype in which updates may carry differences from the model.
         integers: How tensors of integers and booleans are aggregated.
         keep_non_finite: Whether NaN and Inf of the model stay as they are.
         tensors: Which tensors updates have; the result inherits the others.
     """
 
-    algorithm: str
-    options: Mapping[str, float]
+    aggregation: Aggregation | SwagMoments
     differences: Dtype | None = None
     integers: IntegerTensors = IntegerTensors.HEAVIEST
     keep_non_finite: bool = False

@@ -3,7 +3,7 @@
 from fedround_server.domain.errors import FieldInvalid
 from fedround_server.domain.model import MAX_TENSORS, POSTERIOR, Manifest
 from fedround_server.domain.rounds.kind import Computation, ExpectedTensors, NewArtifact, RoundKind, RoundRequest
-from fedround_server.domain.swag_moments import MEAN, SWAG_MOMENTS, moments
+from fedround_server.domain.swag_moments import MEAN, SwagMoments, moments
 from fedround_server.domain.training import TrainingSpec, TrainingState
 from fedround_server.domain.uncertainty import Swag
 
@@ -45,7 +45,7 @@ class CollectMoments(RoundKind):
 
     def computation(self, spec: TrainingSpec, step: int) -> Computation:
         """Returns the aggregation of moments."""
-        return Computation(SWAG_MOMENTS, {})
+        return Computation(SwagMoments())
 
     def outcome(self, spec: TrainingSpec, number: int, step: int, num_updates: int) -> NewArtifact:
         """Returns that the file is the version's posterior: its rank is that of all participants together."""

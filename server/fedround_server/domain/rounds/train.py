@@ -1,6 +1,6 @@
 """Rounds in which participants train the model; their updates make its next version."""
 
-from fedround_server.domain.aggregation import FedDC, options_of
+from fedround_server.domain.aggregation import DaisyChaining
 from fedround_server.domain.model import Manifest, differences
 from fedround_server.domain.rounds.kind import (
     Computation,
@@ -22,7 +22,7 @@ class Train(RoundKind):
 
     def is_due(self, spec: TrainingSpec, model_version: int, *, last: bool) -> bool:
         """Returns whether another version is to be made, without daisy chaining."""
-        return not last and not isinstance(spec.aggregation, FedDC)
+        return not last and not isinstance(spec.aggregation.rule, DaisyChaining)
 
     def check(self, spec: TrainingSpec, model: Manifest) -> None:
         """Checks that the selection of tensors fits the model."""
@@ -40,11 +40,9 @@ class Train(RoundKind):
         return ExpectedTensors(trained, None if half is None else differences(trained, half), private=private)
 
     def computation(self, spec: TrainingSpec, step: int) -> Computation:
-        """Returns the training's rule of aggregation."""
-        rule = spec.aggregation
+        """Returns the training's aggregation."""
         return Computation(
-            rule.name,
-            options_of(rule),
+            spec.aggregation,
             spec.update_precision.dtype,
             integers=spec.integer_tensors,
             keep_non_finite=spec.allow_non_finite_buffers,

@@ -1,7 +1,7 @@
 """Adjacent tensors, processed as one: most of the many tensors of a model are small."""
 
 from bisect import bisect_right
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from fedround_server.domain.model import Dtype
@@ -37,7 +37,9 @@ class Run:
         return self.names[bisect_right(self.ends, element)]
 
 
-def runs(layout: Layout, others: Collection[Layout] = ()) -> Iterator[Run]:
+def runs(
+    layout: Layout, others: Collection[Layout] = (), *, apart: Callable[[str], bool] | None = None
+) -> Iterator[Run]:
     """Divides files with the same tensors into runs, in the order of the first file.
 
     Only floating tensors are joined: the others are not computed with.
@@ -45,12 +47,14 @@ def runs(layout: Layout, others: Collection[Layout] = ()) -> Iterator[Run]:
     Args:
         layout: The first file's layout.
         others: Layouts of the other files; equal objects are processed once.
+        apart: Returns whether a tensor is of another sort: those of different sorts are not joined.
     """
     layouts = [layout, *{id(other): other for other in others}.values()]
     names: list[str] = []
     ends: list[int] = []
     for name in sorted(layout.offsets, key=layout.offsets.__getitem__):
-        if names and not all(_are_adjacent(one, names[-1], name) for one in layouts):
+        joined = apart is None or not names or apart(names[-1]) == apart(name)
+        if names and not (joined and all(_are_adjacent(one, names[-1], name) for one in layouts)):
             yield Run(layout.manifest[names[0]].dtype, names, ends)
             names, ends = [], []
         names.append(name)

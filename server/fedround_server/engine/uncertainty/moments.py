@@ -16,8 +16,6 @@ from torch import Tensor
 from fedround_server.blobs import BlobFiles
 from fedround_server.domain.model import BlobRef, Manifest, TensorSpec
 from fedround_server.domain.swag_moments import DEVIATION, MEAN, SECOND, columns
-from fedround_server.engine.aggregators import Block
-from fedround_server.engine.aggregators.fed_avg import fed_avg
 from fedround_server.engine.format.layouts import Layouts
 from fedround_server.engine.format.manifest import make_header
 from fedround_server.engine.format.tensors import TensorFile, blocks, open_blob
@@ -49,7 +47,7 @@ def collect(files: BlobFiles, job: AggregationJob, target: Path) -> BlobRef:
                     block = _deviation(weights, updates, name, rank, start, length)
                 else:
                     parts = [update.block(name, start, length) for update in updates]
-                    block = fed_avg(Block(parts, weights, parts[0], {}))
+                    block = _mean(parts, weights)
                 if not torch.isfinite(block).all():
                     raise AggregationFailed(f"the aggregate of {name!r} has values that its dtype cannot hold")
                 writer.write(block)
@@ -64,6 +62,16 @@ def _posterior(specs: Manifest, rank: int, count: int) -> Iterator[tuple[str, Te
         for name in sorted(specs):
             if name.startswith(f"{DEVIATION}/0/"):
                 yield f"{DEVIATION}/{column}/{name.removeprefix(f'{DEVIATION}/0/')}", specs[name]
+
+
+def _mean(parts: Sequence[Tensor], weights: Sequence[int]) -> Tensor:
+    """Returns the weighted mean in float64, summed in the order of the updates."""
+    # Weights are scaled by a power of two, which is exact, so that the sum stays in range.
+    scale = 0.5 ** sum(weights).bit_length()
+    total = torch.zeros_like(parts[0])
+    for part, weight in zip(parts, weights, strict=True):
+        total.add_(part * (weight * scale))
+    return total.div_(sum(weights) * scale)
 
 
 def _deviation(

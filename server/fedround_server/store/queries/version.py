@@ -4,12 +4,13 @@ from collections.abc import Collection, Sequence
 
 from peewee import ModelSelect
 
+from fedround_server.domain.aggregation import NO_STATE, STEPS, AggregationState
 from fedround_server.domain.errors import ModelNotFound
 from fedround_server.domain.event import ModelInfo
 from fedround_server.domain.model import LAST, ModelVersion, VersionFile, VersionView
 from fedround_server.store.db.compiled import compiled, in_array
 from fedround_server.store.queries.metrics import shown_metrics, version_metrics
-from fedround_server.store.tables.mapping import to_version, to_version_file
+from fedround_server.store.tables.mapping import to_blob, to_version, to_version_file
 from fedround_server.store.tables.schema import ArtifactRow, ModelBaseRow, ModelRow, ModelVersionRow, TagRow
 
 
@@ -132,6 +133,15 @@ def _artifacts(model_id: str, versions: Collection[int]) -> "ModelSelect[Artifac
 def artifacts_of(model_id: str, versions: Collection[int]) -> list[ArtifactRow]:
     """Returns the artifacts of versions of a model."""
     return _artifacts.all(model_id, versions)
+
+
+def aggregation_state(model_id: str, version: int, slots: Collection[str]) -> AggregationState:
+    """Returns what the aggregation that made a version has left in some slots."""
+    if not slots:
+        return NO_STATE
+    found = [artifact for artifact in artifacts_of(model_id, [version]) if artifact.kind in slots]
+    steps = max((int(artifact.details[STEPS]) for artifact in found), default=0)
+    return AggregationState({artifact.kind: to_blob(artifact) for artifact in found}, steps)
 
 
 def version_views(model: ModelRow, rows: Sequence[ModelVersionRow], user_id: str) -> list[VersionView]:

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from typing import Any, get_args
 
-from fedround_server.domain import aggregation, uncertainty
-from fedround_server.domain.aggregation import Aggregation, to_aggregation
+from fedround_server.aggregators import from_aggregation, to_aggregation
+from fedround_server.domain import uncertainty
 from fedround_server.domain.audit import AuditEntry
 from fedround_server.domain.config import Config
 from fedround_server.domain.event import Event, ModelInfo, Payload, RoundStarted
@@ -179,7 +179,7 @@ def to_spec(data: Mapping[str, Any], client_ids: Sequence[str] = ()) -> Training
         target_num_updates=data["target_num_updates"],
         metric_names=tuple(data["metric_names"]),
         client_ids=tuple(client_ids),
-        aggregation=to_aggregation(data["aggregation"]["algorithm"], data["aggregation"]["options"]),
+        aggregation=to_aggregation(data["aggregation"]),
         round_policy=to_policy(data),
         evaluation_policy=to_policy(data["evaluation_policy"]) if data.get("evaluation_policy") else None,
         cohort=to_cohort(data["cohort"]) if data.get("cohort") else None,
@@ -294,11 +294,6 @@ def to_report(row: UpdateRow) -> Report:
     return Report(row.update_id, row.training_id, row.number, row.user_id, row.num_examples, row.accept_time)
 
 
-def from_aggregation(rule: Aggregation) -> dict[str, Any]:
-    """Writes a rule of aggregation."""
-    return {"algorithm": rule.name, "options": aggregation.options_of(rule)}
-
-
 def from_payload(payload: Payload) -> dict[str, Any]:
     """Writes the payload of an event."""
     data = asdict(payload)
@@ -322,7 +317,7 @@ def to_event(row: EventRow) -> Event:
     if "model" in data:
         data["model"] = ModelInfo(**{**data["model"], "blob": _named_file(data["model"]["blob"])})
     if "aggregation" in data:
-        data["aggregation"] = to_aggregation(data["aggregation"]["algorithm"], data["aggregation"]["options"])
+        data["aggregation"] = to_aggregation(data["aggregation"])
         data["metric_names"] = tuple(data["metric_names"])
         data["swag"] = Swag(**data["swag"]) if data.get("swag") else None
         data["tensors"] = _tensors(data.get("tensors", {}))

@@ -3,12 +3,12 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from fedround_server.aggregators import from_aggregation
 from fedround_server.domain.model import BaseAndDelta, VersionFile
 from fedround_server.domain.rounds import KINDS
 from fedround_server.domain.rounds.kind import Assignment, NewArtifact, NewVersion, Outcome
 from fedround_server.domain.training import TrainingSpec
 from fedround_server.store.db.audit_trail import record
-from fedround_server.store.tables.mapping import from_aggregation
 from fedround_server.store.tables.schema import RoundRow, TrainingRow, UpdateRow
 
 # An entry has to fit into a message.

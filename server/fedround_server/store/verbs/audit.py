@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from fedround_server.domain.aggregation import to_aggregation
+from fedround_server.aggregators import to_aggregation
 from fedround_server.domain.audit import AuditEntry, AuditHead, AuditRecord, Contribution, Origin
 from fedround_server.domain.errors import ModelNotFound
 from fedround_server.store.db.audit_trail import append
@@ -55,7 +55,7 @@ class AuditVerbs(Verbs):
             origin,
             training_id=made.training_id,
             round=facts["round"],
-            aggregation=to_aggregation(facts["algorithm"], facts["options"]),
+            aggregation=to_aggregation(facts),
             num_examples=facts["num_examples"],
             contributions=_contributions(made, facts),
         )

@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
+from fedround_server.domain.aggregation import NO_STATE, AggregationState, RoundResult
 from fedround_server.domain.errors import NotActor, NotInCohort, RoundNotFound, TrainingNotFound
 from fedround_server.domain.event import ModelInfo
 from fedround_server.domain.failure import ABSENT
@@ -35,7 +36,7 @@ from fedround_server.store.queries.round import (
 )
 from fedround_server.store.queries.round_status import view
 from fedround_server.store.queries.training import find_training, find_visible, lock_training
-from fedround_server.store.queries.version import model_info
+from fedround_server.store.queries.version import aggregation_state, model_info
 from fedround_server.store.tables.mapping import to_round, to_spec, to_update
 from fedround_server.store.tables.schema import RoundRow
 from fedround_server.store.transitions import end_training
@@ -53,12 +54,14 @@ class AggregationTask:
         model: The model that the round started from.
         computation: What makes a file of the updates; None if the round makes none.
         updates: The updates that count, in canonical order; empty if these are reports.
+        state: What the aggregation that made the model has left for this one.
     """
 
     round: Round
     model: VersionFile
     computation: Computation | None
     updates: tuple[Update, ...]
+    state: AggregationState = NO_STATE
 
 
 class RoundVerbs(Verbs):
@@ -171,14 +174,16 @@ class RoundVerbs(Verbs):
         computation = kind.computation(to_spec(training.spec), row.step)
         has_files = kind.submission is Submission.UPDATE
         updates = tuple(map(to_update, counted_updates(training_id, row.number))) if has_files else ()
-        return AggregationTask(to_round(row), model, computation, updates)
+        slots = () if computation is None else computation.aggregation.slots
+        state = aggregation_state(training.model_id, row.model_version, slots)
+        return AggregationTask(to_round(row), model, computation, updates, state)
 
     @verb
-    def commit(self, training_id: str, number: int, epoch: int, result: VersionFile | None, now: datetime) -> bool:
+    def commit(self, training_id: str, number: int, epoch: int, result: RoundResult | None, now: datetime) -> bool:
         """Commits a round's result, and what follows: the next round, or the end; returns whether this was the commit.
 
-        An aggregation that was started in an earlier epoch does not commit (fencing). The result is the file that was
-        made of the updates, if the round makes one.
+        An aggregation that was started in an earlier epoch does not commit (fencing). The result is what was made of
+        the updates, if the round makes a file.
         """
         training = lock_training(training_id)
         if training is None:

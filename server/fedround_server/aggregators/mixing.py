@@ -1,0 +1,102 @@
+"""Mixing: replaces updates by averages of some of them, which makes robust rules work on data that differ."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from random import Random
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from fedround_server.aggregators.options import check_range
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from fedround_server.aggregators.rule import Updates
+
+
+class Mixing(ABC):
+    """Linear combinations of the differences of updates from the round's model, without weights."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def check(self) -> None:
+        """Checks the options.
+
+        Raises:
+            OptionInvalid: One has a value that it cannot have.
+        """
+
+    @abstractmethod
+    def matrix(self, updates: Updates) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """Returns the coefficients: shape (combinations, updates), float64."""
+
+    @abstractmethod
+    def count(self, num_updates: int) -> int:
+        """Returns how many combinations there are of a number of updates."""
+
+
+@dataclass(frozen=True)
+class NearestNeighbor(Mixing):
+    """Nearest neighbor mixing (Allouah et al., Fixing by Mixing, AISTATS 2023, arXiv 2302.01772).
+
+    Attributes:
+        f: Each update becomes the mean of the n - f that are nearest to it, itself included.
+    """
+
+    name = "nearest_neighbor"
+    f: int = 1
+
+    def check(self) -> None:
+        """Checks f."""
+        check_range("f", self.f, 0)
+
+    def matrix(self, updates: Updates) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """Returns the means of nearest neighbors."""
+        import numpy as np
+
+        count = max(1, len(updates) - self.f)
+        matrix = np.zeros((len(updates), len(updates)))
+        for index, row in enumerate(updates.distances().tolist()):
+            nearest = sorted((distance, other != index, other) for other, distance in enumerate(row))
+            matrix[index, [other for _, _, other in nearest[:count]]] = 1 / count
+        return matrix
+
+    def count(self, num_updates: int) -> int:
+        """Returns the number of updates."""
+        return num_updates
+
+
+@dataclass(frozen=True)
+class Bucketing(Mixing):
+    """Bucketing (Karimireddy et al., Byzantine-Robust Learning on Heterogeneous Datasets, ICLR 2022, arXiv 2006.09365).
+
+    Attributes:
+        size: Updates in a bucket, drawn at random; each bucket becomes its mean.
+        seed: Makes the draw reproducible, with the digests of the updates.
+    """
+
+    name = "bucketing"
+    size: int = 2
+    seed: int = 0
+
+    def check(self) -> None:
+        """Checks the size."""
+        check_range("size", self.size, 1)
+
+    def matrix(self, updates: Updates) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """Returns the means of the buckets."""
+        import numpy as np
+
+        order = list(range(len(updates)))
+        Random(f"{self.seed} {updates.digest}").shuffle(order)  # noqa: S311 - reproducible, not secret
+        matrix = np.zeros((self.count(len(updates)), len(updates)))
+        for row in range(len(matrix)):
+            members = order[row * self.size : (row + 1) * self.size]
+            matrix[row, members] = 1 / len(members)
+        return matrix
+
+    def count(self, num_updates: int) -> int:
+        """Returns the number of buckets, the last of which may be smaller."""
+        return -(-num_updates // self.size)

@@ -1,0 +1,60 @@
+"""What an aggregation has found out about each update."""
+
+from collections.abc import Sequence
+from math import sqrt
+
+import numpy as np
+
+from fedround_server.aggregators.rule import Updates
+from fedround_server.domain.aggregation import UpdateFacts
+from fedround_server.engine.decision import Columns, Decision, Matrix
+
+
+def facts_of(
+    num_updates: int, counted: Sequence[int], decision: Decision | None, known: Updates
+) -> tuple[UpdateFacts, ...]:
+    """Returns the facts about each update of a job; nothing is computed for them alone.
+
+    Args:
+        num_updates: Updates of the job.
+        counted: The indices of those that took part.
+        decision: How they were aggregated; None if none took part.
+        known: What was known of those that took part.
+    """
+    facts = [UpdateFacts(share=0.0)] * num_updates
+    if decision is None:
+        return tuple(facts)
+    shares = _shares(decision)
+    norms = [sqrt(square) for square in known.products.diagonal().tolist()]
+    measured = any(norms)
+    cosines = _cosines(known.products, shares, norms) if measured and shares is not None else None
+    ranks = _ranks(known) if measured else None
+    for place, index in enumerate(counted):
+        facts[index] = UpdateFacts(
+            share=None if shares is None else shares[place],
+            norm=norms[place] if measured else None,
+            cosine=None if cosines is None else cosines[place],
+            distance_rank=None if ranks is None else ranks[place],
+            scale=None if decision.scales is None else decision.scales[place],
+        )
+    return tuple(facts)
+
+
+def _shares(decision: Decision) -> list[float] | None:
+    if isinstance(decision, Columns):
+        return None
+    return [one / decision.shares.divisor for one in decision.shares.coefficients]
+
+
+def _cosines(products: Matrix, shares: Sequence[float], norms: Sequence[float]) -> list[float | None]:
+    """Returns the cosines of the angles to the aggregate; None where one of the two is zero."""
+    aggregate = np.array(shares)
+    length = sqrt(max(0.0, float(aggregate @ products @ aggregate)))
+    along = (products @ aggregate).tolist()
+    return [one / (norm * length) if norm * length else None for one, norm in zip(along, norms, strict=True)]
+
+
+def _ranks(known: Updates) -> list[int]:
+    sums = known.distances().sum(axis=1).tolist()
+    order = sorted(range(len(sums)), key=sums.__getitem__)
+    return [order.index(index) + 1 for index in range(len(sums))]
