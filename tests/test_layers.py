@@ -40,15 +40,16 @@ LAYERS = {
     "failpoints": layer(""),
     "host": layer("", "fedround_wire"),
     "blobs": layer("domain failpoints host", "google_crc32c"),
-    "store": layer("domain failpoints", "cachetools peewee playhouse psycopg psycopg_pool"),
-    "engine": layer("domain host blobs", "cachetools torch safetensors numpy"),
+    "aggregators": layer("domain", "torch numpy"),
+    "store": layer("domain failpoints aggregators", "cachetools peewee playhouse psycopg psycopg_pool"),
+    "engine": layer("domain host blobs aggregators", "cachetools torch safetensors numpy"),
     "coordinator": layer("domain wakeups failpoints blobs store engine", "structlog"),
     "methods": layer("domain"),
     "interceptors": layer(
         "domain host coordinator methods", "fedround_wire grpc grpc_status google.protobuf google.rpc structlog"
     ),
     "services": layer(
-        "domain coordinator interceptors",
+        "domain coordinator interceptors aggregators",
         "fedround fedround_wire grpc grpc_health google.protobuf google_crc32c structlog",
     ),
     "config": layer("domain", "pydantic pydantic_settings"),
@@ -320,7 +321,7 @@ def test_what_is_shared_knows_neither_end(tmp_path: Path) -> None:
         ("wakeups.py", "from fedround_server.domain import event"),
         ("blobs/local.py", "from fedround.v1 import training_pb2"),
         ("store/store.py", "from fedround_server.wakeups import Hub"),
-        ("engine/aggregators/fed_avg.py", "from ...store import schema"),
+        ("engine/exact.py", "from ...store import schema"),
         ("coordinator/training.py", "import torch"),
         ("coordinator/training.py", "from peewee import IntegrityError"),
         ("coordinator/training.py", "from fedround_server.services import convert"),
@@ -344,7 +345,7 @@ def test_a_violation_in_the_server_is_found(tmp_path: Path, file: str, source: s
     [
         ("domain/round.py", "import enum\nfrom . import errors\nfrom .update import Update"),
         ("domain/round.py", "import fedround_server\nfrom fedround_server import __version__"),
-        ("engine/aggregators/fed_avg.py", "import torch\nfrom ..tensors import blocks"),
+        ("engine/exact.py", "import torch\nfrom ..tensors import blocks"),
         ("coordinator/training.py", "from fedround_server import blobs\nfrom fedround_server.store.store import Store"),
         ("services/convert.py", "from google.protobuf.timestamp_pb2 import Timestamp"),
         ("grpc_server.py", "import grpc\nfrom .services import training_service"),

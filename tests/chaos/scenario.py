@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from peewee import PeeweeException
 
+from aggregations import fed_dc
 from calls import digest
 from chaos import tensors
 from chaos.facts import load
@@ -27,7 +28,6 @@ from fedround_server.blobs import BlobFiles
 from fedround_server.blobs.local import LocalBlobs
 from fedround_server.coordinator import Context, Coordinator
 from fedround_server.coordinator.uploads.receive import Incoming
-from fedround_server.domain.aggregation import FedDC
 from fedround_server.domain.chunk import Chunk
 from fedround_server.domain.errors import FedroundError, UserExists, UserNotFound
 from fedround_server.domain.training import Training, TrainingState
@@ -41,7 +41,7 @@ from fedround_server.wakeups import Hub
 R = TypeVar("R")
 TRIES = 5
 TENSORS = {"weight": ("F32", (2, 3)), "half": ("BF16", (3,)), "norm.num_batches_tracked": ("I64", ())}
-CHAIN = FedDC(daisy_period=1, aggregation_period=2, seed=3)
+CHAIN = fed_dc(daisy_period=1, aggregation_period=2, seed=3)
 SWAG = Swag(samples=1, rank=1)
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from aggregations import FED_AVG
 from contracts.world import World, blob
 from fedround.v1.event_pb2 import ROUND_KIND_EVALUATE, ROUND_KIND_TRAIN
 from fedround_server.domain.errors import FieldInvalid, RoundNotOpen
@@ -51,7 +52,7 @@ class Gradients(RoundKind):
         return ExpectedTensors({f"gradient/{name}": tensor for name, tensor in model.items()}, prefix="gradient/")
 
     def computation(self, spec: TrainingSpec, step: int) -> Computation:
-        return Computation(Aggregation(FedAvg()))
+        return Computation(FED_AVG)
 
     def outcome(self, spec: TrainingSpec, number: int, step: int, num_updates: int) -> NewArtifact:
         return NewArtifact("gradients", {"participants": num_updates})

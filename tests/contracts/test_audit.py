@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
+from aggregations import FED_AVG, fed_dc
 from contracts.audits import chained, check, recorded, tamper
 from contracts.world import World, blob, new_id, new_model
 from fedround_client import AuditBroken, AuditEntry, AuditHead
 from fedround_client.audit_chain import AuditChainVerifier
 from fedround_server.audit import main
-from fedround_server.domain.aggregation import FedAvg, FedDC
 from fedround_server.domain.audit import AuditRecord, acting
 from fedround_server.domain.errors import ModelNotFound, StoreUnavailable, UserExists
 from fedround_server.domain.limits import Quotas
@@ -64,7 +64,7 @@ async def test_a_training_is_recorded_from_its_model_to_its_end(store: Store, wo
 async def test_every_kind_of_training_leaves_a_chain_that_holds(store: Store, world: World) -> None:
     for spec in (
         {"metric_names": ("loss",), "evaluation": Evaluation.EVERY_ROUND},
-        {"aggregation": FedDC(daisy_period=1, aggregation_period=2, seed=0)},
+        {"aggregation": fed_dc(daisy_period=1, aggregation_period=2, seed=0)},
         {"uncertainty": Swag(samples=1, rank=1, every=1)},
         {"keep_versions": 1},
     ):
@@ -282,7 +282,7 @@ async def test_who_contributed_to_a_version(store: Store, world: World) -> None:
     await store.users.remove(one, world.now)
     origin = await store.audit.origin(training.model_id, None, actor)
     assert (origin.version, origin.sha256, origin.training_id) == (1, blob("made").sha256, training.training_id)
-    assert (origin.round, origin.aggregation, origin.num_examples) == (0, FedAvg(), 40)
+    assert (origin.round, origin.aggregation, origin.num_examples) == (0, FED_AVG, 40)
     first, second = origin.contributions
     assert (first.update_id, first.user_id, first.user_name) == (update.update_id, one, name)
     assert (first.sha256, first.num_examples, first.weight) == (update.blob.sha256, 10, "10/40")
@@ -299,7 +299,7 @@ async def test_who_contributed_to_a_version(store: Store, world: World) -> None:
 
 
 async def test_the_rounds_of_a_daisy_chain_made_the_version_together(store: Store, world: World) -> None:
-    aggregation = FedDC(daisy_period=1, aggregation_period=2, seed=0)
+    aggregation = fed_dc(daisy_period=1, aggregation_period=2, seed=0)
     actor, users, training = await world.running(2, aggregation=aggregation, target_num_updates=1)
     for number in range(2):
         for user in users:

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from aggregations import fed_dc
 from contracts import reference_views
 from contracts.world import World, blob, new_id
-from fedround_server.domain.aggregation import FedDC
 from fedround_server.domain.errors import CursorExpired, FedroundError, StoreUnavailable, TrainingNotFound
 from fedround_server.domain.identity import Credentials, Identity
 from fedround_server.domain.policy import OnMissed, RoundPolicy
@@ -50,7 +50,7 @@ async def live(store: Store, world: World, history: Sequence[tuple[str, int, int
     # The actor may take part, too.
     users = [actor, *await world.users(CLIENTS)]
     # In a chain, who is registered does not join before it ends: not all are in the cohort.
-    chain = FedDC(daisy_period=1, aggregation_period=3, seed=0)
+    chain = fed_dc(daisy_period=1, aggregation_period=3, seed=0)
     spec: dict[str, Any] = {"target_num_updates": 4, "round_policy": POLICY, "aggregation": chain}
     trainings = [(await world.training(actor, users[1:3], **spec)).training_id for _ in range(2)]
     for deed, who, which in history:

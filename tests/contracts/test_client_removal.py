@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from aggregations import fed_dc
 from contracts.coordination import coordinating
 from contracts.world import World
 from fedround_server.blobs import UploadRef
-from fedround_server.domain.aggregation import FedDC
 from fedround_server.domain.errors import NotInCohort
 from fedround_server.domain.event import RoundStarted
 from fedround_server.domain.policy import RoundPolicy
@@ -84,7 +84,7 @@ async def test_the_following_round_is_of_the_same_kind(
 
 @removal_ways
 async def test_daisy_chaining_begins_anew_after_the_whole_cohort_left(store: Store, world: World, leave: Leave) -> None:
-    chain = FedDC(daisy_period=1, aggregation_period=3, seed=0)
+    chain = fed_dc(daisy_period=1, aggregation_period=3, seed=0)
     actor, cohort, training = await world.running(2, aggregation=chain)
     for client in cohort:
         await world.submit(training.training_id, 0, client)

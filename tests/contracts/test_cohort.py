@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
+from aggregations import fed_dc
 from contracts.audits import check, recorded
 from contracts.test_failures import current, ending, fail, log
 from contracts.world import World
-from fedround_server.domain.aggregation import FedDC
 from fedround_server.domain.cohort import Cohort, draw
 from fedround_server.domain.errors import CohortImpossible, NotInCohort, RoundNotOpen
 from fedround_server.domain.event import RoundClosed, RoundStarted, WorkNotNeeded
@@ -223,7 +223,7 @@ async def test_a_whole_cohort_that_leaves_is_drawn_anew(store: Store, world: Wor
 
 async def test_a_daisy_chain_keeps_the_cohort_with_which_it_began(store: Store, world: World) -> None:
     cohort = Cohort(size=3, over_selection=2)
-    actor, _users, training = await world.running(8, cohort=cohort, aggregation=FedDC(1, 3, 7), target_num_updates=2)
+    actor, _users, training = await world.running(8, cohort=cohort, aggregation=fed_dc(1, 3, 7), target_num_updates=2)
     training_id = training.training_id
     asked = await members(store, training_id, actor)
     assert len(asked) == 6

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from aggregations import fed_dc
 from contracts.audits import check, recorded
 from contracts.coordination import coordinating
 from contracts.world import World, new_id
-from fedround_server.domain.aggregation import FedDC
 from fedround_server.domain.errors import (
     FieldInvalid,
     NotActor,
@@ -219,7 +219,7 @@ async def test_a_pause_in_the_last_round_lets_the_training_be_completed(store: S
 
 
 async def test_a_chain_goes_on_after_a_pause_with_those_who_stayed(store: Store, world: World) -> None:
-    actor, clients, training = await world.running(3, aggregation=FedDC(1, 3, seed=1), target_num_updates=1)
+    actor, clients, training = await world.running(3, aggregation=fed_dc(1, 3, seed=1), target_num_updates=1)
     await pause(world, training)
     await train(world, training, clients, 0)
     assert await state(store, training) == (0, RoundState.DONE)

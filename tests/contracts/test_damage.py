@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from aggregations import fed_dc
 from contracts.audits import recorded
 from contracts.blobs import put
 from contracts.coordination import Coordination
@@ -17,7 +18,6 @@ from damage import flip
 from fedround_server.blobs import BLOCK_BYTES
 from fedround_server.coordinator.aggregation import DAMAGE_DELAY, RETRY_DELAY
 from fedround_server.coordinator.served_files import ServedFile
-from fedround_server.domain.aggregation import FedDC
 from fedround_server.domain.errors import ModelDamaged, RoundNotFound
 from fedround_server.domain.event import RoundClosed, RoundExtended, RoundStarted, UpdateAccepted, UpdateLost
 from fedround_server.domain.model import BlobRef
@@ -135,7 +135,7 @@ async def test_a_damaged_update_is_assigned_to_nobody(
     store: Store, tmp_path: Path, damage: Callable[[Path], None]
 ) -> None:
     async with coordinating(store, tmp_path) as coordination:
-        chain = FedDC(daisy_period=1, aggregation_period=2)
+        chain = fed_dc(daisy_period=1, aggregation_period=2)
         actor, (hit, *others), training = await damaged_round(coordination, 3, damage, aggregation=chain)
         await reopened(coordination, training.training_id, actor)
         with pytest.raises(RoundNotFound):

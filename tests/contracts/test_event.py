@@ -7,8 +7,8 @@ from datetime import timedelta
 
 import pytest
 
+from aggregations import fed_prox
 from contracts.world import World, new_id
-from fedround_server.domain.aggregation import FedProx
 from fedround_server.domain.errors import CursorExpired, NotInCohort, RoundNotOpen, TrainingNotFound
 from fedround_server.domain.event import (
     ClientRemoved,
@@ -44,7 +44,7 @@ def kinds(events: list[Event]) -> list[type]:
 async def test_the_actor_reads_everything_and_a_participant_its_share(store: Store, world: World) -> None:
     policy = RoundPolicy(deadline=timedelta(seconds=30))
     actor, (first, second), training = await world.running(
-        2, target_num_updates=1, round_policy=policy, aggregation=FedProx(0.5)
+        2, target_num_updates=1, round_policy=policy, aggregation=fed_prox(0.5)
     )
     for client in (first, second):
         await world.submit(training.training_id, 0, client, num_examples=5)
@@ -64,7 +64,7 @@ async def test_the_actor_reads_everything_and_a_participant_its_share(store: Sto
     assert isinstance(round_started, RoundStarted)
     assert round_started.model.blob == model.blob
     assert round_started.deadline == log[1].create_time + timedelta(seconds=30)
-    assert round_started.aggregation == FedProx(0.5)
+    assert round_started.aggregation == fed_prox(0.5)
     accepted = [event.payload for event in log if isinstance(event.payload, UpdateAccepted)]
     assert [astuple(payload)[2:] for payload in accepted] == [(first, 5, 1, 2), (second, 5, 2, 2)]
     assert log[4].payload == RoundClosed(0, "TRAIN", 1, 2, {}, {"loss": 0.5})

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from aggregations import fed_dc
 from contracts.audits import check, recorded
 from contracts.coordination import coordinating
 from contracts.world import World, new_id
-from fedround_server.domain.aggregation import FedDC
 from fedround_server.domain.errors import MetricsExist, NotInCohort, RoundNotOpen, TrainingNotFound, UpdateExists
 from fedround_server.domain.event import Event, ParticipantFailed, RoundStarted, TrainingFailed, UpdateAccepted
 from fedround_server.domain.failure import MAX_MESSAGE
@@ -218,7 +218,7 @@ async def test_a_missed_deadline_names_the_failed_with_their_reasons(store: Stor
 
 
 async def test_a_chain_goes_on_without_who_failed(store: Store, world: World) -> None:
-    actor, clients, training = await world.running(3, aggregation=FedDC(1, 2), target_num_updates=1)
+    actor, clients, training = await world.running(3, aggregation=fed_dc(1, 2), target_num_updates=1)
     training_id = training.training_id
     for client in clients[:2]:
         await world.submit(training_id, 0, client)

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
+from aggregations import fed_dc
 from contracts.coordination import Coordination, coordinating, lose
 from contracts.world import World, blob
 from fedround_server.blobs import StagedRef
 from fedround_server.blobs.writer import LocalWriter
 from fedround_server.coordinator.aggregation import RETRY_DELAY
-from fedround_server.domain.aggregation import FedDC
 from fedround_server.domain.errors import NotInCohort, UpdateExists
 from fedround_server.domain.event import Event, RoundExtended, RoundStarted, TrainingStarted
 from fedround_server.domain.policy import OnMissed, RoundPolicy
@@ -179,7 +179,7 @@ async def test_min_updates_count_over_all_tries(store: Store, world: World) -> N
 
 
 async def test_no_user_joins_a_chain(store: Store, world: World) -> None:
-    chain = FedDC(daisy_period=1, aggregation_period=3, seed=1)
+    chain = fed_dc(daisy_period=1, aggregation_period=3, seed=1)
     actor, clients, training = await world.running(2, round_policy=policy(), aggregation=chain)
     for client in clients:
         await world.submit(training.training_id, 0, client)

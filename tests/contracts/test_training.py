@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from aggregations import fed_prox
 from contracts.world import SPEC, World, blob, new_id, new_model
-from fedround_server.domain.aggregation import FedProx
 from fedround_server.domain.errors import (
     FieldInvalid,
     LastParticipant,
@@ -43,7 +43,7 @@ async def test_a_training_comes_back_as_it_was_made(store: Store, world: World) 
         target_num_updates=7,
         metric_names=("loss", "accuracy"),
         client_ids=(clients[2], clients[0]),
-        aggregation=FedProx(0.1),
+        aggregation=fed_prox(0.1),
         round_policy=RoundPolicy(2, timedelta(seconds=1.5), LateUpdates.REJECT),
         evaluation=Evaluation.FINAL_ONLY,
         max_num_examples=2**31,

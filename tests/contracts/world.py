@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from fedround_server.domain.aggregation import FedAvg
+from aggregations import FED_AVG
 from fedround_server.domain.limits import Quotas
 from fedround_server.domain.model import BlobRef, Dtype, NewModel, TensorSpec
 from fedround_server.domain.policy import RoundPolicy
@@ -24,7 +24,7 @@ SPEC = TrainingSpec(
     target_num_updates=2,
     metric_names=(),
     client_ids=(),
-    aggregation=FedAvg(),
+    aggregation=FED_AVG,
     round_policy=RoundPolicy(),
     evaluation=Evaluation.EVERY_ROUND,
     max_num_examples=1000,

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes
 
+from aggregations import FED_AVG
 from fedround_server.aggregators.fed_prox import FedProx
 from fedround_server.domain.aggregation import Aggregation
 from fedround_server.engine import source
@@ -20,7 +21,6 @@ from fedround_server.engine.aggregation import aggregate
 from fedround_server.engine.format.tensors import BLOCK
 from fedround_server.engine.jobs import AggregationFailed, AggregationJob
 from unit import exactly
-from unit.aggregations import FED_AVG
 from unit.checks import check_numbers
 from unit.paths import Paths, at
 from unit.safetensors_files import NUMPY_DTYPES, write

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load, save
 
+from aggregations import FED_AVG
 from damage import flip
 from fedround_server.blobs import BLOCK_BYTES, BlobDamaged, BlockChecksums
 from fedround_server.blobs.files import LocalFiles
@@ -24,7 +25,6 @@ from fedround_server.engine.check import check_numbers
 from fedround_server.engine.format.assembly import Assembly, assemble
 from fedround_server.engine.format.versions import open_version
 from fedround_server.engine.jobs import AggregationJob
-from unit.aggregations import FED_AVG
 from unit.safetensors_files import write
 
 State = dict[str, np.ndarray]

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contracts.world import SPEC
-from fedround_server.domain.aggregation import FedDC
+from fedround_server.aggregators.fed_dc import FedDC
+from fedround_server.domain.aggregation import Aggregation
 from fedround_server.domain.rounds import KINDS, next_kind
 from fedround_server.domain.rounds.chained import assign, averages
 from fedround_server.domain.rounds.kind import Assignment, NewVersion
@@ -62,7 +63,7 @@ def test_each_seed_and_round_has_its_own_assignment() -> None:
 def test_models_are_assigned_until_they_are_averaged(daisy: int, period: int, steps: int) -> None:
     rule = fed_dc(daisy_period=daisy, aggregation_period=period)
     assert [averages(rule, step) for step in range(steps)] == [False] * (steps - 1) + [True]
-    spec, chained = replace(SPEC, aggregation=rule), KINDS["CHAINED"]
+    spec, chained = replace(SPEC, aggregation=Aggregation(rule)), KINDS["CHAINED"]
     requests = [chained.request(spec, step) for step in range(steps)]
     assert [(one.local_rounds, one.assigned) for one in requests] == [(daisy, step > 0) for step in range(steps)]
     outcomes = [type(chained.outcome(spec, step, step, 2)) for step in range(steps)]

@@ -10,6 +10,7 @@ import safetensors.numpy
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aggregations import FED_AVG
 from fedround_server.domain.errors import UpdateMismatch
 from fedround_server.domain.model import Dtype, TensorSpec, differences
 from fedround_server.engine.aggregation import aggregate
@@ -20,7 +21,6 @@ from fedround_server.engine.format.manifest import make_header
 from fedround_server.engine.format.tensors import BLOCK
 from fedround_server.engine.jobs import AggregationJob
 from unit import exactly
-from unit.aggregations import FED_AVG
 from unit.checks import check_numbers
 from unit.paths import Paths, at
 

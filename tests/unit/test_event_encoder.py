@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from aggregations import FED_AVG
 from fedround_server.coordinator.subscription import Heartbeat
-from fedround_server.domain.aggregation import FedAvg
 from fedround_server.domain.event import Event, ModelInfo, RoundClosed, RoundStarted
 from fedround_server.domain.model import BlobRef
 from fedround_server.services import convert
@@ -15,7 +15,7 @@ from fedround_server.services.event_encoder import CAPACITY, EventEncoder
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 MODEL = ModelInfo("m", 0, BlobRef("0" * 64, 10))
-STARTED = RoundStarted(0, "TRAIN", MODEL, NOW, FedAvg(), ("loss",))
+STARTED = RoundStarted(0, "TRAIN", MODEL, NOW, FED_AVG, ("loss",))
 CLOSED = RoundClosed(0, "TRAIN", 1, 2, {"loss": 0.5}, {"own": 1.0})
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from aggregations import FED_AVG
 from fedround_server.coordinator.context import Context
 from fedround_server.coordinator.inference import Inference
 from fedround_server.domain.errors import FieldInvalid, PredictionFailed, PredictionLimit
@@ -20,7 +21,6 @@ from fedround_server.engine.executor import WorkerEngine
 from fedround_server.engine.jobs import AggregationJob, PredictionFault, PredictionJob
 from fedround_server.engine.prediction import build_architecture, predict
 from fedround_server.wakeups import Hub
-from unit.aggregations import FED_AVG
 from unit.paths import Paths, at
 from unit.safetensors_files import NAMES, write
 

@@ -9,12 +9,12 @@ import safetensors.numpy
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aggregations import FED_AVG
 from fedround_server.domain.model import Dtype, TensorSpec
 from fedround_server.engine.aggregation import aggregate
 from fedround_server.engine.format.manifest import PREFIX, Layout, make_header, parse_header
 from fedround_server.engine.format.runs import runs, singly
 from fedround_server.engine.jobs import AggregationFailed, AggregationJob
-from unit.aggregations import FED_AVG
 from unit.checks import check_numbers
 from unit.paths import Paths, at
 from unit.safetensors_files import NUMPY_DTYPES, write

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from aggregations import FED_AVG
 from fedround_server.domain.model import Dtype
 from fedround_server.domain.training import IntegerTensors
 from fedround_server.engine.aggregation import aggregate
@@ -22,7 +23,6 @@ from fedround_server.engine.format.dtypes import narrow
 from fedround_server.engine.format.tensors import TensorFile
 from fedround_server.engine.integers import rounded_mean, take_maximum
 from fedround_server.engine.jobs import AggregationFailed, AggregationJob
-from unit.aggregations import FED_AVG
 from unit.checks import check_numbers
 from unit.paths import Paths, at
 from unit.safetensors_files import NUMPY_DTYPES, write

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from aggregations import FED_AVG
 from damage import flip
 from fedround_server.blobs import BLOCK_BYTES, BlobDamaged
 from fedround_server.domain.model import BlobRef
@@ -16,7 +17,6 @@ from fedround_server.engine.aggregation import aggregate
 from fedround_server.engine.format.tensors import TensorFile, open_blob
 from fedround_server.engine.format.verification import SEGMENT_BYTES, Verifier, reading_ahead
 from fedround_server.engine.jobs import AggregationJob
-from unit.aggregations import FED_AVG
 from unit.checks import check_numbers
 from unit.paths import Paths, at
 from unit.safetensors_files import write

@@ -20,13 +20,13 @@ import pytest
 import safetensors.numpy
 import torch
 
+from aggregations import FED_AVG
 from fedround_server.blobs import BlobDamaged
 from fedround_server.domain.errors import WorkerKilled
 from fedround_server.domain.model import BlobRef
 from fedround_server.engine.executor import WorkerEngine, WorkerLost
 from fedround_server.engine.jobs import AggregationFailed, AggregationJob, CheckJob
 from fedround_server.engine.process import Worker
-from unit.aggregations import FED_AVG
 from unit.killed_jobs import aggregate_and_die_once, be_killed, die_once
 from unit.paths import Paths, at
 from unit.safetensors_files import write

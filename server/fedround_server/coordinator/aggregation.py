@@ -8,10 +8,10 @@ from fedround_server.blobs import BlobDamaged, map_disk_full
 from fedround_server.coordinator.context import Context
 from fedround_server.coordinator.stored_files import StoredFiles
 from fedround_server.coordinator.tasks import in_thread
-from fedround_server.domain.aggregation import AggregationState, RoundResult
+from fedround_server.domain.aggregation import NO_STATE, AggregationState
 from fedround_server.domain.audit import acting
 from fedround_server.domain.errors import DiskFull, Unavailable
-from fedround_server.domain.model import blobs_of
+from fedround_server.domain.model import VersionFile, blobs_of
 from fedround_server.engine.executor import WorkerLost
 from fedround_server.engine.jobs import AggregationFailed, AggregationJob
 from fedround_server.failpoints import reached
@@ -104,10 +104,10 @@ class Aggregations:
         closed = task.round
         now = self._context.clock.now
         try:
-            result = await self._compute(task)
+            result, state = await self._compute(task)
             if self._stopped:
                 return
-            await self._store.commit(closed.training_id, closed.number, closed.epoch, result, now())
+            await self._store.commit(closed.training_id, closed.number, closed.epoch, result, now(), state)
             reached("aggregation.committed")
         except TRANSIENT:
             raise
@@ -151,13 +151,17 @@ class Aggregations:
         self._context.hub.notify(training_id)
         await self._follow_up(training_id)
 
-    async def _compute(self, task: AggregationTask) -> RoundResult | None:
-        """Makes the file of a closed round, if its kind makes one; else verifies the updates, which are passed on."""
+    async def _compute(self, task: AggregationTask) -> tuple[VersionFile | None, AggregationState]:
+        """Makes the file of a closed round, if its kind makes one; else verifies the updates, which are passed on.
+
+        Returns:
+            The file, and what its aggregation leaves for the next one.
+        """
         computation = task.computation
         if computation is None:
             for update in task.updates:
                 await self._files.verify(update.blob)
-            return None
+            return None, NO_STATE
         job = AggregationJob(
             model=task.model,
             updates=tuple(update.blob for update in task.updates),
@@ -179,4 +183,4 @@ class Aggregations:
             self._context.blobs.keep(staged.blob)
         reached("aggregation.adopted")
         slots = {slot: staged.blob for slot, staged in result.slots.items()}
-        return RoundResult(result.made, AggregationState(slots, task.state.steps + 1), result.report)
+        return result.made, AggregationState(slots, task.state.steps + 1)

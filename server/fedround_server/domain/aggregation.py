@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Protocol
 
-from fedround_server.domain.model import BlobRef, VersionFile
+from fedround_server.domain.model import BlobRef
 
 BUFFERS = ("*running_mean", "*running_var", "*num_batches_tracked")
 """Globs of the tensors that a module's forward pass changes, not an optimizer: those of normalization layers."""
@@ -164,18 +164,3 @@ class UpdateFacts:
     cosine: float | None = None
     distance_rank: int | None = None
     scale: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class RoundResult:
-    """What an aggregation has made.
-
-    Attributes:
-        made: The file of the next version, or of an artifact.
-        state: What it leaves for the next aggregation.
-        report: What it has found out about each update, in canonical order.
-    """
-
-    made: VersionFile
-    state: AggregationState = NO_STATE
-    report: tuple[UpdateFacts, ...] = ()

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
-from fedround_server.domain.aggregation import STEPS, RoundResult
+from fedround_server.domain.aggregation import STEPS, AggregationState
 from fedround_server.domain.event import RoundClosed
-from fedround_server.domain.model import BEST, BlobRef
+from fedround_server.domain.model import BEST, BlobRef, VersionFile
 from fedround_server.domain.report import count_not_finite
 from fedround_server.domain.rounds import KINDS
 from fedround_server.domain.rounds.kind import Assignment, Evaluation, NewArtifact, NewVersion
@@ -25,23 +25,25 @@ def commit_result(
     row: RoundRow,
     updates: Sequence[UpdateRow],
     metrics: Mapping[str, float],
-    result: RoundResult | None,
+    result: VersionFile | None,
     now: datetime,
+    state: AggregationState,
 ) -> None:
     """Writes the result of a round that is done, and what follows: the next round, a pause, or the end of the training.
 
-    The updates are those that counted, in canonical order. The result is what was made of them, if anything was.
+    The updates are those that counted, in canonical order. The result is the file that was made of them, if
+    any; the state is what its aggregation leaves for the next one.
     """
     spec, kind = to_spec(training.spec), KINDS[row.kind]
     outcome = kind.outcome(spec, row.number, row.step, len(updates))
     match outcome:
         case NewVersion():
-            add_version(training, _made(result).made, now)
-            for slot, blob in _made(result).state.slots.items():
-                add_artifact(training, NewArtifact(slot, {STEPS: _made(result).state.steps}), blob)
+            add_version(training, _made(result), now)
+            for slot, blob in state.slots.items():
+                add_artifact(training, NewArtifact(slot, {STEPS: state.steps}), blob)
         case NewArtifact():
             add_artifact(training, outcome, _whole(result))
-    contributions.count(training, row, updates, spec, outcome, None if result is None else result.made)
+    contributions.count(training, row, updates, spec, outcome, result)
     record_work(row)
     if isinstance(outcome, Evaluation):
         _select(training, spec, metrics)
@@ -59,14 +61,14 @@ def commit_result(
     go_on(training, row, now)
 
 
-def _made(result: RoundResult | None) -> RoundResult:
+def _made(result: VersionFile | None) -> VersionFile:
     if result is None:
         raise ValueError("a round that makes a file was committed without one")
     return result
 
 
-def _whole(result: RoundResult | None) -> BlobRef:
-    made = _made(result).made
+def _whole(result: VersionFile | None) -> BlobRef:
+    made = _made(result)
     if not isinstance(made, BlobRef):
         raise TypeError("an artifact is stored whole")
     return made

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from fedround_server.domain.aggregation import NO_STATE, AggregationState, RoundResult
+from fedround_server.domain.aggregation import NO_STATE, AggregationState
 from fedround_server.domain.errors import NotActor, NotInCohort, RoundNotFound, TrainingNotFound
 from fedround_server.domain.event import ModelInfo
 from fedround_server.domain.failure import ABSENT
@@ -179,11 +179,19 @@ class RoundVerbs(Verbs):
         return AggregationTask(to_round(row), model, computation, updates, state)
 
     @verb
-    def commit(self, training_id: str, number: int, epoch: int, result: RoundResult | None, now: datetime) -> bool:
+    def commit(
+        self,
+        training_id: str,
+        number: int,
+        epoch: int,
+        result: VersionFile | None,
+        now: datetime,
+        state: AggregationState = NO_STATE,
+    ) -> bool:
         """Commits a round's result, and what follows: the next round, or the end; returns whether this was the commit.
 
-        An aggregation that was started in an earlier epoch does not commit (fencing). The result is what was made of
-        the updates, if the round makes a file.
+        An aggregation that was started in an earlier epoch does not commit (fencing). The result is the file that was
+        made of the updates, if the round makes one, and the state what its aggregation leaves for the next one.
         """
         training = lock_training(training_id)
         if training is None:
@@ -210,7 +218,7 @@ class RoundVerbs(Verbs):
         if not changed:
             return False
         row = get_round(training_id, number)
-        commit_result(training, row, updates, metrics, result, now)
+        commit_result(training, row, updates, metrics, result, now, state)
         return True
 
     @verb

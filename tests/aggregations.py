@@ -1,0 +1,16 @@
+"""Aggregations of one stage each."""
+
+from fedround_server.aggregators.fed_avg import FedAvg
+from fedround_server.aggregators.fed_dc import FedDC
+from fedround_server.aggregators.fed_prox import FedProx
+from fedround_server.domain.aggregation import Aggregation
+
+FED_AVG = Aggregation(FedAvg())
+
+
+def fed_dc(daisy_period: int, aggregation_period: int, seed: int = 0) -> Aggregation:
+    return Aggregation(FedDC(daisy_period, aggregation_period, seed))
+
+
+def fed_prox(mu: float) -> Aggregation:
+    return Aggregation(FedProx(mu))
