@@ -73,4 +73,4 @@ def test_models_are_assigned_until_they_are_averaged(daisy: int, period: int, st
 
 def test_only_fed_dc_has_chained_rounds() -> None:
     assert next_kind(SPEC, None, 0) is KINDS["TRAIN"]
-    assert next_kind(replace(SPEC, aggregation=fed_dc()), None, 0) is KINDS["CHAINED"]
+    assert next_kind(replace(SPEC, aggregation=Aggregation(fed_dc())), None, 0) is KINDS["CHAINED"]

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedround_server.aggregators.rule import Updates
+from fedround_server.aggregators.rule import NoAggregate, Updates
 from fedround_server.aggregators.server_optimizer import ServerOptimizer
 from fedround_server.blobs import BlobFiles
 from fedround_server.domain.aggregation import KEPT, Aggregation, UpdateFacts
@@ -62,7 +62,7 @@ def aggregate(
         slot_targets: The paths of the files of the new state, one for each slot of the aggregation.
 
     Raises:
-        AggregationFailed: The result has values that the model's dtype cannot hold.
+        AggregationFailed: The result has values that the model's dtype cannot hold, or the rule finds no result.
         BlobDamaged: The model, an update or the state is not what was stored.
     """
     if not isinstance(job.aggregation, Aggregation):
@@ -71,7 +71,10 @@ def aggregate(
     counted = sorted((i for i, weight in enumerate(job.weights) if weight), key=lambda i: job.updates[i].sha256)
     with reading_ahead() as ahead, open_source(files, job, counted, slot_targets or {}, ahead) as source:
         known = _known(source, job, job.aggregation, counted)
-        decision = decide(job.aggregation, known) if counted else None
+        try:
+            decision = decide(job.aggregation, known) if counted else None
+        except NoAggregate as error:
+            raise AggregationFailed(str(error)) from None
         elements = _Elements(source, job, job.aggregation, decision, known.weights)
         with source.result.writer(files, target) as writer:
             for name in source.result.inherited:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedround_server.aggregators.clipping import Clipping
 from fedround_server.aggregators.mixing import Mixing
-from fedround_server.aggregators.rule import ColumnRule, LinearRule, Shares, Updates
+from fedround_server.aggregators.rule import ColumnRule, LinearRule, NoAggregate, Shares, Updates
 from fedround_server.domain.aggregation import Aggregation
 from fedround_server.engine.exact import Combination, combine
 from fedround_server.engine.format.dtypes import narrow, widen
@@ -152,6 +152,9 @@ def decide(aggregation: Aggregation, updates: Updates) -> Decision:
     Args:
         aggregation: Its stages.
         updates: The updates, with their inner products if `needs_products`.
+
+    Raises:
+        NoAggregate: There are too few, or the rule does not find the ones that it needs.
     """
     rule = aggregation.rule
     mixed: Matrix | None = None
@@ -162,6 +165,11 @@ def decide(aggregation: Aggregation, updates: Updates) -> Decision:
     if isinstance(aggregation.mixing, Mixing):
         matrix = aggregation.mixing.matrix(updates)
         updates, mixed = updates.mixed(matrix), matrix if mixed is None else matrix @ mixed
+    if len(updates) < rule.min_updates():
+        made = "updates" if aggregation.mixing is None else "mixed updates"
+        raise NoAggregate(
+            f"{rule.name} with these options needs {rule.min_updates()} {made}, and there are {len(updates)}"
+        )
     if isinstance(rule, ColumnRule):
         return Columns(rule, rule.chosen(updates), mixed, scales)
     if not isinstance(rule, LinearRule):
