@@ -24,33 +24,35 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x66\x65\x64round/v1/aggregation.proto\x12\x0b\x66\x65\x64round.v1\"\x92\x01\n\x0b\x41ggregation\x12&\n\x07\x66\x65\x64_avg\x18\x01 \x01(\x0b\x32\x13.fedround.v1.FedAvgH\x00\x12(\n\x08\x66\x65\x64_prox\x18\x02 \x01(\x0b\x32\x14.fedround.v1.FedProxH\x00\x12$\n\x06\x66\x65\x64_dc\x18\x03 \x01(\x0b\x32\x12.fedround.v1.FedDcH\x00\x42\x0b\n\talgorithm\"\x08\n\x06\x46\x65\x64\x41vg\"\x15\n\x07\x46\x65\x64Prox\x12\n\n\x02mu\x18\x01 \x01(\x01\"G\n\x05\x46\x65\x64\x44\x63\x12\x14\n\x0c\x64\x61isy_period\x18\x01 \x01(\r\x12\x1a\n\x12\x61ggregation_period\x18\x02 \x01(\r\x12\x0c\n\x04seed\x18\x03 \x01(\x04\"\xbf\x01\n\x0bUncertainty\x12*\n\x04none\x18\x01 \x01(\x0b\x32\x1a.fedround.v1.NoUncertaintyH\x00\x12,\n\nmc_dropout\x18\x02 \x01(\x0b\x32\x16.fedround.v1.McDropoutH\x00\x12!\n\x04swag\x18\x03 \x01(\x0b\x32\x11.fedround.v1.SwagH\x00\x12)\n\x08\x65nsemble\x18\x04 \x01(\x0b\x32\x15.fedround.v1.EnsembleH\x00\x42\x08\n\x06method\"\x0f\n\rNoUncertainty\"-\n\tMcDropout\x12\x0f\n\x07samples\x18\x01 \x01(\x05\x12\x0f\n\x07softmax\x18\x02 \x01(\x08\"E\n\x04Swag\x12\x0f\n\x07samples\x18\x01 \x01(\x05\x12\x0f\n\x07softmax\x18\x02 \x01(\x08\x12\r\n\x05\x65very\x18\x03 \x01(\r\x12\x0c\n\x04rank\x18\x04 \x01(\r\"`\n\x08\x45nsemble\x12,\n\x07members\x18\x01 \x03(\x0b\x32\x1b.fedround.v1.EnsembleMember\x12\x15\n\rlast_versions\x18\x02 \x01(\r\x12\x0f\n\x07softmax\x18\x03 \x01(\x08\"D\n\x0e\x45nsembleMember\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x14\n\x07version\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\n\n\x08_version*\x8b\x01\n\x0fUpdatePrecision\x12 \n\x1cUPDATE_PRECISION_UNSPECIFIED\x10\x00\x12\x19\n\x15UPDATE_PRECISION_FULL\x10\x01\x12\x1c\n\x18UPDATE_PRECISION_FLOAT16\x10\x02\x12\x1d\n\x19UPDATE_PRECISION_BFLOAT16\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x66\x65\x64round/v1/aggregation.proto\x12\x0b\x66\x65\x64round.v1\"\x84\x01\n\x0fTensorPrecision\x12\x0f\n\x07tensors\x18\x01 \x01(\t\x12/\n\tprecision\x18\x02 \x01(\x0e\x32\x1c.fedround.v1.UpdatePrecision\x12\x1b\n\x13stochastic_rounding\x18\x03 \x01(\x08\x12\x12\n\nblock_size\x18\x04 \x01(\r\"\x92\x01\n\x0b\x41ggregation\x12&\n\x07\x66\x65\x64_avg\x18\x01 \x01(\x0b\x32\x13.fedround.v1.FedAvgH\x00\x12(\n\x08\x66\x65\x64_prox\x18\x02 \x01(\x0b\x32\x14.fedround.v1.FedProxH\x00\x12$\n\x06\x66\x65\x64_dc\x18\x03 \x01(\x0b\x32\x12.fedround.v1.FedDcH\x00\x42\x0b\n\talgorithm\"\x08\n\x06\x46\x65\x64\x41vg\"\x15\n\x07\x46\x65\x64Prox\x12\n\n\x02mu\x18\x01 \x01(\x01\"G\n\x05\x46\x65\x64\x44\x63\x12\x14\n\x0c\x64\x61isy_period\x18\x01 \x01(\r\x12\x1a\n\x12\x61ggregation_period\x18\x02 \x01(\r\x12\x0c\n\x04seed\x18\x03 \x01(\x04\"\xbf\x01\n\x0bUncertainty\x12*\n\x04none\x18\x01 \x01(\x0b\x32\x1a.fedround.v1.NoUncertaintyH\x00\x12,\n\nmc_dropout\x18\x02 \x01(\x0b\x32\x16.fedround.v1.McDropoutH\x00\x12!\n\x04swag\x18\x03 \x01(\x0b\x32\x11.fedround.v1.SwagH\x00\x12)\n\x08\x65nsemble\x18\x04 \x01(\x0b\x32\x15.fedround.v1.EnsembleH\x00\x42\x08\n\x06method\"\x0f\n\rNoUncertainty\"-\n\tMcDropout\x12\x0f\n\x07samples\x18\x01 \x01(\x05\x12\x0f\n\x07softmax\x18\x02 \x01(\x08\"E\n\x04Swag\x12\x0f\n\x07samples\x18\x01 \x01(\x05\x12\x0f\n\x07softmax\x18\x02 \x01(\x08\x12\r\n\x05\x65very\x18\x03 \x01(\r\x12\x0c\n\x04rank\x18\x04 \x01(\r\"`\n\x08\x45nsemble\x12,\n\x07members\x18\x01 \x03(\x0b\x32\x1b.fedround.v1.EnsembleMember\x12\x15\n\rlast_versions\x18\x02 \x01(\r\x12\x0f\n\x07softmax\x18\x03 \x01(\x08\"D\n\x0e\x45nsembleMember\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x14\n\x07version\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\n\n\x08_version*\xa6\x01\n\x0fUpdatePrecision\x12 \n\x1cUPDATE_PRECISION_UNSPECIFIED\x10\x00\x12\x19\n\x15UPDATE_PRECISION_FULL\x10\x01\x12\x1c\n\x18UPDATE_PRECISION_FLOAT16\x10\x02\x12\x1d\n\x19UPDATE_PRECISION_BFLOAT16\x10\x03\x12\x19\n\x15UPDATE_PRECISION_INT8\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fedround.v1.aggregation_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_UPDATEPRECISION']._serialized_start=799
-  _globals['_UPDATEPRECISION']._serialized_end=938
-  _globals['_AGGREGATION']._serialized_start=47
-  _globals['_AGGREGATION']._serialized_end=193
-  _globals['_FEDAVG']._serialized_start=195
-  _globals['_FEDAVG']._serialized_end=203
-  _globals['_FEDPROX']._serialized_start=205
-  _globals['_FEDPROX']._serialized_end=226
-  _globals['_FEDDC']._serialized_start=228
-  _globals['_FEDDC']._serialized_end=299
-  _globals['_UNCERTAINTY']._serialized_start=302
-  _globals['_UNCERTAINTY']._serialized_end=493
-  _globals['_NOUNCERTAINTY']._serialized_start=495
-  _globals['_NOUNCERTAINTY']._serialized_end=510
-  _globals['_MCDROPOUT']._serialized_start=512
-  _globals['_MCDROPOUT']._serialized_end=557
-  _globals['_SWAG']._serialized_start=559
-  _globals['_SWAG']._serialized_end=628
-  _globals['_ENSEMBLE']._serialized_start=630
-  _globals['_ENSEMBLE']._serialized_end=726
-  _globals['_ENSEMBLEMEMBER']._serialized_start=728
-  _globals['_ENSEMBLEMEMBER']._serialized_end=796
+  _globals['_UPDATEPRECISION']._serialized_start=934
+  _globals['_UPDATEPRECISION']._serialized_end=1100
+  _globals['_TENSORPRECISION']._serialized_start=47
+  _globals['_TENSORPRECISION']._serialized_end=179
+  _globals['_AGGREGATION']._serialized_start=182
+  _globals['_AGGREGATION']._serialized_end=328
+  _globals['_FEDAVG']._serialized_start=330
+  _globals['_FEDAVG']._serialized_end=338
+  _globals['_FEDPROX']._serialized_start=340
+  _globals['_FEDPROX']._serialized_end=361
+  _globals['_FEDDC']._serialized_start=363
+  _globals['_FEDDC']._serialized_end=434
+  _globals['_UNCERTAINTY']._serialized_start=437
+  _globals['_UNCERTAINTY']._serialized_end=628
+  _globals['_NOUNCERTAINTY']._serialized_start=630
+  _globals['_NOUNCERTAINTY']._serialized_end=645
+  _globals['_MCDROPOUT']._serialized_start=647
+  _globals['_MCDROPOUT']._serialized_end=692
+  _globals['_SWAG']._serialized_start=694
+  _globals['_SWAG']._serialized_end=763
+  _globals['_ENSEMBLE']._serialized_start=765
+  _globals['_ENSEMBLE']._serialized_end=861
+  _globals['_ENSEMBLEMEMBER']._serialized_start=863
+  _globals['_ENSEMBLEMEMBER']._serialized_end=931
 # @@protoc_insertion_point(module_scope)
