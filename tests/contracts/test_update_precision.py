@@ -4,8 +4,7 @@ from pathlib import Path
 
 from contracts.coordination import coordinating
 from contracts.world import SPEC
-from fedround_server.domain.model import Dtype
-from fedround_server.domain.training import UpdatePrecision
+from fedround_server.domain.transport import UpdatePrecision
 from fedround_server.store import Store
 from fedround_server.store.tables.mapping import from_spec, to_spec
 
@@ -19,7 +18,7 @@ async def test_a_round_taken_up_at_a_start_knows_what_its_updates_are(store: Sto
     async with coordinating(store, tmp_path) as coordination:
         await coordination.coordinator.recover()
         await coordination.until(actor, training.training_id, lambda training: training.state.is_ended)
-        assert [job.differences for job in coordination.engine.jobs] == [Dtype.BF16]
+        assert [job.transport.precision for job in coordination.engine.jobs] == [UpdatePrecision.BFLOAT16]
 
 
 def test_trainings_of_before_have_full_updates() -> None:

@@ -163,7 +163,7 @@ class Aggregations:
             weights=tuple(update.num_examples for update in task.updates),
             algorithm=computation.algorithm,
             options=computation.options,
-            differences=computation.differences,
+            transport=computation.transport,
             integers=computation.integers,
             keep_non_finite=computation.keep_non_finite,
             tensors=computation.tensors,

@@ -19,6 +19,7 @@ from fedround_server.engine.aggregators.integers import rounded_mean, take_heavi
 from fedround_server.engine.format.dtypes import first_not_finite, is_finite, narrow, widen
 from fedround_server.engine.format.layouts import Layouts
 from fedround_server.engine.format.runs import Run, runs
+from fedround_server.engine.format.scaled import differences
 from fedround_server.engine.format.tensors import TensorFile, blocks, open_blob
 from fedround_server.engine.format.verification import reading_ahead
 from fedround_server.engine.format.versions import open_version
@@ -47,7 +48,9 @@ def aggregate(files: BlobFiles, job: AggregationJob, target: Path) -> VersionFil
     with reading_ahead() as ahead, ExitStack() as stack:
         model = stack.enter_context(open_version(files, job.model, ahead))
         result = plan(files, job, model)
-        layouts = Layouts(job.differences, result.layout.manifest)
+        trained = result.layout.manifest
+        layouts = Layouts(trained, job.transport.encoded(trained))
+        block_sizes = job.transport.block_sizes(trained)
         updates = [stack.enter_context(open_blob(files, update, layouts, ahead)) for update, _ in weighted]
         writer = stack.enter_context(result.writer(files, target))
         for name in result.inherited:
@@ -56,7 +59,7 @@ def aggregate(files: BlobFiles, job: AggregationJob, target: Path) -> VersionFil
         for run in runs(result.layout, [update.layout for update in updates]):
             for start, length in blocks(run.num_numbers):
                 base = model.block(run.first, start, length)
-                parts = Parts(updates, base, run.first, start)
+                parts = Parts(updates, base, run.first, start, block_sizes.get(run.first, 0))
                 if not weights:
                     writer.write(base)
                 elif run.dtype.is_floating:
@@ -74,12 +77,16 @@ def aggregate(files: BlobFiles, job: AggregationJob, target: Path) -> VersionFil
 class Parts(Sequence[Tensor]):
     """The same elements of every update, one tensor each, made on access: a difference is added to the model then."""
 
-    def __init__(self, updates: Sequence[TensorFile], base: Tensor, name: str, start: int) -> None:
-        """Reads nothing yet; `base` has these elements of the model, the first of which is `start` in tensor `name`."""
+    def __init__(self, updates: Sequence[TensorFile], base: Tensor, name: str, start: int, block_size: int = 0) -> None:
+        """Reads nothing yet; `base` has these elements of the model, the first of which is `start` in tensor `name`.
+
+        Of int8 differences, `block_size` numbers share a scale.
+        """
         self._updates = updates
         self._base = base
         self._name = name
         self._start = start
+        self._block_size = block_size
 
     def __len__(self) -> int:
         """Returns the number of updates."""
@@ -93,9 +100,12 @@ class Parts(Sequence[Tensor]):
         """Returns the elements of an update."""
         if isinstance(index, slice):
             return [self[one] for one in range(*index.indices(len(self)))]
-        part = self._updates[index].block(self._name, self._start, len(self._base))
+        update, length = self._updates[index], len(self._base)
+        part = update.block(self._name, self._start, length)
         if part.dtype == self._base.dtype:
             return part
+        if part.dtype == torch.int8:
+            part = differences(update, self._name, self._start, length, self._block_size)
         # Clamped, since a mean of numbers of the model's type is one. A mean of sums beyond its range might not be, and
         # one participant's update would make the round fail.
         most = torch.finfo(self._base.dtype).max

@@ -199,7 +199,7 @@ def round_started(training: TrainingRow, row: RoundRow) -> RoundStarted:
         assigned=request.assigned,
         swag=request.swag,
         attempt=row.attempt,
-        update_precision=request.update_precision.value,
+        transport=request.transport,
         tensors=spec.tensors,
         is_configured=has_config(training.training_id, row.number),
     )
