@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 from fedround_client.config import Plain
 from fedround_client.metrics import MetricValue, split_metrics
 from fedround_client.tensor_types import StateDict
+from fedround_client.transport import PrecisionName, TensorPrecision
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,10 @@ class Round:
         assigned: Whether the model is another participant's local model, assigned to this one (FedDc).
         swag_rank: How many deviations a SWAG round needs: Moments(round.swag_rank).
         attempt: Which attempt at the round this is, from 1: a round that misses its deadline may be repeated.
-        update_precision: "FULL"; or "FLOAT16" or "BFLOAT16" if the update may be sent as differences in half precision,
-            which `participate` does by itself.
+        update_precision: "FULL"; or "FLOAT16", "BFLOAT16" or "INT8" if the update may be sent as differences in that
+            precision, which `participate` does by itself.
+        stochastic_rounding: Whether it rounds the differences at random.
+        tensor_precisions: Precisions of some of the tensors in place of that, by globs of their names.
         trainable: Globs of the tensors that the training updates; empty for all but the private ones.
         private: Globs of the tensors that this participant keeps, which `participate` never sends.
         config: The configuration of this round for this participant: numbers, texts and bools by name.
@@ -47,7 +50,9 @@ class Round:
     assigned: bool = False
     swag_rank: int = 0
     attempt: int = 1
-    update_precision: str = "FULL"
+    update_precision: PrecisionName = "FULL"
+    stochastic_rounding: bool = False
+    tensor_precisions: Mapping[str, TensorPrecision] = field(default_factory=dict, hash=False)
     trainable: tuple[str, ...] = ()
     private: tuple[str, ...] = ()
     config: Mapping[str, Plain] = field(default_factory=dict, hash=False)

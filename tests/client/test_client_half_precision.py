@@ -18,10 +18,12 @@ from fedround.v1.model_pb2 import DownloadModelResponse
 from fedround.v1.round_pb2 import SubmitUpdateResponse
 from fedround_client import from_safetensors, to_safetensors
 from fedround_client.cache import SharedFile
-from fedround_client.half_precision import NotRepresentable, difference_sources, round_to_half
+from fedround_client.differences import NotRepresentable, difference_sources
+from fedround_client.half_precision import round_to_half
 from fedround_client.payload import CHUNK, Payload
 from fedround_client.safetensors_stream import SafetensorsStream
 from fedround_client.tensors import array_sources
+from fedround_client.transport import TensorPrecision, Transport
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -36,6 +38,10 @@ values = arrays(np.float32, st.integers(1, 50), elements=st.floats(width=32))
 
 def shared_file(state):
     return SharedFile(io.BytesIO(to_safetensors(state)))
+
+
+def all_in(precision):
+    return Transport(TensorPrecision(precision))
 
 
 @given(values)
@@ -70,7 +76,9 @@ def test_rebuilt_updates_are_within_the_rounding_error(precision, seed):
     }
     file = b"".join(
         bytes(one)
-        for one in SafetensorsStream(difference_sources(array_sources(update), shared_file(MODEL), name)).pieces()
+        for one in SafetensorsStream(
+            difference_sources(array_sources(update), shared_file(MODEL), all_in(name))
+        ).pieces()
     )
     found = from_safetensors(file, "torch")
     assert found["half"].dtype == torch.float16
@@ -87,7 +95,7 @@ def test_rebuilt_updates_are_within_the_rounding_error(precision, seed):
 @given(st.integers(0, 2500), st.sampled_from(["FLOAT16", "BFLOAT16"]))
 def test_differences_can_be_read_from_any_offset(offset, precision):
     update = {name: tensor + tensor.dtype.type(1) for name, tensor in MODEL.items()}
-    file = SafetensorsStream(difference_sources(array_sources(update), shared_file(MODEL), precision))
+    file = SafetensorsStream(difference_sources(array_sources(update), shared_file(MODEL), all_in(precision)))
     whole = b"".join(bytes(one) for one in file.pieces())
     assert len(whole) == file.size_bytes
     assert b"".join(bytes(one) for one in file.pieces(offset)) == whole[offset:]
@@ -106,7 +114,9 @@ def test_differences_can_be_read_from_any_offset(offset, precision):
 )
 def test_updates_that_cannot_be_sent_as_differences_are_rejected(update, text):
     with pytest.raises(NotRepresentable, match=text):
-        Payload.of_tensors(difference_sources(array_sources({**MODEL, **update}), shared_file(MODEL), "FLOAT16"))
+        Payload.of_tensors(
+            difference_sources(array_sources({**MODEL, **update}), shared_file(MODEL), all_in("FLOAT16"))
+        )
 
 
 def test_a_difference_needs_memory_for_one_block():
@@ -114,7 +124,7 @@ def test_a_difference_needs_memory_for_one_block():
     after, model = {"w": before["w"] + 1}, shared_file(before)
     tracemalloc.start()
     try:
-        payload = Payload.of_tensors(difference_sources(array_sources(after), model, "BFLOAT16"))
+        payload = Payload.of_tensors(difference_sources(array_sources(after), model, all_in("BFLOAT16")))
         assert sum(len(chunk) for chunk, _ in payload.chunks(0)) == payload.size_bytes
         assert tracemalloc.get_traced_memory()[1] < 12 * CHUNK
     finally:
