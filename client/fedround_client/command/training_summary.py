@@ -16,6 +16,7 @@ from fedround.v1.training_pb2 import (
 )
 from fedround_client.command.config_options import client_config_text, config_text
 from fedround_client.command.output import Format, enum_name, show, show_fields, when
+from fedround_client.command.transport import precisions_text
 from fedround_client.round_number import planned_rounds, round_text
 
 MAX_NAMES = 10
@@ -117,6 +118,7 @@ def _lines(training: Training, current: Round | None, names: Mapping[str, str]) 
     yield "trainable", ", ".join(spec.tensors.trainable)
     yield "private", ", ".join(spec.tensors.private)
     yield "external base", spec.tensors.external_base_sha256
+    yield "update precision", precisions_text(spec)
     yield "metrics", ", ".join(spec.metric_names)
     yield "config", config_text(spec.config)
     yield "client config", client_config_text(spec.client_config, names)

@@ -92,24 +92,25 @@ class Transport:
         for number, rule in enumerate(self.rules):
             check_globs(f"spec.tensor_precisions[{number}].tensors", [rule.tensors], model)
         scaled = self.block_sizes(model)
+        field = "spec.tensor_precisions" if self.rules else "spec.update_precision"
         for name in scaled:
             if name + SCALES in model:
                 raise FieldInvalid(
-                    "spec.tensor_precisions",
-                    f"send tensor {name!r} in INT8, with scales named {name + SCALES!r}, which is a tensor of the"
-                    " model: rename that, or give one of them another precision",
+                    field,
+                    f"asks for tensor {name!r} in INT8, with scales named {name + SCALES!r}, which is a tensor of the"
+                    " model: rename that, or choose another precision",
                 )
             if len(name) + len(SCALES) > MAX_NAME:
                 raise FieldInvalid(
-                    "spec.tensor_precisions",
-                    f"send tensor {name[:80]!r} in INT8, and its name with {SCALES!r} has more than {MAX_NAME}"
-                    " characters: give it another precision",
+                    field,
+                    f"asks for tensor {name[:80]!r} in INT8, and its name with {SCALES!r} has more than {MAX_NAME}"
+                    " characters: choose another precision",
                 )
         if scaled and len(model) + len(scaled) > MAX_TENSORS:
             raise FieldInvalid(
-                "spec.tensor_precisions",
-                f"make {len(model) + len(scaled)} tensors with the scales of INT8, and a file may have {MAX_TENSORS}:"
-                " send fewer in INT8",
+                field,
+                f"asks for {len(model) + len(scaled)} tensors with the scales of INT8, and a file may have"
+                f" {MAX_TENSORS}: choose INT8 for fewer",
             )
 
     def _precisions(self, model: Manifest) -> dict[str, tuple[UpdatePrecision, int]]:
