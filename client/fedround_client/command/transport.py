@@ -64,7 +64,7 @@ def precisions_text(spec: TrainingSpec) -> str:
 
 def _text(rule: TensorPrecision) -> str:
     name = enum_name(UpdatePrecision, rule.precision)
-    return f"{name}, rounded at random" if rule.stochastic_rounding else name
+    return f"{name} (stochastic rounding)" if rule.stochastic_rounding else name
 
 
 def parse_tensor_precisions(texts: Iterable[str]) -> dict[str, PrecisionName]:
