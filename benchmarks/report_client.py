@@ -34,7 +34,8 @@ def saving(figures: Figures, _: Path) -> str:
     ]
     for name, found in figures["update_precision"].items():
         accuracies = ", ".join(f"{one:.3f}" for one in found["accuracies"])
-        encoding = f"{figures['encoding_mb_s'][name]:,} MB/s" if name in figures["encoding_mb_s"] else ""
+        rates = figures.get("encoding_mb_s", {})
+        encoding = f"{rates[name]:,} MB/s" if name in rates else ""
         lines.append(
             f"| {name} | {found['update_mb']:.1f} MB | {encoding} | {found['round_seconds']:.2f} s"
             f" | {found['server_cpu_seconds']:.2f} s | {accuracies} |"
