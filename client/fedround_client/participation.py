@@ -14,6 +14,10 @@ from fedround_client.tensor_types import StateDict
 from fedround_client.transport import PrecisionName, TensorPrecision
 
 
+def _never() -> bool:
+    return False
+
+
 @dataclass(frozen=True)
 class Round:
     """A round that a participant works on.
@@ -37,6 +41,9 @@ class Round:
         trainable: Globs of the tensors that the training updates; empty for all but the private ones.
         private: Globs of the tensors that this participant keeps, which `participate` never sends.
         config: The configuration of this round for this participant: numbers, texts and bools by name.
+        is_over: Returns whether the round is over, for example since enough others were faster. It asks the server, at
+            most once a second. A function that takes long may call it from time to time, and return anything once it
+            is True: that is not sent.
     """
 
     training_id: str
@@ -56,6 +63,7 @@ class Round:
     trainable: tuple[str, ...] = ()
     private: tuple[str, ...] = ()
     config: Mapping[str, Plain] = field(default_factory=dict, hash=False)
+    is_over: Callable[[], bool] = field(default=_never, compare=False, repr=False)
 
 
 @dataclass(frozen=True)

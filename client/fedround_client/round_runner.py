@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from os import PathLike
 from typing import Any, TypeVar
@@ -24,6 +25,7 @@ from fedround_client.progress import kind_name, transfer_log
 from fedround_client.round import RoundCalls
 from fedround_client.round_model import RoundModel, RoundModels
 from fedround_client.round_number import round_text
+from fedround_client.round_over import OverCheck, RoundOver
 from fedround_client.rpc import Rpc
 from fedround_client.safetensors_stream import ArraySource
 from fedround_client.state_dict import model_path
@@ -75,6 +77,7 @@ class RoundRunner(RoundCalls):
         self._models = models
         self._full_updates = full_updates
         self._name = ""
+        self._over: OverCheck | None = None
         # In which framework the functions have got the global model, by training id.
         self._frameworks: dict[str, Framework] = {}
         self._caster = Caster()
@@ -98,10 +101,11 @@ class RoundRunner(RoundCalls):
 
         Raises:
             UnsupportedRound: This SDK, or the participant's functions, cannot run such a round.
+            RoundOver: A function has learnt that the round is over: nothing was sent.
             FedroundError: The server answered with an error that is not transient.
         """
-        round_ = _round(training_id, started)
-        self._name = name
+        self._name, self._over = name, OverCheck(self._rpc, training_id, started.round)
+        round_ = replace(_round(training_id, started), is_over=self._over)
         logger.info("%s: %s", name, ACTIVITIES.get(round_.kind, round_.kind))
         evaluate = self._callbacks.evaluate
         if round_.kind == "TRAIN":
@@ -124,13 +128,20 @@ class RoundRunner(RoundCalls):
     def _call(
         self, function: Callable[[dict[str, Any], Round], Result], model: dict[str, Any], round_: Round
     ) -> Result:
-        """Calls a function of the user with the round's model."""
+        """Calls a function of the user with the round's model.
+
+        Raises:
+            RoundOver: It has learnt that the round is over.
+        """
         try:
-            return function(model, round_)
+            result = function(model, round_)
         except Exception as error:
             if "torch" in sys.modules and not metadata_of(model) and "ndarray" in str(error):
                 error.add_note(TORCH_HINT)
             raise
+        if self._over is not None and self._over.was_over:
+            raise RoundOver
+        return result
 
     def _fetch(self, round_: Round, started: RoundStarted) -> RoundModel:
         """Returns the round's model as new arrays, which the user may change."""

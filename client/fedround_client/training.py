@@ -31,7 +31,7 @@ from fedround_client.options import (
     UncertaintyOption,
 )
 from fedround_client.payload import ModelSource, Payload, Progress
-from fedround_client.progress import WaitLog
+from fedround_client.progress import WaitLog, awaited_text
 from fedround_client.round_number import planned_rounds, round_text
 from fedround_client.rpc import Rpc
 from fedround_client.subscription import Subscription
@@ -277,7 +277,11 @@ class TrainingCalls:
         self._rpc.unary(self._rpc.trainings.RemoveTraining, request)
 
     def watch(
-        self, training_id: str | None = None, *, resume_after: int | Mapping[str, int] | None = None
+        self,
+        training_id: str | None = None,
+        *,
+        resume_after: int | Mapping[str, int] | None = None,
+        heartbeats: bool = False,
     ) -> Iterator[Event]:
         """Iterates over events, each once and in order, across lost connections and server restarts.
 
@@ -286,13 +290,14 @@ class TrainingCalls:
                 end.
             resume_after: Sequence of the last event that you have (for all trainings: by training id); None to begin
                 at the current round, or at the first event if no round was opened yet.
+            heartbeats: Whether to yield heartbeats, which the server sends every 20 seconds while there is no event.
 
         Raises:
             TrainingNotFound: You have no such training.
             CursorExpired: The log does not have that sequence.
         """
         cursors = {training_id or "": resume_after} if isinstance(resume_after, int) else resume_after
-        return iter(Subscription(self._rpc, training_id or "", resume_after=cursors))
+        return iter(Subscription(self._rpc, training_id or "", resume_after=cursors, heartbeats=heartbeats))
 
     def wait(self, training_id: str, timeout: float | None = None) -> Training:
         """Waits until a training is completed, and returns it; logs a warning for each participant that fails.
@@ -359,7 +364,7 @@ def describe_failure(failed: ParticipantFailed) -> str:
 def _describe(round_: Round, name: str) -> str:
     """Returns a sentence about what a round waits for, and the names of the missing participants."""
     if round_.state == ROUND_STATE_PENDING:
-        return f" {name} is waiting for {round_.waiting_for}."
+        return f" {name} is waiting for {awaited_text(round_)}."
     if round_.state in (ROUND_STATE_DONE, ROUND_STATE_ABANDONED):
         return f" {name} is over; the training waits for {round_.waiting_for}."
     missing = [one for one in round_.participants if not one.arrived]

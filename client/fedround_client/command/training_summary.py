@@ -60,6 +60,8 @@ def round_lines(found: Round, planned: int | None) -> Iterator[tuple[str, object
     yield "failed", failed((one.failure for one in found.participants if one.HasField("failure")), found.num_failed)
     yield "missing", missing(found.participants, found.num_participants)
     yield "waiting for", found.waiting_for
+    unnamed = found.num_registered - found.num_connected - len(found.not_connected) if found.not_connected else 0
+    yield "not connected", listing([one.name for one in found.not_connected], max(0, unnamed))
     yield "opened", when(found.open_time)
     yield "deadline", when(found.deadline)
     yield "expected end", when(found.forecast_end_time)

@@ -811,6 +811,7 @@ class Training(_message.Message):
     FAILURES_FIELD_NUMBER: _builtins.int
     STOPPED_FIELD_NUMBER: _builtins.int
     PAUSED_FIELD_NUMBER: _builtins.int
+    ROUND_CLOSED_FIELD_NUMBER: _builtins.int
     training_id: _builtins.str
     """UUID."""
     actor_id: _builtins.str
@@ -837,6 +838,8 @@ class Training(_message.Message):
     """Whether the actor stopped it (StopTraining), or asked to stop it after the open round."""
     paused: _builtins.bool
     """Whether it is paused: no further round opens."""
+    round_closed: _builtins.bool
+    """Whether the current round is closed: it accepts no more updates or reports."""
     @_builtins.property
     def spec(self) -> Global___TrainingSpec:
         """The spec, with defaults filled in."""
@@ -890,10 +893,11 @@ class Training(_message.Message):
         failures: _abc.Iterable[Global___ParticipantFailure] | None = ...,
         stopped: _builtins.bool = ...,
         paused: _builtins.bool = ...,
+        round_closed: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_best_value", b"_best_value", "_best_version", b"_best_version", "best_value", b"best_value", "best_version", b"best_version", "create_time", b"create_time", "error", b"error", "spec", b"spec", "start_time", b"start_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_best_value", b"_best_value", "_best_version", b"_best_version", "actor_id", b"actor_id", "best_value", b"best_value", "best_version", b"best_version", "create_time", b"create_time", "error", b"error", "failures", b"failures", "model_id", b"model_id", "model_version", b"model_version", "num_participants", b"num_participants", "participant_ids", b"participant_ids", "paused", b"paused", "round", b"round", "spec", b"spec", "start_time", b"start_time", "state", b"state", "stopped", b"stopped", "training_id", b"training_id", "update_time", b"update_time", "updates_arrived", b"updates_arrived", "updates_expected", b"updates_expected"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_best_value", b"_best_value", "_best_version", b"_best_version", "actor_id", b"actor_id", "best_value", b"best_value", "best_version", b"best_version", "create_time", b"create_time", "error", b"error", "failures", b"failures", "model_id", b"model_id", "model_version", b"model_version", "num_participants", b"num_participants", "participant_ids", b"participant_ids", "paused", b"paused", "round", b"round", "round_closed", b"round_closed", "spec", b"spec", "start_time", b"start_time", "state", b"state", "stopped", b"stopped", "training_id", b"training_id", "update_time", b"update_time", "updates_arrived", b"updates_arrived", "updates_expected", b"updates_expected"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__best_value: _TypeAlias = _typing.Literal["best_value"]  # noqa: Y015
     _WhichOneofArgType__best_value: _TypeAlias = _typing.Literal["_best_value", b"_best_value"]  # noqa: Y015

@@ -193,6 +193,7 @@ class Training:
         failures: The first MAX_NAMED failures in the current round; for the actor only, and left out of lists.
         paused: Whether no further round opens.
         stop: When its actor had it stopped; None if it did not.
+        round_closed: Whether the current round accepts no more updates or reports.
     """
 
     training_id: str
@@ -216,6 +217,7 @@ class Training:
     failures: tuple[ParticipantFailure, ...] = ()
     paused: bool = False
     stop: Stop | None = None
+    round_closed: bool = False
 
 
 def out_of_patience(spec: TrainingSpec, model_version: int, best_version: int | None) -> bool:

@@ -202,6 +202,7 @@ def training(found: Training, viewer_id: str, *, listed: bool = False) -> traini
         failures=map(participant_failure, found.failures),
         stopped=found.stop is not None,
         paused=found.paused,
+        round_closed=found.round_closed,
     )
 
 

@@ -15,6 +15,7 @@ from fedround_server.coordinator.uploads.attempts import Attempts
 from fedround_server.coordinator.uploads.body import BodyReceiver, Incoming
 from fedround_server.coordinator.uploads.progress import UpdateProgress
 from fedround_server.coordinator.uploads.space import Space
+from fedround_server.coordinator.uploads.write_buffer import share_of_buffers
 from fedround_server.domain.errors import (
     DigestMismatch,
     InvalidArgument,
@@ -131,7 +132,8 @@ class Uploads:
             TokenInvalid: The user was removed.
             FedroundError: `check` or `accept` raised it.
         """
-        body = BodyReceiver(incoming, HeaderGate(check), self._context.limits.max_model_bytes)
+        max_bytes = self._context.limits.max_model_bytes
+        body = BodyReceiver(incoming, HeaderGate(check), max_bytes, lambda: share_of_buffers(len(self._attempts)))
         user_id, upload_id, offset = incoming.user_id, incoming.upload_id, incoming.offset
         ref = StagedRef(self._context.new_id()) if upload_id is None else UploadRef(user_id, upload_id)
         async with self._attempts.begin(user_id, ref):

@@ -206,7 +206,14 @@ def _participants(training_ids: Sequence[str], viewer_id: str | None) -> "ModelS
 def _current_rounds(training_ids: Sequence[str]) -> dict[str, RoundRow]:
     current = (RoundRow.training_id == TrainingRow.training_id) & (RoundRow.number == TrainingRow.round)
     rows = (
-        RoundRow.select(RoundRow.training_id, RoundRow.number, RoundRow.arrived, RoundRow.failed, RoundRow.expected)
+        RoundRow.select(
+            RoundRow.training_id,
+            RoundRow.number,
+            RoundRow.state,
+            RoundRow.arrived,
+            RoundRow.failed,
+            RoundRow.expected,
+        )
         .join(TrainingRow, on=current)
         .where(TrainingRow.training_id.in_(training_ids))
     )

@@ -246,6 +246,7 @@ def to_training(
         failures=failures,
         paused=row.paused,
         stop=None if row.stop is None else Stop(row.stop),
+        round_closed=current is not None and RoundState(current.state).is_closed,
     )
 
 
