@@ -28,7 +28,7 @@ def undamaged(tmp_path_factory: pytest.TempPathFactory) -> DamagedRun:
         history = History(folder / "history.jsonl")
         client = RetryingClient(server.address, history, server.admin_token, lambda: None, server.data_dir)
         for seed in SEEDS:
-            RandomTraining(client, f"damage {seed}", odd=0, controlled=0).run()
+            RandomTraining(client, f"damage {seed}", odd=0, controlled=0, steered=0).run()
         ShortTraining(client, "damage").fail()
         ShortTraining(client, "damage").control()
         client.close()

@@ -6,7 +6,8 @@ from typing import Any
 from calls import digest, new_id
 from chaos import tensors
 from chaos.random_control import client_config
-from chaos.random_training import CLOSED, METRIC, RandomTraining
+from chaos.random_submissions import CLOSED, METRIC
+from chaos.random_training import RandomTraining
 from chaos.retrying_client import RetryingClient
 from fedround.v1 import control_pb2, model_pb2, round_pb2, training_pb2, user_pb2
 
