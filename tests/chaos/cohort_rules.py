@@ -130,7 +130,10 @@ class _Replay:
 
     def _draw(self, training_id: str, number: int, attempt: int, facts: dict[str, Any], count: int) -> Findings:
         """Repeats a draw, and compares how many it made members, and whom."""
-        row, members = self.rounds[training_id, number], self.members[training_id, number]
+        members, row = self.members[training_id, number], self.rounds.get((training_id, number))
+        if row is None:
+            yield training_id, f"round {number} was opened, and is not there"
+            return
         spec = self.facts.trainings[training_id]["spec"]
         if row["step"]:
             # A chain goes on with those that began it, and nobody joins.

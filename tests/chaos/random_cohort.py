@@ -64,6 +64,11 @@ class RandomCohort:
         absent = spec.round_policy.HasField("absent_after") or spec.evaluation_policy.HasField("absent_after")
         self._connects = self.waits or absent or self.chance(0.3)
 
+    def use(self, cohort: training_pb2.Cohort) -> None:
+        """Takes a given cohort, and keeps its participants connected."""
+        self.is_used = self._connects = True
+        self._cohort.CopyFrom(cohort)
+
     def _draw_cohort(self, wanted: int, num_people: int) -> None:
         draw, cohort = self._draw, self._cohort
         chosen = draw.choice(("fraction", "fraction", "size", "size", "all"))

@@ -47,9 +47,10 @@ class RandomControl:
 
     def go_on(self, actor: User, training_id: str, event: Any) -> None:
         """Resumes a training if it is paused, and would wait otherwise."""
+        if not self._is_paused:
+            return
         kind = event.WhichOneof("payload")
-        waits = kind == "training_paused" and self._is_pending(actor, training_id)
-        if self._is_paused and (kind in RESUMING or waits):
+        if kind in RESUMING or (kind == "training_paused" and self._is_pending(actor, training_id)):
             self._is_paused = False
             self.change(actor, training_id, "ResumeTraining", "TRAINING_NOT_PAUSED")
 
