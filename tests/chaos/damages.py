@@ -246,6 +246,11 @@ def a_participant_has_not_left(run: DamagedRun) -> None:
 
 
 @breaks("acknowledged_changes_stand")
+def labels_are_lost(run: DamagedRun) -> None:
+    run.sql("UPDATE users SET labels = '{}' WHERE labels LIKE '%gpu%'")
+
+
+@breaks("acknowledged_changes_stand")
 def a_user_is_lost(run: DamagedRun) -> None:
     run.acknowledge("user", user_id="unknown")
 
@@ -293,6 +298,11 @@ def a_pause_is_lost(run: DamagedRun) -> None:
 @breaks("changes_are_made_once")
 def a_change_was_made_twice(run: DamagedRun) -> None:
     run.sql("DELETE FROM control_request WHERE action = 'update_config'")
+
+
+@breaks("changes_are_made_once")
+def a_stop_is_lost(run: DamagedRun) -> None:
+    run.sql("UPDATE training SET stop = NULL WHERE stop IS NOT NULL")
 
 
 @breaks("no_round_opens_when_it_may_not")

@@ -306,6 +306,7 @@ def chains_assign_each_model_once(facts: Facts, history: History) -> Findings:
 def acknowledged_changes_stand(facts: Facts, history: History) -> Findings:
     """Each change that was acknowledged to an actor or an admin is stored."""
     users = {row["user_id"]: row for row in facts["users"]}
+    labels = {entry["user_id"]: entry["labels"] for entry in history.of("labelled")}
     parts = facts.by("participant", "training_id", "user_id")
     for entry in history.entries:
         training_id = entry.facts.get("training_id", "")
@@ -321,6 +322,9 @@ def acknowledged_changes_stand(facts: Facts, history: History) -> Findings:
             holds = (training_id, entry["user_id"]) in parts
         elif entry.kind == "client_removed":
             holds = has_left(facts, training_id, entry["user_id"])
+        elif entry.kind == "labelled":
+            # Only the last change can be seen.
+            holds = users[entry["user_id"]]["labels"] == labels[entry["user_id"]]
         elif entry.kind == "user":
             holds = entry["user_id"] in users
         elif entry.kind == "user_removed":
