@@ -54,11 +54,13 @@ class RandomCohort:
             if self.chance(0.3):
                 spec.selection.metric, spec.selection.goal = spec.metric_names[0], training_pb2.GOAL_MAXIMIZE
             if self.chance(0.4):
-                spec.evaluation_policy.min_updates = self._draw.randint(0, 2)
+                spec.evaluation_policy.min_updates = self._draw.randint(0, min(2, self._cohort.size or 2))
                 self._draw_policy(spec.evaluation_policy)
         if not spec.aggregation.HasField("fed_dc"):
             if self.chance(0.4):
                 spec.update_precision = self._draw.choice(HALF)
+            if self.chance(0.3):
+                spec.aggregation.fed_prox.mu = self._draw.random()
             if not spec.HasField("uncertainty") and self.chance(0.2):
                 spec.tensors.external_base_sha256 = self._draw.randbytes(32).hex()
         absent = spec.round_policy.HasField("absent_after") or spec.evaluation_policy.HasField("absent_after")
