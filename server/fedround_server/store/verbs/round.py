@@ -209,10 +209,20 @@ class RoundVerbs(Verbs):
         return True
 
     @verb
-    def reopen(self, training_id: str, number: int, epoch: int, lost: Collection[str], now: datetime) -> bool:
+    def reopen(
+        self,
+        training_id: str,
+        number: int,
+        epoch: int,
+        lost: Collection[str],
+        now: datetime,
+        *,
+        connected: Collection[str] | None = None,
+    ) -> bool:
         """Opens a closed round again without updates whose files are damaged, given by their ids; fenced like `commit`.
 
-        A training that is to stop at once does not wait for them: it ends without the round.
+        A training that is to stop at once does not wait for them: it ends without the round. `connected` users may join
+        the round; None if it is not known who is connected.
 
         Returns:
             Whether it was opened. Without those updates it may have been closed at once: then it is to be aggregated.
@@ -226,7 +236,7 @@ class RoundVerbs(Verbs):
             end_training.complete(training, now)
             return True
         updates = [update for update in counted_updates(training_id, number) if update.update_id in lost]
-        reopen(training, row, updates, now)
+        reopen(training, row, updates, now, connected)
         return True
 
     @verb
