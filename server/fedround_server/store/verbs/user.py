@@ -52,7 +52,7 @@ class UserVerbs(Verbs):
         Raises:
             UserNotFound: There is no such user, or it was removed.
         """
-        # A round that is being opened has been drawn with the labels from before: the change comes after it, also in the
+        # A round that is being opened was drawn with the labels from before: the change comes after it, also in the
         # audit log. Until it is committed, nobody registers the user in another training.
         lock_user(user_id, "FOR UPDATE")
         lock_trainings_of_user(user_id)
