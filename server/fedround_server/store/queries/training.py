@@ -121,7 +121,7 @@ def find_training_that_needs(model_id: str) -> TrainingRow | None:
 def lock_trainings_of_user(user_id: str) -> list[TrainingRow]:
     """Locks the trainings that a user steers or takes part in and that have not ended.
 
-    All removals of users lock in one order, so that there is no deadlock.
+    All changes of users lock in one order, so that there is no deadlock.
     """
     steered = TrainingRow.select(TrainingRow.training_id).where(TrainingRow.actor_id == user_id)
     trainings = []

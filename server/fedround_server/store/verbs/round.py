@@ -22,7 +22,7 @@ from fedround_server.domain.rounds.round import (
 )
 from fedround_server.domain.training import Stop, TrainingFailure
 from fedround_server.domain.update import Submission, Update
-from fedround_server.store.db.run import Verbs, verb
+from fedround_server.store.db.run import Verbs, snapshot, verb
 from fedround_server.store.queries.failure import failed_users
 from fedround_server.store.queries.participant import failed_participants, is_participant, participant_ids
 from fedround_server.store.queries.round import (
@@ -281,7 +281,7 @@ class RoundVerbs(Verbs):
         row = None if training is None else find_round(training_id, training.round)
         return None if row is None else to_round(row)
 
-    @verb
+    @snapshot
     def explain(self, training_id: str, number: int | None, actor_id: str) -> RoundView:
         """Returns a round, by default the current one, with its members and rejected submissions.
 
