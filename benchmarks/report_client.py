@@ -9,7 +9,7 @@ Figures = dict[str, Any]
 
 
 def saving(figures: Figures, _: Path) -> str:
-    """Makes the tables of compression and of half precision."""
+    """Makes the tables of compression and of the precisions of updates."""
     lines = [
         f"Chunks of {figures['chunk_bytes'] // 1024} KiB, one core, {figures['date']}: bytes saved, and the rate of"
         " compression.",
@@ -28,13 +28,16 @@ def saving(figures: Figures, _: Path) -> str:
         f"{figures['clients']} participants of the SDK with a model of {figures['model_mib']} MiB, and the"
         " accuracies of the demo's network after training with each precision:",
         "",
-        "| update precision | size of an update | time of a round | server's CPU per round | accuracies |",
-        "|---|--:|--:|--:|---|",
+        "| update precision | size of an update | encoding, one core | time of a round | server's CPU per round"
+        " | accuracies |",
+        "|---|--:|--:|--:|--:|---|",
     ]
     for name, found in figures["update_precision"].items():
         accuracies = ", ".join(f"{one:.3f}" for one in found["accuracies"])
+        rates = figures.get("encoding_mb_s", {})
+        encoding = f"{rates[name]:,} MB/s" if name in rates else ""
         lines.append(
-            f"| {name} | {found['update_mb']:.1f} MB | {found['round_seconds']:.2f} s"
+            f"| {name} | {found['update_mb']:.1f} MB | {encoding} | {found['round_seconds']:.2f} s"
             f" | {found['server_cpu_seconds']:.2f} s | {accuracies} |"
         )
     return "\n".join(lines)

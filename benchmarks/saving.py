@@ -3,8 +3,9 @@
 First, general compression: how much smaller gzip and zstd make chunks of 768 KiB of numbers of different kinds, and how
 fast they are. zstd is measured where the package zstandard is there, and left out otherwise.
 
-Second, updates as differences in half precision (`update_precision`): rounds of a large model through a real server,
-whose participants use the SDK, and the accuracy of the demo's network after trainings that differ in nothing else.
+Second, updates as differences in half precision and in int8 (`update_precision`, `stochastic_rounding`): how fast the
+SDK makes them, rounds of a large model through a real server, whose participants use the SDK, and the accuracy of the
+demo's network after trainings that differ in nothing else.
 """
 
 import argparse
@@ -23,10 +24,16 @@ from typing import Any
 import numpy as np
 
 import fedround_client as fr
+from fedround_client.cache import SharedFile
+from fedround_client.differences import difference_sources
+from fedround_client.tensors import array_sources
+from fedround_client.transport import TensorPrecision, Transport
 from measure import MIB, Running, cpu_seconds, fedround_server, keep, tree
 
 CHUNK = 768 * 1024
-PRECISIONS = ("FULL", "FLOAT16", "BFLOAT16")
+STOCHASTIC = ", stochastic rounding"
+PRECISIONS = ("FULL", "FLOAT16", "BFLOAT16", f"BFLOAT16{STOCHASTIC}", "INT8", f"INT8{STOCHASTIC}")
+ENCODED_NUMBERS = 10_000_000
 CLIENTS = 3
 Codec = tuple[str, Callable[[bytes], bytes], Callable[[bytes], bytes]]
 
@@ -117,6 +124,38 @@ def compression(seconds: float) -> dict[str, Any]:
     return found
 
 
+def encoding(seconds: float) -> dict[str, int]:
+    """Encodes the differences of a model in each precision, from a file of it; returns MB/s of float32 on one core."""
+    random = np.random.default_rng(0)
+    model = {"w": random.standard_normal(ENCODED_NUMBERS, np.float32)}
+    update = {"w": model["w"] + np.float32(1e-3) * random.standard_normal(ENCODED_NUMBERS, np.float32)}
+    found = {}
+    with tempfile.TemporaryFile() as file:
+        file.write(fr.to_safetensors(model))
+        shared = SharedFile(file)
+        for precision in PRECISIONS[1:]:
+            chosen = transport(precision)
+            rule = TensorPrecision(chosen["update_precision"], chosen["stochastic_rounding"])
+
+            def encode(_: bytes, rule: TensorPrecision = rule) -> bytes:
+                for source in difference_sources(array_sources(update), shared, Transport(rule)):
+                    for _piece in source.pieces(0):
+                        pass
+                return b""
+
+            found[precision] = round(rate(update["w"].nbytes, encode, [b""], seconds))
+            print(f"encoding {precision:32} {found[precision]:5} MB/s", flush=True)
+    return found
+
+
+def transport(precision: str) -> dict[str, Any]:
+    """Options of a training whose updates have a precision."""
+    return {
+        "update_precision": precision.removesuffix(STOCHASTIC),
+        "stochastic_rounding": precision.endswith(STOCHASTIC),
+    }
+
+
 def take_part(address: str, token: str, number: int) -> None:
     """A participant of all trainings: of the demo's network if a training's name is a seed, else one that adds."""
     from fedround_client.demo import data, network
@@ -142,11 +181,11 @@ def take_part(address: str, token: str, number: int) -> None:
 
 
 def run(
-    admin: fr.Client, running: Running, users: list[str], model: Any, name: str, precision: Any, rounds: int
+    admin: fr.Client, running: Running, users: list[str], model: Any, name: str, precision: str, rounds: int
 ) -> Any:
     """Runs a training; answers its id and model's id, the seconds of its rounds, and CPU seconds of the server."""
     training = admin.create_training(
-        model, name=name, target_num_updates=rounds, client_ids=users, update_precision=precision
+        model, name=name, target_num_updates=rounds, client_ids=users, **transport(precision)
     )
     admin.start_training(training.training_id)
     before, marks = cpu_seconds(tree(running.pid)), []
@@ -157,7 +196,7 @@ def run(
     return training, [after - before for before, after in pairwise(marks)], cpu
 
 
-def half_precision(size_mib: int, rounds: int, seeds: Iterable[int]) -> dict[str, Any]:
+def precisions(size_mib: int, rounds: int, seeds: Iterable[int]) -> dict[str, Any]:
     """Rounds of a large model, and trainings of the demo's network, in each precision in turn."""
     from fedround_client.demo import data, network
 
@@ -203,7 +242,7 @@ def half_precision(size_mib: int, rounds: int, seeds: Iterable[int]) -> dict[str
                 process.terminate()
                 process.join()
     found = {}
-    print(f"\nupdates {'':8} an update      round  server CPU   accuracy, by seed")
+    print(f"\nupdates {'':22} an update      round  server CPU   accuracy, by seed")
     for precision in PRECISIONS:
         median = statistics.median(times[precision])
         found[precision] = {
@@ -214,7 +253,7 @@ def half_precision(size_mib: int, rounds: int, seeds: Iterable[int]) -> dict[str
         }
         told = "  ".join(f"{value:.4f}" for value in accuracies[precision])
         cpu = found[precision]["server_cpu_seconds"]
-        print(f"{precision:15} {sizes[precision] / 1e6:8.1f} MB {median:8.2f} s {cpu:9.2f} s   {told}")
+        print(f"{precision:29} {sizes[precision] / 1e6:8.1f} MB {median:8.2f} s {cpu:9.2f} s   {told}")
     return found
 
 
@@ -234,7 +273,8 @@ def main() -> None:
     )
     options = parser.parse_args()
     packed = compression(options.seconds) if options.seconds else {}
-    halves = half_precision(options.size_mib, options.rounds, options.seeds)
+    encoded = encoding(options.seconds) if options.seconds else {}
+    by_precision = precisions(options.size_mib, options.rounds, options.seeds)
     keep(
         "saving",
         {
@@ -242,7 +282,8 @@ def main() -> None:
             "compression": packed,
             "clients": CLIENTS,
             "model_mib": options.size_mib,
-            "update_precision": halves,
+            "encoding_mb_s": encoded,
+            "update_precision": by_precision,
         },
     )
 

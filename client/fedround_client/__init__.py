@@ -37,6 +37,7 @@ from fedround_client.simulation.run import Simulation, simulate
 from fedround_client.swag_moments import Moments
 from fedround_client.tensor_types import TensorError
 from fedround_client.tensors import from_safetensors, to_safetensors
+from fedround_client.transport import TensorPrecision
 
 __all__ = [
     "AuditBroken",
@@ -66,6 +67,7 @@ __all__ = [
     "StepSchedule",
     "Swag",
     "TensorError",
+    "TensorPrecision",
     "Update",
     "connect",
     "from_safetensors",

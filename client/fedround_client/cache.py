@@ -7,6 +7,7 @@ import os
 import re
 import tempfile
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from os import PathLike
@@ -36,17 +37,20 @@ class SharedFile:
         """Takes ownership of an open file."""
         self.file = file
         self._lock = threading.Lock()
-
-    def __del__(self) -> None:
-        """Closes the file."""
-        with suppress(OSError):
-            self.file.close()
+        # In a cycle, such as that of an exception and its frames, this closes the file before it is finalized itself,
+        # which would warn; __del__ may be too late.
+        weakref.finalize(self, _close, file)
 
     def read(self, offset: int, length: int) -> bytes:
         """Returns bytes from an offset on; fewer at the end of the file."""
         with self._lock:
             self.file.seek(offset)
             return self.file.read(length)
+
+
+def _close(file: IO[bytes]) -> None:
+    with suppress(OSError):
+        file.close()
 
 
 class ModelCache:

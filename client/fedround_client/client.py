@@ -119,7 +119,7 @@ class Client(UserCalls, TrainingCalls, ControlCalls, ModelCalls, RoundCalls, Inf
             cache: A folder for model files, so that a restarted program, or another participant on this machine, need
                 not download them again. By default only the latest model is cached, in a temporary file.
             cache_bytes: Limit on the size of all files in the folder together.
-            full_updates: Send updates in full precision even if the training accepts half precision.
+            full_updates: Send updates in full precision even if the training accepts differences.
             attributes: What the actor may know of this participant, such as {"num_examples": "6000", "device": "A100"},
                 beside the versions of the SDK and of Python, and the platform. It is shown, and nothing depends on it.
                 At most 17; names of 1 to 100 characters, values of at most 200.

@@ -24,7 +24,6 @@ from fedround_client.rpc import duration
 AggregationOption: TypeAlias = FedAvg | FedProx | FedDc | Aggregation
 UncertaintyOption: TypeAlias = NoUncertainty | McDropout | Swag | Ensemble | Uncertainty
 EvaluationName: TypeAlias = Literal["EVERY_ROUND", "FINAL_ONLY", "NEVER"]
-PrecisionName: TypeAlias = Literal["FULL", "FLOAT16", "BFLOAT16"]
 IntegerTensorsName: TypeAlias = Literal["HEAVIEST", "MEAN"]
 OnFailureName: TypeAlias = Literal["CONTINUE", "FAIL"]
 GoalName: TypeAlias = Literal["MINIMIZE", "MAXIMIZE"]

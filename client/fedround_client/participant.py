@@ -31,6 +31,7 @@ from fedround_client.progress import list_words
 from fedround_client.retry import ATTEMPTS
 from fedround_client.round import RoundCalls
 from fedround_client.round_number import planned_rounds, round_text
+from fedround_client.round_over import RoundOver
 from fedround_client.round_runner import RoundRunner
 from fedround_client.rpc import Response, Rpc
 from fedround_client.subscription import Subscription
@@ -209,6 +210,10 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
                 self._runner.run(training_id, started, self._round_name(training_id, started.round))
                 self._accepted[training_id] = self._accepted.get(training_id, 0) + 1
                 logger.info("%s: accepted; waiting for the next round", self._round_name(training_id, started.round))
+        except RoundOver:
+            logger.info(
+                "%s: over, so nothing is sent; waiting for the next round", self._round_name(training_id, started.round)
+            )
         except RoundNotOpen as error:
             # A round that was closed by the updates of others says by how many.
             enough, asked = error.metadata.get("num_updates"), error.metadata.get("num_participants")

@@ -11,6 +11,11 @@ from typing import Any, TypeAlias
 from fedround_client.config import Plain
 from fedround_client.metrics import MetricValue, split_metrics
 from fedround_client.tensor_types import StateDict
+from fedround_client.transport import PrecisionName, TensorPrecision
+
+
+def _never() -> bool:
+    return False
 
 
 @dataclass(frozen=True)
@@ -29,11 +34,16 @@ class Round:
         assigned: Whether the model is another participant's local model, assigned to this one (FedDc).
         swag_rank: How many deviations a SWAG round needs: Moments(round.swag_rank).
         attempt: Which attempt at the round this is, from 1: a round that misses its deadline may be repeated.
-        update_precision: "FULL"; or "FLOAT16" or "BFLOAT16" if the update may be sent as differences in half precision,
-            which `participate` does by itself.
+        update_precision: "FULL"; or "FLOAT16", "BFLOAT16" or "INT8" if the update may be sent as differences in that
+            precision, which `participate` does by itself.
+        stochastic_rounding: Whether it rounds the differences at random.
+        tensor_precisions: Precisions of some of the tensors in place of that, by globs of their names.
         trainable: Globs of the tensors that the training updates; empty for all but the private ones.
         private: Globs of the tensors that this participant keeps, which `participate` never sends.
         config: The configuration of this round for this participant: numbers, texts and bools by name.
+        is_over: Returns whether the round is over, for example since enough others were faster. It asks the server, at
+            most once a second. A function that takes long may call it from time to time, and return anything once it
+            is True: that is not sent.
     """
 
     training_id: str
@@ -47,10 +57,13 @@ class Round:
     assigned: bool = False
     swag_rank: int = 0
     attempt: int = 1
-    update_precision: str = "FULL"
+    update_precision: PrecisionName = "FULL"
+    stochastic_rounding: bool = False
+    tensor_precisions: Mapping[str, TensorPrecision] = field(default_factory=dict, hash=False)
     trainable: tuple[str, ...] = ()
     private: tuple[str, ...] = ()
     config: Mapping[str, Plain] = field(default_factory=dict, hash=False)
+    is_over: Callable[[], bool] = field(default=_never, compare=False, repr=False)
 
 
 @dataclass(frozen=True)

@@ -33,16 +33,29 @@ def kind_name(started: RoundStarted) -> str:
     return RoundKind.Name(started.kind).removeprefix("ROUND_KIND_") if is_known else str(started.kind)
 
 
-def list_words(names: Iterable[str]) -> str:
-    """Returns names as a phrase: "site 1, site 2 and site 3", or with "7 others" at the end."""
+def list_words(names: Iterable[str], total: int = 0) -> str:
+    """Returns names as a phrase: "site 1, site 2 and site 3", or with "7 others" at the end.
+
+    Args:
+        names: The names.
+        total: How many there are, if some of them are not known.
+    """
     all_names = list(names)
-    shown = all_names if len(all_names) <= NAMES + 1 else [*all_names[:NAMES], f"{len(all_names) - NAMES} others"]
+    total = max(total, len(all_names))
+    shown = all_names if total <= min(NAMES + 1, len(all_names)) else [*all_names[:NAMES], f"{total - NAMES} others"]
     return " and ".join(filter(None, [", ".join(shown[:-1]), *shown[-1:]]))
 
 
 def may_wait(spec: TrainingSpec) -> bool:
     """Returns whether rounds of a training may be pending, until participants are connected."""
     return bool(spec.cohort.min_available or spec.cohort.available_only)
+
+
+def awaited_text(found: Round) -> str:
+    """Returns what a pending round waits for, and which of its participants are not connected."""
+    names = [one.name for one in found.not_connected]
+    missing = list_words(names, found.num_registered - found.num_connected) if names else ""
+    return f"{found.waiting_for}; not connected: {missing}" if missing else found.waiting_for
 
 
 def transfer_log(clock: Clock, what: str) -> Progress | None:
@@ -155,7 +168,7 @@ class WaitLog:
         if found is None or found.state != ROUND_STATE_PENDING:
             return False
         name = round_text(found.number, planned_rounds(training.spec)).capitalize()
-        self._log(f"{name}: waiting for {found.waiting_for}")
+        self._log(f"{name}: waiting for {awaited_text(found)}")
         return True
 
     def _log_round(self) -> None:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from os import PathLike
 from typing import Any, TypeVar
 
 import grpc
 
-from fedround.v1.aggregation_pb2 import UPDATE_PRECISION_UNSPECIFIED, UpdatePrecision
 from fedround.v1.event_pb2 import ModelInfo, RoundStarted
 from fedround_client.casting import Caster
 from fedround_client.config import plain
+from fedround_client.differences import NotRepresentable, difference_sources
 from fedround_client.errors import UnsupportedRound
-from fedround_client.half_precision import HALF_DTYPES, NotRepresentable, difference_sources
 from fedround_client.logs import get_logger
 from fedround_client.metrics import MetricValue, split_metrics
 from fedround_client.participation import Callbacks, Round, Update, as_report, as_update
@@ -25,6 +25,7 @@ from fedround_client.progress import kind_name, transfer_log
 from fedround_client.round import RoundCalls
 from fedround_client.round_model import RoundModel, RoundModels
 from fedround_client.round_number import round_text
+from fedround_client.round_over import OverCheck, RoundOver
 from fedround_client.rpc import Rpc
 from fedround_client.safetensors_stream import ArraySource
 from fedround_client.state_dict import model_path
@@ -32,6 +33,7 @@ from fedround_client.swag_moments import Moments
 from fedround_client.tensor_selection import TensorSelection, read_file
 from fedround_client.tensor_types import Framework
 from fedround_client.tensors import array_sources, copy_state, metadata_of
+from fedround_client.transport import TensorPrecision, Transport
 
 logger = get_logger(__name__)
 
@@ -67,7 +69,7 @@ class RoundRunner(RoundCalls):
             callbacks: The user's functions.
             framework: Framework of the models that the functions get; None for that of the training's first model.
             models: Fetches the models of rounds.
-            full_updates: Send updates in full even if the round accepts half precision.
+            full_updates: Send updates in full even if the round accepts differences.
         """
         self._rpc = rpc
         self._callbacks = callbacks
@@ -75,6 +77,7 @@ class RoundRunner(RoundCalls):
         self._models = models
         self._full_updates = full_updates
         self._name = ""
+        self._over: OverCheck | None = None
         # In which framework the functions have got the global model, by training id.
         self._frameworks: dict[str, Framework] = {}
         self._caster = Caster()
@@ -98,10 +101,11 @@ class RoundRunner(RoundCalls):
 
         Raises:
             UnsupportedRound: This SDK, or the participant's functions, cannot run such a round.
+            RoundOver: A function has learnt that the round is over: nothing was sent.
             FedroundError: The server answered with an error that is not transient.
         """
-        round_ = _round(training_id, started)
-        self._name = name
+        self._name, self._over = name, OverCheck(self._rpc, training_id, started.round)
+        round_ = replace(_round(training_id, started), is_over=self._over)
         logger.info("%s: %s", name, ACTIVITIES.get(round_.kind, round_.kind))
         evaluate = self._callbacks.evaluate
         if round_.kind == "TRAIN":
@@ -124,13 +128,20 @@ class RoundRunner(RoundCalls):
     def _call(
         self, function: Callable[[dict[str, Any], Round], Result], model: dict[str, Any], round_: Round
     ) -> Result:
-        """Calls a function of the user with the round's model."""
+        """Calls a function of the user with the round's model.
+
+        Raises:
+            RoundOver: It has learnt that the round is over.
+        """
         try:
-            return function(model, round_)
+            result = function(model, round_)
         except Exception as error:
             if "torch" in sys.modules and not metadata_of(model) and "ndarray" in str(error):
                 error.add_note(TORCH_HINT)
             raise
+        if self._over is not None and self._over.was_over:
+            raise RoundOver
+        return result
 
     def _fetch(self, round_: Round, started: RoundStarted) -> RoundModel:
         """Returns the round's model as new arrays, which the user may change."""
@@ -167,7 +178,7 @@ class RoundRunner(RoundCalls):
     def _payload(
         self, round_: Round, update: Update, dtypes: Mapping[str, str], model: RoundModel, info: ModelInfo
     ) -> Payload:
-        """Returns an update in the dtypes of the round's model, or in half precision; a file of all tensors as it is.
+        """Returns an update in the dtypes of the round's model, or as differences; a file of all tensors as it is.
 
         Keeps the private tensors.
         """
@@ -179,23 +190,25 @@ class RoundRunner(RoundCalls):
         sent, kept = model.of_update(state)
         self._models.keep(model, kept, state)
         tensors = self._caster.cast(sent, dtypes)
-        half = self._half_precision_payload(round_, tensors, model.selection, info)
-        return half or Payload.of_tensors(tensors, metadata_of(state))
+        differences = self._differences_payload(round_, tensors, model.selection, info)
+        return differences or Payload.of_tensors(tensors, metadata_of(state))
 
-    def _half_precision_payload(
+    def _differences_payload(
         self, round_: Round, update: Iterable[ArraySource], selection: TensorSelection, info: ModelInfo
     ) -> Payload | None:
-        """Returns the update in half precision; None if the round or the update does not allow it.
+        """Returns the update as differences from the model; None if the round or the update does not allow it.
 
         It is computed from the model's file, so it also needs that in the cache.
         """
-        if self._full_updates or round_.update_precision not in HALF_DTYPES:
+        default = TensorPrecision(round_.update_precision, round_.stochastic_rounding)
+        transport = Transport(default, round_.tensor_precisions)
+        if self._full_updates or transport.is_full:
             return None
         model = self._models.open(info, selection)
         if model is None:
             return None
         try:
-            return Payload.of_tensors(difference_sources(update, model, round_.update_precision))
+            return Payload.of_tensors(difference_sources(update, model, transport))
         except NotRepresentable as reason:
             logger.warning("%s: the update is sent in full: %s", self._name, reason)
             return None
@@ -218,6 +231,7 @@ def _warn_of_not_finite(metrics: Mapping[str, MetricValue]) -> None:
 
 
 def _round(training_id: str, started: RoundStarted) -> Round:
+    transport = Transport.of(started)
     return Round(
         training_id=training_id,
         number=started.round,
@@ -230,17 +244,13 @@ def _round(training_id: str, started: RoundStarted) -> Round:
         assigned=started.assigned,
         swag_rank=started.swag.rank,
         attempt=max(1, started.attempt),
-        update_precision=_precision(started.update_precision),
+        update_precision=transport.default.precision,
+        stochastic_rounding=bool(transport.default.stochastic_rounding),
+        tensor_precisions=transport.rules,
         trainable=tuple(started.trainable),
         private=tuple(started.private),
         config=plain(started.config),
     )
-
-
-def _precision(value: UpdatePrecision.ValueType) -> str:
-    """Returns the name of a precision; FULL for one that this SDK does not know, since its use is optional."""
-    is_known = value in UpdatePrecision.values() and value != UPDATE_PRECISION_UNSPECIFIED
-    return UpdatePrecision.Name(value).removeprefix("UPDATE_PRECISION_") if is_known else "FULL"
 
 
 def _deadline(training_id: str, started: RoundStarted) -> datetime:

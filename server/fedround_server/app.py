@@ -5,8 +5,10 @@ import fcntl
 import os
 import random
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -76,6 +78,7 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
                 settings.limits,
                 architectures=settings.architectures,
                 new_id=_new_ids(settings.id_seed),
+                new_user_id=_new_user_ids(settings.id_seed),
             )
             coordinator = Coordinator(context)
             token_file = settings.data_dir / "admin.token"
@@ -178,5 +181,22 @@ def _new_ids(seed: int | None) -> Callable[[], str]:
     """Returns a function that makes ids: random ones, or those of a seed."""
     if seed is None:
         return lambda: str(uuid.uuid4())
-    generator = random.Random(seed)  # noqa: S311 -- no secret: ids can be read by those who may see the object
-    return lambda: str(uuid.UUID(int=generator.getrandbits(128), version=4))
+    return partial(_draw_id, random.Random(seed))  # noqa: S311 -- no secret: ids can be read by those who may see them
+
+
+def _new_user_ids(seed: int | None) -> Callable[[str], str] | None:
+    """Returns a function that makes ids of users from a seed: they do not depend on the order of concurrent calls."""
+    if seed is None:
+        return None
+    # A name may be used again once its user is removed.
+    uses: Counter[str] = Counter()
+
+    def new_user_id(name: str) -> str:
+        uses[name] += 1
+        return _draw_id(random.Random(f"{seed} {uses[name]} {name}"))  # noqa: S311
+
+    return new_user_id
+
+
+def _draw_id(generator: random.Random) -> str:
+    return str(uuid.UUID(int=generator.getrandbits(128), version=4))

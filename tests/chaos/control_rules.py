@@ -17,11 +17,15 @@ ACTIONS = {
 
 
 def changes_are_made_once(facts: Facts, history: History) -> Findings:
-    """Each acknowledged change is stored; each request was carried out once, and is in the audit log once."""
+    """Each acknowledged change is stored, and a stop has ended its training; each request was carried out once."""
     rows = {(row["training_id"], row["request_id"]): row["action"] for row in facts["control_request"]}
     for entry in history.of("controlled"):
         if rows.get((entry["training_id"], entry["request_id"])) != ACTIONS[entry["what"]][0]:
             yield entry["training_id"], f"was acknowledged {entry.facts}"
+        training = facts.trainings[entry["training_id"]]
+        ended = training["stop"] is not None and training["state"] in ("COMPLETED", "ERROR")
+        if entry["what"] == "StopTraining" and not (ended or training["remove_time"]):
+            yield entry["training_id"], f"was stopped, and is {training['state']}"
     recorded = Counter((row["training_id"], row["action"]) for row in facts["audit"])
     stored = Counter((row["training_id"], row["action"]) for row in facts["control_request"])
     for training_id in facts.trainings:

@@ -2,6 +2,7 @@
 
 import hashlib
 import sqlite3
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,3 +53,17 @@ class DamagedRun:
     def check(self) -> set[str]:
         """The rules that are broken."""
         return {violation.rule for violation in check(load("", self.data_dir), self.history)}
+
+
+Damage = Callable[[DamagedRun], None]
+DAMAGES: list[tuple[str, Damage]] = []
+
+
+def breaks(rule: str) -> Callable[[Damage], Damage]:
+    """Registers a damage with the rule that must notice it."""
+
+    def register(damage: Damage) -> Damage:
+        DAMAGES.append((rule, damage))
+        return damage
+
+    return register

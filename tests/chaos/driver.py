@@ -246,6 +246,12 @@ class Campaign:
         counts["aggregations"] += sum(row["state"] == "DONE" for row in facts["round"])
         counts["versions"] += sum(row["model_version"] for row in facts["training"])
         counts["events"] += len(facts["event"])
+        counts["draws"] += sum('"chosen"' in row["facts"] for row in facts["audit"])
+        for kind in ("WorkNotNeeded", "ParticipantFailed", "RoundExtended", "UpdateLost"):
+            counts[kind] += sum(row["kind"] == kind for row in facts["event"])
+        counts["label_changes"] += sum(1 for _ in history.of("labelled"))
+        counts["control_requests"] += len(facts["control_request"])
+        counts["subscribed_events"] += sum(1 for _ in history.of("event"))
         counts["blobs"] += sum(1 for _ in (server.data_dir / "objects").glob("*/*"))
         for violation in found:
             self._tally.violations.append(f"{self._kind}, seed {self._seed}: {violation}")

@@ -14,7 +14,7 @@ from typing import Any
 from chaos.tensors import Tensors, merge, read
 
 Row = dict[str, Any]
-JSON_COLUMNS = ("manifest", "spec", "metrics", "payload", "details", "failure_missing")
+JSON_COLUMNS = ("manifest", "spec", "metrics", "payload", "details", "failure_missing", "labels")
 
 
 @dataclass

@@ -6,11 +6,17 @@ Each rule is a generator of violations over `Facts` and a `History`. To add one,
 import hashlib
 import json
 import struct
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from chaos import tensors
+from chaos.cohort_rules import (
+    cohorts_are_drawn_by_the_rule,
+    draws_are_as_told,
+    only_members_are_told,
+    rounds_take_what_they_need,
+)
 from chaos.control_rules import (
     changes_are_made_once,
     configurations_are_as_recorded,
@@ -18,10 +24,10 @@ from chaos.control_rules import (
 )
 from chaos.facts import Facts
 from chaos.history import History
-from chaos.lookups import events_of, has_left, is_needed, is_present, makes_version, ordered
+from chaos.ledger_rules import each_submission_has_one_outcome, the_audit_log_is_a_chain, the_ledger_knows_what_counts
+from chaos.lookups import enough_updates, events_of, has_left, is_needed, is_present, makes_version, ordered
 
 OVER = ("DONE", "ABANDONED")
-AUDITED = ("time", "user_id", "action", "training_id", "model_id", "subject", "facts")
 LAST = {"COMPLETED": "TrainingFinished", "ERROR": "TrainingFailed"}
 
 
@@ -158,8 +164,13 @@ def models_are_right(facts: Facts, history: History) -> Findings:
                 found = facts.tensors(facts.posteriors[training["model_id"], row["model_version"]])
             inputs = [facts.tensors(update["sha256"]) for update in used]
             weights = [update["num_examples"] for update in used]
+            before = versions[training["model_id"], row["model_version"]]
+            if makes and any(tensors.has_differences(update, found) for update in inputs):
+                if not before["stored"]:
+                    continue
+                inputs = [tensors.whole(update, facts.version(before)) for update in inputs]
             if makes and not any(weights):
-                expected = facts.version(versions[training["model_id"], row["model_version"]])
+                expected = facts.version(before)
             elif makes:
                 expected = {**facts.inherited(version), **tensors.aggregate(inputs, weights)}
             else:
@@ -196,8 +207,8 @@ def failures_stand(facts: Facts, history: History) -> Findings:
         failed = sum((one["training_id"], one["number"], one["user_id"]) in rows for one in members)
         if row["failed"] != failed:
             yield row["training_id"], f"round {row['number']} has {row['failed']} failures, {failed} are there"
-        enough = facts.trainings[row["training_id"]]["spec"]["min_updates"] or len(members) - failed
-        if row["state"] == "DONE" and row["arrived"] < max(1, min(enough, len(members))):
+        enough = enough_updates(facts.trainings[row["training_id"]], row, len(members), failed)
+        if row["state"] == "DONE" and row["arrived"] < max(1, enough):
             yield row["training_id"], f"round {row['number']} is done with {row['arrived']} updates"
 
 
@@ -295,6 +306,7 @@ def chains_assign_each_model_once(facts: Facts, history: History) -> Findings:
 def acknowledged_changes_stand(facts: Facts, history: History) -> Findings:
     """Each change that was acknowledged to an actor or an admin is stored."""
     users = {row["user_id"]: row for row in facts["users"]}
+    labels = {entry["user_id"]: entry["labels"] for entry in history.of("labelled")}
     parts = facts.by("participant", "training_id", "user_id")
     for entry in history.entries:
         training_id = entry.facts.get("training_id", "")
@@ -310,6 +322,9 @@ def acknowledged_changes_stand(facts: Facts, history: History) -> Findings:
             holds = (training_id, entry["user_id"]) in parts
         elif entry.kind == "client_removed":
             holds = has_left(facts, training_id, entry["user_id"])
+        elif entry.kind == "labelled":
+            # Only the last change can be seen.
+            holds = users[entry["user_id"]]["labels"] == labels[entry["user_id"]]
         elif entry.kind == "user":
             holds = entry["user_id"] in users
         elif entry.kind == "user_removed":
@@ -319,38 +334,6 @@ def acknowledged_changes_stand(facts: Facts, history: History) -> Findings:
             continue
         if not holds:
             yield training_id, f"was acknowledged {entry.kind} {entry.facts}"
-
-
-def the_audit_log_is_a_chain(facts: Facts, history: History) -> Findings:
-    """Each entry's hash is that of its fields and of the entry before it, up to the head."""
-    previous, sequence = "0" * 64, 0
-    for row in sorted(facts["audit"], key=lambda row: row["sequence"]):
-        sequence += 1
-        fields = ("fedround.audit.v1", sequence, *(row[name] for name in AUDITED), previous)
-        texts = [str(value).encode() for value in fields]
-        digest = hashlib.sha256(b"".join(b"%d:%s," % (len(text), text) for text in texts)).hexdigest()
-        if (row["sequence"], row["previous_hash"], row["hash"]) != (sequence, previous, digest):
-            yield row["training_id"], f"entry {row['sequence']} does not follow entry {sequence - 1}: {row}"
-            return
-        previous = digest
-    if [(row["sequence"], row["hash"]) for row in facts["audit_head"]] != [(sequence, previous)]:
-        yield "", f"the head is {facts['audit_head']} behind entry {sequence}"
-
-
-def the_ledger_knows_what_counts(facts: Facts, history: History) -> Findings:
-    """What a round counted is in the audit log once, as it was accepted, and nothing else is."""
-    reported: dict[tuple[str, int], list[tuple[str, int]]] = defaultdict(list)
-    for row in facts["audit"]:
-        if row["action"] == "updates_counted":
-            counted = json.loads(row["facts"])["updates"]
-            reported[row["training_id"], int(row["subject"])] += [
-                (one["update_id"], one["num_examples"]) for one in counted
-            ]
-    for row in facts["round"]:
-        key = row["training_id"], row["number"]
-        used = [(one["update_id"], one["num_examples"]) for one in facts.counted.get(key, ())]
-        if row["kind"] != "EVALUATE" and sorted(reported[key]) != sorted(used if row["state"] == "DONE" else ()):
-            yield row["training_id"], f"the ledger of round {row['number']} has {reported[key]}, {used} count"
 
 
 def trainings_end(facts: Facts, history: History) -> Findings:
@@ -386,6 +369,11 @@ RULES: tuple[Rule, ...] = (
     acknowledged_changes_stand,
     the_audit_log_is_a_chain,
     the_ledger_knows_what_counts,
+    each_submission_has_one_outcome,
+    cohorts_are_drawn_by_the_rule,
+    draws_are_as_told,
+    only_members_are_told,
+    rounds_take_what_they_need,
     trainings_end,
     changes_are_made_once,
     no_round_opens_when_it_may_not,

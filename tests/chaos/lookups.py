@@ -39,3 +39,11 @@ def ordered(rounds: dict, training: Row) -> list[Row]:  # type: ignore[type-arg]
 def is_needed(row: Row, removed: set[str]) -> bool:
     """Returns whether the file of a version must be there."""
     return bool(row["stored"]) and row["model_id"] not in removed
+
+
+def enough_updates(training: Row, row: Row, members: int, failed: int) -> int:
+    """Returns how many updates are enough for a round with so many members, of which so many failed."""
+    own = training["spec"]["evaluation_policy"] if row["kind"] == "EVALUATE" else None
+    wanted = (training["spec"] if own is None else own)["min_updates"]
+    most = members if row["needed"] is None else min(row["needed"], members)
+    return int(min(wanted, most) if wanted else min(most, members - failed))

@@ -5,7 +5,7 @@ from typing import Any
 
 from calls import new_id
 from chaos.retrying_client import RetryingClient, User
-from fedround.v1 import control_pb2, training_pb2
+from fedround.v1 import control_pb2, round_pb2, training_pb2
 from fedround.v1.config_pb2 import Config, ConfigValue
 
 GONE = ("TRAINING_NOT_FOUND", "TRAINING_NOT_RUNNING", "TOKEN_INVALID")
@@ -47,9 +47,18 @@ class RandomControl:
 
     def go_on(self, actor: User, training_id: str, event: Any) -> None:
         """Resumes a training if it is paused, and would wait otherwise."""
-        if self._is_paused and event.WhichOneof("payload") in RESUMING:
+        if not self._is_paused:
+            return
+        kind = event.WhichOneof("payload")
+        if kind in RESUMING or (kind == "training_paused" and self._is_pending(actor, training_id)):
             self._is_paused = False
             self.change(actor, training_id, "ResumeTraining", "TRAINING_NOT_PAUSED")
+
+    def _is_pending(self, actor: User, training_id: str) -> bool:
+        """Returns whether the current round waits for connections: it opens only once the training is resumed."""
+        request = round_pb2.GetRoundRequest(training_id=training_id)
+        found = self._client.call(actor, self._client.rounds.GetRound, request, *GONE, training_id=training_id)
+        return bool(found) and found.round.state == round_pb2.ROUND_STATE_PENDING
 
     def change(self, actor: User, training_id: str, what: str, *expected: str, **fields: Any) -> bool:
         """Makes a change, and sometimes repeats it; returns whether it was made."""

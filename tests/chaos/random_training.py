@@ -1,52 +1,54 @@
 """A random training: an actor and its clients, with all that they may do, drawn from a seed."""
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-from calls import digest, new_id
+from calls import new_id
 from chaos import tensors
+from chaos.random_cohort import RandomCohort
 from chaos.random_control import RandomControl, config_of
+from chaos.random_submissions import CLOSED, GONE, METRIC, RandomSubmissions
 from chaos.retrying_client import RetryingClient, User
 from damage import flip, stored
-from fedround.v1 import event_pb2, round_pb2, training_pb2, user_pb2
+from fedround.v1 import round_pb2, training_pb2, user_pb2
 
-CLOSED = ("ROUND_NOT_OPEN", "NOT_IN_COHORT", "UPDATE_SUPERSEDED", "TRAINING_NOT_FOUND", "TOKEN_INVALID")
-GONE = ("TRAINING_NOT_FOUND", "TRAINING_ENDED", "TOKEN_INVALID")
-METRIC = "accuracy"
 DAMAGED = 0.2
 """The fraction of the first updates of rounds that are damaged, where they may be."""
 
 
-class RandomTraining:
+class RandomTraining(RandomSubmissions):
     """One training from its creation to its end."""
 
-    def __init__(self, client: RetryingClient, seed: str, *, odd: float = 0.07, controlled: float = 0.1) -> None:
-        """Draws it; `odd` is how often a participant fails, or has no examples, `controlled` how often it changes."""
-        self._client = client
-        self._draw = random.Random(seed)
+    def __init__(
+        self, client: RetryingClient, seed: str, *, odd: float = 0.07, controlled: float = 0.1, steered: float = 0.6
+    ) -> None:
+        """Draws it.
+
+        Args:
+            client: Makes the calls.
+            seed: Of all that is drawn.
+            odd: How often a participant fails, or has no examples.
+            controlled: How often the training changes.
+            steered: How often it has cohorts, and policies of whom its rounds wait for.
+        """
+        super().__init__(client, seed, odd)
         self._draw_damage = random.Random(f"{seed} damage")
-        # Apart, so that a seed draws the same trainings whether or not participants fail.
-        self._odd_draw = random.Random(f"odd {seed}")
-        self._odd = odd
         self._draw_parts = random.Random(f"{seed} parts")
         self._control = RandomControl(client, seed, controlled)
-        self._kinds = tensors.shapes(self._draw)
-        self._trained = self._kinds
+        self._cohort = RandomCohort(client, seed, steered)
         self._present: list[User] = []
         self._delayed: list[Callable[[], object]] = []
         self._begun: set[int] = set()
-        # What each user submitted last: the round, the method, and a request that submits it again.
-        self._sent: dict[str, tuple[int, Any, Any]] = {}
-        self._training_id = ""
 
     def run(self) -> None:
         """Runs the training to its end."""
         client = self._client
         self._actor = client.user("ACTOR")
-        for _ in range(self._draw.randint(1, 4)):
+        for _ in range(self._draw.randint(1, 4) + self._cohort.more_people()):
             self._present.append(client.user("CLIENT"))
         self._create(self._drawn_spec())
+        self._cohort.label(self._present)
         self._register(self._present[1:])
         self._start()
         for event in client.events(self._actor, self._training_id):
@@ -55,13 +57,16 @@ class RandomTraining:
                 started = event.round_started
                 self._record("config", round=started.round, config=config_of(started.config))
                 self._begin_round(started)
+                self._register_enough()
             elif event.HasField("update_lost"):
                 self._send_again(event.update_lost)
             elif event.HasField("round_closed"):
-                self._send_late()
+                self._cohort.relabel(self._present)
+                self._send_too_late()
             elif event.HasField("round_extended"):
                 self._send_late()
                 self._send_missing(event.round_extended.round)
+        self._cohort.disconnect()
         if self._draw.random() < 0.2:
             self._remove_training()
 
@@ -108,6 +113,7 @@ class RandomTraining:
             spec.tensors.trainable.extend(names)
             own = sorted(self._kinds.keys() - names)[:1]
             spec.tensors.private.extend(own)
+        self._cohort.configure(spec, len(self._present))
         self._control.configure(spec)
         return spec
 
@@ -121,13 +127,35 @@ class RandomTraining:
 
     def _start(self) -> None:
         request = training_pb2.StartTrainingRequest(training_id=self._training_id, request_id=new_id())
-        while not self._ask(self._actor, self._client.trainings.StartTraining, request, "NO_PARTICIPANTS"):
-            # Fewer than min_updates are here.
-            self._present.append(self._client.user("CLIENT"))
-            self._register(self._present[-1:])
+        if self._cohort.chance(0.5):
+            self._cohort.connect(self._training_id, self._present)
+        while not self._ask(
+            self._actor, self._client.trainings.StartTraining, request, "NO_PARTICIPANTS", "COHORT_IMPOSSIBLE"
+        ):
+            # Fewer are here than min_updates or the cohort need.
+            self._register_another()
         self._record("started")
         if self._draw.random() < 0.2:
             self._ask(self._actor, self._client.trainings.StartTraining, request)
+        if self._cohort.waits:
+            # Its first round may be pending.
+            self._control.act(self._actor, self._training_id)
+            self._cohort.relabel(self._present)
+        self._cohort.connect(self._training_id, self._present)
+
+    def _register_another(self) -> User:
+        """Registers another client, which has the labels of the cohort, and is connected if others are."""
+        more = self._client.user("CLIENT")
+        self._present.append(more)
+        self._cohort.label([more])
+        self._register([more])
+        self._cohort.connect(self._training_id, [more])
+        return more
+
+    def _register_enough(self) -> None:
+        """Registers as many others as must be connected, after some were removed."""
+        while self._cohort.needs_more(len(self._present)):
+            self._register_another()
 
     def _begin_round(self, started: Any) -> None:
         """Runs a round once: those who join it later, or are asked anew, and the actor receive its start again."""
@@ -138,7 +166,7 @@ class RandomTraining:
 
     def _play_round(self, started: Any) -> None:
         """Submits what a round asks for, in random order of the users, sometimes with an action in between."""
-        draw, order = self._draw, list(self._present)
+        draw, order = self._draw, self._asked(started)
         draw.shuffle(order)
         may_skip = self._spec.round_policy.min_updates or self._spec.round_policy.HasField("deadline")
         for user in order:
@@ -152,31 +180,29 @@ class RandomTraining:
                 self._damage(receipt)
             self._interrupt(user)
         if draw.random() < 0.1:
-            more = self._client.user("CLIENT")
-            self._present.append(more)
-            self._register([more])
+            more = self._register_another()
             # It belongs to this round only if the round is repeated.
             self._delayed.append(lambda: self._send(more, started))
-        if not self._spec.round_policy.HasField("deadline") and self._is_open(started.round):
+        found = self._find_round(started.round)
+        ends_by_itself = found is not None and (found.HasField("deadline") or found.HasField("wait_end_time"))
+        if found is not None and found.state == round_pb2.ROUND_STATE_OPEN and not ends_by_itself:
             self._send_late()
 
-    def _is_odd(self) -> bool:
-        return self._odd_draw.random() < self._odd
-
-    def _fail(self, user: User, started: Any) -> bool:
-        """Reports a failure, sometimes twice; returns whether the user submits all the same."""
-        request = round_pb2.ReportFailureRequest(
-            training_id=self._training_id, round=started.round, reason="TRAIN_FAILED", message=new_id()
-        )
-        for _ in range(1 + (self._odd_draw.random() < 0.3)):
-            if self._ask(user, self._client.rounds.ReportFailure, request, *CLOSED):
-                self._record("failure", round=started.round, user_id=user.user_id, reason=request.reason)
-        return self._odd_draw.random() < 0.3
-
-    def _is_open(self, number: int) -> bool:
-        request = round_pb2.GetRoundRequest(training_id=self._training_id, round=number)
-        found = self._ask(self._actor, self._client.rounds.GetRound, request, *GONE)
-        return bool(found) and found.round.state == round_pb2.ROUND_STATE_OPEN
+    def _asked(self, started: Any) -> list[User]:
+        """Returns who submits in a round at once; of a cohort, some of those that it can do without do not."""
+        found = self._find_round(started.round) if self._cohort.is_used else None
+        if found is None:
+            return list(self._present)
+        members = {member.user_id for member in found.participants}
+        if found.HasField("draw"):
+            told = {name: getattr(found.draw, name) for name in ("attempt", "num_eligible", "num_needed", "num_chosen")}
+            self._record("draw", round=started.round, seed=str(found.draw.seed), members=sorted(members), **told)
+        present = [user for user in self._present if user.user_id in members]
+        asked, silent = self._cohort.split(present, found)
+        self._delayed += [lambda user=user: self._send(user, started) for user in silent]
+        # Others behave; and if one does not, it is refused.
+        asked += [user for user in self._present if user.user_id not in members and self._cohort.chance(0.1)]
+        return asked
 
     def _damage(self, receipt: Any) -> None:
         """Damages the file of an update if it is aggregated, and not yet: the round must wait for it again."""
@@ -187,6 +213,7 @@ class RandomTraining:
             receipt.num_examples
             and not policy.min_updates
             and not policy.HasField("deadline")
+            and not policy.HasField("absent_after")
             and not self._spec.aggregation.HasField("fed_dc")
             and self._is_open(receipt.round)
         ):
@@ -242,120 +269,11 @@ class RandomTraining:
         for send in delayed:
             send()
 
-    def _send(self, user: User, started: Any) -> Any:
-        """Submits what a round asks for; returns the receipt of an update that was accepted."""
-        if started.kind == event_pb2.ROUND_KIND_EVALUATE:
-            self._report(user, started)
-            return None
-        return self._submit(user, started)
-
-    def _report(self, user: User, started: Any) -> None:
-        metrics = {METRIC: self._draw.random(), "loss": self._draw.random()}
-        examples = self._draw.randint(1, 1000)
-        request = round_pb2.SubmitMetricsRequest(
-            training_id=self._training_id, round=started.round, metrics=metrics, num_examples=examples
-        )
-        if self._ask(user, self._client.rounds.SubmitMetrics, request, *CLOSED):
-            self._record("report", round=started.round, user_id=user.user_id, metrics=metrics, num_examples=examples)
-            self._sent[user.user_id] = (started.round, self._client.rounds.SubmitMetrics, request)
-            other = round_pb2.SubmitMetricsRequest()
-            other.CopyFrom(request)
-            other.num_examples += 1
-            if self._draw.random() < 0.1 and self._ask(
-                user, self._client.rounds.SubmitMetrics, other, *CLOSED, "METRICS_EXIST"
-            ):
-                self._record("unexpected", reason="a second report was accepted")
-
-    def _submit(self, user: User, started: Any) -> Any:
-        draw = self._draw
-        if started.assigned and draw.random() < 0.3:
-            self._download_assigned(user, started)
-        if started.kind == event_pb2.ROUND_KIND_SWAG:
-            file = tensors.write(tensors.moments(self._kinds, started.swag.rank, draw))
-        else:
-            file = tensors.write(tensors.fill(self._trained, draw))
-        spec = round_pb2.UpdateSpec(
-            training_id=self._training_id,
-            round=started.round,
-            num_examples=draw.choice([1, draw.randint(1, 1000), draw.randint(1, 1 << 31)]),
-            metrics={"loss": draw.random()},
-            sha256=digest(file),
-            size_bytes=len(file),
-        )
-        if self._is_odd():
-            spec.num_examples = 0
-        if draw.random() < 0.3:
-            spec.upload_id = new_id()
-            half = _messages(spec, file[: len(file) // 2])
-            self._client.cut(user, self._client.rounds.SubmitUpdate, half, draw.uniform(0.001, 0.02))
-        for _ in range(1 + (draw.random() < 0.15)):
-            receipt = self._send_file(user, spec, file)
-            if receipt is not None:
-                self._record(
-                    "receipt",
-                    round=receipt.round,
-                    user_id=user.user_id,
-                    update_id=receipt.update_id,
-                    sha256=receipt.sha256,
-                    size_bytes=len(file),
-                    num_examples=spec.num_examples,
-                    metrics=dict(spec.metrics),
-                    accept_time=receipt.accept_time.ToMicroseconds(),
-                )
-                if receipt.num_examples != spec.num_examples:
-                    self._record("unexpected", reason="a receipt has another number of examples")
-                self._sent[user.user_id] = (
-                    started.round,
-                    self._client.rounds.SubmitUpdate,
-                    lambda: _messages(_changed(spec, upload_id="", offset=0), file),
-                )
-        if receipt is not None and draw.random() < 0.1:
-            self._submit_another(user, spec, file)
-        return receipt
-
-    def _send_file(self, user: User, spec: Any, file: bytes) -> Any:
-        """Sends an update, from where an earlier try stopped; returns the receipt."""
-        while True:
-            if spec.upload_id:
-                request = round_pb2.GetUploadRequest(upload_id=spec.upload_id)
-                found = self._ask(user, self._client.rounds.GetUpload, request, *CLOSED)
-                spec.offset = found.committed_size if found else 0
-            answer = self._ask(
-                user,
-                self._client.rounds.SubmitUpdate,
-                lambda: _messages(spec, file[spec.offset :]),
-                *CLOSED,
-                *("UPLOAD_OFFSET", "UPLOAD_INCOMPLETE", "UPLOAD_SUPERSEDED"),
-            )
-            if answer or answer.reason in CLOSED:
-                return answer.receipt if answer else None
-
-    def _submit_another(self, user: User, spec: Any, file: bytes) -> None:
-        """Tries to submit updates other than the accepted one: they are rejected, while the training exists."""
-        for change in ({"sha256": digest(file + b"more")}, {"num_examples": 1 if spec.num_examples > 1 else 2}):
-            other = _changed(spec, upload_id="", offset=0, **change)
-            answer = self._ask(
-                user,
-                self._client.rounds.SubmitUpdate,
-                lambda other=other: _messages(other, file),
-                *CLOSED,
-                "UPDATE_EXISTS",
-            )
-            if answer:
-                self._record("unexpected", reason=f"a second update was accepted, with another {set(change)}")
-
-    def _download_assigned(self, user: User, started: Any) -> None:
-        """Downloads the model that is assigned to a member of a chain."""
-        request = round_pb2.DownloadAssignedModelRequest(training_id=self._training_id, round=started.round)
-
-        def read(sent: Any, **options: Any) -> bytes:
-            messages = list(self._client.rounds.DownloadAssignedModel(sent, **options))
-            file = b"".join(message.chunk for message in messages)
-            if digest(file) != messages[0].info.sha256:
-                self._record("unexpected", reason="an assigned model has other bytes than its digest says")
-            return file
-
-        self._ask(user, read, request, *CLOSED)
+    def _send_too_late(self) -> None:
+        """Sends the delayed updates of a round that is closed; with cohorts, some of those never come."""
+        if self._cohort.is_used:
+            self._delayed = [send for send in self._delayed if self._cohort.chance(0.5)]
+        self._send_late()
 
     def _remove_training(self) -> None:
         request = training_pb2.RemoveTrainingRequest(training_id=self._training_id, force=True)
@@ -368,27 +286,3 @@ class RandomTraining:
         # After a lost reply the second try finds no user: it is removed all the same.
         if answer or answer.reason == "USER_NOT_FOUND":
             self._client.history.add("user_removed", user_id=user.user_id)
-
-    def _ask(self, user: User, method: Any, request: Any, *expected: str) -> Any:
-        return self._client.call(user, method, request, *expected, training_id=self._training_id)
-
-    def _record(self, kind: str, **facts: Any) -> None:
-        self._client.history.add(kind, training_id=self._training_id, **facts)
-
-
-def _changed(spec: Any, **changes: Any) -> Any:
-    """A copy of the description of an update, with other fields."""
-    other = round_pb2.UpdateSpec()
-    other.CopyFrom(spec)
-    for name, value in changes.items():
-        setattr(other, name, value)
-    return other
-
-
-def _messages(spec: Any, data: bytes) -> Iterator[Any]:
-    """An update in two chunks."""
-    middle = len(data) // 2
-    yield round_pb2.SubmitUpdateRequest(spec=spec)
-    for chunk in (data[:middle], data[middle:]):
-        if chunk:
-            yield round_pb2.SubmitUpdateRequest(chunk=chunk)

@@ -122,8 +122,8 @@ class RetryingClient:
                     if kind in NOT_IN_THE_LOG:
                         continue
                     sequence = event.sequence
-                    facts = {"training_id": training_id, "sequence": sequence, "event": PAYLOADS[kind]}
-                    self.history.add("event", **facts)
+                    facts = {"training_id": training_id, "user_id": user.user_id, "sequence": sequence}
+                    self.history.add("event", **facts, event=PAYLOADS[kind])
                     yield event
             except grpc.RpcError as error:
                 call_error = self._read(error)

@@ -8,6 +8,7 @@ import json
 import math
 import random
 import struct
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, 
 CODES = {"F64": "d", "F32": "f", "F16": "e", "I64": "q", "I32": "i", "I16": "h", "I8": "b", "U8": "B", "BOOL": "?"}
 # Bits of the significand, and the exponent of the smallest normal number.
 FLOATS = {"F64": (53, -1022), "F32": (24, -126), "F16": (11, -14), "BF16": (8, -126)}
+LARGEST = {"F64": sys.float_info.max, "F32": (2 - 2.0**-23) * 2.0**127}
 COUNTER = "num_batches_tracked"
 
 
@@ -36,6 +38,8 @@ class Tensor:
 
 
 Tensors = Mapping[str, Tensor]
+Kinds = Mapping[str, tuple[str, tuple[int, ...]]]
+"""The types and shapes of tensors by name."""
 
 
 def write(tensors: Tensors) -> bytes:
@@ -112,6 +116,25 @@ def aggregate(updates: Sequence[Tensors], weights: Sequence[int]) -> Tensors:
     return made
 
 
+def has_differences(update: Tensors, model: Tensors) -> bool:
+    """Returns whether an update has tensors of other types than the model: they are differences."""
+    return any(tensor.dtype != model[name].dtype for name, tensor in update.items())
+
+
+def whole(update: Tensors, model: Tensors) -> Tensors:
+    """Adds differences to the model that they were made from, in doubles, within the range of the model's types."""
+    return {
+        name: tensor if tensor.dtype == model[name].dtype else _sum(model[name], tensor)
+        for name, tensor in update.items()
+    }
+
+
+def _sum(base: Tensor, difference: Tensor) -> Tensor:
+    most = LARGEST[base.dtype]
+    sums = (left + right for left, right in zip(base.values, difference.values, strict=True))
+    return Tensor(base.dtype, base.shape, tuple(max(-most, min(most, one)) for one in sums))
+
+
 def posterior(updates: Sequence[Tensors], weights: Sequence[int], rank: int) -> Tensors:
     """The SWAG posterior of moments in canonical order: their means, and all deviations side by side, scaled."""
     weights = weights if any(weights) else [1] * len(weights)
@@ -146,7 +169,7 @@ def shapes(draw: random.Random) -> dict[str, tuple[str, tuple[int, ...]]]:
     return {"weight": ("F32", (2, 3)), **chosen, f"norm.{COUNTER}": ("I64", ())}
 
 
-def fill(kinds: Mapping[str, tuple[str, tuple[int, ...]]], draw: random.Random) -> Tensors:
+def fill(kinds: Kinds, draw: random.Random) -> Tensors:
     """Draws numbers for a model."""
     return {
         name: Tensor(dtype, shape, tuple(_number(dtype, draw) for _ in range(math.prod(shape))))
@@ -154,7 +177,7 @@ def fill(kinds: Mapping[str, tuple[str, tuple[int, ...]]], draw: random.Random) 
     }
 
 
-def moments(kinds: Mapping[str, tuple[str, tuple[int, ...]]], rank: int, draw: random.Random) -> Tensors:
+def moments(kinds: Kinds, rank: int, draw: random.Random) -> Tensors:
     """Draws what a participant sends in a SWAG round."""
     wanted: dict[str, tuple[str, tuple[int, ...]]] = {}
     for name, (dtype, shape) in kinds.items():

@@ -4,9 +4,6 @@ On PostgreSQL both transactions have begun before either goes on. SQLite has one
 A deadlock is no outcome: its victim would find the database unavailable.
 """
 
-import asyncio
-import random
-import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,9 +14,13 @@ from typing import Any, TypeAlias
 import pytest
 import pytest_asyncio
 
-from contracts.coordination import Coordination, coordinating
+from chaos.race import Barrier, Race
+from contracts.audits import chained
+from contracts.coordination import coordinating
 from contracts.world import SPEC, blob, update
+from fedround_server.domain.cohort import Cohort
 from fedround_server.domain.errors import (
+    CohortImpossible,
     FedroundError,
     NotInCohort,
     Quota,
@@ -28,6 +29,7 @@ from fedround_server.domain.errors import (
     TrainingNotInitial,
     UnknownClients,
     UpdateExists,
+    UserNotFound,
 )
 from fedround_server.domain.event import (
     ClientRemoved,
@@ -38,65 +40,14 @@ from fedround_server.domain.event import (
     UpdateAccepted,
 )
 from fedround_server.domain.policy import RoundPolicy
-from fedround_server.domain.training import Training, TrainingState
+from fedround_server.domain.training import TrainingState
 from fedround_server.domain.user import Role
 from fedround_server.store import Store
 from fedround_server.store.db.group_commit import Call, Transactions
-from sizes import SEED, size
+from sizes import size
 
 REPEATS = size("RACES", 2)
 pytestmark = [pytest.mark.attack, pytest.mark.timeout(300 + 2 * REPEATS)]
-
-
-class Barrier:
-    """Makes the next transactions wait for each other between their begin and their first statement."""
-
-    def __init__(self) -> None:
-        self._gate: threading.Barrier | None = None
-        self._left = 0
-        self._lock = threading.Lock()
-
-    def arm(self, parties: int) -> None:
-        self._gate, self._left = threading.Barrier(parties), parties
-
-    def wait(self) -> None:
-        with self._lock:
-            gate = self._gate if self._left else None
-            self._left = max(0, self._left - 1)
-        if gate is not None:
-            gate.wait(100)
-
-
-class Race:
-    """A coordinator, and a start line."""
-
-    def __init__(self, coordination: Coordination, barrier: Barrier | None) -> None:
-        self.coordination = coordination
-        self.store = coordination.context.store
-        self._barrier = barrier
-        self._random = random.Random(SEED)
-
-    async def run(self, *runners: Awaitable[Any]) -> list[Any]:
-        """Lets them go at once, in any order; returns what each of them came to."""
-        order = list(range(len(runners)))
-        self._random.shuffle(order)
-        if self._barrier is not None:
-            self._barrier.arm(len(runners))
-        found = await asyncio.gather(*(runners[number] for number in order), return_exceptions=True)
-        outcomes = dict(zip(order, found, strict=True))
-        for outcome in found:
-            if isinstance(outcome, BaseException) and not isinstance(outcome, FedroundError):
-                raise outcome
-        return [outcomes[number] for number in range(len(runners))]
-
-    async def log(self, training_id: str, actor: str) -> list[Event]:
-        """The training's events; without gaps, and agreeing with its row."""
-        page = await self.store.events.poll(training_id, actor, 0, 1000)
-        assert [event.sequence for event in page.events] == list(range(1, page.view.last_sequence + 1))
-        return list(page.events)
-
-    async def until(self, actor: str, training: Training, holds: Callable[[Training], bool]) -> Training:
-        return await self.coordination.until(actor, training.training_id, holds)
 
 
 @pytest_asyncio.fixture
@@ -204,6 +155,46 @@ async def the_same_start_twice(race: Race) -> None:
     outcomes = await race.run(*(trainings.start(made.training_id, actor, request) for _ in range(2)))
     assert [outcome.state for outcome in outcomes] == [TrainingState.ONGOING] * 2
     the_one(await race.log(made.training_id, actor), RoundStarted)
+
+
+@scene
+async def labels_against_start_registration_and_removal(race: Race) -> None:
+    world, coordinator = race.coordination.world, race.coordination.coordinator
+    actor, labelled, other = await world.user(Role.ACTOR), await world.user(gpu="yes"), await world.user(gpu="yes")
+    made = await world.training(actor, [labelled], cohort=Cohort(labels={"gpu": "yes"}))
+    before = len(await chained(race.store))
+    start, *_ = await race.run(
+        coordinator.trainings.start(made.training_id, actor, None),
+        coordinator.users.set_labels(labelled, {}),
+        coordinator.trainings.register(made.training_id, actor, [other]),
+        coordinator.users.set_labels(other, {}),
+    )
+    registered, unlabelled = {labelled}, set()
+    for entry in (await chained(race.store))[before:]:
+        if entry.action == "round_opened":
+            break
+        if entry.action == "user_updated":
+            unlabelled.add(entry.subject)
+        elif entry.action == "clients_registered":
+            registered.add(other)
+    if not fails_with(start, CohortImpossible):
+        view = await race.store.rounds.explain(made.training_id, 0, actor)
+        # Drawn of those who, in the order of the audit log, were registered and had the labels.
+        assert {member.user_id for member in view.members} == registered - unlabelled
+
+
+@scene
+async def labels_against_removal_of_the_user(race: Race) -> None:
+    actor, (stays, leaves), training = await race.coordination.running(2, cohort=Cohort(size=2))
+    coordinator = race.coordination.coordinator
+    removal, labels, submit = await race.run(
+        coordinator.remove_user(leaves, force=False),
+        coordinator.users.set_labels(leaves, {"gpu": "yes"}),
+        race.coordination.submit(training.training_id, 0, stays),
+    )
+    assert (removal, submit) == (None, None)
+    fails_with(labels, UserNotFound)
+    await race.until(actor, training, lambda training: training.round == 1)
 
 
 @scene

@@ -5,8 +5,10 @@ from typing import Any
 
 from calls import digest, new_id
 from chaos import tensors
+from chaos.random_cohort import LABELS
 from chaos.random_control import client_config
-from chaos.random_training import CLOSED, METRIC, RandomTraining
+from chaos.random_submissions import CLOSED, METRIC
+from chaos.random_training import RandomTraining
 from chaos.retrying_client import RetryingClient
 from fedround.v1 import control_pb2, model_pb2, round_pb2, training_pb2, user_pb2
 
@@ -98,7 +100,7 @@ class ShortTraining(RandomTraining):
 
     def wait_for_a_connection(self) -> None:
         """Starts the training, whose rounds open once a participant is connected, and submits all that they ask for."""
-        self._gather(min_available=1)
+        self._gather(cohort=training_pb2.Cohort(min_available=1), metric_names=[METRIC])
         self._register(self._present[1:])
         self._start()
         for event in self._client.events(self._present[0], self._training_id):
@@ -107,6 +109,21 @@ class ShortTraining(RandomTraining):
                 self._begun.add(self._started.round)
                 for user in self._present:
                     self._send(user, self._started)
+
+    def over_select(self) -> None:
+        """Runs a training in which two of three clients are asked and one is needed; the other one does not answer."""
+        cohort = training_pb2.Cohort(size=1, over_selection=2, labels=LABELS, seed=7)
+        self._cohort.use(cohort)
+        self._gather(cohort=cohort)
+        self._cohort.label(self._present[:1])
+        self._cohort.label(self._present[1:2])
+        self._register(self._present[1:])
+        self._start()
+        for event in self._client.events(self._actor, self._training_id):
+            if event.HasField("round_started") and event.round_started.round not in self._begun:
+                self._begun.add(event.round_started.round)
+                self._send(self._asked(event.round_started)[0], event.round_started)
+        self._cohort.disconnect()
 
     def _follow(self) -> None:
         for _ in self._client.events(self._actor, self._training_id):
@@ -128,20 +145,17 @@ class ShortTraining(RandomTraining):
             elif event.HasField("update_lost"):
                 self._send_again(event.update_lost)
 
-    def _gather(
-        self, deadline_ms: int | None = None, absent_after_ms: int | None = None, min_available: int = 0
-    ) -> None:
+    def _gather(self, deadline_ms: int | None = None, absent_after_ms: int | None = None, **fields: Any) -> None:
         self._actor = self._client.user("ACTOR")
         self._present = [self._client.user("CLIENT") for _ in range(3)]
         first = [self._present[0].user_id]
-        spec = training_pb2.TrainingSpec(name="short", target_num_updates=1, client_ids=first, request_id=new_id())
+        spec = training_pb2.TrainingSpec(
+            name="short", target_num_updates=1, client_ids=first, request_id=new_id(), **fields
+        )
         if deadline_ms is not None:
             spec.round_policy.deadline.FromMilliseconds(deadline_ms)
         if absent_after_ms is not None:
             spec.round_policy.absent_after.FromMilliseconds(absent_after_ms)
-        if min_available:
-            spec.cohort.min_available = min_available
-            spec.metric_names.append(METRIC)
         self._create(spec)
 
 
@@ -173,6 +187,10 @@ def connections(client: RetryingClient, seed: str) -> None:
     ShortTraining(client, seed).wait_for_a_connection()
 
 
+def cohorts(client: RetryingClient, seed: str) -> None:
+    ShortTraining(client, seed).over_select()
+
+
 USER_ACTIONS: dict[str, Callable[[RetryingClient, str], Any]] = {
     "user.": users,
     "credential.": users,
@@ -187,6 +205,7 @@ USER_ACTIONS: dict[str, Callable[[RetryingClient, str], Any]] = {
     "round.exclude_absent": absences,
     "round.open.": connections,
     "submission.submit_report": connections,
+    "round.closed": cohorts,
 }
 
 

@@ -1,15 +1,18 @@
 """The cache of model files, in memory and on disk."""
 
 import errno
+import gc
 import hashlib
 import os
+import tempfile
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from client.rounds import Rounds, file_of, finished, round_started
-from fedround_client.cache import SPOOL_BYTES, CacheWriter, ModelCache
+from fedround_client.cache import SPOOL_BYTES, CacheWriter, ModelCache, SharedFile
 from fedround_client.tensors import to_safetensors
 
 pytestmark = pytest.mark.timeout(30)
@@ -224,3 +227,14 @@ def test_files_in_use_do_not_keep_others_from_being_evicted(tmp_path):
     with (tmp_path / f"{digest(files[1])}.safetensors").open("rb"):
         last = keep(ModelCache(tmp_path, max_bytes=1), files[2])
     assert names(tmp_path) == sorted(f"{one}.safetensors" for one in (digest(files[1]), last))
+
+
+def test_a_file_in_a_cycle_is_closed_before_it_is_finalized():
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        cycle = [SharedFile(tempfile.SpooledTemporaryFile(max_size=1))]  # noqa: SIM115 - the shared file closes it
+        cycle.append(cycle)
+        cycle[0].file.write(b"more than it keeps in memory")
+        del cycle
+        gc.collect()
+    assert [str(one.message) for one in found] == []

@@ -31,6 +31,7 @@ from fedround.v1.training_pb2 import (
 from fedround.v1.user_pb2 import CreateUserResponse, GetUserResponse, UpdateUserResponse, User
 from fedround_client import Cohort, RoundPolicy
 from fedround_client.attributes import own_attributes
+from fedround_client.progress import awaited_text
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -41,9 +42,22 @@ WAITING = Training(
     spec=TrainingSpec(name="digits", target_num_updates=4, cohort=Cohort(min_available=5)),
 )
 WAITING.start_time.FromSeconds(1_800_000_000)
-PENDING = GetRoundResponse(
-    round=Round(training_id=TRAINING, state=ROUND_STATE_PENDING, waiting_for="participants: 3 of 5 connected")
-)
+
+
+def pending(*absent):
+    """A round that waits for five participants; these are not connected."""
+    found = Round(
+        training_id=TRAINING,
+        state=ROUND_STATE_PENDING,
+        waiting_for=f"participants: {5 - len(absent)} of 5 connected",
+        num_connected=5 - len(absent),
+        num_registered=5,
+        not_connected=[RoundParticipant(name=name) for name in absent],
+    )
+    return GetRoundResponse(round=found)
+
+
+PENDING = pending("site 2", "site 4")
 
 
 @pytest.fixture
@@ -120,15 +134,23 @@ def test_wait_says_how_many_are_connected(server, messages):
     server.reply("GetTraining", GetTrainingResponse(training=WAITING))
     server.reply("GetRound", PENDING)
     rpc.send_response(Event(training_id=TRAINING, sequence=1, heartbeat=event_pb2.Heartbeat(sequence=1)))
-    four = Round(state=ROUND_STATE_PENDING, waiting_for="participants: 4 of 5 connected")
-    server.reply("GetRound", GetRoundResponse(round=four))
+    server.reply("GetRound", pending("site 4"))
     rpc.send_response(finished(2))
     server.reply("GetTraining", GetTrainingResponse(training=WAITING))
     call.result(10)
     assert messages() == [
-        "Round 1 of 4: waiting for participants: 3 of 5 connected",
-        "Round 1 of 4: waiting for participants: 4 of 5 connected",
+        "Round 1 of 4: waiting for participants: 3 of 5 connected; not connected: site 2 and site 4",
+        "Round 1 of 4: waiting for participants: 4 of 5 connected; not connected: site 4",
     ]
+
+
+def test_who_is_not_listed_is_counted():
+    found = Round(num_connected=3, num_registered=2003, waiting_for="participants: 3 of 5 connected")
+    for number in range(1000):
+        found.not_connected.add(name=f"site {number}")
+    assert awaited_text(found) == (
+        "participants: 3 of 5 connected; not connected: site 0, site 1, site 2, site 3, site 4 and 1995 others"
+    )
 
 
 def test_show_and_start_say_how_many_are_connected(server, command):
@@ -137,6 +159,7 @@ def test_show_and_start_say_how_many_are_connected(server, command):
     server.reply("GetRound", PENDING)
     lines = [line.split(maxsplit=2) for line in done(call).stdout.splitlines()]
     assert ["waiting", "for", "participants: 3 of 5 connected"] in lines
+    assert ["not", "connected", "site 2, site 4"] in lines
     assert not any(line[0] == "arrived" for line in lines)
     call = command("training", "start", TRAINING)
     server.reply("StartTraining", StartTrainingResponse(training=WAITING))
@@ -150,11 +173,17 @@ def test_watch_says_how_many_are_connected(server, command):
     rpc.send_response(Event(training_id=TRAINING, sequence=1, training_started=started))
     server.reply("GetTraining", GetTrainingResponse(training=WAITING))
     server.reply("GetRound", PENDING)
+    # Only what has changed is printed.
+    for found in (PENDING, pending("site 4"), GetRoundResponse(round=Round(state=ROUND_STATE_OPEN))):
+        rpc.send_response(Event(training_id=TRAINING, sequence=1, heartbeat=event_pb2.Heartbeat(sequence=1)))
+        server.reply("GetRound", found)
     rpc.send_response(not_needed(2))
     rpc.send_response(finished(3))
-    first, second, _ = done(call).stdout.splitlines()
-    assert first.endswith("started: 4 versions to make; round 1 of 4: waiting for participants: 3 of 5 connected")
-    assert second.endswith("round 1 of 4: 2 of 3 are enough, the others are told that they are free")
+    first, second, third, _ = done(call).stdout.splitlines()
+    waiting = "round 1 of 4: waiting for participants:"
+    assert first.endswith(f"started: 4 versions to make; {waiting} 3 of 5 connected; not connected: site 2 and site 4")
+    assert second.endswith(f"  {waiting} 4 of 5 connected; not connected: site 4")
+    assert third.endswith("round 1 of 4: 2 of 3 are enough, the others are told that they are free")
 
 
 def test_a_round_shows_its_draw_and_whose_work_was_left_out(server, command):

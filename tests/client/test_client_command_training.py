@@ -4,10 +4,16 @@ import json
 
 import numpy as np
 import pytest
+from typer import BadParameter
 
 from client.scripted import MODEL, OK, OTHER, TRAINING, USER, done
 from fedround.v1 import event_pb2
-from fedround.v1.aggregation_pb2 import UPDATE_PRECISION_BFLOAT16
+from fedround.v1.aggregation_pb2 import (
+    UPDATE_PRECISION_BFLOAT16,
+    UPDATE_PRECISION_FULL,
+    UPDATE_PRECISION_INT8,
+    TensorPrecision,
+)
 from fedround.v1.event_pb2 import Event
 from fedround.v1.round_pb2 import GetRoundResponse, RejectedUpdate, Round, RoundParticipant
 from fedround.v1.training_pb2 import (
@@ -27,6 +33,7 @@ from fedround.v1.training_pb2 import (
     TrainingSpec,
 )
 from fedround_client import Ensemble, EnsembleMember, FedDc, McDropout, NoUncertainty, Swag, to_safetensors
+from fedround_client.command.transport import parse_tensor_precisions
 from fedround_client.options import aggregation, uncertainty
 
 pytestmark = pytest.mark.timeout(30)
@@ -49,6 +56,7 @@ def test_training_create_sends_the_file_and_all_options(server, command, tmp_pat
     options += (
         " --deadline 90 --max-retries 4 --fed-prox-mu 0.1 --evaluation final_only --description d --max-num-examples 9"
         " --max-update-norm 2.5 --update-precision bfloat16 --allow-non-finite-buffers --integer-tensors mean"
+        " --tensor-precision a=b*=int8 --tensor-precision *.bias=FULL --stochastic-rounding"
     )
     options += " --on-failure fail --absent-after 45"
     options += " --maximize accuracy --keep-versions 4 --architecture mlp"
@@ -64,6 +72,11 @@ def test_training_create_sends_the_file_and_all_options(server, command, tmp_pat
     assert (list(spec.client_ids), list(spec.metric_names)) == ([USER, MODEL], ["accuracy"])
     assert (spec.round_policy.min_updates, spec.round_policy.deadline.seconds) == (2, 90)
     assert (spec.max_update_norm, spec.update_precision) == (2.5, UPDATE_PRECISION_BFLOAT16)
+    assert spec.stochastic_rounding
+    assert list(spec.tensor_precisions) == [
+        TensorPrecision(tensors="a=b*", precision=UPDATE_PRECISION_INT8, stochastic_rounding=True),
+        TensorPrecision(tensors="*.bias", precision=UPDATE_PRECISION_FULL, stochastic_rounding=True),
+    ]
     assert (spec.allow_non_finite_buffers, spec.integer_tensors) == (True, INTEGER_TENSORS_MEAN)
     assert (spec.round_policy.on_missed, spec.round_policy.max_retries) == (ON_MISSED_RETRY, 4)
     assert (spec.round_policy.on_failure, spec.round_policy.absent_after.seconds) == (ON_FAILURE_FAIL, 45)
@@ -127,6 +140,43 @@ def test_the_best_version_is_shown(server, command):
     assert best[header.index("BEST")] == "3"
     assert best[header.index("ROUND")] == "1/5"
     assert none[-1] == "0/0"
+
+
+@pytest.mark.parametrize(
+    ("spec", "text"),
+    [
+        ({"update_precision": UPDATE_PRECISION_FULL}, None),
+        ({"update_precision": UPDATE_PRECISION_INT8}, "INT8"),
+        (
+            {
+                "tensor_precisions": [
+                    TensorPrecision(tensors="*.bias", precision=UPDATE_PRECISION_FULL),
+                    TensorPrecision(tensors="w*", precision=UPDATE_PRECISION_INT8, stochastic_rounding=True),
+                ],
+                "update_precision": UPDATE_PRECISION_BFLOAT16,
+            },
+            "*.bias FULL, w* INT8 (stochastic rounding), others BFLOAT16",
+        ),
+    ],
+)
+def test_the_precisions_of_updates_are_shown(server, command, spec, text):
+    call = command("training", "show", TRAINING)
+    server.reply("GetTraining", GetTrainingResponse(training=Training(training_id=TRAINING, spec=TrainingSpec(**spec))))
+    assert fields(done(call).stdout).get("update precision") == text
+
+
+@pytest.mark.parametrize(
+    ("texts", "words"),
+    [
+        (["w"], "'w' is not GLOB=PRECISION"),
+        (["=INT8"], "'=INT8' is not GLOB=PRECISION"),
+        (["w=INT4"], "precisions are FULL, FLOAT16, BFLOAT16, INT8"),
+        (["w=INT8", "w=FULL"], "has 'w' twice"),
+    ],
+)
+def test_impossible_precisions_are_rejected_before_a_call(texts, words):
+    with pytest.raises(BadParameter, match=words):
+        parse_tensor_precisions(texts)
 
 
 def test_training_wait_and_watch(server, command):

@@ -13,15 +13,23 @@ from hypothesis.extra.numpy import arrays
 
 from client.rounds import Rounds, finished, info_of, round_started
 from client.scripted import OK, chunk_response
-from fedround.v1.aggregation_pb2 import UPDATE_PRECISION_BFLOAT16, UPDATE_PRECISION_FLOAT16
+from fedround.v1.aggregation_pb2 import (
+    UPDATE_PRECISION_BFLOAT16,
+    UPDATE_PRECISION_FLOAT16,
+    UPDATE_PRECISION_FULL,
+    UPDATE_PRECISION_INT8,
+)
+from fedround.v1.aggregation_pb2 import TensorPrecision as TensorRule
 from fedround.v1.model_pb2 import DownloadModelResponse
 from fedround.v1.round_pb2 import SubmitUpdateResponse
 from fedround_client import from_safetensors, to_safetensors
 from fedround_client.cache import SharedFile
-from fedround_client.half_precision import NotRepresentable, difference_sources, round_to_half
+from fedround_client.differences import NotRepresentable, difference_sources
+from fedround_client.half_precision import round_to_half
 from fedround_client.payload import CHUNK, Payload
 from fedround_client.safetensors_stream import SafetensorsStream
 from fedround_client.tensors import array_sources
+from fedround_client.transport import TensorPrecision, Transport
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -36,6 +44,10 @@ values = arrays(np.float32, st.integers(1, 50), elements=st.floats(width=32))
 
 def shared_file(state):
     return SharedFile(io.BytesIO(to_safetensors(state)))
+
+
+def all_in(precision):
+    return Transport(TensorPrecision(precision))
 
 
 @given(values)
@@ -70,7 +82,9 @@ def test_rebuilt_updates_are_within_the_rounding_error(precision, seed):
     }
     file = b"".join(
         bytes(one)
-        for one in SafetensorsStream(difference_sources(array_sources(update), shared_file(MODEL), name)).pieces()
+        for one in SafetensorsStream(
+            difference_sources(array_sources(update), shared_file(MODEL), all_in(name))
+        ).pieces()
     )
     found = from_safetensors(file, "torch")
     assert found["half"].dtype == torch.float16
@@ -87,7 +101,7 @@ def test_rebuilt_updates_are_within_the_rounding_error(precision, seed):
 @given(st.integers(0, 2500), st.sampled_from(["FLOAT16", "BFLOAT16"]))
 def test_differences_can_be_read_from_any_offset(offset, precision):
     update = {name: tensor + tensor.dtype.type(1) for name, tensor in MODEL.items()}
-    file = SafetensorsStream(difference_sources(array_sources(update), shared_file(MODEL), precision))
+    file = SafetensorsStream(difference_sources(array_sources(update), shared_file(MODEL), all_in(precision)))
     whole = b"".join(bytes(one) for one in file.pieces())
     assert len(whole) == file.size_bytes
     assert b"".join(bytes(one) for one in file.pieces(offset)) == whole[offset:]
@@ -106,7 +120,9 @@ def test_differences_can_be_read_from_any_offset(offset, precision):
 )
 def test_updates_that_cannot_be_sent_as_differences_are_rejected(update, text):
     with pytest.raises(NotRepresentable, match=text):
-        Payload.of_tensors(difference_sources(array_sources({**MODEL, **update}), shared_file(MODEL), "FLOAT16"))
+        Payload.of_tensors(
+            difference_sources(array_sources({**MODEL, **update}), shared_file(MODEL), all_in("FLOAT16"))
+        )
 
 
 def test_a_difference_needs_memory_for_one_block():
@@ -114,17 +130,18 @@ def test_a_difference_needs_memory_for_one_block():
     after, model = {"w": before["w"] + 1}, shared_file(before)
     tracemalloc.start()
     try:
-        payload = Payload.of_tensors(difference_sources(array_sources(after), model, "BFLOAT16"))
+        payload = Payload.of_tensors(difference_sources(array_sources(after), model, all_in("BFLOAT16")))
         assert sum(len(chunk) for chunk, _ in payload.chunks(0)) == payload.size_bytes
         assert tracemalloc.get_traced_memory()[1] < 12 * CHUNK
     finally:
         tracemalloc.stop()
 
 
-def submitted_tensors(server, train, precision, framework="numpy", **options):
-    """Runs a round that accepts half precision; returns the tensors of the update as torch reads them."""
+def submitted_tensors(server, train, precision, framework="numpy", rules=(), **options):
+    """Runs a round that accepts differences; returns the tensors of the update as torch reads them."""
     rounds = Rounds(server, train, framework=framework, **options)
-    rounds.send(round_started(1, 0, update_precision=precision, model=info_of(0, to_safetensors(MODEL))))
+    model = info_of(0, to_safetensors(MODEL))
+    rounds.send(round_started(1, 0, update_precision=precision, tensor_precisions=rules, model=model))
     rounds.training_is_at(0)
     _, rpc = server.stream("DownloadModel")
     file = to_safetensors(MODEL)
@@ -176,6 +193,40 @@ def test_other_rounds_get_full_updates(server, precision):
         return model, 1
 
     assert submitted_tensors(server, train, precision)["w"].dtype == torch.float32
+
+
+def test_a_participant_follows_the_rules_of_single_tensors(server):
+    rules = [
+        TensorRule(tensors="wi*", precision=UPDATE_PRECISION_INT8, block_size=16),
+        TensorRule(tensors="w*", precision=UPDATE_PRECISION_FULL),
+    ]
+
+    def train(model, round_):
+        assert (round_.update_precision, list(round_.tensor_precisions)) == ("BFLOAT16", ["wi*", "w*"])
+        return {name: tensor + tensor.dtype.type(2) for name, tensor in model.items()}, 1
+
+    sent = submitted_tensors(server, train, UPDATE_PRECISION_BFLOAT16, rules=rules)
+    assert {name: tensor.dtype for name, tensor in sent.items()} == {
+        "w": torch.float32,
+        "wide": torch.int8,
+        "wide.int8_scales": torch.float32,
+        "half": torch.float16,
+        "steps": torch.int64,
+    }
+    assert len(sent["wide.int8_scales"]) == 7
+
+
+@pytest.mark.parametrize(
+    "unknown",
+    [
+        TensorRule(tensors="wide", precision=99),
+        TensorRule(tensors="wide", precision=UPDATE_PRECISION_INT8, block_size=48),
+    ],
+)
+def test_an_update_is_full_if_a_rule_is_not_known(server, unknown):
+    rules = [TensorRule(tensors="w", precision=UPDATE_PRECISION_FULL), unknown]
+    sent = submitted_tensors(server, lambda model, round_: (model, 1), UPDATE_PRECISION_FLOAT16, rules=rules)
+    assert (sent["w"].dtype, sent["wide"].dtype) == (torch.float32, torch.float64)
 
 
 def test_full_updates_can_be_chosen(server):

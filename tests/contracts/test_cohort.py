@@ -1,22 +1,28 @@
 """Cohorts that are drawn: who is asked, who is not, and who is released; on both databases."""
 
+import asyncio
+from concurrent.futures import Future
 from datetime import timedelta
 from typing import Any
 
+import psycopg
 import pytest
 
 from aggregations import fed_dc
-from contracts.audits import check, recorded
+from calls import until
+from contracts.audits import chained, check, recorded
 from contracts.test_failures import current, ending, fail, log
 from contracts.world import World
 from fedround_server.domain.cohort import Cohort, draw
 from fedround_server.domain.errors import CohortImpossible, NotInCohort, RoundNotOpen
 from fedround_server.domain.event import RoundClosed, RoundStarted, WorkNotNeeded
 from fedround_server.domain.policy import OnMissed, RoundPolicy
-from fedround_server.domain.rounds.round import Round, RoundState
+from fedround_server.domain.rounds.round import Round, RoundState, RoundView
 from fedround_server.domain.training import Goal, Selection, TrainingState
 from fedround_server.domain.user import Role
 from fedround_server.store import Store
+from fedround_server.store.transitions import open_round as opening
+from fedround_server.store.verbs import round as verbs
 
 MINUTE = timedelta(minutes=1)
 
@@ -312,6 +318,57 @@ async def test_released_members_are_asked_again_if_an_update_is_lost(store: Stor
     assert (await world.submit(training_id, 0, third))[1]
     await world.commit(training_id)
     await check(store)
+
+
+async def test_labels_that_change_while_a_round_opens_apply_from_the_next_one(
+    store: Store, world: World, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    actor, user = await world.user(Role.ACTOR), await world.user(gpu="yes")
+    made = await world.training(actor, [user], cohort=Cohort(labels={"gpu": "yes"}))
+    loop = asyncio.get_running_loop()
+    changes: list[Future[None]] = []
+
+    def change(_point: str) -> None:
+        """Changes the labels when the cohort is drawn, and waits until that is done, or waits for the round."""
+        changes.append(asyncio.run_coroutine_threadsafe(store.users.set_labels(user, {}), loop))
+        if database:
+            until(lambda: changes[0].done() or waits_for_a_lock(database))
+
+    monkeypatch.setattr(opening, "reached", change)
+    await store.trainings.start(made.training_id, actor, None, world.now)
+    await asyncio.wrap_future(changes[0])
+    assert await members(store, made.training_id, actor) == [user]
+    actions = [entry.action for entry in await chained(store)]
+    assert actions.index("round_opened") < actions.index("user_updated")
+
+
+def waits_for_a_lock(database: str) -> bool:
+    waiting = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    with psycopg.connect(database) as connection:
+        return connection.execute(waiting).fetchone() is not None
+
+
+async def test_a_view_of_a_round_is_of_one_moment(
+    store: Store, world: World, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody joins a round while it is read; only PostgreSQL does both at once."""
+    policy = RoundPolicy(0, MINUTE, on_missed=OnMissed.RETRY, max_retries=3)
+    actor, users, training = await world.running(2, round_policy=policy, cohort=Cohort(size=1))
+    loop, real = asyncio.get_running_loop(), verbs.view
+
+    def view(*found: Any) -> RoundView:
+        repeat = store.rounds.judge(training.training_id, 0, due=True, now=world.now)
+        change = asyncio.run_coroutine_threadsafe(repeat, loop)
+        if database:
+            change.result()
+        return real(*found)
+
+    monkeypatch.setattr(verbs, "view", view)
+    seen = await store.rounds.explain(training.training_id, None, actor)
+    assert (seen.round.attempt, len(seen.members)) == (1, 1)
+    monkeypatch.setattr(verbs, "view", real)
+    seen = await store.rounds.explain(training.training_id, None, actor)
+    assert (seen.round.attempt, {one.user_id for one in seen.members}) == (2, set(users))
 
 
 async def test_the_mean_says_over_whom_it_was_made(store: Store, world: World) -> None:

@@ -18,6 +18,7 @@ from damage import flip
 from fedround_server.blobs import BLOCK_BYTES
 from fedround_server.coordinator.aggregation import DAMAGE_DELAY, RETRY_DELAY
 from fedround_server.coordinator.served_files import ServedFile
+from fedround_server.domain.cohort import Cohort
 from fedround_server.domain.errors import ModelDamaged, RoundNotFound
 from fedround_server.domain.event import RoundClosed, RoundExtended, RoundStarted, UpdateAccepted, UpdateLost
 from fedround_server.domain.model import BlobRef
@@ -277,3 +278,18 @@ async def test_a_file_of_an_earlier_version_is_verified_when_it_is_read_first(st
         with pytest.raises(ModelDamaged) as raised:
             await anext(chunks)
     assert raised.value.metadata["file"] == f"objects/{other.sha256[:2]}/{other.sha256}"
+
+
+async def test_a_round_that_lost_an_update_asks_only_who_is_connected(store: Store, tmp_path: Path) -> None:
+    async with coordinating(store, tmp_path) as coordination:
+        actor, users, training = await coordination.running(3, cohort=Cohort(size=2, available_only=True))
+        training_id, presence, now = training.training_id, coordination.context.presence, coordination.clock.now
+        with presence.listening(users[0], now), presence.listening(users[1], now):
+            await coordination.coordinator.rounds.openings.look(training_id)
+            await coordination.submit(training_id, 0, users[0])
+            KINDS_OF_DAMAGE["removed"](file_of(coordination, 0, users[0]))
+            await coordination.submit(training_id, 0, users[1])
+            await reopened(coordination, training_id, actor)
+        view = await store.rounds.explain(training_id, None, actor)
+        # One update is missing, and the only one that could be asked in addition is away.
+        assert {member.user_id for member in view.members} == set(users[:2])

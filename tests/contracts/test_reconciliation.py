@@ -87,6 +87,23 @@ async def test_a_start_that_gets_no_answer_has_its_deadline(
         await coordination.clock.asleep(left.deadline)
 
 
+async def test_subscribers_are_woken_for_a_start_that_got_no_answer(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with coordinating(store, tmp_path) as coordination:
+        lose(monkeypatch, TrainingVerbs, "start", committed=True)
+        with pytest.raises(StoreUnavailable):
+            await coordination.running(1)
+        (left,) = await store.rounds.unfinished()
+        with coordination.context.hub.waiter() as waiter:
+            waiter.follow([left.training_id])
+            await coordination.coordinator.rounds.reconcile()
+            assert await waiter.wait(0) == {left.training_id}
+            # Only once.
+            await coordination.coordinator.rounds.reconcile()
+            assert not await waiter.wait(0)
+
+
 async def test_a_start_succeeds_although_its_deadline_cannot_be_read(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,15 +6,19 @@ from pathlib import Path
 
 import pytest
 
-from contracts.coordination import Coordination, coordinating
+from contracts.blobs import put
+from contracts.coordination import Coordination, coordinating, lose
 from contracts.test_failures import current, fail
 from contracts.world import World
+from fedround_server.coordinator.housekeeping import RECONCILIATION_INTERVAL
 from fedround_server.coordinator.openings import INTERVAL
 from fedround_server.domain.cohort import Cohort
 from fedround_server.domain.policy import OnMissed, RoundPolicy
 from fedround_server.domain.rounds.round import RoundState, WaitRule
 from fedround_server.domain.training import Goal, Selection, TrainingState
+from fedround_server.domain.user import Role
 from fedround_server.store import Store
+from fedround_server.store.verbs.round import RoundVerbs
 
 MINUTE = timedelta(minutes=1)
 HOUR = timedelta(hours=1)
@@ -171,6 +175,47 @@ async def test_a_round_opens_once_enough_participants_are_connected(store: Store
                 await coordination.coordinator.trainings.register(training_id, actor, [late])
                 await tick(coordination)
                 assert (await current(store, training_id)).members == 4
+
+
+async def test_participants_are_told_at_once_of_a_round_whose_opening_got_no_answer(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with coordinating(store, tmp_path) as coordination:
+        await coordination.coordinator.recover()
+        _, users, training = await coordination.running(1, cohort=Cohort(min_available=1))
+        training_id, context = training.training_id, coordination.context
+        lose(monkeypatch, RoundVerbs, "open", committed=True)
+        with context.presence.listening(users[0], coordination.clock.now), context.hub.waiter() as waiter:
+            waiter.follow([training_id])
+            await tick(coordination)
+            assert (await current(store, training_id)).state is RoundState.OPEN
+            await tick(coordination)
+            assert await waiter.wait(0) == {training_id}
+
+
+async def test_a_pending_round_opens_after_a_connected_participant_got_the_labels(store: Store, tmp_path: Path) -> None:
+    async with coordinating(store, tmp_path) as coordination:
+        await coordination.coordinator.recover()
+        put(coordination.context.blobs, b"zeros")
+        actor, labelled, other = [
+            await coordination.world.user(Role.ACTOR),
+            await coordination.world.user(gpu="yes"),
+            await coordination.world.user(),
+        ]
+        cohort = Cohort(labels={"gpu": "yes"}, available_only=True)
+        made = await coordination.world.training(actor, [labelled, other], cohort=cohort)
+        training_id = made.training_id
+        await coordination.coordinator.trainings.start(training_id, actor, None)
+        with coordination.context.presence.listening(other, coordination.clock.now):
+            await tick(coordination)
+            assert (await current(store, training_id)).state is RoundState.PENDING
+            await coordination.coordinator.users.set_labels(other, {"gpu": "yes"})
+            await coordination.clock.asleep(RECONCILIATION_INTERVAL)
+            coordination.clock.advance(RECONCILIATION_INTERVAL)
+            await coordination.clock.asleep(RECONCILIATION_INTERVAL)
+            await tick(coordination)
+        view = await store.rounds.explain(training_id, None, actor)
+    assert [one.user_id for one in view.members] == [other]
 
 
 async def test_a_restarted_server_waits_for_connections_again(store: Store, tmp_path: Path) -> None:

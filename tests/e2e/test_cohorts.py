@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from collections import Counter
 from typing import Any
 
@@ -42,6 +43,30 @@ def test_who_comes_too_late_reads_it_and_goes_on(server: Server, caplog: pytest.
     assert members[group.ids[0]].attributes["sdk"].startswith("fedround ")
     messages = [record.getMessage() for record in caplog.records]
     assert any("Round 1 of 1: came too late, 2 of 3 were enough" in message for message in messages)
+
+
+def test_a_function_learns_that_its_round_is_over(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    learnt: list[int] = []
+
+    def slow(model: State, round_: fr.Round) -> tuple[State, int]:
+        deadline = time.monotonic() + 100
+        while not round_.is_over() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        learnt.append(round_.number)
+        # What it returns is not sent: the server would reject it.
+        return {"other": np.zeros(1)}, 1
+
+    cohort = fr.Cohort(size=1, over_selection=2)
+    with federation(server, 2) as group, caplog.at_level(logging.INFO, "fedround_client"):
+        training = group.actor.create_training(
+            {"w": np.zeros(2, np.float32)}, name="t", target_num_updates=2, client_ids=group.ids, cohort=cohort
+        )
+        group.actor.start_training(training.training_id)
+        ends = [group.take_part(number, (plus_one, slow)[number]) for number in range(2)]
+        assert group.actor.wait(training.training_id, 100).model_version == 2
+        assert [end.result(60).rounds for end in ends] == [2, 0]
+    assert learnt[0] == 0
+    assert any("over, so nothing is sent" in record.getMessage() for record in caplog.records)
 
 
 def test_a_fraction_of_the_participants_is_asked(server: Server) -> None:

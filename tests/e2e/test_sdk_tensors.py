@@ -48,7 +48,7 @@ class Attention(torch.nn.Module):
         self.register_buffer("none", torch.zeros(0, 4))
 
 
-@pytest.mark.parametrize("precision", ["FULL", "FLOAT16"])
+@pytest.mark.parametrize("precision", ["FULL", "FLOAT16", "INT8"])
 def test_a_network_with_every_kind_of_tensor_is_trained(
     server: Server, precision: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -179,12 +179,18 @@ def test_a_round_waits_until_enough_participants_are_connected(actor: Person, cl
     found = look(actor, training_id)
     assert (found.state, found.wait_rule) == (round_pb2.ROUND_STATE_PENDING, round_pb2.WAIT_RULE_PARTICIPANTS)
     assert (found.num_connected, found.waiting_for) == (0, "participants: 0 of 2 connected")
+    assert (len(found.not_connected), found.num_registered) == (3, 3)
     first = clients[0].subscribe(training_id)
     until(lambda: look(actor, training_id).waiting_for == "participants: 1 of 2 connected")
+    absent = look(actor, training_id).not_connected
+    assert {one.user_id for one in absent} == {client.user_id for client in clients[1:]}
+    assert [one.name for one in absent] == sorted(one.name for one in absent)
     second = clients[1].subscribe(training_id)
     assert kinds(first.next(2)) == ["training_started", "round_started"]
     assert kinds(second.next(1)) in (["training_started"], ["round_started"])
-    assert look(actor, training_id).num_participants == 3
+    found = look(actor, training_id)
+    assert (found.num_participants, len(found.not_connected)) == (3, 0)
+    assert not clients[0].get(training_id).round_closed
 
 
 def test_a_round_that_has_enough_waits_for_the_others(actor: Person, clients: list[Person]) -> None:

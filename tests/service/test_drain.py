@@ -13,7 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 import fedround_client as fr
 from calls import MODEL, TIMEOUT, Person, digest, fails_with, kinds, model_file, new_id, until
-from fedround.v1 import round_pb2, training_pb2
+from fedround.v1 import control_pb2, round_pb2, training_pb2
 from servers import Server, descendants
 from service.uploads import Halted, creating, storing, submitting
 
@@ -33,6 +33,10 @@ def signal_and_see(server: Server, person: Person) -> None:
     assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
     os.kill(server.pid, signal.SIGTERM)
     assert [answer.status for answer in watch] == [health_pb2.HealthCheckResponse.NOT_SERVING]
+
+
+def state_of_round(actor: Person, training_id: str) -> round_pb2.RoundState:
+    return actor.rounds.GetRound(round_pb2.GetRoundRequest(training_id=training_id)).round.state
 
 
 def test_draining_rejects_long_calls_and_finishes_those_in_progress(tmp_path: Path) -> None:
@@ -67,6 +71,40 @@ def test_draining_rejects_long_calls_and_finishes_those_in_progress(tmp_path: Pa
             (model, _) = storing(admin).look()[1]
             assert (model.model_id, model.sha256) == (made.model_id, digest(data))
             assert admin.get(waiting.training_id) == waiting
+
+
+def test_no_round_opens_while_a_server_drains(tmp_path: Path) -> None:
+    with Server(tmp_path / "data", options=PATIENT) as server:
+        with admin_of(server) as admin:
+            client = admin.make(server.address, "CLIENT")
+            spec = {"client_ids": [client.user_id], "target_num_updates": 2}
+            # One whose next round opens once it is resumed, and one whose round opens once the client is connected.
+            paused = admin.start(admin.create(**spec).training_id).training_id
+            admin.control.PauseTraining(control_pb2.PauseTrainingRequest(training_id=paused))
+            client.submit(paused, model_file(1))
+            until(lambda: admin.get(paused).model_version == 1)
+            cohort = training_pb2.Cohort(min_available=1)
+            pending = admin.start(admin.create(**spec, cohort=cohort).training_id).training_id
+            resume = control_pb2.ResumeTrainingRequest(training_id=paused, request_id=new_id())
+            with Halted(server, storing(admin), model_file(7)) as halted:
+                signal_and_see(server, admin)
+                before = admin.get(paused)
+                with fails_with("UNAVAILABLE", "SERVER_LEAVING", "try again when it is back") as error:
+                    admin.control.ResumeTraining(resume)
+                assert "RetryInfo" in error.details.details
+                assert kinds(list(client.subscribe(pending))) == ["training_started", "going_away"]
+                assert admin.get(paused) == before
+                assert state_of_round(admin, pending) == round_pb2.ROUND_STATE_PENDING
+                halted.finish()
+            assert server.wait() == 0
+            client.channel.close()
+        server.start()
+        with admin_of(server) as admin, grpc.insecure_channel(server.address) as channel:
+            assert state_of_round(admin, pending) == round_pb2.ROUND_STATE_PENDING
+            resumed = admin.control.ResumeTraining(resume).training
+            assert (resumed.paused, resumed.round) == (False, 1)
+            events = Person(channel, client.token).subscribe(pending)
+            assert kinds(events.next(2)) == ["training_started", "round_started"]
 
 
 def test_an_update_that_is_cut_is_resumed_after_the_restart(tmp_path: Path) -> None:

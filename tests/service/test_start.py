@@ -4,6 +4,7 @@ import resource
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -73,6 +74,25 @@ def test_a_second_start_keeps_the_admin(tmp_path: Path) -> None:
         with grpc.insecure_channel(server.address) as channel:
             me = Person(channel, token).users.GetMyself(user_pb2.GetMyselfRequest()).user
         assert (me.name, me.role) == ("admin", user_pb2.ROLE_ADMIN)
+
+
+def test_a_seed_repeats_the_ids_of_users_in_any_order(tmp_path: Path) -> None:
+    def create(users: Any, name: str) -> str:
+        return users.CreateUser(user_pb2.CreateUserRequest(name=name, role="ROLE_CLIENT")).user.user_id
+
+    found = []
+    for name, people in (("one", ["a", "b"]), ("two", ["b", "a"])):
+        with (
+            Server(tmp_path / name, options=("--id-seed", "3")) as server,
+            grpc.insecure_channel(server.address) as channel,
+        ):
+            users = Person(channel, server.admin_token).users
+            ids = {one: create(users, one) for one in people}
+            # A name that is used again gets another id.
+            users.RemoveUser(user_pb2.RemoveUserRequest(user_id=ids["a"]))
+            found.append([ids["a"], ids["b"], create(users, "a")])
+    assert found[0] == found[1]
+    assert len(set(found[0])) == 3
 
 
 def test_a_seed_repeats_the_ids_of_a_new_data_directory_only(tmp_path: Path) -> None:

@@ -125,7 +125,7 @@ def test_private_tensors_stay_with_their_client(tmp_path: Path) -> None:
 
 
 def test_a_training_that_fails_names_the_clients() -> None:
-    with pytest.raises(fr.TrainingFailed, match=r"client 3 \(TRAIN_FAILED: ValueError: boom 3\)") as failed:
+    with pytest.raises(fr.TrainingFailed, match=r"client-0003 \(TRAIN_FAILED: ValueError: boom 3\)") as failed:
         simulate(simulated.make_client_that_raises)
     assert failed.value.reason == "PARTICIPANTS_FAILED"
 

@@ -1,5 +1,6 @@
 """Checks of files as the worker makes them, given the paths of the models."""
 
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -15,9 +16,10 @@ def check_numbers(
     prefix: str = "",
     model: Path | None = None,
     origin_blob: BlobRef | None = None,
+    block_sizes: Mapping[str, int] | None = None,
 ) -> CheckResult:
     """Checks a file against models."""
     with ExitStack() as stack:
         opened = None if origin is None else stack.enter_context(TensorFile(origin, blob=origin_blob))
         allowed = None if model is None else stack.enter_context(TensorFile(model))
-        return check.check_numbers(path, opened, prefix, allowed)
+        return check.check_numbers(path, opened, prefix, allowed, block_sizes or {})

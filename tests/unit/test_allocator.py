@@ -24,9 +24,28 @@ chunks()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
+IN_THREADS = """
+import resource, sys, threading
+from concurrent.futures import ThreadPoolExecutor
+from fedround_wire.allocator import keep_freed
+keep_freed(4 << 20, 32 << 20, 1 if sys.argv[1] == "one heap" else None)
+both = threading.Barrier(2)
+def faults_of_chunks(turn):
+    for now in range(2):
+        both.wait()
+        if now == turn:
+            before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+            [bytearray(3 << 18) for _ in range(20)]
+            faults = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before
+    both.wait()
+    return faults
+with ThreadPoolExecutor(2) as threads:
+    print(list(threads.map(faults_of_chunks, range(2)))[1])
+"""
 
-def faults(how: str) -> int:
-    return int(run(COUNT, how, **{name: value for name, value in os.environ.items() if name not in USER_SETTINGS}))
+
+def faults(how: str, code: str = COUNT) -> int:
+    return int(run(code, how, **{name: value for name, value in os.environ.items() if name not in USER_SETTINGS}))
 
 
 def run(code: str, argument: str, **environment: str) -> str:
@@ -37,6 +56,11 @@ def run(code: str, argument: str, **environment: str) -> str:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="there is no glibc")
 def test_reused_blocks_need_no_new_pages() -> None:
     assert faults("kept") * 10 < faults("by default")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="there is no glibc")
+def test_threads_with_one_heap_reuse_each_others_blocks() -> None:
+    assert faults("one heap", IN_THREADS) * 10 < faults("many heaps", IN_THREADS)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="there is no glibc")

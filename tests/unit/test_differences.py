@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from aggregations import FED_AVG
 from fedround_server.domain.errors import UpdateMismatch
-from fedround_server.domain.model import Dtype, TensorSpec, differences
+from fedround_server.domain.model import Dtype, TensorSpec
+from fedround_server.domain.transport import Transport, UpdatePrecision
 from fedround_server.engine.aggregation import aggregate
 from fedround_server.engine.format import tensors as engine_tensors
 from fedround_server.engine.format.compare import check_same
@@ -25,6 +26,7 @@ from unit.checks import check_numbers
 from unit.paths import Paths, at
 
 Tensors = dict[str, np.ndarray]
+FLOAT16 = Transport(precision=UpdatePrecision.FLOAT16)
 SHAPES = {"wide": (np.float64, (3, 5)), "w": (np.float32, (4, 7)), "half": (np.float16, (6,)), "count": (np.int64, ())}
 MANIFEST = {
     "wide": TensorSpec(Dtype.F64, (3, 5)),
@@ -64,7 +66,8 @@ def make(folder: Path, base: Tensors, updates: list[Tensors], weights: list[int]
     target = folder / "new.safetensors"
     target.unlink(missing_ok=True)
     first, *others = map(at, files)
-    aggregate(Paths(folder), AggregationJob(first, tuple(others), tuple(weights), FED_AVG, Dtype.F16), target)
+    job = AggregationJob(first, tuple(others), tuple(weights), FED_AVG, FLOAT16)
+    aggregate(Paths(folder), job, target)
     return safetensors.numpy.load_file(target)
 
 
@@ -149,7 +152,7 @@ def test_a_difference_that_is_none_is_named(tmp_path: Path) -> None:
 
 
 def test_all_wide_tensors_are_differences_or_none() -> None:
-    narrow = differences(MANIFEST, Dtype.BF16)
+    narrow = Transport(precision=UpdatePrecision.BFLOAT16).encoded(MANIFEST)
     assert [spec.dtype for spec in narrow.values()] == [Dtype.BF16, Dtype.BF16, Dtype.F16, Dtype.I64]
     for wide, w in itertools.product((Dtype.F64, Dtype.BF16, Dtype.F16), (Dtype.F32, Dtype.BF16)):
         sent = MANIFEST | {"wide": TensorSpec(wide, (3, 5)), "w": TensorSpec(w, (4, 7))}

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import threading
 from pathlib import Path
 
 import google_crc32c
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from contracts.blobs import chunk_of
 from fedround_server.blobs import BLOCK_BYTES, UploadRef
 from fedround_server.blobs.writer import LocalWriter
-from fedround_server.coordinator.uploads.write_buffer import FLUSH_BYTES, MAX_BUFFERED, WriteBuffer
+from fedround_server.coordinator.uploads.write_buffer import MAX_BUFFERED, MIN_BUFFERED, WriteBuffer, share_of_buffers
 from fedround_server.domain.errors import DiskFull
 
 
@@ -21,6 +22,7 @@ def checksums(data: bytes) -> bytes:
     return b"".join(google_crc32c.value(block).to_bytes(4, "little") for block in blocks)
 
 
+FLUSH_BYTES = MAX_BUFFERED // 2
 SIZES = st.sampled_from([1, 100, FLUSH_BYTES // 3, FLUSH_BYTES, MAX_BUFFERED, BLOCK_BYTES, BLOCK_BYTES - 1])
 REF = UploadRef("user", "upload")
 PAUSES = st.sampled_from([0.0, 0.0, 0.0, 0.02])
@@ -90,3 +92,27 @@ async def test_the_rest_is_written_when_the_stream_fails(tmp_path: Path) -> None
         with pytest.raises(ZeroDivisionError):
             await take(writer)
         assert writer.size_bytes == FLUSH_BYTES + 4
+
+
+@pytest.mark.parametrize(
+    ("uploads", "expected"), [(1, 4 << 20), (2, 4 << 20), (4, 2 << 20), (8, 1 << 20), (512, 1 << 20)]
+)
+def test_uploads_at_the_same_time_share_the_buffers(uploads: int, expected: int) -> None:
+    assert share_of_buffers(uploads) == expected
+
+
+async def test_no_more_is_buffered_than_the_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    may_write, chunk = threading.Event(), chunk_of(b"a" * (MIN_BUFFERED // 2))
+    write = LocalWriter.write
+    monkeypatch.setattr(LocalWriter, "write", lambda *args: (may_write.wait(), write(*args)))
+    with LocalWriter(REF, tmp_path / "file") as writer:
+        async with WriteBuffer(writer, lambda: MIN_BUFFERED) as intake:
+            # One is being written, and two may wait for it.
+            for _ in range(2):
+                await intake.write(chunk)
+            third = asyncio.create_task(intake.write(chunk))
+            await asyncio.sleep(0.05)
+            assert not third.done()
+            may_write.set()
+            await third
+    assert (tmp_path / "file").stat().st_size == 3 * len(chunk.data)

@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from fedround.v1.event_pb2 import ROUND_KIND_EVALUATE, Event, RoundKind, RoundStarted, TrainingFinished, UpdateAccepted
 from fedround.v1.round_pb2 import ROUND_STATE_OPEN, ROUND_STATE_PENDING
@@ -16,7 +17,7 @@ from fedround_client.command.names import user_names
 from fedround_client.command.output import as_dict, when
 from fedround_client.command.training_summary import missing, task
 from fedround_client.errors import FedroundError
-from fedround_client.progress import may_wait
+from fedround_client.progress import awaited_text, may_wait
 from fedround_client.round_number import planned_rounds, round_text
 
 FEW = 3
@@ -38,6 +39,8 @@ class EventLines:
         self._trainings: dict[str, Training | None] = {}
         self._users: dict[str, str] = {}
         self._kinds: dict[tuple[str, int], RoundKind.ValueType] = {}
+        # What was said last of the pending round of a training.
+        self._awaited: dict[str, str] = {}
         self._describe: Mapping[str, Callable[[str, Any], str]] = {
             "training_started": lambda training_id, one: (
                 f"started: {one.target_num_updates} versions to make{self._pending(training_id)}"
@@ -84,6 +87,16 @@ class EventLines:
         text = describe(event.training_id, payload) if describe else self._fields(event.training_id, kind, payload)
         return "  ".join(filter(None, (when(event.create_time), self._title(event.training_id), text)))
 
+    def waiting_line(self, heartbeat: Event) -> str:
+        """Returns a line about whom a pending round waits for, if that has changed since the last line; else ""."""
+        training_id = heartbeat.training_id
+        before = self._awaited.get(training_id)
+        if not self._pending(training_id) or self._awaited[training_id] == before:
+            return ""
+        now = Timestamp()
+        now.GetCurrentTime()
+        return f"{when(now)}  {self._awaited[training_id]}"
+
     def _title(self, training_id: str) -> str:
         if not self._several:
             return ""
@@ -127,7 +140,9 @@ class EventLines:
             with suppress(FedroundError):
                 found = self._client.get_round(training_id)
                 if found.state == ROUND_STATE_PENDING:
-                    return f"; {self._round(training_id, found.number)}: waiting for {found.waiting_for}"
+                    text = f"{self._round(training_id, found.number)}: waiting for {awaited_text(found)}"
+                    self._awaited[training_id] = text
+                    return f"; {text}"
         return ""
 
     def _round(self, training_id: str, number: int) -> str:

@@ -160,7 +160,7 @@ def enum_name(enum: EnumType, value: int) -> str:
     if value not in enum.values():
         return str(value)
     name = enum.Name(value)
-    for prefix in ("TRAINING_STATE_", "ROUND_STATE_", "ROUND_KIND_", "ROLE_"):
+    for prefix in ("TRAINING_STATE_", "ROUND_STATE_", "ROUND_KIND_", "ROLE_", "UPDATE_PRECISION_"):
         name = name.removeprefix(prefix)
     return name
 

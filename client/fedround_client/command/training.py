@@ -143,8 +143,12 @@ def watch(
     with client_of(context) as client:
         training_id = names.training_id(client, training) if training else None
         lines = EventLines(client, several=training_id is None)
-        for event in client.watch(training_id):
+        # For people, heartbeats are moments to look whether more participants are connected.
+        for event in client.watch(training_id, heartbeats=training_id is not None and form is Format.TABLE):
             if form is Format.JSON:
                 echo_json(as_dict(event), indent=None)
+            elif event.HasField("heartbeat"):
+                if line := lines.waiting_line(event):
+                    echo(line)
             else:
                 echo(lines.line(event))

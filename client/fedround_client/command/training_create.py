@@ -27,6 +27,13 @@ from fedround_client.command.model import NonFiniteOption
 from fedround_client.command.output import UINT32, Format, FormatOption, progress
 from fedround_client.command.session import client_of
 from fedround_client.command.training_summary import show_training
+from fedround_client.command.transport import (
+    PrecisionChoice,
+    PrecisionOption,
+    StochasticRoundingOption,
+    TensorPrecisionOption,
+    parse_tensor_precisions,
+)
 from fedround_client.command.uncertainty import (
     LastVersionsOption,
     MemberOption,
@@ -54,14 +61,6 @@ class OnFailureChoice(StrEnum):
 
     CONTINUE = "CONTINUE"
     FAIL = "FAIL"
-
-
-class PrecisionChoice(StrEnum):
-    """In which precision participants send updates."""
-
-    FULL = "FULL"
-    FLOAT16 = "FLOAT16"
-    BFLOAT16 = "BFLOAT16"
 
 
 class IntegerTensorsChoice(StrEnum):
@@ -159,10 +158,9 @@ def create(
     max_update_norm: Annotated[
         float, typer.Option(min=0, help="Largest L2 distance of an update from its model; 0 for no limit.")
     ] = 0.0,
-    update_precision: Annotated[
-        PrecisionChoice,
-        typer.Option(case_sensitive=False, help="Precision in which participants send updates."),
-    ] = PrecisionChoice.FULL,
+    update_precision: PrecisionOption = PrecisionChoice.FULL,
+    tensor_precision: TensorPrecisionOption = None,
+    stochastic_rounding: StochasticRoundingOption = False,
     allow_non_finite_buffers: NonFiniteOption = False,
     integer_tensors: Annotated[
         IntegerTensorsChoice,
@@ -228,6 +226,7 @@ def create(
         members=member,
     )
     values = parse(config or ())
+    tensor_precisions = parse_tensor_precisions(tensor_precision or ())
     with client_of(context) as connection, progress("upload") as report:
         client_ids = names.user_ids(connection, client or ())
         training = connection.create_training(
@@ -256,6 +255,8 @@ def create(
             max_num_examples=max_num_examples,
             max_update_norm=max_update_norm,
             update_precision=update_precision.value,
+            tensor_precisions=tensor_precisions,
+            stochastic_rounding=stochastic_rounding,
             allow_non_finite_buffers=allow_non_finite_buffers,
             integer_tensors=integer_tensors.value,
             trainable=trainable or (),

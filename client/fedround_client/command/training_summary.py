@@ -16,6 +16,7 @@ from fedround.v1.training_pb2 import (
 )
 from fedround_client.command.config_options import client_config_text, config_text
 from fedround_client.command.output import Format, enum_name, show, show_fields, when
+from fedround_client.command.transport import precisions_text
 from fedround_client.round_number import planned_rounds, round_text
 
 MAX_NAMES = 10
@@ -59,6 +60,8 @@ def round_lines(found: Round, planned: int | None) -> Iterator[tuple[str, object
     yield "failed", failed((one.failure for one in found.participants if one.HasField("failure")), found.num_failed)
     yield "missing", missing(found.participants, found.num_participants)
     yield "waiting for", found.waiting_for
+    unnamed = found.num_registered - found.num_connected - len(found.not_connected) if found.not_connected else 0
+    yield "not connected", listing([one.name for one in found.not_connected], max(0, unnamed))
     yield "opened", when(found.open_time)
     yield "deadline", when(found.deadline)
     yield "expected end", when(found.forecast_end_time)
@@ -117,6 +120,7 @@ def _lines(training: Training, current: Round | None, names: Mapping[str, str]) 
     yield "trainable", ", ".join(spec.tensors.trainable)
     yield "private", ", ".join(spec.tensors.private)
     yield "external base", spec.tensors.external_base_sha256
+    yield "update precision", precisions_text(spec)
     yield "metrics", ", ".join(spec.metric_names)
     yield "config", config_text(spec.config)
     yield "client config", client_config_text(spec.client_config, names)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
-import secrets
 import tempfile
 import threading
 import time
@@ -189,30 +187,20 @@ def simulate(
 class _Accounts:
     """The users of a simulation; those of the clients are in the order of their indices.
 
-    The server derives the ids from the seed, in the order in which the users are created, which varies. The client with
-    index i gets the i-th of them in their order. So whom a round asks, and in which order updates are summed, depends
-    on the seed only.
+    The server derives the ids from the seed and the names, in whatever order the users are created. So whom a round
+    asks, and in which order updates are summed, depends on the seed only.
     """
 
     actor_token: str
     ids: list[str]
     tokens: list[str]
-    names: list[str]
-
-    def with_indices(self, text: str) -> str:
-        """Returns a text of the server with the index of each client in place of its name."""
-        indices = {name: index for index, name in enumerate(self.names)}
-        return re.sub(r"simulated-[0-9a-f]{12}", lambda match: f"client {indices.get(match[0], '?')}", text)
 
 
 def _create_accounts(address: str, admin_token: str, clients: int) -> _Accounts:
     with connect(address, admin_token) as admin, ThreadPoolExecutor(CREATING_THREADS) as threads:
         _, actor_token = admin.create_user("actor", role="ACTOR")
-        names = [f"simulated-{secrets.token_hex(6)}" for _ in range(clients)]
-        users = sorted(
-            (user.user_id, token, user.name) for user, token in threads.map(lambda name: admin.create_user(name), names)
-        )
-    return _Accounts(actor_token, *(list(column) for column in zip(*users, strict=True)))
+        users = list(threads.map(lambda index: admin.create_user(f"client-{index:04d}"), range(clients)))
+    return _Accounts(actor_token, [user.user_id for user, _ in users], [token for _, token in users])
 
 
 class _Run:
@@ -275,8 +263,7 @@ class _Run:
         if isinstance(error, TrainingFailed):
             # The training's own message names participants.
             details = self._actor.get_training(training_id).error
-            text = self._accounts.with_indices(details.message)
-            raise TrainingFailed(error.code, details.reason, text, error.metadata)
+            raise TrainingFailed(error.code, details.reason, details.message, error.metadata)
         if error is not None:
             raise error
 

@@ -30,26 +30,72 @@ class _UpdatePrecisionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Updat
     UPDATE_PRECISION_FULL: _UpdatePrecision.ValueType  # 1
     """The types of the model."""
     UPDATE_PRECISION_FLOAT16: _UpdatePrecision.ValueType  # 2
-    """An update may contain all F32 and F64 tensors as differences from the round's model, in F16: all of them, or
-    none.
-    """
+    """Differences from the round's model in F16."""
     UPDATE_PRECISION_BFLOAT16: _UpdatePrecision.ValueType  # 3
     """The same in BF16, which has the range of F32 and three bits of precision less than F16."""
+    UPDATE_PRECISION_INT8: _UpdatePrecision.ValueType  # 4
+    """Differences from the round's model as integers and scales. Tensor NAME has the dtype I8, its own shape, and values
+    from -127 to 127. The file has one more tensor, NAME.int8_scales, in F32: one scale, >= 0, for each block of
+    consecutive numbers in row-major order, the last of which may be shorter. The difference is integer * scale.
+    """
 
 class UpdatePrecision(_UpdatePrecision, metaclass=_UpdatePrecisionEnumTypeWrapper):
-    """The types in which a training accepts the tensors of updates."""
+    """The types in which a training accepts the F32 and F64 tensors of updates; all others are sent as they are. An update
+    has each tensor in the precision that the training asks for, or all of them in the types of the model.
+    """
 
 UPDATE_PRECISION_UNSPECIFIED: UpdatePrecision.ValueType  # 0
 """Not set: FULL."""
 UPDATE_PRECISION_FULL: UpdatePrecision.ValueType  # 1
 """The types of the model."""
 UPDATE_PRECISION_FLOAT16: UpdatePrecision.ValueType  # 2
-"""An update may contain all F32 and F64 tensors as differences from the round's model, in F16: all of them, or
-none.
-"""
+"""Differences from the round's model in F16."""
 UPDATE_PRECISION_BFLOAT16: UpdatePrecision.ValueType  # 3
 """The same in BF16, which has the range of F32 and three bits of precision less than F16."""
+UPDATE_PRECISION_INT8: UpdatePrecision.ValueType  # 4
+"""Differences from the round's model as integers and scales. Tensor NAME has the dtype I8, its own shape, and values
+from -127 to 127. The file has one more tensor, NAME.int8_scales, in F32: one scale, >= 0, for each block of
+consecutive numbers in row-major order, the last of which may be shorter. The difference is integer * scale.
+"""
 Global___UpdatePrecision: _TypeAlias = UpdatePrecision  # noqa: Y015
+
+@_typing.final
+class TensorPrecision(_message.Message):
+    """In which precision updates may have some of the tensors."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENSORS_FIELD_NUMBER: _builtins.int
+    PRECISION_FIELD_NUMBER: _builtins.int
+    STOCHASTIC_ROUNDING_FIELD_NUMBER: _builtins.int
+    BLOCK_SIZE_FIELD_NUMBER: _builtins.int
+    tensors: _builtins.str
+    """A glob over the names of tensors, as in TensorSelection, 1 to 512 characters. One that matches no tensor of the
+    updates is an error.
+    """
+    precision: Global___UpdatePrecision.ValueType
+    """The precision; required."""
+    stochastic_rounding: _builtins.bool
+    """Round the differences up or down at random, so that their expected values are exact, and not to the nearest. The
+    server cannot tell; it is a request to the participants. No effect with FULL.
+    """
+    block_size: _builtins.int
+    """With INT8, how many numbers share a scale: a power of two from 16 to 65,536; 0 means 256."""
+    def __init__(
+        self,
+        *,
+        tensors: _builtins.str = ...,
+        precision: Global___UpdatePrecision.ValueType = ...,
+        stochastic_rounding: _builtins.bool = ...,
+        block_size: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_size", b"block_size", "precision", b"precision", "stochastic_rounding", b"stochastic_rounding", "tensors", b"tensors"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TensorPrecision: _TypeAlias = TensorPrecision  # noqa: Y015
 
 @_typing.final
 class Aggregation(_message.Message):

@@ -369,6 +369,8 @@ class RoundStarted(_message.Message):
     TRAINABLE_FIELD_NUMBER: _builtins.int
     PRIVATE_FIELD_NUMBER: _builtins.int
     EXTERNAL_BASE_SHA256_FIELD_NUMBER: _builtins.int
+    TENSOR_PRECISIONS_FIELD_NUMBER: _builtins.int
+    STOCHASTIC_ROUNDING_FIELD_NUMBER: _builtins.int
     round: _builtins.int
     """Number of the round, from 0."""
     kind: Global___RoundKind.ValueType
@@ -389,6 +391,8 @@ class RoundStarted(_message.Message):
     """The precision in which updates may be sent; FULL unless the training allows another and the round trains."""
     external_base_sha256: _builtins.str
     """SHA-256, in hex, of a file of the participant's that has the tensors beside those of the model; empty if there is none."""
+    stochastic_rounding: _builtins.bool
+    """Stochastic rounding of the tensors that have update_precision, as in TrainingSpec."""
     @_builtins.property
     def model(self) -> Global___ModelInfo:
         """The model to train or to evaluate."""
@@ -423,6 +427,12 @@ class RoundStarted(_message.Message):
     def private(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Globs of the tensors that the participant keeps, as in TensorSelection."""
 
+    @_builtins.property
+    def tensor_precisions(self) -> _containers.RepeatedCompositeFieldContainer[_aggregation_pb2.TensorPrecision]:
+        """Precisions of some of the tensors, in place of update_precision, as in TrainingSpec. A participant that does not know
+        one of them sends all tensors in full.
+        """
+
     def __init__(
         self,
         *,
@@ -442,10 +452,12 @@ class RoundStarted(_message.Message):
         trainable: _abc.Iterable[_builtins.str] | None = ...,
         private: _abc.Iterable[_builtins.str] | None = ...,
         external_base_sha256: _builtins.str = ...,
+        tensor_precisions: _abc.Iterable[_aggregation_pb2.TensorPrecision] | None = ...,
+        stochastic_rounding: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["aggregation", b"aggregation", "deadline", b"deadline", "model", b"model", "swag", b"swag"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregation", b"aggregation", "assigned", b"assigned", "attempt", b"attempt", "config", b"config", "deadline", b"deadline", "external_base_sha256", b"external_base_sha256", "kind", b"kind", "local_rounds", b"local_rounds", "metric_names", b"metric_names", "model", b"model", "private", b"private", "round", b"round", "submitted", b"submitted", "swag", b"swag", "trainable", b"trainable", "update_precision", b"update_precision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregation", b"aggregation", "assigned", b"assigned", "attempt", b"attempt", "config", b"config", "deadline", b"deadline", "external_base_sha256", b"external_base_sha256", "kind", b"kind", "local_rounds", b"local_rounds", "metric_names", b"metric_names", "model", b"model", "private", b"private", "round", b"round", "stochastic_rounding", b"stochastic_rounding", "submitted", b"submitted", "swag", b"swag", "tensor_precisions", b"tensor_precisions", "trainable", b"trainable", "update_precision", b"update_precision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -818,6 +818,8 @@ class Round(_message.Message):
     DRAW_FIELD_NUMBER: _builtins.int
     UPDATES_ENOUGH_FIELD_NUMBER: _builtins.int
     WAIT_END_TIME_FIELD_NUMBER: _builtins.int
+    NOT_CONNECTED_FIELD_NUMBER: _builtins.int
+    NUM_REGISTERED_FIELD_NUMBER: _builtins.int
     training_id: _builtins.str
     """UUID of the training."""
     number: _builtins.int
@@ -854,6 +856,8 @@ class Round(_message.Message):
     """With wait_after_min: how many updates or reports are enough at wait_end_time or at the deadline; updates_expected
     close the round at once. Else the same as updates_expected.
     """
+    num_registered: _builtins.int
+    """Registered participants, connected or not."""
     @_builtins.property
     def participants(self) -> _containers.RepeatedCompositeFieldContainer[Global___RoundParticipant]:
         """The cohort: those that failed first, then others with a missing update or report; at most 1000, and as many as fit
@@ -890,6 +894,12 @@ class Round(_message.Message):
     def wait_end_time(self) -> _timestamp_pb2.Timestamp:
         """When a round that has enough closes at the latest; unset before it has enough, and if it does not wait."""
 
+    @_builtins.property
+    def not_connected(self) -> _containers.RepeatedCompositeFieldContainer[Global___RoundParticipant]:
+        """Of a pending round: the registered participants that are not connected, by name, with user_id, name and
+        last_seen_time; at most 1000, and as many as fit into a message.
+        """
+
     def __init__(
         self,
         *,
@@ -917,10 +927,12 @@ class Round(_message.Message):
         draw: Global___CohortDraw | None = ...,
         updates_enough: _builtins.int = ...,
         wait_end_time: _timestamp_pb2.Timestamp | None = ...,
+        not_connected: _abc.Iterable[Global___RoundParticipant] | None = ...,
+        num_registered: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline", "done_time", b"done_time", "draw", b"draw", "forecast_end_time", b"forecast_end_time", "open_time", b"open_time", "wait_end_time", b"wait_end_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "deadline", b"deadline", "done_time", b"done_time", "draw", b"draw", "forecast_end_time", b"forecast_end_time", "kind", b"kind", "max_attempts", b"max_attempts", "model_version", b"model_version", "num_connected", b"num_connected", "num_failed", b"num_failed", "num_participants", b"num_participants", "number", b"number", "on_deadline", b"on_deadline", "open_time", b"open_time", "participants", b"participants", "rejected_updates", b"rejected_updates", "state", b"state", "training_id", b"training_id", "updates_arrived", b"updates_arrived", "updates_enough", b"updates_enough", "updates_expected", b"updates_expected", "wait_end_time", b"wait_end_time", "wait_rule", b"wait_rule", "waiting_for", b"waiting_for"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "deadline", b"deadline", "done_time", b"done_time", "draw", b"draw", "forecast_end_time", b"forecast_end_time", "kind", b"kind", "max_attempts", b"max_attempts", "model_version", b"model_version", "not_connected", b"not_connected", "num_connected", b"num_connected", "num_failed", b"num_failed", "num_participants", b"num_participants", "num_registered", b"num_registered", "number", b"number", "on_deadline", b"on_deadline", "open_time", b"open_time", "participants", b"participants", "rejected_updates", b"rejected_updates", "state", b"state", "training_id", b"training_id", "updates_arrived", b"updates_arrived", "updates_enough", b"updates_enough", "updates_expected", b"updates_expected", "wait_end_time", b"wait_end_time", "wait_rule", b"wait_rule", "waiting_for", b"waiting_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -567,6 +567,8 @@ class TrainingSpec(_message.Message):
     CLIENT_CONFIG_FIELD_NUMBER: _builtins.int
     TENSORS_FIELD_NUMBER: _builtins.int
     EVALUATION_POLICY_FIELD_NUMBER: _builtins.int
+    TENSOR_PRECISIONS_FIELD_NUMBER: _builtins.int
+    STOCHASTIC_ROUNDING_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """A name for humans, at most 200 characters; need not be unique."""
     description: _builtins.str
@@ -601,9 +603,9 @@ class TrainingSpec(_message.Message):
     to the means of the weights.
     """
     update_precision: _aggregation_pb2.UpdatePrecision.ValueType
-    """Whether participants may send updates as differences in half precision, which are half as large; unset means
-    FULL: they may not. Not available with FedDC, whose local models are assigned exactly as they were sent. In SWAG
-    rounds, moments are sent in full. max_update_norm then limits the differences themselves.
+    """Whether participants may send updates as differences in half precision, which are half as large, or in INT8, a
+    quarter; unset means FULL: they may not. Not available with FedDC, whose local models are assigned exactly as they
+    were sent. In SWAG rounds, moments are sent in full. max_update_norm then limits the differences as they were sent.
     """
     allow_non_finite_buffers: _builtins.bool
     """Accept Inf and NaN in the model, for example in the buffer of a mask, and in updates where the model has them. The
@@ -612,6 +614,8 @@ class TrainingSpec(_message.Message):
     """
     integer_tensors: Global___IntegerTensors.ValueType
     """How tensors of integers and booleans are aggregated; unset means HEAVIEST, which the stored spec then contains."""
+    stochastic_rounding: _builtins.bool
+    """Stochastic rounding, as in TensorPrecision, of the tensors that have update_precision."""
     @_builtins.property
     def metric_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of the metrics that every evaluation report must contain; at most 100, each 1 to 100 characters."""
@@ -662,6 +666,12 @@ class TrainingSpec(_message.Message):
         wait for the reports of everybody, and min_updates are enough only at the deadline.
         """
 
+    @_builtins.property
+    def tensor_precisions(self) -> _containers.RepeatedCompositeFieldContainer[_aggregation_pb2.TensorPrecision]:
+        """Precisions of some of the tensors, at most 100 rules: the first rule that matches a tensor applies. Tensors that
+        match none have update_precision. Not available with FedDC.
+        """
+
     def __init__(
         self,
         *,
@@ -692,10 +702,12 @@ class TrainingSpec(_message.Message):
         client_config: _abc.Mapping[_builtins.str, _config_pb2.Config] | None = ...,
         tensors: Global___TensorSelection | None = ...,
         evaluation_policy: Global___RoundPolicy | None = ...,
+        tensor_precisions: _abc.Iterable[_aggregation_pb2.TensorPrecision] | None = ...,
+        stochastic_rounding: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_model_version", b"_model_version", "aggregation", b"aggregation", "cohort", b"cohort", "evaluation_policy", b"evaluation_policy", "model_version", b"model_version", "round_policy", b"round_policy", "selection", b"selection", "tensors", b"tensors", "uncertainty", b"uncertainty"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_model_version", b"_model_version", "aggregation", b"aggregation", "allow_non_finite_buffers", b"allow_non_finite_buffers", "architecture", b"architecture", "client_config", b"client_config", "client_ids", b"client_ids", "cohort", b"cohort", "config", b"config", "description", b"description", "evaluation", b"evaluation", "evaluation_policy", b"evaluation_policy", "integer_tensors", b"integer_tensors", "keep_versions", b"keep_versions", "max_num_examples", b"max_num_examples", "max_update_norm", b"max_update_norm", "metric_names", b"metric_names", "model_id", b"model_id", "model_sha256", b"model_sha256", "model_size_bytes", b"model_size_bytes", "model_version", b"model_version", "name", b"name", "request_id", b"request_id", "round_policy", b"round_policy", "selection", b"selection", "target_num_updates", b"target_num_updates", "tensors", b"tensors", "uncertainty", b"uncertainty", "update_precision", b"update_precision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_model_version", b"_model_version", "aggregation", b"aggregation", "allow_non_finite_buffers", b"allow_non_finite_buffers", "architecture", b"architecture", "client_config", b"client_config", "client_ids", b"client_ids", "cohort", b"cohort", "config", b"config", "description", b"description", "evaluation", b"evaluation", "evaluation_policy", b"evaluation_policy", "integer_tensors", b"integer_tensors", "keep_versions", b"keep_versions", "max_num_examples", b"max_num_examples", "max_update_norm", b"max_update_norm", "metric_names", b"metric_names", "model_id", b"model_id", "model_sha256", b"model_sha256", "model_size_bytes", b"model_size_bytes", "model_version", b"model_version", "name", b"name", "request_id", b"request_id", "round_policy", b"round_policy", "selection", b"selection", "stochastic_rounding", b"stochastic_rounding", "target_num_updates", b"target_num_updates", "tensor_precisions", b"tensor_precisions", "tensors", b"tensors", "uncertainty", b"uncertainty", "update_precision", b"update_precision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__model_version: _TypeAlias = _typing.Literal["model_version"]  # noqa: Y015
     _WhichOneofArgType__model_version: _TypeAlias = _typing.Literal["_model_version", b"_model_version"]  # noqa: Y015
@@ -799,6 +811,7 @@ class Training(_message.Message):
     FAILURES_FIELD_NUMBER: _builtins.int
     STOPPED_FIELD_NUMBER: _builtins.int
     PAUSED_FIELD_NUMBER: _builtins.int
+    ROUND_CLOSED_FIELD_NUMBER: _builtins.int
     training_id: _builtins.str
     """UUID."""
     actor_id: _builtins.str
@@ -825,6 +838,8 @@ class Training(_message.Message):
     """Whether the actor stopped it (StopTraining), or asked to stop it after the open round."""
     paused: _builtins.bool
     """Whether it is paused: no further round opens."""
+    round_closed: _builtins.bool
+    """Whether the current round is closed: it accepts no more updates or reports."""
     @_builtins.property
     def spec(self) -> Global___TrainingSpec:
         """The spec, with defaults filled in."""
@@ -878,10 +893,11 @@ class Training(_message.Message):
         failures: _abc.Iterable[Global___ParticipantFailure] | None = ...,
         stopped: _builtins.bool = ...,
         paused: _builtins.bool = ...,
+        round_closed: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_best_value", b"_best_value", "_best_version", b"_best_version", "best_value", b"best_value", "best_version", b"best_version", "create_time", b"create_time", "error", b"error", "spec", b"spec", "start_time", b"start_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_best_value", b"_best_value", "_best_version", b"_best_version", "actor_id", b"actor_id", "best_value", b"best_value", "best_version", b"best_version", "create_time", b"create_time", "error", b"error", "failures", b"failures", "model_id", b"model_id", "model_version", b"model_version", "num_participants", b"num_participants", "participant_ids", b"participant_ids", "paused", b"paused", "round", b"round", "spec", b"spec", "start_time", b"start_time", "state", b"state", "stopped", b"stopped", "training_id", b"training_id", "update_time", b"update_time", "updates_arrived", b"updates_arrived", "updates_expected", b"updates_expected"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_best_value", b"_best_value", "_best_version", b"_best_version", "actor_id", b"actor_id", "best_value", b"best_value", "best_version", b"best_version", "create_time", b"create_time", "error", b"error", "failures", b"failures", "model_id", b"model_id", "model_version", b"model_version", "num_participants", b"num_participants", "participant_ids", b"participant_ids", "paused", b"paused", "round", b"round", "round_closed", b"round_closed", "spec", b"spec", "start_time", b"start_time", "state", b"state", "stopped", b"stopped", "training_id", b"training_id", "update_time", b"update_time", "updates_arrived", b"updates_arrived", "updates_expected", b"updates_expected"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__best_value: _TypeAlias = _typing.Literal["best_value"]  # noqa: Y015
     _WhichOneofArgType__best_value: _TypeAlias = _typing.Literal["_best_value", b"_best_value"]  # noqa: Y015

@@ -34,12 +34,18 @@ class Absences:
         """Stops looking: a server that is draining ends all connections."""
         self._stopped = True
 
-    def watch(self, current: Round | UnfinishedRound) -> None:
-        """Watches an open round, in place of an earlier one of the training, or an earlier attempt at it."""
+    def watch(self, current: Round | UnfinishedRound) -> bool:
+        """Watches an open round, in place of an earlier one of the training, or an earlier attempt at it.
+
+        Returns:
+            Whether it was not watched.
+        """
         key = current.number, current.attempt
-        if self._rounds.get(current.training_id) != key:
-            self._rounds[current.training_id] = key
-            self._members.pop(current.training_id, None)
+        if self._rounds.get(current.training_id) == key:
+            return False
+        self._rounds[current.training_id] = key
+        self._members.pop(current.training_id, None)
+        return True
 
     def forget(self, training_id: str) -> None:
         """Stops watching the round of a training."""

@@ -141,8 +141,9 @@ class Aggregations:
         if not lost and isinstance(error, BlobDamaged):
             raise OSError(f"{error}, and was intact when it was read again")
         if lost and not self._stopped:
-            closed = task.round
-            await self._store.reopen(closed.training_id, closed.number, closed.epoch, lost, self._context.clock.now())
+            closed, now = task.round, self._context.clock.now()
+            connected = self._context.presence.listeners()
+            await self._store.reopen(closed.training_id, closed.number, closed.epoch, lost, now, connected=connected)
             reached("aggregation.reopened")
             await self._followed(closed.training_id)
         return bool(lost)
@@ -167,7 +168,7 @@ class Aggregations:
             updates=tuple(update.blob for update in task.updates),
             weights=tuple(update.num_examples for update in task.updates),
             aggregation=computation.aggregation,
-            differences=computation.differences,
+            transport=computation.transport,
             integers=computation.integers,
             keep_non_finite=computation.keep_non_finite,
             tensors=computation.tensors,

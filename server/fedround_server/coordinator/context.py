@@ -48,6 +48,7 @@ class Context:
         tasks: Runs what must not stop half way.
         presence: Which users are connected.
         new_id: Makes the ids of everything that is created.
+        new_user_id: Makes the id of a user with a name; None for `new_id`.
     """
 
     store: Store
@@ -61,3 +62,4 @@ class Context:
     presence: Presence = field(default_factory=Presence)
     clock: Clock = field(default_factory=SystemClock)
     new_id: Callable[[], str] = lambda: str(uuid.uuid4())
+    new_user_id: Callable[[str], str] | None = None

@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
 from fedround_server.coordinator.context import Context
+from fedround_server.domain.errors import Unavailable
 from fedround_server.domain.rounds.round import PendingRound, Round, UnfinishedRound
 
 INTERVAL = timedelta(seconds=0.2)
@@ -62,7 +63,13 @@ class Openings:
         if len(connected) < pending.wanted or connected == self._tried.get(training_id):
             return
         self._tried[training_id] = connected
-        if await self._context.store.rounds.open(training_id, number, connected, self._context.clock.now()):
+        try:
+            opened = await self._context.store.rounds.open(training_id, number, connected, self._context.clock.now())
+        except Unavailable:
+            # It may have been opened all the same: the next look finds out.
+            self._tried.pop(training_id, None)
+            raise
+        if opened:
             if self._rounds.get(training_id) == number:
                 self.forget(training_id)
             self._context.hub.notify(training_id)

@@ -97,8 +97,8 @@ class Rounds:
             self.openings.watch(current)
             return False
         self.openings.forget(current.training_id)
-        self.absences.watch(current)
-        return self._deadlines.arm(current)
+        is_new = self.absences.watch(current)
+        return self._deadlines.arm(current) or is_new
 
     async def _expire(self, current: Round | UnfinishedRound, time: datetime) -> None:
         """Judges a round for which a time has come, by a clock that is never set."""

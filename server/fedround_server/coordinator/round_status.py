@@ -1,14 +1,14 @@
 """The status of a round as its actor sees it: who is missing, and when the round will probably end."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from fedround_server.coordinator.aggregation import Aggregations
 from fedround_server.coordinator.context import Context
 from fedround_server.coordinator.uploads.progress import UpdateProgress
 from fedround_server.domain import forecast
-from fedround_server.domain.rounds.round import Round, RoundMember, RoundState, RoundView
+from fedround_server.domain.rounds.round import RegisteredParticipant, Round, RoundMember, RoundState, RoundView
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,7 @@ class Explanation:
         forecast_end: When its present attempt is expected to end; None if that is not known.
         damage: Which file has to be restored before its result can be computed; None if none is known to be damaged.
         num_connected: How many registered participants have a subscription open.
+        not_connected: Of a pending round, the registered participants that have none; when each was seen last.
     """
 
     view: RoundView
@@ -49,6 +50,7 @@ class Explanation:
     forecast_end: datetime | None
     damage: str | None = None
     num_connected: int = 0
+    not_connected: tuple[RegisteredParticipant, ...] = ()
 
 
 class RoundStatus:
@@ -75,7 +77,13 @@ class RoundStatus:
         num_connected = sum(map(self._context.presence.is_listening, found.participant_ids))
         is_closed = found.round.state is RoundState.AGGREGATING
         damage = self._aggregations.damage.get(training_id) if is_closed else None
-        return Explanation(found, members, forecast_end, damage, num_connected)
+        presence = self._context.presence
+        not_connected = tuple(
+            replace(one, seen_time=presence.last_seen(one.user_id, now) or one.seen_time)
+            for one in found.awaited
+            if not presence.is_listening(one.user_id)
+        )
+        return Explanation(found, members, forecast_end, damage, num_connected, not_connected)
 
     def _view(self, member: RoundMember, found: Round, now: datetime) -> MemberView:
         presence, user_id, missing = self._context.presence, member.user_id, member.arrive_time is None

@@ -52,7 +52,9 @@ class Submissions:
             # The file is also that of the same update that was accepted meanwhile.
             return await self._accept_update(replace(new, blob=received.blob)), True
 
-        update = await self._uploads.receive(incoming, check, accept, admission.bound, model=admission.model)
+        update = await self._uploads.receive(
+            incoming, check, accept, admission.bound, model=admission.model, expected=expected
+        )
         reached("update.replying")
         return update
 

@@ -173,7 +173,9 @@ class Users:
         labels: Mapping[str, str],
     ) -> UserView:
         now = self._context.clock.now()
-        user = User(self._context.new_id(), name, role, now, labels)
+        make_id = self._context.new_user_id
+        user_id = self._context.new_id() if make_id is None else make_id(name)
+        user = User(user_id, name, role, now, labels)
         stored = Token(hash_token(token), now, expire_time)
         return await self._context.store.users.create(user, stored, certificate_names)
 

@@ -8,6 +8,7 @@ from fedround_server.domain.aggregation import Aggregation
 from fedround_server.domain.config import Value
 from fedround_server.domain.model import VersionFile
 from fedround_server.domain.tensor_selection import ALL_TENSORS, TensorSelection
+from fedround_server.domain.transport import FULL_TRANSPORT, Transport
 from fedround_server.domain.uncertainty import Swag
 
 
@@ -39,7 +40,7 @@ class RoundStarted:
         assigned: Whether each participant is assigned a model.
         swag: What a SWAG round asks for.
         attempt: The attempt at the round, from 1.
-        update_precision: The precision in which updates may come: "FULL", "FLOAT16" or "BFLOAT16".
+        transport: The precisions in which updates may come.
         tensors: Which tensors an update has.
         submitted: Whether the reader has submitted in it. This, and what a repeated round changes, is not in the log.
         is_configured: Whether the training has a configuration in this round.
@@ -58,7 +59,7 @@ class RoundStarted:
     swag: Swag | None = None
     attempt: int = 1
     submitted: bool = False
-    update_precision: str = "FULL"
+    transport: Transport = FULL_TRANSPORT
     tensors: TensorSelection = ALL_TENSORS
     is_configured: bool = False
     config: Mapping[str, Value] = field(default_factory=dict)

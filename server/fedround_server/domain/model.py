@@ -68,19 +68,10 @@ Manifest = Mapping[str, TensorSpec]
 """The tensors of a model: name -> dtype and shape. Every update must have exactly those of its model."""
 
 
-def differences(model: Manifest, dtype: Dtype) -> Manifest:
-    """Returns the tensors of an update whose wide floating tensors are differences from the model's.
-
-    Args:
-        model: The model's tensors.
-        dtype: The narrow type of the differences: a tensor of another type than the model's is one.
-    """
-    wide = (Dtype.F32, Dtype.F64)
-    return {name: TensorSpec(dtype, spec.shape) if spec.dtype in wide else spec for name, spec in model.items()}
-
-
 MAX_TENSORS = 20_000
 """How many tensors an uploaded file may have."""
+MAX_NAME = 512
+"""Characters of the name of a tensor of an uploaded file."""
 
 
 LAST, BEST, PINNED = "last", "best", "pinned"

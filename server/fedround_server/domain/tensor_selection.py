@@ -51,9 +51,9 @@ class TensorSelection:
         Raises:
             FieldInvalid: A glob matches nothing, a tensor is trainable and private, or none is trained.
         """
-        _check_globs("spec.tensors.trainable", self.trainable, model)
+        check_globs("spec.tensors.trainable", self.trainable, model)
         if self.external_base_sha256 is None:
-            _check_globs("spec.tensors.private", self.private, model)
+            check_globs("spec.tensors.private", self.private, model)
         both = list(filter(matcher(self.trainable), self.private_names(model)))
         if both:
             raise FieldInvalid(
@@ -89,7 +89,12 @@ def some(names: Collection[str]) -> str:
     return named + (f" and {more} more" if more > 0 else "")
 
 
-def _check_globs(field: str, globs: Iterable[str], model: Manifest) -> None:
+def check_globs(field: str, globs: Iterable[str], model: Manifest) -> None:
+    """Checks that each glob matches a tensor.
+
+    Raises:
+        FieldInvalid: One matches none.
+    """
     if missing := unmatched(globs, model):
         raise FieldInvalid(
             field, f"{some(missing)}: no tensor of the model matches, which has {some(model)}: correct the glob"

@@ -9,9 +9,9 @@ from fedround_server.domain.aggregation import Aggregation
 from fedround_server.domain.cohort import Cohort
 from fedround_server.domain.config import Config
 from fedround_server.domain.failure import PARTICIPANTS_FAILED, ParticipantFailure
-from fedround_server.domain.model import Dtype
 from fedround_server.domain.policy import RoundPolicy
 from fedround_server.domain.tensor_selection import ALL_TENSORS, TensorSelection
+from fedround_server.domain.transport import TensorPrecision, Transport, UpdatePrecision
 from fedround_server.domain.uncertainty import NoUncertainty, Uncertainty
 
 MAX_NUM_EXAMPLES = 2**31
@@ -55,19 +55,6 @@ class Evaluation(enum.Enum):
     EVERY_ROUND = "EVERY_ROUND"
     FINAL_ONLY = "FINAL_ONLY"
     NEVER = "NEVER"
-
-
-class UpdatePrecision(enum.Enum):
-    """How exactly updates say what was learned."""
-
-    FULL = "FULL"
-    FLOAT16 = "FLOAT16"
-    BFLOAT16 = "BFLOAT16"
-
-    @property
-    def dtype(self) -> Dtype | None:
-        """The type of differences; None if there are none."""
-        return {"FLOAT16": Dtype.F16, "BFLOAT16": Dtype.BF16}.get(self.value)
 
 
 class IntegerTensors(enum.Enum):
@@ -120,7 +107,9 @@ class TrainingSpec:
         model_version: The version of the stored model to start from; None means the latest.
         architecture: The registered architecture of the streamed model.
         max_update_norm: How far an update may be from what its participant started from (L2); 0 means any distance.
-        update_precision: Whether updates may come as differences in half precision.
+        update_precision: In which precision updates may have the tensors that match no rule of tensor_precisions.
+        stochastic_rounding: Whether participants are asked to round these tensors at random.
+        tensor_precisions: In which precision updates may have other tensors.
         allow_non_finite_buffers: Whether the model may have Inf and NaN, and updates in the same places.
         tensors: Which tensors of the model updates have.
         config: What all participants get with each round. It is left out of lists, and so is client_config.
@@ -147,6 +136,8 @@ class TrainingSpec:
     uncertainty: Uncertainty = field(default_factory=NoUncertainty)
     max_update_norm: float = 0.0
     update_precision: UpdatePrecision = UpdatePrecision.FULL
+    stochastic_rounding: bool = False
+    tensor_precisions: tuple[TensorPrecision, ...] = ()
     allow_non_finite_buffers: bool = False
     integer_tensors: IntegerTensors = IntegerTensors.HEAVIEST
     tensors: TensorSelection = ALL_TENSORS
@@ -154,6 +145,11 @@ class TrainingSpec:
     client_config: Mapping[str, Config] = field(default_factory=dict)
     cohort: Cohort | None = None
     evaluation_policy: RoundPolicy | None = None
+
+    @property
+    def transport(self) -> Transport:
+        """The precisions of all tensors of updates."""
+        return Transport(self.tensor_precisions, self.update_precision, self.stochastic_rounding)
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +193,7 @@ class Training:
         failures: The first MAX_NAMED failures in the current round; for the actor only, and left out of lists.
         paused: Whether no further round opens.
         stop: When its actor had it stopped; None if it did not.
+        round_closed: Whether the current round accepts no more updates or reports.
     """
 
     training_id: str
@@ -220,6 +217,7 @@ class Training:
     failures: tuple[ParticipantFailure, ...] = ()
     paused: bool = False
     stop: Stop | None = None
+    round_closed: bool = False
 
 
 def out_of_patience(spec: TrainingSpec, model_version: int, best_version: int | None) -> bool:

@@ -1,13 +1,17 @@
 """Checks the numbers of a file before it is accepted, in one pass."""
 
+from collections.abc import Mapping
 from math import hypot, inf
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
+from fedround_server.domain.transport import INT8_LIMIT, SCALES
 from fedround_server.engine.format.dtypes import first_not_finite, is_finite, widen
 from fedround_server.engine.format.runs import runs, singly
+from fedround_server.engine.format.scaled import differences, without_scaled
 from fedround_server.engine.format.tensors import TensorFile, Tensors, blocks
 from fedround_server.engine.jobs import CheckResult
 
@@ -17,24 +21,35 @@ NOTHING = torch.zeros(())
 
 
 def check_numbers(
-    path: Path, origin: Tensors | None = None, prefix: str = "", model: Tensors | None = None
+    path: Path,
+    origin: Tensors | None = None,
+    prefix: str = "",
+    model: Tensors | None = None,
+    block_sizes: Mapping[str, int] = MappingProxyType({}),
 ) -> CheckResult:
-    """Looks for NaN and Inf, and measures how far the file is from its origin.
+    """Looks for NaN and Inf, checks the scales of int8 differences, and measures how far the file is from its origin.
 
     Args:
         path: A safetensors file whose header has been accepted.
         origin: The model that it was made from. A tensor of the file that has another type there is a difference.
         prefix: What the file puts before the names of the origin's tensors.
         model: A model that has the file's tensors, whose NaN and Inf the file may have in the same places.
+        block_sizes: How many numbers of the file share a scale, by the name of a tensor of int8 differences.
 
     Raises:
         BlobDamaged: The origin or the model is not what was stored.
     """
     norm = 0.0
     with TensorFile(path) as file:
+        layout = without_scaled(file.layout, block_sizes) if block_sizes else file.layout
+        for name, block_size in block_sizes.items():
+            found = _check_scaled(file, name, block_size, measured=origin is not None)
+            if found.not_finite is not None or found.problem is not None:
+                return found
+            norm = hypot(norm, found.norm)
         others = [other.layout for other in (origin, model) if other is not None]
         # With a prefix, only some of the tensors are in the origin.
-        for run in singly(file.layout) if prefix else runs(file.layout, others):
+        for run in singly(layout) if prefix else runs(layout, others):
             if not run.dtype.is_floating:
                 continue
             before = run.first.removeprefix(prefix) if origin is not None and run.first.startswith(prefix) else None
@@ -55,6 +70,25 @@ def check_numbers(
                     return CheckResult(not_finite=run.owner(start + first_not_finite(block)))
                 # hypot does not overflow where a sum of squares would.
                 norm = hypot(norm, step)
+    return CheckResult(norm=norm)
+
+
+def _check_scaled(file: TensorFile, name: str, block_size: int, *, measured: bool) -> CheckResult:
+    """Checks a tensor of int8 differences and its scales; measures the norm of the differences."""
+    scales = name + SCALES
+    for start, length in blocks(file.layout.manifest[scales].num_numbers):
+        block = file.block(scales, start, length)
+        if not is_finite(block):
+            return CheckResult(not_finite=scales)
+        if block.min() < 0:
+            return CheckResult(problem=f"tensor {scales!r} has a negative scale; scales are >= 0")
+    norm = 0.0
+    for start, length in blocks(file.layout.manifest[name].num_numbers):
+        if file.block(name, start, length).min() < -INT8_LIMIT:
+            return CheckResult(problem=f"tensor {name!r} has the value -128; int8 differences are -127 to 127")
+        if measured:
+            block = differences(file, name, start, length, block_size)
+            norm = hypot(norm, float(torch.linalg.vector_norm(block)))
     return CheckResult(norm=norm)
 
 

@@ -6,11 +6,12 @@ from typing import Any
 
 from fedround_server.blobs import FileRef, StagedBlob
 from fedround_server.domain.aggregation import NO_STATE, Aggregation, AggregationState, UpdateFacts
-from fedround_server.domain.model import BlobRef, Dtype, VersionFile
+from fedround_server.domain.model import BlobRef, VersionFile
 from fedround_server.domain.prediction import Array
 from fedround_server.domain.swag_moments import SwagMoments
 from fedround_server.domain.tensor_selection import ALL_TENSORS, TensorSelection
 from fedround_server.domain.training import IntegerTensors
+from fedround_server.domain.transport import FULL_TRANSPORT, Transport
 
 
 class AggregationFailed(ValueError):
@@ -40,12 +41,14 @@ class CheckJob:
         origin: The model that a participant started from; None if no distance is asked for.
         prefix: What the file puts before the names of the origin's tensors.
         model: A model that has the file's tensors, whose NaN and Inf the file may have in the same places.
+        block_sizes: How many numbers of the file share a scale, by the name of a tensor of int8 differences.
     """
 
     file: FileRef
     origin: VersionFile | None = None
     prefix: str = ""
     model: VersionFile | None = None
+    block_sizes: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +57,13 @@ class CheckResult:
 
     Attributes:
         not_finite: The name of a tensor that contains NaN or Inf; then nothing else is known.
+        problem: What is wrong with int8 differences or their scales; then nothing else is known.
         norm: How far the file is from its origin: the L2 norm of the difference over all floating tensors; 0 without an
             origin.
     """
 
     not_finite: str | None = None
+    problem: str | None = None
     norm: float = 0.0
 
 
@@ -71,7 +76,7 @@ class AggregationJob:
         updates: The updates, in canonical order.
         weights: num_examples of each update.
         aggregation: How.
-        differences: The type in which updates may have differences from the model, in place of wider tensors.
+        transport: In which precisions updates may have differences from the model.
         integers: How tensors of integers and booleans are aggregated.
         keep_non_finite: Whether NaN and Inf of the model stay as they are.
         tensors: Which tensors of the model the updates have. If these are not all of them, the result is a delta.
@@ -85,7 +90,7 @@ class AggregationJob:
     updates: tuple[BlobRef, ...]
     weights: tuple[int, ...]
     aggregation: Aggregation | SwagMoments
-    differences: Dtype | None = None
+    transport: Transport = FULL_TRANSPORT
     integers: IntegerTensors = IntegerTensors.HEAVIEST
     keep_non_finite: bool = False
     tensors: TensorSelection = ALL_TENSORS

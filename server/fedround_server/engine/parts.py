@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fedround_server.engine.format.dtypes import widen
 from fedround_server.engine.format.runs import Run
+from fedround_server.engine.format.scaled import differences
 from fedround_server.engine.format.tensors import TensorFile, Tensors
 
 
@@ -20,14 +21,34 @@ class Block:
     """
 
     def __init__(
-        self, model: Tensors, updates: Sequence[TensorFile], run: Run, start: int, length: int, *, keep_non_finite: bool
+        self,
+        model: Tensors,
+        updates: Sequence[TensorFile],
+        run: Run,
+        start: int,
+        length: int,
+        block_size: int = 0,
+        *,
+        keep_non_finite: bool = False,
     ) -> None:
+        """Reads the elements of the model.
+
+        Args:
+            model: The model.
+            updates: The updates.
+            run: The tensors.
+            start: Index of the first number in the run.
+            length: How many numbers.
+            block_size: How many numbers of int8 differences share a scale.
+            keep_non_finite: Whether NaN and Inf of the model stay as they are.
+        """
         self.run = run
         self.start = start
         self.stored = model.block(run.first, start, length)
         self.kept: Tensor | None = None
         self.model = self.stored
         self._updates = updates
+        self._block_size = block_size
         if keep_non_finite and run.dtype.is_floating:
             is_finite = torch.isfinite(widen(self.stored))
             if not is_finite.all():
@@ -51,6 +72,8 @@ class Block:
         part = update.block(self.run.first, self.start, len(self))
         if part.dtype == self.stored.dtype:
             return part if self.kept is None else self._cleaned(part)
+        if part.dtype == torch.int8:
+            part = differences(update, self.run.first, self.start, len(self), self._block_size)
         # Clamped, since a mean of numbers of the model's type is one. A mean of sums beyond its range might not be, and
         # one participant's update would make the round fail.
         most = torch.finfo(self.stored.dtype).max

@@ -43,7 +43,7 @@ class Slots:
             values: Shape (elements,), float64.
             dtype: Of the model's elements.
         """
-        kept = values.to(torch.float64 if dtype == torch.float64 else torch.float32)
+        kept = values.to(torch.float64 if dtype == torch.float64 else torch.float32, copy=True)
         self._writers[slot].write(kept)
         return kept
 

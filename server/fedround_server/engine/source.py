@@ -41,6 +41,7 @@ class Source:
         self.slots = slots
         self._updates = updates
         self._keep_non_finite = job.keep_non_finite
+        self._block_sizes = job.transport.block_sizes(result.layout.manifest)
         self._is_buffer = _buffers(job)
         layouts = [file.layout for file in (*updates, *slots.found.values())]
         self.runs: Sequence[Run] = list(runs(result.layout, layouts, apart=self._is_buffer))
@@ -54,7 +55,8 @@ class Source:
         size = max(SMALLEST_BLOCK, BLOCK * FEW // max(FEW, len(self._updates)))
         for start in range(0, run.num_numbers, size):
             length = min(size, run.num_numbers - start)
-            yield Block(self.model, self._updates, run, start, length, keep_non_finite=self._keep_non_finite)
+            scaled = self._block_sizes.get(run.first, 0)
+            yield Block(self.model, self._updates, run, start, length, scaled, keep_non_finite=self._keep_non_finite)
 
     def trained_blocks(self) -> Iterator[Block]:
         """Yields the blocks to which the stages of the aggregation apply."""
@@ -82,9 +84,10 @@ def open_source(
     with ExitStack() as stack:
         model = stack.enter_context(open_version(files, job.model, ahead))
         result = plan(files, job, model)
-        layouts = Layouts(job.differences, result.layout.manifest)
+        manifest = result.layout.manifest
+        layouts = Layouts(manifest, job.transport.encoded(manifest))
         updates = [stack.enter_context(open_blob(files, job.updates[index], layouts, ahead)) for index in counted]
-        manifest, is_buffer = result.layout.manifest, _buffers(job)
+        is_buffer = _buffers(job)
         trained = [name for name in in_order(result.layout) if manifest[name].dtype.is_floating and not is_buffer(name)]
         tensors = {name: manifest[name] for name in trained}
         slots = stack.enter_context(open_slots(files, job.state.slots, targets, tensors, ahead))

@@ -11,6 +11,8 @@ LARGEST = 4 << 20
 """Freed blocks up to this size are kept; gRPC's messages and torch's blocks are smaller."""
 KEPT = 32 << 20
 """How much free memory is kept at the end of each heap, in bytes."""
+HEAPS = 1
+"""How many heaps there are. Threads that share one reuse each other's blocks; few allocate at the same time."""
 SECONDS = 5.0
 """How often calls are counted."""
 ENDED = 200
@@ -21,7 +23,7 @@ TIMES = 12
 
 def keep_freed_blocks() -> None:
     """Makes the C library keep freed blocks that are as large as a chunk of a file, for the next chunk."""
-    allocator.keep_freed(LARGEST, KEPT)
+    allocator.keep_freed(LARGEST, KEPT, HEAPS)
 
 
 def set_up() -> None:

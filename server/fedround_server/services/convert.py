@@ -4,7 +4,7 @@ from datetime import datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from fedround.v1 import aggregation_pb2, event_pb2, model_pb2, round_pb2, training_pb2, user_pb2
+from fedround.v1 import event_pb2, model_pb2, round_pb2, training_pb2, user_pb2
 from fedround_server.coordinator.subscription import GoingAway, Heartbeat
 from fedround_server.domain import event as events
 from fedround_server.domain.event import Event
@@ -15,7 +15,7 @@ from fedround_server.domain.token import Token
 from fedround_server.domain.training import Training, TrainingFailure, TrainingSpec
 from fedround_server.domain.update import Update, is_number
 from fedround_server.domain.user import User
-from fedround_server.services import aggregation, config, pages, policy, tensor_selection, uncertainty
+from fedround_server.services import aggregation, config, pages, policy, tensor_selection, transport, uncertainty
 
 MAX_PARTICIPANTS = 10_000
 
@@ -131,11 +131,6 @@ def metric_report(found: MetricReport) -> model_pb2.MetricReport:
     )
 
 
-def update_precision(name: str) -> aggregation_pb2.UpdatePrecision.ValueType:
-    """Encodes in which precision updates may come."""
-    return aggregation_pb2.UpdatePrecision.Value(f"UPDATE_PRECISION_{name}")
-
-
 def training_spec(spec: TrainingSpec, *, for_actor: bool, listed: bool) -> training_pb2.TrainingSpec:
     """Encodes a spec with the defaults filled in; who else takes part is for the actor, and not for lists."""
     message = training_pb2.TrainingSpec(
@@ -154,7 +149,9 @@ def training_spec(spec: TrainingSpec, *, for_actor: bool, listed: bool) -> train
         request_id=(spec.request_id or "") if for_actor else "",
         max_num_examples=spec.max_num_examples,
         max_update_norm=spec.max_update_norm,
-        update_precision=update_precision(spec.update_precision.value),
+        update_precision=transport.write_precision(spec.update_precision),
+        stochastic_rounding=spec.stochastic_rounding,
+        tensor_precisions=transport.write_rules(spec.tensor_precisions),
         allow_non_finite_buffers=spec.allow_non_finite_buffers,
         integer_tensors=training_pb2.IntegerTensors.Value(f"INTEGER_TENSORS_{spec.integer_tensors.value}"),
         keep_versions=spec.keep_versions,
@@ -197,6 +194,7 @@ def training(found: Training, viewer_id: str, *, listed: bool = False) -> traini
         failures=map(participant_failure, found.failures),
         stopped=found.stop is not None,
         paused=found.paused,
+        round_closed=found.round_closed,
     )
 
 
@@ -266,7 +264,9 @@ def _payload(message: event_pb2.Event, payload: events.Payload) -> None:
             started.assigned = payload.assigned
             started.attempt = payload.attempt
             started.submitted = payload.submitted
-            started.update_precision = update_precision(payload.update_precision)
+            started.update_precision = transport.write_precision(payload.transport.precision)
+            started.stochastic_rounding = payload.transport.stochastic_rounding
+            started.tensor_precisions.extend(transport.write_rules(payload.transport.rules))
             for name, value in config.write(payload.config).items():
                 started.config[name].CopyFrom(value)
             if payload.swag is not None:

@@ -6,7 +6,7 @@ from fedround.v1 import round_pb2, training_pb2
 from fedround_server.coordinator.round_status import Explanation, MemberView
 from fedround_server.domain.policy import OnMissed
 from fedround_server.domain.rejected_update import RejectedUpdate
-from fedround_server.domain.rounds.round import RoundState, RoundView
+from fedround_server.domain.rounds.round import RegisteredParticipant, RoundState, RoundView
 from fedround_server.services import convert, pages
 
 MAX_MEMBERS = 1000
@@ -45,6 +45,14 @@ def write(explanation: Explanation) -> round_pb2.Round:
         draw=_draw(view),
         updates_enough=view.enough,
         wait_end_time=convert.timestamp(found.wait_end),
+        not_connected=pages.fitting(islice(explanation.not_connected, MAX_MEMBERS), _not_connected),
+        num_registered=len(view.participant_ids),
+    )
+
+
+def _not_connected(found: RegisteredParticipant) -> round_pb2.RoundParticipant:
+    return round_pb2.RoundParticipant(
+        user_id=found.user_id, name=found.name, last_seen_time=convert.timestamp(found.seen_time)
     )
 
 

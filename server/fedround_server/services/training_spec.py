@@ -2,8 +2,7 @@
 
 import math
 
-from fedround.v1 import aggregation_pb2, training_pb2
-from fedround_server.domain.aggregation import Aggregation, DaisyChaining
+from fedround.v1 import training_pb2
 from fedround_server.domain.cohort import Cohort
 from fedround_server.domain.config import check, check_size
 from fedround_server.domain.errors import FieldInvalid, UnknownClients
@@ -16,10 +15,9 @@ from fedround_server.domain.training import (
     IntegerTensors,
     Selection,
     TrainingSpec,
-    UpdatePrecision,
 )
 from fedround_server.domain.uncertainty import Swag
-from fedround_server.services import aggregation, config, fields, policy, tensor_selection, uncertainty
+from fedround_server.services import aggregation, config, fields, policy, tensor_selection, transport, uncertainty
 
 
 def read(message: training_pb2.TrainingSpec) -> TrainingSpec:
@@ -35,6 +33,7 @@ def read(message: training_pb2.TrainingSpec) -> TrainingSpec:
         raise FieldInvalid("spec.architecture", "is for a streamed model: the stored one names its own")
     chosen = aggregation.read(message.aggregation)
     method = uncertainty.read("spec.uncertainty", message.uncertainty)
+    precisions = transport.read(message, chosen)
     if message.allow_non_finite_buffers and isinstance(method, Swag):
         raise FieldInvalid(
             "spec.allow_non_finite_buffers", "does not go with swag, whose moments would not be finite: choose one"
@@ -52,7 +51,9 @@ def read(message: training_pb2.TrainingSpec) -> TrainingSpec:
         evaluation=_evaluation(message.evaluation),
         max_num_examples=_cap(message.max_num_examples),
         max_update_norm=_norm(message.max_update_norm),
-        update_precision=_precision(message.update_precision, chosen),
+        update_precision=precisions.precision,
+        stochastic_rounding=precisions.stochastic_rounding,
+        tensor_precisions=precisions.rules,
         model_id=fields.parse_optional_id("spec.model_id", message.model_id),
         request_id=fields.parse_optional_id("spec.request_id", message.request_id),
         selection=_selection(message) if message.HasField("selection") else None,
@@ -95,20 +96,6 @@ def _norm(value: float) -> float:
     if not math.isfinite(value) or value < 0:
         raise FieldInvalid("spec.max_update_norm", f"is {value}; must be finite and >= 0, and 0 is for any distance")
     return value
-
-
-def _precision(value: aggregation_pb2.UpdatePrecision.ValueType, chosen: Aggregation) -> UpdatePrecision:
-    if value not in aggregation_pb2.UpdatePrecision.values():
-        known = ", ".join(aggregation_pb2.UpdatePrecision.keys())
-        raise FieldInvalid("spec.update_precision", f"is {value}; known are {known}")
-    if value == aggregation_pb2.UPDATE_PRECISION_UNSPECIFIED:
-        return UpdatePrecision.FULL
-    found = UpdatePrecision(aggregation_pb2.UpdatePrecision.Name(value).removeprefix("UPDATE_PRECISION_"))
-    if found is not UpdatePrecision.FULL and isinstance(chosen.rule, DaisyChaining):
-        raise FieldInvalid(
-            "spec.update_precision", "does not go with fed_dc: local models go on as they come, so send them in full"
-        )
-    return found
 
 
 def _integer_tensors(value: training_pb2.IntegerTensors.ValueType) -> IntegerTensors:

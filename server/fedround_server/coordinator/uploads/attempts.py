@@ -44,6 +44,10 @@ class Attempts:
         """Returns whether an attempt at an upload is in progress."""
         return ref in self._running
 
+    def __len__(self) -> int:
+        """Returns how many attempts are in progress."""
+        return len(self._running)
+
     async def interrupt_user(self, user_id: str, error: FedroundError) -> None:
         """Makes all attempts of a user fail, and waits until they are gone."""
         for attempt in [attempt for attempt in self._running.values() if attempt.user_id == user_id]:

@@ -1,6 +1,6 @@
 """Receives the bytes of a file, and checks what can be checked while they arrive."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 from fedround_server.blobs import BlobWriter
@@ -41,8 +41,14 @@ class Incoming:
 class BodyReceiver:
     """Receives one file."""
 
-    def __init__(self, incoming: Incoming, gate: HeaderGate, max_bytes: int) -> None:
+    def __init__(self, incoming: Incoming, gate: HeaderGate, max_bytes: int, max_buffered: Callable[[], int]) -> None:
         """Checks the declared size.
+
+        Args:
+            incoming: The file.
+            gate: Checks its header.
+            max_bytes: The largest size that is accepted.
+            max_buffered: As in `WriteBuffer`.
 
         Raises:
             ModelTooLarge: It is over the limit.
@@ -50,6 +56,7 @@ class BodyReceiver:
         self._incoming = incoming
         self._gate = gate
         self._max_bytes = max_bytes
+        self._max_buffered = max_buffered
         self._check_limit(incoming.size_bytes)
 
     async def receive(self, writer: BlobWriter, space: SpaceReservation) -> Layout:
@@ -61,7 +68,7 @@ class BodyReceiver:
         incoming, gate = self._incoming, self._gate
         if incoming.offset:
             await in_thread(writer.replay, gate.feed)
-        async with WriteBuffer(writer) as buffer:
+        async with WriteBuffer(writer, self._max_buffered) as buffer:
             async for chunk in incoming.chunks:
                 if gate.takes_long(chunk.data):
                     await in_thread(gate.feed, chunk.data)

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TypeVar
@@ -15,16 +15,19 @@ from fedround_server.coordinator.uploads.attempts import Attempts
 from fedround_server.coordinator.uploads.body import BodyReceiver, Incoming
 from fedround_server.coordinator.uploads.progress import UpdateProgress
 from fedround_server.coordinator.uploads.space import Space
+from fedround_server.coordinator.uploads.write_buffer import share_of_buffers
 from fedround_server.domain.errors import (
     DigestMismatch,
     InvalidArgument,
     ModelDamaged,
     ModelTooLarge,
     TokenInvalid,
+    UpdateMismatch,
     UpdateNorm,
     UpdateNotFinite,
 )
 from fedround_server.domain.model import BlobRef, Manifest, VersionFile
+from fedround_server.domain.rounds.kind import ExpectedTensors
 from fedround_server.domain.update import NormBound
 from fedround_server.engine.format.gate import HeaderGate
 from fedround_server.engine.jobs import CheckJob, CheckResult
@@ -96,6 +99,7 @@ class Uploads:
         *,
         model: VersionFile | None = None,
         allow_non_finite: bool = False,
+        expected: ExpectedTensors | None = None,
     ) -> R:
         """Receives a file, and has it accepted once it is on disk, complete, checked and a blob.
 
@@ -109,12 +113,14 @@ class Uploads:
             bound: How far an update may be from its origin; None for any distance.
             model: A model whose NaN and Inf it may have in the same places; None if it may have none.
             allow_non_finite: Whether it may have NaN and Inf anywhere.
+            expected: The tensors of an update; None for another file.
 
         Raises:
             FieldInvalid: There are more bytes than declared, or none.
             ModelTooLarge: It is over the limit.
             ModelFormat: It is no acceptable safetensors file.
             UpdateNotFinite: It contains NaN or Inf.
+            UpdateMismatch: It has int8 differences or scales that are out of range.
             UpdateNorm: It is too far from its origin.
             ModelDamaged: The file of its origin is damaged.
             UploadIncomplete: The stream ended early.
@@ -126,7 +132,8 @@ class Uploads:
             TokenInvalid: The user was removed.
             FedroundError: `check` or `accept` raised it.
         """
-        body = BodyReceiver(incoming, HeaderGate(check), self._context.limits.max_model_bytes)
+        max_bytes = self._context.limits.max_model_bytes
+        body = BodyReceiver(incoming, HeaderGate(check), max_bytes, lambda: share_of_buffers(len(self._attempts)))
         user_id, upload_id, offset = incoming.user_id, incoming.upload_id, incoming.offset
         ref = StagedRef(self._context.new_id()) if upload_id is None else UploadRef(user_id, upload_id)
         async with self._attempts.begin(user_id, ref):
@@ -146,7 +153,10 @@ class Uploads:
                     ):
                         layout = await body.receive(writer, space)
                     reached("upload.complete")
-                    found = await self._check_and_sync(writer, bound, model)
+                    scaled = {} if expected is None else expected.scaled(layout.manifest)
+                    found = await self._check_and_sync(writer, _check_job(writer, bound, model, scaled), bound)
+                    if found.problem is not None:
+                        raise UpdateMismatch(f"{found.problem}: nothing of the file was taken")
                     if found.not_finite is not None and not allow_non_finite:
                         raise _not_finite(found.not_finite, incoming, model)
                 except (InvalidArgument, DigestMismatch, ModelTooLarge):
@@ -163,23 +173,17 @@ class Uploads:
         await in_thread(self._blobs.commit, staged)
         return await decide(self._blobs, staged.blob, accept(received))
 
-    async def _check_and_sync(
-        self, writer: BlobWriter, bound: NormBound | None, model: VersionFile | None
-    ) -> CheckResult:
+    async def _check_and_sync(self, writer: BlobWriter, job: CheckJob, bound: NormBound | None) -> CheckResult:
         """Checks the numbers while the disk is busy."""
         syncing = asyncio.create_task(in_thread(_sync, writer))
         try:
-            found = await self._check_numbers(writer, bound, model)
+            found = await self._check_numbers(job, bound)
             reached("upload.checked")
         finally:
             await syncing
         return found
 
-    async def _check_numbers(
-        self, writer: BlobWriter, bound: NormBound | None, model: VersionFile | None
-    ) -> CheckResult:
-        file = writer.staged.file
-        job = CheckJob(file, model=model) if bound is None else CheckJob(file, bound.origin, bound.prefix, model)
+    async def _check_numbers(self, job: CheckJob, bound: NormBound | None) -> CheckResult:
         # The worker maps the file: truncating it, as the next attempt may, would end the worker.
         try:
             found = await await_even_if_cancelled(self._context.engine.check(job))
@@ -189,6 +193,13 @@ class Uploads:
         if bound is not None and found.norm > bound.limit:
             raise UpdateNorm(found.norm, bound.limit)
         return found
+
+
+def _check_job(
+    writer: BlobWriter, bound: NormBound | None, model: VersionFile | None, block_sizes: Mapping[str, int]
+) -> CheckJob:
+    origin, prefix = (None, "") if bound is None else (bound.origin, bound.prefix)
+    return CheckJob(writer.staged.file, origin, prefix, model, block_sizes)
 
 
 def _not_finite(tensor: str, incoming: Incoming, model: VersionFile | None) -> UpdateNotFinite:

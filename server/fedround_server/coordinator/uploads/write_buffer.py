@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Self
 
 from fedround_server.blobs import BlobWriter
@@ -10,12 +11,18 @@ from fedround_server.domain.chunk import Chunk
 from fedround_server.failpoints import reached
 
 log = logging.getLogger(__name__)
-FLUSH_BYTES = 2 << 20
-"""Buffered bytes that are written at once: they are worth waking a thread."""
 MAX_BUFFERED = 4 << 20
-"""Bytes that may be buffered while earlier ones are written."""
+"""Bytes that may be buffered while earlier ones are written. Half of them are worth waking a thread."""
+MAX_BUFFERED_TOGETHER = 8 << 20
+"""Bytes that all uploads in progress may buffer, if that is at least MIN_BUFFERED for each."""
+MIN_BUFFERED = 1 << 20
 FLUSH_DELAY = 0.01
 """Seconds after which buffered bytes are written, however few: a slow sender may lose its connection at any time."""
+
+
+def share_of_buffers(uploads: int) -> int:
+    """Returns how many bytes each of some uploads in progress may buffer: one disk writes for all of them."""
+    return max(MIN_BUFFERED, min(MAX_BUFFERED, MAX_BUFFERED_TOGETHER // max(1, uploads)))
 
 
 class WriteBuffer:
@@ -24,9 +31,15 @@ class WriteBuffer:
     Its block ends when everything is written, or cannot be.
     """
 
-    def __init__(self, writer: BlobWriter) -> None:
-        """Continues after what the writer has. Nothing else may write to it during the block."""
+    def __init__(self, writer: BlobWriter, max_buffered: Callable[[], int] = lambda: MAX_BUFFERED) -> None:
+        """Continues after what the writer has. Nothing else may write to it during the block.
+
+        Args:
+            writer: Writes the file.
+            max_buffered: Returns how many bytes may be buffered now.
+        """
         self._writer = writer
+        self._max_buffered = max_buffered
         self._loop = asyncio.get_running_loop()
         self._buffered: list[Chunk] = []
         self._buffered_bytes = 0
@@ -63,7 +76,7 @@ class WriteBuffer:
         self.size_bytes += len(chunk.data)
         if self._batch is None:
             self._flush_or_wait()
-        elif self._buffered_bytes >= MAX_BUFFERED:
+        elif self._buffered_bytes >= self._max_buffered():
             await asyncio.wait([self._batch])
 
     def _raise_failure(self) -> None:
@@ -71,7 +84,7 @@ class WriteBuffer:
             raise self._failure
 
     def _flush_or_wait(self) -> None:
-        if self._buffered_bytes >= FLUSH_BYTES:
+        if self._buffered_bytes >= self._max_buffered() // 2:
             self._flush()
         elif self._buffered and self._timer is None:
             self._timer = self._loop.call_later(FLUSH_DELAY, self._flush)

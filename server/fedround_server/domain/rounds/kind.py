@@ -2,16 +2,17 @@
 
 import enum
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
 from fedround_server.domain.aggregation import Aggregation
 from fedround_server.domain.cohort import Cohort
-from fedround_server.domain.model import Dtype, Manifest
+from fedround_server.domain.model import Manifest
 from fedround_server.domain.policy import RoundPolicy
 from fedround_server.domain.swag_moments import SwagMoments
 from fedround_server.domain.tensor_selection import ALL_TENSORS, TensorSelection
-from fedround_server.domain.training import IntegerTensors, TrainingSpec, TrainingState, UpdatePrecision
+from fedround_server.domain.training import IntegerTensors, TrainingSpec, TrainingState
+from fedround_server.domain.transport import FULL_TRANSPORT, Transport
 from fedround_server.domain.uncertainty import Swag
 from fedround_server.domain.update import Submission
 
@@ -22,15 +23,21 @@ class ExpectedTensors:
 
     Attributes:
         manifest: Its tensors; a report has none.
-        differences: The tensors of one that carries differences in half precision; None if that is not allowed.
+        differences: The tensors of one that carries differences; None if that is not allowed.
+        block_sizes: How many numbers of it share a scale, by the name of a tensor of int8 differences.
         prefix: What precedes the names of the model's tensors, for the distance from the model.
         private: Names of tensors that its participant must keep, for errors.
     """
 
     manifest: Manifest
     differences: Manifest | None = None
+    block_sizes: Mapping[str, int] = field(default_factory=dict)
     prefix: str = ""
     private: frozenset[str] = frozenset()
+
+    def scaled(self, manifest: Manifest) -> Mapping[str, int]:
+        """Returns the block sizes of the int8 differences that an accepted submission with these tensors has."""
+        return self.block_sizes if manifest == self.differences else {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +47,7 @@ class RoundRequest:
     local_rounds: int = 1
     assigned: bool = False
     swag: Swag | None = None
-    update_precision: UpdatePrecision = UpdatePrecision.FULL
+    transport: Transport = FULL_TRANSPORT
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +56,14 @@ class Computation:
 
     Attributes:
         aggregation: How.
-        differences: The dtype in which updates may carry differences from the model.
+        transport: In which precisions updates may carry differences from the model.
         integers: How tensors of integers and booleans are aggregated.
         keep_non_finite: Whether NaN and Inf of the model stay as they are.
         tensors: Which tensors updates have; the result inherits the others.
     """
 
     aggregation: Aggregation | SwagMoments
-    differences: Dtype | None = None
+    transport: Transport = FULL_TRANSPORT
     integers: IntegerTensors = IntegerTensors.HEAVIEST
     keep_non_finite: bool = False
     tensors: TensorSelection = ALL_TENSORS

@@ -21,6 +21,11 @@ class RoundState(enum.Enum):
     PENDING = "PENDING"
 
     @property
+    def is_closed(self) -> bool:
+        """Whether it accepts nothing any more."""
+        return self not in (RoundState.PENDING, RoundState.OPEN)
+
+    @property
     def is_over(self) -> bool:
         """Whether nothing will happen in it any more."""
         return self in (RoundState.DONE, RoundState.ABANDONED)
@@ -136,6 +141,19 @@ class AwaitedMember:
     since: datetime | None
 
 
+@dataclass(frozen=True, slots=True)
+class RegisteredParticipant:
+    """A participant of a training, whether or not it takes part in a round.
+
+    Attributes:
+        seen_time: When it was seen last, as far as that is stored.
+    """
+
+    user_id: str
+    name: str
+    seen_time: datetime | None
+
+
 class WaitRule(enum.Enum):
     """What a round waits for."""
 
@@ -155,6 +173,7 @@ class RoundView:
         stopped: Whether it is the current round of a training that its actor has stopped, or that stops after it.
         cohort: Who takes part in it; None for all participants.
         participant_ids: The registered participants, who need not be members.
+        awaited: Of a pending round, these by name.
     """
 
     round: Round
@@ -165,6 +184,7 @@ class RoundView:
     stopped: bool = False
     cohort: Cohort | None = None
     participant_ids: tuple[str, ...] = ()
+    awaited: tuple[RegisteredParticipant, ...] = ()
 
     @property
     def wait_rule(self) -> WaitRule | None:

@@ -1,7 +1,7 @@
 """Rounds in which participants train the model; their updates make its next version."""
 
 from fedround_server.domain.aggregation import DaisyChaining
-from fedround_server.domain.model import Manifest, differences
+from fedround_server.domain.model import Manifest
 from fedround_server.domain.rounds.kind import (
     Computation,
     ExpectedTensors,
@@ -25,25 +25,31 @@ class Train(RoundKind):
         return not last and not isinstance(spec.aggregation.rule, DaisyChaining)
 
     def check(self, spec: TrainingSpec, model: Manifest) -> None:
-        """Checks that the selection of tensors fits the model."""
+        """Checks that the selection of tensors and their precisions fit the model."""
         spec.tensors.check(model)
+        if not isinstance(spec.aggregation.rule, DaisyChaining):
+            spec.transport.check(spec.tensors.trained(model))
 
     def request(self, spec: TrainingSpec, step: int) -> RoundRequest:
-        """Returns the precision of updates."""
-        return RoundRequest(update_precision=spec.update_precision)
+        """Returns the precisions of updates."""
+        return RoundRequest(transport=spec.transport)
 
     def tensors(self, spec: TrainingSpec, model: Manifest) -> ExpectedTensors:
-        """Returns the tensors of the model that are trained, or differences from them in half precision."""
-        half = spec.update_precision.dtype
+        """Returns the tensors of the model that are trained, or differences from them."""
         trained = spec.tensors.trained(model)
-        private = spec.tensors.private_names(model)
-        return ExpectedTensors(trained, None if half is None else differences(trained, half), private=private)
+        encoded = spec.transport.encoded(trained)
+        return ExpectedTensors(
+            trained,
+            None if encoded == trained else encoded,
+            spec.transport.block_sizes(trained),
+            private=spec.tensors.private_names(model),
+        )
 
     def computation(self, spec: TrainingSpec, step: int) -> Computation:
         """Returns the training's aggregation."""
         return Computation(
             spec.aggregation,
-            spec.update_precision.dtype,
+            spec.transport,
             integers=spec.integer_tensors,
             keep_non_finite=spec.allow_non_finite_buffers,
             tensors=spec.tensors,

@@ -3,8 +3,9 @@
 from collections.abc import Collection
 
 from fedround_server.domain.errors import TensorsMismatch, UpdateMismatch
-from fedround_server.domain.model import Manifest
+from fedround_server.domain.model import Manifest, TensorSpec
 from fedround_server.domain.tensor_selection import some
+from fedround_server.domain.transport import SCALES, WIDE
 
 MAX_PREFIX = 80
 """Characters of a prefix that is named in an error."""
@@ -30,24 +31,34 @@ def check_same(
     """
     if actual in (expected, differences):
         return
-    hint = ""
+    asked, hint = expected, ""
     if differences is not None and any(_is_difference(name, actual, expected, differences) for name in actual):
-        expected, hint = differences, ": differences of all F32 and F64 tensors, or of none"
-    missing, surplus = sorted(expected.keys() - actual.keys()), sorted(actual.keys() - expected.keys())
+        asked, hint = differences, f": {_describe_choice(expected, differences)}"
+    missing, surplus = sorted(asked.keys() - actual.keys()), sorted(actual.keys() - asked.keys())
     if missing or surplus:
         raise TensorsMismatch(_describe_names(missing, surplus, private))
-    for name, spec in expected.items():
-        found = actual[name]
-        if found != spec:
+    for name, spec in asked.items():
+        if actual[name] != spec:
+            other = None if differences is None or asked is differences else differences[name]
+            choice = "" if other in (None, spec) else f", or {_text(other)} as a difference"
             raise UpdateMismatch(
-                f"tensor {name!r} is {found.dtype.name}{list(found.shape)},"
-                f" and the round asks for {spec.dtype.name}{list(spec.shape)}{hint}"
+                f"tensor {name!r} is {_text(actual[name])}, and the round asks for {_text(spec)}{choice}{hint}"
             )
 
 
 def _is_difference(name: str, actual: Manifest, expected: Manifest, differences: Manifest) -> bool:
     spec = differences.get(name)
-    return spec is not None and spec != expected[name] and spec.dtype is actual[name].dtype
+    return spec is not None and spec != expected.get(name) and spec.dtype is actual[name].dtype
+
+
+def _describe_choice(expected: Manifest, differences: Manifest) -> str:
+    if all(differences[name] != spec for name, spec in expected.items() if spec.dtype in WIDE):
+        return "differences of all F32 and F64 tensors, or of none"
+    return "differences of the tensors that spec.update_precision and spec.tensor_precisions select, or of none"
+
+
+def _text(spec: TensorSpec) -> str:
+    return f"{spec.dtype.name}{list(spec.shape)}"
 
 
 def _describe_names(missing: list[str], surplus: list[str], private: Collection[str]) -> str:
@@ -69,6 +80,11 @@ def _describe_names(missing: list[str], surplus: list[str], private: Collection[
         text += (
             f". The names of the model begin with {prefix!r}, those of the update do not: create the training from"
             f" fedround_client.strip_prefix(state_dict, {prefix!r}), or add the prefix to the update"
+        )
+    elif any(name.endswith(SCALES) for name in (*missing, *surplus)):
+        text += (
+            ". A tensor of int8 differences has its scales, one for each block, in an F32 tensor of its name and"
+            f" {SCALES!r}; other tensors have none"
         )
     elif not surplus:
         text += (

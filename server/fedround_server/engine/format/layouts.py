@@ -5,7 +5,7 @@ from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from fedround_server.domain.model import Dtype, Manifest, differences
+from fedround_server.domain.model import Manifest
 from fedround_server.engine.format.compare import check_same
 from fedround_server.engine.format.manifest import Layout, parse_header
 
@@ -17,19 +17,14 @@ class Layouts:
     ones only the offsets are kept.
     """
 
-    def __init__(self, narrow: Dtype | None = None, manifest: Manifest | None = None) -> None:
+    def __init__(self, *manifests: Manifest) -> None:
         """Begins with none known.
 
         Args:
-            narrow: Files may have differences from the expected tensors in this type.
-            manifest: The expected tensors; those of the first file, if None.
+            manifests: The tensors that a file may have; without any, those of the first file.
         """
         self._known: dict[bytes, Layout] = {}
-        self._names: dict[str, int] = {}
-        self._manifests: list[Manifest] = []
-        self._narrow = narrow
-        if manifest is not None:
-            self._expect(manifest)
+        self._expected = list(map(_Expected, manifests))
 
     def read(self, header: bytes) -> Layout:
         """Returns the layout of a file.
@@ -44,17 +39,19 @@ class Layouts:
         return self._known[digest]
 
     def _shrink(self, layout: Layout) -> Layout:
-        if not self._manifests:
-            self._expect(layout.manifest)
-        manifest = next((known for known in self._manifests if known == layout.manifest), self._manifests[0])
-        check_same(layout.manifest, manifest)
-        return replace(layout, manifest=manifest, offsets=_Offsets(self._names, layout.offsets))
+        if not self._expected:
+            self._expected.append(_Expected(layout.manifest))
+        expected = next((one for one in self._expected if one.manifest == layout.manifest), self._expected[0])
+        check_same(layout.manifest, expected.manifest)
+        return replace(layout, manifest=expected.manifest, offsets=_Offsets(expected.numbers, layout.offsets))
 
-    def _expect(self, manifest: Manifest) -> None:
-        self._names = {name: number for number, name in enumerate(manifest)}
-        self._manifests = [manifest]
-        if self._narrow is not None:
-            self._manifests.append(differences(manifest, self._narrow))
+
+class _Expected:
+    """Tensors that a file may have, and their numbers by name."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self.manifest = manifest
+        self.numbers = {name: number for number, name in enumerate(manifest)}
 
 
 class _Offsets(Mapping[str, int]):

@@ -59,7 +59,8 @@ def runs(
             names, ends = [], []
         names.append(name)
         ends.append((ends[-1] if ends else 0) + layout.manifest[name].num_numbers)
-    yield Run(layout.manifest[names[0]].dtype, names, ends)
+    if names:
+        yield Run(layout.manifest[names[0]].dtype, names, ends)
 
 
 def singly(layout: Layout) -> Iterator[Run]:

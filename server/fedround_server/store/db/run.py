@@ -110,6 +110,14 @@ class Database:
         answered: Coroutine[Any, Any, R] = batch.ask(question)
         return answered
 
+    def take_snapshot(self) -> None:
+        """Lets all statements of the transaction that has just begun see the same state, and change nothing.
+
+        On SQLite they do so anyway: its only writer is the thread that reads.
+        """
+        if self.is_postgres:
+            self._peewee.execute_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+
     def _serve(self) -> None:
         """Runs the next verb that waits, on SQLite all that wait."""
         size = 1 if self.is_postgres else min(len(self._waiting), MAX_GROUP)
@@ -156,6 +164,17 @@ def verb(method: Callable[Concatenate[Self, P], R]) -> Callable[Concatenate[Self
         return await self.database.run(lambda: method(self, *args, **kwargs), name)
 
     return run  # type: ignore[return-value]  # wraps() makes a name of the positional self
+
+
+def snapshot(method: Callable[Concatenate[Self, P], R]) -> Callable[Concatenate[Self, P], Coroutine[Any, Any, R]]:
+    """Turns a method into a verb that only reads, and whose statements see no change that comes between them."""
+
+    @functools.wraps(method)
+    def read(self: Self, *args: P.args, **kwargs: P.kwargs) -> R:
+        self.database.take_snapshot()
+        return method(self, *args, **kwargs)
+
+    return verb(read)  # type: ignore[arg-type]  # wraps() makes a name of the positional self
 
 
 def batched(

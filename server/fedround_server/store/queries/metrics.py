@@ -79,22 +79,33 @@ def page_reports(model: ModelRow, user_id: str, after: tuple[int, str], limit: i
     page = sorted(reports, key=lambda report: report.round)[:limit]
     if model.owner_id != user_id:
         return page
-    reporters = _reporters(training.training_id, [one.round for one in page if one.reporter_id is None])
+    reporters = _reporters(
+        training.training_id, {one.round: one.num_reporters for one in page if one.reporter_id is None}
+    )
     return [replace(one, reporter_ids=reporters[one.round]) if one.reporter_id is None else one for one in page]
 
 
-def _reporters(training_id: str, numbers: Sequence[int]) -> dict[int, tuple[str, ...]]:
-    """Returns by round the first REPORTERS of those whose submissions counted."""
-    rows = (
-        UpdateRow.select(UpdateRow.number, UpdateRow.user_id)
-        .join(CohortRow, on=SUBMITTED)
-        .where(UpdateRow.training_id == training_id, UpdateRow.number.in_(numbers), ~CohortRow.removed)
-        .order_by(UpdateRow.number, UpdateRow.user_id)
-    )
-    found: dict[int, list[str]] = {number: [] for number in numbers}
-    for row in rows:
-        found[row.number].append(row.user_id)
-    return {number: tuple(user_ids[:REPORTERS]) for number, user_ids in found.items()}
+def _reporters(training_id: str, counts: Mapping[int, int]) -> dict[int, tuple[str, ...]]:
+    """Returns by round the first REPORTERS of those whose submissions counted.
+
+    Args:
+        training_id: The training.
+        counts: How many submissions counted, by round.
+    """
+    few = [number for number, count in counts.items() if count <= REPORTERS]
+    found: dict[int, list[str]] = {number: [] for number in counts}
+    # A round with more has a query of its own, so that those who are not named are not read.
+    for numbers in filter(None, [few, *([number] for number in counts.keys() - few)]):
+        rows = (
+            UpdateRow.select(UpdateRow.number, UpdateRow.user_id)
+            .join(CohortRow, on=SUBMITTED)
+            .where(UpdateRow.training_id == training_id, UpdateRow.number.in_(numbers), ~CohortRow.removed)
+            .order_by(UpdateRow.number, UpdateRow.user_id)
+            .limit(REPORTERS * len(numbers))
+        )
+        for row in rows:
+            found[row.number].append(row.user_id)
+    return {number: tuple(user_ids) for number, user_ids in found.items()}
 
 
 def _report(

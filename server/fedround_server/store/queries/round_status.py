@@ -10,9 +10,9 @@ from peewee import JOIN
 from fedround_server.domain.forecast import HISTORY
 from fedround_server.domain.rejected_update import RejectedUpdate, sum_by_reason
 from fedround_server.domain.rounds import KINDS
-from fedround_server.domain.rounds.round import RoundMember, RoundState, RoundView
+from fedround_server.domain.rounds.round import RegisteredParticipant, RoundMember, RoundState, RoundView
 from fedround_server.store.queries.failure import list_failures
-from fedround_server.store.queries.participant import participant_ids
+from fedround_server.store.queries.participant import participant_ids, present_participants
 from fedround_server.store.queries.round import SUBMITTED, arrival_times
 from fedround_server.store.tables.failure_schema import RejectedUpdateRow
 from fedround_server.store.tables.mapping import to_round, to_spec
@@ -77,7 +77,20 @@ def view(training: TrainingRow, row: RoundRow) -> RoundView:
         stopped=is_current and training.stop is not None,
         cohort=kind.cohort(spec),
         participant_ids=tuple(participant_ids(row.training_id)),
+        awaited=_registered(row.training_id) if row.state == RoundState.PENDING.value else (),
     )
+
+
+def _registered(training_id: str) -> tuple[RegisteredParticipant, ...]:
+    """Returns the present participants, by name."""
+    rows: Iterable[tuple[Any, ...]] = (
+        present_participants(training_id, ParticipantRow.user_id, UserRow.name, LastSeenRow.seen_time)
+        .join(UserRow, on=(UserRow.user_id == ParticipantRow.user_id))
+        .join(LastSeenRow, JOIN.LEFT_OUTER, on=(LastSeenRow.user_id == ParticipantRow.user_id))
+        .order_by(UserRow.name)
+        .tuples()  # type: ignore[assignment]  # the stubs don't know what tuples() does
+    )
+    return tuple(RegisteredParticipant(*row) for row in rows)
 
 
 def _durations(row: RoundRow) -> Mapping[str, list[timedelta]]:

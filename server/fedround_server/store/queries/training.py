@@ -121,7 +121,7 @@ def find_training_that_needs(model_id: str) -> TrainingRow | None:
 def lock_trainings_of_user(user_id: str) -> list[TrainingRow]:
     """Locks the trainings that a user steers or takes part in and that have not ended.
 
-    All removals of users lock in one order, so that there is no deadlock.
+    All changes of users lock in one order, so that there is no deadlock.
     """
     steered = TrainingRow.select(TrainingRow.training_id).where(TrainingRow.actor_id == user_id)
     trainings = []
@@ -206,7 +206,14 @@ def _participants(training_ids: Sequence[str], viewer_id: str | None) -> "ModelS
 def _current_rounds(training_ids: Sequence[str]) -> dict[str, RoundRow]:
     current = (RoundRow.training_id == TrainingRow.training_id) & (RoundRow.number == TrainingRow.round)
     rows = (
-        RoundRow.select(RoundRow.training_id, RoundRow.number, RoundRow.arrived, RoundRow.failed, RoundRow.expected)
+        RoundRow.select(
+            RoundRow.training_id,
+            RoundRow.number,
+            RoundRow.state,
+            RoundRow.arrived,
+            RoundRow.failed,
+            RoundRow.expected,
+        )
         .join(TrainingRow, on=current)
         .where(TrainingRow.training_id.in_(training_ids))
     )

@@ -23,13 +23,13 @@ def is_user_name_taken(name: str) -> bool:
     return bool(UserRow.select().where(UserRow.name == name).exists())
 
 
-def lock_user(user_id: str) -> bool:
+def lock_user(user_id: str, strength: str = "FOR NO KEY UPDATE") -> bool:
     """Locks a user, so that its calls and its removal run one after the other; returns whether the user exists.
 
-    The lock still allows other transactions to register the user as a client.
+    By default, the lock still allows other transactions to register the user as a client.
     """
     rows = UserRow.select().where(UserRow.user_id == user_id, UserRow.remove_time.is_null())
-    return locked(rows, "FOR NO KEY UPDATE").first() is not None
+    return locked(rows, strength).first() is not None
 
 
 def unknown_users(user_ids: Iterable[str]) -> list[str]:

@@ -36,7 +36,6 @@ from fedround_server.domain.training import (
     TrainingFailure,
     TrainingSpec,
     TrainingState,
-    UpdatePrecision,
 )
 from fedround_server.domain.uncertainty import Swag, to_uncertainty
 from fedround_server.domain.update import Update
@@ -57,6 +56,7 @@ from fedround_server.store.tables.schema import (
     UpdateRow,
     UserRow,
 )
+from fedround_server.store.tables.transport import TRANSPORT_KEYS, from_transport, to_transport
 
 DEADLINE = InstantField(null=True)
 ENDED = tuple(state.value for state in TrainingState if state.is_ended)
@@ -154,7 +154,7 @@ def from_spec(spec: TrainingSpec) -> dict[str, Any]:
         "evaluation": spec.evaluation.name,
         "max_num_examples": spec.max_num_examples,
         "max_update_norm": spec.max_update_norm,
-        "update_precision": spec.update_precision.name,
+        **from_transport(spec.transport),
         "allow_non_finite_buffers": spec.allow_non_finite_buffers,
         "integer_tensors": spec.integer_tensors.name,
         "model_id": spec.model_id,
@@ -172,7 +172,7 @@ def from_spec(spec: TrainingSpec) -> dict[str, Any]:
 
 def to_spec(data: Mapping[str, Any], client_ids: Sequence[str] = ()) -> TrainingSpec:
     """Reads a spec."""
-    selection = data["selection"]
+    selection, transport = data["selection"], to_transport(data)
     return TrainingSpec(
         name=data["name"],
         description=data["description"],
@@ -186,7 +186,9 @@ def to_spec(data: Mapping[str, Any], client_ids: Sequence[str] = ()) -> Training
         evaluation=Evaluation[data["evaluation"]],
         max_num_examples=data["max_num_examples"],
         max_update_norm=data["max_update_norm"],
-        update_precision=UpdatePrecision[data.get("update_precision", "FULL")],
+        update_precision=transport.precision,
+        stochastic_rounding=transport.stochastic_rounding,
+        tensor_precisions=transport.rules,
         allow_non_finite_buffers=data.get("allow_non_finite_buffers", False),
         integer_tensors=IntegerTensors[data.get("integer_tensors", "HEAVIEST")],
         model_id=data["model_id"],
@@ -244,6 +246,7 @@ def to_training(
         failures=failures,
         paused=row.paused,
         stop=None if row.stop is None else Stop(row.stop),
+        round_closed=current is not None and RoundState(current.state).is_closed,
     )
 
 
@@ -304,8 +307,9 @@ def from_payload(payload: Payload) -> dict[str, Any]:
             one.pop("checksums", None)
     if isinstance(payload, RoundStarted):
         data["aggregation"] = from_aggregation(payload.aggregation)
+        data |= from_transport(payload.transport)
         # It is resolved for each reader.
-        del data["config"], data["config_of"]
+        del data["transport"], data["config"], data["config_of"]
     if "deadline" in data:
         data["deadline"] = DEADLINE.db_value(data["deadline"])
     return data
@@ -321,6 +325,7 @@ def to_event(row: EventRow) -> Event:
         data["metric_names"] = tuple(data["metric_names"])
         data["swag"] = Swag(**data["swag"]) if data.get("swag") else None
         data["tensors"] = _tensors(data.get("tensors", {}))
+        data["transport"] = to_transport({key: data.pop(key) for key in TRANSPORT_KEYS if key in data})
     if "deadline" in data:
         data["deadline"] = DEADLINE.python_value(data["deadline"])
     return Event(row.training_id, row.sequence, row.create_time, PAYLOADS[row.kind](**data))

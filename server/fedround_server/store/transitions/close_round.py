@@ -144,7 +144,13 @@ def _announce(training: TrainingRow, row: RoundRow, user_ids: Sequence[str], now
         append_event(training, round_started(training, row), now, audience=user_id)
 
 
-def reopen(training: TrainingRow, row: RoundRow, lost: Sequence[UpdateRow], now: datetime) -> None:
+def reopen(
+    training: TrainingRow,
+    row: RoundRow,
+    lost: Sequence[UpdateRow],
+    now: datetime,
+    connected: Collection[str] | None = None,
+) -> None:
     """Opens a closed round again without updates whose files are damaged, and repeats it: they are asked for anew.
 
     Their rows are removed, so that their participants submit as if for the first time; the audit log has them. The
@@ -165,7 +171,7 @@ def reopen(training: TrainingRow, row: RoundRow, lost: Sequence[UpdateRow], now:
         training.stored_bytes -= update.size_bytes
     row.state = RoundState.OPEN.value
     recount(row)
-    joining = _repeat(training, row, KINDS[row.kind].policy(to_spec(training.spec)), now)
+    joining = _repeat(training, row, KINDS[row.kind].policy(to_spec(training.spec)), now, connected)
     for update in lost:
         lost_update = UpdateLost(update.update_id, row.number, update.user_id, row.arrived, row.expected)
         append_event(training, lost_update, now, audience=update.user_id)

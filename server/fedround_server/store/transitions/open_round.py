@@ -170,6 +170,7 @@ def _open(
     row.deadline = None if policy.deadline is None else now + policy.deadline
     training.round = row.number
     write(row)
+    config = given_config(row.training_id, row)
     record(
         "round_opened",
         training,
@@ -178,14 +179,17 @@ def _open(
         version=row.model_version,
         members=members,
         **facts,
-        **given_config(row.training_id, row),
+        **config,
     )
-    append_event(training, round_started(training, row), now, audience=COHORT, number=row.number)
+    started = round_started(training, row, is_configured=bool(config))
+    append_event(training, started, now, audience=COHORT, number=row.number)
     reached("round.opened")
 
 
-def round_started(training: TrainingRow, row: RoundRow) -> RoundStarted:
-    """Returns what a round tells its cohort."""
+def round_started(training: TrainingRow, row: RoundRow, *, is_configured: bool | None = None) -> RoundStarted:
+    """Returns what a round tells its cohort; whether it has a configuration is read unless it is known."""
+    if is_configured is None:
+        is_configured = has_config(training.training_id, row.number)
     spec, kind = to_spec(training.spec), KINDS[row.kind]
     request = kind.request(spec, row.step)
     return RoundStarted(
@@ -199,9 +203,9 @@ def round_started(training: TrainingRow, row: RoundRow) -> RoundStarted:
         assigned=request.assigned,
         swag=request.swag,
         attempt=row.attempt,
-        update_precision=request.update_precision.value,
+        transport=request.transport,
         tensors=spec.tensors,
-        is_configured=has_config(training.training_id, row.number),
+        is_configured=is_configured,
     )
 
 

@@ -1,6 +1,6 @@
 """Transactions by which actors control their trainings."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 
 from fedround_server.domain.config import Changes, check, check_size, merge
@@ -45,21 +45,21 @@ class ControlVerbs(Verbs):
             TrainingNotRunning: It is not started, or has ended.
             FieldInvalid: The request id was used for another change.
         """
-        row = lock_steered(training_id, actor_id)
-        if _is_repeated(row, "stop", request_id):
-            return load_trainings([row])[0]
-        _check_running(row, "stopped")
-        if row.stop != Stop.NOW.value:
-            row.stop = when.value
-        record("stop_requested", row, when=when.value)
-        current = get_round(training_id, row.round)
-        is_open = current.state == RoundState.OPEN.value
-        if current.state == RoundState.AGGREGATING.value or (is_open and when is Stop.AFTER_ROUND):
-            append_event(row, StopRequested(), now)
-        else:
-            abandon(row)
-            complete(row, now)
-        return load_trainings([row])[0]
+
+        def change(row: TrainingRow) -> None:
+            _check_running(row, "stopped")
+            if row.stop != Stop.NOW.value:
+                row.stop = when.value
+            record("stop_requested", row, when=when.value)
+            current = get_round(training_id, row.round)
+            is_open = current.state == RoundState.OPEN.value
+            if current.state == RoundState.AGGREGATING.value or (is_open and when is Stop.AFTER_ROUND):
+                append_event(row, StopRequested(), now)
+            else:
+                abandon(row)
+                complete(row, now)
+
+        return _once(training_id, actor_id, "stop", request_id, change)
 
     @verb
     def pause(self, training_id: str, actor_id: str, request_id: str | None, now: datetime) -> Training:
@@ -69,16 +69,16 @@ class ControlVerbs(Verbs):
             TrainingPaused: It is paused already.
             FedroundError: As `stop`.
         """
-        row = lock_steered(training_id, actor_id)
-        if _is_repeated(row, "pause", request_id):
-            return load_trainings([row])[0]
-        _check_running(row, "paused")
-        if row.paused:
-            raise TrainingPaused(f"the training {training_id} is paused already: resume it to have rounds opened")
-        row.paused = True
-        record("training_paused", row)
-        append_event(row, Paused(), now)
-        return load_trainings([row])[0]
+
+        def change(row: TrainingRow) -> None:
+            _check_running(row, "paused")
+            if row.paused:
+                raise TrainingPaused(f"the training {training_id} is paused already: resume it to have rounds opened")
+            row.paused = True
+            record("training_paused", row)
+            append_event(row, Paused(), now)
+
+        return _once(training_id, actor_id, "pause", request_id, change)
 
     @verb
     def resume(self, training_id: str, actor_id: str, request_id: str | None, now: datetime) -> Training:
@@ -88,19 +88,19 @@ class ControlVerbs(Verbs):
             TrainingNotPaused: It is not paused.
             FedroundError: As `stop`.
         """
-        row = lock_steered(training_id, actor_id)
-        if _is_repeated(row, "resume", request_id):
-            return load_trainings([row])[0]
-        _check_running(row, "resumed")
-        if not row.paused:
-            raise TrainingNotPaused(f"the training {training_id} is not paused: its rounds open by themselves")
-        row.paused = False
-        record("training_resumed", row)
-        append_event(row, TrainingResumed(), now)
-        current = get_round(training_id, row.round)
-        if RoundState(current.state).is_over:
-            go_on(row, current, now)
-        return load_trainings([row])[0]
+
+        def change(row: TrainingRow) -> None:
+            _check_running(row, "resumed")
+            if not row.paused:
+                raise TrainingNotPaused(f"the training {training_id} is not paused: its rounds open by themselves")
+            row.paused = False
+            record("training_resumed", row)
+            append_event(row, TrainingResumed(), now)
+            current = get_round(training_id, row.round)
+            if RoundState(current.state).is_over:
+                go_on(row, current, now)
+
+        return _once(training_id, actor_id, "resume", request_id, change)
 
     @verb
     def update_config(
@@ -120,28 +120,39 @@ class ControlVerbs(Verbs):
             FieldInvalid: A value is out of range, there are too many, or the request id was used for another change.
             FedroundError: As `stop`.
         """
-        row = lock_steered(training_id, actor_id)
-        if _is_repeated(row, "update_config", request_id):
-            return load_trainings([row])[0]
-        if state_of(row).is_ended:
-            raise _not_running(row, "changed")
-        if unknown := set(client_changes) - set(participant_ids(training_id)):
-            raise UnknownClients(sorted(unknown), "not participants of the training", field="client_config")
-        from_round = next_number(row)
-        last = row.spec["target_num_updates"]
-        config = merge(find_config(training_id, from_round), changes)
-        check("config", config, last)
-        everyone = find_client_config(training_id, from_round)
-        changed = {
-            user_id: merge(everyone.get(user_id, {}), own_changes) for user_id, own_changes in client_changes.items()
-        }
-        for user_id, own in changed.items():
-            check(f'client_config["{user_id}"].values', own, last)
-        check_size("config", config, {**everyone, **changed})
-        put_config(training_id, from_round, config if changes else None, changed)
-        record("config_updated", row, subject=from_round, names=sorted(changes), clients=len(changed))
-        append_event(row, ConfigUpdated(from_round), now, audience=ACTOR)
-        return load_trainings([row])[0]
+
+        def change(row: TrainingRow) -> None:
+            if state_of(row).is_ended:
+                raise _not_running(row, "changed")
+            if unknown := set(client_changes) - set(participant_ids(training_id)):
+                raise UnknownClients(sorted(unknown), "not participants of the training", field="client_config")
+            from_round = next_number(row)
+            last = row.spec["target_num_updates"]
+            config = merge(find_config(training_id, from_round), changes)
+            check("config", config, last)
+            everyone = find_client_config(training_id, from_round)
+            changed = {
+                user_id: merge(everyone.get(user_id, {}), own_changes)
+                for user_id, own_changes in client_changes.items()
+            }
+            for user_id, own in changed.items():
+                check(f'client_config["{user_id}"].values', own, last)
+            check_size("config", config, {**everyone, **changed})
+            put_config(training_id, from_round, config if changes else None, changed)
+            record("config_updated", row, subject=from_round, names=sorted(changes), clients=len(changed))
+            append_event(row, ConfigUpdated(from_round), now, audience=ACTOR)
+
+        return _once(training_id, actor_id, "update_config", request_id, change)
+
+
+def _once(
+    training_id: str, actor_id: str, action: str, request_id: str | None, change: Callable[[TrainingRow], None]
+) -> Training:
+    """Makes a change of a training that the actor steers, unless the request was carried out before."""
+    row = lock_steered(training_id, actor_id)
+    if not _is_repeated(row, action, request_id):
+        change(row)
+    return load_trainings([row])[0]
 
 
 def _is_repeated(row: TrainingRow, action: str, request_id: str | None) -> bool:

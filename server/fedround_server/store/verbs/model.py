@@ -9,7 +9,7 @@ from fedround_server.domain.model import BlobRef, Model, ModelVersion, NewModel,
 from fedround_server.domain.report import MetricReport
 from fedround_server.domain.uncertainty import NoUncertainty, Uncertainty
 from fedround_server.store.db.audit_trail import record
-from fedround_server.store.db.run import Verbs, verb
+from fedround_server.store.db.run import Verbs, snapshot, verb
 from fedround_server.store.queries.blob import needed_digests
 from fedround_server.store.queries.metrics import page_reports
 from fedround_server.store.queries.model import (
@@ -77,7 +77,7 @@ class ModelVerbs(Verbs):
             check_stored_bytes(owner_id, quotas)
         return made
 
-    @verb
+    @snapshot
     def get(self, model_id: str, user_id: str) -> Model:
         """Returns a model of the user's, or of a training that the user takes part in.
 
@@ -96,7 +96,7 @@ class ModelVerbs(Verbs):
         row = visible_model(model_id, user_id)
         return stored_version(row, tagged_version(row, tag) if tag else version)
 
-    @verb
+    @snapshot
     def page_versions(self, model_id: str, user_id: str, before: int | None, limit: int) -> list[VersionView]:
         """Returns the versions of a model like `get`, the newest first, below a version.
 
@@ -124,7 +124,7 @@ class ModelVerbs(Verbs):
                 raise Quota(f"version {version} carries {MAX_TAGS} tags, as many as it may: take one away first")
         return version_views(row, [get_version(model_id, version)], owner_id)[0]
 
-    @verb
+    @snapshot
     def page(self, owner_id: str, before: tuple[datetime, str] | None, limit: int) -> list[Model]:
         """Returns the owner's models, the newest first, behind a (create_time, model_id), without their manifests."""
         return page_models(owner_id, before, limit)
@@ -148,7 +148,7 @@ class ModelVerbs(Verbs):
         row.save()
         record("model_removed", row)
 
-    @verb
+    @snapshot
     def metrics(self, model_id: str, user_id: str, after: tuple[int, str], limit: int) -> list[MetricReport]:
         """Returns the metrics reported on a model, by round and reporter, behind a (round, reporter).
 

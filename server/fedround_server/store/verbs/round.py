@@ -23,7 +23,7 @@ from fedround_server.domain.rounds.round import (
 )
 from fedround_server.domain.training import Stop, TrainingFailure
 from fedround_server.domain.update import Submission, Update
-from fedround_server.store.db.run import Verbs, verb
+from fedround_server.store.db.run import Verbs, snapshot, verb
 from fedround_server.store.queries.failure import failed_users
 from fedround_server.store.queries.participant import failed_participants, is_participant, participant_ids
 from fedround_server.store.queries.round import (
@@ -222,10 +222,20 @@ class RoundVerbs(Verbs):
         return True
 
     @verb
-    def reopen(self, training_id: str, number: int, epoch: int, lost: Collection[str], now: datetime) -> bool:
+    def reopen(
+        self,
+        training_id: str,
+        number: int,
+        epoch: int,
+        lost: Collection[str],
+        now: datetime,
+        *,
+        connected: Collection[str] | None = None,
+    ) -> bool:
         """Opens a closed round again without updates whose files are damaged, given by their ids; fenced like `commit`.
 
-        A training that is to stop at once does not wait for them: it ends without the round.
+        A training that is to stop at once does not wait for them: it ends without the round. `connected` users may join
+        the round; None if it is not known who is connected.
 
         Returns:
             Whether it was opened. Without those updates it may have been closed at once: then it is to be aggregated.
@@ -239,7 +249,7 @@ class RoundVerbs(Verbs):
             end_training.complete(training, now)
             return True
         updates = [update for update in counted_updates(training_id, number) if update.update_id in lost]
-        reopen(training, row, updates, now)
+        reopen(training, row, updates, now, connected)
         return True
 
     @verb
@@ -284,7 +294,7 @@ class RoundVerbs(Verbs):
         row = None if training is None else find_round(training_id, training.round)
         return None if row is None else to_round(row)
 
-    @verb
+    @snapshot
     def explain(self, training_id: str, number: int | None, actor_id: str) -> RoundView:
         """Returns a round, by default the current one, with its members and rejected submissions.
 

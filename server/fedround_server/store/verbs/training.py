@@ -23,7 +23,7 @@ from fedround_server.domain.model import Manifest, NewModel
 from fedround_server.domain.rounds import check_model, next_kind
 from fedround_server.domain.training import Training, TrainingSpec, TrainingState
 from fedround_server.store.db.audit_trail import record
-from fedround_server.store.db.run import Verbs, verb
+from fedround_server.store.db.run import Verbs, snapshot, verb
 from fedround_server.store.queries.model import get_model, lock_owned_model
 from fedround_server.store.queries.participant import (
     former_participants,
@@ -135,7 +135,7 @@ class TrainingVerbs(Verbs):
         enroll(row, spec.client_ids, now)
         return load_trainings([row])[0]
 
-    @verb
+    @snapshot
     def get(self, training_id: str, user_id: str) -> Training:
         """Returns a training that the user steers or takes part in.
 
@@ -147,7 +147,7 @@ class TrainingVerbs(Verbs):
             raise TrainingNotFound(training_id)
         return load_trainings([row], viewer_id=_other_than_actor(row, user_id))[0]
 
-    @verb
+    @snapshot
     def page(self, user_id: str, *, as_actor: bool, before: tuple[datetime, str] | None, limit: int) -> list[Training]:
         """Returns the trainings that a user steers (or takes part in), the newest first, without their participants."""
         return load_trainings(page_trainings(user_id, as_actor=as_actor, before=before, limit=limit), listed=True)

@@ -10,7 +10,7 @@ from fedround_server.store.db.audit_trail import record
 from fedround_server.store.db.rows import save
 from fedround_server.store.db.run import Verbs, verb
 from fedround_server.store.queries.training import lock_trainings_of_user
-from fedround_server.store.queries.user import find_user, is_user_name_taken, lock_admin_ids, page_users
+from fedround_server.store.queries.user import find_user, is_user_name_taken, lock_admin_ids, lock_user, page_users
 from fedround_server.store.tables.base import BATCH_ROWS
 from fedround_server.store.tables.mapping import to_user
 from fedround_server.store.tables.schema import LastSeenRow, UserRow
@@ -52,6 +52,10 @@ class UserVerbs(Verbs):
         Raises:
             UserNotFound: There is no such user, or it was removed.
         """
+        # A round that is being opened was drawn with the labels from before: the change comes after it, also in the
+        # audit log. Until it is committed, nobody registers the user in another training.
+        lock_user(user_id, "FOR UPDATE")
+        lock_trainings_of_user(user_id)
         row = _present(user_id)
         row.labels = dict(labels)
         save(row)

@@ -1,0 +1,63 @@
+"""Invariants of the audit log, and of what it says became of each update."""
+
+import hashlib
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+
+from chaos.facts import Facts
+from chaos.history import History
+
+Findings = Iterator[tuple[str, str]]
+AUDITED = ("time", "user_id", "action", "training_id", "model_id", "subject", "facts")
+
+
+def the_audit_log_is_a_chain(facts: Facts, history: History) -> Findings:
+    """Each entry's hash is that of its fields and of the entry before it, up to the head."""
+    previous, sequence = "0" * 64, 0
+    for row in sorted(facts["audit"], key=lambda row: row["sequence"]):
+        sequence += 1
+        fields = ("fedround.audit.v1", sequence, *(row[name] for name in AUDITED), previous)
+        texts = [str(value).encode() for value in fields]
+        digest = hashlib.sha256(b"".join(b"%d:%s," % (len(text), text) for text in texts)).hexdigest()
+        if (row["sequence"], row["previous_hash"], row["hash"]) != (sequence, previous, digest):
+            yield row["training_id"], f"entry {row['sequence']} does not follow entry {sequence - 1}: {row}"
+            return
+        previous = digest
+    if [(row["sequence"], row["hash"]) for row in facts["audit_head"]] != [(sequence, previous)]:
+        yield "", f"the head is {facts['audit_head']} behind entry {sequence}"
+
+
+def the_ledger_knows_what_counts(facts: Facts, history: History) -> Findings:
+    """What a round counted is in the audit log once, as it was accepted, and nothing else is."""
+    reported: dict[tuple[str, int], list[tuple[str, int]]] = defaultdict(list)
+    for row in facts["audit"]:
+        if row["action"] == "updates_counted":
+            counted = json.loads(row["facts"])["updates"]
+            reported[row["training_id"], int(row["subject"])] += [
+                (one["update_id"], one["num_examples"]) for one in counted
+            ]
+    for row in facts["round"]:
+        key = row["training_id"], row["number"]
+        used = [(one["update_id"], one["num_examples"]) for one in facts.counted.get(key, ())]
+        if row["kind"] != "EVALUATE" and sorted(reported[key]) != sorted(used if row["state"] == "DONE" else ()):
+            yield row["training_id"], f"the ledger of round {row['number']} has {reported[key]}, {used} count"
+
+
+def each_submission_has_one_outcome(facts: Facts, history: History) -> Findings:
+    """In the ledger, each accepted update or report is counted in one round, or superseded, once."""
+    outcomes: Counter[str] = Counter()
+    accepted: dict[str, str] = {}
+    for row in facts["audit"]:
+        if row["action"] in ("update_accepted", "report_accepted"):
+            accepted[row["subject"]] = row["training_id"]
+        elif row["action"] == "updates_counted":
+            outcomes.update(one["update_id"] for one in json.loads(row["facts"])["updates"])
+        elif row["action"] == "updates_superseded":
+            outcomes.update(json.loads(row["facts"])["update_ids"])
+    for update_id in accepted.keys() | outcomes.keys():
+        if update_id not in accepted or outcomes[update_id] != 1:
+            yield accepted.get(update_id, ""), f"the submission {update_id} has {outcomes[update_id]} outcomes"
+    for row in facts["round_update"]:
+        if row["update_id"] not in accepted:
+            yield row["training_id"], f"the ledger does not have the submission {row['update_id']}"
