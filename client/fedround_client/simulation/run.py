@@ -137,7 +137,8 @@ def simulate(
         logs = temporary if output is None else Path(output) / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         processes = stack.enter_context(ProcessGroup(logs))
-        server = Server(processes, folder or temporary / "server", (*SERVER_OPTIONS, f"--id-seed={seed}"))
+        options = [*SERVER_OPTIONS, f"--id-seed={seed}", *([] if folder else ["--no-sync"])]
+        server = Server(processes, folder or temporary / "server", options)
         pool = open_engine(engine, workers)
         stack.callback(pool.close)
         warm = [pool.submit(warm_up, make_client) for _ in range(workers)]
@@ -147,8 +148,8 @@ def simulate(
             with connect(address, accounts.actor_token) as actor:
                 # The first round opens when all clients are connected.
                 cohort = Cohort(fraction=fraction, min_available=clients, seed=seed)
-                options: dict[str, Any] = {"name": "simulation", "cohort": cohort} | training
-                created = actor.create_training(model, target_num_updates=rounds, client_ids=accounts.ids, **options)
+                arguments: dict[str, Any] = {"name": "simulation", "cohort": cohort} | training
+                created = actor.create_training(model, target_num_updates=rounds, client_ids=accounts.ids, **arguments)
                 for future in warm:
                     _check(future)
                 work = [
