@@ -9,7 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -36,7 +36,6 @@ from fedround_client.tensor_types import Framework
 
 MAX_CLIENTS = 10_000
 """How many clients a training may have."""
-CREATING_THREADS = 16
 TICK_SECONDS = 0.5
 SERVER_OPTIONS = (
     "--log-level=warning",
@@ -190,9 +189,8 @@ def simulate(
 class _Accounts:
     """The users of a simulation; those of the clients are in the order of their indices.
 
-    The server derives the ids from the seed, in the order in which the users are created, which varies. The client with
-    index i gets the i-th of them in their order. So whom a round asks, and in which order updates are summed, depends
-    on the seed only.
+    The server derives the ids from the seed. The client with index i gets the i-th of them in their order, so that
+    whom a round asks, and in which order updates are summed, depends on the seed only.
     """
 
     actor_token: str
@@ -207,12 +205,11 @@ class _Accounts:
 
 
 def _create_accounts(address: str, admin_token: str, clients: int) -> _Accounts:
-    with connect(address, admin_token) as admin, ThreadPoolExecutor(CREATING_THREADS) as threads:
+    with connect(address, admin_token) as admin:
         _, actor_token = admin.create_user("actor", role="ACTOR")
         names = [f"simulated-{secrets.token_hex(6)}" for _ in range(clients)]
-        users = sorted(
-            (user.user_id, token, user.name) for user, token in threads.map(lambda name: admin.create_user(name), names)
-        )
+        created = zip(admin.create_users(names), names, strict=True)
+    users = sorted((user_id, token, name) for (user_id, token), name in created)
     return _Accounts(actor_token, *(list(column) for column in zip(*users, strict=True)))
 
 
