@@ -70,9 +70,7 @@ class Users:
             FieldInvalid: A lifetime is longer than the server allows.
         """
         tokens = [new_token() for _ in users]
-        views = [
-            self._view(new, token, self._expiry(new.lifetime)) for new, token in zip(users, tokens, strict=True)
-        ]
+        views = [self._view(new, token, self._expiry(new.lifetime)) for new, token in zip(users, tokens, strict=True)]
         await self._context.store.users.create_all(views)
         return list(zip(views, tokens, strict=True))
 

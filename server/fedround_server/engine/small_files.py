@@ -1,13 +1,8 @@
 """Looks for NaN and Inf in small files, in the server's own process: to ask a worker would take longer."""
 
-from typing import TYPE_CHECKING, Any
-
 from fedround_server.domain.model import Dtype
 from fedround_server.engine.format.manifest import Layout
 from fedround_server.engine.format.runs import runs
-
-if TYPE_CHECKING:
-    import numpy as np
 
 SMALL = 1 << 20
 """Size of a small file in bytes, at most."""
@@ -25,18 +20,20 @@ def find_not_finite(layout: Layout, data: bytes) -> str | None:
     """
     for run in runs(layout):
         if run.dtype.is_floating and run.num_numbers:
-            is_bad = _not_finite(run.dtype, data, layout.offsets[run.first], run.num_numbers)
-            if is_bad.any():
-                return run.owner(int(is_bad.argmax()))
+            first = _first_not_finite(run.dtype, data, layout.offsets[run.first], run.num_numbers)
+            if first is not None:
+                return run.owner(first)
     return None
 
 
-def _not_finite(dtype: Dtype, data: bytes, offset: int, count: int) -> "np.ndarray[Any, np.dtype[np.bool_]]":
-    """Returns which of the numbers from an offset on are NaN or Inf."""
+def _first_not_finite(dtype: Dtype, data: bytes, offset: int, count: int) -> int | None:
+    """Returns the index of the first of the numbers from an offset on that is NaN or Inf; None if there is none."""
     # Not with the server, which needs it only when a file arrives.
     import numpy as np
 
     if dtype in BITS:
         name, bits = BITS[dtype]
-        return np.equal(np.frombuffer(data, name, count, offset) & bits, bits)
-    return np.logical_not(np.isfinite(np.frombuffer(data, NUMPY_DTYPES[dtype], count, offset)))
+        is_finite = np.frombuffer(data, name, count, offset) & bits != bits
+    else:
+        is_finite = np.isfinite(np.frombuffer(data, NUMPY_DTYPES[dtype], count, offset))
+    return None if is_finite.all() else int(is_finite.argmin())

@@ -8,7 +8,7 @@ _is_needed = True
 
 def skip_syncs() -> None:
     """Forces nothing to disk from now on: what a crash of the machine loses is not missed."""
-    global _is_needed  # noqa: PLW0603 -- like the settings of the allocator, it concerns the whole process
+    global _is_needed
     _is_needed = False
 
 

@@ -75,7 +75,12 @@ def postgres_settings(url: str) -> dict[str, Any]:
 def _sqlite(path: Path, *, no_sync: bool) -> peewee.SqliteDatabase:
     # In WAL mode, synchronous=NORMAL does not sync at a commit; FULL does, and a receipt is a promise.
     # Savepoints copy the pages that they change, by default into a file in /var/tmp once these have 64 KiB.
-    pragmas = {"journal_mode": "wal", "synchronous": "off" if no_sync else "full", "busy_timeout": 10_000, "temp_store": "memory"}
+    pragmas = {
+        "journal_mode": "wal",
+        "synchronous": "off" if no_sync else "full",
+        "busy_timeout": 10_000,
+        "temp_store": "memory",
+    }
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if not path.exists():

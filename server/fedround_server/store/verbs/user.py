@@ -11,7 +11,7 @@ from fedround_server.store.db.audit_trail import record
 from fedround_server.store.db.rows import insert, save
 from fedround_server.store.db.run import Verbs, verb
 from fedround_server.store.queries.training import lock_trainings_of_user
-from fedround_server.store.queries.user import find_user, find_taken_user_name, lock_admin_ids, page_users
+from fedround_server.store.queries.user import find_taken_user_name, find_user, lock_admin_ids, page_users
 from fedround_server.store.tables.base import BATCH_ROWS
 from fedround_server.store.tables.mapping import to_user
 from fedround_server.store.tables.schema import LastSeenRow, UserRow
