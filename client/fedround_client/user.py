@@ -9,6 +9,9 @@ from fedround.v1 import user_pb2
 from fedround.v1.user_pb2 import User
 from fedround_client.rpc import Rpc, duration
 
+MAX_CREATED = 1000
+"""How many users one call creates."""
+
 RoleName: TypeAlias = Literal["ADMIN", "ACTOR", "CLIENT"]
 
 
@@ -53,6 +56,41 @@ class UserCalls:
         )
         response = self._rpc.unary(self._rpc.users.CreateUser, request)
         return response.user, response.token
+
+    def create_users(
+        self,
+        names: Iterable[str],
+        role: RoleName = "CLIENT",
+        *,
+        lifetime: float | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> list[tuple[str, str]]:
+        """Creates many users, up to a thousand in one call, of which all or none are created. For admins.
+
+        Args:
+            names: Their names; the rest is as for `create_user`.
+            role: What they may do.
+            lifetime: Seconds until their tokens expire; None for the server's default.
+            labels: Labels of each of them.
+
+        Returns:
+            The id and the token of each, in the order of the names. The server does not show the tokens again.
+
+        Raises:
+            RoleRequired: You are not an admin.
+            FieldInvalid: A name or the lifetime is not valid.
+            UserExists: A name is taken, or two are the same.
+        """
+        users = [
+            user_pb2.CreateUserRequest(name=name, role=_role(role), lifetime=duration(lifetime), labels=labels)
+            for name in names
+        ]
+        created: list[tuple[str, str]] = []
+        for start in range(0, len(users), MAX_CREATED):
+            request = user_pb2.CreateUsersRequest(users=users[start : start + MAX_CREATED])
+            response = self._rpc.unary(self._rpc.users.CreateUsers, request)
+            created += [(user.user_id, user.token) for user in response.users]
+        return created
 
     def get_user(self, user_id: str) -> User:
         """Returns a user.

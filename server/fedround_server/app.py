@@ -22,7 +22,8 @@ from fedround_server.engine.process import allow_many_files
 from fedround_server.failpoints import reached
 from fedround_server.grpc_server import METHOD_NAMES, GrpcServer
 from fedround_server.host import allocator
-from fedround_server.host.folder import make_narrow, make_private, sync_folder
+from fedround_server.host.folder import make_narrow, make_private
+from fedround_server.host.sync import skip_syncs, sync_file, sync_folder
 from fedround_server.methods import check_methods
 from fedround_server.store import Store
 from fedround_server.store.db.problems import explained
@@ -47,6 +48,9 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
     check_methods(METHOD_NAMES)
     # Each connection and each upload takes a file descriptor; a soft limit of 1,024 is common.
     allow_many_files()
+    if settings.no_sync:
+        log.warning("no_sync: a crash of the machine loses what the server has accepted")
+        skip_syncs()
     if not settings.data_dir.exists():
         make_private(settings.data_dir)
         sync_folder(settings.data_dir.absolute().parent)
@@ -56,14 +60,16 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
         blobs = LocalBlobs(settings.data_dir)
         blobs.check_writable()
         # Before any gRPC object exists.
-        engine = stack.enter_context(WorkerEngine(blobs.files, settings.predict_seconds, settings.predict_bytes))
+        engine = stack.enter_context(
+            WorkerEngine(blobs.files, settings.predict_seconds, settings.predict_bytes, no_sync=settings.no_sync)
+        )
         await _check_architectures(engine, settings)
         database = settings.database or settings.data_dir / "fedround.db"
         if isinstance(database, Path) and not (database.exists() and database.stat().st_size):
             # None of these is written before there is a database.
             _check_unused(settings.data_dir, f"{database} is missing or empty", ("admin.token", "objects/*/*"))
         with explained(database):
-            store = stack.enter_context(Store(database))
+            store = stack.enter_context(Store(database, no_sync=settings.no_sync))
             if not await store.users.page(None, "", 1):
                 _check_unused(settings.data_dir, "the database is empty", ("objects/*/*",))
             elif settings.id_seed is not None:
@@ -173,7 +179,7 @@ def _write_secret(path: Path, secret: str) -> None:
         os.fchmod(descriptor, 0o600)
         file.write(secret + "\n")
         file.flush()
-        os.fsync(descriptor)
+        sync_file(descriptor)
     sync_folder(path.parent)
 
 

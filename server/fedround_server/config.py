@@ -108,6 +108,11 @@ class Settings(BaseSettings):
         description="Seed of the ids of users, models and trainings, so that a simulation can be repeated; for a new"
         " data directory only. Random by default.",
     )
+    no_sync: bool = Field(
+        False,
+        description="Force nothing to disk: faster, and a crash of the machine loses what was accepted. For simulations"
+        " and tests.",
+    )
     predict_seconds: float = Field(DEFAULTS.predict_seconds, gt=0, description="Duration of a prediction.")
     predict_bytes: int = Field(DEFAULTS.predict_bytes, ge=1, description="Memory of a prediction.")
 

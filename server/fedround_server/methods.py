@@ -52,6 +52,7 @@ USERS = frozenset(Role)
 
 METHODS: Mapping[str, Method] = {
     "/fedround.v1.UserService/CreateUser": Method(ADMINS),
+    "/fedround.v1.UserService/CreateUsers": Method(ADMINS),
     "/fedround.v1.UserService/GetUser": Method(USERS),
     "/fedround.v1.UserService/GetUsers": Method(ACTORS),
     "/fedround.v1.UserService/GetMyself": Method(USERS),

@@ -218,6 +218,25 @@ async def test_a_pending_round_opens_after_a_connected_participant_got_the_label
     assert [one.user_id for one in view.members] == [other]
 
 
+async def test_the_next_round_opens_at_once_if_its_participants_are_connected(store: Store, tmp_path: Path) -> None:
+    async with coordinating(store, tmp_path) as coordination:
+        await coordination.coordinator.recover()
+        spec = {"cohort": Cohort(min_available=2), "target_num_updates": 2}
+        presence, now = coordination.context.presence, coordination.clock.now
+        actor, users, training = await coordination.running(2, **spec)
+        with ExitStack() as connections:
+            for user in users:
+                connections.enter_context(presence.listening(user, now))
+            await tick(coordination)
+            for user in users:
+                await coordination.submit(training.training_id, 0, user)
+            # The clock stands still: nothing looks at pending rounds.
+            await coordination.until(actor, training.training_id, lambda found: found.model_version == 1)
+            await coordination.until(actor, training.training_id, lambda found: found.updates_expected == 2)
+            found = await current(store, training.training_id)
+            assert (found.number, found.state) == (1, RoundState.OPEN)
+
+
 async def test_a_restarted_server_waits_for_connections_again(store: Store, tmp_path: Path) -> None:
     async with coordinating(store, tmp_path) as coordination:
         cohort = Cohort(available_only=True, size=1)

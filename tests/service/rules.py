@@ -51,6 +51,9 @@ NONE = Rule()
 
 RULES = {
     "/fedround.v1.UserService/CreateUser": Rule("", {"name": "admin", "role": "ROLE_CLIENT"}, "USER_EXISTS"),
+    "/fedround.v1.UserService/CreateUsers": Rule(
+        "", {"users": [{"name": "admin", "role": "ROLE_CLIENT"}]}, "USER_EXISTS"
+    ),
     "/fedround.v1.UserService/GetUser": user(OK, actor=OK),
     "/fedround.v1.UserService/GetUsers": NONE,
     "/fedround.v1.UserService/GetMyself": NONE,

@@ -23,6 +23,7 @@ ADMIN, ACTORS, USERS, UNAUTHENTICATED = {"ADMIN"}, {"ADMIN", "ACTOR"}, {"ADMIN",
 TABLE: dict[str, dict[str, set[str] | None]] = {
     "fedround.v1.UserService": {
         "CreateUser": ADMIN,
+        "CreateUsers": ADMIN,
         "GetUser": USERS,
         "GetUsers": ACTORS,
         "GetMyself": USERS,

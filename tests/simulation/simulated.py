@@ -6,6 +6,8 @@ import time
 
 import numpy as np
 
+from fedround_client import round_model
+
 
 def make_model():
     return {"w": np.zeros(8, np.float32), "b": np.zeros((), np.float64)}
@@ -32,6 +34,22 @@ def make_client_that_counts(index):
         calls.append(round.number)
         model["w"][:] = len(calls)
         return model, 1
+
+    return train
+
+
+downloads = []
+
+
+def make_client_that_counts_downloads(index):
+    if not downloads:
+        download = round_model.download
+        downloads.append(None)
+        round_model.download = lambda *words, **options: (downloads.append(index), download(*words, **options))
+
+    def train(model, round):
+        model["w"] += 1
+        return model, 1, {"downloads": len(downloads) - 1}
 
     return train
 

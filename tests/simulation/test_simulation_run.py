@@ -116,6 +116,18 @@ def test_the_clients_of_a_round_are_drawn_with_the_seed() -> None:
     assert run(seed=1).model_sha256 != result.model_sha256
 
 
+def test_a_worker_downloads_each_version_once() -> None:
+    result = simulate(simulated.make_client_that_counts_downloads, clients=20, workers=1)
+    assert [record.metrics["downloads"] for record in result.rounds] == [1, 2]
+
+
+def test_the_server_of_a_new_folder_keeps_its_promise(tmp_path: Path) -> None:
+    for options in ({}, {"data_dir": tmp_path / "data"}):
+        logs = tmp_path / str(len(options))
+        simulate(simulated.make_client, rounds=1, output=logs, **options)
+        assert ("no_sync" in (logs / "logs" / "server.log").read_text()) is (not options)
+
+
 def test_private_tensors_stay_with_their_client(tmp_path: Path) -> None:
     options: dict[str, Any] = {"private": ["b"], "rounds": 3, "on_failure": "FAIL", "data_dir": tmp_path / "data"}
     result = simulate(simulated.make_client_with_a_tensor_of_its_own, **options)

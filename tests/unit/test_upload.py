@@ -15,6 +15,7 @@ from contracts.blobs import chunk_of
 from fedround_server.blobs.files import LocalFiles
 from fedround_server.blobs.local import LocalBlobs
 from fedround_server.coordinator.context import Context
+from fedround_server.coordinator.uploads import body
 from fedround_server.coordinator.uploads.receive import Incoming, Received, Uploads
 from fedround_server.coordinator.uploads.space import MIN_COUNTED_BYTES
 from fedround_server.domain.chunk import Chunk
@@ -66,7 +67,8 @@ async def sent(note: Callable[[], None] = lambda: None) -> AsyncIterator[Chunk]:
     yield chunk_of(FILE)
 
 
-async def test_the_next_try_waits_until_the_file_is_not_read(tmp_path: Path) -> None:
+async def test_the_next_try_waits_until_the_file_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(body, "SMALL", 0)  # the worker checks the file
     log: list[str] = []
     engine = SlowEngine(log)
     receiver = uploads(tmp_path, engine)

@@ -7,7 +7,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -34,7 +34,6 @@ from fedround_client.tensor_types import Framework
 
 MAX_CLIENTS = 10_000
 """How many clients a training may have."""
-CREATING_THREADS = 16
 TICK_SECONDS = 0.5
 SERVER_OPTIONS = (
     "--log-level=warning",
@@ -135,7 +134,8 @@ def simulate(
         logs = temporary if output is None else Path(output) / "logs"
         logs.mkdir(parents=True, exist_ok=True)
         processes = stack.enter_context(ProcessGroup(logs))
-        server = Server(processes, folder or temporary / "server", (*SERVER_OPTIONS, f"--id-seed={seed}"))
+        options = [*SERVER_OPTIONS, f"--id-seed={seed}", *([] if folder else ["--no-sync"])]
+        server = Server(processes, folder or temporary / "server", options)
         pool = open_engine(engine, workers)
         stack.callback(pool.close)
         warm = [pool.submit(warm_up, make_client) for _ in range(workers)]
@@ -145,8 +145,8 @@ def simulate(
             with connect(address, accounts.actor_token) as actor:
                 # The first round opens when all clients are connected.
                 cohort = Cohort(fraction=fraction, min_available=clients, seed=seed)
-                options: dict[str, Any] = {"name": "simulation", "cohort": cohort} | training
-                created = actor.create_training(model, target_num_updates=rounds, client_ids=accounts.ids, **options)
+                arguments: dict[str, Any] = {"name": "simulation", "cohort": cohort} | training
+                created = actor.create_training(model, target_num_updates=rounds, client_ids=accounts.ids, **arguments)
                 for future in warm:
                     _check(future)
                 work = [
@@ -197,10 +197,10 @@ class _Accounts:
 
 
 def _create_accounts(address: str, admin_token: str, clients: int) -> _Accounts:
-    with connect(address, admin_token) as admin, ThreadPoolExecutor(CREATING_THREADS) as threads:
+    with connect(address, admin_token) as admin:
         _, actor_token = admin.create_user("actor", role="ACTOR")
-        users = list(threads.map(lambda index: admin.create_user(f"client-{index:04d}"), range(clients)))
-    return _Accounts(actor_token, [user.user_id for user, _ in users], [token for _, token in users])
+        created = admin.create_users([f"client-{index:04d}" for index in range(clients)])
+    return _Accounts(actor_token, [user_id for user_id, _ in created], [token for _, token in created])
 
 
 class _Run:

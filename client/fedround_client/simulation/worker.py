@@ -19,21 +19,22 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from fedround.v1.event_pb2 import COMPRESSION_UNSPECIFIED, Event
-from fedround_client.cache import ModelCache
+from fedround.v1.event_pb2 import COMPRESSION_UNSPECIFIED, Event, ModelInfo, RoundStarted
+from fedround_client.cache import ModelCache, SharedFile
 from fedround_client.channel import Target
 from fedround_client.clock import SystemClock
 from fedround_client.logs import get_logger
 from fedround_client.participant import MAX_FREED_BLOCK, TRIM_THRESHOLD, Participant
 from fedround_client.participation import Callbacks, Round
-from fedround_client.round_model import RoundModels
+from fedround_client.payload import Progress
+from fedround_client.round_model import RoundModel, RoundModels
 from fedround_client.round_number import round_text
 from fedround_client.round_runner import RoundRunner
 from fedround_client.rpc import Rpc
 from fedround_client.simulation.functions import MakeClient, load, make_callbacks
 from fedround_client.simulation.streams import Subscriber, subscribed
 from fedround_client.subscription import FINAL_EVENTS
-from fedround_client.tensor_selection import PrivateTensors
+from fedround_client.tensor_selection import PrivateTensors, TensorSelection
 from fedround_client.tensor_types import Framework
 from fedround_wire.allocator import keep_freed
 
@@ -103,13 +104,18 @@ class _Worker:
         self._subscribers = {index: Subscriber(index, token, str(uuid.uuid4())) for index, token in work.tokens.items()}
         functions = Functions(_resolve(work.make_client), work.seed)
         indices = list(work.tokens)
-        self._lanes = [_Lane(work, self._subscribers, functions, set(indices[start::LANES])) for start in range(LANES)]
+        self._caches = _Caches()
+        self._lanes = [
+            _Lane(work, self._subscribers, functions, self._caches, set(indices[start::LANES]))
+            for start in range(LANES)
+        ]
         self._lane_of = {index: lane for lane in self._lanes for index in lane.running}
 
     def run(self) -> None:
         """Runs rounds until the training has ended for all clients."""
         work, target = self._work, Target(self._work.address)
         with (
+            closing(self._caches),
             target.open_channel() as channel,
             ThreadPoolExecutor(LANES) as threads,
             subscribed(work.address, work.training_id, self._subscribers, self._deliver, self._fail),
@@ -135,13 +141,47 @@ class _Worker:
             lane.fail(error)
 
 
+class _Caches:
+    """The models of a worker: the first of its clients downloads a version, the others read its file."""
+
+    def __init__(self) -> None:
+        self.versions, self.bases = ModelCache(), ModelCache()
+        self.lock = threading.Lock()
+
+    def close(self) -> None:
+        self.versions.close()
+        self.bases.close()
+
+
+class _SharedModels(RoundModels):
+    """Fetches the models of a client's rounds from the caches of its worker, one client at a time."""
+
+    def __init__(self, rpc: Rpc, framework: Framework | None, caches: _Caches, private: PrivateTensors) -> None:
+        super().__init__(rpc, framework, caches.versions, caches.bases, private, None)
+        self._lock = caches.lock
+
+    def fetch(self, training_id: str, started: RoundStarted, progress: Progress | None) -> RoundModel:
+        with self._lock:
+            return super().fetch(training_id, started, progress)
+
+    def open(self, info: ModelInfo, selection: TensorSelection) -> SharedFile | None:
+        with self._lock:
+            return super().open(info, selection)
+
+
 class _Lane:
     """Some clients of a worker, whose rounds run one after the other."""
 
     def __init__(
-        self, work: Work, subscribers: Mapping[int, Subscriber], functions: Functions, running: set[int]
+        self,
+        work: Work,
+        subscribers: Mapping[int, Subscriber],
+        functions: Functions,
+        caches: _Caches,
+        running: set[int],
     ) -> None:
         self.running = running
+        self._caches = caches
         self._work = work
         self._subscribers = subscribers
         self._functions = functions
@@ -151,8 +191,6 @@ class _Lane:
         self._arrived: Counter[int] = Counter()
         self._taken: Counter[int] = Counter()
         self._participants: dict[int, Participant] = {}
-        # Shared by the clients of the lane: the first one downloads a version of the model.
-        self._cache, self._bases = ModelCache(), ModelCache()
 
     def put(self, index: int, event: Event) -> None:
         """Adds an event of a client."""
@@ -166,16 +204,15 @@ class _Lane:
 
     def run(self, rpc: Rpc) -> None:
         """Handles events until the training has ended for all clients."""
-        with closing(self._cache), closing(self._bases):
-            while self.running:
-                index, event = self._items.get()
-                if self._error is not None:
-                    raise self._error
-                self._taken[index] += 1
-                if event.WhichOneof("payload") in FINAL_EVENTS:
-                    self.running.discard(index)
-                elif event.HasField("round_started"):
-                    self._run_round(index, event, rpc)
+        while self.running:
+            index, event = self._items.get()
+            if self._error is not None:
+                raise self._error
+            self._taken[index] += 1
+            if event.WhichOneof("payload") in FINAL_EVENTS:
+                self.running.discard(index)
+            elif event.HasField("round_started"):
+                self._run_round(index, event, rpc)
 
     def _run_round(self, index: int, event: Event, rpc: Rpc) -> None:
         if index not in self._participants:
@@ -192,7 +229,7 @@ class _Lane:
         as_client = rpc.as_user(subscriber.token, subscriber.session_id)
         callbacks = self._functions.make(index)
         private = PrivateTensors(work.private_folder)
-        models = RoundModels(as_client, work.framework, self._cache, self._bases, private, None)
+        models = _SharedModels(as_client, work.framework, self._caches, private)
         runner = RoundRunner(as_client, callbacks, framework=work.framework, models=models)
         # The private tensors of a client are known by its index.
         runner.participate_as(str(uuid.UUID(int=index)))

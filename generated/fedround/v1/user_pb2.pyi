@@ -258,6 +258,80 @@ class CreateUserResponse(_message.Message):
 Global___CreateUserResponse: _TypeAlias = CreateUserResponse  # noqa: Y015
 
 @_typing.final
+class CreateUsersRequest(_message.Message):
+    """Request of CreateUsers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def users(self) -> _containers.RepeatedCompositeFieldContainer[Global___CreateUserRequest]:
+        """The users, 1 to 1,000."""
+
+    def __init__(
+        self,
+        *,
+        users: _abc.Iterable[Global___CreateUserRequest] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["users", b"users"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateUsersRequest: _TypeAlias = CreateUsersRequest  # noqa: Y015
+
+@_typing.final
+class CreateUsersResponse(_message.Message):
+    """Response of CreateUsers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def users(self) -> _containers.RepeatedCompositeFieldContainer[Global___CreatedUser]:
+        """The users, in the order of the request."""
+
+    def __init__(
+        self,
+        *,
+        users: _abc.Iterable[Global___CreatedUser] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["users", b"users"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateUsersResponse: _TypeAlias = CreateUsersResponse  # noqa: Y015
+
+@_typing.final
+class CreatedUser(_message.Message):
+    """A user that CreateUsers has created."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
+    user_id: _builtins.str
+    """UUID."""
+    token: _builtins.str
+    """The token, shown only this once; the server stores only its SHA-256."""
+    def __init__(
+        self,
+        *,
+        user_id: _builtins.str = ...,
+        token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["token", b"token", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreatedUser: _TypeAlias = CreatedUser  # noqa: Y015
+
+@_typing.final
 class GetUserRequest(_message.Message):
     """Request of GetUser."""
 

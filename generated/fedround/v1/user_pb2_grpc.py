@@ -42,6 +42,11 @@ class UserServiceStub(object):
                 request_serializer=fedround_dot_v1_dot_user__pb2.CreateUserRequest.SerializeToString,
                 response_deserializer=fedround_dot_v1_dot_user__pb2.CreateUserResponse.FromString,
                 _registered_method=True)
+        self.CreateUsers = channel.unary_unary(
+                '/fedround.v1.UserService/CreateUsers',
+                request_serializer=fedround_dot_v1_dot_user__pb2.CreateUsersRequest.SerializeToString,
+                response_deserializer=fedround_dot_v1_dot_user__pb2.CreateUsersResponse.FromString,
+                _registered_method=True)
         self.GetUser = channel.unary_unary(
                 '/fedround.v1.UserService/GetUser',
                 request_serializer=fedround_dot_v1_dot_user__pb2.GetUserRequest.SerializeToString,
@@ -92,6 +97,14 @@ class UserServiceServicer(object):
 
     def CreateUser(self, request, context):
         """Creates a user and returns its token. The server shows the token only this once. Admins only.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateUsers(self, request, context):
+        """Creates several users, all of them or none, and returns their tokens, which the server shows only this once. Admins
+        only.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -164,6 +177,11 @@ def add_UserServiceServicer_to_server(servicer, server):
                     request_deserializer=fedround_dot_v1_dot_user__pb2.CreateUserRequest.FromString,
                     response_serializer=fedround_dot_v1_dot_user__pb2.CreateUserResponse.SerializeToString,
             ),
+            'CreateUsers': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateUsers,
+                    request_deserializer=fedround_dot_v1_dot_user__pb2.CreateUsersRequest.FromString,
+                    response_serializer=fedround_dot_v1_dot_user__pb2.CreateUsersResponse.SerializeToString,
+            ),
             'GetUser': grpc.unary_unary_rpc_method_handler(
                     servicer.GetUser,
                     request_deserializer=fedround_dot_v1_dot_user__pb2.GetUserRequest.FromString,
@@ -235,6 +253,33 @@ class UserService(object):
             '/fedround.v1.UserService/CreateUser',
             fedround_dot_v1_dot_user__pb2.CreateUserRequest.SerializeToString,
             fedround_dot_v1_dot_user__pb2.CreateUserResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateUsers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedround.v1.UserService/CreateUsers',
+            fedround_dot_v1_dot_user__pb2.CreateUsersRequest.SerializeToString,
+            fedround_dot_v1_dot_user__pb2.CreateUsersResponse.FromString,
             options,
             channel_credentials,
             insecure,

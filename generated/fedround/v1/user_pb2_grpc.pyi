@@ -38,6 +38,10 @@ class UserServiceStub:
     def __new__(cls, channel: _aio.Channel) -> UserServiceAsyncStub: ...
     CreateUser: _grpc.UnaryUnaryMultiCallable[_user_pb2.CreateUserRequest, _user_pb2.CreateUserResponse]
     """Creates a user and returns its token. The server shows the token only this once. Admins only."""
+    CreateUsers: _grpc.UnaryUnaryMultiCallable[_user_pb2.CreateUsersRequest, _user_pb2.CreateUsersResponse]
+    """Creates several users, all of them or none, and returns their tokens, which the server shows only this once. Admins
+    only.
+    """
     GetUser: _grpc.UnaryUnaryMultiCallable[_user_pb2.GetUserRequest, _user_pb2.GetUserResponse]
     """Returns one user. Clients may only request themselves."""
     GetUsers: _grpc.UnaryUnaryMultiCallable[_user_pb2.GetUsersRequest, _user_pb2.GetUsersResponse]
@@ -70,6 +74,10 @@ class UserServiceAsyncStub(UserServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateUser: _aio.UnaryUnaryMultiCallable[_user_pb2.CreateUserRequest, _user_pb2.CreateUserResponse]  # type: ignore[assignment]
     """Creates a user and returns its token. The server shows the token only this once. Admins only."""
+    CreateUsers: _aio.UnaryUnaryMultiCallable[_user_pb2.CreateUsersRequest, _user_pb2.CreateUsersResponse]  # type: ignore[assignment]
+    """Creates several users, all of them or none, and returns their tokens, which the server shows only this once. Admins
+    only.
+    """
     GetUser: _aio.UnaryUnaryMultiCallable[_user_pb2.GetUserRequest, _user_pb2.GetUserResponse]  # type: ignore[assignment]
     """Returns one user. Clients may only request themselves."""
     GetUsers: _aio.UnaryUnaryMultiCallable[_user_pb2.GetUsersRequest, _user_pb2.GetUsersResponse]  # type: ignore[assignment]
@@ -105,6 +113,16 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_user_pb2.CreateUserResponse, _abc.Awaitable[_user_pb2.CreateUserResponse]]:
         """Creates a user and returns its token. The server shows the token only this once. Admins only."""
+
+    @_abc_1.abstractmethod
+    def CreateUsers(
+        self,
+        request: _user_pb2.CreateUsersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_user_pb2.CreateUsersResponse, _abc.Awaitable[_user_pb2.CreateUsersResponse]]:
+        """Creates several users, all of them or none, and returns their tokens, which the server shows only this once. Admins
+        only.
+        """
 
     @_abc_1.abstractmethod
     def GetUser(

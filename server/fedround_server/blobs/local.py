@@ -21,8 +21,9 @@ from fedround_server.blobs.writer import LocalWriter
 from fedround_server.domain.errors import UploadOffset
 from fedround_server.domain.model import BlobRef
 from fedround_server.failpoints import reached
-from fedround_server.host.folder import make_private, sync_folder
+from fedround_server.host.folder import make_private
 from fedround_server.host.page_cache import keep_open
+from fedround_server.host.sync import sync_folder
 
 log = logging.getLogger(__name__)
 # How old a blob without a row must be before it is collected: its transaction may be in progress.

@@ -12,6 +12,7 @@ from fedround_server.blobs.refs import StagedBlob, StagedRef, UploadRef
 from fedround_server.domain.model import BlobRef
 from fedround_server.host.folder import make_private
 from fedround_server.host.page_cache import Writeback
+from fedround_server.host.sync import sync_file
 
 READ_SIZE = 1 << 20
 
@@ -74,7 +75,7 @@ class LocalWriter(AbstractContextManager["LocalWriter", None]):
         """Forces the file to disk; if that fails, leaving the block removes it."""
         try:
             with map_disk_full():
-                os.fsync(self._descriptor)
+                sync_file(self._descriptor)
         except BaseException:
             # The kernel drops pages that it failed to write: a second fsync would succeed and guarantee nothing.
             self.discard()

@@ -149,8 +149,11 @@ class Aggregations:
         return bool(lost)
 
     async def _followed(self, training_id: str) -> None:
-        self._context.hub.notify(training_id)
-        await self._follow_up(training_id)
+        # Before the subscribers are told, so that they read the end of a round and the start of the next one at once.
+        try:
+            await self._follow_up(training_id)
+        finally:
+            self._context.hub.notify(training_id)
 
     async def _compute(self, task: AggregationTask) -> tuple[VersionFile | None, AggregationState]:
         """Makes the file of a closed round, if its kind makes one; else verifies the updates, which are passed on.

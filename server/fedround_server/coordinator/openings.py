@@ -72,5 +72,7 @@ class Openings:
         if opened:
             if self._rounds.get(training_id) == number:
                 self.forget(training_id)
-            self._context.hub.notify(training_id)
-            await self._follow_up(training_id)
+            try:
+                await self._follow_up(training_id)
+            finally:
+                self._context.hub.notify(training_id)

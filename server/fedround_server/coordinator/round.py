@@ -63,6 +63,10 @@ class Rounds:
         """Starts what the training's current round waits for, after a commit that may have closed or opened one."""
         try:
             current = await self._store.current(training_id)
+            if current is not None and current.state is RoundState.PENDING:
+                self.openings.watch(current)
+                await self.openings.look(training_id)
+                return
         except Unavailable as error:
             # The commit stands, and the caller need not know of this: `reconcile` does the same soon.
             log.warning("what follows in training %s: %s", training_id, error)

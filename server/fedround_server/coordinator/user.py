@@ -8,7 +8,7 @@ from fedround_server.coordinator.context import Context
 from fedround_server.coordinator.tasks import in_thread
 from fedround_server.domain.errors import FieldInvalid, RoleRequired, UserNotFound
 from fedround_server.domain.token import Token, hash_token, new_token
-from fedround_server.domain.user import Role, User, UserView
+from fedround_server.domain.user import NewUser, Role, User, UserView
 
 
 class Users:
@@ -37,7 +37,7 @@ class Users:
         if admins:
             await self._rotate(admins[0], Token(hash_token(token), now, None), None)
         else:
-            await self._store_user("admin", Role.ADMIN, token, None, (), {})
+            await self._context.store.users.create_all([self._view(NewUser("admin", Role.ADMIN), token, None)])
         return True
 
     async def create(
@@ -58,9 +58,21 @@ class Users:
             CertificateNameTaken: A certificate name is another user's.
             FieldInvalid: The lifetime is longer than the server allows.
         """
-        token = new_token()
-        expire_time = self._expiry(lifetime)
-        return await self._store_user(name, role, token, expire_time, certificate_names, labels or {}), token
+        new = NewUser(name, role, lifetime, tuple(certificate_names), labels or {})
+        return (await self.create_all([new]))[0]
+
+    async def create_all(self, users: Sequence[NewUser]) -> list[tuple[UserView, str]]:
+        """Creates users with tokens, all or none; returns them like `create`, in their order.
+
+        Raises:
+            UserExists: A name is taken, or two have the same.
+            CertificateNameTaken: A certificate name is another user's.
+            FieldInvalid: A lifetime is longer than the server allows.
+        """
+        tokens = [new_token() for _ in users]
+        views = [self._view(new, token, self._expiry(new.lifetime)) for new, token in zip(users, tokens, strict=True)]
+        await self._context.store.users.create_all(views)
+        return list(zip(views, tokens, strict=True))
 
     async def get(self, caller: User, user_id: str) -> User | UserView:
         """Returns a user; clients see only themselves. Credentials are visible to the user itself and to admins.
@@ -163,21 +175,12 @@ class Users:
         await self._context.store.credentials.set_certificate_names(user_id, names)
         await self._access.recheck(user_id)
 
-    async def _store_user(
-        self,
-        name: str,
-        role: Role,
-        token: str,
-        expire_time: datetime | None,
-        certificate_names: Sequence[str],
-        labels: Mapping[str, str],
-    ) -> UserView:
+    def _view(self, new: NewUser, token: str, expire_time: datetime | None) -> UserView:
         now = self._context.clock.now()
         make_id = self._context.new_user_id
-        user_id = self._context.new_id() if make_id is None else make_id(name)
-        user = User(user_id, name, role, now, labels)
-        stored = Token(hash_token(token), now, expire_time)
-        return await self._context.store.users.create(user, stored, certificate_names)
+        user_id = self._context.new_id() if make_id is None else make_id(new.name)
+        user = User(user_id, new.name, new.role, now, new.labels)
+        return UserView(user, new.certificate_names, (Token(hash_token(token), now, expire_time),))
 
     def _expiry(self, lifetime: timedelta | None) -> datetime | None:
         limits = self._context.limits

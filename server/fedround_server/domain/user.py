@@ -3,7 +3,7 @@
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from fedround_server.domain.token import Token
 
@@ -24,6 +24,17 @@ class User:
     name: str
     role: Role
     create_time: datetime
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class NewUser:
+    """A user to create; a lifetime of its token of None stands for the server's default."""
+
+    name: str
+    role: Role
+    lifetime: timedelta | None = None
+    certificate_names: tuple[str, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
 
 

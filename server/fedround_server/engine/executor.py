@@ -58,6 +58,8 @@ class WorkerEngine:
         files: BlobFiles,
         predict_seconds: float = DEFAULTS.predict_seconds,
         predict_bytes: int = DEFAULTS.predict_bytes,
+        *,
+        no_sync: bool = False,
     ) -> None:
         """Starts nothing yet.
 
@@ -65,9 +67,10 @@ class WorkerEngine:
             files: Where the files of jobs are.
             predict_seconds: How long a prediction may take.
             predict_bytes: How much memory the operator's code and a prediction may take, beside torch.
+            no_sync: Whether nothing is forced to disk.
         """
         self._files = files
-        self._worker = Worker(worker.prepare)
+        self._worker = Worker(partial(worker.prepare, no_sync=no_sync))
         self._predictor = Worker(partial(worker.prepare_predictions, predict_bytes))
         self._predicting: asyncio.Lock | None = None
         self._predict_seconds = predict_seconds

@@ -1,6 +1,5 @@
 """Folders on disk."""
 
-import os
 import stat
 from pathlib import Path
 
@@ -31,12 +30,3 @@ def make_narrow(folder: Path) -> bool:
         return False
     folder.chmod(PRIVATE)
     return True
-
-
-def sync_folder(folder: Path) -> None:
-    """Forces a folder's entries to disk: which names it has, and for which files."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

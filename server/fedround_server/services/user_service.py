@@ -5,13 +5,15 @@ from datetime import timedelta
 from fedround.v1 import user_pb2, user_pb2_grpc
 from fedround_server.coordinator import Coordinator
 from fedround_server.domain.errors import FieldInvalid
-from fedround_server.domain.user import Role, User, UserView
+from fedround_server.domain.user import NewUser, Role, User, UserView
 from fedround_server.interceptors.auth import caller
 from fedround_server.interceptors.wrapping import Call
 from fedround_server.services import convert, fields, pages
 
 MAX_OVERLAP = timedelta(days=30)
 MAX_LIFETIME = timedelta(days=36_500)
+MAX_CREATED = 1000
+"""How many users one call creates."""
 
 
 class UserService(user_pb2_grpc.UserServiceServicer):
@@ -23,15 +25,16 @@ class UserService(user_pb2_grpc.UserServiceServicer):
 
     async def CreateUser(self, request: user_pb2.CreateUserRequest, context: Call) -> user_pb2.CreateUserResponse:
         """Creates a user and returns its token."""
-        role = _role(request.role)
-        if role is None:
-            raise FieldInvalid("role", "is required: ROLE_ADMIN, ROLE_ACTOR or ROLE_CLIENT")
-        name = fields.parse_text("name", request.name, 200, required=True)
-        lifetime = fields.parse_optional_duration("lifetime", request, MAX_LIFETIME)
-        names = fields.parse_certificate_names("certificate_names", request.certificate_names)
-        labels = fields.parse_labels("labels", request.labels)
-        made, token = await self._users.create(name, role, lifetime, names, labels)
+        ((made, token),) = await self._users.create_all([_new_user("", request)])
         return user_pb2.CreateUserResponse(user=self._shown(made), token=token)
+
+    async def CreateUsers(self, request: user_pb2.CreateUsersRequest, context: Call) -> user_pb2.CreateUsersResponse:
+        """Creates several users and returns their tokens."""
+        if not 1 <= len(request.users) <= MAX_CREATED:
+            raise FieldInvalid("users", f"has {len(request.users)} users; a call creates 1 to {MAX_CREATED}")
+        made = await self._users.create_all([_new_user(f"users[{i}].", new) for i, new in enumerate(request.users)])
+        created = [user_pb2.CreatedUser(user_id=view.user.user_id, token=token) for view, token in made]
+        return user_pb2.CreateUsersResponse(users=created)
 
     async def GetUser(self, request: user_pb2.GetUserRequest, context: Call) -> user_pb2.GetUserResponse:
         """Returns a user."""
@@ -99,9 +102,23 @@ class UserService(user_pb2_grpc.UserServiceServicer):
         return message
 
 
-def _role(value: user_pb2.Role.ValueType) -> Role | None:
+def _new_user(prefix: str, request: user_pb2.CreateUserRequest) -> NewUser:
+    """Decodes a user to create; a prefix comes before the names of its fields in errors."""
+    role = _role(request.role, prefix)
+    if role is None:
+        raise FieldInvalid(f"{prefix}role", "is required: ROLE_ADMIN, ROLE_ACTOR or ROLE_CLIENT")
+    return NewUser(
+        fields.parse_text(f"{prefix}name", request.name, 200, required=True),
+        role,
+        fields.parse_optional_duration("lifetime", request, MAX_LIFETIME, prefix),
+        tuple(fields.parse_certificate_names(f"{prefix}certificate_names", request.certificate_names)),
+        fields.parse_labels(f"{prefix}labels", request.labels),
+    )
+
+
+def _role(value: user_pb2.Role.ValueType, prefix: str = "") -> Role | None:
     if value == user_pb2.ROLE_UNSPECIFIED:
         return None
     if value not in user_pb2.Role.values():
-        raise FieldInvalid("role", f"is {value}; known are ROLE_ADMIN, ROLE_ACTOR and ROLE_CLIENT")
+        raise FieldInvalid(f"{prefix}role", f"is {value}; known are ROLE_ADMIN, ROLE_ACTOR and ROLE_CLIENT")
     return Role(user_pb2.Role.Name(value).removeprefix("ROLE_"))

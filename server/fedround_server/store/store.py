@@ -20,14 +20,15 @@ from fedround_server.store.verbs.user import UserVerbs
 class Store:
     """All persistent state except files. A context manager: it is open within a `with` block."""
 
-    def __init__(self, url: str | Path, now: Callable[[], datetime] = utc_now) -> None:
+    def __init__(self, url: str | Path, now: Callable[[], datetime] = utc_now, *, no_sync: bool = False) -> None:
         """Connects nothing yet.
 
         Args:
             url: A `postgresql://` URL, or the path of a SQLite file.
             now: Returns the time of entries of the audit log.
+            no_sync: Whether SQLite forces nothing to disk.
         """
-        self._database = Database(url, now)
+        self._database = Database(url, now, no_sync=no_sync)
         self.users = UserVerbs(self._database)
         self.credentials = CredentialVerbs(self._database)
         self.models = ModelVerbs(self._database)

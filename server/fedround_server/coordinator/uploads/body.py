@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from fedround_server.blobs import BlobWriter
 from fedround_server.coordinator.tasks import in_thread
 from fedround_server.coordinator.uploads.space import SpaceReservation
-from fedround_server.coordinator.uploads.write_buffer import WriteBuffer
+from fedround_server.coordinator.uploads.write_buffer import WriteBuffer, write_chunks
 from fedround_server.domain.chunk import Chunk
 from fedround_server.domain.errors import DigestMismatch, FieldInvalid, ModelFormat, ModelTooLarge, UploadIncomplete
 from fedround_server.engine.format.gate import HeaderGate
 from fedround_server.engine.format.manifest import Layout
+from fedround_server.engine.small_files import SMALL
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +58,22 @@ class BodyReceiver:
         self._gate = gate
         self._max_bytes = max_bytes
         self._max_buffered = max_buffered
+        # The end of a small file, which `finish` writes: not worth waking a thread for it alone.
+        self._rest: list[Chunk] = []
         self._check_limit(incoming.size_bytes)
 
-    async def receive(self, writer: BlobWriter, space: SpaceReservation) -> Layout:
-        """Writes the file; returns what its header says. The file is complete then, but not on disk.
+    @property
+    def is_small(self) -> bool:
+        """Whether the declared size is that of a small file."""
+        return self._incoming.size_bytes is not None and self._incoming.size_bytes <= SMALL
+
+    @property
+    def layout(self) -> Layout | None:
+        """What the header says; None while it has not arrived."""
+        return self._gate.layout
+
+    async def receive(self, writer: BlobWriter, space: SpaceReservation) -> None:
+        """Writes the file, but for the end of a small one. `finish` is to be called next.
 
         Raises:
             FedroundError: The file is rejected, as described for `Uploads.receive`.
@@ -78,6 +91,16 @@ class BodyReceiver:
                 if gate.layout is not None and incoming.size_bytes is None:
                     space.cover(gate.layout.size_bytes)
                 await buffer.write(chunk)
+            if self.is_small:
+                self._rest = buffer.take_rest()
+
+    def finish(self, writer: BlobWriter) -> Layout:
+        """Writes the rest of the file; returns what its header says. The file is complete then, but not on disk.
+
+        Raises:
+            FedroundError: The file is rejected, as described for `Uploads.receive`.
+        """
+        write_chunks(writer, self._rest)
         return self._check_complete(writer)
 
     def _check_size(self, size: int) -> None:

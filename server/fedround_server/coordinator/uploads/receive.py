@@ -31,6 +31,7 @@ from fedround_server.domain.rounds.kind import ExpectedTensors
 from fedround_server.domain.update import NormBound
 from fedround_server.engine.format.gate import HeaderGate
 from fedround_server.engine.jobs import CheckJob, CheckResult
+from fedround_server.engine.small_files import find_not_finite
 from fedround_server.failpoints import reached
 
 __all__ = ["Incoming", "Received", "Uploads"]
@@ -151,27 +152,59 @@ class Uploads:
                         if incoming.training_id is None
                         else self.progress.watch(incoming.training_id, incoming.round, user_id, ref, writer)
                     ):
-                        layout = await body.receive(writer, space)
-                    reached("upload.complete")
-                    scaled = {} if expected is None else expected.scaled(layout.manifest)
-                    found = await self._check_and_sync(writer, _check_job(writer, bound, model, scaled), bound)
-                    if found.problem is not None:
-                        raise UpdateMismatch(f"{found.problem}: nothing of the file was taken")
-                    if found.not_finite is not None and not allow_non_finite:
-                        raise _not_finite(found.not_finite, incoming, model)
+                        await body.receive(writer, space)
+
+                    def is_acceptable(not_finite: str | None) -> bool:
+                        if not_finite is not None and not allow_non_finite:
+                            raise _not_finite(not_finite, incoming, model)
+                        return not_finite is None
+
+                    layout = body.layout
+                    scaled = {} if expected is None or layout is None else expected.scaled(layout.manifest)
+                    if body.is_small and bound is None and model is None and not scaled:
+                        work = self._store_small(body, writer, is_acceptable, accept)
+                    else:
+                        layout = body.finish(writer)
+                        reached("upload.complete")
+                        found = await self._check_and_sync(writer, _check_job(writer, bound, model, scaled), bound)
+                        if found.problem is not None:
+                            raise UpdateMismatch(f"{found.problem}: nothing of the file was taken")
+                        received = Received(writer.staged.blob, layout.manifest, is_acceptable(found.not_finite))
+                        work = self._commit(writer.staged, received, accept)
+                    # The file belongs to this attempt until it is a blob.
+                    return await await_even_if_cancelled(self._context.tasks.run_shielded(work))
                 except (InvalidArgument, DigestMismatch, ModelTooLarge):
                     writer.discard()
                     raise
-                received = Received(writer.staged.blob, layout.manifest, found.not_finite is None)
-                work = self._commit(writer.staged, received, accept)
-                # The file belongs to this attempt until it is a blob.
-                return await await_even_if_cancelled(self._context.tasks.run_shielded(work))
 
     async def _commit(
         self, staged: StagedBlob, received: Received, accept: Callable[[Received], Awaitable[tuple[R, bool]]]
     ) -> R:
         await in_thread(self._blobs.commit, staged)
         return await decide(self._blobs, staged.blob, accept(received))
+
+    async def _store_small(
+        self,
+        body: BodyReceiver,
+        writer: BlobWriter,
+        is_acceptable: Callable[[str | None], bool],
+        accept: Callable[[Received], Awaitable[tuple[R, bool]]],
+    ) -> R:
+        """Does with a small file in one thread what is done with others in several, and in the worker."""
+
+        def store() -> Received:
+            layout = body.finish(writer)
+            reached("upload.complete")
+            staged = writer.staged
+            data = self._blobs.files.range(staged.file, 0, staged.blob.size_bytes)
+            is_finite = is_acceptable(find_not_finite(layout, data))
+            reached("upload.checked")
+            _sync(writer)
+            self._blobs.commit(staged)
+            return Received(staged.blob, layout.manifest, is_finite)
+
+        received = await in_thread(store)
+        return await decide(self._blobs, received.blob, accept(received))
 
     async def _check_and_sync(self, writer: BlobWriter, job: CheckJob, bound: NormBound | None) -> CheckResult:
         """Checks the numbers while the disk is busy."""

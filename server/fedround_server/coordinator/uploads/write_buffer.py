@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Self
 
 from fedround_server.blobs import BlobWriter
@@ -79,6 +79,16 @@ class WriteBuffer:
         elif self._buffered_bytes >= self._max_buffered():
             await asyncio.wait([self._batch])
 
+    def take_rest(self) -> list[Chunk]:
+        """Returns the chunks that are still buffered, for the caller to write after the block.
+
+        None if earlier ones are being written, or could not be.
+        """
+        if self._batch is not None or self._failure is not None:
+            return []
+        rest, self._buffered, self._buffered_bytes = self._buffered, [], 0
+        return rest
+
     def _raise_failure(self) -> None:
         if self._failure is not None:
             raise self._failure
@@ -96,13 +106,8 @@ class WriteBuffer:
         if self._batch is not None or not self._buffered:
             return
         chunks, self._buffered, self._buffered_bytes = self._buffered, [], 0
-        self._batch = self._loop.run_in_executor(None, self._write, chunks)
+        self._batch = self._loop.run_in_executor(None, write_chunks, self._writer, chunks)
         self._batch.add_done_callback(self._on_written)
-
-    def _write(self, chunks: list[Chunk]) -> None:
-        for chunk in chunks:
-            self._writer.write(chunk.data, chunk.crc32c)
-            reached("upload.chunk_written")
 
     def _on_written(self, batch: asyncio.Future[None]) -> None:
         self._batch = None
@@ -112,3 +117,15 @@ class WriteBuffer:
             self._buffered = []
         else:
             self._flush_or_wait()
+
+
+def write_chunks(writer: BlobWriter, chunks: Sequence[Chunk]) -> None:
+    """Hashes and writes chunks.
+
+    Raises:
+        DiskFull: There is no room for them.
+        OSError: They could not be written.
+    """
+    for chunk in chunks:
+        writer.write(chunk.data, chunk.crc32c)
+        reached("upload.chunk_written")

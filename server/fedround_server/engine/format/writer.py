@@ -1,7 +1,6 @@
 """Safetensors files, written one block at a time."""
 
 import hashlib
-import os
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,6 +13,7 @@ from torch import Tensor
 from fedround_server.blobs import BlockChecksums
 from fedround_server.domain.model import BlobRef
 from fedround_server.host.page_cache import Writeback
+from fedround_server.host.sync import sync_file
 
 BATCH = 128 * 1024
 """Bytes that are worth passing to the thread: a model may have 20,000 small tensors."""
@@ -90,7 +90,7 @@ class TensorWriter:
         self._submit()
         while self._batches:
             self._batches.popleft().result()
-        os.fsync(self._file.fileno())
+        sync_file(self._file.fileno())
         return BlobRef(self._hash.hexdigest(), self._size, self._checksums.digest())
 
     def _submit(self) -> None:

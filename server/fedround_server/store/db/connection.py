@@ -37,14 +37,18 @@ def database_name(url: str | Path) -> str:
     return f"{settings.get('host', 'localhost')}:{settings.get('port', 5432)}/{settings['dbname']}"
 
 
-def connect(url: str | Path) -> Connections:
+def connect(url: str | Path, *, no_sync: bool = False) -> Connections:
     """Returns the connections to a database, none of which is open yet; a missing SQLite file is created.
+
+    Args:
+        url: The database.
+        no_sync: Whether SQLite forces nothing to disk; PostgreSQL has a setting of its own.
 
     Raises:
         RuntimeError: PostgreSQL's driver is not installed, its URL is not valid, or SQLite's log has lost changes.
         OSError: SQLite's file cannot be created.
     """
-    return _postgres(str(url)) if is_postgres(url) else _sqlite(Path(url))
+    return _postgres(str(url)) if is_postgres(url) else _sqlite(Path(url), no_sync=no_sync)
 
 
 def postgres_settings(url: str) -> dict[str, Any]:
@@ -68,10 +72,15 @@ def postgres_settings(url: str) -> dict[str, Any]:
         ) from None
 
 
-def _sqlite(path: Path) -> peewee.SqliteDatabase:
+def _sqlite(path: Path, *, no_sync: bool) -> peewee.SqliteDatabase:
     # In WAL mode, synchronous=NORMAL does not sync at a commit; FULL does, and a receipt is a promise.
     # Savepoints copy the pages that they change, by default into a file in /var/tmp once these have 64 KiB.
-    pragmas = {"journal_mode": "wal", "synchronous": "full", "busy_timeout": 10_000, "temp_store": "memory"}
+    pragmas = {
+        "journal_mode": "wal",
+        "synchronous": "off" if no_sync else "full",
+        "busy_timeout": 10_000,
+        "temp_store": "memory",
+    }
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if not path.exists():

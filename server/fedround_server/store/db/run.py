@@ -41,11 +41,11 @@ class Database:
     the disk. PostgreSQL has a small pool. A process has at most one database open: the tables are bound to it.
     """
 
-    def __init__(self, url: str | Path, now: Callable[[], datetime] = utc_now) -> None:
+    def __init__(self, url: str | Path, now: Callable[[], datetime] = utc_now, *, no_sync: bool = False) -> None:
         """Connects nothing yet; the arguments are those of `Store`."""
         self.is_postgres = connection.is_postgres(url)
         self._name = connection.database_name(url)
-        self._peewee = connection.connect(url)
+        self._peewee = connection.connect(url, no_sync=no_sync)
         # A SQLite file needs no lock: it lies in the data directory, which belongs to one server.
         self._server_lock = ServerLock(str(url)) if self.is_postgres else None
         self._transactions = Transactions(self._peewee, now)

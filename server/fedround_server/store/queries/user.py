@@ -18,9 +18,10 @@ def find_user(user_id: str) -> UserRow | None:
     return row
 
 
-def is_user_name_taken(name: str) -> bool:
-    """Returns whether a user has a name."""
-    return bool(UserRow.select().where(UserRow.name == name).exists())
+def find_taken_user_name(names: Sequence[str]) -> str | None:
+    """Returns the first of some names that a user has."""
+    row = UserRow.select(UserRow.name).where(in_array(UserRow.name, names)).order_by(UserRow.name).first()
+    return None if row is None else str(row.name)
 
 
 def lock_user(user_id: str, strength: str = "FOR NO KEY UPDATE") -> bool:

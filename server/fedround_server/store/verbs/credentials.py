@@ -8,6 +8,7 @@ from fedround_server.domain.identity import Credentials, Identity
 from fedround_server.domain.token import LIVE_TOKENS, Token
 from fedround_server.domain.user import UserView
 from fedround_server.store.db.audit_trail import record
+from fedround_server.store.db.rows import insert
 from fedround_server.store.db.run import Verbs, batched, verb
 from fedround_server.store.queries.credentials import (
     find_certified_users,
@@ -81,7 +82,7 @@ class CredentialVerbs(Verbs):
         TokenRow.update(expire_time=until).where(
             TokenRow.token_hash.in_(kept), TokenRow.expire_time.is_null() | (TokenRow.expire_time > until)
         ).execute()
-        add_token(user_id, token)
+        add_tokens(user_id, token)
         record("token_rotated", subject=user_id, kept=len(kept))
 
     @verb
@@ -112,10 +113,15 @@ class CredentialVerbs(Verbs):
         record("certificate_names_set", subject=user_id, count=len(names))
 
 
-def add_token(user_id: str, token: Token) -> None:
-    """Stores a token."""
-    TokenRow.create(
-        token_hash=token.token_hash, user_id=user_id, create_time=token.create_time, expire_time=token.expire_time
+def add_tokens(user_id: str, *tokens: Token) -> None:
+    """Stores tokens of a user."""
+    insert(
+        *(
+            TokenRow(
+                token_hash=one.token_hash, user_id=user_id, create_time=one.create_time, expire_time=one.expire_time
+            )
+            for one in tokens
+        )
     )
 
 

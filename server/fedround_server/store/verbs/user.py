@@ -1,5 +1,6 @@
 """Verbs about users."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
@@ -7,17 +8,17 @@ from fedround_server.domain.errors import LastAdmin, TrainingRunning, UserExists
 from fedround_server.domain.token import Token
 from fedround_server.domain.user import Role, User, UserView
 from fedround_server.store.db.audit_trail import record
-from fedround_server.store.db.rows import save
+from fedround_server.store.db.rows import insert, save
 from fedround_server.store.db.run import Verbs, verb
 from fedround_server.store.queries.training import lock_trainings_of_user
-from fedround_server.store.queries.user import find_user, is_user_name_taken, lock_admin_ids, lock_user, page_users
+from fedround_server.store.queries.user import find_taken_user_name, find_user, lock_admin_ids, lock_user, page_users
 from fedround_server.store.tables.base import BATCH_ROWS
 from fedround_server.store.tables.mapping import to_user
 from fedround_server.store.tables.schema import LastSeenRow, UserRow
 from fedround_server.store.transitions import end_training
 from fedround_server.store.transitions.participants import leave
 from fedround_server.store.transitions.training import state_of
-from fedround_server.store.verbs.credentials import add_certificate_names, add_token, remove_credentials
+from fedround_server.store.verbs.credentials import add_certificate_names, add_tokens, remove_credentials
 
 
 class UserVerbs(Verbs):
@@ -31,19 +32,19 @@ class UserVerbs(Verbs):
             UserExists: The name is taken.
             CertificateNameTaken: One of these is another user's.
         """
-        if is_user_name_taken(user.name):
-            raise UserExists(f"name: there is a user called {user.name!r} already: choose another name")
-        UserRow.create(
-            user_id=user.user_id,
-            name=user.name,
-            role=user.role.value,
-            create_time=user.create_time,
-            labels=dict(user.labels),
-        )
-        add_token(user.user_id, token)
-        add_certificate_names(user.user_id, certificate_names)
-        record("user_created", subject=user.user_id, role=user.role.value, labels=len(user.labels))
-        return UserView(user, tuple(certificate_names), (token,))
+        view = UserView(user, tuple(certificate_names), (token,))
+        _create([view])
+        return view
+
+    @verb
+    def create_all(self, users: Sequence[UserView]) -> None:
+        """Stores users with their credentials, all or none.
+
+        Raises:
+            UserExists: A name is taken, or two have the same.
+            CertificateNameTaken: A certificate name is another user's.
+        """
+        _create(users)
 
     @verb
     def set_labels(self, user_id: str, labels: Mapping[str, str]) -> None:
@@ -122,6 +123,31 @@ class UserVerbs(Verbs):
             LastSeenRow.insert_many(rows[start : start + BATCH_ROWS]).on_conflict(
                 conflict_target=[LastSeenRow.user_id], preserve=[LastSeenRow.seen_time]
             ).execute()
+
+
+def _create(users: Sequence[UserView]) -> None:
+    names = [view.user.name for view in users]
+    taken = find_taken_user_name(names) or next((name for name, count in Counter(names).items() if count > 1), None)
+    if taken is not None:
+        raise UserExists(f"name: there is a user called {taken!r} already: choose another name")
+    insert(
+        *(
+            UserRow(
+                user_id=view.user.user_id,
+                name=view.user.name,
+                role=view.user.role.value,
+                create_time=view.user.create_time,
+                labels=dict(view.user.labels),
+            )
+            for view in users
+        )
+    )
+    for view in users:
+        user = view.user
+        add_tokens(user.user_id, *view.tokens)
+        if view.certificate_names:
+            add_certificate_names(user.user_id, view.certificate_names)
+        record("user_created", subject=user.user_id, role=user.role.value, labels=len(user.labels))
 
 
 def _present(user_id: str) -> UserRow:
