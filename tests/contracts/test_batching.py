@@ -18,7 +18,7 @@ from fedround_server.domain.errors import CursorExpired, FedroundError, StoreUna
 from fedround_server.domain.identity import Credentials, Identity
 from fedround_server.domain.policy import OnMissed, RoundPolicy
 from fedround_server.domain.token import Token
-from fedround_server.domain.user import Role, User
+from fedround_server.domain.user import Role, User, UserView
 from fedround_server.store import Store
 from fedround_server.store.db import batching
 from fedround_server.store.db.group_commit import Call, Transactions
@@ -141,7 +141,7 @@ async def test_credentials_are_distinguished_however_many_ask(store: Store, worl
         user = User(new_id(), f"user {new_id()}", Role.CLIENT, world.now)
         token = Token(blob(user.user_id).sha256, user.create_time)
         names = [f"{number}-{part}.example" for part in range(number % 3)]
-        await store.users.create(user, token, names)
+        await store.users.create([UserView(user, tuple(names), (token,))])
         made.append((user, token, tuple(names)))
     (first, token, _), (second, _, one_name), (third, _, two_names) = made[:3]
     removed = made[5]

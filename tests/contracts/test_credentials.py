@@ -9,7 +9,7 @@ from contracts.world import World, blob, new_id
 from fedround_server.domain.errors import CertificateNameTaken, TokenNotFound, UserNotFound
 from fedround_server.domain.identity import Credentials, Identity
 from fedround_server.domain.token import Token
-from fedround_server.domain.user import Role, User
+from fedround_server.domain.user import Role, User, UserView
 from fedround_server.store import Store
 
 HOUR = timedelta(hours=1)
@@ -27,7 +27,8 @@ async def hashes(store: Store, user: str, now: datetime) -> list[str]:
 async def test_a_user_is_found_by_its_token_or_its_certificate(store: Store, world: World) -> None:
     user = User(new_id(), "one", Role.ACTOR, world.now)
     token = Token("a" * 64, world.now, world.now + HOUR)
-    view = await store.users.create(user, token, ["a.example.org", "spiffe://example.org/a"])
+    view = UserView(user, ("a.example.org", "spiffe://example.org/a"), (token,))
+    await store.users.create([view])
     assert await store.credentials.view(user.user_id, world.now) == view
     identify = store.credentials.identify
     assert await identify(Credentials("a" * 64)) == Identity(user, token)
@@ -103,8 +104,9 @@ async def test_a_certificate_name_is_of_one_user(store: Store, world: World) -> 
     await set_names(first, ["a", "b"])
     with pytest.raises(CertificateNameTaken, match="'b'"):
         await set_names(second, ["b", "c"])
+    other = User(new_id(), "x", Role.CLIENT, world.now)
     with pytest.raises(CertificateNameTaken, match="'a'"):
-        await store.users.create(User(new_id(), "x", Role.CLIENT, world.now), Token("e" * 64, world.now), ["a"])
+        await store.users.create([UserView(other, ("a",), (Token("e" * 64, world.now),))])
     assert await owner_of(store, "e" * 64) is None
     await set_names(first, ["a", "d"])
     await set_names(second, ["b"])

@@ -19,13 +19,13 @@ from fedround_server.domain.identity import Credentials, Identity
 from fedround_server.domain.limits import Quotas
 from fedround_server.domain.token import Token
 from fedround_server.domain.training import Training, TrainingState
-from fedround_server.domain.user import Role, User
+from fedround_server.domain.user import Role, User, UserView
 from fedround_server.store import Store
 
 
 async def test_a_user_is_found(store: Store, world: World) -> None:
     user = User(new_id(), "ward 7 — öä", Role.ACTOR, world.now)
-    await store.users.create(user, Token("a" * 64, world.now))
+    await store.users.create([UserView(user, (), (Token("a" * 64, world.now),))])
     assert await store.users.get(user.user_id) == user
 
 

@@ -14,7 +14,7 @@ from fedround_server.domain.report import NewReport
 from fedround_server.domain.token import Token
 from fedround_server.domain.training import Evaluation, Training, TrainingSpec
 from fedround_server.domain.update import NewUpdate, Update
-from fedround_server.domain.user import Role, User
+from fedround_server.domain.user import Role, User, UserView
 from fedround_server.store import Store
 
 MANIFEST = {"layer/weight": TensorSpec(Dtype.F32, (2, 3)), "count": TensorSpec(Dtype.I64, ())}
@@ -58,7 +58,8 @@ class World:
 
     async def user(self, role: Role = Role.CLIENT, name: str = "", **labels: str) -> str:
         user = User(new_id(), name or f"user {new_id()}", role, self.now, labels)
-        await self.store.users.create(user, Token(blob(user.user_id).sha256, user.create_time))
+        token = Token(blob(user.user_id).sha256, user.create_time)
+        await self.store.users.create([UserView(user, (), (token,))])
         return user.user_id
 
     async def users(self, count: int) -> list[str]:

@@ -37,7 +37,7 @@ class Users:
         if admins:
             await self._rotate(admins[0], Token(hash_token(token), now, None), None)
         else:
-            await self._context.store.users.create_all([self._view(NewUser("admin", Role.ADMIN), token, None)])
+            await self._context.store.users.create([self._view(NewUser("admin", Role.ADMIN), token, None)])
         return True
 
     async def create(
@@ -71,7 +71,7 @@ class Users:
         """
         tokens = [new_token() for _ in users]
         views = [self._view(new, token, self._expiry(new.lifetime)) for new, token in zip(users, tokens, strict=True)]
-        await self._context.store.users.create_all(views)
+        await self._context.store.users.create(views)
         return list(zip(views, tokens, strict=True))
 
     async def get(self, caller: User, user_id: str) -> User | UserView:

@@ -30,6 +30,7 @@ from fedround_server.domain.model import BlobRef, Manifest, VersionFile
 from fedround_server.domain.rounds.kind import ExpectedTensors
 from fedround_server.domain.update import NormBound
 from fedround_server.engine.format.gate import HeaderGate
+from fedround_server.engine.format.manifest import Layout
 from fedround_server.engine.jobs import CheckJob, CheckResult
 from fedround_server.engine.small_files import find_not_finite
 from fedround_server.failpoints import reached
@@ -164,8 +165,7 @@ class Uploads:
                     if body.is_small and bound is None and model is None and not scaled:
                         work = self._store_small(body, writer, is_acceptable, accept)
                     else:
-                        layout = body.finish(writer)
-                        reached("upload.complete")
+                        layout = _finish(body, writer)
                         found = await self._check_and_sync(writer, _check_job(writer, bound, model, scaled), bound)
                         if found.problem is not None:
                             raise UpdateMismatch(f"{found.problem}: nothing of the file was taken")
@@ -193,12 +193,10 @@ class Uploads:
         """Does with a small file in one thread what is done with others in several, and in the worker."""
 
         def store() -> Received:
-            layout = body.finish(writer)
-            reached("upload.complete")
+            layout = _finish(body, writer)
             staged = writer.staged
             data = self._blobs.files.range(staged.file, 0, staged.blob.size_bytes)
-            is_finite = is_acceptable(find_not_finite(layout, data))
-            reached("upload.checked")
+            is_finite = is_acceptable(_checked(find_not_finite(layout, data)))
             _sync(writer)
             self._blobs.commit(staged)
             return Received(staged.blob, layout.manifest, is_finite)
@@ -210,8 +208,7 @@ class Uploads:
         """Checks the numbers while the disk is busy."""
         syncing = asyncio.create_task(in_thread(_sync, writer))
         try:
-            found = await self._check_numbers(job, bound)
-            reached("upload.checked")
+            found = _checked(await self._check_numbers(job, bound))
         finally:
             await syncing
         return found
@@ -226,6 +223,17 @@ class Uploads:
         if bound is not None and found.norm > bound.limit:
             raise UpdateNorm(found.norm, bound.limit)
         return found
+
+
+def _finish(body: BodyReceiver, writer: BlobWriter) -> Layout:
+    layout = body.finish(writer)
+    reached("upload.complete")
+    return layout
+
+
+def _checked(found: R) -> R:
+    reached("upload.checked")
+    return found
 
 
 def _check_job(

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from fedround_server.domain.errors import LastAdmin, TrainingRunning, UserExists, UserNotFound
-from fedround_server.domain.token import Token
 from fedround_server.domain.user import Role, User, UserView
 from fedround_server.store.db.audit_trail import record
 from fedround_server.store.db.rows import insert, save
@@ -25,19 +24,7 @@ class UserVerbs(Verbs):
     """Verbs about users."""
 
     @verb
-    def create(self, user: User, token: Token, certificate_names: Sequence[str] = ()) -> UserView:
-        """Stores a user with its credentials.
-
-        Raises:
-            UserExists: The name is taken.
-            CertificateNameTaken: One of these is another user's.
-        """
-        view = UserView(user, tuple(certificate_names), (token,))
-        _create([view])
-        return view
-
-    @verb
-    def create_all(self, users: Sequence[UserView]) -> None:
+    def create(self, users: Sequence[UserView]) -> None:
         """Stores users with their credentials, all or none.
 
         Raises:
