@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from fedround.v1 import audit_pb2
-from fedround.v1.audit_pb2 import Contribution, Origin
+from fedround.v1.audit_pb2 import Contribution, Origin, ReplayRoundResponse
 from fedround_client.audit_chain import AuditChainVerifier, AuditReport
 from fedround_client.audit_entry import AuditEntry, AuditHead
 from fedround_client.errors import FedroundError
@@ -75,6 +75,29 @@ class AuditCalls:
             origin, request.version = page.origin, page.origin.version
             contributions += page.contributions
         return origin, contributions
+
+    def replay_round(self, training_id: str, number: int, without: Iterable[str] = ()) -> ReplayRoundResponse:
+        """Has the server compute the version that a round has made once more, from the stored updates. For the actor.
+
+        Args:
+            training_id: UUID of the training.
+            number: Number of the round, from 0.
+            without: UUIDs of users whose updates are left out: the result is what the round would have made of its
+                model without them. In the rounds that follow, the others would have trained another model, so the
+                effects of several rounds do not add up.
+
+        Returns:
+            The recorded and the computed digest, which are equal if the version can be reproduced, and the L2 distance
+            between the two.
+
+        Raises:
+            ReplayImpossible: The round made no version, or a file that it needs is not stored any more.
+            NotActor: You only take part in the training.
+            RoundNotFound: There is no such round (yet).
+            FieldInvalid: A user has no update in this round.
+        """
+        request = audit_pb2.ReplayRoundRequest(training_id=training_id, round=number, without_client_ids=without)
+        return self._rpc.unary(self._rpc.audit.ReplayRound, request, timeout=None)
 
     def _read(self, after: int, head: AuditHead) -> Iterator[AuditEntry]:
         stream: Stream[audit_pb2.ReadAuditResponse] | None = None

@@ -68,7 +68,12 @@ TABLE: dict[str, dict[str, set[str] | None]] = {
         "GetMetrics": USERS,
     },
     "fedround.v1.InferenceService": {"Predict": USERS},
-    "fedround.v1.AuditService": {"ReadAudit": ADMIN, "GetAuditHead": ADMIN, "GetContributions": ACTORS},
+    "fedround.v1.AuditService": {
+        "ReadAudit": ADMIN,
+        "GetAuditHead": ADMIN,
+        "GetContributions": ACTORS,
+        "ReplayRound": ACTORS,
+    },
     "grpc.health.v1.Health": {"Check": UNAUTHENTICATED, "List": UNAUTHENTICATED, "Watch": UNAUTHENTICATED},
     "grpc.reflection.v1alpha.ServerReflection": {"ServerReflectionInfo": UNAUTHENTICATED},
     "grpc.channelz.v1.Channelz": {

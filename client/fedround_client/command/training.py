@@ -9,7 +9,14 @@ from typing import Annotated
 import typer
 
 from fedround.v1.training_pb2 import TRAINING_STATE_ONGOING, Training, TrainingState
-from fedround_client.command import names, training_clients, training_control, training_create, training_round
+from fedround_client.command import (
+    names,
+    training_clients,
+    training_control,
+    training_create,
+    training_replay,
+    training_round,
+)
 from fedround_client.command.event_lines import EventLines
 from fedround_client.command.live import live_messages
 from fedround_client.command.output import (
@@ -33,6 +40,7 @@ app = typer.Typer(no_args_is_help=True, help="Create, start, watch and remove tr
 app.add_typer(training_clients.app, name="clients")
 app.command("create")(training_create.create)
 app.command("round")(training_round.round_)
+app.command("replay")(training_replay.replay)
 for _change in (training_control.stop, training_control.pause, training_control.resume, training_control.config):
     app.command()(_change)
 

@@ -15,6 +15,7 @@ from fedround_client.errors.family import (
 )
 
 __all__ = [
+    "AggregationIncompatible",
     "AlreadyParticipating",
     "AnswerTooLarge",
     "ArchitectureUnknown",
@@ -45,6 +46,7 @@ __all__ = [
     "PredictionFailed",
     "PredictionLimit",
     "Quota",
+    "ReplayImpossible",
     "RoleRequired",
     "RoundNotFound",
     "RoundNotOpen",
@@ -169,6 +171,10 @@ class NotActor(PermissionDenied, reason="NOT_ACTOR"):
     """Only the training's actor may do this."""
 
 
+class AggregationIncompatible(InvalidArgument, reason="AGGREGATION_INCOMPATIBLE"):
+    """Two stages of an aggregation, or an aggregation and another option, do not go together."""
+
+
 class UnknownClients(InvalidArgument, reason="UNKNOWN_CLIENTS"):
     """A list names users that do not exist; 20 of them are in the message and 60 in the metadata."""
 
@@ -215,6 +221,10 @@ class RoundNotFound(NotFound, reason="ROUND_NOT_FOUND"):
 
 class RoundNotOpen(FailedPrecondition, reason="ROUND_NOT_OPEN"):
     """The round does not accept this: it is closed, not open yet, or of another kind."""
+
+
+class ReplayImpossible(FailedPrecondition, reason="REPLAY_IMPOSSIBLE"):
+    """A round cannot be computed once more: it made no version, or a file that it needs is not stored any more."""
 
 
 class NotInCohort(PermissionDenied, reason="NOT_IN_COHORT"):

@@ -376,3 +376,79 @@ class GetContributionsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetContributionsResponse: _TypeAlias = GetContributionsResponse  # noqa: Y015
+
+@_typing.final
+class ReplayRoundRequest(_message.Message):
+    """Request of ReplayRound."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRAINING_ID_FIELD_NUMBER: _builtins.int
+    ROUND_FIELD_NUMBER: _builtins.int
+    WITHOUT_CLIENT_IDS_FIELD_NUMBER: _builtins.int
+    training_id: _builtins.str
+    """UUID of the training."""
+    round: _builtins.int
+    """Number of the round."""
+    @_builtins.property
+    def without_client_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids of users whose updates are left out. Nothing is compared then."""
+
+    def __init__(
+        self,
+        *,
+        training_id: _builtins.str = ...,
+        round: _builtins.int = ...,
+        without_client_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["round", b"round", "training_id", b"training_id", "without_client_ids", b"without_client_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplayRoundRequest: _TypeAlias = ReplayRoundRequest  # noqa: Y015
+
+@_typing.final
+class ReplayRoundResponse(_message.Message):
+    """Response of ReplayRound."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    RECORDED_SHA256_FIELD_NUMBER: _builtins.int
+    REPLAYED_SHA256_FIELD_NUMBER: _builtins.int
+    NUM_UPDATES_FIELD_NUMBER: _builtins.int
+    DISTANCE_FIELD_NUMBER: _builtins.int
+    model_version: _builtins.int
+    """The version of the training's model that the round has made."""
+    recorded_sha256: _builtins.str
+    """SHA-256 of the version's whole file, as the audit log has it, in hex."""
+    replayed_sha256: _builtins.str
+    """SHA-256 of the file that was computed now, in hex. It is the same if the stored updates, the model and the program
+    make what they made then.
+    """
+    num_updates: _builtins.int
+    """How many updates were aggregated."""
+    distance: _builtins.float
+    """The L2 distance between what was computed now and the recorded version, over all floating tensors; not set if the
+    version's file is not stored any more.
+    """
+    def __init__(
+        self,
+        *,
+        model_version: _builtins.int = ...,
+        recorded_sha256: _builtins.str = ...,
+        replayed_sha256: _builtins.str = ...,
+        num_updates: _builtins.int = ...,
+        distance: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_distance", b"_distance", "distance", b"distance"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_distance", b"_distance", "distance", b"distance", "model_version", b"model_version", "num_updates", b"num_updates", "recorded_sha256", b"recorded_sha256", "replayed_sha256", b"replayed_sha256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__distance: _TypeAlias = _typing.Literal["distance"]  # noqa: Y015
+    _WhichOneofArgType__distance: _TypeAlias = _typing.Literal["_distance", b"_distance"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__distance) -> _WhichOneofReturnType__distance | None: ...
+
+Global___ReplayRoundResponse: _TypeAlias = ReplayRoundResponse  # noqa: Y015

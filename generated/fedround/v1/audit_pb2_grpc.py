@@ -52,6 +52,11 @@ class AuditServiceStub(object):
                 request_serializer=fedround_dot_v1_dot_audit__pb2.GetContributionsRequest.SerializeToString,
                 response_deserializer=fedround_dot_v1_dot_audit__pb2.GetContributionsResponse.FromString,
                 _registered_method=True)
+        self.ReplayRound = channel.unary_unary(
+                '/fedround.v1.AuditService/ReplayRound',
+                request_serializer=fedround_dot_v1_dot_audit__pb2.ReplayRoundRequest.SerializeToString,
+                response_deserializer=fedround_dot_v1_dot_audit__pb2.ReplayRoundResponse.FromString,
+                _registered_method=True)
 
 
 class AuditServiceServicer(object):
@@ -81,6 +86,14 @@ class AuditServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReplayRound(self, request, context):
+        """Computes the version that a round has made once more, from its updates, and compares it with what is recorded; or
+        computes what the round would have made without some of its participants. Nothing is stored. For the training's actor.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AuditServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -98,6 +111,11 @@ def add_AuditServiceServicer_to_server(servicer, server):
                     servicer.GetContributions,
                     request_deserializer=fedround_dot_v1_dot_audit__pb2.GetContributionsRequest.FromString,
                     response_serializer=fedround_dot_v1_dot_audit__pb2.GetContributionsResponse.SerializeToString,
+            ),
+            'ReplayRound': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReplayRound,
+                    request_deserializer=fedround_dot_v1_dot_audit__pb2.ReplayRoundRequest.FromString,
+                    response_serializer=fedround_dot_v1_dot_audit__pb2.ReplayRoundResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -184,6 +202,33 @@ class AuditService(object):
             '/fedround.v1.AuditService/GetContributions',
             fedround_dot_v1_dot_audit__pb2.GetContributionsRequest.SerializeToString,
             fedround_dot_v1_dot_audit__pb2.GetContributionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReplayRound(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedround.v1.AuditService/ReplayRound',
+            fedround_dot_v1_dot_audit__pb2.ReplayRoundRequest.SerializeToString,
+            fedround_dot_v1_dot_audit__pb2.ReplayRoundResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -42,6 +42,10 @@ class AuditServiceStub:
     """Returns the head of the chain. Save it elsewhere, to verify the chain against it later. Admins only."""
     GetContributions: _grpc.UnaryUnaryMultiCallable[_audit_pb2.GetContributionsRequest, _audit_pb2.GetContributionsResponse]
     """Lists the updates that made a version of a model. For the model's owner."""
+    ReplayRound: _grpc.UnaryUnaryMultiCallable[_audit_pb2.ReplayRoundRequest, _audit_pb2.ReplayRoundResponse]
+    """Computes the version that a round has made once more, from its updates, and compares it with what is recorded; or
+    computes what the round would have made without some of its participants. Nothing is stored. For the training's actor.
+    """
 
 @_typing.type_check_only
 class AuditServiceAsyncStub(AuditServiceStub):
@@ -57,6 +61,10 @@ class AuditServiceAsyncStub(AuditServiceStub):
     """Returns the head of the chain. Save it elsewhere, to verify the chain against it later. Admins only."""
     GetContributions: _aio.UnaryUnaryMultiCallable[_audit_pb2.GetContributionsRequest, _audit_pb2.GetContributionsResponse]  # type: ignore[assignment]
     """Lists the updates that made a version of a model. For the model's owner."""
+    ReplayRound: _aio.UnaryUnaryMultiCallable[_audit_pb2.ReplayRoundRequest, _audit_pb2.ReplayRoundResponse]  # type: ignore[assignment]
+    """Computes the version that a round has made once more, from its updates, and compares it with what is recorded; or
+    computes what the round would have made without some of its participants. Nothing is stored. For the training's actor.
+    """
 
 class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
     """Reads the audit log. A server has one log, whose entries form a hash chain, the audit chain. Changing, removing or
@@ -87,5 +95,15 @@ class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_audit_pb2.GetContributionsResponse, _abc.Awaitable[_audit_pb2.GetContributionsResponse]]:
         """Lists the updates that made a version of a model. For the model's owner."""
+
+    @_abc_1.abstractmethod
+    def ReplayRound(
+        self,
+        request: _audit_pb2.ReplayRoundRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_audit_pb2.ReplayRoundResponse, _abc.Awaitable[_audit_pb2.ReplayRoundResponse]]:
+        """Computes the version that a round has made once more, from its updates, and compares it with what is recorded; or
+        computes what the round would have made without some of its participants. Nothing is stored. For the training's actor.
+        """
 
 def add_AuditServiceServicer_to_server(servicer: AuditServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

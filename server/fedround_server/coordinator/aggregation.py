@@ -166,20 +166,8 @@ class Aggregations:
             for update in task.updates:
                 await self._files.verify(update.blob)
             return None, NO_STATE
-        job = AggregationJob(
-            model=task.model,
-            updates=tuple(update.blob for update in task.updates),
-            weights=tuple(update.num_examples for update in task.updates),
-            aggregation=computation.aggregation,
-            transport=computation.transport,
-            integers=computation.integers,
-            keep_non_finite=computation.keep_non_finite,
-            tensors=computation.tensors,
-            user_ids=tuple(update.user_id for update in task.updates),
-            state=task.state,
-        )
         with map_disk_full():
-            result = await self._context.engine.aggregate(job)
+            result = await self._context.engine.aggregate(job_of(task))
         reached("aggregation.computed")
         for staged in (result, *result.slots.values()):
             await in_thread(self._context.blobs.commit, staged)
@@ -188,3 +176,26 @@ class Aggregations:
         reached("aggregation.adopted")
         slots = {slot: staged.blob for slot, staged in result.slots.items()}
         return result.made, AggregationState(slots, task.state.steps + 1)
+
+
+def job_of(task: AggregationTask) -> AggregationJob:
+    """Returns the job that aggregates a closed round.
+
+    Raises:
+        ValueError: The round makes no file.
+    """
+    computation = task.computation
+    if computation is None:
+        raise ValueError(f"round {task.round.number} of training {task.round.training_id} makes no file")
+    return AggregationJob(
+        model=task.model,
+        updates=tuple(update.blob for update in task.updates),
+        weights=tuple(update.num_examples for update in task.updates),
+        aggregation=computation.aggregation,
+        transport=computation.transport,
+        integers=computation.integers,
+        keep_non_finite=computation.keep_non_finite,
+        tensors=computation.tensors,
+        user_ids=tuple(update.user_id for update in task.updates),
+        state=task.state,
+    )

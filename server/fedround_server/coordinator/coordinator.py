@@ -9,6 +9,7 @@ from fedround_server.coordinator.inference import Inference
 from fedround_server.coordinator.model import Models
 from fedround_server.coordinator.reads import Reads
 from fedround_server.coordinator.rejected_updates import RejectedUpdates
+from fedround_server.coordinator.replay import Replays
 from fedround_server.coordinator.round import Rounds
 from fedround_server.coordinator.round_status import RoundStatus
 from fedround_server.coordinator.stored_files import StoredFiles
@@ -41,6 +42,7 @@ class Coordinator:
         self.subscriptions = Subscriptions(context)
         self.inference = Inference(context)
         self.audit = Audit(context)
+        self.replays = Replays(context)
         self._housekeeping = Housekeeping(context, self.rounds, self.uploads)
 
     async def recover(self) -> None:

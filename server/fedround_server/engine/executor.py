@@ -7,9 +7,10 @@ from typing import Protocol, Self
 
 from fedround_server.blobs import BlobFiles
 from fedround_server.domain.limits import DEFAULTS
+from fedround_server.domain.model import VersionFile
 from fedround_server.domain.prediction import Prediction
 from fedround_server.engine import worker
-from fedround_server.engine.jobs import AggregationJob, CheckJob, CheckResult, PredictionJob, StagedResult
+from fedround_server.engine.jobs import AggregationJob, CheckJob, CheckResult, PredictionJob, Replay, StagedResult
 from fedround_server.engine.process import Worker, WorkerLost
 
 __all__ = ["Engine", "WorkerEngine", "WorkerLost"]
@@ -34,6 +35,18 @@ class Engine(Protocol):
         Raises:
             AggregationFailed: The result has values that the model's dtype cannot hold.
             BlobDamaged: The model or an update is not what was stored.
+        """
+
+    async def replay(self, job: AggregationJob, recorded: VersionFile | None) -> Replay:
+        """Aggregates the updates of a round once more, and keeps nothing.
+
+        Args:
+            job: The aggregation.
+            recorded: The version to measure the distance from; None for no distance.
+
+        Raises:
+            AggregationFailed: As for `aggregate`.
+            BlobDamaged: A file is not what was stored.
         """
 
     async def predict(self, job: PredictionJob) -> Prediction:
@@ -102,6 +115,10 @@ class WorkerEngine:
     async def aggregate(self, job: AggregationJob) -> StagedResult:
         """Aggregates a round."""
         return await self._worker.run(worker.run_aggregation, self._files, job)
+
+    async def replay(self, job: AggregationJob, recorded: VersionFile | None) -> Replay:
+        """Aggregates a round once more."""
+        return await self._worker.run(worker.run_replay, self._files, job, recorded)
 
     async def predict(self, job: PredictionJob) -> Prediction:
         """Predicts, one job after the other; a job's time starts with its turn."""

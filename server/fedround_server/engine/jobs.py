@@ -116,6 +116,20 @@ class StagedResult(StagedBlob):
 
 
 @dataclass(frozen=True, slots=True)
+class Replay:
+    """An aggregation that was computed once more, whose file is not kept.
+
+    Attributes:
+        sha256: The digest of the whole file.
+        distance: The L2 distance from the version that it was compared with, over all floating tensors; None if there
+            was none.
+    """
+
+    sha256: str
+    distance: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class PredictionJob:
     """Inputs, and what predicts.
 

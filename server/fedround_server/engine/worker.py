@@ -5,10 +5,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from fedround_server.blobs import BlobFiles, StagedBlob
-from fedround_server.domain.model import BlobRef
+from fedround_server.domain.model import BlobRef, VersionFile
 from fedround_server.domain.prediction import Prediction
 from fedround_server.domain.swag_moments import SwagMoments
-from fedround_server.engine.jobs import AggregationJob, CheckJob, CheckResult, PredictionJob, StagedResult
+from fedround_server.engine.jobs import AggregationJob, CheckJob, CheckResult, PredictionJob, Replay, StagedResult
 from fedround_server.host.page_cache import drop_cached_pages
 from fedround_server.host.sync import skip_syncs
 
@@ -87,6 +87,29 @@ def run_aggregation(files: BlobFiles, job: AggregationJob) -> StagedResult:
     for update in job.updates:
         drop_cached_pages(files.local_path(update))
     return result
+
+
+def run_replay(files: BlobFiles, job: AggregationJob, recorded: VersionFile | None) -> Replay:
+    """Aggregates the updates of a round once more, and removes the files that it has made.
+
+    Raises:
+        AggregationFailed: The result has values that the model's dtype cannot hold, or the rule finds no result.
+        BlobDamaged: A file is not what was stored.
+    """
+    from fedround_server.engine.aggregation import aggregate
+    from fedround_server.engine.check import check_numbers
+    from fedround_server.engine.format.versions import open_version
+
+    with ExitStack() as stack:
+        paths = {slot: stack.enter_context(files.stage())[1] for slot in ("", *job.aggregation.slots)}
+        for path in paths.values():
+            stack.callback(path.unlink, missing_ok=True)
+        target = paths.pop("")
+        made = aggregate(files, job, target, paths).made
+        if recorded is None:
+            return Replay(made.sha256, None)
+        origin = stack.enter_context(open_version(files, recorded))
+        return Replay(made.sha256, check_numbers(target, origin, model=origin).norm)
 
 
 def run_prediction(files: BlobFiles, job: PredictionJob) -> Prediction:

@@ -19,6 +19,7 @@ class AuditService(audit_pb2_grpc.AuditServiceServicer):
     def __init__(self, coordinator: Coordinator) -> None:
         self._audit = coordinator.audit
         self._reads = coordinator.reads
+        self._replays = coordinator.replays
 
     async def ReadAudit(  # type: ignore[override]  # a coroutine that writes has no generator lifetime to reason about
         self, request: audit_pb2.ReadAuditRequest, context: Call
@@ -55,6 +56,19 @@ class AuditService(audit_pb2_grpc.AuditServiceServicer):
             found, size, lambda one: audit_pb2.Contribution(**asdict(one[1])), lambda one: pages.format_token(one[0])
         )
         return audit_pb2.GetContributionsResponse(origin=_origin(origin), contributions=page, next_page_token=token)
+
+    async def ReplayRound(self, request: audit_pb2.ReplayRoundRequest, context: Call) -> audit_pb2.ReplayRoundResponse:
+        """Computes the version that a round has made once more."""
+        training_id = fields.parse_id("training_id", request.training_id)
+        without = fields.parse_optional_ids("without_client_ids", request.without_client_ids)
+        found = await self._replays.replay(training_id, request.round, without, caller().user_id)
+        return audit_pb2.ReplayRoundResponse(
+            model_version=found.made.version,
+            recorded_sha256=found.made.blob.sha256,
+            replayed_sha256=found.replay.sha256,
+            num_updates=found.num_updates,
+            distance=found.replay.distance,
+        )
 
 
 def _entry(found: AuditEntry) -> audit_pb2.AuditEntry:

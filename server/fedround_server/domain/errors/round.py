@@ -32,6 +32,13 @@ class RoundNotOpen(FailedPrecondition):
     remedy = "discard the update or report, and wait for the next `round_started`"
 
 
+class ReplayImpossible(FailedPrecondition):
+    """A round cannot be computed once more: it made no version, or a file that it needs is not stored any more."""
+
+    reason = "REPLAY_IMPOSSIBLE"
+    remedy = "choose a round that made a version; keep_versions and RemoveTraining say which files are kept"
+
+
 class NotInCohort(PermissionDenied):
     """The caller does not belong to the round's cohort."""
 

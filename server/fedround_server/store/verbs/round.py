@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from fedround_server.domain.aggregation import NO_STATE, AggregationState
-from fedround_server.domain.errors import NotActor, NotInCohort, RoundNotFound, TrainingNotFound
+from fedround_server.domain.errors import NotActor, NotInCohort, ReplayImpossible, RoundNotFound, TrainingNotFound
 from fedround_server.domain.event import ModelInfo
 from fedround_server.domain.failure import ABSENT
-from fedround_server.domain.model import BlobRef, VersionFile
+from fedround_server.domain.model import BlobRef, ModelVersion, VersionFile
 from fedround_server.domain.policy import patience
 from fedround_server.domain.report import foremost, weighted_means
 from fedround_server.domain.rounds import KINDS
-from fedround_server.domain.rounds.kind import Computation
+from fedround_server.domain.rounds.kind import Computation, NewVersion
 from fedround_server.domain.rounds.round import (
     AwaitedMember,
     PendingRound,
@@ -36,7 +36,7 @@ from fedround_server.store.queries.round import (
 )
 from fedround_server.store.queries.round_status import view
 from fedround_server.store.queries.training import find_training, find_visible, lock_training
-from fedround_server.store.queries.version import aggregation_state, model_info
+from fedround_server.store.queries.version import aggregation_state, known_version, model_info
 from fedround_server.store.tables.mapping import to_round, to_spec, to_update
 from fedround_server.store.tables.schema import RoundRow
 from fedround_server.store.transitions import end_training
@@ -62,6 +62,22 @@ class AggregationTask:
     computation: Computation | None
     updates: tuple[Update, ...]
     state: AggregationState = NO_STATE
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayTask:
+    """A round whose version is to be made once more.
+
+    Attributes:
+        aggregation: The round, and all that its aggregation needs.
+        made: The version that it has made.
+    """
+
+    aggregation: AggregationTask
+    made: ModelVersion
+
+
+DONE = RoundState.DONE.value
 
 
 class RoundVerbs(Verbs):
@@ -177,6 +193,37 @@ class RoundVerbs(Verbs):
         slots = () if computation is None else computation.aggregation.slots
         state = aggregation_state(training.model_id, row.model_version, slots)
         return AggregationTask(to_round(row), model, computation, updates, state)
+
+    @snapshot
+    def find_replay(self, training_id: str, number: int, actor_id: str) -> ReplayTask:
+        """Returns a round that made a version, and all that it takes to make it once more.
+
+        Raises:
+            TrainingNotFound: The user has no part in such a training.
+            NotActor: The caller is a participant.
+            RoundNotFound: There is no such round (yet).
+            ReplayImpossible: It made no version, or files that it started from are not stored any more.
+        """
+        training = find_visible(training_id, actor_id)
+        if training.actor_id != actor_id:
+            raise NotActor("only the actor may replay rounds: ask the actor")
+        row = find_round(training_id, number)
+        if row is None:
+            raise RoundNotFound(number, training_id)
+        spec, kind = to_spec(training.spec), KINDS[row.kind]
+        updates = tuple(map(to_update, counted_updates(training_id, number))) if row.state == DONE else ()
+        computation = kind.computation(spec, row.step)
+        made = isinstance(kind.outcome(spec, number, row.step, len(updates)), NewVersion)
+        if row.state != DONE or computation is None or not made:
+            raise ReplayImpossible(f"round {number} has made no version: there is nothing to compute once more")
+        base, version = (known_version(training.model_id, row.model_version + step) for step in (0, 1))
+        if not base.stored:
+            raise ReplayImpossible(
+                f"the files of version {base.version}, which round {number} started from, are not stored any more:"
+                " keep_versions says how many are"
+            )
+        state = aggregation_state(training.model_id, base.version, computation.aggregation.slots)
+        return ReplayTask(AggregationTask(to_round(row), base.blob, computation, updates, state), version)
 
     @verb
     def commit(
