@@ -190,10 +190,12 @@ class UpdateSpec(_message.Message):
     offset: _builtins.int
     """Offset in the file at which the chunks start, as returned by GetUpload, in bytes."""
     local_steps: _builtins.int
-    """Steps of the local optimizer that made it; required with fed_nova, and kept for no other algorithm."""
+    """Steps of the local optimizer that made it, 1 to 2^53; required with fed_nova, unless num_examples is 0, and kept for
+    no other algorithm.
+    """
     initial_loss: _builtins.float
-    """Loss of the round's model on the participant's data, before training, finite and >= 0; required with q_fed_avg, and
-    kept for no other algorithm.
+    """Loss of the round's model on the participant's data, before training, finite and >= 0; required with q_fed_avg,
+    unless num_examples is 0, and kept for no other algorithm.
     """
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:

@@ -167,6 +167,12 @@ class RoundKind(Protocol):
         """Returns what makes a file of the updates; None if the round makes none."""
         return None
 
+    def stages(self, spec: TrainingSpec, step: int) -> Aggregation | None:
+        """Returns the stages that the updates go through; None if the round makes no file, or makes it otherwise."""
+        computation = self.computation(spec, step)
+        found = None if computation is None else computation.aggregation
+        return found if isinstance(found, Aggregation) else None
+
     def outcome(self, spec: TrainingSpec, number: int, step: int, num_updates: int) -> Outcome:
         """Returns what a round that is done brings.
 
