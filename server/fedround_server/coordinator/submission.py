@@ -42,9 +42,7 @@ class Submissions:
             FedroundError: The update is rejected, as described for `SubmissionVerbs.admit` and `Uploads.receive`.
         """
         blob = BlobRef(str(incoming.sha256), int(incoming.size_bytes or 0))
-        new = NewUpdate(
-            training_id, number, incoming.user_id, blob, num_examples, metrics, local_steps, initial_loss
-        )
+        new = NewUpdate(training_id, number, incoming.user_id, blob, num_examples, metrics, local_steps, initial_loss)
         try:
             admission = await self._store.admit(new)
         except (RoundNotOpen, NotInCohort, UpdateExists, UpdateSuperseded):

@@ -73,8 +73,8 @@ def inputs_of(new: NewUpdate, rule: Rule | None) -> dict[str, Any]:
         if not 1 <= (new.local_steps or 0) <= MAX_LOCAL_STEPS:
             raise FieldInvalid(
                 "spec.local_steps",
-                f"is {new.local_steps or 0}; {rule.name} needs the number of local optimizer steps that made the update,"
-                f" 1 to {MAX_LOCAL_STEPS}",
+                f"is {new.local_steps or 0}; {rule.name} needs the number of local optimizer steps that made the"
+                f" update, 1 to {MAX_LOCAL_STEPS}",
             )
         found["local_steps"] = new.local_steps
     if rule.needs_loss:
