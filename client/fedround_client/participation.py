@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ class Round:
         kind: "TRAIN", "EVALUATE" or "SWAG".
         model_version: Version of the model that the function gets: the number of updates of the global model so far.
         deadline: When the round ends at the latest, in UTC; None if it has no deadline.
+        algorithm: The rule of the aggregation, such as "fed_avg" or "fed_nova".
         fed_prox_mu: Add mu / 2 * ||w - w_global||^2 to the loss; 0.0 unless the aggregation is FedProx.
         metric_names: Metrics that an evaluation must report.
         local_rounds: How many local rounds to train before returning; above 1 in daisy chaining (FedDc) only.
@@ -51,6 +53,7 @@ class Round:
     kind: str
     model_version: int
     deadline: datetime | None = None
+    algorithm: str = "fed_avg"
     fed_prox_mu: float = 0.0
     metric_names: tuple[str, ...] = ()
     local_rounds: int = 1
@@ -77,21 +80,32 @@ class Update:
         num_examples: Number of examples that it was trained on, which is its weight; at least 0.
         metrics: Up to 1000 metrics to store with the update, by name: numbers, which the server averages without NaN
             and infinity, and texts and lists of numbers, which it keeps for the actor.
+        local_steps: How many steps of the local optimizer made it, at least 1; FedNova needs it.
+        initial_loss: The loss of the round's model on this participant's data, before training, at least 0; QFedAvg
+            needs it. If it is None, `participate` takes the "loss" that evaluate returns for that model.
     """
 
     model: StateDict
     num_examples: int
     metrics: Mapping[str, MetricValue] = field(default_factory=dict)
+    local_steps: int | None = None
+    initial_loss: float | None = None
 
     def __post_init__(self) -> None:
         """Checks what would otherwise fail later, while the update is sent.
 
         Raises:
-            TypeError: num_examples is not an integer, or a metric has a type that is not allowed.
-            ValueError: There are too many metrics, or one is too long.
+            TypeError: num_examples or local_steps is not an integer, or a metric has a type that is not allowed.
+            ValueError: There are too many metrics, one is too long, or local_steps or initial_loss is out of range.
         """
-        _check_count(self.num_examples)
+        _check_count("num_examples", self.num_examples)
         split_metrics(self.metrics)
+        if self.local_steps is not None:
+            _check_count("local_steps", self.local_steps)
+            if self.local_steps < 1:
+                raise ValueError(f"local_steps must be at least 1, not {self.local_steps}")
+        if self.initial_loss is not None and not (math.isfinite(self.initial_loss) and self.initial_loss >= 0):
+            raise ValueError(f"initial_loss must be finite and at least 0, not {self.initial_loss}")
 
 
 @dataclass(frozen=True)
@@ -152,17 +166,17 @@ def as_report(result: tuple[Mapping[str, MetricValue], int]) -> tuple[Mapping[st
     if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[0], Mapping):
         raise TypeError(f"evaluate must return (metrics, num_examples); it returned a {_type_name(result)}")
     split_metrics(result[0])
-    _check_count(result[1])
+    _check_count("num_examples", result[1])
     return result
 
 
-def _check_count(value: Any) -> None:
+def _check_count(name: str, value: Any) -> None:
     try:
         if isinstance(value, bool):
             raise TypeError(value)
         operator.index(value)
     except TypeError:
-        raise TypeError(f"num_examples must be a whole number, not {value!r}") from None
+        raise TypeError(f"{name} must be a whole number, not {value!r}") from None
 
 
 def _type_name(value: object) -> str:

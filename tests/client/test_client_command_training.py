@@ -12,6 +12,10 @@ from fedround.v1.aggregation_pb2 import (
     UPDATE_PRECISION_BFLOAT16,
     UPDATE_PRECISION_FULL,
     UPDATE_PRECISION_INT8,
+    Aggregation,
+    Clipping,
+    Mixing,
+    ServerOptimizer,
     TensorPrecision,
 )
 from fedround.v1.event_pb2 import Event
@@ -32,7 +36,25 @@ from fedround.v1.training_pb2 import (
     TrainingError,
     TrainingSpec,
 )
-from fedround_client import Ensemble, EnsembleMember, FedDc, McDropout, NoUncertainty, Swag, to_safetensors
+from fedround_client import (
+    Adam,
+    Ensemble,
+    EnsembleMember,
+    FedAdagrad,
+    FedAdam,
+    FedAvgM,
+    FedDc,
+    FedYogi,
+    FixedClipping,
+    FlTrust,
+    Krum,
+    McDropout,
+    NearestNeighbor,
+    NoUncertainty,
+    Swag,
+    TrimmedMean,
+    to_safetensors,
+)
 from fedround_client.command.transport import parse_tensor_precisions
 from fedround_client.options import aggregation, uncertainty
 
@@ -54,7 +76,7 @@ def test_training_create_sends_the_file_and_all_options(server, command, tmp_pat
     path.write_bytes(FILE)
     options = f"--name digits --target-num-updates 5 --client {USER} --client {MODEL} --metric accuracy --min-updates 2"
     options += (
-        " --deadline 90 --max-retries 4 --fed-prox-mu 0.1 --evaluation final_only --description d --max-num-examples 9"
+        " --deadline 90 --max-retries 4 --aggregation fed_prox:mu=0.1 --evaluation final_only --description d --max-num-examples 9"
         " --max-update-norm 2.5 --update-precision bfloat16 --allow-non-finite-buffers --integer-tensors mean"
         " --tensor-precision a=b*=int8 --tensor-precision *.bias=FULL --stochastic-rounding"
     )
@@ -91,10 +113,39 @@ def test_training_create_sends_the_file_and_all_options(server, command, tmp_pat
     [
         ("", TrainingSpec()),
         ("--model-version 0", TrainingSpec(model_version=0)),
-        ("--daisy-seed 0", TrainingSpec(aggregation=aggregation(FedDc()))),
+        ("--aggregation fed_dc", TrainingSpec(aggregation=aggregation(FedDc()))),
         (
-            "--daisy-period 2 --aggregation-period 6 --daisy-seed 7",
+            "--aggregation fed_dc:daisy_period=2,aggregation_period=6,seed=7",
             TrainingSpec(aggregation=aggregation(FedDc(daisy_period=2, aggregation_period=6, seed=7))),
+        ),
+        (
+            "--aggregation trimmed_mean:beta=0.2 --clipping fixed:norm=1 --mixing nearest_neighbor:f=1"
+            " --server-optimizer adam:learning_rate=0.1 --buffer *running* --buffer steps",
+            TrainingSpec(
+                aggregation=Aggregation(
+                    trimmed_mean=TrimmedMean(beta=0.2),
+                    clipping=Clipping(fixed=FixedClipping(norm=1)),
+                    mixing=Mixing(nearest_neighbor=NearestNeighbor(f=1)),
+                    server_optimizer=ServerOptimizer(adam=Adam(learning_rate=0.1)),
+                    buffers=["*running*", "steps"],
+                )
+            ),
+        ),
+        (
+            "--server-optimizer yogi",
+            TrainingSpec(aggregation=Aggregation(server_optimizer=ServerOptimizer(yogi=Adam()))),
+        ),
+        ("--aggregation FedAvgM:momentum=0.5", TrainingSpec(aggregation=FedAvgM(momentum=0.5))),
+        ("--aggregation fedadagrad", TrainingSpec(aggregation=FedAdagrad())),
+        ("--aggregation fedadam:bias_correction=true", TrainingSpec(aggregation=FedAdam(bias_correction=True))),
+        (
+            "--aggregation fedyogi:tau=1e-4 --clipping fixed",
+            TrainingSpec(aggregation=FedYogi(tau=1e-4, clipping=FixedClipping())),
+        ),
+        ("--aggregation krum:f=0", TrainingSpec(aggregation=aggregation(Krum(f=0)))),
+        (
+            f"--aggregation fl_trust:trusted_client_id={USER}",
+            TrainingSpec(aggregation=aggregation(FlTrust(trusted_client_id=USER))),
         ),
         (
             "--minimize loss --patience 3",
