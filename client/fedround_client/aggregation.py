@@ -205,10 +205,11 @@ def _positive(option: str, value: float) -> float:
 
 def _choose(message: M, oneof: str, option: Message) -> M:
     """Sets the member of a oneof that has the type of an option, and returns the message."""
-    members = message.DESCRIPTOR.oneofs_by_name[oneof].fields
-    for field in members:
-        if field.message_type is not None and field.message_type.full_name == option.DESCRIPTOR.full_name:
-            getattr(message, field.name).CopyFrom(option)
+    fields = message.DESCRIPTOR.oneofs_by_name[oneof].fields
+    members = {field.name: field.message_type for field in fields if field.message_type}
+    for name, kind in members.items():
+        if kind.full_name == option.DESCRIPTOR.full_name:
+            getattr(message, name).CopyFrom(option)
             return message
-    known = ", ".join(dict.fromkeys(field.message_type.name for field in members))
+    known = ", ".join(dict.fromkeys(kind.name for kind in members.values()))
     raise TypeError(f"{type(option).__name__} is no {oneof} of {message.DESCRIPTOR.name}; known are {known}.")

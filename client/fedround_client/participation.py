@@ -29,7 +29,6 @@ class Round:
         kind: "TRAIN", "EVALUATE" or "SWAG".
         model_version: Version of the model that the function gets: the number of updates of the global model so far.
         deadline: When the round ends at the latest, in UTC; None if it has no deadline.
-        algorithm: The rule of the aggregation, such as "fed_avg" or "fed_nova".
         fed_prox_mu: Add mu / 2 * ||w - w_global||^2 to the loss; 0.0 unless the aggregation is FedProx.
         metric_names: Metrics that an evaluation must report.
         local_rounds: How many local rounds to train before returning; above 1 in daisy chaining (FedDc) only.
@@ -43,6 +42,7 @@ class Round:
         trainable: Globs of the tensors that the training updates; empty for all but the private ones.
         private: Globs of the tensors that this participant keeps, which `participate` never sends.
         config: The configuration of this round for this participant: numbers, texts and bools by name.
+        algorithm: The rule of the aggregation, such as "fed_avg", or "fed_nova", which needs `Update.local_steps`.
         is_over: Returns whether the round is over, for example since enough others were faster. It asks the server, at
             most once a second. A function that takes long may call it from time to time, and return anything once it
             is True: that is not sent.
@@ -53,7 +53,6 @@ class Round:
     kind: str
     model_version: int
     deadline: datetime | None = None
-    algorithm: str = "fed_avg"
     fed_prox_mu: float = 0.0
     metric_names: tuple[str, ...] = ()
     local_rounds: int = 1
@@ -66,6 +65,7 @@ class Round:
     trainable: tuple[str, ...] = ()
     private: tuple[str, ...] = ()
     config: Mapping[str, Plain] = field(default_factory=dict, hash=False)
+    algorithm: str = "fed_avg"
     is_over: Callable[[], bool] = field(default=_never, compare=False, repr=False)
 
 

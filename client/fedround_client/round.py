@@ -166,7 +166,7 @@ class RoundCalls:
             sha256=payload.sha256,
             size_bytes=payload.size_bytes,
             upload_id=upload_id,
-            local_steps=local_steps,
+            local_steps=local_steps or 0,
             initial_loss=initial_loss,
         )
 

@@ -76,7 +76,8 @@ def test_training_create_sends_the_file_and_all_options(server, command, tmp_pat
     path.write_bytes(FILE)
     options = f"--name digits --target-num-updates 5 --client {USER} --client {MODEL} --metric accuracy --min-updates 2"
     options += (
-        " --deadline 90 --max-retries 4 --aggregation fed_prox:mu=0.1 --evaluation final_only --description d --max-num-examples 9"
+        " --deadline 90 --max-retries 4 --aggregation fed_prox:mu=0.1 --evaluation final_only --description d"
+        " --max-num-examples 9"
         " --max-update-norm 2.5 --update-precision bfloat16 --allow-non-finite-buffers --integer-tensors mean"
         " --tensor-precision a=b*=int8 --tensor-precision *.bias=FULL --stochastic-rounding"
     )

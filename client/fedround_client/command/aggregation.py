@@ -110,9 +110,9 @@ def aggregation_option(
     rule: Message | None = None
     name, options = _split("--aggregation", algorithm)
     if name in _SHORT:
-        make, kind = _SHORT[name]
+        make, optimizer_kind = _SHORT[name]
         try:
-            rule = make(**_values("--aggregation", name, kind.DESCRIPTOR, options))
+            rule = make(**_values("--aggregation", name, optimizer_kind.DESCRIPTOR, options))
         except ValueError as error:
             raise typer.BadParameter(f"--aggregation {name}: {error}") from None
     elif name:

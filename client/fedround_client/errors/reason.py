@@ -15,6 +15,7 @@ from fedround_client.errors.family import (
 )
 
 __all__ = [
+    "AggregationIncompatible",
     "AlreadyParticipating",
     "AnswerTooLarge",
     "ArchitectureUnknown",
@@ -167,6 +168,10 @@ class TrainingNotFound(NotFound, reason="TRAINING_NOT_FOUND"):
 
 class NotActor(PermissionDenied, reason="NOT_ACTOR"):
     """Only the training's actor may do this."""
+
+
+class AggregationIncompatible(InvalidArgument, reason="AGGREGATION_INCOMPATIBLE"):
+    """Two stages of an aggregation, or an aggregation and another option, do not go together."""
 
 
 class UnknownClients(InvalidArgument, reason="UNKNOWN_CLIENTS"):
