@@ -101,7 +101,7 @@ class TestTooFew:
     async def test_a_training_does_not_start_with_them(self, store: Store, world: World) -> None:
         actor, users = await world.user(Role.ACTOR), await world.users(5)
         training = await world.training(actor, users[:4], aggregation=KRUM)
-        words = r"krum\(f=1\) needs 5 registered participants, and there are 4: register more clients first"
+        words = r"krum\(f=1\) needs 5 registered participants, and there are 4: register clients first"
         with pytest.raises(NoParticipants, match=words):
             await store.trainings.start(training.training_id, actor, None, world.now)
         await store.trainings.register(training.training_id, actor, users[4:], world.now)

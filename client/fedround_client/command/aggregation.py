@@ -15,11 +15,11 @@ from fedround_client.aggregation import FedAdagrad, FedAdam, FedAvgM, FedYogi, a
 from fedround_client.client import Client
 from fedround_client.command import names
 
-_SHORT: Mapping[str, tuple[Callable[..., Aggregation], type[Message]]] = {
-    "fedavgm": (FedAvgM, Sgd),
-    "fedadagrad": (FedAdagrad, Adagrad),
-    "fedadam": (FedAdam, Adam),
-    "fedyogi": (FedYogi, Adam),
+_SHORT: Mapping[str, tuple[Callable[..., Aggregation], Descriptor]] = {
+    "fedavgm": (FedAvgM, Sgd.DESCRIPTOR),
+    "fedadagrad": (FedAdagrad, Adagrad.DESCRIPTOR),
+    "fedadam": (FedAdam, Adam.DESCRIPTOR),
+    "fedyogi": (FedYogi, Adam.DESCRIPTOR),
 }
 """FedAvg with an optimizer on the server: what makes it, and the message with the options."""
 
@@ -65,7 +65,7 @@ AggregationChoice: TypeAlias = Annotated[
         "--aggregation",
         metavar="NAME[:OPTION=VALUE,...]",
         help=f"How updates become the next version; fed_avg by default. One of {_listed(_ALGORITHMS)}; or FedAvg with a"
-        f" server optimizer: {_listed({name: kind.DESCRIPTOR for name, (_, kind) in _SHORT.items()})}.",
+        f" server optimizer: {_listed({name: options for name, (_, options) in _SHORT.items()})}.",
     ),
 ]
 ClippingOption: TypeAlias = Annotated[
@@ -110,9 +110,9 @@ def aggregation_option(
     rule: Message | None = None
     name, options = _split("--aggregation", algorithm)
     if name in _SHORT:
-        make, optimizer_kind = _SHORT[name]
+        make, fields = _SHORT[name]
         try:
-            rule = make(**_values("--aggregation", name, optimizer_kind.DESCRIPTOR, options))
+            rule = make(**_values("--aggregation", name, fields, options))
         except ValueError as error:
             raise typer.BadParameter(f"--aggregation {name}: {error}") from None
     elif name:

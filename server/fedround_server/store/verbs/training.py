@@ -250,7 +250,7 @@ class TrainingVerbs(Verbs):
             )
         spec = to_spec(row.spec)
         if lack := spec.aggregation.lack(participant_ids(training_id), "registered participants"):
-            raise NoParticipants(f"{lack}: register more clients first")
+            raise NoParticipants(f"{lack}: register clients first")
         if spec.cohort is not None:
             _check_cohort(row, spec.cohort, wanted, spec.aggregation)
         row.start_request_id = request_id
