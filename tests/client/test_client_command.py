@@ -11,6 +11,7 @@ from google.protobuf.json_format import MessageToDict
 from typer.testing import CliRunner
 
 from client.scripted import MODEL, TRAINING, UNAVAILABLE, USER, done, error_status
+from fedround.v1.aggregation_pb2 import Aggregation
 from fedround.v1.model_pb2 import (
     GetMetricsResponse,
     GetModelResponse,
@@ -367,6 +368,15 @@ def test_help_and_version():
         result = CliRunner().invoke(app, line)
         assert result.exit_code == 0
         assert result.stdout
+
+
+def test_help_names_all_stages_of_aggregations():
+    shown = CliRunner().invoke(app, ["training", "create", "--help"]).stdout
+    fields = Aggregation.DESCRIPTOR.fields_by_name
+    stages = [Aggregation.DESCRIPTOR.oneofs_by_name["algorithm"].fields]
+    stages += [fields[name].message_type.fields for name in ("clipping", "mixing", "server_optimizer")]
+    words = set(re.findall(r"\w+", shown))
+    assert {field.name for some in stages for field in some} | {"fedavgm", "fedyogi", "trusted_client_id"} <= words
 
 
 def test_serve_executes_the_server_with_all_arguments(monkeypatch):

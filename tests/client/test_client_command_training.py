@@ -55,6 +55,7 @@ from fedround_client import (
     TrimmedMean,
     to_safetensors,
 )
+from fedround_client.command.aggregation import aggregation_option
 from fedround_client.command.transport import parse_tensor_precisions
 from fedround_client.options import aggregation, uncertainty
 
@@ -192,6 +193,42 @@ def test_the_best_version_is_shown(server, command):
     assert best[header.index("BEST")] == "3"
     assert best[header.index("ROUND")] == "1/5"
     assert none[-1] == "0/0"
+
+
+def test_all_stages_of_an_aggregation_are_shown(server, command):
+    stages = FedAdam(aggregation=TrimmedMean(beta=0.2), clipping=FixedClipping(norm=2))
+    training = Training(training_id=TRAINING, spec=TrainingSpec(aggregation=stages))
+    call = command("training", "show", TRAINING)
+    server.reply("GetTraining", GetTrainingResponse(training=training))
+    assert fields(done(call).stdout)["aggregation"] == (
+        "FedAdam(learning_rate=0.1, beta1=0.9, beta2=0.99, tau=0.001) over trimmed mean(beta=0.2) after fixed"
+        " clipping(norm=2)"
+    )
+    call = command("training", "show", TRAINING, "--format", "json")
+    server.reply("GetTraining", GetTrainingResponse(training=training))
+    assert json.loads(done(call).stdout)["spec"]["aggregation"]["server_optimizer"]["adam"]["learning_rate"] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("mean", "", "", ""), "there is no 'mean'; known are fed_avg, .*fl_trust, fedavgm, .*fedyogi"),
+        (("krum:g=1", "", "", ""), "krum has no option 'g'; known are f"),
+        (("median:f=1", "", "", ""), "median has no option 'f'; known are none"),
+        (("krum:f", "", "", ""), "'f' is not OPTION=VALUE, as in krum:OPTION=VALUE"),
+        (("krum:f=1,f=2", "", "", ""), "f is given twice"),
+        (("krum:f=0.5", "", "", ""), "f is '0.5'; must be a whole number from 0 to 4294967295"),
+        (("fedadam:bias_correction=1", "", "", ""), "must be true or false"),
+        (("fedadam:tau=0", "", "", ""), "tau must be a finite number > 0"),
+        (("", "adaptive", "", ""), "--clipping: there is no 'adaptive'; known are fixed"),
+        (("", "", "buckets", ""), "--mixing: there is no 'buckets'; known are nearest_neighbor, bucketing"),
+        (("", "", "", "fedadam"), "--server-optimizer: there is no 'fedadam'; known are sgd, adagrad, adam, yogi"),
+        (("fedadam", "", "", "sgd"), "--server-optimizer: The aggregation has a server_optimizer already"),
+    ],
+)
+def test_unknown_stages_and_options_are_rejected_before_a_call(options, words):
+    with pytest.raises(BadParameter, match=words):
+        aggregation_option(*options, ())
 
 
 @pytest.mark.parametrize(
