@@ -63,29 +63,30 @@ AggregationChoice: TypeAlias = Annotated[
     str,
     typer.Option(
         "--aggregation",
-        metavar="NAME[:OPTION=VALUE,...]",
-        help=f"How updates become the next version; fed_avg by default. One of {_listed(_ALGORITHMS)}; or FedAvg with a"
+        metavar="NAME[:OPTIONS]",
+        help=f"How updates become the next version; fed_avg by default. OPTIONS are OPTION=VALUE, with commas between them."
+        f" One of {_listed(_ALGORITHMS)}; or FedAvg with a"
         f" server optimizer: {_listed({name: options for name, (_, options) in _SHORT.items()})}.",
     ),
 ]
 ClippingOption: TypeAlias = Annotated[
     str,
     typer.Option(
-        metavar="NAME[:OPTION=VALUE,...]",
+        metavar="NAME[:OPTIONS]",
         help=f"Scales each update before; one of {_listed(_CLIPPINGS)}.",
     ),
 ]
 MixingOption: TypeAlias = Annotated[
     str,
     typer.Option(
-        metavar="NAME[:OPTION=VALUE,...]",
+        metavar="NAME[:OPTIONS]",
         help=f"Replaces updates by averages of some of them, before the aggregation; one of {_listed(_MIXINGS)}.",
     ),
 ]
 OptimizerOption: TypeAlias = Annotated[
     str,
     typer.Option(
-        metavar="NAME[:OPTION=VALUE,...]",
+        metavar="NAME[:OPTIONS]",
         help=f"Takes what the aggregation has made for a gradient; one of {_listed(_OPTIMIZERS)}.",
     ),
 ]
