@@ -1,10 +1,14 @@
 """Aggregations of the SDK: rules, stages, and the functions that set server optimizers."""
 
+import re
+
 import pytest
+from typer.testing import CliRunner
 
 import fedround_client as fr
 from fedround.v1.aggregation_pb2 import Aggregation, Clipping, Mixing, ServerOptimizer
 from fedround_client import options
+from fedround_client.command import app
 from fedround_client.command.aggregation import aggregation_text
 
 RULES = [
@@ -92,3 +96,12 @@ def test_a_message_in_the_wrong_place_is_named():
 )
 def test_stages_as_text(made, text):
     assert aggregation_text(made, {"id": "site 1"}) == text
+
+
+def test_help_names_all_stages_of_aggregations():
+    shown = CliRunner().invoke(app, ["training", "create", "--help"]).stdout
+    fields = Aggregation.DESCRIPTOR.fields_by_name
+    stages = [Aggregation.DESCRIPTOR.oneofs_by_name["algorithm"].fields]
+    stages += [fields[name].message_type.fields for name in ("clipping", "mixing", "server_optimizer")]
+    words = set(re.findall(r"\w+", shown))
+    assert {field.name for some in stages for field in some} | {"fedavgm", "fedyogi", "trusted_client_id"} <= words

@@ -11,7 +11,6 @@ from google.protobuf.json_format import MessageToDict
 from typer.testing import CliRunner
 
 from client.scripted import MODEL, TRAINING, UNAVAILABLE, USER, done, error_status
-from fedround.v1.aggregation_pb2 import Aggregation
 from fedround.v1.model_pb2 import (
     GetMetricsResponse,
     GetModelResponse,
@@ -295,14 +294,6 @@ def test_the_token_may_be_in_a_file(server, command, tmp_path):
         f"model tag {MODEL} 99999999999 pinned",
         f"predict {MODEL} x.npy --version 99999999999",
         "training create m --name n --target-num-updates 1 --aggregation fedadam --server-optimizer adam",
-        "training create m --name n --target-num-updates 1 --aggregation mean",
-        "training create m --name n --target-num-updates 1 --aggregation krum:g=1",
-        "training create m --name n --target-num-updates 1 --aggregation krum:f",
-        "training create m --name n --target-num-updates 1 --aggregation krum:f=1,f=2",
-        "training create m --name n --target-num-updates 1 --aggregation krum:f=-1",
-        "training create m --name n --target-num-updates 1 --aggregation trimmed_mean:beta=much",
-        "training create m --name n --target-num-updates 1 --aggregation fedadam:bias_correction=2",
-        "training create m --name n --target-num-updates 1 --aggregation fedadam:learning_rate=0",
         "training create m --name n --target-num-updates 1 --clipping adam",
         "training create m --name n --target-num-updates 1 --minimize a --maximize b",
         "training create m --name n --target-num-updates 1 --patience 2",
@@ -368,15 +359,6 @@ def test_help_and_version():
         result = CliRunner().invoke(app, line)
         assert result.exit_code == 0
         assert result.stdout
-
-
-def test_help_names_all_stages_of_aggregations():
-    shown = CliRunner().invoke(app, ["training", "create", "--help"]).stdout
-    fields = Aggregation.DESCRIPTOR.fields_by_name
-    stages = [Aggregation.DESCRIPTOR.oneofs_by_name["algorithm"].fields]
-    stages += [fields[name].message_type.fields for name in ("clipping", "mixing", "server_optimizer")]
-    words = set(re.findall(r"\w+", shown))
-    assert {field.name for some in stages for field in some} | {"fedavgm", "fedyogi", "trusted_client_id"} <= words
 
 
 def test_serve_executes_the_server_with_all_arguments(monkeypatch):

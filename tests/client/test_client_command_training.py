@@ -217,6 +217,8 @@ def test_all_stages_of_an_aggregation_are_shown(server, command):
         (("median:f=1", "", "", ""), "median has no option 'f'; known are none"),
         (("krum:f", "", "", ""), "'f' is not OPTION=VALUE, as in krum:OPTION=VALUE"),
         (("krum:f=1,f=2", "", "", ""), "f is given twice"),
+        (("krum:f=-1", "", "", ""), "f is '-1'; must be a whole number"),
+        (("trimmed_mean:beta=much", "", "", ""), "beta is 'much'; must be a number"),
         (("krum:f=0.5", "", "", ""), "f is '0.5'; must be a whole number from 0 to 4294967295"),
         (("fedadam:bias_correction=1", "", "", ""), "must be true or false"),
         (("fedadam:tau=0", "", "", ""), "tau must be a finite number > 0"),

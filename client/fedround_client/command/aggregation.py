@@ -64,9 +64,9 @@ AggregationChoice: TypeAlias = Annotated[
     typer.Option(
         "--aggregation",
         metavar="NAME[:OPTIONS]",
-        help=f"How updates become the next version; fed_avg by default. OPTIONS are OPTION=VALUE, with commas between them."
-        f" One of {_listed(_ALGORITHMS)}; or FedAvg with a"
-        f" server optimizer: {_listed({name: options for name, (_, options) in _SHORT.items()})}.",
+        help="How updates become the next version; fed_avg by default. OPTIONS are OPTION=VALUE, with commas between"
+        f" them. One of {_listed(_ALGORITHMS)}; or FedAvg with a server optimizer:"
+        f" {_listed({name: options for name, (_, options) in _SHORT.items()})}.",
     ),
 ]
 ClippingOption: TypeAlias = Annotated[
