@@ -7,21 +7,11 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from fedround.v1 import training_pb2
-from fedround.v1.aggregation_pb2 import (
-    Aggregation,
-    Ensemble,
-    FedAvg,
-    FedDc,
-    FedProx,
-    McDropout,
-    NoUncertainty,
-    Swag,
-    Uncertainty,
-)
+from fedround.v1.aggregation_pb2 import Aggregation, Ensemble, McDropout, NoUncertainty, Swag, Uncertainty
 from fedround.v1.training_pb2 import ModelSelection, RoundPolicy, TensorSelection
+from fedround_client.aggregation import AggregationOption, aggregate
 from fedround_client.rpc import duration
 
-AggregationOption: TypeAlias = FedAvg | FedProx | FedDc | Aggregation
 UncertaintyOption: TypeAlias = NoUncertainty | McDropout | Swag | Ensemble | Uncertainty
 EvaluationName: TypeAlias = Literal["EVERY_ROUND", "FINAL_ONLY", "NEVER"]
 IntegerTensorsName: TypeAlias = Literal["HEAVIEST", "MEAN"]
@@ -49,16 +39,12 @@ class Selection:
 
 
 def aggregation(option: AggregationOption | None) -> Aggregation | None:
-    """Returns the message for an aggregation algorithm and its options."""
-    match option:
-        case FedAvg():
-            return Aggregation(fed_avg=option)
-        case FedProx():
-            return Aggregation(fed_prox=option)
-        case FedDc():
-            return Aggregation(fed_dc=option)
-        case _:
-            return option
+    """Returns the message for an aggregation: that of a rule, by the type of its message.
+
+    Raises:
+        TypeError: The message is no rule.
+    """
+    return option if option is None or isinstance(option, Aggregation) else aggregate(option)
 
 
 def uncertainty(option: UncertaintyOption | None) -> Uncertainty | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -41,6 +42,7 @@ class Round:
         trainable: Globs of the tensors that the training updates; empty for all but the private ones.
         private: Globs of the tensors that this participant keeps, which `participate` never sends.
         config: The configuration of this round for this participant: numbers, texts and bools by name.
+        algorithm: The rule of the aggregation, such as "fed_avg", or "fed_nova", which needs `Update.local_steps`.
         is_over: Returns whether the round is over, for example since enough others were faster. It asks the server, at
             most once a second. A function that takes long may call it from time to time, and return anything once it
             is True: that is not sent.
@@ -63,6 +65,7 @@ class Round:
     trainable: tuple[str, ...] = ()
     private: tuple[str, ...] = ()
     config: Mapping[str, Plain] = field(default_factory=dict, hash=False)
+    algorithm: str = "fed_avg"
     is_over: Callable[[], bool] = field(default=_never, compare=False, repr=False)
 
 
@@ -77,21 +80,32 @@ class Update:
         num_examples: Number of examples that it was trained on, which is its weight; at least 0.
         metrics: Up to 1000 metrics to store with the update, by name: numbers, which the server averages without NaN
             and infinity, and texts and lists of numbers, which it keeps for the actor.
+        local_steps: How many steps of the local optimizer made it, at least 1; FedNova needs it.
+        initial_loss: The loss of the round's model on this participant's data, before training, at least 0; QFedAvg
+            needs it. If it is None, `participate` takes the "loss" that evaluate returns for that model.
     """
 
     model: StateDict
     num_examples: int
     metrics: Mapping[str, MetricValue] = field(default_factory=dict)
+    local_steps: int | None = None
+    initial_loss: float | None = None
 
     def __post_init__(self) -> None:
         """Checks what would otherwise fail later, while the update is sent.
 
         Raises:
-            TypeError: num_examples is not an integer, or a metric has a type that is not allowed.
-            ValueError: There are too many metrics, or one is too long.
+            TypeError: num_examples or local_steps is not an integer, or a metric has a type that is not allowed.
+            ValueError: There are too many metrics, one is too long, or local_steps or initial_loss is out of range.
         """
-        _check_count(self.num_examples)
+        _check_count("num_examples", self.num_examples)
         split_metrics(self.metrics)
+        if self.local_steps is not None:
+            _check_count("local_steps", self.local_steps)
+            if self.local_steps < 1:
+                raise ValueError(f"local_steps must be at least 1, not {self.local_steps}")
+        if self.initial_loss is not None and not (math.isfinite(self.initial_loss) and self.initial_loss >= 0):
+            raise ValueError(f"initial_loss must be finite and at least 0, not {self.initial_loss}")
 
 
 @dataclass(frozen=True)
@@ -152,17 +166,17 @@ def as_report(result: tuple[Mapping[str, MetricValue], int]) -> tuple[Mapping[st
     if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[0], Mapping):
         raise TypeError(f"evaluate must return (metrics, num_examples); it returned a {_type_name(result)}")
     split_metrics(result[0])
-    _check_count(result[1])
+    _check_count("num_examples", result[1])
     return result
 
 
-def _check_count(value: Any) -> None:
+def _check_count(name: str, value: Any) -> None:
     try:
         if isinstance(value, bool):
             raise TypeError(value)
         operator.index(value)
     except TypeError:
-        raise TypeError(f"num_examples must be a whole number, not {value!r}") from None
+        raise TypeError(f"{name} must be a whole number, not {value!r}") from None
 
 
 def _type_name(value: object) -> str:

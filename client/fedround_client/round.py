@@ -92,6 +92,8 @@ class RoundCalls:
         num_examples: int,
         metrics: Mapping[str, MetricValue] | None = None,
         *,
+        local_steps: int | None = None,
+        initial_loss: float | None = None,
         attempts: int | None = ATTEMPTS,
         progress: Progress | None = None,
     ) -> UpdateReceipt:
@@ -106,6 +108,9 @@ class RoundCalls:
                 max_num_examples, or to 2^31.
             metrics: Up to 1000 metrics to store with the update, by name: numbers, which the server averages without
                 NaN and infinity, and texts and lists of numbers, which it keeps for the actor.
+            local_steps: How many steps of the local optimizer made it, 1 to 2^53; required with FedNova.
+            initial_loss: The loss of the round's model on your data, before training, finite and at least 0; required
+                with QFedAvg.
             attempts: How many attempts in a row may fail without progress; None for any number.
             progress: Called with the bytes sent and the bytes in all.
 
@@ -120,10 +125,19 @@ class RoundCalls:
                 examples or other metrics.
             UpdateSuperseded: You submitted this update before, and it will not count.
             TensorsMismatch, UpdateMismatch, UpdateNotFinite, UpdateNorm, NumExamples: The update is not valid.
+            FieldInvalid: The rule of the aggregation needs local_steps or initial_loss.
             FedroundError: The server answered with another error.
         """
         return self._submit_payload(
-            training_id, number, Payload.of(model), num_examples, metrics, attempts=attempts, progress=progress
+            training_id,
+            number,
+            Payload.of(model),
+            num_examples,
+            metrics,
+            local_steps=local_steps,
+            initial_loss=initial_loss,
+            attempts=attempts,
+            progress=progress,
         )
 
     def _submit_payload(
@@ -134,6 +148,8 @@ class RoundCalls:
         num_examples: int,
         metrics: Mapping[str, MetricValue] | None,
         *,
+        local_steps: int | None = None,
+        initial_loss: float | None = None,
         attempts: int | None,
         progress: Progress | None = None,
     ) -> UpdateReceipt:
@@ -150,6 +166,8 @@ class RoundCalls:
             sha256=payload.sha256,
             size_bytes=payload.size_bytes,
             upload_id=upload_id,
+            local_steps=local_steps or 0,
+            initial_loss=initial_loss,
         )
 
         def first(offset: int) -> SubmitUpdateRequest:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from os import PathLike
-from typing import Any, TypeVar
+from typing import Any, SupportsFloat, TypeVar
 
 import grpc
 
@@ -112,6 +112,7 @@ class RoundRunner(RoundCalls):
             model = self._fetch(round_, started)
             dtypes = {source.info.name: source.info.dtype for source in array_sources(model.tensors)}
             update = as_update(self._call(self._callbacks.train, dict(model.tensors), round_))
+            update = self._with_inputs(round_, update, started)
             self._submit(round_, update, self._payload(round_, update, dtypes, model, started.model))
         elif round_.kind == "SWAG":
             collect = self._callbacks.swag or self._collect_moments
@@ -160,6 +161,33 @@ class RoundRunner(RoundCalls):
         self._frameworks[training_id] = "torch" if metadata_of(model.tensors) else "numpy"
         return model
 
+    def _with_inputs(self, round_: Round, update: Update, started: RoundStarted) -> Update:
+        """Returns an update with what the rule of the aggregation needs to know.
+
+        Raises:
+            ValueError: The update and the participant's functions do not say it.
+        """
+        if not update.num_examples:
+            return update
+        if round_.algorithm == "fed_nova" and update.local_steps is None:
+            raise ValueError(
+                "FedNova needs the number of local optimizer steps: return Update(model, num_examples, local_steps=...)"
+            )
+        if round_.algorithm != "q_fed_avg" or update.initial_loss is not None:
+            return update
+        # Fetched anew: the train function may have changed the arrays that it got.
+        evaluate = self._callbacks.evaluate
+        loss: object = None
+        if evaluate is not None:
+            model = self._fetch(round_, started).tensors
+            loss = as_report(self._call(evaluate, model, round_))[0].get("loss")
+        if not isinstance(loss, SupportsFloat):
+            raise ValueError(
+                "QFedAvg needs the loss of the round's model before training: return Update(model, num_examples,"
+                ' initial_loss=...), or have evaluate return a metric "loss"'
+            )
+        return replace(update, initial_loss=float(loss))
+
     def _submit(self, round_: Round, update: Update, payload: Payload) -> None:
         _warn_of_not_finite(update.metrics)
         self._submit_payload(
@@ -168,6 +196,8 @@ class RoundRunner(RoundCalls):
             payload,
             update.num_examples,
             update.metrics,
+            local_steps=update.local_steps,
+            initial_loss=update.initial_loss,
             attempts=None,
             progress=self._transfer_log("uploading"),
         )
@@ -238,6 +268,7 @@ def _round(training_id: str, started: RoundStarted) -> Round:
         kind=kind_name(started),
         model_version=started.model.version,
         deadline=_deadline(training_id, started) if started.HasField("deadline") else None,
+        algorithm=started.aggregation.WhichOneof("algorithm") or "fed_avg",
         fed_prox_mu=started.aggregation.fed_prox.mu,
         metric_names=tuple(started.metric_names),
         local_rounds=started.local_rounds,

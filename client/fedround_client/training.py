@@ -19,11 +19,11 @@ from fedround.v1.round_pb2 import (
 from fedround.v1.training_pb2 import Cohort, CreateTrainingRequest, RoundPolicy, Training, TrainingSpec
 from fedround_client import config as messages
 from fedround_client import options
+from fedround_client.aggregation import AggregationOption
 from fedround_client.config import ConfigOption
 from fedround_client.errors import FedroundError, NotActor, TrainingFailed, from_event
 from fedround_client.logs import get_logger
 from fedround_client.options import (
-    AggregationOption,
     EvaluationName,
     IntegerTensorsName,
     OnFailureName,
@@ -106,7 +106,8 @@ class TrainingCalls:
             description: A description for people, at most 10,000 characters.
             metric_names: Metrics that every evaluation report must contain.
             client_ids: UUIDs of the users to register as participants.
-            aggregation: How updates are aggregated: FedAvg() by default, FedProx(mu=...) or FedDc(...).
+            aggregation: How updates are aggregated: a rule, FedAvg() by default, FedAdam(...) or the like, or several
+                stages: aggregate(TrimmedMean(beta=0.2), clipping=FixedClipping(norm=1)).
             uncertainty: How the uncertainty of predictions is estimated: McDropout(...), Swag(...), for which the
                 training collects moments in SWAG rounds, or Ensemble(...); not at all by default.
             min_updates: Number of updates that closes a round, after a short wait; 0 to wait for every participant.
@@ -160,6 +161,8 @@ class TrainingCalls:
             TensorError: The model is none, or cannot be written as safetensors; the message says what to write.
             ModelFormat: The file is not safetensors, or not in the form that the server accepts.
             TypeError, ValueError: A value of a configuration has another type, or is an integer of more than 64 bits.
+            AggregationIncompatible: Stages of the aggregation do not go together, or it needs more updates than a round
+                closes with.
             UnknownClients: A client id is not the id of a user, or one in client_config is not in client_ids; nothing
                 was created.
             FieldInvalid: Another field is not valid; field_violations names it.

@@ -12,6 +12,10 @@ from fedround.v1.aggregation_pb2 import (
     UPDATE_PRECISION_BFLOAT16,
     UPDATE_PRECISION_FULL,
     UPDATE_PRECISION_INT8,
+    Aggregation,
+    Clipping,
+    Mixing,
+    ServerOptimizer,
     TensorPrecision,
 )
 from fedround.v1.event_pb2 import Event
@@ -32,7 +36,26 @@ from fedround.v1.training_pb2 import (
     TrainingError,
     TrainingSpec,
 )
-from fedround_client import Ensemble, EnsembleMember, FedDc, McDropout, NoUncertainty, Swag, to_safetensors
+from fedround_client import (
+    Adam,
+    Ensemble,
+    EnsembleMember,
+    FedAdagrad,
+    FedAdam,
+    FedAvgM,
+    FedDc,
+    FedYogi,
+    FixedClipping,
+    FlTrust,
+    Krum,
+    McDropout,
+    NearestNeighbor,
+    NoUncertainty,
+    Swag,
+    TrimmedMean,
+    to_safetensors,
+)
+from fedround_client.command.aggregation import aggregation_option
 from fedround_client.command.transport import parse_tensor_precisions
 from fedround_client.options import aggregation, uncertainty
 
@@ -54,7 +77,8 @@ def test_training_create_sends_the_file_and_all_options(server, command, tmp_pat
     path.write_bytes(FILE)
     options = f"--name digits --target-num-updates 5 --client {USER} --client {MODEL} --metric accuracy --min-updates 2"
     options += (
-        " --deadline 90 --max-retries 4 --fed-prox-mu 0.1 --evaluation final_only --description d --max-num-examples 9"
+        " --deadline 90 --max-retries 4 --aggregation fed_prox:mu=0.1 --evaluation final_only --description d"
+        " --max-num-examples 9"
         " --max-update-norm 2.5 --update-precision bfloat16 --allow-non-finite-buffers --integer-tensors mean"
         " --tensor-precision a=b*=int8 --tensor-precision *.bias=FULL --stochastic-rounding"
     )
@@ -91,10 +115,39 @@ def test_training_create_sends_the_file_and_all_options(server, command, tmp_pat
     [
         ("", TrainingSpec()),
         ("--model-version 0", TrainingSpec(model_version=0)),
-        ("--daisy-seed 0", TrainingSpec(aggregation=aggregation(FedDc()))),
+        ("--aggregation fed_dc", TrainingSpec(aggregation=aggregation(FedDc()))),
         (
-            "--daisy-period 2 --aggregation-period 6 --daisy-seed 7",
+            "--aggregation fed_dc:daisy_period=2,aggregation_period=6,seed=7",
             TrainingSpec(aggregation=aggregation(FedDc(daisy_period=2, aggregation_period=6, seed=7))),
+        ),
+        (
+            "--aggregation trimmed_mean:beta=0.2 --clipping fixed:norm=1 --mixing nearest_neighbor:f=1"
+            " --server-optimizer adam:learning_rate=0.1 --buffer *running* --buffer steps",
+            TrainingSpec(
+                aggregation=Aggregation(
+                    trimmed_mean=TrimmedMean(beta=0.2),
+                    clipping=Clipping(fixed=FixedClipping(norm=1)),
+                    mixing=Mixing(nearest_neighbor=NearestNeighbor(f=1)),
+                    server_optimizer=ServerOptimizer(adam=Adam(learning_rate=0.1)),
+                    buffers=["*running*", "steps"],
+                )
+            ),
+        ),
+        (
+            "--server-optimizer yogi",
+            TrainingSpec(aggregation=Aggregation(server_optimizer=ServerOptimizer(yogi=Adam()))),
+        ),
+        ("--aggregation FedAvgM:momentum=0.5", TrainingSpec(aggregation=FedAvgM(momentum=0.5))),
+        ("--aggregation fedadagrad", TrainingSpec(aggregation=FedAdagrad())),
+        ("--aggregation fedadam:bias_correction=true", TrainingSpec(aggregation=FedAdam(bias_correction=True))),
+        (
+            "--aggregation fedyogi:tau=1e-4 --clipping fixed",
+            TrainingSpec(aggregation=FedYogi(tau=1e-4, clipping=FixedClipping())),
+        ),
+        ("--aggregation krum:f=0", TrainingSpec(aggregation=aggregation(Krum(f=0)))),
+        (
+            f"--aggregation fl_trust:trusted_client_id={USER}",
+            TrainingSpec(aggregation=aggregation(FlTrust(trusted_client_id=USER))),
         ),
         (
             "--minimize loss --patience 3",
@@ -140,6 +193,44 @@ def test_the_best_version_is_shown(server, command):
     assert best[header.index("BEST")] == "3"
     assert best[header.index("ROUND")] == "1/5"
     assert none[-1] == "0/0"
+
+
+def test_all_stages_of_an_aggregation_are_shown(server, command):
+    stages = FedAdam(aggregation=TrimmedMean(beta=0.2), clipping=FixedClipping(norm=2))
+    training = Training(training_id=TRAINING, spec=TrainingSpec(aggregation=stages))
+    call = command("training", "show", TRAINING)
+    server.reply("GetTraining", GetTrainingResponse(training=training))
+    assert fields(done(call).stdout)["aggregation"] == (
+        "FedAdam(learning_rate=0.1, beta1=0.9, beta2=0.99, tau=0.001) over trimmed mean(beta=0.2) after fixed"
+        " clipping(norm=2)"
+    )
+    call = command("training", "show", TRAINING, "--format", "json")
+    server.reply("GetTraining", GetTrainingResponse(training=training))
+    assert json.loads(done(call).stdout)["spec"]["aggregation"]["server_optimizer"]["adam"]["learning_rate"] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("mean", "", "", ""), "there is no 'mean'; known are fed_avg, .*fl_trust, fedavgm, .*fedyogi"),
+        (("krum:g=1", "", "", ""), "krum has no option 'g'; known are f"),
+        (("median:f=1", "", "", ""), "median has no option 'f'; known are none"),
+        (("krum:f", "", "", ""), "'f' is not OPTION=VALUE, as in krum:OPTION=VALUE"),
+        (("krum:f=1,f=2", "", "", ""), "f is given twice"),
+        (("krum:f=-1", "", "", ""), "f is '-1'; must be a whole number"),
+        (("trimmed_mean:beta=much", "", "", ""), "beta is 'much'; must be a number"),
+        (("krum:f=0.5", "", "", ""), "f is '0.5'; must be a whole number from 0 to 4294967295"),
+        (("fedadam:bias_correction=1", "", "", ""), "must be true or false"),
+        (("fedadam:tau=0", "", "", ""), "tau must be a finite number > 0"),
+        (("", "adaptive", "", ""), "--clipping: there is no 'adaptive'; known are fixed"),
+        (("", "", "buckets", ""), "--mixing: there is no 'buckets'; known are nearest_neighbor, bucketing"),
+        (("", "", "", "fedadam"), "--server-optimizer: there is no 'fedadam'; known are sgd, adagrad, adam, yogi"),
+        (("fedadam", "", "", "sgd"), "--server-optimizer: The aggregation has a server_optimizer already"),
+    ],
+)
+def test_unknown_stages_and_options_are_rejected_before_a_call(options, words):
+    with pytest.raises(BadParameter, match=words):
+        aggregation_option(*options, ())
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Rounds of all kinds, as a participant runs them."""
 
+import re
 from datetime import UTC, datetime
 
 import grpc
@@ -10,7 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from client.rounds import Rounds, file_of, finished, info_of, plus_one, round_started
 from client.scripted import OK, TRAINING, UNAVAILABLE, chunk_response, cut, error_status, is_cancelled, until
-from fedround.v1.aggregation_pb2 import Aggregation, FedProx, Swag
+from fedround.v1.aggregation_pb2 import Aggregation, FedNova, FedProx, QFedAvg, Swag
 from fedround.v1.event_pb2 import ROUND_KIND_EVALUATE, ROUND_KIND_SWAG
 from fedround.v1.round_pb2 import DownloadAssignedModelResponse, GetUploadResponse, SubmitMetricsResponse
 from fedround_client import (
@@ -51,8 +52,65 @@ def test_the_function_gets_the_round_and_may_return_tuples(server):
     assert (spec.num_examples, dict(spec.metrics)) == (6, {"a": 1.0})
     rounds.send(finished(3))
     rounds.result()
-    assert seen[0] == Round(TRAINING, 0, "TRAIN", 0, datetime(2030, 1, 2, tzinfo=UTC), 0.5, ("accuracy",))
+    deadline = datetime(2030, 1, 2, tzinfo=UTC)
+    assert seen[0] == Round(TRAINING, 0, "TRAIN", 0, deadline, 0.5, ("accuracy",), algorithm="fed_prox")
     assert seen[1] == Round(TRAINING, 1, "TRAIN", 1)
+
+
+def test_an_update_says_its_steps_to_fed_nova(server):
+    rounds = Rounds(server, lambda model, _: Update(model, 5, local_steps=7))
+    rounds.send(round_started(1, 0, aggregation=Aggregation(fed_nova=FedNova())))
+    rounds.training_is_at(0)
+    rounds.serve_model(0)
+    assert rounds.take_update()[0].local_steps == 7
+    rounds.send(finished(2))
+    rounds.result()
+
+
+def test_the_loss_for_q_fed_avg_is_that_of_the_model_before_training(server):
+    def train(model, _):
+        model["w"] += 100
+        return model, 5
+
+    def evaluate(model, round_):
+        assert round_.algorithm == "q_fed_avg"
+        return {"loss": np.float32(model["w"][0] / 4), "accuracy": 1.0}, 3
+
+    rounds = Rounds(server, train, evaluate)
+    rounds.send(round_started(1, 0, version=2, aggregation=Aggregation(q_fed_avg=QFedAvg())))
+    rounds.training_is_at(0)
+    rounds.serve_model(2)
+    spec, _ = rounds.take_update()
+    assert spec.initial_loss == 0.5
+    rounds.send(finished(2))
+    rounds.result()
+
+
+def test_an_update_without_examples_need_not_say_its_loss(server):
+    rounds = Rounds(server, lambda model, _: Update(model, 0))
+    rounds.send(round_started(1, 0, aggregation=Aggregation(q_fed_avg=QFedAvg())))
+    rounds.training_is_at(0)
+    rounds.serve_model(0)
+    assert not rounds.take_update()[0].HasField("initial_loss")
+    rounds.send(finished(2))
+    rounds.result()
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "evaluate", "words"),
+    [
+        (Aggregation(fed_nova=FedNova()), None, "return Update\\(model, num_examples, local_steps=...\\)"),
+        (Aggregation(q_fed_avg=QFedAvg()), None, 'initial_loss=...\\), or have evaluate return a metric "loss"'),
+        (Aggregation(q_fed_avg=QFedAvg()), lambda *_: ({"accuracy": 1.0}, 3), 'have evaluate return a metric "loss"'),
+        (Aggregation(q_fed_avg=QFedAvg()), lambda *_: ({"loss": float("nan")}, 3), "initial_loss must be finite"),
+    ],
+)
+def test_an_update_that_lacks_what_the_rule_needs_is_not_sent(server, aggregation, evaluate, words):
+    rounds = Rounds(server, lambda model, _: (model, 5), evaluate)
+    rounds.send(round_started(1, 0, aggregation=aggregation))
+    rounds.training_is_at(0)
+    rounds.serve_model(0)
+    assert re.search(words, rounds.reported().message)
 
 
 def test_an_evaluation_reuses_the_file_but_not_the_arrays_of_a_model(server):

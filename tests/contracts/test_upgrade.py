@@ -15,14 +15,15 @@ from playhouse.migrations import Runner
 from contracts.audits import check
 from contracts.world import World, blob
 from fedround_server.domain.event import RoundExtended, RoundStarted, TrainingFailed
-from fedround_server.domain.model import POSTERIOR
+from fedround_server.domain.model import POSTERIOR, BlobRef
 from fedround_server.domain.rounds import KINDS
 from fedround_server.domain.rounds.round import RoundState
 from fedround_server.domain.training import IntegerTensors, TrainingState
+from fedround_server.domain.update import NewUpdate, Update
 from fedround_server.store import Store
 from fedround_server.store.db.connection import connect
 from fedround_server.store.db.run import MIGRATIONS
-from fedround_server.store.tables.schema import EventRow, LastSeenRow, ModelRow, TrainingRow, UserRow
+from fedround_server.store.tables.schema import EventRow, LastSeenRow, ModelRow, TrainingRow, UpdateRow, UserRow
 
 OLD = json.loads((Path(__file__).with_name("data") / "database_0.1.0.json").read_text())
 BOOLEANS = {"removed", "stored"}
@@ -130,6 +131,20 @@ async def test_models_are_finite_and_integers_come_from_the_heaviest(upgraded: s
         world = World(store)
         plain = old.trainings["plain"]["model_id"]
         assert (await world.training(old.actor, old.clients, model_id=plain)) is not None
+
+
+async def test_updates_say_nothing_for_rules_and_are_the_same_when_they_are_repeated(upgraded: str) -> None:
+    old = Old()
+    training_id = old.trainings["plain"]["training_id"]
+    with Store(upgraded) as store:
+        rows = await store._database.run(lambda: list(UpdateRow.select()))
+        assert {(row.local_steps, row.initial_loss) for row in rows} == {(None, None)}
+        (before,) = (row for row in rows if row.training_id == training_id)
+        file = BlobRef(before.sha256, before.size_bytes)
+        again = NewUpdate(training_id, before.number, before.user_id, file, before.num_examples, before.metrics, 5, 0.5)
+        found = await store.submissions.admit(again)
+        assert isinstance(found, Update)
+        assert found.update_id == before.update_id
 
 
 async def test_the_rest_is_as_it_was(upgraded: str) -> None:

@@ -8,8 +8,16 @@ from typing import Annotated
 
 import typer
 
-from fedround.v1.aggregation_pb2 import FedDc, FedProx
 from fedround_client.command import names
+from fedround_client.command.aggregation import (
+    AggregationChoice,
+    BufferOption,
+    ClippingOption,
+    MixingOption,
+    OptimizerOption,
+    aggregation_option,
+    with_user_ids,
+)
 from fedround_client.command.cohort import (
     AvailableOnlyOption,
     EvaluationMinUpdatesOption,
@@ -43,7 +51,7 @@ from fedround_client.command.uncertainty import (
     uncertainty_option,
     with_member_ids,
 )
-from fedround_client.options import AggregationOption, Selection, round_policy
+from fedround_client.options import Selection, round_policy
 
 MIN_UPDATES_HELP = "Number of updates that closes a round; 0 for all participants. At most the size of the cohort."
 
@@ -117,16 +125,11 @@ def create(
     label: LabelOption = None,
     available_only: AvailableOnlyOption = False,
     cohort_seed: SeedOption = None,
-    fed_prox_mu: Annotated[float | None, typer.Option(help="Use FedProx with this mu.")] = None,
-    daisy_period: Annotated[
-        int, typer.Option(min=0, max=UINT32, help="Use FedDC: local rounds before local models are assigned to others.")
-    ] = 0,
-    aggregation_period: Annotated[
-        int, typer.Option(min=0, max=UINT32, help="Use FedDC: local rounds before an average; 0 for ten daisy periods.")
-    ] = 0,
-    daisy_seed: Annotated[
-        int | None, typer.Option(min=0, max=2**53, help="Use FedDC: seed of the assignments.")
-    ] = None,
+    aggregation: AggregationChoice = "",
+    clipping: ClippingOption = "",
+    mixing: MixingOption = "",
+    server_optimizer: OptimizerOption = "",
+    buffer: BufferOption = None,
     evaluation: Annotated[
         EvaluationChoice, typer.Option(case_sensitive=False, help="When participants evaluate the model.")
     ] = EvaluationChoice.EVERY_ROUND,
@@ -214,7 +217,7 @@ def create(
         evaluation_policy = round_policy(
             evaluation_min_updates, deadline, max_retries, on_failure.value, absent_after, wait
         )
-    aggregation = _aggregation(fed_prox_mu, daisy_period, aggregation_period, daisy_seed)
+    stages = aggregation_option(aggregation, clipping, mixing, server_optimizer, buffer or ())
     selection = _selection(minimize, maximize, patience)
     method = uncertainty_option(
         uncertainty,
@@ -239,7 +242,7 @@ def create(
             description=description,
             metric_names=metric or (),
             client_ids=client_ids,
-            aggregation=aggregation,
+            aggregation=with_user_ids(connection, stages),
             uncertainty=with_member_ids(connection, method),
             min_updates=min_updates,
             deadline=deadline,
@@ -267,17 +270,6 @@ def create(
             progress=report,
         )
     show_training(training, form)
-
-
-def _aggregation(
-    mu: float | None, daisy_period: int, aggregation_period: int, seed: int | None
-) -> AggregationOption | None:
-    fed_dc = bool(daisy_period or aggregation_period) or seed is not None
-    if fed_dc and mu is not None:
-        raise typer.BadParameter("--fed-prox-mu is FedProx, a period or --daisy-seed is FedDC: choose one")
-    if fed_dc:
-        return FedDc(daisy_period=daisy_period, aggregation_period=aggregation_period, seed=seed or 0)
-    return None if mu is None else FedProx(mu=mu)
 
 
 def _selection(minimize: str, maximize: str, patience: int) -> Selection | None:

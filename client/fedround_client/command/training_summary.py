@@ -14,6 +14,7 @@ from fedround.v1.training_pb2 import (
     Training,
     TrainingState,
 )
+from fedround_client.command.aggregation import aggregation_text
 from fedround_client.command.config_options import client_config_text, config_text
 from fedround_client.command.output import Format, enum_name, show, show_fields, when
 from fedround_client.command.transport import precisions_text
@@ -22,7 +23,6 @@ from fedround_client.round_number import planned_rounds, round_text
 MAX_NAMES = 10
 """How many participants a line names."""
 
-_ALGORITHMS = {"fed_avg": "FedAvg", "fed_prox": "FedProx", "fed_dc": "FedDC"}
 _TASKS = {ROUND_KIND_EVALUATE: "evaluation", ROUND_KIND_SWAG: "moments for SWAG"}
 
 
@@ -116,7 +116,7 @@ def _lines(training: Training, current: Round | None, names: Mapping[str, str]) 
     if training.HasField("best_version"):
         yield "best", f"version {training.best_version}: {spec.selection.metric} {training.best_value:.6g}"
     yield "participants", _participants(training, names)
-    yield "aggregation", _ALGORITHMS.get(spec.aggregation.WhichOneof("algorithm") or "", "")
+    yield "aggregation", aggregation_text(spec.aggregation, names) if spec.HasField("aggregation") else ""
     yield "trainable", ", ".join(spec.tensors.trainable)
     yield "private", ", ".join(spec.tensors.private)
     yield "external base", spec.tensors.external_base_sha256

@@ -523,7 +523,9 @@ class FlTrust(_message.Message):
 
     TRUSTED_CLIENT_ID_FIELD_NUMBER: _builtins.int
     trusted_client_id: _builtins.str
-    """User id of the participant whose update the others are compared with, and which has no share itself."""
+    """User id of the participant whose update the others are compared with, and which has no share itself; required. It is
+    in each cohort. Participants do not see it, and lists of trainings leave it out.
+    """
     def __init__(
         self,
         *,

@@ -39,7 +39,9 @@ class _RoundStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RoundState
     ROUND_STATE_ABANDONED: _RoundState.ValueType  # 4
     """The training ended, or its whole cohort was removed, before the round had a result."""
     ROUND_STATE_PENDING: _RoundState.ValueType  # 5
-    """The next round, which is not open yet: too few participants are connected (cohort.min_available, available_only)."""
+    """The next round, which is not open yet: too few participants are connected (cohort.min_available, available_only), or
+    fewer can be asked than the aggregation needs.
+    """
 
 class RoundState(_RoundState, metaclass=_RoundStateEnumTypeWrapper):
     """The state of a round."""
@@ -55,7 +57,9 @@ ROUND_STATE_DONE: RoundState.ValueType  # 3
 ROUND_STATE_ABANDONED: RoundState.ValueType  # 4
 """The training ended, or its whole cohort was removed, before the round had a result."""
 ROUND_STATE_PENDING: RoundState.ValueType  # 5
-"""The next round, which is not open yet: too few participants are connected (cohort.min_available, available_only)."""
+"""The next round, which is not open yet: too few participants are connected (cohort.min_available, available_only), or
+fewer can be asked than the aggregation needs.
+"""
 Global___RoundState: _TypeAlias = RoundState  # noqa: Y015
 
 class _WaitRule:
@@ -73,7 +77,7 @@ class _WaitRuleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WaitRule.Val
     WAIT_RULE_AGGREGATION: _WaitRule.ValueType  # 3
     """It is closed, and its result is being computed."""
     WAIT_RULE_PARTICIPANTS: _WaitRule.ValueType  # 4
-    """It is pending, and opens once enough participants are connected."""
+    """It is pending, and opens once enough participants are registered and connected."""
     WAIT_RULE_AFTER_MIN: _WaitRule.ValueType  # 5
     """It has min_updates, and waits for the others that are under way until wait_end_time."""
 
@@ -89,7 +93,7 @@ WAIT_RULE_MIN_UPDATES: WaitRule.ValueType  # 2
 WAIT_RULE_AGGREGATION: WaitRule.ValueType  # 3
 """It is closed, and its result is being computed."""
 WAIT_RULE_PARTICIPANTS: WaitRule.ValueType  # 4
-"""It is pending, and opens once enough participants are connected."""
+"""It is pending, and opens once enough participants are registered and connected."""
 WAIT_RULE_AFTER_MIN: WaitRule.ValueType  # 5
 """It has min_updates, and waits for the others that are under way until wait_end_time."""
 Global___WaitRule: _TypeAlias = WaitRule  # noqa: Y015
@@ -190,10 +194,12 @@ class UpdateSpec(_message.Message):
     offset: _builtins.int
     """Offset in the file at which the chunks start, as returned by GetUpload, in bytes."""
     local_steps: _builtins.int
-    """Steps of the local optimizer that made it; required with fed_nova, and kept for no other algorithm."""
+    """Steps of the local optimizer that made it, 1 to 2^53; required with fed_nova, unless num_examples is 0, and kept for
+    no other algorithm.
+    """
     initial_loss: _builtins.float
-    """Loss of the round's model on the participant's data, before training, finite and >= 0; required with q_fed_avg, and
-    kept for no other algorithm.
+    """Loss of the round's model on the participant's data, before training, finite and >= 0; required with q_fed_avg,
+    unless num_examples is 0, and kept for no other algorithm.
     """
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:

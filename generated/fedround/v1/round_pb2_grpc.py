@@ -91,8 +91,8 @@ class RoundServiceServicer(object):
     def SubmitUpdate(self, request_iterator, context):
         """Submits an update for the open round. The first message carries the spec, any message may carry a chunk. The
         receipt guarantees that the update is on disk and will be counted exactly once. If the same update is sent again,
-        with the same file, num_examples and metrics, the same receipt is returned; UPDATE_SUPERSEDED if it will not count,
-        because the caller was removed meanwhile or the round abandoned.
+        with the same file, num_examples, metrics, and local_steps and initial_loss if they are kept, the same receipt is
+        returned; UPDATE_SUPERSEDED if it will not count, because the caller was removed meanwhile or the round abandoned.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -44,8 +44,8 @@ class RoundServiceStub:
     SubmitUpdate: _grpc.StreamUnaryMultiCallable[_round_pb2.SubmitUpdateRequest, _round_pb2.SubmitUpdateResponse]
     """Submits an update for the open round. The first message carries the spec, any message may carry a chunk. The
     receipt guarantees that the update is on disk and will be counted exactly once. If the same update is sent again,
-    with the same file, num_examples and metrics, the same receipt is returned; UPDATE_SUPERSEDED if it will not count,
-    because the caller was removed meanwhile or the round abandoned.
+    with the same file, num_examples, metrics, and local_steps and initial_loss if they are kept, the same receipt is
+    returned; UPDATE_SUPERSEDED if it will not count, because the caller was removed meanwhile or the round abandoned.
     """
     GetUpload: _grpc.UnaryUnaryMultiCallable[_round_pb2.GetUploadRequest, _round_pb2.GetUploadResponse]
     """Returns how much of a resumable upload of the caller has arrived, also after a restart of the server."""
@@ -82,8 +82,8 @@ class RoundServiceAsyncStub(RoundServiceStub):
     SubmitUpdate: _aio.StreamUnaryMultiCallable[_round_pb2.SubmitUpdateRequest, _round_pb2.SubmitUpdateResponse]  # type: ignore[assignment]
     """Submits an update for the open round. The first message carries the spec, any message may carry a chunk. The
     receipt guarantees that the update is on disk and will be counted exactly once. If the same update is sent again,
-    with the same file, num_examples and metrics, the same receipt is returned; UPDATE_SUPERSEDED if it will not count,
-    because the caller was removed meanwhile or the round abandoned.
+    with the same file, num_examples, metrics, and local_steps and initial_loss if they are kept, the same receipt is
+    returned; UPDATE_SUPERSEDED if it will not count, because the caller was removed meanwhile or the round abandoned.
     """
     GetUpload: _aio.UnaryUnaryMultiCallable[_round_pb2.GetUploadRequest, _round_pb2.GetUploadResponse]  # type: ignore[assignment]
     """Returns how much of a resumable upload of the caller has arrived, also after a restart of the server."""
@@ -129,8 +129,8 @@ class RoundServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_round_pb2.SubmitUpdateResponse, _abc.Awaitable[_round_pb2.SubmitUpdateResponse]]:
         """Submits an update for the open round. The first message carries the spec, any message may carry a chunk. The
         receipt guarantees that the update is on disk and will be counted exactly once. If the same update is sent again,
-        with the same file, num_examples and metrics, the same receipt is returned; UPDATE_SUPERSEDED if it will not count,
-        because the caller was removed meanwhile or the round abandoned.
+        with the same file, num_examples, metrics, and local_steps and initial_loss if they are kept, the same receipt is
+        returned; UPDATE_SUPERSEDED if it will not count, because the caller was removed meanwhile or the round abandoned.
         """
 
     @_abc_1.abstractmethod

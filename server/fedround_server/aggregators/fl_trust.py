@@ -1,7 +1,8 @@
 """FLTrust (Cao et al., Byzantine-robust Federated Learning via Trust Bootstrapping, NDSS 2021, arXiv 2012.13995)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import fsum, sqrt
+from typing import Self
 
 from fedround_server.aggregators.rule import LinearRule, NoAggregate, Shares, Updates
 from fedround_server.domain.aggregation import OptionInvalid
@@ -31,10 +32,18 @@ class FLTrust(LinearRule):
         """Returns 2: the trusted one, and another."""
         return 2
 
+    def required_users(self) -> tuple[str, ...]:
+        """Returns the trusted participant."""
+        return (self.trusted_client_id,)
+
+    def for_participants(self) -> Self:
+        """Returns the rule without the id: who knows it knows whose update to imitate."""
+        return replace(self, trusted_client_id="")
+
     def shares(self, updates: Updates) -> Shares:
         """Returns the positive cosines, times the ratio of the norms."""
         if self.trusted_client_id not in updates.user_ids:
-            raise NoAggregate(f"fl_trust needs an update of the trusted participant, {self.trusted_client_id}")
+            raise NoAggregate("fl_trust needs an update of the trusted participant, and it has sent none with examples")
         trusted = updates.user_ids.index(self.trusted_client_id)
         norms = [sqrt(square) for square in updates.products.diagonal().tolist()]
         scores, coefficients = [], []

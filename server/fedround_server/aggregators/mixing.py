@@ -36,6 +36,10 @@ class Mixing(ABC):
     def count(self, num_updates: int) -> int:
         """Returns how many combinations there are of a number of updates."""
 
+    @abstractmethod
+    def updates_for(self, count: int) -> int:
+        """Returns how many updates it needs to make so many combinations."""
+
 
 @dataclass(frozen=True)
 class NearestNeighbor(Mixing):
@@ -66,6 +70,10 @@ class NearestNeighbor(Mixing):
     def count(self, num_updates: int) -> int:
         """Returns the number of updates."""
         return num_updates
+
+    def updates_for(self, count: int) -> int:
+        """Returns the same number, and more than f: each combination is the mean of n - f updates."""
+        return max(count, self.f + 1)
 
 
 @dataclass(frozen=True)
@@ -100,3 +108,7 @@ class Bucketing(Mixing):
     def count(self, num_updates: int) -> int:
         """Returns the number of buckets, the last of which may be smaller."""
         return -(-num_updates // self.size)
+
+    def updates_for(self, count: int) -> int:
+        """Returns how many fill all buckets but the last, in which there is one."""
+        return (count - 1) * self.size + 1

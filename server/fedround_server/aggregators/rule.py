@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 if TYPE_CHECKING:
     import numpy as np
@@ -117,6 +117,14 @@ class BaseRule(ABC):
     def min_updates(self) -> int:
         """Returns how many updates the rule needs."""
         return 1
+
+    def required_users(self) -> tuple[str, ...]:
+        """Returns whose updates the rule needs in each round."""
+        return ()
+
+    def for_participants(self) -> Self:
+        """Returns the rule as participants see it: without the ids of others."""
+        return self
 
 
 class LinearRule(BaseRule):

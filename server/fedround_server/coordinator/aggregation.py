@@ -1,8 +1,9 @@
 """Aggregates closed rounds in the background, and commits the results."""
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from datetime import timedelta
+from typing import TypeVar
 
 from fedround_server.blobs import BlobDamaged, map_disk_full
 from fedround_server.coordinator.context import Context
@@ -18,6 +19,7 @@ from fedround_server.failpoints import reached
 from fedround_server.store.verbs.round import AggregationTask
 
 log = logging.getLogger(__name__)
+Number = TypeVar("Number", int, float)
 RETRY_DELAY = timedelta(seconds=1)
 """The delay before another attempt after a transient error that names no delay of its own."""
 DAMAGE_DELAY = timedelta(seconds=10)
@@ -197,5 +199,13 @@ def job_of(task: AggregationTask) -> AggregationJob:
         keep_non_finite=computation.keep_non_finite,
         tensors=computation.tensors,
         user_ids=tuple(update.user_id for update in task.updates),
+        steps=_known(update.local_steps for update in task.updates),
+        losses=_known(update.initial_loss for update in task.updates),
         state=task.state,
     )
+
+
+def _known(values: Iterable[Number | None]) -> tuple[Number, ...]:
+    """Returns what a rule needs to know of each update, 0 for those without weight; empty if it is known of none."""
+    found = tuple(values)
+    return tuple(value or 0 for value in found) if any(value is not None for value in found) else ()

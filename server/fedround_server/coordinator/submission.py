@@ -26,7 +26,15 @@ class Submissions:
         self._aggregations = aggregations
 
     async def submit(
-        self, training_id: str, number: int, num_examples: int, metrics: Mapping[str, MetricValue], incoming: Incoming
+        self,
+        training_id: str,
+        number: int,
+        num_examples: int,
+        metrics: Mapping[str, MetricValue],
+        incoming: Incoming,
+        *,
+        local_steps: int | None = None,
+        initial_loss: float | None = None,
     ) -> Update:
         """Accepts an update. When it returns, the update is on disk and will be counted exactly once.
 
@@ -34,7 +42,7 @@ class Submissions:
             FedroundError: The update is rejected, as described for `SubmissionVerbs.admit` and `Uploads.receive`.
         """
         blob = BlobRef(str(incoming.sha256), int(incoming.size_bytes or 0))
-        new = NewUpdate(training_id, number, incoming.user_id, blob, num_examples, metrics)
+        new = NewUpdate(training_id, number, incoming.user_id, blob, num_examples, metrics, local_steps, initial_loss)
         try:
             admission = await self._store.admit(new)
         except (RoundNotOpen, NotInCohort, UpdateExists, UpdateSuperseded):

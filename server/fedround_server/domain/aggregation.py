@@ -1,6 +1,6 @@
 """What an aggregation is made of: clipping, mixing, rule, server optimizer. `fedround_server.aggregators` has them."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -62,6 +62,19 @@ class Rule(Stage, Protocol):
     def min_updates(self) -> int:
         """Returns how many updates it needs, with these options."""
 
+    def required_users(self) -> tuple[str, ...]:
+        """Returns whose updates it needs in each round."""
+
+    def for_participants(self) -> "Rule":
+        """Returns it as participants see it: without the ids of others."""
+
+
+class Mixer(Stage, Protocol):
+    """Replaces updates by averages of some of them."""
+
+    def updates_for(self, count: int) -> int:
+        """Returns how many updates it needs to make so many averages."""
+
 
 class Optimizer(Stage, Protocol):
     """Takes the aggregate for a gradient.
@@ -101,7 +114,7 @@ class Aggregation:
 
     rule: Rule
     clipping: Stage | None = None
-    mixing: Stage | None = None
+    mixing: Mixer | None = None
     server_optimizer: Optimizer | None = None
     buffers: tuple[str, ...] = BUFFERS
 
@@ -113,6 +126,42 @@ class Aggregation:
         return kept if optimizer is None else (*kept, *(f"{optimizer.name}/{slot}" for slot in optimizer.slots))
 
     @property
+    def min_updates(self) -> int:
+        """How many updates it needs."""
+        wanted = self.rule.min_updates()
+        return wanted if self.mixing is None else self.mixing.updates_for(wanted)
+
+    @property
+    def is_demanding(self) -> bool:
+        """Whether some sets of updates have no aggregate."""
+        return self.min_updates > 1 or bool(self.rule.required_users())
+
+    def lack(self, user_ids: Collection[str], noun: str = "updates") -> str | None:
+        """Returns what updates of some users lack for it, with the numbers; None if nothing.
+
+        Args:
+            user_ids: The users.
+            noun: What they are, for the text.
+        """
+        if (shortage := self.shortage(len(user_ids), noun)) is not None:
+            return shortage
+        if set(self.rule.required_users()) - set(user_ids):
+            return (
+                f"{self.rule.name} needs the participant that it trusts, which is not among the {len(user_ids)} {noun}"
+            )
+        return None
+
+    def shortage(self, count: int, noun: str = "updates") -> str | None:
+        """Returns that a number of updates is too small, with the numbers; None if it is not."""
+        return None if count >= self.min_updates else f"{self.demand} {noun}, and there are {count}"
+
+    @property
+    def demand(self) -> str:
+        """What needs how many, as the beginning of a message."""
+        mixed = "" if self.mixing is None else f" after {title(self.mixing)}"
+        return f"{title(self.rule)}{mixed} needs {self.min_updates}"
+
+    @property
     def stages(self) -> Mapping[str, Stage]:
         """The stages by the name of their field."""
         found = {
@@ -122,6 +171,12 @@ class Aggregation:
             "server_optimizer": self.server_optimizer,
         }
         return {name: stage for name, stage in found.items() if stage is not None}
+
+
+def title(stage: Stage) -> str:
+    """Returns the name of a stage with its numeric options, for messages: those may be about participants."""
+    options = [f"{name}={value:g}" for name, value in options_of(stage).items() if not isinstance(value, str)]
+    return f"{stage.name}({', '.join(options)})" if options else stage.name
 
 
 def options_of(stage: Stage) -> dict[str, Any]:

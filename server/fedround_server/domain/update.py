@@ -1,15 +1,21 @@
 """Updates: what participants submit in rounds that make a file."""
 
 import enum
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import ClassVar, TypeAlias, TypeGuard
+from typing import Any, ClassVar, TypeAlias, TypeGuard
 
+from fedround_server.domain.aggregation import Rule
+from fedround_server.domain.errors import FieldInvalid
 from fedround_server.domain.model import BlobRef, VersionFile
 
 MetricValue: TypeAlias = float | str | list[float | str]
 """A number, which is averaged; a text; or a list of numbers, in which NaN and infinity are written as in str(float)."""
+
+MAX_LOCAL_STEPS = 2**53
+"""The largest number of local steps: up to it, all integers are exact in float64."""
 
 
 def is_number(value: MetricValue) -> TypeGuard[float]:
@@ -30,7 +36,12 @@ class Submission(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class NewUpdate:
-    """An update whose file is stored, to be accepted."""
+    """An update whose file is stored, to be accepted.
+
+    Attributes:
+        local_steps: Steps of the local optimizer that made it; None if it does not say.
+        initial_loss: Loss of the round's model on the participant's data; None if it does not say.
+    """
 
     submission: ClassVar[Submission] = Submission.UPDATE
     training_id: str
@@ -39,6 +50,43 @@ class NewUpdate:
     blob: BlobRef
     num_examples: int
     metrics: Mapping[str, MetricValue]
+    local_steps: int | None = None
+    initial_loss: float | None = None
+
+
+def inputs_of(new: NewUpdate, rule: Rule | None) -> dict[str, Any]:
+    """Returns what the rule of an aggregation needs to know of an update, by the names of the update's fields.
+
+    An update without examples has no weight, and need not say anything.
+
+    Args:
+        new: The update.
+        rule: The rule; None if the update does not go through one.
+
+    Raises:
+        FieldInvalid: The update does not say it, or it is out of range.
+    """
+    found: dict[str, Any] = {}
+    if rule is None or not new.num_examples:
+        return found
+    if rule.needs_steps:
+        if not 1 <= (new.local_steps or 0) <= MAX_LOCAL_STEPS:
+            raise FieldInvalid(
+                "spec.local_steps",
+                f"is {new.local_steps or 0}; {rule.name} needs the number of local optimizer steps that made the"
+                f" update, 1 to {MAX_LOCAL_STEPS}",
+            )
+        found["local_steps"] = new.local_steps
+    if rule.needs_loss:
+        loss = new.initial_loss
+        if loss is None or not math.isfinite(loss) or loss < 0:
+            raise FieldInvalid(
+                "spec.initial_loss",
+                f"is {'not set' if loss is None else loss}; {rule.name} needs the loss of the round's model on the"
+                " participant's data before training, finite and >= 0",
+            )
+        found["initial_loss"] = loss
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +106,12 @@ class NormBound:
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """An accepted update."""
+    """An accepted update.
+
+    Attributes:
+        local_steps: As in NewUpdate; None unless the rule of the aggregation needs it.
+        initial_loss: The same.
+    """
 
     update_id: str
     training_id: str
@@ -67,3 +120,5 @@ class Update:
     blob: BlobRef
     num_examples: int
     accept_time: datetime
+    local_steps: int | None = None
+    initial_loss: float | None = None

@@ -157,6 +157,8 @@ def decide(aggregation: Aggregation, updates: Updates) -> Decision:
         NoAggregate: There are too few, or the rule does not find the ones that it needs.
     """
     rule = aggregation.rule
+    if (shortage := aggregation.shortage(len(updates))) is not None:
+        raise NoAggregate(shortage)
     mixed: Matrix | None = None
     scales: Sequence[float] | None = None
     if isinstance(aggregation.clipping, Clipping):
@@ -165,11 +167,6 @@ def decide(aggregation: Aggregation, updates: Updates) -> Decision:
     if isinstance(aggregation.mixing, Mixing):
         matrix = aggregation.mixing.matrix(updates)
         updates, mixed = updates.mixed(matrix), matrix if mixed is None else matrix @ mixed
-    if len(updates) < rule.min_updates():
-        made = "updates" if aggregation.mixing is None else "mixed updates"
-        raise NoAggregate(
-            f"{rule.name} with these options needs {rule.min_updates()} {made}, and there are {len(updates)}"
-        )
     if isinstance(rule, ColumnRule):
         return Columns(rule, rule.chosen(updates), mixed, scales)
     if not isinstance(rule, LinearRule):

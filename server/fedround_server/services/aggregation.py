@@ -10,7 +10,7 @@ from fedround_server.aggregators.compatibility import check_compatible
 from fedround_server.aggregators.fed_avg import FedAvg
 from fedround_server.domain.aggregation import BUFFERS, Aggregation, OptionInvalid, options_of
 from fedround_server.domain.errors import FieldInvalid
-from fedround_server.services import tensor_selection
+from fedround_server.services import fields, tensor_selection
 
 FIELD = "spec.aggregation"
 METHOD = "method"
@@ -53,10 +53,15 @@ def write(found: Aggregation) -> aggregation_pb2.Aggregation:
 
 def _stage(field: str, name: str, message: Message, path: str) -> Any:
     """Reads a stage: an option that is not set, or is 0 where that cannot be told apart, has its default."""
-    options = {
+    options: dict[str, Any] = {
         option.name: getattr(message, option.name)
         for option in message.DESCRIPTOR.fields
         if (message.HasField(option.name) if option.has_presence else getattr(message, option.name))
+    }
+    options |= {
+        option: fields.parse_id(f"{path}.{option}", value)
+        for option, value in options.items()
+        if option.endswith("_id")
     }
     try:
         stage = STAGES[field][name](**options)

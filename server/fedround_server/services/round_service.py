@@ -67,6 +67,8 @@ class RoundService(round_pb2_grpc.RoundServiceServicer):
                 fields.parse_num_examples(spec.num_examples),
                 fields.parse_metrics(spec),
                 replace(file, training_id=training_id, round=spec.round),
+                local_steps=spec.local_steps or None,
+                initial_loss=spec.initial_loss if spec.HasField("initial_loss") else None,
             )
         return round_pb2.SubmitUpdateResponse(receipt=convert.receipt(update))
 

@@ -101,6 +101,8 @@ def _rejected(found: RejectedUpdate) -> round_pb2.RejectedUpdate:
 def _waiting_for(view: RoundView, damage: str | None, num_connected: int) -> str:
     found = view.round
     if found.state is RoundState.PENDING:
+        if view.lack is not None:
+            return _after(view, f"participants: {view.lack}")
         having = ", and one with the cohort's labels" if view.cohort is not None and view.cohort.labels else ""
         return _after(view, f"participants: {num_connected} of {view.wanted} connected{having}")
     if damage is not None:
@@ -134,13 +136,15 @@ def _rule(view: RoundView) -> str:
         rule += f" ({view.enough} are enough)"
     if found.failed:
         rule += f" ({found.failed} of {len(view.members)} participants failed)"
+    if view.lack is not None and found.arrived >= view.enough:
+        rule = f"other updates: {view.lack}"
     if found.wait_end is not None:
         end = found.wait_end if found.deadline is None else min(found.wait_end, found.deadline)
         return f"{rule}, until {end.isoformat(timespec='seconds')}: then it closes with those that it has"
     if found.deadline is None:
         return f"{rule}; there is no deadline"
     rule += f", until {found.deadline.isoformat(timespec='seconds')}"
-    if found.arrived >= view.enough:
+    if found.arrived >= view.enough and view.lack is None:
         return f"{rule}: then it closes with those that it has"
     if view.when_missed is OnMissed.RETRY:
         return f"{rule}: with fewer than that it is repeated (attempt {found.attempt} of {view.policy.max_attempts})"

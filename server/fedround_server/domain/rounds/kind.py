@@ -167,6 +167,19 @@ class RoundKind(Protocol):
         """Returns what makes a file of the updates; None if the round makes none."""
         return None
 
+    def stages(self, spec: TrainingSpec, step: int) -> Aggregation | None:
+        """Returns the stages that the updates go through; None if the round makes no file, or makes it otherwise."""
+        computation = self.computation(spec, step)
+        found = None if computation is None else computation.aggregation
+        return found if isinstance(found, Aggregation) else None
+
+    def wanted(self, spec: TrainingSpec, step: int) -> int:
+        """Returns how many participants must be connected before a pending round opens."""
+        cohort, stages = self.cohort(spec), self.stages(spec, step)
+        if cohort is None:
+            return 1
+        return max(1, cohort.min_available, stages.min_updates if stages is not None and cohort.available_only else 1)
+
     def outcome(self, spec: TrainingSpec, number: int, step: int, num_updates: int) -> Outcome:
         """Returns what a round that is done brings.
 

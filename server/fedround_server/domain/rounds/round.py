@@ -174,6 +174,8 @@ class RoundView:
         cohort: Who takes part in it; None for all participants.
         participant_ids: The registered participants, who need not be members.
         awaited: Of a pending round, these by name.
+        wanted: Of a pending round, how many participants must be connected before it opens.
+        lack: What the updates that have arrived lack for the aggregation, or a pending round's participants.
     """
 
     round: Round
@@ -185,6 +187,8 @@ class RoundView:
     cohort: Cohort | None = None
     participant_ids: tuple[str, ...] = ()
     awaited: tuple[RegisteredParticipant, ...] = ()
+    wanted: int = 0
+    lack: str | None = None
 
     @property
     def wait_rule(self) -> WaitRule | None:
@@ -196,7 +200,7 @@ class RoundView:
         if self.round.state is not RoundState.OPEN:
             return None
         if self.round.arrived >= self.enough:
-            return WaitRule.AFTER_MIN
+            return WaitRule.ALL_UPDATES if self.lack else WaitRule.AFTER_MIN
         able = len(self.members) - (0 if self.policy.min_updates else self.round.failed)
         return WaitRule.MIN_UPDATES if self.enough < able else WaitRule.ALL_UPDATES
 
@@ -206,15 +210,10 @@ class RoundView:
         return enough_updates(self.policy, len(self.members), self.round.failed, self.round.needed)
 
     @property
-    def wanted(self) -> int:
-        """How many participants must be connected before the round opens."""
-        return 0 if self.cohort is None else max(1, self.cohort.min_available)
-
-    @property
     def when_missed(self) -> OnMissed | None:
         """What happens if an open round reaches its deadline as it is; None if it has none, is not open, or closes."""
         if self.round.state is not RoundState.OPEN or self.round.deadline is None:
             return None
-        if self.round.arrived >= self.enough > 0:
+        if self.round.arrived >= self.enough > 0 and self.lack is None:
             return None
         return OnMissed.RETRY if self.round.attempt < self.policy.max_attempts else OnMissed.FAIL

@@ -6,11 +6,12 @@ from peewee import Case, Field, ModelSelect, fn
 
 from fedround_server.domain.forecast import HISTORY
 from fedround_server.domain.model import BlobRef
+from fedround_server.domain.rounds import KINDS
 from fedround_server.domain.rounds.round import RoundState, UnfinishedRound
 from fedround_server.store.db.compiled import compiled
 from fedround_server.store.queries.failure import OF_MEMBER
 from fedround_server.store.tables.failure_schema import ParticipantFailureRow
-from fedround_server.store.tables.mapping import to_blob
+from fedround_server.store.tables.mapping import to_blob, to_spec
 from fedround_server.store.tables.schema import AssignmentRow, CohortRow, RoundRow, TrainingRow, UpdateRow
 
 SUBMITTED = (
@@ -92,6 +93,18 @@ def assigned_users(training_id: str, number: int) -> list[str]:
 def counted_updates(training_id: str, number: int) -> list[UpdateRow]:
     """Returns the submissions of a round that count, in canonical order: those of members that were not removed."""
     return sorted(_counted(training_id, number), key=lambda row: row.user_id)
+
+
+def lack(training: TrainingRow, row: RoundRow) -> str | None:
+    """Returns what the updates of a round lack for its aggregation; None if nothing, also if none of them has weight.
+
+    Updates without weight do not count; if there are no others, the model stays as it is.
+    """
+    stages = KINDS[row.kind].stages(to_spec(training.spec), row.step)
+    if stages is None or not stages.is_demanding:
+        return None
+    counted = [update.user_id for update in counted_updates(row.training_id, row.number) if update.num_examples]
+    return stages.lack(counted) if counted else None
 
 
 def arrival_times(training_id: str, number: int) -> dict[str, datetime]:

@@ -13,7 +13,7 @@ from fedround_server.domain.rounds import KINDS
 from fedround_server.domain.rounds.round import RegisteredParticipant, RoundMember, RoundState, RoundView
 from fedround_server.store.queries.failure import list_failures
 from fedround_server.store.queries.participant import participant_ids, present_participants
-from fedround_server.store.queries.round import SUBMITTED, arrival_times
+from fedround_server.store.queries.round import SUBMITTED, arrival_times, lack
 from fedround_server.store.tables.failure_schema import RejectedUpdateRow
 from fedround_server.store.tables.mapping import to_round, to_spec
 from fedround_server.store.tables.schema import (
@@ -68,6 +68,10 @@ def view(training: TrainingRow, row: RoundRow) -> RoundView:
     everything = sum_by_reason(one for found in rejected.values() for one in found)
     spec, kind = to_spec(training.spec), KINDS[row.kind]
     is_current = row.number == training.round
+    registered, is_pending = tuple(participant_ids(row.training_id)), row.state == RoundState.PENDING.value
+    lacking = lack(training, row) if row.state == RoundState.OPEN.value else None
+    if is_pending and (stages := kind.stages(spec, row.step)) is not None:
+        lacking = stages.lack(registered, "registered participants")
     return RoundView(
         to_round(row),
         kind.policy(spec),
@@ -76,8 +80,10 @@ def view(training: TrainingRow, row: RoundRow) -> RoundView:
         paused=is_current and training.paused,
         stopped=is_current and training.stop is not None,
         cohort=kind.cohort(spec),
-        participant_ids=tuple(participant_ids(row.training_id)),
-        awaited=_registered(row.training_id) if row.state == RoundState.PENDING.value else (),
+        participant_ids=registered,
+        awaited=_registered(row.training_id) if is_pending else (),
+        wanted=kind.wanted(spec, row.step) if is_pending else 0,
+        lack=lacking,
     )
 
 

@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from threading import Lock
+from typing import Any
 
 from cachetools import LRUCache, cached
 from peewee import ModelSelect
@@ -23,7 +24,7 @@ from fedround_server.domain.report import NewReport, same_metrics
 from fedround_server.domain.rounds import KINDS
 from fedround_server.domain.rounds.kind import ExpectedTensors
 from fedround_server.domain.rounds.round import RoundState
-from fedround_server.domain.update import NewUpdate, NormBound, Update, is_number
+from fedround_server.domain.update import NewUpdate, NormBound, Update, inputs_of, is_number
 from fedround_server.store.db.compiled import compiled_values
 from fedround_server.store.queries.failure import find_failure
 from fedround_server.store.queries.participant import took_part
@@ -34,6 +35,9 @@ from fedround_server.store.tables.schema import ModelRow, RoundRow, TrainingRow,
 
 CLOSED = (RoundState.AGGREGATING.value, RoundState.DONE.value)
 """The states of a round that was closed by its updates."""
+
+INPUTS = ("local_steps", "initial_loss")
+"""The columns of what rules need to know; null where the rule does not."""
 
 CACHED_TENSORS = 20_000
 """Tensors of all manifests that are cached; each takes some 500 bytes."""
@@ -94,7 +98,20 @@ def check(training: TrainingRow, new: NewUpdate | NewReport) -> RoundRow | Updat
     lacking = sorted(set(KINDS[row.kind].required_metrics(spec)) - numbers)
     if lacking:
         raise FieldInvalid("metrics", f"the training asks for {', '.join(lacking)} too, as numbers")
+    kept_inputs(training, row, new)
     return row
+
+
+def kept_inputs(training: TrainingRow, row: RoundRow, new: NewUpdate | NewReport) -> dict[str, Any]:
+    """Returns what is kept of a submission since the rule of its round needs it, by the names of the columns.
+
+    Raises:
+        FieldInvalid: It lacks something that the rule needs.
+    """
+    if not isinstance(new, NewUpdate):
+        return {}
+    stages = KINDS[row.kind].stages(to_spec(training.spec), row.step)
+    return inputs_of(new, None if stages is None else stages.rule)
 
 
 def check_failure(training: TrainingRow, number: int, user_id: str) -> RoundRow | None:
@@ -137,6 +154,9 @@ def _stands(row: RoundRow, before: UpdateRow, new: NewUpdate | NewReport) -> boo
         UpdateSuperseded: It is the same, and will not count.
     """
     changed = [name for name, value in _content(new).items() if getattr(before, name) != value]
+    if isinstance(new, NewUpdate):
+        kept = {name: value for name in INPUTS if (value := getattr(before, name)) is not None}
+        changed += [name for name, value in kept.items() if getattr(new, name) != value]
     changed += [] if same_metrics(before.metrics, new.metrics) else ["metrics"]
     abandoned = row.state == RoundState.ABANDONED.value
     if abandoned or not is_member(row.training_id, row.number, before.user_id):

@@ -5,6 +5,7 @@ by their time which ids exist.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 
 from peewee import ModelSelect, fn
@@ -177,7 +178,7 @@ def load_trainings(
         for training_id, current in rounds.items()
         if current.failed and not listed and viewer_id is None
     }
-    return [
+    found = [
         to_training(
             row,
             clients.get(row.training_id, ()),
@@ -190,6 +191,14 @@ def load_trainings(
         )
         for row in rows
     ]
+    return list(map(_for_participants, found)) if listed or viewer_id is not None else found
+
+
+def _for_participants(training: Training) -> Training:
+    """Returns a training without the ids that its aggregation names."""
+    aggregation = training.spec.aggregation
+    public = replace(aggregation, rule=aggregation.rule.for_participants())
+    return replace(training, spec=replace(training.spec, aggregation=public))
 
 
 def _training(training_id: str) -> "ModelSelect[TrainingRow]":

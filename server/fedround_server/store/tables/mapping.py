@@ -289,6 +289,8 @@ def to_update(row: UpdateRow) -> Update:
         blob=to_blob(row),
         num_examples=row.num_examples,
         accept_time=row.accept_time,
+        local_steps=row.local_steps,
+        initial_loss=row.initial_loss,
     )
 
 

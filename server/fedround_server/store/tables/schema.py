@@ -274,7 +274,10 @@ class CohortRow(Row):
 
 
 class UpdateRow(Row):
-    """An accepted update; in an evaluation round a report, which has no file."""
+    """An accepted update; in an evaluation round a report, which has no file.
+
+    local_steps and initial_loss are null unless the rule of the aggregation needs them.
+    """
 
     update_id = id_field(primary_key=True)
     training_id = id_field()
@@ -284,6 +287,8 @@ class UpdateRow(Row):
     size_bytes = BigIntegerField()
     checksums = BlobField(null=True)
     num_examples = BigIntegerField()
+    local_steps = BigIntegerField(null=True)
+    initial_loss = DoubleField(null=True)
     metrics = MetricsField()
     accept_time = InstantField()
 

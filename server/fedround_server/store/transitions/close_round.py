@@ -22,7 +22,7 @@ from fedround_server.store.db.audit_trail import record
 from fedround_server.store.db.rows import save
 from fedround_server.store.queries.failure import list_failures
 from fedround_server.store.queries.participant import participant_ids
-from fedround_server.store.queries.round import count_members, get_round, missing_members, round_times
+from fedround_server.store.queries.round import count_members, get_round, lack, missing_members, round_times
 from fedround_server.store.queries.user import user_names
 from fedround_server.store.tables.mapping import to_spec
 from fedround_server.store.tables.schema import COHORT, MISSING, CohortRow, RoundRow, TrainingRow, UpdateRow
@@ -47,8 +47,9 @@ def evaluate(
     A round that has enough updates may wait for others, until its wait_end. One that is due with too few updates is
     repeated, or the training fails, as its policy says. A round whose cohort has left is abandoned, and the next one of
     its kind is opened for those who were registered meanwhile, unless the training is paused or stops; they begin a
-    chain anew. If everybody who is left has failed, and too few updates arrived, the training fails. The caller has the
-    aggregation of a closed round started.
+    chain anew. If everybody who is left has failed, and too few updates arrived, the training fails. A round whose
+    updates have no aggregate stays open for others, and is repeated at its deadline, or the training fails. The caller
+    has the aggregation of a closed round started.
 
     Args:
         training: The training.
@@ -79,6 +80,14 @@ def evaluate(
         enough=enough,
         waited=row.wait_end is not None and now >= row.wait_end,
     )
+    lacking = lack(training, row) if verdict is Verdict.CLOSE else None
+    if lacking is not None:
+        if (left and not due) or row.attempt < policy.max_attempts:
+            # Others may still submit, until its deadline: members, or participants that failed and come back.
+            verdict = Verdict.REPEAT if due else Verdict.WAIT
+        else:
+            fail(training, TrainingFailure("AGGREGATION_FAILED", f"the round cannot be aggregated: {lacking}"), now)
+            return False
     if verdict is Verdict.CLOSE:
         return _close(training, row, now)
     if verdict is Verdict.REPEAT:
@@ -86,7 +95,7 @@ def evaluate(
     elif verdict is Verdict.FAIL:
         fail(training, _deadline_missed(row, enough) if left else participants_failed(row), now)
     else:
-        _set_wait_end(row, policy, now, waits=row.arrived >= enough)
+        _set_wait_end(row, policy, now, waits=row.arrived >= enough and lacking is None)
     return False
 
 

@@ -1,11 +1,13 @@
 """Opens rounds."""
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 from peewee import Value
 
+from fedround_server.domain.aggregation import Aggregation
 from fedround_server.domain.cohort import Cohort, draw
 from fedround_server.domain.event import RoundStarted
 from fedround_server.domain.policy import expected_updates
@@ -32,7 +34,7 @@ def open_round(
 ) -> None:
     """Opens a round for its cohort, or for those in a chain; without any member, the training fails.
 
-    A round that has to wait for connections becomes pending instead: `open_pending` opens it.
+    A round that has to wait for connections, or for participants, becomes pending instead: `open_pending` opens it.
 
     In a chain, `step` counts the rounds since the last version in which models changed hands.
     """
@@ -55,18 +57,16 @@ def open_round(
         num_examples=0,
         open_time=now,
     )
-    cohort = kind.cohort(spec)
+    cohort, stages = kind.cohort(spec), kind.stages(spec, step)
     if chain:
         _open(training, row, enter_cohort(training.training_id, number, chain, now), now, insert)
-    elif cohort is None:
+    elif cohort is None and (stages is None or not stages.is_demanding):
         _open(training, row, _enter_all(training.training_id, number, now), now, insert)
-    elif cohort.waits:
-        # It is pending, until the server knows who is connected.
+    elif (cohort is not None and cohort.waits) or not open_pending(training, row, None, now, insert):
+        # It is pending, until the server knows who is connected, or there are enough for its aggregation.
         training.round = number
         save(training)
         insert(row)
-    else:
-        open_pending(training, row, None, now, insert)
 
 
 def open_pending(
@@ -87,9 +87,11 @@ def open_pending(
 
     Returns:
         Whether the round is pending no longer. It is, if only connected participants are asked and none of them has the
-        labels.
+        labels, and if the aggregation needs others, or more than it would ask.
     """
-    cohort = KINDS[row.kind].cohort(to_spec(training.spec)) or Cohort()
+    spec, kind = to_spec(training.spec), KINDS[row.kind]
+    given, stages = kind.cohort(spec), kind.stages(spec, row.step)
+    cohort = given or Cohort()
     registered = list_eligible(row.training_id, cohort.labels)
     if not registered:
         message = "no participants with the cohort's labels are left" if cohort.labels else "no participants are left"
@@ -99,11 +101,16 @@ def open_pending(
     if not eligible:
         return False
     needed = cohort.needed(len(registered))
-    chosen = _draw(row, cohort, eligible, cohort.asked(needed))
-    row.needed = needed if cohort.is_drawn else None
-    row.eligible, row.chosen = len(eligible), len(chosen)
+    chosen = _draw(row, cohort, eligible, cohort.asked(needed), _required(stages))
+    if stages is not None and stages.lack(chosen) is not None:
+        return False
+    facts: dict[str, Any] = {}
+    if given is not None:
+        row.needed = needed if cohort.is_drawn else None
+        row.eligible, row.chosen = len(eligible), len(chosen)
+        facts = _draw_facts(cohort, row, chosen)
     members = enter_cohort(row.training_id, row.number, chosen, now)
-    _open(training, row, members, now, write, **_draw_facts(cohort, row, chosen))
+    _open(training, row, members, now, write, **facts)
     return True
 
 
@@ -117,11 +124,12 @@ def draw_more(
     Returns:
         The new members, and what the audit log has of their draw.
     """
-    cohort = KINDS[row.kind].cohort(to_spec(training.spec)) or Cohort()
+    spec, kind = to_spec(training.spec), KINDS[row.kind]
+    cohort = kind.cohort(spec) or Cohort()
     others = sorted(set(list_eligible(row.training_id, cohort.labels)) - all_members(row))
     eligible = _available(cohort, others, connected)
     missing = max(0, (row.needed or 0) - row.arrived)
-    joining = _draw(row, cohort, eligible, cohort.asked(missing))
+    joining = _draw(row, cohort, eligible, cohort.asked(missing), _required(kind.stages(spec, row.step)))
     enter_cohort(row.training_id, row.number, joining, now)
     if row.chosen is None:
         return joining, {}
@@ -143,10 +151,19 @@ def _available(cohort: Cohort, user_ids: Sequence[str], connected: Collection[st
     return [user_id for user_id in user_ids if user_id in connected]
 
 
-def _draw(row: RoundRow, cohort: Cohort, eligible: Sequence[str], count: int) -> list[str]:
+def _draw(
+    row: RoundRow, cohort: Cohort, eligible: Sequence[str], count: int, required: Collection[str] = ()
+) -> list[str]:
+    """Draws members; those without whom there is no aggregate are always chosen, and the others are drawn."""
     if not cohort.is_drawn:
         return list(eligible)
-    return draw(cohort.seed, row.training_id, row.number, row.attempt, eligible, count)
+    always = set(required) & set(eligible)
+    others, count = set(eligible) - always, max(0, count - len(always))
+    return sorted([*always, *draw(cohort.seed, row.training_id, row.number, row.attempt, others, count)])
+
+
+def _required(stages: Aggregation | None) -> tuple[str, ...]:
+    return () if stages is None else stages.rule.required_users()
 
 
 def _open(
@@ -197,7 +214,7 @@ def round_started(training: TrainingRow, row: RoundRow, *, is_configured: bool |
         kind=kind.public_name,
         model=model_info(training.model_id, row.model_version),
         deadline=row.deadline,
-        aggregation=spec.aggregation,
+        aggregation=replace(spec.aggregation, rule=spec.aggregation.rule.for_participants()),
         metric_names=spec.metric_names,
         local_rounds=request.local_rounds,
         assigned=request.assigned,

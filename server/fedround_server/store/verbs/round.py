@@ -114,8 +114,7 @@ class RoundVerbs(Verbs):
         row = None if training is None else find_round(training_id, number)
         if training is None or row is None or row.state != RoundState.PENDING.value:
             return None
-        cohort = KINDS[row.kind].cohort(to_spec(training.spec))
-        wanted = max(1, 0 if cohort is None else cohort.min_available)
+        wanted = KINDS[row.kind].wanted(to_spec(training.spec), row.step)
         return PendingRound(wanted, tuple(participant_ids(training_id)))
 
     @verb

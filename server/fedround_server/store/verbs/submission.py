@@ -39,6 +39,7 @@ class SubmissionVerbs(Verbs):
             UpdateExists: The user has submitted another update.
             UpdateSuperseded: The same update was accepted before, and will not count.
             NumExamples: More than the training's limit.
+            FieldInvalid: It does not say what the rule of the aggregation needs to know.
         """
         return submission.admit(lock_visible(new.training_id, new.user_id), new)
 
@@ -127,6 +128,7 @@ def _submit(new: NewUpdate | NewReport, update_id: str, now: datetime) -> tuple[
         num_examples=new.num_examples,
         metrics=dict(new.metrics),
         accept_time=now,
+        **submission.kept_inputs(training, current, new),
     )
     insert(row)
     reached("update.inserted")

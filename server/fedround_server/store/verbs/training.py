@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from datetime import datetime
 
+from fedround_server.domain.aggregation import Aggregation
 from fedround_server.domain.cohort import Cohort
 from fedround_server.domain.errors import (
     CohortImpossible,
@@ -70,7 +71,7 @@ class TrainingVerbs(Verbs):
             return made
         check_open_trainings(actor_id, quotas)
         check_stored_bytes(actor_id, quotas, size)
-        _refuse(unknown_users(spec.client_ids))
+        _refuse_unknown(spec)
         if spec.model_id is not None:
             source = lock_owned_model(spec.model_id, actor_id)
             stored_version(source, spec.model_version)
@@ -102,7 +103,7 @@ class TrainingVerbs(Verbs):
         if (made := _created(actor_id, spec.request_id)) is not None:
             return made
         check_open_trainings(actor_id, quotas)
-        _refuse(unknown_users(spec.client_ids))
+        _refuse_unknown(spec)
         model_id = (
             _stored_model(str(spec.model_id), spec.model_version, actor_id, new_model_id, now)
             if model is None
@@ -248,8 +249,10 @@ class TrainingVerbs(Verbs):
                 f"the training has {present} participants and needs at least {wanted}: register clients first"
             )
         spec = to_spec(row.spec)
+        if lack := spec.aggregation.lack(participant_ids(training_id), "registered participants"):
+            raise NoParticipants(f"{lack}: register clients first")
         if spec.cohort is not None:
-            _check_cohort(row, spec.cohort, wanted)
+            _check_cohort(row, spec.cohort, wanted, spec.aggregation)
         row.start_request_id = request_id
         row.start_time = now
         record("training_started", row)
@@ -260,6 +263,13 @@ class TrainingVerbs(Verbs):
             raise RuntimeError("a new training has no first round")
         open_round(row, 0, first, now)
         return load_trainings([row])[0]
+
+
+def _refuse_unknown(spec: TrainingSpec) -> None:
+    """Refuses a spec that names users who do not exist: as participants, or as those that its aggregation needs."""
+    _refuse(unknown_users(spec.client_ids))
+    if unknown := unknown_users(spec.aggregation.rule.required_users()):
+        raise UnknownClients(unknown, field=f"spec.aggregation.{spec.aggregation.rule.name}")
 
 
 def _refuse(unknown: list[str]) -> None:
@@ -311,7 +321,7 @@ def _check_model(spec: TrainingSpec, model: ModelRow) -> Manifest:
     return manifest
 
 
-def _check_cohort(training: TrainingRow, cohort: Cohort, min_updates: int) -> None:
+def _check_cohort(training: TrainingRow, cohort: Cohort, min_updates: int, aggregation: Aggregation) -> None:
     """Checks that the participants that are registered can make up the cohorts of rounds.
 
     Raises:
@@ -323,7 +333,8 @@ def _check_cohort(training: TrainingRow, cohort: Cohort, min_updates: int) -> No
             " registered: no round would open; register more clients first",
             field="spec.cohort.min_available",
         )
-    registered = len(list_eligible(training.training_id, cohort.labels))
+    eligible = list_eligible(training.training_id, cohort.labels)
+    registered = len(eligible)
     having = " have the labels of the cohort" if cohort.labels else " are registered"
     if not registered:
         raise CohortImpossible(
@@ -341,6 +352,14 @@ def _check_cohort(training: TrainingRow, cohort: Cohort, min_updates: int) -> No
             f"round_policy.min_updates is {min_updates}, and a round asks for {cohort.needed(registered)} updates,"
             f" since {registered} participants{having}: register more clients first",
             field="spec.round_policy.min_updates",
+        )
+    if lack := aggregation.lack(eligible, "participants with the labels of the cohort"):
+        raise CohortImpossible(f"{lack}: register more clients first", field="spec.cohort.labels")
+    if cohort.needed(registered) < aggregation.min_updates:
+        raise CohortImpossible(
+            f"a round asks for {cohort.needed(registered)} updates, since {registered} participants{having}, and the"
+            f" aggregation needs {aggregation.min_updates}: register more clients first",
+            field="spec.cohort.fraction",
         )
 
 
