@@ -67,8 +67,7 @@ def aggregate(
     """
     if not isinstance(job.aggregation, Aggregation):
         raise TypeError(f"{job.aggregation} does not make a model")
-    # Canonical order: rounding errors depend on the updates, and not on who sent them.
-    counted = sorted((i for i, weight in enumerate(job.weights) if weight), key=lambda i: job.updates[i].sha256)
+    counted = _canonical_order(job)
     with reading_ahead() as ahead, open_source(files, job, counted, slot_targets or {}, ahead) as source:
         known = _known(source, job, job.aggregation, counted)
         try:
@@ -85,6 +84,17 @@ def aggregate(
                     writer.write(elements.aggregate(block))
             made = writer.complete()
         return Aggregated(made, source.slots.finish(), facts_of(len(job.updates), counted, decision, known))
+
+
+def _canonical_order(job: AggregationJob) -> list[int]:
+    """Returns the indices of the updates that count, in an order in which rounding errors depend on them alone."""
+
+    def key(index: int) -> tuple[object, ...]:
+        # Of equal files, the reports and then the ids decide.
+        others = (values[index] for values in (job.steps, job.losses, job.user_ids) if values)
+        return job.updates[index].sha256, job.weights[index], *others
+
+    return sorted((index for index, weight in enumerate(job.weights) if weight), key=key)
 
 
 def _known(source: Source, job: AggregationJob, aggregation: Aggregation, counted: Sequence[int]) -> Updates:
@@ -159,12 +169,11 @@ class _Elements:
         kept = self._read(self._kept, block) if self._kept else None
         if self._optimizer is None and self._kept is None:
             return block.model if self._decision is None else self._decision.aggregate(block)
-        if self._decision is None:
-            delta = torch.zeros(len(block), dtype=torch.float64)
-        else:
-            delta = self._decision.difference(block, kept)
+        unchanged = torch.zeros(len(block), dtype=torch.float64)
+        delta = unchanged if self._decision is None else self._decision.difference(block, kept)
         if self._kept:
-            self._source.slots.write(self._kept, delta, block.model.dtype)
+            left = kept if self._decision is None and kept is not None else delta
+            self._source.slots.write(self._kept, left, block.model.dtype)
         if self._optimizer is not None:
             delta = self._step(self._optimizer, block, delta)
         return narrow(delta.add_(widen(block.model)), block.model.dtype)
