@@ -69,8 +69,8 @@ def aggregate(
         raise TypeError(f"{job.aggregation} does not make a model")
     counted = _canonical_order(job)
     with reading_ahead() as ahead, open_source(files, job, counted, slot_targets or {}, ahead) as source:
-        known = _known(source, job, job.aggregation, counted)
         try:
+            known = _known(source, job, job.aggregation, counted)
             decision = decide(job.aggregation, known) if counted else None
         except NoAggregate as error:
             raise AggregationFailed(str(error)) from None
