@@ -181,6 +181,7 @@ def test_without_examples_the_model_and_the_state_stay(rounds: Any, aggregation:
     training = rounds(aggregation)
     model = training.aggregate(MODEL, UPDATES)
     before = {slot: bits(training.slot(slot)) for slot in aggregation.slots}
+    model["small.1"] = -torch.zeros(2)
     made = training.aggregate(model, [replace(one, weight=0) for one in UPDATES])
     assert bits(made) == bits(model)
     assert {slot: bits(training.slot(slot)) for slot in aggregation.slots} == before
@@ -233,6 +234,25 @@ def test_one_giant_fails_no_round_and_robust_rules_hold(rounds: Any, aggregation
     assert all(is_all_finite(training.slot(slot)) for slot in aggregation.slots)
     if aggregation.rule.name in ROBUST and aggregation.mixing is None and aggregation.server_optimizer is None:
         assert made.abs().max() < 10
+
+
+@pytest.mark.parametrize("name", ["krum", "geometric_median", "centered_clipping", "median"])
+def test_threads_do_not_change_the_bits(rounds: Any, name: str) -> None:
+    generator = torch.Generator().manual_seed(5)
+    model = {"w": torch.randn(40_000, dtype=torch.float64, generator=generator)}
+    updates = [
+        Sent({"w": model["w"] + torch.randn(40_000, dtype=torch.float64, generator=generator)}, one + 1)
+        for one in range(33)
+    ]
+    before, made = torch.get_num_threads(), set()
+    try:
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            made.add(bits(rounds(Aggregation(rule(name))).aggregate(model, updates))["w"])
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert len(made) == 1
 
 
 SCALES = {"geometric_median": ("nu", 1), "centered_clipping": ("tau", 1), "q_fed_avg": ("lipschitz", -2)}

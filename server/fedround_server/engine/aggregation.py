@@ -169,26 +169,37 @@ class _Elements:
         kept = self._read(self._kept, block) if self._kept else None
         if self._optimizer is None and self._kept is None:
             return block.model if self._decision is None else self._decision.aggregate(block)
-        unchanged = torch.zeros(len(block), dtype=torch.float64)
-        delta = unchanged if self._decision is None else self._decision.difference(block, kept)
+        if self._decision is None:
+            if self._kept:
+                self._source.slots.write(self._kept, _or_filled(kept, block, 0.0), block.model.dtype)
+            if self._optimizer is not None:
+                self._write(self._optimizer, block, self._state(self._optimizer, block))
+            return block.model
+        delta = self._decision.difference(block, kept)
         if self._kept:
-            left = kept if self._decision is None and kept is not None else delta
-            self._source.slots.write(self._kept, left, block.model.dtype)
+            self._source.slots.write(self._kept, delta, block.model.dtype)
         if self._optimizer is not None:
             delta = self._step(self._optimizer, block, delta)
         return narrow(delta.add_(widen(block.model)), block.model.dtype)
 
     def _step(self, optimizer: ServerOptimizer, block: Block, delta: Tensor) -> Tensor:
-        names = {slot: f"{optimizer.name}/{slot}" for slot in optimizer.slots}
-        state = {}
-        for slot, name in names.items():
-            found = self._read(name, block)
-            state[slot] = torch.full_like(delta, optimizer.initial(slot)) if found is None else found
-        if self._decision is not None:
-            delta = optimizer.step(delta, state, self._job.state.steps + 1)
-        for slot, name in names.items():
-            self._source.slots.write(name, state[slot], block.model.dtype)
+        state = self._state(optimizer, block)
+        delta = optimizer.step(delta, state, self._job.state.steps + 1)
+        self._write(optimizer, block, state)
         return delta
+
+    def _state(self, optimizer: ServerOptimizer, block: Block) -> dict[str, Tensor]:
+        found = {slot: self._read(f"{optimizer.name}/{slot}", block) for slot in optimizer.slots}
+        return {slot: _or_filled(values, block, optimizer.initial(slot)) for slot, values in found.items()}
+
+    def _write(self, optimizer: ServerOptimizer, block: Block, state: Mapping[str, Tensor]) -> None:
+        for slot, values in state.items():
+            self._source.slots.write(f"{optimizer.name}/{slot}", values, block.model.dtype)
 
     def _read(self, slot: str, block: Block) -> Tensor | None:
         return self._source.slots.read(slot, block.run, block.start, len(block))
+
+
+def _or_filled(values: Tensor | None, block: Block, initial: float) -> Tensor:
+    """Returns the values of a slot, or the initial one for each element of a block."""
+    return torch.full((len(block),), initial, dtype=torch.float64) if values is None else values

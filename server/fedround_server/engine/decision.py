@@ -1,7 +1,10 @@
 """What is decided about the updates of a round before their elements are aggregated."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from math import frexp, fsum, isfinite
 from typing import Any
 
@@ -154,14 +157,13 @@ def inner_products(blocks: Iterable[tuple[Block, Tensor | None]], count: int) ->
         NoAggregate: An update has NaN.
     """
     total = torch.zeros(count + 1, count + 1, dtype=torch.float64)
-    for block, kept in blocks:
-        model = widen(block.model).double()
-        rows = torch.zeros(count + 1, len(block), dtype=torch.float64)
-        for row, update in zip(rows[:count], block.updates(), strict=True):
-            torch.sub(widen(update).double(), model, out=row)
-        if kept is not None:
-            rows[count].copy_(kept)
-        total.addmm_(rows, rows.T)
+    # One thread for each block: those of a matrix product would change its bits.
+    with _single_threaded() as workers, ThreadPoolExecutor(workers) as pool:
+        read = ((block, block.updates(), kept) for block, kept in blocks)
+        while some := list(islice(read, workers)):
+            for products in pool.map(_block_products, some):
+                total.add_(products)
+    total = total.add(total.T).div_(2)
     squares = total.diagonal().clone()
     if squares.isnan().any():
         raise NoAggregate("an update has values that are not finite")
@@ -170,6 +172,29 @@ def inner_products(blocks: Iterable[tuple[Block, Tensor | None]], count: int) ->
     total[:, is_far] = 0
     total.diagonal()[is_far] = FAR**2
     return total[:count, :count].numpy(), total[count].numpy()
+
+
+def _block_products(read: tuple[Block, Sequence[Tensor], Tensor | None]) -> Tensor:
+    """Returns the inner products for the elements of a block, the last ones with the kept aggregate."""
+    block, updates, kept = read
+    model = widen(block.model).double()
+    rows = torch.zeros(len(updates) + 1, len(block), dtype=torch.float64)
+    for row, update in zip(rows[:-1], updates, strict=True):
+        torch.sub(widen(update).double(), model, out=row)
+    if kept is not None:
+        rows[-1].copy_(kept)
+    return rows @ rows.T
+
+
+@contextmanager
+def _single_threaded() -> Iterator[int]:
+    """Makes torch use one thread; yields how many it used before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield before
+    finally:
+        torch.set_num_threads(before)
 
 
 def decide(aggregation: Aggregation, updates: Updates) -> Decision:
