@@ -127,13 +127,14 @@ def draw(curves: Mapping[str, list[float]], path: Path) -> None:
 
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
     heights = spread({name: curve[-1] for name, curve in curves.items()})
-    for arm in ARMS:
+    for number, arm in enumerate(ARMS):
         curve = curves[arm.name]
-        style = {"linewidth": 1.6, "markersize": 4} if arm.marker else {"linewidth": 1.2, "linestyle": "--"}
-        axes.plot(curve, color=arm.colour, marker=arm.marker, clip_on=False, **style)
+        # Most curves lie on each other: their markers take turns, and the dashes of the first one are on top.
+        style = {"markevery": (number, len(ARMS) - 1)} if arm.marker else {"linestyle": "--", "zorder": 9}
+        axes.plot(curve, color=arm.colour, marker=arm.marker, markersize=6, clip_on=False, **style)
         label = f"{curve[-1]:.0%}  {arm.name}"
         axes.text(len(curve) - 0.6, heights[arm.name], label, color=arm.colour, verticalalignment="center")
-    title = f"{PARTICIPANTS} participants, one of which sends shuffled weights and claims {CLAIMED} times the examples"
+    title = f"One of {PARTICIPANTS} participants sends shuffled weights and claims {CLAIMED} times the examples"
     axes.set_title(title, loc="left", weight="bold", fontsize=11)
     axes.set_xlabel("round")
     axes.set_ylabel("accuracy on held-out images")
