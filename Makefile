@@ -7,11 +7,13 @@ ARGS   ?=
 # How many tests `make test` runs at the same time: more than there are cores, as some of them wait.
 JOBS   ?= 3
 # The sizes of `make chaos`, and the seed of its random choices: kills of servers by scripted clients, repeats of each
-# race, fuzzed inputs, runs of the state machine, random networks, kills of the worker, kills of a server in one training.
+# race, fuzzed inputs, runs of the state machine, means in each type, random networks, kills of the worker, kills of a
+# server in one training.
 KILLS        ?= 300
 RACES        ?= 20
 FUZZ         ?= 50000
 MACHINE      ?= 50
+ELEMENTS     ?= 1000000
 NETWORKS     ?= 3
 WORKER_KILLS ?= 10
 ROUND_KILLS  ?= 10
@@ -19,7 +21,7 @@ SEED         ?= 1
 # `all` fails each call of the storage layer, instead of one of each kind.
 FAULTS       ?=
 
-SIZES := RACES FUZZ MACHINE NETWORKS WORKER_KILLS ROUND_KILLS FAULTS SEED
+SIZES := RACES FUZZ MACHINE ELEMENTS NETWORKS WORKER_KILLS ROUND_KILLS FAULTS SEED
 QUICK := not chaos and not examples
 
 VENV       := .venv

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from fedround_server.aggregators.krum import krum_scores
 from fedround_server.aggregators.options import check_range
 from fedround_server.aggregators.rule import ColumnRule, Updates
-from fedround_server.aggregators.sorting import sort_columns
+from fedround_server.aggregators.sorting import mean_of_sorted, median_of_sorted, sort_columns
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,19 +50,21 @@ class Bulyan(ColumnRule):
         import torch
 
         sort_columns(values)
-        rows = values.double()
-        count = len(rows) - 2 * self.f
-        middle = len(rows) // 2
-        median = rows[middle] if len(rows) % 2 else (rows[middle - 1] + rows[middle]) / 2
-        best = torch.full_like(median, torch.inf)
-        result = torch.zeros_like(median)
+        median = median_of_sorted(values)
+        count = len(values) - 2 * self.f
         # Of sorted values, those nearest to any number follow each other.
-        for start in range(len(rows) - count + 1):
-            window = rows[start : start + count]
-            reach = torch.maximum(median - window[0], window[-1] - median)
-            mean = window[0] / count
-            for row in window[1:]:
-                mean.add_(row / count)
-            result = torch.where(reach < best, mean, result)
+        windows = [values[start : start + count] for start in range(2 * self.f + 1)]
+        result = mean_of_sorted(windows[0])
+        best = _reach(windows[0], median)
+        for window in windows[1:]:
+            reach = _reach(window, median)
+            result = torch.where(reach < best, mean_of_sorted(window), result)
             best = torch.minimum(best, reach)
         return result
+
+
+def _reach(window: Tensor, median: Tensor) -> Tensor:
+    """Returns how far the values of each column are from a number at most: shape (columns,), float64."""
+    import torch
+
+    return torch.maximum(median - window[0].double(), window[-1].double() - median)

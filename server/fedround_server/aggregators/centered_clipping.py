@@ -40,7 +40,7 @@ class CenteredClipping(LinearRule):
         for _ in range(self.iterations):
             squares = center @ products @ center - 2 * (products @ center) + products.diagonal()
             distances = np.sqrt(squares[:count].clip(min=0))
-            scales = np.minimum(1.0, self.tau / np.maximum(distances, self.tau))
+            scales = self.tau / np.maximum(distances, self.tau)
             center *= 1 - scales.sum() / count
             center[:count] += scales / count
         return Shares(center[:count].tolist(), kept=float(center[count]))

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 
 from fedround_server.aggregators.fed_avg import FedAvg
+from fedround_server.aggregators.options import MAX_SEED, check_range
 from fedround_server.domain.aggregation import DaisyChaining, OptionInvalid
 
 MAX_CHAIN = 10_000
 """Local rounds before an average, at most."""
-MAX_SEED = 1 << 53
 CHAINS = 10
 """An average after so many daisy periods, by default."""
 
@@ -35,8 +35,8 @@ class FedDC(FedAvg, DaisyChaining):
     def check(self) -> None:
         """Checks the periods and the seed."""
         daisy, period = self.daisy_period, self.aggregation_period
+        check_range("daisy_period", daisy, 1, MAX_CHAIN)
         if not daisy <= period <= MAX_CHAIN or period % daisy:
             problem = f"is {period}; must be a multiple of daisy_period ({daisy}), at most {MAX_CHAIN}"
             raise OptionInvalid("aggregation_period", problem)
-        if self.seed > MAX_SEED:
-            raise OptionInvalid("seed", f"is {self.seed}; at most {MAX_SEED}")
+        check_range("seed", self.seed, 0, MAX_SEED)

@@ -1,9 +1,8 @@
 """FedNova (Wang et al., Tackling the Objective Inconsistency Problem, NeurIPS 2020, arXiv 2007.07481)."""
 
 from dataclasses import dataclass
-from math import fsum
 
-from fedround_server.aggregators.rule import LinearRule, Shares, Updates
+from fedround_server.aggregators.rule import LinearRule, NoAggregate, Shares, Updates
 
 
 @dataclass(frozen=True)
@@ -19,7 +18,10 @@ class FedNova(LinearRule):
 
     def shares(self, updates: Updates) -> Shares:
         """Returns n_i * tau / a_i, over the sum of n: tau is the mean of the a, weighted by n."""
+        if min(updates.steps) < 1:
+            raise NoAggregate("fed_nova needs the local steps of each update, at least 1")
         total = sum(updates.weights)
         pairs = list(zip(updates.weights, updates.steps, strict=True))
-        effective = fsum(weight * steps for weight, steps in pairs) / total
+        # Of integers, so that equal numbers of steps give exactly that number.
+        effective = sum(weight * steps for weight, steps in pairs) / total
         return Shares([weight * (effective / steps) for weight, steps in pairs], total)

@@ -49,7 +49,7 @@ class FLTrust(LinearRule):
         scores, coefficients = [], []
         for index, along in enumerate(updates.products[trusted].tolist()):
             lengths = norms[index] * norms[trusted]
-            score = max(0.0, along / lengths) if lengths and index != trusted else 0.0
+            score = min(1.0, max(0.0, along / lengths)) if lengths and index != trusted else 0.0
             scores.append(score)
             coefficients.append(score * norms[trusted] / norms[index] if score else 0.0)
         return Shares(coefficients, fsum(scores) or 1.0)

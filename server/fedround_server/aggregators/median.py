@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fedround_server.aggregators.rule import ColumnRule
-from fedround_server.aggregators.sorting import sort_columns
+from fedround_server.aggregators.sorting import median_of_sorted, sort_columns
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,8 +21,4 @@ class Median(ColumnRule):
     def reduce(self, values: Tensor) -> Tensor:
         """Returns the medians."""
         sort_columns(values)
-        middle = len(values) // 2
-        if len(values) % 2:
-            return values[middle].double()
-        # Halved before they are added: the sum of two large float64 numbers overflows.
-        return values[middle - 1].double().mul_(0.5).add_(values[middle].double().mul_(0.5))
+        return median_of_sorted(values)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from fedround_server.aggregators.options import check_range
+from fedround_server.aggregators.options import MAX_SEED, check_range
 
 if TYPE_CHECKING:
     import numpy as np
@@ -90,8 +90,9 @@ class Bucketing(Mixing):
     seed: int = 0
 
     def check(self) -> None:
-        """Checks the size."""
+        """Checks the size and the seed."""
         check_range("size", self.size, 1)
+        check_range("seed", self.seed, 0, MAX_SEED)
 
     def matrix(self, updates: Updates) -> np.ndarray[Any, np.dtype[np.float64]]:
         """Returns the means of the buckets."""

@@ -4,6 +4,8 @@ import math
 
 from fedround_server.domain.aggregation import OptionInvalid
 
+MAX_SEED = 1 << 53
+
 
 def check_range(option: str, value: float, lowest: float, highest: float = math.inf, *, open_end: bool = False) -> None:
     """Checks that an option is finite and in a range, to which `highest` belongs unless `open_end`.

@@ -1,10 +1,10 @@
 """q-FedAvg (Li et al., Fair Resource Allocation in Federated Learning, ICLR 2020, arXiv 1905.10497, algorithm 2)."""
 
 from dataclasses import dataclass
-from math import fsum
+from math import fsum, isfinite
 
 from fedround_server.aggregators.options import check_positive, check_range
-from fedround_server.aggregators.rule import LinearRule, Shares, Updates
+from fedround_server.aggregators.rule import LinearRule, NoAggregate, Shares, Updates
 
 LEAST_LOSS = 1e-10
 """Is added to losses, of which negative powers are taken."""
@@ -32,11 +32,16 @@ class QFedAvg(LinearRule):
 
     def shares(self, updates: Updates) -> Shares:
         """Returns L F^q, over the sum of q F^(q-1) L^2 ||w - x||^2 + L F^q."""
+        if not all(isfinite(loss) and loss >= 0 for loss in updates.losses):
+            raise NoAggregate("q_fed_avg needs the initial loss of each update, finite and >= 0")
         losses = [loss + LEAST_LOSS for loss in updates.losses]
         squares = updates.products.diagonal().tolist()
-        constant = self.lipschitz
-        coefficients = [constant * loss**self.q for loss in losses]
+        constant, largest = self.lipschitz, max(losses)
+        # Divided by the power of the largest loss, which cancels: the powers alone overflow.
+        powers = [(loss / largest) ** self.q for loss in losses]
+        coefficients = [constant * power for power in powers]
         curvatures = [
-            self.q * loss ** (self.q - 1) * constant**2 * square for loss, square in zip(losses, squares, strict=True)
+            self.q * power / loss * constant * constant * square
+            for power, loss, square in zip(powers, losses, squares, strict=True)
         ]
         return Shares(coefficients, fsum(coefficients + curvatures))

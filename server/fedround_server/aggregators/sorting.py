@@ -1,4 +1,4 @@
-"""Sorts the values of many elements at once."""
+"""Sorts the values of many elements at once, and takes medians and means of sorted values."""
 
 from __future__ import annotations
 
@@ -58,3 +58,39 @@ def sort_columns(values: Tensor) -> None:
         torch.minimum(values[low], values[high], out=spare)
         torch.maximum(values[low], values[high], out=values[high])
         values[low].copy_(spare)
+
+
+def median_of_sorted(values: Tensor) -> Tensor:
+    """Returns the medians of sorted columns: shape (columns,), float64.
+
+    Args:
+        values: Shape (rows, columns), floating.
+    """
+    middle = len(values) // 2
+    if len(values) % 2:
+        return values[middle].double()
+    return mean_of_sorted(values[middle - 1 : middle + 1])
+
+
+def mean_of_sorted(values: Tensor) -> Tensor:
+    """Returns the means of sorted columns, between their smallest and largest values: shape (columns,), float64.
+
+    Args:
+        values: Shape (rows, columns), floating.
+    """
+    import torch
+
+    low, high = values[0].double(), values[-1].double()
+    if len(values) == 1:
+        return low
+    total = low.clone()
+    for row in values[1:]:
+        total.add_(row)
+    mean = total.div_(len(values))
+    if values.dtype == torch.float64 and not torch.isfinite(mean).all():
+        # The sum of large float64 numbers overflows, and that of scaled ones does not.
+        scaled = torch.zeros_like(mean)
+        for row in values:
+            scaled.add_(row / len(values))
+        mean = torch.where(torch.isfinite(mean), mean, scaled)
+    return torch.minimum(torch.maximum(mean, low), high)

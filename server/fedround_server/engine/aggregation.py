@@ -67,11 +67,10 @@ def aggregate(
     """
     if not isinstance(job.aggregation, Aggregation):
         raise TypeError(f"{job.aggregation} does not make a model")
-    # Canonical order: rounding errors depend on the updates, and not on who sent them.
-    counted = sorted((i for i, weight in enumerate(job.weights) if weight), key=lambda i: job.updates[i].sha256)
+    counted = _canonical_order(job)
     with reading_ahead() as ahead, open_source(files, job, counted, slot_targets or {}, ahead) as source:
-        known = _known(source, job, job.aggregation, counted)
         try:
+            known = _known(source, job, job.aggregation, counted)
             decision = decide(job.aggregation, known) if counted else None
         except NoAggregate as error:
             raise AggregationFailed(str(error)) from None
@@ -85,6 +84,17 @@ def aggregate(
                     writer.write(elements.aggregate(block))
             made = writer.complete()
         return Aggregated(made, source.slots.finish(), facts_of(len(job.updates), counted, decision, known))
+
+
+def _canonical_order(job: AggregationJob) -> list[int]:
+    """Returns the indices of the updates that count, in an order in which rounding errors depend on them alone."""
+
+    def key(index: int) -> tuple[object, ...]:
+        # Of equal files, the reports and then the ids decide.
+        others = (values[index] for values in (job.steps, job.losses, job.user_ids) if values)
+        return job.updates[index].sha256, job.weights[index], *others
+
+    return sorted((index for index, weight in enumerate(job.weights) if weight), key=key)
 
 
 def _known(source: Source, job: AggregationJob, aggregation: Aggregation, counted: Sequence[int]) -> Updates:
@@ -160,9 +170,12 @@ class _Elements:
         if self._optimizer is None and self._kept is None:
             return block.model if self._decision is None else self._decision.aggregate(block)
         if self._decision is None:
-            delta = torch.zeros(len(block), dtype=torch.float64)
-        else:
-            delta = self._decision.difference(block, kept)
+            if self._kept:
+                self._source.slots.write(self._kept, _or_filled(kept, block, 0.0), block.model.dtype)
+            if self._optimizer is not None:
+                self._write(self._optimizer, block, self._state(self._optimizer, block))
+            return block.model
+        delta = self._decision.difference(block, kept)
         if self._kept:
             self._source.slots.write(self._kept, delta, block.model.dtype)
         if self._optimizer is not None:
@@ -170,16 +183,23 @@ class _Elements:
         return narrow(delta.add_(widen(block.model)), block.model.dtype)
 
     def _step(self, optimizer: ServerOptimizer, block: Block, delta: Tensor) -> Tensor:
-        names = {slot: f"{optimizer.name}/{slot}" for slot in optimizer.slots}
-        state = {}
-        for slot, name in names.items():
-            found = self._read(name, block)
-            state[slot] = torch.full_like(delta, optimizer.initial(slot)) if found is None else found
-        if self._decision is not None:
-            delta = optimizer.step(delta, state, self._job.state.steps + 1)
-        for slot, name in names.items():
-            self._source.slots.write(name, state[slot], block.model.dtype)
+        state = self._state(optimizer, block)
+        delta = optimizer.step(delta, state, self._job.state.steps + 1)
+        self._write(optimizer, block, state)
         return delta
+
+    def _state(self, optimizer: ServerOptimizer, block: Block) -> dict[str, Tensor]:
+        found = {slot: self._read(f"{optimizer.name}/{slot}", block) for slot in optimizer.slots}
+        return {slot: _or_filled(values, block, optimizer.initial(slot)) for slot, values in found.items()}
+
+    def _write(self, optimizer: ServerOptimizer, block: Block, state: Mapping[str, Tensor]) -> None:
+        for slot, values in state.items():
+            self._source.slots.write(f"{optimizer.name}/{slot}", values, block.model.dtype)
 
     def _read(self, slot: str, block: Block) -> Tensor | None:
         return self._source.slots.read(slot, block.run, block.start, len(block))
+
+
+def _or_filled(values: Tensor | None, block: Block, initial: float) -> Tensor:
+    """Returns the values of a slot, or the initial one for each element of a block."""
+    return torch.full((len(block),), initial, dtype=torch.float64) if values is None else values

@@ -1,8 +1,11 @@
 """What is decided about the updates of a round before their elements are aggregated."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from math import fsum
+from itertools import islice
+from math import frexp, fsum, isfinite
 from typing import Any
 
 import numpy as np
@@ -18,6 +21,12 @@ from fedround_server.engine.format.dtypes import narrow, widen
 from fedround_server.engine.parts import Block
 
 Matrix = np.ndarray[Any, np.dtype[np.float64]]
+Places = np.ndarray[Any, np.dtype[np.bool_]]
+
+FAR = 2.0**450
+"""An update that is farther than this from the model has no part in what depends on inner products."""
+ROUNDING = 2.0**-48
+"""Coefficients whose sum differs from the divisor by no more than this part of it are those of a mean."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,19 +106,28 @@ class Columns:
         return self._reduced(block) - widen(block.model).double()
 
     def _reduced(self, block: Block) -> Tensor:
+        values = self._values(block)
+        result = self.rule.reduce(values)
+        # The sign of a zero among zeros with both signs would depend on its place.
+        return result.add_(0.0) if len(values) > 1 else result
+
+    def _values(self, block: Block) -> Tensor:
+        """Returns what the rule reduces: shape (updates, elements)."""
         updates = [widen(update) for update in block.updates()]
         if self.mixed is None:
-            return self.rule.reduce(torch.stack([updates[index] for index in self.chosen]))
+            return torch.stack([updates[index] for index in self.chosen])
         model = widen(block.model).double()
-        differences = [update.double() - model for update in updates]
         rows = []
         for index in self.chosen:
+            used = [(one, update) for one, update in zip(self.mixed[index].tolist(), updates, strict=True) if one]
+            if [one for one, _ in used] == [1.0]:
+                rows.append(used[0][1].double())
+                continue
             row = model.clone()
-            for difference, coefficient in zip(differences, self.mixed[index].tolist(), strict=True):
-                if coefficient:
-                    row.add_(difference * coefficient)
+            for coefficient, update in used:
+                row.add_((update.double() - model).mul_(coefficient))
             rows.append(row)
-        return self.rule.reduce(torch.stack(rows))
+        return torch.stack(rows)
 
 
 Decision = Linear | Columns
@@ -132,18 +150,51 @@ def inner_products(blocks: Iterable[tuple[Block, Tensor | None]], count: int) ->
         count: The number of updates.
 
     Returns:
-        Shapes (count, count) and (count + 1,), float64, as `Updates` has them.
+        Shapes (count, count) and (count + 1,), float64, as `Updates` has them. Updates that are farther from the model
+        than FAR are at that distance, and orthogonal to all others: their inner products would overflow.
+
+    Raises:
+        NoAggregate: An update has NaN.
     """
     total = torch.zeros(count + 1, count + 1, dtype=torch.float64)
-    for block, kept in blocks:
-        model = widen(block.model).double()
-        rows = torch.zeros(count + 1, len(block), dtype=torch.float64)
-        for row, update in zip(rows[:count], block.updates(), strict=True):
-            torch.sub(widen(update).double(), model, out=row)
-        if kept is not None:
-            rows[count].copy_(kept)
-        total.addmm_(rows, rows.T)
+    # One thread for each block: those of a matrix product would change its bits.
+    with _single_threaded() as workers, ThreadPoolExecutor(workers) as pool:
+        read = ((block, block.updates(), kept) for block, kept in blocks)
+        while some := list(islice(read, workers)):
+            for products in pool.map(_block_products, some):
+                total.add_(products)
+    total = total.add(total.T).div_(2)
+    squares = total.diagonal().clone()
+    if squares.isnan().any():
+        raise NoAggregate("an update has values that are not finite")
+    is_far = ~(squares < FAR**2)
+    total[is_far] = 0
+    total[:, is_far] = 0
+    total.diagonal()[is_far] = FAR**2
     return total[:count, :count].numpy(), total[count].numpy()
+
+
+def _block_products(read: tuple[Block, Sequence[Tensor], Tensor | None]) -> Tensor:
+    """Returns the inner products for the elements of a block, the last ones with the kept aggregate."""
+    block, updates, kept = read
+    model = widen(block.model).double()
+    rows = torch.zeros(len(updates) + 1, len(block), dtype=torch.float64)
+    for row, update in zip(rows[:-1], updates, strict=True):
+        torch.sub(widen(update).double(), model, out=row)
+    if kept is not None:
+        rows[-1].copy_(kept)
+    return rows @ rows.T
+
+
+@contextmanager
+def _single_threaded() -> Iterator[int]:
+    """Makes torch use one thread; yields how many it used before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield before
+    finally:
+        torch.set_num_threads(before)
 
 
 def decide(aggregation: Aggregation, updates: Updates) -> Decision:
@@ -154,13 +205,14 @@ def decide(aggregation: Aggregation, updates: Updates) -> Decision:
         updates: The updates, with their inner products if `needs_products`.
 
     Raises:
-        NoAggregate: There are too few, or the rule does not find the ones that it needs.
+        NoAggregate: There are too few, the rule does not find the ones that it needs, or its numbers overflow.
     """
     rule = aggregation.rule
     if (shortage := aggregation.shortage(len(updates))) is not None:
         raise NoAggregate(shortage)
     mixed: Matrix | None = None
     scales: Sequence[float] | None = None
+    is_far = updates.products.diagonal() >= FAR**2
     if isinstance(aggregation.clipping, Clipping):
         scales = aggregation.clipping.scales(updates.products)
         updates, mixed = updates.scaled(scales), np.diag(scales)
@@ -168,11 +220,32 @@ def decide(aggregation: Aggregation, updates: Updates) -> Decision:
         matrix = aggregation.mixing.matrix(updates)
         updates, mixed = updates.mixed(matrix), matrix if mixed is None else matrix @ mixed
     if isinstance(rule, ColumnRule):
-        return Columns(rule, rule.chosen(updates), mixed, scales)
+        return Columns(rule, rule.chosen(updates), None if mixed is None else mixed * ~is_far, scales)
     if not isinstance(rule, LinearRule):
         raise TypeError(f"{rule.name} is neither linear nor by columns")
-    shares = rule.shares(updates)
-    if mixed is None:
-        return Linear(shares, scales)
-    coefficients = (np.array(shares.coefficients, dtype=np.float64) @ mixed).tolist()
-    return Linear(Shares(coefficients, shares.divisor, shares.kept), scales)
+    return Linear(_combined(rule.name, rule.shares(updates), mixed, is_far), scales)
+
+
+def _combined(name: str, shares: Shares, mixed: Matrix | None, is_far: Places) -> Shares:
+    """Returns the combination of the updates that a combination of mixed ones makes, without those that are far."""
+    coefficients: Sequence[float] = shares.coefficients
+    if mixed is not None:
+        coefficients = (np.array(coefficients, dtype=np.float64) @ mixed).tolist()
+    if is_far.any():
+        coefficients = [0.0 if far else one for one, far in zip(coefficients, is_far.tolist(), strict=True)]
+    if not shares.divisor or not all(map(isfinite, (*coefficients, shares.divisor, shares.kept))):
+        raise NoAggregate(f"{name} with these options finds no coefficients that float64 holds")
+    total, divisor = fsum(coefficients), shares.divisor
+    if total and abs(total - divisor) <= ROUNDING * divisor:
+        # A mean of equal updates is to be exactly that.
+        coefficients = _with_exact_sum(coefficients)
+        divisor = fsum(coefficients)
+    return Shares(coefficients, divisor, shares.kept)
+
+
+def _with_exact_sum(coefficients: Sequence[float]) -> Sequence[float]:
+    """Rounds coefficients, as little as possible, to numbers of which float64 holds the sum; integers stay so."""
+    if fsum(coefficients) <= 2**53 and all(float(one).is_integer() for one in coefficients):
+        return coefficients
+    unit = 2.0 ** max(frexp(fsum(map(abs, coefficients)))[1] - 52, -1074)
+    return [round(one / unit) * unit for one in coefficients]

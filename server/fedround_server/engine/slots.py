@@ -44,7 +44,10 @@ class Slots:
             values: Shape (elements,), float64.
             dtype: Of the model's elements.
         """
-        kept = values.to(torch.float64 if dtype == torch.float64 else torch.float32, copy=True)
+        target = torch.float64 if dtype == torch.float64 else torch.float32
+        most = torch.finfo(target).max
+        # The square of a large difference is beyond the type's range; Inf would stay in the state for ever.
+        kept = values.clamp(-most, most).to(target)
         self._writers[slot].write(kept)
         return kept
 

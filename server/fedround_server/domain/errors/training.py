@@ -25,7 +25,7 @@ class AggregationIncompatible(InvalidArgument):
     """Two stages of an aggregation, or an aggregation and another option, do not go together."""
 
     reason = "AGGREGATION_INCOMPATIBLE"
-    remedy = "change one of the two; docs/aggregation.md says what goes with what"
+    remedy = "change one of the two; docs/aggregation-stages.md says what goes with what"
 
     def __init__(self, field: str, description: str) -> None:
         super().__init__(f"spec.aggregation.{field}: {description}", field=f"spec.aggregation.{field}")

@@ -1,0 +1,104 @@
+"""Runs aggregations on tensors in memory: files named by their digests, and the state from one round to the next."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from fedround_server.aggregators import STAGES
+from fedround_server.aggregators.compatibility import check_compatible
+from fedround_server.aggregators.fl_trust import FLTrust
+from fedround_server.domain.aggregation import NO_STATE, Aggregation, AggregationState, UpdateFacts
+from fedround_server.domain.errors import AggregationIncompatible
+from fedround_server.domain.model import BlobRef
+from fedround_server.domain.transport import FULL_TRANSPORT, Transport
+from fedround_server.engine.aggregation import aggregate
+from fedround_server.engine.jobs import AggregationJob
+from unit.paths import Paths, at
+
+Tensors = Mapping[str, Tensor]
+TRUSTED = "site 0"
+NUMBERS = count()
+
+
+@dataclass(frozen=True)
+class Sent:
+    """An update with what is sent along."""
+
+    tensors: Tensors
+    weight: int = 1
+    user_id: str = TRUSTED
+    steps: int = 1
+    loss: float = 1.0
+
+
+@dataclass
+class Rounds:
+    """Rounds of one training: each call begins from the state of the one before."""
+
+    folder: Path
+    aggregation: Aggregation
+    transport: Transport = FULL_TRANSPORT
+    state: AggregationState = NO_STATE
+    facts: tuple[UpdateFacts, ...] = ()
+
+    def write(self, tensors: Tensors) -> BlobRef:
+        data = safetensors.torch.save(dict(tensors))
+        path = self.folder / hashlib.sha256(data).hexdigest()
+        path.write_bytes(data)
+        return at(path)
+
+    def aggregate(self, model: Tensors, updates: Sequence[Sent]) -> dict[str, Tensor]:
+        """Makes the next version, and checks that no file that was read has changed."""
+        stored, refs = self.write(model), tuple(self.write(update.tensors) for update in updates)
+        number = next(NUMBERS)
+        target = self.folder / f"version {number}"
+        slots = {slot: self.folder / f"{slot.replace('/', ' ')} {number}" for slot in self.aggregation.slots}
+        job = AggregationJob(
+            stored,
+            refs,
+            tuple(update.weight for update in updates),
+            self.aggregation,
+            self.transport,
+            user_ids=tuple(update.user_id for update in updates),
+            steps=tuple(update.steps for update in updates) if self.aggregation.rule.needs_steps else (),
+            losses=tuple(update.loss for update in updates) if self.aggregation.rule.needs_loss else (),
+            state=self.state,
+        )
+        read = {Path(ref.sha256) for ref in (stored, *refs, *self.state.slots.values())}
+        before = {path: path.read_bytes() for path in read}
+        try:
+            made = aggregate(Paths(self.folder), job, target, slots)
+        finally:
+            assert {path: path.read_bytes() for path in read} == before
+        self.facts = made.report
+        self.state = AggregationState({slot: at(path) for slot, path in slots.items()}, self.state.steps + 1)
+        return safetensors.torch.load_file(target)
+
+    def slot(self, name: str) -> dict[str, Tensor]:
+        return safetensors.torch.load_file(self.state.slots[name].sha256)
+
+
+def bits(tensors: Tensors) -> dict[str, bytes]:
+    return {
+        name: tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() for name, tensor in tensors.items()
+    }
+
+
+def stage(field_name: str, name: str, **options: object) -> object:
+    """A stage with its default options, or some others."""
+    kind = STAGES[field_name][name]
+    return kind(TRUSTED, **options) if kind is FLTrust else kind(**options)
+
+
+def is_compatible(aggregation: Aggregation) -> bool:
+    try:
+        check_compatible(aggregation)
+    except AggregationIncompatible:
+        return False
+    return True

@@ -1,0 +1,412 @@
+"""Each rule compared with an independent computation, written from its paper with whole vectors in NumPy."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fedround_server.domain.aggregation import Aggregation
+from unit.aggregating import TRUSTED, Rounds, Sent, stage
+
+Vectors = np.ndarray
+COUNT, SIZE = 11, 400
+CLOSE = 1e-13
+"""The largest difference from an oracle, relative to the largest number; both compute in float64."""
+
+
+def problem(seed: int) -> tuple[np.ndarray, Vectors, list[Sent]]:
+    """A model, the differences of updates from it, and the updates: most are close to each other, two are not."""
+    rng = np.random.default_rng(seed)
+    model = rng.standard_normal(SIZE)
+    updates = model + 0.5 * rng.standard_normal(SIZE) + 0.2 * rng.standard_normal((COUNT, SIZE))
+    updates[3] += 5 * rng.standard_normal(SIZE)
+    updates[8] = model - 2 * (updates[8] - model)
+    sent = [
+        Sent({"w": torch.tensor(one)}, int(rng.integers(1, 50)), f"site {n}", int(rng.integers(1, 9)), rng.random())
+        for n, one in enumerate(updates)
+    ]
+    return model, updates - model, sent
+
+
+def run(folder: Path, aggregation: Aggregation, model: np.ndarray, sent: Sequence[Sent]) -> np.ndarray:
+    """What the engine makes, less the model."""
+    return Rounds(folder, aggregation).aggregate({"w": torch.tensor(model)}, sent)["w"].numpy() - model
+
+
+def norm(vector: np.ndarray) -> float:
+    return float(np.sqrt((vector * vector).sum()))
+
+
+def check(name: str, found: np.ndarray, expected: np.ndarray, record: Any) -> None:
+    largest = float(np.abs(found - expected).max() / max(1.0, np.abs(expected).max()))
+    record(name, largest)
+    assert largest < CLOSE
+
+
+def weighted_mean(differences: Vectors, sent: Sequence[Sent]) -> np.ndarray:
+    parts = np.array([one.weight for one in sent]) / sum(one.weight for one in sent)
+    return (parts[:, None] * differences).sum(axis=0)
+
+
+def nova(differences: Vectors, sent: Sequence[Sent]) -> np.ndarray:
+    """Wang et al., equations 5 to 7, for plain gradient descent: the norm of a_i is the number of steps."""
+    parts = np.array([one.weight for one in sent]) / sum(one.weight for one in sent)
+    steps = np.array([one.steps for one in sent])
+    directions = differences / steps[:, None]
+    return (parts * steps).sum() * (parts[:, None] * directions).sum(axis=0)
+
+
+def q_fair(differences: Vectors, sent: Sequence[Sent], q: float, lipschitz: float) -> np.ndarray:
+    """Li et al., algorithm 2, in its notation; like their program, with 1e-10 added to each loss."""
+    numerator, denominator = np.zeros(SIZE), 0.0
+    for difference, one in zip(differences, sent, strict=True):
+        gradient, loss = -lipschitz * difference, one.loss + 1e-10
+        numerator += loss**q * gradient
+        denominator += q * loss ** (q - 1) * norm(gradient) ** 2 + lipschitz * loss**q
+    return -numerator / denominator
+
+
+def trimmed(differences: Vectors, cut: int) -> np.ndarray:
+    return np.sort(differences, axis=0)[cut : len(differences) - cut].mean(axis=0)
+
+
+def scores(differences: Vectors, f: int) -> list[float]:
+    """Blanchard et al., section 4."""
+    found = []
+    for i, one in enumerate(differences):
+        distances = sorted(norm(one - other) ** 2 for j, other in enumerate(differences) if j != i)
+        found.append(sum(distances[: max(1, len(differences) - f - 2)]))
+    return found
+
+
+def krum(differences: Vectors, f: int, m: int = 1) -> np.ndarray:
+    return differences[np.argsort(scores(differences, f), kind="stable")[:m]].mean(axis=0)
+
+
+def bulyan(differences: Vectors, f: int) -> np.ndarray:
+    """El Mhamdi et al., section 4: select n - 2f with Krum, then average the n - 4f values nearest to the median."""
+    left, selected = list(differences), []
+    while len(selected) < len(differences) - 2 * f:
+        best = int(np.argmin(scores(np.array(left), f))) if len(left) > 1 else 0
+        selected.append(left.pop(best))
+    result = np.empty(SIZE)
+    for column, values in enumerate(np.array(selected).T):
+        nearest = np.argsort(np.abs(values - np.median(values)), kind="stable")[: len(differences) - 4 * f]
+        result[column] = values[nearest].mean()
+    return result
+
+
+def weiszfeld(differences: Vectors, weights: Sequence[float], nu: float, iterations: int) -> np.ndarray:
+    """Pillutla et al., the smoothed Weiszfeld algorithm, from the model."""
+    point = np.zeros(differences.shape[1])
+    for _ in range(iterations):
+        betas = np.array([w / max(nu, norm(point - one)) for w, one in zip(weights, differences, strict=True)])
+        point = (betas[:, None] * differences).sum(axis=0) / betas.sum()
+    return point
+
+
+def centered(differences: Vectors, center: np.ndarray, tau: float, iterations: int) -> np.ndarray:
+    """Karimireddy et al., algorithm 2."""
+    for _ in range(iterations):
+        center = center + np.mean([(one - center) * min(1, tau / norm(one - center)) for one in differences], axis=0)
+    return center
+
+
+def trust(differences: Vectors, root: int) -> np.ndarray:
+    """Cao et al., algorithm 2 and equation 4."""
+    total, numerator = 0.0, np.zeros(SIZE)
+    for index, one in enumerate(differences):
+        if index != root:
+            score = max(0.0, float(one @ differences[root]) / (norm(one) * norm(differences[root])))
+            total += score
+            numerator += score * norm(differences[root]) / norm(one) * one
+    return numerator / total
+
+
+def nearest_mixed(differences: Vectors, f: int) -> Vectors:
+    """Allouah et al., algorithm 2."""
+    mixed = []
+    for one in differences:
+        order = np.argsort([norm(one - other) for other in differences], kind="stable")
+        mixed.append(differences[order[: len(differences) - f]].mean(axis=0))
+    return np.array(mixed)
+
+
+CASES: dict[str, tuple[Any, Any]] = {
+    "fed_avg": ({}, weighted_mean),
+    "fed_prox": ({"mu": 0.1}, weighted_mean),
+    "fed_dc": ({}, weighted_mean),
+    "fed_nova": ({}, nova),
+    "q_fed_avg": ({"q": 2.0, "lipschitz": 3.0}, lambda d, s: q_fair(d, s, 2.0, 3.0)),
+    "median": ({}, lambda d, s: np.median(d, axis=0)),
+    "trimmed_mean": ({"beta": 0.2}, lambda d, s: trimmed(d, 2)),
+    "krum": ({"f": 3}, lambda d, s: krum(d, 3)),
+    "multi_krum": ({"f": 2}, lambda d, s: krum(d, 2, COUNT - 2)),
+    "bulyan": ({"f": 2}, lambda d, s: bulyan(d, 2)),
+    "geometric_median": (
+        {"iterations": 6},
+        lambda d, s: weiszfeld(d, [one.weight for one in s], 1e-6, 6),
+    ),
+    "centered_clipping": ({"tau": 3.0, "iterations": 4}, lambda d, s: centered(d, np.zeros(SIZE), 3.0, 4)),
+    "fl_trust": ({}, lambda d, s: trust(d, 0)),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_rule_does_what_its_paper_says(tmp_path: Path, name: str, record_property: Any) -> None:
+    options, oracle = CASES[name]
+    aggregation = Aggregation(stage("algorithm", name, **options))  # type: ignore[arg-type]
+    for seed in range(3):
+        model, differences, sent = problem(seed)
+        check(name, run(tmp_path, aggregation, model, sent), oracle(differences, sent), record_property)
+
+
+def test_multi_krum_averages_as_many_as_asked(tmp_path: Path, record_property: Any) -> None:
+    model, differences, sent = problem(4)
+    aggregation = Aggregation(stage("algorithm", "multi_krum", f=2, m=3))  # type: ignore[arg-type]
+    check("multi_krum m", run(tmp_path, aggregation, model, sent), krum(differences, 2, 3), record_property)
+
+
+def test_the_trimmed_mean_is_that_of_scipy(tmp_path: Path, record_property: Any) -> None:
+    stats = pytest.importorskip("scipy.stats")
+    model, differences, sent = problem(5)
+    for beta in (0.0, 0.1, 0.25, 0.45):
+        found = run(tmp_path, Aggregation(stage("algorithm", "trimmed_mean", beta=beta)), model, sent)  # type: ignore[arg-type]
+        check("trimmed_mean scipy", found, stats.trim_mean(differences, beta, axis=0), record_property)
+
+
+def test_the_part_that_is_cut_off_is_a_decimal_number() -> None:
+    trimmed_mean: Any = stage("algorithm", "trimmed_mean", beta=0.29)
+    assert trimmed_mean.cut(100) == 29  # int(0.29 * 100) is 28.
+    for beta, count in ((0.1, 10), (0.3, 10), (0.49, 100), (0.07, 100), (0.4999999999999999, 2), (0.0, 1)):
+        exact = int(Fraction(str(beta)) * count)
+        assert replace(trimmed_mean, beta=beta).cut(count) == exact
+
+
+def test_the_vectors_of_byzfl(tmp_path: Path) -> None:
+    rows = [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0], [7.0, 8.0, 9.0]]
+    sent = [Sent({"w": torch.tensor(row, dtype=torch.float64)}) for row in rows]
+    median = Aggregation(stage("algorithm", "geometric_median", nu=0.1, iterations=3))  # type: ignore[arg-type]
+    found = run(tmp_path, median, np.zeros(3), sent)
+    assert found.tolist() == pytest.approx([3.78788764, 4.78788764, 5.78788764], abs=5e-9)
+    clipping = Aggregation(stage("algorithm", "centered_clipping", tau=100.0))  # type: ignore[arg-type]
+    assert run(tmp_path, clipping, np.zeros(3), sent).tolist() == pytest.approx([4, 5, 6], abs=1e-15)
+
+
+def test_norm_clipping(tmp_path: Path, record_property: Any) -> None:
+    model, differences, sent = problem(6)
+    clipped = np.array([one / max(1, norm(one) / 12) for one in differences])
+    assert 0 < sum(norm(one) > 12 for one in differences) < COUNT
+    for name, oracle in (("fed_avg", weighted_mean), ("median", lambda d, s: np.median(d, axis=0))):
+        aggregation = Aggregation(stage("algorithm", name), clipping=stage("clipping", "fixed", norm=12.0))  # type: ignore[arg-type]
+        check(f"fixed {name}", run(tmp_path, aggregation, model, sent), oracle(clipped, sent), record_property)
+
+
+def test_nearest_neighbor_mixing(tmp_path: Path, record_property: Any) -> None:
+    model, differences, sent = problem(7)
+    mixed = nearest_mixed(differences, 2)
+    oracles = {
+        "fed_avg": mixed.mean(axis=0),
+        "median": np.median(mixed, axis=0),
+        "krum": krum(mixed, 2),
+        "geometric_median": weiszfeld(mixed, [1] * COUNT, 1e-6, 3),
+    }
+    for name, expected in oracles.items():
+        options = {"f": 2} if name == "krum" else {}
+        aggregation = Aggregation(stage("algorithm", name, **options), mixing=stage("mixing", "nearest_neighbor", f=2))  # type: ignore[arg-type]
+        check(f"nearest_neighbor {name}", run(tmp_path, aggregation, model, sent), expected, record_property)
+
+
+def test_buckets_have_each_update_once_and_depend_on_the_seed(tmp_path: Path) -> None:
+    rng = np.random.default_rng(8)
+    sent = [Sent({"w": torch.tensor(10.0**n + rng.random(2))}) for n in range(7)]
+    values = np.array([one.tensors["w"].numpy() for one in sent])
+    made = set()
+    for seed in range(5):
+        mixing = stage("mixing", "bucketing", size=2, seed=seed)
+        matrix = mixing.matrix(_updates(7, str(sent)))  # type: ignore[attr-defined]
+        assert sorted((matrix > 0).sum(axis=1)) == [1, 2, 2, 2]
+        assert (matrix > 0).sum(axis=0).tolist() == [1] * 7
+        assert matrix.sum(axis=1).tolist() == [1] * 4
+        made.add(tuple(run(tmp_path, Aggregation(stage("algorithm", "median"), mixing=mixing), np.zeros(2), sent)))  # type: ignore[arg-type]
+    assert len(made) > 1
+    # Buckets of one are the updates.
+    alone = Aggregation(stage("algorithm", "median"), mixing=stage("mixing", "bucketing", size=1))  # type: ignore[arg-type]
+    assert run(tmp_path, alone, np.zeros(2), sent).tolist() == np.median(values, axis=0).tolist()
+
+
+def _updates(number: int, digest: str) -> Any:
+    from fedround_server.aggregators.rule import Updates
+
+    return Updates((), (1,) * number, np.zeros((number, number)), np.zeros(number + 1), digest=digest)
+
+
+ROUNDS = 6
+
+
+def walk(folder: Path, aggregation: Aggregation, seed: int) -> tuple[np.ndarray, list[Vectors], list[list[Sent]]]:
+    """Rounds whose updates are the round's model and given differences; returns each version."""
+    rng = np.random.default_rng(seed)
+    model, versions, differences, updates = rng.standard_normal(SIZE), [], [], []
+    training = Rounds(folder, aggregation)
+    for _ in range(ROUNDS):
+        differences.append(0.3 * rng.standard_normal((5, SIZE)))
+        updates.append(
+            [Sent({"w": torch.tensor(model + one)}, n + 1, f"site {n}") for n, one in enumerate(differences[-1])]
+        )
+        model = training.aggregate({"w": torch.tensor(model)}, updates[-1])["w"].numpy()
+        versions.append(model)
+    start = np.random.default_rng(seed).standard_normal(SIZE)
+    return np.array([start, *versions]), differences, updates
+
+
+def moments(
+    deltas: Sequence[np.ndarray], kind: str, rate: float, beta1: float, beta2: float, tau: float, *, corrected: bool
+) -> list[np.ndarray]:
+    """Reddi et al., algorithm 2."""
+    mean, variance, steps = np.zeros(SIZE), np.full(SIZE, tau**2), []
+    for number, delta in enumerate(deltas, 1):
+        mean = beta1 * mean + (1 - beta1) * delta
+        square = delta * delta
+        if kind == "adagrad":
+            variance = variance + square
+        elif kind == "yogi":
+            variance = variance - (1 - beta2) * square * np.sign(variance - square)
+        else:
+            variance = beta2 * variance + (1 - beta2) * square
+        first, second = (1 - beta1**number, 1 - beta2**number) if corrected else (1, 1)
+        steps.append(rate * (mean / first) / (np.sqrt(variance / second) + tau))
+    return steps
+
+
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "adagrad": {"learning_rate": 0.2, "beta1": 0.3, "tau": 1e-2},
+    "adam": {"learning_rate": 0.1, "beta1": 0.8, "beta2": 0.95, "tau": 1e-3},
+    "adam corrected": {"learning_rate": 0.1, "beta1": 0.8, "beta2": 0.95, "tau": 1e-3, "bias_correction": True},
+    "yogi": {"learning_rate": 0.05, "beta1": 0.9, "beta2": 0.99, "tau": 1e-2},
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_adaptive_optimizers_over_rounds(tmp_path: Path, name: str, record_property: Any) -> None:
+    options = OPTIMIZERS[name]
+    kind = name.split()[0]
+    optimizer = stage("server_optimizer", kind, **options)
+    versions, differences, updates = walk(
+        tmp_path, Aggregation(stage("algorithm", "fed_avg"), server_optimizer=optimizer), 9
+    )  # type: ignore[arg-type]
+    deltas = [weighted_mean(one, sent) for one, sent in zip(differences, updates, strict=True)]
+    expected = moments(
+        deltas,
+        kind,
+        options["learning_rate"],
+        options["beta1"],
+        options.get("beta2", 0),
+        options["tau"],
+        corrected="bias_correction" in options,
+    )
+    check(name, np.diff(versions, axis=0), np.array(expected), record_property)
+
+
+def torch_walk(optimizer: Any, weight: torch.Tensor, deltas: Sequence[np.ndarray]) -> np.ndarray:
+    versions = []
+    for delta in deltas:
+        weight.grad = torch.tensor(-delta)
+        optimizer.step()
+        versions.append(weight.detach().numpy().copy())
+    return np.array(versions)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adagrad", "adam"])
+def test_optimizers_are_those_of_torch_where_the_definitions_are_equal(
+    tmp_path: Path, name: str, record_property: Any
+) -> None:
+    # torch adds eps to the root as tau is added here, and starts v at 0: tau squared is next to nothing.
+    tau = 1e-12
+    options: dict[str, Any] = {
+        "sgd": {"learning_rate": 0.7, "momentum": 0.9},
+        "adagrad": {"learning_rate": 0.2, "tau": tau},
+        "adam": {"learning_rate": 0.1, "beta1": 0.8, "beta2": 0.95, "tau": tau, "bias_correction": True},
+    }[name]
+    optimizer = stage("server_optimizer", name, **options)
+    versions, differences, updates = walk(
+        tmp_path, Aggregation(stage("algorithm", "fed_avg"), server_optimizer=optimizer), 10
+    )  # type: ignore[arg-type]
+    deltas = [weighted_mean(one, sent) for one, sent in zip(differences, updates, strict=True)]
+    weight = torch.nn.Parameter(torch.tensor(versions[0]))
+    theirs: Any = {
+        "sgd": lambda: torch.optim.SGD([weight], lr=0.7, momentum=0.9),
+        "adagrad": lambda: torch.optim.Adagrad([weight], lr=0.2, eps=tau, initial_accumulator_value=tau**2),
+        "adam": lambda: torch.optim.Adam([weight], lr=0.1, betas=(0.8, 0.95), eps=tau),
+    }[name]()
+    check(f"torch {name}", versions[1:], torch_walk(theirs, weight, deltas), record_property)
+
+
+def test_centered_clipping_remembers_its_center(tmp_path: Path, record_property: Any) -> None:
+    rule = stage("algorithm", "centered_clipping", tau=2.0, iterations=2)
+    versions, differences, _ = walk(tmp_path, Aggregation(rule), 11)  # type: ignore[arg-type]
+    center, expected = np.zeros(SIZE), []
+    for one in differences:
+        center = centered(one, center, 2.0, 2)
+        expected.append(center)
+    check("centered_clipping rounds", np.diff(versions, axis=0), np.array(expected), record_property)
+
+
+def test_momentum_of_float32_models_is_kept_in_float32(tmp_path: Path) -> None:
+    training = Rounds(
+        tmp_path,
+        Aggregation(stage("algorithm", "fed_avg"), server_optimizer=stage("server_optimizer", "sgd", momentum=0.5)),
+    )  # type: ignore[arg-type]
+    model = {"w": torch.zeros(3)}
+    momentum = np.zeros(3, np.float32)
+    for number in range(4):
+        update = {"w": model["w"] + torch.tensor([0.1, 1.0, -3.3]) * (number + 1)}
+        delta = update["w"].double().numpy() - model["w"].double().numpy()
+        new = 0.5 * momentum.astype(np.float64) + delta
+        expected = (model["w"].double().numpy() + new).astype(np.float32)
+        model = training.aggregate(model, [Sent(update)])
+        momentum = new.astype(np.float32)
+        assert model["w"].numpy().tolist() == expected.tolist()
+        assert training.slot("sgd/v")["w"].numpy().tolist() == momentum.tolist()
+
+
+def exact_square(first: torch.Tensor, second: torch.Tensor) -> Fraction:
+    return sum(
+        ((Fraction(a) - Fraction(b)) ** 2 for a, b in zip(first.tolist(), second.tolist(), strict=True)), Fraction()
+    )
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_updates_that_differ_in_their_last_digits_are_told_apart(tmp_path: Path, seed: int) -> None:
+    # Around 1000, float32 numbers are 2^-14 apart: inner products of the updates themselves have no digit of that.
+    rng = np.random.default_rng(seed)
+    model = torch.full((300,), 1000.0)
+    ulp = 2.0**-14
+    rows = [model + torch.tensor(rng.integers(-9, 10, 300) * ulp, dtype=torch.float32) for _ in range(7)]
+    sent = [Sent({"w": row}, n + 1) for n, row in enumerate(rows)]
+    distances = [[exact_square(one, other) for other in rows] for one in rows]
+    exact = [sum(sorted(row)[1 : 1 + 7 - 2 - 2]) for row in distances]
+    training = Rounds(tmp_path, Aggregation(stage("algorithm", "krum", f=2)))  # type: ignore[arg-type]
+    chosen = training.aggregate({"w": model}, sent)["w"]
+    assert torch.equal(chosen, rows[min(range(7), key=exact.__getitem__)])
+    median = Rounds(tmp_path, Aggregation(stage("algorithm", "geometric_median", nu=1e-9, iterations=5)))  # type: ignore[arg-type]
+    found = median.aggregate({"w": model}, sent)["w"]
+    differences = np.array([(row - model).double().numpy() for row in rows])
+    point = weiszfeld(differences, [one.weight for one in sent], 1e-9, 5)
+    assert np.array_equal(found.numpy(), (1000 + point).astype(np.float32))
+    shares = [fact.share or 0 for fact in median.facts]
+    before = weiszfeld(differences, [one.weight for one in sent], 1e-9, 4)
+    betas = [one.weight / norm(before - row) for one, row in zip(sent, differences, strict=True)]
+    assert shares == pytest.approx(np.array(betas) / sum(betas), rel=1e-12)
+
+
+def test_fl_trust_is_not_moved_by_the_opposite(tmp_path: Path) -> None:
+    model, differences, sent = problem(12)
+    sent[1:] = [replace(one, tensors={"w": torch.tensor(model - differences[0])}) for one in sent[1:]]
+    assert sent[0].user_id == TRUSTED
+    assert not run(tmp_path, Aggregation(stage("algorithm", "fl_trust")), model, sent).any()  # type: ignore[arg-type]
