@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 RETRY_DELAY = timedelta(seconds=1)
 """The delay before another attempt after a transient error that names no delay of its own."""
 DAMAGE_DELAY = timedelta(seconds=10)
-"""The delay before another attempt while the model's file is damaged: it has to be restored."""
+"""The delay before another attempt while a file that nobody can send again is damaged: it has to be restored."""
 TRANSIENT = (Unavailable, DiskFull, OSError)
 """Errors that may not recur at the next attempt: accepted updates wait for it."""
 INTERNAL = "the round could not be aggregated; the server's log has more under the id {}"
@@ -99,7 +99,7 @@ class Aggregations:
         """Aggregates a closed round and commits the result, or the failure.
 
         Raises:
-            BlobDamaged: The model that the round started from is damaged.
+            BlobDamaged: The model that the round started from, or the state of its aggregation, is damaged.
         """
         closed = task.round
         now = self._context.clock.now
@@ -131,10 +131,11 @@ class Aggregations:
             Whether there is a damaged file. One that the disk cannot read ends the worker that has mapped it.
 
         Raises:
-            BlobDamaged: The model that the round started from is damaged: nobody can send that again.
+            BlobDamaged: The model that the round started from, or the state of its aggregation, is damaged: nobody
+                can send that again.
             OSError: A file was damaged when the worker read it, and is not any more.
         """
-        for blob in blobs_of(task.model):
+        for blob in (*blobs_of(task.model), *task.state.slots.values()):
             if not isinstance(error, BlobDamaged) or error.sha256 == blob.sha256:
                 await self._files.examine(blob)
         lost = [update.update_id for update in task.updates if not await self._files.is_intact(update.blob)]
@@ -184,4 +185,4 @@ class Aggregations:
             self._context.blobs.keep(staged.blob)
         reached("aggregation.adopted")
         slots = {slot: staged.blob for slot, staged in result.slots.items()}
-        return result.made, AggregationState(slots, task.state.steps + 1)
+        return result.made, AggregationState(slots, result.steps)

@@ -136,11 +136,19 @@ class AggregationState:
     Attributes:
         slots: Files by name, such as "adam/m": safetensors files with the names and shapes of the tensors that are
             aggregated.
-        steps: How many aggregations have made them.
+        steps: How many aggregations have made each of them.
     """
 
     slots: Mapping[str, BlobRef] = field(default_factory=dict)
-    steps: int = 0
+    steps: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the audit log says of it, by slot."""
+        return {
+            slot: {"sha256": blob.sha256, "size_bytes": blob.size_bytes, STEPS: self.steps[slot]}
+            for slot, blob in self.slots.items()
+        }
 
 
 NO_STATE = AggregationState()
