@@ -1,14 +1,14 @@
 """Aggregates closed rounds in the background, and commits the results."""
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
 
 from fedround_server.blobs import BlobDamaged, map_disk_full
 from fedround_server.coordinator.context import Context
 from fedround_server.coordinator.stored_files import StoredFiles
 from fedround_server.coordinator.tasks import in_thread
-from fedround_server.domain.aggregation import NO_STATE, AggregationState
+from fedround_server.domain.aggregation import NO_STATE, AggregationState, UpdateFacts
 from fedround_server.domain.audit import acting
 from fedround_server.domain.errors import DiskFull, Unavailable
 from fedround_server.domain.model import VersionFile, blobs_of
@@ -104,10 +104,10 @@ class Aggregations:
         closed = task.round
         now = self._context.clock.now
         try:
-            result, state = await self._compute(task)
+            result, state, report = await self._compute(task)
             if self._stopped:
                 return
-            await self._store.commit(closed.training_id, closed.number, closed.epoch, result, now(), state)
+            await self._store.commit(closed.training_id, closed.number, closed.epoch, result, now(), state, report)
             reached("aggregation.committed")
         except TRANSIENT:
             raise
@@ -153,17 +153,19 @@ class Aggregations:
         self._context.hub.notify(training_id)
         await self._follow_up(training_id)
 
-    async def _compute(self, task: AggregationTask) -> tuple[VersionFile | None, AggregationState]:
+    async def _compute(
+        self, task: AggregationTask
+    ) -> tuple[VersionFile | None, AggregationState, Mapping[str, UpdateFacts]]:
         """Makes the file of a closed round, if its kind makes one; else verifies the updates, which are passed on.
 
         Returns:
-            The file, and what its aggregation leaves for the next one.
+            The file, what its aggregation leaves for the next one, and what it has found out about each user's update.
         """
         computation = task.computation
         if computation is None:
             for update in task.updates:
                 await self._files.verify(update.blob)
-            return None, NO_STATE
+            return None, NO_STATE, {}
         job = AggregationJob(
             model=task.model,
             updates=tuple(update.blob for update in task.updates),
@@ -185,4 +187,5 @@ class Aggregations:
             self._context.blobs.keep(staged.blob)
         reached("aggregation.adopted")
         slots = {slot: staged.blob for slot, staged in result.slots.items()}
-        return result.made, AggregationState(slots, result.steps)
+        report = {update.user_id: facts for update, facts in zip(task.updates, result.report, strict=False)}
+        return result.made, AggregationState(slots, result.steps), report

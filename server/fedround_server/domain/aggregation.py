@@ -165,6 +165,7 @@ class UpdateFacts:
         cosine: The cosine of the angle between its difference from the model and that of the aggregate.
         distance_rank: Its place among all, from 1, by the sum of its squared distances to the others.
         scale: What clipping multiplied its difference by.
+        selected: Whether the rule has selected it; None for rules that take all.
     """
 
     share: float | None = None
@@ -172,3 +173,4 @@ class UpdateFacts:
     cosine: float | None = None
     distance_rank: int | None = None
     scale: float | None = None
+    selected: bool | None = None

@@ -88,7 +88,8 @@ def aggregate(
                     writer.write(elements.aggregate(block))
             made = writer.complete()
         steps = {slot: number + bool(counted) for slot, number in source.slots.steps.items()}
-        return Aggregated(made, source.slots.finish(), steps, facts_of(len(job.updates), counted, decision, known))
+        facts = facts_of(job.aggregation.rule, len(job.updates), counted, decision, known)
+        return Aggregated(made, source.slots.finish(), steps, facts)
 
 
 def _known(source: Source, job: AggregationJob, aggregation: Aggregation, counted: Sequence[int]) -> Updates:
