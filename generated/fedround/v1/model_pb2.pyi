@@ -1043,7 +1043,7 @@ class MetricSpread(_message.Message):
     """How many values there are."""
     @_builtins.property
     def by_label(self) -> _containers.MessageMap[_builtins.str, Global___LabelMean]:
-        """The mean over those participants whose users have a label now, by "NAME=VALUE". At most 1000 in a report: of labels
+        """The mean over those participants whose users have a label now, by "NAME=VALUE". At most 500 in a report: of labels
         that most users have, and the training's metric_names first.
         """
 

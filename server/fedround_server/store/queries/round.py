@@ -99,12 +99,12 @@ def assigned_users(training_id: str, number: int) -> list[str]:
 
 def counted_updates(training_id: str, number: int) -> list[UpdateRow]:
     """Returns the submissions of a round that count, in canonical order: those of members that were not removed."""
-    return sorted(_counted(training_id, number), key=lambda row: row.user_id)
+    return sorted(counted(training_id, number), key=lambda row: row.user_id)
 
 
 def arrival_times(training_id: str, number: int) -> dict[str, datetime]:
     """Returns by user when the submissions of a round that count were accepted, without reading their metrics."""
-    rows = _counted(training_id, number, UpdateRow.user_id, UpdateRow.accept_time)
+    rows = counted(training_id, number, UpdateRow.user_id, UpdateRow.accept_time)
     return {row.user_id: row.accept_time for row in rows}
 
 
@@ -114,7 +114,8 @@ def update_facts(training_id: str, number: int) -> dict[str, UpdateFacts]:
     return {} if row is None else to_facts(row.facts)
 
 
-def _counted(training_id: str, number: int, *columns: Field) -> "ModelSelect[UpdateRow]":
+def counted(training_id: str, number: int, *columns: Field) -> "ModelSelect[UpdateRow]":
+    """Selects the submissions of a round that count, in any order."""
     return (
         UpdateRow.select(*columns)
         .join(CohortRow, on=SUBMITTED)
