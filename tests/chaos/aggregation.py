@@ -52,9 +52,9 @@ def expected(
     if is_mean(aggregation):
         return made, {}
     stages = _Stages(aggregation, [update[0] for update in updates], weights)
-    base = np.concatenate([np.array(model[name].values, np.float64) for name in trained])
-    values = np.stack([np.concatenate([np.array(one[name].values, np.float64) for name in trained]) for one in inputs])
-    before = {slot: np.concatenate([np.array(state[slot][name].values) for name in trained]) for slot in state}
+    base = _joined(model, trained)
+    values = np.stack([_joined(one, trained) for one in inputs])
+    before = {slot: _joined(found, trained) for slot, found in state.items()}
     total, after = stages.apply(base, values, before, steps)
     ends = np.cumsum([len(made[name].values) for name in trained])
     kept: dict[str, dict[str, Tensor]] = {slot: {} for slot in after}
@@ -65,6 +65,11 @@ def expected(
         for slot, numbers in after.items():
             kept[slot][name] = _tensor("F64" if dtype == "F64" else "F32", shape, numbers[place])
     return result, {slot: dict(found) for slot, found in kept.items()}
+
+
+def _joined(tensors: Tensors, names: Sequence[str]) -> Array:
+    """Returns the numbers of tensors one after the other; there may be none."""
+    return np.concatenate([np.zeros(0), *(np.array(tensors[name].values, np.float64) for name in names)])
 
 
 def _tensor(dtype: str, shape: tuple[int, ...], numbers: Array) -> Tensor:
