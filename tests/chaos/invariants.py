@@ -307,6 +307,13 @@ def trainings_end(facts: Facts, history: History) -> Findings:
             yield training["training_id"], f"it is {training['state']}"
 
 
+def aggregations_do_not_fail(facts: Facts, history: History) -> Findings:
+    """No training ends because its updates, which are all valid, could not be aggregated."""
+    for training in facts["training"]:
+        if training["failure_reason"] == "AGGREGATION_FAILED":
+            yield training["training_id"], f"it failed: {training['failure_message']}"
+
+
 def no_unexpected_answers(facts: Facts, history: History) -> Findings:
     """No call was answered with something that its caller could not expect."""
     for entry in history.of("unexpected"):
@@ -336,6 +343,7 @@ RULES: tuple[Rule, ...] = (
     only_members_are_told,
     rounds_take_what_they_need,
     trainings_end,
+    aggregations_do_not_fail,
     changes_are_made_once,
     no_round_opens_when_it_may_not,
     configurations_are_as_recorded,

@@ -96,6 +96,20 @@ def test_a_first_round_in_which_nothing_counts_makes_no_step(rounds: Rounds) -> 
     assert (contents(after), after.steps) == (contents(state), state.steps)
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("aggregation", [ADAM, CENTERED], ids=["adam", "centered clipping"])
+def test_a_state_of_any_type_is_read_again(rounds: Rounds, aggregation: Aggregation, dtype: Any) -> None:
+    model, state = vector(0, 1, dtype=dtype), NO_STATE
+    for number in range(1, 4):
+        updates = [vector(number, 2, dtype=dtype), vector(3, number, dtype=dtype)]
+        model, state, _ = rounds.run(aggregation, model, updates, None, state)
+        assert set(state.steps.values()) == {number}
+    for slot, blob in state.slots.items():
+        kept = safetensors.numpy.load_file(blob.sha256)["w"]
+        assert kept.dtype == (np.float64 if dtype == np.float64 else np.float32)
+        assert kept.all(), slot
+
+
 def _without(state: AggregationState, slot: str) -> AggregationState:
     return AggregationState({name: blob for name, blob in state.slots.items() if name != slot}, state.steps)
 

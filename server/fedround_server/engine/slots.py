@@ -36,9 +36,10 @@ class Slots:
         self._writers = writers
 
     def read(self, slot: str, run: Run, start: int, length: int) -> Tensor | None:
-        """Returns elements of a slot: shape (length,), float64; None if it begins anew."""
+        """Returns a copy of elements of a slot: shape (length,), float64; None if it begins anew."""
         file = self.found.get(slot)
-        return None if file is None else file.block(run.first, start, length).double()
+        # Optimizers write to it, and the file is mapped read-only.
+        return None if file is None else file.block(run.first, start, length).to(torch.float64, copy=True)
 
     def write(self, slot: str, values: Tensor, dtype: torch.dtype) -> Tensor:
         """Appends elements of a slot, given in float64, and returns them as they are kept.
