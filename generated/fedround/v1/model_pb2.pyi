@@ -972,7 +972,9 @@ class MetricReport(_message.Message):
 
     @_builtins.property
     def spread(self) -> _containers.MessageMap[_builtins.str, Global___MetricSpread]:
-        """Of a mean: how the values of the participants are spread, by metric. Shown only to the model's owner."""
+        """Of a mean: how the values of the participants are spread, by metric; at most 100, the training's metric_names first.
+        Shown only to the model's owner.
+        """
 
     def __init__(
         self,

@@ -11,6 +11,8 @@ from fedround_server.domain.update import MetricValue, Submission, is_number
 
 MAX_MEANS = 1000
 """How many metrics a round's result has, so that it fits into a message."""
+MAX_SPREADS = 100
+"""For how many metrics a report has the spread: it is computed when the report is read."""
 MAX_LABELS = 100
 """For how many labels a report has means: those that most reporters have."""
 MAX_LABEL_MEANS = 500
@@ -116,14 +118,14 @@ def spreads(
 
     Args:
         reports: (metrics, num_examples, labels of the reporter) in canonical order.
-        names: Of the metrics.
-        asked: Those that have means by label first.
+        names: Of the metrics, of which MAX_SPREADS have room.
+        asked: Those that come first.
     """
     labelled = [{f"{name}={value}" for name, value in labels.items()} for _, _, labels in reports]
     counts = Counter(label for labels in labelled for label in labels)
     groups = sorted(counts, key=lambda label: (-counts[label], label))[:MAX_LABELS]
     found, room = {}, MAX_LABEL_MEANS
-    for name in sorted(names, key=lambda name: (name not in asked, name)):
+    for name in sorted(names, key=lambda name: (name not in asked, name))[:MAX_SPREADS]:
         votes: list[tuple[float, int, set[str]]] = []
         for (metrics, num_examples, _), labels in zip(reports, labelled, strict=True):
             value = metrics.get(name)
