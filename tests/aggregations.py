@@ -3,9 +3,12 @@
 from fedround_server.aggregators.fed_avg import FedAvg
 from fedround_server.aggregators.fed_dc import FedDC
 from fedround_server.aggregators.fed_prox import FedProx
+from fedround_server.aggregators.server_optimizer import Adam, Yogi
 from fedround_server.domain.aggregation import Aggregation
 
 FED_AVG = Aggregation(FedAvg())
+ADAM = Aggregation(FedAvg(), server_optimizer=Adam())
+YOGI = Aggregation(FedAvg(), server_optimizer=Yogi())
 
 
 def fed_dc(daisy_period: int, aggregation_period: int, seed: int = 0) -> Aggregation:

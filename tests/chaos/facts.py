@@ -74,6 +74,14 @@ class Facts:
         return {(row["model_id"], row["version"]): row["sha256"] for row in found}
 
     @cached_property
+    def states(self) -> dict[Hashable, dict[str, Row]]:
+        """The state of each (model, version): artifacts by slot."""
+        return {
+            key: {row["kind"]: row for row in rows if row["kind"] != "posterior"}
+            for key, rows in self.by("artifact", "model_id", "version").items()
+        }
+
+    @cached_property
     def counted(self) -> dict[Hashable, list[Row]]:
         """What counts in each (training, round), in canonical order: the updates of members that are not removed."""
         present = {(row["training_id"], row["number"], row["user_id"]) for row in self["cohort"] if not row["removed"]}

@@ -5,12 +5,10 @@ Each rule is a generator of violations over `Facts` and a `History`. To add one,
 
 import hashlib
 import json
-import struct
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from chaos import tensors
 from chaos.cohort_rules import (
     cohorts_are_drawn_by_the_rule,
     draws_are_as_told,
@@ -26,6 +24,7 @@ from chaos.facts import Facts
 from chaos.history import History
 from chaos.ledger_rules import each_submission_has_one_outcome, the_audit_log_is_a_chain, the_ledger_knows_what_counts
 from chaos.lookups import enough_updates, events_of, has_left, is_needed, is_present, makes_version, ordered
+from chaos.model_rules import models_are_right
 
 OVER = ("DONE", "ABANDONED")
 LAST = {"COMPLETED": "TrainingFinished", "ERROR": "TrainingFailed"}
@@ -142,44 +141,6 @@ def rounds_commit_once(facts: Facts, history: History) -> Findings:
             yield training["training_id"], f"{len(commits)} commits made the versions {numbers}"
         if [row["number"] for row in ordered(rounds, training)] != list(range(len(ordered(rounds, training)))):
             yield training["training_id"], "the rounds' numbers have gaps"
-
-
-def models_are_right(facts: Facts, history: History) -> Findings:
-    """Each version has the bits that the updates of its round make, each posterior those of its moments."""
-    versions = {(row["model_id"], row["version"]): row for row in facts["model_version"]}
-    for row in facts["round"]:
-        training = facts.trainings[row["training_id"]]
-        used = facts.counted.get((row["training_id"], row["number"]), [])
-        makes = makes_version(training, row)
-        if not makes and (row["state"], row["kind"]) != ("DONE", "SWAG"):
-            continue
-        version = versions.get((training["model_id"], row["model_version"] + makes))
-        if version is None or not version["stored"] or not used:
-            yield from [] if used and version else [(row["training_id"], f"round {row['number']} has made nothing")]
-            continue
-        try:
-            if makes:
-                found = facts.version(version)
-            else:
-                found = facts.tensors(facts.posteriors[training["model_id"], row["model_version"]])
-            inputs = [facts.tensors(update["sha256"]) for update in used]
-            weights = [update["num_examples"] for update in used]
-            before = versions[training["model_id"], row["model_version"]]
-            if makes and any(tensors.has_differences(update, found) for update in inputs):
-                if not before["stored"]:
-                    continue
-                inputs = [tensors.whole(update, facts.version(before)) for update in inputs]
-            if makes and not any(weights):
-                expected = facts.version(before)
-            elif makes:
-                expected = {**facts.inherited(version), **tensors.aggregate(inputs, weights)}
-            else:
-                expected = tensors.posterior(inputs, weights, training["spec"]["uncertainty"]["options"]["rank"])
-            wrong = tensors.same(found, expected)
-        except (OSError, ValueError, KeyError, struct.error) as error:
-            wrong = repr(error)
-        if wrong is not None:
-            yield row["training_id"], f"what round {row['number']} has made is wrong: {wrong}"
 
 
 def failures_stand(facts: Facts, history: History) -> Findings:
@@ -346,6 +307,13 @@ def trainings_end(facts: Facts, history: History) -> Findings:
             yield training["training_id"], f"it is {training['state']}"
 
 
+def aggregations_do_not_fail(facts: Facts, history: History) -> Findings:
+    """No training ends because its updates, which are all valid, could not be aggregated."""
+    for training in facts["training"]:
+        if training["failure_reason"] == "AGGREGATION_FAILED":
+            yield training["training_id"], f"it failed: {training['failure_message']}"
+
+
 def no_unexpected_answers(facts: Facts, history: History) -> Findings:
     """No call was answered with something that its caller could not expect."""
     for entry in history.of("unexpected"):
@@ -375,6 +343,7 @@ RULES: tuple[Rule, ...] = (
     only_members_are_told,
     rounds_take_what_they_need,
     trainings_end,
+    aggregations_do_not_fail,
     changes_are_made_once,
     no_round_opens_when_it_may_not,
     configurations_are_as_recorded,

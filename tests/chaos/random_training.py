@@ -8,6 +8,7 @@ from calls import new_id
 from chaos import tensors
 from chaos.random_cohort import RandomCohort
 from chaos.random_control import RandomControl, config_of
+from chaos.random_stages import draw_stages
 from chaos.random_submissions import CLOSED, GONE, METRIC, RandomSubmissions
 from chaos.retrying_client import RetryingClient, User
 from damage import flip, stored
@@ -35,6 +36,7 @@ class RandomTraining(RandomSubmissions):
         super().__init__(client, seed, odd)
         self._draw_damage = random.Random(f"{seed} damage")
         self._draw_parts = random.Random(f"{seed} parts")
+        self._draw_stages = random.Random(f"{seed} stages")
         self._control = RandomControl(client, seed, controlled)
         self._cohort = RandomCohort(client, seed, steered)
         self._present: list[User] = []
@@ -113,6 +115,7 @@ class RandomTraining(RandomSubmissions):
             spec.tensors.trainable.extend(names)
             own = sorted(self._kinds.keys() - names)[:1]
             spec.tensors.private.extend(own)
+        draw_stages(spec.aggregation, self._draw_stages)
         self._cohort.configure(spec, len(self._present))
         self._control.configure(spec)
         return spec

@@ -1,7 +1,8 @@
 """Model files and what is to be made of them: an implementation of its own, one number at a time.
 
-It shares no code with the server: the safetensors format is read and written by hand, means are computed in Python's
-floats, which are IEEE doubles, in canonical order, and rounded to narrower types once, to nearest, ties to even.
+It shares no code with the server: the safetensors format is read and written by hand. Means of models are rational
+numbers that are rounded once, to nearest, ties to even; those of moments are computed in Python's floats, which are
+IEEE doubles, in canonical order.
 """
 
 import json
@@ -11,6 +12,7 @@ import struct
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 Number = float | int
 # Bytes of an element, and how struct calls it; bfloat16 is the upper half of a float32.
@@ -83,12 +85,25 @@ def _numbers(dtype: str, file: bytes, start: int, entry: dict[str, list[int]]) -
 
 def narrow(value: float, dtype: str) -> float:
     """Rounds a double to a narrower type, once; all steps but the rounding are exact."""
-    if dtype == "F64" or value == 0.0:
+    if dtype == "F64" or value == 0.0 or not math.isfinite(value):
         return value
     precision, smallest = FLOATS[dtype]
     _, exponent = math.frexp(value)
     unit = max(exponent - 1, smallest) - precision + 1
     return math.copysign(math.ldexp(round(math.ldexp(value, -unit)), unit), value)
+
+
+def exact_mean(values: Sequence[float], weights: Sequence[int], dtype: str) -> float:
+    """The weighted mean, rounded once; a zero is negative if all values are."""
+    terms = [Fraction(value) * weight for value, weight in zip(values, weights, strict=True)]
+    mean = sum(terms, Fraction()) / sum(weights)
+    if not mean:
+        return 0.0 if any(terms) else max(values, key=lambda value: math.copysign(1, value))
+    precision, smallest = FLOATS[dtype]
+    exponent = abs(mean.numerator).bit_length() - mean.denominator.bit_length()
+    exponent -= abs(mean) < Fraction(2) ** exponent
+    unit = Fraction(2) ** (max(exponent, smallest) - precision + 1)
+    return math.copysign(float(round(mean / unit) * unit), mean)
 
 
 def weighted_mean(values: Sequence[float], weights: Sequence[int]) -> float:
@@ -98,7 +113,7 @@ def weighted_mean(values: Sequence[float], weights: Sequence[int]) -> float:
     return total / float(sum(weights))
 
 
-def aggregate(updates: Sequence[Tensors], weights: Sequence[int]) -> Tensors:
+def aggregate(updates: Sequence[Tensors], weights: Sequence[int], *, exact: bool = True) -> Tensors:
     """FedAvg over updates in canonical order that have examples, and what becomes of tensors that have no mean."""
     updates = [update for update, weight in zip(updates, weights, strict=True) if weight]
     weights = [weight for weight in weights if weight]
@@ -107,7 +122,12 @@ def aggregate(updates: Sequence[Tensors], weights: Sequence[int]) -> Tensors:
     for name, first in updates[0].items():
         columns = list(zip(*(update[name].values for update in updates), strict=True))
         if first.dtype in FLOATS:
-            numbers = [narrow(weighted_mean(column, weights), first.dtype) for column in columns]
+            numbers = [
+                exact_mean(column, weights, first.dtype)
+                if exact
+                else narrow(weighted_mean(column, weights), first.dtype)
+                for column in columns
+            ]
         elif name.endswith(COUNTER):
             numbers = [max(column) for column in columns]
         else:
@@ -139,7 +159,7 @@ def posterior(updates: Sequence[Tensors], weights: Sequence[int], rank: int) -> 
     """The SWAG posterior of moments in canonical order: their means, and all deviations side by side, scaled."""
     weights = weights if any(weights) else [1] * len(weights)
     names = {name for name in updates[0] if not name.startswith("deviation/")}
-    made = dict(aggregate([{name: update[name] for name in names} for update in updates], weights))
+    made = dict(aggregate([{name: update[name] for name in names} for update in updates], weights, exact=False))
     for index, update in enumerate(updates):
         scale = math.sqrt(weights[index] / sum(weights) / max(rank - 1, 1))
         for name, tensor in update.items():
@@ -150,15 +170,28 @@ def posterior(updates: Sequence[Tensors], weights: Sequence[int], rank: int) -> 
     return made
 
 
-def same(left: Tensors, right: Tensors) -> str | None:
-    """Compares bit by bit; returns what differs."""
+def same(left: Tensors, right: Tensors, *, exact: bool = True) -> str | None:
+    """Compares bit by bit, or within a few roundings; returns what differs."""
     if left.keys() != right.keys():
         return f"the tensors {sorted(left.keys() ^ right.keys())}"
     for name, tensor in left.items():
         other = right[name]
-        if (tensor.dtype, tensor.shape, tensor.data) != (other.dtype, other.shape, other.data):
+        if (tensor.dtype, tensor.shape) != (other.dtype, other.shape):
+            return f"{name}: {tensor} instead of {other}"
+        if tensor.data != other.data and (exact or not _near(tensor, other)):
             return f"{name}: {tensor} instead of {other}"
     return None
+
+
+def _near(left: Tensor, right: Tensor) -> bool:
+    if left.dtype not in FLOATS:
+        return False
+    unit = max(2.0 ** (2 - FLOATS[left.dtype][0]), 1e-9)
+    most = max(map(abs, right.values))
+    return all(
+        abs(one - other) <= unit * abs(other) + 1e-9 * most
+        for one, other in zip(left.values, right.values, strict=True)
+    )
 
 
 def shapes(draw: random.Random) -> dict[str, tuple[str, tuple[int, ...]]]:

@@ -18,7 +18,9 @@ from fedround.v1.model_pb2 import (
     DownloadModelResponse,
     GetMetricsResponse,
     GetModelVersionsResponse,
+    LabelMean,
     MetricReport,
+    MetricSpread,
     Model,
     ModelVersion,
     PosteriorInfo,
@@ -153,6 +155,47 @@ def test_cells_of_csv_are_no_formulas(server, command):
 )
 def test_texts_that_begin_like_a_formula_get_an_apostrophe(cell, text):
     assert harmless(cell) == text
+
+
+SPREAD = MetricReport(
+    training_id=TRAINING,
+    round=1,
+    kind=ROUND_KIND_EVALUATE,
+    model_version=1,
+    metrics={"accuracy": 0.75},
+    spread={
+        "accuracy": MetricSpread(
+            min=0.25,
+            median=0.5,
+            max=1.0,
+            num_reporters=3,
+            by_label={"site=north": LabelMean(mean=0.875, num_reporters=2)},
+        )
+    },
+)
+
+
+def spread(server, command, *options):
+    call = command("metrics", MODEL, "--spread", *options)
+    server.reply("GetMetrics", GetMetricsResponse(reports=[SPREAD, REPORTS[1]]))
+    return done(call).stdout
+
+
+def test_the_spread_of_metrics_is_a_row_for_all_and_one_for_each_label(server, command):
+    header, everybody, north = (line.split() for line in spread(server, command).splitlines())
+    assert header == ["ROUND", "KIND", "VERSION", "METRIC", "LABEL", "PARTICIPANTS", "MEAN", "MIN", "MEDIAN", "MAX"]
+    assert everybody == ["2", "EVALUATE", "1", "accuracy", "3", "0.75", "0.25", "0.5", "1"]
+    assert north == ["2", "EVALUATE", "1", "accuracy", "site=north", "2", "0.875"]
+
+
+def test_the_spread_of_metrics_as_csv_and_json(server, command):
+    rows = list(csv.DictReader(io.StringIO(spread(server, command, "--format", "csv"))))
+    assert [(row["LABEL"], row["MEAN"], row["MAX"]) for row in rows] == [
+        ("", "0.75", "1.0"),
+        ("site=north", "0.875", ""),
+    ]
+    printed = json.loads(spread(server, command, "--format", "json"))
+    assert printed[0]["spread"]["accuracy"]["by_label"] == {"site=north": {"mean": 0.875, "num_reporters": 2}}
 
 
 def test_metrics_as_json_are_the_reports(server, command):

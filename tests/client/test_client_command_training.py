@@ -19,7 +19,7 @@ from fedround.v1.aggregation_pb2 import (
     TensorPrecision,
 )
 from fedround.v1.event_pb2 import Event
-from fedround.v1.round_pb2 import GetRoundResponse, RejectedUpdate, Round, RoundParticipant
+from fedround.v1.round_pb2 import GetRoundResponse, RejectedUpdate, Round, RoundParticipant, UpdateReport
 from fedround.v1.training_pb2 import (
     GOAL_MAXIMIZE,
     GOAL_MINIMIZE,
@@ -341,6 +341,29 @@ def test_a_round_shows_missing_participants_and_rejected_updates(server, command
 FAILURE = ParticipantFailure(
     participant_id=USER, participant_name="ward 7", reason="TRAIN_FAILED", message="CUDA out of memory"
 )
+
+
+def test_a_round_shows_what_the_aggregation_found_out(server, command):
+    call = command("training", "round", TRAINING)
+    reports = [
+        UpdateReport(share=0.375, norm=10, cosine=-0.5, distance_rank=2, clip_scale=0.5, selected=True),
+        UpdateReport(share=0, selected=False),
+    ]
+    found = Round(
+        training_id=TRAINING,
+        participants=[
+            RoundParticipant(name=f"ward {number}", arrived=True, report=report)
+            for number, report in enumerate(reports)
+        ],
+    )
+    server.reply("GetRound", GetRoundResponse(round=found))
+    server.reply("GetTraining", GetTrainingResponse())
+    lines = [line.split() for line in done(call).stdout.splitlines()]
+    place = lines.index(["UPDATE", "OF", "SHARE", "NORM", "COSINE", "RANK", "SCALE", "SELECTED"])
+    assert lines[place + 1 : place + 3] == [
+        ["ward", "0", "0.375", "10", "-0.5", "2", "0.5", "yes"],
+        ["ward", "1", "0", "no"],
+    ]
 
 
 def test_a_round_shows_who_failed_and_why(server, command):

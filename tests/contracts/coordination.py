@@ -13,11 +13,12 @@ import pytest
 
 from contracts.blobs import put
 from contracts.world import World, update
-from fedround_server.blobs import BlobFiles
+from fedround_server.blobs import BlobFiles, StagedBlob
 from fedround_server.blobs.local import LocalBlobs
 from fedround_server.coordinator import Context, Coordinator
+from fedround_server.domain.aggregation import UpdateFacts
 from fedround_server.domain.errors import StoreUnavailable
-from fedround_server.domain.model import BaseAndDelta, BlobRef, blobs_of
+from fedround_server.domain.model import BaseAndDelta, BlobRef, VersionFile, blobs_of
 from fedround_server.domain.training import Training
 from fedround_server.domain.user import Role
 from fedround_server.engine.format.verification import Verifier
@@ -82,18 +83,25 @@ class FakeEngine:
         await self.may_end.wait()
         if self.error is not None:
             raise self.error
-        for blob in (*blobs_of(job.model), *job.updates) if self.reads else ():
+        for blob in (*blobs_of(job.model), *job.updates, *job.state.slots.values()) if self.reads else ():
             with Verifier(self.files.local_path(blob), blob) as verifier:
                 verifier.verify(0, blob.size_bytes)
-        content = f"result {len(self.jobs)}".encode()
+        number = len(self.jobs)
+        result, slots = self._stage(f"result {number}"), job.aggregation.slots
+        state = {slot: self._stage(f"{slot} {number}") for slot in slots}
+        steps = {slot: job.state.steps.get(slot, 0) + 1 for slot in slots}
+        report = tuple(UpdateFacts(share=weight / sum(job.weights), norm=1.5) for weight in job.weights)
+        made: VersionFile = result.blob
+        if job.tensors.is_partial:
+            base = blobs_of(job.model)[0]
+            whole = hashlib.sha256(f"{base.sha256} {result.blob.sha256}".encode()).hexdigest()
+            made = BaseAndDelta(whole, base.size_bytes + result.blob.size_bytes, base, result.blob)
+        return StagedResult(result.file, result.blob, made, state, steps, report)
+
+    def _stage(self, content: str) -> StagedBlob:
         with self.files.stage() as (staged, path):
-            path.write_bytes(content)
-        blob = BlobRef(hashlib.sha256(content).hexdigest(), len(content))
-        if not job.tensors.is_partial:
-            return StagedResult(staged, blob, blob)
-        base = blobs_of(job.model)[0]
-        whole = hashlib.sha256(f"{base.sha256} {content!r}".encode()).hexdigest()
-        return StagedResult(staged, blob, BaseAndDelta(whole, base.size_bytes + len(content), base, blob))
+            path.write_text(content)
+        return StagedBlob(staged, BlobRef(hashlib.sha256(content.encode()).hexdigest(), len(content)))
 
     async def predict(self, job: PredictionJob) -> Any:
         raise AssertionError("no test predicts here")

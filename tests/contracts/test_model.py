@@ -1,6 +1,8 @@
 """Models and their metrics, on both databases."""
 
 import asyncio
+import math
+import sys
 from dataclasses import replace
 
 import pytest
@@ -9,7 +11,14 @@ from contracts.world import SPEC, World, blob, new_id, new_model
 from fedround_server.domain.errors import ModelInUse, ModelNotFound, Quota
 from fedround_server.domain.limits import Quotas
 from fedround_server.domain.model import Model
-from fedround_server.domain.report import MetricReport
+from fedround_server.domain.report import (
+    MAX_LABEL_MEANS,
+    MAX_LABELS,
+    LabelMean,
+    MetricReport,
+    MetricSpread,
+    spreads,
+)
 from fedround_server.domain.uncertainty import Swag
 from fedround_server.domain.user import Role
 from fedround_server.store import Store
@@ -184,6 +193,60 @@ async def test_a_result_has_room_for_so_many_metrics(store: Store, world: World)
     await world.commit(training.training_id)
     means = (await store.models.metrics(training.model_id, actor, FIRST, 1))[0].metrics
     assert (len(means), means["zz"]) == (1000, 0.5)
+
+
+async def test_the_owner_sees_how_values_are_spread(store: Store, world: World) -> None:
+    actor, clients, training = await world.running(5, target_num_updates=1, metric_names=("accuracy",))
+    values = [0.5, 1.0, 0.25, math.nan, 0.75]
+    for client in clients:
+        await world.submit(training.training_id, 0, client)
+    await world.commit(training.training_id)
+    for client, value, examples in zip(clients, values, (10, 30, 10, 5, 0), strict=True):
+        await world.report(training.training_id, 1, client, examples, accuracy=value)
+    await store.users.set_labels(clients[0], {"site": "north", "floor": "1"})
+    await store.users.set_labels(clients[1], {"site": "north"})
+    await store.users.set_labels(clients[2], {"site": "south"})
+    await store.users.set_labels(clients[3], {"site": "east"})
+    await world.commit(training.training_id)
+    (mean,) = [
+        one
+        for one in await store.models.metrics(training.model_id, actor, FIRST, 100)
+        if one.round == 1 and one.reporter_id is None
+    ]
+    assert mean.metrics == {"accuracy": 0.75}
+    assert mean.spread == {
+        "accuracy": MetricSpread(
+            0.25,
+            0.5,
+            1.0,
+            3,
+            {
+                "floor=1": LabelMean(0.5, 1),
+                "site=north": LabelMean(0.875, 2),
+                "site=south": LabelMean(0.25, 1),
+            },
+        )
+    }
+    others = await store.models.metrics(training.model_id, clients[0], FIRST, 100)
+    assert [one.spread for one in others] == [{}] * len(others)
+
+
+def test_means_by_label_are_of_the_most_frequent_labels_and_have_a_limit() -> None:
+    reports = [
+        ({f"m{name}": float(number) for name in range(20)}, 1, {"all": "x", "own": str(number)})
+        for number in range(MAX_LABELS + 50)
+    ]
+    found = spreads(reports, [f"m{name}" for name in range(20)], ["m7"])
+    assert list(found["m7"].by_label) == sorted(found["m7"].by_label)
+    assert len(found["m7"].by_label) == MAX_LABELS
+    assert found["m7"].by_label["all=x"] == LabelMean((MAX_LABELS + 49) / 2, MAX_LABELS + 50)
+    assert sum(len(one.by_label) for one in found.values()) == MAX_LABEL_MEANS
+    assert {one.num_reporters for one in found.values()} == {MAX_LABELS + 50}
+
+
+def test_the_median_of_large_numbers_is_finite() -> None:
+    large = sys.float_info.max
+    assert spreads([({"m": large}, 1, {}), ({"m": large}, 1, {})], ["m"], [])["m"].median == large
 
 
 def behind(reports: list[MetricReport]) -> tuple[int, str]:

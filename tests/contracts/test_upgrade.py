@@ -154,6 +154,9 @@ async def test_the_rest_is_as_it_was(upgraded: str) -> None:
         view = await store.rounds.explain(plain, None, old.actor)
         assert [(one.reason, one.count) for one in view.rejected_updates] == [("UPDATE_NOT_FINITE", 1)]
         assert (view.round.kind, view.round.arrived) == (KINDS["TRAIN"], 1)
+        # Nothing was found out about updates then.
+        done = await store.rounds.explain(old.trainings["swag"]["training_id"], 0, old.actor)
+        assert (done.round.state, {member.report for member in done.members}) == (RoundState.DONE, {None})
         await check(store)
 
         def counts() -> dict[str, int]:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import typer
 
 from fedround.v1.event_pb2 import RoundKind
-from fedround.v1.model_pb2 import MetricReport
+from fedround.v1.model_pb2 import MetricReport, MetricSpread
 from fedround_client.command import names
 from fedround_client.command.output import (
     Columns,
     Format,
     TableFormat,
     TableFormatOption,
+    cells,
     echo,
     enum_name,
     show_all,
+    show_table,
     used,
 )
 from fedround_client.command.session import client_of
@@ -29,21 +31,54 @@ _OVER: Columns[MetricReport] = {
 }
 
 
+class _SpreadRow(NamedTuple):
+    """A metric of a round: over all participants, or over those with a label."""
+
+    report: MetricReport
+    metric: str
+    label: str
+    mean: float
+    num_reporters: int
+    spread: MetricSpread | None = None
+
+
+_SPREAD: Columns[_SpreadRow] = {
+    "ROUND": lambda row: row.report.round + 1,
+    "KIND": lambda row: enum_name(RoundKind, row.report.kind),
+    "VERSION": lambda row: row.report.model_version,
+    "METRIC": lambda row: row.metric,
+    "LABEL": lambda row: row.label,
+    "PARTICIPANTS": lambda row: row.num_reporters,
+    "MEAN": lambda row: row.mean,
+    "MIN": lambda row: "" if row.spread is None else row.spread.min,
+    "MEDIAN": lambda row: "" if row.spread is None else row.spread.median,
+    "MAX": lambda row: "" if row.spread is None else row.spread.max,
+}
+
+
 def metrics(
     context: typer.Context,
     model: names.Model,
     by_reporter: Annotated[
         bool, typer.Option("--by-reporter", help="Also print the report of each participant, not only the means.")
     ] = False,
+    spread: Annotated[
+        bool, typer.Option("--spread", help="Print how the values of each metric are spread over the participants.")
+    ] = False,
     form: TableFormatOption = TableFormat.TABLE,
 ) -> None:
     """Print the metrics reported on a model, by round: means weighted by the number of examples.
 
     OVER says over how many of the participants that the round had asked a mean was made. Texts and lists have no mean:
-    --by-reporter shows them. The first round is round 1, except in JSON, which has the API's numbers from 0.
+    --by-reporter shows them. --spread prints a line for each metric with its mean, and with the smallest, the median
+    and the largest value of the participants; and one for each label of theirs with the mean over those that have it.
+    The first round is round 1, except in JSON, which has the API's numbers from 0.
     """
     with client_of(context) as client:
         found = client.metrics(names.model_id(client, model))
+        if spread and form is not TableFormat.JSON:
+            _show_spreads(list(_spreads(one for one in found if not one.reporter_id)), form)
+            return
         reports = [report for report in found if by_reporter or not report.reporter_id]
         reporters = names.user_names(client) if by_reporter and form is not TableFormat.JSON else None
     columns = _columns(reports, reporters)
@@ -51,6 +86,22 @@ def metrics(
         echo(as_csv(reports, columns).removesuffix("\n"))
     else:
         show_all(reports, columns, Format(form.value))
+
+
+def _show_spreads(rows: Sequence[_SpreadRow], form: TableFormat) -> None:
+    if form is TableFormat.CSV:
+        echo(as_csv(rows, _SPREAD).removesuffix("\n"))
+    else:
+        show_table(_SPREAD, [cells(row, _SPREAD) for row in rows])
+
+
+def _spreads(means: Iterable[MetricReport]) -> Iterator[_SpreadRow]:
+    """Yields the rows of the metrics of some means: of all participants, then by label."""
+    for report in means:
+        for name, found in sorted(report.spread.items()):
+            yield _SpreadRow(report, name, "", report.metrics.get(name, 0.0), found.num_reporters, found)
+            for label, group in sorted(found.by_label.items()):
+                yield _SpreadRow(report, name, label, group.mean, group.num_reporters)
 
 
 def _columns(reports: Collection[MetricReport], reporters: Mapping[str, str] | None) -> Columns[MetricReport]:

@@ -49,7 +49,8 @@ UINT32 = 2**32 - 1
 """Largest value of counts and versions in the API."""
 
 Item = TypeVar("Item", bound=Message)
-Columns: TypeAlias = Mapping[str, Callable[[Item], object]]
+Row = TypeVar("Row")
+Columns: TypeAlias = Mapping[str, Callable[[Row], object]]
 
 
 class EnumType(Protocol):
@@ -137,9 +138,9 @@ def show_table(header: Iterable[str], rows: Iterable[Sequence[object]]) -> None:
     _print(table)
 
 
-def cells(message: Item, columns: Columns[Item]) -> list[object]:
-    """Returns the row of a message."""
-    return [value(message) for value in columns.values()]
+def cells(row: Row, columns: Columns[Row]) -> list[object]:
+    """Returns the cells of a row, of a message for one."""
+    return [value(row) for value in columns.values()]
 
 
 def when(moment: Timestamp) -> str:

@@ -6,19 +6,19 @@ import csv
 import io
 from collections.abc import Iterable
 
-from fedround_client.command.output import Columns, Item, cells
+from fedround_client.command.output import Columns, Row, cells
 from fedround_client.printable import printable
 
 _FORMULA = tuple("=+-@\t\r\n" + "\uff1d\uff0b\uff0d\uff20")
 """What a formula may begin with in spreadsheets, also in its full-width form."""
 
 
-def as_csv(messages: Iterable[Item], columns: Columns[Item]) -> str:
-    """Returns messages as CSV with a header; floats have all their digits."""
+def as_csv(rows: Iterable[Row], columns: Columns[Row]) -> str:
+    """Returns rows, such as messages, as CSV with a header; floats have all their digits."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([harmless(name) for name in columns])
-    writer.writerows([harmless(cell) for cell in cells(message, columns)] for message in messages)
+    writer.writerows([harmless(cell) for cell in cells(row, columns)] for row in rows)
     return text.getvalue()
 
 

@@ -47,6 +47,17 @@ _REJECTED_UPDATES: Columns[RejectedUpdate] = {
 }
 
 
+_REPORTS: Columns[RoundParticipant] = {
+    "UPDATE OF": lambda one: one.name,
+    "SHARE": lambda one: f"{one.report.share:.4g}" if one.report.HasField("share") else "",
+    "NORM": lambda one: f"{one.report.norm:.4g}" if one.report.HasField("norm") else "",
+    "COSINE": lambda one: f"{one.report.cosine:.4g}" if one.report.HasField("cosine") else "",
+    "RANK": lambda one: one.report.distance_rank or "",
+    "SCALE": lambda one: f"{one.report.clip_scale:.4g}" if one.report.HasField("clip_scale") else "",
+    "SELECTED": lambda one: ("yes" if one.report.selected else "no") if one.report.HasField("selected") else "",
+}
+
+
 _FAILURES: Columns[ParticipantFailure] = {
     "FAILED": lambda failure: failure.participant_name,
     "REASON": lambda failure: failure.reason,
@@ -63,7 +74,13 @@ def round_(
     ] = None,
     form: FormatOption = Format.TABLE,
 ) -> None:
-    """Show which rule keeps a round open, which participants are missing or failed, and which updates were rejected."""
+    """Show which rule keeps a round open, which participants are missing or failed, and which updates were rejected.
+
+    Of a round that is done, it also shows what the aggregation found out about each update: its SHARE in the
+    aggregate, the NORM of its difference from the round's model, the COSINE of the angle between that and the
+    aggregate's, the RANK of its distance to the other updates, what clipping multiplied it by (SCALE), and whether a
+    robust rule SELECTED it.
+    """
     with client_of(context) as client:
         training_id = names.training_id(client, training)
         found = client.get_round(training_id, None if number is None else number - 1)
@@ -74,6 +91,10 @@ def round_(
     show_fields(round_lines(found, planned_rounds(spec)))
     echo("")
     show_all(found.participants, {**_PARTICIPANTS, **used(_MORE, found.participants)}, form)
+    reported = [one for one in found.participants if one.HasField("report")]
+    if reported:
+        echo("")
+        show_all(reported, {"UPDATE OF": _REPORTS["UPDATE OF"], **used(_REPORTS, reported)}, form)
     failures = [one.failure for one in found.participants if one.HasField("failure")]
     if failures:
         echo("")

@@ -902,6 +902,27 @@ class MetricReport(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class SpreadEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> Global___MetricSpread: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: Global___MetricSpread | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     TRAINING_ID_FIELD_NUMBER: _builtins.int
     ROUND_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
@@ -914,6 +935,7 @@ class MetricReport(_message.Message):
     NUM_REPORTERS_FIELD_NUMBER: _builtins.int
     NUM_PARTICIPANTS_FIELD_NUMBER: _builtins.int
     REPORTER_IDS_FIELD_NUMBER: _builtins.int
+    SPREAD_FIELD_NUMBER: _builtins.int
     training_id: _builtins.str
     """UUID of the training."""
     round: _builtins.int
@@ -948,6 +970,12 @@ class MetricReport(_message.Message):
     def reporter_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Of a mean: UUIDs of the participants that it was made of, sorted; the first 100. Shown only to the model's owner."""
 
+    @_builtins.property
+    def spread(self) -> _containers.MessageMap[_builtins.str, Global___MetricSpread]:
+        """Of a mean: how the values of the participants are spread, by metric; at most 100, the training's metric_names first.
+        Shown only to the model's owner.
+        """
+
     def __init__(
         self,
         *,
@@ -963,11 +991,103 @@ class MetricReport(_message.Message):
         num_reporters: _builtins.int = ...,
         num_participants: _builtins.int = ...,
         reporter_ids: _abc.Iterable[_builtins.str] | None = ...,
+        spread: _abc.Mapping[_builtins.str, Global___MetricSpread] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "list_metrics", b"list_metrics", "metrics", b"metrics", "model_version", b"model_version", "num_examples", b"num_examples", "num_participants", b"num_participants", "num_reporters", b"num_reporters", "reporter_id", b"reporter_id", "reporter_ids", b"reporter_ids", "round", b"round", "text_metrics", b"text_metrics", "training_id", b"training_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "list_metrics", b"list_metrics", "metrics", b"metrics", "model_version", b"model_version", "num_examples", b"num_examples", "num_participants", b"num_participants", "num_reporters", b"num_reporters", "reporter_id", b"reporter_id", "reporter_ids", b"reporter_ids", "round", b"round", "spread", b"spread", "text_metrics", b"text_metrics", "training_id", b"training_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___MetricReport: _TypeAlias = MetricReport  # noqa: Y015
+
+@_typing.final
+class MetricSpread(_message.Message):
+    """How the values of a metric are spread over the participants that its mean is of: those that reported a finite number
+    with at least one example. They count alike, whatever their numbers of examples.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class ByLabelEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> Global___LabelMean: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: Global___LabelMean | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    MIN_FIELD_NUMBER: _builtins.int
+    MEDIAN_FIELD_NUMBER: _builtins.int
+    MAX_FIELD_NUMBER: _builtins.int
+    NUM_REPORTERS_FIELD_NUMBER: _builtins.int
+    BY_LABEL_FIELD_NUMBER: _builtins.int
+    min: _builtins.float
+    """The smallest value."""
+    median: _builtins.float
+    """The value in the middle; of an even number of values, the mean of the two in the middle."""
+    max: _builtins.float
+    """The largest value."""
+    num_reporters: _builtins.int
+    """How many values there are."""
+    @_builtins.property
+    def by_label(self) -> _containers.MessageMap[_builtins.str, Global___LabelMean]:
+        """The mean over those participants whose users have a label now, by "NAME=VALUE". At most 500 in a report: of labels
+        that most users have, and the training's metric_names first.
+        """
+
+    def __init__(
+        self,
+        *,
+        min: _builtins.float = ...,
+        median: _builtins.float = ...,
+        max: _builtins.float = ...,
+        num_reporters: _builtins.int = ...,
+        by_label: _abc.Mapping[_builtins.str, Global___LabelMean] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by_label", b"by_label", "max", b"max", "median", b"median", "min", b"min", "num_reporters", b"num_reporters"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MetricSpread: _TypeAlias = MetricSpread  # noqa: Y015
+
+@_typing.final
+class LabelMean(_message.Message):
+    """The mean of a metric over participants that have a label in common."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEAN_FIELD_NUMBER: _builtins.int
+    NUM_REPORTERS_FIELD_NUMBER: _builtins.int
+    mean: _builtins.float
+    """The mean, weighted by the numbers of examples."""
+    num_reporters: _builtins.int
+    """Over how many participants."""
+    def __init__(
+        self,
+        *,
+        mean: _builtins.float = ...,
+        num_reporters: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mean", b"mean", "num_reporters", b"num_reporters"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LabelMean: _TypeAlias = LabelMean  # noqa: Y015

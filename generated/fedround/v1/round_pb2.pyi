@@ -1059,6 +1059,7 @@ class RoundParticipant(_message.Message):
     FAILURE_FIELD_NUMBER: _builtins.int
     ATTRIBUTES_FIELD_NUMBER: _builtins.int
     ROUNDS_LEFT_OUT_FIELD_NUMBER: _builtins.int
+    REPORT_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     """UUID of the user."""
     name: _builtins.str
@@ -1105,6 +1106,10 @@ class RoundParticipant(_message.Message):
     def attributes(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """What it said of itself in its last subscription that said something, since the start of the server."""
 
+    @_builtins.property
+    def report(self) -> Global___UpdateReport:
+        """What the aggregation found out about its update; unset unless the round is done and the update counted."""
+
     def __init__(
         self,
         *,
@@ -1121,11 +1126,85 @@ class RoundParticipant(_message.Message):
         failure: _training_pb2.ParticipantFailure | None = ...,
         attributes: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         rounds_left_out: _builtins.int = ...,
+        report: Global___UpdateReport | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["arrive_time", b"arrive_time", "failure", b"failure", "forecast_arrive_time", b"forecast_arrive_time", "last_seen_time", b"last_seen_time", "missing_since_time", b"missing_since_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["arrive_time", b"arrive_time", "failure", b"failure", "forecast_arrive_time", b"forecast_arrive_time", "last_seen_time", b"last_seen_time", "missing_since_time", b"missing_since_time", "report", b"report"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrive_time", b"arrive_time", "arrived", b"arrived", "attributes", b"attributes", "failure", b"failure", "forecast_arrive_time", b"forecast_arrive_time", "last_seen_time", b"last_seen_time", "missing_since_time", b"missing_since_time", "name", b"name", "rejected_updates", b"rejected_updates", "rounds_left_out", b"rounds_left_out", "subscribed", b"subscribed", "uploaded_bytes", b"uploaded_bytes", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrive_time", b"arrive_time", "arrived", b"arrived", "attributes", b"attributes", "failure", b"failure", "forecast_arrive_time", b"forecast_arrive_time", "last_seen_time", b"last_seen_time", "missing_since_time", b"missing_since_time", "name", b"name", "rejected_updates", b"rejected_updates", "report", b"report", "rounds_left_out", b"rounds_left_out", "subscribed", b"subscribed", "uploaded_bytes", b"uploaded_bytes", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RoundParticipant: _TypeAlias = RoundParticipant  # noqa: Y015
+
+@_typing.final
+class UpdateReport(_message.Message):
+    """What the aggregation of a round found out about an update. Only what the aggregation computed anyway is set: with
+    FedAvg alone, this is the share.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARE_FIELD_NUMBER: _builtins.int
+    NORM_FIELD_NUMBER: _builtins.int
+    COSINE_FIELD_NUMBER: _builtins.int
+    DISTANCE_RANK_FIELD_NUMBER: _builtins.int
+    CLIP_SCALE_FIELD_NUMBER: _builtins.int
+    SELECTED_FIELD_NUMBER: _builtins.int
+    share: _builtins.float
+    """Its part of the aggregate: the weight of its difference from the round's model. The shares add up to 1, unless
+    updates were clipped. Unset if each element has another one, as with the median.
+    """
+    norm: _builtins.float
+    """How far it is from the round's model (L2 norm of the difference over the trained floating tensors), before clipping."""
+    cosine: _builtins.float
+    """The cosine of the angle between its difference from the round's model and that of the aggregate, from -1 to 1: below
+    0 it points away from what the others agree on.
+    """
+    distance_rank: _builtins.int
+    """Its place among the round's updates, from 1, by the sum of its squared distances to the others: the last one is
+    the farthest.
+    """
+    clip_scale: _builtins.float
+    """What clipping multiplied its difference from the round's model by: 1 if it was within the bound."""
+    selected: _builtins.bool
+    """Whether the rule selected it; unset with rules that take all updates."""
+    def __init__(
+        self,
+        *,
+        share: _builtins.float | None = ...,
+        norm: _builtins.float | None = ...,
+        cosine: _builtins.float | None = ...,
+        distance_rank: _builtins.int | None = ...,
+        clip_scale: _builtins.float | None = ...,
+        selected: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_clip_scale", b"_clip_scale", "_cosine", b"_cosine", "_distance_rank", b"_distance_rank", "_norm", b"_norm", "_selected", b"_selected", "_share", b"_share", "clip_scale", b"clip_scale", "cosine", b"cosine", "distance_rank", b"distance_rank", "norm", b"norm", "selected", b"selected", "share", b"share"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clip_scale", b"_clip_scale", "_cosine", b"_cosine", "_distance_rank", b"_distance_rank", "_norm", b"_norm", "_selected", b"_selected", "_share", b"_share", "clip_scale", b"clip_scale", "cosine", b"cosine", "distance_rank", b"distance_rank", "norm", b"norm", "selected", b"selected", "share", b"share"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__clip_scale: _TypeAlias = _typing.Literal["clip_scale"]  # noqa: Y015
+    _WhichOneofArgType__clip_scale: _TypeAlias = _typing.Literal["_clip_scale", b"_clip_scale"]  # noqa: Y015
+    _WhichOneofReturnType__cosine: _TypeAlias = _typing.Literal["cosine"]  # noqa: Y015
+    _WhichOneofArgType__cosine: _TypeAlias = _typing.Literal["_cosine", b"_cosine"]  # noqa: Y015
+    _WhichOneofReturnType__distance_rank: _TypeAlias = _typing.Literal["distance_rank"]  # noqa: Y015
+    _WhichOneofArgType__distance_rank: _TypeAlias = _typing.Literal["_distance_rank", b"_distance_rank"]  # noqa: Y015
+    _WhichOneofReturnType__norm: _TypeAlias = _typing.Literal["norm"]  # noqa: Y015
+    _WhichOneofArgType__norm: _TypeAlias = _typing.Literal["_norm", b"_norm"]  # noqa: Y015
+    _WhichOneofReturnType__selected: _TypeAlias = _typing.Literal["selected"]  # noqa: Y015
+    _WhichOneofArgType__selected: _TypeAlias = _typing.Literal["_selected", b"_selected"]  # noqa: Y015
+    _WhichOneofReturnType__share: _TypeAlias = _typing.Literal["share"]  # noqa: Y015
+    _WhichOneofArgType__share: _TypeAlias = _typing.Literal["_share", b"_share"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_scale) -> _WhichOneofReturnType__clip_scale | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cosine) -> _WhichOneofReturnType__cosine | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__distance_rank) -> _WhichOneofReturnType__distance_rank | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__norm) -> _WhichOneofReturnType__norm | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__selected) -> _WhichOneofReturnType__selected | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__share) -> _WhichOneofReturnType__share | None: ...
+
+Global___UpdateReport: _TypeAlias = UpdateReport  # noqa: Y015

@@ -23,6 +23,7 @@ class Bulyan(ColumnRule):
     """
 
     name = "bulyan"
+    selects = True
     needs_products = True
     f: int = 1
 

@@ -20,6 +20,7 @@ class FLTrust(LinearRule):
     """
 
     name = "fl_trust"
+    selects = True
     needs_products = True
     trusted_client_id: str = ""
 

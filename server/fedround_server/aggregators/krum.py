@@ -21,6 +21,7 @@ class Krum(LinearRule):
     """
 
     name = "krum"
+    selects = True
     needs_products = True
     f: int = 1
 

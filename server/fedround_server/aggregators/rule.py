@@ -98,9 +98,11 @@ class BaseRule(ABC):
         needs_steps: Whether participants have to report their local steps.
         needs_loss: Whether participants have to report the loss of the model that they started from.
         keeps_aggregate: Whether it sees the difference that the round before has made.
+        selects: Whether it leaves some updates out.
     """
 
     name: ClassVar[str]
+    selects: ClassVar[bool] = False
     needs_products: ClassVar[bool] = False
     needs_steps: ClassVar[bool] = False
     needs_loss: ClassVar[bool] = False

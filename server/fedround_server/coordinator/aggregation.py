@@ -1,7 +1,7 @@
 """Aggregates closed rounds in the background, and commits the results."""
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import timedelta
 from typing import TypeVar
 
@@ -9,7 +9,7 @@ from fedround_server.blobs import BlobDamaged, map_disk_full
 from fedround_server.coordinator.context import Context
 from fedround_server.coordinator.stored_files import StoredFiles
 from fedround_server.coordinator.tasks import in_thread
-from fedround_server.domain.aggregation import NO_STATE, AggregationState
+from fedround_server.domain.aggregation import NO_STATE, AggregationState, UpdateFacts
 from fedround_server.domain.audit import acting
 from fedround_server.domain.errors import DiskFull, Unavailable
 from fedround_server.domain.model import VersionFile, blobs_of
@@ -23,7 +23,7 @@ Number = TypeVar("Number", int, float)
 RETRY_DELAY = timedelta(seconds=1)
 """The delay before another attempt after a transient error that names no delay of its own."""
 DAMAGE_DELAY = timedelta(seconds=10)
-"""The delay before another attempt while the model's file is damaged: it has to be restored."""
+"""The delay before another attempt while a file that nobody can send again is damaged: it has to be restored."""
 TRANSIENT = (Unavailable, DiskFull, OSError)
 """Errors that may not recur at the next attempt: accepted updates wait for it."""
 INTERNAL = "the round could not be aggregated; the server's log has more under the id {}"
@@ -101,15 +101,15 @@ class Aggregations:
         """Aggregates a closed round and commits the result, or the failure.
 
         Raises:
-            BlobDamaged: The model that the round started from is damaged.
+            BlobDamaged: The model that the round started from, or the state of its aggregation, is damaged.
         """
         closed = task.round
         now = self._context.clock.now
         try:
-            result, state = await self._compute(task)
+            result, state, report = await self._compute(task)
             if self._stopped:
                 return
-            await self._store.commit(closed.training_id, closed.number, closed.epoch, result, now(), state)
+            await self._store.commit(closed.training_id, closed.number, closed.epoch, result, now(), state, report)
             reached("aggregation.committed")
         except TRANSIENT:
             raise
@@ -133,10 +133,11 @@ class Aggregations:
             Whether there is a damaged file. One that the disk cannot read ends the worker that has mapped it.
 
         Raises:
-            BlobDamaged: The model that the round started from is damaged: nobody can send that again.
+            BlobDamaged: The model that the round started from, or the state of its aggregation, is damaged: nobody
+                can send that again.
             OSError: A file was damaged when the worker read it, and is not any more.
         """
-        for blob in blobs_of(task.model):
+        for blob in (*blobs_of(task.model), *task.state.slots.values()):
             if not isinstance(error, BlobDamaged) or error.sha256 == blob.sha256:
                 await self._files.examine(blob)
         lost = [update.update_id for update in task.updates if not await self._files.is_intact(update.blob)]
@@ -157,17 +158,19 @@ class Aggregations:
         finally:
             self._context.hub.notify(training_id)
 
-    async def _compute(self, task: AggregationTask) -> tuple[VersionFile | None, AggregationState]:
+    async def _compute(
+        self, task: AggregationTask
+    ) -> tuple[VersionFile | None, AggregationState, Mapping[str, UpdateFacts]]:
         """Makes the file of a closed round, if its kind makes one; else verifies the updates, which are passed on.
 
         Returns:
-            The file, and what its aggregation leaves for the next one.
+            The file, what its aggregation leaves for the next one, and what it has found out about each user's update.
         """
         computation = task.computation
         if computation is None:
             for update in task.updates:
                 await self._files.verify(update.blob)
-            return None, NO_STATE
+            return None, NO_STATE, {}
         with map_disk_full():
             result = await self._context.engine.aggregate(job_of(task))
         reached("aggregation.computed")
@@ -177,7 +180,8 @@ class Aggregations:
             self._context.blobs.keep(staged.blob)
         reached("aggregation.adopted")
         slots = {slot: staged.blob for slot, staged in result.slots.items()}
-        return result.made, AggregationState(slots, task.state.steps + 1)
+        report = {update.user_id: facts for update, facts in zip(task.updates, result.report, strict=False)}
+        return result.made, AggregationState(slots, result.steps), report
 
 
 def job_of(task: AggregationTask) -> AggregationJob:

@@ -191,11 +191,19 @@ class AggregationState:
     Attributes:
         slots: Files by name, such as "adam/m": safetensors files with the names and shapes of the tensors that are
             aggregated.
-        steps: How many aggregations have made them.
+        steps: How many aggregations have made each of them.
     """
 
     slots: Mapping[str, BlobRef] = field(default_factory=dict)
-    steps: int = 0
+    steps: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the audit log says of it, by slot."""
+        return {
+            slot: {"sha256": blob.sha256, "size_bytes": blob.size_bytes, STEPS: self.steps[slot]}
+            for slot, blob in self.slots.items()
+        }
 
 
 NO_STATE = AggregationState()
@@ -212,6 +220,7 @@ class UpdateFacts:
         cosine: The cosine of the angle between its difference from the model and that of the aggregate.
         distance_rank: Its place among all, from 1, by the sum of its squared distances to the others.
         scale: What clipping multiplied its difference by.
+        selected: Whether the rule has selected it; None for rules that take all.
     """
 
     share: float | None = None
@@ -219,3 +228,4 @@ class UpdateFacts:
     cosine: float | None = None
     distance_rank: int | None = None
     scale: float | None = None
+    selected: bool | None = None

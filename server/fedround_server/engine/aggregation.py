@@ -40,11 +40,13 @@ class Aggregated:
     Attributes:
         made: The file, or a base with the file as its delta.
         slots: The new state: files by slot.
+        steps: How many aggregations have made each slot; one in which nothing took part does not count.
         report: What was found out about each update, in the order of the job.
     """
 
     made: VersionFile
     slots: Mapping[str, BlobRef]
+    steps: Mapping[str, int]
     report: tuple[UpdateFacts, ...]
 
 
@@ -53,7 +55,8 @@ def aggregate(
 ) -> Aggregated:
     """Aggregates the updates of a round into a new file, forced to disk.
 
-    Updates without examples are left out. If there are no others, the result is the model itself.
+    Updates without examples are left out. If there are no others, the result is the model itself, and the state stays
+    as it is.
 
     Args:
         files: Where the stored files are.
@@ -83,7 +86,9 @@ def aggregate(
                 for block in source.blocks(run):
                     writer.write(elements.aggregate(block))
             made = writer.complete()
-        return Aggregated(made, source.slots.finish(), facts_of(len(job.updates), counted, decision, known))
+        steps = {slot: number + bool(counted) for slot, number in source.slots.steps.items()}
+        facts = facts_of(job.aggregation.rule, len(job.updates), counted, decision, known)
+        return Aggregated(made, source.slots.finish(), steps, facts)
 
 
 def _canonical_order(job: AggregationJob) -> list[int]:
@@ -138,6 +143,11 @@ class _Elements:
         optimizer = aggregation.server_optimizer
         self._optimizer = optimizer if isinstance(optimizer, ServerOptimizer) else None
         self._kept = f"{aggregation.rule.name}/{KEPT}" if aggregation.rule.keeps_aggregate else None
+        # What each slot contains before the first round.
+        self._initial = {} if self._kept is None else {self._kept: 0.0}
+        if self._optimizer is not None:
+            names = {slot: f"{self._optimizer.name}/{slot}" for slot in self._optimizer.slots}
+            self._initial |= {name: self._optimizer.initial(slot) for slot, name in names.items()}
 
     def aggregate(self, block: Block) -> Tensor:
         """Returns the elements of the result: shape (elements,), in the model's dtype.
@@ -166,40 +176,30 @@ class _Elements:
 
     def _trained(self, block: Block) -> Tensor:
         """Returns the elements to which all stages apply, and writes their state."""
-        kept = self._read(self._kept, block) if self._kept else None
-        if self._optimizer is None and self._kept is None:
-            return block.model if self._decision is None else self._decision.aggregate(block)
+        state = {slot: self._read(slot, block, initial) for slot, initial in self._initial.items()}
         if self._decision is None:
+            result = block.model
+        elif not state:
+            result = self._decision.aggregate(block)
+        else:
+            delta = self._decision.difference(block, state[self._kept] if self._kept else None)
             if self._kept:
-                self._source.slots.write(self._kept, _or_filled(kept, block, 0.0), block.model.dtype)
+                state[self._kept] = delta.clone()
             if self._optimizer is not None:
-                self._write(self._optimizer, block, self._state(self._optimizer, block))
-            return block.model
-        delta = self._decision.difference(block, kept)
-        if self._kept:
-            self._source.slots.write(self._kept, delta, block.model.dtype)
-        if self._optimizer is not None:
-            delta = self._step(self._optimizer, block, delta)
-        return narrow(delta.add_(widen(block.model)), block.model.dtype)
-
-    def _step(self, optimizer: ServerOptimizer, block: Block, delta: Tensor) -> Tensor:
-        state = self._state(optimizer, block)
-        delta = optimizer.step(delta, state, self._job.state.steps + 1)
-        self._write(optimizer, block, state)
-        return delta
-
-    def _state(self, optimizer: ServerOptimizer, block: Block) -> dict[str, Tensor]:
-        found = {slot: self._read(f"{optimizer.name}/{slot}", block) for slot in optimizer.slots}
-        return {slot: _or_filled(values, block, optimizer.initial(slot)) for slot, values in found.items()}
-
-    def _write(self, optimizer: ServerOptimizer, block: Block, state: Mapping[str, Tensor]) -> None:
+                delta = self._step(self._optimizer, delta, state)
+            result = narrow(delta.add_(widen(block.model)), block.model.dtype)
         for slot, values in state.items():
-            self._source.slots.write(f"{optimizer.name}/{slot}", values, block.model.dtype)
+            kept = self._source.slots.write(slot, values, block.model.dtype)
+            if not is_finite(kept):
+                name = block.run.owner(block.start + first_not_finite(kept))
+                raise AggregationFailed(f"the state {slot!r} of tensor {name!r} has values that its dtype cannot hold")
+        return result
 
-    def _read(self, slot: str, block: Block) -> Tensor | None:
-        return self._source.slots.read(slot, block.run, block.start, len(block))
+    def _step(self, optimizer: ServerOptimizer, delta: Tensor, state: Mapping[str, Tensor]) -> Tensor:
+        names = {slot: f"{optimizer.name}/{slot}" for slot in optimizer.slots}
+        number = 1 + max(self._source.slots.steps[name] for name in names.values())
+        return optimizer.step(delta, {slot: state[name] for slot, name in names.items()}, number)
 
-
-def _or_filled(values: Tensor | None, block: Block, initial: float) -> Tensor:
-    """Returns the values of a slot, or the initial one for each element of a block."""
-    return torch.full((len(block),), initial, dtype=torch.float64) if values is None else values
+    def _read(self, slot: str, block: Block, initial: float) -> Tensor:
+        found = self._source.slots.read(slot, block.run, block.start, len(block))
+        return torch.full((len(block),), initial, dtype=torch.float64) if found is None else found

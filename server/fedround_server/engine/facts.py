@@ -1,27 +1,29 @@
 """What an aggregation has found out about each update."""
 
 from collections.abc import Sequence
-from math import sqrt
+from math import isfinite, sqrt
 
 import numpy as np
 
-from fedround_server.aggregators.rule import Updates
-from fedround_server.domain.aggregation import UpdateFacts
+from fedround_server.aggregators.rule import BaseRule, Updates
+from fedround_server.domain.aggregation import Rule, UpdateFacts
 from fedround_server.engine.decision import Columns, Decision, Matrix
 
 
 def facts_of(
-    num_updates: int, counted: Sequence[int], decision: Decision | None, known: Updates
+    rule: Rule, num_updates: int, counted: Sequence[int], decision: Decision | None, known: Updates
 ) -> tuple[UpdateFacts, ...]:
     """Returns the facts about each update of a job; nothing is computed for them alone.
 
     Args:
+        rule: The rule.
         num_updates: Updates of the job.
         counted: The indices of those that took part.
         decision: How they were aggregated; None if none took part.
         known: What was known of those that took part.
     """
-    facts = [UpdateFacts(share=0.0)] * num_updates
+    selects = isinstance(rule, BaseRule) and rule.selects
+    facts = [UpdateFacts(share=0.0, selected=False if selects else None)] * num_updates
     if decision is None:
         return tuple(facts)
     shares = _shares(decision)
@@ -29,15 +31,31 @@ def facts_of(
     measured = any(norms)
     cosines = _cosines(known.products, shares, norms) if measured and shares is not None else None
     ranks = _ranks(known) if measured else None
+    selected = _selected(decision, shares, len(counted)) if selects else None
     for place, index in enumerate(counted):
         facts[index] = UpdateFacts(
             share=None if shares is None else shares[place],
-            norm=norms[place] if measured else None,
-            cosine=None if cosines is None else cosines[place],
+            norm=_finite(norms[place]) if measured else None,
+            cosine=None if cosines is None else _finite(cosines[place]),
             distance_rank=None if ranks is None else ranks[place],
             scale=None if decision.scales is None else decision.scales[place],
+            selected=None if selected is None else selected[place],
         )
     return tuple(facts)
+
+
+def _finite(value: float | None) -> float | None:
+    """Returns a number, unless it overflowed: products of large differences do."""
+    return value if value is not None and isfinite(value) else None
+
+
+def _selected(decision: Decision, shares: Sequence[float] | None, count: int) -> list[bool] | None:
+    """Returns whether each update was selected; None if mixed ones were, whose parts have different owners."""
+    if shares is not None:
+        return [share != 0 for share in shares]
+    if not isinstance(decision, Columns) or decision.mixed is not None:
+        return None
+    return [index in decision.chosen for index in range(count)]
 
 
 def _shares(decision: Decision) -> list[float] | None:

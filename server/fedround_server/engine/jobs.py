@@ -107,11 +107,13 @@ class StagedResult(StagedBlob):
     Attributes:
         made: What it is once the file is committed: the file itself, or a base with the file as its delta.
         slots: The state for the next aggregation: staged files by slot.
+        steps: How many aggregations have made each slot.
         report: What was found out about each update, in the order of the job.
     """
 
     made: VersionFile
     slots: Mapping[str, StagedBlob] = field(default_factory=dict)
+    steps: Mapping[str, int] = field(default_factory=dict)
     report: tuple[UpdateFacts, ...] = ()
 
 

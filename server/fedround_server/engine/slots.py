@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fedround_server.blobs import BlobFiles
+from fedround_server.domain.aggregation import AggregationState
 from fedround_server.domain.model import BlobRef, Dtype, Manifest, TensorSpec
 from fedround_server.engine.format.manifest import make_header
 from fedround_server.engine.format.runs import Run
@@ -24,14 +25,18 @@ class Slots:
 
     Attributes:
         found: The opened files of the state before, by slot; a slot that has none begins anew.
+        steps: How many aggregations have made each slot of the state before; 0 for one that begins anew.
     """
 
-    def __init__(self, found: Mapping[str, TensorFile], writers: Mapping[str, TensorWriter]) -> None:
+    def __init__(
+        self, found: Mapping[str, TensorFile], steps: Mapping[str, int], writers: Mapping[str, TensorWriter]
+    ) -> None:
         self.found = found
+        self.steps = steps
         self._writers = writers
 
     def read(self, slot: str, run: Run, start: int, length: int) -> Tensor | None:
-        """Returns elements of a slot: shape (length,), float64; None if it begins anew."""
+        """Returns a copy of elements of a slot: shape (length,), float64; None if it begins anew."""
         file = self.found.get(slot)
         # A copy, as optimizers overwrite it, and the file is mapped to be read.
         return None if file is None else file.block(run.first, start, length).to(torch.float64, copy=True)
@@ -62,13 +67,13 @@ class Slots:
 
 @contextmanager
 def open_slots(
-    files: BlobFiles, state: Mapping[str, BlobRef], targets: Mapping[str, Path], tensors: Manifest, ahead: Executor
+    files: BlobFiles, state: AggregationState, targets: Mapping[str, Path], tensors: Manifest, ahead: Executor
 ) -> Iterator[Slots]:
     """Opens a state, and begins the next one.
 
     Args:
         files: Where the stored files are.
-        state: The files by slot. One that has other tensors is left out: the slot begins anew.
+        state: The state. If a file of a stage is missing or has other tensors, all slots of the stage begin anew.
         targets: The paths of the new files by slot.
         tensors: The tensors that have a state, in the order in which they will be written.
         ahead: Verifies what is likely to be read next.
@@ -84,12 +89,17 @@ def open_slots(
     with ExitStack() as stack:
         opened = {
             slot: stack.enter_context(open_blob(files, blob, ahead=ahead))
-            for slot, blob in state.items()
+            for slot, blob in state.slots.items()
             if slot in targets
         }
         # In the same order, too: their tensors are adjacent where those of the model are.
-        found = {
-            slot: file for slot, file in opened.items() if list(file.layout.manifest.items()) == list(kept.items())
-        }
+        fitting = {slot for slot, file in opened.items() if list(file.layout.manifest.items()) == list(kept.items())}
+        anew = {_stage(slot) for slot in targets.keys() - fitting}
+        found = {slot: file for slot, file in opened.items() if _stage(slot) not in anew}
+        steps = {slot: state.steps[slot] if slot in found else 0 for slot in targets}
         writers = {slot: stack.enter_context(TensorWriter(path, header)) for slot, path in targets.items()}
-        yield Slots(found, writers)
+        yield Slots(found, steps, writers)
+
+
+def _stage(slot: str) -> str:
+    return slot.partition("/")[0]

@@ -90,7 +90,7 @@ def open_source(
         is_buffer = _buffers(job)
         trained = [name for name in in_order(result.layout) if manifest[name].dtype.is_floating and not is_buffer(name)]
         tensors = {name: manifest[name] for name in trained}
-        slots = stack.enter_context(open_slots(files, job.state.slots, targets, tensors, ahead))
+        slots = stack.enter_context(open_slots(files, job.state, targets, tensors, ahead))
         yield Source(model, result, updates, slots, job)
 
 

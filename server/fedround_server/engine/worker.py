@@ -83,7 +83,7 @@ def run_aggregation(files: BlobFiles, job: AggregationJob) -> StagedResult:
             made = aggregate(files, job, path, {slot: slot_path for slot, (_, slot_path) in slots.items()})
             blob = made.made if isinstance(made.made, BlobRef) else made.made.delta
             state = {slot: StagedBlob(slots[slot][0], blob) for slot, blob in made.slots.items()}
-            result = StagedResult(staged, blob, made.made, state, made.report)
+            result = StagedResult(staged, blob, made.made, state, made.steps, made.report)
     for update in job.updates:
         drop_cached_pages(files.local_path(update))
     return result

@@ -10,7 +10,7 @@ from fedround_server.domain import event as events
 from fedround_server.domain.event import Event
 from fedround_server.domain.failure import ParticipantFailure
 from fedround_server.domain.model import POSTERIOR, BlobRef, Model, ModelVersion, TensorSpec, VersionView
-from fedround_server.domain.report import MetricReport
+from fedround_server.domain.report import MetricReport, MetricSpread
 from fedround_server.domain.token import Token
 from fedround_server.domain.training import Training, TrainingFailure, TrainingSpec
 from fedround_server.domain.update import Update, is_number
@@ -121,6 +121,7 @@ def metric_report(found: MetricReport) -> model_pb2.MetricReport:
         num_reporters=found.num_reporters,
         num_participants=found.num_participants,
         reporter_ids=found.reporter_ids,
+        spread={name: _spread(one) for name, one in found.spread.items()},
         metrics={name: value for name, value in found.metrics.items() if is_number(value)},
         text_metrics={name: value for name, value in found.metrics.items() if isinstance(value, str)},
         list_metrics={
@@ -128,6 +129,20 @@ def metric_report(found: MetricReport) -> model_pb2.MetricReport:
             for name, value in found.metrics.items()
             if isinstance(value, list)
         },
+    )
+
+
+def _spread(found: MetricSpread) -> model_pb2.MetricSpread:
+    by_label = {
+        label: model_pb2.LabelMean(mean=one.mean, num_reporters=one.num_reporters)
+        for label, one in found.by_label.items()
+    }
+    return model_pb2.MetricSpread(
+        min=found.minimum,
+        median=found.median,
+        max=found.maximum,
+        num_reporters=found.num_reporters,
+        by_label=by_label,
     )
 
 

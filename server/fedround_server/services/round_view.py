@@ -4,6 +4,7 @@ from itertools import islice
 
 from fedround.v1 import round_pb2, training_pb2
 from fedround_server.coordinator.round_status import Explanation, MemberView
+from fedround_server.domain.aggregation import UpdateFacts
 from fedround_server.domain.policy import OnMissed
 from fedround_server.domain.rejected_update import RejectedUpdate
 from fedround_server.domain.rounds.round import RegisteredParticipant, RoundState, RoundView
@@ -86,6 +87,18 @@ def _participant(view: MemberView) -> round_pb2.RoundParticipant:
         failure=None if member.failure is None else convert.participant_failure(member.failure),
         attributes=view.attributes,
         rounds_left_out=member.rounds_left_out,
+        report=None if member.report is None else _report(member.report),
+    )
+
+
+def _report(facts: UpdateFacts) -> round_pb2.UpdateReport:
+    return round_pb2.UpdateReport(
+        share=facts.share,
+        norm=facts.norm,
+        cosine=facts.cosine,
+        distance_rank=facts.distance_rank,
+        clip_scale=facts.scale,
+        selected=facts.selected,
     )
 
 

@@ -4,6 +4,7 @@ import enum
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from fedround_server.domain.aggregation import UpdateFacts
 from fedround_server.domain.cohort import Cohort
 from fedround_server.domain.failure import ParticipantFailure
 from fedround_server.domain.policy import OnMissed, RoundPolicy, enough_updates
@@ -114,6 +115,7 @@ class RoundMember:
         rejected_updates: Its rejected submissions.
         failure: Why the round does not wait for it; None unless it failed or is absent.
         rounds_left_out: In how many rounds it was asked and did not fail, and its work did not count.
+        report: What the aggregation has found out about its update; None unless it counted.
     """
 
     user_id: str
@@ -125,6 +127,7 @@ class RoundMember:
     rejected_updates: tuple[RejectedUpdate, ...] = ()
     failure: ParticipantFailure | None = None
     rounds_left_out: int = 0
+    report: UpdateFacts | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,14 +1,15 @@
 """Reads of the metrics that were reported on models."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
-from fedround_server.domain.report import MetricReport
+from fedround_server.domain.report import MetricReport, spreads
 from fedround_server.domain.rounds import KINDS
 from fedround_server.domain.update import MetricValue, Submission
-from fedround_server.store.queries.round import SUBMITTED
+from fedround_server.store.queries.round import SUBMITTED, counted
 from fedround_server.store.queries.training import find_training_of_model
-from fedround_server.store.tables.schema import CohortRow, ModelRow, RoundRow, TrainingRow, UpdateRow
+from fedround_server.store.tables.schema import CohortRow, ModelRow, RoundRow, TrainingRow, UpdateRow, UserRow
 
 REPORTERS = 100
 """How many reporters of a mean are named."""
@@ -62,14 +63,14 @@ def page_reports(model: ModelRow, user_id: str, after: tuple[int, str], limit: i
     )
     if model.owner_id != user_id:
         updates = updates.where(UpdateRow.user_id == user_id)
-    means = [row for row in rounds.values() if row.number > number]
+    done_rounds = [row for row in rounds.values() if row.number > number]
     reports = [
         replace(
             _report(row, None, row.num_examples, shown(row.metrics)),
             num_reporters=row.arrived,
             num_participants=row.members,
         )
-        for row in means
+        for row in done_rounds
     ]
     reports += [
         _report(rounds[update.number], update.user_id, update.num_examples, update.metrics)
@@ -79,10 +80,30 @@ def page_reports(model: ModelRow, user_id: str, after: tuple[int, str], limit: i
     page = sorted(reports, key=lambda report: report.round)[:limit]
     if model.owner_id != user_id:
         return page
-    reporters = _reporters(
-        training.training_id, {one.round: one.num_reporters for one in page if one.reporter_id is None}
+    means = {one.round: one for one in page if one.reporter_id is None}
+    reporters = _reporters(training.training_id, {number: one.num_reporters for number, one in means.items()})
+    asked = training.spec["metric_names"]
+    return [
+        replace(
+            one,
+            reporter_ids=reporters[one.round],
+            spread=spreads(_labelled(training.training_id, one.round), one.metrics, asked) if one.metrics else {},
+        )
+        if one.reporter_id is None
+        else one
+        for one in page
+    ]
+
+
+def _labelled(training_id: str, number: int) -> list[tuple[Mapping[str, MetricValue], int, Mapping[str, str]]]:
+    """Returns the submissions of a round that count: metrics, num_examples, and the labels of the user."""
+    rows: Iterable[tuple[Any, ...]] = (
+        counted(training_id, number, UpdateRow.metrics, UpdateRow.num_examples, UserRow.labels)
+        .join(UserRow, on=(UserRow.user_id == UpdateRow.user_id))
+        .order_by(UpdateRow.user_id)
+        .tuples()  # type: ignore[assignment]  # the stubs don't know what tuples() does
     )
-    return [replace(one, reporter_ids=reporters[one.round]) if one.reporter_id is None else one for one in page]
+    return list(rows)
 
 
 def _reporters(training_id: str, counts: Mapping[int, int]) -> dict[int, tuple[str, ...]]:

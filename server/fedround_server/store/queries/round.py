@@ -4,6 +4,7 @@ from datetime import datetime, timedelta
 
 from peewee import Case, Field, ModelSelect, fn
 
+from fedround_server.domain.aggregation import UpdateFacts
 from fedround_server.domain.forecast import HISTORY
 from fedround_server.domain.model import BlobRef
 from fedround_server.domain.rounds import KINDS
@@ -11,8 +12,15 @@ from fedround_server.domain.rounds.round import RoundState, UnfinishedRound
 from fedround_server.store.db.compiled import compiled
 from fedround_server.store.queries.failure import OF_MEMBER
 from fedround_server.store.tables.failure_schema import ParticipantFailureRow
-from fedround_server.store.tables.mapping import to_blob, to_spec
-from fedround_server.store.tables.schema import AssignmentRow, CohortRow, RoundRow, TrainingRow, UpdateRow
+from fedround_server.store.tables.mapping import to_blob, to_facts, to_spec
+from fedround_server.store.tables.schema import (
+    AssignmentRow,
+    CohortRow,
+    RoundReportRow,
+    RoundRow,
+    TrainingRow,
+    UpdateRow,
+)
 
 SUBMITTED = (
     (CohortRow.training_id == UpdateRow.training_id)
@@ -92,7 +100,7 @@ def assigned_users(training_id: str, number: int) -> list[str]:
 
 def counted_updates(training_id: str, number: int) -> list[UpdateRow]:
     """Returns the submissions of a round that count, in canonical order: those of members that were not removed."""
-    return sorted(_counted(training_id, number), key=lambda row: row.user_id)
+    return sorted(counted(training_id, number), key=lambda row: row.user_id)
 
 
 def lack(training: TrainingRow, row: RoundRow) -> str | None:
@@ -109,11 +117,18 @@ def lack(training: TrainingRow, row: RoundRow) -> str | None:
 
 def arrival_times(training_id: str, number: int) -> dict[str, datetime]:
     """Returns by user when the submissions of a round that count were accepted, without reading their metrics."""
-    rows = _counted(training_id, number, UpdateRow.user_id, UpdateRow.accept_time)
+    rows = counted(training_id, number, UpdateRow.user_id, UpdateRow.accept_time)
     return {row.user_id: row.accept_time for row in rows}
 
 
-def _counted(training_id: str, number: int, *columns: Field) -> "ModelSelect[UpdateRow]":
+def update_facts(training_id: str, number: int) -> dict[str, UpdateFacts]:
+    """Returns what the aggregation of a round has found out about the updates that counted, by user."""
+    row = RoundReportRow.get_or_none(RoundReportRow.training_id == training_id, RoundReportRow.number == number)
+    return {} if row is None else to_facts(row.facts)
+
+
+def counted(training_id: str, number: int, *columns: Field) -> "ModelSelect[UpdateRow]":
+    """Selects the submissions of a round that count, in any order."""
     return (
         UpdateRow.select(*columns)
         .join(CohortRow, on=SUBMITTED)

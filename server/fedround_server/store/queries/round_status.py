@@ -13,7 +13,7 @@ from fedround_server.domain.rounds import KINDS
 from fedround_server.domain.rounds.round import RegisteredParticipant, RoundMember, RoundState, RoundView
 from fedround_server.store.queries.failure import list_failures
 from fedround_server.store.queries.participant import participant_ids, present_participants
-from fedround_server.store.queries.round import SUBMITTED, arrival_times, lack
+from fedround_server.store.queries.round import SUBMITTED, arrival_times, lack, update_facts
 from fedround_server.store.tables.failure_schema import RejectedUpdateRow
 from fedround_server.store.tables.mapping import to_round, to_spec
 from fedround_server.store.tables.schema import (
@@ -33,6 +33,7 @@ def view(training: TrainingRow, row: RoundRow) -> RoundView:
     durations = _durations(row) if row.state == RoundState.OPEN.value else {}
     rejected = _rejected_updates(row)
     failures = {one.user_id: one for one in list_failures(row.training_id, row.number)} if row.failed else {}
+    report = update_facts(row.training_id, row.number) if row.state == RoundState.DONE.value else {}
     members: Iterable[dict[str, Any]] = (
         CohortRow.select(
             CohortRow.user_id,
@@ -62,6 +63,7 @@ def view(training: TrainingRow, row: RoundRow) -> RoundView:
             rejected_updates=tuple(rejected.get(member["user_id"], ())),
             failure=failures.get(member["user_id"]),
             rounds_left_out=member["rounds_left_out"],
+            report=report.get(member["user_id"]),
         )
         for member in members
     )

@@ -140,7 +140,7 @@ def aggregation_state(model_id: str, version: int, slots: Collection[str]) -> Ag
     if not slots:
         return NO_STATE
     found = [artifact for artifact in artifacts_of(model_id, [version]) if artifact.kind in slots]
-    steps = max((int(artifact.details[STEPS]) for artifact in found), default=0)
+    steps = {artifact.kind: int(artifact.details[STEPS]) for artifact in found}
     return AggregationState({artifact.kind: to_blob(artifact) for artifact in found}, steps)
 
 

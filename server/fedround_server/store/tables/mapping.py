@@ -6,6 +6,7 @@ from typing import Any, get_args
 
 from fedround_server.aggregators import from_aggregation, to_aggregation
 from fedround_server.domain import uncertainty
+from fedround_server.domain.aggregation import UpdateFacts
 from fedround_server.domain.audit import AuditEntry
 from fedround_server.domain.config import Config
 from fedround_server.domain.event import Event, ModelInfo, Payload, RoundStarted
@@ -99,6 +100,19 @@ def from_blob(blob: BlobRef | None) -> dict[str, Any]:
     if blob is None:
         return {"sha256": None, "size_bytes": 0, "checksums": None}
     return {"sha256": blob.sha256, "size_bytes": blob.size_bytes, "checksums": blob.checksums or None}
+
+
+def from_facts(report: Mapping[str, UpdateFacts]) -> dict[str, dict[str, Any]]:
+    """Writes facts about updates by user, without those that are not known."""
+    return {
+        user_id: {name: value for name, value in asdict(one).items() if value is not None}
+        for user_id, one in report.items()
+    }
+
+
+def to_facts(data: Mapping[str, Mapping[str, Any]]) -> dict[str, UpdateFacts]:
+    """Reads facts about updates by user."""
+    return {user_id: UpdateFacts(**one) for user_id, one in data.items()}
 
 
 def to_version_file(row: ModelVersionRow, base: ModelBaseRow | None) -> VersionFile:

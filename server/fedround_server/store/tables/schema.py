@@ -297,6 +297,21 @@ class UpdateRow(Row):
         indexes = ((("training_id", "number", "user_id"), True),)
 
 
+class RoundReportRow(Row):
+    """What the aggregation of a round has found out about the updates that counted: facts by user.
+
+    Apart from the rounds, which are read all the time, and in one row, since a commit has to write it.
+    """
+
+    training_id = id_field()
+    number = IntegerField()
+    facts = JsonField()
+
+    class Meta:
+        table_name = "round_report"
+        primary_key = CompositeKey("training_id", "number")
+
+
 class AssignmentRow(Row):
     """The update of another participant that was assigned to a member of a round's cohort (daisy chaining)."""
 

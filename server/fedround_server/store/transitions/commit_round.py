@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
-from fedround_server.domain.aggregation import STEPS, AggregationState
+from fedround_server.domain.aggregation import AggregationState
 from fedround_server.domain.event import RoundClosed
 from fedround_server.domain.model import BEST, BlobRef, VersionFile
 from fedround_server.domain.report import count_not_finite
@@ -16,7 +16,7 @@ from fedround_server.store.tables.schema import COHORT, AssignmentRow, RoundRow,
 from fedround_server.store.transitions import contributions
 from fedround_server.store.transitions.next_round import go_on
 from fedround_server.store.transitions.training import append_event
-from fedround_server.store.transitions.versions import add_artifact, add_version, drop_versions, put_tag
+from fedround_server.store.transitions.versions import add_artifact, add_state, add_version, drop_versions, put_tag
 from fedround_server.store.transitions.work import record_work
 
 
@@ -39,11 +39,10 @@ def commit_result(
     match outcome:
         case NewVersion():
             add_version(training, _made(result), now)
-            for slot, blob in state.slots.items():
-                add_artifact(training, NewArtifact(slot, {STEPS: state.steps}), blob)
+            add_state(training.model_id, training.model_version, state)
         case NewArtifact():
-            add_artifact(training, outcome, _whole(result))
-    contributions.count(training, row, updates, spec, outcome, result)
+            add_artifact(training.model_id, training.model_version, outcome, _whole(result))
+    contributions.count(training, row, updates, spec, outcome, result, state)
     record_work(row)
     if isinstance(outcome, Evaluation):
         _select(training, spec, metrics)

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from fedround_server.aggregators import from_aggregation
+from fedround_server.domain.aggregation import AggregationState
 from fedround_server.domain.model import BaseAndDelta, VersionFile
 from fedround_server.domain.rounds import KINDS
 from fedround_server.domain.rounds.kind import Assignment, NewArtifact, NewVersion, Outcome
@@ -30,8 +31,12 @@ def count(
     spec: TrainingSpec,
     outcome: Outcome,
     result: VersionFile | None,
+    state: AggregationState,
 ) -> None:
     """Records that a round is done, with the weight of each submission, and the version or artifact that it made.
+
+    So are the stages of the aggregation, and the files of the state that it leaves for the next one: the one that it
+    started from is recorded with the version that the round started from.
 
     The training has the version that it has now; the updates are those that counted, in canonical order.
     """
@@ -61,6 +66,8 @@ def count(
             made |= {**from_aggregation(spec.aggregation), "rounds": row.step + 1}
             if isinstance(result, BaseAndDelta):
                 made |= {"base_sha256": result.base.sha256, "delta_sha256": result.delta.sha256}
+            if state.slots:
+                made["state"] = state.facts
             record("version_made", training, subject=training.model_version, **made)
 
 

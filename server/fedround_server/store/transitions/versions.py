@@ -2,6 +2,7 @@
 
 from datetime import datetime
 
+from fedround_server.domain.aggregation import NO_STATE, STEPS, AggregationState
 from fedround_server.domain.model import (
     PINNED,
     BaseAndDelta,
@@ -36,9 +37,14 @@ from fedround_server.store.tables.schema import (
 
 
 def insert_model(
-    model_id: str, owner_id: str, model: NewModel, now: datetime, source: ModelVersion | None = None
+    model_id: str,
+    owner_id: str,
+    model: NewModel,
+    now: datetime,
+    source: ModelVersion | None = None,
+    state: AggregationState = NO_STATE,
 ) -> Model:
-    """Stores a model as version 0."""
+    """Stores a model as version 0; the copy of a version may have the state of the aggregation that made it."""
     row = ModelRow.create(
         model_id=model_id,
         owner_id=owner_id,
@@ -55,10 +61,13 @@ def insert_model(
         create_time=now,
     )
     origin = {"source_model_id": row.source_model_id, "source_version": row.source_version}
+    if state.slots:
+        origin["state"] = state.facts
     record("model_created", row, subject=0, sha256=model.blob.sha256, size_bytes=model.blob.size_bytes, **origin)
     if isinstance(model.blob, BaseAndDelta):
         ModelBaseRow.create(model_id=model_id, **from_blob(model.blob.base))
     insert_version(model_id, 0, model.blob, now)
+    add_state(model_id, 0, state)
     return to_model(row, known_version(model_id, 0))
 
 
@@ -107,16 +116,22 @@ def add_version(training: TrainingRow, file: VersionFile, now: datetime) -> None
     _add_stored_bytes(training.model_id, blobs_of(file)[-1].size_bytes)
 
 
-def add_artifact(training: TrainingRow, artifact: NewArtifact, blob: BlobRef) -> None:
-    """Stores an artifact of the present version of a training's model."""
+def add_artifact(model_id: str, version: int, artifact: NewArtifact, blob: BlobRef) -> None:
+    """Stores an artifact of a version of a model."""
     ArtifactRow.create(
-        model_id=training.model_id,
-        version=training.model_version,
+        model_id=model_id,
+        version=version,
         kind=artifact.kind,
         **from_blob(blob),
         details=dict(artifact.details),
     )
-    _add_stored_bytes(training.model_id, blob.size_bytes)
+    _add_stored_bytes(model_id, blob.size_bytes)
+
+
+def add_state(model_id: str, version: int, state: AggregationState) -> None:
+    """Stores what the aggregation that made a version leaves for the next one, as artifacts of the version."""
+    for slot, blob in state.slots.items():
+        add_artifact(model_id, version, NewArtifact(slot, {STEPS: state.steps[slot]}), blob)
 
 
 def drop_versions(training: TrainingRow, keep_versions: int) -> None:

@@ -3,8 +3,9 @@
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from types import MappingProxyType
 
-from fedround_server.domain.aggregation import NO_STATE, AggregationState
+from fedround_server.domain.aggregation import NO_STATE, AggregationState, UpdateFacts
 from fedround_server.domain.errors import NotActor, NotInCohort, ReplayImpossible, RoundNotFound, TrainingNotFound
 from fedround_server.domain.event import ModelInfo
 from fedround_server.domain.failure import ABSENT
@@ -37,8 +38,8 @@ from fedround_server.store.queries.round import (
 from fedround_server.store.queries.round_status import view
 from fedround_server.store.queries.training import find_training, find_visible, lock_training
 from fedround_server.store.queries.version import aggregation_state, known_version, model_info
-from fedround_server.store.tables.mapping import to_round, to_spec, to_update
-from fedround_server.store.tables.schema import RoundRow
+from fedround_server.store.tables.mapping import from_facts, to_round, to_spec, to_update
+from fedround_server.store.tables.schema import RoundReportRow, RoundRow
 from fedround_server.store.transitions import end_training
 from fedround_server.store.transitions.close_round import evaluate, reopen
 from fedround_server.store.transitions.commit_round import commit_result
@@ -233,11 +234,13 @@ class RoundVerbs(Verbs):
         result: VersionFile | None,
         now: datetime,
         state: AggregationState = NO_STATE,
+        report: Mapping[str, UpdateFacts] = MappingProxyType({}),
     ) -> bool:
         """Commits a round's result, and what follows: the next round, or the end; returns whether this was the commit.
 
         An aggregation that was started in an earlier epoch does not commit (fencing). The result is the file that was
-        made of the updates, if the round makes one, and the state what its aggregation leaves for the next one.
+        made of the updates, if the round makes one, the state what its aggregation leaves for the next one, and the
+        report what it has found out about the updates, by user.
         """
         training = lock_training(training_id)
         if training is None:
@@ -264,6 +267,8 @@ class RoundVerbs(Verbs):
         if not changed:
             return False
         row = get_round(training_id, number)
+        if report:
+            RoundReportRow.create(training_id=training_id, number=number, facts=from_facts(report))
         commit_result(training, row, updates, metrics, result, now, state)
         return True
 

@@ -44,7 +44,7 @@ from fedround_server.store.queries.training import (
     page_trainings,
 )
 from fedround_server.store.queries.user import lock_user, unknown_users
-from fedround_server.store.queries.version import model_info, stored_version
+from fedround_server.store.queries.version import aggregation_state, model_info, stored_version
 from fedround_server.store.tables.mapping import from_spec, to_manifest, to_spec
 from fedround_server.store.tables.schema import ModelRow, TrainingClientsRow, TrainingRow
 from fedround_server.store.transitions import end_training
@@ -105,7 +105,7 @@ class TrainingVerbs(Verbs):
         check_open_trainings(actor_id, quotas)
         _refuse_unknown(spec)
         model_id = (
-            _stored_model(str(spec.model_id), spec.model_version, actor_id, new_model_id, now)
+            _stored_model(str(spec.model_id), spec, actor_id, new_model_id, now)
             if model is None
             else insert_model(new_model_id, actor_id, model, now).model_id
         )
@@ -293,10 +293,13 @@ def _created(actor_id: str, request_id: str | None) -> Training | None:
     return load_trainings([row])[0]
 
 
-def _stored_model(model_id: str, version: int | None, actor_id: str, copy_id: str, now: datetime) -> str:
-    """Returns the model to train: the stored one, or a copy if another training used it, or of an older version."""
+def _stored_model(model_id: str, spec: TrainingSpec, actor_id: str, copy_id: str, now: datetime) -> str:
+    """Returns the model to train: the stored one, or a copy if another training used it, or of an older version.
+
+    A copy has the state of the version that the training's aggregation goes on with.
+    """
     source = lock_owned_model(model_id, actor_id)
-    start = stored_version(source, version)
+    start = stored_version(source, spec.model_version)
     if find_training_of_model(model_id) is None and start.version == source.version:
         return model_id
     copy = NewModel(
@@ -307,7 +310,8 @@ def _stored_model(model_id: str, version: int | None, actor_id: str, copy_id: st
         architecture=source.architecture,
         is_finite=source.is_finite,
     )
-    return insert_model(copy_id, actor_id, copy, now, source=start).model_id
+    state = aggregation_state(model_id, start.version, spec.aggregation.slots)
+    return insert_model(copy_id, actor_id, copy, now, start, state).model_id
 
 
 def _check_model(spec: TrainingSpec, model: ModelRow) -> Manifest:

@@ -1,0 +1,190 @@
+"""What an aggregation with stages is to make of updates: an implementation of its own, from the papers, in float64.
+
+Means, medians and optimizers are the same bits as the server's. What depends on inner products is close: their sums may
+be rounded in another order.
+"""
+
+import hashlib
+import math
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from chaos.tensors import FLOATS, Tensor, Tensors, aggregate, narrow
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+BY_PRODUCTS = ("geometric_median", "centered_clipping")
+STAGES = {"clipping", "mixing", "server_optimizer"}
+
+
+def is_exact(aggregation: Mapping[str, Any]) -> bool:
+    """Returns whether `expected` makes the same bits as the server."""
+    return aggregation["algorithm"] not in BY_PRODUCTS and not aggregation.keys() & {"clipping", "mixing"}
+
+
+def is_mean(aggregation: Mapping[str, Any]) -> bool:
+    """Returns whether the weighted mean is all that is made."""
+    return aggregation["algorithm"] in ("fed_avg", "fed_prox", "fed_dc") and not aggregation.keys() & STAGES
+
+
+def expected(
+    aggregation: Mapping[str, Any],
+    updates: Sequence[tuple[str, Tensors, int]],
+    model: Tensors,
+    state: Mapping[str, Tensors],
+    steps: Mapping[str, int],
+) -> tuple[Tensors, dict[str, Tensors]]:
+    """Returns the trained tensors of the next version, and its state.
+
+    Args:
+        aggregation: As the database has it.
+        updates: The digest, the tensors and the number of examples of each, at least one of which has examples.
+        model: What they started from.
+        state: The state before by slot; empty if it begins anew.
+        steps: How many aggregations have made each slot.
+    """
+    updates = sorted((update for update in updates if update[2]), key=lambda update: update[0])
+    inputs, weights = [update[1] for update in updates], [update[2] for update in updates]
+    made = aggregate(inputs, weights)
+    trained = [name for name, tensor in made.items() if tensor.dtype in FLOATS]
+    if is_mean(aggregation):
+        return made, {}
+    stages = _Stages(aggregation, [update[0] for update in updates], weights)
+    base = _joined(model, trained)
+    values = np.stack([_joined(one, trained) for one in inputs])
+    before = {slot: _joined(found, trained) for slot, found in state.items()}
+    total, after = stages.apply(base, values, before, steps)
+    ends = np.cumsum([len(made[name].values) for name in trained])
+    kept: dict[str, dict[str, Tensor]] = {slot: {} for slot in after}
+    result = dict(made)
+    for name, end in zip(trained, ends, strict=True):
+        dtype, shape, place = made[name].dtype, made[name].shape, slice(end - len(made[name].values), end)
+        result[name] = _tensor(dtype, shape, total[place])
+        for slot, numbers in after.items():
+            kept[slot][name] = _tensor("F64" if dtype == "F64" else "F32", shape, numbers[place])
+    return result, {slot: dict(found) for slot, found in kept.items()}
+
+
+def _joined(tensors: Tensors, names: Sequence[str]) -> Array:
+    """Returns the numbers of tensors one after the other; there may be none."""
+    return np.concatenate([np.zeros(0), *(np.array(tensors[name].values, np.float64) for name in names)])
+
+
+def _tensor(dtype: str, shape: tuple[int, ...], numbers: Array) -> Tensor:
+    return Tensor(dtype, shape, tuple(narrow(value, dtype) for value in numbers.tolist()))
+
+
+class _Stages:
+    """The stages of an aggregation of a round."""
+
+    def __init__(self, aggregation: Mapping[str, Any], digests: Sequence[str], weights: Sequence[int]) -> None:
+        self._rule, self._options = aggregation["algorithm"], aggregation["options"]
+        self._clipping, self._mixing = aggregation.get("clipping"), aggregation.get("mixing")
+        self._optimizer = aggregation.get("server_optimizer")
+        self._digests = digests
+        self._weights = np.array(weights, np.float64)
+
+    def apply(
+        self, base: Array, values: Array, state: Mapping[str, Array], steps: Mapping[str, int]
+    ) -> tuple[Array, dict[str, Array]]:
+        """Returns the elements of the version, and those of its state."""
+        differences = values - base
+        if self._clipping:
+            norms = np.sqrt((differences**2).sum(axis=1))
+            differences = differences * np.minimum(1, self._clipping["options"]["norm"] / norms)[:, None]
+        if self._mixing:
+            differences = self._matrix(differences) @ differences
+        staged = self._clipping or self._mixing
+        after: dict[str, Array] = {}
+        kept = "centered_clipping/aggregate"
+        if self._rule in ("median", "trimmed_mean"):
+            reduced = self._reduce(base + differences if staged else values)
+            if not self._optimizer:
+                return reduced, after
+            delta = reduced - base
+        elif self._rule == "centered_clipping":
+            after[kept] = delta = self._centered(differences, state.get(kept, np.zeros_like(base)))
+        else:
+            delta = self._mean(differences)
+        if self._optimizer:
+            delta = self._step(delta, state, steps, after)
+        return delta + base, after
+
+    def _matrix(self, differences: Array) -> Array:
+        """Returns the coefficients of the mixing stage."""
+        count, options = len(differences), self._mixing["options"]  # type: ignore[index]
+        if self._mixing["name"] == "nearest_neighbor":  # type: ignore[index]
+            kept, rows = max(1, count - options["f"]), []
+            for index in range(count):
+                distances = ((differences - differences[index]) ** 2).sum(axis=1).tolist()
+                nearest = sorted(range(count), key=lambda other: (distances[other], other != index, other))[:kept]
+                rows.append([1 / kept if other in nearest else 0.0 for other in range(count)])
+            return np.array(rows)
+        order, size = list(range(count)), options["size"]
+        digest = hashlib.sha256(" ".join(self._digests).encode()).hexdigest()
+        random.Random(f"{options['seed']} {digest}").shuffle(order)
+        buckets = [order[start : start + size] for start in range(0, count, size)]
+        return np.array([[1 / len(one) if index in one else 0.0 for index in range(count)] for one in buckets])
+
+    def _reduce(self, values: Array) -> Array:
+        ordered = np.sort(values, axis=0)
+        if self._rule == "median":
+            middle = len(ordered) // 2
+            return ordered[middle] if len(ordered) % 2 else ordered[middle - 1] * 0.5 + ordered[middle] * 0.5
+        cut = int(self._options["beta"] * len(ordered))
+        kept = ordered[cut : len(ordered) - cut]
+        total = kept[0].copy()
+        for row in kept[1:]:
+            total += row
+        return np.asarray(total / len(kept))
+
+    def _mean(self, differences: Array) -> Array:
+        """Returns a weighted mean: for the geometric median, with the weights of the last iteration."""
+        weights = np.ones(len(differences)) if self._mixing else self._weights
+        if self._rule == "geometric_median":
+            point = np.zeros_like(differences[0])
+            first = weights
+            for _ in range(self._options["iterations"]):
+                distances = np.sqrt(((differences - point) ** 2).sum(axis=1))
+                weights = first / np.maximum(distances, self._options["nu"])
+                point = (weights[:, None] * differences).sum(axis=0) / weights.sum()
+        total = np.zeros_like(differences[0])
+        for difference, weight in zip(differences, weights.tolist(), strict=True):
+            total += difference * weight
+        return np.asarray(total / math.fsum(weights.tolist()))
+
+    def _centered(self, differences: Array, center: Array) -> Array:
+        for _ in range(self._options["iterations"]):
+            around = differences - center
+            norms = np.sqrt((around**2).sum(axis=1))
+            scales = np.minimum(1, self._options["tau"] / np.maximum(norms, self._options["tau"]))
+            center = center + (around * scales[:, None]).mean(axis=0)
+        return center
+
+    def _step(
+        self, delta: Array, state: Mapping[str, Array], steps: Mapping[str, int], after: dict[str, Array]
+    ) -> Array:
+        """Makes a step of the server optimizer, and puts what it remembers into `after`."""
+        assert self._optimizer is not None
+        name, options = self._optimizer["name"], self._optimizer["options"]
+        rate = options["learning_rate"]
+        if name == "sgd":
+            after["sgd/v"] = state.get("sgd/v", np.zeros_like(delta)) * options["momentum"] + delta
+            return np.asarray(after["sgd/v"] * rate)
+        beta1, tau = options["beta1"], options["tau"]
+        mean = state.get(f"{name}/m", np.zeros_like(delta)) * beta1 + delta * (1 - beta1)
+        variance, square = state.get(f"{name}/v", np.full_like(delta, tau * tau)), delta * delta
+        if name == "adagrad":
+            variance = variance + square
+        elif name == "adam":
+            variance = variance * options["beta2"] + square * (1 - options["beta2"])
+        else:
+            variance = variance - square * (1 - options["beta2"]) * np.sign(variance - square)
+        after[f"{name}/m"], after[f"{name}/v"] = mean, variance
+        number = steps.get(f"{name}/m", 0) + 1
+        corrected = options.get("bias_correction", False)
+        first = 1 - beta1**number if corrected else 1.0
+        second = 1 - options["beta2"] ** number if corrected else 1.0
+        return np.asarray(mean / first * rate / (np.sqrt(variance / second) + tau))
