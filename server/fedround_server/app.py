@@ -56,7 +56,9 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
         blobs = LocalBlobs(settings.data_dir)
         blobs.check_writable()
         # Before any gRPC object exists.
-        engine = stack.enter_context(WorkerEngine(blobs.files, settings.predict_seconds, settings.predict_bytes))
+        engine = stack.enter_context(
+            WorkerEngine(blobs.files, settings.predict_seconds, settings.predict_bytes, settings.aggregation_threads)
+        )
         await _check_architectures(engine, settings)
         database = settings.database or settings.data_dir / "fedround.db"
         if isinstance(database, Path) and not (database.exists() and database.stat().st_size):

@@ -5,6 +5,7 @@ Each setting is a flag and a variable by its name. A limit has its default in `d
 
 import ipaddress
 import math
+import os
 import re
 from dataclasses import fields
 from datetime import timedelta
@@ -107,6 +108,12 @@ class Settings(BaseSettings):
         ge=0,
         description="Seed of the ids of users, models and trainings, so that a simulation can be repeated; for a new"
         " data directory only. Random by default.",
+    )
+    aggregation_threads: int = Field(
+        max(1, (os.cpu_count() or 1) // 2),
+        ge=1,
+        le=64,
+        description="Threads that compute an aggregation; by default half as many as there are cores.",
     )
     predict_seconds: float = Field(DEFAULTS.predict_seconds, gt=0, description="Duration of a prediction.")
     predict_bytes: int = Field(DEFAULTS.predict_bytes, ge=1, description="Memory of a prediction.")

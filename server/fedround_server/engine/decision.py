@@ -1,6 +1,6 @@
 """What is decided about the updates of a round before their elements are aggregated."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import fsum
 from typing import Any
@@ -122,28 +122,26 @@ def needs_products(aggregation: Aggregation) -> bool:
     return staged or (isinstance(rule, LinearRule | ColumnRule) and rule.needs_products)
 
 
-def inner_products(blocks: Iterable[tuple[Block, Tensor | None]], count: int) -> tuple[Matrix, Matrix]:
-    """Returns the inner products of the differences of updates from the model, and with the kept aggregate.
+def inner_products(block: Block, kept: Tensor | None, count: int) -> Tensor:
+    """Returns what some elements contribute to inner products of the updates' differences from the model.
 
     The model is subtracted first: inner products of the updates themselves would lose the digits in which they differ.
 
     Args:
-        blocks: All elements that count, each with the difference that the round before has made, in float64.
+        block: The elements.
+        kept: The difference that the round before has made: shape (elements,), float64; None for zeros.
         count: The number of updates.
 
     Returns:
-        Shapes (count, count) and (count + 1,), float64, as `Updates` has them.
+        Shape (count + 1, count + 1), float64: of each pair of updates, and in the last row and column with `kept`.
     """
-    total = torch.zeros(count + 1, count + 1, dtype=torch.float64)
-    for block, kept in blocks:
-        model = widen(block.model).double()
-        rows = torch.zeros(count + 1, len(block), dtype=torch.float64)
-        for row, update in zip(rows[:count], block.updates(), strict=True):
-            torch.sub(widen(update).double(), model, out=row)
-        if kept is not None:
-            rows[count].copy_(kept)
-        total.addmm_(rows, rows.T)
-    return total[:count, :count].numpy(), total[count].numpy()
+    model = widen(block.model).double()
+    rows = torch.zeros(count + 1, len(block), dtype=torch.float64)
+    for row, update in zip(rows[:count], block.updates(), strict=True):
+        row.copy_(widen(update)).sub_(model)
+    if kept is not None:
+        rows[count].copy_(kept)
+    return rows @ rows.T
 
 
 def decide(aggregation: Aggregation, updates: Updates) -> Decision:

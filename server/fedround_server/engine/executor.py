@@ -58,6 +58,7 @@ class WorkerEngine:
         files: BlobFiles,
         predict_seconds: float = DEFAULTS.predict_seconds,
         predict_bytes: int = DEFAULTS.predict_bytes,
+        aggregation_threads: int = 1,
     ) -> None:
         """Starts nothing yet.
 
@@ -65,12 +66,14 @@ class WorkerEngine:
             files: Where the files of jobs are.
             predict_seconds: How long a prediction may take.
             predict_bytes: How much memory the operator's code and a prediction may take, beside torch.
+            aggregation_threads: How many threads compute an aggregation.
         """
         self._files = files
         self._worker = Worker(worker.prepare)
         self._predictor = Worker(partial(worker.prepare_predictions, predict_bytes))
         self._predicting: asyncio.Lock | None = None
         self._predict_seconds = predict_seconds
+        self._aggregation_threads = aggregation_threads
 
     def __enter__(self) -> Self:
         """Starts the worker, without waiting until it has loaded torch."""
@@ -98,7 +101,7 @@ class WorkerEngine:
 
     async def aggregate(self, job: AggregationJob) -> StagedResult:
         """Aggregates a round."""
-        return await self._worker.run(worker.run_aggregation, self._files, job)
+        return await self._worker.run(worker.run_aggregation, self._files, job, self._aggregation_threads)
 
     async def predict(self, job: PredictionJob) -> Prediction:
         """Predicts, one job after the other; a job's time starts with its turn."""
