@@ -58,7 +58,7 @@ def run_check(files: BlobFiles, job: CheckJob) -> CheckResult:
         return check_numbers(files.local_path(job.file), origin, job.prefix, model, job.block_sizes)
 
 
-def run_aggregation(files: BlobFiles, job: AggregationJob, threads: int) -> StagedResult:
+def run_aggregation(files: BlobFiles, job: AggregationJob, threads: int = 1) -> StagedResult:
     """Aggregates the updates of a round into a staged file; this many threads compute.
 
     Raises:
