@@ -1,8 +1,8 @@
 """Measures the aggregation engine: ratios to what peers do, to plain reading and to torch's own functions.
 
-All files are read from the page cache, and each contender has its turn in each repeat; figures are medians. The times of
-fedround include everything: verification of all files, correct rounding, the digest, the checksums and the fsync of the
-result. The others read their files and compute, with one thread, and write nothing.
+All files are read from the page cache, and each contender has its turn in each repeat; figures are medians. The times
+of fedround include everything: verification of all files, correct rounding, the digest, the checksums and the fsync of
+the result. The others read their files and compute, with one thread, and write nothing.
 
 The last part measures a real server: from the answer to the last update until the next version is committed.
 """

@@ -165,8 +165,9 @@ class _Combining:
             columns = _columns(self._vectors, places)
             sizes = columns.abs()
             is_exact = (sizes >= self._exact_from).logical_or_(sizes == 0).all(0)
-            left, places = places[is_exact.logical_not()], places[is_exact]
-            high, low = high[is_exact], low[is_exact]
+            if not is_exact.all():
+                left, places = places[is_exact.logical_not()], places[is_exact]
+                high, low = high[is_exact], low[is_exact]
             zeros = (high == 0).nonzero().flatten()
             if len(zeros):
                 high[zeros] = _sum(_columns(self._vectors, places[zeros]), self._combination.coefficients)
