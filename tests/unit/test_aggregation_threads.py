@@ -62,12 +62,13 @@ def test_a_failure_in_a_thread_is_the_failure_of_the_aggregation(
 
 
 def test_results_come_in_order_and_few_items_wait() -> None:
-    taken, first = 0, threading.Event()
+    taken: list[int] = []
+    first = threading.Event()
 
     def items() -> Iterator[int]:
-        nonlocal taken
-        for taken in range(1, 101):
-            yield taken
+        for item in range(1, 101):
+            taken.append(item)
+            yield item
 
     def late(item: int) -> int:
         # The first item ends after the second one.
@@ -80,5 +81,5 @@ def test_results_come_in_order_and_few_items_wait() -> None:
     with computing(2) as pool:
         results = pool.map(late, items())
         assert list(itertools.islice(results, 3)) == [1, 2, 3]
-        assert taken <= 5
+        assert len(taken) <= 5
         assert list(results) == list(range(4, 101))
