@@ -100,6 +100,7 @@ class _Combining:
         self._result = torch.empty(len(vectors[0]), dtype=dtype)
         self._factors = torch.tensor(combination.coefficients, dtype=torch.float64)
         self._is_integer = all(float(one).is_integer() for one in combination.coefficients)
+        self._digits = max(1 - round(math.log2(torch.finfo(one).eps)) for one in {vector.dtype for vector in vectors})
         self._places: list[Tensor] = []
         self._highs: list[Tensor] = []
         self._lows: list[Tensor] = []
@@ -131,7 +132,7 @@ class _Combining:
             ends = sums.divided(divisor, result.dtype)
         else:
             high = torch.mv(wide.T, self._factors)
-            exact_from = _exact_from(self._vectors, reach) if self._is_integer else math.inf
+            exact_from = _exact_from(self._digits, reach) if self._is_integer else math.inf
             if smallest >= exact_from and _is_power_of_two(divisor):
                 result.copy_(narrow(high.div_(divisor), result.dtype))
                 return
@@ -311,10 +312,14 @@ def _margin(count: int, reach: float, divisor: float) -> float:
     return (2 * operations * UNIT * reach + operations * DENORMAL) / abs(divisor) + 4 * DENORMAL
 
 
-def _exact_from(vectors: Sequence[Tensor], reach: float) -> float:
-    """Returns from which magnitude of all numbers float64 sums of integer multiples are exact, zeros excepted."""
+def _exact_from(digits: int, reach: float) -> float:
+    """Returns from which magnitude of all numbers float64 sums of integer multiples are exact, zeros excepted.
+
+    Args:
+        digits: Bits of the numbers' significands.
+        reach: What the magnitudes of the sums are at most.
+    """
     # All summands are multiples of the last place of the largest sum.
-    digits = max(1 - round(math.log2(torch.finfo(vector.dtype).eps)) for vector in vectors)
     return 2.0 ** (math.frexp(reach)[1] + 1 - 53 + digits)
 
 
