@@ -105,7 +105,7 @@ buf:
 	echo "buf could not be installed with npm: what needs it is skipped" >&2; fi
 
 bench: install ## Measure all but the peers (about 20 minutes); writes benchmarks/results.json
-	@for one in limits streams profile_streams rounds subscribers growth start saving sdk; do \
+	@for one in limits streams profile_streams rounds subscribers growth start saving sdk aggregation; do \
 	echo "== benchmarks/$$one.py" && $(BIN)/python benchmarks/$$one.py || exit 1; done
 	@$(BIN)/python benchmarks/report.py
 

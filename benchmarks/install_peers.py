@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from peers.systems import SIMULATORS, SYSTEMS
+from peers.systems import AGGREGATORS, SIMULATORS, SYSTEMS
 
 PEERS = Path(__file__).parent.parent / ".peers"
 
@@ -38,7 +38,7 @@ def main() -> None:
     folder = parser.parse_args().peers
     folder.mkdir(parents=True, exist_ok=True)
     # Some share an environment.
-    systems = [*SYSTEMS.values(), *SIMULATORS.values()]
+    systems = [*SYSTEMS.values(), *SIMULATORS.values(), *AGGREGATORS.values()]
     for name, system in {system.environment: system for system in systems if system.is_peer}.items():
         print(f"{name}: {' '.join(system.packages)}", end=" ", flush=True)
         why = install(folder / name, system.packages)

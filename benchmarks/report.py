@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from measure import RESULTS
+from report_aggregation import aggregation
 from report_client import saving, sdk, simulation
 from report_rounds import rounds
 from report_server import growth, start, subscribers
@@ -30,6 +31,7 @@ SECTIONS: dict[str, Callable[[Figures, Path], str]] = {
     "saving": saving,
     "sdk": sdk,
     "simulation": simulation,
+    "aggregation": aggregation,
 }
 
 

@@ -39,3 +39,7 @@ SIMULATORS = {
     "fedround_simulation": System("fedround"),
     "flower_simulation": System("Flower, simulation", ("flwr[simulation]==1.41.0",), "flower_simulation"),
 }
+
+AGGREGATORS = {
+    "byzfl": System("byzfl", ("byzfl==0.0.11",), "byzfl"),
+}

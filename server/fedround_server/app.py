@@ -61,7 +61,13 @@ async def serve(settings: Settings) -> AsyncIterator[str]:
         blobs.check_writable()
         # Before any gRPC object exists.
         engine = stack.enter_context(
-            WorkerEngine(blobs.files, settings.predict_seconds, settings.predict_bytes, no_sync=settings.no_sync)
+            WorkerEngine(
+                blobs.files,
+                settings.predict_seconds,
+                settings.predict_bytes,
+                settings.aggregation_threads,
+                no_sync=settings.no_sync,
+            )
         )
         await _check_architectures(engine, settings)
         database = settings.database or settings.data_dir / "fedround.db"

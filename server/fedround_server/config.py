@@ -5,6 +5,7 @@ Each setting is a flag and a variable by its name. A limit has its default in `d
 
 import ipaddress
 import math
+import os
 import re
 from dataclasses import fields
 from datetime import timedelta
@@ -112,6 +113,12 @@ class Settings(BaseSettings):
         False,
         description="Force nothing to disk: faster, and a crash of the machine loses what was accepted. For simulations"
         " and tests.",
+    )
+    aggregation_threads: int = Field(
+        max(1, (os.cpu_count() or 1) // 2),
+        ge=1,
+        le=64,
+        description="Threads that compute an aggregation; by default half as many as there are cores.",
     )
     predict_seconds: float = Field(DEFAULTS.predict_seconds, gt=0, description="Duration of a prediction.")
     predict_bytes: int = Field(DEFAULTS.predict_bytes, ge=1, description="Memory of a prediction.")

@@ -124,6 +124,13 @@ def test_every_limit_comes_from_its_setting() -> None:
     assert unset == {"max_predictions", "token_lifetime", "max_token_lifetime"}
 
 
+def test_aggregations_have_threads() -> None:
+    assert _parse([]).aggregation_threads >= 1
+    assert _parse(["--aggregation-threads=3"]).aggregation_threads == 3
+    with pytest.raises(ValidationError, match="aggregation_threads"):
+        _parse(["--aggregation-threads=0"])
+
+
 def test_every_limit_is_documented_with_its_default() -> None:
     page = (Path(__file__).parents[2] / "docs/limits.md").read_text()
     bounds = re.compile("(max|min|predict)_(?!token)")

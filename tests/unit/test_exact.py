@@ -98,6 +98,20 @@ def test_vectors_in_float64_are_not_written_to(dtype: torch.dtype) -> None:
     assert all(vector.tolist() == [12.941803455352783, 1.0, -0.0, 1e-300] for vector in vectors)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("weights", [[1] * 2, [1] * 8, [3, 5, 90], [2**31 - 1, 2**30 + 3, 7], [0.3, 0.45, 0.25]])
+def test_many_ties_and_zeros_are_correctly_rounded(dtype: torch.dtype, weights: list[float]) -> None:
+    rng = np.random.default_rng(11)
+    values = near(rng, dtype, (len(weights), 1500))
+    values[:, ::7] *= 2.0**-20
+    values[:, ::50] = -0.0
+    values[0, ::100] = 0.0
+    vectors = [torch.tensor(row).to(dtype) for row in values]
+    result = combine(vectors, Combination(weights, sum(weights)), dtype)
+    for column, found in zip(columns(vectors), result.double().tolist(), strict=True):
+        assert same(found, combination(column, weights, sum(weights), dtype)), column
+
+
 def test_no_element_is_a_vector_without_elements() -> None:
     assert combine([torch.empty(0)] * 2, Combination([1, 2], 3), torch.float32).shape == (0,)
 

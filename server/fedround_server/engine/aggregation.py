@@ -5,7 +5,7 @@ Memory is O(block x updates), independent of the size of the model.
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from fedround_server.blobs import BlobFiles
 from fedround_server.domain.aggregation import KEPT, Aggregation, UpdateFacts
 from fedround_server.domain.model import BlobRef, VersionFile
 from fedround_server.domain.training import IntegerTensors
-from fedround_server.engine.decision import Decision, decide, inner_products, needs_products
+from fedround_server.engine.decision import Decision, bounded, decide, inner_products, needs_products
 from fedround_server.engine.exact import Combination, combine
 from fedround_server.engine.facts import facts_of
 from fedround_server.engine.format.dtypes import first_not_finite, is_finite, narrow, widen
@@ -27,6 +27,8 @@ from fedround_server.engine.format.verification import reading_ahead
 from fedround_server.engine.integers import rounded_mean, take_heaviest, take_maximum
 from fedround_server.engine.jobs import AggregationFailed, AggregationJob
 from fedround_server.engine.parts import Block
+from fedround_server.engine.pool import Pool, computing
+from fedround_server.engine.slots import as_kept
 from fedround_server.engine.source import Source, open_source
 
 COUNTER = "num_batches_tracked"
@@ -51,7 +53,11 @@ class Aggregated:
 
 
 def aggregate(
-    files: BlobFiles, job: AggregationJob, target: Path, slot_targets: Mapping[str, Path] | None = None
+    files: BlobFiles,
+    job: AggregationJob,
+    target: Path,
+    slot_targets: Mapping[str, Path] | None = None,
+    threads: int = 1,
 ) -> Aggregated:
     """Aggregates the updates of a round into a new file, forced to disk.
 
@@ -63,6 +69,7 @@ def aggregate(
         job: What to aggregate.
         target: The path of the new file.
         slot_targets: The paths of the files of the new state, one for each slot of the aggregation.
+        threads: How many threads compute, >= 1. The result does not depend on it.
 
     Raises:
         AggregationFailed: The result has values that the model's dtype cannot hold, or the rule finds no result.
@@ -71,9 +78,13 @@ def aggregate(
     if not isinstance(job.aggregation, Aggregation):
         raise TypeError(f"{job.aggregation} does not make a model")
     counted = _canonical_order(job)
-    with reading_ahead() as ahead, open_source(files, job, counted, slot_targets or {}, ahead) as source:
+    with (
+        computing(threads) as pool,
+        reading_ahead() as ahead,
+        open_source(files, job, counted, slot_targets or {}, ahead) as source,
+    ):
         try:
-            known = _known(source, job, job.aggregation, counted)
+            known = _known(source, job, job.aggregation, counted, pool)
             decision = decide(job.aggregation, known) if counted else None
         except NoAggregate as error:
             raise AggregationFailed(str(error)) from None
@@ -83,8 +94,10 @@ def aggregate(
                 for start, length in blocks(source.model.layout.manifest[name].num_numbers):
                     writer.write(source.model.block(name, start, length))
             for run in source.runs:
-                for block in source.blocks(run):
-                    writer.write(elements.aggregate(block))
+                for result in pool.map(elements.aggregate, source.blocks(run)):
+                    writer.write(result.elements)
+                    for slot, values in result.state.items():
+                        source.slots.write(slot, values)
             made = writer.complete()
         steps = {slot: number + bool(counted) for slot, number in source.slots.steps.items()}
         facts = facts_of(job.aggregation.rule, len(job.updates), counted, decision, known)
@@ -102,17 +115,23 @@ def _canonical_order(job: AggregationJob) -> list[int]:
     return sorted((index for index, weight in enumerate(job.weights) if weight), key=key)
 
 
-def _known(source: Source, job: AggregationJob, aggregation: Aggregation, counted: Sequence[int]) -> Updates:
+def _known(
+    source: Source, job: AggregationJob, aggregation: Aggregation, counted: Sequence[int], pool: Pool
+) -> Updates:
     """Collects what the stages see of the updates; reads all of them if inner products are needed."""
     count = len(counted)
     products, kept = np.zeros((count, count)), np.zeros(count + 1)
     if count and needs_products(aggregation):
         slot = f"{aggregation.rule.name}/{KEPT}" if aggregation.rule.keeps_aggregate else None
-        pairs = (
-            (block, None if slot is None else source.slots.read(slot, block.run, block.start, len(block)))
-            for block in source.trained_blocks()
-        )
-        products, kept = inner_products(pairs, count)
+
+        def multiply(block: Block) -> Tensor:
+            before = None if slot is None else source.slots.read(slot, block.run, block.start, len(block))
+            return inner_products(block, before, count)
+
+        total = torch.zeros(count + 1, count + 1, dtype=torch.float64)
+        for part in pool.map(multiply, source.trained_blocks()):
+            total.add_(part)
+        products, kept = bounded(total)
     digests = [job.updates[index].sha256 for index in counted]
     return Updates(
         user_ids=tuple(job.user_ids[index] for index in counted) if job.user_ids else (),
@@ -125,8 +144,16 @@ def _known(source: Source, job: AggregationJob, aggregation: Aggregation, counte
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Result:
+    """Elements of the result: shape (elements,), in the model's dtype; and their state by slot, as it is kept."""
+
+    elements: Tensor
+    state: Mapping[str, Tensor] = field(default_factory=dict)
+
+
 class _Elements:
-    """Aggregates blocks, once it is decided how."""
+    """Aggregates blocks, once it is decided how. Several threads may use it."""
 
     def __init__(
         self,
@@ -149,15 +176,16 @@ class _Elements:
             names = {slot: f"{self._optimizer.name}/{slot}" for slot in self._optimizer.slots}
             self._initial |= {name: self._optimizer.initial(slot) for slot, name in names.items()}
 
-    def aggregate(self, block: Block) -> Tensor:
-        """Returns the elements of the result: shape (elements,), in the model's dtype.
+    def aggregate(self, block: Block) -> _Result:
+        """Returns elements of the result.
 
         Raises:
             AggregationFailed: The dtype cannot hold one.
         """
         if block.run.dtype.is_floating:
+            state: Mapping[str, Tensor] = {}
             if self._source.is_trained(block.run):
-                result = self._trained(block)
+                result, state = self._trained(block)
             elif self._decision is None:
                 result = block.model
             else:
@@ -165,17 +193,17 @@ class _Elements:
             if not is_finite(result):
                 name = block.run.owner(block.start + first_not_finite(result))
                 raise AggregationFailed(f"the aggregate of tensor {name!r} has values that its dtype cannot hold")
-            return block.restored(result)
+            return _Result(block.restored(result), state)
         if self._decision is None:
-            return block.stored
+            return _Result(block.stored)
         if block.run.first.endswith(COUNTER):
-            return take_maximum(block.updates())
+            return _Result(take_maximum(block.updates()))
         if self._job.integers is IntegerTensors.MEAN:
-            return rounded_mean(block.updates(), self._weights)
-        return take_heaviest(block.updates(), self._weights)
+            return _Result(rounded_mean(block.updates(), self._weights))
+        return _Result(take_heaviest(block.updates(), self._weights))
 
-    def _trained(self, block: Block) -> Tensor:
-        """Returns the elements to which all stages apply, and writes their state."""
+    def _trained(self, block: Block) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns the elements to which all stages apply, and their state."""
         state = {slot: self._read(slot, block, initial) for slot, initial in self._initial.items()}
         if self._decision is None:
             result = block.model
@@ -188,12 +216,12 @@ class _Elements:
             if self._optimizer is not None:
                 delta = self._step(self._optimizer, delta, state)
             result = narrow(delta.add_(widen(block.model)), block.model.dtype)
-        for slot, values in state.items():
-            kept = self._source.slots.write(slot, values, block.model.dtype)
-            if not is_finite(kept):
-                name = block.run.owner(block.start + first_not_finite(kept))
+        kept = {slot: as_kept(values, block.model.dtype) for slot, values in state.items()}
+        for slot, values in kept.items():
+            if not is_finite(values):
+                name = block.run.owner(block.start + first_not_finite(values))
                 raise AggregationFailed(f"the state {slot!r} of tensor {name!r} has values that its dtype cannot hold")
-        return result
+        return result, kept
 
     def _step(self, optimizer: ServerOptimizer, delta: Tensor, state: Mapping[str, Tensor]) -> Tensor:
         names = {slot: f"{optimizer.name}/{slot}" for slot in optimizer.slots}

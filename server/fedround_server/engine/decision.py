@@ -1,10 +1,7 @@
 """What is decided about the updates of a round before their elements are aggregated."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 from math import frexp, fsum, isfinite
 from typing import Any
 
@@ -140,29 +137,40 @@ def needs_products(aggregation: Aggregation) -> bool:
     return staged or (isinstance(rule, LinearRule | ColumnRule) and rule.needs_products)
 
 
-def inner_products(blocks: Iterable[tuple[Block, Tensor | None]], count: int) -> tuple[Matrix, Matrix]:
-    """Returns the inner products of the differences of updates from the model, and with the kept aggregate.
+def inner_products(block: Block, kept: Tensor | None, count: int) -> Tensor:
+    """Returns what some elements contribute to inner products of the updates' differences from the model.
 
     The model is subtracted first: inner products of the updates themselves would lose the digits in which they differ.
 
     Args:
-        blocks: All elements that count, each with the difference that the round before has made, in float64.
+        block: The elements.
+        kept: The difference that the round before has made: shape (elements,), float64; None for zeros.
         count: The number of updates.
 
     Returns:
-        Shapes (count, count) and (count + 1,), float64, as `Updates` has them. Updates that are farther from the model
-        than FAR are at that distance, and orthogonal to all others: their inner products would overflow.
+        Shape (count + 1, count + 1), float64: of each pair of updates, and in the last row and column with `kept`.
+    """
+    model = widen(block.model).double()
+    rows = torch.zeros(count + 1, len(block), dtype=torch.float64)
+    for row, update in zip(rows[:count], block.updates(), strict=True):
+        row.copy_(widen(update)).sub_(model)
+    if kept is not None:
+        rows[count].copy_(kept)
+    return rows @ rows.T
+
+
+def bounded(total: Tensor) -> tuple[Matrix, Matrix]:
+    """Returns the inner products of all elements as `Updates` has them.
+
+    Updates that are farther from the model than FAR are at that distance, and orthogonal to all others: their inner
+    products would overflow.
+
+    Args:
+        total: The sum of what `inner_products` returns; overwritten.
 
     Raises:
         NoAggregate: An update has NaN.
     """
-    total = torch.zeros(count + 1, count + 1, dtype=torch.float64)
-    # One thread for each block: those of a matrix product would change its bits.
-    with _single_threaded() as workers, ThreadPoolExecutor(workers) as pool:
-        read = ((block, block.updates(), kept) for block, kept in blocks)
-        while some := list(islice(read, workers)):
-            for products in pool.map(_block_products, some):
-                total.add_(products)
     total = total.add(total.T).div_(2)
     squares = total.diagonal().clone()
     if squares.isnan().any():
@@ -171,30 +179,7 @@ def inner_products(blocks: Iterable[tuple[Block, Tensor | None]], count: int) ->
     total[is_far] = 0
     total[:, is_far] = 0
     total.diagonal()[is_far] = FAR**2
-    return total[:count, :count].numpy(), total[count].numpy()
-
-
-def _block_products(read: tuple[Block, Sequence[Tensor], Tensor | None]) -> Tensor:
-    """Returns the inner products for the elements of a block, the last ones with the kept aggregate."""
-    block, updates, kept = read
-    model = widen(block.model).double()
-    rows = torch.zeros(len(updates) + 1, len(block), dtype=torch.float64)
-    for row, update in zip(rows[:-1], updates, strict=True):
-        torch.sub(widen(update).double(), model, out=row)
-    if kept is not None:
-        rows[-1].copy_(kept)
-    return rows @ rows.T
-
-
-@contextmanager
-def _single_threaded() -> Iterator[int]:
-    """Makes torch use one thread; yields how many it used before."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield before
-    finally:
-        torch.set_num_threads(before)
+    return total[:-1, :-1].numpy(), total[-1].numpy()
 
 
 def decide(aggregation: Aggregation, updates: Updates) -> Decision:

@@ -71,6 +71,7 @@ class WorkerEngine:
         files: BlobFiles,
         predict_seconds: float = DEFAULTS.predict_seconds,
         predict_bytes: int = DEFAULTS.predict_bytes,
+        aggregation_threads: int = 1,
         *,
         no_sync: bool = False,
     ) -> None:
@@ -80,6 +81,7 @@ class WorkerEngine:
             files: Where the files of jobs are.
             predict_seconds: How long a prediction may take.
             predict_bytes: How much memory the operator's code and a prediction may take, beside torch.
+            aggregation_threads: How many threads compute an aggregation.
             no_sync: Whether nothing is forced to disk.
         """
         self._files = files
@@ -87,6 +89,7 @@ class WorkerEngine:
         self._predictor = Worker(partial(worker.prepare_predictions, predict_bytes))
         self._predicting: asyncio.Lock | None = None
         self._predict_seconds = predict_seconds
+        self._aggregation_threads = aggregation_threads
 
     def __enter__(self) -> Self:
         """Starts the worker, without waiting until it has loaded torch."""
@@ -114,7 +117,7 @@ class WorkerEngine:
 
     async def aggregate(self, job: AggregationJob) -> StagedResult:
         """Aggregates a round."""
-        return await self._worker.run(worker.run_aggregation, self._files, job)
+        return await self._worker.run(worker.run_aggregation, self._files, job, self._aggregation_threads)
 
     async def replay(self, job: AggregationJob, recorded: VersionFile | None) -> Replay:
         """Aggregates a round once more."""

@@ -20,6 +20,14 @@ PRECISE = (Dtype.F64, Dtype.C64)
 """Types of which the state has numbers in the same type; of others it has float32."""
 
 
+def as_kept(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Returns a copy of float64 numbers of a state, in the type in which a model of some dtype has them."""
+    kept = torch.float64 if dtype == torch.float64 else torch.float32
+    most = torch.finfo(kept).max
+    # The square of a large difference is beyond the type's range; Inf would stay in the state for ever.
+    return values.clamp(-most, most).to(kept)
+
+
 class Slots:
     """The files of a state, opened, and those of the next one, which are written in order.
 
@@ -41,20 +49,14 @@ class Slots:
         # A copy, as optimizers overwrite it, and the file is mapped to be read.
         return None if file is None else file.block(run.first, start, length).to(torch.float64, copy=True)
 
-    def write(self, slot: str, values: Tensor, dtype: torch.dtype) -> Tensor:
-        """Appends elements of a slot, given in float64, and returns them as they are kept.
+    def write(self, slot: str, values: Tensor) -> None:
+        """Appends elements of a slot, which must not change any more.
 
         Args:
             slot: The slot.
-            values: Shape (elements,), float64.
-            dtype: Of the model's elements.
+            values: Shape (elements,), in the type of the slot.
         """
-        target = torch.float64 if dtype == torch.float64 else torch.float32
-        most = torch.finfo(target).max
-        # The square of a large difference is beyond the type's range; Inf would stay in the state for ever.
-        kept = values.clamp(-most, most).to(target)
-        self._writers[slot].write(kept)
-        return kept
+        self._writers[slot].write(values)
 
     def finish(self) -> dict[str, BlobRef]:
         """Forces the files to disk, and returns what they contain, by slot.

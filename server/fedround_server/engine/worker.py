@@ -23,8 +23,9 @@ def load_torch() -> None:
 def prepare(*, no_sync: bool = False) -> None:
     """Prepares a process for checks and aggregations.
 
-    It uses one thread: two share a block in 50 microseconds if each has a core to itself, which is 1.3 times as fast.
-    On busy cores each block waits until both were scheduled, which is a tenth as fast.
+    torch uses one thread: two share a block in 50 microseconds if each has a core to itself, which is 1.3 times as
+    fast. On busy cores each block waits until both were scheduled, which is a tenth as fast. An aggregation has threads
+    that compute a block each.
 
     Args:
         no_sync: Whether nothing is forced to disk.
@@ -63,8 +64,8 @@ def run_check(files: BlobFiles, job: CheckJob) -> CheckResult:
         return check_numbers(files.local_path(job.file), origin, job.prefix, model, job.block_sizes)
 
 
-def run_aggregation(files: BlobFiles, job: AggregationJob) -> StagedResult:
-    """Aggregates the updates of a round into a staged file.
+def run_aggregation(files: BlobFiles, job: AggregationJob, threads: int = 1) -> StagedResult:
+    """Aggregates the updates of a round into a staged file; this many threads compute.
 
     Raises:
         AggregationFailed: The result has values that the model's dtype cannot hold.
@@ -80,7 +81,7 @@ def run_aggregation(files: BlobFiles, job: AggregationJob) -> StagedResult:
             result = StagedResult(staged, posterior, posterior)
         else:
             slots = {slot: stack.enter_context(files.stage()) for slot in job.aggregation.slots}
-            made = aggregate(files, job, path, {slot: slot_path for slot, (_, slot_path) in slots.items()})
+            made = aggregate(files, job, path, {slot: slot_path for slot, (_, slot_path) in slots.items()}, threads)
             blob = made.made if isinstance(made.made, BlobRef) else made.made.delta
             state = {slot: StagedBlob(slots[slot][0], blob) for slot, blob in made.slots.items()}
             result = StagedResult(staged, blob, made.made, state, made.steps, made.report)

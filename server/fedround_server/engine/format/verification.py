@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import threading
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
@@ -28,6 +29,8 @@ def reading_ahead() -> Iterator[Executor]:
 class Verifier(AbstractContextManager["Verifier", None]):
     """Verifies the segments of a file, each before it is used first. Its `with` block closes the file.
 
+    Several threads may use it.
+
     A segment is read with system calls: where the disk cannot read, that is an error. In memory that the file is mapped
     to, it would end the process.
     """
@@ -48,6 +51,7 @@ class Verifier(AbstractContextManager["Verifier", None]):
         self._ahead = ahead
         self._running: dict[int, Future[None]] = {}
         self._verified: set[int] = set()
+        self._lock = threading.Lock()
         self._file = open_blob(path, blob)
         try:
             if not blob.checksums:
@@ -67,15 +71,20 @@ class Verifier(AbstractContextManager["Verifier", None]):
             BlobDamaged: One cannot be read, or does not have the bytes that were stored.
         """
         for segment in range(start // SEGMENT_BYTES, -(-end // SEGMENT_BYTES)):
-            if segment in self._verified:
-                continue
-            if self._ahead is None:
-                self._verify_segment(segment)
-            else:
-                self._begin(self._ahead, segment)
-                self._begin(self._ahead, segment + 1)
-                self._running.pop(segment).result()
-            self._verified.add(segment)
+            if segment not in self._verified:
+                with self._lock:
+                    self._verify_once(segment)
+
+    def _verify_once(self, segment: int) -> None:
+        if segment in self._verified:
+            return
+        if self._ahead is None:
+            self._verify_segment(segment)
+        else:
+            self._begin(self._ahead, segment)
+            self._begin(self._ahead, segment + 1)
+            self._running.pop(segment).result()
+        self._verified.add(segment)
 
     def _begin(self, ahead: Executor, segment: int) -> None:
         begun = segment in self._running or segment in self._verified
