@@ -75,25 +75,24 @@ def trimmed(differences: Vectors, cut: int) -> np.ndarray:
     return np.sort(differences, axis=0)[cut : len(differences) - cut].mean(axis=0)
 
 
-def scores(differences: Vectors, f: int) -> list[float]:
-    """Blanchard et al., section 4."""
+def by_score(differences: Vectors, f: int) -> list[int]:
+    """Blanchard et al., section 4; of equal scores, the one that is nearer to all."""
     found = []
     for i, one in enumerate(differences):
         distances = sorted(norm(one - other) ** 2 for j, other in enumerate(differences) if j != i)
-        found.append(sum(distances[: max(1, len(differences) - f - 2)]))
-    return found
+        found.append((sum(distances[: max(1, len(differences) - f - 2)]), sum(distances), i))
+    return [i for _, _, i in sorted(found)]
 
 
 def krum(differences: Vectors, f: int, m: int = 1) -> np.ndarray:
-    return differences[np.argsort(scores(differences, f), kind="stable")[:m]].mean(axis=0)
+    return differences[by_score(differences, f)[:m]].mean(axis=0)
 
 
 def bulyan(differences: Vectors, f: int) -> np.ndarray:
     """El Mhamdi et al., section 4: select n - 2f with Krum, then average the n - 4f values nearest to the median."""
     left, selected = list(differences), []
     while len(selected) < len(differences) - 2 * f:
-        best = int(np.argmin(scores(np.array(left), f))) if len(left) > 1 else 0
-        selected.append(left.pop(best))
+        selected.append(left.pop(by_score(np.array(left), f)[0]))
     result = np.empty(SIZE)
     for column, values in enumerate(np.array(selected).T):
         nearest = np.argsort(np.abs(values - np.median(values)), kind="stable")[: len(differences) - 4 * f]
@@ -160,7 +159,7 @@ CASES: dict[str, tuple[Any, Any]] = {
 @pytest.mark.parametrize("name", CASES)
 def test_a_rule_does_what_its_paper_says(tmp_path: Path, name: str, record_property: Any) -> None:
     options, oracle = CASES[name]
-    aggregation = Aggregation(stage("algorithm", name, **options))  # type: ignore[arg-type]
+    aggregation = Aggregation(stage("algorithm", name, **options))
     for seed in range(3):
         model, differences, sent = problem(seed)
         check(name, run(tmp_path, aggregation, model, sent), oracle(differences, sent), record_property)
@@ -168,7 +167,7 @@ def test_a_rule_does_what_its_paper_says(tmp_path: Path, name: str, record_prope
 
 def test_multi_krum_averages_as_many_as_asked(tmp_path: Path, record_property: Any) -> None:
     model, differences, sent = problem(4)
-    aggregation = Aggregation(stage("algorithm", "multi_krum", f=2, m=3))  # type: ignore[arg-type]
+    aggregation = Aggregation(stage("algorithm", "multi_krum", f=2, m=3))
     check("multi_krum m", run(tmp_path, aggregation, model, sent), krum(differences, 2, 3), record_property)
 
 
@@ -176,7 +175,7 @@ def test_the_trimmed_mean_is_that_of_scipy(tmp_path: Path, record_property: Any)
     stats = pytest.importorskip("scipy.stats")
     model, differences, sent = problem(5)
     for beta in (0.0, 0.1, 0.25, 0.45):
-        found = run(tmp_path, Aggregation(stage("algorithm", "trimmed_mean", beta=beta)), model, sent)  # type: ignore[arg-type]
+        found = run(tmp_path, Aggregation(stage("algorithm", "trimmed_mean", beta=beta)), model, sent)
         check("trimmed_mean scipy", found, stats.trim_mean(differences, beta, axis=0), record_property)
 
 
@@ -191,10 +190,10 @@ def test_the_part_that_is_cut_off_is_a_decimal_number() -> None:
 def test_the_vectors_of_byzfl(tmp_path: Path) -> None:
     rows = [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0], [7.0, 8.0, 9.0]]
     sent = [Sent({"w": torch.tensor(row, dtype=torch.float64)}) for row in rows]
-    median = Aggregation(stage("algorithm", "geometric_median", nu=0.1, iterations=3))  # type: ignore[arg-type]
+    median = Aggregation(stage("algorithm", "geometric_median", nu=0.1, iterations=3))
     found = run(tmp_path, median, np.zeros(3), sent)
     assert found.tolist() == pytest.approx([3.78788764, 4.78788764, 5.78788764], abs=5e-9)
-    clipping = Aggregation(stage("algorithm", "centered_clipping", tau=100.0))  # type: ignore[arg-type]
+    clipping = Aggregation(stage("algorithm", "centered_clipping", tau=100.0))
     assert run(tmp_path, clipping, np.zeros(3), sent).tolist() == pytest.approx([4, 5, 6], abs=1e-15)
 
 
@@ -203,7 +202,7 @@ def test_norm_clipping(tmp_path: Path, record_property: Any) -> None:
     clipped = np.array([one / max(1, norm(one) / 12) for one in differences])
     assert 0 < sum(norm(one) > 12 for one in differences) < COUNT
     for name, oracle in (("fed_avg", weighted_mean), ("median", lambda d, s: np.median(d, axis=0))):
-        aggregation = Aggregation(stage("algorithm", name), clipping=stage("clipping", "fixed", norm=12.0))  # type: ignore[arg-type]
+        aggregation = Aggregation(stage("algorithm", name), clipping=stage("clipping", "fixed", norm=12.0))
         check(f"fixed {name}", run(tmp_path, aggregation, model, sent), oracle(clipped, sent), record_property)
 
 
@@ -218,7 +217,7 @@ def test_nearest_neighbor_mixing(tmp_path: Path, record_property: Any) -> None:
     }
     for name, expected in oracles.items():
         options = {"f": 2} if name == "krum" else {}
-        aggregation = Aggregation(stage("algorithm", name, **options), mixing=stage("mixing", "nearest_neighbor", f=2))  # type: ignore[arg-type]
+        aggregation = Aggregation(stage("algorithm", name, **options), mixing=stage("mixing", "nearest_neighbor", f=2))
         check(f"nearest_neighbor {name}", run(tmp_path, aggregation, model, sent), expected, record_property)
 
 
@@ -229,14 +228,14 @@ def test_buckets_have_each_update_once_and_depend_on_the_seed(tmp_path: Path) ->
     made = set()
     for seed in range(5):
         mixing = stage("mixing", "bucketing", size=2, seed=seed)
-        matrix = mixing.matrix(_updates(7, str(sent)))  # type: ignore[attr-defined]
+        matrix = mixing.matrix(_updates(7, str(sent)))
         assert sorted((matrix > 0).sum(axis=1)) == [1, 2, 2, 2]
         assert (matrix > 0).sum(axis=0).tolist() == [1] * 7
         assert matrix.sum(axis=1).tolist() == [1] * 4
-        made.add(tuple(run(tmp_path, Aggregation(stage("algorithm", "median"), mixing=mixing), np.zeros(2), sent)))  # type: ignore[arg-type]
+        made.add(tuple(run(tmp_path, Aggregation(stage("algorithm", "median"), mixing=mixing), np.zeros(2), sent)))
     assert len(made) > 1
     # Buckets of one are the updates.
-    alone = Aggregation(stage("algorithm", "median"), mixing=stage("mixing", "bucketing", size=1))  # type: ignore[arg-type]
+    alone = Aggregation(stage("algorithm", "median"), mixing=stage("mixing", "bucketing", size=1))
     assert run(tmp_path, alone, np.zeros(2), sent).tolist() == np.median(values, axis=0).tolist()
 
 
@@ -299,7 +298,7 @@ def test_adaptive_optimizers_over_rounds(tmp_path: Path, name: str, record_prope
     optimizer = stage("server_optimizer", kind, **options)
     versions, differences, updates = walk(
         tmp_path, Aggregation(stage("algorithm", "fed_avg"), server_optimizer=optimizer), 9
-    )  # type: ignore[arg-type]
+    )
     deltas = [weighted_mean(one, sent) for one, sent in zip(differences, updates, strict=True)]
     expected = moments(
         deltas,
@@ -336,7 +335,7 @@ def test_optimizers_are_those_of_torch_where_the_definitions_are_equal(
     optimizer = stage("server_optimizer", name, **options)
     versions, differences, updates = walk(
         tmp_path, Aggregation(stage("algorithm", "fed_avg"), server_optimizer=optimizer), 10
-    )  # type: ignore[arg-type]
+    )
     deltas = [weighted_mean(one, sent) for one, sent in zip(differences, updates, strict=True)]
     weight = torch.nn.Parameter(torch.tensor(versions[0]))
     theirs: Any = {
@@ -349,7 +348,7 @@ def test_optimizers_are_those_of_torch_where_the_definitions_are_equal(
 
 def test_centered_clipping_remembers_its_center(tmp_path: Path, record_property: Any) -> None:
     rule = stage("algorithm", "centered_clipping", tau=2.0, iterations=2)
-    versions, differences, _ = walk(tmp_path, Aggregation(rule), 11)  # type: ignore[arg-type]
+    versions, differences, _ = walk(tmp_path, Aggregation(rule), 11)
     center, expected = np.zeros(SIZE), []
     for one in differences:
         center = centered(one, center, 2.0, 2)
@@ -361,7 +360,7 @@ def test_momentum_of_float32_models_is_kept_in_float32(tmp_path: Path) -> None:
     training = Rounds(
         tmp_path,
         Aggregation(stage("algorithm", "fed_avg"), server_optimizer=stage("server_optimizer", "sgd", momentum=0.5)),
-    )  # type: ignore[arg-type]
+    )
     model = {"w": torch.zeros(3)}
     momentum = np.zeros(3, np.float32)
     for number in range(4):
@@ -391,10 +390,10 @@ def test_updates_that_differ_in_their_last_digits_are_told_apart(tmp_path: Path,
     sent = [Sent({"w": row}, n + 1) for n, row in enumerate(rows)]
     distances = [[exact_square(one, other) for other in rows] for one in rows]
     exact = [sum(sorted(row)[1 : 1 + 7 - 2 - 2]) for row in distances]
-    training = Rounds(tmp_path, Aggregation(stage("algorithm", "krum", f=2)))  # type: ignore[arg-type]
+    training = Rounds(tmp_path, Aggregation(stage("algorithm", "krum", f=2)))
     chosen = training.aggregate({"w": model}, sent)["w"]
     assert torch.equal(chosen, rows[min(range(7), key=exact.__getitem__)])
-    median = Rounds(tmp_path, Aggregation(stage("algorithm", "geometric_median", nu=1e-9, iterations=5)))  # type: ignore[arg-type]
+    median = Rounds(tmp_path, Aggregation(stage("algorithm", "geometric_median", nu=1e-9, iterations=5)))
     found = median.aggregate({"w": model}, sent)["w"]
     differences = np.array([(row - model).double().numpy() for row in rows])
     point = weiszfeld(differences, [one.weight for one in sent], 1e-9, 5)
@@ -409,4 +408,4 @@ def test_fl_trust_is_not_moved_by_the_opposite(tmp_path: Path) -> None:
     model, differences, sent = problem(12)
     sent[1:] = [replace(one, tensors={"w": torch.tensor(model - differences[0])}) for one in sent[1:]]
     assert sent[0].user_id == TRUSTED
-    assert not run(tmp_path, Aggregation(stage("algorithm", "fl_trust")), model, sent).any()  # type: ignore[arg-type]
+    assert not run(tmp_path, Aggregation(stage("algorithm", "fl_trust")), model, sent).any()

@@ -215,18 +215,21 @@ def decide(aggregation: Aggregation, updates: Updates) -> Decision:
         scales = aggregation.clipping.scales(updates.products)
         updates, mixed = updates.scaled(scales), np.diag(scales)
     if isinstance(aggregation.mixing, Mixing):
+        _check_count(aggregation.mixing.name, aggregation.mixing.min_updates(), len(updates), "updates")
         matrix = aggregation.mixing.matrix(updates)
         updates, mixed = updates.mixed(matrix), matrix if mixed is None else matrix @ mixed
-    if len(updates) < rule.min_updates():
-        made = "updates" if aggregation.mixing is None else "mixed updates"
-        raise NoAggregate(
-            f"{rule.name} with these options needs {rule.min_updates()} {made}, and there are {len(updates)}"
-        )
+    made = "updates" if aggregation.mixing is None else "mixed updates"
+    _check_count(rule.name, rule.min_updates(), len(updates), made)
     if isinstance(rule, ColumnRule):
         return Columns(rule, rule.chosen(updates), None if mixed is None else mixed * ~is_far, scales)
     if not isinstance(rule, LinearRule):
         raise TypeError(f"{rule.name} is neither linear nor by columns")
     return Linear(_combined(rule.name, rule.shares(updates), mixed, is_far), scales)
+
+
+def _check_count(name: str, needed: int, found: int, noun: str) -> None:
+    if found < needed:
+        raise NoAggregate(f"{name} with these options needs {needed} {noun}, and there are {found}")
 
 
 def _combined(name: str, shares: Shares, mixed: Matrix | None, is_far: Places) -> Shares:
