@@ -12,11 +12,9 @@ import torch
 
 from fedround_server.domain.aggregation import Aggregation
 from unit.aggregating import TRUSTED, Rounds, Sent, stage
+from unit.oracles import SIZE, Vectors, check, norm, walk, weighted_mean
 
-Vectors = np.ndarray
-COUNT, SIZE = 11, 400
-CLOSE = 1e-13
-"""The largest difference from an oracle, relative to the largest number; both compute in float64."""
+COUNT = 11
 
 
 def problem(seed: int) -> tuple[np.ndarray, Vectors, list[Sent]]:
@@ -36,21 +34,6 @@ def problem(seed: int) -> tuple[np.ndarray, Vectors, list[Sent]]:
 def run(folder: Path, aggregation: Aggregation, model: np.ndarray, sent: Sequence[Sent]) -> np.ndarray:
     """What the engine makes, less the model."""
     return Rounds(folder, aggregation).aggregate({"w": torch.tensor(model)}, sent)["w"].numpy() - model
-
-
-def norm(vector: np.ndarray) -> float:
-    return float(np.sqrt((vector * vector).sum()))
-
-
-def check(name: str, found: np.ndarray, expected: np.ndarray, record: Any) -> None:
-    largest = float(np.abs(found - expected).max() / max(1.0, np.abs(expected).max()))
-    record(name, largest)
-    assert largest < CLOSE
-
-
-def weighted_mean(differences: Vectors, sent: Sequence[Sent]) -> np.ndarray:
-    parts = np.array([one.weight for one in sent]) / sum(one.weight for one in sent)
-    return (parts[:, None] * differences).sum(axis=0)
 
 
 def nova(differences: Vectors, sent: Sequence[Sent]) -> np.ndarray:
@@ -245,107 +228,6 @@ def _updates(number: int, digest: str) -> Any:
     return Updates((), (1,) * number, np.zeros((number, number)), np.zeros(number + 1), digest=digest)
 
 
-ROUNDS = 6
-
-
-def walk(folder: Path, aggregation: Aggregation, seed: int) -> tuple[np.ndarray, list[Vectors], list[list[Sent]]]:
-    """Rounds whose updates are the round's model and given differences; returns each version."""
-    rng = np.random.default_rng(seed)
-    model, versions, differences, updates = rng.standard_normal(SIZE), [], [], []
-    training = Rounds(folder, aggregation)
-    for _ in range(ROUNDS):
-        differences.append(0.3 * rng.standard_normal((5, SIZE)))
-        updates.append(
-            [Sent({"w": torch.tensor(model + one)}, n + 1, f"site {n}") for n, one in enumerate(differences[-1])]
-        )
-        model = training.aggregate({"w": torch.tensor(model)}, updates[-1])["w"].numpy()
-        versions.append(model)
-    start = np.random.default_rng(seed).standard_normal(SIZE)
-    return np.array([start, *versions]), differences, updates
-
-
-def moments(
-    deltas: Sequence[np.ndarray], kind: str, rate: float, beta1: float, beta2: float, tau: float, *, corrected: bool
-) -> list[np.ndarray]:
-    """Reddi et al., algorithm 2."""
-    mean, variance, steps = np.zeros(SIZE), np.full(SIZE, tau**2), []
-    for number, delta in enumerate(deltas, 1):
-        mean = beta1 * mean + (1 - beta1) * delta
-        square = delta * delta
-        if kind == "adagrad":
-            variance = variance + square
-        elif kind == "yogi":
-            variance = variance - (1 - beta2) * square * np.sign(variance - square)
-        else:
-            variance = beta2 * variance + (1 - beta2) * square
-        first, second = (1 - beta1**number, 1 - beta2**number) if corrected else (1, 1)
-        steps.append(rate * (mean / first) / (np.sqrt(variance / second) + tau))
-    return steps
-
-
-OPTIMIZERS: dict[str, dict[str, Any]] = {
-    "adagrad": {"learning_rate": 0.2, "beta1": 0.3, "tau": 1e-2},
-    "adam": {"learning_rate": 0.1, "beta1": 0.8, "beta2": 0.95, "tau": 1e-3},
-    "adam corrected": {"learning_rate": 0.1, "beta1": 0.8, "beta2": 0.95, "tau": 1e-3, "bias_correction": True},
-    "yogi": {"learning_rate": 0.05, "beta1": 0.9, "beta2": 0.99, "tau": 1e-2},
-}
-
-
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_adaptive_optimizers_over_rounds(tmp_path: Path, name: str, record_property: Any) -> None:
-    options = OPTIMIZERS[name]
-    kind = name.split()[0]
-    optimizer = stage("server_optimizer", kind, **options)
-    versions, differences, updates = walk(
-        tmp_path, Aggregation(stage("algorithm", "fed_avg"), server_optimizer=optimizer), 9
-    )
-    deltas = [weighted_mean(one, sent) for one, sent in zip(differences, updates, strict=True)]
-    expected = moments(
-        deltas,
-        kind,
-        options["learning_rate"],
-        options["beta1"],
-        options.get("beta2", 0),
-        options["tau"],
-        corrected="bias_correction" in options,
-    )
-    check(name, np.diff(versions, axis=0), np.array(expected), record_property)
-
-
-def torch_walk(optimizer: Any, weight: torch.Tensor, deltas: Sequence[np.ndarray]) -> np.ndarray:
-    versions = []
-    for delta in deltas:
-        weight.grad = torch.tensor(-delta)
-        optimizer.step()
-        versions.append(weight.detach().numpy().copy())
-    return np.array(versions)
-
-
-@pytest.mark.parametrize("name", ["sgd", "adagrad", "adam"])
-def test_optimizers_are_those_of_torch_where_the_definitions_are_equal(
-    tmp_path: Path, name: str, record_property: Any
-) -> None:
-    # torch adds eps to the root as tau is added here, and starts v at 0: tau squared is next to nothing.
-    tau = 1e-12
-    options: dict[str, Any] = {
-        "sgd": {"learning_rate": 0.7, "momentum": 0.9},
-        "adagrad": {"learning_rate": 0.2, "tau": tau},
-        "adam": {"learning_rate": 0.1, "beta1": 0.8, "beta2": 0.95, "tau": tau, "bias_correction": True},
-    }[name]
-    optimizer = stage("server_optimizer", name, **options)
-    versions, differences, updates = walk(
-        tmp_path, Aggregation(stage("algorithm", "fed_avg"), server_optimizer=optimizer), 10
-    )
-    deltas = [weighted_mean(one, sent) for one, sent in zip(differences, updates, strict=True)]
-    weight = torch.nn.Parameter(torch.tensor(versions[0]))
-    theirs: Any = {
-        "sgd": lambda: torch.optim.SGD([weight], lr=0.7, momentum=0.9),
-        "adagrad": lambda: torch.optim.Adagrad([weight], lr=0.2, eps=tau, initial_accumulator_value=tau**2),
-        "adam": lambda: torch.optim.Adam([weight], lr=0.1, betas=(0.8, 0.95), eps=tau),
-    }[name]()
-    check(f"torch {name}", versions[1:], torch_walk(theirs, weight, deltas), record_property)
-
-
 def test_centered_clipping_remembers_its_center(tmp_path: Path, record_property: Any) -> None:
     rule = stage("algorithm", "centered_clipping", tau=2.0, iterations=2)
     versions, differences, _ = walk(tmp_path, Aggregation(rule), 11)
@@ -354,24 +236,6 @@ def test_centered_clipping_remembers_its_center(tmp_path: Path, record_property:
         center = centered(one, center, 2.0, 2)
         expected.append(center)
     check("centered_clipping rounds", np.diff(versions, axis=0), np.array(expected), record_property)
-
-
-def test_momentum_of_float32_models_is_kept_in_float32(tmp_path: Path) -> None:
-    training = Rounds(
-        tmp_path,
-        Aggregation(stage("algorithm", "fed_avg"), server_optimizer=stage("server_optimizer", "sgd", momentum=0.5)),
-    )
-    model = {"w": torch.zeros(3)}
-    momentum = np.zeros(3, np.float32)
-    for number in range(4):
-        update = {"w": model["w"] + torch.tensor([0.1, 1.0, -3.3]) * (number + 1)}
-        delta = update["w"].double().numpy() - model["w"].double().numpy()
-        new = 0.5 * momentum.astype(np.float64) + delta
-        expected = (model["w"].double().numpy() + new).astype(np.float32)
-        model = training.aggregate(model, [Sent(update)])
-        momentum = new.astype(np.float32)
-        assert model["w"].numpy().tolist() == expected.tolist()
-        assert training.slot("sgd/v")["w"].numpy().tolist() == momentum.tolist()
 
 
 def exact_square(first: torch.Tensor, second: torch.Tensor) -> Fraction:
