@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -77,7 +78,7 @@ class Rounds:
         finally:
             assert {path: path.read_bytes() for path in read} == before
         self.facts = made.report
-        self.state = AggregationState({slot: at(path) for slot, path in slots.items()}, self.state.steps + 1)
+        self.state = AggregationState({slot: at(path) for slot, path in slots.items()}, made.steps)
         return safetensors.torch.load_file(target)
 
     def slot(self, name: str) -> dict[str, Tensor]:
@@ -90,7 +91,7 @@ def bits(tensors: Tensors) -> dict[str, bytes]:
     }
 
 
-def stage(field_name: str, name: str, **options: object) -> object:
+def stage(field_name: str, name: str, **options: object) -> Any:
     """A stage with its default options, or some others."""
     kind = STAGES[field_name][name]
     return kind(TRUSTED, **options) if kind is FLTrust else kind(**options)

@@ -55,7 +55,7 @@ def combinations() -> Iterator[Aggregation]:
             replace(without, clipping=FixedClipping(5.0), mixing=NearestNeighbor(2), server_optimizer=Adam(0.5)),
         ]
         if name in ("fed_avg", "median", "centered_clipping"):
-            others += [replace(alone, server_optimizer=stage("server_optimizer", one)) for one in OPTIMIZERS]  # type: ignore[arg-type]
+            others += [replace(alone, server_optimizer=stage("server_optimizer", one)) for one in OPTIMIZERS]
         yield from filter(is_compatible, others)
 
 
@@ -174,6 +174,13 @@ def test_too_few_updates_are_no_round(rounds: Any, name: str) -> None:
     with pytest.raises(AggregationFailed, match=f"needs {needed} updates, and there are {needed - 1}"):
         rounds(Aggregation(rule(name))).aggregate(MODEL, UPDATES[: needed - 1])
     assert rounds(Aggregation(rule(name))).aggregate(MODEL, UPDATES[:needed])
+
+
+def test_too_few_updates_are_not_mixed(rounds: Any) -> None:
+    mixed = rounds(Aggregation(FedAvg(), mixing=NearestNeighbor(2)))
+    with pytest.raises(AggregationFailed, match="nearest_neighbor with these options needs 5 updates, and there are 4"):
+        mixed.aggregate(MODEL, UPDATES[:4])
+    assert mixed.aggregate(MODEL, UPDATES[:5])
 
 
 @pytest.mark.parametrize("aggregation", COMBINATIONS, ids=name_of)
@@ -317,7 +324,7 @@ def test_differences_are_aggregated_like_full_updates(rounds: Any, name: str, pr
 def test_buffers_are_averaged_whatever_the_stages(rounds: Any, name: str) -> None:
     plain = rounds(Aggregation(FedAvg())).aggregate(MODEL, UPDATES)
     optimizer = stage("server_optimizer", "adam")
-    for aggregation in (Aggregation(rule(name)), Aggregation(rule(name), server_optimizer=optimizer)):  # type: ignore[arg-type]
+    for aggregation in (Aggregation(rule(name)), Aggregation(rule(name), server_optimizer=optimizer)):
         if is_compatible(aggregation):
             made = rounds(aggregation).aggregate(MODEL, UPDATES)
             kept = (BUFFER, "norm.num_batches_tracked", "steps")
@@ -332,7 +339,7 @@ def test_globs_name_other_buffers(rounds: Any) -> None:
     ]
     weights = [one.weight for one in updates]
     mean = sum(weight * index for index, weight in enumerate(weights)) / sum(weights)
-    training = rounds(Aggregation(stage("algorithm", "median"), server_optimizer=Sgd(0.5), buffers=("b",)))  # type: ignore[arg-type]
+    training = rounds(Aggregation(stage("algorithm", "median"), server_optimizer=Sgd(0.5), buffers=("b",)))
     made = training.aggregate(model, updates)
     assert made["a"].tolist() == made[BUFFER].tolist() == [1.5, 1.5]
     assert made["b"].tolist() == [torch.tensor(mean).item()] * 2

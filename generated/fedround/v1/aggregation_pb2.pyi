@@ -627,7 +627,9 @@ class NearestNeighbor(_message.Message):
 
     F_FIELD_NUMBER: _builtins.int
     f: _builtins.int
-    """Each update becomes the mean of the n - f that are nearest to it, itself included; 1 if not set."""
+    """Each update becomes the mean of the n - f that are nearest to it, itself included; 1 if not set. A round needs 2 f + 1
+    updates.
+    """
     def __init__(
         self,
         *,

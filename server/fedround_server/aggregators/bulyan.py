@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fedround_server.aggregators.krum import krum_scores
+from fedround_server.aggregators.krum import krum_order
 from fedround_server.aggregators.options import check_range
 from fedround_server.aggregators.rule import ColumnRule, Updates
 from fedround_server.aggregators.sorting import mean_of_sorted, median_of_sorted, sort_columns
@@ -40,10 +40,7 @@ class Bulyan(ColumnRule):
         distances, left = updates.distances(), list(range(len(updates)))
         chosen: list[int] = []
         while len(chosen) < len(updates) - 2 * self.f:
-            scores = krum_scores(distances[left][:, left], self.f)
-            best = left[min(range(len(left)), key=lambda index: (scores[index], index))]
-            chosen.append(best)
-            left.remove(best)
+            chosen.append(left.pop(krum_order(distances[left][:, left], self.f)[0]))
         return sorted(chosen)
 
     def reduce(self, values: Tensor) -> Tensor:

@@ -35,9 +35,8 @@ class Krum(LinearRule):
 
     def shares(self, updates: Updates) -> Shares:
         """Selects the updates with the smallest scores."""
-        scores = krum_scores(updates.distances(), self.f)
-        chosen = sorted(range(len(scores)), key=lambda index: (scores[index], index))[: self._count(len(scores))]
-        return Shares([1 if index in chosen else 0 for index in range(len(scores))], len(chosen))
+        chosen = krum_order(updates.distances(), self.f)[: self._count(len(updates))]
+        return Shares([1 if index in chosen else 0 for index in range(len(updates))], len(chosen))
 
     def _count(self, num_updates: int) -> int:
         return 1
@@ -68,16 +67,19 @@ class MultiKrum(Krum):
         return self.m or num_updates - self.f
 
 
-def krum_scores(distances: np.ndarray[Any, np.dtype[np.float64]], f: int) -> list[float]:
-    """Returns the score of each update: the sum of its squared distances to the nearest n - f - 2 others.
+def krum_order(distances: np.ndarray[Any, np.dtype[np.float64]], f: int) -> list[int]:
+    """Returns the indices of the updates, that with the smallest score first.
+
+    The score is the sum of the squared distances to the nearest n - f - 2 others. If that is one, two updates next to
+    each other have the same score; then the sums of all distances decide.
 
     Args:
         distances: Squared distances, shape (n, n).
         f: How many updates may be arbitrary.
     """
     count = max(1, len(distances) - f - 2)
-    scores = []
+    keys = []
     for index, row in enumerate(distances.tolist()):
         others = sorted(row[:index] + row[index + 1 :])
-        scores.append(sum(others[:count]))
-    return scores
+        keys.append((sum(others[:count]), sum(others), index))
+    return [index for _, _, index in sorted(keys)]

@@ -28,6 +28,10 @@ class Mixing(ABC):
             OptionInvalid: One has a value that it cannot have.
         """
 
+    def min_updates(self) -> int:
+        """Returns how many updates are needed."""
+        return 1
+
     @abstractmethod
     def matrix(self, updates: Updates) -> np.ndarray[Any, np.dtype[np.float64]]:
         """Returns the coefficients: shape (combinations, updates), float64."""
@@ -46,7 +50,7 @@ class NearestNeighbor(Mixing):
     """Nearest neighbor mixing (Allouah et al., Fixing by Mixing, AISTATS 2023, arXiv 2302.01772).
 
     Attributes:
-        f: Each update becomes the mean of the n - f that are nearest to it, itself included.
+        f: Each update becomes the mean of the n - f that are nearest to it, itself included; the round needs 2 f + 1.
     """
 
     name = "nearest_neighbor"
@@ -56,11 +60,15 @@ class NearestNeighbor(Mixing):
         """Checks f."""
         check_range("f", self.f, 0)
 
+    def min_updates(self) -> int:
+        """Returns 2 f + 1."""
+        return 2 * self.f + 1
+
     def matrix(self, updates: Updates) -> np.ndarray[Any, np.dtype[np.float64]]:
         """Returns the means of nearest neighbors."""
         import numpy as np
 
-        count = max(1, len(updates) - self.f)
+        count = len(updates) - self.f
         matrix = np.zeros((len(updates), len(updates)))
         for index, row in enumerate(updates.distances().tolist()):
             nearest = sorted((distance, other != index, other) for other, distance in enumerate(row))

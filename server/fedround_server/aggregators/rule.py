@@ -71,7 +71,9 @@ class Updates:
         import numpy as np
 
         kept = np.append(matrix @ self.kept_products[:-1], self.kept_products[-1])
-        return Updates((), (1,) * len(matrix), matrix @ self.products @ matrix.T, kept)
+        products = matrix @ self.products @ matrix.T
+        # Of a symmetric matrix, again, which rounding errors are not: so ties are ties.
+        return Updates((), (1,) * len(matrix), (products + products.T) / 2, kept)
 
 
 @dataclass(frozen=True, slots=True)
