@@ -36,6 +36,7 @@ ARGUMENTS: dict[type[FedroundError], tuple[Any, ...]] = {
     errors.ServerLeaving: (),
     errors.FieldInvalid: ("name", "is required: 1 to 200 characters"),
     errors.UnknownClients: (["b", "a"],),
+    errors.AggregationIncompatible: ("mixing", "does not go with fed_nova"),
     errors.NumExamples: (0, 10),
     errors.RoundNotFound: (3, "8b7c"),
     errors.UpdateNorm: (2.5, 1.0),
