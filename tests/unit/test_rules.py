@@ -178,7 +178,7 @@ def test_too_few_updates_are_no_round(rounds: Any, name: str) -> None:
 
 def test_too_few_updates_are_not_mixed(rounds: Any) -> None:
     mixed = rounds(Aggregation(FedAvg(), mixing=NearestNeighbor(2)))
-    with pytest.raises(AggregationFailed, match="nearest_neighbor with these options needs 5 updates, and there are 4"):
+    with pytest.raises(AggregationFailed, match=r"nearest_neighbor\(f=2\) needs 5 updates, and there are 4"):
         mixed.aggregate(MODEL, UPDATES[:4])
     assert mixed.aggregate(MODEL, UPDATES[:5])
 

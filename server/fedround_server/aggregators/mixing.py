@@ -28,10 +28,6 @@ class Mixing(ABC):
             OptionInvalid: One has a value that it cannot have.
         """
 
-    def min_updates(self) -> int:
-        """Returns how many updates are needed."""
-        return 1
-
     @abstractmethod
     def matrix(self, updates: Updates) -> np.ndarray[Any, np.dtype[np.float64]]:
         """Returns the coefficients: shape (combinations, updates), float64."""
@@ -60,10 +56,6 @@ class NearestNeighbor(Mixing):
         """Checks f."""
         check_range("f", self.f, 0)
 
-    def min_updates(self) -> int:
-        """Returns 2 f + 1."""
-        return 2 * self.f + 1
-
     def matrix(self, updates: Updates) -> np.ndarray[Any, np.dtype[np.float64]]:
         """Returns the means of nearest neighbors."""
         import numpy as np
@@ -80,8 +72,8 @@ class NearestNeighbor(Mixing):
         return num_updates
 
     def updates_for(self, count: int) -> int:
-        """Returns the same number, and more than f: each combination is the mean of n - f updates."""
-        return max(count, self.f + 1)
+        """Returns the same number, and at least 2 f + 1: each combination is the mean of n - f updates."""
+        return max(count, 2 * self.f + 1)
 
 
 @dataclass(frozen=True)
