@@ -55,7 +55,8 @@ def _wrong_version(facts: Facts, before: Row, version: Row, used: list[Row]) -> 
     inputs, found = [facts.tensors(update["sha256"]) for update in used], facts.version(version)
     weights = [update["num_examples"] for update in used]
     differs = any(tensors.has_differences(update, found) for update in inputs)
-    if not before["stored"] and (differs or not any(weights) or not aggregation.is_mean(stages)):
+    needs_model = differs or version["delta_sha256"] or not any(weights) or not aggregation.is_mean(stages)
+    if needs_model and not before["stored"]:
         return None
     model = facts.version(before) if before["stored"] else {}
     if differs:
@@ -67,7 +68,7 @@ def _wrong_version(facts: Facts, before: Row, version: Row, used: list[Row]) -> 
     if any(weights):
         updates = zip((update["sha256"] for update in used), inputs, weights, strict=True)
         made, state, steps = aggregation.expected(stages, list(updates), model, state, steps)
-        made = {**facts.inherited(version), **made}
+        made = {**model, **made}
     else:
         made = model
         trained = [name for name in inputs[0] if model[name].dtype in tensors.FLOATS]
