@@ -241,6 +241,9 @@ class ModelCalls:
     def metrics(self, model_id: str) -> Iterator[MetricReport]:
         """Iterates over the metrics reported on a model, round by round; the weighted means of a round come first.
 
+        The means of a model of yours have a `spread` by metric: min, median and max over the participants, and means by
+        label of their users.
+
         Raises:
             ModelNotFound: You have no such model.
         """

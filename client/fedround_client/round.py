@@ -34,6 +34,8 @@ class RoundCalls:
     def get_round(self, training_id: str, number: int | None = None) -> Round:
         """Returns the state of a round: which participants are missing, and which rule keeps it open.
 
+        Participants of a round that is done have a `report`: what the aggregation found out about their update.
+
         Args:
             training_id: UUID of a training of yours.
             number: Number of the round, from 0; None for the current one.

@@ -29,14 +29,28 @@ def is_mean(aggregation: Mapping[str, Any]) -> bool:
     return aggregation["algorithm"] in ("fed_avg", "fed_prox", "fed_dc") and not aggregation.keys() & STAGES
 
 
+def slots(aggregation: Mapping[str, Any]) -> set[str]:
+    """Returns the names of the files of its state."""
+    optimizer = aggregation.get("server_optimizer", {}).get("name")
+    kept = {"centered_clipping/aggregate"} if aggregation["algorithm"] == "centered_clipping" else set()
+    return kept | {"sgd": {"sgd/v"}, None: set()}.get(optimizer, {f"{optimizer}/m", f"{optimizer}/v"})
+
+
+def resumed(aggregation: Mapping[str, Any], state: Mapping[str, Tensors], trained: Sequence[str]) -> set[str]:
+    """Returns the slots that go on: a stage begins anew if one of its slots is missing or has other tensors."""
+    fitting = {slot for slot, found in state.items() if found.keys() == set(trained)}
+    anew = {slot.partition("/")[0] for slot in slots(aggregation) - fitting}
+    return {slot for slot in fitting if slot.partition("/")[0] not in anew}
+
+
 def expected(
     aggregation: Mapping[str, Any],
     updates: Sequence[tuple[str, Tensors, int]],
     model: Tensors,
     state: Mapping[str, Tensors],
     steps: Mapping[str, int],
-) -> tuple[Tensors, dict[str, Tensors]]:
-    """Returns the trained tensors of the next version, and its state.
+) -> tuple[Tensors, dict[str, Tensors], dict[str, int]]:
+    """Returns the trained tensors of the next version, its state, and the steps of that.
 
     Args:
         aggregation: As the database has it.
@@ -50,11 +64,12 @@ def expected(
     made = aggregate(inputs, weights)
     trained = [name for name, tensor in made.items() if tensor.dtype in FLOATS]
     if is_mean(aggregation):
-        return made, {}
+        return made, {}, {}
     stages = _Stages(aggregation, [update[0] for update in updates], weights)
     base = _joined(model, trained)
     values = np.stack([_joined(one, trained) for one in inputs])
-    before = {slot: _joined(found, trained) for slot, found in state.items()}
+    before = {slot: _joined(state[slot], trained) for slot in resumed(aggregation, state, trained)}
+    steps = {slot: number for slot, number in steps.items() if slot in before}
     total, after = stages.apply(base, values, before, steps)
     ends = np.cumsum([len(made[name].values) for name in trained])
     kept: dict[str, dict[str, Tensor]] = {slot: {} for slot in after}
@@ -64,7 +79,7 @@ def expected(
         result[name] = _tensor(dtype, shape, total[place])
         for slot, numbers in after.items():
             kept[slot][name] = _tensor("F64" if dtype == "F64" else "F32", shape, numbers[place])
-    return result, {slot: dict(found) for slot, found in kept.items()}
+    return result, dict(kept), {slot: steps.get(slot, 0) + 1 for slot in kept}
 
 
 def _joined(tensors: Tensors, names: Sequence[str]) -> Array:
@@ -92,8 +107,8 @@ class _Stages:
         """Returns the elements of the version, and those of its state."""
         differences = values - base
         if self._clipping:
-            norms = np.sqrt((differences**2).sum(axis=1))
-            differences = differences * np.minimum(1, self._clipping["options"]["norm"] / norms)[:, None]
+            norms, most = np.sqrt((differences**2).sum(axis=1)), self._clipping["options"]["norm"]
+            differences = differences * (most / np.maximum(norms, most))[:, None]
         if self._mixing:
             differences = self._matrix(differences) @ differences
         staged = self._clipping or self._mixing

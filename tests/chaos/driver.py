@@ -209,7 +209,10 @@ class Campaign:
         for count in itertools.count():
             if self._ending.is_set():
                 return
-            self._try(client, RandomTraining(client, f"{self._seed} {number} {count}").run)
+            training: RandomTraining | None = RandomTraining(client, f"{self._seed} {number} {count}")
+            while training is not None and not self._ending.is_set():
+                self._try(client, training.run)
+                training = training.successor()
 
     def _run_actions(self, client: RetryingClient) -> None:
         for number in itertools.count():
@@ -243,6 +246,8 @@ class Campaign:
         counts["receipts"] += sum(1 for _ in history.of("receipt")) + sum(1 for _ in history.of("report"))
         counts["updates"] += len(facts["round_update"])
         counts["trainings"] += len(facts["training"])
+        counts["continued_trainings"] += sum(row["source_model_id"] is not None for row in facts["model"])
+        counts["states"] += sum(row["kind"] != "posterior" for row in facts["artifact"])
         counts["aggregations"] += sum(row["state"] == "DONE" for row in facts["round"])
         counts["versions"] += sum(row["model_version"] for row in facts["training"])
         counts["events"] += len(facts["event"])

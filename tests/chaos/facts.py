@@ -55,10 +55,6 @@ class Facts:
             raise ValueError(f"the base and the delta are not the file {row['sha256']}")
         return read(file)
 
-    def inherited(self, row: Row) -> Tensors:
-        """The tensors that a version has of its base, unless it replaces them."""
-        return {} if row["delta_sha256"] is None else self.tensors(self._base(row))
-
     def _base(self, row: Row) -> str:
         [base] = self.by("model_base", "model_id")[row["model_id"]]
         return str(base["sha256"])

@@ -24,7 +24,7 @@ from chaos.facts import Facts
 from chaos.history import History
 from chaos.ledger_rules import each_submission_has_one_outcome, the_audit_log_is_a_chain, the_ledger_knows_what_counts
 from chaos.lookups import enough_updates, events_of, has_left, is_needed, is_present, makes_version, ordered
-from chaos.model_rules import models_are_right
+from chaos.model_rules import copies_keep_their_states, models_are_right
 
 OVER = ("DONE", "ABANDONED")
 LAST = {"COMPLETED": "TrainingFinished", "ERROR": "TrainingFailed"}
@@ -327,6 +327,7 @@ RULES: tuple[Rule, ...] = (
     repeated_answers_are_true,
     rounds_commit_once,
     models_are_right,
+    copies_keep_their_states,
     failures_stand,
     logs_have_no_gaps,
     events_stand,

@@ -33,13 +33,30 @@ def models_are_right(facts: Facts, history: History) -> Findings:
             yield row["training_id"], f"what round {row['number']} has made is wrong: {wrong}"
 
 
+def copies_keep_their_states(facts: Facts, history: History) -> Findings:
+    """A copy of a version has the slots that its training uses, with the same files and steps, and no others."""
+    trainings = {row["model_id"]: row for row in facts["training"]}
+    for model in facts["model"]:
+        if model["source_model_id"] is None:
+            continue
+        training = trainings[model["model_id"]]
+        had, has = (
+            {slot: (one["sha256"], one["details"]) for slot, one in facts.states.get(key, {}).items()}
+            for key in ((model["source_model_id"], model["source_version"]), (model["model_id"], 0))
+        )
+        used = aggregation.slots(training["spec"]["aggregation"])
+        if has != {slot: one for slot, one in had.items() if slot in used}:
+            yield training["training_id"], f"it started with the state {has}, of {had}"
+
+
 def _wrong_version(facts: Facts, before: Row, version: Row, used: list[Row]) -> str | None:
     """Makes a version and its state again, of the model and the state that its round started from."""
     stages = facts.trainings[used[0]["training_id"]]["spec"]["aggregation"]
     inputs, found = [facts.tensors(update["sha256"]) for update in used], facts.version(version)
     weights = [update["num_examples"] for update in used]
     differs = any(tensors.has_differences(update, found) for update in inputs)
-    if not before["stored"] and (differs or not any(weights) or not aggregation.is_mean(stages)):
+    needs_model = differs or version["delta_sha256"] or not any(weights) or not aggregation.is_mean(stages)
+    if needs_model and not before["stored"]:
         return None
     model = facts.version(before) if before["stored"] else {}
     if differs:
@@ -50,13 +67,15 @@ def _wrong_version(facts: Facts, before: Row, version: Row, used: list[Row]) -> 
     exact = aggregation.is_exact(stages) or not any(weights)
     if any(weights):
         updates = zip((update["sha256"] for update in used), inputs, weights, strict=True)
-        made, state = aggregation.expected(stages, list(updates), model, state, steps)
-        made = {**facts.inherited(version), **made}
-        steps = {slot: steps.get(slot, 0) + 1 for slot in state}
+        made, state, steps = aggregation.expected(stages, list(updates), model, state, steps)
+        made = {**model, **made}
     else:
         made = model
-        # The first state is there, but nothing has made it.
-        state, steps = (state, steps) if old else ({}, dict.fromkeys(new, 0))
+        trained = [name for name in inputs[0] if model[name].dtype in tensors.FLOATS]
+        kept = aggregation.resumed(stages, state, trained)
+        # A stage that begins anew has its first state, which nothing has made.
+        steps = {slot: steps[slot] if slot in kept else 0 for slot in new}
+        state = {slot: state[slot] for slot in kept}
     if made_steps != steps:
         return f"the steps of the state are {made_steps} instead of {steps}"
     wrong = [tensors.same(facts.tensors(new[slot]["sha256"]), one, exact=exact) for slot, one in state.items()]

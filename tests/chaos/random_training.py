@@ -22,7 +22,14 @@ class RandomTraining(RandomSubmissions):
     """One training from its creation to its end."""
 
     def __init__(
-        self, client: RetryingClient, seed: str, *, odd: float = 0.07, controlled: float = 0.1, steered: float = 0.6
+        self,
+        client: RetryingClient,
+        seed: str,
+        *,
+        odd: float = 0.07,
+        controlled: float = 0.1,
+        steered: float = 0.6,
+        source: "RandomTraining | None" = None,
     ) -> None:
         """Draws it.
 
@@ -32,6 +39,7 @@ class RandomTraining(RandomSubmissions):
             odd: How often a participant fails, or has no examples.
             controlled: How often the training changes.
             steered: How often it has cohorts, and policies of whom its rounds wait for.
+            source: The training whose model it goes on with, if any.
         """
         super().__init__(client, seed, odd)
         self._draw_damage = random.Random(f"{seed} damage")
@@ -42,11 +50,23 @@ class RandomTraining(RandomSubmissions):
         self._present: list[User] = []
         self._delayed: list[Callable[[], object]] = []
         self._begun: set[int] = set()
+        self._seed = seed
+        self._source = source
+        self._model_id = ""
+        self._has_actor = True
+        if source is not None:
+            self._kinds = self._trained = source._kinds
+
+    def successor(self) -> "RandomTraining | None":
+        """Returns sometimes a training that goes on from the model that this one has made."""
+        if not (self._model_id and self._has_actor and self._draw_stages.random() < 0.4):
+            return None
+        return RandomTraining(self._client, f"{self._seed} on", source=self)
 
     def run(self) -> None:
         """Runs the training to its end."""
         client = self._client
-        self._actor = client.user("ACTOR")
+        self._actor = client.user("ACTOR") if self._source is None else self._source._actor
         for _ in range(self._draw.randint(1, 4) + self._cohort.more_people()):
             self._present.append(client.user("CLIENT"))
         self._create(self._drawn_spec())
@@ -74,14 +94,17 @@ class RandomTraining(RandomSubmissions):
 
     def _create(self, spec: training_pb2.TrainingSpec) -> None:
         self._spec = spec
-        file = tensors.write(tensors.fill(self._kinds, self._draw))
+        if self._source is None:
+            request: dict[str, Any] = {"chunk": tensors.write(tensors.fill(self._kinds, self._draw))}
+        else:
+            request, spec.model_id = {}, self._source._model_id
         for _ in range(1 + (self._draw.random() < 0.2)):
             made = self._client.call(
                 self._actor,
                 self._client.trainings.CreateTraining,
-                lambda: [training_pb2.CreateTrainingRequest(spec=spec, chunk=file)],
+                lambda: [training_pb2.CreateTrainingRequest(spec=spec, **request)],
             ).training
-            self._training_id = made.training_id
+            self._training_id, self._model_id = made.training_id, made.model_id
             self._record("created", request_id=spec.request_id, model_id=made.model_id)
 
     def _drawn_spec(self) -> training_pb2.TrainingSpec:
@@ -115,7 +138,10 @@ class RandomTraining(RandomSubmissions):
             spec.tensors.trainable.extend(names)
             own = sorted(self._kinds.keys() - names)[:1]
             spec.tensors.private.extend(own)
-        draw_stages(spec.aggregation, self._draw_stages)
+        if self._source is not None and self._draw_stages.random() < 0.7:
+            spec.aggregation.CopyFrom(self._source._spec.aggregation)
+        else:
+            draw_stages(spec.aggregation, self._draw_stages)
         self._cohort.configure(spec, len(self._present))
         self._control.configure(spec)
         return spec
@@ -256,6 +282,7 @@ class RandomTraining(RandomSubmissions):
         elif chance < 0.07:
             self._remove_training()
         elif chance < 0.08:
+            self._has_actor = False
             self._remove_user(self._actor)
 
     def _repeat_removed(self, user: User) -> None:

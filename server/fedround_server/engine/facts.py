@@ -34,19 +34,19 @@ def facts_of(
     selected = _selected(decision, shares, len(counted)) if selects else None
     for place, index in enumerate(counted):
         facts[index] = UpdateFacts(
-            share=None if shares is None else shares[place],
+            share=None if shares is None else _finite(shares[place]),
             norm=_finite(norms[place]) if measured else None,
-            cosine=None if cosines is None else _finite(cosines[place]),
+            cosine=None if cosines is None else cosines[place],
             distance_rank=None if ranks is None else ranks[place],
-            scale=None if decision.scales is None else decision.scales[place],
+            scale=None if decision.scales is None else _finite(decision.scales[place]),
             selected=None if selected is None else selected[place],
         )
     return tuple(facts)
 
 
-def _finite(value: float | None) -> float | None:
+def _finite(value: float) -> float | None:
     """Returns a number, unless it overflowed: products of large differences do."""
-    return value if value is not None and isfinite(value) else None
+    return value if isfinite(value) else None
 
 
 def _selected(decision: Decision, shares: Sequence[float] | None, count: int) -> list[bool] | None:
@@ -69,7 +69,9 @@ def _cosines(products: Matrix, shares: Sequence[float], norms: Sequence[float]) 
     aggregate = np.array(shares)
     length = sqrt(max(0.0, float(aggregate @ products @ aggregate)))
     along = (products @ aggregate).tolist()
-    return [one / (norm * length) if norm * length else None for one, norm in zip(along, norms, strict=True)]
+    cosines = [one / (norm * length) if norm * length else None for one, norm in zip(along, norms, strict=True)]
+    # Rounding errors may leave the range of cosines.
+    return [max(-1.0, min(1.0, one)) if one is not None and isfinite(one) else None for one in cosines]
 
 
 def _ranks(known: Updates) -> list[int]:
