@@ -2,7 +2,8 @@
 
 All files are read from the page cache, and each contender has its turn in each repeat; figures are medians. The times
 of fedround include everything: verification of all files, correct rounding, the digest, the checksums and the fsync of
-the result. The others read their files and compute, with one thread, and write nothing.
+the result. The others read their files and compute, with one thread, and write nothing. byzfl runs in a process of its
+own, after fedround and not in turn with it.
 
 The last part measures a real server: from the answer to the last update until the next version is committed.
 """

@@ -30,7 +30,6 @@ def aggregation(figures: dict[str, Any], _: Path) -> str:
         f"Peak anonymous memory of a worker, with torch: {memory}.",
         "",
         f"From the answer to the last update of 1 MB until the event of the next round: {commit['milliseconds']:g} ms;"
-        f" the engine alone takes {commit['engine_alone']:g} ms of that; the rest is the call of the worker, the commit"
-        " and the event.",
+        f" the engine alone, measured apart with one thread, {commit['engine_alone']:g} ms.",
     ]
     return "\n".join(lines)
