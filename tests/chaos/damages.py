@@ -290,6 +290,11 @@ def a_training_runs(run: DamagedRun) -> None:
     run.sql("UPDATE training SET state = 'ONGOING' WHERE remove_time IS NULL")
 
 
+@breaks("aggregations_do_not_fail")
+def a_round_was_not_aggregated(run: DamagedRun) -> None:
+    run.sql("UPDATE training SET failure_reason = 'AGGREGATION_FAILED', failure_message = 'overflow'")
+
+
 @breaks("changes_are_made_once")
 def a_pause_is_lost(run: DamagedRun) -> None:
     run.acknowledge("controlled", training_id=run.one(MADE)[4], request_id="unknown", what="PauseTraining")

@@ -153,3 +153,8 @@ class Server:
     def alarm_in(self, seconds):
         """Waits until the client has set an alarm for a number of seconds from now."""
         until(lambda: self.time.time() + seconds in self.time._state.times_to_behaviors)
+
+
+def fields(text):
+    """Returns the lines of a summary by name."""
+    return {name.strip(): value.strip() for name, _, value in (line.partition("  ") for line in text.splitlines())}
