@@ -148,6 +148,18 @@ def a_posterior_has_a_wrong_bit(run: DamagedRun) -> None:
     run.sql("UPDATE artifact SET sha256 = ? WHERE model_id = ? AND version = ?", changed, *key[:2])
 
 
+@breaks("copies_keep_their_states")
+def a_copy_has_a_state_that_its_source_has_not(run: DamagedRun) -> None:
+    model_id, digest = run.one("SELECT model_id, sha256 FROM model_version WHERE version = 0")
+    run.sql("UPDATE model SET source_model_id = ?, source_version = 0 WHERE model_id = ?", "another", model_id)
+    run.sql(
+        "INSERT INTO artifact (model_id, version, kind, sha256, size_bytes, details) VALUES (?, 0, 'adam/m', ?, 9, ?)",
+        model_id,
+        digest,
+        '{"steps": 1}',
+    )
+
+
 @breaks("models_are_right")
 def a_model_is_made_without_an_update(run: DamagedRun) -> None:
     run.sql("DELETE FROM round_update WHERE update_id = ?", run.one(TRAINED)[0])

@@ -22,6 +22,7 @@ READERS = {
         "round.unfinished",
         "round.current",
         "round.explain",
+        "round.find_replay",
     ),
     *("training.prepare", "training.get", "training.page"),
     *("user.get", "user.page", "credential.admins"),
