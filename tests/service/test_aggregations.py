@@ -148,7 +148,7 @@ def test_mixed_updates_have_no_owner(actor: Person, clients: list[Person], name:
         ({"multi_krum": {"f": 1, "m": 6}}, 7),
         ({"bulyan": {"f": 2}}, 11),
         ({"krum": {"f": 0}, "mixing": {"bucketing": {"size": 3}}}, 7),
-        ({"median": {}, "mixing": {"nearest_neighbor": {"f": 4}}}, 5),
+        ({"median": {}, "mixing": {"nearest_neighbor": {"f": 4}}}, 9),
     ],
 )
 def test_rounds_that_can_only_close_with_too_few(actor: Person, aggregation: dict[str, Any], needed: int) -> None:
