@@ -142,6 +142,14 @@ def test_a_state_that_its_type_cannot_hold_is_the_largest_number(rounds: Rounds)
     assert safetensors.numpy.load_file(state.slots["adam/v"].sha256)["w"][0] == np.finfo(np.float32).max
 
 
+@pytest.mark.parametrize("aggregation", [ADAM, CENTERED], ids=["adam", "centered clipping"])
+def test_a_model_without_numbers_to_optimize_has_an_empty_state(rounds: Rounds, aggregation: Aggregation) -> None:
+    model = {"steps": np.array([1])}
+    for state in (NO_STATE, rounds.run(aggregation, model, [{"steps": np.array([2])}])[1]):
+        made, _, _ = rounds.run(aggregation, model, [{"steps": np.array([3])}], state=state)
+        assert made["steps"].tolist() == [3]
+
+
 def test_rules_that_select_say_what_they_selected(rounds: Rounds) -> None:
     updates = [vector(0, 1), vector(0, 1.5), vector(0, 1.25), vector(0, 1.125), vector(50, 50)]
     *_, made = rounds.run(Aggregation(Krum(f=1)), vector(0, 0), [*updates, vector(9, 9)], [1, 1, 1, 1, 1, 0])

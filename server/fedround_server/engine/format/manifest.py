@@ -49,7 +49,8 @@ def parse_header(header: bytes, *, own: bool = False) -> Layout:
 
     Args:
         header: The JSON text, without the 8 bytes of its length.
-        own: Whether the server stores the file already: posteriors may have any number of tensors, and longer names.
+        own: Whether the server stores the file already: posteriors may have any number of tensors, and longer names, and
+            states may have no tensors.
 
     Returns:
         What it says; for equal headers it may be the same object.
@@ -63,7 +64,7 @@ def parse_header(header: bytes, *, own: bool = False) -> Layout:
 @cached(LRUCache(CACHED_BYTES, getsizeof=lambda layout: layout.data_start), lock=Lock())
 def _parse_header(header: bytes, own: bool) -> Layout:
     tensors = read_header(header, len(header) if own else MAX_TENSORS)
-    if not tensors:
+    if not tensors and not own:
         raise ModelFormat("the file contains no tensors")
     manifest: dict[str, TensorSpec] = {}
     spans: list[tuple[int, int, str]] = []
