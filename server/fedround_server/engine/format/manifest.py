@@ -49,8 +49,8 @@ def parse_header(header: bytes, *, own: bool = False) -> Layout:
 
     Args:
         header: The JSON text, without the 8 bytes of its length.
-        own: Whether the server stores the file already: posteriors may have any number of tensors, and longer names, and
-            states may have no tensors.
+        own: Whether the server stores the file already: posteriors may have any number of tensors, and longer names,
+            and states may have no tensors.
 
     Returns:
         What it says; for equal headers it may be the same object.
