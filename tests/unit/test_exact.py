@@ -112,6 +112,17 @@ def test_many_ties_and_zeros_are_correctly_rounded(dtype: torch.dtype, weights: 
         assert same(found, combination(column, weights, sum(weights), dtype)), column
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("divisor", [1e308, 7e200, 2.0**1023, 1e-30, -3.0, 3e-200, 1e-310, 5e-324])
+def test_coefficients_and_divisors_have_any_size(dtype: torch.dtype, divisor: float) -> None:
+    rng = np.random.default_rng(11)
+    for coefficients in ([1.0, 2.0, 3.0], [1e300, 2e300, 1e299], [1e-300, 2e-300, 5e-324], [1e150, -1e150, 1.0]):
+        vectors = [torch.tensor(row).to(dtype) for row in near(rng, dtype, (3, 20))]
+        result = combine(vectors, Combination(coefficients, divisor), dtype).double().tolist()
+        for column, found in zip(columns(vectors), result, strict=True):
+            assert same(found, combination(column, coefficients, divisor, dtype)), (column, coefficients, divisor)
+
+
 def test_no_element_is_a_vector_without_elements() -> None:
     assert combine([torch.empty(0)] * 2, Combination([1, 2], 3), torch.float32).shape == (0,)
 

@@ -33,6 +33,8 @@ BLOCK = 64 * 1024
 SMALLEST_BLOCK = 2 * 1024
 NUMBERS = 512 * 1024
 """Numbers of all vectors that are processed at a time: fewer cost more for each operation, more leave the cache."""
+MODERATE = (2.0**-400, 2.0**400)
+"""Coefficients and divisors between these need no rational numbers."""
 COLUMNS = 128 * 1024
 """Numbers of all vectors that are processed at a time in the third step."""
 FEW = 64
@@ -67,7 +69,14 @@ class Combination:
         if not all(float(one).is_integer() for one in numbers):
             return self
         factor = math.gcd(*map(int, numbers))
-        return Combination([int(one) // factor for one in self.coefficients], int(self.divisor) // factor)
+        # Floats: torch takes no integers beyond 64 bits.
+        return Combination([float(int(one) // factor) for one in self.coefficients], float(int(self.divisor) // factor))
+
+    @property
+    def is_moderate(self) -> bool:
+        """Whether products and quotients with its numbers have errors that float64 holds."""
+        numbers = (*self.coefficients, self.divisor)
+        return all(one == 0 or MODERATE[0] <= abs(one) <= MODERATE[1] for one in numbers)
 
 
 def combine(vectors: Sequence[Tensor], combination: Combination, dtype: torch.dtype) -> Tensor:
@@ -84,6 +93,10 @@ def combine(vectors: Sequence[Tensor], combination: Combination, dtype: torch.dt
         Shape (elements,). A number beyond the dtype's range is Inf, or NaN if the dtype has no Inf. What is made of NaN
         or Inf is not finite either.
     """
+    if not combination.is_moderate:
+        result = torch.empty(len(vectors[0]), dtype=dtype)
+        _decide_rationally(result, torch.arange(len(result)), vectors, combination)
+        return result
     combining = _Combining(vectors, combination.reduced(), dtype)
     size = min(BLOCK, max(SMALLEST_BLOCK, NUMBERS // len(vectors)))
     for start in range(0, len(vectors[0]), size):
@@ -335,10 +348,16 @@ def _decide(result: Tensor, places: Tensor, vectors: Sequence[Tensor], combinati
             bits(result)[some] = bits(low)
             undecided = (bits(low) != bits(high)).logical_or_(total.is_extreme).nonzero().flatten()
         if len(undecided):
-            # Rounding to odd prepares for the one rounding to a narrower type.
-            to_odd = result.dtype != torch.float64
-            exact = [_rational(one, combination, to_odd=to_odd) for one in columns[:, undecided].T.tolist()]
-            bits(result)[some[undecided]] = bits(narrow(torch.tensor(exact, dtype=torch.float64), result.dtype))
+            _decide_rationally(result, some[undecided], vectors, combination)
+
+
+def _decide_rationally(result: Tensor, places: Tensor, vectors: Sequence[Tensor], combination: Combination) -> None:
+    """Computes some elements of a result anew, with rational numbers."""
+    # Rounding to odd prepares for the one rounding to a narrower type.
+    to_odd = result.dtype != torch.float64
+    for some in torch.split(places, max(1, COLUMNS // len(vectors))):
+        exact = [_rational(one, combination, to_odd=to_odd) for one in _columns(vectors, some).T.tolist()]
+        bits(result)[some] = bits(narrow(torch.tensor(exact, dtype=torch.float64), result.dtype))
 
 
 def _columns(vectors: Sequence[Tensor], places: Tensor) -> Tensor:
