@@ -66,11 +66,18 @@ class Transport:
     precision: UpdatePrecision = UpdatePrecision.FULL
     stochastic_rounding: bool = False
 
+    @property
+    def is_full(self) -> bool:
+        """Whether there are no differences: then no tensor has to be looked at, of which a model may have 20,000."""
+        return not self.rules and self.precision is UpdatePrecision.FULL
+
     def encoded(self, model: Manifest) -> Manifest:
         """Returns the tensors of an update that has differences from these tensors of a model.
 
         A tensor that has another type than in the model is a difference.
         """
+        if self.is_full:
+            return model
         tensors: dict[str, TensorSpec] = {}
         for name, (precision, block_size) in self._precisions(model).items():
             spec, dtype = model[name], precision.dtype
@@ -81,7 +88,7 @@ class Transport:
 
     def block_sizes(self, model: Manifest) -> Mapping[str, int]:
         """Returns how many numbers share a scale in each tensor of int8 differences."""
-        return {name: size for name, (_, size) in self._precisions(model).items() if size}
+        return {} if self.is_full else {name: size for name, (_, size) in self._precisions(model).items() if size}
 
     def check(self, model: Manifest) -> None:
         """Checks that the rules fit the tensors that updates have.
