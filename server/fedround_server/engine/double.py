@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ DENORMAL = 2.0**-1074
 LARGE, SMALL = 2.0**960, 2.0**-900
 """Between these, the errors of float64 operations are float64 numbers."""
 SPLITTER = 2.0**27 + 1
+Numbers = TypeVar("Numbers", Tensor, "np.ndarray[Any, np.dtype[np.float64]]")
 INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
 
 
@@ -100,16 +102,15 @@ def two_sum(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     return total, (first - (total - share)).add_(second - share)
 
 
-def _product_error(first: Tensor, second: Tensor | float, product: Tensor) -> Tensor:
-    """Returns the rounding error of a product (Dekker, Numerische Mathematik 18, 1971)."""
+def _product_error(first: Numbers, second: Numbers | float, product: Numbers) -> Numbers:
+    """Returns the rounding error of a product (Dekker, Numerische Mathematik 18, 1971); of torch or of numpy."""
     scaled = first * SPLITTER
     high = scaled - (scaled - first)
     low = first - high
     split = second * SPLITTER
     second_high = split - (split - second)
     second_low = second - second_high
-    error = (high * second_high).sub_(product).add_(high * second_low).add_(low * second_high)
-    return error.add_(low * second_low)
+    return ((high * second_high - product) + high * second_low + low * second_high) + low * second_low
 
 
 def _rounded(number: Tensor, rest: Tensor, dtype: torch.dtype) -> Tensor:
@@ -133,11 +134,7 @@ def divided(sums: Tensor, divisor: float, dtype: torch.dtype) -> Tensor:
     numbers = sums.numpy()
     quotient = numbers / divisor
     product = quotient * divisor
-    scaled, split = quotient * SPLITTER, divisor * SPLITTER
-    high, divisor_high = scaled - (scaled - quotient), split - (split - divisor)
-    low, divisor_low = quotient - high, divisor - divisor_high
-    error = ((high * divisor_high - product) + high * divisor_low + low * divisor_high) + low * divisor_low
-    remainder = (numbers - product) - error
+    remainder = (numbers - product) - _product_error(quotient, divisor, product)
     away = np.where((remainder > 0) == ((quotient > 0) == (divisor > 0)), 1, -1)
     places = quotient.view(np.int64)
     places += np.where((remainder == 0) | (places & 1 == 1), 0, away)
