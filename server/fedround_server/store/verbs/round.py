@@ -39,7 +39,7 @@ from fedround_server.store.queries.round_status import view
 from fedround_server.store.queries.training import find_training, find_visible, lock_training
 from fedround_server.store.queries.version import aggregation_state, known_version, model_info
 from fedround_server.store.tables.mapping import from_facts, to_round, to_spec, to_update
-from fedround_server.store.tables.schema import RoundReportRow, RoundRow
+from fedround_server.store.tables.schema import RoundReportRow, RoundRow, TrainingRow
 from fedround_server.store.transitions import end_training
 from fedround_server.store.transitions.close_round import evaluate, reopen
 from fedround_server.store.transitions.commit_round import commit_result
@@ -204,12 +204,7 @@ class RoundVerbs(Verbs):
             RoundNotFound: There is no such round (yet).
             ReplayImpossible: It made no version, or files that it started from are not stored any more.
         """
-        training = find_visible(training_id, actor_id)
-        if training.actor_id != actor_id:
-            raise NotActor("only the actor may replay rounds: ask the actor")
-        row = find_round(training_id, number)
-        if row is None:
-            raise RoundNotFound(number, training_id)
+        training, row = _round_of_actor(training_id, number, actor_id, "replay")
         spec, kind = to_spec(training.spec), KINDS[row.kind]
         updates = tuple(map(to_update, counted_updates(training_id, number))) if row.state == DONE else ()
         computation = kind.computation(spec, row.step)
@@ -354,10 +349,16 @@ class RoundVerbs(Verbs):
             NotActor: The caller is a participant.
             RoundNotFound: There is no such round (yet).
         """
-        training = find_visible(training_id, actor_id)
-        if training.actor_id != actor_id:
-            raise NotActor("only the actor may look into rounds: ask the actor")
-        row = find_round(training_id, training.round if number is None else number)
-        if row is None:
-            raise RoundNotFound(training.round if number is None else number, training_id)
-        return view(training, row)
+        return view(*_round_of_actor(training_id, number, actor_id, "look into"))
+
+
+def _round_of_actor(training_id: str, number: int | None, actor_id: str, purpose: str) -> tuple[TrainingRow, RoundRow]:
+    """Returns a training and one of its rounds, by default the current one, for its actor."""
+    training = find_visible(training_id, actor_id)
+    if training.actor_id != actor_id:
+        raise NotActor(f"only the actor may {purpose} rounds: ask the actor")
+    wanted = training.round if number is None else number
+    row = find_round(training_id, wanted)
+    if row is None:
+        raise RoundNotFound(wanted, training_id)
+    return training, row
