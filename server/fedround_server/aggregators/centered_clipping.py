@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from fedround_server.aggregators.options import check_positive, check_range
-from fedround_server.aggregators.rule import LinearRule, Shares, Updates
+from fedround_server.aggregators.rule import LinearRule, Shares, Updates, distances_to
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,7 @@ class CenteredClipping(LinearRule):
         center = np.zeros(count + 1)
         center[count] = 1.0
         for _ in range(self.iterations):
-            squares = center @ products @ center - 2 * (products @ center) + products.diagonal()
-            distances = np.sqrt(squares[:count].clip(min=0))
-            scales = self.tau / np.maximum(distances, self.tau)
+            scales = self.tau / np.maximum(distances_to(center, products)[:count], self.tau)
             center *= 1 - scales.sum() / count
             center[:count] += scales / count
         return Shares(center[:count].tolist(), kept=float(center[count]))

@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
 from math import sqrt
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from fedround_server.aggregators.options import check_positive
+from fedround_server.aggregators.rule import BaseStage
 
 if TYPE_CHECKING:
     import numpy as np
 
 
-class Clipping(ABC):
+class Clipping(BaseStage):
     """Scales the differences of updates from the round's model."""
-
-    name: ClassVar[str]
-
-    @abstractmethod
-    def check(self) -> None:
-        """Checks the options.
-
-        Raises:
-            OptionInvalid: One has a value that it cannot have.
-        """
 
     @abstractmethod
     def scales(self, products: np.ndarray[Any, np.dtype[np.float64]]) -> list[float]:

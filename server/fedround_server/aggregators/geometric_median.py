@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from math import fsum
 
 from fedround_server.aggregators.options import check_positive, check_range
-from fedround_server.aggregators.rule import LinearRule, Shares, Updates
+from fedround_server.aggregators.rule import LinearRule, Shares, Updates, distances_to
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,10 @@ class GeometricMedian(LinearRule):
         import numpy as np
 
         weights = np.array(updates.weights, dtype=np.float64)
-        products = updates.products
         point = np.zeros(len(weights))
         coefficients = weights
         for _ in range(self.iterations):
-            squares = point @ products @ point - 2 * (products @ point) + products.diagonal()
-            coefficients = weights / np.maximum(np.sqrt(squares.clip(min=0)), self.nu)
+            coefficients = weights / np.maximum(distances_to(point, updates.products), self.nu)
             point = coefficients / coefficients.sum()
         found = coefficients.tolist()
         return Shares(found, fsum(found))

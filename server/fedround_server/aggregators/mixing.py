@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
 from random import Random
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from fedround_server.aggregators.options import MAX_SEED, check_range
+from fedround_server.aggregators.rule import BaseStage
 
 if TYPE_CHECKING:
     import numpy as np
@@ -15,26 +16,12 @@ if TYPE_CHECKING:
     from fedround_server.aggregators.rule import Updates
 
 
-class Mixing(ABC):
+class Mixing(BaseStage):
     """Linear combinations of the differences of updates from the round's model, without weights."""
-
-    name: ClassVar[str]
-
-    @abstractmethod
-    def check(self) -> None:
-        """Checks the options.
-
-        Raises:
-            OptionInvalid: One has a value that it cannot have.
-        """
 
     @abstractmethod
     def matrix(self, updates: Updates) -> np.ndarray[Any, np.dtype[np.float64]]:
         """Returns the coefficients: shape (combinations, updates), float64."""
-
-    @abstractmethod
-    def count(self, num_updates: int) -> int:
-        """Returns how many combinations there are of a number of updates."""
 
     @abstractmethod
     def updates_for(self, count: int) -> int:
@@ -67,10 +54,6 @@ class NearestNeighbor(Mixing):
             matrix[index, [other for _, _, other in nearest[:count]]] = 1 / count
         return matrix
 
-    def count(self, num_updates: int) -> int:
-        """Returns the number of updates."""
-        return num_updates
-
     def updates_for(self, count: int) -> int:
         """Returns the same number, and at least 2 f + 1: each combination is the mean of n - f updates."""
         return max(count, 2 * self.f + 1)
@@ -100,15 +83,12 @@ class Bucketing(Mixing):
 
         order = list(range(len(updates)))
         Random(f"{self.seed} {updates.digest}").shuffle(order)  # noqa: S311 - reproducible, not secret
-        matrix = np.zeros((self.count(len(updates)), len(updates)))
+        # The last bucket may be smaller.
+        matrix = np.zeros((-(-len(updates) // self.size), len(updates)))
         for row in range(len(matrix)):
             members = order[row * self.size : (row + 1) * self.size]
             matrix[row, members] = 1 / len(members)
         return matrix
-
-    def count(self, num_updates: int) -> int:
-        """Returns the number of buckets, the last of which may be smaller."""
-        return -(-num_updates // self.size)
 
     def updates_for(self, count: int) -> int:
         """Returns how many fill all buckets but the last, in which there is one."""

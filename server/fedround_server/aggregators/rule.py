@@ -91,24 +91,28 @@ class Shares:
     kept: float = 0.0
 
 
-class BaseRule(ABC):
-    """A rule.
+def distances_to(point: Matrix, products: Matrix) -> Matrix:
+    """Returns the distances of vectors to a linear combination of them: shape (vectors,), float64.
+
+    Args:
+        point: The coefficients of the combination: shape (vectors,), float64.
+        products: Inner products of the vectors: shape (vectors, vectors), float64.
+    """
+    import numpy as np
+
+    squares = point @ products @ point - 2 * (products @ point) + products.diagonal()
+    distances: Matrix = np.sqrt(squares.clip(min=0))
+    return distances
+
+
+class BaseStage(ABC):
+    """A stage of an aggregation; its options are the fields of a dataclass.
 
     Attributes:
         name: Its name in the protos and in the database.
-        needs_products: Whether it sees the inner products of the updates, which takes another pass over them.
-        needs_steps: Whether participants have to report their local steps.
-        needs_loss: Whether participants have to report the loss of the model that they started from.
-        keeps_aggregate: Whether it sees the difference that the round before has made.
-        selects: Whether it leaves some updates out.
     """
 
     name: ClassVar[str]
-    selects: ClassVar[bool] = False
-    needs_products: ClassVar[bool] = False
-    needs_steps: ClassVar[bool] = False
-    needs_loss: ClassVar[bool] = False
-    keeps_aggregate: ClassVar[bool] = False
 
     def check(self) -> None:
         """Checks the options.
@@ -117,6 +121,24 @@ class BaseRule(ABC):
             OptionInvalid: One has a value that it cannot have.
         """
         return
+
+
+class BaseRule(BaseStage):
+    """A rule.
+
+    Attributes:
+        needs_products: Whether it sees the inner products of the updates, which takes another pass over them.
+        needs_steps: Whether participants have to report their local steps.
+        needs_loss: Whether participants have to report the loss of the model that they started from.
+        keeps_aggregate: Whether it sees the difference that the round before has made.
+        selects: Whether it leaves some updates out.
+    """
+
+    selects: ClassVar[bool] = False
+    needs_products: ClassVar[bool] = False
+    needs_steps: ClassVar[bool] = False
+    needs_loss: ClassVar[bool] = False
+    keeps_aggregate: ClassVar[bool] = False
 
     def min_updates(self) -> int:
         """Returns how many updates the rule needs."""

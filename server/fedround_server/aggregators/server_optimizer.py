@@ -6,35 +6,26 @@ FedAdam and FedYogi: Reddi et al., Adaptive Federated Optimization, ICLR 2021, a
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from fedround_server.aggregators.options import check_positive, check_range
+from fedround_server.aggregators.rule import BaseStage
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class ServerOptimizer(ABC):
+class ServerOptimizer(BaseStage):
     """An optimizer whose steps are made element by element.
 
     Attributes:
-        name: Its name in the protos and in the database.
         slots: Names of what it remembers of each element, each as large as the model.
     """
 
-    name: ClassVar[str]
     slots: ClassVar[tuple[str, ...]]
-
-    @abstractmethod
-    def check(self) -> None:
-        """Checks the options.
-
-        Raises:
-            OptionInvalid: One has a value that it cannot have.
-        """
 
     def initial(self, slot: str) -> float:
         """Returns what a slot contains before the first step."""

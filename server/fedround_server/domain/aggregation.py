@@ -121,9 +121,19 @@ class Aggregation:
     @property
     def slots(self) -> tuple[str, ...]:
         """The names of the files of its state."""
-        kept = (f"{self.rule.name}/{KEPT}",) if self.rule.keeps_aggregate else ()
+        kept = () if self.kept_slot is None else (self.kept_slot,)
+        return (*kept, *self.optimizer_slots.values())
+
+    @property
+    def kept_slot(self) -> str | None:
+        """The name of the file with the difference that the round before has made; None if the rule does not see it."""
+        return f"{self.rule.name}/{KEPT}" if self.rule.keeps_aggregate else None
+
+    @property
+    def optimizer_slots(self) -> Mapping[str, str]:
+        """The names of the files of the server optimizer, by its own names for its slots."""
         optimizer = self.server_optimizer
-        return kept if optimizer is None else (*kept, *(f"{optimizer.name}/{slot}" for slot in optimizer.slots))
+        return {} if optimizer is None else {slot: f"{optimizer.name}/{slot}" for slot in optimizer.slots}
 
     @property
     def min_updates(self) -> int:

@@ -15,7 +15,7 @@ from torch import Tensor
 from fedround_server.aggregators.rule import NoAggregate, Updates
 from fedround_server.aggregators.server_optimizer import ServerOptimizer
 from fedround_server.blobs import BlobFiles
-from fedround_server.domain.aggregation import KEPT, Aggregation, UpdateFacts
+from fedround_server.domain.aggregation import Aggregation, UpdateFacts
 from fedround_server.domain.model import BlobRef, VersionFile
 from fedround_server.domain.training import IntegerTensors
 from fedround_server.engine.decision import Decision, bounded, decide, inner_products, needs_products
@@ -122,7 +122,7 @@ def _known(
     count = len(counted)
     products, kept = np.zeros((count, count)), np.zeros(count + 1)
     if count and needs_products(aggregation):
-        slot = f"{aggregation.rule.name}/{KEPT}" if aggregation.rule.keeps_aggregate else None
+        slot = aggregation.kept_slot
 
         def multiply(block: Block) -> Tensor:
             before = None if slot is None else source.slots.read(slot, block.run, block.start, len(block))
@@ -169,12 +169,12 @@ class _Elements:
         self._weights = weights
         optimizer = aggregation.server_optimizer
         self._optimizer = optimizer if isinstance(optimizer, ServerOptimizer) else None
-        self._kept = f"{aggregation.rule.name}/{KEPT}" if aggregation.rule.keeps_aggregate else None
+        self._kept = aggregation.kept_slot
+        self._optimizer_slots = aggregation.optimizer_slots
         # What each slot contains before the first round.
         self._initial = {} if self._kept is None else {self._kept: 0.0}
         if self._optimizer is not None:
-            names = {slot: f"{self._optimizer.name}/{slot}" for slot in self._optimizer.slots}
-            self._initial |= {name: self._optimizer.initial(slot) for slot, name in names.items()}
+            self._initial |= {name: self._optimizer.initial(slot) for slot, name in self._optimizer_slots.items()}
 
     def aggregate(self, block: Block) -> _Result:
         """Returns elements of the result.
@@ -224,7 +224,7 @@ class _Elements:
         return result, kept
 
     def _step(self, optimizer: ServerOptimizer, delta: Tensor, state: Mapping[str, Tensor]) -> Tensor:
-        names = {slot: f"{optimizer.name}/{slot}" for slot in optimizer.slots}
+        names = self._optimizer_slots
         number = 1 + max(self._source.slots.steps[name] for name in names.values())
         return optimizer.step(delta, {slot: state[name] for slot, name in names.items()}, number)
 
