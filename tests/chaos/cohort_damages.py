@@ -72,7 +72,7 @@ def another_number_was_told(run: DamagedRun) -> None:
 
 
 @breaks("only_members_are_told")
-def somebody_is_told_of_a_round_without_being_asked(run: DamagedRun) -> None:
+def a_participant_is_told_of_a_round_without_being_asked(run: DamagedRun) -> None:
     training_id, sequence = run.one(RELEASED)[:2]
     run.acknowledge("event", training_id=training_id, sequence=sequence, user_id="other", event="WorkNotNeeded")
 
@@ -83,11 +83,11 @@ def a_round_counts_more_than_it_needs(run: DamagedRun) -> None:
 
 
 @breaks("rounds_take_what_they_need")
-def nobody_is_told_that_its_work_is_not_needed(run: DamagedRun) -> None:
+def no_participant_is_told_that_its_work_is_not_needed(run: DamagedRun) -> None:
     run.sql("UPDATE event SET kind = 'RoundExtended' WHERE kind = 'WorkNotNeeded'")
 
 
 @breaks("rounds_take_what_they_need")
-def somebody_is_told_that_its_work_is_not_needed_and_it_counts(run: DamagedRun) -> None:
+def a_participant_is_told_that_its_work_is_not_needed_and_it_counts(run: DamagedRun) -> None:
     training_id, sequence, user_id = run.one(RELEASED)
     run.acknowledge("event", training_id=training_id, sequence=sequence, user_id=user_id, event="WorkNotNeeded")

@@ -34,7 +34,7 @@ def cohorts_are_drawn_by_the_rule(facts: Facts, history: History) -> Findings:
 
 
 def draws_are_as_told(facts: Facts, history: History) -> Findings:
-    """What GetRound says of a draw is what the ledger says, whenever it was said; so nobody saw a draw made anew."""
+    """What GetRound ever said of a draw is what the ledger says: no draw that was seen was made anew."""
     chosen: dict[tuple[str, int], dict[int, tuple[dict[str, Any], set[str]]]] = defaultdict(dict)
     for row in sorted(facts["audit"], key=lambda row: row["sequence"]):
         if row["action"] in ("round_opened", "round_extended"):
@@ -136,7 +136,7 @@ class _Replay:
             return
         spec = self.facts.trainings[training_id]["spec"]
         if row["step"]:
-            # A chain goes on with those that began it, and nobody joins.
+            # A chain goes on with those that began it, and no participant joins.
             assigned = {one["user_id"] for one in self.facts["assignment"] if self._is_of(one, row)}
             drawn = (assigned & self.registered[training_id]) - members
         else:

@@ -124,7 +124,7 @@ class RandomCohort:
             (self._labelled.add if labels == LABELS else self._labelled.discard)(user.user_id)
 
     def connect(self, training_id: str, users: list[User]) -> None:
-        """Keeps participants subscribed from now on, if somebody looks at their connections."""
+        """Keeps participants subscribed from now on, if connections matter."""
         for user in users if self._connects else ():
             if user.user_id not in self._listeners:
                 name = f"subscription {new_id()}"
@@ -147,7 +147,7 @@ class RandomCohort:
             pass  # it is in the history, and the check finds it there
 
     def split(self, asked: list[User], found: Any) -> tuple[list[User], list[User]]:
-        """Splits the members of a round: into those that submit, and those that do not answer if nobody needs them."""
+        """Splits the members of a round: into those that submit, and those that do not answer if not needed."""
         spare = found.num_participants - found.draw.num_needed if found.HasField("draw") else 0
         silent = [user for user in asked if self.chance(0.5)][: max(0, spare)]
         return [user for user in asked if user not in silent], silent

@@ -23,7 +23,7 @@ Number = TypeVar("Number", int, float)
 RETRY_DELAY = timedelta(seconds=1)
 """The delay before another attempt after a transient error that names no delay of its own."""
 DAMAGE_DELAY = timedelta(seconds=10)
-"""The delay before another attempt while a file that nobody can send again is damaged: it has to be restored."""
+"""The delay before another attempt while a damaged file has to be restored: no participant can send it again."""
 TRANSIENT = (Unavailable, DiskFull, OSError)
 """Errors that may not recur at the next attempt: accepted updates wait for it."""
 INTERNAL = "the round could not be aggregated; the server's log has more under the id {}"
@@ -133,8 +133,8 @@ class Aggregations:
             Whether there is a damaged file. One that the disk cannot read ends the worker that has mapped it.
 
         Raises:
-            BlobDamaged: The model that the round started from, or the state of its aggregation, is damaged: nobody
-                can send that again.
+            BlobDamaged: The model that the round started from, or the state of its aggregation, is damaged: no
+                participant can send that again.
             OSError: A file was damaged when the worker read it, and is not any more.
         """
         for blob in (*blobs_of(task.model), *task.state.slots.values()):

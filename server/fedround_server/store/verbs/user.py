@@ -41,7 +41,7 @@ class UserVerbs(Verbs):
             UserNotFound: There is no such user, or it was removed.
         """
         # A round that is being opened was drawn with the labels from before: the change comes after it, also in the
-        # audit log. Until it is committed, nobody registers the user in another training.
+        # audit log. Until it is committed, no actor registers the user in another training.
         lock_user(user_id, "FOR UPDATE")
         lock_trainings_of_user(user_id)
         row = _present(user_id)
