@@ -118,10 +118,18 @@ class Aggregation(_message.Message):
     GEOMETRIC_MEDIAN_FIELD_NUMBER: _builtins.int
     CENTERED_CLIPPING_FIELD_NUMBER: _builtins.int
     FL_TRUST_FIELD_NUMBER: _builtins.int
+    SCAFFOLD_FIELD_NUMBER: _builtins.int
+    FED_DYN_FIELD_NUMBER: _builtins.int
+    LORA_STACK_FIELD_NUMBER: _builtins.int
+    LORA_SVD_FIELD_NUMBER: _builtins.int
+    FREEZE_A_FIELD_NUMBER: _builtins.int
     CLIPPING_FIELD_NUMBER: _builtins.int
     MIXING_FIELD_NUMBER: _builtins.int
     SERVER_OPTIMIZER_FIELD_NUMBER: _builtins.int
     BUFFERS_FIELD_NUMBER: _builtins.int
+    DIFFERENTIAL_PRIVACY_FIELD_NUMBER: _builtins.int
+    BUFFERING_FIELD_NUMBER: _builtins.int
+    SHADOW_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def fed_avg(self) -> Global___FedAvg:
         """Federated averaging."""
@@ -175,6 +183,26 @@ class Aggregation(_message.Message):
         """The mean of the updates that point in the direction of a trusted participant's."""
 
     @_builtins.property
+    def scaffold(self) -> Global___Scaffold:
+        """Averaging with control variates, against the drift of local training."""
+
+    @_builtins.property
+    def fed_dyn(self) -> Global___FedDyn:
+        """Averaging with a dynamic regularizer of the local losses."""
+
+    @_builtins.property
+    def lora_stack(self) -> Global___LoraStack:
+        """LoRA: the exact mean of the products of the adapters, which is added to the weights that they adapt."""
+
+    @_builtins.property
+    def lora_svd(self) -> Global___LoraSvd:
+        """LoRA: the adapters that are nearest to the mean of the products of the adapters."""
+
+    @_builtins.property
+    def freeze_a(self) -> Global___FreezeA:
+        """LoRA: the mean of one of the two matrices of each adapter, while the other one stays as it is."""
+
+    @_builtins.property
     def clipping(self) -> Global___Clipping:
         """Scales each update first; unset for none."""
 
@@ -190,6 +218,25 @@ class Aggregation(_message.Message):
     def buffers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Globs of tensors that are averaged whatever the algorithm, and never clipped, mixed or optimized: at most 100. If
         there are none, "*running_mean", "*running_var" and "*num_batches_tracked".
+        """
+
+    @_builtins.property
+    def differential_privacy(self) -> Global___DifferentialPrivacy:
+        """Adds noise to the aggregate, so that versions reveal little about any single participant; unset for none. Needs
+        clipping.
+        """
+
+    @_builtins.property
+    def buffering(self) -> Global___Buffering:
+        """Makes the training asynchronous: participants go on from the version that they have, and a version is made of the
+        updates that arrive; unset for rounds in which all start from the same version.
+        """
+
+    @_builtins.property
+    def shadow(self) -> _containers.RepeatedCompositeFieldContainer[Global___Aggregation]:
+        """Other aggregations of the same updates, at most 8, each with a model of its own as a side branch: version n is what it
+        would have made of the updates of the round that made version n. They change nothing in the training. They have
+        neither privacy, buffering nor shadows of their own.
         """
 
     def __init__(
@@ -208,16 +255,24 @@ class Aggregation(_message.Message):
         geometric_median: Global___GeometricMedian | None = ...,
         centered_clipping: Global___CenteredClipping | None = ...,
         fl_trust: Global___FlTrust | None = ...,
+        scaffold: Global___Scaffold | None = ...,
+        fed_dyn: Global___FedDyn | None = ...,
+        lora_stack: Global___LoraStack | None = ...,
+        lora_svd: Global___LoraSvd | None = ...,
+        freeze_a: Global___FreezeA | None = ...,
         clipping: Global___Clipping | None = ...,
         mixing: Global___Mixing | None = ...,
         server_optimizer: Global___ServerOptimizer | None = ...,
         buffers: _abc.Iterable[_builtins.str] | None = ...,
+        differential_privacy: Global___DifferentialPrivacy | None = ...,
+        buffering: Global___Buffering | None = ...,
+        shadow: _abc.Iterable[Global___Aggregation] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["algorithm", b"algorithm", "bulyan", b"bulyan", "centered_clipping", b"centered_clipping", "clipping", b"clipping", "fed_avg", b"fed_avg", "fed_dc", b"fed_dc", "fed_nova", b"fed_nova", "fed_prox", b"fed_prox", "fl_trust", b"fl_trust", "geometric_median", b"geometric_median", "krum", b"krum", "median", b"median", "mixing", b"mixing", "multi_krum", b"multi_krum", "q_fed_avg", b"q_fed_avg", "server_optimizer", b"server_optimizer", "trimmed_mean", b"trimmed_mean"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["algorithm", b"algorithm", "buffering", b"buffering", "bulyan", b"bulyan", "centered_clipping", b"centered_clipping", "clipping", b"clipping", "differential_privacy", b"differential_privacy", "fed_avg", b"fed_avg", "fed_dc", b"fed_dc", "fed_dyn", b"fed_dyn", "fed_nova", b"fed_nova", "fed_prox", b"fed_prox", "fl_trust", b"fl_trust", "freeze_a", b"freeze_a", "geometric_median", b"geometric_median", "krum", b"krum", "lora_stack", b"lora_stack", "lora_svd", b"lora_svd", "median", b"median", "mixing", b"mixing", "multi_krum", b"multi_krum", "q_fed_avg", b"q_fed_avg", "scaffold", b"scaffold", "server_optimizer", b"server_optimizer", "trimmed_mean", b"trimmed_mean"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["algorithm", b"algorithm", "buffers", b"buffers", "bulyan", b"bulyan", "centered_clipping", b"centered_clipping", "clipping", b"clipping", "fed_avg", b"fed_avg", "fed_dc", b"fed_dc", "fed_nova", b"fed_nova", "fed_prox", b"fed_prox", "fl_trust", b"fl_trust", "geometric_median", b"geometric_median", "krum", b"krum", "median", b"median", "mixing", b"mixing", "multi_krum", b"multi_krum", "q_fed_avg", b"q_fed_avg", "server_optimizer", b"server_optimizer", "trimmed_mean", b"trimmed_mean"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["algorithm", b"algorithm", "buffering", b"buffering", "buffers", b"buffers", "bulyan", b"bulyan", "centered_clipping", b"centered_clipping", "clipping", b"clipping", "differential_privacy", b"differential_privacy", "fed_avg", b"fed_avg", "fed_dc", b"fed_dc", "fed_dyn", b"fed_dyn", "fed_nova", b"fed_nova", "fed_prox", b"fed_prox", "fl_trust", b"fl_trust", "freeze_a", b"freeze_a", "geometric_median", b"geometric_median", "krum", b"krum", "lora_stack", b"lora_stack", "lora_svd", b"lora_svd", "median", b"median", "mixing", b"mixing", "multi_krum", b"multi_krum", "q_fed_avg", b"q_fed_avg", "scaffold", b"scaffold", "server_optimizer", b"server_optimizer", "shadow", b"shadow", "trimmed_mean", b"trimmed_mean"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_algorithm: _TypeAlias = _typing.Literal["fed_avg", "fed_prox", "fed_dc", "fed_nova", "q_fed_avg", "median", "trimmed_mean", "krum", "multi_krum", "bulyan", "geometric_median", "centered_clipping", "fl_trust"]  # noqa: Y015
+    _WhichOneofReturnType_algorithm: _TypeAlias = _typing.Literal["fed_avg", "fed_prox", "fed_dc", "fed_nova", "q_fed_avg", "median", "trimmed_mean", "krum", "multi_krum", "bulyan", "geometric_median", "centered_clipping", "fl_trust", "scaffold", "fed_dyn", "lora_stack", "lora_svd", "freeze_a"]  # noqa: Y015
     _WhichOneofArgType_algorithm: _TypeAlias = _typing.Literal["algorithm", b"algorithm"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_algorithm) -> _WhichOneofReturnType_algorithm | None: ...
 
@@ -546,20 +601,26 @@ class Clipping(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     FIXED_FIELD_NUMBER: _builtins.int
+    ADAPTIVE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def fixed(self) -> Global___FixedClipping:
         """Each update is scaled to a norm."""
+
+    @_builtins.property
+    def adaptive(self) -> Global___AdaptiveClipping:
+        """Each update is scaled to a norm that follows a quantile of the norms of the updates."""
 
     def __init__(
         self,
         *,
         fixed: Global___FixedClipping | None = ...,
+        adaptive: Global___AdaptiveClipping | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["fixed", b"fixed", "method", b"method"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adaptive", b"adaptive", "fixed", b"fixed", "method", b"method"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fixed", b"fixed", "method", b"method"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adaptive", b"adaptive", "fixed", b"fixed", "method", b"method"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_method: _TypeAlias = _typing.Literal["fixed"]  # noqa: Y015
+    _WhichOneofReturnType_method: _TypeAlias = _typing.Literal["fixed", "adaptive"]  # noqa: Y015
     _WhichOneofArgType_method: _TypeAlias = _typing.Literal["method", b"method"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_method) -> _WhichOneofReturnType_method | None: ...
 
@@ -586,6 +647,51 @@ class FixedClipping(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___FixedClipping: _TypeAlias = FixedClipping  # noqa: Y015
+
+@_typing.final
+class AdaptiveClipping(_message.Message):
+    """Adaptive clipping (Andrew et al., NeurIPS 2021): after each round the norm goes on by a factor of
+    exp(-learning_rate * (b - quantile)), where b is the part of the updates that were within it.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUANTILE_FIELD_NUMBER: _builtins.int
+    LEARNING_RATE_FIELD_NUMBER: _builtins.int
+    INITIAL_NORM_FIELD_NUMBER: _builtins.int
+    NOISE_STD_FIELD_NUMBER: _builtins.int
+    quantile: _builtins.float
+    """The part of the updates that is to be within the norm, 0 <= quantile <= 1; 0.5 if not set."""
+    learning_rate: _builtins.float
+    """> 0; 0 means 0.2."""
+    initial_norm: _builtins.float
+    """The norm of the first round, > 0; 0 means 0.1."""
+    noise_std: _builtins.float
+    """Standard deviation of the noise that is added to the number of updates within the norm, in updates, >= 0. With
+    differential_privacy it must be > 0; unset means a twentieth of the updates that a round expects.
+    """
+    def __init__(
+        self,
+        *,
+        quantile: _builtins.float | None = ...,
+        learning_rate: _builtins.float = ...,
+        initial_norm: _builtins.float = ...,
+        noise_std: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_noise_std", b"_noise_std", "_quantile", b"_quantile", "noise_std", b"noise_std", "quantile", b"quantile"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_noise_std", b"_noise_std", "_quantile", b"_quantile", "initial_norm", b"initial_norm", "learning_rate", b"learning_rate", "noise_std", b"noise_std", "quantile", b"quantile"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__noise_std: _TypeAlias = _typing.Literal["noise_std"]  # noqa: Y015
+    _WhichOneofArgType__noise_std: _TypeAlias = _typing.Literal["_noise_std", b"_noise_std"]  # noqa: Y015
+    _WhichOneofReturnType__quantile: _TypeAlias = _typing.Literal["quantile"]  # noqa: Y015
+    _WhichOneofArgType__quantile: _TypeAlias = _typing.Literal["_quantile", b"_quantile"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__noise_std) -> _WhichOneofReturnType__noise_std | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__quantile) -> _WhichOneofReturnType__quantile | None: ...
+
+Global___AdaptiveClipping: _TypeAlias = AdaptiveClipping  # noqa: Y015
 
 @_typing.final
 class Mixing(_message.Message):
@@ -817,6 +923,246 @@ class Adam(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__beta2) -> _WhichOneofReturnType__beta2 | None: ...
 
 Global___Adam: _TypeAlias = Adam  # noqa: Y015
+
+@_typing.final
+class Scaffold(_message.Message):
+    """SCAFFOLD (Karimireddy et al., ICML 2020), option II. Each update has the change of its participant's control variate
+    too; example counts do not matter.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEARNING_RATE_FIELD_NUMBER: _builtins.int
+    learning_rate: _builtins.float
+    """Of the server, > 0; 0 means 1."""
+    def __init__(
+        self,
+        *,
+        learning_rate: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["learning_rate", b"learning_rate"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Scaffold: _TypeAlias = Scaffold  # noqa: Y015
+
+@_typing.final
+class FedDyn(_message.Message):
+    """FedDyn (Acar et al., ICLR 2021). Example counts do not matter."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALPHA_FIELD_NUMBER: _builtins.int
+    alpha: _builtins.float
+    """Weight of the regularizer, > 0; 0 means 0.1."""
+    def __init__(
+        self,
+        *,
+        alpha: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alpha", b"alpha"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FedDyn: _TypeAlias = FedDyn  # noqa: Y015
+
+@_typing.final
+class LoraStack(_message.Message):
+    """FLoRA (Wang et al., NeurIPS 2024). Updates may have adapters of a lower rank than the model's."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LoraStack: _TypeAlias = LoraStack  # noqa: Y015
+
+@_typing.final
+class LoraSvd(_message.Message):
+    """FlexLoRA (Bai et al., NeurIPS 2024). Updates may have adapters of a lower rank than the model's."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RANK_FIELD_NUMBER: _builtins.int
+    rank: _builtins.int
+    """Rank of the aggregate, at most that of the model's adapters, whose other rows and columns become zeros; 0 means that
+    rank.
+    """
+    def __init__(
+        self,
+        *,
+        rank: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rank", b"rank"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LoraSvd: _TypeAlias = LoraSvd  # noqa: Y015
+
+@_typing.final
+class FreezeA(_message.Message):
+    """FFA-LoRA (Sun et al., ICLR 2024): the matrices A stay as they are."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FreezeA: _TypeAlias = FreezeA  # noqa: Y015
+
+@_typing.final
+class DifferentialPrivacy(_message.Message):
+    """Central differential privacy of participants: DP-FedAvg (McMahan et al., ICLR 2018), or with tree DP-FTRL (Kairouz et
+    al., ICML 2021). The guarantee is for the versions of the model, against those who see nothing else: the server, the
+    actor and the audit log have the updates.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NOISE_MULTIPLIER_FIELD_NUMBER: _builtins.int
+    DELTA_FIELD_NUMBER: _builtins.int
+    EPSILON_BUDGET_FIELD_NUMBER: _builtins.int
+    TREE_FIELD_NUMBER: _builtins.int
+    EXAMPLE_CAP_FIELD_NUMBER: _builtins.int
+    noise_multiplier: _builtins.float
+    """Standard deviation of the noise of the sum of the updates, in multiples of the clipping norm; > 0."""
+    delta: _builtins.float
+    """Probability with which the bound of epsilon need not hold, 0 < delta < 1; 0 means 1e-5."""
+    epsilon_budget: _builtins.float
+    """The largest epsilon: the training ends (PRIVACY_BUDGET) before a round that would exceed it; 0 means no limit."""
+    tree: _builtins.bool
+    """Noise that is correlated between rounds by binary trees. It needs no sampling of participants."""
+    example_cap: _builtins.int
+    """The weight of an update is its number of examples, at most this many, over this number; 0 means that all updates have
+    the weight 1.
+    """
+    def __init__(
+        self,
+        *,
+        noise_multiplier: _builtins.float = ...,
+        delta: _builtins.float = ...,
+        epsilon_budget: _builtins.float = ...,
+        tree: _builtins.bool = ...,
+        example_cap: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delta", b"delta", "epsilon_budget", b"epsilon_budget", "example_cap", b"example_cap", "noise_multiplier", b"noise_multiplier", "tree", b"tree"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DifferentialPrivacy: _TypeAlias = DifferentialPrivacy  # noqa: Y015
+
+@_typing.final
+class Buffering(_message.Message):
+    """Asynchronous training. A round is open until `size` updates have arrived, from any participants and from any version
+    that is not too old, and makes the next version of them. A participant has at most one update in a round, and at most
+    one from each version. round_policy.min_updates and evaluation after every round do not go with it.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SIZE_FIELD_NUMBER: _builtins.int
+    MAX_STALENESS_FIELD_NUMBER: _builtins.int
+    EXPONENT_FIELD_NUMBER: _builtins.int
+    FED_BUFF_FIELD_NUMBER: _builtins.int
+    FED_ASYNC_FIELD_NUMBER: _builtins.int
+    size: _builtins.int
+    """How many updates make a version; 0 means 10, and 1 with fed_async, which has no other."""
+    max_staleness: _builtins.int
+    """How many versions may have been made since the one that an update started from, at most 1000; 0 means 10. An update
+    that is older is rejected (UPDATE_STALE).
+    """
+    exponent: _builtins.float
+    """An update counts with the factor (1 + staleness)^-exponent, >= 0; 0.5 if not set."""
+    @_builtins.property
+    def fed_buff(self) -> Global___FedBuff:
+        """Its difference from the version that it started from is added."""
+
+    @_builtins.property
+    def fed_async(self) -> Global___FedAsync:
+        """The model moves towards the update."""
+
+    def __init__(
+        self,
+        *,
+        size: _builtins.int = ...,
+        max_staleness: _builtins.int = ...,
+        exponent: _builtins.float | None = ...,
+        fed_buff: Global___FedBuff | None = ...,
+        fed_async: Global___FedAsync | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_exponent", b"_exponent", "exponent", b"exponent", "fed_async", b"fed_async", "fed_buff", b"fed_buff", "method", b"method"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exponent", b"_exponent", "exponent", b"exponent", "fed_async", b"fed_async", "fed_buff", b"fed_buff", "max_staleness", b"max_staleness", "method", b"method", "size", b"size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__exponent: _TypeAlias = _typing.Literal["exponent"]  # noqa: Y015
+    _WhichOneofArgType__exponent: _TypeAlias = _typing.Literal["_exponent", b"_exponent"]  # noqa: Y015
+    _WhichOneofReturnType_method: _TypeAlias = _typing.Literal["fed_buff", "fed_async"]  # noqa: Y015
+    _WhichOneofArgType_method: _TypeAlias = _typing.Literal["method", b"method"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__exponent) -> _WhichOneofReturnType__exponent | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_method) -> _WhichOneofReturnType_method | None: ...
+
+Global___Buffering: _TypeAlias = Buffering  # noqa: Y015
+
+@_typing.final
+class FedBuff(_message.Message):
+    """FedBuff (Nguyen et al., AISTATS 2022)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FedBuff: _TypeAlias = FedBuff  # noqa: Y015
+
+@_typing.final
+class FedAsync(_message.Message):
+    """FedAsync (Xie et al., 2019)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALPHA_FIELD_NUMBER: _builtins.int
+    alpha: _builtins.float
+    """How far the model moves, 0 < alpha <= 1; 0 means 0.6."""
+    def __init__(
+        self,
+        *,
+        alpha: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alpha", b"alpha"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FedAsync: _TypeAlias = FedAsync  # noqa: Y015
 
 @_typing.final
 class Uncertainty(_message.Message):

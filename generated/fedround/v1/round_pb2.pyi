@@ -177,6 +177,7 @@ class UpdateSpec(_message.Message):
     LIST_METRICS_FIELD_NUMBER: _builtins.int
     LOCAL_STEPS_FIELD_NUMBER: _builtins.int
     INITIAL_LOSS_FIELD_NUMBER: _builtins.int
+    BASE_VERSION_FIELD_NUMBER: _builtins.int
     training_id: _builtins.str
     """UUID of the training."""
     round: _builtins.int
@@ -200,6 +201,10 @@ class UpdateSpec(_message.Message):
     initial_loss: _builtins.float
     """Loss of the round's model on the participant's data, before training, finite and >= 0; required with q_fed_avg,
     unless num_examples is 0, and kept for no other algorithm.
+    """
+    base_version: _builtins.int
+    """With Aggregation.buffering, the version of the model that it was trained from; unset for the one that `round` started
+    from. Elsewhere it may be set to that version only.
     """
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
@@ -232,13 +237,19 @@ class UpdateSpec(_message.Message):
         list_metrics: _abc.Mapping[_builtins.str, _event_pb2.MetricList] | None = ...,
         local_steps: _builtins.int = ...,
         initial_loss: _builtins.float | None = ...,
+        base_version: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_initial_loss", b"_initial_loss", "initial_loss", b"initial_loss"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_base_version", b"_base_version", "_initial_loss", b"_initial_loss", "base_version", b"base_version", "initial_loss", b"initial_loss"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_initial_loss", b"_initial_loss", "initial_loss", b"initial_loss", "list_metrics", b"list_metrics", "local_steps", b"local_steps", "metrics", b"metrics", "num_examples", b"num_examples", "offset", b"offset", "round", b"round", "sha256", b"sha256", "size_bytes", b"size_bytes", "text_metrics", b"text_metrics", "training_id", b"training_id", "upload_id", b"upload_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_base_version", b"_base_version", "_initial_loss", b"_initial_loss", "base_version", b"base_version", "initial_loss", b"initial_loss", "list_metrics", b"list_metrics", "local_steps", b"local_steps", "metrics", b"metrics", "num_examples", b"num_examples", "offset", b"offset", "round", b"round", "sha256", b"sha256", "size_bytes", b"size_bytes", "text_metrics", b"text_metrics", "training_id", b"training_id", "upload_id", b"upload_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__base_version: _TypeAlias = _typing.Literal["base_version"]  # noqa: Y015
+    _WhichOneofArgType__base_version: _TypeAlias = _typing.Literal["_base_version", b"_base_version"]  # noqa: Y015
     _WhichOneofReturnType__initial_loss: _TypeAlias = _typing.Literal["initial_loss"]  # noqa: Y015
     _WhichOneofArgType__initial_loss: _TypeAlias = _typing.Literal["_initial_loss", b"_initial_loss"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__base_version) -> _WhichOneofReturnType__base_version | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__initial_loss) -> _WhichOneofReturnType__initial_loss | None: ...
 
 Global___UpdateSpec: _TypeAlias = UpdateSpec  # noqa: Y015
@@ -262,7 +273,7 @@ class UpdateReceipt(_message.Message):
     training_id: _builtins.str
     """UUID of the training."""
     round: _builtins.int
-    """Number of the round."""
+    """Number of the round that it counts in: with Aggregation.buffering the one that was open when it was accepted."""
     sha256: _builtins.str
     """SHA-256 of the file, in hex."""
     num_examples: _builtins.int
@@ -1150,6 +1161,7 @@ class UpdateReport(_message.Message):
     DISTANCE_RANK_FIELD_NUMBER: _builtins.int
     CLIP_SCALE_FIELD_NUMBER: _builtins.int
     SELECTED_FIELD_NUMBER: _builtins.int
+    STALENESS_FIELD_NUMBER: _builtins.int
     share: _builtins.float
     """Its part of the aggregate: the weight of its difference from the round's model. The shares add up to 1, unless
     updates were clipped. Unset if each element has another one, as with the median.
@@ -1168,6 +1180,8 @@ class UpdateReport(_message.Message):
     """What clipping multiplied its difference from the round's model by: 1 if it was within the bound."""
     selected: _builtins.bool
     """Whether the rule selected it; unset with rules that take all updates."""
+    staleness: _builtins.int
+    """With Aggregation.buffering, how many versions were made between the one that it started from and the round's."""
     def __init__(
         self,
         *,
@@ -1177,10 +1191,11 @@ class UpdateReport(_message.Message):
         distance_rank: _builtins.int | None = ...,
         clip_scale: _builtins.float | None = ...,
         selected: _builtins.bool | None = ...,
+        staleness: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_clip_scale", b"_clip_scale", "_cosine", b"_cosine", "_distance_rank", b"_distance_rank", "_norm", b"_norm", "_selected", b"_selected", "_share", b"_share", "clip_scale", b"clip_scale", "cosine", b"cosine", "distance_rank", b"distance_rank", "norm", b"norm", "selected", b"selected", "share", b"share"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_clip_scale", b"_clip_scale", "_cosine", b"_cosine", "_distance_rank", b"_distance_rank", "_norm", b"_norm", "_selected", b"_selected", "_share", b"_share", "_staleness", b"_staleness", "clip_scale", b"clip_scale", "cosine", b"cosine", "distance_rank", b"distance_rank", "norm", b"norm", "selected", b"selected", "share", b"share", "staleness", b"staleness"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clip_scale", b"_clip_scale", "_cosine", b"_cosine", "_distance_rank", b"_distance_rank", "_norm", b"_norm", "_selected", b"_selected", "_share", b"_share", "clip_scale", b"clip_scale", "cosine", b"cosine", "distance_rank", b"distance_rank", "norm", b"norm", "selected", b"selected", "share", b"share"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clip_scale", b"_clip_scale", "_cosine", b"_cosine", "_distance_rank", b"_distance_rank", "_norm", b"_norm", "_selected", b"_selected", "_share", b"_share", "_staleness", b"_staleness", "clip_scale", b"clip_scale", "cosine", b"cosine", "distance_rank", b"distance_rank", "norm", b"norm", "selected", b"selected", "share", b"share", "staleness", b"staleness"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__clip_scale: _TypeAlias = _typing.Literal["clip_scale"]  # noqa: Y015
     _WhichOneofArgType__clip_scale: _TypeAlias = _typing.Literal["_clip_scale", b"_clip_scale"]  # noqa: Y015
@@ -1194,6 +1209,8 @@ class UpdateReport(_message.Message):
     _WhichOneofArgType__selected: _TypeAlias = _typing.Literal["_selected", b"_selected"]  # noqa: Y015
     _WhichOneofReturnType__share: _TypeAlias = _typing.Literal["share"]  # noqa: Y015
     _WhichOneofArgType__share: _TypeAlias = _typing.Literal["_share", b"_share"]  # noqa: Y015
+    _WhichOneofReturnType__staleness: _TypeAlias = _typing.Literal["staleness"]  # noqa: Y015
+    _WhichOneofArgType__staleness: _TypeAlias = _typing.Literal["_staleness", b"_staleness"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_scale) -> _WhichOneofReturnType__clip_scale | None: ...
     @_typing.overload
@@ -1206,5 +1223,7 @@ class UpdateReport(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__selected) -> _WhichOneofReturnType__selected | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__share) -> _WhichOneofReturnType__share | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__staleness) -> _WhichOneofReturnType__staleness | None: ...
 
 Global___UpdateReport: _TypeAlias = UpdateReport  # noqa: Y015

@@ -569,6 +569,7 @@ class TrainingSpec(_message.Message):
     EVALUATION_POLICY_FIELD_NUMBER: _builtins.int
     TENSOR_PRECISIONS_FIELD_NUMBER: _builtins.int
     STOCHASTIC_ROUNDING_FIELD_NUMBER: _builtins.int
+    KEEP_UPDATE_ROUNDS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """A name for humans, at most 200 characters; need not be unique."""
     description: _builtins.str
@@ -616,6 +617,10 @@ class TrainingSpec(_message.Message):
     """How tensors of integers and booleans are aggregated; unset means HEAVIEST, which the stored spec then contains."""
     stochastic_rounding: _builtins.bool
     """Stochastic rounding, as in TensorPrecision, of the tensors that have update_precision."""
+    keep_update_rounds: _builtins.int
+    """Of how many of the latest rounds the files of updates are kept once they are aggregated; 0 for none, unset for all.
+    They go with the training at the latest. ReplayRound needs them.
+    """
     @_builtins.property
     def metric_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of the metrics that every evaluation report must contain; at most 100, each 1 to 100 characters."""
@@ -704,16 +709,62 @@ class TrainingSpec(_message.Message):
         evaluation_policy: Global___RoundPolicy | None = ...,
         tensor_precisions: _abc.Iterable[_aggregation_pb2.TensorPrecision] | None = ...,
         stochastic_rounding: _builtins.bool = ...,
+        keep_update_rounds: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_model_version", b"_model_version", "aggregation", b"aggregation", "cohort", b"cohort", "evaluation_policy", b"evaluation_policy", "model_version", b"model_version", "round_policy", b"round_policy", "selection", b"selection", "tensors", b"tensors", "uncertainty", b"uncertainty"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_keep_update_rounds", b"_keep_update_rounds", "_model_version", b"_model_version", "aggregation", b"aggregation", "cohort", b"cohort", "evaluation_policy", b"evaluation_policy", "keep_update_rounds", b"keep_update_rounds", "model_version", b"model_version", "round_policy", b"round_policy", "selection", b"selection", "tensors", b"tensors", "uncertainty", b"uncertainty"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_model_version", b"_model_version", "aggregation", b"aggregation", "allow_non_finite_buffers", b"allow_non_finite_buffers", "architecture", b"architecture", "client_config", b"client_config", "client_ids", b"client_ids", "cohort", b"cohort", "config", b"config", "description", b"description", "evaluation", b"evaluation", "evaluation_policy", b"evaluation_policy", "integer_tensors", b"integer_tensors", "keep_versions", b"keep_versions", "max_num_examples", b"max_num_examples", "max_update_norm", b"max_update_norm", "metric_names", b"metric_names", "model_id", b"model_id", "model_sha256", b"model_sha256", "model_size_bytes", b"model_size_bytes", "model_version", b"model_version", "name", b"name", "request_id", b"request_id", "round_policy", b"round_policy", "selection", b"selection", "stochastic_rounding", b"stochastic_rounding", "target_num_updates", b"target_num_updates", "tensor_precisions", b"tensor_precisions", "tensors", b"tensors", "uncertainty", b"uncertainty", "update_precision", b"update_precision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_keep_update_rounds", b"_keep_update_rounds", "_model_version", b"_model_version", "aggregation", b"aggregation", "allow_non_finite_buffers", b"allow_non_finite_buffers", "architecture", b"architecture", "client_config", b"client_config", "client_ids", b"client_ids", "cohort", b"cohort", "config", b"config", "description", b"description", "evaluation", b"evaluation", "evaluation_policy", b"evaluation_policy", "integer_tensors", b"integer_tensors", "keep_update_rounds", b"keep_update_rounds", "keep_versions", b"keep_versions", "max_num_examples", b"max_num_examples", "max_update_norm", b"max_update_norm", "metric_names", b"metric_names", "model_id", b"model_id", "model_sha256", b"model_sha256", "model_size_bytes", b"model_size_bytes", "model_version", b"model_version", "name", b"name", "request_id", b"request_id", "round_policy", b"round_policy", "selection", b"selection", "stochastic_rounding", b"stochastic_rounding", "target_num_updates", b"target_num_updates", "tensor_precisions", b"tensor_precisions", "tensors", b"tensors", "uncertainty", b"uncertainty", "update_precision", b"update_precision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__keep_update_rounds: _TypeAlias = _typing.Literal["keep_update_rounds"]  # noqa: Y015
+    _WhichOneofArgType__keep_update_rounds: _TypeAlias = _typing.Literal["_keep_update_rounds", b"_keep_update_rounds"]  # noqa: Y015
     _WhichOneofReturnType__model_version: _TypeAlias = _typing.Literal["model_version"]  # noqa: Y015
     _WhichOneofArgType__model_version: _TypeAlias = _typing.Literal["_model_version", b"_model_version"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__keep_update_rounds) -> _WhichOneofReturnType__keep_update_rounds | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__model_version) -> _WhichOneofReturnType__model_version | None: ...
 
 Global___TrainingSpec: _TypeAlias = TrainingSpec  # noqa: Y015
+
+@_typing.final
+class PrivacySpent(_message.Message):
+    """How much privacy a training with differential_privacy has spent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPSILON_FIELD_NUMBER: _builtins.int
+    NEXT_EPSILON_FIELD_NUMBER: _builtins.int
+    DELTA_FIELD_NUMBER: _builtins.int
+    ROUNDS_FIELD_NUMBER: _builtins.int
+    ROUNDS_LEFT_FIELD_NUMBER: _builtins.int
+    epsilon: _builtins.float
+    """Epsilon of the rounds that were opened so far, with the delta of the training."""
+    next_epsilon: _builtins.float
+    """What it would be after another round."""
+    delta: _builtins.float
+    """The delta."""
+    rounds: _builtins.int
+    """How many rounds were charged. A round is charged once, when it opens."""
+    rounds_left: _builtins.int
+    """How many more the budget allows; unset without a budget."""
+    def __init__(
+        self,
+        *,
+        epsilon: _builtins.float = ...,
+        next_epsilon: _builtins.float = ...,
+        delta: _builtins.float = ...,
+        rounds: _builtins.int = ...,
+        rounds_left: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_rounds_left", b"_rounds_left", "rounds_left", b"rounds_left"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_rounds_left", b"_rounds_left", "delta", b"delta", "epsilon", b"epsilon", "next_epsilon", b"next_epsilon", "rounds", b"rounds", "rounds_left", b"rounds_left"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__rounds_left: _TypeAlias = _typing.Literal["rounds_left"]  # noqa: Y015
+    _WhichOneofArgType__rounds_left: _TypeAlias = _typing.Literal["_rounds_left", b"_rounds_left"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__rounds_left) -> _WhichOneofReturnType__rounds_left | None: ...
+
+Global___PrivacySpent: _TypeAlias = PrivacySpent  # noqa: Y015
 
 @_typing.final
 class ParticipantFailure(_message.Message):
@@ -812,6 +863,8 @@ class Training(_message.Message):
     STOPPED_FIELD_NUMBER: _builtins.int
     PAUSED_FIELD_NUMBER: _builtins.int
     ROUND_CLOSED_FIELD_NUMBER: _builtins.int
+    PRIVACY_FIELD_NUMBER: _builtins.int
+    SHADOW_MODEL_IDS_FIELD_NUMBER: _builtins.int
     training_id: _builtins.str
     """UUID."""
     actor_id: _builtins.str
@@ -870,6 +923,14 @@ class Training(_message.Message):
         to the actor, not in lists. GetRound shows those of each round.
         """
 
+    @_builtins.property
+    def privacy(self) -> Global___PrivacySpent:
+        """With differential_privacy, what was spent; not in lists."""
+
+    @_builtins.property
+    def shadow_model_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """UUIDs of the models of the shadow aggregations, in their order. Shown only to the actor, not in lists."""
+
     def __init__(
         self,
         *,
@@ -894,10 +955,12 @@ class Training(_message.Message):
         stopped: _builtins.bool = ...,
         paused: _builtins.bool = ...,
         round_closed: _builtins.bool = ...,
+        privacy: Global___PrivacySpent | None = ...,
+        shadow_model_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_best_value", b"_best_value", "_best_version", b"_best_version", "best_value", b"best_value", "best_version", b"best_version", "create_time", b"create_time", "error", b"error", "spec", b"spec", "start_time", b"start_time", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_best_value", b"_best_value", "_best_version", b"_best_version", "best_value", b"best_value", "best_version", b"best_version", "create_time", b"create_time", "error", b"error", "privacy", b"privacy", "spec", b"spec", "start_time", b"start_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_best_value", b"_best_value", "_best_version", b"_best_version", "actor_id", b"actor_id", "best_value", b"best_value", "best_version", b"best_version", "create_time", b"create_time", "error", b"error", "failures", b"failures", "model_id", b"model_id", "model_version", b"model_version", "num_participants", b"num_participants", "participant_ids", b"participant_ids", "paused", b"paused", "round", b"round", "round_closed", b"round_closed", "spec", b"spec", "start_time", b"start_time", "state", b"state", "stopped", b"stopped", "training_id", b"training_id", "update_time", b"update_time", "updates_arrived", b"updates_arrived", "updates_expected", b"updates_expected"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_best_value", b"_best_value", "_best_version", b"_best_version", "actor_id", b"actor_id", "best_value", b"best_value", "best_version", b"best_version", "create_time", b"create_time", "error", b"error", "failures", b"failures", "model_id", b"model_id", "model_version", b"model_version", "num_participants", b"num_participants", "participant_ids", b"participant_ids", "paused", b"paused", "privacy", b"privacy", "round", b"round", "round_closed", b"round_closed", "shadow_model_ids", b"shadow_model_ids", "spec", b"spec", "start_time", b"start_time", "state", b"state", "stopped", b"stopped", "training_id", b"training_id", "update_time", b"update_time", "updates_arrived", b"updates_arrived", "updates_expected", b"updates_expected"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__best_value: _TypeAlias = _typing.Literal["best_value"]  # noqa: Y015
     _WhichOneofArgType__best_value: _TypeAlias = _typing.Literal["_best_value", b"_best_value"]  # noqa: Y015

@@ -206,6 +206,7 @@ def job_of(task: AggregationTask) -> AggregationJob:
         steps=_known(update.local_steps for update in task.updates),
         losses=_known(update.initial_loss for update in task.updates),
         state=task.state,
+        population=task.round.population,
     )
 
 

@@ -107,9 +107,11 @@ def aggregate(
 def _canonical_order(job: AggregationJob) -> list[int]:
     """Returns the indices of the updates that count, in an order in which rounding errors depend on them alone."""
 
+    origins = [("" if origin.base is None else origin.base.sha256, origin.factor) for origin in job.origins]
+
     def key(index: int) -> tuple[object, ...]:
         # Of equal files, the reports and then the ids decide.
-        others = (values[index] for values in (job.steps, job.losses, job.user_ids) if values)
+        others = (values[index] for values in (job.steps, job.losses, origins, job.user_ids) if values)
         return job.updates[index].sha256, job.weights[index], *others
 
     return sorted((index for index, weight in enumerate(job.weights) if weight), key=key)

@@ -68,6 +68,19 @@ class CheckResult:
 
 
 @dataclass(frozen=True, slots=True)
+class UpdateOrigin:
+    """What an update u stands for: the model + factor * (u - base), in its trained floating tensors.
+
+    Attributes:
+        base: The version that it was trained from; None for the model of the job.
+        factor: >= 0.
+    """
+
+    base: VersionFile | None = None
+    factor: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class AggregationJob:
     """A round to aggregate.
 
@@ -84,6 +97,8 @@ class AggregationJob:
         steps: Local steps of each; empty if the rule does not need them.
         losses: Loss of the model at each participant; empty if the rule does not need it.
         state: What the aggregation before has left.
+        origins: What each update stands for; empty if all of them were trained from the model.
+        population: How many participants could have been asked for an update, when the round was opened.
     """
 
     model: VersionFile
@@ -98,6 +113,8 @@ class AggregationJob:
     steps: tuple[int, ...] = ()
     losses: tuple[float, ...] = ()
     state: AggregationState = NO_STATE
+    origins: tuple[UpdateOrigin, ...] = ()
+    population: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """The updates of a round, read block by block."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -9,6 +10,15 @@ from fedround_server.engine.format.dtypes import widen
 from fedround_server.engine.format.runs import Run
 from fedround_server.engine.format.scaled import differences
 from fedround_server.engine.format.tensors import TensorFile, Tensors
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedUpdate:
+    """An update, and what it stands for; `UpdateOrigin` describes the fields."""
+
+    file: TensorFile
+    base: Tensors | None = None
+    factor: float = 1.0
 
 
 class Block:
@@ -23,12 +33,13 @@ class Block:
     def __init__(
         self,
         model: Tensors,
-        updates: Sequence[TensorFile],
+        updates: Sequence[OpenedUpdate],
         run: Run,
         start: int,
         length: int,
         block_size: int = 0,
         *,
+        is_trained: bool = True,
         keep_non_finite: bool = False,
     ) -> None:
         """Reads the elements of the model.
@@ -40,6 +51,7 @@ class Block:
             start: Index of the first number in the run.
             length: How many numbers.
             block_size: How many numbers of int8 differences share a scale.
+            is_trained: Whether the updates stand for what their origins say, and not for themselves.
             keep_non_finite: Whether NaN and Inf of the model stay as they are.
         """
         self.run = run
@@ -48,6 +60,7 @@ class Block:
         self.kept: Tensor | None = None
         self.model = self.stored
         self._updates = updates
+        self._is_trained = is_trained
         self._block_size = block_size
         if keep_non_finite and run.dtype.is_floating:
             is_finite = torch.isfinite(widen(self.stored))
@@ -68,16 +81,36 @@ class Block:
         """
         return [self._update(update) for update in self._updates]
 
-    def _update(self, update: TensorFile) -> Tensor:
-        part = update.block(self.run.first, self.start, len(self))
+    def _update(self, update: OpenedUpdate) -> Tensor:
+        part = update.file.block(self.run.first, self.start, len(self))
+        is_moved = self._is_trained and (update.base is not None or update.factor != 1)
         if part.dtype == self.stored.dtype:
-            return part if self.kept is None else self._cleaned(part)
+            part = part if self.kept is None else self._cleaned(part)
+            if not is_moved:
+                return part
+            return self._sum(widen(part).double() - widen(self._base(update)).double(), update.factor)
         if part.dtype == torch.int8:
-            part = differences(update, self.run.first, self.start, len(self), self._block_size)
-        # Clamped, since a mean of numbers of the model's type is one. A mean of sums beyond its range might not be, and
-        # one participant's update would make the round fail.
+            part = differences(update.file, self.run.first, self.start, len(self), self._block_size)
+        if update.base is not None and not self._is_trained:
+            # A buffer, which counts as it is.
+            return self._sum(widen(self._base(update)).double() - widen(self.model).double() + part)
+        return self._sum(part, update.factor if is_moved else 1)
+
+    def _sum(self, difference: Tensor, factor: float = 1) -> Tensor:
+        """Returns the model + factor * difference.
+
+        Clamped, since a mean of numbers of the model's type is one. A mean of sums beyond its range might not be, and
+        one participant's update would make the round fail.
+        """
         most = torch.finfo(self.stored.dtype).max
-        return (self.model.double() + part).clamp_(-most, most)
+        scaled = difference if factor == 1 else difference.double() * factor
+        return (self.model.double() + scaled).clamp_(-most, most)
+
+    def _base(self, update: OpenedUpdate) -> Tensor:
+        if update.base is None:
+            return self.model
+        part = update.base.block(self.run.first, self.start, len(self))
+        return part if self.kept is None else self._cleaned(part)
 
     def _cleaned(self, part: Tensor) -> Tensor:
         cleaned = part.clone()

@@ -11,10 +11,10 @@ from fedround_server.domain.tensor_selection import matcher
 from fedround_server.engine.format.assembly import in_order
 from fedround_server.engine.format.layouts import Layouts
 from fedround_server.engine.format.runs import Run, runs
-from fedround_server.engine.format.tensors import BLOCK, TensorFile, Tensors, open_blob
+from fedround_server.engine.format.tensors import BLOCK, Tensors, open_blob
 from fedround_server.engine.format.versions import open_version
-from fedround_server.engine.jobs import AggregationJob
-from fedround_server.engine.parts import Block
+from fedround_server.engine.jobs import AggregationJob, UpdateOrigin
+from fedround_server.engine.parts import Block, OpenedUpdate
 from fedround_server.engine.result import Result, plan
 from fedround_server.engine.slots import Slots, open_slots
 
@@ -34,7 +34,7 @@ class Source:
     """
 
     def __init__(
-        self, model: Tensors, result: Result, updates: Sequence[TensorFile], slots: Slots, job: AggregationJob
+        self, model: Tensors, result: Result, updates: Sequence[OpenedUpdate], slots: Slots, job: AggregationJob
     ) -> None:
         self.model = model
         self.result = result
@@ -43,7 +43,9 @@ class Source:
         self._keep_non_finite = job.keep_non_finite
         self._block_sizes = job.transport.block_sizes(result.layout.manifest)
         self._is_buffer = _buffers(job)
-        layouts = [file.layout for file in (*updates, *slots.found.values())]
+        files = [update.file for update in updates]
+        bases = [update.base for update in updates if update.base is not None]
+        layouts = [file.layout for file in (*files, *bases, *slots.found.values())]
         self.runs: Sequence[Run] = list(runs(result.layout, layouts, apart=self._is_buffer))
 
     def is_trained(self, run: Run) -> bool:
@@ -56,7 +58,16 @@ class Source:
         for start in range(0, run.num_numbers, size):
             length = min(size, run.num_numbers - start)
             scaled = self._block_sizes.get(run.first, 0)
-            yield Block(self.model, self._updates, run, start, length, scaled, keep_non_finite=self._keep_non_finite)
+            yield Block(
+                self.model,
+                self._updates,
+                run,
+                start,
+                length,
+                scaled,
+                is_trained=self.is_trained(run),
+                keep_non_finite=self._keep_non_finite,
+            )
 
     def trained_blocks(self) -> Iterator[Block]:
         """Yields the blocks to which the stages of the aggregation apply."""
@@ -86,7 +97,20 @@ def open_source(
         result = plan(files, job, model)
         manifest = result.layout.manifest
         layouts = Layouts(manifest, job.transport.encoded(manifest))
-        updates = [stack.enter_context(open_blob(files, job.updates[index], layouts, ahead)) for index in counted]
+        origins = job.origins or (UpdateOrigin(),) * len(job.updates)
+        bases = {
+            origins[index].base: stack.enter_context(open_version(files, base, ahead))
+            for index in counted
+            if (base := origins[index].base) is not None
+        }
+        updates = [
+            OpenedUpdate(
+                stack.enter_context(open_blob(files, job.updates[index], layouts, ahead)),
+                None if origins[index].base is None else bases[origins[index].base],
+                origins[index].factor,
+            )
+            for index in counted
+        ]
         is_buffer = _buffers(job)
         trained = [name for name in in_order(result.layout) if manifest[name].dtype.is_floating and not is_buffer(name)]
         tensors = {name: manifest[name] for name in trained}

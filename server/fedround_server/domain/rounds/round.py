@@ -48,6 +48,7 @@ class Round:
         needed: How many submissions the round needs; None for those of all members.
         eligible: How many participants could be chosen in the last draw of its cohort; None if there was none.
         chosen: How many were chosen in all draws.
+        population: How many participants could have been asked when it was opened; 0 if it is not known.
         wait_end: Until when a round that has enough waits for others; None if it does not wait yet, or has no limit.
     """
 
@@ -69,6 +70,7 @@ class Round:
     needed: int | None = None
     eligible: int | None = None
     chosen: int | None = None
+    population: int = 0
     wait_end: datetime | None = None
 
     @property

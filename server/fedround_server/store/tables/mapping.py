@@ -284,6 +284,7 @@ def to_round(row: RoundRow) -> Round:
         members=row.members,
         needed=row.needed,
         eligible=row.eligible,
+        population=row.population or 0,
         chosen=row.chosen,
         wait_end=row.wait_end,
     )

@@ -228,7 +228,9 @@ class RoundRow(Row):
     """A round, with how many members its cohort has, how many of their updates arrived, and how many of them failed.
 
     To count the rows at each update would take 1,000 participants a million steps. Of a cohort that was drawn, it also
-    has how many could be chosen in the last draw, and were chosen in all; `needed` is null if it needs all members.
+    has how many could be chosen in the last draw, and were chosen in all; `needed` is null if it needs all members. The
+    population is how many participants could have been asked when it was opened, connected or not; null before, and in
+    rounds of earlier versions of fedround.
     """
 
     training_id = id_field()
@@ -246,6 +248,7 @@ class RoundRow(Row):
     needed = IntegerField(null=True)
     eligible = IntegerField(null=True)
     chosen = IntegerField(null=True)
+    population = IntegerField(null=True)
     metrics = JsonField(null=True)
     num_examples = BigIntegerField()
     open_time = InstantField()

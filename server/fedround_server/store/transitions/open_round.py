@@ -100,6 +100,7 @@ def open_pending(
     eligible = _available(cohort, registered, connected)
     if not eligible:
         return False
+    row.population = len(registered)
     needed = cohort.needed(len(registered))
     chosen = _draw(row, cohort, eligible, cohort.asked(needed), _required(stages))
     if stages is not None and stages.lack(chosen) is not None:
@@ -182,6 +183,7 @@ def _open(
     policy = kind.policy(to_spec(training.spec))
     row.state = RoundState.OPEN.value
     row.members = members
+    row.population = row.population or members
     row.expected = expected_updates(policy, members, 0, row.needed)
     row.open_time = now
     row.deadline = None if policy.deadline is None else now + policy.deadline
