@@ -177,6 +177,7 @@ def test_rounds_that_can_only_close_with_too_few(actor: Person, aggregation: dic
         ({"fl_trust": {}}, "fl_trust.trusted_client_id"),
         ({"fl_trust": {"trusted_client_id": "site 1"}}, "fl_trust.trusted_client_id"),
         ({"buffers": [""]}, "buffers"),
+        ({"buffers": ["bias", "running_*"]}, "buffers"),
     ],
 )
 def test_an_option_out_of_range(actor: Person, aggregation: dict[str, Any], field: str) -> None:

@@ -1,6 +1,6 @@
 """Rounds in which participants train the model; their updates make its next version."""
 
-from fedround_server.domain.aggregation import DaisyChaining
+from fedround_server.domain.aggregation import BUFFERS, DaisyChaining
 from fedround_server.domain.model import Manifest
 from fedround_server.domain.rounds.kind import (
     Computation,
@@ -10,6 +10,7 @@ from fedround_server.domain.rounds.kind import (
     RoundRequest,
     Sequel,
 )
+from fedround_server.domain.tensor_selection import check_globs
 from fedround_server.domain.training import TrainingSpec
 
 
@@ -27,6 +28,8 @@ class Train(RoundKind):
     def check(self, spec: TrainingSpec, model: Manifest) -> None:
         """Checks that the selection of tensors and their precisions fit the model."""
         spec.tensors.check(model)
+        if spec.aggregation.buffers != BUFFERS:
+            check_globs("spec.aggregation.buffers", spec.aggregation.buffers, spec.tensors.trained(model))
         if not isinstance(spec.aggregation.rule, DaisyChaining):
             spec.transport.check(spec.tensors.trained(model))
 
