@@ -25,8 +25,9 @@ class Train(RoundKind):
         return not last and not isinstance(spec.aggregation.rule, DaisyChaining)
 
     def check(self, spec: TrainingSpec, model: Manifest) -> None:
-        """Checks that the selection of tensors and their precisions fit the model."""
+        """Checks that the selection of tensors, their precisions and the aggregation fit the model."""
         spec.tensors.check(model)
+        spec.aggregation.rule.check_model(model, spec.tensors)
         if not isinstance(spec.aggregation.rule, DaisyChaining):
             spec.transport.check(spec.tensors.trained(model))
 
@@ -43,6 +44,8 @@ class Train(RoundKind):
             None if encoded == trained else encoded,
             spec.transport.block_sizes(trained),
             private=spec.tensors.private_names(model),
+            # A distance from the model is one between equal shapes.
+            adapters=() if spec.max_update_norm else spec.aggregation.rule.adapters(model, trained).pairs,
         )
 
     def computation(self, spec: TrainingSpec, step: int) -> Computation:

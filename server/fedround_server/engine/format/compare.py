@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 
+from fedround_server.domain.adapters import AdapterPair
 from fedround_server.domain.errors import TensorsMismatch, UpdateMismatch
 from fedround_server.domain.model import Manifest, TensorSpec
 from fedround_server.domain.tensor_selection import some
@@ -16,6 +17,7 @@ def check_same(
     expected: Manifest,
     differences: Manifest | None = None,
     private: Collection[str] = (),
+    adapters: Collection[AdapterPair] = (),
 ) -> None:
     """Checks that an update has the tensors that its round asks for.
 
@@ -24,6 +26,7 @@ def check_same(
         expected: What it must have.
         differences: What it may have instead; errors refer to this if the update has one of the differences.
         private: Tensors that its participant must keep to itself.
+        adapters: Adapters of which one in full may have a lower rank, for errors.
 
     Raises:
         TensorsMismatch: A tensor is missing, or is one too many.
@@ -41,6 +44,11 @@ def check_same(
         if actual[name] != spec:
             other = None if differences is None or asked is differences else differences[name]
             choice = "" if other in (None, spec) else f", or {_text(other)} as a difference"
+            if any(name in pair.names for pair in adapters):
+                hint += (
+                    ". An adapter may have a lower rank, from 1 on, the same in lora_A and lora_B, in an update that has all"
+                    " tensors in full"
+                )
             raise UpdateMismatch(
                 f"tensor {name!r} is {_text(actual[name])}, and the round asks for {_text(spec)}{choice}{hint}"
             )
