@@ -13,9 +13,9 @@ _NAME = re.compile(r"(?:.*\.)?lora_([AB])(?:(?:\.[^.]+)?\.weight|)", re.DOTALL)
 def truncate(state_dict: Mapping[str, Any], rank: int) -> dict[str, Any]:
     """Returns a model with adapters of a lower rank, for rounds of LoraStack and LoraSvd.
 
-    A participant that trains this part sends the same shapes: updates may have adapters of a lower rank than the model's.
-    With LoraSvd, the rows of A and the columns of B are in the order of their singular values, so that the first ones make
-    the nearest product of that rank (FlexLoRA: Bai et al., NeurIPS 2024).
+    A participant that trains this part sends the same shapes: updates may have adapters of a lower rank than the model.
+    With LoraSvd, the rows of A and the columns of B are in the order of their singular values, so that the first ones
+    make the nearest product of that rank (FlexLoRA: Bai et al., NeurIPS 2024).
 
     Args:
         state_dict: NumPy arrays or torch tensors by name. Matrices A are named like "q_proj.lora_A.weight" or

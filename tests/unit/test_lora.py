@@ -18,7 +18,6 @@ from fedround_server.aggregators.lora import FreezeA, LoraStack, LoraSvd, Produc
 from fedround_server.domain.aggregation import Aggregation, Rule
 from fedround_server.domain.tensor_selection import TensorSelection
 from fedround_server.domain.transport import Transport, UpdatePrecision
-from fedround_server.engine.aggregation import aggregate
 from fedround_server.engine.jobs import AggregationFailed
 from unit.aggregating import Rounds, Sent, bits, stage
 

@@ -24,8 +24,8 @@ def check_compatible(found: Aggregation) -> None:
             if stage is not rule:
                 raise AggregationIncompatible(
                     field,
-                    f"does not go with {rule.name}, which aggregates the products of adapters: the matrices of different"
-                    " updates have no differences that could be scaled, mixed or followed",
+                    f"does not go with {rule.name}, which aggregates products of adapters: there are no differences"
+                    " from the model that could be scaled, mixed or followed",
                 )
     if found.mixing is not None and (rule.needs_steps or rule.needs_loss or rule.required_users()):
         raise AggregationIncompatible(

@@ -1,9 +1,10 @@
 """Rules for adapters (LoRA): the mean of the products B A is not the product of the means.
 
 FLoRA: Wang et al., Federated Fine-Tuning Large Language Models with Heterogeneous Low-Rank Adaptations, NeurIPS 2024,
-arXiv 2409.05976. FlexLoRA: Bai et al., Federated Fine-tuning of Large Language Models under Heterogeneous Tasks and Client
-Resources, NeurIPS 2024, arXiv 2402.11505. FFA-LoRA: Sun et al., Improving LoRA in Privacy-preserving Federated Learning,
-ICLR 2024, arXiv 2403.12313.
+arXiv 2409.05976.
+FlexLoRA: Bai et al., Federated Fine-tuning of Large Language Models under Heterogeneous Tasks and Client Resources,
+NeurIPS 2024, arXiv 2402.11505.
+FFA-LoRA: Sun et al., Improving LoRA in Privacy-preserving Federated Learning, ICLR 2024, arXiv 2403.12313.
 
 The tensors that are no adapters are aggregated as by FedAvg.
 """
@@ -65,21 +66,22 @@ class AdapterRule(FedAvg):
         """
         pairs, alone = find_pairs(model)
         trained = tensors.trained(model)
-        if alone:
+        pairs = [pair for pair in pairs if not trained.keys().isdisjoint(pair.names)]
+        if lone := [name for name in alone if name in trained]:
             raise self._incompatible(
-                f"finds {some(alone)} without the other one of lora_A and lora_B: a model has both matrices of an adapter"
+                f"finds {some(lone)} without the other matrix: a model has both lora_A and lora_B of an adapter"
             )
         for pair in pairs:
             self._check_pair(pair, model)
         if others := [name for name in trained if any(form in name.split(".") for form in OTHER_FORMS)]:
             raise self._incompatible(
-                f"does not aggregate adapters of embeddings, such as {some(others)}: adapt other layers, or take fed_avg"
+                f"aggregates no adapters of embeddings, such as {some(others)}: adapt other layers, or take fed_avg"
             )
         self.check_trained(pairs, model, tensors)
 
     @abstractmethod
     def check_trained(self, pairs: Collection[AdapterPair], model: Manifest, tensors: TensorSelection) -> None:
-        """Checks which tensors of the adapters are trained; raises as `check_model`."""
+        """Checks the adapters of which a matrix is trained; raises as `check_model`."""
 
     def _check_pair(self, pair: AdapterPair, model: Manifest) -> None:
         for name in pair.names:
@@ -111,12 +113,12 @@ class FreezeA(AdapterRule):
     def check_trained(self, pairs: Collection[AdapterPair], model: Manifest, tensors: TensorSelection) -> None:
         """Checks that a B is trained, and no A without its B."""
         trained = tensors.trained(model)
-        if frozen := [pair.a for pair in pairs if pair.a in trained and pair.b not in trained]:
+        if frozen := [pair.a for pair in pairs if pair.b not in trained]:
             raise FieldInvalid(
                 TRAINABLE,
                 f"selects {some(frozen)} and not its lora_B, and freeze_a averages nothing but lora_B: select that",
             )
-        if not any(pair.b in trained for pair in pairs):
+        if not pairs:
             raise self._none("lora_B among the trained tensors", model)
 
     def adapters(self, model: Manifest, trained: Manifest) -> Adapters:
@@ -130,17 +132,12 @@ class ProductRule(AdapterRule):
     def check_trained(self, pairs: Collection[AdapterPair], model: Manifest, tensors: TensorSelection) -> None:
         """Checks that each adapter is trained as a whole, or not at all."""
         trained = tensors.trained(model)
-        if lacking := [
-            name
-            for pair in pairs
-            for name in pair.names
-            if {pair.a, pair.b} & trained.keys() - {name} and name not in trained
-        ]:
+        if lacking := [name for pair in pairs for name in pair.names if name not in trained]:
             raise FieldInvalid(
                 TRAINABLE if tensors.trainable else "spec.tensors.private",
-                f"leaves out {some(lacking)}, whose partner is trained: {self.name} needs both matrices of an adapter",
+                f"leaves out {some(lacking)}, and the other matrix is trained: {self.name} needs both of an adapter",
             )
-        if not any(pair.a in trained for pair in pairs):
+        if not pairs:
             raise self._none("pair of adapters among the trained tensors", model)
 
     def adapters(self, model: Manifest, trained: Manifest) -> Adapters:
@@ -182,9 +179,8 @@ class LoraSvd(ProductRule):
     def check_trained(self, pairs: Collection[AdapterPair], model: Manifest, tensors: TensorSelection) -> None:
         """Checks the rank, too."""
         super().check_trained(pairs, model, tensors)
-        trained = tensors.trained(model)
         for pair in pairs:
-            if pair.a in trained and self.rank > pair.rank(model):
+            if self.rank > pair.rank(model):
                 raise FieldInvalid(
                     "spec.aggregation.lora_svd.rank",
                     f"is {self.rank}; tensor {pair.a!r} has the rank {pair.rank(model)}, and must have at least that",
@@ -193,8 +189,8 @@ class LoraSvd(ProductRule):
     def renewed(self, a: Tensor, b: Tensor, product: Callable[[], Product]) -> tuple[Tensor, Tensor]:
         """Returns A = V^T and B = U S for the largest singular values, of which B has those that are not 0.
 
-        Where the mean lacks a direction, B is zero and A keeps its row: both zero would have no gradient, and would stay
-        so for ever. Beyond the option `rank`, both are zero.
+        Where the mean lacks a direction, B is zero and A keeps its row: if both were zero, so would their gradients be,
+        for ever. Beyond the option `rank`, both are zero.
         """
         import torch
 
@@ -213,8 +209,8 @@ class LoraSvd(ProductRule):
 class LoraStack(ProductRule):
     """FLoRA: the mean of the products is added to the weights, and the adapters begin anew.
 
-    The paper sends the stacked matrices to all participants, who add their product to their own copy of the weights. Here
-    the server adds it, so that each version is complete.
+    The paper sends the stacked matrices to all participants, which add their product to their copies of the weights.
+    Here the server adds it, so that each version is complete.
 
     Attributes:
         scaling: What the product of an adapter is multiplied by in the network, such as lora_alpha / rank.
@@ -237,20 +233,18 @@ class LoraStack(ProductRule):
             )
         adapted: dict[str, AdapterPair] = {}
         for pair in pairs:
-            if pair.a not in trained:
-                continue
             weight = pair.weight(model)
             if weight is None:
+                wrapped, plain = pair.possible_weights
                 raise self._incompatible(
-                    f"adds products to weights, and the model has neither {' nor '.join(map(repr, pair.possible_weights))}"
-                    f" for {pair.a!r}: create the training from a model with all weights, without an external base, or take"
-                    " lora_svd"
+                    f"adds products to weights, and the model has neither {wrapped!r} nor {plain!r} for {pair.a!r}:"
+                    " create the training from a model with all weights, without an external base, or take lora_svd"
                 )
             if weight in trained:
                 raise FieldInvalid(
                     TRAINABLE,
-                    f"selects {weight!r}, to which lora_stack adds the product of adapters: select the adapters only, such"
-                    ' as "*lora_*"',
+                    f"selects {weight!r}, to which lora_stack adds the product of adapters: select the adapters only,"
+                    ' as "*lora_*" does',
                 )
             if weight in private:
                 raise FieldInvalid("spec.tensors.private", f"matches {weight!r}, to which lora_stack adds products")
@@ -265,7 +259,7 @@ class LoraStack(ProductRule):
         spec, wanted = model[weight], (model[pair.b].shape[0], *model[pair.a].shape[1:])
         if not spec.dtype.is_floating or spec.dtype.is_complex:
             raise self._incompatible(
-                f"adds products to real floating-point weights, and tensor {weight!r} is {spec.dtype.name}: take lora_svd"
+                f"adds products to real floating-point weights, and {weight!r} is {spec.dtype.name}: take lora_svd"
             )
         if spec.shape != wanted:
             transposed = spec.shape == wanted[::-1]
@@ -320,8 +314,8 @@ def decompose(product: Product) -> tuple[Tensor, Tensor, Tensor]:
     QR decompositions of both factors leave a square matrix with as many rows as the factors have columns.
 
     Returns:
-        U, S and V^T in float64, the largest singular value first. The entry of each row of V^T with the largest magnitude
-        is positive, which fixes the signs.
+        U, S and V^T in float64, the largest singular value first. In each row of V^T, the entry with the largest
+        magnitude is positive, which fixes the signs.
 
     Raises:
         NoAggregate: Float64 does not hold the product.

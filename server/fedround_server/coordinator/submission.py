@@ -58,7 +58,7 @@ class Submissions:
                 expected.for_ranks_in(tensors),
                 expected.differences,
                 expected.private,
-                adapters=expected.adapters,
+                notes=expected.notes,
             )
 
         async def accept(received: Received) -> tuple[Update, bool]:

@@ -1,4 +1,4 @@
-"""Adapters (LoRA): pairs of matrices A and B whose product is added to a weight, found by the names that PEFT gives them.
+"""Adapters (LoRA): pairs of matrices A and B whose product is added to a weight, found by their names in PEFT.
 
 PEFT: https://github.com/huggingface/peft. loralib's names, which lack ".weight", are found too.
 """

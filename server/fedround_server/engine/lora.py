@@ -22,8 +22,8 @@ from fedround_server.engine.source import Source
 class Products:
     """The tensors of a result that a rule for products of adapters makes.
 
-    Memory is that of the factors of one adapter in all updates, in float64, besides the new matrices that were computed with
-    their partner and are not written yet.
+    Memory is that of the factors of one adapter in all updates, in float64, besides new matrices that were computed
+    with the other one of their adapter and are not written yet.
     """
 
     def __init__(self, source: Source, rule: Rule, weights: Sequence[int], *, keep_non_finite: bool) -> None:

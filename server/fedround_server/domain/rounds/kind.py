@@ -29,6 +29,7 @@ class ExpectedTensors:
         prefix: What precedes the names of the model's tensors, for the distance from the model.
         private: Names of tensors that its participant must keep, for errors.
         adapters: Adapters of which one in full may have a lower rank.
+        is_bounded: Whether its distance from the model has a limit: then adapters have the ranks of the model.
     """
 
     manifest: Manifest
@@ -37,10 +38,22 @@ class ExpectedTensors:
     prefix: str = ""
     private: frozenset[str] = frozenset()
     adapters: tuple[AdapterPair, ...] = ()
+    is_bounded: bool = False
 
     def for_ranks_in(self, manifest: Manifest) -> Manifest:
         """Returns the tensors of a submission in full, with the ranks of its adapters where they are acceptable."""
-        return of_ranks_in(manifest, self.manifest, self.adapters)
+        return self.manifest if self.is_bounded else of_ranks_in(manifest, self.manifest, self.adapters)
+
+    @property
+    def notes(self) -> Mapping[str, str]:
+        """What errors say about the ranks of adapters, by tensor."""
+        note = (
+            ". Adapters have the rank of the model, since spec.max_update_norm is a distance between equal shapes"
+            if self.is_bounded
+            else ". An adapter may have a lower rank, from 1 on, the same in lora_A and lora_B, if the update has all"
+            " tensors in full"
+        )
+        return dict.fromkeys((name for pair in self.adapters for name in pair.names), note)
 
     def scaled(self, manifest: Manifest) -> Mapping[str, int]:
         """Returns the block sizes of the int8 differences that an accepted submission with these tensors has."""

@@ -44,8 +44,8 @@ class Train(RoundKind):
             None if encoded == trained else encoded,
             spec.transport.block_sizes(trained),
             private=spec.tensors.private_names(model),
-            # A distance from the model is one between equal shapes.
-            adapters=() if spec.max_update_norm else spec.aggregation.rule.adapters(model, trained).pairs,
+            adapters=spec.aggregation.rule.adapters(model, trained).pairs,
+            is_bounded=bool(spec.max_update_norm),
         )
 
     def computation(self, spec: TrainingSpec, step: int) -> Computation:
