@@ -4,10 +4,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 
-import fedround_client as fr
 from fedround_server.aggregators.lora import AdapterRule, FreezeA, LoraStack, LoraSvd
 from fedround_server.domain.adapters import AdapterPair, find_pairs, of_ranks_in
 from fedround_server.domain.errors import AggregationIncompatible, FieldInvalid, UpdateMismatch
@@ -169,19 +167,3 @@ def test_other_shapes_are_not(update: Manifest) -> None:
     words = r"tensor 'a\.lora_.\.weight' is .*lower rank, from 1 on, the same in lora_A and lora_B"
     with pytest.raises(UpdateMismatch, match=words):
         check_same(update, TRAINED, notes=ExpectedTensors(TRAINED, adapters=PAIRS).notes)
-
-
-@pytest.mark.parametrize("rank", [1, 3, 4, 9])
-def test_a_participant_truncates_its_adapters(rank: int) -> None:
-    rng = np.random.default_rng(1)
-    model = {name: rng.standard_normal(spec.shape) for name, spec in MODEL.items()}
-    made = fr.lora.truncate(model, rank)
-    assert {name: array.shape for name, array in made.items() if "lora" in name} == {
-        name: spec.shape for name, spec in at({"a.": min(rank, 4), "b.": min(rank, 2)}).items()
-    }
-    kept = min(rank, 4)
-    assert np.array_equal(made["a.lora_A.weight"], model["a.lora_A.weight"][:kept])
-    assert np.array_equal(made["a.lora_B.weight"], model["a.lora_B.weight"][:, :kept])
-    assert made["a.weight"] is model["a.weight"]
-    with pytest.raises(ValueError, match="rank is 0"):
-        fr.lora.truncate(model, 0)
