@@ -210,6 +210,15 @@ def test_a_product_that_float64_does_not_hold(rounds: Any) -> None:
         rounds(LoraStack()).aggregate(model(), huge)
 
 
+def test_a_decomposition_that_does_not_converge(rounds: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def diverge(*_: object, **__: object) -> None:
+        raise torch.linalg.LinAlgError
+
+    monkeypatch.setattr(torch.linalg, "svd", diverge)
+    with pytest.raises(AggregationFailed, match=r"does not converge: those of 'layer\.lora_A\.weight'"):
+        rounds(LoraSvd()).aggregate(model(), MIXED)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("rule", [LoraStack(), LoraSvd()])
 def test_narrow_types_are_rounded_once(rounds: Any, rule: Rule, dtype: torch.dtype) -> None:

@@ -318,7 +318,7 @@ def decompose(product: Product) -> tuple[Tensor, Tensor, Tensor]:
         magnitude is positive, which fixes the signs.
 
     Raises:
-        NoAggregate: Float64 does not hold the product.
+        NoAggregate: Float64 does not hold the product, or the decomposition does not converge.
     """
     import torch
 
@@ -328,7 +328,10 @@ def decompose(product: Product) -> tuple[Tensor, Tensor, Tensor]:
     core = left if right is None else left @ right.T
     if not torch.isfinite(core).all():
         raise NoAggregate("the mean of the products of adapters has values that float64 cannot hold")
-    u, values, vt = torch.linalg.svd(core, full_matrices=False)
+    try:
+        u, values, vt = torch.linalg.svd(core, full_matrices=False)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # torch does not say that it exports it
+        raise NoAggregate("the decomposition of the mean of the products of adapters does not converge") from None
     if right is not None:
         u, vt = left_basis @ u, vt @ right_basis.T
     signs = vt.gather(1, vt.abs().argmax(dim=1, keepdim=True)).sign()
