@@ -26,8 +26,9 @@ class Train(RoundKind):
         return not last and not isinstance(spec.aggregation.rule, DaisyChaining)
 
     def check(self, spec: TrainingSpec, model: Manifest) -> None:
-        """Checks that the selection of tensors and their precisions fit the model."""
+        """Checks that the selection of tensors, their precisions and the aggregation fit the model."""
         spec.tensors.check(model)
+        spec.aggregation.rule.check_model(model, spec.tensors)
         if spec.aggregation.buffers != BUFFERS:
             check_globs("spec.aggregation.buffers", spec.aggregation.buffers, spec.tensors.trained(model))
         if not isinstance(spec.aggregation.rule, DaisyChaining):
@@ -46,6 +47,8 @@ class Train(RoundKind):
             None if encoded == trained else encoded,
             spec.transport.block_sizes(trained),
             private=spec.tensors.private_names(model),
+            adapters=spec.aggregation.rule.adapters(model, trained).pairs,
+            is_bounded=bool(spec.max_update_norm),
         )
 
     def computation(self, spec: TrainingSpec, step: int) -> Computation:
