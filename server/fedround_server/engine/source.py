@@ -7,9 +7,12 @@ from pathlib import Path
 
 from fedround_server.blobs import BlobFiles
 from fedround_server.domain.aggregation import Aggregation
+from fedround_server.domain.control import CONTROL, control_tensors
+from fedround_server.domain.model import Manifest
 from fedround_server.domain.tensor_selection import matcher
 from fedround_server.engine.format.assembly import in_order
 from fedround_server.engine.format.layouts import Layouts
+from fedround_server.engine.format.prefixed import unprefixed
 from fedround_server.engine.format.runs import Run, runs
 from fedround_server.engine.format.tensors import BLOCK, Tensors, open_blob
 from fedround_server.engine.format.versions import open_version
@@ -46,6 +49,8 @@ class Source:
         files = [update.file for update in updates]
         bases = [update.base for update in updates if update.base is not None]
         layouts = [file.layout for file in (*files, *bases, *slots.found.values())]
+        if _has_control(job):
+            layouts += [unprefixed(one, CONTROL) for one in {id(file.layout): file.layout for file in files}.values()]
         self.runs: Sequence[Run] = list(runs(result.layout, layouts, apart=self._is_buffer))
 
     def is_trained(self, run: Run) -> bool:
@@ -96,7 +101,7 @@ def open_source(
         model = stack.enter_context(open_version(files, job.model, ahead))
         result = plan(files, job, model)
         manifest = result.layout.manifest
-        layouts = Layouts(manifest, job.transport.encoded(manifest))
+        layouts = Layouts(*_expected(job, manifest))
         origins = job.origins or (UpdateOrigin(),) * len(job.updates)
         bases = {
             origins[index].base: stack.enter_context(open_version(files, base, ahead))
@@ -116,6 +121,19 @@ def open_source(
         tensors = {name: manifest[name] for name in trained}
         slots = stack.enter_context(open_slots(files, job.state, targets, tensors, ahead))
         yield Source(model, result, updates, slots, job)
+
+
+def _expected(job: AggregationJob, manifest: Manifest) -> Sequence[Manifest]:
+    """Returns the tensors that an update may have."""
+    own = (manifest, job.transport.encoded(manifest))
+    if not isinstance(job.aggregation, Aggregation) or not _has_control(job):
+        return own
+    control = control_tensors(job.aggregation, manifest)
+    return [{**tensors, **control} for tensors in own]
+
+
+def _has_control(job: AggregationJob) -> bool:
+    return isinstance(job.aggregation, Aggregation) and job.aggregation.rule.control is not None
 
 
 def _buffers(job: AggregationJob) -> Callable[[str], bool]:

@@ -27,6 +27,8 @@ class ExpectedTensors:
         block_sizes: How many numbers of it share a scale, by the name of a tensor of int8 differences.
         prefix: What precedes the names of the model's tensors, for the distance from the model.
         private: Names of tensors that its participant must keep, for errors.
+        beside: What precedes the names of tensors that the model has not, and that do not count for the distance; empty
+            if there are none.
     """
 
     manifest: Manifest
@@ -34,6 +36,7 @@ class ExpectedTensors:
     block_sizes: Mapping[str, int] = field(default_factory=dict)
     prefix: str = ""
     private: frozenset[str] = frozenset()
+    beside: str = ""
 
     def scaled(self, manifest: Manifest) -> Mapping[str, int]:
         """Returns the block sizes of the int8 differences that an accepted submission with these tensors has."""

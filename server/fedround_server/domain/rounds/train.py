@@ -1,6 +1,7 @@
 """Rounds in which participants train the model; their updates make its next version."""
 
 from fedround_server.domain.aggregation import DaisyChaining
+from fedround_server.domain.control import CONTROL, check_control, control_tensors
 from fedround_server.domain.model import Manifest
 from fedround_server.domain.rounds.kind import (
     Computation,
@@ -29,20 +30,23 @@ class Train(RoundKind):
         spec.tensors.check(model)
         if not isinstance(spec.aggregation.rule, DaisyChaining):
             spec.transport.check(spec.tensors.trained(model))
+        check_control(spec.aggregation, model, spec.tensors.trained(model))
 
     def request(self, spec: TrainingSpec, step: int) -> RoundRequest:
         """Returns the precisions of updates."""
         return RoundRequest(transport=spec.transport)
 
     def tensors(self, spec: TrainingSpec, model: Manifest) -> ExpectedTensors:
-        """Returns the tensors of the model that are trained, or differences from them."""
+        """Returns the tensors of the model that are trained, or differences from them, and those of control variates."""
         trained = spec.tensors.trained(model)
         encoded = spec.transport.encoded(trained)
+        control = control_tensors(spec.aggregation, trained)
         return ExpectedTensors(
-            trained,
-            None if encoded == trained else encoded,
+            {**trained, **control} if control else trained,
+            None if encoded == trained else {**encoded, **control},
             spec.transport.block_sizes(trained),
             private=spec.tensors.private_names(model),
+            beside=CONTROL if control else "",
         )
 
     def computation(self, spec: TrainingSpec, step: int) -> Computation:
