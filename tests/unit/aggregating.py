@@ -91,9 +91,14 @@ class Rounds:
         """What an update has: with a control variate, its change too, by default a sixteenth of the model."""
         manifest = {name: TensorSpec(DTYPES[tensor.dtype], tuple(tensor.shape)) for name, tensor in model.items()}
         wanted = control_tensors(self.aggregation, manifest)
-        given = update.control or {name: _wide(tensor) / 16 for name, tensor in model.items() if CONTROL + name in wanted}
+        given = update.control or {
+            name: _wide(tensor) / 16 for name, tensor in model.items() if CONTROL + name in wanted
+        }
         kinds = {spec: dtype for dtype, spec in DTYPES.items()}
-        return {**update.tensors, **{name: given[name[len(CONTROL):]].to(kinds[spec.dtype]) for name, spec in wanted.items()}}
+        return {
+            **update.tensors,
+            **{name: given[name[len(CONTROL) :]].to(kinds[spec.dtype]) for name, spec in wanted.items()},
+        }
 
     def slot(self, name: str) -> dict[str, Tensor]:
         return safetensors.torch.load_file(self.state.slots[name].sha256)

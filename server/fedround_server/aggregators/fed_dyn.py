@@ -1,4 +1,4 @@
-"""FedDyn (Acar et al., Federated Learning Based on Dynamic Regularization, ICLR 2021, arXiv 2111.04263), algorithm 1."""
+"""FedDyn (Acar et al., Federated Learning Based on Dynamic Regularization, ICLR 2021, arXiv 2111.04263)."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class Train(RoundKind):
         return RoundRequest(transport=spec.transport)
 
     def tensors(self, spec: TrainingSpec, model: Manifest) -> ExpectedTensors:
-        """Returns the tensors of the model that are trained, or differences from them, and those of control variates."""
+        """Returns the tensors that are trained, or differences from them, and those of control variates."""
         trained = spec.tensors.trained(model)
         encoded = spec.transport.encoded(trained)
         control = control_tensors(spec.aggregation, trained)

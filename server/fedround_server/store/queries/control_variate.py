@@ -16,5 +16,7 @@ def find_control_variate(training: TrainingRow, row: RoundRow) -> BlobRef | None
     aggregation = to_spec(training.spec).aggregation
     slot = aggregation.control_slot
     if slot is None:
-        raise FieldInvalid("training_id", f"names a training with {aggregation.rule.name}, which has no control variate")
+        raise FieldInvalid(
+            "training_id", f"names a training with {aggregation.rule.name}, which has no control variate"
+        )
     return aggregation_state(training.model_id, row.model_version, [slot]).slots.get(slot)
