@@ -13,7 +13,7 @@ import numpy as np
 import fedround_client as fr
 
 PARTICIPANTS, FEATURES, EXAMPLES = 6, 8, 60
-ROUNDS, LOCAL_STEPS, LEARNING_RATE = 40, 40, 0.02
+ROUNDS, LOCAL_STEPS, LEARNING_RATE = 25, 40, 0.02
 
 
 def data_of(index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -46,7 +46,7 @@ def best() -> np.ndarray:
 
 def main() -> None:
     distances = {}
-    for name, rule in (("FedAvg", fr.FedAvg()), ("SCAFFOLD", fr.Scaffold()), ("FedDyn", fr.FedDyn(alpha=0.5))):
+    for name, rule in (("FedAvg", fr.FedAvg()), ("SCAFFOLD", fr.Scaffold()), ("FedDyn", fr.FedDyn(alpha=1))):
         result = fr.simulate(
             make_client,
             {"w": np.zeros(FEATURES)},
