@@ -20,9 +20,7 @@ SCAFFOLD = RULES["scaffold/c"]
 
 @pytest.mark.parametrize("slot", RULES)
 async def test_state_is_committed_with_the_version_and_removed_with_it(store: Store, world: World, slot: str) -> None:
-    actor, (client,), training = await world.running(
-        1, target_num_updates=3, aggregation=RULES[slot], keep_versions=1
-    )
+    actor, (client,), training = await world.running(1, target_num_updates=3, aggregation=RULES[slot], keep_versions=1)
     for number in range(3):
         await world.submit(training.training_id, number, client)
         started = await commit(world, training.training_id, state(number + 1, slot))

@@ -1,4 +1,4 @@
-"""SCAFFOLD and FedDyn with the SDK against a real server: what participants remember, over restarts and lost replies."""
+"""SCAFFOLD and FedDyn with the SDK against a real server: what participants remember, also over restarts."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,10 +9,11 @@ import pytest
 import torch
 
 import fedround_client as fr
+from calls import until
 from e2e.federation import Federation, federation
 from fedround_client.control_store import ControlStore
-from fedround_client.round import RoundCalls
 from fedround_client.tensor_selection import read_file
+from fedround_client.tensors import array_sources
 from servers import Server
 
 STEPS, RATE, ROUNDS = 3, 0.25, 4
@@ -132,37 +133,26 @@ def test_a_participant_that_dies_goes_on_from_what_counted(
         assert versions(group, training_id) == pytest.approx(simulated(rule), rel=1e-5)
 
 
-def test_what_was_not_accepted_does_not_count(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_was_not_accepted_does_not_count(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It dies before it sends its update, and comes back when the round is over without it."""
     seen: list[Any] = []
+    prepare = ControlStore.prepare
 
-    def dies(*_: Any, **more: Any) -> None:
-        if more.get("prepare") is not None:
-            more["prepare"](original_spec(more))
+    def dies(*arguments: Any) -> None:
+        prepare(*arguments)
         raise Dies
 
     with federation(server, 2) as group:
-        training_id = start(group, fr.Scaffold(), round_policy=fr.RoundPolicy(min_updates=1), target_num_updates=2)
-        submit = RoundCalls._submit_payload
-
-        def original_spec(_: Any) -> Any:
-            from fedround.v1.round_pb2 import UpdateSpec
-
-            return UpdateSpec(training_id=training_id, round=0, num_examples=1, sha256="0" * 64, size_bytes=100)
-
+        training_id = start(group, fr.Scaffold(), min_updates=1, target_num_updates=2)
         with monkeypatch.context() as patch:
-            patch.setattr(RoundCalls, "_submit_payload", dies)
+            patch.setattr(ControlStore, "prepare", dies)
             with pytest.raises(Dies):
                 take_part(group, 0, trainer(0), tmp_path, training_id)
-        assert RoundCalls._submit_payload is submit
         assert len(list(tmp_path.rglob("0.pending"))) == 1
         with group.connect(1) as client:
             update = {"w": np.ones(3, np.float32), "n": np.array(0), "control/w": np.ones(3, np.float32)}
             client.submit_update(training_id, 0, update, 1)
-            while group.actor.get_training(training_id).round == 0:
-                pass
+        until(lambda: group.actor.get_training(training_id).round == 1)
         take_part(group, 0, trainer(0, seen), tmp_path, training_id)
         assert seen == [(1, 0.0)]
 
@@ -171,8 +161,6 @@ def test_an_update_that_was_lost_counts_once(tmp_path: Path) -> None:
     store = ControlStore(tmp_path / "one.control")
 
     def left(number: int, value: float) -> None:
-        from fedround_client.tensors import array_sources
-
         store.prepare(number, array_sources({"w": np.full(2, value)}), b"spec")
         store.accept(number)
 
@@ -231,7 +219,9 @@ def test_differences_private_tensors_and_buffers(server: Server, tmp_path: Path)
         assert round.control is not None
         names.append(sorted(round.control.infos))
         gradients = round.control.correct(dict.fromkeys(found, np.float32(1)), found)
-        return fr.Update({name: one - gradients[name] for name, one in found.items()}, 1, local_steps=1, learning_rate=1)
+        return fr.Update(
+            {name: one - gradients[name] for name, one in found.items()}, 1, local_steps=1, learning_rate=1
+        )
 
     with federation(server, 1) as group:
         training_id = start(

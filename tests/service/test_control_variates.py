@@ -8,8 +8,8 @@ import safetensors.numpy
 
 from calls import Person, digest, download, fails_with, model_file, new_id, read_error, until, update_spec, whole
 from fedround.v1 import audit_pb2, event_pb2, round_pb2, training_pb2
-from service.uploads import is_stored
 from servers import Server
+from service.uploads import is_stored
 
 SCAFFOLD = {"scaffold": {}}
 CHANGE = {"control/weight": np.ones((2, 3), np.float32), "control/bias": np.full(3, 2.0)}

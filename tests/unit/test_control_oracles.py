@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from fedround_client.round_control import Control, FedDynControl, LocalTraining, ScaffoldControl
+from fedround_client.round_control import CONTROL, Control, FedDynControl, LocalTraining, ScaffoldControl
 from fedround_client.safetensors_header import TensorInfo
+from fedround_client.safetensors_stream import TensorSource
 from fedround_client.tensors import array_sources
 from fedround_server.aggregators.fed_dyn import FedDyn
 from fedround_server.aggregators.scaffold import Scaffold
@@ -76,6 +77,11 @@ def dynamic(problem: Problem, alpha: float) -> list[Vector]:
     return made
 
 
+def numbers(source: TensorSource) -> Vector:
+    """The numbers of a tensor in float64."""
+    return np.frombuffer(b"".join(source.pieces(0)), np.float64)
+
+
 def run(folder: Path, problem: Problem, aggregation: Aggregation) -> list[Vector]:
     """The same with the engine of the server and the control variates of the SDK."""
     rule = aggregation.rule
@@ -96,9 +102,9 @@ def run(folder: Path, problem: Problem, aggregation: Aggregation) -> list[Vector
             change = control.change(
                 {one.info.name: one for one in array_sources({"w": w})}, LocalTraining(client + 1, STEPS, RATE)
             )
-            changes = {"w": torch.tensor(one.numbers()) for one in change.sent}  # type: ignore[attr-defined]
+            changes = {one.info.name.removeprefix(CONTROL): torch.tensor(numbers(one)) for one in change.sent}
             sent.append(Sent({"w": torch.tensor(w)}, client + 1, f"site {client}", control=changes or None))
-            own[client] = {one.info.name: one.numbers() for one in change.own}  # type: ignore[attr-defined]
+            own[client] = {one.info.name: numbers(one) for one in change.own}
         # An update without examples has no part.
         sent.append(Sent({"w": torch.full((SIZE,), 9.0, dtype=torch.float64)}, 0, "idle"))
         model = training.aggregate({"w": torch.tensor(model)}, sent)["w"].numpy()
@@ -129,5 +135,3 @@ def test_fed_dyn(tmp_path: Path, alpha: float, record_property: Any) -> None:
     problem = Problem()
     found = run(tmp_path, problem, Aggregation(FedDyn(alpha)))
     compare(f"fed_dyn {alpha}", found, dynamic(problem, alpha), record_property)
-
-
