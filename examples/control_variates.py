@@ -8,7 +8,12 @@ go to what is best for all together. The train function is the same for all thre
     python examples/control_variates.py
 """
 
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
+from local_server import create_users, local_server
 
 import fedround_client as fr
 
@@ -23,7 +28,8 @@ def data_of(index: int) -> tuple[np.ndarray, np.ndarray]:
     return x, x @ (np.ones(FEATURES) + 2 * rng.standard_normal(FEATURES))
 
 
-def make_client(index: int):
+def make_train(index: int) -> Callable[..., fr.Update]:
+    """Returns the train function of a participant."""
     x, y = data_of(index)
 
     def train(model, round):
@@ -46,17 +52,27 @@ def best() -> np.ndarray:
 
 def main() -> None:
     distances = {}
-    for name, rule in (("FedAvg", fr.FedAvg()), ("SCAFFOLD", fr.Scaffold()), ("FedDyn", fr.FedDyn(alpha=1))):
-        result = fr.simulate(
-            make_client,
-            {"w": np.zeros(FEATURES)},
-            clients=PARTICIPANTS,
-            rounds=ROUNDS,
-            workers=1,
-            aggregation=rule,
-        )
-        distances[name] = float(np.linalg.norm(result.model["w"] - best()))
-        print(f"{name}: the model is {distances[name]:.2g} from the best one")
+    with (
+        local_server() as (address, admin_token),
+        tempfile.TemporaryDirectory() as folder,
+        ThreadPoolExecutor(PARTICIPANTS) as threads,
+    ):
+        actor_token, ids, tokens = create_users(address, admin_token, PARTICIPANTS)
+
+        def take_part(index: int, training_id: str) -> None:
+            with fr.connect(address, tokens[index]) as client:
+                client.participate(make_train(index), training_id=training_id, private_folder=folder)
+
+        with fr.connect(address, actor_token) as actor:
+            for name, rule in (("FedAvg", fr.FedAvg()), ("SCAFFOLD", fr.Scaffold()), ("FedDyn", fr.FedDyn(alpha=1))):
+                training = actor.create_training(
+                    {"w": np.zeros(FEATURES)}, name=name, client_ids=ids, target_num_updates=ROUNDS, aggregation=rule
+                )
+                actor.start_training(training.training_id)
+                list(threads.map(take_part, range(PARTICIPANTS), [training.training_id] * PARTICIPANTS))
+                found = actor.download_model(training.model_id)["w"]
+                distances[name] = float(np.linalg.norm(found - best()))
+                print(f"{name}: the model is {distances[name]:.2g} from the best one")
     assert distances["SCAFFOLD"] < distances["FedAvg"] / 100
     assert distances["FedDyn"] < distances["FedAvg"] / 100
 
