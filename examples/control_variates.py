@@ -1,7 +1,7 @@
 """Control variates: participants with different data, whose local training drifts apart with FedAvg.
 
-Six participants estimate the same weights by least squares, each from inputs of another distribution and with an error
-of its own. Every participant makes 40 local steps in each round: with FedAvg, the versions of the model go to the mean
+Four participants estimate the same weights by least squares, each from inputs of another distribution and with an error
+of its own. Every participant makes 50 local steps in each round: with FedAvg, the versions of the model go to the mean
 of what is best for each alone. With SCAFFOLD (Karimireddy et al., ICML 2020) and FedDyn (Acar et al., ICLR 2021), they
 go to what is best for all together. The train function is the same for all three.
 
@@ -17,8 +17,8 @@ from local_server import create_users, local_server
 
 import fedround_client as fr
 
-PARTICIPANTS, FEATURES, EXAMPLES = 6, 8, 60
-ROUNDS, LOCAL_STEPS, LEARNING_RATE = 25, 40, 0.02
+PARTICIPANTS, FEATURES, EXAMPLES = 4, 8, 60
+ROUNDS, LOCAL_STEPS, LEARNING_RATE = 20, 50, 0.02
 
 
 def data_of(index: int) -> tuple[np.ndarray, np.ndarray]:
