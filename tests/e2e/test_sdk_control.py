@@ -234,3 +234,22 @@ def test_differences_private_tensors_and_buffers(server: Server, tmp_path: Path)
         assert made["w"].tolist() == [-2.0] * 3
         assert made["d"].tolist() == [-2.0] * 2
     assert read_file(next(tmp_path.glob("*.safetensors")), "numpy")["head"].tolist() == [-2.0] * 2
+
+
+def test_swag_rounds_are_corrected_and_change_nothing(server: Server, tmp_path: Path) -> None:
+    seen: list[Any] = []
+
+    def train(model: Tensors, round: fr.Round) -> fr.Update:
+        made = trainer(0)(model, round)
+        seen.append((round.kind, round.number, float(round.control.own["w"][0])))  # type: ignore[union-attr]
+        return made
+
+    with federation(server, 1) as group:
+        swag = fr.Swag(every=1)
+        training_id = start(group, fr.Scaffold(), target_num_updates=2, uncertainty=swag)
+        take_part(group, 0, train, tmp_path, training_id)
+        assert {kind for kind, *_ in seen} == {"TRAIN", "SWAG"}
+        own = {number: value for _, number, value in seen}
+        # Round 1 collects moments with what round 0 has left, and round 2 trains with the same.
+        assert own[0] == 0
+        assert own[1] == own[2] != 0
