@@ -61,15 +61,23 @@ def _casting(source: ArraySource, dtype: str) -> Callable[[], memoryview]:
     return lambda: _cast(source, dtype).reshape(-1).view(np.uint8).data
 
 
-def _cast(source: ArraySource, dtype: str) -> np.ndarray[Any, np.dtype[Any]]:
-    data = source.memory()
-    if source.info.dtype == "BF16":
+def read_numbers(source: ArraySource) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Returns the numbers of a floating tensor as float64, flat; a complex one has two for each element."""
+    return _values(source).astype(np.float64)
+
+
+def _values(source: ArraySource) -> np.ndarray[Any, np.dtype[Any]]:
+    data, dtype = source.memory(), source.info.dtype
+    if dtype == "BF16":
         # The upper halves of float32.
-        values = (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4")
-    elif source.info.dtype in FLOAT8:
-        values = from_float8(data, source.info.dtype)
-    else:
-        values = np.frombuffer(data, _NUMPY[source.info.dtype])
+        return (np.frombuffer(data, "<u2").astype("<u4") << 16).view("<f4")
+    if dtype in FLOAT8:
+        return from_float8(data, dtype)
+    return np.frombuffer(data, "<f4" if dtype == "C64" else _NUMPY[dtype])
+
+
+def _cast(source: ArraySource, dtype: str) -> np.ndarray[Any, np.dtype[Any]]:
+    values = _values(source)
     # Overflow is found by its result.
     with np.errstate(over="ignore", invalid="ignore"):
         # The others are rounded from float32.

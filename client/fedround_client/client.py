@@ -125,8 +125,9 @@ class Client(UserCalls, TrainingCalls, ControlCalls, ModelCalls, RoundCalls, Inf
                 At most 17; names of 1 to 100 characters, values of at most 200.
             base: The path of a safetensors file of tensors that the server does not have, for trainings with an
                 external base. The models that your functions get have these tensors, too.
-            private_folder: The folder for files of tensors that only you have, one for each of your trainings with
-                private tensors; by default .fedround/private in your home folder. It has to survive a restart.
+            private_folder: The folder for files of tensors that only you have: private tensors, and the control
+                variates of SCAFFOLD and FedDyn; by default .fedround/private in your home folder. It has to survive a
+                restart.
 
         Returns:
             How the training ended.

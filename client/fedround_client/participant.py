@@ -172,6 +172,7 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
             return None
         if kind == "update_lost":
             self._accepted[event.training_id] = max(0, self._accepted.get(event.training_id, 0) - 1)
+            self._runner.forget_update(event.training_id, event.update_lost.round)
             name = self._round_name(event.training_id, event.update_lost.round)
             logger.warning("%s: the server lost the update to a damaged file, and asks for it anew", name)
             return None
@@ -188,6 +189,7 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
         how = "was stopped by its actor" if finished.stopped else "is finished"
         logger.info("Training %s %s: the model has version %d", name, how, finished.model_version)
         rounds = self._accepted.pop(event.training_id, 0)
+        self._runner.forget_training(event.training_id)
         result = Participation(event.training_id, finished.model_id, finished.model_version, rounds)
         return result if self._until_finished else None
 

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 from fedround_client.config import Plain
 from fedround_client.metrics import MetricValue, split_metrics
+from fedround_client.round_control import Control
 from fedround_client.tensor_types import StateDict
 from fedround_client.transport import PrecisionName, TensorPrecision
 
@@ -43,6 +44,8 @@ class Round:
         private: Globs of the tensors that this participant keeps, which `participate` never sends.
         config: The configuration of this round for this participant: numbers, texts and bools by name.
         algorithm: The rule of the aggregation, such as "fed_avg", or "fed_nova", which needs `Update.local_steps`.
+        control: What corrects the gradients with SCAFFOLD and FedDyn: `round.control.correct(gradients, weights)`.
+            None with other rules.
         is_over: Returns whether the round is over, for example since enough others were faster. It asks the server, at
             most once a second. A function that takes long may call it from time to time, and return anything once it
             is True: that is not sent.
@@ -66,6 +69,7 @@ class Round:
     private: tuple[str, ...] = ()
     config: Mapping[str, Plain] = field(default_factory=dict, hash=False)
     algorithm: str = "fed_avg"
+    control: Control | None = field(default=None, compare=False, repr=False)
     is_over: Callable[[], bool] = field(default=_never, compare=False, repr=False)
 
 
@@ -80,9 +84,10 @@ class Update:
         num_examples: Number of examples that it was trained on, which is its weight; at least 0.
         metrics: Up to 1000 metrics to store with the update, by name: numbers, which the server averages without NaN
             and infinity, and texts and lists of numbers, which it keeps for the actor.
-        local_steps: How many steps of the local optimizer made it, at least 1; FedNova needs it.
+        local_steps: How many steps of the local optimizer made it, at least 1; FedNova and SCAFFOLD need it.
         initial_loss: The loss of the round's model on this participant's data, before training, at least 0; QFedAvg
             needs it. If it is None, `participate` takes the "loss" that evaluate returns for that model.
+        learning_rate: The learning rate of the local steps, > 0; SCAFFOLD needs it. It is not sent.
     """
 
     model: StateDict
@@ -90,13 +95,14 @@ class Update:
     metrics: Mapping[str, MetricValue] = field(default_factory=dict)
     local_steps: int | None = None
     initial_loss: float | None = None
+    learning_rate: float | None = None
 
     def __post_init__(self) -> None:
         """Checks what would otherwise fail later, while the update is sent.
 
         Raises:
             TypeError: num_examples or local_steps is not an integer, or a metric has a type that is not allowed.
-            ValueError: There are too many metrics, one is too long, or local_steps or initial_loss is out of range.
+            ValueError: There are too many metrics, one is too long, or a number is out of range.
         """
         _check_count("num_examples", self.num_examples)
         split_metrics(self.metrics)
@@ -106,6 +112,8 @@ class Update:
                 raise ValueError(f"local_steps must be at least 1, not {self.local_steps}")
         if self.initial_loss is not None and not (math.isfinite(self.initial_loss) and self.initial_loss >= 0):
             raise ValueError(f"initial_loss must be finite and at least 0, not {self.initial_loss}")
+        if self.learning_rate is not None and not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise ValueError(f"learning_rate must be finite and > 0, not {self.learning_rate}")
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fedround.v1.round_pb2 import (
     DownloadAssignedModelRequest,
+    DownloadControlRequest,
     GetRoundRequest,
     ReportFailureRequest,
     Round,
@@ -17,6 +18,7 @@ from fedround.v1.round_pb2 import (
     UpdateSpec,
 )
 from fedround_client.download import download
+from fedround_client.errors import NotInCohort, RoundNotOpen, UpdateExists, UpdateSuperseded
 from fedround_client.metrics import MetricValue, split_metrics
 from fedround_client.payload import ModelSource, Payload, Progress
 from fedround_client.retry import ATTEMPTS
@@ -86,6 +88,46 @@ class RoundCalls:
         )
         return reader.tensors()
 
+    def download_control(
+        self,
+        training_id: str,
+        number: int,
+        *,
+        framework: Framework | None = "numpy",
+        attempts: int | None = ATTEMPTS,
+        progress: Progress | None = None,
+    ) -> dict[str, Any]:
+        """Downloads the control variate that the server has in a round of SCAFFOLD.
+
+        Args:
+            training_id: UUID of the training.
+            number: Number of the round.
+            framework: "numpy" for arrays, "torch" for tensors.
+            attempts: How many attempts in a row may fail without progress; None for any number.
+            progress: Called with the bytes received and the bytes in all.
+
+        Returns:
+            np.ndarray or torch.Tensor by name: one for each trained floating tensor of the model that is no buffer. In
+            the first round there is none: an empty dict, which stands for zeros.
+
+        Raises:
+            NotInCohort: You do not belong to the round.
+            FieldInvalid: The rule of the training has no control variates.
+            TrainingNotFound: You are not a participant of such a training.
+        """
+        reader = SafetensorsReader(framework)
+        info = download(
+            self._rpc,
+            self._rpc.rounds.DownloadControl,
+            lambda offset, _: DownloadControlRequest(
+                training_id=training_id, round=number, offset=offset, compression=self._rpc.compression
+            ),
+            reader,
+            attempts=attempts,
+            progress=progress,
+        )
+        return reader.tensors() if info.size_bytes else {}
+
     def submit_update(
         self,
         training_id: str,
@@ -154,7 +196,9 @@ class RoundCalls:
         initial_loss: float | None = None,
         attempts: int | None,
         progress: Progress | None = None,
+        prepare: Callable[[UpdateSpec], None] | None = None,
     ) -> UpdateReceipt:
+        """Submits an update; `prepare` is called with its description before anything is sent."""
         upload_id, split = str(uuid.uuid4()), split_metrics(metrics)
 
         # Made here: gRPC would log an exception of its iterator with a traceback.
@@ -172,6 +216,9 @@ class RoundCalls:
             initial_loss=initial_loss,
         )
 
+        if prepare is not None:
+            prepare(spec)
+
         def first(offset: int) -> SubmitUpdateRequest:
             spec.offset = offset
             return SubmitUpdateRequest(spec=spec)
@@ -186,6 +233,23 @@ class RoundCalls:
             attempts=attempts,
             progress=progress,
         ).receipt
+
+    def _was_accepted(self, spec: UpdateSpec) -> bool:
+        """Returns whether an update of a round that is over was accepted, and may count: it then has a receipt."""
+        spec.upload_id, spec.offset = "", 0
+        try:
+            upload(
+                self._rpc,
+                self._rpc.rounds.SubmitUpdate,
+                Payload.empty(),
+                "",
+                lambda _: SubmitUpdateRequest(spec=spec),
+                SubmitUpdateRequest,
+                attempts=None,
+            )
+        except (RoundNotOpen, NotInCohort, UpdateExists, UpdateSuperseded):
+            return False
+        return True
 
     def submit_metrics(
         self, training_id: str, number: int, metrics: Mapping[str, MetricValue], num_examples: int

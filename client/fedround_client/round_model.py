@@ -14,6 +14,7 @@ from fedround.v1 import model_pb2
 from fedround.v1.event_pb2 import ModelInfo, RoundStarted
 from fedround.v1.model_pb2 import DownloadModelRequest
 from fedround_client.cache import ModelCache, SharedFile
+from fedround_client.control_store import ControlStore
 from fedround_client.download import Tee, download, file_sha256
 from fedround_client.errors.client_side import BaseMissing
 from fedround_client.payload import Progress
@@ -141,6 +142,10 @@ class RoundModels:
         before = {name: one for name, one in model.tensors.items() if model.selection.keeps(name) and name not in names}
         others = array_sources(before) if before else []
         self._private.save(model.private_file, [*kept, *others], metadata_of(update))
+
+    def control_store(self, training_id: str) -> ControlStore:
+        """Returns where the participant keeps its control variates in a training, beside its private tensors."""
+        return ControlStore(self._private.path(self.user_id, training_id).with_suffix(".control"))
 
     def open(self, info: ModelInfo, selection: TensorSelection) -> SharedFile | None:
         """Returns the file that has the tensors of a model that updates have; None if it is not cached."""

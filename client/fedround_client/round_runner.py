@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from os import PathLike
@@ -13,6 +14,7 @@ from typing import Any, SupportsFloat, TypeVar
 import grpc
 
 from fedround.v1.event_pb2 import ModelInfo, RoundStarted
+from fedround.v1.round_pb2 import UpdateSpec
 from fedround_client.casting import Caster
 from fedround_client.config import plain
 from fedround_client.differences import NotRepresentable, difference_sources
@@ -23,6 +25,8 @@ from fedround_client.participation import Callbacks, Round, Update, as_report, a
 from fedround_client.payload import Payload, Progress
 from fedround_client.progress import kind_name, transfer_log
 from fedround_client.round import RoundCalls
+from fedround_client.round_control import Change, LocalTraining
+from fedround_client.round_controls import RULES, open_control, prepared
 from fedround_client.round_model import RoundModel, RoundModels
 from fedround_client.round_number import round_text
 from fedround_client.round_over import OverCheck, RoundOver
@@ -110,13 +114,22 @@ class RoundRunner(RoundCalls):
         evaluate = self._callbacks.evaluate
         if round_.kind == "TRAIN":
             model = self._fetch(round_, started)
+            round_ = self._with_control(round_, started, model)
             dtypes = {source.info.name: source.info.dtype for source in array_sources(model.tensors)}
             update = as_update(self._call(self._callbacks.train, dict(model.tensors), round_))
             update = self._with_inputs(round_, update, started)
-            self._submit(round_, update, self._payload(round_, update, dtypes, model, started.model))
+            payload, change = self._payload(round_, update, dtypes, model, started.model)
+            if not change.own:
+                self._submit(round_, update, payload)
+            else:
+                store = self._models.control_store(training_id)
+                self._submit(round_, update, payload, prepare=prepared(store, round_.number, change))
+                store.accept(round_.number)
         elif round_.kind == "SWAG":
             collect = self._callbacks.swag or self._collect_moments
-            update = as_update(self._call(collect, self._fetch(round_, started).tensors, round_))
+            model = self._fetch(round_, started)
+            round_ = self._with_control(round_, started, model)
+            update = as_update(self._call(collect, model.tensors, round_))
             self._submit(round_, update, Payload.of(update.model))
         elif round_.kind == "EVALUATE" and evaluate is not None:
             metrics, num_examples = as_report(self._call(evaluate, self._fetch(round_, started).tensors, round_))
@@ -161,6 +174,39 @@ class RoundRunner(RoundCalls):
         self._frameworks[training_id] = "torch" if metadata_of(model.tensors) else "numpy"
         return model
 
+    def _with_control(self, round_: Round, started: RoundStarted, model: RoundModel) -> Round:
+        """Returns a round with the control variate of the participant, if the rule of the aggregation has one."""
+        if round_.algorithm not in RULES:
+            return round_
+        framework = self._frameworks[round_.training_id]
+        control = open_control(
+            started,
+            model,
+            self._models.control_store(round_.training_id),
+            framework,
+            load_start=lambda: self._fetch(round_, started).tensors,
+            fetch_server=lambda: self.download_control(
+                round_.training_id,
+                round_.number,
+                framework=framework,
+                attempts=None,
+                progress=self._transfer_log("downloading the control variate"),
+            ),
+            was_accepted=self._was_accepted,
+        )
+        return replace(round_, control=control)
+
+    def forget_update(self, training_id: str, number: int) -> None:
+        """Forgets what the update of a round has changed: the server has lost it."""
+        # Without a folder nothing was kept.
+        with suppress(RuntimeError, ValueError):
+            self._models.control_store(training_id).forget(number)
+
+    def forget_training(self, training_id: str) -> None:
+        """Removes what is not needed once a training has ended."""
+        with suppress(RuntimeError, ValueError):
+            self._models.control_store(training_id).remove()
+
     def _with_inputs(self, round_: Round, update: Update, started: RoundStarted) -> Update:
         """Returns an update with what the rule of the aggregation needs to know.
 
@@ -188,7 +234,9 @@ class RoundRunner(RoundCalls):
             )
         return replace(update, initial_loss=float(loss))
 
-    def _submit(self, round_: Round, update: Update, payload: Payload) -> None:
+    def _submit(
+        self, round_: Round, update: Update, payload: Payload, prepare: Callable[[UpdateSpec], None] | None = None
+    ) -> None:
         _warn_of_not_finite(update.metrics)
         self._submit_payload(
             round_.training_id,
@@ -200,6 +248,7 @@ class RoundRunner(RoundCalls):
             initial_loss=update.initial_loss,
             attempts=None,
             progress=self._transfer_log("uploading"),
+            prepare=prepare,
         )
 
     def _transfer_log(self, activity: str) -> Progress | None:
@@ -207,24 +256,32 @@ class RoundRunner(RoundCalls):
 
     def _payload(
         self, round_: Round, update: Update, dtypes: Mapping[str, str], model: RoundModel, info: ModelInfo
-    ) -> Payload:
+    ) -> tuple[Payload, Change]:
         """Returns an update in the dtypes of the round's model, or as differences; a file of all tensors as it is.
 
-        Keeps the private tensors.
+        Keeps the private tensors. Also returns what becomes of the control variate.
         """
-        state = update.model
+        state, control = update.model, round_.control
         if isinstance(state, (str, PathLike)):
-            if not model.selection.is_partial:
-                return Payload.of(state)
+            if not model.selection.is_partial and control is None:
+                return Payload.of(state), Change()
             state = read_file(model_path(state), self._framework)
         sent, kept = model.of_update(state)
         self._models.keep(model, kept, state)
-        tensors = self._caster.cast(sent, dtypes)
-        differences = self._differences_payload(round_, tensors, model.selection, info)
-        return differences or Payload.of_tensors(tensors, metadata_of(state))
+        tensors, change = self._caster.cast(sent, dtypes), Change()
+        if control is not None:
+            local = LocalTraining(update.num_examples, update.local_steps, update.learning_rate)
+            change = control.change({one.info.name: one for one in tensors}, local)
+        differences = self._differences_payload(round_, tensors, change, model.selection, info)
+        return differences or Payload.of_tensors([*tensors, *change.sent], metadata_of(state)), change
 
     def _differences_payload(
-        self, round_: Round, update: Iterable[ArraySource], selection: TensorSelection, info: ModelInfo
+        self,
+        round_: Round,
+        update: Iterable[ArraySource],
+        change: Change,
+        selection: TensorSelection,
+        info: ModelInfo,
     ) -> Payload | None:
         """Returns the update as differences from the model; None if the round or the update does not allow it.
 
@@ -238,7 +295,7 @@ class RoundRunner(RoundCalls):
         if model is None:
             return None
         try:
-            return Payload.of_tensors(difference_sources(update, model, transport))
+            return Payload.of_tensors([*difference_sources(update, model, transport), *change.sent])
         except NotRepresentable as reason:
             logger.warning("%s: the update is sent in full: %s", self._name, reason)
             return None

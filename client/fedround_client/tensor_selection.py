@@ -12,7 +12,7 @@ from typing import Any
 
 from fedround.v1.event_pb2 import RoundStarted
 from fedround_client.safetensors_reader import SafetensorsReader
-from fedround_client.safetensors_stream import ArraySource, SafetensorsStream
+from fedround_client.safetensors_stream import ArraySource, SafetensorsStream, TensorSource
 from fedround_client.tensor_types import Framework, TensorError
 
 READ_BYTES = 1 << 20
@@ -103,18 +103,27 @@ class PrivateTensors:
         Raises:
             OSError: The file cannot be written.
         """
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        part = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-        try:
-            with part.open("xb") as file:
-                for piece in SafetensorsStream(tensors, metadata).pieces():
-                    file.write(piece)
-                    del piece
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+        write_file(path, tensors, metadata)
+
+
+def write_file(path: Path, tensors: Iterable[TensorSource], metadata: Mapping[str, str] | None = None) -> None:
+    """Writes a safetensors file, or replaces it, durably.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    try:
+        with part.open("xb") as file:
+            for piece in SafetensorsStream(tensors, metadata).pieces():
+                file.write(piece)
+                del piece
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def read_file(path: Path, framework: Framework | None) -> dict[str, Any]:

@@ -81,6 +81,7 @@ METHODS: Mapping[str, Method] = {
     "/fedround.v1.RoundService/ReportFailure": Method(USERS),
     "/fedround.v1.RoundService/GetRound": Method(USERS),
     "/fedround.v1.RoundService/DownloadAssignedModel": Method(USERS, Limit.DOWNLOADS, OnDrain.REJECT),
+    "/fedround.v1.RoundService/DownloadControl": Method(USERS, Limit.DOWNLOADS, OnDrain.REJECT),
     "/fedround.v1.ModelService/UploadModel": Method(ACTORS, Limit.UPLOADS, OnDrain.REJECT),
     "/fedround.v1.ModelService/GetModel": Method(USERS),
     "/fedround.v1.ModelService/GetModels": Method(USERS),

@@ -16,12 +16,17 @@ from chaos.tensors import FLOATS, Tensor, Tensors, aggregate, narrow
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 BY_PRODUCTS = ("geometric_median", "centered_clipping")
+KEPT = {"centered_clipping": "centered_clipping/aggregate", "scaffold": "scaffold/c", "fed_dyn": "fed_dyn/h"}
+"""The files of the state of rules."""
 STAGES = {"clipping", "mixing", "server_optimizer"}
 
 
 def is_exact(aggregation: Mapping[str, Any]) -> bool:
     """Returns whether `expected` makes the same bits as the server."""
-    return aggregation["algorithm"] not in BY_PRODUCTS and not aggregation.keys() & {"clipping", "mixing"}
+    # Of a linear combination with the model, only that of the server is exact.
+    is_partial = aggregation["options"].get("learning_rate", 1) != 1
+    staged = aggregation.keys() & {"clipping", "mixing"}
+    return aggregation["algorithm"] not in BY_PRODUCTS and not staged and not is_partial
 
 
 def is_mean(aggregation: Mapping[str, Any]) -> bool:
@@ -32,8 +37,10 @@ def is_mean(aggregation: Mapping[str, Any]) -> bool:
 def slots(aggregation: Mapping[str, Any]) -> set[str]:
     """Returns the names of the files of its state."""
     optimizer = aggregation.get("server_optimizer", {}).get("name")
-    kept = {"centered_clipping/aggregate"} if aggregation["algorithm"] == "centered_clipping" else set()
-    return kept | {"sgd": {"sgd/v"}, None: set()}.get(optimizer, {f"{optimizer}/m", f"{optimizer}/v"})
+    kept = KEPT.get(aggregation["algorithm"])
+    return ({kept} if kept else set()) | {"sgd": {"sgd/v"}, None: set()}.get(
+        optimizer, {f"{optimizer}/m", f"{optimizer}/v"}
+    )
 
 
 def resumed(aggregation: Mapping[str, Any], state: Mapping[str, Tensors], trained: Sequence[str]) -> set[str]:
@@ -45,23 +52,26 @@ def resumed(aggregation: Mapping[str, Any], state: Mapping[str, Tensors], traine
 
 def expected(
     aggregation: Mapping[str, Any],
-    updates: Sequence[tuple[str, Tensors, int]],
+    updates: Sequence[tuple[str, Tensors, int, Tensors]],
     model: Tensors,
     state: Mapping[str, Tensors],
     steps: Mapping[str, int],
+    population: int,
 ) -> tuple[Tensors, dict[str, Tensors], dict[str, int]]:
     """Returns the trained tensors of the next version, its state, and the steps of that.
 
     Args:
         aggregation: As the database has it.
-        updates: The digest, the tensors and the number of examples of each, at least one of which has examples.
+        updates: The digest, the tensors, the number of examples and the change of the control variate of each, at least
+            one of which has examples.
         model: What they started from.
         state: The state before by slot; empty if it begins anew.
         steps: How many aggregations have made each slot.
+        population: How many participants could have been asked.
     """
     updates = sorted((update for update in updates if update[2]), key=lambda update: update[0])
     inputs, weights = [update[1] for update in updates], [update[2] for update in updates]
-    made = aggregate(inputs, weights)
+    made, unweighted = aggregate(inputs, weights), aggregate(inputs, [1] * len(inputs))
     trained = [name for name, tensor in made.items() if tensor.dtype in FLOATS]
     if is_mean(aggregation):
         return made, {}, {}
@@ -70,13 +80,19 @@ def expected(
     values = np.stack([_joined(one, trained) for one in inputs])
     before = {slot: _joined(state[slot], trained) for slot in resumed(aggregation, state, trained)}
     steps = {slot: number for slot, number in steps.items() if slot in before}
-    total, after = stages.apply(base, values, before, steps)
+    control = np.zeros_like(base)
+    if aggregation["algorithm"] == "scaffold":
+        for update in updates:
+            control += _joined(update[3], trained)
+    total, after = stages.apply(base, values, before, steps, control / max(len(updates), population), population)
     ends = np.cumsum([len(made[name].values) for name in trained])
     kept: dict[str, dict[str, Tensor]] = {slot: {} for slot in after}
     result = dict(made)
     for name, end in zip(trained, ends, strict=True):
         dtype, shape, place = made[name].dtype, made[name].shape, slice(end - len(made[name].values), end)
         result[name] = _tensor(dtype, shape, total[place])
+        if aggregation["algorithm"] == "scaffold" and is_exact(aggregation) and "server_optimizer" not in aggregation:
+            result[name] = unweighted[name]
         for slot, numbers in after.items():
             kept[slot][name] = _tensor("F64" if dtype == "F64" else "F32", shape, numbers[place])
     return result, dict(kept), {slot: steps.get(slot, 0) + 1 for slot in kept}
@@ -102,7 +118,13 @@ class _Stages:
         self._weights = np.array(weights, np.float64)
 
     def apply(
-        self, base: Array, values: Array, state: Mapping[str, Array], steps: Mapping[str, int]
+        self,
+        base: Array,
+        values: Array,
+        state: Mapping[str, Array],
+        steps: Mapping[str, int],
+        control: Array,
+        population: int,
     ) -> tuple[Array, dict[str, Array]]:
         """Returns the elements of the version, and those of its state."""
         differences = values - base
@@ -113,7 +135,7 @@ class _Stages:
             differences = self._matrix(differences) @ differences
         staged = self._clipping or self._mixing
         after: dict[str, Array] = {}
-        kept = "centered_clipping/aggregate"
+        kept = KEPT.get(self._rule, "")
         if self._rule in ("median", "trimmed_mean"):
             reduced = self._reduce(base + differences if staged else values)
             if not self._optimizer:
@@ -121,6 +143,14 @@ class _Stages:
             delta = reduced - base
         elif self._rule == "centered_clipping":
             after[kept] = delta = self._centered(differences, state.get(kept, np.zeros_like(base)))
+        elif self._rule == "scaffold":
+            delta = self._sum(differences, [self._options["learning_rate"]] * len(values)) / len(values)
+            after[kept] = state.get(kept, np.zeros_like(base)) + control
+        elif self._rule == "fed_dyn":
+            alpha, mean = self._options["alpha"], self._sum(differences, [1.0] * len(values)) / len(values)
+            part = len(values) / max(len(values), population)
+            after[kept] = state.get(kept, np.zeros_like(base)) - mean * (alpha * part)
+            delta = mean - after[kept] / alpha
         else:
             delta = self._mean(differences)
         if self._optimizer:
@@ -165,10 +195,13 @@ class _Stages:
                 distances = np.sqrt(((differences - point) ** 2).sum(axis=1))
                 weights = first / np.maximum(distances, self._options["nu"])
                 point = (weights[:, None] * differences).sum(axis=0) / weights.sum()
+        return np.asarray(self._sum(differences, weights.tolist()) / math.fsum(weights.tolist()))
+
+    def _sum(self, differences: Array, weights: Sequence[float]) -> Array:
         total = np.zeros_like(differences[0])
-        for difference, weight in zip(differences, weights.tolist(), strict=True):
+        for difference, weight in zip(differences, weights, strict=True):
             total += difference * weight
-        return np.asarray(total / math.fsum(weights.tolist()))
+        return total
 
     def _centered(self, differences: Array, center: Array) -> Array:
         for _ in range(self._options["iterations"]):

@@ -26,7 +26,9 @@ def models_are_right(facts: Facts, history: History) -> Findings:
             continue
         before = versions[training["model_id"], row["model_version"]]
         try:
-            wrong = _wrong_version(facts, before, version, used) if makes else _wrong_posterior(facts, before, used)
+            wrong = (
+                _wrong_version(facts, row, before, version, used) if makes else _wrong_posterior(facts, before, used)
+            )
         except (OSError, ValueError, KeyError, struct.error) as error:
             wrong = repr(error)
         if wrong is not None:
@@ -49,10 +51,11 @@ def copies_keep_their_states(facts: Facts, history: History) -> Findings:
             yield training["training_id"], f"it started with the state {has}, of {had}"
 
 
-def _wrong_version(facts: Facts, before: Row, version: Row, used: list[Row]) -> str | None:
+def _wrong_version(facts: Facts, row: Row, before: Row, version: Row, used: list[Row]) -> str | None:
     """Makes a version and its state again, of the model and the state that its round started from."""
     stages = facts.trainings[used[0]["training_id"]]["spec"]["aggregation"]
-    inputs, found = [facts.tensors(update["sha256"]) for update in used], facts.version(version)
+    sent, found = [tensors.divided(facts.tensors(update["sha256"])) for update in used], facts.version(version)
+    inputs, controls = [own for own, _ in sent], [control for _, control in sent]
     weights = [update["num_examples"] for update in used]
     differs = any(tensors.has_differences(update, found) for update in inputs)
     needs_model = differs or version["delta_sha256"] or not any(weights) or not aggregation.is_mean(stages)
@@ -61,13 +64,14 @@ def _wrong_version(facts: Facts, before: Row, version: Row, used: list[Row]) -> 
     model = facts.version(before) if before["stored"] else {}
     if differs:
         inputs = [tensors.whole(update, model) for update in inputs]
-    old, new = (facts.states.get((row["model_id"], row["version"]), {}) for row in (before, version))
-    state = {slot: facts.tensors(row["sha256"]) for slot, row in old.items()}
+    old, new = (facts.states.get((one["model_id"], one["version"]), {}) for one in (before, version))
+    state = {slot: facts.tensors(one["sha256"]) for slot, one in old.items()}
     steps, made_steps = ({slot: row["details"]["steps"] for slot, row in rows.items()} for rows in (old, new))
     exact = aggregation.is_exact(stages) or not any(weights)
     if any(weights):
-        updates = zip((update["sha256"] for update in used), inputs, weights, strict=True)
-        made, state, steps = aggregation.expected(stages, list(updates), model, state, steps)
+        updates = zip((update["sha256"] for update in used), inputs, weights, controls, strict=True)
+        population = row["population"] or 0
+        made, state, steps = aggregation.expected(stages, list(updates), model, state, steps, population)
         made = {**model, **made}
     else:
         made = model

@@ -17,6 +17,7 @@ READERS = {
         "submission.admit",
         "round.find_aggregation",
         "round.assigned",
+        "round.control_variate",
         "round.awaited",
         "round.pending",
         "round.unfinished",

@@ -10,16 +10,23 @@ def draw_stages(aggregation: aggregation_pb2.Aggregation, draw: random.Random) -
     if aggregation.HasField("fed_dc"):
         return
     if draw.random() < 0.5:
-        rule = draw.choice(["median", "trimmed_mean", "geometric_median", "centered_clipping"])
+        rule = draw.choice(["median", "trimmed_mean", "geometric_median", "centered_clipping", "scaffold", "fed_dyn"])
         getattr(aggregation, rule).SetInParent()
         if rule == "trimmed_mean":
             aggregation.trimmed_mean.beta = draw.choice([0.0, 0.2, 0.4])
         elif rule == "centered_clipping":
             aggregation.centered_clipping.tau = draw.uniform(1, 100)
             aggregation.centered_clipping.iterations = draw.randint(1, 3)
-    if draw.random() < 0.25:
+        elif rule == "scaffold":
+            aggregation.scaffold.learning_rate = draw.choice([0.0, 0.5])
+        elif rule == "fed_dyn":
+            aggregation.fed_dyn.alpha = draw.choice([0.0, 0.5])
+    if aggregation.HasField("fed_dyn"):
+        return
+    changes_updates = not aggregation.HasField("scaffold")
+    if changes_updates and draw.random() < 0.25:
         aggregation.clipping.fixed.norm = draw.uniform(1, 200)
-    if draw.random() < 0.25:
+    if changes_updates and draw.random() < 0.25:
         if draw.random() < 0.5:
             aggregation.mixing.nearest_neighbor.f = draw.randint(0, 1)
         else:

@@ -84,11 +84,19 @@ class RandomSubmissions:
     def _submit(self, user: User, started: Any) -> Any:
         draw = self._draw
         if started.assigned and draw.random() < 0.3:
-            self._download_assigned(user, started)
+            self._download(
+                user, self._client.rounds.DownloadAssignedModel, round_pb2.DownloadAssignedModelRequest, started
+            )
+        has_control = started.aggregation.HasField("scaffold")
+        if has_control and self._odd_draw.random() < 0.3:
+            self._download(user, self._client.rounds.DownloadControl, round_pb2.DownloadControlRequest, started)
         if started.kind == event_pb2.ROUND_KIND_SWAG:
             file = tensors.write(tensors.moments(self._kinds, started.swag.rank, draw))
         else:
-            file = tensors.write(tensors.fill(self._precise(started), draw))
+            kinds = self._precise(started)
+            file = tensors.write(
+                tensors.fill({**kinds, **tensors.control(self._trained)} if has_control else kinds, draw)
+            )
         spec = round_pb2.UpdateSpec(
             training_id=self._training_id,
             round=started.round,
@@ -167,15 +175,16 @@ class RandomSubmissions:
             if answer:
                 self._record("unexpected", reason=f"a second update was accepted, with another {set(change)}")
 
-    def _download_assigned(self, user: User, started: Any) -> None:
-        """Downloads the model that is assigned to a member of a chain."""
-        request = round_pb2.DownloadAssignedModelRequest(training_id=self._training_id, round=started.round)
+    def _download(self, user: User, method: Any, kind: Any, started: Any) -> None:
+        """Downloads what a round has for the user: an assigned model, or a control variate."""
+        request = kind(training_id=self._training_id, round=started.round)
 
         def read(sent: Any, **options: Any) -> bytes:
-            messages = list(self._client.rounds.DownloadAssignedModel(sent, **options))
+            messages = list(method(sent, **options))
             file = b"".join(message.chunk for message in messages)
-            if digest(file) != messages[0].info.sha256:
-                self._record("unexpected", reason="an assigned model has other bytes than its digest says")
+            # In its first round, there is no control variate.
+            if digest(file) != messages[0].info.sha256 and (file or messages[0].info.sha256):
+                self._record("unexpected", reason="a download has other bytes than its digest says")
             return file
 
         self._ask(user, read, request, *CLOSED)

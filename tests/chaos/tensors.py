@@ -22,6 +22,7 @@ CODES = {"F64": "d", "F32": "f", "F16": "e", "I64": "q", "I32": "i", "I16": "h",
 FLOATS = {"F64": (53, -1022), "F32": (24, -126), "F16": (11, -14), "BF16": (8, -126)}
 LARGEST = {"F64": sys.float_info.max, "F32": (2 - 2.0**-23) * 2.0**127}
 COUNTER = "num_batches_tracked"
+CONTROL = "control/"
 
 
 @dataclass(frozen=True)
@@ -208,6 +209,21 @@ def fill(kinds: Kinds, draw: random.Random) -> Tensors:
         name: Tensor(dtype, shape, tuple(_number(dtype, draw) for _ in range(math.prod(shape))))
         for name, (dtype, shape) in kinds.items()
     }
+
+
+def control(kinds: Kinds) -> Kinds:
+    """Returns what updates have beside these tensors of a model, if the rule has a control variate."""
+    return {
+        CONTROL + name: ("F64" if dtype == "F64" else "F32", shape)
+        for name, (dtype, shape) in kinds.items()
+        if dtype in FLOATS
+    }
+
+
+def divided(update: Tensors) -> tuple[Tensors, Tensors]:
+    """Returns the tensors of an update, and the changes of control variates by the names of the model's tensors."""
+    own = {name: one for name, one in update.items() if not name.startswith(CONTROL)}
+    return own, {name: update[CONTROL + name] for name in own if CONTROL + name in update}
 
 
 def moments(kinds: Kinds, rank: int, draw: random.Random) -> Tensors:

@@ -96,6 +96,7 @@ RULES = {
     ),
     "/fedround.v1.RoundService/GetRound": training(OK, "NOT_ACTOR"),
     "/fedround.v1.RoundService/DownloadAssignedModel": training("TRAINING_NOT_FOUND", "ROUND_NOT_FOUND", round=99),
+    "/fedround.v1.RoundService/DownloadControl": training("TRAINING_NOT_FOUND", "ROUND_NOT_FOUND", round=99),
     "/fedround.v1.ModelService/UploadModel": Rule("", {"spec": {"name": "m"}}, "FIELD_INVALID"),
     "/fedround.v1.ModelService/GetModel": model(OK, OK),
     "/fedround.v1.ModelService/GetModels": NONE,

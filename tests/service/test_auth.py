@@ -56,6 +56,7 @@ TABLE: dict[str, dict[str, set[str] | None]] = {
         "ReportFailure": USERS,
         "GetRound": USERS,
         "DownloadAssignedModel": USERS,
+        "DownloadControl": USERS,
     },
     "fedround.v1.ModelService": {
         "UploadModel": ACTORS,

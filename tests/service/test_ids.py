@@ -68,6 +68,7 @@ METHODS = [
     Method("rounds", "GetRound", "training_id", TRAIN),
     Method("rounds", "SubmitMetrics", "training_id", TRAIN, {"num_examples": 1}),
     Method("rounds", "DownloadAssignedModel", "training_id", TRAIN),
+    Method("rounds", "DownloadControl", "training_id", TRAIN),
     Method("rounds", "GetUpload", "upload_id"),
     Method("models", "GetModel", "model_id", MODEL),
     Method("models", "GetModelVersions", "model_id", MODEL),

@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 
+import fedround_client as fr
 from fedround_client import round_model
 
 
@@ -103,3 +104,13 @@ def make_nothing(index):
 
 
 not_a_function = 3
+
+
+def make_client_with_control_variates(index):
+    def train(model, round):
+        for _ in range(3):
+            gradients = {"w": (index + 1) * (model["w"] - index)}
+            model["w"] -= 0.1 * round.control.correct(gradients)["w"]
+        return fr.Update(model, 1, local_steps=3, learning_rate=0.1)
+
+    return train

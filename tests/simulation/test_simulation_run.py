@@ -136,6 +136,22 @@ def test_private_tensors_stay_with_their_client(tmp_path: Path) -> None:
     assert len(list((tmp_path / "data" / "private").iterdir())) == 4
 
 
+def test_control_variates_stay_with_their_client() -> None:
+    result = simulate(simulated.make_client_with_control_variates, rounds=4, aggregation=fr.Scaffold())
+    model, server, own = 0.0, 0.0, [0.0] * 4
+    for _ in range(4):
+        local, changes = [], []
+        for index in range(4):
+            w = model
+            for _ in range(3):
+                w -= 0.1 * ((index + 1) * (w - index) + server - own[index])
+            local.append(w)
+            changes.append((model - w) / 0.3 - server)
+            own[index] += changes[-1]
+        model, server = sum(local) / 4, server + sum(changes) / 4
+    assert result.model["w"] == pytest.approx([model] * 8, rel=1e-5)
+
+
 def test_a_training_that_fails_names_the_clients() -> None:
     with pytest.raises(fr.TrainingFailed, match=r"client-0003 \(TRAIN_FAILED: ValueError: boom 3\)") as failed:
         simulate(simulated.make_client_that_raises)

@@ -15,17 +15,20 @@ from fedround_server.aggregators import STAGES
 from fedround_server.aggregators.compatibility import check_compatible
 from fedround_server.aggregators.fl_trust import FLTrust
 from fedround_server.domain.aggregation import NO_STATE, Aggregation, AggregationState, UpdateFacts
+from fedround_server.domain.control import CONTROL, control_tensors
 from fedround_server.domain.errors import AggregationIncompatible
-from fedround_server.domain.model import BlobRef
+from fedround_server.domain.model import BlobRef, Dtype, TensorSpec
 from fedround_server.domain.tensor_selection import ALL_TENSORS, TensorSelection
 from fedround_server.domain.transport import FULL_TRANSPORT, Transport
 from fedround_server.engine.aggregation import aggregate
+from fedround_server.engine.format.dtypes import TORCH_DTYPES
 from fedround_server.engine.jobs import AggregationJob
 from unit.paths import Paths, at
 
 Tensors = Mapping[str, Tensor]
 TRUSTED = "site 0"
 NUMBERS = count()
+DTYPES = {dtype: name for name, dtype in TORCH_DTYPES.items() if not name.is_complex} | {torch.complex64: Dtype.C64}
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Sent:
     user_id: str = TRUSTED
     steps: int = 1
     loss: float = 1.0
+    control: Tensors | None = None
 
 
 @dataclass
@@ -51,6 +55,7 @@ class Rounds:
     keep_non_finite: bool = False
     state: AggregationState = NO_STATE
     facts: tuple[UpdateFacts, ...] = ()
+    population: int = 0
 
     def write(self, tensors: Tensors) -> BlobRef:
         data = safetensors.torch.save(dict(tensors))
@@ -60,7 +65,7 @@ class Rounds:
 
     def aggregate(self, model: Tensors, updates: Sequence[Sent]) -> dict[str, Tensor]:
         """Makes the next version, and checks that no file that was read has changed."""
-        stored, refs = self.write(model), tuple(self.write(update.tensors) for update in updates)
+        stored, refs = self.write(model), tuple(self.write(self._sent(model, update)) for update in updates)
         number = next(NUMBERS)
         target = self.folder / f"version {number}"
         slots = {slot: self.folder / f"{slot.replace('/', ' ')} {number}" for slot in self.aggregation.slots}
@@ -76,6 +81,7 @@ class Rounds:
             steps=tuple(update.steps for update in updates) if self.aggregation.rule.needs_steps else (),
             losses=tuple(update.loss for update in updates) if self.aggregation.rule.needs_loss else (),
             state=self.state,
+            population=self.population,
         )
         read = {Path(ref.sha256) for ref in (stored, *refs, *self.state.slots.values())}
         before = {path: path.read_bytes() for path in read}
@@ -87,8 +93,25 @@ class Rounds:
         self.state = AggregationState({slot: at(path) for slot, path in slots.items()}, made.steps)
         return safetensors.torch.load_file(target)
 
+    def _sent(self, model: Tensors, update: Sent) -> Tensors:
+        """What an update has: with a control variate, its change too, by default a sixteenth of the model."""
+        manifest = {name: TensorSpec(DTYPES[tensor.dtype], tuple(tensor.shape)) for name, tensor in model.items()}
+        wanted = control_tensors(self.aggregation, manifest)
+        given = update.control or {
+            name: _wide(tensor) / 16 for name, tensor in model.items() if CONTROL + name in wanted
+        }
+        kinds = {spec: dtype for dtype, spec in DTYPES.items()}
+        return {
+            **update.tensors,
+            **{name: given[name[len(CONTROL) :]].to(kinds[spec.dtype]) for name, spec in wanted.items()},
+        }
+
     def slot(self, name: str) -> dict[str, Tensor]:
         return safetensors.torch.load_file(self.state.slots[name].sha256)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype.is_complex else tensor.double()
 
 
 def bits(tensors: Tensors) -> dict[str, bytes]:

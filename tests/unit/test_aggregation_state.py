@@ -150,6 +150,19 @@ def test_a_model_without_numbers_to_optimize_has_an_empty_state(rounds: Rounds, 
         assert made["steps"].tolist() == [3]
 
 
+@pytest.mark.parametrize("aggregation", [ADAM, CENTERED], ids=["adam", "centered clipping"])
+def test_a_state_goes_on_beside_adjacent_buffers(rounds: Rounds, aggregation: Aggregation) -> None:
+    """A layer of batch normalization has two, of which the state has nothing."""
+    buffers = {"bn.running_mean": np.zeros(2, np.float32), "bn.running_var": np.ones(2, np.float32)}
+    state = NO_STATE
+    for number in (1, 2):
+        updates = [{**vector(value), **buffers} for value in (1.0, 2.0)]
+        made, state, _ = rounds.run(aggregation, {**vector(0), **buffers}, updates, state=state)
+        assert set(state.steps.values()) == {number}
+        assert made["bn.running_var"].tolist() == [1, 1]
+    assert safetensors.numpy.load_file(next(iter(state.slots.values())).sha256).keys() == {"w"}
+
+
 def test_rules_that_select_say_what_they_selected(rounds: Rounds) -> None:
     updates = [vector(0, 1), vector(0, 1.5), vector(0, 1.25), vector(0, 1.125), vector(50, 50)]
     *_, made = rounds.run(Aggregation(Krum(f=1)), vector(0, 0), [*updates, vector(9, 9)], [1, 1, 1, 1, 1, 0])

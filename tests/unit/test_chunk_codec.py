@@ -17,6 +17,7 @@ MESSAGES: list[type[Message]] = [
     round_pb2.SubmitUpdateRequest,
     model_pb2.DownloadModelResponse,
     round_pb2.DownloadAssignedModelResponse,
+    round_pb2.DownloadControlResponse,
 ]
 chunks = st.binary(max_size=300) | st.integers(1, 1 << 20).map(lambda size: b"\xff" * size)
 
@@ -31,6 +32,7 @@ def test_streams_of_chunks_are_found() -> None:
     assert found.downloads.keys() == {
         "/fedround.v1.ModelService/DownloadModel",
         "/fedround.v1.RoundService/DownloadAssignedModel",
+        "/fedround.v1.RoundService/DownloadControl",
     }
 
 

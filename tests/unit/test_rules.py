@@ -32,6 +32,7 @@ DTYPES = (
     torch.complex64,
 )
 ROBUST = ("median", "trimmed_mean", "krum", "multi_krum", "bulyan", "geometric_median", "centered_clipping", "fl_trust")
+NEED_SEVERAL = ("krum", "multi_krum", "bulyan", "fl_trust")
 RULES = sorted(STAGES["algorithm"])
 OPTIMIZERS = sorted(STAGES["server_optimizer"])
 BUFFER = "norm.running_mean"
@@ -54,7 +55,7 @@ def combinations() -> Iterator[Aggregation]:
             replace(without, mixing=Bucketing(2, seed=4)),
             replace(without, clipping=FixedClipping(5.0), mixing=NearestNeighbor(2), server_optimizer=Adam(0.5)),
         ]
-        if name in ("fed_avg", "median", "centered_clipping"):
+        if name in ("fed_avg", "median", "centered_clipping", "scaffold"):
             others += [replace(alone, server_optimizer=stage("server_optimizer", one)) for one in OPTIMIZERS]
         yield from filter(is_compatible, others)
 
@@ -136,7 +137,7 @@ def without_clipping(name: str) -> Any:
     return replace(rule(name), tau=1e6) if name == "centered_clipping" else rule(name)
 
 
-@pytest.mark.parametrize("name", sorted({*RULES} - {"q_fed_avg"}))
+@pytest.mark.parametrize("name", sorted({*RULES} - {"q_fed_avg", "fed_dyn"}))
 def test_equal_updates_give_themselves(rounds: Any, name: str) -> None:
     updates = [replace(one, tensors=UPDATES[0].tensors, steps=2) for one in UPDATES]
     made = rounds(Aggregation(without_clipping(name))).aggregate(MODEL, updates)
@@ -160,7 +161,7 @@ def test_q_fed_avg_without_q_keeps_equal_updates(rounds: Any) -> None:
     assert bits(made) == bits(updates[0].tensors)
 
 
-@pytest.mark.parametrize("name", sorted({*RULES} - {"q_fed_avg", "krum", "multi_krum", "bulyan", "fl_trust"}))
+@pytest.mark.parametrize("name", sorted({*RULES} - {"q_fed_avg", "fed_dyn", *NEED_SEVERAL}))
 def test_one_update_is_the_result(rounds: Any, name: str) -> None:
     aggregation = Aggregation(without_clipping(name))
     made = rounds(aggregation).aggregate(MODEL, UPDATES[4:5])
@@ -168,7 +169,7 @@ def test_one_update_is_the_result(rounds: Any, name: str) -> None:
     assert bits(exact) == bits({key: UPDATES[4].tensors[key] for key in exact})
 
 
-@pytest.mark.parametrize("name", ["krum", "multi_krum", "bulyan", "fl_trust"])
+@pytest.mark.parametrize("name", NEED_SEVERAL)
 def test_too_few_updates_are_no_round(rounds: Any, name: str) -> None:
     needed = rule(name).min_updates()
     with pytest.raises(AggregationFailed, match=f"needs {needed} updates, and there are {needed - 1}"):
@@ -371,7 +372,7 @@ BEYOND = {
     "daisy_period": (0, 10_001),
     "aggregation_period": (10_001,),
     "trusted_client_id": ("",),
-    **dict.fromkeys(("tau", "nu", "norm", "learning_rate", "lipschitz"), (0.0, -0.0)),
+    **dict.fromkeys(("tau", "nu", "norm", "learning_rate", "lipschitz", "alpha"), (0.0, -0.0)),
 }
 OPTIONS = [
     (field, name, option.name)

@@ -30,6 +30,8 @@ _TITLES = {
     "fed_nova": "FedNova",
     "q_fed_avg": "q-FedAvg",
     "fl_trust": "FLTrust",
+    "scaffold": "SCAFFOLD",
+    "fed_dyn": "FedDyn",
     "krum": "Krum",
     "multi_krum": "Multi-Krum",
     "bulyan": "Bulyan",

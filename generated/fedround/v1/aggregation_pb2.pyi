@@ -927,7 +927,7 @@ Global___Adam: _TypeAlias = Adam  # noqa: Y015
 @_typing.final
 class Scaffold(_message.Message):
     """SCAFFOLD (Karimireddy et al., ICML 2020), option II. Each update has the change of its participant's control variate
-    too; example counts do not matter.
+    too, in tensors named control/NAME; example counts do not matter.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

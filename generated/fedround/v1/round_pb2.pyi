@@ -395,7 +395,9 @@ class SubmitUpdateRequest(_message.Message):
     COMPRESSION_FIELD_NUMBER: _builtins.int
     chunk: _builtins.bytes
     """The next 1 B to 1 MiB of the file; 768 KiB is recommended. The file is safetensors, with the tensors of the
-    model, or with differences if round_started allows them.
+    model, or with differences if round_started allows them. With scaffold, it also has the change of the participant's
+    control variate: a tensor control/NAME, in F32 (F64 or C64 if the model's is), for each trained floating tensor NAME
+    that is no buffer.
     """
     chunk_crc32c: _builtins.int
     """CRC-32C (Castagnoli) of this message's chunk, uncompressed. If set, it is verified before the chunk is written: a
@@ -569,6 +571,83 @@ class DownloadAssignedModelResponse(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__chunk_crc32c) -> _WhichOneofReturnType__chunk_crc32c | None: ...
 
 Global___DownloadAssignedModelResponse: _TypeAlias = DownloadAssignedModelResponse  # noqa: Y015
+
+@_typing.final
+class DownloadControlRequest(_message.Message):
+    """Request of DownloadControl."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRAINING_ID_FIELD_NUMBER: _builtins.int
+    ROUND_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    COMPRESSION_FIELD_NUMBER: _builtins.int
+    training_id: _builtins.str
+    """UUID of the training."""
+    round: _builtins.int
+    """Number of the round."""
+    offset: _builtins.int
+    """Offset in the file at which to start, in bytes; at most its size."""
+    compression: _event_pb2.Compression.ValueType
+    """Compression that the caller accepts, as in DownloadModel."""
+    def __init__(
+        self,
+        *,
+        training_id: _builtins.str = ...,
+        round: _builtins.int = ...,
+        offset: _builtins.int = ...,
+        compression: _event_pb2.Compression.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compression", b"compression", "offset", b"offset", "round", b"round", "training_id", b"training_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DownloadControlRequest: _TypeAlias = DownloadControlRequest  # noqa: Y015
+
+@_typing.final
+class DownloadControlResponse(_message.Message):
+    """Message of the stream of DownloadControl."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INFO_FIELD_NUMBER: _builtins.int
+    CHUNK_FIELD_NUMBER: _builtins.int
+    CHUNK_CRC32C_FIELD_NUMBER: _builtins.int
+    COMPRESSION_FIELD_NUMBER: _builtins.int
+    chunk: _builtins.bytes
+    """The next bytes of the file."""
+    chunk_crc32c: _builtins.int
+    """CRC-32C (Castagnoli) of this message's chunk, uncompressed; set with every chunk. If it does not match, resume at
+    the offset at which the chunk began.
+    """
+    compression: _event_pb2.Compression.ValueType
+    """The compression of the chunk."""
+    @_builtins.property
+    def info(self) -> _event_pb2.ModelInfo:
+        """The file that is sent; only in the first message. Its id and version are those of the model that the round started
+        from. The file is safetensors, with a tensor in F32 (F64 or C64 for those) for each trained floating tensor that is
+        no buffer. If there is none yet, which means zeros, it has no sha256 and the size 0.
+        """
+
+    def __init__(
+        self,
+        *,
+        info: _event_pb2.ModelInfo | None = ...,
+        chunk: _builtins.bytes = ...,
+        chunk_crc32c: _builtins.int | None = ...,
+        compression: _event_pb2.Compression.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_chunk_crc32c", b"_chunk_crc32c", "chunk_crc32c", b"chunk_crc32c", "info", b"info"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_chunk_crc32c", b"_chunk_crc32c", "chunk", b"chunk", "chunk_crc32c", b"chunk_crc32c", "compression", b"compression", "info", b"info"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__chunk_crc32c: _TypeAlias = _typing.Literal["chunk_crc32c"]  # noqa: Y015
+    _WhichOneofArgType__chunk_crc32c: _TypeAlias = _typing.Literal["_chunk_crc32c", b"_chunk_crc32c"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__chunk_crc32c) -> _WhichOneofReturnType__chunk_crc32c | None: ...
+
+Global___DownloadControlResponse: _TypeAlias = DownloadControlResponse  # noqa: Y015
 
 @_typing.final
 class SubmitMetricsRequest(_message.Message):

@@ -56,6 +56,11 @@ class RoundServiceStub(object):
                 request_serializer=fedround_dot_v1_dot_round__pb2.DownloadAssignedModelRequest.SerializeToString,
                 response_deserializer=fedround_dot_v1_dot_round__pb2.DownloadAssignedModelResponse.FromString,
                 _registered_method=True)
+        self.DownloadControl = channel.unary_stream(
+                '/fedround.v1.RoundService/DownloadControl',
+                request_serializer=fedround_dot_v1_dot_round__pb2.DownloadControlRequest.SerializeToString,
+                response_deserializer=fedround_dot_v1_dot_round__pb2.DownloadControlResponse.FromString,
+                _registered_method=True)
         self.SubmitMetrics = channel.unary_unary(
                 '/fedround.v1.RoundService/SubmitMetrics',
                 request_serializer=fedround_dot_v1_dot_round__pb2.SubmitMetricsRequest.SerializeToString,
@@ -113,6 +118,14 @@ class RoundServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DownloadControl(self, request, context):
+        """Streams the control variate that the server has in a round, to a member of its cohort: first its info, then chunks. In
+        the first round there is none: the size is 0, and no chunks follow. For scaffold.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def SubmitMetrics(self, request, context):
         """Submits the report of the caller for the open evaluation round, once. What is sent again is answered as by
         SubmitUpdate.
@@ -160,6 +173,11 @@ def add_RoundServiceServicer_to_server(servicer, server):
                     servicer.DownloadAssignedModel,
                     request_deserializer=fedround_dot_v1_dot_round__pb2.DownloadAssignedModelRequest.FromString,
                     response_serializer=fedround_dot_v1_dot_round__pb2.DownloadAssignedModelResponse.SerializeToString,
+            ),
+            'DownloadControl': grpc.unary_stream_rpc_method_handler(
+                    servicer.DownloadControl,
+                    request_deserializer=fedround_dot_v1_dot_round__pb2.DownloadControlRequest.FromString,
+                    response_serializer=fedround_dot_v1_dot_round__pb2.DownloadControlResponse.SerializeToString,
             ),
             'SubmitMetrics': grpc.unary_unary_rpc_method_handler(
                     servicer.SubmitMetrics,
@@ -286,6 +304,33 @@ class RoundService(object):
             '/fedround.v1.RoundService/DownloadAssignedModel',
             fedround_dot_v1_dot_round__pb2.DownloadAssignedModelRequest.SerializeToString,
             fedround_dot_v1_dot_round__pb2.DownloadAssignedModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DownloadControl(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/fedround.v1.RoundService/DownloadControl',
+            fedround_dot_v1_dot_round__pb2.DownloadControlRequest.SerializeToString,
+            fedround_dot_v1_dot_round__pb2.DownloadControlResponse.FromString,
             options,
             channel_credentials,
             insecure,

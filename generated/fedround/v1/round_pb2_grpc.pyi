@@ -53,6 +53,10 @@ class RoundServiceStub:
     """Streams the model that is assigned to the caller in a round of daisy chaining: first its info, then chunks. No
     other user can read it.
     """
+    DownloadControl: _grpc.UnaryStreamMultiCallable[_round_pb2.DownloadControlRequest, _round_pb2.DownloadControlResponse]
+    """Streams the control variate that the server has in a round, to a member of its cohort: first its info, then chunks. In
+    the first round there is none: the size is 0, and no chunks follow. For scaffold.
+    """
     SubmitMetrics: _grpc.UnaryUnaryMultiCallable[_round_pb2.SubmitMetricsRequest, _round_pb2.SubmitMetricsResponse]
     """Submits the report of the caller for the open evaluation round, once. What is sent again is answered as by
     SubmitUpdate.
@@ -90,6 +94,10 @@ class RoundServiceAsyncStub(RoundServiceStub):
     DownloadAssignedModel: _aio.UnaryStreamMultiCallable[_round_pb2.DownloadAssignedModelRequest, _round_pb2.DownloadAssignedModelResponse]  # type: ignore[assignment]
     """Streams the model that is assigned to the caller in a round of daisy chaining: first its info, then chunks. No
     other user can read it.
+    """
+    DownloadControl: _aio.UnaryStreamMultiCallable[_round_pb2.DownloadControlRequest, _round_pb2.DownloadControlResponse]  # type: ignore[assignment]
+    """Streams the control variate that the server has in a round, to a member of its cohort: first its info, then chunks. In
+    the first round there is none: the size is 0, and no chunks follow. For scaffold.
     """
     SubmitMetrics: _aio.UnaryUnaryMultiCallable[_round_pb2.SubmitMetricsRequest, _round_pb2.SubmitMetricsResponse]  # type: ignore[assignment]
     """Submits the report of the caller for the open evaluation round, once. What is sent again is answered as by
@@ -149,6 +157,16 @@ class RoundServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_round_pb2.DownloadAssignedModelResponse], _abc.AsyncIterator[_round_pb2.DownloadAssignedModelResponse]]:
         """Streams the model that is assigned to the caller in a round of daisy chaining: first its info, then chunks. No
         other user can read it.
+        """
+
+    @_abc_1.abstractmethod
+    def DownloadControl(
+        self,
+        request: _round_pb2.DownloadControlRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_round_pb2.DownloadControlResponse], _abc.AsyncIterator[_round_pb2.DownloadControlResponse]]:
+        """Streams the control variate that the server has in a round, to a member of its cohort: first its info, then chunks. In
+        the first round there is none: the size is 0, and no chunks follow. For scaffold.
         """
 
     @_abc_1.abstractmethod

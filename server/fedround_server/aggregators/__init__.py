@@ -8,6 +8,7 @@ from fedround_server.aggregators.centered_clipping import CenteredClipping
 from fedround_server.aggregators.clipping import FixedClipping
 from fedround_server.aggregators.fed_avg import FedAvg
 from fedround_server.aggregators.fed_dc import FedDC
+from fedround_server.aggregators.fed_dyn import FedDyn
 from fedround_server.aggregators.fed_nova import FedNova
 from fedround_server.aggregators.fed_prox import FedProx
 from fedround_server.aggregators.fl_trust import FLTrust
@@ -17,6 +18,7 @@ from fedround_server.aggregators.lora import FreezeA, LoraStack, LoraSvd
 from fedround_server.aggregators.median import Median
 from fedround_server.aggregators.mixing import Bucketing, NearestNeighbor
 from fedround_server.aggregators.q_fed_avg import QFedAvg
+from fedround_server.aggregators.scaffold import Scaffold
 from fedround_server.aggregators.server_optimizer import Adagrad, Adam, Sgd, Yogi
 from fedround_server.aggregators.trimmed_mean import TrimmedMean
 from fedround_server.domain.aggregation import BUFFERS, Aggregation, options_of
@@ -38,6 +40,8 @@ STAGES: Mapping[str, Mapping[str, type[Any]]] = {
             GeometricMedian,
             CenteredClipping,
             FLTrust,
+            Scaffold,
+            FedDyn,
             LoraStack,
             LoraSvd,
             FreezeA,

@@ -31,6 +31,18 @@ def check_compatible(found: Aggregation) -> None:
         raise AggregationIncompatible(
             "mixing", f"does not go with {rule.name}, which has to know whose an update is: mixed ones have no owner"
         )
+    if rule.slots:
+        for field in ("clipping", "mixing"):
+            if field in found.stages:
+                raise AggregationIncompatible(
+                    field,
+                    f"does not go with {rule.name}: what it remembers of the updates, and what participants remember,"
+                    " would no longer belong together",
+                )
+    if found.server_optimizer is not None and not rule.takes_optimizer:
+        raise AggregationIncompatible(
+            "server_optimizer", f"does not go with {rule.name}, which makes a step of its own with what it remembers"
+        )
 
 
 def check_reachable(spec: TrainingSpec) -> None:

@@ -7,7 +7,7 @@ the options; only an engine's processes compute. So no module of the package loa
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -137,6 +137,7 @@ class BaseRule(BaseStage):
         needs_loss: Whether participants have to report the loss of the model that they started from.
         keeps_aggregate: Whether it sees the difference that the round before has made.
         selects: Whether it leaves some updates out.
+        slots, control, takes_optimizer: As `Rule` has them; see `StatefulRule`.
     """
 
     selects: ClassVar[bool] = False
@@ -144,6 +145,9 @@ class BaseRule(BaseStage):
     needs_steps: ClassVar[bool] = False
     needs_loss: ClassVar[bool] = False
     keeps_aggregate: ClassVar[bool] = False
+    slots: ClassVar[tuple[str, ...]] = ()
+    control: ClassVar[str | None] = None
+    takes_optimizer: ClassVar[bool] = True
 
     def min_updates(self) -> int:
         """Returns how many updates the rule needs."""
@@ -172,6 +176,44 @@ class LinearRule(BaseRule):
     @abstractmethod
     def shares(self, updates: Updates) -> Shares:
         """Returns the linear combination."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepContext:
+    """What a step of a rule with state knows of its round.
+
+    Attributes:
+        count: How many updates take part, >= 1.
+        population: How many participants could have been asked for one, >= count.
+        control: The sum of the changes of the participants' control variates: shape (elements,), float64; zeros unless
+            the rule has a control variate.
+    """
+
+    count: int
+    population: int
+    control: Tensor
+
+
+class StatefulRule(LinearRule):
+    """A linear rule that remembers something of each element, and makes a step with it, element by element.
+
+    Attributes:
+        slots: Names of what it remembers, each as large as the model; zeros before the first step.
+    """
+
+    @abstractmethod
+    def step(self, delta: Tensor, state: Mapping[str, Tensor], context: StepContext) -> Tensor | None:
+        """Makes a step.
+
+        Args:
+            delta: The linear combination less the model: shape (elements,), float64; not to be written to.
+            state: The slots, like that; overwritten with their new contents.
+            context: What is known of the round.
+
+        Returns:
+            What is added to the model: shape (elements,), float64, which the caller rounds. None for `delta`: then the
+            model is the linear combination, correctly rounded.
+        """
 
 
 class ColumnRule(BaseRule):

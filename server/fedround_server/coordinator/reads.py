@@ -11,6 +11,7 @@ class Reads:
         self.training = store.trainings.get
         self.trainings = store.trainings.page
         self.assigned_model = store.rounds.assigned
+        self.control_variate = store.rounds.control_variate
         self.model = store.models.get
         self.models = store.models.page
         self.model_versions = store.models.page_versions

@@ -55,11 +55,18 @@ class Rule(Stage, Protocol):
         needs_steps: Whether participants have to report their local steps.
         needs_loss: Whether participants have to report the loss of the model that they started from.
         keeps_aggregate: Whether it sees the difference that the round before has made.
+        slots: Names of what it remembers of each element.
+        control: The slot with its control variate: participants download it, and their updates have the change of
+            theirs. None if it has no such thing.
+        takes_optimizer: Whether a server optimizer may follow it.
     """
 
     needs_steps: ClassVar[bool]
     needs_loss: ClassVar[bool]
     keeps_aggregate: ClassVar[bool]
+    slots: ClassVar[tuple[str, ...]]
+    control: ClassVar[str | None]
+    takes_optimizer: ClassVar[bool]
 
     def min_updates(self) -> int:
         """Returns how many updates it needs, with these options."""
@@ -135,12 +142,22 @@ class Aggregation:
     def slots(self) -> tuple[str, ...]:
         """The names of the files of its state."""
         kept = () if self.kept_slot is None else (self.kept_slot,)
-        return (*kept, *self.optimizer_slots.values())
+        return (*kept, *self.rule_slots.values(), *self.optimizer_slots.values())
 
     @property
     def kept_slot(self) -> str | None:
         """The name of the file with the difference that the round before has made; None if the rule does not see it."""
         return f"{self.rule.name}/{KEPT}" if self.rule.keeps_aggregate else None
+
+    @property
+    def rule_slots(self) -> Mapping[str, str]:
+        """The names of the files of the rule, by its own names for its slots."""
+        return {slot: f"{self.rule.name}/{slot}" for slot in self.rule.slots}
+
+    @property
+    def control_slot(self) -> str | None:
+        """The name of the file with the rule's control variate; None if it has none."""
+        return None if self.rule.control is None else self.rule_slots[self.rule.control]
 
     @property
     def optimizer_slots(self) -> Mapping[str, str]:

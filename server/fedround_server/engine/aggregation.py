@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedround_server.aggregators.rule import NoAggregate, Updates
+from fedround_server.aggregators.rule import NoAggregate, StatefulRule, StepContext, Updates
 from fedround_server.aggregators.server_optimizer import ServerOptimizer
 from fedround_server.blobs import BlobFiles
 from fedround_server.domain.aggregation import Aggregation, UpdateFacts
@@ -175,12 +175,16 @@ class _Elements:
         self._job = job
         self._decision = decision
         self._weights = weights
-        optimizer = aggregation.server_optimizer
+        optimizer, rule = aggregation.server_optimizer, aggregation.rule
         self._optimizer = optimizer if isinstance(optimizer, ServerOptimizer) else None
+        self._rule = rule if isinstance(rule, StatefulRule) else None
+        self._rule_slots = aggregation.rule_slots
         self._kept = aggregation.kept_slot
         self._optimizer_slots = aggregation.optimizer_slots
         # What each slot contains before the first round.
-        self._initial = {} if self._kept is None else {self._kept: 0.0}
+        self._initial = dict.fromkeys(self._rule_slots.values(), 0.0)
+        if self._kept is not None:
+            self._initial[self._kept] = 0.0
         if self._optimizer is not None:
             self._initial |= {name: self._optimizer.initial(slot) for slot, name in self._optimizer_slots.items()}
 
@@ -223,15 +227,29 @@ class _Elements:
             delta = self._decision.difference(block, state[self._kept] if self._kept else None)
             if self._kept:
                 state[self._kept] = delta.clone()
+            moved: Tensor | None = delta
+            if self._rule is not None:
+                moved = self._step_of_rule(self._rule, block, delta, state)
             if self._optimizer is not None:
-                delta = self._step(self._optimizer, delta, state)
-            result = narrow(delta.add_(widen(block.model)), block.model.dtype)
+                moved = self._step(self._optimizer, delta if moved is None else moved, state)
+            if moved is None:
+                result = self._decision.aggregate(block)
+            else:
+                result = narrow(moved.add_(widen(block.model)), block.model.dtype)
         kept = {slot: as_kept(values, block.model.dtype) for slot, values in state.items()}
         for slot, values in kept.items():
             if not is_finite(values):
                 name = block.run.owner(block.start + first_not_finite(values))
                 raise AggregationFailed(f"the state {slot!r} of tensor {name!r} has values that its dtype cannot hold")
         return result, kept
+
+    def _step_of_rule(
+        self, rule: StatefulRule, block: Block, delta: Tensor, state: Mapping[str, Tensor]
+    ) -> Tensor | None:
+        count = len(self._weights)
+        control = torch.zeros_like(delta) if rule.control is None else block.control()
+        context = StepContext(count, max(count, self._job.population), control)
+        return rule.step(delta, {slot: state[name] for slot, name in self._rule_slots.items()}, context)
 
     def _step(self, optimizer: ServerOptimizer, delta: Tensor, state: Mapping[str, Tensor]) -> Tensor:
         names = self._optimizer_slots

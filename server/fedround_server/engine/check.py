@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fedround_server.domain.transport import INT8_LIMIT, SCALES
 from fedround_server.engine.format.dtypes import first_not_finite, is_finite, widen
+from fedround_server.engine.format.prefixed import divided
 from fedround_server.engine.format.runs import runs, singly
 from fedround_server.engine.format.scaled import differences, without_scaled
 from fedround_server.engine.format.tensors import TensorFile, Tensors, blocks
@@ -26,6 +27,7 @@ def check_numbers(
     prefix: str = "",
     model: Tensors | None = None,
     block_sizes: Mapping[str, int] = MappingProxyType({}),
+    beside: str = "",
 ) -> CheckResult:
     """Looks for NaN and Inf, checks the scales of int8 differences, and measures how far the file is from its origin.
 
@@ -35,6 +37,7 @@ def check_numbers(
         prefix: What the file puts before the names of the origin's tensors.
         model: A model that has the file's tensors, whose NaN and Inf the file may have in the same places.
         block_sizes: How many numbers of the file share a scale, by the name of a tensor of int8 differences.
+        beside: What precedes the names of tensors that neither the origin nor the model has; empty if there are none.
 
     Raises:
         BlobDamaged: The origin or the model is not what was stored.
@@ -42,6 +45,13 @@ def check_numbers(
     norm = 0.0
     with TensorFile(path) as file:
         layout = without_scaled(file.layout, block_sizes) if block_sizes else file.layout
+        if beside:
+            layout, own = divided(layout, beside)
+            for run in runs(own):
+                for start, length in blocks(run.num_numbers):
+                    block = widen(file.block(run.first, start, length))
+                    if not is_finite(block):
+                        return CheckResult(not_finite=run.owner(start + first_not_finite(block)))
         for name, block_size in block_sizes.items():
             found = _check_scaled(file, name, block_size, measured=origin is not None)
             if found.not_finite is not None or found.problem is not None:

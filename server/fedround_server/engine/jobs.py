@@ -42,6 +42,7 @@ class CheckJob:
         prefix: What the file puts before the names of the origin's tensors.
         model: A model that has the file's tensors, whose NaN and Inf the file may have in the same places.
         block_sizes: How many numbers of the file share a scale, by the name of a tensor of int8 differences.
+        beside: What precedes the names of tensors that neither the origin nor the model has; empty if there are none.
     """
 
     file: FileRef
@@ -49,6 +50,7 @@ class CheckJob:
     prefix: str = ""
     model: VersionFile | None = None
     block_sizes: Mapping[str, int] = field(default_factory=dict)
+    beside: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fedround_server.domain.control import CONTROL
 from fedround_server.engine.format.dtypes import widen
 from fedround_server.engine.format.runs import Run
 from fedround_server.engine.format.scaled import differences
@@ -80,6 +81,16 @@ class Block:
             sum of the model and a difference.
         """
         return [self._update(update) for update in self._updates]
+
+    def control(self) -> Tensor:
+        """Returns the sum of the changes of control variates, in the order of the updates: shape (elements,), float64.
+
+        The updates must have them.
+        """
+        total = torch.zeros(len(self), dtype=torch.float64)
+        for update in self._updates:
+            total.add_(update.file.block(CONTROL + self.run.first, self.start, len(self)))
+        return total
 
     def _update(self, update: OpenedUpdate) -> Tensor:
         part = update.file.block(self.run.first, self.start, len(self))

@@ -10,14 +10,12 @@ from torch import Tensor
 
 from fedround_server.blobs import BlobFiles
 from fedround_server.domain.aggregation import AggregationState
-from fedround_server.domain.model import BlobRef, Dtype, Manifest, TensorSpec
+from fedround_server.domain.control import state_tensors
+from fedround_server.domain.model import BlobRef, Manifest
 from fedround_server.engine.format.manifest import make_header
 from fedround_server.engine.format.runs import Run
 from fedround_server.engine.format.tensors import TensorFile, open_blob
 from fedround_server.engine.format.writer import TensorWriter
-
-PRECISE = (Dtype.F64, Dtype.C64)
-"""Types of which the state has numbers in the same type; of others it has float32."""
 
 
 def as_kept(values: Tensor, dtype: torch.dtype) -> Tensor:
@@ -83,10 +81,7 @@ def open_slots(
     Raises:
         BlobDamaged: A file is not what was stored.
     """
-    kept = {
-        name: TensorSpec(spec.dtype if spec.dtype in PRECISE else Dtype.F32, spec.shape)
-        for name, spec in tensors.items()
-    }
+    kept = state_tensors(tensors)
     header = make_header(kept)
     with ExitStack() as stack:
         opened = {

@@ -11,10 +11,13 @@ from torch import Tensor
 from fedround_server.blobs import BlobFiles
 from fedround_server.domain.adapters import NO_ADAPTERS, Adapters
 from fedround_server.domain.aggregation import Aggregation
+from fedround_server.domain.control import CONTROL, control_tensors
+from fedround_server.domain.model import Manifest
 from fedround_server.domain.tensor_selection import matcher
 from fedround_server.engine.format.assembly import in_order
 from fedround_server.engine.format.dtypes import widen
 from fedround_server.engine.format.layouts import Layouts
+from fedround_server.engine.format.prefixed import unprefixed
 from fedround_server.engine.format.runs import Run, runs
 from fedround_server.engine.format.tensors import BLOCK, Tensors, open_blob
 from fedround_server.engine.format.versions import open_version
@@ -64,6 +67,8 @@ class Source:
         files = [update.file for update in updates]
         bases = [update.base for update in updates if update.base is not None]
         layouts = [file.layout for file in (*files, *bases, *slots.found.values())]
+        if _has_control(job):
+            layouts += [unprefixed(one, CONTROL) for one in {id(file.layout): file.layout for file in files}.values()]
         self.runs: Sequence[Run] = list(runs(result.layout, layouts, apart=self._treatment))
 
     def is_trained(self, run: Run) -> bool:
@@ -139,7 +144,7 @@ def open_source(
         result = plan(files, job, model)
         manifest = job.tensors.trained(model.layout.manifest)
         adapters = _adapters(job, model)
-        layouts = Layouts(manifest, job.transport.encoded(manifest), adapters=adapters.pairs)
+        layouts = Layouts(*_expected(job, manifest), adapters=adapters.pairs)
         origins = job.origins or (UpdateOrigin(),) * len(job.updates)
         bases = {
             origins[index].base: stack.enter_context(open_version(files, base, ahead))
@@ -166,6 +171,19 @@ def _adapters(job: AggregationJob, model: Tensors) -> Adapters:
         return NO_ADAPTERS
     manifest = model.layout.manifest
     return job.aggregation.rule.adapters(manifest, job.tensors.trained(manifest))
+
+
+def _expected(job: AggregationJob, manifest: Manifest) -> Sequence[Manifest]:
+    """Returns the tensors that an update may have."""
+    own = (manifest, job.transport.encoded(manifest))
+    if not isinstance(job.aggregation, Aggregation) or not _has_control(job):
+        return own
+    control = control_tensors(job.aggregation, manifest)
+    return [{**tensors, **control} for tensors in own]
+
+
+def _has_control(job: AggregationJob) -> bool:
+    return isinstance(job.aggregation, Aggregation) and job.aggregation.rule.control is not None
 
 
 def _treatments(job: AggregationJob, adapters: Adapters) -> Callable[[str], Treatment | str]:

@@ -61,7 +61,7 @@ def run_check(files: BlobFiles, job: CheckJob) -> CheckResult:
     with ExitStack() as stack:
         origin = None if job.origin is None else stack.enter_context(open_version(files, job.origin))
         model = None if job.model is None else stack.enter_context(open_version(files, job.model))
-        return check_numbers(files.local_path(job.file), origin, job.prefix, model, job.block_sizes)
+        return check_numbers(files.local_path(job.file), origin, job.prefix, model, job.block_sizes, job.beside)
 
 
 def run_aggregation(files: BlobFiles, job: AggregationJob, threads: int = 1) -> StagedResult:

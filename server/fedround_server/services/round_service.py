@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
-from fedround.v1 import round_pb2, round_pb2_grpc
+from fedround.v1 import event_pb2, round_pb2, round_pb2_grpc
 from fedround_server.coordinator import Coordinator
 from fedround_server.coordinator.served_files import ServedFile
 from fedround_server.coordinator.subscription import GoingAway, Heartbeat
@@ -92,6 +92,25 @@ class RoundService(round_pb2_grpc.RoundServiceServicer):
         what = f"the model that is assigned to you in round {request.round} of the training {training_id}"
         chunks = self._coordinator.models.read(ServedFile.of(what, base.version, blob), request.offset)
         await send_file(context, round_pb2.DownloadAssignedModelResponse, info, chunks, compressor)
+
+    async def DownloadControl(  # type: ignore[override]  # a coroutine that writes has no generator lifetime to reason about
+        self,
+        request: round_pb2.DownloadControlRequest,
+        context: Call,
+    ) -> None:
+        """Streams the control variate of a round, if there is one yet."""
+        compressor = self._compressor if parse_compression(request.compression) else None
+        training_id = fields.parse_id("training_id", request.training_id)
+        base, blob = await self._coordinator.reads.control_variate(training_id, request.round, caller().user_id)
+        check_offset(0 if blob is None else blob.size_bytes, request.offset)
+        if blob is None:
+            nothing = event_pb2.ModelInfo(model_id=base.model_id, version=base.version)
+            await context.write(round_pb2.DownloadControlResponse(info=nothing))
+            return
+        info = convert.model_info(ModelInfo(base.model_id, base.version, blob))
+        what = f"the control variate of round {request.round} of the training {training_id}"
+        chunks = self._coordinator.models.read(ServedFile.of(what, base.version, blob), request.offset)
+        await send_file(context, round_pb2.DownloadControlResponse, info, chunks, compressor)
 
     async def SubmitMetrics(
         self, request: round_pb2.SubmitMetricsRequest, context: Call

@@ -166,7 +166,9 @@ class Uploads:
                         work = self._store_small(body, writer, is_acceptable, accept)
                     else:
                         layout = _finish(body, writer)
-                        found = await self._check_and_sync(writer, _check_job(writer, bound, model, scaled), bound)
+                        beside = "" if expected is None else expected.beside
+                        job = _check_job(writer, bound, model, scaled, beside)
+                        found = await self._check_and_sync(writer, job, bound)
                         if found.problem is not None:
                             raise UpdateMismatch(f"{found.problem}: nothing of the file was taken")
                         received = Received(writer.staged.blob, layout.manifest, is_acceptable(found.not_finite))
@@ -237,10 +239,10 @@ def _checked(found: R) -> R:
 
 
 def _check_job(
-    writer: BlobWriter, bound: NormBound | None, model: VersionFile | None, block_sizes: Mapping[str, int]
+    writer: BlobWriter, bound: NormBound | None, model: VersionFile | None, block_sizes: Mapping[str, int], beside: str
 ) -> CheckJob:
     origin, prefix = (None, "") if bound is None else (bound.origin, bound.prefix)
-    return CheckJob(writer.staged.file, origin, prefix, model, block_sizes)
+    return CheckJob(writer.staged.file, origin, prefix, model, block_sizes, beside)
 
 
 def _not_finite(tensor: str, incoming: Incoming, model: VersionFile | None) -> UpdateNotFinite:

@@ -30,6 +30,8 @@ class ExpectedTensors:
         private: Names of tensors that its participant must keep, for errors.
         adapters: Adapters of which one in full may have a lower rank.
         is_bounded: Whether its distance from the model has a limit: then adapters have the ranks of the model.
+        beside: What precedes the names of tensors that the model has not, and that do not count for the distance; empty
+            if there are none.
     """
 
     manifest: Manifest
@@ -37,6 +39,7 @@ class ExpectedTensors:
     block_sizes: Mapping[str, int] = field(default_factory=dict)
     prefix: str = ""
     private: frozenset[str] = frozenset()
+    beside: str = ""
     adapters: tuple[AdapterPair, ...] = ()
     is_bounded: bool = False
 

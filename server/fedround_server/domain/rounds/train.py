@@ -1,6 +1,7 @@
 """Rounds in which participants train the model; their updates make its next version."""
 
 from fedround_server.domain.aggregation import BUFFERS, DaisyChaining
+from fedround_server.domain.control import CONTROL, check_control, control_tensors
 from fedround_server.domain.model import Manifest
 from fedround_server.domain.rounds.kind import (
     Computation,
@@ -33,22 +34,25 @@ class Train(RoundKind):
             check_globs("spec.aggregation.buffers", spec.aggregation.buffers, spec.tensors.trained(model))
         if not isinstance(spec.aggregation.rule, DaisyChaining):
             spec.transport.check(spec.tensors.trained(model))
+        check_control(spec.aggregation, model, spec.tensors.trained(model))
 
     def request(self, spec: TrainingSpec, step: int) -> RoundRequest:
         """Returns the precisions of updates."""
         return RoundRequest(transport=spec.transport)
 
     def tensors(self, spec: TrainingSpec, model: Manifest) -> ExpectedTensors:
-        """Returns the tensors of the model that are trained, or differences from them."""
+        """Returns the tensors that are trained, or differences from them, and those of control variates."""
         trained = spec.tensors.trained(model)
         encoded = spec.transport.encoded(trained)
+        control = control_tensors(spec.aggregation, trained)
         return ExpectedTensors(
-            trained,
-            None if encoded == trained else encoded,
+            {**trained, **control} if control else trained,
+            None if encoded == trained else {**encoded, **control},
             spec.transport.block_sizes(trained),
             private=spec.tensors.private_names(model),
             adapters=spec.aggregation.rule.adapters(model, trained).pairs,
             is_bounded=bool(spec.max_update_norm),
+            beside=CONTROL if control else "",
         )
 
     def computation(self, spec: TrainingSpec, step: int) -> Computation:

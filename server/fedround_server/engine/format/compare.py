@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping
 from types import MappingProxyType
 
+from fedround_server.domain.control import CONTROL
 from fedround_server.domain.errors import TensorsMismatch, UpdateMismatch
 from fedround_server.domain.model import Manifest, TensorSpec
 from fedround_server.domain.tensor_selection import some
@@ -56,7 +57,8 @@ def _is_difference(name: str, actual: Manifest, expected: Manifest, differences:
 
 
 def _describe_choice(expected: Manifest, differences: Manifest) -> str:
-    if all(differences[name] != spec for name, spec in expected.items() if spec.dtype in WIDE):
+    wide = {name: spec for name, spec in expected.items() if spec.dtype in WIDE and not name.startswith(CONTROL)}
+    if all(differences[name] != spec for name, spec in wide.items()):
         return "differences of all F32 and F64 tensors, or of none"
     return "differences of the tensors that spec.update_precision and spec.tensor_precisions select, or of none"
 
@@ -75,7 +77,13 @@ def _describe_names(missing: list[str], surplus: list[str], private: Collection[
     lacks = f"lacks tensors that the round asks for: {some(missing)}"
     has = f"has tensors that the round does not ask for: {some(surplus)}"
     text = f"the update {'; and it '.join(([lacks] if missing else []) + ([has] if surplus else []))}"
-    if prefix := _prefix(missing, surplus):
+    if any(name.startswith(CONTROL) for name in missing):
+        text += (
+            f". The rule of the training needs the change of the participant's control variate, a tensor {CONTROL}NAME"
+            " in F32 (F64 or C64 if NAME is) for each trained tensor: train with round.control of the SDK, and return"
+            " Update(..., local_steps=..., learning_rate=...)"
+        )
+    elif prefix := _prefix(missing, surplus):
         text += (
             f". The names of the update begin with {prefix!r}, those of the model do not: remove it with"
             f" fedround_client.strip_prefix(state_dict, {prefix!r})"

@@ -46,7 +46,8 @@ def runs(
 
     Args:
         layout: The first file's layout.
-        others: Layouts of the other files; equal objects are processed once.
+        others: Layouts of the other files; equal objects are processed once. One that has no tensor of some names
+            joins these.
         apart: Returns of which sort a tensor is: those of different sorts are not joined.
     """
     layouts = [layout, *{id(other): other for other in others}.values()]
@@ -70,8 +71,8 @@ def singly(layout: Layout) -> Iterator[Run]:
 
 
 def _are_adjacent(layout: Layout, name: str, following: str) -> bool:
-    spec = layout.manifest[name]
-    return (
+    spec = layout.manifest.get(name)
+    return spec is None or (
         spec.dtype.is_floating
         and spec.dtype is layout.manifest[following].dtype
         and layout.offsets[following] == layout.offsets[name] + spec.num_bytes

@@ -25,6 +25,7 @@ from fedround_server.domain.rounds.round import (
 from fedround_server.domain.training import Stop, TrainingFailure
 from fedround_server.domain.update import Submission, Update
 from fedround_server.store.db.run import Verbs, snapshot, verb
+from fedround_server.store.queries.control_variate import find_control_variate
 from fedround_server.store.queries.failure import failed_users
 from fedround_server.store.queries.participant import failed_participants, is_participant, participant_ids
 from fedround_server.store.queries.round import (
@@ -32,6 +33,7 @@ from fedround_server.store.queries.round import (
     find_assignment,
     find_round,
     get_round,
+    is_member,
     list_unfinished_rounds,
     missing_members,
 )
@@ -317,16 +319,26 @@ class RoundVerbs(Verbs):
             RoundNotFound: There is no such round (yet).
             NotInCohort: No model was assigned to the user in it.
         """
-        training = find_visible(training_id, user_id)
-        if not is_participant(training_id, user_id):
-            raise TrainingNotFound(training_id)
-        row = find_round(training_id, number)
-        if row is None:
-            raise RoundNotFound(number, training_id)
+        training, row = _round_of_participant(training_id, number, user_id)
         found = find_assignment(row, user_id)
         if found is None:
             raise NotInCohort("no model was assigned to you in this round: download the one that round_started names")
         return model_info(training.model_id, row.model_version), found
+
+    @verb
+    def control_variate(self, training_id: str, number: int, user_id: str) -> tuple[ModelInfo, BlobRef | None]:
+        """Returns the model that a round started from, and the control variate of its rule; None if there is none yet.
+
+        Raises:
+            TrainingNotFound: The user takes no part in such a training.
+            RoundNotFound: There is no such round (yet).
+            NotInCohort: The user is no member of its cohort.
+            FieldInvalid: The rule of the training has none.
+        """
+        training, row = _round_of_participant(training_id, number, user_id)
+        if not is_member(training_id, number, user_id):
+            raise NotInCohort("you are no member of the round's cohort: wait for a round_started event of your own")
+        return model_info(training.model_id, row.model_version), find_control_variate(training, row)
 
     @verb
     def unfinished(self) -> list[UnfinishedRound]:
@@ -350,6 +362,17 @@ class RoundVerbs(Verbs):
             RoundNotFound: There is no such round (yet).
         """
         return view(*_round_of_actor(training_id, number, actor_id, "look into"))
+
+
+def _round_of_participant(training_id: str, number: int, user_id: str) -> tuple[TrainingRow, RoundRow]:
+    """Returns a training and one of its rounds, for a participant."""
+    training = find_visible(training_id, user_id)
+    if not is_participant(training_id, user_id):
+        raise TrainingNotFound(training_id)
+    row = find_round(training_id, number)
+    if row is None:
+        raise RoundNotFound(number, training_id)
+    return training, row
 
 
 def _round_of_actor(training_id: str, number: int | None, actor_id: str, purpose: str) -> tuple[TrainingRow, RoundRow]:
