@@ -2,7 +2,7 @@
 
 from datetime import datetime, timedelta
 
-from peewee import Case, Field, ModelSelect, fn
+from peewee import Case, Expression, Field, ModelSelect, fn
 
 from fedround_server.domain.aggregation import UpdateFacts
 from fedround_server.domain.forecast import HISTORY
@@ -133,6 +133,13 @@ def counted(training_id: str, number: int, *columns: Field) -> "ModelSelect[Upda
         UpdateRow.select(*columns)
         .join(CohortRow, on=SUBMITTED)
         .where(UpdateRow.training_id == training_id, UpdateRow.number == number, ~CohortRow.removed)
+    )
+
+
+def stored_updates(training_id: str, *conditions: Expression) -> "ModelSelect[UpdateRow]":
+    """Selects the updates of a training whose files are stored, without their metrics."""
+    return UpdateRow.select(UpdateRow.update_id, UpdateRow.number, UpdateRow.size_bytes).where(
+        UpdateRow.training_id == training_id, UpdateRow.stored, *conditions
     )
 
 

@@ -1,6 +1,6 @@
 """Transactions about rounds: how they close, what they make, and how they stand."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from types import MappingProxyType
@@ -22,6 +22,7 @@ from fedround_server.domain.rounds.round import (
     RoundView,
     UnfinishedRound,
 )
+from fedround_server.domain.shadow import ShadowResult, ShadowTask
 from fedround_server.domain.training import Stop, TrainingFailure
 from fedround_server.domain.update import Submission, Update
 from fedround_server.store.db.run import Verbs, snapshot, verb
@@ -36,6 +37,7 @@ from fedround_server.store.queries.round import (
     missing_members,
 )
 from fedround_server.store.queries.round_status import view
+from fedround_server.store.queries.shadow_task import shadow_tasks
 from fedround_server.store.queries.training import find_training, find_visible, lock_training
 from fedround_server.store.queries.version import aggregation_state, known_version, model_info
 from fedround_server.store.tables.mapping import from_facts, to_round, to_spec, to_update
@@ -56,6 +58,7 @@ class AggregationTask:
         computation: What makes a file of the updates; None if the round makes none.
         updates: The updates that count, in canonical order; empty if these are reports.
         state: What the aggregation that made the model has left for this one.
+        shadows: The shadow aggregations of the same updates.
     """
 
     round: Round
@@ -63,6 +66,7 @@ class AggregationTask:
     computation: Computation | None
     updates: tuple[Update, ...]
     state: AggregationState = NO_STATE
+    shadows: tuple[ShadowTask, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +196,7 @@ class RoundVerbs(Verbs):
         updates = tuple(map(to_update, counted_updates(training_id, row.number))) if has_files else ()
         slots = () if computation is None else computation.aggregation.slots
         state = aggregation_state(training.model_id, row.model_version, slots)
-        return AggregationTask(to_round(row), model, computation, updates, state)
+        return AggregationTask(to_round(row), model, computation, updates, state, shadow_tasks(row, computation))
 
     @snapshot
     def find_replay(self, training_id: str, number: int, actor_id: str) -> ReplayTask:
@@ -230,12 +234,13 @@ class RoundVerbs(Verbs):
         now: datetime,
         state: AggregationState = NO_STATE,
         report: Mapping[str, UpdateFacts] = MappingProxyType({}),
+        shadows: Sequence[ShadowResult] = (),
     ) -> bool:
         """Commits a round's result, and what follows: the next round, or the end; returns whether this was the commit.
 
         An aggregation that was started in an earlier epoch does not commit (fencing). The result is the file that was
-        made of the updates, if the round makes one, the state what its aggregation leaves for the next one, and the
-        report what it has found out about the updates, by user.
+        made of the updates, if the round makes one, the state what its aggregation leaves for the next one, the report
+        what it has found out about the updates, by user, and the shadows what the shadow aggregations have made.
         """
         training = lock_training(training_id)
         if training is None:
@@ -264,7 +269,7 @@ class RoundVerbs(Verbs):
         row = get_round(training_id, number)
         if report:
             RoundReportRow.create(training_id=training_id, number=number, facts=from_facts(report))
-        commit_result(training, row, updates, metrics, result, now, state)
+        commit_result(training, row, updates, metrics, result, now, state, shadows)
         return True
 
     @verb
