@@ -1,4 +1,4 @@
-"""Shadow aggregations: other aggregations of the updates of a training, each with a model of its own."""
+"""Shadow aggregations: other aggregations of the updates of a training, each with a model of its own, a side branch."""
 
 from dataclasses import dataclass
 

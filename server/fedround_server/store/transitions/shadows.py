@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
 
 from fedround_server.aggregators import from_aggregation
 from fedround_server.domain.aggregation import title
 from fedround_server.domain.audit import AuditRecord
-from fedround_server.domain.model import BaseAndDelta, BlobRef, NewModel
+from fedround_server.domain.model import NewModel
 from fedround_server.domain.shadow import ShadowResult
 from fedround_server.domain.training import TrainingSpec
 from fedround_server.store.db.audit_trail import append
@@ -21,8 +20,10 @@ from fedround_server.store.transitions.versions import (
     add_state,
     append_version,
     begin_deltas,
+    branch_facts,
     drop_versions,
     insert_model,
+    own_bytes,
 )
 
 
@@ -67,31 +68,10 @@ def add_shadow_versions(
         raise ValueError("a round is committed without the results of its shadow aggregations")
     num_examples = sum(update.num_examples for update in updates)
     for one, stages in zip(shadows, spec_shadows, strict=True):
-        append_version(one.model_id, training.model_version, one.file, _own_bytes(one), now)
+        append_version(one.model_id, training.model_version, one.file, own_bytes(one.model_id, one.file), now)
         add_state(one.model_id, training.model_version, one.state)
-        facts: dict[str, Any] = {
-            "sha256": one.file.sha256,
-            "size_bytes": one.file.size_bytes,
-            "round": row.number,
-            "rounds": 1,
-            "num_updates": len(updates),
-            "num_examples": num_examples,
-            **stages,
-        }
-        if isinstance(one.file, BaseAndDelta):
-            facts |= {"base_sha256": one.file.base.sha256, "delta_sha256": one.file.delta.sha256}
-        if one.state.slots:
-            facts["state"] = one.state.facts
-        if one.problem:
-            facts["problem"] = one.problem
+        counted = {"round": row.number, "rounds": 1, "num_updates": len(updates), "num_examples": num_examples}
+        facts = {**branch_facts(one.file, one.state, one.problem), **counted, **stages}
         version = str(training.model_version)
         append(AuditRecord("shadow_version_made", training.training_id, one.model_id, version, facts))
         drop_versions(training, one.model_id)
-
-
-def _own_bytes(result: ShadowResult) -> int:
-    """Returns the size of what only the new version refers to: nothing if that is the base of its model."""
-    if not isinstance(result.file, BlobRef):
-        return result.file.delta.size_bytes
-    base = find_base(result.model_id)
-    return 0 if base is not None and base.sha256 == result.file.sha256 else result.file.size_bytes

@@ -1,6 +1,7 @@
 """Changes of models: versions and their tags."""
 
 from datetime import datetime
+from typing import Any
 
 from fedround_server.domain.aggregation import NO_STATE, STEPS, AggregationState
 from fedround_server.domain.audit import AuditRecord
@@ -115,11 +116,35 @@ def add_version(training: TrainingRow, file: VersionFile, now: datetime) -> None
     append_version(training.model_id, training.model_version, file, blobs_of(file)[-1].size_bytes, now)
 
 
+def own_bytes(model_id: str, file: VersionFile) -> int:
+    """Returns the size of what only a new version would refer to: nothing if its file is the base of the model."""
+    if isinstance(file, BaseAndDelta):
+        return file.delta.size_bytes
+    base = find_base(model_id)
+    return 0 if base is not None and base.sha256 == file.sha256 else file.size_bytes
+
+
 def append_version(model_id: str, version: int, file: VersionFile, own_bytes: int, now: datetime) -> None:
     """Stores the next version of a model, which adds so many bytes to what is stored of the model."""
     insert_version(model_id, version, file, now)
     ModelRow.update(version=version).where(ModelRow.model_id == model_id).execute()
     _add_stored_bytes(model_id, own_bytes)
+
+
+def branch_facts(file: VersionFile, state: AggregationState, problem: str) -> dict[str, Any]:
+    """Returns what the audit log has of the file of a version of a side branch.
+
+    Args:
+        file: The file.
+        state: What its aggregation leaves for the next one.
+        problem: Why the updates had no aggregate, so that it is a copy; empty if they had one.
+    """
+    facts: dict[str, Any] = {"sha256": file.sha256, "size_bytes": file.size_bytes}
+    if isinstance(file, BaseAndDelta):
+        facts |= {"base_sha256": file.base.sha256, "delta_sha256": file.delta.sha256}
+    if state.slots:
+        facts["state"] = state.facts
+    return facts | ({"problem": problem} if problem else {})
 
 
 def add_artifact(model_id: str, version: int, artifact: NewArtifact, blob: BlobRef) -> None:

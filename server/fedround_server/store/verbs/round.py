@@ -6,7 +6,14 @@ from datetime import datetime
 from types import MappingProxyType
 
 from fedround_server.domain.aggregation import NO_STATE, AggregationState, UpdateFacts
-from fedround_server.domain.errors import NotActor, NotInCohort, ReplayImpossible, RoundNotFound, TrainingNotFound
+from fedround_server.domain.errors import (
+    NotActor,
+    NotInCohort,
+    ReplayImpossible,
+    RoundNotFound,
+    RoundNotOpen,
+    TrainingNotFound,
+)
 from fedround_server.domain.event import ModelInfo
 from fedround_server.domain.failure import ABSENT
 from fedround_server.domain.model import BlobRef, ModelVersion, VersionFile
@@ -206,20 +213,30 @@ class RoundVerbs(Verbs):
             TrainingNotFound: The user has no part in such a training.
             NotActor: The caller is a participant.
             RoundNotFound: There is no such round (yet).
-            ReplayImpossible: It made no version, or files that it started from are not stored any more.
+            ReplayImpossible: It made no version, or files that it needs are not stored any more.
         """
         training, row = _round_of_actor(training_id, number, actor_id, "replay")
         spec, kind = to_spec(training.spec), KINDS[row.kind]
-        updates = tuple(map(to_update, counted_updates(training_id, number))) if row.state == DONE else ()
+        rows = counted_updates(training_id, number) if row.state == DONE else []
+        updates = tuple(map(to_update, rows)) if kind.submission is Submission.UPDATE else ()
         computation = kind.computation(spec, row.step)
         made = isinstance(kind.outcome(spec, number, row.step, len(updates)), NewVersion)
         if row.state != DONE or computation is None or not made:
-            raise ReplayImpossible(f"round {number} has made no version: there is nothing to compute once more")
+            raise ReplayImpossible(
+                f"round {number} has made no version: there is nothing to compute once more", cause="NO_VERSION"
+            )
+        if not all(row.stored for row in rows):
+            raise ReplayImpossible(
+                f"the files of the updates of round {number} are not stored any more: keep_update_rounds is"
+                f" {spec.keep_update_rounds}",
+                cause="KEEP_UPDATE_ROUNDS",
+            )
         base, version = (known_version(training.model_id, row.model_version + step) for step in (0, 1))
         if not base.stored:
             raise ReplayImpossible(
                 f"the files of version {base.version}, which round {number} started from, are not stored any more:"
-                " keep_versions says how many are"
+                " keep_versions says how many are",
+                cause="KEEP_VERSIONS",
             )
         state = aggregation_state(training.model_id, base.version, computation.aggregation.slots)
         return ReplayTask(AggregationTask(to_round(row), base.blob, computation, updates, state), version)
@@ -320,6 +337,7 @@ class RoundVerbs(Verbs):
         Raises:
             TrainingNotFound: The user takes no part in such a training.
             RoundNotFound: There is no such round (yet).
+            RoundNotOpen: The round is over, and the training does not keep all updates.
             NotInCohort: No model was assigned to the user in it.
         """
         training = find_visible(training_id, user_id)
@@ -328,6 +346,8 @@ class RoundVerbs(Verbs):
         row = find_round(training_id, number)
         if row is None:
             raise RoundNotFound(number, training_id)
+        if number < training.round and training.spec.get("keep_update_rounds") is not None:
+            raise RoundNotOpen("the round is over, and the files of its assigned models are not kept")
         found = find_assignment(row, user_id)
         if found is None:
             raise NotInCohort("no model was assigned to you in this round: download the one that round_started names")
