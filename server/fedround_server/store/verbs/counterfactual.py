@@ -45,7 +45,7 @@ class CounterfactualVerbs(Verbs):
             FieldInvalid: It was removed.
             Quota: The actor's files have too many bytes.
         """
-        made = uploaded_model(actor_id, request_id)
+        made = uploaded_model(actor_id, request_id, "request_id")
         if made is None:
             check_stored_bytes(actor_id, quotas)
         return made
@@ -93,7 +93,7 @@ class CounterfactualVerbs(Verbs):
         """
         if not lock_user(actor_id):
             raise TokenInvalid
-        if (made := uploaded_model(actor_id, branch.request_id)) is not None:
+        if (made := uploaded_model(actor_id, branch.request_id, "request_id")) is not None:
             return made
         training = _training_of_actor(branch.training_id, actor_id)
         source, start = get_model(training.model_id), known_version(training.model_id, 0)
