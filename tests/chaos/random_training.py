@@ -6,6 +6,7 @@ from typing import Any
 
 from calls import new_id
 from chaos import tensors
+from chaos.random_branches import draw_branches
 from chaos.random_cohort import RandomCohort
 from chaos.random_control import RandomControl, config_of
 from chaos.random_stages import draw_stages
@@ -45,6 +46,7 @@ class RandomTraining(RandomSubmissions):
         self._draw_damage = random.Random(f"{seed} damage")
         self._draw_parts = random.Random(f"{seed} parts")
         self._draw_stages = random.Random(f"{seed} stages")
+        self._draw_branches = random.Random(f"{seed} branches")
         self._control = RandomControl(client, seed, controlled)
         self._cohort = RandomCohort(client, seed, steered)
         self._present: list[User] = []
@@ -142,6 +144,7 @@ class RandomTraining(RandomSubmissions):
             spec.aggregation.CopyFrom(self._source._spec.aggregation)
         else:
             draw_stages(spec.aggregation, self._draw_stages)
+        draw_branches(spec, self._draw_branches)
         self._cohort.configure(spec, len(self._present))
         self._control.configure(spec)
         return spec
