@@ -312,9 +312,10 @@ def trainings_end(facts: Facts, history: History) -> Findings:
 
 
 def aggregations_do_not_fail(facts: Facts, history: History) -> Findings:
-    """No training ends because its updates, which are all valid, could not be aggregated."""
+    """No training ends because its updates, which are all valid, could not be aggregated, unless they are too few."""
     for training in facts["training"]:
-        if training["failure_reason"] == "AGGREGATION_FAILED":
+        too_few = "the round cannot be aggregated: " in (training["failure_message"] or "")
+        if training["failure_reason"] == "AGGREGATION_FAILED" and not too_few:
             yield training["training_id"], f"it failed: {training['failure_message']}"
 
 

@@ -140,7 +140,9 @@ class RandomTraining(RandomSubmissions):
             spec.tensors.trainable.extend(names)
             own = sorted(self._kinds.keys() - names)[:1]
             spec.tensors.private.extend(own)
-        if self._source is not None and self._draw_stages.random() < 0.7:
+        goes_on = self._source is not None and self._draw_stages.random() < 0.7
+        # Daisy chaining is not for parts of a model.
+        if goes_on and not (spec.HasField("tensors") and self._source._spec.aggregation.HasField("fed_dc")):
             spec.aggregation.CopyFrom(self._source._spec.aggregation)
         else:
             draw_stages(spec.aggregation, self._draw_stages)

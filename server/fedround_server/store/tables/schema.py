@@ -16,7 +16,7 @@ from peewee import (
 )
 
 # Their tables are among TABLES.
-from fedround_server.store.tables import control_schema, failure_schema, shadow_schema  # noqa: F401
+from fedround_server.store.tables import control_schema, failure_schema, report_schema, shadow_schema  # noqa: F401
 from fedround_server.store.tables.base import InstantField, JsonField, MetricsField, Row, id_field
 
 
@@ -304,21 +304,6 @@ class UpdateRow(Row):
 
 
 UpdateRow.add_index(UpdateRow.training_id, UpdateRow.number, where=UpdateRow.stored, name="round_update_stored")
-
-
-class RoundReportRow(Row):
-    """What the aggregation of a round has found out about the updates that counted: facts by user.
-
-    Apart from the rounds, which are read all the time, and in one row, since a commit has to write it.
-    """
-
-    training_id = id_field()
-    number = IntegerField()
-    facts = JsonField()
-
-    class Meta:
-        table_name = "round_report"
-        primary_key = CompositeKey("training_id", "number")
 
 
 class AssignmentRow(Row):

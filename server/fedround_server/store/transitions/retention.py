@@ -5,16 +5,13 @@ from collections.abc import Iterable
 
 from fedround_server.domain.rounds import KINDS
 from fedround_server.domain.rounds.kind import Assignment, Outcome
-from fedround_server.domain.rounds.round import RoundState
 from fedround_server.domain.update import Submission
 from fedround_server.store.db.audit_trail import record
 from fedround_server.store.db.rows import save
-from fedround_server.store.queries.round import SUBMITTED, stored_updates
+from fedround_server.store.queries.round import SUBMITTED, last_round_with_updates, stored_updates
 from fedround_server.store.tables.base import BATCH_ROWS
 from fedround_server.store.tables.mapping import to_spec
 from fedround_server.store.tables.schema import CohortRow, RoundRow, TrainingRow, UpdateRow
-
-WITH_FILES = [kind.name for kind in KINDS.values() if kind.submission is Submission.UPDATE]
 
 
 def drop_updates(training: TrainingRow, row: RoundRow, outcome: Outcome) -> None:
@@ -28,7 +25,7 @@ def drop_updates(training: TrainingRow, row: RoundRow, outcome: Outcome) -> None
         outcome: What it has brought. Updates that were assigned are needed until the next one has its result.
     """
     keep = to_spec(training.spec).keep_update_rounds
-    if keep is None or row.kind not in WITH_FILES:
+    if keep is None or KINDS[row.kind].submission is not Submission.UPDATE:
         return
     keep = max(keep, 1) if isinstance(outcome, Assignment) else keep
     old = stored_updates(training.training_id, UpdateRow.number < _first_kept(row, keep))
@@ -47,14 +44,7 @@ def _first_kept(row: RoundRow, keep: int) -> int:
     """Returns the number of the first round whose updates are kept."""
     if not keep:
         return int(row.number) + 1
-    done = RoundRow.select(RoundRow.number).where(
-        RoundRow.training_id == row.training_id,
-        RoundRow.number <= row.number,
-        RoundRow.kind.in_(WITH_FILES),
-        RoundRow.state == RoundState.DONE.value,
-    )
-    found = done.order_by(RoundRow.number.desc()).offset(keep - 1).first()
-    return 0 if found is None else int(found.number)
+    return last_round_with_updates(row, keep - 1) or 0
 
 
 def _drop(training: TrainingRow, updates: Iterable[UpdateRow]) -> None:

@@ -9,19 +9,16 @@ from fedround_server.domain.counterfactual import Counterfactual, ReplayableTrai
 from fedround_server.domain.errors import NotActor, ReplayImpossible, TokenInvalid
 from fedround_server.domain.limits import Quotas
 from fedround_server.domain.model import Model, NewModel
-from fedround_server.domain.rounds import KINDS
-from fedround_server.domain.rounds.kind import Sequel
-from fedround_server.domain.rounds.round import RoundState
 from fedround_server.store.db.audit_trail import append
 from fedround_server.store.db.run import Verbs, snapshot, verb
 from fedround_server.store.queries.model import get_model, uploaded_model
 from fedround_server.store.queries.quota import check_stored_bytes
-from fedround_server.store.queries.round import counted
+from fedround_server.store.queries.round import counted, version_rounds
 from fedround_server.store.queries.training import find_visible
 from fedround_server.store.queries.user import lock_user
 from fedround_server.store.queries.version import aggregation_state, find_base, known_version
 from fedround_server.store.tables.mapping import to_manifest, to_spec
-from fedround_server.store.tables.schema import RoundRow, TrainingRow, UpdateRow
+from fedround_server.store.tables.schema import TrainingRow, UpdateRow
 from fedround_server.store.transitions.versions import (
     add_state,
     append_version,
@@ -30,8 +27,6 @@ from fedround_server.store.transitions.versions import (
     insert_model,
     own_bytes,
 )
-
-MAKERS = [kind.name for kind in KINDS.values() if kind.sequel is Sequel.NEXT_VERSION]
 
 
 class CounterfactualVerbs(Verbs):
@@ -66,10 +61,7 @@ class CounterfactualVerbs(Verbs):
                 "in daisy chaining, the local models have been with several participants: nobody can be left out",
                 cause="DAISY_CHAINING",
             )
-        rows = RoundRow.select(RoundRow.number).where(
-            RoundRow.training_id == training_id, RoundRow.state == RoundState.DONE.value, RoundRow.kind.in_(MAKERS)
-        )
-        rounds = tuple(sorted(row.number for row in rows))
+        rounds = version_rounds(training_id)
         start = known_version(training.model_id, 0)
         if not rounds:
             raise ReplayImpossible("the training has made no version yet", cause="NO_VERSION")

@@ -48,7 +48,8 @@ from fedround_server.store.queries.shadow_task import shadow_tasks
 from fedround_server.store.queries.training import find_training, find_visible, lock_training
 from fedround_server.store.queries.version import aggregation_state, known_version, model_info
 from fedround_server.store.tables.mapping import from_facts, to_round, to_spec, to_update
-from fedround_server.store.tables.schema import RoundReportRow, RoundRow, TrainingRow
+from fedround_server.store.tables.report_schema import RoundReportRow
+from fedround_server.store.tables.schema import RoundRow, TrainingRow
 from fedround_server.store.transitions import end_training
 from fedround_server.store.transitions.close_round import evaluate, reopen
 from fedround_server.store.transitions.commit_round import commit_result
