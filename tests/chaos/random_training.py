@@ -148,6 +148,12 @@ class RandomTraining(RandomSubmissions):
             draw_stages(spec.aggregation, self._draw_stages)
         draw_branches(spec, self._draw_branches)
         self._cohort.configure(spec, len(self._present))
+        mixing = spec.aggregation.mixing
+        if mixing.WhichOneof("method") == "nearest_neighbor" and (
+            spec.round_policy.min_updates or spec.HasField("cohort")
+        ):
+            # A round may close with fewer updates than others need.
+            mixing.nearest_neighbor.f = 0
         self._control.configure(spec)
         return spec
 

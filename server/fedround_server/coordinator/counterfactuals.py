@@ -10,9 +10,10 @@ from fedround_server.coordinator.aggregation import job_of
 from fedround_server.coordinator.context import Context
 from fedround_server.coordinator.results import commit_files
 from fedround_server.coordinator.tasks import await_even_if_cancelled
+from fedround_server.coordinator.uploads.space import Space
 from fedround_server.domain.aggregation import AggregationState
 from fedround_server.domain.counterfactual import BranchVersion, Counterfactual
-from fedround_server.domain.errors import FieldInvalid, ReplayImpossible
+from fedround_server.domain.errors import FieldInvalid, ReplayImpossible, Unavailable
 from fedround_server.domain.model import BlobRef, Model, VersionFile, blobs_of
 from fedround_server.engine.jobs import AggregationFailed, AggregationJob, CheckJob, UpdateOrigin
 from fedround_server.store.verbs.round import ReplayTask
@@ -38,9 +39,10 @@ class ComputedVersion:
 class Counterfactuals:
     """Computes side branches, round by round: in between, other replays have their turn."""
 
-    def __init__(self, context: Context, lock: asyncio.Lock) -> None:
+    def __init__(self, context: Context, space: Space, lock: asyncio.Lock) -> None:
         """Computes a round while it holds the lock: the worker that does it also has other work."""
         self._context = context
+        self._space = space
         self._store = context.store.counterfactuals
         self._lock = lock
 
@@ -62,7 +64,7 @@ class Counterfactuals:
             FieldInvalid: No update of a user counted in any of the rounds.
             ReplayImpossible: A round cannot be computed once more; the message says why.
             Quota: The actor has too many bytes of files.
-            DiskFull: There is no room for a file.
+            DiskFull: The disk is almost full.
             FedroundError: As `CounterfactualVerbs.find` raises it.
         """
         quotas = self._context.limits
@@ -81,15 +83,25 @@ class Counterfactuals:
                     yield one
             if name:
                 branch = Counterfactual(training_id, tuple(sorted(without)), name, tuple(versions), request_id)
-                yield await self._context.tasks.run_shielded(self._create(branch, actor_id, kept))
+                # It goes on if the caller is cancelled, who then must not remove the files.
+                made, kept = kept, _Files(self._context)
+                yield await self._context.tasks.run_shielded(self._create(branch, actor_id, made))
         finally:
             kept.release()
 
     async def _create(self, branch: Counterfactual, actor_id: str, files: "_Files") -> Model:
         new_id, now = self._context.new_id(), self._context.clock.now()
-        # Even if the answer of the database is lost, the rows may refer to them.
+        try:
+            model = await self._store.create(new_id, actor_id, branch, self._context.limits, now)
+        except Unavailable:
+            # The answer of the database may be lost, and the rows there.
+            files.keep()
+            raise
+        except BaseException:
+            files.release()
+            raise
         files.keep()
-        return await self._store.create(new_id, actor_id, branch, self._context.limits, now)
+        return model
 
     async def _versions(
         self, training_id: str, without: Collection[str], actor_id: str, files: "_Files"
@@ -104,6 +116,7 @@ class Counterfactuals:
         for version, number in enumerate(found.rounds, 1):
             task = await self._context.store.rounds.find_replay(training_id, number, actor_id)
             async with self._lock:
+                self._space.check_new()
                 try:
                     computed = await await_even_if_cancelled(self._compute(task, without, file, state, files))
                     distance = await self._distance(task, computed.file)
