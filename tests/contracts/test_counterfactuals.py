@@ -56,7 +56,7 @@ async def test_a_branch_is_stored_with_its_versions_and_their_states(store: Stor
     async with coordinating(store, tmp_path) as coordination:
         actor, clients, training = await trained(coordination, aggregation=ADAM)
         before = await store._database.run(lambda: stored_bytes(actor))
-        *computed, model = await replay(coordination, training, actor, clients[:1], "mine")
+        *_, model = await replay(coordination, training, actor, clients[:1], "mine")
         assert isinstance(model, Model)
         assert (model.source_model_id, model.source_version, model.name) == (training.model_id, 0, "mine")
         # The first round is around the recorded model, the second around that of the branch.

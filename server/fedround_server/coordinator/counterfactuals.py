@@ -84,8 +84,8 @@ class Counterfactuals:
             if name:
                 branch = Counterfactual(training_id, tuple(sorted(without)), name, tuple(versions), request_id)
                 # It goes on if the caller is cancelled, who then must not remove the files.
-                made, kept = kept, _Files(self._context)
-                yield await self._context.tasks.run_shielded(self._create(branch, actor_id, made))
+                stored, kept = kept, _Files(self._context)
+                yield await self._context.tasks.run_shielded(self._create(branch, actor_id, stored))
         finally:
             kept.release()
 
