@@ -23,8 +23,11 @@ from fedround.v1.aggregation_pb2 import (
     FedProx,
     FixedClipping,
     FlTrust,
+    FreezeA,
     GeometricMedian,
     Krum,
+    LoraStack,
+    LoraSvd,
     McDropout,
     Median,
     MultiKrum,
@@ -37,7 +40,7 @@ from fedround.v1.aggregation_pb2 import (
 )
 from fedround.v1.config_pb2 import CosineSchedule, ExponentialSchedule, Step, StepSchedule
 from fedround.v1.training_pb2 import Cohort, RoundPolicy
-from fedround_client import errors
+from fedround_client import errors, lora
 from fedround_client.aggregation import FedAdagrad, FedAdam, FedAvgM, FedYogi, aggregate
 from fedround_client.audit_chain import AuditReport
 from fedround_client.audit_entry import AuditBroken, AuditEntry, AuditHead
@@ -82,8 +85,11 @@ __all__ = [
     "FedYogi",
     "FixedClipping",
     "FlTrust",
+    "FreezeA",
     "GeometricMedian",
     "Krum",
+    "LoraStack",
+    "LoraSvd",
     "McDropout",
     "Median",
     "Moments",
@@ -109,6 +115,7 @@ __all__ = [
     "aggregate",
     "connect",
     "from_safetensors",
+    "lora",
     "simulate",
     "strip_prefix",
     "to_safetensors",

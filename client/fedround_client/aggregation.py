@@ -32,8 +32,9 @@ def aggregate(
     Args:
         rule: What makes one model of many updates: FedAvg() by default, FedProx(mu=...), FedDc(...), FedNova(),
             QFedAvg(...), Median(), TrimmedMean(beta=0.1), Krum(f=1), MultiKrum(f=1, m=0), Bulyan(f=1),
-            GeometricMedian(iterations=3, nu=1e-6), CenteredClipping(tau=10, iterations=1) or
-            FlTrust(trusted_client_id=...). An Aggregation gets the other stages in addition.
+            GeometricMedian(iterations=3, nu=1e-6), CenteredClipping(tau=10, iterations=1),
+            FlTrust(trusted_client_id=...), or for adapters LoraStack(scaling=1), LoraSvd(rank=0) or FreezeA(). An
+            Aggregation gets the other stages in addition.
         clipping: FixedClipping(norm=1): the largest L2 norm of an update's difference from the round's model.
         mixing: NearestNeighbor(f=1) or Bucketing(size=2, seed=0): replaces the updates by averages of some of them.
         server_optimizer: Sgd(learning_rate=1, momentum=0), Adagrad(...) or Adam(...); FedAvgM, FedAdagrad, FedAdam and

@@ -143,3 +143,29 @@ def test_a_round_waits_until_its_damaged_model_is_restored(fresh: Server) -> Non
         path.write_bytes(good)
         after = actor.wait(made.training_id, timeout=100)
         assert np.array_equal(actor.download_model(after.model_id)["w"], np.zeros(10))
+
+
+def test_a_round_waits_until_the_damaged_state_of_its_optimizer_is_restored(fresh: Server) -> None:
+    token, ((user_id, client_token),) = users(fresh, 1)
+    with fr.connect(fresh.address, token) as actor, fr.connect(fresh.address, client_token) as client:
+        made = actor.create_training(
+            {"w": np.ones(10)},
+            name="t",
+            client_ids=[user_id],
+            target_num_updates=2,
+            aggregation=fr.FedAvgM(momentum=0.5),
+        )
+        actor.start_training(made.training_id)
+        client.submit_update(made.training_id, 0, {"w": np.full(10, 5.0)}, 1)
+        until(lambda: actor.get_round(made.training_id).number == 1)
+        versions = {version.sha256 for version in actor.model_versions(made.model_id)}
+        state = np.full(10, 4.0).tobytes()
+        (path,) = (path for path in objects(fresh) if path.name not in versions and path.read_bytes().endswith(state))
+        good = path.read_bytes()
+        flip(path, -1)
+        client.submit_update(made.training_id, 1, {"w": np.full(10, 7.0)}, 1)
+        until(lambda: path.name in actor.get_round(made.training_id).waiting_for)
+        path.write_bytes(good)
+        after = actor.wait(made.training_id, timeout=100)
+        # v was 4, and is 4 / 2 + (7 - 5).
+        assert np.array_equal(actor.download_model(after.model_id)["w"], np.full(10, 5.0 + 4.0))

@@ -17,6 +17,7 @@ from fedround_server.aggregators.fl_trust import FLTrust
 from fedround_server.domain.aggregation import NO_STATE, Aggregation, AggregationState, UpdateFacts
 from fedround_server.domain.errors import AggregationIncompatible
 from fedround_server.domain.model import BlobRef
+from fedround_server.domain.tensor_selection import ALL_TENSORS, TensorSelection
 from fedround_server.domain.transport import FULL_TRANSPORT, Transport
 from fedround_server.engine.aggregation import aggregate
 from fedround_server.engine.jobs import AggregationJob
@@ -45,6 +46,9 @@ class Rounds:
     folder: Path
     aggregation: Aggregation
     transport: Transport = FULL_TRANSPORT
+    tensors: TensorSelection = ALL_TENSORS
+    threads: int = 1
+    keep_non_finite: bool = False
     state: AggregationState = NO_STATE
     facts: tuple[UpdateFacts, ...] = ()
 
@@ -66,6 +70,8 @@ class Rounds:
             tuple(update.weight for update in updates),
             self.aggregation,
             self.transport,
+            keep_non_finite=self.keep_non_finite,
+            tensors=self.tensors,
             user_ids=tuple(update.user_id for update in updates),
             steps=tuple(update.steps for update in updates) if self.aggregation.rule.needs_steps else (),
             losses=tuple(update.loss for update in updates) if self.aggregation.rule.needs_loss else (),
@@ -74,7 +80,7 @@ class Rounds:
         read = {Path(ref.sha256) for ref in (stored, *refs, *self.state.slots.values())}
         before = {path: path.read_bytes() for path in read}
         try:
-            made = aggregate(Paths(self.folder), job, target, slots)
+            made = aggregate(Paths(self.folder), job, target, slots, self.threads)
         finally:
             assert {path: path.read_bytes() for path in read} == before
         self.facts = made.report

@@ -172,7 +172,7 @@ class NotActor(PermissionDenied, reason="NOT_ACTOR"):
 
 
 class AggregationIncompatible(InvalidArgument, reason="AGGREGATION_INCOMPATIBLE"):
-    """Two stages of an aggregation, or an aggregation and another option, do not go together."""
+    """Two stages of an aggregation, or an aggregation and another option or the model, do not go together."""
 
 
 class UnknownClients(InvalidArgument, reason="UNKNOWN_CLIENTS"):

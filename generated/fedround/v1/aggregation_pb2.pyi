@@ -972,16 +972,24 @@ Global___FedDyn: _TypeAlias = FedDyn  # noqa: Y015
 
 @_typing.final
 class LoraStack(_message.Message):
-    """FLoRA (Wang et al., NeurIPS 2024). Updates may have adapters of a lower rank than the model's."""
+    """FLoRA (Wang et al., NeurIPS 2024): the mean of the products B A, weighted by example counts, times the scaling, is added
+    to the weights that the adapters adapt, which updates do not have. Of the next version, each B is 0, and each A that
+    of the round's model. Adapters have the names of PEFT. Updates may have adapters of a lower rank than the model's.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    SCALING_FIELD_NUMBER: _builtins.int
+    scaling: _builtins.float
+    """What the network multiplies the product of an adapter by, such as lora_alpha / r of PEFT, > 0; 0 means 1."""
     def __init__(
         self,
+        *,
+        scaling: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["scaling", b"scaling"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -989,7 +997,9 @@ Global___LoraStack: _TypeAlias = LoraStack  # noqa: Y015
 
 @_typing.final
 class LoraSvd(_message.Message):
-    """FlexLoRA (Bai et al., NeurIPS 2024). Updates may have adapters of a lower rank than the model's."""
+    """FlexLoRA (Bai et al., NeurIPS 2024): the adapters whose products are nearest to the mean of the products B A, by singular
+    value decompositions. Adapters have the names of PEFT. Updates may have adapters of a lower rank than the model's.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1013,7 +1023,9 @@ Global___LoraSvd: _TypeAlias = LoraSvd  # noqa: Y015
 
 @_typing.final
 class FreezeA(_message.Message):
-    """FFA-LoRA (Sun et al., ICLR 2024): the matrices A stay as they are."""
+    """FFA-LoRA (Sun et al., ICLR 2024): the matrices A keep the model's values, whatever updates have for them, and all other
+    tensors are averaged. Adapters have the names of PEFT.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

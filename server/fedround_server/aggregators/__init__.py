@@ -13,6 +13,7 @@ from fedround_server.aggregators.fed_prox import FedProx
 from fedround_server.aggregators.fl_trust import FLTrust
 from fedround_server.aggregators.geometric_median import GeometricMedian
 from fedround_server.aggregators.krum import Krum, MultiKrum
+from fedround_server.aggregators.lora import FreezeA, LoraStack, LoraSvd
 from fedround_server.aggregators.median import Median
 from fedround_server.aggregators.mixing import Bucketing, NearestNeighbor
 from fedround_server.aggregators.q_fed_avg import QFedAvg
@@ -37,6 +38,9 @@ STAGES: Mapping[str, Mapping[str, type[Any]]] = {
             GeometricMedian,
             CenteredClipping,
             FLTrust,
+            LoraStack,
+            LoraSvd,
+            FreezeA,
         ),
         "clipping": (FixedClipping,),
         "mixing": (NearestNeighbor, Bucketing),

@@ -1,5 +1,6 @@
 """Which stages of an aggregation go together, and with which other options of a training."""
 
+from fedround_server.aggregators.lora import ProductRule
 from fedround_server.domain.aggregation import Aggregation, DaisyChaining
 from fedround_server.domain.errors import AggregationIncompatible
 from fedround_server.domain.training import TrainingSpec
@@ -17,6 +18,14 @@ def check_compatible(found: Aggregation) -> None:
             if stage is not rule:
                 raise AggregationIncompatible(
                     field, f"does not go with {rule.name}, whose local models have been with several participants"
+                )
+    if isinstance(rule, ProductRule):
+        for field, stage in found.stages.items():
+            if stage is not rule:
+                raise AggregationIncompatible(
+                    field,
+                    f"does not go with {rule.name}, which aggregates products of adapters: there are no differences"
+                    " from the model that could be scaled, mixed or followed",
                 )
     if found.mixing is not None and (rule.needs_steps or rule.needs_loss or rule.required_users()):
         raise AggregationIncompatible(

@@ -11,9 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from fedround_server.domain.adapters import NO_ADAPTERS, Adapters
+
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
+
+    from fedround_server.domain.model import Manifest
+    from fedround_server.domain.tensor_selection import TensorSelection
 
     Matrix = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -151,6 +156,14 @@ class BaseRule(BaseStage):
     def for_participants(self) -> Self:
         """Returns the rule as participants see it: without the ids of others."""
         return self
+
+    def check_model(self, model: Manifest, tensors: TensorSelection) -> None:
+        """Checks that a model fits the rule; any does."""
+        return
+
+    def adapters(self, model: Manifest, trained: Manifest) -> Adapters:
+        """Returns what the rule does with the adapters of a model: nothing that it does not do with all tensors."""
+        return NO_ADAPTERS
 
 
 class LinearRule(BaseRule):

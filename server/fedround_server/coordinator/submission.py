@@ -2,13 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 
 from fedround_server.coordinator.aggregation import Aggregations
 from fedround_server.coordinator.context import Context
 from fedround_server.coordinator.uploads.receive import Incoming, Received, Uploads
 from fedround_server.domain.errors import NotInCohort, RoundNotOpen, UpdateExists, UpdateSuperseded
-from fedround_server.domain.model import BlobRef
+from fedround_server.domain.model import BlobRef, Manifest
 from fedround_server.domain.report import NewReport
 from fedround_server.domain.update import MetricValue, NewUpdate, Update
 from fedround_server.engine.format.compare import check_same
@@ -52,9 +51,15 @@ class Submissions:
         if isinstance(admission, Update):
             return admission
         expected = admission.tensors
-        check = partial(
-            check_same, expected=expected.manifest, differences=expected.differences, private=expected.private
-        )
+
+        def check(tensors: Manifest) -> None:
+            check_same(
+                tensors,
+                expected.for_ranks_in(tensors),
+                expected.differences,
+                expected.private,
+                notes=expected.notes,
+            )
 
         async def accept(received: Received) -> tuple[Update, bool]:
             # The file is also that of the same update that was accepted meanwhile.

@@ -4,7 +4,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, Protocol
 
-from fedround_server.domain.model import BlobRef
+from fedround_server.domain.adapters import Adapters
+from fedround_server.domain.model import BlobRef, Manifest
+from fedround_server.domain.tensor_selection import TensorSelection
 
 BUFFERS = ("*running_mean", "*running_var", "*num_batches_tracked")
 """Globs of the tensors that a module's forward pass changes, not an optimizer: those of normalization layers."""
@@ -67,6 +69,17 @@ class Rule(Stage, Protocol):
 
     def for_participants(self) -> "Rule":
         """Returns it as participants see it: without the ids of others."""
+
+    def check_model(self, model: Manifest, tensors: TensorSelection) -> None:
+        """Checks that a model, of which some tensors are trained, fits it.
+
+        Raises:
+            AggregationIncompatible: It does not.
+            FieldInvalid: An option does not fit it.
+        """
+
+    def adapters(self, model: Manifest, trained: Manifest) -> Adapters:
+        """Returns what it does with the adapters of a model, of which some tensors are trained."""
 
 
 class Mixer(Stage, Protocol):
@@ -182,6 +195,16 @@ class Aggregation:
         """What needs how many, as the beginning of a message."""
         mixed = "" if self.mixing is None else f" after {title(self.mixing)}"
         return f"{title(self.rule)}{mixed} needs {self.min_updates}"
+
+    def changed(self, model: Manifest, trained: Manifest) -> Manifest:
+        """Returns the tensors of a model that its versions do not share.
+
+        Args:
+            model: The model.
+            trained: The tensors that updates have.
+        """
+        merged = self.rule.adapters(model, trained).merged
+        return {name: spec for name, spec in model.items() if name in trained or name in merged} if merged else trained
 
     @property
     def stages(self) -> Mapping[str, Stage]:

@@ -26,6 +26,7 @@ from fedround_server.engine.format.tensors import blocks
 from fedround_server.engine.format.verification import reading_ahead
 from fedround_server.engine.integers import rounded_mean, take_heaviest, take_maximum
 from fedround_server.engine.jobs import AggregationFailed, AggregationJob
+from fedround_server.engine.lora import Products
 from fedround_server.engine.parts import Block
 from fedround_server.engine.pool import Pool, computing
 from fedround_server.engine.slots import as_kept
@@ -89,11 +90,16 @@ def aggregate(
         except NoAggregate as error:
             raise AggregationFailed(str(error)) from None
         elements = _Elements(source, job, job.aggregation, decision, known.weights)
+        products = Products(source, job.aggregation.rule, known.weights, keep_non_finite=job.keep_non_finite)
         with source.result.writer(files, target) as writer:
             for name in source.result.inherited:
                 for start, length in blocks(source.model.layout.manifest[name].num_numbers):
                     writer.write(source.model.block(name, start, length))
             for run in source.runs:
+                if counted and run.first in products:
+                    for block in products.tensor(run, pool):
+                        writer.write(block)
+                    continue
                 for result in pool.map(elements.aggregate, source.blocks(run)):
                     writer.write(result.elements)
                     for slot, values in result.state.items():
@@ -184,6 +190,8 @@ class _Elements:
         Raises:
             AggregationFailed: The dtype cannot hold one.
         """
+        if self._source.is_frozen(block.run):
+            return _Result(block.stored)
         if block.run.dtype.is_floating:
             state: Mapping[str, Tensor] = {}
             if self._source.is_trained(block.run):

@@ -7,6 +7,7 @@ from pathlib import Path
 from cachetools import LRUCache
 
 from fedround_server.blobs import BlobFiles, Slice
+from fedround_server.domain.aggregation import Aggregation
 from fedround_server.domain.model import BaseAndDelta, BlobRef, VersionFile
 from fedround_server.engine.format.assembly import Assembly, StoredHeader, assemble, in_order, whole_prefix
 from fedround_server.engine.format.manifest import Layout, make_header
@@ -80,6 +81,8 @@ def plan(files: BlobFiles, job: AggregationJob, model: Tensors) -> Result:
         BlobDamaged: The file of the model is damaged.
     """
     trained = job.tensors.trained(model.layout.manifest)
+    if isinstance(job.aggregation, Aggregation):
+        trained = job.aggregation.changed(model.layout.manifest, trained)
     if len(trained) == len(model.layout.manifest):
         # A file that was uploaded may have another form of header, which its versions keep.
         header = model.header if isinstance(model, TensorFile) else assemble(files, job.model).header

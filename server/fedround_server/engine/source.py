@@ -1,14 +1,19 @@
 """The model and the updates of a round, opened and divided into blocks."""
 
+import enum
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from torch import Tensor
+
 from fedround_server.blobs import BlobFiles
+from fedround_server.domain.adapters import NO_ADAPTERS, Adapters
 from fedround_server.domain.aggregation import Aggregation
 from fedround_server.domain.tensor_selection import matcher
 from fedround_server.engine.format.assembly import in_order
+from fedround_server.engine.format.dtypes import widen
 from fedround_server.engine.format.layouts import Layouts
 from fedround_server.engine.format.runs import Run, runs
 from fedround_server.engine.format.tensors import BLOCK, Tensors, open_blob
@@ -23,11 +28,23 @@ FEW = 8
 SMALLEST_BLOCK = 4 * 1024
 
 
+class Treatment(enum.Enum):
+    """What is done with a tensor."""
+
+    TRAINED = enum.auto()
+    """All stages of the aggregation apply."""
+    BUFFER = enum.auto()
+    """It is averaged."""
+    FROZEN = enum.auto()
+    """It stays as it is."""
+
+
 class Source:
     """The opened files of an aggregation.
 
     Attributes:
         model: The model that the round started from.
+        adapters: What the rule does with adapters.
         result: What is written.
         slots: The state.
         runs: The tensors that are aggregated, in the order of the result.
@@ -37,20 +54,45 @@ class Source:
         self, model: Tensors, result: Result, updates: Sequence[OpenedUpdate], slots: Slots, job: AggregationJob
     ) -> None:
         self.model = model
+        self.adapters = _adapters(job, model)
         self.result = result
         self.slots = slots
         self._updates = updates
         self._keep_non_finite = job.keep_non_finite
         self._block_sizes = job.transport.block_sizes(result.layout.manifest)
-        self._is_buffer = _buffers(job)
+        self._treatment = _treatments(job, self.adapters)
         files = [update.file for update in updates]
         bases = [update.base for update in updates if update.base is not None]
         layouts = [file.layout for file in (*files, *bases, *slots.found.values())]
-        self.runs: Sequence[Run] = list(runs(result.layout, layouts, apart=self._is_buffer))
+        self.runs: Sequence[Run] = list(runs(result.layout, layouts, apart=self._treatment))
 
     def is_trained(self, run: Run) -> bool:
         """Returns whether the stages of the aggregation apply to a run: it is floating, and has no buffers."""
-        return run.dtype.is_floating and not self._is_buffer(run.first)
+        return run.dtype.is_floating and self._treatment(run.first) is Treatment.TRAINED
+
+    def is_frozen(self, run: Run) -> bool:
+        """Returns whether a run stays as it is."""
+        return self._treatment(run.first) is Treatment.FROZEN
+
+    def ranks(self, name: str) -> list[int]:
+        """Returns the rank that a matrix A has in each update."""
+        return [update.file.layout.manifest[name].shape[0] for update in self._updates]
+
+    def matrix(self, index: int, name: str) -> Tensor:
+        """Returns a tensor of an update, or of what its difference makes of the model.
+
+        Returns:
+            Shape (first size, product of the others), float64.
+        """
+        update = self._updates[index]
+        spec, stored = update.file.layout.manifest[name], self.model.layout.manifest[name]
+        if spec.dtype is stored.dtype:
+            numbers = update.file.block(name, 0, spec.num_numbers)
+        else:
+            whole = Run(stored.dtype, [name], [stored.num_numbers])
+            block_size = self._block_sizes.get(name, 0)
+            (numbers,) = Block(self.model, [update], whole, 0, stored.num_numbers, block_size).updates()
+        return widen(numbers).double().reshape(spec.shape[0], -1)
 
     def blocks(self, run: Run) -> Iterator[Block]:
         """Divides a run into blocks."""
@@ -95,8 +137,9 @@ def open_source(
     with ExitStack() as stack:
         model = stack.enter_context(open_version(files, job.model, ahead))
         result = plan(files, job, model)
-        manifest = result.layout.manifest
-        layouts = Layouts(manifest, job.transport.encoded(manifest))
+        manifest = job.tensors.trained(model.layout.manifest)
+        adapters = _adapters(job, model)
+        layouts = Layouts(manifest, job.transport.encoded(manifest), adapters=adapters.pairs)
         origins = job.origins or (UpdateOrigin(),) * len(job.updates)
         bases = {
             origins[index].base: stack.enter_context(open_version(files, base, ahead))
@@ -111,13 +154,31 @@ def open_source(
             )
             for index in counted
         ]
-        is_buffer = _buffers(job)
-        trained = [name for name in in_order(result.layout) if manifest[name].dtype.is_floating and not is_buffer(name)]
-        tensors = {name: manifest[name] for name in trained}
+        treatment = _treatments(job, adapters)
+        trained = [name for name in in_order(result.layout) if treatment(name) is Treatment.TRAINED]
+        tensors = {name: manifest[name] for name in trained if manifest[name].dtype.is_floating}
         slots = stack.enter_context(open_slots(files, job.state, targets, tensors, ahead))
         yield Source(model, result, updates, slots, job)
 
 
-def _buffers(job: AggregationJob) -> Callable[[str], bool]:
+def _adapters(job: AggregationJob, model: Tensors) -> Adapters:
+    if not isinstance(job.aggregation, Aggregation):
+        return NO_ADAPTERS
+    manifest = model.layout.manifest
+    return job.aggregation.rule.adapters(manifest, job.tensors.trained(manifest))
+
+
+def _treatments(job: AggregationJob, adapters: Adapters) -> Callable[[str], Treatment | str]:
+    """Returns what returns how a tensor is treated; its own name if by itself."""
     globs = job.aggregation.buffers if isinstance(job.aggregation, Aggregation) else ()
-    return matcher(globs) if globs else lambda _: False
+    is_buffer = matcher(globs) if globs else lambda _: False
+    alone = {name for pair in adapters.pairs for name in pair.names} | adapters.merged.keys()
+
+    def treatment(name: str) -> Treatment | str:
+        if name in alone:
+            return name
+        if name in adapters.frozen:
+            return Treatment.FROZEN
+        return Treatment.BUFFER if is_buffer(name) else Treatment.TRAINED
+
+    return treatment

@@ -9,7 +9,7 @@ from fedround.v1 import aggregation_pb2
 from fedround_server.aggregators import OTHERS, STAGES
 from fedround_server.aggregators.compatibility import check_compatible
 from fedround_server.aggregators.fed_avg import FedAvg
-from fedround_server.domain.aggregation import BUFFERS, Aggregation, DaisyChaining, OptionInvalid, options_of
+from fedround_server.domain.aggregation import BUFFERS, Aggregation, OptionInvalid, options_of
 from fedround_server.domain.errors import AggregationIncompatible, FieldInvalid
 from fedround_server.domain.shadow import MAX_SHADOWS
 from fedround_server.services import fields, tensor_selection
@@ -18,8 +18,14 @@ FIELD = "spec.aggregation"
 METHOD = "method"
 SHADOWLESS = ("shadow", "buffering", "differential_privacy")
 """Fields that a shadow aggregation does not have."""
-TRAINED_OTHERWISE = ("fed_dc", "scaffold", "fed_dyn")
+TRAINED_OTHERWISE = ("fed_dc", "scaffold", "fed_dyn", "lora_stack")
 """Rules for which participants train in a way of their own: not in a shadow."""
+WITHOUT_SHADOWS = {
+    "fed_dc": "whose local models have been with several participants",
+    "lora_stack": "whose updates may have adapters of different ranks",
+    "lora_svd": "whose updates may have adapters of different ranks",
+}
+"""Rules whose updates other aggregations cannot take, and why."""
 
 
 def read(message: aggregation_pb2.Aggregation) -> Aggregation:
@@ -33,11 +39,13 @@ def read(message: aggregation_pb2.Aggregation) -> Aggregation:
     check_compatible(found)
     if len(message.shadow) > MAX_SHADOWS:
         raise FieldInvalid(f"{FIELD}.shadow", f"has {len(message.shadow)} aggregations; at most {MAX_SHADOWS}")
-    shadows = tuple(_shadow(found, number, one) for number, one in enumerate(message.shadow))
+    if message.shadow and (reason := WITHOUT_SHADOWS.get(found.rule.name)):
+        raise AggregationIncompatible("shadow", f"does not go with {found.rule.name}, {reason}")
+    shadows = tuple(_shadow(number, one) for number, one in enumerate(message.shadow))
     return replace(found, shadows=shadows)
 
 
-def _shadow(main: Aggregation, number: int, message: aggregation_pb2.Aggregation) -> Aggregation:
+def _shadow(number: int, message: aggregation_pb2.Aggregation) -> Aggregation:
     name = f"shadow[{number}]"
     for field in SHADOWLESS:
         if field in {one.name for one, _ in message.ListFields()}:
@@ -51,10 +59,6 @@ def _shadow(main: Aggregation, number: int, message: aggregation_pb2.Aggregation
         check_compatible(found)
     except AggregationIncompatible as error:
         raise AggregationIncompatible(f"{name}.{error.field.removeprefix(f'{FIELD}.')}", error.description) from None
-    if isinstance(main.rule, DaisyChaining):
-        raise AggregationIncompatible(
-            name, "does not go with fed_dc, whose local models have been with several participants"
-        )
     return found
 
 

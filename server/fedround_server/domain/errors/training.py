@@ -22,7 +22,7 @@ class NotActor(PermissionDenied):
 
 
 class AggregationIncompatible(InvalidArgument):
-    """Two stages of an aggregation, or an aggregation and another option, do not go together."""
+    """Two stages of an aggregation, or an aggregation and another option or the model, do not go together."""
 
     reason = "AGGREGATION_INCOMPATIBLE"
     remedy = "change one of the two; docs/aggregation-stages.md says what goes with what"

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
+from fedround_server.domain.adapters import AdapterPair, of_ranks_in
 from fedround_server.domain.aggregation import Aggregation
 from fedround_server.domain.cohort import Cohort
 from fedround_server.domain.model import Manifest
@@ -27,6 +28,8 @@ class ExpectedTensors:
         block_sizes: How many numbers of it share a scale, by the name of a tensor of int8 differences.
         prefix: What precedes the names of the model's tensors, for the distance from the model.
         private: Names of tensors that its participant must keep, for errors.
+        adapters: Adapters of which one in full may have a lower rank.
+        is_bounded: Whether its distance from the model has a limit: then adapters have the ranks of the model.
     """
 
     manifest: Manifest
@@ -34,6 +37,23 @@ class ExpectedTensors:
     block_sizes: Mapping[str, int] = field(default_factory=dict)
     prefix: str = ""
     private: frozenset[str] = frozenset()
+    adapters: tuple[AdapterPair, ...] = ()
+    is_bounded: bool = False
+
+    def for_ranks_in(self, manifest: Manifest) -> Manifest:
+        """Returns the tensors of a submission in full, with the ranks of its adapters where they are acceptable."""
+        return self.manifest if self.is_bounded else of_ranks_in(manifest, self.manifest, self.adapters)
+
+    @property
+    def notes(self) -> Mapping[str, str]:
+        """What errors say about the ranks of adapters, by tensor."""
+        note = (
+            ". Adapters have the rank of the model, since spec.max_update_norm is a distance between equal shapes"
+            if self.is_bounded
+            else ". An adapter may have a lower rank, from 1 on, the same in lora_A and lora_B, if the update has all"
+            " tensors in full"
+        )
+        return dict.fromkeys((name for pair in self.adapters for name in pair.names), note)
 
     def scaled(self, manifest: Manifest) -> Mapping[str, int]:
         """Returns the block sizes of the int8 differences that an accepted submission with these tensors has."""

@@ -1,6 +1,6 @@
 """Rounds in which participants train the model; their updates make its next version."""
 
-from fedround_server.domain.aggregation import DaisyChaining
+from fedround_server.domain.aggregation import BUFFERS, DaisyChaining
 from fedround_server.domain.model import Manifest
 from fedround_server.domain.rounds.kind import (
     Computation,
@@ -10,6 +10,7 @@ from fedround_server.domain.rounds.kind import (
     RoundRequest,
     Sequel,
 )
+from fedround_server.domain.tensor_selection import check_globs
 from fedround_server.domain.training import TrainingSpec
 
 
@@ -25,8 +26,14 @@ class Train(RoundKind):
         return not last and not isinstance(spec.aggregation.rule, DaisyChaining)
 
     def check(self, spec: TrainingSpec, model: Manifest) -> None:
-        """Checks that the selection of tensors and their precisions fit the model."""
+        """Checks that the selection of tensors, their precisions and the aggregation fit the model."""
         spec.tensors.check(model)
+        fields = {"spec.aggregation": spec.aggregation}
+        fields |= {f"spec.aggregation.shadow[{number}]": one for number, one in enumerate(spec.aggregation.shadows)}
+        for field, stages in fields.items():
+            stages.rule.check_model(model, spec.tensors)
+            if stages.buffers != BUFFERS:
+                check_globs(f"{field}.buffers", stages.buffers, spec.tensors.trained(model))
         if not isinstance(spec.aggregation.rule, DaisyChaining):
             spec.transport.check(spec.tensors.trained(model))
 
@@ -43,6 +50,8 @@ class Train(RoundKind):
             None if encoded == trained else encoded,
             spec.transport.block_sizes(trained),
             private=spec.tensors.private_names(model),
+            adapters=spec.aggregation.rule.adapters(model, trained).pairs,
+            is_bounded=bool(spec.max_update_norm),
         )
 
     def computation(self, spec: TrainingSpec, step: int) -> Computation:

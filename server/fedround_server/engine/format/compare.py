@@ -1,6 +1,7 @@
 """Whether a file has the tensors that it must have."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
 
 from fedround_server.domain.errors import TensorsMismatch, UpdateMismatch
 from fedround_server.domain.model import Manifest, TensorSpec
@@ -16,6 +17,7 @@ def check_same(
     expected: Manifest,
     differences: Manifest | None = None,
     private: Collection[str] = (),
+    notes: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Checks that an update has the tensors that its round asks for.
 
@@ -24,6 +26,7 @@ def check_same(
         expected: What it must have.
         differences: What it may have instead; errors refer to this if the update has one of the differences.
         private: Tensors that its participant must keep to itself.
+        notes: What else errors say about shapes, by tensor.
 
     Raises:
         TensorsMismatch: A tensor is missing, or is one too many.
@@ -41,6 +44,7 @@ def check_same(
         if actual[name] != spec:
             other = None if differences is None or asked is differences else differences[name]
             choice = "" if other in (None, spec) else f", or {_text(other)} as a difference"
+            hint += notes.get(name, "")
             raise UpdateMismatch(
                 f"tensor {name!r} is {_text(actual[name])}, and the round asks for {_text(spec)}{choice}{hint}"
             )

@@ -2,9 +2,10 @@
 
 import hashlib
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 
+from fedround_server.domain.adapters import AdapterPair, of_ranks_in
 from fedround_server.domain.model import Manifest
 from fedround_server.engine.format.compare import check_same
 from fedround_server.engine.format.manifest import Layout, parse_header
@@ -17,12 +18,14 @@ class Layouts:
     ones only the offsets are kept.
     """
 
-    def __init__(self, *manifests: Manifest) -> None:
+    def __init__(self, *manifests: Manifest, adapters: Collection[AdapterPair] = ()) -> None:
         """Begins with none known.
 
         Args:
             manifests: The tensors that a file may have; without any, those of the first file.
+            adapters: Adapters of which a file with the first of these may have a lower rank.
         """
+        self._adapters = adapters
         self._known: dict[bytes, Layout] = {}
         self._expected = list(map(_Expected, manifests))
 
@@ -41,8 +44,11 @@ class Layouts:
     def _shrink(self, layout: Layout) -> Layout:
         if not self._expected:
             self._expected.append(_Expected(layout.manifest))
-        expected = next((one for one in self._expected if one.manifest == layout.manifest), self._expected[0])
-        check_same(layout.manifest, expected.manifest)
+        expected = next((one for one in self._expected if one.manifest == layout.manifest), None)
+        if expected is None:
+            expected = _Expected(of_ranks_in(layout.manifest, self._expected[0].manifest, self._adapters))
+            check_same(layout.manifest, expected.manifest)
+            self._expected.append(expected)
         return replace(layout, manifest=expected.manifest, offsets=_Offsets(expected.numbers, layout.offsets))
 
 

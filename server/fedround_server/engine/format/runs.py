@@ -38,7 +38,7 @@ class Run:
 
 
 def runs(
-    layout: Layout, others: Collection[Layout] = (), *, apart: Callable[[str], bool] | None = None
+    layout: Layout, others: Collection[Layout] = (), *, apart: Callable[[str], object] | None = None
 ) -> Iterator[Run]:
     """Divides files with the same tensors into runs, in the order of the first file.
 
@@ -47,7 +47,7 @@ def runs(
     Args:
         layout: The first file's layout.
         others: Layouts of the other files; equal objects are processed once.
-        apart: Returns whether a tensor is of another sort: those of different sorts are not joined.
+        apart: Returns of which sort a tensor is: those of different sorts are not joined.
     """
     layouts = [layout, *{id(other): other for other in others}.values()]
     names: list[str] = []

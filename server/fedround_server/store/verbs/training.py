@@ -114,7 +114,7 @@ class TrainingVerbs(Verbs):
         )
         check_stored_bytes(actor_id, quotas)
         manifest = _check_model(spec, get_model(model_id))
-        if len(spec.tensors.trained(manifest)) < len(manifest):
+        if len(spec.aggregation.changed(manifest, spec.tensors.trained(manifest))) < len(manifest):
             begin_deltas(model_id)
         create_shadows(training_id, model_id, spec, shadow_ids, now)
         if shadow_ids:
