@@ -23,6 +23,7 @@ def aggregate(
     mixing: Message | None = None,
     server_optimizer: Message | None = None,
     buffers: Iterable[str] = (),
+    shadows: Iterable[AggregationOption] = (),
 ) -> Aggregation:
     """Returns an aggregation of several stages, for `create_training(aggregation=...)`.
 
@@ -40,6 +41,8 @@ def aggregate(
             FedYogi are functions that set it.
         buffers: Globs of the names of tensors that are averaged whatever the rule, and never clipped, mixed or
             optimized; by default those of normalization layers.
+        shadows: Other aggregations of the same updates, at most 8. Each has a model of its own, a side branch, which
+            `Training.shadow_model_ids` names; they change nothing in the training.
 
     Raises:
         TypeError: A message is not one for its place, or buffers is a single string.
@@ -64,6 +67,7 @@ def aggregate(
         chosen = stage if isinstance(stage, kind) else _choose(kind(), "method", stage)
         getattr(made, field).CopyFrom(chosen)
     made.buffers.extend(buffers)
+    made.shadow.extend(one if isinstance(one, Aggregation) else aggregate(one) for one in shadows)
     return made
 
 

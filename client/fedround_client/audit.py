@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterable, Iterator
 
 from fedround.v1 import audit_pb2
-from fedround.v1.audit_pb2 import Contribution, Origin, ReplayRoundResponse
+from fedround.v1.audit_pb2 import Contribution, Origin, ReplayRoundResponse, ReplayTrainingResponse
 from fedround_client.audit_chain import AuditChainVerifier, AuditReport
 from fedround_client.audit_entry import AuditEntry, AuditHead
 from fedround_client.errors import FedroundError
@@ -98,6 +99,44 @@ class AuditCalls:
         """
         request = audit_pb2.ReplayRoundRequest(training_id=training_id, round=number, without_client_ids=without)
         return self._rpc.unary(self._rpc.audit.ReplayRound, request, timeout=None)
+
+    def replay_training(
+        self, training_id: str, without: Iterable[str] = (), model_name: str = "", *, request_id: str | None = None
+    ) -> Iterator[ReplayTrainingResponse]:
+        """Has the server compute the models that would have come of a training's updates without some participants.
+
+        Round by round, the others' updates are taken for differences from the model that they started from, and
+        aggregated around the branch's model. For the first round without them that is exact; for the rounds that
+        follow it is an estimate, since the others would have trained another model. For the actor.
+
+        Args:
+            training_id: UUID of the training.
+            without: UUIDs of users whose updates are left out.
+            model_name: Name of the model that these versions become, all at once at the end; empty to store nothing.
+            request_id: UUID of the request: a repeated one yields the model that the first one made. Random by default.
+
+        Yields:
+            One message for each round that made a version; with a model_name, a last one with only the `model_id`.
+
+        Raises:
+            ReplayImpossible: A file that a round needs is not stored any more, or the training has made no version.
+            NotActor: You only take part in the training.
+            FieldInvalid: A user has no update in any round.
+            Quota: Your files have too many bytes.
+        """
+        request = audit_pb2.ReplayTrainingRequest(
+            training_id=training_id,
+            without_client_ids=without,
+            model_name=model_name,
+            request_id=request_id or str(uuid.uuid4()),
+        )
+        stream = self._rpc.open(self._rpc.audit.ReplayTraining, request)
+        try:
+            # A round of a large model takes longer than a server that sends nothing may be silent elsewhere.
+            with self._rpc.typed_errors():
+                yield from stream
+        finally:
+            stream.cancel()
 
     def _read(self, after: int, head: AuditHead) -> Iterator[AuditEntry]:
         stream: Stream[audit_pb2.ReadAuditResponse] | None = None

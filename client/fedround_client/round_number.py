@@ -25,7 +25,8 @@ def planned_rounds(spec: TrainingSpec) -> int:
     fed_dc = spec.aggregation.fed_dc
     rounds = versions * max(1, fed_dc.aggregation_period // max(1, fed_dc.daisy_period))
     if spec.metric_names and spec.evaluation == EVALUATION_EVERY_ROUND:
-        rounds += versions
+        # Without updates, the version that it starts from is evaluated.
+        rounds += versions or 1
     elif spec.metric_names and spec.evaluation == EVALUATION_FINAL_ONLY:
         rounds += 1
     if spec.uncertainty.HasField("swag"):

@@ -208,18 +208,19 @@ class RoundRunner(RoundCalls):
             self._models.control_store(training_id).remove()
 
     def _with_inputs(self, round_: Round, update: Update, started: RoundStarted) -> Update:
-        """Returns an update with what the rule of the aggregation needs to know.
+        """Returns an update with what the rules of the aggregation and of its shadows need to know.
 
         Raises:
             ValueError: The update and the participant's functions do not say it.
         """
         if not update.num_examples:
             return update
-        if round_.algorithm == "fed_nova" and update.local_steps is None:
+        rules = {one.WhichOneof("algorithm") for one in (started.aggregation, *started.aggregation.shadow)}
+        if "fed_nova" in rules and update.local_steps is None:
             raise ValueError(
                 "FedNova needs the number of local optimizer steps: return Update(model, num_examples, local_steps=...)"
             )
-        if round_.algorithm != "q_fed_avg" or update.initial_loss is not None:
+        if "q_fed_avg" not in rules or update.initial_loss is not None:
             return update
         # Fetched anew: the train function may have changed the arrays that it got.
         evaluate = self._callbacks.evaluate

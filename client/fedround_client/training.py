@@ -78,6 +78,7 @@ class TrainingCalls:
         evaluation_policy: RoundPolicy | None = None,
         selection: Selection | None = None,
         keep_versions: int = 0,
+        keep_update_rounds: int | None = None,
         max_num_examples: int = 0,
         max_update_norm: float = 0.0,
         update_precision: PrecisionName = "FULL",
@@ -99,7 +100,8 @@ class TrainingCalls:
             model: The initial model: a state dict of numpy arrays, torch tensors or arrays of other libraries, or the
                 path of a safetensors file.
             name: A name for people, at most 200 characters.
-            target_num_updates: How often the training updates the global model; at least 1.
+            target_num_updates: How often the training updates the global model; at least 1, or 0 to have a stored model
+                evaluated by metric_names.
             model_id: Instead of `model`: UUID of a stored model of yours.
             model_version: The version of model_id to start from; None for the latest.
             architecture: The architecture that `predict` uses, by the name that the operator registered.
@@ -127,6 +129,8 @@ class TrainingCalls:
                 everybody if there is a selection, which only the deadline of a round shortens.
             selection: Which version is tagged `best`, and early stopping; None for neither.
             keep_versions: How many of the latest versions keep their files, besides the tagged ones; 0 for all.
+            keep_update_rounds: Of how many of the latest rounds the files of updates are kept once they are aggregated;
+                0 for none, None for all. Replays need them.
             max_num_examples: Largest num_examples of an update; 0 for the server's limit.
             max_update_norm: Largest L2 norm of the difference between an update and the model that it started from;
                 0 for no limit.
@@ -195,6 +199,7 @@ class TrainingCalls:
             evaluation=training_pb2.Evaluation.Value(f"EVALUATION_{evaluation}"),
             selection=options.selection(selection),
             keep_versions=keep_versions,
+            keep_update_rounds=keep_update_rounds,
             max_num_examples=max_num_examples,
             max_update_norm=max_update_norm,
             update_precision=precision_message(update_precision),

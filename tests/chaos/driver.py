@@ -246,7 +246,12 @@ class Campaign:
         counts["receipts"] += sum(1 for _ in history.of("receipt")) + sum(1 for _ in history.of("report"))
         counts["updates"] += len(facts["round_update"])
         counts["trainings"] += len(facts["training"])
-        counts["continued_trainings"] += sum(row["source_model_id"] is not None for row in facts["model"])
+        trained = {row["model_id"] for row in facts["training"]}
+        copies = [row for row in facts["model"] if row["source_model_id"] is not None]
+        counts["continued_trainings"] += sum(row["model_id"] in trained for row in copies)
+        counts["branches"] += sum(row["model_id"] not in trained for row in copies)
+        counts["branch_versions"] += sum(row["version"] for row in copies if row["model_id"] not in trained)
+        counts["dropped_updates"] += sum(bool(row["sha256"]) and not row["stored"] for row in facts["round_update"])
         counts["states"] += sum(row["kind"] != "posterior" for row in facts["artifact"])
         counts["aggregations"] += sum(row["state"] == "DONE" for row in facts["round"])
         counts["versions"] += sum(row["model_version"] for row in facts["training"])

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from chaos.branch_rules import branches_are_whole, shadows_are_right, updates_are_kept_by_the_rule
 from chaos.cohort_rules import (
     cohorts_are_drawn_by_the_rule,
     draws_are_as_told,
@@ -243,8 +244,11 @@ def references_lead_somewhere(facts: Facts, history: History) -> Findings:
     for row in facts["artifact"]:
         if (row["model_id"], row["version"]) in stored:
             needed.append((row["sha256"], row["size_bytes"], ""))
-    for row in (*facts["round_update"], *facts["assignment"]):
-        if row["sha256"] and not facts.trainings[row["training_id"]]["remove_time"]:
+    updates = [row for row in facts["round_update"] if row["stored"]]
+    # Of a round that is over, nobody needs the assigned models.
+    assigned = [row for row in facts["assignment"] if row["number"] >= facts.trainings[row["training_id"]]["round"]]
+    for row in (*updates, *assigned):
+        if not facts.trainings[row["training_id"]]["remove_time"]:
             needed.append((row["sha256"], row["size_bytes"], row["training_id"]))
     for digest, size, training_id in needed:
         path = facts.path(digest)
@@ -308,9 +312,10 @@ def trainings_end(facts: Facts, history: History) -> Findings:
 
 
 def aggregations_do_not_fail(facts: Facts, history: History) -> Findings:
-    """No training ends because its updates, which are all valid, could not be aggregated."""
+    """No training ends because its updates, which are all valid, could not be aggregated, unless they are too few."""
     for training in facts["training"]:
-        if training["failure_reason"] == "AGGREGATION_FAILED":
+        too_few = "the round cannot be aggregated: " in (training["failure_message"] or "")
+        if training["failure_reason"] == "AGGREGATION_FAILED" and not too_few:
             yield training["training_id"], f"it failed: {training['failure_message']}"
 
 
@@ -328,6 +333,9 @@ RULES: tuple[Rule, ...] = (
     rounds_commit_once,
     models_are_right,
     copies_keep_their_states,
+    branches_are_whole,
+    shadows_are_right,
+    updates_are_kept_by_the_rule,
     failures_stand,
     logs_have_no_gaps,
     events_stand,

@@ -1,5 +1,8 @@
 """Look-ups in the facts that several invariants share."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from chaos.facts import Facts, Row
 
 
@@ -29,6 +32,19 @@ def makes_version(training: Row, row: Row) -> bool:
         return True
     options = aggregation["options"]
     return bool((row["step"] + 1) * options["daisy_period"] >= options["aggregation_period"])
+
+
+def stages_by_model(facts: Facts) -> dict[str, tuple[str, Mapping[str, Any]]]:
+    """Returns the training and the aggregation that make versions of each model that is trained, or a side branch."""
+    found = {row["model_id"]: (row["training_id"], row["spec"]["aggregation"]) for row in facts["training"]}
+    for row in facts["shadow"]:
+        stages = facts.trainings[row["training_id"]]["spec"]["aggregation"]["shadow"][row["position"]]
+        found[row["model_id"]] = (row["training_id"], stages)
+    for row in facts["audit"]:
+        if row["action"] == "counterfactual_created":
+            training = facts.trainings[row["training_id"]]
+            found[row["model_id"]] = (row["training_id"], training["spec"]["aggregation"])
+    return found
 
 
 def ordered(rounds: dict, training: Row) -> list[Row]:  # type: ignore[type-arg]

@@ -1,12 +1,13 @@
 """Invariants of what rounds make: versions, the states of their aggregations, and posteriors."""
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from chaos import aggregation, tensors
 from chaos.facts import Facts, Row
 from chaos.history import History
-from chaos.lookups import makes_version
+from chaos.lookups import makes_version, stages_by_model
 
 Findings = Iterator[tuple[str, str]]
 
@@ -26,8 +27,11 @@ def models_are_right(facts: Facts, history: History) -> Findings:
             continue
         before = versions[training["model_id"], row["model_version"]]
         try:
+            stages = training["spec"]["aggregation"]
             wrong = (
-                _wrong_version(facts, row, before, version, used) if makes else _wrong_posterior(facts, before, used)
+                wrong_version(facts, stages, row, before, version, used)
+                if makes
+                else _wrong_posterior(facts, before, used)
             )
         except (OSError, ValueError, KeyError, struct.error) as error:
             wrong = repr(error)
@@ -37,23 +41,40 @@ def models_are_right(facts: Facts, history: History) -> Findings:
 
 def copies_keep_their_states(facts: Facts, history: History) -> Findings:
     """A copy of a version has the slots that its training uses, with the same files and steps, and no others."""
-    trainings = {row["model_id"]: row for row in facts["training"]}
+    used_by = stages_by_model(facts)
     for model in facts["model"]:
         if model["source_model_id"] is None:
             continue
-        training = trainings[model["model_id"]]
+        training_id, stages = used_by[model["model_id"]]
         had, has = (
             {slot: (one["sha256"], one["details"]) for slot, one in facts.states.get(key, {}).items()}
             for key in ((model["source_model_id"], model["source_version"]), (model["model_id"], 0))
         )
-        used = aggregation.slots(training["spec"]["aggregation"])
+        used = aggregation.slots(stages)
         if has != {slot: one for slot, one in had.items() if slot in used}:
-            yield training["training_id"], f"it started with the state {has}, of {had}"
+            yield training_id, f"it started with the state {has}, of {had}"
 
 
-def _wrong_version(facts: Facts, row: Row, before: Row, version: Row, used: list[Row]) -> str | None:
-    """Makes a version and its state again, of the model and the state that its round started from."""
-    stages = facts.trainings[used[0]["training_id"]]["spec"]["aggregation"]
+def wrong_version(
+    facts: Facts,
+    stages: Mapping[str, Any],
+    row: Row,
+    before: Row,
+    version: Row,
+    used: list[Row],
+    left: Row | None = None,
+) -> str | None:
+    """Makes a version and its state again; returns what is wrong with those that are there.
+
+    Args:
+        facts: All of them.
+        stages: The aggregation.
+        row: The round.
+        before: The version that its round started from.
+        version: The version.
+        used: The updates.
+        left: The version whose state it went on with; that which its round started from by default.
+    """
     sent, found = [tensors.divided(facts.tensors(update["sha256"])) for update in used], facts.version(version)
     inputs, controls = [own for own, _ in sent], [control for _, control in sent]
     weights = [update["num_examples"] for update in used]
@@ -64,7 +85,7 @@ def _wrong_version(facts: Facts, row: Row, before: Row, version: Row, used: list
     model = facts.version(before) if before["stored"] else {}
     if differs:
         inputs = [tensors.whole(update, model) for update in inputs]
-    old, new = (facts.states.get((one["model_id"], one["version"]), {}) for one in (before, version))
+    old, new = (facts.states.get((one["model_id"], one["version"]), {}) for one in (left or before, version))
     state = {slot: facts.tensors(one["sha256"]) for slot, one in old.items()}
     steps, made_steps = ({slot: row["details"]["steps"] for slot, row in rows.items()} for rows in (old, new))
     exact = aggregation.is_exact(stages) or not any(weights)

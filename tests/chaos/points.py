@@ -24,6 +24,7 @@ READERS = {
         "round.current",
         "round.explain",
         "round.find_replay",
+        *("counterfactual.prepare", "counterfactual.find"),
     ),
     *("training.prepare", "training.get", "training.page"),
     *("user.get", "user.page", "credential.admins"),

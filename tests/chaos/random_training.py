@@ -6,6 +6,7 @@ from typing import Any
 
 from calls import new_id
 from chaos import tensors
+from chaos.random_branches import draw_branches
 from chaos.random_cohort import RandomCohort
 from chaos.random_control import RandomControl, config_of
 from chaos.random_stages import draw_stages
@@ -45,6 +46,7 @@ class RandomTraining(RandomSubmissions):
         self._draw_damage = random.Random(f"{seed} damage")
         self._draw_parts = random.Random(f"{seed} parts")
         self._draw_stages = random.Random(f"{seed} stages")
+        self._draw_branches = random.Random(f"{seed} branches")
         self._control = RandomControl(client, seed, controlled)
         self._cohort = RandomCohort(client, seed, steered)
         self._present: list[User] = []
@@ -138,11 +140,20 @@ class RandomTraining(RandomSubmissions):
             spec.tensors.trainable.extend(names)
             own = sorted(self._kinds.keys() - names)[:1]
             spec.tensors.private.extend(own)
-        if self._source is not None and self._draw_stages.random() < 0.7:
+        goes_on = self._source is not None and self._draw_stages.random() < 0.7
+        # Daisy chaining is not for parts of a model.
+        if goes_on and not (spec.HasField("tensors") and self._source._spec.aggregation.HasField("fed_dc")):
             spec.aggregation.CopyFrom(self._source._spec.aggregation)
         else:
             draw_stages(spec.aggregation, self._draw_stages)
+        draw_branches(spec, self._draw_branches)
         self._cohort.configure(spec, len(self._present))
+        mixing = spec.aggregation.mixing
+        if mixing.WhichOneof("method") == "nearest_neighbor" and (
+            spec.round_policy.min_updates or spec.HasField("cohort")
+        ):
+            # A round may close with fewer updates than others need.
+            mixing.nearest_neighbor.f = 0
         self._control.configure(spec)
         return spec
 

@@ -12,6 +12,7 @@ from calls import new_id, read_error
 from chaos.history import History
 from chaos.server_process import TIMEOUT_SECONDS
 from fedround.v1 import (
+    audit_pb2_grpc,
     control_pb2_grpc,
     event_pb2,
     model_pb2_grpc,
@@ -72,6 +73,7 @@ class RetryingClient:
         self.trainings: Any = training_pb2_grpc.TrainingServiceStub(self._channel)
         self.control: Any = control_pb2_grpc.ControlServiceStub(self._channel)
         self.rounds: Any = round_pb2_grpc.RoundServiceStub(self._channel)
+        self.audit: Any = audit_pb2_grpc.AuditServiceStub(self._channel)
         self.models: Any = model_pb2_grpc.ModelServiceStub(self._channel)
 
     def close(self) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from chaos import cohort_damages, damages  # noqa: F401  # they register themselves
+from chaos import branch_damages, cohort_damages, damages  # noqa: F401  # they register themselves
 from chaos.damaged_run import DAMAGES, Damage, DamagedRun
 from chaos.history import History
 from chaos.invariants import RULES
@@ -32,6 +32,8 @@ def undamaged(tmp_path_factory: pytest.TempPathFactory) -> DamagedRun:
         ShortTraining(client, "damage").fail()
         ShortTraining(client, "damage").control()
         ShortTraining(client, "damage").over_select()
+        ShortTraining(client, "damage", odd=0).branch()
+        ShortTraining(client, "damage", odd=0).keep_nothing()
         client.close()
         history.close()
         first.kill()

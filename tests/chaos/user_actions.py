@@ -5,12 +5,13 @@ from typing import Any
 
 from calls import digest, new_id
 from chaos import tensors
+from chaos.random_branches import TOO_FEW
 from chaos.random_cohort import LABELS
 from chaos.random_control import client_config
 from chaos.random_submissions import CLOSED, METRIC
 from chaos.random_training import RandomTraining
 from chaos.retrying_client import RetryingClient
-from fedround.v1 import control_pb2, model_pb2, round_pb2, training_pb2, user_pb2
+from fedround.v1 import aggregation_pb2, audit_pb2, control_pb2, model_pb2, round_pb2, training_pb2, user_pb2
 
 
 def users(client: RetryingClient, seed: str) -> None:
@@ -145,18 +146,60 @@ class ShortTraining(RandomTraining):
             elif event.HasField("update_lost"):
                 self._send_again(event.update_lost)
 
-    def _gather(self, deadline_ms: int | None = None, absent_after_ms: int | None = None, **fields: Any) -> None:
+    def branch(self) -> None:
+        """Runs two rounds with shadows and without retention, and replays them without a participant, twice."""
+        aggregation = aggregation_pb2.Aggregation()
+        aggregation.shadow.add().server_optimizer.adam.SetInParent()
+        aggregation.shadow.add().krum.f = TOO_FEW
+        self._gather(aggregation=aggregation, rounds=2)
+        self._run_rounds()
+        request = audit_pb2.ReplayTrainingRequest(
+            training_id=self._training_id,
+            without_client_ids=[self._present[0].user_id],
+            model_name="branch",
+            request_id=new_id(),
+        )
+
+        def replay(sent: Any, **options: Any) -> list[Any]:
+            return list(self._client.audit.ReplayTraining(sent, **options))
+
+        for _ in range(2):
+            answer = self._client.call(self._actor, replay, request)
+            self._record("branched", model_id=answer[-1].model_id, versions=2)
+
+    def keep_nothing(self) -> None:
+        """Runs two rounds whose updates are not kept."""
+        self._gather(rounds=2, keep_update_rounds=0)
+        self._run_rounds()
+
+    def _run_rounds(self) -> None:
+        self._register(self._present[1:])
+        self._start()
+        for event in self._client.events(self._actor, self._training_id):
+            if event.HasField("round_started") and event.round_started.round not in self._begun:
+                self._started = event.round_started
+                self._begun.add(self._started.round)
+                for user in self._present:
+                    self._send(user, self._started)
+
+    def _gather(
+        self, deadline_ms: int | None = None, absent_after_ms: int | None = None, rounds: int = 1, **fields: Any
+    ) -> None:
         self._actor = self._client.user("ACTOR")
         self._present = [self._client.user("CLIENT") for _ in range(3)]
         first = [self._present[0].user_id]
         spec = training_pb2.TrainingSpec(
-            name="short", target_num_updates=1, client_ids=first, request_id=new_id(), **fields
+            name="short", target_num_updates=rounds, client_ids=first, request_id=new_id(), **fields
         )
         if deadline_ms is not None:
             spec.round_policy.deadline.FromMilliseconds(deadline_ms)
         if absent_after_ms is not None:
             spec.round_policy.absent_after.FromMilliseconds(absent_after_ms)
         self._create(spec)
+
+
+def branches(client: RetryingClient, seed: str) -> None:
+    ShortTraining(client, seed, odd=0).branch()
 
 
 def trainings(client: RetryingClient, seed: str) -> None:
@@ -195,6 +238,7 @@ USER_ACTIONS: dict[str, Callable[[RetryingClient, str], Any]] = {
     "user.": users,
     "credential.": users,
     "model.": models,
+    "counterfactual.": branches,
     "training.": trainings,
     "control.": control,
     "round.judge": deadlines,

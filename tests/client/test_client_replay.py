@@ -11,7 +11,7 @@ from fedround.v1.training_pb2 import GetTrainingResponse, Training
 
 pytestmark = pytest.mark.timeout(30)
 
-FOUND = GetTrainingResponse(training=Training(training_id=TRAINING, round=1))
+FOUND = GetTrainingResponse(training=Training(training_id=TRAINING, round=2))
 
 
 def answer(recorded="ab", replayed="ab", **fields):
@@ -24,15 +24,20 @@ def test_all_rounds_are_replayed(server, command):
     call = command("training", "replay", TRAINING)
     server.reply("GetTraining", FOUND)
     first = server.reply("ReplayRound", answer(distance=0.0))
-    second = server.fail(
-        "ReplayRound",
-        error_status(grpc.StatusCode.FAILED_PRECONDITION, "REPLAY_IMPOSSIBLE", "round 1 has made no version"),
+    second, third = (
+        server.fail("ReplayRound", error_status(grpc.StatusCode.FAILED_PRECONDITION, "REPLAY_IMPOSSIBLE", text, cause))
+        for text, cause in (
+            ("the files of the updates are not stored any more", {"cause": "KEEP_UPDATE_ROUNDS"}),
+            # Such rounds are left out.
+            ("round 2 has made no version", {"cause": "NO_VERSION"}),
+        )
     )
     header, *rows = done(call).stdout.splitlines()
-    assert header.split() == ["ROUND", "VERSION", "UPDATES", "RESULT", "DISTANCE"]
-    assert rows[0].split() == ["1", "3", "5", "the", "same", "0"]
-    assert rows[1].split()[:4] == ["2", "not", "replayed:", "round"]
-    assert [request.round for request in (first, second)] == [0, 1]
+    assert header.split() == ["ROUND", "VERSION", "UPDATES", "RECORDED", "RESULT", "DISTANCE"]
+    assert rows[0].split() == ["1", "3", "5", "ab", "the", "same", "0"]
+    assert rows[1].split()[:4] == ["2", "not", "replayed:", "the"]
+    assert len(rows) == 2
+    assert [request.round for request in (first, second, third)] == [0, 1, 2]
 
 
 def test_a_version_that_differs_is_an_error(server, command):

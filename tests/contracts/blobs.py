@@ -25,9 +25,15 @@ class Place(ABC):
     def open(self) -> Blobs:
         """Opens it like another process."""
 
-    @abstractmethod
     def make_old(self, ref: FileRef) -> None:
-        """Makes a file so old that it may be collected."""
+        """Makes a file so old that it may be collected, and leaves it to the collection."""
+        if isinstance(ref, BlobRef):
+            self.blobs.keep(ref)
+        self.age(ref)
+
+    @abstractmethod
+    def age(self, ref: FileRef) -> None:
+        """Makes a file old."""
 
     @abstractmethod
     def flip(self, blob: BlobRef, position: int) -> None:
@@ -46,7 +52,7 @@ class Local(Place):
     def open(self) -> Blobs:
         return LocalBlobs(self.folder)
 
-    def make_old(self, ref: FileRef) -> None:
+    def age(self, ref: FileRef) -> None:
         long_ago = time.time() - UNREFERENCED_SECONDS - 60
         os.utime(self.blobs.files.local_path(ref), (long_ago, long_ago))
 

@@ -274,6 +274,15 @@ def test_only_old_files_that_nothing_needs_are_collected(place: Place) -> None:
     assert blobs.old() == [needed.sha256]
 
 
+def test_an_old_blob_that_a_row_may_still_refer_to_is_not_collected(place: Place) -> None:
+    blobs = place.blobs
+    undecided = put(blobs, b"undecided")
+    place.age(undecided)
+    assert blobs.collect([undecided.sha256]) == 0
+    blobs.keep(undecided)
+    assert blobs.collect([undecided.sha256]) == 1
+
+
 def test_a_blob_that_no_row_will_refer_to_is_removed(blobs: Blobs) -> None:
     refused = put(blobs, b"refused")
     blobs.release(refused)

@@ -20,6 +20,7 @@ def old(coordination: Coordination, content: str) -> BlobRef:
     with coordination.context.blobs.writer(StagedRef("one")) as writer:
         writer.write(content.encode())
         coordination.context.blobs.commit(writer.staged)
+    coordination.context.blobs.keep(writer.staged.blob)
     path = coordination.context.blobs.files.local_path(writer.staged.blob)
     os.utime(path, (path.stat().st_mtime - UNREFERENCED_SECONDS - 60,) * 2)
     return writer.staged.blob

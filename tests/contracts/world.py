@@ -70,7 +70,9 @@ class World:
 
     async def create(self, actor: str, spec: TrainingSpec, *, quota: int = 1000) -> Training:
         model = None if spec.model_id else new_model()
-        return await self.store.trainings.create(new_id(), actor, spec, model, new_id(), Quotas(quota), self.now)
+        shadow_ids = [new_id() for _ in spec.aggregation.shadows]
+        quotas = Quotas(quota)
+        return await self.store.trainings.create(new_id(), actor, spec, model, new_id(), quotas, self.now, shadow_ids)
 
     async def running(self, clients: int = 3, **spec: Any) -> tuple[str, list[str], Training]:
         """An actor, its clients, and their training, which is started."""

@@ -111,6 +111,7 @@ RULES = {
     # Only the actor may see which updates others sent.
     "/fedround.v1.AuditService/GetContributions": model(OK, "MODEL_NOT_FOUND"),
     "/fedround.v1.AuditService/ReplayRound": training("REPLAY_IMPOSSIBLE", "NOT_ACTOR"),
+    "/fedround.v1.AuditService/ReplayTraining": training("REPLAY_IMPOSSIBLE", "NOT_ACTOR"),
     "/grpc.health.v1.Health/Check": NONE,
     "/grpc.health.v1.Health/List": NONE,
     "/grpc.health.v1.Health/Watch": NONE,

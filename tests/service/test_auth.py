@@ -74,6 +74,7 @@ TABLE: dict[str, dict[str, set[str] | None]] = {
         "GetAuditHead": ADMIN,
         "GetContributions": ACTORS,
         "ReplayRound": ACTORS,
+        "ReplayTraining": ACTORS,
     },
     "grpc.health.v1.Health": {"Check": UNAUTHENTICATED, "List": UNAUTHENTICATED, "Watch": UNAUTHENTICATED},
     "grpc.reflection.v1alpha.ServerReflection": {"ServerReflectionInfo": UNAUTHENTICATED},

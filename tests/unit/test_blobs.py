@@ -148,6 +148,7 @@ class ReportingLock:
 
 def test_bytes_that_come_again_are_not_collected(blobs: LocalBlobs, monkeypatch: pytest.MonkeyPatch) -> None:
     blob = put(blobs, b"again")
+    blobs.keep(blob)
     make_old(blobs.files.local_path(blob))
     reported: queue.Queue[str] = queue.Queue()
     unlink = Path.unlink
@@ -180,6 +181,7 @@ def test_what_goes_meanwhile_does_not_stop_the_collection(
         yield from iterdir(folder)
 
     blob = put(blobs, b"old")
+    blobs.keep(blob)
     with blobs.writer(STALE) as writer:
         writer.write(b"half")
     for path in (blobs.files.local_path(blob), tmp_path / "uploads/user/stale"):

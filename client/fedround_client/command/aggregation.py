@@ -103,26 +103,31 @@ BufferOption: TypeAlias = Annotated[
         " layers.",
     ),
 ]
+ShadowOption: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME[:OPTIONS]",
+        help="Another aggregation of the same updates, as for --aggregation, with a model of its own as a side branch;"
+        " repeat for more, at most 8.",
+    ),
+]
 
 
 def aggregation_option(
-    algorithm: str, clipping: str, mixing: str, server_optimizer: str, buffers: Iterable[str]
+    algorithm: str,
+    clipping: str,
+    mixing: str,
+    server_optimizer: str,
+    buffers: Iterable[str],
+    shadows: Iterable[str] = (),
 ) -> Aggregation | None:
     """Returns the message for the options of a command; None if none is given.
 
     Raises:
         typer.BadParameter: A method or an option is unknown, or has a value that it cannot have.
     """
-    rule: Message | None = None
-    name, options = _split("--aggregation", algorithm)
-    if name in _SHORT:
-        make, fields = _SHORT[name]
-        try:
-            rule = make(**_values("--aggregation", name, fields, options))
-        except ValueError as error:
-            raise typer.BadParameter(f"--aggregation {name}: {error}") from None
-    elif name:
-        rule = _message("--aggregation", name, options, _ALGORITHMS, also=_SHORT)
+    rule = _rule("--aggregation", algorithm)
+    others = [aggregate(_rule("--shadow", shadow)) for shadow in shadows]
     stages = {
         field: _message(option, *_split(option, text), methods) if text else None
         for field, option, text, methods in (
@@ -139,22 +144,32 @@ def aggregation_option(
         getattr(optimizer, chosen).MergeFrom(made)
         getattr(optimizer, chosen).SetInParent()
     try:
-        found = aggregate(rule, **stages, server_optimizer=optimizer, buffers=buffers)
+        found = aggregate(rule, **stages, server_optimizer=optimizer, buffers=buffers, shadows=others)
     except ValueError as error:
         raise typer.BadParameter(f"--server-optimizer: {error}") from None
     return found if found.ByteSize() else None
 
 
+def _rule(option: str, text: str) -> Message | None:
+    """Returns the rule that an option names, or FedAvg with a server optimizer; None if it names none."""
+    name, options = _split(option, text)
+    if name in _SHORT:
+        make, fields = _SHORT[name]
+        try:
+            return make(**_values(option, name, fields, options))
+        except ValueError as error:
+            raise typer.BadParameter(f"{option} {name}: {error}") from None
+    return _message(option, name, options, _ALGORITHMS, also=_SHORT) if name else None
+
+
 def with_user_ids(connection: Client, found: Aggregation | None) -> Aggregation | None:
     """Returns an aggregation with the ids of users that it names."""
-    name = None if found is None else found.WhichOneof("algorithm")
-    if found is None or name is None:
-        return found
-    rule = getattr(found, name)
-    for field, value in rule.ListFields():
-        if field.name.endswith("_client_id"):
-            (user_id,) = names.user_ids(connection, [value])
-            setattr(rule, field.name, user_id)
+    for one in () if found is None else (found, *found.shadow):
+        rule = getattr(one, one.WhichOneof("algorithm") or "fed_avg")
+        for field, value in rule.ListFields():
+            if field.name.endswith("_client_id"):
+                (user_id,) = names.user_ids(connection, [value])
+                setattr(rule, field.name, user_id)
     return found
 
 
@@ -176,7 +191,9 @@ def aggregation_text(found: Aggregation, users: Mapping[str, str] | None = None)
         optimizer = _text(method, getattr(found.server_optimizer, method), users)
         text = optimizer if name == "fed_avg" else f"{optimizer} over {text}"
     text += f" after {' and '.join(before)}" if before else ""
-    return text + (f"; {', '.join(found.buffers)} averaged" if found.buffers else "")
+    text += f"; {', '.join(found.buffers)} averaged" if found.buffers else ""
+    shadows = [aggregation_text(one, users) for one in found.shadow]
+    return text + (f"; shadows: {', '.join(shadows)}" if shadows else "")
 
 
 def _text(name: str, options: Message, users: Mapping[str, str] | None, noun: str = "") -> str:

@@ -81,6 +81,13 @@ def metrics(
             return
         reports = [report for report in found if by_reporter or not report.reporter_id]
         reporters = names.user_names(client) if by_reporter and form is not TableFormat.JSON else None
+    show_reports(reports, form, reporters)
+
+
+def show_reports(
+    reports: Collection[MetricReport], form: TableFormat, reporters: Mapping[str, str] | None = None
+) -> None:
+    """Prints metrics, with the reporters if their names are given by id."""
     columns = _columns(reports, reporters)
     if form is TableFormat.CSV:
         echo(as_csv(reports, columns).removesuffix("\n"))

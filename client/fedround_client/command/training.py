@@ -11,6 +11,7 @@ import typer
 from fedround.v1.training_pb2 import TRAINING_STATE_ONGOING, Training, TrainingState
 from fedround_client.command import (
     names,
+    training_branches,
     training_clients,
     training_control,
     training_create,
@@ -41,6 +42,8 @@ app.add_typer(training_clients.app, name="clients")
 app.command("create")(training_create.create)
 app.command("round")(training_round.round_)
 app.command("replay")(training_replay.replay)
+for _branches in (training_branches.contributions, training_branches.shadows, training_branches.evaluate):
+    app.command()(_branches)
 for _change in (training_control.stop, training_control.pause, training_control.resume, training_control.config):
     app.command()(_change)
 

@@ -15,6 +15,7 @@ from fedround_client.command.aggregation import (
     ClippingOption,
     MixingOption,
     OptimizerOption,
+    ShadowOption,
     aggregation_option,
     with_user_ids,
 )
@@ -81,7 +82,9 @@ class IntegerTensorsChoice(StrEnum):
 def create(
     context: typer.Context,
     name: Annotated[str, typer.Option(help="A name for people, at most 200 characters.")],
-    target_num_updates: Annotated[int, typer.Option(min=1, max=UINT32, help="Updates of the global model to make.")],
+    target_num_updates: Annotated[
+        int, typer.Option(min=0, max=UINT32, help="Updates of the global model to make; 0 to evaluate a stored model.")
+    ],
     model_file: Annotated[Path | None, typer.Argument(help="The initial model, a safetensors file.")] = None,
     model_id: Annotated[
         str, typer.Option(help="Instead of a file: name or id of a stored model.", autocompletion=names.complete_models)
@@ -130,6 +133,7 @@ def create(
     mixing: MixingOption = "",
     server_optimizer: OptimizerOption = "",
     buffer: BufferOption = None,
+    shadow: ShadowOption = None,
     evaluation: Annotated[
         EvaluationChoice, typer.Option(case_sensitive=False, help="When participants evaluate the model.")
     ] = EvaluationChoice.EVERY_ROUND,
@@ -143,6 +147,12 @@ def create(
         int,
         typer.Option(min=0, max=UINT32, help="Latest versions that keep their files, besides tagged ones; 0 for all."),
     ] = 0,
+    keep_update_rounds: Annotated[
+        int | None,
+        typer.Option(
+            min=0, max=UINT32, help="Latest rounds that keep the files of their updates; 0 for none, all by default."
+        ),
+    ] = None,
     uncertainty: MethodOption = None,
     samples: SamplesOption = 0,
     softmax: SoftmaxOption = False,
@@ -217,7 +227,7 @@ def create(
         evaluation_policy = round_policy(
             evaluation_min_updates, deadline, max_retries, on_failure.value, absent_after, wait
         )
-    stages = aggregation_option(aggregation, clipping, mixing, server_optimizer, buffer or ())
+    stages = aggregation_option(aggregation, clipping, mixing, server_optimizer, buffer or (), shadow or ())
     selection = _selection(minimize, maximize, patience)
     method = uncertainty_option(
         uncertainty,
@@ -255,6 +265,7 @@ def create(
             evaluation_policy=evaluation_policy,
             selection=selection,
             keep_versions=keep_versions,
+            keep_update_rounds=keep_update_rounds,
             max_num_examples=max_num_examples,
             max_update_norm=max_update_norm,
             update_precision=update_precision.value,

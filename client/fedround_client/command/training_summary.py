@@ -121,12 +121,18 @@ def _lines(training: Training, current: Round | None, names: Mapping[str, str]) 
     yield "private", ", ".join(spec.tensors.private)
     yield "external base", spec.tensors.external_base_sha256
     yield "update precision", precisions_text(spec)
+    yield "updates kept", _kept(spec.keep_update_rounds) if spec.HasField("keep_update_rounds") else ""
+    yield "shadow models", ", ".join(training.shadow_model_ids)
     yield "metrics", ", ".join(spec.metric_names)
     yield "config", config_text(spec.config)
     yield "client config", client_config_text(spec.client_config, names)
     yield "created", when(training.create_time)
     yield "started", when(training.start_time)
     yield "changed", when(training.update_time)
+
+
+def _kept(rounds: int) -> str:
+    return f"of the last {rounds} rounds" if rounds > 1 else "of the last round" if rounds else "none"
 
 
 def _state(training: Training) -> str:

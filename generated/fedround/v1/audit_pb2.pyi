@@ -452,3 +452,97 @@ class ReplayRoundResponse(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__distance) -> _WhichOneofReturnType__distance | None: ...
 
 Global___ReplayRoundResponse: _TypeAlias = ReplayRoundResponse  # noqa: Y015
+
+@_typing.final
+class ReplayTrainingRequest(_message.Message):
+    """Request of ReplayTraining."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRAINING_ID_FIELD_NUMBER: _builtins.int
+    WITHOUT_CLIENT_IDS_FIELD_NUMBER: _builtins.int
+    MODEL_NAME_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    training_id: _builtins.str
+    """UUID of the training. It may be running: its rounds that are done are replayed."""
+    model_name: _builtins.str
+    """Name of the model with the versions, at most 200 characters; empty to store nothing."""
+    request_id: _builtins.str
+    """UUID chosen by the caller: a repeated call with the same value returns the model that the first one made, in a single
+    message.
+    """
+    @_builtins.property
+    def without_client_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids of users whose updates are left out, at most 10,000. Each of them must have one in some round."""
+
+    def __init__(
+        self,
+        *,
+        training_id: _builtins.str = ...,
+        without_client_ids: _abc.Iterable[_builtins.str] | None = ...,
+        model_name: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_name", b"model_name", "request_id", b"request_id", "training_id", b"training_id", "without_client_ids", b"without_client_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplayTrainingRequest: _TypeAlias = ReplayTrainingRequest  # noqa: Y015
+
+@_typing.final
+class ReplayTrainingResponse(_message.Message):
+    """What a round would have made. The last message of a call that stores a model names only that model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROUND_FIELD_NUMBER: _builtins.int
+    MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    NUM_UPDATES_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    DISTANCE_FIELD_NUMBER: _builtins.int
+    EXACT_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    MODEL_ID_FIELD_NUMBER: _builtins.int
+    round: _builtins.int
+    """Number of the round."""
+    model_version: _builtins.int
+    """The version that the round has made, and that the branch has of it."""
+    num_updates: _builtins.int
+    """How many updates were aggregated. If there are none, the version is a copy of the one before."""
+    sha256: _builtins.str
+    """SHA-256 of the whole file of the branch's version in hex."""
+    distance: _builtins.float
+    """The L2 distance between the branch's version and the recorded one, over all floating tensors; not set if the
+    recorded version's file is not stored any more.
+    """
+    exact: _builtins.bool
+    """Whether this is exactly what the round would have made: the branch's model was that of the round. Otherwise it is an
+    estimate: the updates are taken for differences from the round's model, and added to the branch's.
+    """
+    problem: _builtins.str
+    """Why the updates had no aggregate, so that the version is a copy of the one before; empty if they had one."""
+    model_id: _builtins.str
+    """UUID of the new model; only in the last message."""
+    def __init__(
+        self,
+        *,
+        round: _builtins.int = ...,
+        model_version: _builtins.int = ...,
+        num_updates: _builtins.int = ...,
+        sha256: _builtins.str = ...,
+        distance: _builtins.float | None = ...,
+        exact: _builtins.bool = ...,
+        problem: _builtins.str = ...,
+        model_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_distance", b"_distance", "distance", b"distance"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_distance", b"_distance", "distance", b"distance", "exact", b"exact", "model_id", b"model_id", "model_version", b"model_version", "num_updates", b"num_updates", "problem", b"problem", "round", b"round", "sha256", b"sha256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__distance: _TypeAlias = _typing.Literal["distance"]  # noqa: Y015
+    _WhichOneofArgType__distance: _TypeAlias = _typing.Literal["_distance", b"_distance"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__distance) -> _WhichOneofReturnType__distance | None: ...
+
+Global___ReplayTrainingResponse: _TypeAlias = ReplayTrainingResponse  # noqa: Y015

@@ -57,6 +57,11 @@ class AuditServiceStub(object):
                 request_serializer=fedround_dot_v1_dot_audit__pb2.ReplayRoundRequest.SerializeToString,
                 response_deserializer=fedround_dot_v1_dot_audit__pb2.ReplayRoundResponse.FromString,
                 _registered_method=True)
+        self.ReplayTraining = channel.unary_stream(
+                '/fedround.v1.AuditService/ReplayTraining',
+                request_serializer=fedround_dot_v1_dot_audit__pb2.ReplayTrainingRequest.SerializeToString,
+                response_deserializer=fedround_dot_v1_dot_audit__pb2.ReplayTrainingResponse.FromString,
+                _registered_method=True)
 
 
 class AuditServiceServicer(object):
@@ -94,6 +99,16 @@ class AuditServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReplayTraining(self, request, context):
+        """Computes the models that would have come of the recorded updates of a training without some of its participants, one
+        message for each round that made a version. They become the versions of a new model of the caller, a side branch,
+        all at once at the end: if the call fails or is cancelled before, nothing is stored. The training is not changed.
+        For the training's actor.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AuditServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -116,6 +131,11 @@ def add_AuditServiceServicer_to_server(servicer, server):
                     servicer.ReplayRound,
                     request_deserializer=fedround_dot_v1_dot_audit__pb2.ReplayRoundRequest.FromString,
                     response_serializer=fedround_dot_v1_dot_audit__pb2.ReplayRoundResponse.SerializeToString,
+            ),
+            'ReplayTraining': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReplayTraining,
+                    request_deserializer=fedround_dot_v1_dot_audit__pb2.ReplayTrainingRequest.FromString,
+                    response_serializer=fedround_dot_v1_dot_audit__pb2.ReplayTrainingResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -229,6 +249,33 @@ class AuditService(object):
             '/fedround.v1.AuditService/ReplayRound',
             fedround_dot_v1_dot_audit__pb2.ReplayRoundRequest.SerializeToString,
             fedround_dot_v1_dot_audit__pb2.ReplayRoundResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReplayTraining(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/fedround.v1.AuditService/ReplayTraining',
+            fedround_dot_v1_dot_audit__pb2.ReplayTrainingRequest.SerializeToString,
+            fedround_dot_v1_dot_audit__pb2.ReplayTrainingResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -46,6 +46,12 @@ class AuditServiceStub:
     """Computes the version that a round has made once more, from its updates, and compares it with what is recorded; or
     computes what the round would have made without some of its participants. Nothing is stored. For the training's actor.
     """
+    ReplayTraining: _grpc.UnaryStreamMultiCallable[_audit_pb2.ReplayTrainingRequest, _audit_pb2.ReplayTrainingResponse]
+    """Computes the models that would have come of the recorded updates of a training without some of its participants, one
+    message for each round that made a version. They become the versions of a new model of the caller, a side branch,
+    all at once at the end: if the call fails or is cancelled before, nothing is stored. The training is not changed.
+    For the training's actor.
+    """
 
 @_typing.type_check_only
 class AuditServiceAsyncStub(AuditServiceStub):
@@ -64,6 +70,12 @@ class AuditServiceAsyncStub(AuditServiceStub):
     ReplayRound: _aio.UnaryUnaryMultiCallable[_audit_pb2.ReplayRoundRequest, _audit_pb2.ReplayRoundResponse]  # type: ignore[assignment]
     """Computes the version that a round has made once more, from its updates, and compares it with what is recorded; or
     computes what the round would have made without some of its participants. Nothing is stored. For the training's actor.
+    """
+    ReplayTraining: _aio.UnaryStreamMultiCallable[_audit_pb2.ReplayTrainingRequest, _audit_pb2.ReplayTrainingResponse]  # type: ignore[assignment]
+    """Computes the models that would have come of the recorded updates of a training without some of its participants, one
+    message for each round that made a version. They become the versions of a new model of the caller, a side branch,
+    all at once at the end: if the call fails or is cancelled before, nothing is stored. The training is not changed.
+    For the training's actor.
     """
 
 class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -104,6 +116,18 @@ class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_audit_pb2.ReplayRoundResponse, _abc.Awaitable[_audit_pb2.ReplayRoundResponse]]:
         """Computes the version that a round has made once more, from its updates, and compares it with what is recorded; or
         computes what the round would have made without some of its participants. Nothing is stored. For the training's actor.
+        """
+
+    @_abc_1.abstractmethod
+    def ReplayTraining(
+        self,
+        request: _audit_pb2.ReplayTrainingRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_audit_pb2.ReplayTrainingResponse], _abc.AsyncIterator[_audit_pb2.ReplayTrainingResponse]]:
+        """Computes the models that would have come of the recorded updates of a training without some of its participants, one
+        message for each round that made a version. They become the versions of a new model of the caller, a side branch,
+        all at once at the end: if the call fails or is cancelled before, nothing is stored. The training is not changed.
+        For the training's actor.
         """
 
 def add_AuditServiceServicer_to_server(servicer: AuditServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -63,7 +63,8 @@ def to_aggregation(data: Mapping[str, Any]) -> Aggregation:
     """
     rule = STAGES["algorithm"][data["algorithm"]](**data["options"])
     others = {field: STAGES[field][one["name"]](**one["options"]) for field, one in data.items() if field in OTHERS}
-    return Aggregation(rule, **others, buffers=tuple(data.get("buffers", BUFFERS)))
+    shadows = tuple(map(to_aggregation, data.get("shadow", ())))
+    return Aggregation(rule, **others, buffers=tuple(data.get("buffers", BUFFERS)), shadows=shadows)
 
 
 def from_aggregation(found: Aggregation) -> dict[str, Any]:
@@ -72,4 +73,5 @@ def from_aggregation(found: Aggregation) -> dict[str, Any]:
     rule = stages.pop("algorithm")
     data: dict[str, Any] = {"algorithm": rule.name, "options": options_of(rule)}
     data |= {field: {"name": stage.name, "options": options_of(stage)} for field, stage in stages.items()}
-    return data if found.buffers == BUFFERS else {**data, "buffers": list(found.buffers)}
+    data |= {} if found.buffers == BUFFERS else {"buffers": list(found.buffers)}
+    return data | ({"shadow": list(map(from_aggregation, found.shadows))} if found.shadows else {})

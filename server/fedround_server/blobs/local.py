@@ -155,7 +155,8 @@ class LocalBlobs:
         removed = 0
         for digest in digests:
             with self._lock:
-                size = _remove_if_old(self.files.blob_path(digest))
+                # A row may be about to refer to one that is undecided, even long after its commit.
+                size = None if digest in self._undecided else _remove_if_old(self.files.blob_path(digest))
                 if size is not None:
                     self.stored_bytes -= size
                     removed += 1

@@ -180,7 +180,10 @@ class Blobs(Protocol):
         """Returns the digests of blobs that are old enough to be collected if no row refers to them."""
 
     def collect(self, digests: Iterable[str]) -> int:
-        """Removes old blobs without a row, except those that were committed again meanwhile; returns how many."""
+        """Removes old blobs without a row, except those that were committed again meanwhile; returns how many.
+
+        Nor does it remove any that this process has committed and has neither kept nor released.
+        """
 
     def collect_uploads(self) -> list[UploadRef]:
         """Removes uploads that were not continued for long, and returns them."""

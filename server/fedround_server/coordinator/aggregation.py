@@ -7,8 +7,9 @@ from typing import TypeVar
 
 from fedround_server.blobs import BlobDamaged, map_disk_full
 from fedround_server.coordinator.context import Context
+from fedround_server.coordinator.results import adopt
+from fedround_server.coordinator.shadows import Shadows
 from fedround_server.coordinator.stored_files import StoredFiles
-from fedround_server.coordinator.tasks import in_thread
 from fedround_server.domain.aggregation import NO_STATE, AggregationState, UpdateFacts
 from fedround_server.domain.audit import acting
 from fedround_server.domain.errors import DiskFull, Unavailable
@@ -41,6 +42,7 @@ class Aggregations:
         self.damage: dict[str, str] = {}
         self._context = context
         self._files = files
+        self._shadows = Shadows(context, files)
         self._store = context.store.rounds
         self._follow_up = follow_up
         self._running: set[str] = set()
@@ -101,15 +103,18 @@ class Aggregations:
         """Aggregates a closed round and commits the result, or the failure.
 
         Raises:
-            BlobDamaged: The model that the round started from, or the state of its aggregation, is damaged.
+            BlobDamaged: The model that the round started from, or the state of an aggregation, is damaged.
         """
         closed = task.round
         now = self._context.clock.now
         try:
             result, state, report = await self._compute(task)
+            shadows = [await self._shadows.compute(shadow, job_of(task)) for shadow in task.shadows]
             if self._stopped:
                 return
-            await self._store.commit(closed.training_id, closed.number, closed.epoch, result, now(), state, report)
+            await self._store.commit(
+                closed.training_id, closed.number, closed.epoch, result, now(), state, report, shadows
+            )
             reached("aggregation.committed")
         except TRANSIENT:
             raise
@@ -133,11 +138,12 @@ class Aggregations:
             Whether there is a damaged file. One that the disk cannot read ends the worker that has mapped it.
 
         Raises:
-            BlobDamaged: The model that the round started from, or the state of its aggregation, is damaged: no
+            BlobDamaged: The model that the round started from, or the state of an aggregation, is damaged: no
                 participant can send that again.
             OSError: A file was damaged when the worker read it, and is not any more.
         """
-        for blob in (*blobs_of(task.model), *task.state.slots.values()):
+        states = (task.state, *(shadow.state for shadow in task.shadows))
+        for blob in (*blobs_of(task.model), *(slot for state in states for slot in state.slots.values())):
             if not isinstance(error, BlobDamaged) or error.sha256 == blob.sha256:
                 await self._files.examine(blob)
         lost = [update.update_id for update in task.updates if not await self._files.is_intact(update.blob)]
@@ -174,14 +180,10 @@ class Aggregations:
         with map_disk_full():
             result = await self._context.engine.aggregate(job_of(task))
         reached("aggregation.computed")
-        for staged in (result, *result.slots.values()):
-            await in_thread(self._context.blobs.commit, staged)
-            # The collection removes a result that is not committed.
-            self._context.blobs.keep(staged.blob)
+        state = await adopt(self._context, result)
         reached("aggregation.adopted")
-        slots = {slot: staged.blob for slot, staged in result.slots.items()}
         report = {update.user_id: facts for update, facts in zip(task.updates, result.report, strict=False)}
-        return result.made, AggregationState(slots, result.steps), report
+        return result.made, state, report
 
 
 def job_of(task: AggregationTask) -> AggregationJob:

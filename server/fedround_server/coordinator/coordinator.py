@@ -42,7 +42,7 @@ class Coordinator:
         self.subscriptions = Subscriptions(context)
         self.inference = Inference(context)
         self.audit = Audit(context)
-        self.replays = Replays(context)
+        self.replays = Replays(context, self.uploads.space)
         self._housekeeping = Housekeeping(context, self.rounds, self.uploads)
 
     async def recover(self) -> None:

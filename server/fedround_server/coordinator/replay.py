@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from fedround_server.blobs import BlobDamaged
 from fedround_server.coordinator.aggregation import job_of
 from fedround_server.coordinator.context import Context
+from fedround_server.coordinator.counterfactuals import Counterfactuals
+from fedround_server.coordinator.uploads.space import Space
 from fedround_server.domain.errors import FieldInvalid, ReplayImpossible
 from fedround_server.domain.model import ModelVersion
 from fedround_server.engine.jobs import AggregationFailed, Replay
@@ -29,12 +31,17 @@ class ReplayedRound:
 
 
 class Replays:
-    """Replays rounds, one at a time: the worker that does it also has other work."""
+    """Replays rounds, one at a time: the worker that does it also has other work.
 
-    def __init__(self, context: Context) -> None:
+    Attributes:
+        counterfactuals: Replays whole trainings without some participants.
+    """
+
+    def __init__(self, context: Context, space: Space) -> None:
         self._context = context
         self._store = context.store.rounds
         self._lock = asyncio.Lock()
+        self.counterfactuals = Counterfactuals(context, space, self._lock)
 
     async def replay(self, training_id: str, number: int, without: Collection[str], actor_id: str) -> ReplayedRound:
         """Computes the version that a round has made once more, or what it would have been without some updates.

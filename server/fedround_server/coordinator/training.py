@@ -71,7 +71,8 @@ class Trainings:
         """Returns the training, and whether it is a new one."""
         training_id, model_id = self._context.new_id(), self._context.new_id()
         limits, now = self._context.limits, self._context.clock.now()
-        training = await self._store.create(training_id, actor_id, spec, model, model_id, limits, now)
+        shadow_ids = [self._context.new_id() for _ in spec.aggregation.shadows]
+        training = await self._store.create(training_id, actor_id, spec, model, model_id, limits, now, shadow_ids)
         self._context.hub.notify(actor_id, *training.participant_ids)
         return training, training.training_id == training_id
 

@@ -1,7 +1,7 @@
 """What an aggregation is made of: clipping, mixing, rule, server optimizer. `fedround_server.aggregators` has them."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, Protocol
 
 from fedround_server.domain.adapters import Adapters
@@ -130,6 +130,7 @@ class Aggregation:
         mixing: Replaces the updates by averages of some of them, before the rule.
         server_optimizer: Takes what the rule has made for a gradient.
         buffers: Globs of tensors that are averaged whatever the rule, and never clipped, mixed or optimized.
+        shadows: Other aggregations of the same updates, each with a model of its own.
     """
 
     rule: Rule
@@ -137,6 +138,17 @@ class Aggregation:
     mixing: Mixer | None = None
     server_optimizer: Optimizer | None = None
     buffers: tuple[str, ...] = BUFFERS
+    shadows: "tuple[Aggregation, ...]" = ()
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """Its rule and those of its shadows: participants send what any of them needs."""
+        return (self.rule, *(shadow.rule for shadow in self.shadows))
+
+    def for_participants(self) -> "Aggregation":
+        """Returns it as participants see it: without the ids of others."""
+        shadows = tuple(shadow.for_participants() for shadow in self.shadows)
+        return replace(self, rule=self.rule.for_participants(), shadows=shadows)
 
     @property
     def slots(self) -> tuple[str, ...]:

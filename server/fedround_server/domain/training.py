@@ -104,6 +104,7 @@ class TrainingSpec:
 
     Attributes:
         keep_versions: How many of the latest versions keep their files; 0 means all.
+        keep_update_rounds: Of how many of the latest rounds the files of updates are kept; None means all.
         model_version: The version of the stored model to start from; None means the latest.
         architecture: The registered architecture of the streamed model.
         max_update_norm: How far an update may be from what its participant started from (L2); 0 means any distance.
@@ -145,6 +146,7 @@ class TrainingSpec:
     client_config: Mapping[str, Config] = field(default_factory=dict)
     cohort: Cohort | None = None
     evaluation_policy: RoundPolicy | None = None
+    keep_update_rounds: int | None = None
 
     @property
     def transport(self) -> Transport:
@@ -194,6 +196,7 @@ class Training:
         paused: Whether no further round opens.
         stop: When its actor had it stopped; None if it did not.
         round_closed: Whether the current round accepts no more updates or reports.
+        shadow_model_ids: The models of the shadow aggregations; for the actor only, and left out of lists.
     """
 
     training_id: str
@@ -218,6 +221,7 @@ class Training:
     paused: bool = False
     stop: Stop | None = None
     round_closed: bool = False
+    shadow_model_ids: tuple[str, ...] = ()
 
 
 def out_of_patience(spec: TrainingSpec, model_version: int, best_version: int | None) -> bool:

@@ -54,20 +54,20 @@ class NewUpdate:
     initial_loss: float | None = None
 
 
-def inputs_of(new: NewUpdate, rule: Rule | None) -> dict[str, Any]:
+def inputs_of(new: NewUpdate, rule: Rule) -> dict[str, Any]:
     """Returns what the rule of an aggregation needs to know of an update, by the names of the update's fields.
 
     An update without examples has no weight, and need not say anything.
 
     Args:
         new: The update.
-        rule: The rule; None if the update does not go through one.
+        rule: The rule.
 
     Raises:
         FieldInvalid: The update does not say it, or it is out of range.
     """
     found: dict[str, Any] = {}
-    if rule is None or not new.num_examples:
+    if not new.num_examples:
         return found
     if rule.needs_steps:
         if not 1 <= (new.local_steps or 0) <= MAX_LOCAL_STEPS:

@@ -1,5 +1,6 @@
 """Conversion of aggregations: messages and their fields have the names of stages and of their options."""
 
+from dataclasses import replace
 from typing import Any
 
 from google.protobuf.message import Message
@@ -9,11 +10,22 @@ from fedround_server.aggregators import OTHERS, STAGES
 from fedround_server.aggregators.compatibility import check_compatible
 from fedround_server.aggregators.fed_avg import FedAvg
 from fedround_server.domain.aggregation import BUFFERS, Aggregation, OptionInvalid, options_of
-from fedround_server.domain.errors import FieldInvalid
+from fedround_server.domain.errors import AggregationIncompatible, FieldInvalid
+from fedround_server.domain.shadow import MAX_SHADOWS
 from fedround_server.services import fields, tensor_selection
 
 FIELD = "spec.aggregation"
 METHOD = "method"
+SHADOWLESS = ("shadow", "buffering", "differential_privacy")
+"""Fields that a shadow aggregation does not have."""
+TRAINED_OTHERWISE = ("fed_dc", "scaffold", "fed_dyn", "lora_stack")
+"""Rules for which participants train in a way of their own: not in a shadow."""
+WITHOUT_SHADOWS = {
+    "fed_dc": "whose local models have been with several participants",
+    "lora_stack": "whose updates may have adapters of different ranks",
+    "lora_svd": "whose updates may have adapters of different ranks",
+}
+"""Rules whose updates other aggregations cannot take, and why."""
 
 
 def read(message: aggregation_pb2.Aggregation) -> Aggregation:
@@ -21,22 +33,48 @@ def read(message: aggregation_pb2.Aggregation) -> Aggregation:
 
     Raises:
         FieldInvalid: An option has a value that it cannot have.
-        AggregationIncompatible: Its stages do not go together.
+        AggregationIncompatible: Its stages do not go together, or a shadow has one that it cannot have.
     """
+    found = _read(message, FIELD)
+    check_compatible(found)
+    if len(message.shadow) > MAX_SHADOWS:
+        raise FieldInvalid(f"{FIELD}.shadow", f"has {len(message.shadow)} aggregations; at most {MAX_SHADOWS}")
+    if message.shadow and (reason := WITHOUT_SHADOWS.get(found.rule.name)):
+        raise AggregationIncompatible("shadow", f"does not go with {found.rule.name}, {reason}")
+    shadows = tuple(_shadow(number, one) for number, one in enumerate(message.shadow))
+    return replace(found, shadows=shadows)
+
+
+def _shadow(number: int, message: aggregation_pb2.Aggregation) -> Aggregation:
+    name = f"shadow[{number}]"
+    for field in SHADOWLESS:
+        if field in {one.name for one, _ in message.ListFields()}:
+            raise AggregationIncompatible(f"{name}.{field}", "is not available in a shadow aggregation: leave it out")
+    if (rule := message.WhichOneof("algorithm")) in TRAINED_OTHERWISE:
+        raise AggregationIncompatible(
+            f"{name}.{rule}", "needs participants that train for it: make it the aggregation of a training of its own"
+        )
+    found = _read(message, f"{FIELD}.{name}")
+    try:
+        check_compatible(found)
+    except AggregationIncompatible as error:
+        raise AggregationIncompatible(f"{name}.{error.field.removeprefix(f'{FIELD}.')}", error.description) from None
+    return found
+
+
+def _read(message: aggregation_pb2.Aggregation, path: str) -> Aggregation:
     name = message.WhichOneof("algorithm")
-    rule = FedAvg() if name is None else _stage("algorithm", name, getattr(message, name), f"{FIELD}.{name}")
+    rule = FedAvg() if name is None else _stage("algorithm", name, getattr(message, name), f"{path}.{name}")
     others: dict[str, Any] = {}
     for field, chosen in ((one.name, value) for one, value in message.ListFields()):
         if field in OTHERS:
             method = chosen.WhichOneof(METHOD)
             if method is None:
                 known = ", ".join(sorted(STAGES[field]))
-                raise FieldInvalid(f"{FIELD}.{field}", f"has no method; known are {known}")
-            others[field] = _stage(field, method, getattr(chosen, method), f"{FIELD}.{field}.{method}")
-    buffers = tensor_selection.parse_globs(f"{FIELD}.buffers", message.buffers) or BUFFERS
-    found = Aggregation(rule, **others, buffers=buffers)
-    check_compatible(found)
-    return found
+                raise FieldInvalid(f"{path}.{field}", f"has no method; known are {known}")
+            others[field] = _stage(field, method, getattr(chosen, method), f"{path}.{field}.{method}")
+    buffers = tensor_selection.parse_globs(f"{path}.buffers", message.buffers) or BUFFERS
+    return Aggregation(rule, **others, buffers=buffers)
 
 
 def write(found: Aggregation) -> aggregation_pb2.Aggregation:
@@ -48,6 +86,7 @@ def write(found: Aggregation) -> aggregation_pb2.Aggregation:
         options.SetInParent()
         for option, value in options_of(stage).items():
             setattr(options, option, value)
+    message.shadow.extend(map(write, found.shadows))
     return message
 
 

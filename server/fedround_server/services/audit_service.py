@@ -1,11 +1,14 @@
 """AuditService."""
 
+from contextlib import aclosing
 from dataclasses import asdict
 
 from fedround.v1 import audit_pb2, audit_pb2_grpc
 from fedround_server.coordinator import Coordinator
+from fedround_server.coordinator.counterfactuals import ComputedVersion
 from fedround_server.domain.audit import AuditEntry, AuditHead, Origin
 from fedround_server.domain.errors import FieldInvalid
+from fedround_server.domain.model import Model
 from fedround_server.interceptors.auth import caller
 from fedround_server.interceptors.wrapping import Call
 from fedround_server.services import aggregation, convert, fields, pages
@@ -69,6 +72,35 @@ class AuditService(audit_pb2_grpc.AuditServiceServicer):
             num_updates=found.num_updates,
             distance=found.replay.distance,
         )
+
+    async def ReplayTraining(  # type: ignore[override]  # a coroutine that writes has no generator lifetime
+        self, request: audit_pb2.ReplayTrainingRequest, context: Call
+    ) -> None:
+        """Computes what the rounds of a training would have made without some participants."""
+        training_id = fields.parse_id("training_id", request.training_id)
+        without = fields.parse_optional_ids("without_client_ids", request.without_client_ids)
+        name = fields.parse_text("model_name", request.model_name, 200)
+        request_id = fields.parse_optional_id("request_id", request.request_id)
+        actor_id = caller().user_id
+        branch = self._replays.counterfactuals.replay(training_id, without, name, request_id, actor_id)
+        async with aclosing(branch) as found:
+            async for one in found:
+                await context.write(_branch(one))
+
+
+def _branch(found: ComputedVersion | Model) -> audit_pb2.ReplayTrainingResponse:
+    if isinstance(found, Model):
+        return audit_pb2.ReplayTrainingResponse(model_id=found.model_id)
+    made = found.version
+    return audit_pb2.ReplayTrainingResponse(
+        round=made.round,
+        model_version=found.number,
+        num_updates=made.num_updates,
+        sha256=made.file.sha256,
+        distance=found.distance,
+        exact=made.is_exact,
+        problem=made.problem,
+    )
 
 
 def _entry(found: AuditEntry) -> audit_pb2.AuditEntry:

@@ -170,6 +170,7 @@ def training_spec(spec: TrainingSpec, *, for_actor: bool, listed: bool) -> train
         allow_non_finite_buffers=spec.allow_non_finite_buffers,
         integer_tensors=training_pb2.IntegerTensors.Value(f"INTEGER_TENSORS_{spec.integer_tensors.value}"),
         keep_versions=spec.keep_versions,
+        keep_update_rounds=spec.keep_update_rounds,
         model_version=spec.model_version,
         architecture=spec.architecture,
         tensors=tensor_selection.write(spec.tensors),
@@ -210,6 +211,7 @@ def training(found: Training, viewer_id: str, *, listed: bool = False) -> traini
         stopped=found.stop is not None,
         paused=found.paused,
         round_closed=found.round_closed,
+        shadow_model_ids=found.shadow_model_ids if for_actor else (),
     )
 
 

@@ -42,7 +42,7 @@ def read(message: training_pb2.TrainingSpec) -> TrainingSpec:
     spec = TrainingSpec(
         name=fields.parse_text("spec.name", message.name, 200),
         description=fields.parse_text("spec.description", message.description, 10_000),
-        target_num_updates=_target(message.target_num_updates),
+        target_num_updates=_target(message),
         metric_names=fields.parse_metric_names(message.metric_names),
         client_ids=tuple(fields.parse_optional_ids("spec.client_ids", message.client_ids)),
         aggregation=chosen,
@@ -59,6 +59,7 @@ def read(message: training_pb2.TrainingSpec) -> TrainingSpec:
         request_id=fields.parse_optional_id("spec.request_id", message.request_id),
         selection=_selection(message) if message.HasField("selection") else None,
         keep_versions=_keep_versions(message.keep_versions),
+        keep_update_rounds=_keep_update_rounds(message),
         model_version=message.model_version if message.HasField("model_version") else None,
         architecture=fields.parse_architecture("spec.architecture", message.architecture),
         uncertainty=method,
@@ -82,9 +83,17 @@ def _check_config(spec: TrainingSpec) -> None:
     check_size("spec.config", spec.config, spec.client_config)
 
 
-def _target(value: int) -> int:
+def _target(message: training_pb2.TrainingSpec) -> int:
+    value = message.target_num_updates
+    evaluates = message.metric_names and message.evaluation != training_pb2.EVALUATION_NEVER
+    if not value and message.model_id and evaluates:
+        return 0
     if not 1 <= value <= MAX_TARGET_NUM_UPDATES:
-        raise FieldInvalid("spec.target_num_updates", f"is {value}; must be in 1..{MAX_TARGET_NUM_UPDATES}")
+        raise FieldInvalid(
+            "spec.target_num_updates",
+            f"is {value}; must be in 1..{MAX_TARGET_NUM_UPDATES}, or 0 to evaluate a stored model (spec.model_id) by"
+            " spec.metric_names",
+        )
     return value
 
 
@@ -112,6 +121,17 @@ def _integer_tensors(value: training_pb2.IntegerTensors.ValueType) -> IntegerTen
 def _keep_versions(value: int) -> int:
     if value > MAX_TARGET_NUM_UPDATES:
         raise FieldInvalid("spec.keep_versions", f"is {value}; at most {MAX_TARGET_NUM_UPDATES}, or 0 for all")
+    return value
+
+
+def _keep_update_rounds(message: training_pb2.TrainingSpec) -> int | None:
+    if not message.HasField("keep_update_rounds"):
+        return None
+    value = message.keep_update_rounds
+    if value > MAX_TARGET_NUM_UPDATES:
+        raise FieldInvalid(
+            "spec.keep_update_rounds", f"is {value}; at most {MAX_TARGET_NUM_UPDATES}, or not set to keep all"
+        )
     return value
 
 

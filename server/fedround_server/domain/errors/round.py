@@ -36,7 +36,7 @@ class ReplayImpossible(FailedPrecondition):
     """A round cannot be computed once more: it made no version, or a file that it needs is not stored any more."""
 
     reason = "REPLAY_IMPOSSIBLE"
-    remedy = "choose a round that made a version; keep_versions and RemoveTraining say which files are kept"
+    remedy = "choose a round that made a version; keep_versions and keep_update_rounds say which files are kept"
 
 
 class NotInCohort(PermissionDenied):

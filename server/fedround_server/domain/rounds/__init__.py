@@ -35,7 +35,8 @@ def next_kind(spec: TrainingSpec, name: str | None, model_version: int, *, stop:
     """
     last = stop or model_version >= spec.target_num_updates
     names = list(KINDS)
-    later = names[names.index(name) + 1 :] if name is not None else []
+    # The version that a training starts from is evaluated only if it makes no others.
+    later = names[names.index(name) + 1 :] if name is not None else [] if spec.target_num_updates else names
     here = [kind for kind in map(KINDS.get, later) if kind is not None and kind.sequel is Sequel.PRESENT_VERSION]
     makers = [kind for kind in KINDS.values() if kind.sequel is Sequel.NEXT_VERSION]
     return next((kind for kind in [*here, *makers] if kind.is_due(spec, model_version, last=last)), None)

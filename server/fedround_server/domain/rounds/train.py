@@ -29,9 +29,12 @@ class Train(RoundKind):
     def check(self, spec: TrainingSpec, model: Manifest) -> None:
         """Checks that the selection of tensors, their precisions and the aggregation fit the model."""
         spec.tensors.check(model)
-        spec.aggregation.rule.check_model(model, spec.tensors)
-        if spec.aggregation.buffers != BUFFERS:
-            check_globs("spec.aggregation.buffers", spec.aggregation.buffers, spec.tensors.trained(model))
+        fields = {"spec.aggregation": spec.aggregation}
+        fields |= {f"spec.aggregation.shadow[{number}]": one for number, one in enumerate(spec.aggregation.shadows)}
+        for field, stages in fields.items():
+            stages.rule.check_model(model, spec.tensors)
+            if stages.buffers != BUFFERS:
+                check_globs(f"{field}.buffers", stages.buffers, spec.tensors.trained(model))
         if not isinstance(spec.aggregation.rule, DaisyChaining):
             spec.transport.check(spec.tensors.trained(model))
         check_control(spec.aggregation, model, spec.tensors.trained(model))

@@ -6,6 +6,9 @@ from fedround_server.domain.audit import AuditEntry, AuditHead
 from fedround_server.store.tables.mapping import to_entry
 from fedround_server.store.tables.schema import AuditHeadRow, AuditRow
 
+VERSIONS = ("version_made", "shadow_version_made", "counterfactual_version_made")
+"""The actions of entries about versions that were made of updates."""
+
 
 def find_head() -> AuditHead:
     """Returns the sequence and hash of the last entry."""
@@ -23,7 +26,7 @@ def find_origin(model_id: str, version: int) -> AuditRow | None:
     """Returns the entry of the creation of a model version."""
     row: AuditRow | None = AuditRow.get_or_none(
         AuditRow.model_id == model_id,
-        AuditRow.action == ("version_made" if version else "model_created"),
+        AuditRow.action.in_(VERSIONS if version else ["model_created"]),
         AuditRow.subject == str(version),
     )
     return row

@@ -44,7 +44,7 @@ def needed_digests(digests: Collection[str]) -> set[str]:
     updates = (
         UpdateRow.select(UpdateRow.sha256)
         .join(TrainingRow, on=(TrainingRow.training_id == UpdateRow.training_id))
-        .where(TrainingRow.remove_time.is_null(), UpdateRow.sha256.in_(digests))
+        .where(TrainingRow.remove_time.is_null(), UpdateRow.stored, UpdateRow.sha256.in_(digests))
     )
     needing: tuple[ModelSelect[Any], ...] = (versions, deltas, bases, artifacts, updates)
     return {digest for rows in needing for (digest,) in rows.distinct().tuples()}

@@ -62,8 +62,8 @@ def with_latest(row: ModelRow) -> Model:
     return to_model(row, known_version(row.model_id, row.version))
 
 
-def uploaded_model(owner_id: str, upload_id: str | None) -> Model | None:
-    """Returns the model that an upload has made, if any.
+def uploaded_model(owner_id: str, upload_id: str | None, field: str = "spec.upload_id") -> Model | None:
+    """Returns the model that an upload, or another request with an id, has made, if any; errors name the field.
 
     Raises:
         FieldInvalid: That model was removed.
@@ -72,7 +72,7 @@ def uploaded_model(owner_id: str, upload_id: str | None) -> Model | None:
         return None
     row = ModelRow.get_or_none(ModelRow.owner_id == owner_id, ModelRow.upload_id == upload_id)
     if row is not None and row.remove_time is not None:
-        raise FieldInvalid("spec.upload_id", "the model that it made was removed: use a new one")
+        raise FieldInvalid(field, "the model that it made was removed: use a new one")
     return None if row is None else with_latest(row)
 
 

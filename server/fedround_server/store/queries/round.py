@@ -2,21 +2,23 @@
 
 from datetime import datetime, timedelta
 
-from peewee import Case, Field, ModelSelect, fn
+from peewee import Case, Expression, Field, ModelSelect, fn
 
 from fedround_server.domain.aggregation import UpdateFacts
 from fedround_server.domain.forecast import HISTORY
 from fedround_server.domain.model import BlobRef
 from fedround_server.domain.rounds import KINDS
+from fedround_server.domain.rounds.kind import Sequel
 from fedround_server.domain.rounds.round import RoundState, UnfinishedRound
+from fedround_server.domain.update import Submission
 from fedround_server.store.db.compiled import compiled
 from fedround_server.store.queries.failure import OF_MEMBER
 from fedround_server.store.tables.failure_schema import ParticipantFailureRow
 from fedround_server.store.tables.mapping import to_blob, to_facts, to_spec
+from fedround_server.store.tables.report_schema import RoundReportRow
 from fedround_server.store.tables.schema import (
     AssignmentRow,
     CohortRow,
-    RoundReportRow,
     RoundRow,
     TrainingRow,
     UpdateRow,
@@ -133,6 +135,35 @@ def counted(training_id: str, number: int, *columns: Field) -> "ModelSelect[Upda
         UpdateRow.select(*columns)
         .join(CohortRow, on=SUBMITTED)
         .where(UpdateRow.training_id == training_id, UpdateRow.number == number, ~CohortRow.removed)
+    )
+
+
+def version_rounds(training_id: str) -> tuple[int, ...]:
+    """Returns the numbers of the rounds that are done and whose kind makes versions, in order."""
+    makers = [kind.name for kind in KINDS.values() if kind.sequel is Sequel.NEXT_VERSION]
+    rows = RoundRow.select(RoundRow.number).where(
+        RoundRow.training_id == training_id, RoundRow.state == RoundState.DONE.value, RoundRow.kind.in_(makers)
+    )
+    return tuple(sorted(row.number for row in rows))
+
+
+def last_round_with_updates(row: RoundRow, place: int) -> int | None:
+    """Returns the number of the last round up to one that is done and had updates, or of the one at a place before."""
+    having = [kind.name for kind in KINDS.values() if kind.submission is Submission.UPDATE]
+    done = RoundRow.select(RoundRow.number).where(
+        RoundRow.training_id == row.training_id,
+        RoundRow.number <= row.number,
+        RoundRow.kind.in_(having),
+        RoundRow.state == RoundState.DONE.value,
+    )
+    found = done.order_by(RoundRow.number.desc()).offset(place).first()
+    return None if found is None else int(found.number)
+
+
+def stored_updates(training_id: str, *conditions: Expression) -> "ModelSelect[UpdateRow]":
+    """Selects the updates of a training whose files are stored, without their metrics."""
+    return UpdateRow.select(UpdateRow.update_id, UpdateRow.number, UpdateRow.size_bytes).where(
+        UpdateRow.training_id == training_id, UpdateRow.stored, *conditions
     )
 
 

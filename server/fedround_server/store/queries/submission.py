@@ -111,7 +111,8 @@ def kept_inputs(training: TrainingRow, row: RoundRow, new: NewUpdate | NewReport
     if not isinstance(new, NewUpdate):
         return {}
     stages = KINDS[row.kind].stages(to_spec(training.spec), row.step)
-    return inputs_of(new, None if stages is None else stages.rule)
+    rules = () if stages is None else stages.rules
+    return {name: value for rule in rules for name, value in inputs_of(new, rule).items()}
 
 
 def check_failure(training: TrainingRow, number: int, user_id: str) -> RoundRow | None:

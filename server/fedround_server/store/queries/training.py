@@ -17,6 +17,7 @@ from fedround_server.store.db.rows import locked
 from fedround_server.store.queries.config import find_client_config, find_config
 from fedround_server.store.queries.failure import list_failures
 from fedround_server.store.queries.participant import is_participant, participant_ids, present_parts
+from fedround_server.store.queries.shadow import find_shadow, shadow_models
 from fedround_server.store.tables.mapping import ENDED, to_training
 from fedround_server.store.tables.schema import ParticipantRow, RoundRow, TrainingClientsRow, TrainingRow
 
@@ -112,11 +113,11 @@ def find_training_of_model(model_id: str) -> TrainingRow | None:
 
 
 def find_training_that_needs(model_id: str) -> TrainingRow | None:
-    """Returns the training that needs a model, because it has not ended."""
-    row: TrainingRow | None = TrainingRow.get_or_none(
-        TrainingRow.model_id == model_id, TrainingRow.remove_time.is_null(), TrainingRow.state.not_in(ENDED)
-    )
-    return row
+    """Returns the training that has not ended and makes versions of a model, as its own or as that of a shadow."""
+    running = TrainingRow.select().where(TrainingRow.remove_time.is_null(), TrainingRow.state.not_in(ENDED))
+    row: TrainingRow | None = running.where(TrainingRow.model_id == model_id).first()
+    shadow = find_shadow(model_id) if row is None else None
+    return row if shadow is None else running.where(TrainingRow.training_id == shadow.training_id).first()
 
 
 def lock_trainings_of_user(user_id: str) -> list[TrainingRow]:
@@ -188,6 +189,7 @@ def load_trainings(
             # That of the next round.
             {} if listed else find_config(row.training_id, row.round + 1),
             find_client_config(row.training_id, row.round + 1) if not listed and viewer_id is None else {},
+            shadow_models(row.training_id) if not listed and viewer_id is None else (),
         )
         for row in rows
     ]
@@ -196,9 +198,7 @@ def load_trainings(
 
 def _for_participants(training: Training) -> Training:
     """Returns a training without the ids that its aggregation names."""
-    aggregation = training.spec.aggregation
-    public = replace(aggregation, rule=aggregation.rule.for_participants())
-    return replace(training, spec=replace(training.spec, aggregation=public))
+    return replace(training, spec=replace(training.spec, aggregation=training.spec.aggregation.for_participants()))
 
 
 def _training(training_id: str) -> "ModelSelect[TrainingRow]":

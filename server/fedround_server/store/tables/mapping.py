@@ -178,6 +178,7 @@ def from_spec(spec: TrainingSpec) -> dict[str, Any]:
         if spec.selection is None
         else {"metric": spec.selection.metric, "goal": spec.selection.goal.name, "patience": spec.selection.patience},
         "keep_versions": spec.keep_versions,
+        "keep_update_rounds": spec.keep_update_rounds,
         "architecture": spec.architecture,
         "uncertainty": {"method": spec.uncertainty.name, "options": uncertainty.options_of(spec.uncertainty)},
         "tensors": asdict(spec.tensors),
@@ -212,6 +213,7 @@ def to_spec(data: Mapping[str, Any], client_ids: Sequence[str] = ()) -> Training
         if selection is None
         else Selection(selection["metric"], Goal[selection["goal"]], selection["patience"]),
         keep_versions=data["keep_versions"],
+        keep_update_rounds=data.get("keep_update_rounds"),
         architecture=data["architecture"],
         uncertainty=to_uncertainty(data["uncertainty"]["method"], data["uncertainty"]["options"]),
         tensors=_tensors(data.get("tensors", {})),
@@ -233,6 +235,7 @@ def to_training(
     failures: tuple[ParticipantFailure, ...] = (),
     config: Config | None = None,
     client_config: Mapping[str, Config] | None = None,
+    shadow_model_ids: tuple[str, ...] = (),
 ) -> Training:
     """Reads a training, with its current round if it has one, and its configuration if that is to be shown."""
     failure = None
@@ -261,6 +264,7 @@ def to_training(
         paused=row.paused,
         stop=None if row.stop is None else Stop(row.stop),
         round_closed=current is not None and RoundState(current.state).is_closed,
+        shadow_model_ids=shadow_model_ids,
     )
 
 

@@ -15,7 +15,8 @@ from peewee import (
     TextField,
 )
 
-from fedround_server.store.tables import control_schema, failure_schema  # noqa: F401 - their tables are among TABLES
+# Their tables are among TABLES.
+from fedround_server.store.tables import control_schema, failure_schema, report_schema, shadow_schema  # noqa: F401
 from fedround_server.store.tables.base import InstantField, JsonField, MetricsField, Row, id_field
 
 
@@ -279,7 +280,8 @@ class CohortRow(Row):
 class UpdateRow(Row):
     """An accepted update; in an evaluation round a report, which has no file.
 
-    local_steps and initial_loss are null unless the rule of the aggregation needs them.
+    local_steps and initial_loss are null unless the rule of an aggregation needs them. `stored` is whether
+    its file is stored: false for reports, and for updates that were dropped.
     """
 
     update_id = id_field(primary_key=True)
@@ -294,25 +296,14 @@ class UpdateRow(Row):
     initial_loss = DoubleField(null=True)
     metrics = MetricsField()
     accept_time = InstantField()
+    stored = BooleanField()
 
     class Meta:
         table_name = "round_update"
         indexes = ((("training_id", "number", "user_id"), True),)
 
 
-class RoundReportRow(Row):
-    """What the aggregation of a round has found out about the updates that counted: facts by user.
-
-    Apart from the rounds, which are read all the time, and in one row, since a commit has to write it.
-    """
-
-    training_id = id_field()
-    number = IntegerField()
-    facts = JsonField()
-
-    class Meta:
-        table_name = "round_report"
-        primary_key = CompositeKey("training_id", "number")
+UpdateRow.add_index(UpdateRow.training_id, UpdateRow.number, where=UpdateRow.stored, name="round_update_stored")
 
 
 class AssignmentRow(Row):

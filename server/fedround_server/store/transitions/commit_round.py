@@ -9,12 +9,15 @@ from fedround_server.domain.model import BEST, BlobRef, VersionFile
 from fedround_server.domain.report import count_not_finite
 from fedround_server.domain.rounds import KINDS
 from fedround_server.domain.rounds.kind import Assignment, Evaluation, NewArtifact, NewVersion
+from fedround_server.domain.shadow import ShadowResult
 from fedround_server.domain.training import TrainingSpec
 from fedround_server.store.queries.participant import participant_ids
 from fedround_server.store.tables.mapping import from_blob, to_blob, to_spec
 from fedround_server.store.tables.schema import COHORT, AssignmentRow, RoundRow, TrainingRow, UpdateRow
 from fedround_server.store.transitions import contributions
 from fedround_server.store.transitions.next_round import go_on
+from fedround_server.store.transitions.retention import drop_updates
+from fedround_server.store.transitions.shadows import add_shadow_versions
 from fedround_server.store.transitions.training import append_event
 from fedround_server.store.transitions.versions import add_artifact, add_state, add_version, drop_versions, put_tag
 from fedround_server.store.transitions.work import record_work
@@ -28,11 +31,13 @@ def commit_result(
     result: VersionFile | None,
     now: datetime,
     state: AggregationState,
+    shadows: Sequence[ShadowResult] = (),
 ) -> None:
     """Writes the result of a round that is done, and what follows: the next round, a pause, or the end of the training.
 
     The updates are those that counted, in canonical order. The result is the file that was made of them, if
-    any; the state is what its aggregation leaves for the next one.
+    any; the state is what its aggregation leaves for the next one, and the shadows what the shadow aggregations have
+    made.
     """
     spec, kind = to_spec(training.spec), KINDS[row.kind]
     outcome = kind.outcome(spec, row.number, row.step, len(updates))
@@ -40,13 +45,15 @@ def commit_result(
         case NewVersion():
             add_version(training, _made(result), now)
             add_state(training.model_id, training.model_version, state)
+            add_shadow_versions(training, row, updates, shadows, now)
         case NewArtifact():
             add_artifact(training.model_id, training.model_version, outcome, _whole(result))
     contributions.count(training, row, updates, spec, outcome, result, state)
     record_work(row)
     if isinstance(outcome, Evaluation):
         _select(training, spec, metrics)
-    drop_versions(training, spec.keep_versions)
+    drop_versions(training, training.model_id)
+    drop_updates(training, row, outcome)
     asked = {name: metrics[name] for name in spec.metric_names if name in metrics}
     more = {name: value for name, value in metrics.items() if name not in asked}
     not_finite = count_not_finite([update.metrics for update in updates])

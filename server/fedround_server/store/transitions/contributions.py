@@ -1,6 +1,7 @@
 """The contribution ledger: what became of each accepted update."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from fedround_server.aggregators import from_aggregation
@@ -63,7 +64,8 @@ def count(
             record(f"{outcome.kind}_made", training, subject=training.model_version, **made)
         case NewVersion():
             # The rounds of a daisy chain made the version together.
-            made |= {**from_aggregation(spec.aggregation), "rounds": row.step + 1}
+            # Shadow aggregations have entries of their own.
+            made |= {**from_aggregation(replace(spec.aggregation, shadows=())), "rounds": row.step + 1}
             if isinstance(result, BaseAndDelta):
                 made |= {"base_sha256": result.base.sha256, "delta_sha256": result.delta.sha256}
             if state.slots:

@@ -10,6 +10,7 @@ from fedround_server.store.db.rows import save
 from fedround_server.store.queries.round import counted_updates
 from fedround_server.store.tables.schema import RoundRow, TrainingRow
 from fedround_server.store.transitions import contributions
+from fedround_server.store.transitions.retention import drop_abandoned
 from fedround_server.store.transitions.training import append_event, move
 
 
@@ -52,6 +53,7 @@ def abandon(training: TrainingRow) -> None:
     if changed:
         contributions.supersede(training, counted_updates(training.training_id, training.round), "round_abandoned")
         record("round_abandoned", training, subject=training.round)
+        drop_abandoned(training, training.round)
 
 
 def _withdraw_pending(training: TrainingRow) -> bool:

@@ -1,7 +1,6 @@
 """Opens rounds."""
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -216,7 +215,7 @@ def round_started(training: TrainingRow, row: RoundRow, *, is_configured: bool |
         kind=kind.public_name,
         model=model_info(training.model_id, row.model_version),
         deadline=row.deadline,
-        aggregation=replace(spec.aggregation, rule=spec.aggregation.rule.for_participants()),
+        aggregation=spec.aggregation.for_participants(),
         metric_names=spec.metric_names,
         local_rounds=request.local_rounds,
         assigned=request.assigned,

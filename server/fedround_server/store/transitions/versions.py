@@ -1,8 +1,10 @@
 """Changes of models: versions and their tags."""
 
 from datetime import datetime
+from typing import Any
 
 from fedround_server.domain.aggregation import NO_STATE, STEPS, AggregationState
+from fedround_server.domain.audit import AuditRecord
 from fedround_server.domain.model import (
     PINNED,
     BaseAndDelta,
@@ -15,7 +17,7 @@ from fedround_server.domain.model import (
 )
 from fedround_server.domain.rounds.kind import NewArtifact
 from fedround_server.failpoints import reached
-from fedround_server.store.db.audit_trail import record
+from fedround_server.store.db.audit_trail import append, record
 from fedround_server.store.queries.version import (
     artifacts_of,
     find_base,
@@ -111,9 +113,38 @@ def remove_tag(model_id: str, version: int, tag: str) -> None:
 def add_version(training: TrainingRow, file: VersionFile, now: datetime) -> None:
     """Stores the next version of a training's model."""
     training.model_version += 1
-    insert_version(training.model_id, training.model_version, file, now)
-    ModelRow.update(version=training.model_version).where(ModelRow.model_id == training.model_id).execute()
-    _add_stored_bytes(training.model_id, blobs_of(file)[-1].size_bytes)
+    append_version(training.model_id, training.model_version, file, blobs_of(file)[-1].size_bytes, now)
+
+
+def own_bytes(model_id: str, file: VersionFile) -> int:
+    """Returns the size of what only a new version would refer to: nothing if its file is the base of the model."""
+    if isinstance(file, BaseAndDelta):
+        return file.delta.size_bytes
+    base = find_base(model_id)
+    return 0 if base is not None and base.sha256 == file.sha256 else file.size_bytes
+
+
+def append_version(model_id: str, version: int, file: VersionFile, own_bytes: int, now: datetime) -> None:
+    """Stores the next version of a model, which adds so many bytes to what is stored of the model."""
+    insert_version(model_id, version, file, now)
+    ModelRow.update(version=version).where(ModelRow.model_id == model_id).execute()
+    _add_stored_bytes(model_id, own_bytes)
+
+
+def branch_facts(file: VersionFile, state: AggregationState, problem: str) -> dict[str, Any]:
+    """Returns what the audit log has of the file of a version of a side branch.
+
+    Args:
+        file: The file.
+        state: What its aggregation leaves for the next one.
+        problem: Why the updates had no aggregate, so that it is a copy; empty if they had one.
+    """
+    facts: dict[str, Any] = {"sha256": file.sha256, "size_bytes": file.size_bytes}
+    if isinstance(file, BaseAndDelta):
+        facts |= {"base_sha256": file.base.sha256, "delta_sha256": file.delta.sha256}
+    if state.slots:
+        facts["state"] = state.facts
+    return facts | ({"problem": problem} if problem else {})
 
 
 def add_artifact(model_id: str, version: int, artifact: NewArtifact, blob: BlobRef) -> None:
@@ -134,25 +165,26 @@ def add_state(model_id: str, version: int, state: AggregationState) -> None:
         add_artifact(model_id, version, NewArtifact(slot, {STEPS: state.steps[slot]}), blob)
 
 
-def drop_versions(training: TrainingRow, keep_versions: int) -> None:
-    """Drops the files of old versions without a tag; 0 keeps all versions."""
+def drop_versions(training: TrainingRow, model_id: str) -> None:
+    """Drops the files of the versions of a model that a training makes, but does not keep, if they have no tag."""
+    keep_versions = training.spec["keep_versions"]
     if not keep_versions:
         return
-    rows = list_untagged_versions(training.model_id, training.model_version - keep_versions)
+    rows = list_untagged_versions(model_id, training.model_version - keep_versions)
     for row in rows:
-        record("version_dropped", training, subject=row.version)
+        append(AuditRecord("version_dropped", training.training_id, model_id, str(row.version)))
         ModelVersionRow.update(stored=False).where(
             ModelVersionRow.model_id == row.model_id, ModelVersionRow.version == row.version
         ).execute()
     if not rows:
         return
-    base = find_base(training.model_id)
-    artifacts = artifacts_of(training.model_id, [row.version for row in rows])
+    base = find_base(model_id)
+    artifacts = artifacts_of(model_id, [row.version for row in rows])
     sizes = [_own_bytes(row, base) for row in rows] + [artifact.size_bytes for artifact in artifacts]
-    if base is not None and any(row.delta_sha256 for row in rows) and not has_deltas(training.model_id):
+    if base is not None and any(row.delta_sha256 for row in rows) and not has_deltas(model_id):
         sizes.append(base.size_bytes)
         base.delete_instance()
-    _add_stored_bytes(training.model_id, -sum(sizes))
+    _add_stored_bytes(model_id, -sum(sizes))
 
 
 def _own_bytes(row: ModelVersionRow, base: ModelBaseRow | None) -> int:

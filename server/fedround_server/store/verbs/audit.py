@@ -67,6 +67,7 @@ def _contributions(made: AuditRow, facts: Mapping[str, Any]) -> tuple[Contributi
         (int(row.subject), update)
         for row in list_counted_updates(made.training_id, rounds)
         for update in json.loads(row.facts)["updates"]
+        if update["participant_id"] not in facts.get("without", ())
     ]
     names = user_names(sorted({update["participant_id"] for _, update in found}))
     return tuple(
@@ -77,7 +78,7 @@ def _contributions(made: AuditRow, facts: Mapping[str, Any]) -> tuple[Contributi
             user_name=names.get(update["participant_id"], ""),
             sha256=update["sha256"],
             num_examples=update["num_examples"],
-            weight=update["weight"],
+            weight=f"{update['num_examples']}/{facts['num_examples']}" if "without" in facts else update["weight"],
         )
         for number, update in found
     )

@@ -1,12 +1,19 @@
 """Transactions about rounds: how they close, what they make, and how they stand."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from types import MappingProxyType
 
 from fedround_server.domain.aggregation import NO_STATE, AggregationState, UpdateFacts
-from fedround_server.domain.errors import NotActor, NotInCohort, ReplayImpossible, RoundNotFound, TrainingNotFound
+from fedround_server.domain.errors import (
+    NotActor,
+    NotInCohort,
+    ReplayImpossible,
+    RoundNotFound,
+    RoundNotOpen,
+    TrainingNotFound,
+)
 from fedround_server.domain.event import ModelInfo
 from fedround_server.domain.failure import ABSENT
 from fedround_server.domain.model import BlobRef, ModelVersion, VersionFile
@@ -22,6 +29,7 @@ from fedround_server.domain.rounds.round import (
     RoundView,
     UnfinishedRound,
 )
+from fedround_server.domain.shadow import ShadowResult, ShadowTask
 from fedround_server.domain.training import Stop, TrainingFailure
 from fedround_server.domain.update import Submission, Update
 from fedround_server.store.db.run import Verbs, snapshot, verb
@@ -38,10 +46,12 @@ from fedround_server.store.queries.round import (
     missing_members,
 )
 from fedround_server.store.queries.round_status import view
+from fedround_server.store.queries.shadow_task import shadow_tasks
 from fedround_server.store.queries.training import find_training, find_visible, lock_training
 from fedround_server.store.queries.version import aggregation_state, known_version, model_info
 from fedround_server.store.tables.mapping import from_facts, to_round, to_spec, to_update
-from fedround_server.store.tables.schema import RoundReportRow, RoundRow, TrainingRow
+from fedround_server.store.tables.report_schema import RoundReportRow
+from fedround_server.store.tables.schema import RoundRow, TrainingRow
 from fedround_server.store.transitions import end_training
 from fedround_server.store.transitions.close_round import evaluate, reopen
 from fedround_server.store.transitions.commit_round import commit_result
@@ -58,6 +68,7 @@ class AggregationTask:
         computation: What makes a file of the updates; None if the round makes none.
         updates: The updates that count, in canonical order; empty if these are reports.
         state: What the aggregation that made the model has left for this one.
+        shadows: The shadow aggregations of the same updates.
     """
 
     round: Round
@@ -65,6 +76,7 @@ class AggregationTask:
     computation: Computation | None
     updates: tuple[Update, ...]
     state: AggregationState = NO_STATE
+    shadows: tuple[ShadowTask, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +206,7 @@ class RoundVerbs(Verbs):
         updates = tuple(map(to_update, counted_updates(training_id, row.number))) if has_files else ()
         slots = () if computation is None else computation.aggregation.slots
         state = aggregation_state(training.model_id, row.model_version, slots)
-        return AggregationTask(to_round(row), model, computation, updates, state)
+        return AggregationTask(to_round(row), model, computation, updates, state, shadow_tasks(row, computation))
 
     @snapshot
     def find_replay(self, training_id: str, number: int, actor_id: str) -> ReplayTask:
@@ -204,20 +216,30 @@ class RoundVerbs(Verbs):
             TrainingNotFound: The user has no part in such a training.
             NotActor: The caller is a participant.
             RoundNotFound: There is no such round (yet).
-            ReplayImpossible: It made no version, or files that it started from are not stored any more.
+            ReplayImpossible: It made no version, or files that it needs are not stored any more.
         """
         training, row = _round_of_actor(training_id, number, actor_id, "replay")
         spec, kind = to_spec(training.spec), KINDS[row.kind]
-        updates = tuple(map(to_update, counted_updates(training_id, number))) if row.state == DONE else ()
+        rows = counted_updates(training_id, number) if row.state == DONE else []
+        updates = tuple(map(to_update, rows)) if kind.submission is Submission.UPDATE else ()
         computation = kind.computation(spec, row.step)
         made = isinstance(kind.outcome(spec, number, row.step, len(updates)), NewVersion)
         if row.state != DONE or computation is None or not made:
-            raise ReplayImpossible(f"round {number} has made no version: there is nothing to compute once more")
+            raise ReplayImpossible(
+                f"round {number} has made no version: there is nothing to compute once more", cause="NO_VERSION"
+            )
+        if not all(row.stored for row in rows):
+            raise ReplayImpossible(
+                f"the files of the updates of round {number} are not stored any more: keep_update_rounds is"
+                f" {spec.keep_update_rounds}",
+                cause="KEEP_UPDATE_ROUNDS",
+            )
         base, version = (known_version(training.model_id, row.model_version + step) for step in (0, 1))
         if not base.stored:
             raise ReplayImpossible(
                 f"the files of version {base.version}, which round {number} started from, are not stored any more:"
-                " keep_versions says how many are"
+                " keep_versions says how many are",
+                cause="KEEP_VERSIONS",
             )
         state = aggregation_state(training.model_id, base.version, computation.aggregation.slots)
         return ReplayTask(AggregationTask(to_round(row), base.blob, computation, updates, state), version)
@@ -232,12 +254,13 @@ class RoundVerbs(Verbs):
         now: datetime,
         state: AggregationState = NO_STATE,
         report: Mapping[str, UpdateFacts] = MappingProxyType({}),
+        shadows: Sequence[ShadowResult] = (),
     ) -> bool:
         """Commits a round's result, and what follows: the next round, or the end; returns whether this was the commit.
 
         An aggregation that was started in an earlier epoch does not commit (fencing). The result is the file that was
-        made of the updates, if the round makes one, the state what its aggregation leaves for the next one, and the
-        report what it has found out about the updates, by user.
+        made of the updates, if the round makes one, the state what its aggregation leaves for the next one, the report
+        what it has found out about the updates, by user, and the shadows what the shadow aggregations have made.
         """
         training = lock_training(training_id)
         if training is None:
@@ -266,7 +289,7 @@ class RoundVerbs(Verbs):
         row = get_round(training_id, number)
         if report:
             RoundReportRow.create(training_id=training_id, number=number, facts=from_facts(report))
-        commit_result(training, row, updates, metrics, result, now, state)
+        commit_result(training, row, updates, metrics, result, now, state, shadows)
         return True
 
     @verb
@@ -317,9 +340,12 @@ class RoundVerbs(Verbs):
         Raises:
             TrainingNotFound: The user takes no part in such a training.
             RoundNotFound: There is no such round (yet).
+            RoundNotOpen: The round is over, and the training does not keep all updates.
             NotInCohort: No model was assigned to the user in it.
         """
         training, row = _round_of_participant(training_id, number, user_id)
+        if number < training.round and training.spec.get("keep_update_rounds") is not None:
+            raise RoundNotOpen("the round is over, and the files of its assigned models are not kept")
         found = find_assignment(row, user_id)
         if found is None:
             raise NotInCohort("no model was assigned to you in this round: download the one that round_started names")

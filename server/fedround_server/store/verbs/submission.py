@@ -128,6 +128,7 @@ def _submit(new: NewUpdate | NewReport, update_id: str, now: datetime) -> tuple[
         num_examples=new.num_examples,
         metrics=dict(new.metrics),
         accept_time=now,
+        stored=blob is not None,
         **submission.kept_inputs(training, current, new),
     )
     insert(row)

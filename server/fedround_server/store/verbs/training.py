@@ -33,6 +33,7 @@ from fedround_server.store.queries.participant import (
     participant_ids,
 )
 from fedround_server.store.queries.quota import check_open_trainings, check_stored_bytes
+from fedround_server.store.queries.shadow import find_shadow
 from fedround_server.store.queries.training import (
     find_created_training,
     find_training_of_model,
@@ -51,6 +52,7 @@ from fedround_server.store.transitions import end_training
 from fedround_server.store.transitions.config import put_config
 from fedround_server.store.transitions.open_round import open_round
 from fedround_server.store.transitions.participants import enroll, leave
+from fedround_server.store.transitions.shadows import create_shadows
 from fedround_server.store.transitions.training import append_event, move, state_of
 from fedround_server.store.transitions.versions import begin_deltas, insert_model
 
@@ -88,11 +90,12 @@ class TrainingVerbs(Verbs):
         new_model_id: str,
         quotas: Quotas,
         now: datetime,
+        shadow_ids: Sequence[str] = (),
     ) -> Training:
         """Stores a training, with its model and participants, or nothing at all.
 
         The spec has a model_id unless a model was streamed; new_model_id is the id of that one, or of the copy that is
-        made if the stored one is in use.
+        made if the stored one is in use; shadow_ids are those of the models of its shadow aggregations.
 
         Raises:
             UnknownClients: Some client_ids are of no user.
@@ -113,6 +116,9 @@ class TrainingVerbs(Verbs):
         manifest = _check_model(spec, get_model(model_id))
         if len(spec.aggregation.changed(manifest, spec.tensors.trained(manifest))) < len(manifest):
             begin_deltas(model_id)
+        create_shadows(training_id, model_id, spec, shadow_ids, now)
+        if shadow_ids:
+            check_stored_bytes(actor_id, quotas)
         row = TrainingRow.create(
             training_id=training_id,
             actor_id=actor_id,
@@ -268,8 +274,9 @@ class TrainingVerbs(Verbs):
 def _refuse_unknown(spec: TrainingSpec) -> None:
     """Refuses a spec that names users who do not exist: as participants, or as those that its aggregation needs."""
     _refuse(unknown_users(spec.client_ids))
-    if unknown := unknown_users(spec.aggregation.rule.required_users()):
-        raise UnknownClients(unknown, field=f"spec.aggregation.{spec.aggregation.rule.name}")
+    for rule in spec.aggregation.rules:
+        if unknown := unknown_users(rule.required_users()):
+            raise UnknownClients(unknown, field=f"spec.aggregation.{rule.name}")
 
 
 def _refuse(unknown: list[str]) -> None:
@@ -294,13 +301,14 @@ def _created(actor_id: str, request_id: str | None) -> Training | None:
 
 
 def _stored_model(model_id: str, spec: TrainingSpec, actor_id: str, copy_id: str, now: datetime) -> str:
-    """Returns the model to train: the stored one, or a copy if another training used it, or of an older version.
+    """Returns the model to train: the stored one, or a copy if it has versions that were made, or of an older version.
 
     A copy has the state of the version that the training's aggregation goes on with.
     """
     source = lock_owned_model(model_id, actor_id)
     start = stored_version(source, spec.model_version)
-    if find_training_of_model(model_id) is None and start.version == source.version:
+    is_used = source.version or find_training_of_model(model_id) is not None or find_shadow(model_id) is not None
+    if not is_used:
         return model_id
     copy = NewModel(
         source.name,
