@@ -1,5 +1,6 @@
 """Which stages of an aggregation go together, and with which other options of a training."""
 
+from fedround_server.aggregators.asynchronous import check_asynchronous, check_buffered
 from fedround_server.domain.aggregation import Aggregation, DaisyChaining
 from fedround_server.domain.errors import AggregationIncompatible
 from fedround_server.domain.training import TrainingSpec
@@ -22,6 +23,8 @@ def check_compatible(found: Aggregation) -> None:
         raise AggregationIncompatible(
             "mixing", f"does not go with {rule.name}, which has to know whose an update is: mixed ones have no owner"
         )
+    if found.buffering is not None:
+        check_buffered(found)
 
 
 def check_reachable(spec: TrainingSpec) -> None:
@@ -31,6 +34,8 @@ def check_reachable(spec: TrainingSpec) -> None:
         AggregationIncompatible: The training's policy or its cohort has it close with fewer.
     """
     found = spec.aggregation
+    if found.buffering is not None:
+        check_asynchronous(spec, found.buffering)
     counts = {"round_policy.min_updates": spec.round_policy.min_updates}
     if spec.cohort is not None:
         counts["cohort.size"] = spec.cohort.size or 0

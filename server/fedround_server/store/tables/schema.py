@@ -279,7 +279,7 @@ class CohortRow(Row):
 class UpdateRow(Row):
     """An accepted update; in an evaluation round a report, which has no file.
 
-    local_steps and initial_loss are null unless the rule of the aggregation needs them.
+    local_steps and initial_loss are null unless the rule of the aggregation needs them, base_version without buffering.
     """
 
     update_id = id_field(primary_key=True)
@@ -292,12 +292,13 @@ class UpdateRow(Row):
     num_examples = BigIntegerField()
     local_steps = BigIntegerField(null=True)
     initial_loss = DoubleField(null=True)
+    base_version = IntegerField(null=True)
     metrics = MetricsField()
     accept_time = InstantField()
 
     class Meta:
         table_name = "round_update"
-        indexes = ((("training_id", "number", "user_id"), True),)
+        indexes = ((("training_id", "number", "user_id"), True), (("training_id", "user_id", "base_version"), False))
 
 
 class RoundReportRow(Row):

@@ -43,10 +43,10 @@ def commit_result(
         case NewArtifact():
             add_artifact(training.model_id, training.model_version, outcome, _whole(result))
     contributions.count(training, row, updates, spec, outcome, result, state)
-    record_work(row)
+    record_work(training, row)
     if isinstance(outcome, Evaluation):
         _select(training, spec, metrics)
-    drop_versions(training, spec.keep_versions)
+    drop_versions(training, spec)
     asked = {name: metrics[name] for name in spec.metric_names if name in metrics}
     more = {name: value for name, value in metrics.items() if name not in asked}
     not_finite = count_not_finite([update.metrics for update in updates])

@@ -14,6 +14,7 @@ from fedround_server.domain.model import (
     blobs_of,
 )
 from fedround_server.domain.rounds.kind import NewArtifact
+from fedround_server.domain.training import TrainingSpec
 from fedround_server.failpoints import reached
 from fedround_server.store.db.audit_trail import record
 from fedround_server.store.queries.version import (
@@ -134,11 +135,13 @@ def add_state(model_id: str, version: int, state: AggregationState) -> None:
         add_artifact(model_id, version, NewArtifact(slot, {STEPS: state.steps[slot]}), blob)
 
 
-def drop_versions(training: TrainingRow, keep_versions: int) -> None:
-    """Drops the files of old versions without a tag; 0 keeps all versions."""
-    if not keep_versions:
+def drop_versions(training: TrainingRow, spec: TrainingSpec) -> None:
+    """Drops the files of old versions without a tag, as keep_versions says; but none that updates may start from."""
+    if not spec.keep_versions:
         return
-    rows = list_untagged_versions(training.model_id, training.model_version - keep_versions)
+    buffering = spec.aggregation.buffering
+    kept = max(spec.keep_versions, 0 if buffering is None else buffering.max_staleness + 1)
+    rows = list_untagged_versions(training.model_id, training.model_version - kept)
     for row in rows:
         record("version_dropped", training, subject=row.version)
         ModelVersionRow.update(stored=False).where(

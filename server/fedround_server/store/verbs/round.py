@@ -1,7 +1,7 @@
 """Transactions about rounds: how they close, what they make, and how they stand."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from types import MappingProxyType
 
@@ -37,7 +37,7 @@ from fedround_server.store.queries.round import (
 )
 from fedround_server.store.queries.round_status import view
 from fedround_server.store.queries.training import find_training, find_visible, lock_training
-from fedround_server.store.queries.version import aggregation_state, known_version, model_info
+from fedround_server.store.queries.version import aggregation_state, base_versions, known_version, model_info
 from fedround_server.store.tables.mapping import from_facts, to_round, to_spec, to_update
 from fedround_server.store.tables.schema import RoundReportRow, RoundRow, TrainingRow
 from fedround_server.store.transitions import end_training
@@ -56,6 +56,7 @@ class AggregationTask:
         computation: What makes a file of the updates; None if the round makes none.
         updates: The updates that count, in canonical order; empty if these are reports.
         state: What the aggregation that made the model has left for this one.
+        bases: The versions that updates were trained from, by their numbers, if these are not all the model.
     """
 
     round: Round
@@ -63,6 +64,7 @@ class AggregationTask:
     computation: Computation | None
     updates: tuple[Update, ...]
     state: AggregationState = NO_STATE
+    bases: Mapping[int, VersionFile] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +194,8 @@ class RoundVerbs(Verbs):
         updates = tuple(map(to_update, counted_updates(training_id, row.number))) if has_files else ()
         slots = () if computation is None else computation.aggregation.slots
         state = aggregation_state(training.model_id, row.model_version, slots)
-        return AggregationTask(to_round(row), model, computation, updates, state)
+        bases = {one.version: one.blob for one in base_versions(training.model_id, row.model_version, updates)}
+        return AggregationTask(to_round(row), model, computation, updates, state, bases)
 
     @snapshot
     def find_replay(self, training_id: str, number: int, actor_id: str) -> ReplayTask:
@@ -212,13 +215,16 @@ class RoundVerbs(Verbs):
         if row.state != DONE or computation is None or not made:
             raise ReplayImpossible(f"round {number} has made no version: there is nothing to compute once more")
         base, version = (known_version(training.model_id, row.model_version + step) for step in (0, 1))
-        if not base.stored:
-            raise ReplayImpossible(
-                f"the files of version {base.version}, which round {number} started from, are not stored any more:"
-                " keep_versions says how many are"
-            )
+        others = base_versions(training.model_id, base.version, updates)
+        for one in (base, *others):
+            if not one.stored:
+                raise ReplayImpossible(
+                    f"the files of version {one.version}, which round {number} or an update of it started from, are not"
+                    " stored any more: keep_versions says how many are"
+                )
+        bases = {one.version: one.blob for one in others}
         state = aggregation_state(training.model_id, base.version, computation.aggregation.slots)
-        return ReplayTask(AggregationTask(to_round(row), base.blob, computation, updates, state), version)
+        return ReplayTask(AggregationTask(to_round(row), base.blob, computation, updates, state, bases), version)
 
     @verb
     def commit(

@@ -1,0 +1,42 @@
+"""Has calls wait for the next round of a training with buffering."""
+
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from fedround_server.domain.errors import ServerLeaving
+from fedround_server.store.queries.buffered import NextRoundAwaited
+from fedround_server.wakeups import Hub
+
+R = TypeVar("R")
+POLL_SECONDS = 5.0
+"""How long a call waits at most for a wake-up before it tries again: one is lost if the database fails at a commit."""
+
+
+class NextRounds:
+    """Repeats calls until a round is open. They hold no lock, and nothing that a round needs to open waits for them."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self._stopped = False
+
+    def stop(self) -> None:
+        """Ends the waits: no round opens any more before the next start."""
+        self._stopped = True
+        self._hub.notify_all()
+
+    async def when_open(self, training_id: str, call: Callable[[], Awaitable[R]]) -> R:
+        """Returns what a call returns, once it does not await the next round of a training.
+
+        Raises:
+            ServerLeaving: The server stops before.
+            FedroundError: As the call.
+        """
+        with self._hub.waiter() as waiter:
+            waiter.follow([training_id])
+            while True:
+                try:
+                    return await call()
+                except NextRoundAwaited:
+                    if self._stopped:
+                        raise ServerLeaving from None
+                await waiter.wait(POLL_SECONDS)
