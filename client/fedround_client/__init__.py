@@ -13,6 +13,7 @@ from fedround.v1.aggregation_pb2 import (
     Adagrad,
     Adam,
     Bucketing,
+    Buffering,
     Bulyan,
     CenteredClipping,
     Ensemble,
@@ -41,6 +42,7 @@ from fedround_client import errors
 from fedround_client.aggregation import FedAdagrad, FedAdam, FedAvgM, FedYogi, aggregate
 from fedround_client.audit_chain import AuditReport
 from fedround_client.audit_entry import AuditBroken, AuditEntry, AuditHead
+from fedround_client.buffering import FedAsync, FedBuff
 from fedround_client.client import Client, connect
 from fedround_client.errors.client_side import *
 from fedround_client.errors.family import *
@@ -64,6 +66,7 @@ __all__ = [
     "AuditHead",
     "AuditReport",
     "Bucketing",
+    "Buffering",
     "Bulyan",
     "CenteredClipping",
     "Client",
@@ -74,8 +77,10 @@ __all__ = [
     "ExponentialSchedule",
     "FedAdagrad",
     "FedAdam",
+    "FedAsync",
     "FedAvg",
     "FedAvgM",
+    "FedBuff",
     "FedDc",
     "FedNova",
     "FedProx",

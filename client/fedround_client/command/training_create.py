@@ -11,6 +11,7 @@ import typer
 from fedround_client.command import names
 from fedround_client.command.aggregation import (
     AggregationChoice,
+    BufferingOption,
     BufferOption,
     ClippingOption,
     MixingOption,
@@ -129,6 +130,7 @@ def create(
     clipping: ClippingOption = "",
     mixing: MixingOption = "",
     server_optimizer: OptimizerOption = "",
+    buffering: BufferingOption = "",
     buffer: BufferOption = None,
     evaluation: Annotated[
         EvaluationChoice, typer.Option(case_sensitive=False, help="When participants evaluate the model.")
@@ -217,7 +219,7 @@ def create(
         evaluation_policy = round_policy(
             evaluation_min_updates, deadline, max_retries, on_failure.value, absent_after, wait
         )
-    stages = aggregation_option(aggregation, clipping, mixing, server_optimizer, buffer or ())
+    stages = aggregation_option(aggregation, clipping, mixing, server_optimizer, buffer or (), buffering)
     selection = _selection(minimize, maximize, patience)
     method = uncertainty_option(
         uncertainty,
