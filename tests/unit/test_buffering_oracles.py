@@ -115,6 +115,13 @@ def test_fed_async_with_differences_moves_towards_what_they_stand_for(tmp_path: 
     assert np.allclose(found, (1 - alpha) * versions[-1] + alpha * local, rtol=0, atol=3e-7)
 
 
+@pytest.mark.parametrize("buffering", [FedBuff(1), FedAsync()])
+def test_integers_count_as_they_are(tmp_path: Path, buffering: Any) -> None:
+    versions = [np.full(3, number, np.int64) for number in range(4)]
+    found = version(tmp_path, Aggregation(FedAvg(), buffering=buffering), versions, [(1, np.full(3, 9, np.int64))])
+    assert found.tolist() == [9, 9, 9]
+
+
 def test_fed_buff_with_differences_adds_them(tmp_path: Path) -> None:
     versions, sent = history(1, 5, np.float32), history(2, 2, np.float16)
     found = version(tmp_path, Aggregation(FedAvg(), buffering=FedBuff(2)), versions, [(4, sent[0]), (2, sent[1])], HALF)

@@ -84,7 +84,8 @@ class Block:
 
     def _update(self, update: OpenedUpdate) -> Tensor:
         part = update.file.block(self.run.first, self.start, len(self))
-        factor = update.factor if self._is_trained or update.replaces_model else 1.0
+        is_moved = self._is_trained or (update.replaces_model and self.run.dtype.is_floating)
+        factor = update.factor if is_moved else 1.0
         # What counts is how far it is from where it started, or how far from the model.
         counts_from_base = self._is_trained and not update.replaces_model
         if part.dtype == self.stored.dtype:
