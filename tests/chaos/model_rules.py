@@ -4,6 +4,7 @@ import struct
 from collections.abc import Iterator
 
 from chaos import aggregation, tensors
+from chaos.buffering_rules import moved
 from chaos.facts import Facts, Row
 from chaos.history import History
 from chaos.lookups import makes_version
@@ -26,7 +27,10 @@ def models_are_right(facts: Facts, history: History) -> Findings:
             continue
         before = versions[training["model_id"], row["model_version"]]
         try:
-            wrong = _wrong_version(facts, before, version, used) if makes else _wrong_posterior(facts, before, used)
+            bases = {one["base_version"]: versions.get((training["model_id"], one["base_version"])) for one in used}
+            wrong = (
+                _wrong_version(facts, before, version, used, bases) if makes else _wrong_posterior(facts, before, used)
+            )
         except (OSError, ValueError, KeyError, struct.error) as error:
             wrong = repr(error)
         if wrong is not None:
@@ -49,17 +53,29 @@ def copies_keep_their_states(facts: Facts, history: History) -> Findings:
             yield training["training_id"], f"it started with the state {has}, of {had}"
 
 
-def _wrong_version(facts: Facts, before: Row, version: Row, used: list[Row]) -> str | None:
+def _wrong_version(
+    facts: Facts, before: Row, version: Row, used: list[Row], bases: dict[int | None, Row | None]
+) -> str | None:
     """Makes a version and its state again, of the model and the state that its round started from."""
     stages = facts.trainings[used[0]["training_id"]]["spec"]["aggregation"]
     inputs, found = [facts.tensors(update["sha256"]) for update in used], facts.version(version)
     weights = [update["num_examples"] for update in used]
     differs = any(tensors.has_differences(update, found) for update in inputs)
-    needs_model = differs or version["delta_sha256"] or not any(weights) or not aggregation.is_mean(stages)
+    buffering = stages.get("buffering")
+    needs_model = buffering or differs or version["delta_sha256"] or not any(weights) or not aggregation.is_mean(stages)
     if needs_model and not before["stored"]:
         return None
     model = facts.version(before) if before["stored"] else {}
-    if differs:
+    if buffering:
+        origins = [bases[update["base_version"]] for update in used]
+        if not all(one is not None and one["stored"] for one in origins):
+            return None
+        inputs = [
+            moved(update, facts.version(base), model, buffering, before["version"] - base["version"])
+            for update, base in zip(inputs, origins, strict=True)
+            if base is not None
+        ]
+    elif differs:
         inputs = [tensors.whole(update, model) for update in inputs]
     old, new = (facts.states.get((row["model_id"], row["version"]), {}) for row in (before, version))
     state = {slot: facts.tensors(row["sha256"]) for slot, row in old.items()}

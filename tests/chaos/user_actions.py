@@ -10,7 +10,7 @@ from chaos.random_control import client_config
 from chaos.random_submissions import CLOSED, METRIC
 from chaos.random_training import RandomTraining
 from chaos.retrying_client import RetryingClient
-from fedround.v1 import control_pb2, model_pb2, round_pb2, training_pb2, user_pb2
+from fedround.v1 import aggregation_pb2, control_pb2, model_pb2, round_pb2, training_pb2, user_pb2
 
 
 def users(client: RetryingClient, seed: str) -> None:
@@ -125,6 +125,23 @@ class ShortTraining(RandomTraining):
                 self._send(self._asked(event.round_started)[0], event.round_started)
         self._cohort.disconnect()
 
+    def be_slow(self) -> None:
+        """Runs an asynchronous training, in which the first participant sends what it began with two versions later."""
+        buffering = aggregation_pb2.Buffering(size=2, max_staleness=2)
+        self._gather(aggregation=aggregation_pb2.Aggregation(buffering=buffering), target_num_updates=3)
+        self._register(self._present[1:])
+        self._start()
+        slow, *fast = self._present
+        first = None
+        for event in self._client.events(self._actor, self._training_id):
+            if event.HasField("round_started") and event.round_started.round not in self._begun:
+                self._begun.add(event.round_started.round)
+                first = first or event.round_started
+                is_last = event.round_started.round == 2
+                senders = [(slow, first), (fast[0], event.round_started)] if is_last else None
+                for user, started in senders or [(user, event.round_started) for user in fast]:
+                    self._submit(user, started)
+
     def _follow(self) -> None:
         for _ in self._client.events(self._actor, self._training_id):
             pass
@@ -150,7 +167,7 @@ class ShortTraining(RandomTraining):
         self._present = [self._client.user("CLIENT") for _ in range(3)]
         first = [self._present[0].user_id]
         spec = training_pb2.TrainingSpec(
-            name="short", target_num_updates=1, client_ids=first, request_id=new_id(), **fields
+            name="short", client_ids=first, request_id=new_id(), **{"target_num_updates": 1, **fields}
         )
         if deadline_ms is not None:
             spec.round_policy.deadline.FromMilliseconds(deadline_ms)
