@@ -5,15 +5,25 @@ import hashlib
 import grpc
 import numpy as np
 import pytest
+from typer import BadParameter
 
 import fedround_client as fr
 from client.rounds import Rounds, finished, plus_one, round_started
-from client.scripted import OK, TRAINING, error_status
+from client.scripted import OK, TRAINING, done, error_status, fields
 from fedround.v1 import event_pb2
 from fedround.v1.aggregation_pb2 import Aggregation
 from fedround.v1.event_pb2 import ROUND_KIND_EVALUATE, Event
-from fedround.v1.round_pb2 import SubmitMetricsResponse, SubmitUpdateResponse, UpdateReceipt
+from fedround.v1.round_pb2 import (
+    GetRoundResponse,
+    Round,
+    RoundParticipant,
+    SubmitMetricsResponse,
+    SubmitUpdateResponse,
+    UpdateReceipt,
+    UpdateReport,
+)
 from fedround.v1.training_pb2 import TRAINING_STATE_COMPLETED, GetTrainingResponse, Training, TrainingSpec
+from fedround_client.command.aggregation import aggregation_option
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -186,3 +196,55 @@ def test_the_functions_fill_in_the_messages():
 def test_an_option_out_of_range(make, words):
     with pytest.raises(ValueError, match=words):
         make()
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        (("fedbuff:size=3,max_staleness=4", "", "", "", ()), fr.FedBuff(3, 4)),
+        (("FedAsync:alpha=0.25,exponent=0", "", "", "", ()), fr.FedAsync(0.25, exponent=0)),
+        (("median", "", "", "", (), "fed_buff:size=5"), fr.FedBuff(5, aggregation=fr.Median())),
+        (("fedadam", "", "", "", (), "fed_async"), fr.FedAsync(aggregation=fr.FedAdam())),
+        (("", "", "", "", (), "fed_buff"), fr.FedBuff()),
+    ],
+)
+def test_options_of_the_command(options, wanted):
+    assert aggregation_option(*options) == wanted
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("", "", "", "", (), "buffer"), "--buffering: there is no 'buffer'; known are fed_buff, fed_async"),
+        (("", "", "", "", (), "fed_async:size=2"), "--buffering: fed_async has no option 'size'; known are alpha, max"),
+        (("fedbuff:alpha=1", "", "", "", ()), "--aggregation: fedbuff has no option 'alpha'; known are size, max_sta"),
+        (("fedbuff:size=0", "", "", "", ()), "--aggregation fedbuff: size must be at least 1"),
+        (("fedbuff", "", "", "", (), "fed_buff"), "--buffering: The aggregation has a buffering already"),
+    ],
+)
+def test_wrong_options_of_the_command(options, words):
+    with pytest.raises(BadParameter, match=words):
+        aggregation_option(*options)
+
+
+def test_buffering_is_shown(server, command):
+    stages = fr.FedBuff(3, aggregation=fr.FedAdam(aggregation=fr.Median()))
+    for buffered, text in (
+        (stages, "FedBuff(size=3, max_staleness=10, exponent=0.5) of FedAdam("),
+        (fr.FedAsync(), "FedAsync(alpha=0.6, max_staleness=10, exponent=0.5) of FedAvg"),
+    ):
+        call = command("training", "show", TRAINING)
+        training = Training(training_id=TRAINING, spec=TrainingSpec(aggregation=buffered))
+        server.reply("GetTraining", GetTrainingResponse(training=training))
+        assert fields(done(call).stdout)["aggregation"].startswith(text)
+
+
+def test_the_staleness_of_each_update_is_shown(server, command):
+    call = command("training", "round", TRAINING)
+    reports = [UpdateReport(share=0.5, staleness=number) for number in (0, 3)]
+    found = [RoundParticipant(name=f"ward {number}", report=report) for number, report in enumerate(reports)]
+    server.reply("GetRound", GetRoundResponse(round=Round(participants=found)))
+    server.reply("GetTraining", GetTrainingResponse(training=Training()))
+    lines = [line.split() for line in done(call).stdout.splitlines()]
+    place = lines.index(["UPDATE", "OF", "SHARE", "STALENESS"])
+    assert lines[place + 1 : place + 3] == [["ward", "0", "0.5", "0"], ["ward", "1", "0.5", "3"]]

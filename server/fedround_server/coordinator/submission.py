@@ -76,7 +76,12 @@ class Submissions:
             return await self._accept_update(replace(new, blob=received.blob)), True
 
         update = await self._uploads.receive(
-            incoming, check, accept, admission.bound, model=admission.model, expected=expected
+            replace(incoming, round=admission.round),
+            check,
+            accept,
+            admission.bound,
+            model=admission.model,
+            expected=expected,
         )
         reached("update.replying")
         return update

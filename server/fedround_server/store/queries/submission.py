@@ -49,11 +49,13 @@ class Admission:
     """What an update must be to be accepted.
 
     Attributes:
+        round: The round in which it is to count, as far as that is known.
         tensors: Its tensors.
         bound: The bound of its distance; None without a limit.
         model: The round's model, whose NaN and Inf it may have; None if it may have none.
     """
 
+    round: int
     tensors: ExpectedTensors
     bound: NormBound | None
     model: VersionFile | None
@@ -75,7 +77,7 @@ def admit(training: TrainingRow, new: NewUpdate) -> Admission | Update:
         bound = NormBound(spec.max_update_norm, origin, expected.prefix)
     if spec.allow_non_finite_buffers:
         model = model_info(training.model_id, base).blob
-    return Admission(expected, bound, model)
+    return Admission(row.number, expected, bound, model)
 
 
 def check(training: TrainingRow, new: NewUpdate | NewReport) -> RoundRow | UpdateRow:
