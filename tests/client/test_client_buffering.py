@@ -248,3 +248,16 @@ def test_the_staleness_of_each_update_is_shown(server, command):
     lines = [line.split() for line in done(call).stdout.splitlines()]
     place = lines.index(["UPDATE", "OF", "SHARE", "STALENESS"])
     assert lines[place + 1 : place + 3] == [["ward", "0", "0.5", "0"], ["ward", "1", "0.5", "3"]]
+
+
+def test_an_actor_that_waits_learns_how_many_updates_are_missing(server, caplog):
+    caplog.set_level("INFO", "fedround_client")
+    call = server.run(server.client.wait, TRAINING)
+    _, rpc = server.stream("Subscribe")
+    rpc.send_response(started(1, 0))
+    server.reply("GetTraining", GetTrainingResponse(training=Training(spec=TrainingSpec(target_num_updates=9))))
+    server.reply("GetRound", GetRoundResponse(round=Round(updates_arrived=7, updates_expected=10)))
+    rpc.send_response(finished(2))
+    server.reply("GetTraining", GetTrainingResponse(training=Training(state=TRAINING_STATE_COMPLETED)))
+    call.result(10)
+    assert "Round 1 of 9: waiting for 3 more of 10 updates" in caplog.messages

@@ -1,7 +1,9 @@
 """Has calls wait for the next round of a training with buffering."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
+from weakref import WeakValueDictionary
 
 from fedround_server.domain.errors import ServerLeaving
 from fedround_server.store.queries.buffered import NextRoundAwaited
@@ -13,11 +15,14 @@ POLL_SECONDS = 5.0
 
 
 class NextRounds:
-    """Repeats calls until a round is open. They hold no lock, and nothing that a round needs to open waits for them."""
+    """Repeats calls until a round is open. Nothing that a round needs to open waits for them."""
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
         self._stopped = False
+        # By training: only the first of those that wait tries again, or each round would cost as many tries as there
+        # are participants.
+        self._queues: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     def stop(self) -> None:
         """Ends the waits: no round opens any more before the next start."""
@@ -31,12 +36,17 @@ class NextRounds:
             ServerLeaving: The server stops before.
             FedroundError: As the call.
         """
-        with self._hub.waiter() as waiter:
-            waiter.follow([training_id])
-            while True:
-                try:
-                    return await call()
-                except NextRoundAwaited:
-                    if self._stopped:
-                        raise ServerLeaving from None
-                await waiter.wait(POLL_SECONDS)
+        try:
+            return await call()
+        except NextRoundAwaited:
+            queue = self._queues.setdefault(training_id, asyncio.Lock())
+        async with queue:
+            with self._hub.waiter() as waiter:
+                waiter.follow([training_id])
+                while True:
+                    try:
+                        return await call()
+                    except NextRoundAwaited:
+                        if self._stopped:
+                            raise ServerLeaving from None
+                    await waiter.wait(POLL_SECONDS)
