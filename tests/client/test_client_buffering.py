@@ -22,7 +22,14 @@ from fedround.v1.round_pb2 import (
     UpdateReceipt,
     UpdateReport,
 )
-from fedround.v1.training_pb2 import TRAINING_STATE_COMPLETED, GetTrainingResponse, Training, TrainingSpec
+from fedround.v1.training_pb2 import (
+    TRAINING_STATE_COMPLETED,
+    CreateTrainingResponse,
+    Evaluation,
+    GetTrainingResponse,
+    Training,
+    TrainingSpec,
+)
 from fedround_client.command.aggregation import aggregation_option
 
 pytestmark = pytest.mark.timeout(30)
@@ -261,3 +268,28 @@ def test_an_actor_that_waits_learns_how_many_updates_are_missing(server, caplog)
     server.reply("GetTraining", GetTrainingResponse(training=Training(state=TRAINING_STATE_COMPLETED)))
     call.result(10)
     assert "Round 1 of 9: waiting for 3 more of 10 updates" in caplog.messages
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "evaluation", "sent"),
+    [
+        (None, None, "EVERY_ROUND"),
+        (fr.Median(), None, "EVERY_ROUND"),
+        (fr.FedBuff(), None, "UNSPECIFIED"),
+        (fr.FedBuff(), "NEVER", "NEVER"),
+    ],
+)
+def test_the_server_chooses_when_to_evaluate_an_asynchronous_training(server, aggregation, evaluation, sent):
+    call = server.run(
+        server.client.create_training,
+        {"w": np.zeros(3)},
+        name="n",
+        target_num_updates=1,
+        metric_names=["loss"],
+        aggregation=aggregation,
+        evaluation=evaluation,
+    )
+    rpc = server.upload("CreateTraining")
+    assert rpc.take_request().spec.evaluation == Evaluation.Value(f"EVALUATION_{sent}")
+    rpc.terminate(CreateTrainingResponse(training=Training(training_id=TRAINING)), *OK)
+    assert call.result(10).training_id == TRAINING

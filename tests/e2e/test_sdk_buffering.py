@@ -128,3 +128,22 @@ def test_an_update_that_is_made_during_a_pause_counts_after_it(server: Server) -
         assert runs == {0: 1}
         # 0.5 * 4, then 2 + 0.25 * (8 - 2).
         assert group.actor.download_model(training.model_id)["w"].tolist() == [3.5, 3.5]
+
+
+def test_the_last_version_is_evaluated(server: Server) -> None:
+    with federation(server, 2) as group:
+        evaluated: list[int] = []
+
+        def evaluate(model: Any, round_: fr.Round) -> tuple[dict[str, float], int]:
+            evaluated.append(round_.model_version)
+            return {"loss": float(model["w"][0])}, 1
+
+        training = group.run(
+            lambda _: (plus_one, evaluate),
+            MODEL,
+            target_num_updates=3,
+            metric_names=["loss"],
+            aggregation=fr.FedBuff(size=2, aggregation=fr.FedAdam(learning_rate=0.5)),
+        )
+        assert training.state == TRAINING_STATE_COMPLETED
+        assert evaluated == [3, 3]

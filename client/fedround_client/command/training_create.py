@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
 import typer
 
@@ -63,6 +63,16 @@ class EvaluationChoice(StrEnum):
     EVERY_ROUND = "EVERY_ROUND"
     FINAL_ONLY = "FINAL_ONLY"
     NEVER = "NEVER"
+
+
+EvaluationOption: TypeAlias = Annotated[
+    EvaluationChoice | None,
+    typer.Option(
+        case_sensitive=False,
+        help="When participants evaluate the model; by default after every round, and in an asynchronous training the"
+        " last version.",
+    ),
+]
 
 
 class OnFailureChoice(StrEnum):
@@ -132,9 +142,7 @@ def create(
     server_optimizer: OptimizerOption = "",
     buffering: BufferingOption = "",
     buffer: BufferOption = None,
-    evaluation: Annotated[
-        EvaluationChoice, typer.Option(case_sensitive=False, help="When participants evaluate the model.")
-    ] = EvaluationChoice.EVERY_ROUND,
+    evaluation: EvaluationOption = None,
     evaluation_min_updates: EvaluationMinUpdatesOption = None,
     minimize: Annotated[str, typer.Option(metavar="METRIC", help="The best version has its smallest value.")] = "",
     maximize: Annotated[str, typer.Option(metavar="METRIC", help="The best version has its largest value.")] = "",
@@ -253,7 +261,7 @@ def create(
             absent_after=absent_after,
             wait_after_min=wait_after_min,
             cohort=cohort,
-            evaluation=evaluation.value,
+            evaluation=None if evaluation is None else evaluation.value,
             evaluation_policy=evaluation_policy,
             selection=selection,
             keep_versions=keep_versions,
