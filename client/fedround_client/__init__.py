@@ -13,6 +13,7 @@ from fedround.v1.aggregation_pb2 import (
     Adagrad,
     Adam,
     Bucketing,
+    Buffering,
     Bulyan,
     CenteredClipping,
     Ensemble,
@@ -46,6 +47,7 @@ from fedround_client import errors, lora
 from fedround_client.aggregation import FedAdagrad, FedAdam, FedAvgM, FedYogi, aggregate
 from fedround_client.audit_chain import AuditReport
 from fedround_client.audit_entry import AuditBroken, AuditEntry, AuditHead
+from fedround_client.buffering import FedAsync, FedBuff
 from fedround_client.client import Client, connect
 from fedround_client.errors.client_side import *
 from fedround_client.errors.family import *
@@ -69,6 +71,7 @@ __all__ = [
     "AuditHead",
     "AuditReport",
     "Bucketing",
+    "Buffering",
     "Bulyan",
     "CenteredClipping",
     "Client",
@@ -79,8 +82,10 @@ __all__ = [
     "ExponentialSchedule",
     "FedAdagrad",
     "FedAdam",
+    "FedAsync",
     "FedAvg",
     "FedAvgM",
+    "FedBuff",
     "FedDc",
     "FedDyn",
     "FedNova",

@@ -8,7 +8,7 @@ from typing import TypeAlias, TypeVar
 
 from google.protobuf.message import Message
 
-from fedround.v1.aggregation_pb2 import Adagrad, Adam, Aggregation, Clipping, Mixing, ServerOptimizer, Sgd
+from fedround.v1.aggregation_pb2 import Adagrad, Adam, Aggregation, Buffering, Clipping, Mixing, ServerOptimizer, Sgd
 
 AggregationOption: TypeAlias = Message
 """A rule, such as `FedProx(mu=0.1)`, or an Aggregation, which `aggregate` and the functions below return."""
@@ -22,6 +22,7 @@ def aggregate(
     clipping: Message | None = None,
     mixing: Message | None = None,
     server_optimizer: Message | None = None,
+    buffering: Message | None = None,
     buffers: Iterable[str] = (),
     shadows: Iterable[AggregationOption] = (),
 ) -> Aggregation:
@@ -39,6 +40,8 @@ def aggregate(
         mixing: NearestNeighbor(f=1) or Bucketing(size=2, seed=0): replaces the updates by averages of some of them.
         server_optimizer: Sgd(learning_rate=1, momentum=0), Adagrad(...) or Adam(...); FedAvgM, FedAdagrad, FedAdam and
             FedYogi are functions that set it.
+        buffering: Buffering(size=10, max_staleness=10, exponent=0.5): an asynchronous training, in which updates count
+            whatever version they started from; FedBuff and FedAsync are functions that set it.
         buffers: Globs of the names of tensors that are averaged whatever the rule, and never clipped, mixed or
             optimized; by default those of normalization layers.
         shadows: Other aggregations of the same updates, at most 8. Each has a model of its own, a side branch, which
@@ -59,6 +62,7 @@ def aggregate(
         ("clipping", Clipping, clipping),
         ("mixing", Mixing, mixing),
         ("server_optimizer", ServerOptimizer, server_optimizer),
+        ("buffering", Buffering, buffering),
     ):
         if stage is None:
             continue

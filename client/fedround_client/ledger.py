@@ -132,6 +132,8 @@ class Ledger:
             for name in ("participant_id", "sha256", "num_examples"):
                 if update[name] != accepted[name]:
                     raise ValueError(f"the update {update_id} had another {name} when it was accepted")
+            if update.get("base_version") != accepted.get("base_version"):
+                raise ValueError(f"the update {update_id} had another base_version when it was accepted")
             num_examples = count_of(update, "num_examples")
             if weight:
                 examples, _, total = weight.partition("/")

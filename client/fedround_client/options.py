@@ -47,6 +47,13 @@ def aggregation(option: AggregationOption | None) -> Aggregation | None:
     return option if option is None or isinstance(option, Aggregation) else aggregate(option)
 
 
+def evaluation(name: EvaluationName | None, stages: Aggregation | None) -> training_pb2.Evaluation.ValueType:
+    """Returns when participants evaluate the model; None leaves that to the server in an asynchronous training."""
+    if name is None:
+        name = "EVERY_ROUND" if stages is None or not stages.HasField("buffering") else None
+    return training_pb2.EVALUATION_UNSPECIFIED if name is None else training_pb2.Evaluation.Value(f"EVALUATION_{name}")
+
+
 def uncertainty(option: UncertaintyOption | None) -> Uncertainty | None:
     """Returns the message for a method of uncertainty estimation and its options."""
     match option:

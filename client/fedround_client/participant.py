@@ -22,6 +22,7 @@ from fedround_client.errors import (
     TrainingNotFound,
     UnsupportedRound,
     UpdateExists,
+    UpdateStale,
     UpdateSuperseded,
     from_event,
 )
@@ -31,7 +32,7 @@ from fedround_client.progress import list_words
 from fedround_client.retry import ATTEMPTS
 from fedround_client.round import RoundCalls
 from fedround_client.round_number import planned_rounds, round_text
-from fedround_client.round_over import RoundOver
+from fedround_client.round_over import RoundOver, is_asynchronous
 from fedround_client.round_runner import RoundRunner
 from fedround_client.rpc import Response, Rpc
 from fedround_client.subscription import Subscription
@@ -96,6 +97,8 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
         self._not_needed: tuple[str, int] | None = None
         # How many results of this participant were accepted, by training id.
         self._accepted: dict[str, int] = {}
+        # In asynchronous trainings, the last round in which an update counts, by training id.
+        self._counted: dict[str, int] = {}
         # Ids of trainings whose rounds this participant can run.
         self._checked: set[str] = set()
         # What this participant knows of trainings, by their ids, for messages.
@@ -173,12 +176,14 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
         if kind == "update_lost":
             self._accepted[event.training_id] = max(0, self._accepted.get(event.training_id, 0) - 1)
             self._runner.forget_update(event.training_id, event.update_lost.round)
+            self._counted.pop(event.training_id, None)
             name = self._round_name(event.training_id, event.update_lost.round)
             logger.warning("%s: the server lost the update to a damaged file, and asks for it anew", name)
             return None
         error = from_event(event) or self._removal(event)
         if error is not None:
             self._accepted.pop(event.training_id, None)
+            self._forget(event.training_id)
             if self._until_finished:
                 raise error
             logger.warning("The participation in training %s has ended: %s", self._name(event.training_id), error)
@@ -189,9 +194,15 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
         how = "was stopped by its actor" if finished.stopped else "is finished"
         logger.info("Training %s %s: the model has version %d", name, how, finished.model_version)
         rounds = self._accepted.pop(event.training_id, 0)
+        self._forget(event.training_id)
         self._runner.forget_training(event.training_id)
         result = Participation(event.training_id, finished.model_id, finished.model_version, rounds)
         return result if self._until_finished else None
+
+    def _forget(self, training_id: str) -> None:
+        """Forgets what this participant did in an asynchronous training, or in its part of one, that has ended."""
+        self._counted.pop(training_id, None)
+        self._runner.forget(training_id)
 
     def _removal(self, event: Event) -> FedroundError | None:
         """Returns the exception for an event that removes this participant."""
@@ -203,13 +214,16 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
 
     def _run_round(self, training_id: str, started: RoundStarted, *, is_live: bool) -> None:
         unchecked = bool(started.metric_names) and not self._runner.can_evaluate and training_id not in self._checked
+        buffered = is_asynchronous(started)
         try:
-            if started.submitted:
+            if started.submitted or started.round <= self._counted.get(training_id, -1):
                 logger.info("%s: submitted already", self._round_name(training_id, started.round))
-            elif (unchecked or not is_live) and self._is_over(training_id, started):
+            elif (unchecked or buffered or not is_live) and self._is_over(training_id, started):
                 logger.info("%s: over already", self._round_name(training_id, started.round))
             else:
-                self._runner.run(training_id, started, self._round_name(training_id, started.round))
+                number = self._runner.run(training_id, started, self._round_name(training_id, started.round))
+                if buffered:
+                    self._counted[training_id] = number
                 self._accepted[training_id] = self._accepted.get(training_id, 0) + 1
                 logger.info("%s: accepted; waiting for the next round", self._round_name(training_id, started.round))
         except RoundOver:
@@ -219,12 +233,17 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
         except RoundNotOpen as error:
             # A round that was closed by the updates of others says by how many.
             enough, asked = error.metadata.get("num_updates"), error.metadata.get("num_participants")
-            if enough and asked:
+            if self._runner.keeps_update(training_id):
+                name = self._round_name(training_id, started.round)
+                logger.warning("%s: the update is kept for the next round: %s", name, error)
+            elif enough and asked:
                 late = f"came too late, {enough} of {asked} were enough ({error.reason})"
                 self._not_needed = (training_id, started.round)
                 logger.warning("%s: %s; waiting for the next round", self._round_name(training_id, started.round), late)
             else:
                 logger.warning("%s is missed: %s", self._round_name(training_id, started.round), error)
+        except UpdateStale as error:
+            logger.warning("%s: the update is discarded: %s", self._round_name(training_id, started.round), error)
         except _ROUND_MISSED as error:
             logger.warning("%s is missed: %s", self._round_name(training_id, started.round), error)
         except (Exception, SystemExit) as error:

@@ -46,9 +46,9 @@ class Round:
         algorithm: The rule of the aggregation, such as "fed_avg", or "fed_nova", which needs `Update.local_steps`.
         control: What corrects the gradients with SCAFFOLD and FedDyn: `round.control.correct(gradients, weights)`.
             None with other rules.
-        is_over: Returns whether the round is over, for example since enough others were faster. It asks the server, at
-            most once a second. A function that takes long may call it from time to time, and return anything once it
-            is True: that is not sent.
+        is_over: Returns whether the round is over, for example since enough others were faster; in an asynchronous
+            training, whether an update would be too old. It asks the server, at most once a second. A function that
+            takes long may call it from time to time, and return anything once it is True: that is not sent.
     """
 
     training_id: str

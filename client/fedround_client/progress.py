@@ -14,6 +14,7 @@ from fedround_client.errors import FedroundError
 from fedround_client.logs import get_logger
 from fedround_client.payload import Progress
 from fedround_client.round_number import planned_rounds, round_text
+from fedround_client.round_over import is_asynchronous
 from fedround_client.rpc import Rpc
 
 logger = get_logger(__name__)
@@ -93,6 +94,8 @@ class WaitLog:
         self._last_message = ""
         self._next_arrival = -math.inf
         self._is_paused = False
+        # In an asynchronous training, a round waits for a number of updates, not for single participants.
+        self._is_asynchronous = False
 
     def add(self, event: Event) -> None:
         """Logs what an event means."""
@@ -139,6 +142,7 @@ class WaitLog:
         training = self._get_training()
         planned = planned_rounds(training.spec) if training is not None else None
         self._round = round_text(started.round, planned).capitalize()
+        self._is_asynchronous = is_asynchronous(started)
         if kind_name(started) == "EVALUATE":
             self._round += ", evaluation"
         if self._update_missing():
@@ -174,6 +178,10 @@ class WaitLog:
     def _log_round(self) -> None:
         if self._arrived >= self._expected:
             self._log(f"{self._round}: aggregating")
+            return
+        if self._is_asynchronous:
+            updates = _count(self._expected, "update")
+            self._log(f"{self._round}: waiting for {self._expected - self._arrived} more of {updates}")
             return
         arrived = f"{self._arrived} of {self._expected} are in; " if self._arrived else ""
         names = list_words(self._missing.values()) or "participants"

@@ -138,6 +138,7 @@ class RoundCalls:
         *,
         local_steps: int | None = None,
         initial_loss: float | None = None,
+        base_version: int | None = None,
         attempts: int | None = ATTEMPTS,
         progress: Progress | None = None,
     ) -> UpdateReceipt:
@@ -155,11 +156,14 @@ class RoundCalls:
             local_steps: How many steps of the local optimizer made it, 1 to 2^53; required with FedNova.
             initial_loss: The loss of the round's model on your data, before training, finite and at least 0; required
                 with QFedAvg.
+            base_version: In an asynchronous training (FedBuff, FedAsync), the version of the model that it was trained
+                from; None for the one that the round started from.
             attempts: How many attempts in a row may fail without progress; None for any number.
             progress: Called with the bytes sent and the bytes in all.
 
         Returns:
-            The receipt: the server's promise that the update is stored, and counted once.
+            The receipt: the server's promise that the update is stored, and counted once. Its `round` is the one in
+            which the update counts: in an asynchronous training the one that is open when it is accepted.
 
         Raises:
             TypeError, ValueError: A metric is not valid; the message names it.
@@ -169,7 +173,8 @@ class RoundCalls:
                 examples or other metrics.
             UpdateSuperseded: You submitted this update before, and it will not count.
             TensorsMismatch, UpdateMismatch, UpdateNotFinite, UpdateNorm, NumExamples: The update is not valid.
-            FieldInvalid: The rule of the aggregation needs local_steps or initial_loss.
+            FieldInvalid: The rule of the aggregation needs local_steps or initial_loss, or base_version is wrong.
+            UpdateStale: In an asynchronous training, too many versions were made since base_version.
             FedroundError: The server answered with another error.
         """
         return self._submit_payload(
@@ -180,6 +185,7 @@ class RoundCalls:
             metrics,
             local_steps=local_steps,
             initial_loss=initial_loss,
+            base_version=base_version,
             attempts=attempts,
             progress=progress,
         )
@@ -194,6 +200,7 @@ class RoundCalls:
         *,
         local_steps: int | None = None,
         initial_loss: float | None = None,
+        base_version: int | None = None,
         attempts: int | None,
         progress: Progress | None = None,
         prepare: Callable[[UpdateSpec], None] | None = None,
@@ -214,6 +221,7 @@ class RoundCalls:
             upload_id=upload_id,
             local_steps=local_steps or 0,
             initial_loss=initial_loss,
+            base_version=base_version,
         )
 
         if prepare is not None:

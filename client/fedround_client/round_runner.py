@@ -6,7 +6,7 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from os import PathLike
 from typing import Any, SupportsFloat, TypeVar
@@ -14,11 +14,11 @@ from typing import Any, SupportsFloat, TypeVar
 import grpc
 
 from fedround.v1.event_pb2 import ModelInfo, RoundStarted
-from fedround.v1.round_pb2 import UpdateSpec
+from fedround.v1.round_pb2 import UpdateReceipt, UpdateSpec
 from fedround_client.casting import Caster
 from fedround_client.config import plain
 from fedround_client.differences import NotRepresentable, difference_sources
-from fedround_client.errors import UnsupportedRound
+from fedround_client.errors import RoundNotOpen, UnsupportedRound, UpdateStale
 from fedround_client.logs import get_logger
 from fedround_client.metrics import MetricValue, split_metrics
 from fedround_client.participation import Callbacks, Round, Update, as_report, as_update
@@ -29,7 +29,7 @@ from fedround_client.round_control import Change, LocalTraining
 from fedround_client.round_controls import RULES, open_control, prepared
 from fedround_client.round_model import RoundModel, RoundModels
 from fedround_client.round_number import round_text
-from fedround_client.round_over import OverCheck, RoundOver
+from fedround_client.round_over import OverCheck, RoundOver, is_asynchronous
 from fedround_client.rpc import Rpc
 from fedround_client.safetensors_stream import ArraySource
 from fedround_client.state_dict import model_path
@@ -52,6 +52,15 @@ TORCH_HINT = (
 )
 
 Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class _KeptUpdate:
+    """An update of an asynchronous training, and the round whose model it was trained from."""
+
+    round_: Round
+    update: Update
+    payload: Payload
 
 
 class RoundRunner(RoundCalls):
@@ -85,6 +94,8 @@ class RoundRunner(RoundCalls):
         # In which framework the functions have got the global model, by training id.
         self._frameworks: dict[str, Framework] = {}
         self._caster = Caster()
+        # By training id, an update of an asynchronous training for which no round was open.
+        self._kept: dict[str, _KeptUpdate] = {}
 
     def participate_as(self, user_id: str) -> None:
         """Names the user whose private tensors are kept."""
@@ -95,37 +106,45 @@ class RoundRunner(RoundCalls):
         """Whether it has a function for evaluation rounds."""
         return self._callbacks.evaluate is not None
 
-    def run(self, training_id: str, started: RoundStarted, name: str) -> None:
+    def keeps_update(self, training_id: str) -> bool:
+        """Returns whether an update waits for the next round of an asynchronous training."""
+        return training_id in self._kept
+
+    def forget(self, training_id: str) -> None:
+        """Forgets the update that waits for the next round of a training."""
+        self._kept.pop(training_id, None)
+
+    def run(self, training_id: str, started: RoundStarted, name: str) -> int:
         """Runs a round until its result is accepted, for as long as the server takes to answer.
+
+        In an asynchronous training, an update that found no open round before is sent first; if it is accepted, that is
+        all.
 
         Args:
             training_id: UUID of the training.
             started: The event that started the round.
             name: The name of the round for people, which begins messages about it.
 
+        Returns:
+            The number of the round in which the result counts.
+
         Raises:
             UnsupportedRound: This SDK, or the participant's functions, cannot run such a round.
             RoundOver: A function has learnt that the round is over: nothing was sent.
+            RoundNotOpen: The round is over. In an asynchronous training no round is open: the update is kept for the
+                next one.
             FedroundError: The server answered with an error that is not transient.
         """
-        self._name, self._over = name, OverCheck(self._rpc, training_id, started.round)
+        self._name, self._over = name, OverCheck(self._rpc, training_id, started)
+        kept = self._kept.pop(training_id, None) if is_asynchronous(started) else None
+        if kept is not None and (accepted := self._send_kept(kept)) is not None:
+            return accepted
         round_ = replace(_round(training_id, started), is_over=self._over)
         logger.info("%s: %s", name, ACTIVITIES.get(round_.kind, round_.kind))
         evaluate = self._callbacks.evaluate
         if round_.kind == "TRAIN":
-            model = self._fetch(round_, started)
-            round_ = self._with_control(round_, started, model)
-            dtypes = {source.info.name: source.info.dtype for source in array_sources(model.tensors)}
-            update = as_update(self._call(self._callbacks.train, dict(model.tensors), round_))
-            update = self._with_inputs(round_, update, started)
-            payload, change = self._payload(round_, update, dtypes, model, started.model)
-            if not change.own:
-                self._submit(round_, update, payload)
-            else:
-                store = self._models.control_store(training_id)
-                self._submit(round_, update, payload, prepare=prepared(store, round_.number, change))
-                store.accept(round_.number)
-        elif round_.kind == "SWAG":
+            return self._train(round_, started)
+        if round_.kind == "SWAG":
             collect = self._callbacks.swag or self._collect_moments
             model = self._fetch(round_, started)
             round_ = self._with_control(round_, started, model)
@@ -138,6 +157,24 @@ class RoundRunner(RoundCalls):
         else:
             need = "an evaluate function: participate(train, evaluate)" if round_.kind == "EVALUATE" else "a newer SDK"
             raise _unsupported(training_id, round_.number, f"has the kind {round_.kind}, which needs {need}.")
+        return round_.number
+
+    def _train(self, round_: Round, started: RoundStarted) -> int:
+        """Runs a round of training, and returns the round in which the update counts."""
+        model = self._fetch(round_, started)
+        round_ = self._with_control(round_, started, model)
+        dtypes = {source.info.name: source.info.dtype for source in array_sources(model.tensors)}
+        update = as_update(self._call(self._callbacks.train, dict(model.tensors), round_))
+        update = self._with_inputs(round_, update, started)
+        payload, change = self._payload(round_, update, dtypes, model, started.model)
+        if is_asynchronous(started):
+            return self._submit_buffered(_KeptUpdate(round_, update, payload))
+        if not change.own:
+            return self._submit(round_, update, payload).round
+        store = self._models.control_store(round_.training_id)
+        receipt = self._submit(round_, update, payload, prepare=prepared(store, round_.number, change))
+        store.accept(round_.number)
+        return receipt.round
 
     def _call(
         self, function: Callable[[dict[str, Any], Round], Result], model: dict[str, Any], round_: Round
@@ -235,11 +272,40 @@ class RoundRunner(RoundCalls):
             )
         return replace(update, initial_loss=float(loss))
 
+    def _submit_buffered(self, made: _KeptUpdate) -> int:
+        """Submits an update of an asynchronous training, and returns the round in which it counts.
+
+        Raises:
+            RoundNotOpen: No round is open: the update is kept.
+            FedroundError: The server rejects it.
+        """
+        round_ = made.round_
+        try:
+            return self._submit(round_, made.update, made.payload, base_version=round_.model_version).round
+        except RoundNotOpen:
+            self._kept[round_.training_id] = made
+            raise
+
+    def _send_kept(self, kept: _KeptUpdate) -> int | None:
+        """Submits an update that found no open round before; returns None if it is too old by now."""
+        logger.info("%s: sending the update from version %d", self._name, kept.round_.model_version)
+        try:
+            return self._submit_buffered(kept)
+        except UpdateStale as error:
+            logger.warning("%s: the update is discarded: %s", self._name, error)
+            return None
+
     def _submit(
-        self, round_: Round, update: Update, payload: Payload, prepare: Callable[[UpdateSpec], None] | None = None
-    ) -> None:
+        self,
+        round_: Round,
+        update: Update,
+        payload: Payload,
+        *,
+        base_version: int | None = None,
+        prepare: Callable[[UpdateSpec], None] | None = None,
+    ) -> UpdateReceipt:
         _warn_of_not_finite(update.metrics)
-        self._submit_payload(
+        return self._submit_payload(
             round_.training_id,
             round_.number,
             payload,
@@ -247,6 +313,7 @@ class RoundRunner(RoundCalls):
             update.metrics,
             local_steps=update.local_steps,
             initial_loss=update.initial_loss,
+            base_version=base_version,
             attempts=None,
             progress=self._transfer_log("uploading"),
             prepare=prepare,

@@ -74,7 +74,7 @@ class TrainingCalls:
         absent_after: float | None = None,
         wait_after_min: float | None = None,
         cohort: Cohort | None = None,
-        evaluation: EvaluationName = "EVERY_ROUND",
+        evaluation: EvaluationName | None = None,
         evaluation_policy: RoundPolicy | None = None,
         selection: Selection | None = None,
         keep_versions: int = 0,
@@ -124,7 +124,8 @@ class TrainingCalls:
                 default a tenth of the median time of the training's earlier rounds, and at least 5 seconds.
             cohort: Who takes part in each round: Cohort(fraction=0.1), Cohort(size=5, over_selection=1.5,
                 labels={"gpu": "yes"}), Cohort(min_available=3), for example; everybody by default.
-            evaluation: When participants evaluate the model, if there are metric_names.
+            evaluation: When participants evaluate the model, if there are metric_names: "EVERY_ROUND", "FINAL_ONLY" or
+                "NEVER". By default after every round, and in an asynchronous training the last version only.
             evaluation_policy: When evaluation rounds close; by default as other rounds, and with the reports of
                 everybody if there is a selection, which only the deadline of a round shortens.
             selection: Which version is tagged `best`, and early stopping; None for neither.
@@ -177,7 +178,7 @@ class TrainingCalls:
             if isinstance(value, str):
                 raise TypeError(f"{field} is a list of strings, not one: write [{value!r}].")
         payload = Payload.of(model, names_framework=True) if model is not None else Payload.empty()
-        upload_id = str(uuid.uuid4()) if model is not None else ""
+        upload_id, stages = str(uuid.uuid4()) if model is not None else "", options.aggregation(aggregation)
         spec = TrainingSpec(
             name=name,
             description=description,
@@ -189,14 +190,14 @@ class TrainingCalls:
             target_num_updates=target_num_updates,
             metric_names=metric_names,
             client_ids=client_ids,
-            aggregation=options.aggregation(aggregation),
+            aggregation=stages,
             uncertainty=options.uncertainty(uncertainty),
             round_policy=options.round_policy(
                 min_updates, deadline, max_retries, on_failure, absent_after, wait_after_min
             ),
             evaluation_policy=evaluation_policy,
             cohort=cohort,
-            evaluation=training_pb2.Evaluation.Value(f"EVALUATION_{evaluation}"),
+            evaluation=options.evaluation(evaluation, stages),
             selection=options.selection(selection),
             keep_versions=keep_versions,
             keep_update_rounds=keep_update_rounds,

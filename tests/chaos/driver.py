@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from chaos.buffering_rules import staleness
 from chaos.facts import load
 from chaos.history import History
 from chaos.invariants import Violation, check
@@ -259,6 +260,7 @@ class Campaign:
         counts["draws"] += sum('"chosen"' in row["facts"] for row in facts["audit"])
         for kind in ("WorkNotNeeded", "ParticipantFailed", "RoundExtended", "UpdateLost"):
             counts[kind] += sum(row["kind"] == kind for row in facts["event"])
+        counts["stale_updates"] += sum(count > 0 for count in staleness(facts))
         counts["label_changes"] += sum(1 for _ in history.of("labelled"))
         counts["control_requests"] += len(facts["control_request"])
         counts["subscribed_events"] += sum(1 for _ in history.of("event"))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from chaos.branch_rules import branches_are_whole, shadows_are_right, updates_are_kept_by_the_rule
+from chaos.buffering_rules import buffered_updates_count_once_in_time
 from chaos.cohort_rules import (
     cohorts_are_drawn_by_the_rule,
     draws_are_as_told,
@@ -351,6 +352,7 @@ RULES: tuple[Rule, ...] = (
     draws_are_as_told,
     only_members_are_told,
     rounds_take_what_they_need,
+    buffered_updates_count_once_in_time,
     trainings_end,
     aggregations_do_not_fail,
     changes_are_made_once,

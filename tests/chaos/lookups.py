@@ -60,6 +60,7 @@ def is_needed(row: Row, removed: set[str]) -> bool:
 def enough_updates(training: Row, row: Row, members: int, failed: int) -> int:
     """Returns how many updates are enough for a round with so many members, of which so many failed."""
     own = training["spec"]["evaluation_policy"] if row["kind"] == "EVALUATE" else None
-    wanted = (training["spec"] if own is None else own)["min_updates"]
+    buffering = training["spec"]["aggregation"].get("buffering") if row["kind"] == "TRAIN" else None
+    wanted = buffering["options"]["size"] if buffering else (training["spec"] if own is None else own)["min_updates"]
     most = members if row["needed"] is None else min(row["needed"], members)
     return int(min(wanted, most) if wanted else min(most, members - failed))

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from chaos import aggregation, tensors
+from chaos.buffering_rules import moved
 from chaos.facts import Facts, Row
 from chaos.history import History
 from chaos.lookups import makes_version, stages_by_model
@@ -79,11 +80,24 @@ def wrong_version(
     inputs, controls = [own for own, _ in sent], [control for _, control in sent]
     weights = [update["num_examples"] for update in used]
     differs = any(tensors.has_differences(update, found) for update in inputs)
-    needs_model = differs or version["delta_sha256"] or not any(weights) or not aggregation.is_mean(stages)
+    training = facts.trainings[row["training_id"]]
+    # That of the training, also for its shadows.
+    buffering = training["spec"]["aggregation"].get("buffering")
+    needs_model = buffering or differs or version["delta_sha256"] or not any(weights) or not aggregation.is_mean(stages)
     if needs_model and not before["stored"]:
         return None
     model = facts.version(before) if before["stored"] else {}
-    if differs:
+    if buffering:
+        versions = {one["version"]: one for one in facts["model_version"] if one["model_id"] == training["model_id"]}
+        origins = [versions.get(update["base_version"]) for update in used]
+        if not all(one is not None and one["stored"] for one in origins):
+            return None
+        inputs = [
+            moved(update, facts.version(base), model, buffering, before["version"] - base["version"])
+            for update, base in zip(inputs, origins, strict=True)
+            if base is not None
+        ]
+    elif differs:
         inputs = [tensors.whole(update, model) for update in inputs]
     old, new = (facts.states.get((one["model_id"], one["version"]), {}) for one in (left or before, version))
     state = {slot: facts.tensors(one["sha256"]) for slot, one in old.items()}

@@ -33,6 +33,7 @@ class RandomSubmissions:
         # What each user submitted last: the round, the method, and a request that submits it again.
         self._sent: dict[str, tuple[int, Any, Any]] = {}
         self._training_id = ""
+        self._is_buffered = False
 
     def _is_odd(self) -> bool:
         return self._odd_draw.random() < self._odd
@@ -43,9 +44,16 @@ class RandomSubmissions:
             training_id=self._training_id, round=started.round, reason="TRAIN_FAILED", message=new_id()
         )
         for _ in range(1 + (self._odd_draw.random() < 0.3)):
-            if self._ask(user, self._client.rounds.ReportFailure, request, *CLOSED):
+            answer = self._ask(user, self._client.rounds.ReportFailure, request, *self._refusals)
+            # In an asynchronous training, it counts in the round that is open.
+            if answer and not self._is_buffered:
                 self._record("failure", round=started.round, user_id=user.user_id, reason=request.reason)
         return self._odd_draw.random() < 0.3
+
+    @property
+    def _refusals(self) -> tuple[str, ...]:
+        """Why an update may be refused, or a failure: in an asynchronous training, a round may have another one."""
+        return (*CLOSED, "UPDATE_STALE", "UPDATE_EXISTS") if self._is_buffered else CLOSED
 
     def _find_round(self, number: int) -> Any:
         """Returns a round as its actor sees it; None if the training is gone."""
@@ -128,7 +136,7 @@ class RandomSubmissions:
                 if receipt.num_examples != spec.num_examples:
                     self._record("unexpected", reason="a receipt has another number of examples")
                 self._sent[user.user_id] = (
-                    started.round,
+                    receipt.round,
                     self._client.rounds.SubmitUpdate,
                     lambda: _messages(_changed(spec, upload_id="", offset=0), file),
                 )
@@ -155,10 +163,10 @@ class RandomSubmissions:
                 user,
                 self._client.rounds.SubmitUpdate,
                 lambda: _messages(spec, file[spec.offset :]),
-                *CLOSED,
+                *self._refusals,
                 *("UPLOAD_OFFSET", "UPLOAD_INCOMPLETE", "UPLOAD_SUPERSEDED"),
             )
-            if answer or answer.reason in CLOSED:
+            if answer or answer.reason in self._refusals:
                 return answer.receipt if answer else None
 
     def _submit_another(self, user: User, spec: Any, file: bytes) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from calls import new_id
 from chaos import tensors
 from chaos.random_branches import draw_branches
+from chaos.random_buffering import RandomBuffering
 from chaos.random_cohort import RandomCohort
 from chaos.random_control import RandomControl, config_of
 from chaos.random_stages import draw_stages
@@ -30,6 +31,7 @@ class RandomTraining(RandomSubmissions):
         odd: float = 0.07,
         controlled: float = 0.1,
         steered: float = 0.6,
+        buffered: float = 0.25,
         source: "RandomTraining | None" = None,
     ) -> None:
         """Draws it.
@@ -40,6 +42,7 @@ class RandomTraining(RandomSubmissions):
             odd: How often a participant fails, or has no examples.
             controlled: How often the training changes.
             steered: How often it has cohorts, and policies of whom its rounds wait for.
+            buffered: How often it is asynchronous.
             source: The training whose model it goes on with, if any.
         """
         super().__init__(client, seed, odd)
@@ -48,7 +51,8 @@ class RandomTraining(RandomSubmissions):
         self._draw_stages = random.Random(f"{seed} stages")
         self._draw_branches = random.Random(f"{seed} branches")
         self._control = RandomControl(client, seed, controlled)
-        self._cohort = RandomCohort(client, seed, steered)
+        self._buffering = RandomBuffering(seed, buffered)
+        self._cohort = RandomCohort(client, seed, 0 if self._buffering.is_used else steered)
         self._present: list[User] = []
         self._delayed: list[Callable[[], object]] = []
         self._begun: set[int] = set()
@@ -69,7 +73,7 @@ class RandomTraining(RandomSubmissions):
         """Runs the training to its end."""
         client = self._client
         self._actor = client.user("ACTOR") if self._source is None else self._source._actor
-        for _ in range(self._draw.randint(1, 4) + self._cohort.more_people()):
+        for _ in range(self._draw.randint(1, 4) + self._cohort.more_people() + self._buffering.more_people()):
             self._present.append(client.user("CLIENT"))
         self._create(self._drawn_spec())
         self._cohort.label(self._present)
@@ -96,6 +100,7 @@ class RandomTraining(RandomSubmissions):
 
     def _create(self, spec: training_pb2.TrainingSpec) -> None:
         self._spec = spec
+        self._is_buffered = spec.aggregation.HasField("buffering")
         if self._source is None:
             request: dict[str, Any] = {"chunk": tensors.write(tensors.fill(self._kinds, self._draw))}
         else:
@@ -154,6 +159,7 @@ class RandomTraining(RandomSubmissions):
         ):
             # A round may close with fewer updates than others need.
             mixing.nearest_neighbor.f = 0
+        self._buffering.configure(spec)
         self._control.configure(spec)
         return spec
 
@@ -208,11 +214,12 @@ class RandomTraining(RandomSubmissions):
         """Submits what a round asks for, in random order of the users, sometimes with an action in between."""
         draw, order = self._draw, self._asked(started)
         draw.shuffle(order)
-        may_skip = self._spec.round_policy.min_updates or self._spec.round_policy.HasField("deadline")
+        policy = self._spec.round_policy
+        may_skip = policy.min_updates or policy.HasField("deadline") or self._is_buffered
         for user in order:
             if self._is_odd() and not self._fail(user, started):
                 continue
-            if may_skip and draw.random() < 0.2:
+            if may_skip and draw.random() < (0.5 if self._is_buffered else 0.2):
                 self._delayed.append(lambda user=user: self._send(user, started))
                 continue
             receipt = self._send(user, started)
@@ -252,6 +259,7 @@ class RandomTraining(RandomSubmissions):
         if (
             receipt.num_examples
             and not policy.min_updates
+            and not self._is_buffered
             and not policy.HasField("deadline")
             and not policy.HasField("absent_after")
             and not self._spec.aggregation.HasField("fed_dc")
@@ -314,7 +322,10 @@ class RandomTraining(RandomSubmissions):
         """Sends the delayed updates of a round that is closed; with cohorts, some of those never come."""
         if self._cohort.is_used:
             self._delayed = [send for send in self._delayed if self._cohort.chance(0.5)]
+        slow = [send for send in self._delayed if self._is_buffered and self._buffering.is_slow()]
+        self._delayed = [send for send in self._delayed if send not in slow]
         self._send_late()
+        self._delayed += slow
 
     def _remove_training(self) -> None:
         request = training_pb2.RemoveTrainingRequest(training_id=self._training_id, force=True)

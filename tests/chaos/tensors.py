@@ -20,7 +20,12 @@ SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, 
 CODES = {"F64": "d", "F32": "f", "F16": "e", "I64": "q", "I32": "i", "I16": "h", "I8": "b", "U8": "B", "BOOL": "?"}
 # Bits of the significand, and the exponent of the smallest normal number.
 FLOATS = {"F64": (53, -1022), "F32": (24, -126), "F16": (11, -14), "BF16": (8, -126)}
-LARGEST = {"F64": sys.float_info.max, "F32": (2 - 2.0**-23) * 2.0**127}
+LARGEST = {
+    "F64": sys.float_info.max,
+    "F32": (2 - 2.0**-23) * 2.0**127,
+    "F16": 65504.0,
+    "BF16": (2 - 2.0**-7) * 2.0**127,
+}
 COUNTER = "num_batches_tracked"
 CONTROL = "control/"
 

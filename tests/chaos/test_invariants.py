@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from chaos import branch_damages, cohort_damages, damages  # noqa: F401  # they register themselves
+from chaos import branch_damages, buffering_damages, cohort_damages, damages  # noqa: F401  # they register themselves
 from chaos.damaged_run import DAMAGES, Damage, DamagedRun
 from chaos.history import History
 from chaos.invariants import RULES
@@ -28,12 +28,13 @@ def undamaged(tmp_path_factory: pytest.TempPathFactory) -> DamagedRun:
         history = History(folder / "history.jsonl")
         client = RetryingClient(server.address, history, server.admin_token, lambda: None, server.data_dir)
         for seed in SEEDS:
-            RandomTraining(client, f"damage {seed}", odd=0, controlled=0, steered=0).run()
+            RandomTraining(client, f"damage {seed}", odd=0, controlled=0, steered=0, buffered=0).run()
         ShortTraining(client, "damage").fail()
         ShortTraining(client, "damage").control()
         ShortTraining(client, "damage").over_select()
         ShortTraining(client, "damage", odd=0).branch()
         ShortTraining(client, "damage", odd=0).keep_nothing()
+        ShortTraining(client, "damage").be_slow()
         client.close()
         history.close()
         first.kill()

@@ -126,6 +126,23 @@ class ShortTraining(RandomTraining):
                 self._send(self._asked(event.round_started)[0], event.round_started)
         self._cohort.disconnect()
 
+    def be_slow(self) -> None:
+        """Runs an asynchronous training, in which the first participant sends what it began with two versions later."""
+        buffering = aggregation_pb2.Buffering(size=2, max_staleness=2)
+        self._gather(aggregation=aggregation_pb2.Aggregation(buffering=buffering), target_num_updates=3)
+        self._register(self._present[1:])
+        self._start()
+        slow, *fast = self._present
+        first = None
+        for event in self._client.events(self._actor, self._training_id):
+            if event.HasField("round_started") and event.round_started.round not in self._begun:
+                self._begun.add(event.round_started.round)
+                first = first or event.round_started
+                is_last = event.round_started.round == 2
+                senders = [(slow, first), (fast[0], event.round_started)] if is_last else None
+                for user, started in senders or [(user, event.round_started) for user in fast]:
+                    self._submit(user, started)
+
     def _follow(self) -> None:
         for _ in self._client.events(self._actor, self._training_id):
             pass

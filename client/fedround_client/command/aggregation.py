@@ -10,18 +10,37 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
-from fedround.v1.aggregation_pb2 import Adagrad, Adam, Aggregation, Clipping, Mixing, ServerOptimizer, Sgd
+from fedround.v1.aggregation_pb2 import Adagrad, Adam, Aggregation, Buffering, Clipping, Mixing, ServerOptimizer, Sgd
+from fedround.v1.aggregation_pb2 import FedAsync as AsyncOptions
 from fedround_client.aggregation import FedAdagrad, FedAdam, FedAvgM, FedYogi, aggregate
+from fedround_client.buffering import FedAsync, FedBuff
 from fedround_client.client import Client
 from fedround_client.command import names
 
-_SHORT: Mapping[str, tuple[Callable[..., Aggregation], Descriptor]] = {
-    "fedavgm": (FedAvgM, Sgd.DESCRIPTOR),
-    "fedadagrad": (FedAdagrad, Adagrad.DESCRIPTOR),
-    "fedadam": (FedAdam, Adam.DESCRIPTOR),
-    "fedyogi": (FedYogi, Adam.DESCRIPTOR),
+_Fields: TypeAlias = Mapping[str, FieldDescriptor]
+
+
+def _fields(*messages: Descriptor, without: Iterable[str] = ()) -> _Fields:
+    """Returns the options of messages, by name."""
+    found = {field.name: field for message in messages for field in message.fields if not field.message_type}
+    return {name: field for name, field in found.items() if name not in without}
+
+
+_BUFFERINGS: Mapping[str, _Fields] = {
+    "fed_buff": _fields(Buffering.DESCRIPTOR),
+    # It has one size.
+    "fed_async": _fields(AsyncOptions.DESCRIPTOR, Buffering.DESCRIPTOR, without=["size"]),
 }
-"""FedAvg with an optimizer on the server: what makes it, and the message with the options."""
+_SHORT: Mapping[str, tuple[Callable[..., Aggregation], _Fields]] = {
+    "fedavgm": (FedAvgM, _fields(Sgd.DESCRIPTOR)),
+    "fedadagrad": (FedAdagrad, _fields(Adagrad.DESCRIPTOR)),
+    "fedadam": (FedAdam, _fields(Adam.DESCRIPTOR)),
+    "fedyogi": (FedYogi, _fields(Adam.DESCRIPTOR)),
+    "fedbuff": (FedBuff, _BUFFERINGS["fed_buff"]),
+    "fedasync": (FedAsync, _BUFFERINGS["fed_async"]),
+}
+"""FedAvg with an optimizer on the server, or with buffering: what makes it, and its options."""
+_MAKERS: Mapping[str, Callable[..., Aggregation]] = {"fed_buff": FedBuff, "fed_async": FedAsync}
 
 _TITLES = {
     "fed_avg": "FedAvg",
@@ -42,6 +61,8 @@ _TITLES = {
     "adagrad": "FedAdagrad",
     "adam": "FedAdam",
     "yogi": "FedYogi",
+    "fed_buff": "FedBuff",
+    "fed_async": "FedAsync",
 }
 """The names in papers of those that have another one."""
 
@@ -56,12 +77,10 @@ _MIXINGS = _members(Mixing.DESCRIPTOR, "method")
 _OPTIMIZERS = _members(ServerOptimizer.DESCRIPTOR, "method")
 
 
-def _listed(methods: Mapping[str, Descriptor]) -> str:
+def _listed(methods: Mapping[str, Descriptor | _Fields]) -> str:
     """Returns methods with the names of their options, for help and errors."""
-    return ", ".join(
-        f"{name} ({', '.join(field.name for field in options.fields)})" if options.fields else name
-        for name, options in methods.items()
-    )
+    named = {name: _fields(one) if isinstance(one, Descriptor) else one for name, one in methods.items()}
+    return ", ".join(f"{name} ({', '.join(options)})" if options else name for name, options in named.items())
 
 
 AggregationChoice: TypeAlias = Annotated[
@@ -70,7 +89,7 @@ AggregationChoice: TypeAlias = Annotated[
         "--aggregation",
         metavar="NAME[:OPTIONS]",
         help="How updates become the next version; fed_avg by default. OPTIONS are OPTION=VALUE, with commas between"
-        f" them. One of {_listed(_ALGORITHMS)}; or FedAvg with a server optimizer:"
+        f" them. One of {_listed(_ALGORITHMS)}; or FedAvg with a server optimizer, or asynchronous:"
         f" {_listed({name: options for name, (_, options) in _SHORT.items()})}.",
     ),
 ]
@@ -93,6 +112,14 @@ OptimizerOption: TypeAlias = Annotated[
     typer.Option(
         metavar="NAME[:OPTIONS]",
         help=f"Takes what the aggregation has made for a gradient; one of {_listed(_OPTIMIZERS)}.",
+    ),
+]
+BufferingOption: TypeAlias = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME[:OPTIONS]",
+        help="Makes the training asynchronous: a version is made of the updates that arrive, whatever version they"
+        f" started from; one of {_listed(_BUFFERINGS)}.",
     ),
 ]
 BufferOption: TypeAlias = Annotated[
@@ -120,6 +147,7 @@ def aggregation_option(
     server_optimizer: str,
     buffers: Iterable[str],
     shadows: Iterable[str] = (),
+    buffering: str = "",
 ) -> Aggregation | None:
     """Returns the message for the options of a command; None if none is given.
 
@@ -147,6 +175,15 @@ def aggregation_option(
         found = aggregate(rule, **stages, server_optimizer=optimizer, buffers=buffers, shadows=others)
     except ValueError as error:
         raise typer.BadParameter(f"--server-optimizer: {error}") from None
+    if buffering:
+        chosen, given = _split("--buffering", buffering)
+        if chosen not in _MAKERS:
+            raise typer.BadParameter(f"--buffering: there is no {chosen!r}; known are {', '.join(_MAKERS)}")
+        made = _made("--buffering", chosen, _MAKERS[chosen], _BUFFERINGS[chosen], given)
+        try:
+            found = aggregate(found, buffering=made.buffering)
+        except ValueError as error:
+            raise typer.BadParameter(f"--buffering: {error}") from None
     return found if found.ByteSize() else None
 
 
@@ -154,11 +191,7 @@ def _rule(option: str, text: str) -> Message | None:
     """Returns the rule that an option names, or FedAvg with a server optimizer; None if it names none."""
     name, options = _split(option, text)
     if name in _SHORT:
-        make, fields = _SHORT[name]
-        try:
-            return make(**_values(option, name, fields, options))
-        except ValueError as error:
-            raise typer.BadParameter(f"{option} {name}: {error}") from None
+        return _made(option, name, *_SHORT[name], options)
     return _message(option, name, options, _ALGORITHMS, also=_SHORT) if name else None
 
 
@@ -190,10 +223,21 @@ def aggregation_text(found: Aggregation, users: Mapping[str, str] | None = None)
     if method := found.server_optimizer.WhichOneof("method"):
         optimizer = _text(method, getattr(found.server_optimizer, method), users)
         text = optimizer if name == "fed_avg" else f"{optimizer} over {text}"
+    if found.HasField("buffering"):
+        text = f"{_buffering_text(found.buffering)} of {text}"
     text += f" after {' and '.join(before)}" if before else ""
     text += f"; {', '.join(found.buffers)} averaged" if found.buffers else ""
     shadows = [aggregation_text(one, users) for one in found.shadow]
     return text + (f"; shadows: {', '.join(shadows)}" if shadows else "")
+
+
+def _buffering_text(found: Buffering) -> str:
+    method = found.WhichOneof("method") or "fed_buff"
+    options = {
+        field.name: value for message in (found, getattr(found, method)) for field, value in message.ListFields()
+    }
+    values = [f"{name}={options[name]:g}" for name in _BUFFERINGS[method] if name in options]
+    return f"{_TITLES[method]}({', '.join(values)})" if values else _TITLES[method]
 
 
 def _text(name: str, options: Message, users: Mapping[str, str] | None, noun: str = "") -> str:
@@ -224,17 +268,26 @@ def _message(
 ) -> Message:
     if name not in methods:
         raise typer.BadParameter(f"{option}: there is no {name!r}; known are {', '.join([*methods, *also])}")
-    made: Message = GetMessageClass(methods[name])(**_values(option, name, methods[name], options))
+    made: Message = GetMessageClass(methods[name])(**_values(option, name, _fields(methods[name]), options))
     return made
 
 
-def _values(option: str, name: str, message: Descriptor, options: Mapping[str, str]) -> dict[str, Any]:
+def _made(
+    option: str, name: str, make: Callable[..., Aggregation], fields: _Fields, options: Mapping[str, str]
+) -> Aggregation:
+    try:
+        return make(**_values(option, name, fields, options))
+    except ValueError as error:
+        raise typer.BadParameter(f"{option} {name}: {error}") from None
+
+
+def _values(option: str, name: str, fields: _Fields, options: Mapping[str, str]) -> dict[str, Any]:
     """Returns the values of options in the types of the message's fields."""
     found = {}
     for key, text in options.items():
-        field = message.fields_by_name.get(key)
+        field = fields.get(key)
         if field is None:
-            known = ", ".join(message.fields_by_name) or "none"
+            known = ", ".join(fields) or "none"
             raise typer.BadParameter(f"{option}: {name} has no option {key!r}; known are {known}")
         found[key] = _value(f"{option}: {name}:{key}", field, text)
     return found

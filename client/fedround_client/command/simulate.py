@@ -19,7 +19,7 @@ from rich.table import Table
 from fedround_client.command.failures import fail
 from fedround_client.command.output import Format, FormatOption, echo, show_table, stderr_console
 from fedround_client.command.serve import require
-from fedround_client.command.training_create import EvaluationChoice, OnFailureChoice
+from fedround_client.command.training_create import EvaluationOption, OnFailureChoice
 from fedround_client.embedded.interruption import Interrupted, interruptible
 from fedround_client.printable import one_line
 from fedround_client.round_number import round_text
@@ -73,9 +73,7 @@ def run(
         int | None, typer.Option(min=1, help="Number of worker processes; that of the processors by default.")
     ] = None,
     metric: Annotated[list[str] | None, typer.Option(help="Metric that evaluations report; repeat for more.")] = None,
-    evaluation: Annotated[
-        EvaluationChoice, typer.Option(case_sensitive=False, help="When clients evaluate the model.")
-    ] = EvaluationChoice.EVERY_ROUND,
+    evaluation: EvaluationOption = None,
     min_updates: Annotated[int, typer.Option(min=0, help="Updates that close a round; 0 for all.")] = 0,
     on_failure: Annotated[
         OnFailureChoice,
@@ -116,7 +114,7 @@ def run(
                 output=output,
                 listener=view.update,
                 metric_names=metric or (),
-                evaluation=evaluation.value,
+                evaluation=None if evaluation is None else evaluation.value,
                 min_updates=min_updates,
                 on_failure=on_failure.value,
             )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
 import typer
 
 from fedround_client.command import names
 from fedround_client.command.aggregation import (
     AggregationChoice,
+    BufferingOption,
     BufferOption,
     ClippingOption,
     MixingOption,
@@ -63,6 +64,16 @@ class EvaluationChoice(StrEnum):
     EVERY_ROUND = "EVERY_ROUND"
     FINAL_ONLY = "FINAL_ONLY"
     NEVER = "NEVER"
+
+
+EvaluationOption: TypeAlias = Annotated[
+    EvaluationChoice | None,
+    typer.Option(
+        case_sensitive=False,
+        help="When participants evaluate the model; by default after every round, and in an asynchronous training the"
+        " last version.",
+    ),
+]
 
 
 class OnFailureChoice(StrEnum):
@@ -132,11 +143,10 @@ def create(
     clipping: ClippingOption = "",
     mixing: MixingOption = "",
     server_optimizer: OptimizerOption = "",
+    buffering: BufferingOption = "",
     buffer: BufferOption = None,
     shadow: ShadowOption = None,
-    evaluation: Annotated[
-        EvaluationChoice, typer.Option(case_sensitive=False, help="When participants evaluate the model.")
-    ] = EvaluationChoice.EVERY_ROUND,
+    evaluation: EvaluationOption = None,
     evaluation_min_updates: EvaluationMinUpdatesOption = None,
     minimize: Annotated[str, typer.Option(metavar="METRIC", help="The best version has its smallest value.")] = "",
     maximize: Annotated[str, typer.Option(metavar="METRIC", help="The best version has its largest value.")] = "",
@@ -227,7 +237,7 @@ def create(
         evaluation_policy = round_policy(
             evaluation_min_updates, deadline, max_retries, on_failure.value, absent_after, wait
         )
-    stages = aggregation_option(aggregation, clipping, mixing, server_optimizer, buffer or (), shadow or ())
+    stages = aggregation_option(aggregation, clipping, mixing, server_optimizer, buffer or (), shadow or (), buffering)
     selection = _selection(minimize, maximize, patience)
     method = uncertainty_option(
         uncertainty,
@@ -261,7 +271,7 @@ def create(
             absent_after=absent_after,
             wait_after_min=wait_after_min,
             cohort=cohort,
-            evaluation=evaluation.value,
+            evaluation=None if evaluation is None else evaluation.value,
             evaluation_policy=evaluation_policy,
             selection=selection,
             keep_versions=keep_versions,

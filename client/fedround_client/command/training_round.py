@@ -54,6 +54,7 @@ _REPORTS: Columns[RoundParticipant] = {
     "COSINE": lambda one: f"{one.report.cosine:.4g}" if one.report.HasField("cosine") else "",
     "RANK": lambda one: one.report.distance_rank or "",
     "SCALE": lambda one: f"{one.report.clip_scale:.4g}" if one.report.HasField("clip_scale") else "",
+    "STALENESS": lambda one: str(one.report.staleness) if one.report.HasField("staleness") else "",
     "SELECTED": lambda one: ("yes" if one.report.selected else "no") if one.report.HasField("selected") else "",
 }
 
@@ -78,8 +79,8 @@ def round_(
 
     Of a round that is done, it also shows what the aggregation found out about each update: its SHARE in the
     aggregate, the NORM of its difference from the round's model, the COSINE of the angle between that and the
-    aggregate's, the RANK of its distance to the other updates, what clipping multiplied it by (SCALE), and whether a
-    robust rule SELECTED it.
+    aggregate's, the RANK of its distance to the other updates, what clipping multiplied it by (SCALE), how many
+    versions were made since the one that it started from (STALENESS), and whether a robust rule SELECTED it.
     """
     with client_of(context) as client:
         training_id = names.training_id(client, training)

@@ -73,6 +73,7 @@ __all__ = [
     "UpdateMismatch",
     "UpdateNorm",
     "UpdateNotFinite",
+    "UpdateStale",
     "UpdateSuperseded",
     "UploadIncomplete",
     "UploadOffset",
@@ -265,6 +266,10 @@ class MetricsExist(AlreadyExists, reason="METRICS_EXIST"):
 
 class UpdateSuperseded(FailedPrecondition, reason="UPDATE_SUPERSEDED"):
     """The update or report was accepted, and will not count: its participant was removed, or its round abandoned."""
+
+
+class UpdateStale(FailedPrecondition, reason="UPDATE_STALE"):
+    """Too many versions were made since the one that the update started from (`Aggregation.buffering`)."""
 
 
 class CursorExpired(OutOfRange, reason="CURSOR_EXPIRED"):

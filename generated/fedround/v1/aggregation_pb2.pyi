@@ -1087,7 +1087,8 @@ Global___DifferentialPrivacy: _TypeAlias = DifferentialPrivacy  # noqa: Y015
 class Buffering(_message.Message):
     """Asynchronous training. A round is open until `size` updates have arrived, from any participants and from any version
     that is not too old, and makes the next version of them. A participant has at most one update in a round, and at most
-    one from each version. round_policy.min_updates and evaluation after every round do not go with it.
+    one from each version; with fewer participants than `size`, one of each makes the version. round_policy.min_updates and
+    evaluation after every round do not go with it.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from fedround_server.aggregators.buffering import FedAsync, FedBuff
 from fedround_server.aggregators.bulyan import Bulyan
 from fedround_server.aggregators.centered_clipping import CenteredClipping
 from fedround_server.aggregators.clipping import FixedClipping
@@ -49,6 +50,7 @@ STAGES: Mapping[str, Mapping[str, type[Any]]] = {
         "clipping": (FixedClipping,),
         "mixing": (NearestNeighbor, Bucketing),
         "server_optimizer": (Sgd, Adagrad, Adam, Yogi),
+        "buffering": (FedBuff, FedAsync),
     }.items()
 }
 """By the field of `Aggregation` that they are for, and by name."""

@@ -1,5 +1,6 @@
 """Which stages of an aggregation go together, and with which other options of a training."""
 
+from fedround_server.aggregators.asynchronous import check_asynchronous, check_buffered
 from fedround_server.aggregators.lora import ProductRule
 from fedround_server.domain.aggregation import Aggregation, DaisyChaining
 from fedround_server.domain.errors import AggregationIncompatible
@@ -43,6 +44,8 @@ def check_compatible(found: Aggregation) -> None:
         raise AggregationIncompatible(
             "server_optimizer", f"does not go with {rule.name}, which makes a step of its own with what it remembers"
         )
+    if found.buffering is not None:
+        check_buffered(found)
 
 
 def check_reachable(spec: TrainingSpec) -> None:
@@ -52,6 +55,8 @@ def check_reachable(spec: TrainingSpec) -> None:
         AggregationIncompatible: The training's policy or its cohort has it close with fewer.
     """
     found = spec.aggregation
+    if found.buffering is not None:
+        check_asynchronous(spec, found.buffering)
     counts = {"round_policy.min_updates": spec.round_policy.min_updates}
     if spec.cohort is not None:
         counts["cohort.size"] = spec.cohort.size or 0

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import replace
 from datetime import timedelta
 from typing import TypeVar
 
@@ -10,12 +11,14 @@ from fedround_server.coordinator.context import Context
 from fedround_server.coordinator.results import adopt
 from fedround_server.coordinator.shadows import Shadows
 from fedround_server.coordinator.stored_files import StoredFiles
-from fedround_server.domain.aggregation import NO_STATE, AggregationState, UpdateFacts
+from fedround_server.domain.aggregation import NO_STATE, Aggregation, AggregationState, UpdateFacts
 from fedround_server.domain.audit import acting
 from fedround_server.domain.errors import DiskFull, Unavailable
 from fedround_server.domain.model import VersionFile, blobs_of
+from fedround_server.domain.rounds.kind import Computation
+from fedround_server.domain.update import Update
 from fedround_server.engine.executor import WorkerLost
-from fedround_server.engine.jobs import AggregationFailed, AggregationJob
+from fedround_server.engine.jobs import AggregationFailed, AggregationJob, UpdateOrigin
 from fedround_server.failpoints import reached
 from fedround_server.store.verbs.round import AggregationTask
 
@@ -138,12 +141,14 @@ class Aggregations:
             Whether there is a damaged file. One that the disk cannot read ends the worker that has mapped it.
 
         Raises:
-            BlobDamaged: The model that the round started from, or the state of an aggregation, is damaged: no
-                participant can send that again.
+            BlobDamaged: The model that the round or an update started from, or the state of an aggregation, is
+                damaged: no participant can send that again.
             OSError: A file was damaged when the worker read it, and is not any more.
         """
+        versions = (task.model, *task.bases.values())
         states = (task.state, *(shadow.state for shadow in task.shadows))
-        for blob in (*blobs_of(task.model), *(slot for state in states for slot in state.slots.values())):
+        needed = [blob for version in versions for blob in blobs_of(version)]
+        for blob in (*needed, *(slot for state in states for slot in state.slots.values())):
             if not isinstance(error, BlobDamaged) or error.sha256 == blob.sha256:
                 await self._files.examine(blob)
         lost = [update.update_id for update in task.updates if not await self._files.is_intact(update.blob)]
@@ -182,7 +187,10 @@ class Aggregations:
         reached("aggregation.computed")
         state = await adopt(self._context, result)
         reached("aggregation.adopted")
-        report = {update.user_id: facts for update, facts in zip(task.updates, result.report, strict=False)}
+        report = {
+            update.user_id: replace(facts, staleness=_staleness(task, update))
+            for update, facts in zip(task.updates, result.report, strict=False)
+        }
         return result.made, state, report
 
 
@@ -209,6 +217,30 @@ def job_of(task: AggregationTask) -> AggregationJob:
         losses=_known(update.initial_loss for update in task.updates),
         state=task.state,
         population=task.round.population,
+        origins=_origins(task, computation),
+    )
+
+
+def _staleness(task: AggregationTask, update: Update) -> int | None:
+    """Returns how many versions were made between the one that an update started from and that of its round."""
+    return None if update.base_version is None else task.round.model_version - update.base_version
+
+
+def _origins(task: AggregationTask, computation: Computation) -> tuple[UpdateOrigin, ...]:
+    """Returns what each update stands for; empty without buffering."""
+    aggregation = computation.aggregation
+    buffering = aggregation.buffering if isinstance(aggregation, Aggregation) else None
+    if buffering is None:
+        return ()
+    # A file without differences need not be compared with where it started, if the model moves towards it.
+    needs_bases = not buffering.replaces_model or not computation.transport.is_full
+    return tuple(
+        UpdateOrigin(
+            task.bases.get(update.base_version or 0) if needs_bases else None,
+            buffering.factor(_staleness(task, update) or 0),
+            buffering.replaces_model,
+        )
+        for update in task.updates
     )
 
 

@@ -34,7 +34,7 @@ class Coordinator:
         files = StoredFiles(context)
         self.models = Models(context, self.uploads, files)
         self.rounds = Rounds(context, self.uploads, files)
-        self.submissions = Submissions(context, self.uploads, self.rounds.aggregations)
+        self.submissions = Submissions(context, self.uploads, self.rounds.aggregations, self.rounds.next_rounds)
         self.rejected_updates = RejectedUpdates(context)
         self.round_status = RoundStatus(context, self.uploads.progress, self.rounds.aggregations)
         self.trainings = Trainings(context, self.uploads, self.rounds)

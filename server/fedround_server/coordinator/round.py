@@ -1,13 +1,14 @@
 """Drives rounds: makes sure that each one that waits for an aggregation or for a deadline gets it."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from datetime import datetime
 
 from fedround_server.coordinator.absences import Absences
 from fedround_server.coordinator.aggregation import Aggregations
 from fedround_server.coordinator.context import Context
 from fedround_server.coordinator.deadlines import Deadlines
+from fedround_server.coordinator.next_rounds import NextRounds
 from fedround_server.coordinator.openings import Openings
 from fedround_server.coordinator.stored_files import StoredFiles
 from fedround_server.coordinator.uploads.receive import Uploads
@@ -31,6 +32,7 @@ class Rounds:
         self._uploads = uploads
         self._deadlines = Deadlines(context, self._expire, self.follow_up)
         self.openings = Openings(context, self.follow_up)
+        self.next_rounds = NextRounds(context.hub)
         self.absences = Absences(context, self._exclude)
         self.aggregations = Aggregations(context, files, self.follow_up)
 
@@ -40,6 +42,7 @@ class Rounds:
         self.openings.stop()
         self.aggregations.stop()
         self._deadlines.stop()
+        self.next_rounds.stop()
 
     async def recover(self) -> None:
         """Takes up the rounds of an earlier process; to be called before serving."""
@@ -119,10 +122,11 @@ class Rounds:
         self._context.hub.notify(training_id)
 
     async def _report_failure(self, training_id: str, number: int, user_id: str, reason: str, message: str) -> None:
-        now = self._context.clock.now()
-        closed = await self._context.store.submissions.report_failure(
-            training_id, number, user_id, reason, message, now
-        )
+        def report() -> Awaitable[bool]:
+            now = self._context.clock.now()
+            return self._context.store.submissions.report_failure(training_id, number, user_id, reason, message, now)
+
+        closed = await self.next_rounds.when_open(training_id, report)
         await self._go_on(training_id, closed=closed)
 
     async def _exclude(self, training_id: str, number: int, absent: Mapping[str, str]) -> None:

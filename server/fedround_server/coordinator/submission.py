@@ -1,12 +1,13 @@
 """Use cases of participants: submitting an update or a report to a round."""
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from dataclasses import replace
 
 from fedround_server.coordinator.aggregation import Aggregations
 from fedround_server.coordinator.context import Context
+from fedround_server.coordinator.next_rounds import NextRounds
 from fedround_server.coordinator.uploads.receive import Incoming, Received, Uploads
-from fedround_server.domain.errors import NotInCohort, RoundNotOpen, UpdateExists, UpdateSuperseded
+from fedround_server.domain.errors import NotInCohort, RoundNotOpen, UpdateExists, UpdateStale, UpdateSuperseded
 from fedround_server.domain.model import BlobRef, Manifest
 from fedround_server.domain.report import NewReport
 from fedround_server.domain.update import MetricValue, NewUpdate, Update
@@ -18,8 +19,9 @@ from fedround_server.wakeups import for_actor
 class Submissions:
     """Accepts updates and reports, and starts the aggregation of the rounds that they close."""
 
-    def __init__(self, context: Context, uploads: Uploads, aggregations: Aggregations) -> None:
+    def __init__(self, context: Context, uploads: Uploads, aggregations: Aggregations, next_rounds: NextRounds) -> None:
         self._context = context
+        self._next_rounds = next_rounds
         self._store = context.store.submissions
         self._uploads = uploads
         self._aggregations = aggregations
@@ -34,17 +36,30 @@ class Submissions:
         *,
         local_steps: int | None = None,
         initial_loss: float | None = None,
+        base_version: int | None = None,
     ) -> Update:
         """Accepts an update. When it returns, the update is on disk and will be counted exactly once.
+
+        With buffering, it waits for the next round if none is open.
 
         Raises:
             FedroundError: The update is rejected, as described for `SubmissionVerbs.admit` and `Uploads.receive`.
         """
         blob = BlobRef(str(incoming.sha256), int(incoming.size_bytes or 0))
-        new = NewUpdate(training_id, number, incoming.user_id, blob, num_examples, metrics, local_steps, initial_loss)
+        new = NewUpdate(
+            training_id,
+            number,
+            incoming.user_id,
+            blob,
+            num_examples,
+            metrics,
+            local_steps,
+            initial_loss,
+            base_version,
+        )
         try:
             admission = await self._store.admit(new)
-        except (RoundNotOpen, NotInCohort, UpdateExists, UpdateSuperseded):
+        except (RoundNotOpen, NotInCohort, UpdateExists, UpdateStale, UpdateSuperseded):
             # The remains of an earlier attempt would count against the user's limit for a day.
             await self._uploads.abandon(incoming.user_id, incoming.upload_id)
             raise
@@ -66,7 +81,12 @@ class Submissions:
             return await self._accept_update(replace(new, blob=received.blob)), True
 
         update = await self._uploads.receive(
-            incoming, check, accept, admission.bound, model=admission.model, expected=expected
+            replace(incoming, round=admission.round),
+            check,
+            accept,
+            admission.bound,
+            model=admission.model,
+            expected=expected,
         )
         reached("update.replying")
         return update
@@ -83,7 +103,10 @@ class Submissions:
         await self._context.tasks.run_shielded(self._accept_report(new))
 
     async def _accept_update(self, new: NewUpdate) -> Update:
-        update, closed = await self._store.submit_update(self._context.new_id(), new, self._context.clock.now())
+        def submit() -> Awaitable[tuple[Update, bool]]:
+            return self._store.submit_update(self._context.new_id(), new, self._context.clock.now())
+
+        update, closed = await self._next_rounds.when_open(new.training_id, submit)
         self._accepted(new.training_id, closed=closed)
         return update
 

@@ -106,6 +106,27 @@ class Optimizer(Stage, Protocol):
     slots: ClassVar[tuple[str, ...]]
 
 
+class Buffering(Stage, Protocol):
+    """Makes a version of the updates that arrive, whatever version they started from.
+
+    Attributes:
+        replaces_model: Whether the model moves towards an update, and not by its difference from where it started.
+    """
+
+    replaces_model: ClassVar[bool]
+
+    @property
+    def size(self) -> int:
+        """How many updates make a version."""
+
+    @property
+    def max_staleness(self) -> int:
+        """How many versions may have been made since the one that an update started from."""
+
+    def factor(self, staleness: int) -> float:
+        """Returns how much an update counts when so many versions were made since the one that it started from."""
+
+
 class DaisyChaining:
     """The options of a rule with rounds in which local models change hands before they are averaged.
 
@@ -129,6 +150,7 @@ class Aggregation:
         clipping: Scales each update before.
         mixing: Replaces the updates by averages of some of them, before the rule.
         server_optimizer: Takes what the rule has made for a gradient.
+        buffering: Which updates a version is made of; None for those of a round in which all start from one version.
         buffers: Globs of tensors that are averaged whatever the rule, and never clipped, mixed or optimized.
         shadows: Other aggregations of the same updates, each with a model of its own.
     """
@@ -137,6 +159,7 @@ class Aggregation:
     clipping: Stage | None = None
     mixing: Mixer | None = None
     server_optimizer: Optimizer | None = None
+    buffering: Buffering | None = None
     buffers: tuple[str, ...] = BUFFERS
     shadows: "tuple[Aggregation, ...]" = ()
 
@@ -231,6 +254,7 @@ class Aggregation:
             "clipping": self.clipping,
             "mixing": self.mixing,
             "server_optimizer": self.server_optimizer,
+            "buffering": self.buffering,
         }
         return {name: stage for name, stage in found.items() if stage is not None}
 
@@ -283,6 +307,7 @@ class UpdateFacts:
         distance_rank: Its place among all, from 1, by the sum of its squared distances to the others.
         scale: What clipping multiplied its difference by.
         selected: Whether the rule has selected it; None for rules that take all.
+        staleness: With buffering, how many versions were made between the one that it started from and the round's.
     """
 
     share: float | None = None
@@ -291,3 +316,4 @@ class UpdateFacts:
     distance_rank: int | None = None
     scale: float | None = None
     selected: bool | None = None
+    staleness: int | None = None

@@ -41,6 +41,7 @@ class NewUpdate:
     Attributes:
         local_steps: Steps of the local optimizer that made it; None if it does not say.
         initial_loss: Loss of the round's model on the participant's data; None if it does not say.
+        base_version: The version of the model that it was trained from; None for the one that `round` started from.
     """
 
     submission: ClassVar[Submission] = Submission.UPDATE
@@ -52,6 +53,7 @@ class NewUpdate:
     metrics: Mapping[str, MetricValue]
     local_steps: int | None = None
     initial_loss: float | None = None
+    base_version: int | None = None
 
 
 def inputs_of(new: NewUpdate, rule: Rule) -> dict[str, Any]:
@@ -111,6 +113,7 @@ class Update:
     Attributes:
         local_steps: As in NewUpdate; None unless the rule of the aggregation needs it.
         initial_loss: The same.
+        base_version: The version that it was trained from, with buffering; else None.
     """
 
     update_id: str
@@ -122,3 +125,4 @@ class Update:
     accept_time: datetime
     local_steps: int | None = None
     initial_loss: float | None = None
+    base_version: int | None = None

@@ -74,12 +74,15 @@ class UpdateOrigin:
     """What an update u stands for: the model + factor * (u - base), in its trained floating tensors.
 
     Attributes:
-        base: The version that it was trained from; None for the model of the job.
+        base: The version that it was trained from, and that the differences in its file are from; None for the model of
+            the job.
         factor: >= 0.
+        replaces_model: Whether it stands for the model + factor * (u - model) instead, in all floating tensors.
     """
 
     base: VersionFile | None = None
     factor: float = 1.0
+    replaces_model: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ class OpenedUpdate:
     file: TensorFile
     base: Tensors | None = None
     factor: float = 1.0
+    replaces_model: bool = False
 
 
 class Block:
@@ -94,18 +95,21 @@ class Block:
 
     def _update(self, update: OpenedUpdate) -> Tensor:
         part = update.file.block(self.run.first, self.start, len(self))
-        is_moved = self._is_trained and (update.base is not None or update.factor != 1)
+        is_moved = self._is_trained or (update.replaces_model and self.run.dtype.is_floating)
+        factor = update.factor if is_moved else 1.0
+        # What counts is how far it is from where it started, or how far from the model.
+        counts_from_base = self._is_trained and not update.replaces_model
         if part.dtype == self.stored.dtype:
             part = part if self.kept is None else self._cleaned(part)
-            if not is_moved:
+            if factor == 1 and not (counts_from_base and update.base is not None):
                 return part
-            return self._sum(widen(part).double() - widen(self._base(update)).double(), update.factor)
+            origin = self._base(update) if counts_from_base else self.model
+            return self._sum(widen(part).double() - widen(origin).double(), factor)
         if part.dtype == torch.int8:
             part = differences(update.file, self.run.first, self.start, len(self), self._block_size)
-        if update.base is not None and not self._is_trained:
-            # A buffer, which counts as it is.
-            return self._sum(widen(self._base(update)).double() - widen(self.model).double() + part)
-        return self._sum(part, update.factor if is_moved else 1)
+        if update.base is not None and not counts_from_base:
+            part = widen(self._base(update)).double() - widen(self.model).double() + part
+        return self._sum(part, factor)
 
     def _sum(self, difference: Tensor, factor: float = 1) -> Tensor:
         """Returns the model + factor * difference.

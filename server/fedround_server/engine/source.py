@@ -156,6 +156,7 @@ def open_source(
                 stack.enter_context(open_blob(files, job.updates[index], layouts, ahead)),
                 None if origins[index].base is None else bases[origins[index].base],
                 origins[index].factor,
+                origins[index].replaces_model,
             )
             for index in counted
         ]

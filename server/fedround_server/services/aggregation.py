@@ -21,11 +21,14 @@ SHADOWLESS = ("shadow", "buffering", "differential_privacy")
 TRAINED_OTHERWISE = ("fed_dc", "scaffold", "fed_dyn", "lora_stack")
 """Rules for which participants train in a way of their own: not in a shadow."""
 WITHOUT_SHADOWS = {
+    "scaffold": "whose updates have control variates, too",
     "fed_dc": "whose local models have been with several participants",
     "lora_stack": "whose updates may have adapters of different ranks",
     "lora_svd": "whose updates may have adapters of different ranks",
 }
 """Rules whose updates other aggregations cannot take, and why."""
+DEFAULTS = {"buffering": "fed_buff"}
+"""What a stage does if its message does not say it."""
 
 
 def read(message: aggregation_pb2.Aggregation) -> Aggregation:
@@ -68,11 +71,11 @@ def _read(message: aggregation_pb2.Aggregation, path: str) -> Aggregation:
     others: dict[str, Any] = {}
     for field, chosen in ((one.name, value) for one, value in message.ListFields()):
         if field in OTHERS:
-            method = chosen.WhichOneof(METHOD)
+            method = chosen.WhichOneof(METHOD) or DEFAULTS.get(field)
             if method is None:
                 known = ", ".join(sorted(STAGES[field]))
                 raise FieldInvalid(f"{path}.{field}", f"has no method; known are {known}")
-            others[field] = _stage(field, method, getattr(chosen, method), f"{path}.{field}.{method}")
+            others[field] = _stage(field, method, getattr(chosen, method), f"{path}.{field}.{method}", chosen)
     buffers = tensor_selection.parse_globs(f"{path}.buffers", message.buffers) or BUFFERS
     return Aggregation(rule, **others, buffers=buffers)
 
@@ -85,18 +88,23 @@ def write(found: Aggregation) -> aggregation_pb2.Aggregation:
         options = getattr(target, stage.name)
         options.SetInParent()
         for option, value in options_of(stage).items():
-            setattr(options, option, value)
-    message.shadow.extend(map(write, found.shadows))
+            # The options that all methods of a stage have are beside them.
+            owner = options if option in options.DESCRIPTOR.fields_by_name else target
+            setattr(owner, option, value)
     return message
 
 
-def _stage(field: str, name: str, message: Message, path: str) -> Any:
-    """Reads a stage: an option that is not set, or is 0 where that cannot be told apart, has its default."""
-    options: dict[str, Any] = {
-        option.name: getattr(message, option.name)
-        for option in message.DESCRIPTOR.fields
-        if (message.HasField(option.name) if option.has_presence else getattr(message, option.name))
-    }
+def _stage(field: str, name: str, message: Message, path: str, shared: Message | None = None) -> Any:
+    """Reads a stage: an option that is not set, or is 0 where that cannot be told apart, has its default.
+
+    Args:
+        field: The field of the aggregation.
+        name: The name of the stage.
+        message: Its options.
+        path: The name of the message, for errors.
+        shared: The message with the options that all stages of the field have.
+    """
+    options = _given(message) if shared is None else _given(message) | _given(shared)
     options |= {
         option: fields.parse_id(f"{path}.{option}", value)
         for option, value in options.items()
@@ -106,5 +114,17 @@ def _stage(field: str, name: str, message: Message, path: str) -> Any:
         stage = STAGES[field][name](**options)
         stage.check()
     except OptionInvalid as error:
+        if error.option not in message.DESCRIPTOR.fields_by_name:
+            path = path.removesuffix(f".{name}")
         raise FieldInvalid(f"{path}.{error.option}", error.problem) from None
     return stage
+
+
+def _given(message: Message) -> dict[str, Any]:
+    """Returns the options of a message that are set, by name."""
+    return {
+        option.name: getattr(message, option.name)
+        for option in message.DESCRIPTOR.fields
+        if option.message_type is None
+        and (message.HasField(option.name) if option.has_presence else getattr(message, option.name))
+    }

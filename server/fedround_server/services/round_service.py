@@ -69,6 +69,7 @@ class RoundService(round_pb2_grpc.RoundServiceServicer):
                 replace(file, training_id=training_id, round=spec.round),
                 local_steps=spec.local_steps or None,
                 initial_loss=spec.initial_loss if spec.HasField("initial_loss") else None,
+                base_version=spec.base_version if spec.HasField("base_version") else None,
             )
         return round_pb2.SubmitUpdateResponse(receipt=convert.receipt(update))
 

@@ -99,6 +99,7 @@ def _report(facts: UpdateFacts) -> round_pb2.UpdateReport:
         distance_rank=facts.distance_rank,
         clip_scale=facts.scale,
         selected=facts.selected,
+        staleness=facts.staleness,
     )
 
 

@@ -49,7 +49,7 @@ def read(message: training_pb2.TrainingSpec) -> TrainingSpec:
         round_policy=policy.read("spec.round_policy", message.round_policy),
         evaluation_policy=_evaluation_policy(message),
         cohort=_cohort(message),
-        evaluation=_evaluation(message.evaluation),
+        evaluation=_evaluation(message.evaluation, buffered=chosen.buffering is not None),
         max_num_examples=_cap(message.max_num_examples),
         max_update_norm=_norm(message.max_update_norm),
         update_precision=precisions.precision,
@@ -172,9 +172,10 @@ def _cohort(message: training_pb2.TrainingSpec) -> Cohort | None:
     return cohort
 
 
-def _evaluation(value: training_pb2.Evaluation.ValueType) -> Evaluation:
+def _evaluation(value: training_pb2.Evaluation.ValueType, *, buffered: bool) -> Evaluation:
     if value not in training_pb2.Evaluation.values():
         raise FieldInvalid("spec.evaluation", f"is {value}; known are {', '.join(training_pb2.Evaluation.keys())}")
     if value == training_pb2.EVALUATION_UNSPECIFIED:
-        return Evaluation.EVERY_ROUND
+        # An evaluation round waits for everybody.
+        return Evaluation.FINAL_ONLY if buffered else Evaluation.EVERY_ROUND
     return Evaluation(training_pb2.Evaluation.Name(value).removeprefix("EVALUATION_"))

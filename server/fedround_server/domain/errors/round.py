@@ -137,6 +137,23 @@ class UpdateSuperseded(FailedPrecondition):
     remedy = "discard it, and wait for the next `round_started`"
 
 
+class UpdateStale(FailedPrecondition):
+    """Too many versions were made since the one that the update started from (`Aggregation.buffering`)."""
+
+    reason = "UPDATE_STALE"
+    remedy = "discard it, and train the model of the newest `round_started`"
+
+    def __init__(self, base_version: int, version: int, max_staleness: int) -> None:
+        staleness = version - base_version
+        super().__init__(
+            f"the update started from version {base_version}, {staleness} versions before version {version}, and the"
+            f" training takes updates of at most {max_staleness}: discard it, and go on with the model of the newest"
+            " round_started",
+            staleness=str(staleness),
+            max_staleness=str(max_staleness),
+        )
+
+
 class CursorExpired(OutOfRange):
     """A subscription cannot be resumed after this sequence: the log does not reach it, or no longer has it."""
 

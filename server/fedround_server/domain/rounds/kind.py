@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
 from fedround_server.domain.adapters import AdapterPair, of_ranks_in
-from fedround_server.domain.aggregation import Aggregation
+from fedround_server.domain.aggregation import Aggregation, Buffering
 from fedround_server.domain.cohort import Cohort
 from fedround_server.domain.model import Manifest
 from fedround_server.domain.policy import RoundPolicy
@@ -173,6 +173,10 @@ class RoundKind(Protocol):
     def policy(self, spec: TrainingSpec) -> RoundPolicy:
         """Returns when a round closes, and whom it waits for."""
         return spec.round_policy
+
+    def buffering(self, spec: TrainingSpec) -> Buffering | None:
+        """Returns which updates a round takes; None for those that started from its version."""
+        return None
 
     def cohort(self, spec: TrainingSpec) -> Cohort | None:
         """Returns who takes part in a round; None for all participants."""

@@ -1,8 +1,12 @@
 """Rounds in which participants train the model; their updates make its next version."""
 
-from fedround_server.domain.aggregation import BUFFERS, DaisyChaining
+from dataclasses import replace
+from datetime import timedelta
+
+from fedround_server.domain.aggregation import BUFFERS, Buffering, DaisyChaining
 from fedround_server.domain.control import CONTROL, check_control, control_tensors
 from fedround_server.domain.model import Manifest
+from fedround_server.domain.policy import RoundPolicy
 from fedround_server.domain.rounds.kind import (
     Computation,
     ExpectedTensors,
@@ -42,6 +46,17 @@ class Train(RoundKind):
     def request(self, spec: TrainingSpec, step: int) -> RoundRequest:
         """Returns the precisions of updates."""
         return RoundRequest(transport=spec.transport)
+
+    def policy(self, spec: TrainingSpec) -> RoundPolicy:
+        """Returns the training's policy; with buffering, so many updates close a round."""
+        buffering = self.buffering(spec)
+        if buffering is None:
+            return spec.round_policy
+        return replace(spec.round_policy, min_updates=buffering.size, wait_after_min=timedelta(0), wait_fraction=0.0)
+
+    def buffering(self, spec: TrainingSpec) -> Buffering | None:
+        """Returns the buffering of the aggregation."""
+        return spec.aggregation.buffering
 
     def tensors(self, spec: TrainingSpec, model: Manifest) -> ExpectedTensors:
         """Returns the tensors that are trained, or differences from them, and those of control variates."""

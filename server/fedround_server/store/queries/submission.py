@@ -26,6 +26,7 @@ from fedround_server.domain.rounds.kind import ExpectedTensors
 from fedround_server.domain.rounds.round import RoundState
 from fedround_server.domain.update import NewUpdate, NormBound, Update, inputs_of, is_number
 from fedround_server.store.db.compiled import compiled_values
+from fedround_server.store.queries.buffered import base_version, buffering_of, check_place, current_round, locate
 from fedround_server.store.queries.failure import find_failure
 from fedround_server.store.queries.participant import took_part
 from fedround_server.store.queries.round import find_assignment, find_round, find_submission, is_member
@@ -36,8 +37,8 @@ from fedround_server.store.tables.schema import ModelRow, RoundRow, TrainingRow,
 CLOSED = (RoundState.AGGREGATING.value, RoundState.DONE.value)
 """The states of a round that was closed by its updates."""
 
-INPUTS = ("local_steps", "initial_loss")
-"""The columns of what rules need to know; null where the rule does not."""
+INPUTS = ("local_steps", "initial_loss", "base_version")
+"""The columns of what rules and buffering need to know; null where they do not."""
 
 CACHED_TENSORS = 20_000
 """Tensors of all manifests that are cached; each takes some 500 bytes."""
@@ -48,11 +49,13 @@ class Admission:
     """What an update must be to be accepted.
 
     Attributes:
+        round: The round in which it is to count, as far as that is known.
         tensors: Its tensors.
         bound: The bound of its distance; None without a limit.
         model: The round's model, whose NaN and Inf it may have; None if it may have none.
     """
 
+    round: int
     tensors: ExpectedTensors
     bound: NormBound | None
     model: VersionFile | None
@@ -66,31 +69,45 @@ def admit(training: TrainingRow, new: NewUpdate) -> Admission | Update:
     spec = to_spec(training.spec)
     [(text,)] = _manifest.all(training.model_id)
     expected = KINDS[row.kind].tensors(spec, _read_manifest(text))
+    base = base_version(new)
     bound: NormBound | None = None
     model: VersionFile | None = None
     if spec.max_update_norm:
-        origin = find_assignment(row, new.user_id) or model_info(training.model_id, row.model_version).blob
+        origin = find_assignment(row, new.user_id) or model_info(training.model_id, base).blob
         bound = NormBound(spec.max_update_norm, origin, expected.prefix)
     if spec.allow_non_finite_buffers:
-        model = model_info(training.model_id, row.model_version).blob
-    return Admission(expected, bound, model)
+        model = model_info(training.model_id, base).blob
+    return Admission(row.number, expected, bound, model)
 
 
 def check(training: TrainingRow, new: NewUpdate | NewReport) -> RoundRow | UpdateRow:
-    """Returns the open round of a submission that may be accepted, or the same submission if it was accepted before.
+    """Returns the round of a submission that may be accepted, or the same submission if it was accepted before.
+
+    The round is open, unless the submission has to wait for it, or for the next one (buffering).
 
     Raises:
         FedroundError: It is rejected, as `SubmissionVerbs.submit_update` and `submit_report` list.
     """
     if not took_part(training, new.user_id):
         raise TrainingNotFound(new.training_id)
-    row = find_round(new.training_id, new.round)
-    before = find_submission(new.training_id, new.round, new.user_id)
+    buffering = buffering_of(training) if isinstance(new, NewUpdate) else None
+    if isinstance(new, NewUpdate) and buffering is not None:
+        row, before = locate(training, new)
+    else:
+        row = find_round(new.training_id, new.round)
+        before = find_submission(new.training_id, new.round, new.user_id)
     if row is not None and before is not None and _stands(row, before, new):
         return before
-    if row is None or row.state != RoundState.OPEN.value or KINDS[row.kind].submission is not new.submission:
+    if isinstance(new, NewUpdate) and buffering is not None and row is not None:
+        check_place(training, row, new, buffering)
+    elif row is None or row.state != RoundState.OPEN.value or KINDS[row.kind].submission is not new.submission:
         raise RoundNotOpen(_why_not_open(training, row, new.round), **_metadata(row, new))
-    _check_member(row, new.user_id)
+    else:
+        _check_member(row, new.user_id)
+        if isinstance(new, NewUpdate) and new.base_version not in (None, row.model_version):
+            raise FieldInvalid(
+                "spec.base_version", f"is {new.base_version}, and the round started from version {row.model_version}"
+            )
     spec = to_spec(training.spec)
     if not 0 <= new.num_examples <= spec.max_num_examples:
         raise NumExamples(new.num_examples, spec.max_num_examples)
@@ -112,7 +129,8 @@ def kept_inputs(training: TrainingRow, row: RoundRow, new: NewUpdate | NewReport
         return {}
     stages = KINDS[row.kind].stages(to_spec(training.spec), row.step)
     rules = () if stages is None else stages.rules
-    return {name: value for rule in rules for name, value in inputs_of(new, rule).items()}
+    inputs = {name: value for rule in rules for name, value in inputs_of(new, rule).items()}
+    return inputs if buffering_of(training) is None else {**inputs, "base_version": base_version(new)}
 
 
 def check_failure(training: TrainingRow, number: int, user_id: str) -> RoundRow | None:
@@ -128,6 +146,9 @@ def check_failure(training: TrainingRow, number: int, user_id: str) -> RoundRow 
         before = find_failure(training.training_id, number, user_id)
         if before is not None and before.reason != ABSENT:
             return None
+    if buffering_of(training) is not None:
+        row = current_round(training, row)
+        number = number if row is None else row.number
     if row is None or row.state != RoundState.OPEN.value:
         raise RoundNotOpen(_why_not_open(training, row, number), training_id=training.training_id)
     _check_member(row, user_id)
@@ -156,8 +177,9 @@ def _stands(row: RoundRow, before: UpdateRow, new: NewUpdate | NewReport) -> boo
     """
     changed = [name for name, value in _content(new).items() if getattr(before, name) != value]
     if isinstance(new, NewUpdate):
+        given = {name: getattr(new, name) for name in INPUTS} | {"base_version": base_version(new)}
         kept = {name: value for name in INPUTS if (value := getattr(before, name)) is not None}
-        changed += [name for name, value in kept.items() if getattr(new, name) != value]
+        changed += [name for name, value in kept.items() if given[name] != value]
     changed += [] if same_metrics(before.metrics, new.metrics) else ["metrics"]
     abandoned = row.state == RoundState.ABANDONED.value
     if abandoned or not is_member(row.training_id, row.number, before.user_id):
@@ -174,9 +196,9 @@ def _stands(row: RoundRow, before: UpdateRow, new: NewUpdate | NewReport) -> boo
     different = f"(different: {', '.join(changed)})"
     if isinstance(new, NewReport) and before.sha256 is None:
         raise MetricsExist(f"you have reported other metrics for this round {different}: they stand")
-    raise UpdateExists(
-        f"you have submitted another update for this round {different}: it stands", update_id=before.update_id
-    )
+    base = before.base_version
+    where = "for this round" if base is None else f"from version {base}, which counts in round {before.number}"
+    raise UpdateExists(f"you have submitted another update {where} {different}: it stands", update_id=before.update_id)
 
 
 def _content(new: NewUpdate | NewReport) -> dict[str, object]:

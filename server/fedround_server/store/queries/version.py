@@ -1,6 +1,6 @@
 """Reads of the versions of models, of their tags and artifacts."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from peewee import ModelSelect
 
@@ -8,6 +8,7 @@ from fedround_server.domain.aggregation import NO_STATE, STEPS, AggregationState
 from fedround_server.domain.errors import ModelNotFound
 from fedround_server.domain.event import ModelInfo
 from fedround_server.domain.model import LAST, ModelVersion, VersionFile, VersionView
+from fedround_server.domain.update import Update
 from fedround_server.store.db.compiled import compiled, in_array
 from fedround_server.store.queries.metrics import shown_metrics, version_metrics
 from fedround_server.store.tables.mapping import to_blob, to_version, to_version_file
@@ -57,6 +58,12 @@ def known_version(model_id: str, version: int) -> ModelVersion:
     """Returns a version that is known to exist, without its artifacts."""
     row = get_version(model_id, version)
     return to_version(row, None if row.delta_sha256 is None else find_base(model_id))
+
+
+def base_versions(model_id: str, version: int, updates: Iterable[Update]) -> list[ModelVersion]:
+    """Returns the versions other than that of their round that updates were trained from, in order."""
+    found = {update.base_version for update in updates if update.base_version is not None}
+    return [known_version(model_id, base) for base in sorted(found - {version})]
 
 
 def stored_version(model: ModelRow, version: int | None) -> ModelVersion:

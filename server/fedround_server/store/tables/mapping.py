@@ -310,6 +310,7 @@ def to_update(row: UpdateRow) -> Update:
         accept_time=row.accept_time,
         local_steps=row.local_steps,
         initial_loss=row.initial_loss,
+        base_version=row.base_version,
     )
 
 

@@ -280,8 +280,8 @@ class CohortRow(Row):
 class UpdateRow(Row):
     """An accepted update; in an evaluation round a report, which has no file.
 
-    local_steps and initial_loss are null unless the rule of an aggregation needs them. `stored` is whether
-    its file is stored: false for reports, and for updates that were dropped.
+    local_steps and initial_loss are null unless the rule of an aggregation needs them, base_version without buffering.
+    `stored` is whether its file is stored: false for reports, and for updates that were dropped.
     """
 
     update_id = id_field(primary_key=True)
@@ -294,13 +294,14 @@ class UpdateRow(Row):
     num_examples = BigIntegerField()
     local_steps = BigIntegerField(null=True)
     initial_loss = DoubleField(null=True)
+    base_version = IntegerField(null=True)
     metrics = MetricsField()
     accept_time = InstantField()
     stored = BooleanField()
 
     class Meta:
         table_name = "round_update"
-        indexes = ((("training_id", "number", "user_id"), True),)
+        indexes = ((("training_id", "number", "user_id"), True), (("training_id", "user_id", "base_version"), False))
 
 
 UpdateRow.add_index(UpdateRow.training_id, UpdateRow.number, where=UpdateRow.stored, name="round_update_stored")

@@ -116,7 +116,7 @@ def _close(training: TrainingRow, row: RoundRow, now: datetime) -> bool:
     closed = bool(closing.where(this, RoundRow.state == RoundState.OPEN.value).execute())
     if closed:
         record("round_closed", training, subject=row.number)
-        if _releases(row):
+        if _releases(training, row):
             released = WorkNotNeeded(row.number, row.arrived, row.members)
             append_event(training, released, now, audience=MISSING, number=row.number)
     reached("round.closed")
@@ -166,7 +166,7 @@ def reopen(
     round does not wait for those that have left since it was closed. Members that were released when it was closed are
     asked again, too. The policy decides whether it closes again.
     """
-    released = _releases(row)
+    released = _releases(training, row)
     record("round_reopened", training, subject=row.number)
     contributions.supersede(training, lost, "file_damaged")
     present = set(participant_ids(training.training_id))
@@ -210,12 +210,13 @@ def participants_failed(row: RoundRow) -> TrainingFailure:
     return TrainingFailure(PARTICIPANTS_FAILED, message, failed)
 
 
-def _releases(row: RoundRow) -> bool:
+def _releases(training: TrainingRow, row: RoundRow) -> bool:
     """Returns whether members that are under way are told when a round is closed.
 
-    Without a draw, everybody is told of its result, which is enough.
+    Without a draw, everybody is told of its result, which is enough. With buffering, their work counts in a later one.
     """
-    return row.chosen is not None and row.members > row.failed + row.arrived
+    is_last = KINDS[row.kind].buffering(to_spec(training.spec)) is None
+    return is_last and row.chosen is not None and row.members > row.failed + row.arrived
 
 
 def recount(row: RoundRow) -> None:

@@ -49,7 +49,7 @@ def commit_result(
         case NewArtifact():
             add_artifact(training.model_id, training.model_version, outcome, _whole(result))
     contributions.count(training, row, updates, spec, outcome, result, state)
-    record_work(row)
+    record_work(training, row)
     if isinstance(outcome, Evaluation):
         _select(training, spec, metrics)
     drop_versions(training, training.model_id)

@@ -81,7 +81,8 @@ def supersede(training: TrainingRow, updates: Sequence[UpdateRow], reason: str) 
 
 
 def _facts(update: UpdateRow) -> dict[str, Any]:
-    return {"participant_id": update.user_id, "sha256": update.sha256, "num_examples": update.num_examples}
+    facts = {"participant_id": update.user_id, "sha256": update.sha256, "num_examples": update.num_examples}
+    return facts if update.base_version is None else {**facts, "base_version": update.base_version}
 
 
 def _batches(updates: Sequence[UpdateRow]) -> Iterator[Sequence[UpdateRow]]:

@@ -27,7 +27,7 @@ from fedround_server.store.queries.version import (
     known_version,
     list_untagged_versions,
 )
-from fedround_server.store.tables.mapping import from_blob, from_manifest, from_version_file, to_blob, to_model
+from fedround_server.store.tables.mapping import from_blob, from_manifest, from_version_file, to_blob, to_model, to_spec
 from fedround_server.store.tables.schema import (
     ArtifactRow,
     ModelBaseRow,
@@ -167,10 +167,13 @@ def add_state(model_id: str, version: int, state: AggregationState) -> None:
 
 def drop_versions(training: TrainingRow, model_id: str) -> None:
     """Drops the files of the versions of a model that a training makes, but does not keep, if they have no tag."""
-    keep_versions = training.spec["keep_versions"]
-    if not keep_versions:
+    spec = to_spec(training.spec)
+    if not spec.keep_versions:
         return
-    rows = list_untagged_versions(model_id, training.model_version - keep_versions)
+    buffering = spec.aggregation.buffering
+    # Updates may start from those that are not too old.
+    kept = max(spec.keep_versions, 0 if buffering is None else buffering.max_staleness + 1)
+    rows = list_untagged_versions(model_id, training.model_version - kept)
     for row in rows:
         append(AuditRecord("version_dropped", training.training_id, model_id, str(row.version)))
         ModelVersionRow.update(stored=False).where(

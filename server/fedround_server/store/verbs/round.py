@@ -1,7 +1,7 @@
 """Transactions about rounds: how they close, what they make, and how they stand."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from types import MappingProxyType
 
@@ -48,7 +48,7 @@ from fedround_server.store.queries.round import (
 from fedround_server.store.queries.round_status import view
 from fedround_server.store.queries.shadow_task import shadow_tasks
 from fedround_server.store.queries.training import find_training, find_visible, lock_training
-from fedround_server.store.queries.version import aggregation_state, known_version, model_info
+from fedround_server.store.queries.version import aggregation_state, base_versions, known_version, model_info
 from fedround_server.store.tables.mapping import from_facts, to_round, to_spec, to_update
 from fedround_server.store.tables.report_schema import RoundReportRow
 from fedround_server.store.tables.schema import RoundRow, TrainingRow
@@ -69,6 +69,7 @@ class AggregationTask:
         updates: The updates that count, in canonical order; empty if these are reports.
         state: What the aggregation that made the model has left for this one.
         shadows: The shadow aggregations of the same updates.
+        bases: The versions that updates were trained from, by their numbers, if these are not all the model.
     """
 
     round: Round
@@ -77,6 +78,7 @@ class AggregationTask:
     updates: tuple[Update, ...]
     state: AggregationState = NO_STATE
     shadows: tuple[ShadowTask, ...] = ()
+    bases: Mapping[int, VersionFile] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +208,9 @@ class RoundVerbs(Verbs):
         updates = tuple(map(to_update, counted_updates(training_id, row.number))) if has_files else ()
         slots = () if computation is None else computation.aggregation.slots
         state = aggregation_state(training.model_id, row.model_version, slots)
-        return AggregationTask(to_round(row), model, computation, updates, state, shadow_tasks(row, computation))
+        bases = {one.version: one.blob for one in base_versions(training.model_id, row.model_version, updates)}
+        shadows = shadow_tasks(row, computation)
+        return AggregationTask(to_round(row), model, computation, updates, state, shadows, bases)
 
     @snapshot
     def find_replay(self, training_id: str, number: int, actor_id: str) -> ReplayTask:
@@ -235,14 +239,18 @@ class RoundVerbs(Verbs):
                 cause="KEEP_UPDATE_ROUNDS",
             )
         base, version = (known_version(training.model_id, row.model_version + step) for step in (0, 1))
-        if not base.stored:
-            raise ReplayImpossible(
-                f"the files of version {base.version}, which round {number} started from, are not stored any more:"
-                " keep_versions says how many are",
-                cause="KEEP_VERSIONS",
-            )
+        others = base_versions(training.model_id, base.version, updates)
+        for one in (base, *others):
+            if not one.stored:
+                raise ReplayImpossible(
+                    f"the files of version {one.version}, which round {number} or an update of it started from, are not"
+                    " stored any more: keep_versions says how many are",
+                    cause="KEEP_VERSIONS",
+                )
+        bases = {one.version: one.blob for one in others}
         state = aggregation_state(training.model_id, base.version, computation.aggregation.slots)
-        return ReplayTask(AggregationTask(to_round(row), base.blob, computation, updates, state), version)
+        task = AggregationTask(to_round(row), base.blob, computation, updates, state, bases=bases)
+        return ReplayTask(task, version)
 
     @verb
     def commit(

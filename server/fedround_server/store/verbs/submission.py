@@ -7,11 +7,13 @@ from fedround_server.domain.event import UpdateAccepted
 from fedround_server.domain.policy import OnFailure
 from fedround_server.domain.report import NewReport, Report
 from fedround_server.domain.rounds import KINDS
+from fedround_server.domain.rounds.round import RoundState
 from fedround_server.domain.update import NewUpdate, Update
 from fedround_server.failpoints import reached
 from fedround_server.store.db.rows import insert, save
 from fedround_server.store.db.run import Verbs, verb
 from fedround_server.store.queries import submission
+from fedround_server.store.queries.buffered import NextRoundAwaited, buffering_of
 from fedround_server.store.queries.participant import took_part
 from fedround_server.store.queries.round import find_round
 from fedround_server.store.queries.submission import Admission
@@ -39,7 +41,8 @@ class SubmissionVerbs(Verbs):
             UpdateExists: The user has submitted another update.
             UpdateSuperseded: The same update was accepted before, and will not count.
             NumExamples: More than the training's limit.
-            FieldInvalid: It does not say what the rule of the aggregation needs to know.
+            FieldInvalid: It does not say what the rule of the aggregation needs to know, or its base version is wrong.
+            UpdateStale: Too many versions were made since the one that it started from (buffering).
         """
         return submission.admit(lock_visible(new.training_id, new.user_id), new)
 
@@ -48,6 +51,7 @@ class SubmissionVerbs(Verbs):
         """Accepts an update, once; returns whether it closed the round, or has it wait: the caller starts what follows.
 
         Raises:
+            NextRoundAwaited: The next round is not open yet (buffering).
             FedroundError: As `admit`.
         """
         row, closed = _submit(new, update_id, now)
@@ -78,6 +82,7 @@ class SubmissionVerbs(Verbs):
             RoundNotOpen: The round is over, or not open yet.
             NotInCohort: The user does not belong to the round.
             UpdateExists, MetricsExist: The user has submitted in the round.
+            NextRoundAwaited: The next round is not open yet (buffering).
         """
         training = lock_visible(training_id, user_id)
         row = submission.check_failure(training, number, user_id)
@@ -98,7 +103,7 @@ class SubmissionVerbs(Verbs):
         """Counts a rejected submission, if the user takes, or took, part in the training.
 
         A rejection that names an unknown round counts for the current one, so a user has at most one row for each round
-        and reason.
+        and reason. With buffering, all do.
         """
         try:
             training = find_visible(training_id, user_id)
@@ -106,7 +111,8 @@ class SubmissionVerbs(Verbs):
             return
         if not took_part(training, user_id):
             return
-        row = find_round(training_id, number) or find_round(training_id, training.round)
+        current = find_round(training_id, training.round)
+        row = current if buffering_of(training) is not None else find_round(training_id, number) or current
         if row is None:
             return
         count_rejected(training_id, row.number, user_id, reason, message, now)
@@ -118,11 +124,13 @@ def _submit(new: NewUpdate | NewReport, update_id: str, now: datetime) -> tuple[
     current = submission.check(training, new)
     if isinstance(current, UpdateRow):
         return current, False
+    if current.state != RoundState.OPEN.value:
+        raise NextRoundAwaited
     blob = new.blob if isinstance(new, NewUpdate) else None
     row = UpdateRow(
         update_id=update_id,
         training_id=new.training_id,
-        number=new.round,
+        number=current.number,
         user_id=new.user_id,
         **from_blob(blob),
         num_examples=new.num_examples,
@@ -140,7 +148,9 @@ def _submit(new: NewUpdate | NewReport, update_id: str, now: datetime) -> tuple[
     # The training has been locked since the round was read.
     current.arrived += 1
     save(current)
-    accepted = UpdateAccepted(update_id, new.round, new.user_id, new.num_examples, current.arrived, current.expected)
+    accepted = UpdateAccepted(
+        update_id, current.number, new.user_id, new.num_examples, current.arrived, current.expected
+    )
     append_event(training, accepted, now, audience=ACTOR)
     reached("update.logged")
     wait_end = current.wait_end
