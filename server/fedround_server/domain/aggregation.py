@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Protocol
 
 from fedround_server.domain.model import BlobRef
+from fedround_server.domain.privacy import Privacy
 
 BUFFERS = ("*running_mean", "*running_var", "*num_batches_tracked")
 """Globs of the tensors that a module's forward pass changes, not an optimizer: those of normalization layers."""
@@ -69,6 +70,16 @@ class Rule(Stage, Protocol):
         """Returns it as participants see it: without the ids of others."""
 
 
+class Clipper(Stage, Protocol):
+    """Scales updates that are far from the model.
+
+    Attributes:
+        adapts: Whether the norm follows those of the updates, and belongs to the state of the aggregation.
+    """
+
+    adapts: ClassVar[bool]
+
+
 class Mixer(Stage, Protocol):
     """Replaces updates by averages of some of them."""
 
@@ -110,19 +121,41 @@ class Aggregation:
         mixing: Replaces the updates by averages of some of them, before the rule.
         server_optimizer: Takes what the rule has made for a gradient.
         buffers: Globs of tensors that are averaged whatever the rule, and never clipped, mixed or optimized.
+        differential_privacy: Adds noise to the sum of the updates, before the server optimizer.
     """
 
     rule: Rule
-    clipping: Stage | None = None
+    clipping: Clipper | None = None
     mixing: Mixer | None = None
     server_optimizer: Optimizer | None = None
     buffers: tuple[str, ...] = BUFFERS
+    differential_privacy: Privacy | None = None
 
     @property
     def slots(self) -> tuple[str, ...]:
         """The names of the files of its state."""
         kept = () if self.kept_slot is None else (self.kept_slot,)
-        return (*kept, *self.optimizer_slots.values())
+        return (*kept, *self.optimizer_slots.values(), *self.small_slots)
+
+    @property
+    def small_slots(self) -> tuple[str, ...]:
+        """The names of those whose size does not depend on the model."""
+        return tuple(slot for slot in (self.norm_slot, self.key_slot) if slot is not None)
+
+    @property
+    def inherited_slots(self) -> tuple[str, ...]:
+        """The names of those with which another training may go on: the secret of trees is not among them."""
+        return tuple(slot for slot in self.slots if slot != self.key_slot)
+
+    @property
+    def key_slot(self) -> str | None:
+        """The name of the file with the secret of the trees; None without."""
+        return None if self.differential_privacy is None else self.differential_privacy.key_slot
+
+    @property
+    def norm_slot(self) -> str | None:
+        """The name of the file with the norm of adaptive clipping; None without."""
+        return f"{self.clipping.name}/norm" if self.clipping is not None and self.clipping.adapts else None
 
     @property
     def kept_slot(self) -> str | None:
@@ -179,6 +212,7 @@ class Aggregation:
             "clipping": self.clipping,
             "mixing": self.mixing,
             "server_optimizer": self.server_optimizer,
+            "differential_privacy": self.differential_privacy,
         }
         return {name: stage for name, stage in found.items() if stage is not None}
 

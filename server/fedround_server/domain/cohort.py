@@ -45,6 +45,12 @@ class Cohort:
             return self.size
         return registered if self.fraction is None else _ceil(self.fraction, registered)
 
+    def expected(self, registered: int) -> float:
+        """Returns how many participants a round asks on average, if so many with the labels are registered."""
+        if self.size is not None:
+            return min(self.size, registered)
+        return registered if self.fraction is None else self.fraction * registered
+
     def asked(self, needed: int) -> int:
         """Returns how many participants are asked for so many updates."""
         return _ceil(self.over_selection, needed)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack, contextmanager
+from itertools import accumulate
 from pathlib import Path
 
 from fedround_server.blobs import BlobFiles
@@ -47,6 +48,8 @@ class Source:
         bases = [update.base for update in updates if update.base is not None]
         layouts = [file.layout for file in (*files, *bases, *slots.found.values())]
         self.runs: Sequence[Run] = list(runs(result.layout, layouts, apart=self._is_buffer))
+        lengths = [run.num_numbers for run in self.runs]
+        self._places = dict(zip((run.first for run in self.runs), accumulate(lengths, initial=0), strict=False))
 
     def is_trained(self, run: Run) -> bool:
         """Returns whether the stages of the aggregation apply to a run: it is floating, and has no buffers."""
@@ -65,6 +68,7 @@ class Source:
                 start,
                 length,
                 scaled,
+                self._places[run.first] + start,
                 is_trained=self.is_trained(run),
                 keep_non_finite=self._keep_non_finite,
             )

@@ -28,6 +28,9 @@ def read(message: aggregation_pb2.Aggregation) -> Aggregation:
     others: dict[str, Any] = {}
     for field, chosen in ((one.name, value) for one, value in message.ListFields()):
         if field in OTHERS:
+            if METHOD not in chosen.DESCRIPTOR.oneofs_by_name:
+                others[field] = _stage(field, field, chosen, f"{FIELD}.{field}")
+                continue
             method = chosen.WhichOneof(METHOD)
             if method is None:
                 known = ", ".join(sorted(STAGES[field]))
@@ -43,11 +46,13 @@ def write(found: Aggregation) -> aggregation_pb2.Aggregation:
     """Encodes an aggregation."""
     message = aggregation_pb2.Aggregation(buffers=() if found.buffers == BUFFERS else found.buffers)
     for field, stage in found.stages.items():
-        target = message if field == "algorithm" else getattr(message, field)
+        # Of some stages there is one kind, whose options are fields of the stage itself.
+        target = message if field in ("algorithm", stage.name) else getattr(message, field)
         options = getattr(target, stage.name)
         options.SetInParent()
         for option, value in options_of(stage).items():
-            setattr(options, option, value)
+            if value is not None:
+                setattr(options, option, value)
     return message
 
 
