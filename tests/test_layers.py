@@ -42,7 +42,7 @@ LAYERS = {
     "blobs": layer("domain failpoints host", "google_crc32c"),
     "aggregators": layer("domain", "torch numpy"),
     "store": layer("domain failpoints aggregators", "cachetools peewee playhouse psycopg psycopg_pool"),
-    "engine": layer("domain host blobs aggregators", "cachetools torch safetensors numpy"),
+    "engine": layer("domain host blobs aggregators", "cachetools torch safetensors numpy dp_accounting"),
     "coordinator": layer("domain wakeups failpoints blobs store engine", "structlog"),
     "methods": layer("domain"),
     "interceptors": layer(

@@ -1,5 +1,6 @@
 """Which stages of an aggregation go together, and with which other options of a training."""
 
+from fedround_server.aggregators.privacy_checks import check_private
 from fedround_server.domain.aggregation import Aggregation, DaisyChaining
 from fedround_server.domain.errors import AggregationIncompatible
 from fedround_server.domain.training import TrainingSpec
@@ -11,6 +12,7 @@ def check_compatible(found: Aggregation) -> None:
     Raises:
         AggregationIncompatible: Two do not.
     """
+    check_private(found)
     rule = found.rule
     if isinstance(rule, DaisyChaining):
         for field, stage in found.stages.items():

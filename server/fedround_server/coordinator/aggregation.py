@@ -207,6 +207,7 @@ def job_of(task: AggregationTask) -> AggregationJob:
         losses=_known(update.initial_loss for update in task.updates),
         state=task.state,
         population=task.round.population,
+        expected=computation.expected(task.round.population),
     )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Protocol
 
+from fedround_server.domain.cohort import Cohort
 from fedround_server.domain.model import BlobRef
 from fedround_server.domain.privacy import Privacy
 
@@ -156,6 +157,11 @@ class Aggregation:
     def norm_slot(self) -> str | None:
         """The name of the file with the norm of adaptive clipping; None without."""
         return f"{self.clipping.name}/norm" if self.clipping is not None and self.clipping.adapts else None
+
+    def samples(self, cohort: Cohort | None) -> bool:
+        """Returns whether each participant has to be drawn independently of the others."""
+        privacy = self.differential_privacy
+        return privacy is not None and not privacy.tree and cohort is not None and cohort.fraction is not None
 
     @property
     def kept_slot(self) -> str | None:

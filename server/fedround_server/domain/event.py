@@ -161,12 +161,17 @@ class ClientRemoved:
 
 @dataclass(frozen=True, slots=True)
 class TrainingFinished:
-    """The target is reached, patience ran out (`stopped_early`), or the actor stopped the training (`stopped`)."""
+    """The target is reached, patience or the privacy budget ran out (`stopped_early`), or its actor stopped it (`stopped`).
+
+    Attributes:
+        reason: PRIVACY_BUDGET, or empty.
+    """
 
     model_id: str
     model_version: int
     stopped_early: bool = False
     stopped: bool = False
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)

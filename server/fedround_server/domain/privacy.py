@@ -1,6 +1,8 @@
 """Differential privacy of trainings: what is promised, and what of it is spent."""
 
+from abc import abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 from fedround_server.domain.cohort import Cohort
 
@@ -21,11 +23,16 @@ class Privacy:
         example_cap: The number of examples from which on an update has the weight 1; 0 if all have it.
     """
 
+    name: ClassVar[str]
     noise_multiplier: float
     delta: float
     epsilon_budget: float
     tree: bool
     example_cap: int
+
+    @abstractmethod
+    def check(self) -> None:
+        """Checks the options, as stages of aggregations do."""
 
     def weight(self, num_examples: int) -> float:
         """Returns what the update of a participant counts, at most 1.
@@ -65,6 +72,24 @@ def mechanism_of(privacy: Privacy, cohort: Cohort | None) -> Mechanism:
     """
     sampling = 1.0 if privacy.tree or cohort is None else cohort.fraction or 1.0
     return Mechanism(privacy.noise_multiplier, privacy.delta, sampling, privacy.tree)
+
+
+@dataclass(frozen=True, slots=True)
+class PrivacyAccount:
+    """What the database has of how much a training has spent.
+
+    Attributes:
+        rounds: How many rounds were charged.
+        rounds_allowed: How many the budget allows; None without a budget.
+    """
+
+    rounds: int
+    rounds_allowed: int | None
+
+    @property
+    def rounds_left(self) -> int | None:
+        """How many more rounds the budget allows; None without a budget."""
+        return None if self.rounds_allowed is None else max(0, self.rounds_allowed - self.rounds)
 
 
 @dataclass(frozen=True, slots=True)

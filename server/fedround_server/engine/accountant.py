@@ -12,6 +12,7 @@ from functools import lru_cache
 from math import floor, inf, sqrt
 from typing import TYPE_CHECKING
 
+from fedround_server.domain.errors import AccountingMissing
 from fedround_server.domain.privacy import MAX_ROUNDS, Mechanism
 
 if TYPE_CHECKING:
@@ -23,15 +24,11 @@ MAX_INTERVALS = 200_000
 LARGEST_EPSILON = 1e7
 
 
-class AccountingUnavailable(RuntimeError):
-    """dp-accounting is not installed."""
-
-
 def tree_sensitivity(rounds: int) -> float:
     """Returns by how much a participant can change all nodes of a tree together (L2), in clipping norms.
 
     The node that ends at round t covers as many rounds as the lowest bit of t says, and a participant that contributes
-    to all of them, in the same direction, changes it by that number of norms. So the square is the sum of the squares of
+    to all of them, in the same direction, changes it by that number of norms: the square is the sum of the squares of
     these numbers.
 
     Args:
@@ -48,7 +45,7 @@ def epsilon(mechanism: Mechanism, rounds: int) -> float:
     """Returns epsilon of a number of rounds, >= 0.
 
     Raises:
-        AccountingUnavailable: dp-accounting is not installed.
+        AccountingMissing: dp-accounting is not installed.
     """
     if not rounds:
         _load()
@@ -66,7 +63,7 @@ def affordable_rounds(mechanism: Mechanism, budget: float) -> int:
     """Returns how many rounds cost at most a budget, or MAX_ROUNDS if these cost no more.
 
     Raises:
-        AccountingUnavailable: dp-accounting is not installed.
+        AccountingMissing: dp-accounting is not installed.
     """
     low, high = 0, 1
     cost_low, cost_high = 0.0, epsilon(mechanism, 1)
@@ -130,4 +127,7 @@ def _load() -> None:
     try:
         import dp_accounting  # noqa: F401 - the package is there
     except ImportError as error:
-        raise AccountingUnavailable(str(error)) from None
+        raise AccountingMissing(
+            "differential privacy needs dp-accounting, which computes epsilon and is not installed on the server:"
+            " pip install 'fedround[dp]'"
+        ) from error

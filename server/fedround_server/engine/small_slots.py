@@ -39,8 +39,9 @@ class SmallSlots:
         Raises:
             BlobDamaged: A file is not what was stored.
         """
-        self._slots = {aggregation.norm_slot: NORM, aggregation.key_slot: KEY}
-        found = {slot: _read(files, state, slot, spec) for slot, spec in self._slots.items() if slot is not None}
+        slots = ((aggregation.norm_slot, NORM), (aggregation.key_slot, KEY))
+        self._slots = {slot: spec for slot, spec in slots if slot is not None}
+        found = {slot: _read(files, state, slot, spec) for slot, spec in self._slots.items()}
         self.steps = {slot: 0 if value is None else state.steps[slot] for slot, value in found.items()}
         norm, key = (found.get(slot or "") for slot in (aggregation.norm_slot, aggregation.key_slot))
         self.norm = None if norm is None else float(norm)

@@ -9,7 +9,7 @@ from fedround_server.aggregators import OTHERS, STAGES
 from fedround_server.aggregators.compatibility import check_compatible
 from fedround_server.aggregators.fed_avg import FedAvg
 from fedround_server.domain.aggregation import BUFFERS, Aggregation, OptionInvalid, options_of
-from fedround_server.domain.errors import FieldInvalid
+from fedround_server.domain.errors import AggregationIncompatible, FieldInvalid
 from fedround_server.services import fields, tensor_selection
 
 FIELD = "spec.aggregation"
@@ -36,6 +36,11 @@ def read(message: aggregation_pb2.Aggregation) -> Aggregation:
                 known = ", ".join(sorted(STAGES[field]))
                 raise FieldInvalid(f"{FIELD}.{field}", f"has no method; known are {known}")
             others[field] = _stage(field, method, getattr(chosen, method), f"{FIELD}.{field}.{method}")
+    if message.HasField("differential_privacy") and (message.HasField("buffering") or message.shadow):
+        other = "buffering" if message.HasField("buffering") else "shadow"
+        raise AggregationIncompatible(
+            "differential_privacy", f"does not go with {other}, whose versions would reveal more than is accounted"
+        )
     buffers = tensor_selection.parse_globs(f"{FIELD}.buffers", message.buffers) or BUFFERS
     found = Aggregation(rule, **others, buffers=buffers)
     check_compatible(found)

@@ -15,7 +15,7 @@ from peewee import (
     TextField,
 )
 
-from fedround_server.store.tables import control_schema, failure_schema  # noqa: F401 - their tables are among TABLES
+from fedround_server.store.tables import control_schema, failure_schema, privacy_schema  # noqa: F401 - their tables are among TABLES
 from fedround_server.store.tables.base import InstantField, JsonField, MetricsField, Row, id_field
 
 
