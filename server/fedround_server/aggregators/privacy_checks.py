@@ -44,8 +44,8 @@ def check_private(found: Aggregation) -> None:
     if std is not None and not (std > 0 and multiplier_of_updates(multiplier, std) < float("inf")):
         raise AggregationIncompatible(
             "clipping.adaptive.noise_std",
-            f"is {std:g}; with the noise_multiplier {multiplier:g} it must be more than {multiplier / 2:g}, since the number"
-            " of updates within the norm reveals something, too",
+            f"is {std:g}; with the noise_multiplier {multiplier:g} it must be more than {multiplier / 2:g}, since the"
+            " number of updates within the norm reveals something, too",
         )
 
 
@@ -66,6 +66,6 @@ def check_private_training(spec: TrainingSpec) -> None:
         if is_set:
             raise AggregationIncompatible(
                 FIELD,
-                f"does not go with cohort.{field}: its accounting needs that each participant is drawn independently of the"
-                " others; use cohort.fraction, or tree, which needs no sampling",
+                f"does not go with cohort.{field}: its accounting needs that each participant is drawn independently of"
+                " the others; use cohort.fraction, or tree, which needs no sampling",
             )

@@ -57,8 +57,8 @@ class Replays:
             aggregation = _without(task.aggregation, without)
             if has_noise(aggregation):
                 raise ReplayImpossible(
-                    f"the round has noise (differential_privacy), which is not recorded: round {number} cannot be computed"
-                    " once more"
+                    f"the round has noise (differential_privacy), which is not recorded: round {number} cannot be"
+                    " computed once more"
                 )
             recorded = task.made.blob if task.made.stored else None
             try:

@@ -161,9 +161,11 @@ class ClientRemoved:
 
 @dataclass(frozen=True, slots=True)
 class TrainingFinished:
-    """The target is reached, patience or the privacy budget ran out (`stopped_early`), or its actor stopped it (`stopped`).
+    """The target is reached, patience or the privacy budget ran out, or the actor stopped the training.
 
     Attributes:
+        stopped_early: Whether patience or the privacy budget ran out.
+        stopped: Whether the actor stopped it.
         reason: PRIVACY_BUDGET, or empty.
     """
 

@@ -1,7 +1,7 @@
 """How much privacy rounds cost, by dp-accounting. It runs in a process of its own, which alone loads that package.
 
 Rounds with Poisson sampling are accounted by the distribution of the privacy loss (Koskela et al., Computing Tight
-Differential Privacy Guarantees Using FFT, AISTATS 2020), discretized so that epsilon is never too small. Without sampling,
+Differential Privacy Guarantees Using FFT, AISTATS 2020), discretized so that epsilon is never too small. Otherwise
 all rounds together are one Gaussian mechanism, whose epsilon is exact (Balle and Wang, Improving the Gaussian Mechanism
 for Differential Privacy, ICML 2018). Neighboring data sets differ by one participant.
 """
