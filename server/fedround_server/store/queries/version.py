@@ -135,11 +135,6 @@ def artifacts_of(model_id: str, versions: Collection[int]) -> list[ArtifactRow]:
     return _artifacts.all(model_id, versions)
 
 
-def artifacts_of_kind(model_id: str, kind: str) -> list[ArtifactRow]:
-    """Returns the artifacts of one kind of all versions of a model."""
-    return list(ArtifactRow.select().where(ArtifactRow.model_id == model_id, ArtifactRow.kind == kind))
-
-
 def aggregation_state(model_id: str, version: int, slots: Collection[str]) -> AggregationState:
     """Returns what the aggregation that made a version has left in some slots."""
     if not slots:

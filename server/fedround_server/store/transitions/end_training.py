@@ -13,14 +13,14 @@ from fedround_server.store.queries.round import counted_updates
 from fedround_server.store.tables.mapping import to_spec
 from fedround_server.store.tables.schema import RoundRow, TrainingRow
 from fedround_server.store.transitions import contributions
-from fedround_server.store.transitions.privacy import drop_secrets
+from fedround_server.store.transitions.privacy import drop_secret
 from fedround_server.store.transitions.training import append_event, move
 
 
 def complete(training: TrainingRow, now: datetime) -> None:
     """Ends a training that reached its target, whose patience or privacy budget ran out, or that its actor stopped."""
     _withdraw_pending(training)
-    drop_secrets(training)
+    drop_secret(training, training.model_version)
     stopped = training.stop is not None
     early = not stopped and training.model_version < training.spec["target_num_updates"]
     reason = PRIVACY_BUDGET if early and _ended_by_budget(training) else ""
@@ -48,7 +48,7 @@ def _ended_by_budget(training: TrainingRow) -> bool:
 def fail(training: TrainingRow, failure: TrainingFailure, now: datetime) -> None:
     """Ends a training in ERROR; its updates and model versions stay."""
     abandon(training)
-    drop_secrets(training)
+    drop_secret(training, training.model_version)
     training.failure_reason = failure.reason
     training.failure_message = failure.message
     training.failure_missing = list(failure.missing)
@@ -95,7 +95,7 @@ def _withdraw_pending(training: TrainingRow) -> bool:
 def remove(training: TrainingRow, now: datetime) -> None:
     """Removes a training in any state; its model stays."""
     abandon(training)
-    drop_secrets(training)
+    drop_secret(training, training.model_version)
     record("training_removed", training)
     append_event(training, TrainingRemoved(), now)
     training.remove_time = now

@@ -2,7 +2,7 @@
 
 from fedround_server.domain.aggregation import Aggregation
 from fedround_server.failpoints import reached
-from fedround_server.store.queries.version import artifacts_of_kind
+from fedround_server.store.queries.version import artifacts_of
 from fedround_server.store.tables.mapping import to_spec
 from fedround_server.store.tables.privacy_schema import PrivacyAccountRow
 from fedround_server.store.tables.schema import TrainingRow
@@ -29,8 +29,12 @@ def charge(training: TrainingRow, stages: Aggregation | None) -> None:
     reached("privacy.charged")
 
 
-def drop_secrets(training: TrainingRow) -> None:
-    """Removes the secret of the trees of a training that ends: with it, their noise could be taken away."""
+def drop_secret(training: TrainingRow, version: int) -> None:
+    """Removes the secret of trees from a version whose training has ended, or has made another one.
+
+    With it, and with the versions, their noise could be taken away.
+    """
     slot = to_spec(training.spec).aggregation.key_slot
     if slot is not None:
-        drop_artifacts(training.model_id, artifacts_of_kind(training.model_id, slot))
+        artifacts = artifacts_of(training.model_id, [version])
+        drop_artifacts(training.model_id, [artifact for artifact in artifacts if artifact.kind == slot])
