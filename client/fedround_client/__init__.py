@@ -12,9 +12,11 @@ import fedround_client.quiet_grpc  # noqa: F401 -- for its side effect
 from fedround.v1.aggregation_pb2 import (
     Adagrad,
     Adam,
+    AdaptiveClipping,
     Bucketing,
     Bulyan,
     CenteredClipping,
+    DifferentialPrivacy,
     Ensemble,
     EnsembleMember,
     FedAvg,
@@ -59,6 +61,7 @@ from fedround_client.transport import TensorPrecision
 __all__ = [
     "Adagrad",
     "Adam",
+    "AdaptiveClipping",
     "AuditBroken",
     "AuditEntry",
     "AuditHead",
@@ -69,6 +72,7 @@ __all__ = [
     "Client",
     "Cohort",
     "CosineSchedule",
+    "DifferentialPrivacy",
     "Ensemble",
     "EnsembleMember",
     "ExponentialSchedule",

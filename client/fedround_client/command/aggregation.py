@@ -10,7 +10,16 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
-from fedround.v1.aggregation_pb2 import Adagrad, Adam, Aggregation, Clipping, Mixing, ServerOptimizer, Sgd
+from fedround.v1.aggregation_pb2 import (
+    Adagrad,
+    Adam,
+    Aggregation,
+    Clipping,
+    DifferentialPrivacy,
+    Mixing,
+    ServerOptimizer,
+    Sgd,
+)
 from fedround_client.aggregation import FedAdagrad, FedAdam, FedAvgM, FedYogi, aggregate
 from fedround_client.client import Client
 from fedround_client.command import names
@@ -100,8 +109,24 @@ BufferOption: TypeAlias = Annotated[
 ]
 
 
+PrivacyOption: TypeAlias = Annotated[
+    str,
+    typer.Option(
+        "--differential-privacy",
+        metavar="OPTIONS",
+        help="Adds noise, so that versions reveal little about any participant; needs --clipping. OPTIONS are"
+        f" OPTION=VALUE, with commas between them: {', '.join(DifferentialPrivacy.DESCRIPTOR.fields_by_name)}.",
+    ),
+]
+
+
 def aggregation_option(
-    algorithm: str, clipping: str, mixing: str, server_optimizer: str, buffers: Iterable[str]
+    algorithm: str,
+    clipping: str,
+    mixing: str,
+    server_optimizer: str,
+    buffers: Iterable[str],
+    differential_privacy: str = "",
 ) -> Aggregation | None:
     """Returns the message for the options of a command; None if none is given.
 
@@ -133,8 +158,13 @@ def aggregation_option(
         optimizer = ServerOptimizer()
         getattr(optimizer, chosen).MergeFrom(made)
         getattr(optimizer, chosen).SetInParent()
+    privacy: DifferentialPrivacy | None = None
+    if differential_privacy:
+        given = _options("--differential-privacy", differential_privacy)
+        values = _values("--differential-privacy", "privacy", DifferentialPrivacy.DESCRIPTOR, given)
+        privacy = DifferentialPrivacy(**values)
     try:
-        found = aggregate(rule, **stages, server_optimizer=optimizer, buffers=buffers)
+        found = aggregate(rule, **stages, server_optimizer=optimizer, buffers=buffers, differential_privacy=privacy)
     except ValueError as error:
         raise typer.BadParameter(f"--server-optimizer: {error}") from None
     return found if found.ByteSize() else None
@@ -171,6 +201,8 @@ def aggregation_text(found: Aggregation, users: Mapping[str, str] | None = None)
         optimizer = _text(method, getattr(found.server_optimizer, method), users)
         text = optimizer if name == "fed_avg" else f"{optimizer} over {text}"
     text += f" after {' and '.join(before)}" if before else ""
+    if found.HasField("differential_privacy"):
+        text += f" with {_text('differential_privacy', found.differential_privacy, users)}"
     return text + (f"; {', '.join(found.buffers)} averaged" if found.buffers else "")
 
 
@@ -186,15 +218,20 @@ def _text(name: str, options: Message, users: Mapping[str, str] | None, noun: st
 def _split(option: str, text: str) -> tuple[str, dict[str, str]]:
     """Returns the name of a method, and its options as texts."""
     name, colon, rest = text.partition(":")
+    return name.strip().lower(), _options(option, rest, f"{name}:") if colon else {}
+
+
+def _options(option: str, text: str, prefix: str = "") -> dict[str, str]:
+    """Returns options as texts; the prefix is for errors."""
     found: dict[str, str] = {}
-    for part in rest.split(",") if colon else ():
+    for part in text.split(","):
         key, equals, value = (one.strip() for one in part.partition("="))
         if not (key and equals and value):
-            raise typer.BadParameter(f"{option}: {part!r} is not OPTION=VALUE, as in {name}:OPTION=VALUE,OPTION=VALUE")
+            raise typer.BadParameter(f"{option}: {part!r} is not OPTION=VALUE, as in {prefix}OPTION=VALUE,OPTION=VALUE")
         if key in found:
             raise typer.BadParameter(f"{option}: {key} is given twice")
         found[key] = value
-    return name.strip().lower(), found
+    return found
 
 
 def _message(

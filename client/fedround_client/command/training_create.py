@@ -15,6 +15,7 @@ from fedround_client.command.aggregation import (
     ClippingOption,
     MixingOption,
     OptimizerOption,
+    PrivacyOption,
     aggregation_option,
     with_user_ids,
 )
@@ -130,6 +131,7 @@ def create(
     mixing: MixingOption = "",
     server_optimizer: OptimizerOption = "",
     buffer: BufferOption = None,
+    differential_privacy: PrivacyOption = "",
     evaluation: Annotated[
         EvaluationChoice, typer.Option(case_sensitive=False, help="When participants evaluate the model.")
     ] = EvaluationChoice.EVERY_ROUND,
@@ -217,7 +219,7 @@ def create(
         evaluation_policy = round_policy(
             evaluation_min_updates, deadline, max_retries, on_failure.value, absent_after, wait
         )
-    stages = aggregation_option(aggregation, clipping, mixing, server_optimizer, buffer or ())
+    stages = aggregation_option(aggregation, clipping, mixing, server_optimizer, buffer or (), differential_privacy)
     selection = _selection(minimize, maximize, patience)
     method = uncertainty_option(
         uncertainty,
