@@ -8,6 +8,7 @@ from calls import new_id
 from chaos import tensors
 from chaos.random_cohort import RandomCohort
 from chaos.random_control import RandomControl, config_of
+from chaos.random_privacy import configure_privacy
 from chaos.random_stages import draw_stages
 from chaos.random_submissions import CLOSED, GONE, METRIC, RandomSubmissions
 from chaos.retrying_client import RetryingClient, User
@@ -29,6 +30,7 @@ class RandomTraining(RandomSubmissions):
         odd: float = 0.07,
         controlled: float = 0.1,
         steered: float = 0.6,
+        private: float = 0.25,
         source: "RandomTraining | None" = None,
     ) -> None:
         """Draws it.
@@ -39,12 +41,15 @@ class RandomTraining(RandomSubmissions):
             odd: How often a participant fails, or has no examples.
             controlled: How often the training changes.
             steered: How often it has cohorts, and policies of whom its rounds wait for.
+            private: How often it has differential privacy, if it can have it.
             source: The training whose model it goes on with, if any.
         """
         super().__init__(client, seed, odd)
         self._draw_damage = random.Random(f"{seed} damage")
         self._draw_parts = random.Random(f"{seed} parts")
         self._draw_stages = random.Random(f"{seed} stages")
+        self._draw_privacy = random.Random(f"{seed} privacy")
+        self._private = private
         self._control = RandomControl(client, seed, controlled)
         self._cohort = RandomCohort(client, seed, steered)
         self._present: list[User] = []
@@ -144,6 +149,7 @@ class RandomTraining(RandomSubmissions):
             draw_stages(spec.aggregation, self._draw_stages)
         self._cohort.configure(spec, len(self._present))
         self._control.configure(spec)
+        configure_privacy(spec, self._draw_privacy, self._private)
         return spec
 
     def _register(self, users: list[User]) -> None:

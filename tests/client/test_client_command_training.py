@@ -267,7 +267,7 @@ def test_all_stages_of_an_aggregation_are_shown(server, command):
         (("krum:f=0.5", "", "", ""), "f is '0.5'; must be a whole number from 0 to 4294967295"),
         (("fedadam:bias_correction=1", "", "", ""), "must be true or false"),
         (("fedadam:tau=0", "", "", ""), "tau must be a finite number > 0"),
-        (("", "adaptive", "", ""), "--clipping: there is no 'adaptive'; known are fixed"),
+        (("", "percentile", "", ""), "--clipping: there is no 'percentile'; known are fixed, adaptive"),
         (("", "", "buckets", ""), "--mixing: there is no 'buckets'; known are nearest_neighbor, bucketing"),
         (("", "", "", "fedadam"), "--server-optimizer: there is no 'fedadam'; known are sgd, adagrad, adam, yogi"),
         (("fedadam", "", "", "sgd"), "--server-optimizer: The aggregation has a server_optimizer already"),
