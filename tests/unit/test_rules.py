@@ -371,6 +371,9 @@ BEYOND = {
     "daisy_period": (0, 10_001),
     "aggregation_period": (10_001,),
     "trusted_client_id": ("",),
+    "quantile": (1.01,),
+    "noise_multiplier": (0.0, 1e-4),
+    "delta": (0.0, 1.0),
     **dict.fromkeys(("tau", "nu", "norm", "learning_rate", "lipschitz"), (0.0, -0.0)),
 }
 OPTIONS = [
