@@ -42,7 +42,7 @@ LAYERS = {
     "blobs": layer("domain failpoints host", "google_crc32c"),
     "aggregators": layer("domain", "torch numpy"),
     "store": layer("domain failpoints aggregators", "cachetools peewee playhouse psycopg psycopg_pool"),
-    "engine": layer("domain host blobs aggregators", "cachetools torch safetensors numpy"),
+    "engine": layer("domain host blobs aggregators", "cachetools torch safetensors numpy dp_accounting"),
     "coordinator": layer("domain wakeups failpoints blobs store engine", "structlog"),
     "methods": layer("domain"),
     "interceptors": layer(
@@ -377,7 +377,7 @@ def test_a_violation_in_the_client_is_found(tmp_path: Path, source: str, found: 
 @pytest.mark.parametrize(
     ("module", "absent"),
     [
-        ("fedround_server.app", {"torch"}),
+        ("fedround_server.app", {"torch", "dp_accounting", "scipy"}),
         ("fedround_client", NOT_IN_THE_CLIENT | {"typer"}),
         ("fedround_client.command", NOT_IN_THE_CLIENT),
     ],

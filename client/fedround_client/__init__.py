@@ -12,10 +12,12 @@ import fedround_client.quiet_grpc  # noqa: F401 -- for its side effect
 from fedround.v1.aggregation_pb2 import (
     Adagrad,
     Adam,
+    AdaptiveClipping,
     Bucketing,
     Buffering,
     Bulyan,
     CenteredClipping,
+    DifferentialPrivacy,
     Ensemble,
     EnsembleMember,
     FedAvg,
@@ -66,6 +68,7 @@ from fedround_client.transport import TensorPrecision
 __all__ = [
     "Adagrad",
     "Adam",
+    "AdaptiveClipping",
     "AuditBroken",
     "AuditEntry",
     "AuditHead",
@@ -77,6 +80,7 @@ __all__ = [
     "Client",
     "Cohort",
     "CosineSchedule",
+    "DifferentialPrivacy",
     "Ensemble",
     "EnsembleMember",
     "ExponentialSchedule",

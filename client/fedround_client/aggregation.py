@@ -8,7 +8,17 @@ from typing import TypeAlias, TypeVar
 
 from google.protobuf.message import Message
 
-from fedround.v1.aggregation_pb2 import Adagrad, Adam, Aggregation, Buffering, Clipping, Mixing, ServerOptimizer, Sgd
+from fedround.v1.aggregation_pb2 import (
+    Adagrad,
+    Adam,
+    Aggregation,
+    Buffering,
+    Clipping,
+    DifferentialPrivacy,
+    Mixing,
+    ServerOptimizer,
+    Sgd,
+)
 
 AggregationOption: TypeAlias = Message
 """A rule, such as `FedProx(mu=0.1)`, or an Aggregation, which `aggregate` and the functions below return."""
@@ -25,6 +35,7 @@ def aggregate(
     buffering: Message | None = None,
     buffers: Iterable[str] = (),
     shadows: Iterable[AggregationOption] = (),
+    differential_privacy: DifferentialPrivacy | None = None,
 ) -> Aggregation:
     """Returns an aggregation of several stages, for `create_training(aggregation=...)`.
 
@@ -36,7 +47,8 @@ def aggregate(
             GeometricMedian(iterations=3, nu=1e-6), CenteredClipping(tau=10, iterations=1),
             FlTrust(trusted_client_id=...), Scaffold(learning_rate=1), FedDyn(alpha=0.1), or for adapters
             LoraStack(scaling=1), LoraSvd(rank=0) or FreezeA(). An Aggregation gets the other stages in addition.
-        clipping: FixedClipping(norm=1): the largest L2 norm of an update's difference from the round's model.
+        clipping: FixedClipping(norm=1): the largest L2 norm of an update's difference from the round's model. Or
+            AdaptiveClipping(quantile=0.5, learning_rate=0.2, initial_norm=0.1), which follows the norms of the updates.
         mixing: NearestNeighbor(f=1) or Bucketing(size=2, seed=0): replaces the updates by averages of some of them.
         server_optimizer: Sgd(learning_rate=1, momentum=0), Adagrad(...) or Adam(...); FedAvgM, FedAdagrad, FedAdam and
             FedYogi are functions that set it.
@@ -46,6 +58,8 @@ def aggregate(
             optimized; by default those of normalization layers.
         shadows: Other aggregations of the same updates, at most 8. Each has a model of its own, a side branch, which
             `Training.shadow_model_ids` names; they change nothing in the training.
+        differential_privacy: DifferentialPrivacy(noise_multiplier=1, delta=1e-5, epsilon_budget=8): noise, so that
+            versions reveal little about any single participant. Needs clipping, and fedround[dp] on the server.
 
     Raises:
         TypeError: A message is not one for its place, or buffers is a single string.
@@ -70,6 +84,10 @@ def aggregate(
             raise ValueError(f"The aggregation has a {field} already.")
         chosen = stage if isinstance(stage, kind) else _choose(kind(), "method", stage)
         getattr(made, field).CopyFrom(chosen)
+    if differential_privacy is not None:
+        if made.HasField("differential_privacy"):
+            raise ValueError("The aggregation has differential_privacy already.")
+        made.differential_privacy.CopyFrom(differential_privacy)
     made.buffers.extend(buffers)
     made.shadow.extend(one if isinstance(one, Aggregation) else aggregate(one) for one in shadows)
     return made

@@ -22,6 +22,7 @@ POINTS = (
     "update.logged",
     "round.closed",
     "round.opened",
+    "privacy.charged",
     "update.accepted",
     "update.replying",
     "aggregation.found",

@@ -34,13 +34,20 @@ def is_mean(aggregation: Mapping[str, Any]) -> bool:
     return aggregation["algorithm"] in ("fed_avg", "fed_prox", "fed_dc") and not aggregation.keys() & STAGES
 
 
+def is_private(aggregation: Mapping[str, Any]) -> bool:
+    """Returns whether what is made has noise."""
+    return "differential_privacy" in aggregation
+
+
 def slots(aggregation: Mapping[str, Any]) -> set[str]:
     """Returns the names of the files of its state."""
     optimizer = aggregation.get("server_optimizer", {}).get("name")
-    kept = KEPT.get(aggregation["algorithm"])
-    return ({kept} if kept else set()) | {"sgd": {"sgd/v"}, None: set()}.get(
-        optimizer, {f"{optimizer}/m", f"{optimizer}/v"}
-    )
+    kept = {KEPT[aggregation["algorithm"]]} if aggregation["algorithm"] in KEPT else set()
+    if aggregation.get("clipping", {}).get("name") == "adaptive":
+        kept.add("adaptive/norm")
+    if aggregation.get("differential_privacy", {}).get("options", {}).get("tree"):
+        kept.add("tree/key")
+    return kept | {"sgd": {"sgd/v"}, None: set()}.get(optimizer, {f"{optimizer}/m", f"{optimizer}/v"})
 
 
 def resumed(aggregation: Mapping[str, Any], state: Mapping[str, Tensors], trained: Sequence[str]) -> set[str]:

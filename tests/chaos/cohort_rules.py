@@ -160,6 +160,12 @@ class _Replay:
         available = facts.get("eligible", len(others))
         if available > len(others) or (available < len(others) and not cohort["available_only"]):
             return set(), f"{available} could be asked of {sorted(others)}"
+        if row["kind"] == "TRAIN" and (privacy := _privacy(self.facts, row)) is not None:
+            if attempt > 1:
+                # Nobody joins.
+                return set(), ""
+            if cohort["fraction"] is not None and not privacy["tree"]:
+                return self._repeat_independently(row, facts, cohort, others)
         needed = _needed(cohort, len(able)) if attempt == 1 else row["needed"]
         if needed is None:
             known = others if available == len(others) else self._stored(row, attempt, facts)
@@ -174,6 +180,19 @@ class _Replay:
         if available == len(others) and chosen != set(_drawn(cohort["seed"], row, attempt, others)[:count]):
             return chosen, f"another {count} of {sorted(others)} are drawn"
         return chosen, ""
+
+    @staticmethod
+    def _repeat_independently(
+        row: Row, facts: dict[str, Any], cohort: dict[str, Any], others: set[str]
+    ) -> tuple[set[str], str]:
+        """As `_repeat`, where each participant is drawn by its own number."""
+        chosen, prefix = set(facts["chosen"]), f"{cohort['seed']} {row['training_id']} {row['number']} 1 "
+        numbers = {one: int(hashlib.sha256((prefix + one).encode()).hexdigest(), 16) for one in others}
+        drawn = {one for one, number in numbers.items() if number / 2**256 < cohort["fraction"]}
+        if (facts["seed"], facts["needed"]) != (str(cohort["seed"]), len(chosen)):
+            return chosen, f"the seed is {cohort['seed']}, and {len(chosen)} are needed"
+        wrong = chosen != drawn if facts["eligible"] == len(others) else not chosen <= drawn
+        return chosen, f"{sorted(drawn)} are drawn of {sorted(others)}" if wrong else ""
 
     def _stored(self, row: Row, attempt: int, facts: dict[str, Any]) -> set[str]:
         """Returns who was asked of those that were connected, which the ledger does not have without a draw."""
@@ -210,6 +229,12 @@ def _cohort(spec: dict[str, Any], row: Row) -> dict[str, Any]:
     if row["kind"] == "EVALUATE" and spec["selection"] is not None and spec["evaluation_policy"] is None:
         return {**cohort, "fraction": None, "size": None, "over_selection": 1.0}
     return cohort
+
+
+def _privacy(facts: Facts, row: Row) -> dict[str, Any] | None:
+    """Returns the options of a training's privacy; None if it has none."""
+    found = facts.trainings[row["training_id"]]["spec"]["aggregation"].get("differential_privacy")
+    return None if found is None else found["options"]
 
 
 def _needed(cohort: dict[str, Any], registered: int) -> int | None:

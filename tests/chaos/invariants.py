@@ -27,6 +27,7 @@ from chaos.history import History
 from chaos.ledger_rules import each_submission_has_one_outcome, the_audit_log_is_a_chain, the_ledger_knows_what_counts
 from chaos.lookups import enough_updates, events_of, has_left, is_needed, is_present, makes_version, ordered
 from chaos.model_rules import copies_keep_their_states, models_are_right
+from chaos.privacy_rules import budgets_are_never_overspent, secrets_are_gone
 
 OVER = ("DONE", "ABANDONED")
 LAST = {"COMPLETED": "TrainingFinished", "ERROR": "TrainingFailed"}
@@ -171,7 +172,8 @@ def failures_stand(facts: Facts, history: History) -> Findings:
         if row["failed"] != failed:
             yield row["training_id"], f"round {row['number']} has {row['failed']} failures, {failed} are there"
         enough = enough_updates(facts.trainings[row["training_id"]], row, len(members), failed)
-        if row["state"] == "DONE" and row["arrived"] < max(1, enough):
+        # With privacy, nobody may have been drawn.
+        if row["state"] == "DONE" and row["arrived"] < max(row["chosen"] != 0, enough):
             yield row["training_id"], f"round {row['number']} is done with {row['arrived']} updates"
 
 
@@ -358,6 +360,8 @@ RULES: tuple[Rule, ...] = (
     changes_are_made_once,
     no_round_opens_when_it_may_not,
     configurations_are_as_recorded,
+    budgets_are_never_overspent,
+    secrets_are_gone,
     no_unexpected_answers,
 )
 

@@ -1,5 +1,6 @@
 """Invariants of what rounds make: versions, the states of their aggregations, and posteriors."""
 
+import math
 import struct
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -23,6 +24,11 @@ def models_are_right(facts: Facts, history: History) -> Findings:
         if not makes and (row["state"], row["kind"]) != ("DONE", "SWAG"):
             continue
         version = versions.get((training["model_id"], row["model_version"] + makes))
+        before = versions.get((training["model_id"], row["model_version"]))
+        if makes and before and version and aggregation.is_private(training["spec"]["aggregation"]):
+            if (wrong := _wrong_private_version(facts, training, before, version)) is not None:
+                yield row["training_id"], f"what round {row['number']} has made is wrong: {wrong}"
+            continue
         if version is None or not version["stored"] or not used:
             yield from [] if used and version else [(row["training_id"], f"round {row['number']} has made nothing")]
             continue
@@ -51,9 +57,30 @@ def copies_keep_their_states(facts: Facts, history: History) -> Findings:
             {slot: (one["sha256"], one["details"]) for slot, one in facts.states.get(key, {}).items()}
             for key in ((model["source_model_id"], model["source_version"]), (model["model_id"], 0))
         )
-        used = aggregation.slots(stages)
+        used = aggregation.slots(stages) - {"tree/key"}
         if has != {slot: one for slot, one in had.items() if slot in used}:
             yield training_id, f"it started with the state {has}, of {had}"
+
+
+def _wrong_private_version(facts: Facts, training: Row, before: Row, version: Row) -> str | None:
+    """Compares what has no noise: buffers, integers, and the names and steps of the state."""
+    stages = training["spec"]["aggregation"]
+    new = facts.states.get((version["model_id"], version["version"]), {})
+    if set(new) != aggregation.slots(stages) - {"tree/key"}:
+        return f"its state has {sorted(new)}"
+    if not (before["stored"] and version["stored"]):
+        return None
+    old, made = facts.version(before), facts.version(version)
+    if made.keys() != old.keys():
+        return f"it has the tensors {sorted(made)}"
+    for name, tensor in made.items():
+        if (tensor.dtype, tensor.shape) != (old[name].dtype, old[name].shape):
+            return f"{name} is {tensor.dtype} of {tensor.shape}"
+        if tensor.dtype not in tensors.FLOATS and tensor != old[name]:
+            return f"{name} has changed"
+        if not all(math.isfinite(value) for value in tensor.values if tensor.dtype in tensors.FLOATS):
+            return f"{name} is not finite"
+    return None
 
 
 def wrong_version(

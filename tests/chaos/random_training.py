@@ -10,6 +10,7 @@ from chaos.random_branches import draw_branches
 from chaos.random_buffering import RandomBuffering
 from chaos.random_cohort import RandomCohort
 from chaos.random_control import RandomControl, config_of
+from chaos.random_privacy import configure_privacy
 from chaos.random_stages import draw_stages
 from chaos.random_submissions import CLOSED, GONE, METRIC, RandomSubmissions
 from chaos.retrying_client import RetryingClient, User
@@ -32,6 +33,7 @@ class RandomTraining(RandomSubmissions):
         controlled: float = 0.1,
         steered: float = 0.6,
         buffered: float = 0.25,
+        private: float = 0.25,
         source: "RandomTraining | None" = None,
     ) -> None:
         """Draws it.
@@ -43,6 +45,7 @@ class RandomTraining(RandomSubmissions):
             controlled: How often the training changes.
             steered: How often it has cohorts, and policies of whom its rounds wait for.
             buffered: How often it is asynchronous.
+            private: How often it has differential privacy, if it can have it.
             source: The training whose model it goes on with, if any.
         """
         super().__init__(client, seed, odd)
@@ -50,6 +53,8 @@ class RandomTraining(RandomSubmissions):
         self._draw_parts = random.Random(f"{seed} parts")
         self._draw_stages = random.Random(f"{seed} stages")
         self._draw_branches = random.Random(f"{seed} branches")
+        self._draw_privacy = random.Random(f"{seed} privacy")
+        self._private = private
         self._control = RandomControl(client, seed, controlled)
         self._buffering = RandomBuffering(seed, buffered)
         self._cohort = RandomCohort(client, seed, 0 if self._buffering.is_used else steered)
@@ -161,6 +166,7 @@ class RandomTraining(RandomSubmissions):
             mixing.nearest_neighbor.f = 0
         self._buffering.configure(spec)
         self._control.configure(spec)
+        configure_privacy(spec, self._draw_privacy, self._private)
         return spec
 
     def _register(self, users: list[User]) -> None:

@@ -6,7 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from chaos import branch_damages, buffering_damages, cohort_damages, damages  # noqa: F401  # they register themselves
+from chaos import (  # noqa: F401  # they register themselves
+    branch_damages,
+    buffering_damages,
+    cohort_damages,
+    damages,
+    privacy_damages,
+)
 from chaos.damaged_run import DAMAGES, Damage, DamagedRun
 from chaos.history import History
 from chaos.invariants import RULES
@@ -17,6 +23,7 @@ from chaos.user_actions import ShortTraining
 
 # A few short trainings: with a plain average, a chain, moments, reports, a removed participant, a removal.
 SEEDS = (0, 1, 17, 18, 24)
+PRIVATE = 3
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +35,8 @@ def undamaged(tmp_path_factory: pytest.TempPathFactory) -> DamagedRun:
         history = History(folder / "history.jsonl")
         client = RetryingClient(server.address, history, server.admin_token, lambda: None, server.data_dir)
         for seed in SEEDS:
-            RandomTraining(client, f"damage {seed}", odd=0, controlled=0, steered=0, buffered=0).run()
+            RandomTraining(client, f"damage {seed}", odd=0, controlled=0, steered=0, buffered=0, private=0).run()
+        RandomTraining(client, f"damage {PRIVATE}", odd=0, controlled=0, steered=0, buffered=0, private=1).run()
         ShortTraining(client, "damage").fail()
         ShortTraining(client, "damage").control()
         ShortTraining(client, "damage").over_select()

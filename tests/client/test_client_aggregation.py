@@ -41,6 +41,15 @@ def test_stages_are_put_in_their_places():
     assert fr.aggregate() == Aggregation()
 
 
+def test_privacy_is_added_once():
+    private = fr.DifferentialPrivacy(noise_multiplier=1)
+    made = fr.aggregate(fr.FedAdam(), clipping=fr.AdaptiveClipping(), differential_privacy=private)
+    assert made.differential_privacy == private
+    assert made.clipping.HasField("adaptive")
+    with pytest.raises(ValueError, match="has differential_privacy already"):
+        fr.aggregate(made, differential_privacy=private)
+
+
 def test_the_functions_have_the_defaults_of_the_paper():
     adam = fr.Adam(learning_rate=0.1, beta1=0.9, beta2=0.99, tau=1e-3)
     assert fr.FedAdam() == Aggregation(server_optimizer=ServerOptimizer(adam=adam))
@@ -91,6 +100,14 @@ def test_a_message_in_the_wrong_place_is_named():
             fr.aggregate(fr.Median(), clipping=fr.FixedClipping(norm=2), mixing=fr.NearestNeighbor(f=1), buffers=["b"]),
             "median after fixed clipping(norm=2) and nearest neighbor mixing(f=1); b averaged",
         ),
+        (
+            fr.FedAdam(
+                aggregation=fr.aggregate(differential_privacy=fr.DifferentialPrivacy(noise_multiplier=1, delta=1e-6)),
+                clipping=fr.AdaptiveClipping(quantile=0.9),
+            ),
+            "FedAdam(learning_rate=0.1, beta1=0.9, beta2=0.99, tau=0.001) after adaptive clipping(quantile=0.9) with"
+            " differential privacy(noise_multiplier=1, delta=1e-06)",
+        ),
         (fr.aggregate(fr.FlTrust(trusted_client_id="id")), "FLTrust(trusted_client_id=site 1)"),
     ],
 )
@@ -103,5 +120,6 @@ def test_help_names_all_stages_of_aggregations():
     fields = Aggregation.DESCRIPTOR.fields_by_name
     stages = [Aggregation.DESCRIPTOR.oneofs_by_name["algorithm"].fields]
     stages += [fields[name].message_type.fields for name in ("clipping", "mixing", "server_optimizer")]
+    stages += [fields["differential_privacy"].message_type.fields]
     words = set(re.findall(r"\w+", shown))
     assert {field.name for some in stages for field in some} | {"fedavgm", "fedyogi", "trusted_client_id"} <= words

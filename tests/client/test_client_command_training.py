@@ -1,6 +1,7 @@
 """`fedround training`: create with all options, show, wait and watch."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -23,15 +24,19 @@ from fedround.v1.training_pb2 import (
     INTEGER_TENSORS_MEAN,
     ON_FAILURE_FAIL,
     ON_MISSED_RETRY,
+    TRAINING_STATE_COMPLETED,
     CreateTrainingResponse,
     GetTrainingResponse,
     GetTrainingsResponse,
     ModelSelection,
+    PrivacySpent,
     Training,
     TrainingSpec,
 )
 from fedround_client import (
     Adam,
+    AdaptiveClipping,
+    DifferentialPrivacy,
     Ensemble,
     EnsembleMember,
     FedAdagrad,
@@ -133,6 +138,16 @@ def test_training_create_sends_the_file_and_all_options(server, command, tmp_pat
             "--aggregation fedyogi:tau=1e-4 --clipping fixed",
             TrainingSpec(aggregation=FedYogi(tau=1e-4, clipping=FixedClipping())),
         ),
+        (
+            "--clipping adaptive:quantile=0,noise_std=2"
+            " --differential-privacy noise_multiplier=1,epsilon_budget=8,tree=true",
+            TrainingSpec(
+                aggregation=Aggregation(
+                    clipping=Clipping(adaptive=AdaptiveClipping(quantile=0, noise_std=2)),
+                    differential_privacy=DifferentialPrivacy(noise_multiplier=1, epsilon_budget=8, tree=True),
+                )
+            ),
+        ),
         ("--aggregation krum:f=0", TrainingSpec(aggregation=aggregation(Krum(f=0)))),
         (
             f"--aggregation fl_trust:trusted_client_id={USER}",
@@ -169,6 +184,47 @@ def test_training_create_of_a_stored_model(server, command, options, wanted):
         spec.ClearField(name)
     wanted.MergeFrom(TrainingSpec(model_id=MODEL, name="n", target_num_updates=1))
     assert spec == wanted
+
+
+@pytest.mark.parametrize(
+    ("privacy", "text"),
+    [
+        (
+            PrivacySpent(epsilon=4.37718, next_epsilon=6.57297, delta=1e-5, rounds=1, rounds_left=1),
+            "epsilon 4.377 at delta 1e-05 for 1 rounds of a budget of 8, which allows 1 more; 6.573 after the next one",
+        ),
+        (
+            PrivacySpent(epsilon=6.57297, next_epsilon=8.4, delta=1e-5, rounds=2, rounds_left=0),
+            "epsilon 6.573 at delta 1e-05 for 2 rounds of a budget of 8, which allows 0 more",
+        ),
+        (
+            PrivacySpent(epsilon=2, next_epsilon=3, delta=1e-6, rounds=7),
+            "epsilon 2 at delta 1e-06 for 7 rounds; 3 after the next one",
+        ),
+    ],
+)
+def test_spent_privacy_is_shown(server, command, privacy, text):
+    made = Training(training_id=TRAINING, privacy=privacy, state=TRAINING_STATE_COMPLETED)
+    made.error.reason, made.error.message = "PRIVACY_BUDGET", "it allows no further round"
+    made.spec.aggregation.differential_privacy.epsilon_budget = 8
+    call = command("training", "show", TRAINING)
+    server.reply("GetTraining", GetTrainingResponse(training=made))
+    found = fields(done(call).stdout)
+    assert found["privacy"] == text
+    assert found["state"] == "completed: PRIVACY_BUDGET: it allows no further round"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("1", "'1' is not OPTION=VALUE, as in OPTION=VALUE,OPTION=VALUE"),
+        ("noise=1", "privacy has no option 'noise'; known are noise_multiplier, delta"),
+        ("delta=x", "delta is 'x'; must be a number"),
+    ],
+)
+def test_options_of_privacy_are_checked(text, message):
+    with pytest.raises(BadParameter, match=re.escape(message)):
+        aggregation_option("", "", "", "", (), text)
 
 
 def test_the_best_version_is_shown(server, command):
@@ -211,7 +267,7 @@ def test_all_stages_of_an_aggregation_are_shown(server, command):
         (("krum:f=0.5", "", "", ""), "f is '0.5'; must be a whole number from 0 to 4294967295"),
         (("fedadam:bias_correction=1", "", "", ""), "must be true or false"),
         (("fedadam:tau=0", "", "", ""), "tau must be a finite number > 0"),
-        (("", "adaptive", "", ""), "--clipping: there is no 'adaptive'; known are fixed"),
+        (("", "percentile", "", ""), "--clipping: there is no 'percentile'; known are fixed, adaptive"),
         (("", "", "buckets", ""), "--mixing: there is no 'buckets'; known are nearest_neighbor, bucketing"),
         (("", "", "", "fedadam"), "--server-optimizer: there is no 'fedadam'; known are sgd, adagrad, adam, yogi"),
         (("fedadam", "", "", "sgd"), "--server-optimizer: The aggregation has a server_optimizer already"),

@@ -19,6 +19,7 @@ from fedround_server.coordinator import Context, Coordinator
 from fedround_server.domain.aggregation import UpdateFacts
 from fedround_server.domain.errors import StoreUnavailable
 from fedround_server.domain.model import BaseAndDelta, BlobRef, VersionFile, blobs_of
+from fedround_server.domain.privacy import Mechanism
 from fedround_server.domain.training import Training
 from fedround_server.domain.user import Role
 from fedround_server.engine.format.verification import Verifier
@@ -102,6 +103,12 @@ class FakeEngine:
         with self.files.stage() as (staged, path):
             path.write_text(content)
         return StagedBlob(staged, BlobRef(hashlib.sha256(content.encode()).hexdigest(), len(content)))
+
+    async def epsilon(self, mechanism: Mechanism, rounds: int) -> float:
+        return rounds / mechanism.noise_multiplier
+
+    async def affordable_rounds(self, mechanism: Mechanism, budget: float) -> int:
+        return int(budget * mechanism.noise_multiplier)
 
     async def predict(self, job: PredictionJob) -> Any:
         raise AssertionError("no test predicts here")

@@ -68,11 +68,15 @@ class World:
     async def training(self, actor: str, clients: list[str], **spec: Any) -> Training:
         return await self.create(actor, replace(SPEC, client_ids=tuple(clients), **spec))
 
-    async def create(self, actor: str, spec: TrainingSpec, *, quota: int = 1000) -> Training:
+    async def create(
+        self, actor: str, spec: TrainingSpec, *, quota: int = 1000, rounds_allowed: int | None = None
+    ) -> Training:
         model = None if spec.model_id else new_model()
         shadow_ids = [new_id() for _ in spec.aggregation.shadows]
         quotas = Quotas(quota)
-        return await self.store.trainings.create(new_id(), actor, spec, model, new_id(), quotas, self.now, shadow_ids)
+        return await self.store.trainings.create(
+            new_id(), actor, spec, model, new_id(), quotas, self.now, shadow_ids, rounds_allowed
+        )
 
     async def running(self, clients: int = 3, **spec: Any) -> tuple[str, list[str], Training]:
         """An actor, its clients, and their training, which is started."""

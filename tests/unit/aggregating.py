@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fedround_server.aggregators import STAGES
 from fedround_server.aggregators.compatibility import check_compatible
+from fedround_server.aggregators.differential_privacy import DifferentialPrivacy
 from fedround_server.aggregators.fl_trust import FLTrust
 from fedround_server.domain.aggregation import NO_STATE, Aggregation, AggregationState, UpdateFacts
 from fedround_server.domain.control import CONTROL, control_tensors
@@ -123,7 +124,8 @@ def bits(tensors: Tensors) -> dict[str, bytes]:
 def stage(field_name: str, name: str, **options: object) -> Any:
     """A stage with its default options, or some others."""
     kind = STAGES[field_name][name]
-    return kind(TRUSTED, **options) if kind is FLTrust else kind(**options)
+    required = {FLTrust: TRUSTED, DifferentialPrivacy: 1.0}
+    return kind(required[kind], **options) if kind in required else kind(**options)
 
 
 def is_compatible(aggregation: Aggregation) -> bool:

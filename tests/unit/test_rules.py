@@ -373,6 +373,9 @@ BEYOND = {
     "aggregation_period": (10_001,),
     "trusted_client_id": ("",),
     **dict.fromkeys(("tau", "nu", "norm", "learning_rate", "lipschitz", "alpha"), (0.0, -0.0)),
+    "quantile": (1.01,),
+    "noise_multiplier": (0.0, 1e-4),
+    "delta": (0.0, 1.0),
 }
 OPTIONS = [
     (field, name, option.name)

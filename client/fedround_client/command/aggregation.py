@@ -10,7 +10,17 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
-from fedround.v1.aggregation_pb2 import Adagrad, Adam, Aggregation, Buffering, Clipping, Mixing, ServerOptimizer, Sgd
+from fedround.v1.aggregation_pb2 import (
+    Adagrad,
+    Adam,
+    Aggregation,
+    Buffering,
+    Clipping,
+    DifferentialPrivacy,
+    Mixing,
+    ServerOptimizer,
+    Sgd,
+)
 from fedround.v1.aggregation_pb2 import FedAsync as AsyncOptions
 from fedround_client.aggregation import FedAdagrad, FedAdam, FedAvgM, FedYogi, aggregate
 from fedround_client.buffering import FedAsync, FedBuff
@@ -140,6 +150,17 @@ ShadowOption: TypeAlias = Annotated[
 ]
 
 
+PrivacyOption: TypeAlias = Annotated[
+    str,
+    typer.Option(
+        "--differential-privacy",
+        metavar="OPTIONS",
+        help="Adds noise, so that versions reveal little about any participant; needs --clipping. OPTIONS are"
+        f" OPTION=VALUE, with commas between them: {', '.join(DifferentialPrivacy.DESCRIPTOR.fields_by_name)}.",
+    ),
+]
+
+
 def aggregation_option(
     algorithm: str,
     clipping: str,
@@ -148,6 +169,7 @@ def aggregation_option(
     buffers: Iterable[str],
     shadows: Iterable[str] = (),
     buffering: str = "",
+    differential_privacy: str = "",
 ) -> Aggregation | None:
     """Returns the message for the options of a command; None if none is given.
 
@@ -171,8 +193,20 @@ def aggregation_option(
         optimizer = ServerOptimizer()
         getattr(optimizer, chosen).MergeFrom(made)
         getattr(optimizer, chosen).SetInParent()
+    privacy: DifferentialPrivacy | None = None
+    if differential_privacy:
+        given = _options("--differential-privacy", differential_privacy)
+        values = _values("--differential-privacy", "privacy", DifferentialPrivacy.DESCRIPTOR.fields_by_name, given)
+        privacy = DifferentialPrivacy(**values)
     try:
-        found = aggregate(rule, **stages, server_optimizer=optimizer, buffers=buffers, shadows=others)
+        found = aggregate(
+            rule,
+            **stages,
+            server_optimizer=optimizer,
+            buffers=buffers,
+            shadows=others,
+            differential_privacy=privacy,
+        )
     except ValueError as error:
         raise typer.BadParameter(f"--server-optimizer: {error}") from None
     if buffering:
@@ -226,6 +260,8 @@ def aggregation_text(found: Aggregation, users: Mapping[str, str] | None = None)
     if found.HasField("buffering"):
         text = f"{_buffering_text(found.buffering)} of {text}"
     text += f" after {' and '.join(before)}" if before else ""
+    if found.HasField("differential_privacy"):
+        text += f" with {_text('differential_privacy', found.differential_privacy, users)}"
     text += f"; {', '.join(found.buffers)} averaged" if found.buffers else ""
     shadows = [aggregation_text(one, users) for one in found.shadow]
     return text + (f"; shadows: {', '.join(shadows)}" if shadows else "")
@@ -252,15 +288,20 @@ def _text(name: str, options: Message, users: Mapping[str, str] | None, noun: st
 def _split(option: str, text: str) -> tuple[str, dict[str, str]]:
     """Returns the name of a method, and its options as texts."""
     name, colon, rest = text.partition(":")
+    return name.strip().lower(), _options(option, rest, f"{name}:") if colon else {}
+
+
+def _options(option: str, text: str, prefix: str = "") -> dict[str, str]:
+    """Returns options as texts; the prefix is for errors."""
     found: dict[str, str] = {}
-    for part in rest.split(",") if colon else ():
+    for part in text.split(","):
         key, equals, value = (one.strip() for one in part.partition("="))
         if not (key and equals and value):
-            raise typer.BadParameter(f"{option}: {part!r} is not OPTION=VALUE, as in {name}:OPTION=VALUE,OPTION=VALUE")
+            raise typer.BadParameter(f"{option}: {part!r} is not OPTION=VALUE, as in {prefix}OPTION=VALUE,OPTION=VALUE")
         if key in found:
             raise typer.BadParameter(f"{option}: {key} is given twice")
         found[key] = value
-    return name.strip().lower(), found
+    return found
 
 
 def _message(

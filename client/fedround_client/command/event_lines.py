@@ -175,6 +175,8 @@ class EventLines:
 def _how_it_ended(finished: TrainingFinished) -> str:
     if finished.stopped:
         return "stopped by its actor"
+    if finished.reason:
+        return f"finished early ({finished.reason})"
     return "finished early" if finished.stopped_early else "finished"
 
 

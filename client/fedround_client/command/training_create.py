@@ -16,6 +16,7 @@ from fedround_client.command.aggregation import (
     ClippingOption,
     MixingOption,
     OptimizerOption,
+    PrivacyOption,
     ShadowOption,
     aggregation_option,
     with_user_ids,
@@ -145,6 +146,7 @@ def create(
     server_optimizer: OptimizerOption = "",
     buffering: BufferingOption = "",
     buffer: BufferOption = None,
+    differential_privacy: PrivacyOption = "",
     shadow: ShadowOption = None,
     evaluation: EvaluationOption = None,
     evaluation_min_updates: EvaluationMinUpdatesOption = None,
@@ -237,7 +239,16 @@ def create(
         evaluation_policy = round_policy(
             evaluation_min_updates, deadline, max_retries, on_failure.value, absent_after, wait
         )
-    stages = aggregation_option(aggregation, clipping, mixing, server_optimizer, buffer or (), shadow or (), buffering)
+    stages = aggregation_option(
+        aggregation,
+        clipping,
+        mixing,
+        server_optimizer,
+        buffer or (),
+        shadow or (),
+        buffering,
+        differential_privacy,
+    )
     selection = _selection(minimize, maximize, patience)
     method = uncertainty_option(
         uncertainty,

@@ -117,6 +117,7 @@ def _lines(training: Training, current: Round | None, names: Mapping[str, str]) 
         yield "best", f"version {training.best_version}: {spec.selection.metric} {training.best_value:.6g}"
     yield "participants", _participants(training, names)
     yield "aggregation", aggregation_text(spec.aggregation, names) if spec.HasField("aggregation") else ""
+    yield "privacy", _privacy(training)
     yield "trainable", ", ".join(spec.tensors.trainable)
     yield "private", ", ".join(spec.tensors.private)
     yield "external base", spec.tensors.external_base_sha256
@@ -142,10 +143,26 @@ def _state(training: Training) -> str:
         return "not started: `fedround training start` opens the first round"
     state = enum_name(TrainingState, training.state).lower()
     if training.state == TRAINING_STATE_COMPLETED:
+        if training.error.reason:
+            return f"{state}: {training.error.reason}: {training.error.message}"
         return f"{state}: stopped by its actor" if training.stopped else state
     if training.stopped:
         return f"{state}, stops after this round"
     return f"{state}, paused: `fedround training resume` has rounds opened again" if training.paused else state
+
+
+def _privacy(training: Training) -> str:
+    """Returns what was spent; empty without differential privacy."""
+    if not training.HasField("privacy"):
+        return ""
+    spent = training.privacy
+    text = f"epsilon {spent.epsilon:.4g} at delta {spent.delta:g} for {spent.rounds} rounds"
+    if spent.HasField("rounds_left"):
+        budget = training.spec.aggregation.differential_privacy.epsilon_budget
+        text += f" of a budget of {budget:g}, which allows {spent.rounds_left} more"
+        if not spent.rounds_left:
+            return text
+    return f"{text}; {spent.next_epsilon:.4g} after the next one"
 
 
 def _participants(training: Training, names: Mapping[str, str]) -> str:

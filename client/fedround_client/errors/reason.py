@@ -15,6 +15,7 @@ from fedround_client.errors.family import (
 )
 
 __all__ = [
+    "AccountingMissing",
     "AggregationIncompatible",
     "AlreadyParticipating",
     "AnswerTooLarge",
@@ -174,6 +175,10 @@ class NotActor(PermissionDenied, reason="NOT_ACTOR"):
 
 class AggregationIncompatible(InvalidArgument, reason="AGGREGATION_INCOMPATIBLE"):
     """Two stages of an aggregation, or an aggregation and another option or the model, do not go together."""
+
+
+class AccountingMissing(FailedPrecondition, reason="ACCOUNTING_MISSING"):
+    """The server cannot account for differential privacy: the package that computes epsilon is not installed."""
 
 
 class UnknownClients(InvalidArgument, reason="UNKNOWN_CLIENTS"):

@@ -668,7 +668,8 @@ class AdaptiveClipping(_message.Message):
     """The norm of the first round, > 0; 0 means 0.1."""
     noise_std: _builtins.float
     """Standard deviation of the noise that is added to the number of updates within the norm, in updates, >= 0. With
-    differential_privacy it must be > 0; unset means a twentieth of the updates that a round expects.
+    differential_privacy it must be more than half of noise_multiplier; unset means a twentieth of the updates that a
+    round expects, but at least noise_multiplier. Without, unset means 0.
     """
     def __init__(
         self,
@@ -1044,7 +1045,7 @@ Global___FreezeA: _TypeAlias = FreezeA  # noqa: Y015
 class DifferentialPrivacy(_message.Message):
     """Central differential privacy of participants: DP-FedAvg (McMahan et al., ICLR 2018), or with tree DP-FTRL (Kairouz et
     al., ICML 2021). The guarantee is for the versions of the model, against those who see nothing else: the server, the
-    actor and the audit log have the updates.
+    actor and the audit log have the updates. Buffers and tensors of integers keep the values of the model.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -1059,7 +1060,7 @@ class DifferentialPrivacy(_message.Message):
     delta: _builtins.float
     """Probability with which the bound of epsilon need not hold, 0 < delta < 1; 0 means 1e-5."""
     epsilon_budget: _builtins.float
-    """The largest epsilon: the training ends (PRIVACY_BUDGET) before a round that would exceed it; 0 means no limit."""
+    """The largest epsilon: the training completes (PRIVACY_BUDGET) before a round that would exceed it; 0 means no limit."""
     tree: _builtins.bool
     """Noise that is correlated between rounds by binary trees. It needs no sampling of participants."""
     example_cap: _builtins.int

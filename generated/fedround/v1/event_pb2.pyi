@@ -790,14 +790,17 @@ class TrainingFinished(_message.Message):
     MODEL_VERSION_FIELD_NUMBER: _builtins.int
     STOPPED_EARLY_FIELD_NUMBER: _builtins.int
     STOPPED_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     """UUID of the trained model."""
     model_version: _builtins.int
     """Its last version."""
     stopped_early: _builtins.bool
-    """Whether patience ended the training before its target."""
+    """Whether patience, or the budget of differential privacy, ended the training before its target."""
     stopped: _builtins.bool
     """Whether its actor stopped it."""
+    reason: _builtins.str
+    """Why it ended before its target, for programs: PRIVACY_BUDGET, or empty."""
     def __init__(
         self,
         *,
@@ -805,10 +808,11 @@ class TrainingFinished(_message.Message):
         model_version: _builtins.int = ...,
         stopped_early: _builtins.bool = ...,
         stopped: _builtins.bool = ...,
+        reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_id", b"model_id", "model_version", b"model_version", "stopped", b"stopped", "stopped_early", b"stopped_early"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_id", b"model_id", "model_version", b"model_version", "reason", b"reason", "stopped", b"stopped", "stopped_early", b"stopped_early"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -812,7 +812,7 @@ Global___ParticipantFailure: _TypeAlias = ParticipantFailure  # noqa: Y015
 
 @_typing.final
 class TrainingError(_message.Message):
-    """Why a training ended in ERROR."""
+    """Why a training ended in ERROR, or completed before its target (PRIVACY_BUDGET)."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -903,7 +903,9 @@ class Training(_message.Message):
 
     @_builtins.property
     def error(self) -> Global___TrainingError:
-        """Why the training ended in ERROR; unset otherwise."""
+        """Why the training ended in ERROR, or PRIVACY_BUDGET if it completed because its budget allows no further round; unset
+        otherwise.
+        """
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:

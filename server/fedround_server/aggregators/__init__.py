@@ -6,7 +6,8 @@ from typing import Any
 from fedround_server.aggregators.buffering import FedAsync, FedBuff
 from fedround_server.aggregators.bulyan import Bulyan
 from fedround_server.aggregators.centered_clipping import CenteredClipping
-from fedround_server.aggregators.clipping import FixedClipping
+from fedround_server.aggregators.clipping import AdaptiveClipping, FixedClipping
+from fedround_server.aggregators.differential_privacy import DifferentialPrivacy
 from fedround_server.aggregators.fed_avg import FedAvg
 from fedround_server.aggregators.fed_dc import FedDC
 from fedround_server.aggregators.fed_dyn import FedDyn
@@ -47,10 +48,11 @@ STAGES: Mapping[str, Mapping[str, type[Any]]] = {
             LoraSvd,
             FreezeA,
         ),
-        "clipping": (FixedClipping,),
+        "clipping": (FixedClipping, AdaptiveClipping),
         "mixing": (NearestNeighbor, Bucketing),
         "server_optimizer": (Sgd, Adagrad, Adam, Yogi),
         "buffering": (FedBuff, FedAsync),
+        "differential_privacy": (DifferentialPrivacy,),
     }.items()
 }
 """By the field of `Aggregation` that they are for, and by name."""

@@ -2,6 +2,7 @@
 
 from fedround_server.aggregators.asynchronous import check_asynchronous, check_buffered
 from fedround_server.aggregators.lora import ProductRule
+from fedround_server.aggregators.privacy_checks import check_private
 from fedround_server.domain.aggregation import Aggregation, DaisyChaining
 from fedround_server.domain.errors import AggregationIncompatible
 from fedround_server.domain.training import TrainingSpec
@@ -13,6 +14,7 @@ def check_compatible(found: Aggregation) -> None:
     Raises:
         AggregationIncompatible: Two do not.
     """
+    check_private(found)
     rule = found.rule
     if isinstance(rule, DaisyChaining):
         for field, stage in found.stages.items():

@@ -218,6 +218,7 @@ def job_of(task: AggregationTask) -> AggregationJob:
         state=task.state,
         population=task.round.population,
         origins=_origins(task, computation),
+        expected=computation.expected(task.round.population),
     )
 
 

@@ -7,6 +7,7 @@ from fedround_server.coordinator.control import Control
 from fedround_server.coordinator.housekeeping import Housekeeping
 from fedround_server.coordinator.inference import Inference
 from fedround_server.coordinator.model import Models
+from fedround_server.coordinator.privacy import PrivacyAccounting
 from fedround_server.coordinator.reads import Reads
 from fedround_server.coordinator.rejected_updates import RejectedUpdates
 from fedround_server.coordinator.replay import Replays
@@ -37,7 +38,8 @@ class Coordinator:
         self.submissions = Submissions(context, self.uploads, self.rounds.aggregations, self.rounds.next_rounds)
         self.rejected_updates = RejectedUpdates(context)
         self.round_status = RoundStatus(context, self.uploads.progress, self.rounds.aggregations)
-        self.trainings = Trainings(context, self.uploads, self.rounds)
+        self.privacy = PrivacyAccounting(context)
+        self.trainings = Trainings(context, self.uploads, self.rounds, self.privacy)
         self.control = Control(context, self.rounds)
         self.subscriptions = Subscriptions(context)
         self.inference = Inference(context)

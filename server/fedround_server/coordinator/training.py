@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from fedround_server.coordinator.context import Context
+from fedround_server.coordinator.privacy import PrivacyAccounting
 from fedround_server.coordinator.round import Rounds
 from fedround_server.coordinator.uploads.receive import Incoming, Received, Uploads
 from fedround_server.domain.model import NewModel
@@ -15,11 +16,12 @@ from fedround_server.wakeups import for_actor
 class Trainings:
     """Creates and steers trainings. Changes raise the errors of the verbs of the same name in `TrainingVerbs`."""
 
-    def __init__(self, context: Context, uploads: Uploads, rounds: Rounds) -> None:
+    def __init__(self, context: Context, uploads: Uploads, rounds: Rounds, privacy: PrivacyAccounting) -> None:
         self._context = context
         self._store = context.store.trainings
         self._uploads = uploads
         self._rounds = rounds
+        self._privacy = privacy
 
     async def create(self, actor_id: str, spec: TrainingSpec, incoming: Incoming | None) -> Training:
         """Creates a training with its model, the stored or the incoming one, and its participants, or nothing at all.
@@ -32,21 +34,23 @@ class Trainings:
             ModelNotFound: The actor owns no such model.
             Quota: The actor has too many trainings or too many bytes of files.
             DiskFull: The disk is almost full.
+            AccountingMissing: The server cannot account for differential privacy.
             FedroundError: The file is rejected, as described for `Uploads.receive`.
         """
         size = 0 if incoming is None else incoming.size_bytes or 0
         made = await self._store.prepare(actor_id, spec, self._context.limits, size)
         if made is not None:
             return made
+        allowed = await self._privacy.rounds_allowed(spec)
         if incoming is None:
             self._uploads.space.check_new()
-            training, _ = await self._context.tasks.run_shielded(self._create(actor_id, spec, None))
+            training, _ = await self._context.tasks.run_shielded(self._create(actor_id, spec, None, allowed))
             return training
 
         async def create(received: Received) -> tuple[Training, bool]:
             blob, manifest, is_finite = received.blob, received.manifest, received.is_finite
             model = NewModel(spec.name, spec.description, manifest, blob, spec.architecture, is_finite=is_finite)
-            return await self._create(actor_id, spec, model)
+            return await self._create(actor_id, spec, model, allowed)
 
         check = partial(check_model, spec)
         return await self._uploads.receive(incoming, check, create, allow_non_finite=spec.allow_non_finite_buffers)
@@ -67,12 +71,16 @@ class Trainings:
         """Starts a training, which opens its first round."""
         return await self._context.tasks.run_shielded(self._start(training_id, actor_id, request_id))
 
-    async def _create(self, actor_id: str, spec: TrainingSpec, model: NewModel | None) -> tuple[Training, bool]:
+    async def _create(
+        self, actor_id: str, spec: TrainingSpec, model: NewModel | None, rounds_allowed: int | None
+    ) -> tuple[Training, bool]:
         """Returns the training, and whether it is a new one."""
         training_id, model_id = self._context.new_id(), self._context.new_id()
         limits, now = self._context.limits, self._context.clock.now()
         shadow_ids = [self._context.new_id() for _ in spec.aggregation.shadows]
-        training = await self._store.create(training_id, actor_id, spec, model, model_id, limits, now, shadow_ids)
+        training = await self._store.create(
+            training_id, actor_id, spec, model, model_id, limits, now, shadow_ids, rounds_allowed
+        )
         self._context.hub.notify(actor_id, *training.participant_ids)
         return training, training.training_id == training_id
 

@@ -5,7 +5,9 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, Protocol
 
 from fedround_server.domain.adapters import Adapters
+from fedround_server.domain.cohort import Cohort
 from fedround_server.domain.model import BlobRef, Manifest
+from fedround_server.domain.privacy import Privacy
 from fedround_server.domain.tensor_selection import TensorSelection
 
 BUFFERS = ("*running_mean", "*running_var", "*num_batches_tracked")
@@ -89,6 +91,16 @@ class Rule(Stage, Protocol):
         """Returns what it does with the adapters of a model, of which some tensors are trained."""
 
 
+class Clipper(Stage, Protocol):
+    """Scales updates that are far from the model.
+
+    Attributes:
+        adapts: Whether the norm follows those of the updates, and belongs to the state of the aggregation.
+    """
+
+    adapts: ClassVar[bool]
+
+
 class Mixer(Stage, Protocol):
     """Replaces updates by averages of some of them."""
 
@@ -153,14 +165,16 @@ class Aggregation:
         buffering: Which updates a version is made of; None for those of a round in which all start from one version.
         buffers: Globs of tensors that are averaged whatever the rule, and never clipped, mixed or optimized.
         shadows: Other aggregations of the same updates, each with a model of its own.
+        differential_privacy: Adds noise to the sum of the updates, before the server optimizer.
     """
 
     rule: Rule
-    clipping: Stage | None = None
+    clipping: Clipper | None = None
     mixing: Mixer | None = None
     server_optimizer: Optimizer | None = None
     buffering: Buffering | None = None
     buffers: tuple[str, ...] = BUFFERS
+    differential_privacy: Privacy | None = None
     shadows: "tuple[Aggregation, ...]" = ()
 
     @property
@@ -177,7 +191,32 @@ class Aggregation:
     def slots(self) -> tuple[str, ...]:
         """The names of the files of its state."""
         kept = () if self.kept_slot is None else (self.kept_slot,)
-        return (*kept, *self.rule_slots.values(), *self.optimizer_slots.values())
+        return (*kept, *self.rule_slots.values(), *self.optimizer_slots.values(), *self.small_slots)
+
+    @property
+    def small_slots(self) -> tuple[str, ...]:
+        """The names of those whose size does not depend on the model."""
+        return tuple(slot for slot in (self.norm_slot, self.key_slot) if slot is not None)
+
+    @property
+    def inherited_slots(self) -> tuple[str, ...]:
+        """The names of those with which another training may go on: the secret of trees is not among them."""
+        return tuple(slot for slot in self.slots if slot != self.key_slot)
+
+    @property
+    def key_slot(self) -> str | None:
+        """The name of the file with the secret of the trees; None without."""
+        return None if self.differential_privacy is None else self.differential_privacy.key_slot
+
+    @property
+    def norm_slot(self) -> str | None:
+        """The name of the file with the norm of adaptive clipping; None without."""
+        return f"{self.clipping.name}/norm" if self.clipping is not None and self.clipping.adapts else None
+
+    def samples(self, cohort: Cohort | None) -> bool:
+        """Returns whether each participant has to be drawn independently of the others."""
+        privacy = self.differential_privacy
+        return privacy is not None and not privacy.tree and cohort is not None and cohort.fraction is not None
 
     @property
     def kept_slot(self) -> str | None:
@@ -255,6 +294,7 @@ class Aggregation:
             "mixing": self.mixing,
             "server_optimizer": self.server_optimizer,
             "buffering": self.buffering,
+            "differential_privacy": self.differential_privacy,
         }
         return {name: stage for name, stage in found.items() if stage is not None}
 

@@ -1,7 +1,7 @@
 """Who takes part in a round: how many participants are asked, and which; pure functions."""
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from hashlib import sha256
@@ -45,6 +45,12 @@ class Cohort:
             return self.size
         return registered if self.fraction is None else _ceil(self.fraction, registered)
 
+    def expected(self, registered: int) -> float:
+        """Returns how many participants a round asks on average, if so many with the labels are registered."""
+        if self.size is not None:
+            return min(self.size, registered)
+        return registered if self.fraction is None else self.fraction * registered
+
     def asked(self, needed: int) -> int:
         """Returns how many participants are asked for so many updates."""
         return _ceil(self.over_selection, needed)
@@ -53,6 +59,28 @@ class Cohort:
 def _ceil(factor: float, count: int) -> int:
     # The decimal number that a person wrote: 0.07 * 100 is 7.000000000000001 in binary, and would be rounded up to 8.
     return math.ceil(Fraction(repr(factor)) * count)
+
+
+def draw_independently(
+    seed: int, training_id: str, number: int, attempt: int, eligible: Collection[str], fraction: float
+) -> list[str]:
+    """Draws the members of a round's cohort, each independently of the others: Poisson sampling.
+
+    A participant is chosen if the random number that `draw` gives it is less than 2^256 * fraction.
+
+    Args:
+        seed: The seed of the training's draws.
+        training_id: The training.
+        number: The round, from 0.
+        attempt: The attempt at the round, from 1.
+        eligible: The ids of those that can be chosen, without repetitions.
+        fraction: The probability of each, 0 < fraction <= 1.
+
+    Returns:
+        The chosen ids in canonical order; there may be none.
+    """
+    rank, below = _ranks(seed, training_id, number, attempt), Fraction(fraction) * 2**256
+    return sorted(user_id for user_id in eligible if int.from_bytes(rank(user_id), "big") < below)
 
 
 def draw(seed: int, training_id: str, number: int, attempt: int, eligible: Collection[str], count: int) -> list[str]:
@@ -76,6 +104,11 @@ def draw(seed: int, training_id: str, number: int, attempt: int, eligible: Colle
     Returns:
         The chosen ids in canonical order; all if there are no more than count.
     """
+    return sorted(sorted(eligible, key=_ranks(seed, training_id, number, attempt))[:count])
+
+
+def _ranks(seed: int, training_id: str, number: int, attempt: int) -> Callable[[str], bytes]:
+    """Returns a function that returns the random number of a participant."""
     prefix = sha256(f"{seed} {training_id} {number} {attempt} ".encode())
 
     def rank(user_id: str) -> bytes:
@@ -83,4 +116,4 @@ def draw(seed: int, training_id: str, number: int, attempt: int, eligible: Colle
         digest.update(user_id.encode())
         return digest.digest()
 
-    return sorted(sorted(eligible, key=rank)[:count])
+    return rank

@@ -161,12 +161,19 @@ class ClientRemoved:
 
 @dataclass(frozen=True, slots=True)
 class TrainingFinished:
-    """The target is reached, patience ran out (`stopped_early`), or the actor stopped the training (`stopped`)."""
+    """The target is reached, patience or the privacy budget ran out, or the actor stopped the training.
+
+    Attributes:
+        stopped_early: Whether patience or the privacy budget ran out.
+        stopped: Whether the actor stopped it.
+        reason: PRIVACY_BUDGET, or empty.
+    """
 
     model_id: str
     model_version: int
     stopped_early: bool = False
     stopped: bool = False
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)

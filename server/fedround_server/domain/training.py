@@ -10,6 +10,7 @@ from fedround_server.domain.cohort import Cohort
 from fedround_server.domain.config import Config
 from fedround_server.domain.failure import PARTICIPANTS_FAILED, ParticipantFailure
 from fedround_server.domain.policy import RoundPolicy
+from fedround_server.domain.privacy import PrivacyAccount
 from fedround_server.domain.tensor_selection import ALL_TENSORS, TensorSelection
 from fedround_server.domain.transport import TensorPrecision, Transport, UpdatePrecision
 from fedround_server.domain.uncertainty import NoUncertainty, Uncertainty
@@ -197,6 +198,7 @@ class Training:
         stop: When its actor had it stopped; None if it did not.
         round_closed: Whether the current round accepts no more updates or reports.
         shadow_model_ids: The models of the shadow aggregations; for the actor only, and left out of lists.
+        account: How many rounds were charged, with differential privacy; left out of lists.
     """
 
     training_id: str
@@ -222,6 +224,7 @@ class Training:
     stop: Stop | None = None
     round_closed: bool = False
     shadow_model_ids: tuple[str, ...] = ()
+    account: PrivacyAccount | None = None
 
 
 def out_of_patience(spec: TrainingSpec, model_version: int, best_version: int | None) -> bool:

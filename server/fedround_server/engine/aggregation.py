@@ -18,7 +18,8 @@ from fedround_server.blobs import BlobFiles
 from fedround_server.domain.aggregation import Aggregation, UpdateFacts
 from fedround_server.domain.model import BlobRef, VersionFile
 from fedround_server.domain.training import IntegerTensors
-from fedround_server.engine.decision import Decision, bounded, decide, inner_products, needs_products
+from fedround_server.engine.deciding import Deciding
+from fedround_server.engine.decision import Decision, bounded, inner_products, needs_products
 from fedround_server.engine.exact import Combination, combine
 from fedround_server.engine.facts import facts_of
 from fedround_server.engine.format.dtypes import first_not_finite, is_finite, narrow, widen
@@ -29,6 +30,7 @@ from fedround_server.engine.jobs import AggregationFailed, AggregationJob
 from fedround_server.engine.lora import Products
 from fedround_server.engine.parts import Block
 from fedround_server.engine.pool import Pool, computing
+from fedround_server.engine.private import Private
 from fedround_server.engine.slots import as_kept
 from fedround_server.engine.source import Source, open_source
 
@@ -79,14 +81,17 @@ def aggregate(
     if not isinstance(job.aggregation, Aggregation):
         raise TypeError(f"{job.aggregation} does not make a model")
     counted = _canonical_order(job)
+    small = Deciding(files, job, job.aggregation)
+    targets = slot_targets or {}
+    large = {slot: path for slot, path in targets.items() if slot not in job.aggregation.small_slots}
     with (
         computing(threads) as pool,
         reading_ahead() as ahead,
-        open_source(files, job, counted, slot_targets or {}, ahead) as source,
+        open_source(files, job, counted, large, ahead) as source,
     ):
         try:
             known = _known(source, job, job.aggregation, counted, pool)
-            decision = decide(job.aggregation, known) if counted else None
+            decision = small.decide(known)
         except NoAggregate as error:
             raise AggregationFailed(str(error)) from None
         elements = _Elements(source, job, job.aggregation, decision, known.weights)
@@ -107,7 +112,8 @@ def aggregate(
             made = writer.complete()
         steps = {slot: number + bool(counted) for slot, number in source.slots.steps.items()}
         facts = facts_of(job.aggregation.rule, len(job.updates), counted, decision, known)
-        return Aggregated(made, source.slots.finish(), steps, facts)
+        slots, small_steps = small.finish(targets, decision)
+        return Aggregated(made, source.slots.finish() | slots, steps | small_steps, facts)
 
 
 def _canonical_order(job: AggregationJob) -> list[int]:
@@ -168,7 +174,7 @@ class _Elements:
         source: Source,
         job: AggregationJob,
         aggregation: Aggregation,
-        decision: Decision | None,
+        decision: Decision | Private | None,
         weights: Sequence[int],
     ) -> None:
         self._source = source
@@ -200,7 +206,8 @@ class _Elements:
             state: Mapping[str, Tensor] = {}
             if self._source.is_trained(block.run):
                 result, state = self._trained(block)
-            elif self._decision is None:
+            elif self._decision is None or isinstance(self._decision, Private):
+                # Without noise, buffers would reveal something.
                 result = block.model
             else:
                 result = combine(block.updates(), Combination(self._weights, sum(self._weights)), block.model.dtype)
@@ -208,7 +215,7 @@ class _Elements:
                 name = block.run.owner(block.start + first_not_finite(result))
                 raise AggregationFailed(f"the aggregate of tensor {name!r} has values that its dtype cannot hold")
             return _Result(block.restored(result), state)
-        if self._decision is None:
+        if self._decision is None or isinstance(self._decision, Private):
             return _Result(block.stored)
         if block.run.first.endswith(COUNTER):
             return _Result(take_maximum(block.updates()))

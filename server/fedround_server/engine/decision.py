@@ -182,12 +182,13 @@ def bounded(total: Tensor) -> tuple[Matrix, Matrix]:
     return total[:-1, :-1].numpy(), total[-1].numpy()
 
 
-def decide(aggregation: Aggregation, updates: Updates) -> Decision:
+def decide(aggregation: Aggregation, updates: Updates, norm: float | None = None) -> Decision:
     """Decides how the updates of a round are aggregated.
 
     Args:
         aggregation: Its stages.
         updates: The updates, with their inner products if `needs_products`.
+        norm: To which clipping scales updates; None for its first norm.
 
     Raises:
         NoAggregate: There are too few, the rule does not find the ones that it needs, or its numbers overflow.
@@ -199,7 +200,7 @@ def decide(aggregation: Aggregation, updates: Updates) -> Decision:
     scales: Sequence[float] | None = None
     is_far = updates.products.diagonal() >= FAR**2
     if isinstance(aggregation.clipping, Clipping):
-        scales = aggregation.clipping.scales(updates.products)
+        scales = aggregation.clipping.scales(updates.products, norm or aggregation.clipping.first_norm())
         updates, mixed = updates.scaled(scales), np.diag(scales)
     if isinstance(aggregation.mixing, Mixing):
         matrix = aggregation.mixing.matrix(updates)

@@ -5,15 +5,22 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Protocol, Self
 
+from cachetools import LRUCache
+
 from fedround_server.blobs import BlobFiles
 from fedround_server.domain.limits import DEFAULTS
 from fedround_server.domain.model import VersionFile
 from fedround_server.domain.prediction import Prediction
+from fedround_server.domain.privacy import Mechanism
 from fedround_server.engine import worker
 from fedround_server.engine.jobs import AggregationJob, CheckJob, CheckResult, PredictionJob, Replay, StagedResult
 from fedround_server.engine.process import Worker, WorkerLost
 
 __all__ = ["Engine", "WorkerEngine", "WorkerLost"]
+
+
+EPSILONS = 4096
+"""How many values of epsilon are remembered."""
 
 
 class Engine(Protocol):
@@ -49,6 +56,20 @@ class Engine(Protocol):
             BlobDamaged: A file is not what was stored.
         """
 
+    async def epsilon(self, mechanism: Mechanism, rounds: int) -> float:
+        """Returns epsilon of a number of rounds with differential privacy.
+
+        Raises:
+            AccountingMissing: What computes it is not installed.
+        """
+
+    async def affordable_rounds(self, mechanism: Mechanism, budget: float) -> int:
+        """Returns how many rounds cost at most a budget of epsilon; MAX_ROUNDS stands for any number.
+
+        Raises:
+            AccountingMissing: What computes it is not installed.
+        """
+
     async def predict(self, job: PredictionJob) -> Prediction:
         """Predicts within limits of time and memory.
 
@@ -63,7 +84,7 @@ class WorkerEngine:
     """An engine in spawned processes, which are replaced when they die. Open it with `with`, before any gRPC server.
 
     Predictions have a process of their own, started for the first one: it runs the operator's code, and is ended when
-    that takes too long.
+    that takes too long. So has the accounting of privacy, which needs no torch and must not wait for aggregations.
     """
 
     def __init__(
@@ -87,6 +108,9 @@ class WorkerEngine:
         self._files = files
         self._worker = Worker(partial(worker.prepare, no_sync=no_sync))
         self._predictor = Worker(partial(worker.prepare_predictions, predict_bytes))
+        self._accountant = Worker(worker.prepare_accounting)
+        self._accounts = False
+        self._epsilons: LRUCache[tuple[Mechanism, int], float] = LRUCache(EPSILONS)
         self._predicting: asyncio.Lock | None = None
         self._predict_seconds = predict_seconds
         self._aggregation_threads = aggregation_threads
@@ -100,6 +124,7 @@ class WorkerEngine:
         """Ends the processes without waiting for a job."""
         self._worker.end()
         self._predictor.end()
+        self._accountant.end()
 
     async def check_architectures(self, architectures: Iterable[str]) -> None:
         """Builds the operator's architectures once, so that mistakes show at the start.
@@ -123,6 +148,19 @@ class WorkerEngine:
         """Aggregates a round once more."""
         return await self._worker.run(worker.run_replay, self._files, job, recorded)
 
+    async def epsilon(self, mechanism: Mechanism, rounds: int) -> float:
+        """Returns epsilon of a number of rounds."""
+        key = mechanism, rounds
+        if key not in self._epsilons:
+            self._start_accountant()
+            self._epsilons[key] = await self._accountant.run(worker.run_epsilon, mechanism, rounds)
+        return self._epsilons[key]
+
+    async def affordable_rounds(self, mechanism: Mechanism, budget: float) -> int:
+        """Returns how many rounds a budget allows."""
+        self._start_accountant()
+        return await self._accountant.run(worker.run_affordable_rounds, mechanism, budget)
+
     async def predict(self, job: PredictionJob) -> Prediction:
         """Predicts, one job after the other; a job's time starts with its turn."""
         async with self._start_predictor():
@@ -135,6 +173,11 @@ class WorkerEngine:
                 # The result is not needed any more, and the job would delay the next one.
                 self._predictor.replace()
                 raise
+
+    def _start_accountant(self) -> None:
+        if not self._accounts:
+            self._accounts = True
+            self._accountant.start()
 
     def _start_predictor(self) -> asyncio.Lock:
         if self._predicting is None:

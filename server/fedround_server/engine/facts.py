@@ -8,10 +8,11 @@ import numpy as np
 from fedround_server.aggregators.rule import BaseRule, Updates
 from fedround_server.domain.aggregation import Rule, UpdateFacts
 from fedround_server.engine.decision import Columns, Decision, Matrix
+from fedround_server.engine.private import Private
 
 
 def facts_of(
-    rule: Rule, num_updates: int, counted: Sequence[int], decision: Decision | None, known: Updates
+    rule: Rule, num_updates: int, counted: Sequence[int], decision: Decision | Private | None, known: Updates
 ) -> tuple[UpdateFacts, ...]:
     """Returns the facts about each update of a job; nothing is computed for them alone.
 
@@ -49,7 +50,7 @@ def _finite(value: float) -> float | None:
     return value if isfinite(value) else None
 
 
-def _selected(decision: Decision, shares: Sequence[float] | None, count: int) -> list[bool] | None:
+def _selected(decision: Decision | Private, shares: Sequence[float] | None, count: int) -> list[bool] | None:
     """Returns whether each update was selected; None if mixed ones were, whose parts have different owners."""
     if shares is not None:
         return [share != 0 for share in shares]
@@ -58,7 +59,7 @@ def _selected(decision: Decision, shares: Sequence[float] | None, count: int) ->
     return [index in decision.chosen for index in range(count)]
 
 
-def _shares(decision: Decision) -> list[float] | None:
+def _shares(decision: Decision | Private) -> list[float] | None:
     if isinstance(decision, Columns):
         return None
     return [one / decision.shares.divisor for one in decision.shares.coefficients]

@@ -104,6 +104,7 @@ class AggregationJob:
         state: What the aggregation before has left.
         origins: What each update stands for; empty if all of them were trained from the model.
         population: How many participants could have been asked for an update, when the round was opened.
+        expected: How many of them are asked on average.
     """
 
     model: VersionFile
@@ -120,6 +121,7 @@ class AggregationJob:
     state: AggregationState = NO_STATE
     origins: tuple[UpdateOrigin, ...] = ()
     population: int = 0
+    expected: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

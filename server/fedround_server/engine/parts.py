@@ -28,6 +28,7 @@ class Block:
 
     Attributes:
         model: Those of the model; shape (elements,), in its dtype.
+        place: The place of the first element among all that are aggregated.
         kept: Where the model has NaN or Inf that stay as they are; None if there are none. Both the model and the
             updates have zeros there.
     """
@@ -40,6 +41,7 @@ class Block:
         start: int,
         length: int,
         block_size: int = 0,
+        place: int = 0,
         *,
         is_trained: bool = True,
         keep_non_finite: bool = False,
@@ -53,6 +55,7 @@ class Block:
             start: Index of the first number in the run.
             length: How many numbers.
             block_size: How many numbers of int8 differences share a scale.
+            place: The place of the first element among all that are aggregated.
             is_trained: Whether the updates stand for what their origins say, and not for themselves.
             keep_non_finite: Whether NaN and Inf of the model stay as they are.
         """
@@ -61,6 +64,7 @@ class Block:
         self.stored = model.block(run.first, start, length)
         self.kept: Tensor | None = None
         self.model = self.stored
+        self.place = place
         self._updates = updates
         self._is_trained = is_trained
         self._block_size = block_size

@@ -4,6 +4,7 @@ import enum
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack, contextmanager
+from itertools import accumulate
 from pathlib import Path
 
 from torch import Tensor
@@ -70,6 +71,8 @@ class Source:
         if _has_control(job):
             layouts += [unprefixed(one, CONTROL) for one in {id(file.layout): file.layout for file in files}.values()]
         self.runs: Sequence[Run] = list(runs(result.layout, layouts, apart=self._treatment))
+        lengths = [run.num_numbers for run in self.runs]
+        self._places = dict(zip((run.first for run in self.runs), accumulate(lengths, initial=0), strict=False))
 
     def is_trained(self, run: Run) -> bool:
         """Returns whether the stages of the aggregation apply to a run: it is floating, and has no buffers."""
@@ -112,6 +115,7 @@ class Source:
                 start,
                 length,
                 scaled,
+                self._places[run.first] + start,
                 is_trained=self.is_trained(run),
                 keep_non_finite=self._keep_non_finite,
             )

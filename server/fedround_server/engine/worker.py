@@ -1,12 +1,13 @@
-"""What runs in the engine's processes: the only functions that load torch."""
+"""What runs in the engine's processes: the only functions that load torch, and dp-accounting."""
 
 import resource
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from fedround_server.blobs import BlobFiles, StagedBlob
 from fedround_server.domain.model import BlobRef, VersionFile
 from fedround_server.domain.prediction import Prediction
+from fedround_server.domain.privacy import Mechanism
 from fedround_server.domain.swag_moments import SwagMoments
 from fedround_server.engine.jobs import AggregationJob, CheckJob, CheckResult, PredictionJob, Replay, StagedResult
 from fedround_server.host.page_cache import drop_cached_pages
@@ -111,6 +112,34 @@ def run_replay(files: BlobFiles, job: AggregationJob, recorded: VersionFile | No
             return Replay(made.sha256, None)
         origin = stack.enter_context(open_version(files, recorded))
         return Replay(made.sha256, check_numbers(target, origin, model=origin).norm)
+
+
+def prepare_accounting() -> None:
+    """Prepares a process for accounting: whether its package is there shows with the first job."""
+    with suppress(ImportError):
+        import dp_accounting.pld.privacy_loss_distribution  # noqa: F401 - loads it
+
+
+def run_epsilon(mechanism: Mechanism, rounds: int) -> float:
+    """Returns epsilon of a number of rounds.
+
+    Raises:
+        AccountingMissing: dp-accounting is not installed.
+    """
+    from fedround_server.engine.accountant import epsilon
+
+    return epsilon(mechanism, rounds)
+
+
+def run_affordable_rounds(mechanism: Mechanism, budget: float) -> int:
+    """Returns how many rounds cost at most a budget.
+
+    Raises:
+        AccountingMissing: dp-accounting is not installed.
+    """
+    from fedround_server.engine.accountant import affordable_rounds
+
+    return affordable_rounds(mechanism, budget)
 
 
 def run_prediction(files: BlobFiles, job: PredictionJob) -> Prediction:

@@ -42,6 +42,11 @@ def read(message: aggregation_pb2.Aggregation) -> Aggregation:
     check_compatible(found)
     if len(message.shadow) > MAX_SHADOWS:
         raise FieldInvalid(f"{FIELD}.shadow", f"has {len(message.shadow)} aggregations; at most {MAX_SHADOWS}")
+    if message.HasField("differential_privacy") and (message.HasField("buffering") or message.shadow):
+        other = "buffering" if message.HasField("buffering") else "shadow"
+        raise AggregationIncompatible(
+            "differential_privacy", f"does not go with {other}, whose versions would reveal more than is accounted"
+        )
     if message.shadow and (reason := WITHOUT_SHADOWS.get(found.rule.name)):
         raise AggregationIncompatible("shadow", f"does not go with {found.rule.name}, {reason}")
     shadows = tuple(_shadow(number, one) for number, one in enumerate(message.shadow))
@@ -71,6 +76,9 @@ def _read(message: aggregation_pb2.Aggregation, path: str) -> Aggregation:
     others: dict[str, Any] = {}
     for field, chosen in ((one.name, value) for one, value in message.ListFields()):
         if field in OTHERS:
+            if METHOD not in chosen.DESCRIPTOR.oneofs_by_name:
+                others[field] = _stage(field, field, chosen, f"{path}.{field}")
+                continue
             method = chosen.WhichOneof(METHOD) or DEFAULTS.get(field)
             if method is None:
                 known = ", ".join(sorted(STAGES[field]))
@@ -84,13 +92,15 @@ def write(found: Aggregation) -> aggregation_pb2.Aggregation:
     """Encodes an aggregation."""
     message = aggregation_pb2.Aggregation(buffers=() if found.buffers == BUFFERS else found.buffers)
     for field, stage in found.stages.items():
-        target = message if field == "algorithm" else getattr(message, field)
+        # Of some stages there is one kind, whose options are fields of the stage itself.
+        target = message if field in ("algorithm", stage.name) else getattr(message, field)
         options = getattr(target, stage.name)
         options.SetInParent()
         for option, value in options_of(stage).items():
-            # The options that all methods of a stage have are beside them.
-            owner = options if option in options.DESCRIPTOR.fields_by_name else target
-            setattr(owner, option, value)
+            if value is not None:
+                # The options that all methods of a stage have are beside them.
+                owner = options if option in options.DESCRIPTOR.fields_by_name else target
+                setattr(owner, option, value)
     return message
 
 

@@ -1,5 +1,6 @@
 """Domain objects to messages."""
 
+from dataclasses import asdict
 from datetime import datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -10,6 +11,7 @@ from fedround_server.domain import event as events
 from fedround_server.domain.event import Event
 from fedround_server.domain.failure import ParticipantFailure
 from fedround_server.domain.model import POSTERIOR, BlobRef, Model, ModelVersion, TensorSpec, VersionView
+from fedround_server.domain.privacy import PrivacySpent
 from fedround_server.domain.report import MetricReport, MetricSpread
 from fedround_server.domain.token import Token
 from fedround_server.domain.training import Training, TrainingFailure, TrainingSpec
@@ -184,7 +186,9 @@ def training_spec(spec: TrainingSpec, *, for_actor: bool, listed: bool) -> train
     return message
 
 
-def training(found: Training, viewer_id: str, *, listed: bool = False) -> training_pb2.Training:
+def training(
+    found: Training, viewer_id: str, *, listed: bool = False, privacy: PrivacySpent | None = None
+) -> training_pb2.Training:
     """Encodes a training as its actor, or a participant, may see it."""
     for_actor = viewer_id == found.actor_id
     seen = [id_ for id_ in found.participant_ids if for_actor or id_ == viewer_id]
@@ -212,6 +216,7 @@ def training(found: Training, viewer_id: str, *, listed: bool = False) -> traini
         paused=found.paused,
         round_closed=found.round_closed,
         shadow_model_ids=found.shadow_model_ids if for_actor else (),
+        privacy=None if privacy is None else training_pb2.PrivacySpent(**asdict(privacy)),
     )
 
 
@@ -337,6 +342,7 @@ def _payload(message: event_pb2.Event, payload: events.Payload) -> None:
             message.training_finished.model_version = payload.model_version
             message.training_finished.stopped_early = payload.stopped_early
             message.training_finished.stopped = payload.stopped
+            message.training_finished.reason = payload.reason
         case events.TrainingPaused():
             message.training_paused.SetInParent()
         case events.TrainingResumed():

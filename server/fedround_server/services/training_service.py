@@ -19,6 +19,7 @@ class TrainingService(training_pb2_grpc.TrainingServiceServicer):
     def __init__(self, coordinator: Coordinator) -> None:
         self._trainings = coordinator.trainings
         self._reads = coordinator.reads
+        self._privacy = coordinator.privacy
 
     async def CreateTraining(
         self,
@@ -43,14 +44,18 @@ class TrainingService(training_pb2_grpc.TrainingServiceServicer):
             async for _ in stream.chunks():
                 raise FieldInvalid("spec.model_id", "selects a stored model, and a file is streamed: choose one")
         training = await self._trainings.create(caller().user_id, spec, file)
-        return training_pb2.CreateTrainingResponse(training=convert.training(training, caller().user_id))
+        privacy = await self._privacy.spent(training)
+        return training_pb2.CreateTrainingResponse(
+            training=convert.training(training, caller().user_id, privacy=privacy)
+        )
 
     async def GetTraining(
         self, request: training_pb2.GetTrainingRequest, context: Call
     ) -> training_pb2.GetTrainingResponse:
         """Returns a training."""
         training = await self._reads.training(fields.parse_id("training_id", request.training_id), caller().user_id)
-        return training_pb2.GetTrainingResponse(training=convert.training(training, caller().user_id))
+        privacy = await self._privacy.spent(training)
+        return training_pb2.GetTrainingResponse(training=convert.training(training, caller().user_id, privacy=privacy))
 
     async def GetTrainings(
         self, request: training_pb2.GetTrainingsRequest, context: Call

@@ -4,6 +4,7 @@ import math
 
 from fedround.v1 import training_pb2
 from fedround_server.aggregators.compatibility import check_reachable
+from fedround_server.aggregators.privacy_checks import check_private_training
 from fedround_server.domain.cohort import Cohort
 from fedround_server.domain.config import check, check_size
 from fedround_server.domain.errors import FieldInvalid, UnknownClients
@@ -70,6 +71,7 @@ def read(message: training_pb2.TrainingSpec) -> TrainingSpec:
         client_config=config.read_clients("spec.client_config", message.client_config),
     )
     check_reachable(spec)
+    check_private_training(spec)
     _check_config(spec)
     return spec
 

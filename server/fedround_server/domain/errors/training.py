@@ -33,6 +33,13 @@ class AggregationIncompatible(InvalidArgument):
         self.description = description
 
 
+class AccountingMissing(FailedPrecondition):
+    """The server cannot account for differential privacy: the package that computes epsilon is not installed."""
+
+    reason = "ACCOUNTING_MISSING"
+    remedy = "install it where the server runs: `pip install 'fedround[dp]'`"
+
+
 class UnknownClients(InvalidArgument):
     """A list names users that do not exist; 20 of them are in the message and 60 in the metadata."""
 

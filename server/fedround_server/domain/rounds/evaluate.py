@@ -20,7 +20,7 @@ class Evaluate(kind.RoundKind):
         """Returns whether a version is evaluated: a training without metric names has nothing to ask for."""
         if not spec.metric_names or spec.evaluation is Evaluation.NEVER:
             return False
-        return spec.evaluation is Evaluation.EVERY_ROUND or model_version >= spec.target_num_updates
+        return spec.evaluation is Evaluation.EVERY_ROUND or last
 
     def policy(self, spec: TrainingSpec) -> RoundPolicy:
         """Returns the evaluation policy; by default the round policy, without a choice of reporters for a selection."""

@@ -83,6 +83,7 @@ class Computation:
         integers: How tensors of integers and booleans are aggregated.
         keep_non_finite: Whether NaN and Inf of the model stay as they are.
         tensors: Which tensors updates have; the result inherits the others.
+        cohort: Who takes part; None for all participants.
     """
 
     aggregation: Aggregation | SwagMoments
@@ -90,6 +91,11 @@ class Computation:
     integers: IntegerTensors = IntegerTensors.HEAVIEST
     keep_non_finite: bool = False
     tensors: TensorSelection = ALL_TENSORS
+    cohort: Cohort | None = None
+
+    def expected(self, population: int) -> float:
+        """Returns how many participants are asked on average, of so many that could be."""
+        return population if self.cohort is None else self.cohort.expected(population)
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,6 +81,7 @@ class Train(RoundKind):
             integers=spec.integer_tensors,
             keep_non_finite=spec.allow_non_finite_buffers,
             tensors=spec.tensors,
+            cohort=spec.cohort,
         )
 
     def outcome(self, spec: TrainingSpec, number: int, step: int, num_updates: int) -> NewVersion:

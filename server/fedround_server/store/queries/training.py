@@ -17,6 +17,7 @@ from fedround_server.store.db.rows import locked
 from fedround_server.store.queries.config import find_client_config, find_config
 from fedround_server.store.queries.failure import list_failures
 from fedround_server.store.queries.participant import is_participant, participant_ids, present_parts
+from fedround_server.store.queries.privacy import find_accounts
 from fedround_server.store.queries.shadow import find_shadow, shadow_models
 from fedround_server.store.tables.mapping import ENDED, to_training
 from fedround_server.store.tables.schema import ParticipantRow, RoundRow, TrainingClientsRow, TrainingRow
@@ -174,6 +175,8 @@ def load_trainings(
             named = TrainingClientsRow.select().where(TrainingClientsRow.training_id.in_(ids))
             clients = {row.training_id: row.client_ids for row in named}
     rounds = _current_rounds(ids)
+    private = [row.training_id for row in rows if not listed and "differential_privacy" in row.spec["aggregation"]]
+    accounts = find_accounts(private) if private else {}
     failures = {
         training_id: tuple(list_failures(training_id, current.number, MAX_NAMED))
         for training_id, current in rounds.items()
@@ -190,6 +193,7 @@ def load_trainings(
             {} if listed else find_config(row.training_id, row.round + 1),
             find_client_config(row.training_id, row.round + 1) if not listed and viewer_id is None else {},
             shadow_models(row.training_id) if not listed and viewer_id is None else (),
+            accounts.get(row.training_id),
         )
         for row in rows
     ]

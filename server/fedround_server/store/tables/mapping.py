@@ -22,6 +22,7 @@ from fedround_server.domain.model import (
     TensorSpec,
     VersionFile,
 )
+from fedround_server.domain.privacy import PrivacyAccount
 from fedround_server.domain.report import Report
 from fedround_server.domain.rounds import KINDS
 from fedround_server.domain.rounds.round import Round, RoundState
@@ -236,6 +237,7 @@ def to_training(
     config: Config | None = None,
     client_config: Mapping[str, Config] | None = None,
     shadow_model_ids: tuple[str, ...] = (),
+    account: PrivacyAccount | None = None,
 ) -> Training:
     """Reads a training, with its current round if it has one, and its configuration if that is to be shown."""
     failure = None
@@ -265,6 +267,7 @@ def to_training(
         stop=None if row.stop is None else Stop(row.stop),
         round_closed=current is not None and RoundState(current.state).is_closed,
         shadow_model_ids=shadow_model_ids,
+        account=account,
     )
 
 

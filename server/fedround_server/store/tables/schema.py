@@ -16,7 +16,7 @@ from peewee import (
 )
 
 # Their tables are among TABLES.
-from fedround_server.store.tables import control_schema, failure_schema, report_schema, shadow_schema  # noqa: F401
+from fedround_server.store.tables import control_schema, failure_schema, privacy_schema, report_schema, shadow_schema  # noqa: F401
 from fedround_server.store.tables.base import InstantField, JsonField, MetricsField, Row, id_field
 
 

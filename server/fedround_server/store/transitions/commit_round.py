@@ -16,6 +16,7 @@ from fedround_server.store.tables.mapping import from_blob, to_blob, to_spec
 from fedround_server.store.tables.schema import COHORT, AssignmentRow, RoundRow, TrainingRow, UpdateRow
 from fedround_server.store.transitions import contributions
 from fedround_server.store.transitions.next_round import go_on
+from fedround_server.store.transitions.privacy import drop_secret
 from fedround_server.store.transitions.retention import drop_updates
 from fedround_server.store.transitions.shadows import add_shadow_versions
 from fedround_server.store.transitions.training import append_event
@@ -46,6 +47,7 @@ def commit_result(
             add_version(training, _made(result), now)
             add_state(training.model_id, training.model_version, state)
             add_shadow_versions(training, row, updates, shadows, now)
+            drop_secret(training, training.model_version - 1)
         case NewArtifact():
             add_artifact(training.model_id, training.model_version, outcome, _whole(result))
     contributions.count(training, row, updates, spec, outcome, result, state)

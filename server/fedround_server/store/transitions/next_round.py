@@ -3,10 +3,11 @@
 from datetime import datetime
 
 from fedround_server.domain.rounds import KINDS, next_kind
-from fedround_server.domain.rounds.kind import Assignment, RoundKind
+from fedround_server.domain.rounds.kind import Assignment, RoundKind, Sequel
 from fedround_server.domain.rounds.round import RoundState
 from fedround_server.domain.training import out_of_patience
 from fedround_server.store.queries.participant import participant_ids
+from fedround_server.store.queries.privacy import is_budget_spent
 from fedround_server.store.queries.round import assigned_users
 from fedround_server.store.tables.mapping import to_spec
 from fedround_server.store.tables.schema import RoundRow, TrainingRow
@@ -35,9 +36,12 @@ def go_on(training: TrainingRow, row: RoundRow, now: datetime) -> None:
 def _following(training: TrainingRow, row: RoundRow) -> RoundKind | None:
     """Returns the kind of the next round; None if the training is complete."""
     spec, kind = to_spec(training.spec), KINDS[row.kind]
+    spent = is_budget_spent(training.training_id) if spec.aggregation.differential_privacy else False
+    if row.state == RoundState.ABANDONED.value and spent and kind.sequel is Sequel.NEXT_VERSION:
+        return None
     if row.state == RoundState.ABANDONED.value or _is_step(training, row):
         return kind
-    stop = out_of_patience(spec, training.model_version, training.best_version)
+    stop = spent or out_of_patience(spec, training.model_version, training.best_version)
     return next_kind(spec, kind.name, training.model_version, stop=stop)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from peewee import Value
 
 from fedround_server.domain.aggregation import Aggregation
-from fedround_server.domain.cohort import Cohort, draw
+from fedround_server.domain.cohort import Cohort, draw, draw_independently
 from fedround_server.domain.event import RoundStarted
 from fedround_server.domain.policy import expected_updates
 from fedround_server.domain.rounds import KINDS
@@ -25,6 +25,7 @@ from fedround_server.store.tables.base import BATCH_ROWS
 from fedround_server.store.tables.mapping import to_spec
 from fedround_server.store.tables.schema import COHORT, CohortRow, ParticipantRow, RoundRow, TrainingRow
 from fedround_server.store.transitions.end_training import fail
+from fedround_server.store.transitions.privacy import charge
 from fedround_server.store.transitions.training import append_event, move, state_of
 
 
@@ -100,10 +101,14 @@ def open_pending(
     if not eligible:
         return False
     row.population = len(registered)
-    needed = cohort.needed(len(registered))
-    chosen = _draw(row, cohort, eligible, cohort.asked(needed), _required(stages))
-    if stages is not None and stages.lack(chosen) is not None:
-        return False
+    if stages is not None and stages.samples(cohort) and cohort.fraction is not None:
+        chosen = draw_independently(cohort.seed, row.training_id, row.number, row.attempt, eligible, cohort.fraction)
+        needed = len(chosen)
+    else:
+        needed = cohort.needed(len(registered))
+        chosen = _draw(row, cohort, eligible, cohort.asked(needed), _required(stages))
+        if stages is not None and stages.lack(chosen) is not None:
+            return False
     facts: dict[str, Any] = {}
     if given is not None:
         row.needed = needed if cohort.is_drawn else None
@@ -125,11 +130,14 @@ def draw_more(
         The new members, and what the audit log has of their draw.
     """
     spec, kind = to_spec(training.spec), KINDS[row.kind]
-    cohort = kind.cohort(spec) or Cohort()
+    cohort, stages = kind.cohort(spec) or Cohort(), kind.stages(spec, row.step)
+    if stages is not None and stages.differential_privacy is not None:
+        # Whoever joined would take part with a larger probability than is accounted.
+        return [], {} if row.chosen is None else _draw_facts(cohort, row, [])
     others = sorted(set(list_eligible(row.training_id, cohort.labels)) - all_members(row))
     eligible = _available(cohort, others, connected)
     missing = max(0, (row.needed or 0) - row.arrived)
-    joining = _draw(row, cohort, eligible, cohort.asked(missing), _required(kind.stages(spec, row.step)))
+    joining = _draw(row, cohort, eligible, cohort.asked(missing), _required(stages))
     enter_cohort(row.training_id, row.number, joining, now)
     if row.chosen is None:
         return joining, {}
@@ -174,13 +182,19 @@ def _open(
     write: Callable[[RoundRow], None],
     **facts: Any,
 ) -> None:
-    """Opens a round whose members have entered its cohort; without any, the training fails."""
-    if not members:
+    """Opens a round whose members have entered its cohort; without any, the training fails.
+
+    A round for which nobody was drawn independently of others is closed at once: its result is noise.
+    """
+    kind, spec = KINDS[row.kind], to_spec(training.spec)
+    stages = kind.stages(spec, row.step)
+    is_empty = not members and stages is not None and stages.samples(kind.cohort(spec))
+    if not members and not is_empty:
         fail(training, TrainingFailure("NO_PARTICIPANTS", "no participants are left"), now)
         return
-    kind = KINDS[row.kind]
-    policy = kind.policy(to_spec(training.spec))
-    row.state = RoundState.OPEN.value
+    policy = kind.policy(spec)
+    row.state = (RoundState.AGGREGATING if is_empty else RoundState.OPEN).value
+    row.epoch += is_empty
     row.members = members
     row.population = row.population or members
     row.expected = expected_updates(policy, members, 0, row.needed)
@@ -188,6 +202,7 @@ def _open(
     row.deadline = None if policy.deadline is None else now + policy.deadline
     training.round = row.number
     write(row)
+    charge(training, stages)
     config = given_config(row.training_id, row)
     record(
         "round_opened",
@@ -201,6 +216,8 @@ def _open(
     )
     started = round_started(training, row, is_configured=bool(config))
     append_event(training, started, now, audience=COHORT, number=row.number)
+    if is_empty:
+        record("round_closed", training, subject=row.number)
     reached("round.opened")
 
 

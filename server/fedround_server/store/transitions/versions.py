@@ -1,5 +1,6 @@
 """Changes of models: versions and their tags."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -163,6 +164,14 @@ def add_state(model_id: str, version: int, state: AggregationState) -> None:
     """Stores what the aggregation that made a version leaves for the next one, as artifacts of the version."""
     for slot, blob in state.slots.items():
         add_artifact(model_id, version, NewArtifact(slot, {STEPS: state.steps[slot]}), blob)
+
+
+def drop_artifacts(model_id: str, artifacts: Sequence[ArtifactRow]) -> None:
+    """Removes artifacts of a model."""
+    for artifact in artifacts:
+        artifact.delete_instance()
+    if artifacts:
+        _add_stored_bytes(model_id, -sum(artifact.size_bytes for artifact in artifacts))
 
 
 def drop_versions(training: TrainingRow, model_id: str) -> None:

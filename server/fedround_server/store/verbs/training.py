@@ -52,6 +52,7 @@ from fedround_server.store.transitions import end_training
 from fedround_server.store.transitions.config import put_config
 from fedround_server.store.transitions.open_round import open_round
 from fedround_server.store.transitions.participants import enroll, leave
+from fedround_server.store.transitions.privacy import open_account
 from fedround_server.store.transitions.shadows import create_shadows
 from fedround_server.store.transitions.training import append_event, move, state_of
 from fedround_server.store.transitions.versions import begin_deltas, insert_model
@@ -91,8 +92,11 @@ class TrainingVerbs(Verbs):
         quotas: Quotas,
         now: datetime,
         shadow_ids: Sequence[str] = (),
+        rounds_allowed: int | None = None,
     ) -> Training:
         """Stores a training, with its model and participants, or nothing at all.
+
+        The budget of its privacy, if it has one, allows a number of rounds.
 
         The spec has a model_id unless a model was streamed; new_model_id is the id of that one, or of the copy that is
         made if the stored one is in use; shadow_ids are those of the models of its shadow aggregations.
@@ -138,6 +142,7 @@ class TrainingVerbs(Verbs):
         )
         record("training_created", row, aggregation=row.spec["aggregation"], target_num_updates=spec.target_num_updates)
         TrainingClientsRow.create(training_id=training_id, client_ids=list(spec.client_ids))
+        open_account(training_id, spec.aggregation, rounds_allowed)
         put_config(training_id, 0, spec.config or None, spec.client_config)
         enroll(row, spec.client_ids, now)
         return load_trainings([row])[0]
@@ -318,7 +323,7 @@ def _stored_model(model_id: str, spec: TrainingSpec, actor_id: str, copy_id: str
         architecture=source.architecture,
         is_finite=source.is_finite,
     )
-    state = aggregation_state(model_id, start.version, spec.aggregation.slots)
+    state = aggregation_state(model_id, start.version, spec.aggregation.inherited_slots)
     return insert_model(copy_id, actor_id, copy, now, start, state).model_id
 
 
