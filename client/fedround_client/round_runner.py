@@ -7,29 +7,25 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from os import PathLike
 from typing import Any, SupportsFloat, TypeVar
-
-import grpc
 
 from fedround.v1.event_pb2 import ModelInfo, RoundStarted
 from fedround.v1.round_pb2 import UpdateReceipt, UpdateSpec
 from fedround_client.casting import Caster
-from fedround_client.config import plain
 from fedround_client.differences import NotRepresentable, difference_sources
-from fedround_client.errors import RoundNotOpen, UnsupportedRound, UpdateStale
+from fedround_client.errors import RoundNotOpen, UpdateStale
 from fedround_client.logs import get_logger
 from fedround_client.metrics import MetricValue, split_metrics
 from fedround_client.participation import Callbacks, Round, Update, as_report, as_update
 from fedround_client.payload import Payload, Progress
-from fedround_client.progress import kind_name, transfer_log
+from fedround_client.progress import transfer_log
 from fedround_client.round import RoundCalls
 from fedround_client.round_control import Change, LocalTraining
 from fedround_client.round_controls import RULES, open_control, prepared
 from fedround_client.round_model import RoundModel, RoundModels
-from fedround_client.round_number import round_text
 from fedround_client.round_over import OverCheck, RoundOver, is_asynchronous
+from fedround_client.round_request import read_round, unsupported
 from fedround_client.rpc import Rpc
 from fedround_client.safetensors_stream import ArraySource
 from fedround_client.state_dict import model_path
@@ -139,7 +135,7 @@ class RoundRunner(RoundCalls):
         kept = self._kept.pop(training_id, None) if is_asynchronous(started) else None
         if kept is not None and (accepted := self._send_kept(kept)) is not None:
             return accepted
-        round_ = replace(_round(training_id, started), is_over=self._over)
+        round_ = replace(read_round(training_id, started), is_over=self._over)
         logger.info("%s: %s", name, ACTIVITIES.get(round_.kind, round_.kind))
         evaluate = self._callbacks.evaluate
         if round_.kind == "TRAIN":
@@ -156,7 +152,7 @@ class RoundRunner(RoundCalls):
             self._rpc.retrying(None)(self.submit_metrics, training_id, round_.number, metrics, num_examples)
         else:
             need = "an evaluate function: participate(train, evaluate)" if round_.kind == "EVALUATE" else "a newer SDK"
-            raise _unsupported(training_id, round_.number, f"has the kind {round_.kind}, which needs {need}.")
+            raise unsupported(training_id, round_.number, f"has the kind {round_.kind}, which needs {need}.")
         return round_.number
 
     def _train(self, round_: Round, started: RoundStarted) -> int:
@@ -383,39 +379,3 @@ def _warn_of_not_finite(metrics: Mapping[str, MetricValue]) -> None:
     for name, value in split_metrics(metrics).metrics.items():
         if not math.isfinite(value):
             logger.warning("The metric %r is %s: it is sent, and left out of the mean.", name, value)
-
-
-def _round(training_id: str, started: RoundStarted) -> Round:
-    transport = Transport.of(started)
-    return Round(
-        training_id=training_id,
-        number=started.round,
-        kind=kind_name(started),
-        model_version=started.model.version,
-        deadline=_deadline(training_id, started) if started.HasField("deadline") else None,
-        algorithm=started.aggregation.WhichOneof("algorithm") or "fed_avg",
-        fed_prox_mu=started.aggregation.fed_prox.mu,
-        metric_names=tuple(started.metric_names),
-        local_rounds=started.local_rounds,
-        assigned=started.assigned,
-        swag_rank=started.swag.rank,
-        attempt=max(1, started.attempt),
-        update_precision=transport.default.precision,
-        stochastic_rounding=bool(transport.default.stochastic_rounding),
-        tensor_precisions=transport.rules,
-        trainable=tuple(started.trainable),
-        private=tuple(started.private),
-        config=plain(started.config),
-    )
-
-
-def _deadline(training_id: str, started: RoundStarted) -> datetime:
-    try:
-        return started.deadline.ToDatetime(tzinfo=UTC)
-    except (ValueError, OverflowError) as error:
-        raise _unsupported(training_id, started.round, f"has a deadline that is not a valid time: {error}") from error
-
-
-def _unsupported(training_id: str, number: int, problem: str) -> UnsupportedRound:
-    message = f"{round_text(number).capitalize()} of training {training_id} {problem}"
-    return UnsupportedRound(grpc.StatusCode.UNIMPLEMENTED, "UNSUPPORTED_ROUND", message, {"training_id": training_id})

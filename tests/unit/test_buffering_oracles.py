@@ -21,7 +21,7 @@ from fedround_server.domain.transport import FULL_TRANSPORT, Transport, UpdatePr
 from fedround_server.domain.update import Update
 from fedround_server.engine.aggregation import aggregate
 from fedround_server.engine.format.tensors import TensorFile
-from fedround_server.store.verbs.round import AggregationTask
+from fedround_server.store.queries.aggregation_task import AggregationTask
 from unit.aggregating import Rounds
 from unit.oracles import check
 from unit.paths import Paths

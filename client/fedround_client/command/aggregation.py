@@ -167,8 +167,9 @@ def aggregation_option(
     mixing: str,
     server_optimizer: str,
     buffers: Iterable[str],
-    shadows: Iterable[str] = (),
     buffering: str = "",
+    *,
+    shadows: Iterable[str] = (),
     differential_privacy: str = "",
 ) -> Aggregation | None:
     """Returns the message for the options of a command; None if none is given.

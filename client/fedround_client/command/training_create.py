@@ -245,9 +245,9 @@ def create(
         mixing,
         server_optimizer,
         buffer or (),
-        shadow or (),
         buffering,
-        differential_privacy,
+        shadows=shadow or (),
+        differential_privacy=differential_privacy,
     )
     selection = _selection(minimize, maximize, patience)
     method = uncertainty_option(

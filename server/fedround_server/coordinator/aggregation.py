@@ -20,7 +20,7 @@ from fedround_server.domain.update import Update
 from fedround_server.engine.executor import WorkerLost
 from fedround_server.engine.jobs import AggregationFailed, AggregationJob, UpdateOrigin
 from fedround_server.failpoints import reached
-from fedround_server.store.verbs.round import AggregationTask
+from fedround_server.store.queries.aggregation_task import AggregationTask
 
 log = logging.getLogger(__name__)
 Number = TypeVar("Number", int, float)

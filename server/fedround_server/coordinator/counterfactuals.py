@@ -16,7 +16,7 @@ from fedround_server.domain.counterfactual import BranchVersion, Counterfactual
 from fedround_server.domain.errors import FieldInvalid, ReplayImpossible, Unavailable
 from fedround_server.domain.model import BlobRef, Model, VersionFile, blobs_of
 from fedround_server.engine.jobs import AggregationFailed, AggregationJob, CheckJob, UpdateOrigin
-from fedround_server.store.verbs.round import ReplayTask
+from fedround_server.store.queries.aggregation_task import ReplayTask
 
 NO_UPDATES = "no update is left"
 

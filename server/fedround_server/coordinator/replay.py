@@ -13,7 +13,7 @@ from fedround_server.domain.aggregation import Aggregation
 from fedround_server.domain.errors import FieldInvalid, ReplayImpossible
 from fedround_server.domain.model import ModelVersion
 from fedround_server.engine.jobs import AggregationFailed, Replay
-from fedround_server.store.verbs.round import AggregationTask
+from fedround_server.store.queries.aggregation_task import AggregationTask
 
 
 @dataclass(frozen=True, slots=True)

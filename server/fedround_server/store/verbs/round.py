@@ -1,7 +1,6 @@
 """Transactions about rounds: how they close, what they make, and how they stand."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime
 from types import MappingProxyType
 
@@ -9,18 +8,16 @@ from fedround_server.domain.aggregation import NO_STATE, AggregationState, Updat
 from fedround_server.domain.errors import (
     NotActor,
     NotInCohort,
-    ReplayImpossible,
     RoundNotFound,
     RoundNotOpen,
     TrainingNotFound,
 )
 from fedround_server.domain.event import ModelInfo
 from fedround_server.domain.failure import ABSENT
-from fedround_server.domain.model import BlobRef, ModelVersion, VersionFile
+from fedround_server.domain.model import BlobRef, VersionFile
 from fedround_server.domain.policy import patience
 from fedround_server.domain.report import foremost, weighted_means
 from fedround_server.domain.rounds import KINDS
-from fedround_server.domain.rounds.kind import Computation, NewVersion
 from fedround_server.domain.rounds.round import (
     AwaitedMember,
     PendingRound,
@@ -29,10 +26,10 @@ from fedround_server.domain.rounds.round import (
     RoundView,
     UnfinishedRound,
 )
-from fedround_server.domain.shadow import ShadowResult, ShadowTask
+from fedround_server.domain.shadow import ShadowResult
 from fedround_server.domain.training import Stop, TrainingFailure
-from fedround_server.domain.update import Submission, Update
 from fedround_server.store.db.run import Verbs, snapshot, verb
+from fedround_server.store.queries.aggregation_task import AggregationTask, ReplayTask, aggregation_task, replay_task
 from fedround_server.store.queries.control_variate import find_control_variate
 from fedround_server.store.queries.failure import failed_users
 from fedround_server.store.queries.participant import failed_participants, is_participant, participant_ids
@@ -46,10 +43,9 @@ from fedround_server.store.queries.round import (
     missing_members,
 )
 from fedround_server.store.queries.round_status import view
-from fedround_server.store.queries.shadow_task import shadow_tasks
 from fedround_server.store.queries.training import find_training, find_visible, lock_training
-from fedround_server.store.queries.version import aggregation_state, base_versions, known_version, model_info
-from fedround_server.store.tables.mapping import from_facts, to_round, to_spec, to_update
+from fedround_server.store.queries.version import model_info
+from fedround_server.store.tables.mapping import from_facts, to_round, to_spec
 from fedround_server.store.tables.report_schema import RoundReportRow
 from fedround_server.store.tables.schema import RoundRow, TrainingRow
 from fedround_server.store.transitions import end_training
@@ -57,44 +53,6 @@ from fedround_server.store.transitions.close_round import evaluate, reopen
 from fedround_server.store.transitions.commit_round import commit_result
 from fedround_server.store.transitions.failures import add_failure
 from fedround_server.store.transitions.open_round import open_pending
-
-
-@dataclass(frozen=True, slots=True)
-class AggregationTask:
-    """A closed round, and all that its aggregation needs.
-
-    Attributes:
-        model: The model that the round started from.
-        computation: What makes a file of the updates; None if the round makes none.
-        updates: The updates that count, in canonical order; empty if these are reports.
-        state: What the aggregation that made the model has left for this one.
-        shadows: The shadow aggregations of the same updates.
-        bases: The versions that updates were trained from, by their numbers, if these are not all the model.
-    """
-
-    round: Round
-    model: VersionFile
-    computation: Computation | None
-    updates: tuple[Update, ...]
-    state: AggregationState = NO_STATE
-    shadows: tuple[ShadowTask, ...] = ()
-    bases: Mapping[int, VersionFile] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class ReplayTask:
-    """A round whose version is to be made once more.
-
-    Attributes:
-        aggregation: The round, and all that its aggregation needs.
-        made: The version that it has made.
-    """
-
-    aggregation: AggregationTask
-    made: ModelVersion
-
-
-DONE = RoundState.DONE.value
 
 
 class RoundVerbs(Verbs):
@@ -201,16 +159,7 @@ class RoundVerbs(Verbs):
         row = find_round(training_id, training.round)
         if row is None or row.state != RoundState.AGGREGATING.value:
             return None
-        model = model_info(training.model_id, row.model_version).blob
-        kind = KINDS[row.kind]
-        computation = kind.computation(to_spec(training.spec), row.step)
-        has_files = kind.submission is Submission.UPDATE
-        updates = tuple(map(to_update, counted_updates(training_id, row.number))) if has_files else ()
-        slots = () if computation is None else computation.aggregation.slots
-        state = aggregation_state(training.model_id, row.model_version, slots)
-        bases = {one.version: one.blob for one in base_versions(training.model_id, row.model_version, updates)}
-        shadows = shadow_tasks(row, computation)
-        return AggregationTask(to_round(row), model, computation, updates, state, shadows, bases)
+        return aggregation_task(training, row)
 
     @snapshot
     def find_replay(self, training_id: str, number: int, actor_id: str) -> ReplayTask:
@@ -223,34 +172,7 @@ class RoundVerbs(Verbs):
             ReplayImpossible: It made no version, or files that it needs are not stored any more.
         """
         training, row = _round_of_actor(training_id, number, actor_id, "replay")
-        spec, kind = to_spec(training.spec), KINDS[row.kind]
-        rows = counted_updates(training_id, number) if row.state == DONE else []
-        updates = tuple(map(to_update, rows)) if kind.submission is Submission.UPDATE else ()
-        computation = kind.computation(spec, row.step)
-        made = isinstance(kind.outcome(spec, number, row.step, len(updates)), NewVersion)
-        if row.state != DONE or computation is None or not made:
-            raise ReplayImpossible(
-                f"round {number} has made no version: there is nothing to compute once more", cause="NO_VERSION"
-            )
-        if not all(row.stored for row in rows):
-            raise ReplayImpossible(
-                f"the files of the updates of round {number} are not stored any more: keep_update_rounds is"
-                f" {spec.keep_update_rounds}",
-                cause="KEEP_UPDATE_ROUNDS",
-            )
-        base, version = (known_version(training.model_id, row.model_version + step) for step in (0, 1))
-        others = base_versions(training.model_id, base.version, updates)
-        for one in (base, *others):
-            if not one.stored:
-                raise ReplayImpossible(
-                    f"the files of version {one.version}, which round {number} or an update of it started from, are not"
-                    " stored any more: keep_versions says how many are",
-                    cause="KEEP_VERSIONS",
-                )
-        bases = {one.version: one.blob for one in others}
-        state = aggregation_state(training.model_id, base.version, computation.aggregation.slots)
-        task = AggregationTask(to_round(row), base.blob, computation, updates, state, bases=bases)
-        return ReplayTask(task, version)
+        return replay_task(training, row)
 
     @verb
     def commit(
