@@ -1,5 +1,6 @@
 """A new rule is one class, one line in the registry and one message: server, database, SDK and command take it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,22 +8,27 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from google.protobuf.descriptor_pb2 import FieldDescriptorProto, FileDescriptorProto
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message_factory import GetMessageClass
 from safetensors.numpy import load_file
+from torch import Tensor
 
 from contracts.world import World
 from fedround.v1 import aggregation_pb2
 from fedround_client import aggregation as sdk
 from fedround_client.command import aggregation as command
 from fedround_server.aggregators import STAGES
+from fedround_server.aggregators.fed_avg import FedAvg
 from fedround_server.aggregators.options import check_range
-from fedround_server.aggregators.rule import LinearRule, Shares, Updates
+from fedround_server.aggregators.rule import LinearRule, Shares, StatefulRule, StepContext, Updates
+from fedround_server.aggregators.server_optimizer import Sgd
 from fedround_server.domain.aggregation import Aggregation
 from fedround_server.domain.errors import FieldInvalid
 from fedround_server.services import aggregation as service
 from fedround_server.store import Store
+from unit.aggregating import Rounds, Sent
 from unit.test_aggregation import make
 
 
@@ -105,6 +111,35 @@ def test_the_engine_computes_it(tmp_path: Path) -> None:
     updates = [{"w": np.full(3, value, np.float32)} for value in (0, 4)]
     found = make(tmp_path, {"w": np.zeros(3, np.float32)}, updates, [1, 1000], Aggregation(Capped(3)))
     assert load_file(found)["w"].tolist() == [3, 3, 3]
+
+
+@dataclass(frozen=True)
+class Heavy(StatefulRule):
+    """The rule with a state of CONTRIBUTING.md: a mean with momentum."""
+
+    name = "heavy"
+    slots = ("v",)
+
+    def shares(self, updates: Updates) -> Shares:
+        return Shares([1.0] * len(updates), len(updates))
+
+    def step(self, delta: Tensor, state: Mapping[str, Tensor], context: StepContext) -> Tensor | None:
+        state["v"].mul_(0.9).add_(delta)
+        return state["v"].clone()
+
+
+def test_a_rule_with_state_is_as_short(tmp_path: Path) -> None:
+    heavy, momentum = (
+        Rounds(tmp_path, found)
+        for found in (Aggregation(Heavy()), Aggregation(FedAvg(), server_optimizer=Sgd(1.0, momentum=0.9)))
+    )
+    model = {"w": torch.zeros(3)}
+    for number in range(3):
+        updates = [Sent({"w": model["w"] + one + number}) for one in (1, 4)]
+        made, expected = heavy.aggregate(model, updates), momentum.aggregate(model, updates)
+        assert made["w"].tolist() == expected["w"].tolist()
+        assert heavy.slot("heavy/v")["w"].tolist() == momentum.slot("sgd/v")["w"].tolist()
+        model = made
 
 
 def test_the_sdk_and_the_command_take_it(messages: Any) -> None:
