@@ -216,6 +216,8 @@ def create(
     """Create a training from a model file or a stored model."""
     if (model_file is None) == (not model_id):
         raise typer.BadParameter("give either a MODEL_FILE or a --model-id")
+    if not target_num_updates and not (model_id and metric):
+        raise typer.BadParameter("--target-num-updates 0 evaluates a stored model: it needs --model-id and --metric")
     if deadline is not None and not 0 < deadline <= 366 * 86_400:
         raise typer.BadParameter("--deadline must be more than 0 seconds, and at most a year")
     if max_retries and deadline is None:

@@ -235,8 +235,9 @@ class Aggregation(_message.Message):
     @_builtins.property
     def shadow(self) -> _containers.RepeatedCompositeFieldContainer[Global___Aggregation]:
         """Other aggregations of the same updates, at most 8, each with a model of its own as a side branch: version n is what it
-        would have made of the updates of the round that made version n. They change nothing in the training. They have
-        neither privacy, buffering nor shadows of their own.
+        makes of the updates of the round that made version n, around the model of that round. They change nothing in the
+        training; one that has no aggregate gets a copy of that model as its version. They have neither privacy, buffering nor
+        shadows of their own. Not with FedDc, LoraStack and LoraSvd; Scaffold and FedDyn are not for shadows.
         """
 
     def __init__(

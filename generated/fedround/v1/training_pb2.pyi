@@ -583,7 +583,9 @@ class TrainingSpec(_message.Message):
     model_size_bytes: _builtins.int
     """Size of the streamed file in bytes; verified if set."""
     target_num_updates: _builtins.int
-    """How many updates of the global model the training makes, 1 to 1,000,000."""
+    """How many updates of the global model the training makes, 1 to 1,000,000; 0 with model_id and metric_names to have the
+    stored model evaluated once.
+    """
     evaluation: Global___Evaluation.ValueType
     """When the participants evaluate the model."""
     request_id: _builtins.str
@@ -619,7 +621,7 @@ class TrainingSpec(_message.Message):
     """Stochastic rounding, as in TensorPrecision, of the tensors that have update_precision."""
     keep_update_rounds: _builtins.int
     """Of how many of the latest rounds the files of updates are kept once they are aggregated; 0 for none, unset for all.
-    They go with the training at the latest. ReplayRound needs them.
+    Evaluation rounds do not count. They go with the training at the latest. ReplayRound and ReplayTraining need them.
     """
     @_builtins.property
     def metric_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
