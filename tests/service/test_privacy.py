@@ -205,6 +205,11 @@ def test_a_round_with_noise_is_not_computed_once_more(actor: Person, clients: li
     play(actor, clients, made, 0)
     with fails_with("FAILED_PRECONDITION", "REPLAY_IMPOSSIBLE", "noise", "not recorded"):
         actor.audit.ReplayRound(audit_pb2.ReplayRoundRequest(training_id=made.training_id, round=0))
+    without = audit_pb2.ReplayTrainingRequest(
+        training_id=made.training_id, without_client_ids=[clients[0].user_id], model_name="branch"
+    )
+    with fails_with("FAILED_PRECONDITION", "REPLAY_IMPOSSIBLE", "noise", "not recorded"):
+        list(actor.audit.ReplayTraining(without))
 
 
 @pytest.fixture

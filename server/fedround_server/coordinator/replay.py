@@ -9,7 +9,6 @@ from fedround_server.coordinator.aggregation import job_of
 from fedround_server.coordinator.context import Context
 from fedround_server.coordinator.counterfactuals import Counterfactuals
 from fedround_server.coordinator.uploads.space import Space
-from fedround_server.domain.aggregation import Aggregation
 from fedround_server.domain.errors import FieldInvalid, ReplayImpossible
 from fedround_server.domain.model import ModelVersion
 from fedround_server.engine.jobs import AggregationFailed, Replay
@@ -62,11 +61,6 @@ class Replays:
         async with self._lock:
             task = await self._store.find_replay(training_id, number, actor_id)
             aggregation = _without(task.aggregation, without)
-            if has_noise(aggregation):
-                raise ReplayImpossible(
-                    f"the round has noise (differential_privacy), which is not recorded: round {number} cannot be"
-                    " computed once more"
-                )
             recorded = task.made.blob if task.made.stored else None
             try:
                 found = await self._context.engine.replay(job_of(aggregation), recorded)
@@ -75,12 +69,6 @@ class Replays:
             except AggregationFailed as error:
                 raise ReplayImpossible(str(error)) from error
         return ReplayedRound(task.made, found, len(aggregation.updates))
-
-
-def has_noise(task: AggregationTask) -> bool:
-    """Returns whether the result of a round has noise."""
-    stages = None if task.computation is None else task.computation.aggregation
-    return isinstance(stages, Aggregation) and stages.differential_privacy is not None
 
 
 def _without(task: AggregationTask, users: Collection[str]) -> AggregationTask:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from fedround_server.domain.aggregation import NO_STATE, AggregationState
+from fedround_server.domain.aggregation import NO_STATE, Aggregation, AggregationState
 from fedround_server.domain.errors import ReplayImpossible
 from fedround_server.domain.model import ModelVersion, VersionFile
 from fedround_server.domain.rounds import KINDS
@@ -84,7 +84,14 @@ def replay_task(training: TrainingRow, row: RoundRow) -> ReplayTask:
         raise ReplayImpossible(
             f"round {row.number} has made no version: there is nothing to compute once more", cause="NO_VERSION"
         )
-    if not all(row.stored for row in rows):
+    stages = computation.aggregation
+    if isinstance(stages, Aggregation) and stages.differential_privacy is not None:
+        raise ReplayImpossible(
+            f"the version of round {row.number} has noise (differential_privacy), which is not recorded: it cannot be"
+            " computed once more",
+            cause="NOISE",
+        )
+    if not all(one.stored for one in rows):
         raise ReplayImpossible(
             f"the files of the updates of round {row.number} are not stored any more: keep_update_rounds is"
             f" {spec.keep_update_rounds}",
