@@ -92,6 +92,7 @@ def test_the_demo_writes_a_correct_report_plots_and_the_model(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.examples)]
 )
+@pytest.mark.examples
 def test_a_signal_ends_all_processes(tmp_path: Path, number: signal.Signals, code: int) -> None:
     with start_demo(tmp_path / "demo", "--rounds=1000", "--clients=2") as demo:
         assert demo.stdout is not None

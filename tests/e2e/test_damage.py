@@ -126,6 +126,7 @@ def test_a_model_that_was_damaged_at_rest_is_not_sent(fresh: Server) -> None:
         assert client.download_model(model.model_id)["w"].size == size
 
 
+@pytest.mark.chaos
 def test_a_round_waits_until_its_damaged_model_is_restored(fresh: Server) -> None:
     token, ((user_id, client_token),) = users(fresh, 1)
     with fr.connect(fresh.address, token) as actor:
@@ -145,6 +146,7 @@ def test_a_round_waits_until_its_damaged_model_is_restored(fresh: Server) -> Non
         assert np.array_equal(actor.download_model(after.model_id)["w"], np.zeros(10))
 
 
+@pytest.mark.chaos
 def test_a_round_waits_until_the_damaged_state_of_its_optimizer_is_restored(fresh: Server) -> None:
     token, ((user_id, client_token),) = users(fresh, 1)
     with fr.connect(fresh.address, token) as actor, fr.connect(fresh.address, client_token) as client:

@@ -94,6 +94,7 @@ def check_log(actor: fr.Client, training_id: str) -> None:
 @pytest.mark.attack
 @pytest.mark.timeout(300 + 20 * KILLS)
 @pytest.mark.parametrize("database", ["sqlite", pytest.param("postgresql", marks=pytest.mark.chaos)], indirect=True)
+@pytest.mark.chaos
 def test_a_training_survives_kills_with_the_same_bits(tmp_path: Path, database: str, copied: Callable[[], str]) -> None:
     expected, survived = with_and_without(KILLS, 7, tmp_path, database, copied, prepare, run)
     assert survived == expected

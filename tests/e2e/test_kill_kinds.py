@@ -123,6 +123,7 @@ def digest(actor: fr.Client, model_id: str, version: int, part: Any) -> str:
 @pytest.mark.attack
 @pytest.mark.timeout(300 + 20 * KILLS)
 @pytest.mark.parametrize("database", ["sqlite", pytest.param("postgresql", marks=pytest.mark.chaos)], indirect=True)
+@pytest.mark.chaos
 def test_every_kind_of_round_survives_kills_with_the_same_bits(
     tmp_path: Path, database: str, copied: Callable[[], str]
 ) -> None:

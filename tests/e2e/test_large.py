@@ -73,6 +73,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     ],
     ids=["150 MB", "300 MB", "3 GB"],
 )
+@pytest.mark.chaos
 def test_a_round_of_a_large_model(folder: Path, size: int) -> None:
     paths = {value: folder / str(value) for value in (0.0, 1.0, 4.0, 3.25)}
     digests = {value: sparse(path, size, value) for value, path in paths.items()}

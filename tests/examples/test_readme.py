@@ -132,6 +132,7 @@ def check(model: Mapping[str, np.ndarray]) -> None:
     assert np.allclose(model["bias"], 0.5, atol=0.05)
 
 
+@pytest.mark.examples
 def test_the_examples_learn_together(server: Server, tmp_path: Path) -> None:
     actor, clients, _ = people(server, tmp_path)
     with participants(clients), actor.start(EXAMPLES / "actor.py") as steering:

@@ -203,6 +203,7 @@ def test_a_configuration_of_10_000_participants_fits_into_an_answer(actor: Perso
         actor.create(client_ids=ids, client_config=dict.fromkeys(ids, Config(values={"text" * 20: number(0.1)})))
 
 
+@pytest.mark.chaos
 def test_control_lasts_across_kills_of_the_server(tmp_path: Path) -> None:
     requests = {what: new_id() for what in ("PauseTraining", "UpdateConfig", "ResumeTraining", "StopTraining")}
 

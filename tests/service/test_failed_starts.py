@@ -244,6 +244,7 @@ def test_a_token_file_that_is_read_only(data: Path, start: Start) -> None:
         assert has(start(data), data / "admin.token", "cannot be written")
 
 
+@pytest.mark.chaos
 def test_a_database_that_another_program_holds(data: Path, start: Start) -> None:
     with closing(sqlite3.connect(data / "fedround.db")) as connection:
         connection.execute("BEGIN EXCLUSIVE")

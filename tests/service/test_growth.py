@@ -6,11 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from service.growth import ROUNDS
 
 TESTS = Path(__file__).parents[1]
 
 
+@pytest.mark.chaos
 def test_no_object_stays_of_a_round(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "service.growth", str(tmp_path / "data")]
     path = os.pathsep.join(filter(None, [str(TESTS), *sys.path]))

@@ -201,6 +201,7 @@ class TestRefusals:
         with fails_with("NOT_FOUND", "MODEL_NOT_FOUND", "tagged best"):
             predict(actor, line, tag="best")
 
+    @pytest.mark.chaos
     def test_a_prediction_that_takes_too_long(self, tmp_path: Path) -> None:
         with (
             serving(tmp_path / "data", "--predict-seconds", "0.5") as server,

@@ -60,6 +60,7 @@ def works(person: Person) -> bool:
     return person.users.GetMyself(user_pb2.GetMyselfRequest()).user.name == "admin"
 
 
+@pytest.mark.chaos
 def test_peers_that_hang_are_found(server: Server) -> None:
     token = ("x-token", server.admin_token)
     calls = ((SUBSCRIBE, b""), (UPLOAD, b"\n\x03\n\x01m"))

@@ -50,6 +50,7 @@ def simulate(function: Any, **options: Any) -> fr.Simulation:
     return fr.simulate(function, simulated.make_model(), **({"clients": 4, "workers": 1, "rounds": 2} | options))
 
 
+@pytest.mark.examples
 def test_the_result_depends_on_the_seed_alone(tmp_path: Path) -> None:
     words = ("--clients=20", "--workers=2", "--rounds=2", "--metric=distance", "--output=out")
     with start_command(tmp_path, f"{MODULE}:make_client", *words) as command:
@@ -121,6 +122,7 @@ def test_a_worker_downloads_each_version_once() -> None:
     assert [record.metrics["downloads"] for record in result.rounds] == [1, 2]
 
 
+@pytest.mark.examples
 def test_the_server_of_a_new_folder_keeps_its_promise(tmp_path: Path) -> None:
     for options in ({}, {"data_dir": tmp_path / "data"}):
         logs = tmp_path / str(len(options))
@@ -165,6 +167,7 @@ def test_a_client_that_cannot_be_made_ends_the_simulation() -> None:
     assert str(failed.value).count("Traceback") == 1
 
 
+@pytest.mark.examples
 def test_ctrl_c_ends_all_processes(tmp_path: Path) -> None:
     words = ("--clients=4", "--workers=2", "--output=out")
     with start_command(tmp_path, f"{MODULE}:make_client_that_sleeps", *words) as command:

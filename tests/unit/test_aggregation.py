@@ -93,9 +93,11 @@ def test_the_result_is_the_references_bit_for_bit(
             assert result[name].tobytes() in {update[name].tobytes() for update in heaviest}
 
 
-def test_a_tensor_of_many_blocks_is_cut_without_a_seam(tmp_path: Path) -> None:
+def test_a_tensor_of_many_blocks_is_cut_without_a_seam(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source, "BLOCK", 1000)
+    monkeypatch.setattr(source, "SMALLEST_BLOCK", 1)
     rng = np.random.default_rng(1)
-    shape = (3, BLOCK + 17)
+    shape = (3, 1017)
     model, *updates = ({"w": rng.standard_normal(shape).astype(np.float32), "s": np.ones(1)} for _ in range(4))
     weights = [3, 1, 4]
     result = safetensors.numpy.load_file(make(tmp_path, model, updates, weights))

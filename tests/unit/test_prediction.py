@@ -157,6 +157,7 @@ async def aggregate(engine: WorkerEngine, folder: Path) -> None:
 
 
 @in_shared_loop
+@pytest.mark.chaos
 async def test_an_endless_prediction_is_ended_and_blocks_no_other(engine: WorkerEngine, tmp_path: Path) -> None:
     fine = job(tmp_path, "linear")
     expected = await ask(engine, fine)
@@ -210,6 +211,7 @@ async def begin(engine: WorkerEngine, folder: Path, monkeypatch: pytest.MonkeyPa
 
 
 @in_shared_loop
+@pytest.mark.chaos
 async def test_a_cancelled_call_frees_the_process(
     engine: WorkerEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
