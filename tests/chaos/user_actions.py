@@ -130,7 +130,7 @@ class ShortTraining(RandomTraining):
     def be_slow(self) -> None:
         """Runs an asynchronous training, in which the first participant sends what it began with two versions later."""
         buffering = aggregation_pb2.Buffering(size=2, max_staleness=2)
-        self._gather(aggregation=aggregation_pb2.Aggregation(buffering=buffering), target_num_updates=3)
+        self._gather(aggregation=aggregation_pb2.Aggregation(buffering=buffering), rounds=3)
         self._register(self._present[1:])
         self._start()
         slow, *fast = self._present
