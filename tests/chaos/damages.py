@@ -307,6 +307,12 @@ def a_round_was_not_aggregated(run: DamagedRun) -> None:
     run.sql("UPDATE training SET failure_reason = 'AGGREGATION_FAILED', failure_message = 'overflow'")
 
 
+@breaks("aggregations_do_not_fail")
+def a_round_has_too_few_updates_as_it_says(run: DamagedRun) -> None:
+    message = "the round cannot be aggregated: median needs 3 updates, and there are 2"
+    run.sql("UPDATE training SET failure_reason = 'AGGREGATION_FAILED', failure_message = ?", message)
+
+
 @breaks("changes_are_made_once")
 def a_pause_is_lost(run: DamagedRun) -> None:
     run.acknowledge("controlled", training_id=run.one(MADE)[4], request_id="unknown", what="PauseTraining")

@@ -24,7 +24,12 @@ from chaos.control_rules import (
 )
 from chaos.facts import Facts
 from chaos.history import History
-from chaos.ledger_rules import each_submission_has_one_outcome, the_audit_log_is_a_chain, the_ledger_knows_what_counts
+from chaos.ledger_rules import (
+    aggregations_do_not_fail,
+    each_submission_has_one_outcome,
+    the_audit_log_is_a_chain,
+    the_ledger_knows_what_counts,
+)
 from chaos.lookups import enough_updates, events_of, has_left, is_needed, is_present, makes_version, ordered
 from chaos.model_rules import copies_keep_their_states, models_are_right
 from chaos.privacy_rules import budgets_are_never_overspent, secrets_are_gone
@@ -312,14 +317,6 @@ def trainings_end(facts: Facts, history: History) -> Findings:
     for training in facts["training"]:
         if training["state"] in ("ONGOING", "SWAG_ROUND") and training["remove_time"] is None:
             yield training["training_id"], f"it is {training['state']}"
-
-
-def aggregations_do_not_fail(facts: Facts, history: History) -> Findings:
-    """No training ends because its updates, which are all valid, could not be aggregated, unless they are too few."""
-    for training in facts["training"]:
-        too_few = "the round cannot be aggregated: " in (training["failure_message"] or "")
-        if training["failure_reason"] == "AGGREGATION_FAILED" and not too_few:
-            yield training["training_id"], f"it failed: {training['failure_message']}"
 
 
 def no_unexpected_answers(facts: Facts, history: History) -> Findings:

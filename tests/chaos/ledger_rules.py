@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from chaos.facts import Facts
 from chaos.history import History
+from chaos.lookups import needs
 
 Findings = Iterator[tuple[str, str]]
 AUDITED = ("time", "user_id", "action", "training_id", "model_id", "subject", "facts")
@@ -42,6 +43,27 @@ def the_ledger_knows_what_counts(facts: Facts, history: History) -> Findings:
         used = [(one["update_id"], one["num_examples"]) for one in facts.counted.get(key, ())]
         if row["kind"] != "EVALUATE" and sorted(reported[key]) != sorted(used if row["state"] == "DONE" else ()):
             yield row["training_id"], f"the ledger of round {row['number']} has {reported[key]}, {used} count"
+
+
+def aggregations_do_not_fail(facts: Facts, history: History) -> Findings:
+    """No training ends because its updates, which are all valid, could not be aggregated, unless they are too few.
+
+    These are the updates with examples of the round that was abandoned, as the ledger has them.
+    """
+    examples: dict[str, int] = {}
+    left: dict[str, list[int]] = {}
+    for row in sorted(facts["audit"], key=lambda row: row["sequence"]):
+        said = json.loads(row["facts"])
+        if row["action"] == "update_accepted":
+            examples[row["subject"]] = said["num_examples"]
+        elif row["action"] == "updates_superseded" and said["reason"] == "round_abandoned":
+            left[row["training_id"]] = [examples.get(update_id, 0) for update_id in said["update_ids"]]
+    for training in facts["training"]:
+        if training["failure_reason"] == "AGGREGATION_FAILED":
+            number, needed = sum(map(bool, left.get(training["training_id"], []))), needs(training)
+            if not 0 < number < needed:
+                message = training["failure_message"]
+                yield training["training_id"], f"it failed with {number} updates, and needs {needed}: {message}"
 
 
 def each_submission_has_one_outcome(facts: Facts, history: History) -> Findings:

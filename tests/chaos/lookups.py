@@ -47,6 +47,12 @@ def stages_by_model(facts: Facts) -> dict[str, tuple[str, Mapping[str, Any]]]:
     return found
 
 
+def needs(training: Row) -> int:
+    """Returns how many updates with examples the aggregation of a random training needs."""
+    mixing = training["spec"]["aggregation"].get("mixing", {"name": ""})
+    return 2 * int(mixing["options"]["f"]) + 1 if mixing["name"] == "nearest_neighbor" else 1
+
+
 def ordered(rounds: dict, training: Row) -> list[Row]:  # type: ignore[type-arg]
     """Returns the rounds of a training by number."""
     return sorted(rounds.get(training["training_id"], []), key=lambda row: row["number"])

@@ -33,6 +33,9 @@ class RandomBuffering:
         if aggregation.WhichOneof("algorithm") not in (None, "fed_avg", "fed_prox", *LONE):
             aggregation.median.SetInParent()
         aggregation.ClearField("mixing")
+        aggregation.ClearField("differential_privacy")
+        if aggregation.clipping.HasField("adaptive"):
+            aggregation.ClearField("clipping")
         spec.ClearField("uncertainty")
         spec.round_policy.ClearField("min_updates")
         spec.target_num_updates = draw.randint(2, 6)

@@ -12,7 +12,7 @@ def configure_privacy(spec: training_pb2.TrainingSpec, draw: random.Random, ofte
     """Adds privacy to a spec, sometimes, and makes the spec go with its privacy, if it has any."""
     stages = spec.aggregation
     if not stages.HasField("differential_privacy"):
-        if stages.HasField("fed_dc") or draw.random() >= often:
+        if stages.HasField("fed_dc") or stages.HasField("buffering") or draw.random() >= often:
             return
         _draw(spec, draw)
     spec.ClearField("uncertainty")
@@ -29,6 +29,7 @@ def _draw(spec: training_pb2.TrainingSpec, draw: random.Random) -> None:
     stages = spec.aggregation
     if stages.WhichOneof("algorithm") not in (None, "fed_avg", "fed_prox"):
         stages.ClearField(stages.WhichOneof("algorithm"))
+    del stages.shadow[:]
     stages.ClearField("mixing")
     stages.ClearField("clipping")
     privacy = stages.differential_privacy

@@ -1,16 +1,25 @@
 """Stages of the aggregation of a random training, drawn from a seed."""
 
 import random
+from collections.abc import Sequence
 
 from fedround.v1 import aggregation_pb2
 
+RULES = ("median", "trimmed_mean", "geometric_median", "centered_clipping")
+TRAINED_OTHERWISE = ("scaffold", "fed_dyn")
+"""Rules that a shadow aggregation can't have."""
 
-def draw_stages(aggregation: aggregation_pb2.Aggregation, draw: random.Random) -> None:
+
+def draw_stages(
+    aggregation: aggregation_pb2.Aggregation,
+    draw: random.Random,
+    rules: Sequence[str] = RULES + TRAINED_OTHERWISE,
+) -> None:
     """Draws a rule, and sometimes clipping, mixing and a server optimizer; with daisy chaining nothing."""
     if aggregation.HasField("fed_dc"):
         return
     if draw.random() < 0.5:
-        rule = draw.choice(["median", "trimmed_mean", "geometric_median", "centered_clipping", "scaffold", "fed_dyn"])
+        rule = draw.choice(rules)
         getattr(aggregation, rule).SetInParent()
         if rule == "trimmed_mean":
             aggregation.trimmed_mean.beta = draw.choice([0.0, 0.2, 0.4])

@@ -33,7 +33,7 @@ class RandomTraining(RandomSubmissions):
         controlled: float = 0.1,
         steered: float = 0.6,
         buffered: float = 0.25,
-        private: float = 0.25,
+        private: float = 0.4,
         source: "RandomTraining | None" = None,
     ) -> None:
         """Draws it.

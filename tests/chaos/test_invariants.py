@@ -43,6 +43,7 @@ def undamaged(tmp_path_factory: pytest.TempPathFactory) -> DamagedRun:
         ShortTraining(client, "damage", odd=0).branch()
         ShortTraining(client, "damage", odd=0).keep_nothing()
         ShortTraining(client, "damage").be_slow()
+        ShortTraining(client, "damage").spend_a_budget()
         client.close()
         history.close()
         first.kill()

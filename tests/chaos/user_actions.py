@@ -8,6 +8,7 @@ from chaos import tensors
 from chaos.random_branches import TOO_FEW
 from chaos.random_cohort import LABELS
 from chaos.random_control import client_config
+from chaos.random_privacy import BUDGETS
 from chaos.random_submissions import CLOSED, METRIC
 from chaos.random_training import RandomTraining
 from chaos.retrying_client import RetryingClient
@@ -129,7 +130,7 @@ class ShortTraining(RandomTraining):
     def be_slow(self) -> None:
         """Runs an asynchronous training, in which the first participant sends what it began with two versions later."""
         buffering = aggregation_pb2.Buffering(size=2, max_staleness=2)
-        self._gather(aggregation=aggregation_pb2.Aggregation(buffering=buffering), target_num_updates=3)
+        self._gather(aggregation=aggregation_pb2.Aggregation(buffering=buffering), rounds=3)
         self._register(self._present[1:])
         self._start()
         slow, *fast = self._present
@@ -184,6 +185,15 @@ class ShortTraining(RandomTraining):
             answer = self._client.call(self._actor, replay, request)
             self._record("branched", model_id=answer[-1].model_id, versions=2)
 
+    def spend_a_budget(self) -> None:
+        """Runs a training whose budget of privacy allows two of the three rounds."""
+        aggregation = aggregation_pb2.Aggregation()
+        aggregation.clipping.fixed.norm = 1
+        aggregation.differential_privacy.noise_multiplier, budgets = BUDGETS[False]
+        aggregation.differential_privacy.epsilon_budget = budgets[1]
+        self._gather(aggregation=aggregation, rounds=3)
+        self._run_rounds()
+
     def keep_nothing(self) -> None:
         """Runs two rounds whose updates are not kept."""
         self._gather(rounds=2, keep_update_rounds=0)
@@ -217,6 +227,10 @@ class ShortTraining(RandomTraining):
 
 def branches(client: RetryingClient, seed: str) -> None:
     ShortTraining(client, seed, odd=0).branch()
+
+
+def budgets(client: RetryingClient, seed: str) -> None:
+    ShortTraining(client, seed).spend_a_budget()
 
 
 def trainings(client: RetryingClient, seed: str) -> None:
@@ -256,6 +270,7 @@ USER_ACTIONS: dict[str, Callable[[RetryingClient, str], Any]] = {
     "credential.": users,
     "model.": models,
     "counterfactual.": branches,
+    "privacy.": budgets,
     "training.": trainings,
     "control.": control,
     "round.judge": deadlines,
