@@ -1,8 +1,9 @@
 """Control variates: participants with different data, whose local training drifts apart with FedAvg.
 
-Three participants estimate the same weights by least squares, each from other inputs and with an error of its own. Every participant makes 50 local steps in each round: with FedAvg, the versions of the model go to the mean
-of what is best for each alone. With SCAFFOLD (Karimireddy et al., ICML 2020) and FedDyn (Acar et al., ICLR 2021), they
-go to what is best for all together. The train function is the same for all three.
+Three participants estimate the same weights by least squares, each from other inputs and with an error of its own.
+Every participant makes 50 local steps in each round: with FedAvg, the versions of the model go to the mean of what is
+best for each alone. With SCAFFOLD (Karimireddy et al., ICML 2020) and FedDyn (Acar et al., ICLR 2021), they go to
+what is best for all together. The train function is the same for all three.
 
     python examples/control_variates.py
 """
