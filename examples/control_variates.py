@@ -1,9 +1,9 @@
 """Control variates: participants with different data, whose local training drifts apart with FedAvg.
 
-Four participants estimate the same weights by least squares, each from inputs of another distribution and with an error
-of its own. Every participant makes 50 local steps in each round: with FedAvg, the versions of the model go to the mean
-of what is best for each alone. With SCAFFOLD (Karimireddy et al., ICML 2020) and FedDyn (Acar et al., ICLR 2021), they
-go to what is best for all together. The train function is the same for all three.
+Three participants estimate the same weights by least squares, each from other inputs and with an error of its own.
+Every participant makes 50 local steps in each round: with FedAvg, the versions of the model go to the mean of what is
+best for each alone. With SCAFFOLD (Karimireddy et al., ICML 2020) and FedDyn (Acar et al., ICLR 2021), they go to
+what is best for all together. The train function is the same for all three.
 
     python examples/control_variates.py
 """
@@ -17,14 +17,14 @@ from local_server import create_users, local_server
 
 import fedround_client as fr
 
-PARTICIPANTS, FEATURES, EXAMPLES = 4, 8, 60
-ROUNDS, LOCAL_STEPS, LEARNING_RATE = 20, 50, 0.02
+PARTICIPANTS, FEATURES, EXAMPLES = 3, 8, 60
+ROUNDS, LOCAL_STEPS, LEARNING_RATE = 12, 50, 0.02
 
 
 def data_of(index: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns the inputs of a participant, shape (examples, features), and the outputs."""
     rng = np.random.default_rng(index)
-    x = rng.standard_normal((EXAMPLES, FEATURES)) * rng.uniform(0.2, 1.6, FEATURES)
+    x = rng.standard_normal((EXAMPLES, FEATURES)) * rng.uniform(0.4, 1.6, FEATURES)
     return x, x @ (np.ones(FEATURES) + 2 * rng.standard_normal(FEATURES))
 
 

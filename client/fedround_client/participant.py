@@ -225,7 +225,9 @@ class Participant(UserCalls, TrainingCalls, RoundCalls):
                 if buffered:
                     self._counted[training_id] = number
                 self._accepted[training_id] = self._accepted.get(training_id, 0) + 1
-                logger.info("%s: accepted; waiting for the next round", self._round_name(training_id, started.round))
+                accepted = "accepted" if number == started.round else f"accepted for round {number + 1}"
+                name = self._round_name(training_id, started.round)
+                logger.info("%s: %s; waiting for the next round", name, accepted)
         except RoundOver:
             logger.info(
                 "%s: over, so nothing is sent; waiting for the next round", self._round_name(training_id, started.round)

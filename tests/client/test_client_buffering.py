@@ -61,6 +61,7 @@ class Buffered(Rounds):
 
 
 def test_an_update_names_its_version_and_rounds_up_to_the_receipts_are_skipped(server, caplog):
+    caplog.set_level("INFO")
     rounds = Buffered(server)
     rounds.send(started(1, 0))
     assert rounds.train(0, counts_in=2)[:2] == (0, 0)
@@ -68,6 +69,8 @@ def test_an_update_names_its_version_and_rounds_up_to_the_receipts_are_skipped(s
     assert rounds.train(3)[:2] == (3, 3)
     rounds.send(finished(5))
     assert rounds.result().rounds == 2
+    assert "Round 1: accepted for round 3; waiting for the next round" in caplog.text
+    assert "Round 4: accepted; waiting for the next round" in caplog.text
 
 
 def test_it_goes_on_with_the_newest_round(server):

@@ -191,7 +191,7 @@ def test_training_create_of_a_stored_model(server, command, options, wanted):
     [
         (
             PrivacySpent(epsilon=4.37718, next_epsilon=6.57297, delta=1e-5, rounds=1, rounds_left=1),
-            "epsilon 4.377 at delta 1e-05 for 1 rounds of a budget of 8, which allows 1 more; 6.573 after the next one",
+            "epsilon 4.377 at delta 1e-05 for 1 round of a budget of 8, which allows 1 more; 6.573 after the next one",
         ),
         (
             PrivacySpent(epsilon=6.57297, next_epsilon=8.4, delta=1e-5, rounds=2, rounds_left=0),
@@ -218,13 +218,13 @@ def test_spent_privacy_is_shown(server, command, privacy, text):
     ("text", "message"),
     [
         ("1", "'1' is not OPTION=VALUE, as in OPTION=VALUE,OPTION=VALUE"),
-        ("noise=1", "privacy has no option 'noise'; known are noise_multiplier, delta"),
+        ("noise=1", "differential_privacy has no option 'noise'; known are noise_multiplier, delta"),
         ("delta=x", "delta is 'x'; must be a number"),
     ],
 )
 def test_options_of_privacy_are_checked(text, message):
     with pytest.raises(BadParameter, match=re.escape(message)):
-        aggregation_option("", "", "", "", (), text)
+        aggregation_option("", "", "", "", (), differential_privacy=text)
 
 
 def test_the_best_version_is_shown(server, command):
@@ -257,9 +257,9 @@ def test_all_stages_of_an_aggregation_are_shown(server, command):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("mean", "", "", ""), "there is no 'mean'; known are fed_avg, .*fl_trust, fedavgm, .*fedyogi"),
+        (("mean", "", "", ""), "there is no 'mean'; known are fed_avg, .*fl_trust, .*fedavgm, .*fedyogi"),
         (("krum:g=1", "", "", ""), "krum has no option 'g'; known are f"),
-        (("median:f=1", "", "", ""), "median has no option 'f'; known are none"),
+        (("median:f=1", "", "", ""), "median has no option 'f'; it has none"),
         (("krum:f", "", "", ""), "'f' is not OPTION=VALUE, as in krum:OPTION=VALUE"),
         (("krum:f=1,f=2", "", "", ""), "f is given twice"),
         (("krum:f=-1", "", "", ""), "f is '-1'; must be a whole number"),

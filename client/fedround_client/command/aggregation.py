@@ -197,7 +197,9 @@ def aggregation_option(
     privacy: DifferentialPrivacy | None = None
     if differential_privacy:
         given = _options("--differential-privacy", differential_privacy)
-        values = _values("--differential-privacy", "privacy", DifferentialPrivacy.DESCRIPTOR.fields_by_name, given)
+        values = _values(
+            "--differential-privacy", "differential_privacy", DifferentialPrivacy.DESCRIPTOR.fields_by_name, given
+        )
         privacy = DifferentialPrivacy(**values)
     try:
         found = aggregate(
@@ -329,8 +331,8 @@ def _values(option: str, name: str, fields: _Fields, options: Mapping[str, str])
     for key, text in options.items():
         field = fields.get(key)
         if field is None:
-            known = ", ".join(fields) or "none"
-            raise typer.BadParameter(f"{option}: {name} has no option {key!r}; known are {known}")
+            known = f"known are {', '.join(fields)}" if fields else "it has none"
+            raise typer.BadParameter(f"{option}: {name} has no option {key!r}; {known}")
         found[key] = _value(f"{option}: {name}:{key}", field, text)
     return found
 

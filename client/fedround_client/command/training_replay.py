@@ -50,6 +50,8 @@ def replay(
     trained another model, so it is an estimate. DISTANCE says how far a version is from the recorded one (L2). With
     --round, compute only what that round would have made of its model, and store nothing.
     """
+    if model_name and (not without or number is not None):
+        raise typer.BadParameter("--model-name: a new model is made only with --without, and without --round")
     with client_of(context) as client:
         training_id = names.training_id(client, training)
         users = names.user_ids(client, without or ())

@@ -156,7 +156,8 @@ def _privacy(training: Training) -> str:
     if not training.HasField("privacy"):
         return ""
     spent = training.privacy
-    text = f"epsilon {spent.epsilon:.4g} at delta {spent.delta:g} for {spent.rounds} rounds"
+    noun = "round" if spent.rounds == 1 else "rounds"
+    text = f"epsilon {spent.epsilon:.4g} at delta {spent.delta:g} for {spent.rounds} {noun}"
     if spent.HasField("rounds_left"):
         budget = training.spec.aggregation.differential_privacy.epsilon_budget
         text += f" of a budget of {budget:g}, which allows {spent.rounds_left} more"

@@ -101,6 +101,7 @@ def write(found: Aggregation) -> aggregation_pb2.Aggregation:
                 # The options that all methods of a stage have are beside them.
                 owner = options if option in options.DESCRIPTOR.fields_by_name else target
                 setattr(owner, option, value)
+    message.shadow.extend(map(write, found.shadows))
     return message
 
 

@@ -82,19 +82,19 @@ def replay_task(training: TrainingRow, row: RoundRow) -> ReplayTask:
     made = isinstance(kind.outcome(spec, row.number, row.step, len(updates)), NewVersion)
     if row.state != DONE or computation is None or not made:
         raise ReplayImpossible(
-            f"round {row.number} has made no version: there is nothing to compute once more", cause="NO_VERSION"
+            "the round has made no version: there is nothing to compute once more", cause="NO_VERSION"
         )
     stages = computation.aggregation
     if isinstance(stages, Aggregation) and stages.differential_privacy is not None:
         raise ReplayImpossible(
-            f"the version of round {row.number} has noise (differential_privacy), which is not recorded: it cannot be"
+            f"version {row.model_version + 1} has noise (differential_privacy), which is not recorded: it cannot be"
             " computed once more",
             cause="NOISE",
         )
     if not all(one.stored for one in rows):
         raise ReplayImpossible(
-            f"the files of the updates of round {row.number} are not stored any more: keep_update_rounds is"
-            f" {spec.keep_update_rounds}",
+            f"the files of the updates that made version {row.model_version + 1} are not stored any more:"
+            f" keep_update_rounds is {spec.keep_update_rounds}",
             cause="KEEP_UPDATE_ROUNDS",
         )
     base, version = (known_version(training.model_id, row.model_version + step) for step in (0, 1))
@@ -102,7 +102,7 @@ def replay_task(training: TrainingRow, row: RoundRow) -> ReplayTask:
     for one in (base, *others):
         if not one.stored:
             raise ReplayImpossible(
-                f"the files of version {one.version}, which round {row.number} or an update of it started from, are not"
+                f"the files of version {one.version}, which version {row.model_version + 1} was made from, are not"
                 " stored any more: keep_versions says how many are",
                 cause="KEEP_VERSIONS",
             )
