@@ -96,8 +96,8 @@ def affordable_rounds(mechanism: Mechanism, budget: float) -> int:
 
 def _interval(noise_multiplier: float, sampling: float, rounds: int) -> float:
     """Returns a width of the intervals with which they are not too many; wider ones only make epsilon larger."""
-    # Bounds of the mean and the variance of the loss: by the second moment of the ratio of the probabilities, and by the
-    # convexity of divergences, since the distribution is a mixture.
+    # Bounds of the mean and the variance of the loss: by the second moment of the ratio of the probabilities, and since
+    # divergences are convex, and the distribution is a mixture.
     square = noise_multiplier**-2
     moment = sampling**2 * expm1(min(square, 100.0))
     mean = min(sampling * square, moment) / 2
