@@ -101,6 +101,23 @@ async def test_a_version_is_evaluated_when_the_budget_is_spent(store: Store, wor
     assert found.failure.reason == PRIVACY_BUDGET
 
 
+async def test_a_version_is_evaluated_if_the_last_round_of_the_budget_is_abandoned(store: Store, world: World) -> None:
+    actor, users, training = await start(
+        world, 1, 2, metric_names=("loss",), evaluation=Evaluation.FINAL_ONLY, target_num_updates=5
+    )
+    await finish(world, training)
+    joined = await world.user()
+    await store.trainings.register(training.training_id, actor, [joined], world.now)
+    await store.trainings.remove_clients(training.training_id, actor, users, world.now)
+    evaluation = await current(store, training.training_id)
+    assert (evaluation.kind.name, evaluation.model_version) == ("EVALUATE", 1)
+    await world.report(training.training_id, evaluation.number, joined, 1, loss=0.5)
+    assert await world.commit(training.training_id)
+    found = await store.trainings.get(training.training_id, actor)
+    assert found.failure is not None
+    assert (found.state, found.failure.reason) == (TrainingState.COMPLETED, PRIVACY_BUDGET)
+
+
 async def test_a_training_without_patience_does_not_end_for_its_budget(store: Store, world: World) -> None:
     selection = Selection("loss", Goal.MINIMIZE, 1)
     actor, users, training = await start(

@@ -122,6 +122,9 @@ def test_a_cohort_is_drawn_and_the_actor_alone_sees_its_seed(actor: Person, clie
     training = begin(actor, clients, cohort=Cohort(size=2))
     training_id, seed = training.training_id, training.spec.cohort.seed
     assert training.spec.cohort == Cohort(size=2, over_selection=1, seed=seed)
+    # 64 random bits, which cannot be found by trying.
+    others = [actor.create(cohort={"size": 1}).spec.cohort.seed for _ in range(6)]
+    assert max(seed, *others) >= 2**53
     assert not clients[0].get(training_id).spec.cohort.HasField("seed")
     found = look(actor, training_id)
     expected = draw(seed, training_id, 0, 1, [client.user_id for client in clients], 2)

@@ -113,6 +113,7 @@ def test_options_out_of_range_are_refused(actor: Person, options: dict[str, Any]
         {"initial_norm": -1},
         {"initial_norm": math.inf},
         {"noise_std": -1},
+        {"noise_std": 1e31},
     ],
     ids=str,
 )
@@ -136,6 +137,8 @@ def test_options_of_adaptive_clipping_out_of_range_are_refused(actor: Person, op
         (FIXED, {"cohort": {"size": 2}}, "cohort.fraction"),
         (FIXED, {"cohort": {"fraction": 0.5, "over_selection": 1.5}}, "over_selection"),
         ({"clipping": {"adaptive": {"noise_std": 0}}}, {}, "noise_std"),
+        ({"clipping": {"fixed": {"norm": 1e-31}}}, {}, "clipping.fixed.norm"),
+        ({"clipping": {"fixed": {"norm": 1e31}}}, {}, "clipping.fixed.norm"),
         ({"clipping": {"adaptive": {"noise_std": 0.5}}}, {}, "noise_std"),
     ],
     ids=str,

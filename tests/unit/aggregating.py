@@ -23,7 +23,7 @@ from fedround_server.domain.tensor_selection import ALL_TENSORS, TensorSelection
 from fedround_server.domain.transport import FULL_TRANSPORT, Transport
 from fedround_server.engine.aggregation import aggregate
 from fedround_server.engine.format.dtypes import TORCH_DTYPES
-from fedround_server.engine.jobs import AggregationJob
+from fedround_server.engine.jobs import AggregationJob, UpdateOrigin
 from unit.paths import Paths, at
 
 Tensors = Mapping[str, Tensor]
@@ -57,6 +57,8 @@ class Rounds:
     state: AggregationState = NO_STATE
     facts: tuple[UpdateFacts, ...] = ()
     population: int = 0
+    expected: float = 0.0
+    origins: tuple[UpdateOrigin, ...] = ()
 
     def write(self, tensors: Tensors) -> BlobRef:
         data = safetensors.torch.save(dict(tensors))
@@ -83,6 +85,8 @@ class Rounds:
             losses=tuple(update.loss for update in updates) if self.aggregation.rule.needs_loss else (),
             state=self.state,
             population=self.population,
+            expected=self.expected,
+            origins=self.origins,
         )
         read = {Path(ref.sha256) for ref in (stored, *refs, *self.state.slots.values())}
         before = {path: path.read_bytes() for path in read}
@@ -97,7 +101,7 @@ class Rounds:
     def _sent(self, model: Tensors, update: Sent) -> Tensors:
         """What an update has: with a control variate, its change too, by default a sixteenth of the model."""
         manifest = {name: TensorSpec(DTYPES[tensor.dtype], tuple(tensor.shape)) for name, tensor in model.items()}
-        wanted = control_tensors(self.aggregation, manifest)
+        wanted = control_tensors(self.aggregation, self.tensors.trained(manifest))
         given = update.control or {
             name: _wide(tensor) / 16 for name, tensor in model.items() if CONTROL + name in wanted
         }

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -97,6 +98,27 @@ def test_a_budget_allows_as_many_rounds_as_it_pays(mechanism: Mechanism, budget:
 
 def test_a_budget_that_allows_very_many_rounds_is_no_limit() -> None:
     assert affordable_rounds(Mechanism(1e6, 1e-5), 1) == MAX_ROUNDS
+
+
+@pytest.mark.parametrize("mechanism", [Mechanism(1, 1e-5), Mechanism(1e-3, 1e-5)], ids=str)
+def test_a_budget_may_be_huge(mechanism: Mechanism) -> None:
+    assert affordable_rounds(mechanism, 1e300) in (16, MAX_ROUNDS)
+
+
+def test_very_many_rounds_take_little_memory() -> None:
+    tracemalloc.start()
+    try:
+        found = epsilon(Mechanism(1, 1e-5, 0.5), 10_000)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # With intervals of 1e-4 it is 1637.5334.
+    assert 1637.5334 <= found < 1637.55
+    assert peak < 500 << 20
+
+
+def test_a_tiny_probability_costs_next_to_nothing() -> None:
+    assert epsilon(Mechanism(1, 1e-5, 5e-324), 1) == 0
 
 
 def test_sampling_counts_only_where_it_is_independent() -> None:

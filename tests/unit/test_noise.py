@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fedround_server.engine import noise
-from fedround_server.engine.noise import CHUNK, MARGIN, FreshNoise, TreeNoise, ended_nodes, lowest_bit, new_key
+from fedround_server.engine.noise import CHUNK, MARGIN, FreshNoise, TreeNoise, ended_nodes, lowest_bit, new_key, noisy
 
 COUNT = 1 << 18
 # Each test of a distribution fails once in 10^9 runs.
@@ -61,6 +61,16 @@ def test_sums_and_noise_are_on_a_grid(std: float) -> None:
     assert torch.equal(found, found.round())
     assert not torch.equal(found, (total / grid).round())
     assert grid < std * 1e-10
+
+
+@pytest.mark.parametrize("std", [1e-29, 0.6, 1e30])
+def test_a_single_number_and_its_noise_are_on_a_grid(std: float) -> None:
+    grid = 2.0 ** math.floor(math.log2(std * MARGIN * noise.FINENESS))
+    found = [noisy(2.5 * std, std) / grid for _ in range(200)]
+    assert len(set(found)) == 200
+    assert all(one == round(one) for one in found)
+    assert noisy(2.5, 0.0) == 2.5
+    assert noisy(2.5, 5e-324) == 2.5
 
 
 def test_the_inputs_of_the_transform_reach_far_into_the_tails() -> None:

@@ -34,7 +34,7 @@ AvailableOnlyOption: TypeAlias = Annotated[
     bool, typer.Option("--available-only", help="Only participants that are connected when a round opens.")
 ]
 SeedOption: TypeAlias = Annotated[
-    int | None, typer.Option(min=0, max=2**53, help="Seed of the draws; the server draws one by default.")
+    int | None, typer.Option(min=0, max=2**64 - 1, help="Seed of the draws; the server draws one by default.")
 ]
 WaitAfterMinOption: TypeAlias = Annotated[
     float | None,

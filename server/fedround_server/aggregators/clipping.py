@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 SMALLEST, LARGEST = 1e-30, 1e30
-"""The range of an adaptive norm."""
+"""The range of an adaptive norm, and of a fixed one with differential privacy."""
 
 
 class Clipping(BaseStage):
@@ -88,7 +88,7 @@ class AdaptiveClipping(Clipping):
         check_positive("learning_rate", self.learning_rate)
         check_range("initial_norm", self.initial_norm, SMALLEST, LARGEST)
         if self.noise_std is not None:
-            check_range("noise_std", self.noise_std, 0)
+            check_range("noise_std", self.noise_std, 0, LARGEST)
 
     def first_norm(self) -> float:
         """Returns the norm of the first round."""

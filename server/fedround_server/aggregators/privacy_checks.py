@@ -1,6 +1,6 @@
 """What differential privacy goes with: its bound has to hold whatever the participants and their updates are."""
 
-from fedround_server.aggregators.clipping import AdaptiveClipping
+from fedround_server.aggregators.clipping import LARGEST, SMALLEST, AdaptiveClipping, FixedClipping
 from fedround_server.aggregators.differential_privacy import multiplier_of_updates
 from fedround_server.domain.aggregation import Aggregation
 from fedround_server.domain.errors import AggregationIncompatible
@@ -33,6 +33,12 @@ def check_private(found: Aggregation) -> None:
     if clipping is None:
         raise AggregationIncompatible(
             FIELD, "needs clipping, since the noise is a multiple of its norm: set clipping.fixed or clipping.adaptive"
+        )
+    if isinstance(clipping, FixedClipping) and not SMALLEST <= clipping.norm <= LARGEST:
+        raise AggregationIncompatible(
+            "clipping.fixed.norm",
+            f"is {clipping.norm:g}; with differential privacy it must be >= {SMALLEST:g} and <= {LARGEST:g}: float64"
+            " does not hold the squares of differences beyond, so that updates would not be clipped",
         )
     if not isinstance(clipping, AdaptiveClipping):
         return

@@ -9,7 +9,7 @@ for Differential Privacy, ICML 2018). Neighboring data sets differ by one partic
 from __future__ import annotations
 
 from functools import lru_cache
-from math import floor, inf, sqrt
+from math import ceil, expm1, floor, inf, log2, sqrt
 from typing import TYPE_CHECKING
 
 from fedround_server.domain.errors import AccountingMissing
@@ -19,8 +19,13 @@ if TYPE_CHECKING:
     from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 
 INTERVAL = 1e-4
-"""Width of the intervals of the privacy loss, unless there would be more than MAX_INTERVALS."""
+"""Width of the intervals of the privacy loss, unless there would be too many."""
 MAX_INTERVALS = 200_000
+"""How many a round may have."""
+MAX_COMPOSED = 1 << 21
+"""How many all rounds together may have, about: each takes about 100 bytes for a while."""
+SMALLEST_SAMPLING = 1e-12
+"""Smaller probabilities cost as much as this one, and that is next to nothing."""
 LARGEST_EPSILON = 1e7
 
 
@@ -55,7 +60,8 @@ def epsilon(mechanism: Mechanism, rounds: int) -> float:
         return _gaussian_epsilon(z / tree_sensitivity(rounds), mechanism.delta)
     if mechanism.sampling == 1:
         return _gaussian_epsilon(z / sqrt(rounds), mechanism.delta)
-    composed = _round(z, mechanism.sampling).self_compose(rounds)
+    sampling = max(mechanism.sampling, SMALLEST_SAMPLING)
+    composed = _round(z, sampling, _interval(z, sampling, rounds)).self_compose(rounds)
     return max(0.0, float(composed.get_epsilon_for_delta(mechanism.delta)))
 
 
@@ -72,7 +78,8 @@ def affordable_rounds(mechanism: Mechanism, budget: float) -> int:
             return MAX_ROUNDS
         low, cost_low = high, cost_high
         # Costs grow at least like the square root, once there are some rounds: few steps are wasted.
-        high = min(MAX_ROUNDS, max(2 * high, min(64 * high, floor(high * (budget / max(cost_high, 1e-9)) ** 1.5))))
+        growth = min(16.0, budget / max(cost_high, 1e-9)) ** 1.5
+        high = min(MAX_ROUNDS, max(2 * high, floor(high * growth)))
         cost_high = epsilon(mechanism, high)
     while high - low > 1:
         # By interpolation, but at least by a tenth: each step composes distributions anew.
@@ -87,17 +94,29 @@ def affordable_rounds(mechanism: Mechanism, budget: float) -> int:
     return low
 
 
+def _interval(noise_multiplier: float, sampling: float, rounds: int) -> float:
+    """Returns a width of the intervals with which they are not too many; wider ones only make epsilon larger."""
+    # Bounds of the mean and the variance of the loss: by the second moment of the ratio of the probabilities, and since
+    # divergences are convex, and the distribution is a mixture.
+    square = noise_multiplier**-2
+    moment = sampling**2 * expm1(min(square, 100.0))
+    mean = min(sampling * square, moment) / 2
+    deviation = sqrt(min(sampling * (square + square**2 / 4), moment))
+    one = square / 2 + 10 * sqrt(square)
+    all_rounds = one + rounds * mean + 15 * sqrt(rounds) * deviation
+    wanted = max(one / MAX_INTERVALS, all_rounds / MAX_COMPOSED)
+    # Powers of two: few distributions of a round have to be remembered.
+    return INTERVAL * 2.0 ** max(0, ceil(log2(wanted / INTERVAL)))
+
+
 @lru_cache(64)
-def _round(noise_multiplier: float, sampling: float) -> PrivacyLossDistribution:
+def _round(noise_multiplier: float, sampling: float, interval: float) -> PrivacyLossDistribution:
     """Returns the distribution of the privacy loss of a round with Poisson sampling."""
     _load()
     from dp_accounting.pld.privacy_loss_distribution import from_gaussian_mechanism
 
-    width = 0.5 / noise_multiplier**2 + 10 / noise_multiplier
     return from_gaussian_mechanism(
-        standard_deviation=noise_multiplier,
-        value_discretization_interval=max(INTERVAL, width / MAX_INTERVALS),
-        sampling_prob=sampling,
+        standard_deviation=noise_multiplier, value_discretization_interval=interval, sampling_prob=sampling
     )
 
 

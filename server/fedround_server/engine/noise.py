@@ -20,6 +20,7 @@ CHUNK = 4096
 FINENESS = 2.0**-36
 """The grid, as a part of the standard deviation, at most."""
 KEY_BYTES = 32
+SMALLEST_STD = 1e-30
 MARGIN = 1 + 2.0**-20
 """How much larger the standard deviation is than is asked for: norms have rounding errors."""
 
@@ -88,9 +89,11 @@ def ended_nodes(step: int) -> Iterator[int]:
         end -= lowest_bit(end)
 
 
-def normal(std: float) -> float:
-    """Returns one number with a Gaussian distribution of mean 0."""
-    return std * float(_normals(new_key(), 0)[0])
+def noisy(value: float, std: float) -> float:
+    """Returns a number with Gaussian noise on a grid; without any if the standard deviation is less than 1e-30."""
+    if std < SMALLEST_STD:
+        return value
+    return float(FreshNoise(std).add(torch.tensor([value], dtype=torch.float64), 0))
 
 
 def _add(total: Tensor, std: float, terms: Sequence[tuple[int, bytes]], first: int) -> Tensor:

@@ -14,7 +14,7 @@ from fedround_server.domain.aggregation import Aggregation
 from fedround_server.domain.privacy import Privacy
 from fedround_server.engine.decision import FAR
 from fedround_server.engine.format.dtypes import narrow, widen
-from fedround_server.engine.noise import FreshNoise, Noise, TreeNoise, normal
+from fedround_server.engine.noise import FreshNoise, Noise, TreeNoise, noisy
 from fedround_server.engine.parts import Block
 
 
@@ -97,7 +97,6 @@ def next_norm(
     """
     within = sum(scale == 1 for scale in scales)
     if privacy is None:
-        noise = normal(clipping.noise_std) if clipping.noise_std else 0.0
-        return clipping.next_norm(norm, (within + noise) / len(scales))
-    noise = normal(count_noise(privacy.noise_multiplier, clipping.noise_std, expected))
-    return clipping.next_norm(norm, (within - len(scales) / 2 + noise) / expected + 0.5)
+        return clipping.next_norm(norm, noisy(within, clipping.noise_std or 0.0) / len(scales))
+    std = count_noise(privacy.noise_multiplier, clipping.noise_std, expected)
+    return clipping.next_norm(norm, noisy(within - len(scales) / 2, std) / expected + 0.5)

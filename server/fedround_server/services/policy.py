@@ -15,8 +15,8 @@ DEFAULT_RETRIES = 3
 MAX_RETRIES = 1000
 MAX_WAIT_FRACTION = 10
 MAX_OVER_SELECTION = 100
-SEED_BITS = 53
-"""The size of a seed that the server draws: a number that every reader of JSON can represent."""
+SEED_BITS = 64
+"""The size of a seed that the server draws: a participant, which knows its own draws, must not find it by trying."""
 
 
 def read(path: str, message: training_pb2.RoundPolicy) -> RoundPolicy:

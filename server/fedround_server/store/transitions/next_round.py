@@ -5,7 +5,7 @@ from datetime import datetime
 from fedround_server.domain.rounds import KINDS, next_kind
 from fedround_server.domain.rounds.kind import Assignment, RoundKind, Sequel
 from fedround_server.domain.rounds.round import RoundState
-from fedround_server.domain.training import out_of_patience
+from fedround_server.domain.training import Evaluation, out_of_patience
 from fedround_server.store.queries.participant import participant_ids
 from fedround_server.store.queries.privacy import is_budget_spent
 from fedround_server.store.queries.round import assigned_users
@@ -38,7 +38,9 @@ def _following(training: TrainingRow, row: RoundRow) -> RoundKind | None:
     spec, kind = to_spec(training.spec), KINDS[row.kind]
     spent = is_budget_spent(training.training_id) if spec.aggregation.differential_privacy else False
     if row.state == RoundState.ABANDONED.value and spent and kind.sequel is Sequel.NEXT_VERSION:
-        return None
+        # The last version, which was not known to be the last.
+        is_final = spec.evaluation is Evaluation.FINAL_ONLY
+        return next_kind(spec, kind.name, training.model_version, stop=True) if is_final else None
     if row.state == RoundState.ABANDONED.value or _is_step(training, row):
         return kind
     stop = spent or out_of_patience(spec, training.model_version, training.best_version)
