@@ -34,6 +34,8 @@ RULES = {
 OWNED = ("fed_nova", "q_fed_avg", "fl_trust")
 """Rules that have to know whose an update is."""
 CHAINED = "fed_dc"
+WITHOUT = {"scaffold": ("clipping", "mixing"), "fed_dyn": ("clipping", "mixing", "server_optimizer")}
+"""The stages that do not go with a rule."""
 
 
 def values(seed: int) -> dict[str, np.ndarray]:
@@ -45,6 +47,19 @@ def values(seed: int) -> dict[str, np.ndarray]:
         "bn.num_batches_tracked": np.array(seed, np.int64),
         "steps": np.array([seed], np.int32),
     }
+
+
+def sent(name: str, tensors: dict[str, np.ndarray]) -> bytes:
+    """The file of an update, with what the rule needs beside its tensors."""
+    trained = [key for key in tensors if key.startswith(("layer.", "mask"))] if name == "scaffold" else []
+    changes = {f"control/{key}": np.full(tensors[key].shape, 0.5, np.float32) for key in trained}
+    return save({**tensors, **changes})
+
+
+def allowed(name: str, stages: dict[str, Any]) -> dict[str, Any]:
+    """The stages that go with a rule."""
+    without = (*WITHOUT.get(name, ()), *(("mixing",) if name in OWNED else ()))
+    return {field: stage for field, stage in stages.items() if field not in without}
 
 
 def run(actor: Person, clients: list[Person], name: str, *, stages: dict[str, Any], **spec: Any) -> dict[str, Any]:
@@ -62,7 +77,8 @@ def run(actor: Person, clients: list[Person], name: str, *, stages: dict[str, An
     trainable = spec.get("tensors", {}).get("trainable")
     for seed, client in enumerate(clients, 1):
         tensors = {key: value for key, value in values(seed).items() if not trainable or key in trainable}
-        client.submit(made.training_id, save(tensors), num_examples=seed, local_steps=seed, initial_loss=0.5)
+        data = sent(name, tensors)
+        client.submit(made.training_id, data, num_examples=seed, local_steps=seed, initial_loss=0.5)
     last = list(events)[-1]
     assert last.HasField("training_finished"), last
     return load(download(actor, made.model_id)[1])
@@ -74,11 +90,10 @@ def test_a_rule_works_alone_and_with_all_stages_that_go_with_it(
 ) -> None:
     alone = run(actor, clients, name, stages={})
     bounds = np.array([[values(seed)["layer.weight"] for seed in range(4)]])[0]
-    assert np.all(alone["layer.weight"] >= bounds.min(axis=0) - 1e-6) or name in ("fed_nova", "fl_trust")
+    assert np.all(alone["layer.weight"] >= bounds.min(axis=0) - 1e-6) or name in ("fed_nova", "fl_trust", "fed_dyn")
     if name == CHAINED:
         return
-    stages = {field: stage for field, stage in ALL_STAGES.items() if field != "mixing" or name not in OWNED}
-    staged = run(actor, clients, name, stages=stages)
+    staged = run(actor, clients, name, stages=allowed(name, ALL_STAGES))
     # Buffers and integers are averaged or counted, whatever the stages.
     for key in ("bn.running_mean", "bn.num_batches_tracked", "steps"):
         assert np.array_equal(staged[key], alone[key])
@@ -93,7 +108,7 @@ def test_a_rule_works_on_a_part_of_the_tensors_and_in_other_precisions(
         actor,
         clients,
         name,
-        stages={"clipping": {"fixed": {}}, "server_optimizer": {"adam": {}}},
+        stages=allowed(name, {"clipping": {"fixed": {}}, "server_optimizer": {"adam": {}}}),
         tensors={"trainable": ["layer.weight"]},
         update_precision=UPDATE_PRECISION_INT8,
     )
@@ -109,13 +124,13 @@ def test_a_rule_works_on_a_model_with_infinite_buffers(actor: Person, clients: l
     made = actor.create(
         save({**values(0), "mask": mask}),
         client_ids=[client.user_id for client in clients],
-        aggregation={name: options, "clipping": {"fixed": {}}, "server_optimizer": {"yogi": {}}},
+        aggregation={name: options, **allowed(name, {"clipping": {"fixed": {}}, "server_optimizer": {"yogi": {}}})},
         allow_non_finite_buffers=True,
     )
     events = actor.subscribe(made.training_id)
     actor.start(made.training_id)
     for seed, client in enumerate(clients, 1):
-        data = save({**values(seed), "mask": mask})
+        data = sent(name, {**values(seed), "mask": mask})
         client.submit(made.training_id, data, num_examples=seed, local_steps=seed, initial_loss=0.5)
     last = list(events)[-1]
     assert last.HasField("training_finished"), last
