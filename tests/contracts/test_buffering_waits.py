@@ -15,7 +15,7 @@ from contracts.coordination import Coordination, coordinating
 from contracts.test_buffering import buffered
 from contracts.world import update
 from fedround_server.domain.cohort import Cohort
-from fedround_server.domain.errors import RoundNotOpen, ServerLeaving, UpdateStale
+from fedround_server.domain.errors import NotInCohort, RoundNotOpen, ServerLeaving, UpdateStale
 from fedround_server.domain.training import Stop
 from fedround_server.domain.update import Update
 from fedround_server.store import Store
@@ -37,7 +37,7 @@ async def waiting(coordination: Coordination, training_id: str, user: str) -> "a
     new = replace(new, blob=put(coordination.context.blobs, f"0 {user}".encode()))
     task = asyncio.create_task(coordination.coordinator.submissions._accept_update(new))
     hub = coordination.context.hub
-    while not hub._waiters.get(training_id):
+    while not hub._waiters.get(user):
         await asyncio.sleep(0)
     assert not task.done()
     return task
@@ -107,6 +107,30 @@ async def test_a_server_that_leaves_ends_the_wait(store: Store, tmp_path: Path) 
             await task
         coordination.engine.may_end.set()
     assert (await store.rounds.find_aggregation(training_id)) is not None
+
+
+async def test_a_user_who_waits_behind_another_can_be_removed(store: Store, tmp_path: Path) -> None:
+    async with coordinating(store, tmp_path) as coordination:
+        _, training_id, users = await closed(coordination, 4)
+        first, second = [await waiting(coordination, training_id, users[index]) for index in (0, 3)]
+        await coordination.coordinator.remove_user(users[3], force=True)
+        with pytest.raises(NotInCohort):
+            await second
+        assert not first.done()
+        coordination.engine.may_end.set()
+        assert (await first).round == 1
+
+
+async def test_a_participant_who_waits_behind_another_can_be_removed(store: Store, tmp_path: Path) -> None:
+    async with coordinating(store, tmp_path) as coordination:
+        actor, training_id, users = await closed(coordination, 4)
+        first, second = [await waiting(coordination, training_id, users[index]) for index in (0, 3)]
+        await coordination.coordinator.trainings.remove_clients(training_id, actor, [users[3]])
+        with pytest.raises(NotInCohort):
+            await second
+        assert not first.done()
+        coordination.engine.may_end.set()
+        assert (await first).round == 1
 
 
 async def test_a_pending_round_is_waited_for(store: Store, tmp_path: Path) -> None:
