@@ -37,8 +37,8 @@ from fedround_server.store.tables.schema import ModelRow, RoundRow, TrainingRow,
 CLOSED = (RoundState.AGGREGATING.value, RoundState.DONE.value)
 """The states of a round that was closed by its updates."""
 
-INPUTS = ("local_steps", "initial_loss", "base_version")
-"""The columns of what rules and buffering need to know; null where they do not."""
+INPUTS = ("local_steps", "initial_loss")
+"""The columns of what rules need to know; null where they do not."""
 
 CACHED_TENSORS = 20_000
 """Tensors of all manifests that are cached; each takes some 500 bytes."""
@@ -69,14 +69,15 @@ def admit(training: TrainingRow, new: NewUpdate) -> Admission | Update:
     spec = to_spec(training.spec)
     [(text,)] = _manifest.all(training.model_id)
     expected = KINDS[row.kind].tensors(spec, _read_manifest(text))
-    base = base_version(new)
     bound: NormBound | None = None
     model: VersionFile | None = None
-    if spec.max_update_norm:
-        origin = find_assignment(row, new.user_id) or model_info(training.model_id, base).blob
-        bound = NormBound(spec.max_update_norm, origin, expected.prefix)
-    if spec.allow_non_finite_buffers:
-        model = model_info(training.model_id, base).blob
+    if spec.max_update_norm or spec.allow_non_finite_buffers:
+        base = row.model_version if spec.aggregation.buffering is None else base_version(new)
+        start = model_info(training.model_id, base).blob
+        if spec.max_update_norm:
+            bound = NormBound(spec.max_update_norm, find_assignment(row, new.user_id) or start, expected.prefix)
+        if spec.allow_non_finite_buffers:
+            model = start
     return Admission(row.number, expected, bound, model)
 
 
@@ -177,9 +178,10 @@ def _stands(row: RoundRow, before: UpdateRow, new: NewUpdate | NewReport) -> boo
     """
     changed = [name for name, value in _content(new).items() if getattr(before, name) != value]
     if isinstance(new, NewUpdate):
-        given = {name: getattr(new, name) for name in INPUTS} | {"base_version": base_version(new)}
         kept = {name: value for name in INPUTS if (value := getattr(before, name)) is not None}
-        changed += [name for name, value in kept.items() if given[name] != value]
+        changed += [name for name, value in kept.items() if getattr(new, name) != value]
+        if before.base_version not in (None, new.base_version) and base_version(new) != before.base_version:
+            changed.append("base_version")
     changed += [] if same_metrics(before.metrics, new.metrics) else ["metrics"]
     abandoned = row.state == RoundState.ABANDONED.value
     if abandoned or not is_member(row.training_id, row.number, before.user_id):
