@@ -235,7 +235,20 @@ class TestEnds:
         for user in fast:
             await world.submit(training_id, 1, user)
         with pytest.raises(NextRoundAwaited):
+            await store.submissions.report_failure(training_id, 1, fast[0], "TRAIN_FAILED", "no disk", world.now)
+
+    async def test_a_failure_that_is_reported_again_counts_once(self, store: Store, world: World) -> None:
+        actor, (slow, *fast), training_id = await started(world)
+        await make_version(world, training_id, fast)
+        await store.submissions.report_failure(training_id, 0, slow, "TRAIN_FAILED", "no disk", world.now)
+        for _ in range(2):
+            # The answer was lost, and the next round has begun meanwhile.
             await store.submissions.report_failure(training_id, 0, slow, "TRAIN_FAILED", "no disk", world.now)
+            await make_version(world, training_id, fast)
+        failures = await recorded(store, "participant_failed")
+        assert [one["round"] for one in failures] == [1]
+        view = await store.rounds.explain(training_id, None, actor)
+        assert not any(one.failure for one in view.members)
 
     async def test_participants_under_way_are_not_released(self, store: Store, world: World) -> None:
         actor = await world.user(Role.ACTOR)

@@ -18,7 +18,6 @@ from fedround_server.domain.errors import (
     UpdateExists,
     UpdateSuperseded,
 )
-from fedround_server.domain.failure import ABSENT
 from fedround_server.domain.model import Manifest, VersionFile
 from fedround_server.domain.report import NewReport, same_metrics
 from fedround_server.domain.rounds import KINDS
@@ -27,7 +26,7 @@ from fedround_server.domain.rounds.round import RoundState
 from fedround_server.domain.update import NewUpdate, NormBound, Update, inputs_of, is_number
 from fedround_server.store.db.compiled import compiled_values
 from fedround_server.store.queries.buffered import base_version, buffering_of, check_place, current_round, locate
-from fedround_server.store.queries.failure import find_failure
+from fedround_server.store.queries.failure import has_reported_failure
 from fedround_server.store.queries.participant import took_part
 from fedround_server.store.queries.round import find_assignment, find_round, find_submission, is_member
 from fedround_server.store.queries.version import model_info
@@ -135,7 +134,7 @@ def kept_inputs(training: TrainingRow, row: RoundRow, new: NewUpdate | NewReport
 
 
 def check_failure(training: TrainingRow, number: int, user_id: str) -> RoundRow | None:
-    """Returns the open round of a failure that may be recorded; None if the user has reported one in it before.
+    """Returns the open round of a failure that may be recorded; None if the user has reported it before.
 
     Raises:
         FedroundError: It is rejected, as `SubmissionVerbs.report_failure` lists.
@@ -143,11 +142,12 @@ def check_failure(training: TrainingRow, number: int, user_id: str) -> RoundRow 
     if not took_part(training, user_id):
         raise TrainingNotFound(training.training_id)
     row = find_round(training.training_id, number)
-    if row is not None and row.failed:
-        before = find_failure(training.training_id, number, user_id)
-        if before is not None and before.reason != ABSENT:
-            return None
-    if buffering_of(training) is not None:
+    is_buffered = buffering_of(training) is not None
+    # With buffering, it may have been recorded in a later round.
+    last = training.round if is_buffered else number
+    if row is not None and (row.failed or is_buffered) and has_reported_failure(row.training_id, number, last, user_id):
+        return None
+    if is_buffered:
         row = current_round(training, row)
         number = number if row is None else row.number
     if row is None or row.state != RoundState.OPEN.value:
