@@ -13,7 +13,9 @@ from contracts.audits import check, recorded
 from contracts.blobs import put
 from contracts.coordination import Coordination, coordinating
 from contracts.test_buffering import buffered
-from contracts.world import update
+from contracts.world import blob, update
+from fedround_server.aggregators.median import Median
+from fedround_server.domain.aggregation import Aggregation
 from fedround_server.domain.cohort import Cohort
 from fedround_server.domain.errors import NotInCohort, RoundNotOpen, ServerLeaving, UpdateStale
 from fedround_server.domain.training import Stop
@@ -107,6 +109,30 @@ async def test_a_server_that_leaves_ends_the_wait(store: Store, tmp_path: Path) 
             await task
         coordination.engine.may_end.set()
     assert (await store.rounds.find_aggregation(training_id)) is not None
+
+
+async def test_an_update_that_waits_takes_the_place_of_a_damaged_one(store: Store, tmp_path: Path) -> None:
+    shadowed = replace(buffered(), shadows=(Aggregation(Median()),))
+    async with coordinating(store, tmp_path) as coordination:
+        coordination.engine.reads = True
+        actor, training_id, users = await closed(coordination, 4, aggregation=shadowed)
+        tasks = [await waiting(coordination, training_id, users[index]) for index in (0, 3)]
+        coordination.context.blobs.files.local_path(blob(f"0 {users[1]}")).unlink()
+        coordination.engine.may_end.set()
+        assert [(await task).round for task in tasks] == [0, 1]
+        # The lost one is sent again, and counts in the round that is open by now.
+        await coordination.submit(training_id, 0, users[1])
+        await coordination.until(actor, training_id, lambda training: training.model_version == 2)
+        accepted = [one["participant_id"] for one in await recorded(store, "update_accepted")]
+        counted = [
+            [one["participant_id"] for one in made["updates"]] for made in await recorded(store, "updates_counted")
+        ]
+        assert sorted(accepted) == sorted([*users, users[1]])
+        assert counted == [sorted([users[0], users[2]]), sorted([users[1], users[3]])]
+        assert [one["round"] for one in await recorded(store, "shadow_version_made")] == [0, 1]
+        [superseded] = await recorded(store, "updates_superseded")
+        assert (superseded["reason"], len(superseded["update_ids"])) == ("file_damaged", 1)
+        await check(store)
 
 
 async def test_a_user_who_waits_behind_another_can_be_removed(store: Store, tmp_path: Path) -> None:
