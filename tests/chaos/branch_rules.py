@@ -113,7 +113,7 @@ def updates_are_kept_by_the_rule(facts: Facts, history: History) -> Findings:
 
 
 def models_count_their_bytes(facts: Facts, history: History) -> Findings:
-    """What a model counts in the quota of its owner is the size of its base, and of its versions with their artifacts."""
+    """What a model counts in the quota of its owner is the size of its base, its versions and their artifacts."""
     bases = {row["model_id"]: row for row in facts["model_base"]}
     versions, artifacts = facts.by("model_version", "model_id"), facts.by("artifact", "model_id")
     for model in facts["model"]:
