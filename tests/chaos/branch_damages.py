@@ -64,3 +64,8 @@ def an_update_is_dropped_too_early(run: DamagedRun) -> None:
 @breaks("updates_are_kept_by_the_rule")
 def dropped_updates_count_as_stored(run: DamagedRun) -> None:
     run.sql("UPDATE training SET stored_bytes = stored_bytes + 1 WHERE stored_bytes = 0 OR stored_bytes > 0")
+
+
+@breaks("models_count_their_bytes")
+def a_version_is_not_counted(run: DamagedRun) -> None:
+    run.sql("UPDATE model SET stored_bytes = stored_bytes - 1 WHERE version > 0")

@@ -112,5 +112,23 @@ def updates_are_kept_by_the_rule(facts: Facts, history: History) -> Findings:
             yield training_id, f"its updates have {size} bytes, and count as {training['stored_bytes']}"
 
 
+def models_count_their_bytes(facts: Facts, history: History) -> Findings:
+    """What a model counts in the quota of its owner is the size of its base, its versions and their artifacts."""
+    bases = {row["model_id"]: row for row in facts["model_base"]}
+    versions, artifacts = facts.by("model_version", "model_id"), facts.by("artifact", "model_id")
+    for model in facts["model"]:
+        base = bases.get(model["model_id"])
+        sizes = [] if base is None else [base["size_bytes"]]
+        stored = {row["version"]: row for row in versions.get(model["model_id"], []) if row["stored"]}
+        for row in stored.values():
+            if row["delta_sha256"] is not None:
+                sizes.append(row["delta_size_bytes"])
+            elif base is None or base["sha256"] != row["sha256"]:
+                sizes.append(row["size_bytes"])
+        sizes += [row["size_bytes"] for row in artifacts.get(model["model_id"], []) if row["version"] in stored]
+        if sum(sizes) != model["stored_bytes"]:
+            yield "", f"the model {model['model_id']} has {sum(sizes)} bytes, and counts as {model['stored_bytes']}"
+
+
 def _counted(facts: Facts, training_id: str, number: int) -> list[str]:
     return [row["update_id"] for row in facts.counted.get((training_id, number), [])]

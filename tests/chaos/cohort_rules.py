@@ -157,15 +157,15 @@ class _Replay:
         # Users with one label have the one that cohorts ask for.
         able = {one for one in registered if not cohort["labels"] or self.num_labels[one] == 1}
         others = able - self.members[row["training_id"], row["number"]]
+        privacy = _privacy(self.facts, row) if row["kind"] == "TRAIN" else None
+        if privacy is not None and attempt > 1:
+            # Nobody joins.
+            return set(), "there is no draw" if "eligible" in facts else ""
         available = facts.get("eligible", len(others))
         if available > len(others) or (available < len(others) and not cohort["available_only"]):
             return set(), f"{available} could be asked of {sorted(others)}"
-        if row["kind"] == "TRAIN" and (privacy := _privacy(self.facts, row)) is not None:
-            if attempt > 1:
-                # Nobody joins.
-                return set(), ""
-            if cohort["fraction"] is not None and not privacy["tree"]:
-                return self._repeat_independently(row, facts, cohort, others)
+        if privacy is not None and cohort["fraction"] is not None and not privacy["tree"]:
+            return self._repeat_independently(row, facts, cohort, others)
         needed = _needed(cohort, len(able)) if attempt == 1 else row["needed"]
         if needed is None:
             known = others if available == len(others) else self._stored(row, attempt, facts)

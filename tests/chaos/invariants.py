@@ -9,7 +9,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from chaos.branch_rules import branches_are_whole, shadows_are_right, updates_are_kept_by_the_rule
+from chaos.branch_rules import (
+    branches_are_whole,
+    models_count_their_bytes,
+    shadows_are_right,
+    updates_are_kept_by_the_rule,
+)
 from chaos.buffering_rules import buffered_updates_count_once_in_time
 from chaos.cohort_rules import (
     cohorts_are_drawn_by_the_rule,
@@ -336,6 +341,7 @@ RULES: tuple[Rule, ...] = (
     branches_are_whole,
     shadows_are_right,
     updates_are_kept_by_the_rule,
+    models_count_their_bytes,
     failures_stand,
     logs_have_no_gaps,
     events_stand,

@@ -23,7 +23,7 @@ from fedround_server.domain.errors import (
 )
 from fedround_server.domain.event import RoundStarted, WorkNotNeeded
 from fedround_server.domain.policy import OnMissed, RoundPolicy
-from fedround_server.domain.training import Stop
+from fedround_server.domain.training import Evaluation, Stop
 from fedround_server.domain.user import Role
 from fedround_server.store import Store
 from fedround_server.store.queries.buffered import NextRoundAwaited
@@ -235,7 +235,29 @@ class TestEnds:
         for user in fast:
             await world.submit(training_id, 1, user)
         with pytest.raises(NextRoundAwaited):
+            await store.submissions.report_failure(training_id, 1, fast[0], "TRAIN_FAILED", "no disk", world.now)
+
+    async def test_the_last_evaluation_takes_no_updates(self, store: Store, world: World) -> None:
+        _, (slow, *fast), training_id = await started(
+            world, target_num_updates=1, metric_names=("loss",), evaluation=Evaluation.FINAL_ONLY
+        )
+        await make_version(world, training_id, fast)
+        await world.report(training_id, 1, slow, 10, loss=0.5)
+        with pytest.raises(RoundNotOpen, match="no round takes updates any more"):
+            await world.submit(training_id, 0, slow)
+
+    async def test_a_failure_that_is_reported_again_counts_once(self, store: Store, world: World) -> None:
+        actor, (slow, *fast), training_id = await started(world)
+        await make_version(world, training_id, fast)
+        await store.submissions.report_failure(training_id, 0, slow, "TRAIN_FAILED", "no disk", world.now)
+        for _ in range(2):
+            # The answer was lost, and the next round has begun meanwhile.
             await store.submissions.report_failure(training_id, 0, slow, "TRAIN_FAILED", "no disk", world.now)
+            await make_version(world, training_id, fast)
+        failures = await recorded(store, "participant_failed")
+        assert [one["round"] for one in failures] == [1]
+        view = await store.rounds.explain(training_id, None, actor)
+        assert not any(one.failure for one in view.members)
 
     async def test_participants_under_way_are_not_released(self, store: Store, world: World) -> None:
         actor = await world.user(Role.ACTOR)

@@ -13,9 +13,11 @@ from contracts.audits import check, recorded
 from contracts.blobs import put
 from contracts.coordination import Coordination, coordinating
 from contracts.test_buffering import buffered
-from contracts.world import update
+from contracts.world import blob, update
+from fedround_server.aggregators.median import Median
+from fedround_server.domain.aggregation import Aggregation
 from fedround_server.domain.cohort import Cohort
-from fedround_server.domain.errors import RoundNotOpen, ServerLeaving, UpdateStale
+from fedround_server.domain.errors import NotInCohort, RoundNotOpen, ServerLeaving, UpdateStale
 from fedround_server.domain.training import Stop
 from fedround_server.domain.update import Update
 from fedround_server.store import Store
@@ -37,7 +39,7 @@ async def waiting(coordination: Coordination, training_id: str, user: str) -> "a
     new = replace(new, blob=put(coordination.context.blobs, f"0 {user}".encode()))
     task = asyncio.create_task(coordination.coordinator.submissions._accept_update(new))
     hub = coordination.context.hub
-    while not hub._waiters.get(training_id):
+    while not hub._waiters.get(user):
         await asyncio.sleep(0)
     assert not task.done()
     return task
@@ -107,6 +109,54 @@ async def test_a_server_that_leaves_ends_the_wait(store: Store, tmp_path: Path) 
             await task
         coordination.engine.may_end.set()
     assert (await store.rounds.find_aggregation(training_id)) is not None
+
+
+async def test_an_update_that_waits_takes_the_place_of_a_damaged_one(store: Store, tmp_path: Path) -> None:
+    shadowed = replace(buffered(), shadows=(Aggregation(Median()),))
+    async with coordinating(store, tmp_path) as coordination:
+        coordination.engine.reads = True
+        actor, training_id, users = await closed(coordination, 4, aggregation=shadowed)
+        tasks = [await waiting(coordination, training_id, users[index]) for index in (0, 3)]
+        coordination.context.blobs.files.local_path(blob(f"0 {users[1]}")).unlink()
+        coordination.engine.may_end.set()
+        assert [(await task).round for task in tasks] == [0, 1]
+        # The lost one is sent again, and counts in the round that is open by now.
+        await coordination.submit(training_id, 0, users[1])
+        await coordination.until(actor, training_id, lambda training: training.model_version == 2)
+        accepted = [one["participant_id"] for one in await recorded(store, "update_accepted")]
+        counted = [
+            [one["participant_id"] for one in made["updates"]] for made in await recorded(store, "updates_counted")
+        ]
+        assert sorted(accepted) == sorted([*users, users[1]])
+        assert counted == [sorted([users[0], users[2]]), sorted([users[1], users[3]])]
+        assert [one["round"] for one in await recorded(store, "shadow_version_made")] == [0, 1]
+        [superseded] = await recorded(store, "updates_superseded")
+        assert (superseded["reason"], len(superseded["update_ids"])) == ("file_damaged", 1)
+        await check(store)
+
+
+async def test_a_user_who_waits_behind_another_can_be_removed(store: Store, tmp_path: Path) -> None:
+    async with coordinating(store, tmp_path) as coordination:
+        _, training_id, users = await closed(coordination, 4)
+        first, second = [await waiting(coordination, training_id, users[index]) for index in (0, 3)]
+        await coordination.coordinator.remove_user(users[3], force=True)
+        with pytest.raises(NotInCohort):
+            await second
+        assert not first.done()
+        coordination.engine.may_end.set()
+        assert (await first).round == 1
+
+
+async def test_a_participant_who_waits_behind_another_can_be_removed(store: Store, tmp_path: Path) -> None:
+    async with coordinating(store, tmp_path) as coordination:
+        actor, training_id, users = await closed(coordination, 4)
+        first, second = [await waiting(coordination, training_id, users[index]) for index in (0, 3)]
+        await coordination.coordinator.trainings.remove_clients(training_id, actor, [users[3]])
+        with pytest.raises(NotInCohort):
+            await second
+        assert not first.done()
+        coordination.engine.may_end.set()
+        assert (await first).round == 1
 
 
 async def test_a_pending_round_is_waited_for(store: Store, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import peewee
 import pytest
 
-from contracts.world import World, update
+from contracts.world import World, new_id, update
 from fedround_server.domain.training import Training
 from fedround_server.store import Store
 from fedround_server.store.tables.base import database_proxy
@@ -140,6 +140,25 @@ async def test_a_commit_costs_so_much_an_update(world: World, meter: Meter) -> N
         steps.append((await meter.cost(world.commit(training.training_id)))[1])
     few, more, most = steps
     assert most - more == pytest.approx(more - few, rel=0.1)
+
+
+async def test_a_training_without_options_pays_nothing_for_them(world: World, meter: Meter) -> None:
+    actor, users, training = await play(world, 2, 1)
+    store, new = world.store, update(training.training_id, 1, users[0])
+    statements = {
+        "admission": await meter.cost(store.submissions.admit(new)),
+        "submission": await meter.cost(store.submissions.submit_update(new_id(), new, world.now)),
+        "repetition": await meter.cost(store.submissions.submit_update(new_id(), new, world.now)),
+        "training": await meter.cost(store.trainings.get(training.training_id, actor)),
+    }
+    # Without a look for base versions, shadows or budgets.
+    assert {name: count for name, (count, _) in statements.items()} == {
+        "admission": 5,
+        "submission": 11,
+        "repetition": 4,
+        # On PostgreSQL, a snapshot says first that it is one.
+        "training": 6 + store._database.is_postgres,
+    }
 
 
 async def test_what_is_written_at_each_update_does_not_grow_with_the_clients(world: World, meter: Meter) -> None:

@@ -169,6 +169,9 @@ async def test_a_round_that_is_repeated_asks_no_others_and_is_charged_once(store
     assert (found.attempt, found.state) == (3, RoundState.OPEN)
     assert await members(store, training.training_id, actor) == before
     assert await account(store, training) == PrivacyAccount(1, 5)
+    # Whoever checks the draws of the ledger finds that there was one.
+    draws = [*await recorded(store, "round_opened"), *await recorded(store, "round_extended")]
+    assert ["chosen" in one for one in draws] == [True, False, False]
 
 
 async def test_a_round_without_a_draw_lets_nobody_join_either(store: Store, world: World) -> None:

@@ -132,6 +132,14 @@ async def test_a_chain_keeps_the_models_that_are_assigned(store: Store, world: W
     assert (await store.trainings.get(training.training_id, actor)).model_version == 1
 
 
+async def test_the_models_of_the_last_step_of_a_chain_are_not_kept(store: Store, world: World) -> None:
+    _, clients, training = await world.running(2, target_num_updates=1, aggregation=fed_dc(1, 2), keep_update_rounds=0)
+    await run(world, training, clients, 2)
+    assert await kept(store, clients, 2) == [0, 0]
+    with pytest.raises(RoundNotOpen, match="not kept"):
+        await store.rounds.assigned(training.training_id, 1, clients[0])
+
+
 async def test_a_round_without_its_updates_is_not_replayed(store: Store, world: World) -> None:
     actor, clients, training = await world.running(2, target_num_updates=3, keep_update_rounds=1)
     await run(world, training, clients, 2)

@@ -138,7 +138,8 @@ async def test_updates_say_nothing_for_rules_and_are_the_same_when_they_are_repe
     training_id = old.trainings["plain"]["training_id"]
     with Store(upgraded) as store:
         rows = await store._database.run(lambda: list(UpdateRow.select()))
-        assert {(row.local_steps, row.initial_loss) for row in rows} == {(None, None)}
+        assert {(row.local_steps, row.initial_loss, row.base_version) for row in rows} == {(None, None, None)}
+        assert {row.stored is (row.sha256 is not None) for row in rows} == {True}
         (before,) = (row for row in rows if row.training_id == training_id)
         file = BlobRef(before.sha256, before.size_bytes)
         again = NewUpdate(training_id, before.number, before.user_id, file, before.num_examples, before.metrics, 5, 0.5)

@@ -126,7 +126,7 @@ class Rounds:
             now = self._context.clock.now()
             return self._context.store.submissions.report_failure(training_id, number, user_id, reason, message, now)
 
-        closed = await self.next_rounds.when_open(training_id, report)
+        closed = await self.next_rounds.when_open(training_id, user_id, report)
         await self._go_on(training_id, closed=closed)
 
     async def _exclude(self, training_id: str, number: int, absent: Mapping[str, str]) -> None:

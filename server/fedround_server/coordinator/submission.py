@@ -106,7 +106,7 @@ class Submissions:
         def submit() -> Awaitable[tuple[Update, bool]]:
             return self._store.submit_update(self._context.new_id(), new, self._context.clock.now())
 
-        update, closed = await self._next_rounds.when_open(new.training_id, submit)
+        update, closed = await self._next_rounds.when_open(new.training_id, new.user_id, submit)
         self._accepted(new.training_id, closed=closed)
         return update
 

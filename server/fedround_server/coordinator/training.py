@@ -95,7 +95,7 @@ class Trainings:
     async def _remove_clients(self, training_id: str, caller_id: str, client_ids: Sequence[str]) -> Training:
         now = self._context.clock.now()
         training, closed = await self._store.remove_clients(training_id, caller_id, client_ids, now)
-        self._context.hub.notify(training_id)
+        self._context.hub.notify(training_id, *client_ids)
         if closed:
             self._rounds.aggregations.start(training_id)
         else:

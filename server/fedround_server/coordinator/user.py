@@ -159,7 +159,7 @@ class Users:
         await self._access.recheck(user_id)
         self._access.forget(user_id)
         self._context.presence.forget(user_id)
-        self._context.hub.notify(*left)
+        self._context.hub.notify(user_id, *left)
         return left
 
     async def _rotate(self, user_id: str, token: Token, until: datetime | None) -> None:

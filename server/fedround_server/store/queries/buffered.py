@@ -52,8 +52,9 @@ def locate(training: TrainingRow, new: NewUpdate) -> tuple[RoundRow | None, Upda
         if row.state != RoundState.ABANDONED.value and is_member(row.training_id, row.number, new.user_id):
             return row, before
     current = get_round(training.training_id, training.round)
-    if current.state not in (RoundState.OPEN.value, RoundState.ABANDONED.value):
-        # The update is for a later round.
+    takes_updates = KINDS[current.kind].submission is Submission.UPDATE
+    if not takes_updates or current.state not in (RoundState.OPEN.value, RoundState.ABANDONED.value):
+        # The update is for a later round, or for none.
         return current, None
     return current, find_submission(current.training_id, current.number, new.user_id)
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from fedround_server.domain.failure import ParticipantFailure
+from fedround_server.domain.failure import ABSENT, ParticipantFailure
 from fedround_server.store.tables.failure_schema import ParticipantFailureRow
 from fedround_server.store.tables.schema import CohortRow, UserRow
 
@@ -15,14 +15,15 @@ OF_MEMBER = (
 """Joins the members of cohorts with their failures."""
 
 
-def find_failure(training_id: str, number: int, user_id: str) -> ParticipantFailureRow | None:
-    """Returns the failure of a participant in a round."""
-    row: ParticipantFailureRow | None = ParticipantFailureRow.get_or_none(
+def has_reported_failure(training_id: str, first: int, last: int, user_id: str) -> bool:
+    """Returns whether a participant has reported a failure in one of some rounds, from the first to the last one."""
+    found = ParticipantFailureRow.select(ParticipantFailureRow.number).where(
         ParticipantFailureRow.training_id == training_id,
-        ParticipantFailureRow.number == number,
+        ParticipantFailureRow.number.between(first, last),
         ParticipantFailureRow.user_id == user_id,
+        ParticipantFailureRow.reason != ABSENT,
     )
-    return row
+    return bool(found.exists())
 
 
 def list_failures(training_id: str, number: int, limit: int | None = None) -> list[ParticipantFailure]:

@@ -18,7 +18,6 @@ from fedround_server.domain.errors import (
     UpdateExists,
     UpdateSuperseded,
 )
-from fedround_server.domain.failure import ABSENT
 from fedround_server.domain.model import Manifest, VersionFile
 from fedround_server.domain.report import NewReport, same_metrics
 from fedround_server.domain.rounds import KINDS
@@ -27,7 +26,7 @@ from fedround_server.domain.rounds.round import RoundState
 from fedround_server.domain.update import NewUpdate, NormBound, Update, inputs_of, is_number
 from fedround_server.store.db.compiled import compiled_values
 from fedround_server.store.queries.buffered import base_version, buffering_of, check_place, current_round, locate
-from fedround_server.store.queries.failure import find_failure
+from fedround_server.store.queries.failure import has_reported_failure
 from fedround_server.store.queries.participant import took_part
 from fedround_server.store.queries.round import find_assignment, find_round, find_submission, is_member
 from fedround_server.store.queries.version import model_info
@@ -37,8 +36,8 @@ from fedround_server.store.tables.schema import ModelRow, RoundRow, TrainingRow,
 CLOSED = (RoundState.AGGREGATING.value, RoundState.DONE.value)
 """The states of a round that was closed by its updates."""
 
-INPUTS = ("local_steps", "initial_loss", "base_version")
-"""The columns of what rules and buffering need to know; null where they do not."""
+INPUTS = ("local_steps", "initial_loss")
+"""The columns of what rules need to know; null where they do not."""
 
 CACHED_TENSORS = 20_000
 """Tensors of all manifests that are cached; each takes some 500 bytes."""
@@ -69,14 +68,15 @@ def admit(training: TrainingRow, new: NewUpdate) -> Admission | Update:
     spec = to_spec(training.spec)
     [(text,)] = _manifest.all(training.model_id)
     expected = KINDS[row.kind].tensors(spec, _read_manifest(text))
-    base = base_version(new)
     bound: NormBound | None = None
     model: VersionFile | None = None
-    if spec.max_update_norm:
-        origin = find_assignment(row, new.user_id) or model_info(training.model_id, base).blob
-        bound = NormBound(spec.max_update_norm, origin, expected.prefix)
-    if spec.allow_non_finite_buffers:
-        model = model_info(training.model_id, base).blob
+    if spec.max_update_norm or spec.allow_non_finite_buffers:
+        base = row.model_version if spec.aggregation.buffering is None else base_version(new)
+        start = model_info(training.model_id, base).blob
+        if spec.max_update_norm:
+            bound = NormBound(spec.max_update_norm, find_assignment(row, new.user_id) or start, expected.prefix)
+        if spec.allow_non_finite_buffers:
+            model = start
     return Admission(row.number, expected, bound, model)
 
 
@@ -134,7 +134,7 @@ def kept_inputs(training: TrainingRow, row: RoundRow, new: NewUpdate | NewReport
 
 
 def check_failure(training: TrainingRow, number: int, user_id: str) -> RoundRow | None:
-    """Returns the open round of a failure that may be recorded; None if the user has reported one in it before.
+    """Returns the open round of a failure that may be recorded; None if the user has reported it before.
 
     Raises:
         FedroundError: It is rejected, as `SubmissionVerbs.report_failure` lists.
@@ -142,11 +142,12 @@ def check_failure(training: TrainingRow, number: int, user_id: str) -> RoundRow 
     if not took_part(training, user_id):
         raise TrainingNotFound(training.training_id)
     row = find_round(training.training_id, number)
-    if row is not None and row.failed:
-        before = find_failure(training.training_id, number, user_id)
-        if before is not None and before.reason != ABSENT:
-            return None
-    if buffering_of(training) is not None:
+    is_buffered = buffering_of(training) is not None
+    # With buffering, it may have been recorded in a later round.
+    last = training.round if is_buffered else number
+    if row is not None and (row.failed or is_buffered) and has_reported_failure(row.training_id, number, last, user_id):
+        return None
+    if is_buffered:
         row = current_round(training, row)
         number = number if row is None else row.number
     if row is None or row.state != RoundState.OPEN.value:
@@ -177,9 +178,10 @@ def _stands(row: RoundRow, before: UpdateRow, new: NewUpdate | NewReport) -> boo
     """
     changed = [name for name, value in _content(new).items() if getattr(before, name) != value]
     if isinstance(new, NewUpdate):
-        given = {name: getattr(new, name) for name in INPUTS} | {"base_version": base_version(new)}
         kept = {name: value for name in INPUTS if (value := getattr(before, name)) is not None}
-        changed += [name for name, value in kept.items() if given[name] != value]
+        changed += [name for name, value in kept.items() if getattr(new, name) != value]
+        if before.base_version not in (None, new.base_version) and base_version(new) != before.base_version:
+            changed.append("base_version")
     changed += [] if same_metrics(before.metrics, new.metrics) else ["metrics"]
     abandoned = row.state == RoundState.ABANDONED.value
     if abandoned or not is_member(row.training_id, row.number, before.user_id):

@@ -192,7 +192,9 @@ def load_trainings(
             # That of the next round.
             {} if listed else find_config(row.training_id, row.round + 1),
             find_client_config(row.training_id, row.round + 1) if not listed and viewer_id is None else {},
-            shadow_models(row.training_id) if not listed and viewer_id is None else (),
+            shadow_models(row.training_id)
+            if not listed and viewer_id is None and "shadow" in row.spec["aggregation"]
+            else (),
             accounts.get(row.training_id),
         )
         for row in rows

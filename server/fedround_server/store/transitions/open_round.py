@@ -132,8 +132,8 @@ def draw_more(
     spec, kind = to_spec(training.spec), KINDS[row.kind]
     cohort, stages = kind.cohort(spec) or Cohort(), kind.stages(spec, row.step)
     if stages is not None and stages.differential_privacy is not None:
-        # Whoever joined would take part with a larger probability than is accounted.
-        return [], {} if row.chosen is None else _draw_facts(cohort, row, [])
+        # Whoever joined would take part with a larger probability than is accounted: there is no draw.
+        return [], {}
     others = sorted(set(list_eligible(row.training_id, cohort.labels)) - all_members(row))
     eligible = _available(cohort, others, connected)
     missing = max(0, (row.needed or 0) - row.arrived)

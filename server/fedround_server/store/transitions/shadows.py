@@ -63,7 +63,8 @@ def add_shadow_versions(
     Raises:
         ValueError: The results are not those of the shadow aggregations of the training.
     """
-    spec_shadows, expected = training.spec["aggregation"].get("shadow", ()), shadow_models(training.training_id)
+    spec_shadows = training.spec["aggregation"].get("shadow", ())
+    expected = shadow_models(training.training_id) if spec_shadows else ()
     if tuple(one.model_id for one in shadows) != expected:
         raise ValueError("a round is committed without the results of its shadow aggregations")
     num_examples = sum(update.num_examples for update in updates)

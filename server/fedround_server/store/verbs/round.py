@@ -274,7 +274,7 @@ class RoundVerbs(Verbs):
             NotInCohort: No model was assigned to the user in it.
         """
         training, row = _round_of_participant(training_id, number, user_id)
-        if number < training.round and training.spec.get("keep_update_rounds") is not None:
+        if RoundState(row.state).is_over and training.spec.get("keep_update_rounds") is not None:
             raise RoundNotOpen("the round is over, and the files of its assigned models are not kept")
         found = find_assignment(row, user_id)
         if found is None:
