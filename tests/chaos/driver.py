@@ -39,6 +39,8 @@ MAX_UPTIME = 0.4
 MAX_OUTAGE = 5.0
 # A point that is not reached by then is given up, and the server is killed anyway.
 POINT_TIMEOUT = 4.0
+# To create a training with a budget, each server first starts a process that accounts for it.
+PRIVACY_TIMEOUT = 20.0
 # What a server does periodically, and before it shuts down gracefully.
 AT_SHUTDOWN = ("audit.", "user.record_last_seen.")
 
@@ -163,7 +165,7 @@ class Campaign:
         if serves and point.startswith(AT_SHUTDOWN):
             time.sleep(self._draw.uniform(0, MAX_UPTIME))
             process.terminate()
-        if serves and not process.wait_ended(POINT_TIMEOUT):
+        if serves and not process.wait_ended(PRIVACY_TIMEOUT if point.startswith("privacy.") else POINT_TIMEOUT):
             process.kill()
             point = f"at random, waiting for {point}"
         self._target_point = ""
