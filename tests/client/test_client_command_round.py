@@ -49,6 +49,7 @@ def test_training_wait_and_watch(server, command):
                 "model_version": 5,
                 "stopped_early": False,
                 "stopped": False,
+                "reason": "",
             }
         else:
             assert line == f"finished: version 5 of model {MODEL}"

@@ -295,7 +295,7 @@ class TestVersions:
         assert list(task.bases) == [0]
         for _ in range(2):
             await make_version(world, training_id, fast)
-        with pytest.raises(ReplayImpossible, match="version 0, which round 1 or an update of it started from"):
+        with pytest.raises(ReplayImpossible, match="files of version 0, which version 2 was made from"):
             await store.rounds.find_replay(training_id, 1, actor)
 
     async def test_the_ledger_names_them(self, store: Store, world: World) -> None:
