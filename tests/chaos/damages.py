@@ -6,10 +6,15 @@ COUNTED = """SELECT u.update_id, u.training_id, u.number, u.user_id, u.sha256 FR
     JOIN round r ON r.training_id = u.training_id AND r.number = u.number AND r.state = 'DONE'
     JOIN cohort c ON c.training_id = u.training_id AND c.number = u.number AND c.user_id = u.user_id AND NOT c.removed
     JOIN training t ON t.training_id = u.training_id AND t.remove_time IS NULL"""
-TRAINED = COUNTED + " WHERE r.kind = 'TRAIN' AND t.spec LIKE '%fed_avg%' ORDER BY t.training_id, u.number DESC"
+TRAINED = (
+    COUNTED + " WHERE r.kind = 'TRAIN' AND u.stored AND t.spec LIKE '%fed_avg%'"
+    " AND t.spec NOT LIKE '%differential_privacy%' ORDER BY t.training_id, u.number DESC"
+)
+"""Updates whose files are kept, and whose versions have no noise, so that a difference shows."""
 MADE = """SELECT v.sha256, a.sha256 AS posterior, v.model_id, v.version, t.training_id FROM model_version v
     LEFT JOIN artifact a ON a.model_id = v.model_id AND a.version = v.version
-    JOIN training t ON t.model_id = v.model_id WHERE v.stored AND v.version > 0 AND t.state = 'COMPLETED'"""
+    JOIN training t ON t.model_id = v.model_id WHERE v.stored AND v.version > 0 AND t.state = 'COMPLETED'
+    AND t.spec NOT LIKE '%differential_privacy%'"""
 
 
 @breaks("receipts_stand")
