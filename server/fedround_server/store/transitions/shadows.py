@@ -6,25 +6,13 @@ from datetime import datetime
 from fedround_server.aggregators import from_aggregation
 from fedround_server.domain.aggregation import title
 from fedround_server.domain.audit import AuditRecord
-from fedround_server.domain.model import NewModel
 from fedround_server.domain.shadow import ShadowResult
 from fedround_server.domain.training import TrainingSpec
 from fedround_server.store.db.audit_trail import append
-from fedround_server.store.queries.model import get_model
 from fedround_server.store.queries.shadow import shadow_models
-from fedround_server.store.queries.version import aggregation_state, find_base, known_version
-from fedround_server.store.tables.mapping import to_manifest
 from fedround_server.store.tables.schema import RoundRow, TrainingRow, UpdateRow
 from fedround_server.store.tables.shadow_schema import ShadowRow
-from fedround_server.store.transitions.versions import (
-    add_state,
-    append_version,
-    begin_deltas,
-    branch_facts,
-    drop_versions,
-    insert_model,
-    own_bytes,
-)
+from fedround_server.store.transitions.versions import add_branch_version, branch_facts, drop_versions, insert_branch
 
 
 def create_shadows(training_id: str, model_id: str, spec: TrainingSpec, ids: Sequence[str], now: datetime) -> None:
@@ -38,18 +26,9 @@ def create_shadows(training_id: str, model_id: str, spec: TrainingSpec, ids: Seq
         now: The present time.
     """
     for position, (shadow, shadow_id) in enumerate(zip(spec.aggregation.shadows, ids, strict=True)):
-        model, start = get_model(model_id), known_version(model_id, 0)
-        copy = NewModel(
-            f"{spec.name[:100]}: shadow {position + 1}, {title(shadow.rule)}"[:200],
-            f"a shadow aggregation of the training {training_id}",
-            to_manifest(model.manifest),
-            start.blob,
-            architecture=model.architecture,
-            is_finite=model.is_finite,
-        )
-        insert_model(shadow_id, model.owner_id, copy, now, start, aggregation_state(model_id, 0, shadow.slots))
-        if find_base(model_id) is not None:
-            begin_deltas(shadow_id)
+        name = f"{spec.name[:100]}: shadow {position + 1}, {title(shadow.rule)}"[:200]
+        description = f"a shadow aggregation of the training {training_id}"
+        insert_branch(shadow_id, model_id, shadow.slots, now, name=name, description=description)
         ShadowRow.create(training_id=training_id, position=position, model_id=shadow_id)
         facts = {"position": position, **from_aggregation(shadow)}
         append(AuditRecord("shadow_created", training_id, shadow_id, "0", facts))
@@ -69,8 +48,7 @@ def add_shadow_versions(
         raise ValueError("a round is committed without the results of its shadow aggregations")
     num_examples = sum(update.num_examples for update in updates)
     for one, stages in zip(shadows, spec_shadows, strict=True):
-        append_version(one.model_id, training.model_version, one.file, own_bytes(one.model_id, one.file), now)
-        add_state(one.model_id, training.model_version, one.state)
+        add_branch_version(one.model_id, training.model_version, one.file, one.state, now)
         counted = {"round": row.number, "rounds": 1, "num_updates": len(updates), "num_examples": num_examples}
         facts = {**branch_facts(one.file, one.state, one.problem), **counted, **stages}
         version = str(training.model_version)

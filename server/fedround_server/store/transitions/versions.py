@@ -19,7 +19,9 @@ from fedround_server.domain.model import (
 from fedround_server.domain.rounds.kind import NewArtifact
 from fedround_server.failpoints import reached
 from fedround_server.store.db.audit_trail import append, record
+from fedround_server.store.queries.model import get_model
 from fedround_server.store.queries.version import (
+    aggregation_state,
     artifacts_of,
     find_base,
     find_tag,
@@ -28,7 +30,15 @@ from fedround_server.store.queries.version import (
     known_version,
     list_untagged_versions,
 )
-from fedround_server.store.tables.mapping import from_blob, from_manifest, from_version_file, to_blob, to_model, to_spec
+from fedround_server.store.tables.mapping import (
+    from_blob,
+    from_manifest,
+    from_version_file,
+    to_blob,
+    to_manifest,
+    to_model,
+    to_spec,
+)
 from fedround_server.store.tables.schema import (
     ArtifactRow,
     ModelBaseRow,
@@ -74,6 +84,52 @@ def insert_model(
     return to_model(row, known_version(model_id, 0))
 
 
+def copy_model(
+    model_id: str,
+    source: ModelRow,
+    start: ModelVersion,
+    slots: Sequence[str],
+    now: datetime,
+    *,
+    name: str,
+    description: str,
+    upload_id: str | None = None,
+) -> Model:
+    """Stores a copy of a version of a model, with some slots of its state, as a new model of the same owner."""
+    copy = NewModel(
+        name,
+        description,
+        to_manifest(source.manifest),
+        start.blob,
+        architecture=source.architecture,
+        upload_id=upload_id,
+        is_finite=source.is_finite,
+    )
+    state = aggregation_state(source.model_id, start.version, slots)
+    return insert_model(model_id, source.owner_id, copy, now, start, state)
+
+
+def insert_branch(
+    model_id: str,
+    source_id: str,
+    slots: Sequence[str],
+    now: datetime,
+    *,
+    name: str,
+    description: str,
+    upload_id: str | None = None,
+) -> Model:
+    """Stores the model of a side branch, which begins with version 0 of another model.
+
+    Its versions are deltas if those of the other model are.
+    """
+    source, start = get_model(source_id), known_version(source_id, 0)
+    model = copy_model(model_id, source, start, slots, now, name=name, description=description, upload_id=upload_id)
+    if find_base(source_id) is not None:
+        begin_deltas(model_id)
+    return model
+
+
 def insert_version(model_id: str, version: int, file: VersionFile, now: datetime) -> None:
     """Stores a version of a model."""
     ModelVersionRow.create(
@@ -114,18 +170,19 @@ def remove_tag(model_id: str, version: int, tag: str) -> None:
 def add_version(training: TrainingRow, file: VersionFile, now: datetime) -> None:
     """Stores the next version of a training's model."""
     training.model_version += 1
-    append_version(training.model_id, training.model_version, file, blobs_of(file)[-1].size_bytes, now)
+    _append_version(training.model_id, training.model_version, file, blobs_of(file)[-1].size_bytes, now)
 
 
-def own_bytes(model_id: str, file: VersionFile) -> int:
-    """Returns the size of what only a new version would refer to: nothing if its file is the base of the model."""
-    if isinstance(file, BaseAndDelta):
-        return file.delta.size_bytes
-    base = find_base(model_id)
-    return 0 if base is not None and base.sha256 == file.sha256 else file.size_bytes
+def add_branch_version(model_id: str, version: int, file: VersionFile, state: AggregationState, now: datetime) -> None:
+    """Stores the next version of a side branch, with the state that its aggregation has left."""
+    base = None if isinstance(file, BaseAndDelta) else find_base(model_id)
+    # A copy of the version that it began with refers to the base, which is counted already.
+    size = 0 if base is not None and base.sha256 == file.sha256 else blobs_of(file)[-1].size_bytes
+    _append_version(model_id, version, file, size, now)
+    add_state(model_id, version, state)
 
 
-def append_version(model_id: str, version: int, file: VersionFile, own_bytes: int, now: datetime) -> None:
+def _append_version(model_id: str, version: int, file: VersionFile, own_bytes: int, now: datetime) -> None:
     """Stores the next version of a model, which adds so many bytes to what is stored of the model."""
     insert_version(model_id, version, file, now)
     ModelRow.update(version=version).where(ModelRow.model_id == model_id).execute()

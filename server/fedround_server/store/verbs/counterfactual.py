@@ -8,25 +8,18 @@ from fedround_server.domain.audit import AuditRecord
 from fedround_server.domain.counterfactual import Counterfactual, ReplayableTraining
 from fedround_server.domain.errors import NotActor, ReplayImpossible, TokenInvalid
 from fedround_server.domain.limits import Quotas
-from fedround_server.domain.model import Model, NewModel
+from fedround_server.domain.model import Model
 from fedround_server.store.db.audit_trail import append
 from fedround_server.store.db.run import Verbs, snapshot, verb
-from fedround_server.store.queries.model import get_model, uploaded_model
+from fedround_server.store.queries.model import uploaded_model
 from fedround_server.store.queries.quota import check_stored_bytes
 from fedround_server.store.queries.round import counted, version_rounds
 from fedround_server.store.queries.training import find_visible
 from fedround_server.store.queries.user import lock_user
-from fedround_server.store.queries.version import aggregation_state, find_base, known_version
-from fedround_server.store.tables.mapping import to_manifest, to_spec
+from fedround_server.store.queries.version import aggregation_state, known_version
+from fedround_server.store.tables.mapping import to_spec
 from fedround_server.store.tables.schema import TrainingRow, UpdateRow
-from fedround_server.store.transitions.versions import (
-    add_state,
-    append_version,
-    begin_deltas,
-    branch_facts,
-    insert_model,
-    own_bytes,
-)
+from fedround_server.store.transitions.versions import add_branch_version, branch_facts, insert_branch
 
 
 class CounterfactualVerbs(Verbs):
@@ -88,29 +81,23 @@ class CounterfactualVerbs(Verbs):
         if (made := uploaded_model(actor_id, branch.request_id, "request_id")) is not None:
             return made
         training = _training_of_actor(branch.training_id, actor_id)
-        source, start = get_model(training.model_id), known_version(training.model_id, 0)
-        if not start.stored:
+        if not known_version(training.model_id, 0).stored:
             raise ReplayImpossible("the files of version 0 were dropped meanwhile", cause="KEEP_VERSIONS")
         stages = to_spec(training.spec).aggregation
-        copy = NewModel(
-            branch.name,
-            f"a counterfactual of the training {branch.training_id}",
-            to_manifest(source.manifest),
-            start.blob,
-            architecture=source.architecture,
+        description = f"a counterfactual of the training {branch.training_id}"
+        model = insert_branch(
+            model_id,
+            training.model_id,
+            stages.slots,
+            now,
+            name=branch.name,
+            description=description,
             upload_id=branch.request_id,
-            is_finite=source.is_finite,
-        )
-        model = insert_model(
-            model_id, actor_id, copy, now, start, aggregation_state(training.model_id, 0, stages.slots)
         )
         without = list(branch.without)
         append(AuditRecord("counterfactual_created", branch.training_id, model_id, "0", {"without": without}))
-        if find_base(training.model_id) is not None:
-            begin_deltas(model_id)
         for number, version in enumerate(branch.versions, 1):
-            append_version(model_id, number, version.file, own_bytes(model_id, version.file), now)
-            add_state(model_id, number, version.state)
+            add_branch_version(model_id, number, version.file, version.state, now)
             facts = {
                 **branch_facts(version.file, version.state, version.problem),
                 "round": version.round,

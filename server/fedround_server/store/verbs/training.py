@@ -45,7 +45,7 @@ from fedround_server.store.queries.training import (
     page_trainings,
 )
 from fedround_server.store.queries.user import lock_user, unknown_users
-from fedround_server.store.queries.version import aggregation_state, model_info, stored_version
+from fedround_server.store.queries.version import model_info, stored_version
 from fedround_server.store.tables.mapping import from_spec, to_manifest, to_spec
 from fedround_server.store.tables.schema import ModelRow, TrainingClientsRow, TrainingRow
 from fedround_server.store.transitions import end_training
@@ -55,7 +55,7 @@ from fedround_server.store.transitions.participants import enroll, leave
 from fedround_server.store.transitions.privacy import open_account
 from fedround_server.store.transitions.shadows import create_shadows
 from fedround_server.store.transitions.training import append_event, move, state_of
-from fedround_server.store.transitions.versions import begin_deltas, insert_model
+from fedround_server.store.transitions.versions import begin_deltas, copy_model, insert_model
 
 
 class TrainingVerbs(Verbs):
@@ -315,16 +315,9 @@ def _stored_model(model_id: str, spec: TrainingSpec, actor_id: str, copy_id: str
     is_used = source.version or find_training_of_model(model_id) is not None or find_shadow(model_id) is not None
     if not is_used:
         return model_id
-    copy = NewModel(
-        source.name,
-        source.description,
-        to_manifest(source.manifest),
-        start.blob,
-        architecture=source.architecture,
-        is_finite=source.is_finite,
-    )
-    state = aggregation_state(model_id, start.version, spec.aggregation.inherited_slots)
-    return insert_model(copy_id, actor_id, copy, now, start, state).model_id
+    slots = spec.aggregation.inherited_slots
+    name, description = source.name, source.description
+    return copy_model(copy_id, source, start, slots, now, name=name, description=description).model_id
 
 
 def _check_model(spec: TrainingSpec, model: ModelRow) -> Manifest:
