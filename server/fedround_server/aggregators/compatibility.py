@@ -17,19 +17,13 @@ def check_compatible(found: Aggregation) -> None:
     check_private(found)
     rule = found.rule
     if isinstance(rule, DaisyChaining):
-        for field, stage in found.stages.items():
-            if stage is not rule:
-                raise AggregationIncompatible(
-                    field, f"does not go with {rule.name}, whose local models have been with several participants"
-                )
+        _check_alone(found, "whose local models have been with several participants")
     if isinstance(rule, ProductRule):
-        for field, stage in found.stages.items():
-            if stage is not rule:
-                raise AggregationIncompatible(
-                    field,
-                    f"does not go with {rule.name}, which aggregates products of adapters: there are no differences"
-                    " from the model that could be scaled, mixed or followed",
-                )
+        _check_alone(
+            found,
+            "which aggregates products of adapters: there are no differences from the model that could be scaled, mixed"
+            " or followed",
+        )
     if found.mixing is not None and (rule.needs_steps or rule.needs_loss or rule.required_users()):
         raise AggregationIncompatible(
             "mixing", f"does not go with {rule.name}, which has to know whose an update is: mixed ones have no owner"
@@ -48,6 +42,13 @@ def check_compatible(found: Aggregation) -> None:
         )
     if found.buffering is not None:
         check_buffered(found)
+
+
+def _check_alone(found: Aggregation, reason: str) -> None:
+    """Checks that an aggregation has no other stage than its rule."""
+    for field, stage in found.stages.items():
+        if stage is not found.rule:
+            raise AggregationIncompatible(field, f"does not go with {found.rule.name}, {reason}")
 
 
 def check_reachable(spec: TrainingSpec) -> None:

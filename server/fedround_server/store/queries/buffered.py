@@ -90,7 +90,10 @@ def check_place(training: TrainingRow, row: RoundRow, new: NewUpdate, buffering:
     is_open = row.state == RoundState.OPEN.value
     if KINDS[row.kind].submission is not Submission.UPDATE or not (is_open or goes_on(training, row)):
         raise RoundNotOpen(_why_not_open(training), training_id=training.training_id)
-    if not (is_member if is_open else _takes_part)(row.training_id, row.number, new.user_id):
+    takes_part = (
+        is_member(row.training_id, row.number, new.user_id) if is_open else is_participant(row.training_id, new.user_id)
+    )
+    if not takes_part:
         raise NotInCohort("you do not belong to the open round: wait for the next round_started")
     base = base_version(new)
     if base > training.model_version:
@@ -98,10 +101,6 @@ def check_place(training: TrainingRow, row: RoundRow, new: NewUpdate, buffering:
     version = row.model_version + (row.state == RoundState.AGGREGATING.value)
     if version - base > buffering.max_staleness:
         raise UpdateStale(base, version, buffering.max_staleness)
-
-
-def _takes_part(training_id: str, _number: int, user_id: str) -> bool:
-    return is_participant(training_id, user_id)
 
 
 def _why_not_open(training: TrainingRow) -> str:
