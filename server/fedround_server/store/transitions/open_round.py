@@ -184,7 +184,7 @@ def _open(
 ) -> None:
     """Opens a round whose members have entered its cohort; without any, the training fails.
 
-    A round for which nobody was drawn independently of others is closed at once: its result is noise.
+    A round for which no participant was drawn independently of others is closed at once: its result is noise.
     """
     kind, spec = KINDS[row.kind], to_spec(training.spec)
     stages = kind.stages(spec, row.step)

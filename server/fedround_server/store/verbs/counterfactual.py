@@ -51,7 +51,7 @@ class CounterfactualVerbs(Verbs):
         stages = to_spec(training.spec).aggregation
         if isinstance(stages.rule, DaisyChaining):
             raise ReplayImpossible(
-                "in daisy chaining, the local models have been with several participants: nobody can be left out",
+                "in daisy chaining, the local models have been with several participants: none of them can be left out",
                 cause="DAISY_CHAINING",
             )
         rounds = version_rounds(training_id)
